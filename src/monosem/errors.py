@@ -1,0 +1,54 @@
+"""Errors that a user can act on: one line that says what is wrong and what to do.
+
+The CLI prints a `MonosemError` as one line and exits with code 2; anything else is a bug and keeps its traceback.
+"""
+
+import difflib
+from collections.abc import Iterable
+from importlib import import_module
+from types import ModuleType
+
+
+class MonosemError(Exception):
+    """Base of every error that the user can fix."""
+
+
+class UnknownName(MonosemError, KeyError):
+    """A site, latent, model, dictionary or option that does not exist."""
+
+    def __str__(self) -> str:  # KeyError would print the repr
+        return str(self.args[0]) if self.args else ""
+
+
+class BadInput(MonosemError, ValueError):
+    """Input of the wrong shape, kind or content (empty prompt, NaN, unpaired prompts, ...)."""
+
+
+class BadFile(MonosemError):
+    """A file that is missing, truncated, hostile or not what it claims to be."""
+
+
+class Mismatch(MonosemError):
+    """Two things that do not belong together (a dictionary of another model, a resumed run with another config)."""
+
+
+class EditDidNotFire(MonosemError, RuntimeError):
+    """An edit was asked for and never reached its site; results would silently be those of the unedited model."""
+
+
+class MissingExtra(MonosemError, ImportError):
+    """An optional package is needed; the message names the extra to install."""
+
+
+def did_you_mean(name: str, options: Iterable[str]) -> str:
+    """`"; did you mean 'resid_post.3'?"` or `""` when nothing is near."""
+    near = difflib.get_close_matches(str(name), list(options), n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import an optional package, or raise `MissingExtra` naming the extra that brings it."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise MissingExtra(f"this needs {module!r}: pip install 'monosem[{extra}]'") from error

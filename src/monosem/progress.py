@@ -1,0 +1,66 @@
+"""Progress with rate and ETA for anything that may take more than two seconds."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+EVERY_SECONDS = 10.0  # how often a line is printed where there is no terminal
+
+
+class Meter:
+    """`with Meter("harvest", total=1_000_000, unit="tok") as meter: meter.advance(4096, loss=0.31)`.
+
+    Draws a bar on a terminal; prints a line every ten seconds elsewhere (logs, CI); silent with `quiet=True`.
+    Everything goes to stderr, so that stdout stays machine-readable.
+    """
+
+    def __init__(self, description: str, total: float | None, unit: str = "it", quiet: bool = False, start: float = 0):
+        self.description, self.total, self.unit, self.quiet = description, total, unit, quiet
+        self.done = self.first = start
+        self.stats: dict[str, object] = {}
+        self.console = Console(stderr=True)
+        self.bar: Progress | None = None
+
+    def __enter__(self) -> Self:
+        self.began = self.printed = time.monotonic()
+        if not self.quiet and self.console.is_terminal:
+            columns = [TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn()]
+            extra = [TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn()]
+            self.bar = Progress(*columns, *extra, console=self.console, transient=True)
+            self.bar.start()
+            self.task = self.bar.add_task(self.description, total=self.total, completed=self.done, note="")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+        if not self.quiet and kind is None and time.monotonic() - self.began > 2:
+            print(f"{self.description}: {self._note()} in {time.monotonic() - self.began:.0f} s", file=sys.stderr)
+
+    @property
+    def rate(self) -> float:
+        """Units a second since this meter began."""
+        return (self.done - self.first) / max(time.monotonic() - self.began, 1e-9)
+
+    def advance(self, amount: float = 1, **stats: object) -> None:
+        self.done += amount
+        self.stats.update(stats)
+        if self.bar is not None:
+            self.bar.update(self.task, completed=self.done, note=self._note())
+        elif not self.quiet and time.monotonic() - self.printed > EVERY_SECONDS:
+            self.printed = time.monotonic()
+            of = f"/{self.total:,.0f}, ETA {self._eta()}" if self.total else ""
+            print(f"{self.description}: {self.done:,.0f}{of} {self._note()}", file=sys.stderr, flush=True)
+
+    def _eta(self) -> str:
+        left = (self.total or 0) - self.done
+        seconds = int(left / self.rate) if self.rate > 0 else 0
+        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+    def _note(self) -> str:
+        shown = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in self.stats.items())
+        return "  ".join([f"{self.rate:,.1f} {self.unit}/s" if self.rate < 100 else f"{self.rate:,.0f} {self.unit}/s", *shown])
