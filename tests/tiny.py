@@ -1,0 +1,193 @@
+"""Tiny models of every supported family, with random gains and biases: a zero-initialised norm or bias hides errors.
+
+`tiny_hf("gemma2")` makes a Hugging Face model with 3 layers, d_model 32, 4 heads (2 kv heads where the family has GQA),
+head_dim 8 (Gemma: 12, so that head_dim != d_model / heads), d_mlp 48, vocab 100 and 64 positions. Families with a sliding
+window have window 8 (all layers for Mistral, mixed with full attention for Gemma 2 and 3).
+"""
+
+import math
+from functools import cache
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+VOCAB = 100
+SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}  # ids 0, 1, 2
+
+_IDS: dict[str, Any] = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+_LLAMA: dict[str, Any] = _IDS | {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": False,
+}
+_GEMMA: dict[str, Any] = _LLAMA | {
+    "head_dim": 12,
+    "tie_word_embeddings": True,
+    "hidden_activation": "gelu_pytorch_tanh",
+}
+_MIXED: dict[str, Any] = {
+    "sliding_window": 8,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "query_pre_attn_scalar": 10,
+}
+_NEOX: dict[str, Any] = _IDS | {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "rotary_pct": 0.5,
+}
+
+# family -> (transformers' model type, config)
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", _LLAMA),
+    "llama_tied": ("llama", _LLAMA | {"tie_word_embeddings": True}),
+    "qwen2": ("qwen2", _LLAMA),
+    "qwen3": ("qwen3", _LLAMA),
+    "mistral": ("mistral", _LLAMA | {"sliding_window": 8}),
+    "gpt2": (
+        "gpt2",
+        _IDS | {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_inner": 48, "n_positions": 64, "tie_word_embeddings": True},
+    ),
+    "gpt_neox": ("gpt_neox", _NEOX | {"use_parallel_residual": True}),
+    "gpt_neox_sequential": ("gpt_neox", _NEOX | {"use_parallel_residual": False}),
+    "gemma": ("gemma", _GEMMA),
+    "gemma2": ("gemma2", _GEMMA | _MIXED | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}),
+    "gemma3_text": ("gemma3_text", _GEMMA | _MIXED),
+}
+
+
+def tiny_hf(family: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
+    """A tiny random model in eval mode, float32, without gradients. `overrides` go into the config."""
+    kind, settings = FAMILIES[family]
+    config = AutoConfig.for_model(kind, **(settings | overrides))
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    randomise(model, seed)
+    return model.eval().requires_grad_(False)
+
+
+def randomise(model: PreTrainedModel, seed: int) -> None:
+    """Fill every parameter: matrices with std 1/sqrt(fan_in), embeddings std 1, gains 1 + 0.3 randn (Gemma, which uses
+    1 + w: 0.3 randn), biases 0.3 randn."""
+    draw = torch.Generator().manual_seed(seed)
+    centre = 0.0 if model.config.model_type.startswith("gemma") else 1.0
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=draw)
+        if parameter.ndim == 1:
+            gain = name.endswith("weight")  # no family here has any other one-dimensional weight than a norm's gain
+            value = (centre if gain else 0.0) + 0.3 * noise
+        elif parameter is model.get_input_embeddings().weight:
+            # tied tables also unembed, and Gemma multiplies the embedding by sqrt(d_model): 1/sqrt(d) suits both
+            tied = parameter is model.get_output_embeddings().weight
+            value = noise / math.sqrt(parameter.shape[1]) if tied else noise
+        else:
+            conv1d = model.config.model_type == "gpt2" and "wte" not in name and "wpe" not in name
+            value = noise / math.sqrt(parameter.shape[0 if conv1d and name != "lm_head.weight" else 1])
+        parameter.data.copy_(value)
+
+
+WORDS = [
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "sat",
+    "on",
+    "mat",
+    "ran",
+    "to",
+    "big",
+    "small",
+    "red",
+    "blue",
+    "and",
+    "or",
+    "is",
+    "was",
+    "it",
+    "he",
+    "she",
+    "they",
+    "we",
+    "you",
+    "I",
+    "not",
+    "very",
+    "good",
+    "bad",
+    "happy",
+    "sad",
+    "man",
+    "woman",
+    "child",
+    "house",
+    "tree",
+    "sun",
+    "moon",
+    "sea",
+    "day",
+    "night",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "capital",
+    "of",
+    "France",
+    "Paris",
+    "London",
+    "Rome",
+    "in",
+    "at",
+    "by",
+    "with",
+    "from",
+    "up",
+    "down",
+    "left",
+    "right",
+]
+
+
+@cache
+def _vocabulary() -> dict[str, int]:
+    # word-initial spaces belong to the word, as in byte-level BPE; single characters make every lower-case text encodable
+    pieces = [
+        *SPECIAL.values(),
+        "<unk>",
+        *("▁" + word for word in WORDS),
+        *"abcdefghijklmnopqrstuvwxyz",
+        "▁",
+        ".",
+        ",",
+        "?",
+    ]
+    filler = [f"<extra{i}>" for i in range(VOCAB - len(pieces))]
+    return {piece: i for i, piece in enumerate(pieces + filler)}
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Words of `WORDS` are one token each (with their leading space), other lower-case words are spelled in characters.
+
+    100 tokens; <s> is 0, </s> is 1, <pad> is 2. Adds no special token by itself. "the cat sat" is 3 tokens.
+    """
+    vocabulary = _vocabulary()
+    core = Tokenizer(
+        models.Unigram([(p, _score(p)) for p in vocabulary], unk_id=vocabulary["<unk>"], byte_fallback=False)
+    )
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    core.decoder = decoders.Metaspace(prepend_scheme="first")
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", **SPECIAL, model_max_length=64)
+
+
+def _score(piece: str) -> float:
+    return 0.0 if len(piece) > 2 else -5.0
