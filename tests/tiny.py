@@ -1,8 +1,8 @@
 """Tiny models of every supported family, with random gains and biases: a zero-initialised norm or bias hides errors.
 
 `tiny_hf("gemma2")` makes a Hugging Face model with 3 layers, d_model 32, 4 heads (2 kv heads where the family has GQA),
-head_dim 8 (Gemma: 12, so that head_dim != d_model / heads), d_mlp 48, vocab 100 and 64 positions. Families with a sliding
-window have window 8 (all layers for Mistral, mixed with full attention for Gemma 2 and 3).
+head_dim 8 (Gemma: 12, so that head_dim != d_model / heads), d_mlp 48, vocab 100 and 64 positions. Families with a
+sliding window have window 8 (all layers for Mistral, mixed with full attention for Gemma 2 and 3).
 """
 
 import math
@@ -94,85 +94,20 @@ def randomise(model: PreTrainedModel, seed: int) -> None:
         parameter.data.copy_(value)
 
 
-WORDS = [
-    "the",
-    "a",
-    "cat",
-    "dog",
-    "sat",
-    "on",
-    "mat",
-    "ran",
-    "to",
-    "big",
-    "small",
-    "red",
-    "blue",
-    "and",
-    "or",
-    "is",
-    "was",
-    "it",
-    "he",
-    "she",
-    "they",
-    "we",
-    "you",
-    "I",
-    "not",
-    "very",
-    "good",
-    "bad",
-    "happy",
-    "sad",
-    "man",
-    "woman",
-    "child",
-    "house",
-    "tree",
-    "sun",
-    "moon",
-    "sea",
-    "day",
-    "night",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "capital",
-    "of",
-    "France",
-    "Paris",
-    "London",
-    "Rome",
-    "in",
-    "at",
-    "by",
-    "with",
-    "from",
-    "up",
-    "down",
-    "left",
-    "right",
-]
+# a word is one token together with the space before it; single characters make every lower-case text encodable
+WORDS = """
+the a cat dog sat on mat ran to big small red blue and or is was it he she they we you I not very good bad happy sad
+man woman child house tree sun moon sea day night one two three four five capital of France Paris London Rome in at
+"""
 
 
 @cache
 def _vocabulary() -> dict[str, int]:
-    # word-initial spaces belong to the word, as in byte-level BPE; single characters make every lower-case text encodable
-    pieces = [
-        *SPECIAL.values(),
-        "<unk>",
-        *("▁" + word for word in WORDS),
-        *"abcdefghijklmnopqrstuvwxyz",
-        "▁",
-        ".",
-        ",",
-        "?",
-    ]
-    filler = [f"<extra{i}>" for i in range(VOCAB - len(pieces))]
-    return {piece: i for i, piece in enumerate(pieces + filler)}
+    words = ["▁" + word for word in WORDS.split()]
+    pieces = [*SPECIAL.values(), "<unk>", *words, *"abcdefghijklmnopqrstuvwxyz", "▁", ".", ",", "?"]
+    pieces += [f"<extra{i}>" for i in range(VOCAB - len(pieces))]
+    assert len(set(pieces)) == len(pieces) == VOCAB
+    return {piece: i for i, piece in enumerate(pieces)}
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -180,14 +115,8 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
     100 tokens; <s> is 0, </s> is 1, <pad> is 2. Adds no special token by itself. "the cat sat" is 3 tokens.
     """
-    vocabulary = _vocabulary()
-    core = Tokenizer(
-        models.Unigram([(p, _score(p)) for p in vocabulary], unk_id=vocabulary["<unk>"], byte_fallback=False)
-    )
+    scores = [(piece, 0.0 if len(piece) > 2 else -5.0) for piece in _vocabulary()]
+    core = Tokenizer(models.Unigram(scores, unk_id=_vocabulary()["<unk>"], byte_fallback=False))
     core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     core.decoder = decoders.Metaspace(prepend_scheme="first")
     return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", **SPECIAL, model_max_length=64)
-
-
-def _score(piece: str) -> float:
-    return 0.0 if len(piece) > 2 else -5.0
