@@ -1,0 +1,47 @@
+# `make` alone prints the targets. Each one does its own set-up, in .venv; `make test` also installs Debian's chromium
+# (for the browser tests) when it is missing and it may.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint types format browser clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## make .venv with everything that development needs
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.x")'
+	@$(PYTHON) -m venv .venv || { echo 'no venv here: install it (Debian: apt-get install python3-venv) and try again'; exit 1; }
+	@echo 'installing into .venv (two minutes or so the first time)'
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY)  ## find, show, switch off and amplify a concept in a real model, and report it
+	@$(BIN)/monosem demo
+
+test: lint types browser  ## lint, type check and every test
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+lint: $(READY)  ## style, without changing anything
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(READY)  ## type check
+	$(BIN)/mypy
+
+format: $(READY)  ## fix the style
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo -n)
+
+browser:
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null \
+	|| { echo 'installing chromium' && $(SUDO) apt-get update -qq && $(SUDO) apt-get install -qq -y chromium chromium-driver; } >/dev/null 2>&1 \
+	|| echo 'no chromium here and it cannot be installed: the browser tests will be skipped'
+
+clean:  ## remove .venv, caches and builds
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
