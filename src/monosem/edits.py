@@ -1,0 +1,257 @@
+"""Edits: pure functions from an activation to an activation, attached to a site.
+
+Every constructor returns an `Edit`; narrow it with `.at(positions=, rows=, scope=)` and `.when(gate)`. Edits compose in
+the order in which they are given, compute in float32 and are cast back, work the same in `run` and in `generate` (with
+the KV cache), and never touch padding. One that reaches no token raises `EditDidNotFire`.
+
+Editing one latent keeps the dictionary's error term: x' = x + (c - f_i) W_dec[i], so setting a latent to the value that
+it has changes nothing. `splice` is the other thing, the reconstruct-only arm.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from .errors import BadInput, Mismatch, UnknownName
+from .models import Moment, Site, SiteLike
+
+Positions = int | Sequence[int] | slice | Literal["last"] | None
+Scope = Literal["all", "prompt", "generated"]
+Gate = Callable[[Tensor, Moment], Bool[Tensor, "batch pos"]]
+Latent = int | Int[Tensor, "batch"] | Sequence[int]
+Amount = float | Float[Tensor, "batch"] | Sequence[float]
+
+
+class DirectionLike(Protocol):
+    """What `add` and `ablate` need of a direction."""
+
+    site: Site
+    vector: Float[Tensor, "d_model"]
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """`fn(x, moment)` at a site; x has the site's shape (`monosem.models.sites`), or one chunk of it with a KV cache.
+
+    Attributes:
+        positions: token indices in a row (0 = its first real token, negative counts from the end of the prompt),
+            a slice of the same, "last" for the last prompt token, None for all.
+        rows: batch rows to edit; None for all.
+        scope: "prompt" tokens, "generated" tokens, or "all".
+        gate: which tokens to edit, decided from the activation itself; a closed gate is not a missed edit.
+    """
+
+    site: Site
+    fn: Callable[[Tensor, Moment], Tensor]
+    label: str
+    positions: Positions = None
+    rows: Sequence[int] | None = None
+    scope: Scope = "all"
+    gate: Gate | None = None
+
+    def __str__(self) -> str:
+        return f"edit {self.label} at {self.site}"
+
+    def at(self, positions: Positions = None, rows: Sequence[int] | None = None, scope: Scope = "all") -> "Edit":
+        """The same edit at some token positions, batch rows, or only on the prompt or the generated tokens."""
+        if scope not in ("all", "prompt", "generated"):
+            raise BadInput(f"scope is 'all', 'prompt' or 'generated', not {scope!r}")
+        return replace(self, positions=positions, rows=rows, scope=scope)
+
+    def when(self, gate: Gate) -> "Edit":
+        """The same edit where `gate(x, moment)`, a boolean `batch pos`, is true."""
+        return replace(self, gate=gate)
+
+    def apply(self, x: Tensor, moment: Moment) -> tuple[Tensor, bool]:
+        """The edited activation, and whether any token was reached."""
+        chosen = self._chosen(moment)
+        if not bool(chosen.any()):
+            return x, False
+        new = self.fn(x, moment)
+        if new.shape != x.shape:
+            raise BadInput(f"{self} returned shape {tuple(new.shape)} for an activation of shape {tuple(x.shape)}")
+        new = new.to(x.dtype)
+        if self.gate is not None:
+            chosen = chosen & self.gate(x, moment)
+        if bool(chosen.all()):
+            return new, True
+        return torch.where(_spread(chosen, x, self.site.query_axis), new, x), True
+
+    def _chosen(self, moment: Moment) -> Bool[Tensor, "batch pos"]:
+        chosen = moment.mask
+        lengths = moment.prompt_lengths[:, None]
+        if self.scope != "all":
+            in_prompt = moment.positions < lengths
+            chosen = chosen & (in_prompt if self.scope == "prompt" else ~in_prompt)
+        if self.positions is not None:
+            chosen = chosen & _at_positions(self.positions, moment.positions, lengths)
+        if self.rows is not None:
+            kept = torch.zeros(len(chosen), dtype=torch.bool, device=chosen.device)
+            kept[torch.as_tensor(self.rows, device=chosen.device)] = True
+            chosen = chosen & kept[:, None]
+        return chosen
+
+
+def _at_positions(positions: Positions, index: Tensor, lengths: Tensor) -> Tensor:
+    if isinstance(positions, slice):
+        if positions.step not in (None, 1):
+            raise BadInput("positions as a slice must have step 1; give a list of positions")
+        low = positions.start or 0
+        chosen = index >= (low if low >= 0 else lengths + low)
+        if positions.stop is not None:
+            chosen = chosen & (index < (positions.stop if positions.stop >= 0 else lengths + positions.stop))
+        return chosen
+    listed = [-1] if positions == "last" else [positions] if isinstance(positions, int) else list(positions or ())
+    chosen = torch.zeros_like(index, dtype=torch.bool)
+    for position in listed:
+        chosen |= index == (position if position >= 0 else lengths + position)  # type: ignore[operator]
+    return chosen
+
+
+def _spread(chosen: Tensor, x: Tensor, axis: int) -> Tensor:
+    """`batch pos` to a shape that broadcasts over x, whose positions are on `axis`."""
+    return chosen.reshape(chosen.shape[0], *([1] * (axis - 1)), chosen.shape[1], *([1] * (x.ndim - axis - 1)))
+
+
+# ---------------------------------------------------------------------- activations
+
+
+def function(site: SiteLike, fn: Callable[[Tensor], Tensor], label: str = "function") -> Edit:
+    """Any function of the activation."""
+    return Edit(Site.parse(site), lambda x, _: fn(x), label)
+
+
+def patch(site: SiteLike, value: Tensor | float) -> Edit:
+    """Replace the activation by `value`: a tensor of the site's shape in this batch's layout, or one that broadcasts."""
+    parsed = Site.parse(site)
+
+    def fn(x: Tensor, moment: Moment) -> Tensor:
+        given = torch.as_tensor(value, device=x.device)
+        axis = parsed.query_axis - x.ndim  # from the right, so that a missing batch axis does not matter
+        if given.ndim >= -axis and given.shape[axis] > 1:
+            given = given.narrow(axis, moment.column, min(x.shape[axis], given.shape[axis] - moment.column))
+        try:
+            return given.expand_as(x)
+        except RuntimeError:
+            raise BadInput(f"patch at {parsed}: value {tuple(given.shape)} does not fit {tuple(x.shape)}") from None
+
+    return Edit(parsed, fn, "patch")
+
+
+def scale(site: SiteLike, factor: float) -> Edit:
+    """Multiply the activation; 0 is zero ablation."""
+    return Edit(Site.parse(site), lambda x, _: x.float() * factor, f"scale by {factor:g}")
+
+
+def add(direction: DirectionLike | tuple[SiteLike, Tensor], amount: Amount = 1.0) -> Edit:
+    """x + amount · v. A `Direction` knows its site; a bare vector comes as `(site, vector)`."""
+    site, vector = _site_and_vector(direction)
+
+    def fn(x: Tensor, moment: Moment) -> Tensor:
+        return x.float() + _per_row(amount, x) * vector.to(x.device, torch.float32)
+
+    return Edit(site, fn, f"add {_shown(amount)}")
+
+
+def ablate(direction: DirectionLike | tuple[SiteLike, Tensor], amount: float = 1.0) -> Edit:
+    """x - amount · (x · v̂) v̂: remove what x has along the (normalised) direction."""
+    site, vector = _site_and_vector(direction)
+
+    def fn(x: Tensor, moment: Moment) -> Tensor:
+        unit = torch.nn.functional.normalize(vector.to(x.device, torch.float32), dim=0)
+        return x.float() - amount * (x.float() @ unit)[..., None] * unit
+
+    return Edit(site, fn, f"ablate {amount:g}")
+
+
+# ---------------------------------------------------------------------- latents
+
+
+def clamp(dictionary: Any, latent: Latent, value: Amount) -> Edit:
+    """Set a latent to a value, error term kept: x + (value - f_i) W_dec[i].
+
+    Args:
+        latent: one latent for all rows, or one for each row of the batch.
+        value: in the latent's own units; one for all rows, or one for each.
+    """
+    return _latent_edit(dictionary, latent, lambda f, v: v - f, value, f"clamp {_shown(latent)} to {_shown(value)}")
+
+
+def scale_latent(dictionary: Any, latent: Latent, factor: Amount) -> Edit:
+    """Multiply a latent's activation, error term kept; does nothing where the latent is silent."""
+    return _latent_edit(dictionary, latent, lambda f, v: (v - 1) * f, factor, f"scale {_shown(latent)} by {_shown(factor)}")
+
+
+def add_latent(dictionary: Any, latent: Latent, amount: Amount) -> Edit:
+    """Add to a latent's activation, whatever it is."""
+    return _latent_edit(
+        dictionary, latent, lambda f, v: v.expand_as(f), amount, f"add {_shown(amount)} of {_shown(latent)}"
+    )
+
+
+def ablate_latent(dictionary: Any, latent: Latent) -> Edit:
+    """Clamp to zero, error term kept: removes exactly what the latent contributes."""
+    return replace(clamp(dictionary, latent, 0.0), label=f"ablate {_shown(latent)}")
+
+
+def splice(dictionary: Any) -> Edit:
+    """Replace the activation by the dictionary's reconstruction: the reconstruct-only arm, error term lost."""
+    _one_site(dictionary)
+    return Edit(dictionary.site, lambda x, _: dictionary(x), "splice")
+
+
+def _latent_edit(
+    dictionary: Any, latent: Latent, change: Callable[[Tensor, Tensor], Tensor], amount: Amount, label: str
+) -> Edit:
+    _one_site(dictionary)
+    latents = torch.as_tensor([latent] if isinstance(latent, int) else latent)
+    if latents.numel() == 0 or int(latents.min()) < 0 or int(latents.max()) >= dictionary.width:
+        raise UnknownName(f"{label}: the dictionary has latents 0 to {dictionary.width - 1}")
+
+    def fn(x: Tensor, moment: Moment) -> Tensor:
+        flat = x.flatten(2)  # z is batch pos head d_head, read by dictionaries as batch pos d_in
+        rows = latents.to(x.device).expand(len(x)) if len(latents) == 1 else latents.to(x.device)
+        if len(rows) != len(x):
+            raise BadInput(f"{label}: {len(rows)} latents for {len(x)} rows; give one, or one a row")
+        if len(latents) == 1:
+            active = dictionary.latent_activations(flat, latents.to(x.device))[..., 0].float()
+        else:
+            active = dictionary.latent_activations_rowwise(flat, rows).float()
+        delta = change(active, _per_row(amount, x).flatten(1))[..., None] * dictionary.decoder_rows(rows).float()[:, None]
+        if (factor := dictionary.token_scale(flat)) is not None:
+            delta = delta * factor
+        return x.float() + delta.reshape(x.shape)
+
+    return Edit(dictionary.site, fn, label)
+
+
+def _one_site(dictionary: Any) -> None:
+    if dictionary.site != dictionary.site_out:
+        raise Mismatch(
+            f"this dictionary reads {dictionary.site} and writes {dictionary.site_out}; "
+            "latent edits and splicing need a dictionary that reads and writes one site"
+        )
+
+
+def _site_and_vector(direction: DirectionLike | tuple[SiteLike, Tensor]) -> tuple[Site, Tensor]:
+    if isinstance(direction, tuple):
+        return Site.parse(direction[0]), direction[1]
+    return direction.site, direction.vector
+
+
+def _per_row(amount: Amount, x: Tensor) -> Tensor:
+    """A number, or one a row, as `batch|1 1 ...` against x."""
+    given = torch.as_tensor(amount, dtype=torch.float32, device=x.device)
+    if given.ndim == 1 and len(given) not in (1, len(x)):
+        raise BadInput(f"{len(given)} values for {len(x)} rows; give one, or one a row")
+    return given.reshape(-1, *([1] * (x.ndim - 1)))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, int | float):
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{len(value)} values"

@@ -1,0 +1,63 @@
+"""Metrics: plain functions of logits, one definition each. All in nats, computed in float32."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .models import Model, TokenBatch
+
+
+def kl(p: Float[Tensor, "*batch vocab"], q: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch"]:
+    """KL(p‖q) of two sets of logits: what is lost by predicting with q where p holds."""
+    log_p, log_q = p.float().log_softmax(-1), q.float().log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def cross_entropy(logits: Float[Tensor, "*batch vocab"], target: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    """-log softmax(logits)[target]."""
+    return logits.float().logsumexp(-1) - logits.float().gather(-1, target[..., None])[..., 0]
+
+
+def probability(logits: Float[Tensor, "*batch vocab"], target: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    return (-cross_entropy(logits, target)).exp()
+
+
+def logit_diff(
+    logits: Float[Tensor, "*batch vocab"], right: Int[Tensor, "*batch"], wrong: Int[Tensor, "*batch"]
+) -> Float[Tensor, "*batch"]:
+    """logits[right] - logits[wrong]."""
+    both = torch.stack([right, wrong], -1)
+    pair = logits.float().gather(-1, both)
+    return pair[..., 0] - pair[..., 1]
+
+
+def next_token_loss(
+    logits: Float[Tensor, "batch pos vocab"], tokens: "TokenBatch"
+) -> Float[Tensor, "batch pos-1"]:
+    """Cross-entropy of each next token; NaN where either token is padding."""
+    ids = tokens.ids.to(logits.device)
+    real = (tokens.mask[:, 1:] & tokens.mask[:, :-1]).to(logits.device)
+    return cross_entropy(logits[:, :-1], ids[:, 1:]).masked_fill(~real, float("nan"))
+
+
+def recovered(base: float, zero: float, edited: float) -> float:
+    """(zero - edited) / (zero - base): 1 when the edit costs nothing, 0 when it is as bad as zero ablation."""
+    return (zero - edited) / (zero - base)
+
+
+def continuation_perplexity(
+    model: "Model", tokens: "TokenBatch", prompt_lengths: Int[Tensor, "batch"]
+) -> Float[Tensor, "batch"]:
+    """exp(mean loss) of each row's tokens after its prompt, under the unedited model; NaN where there are none.
+
+    Args:
+        tokens: prompt and continuation, as `Generation.ids`.
+        prompt_lengths: real prompt tokens of each row.
+    """
+    losses = next_token_loss(model.run(tokens).logits, tokens)  # type: ignore[arg-type]
+    predicted = tokens.positions[:, 1:].to(losses.device)
+    own = predicted >= prompt_lengths.to(losses.device)[:, None]
+    return losses.masked_fill(~own, float("nan")).nanmean(-1).exp().cpu()

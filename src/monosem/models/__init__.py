@@ -1,0 +1,29 @@
+"""A Hugging Face model that can be read and written at sites."""
+
+from .families import FAMILIES, Family
+from .generating import Generation
+from .loading import load_model
+from .model import Model, Shape
+from .running import Run
+from .session import Moment
+from .sites import GLOBAL, PER_LAYER, Site, SiteLike
+from .tokens import TokenBatch
+from .verifying import Verification, verify
+
+__all__ = [
+    "FAMILIES",
+    "GLOBAL",
+    "PER_LAYER",
+    "Family",
+    "Generation",
+    "Model",
+    "Moment",
+    "Run",
+    "Shape",
+    "Site",
+    "SiteLike",
+    "TokenBatch",
+    "Verification",
+    "load_model",
+    "verify",
+]

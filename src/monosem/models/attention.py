@@ -1,0 +1,94 @@
+"""The one registered attention function.
+
+transformers calls the function named by `config._attn_implementation` after projection, qk-norm, rotation and cache
+update. Ours hands layers that nobody asked about to transformers' own SDPA, and computes the others step by step, so
+that rotated queries and keys, scores and patterns can be read and written. Registered together with a mask function:
+without one, transformers would pass no causal mask at all.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+NAME = "monosem"
+
+# visits an activation on its way: (site name, value) -> value
+Visit = Callable[[str, Tensor], Tensor]
+_VISITS: ContextVar[dict[nn.Module, Visit]] = ContextVar("monosem_attention_visits", default={})
+
+
+def attention_forward(
+    module: nn.Module,
+    query: Float[Tensor, "batch head query d_head"],
+    key: Float[Tensor, "batch kv_head key d_head"],
+    value: Float[Tensor, "batch kv_head key d_head"],
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Float[Tensor, "batch query head d_head"], None]:
+    """Attention as transformers' eager functions compute it, with stops at rot_q, rot_k, scores and pattern.
+
+    s = scaling q kᵀ; soft cap c: s = c tanh(s/c); mask; sinks: one more column in the softmax, dropped after it;
+    p = softmax in float32, cast back; out = p v. Keys and values of grouped heads are repeated.
+    """
+    visit = _VISITS.get().get(module)
+    if visit is None and softcap is None and s_aux is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    visit = visit or (lambda _, x: x)
+
+    query = visit("rot_q", query.transpose(1, 2)).transpose(1, 2)
+    key = visit("rot_k", key.transpose(1, 2)).transpose(1, 2)
+    groups = query.shape[1] // key.shape[1]
+    scores = query @ repeat_kv(key, groups).transpose(2, 3) * (scaling or query.shape[-1] ** -0.5)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = visit("scores", scores + _bias(attention_mask, scores))
+    wide = scores if s_aux is None else torch.cat([scores, _sinks(s_aux, scores)], dim=-1)
+    pattern = wide.softmax(dim=-1, dtype=torch.float32).to(query.dtype)[..., : scores.shape[-1]]
+    pattern = visit("pattern", pattern)
+    return (pattern @ repeat_kv(value, groups)).transpose(1, 2).contiguous(), None
+
+
+def _bias(mask: Tensor | None, scores: Float[Tensor, "batch head query key"]) -> Tensor:
+    """Additive form of the mask; None means causal, aligned at the lower right (queries are the newest tokens)."""
+    if mask is None:
+        n_query, n_key = scores.shape[-2:]
+        mask = torch.ones(n_query, n_key, dtype=torch.bool, device=scores.device).tril(n_key - n_query)
+    if mask.dtype != torch.bool:
+        return mask[..., : scores.shape[-1]]
+    lowest = torch.finfo(scores.dtype).min
+    return torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, lowest)[..., : scores.shape[-1]]
+
+
+def _sinks(s_aux: Tensor, scores: Tensor) -> Tensor:
+    return s_aux.reshape(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1).to(scores.dtype)
+
+
+AttentionInterface.register(NAME, attention_forward)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+@contextmanager
+def visiting(hf: PreTrainedModel, visits: dict[nn.Module, Visit]) -> Iterator[None]:
+    """Within, the given attention modules call their visitor; the model's own attention is restored after."""
+    if not visits:
+        yield
+        return
+    before = hf.config._attn_implementation
+    token = _VISITS.set(visits)
+    hf.set_attn_implementation(NAME)
+    try:
+        yield
+    finally:
+        hf.set_attn_implementation(before)
+        _VISITS.reset(token)

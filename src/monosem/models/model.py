@@ -1,0 +1,234 @@
+"""A Hugging Face causal language model that can be read and written at sites."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..errors import BadInput, UnknownName
+from . import generating, running
+from .families import Family, family_of
+from .session import EditLike, check_site
+from .sites import Site, SiteLike
+from .tokens import TokenBatch
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a model, under the names that TransformerLens users know."""
+
+    n_layers: int
+    d_model: int
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+    d_mlp: int
+    d_vocab: int
+    n_ctx: int
+
+
+class Model:
+    """Wraps (never subclasses, never rewrites) a Hugging Face model; `model.hf` is the model itself.
+
+    Raises:
+        UnknownName: the architecture has no row in `families.py`.
+    """
+
+    def __init__(self, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, name: str = "model"):
+        self.hf = hf.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name = name
+        self.family: Family = family_of(hf.config)
+        self.parallel = self.family.is_parallel(hf.config)
+        self.blocks: nn.ModuleList = hf.get_submodule(self.family.layers)  # type: ignore[assignment]
+        self.ambient_edits: list[EditLike] = []
+        self.cfg = _shape(hf, self.family, self.blocks[0])
+
+    def __repr__(self) -> str:
+        c = self.cfg
+        return f"Model({self.name}: {c.n_layers} layers, d_model {c.d_model}, {c.n_heads} heads, {self.dtype}, {self.device})"
+
+    @property
+    def device(self) -> torch.device:
+        return self.hf.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.hf.get_input_embeddings().weight.dtype
+
+    # ------------------------------------------------------------------ the spine
+    run = running.run
+    generate = generating.generate
+
+    @contextmanager
+    def editing(self, *edits: EditLike) -> Iterator["Model"]:
+        """Every run and generation inside uses these edits, before its own."""
+        self.ambient_edits = [*self.ambient_edits, *edits]
+        try:
+            yield self
+        finally:
+            self.ambient_edits = self.ambient_edits[: len(self.ambient_edits) - len(edits)]
+
+    # ------------------------------------------------------------------ sites
+    def site(self, site: SiteLike) -> Site:
+        """The validated site. Raises `UnknownName`, with a suggestion, when the model has none of that name."""
+        return check_site(self, Site.parse(site))
+
+    def attention_module(self, site: Site) -> nn.Module:
+        """The attention module of a site's layer, if the architecture calls the registered attention function."""
+        if not self.hf._can_set_attn_implementation():
+            raise UnknownName(f"{site}: {type(self.hf).__name__} is not on transformers' attention registry; use q, k, v, z")
+        return self.blocks[site.layer].get_submodule(self.family.attention)  # type: ignore[index]
+
+    # ------------------------------------------------------------------ tokens
+    def tokens(self, x: Any, padding: Literal["right", "left"] = "right") -> TokenBatch:
+        """Text, texts, ids (list of lists or tensor) or a `TokenBatch` as one padded batch.
+
+        The tokenizer's own defaults hold; a BOS token that the text already begins with (chat templates) is not doubled.
+
+        Raises:
+            BadInput: nothing, an empty prompt, ids outside the vocabulary, longer than the context, no tokenizer.
+        """
+        if isinstance(x, TokenBatch):
+            batch = x
+        elif isinstance(x, Tensor):
+            ids = x[None] if x.ndim == 1 else x
+            if ids.ndim != 2 or ids.is_floating_point() or ids.numel() == 0:
+                raise BadInput(f"token ids must be a non-empty integer tensor [batch, pos], got {x.dtype} {tuple(x.shape)}")
+            batch = TokenBatch(ids.long(), torch.ones_like(ids, dtype=torch.bool))
+        else:
+            batch = TokenBatch.of(self._rows(x), self.pad, padding)
+        low, high = int(batch.ids.min()), int(batch.ids.max())
+        if low < 0 or high >= self.cfg.d_vocab:
+            raise BadInput(f"token id {low if low < 0 else high} is outside the vocabulary of {self.cfg.d_vocab}")
+        if (longest := int(batch.lengths.max())) > self.cfg.n_ctx:
+            raise BadInput(f"a prompt has {longest} tokens, {self.name} has a context of {self.cfg.n_ctx}; shorten or split it")
+        return batch
+
+    def _rows(self, x: Any) -> list[list[int]]:
+        items = [x] if isinstance(x, str) else list(x)
+        if items and isinstance(items[0], int):
+            items = [items]
+        if not all(isinstance(item, str) for item in items):
+            return [list(map(int, item)) for item in items]
+        if self.tokenizer is None:
+            raise BadInput(f"{self.name} has no tokenizer: pass token ids, or load it with tokenizer=...")
+        bos = self.tokenizer.bos_token
+        return [
+            list(self.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos))).input_ids) for text in items
+        ]
+
+    def chat(self, messages: str | list[dict[str, str]], system: str | None = None) -> str:
+        """The model's chat template applied; a plain string is one user turn. Ends where the assistant is to answer."""
+        if self.tokenizer is None or not self.tokenizer.chat_template:
+            raise BadInput(f"{self.name} has no chat template; write the prompt out as plain text")
+        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        if system is not None:
+            turns = [{"role": "system", "content": system}, *turns]
+        return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+    def text(self, ids: list[int], special: bool = False) -> str:
+        """Ids back to text."""
+        if self.tokenizer is None:
+            return " ".join(map(str, ids))
+        return str(self.tokenizer.decode(ids, skip_special_tokens=not special, clean_up_tokenization_spaces=False))
+
+    def str_token(self, token: int) -> str:
+        """One token as text; bytes that are not a whole character are written as the vocabulary spells them."""
+        return _str_token(self, token)
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Tokens that are markup, not text; left out of statistics and training."""
+        if self.tokenizer is None:
+            return frozenset()
+        added = getattr(self.tokenizer, "added_tokens_decoder", {})
+        return frozenset(self.tokenizer.all_special_ids) | {i for i, token in added.items() if token.special}
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end a generation: the generation config's, else the config's, else the tokenizer's."""
+        generation = getattr(self.hf, "generation_config", None)
+        found = getattr(generation, "eos_token_id", None)
+        found = self.hf.config.eos_token_id if found is None else found
+        if found is None and self.tokenizer is not None:
+            found = self.tokenizer.eos_token_id
+        return frozenset([found] if isinstance(found, int) else found or [])
+
+    @property
+    def bos(self) -> int:
+        """The id that a text "from nothing" starts with. Raises `BadInput` when there is none."""
+        for source in (self.tokenizer, self.hf.config):
+            for name in ("bos_token_id", "eos_token_id"):
+                if isinstance(found := getattr(source, name, None), int):
+                    return found
+        raise BadInput(f"{self.name} declares no BOS token; give a prompt")
+
+    @property
+    def pad(self) -> int:
+        """Any valid id does: padding is always masked."""
+        found = getattr(self.tokenizer, "pad_token_id", None)
+        return found if isinstance(found, int) and 0 <= found < self.cfg.d_vocab else 0
+
+    # ------------------------------------------------------------------ weights as they act
+    def unembed(self, resid: Float[Tensor, "*batch d_model"], norm: bool = True) -> Float[Tensor, "*batch vocab"]:
+        """Final norm (skipped with `norm=False`), unembedding and every transform after it (soft cap, scales)."""
+        resid = resid.to(self.device, self.dtype)
+        if norm:
+            resid = self.hf.get_submodule(self.family.final_norm)(resid)
+        logits = self.hf.get_output_embeddings()(resid)
+        if cap := getattr(self.hf.config, "final_logit_softcapping", None):
+            logits = cap * torch.tanh(logits / cap)
+        return logits
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model vocab"]:
+        """The unembedding, right-multiplied; a view, do not write to it."""
+        return self.hf.get_output_embeddings().weight.T
+
+    @property
+    def final_gain(self) -> Float[Tensor, "d_model"]:
+        """What the final norm multiplies by (Gemma stores it minus one)."""
+        return self.hf.get_submodule(self.family.final_norm).weight + self.family.gain_offset
+
+    def W_O(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
+        """The output projection by head, right-multiplied: the attention output is sum over heads of z W_O, plus b_O."""
+        module = self.blocks[layer].get_submodule(f"{self.family.attention}.{self.family.out}")
+        weight = module.weight if type(module).__name__ == "Conv1D" else module.weight.T
+        return weight.unflatten(0, (self.cfg.n_heads, -1))
+
+    def b_O(self, layer: int) -> Float[Tensor, "d_model"] | None:
+        return self.blocks[layer].get_submodule(f"{self.family.attention}.{self.family.out}").bias
+
+
+@lru_cache(maxsize=200_000)
+def _str_token(model: Model, token: int) -> str:
+    if model.tokenizer is None:
+        return f"<{token}>"
+    text = str(model.tokenizer.decode([token], clean_up_tokenization_spaces=False))
+    return text if "�" not in text and text else str(model.tokenizer.convert_ids_to_tokens(token))
+
+
+def _shape(hf: PreTrainedModel, family: Family, block: nn.Module) -> Shape:
+    config = hf.config
+    heads = config.num_attention_heads
+    out = block.get_submodule(f"{family.attention}.{family.out}")
+    down = block.get_submodule(f"{family.mlp}.{family.down}")
+    # Conv1D stores [in, out], Linear [out, in]; head_dim is not d_model / heads in every model
+    width_in = [m.weight.shape[0] if type(m).__name__ == "Conv1D" else m.weight.shape[1] for m in (out, down)]
+    return Shape(
+        n_layers=config.num_hidden_layers,
+        d_model=config.hidden_size,
+        n_heads=heads,
+        n_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        d_head=width_in[0] // heads,
+        d_mlp=width_in[1],
+        d_vocab=hf.get_input_embeddings().weight.shape[0],
+        n_ctx=config.max_position_embeddings,
+    )

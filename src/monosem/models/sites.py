@@ -1,0 +1,141 @@
+"""Sites: named places in a model where an activation can be read or written.
+
+A site is data. `Site("resid_post", 15)` prints as `resid_post.15`; TransformerLens names
+(`blocks.15.hook_resid_post`) and pairs (`("resid_post", 15)`) mean the same thing everywhere a site is accepted.
+
+| site | shape | what it is |
+|---|---|---|
+| `embed` | batch pos d_model | token embedding, as the model adds it to the stream (Gemma: already scaled) |
+| `resid_pre.L` | batch pos d_model | input of block L |
+| `q.L` | batch pos head d_head | query projection, before qk-norm and rotation |
+| `k.L`, `v.L` | batch pos kv_head d_head | key and value projections (kv heads, not heads) |
+| `rot_q.L`, `rot_k.L` | batch pos head d_head | what the scores are computed from: after qk-norm and rotation |
+| `scores.L` | batch head query key | after scale, soft cap and mask, before the softmax |
+| `pattern.L` | batch head query key | attention probabilities |
+| `z.L` | batch pos head d_head | mixed values, the input of the output projection |
+| `attn_out.L` | batch pos d_model | what attention adds to the stream (after a post-norm where there is one) |
+| `resid_mid.L` | batch pos d_model | the stream between attention and MLP; none in parallel blocks |
+| `mlp_pre.L` | batch pos d_mlp | before the activation function (gate projection in gated MLPs) |
+| `mlp_pre_linear.L` | batch pos d_mlp | the up projection of gated MLPs |
+| `mlp_post.L` | batch pos d_mlp | neurons: the input of the down projection |
+| `mlp_out.L` | batch pos d_model | what the MLP adds to the stream (after a post-norm where there is one) |
+| `resid_post.L` | batch pos d_model | output of block L, before the final norm also for the last block |
+| `final_norm` | batch pos d_model | output of the final norm, what the unembedding reads |
+| `logits` | batch pos vocab | after soft cap and scales |
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..errors import UnknownName, did_you_mean
+
+PER_LAYER = (
+    "resid_pre q k v rot_q rot_k scores pattern z attn_out resid_mid mlp_pre mlp_pre_linear mlp_post mlp_out resid_post"
+).split()
+GLOBAL = ("embed", "final_norm", "logits")
+ATTENTION = ("rot_q", "rot_k", "scores", "pattern")  # live inside the attention function
+
+# how TransformerLens (3.x names, and the 4.x module.hook_in/out style) calls them
+_ALIASES = {
+    "hook_embed": "embed",
+    "embed.hook_out": "embed",
+    "unembed.hook_in": "final_norm",
+    "unembed.hook_out": "logits",
+    "hook_logits": "logits",
+    "hook_in": "resid_pre",
+    "hook_out": "resid_post",
+    "hook_resid_pre": "resid_pre",
+    "hook_resid_mid": "resid_mid",
+    "hook_resid_post": "resid_post",
+    "hook_attn_out": "attn_out",
+    "hook_mlp_out": "mlp_out",
+    "attn.hook_q": "q",
+    "attn.hook_k": "k",
+    "attn.hook_v": "v",
+    "attn.hook_rot_q": "rot_q",
+    "attn.hook_rot_k": "rot_k",
+    "attn.hook_attn_scores": "scores",
+    "attn.hook_pattern": "pattern",
+    "attn.hook_z": "z",
+    "attn.q.hook_out": "q",
+    "attn.k.hook_out": "k",
+    "attn.v.hook_out": "v",
+    "attn.o.hook_in": "z",
+    "mlp.hook_pre": "mlp_pre",
+    "mlp.hook_pre_linear": "mlp_pre_linear",
+    "mlp.hook_post": "mlp_post",
+    "attn_scores": "scores",
+    "attn_logits": "scores",
+    "attn": "pattern",
+    "pre": "mlp_pre",
+    "post": "mlp_post",
+    "pre_linear": "mlp_pre_linear",
+}
+
+
+@dataclass(frozen=True, order=True)
+class Site:
+    """A named place in a model. `layer` is 0-based, None for places that exist once."""
+
+    name: str
+    layer: int | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.layer is None else f"{self.name}.{self.layer}"
+
+    @property
+    def query_axis(self) -> int:
+        """The axis of token positions: 2 for scores and patterns (batch head query key), else 1."""
+        return 2 if self.name in ("scores", "pattern") else 1
+
+    @property
+    def hook_name(self) -> str:
+        """The TransformerLens 3.x name, for files that other tools read."""
+        names = {site: alias for alias, site in reversed(_ALIASES.items()) if "hook" in alias}
+        names.update(resid_pre="hook_resid_pre", resid_post="hook_resid_post")
+        return names[self.name] if self.layer is None else f"blocks.{self.layer}.{names[self.name]}"
+
+    @staticmethod
+    def parse(value: "SiteLike") -> "Site":
+        """Read a site from any of its spellings.
+
+        Raises:
+            UnknownName: no such site, a layer missing or given where there is none; the message suggests names.
+        """
+        if isinstance(value, Site):
+            return value
+        if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
+            return _site(value[0], int(value[1]), value)
+        if isinstance(value, str):
+            text = value.strip()
+            if block := re.fullmatch(r"blocks\.(\d+)\.(.+)", text):
+                return _site(block[2], int(block[1]), value)
+            if plain := re.fullmatch(r"(.+)\.(\d+)", text):
+                return _site(plain[1], int(plain[2]), value)
+            return _site(text, None, value)
+        raise UnknownName(f"{value!r} is not a site; write 'resid_post.15' (a bare layer number never is a site)")
+
+
+SiteLike = Site | str | tuple[str, int]
+
+
+def _site(name: str, layer: int | None, given: object) -> Site:
+    name = _ALIASES.get(name, name)
+    if name in GLOBAL and layer is None:
+        return Site(name)
+    if name in PER_LAYER and layer is not None:
+        return Site(name, layer)
+    if name in PER_LAYER:
+        raise UnknownName(f"site {given!r} needs a layer, such as '{name}.0'")
+    if name in GLOBAL:
+        raise UnknownName(f"site {given!r}: '{name}' exists once, write it without a layer")
+    near = did_you_mean(name, [*PER_LAYER, *GLOBAL]) or f"; known: {', '.join([*GLOBAL, *PER_LAYER])}"
+    raise UnknownName(f"unknown site {given!r}{near}")
+
+
+def sites_of(given: "SiteLike | Iterable[SiteLike]") -> list[Site]:
+    """One site or several, in any spelling; `("q", 3)` is one site, `("q.3", "k.3")` are two."""
+    pair = isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], int)
+    single = isinstance(given, str | Site) or pair
+    return [Site.parse(site) for site in ([given] if single else given)]  # type: ignore[list-item, union-attr]

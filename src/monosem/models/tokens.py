@@ -1,0 +1,77 @@
+"""A batch of token ids with its mask: what every run and generation starts from."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from ..errors import BadInput
+
+
+@dataclass(frozen=True, eq=False)
+class TokenBatch:
+    """Token ids and which of them are real; padding never changes a result, because mask and positions travel along.
+
+    Shapes: `ids`, `mask`, `positions` are `batch pos`; `lengths`, `last` are `batch`.
+    """
+
+    ids: Int[Tensor, "batch pos"]
+    mask: Bool[Tensor, "batch pos"]
+
+    @staticmethod
+    def of(rows: list[list[int]], pad: int, side: str = "right") -> "TokenBatch":
+        """Pad rows of ids to one length on the `"right"` or `"left"`.
+
+        Raises:
+            BadInput: no rows, or an empty row (its number is named).
+        """
+        if not rows:
+            raise BadInput("no prompts given; give at least one")
+        for number, row in enumerate(rows):
+            if not row:
+                raise BadInput(f"prompt {number} is empty; to start from nothing, generate with no prompt (BOS alone)")
+        width = max(map(len, rows))
+        ids = torch.full((len(rows), width), pad, dtype=torch.long)
+        mask = torch.zeros(len(rows), width, dtype=torch.bool)
+        for number, row in enumerate(rows):
+            where = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
+            ids[number, where] = torch.tensor(row, dtype=torch.long)
+            mask[number, where] = True
+        return TokenBatch(ids, mask)
+
+    def __len__(self) -> int:
+        return self.ids.shape[0]
+
+    @cached_property
+    def padded(self) -> bool:
+        return not bool(self.mask.all())
+
+    @cached_property
+    def positions(self) -> Int[Tensor, "batch pos"]:
+        """Index of each token among the real tokens of its row; 0 on left padding."""
+        return (self.mask.long().cumsum(-1) - 1).clamp(min=0)
+
+    @cached_property
+    def lengths(self) -> Int[Tensor, "batch"]:
+        return self.mask.sum(-1)
+
+    @cached_property
+    def last(self) -> Int[Tensor, "batch"]:
+        """Column of the last real token of each row."""
+        columns = torch.arange(self.ids.shape[1], device=self.ids.device)
+        return torch.where(self.mask, columns, -1).amax(-1)
+
+    def rows(self) -> list[list[int]]:
+        """The real ids of each row, without padding."""
+        return [ids[mask].tolist() for ids, mask in zip(self.ids, self.mask)]
+
+    def to(self, device: torch.device | str) -> "TokenBatch":
+        return TokenBatch(self.ids.to(device), self.mask.to(device))
+
+    def __getitem__(self, rows: slice | list[int] | Tensor) -> "TokenBatch":
+        """Some of the rows, trimmed of columns that are padding in all of them."""
+        mask = self.mask[rows]
+        keep = mask.any(0)
+        return TokenBatch(self.ids[rows][:, keep], mask[:, keep])

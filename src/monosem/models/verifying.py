@@ -1,0 +1,174 @@
+"""Identities that hold for every supported model; `monosem verify MODEL` prints them.
+
+A wrong row of the family table, a transformers release that changed a module's output, a quantised layer that is not
+read as it acts: each breaks one of these, and the table names the site.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from .model import Model
+from .running import inputs
+from .session import Moment
+from .sites import PER_LAYER, Site
+from .tokens import TokenBatch
+
+# largest allowed error relative to the largest value of the reference, by dtype
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 2e-2}
+
+
+@dataclass
+class Verification:
+    """One row an identity: where, what, largest error relative to the largest reference value, and the verdict."""
+
+    model: str
+    dtype: str
+    rows: list[dict[str, object]]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        return pd.DataFrame(self.rows)
+
+    @property
+    def ok(self) -> bool:
+        return all(row["ok"] for row in self.rows)
+
+
+@dataclass(frozen=True, eq=False)
+class _Patch:
+    """The smallest edit: this room knows nothing of `monosem.edits`."""
+
+    site: Site
+    fn: Callable[[Tensor], Tensor]
+
+    def apply(self, x: Tensor, moment: Moment) -> tuple[Tensor, bool]:
+        return self.fn(x), True
+
+
+def verify(model: Model, length: int = 12, seed: int = 0) -> Verification:
+    """Check the identities on two random token sequences of different length.
+
+    logits with hooks equal native ones; resid_pre + attn_out + mlp_out = resid_post; resid_mid; the read-out of the last
+    resid_post; per-head sums through the output projection; pattern times values; writing a site's own value back
+    changes nothing; another prompt's resid_post gives that prompt's logits; padding and the KV cache change nothing.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, model.cfg.d_vocab, (2, length), generator=generator)
+    checks = _Checks(model, model.tokens(ids).to(model.device))
+    for check in (_native, _streams, _heads, _write_back, _transplant, _padding, _cache):
+        check(checks)
+    return Verification(model.name, str(model.dtype).removeprefix("torch."), checks.rows)
+
+
+class _Checks:
+    def __init__(self, model: Model, tokens: TokenBatch):
+        self.model, self.tokens = model, tokens
+        self.rows: list[dict[str, object]] = []
+        self.sites = [s for s in map(Site, PER_LAYER) if _offered(model, Site(s.name, 0))]
+        self.capture = [Site(s.name, layer) for layer in range(model.cfg.n_layers) for s in self.sites]
+        self.run = model.run(tokens, capture=[*self.capture, "embed", "final_norm"])
+        with torch.no_grad():
+            self.native = model.hf(**inputs(tokens), use_cache=False).logits
+
+    def add(self, site: str, identity: str, found: Tensor, expected: Tensor) -> None:
+        worst = (found.float() - expected.float()).abs().max()
+        error = float(worst / expected.float().abs().max().clamp(min=1e-12))
+        ok = error <= TOLERANCE.get(self.model.dtype, 1e-4)  # NaN compares false
+        self.rows.append({"site": site, "identity": identity, "error": error, "ok": ok})
+
+    def layers(self, site: str) -> Tensor:
+        return torch.stack([self.run[site, layer] for layer in range(self.model.cfg.n_layers)])
+
+
+def _offered(model: Model, site: Site) -> bool:
+    try:
+        model.site(site)
+    except KeyError:
+        return False
+    return True
+
+
+def _native(c: _Checks) -> None:
+    c.add("logits", "hooked = native", c.model.run(c.tokens, capture=["resid_post.0"]).logits, c.native)  # type: ignore[arg-type]
+    c.add("logits", "our attention = native", c.run.logits, c.native)  # type: ignore[arg-type]
+    c.add("logits", "last token only = native", c.model.run(c.tokens, logits="last").logits, c.native[:, -1])  # type: ignore[arg-type]
+
+
+def _streams(c: _Checks) -> None:
+    c.add("resid_pre", "resid_pre.0 = embed (+ positions)", c.run["resid_pre.0"], _embedded(c))
+    total = c.layers("resid_pre") + c.layers("attn_out") + c.layers("mlp_out")
+    c.add("resid_post", "resid_pre + attn_out + mlp_out", total, c.layers("resid_post"))
+    if not c.model.parallel:
+        c.add("resid_mid", "resid_pre + attn_out", c.layers("resid_pre") + c.layers("attn_out"), c.layers("resid_mid"))
+    last = c.run["resid_post", c.model.cfg.n_layers - 1]
+    c.add("resid_post", "read-out of the last = logits", c.model.unembed(last), c.native)
+    c.add("final_norm", "unembedding = logits", c.model.unembed(c.run["final_norm"], norm=False), c.native)
+
+
+def _embedded(c: _Checks) -> Tensor:
+    embed = c.run["embed"]
+    positions = getattr(c.model.hf.base_model, "wpe", None)
+    return embed if positions is None else embed + positions(c.tokens.positions)
+
+
+def _heads(c: _Checks) -> None:
+    model, found, expected, mixed = c.model, [], [], []
+    for layer in range(model.cfg.n_layers):
+        z = c.run["z", layer]
+        result = torch.einsum("bthd,hdm->btm", z, model.W_O(layer))
+        bias = model.b_O(layer)
+        norm = model.family.attn_norm
+        result = result if bias is None else result + bias
+        found.append(result if norm is None else model.blocks[layer].get_submodule(norm)(result))
+        expected.append(c.run["attn_out", layer])
+        values = c.run["v", layer].repeat_interleave(model.cfg.n_heads // model.cfg.n_kv_heads, dim=2)
+        if c.sites and Site("pattern", layer) in c.run:
+            mixed.append(torch.einsum("bhqk,bkhd->bqhd", c.run["pattern", layer], values))
+    c.add("z", "sum over heads of z W_O + b_O = attn_out", torch.stack(found), torch.stack(expected))
+    if mixed:
+        c.add("pattern", "pattern · v = z", torch.stack(mixed), c.layers("z"))
+        scores = c.layers("scores").float().softmax(-1)
+        c.add("scores", "softmax = pattern", scores, c.layers("pattern"))
+
+
+def _write_back(c: _Checks) -> None:
+    for site in c.sites:
+        at = [Site(site.name, layer) for layer in range(c.model.cfg.n_layers)]
+        logits = c.model.run(c.tokens, edits=[_Patch(s, torch.clone) for s in at]).logits
+        c.add(site.name, "own value written back = no change", logits, c.run.logits)  # type: ignore[arg-type]
+
+
+def _transplant(c: _Checks) -> None:
+    layer = c.model.cfg.n_layers // 2
+    other = c.run["resid_post", layer].flip(0)
+    logits = c.model.run(c.tokens, edits=[_Patch(Site("resid_post", layer), lambda _: other)]).logits
+    c.add("resid_post", "other prompt's value = its logits", logits, c.native.flip(0))  # type: ignore[arg-type]
+    if layer + 1 < c.model.cfg.n_layers:
+        late = c.model.run(c.tokens, start=(Site("resid_pre", layer + 1), c.run["resid_post", layer])).logits
+        c.add("resid_pre", "started late = logits", late, c.native)  # type: ignore[arg-type]
+
+
+def _padding(c: _Checks) -> None:
+    short = c.tokens.ids[:1, : c.tokens.ids.shape[1] // 2].tolist()
+    rows = [short[0], *c.tokens.ids[1:].tolist()]
+    alone = torch.cat([c.model.run([row], logits="last").logits for row in rows])  # type: ignore[misc]
+    for side in ("right", "left"):
+        batch = TokenBatch.of(rows, c.model.pad, side)
+        c.add("logits", f"{side} padded = alone", c.model.run(batch, logits="last").logits, alone)  # type: ignore[arg-type]
+
+
+def _cache(c: _Checks) -> None:
+    steps = 4
+    made = c.model.generate(c.tokens, max_new_tokens=steps, stop_at_eos=False)
+    full = c.model.run(made.ids).logits
+    assert full is not None
+    greedy = full[:, -steps - 1 : -1]
+    chosen = torch.tensor([row for row in made.new], device=full.device)
+    best = greedy.max(-1).values
+    c.add("logits", "cached generation = greedy without cache", greedy.gather(-1, chosen[..., None])[..., 0], best)
+
+
