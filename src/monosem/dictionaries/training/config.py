@@ -1,0 +1,140 @@
+"""What a training run is: every number that decides its result, one described field each, saved beside the result."""
+
+import os
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ...errors import BadFile, BadInput, did_you_mean
+from ...files import write_text
+
+# what may differ between an interrupted run and its continuation: it changes no weight
+NOT_DECISIVE = frozenset({"checkpoint_tokens", "checkpoint_seconds", "log_every"})
+
+
+class TrainConfig(BaseModel):
+    """A training run of a TopK (arXiv 2406.04093) or BatchTopK (arXiv 2412.06410) sparse autoencoder."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field(description="model that the activations come from (its monosem name or hub id)")
+    site: str = Field(description="where they were read, e.g. resid_post.15")
+    width: int = Field(gt=0, description="number of latents")
+    k: int = Field(gt=0, description="active latents a token (their mean over the batch for batchtopk)")
+    kind: Literal["topk", "batchtopk"] = Field(
+        "topk", description="k largest of each token, or k·batch largest of the batch (exported with one threshold)"
+    )
+    tokens: int = Field(gt=0, description="activations to train on in all, repeats counted")
+    batch_tokens: int = Field(4096, gt=0, description="activations a step")
+    seed: int = Field(0, description="of the initial weights (the stream has its own)")
+
+    texts: list[str] = Field(default_factory=list, description="files or folders that the text came from")
+    context: int = Field(256, gt=0, description="tokens a window when the activations were read")
+    buffer_tokens: int = Field(262_144, gt=0, description="activations in the shuffle buffer")
+
+    lr: float | None = Field(None, gt=0, description="peak learning rate; None: 2e-4 / sqrt(width / 2^14)")
+    warmup_steps: int | None = Field(None, ge=0, description="linear from zero; None: 1000, or a tenth of a short run")
+    decay_share: float = Field(0.2, ge=0, le=1, description="last share of the steps, linear to zero")
+    clip: float = Field(1.0, gt=0, description="largest gradient norm over all parameters")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="Adam's")
+
+    auxk: int | None = Field(
+        None, ge=0, description="dead latents a token in the auxiliary loss; None: d_in / 2; 0: off"
+    )
+    auxk_coefficient: float = Field(1 / 32, ge=0, description="weight of the auxiliary loss")
+    dead_tokens: int | None = Field(
+        None,
+        gt=0,
+        description="a latent silent for so many tokens is dead; None: a tenth of the run, at most 10 million",
+    )
+
+    calibration_batches: int = Field(8, gt=0, description="first batches that fix the scale and b_dec; trained on too")
+    mean_square: Literal["one", "d_in"] = Field(
+        "one", description="activations are divided by one number so that their mean squared norm is this"
+    )
+    b_dec: Literal["median", "mean", "zero"] = Field(
+        "median", description="start of b_dec: geometric median, mean or 0"
+    )
+
+    device: str = Field("auto", description="auto: a GPU where there is one")
+    kernels: Literal["auto", "sparse", "dense"] = Field("auto", description="auto: sparse on a CPU, dense on a GPU")
+    precision: Literal["exact", "fast"] = Field(
+        "exact",
+        description="fast: the encoder's product is bfloat16 on a CPU (candidates only, values stay float32) and "
+        "TF32 on a GPU; exact: float32",
+    )
+
+    checkpoint_tokens: int | None = Field(None, gt=0, description="tokens between checkpoints; None: only by time")
+    checkpoint_seconds: float = Field(300.0, gt=0, description="seconds between checkpoints")
+    log_every: int = Field(10, gt=0, description="steps between lines of metrics.jsonl")
+
+    @property
+    def steps(self) -> int:
+        return max(self.tokens // self.batch_tokens, 1)
+
+    @property
+    def peak_lr(self) -> float:
+        """The 1/√width law of Gao et al. (arXiv 2406.04093, figure 3) with the constant that peers use."""
+        return self.lr if self.lr is not None else 2e-4 / (self.width / 2**14) ** 0.5
+
+    @property
+    def dead_after(self) -> int:
+        """Tokens of silence after which a latent counts as dead."""
+        return self.dead_tokens or min(max(self.tokens // 10, 10 * self.batch_tokens), 10_000_000)
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of a 0-based step: linear warm-up, flat, linear decay."""
+        warmup = self.warmup_steps if self.warmup_steps is not None else min(1000, self.steps // 10)
+        decay = self.decay_share * self.steps
+        rise = (step + 1) / warmup if step < warmup else 1.0
+        fall = (self.steps - step) / decay if self.steps - step < decay else 1.0
+        return self.peak_lr * min(rise, fall)
+
+    def auxk_of(self, d_in: int) -> int:
+        return d_in // 2 if self.auxk is None else self.auxk
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> Self:
+        """A config from plain values.
+
+        Raises:
+            BadInput: an unknown or missing field, or a value out of its range; one line naming every such field.
+        """
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise BadInput("training config: " + "; ".join(map(_complaint, error.errors()))) from error
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Self:
+        """Raises `BadFile` when the file is missing or not a YAML table, `BadInput` as `parse`."""
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise BadFile(f"cannot read {path}: {error.strerror or error}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise BadFile(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(values, dict):
+            raise BadFile(f"{path} is not a training config: expected `field: value` lines")
+        return cls.parse(values)
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        write_text(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+
+    def differences(self, other: "TrainConfig") -> list[str]:
+        """`field: mine, not theirs` for every field that decides the result."""
+        mine, theirs = self.model_dump(mode="json"), other.model_dump(mode="json")
+        return [
+            f"{name}: {mine[name]!r}, not {theirs[name]!r}"
+            for name in mine
+            if mine[name] != theirs[name] and name not in NOT_DECISIVE
+        ]
+
+
+def _complaint(error: Any) -> str:
+    name = ".".join(str(part) for part in error["loc"])
+    hint = did_you_mean(name, TrainConfig.model_fields) if error["type"] == "extra_forbidden" else ""
+    message = "no such field" if error["type"] == "extra_forbidden" else error["msg"]
+    return f"{name}: {message}{hint}"

@@ -1,0 +1,93 @@
+"""The autoencoder in the form in which it is trained, and what keeps its decoder rows at unit norm."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ...errors import BadInput
+from ..dictionary import Dictionary
+from ..folds import Weights, fold_decoder_bias, fold_decoder_norm, fold_scale
+from .config import TrainConfig
+
+
+class TrainingForm(nn.Module):
+    """pre = (x − b_dec) W_encᵀ + b_enc, y = codes W_dec + b_dec, for x already divided by the run's scale.
+
+    Both matrices are [width, d]: a latent's row is contiguous, which the sparse products need.
+    """
+
+    W_enc: Float[Tensor, "width d"]
+    b_enc: Float[Tensor, "width"]
+    W_dec: Float[Tensor, "width d"]
+    b_dec: Float[Tensor, "d"]
+
+    def __init__(self, width: int, b_dec: Float[Tensor, "d"], seed: int):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)  # on the CPU, so that every device starts the same
+        rows = torch.randn(width, len(b_dec), generator=generator)
+        rows = (rows / rows.norm(dim=1, keepdim=True)).to(b_dec)
+        self.W_enc = nn.Parameter(rows.clone())  # tied start: Gao et al., arXiv 2406.04093, section 2.4
+        self.b_enc = nn.Parameter(b_dec.new_zeros(width))
+        self.W_dec = nn.Parameter(rows)
+        self.b_dec = nn.Parameter(b_dec.clone())
+
+    @property
+    def width(self) -> int:
+        return len(self.b_enc)
+
+    @torch.no_grad()
+    def project_decoder_gradient(self) -> None:
+        """Take out of each decoder row's gradient the part along the row, which the norm constraint would undo."""
+        grad = self.W_dec.grad
+        assert grad is not None
+        grad.addcmul_((grad * self.W_dec).sum(1, keepdim=True), self.W_dec, value=-1)
+
+    @torch.no_grad()
+    def clip_gradients(self, largest: float) -> None:
+        """Scale all gradients so that their common norm is at most `largest`, without waiting for the device."""
+        grads = [p.grad for p in self.parameters() if p.grad is not None]
+        norm = torch.stack([torch.linalg.vector_norm(grad) for grad in grads]).norm()
+        factor = (largest / (norm + 1e-6)).clamp(max=1.0)
+        for grad in grads:
+            grad.mul_(factor)
+
+    @torch.no_grad()
+    def normalise_decoder(self) -> None:
+        self.W_dec.div_(torch.linalg.vector_norm(self.W_dec, dim=1, keepdim=True))
+
+
+def export(
+    form: TrainingForm, config: TrainConfig, scale: float, threshold: float, metadata: dict[str, Any]
+) -> Dictionary:
+    """The canonical dictionary, which reads and writes raw activations.
+
+    Training saw x·scale; that and the subtracted b_dec are folded into the weights, and then the norm 1/scale that all
+    decoder rows get by it (the same for all latents, so TopK chooses the same). Rows end with unit norm; codes and
+    threshold are in units of the raw activation.
+
+    Raises:
+        BadInput: weights that are not finite, or a BatchTopK run in which no latent ever fired.
+    """
+    weights = {name: p.detach().to("cpu", torch.float64) for name, p in form.named_parameters()}
+    batchtopk = config.kind == "batchtopk"
+    if batchtopk and not 0 < threshold < float("inf"):
+        raise BadInput("no latent has fired yet, so there is no threshold to export; train for longer or on other data")
+    canonical = Weights(
+        W_enc=weights["W_enc"].T,
+        b_enc=weights["b_enc"],
+        W_dec=weights["W_dec"],
+        b_dec=weights["b_dec"],
+        threshold=torch.full((form.width,), threshold, dtype=torch.float64) if batchtopk else None,
+    )
+    canonical = fold_decoder_norm(fold_scale(fold_decoder_bias(canonical), scale)).to(torch.float32)
+    return Dictionary(
+        canonical,
+        config.kind,
+        k=None if batchtopk else config.k,
+        site=config.site,
+        model_name=config.model,
+        name=f"{config.model}/{config.site}",
+        metadata=metadata,
+    )

@@ -1,0 +1,142 @@
+"""Sparse matrix products at the places where a code is active, with gradients, in plain PyTorch.
+
+A `Support` says which latents are active for which token. Three products over it are all that training needs:
+
+    rows_dot        a · W[f] at every active place          codes' values, and their gradients
+    weighted_sum    Σ_f value · W[f] for every token        the decoder
+    transposed_sum  Σ_b value · a[b] for every latent       gradients of both weight matrices
+
+Each runs in `embedding_bag` (or its own backward), which gathers rows without writing the gathered copy to memory. At
+d=576, F=8192, k=32, 4096 tokens each takes a few milliseconds on two cores, where the encoder's dense product takes
+hundreds; a gather + bmm takes ten times longer and 300 MB. No dense code matrix is ever made.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+_SUM = 0  # embedding_bag's mode number for "sum"
+
+
+@dataclass
+class Support:
+    """The active places of a batch of codes, token by token (the indices of a CSR matrix [batch, width])."""
+
+    columns: Int[Tensor, "places"]  # latent of each place, tokens in order
+    offsets: Int[Tensor, "batch"]  # where each token's places begin
+    width: int
+
+    @classmethod
+    def of(cls, columns: Int[Tensor, "batch k"], width: int) -> "Support":
+        """The same number of places for every token (TopK)."""
+        batch, k = columns.shape
+        return cls(columns.flatten(), torch.arange(0, batch * k, k, device=columns.device), width)
+
+    @cached_property
+    def rows(self) -> Int[Tensor, "places"]:
+        ends = torch.cat([self.offsets[1:], self.offsets.new_tensor([len(self.columns)])])
+        return torch.repeat_interleave(ends - self.offsets, output_size=len(self.columns))
+
+    @cached_property
+    def order(self) -> Int[Tensor, "places"]:
+        """Permutation that sorts the places by latent (stable, so that sums run in a fixed order)."""
+        return torch.argsort(self.columns.int(), stable=True)
+
+    @cached_property
+    def latent_offsets(self) -> Int[Tensor, "width"]:
+        counts = torch.bincount(self.columns, minlength=self.width)
+        return counts.cumsum(0) - counts
+
+    @cached_property
+    def rows_by_latent(self) -> Int[Tensor, "places"]:
+        return self.rows[self.order]
+
+
+def rows_dot(
+    support: Support, a: Float[Tensor, "batch d"], weight: Float[Tensor, "width d"]
+) -> Float[Tensor, "places"]:
+    """a[token] · weight[latent] at every place. This product is exactly embedding_bag's gradient for its weights."""
+    return torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        a.contiguous(), weight, support.columns, support.offsets, support.rows, _SUM
+    )
+
+
+def weighted_sum(
+    support: Support, values: Float[Tensor, "places"], weight: Float[Tensor, "width d"]
+) -> Float[Tensor, "batch d"]:
+    """Σ over a token's places of value · weight[latent], for every token."""
+    return F.embedding_bag(support.columns, weight, support.offsets, mode="sum", per_sample_weights=values)
+
+
+def transposed_sum(
+    support: Support, values: Float[Tensor, "places"], a: Float[Tensor, "batch d"]
+) -> Float[Tensor, "width d"]:
+    """Σ over a latent's places of value · a[token], for every latent; zero where a latent has no place."""
+    ordered = values[support.order]
+    return F.embedding_bag(
+        support.rows_by_latent, a.contiguous(), support.latent_offsets, mode="sum", per_sample_weights=ordered
+    )
+
+
+class _EncodeAt(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, b_dec: Tensor, W_enc: Tensor, b_enc: Tensor, support: Support
+    ) -> Tensor:
+        centred = x - b_dec
+        values = (rows_dot(support, centred, W_enc) + b_enc[support.columns]).relu_()
+        ctx.save_for_backward(centred, W_enc, values)
+        ctx.support = support
+        return values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        centred, W_enc, values = ctx.saved_tensors
+        support: Support = ctx.support
+        grad = grad * (values > 0)  # a selected place that ReLU set to zero gets no gradient
+        grad_b_enc = grad.new_zeros(support.width).index_add_(0, support.columns, grad)
+        grad_W_enc = transposed_sum(support, grad, centred)
+        # Σ_b Σ_f of grad · W_enc[f]: summed over tokens before the product, so one matrix-vector product is enough
+        grad_b_dec = -(grad_b_enc @ W_enc)
+        grad_x = weighted_sum(support, grad, W_enc) if ctx.needs_input_grad[0] else None
+        return grad_x, grad_b_dec, grad_W_enc, grad_b_enc, None
+
+
+class _DecodeAt(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, W_dec: Tensor, support: Support) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(values, W_dec)
+        ctx.support = support
+        return weighted_sum(support, values, W_dec)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        values, W_dec = ctx.saved_tensors
+        support: Support = ctx.support
+        return rows_dot(support, grad, W_dec), transposed_sum(support, values, grad), None
+
+
+def encode_at(
+    x: Float[Tensor, "batch d"],
+    b_dec: Float[Tensor, "d"],
+    W_enc: Float[Tensor, "width d"],
+    b_enc: Float[Tensor, "width"],
+    support: Support,
+) -> Float[Tensor, "places"]:
+    """relu((x − b_dec) · W_enc[f] + b_enc[f]) at every place; gradients reach only the selected latents."""
+    return _EncodeAt.apply(x, b_dec, W_enc, b_enc, support)
+
+
+def decode_at(
+    values: Float[Tensor, "places"], W_dec: Float[Tensor, "width d"], support: Support
+) -> Float[Tensor, "batch d"]:
+    """Codes times decoder, without the bias."""
+    return _DecodeAt.apply(values, W_dec, support)

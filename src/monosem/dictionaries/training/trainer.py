@@ -1,0 +1,265 @@
+"""Training a sparse dictionary from a stream of activations: the loop, from first batch to saved dictionary."""
+
+import contextlib
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ... import __version__
+from ...errors import BadInput, Mismatch
+from ...files import replacing_folder, writable_folder
+from ...progress import Meter
+from ..dictionary import Dictionary
+from .checkpoints import Checkpoints
+from .config import TrainConfig
+from .form import export
+from .forward import BEST_ON, FORWARDS, auxiliary_loss, reconstruction_loss
+from .interrupts import Interrupted, Interrupts
+from .journal import Health, Journal
+from .state import TrainingState
+
+Record = dict[str, float]
+
+
+class Stream(Protocol):
+    """Batches of activations, and where it is in them: with the state loaded it gives the same batches from there on."""
+
+    def __next__(self) -> Float[Tensor, "batch d"]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def train(
+    config: TrainConfig,
+    stream: Stream,
+    *,
+    folder: str | os.PathLike[str],
+    resume: bool = True,
+    quiet: bool = False,
+    on_step: Callable[[Record], None] | None = None,
+) -> Dictionary:
+    """Train a dictionary and save it in `folder/dictionary` (SAELens layout), with the config and metrics beside it.
+
+    Run again with the same folder, config and stream, it goes on after the newest checkpoint and gives the same losses
+    and weights as a run that was never stopped (same machine and thread count). Ctrl-C and SIGTERM save first.
+
+    Args:
+        stream: gives `[batch_tokens, d]` activations, in raw units.
+        resume: False refuses a folder that already holds a run.
+        on_step: called with each record that goes to metrics.jsonl (see `_record`).
+
+    Raises:
+        BadInput: the folder cannot be written to or is taken, a batch of the wrong shape, NaN in a batch or the loss.
+        Mismatch: the folder holds a run with another config; every field that differs is named.
+        Interrupted: (a KeyboardInterrupt) stopped by the user, after saving; says how to go on.
+    """
+    target = writable_folder(folder)
+    device = torch.device(
+        ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    )
+    checkpoints, journal, health = (
+        Checkpoints(target / "checkpoints"),
+        Journal(target / "metrics.jsonl"),
+        Health(device),
+    )
+    with Interrupts() as interrupts, _precision(config, device):
+        state = _resumed(config, stream, checkpoints, device, resume) or _begun(config, stream, device, interrupts)
+        journal.truncate(state.step)
+        config.write(target / "config.yaml")
+        saved_step, saved_at = state.step, time.monotonic()
+        meter = Meter(
+            f"train {config.site}", config.steps * config.batch_tokens, "tok", quiet, state.step * config.batch_tokens
+        )
+        with meter:
+            while state.step < config.steps:
+                x = _next(state, stream, config)
+                if x is None:
+                    break
+                record = train_step(state, config, x, device, health, logged=(state.step + 1) % config.log_every == 0)
+                last, due = state.step == config.steps, _due(config, state.step, saved_at)
+                if record or last or due or interrupts.asked or device.type == "cpu":
+                    health.check(next(reversed(checkpoints.paths()), None))
+                meter.advance(config.batch_tokens, **{name: record[name] for name in _SHOWN if record})
+                if record:
+                    record["tokens_per_second"] = meter.rate
+                    journal.append(record)
+                    if on_step:
+                        on_step(record)
+                if due or last or interrupts.asked:
+                    checkpoints.save(state.step, _content(config, state, stream))
+                    saved_step, saved_at = state.step, time.monotonic()
+                if interrupts.asked and not last:
+                    raise Interrupted(
+                        f"stopped after step {state.step}, all saved; run the same again to go on from {target}"
+                    )
+        if saved_step != state.step:  # the stream ended early
+            checkpoints.save(state.step, _content(config, state, stream))
+        return _finish(config, state, stream, target)
+
+
+def train_step(
+    state: TrainingState, config: TrainConfig, x: Tensor, device: torch.device, health: Health, logged: bool
+) -> Record:
+    """One optimiser step on a raw batch; the record of it when `logged`, else an empty one (nothing waits for a GPU)."""
+    form, optimizer = state.form, state.optimizer
+    forward = FORWARDS[BEST_ON.get(device.type, "dense") if config.kernels == "auto" else config.kernels]
+    x = x.to(device, torch.float32, non_blocking=True) * state.scale
+    state.find_dead(config.dead_after)
+
+    done = forward(form, x, config.kind, config.k, config.precision == "fast")
+    residual = x - done.reconstruction
+    loss = unexplained = reconstruction_loss(residual, state.variance)
+    k_aux = config.auxk_of(x.shape[1])
+    if len(state.dead) and k_aux and config.auxk_coefficient:
+        loss = loss + config.auxk_coefficient * auxiliary_loss(form, x, residual, state.dead, k_aux)
+    loss.backward()
+    health.watch(state.step + 1, x, loss)
+
+    form.project_decoder_gradient()
+    form.clip_gradients(config.clip)
+    for group in optimizer.param_groups:
+        group["lr"] = config.lr_at(state.step)
+    optimizer.step()
+    optimizer.zero_grad()
+    form.normalise_decoder()
+    state.note(done.fired, done.floor, len(x))
+    state.step += 1
+    return _record(state, config, x, residual, loss, unexplained, done.active) if logged else {}
+
+
+_SHOWN = ("loss", "fve", "l0", "dead")
+
+
+@torch.no_grad()
+def _record(
+    state: TrainingState,
+    config: TrainConfig,
+    x: Tensor,
+    residual: Tensor,
+    loss: Tensor,
+    unexplained: Tensor,
+    active: Tensor,
+) -> Record:
+    """This step's numbers (not means over steps, so that a resumed run logs the same).
+
+    loss: what was minimised; auxk: its auxiliary part; fve: 1 − Σ‖x − x̂‖² / Σ‖x − x̄‖² over the batch; l0: mean
+    positive codes a token; dead: share of latents silent for `dead_after` tokens; lr: the rate of this step.
+    """
+    values = torch.stack(
+        [
+            loss,
+            loss - unexplained,
+            1 - residual.square().sum() / (x - x.mean(0)).square().sum(),
+            active / len(x),
+            (state.silent >= config.dead_after).float().mean(),
+        ]
+    )
+    numbers = dict(zip(("loss", "auxk", "fve", "l0", "dead"), values.tolist()))
+    step = state.step
+    return {"step": step, "tokens": step * config.batch_tokens, **numbers, "lr": config.lr_at(step - 1)}
+
+
+def _next(state: TrainingState, stream: Stream, config: TrainConfig) -> Tensor | None:
+    """The next batch, checked; None at the end of the stream."""
+    if state.pending:
+        return state.pending.pop(0)
+    try:
+        return _checked(next(stream), config, state.form.W_dec.shape[1])
+    except StopIteration:
+        done, wanted = state.step * config.batch_tokens, config.tokens
+        warnings.warn(
+            f"the stream ended after {done:,} of {wanted:,} tokens, before the learning rate had fallen; "
+            "set tokens to what the stream holds, or give it more epochs",
+            stacklevel=3,
+        )
+        return None
+
+
+def _checked(x: Tensor, config: TrainConfig, d: int | None = None) -> Tensor:
+    if x.ndim != 2 or len(x) != config.batch_tokens or d not in (None, x.shape[1]):
+        expected = f"[{config.batch_tokens}, {d or 'd'}]"
+        raise BadInput(f"the stream gave a batch of shape {list(x.shape)}, expected {expected} (batch_tokens × width)")
+    return x
+
+
+def _begun(config: TrainConfig, stream: Stream, device: torch.device, interrupts: Interrupts) -> TrainingState:
+    """A new run, calibrated on the stream's first batches."""
+    batches: list[Tensor] = []
+    for _ in range(min(config.calibration_batches, config.steps)):
+        if interrupts.asked:
+            raise Interrupted("stopped before the first step; nothing was trained yet")
+        try:
+            batches.append(_checked(next(stream), config, batches[0].shape[1] if batches else None).clone())
+        except StopIteration:
+            break
+    if not batches:
+        raise BadInput("the stream is empty: it gave no batch; give it more text or make batch_tokens smaller")
+    if config.k > config.width:
+        raise BadInput(f"k is {config.k}, but there are only {config.width} latents")
+    return TrainingState.begin(config, batches, device)
+
+
+def _resumed(
+    config: TrainConfig, stream: Stream, checkpoints: Checkpoints, device: torch.device, resume: bool
+) -> TrainingState | None:
+    """The run in the folder, with the stream put back to where it was; None when there is none."""
+    if not resume and checkpoints.paths():
+        raise BadInput(f"{checkpoints.folder.parent} already holds a training run; resume it or choose another folder")
+    saved = checkpoints.newest()
+    if saved is None:
+        return None
+    differing = config.differences(TrainConfig.parse(saved["config"]))
+    if differing:
+        raise Mismatch(
+            f"{checkpoints.folder.parent} holds a run with another config ({'; '.join(differing)}); "
+            "use its config or choose another folder"
+        )
+    stream.load_state_dict(saved["stream"])
+    return TrainingState.restore(config, saved["state"], device)
+
+
+def _content(config: TrainConfig, state: TrainingState, stream: Stream) -> dict[str, Any]:
+    return {"config": config.model_dump(mode="json"), "state": state.state_dict(), "stream": stream.state_dict()}
+
+
+def _due(config: TrainConfig, step: int, saved_at: float) -> bool:
+    """Whether a checkpoint is due after this step, by tokens or by time."""
+    if time.monotonic() - saved_at >= config.checkpoint_seconds:
+        return True
+    every = config.checkpoint_tokens
+    return every is not None and step * config.batch_tokens // every > (step - 1) * config.batch_tokens // every
+
+
+def _finish(config: TrainConfig, state: TrainingState, stream: Stream, target: Path) -> Dictionary:
+    metadata: dict[str, Any] = {
+        "context_size": config.context,
+        "seed": config.seed,
+        "training_tokens": state.step * config.batch_tokens,
+        "monosem_version": __version__,
+        "training": config.model_dump(mode="json"),
+    }
+    if hasattr(stream, "skipped"):
+        metadata["skipped"] = dict(stream.skipped)
+    dictionary = export(state.form, config, state.scale, float(state.threshold), metadata)
+    with replacing_folder(target / "dictionary") as temporary:
+        dictionary.save(temporary)
+    return dictionary
+
+
+@contextlib.contextmanager
+def _precision(config: TrainConfig, device: torch.device) -> Iterator[None]:
+    """TF32 matrix products on a GPU while a `fast` run lasts."""
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if config.precision == "fast" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
