@@ -1,0 +1,23 @@
+"""Steering: what edits do to the next token and the continuation, for a few prompts or for every latent."""
+
+from .controls import random_latents
+from .effects import Comparison, Outcome, compare, outcome, summarise
+from .statistics import bootstrap_mean, distinct, rank_p, wilson
+from .sweep import Sweep, SweepConfig, open_sweep, sweep
+
+__all__ = [
+    "Comparison",
+    "Outcome",
+    "Sweep",
+    "SweepConfig",
+    "bootstrap_mean",
+    "compare",
+    "distinct",
+    "open_sweep",
+    "outcome",
+    "random_latents",
+    "rank_p",
+    "summarise",
+    "sweep",
+    "wilson",
+]
