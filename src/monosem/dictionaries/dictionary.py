@@ -1,0 +1,387 @@
+"""The Dictionary: a learned sparse code of a site, in one canonical form whatever file it came from.
+
+    pre = x W_enc + b_enc        codes = phi(pre)        y = codes W_dec + b_dec (+ x W_skip^T)
+
+Arithmetic is done in float32 (float64 for float64 weights) whatever dtype `x` has. Codes and latent activations are
+returned in that dtype; reconstructions are cast back to the dtype of `x`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..errors import BadInput, Mismatch, UnknownName, did_you_mean
+from ..models.sites import Site, SiteLike
+from .codes import Codes, TokenNorm, latent_ids
+from .encoders import ENCODERS, encode
+from .folds import Weights
+
+if TYPE_CHECKING:
+    from ..models import Model
+
+TOKEN_NORMS = ("none", "layer_norm", "constant_norm_rescale")
+LAYER_NORM_EPS = 1e-5  # added to the standard deviation, by OpenAI and SAELens alike
+DENSE_ELEMENTS = 2**26  # pre-activations held at once: 256 MiB of float32
+SPARSE_SHARE = 8  # decode densely when more than 1 latent in this many is active: a matmul then beats gathering rows
+
+# the width of a site in terms of a model's config; d_model where not listed
+_PER_HEAD = ("z", "q", "rot_q", "k", "v", "rot_k")
+_WIDTHS = {name: lambda cfg: cfg.n_heads * cfg.d_head for name in ("z", "q", "rot_q")}
+_WIDTHS |= {name: lambda cfg: cfg.n_kv_heads * cfg.d_head for name in ("k", "v", "rot_k")}
+_WIDTHS |= {name: lambda cfg: cfg.d_mlp for name in ("mlp_pre", "mlp_pre_linear", "mlp_post")}
+_WIDTHS |= {"logits": lambda cfg: cfg.d_vocab}
+
+_MODEL_ALIASES = {"gpt2-small": "gpt2", "smollm2": "smollm2-135m-instruct"}
+
+
+class Dictionary(nn.Module):
+    """An SAE or transcoder of one site.
+
+    Shapes: `W_enc [d_in, width]`, `b_enc [width]`, `W_dec [width, d_out]`, `b_dec [d_out]`,
+    `threshold [width]` (jumprelu), `W_skip [d_out, d_in]` (skip transcoders).
+
+    Args:
+        weights: the tensors, already folded into the canonical form.
+        kind: a row of `ENCODERS`, or "batchtopk" (needs a threshold; stored as the jumprelu that it is at inference).
+        k: places a token, for topk and abstopk.
+        token_norm: "layer_norm" ((x - mean) / (std + 1e-5), unbiased std, undone on the output) or
+            "constant_norm_rescale" (x sqrt(d) / |x|): normalisation that no fold can take away.
+        site, site_out: where it reads and where its output belongs (default: the same).
+        per_head: activations may come as `[..., head, d_head]` and are flattened; on by itself for z, q, k, v sites.
+
+    Raises:
+        BadInput: an unknown kind or option, a tensor of the wrong shape (named) or with values that are not finite.
+    """
+
+    W_enc: Float[Tensor, "d_in width"]
+    b_enc: Float[Tensor, "width"]
+    W_dec: Float[Tensor, "width d_out"]
+    b_dec: Float[Tensor, "d_out"]
+    threshold: Float[Tensor, "width"] | None
+    W_skip: Float[Tensor, "d_out d_in"] | None
+
+    def __init__(
+        self,
+        weights: Weights,
+        kind: str = "relu",
+        *,
+        k: int | None = None,
+        token_norm: str = "none",
+        site: SiteLike | None = None,
+        site_out: SiteLike | None = None,
+        per_head: bool = False,
+        model_name: str = "",
+        name: str = "",
+        metadata: dict[str, Any] | None = None,
+        card: dict[str, Any] | None = None,
+    ):
+        super().__init__()
+        self.metadata = dict(metadata or {})
+        if kind == "batchtopk":
+            kind = "jumprelu"
+            self.metadata.setdefault("training_architecture", "batchtopk")
+        _check_options(kind, k, weights.threshold, token_norm)
+        _check_weights(weights)
+        for tensor_name, tensor in vars(weights).items():
+            kept = None if tensor is None else nn.Parameter(tensor.detach().contiguous(), requires_grad=False)
+            self.register_parameter(tensor_name, kept)
+        self.kind, self.k, self.token_norm = kind, k, token_norm
+        self._site = None if site is None else Site.parse(site)
+        self._site_out = self._site if site_out is None else Site.parse(site_out)
+        self.per_head = per_head or (self._site is not None and self._site.name in _PER_HEAD)
+        self.model_name, self.name, self.card = model_name, name, dict(card or {})
+        if token_norm != "none" and self.d_out != self.d_in:
+            raise BadInput(f"token_norm {token_norm!r} is undone on the output, so d_out must be d_in ({self.d_in})")
+
+    # --- what it is -------------------------------------------------------------------------------------------------
+
+    @property
+    def d_in(self) -> int:
+        return self.W_enc.shape[0]
+
+    @property
+    def d_out(self) -> int:
+        return self.W_dec.shape[1]
+
+    @property
+    def width(self) -> int:
+        """Number of latents."""
+        return self.W_enc.shape[1]
+
+    @property
+    def has_site(self) -> bool:
+        return self._site is not None
+
+    @property
+    def site(self) -> Site:
+        """Where it reads. Raises `BadInput` when the file did not say (or said something that is not a site)."""
+        if self._site is None:
+            hook = self.metadata.get("hook_name") or self.metadata.get("hf_hook_name")
+            said = f"its file says {hook!r}, which is no site" if hook else "its file does not say"
+            raise BadInput(f"where dictionary {self.name!r} reads is unknown: {said}; give load_dictionary(..., site=)")
+        return self._site
+
+    @property
+    def site_out(self) -> Site:
+        """Where its output belongs: `site`, except for transcoders."""
+        return self.site if self._site_out is None else self._site_out
+
+    @property
+    def is_transcoder(self) -> bool:
+        return self._site != self._site_out or self.d_in != self.d_out or self.W_skip is not None
+
+    @property
+    def weights(self) -> Weights:
+        """The tensors themselves (not a copy)."""
+        return Weights(**{name: getattr(self, name) for name in Weights.__dataclass_fields__})
+
+    def extra_repr(self) -> str:
+        where = "" if self._site is None else f", site={self._site}"
+        k = "" if self.k is None else f"(k={self.k})"
+        return f"{self.kind}{k}, d_in={self.d_in}, width={self.width}, d_out={self.d_out}{where}"
+
+    def check(self, model: Model) -> None:
+        """Raise `Mismatch` unless this dictionary can belong to the model: name, site and width."""
+        mine, its = _plain_name(self.model_name), _plain_name(model.name)
+        if mine and its and mine != its:
+            raise Mismatch(
+                f"dictionary {self.name!r} was made for {self.model_name!r}, not {model.name!r}; if that is the same "
+                f"model under another name, load it with model_name={model.name!r}"
+            )
+        for site, mine_wide in ((self.site, self.d_in), (self.site_out, self.d_out)):
+            try:
+                site = model.site(site)
+            except UnknownName as error:
+                raise Mismatch(
+                    f"dictionary {self.name!r} belongs at {site}, which {model.name!r} has not: {error}"
+                ) from error
+            its_wide = _WIDTHS.get(site.name, lambda cfg: cfg.d_model)(model.cfg)
+            if mine_wide != its_wide:
+                raise Mismatch(
+                    f"dictionary {self.name!r} has width {mine_wide} at {site}, model {model.name!r} has {its_wide}; "
+                    "it was made for another model"
+                )
+
+    # --- encoding ---------------------------------------------------------------------------------------------------
+
+    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Codes:
+        """Activations to sparse codes; `[..., head, d_head]` is flattened where `per_head`. Long inputs go in chunks.
+
+        Raises:
+            Mismatch: the last axis is not d_in (nor the last two together, where `per_head`).
+        """
+        z, norm, lead = self._inputs(x)
+        parts = [encode(self._pre(rows), self.kind, self.k, self._threshold()) for rows in self._chunks(z)]
+        slots = max((values.shape[-1] for values, _ in parts), default=0)
+        padded = [(F.pad(v, (0, slots - v.shape[-1])), F.pad(i, (0, slots - i.shape[-1]))) for v, i in parts]
+        values = torch.cat([v for v, _ in padded]) if len(parts) != 1 else padded[0][0]
+        indices = torch.cat([i for _, i in padded]) if len(parts) != 1 else padded[0][1]
+        return Codes(values.view(*lead, slots), indices.view(*lead, slots), self.width, norm)
+
+    def preactivations(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch width"]:
+        """What the activation function reads, dense."""
+        z, _, lead = self._inputs(x)
+        return self._pre(z).view(*lead, self.width)
+
+    def latent_activations(
+        self, x: Float[Tensor, "*batch d_in"], latents: int | Sequence[int] | Tensor
+    ) -> Float[Tensor, "*batch n"]:
+        """Activations of some latents only: computes just their columns, except where latents compete (topk)."""
+        ids = latent_ids(latents, self.width).to(self.W_enc.device)
+        encoder = ENCODERS[self.kind]
+        if encoder.each is None:
+            return self.encode(x).of(ids)
+        z, _, lead = self._inputs(x)
+        threshold = self._threshold()
+        acts = encoder.each(self._pre(z, ids), None if threshold is None else threshold[ids])
+        return acts.view(*lead, len(ids))
+
+    def latent_activations_rowwise(
+        self, x: Float[Tensor, "batch pos d_in"], latents: Sequence[int] | Tensor
+    ) -> Float[Tensor, "batch pos"]:
+        """As `latent_activations`, where each row of the batch asks for its own latent (`latents [batch]`)."""
+        ids = latent_ids(latents, self.width).to(self.W_enc.device)
+        if len(ids) != len(x):
+            raise BadInput(f"{len(ids)} latents for {len(x)} rows; give one latent a row")
+        encoder = ENCODERS[self.kind]
+        if encoder.each is None:
+            codes = self.encode(x)
+            return torch.where(codes.indices == ids[:, None, None], codes.values, 0).sum(-1)
+        z, _, lead = self._inputs(x)
+        columns, bias = self._compute(self.W_enc[:, ids]), self._compute(self.b_enc[ids])
+        pre = torch.einsum("bpd,db->bp", z.view(*lead, self.d_in), columns) + bias[:, None]
+        threshold = self._threshold()
+        return encoder.each(pre, None if threshold is None else threshold[ids][:, None])
+
+    def token_scale(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch 1"] | None:
+        """How much a decoder row counts in raw activation units at each token; None where it always is 1."""
+        return None if self.token_norm == "none" else _scale(self._inputs(x)[1])
+
+    # --- decoding ---------------------------------------------------------------------------------------------------
+
+    def decode(self, codes: Codes, like: Tensor | None = None) -> Float[Tensor, "*batch d_out"]:
+        """Codes to a reconstruction, in raw activation units.
+
+        Args:
+            like: the activations that the codes came from. Gives the reconstruction its dtype and, at per-head sites,
+                its `[..., head, d_head]` shape; skip transcoders need it (their output depends on it).
+
+        Raises:
+            Mismatch: codes of a dictionary of another width.
+            BadInput: a skip transcoder without `like`, or codes without the token statistics that are needed.
+        """
+        if codes.width != self.width:
+            raise Mismatch(
+                f"codes of a dictionary with {codes.width} latents cannot be decoded by one with {self.width}"
+            )
+        lead, slots = codes.values.shape[:-1], codes.values.shape[-1]
+        values, indices = codes.values.reshape(-1, slots), codes.indices.reshape(-1, slots)
+        y = (self._decoded(values, indices) + self._compute(self.b_dec)).view(*lead, self.d_out)
+        if self.token_norm != "none":
+            if codes.norm is None:
+                raise BadInput(
+                    f"these codes lack the token statistics that {self.token_norm} needs; make them with encode()"
+                )
+            y = y * codes.norm.scale + codes.norm.mean
+        if self.W_skip is not None:
+            if like is None:
+                raise BadInput("a skip transcoder's output depends on its input: decode(codes, like=x)")
+            y = y + self._compute(self._flat(like)) @ self._compute(self.W_skip).T
+        if like is None:
+            return y
+        return (y.reshape(like.shape) if like.shape[:-1] != lead and self.d_in == self.d_out else y).to(like.dtype)
+
+    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        """The reconstruction of `x`, in its shape and dtype."""
+        return self.decode(self.encode(x), like=x)
+
+    def decoder_rows(self, latents: int | Sequence[int] | Tensor) -> Float[Tensor, "n d_out"]:
+        """What each latent writes, for an activation of 1. Raises `UnknownName` for a latent that does not exist."""
+        return self.W_dec[latent_ids(latents, self.width).to(self.W_dec.device)]
+
+    def save(self, folder: str | os.PathLike[str], format: str = "saelens", dtype: torch.dtype | None = None) -> None:
+        """Write it to a folder in a format that other tools read (default: SAELens v6), with the card beside it.
+
+        Raises:
+            UnknownName: no such format.
+            BadInput: the format cannot hold this dictionary, or the folder cannot be written to.
+        """
+        from .loading import WRITERS
+
+        if format not in WRITERS:
+            raise UnknownName(
+                f"no format {format!r} to save in{did_you_mean(format, WRITERS)}; known: {', '.join(WRITERS)}"
+            )
+        WRITERS[format](self, folder, dtype or self.W_enc.dtype)
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _compute(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.W_enc.device, torch.promote_types(self.W_enc.dtype, torch.float32))
+
+    def _threshold(self) -> Tensor | None:
+        return None if self.threshold is None else self._compute(self.threshold)
+
+    def _flat(self, x: Tensor) -> Tensor:
+        """Heads flattened where they come apart, and the width checked."""
+        if x.ndim and x.shape[-1] == self.d_in:
+            return x
+        if self.per_head and x.ndim > 1 and x.shape[-2] * x.shape[-1] == self.d_in:
+            return x.flatten(-2)
+        raise Mismatch(
+            f"activations of shape {tuple(x.shape)} do not fit dictionary {self.name!r}: "
+            f"the last axis must be {self.d_in}"
+        )
+
+    def _inputs(self, x: Tensor) -> tuple[Float[Tensor, "n d_in"], TokenNorm | None, torch.Size]:
+        """Rows as the encoder reads them, the statistics taken out, and the leading shape."""
+        x = self._compute(self._flat(x))
+        norm = None
+        if self.token_norm == "layer_norm":
+            norm = TokenNorm(x.mean(-1, keepdim=True), x.std(-1, keepdim=True))
+            x = (x - norm.mean) / (norm.scale + LAYER_NORM_EPS)
+        elif self.token_norm == "constant_norm_rescale":
+            scale = x.norm(dim=-1, keepdim=True) / math.sqrt(self.d_in)
+            norm = TokenNorm(torch.zeros_like(scale), scale)
+            x = x / scale.clamp(min=torch.finfo(x.dtype).tiny)
+        return x.reshape(-1, self.d_in), norm, x.shape[:-1]
+
+    def _pre(self, z: Float[Tensor, "n d_in"], ids: Int[Tensor, "m"] | None = None) -> Float[Tensor, "n m"]:
+        W, b = (self.W_enc, self.b_enc) if ids is None else (self.W_enc[:, ids], self.b_enc[ids])
+        return torch.addmm(self._compute(b), z, self._compute(W))
+
+    def _chunks(self, rows: Tensor) -> tuple[Tensor, ...]:
+        return rows.split(max(1, DENSE_ELEMENTS // self.width))
+
+    def _decoded(self, values: Float[Tensor, "n k"], indices: Int[Tensor, "n k"]) -> Float[Tensor, "n d_out"]:
+        values, W_dec = self._compute(values), self._compute(self.W_dec)
+        if values.shape[-1] == 0:
+            return values.new_zeros(len(values), self.d_out)
+        if values.shape[-1] * SPARSE_SHARE <= self.width:
+            return F.embedding_bag(indices, W_dec, per_sample_weights=values, mode="sum")
+        pairs = zip(self._chunks(values), self._chunks(indices))
+        return torch.cat([Codes(v, i, self.width).dense() @ W_dec for v, i in pairs])
+
+
+def _scale(norm: TokenNorm | None) -> Tensor:
+    assert norm is not None
+    return norm.scale
+
+
+def _plain_name(name: str) -> str:
+    """`HuggingFaceTB/SmolLM2-135M-Instruct` and `smollm2` are one model."""
+    plain = name.rstrip("/").rpartition("/")[2].lower()
+    return _MODEL_ALIASES.get(plain, plain)
+
+
+def _check_options(kind: str, k: int | None, threshold: Tensor | None, token_norm: str) -> None:
+    if kind not in ENCODERS:
+        raise BadInput(
+            f"unknown encoder {kind!r}{did_you_mean(kind, ENCODERS)}; known: {', '.join([*ENCODERS, 'batchtopk'])}"
+        )
+    if token_norm not in TOKEN_NORMS:
+        raise BadInput(f"unknown token_norm {token_norm!r}; known: {', '.join(TOKEN_NORMS)}")
+    given = {"k": k, "threshold": threshold}
+    for option, value in given.items():
+        if (ENCODERS[kind].needs == option) != (value is not None):
+            raise BadInput(f"a {kind} dictionary {'needs' if value is None else 'has no'} {option}")
+    if k is not None and k < 1:
+        raise BadInput(f"k must be at least 1, not {k}")
+
+
+def _check_weights(weights: Weights) -> None:
+    if weights.W_enc.ndim != 2 or weights.W_dec.ndim != 2 or 0 in weights.W_enc.shape:
+        shapes = f"{tuple(weights.W_enc.shape)} and {tuple(weights.W_dec.shape)}"
+        raise BadInput(f"W_enc must be [d_in, width] and W_dec [width, d_out], not {shapes}")
+    (d_in, width), d_out = weights.W_enc.shape, weights.W_dec.shape[1]
+    check_shapes(
+        {name: tensor for name, tensor in vars(weights).items() if tensor is not None},
+        {
+            "W_enc": (d_in, width),
+            "b_enc": (width,),
+            "W_dec": (width, d_out),
+            "b_dec": (d_out,),
+            "threshold": (width,),
+            "W_skip": (d_out, d_in),
+        },
+    )
+    for name, tensor in vars(weights).items():
+        if tensor is not None and not bool(torch.isfinite(tensor).all()):
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise BadInput(f"{name} has {bad} values that are not finite (NaN or infinity); the dictionary is unusable")
+
+
+def check_shapes(tensors: dict[str, Tensor], expected: dict[str, tuple[int, ...]]) -> None:
+    """Raise `BadInput` that names the first tensor of the wrong shape and the shape that it should have."""
+    for name, tensor in tensors.items():
+        if name in expected and tuple(tensor.shape) != expected[name]:
+            hint = "; it looks transposed" if tuple(tensor.shape[::-1]) == expected[name] else ""
+            raise BadInput(f"{name} has shape {list(tensor.shape)}, expected {list(expected[name])}{hint}")

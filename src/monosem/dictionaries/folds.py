@@ -1,0 +1,74 @@
+"""Exact rewrites of a dictionary's weights into the canonical form
+
+    pre = x W_enc + b_enc        acts = phi(pre)        y = acts W_dec + b_dec (+ x W_skip^T)
+
+A training framework may subtract the decoder bias, scale or whiten the input, or rescale by decoder norms. Each of
+these is affine and can be folded into the weights, so that everything after loading deals with one form. The readers
+compute folds in float64, which makes them exact up to one rounding to float32.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A dictionary's tensors in row-vector convention."""
+
+    W_enc: Float[Tensor, "d_in width"]
+    b_enc: Float[Tensor, "width"]
+    W_dec: Float[Tensor, "width d_out"]
+    b_dec: Float[Tensor, "d_out"]
+    threshold: Float[Tensor, "width"] | None = None
+    W_skip: Float[Tensor, "d_out d_in"] | None = None
+
+    def to(self, dtype: torch.dtype) -> "Weights":
+        return Weights(*(t if t is None else t.to(dtype) for t in vars(self).values()))  # type: ignore[arg-type]
+
+
+def fold_decoder_bias(w: Weights) -> Weights:
+    """For encoders that read `x - b_dec`: (x - b_dec) W_enc + b_enc = x W_enc + (b_enc - b_dec W_enc)."""
+    return replace(w, b_enc=w.b_enc - w.b_dec @ w.W_enc)
+
+
+def fold_scale(w: Weights, scale_in: float, scale_out: float | None = None) -> Weights:
+    """For weights that read `x * scale_in` and whose output is to be divided by `scale_out` (default: the same).
+
+    Biases of the encoder and thresholds live in pre-activation units and stay. With a subtracted decoder bias, fold
+    that first: x s - b_dec = s (x - b_dec / s), and b_dec / s is the new bias, so that both orders agree.
+    """
+    scale_out = scale_in if scale_out is None else scale_out
+    skip = None if w.W_skip is None else w.W_skip * (scale_in / scale_out)
+    return replace(w, W_enc=w.W_enc * scale_in, W_dec=w.W_dec / scale_out, b_dec=w.b_dec / scale_out, W_skip=skip)
+
+
+def fold_activation_scale(w: Weights, factor: Float[Tensor, "width"]) -> Weights:
+    """For codes that are multiplied by a positive factor after the activation function."""
+    threshold = None if w.threshold is None else w.threshold * factor
+    return replace(w, W_enc=w.W_enc * factor, b_enc=w.b_enc * factor, threshold=threshold)
+
+
+def fold_decoder_norm(w: Weights) -> Weights:
+    """Unit decoder rows, activations in units of what they add to the output. A row of zeros stays and is never active.
+
+    Not an equivalence for per-token TopK, unless it selects on `pre * norm`.
+    """
+    norm = w.W_dec.norm(dim=-1)
+    unit = w.W_dec / torch.where(norm > 0, norm, 1).unsqueeze(-1)
+    return replace(fold_activation_scale(w, norm), W_dec=unit)
+
+
+def fold_whitening(
+    w: Weights, mean: Float[Tensor, "d_in"], matrix: Float[Tensor, "d_in d_in"], inverse: Float[Tensor, "d_in d_in"]
+) -> Weights:
+    """For weights that live in z = (x - mean) matrix, with x = z inverse + mean (arXiv 2511.13981).
+
+    With a subtracted decoder bias, fold that first.
+    """
+    W_enc = matrix @ w.W_enc
+    return replace(
+        w, W_enc=W_enc, b_enc=w.b_enc - mean @ W_enc, W_dec=w.W_dec @ inverse, b_dec=w.b_dec @ inverse + mean
+    )

@@ -1,0 +1,82 @@
+"""OpenAI's `.pt` autoencoders for GPT-2 small (v1, v4, v5), as published with Gao et al. 2024 (arXiv 2406.04093).
+
+    latents = act((x - pre_bias) encoder.weight^T + latent_bias)        y = latents decoder.weight^T + pre_bias
+
+TopK ones read a layer-normalised x and undo it on y. Which site a file is for stands in its path only:
+`{location}[_v4|_v5_32k|_v5_128k]/autoencoders/{layer}.pt`.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...errors import BadFile, BadInput
+from ...models.sites import Site
+from ..dictionary import Dictionary, check_shapes
+from ..folds import Weights, fold_decoder_bias
+from .common import Overrides, read_torch, take
+
+KEYS = ["pre_bias", "encoder.weight", "latent_bias", "decoder.weight"]
+LOCATIONS = {
+    "resid_delta_attn": "attn_out",
+    "resid_post_attn": "resid_mid",
+    "resid_delta_mlp": "mlp_out",
+    "resid_post_mlp": "resid_post",
+    "mlp_post_act": "mlp_post",
+}
+
+
+def detect(path: Path) -> bool:
+    return path.is_file() and path.suffix == ".pt"
+
+
+def read(path: Path, overrides: Overrides) -> Dictionary:
+    """Raises `BadFile` for anything but the layout above, also when `norm_scaling_factor` is given (there is none)."""
+    if overrides.norm_scaling_factor is not None:
+        raise BadInput(f"norm_scaling_factor was given, but {path} needs none; leave it out")
+    loaded = read_torch(path)
+    pre_bias, encoder, latent_bias, decoder = (t.double() for t in take(loaded, KEYS, path))
+    if encoder.ndim != 2:
+        raise BadFile(f"{path}: encoder.weight has shape {list(encoder.shape)}, expected [width, d_in]")
+    width, d_in = encoder.shape
+    shapes = {"pre_bias": (d_in,), "latent_bias": (width,), "decoder.weight": (d_in, width)}
+    check_shapes({name: loaded[name] for name in shapes}, shapes)
+    kind, k = _activation(loaded, path)
+    site = overrides.site or _site(path)
+    return Dictionary(
+        fold_decoder_bias(Weights(encoder.T, latent_bias, decoder.T, pre_bias)).to(torch.float32),
+        kind,
+        k=k,
+        token_norm="layer_norm" if kind == "topk" else "none",
+        site=site,
+        site_out=overrides.site_out,
+        model_name=overrides.model_name or "gpt2",
+        name=path.stem if site is None else f"{path.parent.parent.name}/{path.stem}",
+        metadata={
+            "original_form": {"format": "openai", "activation": loaded["activation"], "apply_b_dec_to_input": True}
+        },
+    )
+
+
+def _activation(loaded: dict[str, Any], path: Path) -> tuple[str, int | None]:
+    name = loaded.get("activation")
+    if name == "ReLU":
+        return "relu", None
+    if name != "TopK":
+        raise BadFile(f"{path}: unknown activation {name!r}; known: ReLU, TopK")
+    state = loaded.get("activation_state_dict")
+    state = state if isinstance(state, dict) else {}
+    if not isinstance(state.get("k"), int) or state.get("postact_fn", "ReLU") != "ReLU":
+        raise BadFile(
+            f"{path}: a TopK activation needs a whole k and postact_fn ReLU; activation_state_dict is {state}"
+        )
+    return "topk", state["k"]
+
+
+def _site(path: Path) -> Site | None:
+    location = re.fullmatch(r"(.+?)(?:_v\d+(?:_\d+k)?)?", path.parent.parent.name)
+    if location is None or location[1] not in LOCATIONS or not path.stem.isdigit():
+        return None
+    return Site(LOCATIONS[location[1]], int(path.stem))

@@ -1,0 +1,255 @@
+"""SAELens folders: `cfg.json` + `sae_weights.safetensors` (version 6; the flat config of older versions is read too).
+
+What is on disk and what it means was taken from SAELens 6.54.12 (MIT); its training checkpoints are readable as well,
+because their normalisation lies beside them in `activation_scaler.json` and `activation_whitening.safetensors`.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ...errors import BadFile, BadInput, did_you_mean
+from ...files import read_json, replacing, writable_folder, write_json
+from ..dictionary import TOKEN_NORMS, Dictionary, check_shapes
+from ..folds import Weights, fold_activation_scale, fold_decoder_bias, fold_decoder_norm, fold_scale, fold_whitening
+from .common import Overrides, read_safetensors, site_or_none, take
+
+CONFIG, WEIGHTS, CARD = "cfg.json", "sae_weights.safetensors", "card.json"
+LAYOUT_VERSION = "6.0.0"  # SAELens reads files without a version as the older, flat layout
+
+# architecture on disk -> (encoder kind, is it a transcoder)
+ARCHITECTURES = {
+    "standard": ("relu", False),
+    "jumprelu": ("jumprelu", False),
+    "topk": ("topk", False),
+    "abstopk": ("abstopk", False),
+    "batchtopk": ("batchtopk", False),
+    "matryoshka_batchtopk": ("batchtopk", False),
+    "transcoder": ("relu", True),
+    "skip_transcoder": ("relu", True),
+    "jumprelu_transcoder": ("jumprelu", True),
+    "jumprelu_skip_transcoder": ("jumprelu", True),
+}
+# (encoder kind, is it a transcoder, has it a skip connection) -> architecture to write
+_WRITTEN = {
+    ("relu", False, False): "standard",
+    ("jumprelu", False, False): "jumprelu",
+    ("topk", False, False): "topk",
+    ("abstopk", False, False): "abstopk",
+    ("relu", True, False): "transcoder",
+    ("relu", True, True): "skip_transcoder",
+    ("jumprelu", True, False): "jumprelu_transcoder",
+    ("jumprelu", True, True): "jumprelu_skip_transcoder",
+}
+# the parts of a config that folding changes; kept in metadata["original_form"]
+_FORM = ("architecture", "apply_b_dec_to_input", "normalize_activations", "rescale_acts_by_decoder_norm", "dtype")
+# flat configs of versions before 6: older name -> name
+_RENAMED = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index", "activation_fn_str": "activation_fn"}
+
+
+def detect(path: Path) -> bool:
+    return path.is_dir() and (path / CONFIG).is_file()
+
+
+def read(path: Path, overrides: Overrides) -> Dictionary:
+    """Read a folder and fold it into the canonical form.
+
+    Raises:
+        BadFile: missing or broken files, an unknown architecture, tensors of the wrong shape, or a normalisation whose
+            scale is nowhere to be found (the message says how to give it).
+    """
+    cfg = _modern(read_json(path / CONFIG), path)
+    if cfg["architecture"] not in ARCHITECTURES:
+        near = did_you_mean(cfg["architecture"], ARCHITECTURES)
+        raise BadFile(f"{path}: unknown architecture {cfg['architecture']!r}{near}; known: {', '.join(ARCHITECTURES)}")
+    kind, transcoder = ARCHITECTURES[cfg["architecture"]]
+    if transcoder and cfg["apply_b_dec_to_input"]:
+        raise BadFile(
+            f"{path}: apply_b_dec_to_input is true, but a transcoder's b_dec belongs to its output; fix {CONFIG}"
+        )
+    weights = _weights(read_safetensors(path / WEIGHTS), cfg, kind, transcoder, path)
+    metadata = dict(cfg["metadata"])
+    metadata.setdefault("original_form", {key: cfg[key] for key in _FORM if key in cfg})
+    norm = cfg["normalize_activations"]
+    card = path / CARD
+    return Dictionary(
+        _folded(weights, cfg, _normalisation(cfg, path, overrides)),
+        kind,
+        k=cfg["k"] if kind in ("topk", "abstopk") else None,
+        token_norm=norm if norm in TOKEN_NORMS else "none",
+        site=overrides.site or site_or_none(metadata.get("hook_name")),
+        site_out=overrides.site_out or (site_or_none(metadata.get("hook_name_out")) if transcoder else None),
+        per_head=cfg["reshape_activations"] == "hook_z",
+        model_name=overrides.model_name or metadata.get("model_name") or "",
+        name=path.name,
+        metadata=metadata,
+        card=read_json(card) if card.is_file() else None,
+    )
+
+
+def write(dictionary: Dictionary, folder: str | os.PathLike[str], dtype: torch.dtype) -> None:
+    """Write the version 6 layout, readable by SAELens and by `read`.
+
+    The folded weights are written, with `apply_b_dec_to_input: false` and no foldable normalisation: the same function
+    as the original file, said more simply. A BatchTopK dictionary is a `jumprelu`, as SAELens itself saves it.
+
+    Raises:
+        BadInput: SAELens has no architecture for this dictionary, or the folder cannot be written to.
+    """
+    form = (dictionary.kind, dictionary.is_transcoder, dictionary.W_skip is not None)
+    if form not in _WRITTEN:
+        skip = " with a skip connection" if form[2] else ""
+        raise BadInput(f"SAELens has no architecture for a {form[0]} {'transcoder' if form[1] else 'SAE'}{skip}")
+    target = writable_folder(folder)
+    tensors = {name: t.detach().to("cpu", dtype).contiguous() for name, t in dictionary.state_dict().items()}
+    with replacing(target / WEIGHTS) as temporary:
+        save_file(tensors, temporary)
+    write_json(target / CONFIG, _config(dictionary, _WRITTEN[form], dtype))
+    if dictionary.card:
+        write_json(target / CARD, dictionary.card)
+
+
+def _config(dictionary: Dictionary, architecture: str, dtype: torch.dtype) -> dict[str, Any]:
+    metadata = {"sae_lens_version": LAYOUT_VERSION, **json.loads(json.dumps(dictionary.metadata, default=str))}
+    metadata["model_name"] = dictionary.model_name
+    if dictionary.has_site:
+        metadata["hook_name"] = dictionary.site.hook_name
+        if dictionary.is_transcoder:
+            metadata["hook_name_out"] = dictionary.site_out.hook_name
+    flattens_z = dictionary.per_head and (not dictionary.has_site or dictionary.site.name == "z")
+    cfg: dict[str, Any] = {
+        "d_in": dictionary.d_in,
+        "d_sae": dictionary.width,
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": "cpu",
+        "architecture": architecture,
+        "apply_b_dec_to_input": False,
+        "normalize_activations": dictionary.token_norm,
+        "reshape_activations": "hook_z" if flattens_z else "none",
+        "metadata": metadata,
+    }
+    if dictionary.k is not None:
+        cfg |= {"k": dictionary.k, "rescale_acts_by_decoder_norm": False}
+    if dictionary.is_transcoder:
+        cfg["d_out"] = dictionary.d_out
+    return cfg
+
+
+def _modern(cfg: Any, path: Path) -> dict[str, Any]:
+    """A config with every key that `read` uses; flat ones of before version 6 are rearranged."""
+    if not isinstance(cfg, dict):
+        raise BadFile(f"{path / CONFIG} holds a {type(cfg).__name__}, expected an object")
+    if "metadata" not in cfg:
+        cfg = {_RENAMED.get(key, key): value for key, value in cfg.items()}
+        if isinstance(cfg.get("normalize_activations"), bool):
+            cfg["normalize_activations"] = "expected_average_only_in" if cfg["normalize_activations"] else "none"
+        if cfg.get("activation_fn") == "topk":
+            cfg |= {"architecture": "topk", "k": (cfg.get("activation_fn_kwargs") or {}).get("k")}
+        if "hook_z" in (cfg.get("hook_name") or ""):
+            cfg.setdefault("reshape_activations", "hook_z")
+        cfg["metadata"] = {
+            key: cfg[key] for key in cfg if key not in ("d_in", "d_sae", "device", "dtype", "architecture")
+        }
+    cfg.setdefault("architecture", "standard")
+    cfg.setdefault("apply_b_dec_to_input", not ARCHITECTURES.get(cfg["architecture"], ("", False))[1])
+    cfg["normalize_activations"] = cfg.get("normalize_activations") or "none"
+    cfg["reshape_activations"] = cfg.get("reshape_activations") or "none"
+    needed = ["d_in", "d_sae"] + (
+        ["k"] if ARCHITECTURES.get(cfg["architecture"], ("",))[0] in ("topk", "abstopk") else []
+    )
+    for key in needed:
+        if not isinstance(cfg.get(key), int):
+            raise BadFile(f"{path / CONFIG}: {key!r} must be a whole number, not {cfg.get(key)!r}")
+    return cfg
+
+
+def _weights(tensors: dict[str, Tensor], cfg: dict[str, Any], kind: str, transcoder: bool, path: Path) -> Weights:
+    """The tensors as they are on disk (nothing folded), checked, in float64."""
+    width, d_in = cfg["d_sae"], cfg["d_in"]
+    d_out = cfg.get("d_out", d_in) if transcoder else d_in
+    vectors = {"b_enc": (width,), "b_dec": (d_out,), "threshold": (width,), "log_threshold": (width,)}
+    check_shapes(tensors, {"W_enc": (d_in, width), "W_dec": (width, d_out), "W_skip": (d_out, d_in), **vectors})
+    W_enc, b_enc, W_dec, b_dec = (
+        t.double() for t in take(tensors, ["W_enc", "b_enc", "W_dec", "b_dec"], path / WEIGHTS)
+    )
+    threshold = None
+    if kind == "jumprelu":
+        name = "log_threshold" if "log_threshold" in tensors else "threshold"
+        threshold = take(tensors, [name], path / WEIGHTS)[0].double()
+        threshold = threshold.exp() if name == "log_threshold" else threshold
+    elif kind == "batchtopk":
+        threshold = take(tensors, ["topk_threshold"], path / WEIGHTS)[0].double() * torch.ones(
+            width, dtype=torch.float64
+        )
+        if cfg.get(
+            "rescale_acts_by_decoder_norm", True
+        ):  # it is compared with pre * norm; thresholds here are with pre
+            norm = W_dec.norm(dim=-1)
+            threshold = threshold / torch.where(norm > 0, norm, 1)
+    skip = take(tensors, ["W_skip"], path / WEIGHTS)[0].double() if "skip" in cfg["architecture"] else None
+    return _finetuned(Weights(W_enc, b_enc, W_dec, b_dec, threshold, skip), tensors, cfg, path)
+
+
+def _finetuned(weights: Weights, tensors: dict[str, Tensor], cfg: dict[str, Any], path: Path) -> Weights:
+    """Older files may hold a factor that multiplies the activations."""
+    factor = tensors.get("finetuning_scaling_factor", tensors.get("scaling_factor"))
+    if factor is None or bool((factor == 1).all()):
+        return weights
+    if not cfg.get("finetuning_scaling_factor") or not bool((factor > 0).all()):
+        raise BadFile(
+            f"{path / WEIGHTS}: its scaling_factor is not flagged in {CONFIG} or not positive; refusing to guess"
+        )
+    return fold_activation_scale(weights, factor.double())
+
+
+Normalisation = Callable[[Weights], Weights]
+
+
+def _normalisation(cfg: dict[str, Any], path: Path, overrides: Overrides) -> Normalisation | None:
+    """The fold that takes away the normalisation of the whole stream; None where there is none (or only per token)."""
+    norm, scale = cfg["normalize_activations"], overrides.norm_scaling_factor
+    if scale is not None and norm != "expected_average_only_in":
+        raise BadInput(f"norm_scaling_factor was given, but {path} has normalize_activations {norm!r}; leave it out")
+    if norm == "expected_average_only_in":
+        scaler = path / "activation_scaler.json"
+        if scale is None and scaler.is_file():
+            scale = read_json(scaler).get("scaling_factor")
+        if scale is None or not scale > 0:
+            raise BadFile(
+                f"{path} expects inputs scaled to norm sqrt(d_in), and does not hold the scale; give "
+                "load_dictionary(..., norm_scaling_factor=sqrt(d_in) / mean norm of its training activations)"
+            )
+        factor = float(scale)
+        return lambda weights: fold_scale(weights, factor)
+    if norm == "covariance_whitening":
+        file = path / "activation_whitening.safetensors"
+        mean, matrix, inverse = (
+            t.double() for t in take(read_safetensors(file), ["mean", "matrix", "inverse_matrix"], file)
+        )
+        return lambda weights: fold_whitening(weights, mean, matrix, inverse)
+    if norm not in TOKEN_NORMS:
+        raise BadFile(f"{path}: unknown normalize_activations {norm!r}")
+    return None
+
+
+def _folded(weights: Weights, cfg: dict[str, Any], normalisation: Normalisation | None) -> Weights:
+    if cfg["apply_b_dec_to_input"]:
+        weights = fold_decoder_bias(weights)
+    rescales = ARCHITECTURES[cfg["architecture"]][0] in ("topk", "abstopk", "batchtopk")
+    rescales = rescales and cfg.get("rescale_acts_by_decoder_norm", cfg["architecture"].endswith("batchtopk"))
+    whitening = cfg["normalize_activations"] == "covariance_whitening"
+    # Whitening changes row norms in a way that selection must not see, so norms go first. A scale goes before them, as
+    # when SAELens itself folds it: activations are then in raw units.
+    if normalisation is not None and not whitening:
+        weights = normalisation(weights)
+    if rescales:
+        weights = fold_decoder_norm(weights)
+    if normalisation is not None and whitening:
+        weights = normalisation(weights)
+    return weights.to(torch.float32)

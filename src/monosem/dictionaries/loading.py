@@ -1,0 +1,123 @@
+"""Loading a dictionary by name: shipped with the package, a folder, a file, or a hub id."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..errors import BadFile, BadInput, UnknownName, did_you_mean
+from ..models.sites import SiteLike
+from .dictionary import Dictionary
+from .formats import openai, saelens
+from .formats.common import Overrides
+
+ASSETS = Path(__file__).parents[1] / "assets"
+
+
+@dataclass(frozen=True)
+class Format:
+    """How to recognise a checkpoint at a path, and how to read it."""
+
+    detect: Callable[[Path], bool]
+    read: Callable[[Path, Overrides], Dictionary]
+    looks_like: str
+
+
+FORMATS = {
+    "saelens": Format(saelens.detect, saelens.read, "a folder with cfg.json and sae_weights.safetensors"),
+    "openai": Format(
+        openai.detect, openai.read, "a .pt file with pre_bias, encoder.weight, latent_bias, decoder.weight"
+    ),
+}
+WRITERS: dict[str, Callable[[Dictionary, str | os.PathLike[str], torch.dtype], None]] = {"saelens": saelens.write}
+
+
+def shipped() -> list[str]:
+    """Names of the dictionaries inside the package, such as `smollm2/resid_post.15`."""
+    return sorted(str(cfg.parent.relative_to(ASSETS).as_posix()) for cfg in ASSETS.glob("*/*/cfg.json"))
+
+
+def shipped_folder(name: str) -> Path:
+    """Where a shipped dictionary lies (weights, card, index). Raises `UnknownName`."""
+    if name not in shipped():
+        raise UnknownName(f"no shipped dictionary {name!r}{did_you_mean(name, shipped())}; shipped: {_shipped_names()}")
+    return ASSETS / name
+
+
+def load_dictionary(
+    name: str | os.PathLike[str],
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    *,
+    site: SiteLike | None = None,
+    site_out: SiteLike | None = None,
+    model_name: str | None = None,
+    norm_scaling_factor: float | None = None,
+) -> Dictionary:
+    """Load a dictionary into the canonical form.
+
+    Args:
+        name: a shipped name (`shipped()`), a folder or file on disk, or `owner/repo[/folder]` on the hub.
+        dtype: of the weights; default float32. Arithmetic is in float32 in any case.
+        site, site_out, model_name: where it belongs, where the file does not say or says it wrongly.
+        norm_scaling_factor: sqrt(d_in) / mean input norm, for SAELens files with `expected_average_only_in` that lack
+            it.
+
+    Raises:
+        UnknownName: nothing of that name (shipped names are listed).
+        BadFile: the checkpoint is broken, hostile, of an unknown format, or incomplete; the message says what to do.
+    """
+    path = _find(os.fspath(name))
+    overrides = Overrides(site, site_out, model_name, norm_scaling_factor)
+    for checkpoint in FORMATS.values():
+        if checkpoint.detect(path):
+            break
+    else:
+        known = "; ".join(f"{key}: {value.looks_like}" for key, value in FORMATS.items())
+        raise BadFile(f"{path} is not a dictionary in a known format ({known})")
+    try:
+        dictionary = checkpoint.read(path, overrides)
+    except BadInput as error:
+        raise BadFile(f"{path}: {error}") from error
+    if path.is_relative_to(ASSETS):
+        dictionary.name = path.relative_to(ASSETS).as_posix()
+    return dictionary.to(device=device, dtype=dtype)
+
+
+def _find(name: str) -> Path:
+    if name in shipped():
+        return ASSETS / name
+    path = Path(name).expanduser()
+    if path.exists():
+        return path.resolve()
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") < 1:
+        raise UnknownName(
+            f"no dictionary {name!r}{did_you_mean(name, shipped())}; no such path; shipped: {_shipped_names()}"
+        )
+    return _from_hub(name)
+
+
+def _from_hub(name: str) -> Path:
+    """Fetch `owner/repo[/folder or file]` into the hub's cache."""
+    from huggingface_hub import snapshot_download
+
+    owner, repo, *rest = name.split("/")
+    inside = "/".join(rest)
+    patterns = [inside, f"{inside}/*"] if inside else None
+    try:
+        root = Path(snapshot_download(f"{owner}/{repo}", allow_patterns=patterns))
+    except Exception as error:  # the hub's client raises many kinds, offline and not
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UnknownName(
+            f"no dictionary {name!r}{did_you_mean(name, shipped())}: not shipped (shipped: {_shipped_names()}), "
+            f"no such path, and the hub gave nothing ({reason}); download it elsewhere and give its folder"
+        ) from error
+    if not (root / inside).exists():
+        raise UnknownName(f"the hub repository {owner}/{repo} has no {inside!r}")
+    return root / inside
+
+
+def _shipped_names() -> str:
+    return ", ".join(shipped()) or "none"
