@@ -28,7 +28,7 @@ class TrainConfig(BaseModel):
     )
     tokens: int = Field(gt=0, description="activations to train on in all, repeats counted")
     batch_tokens: int = Field(4096, gt=0, description="activations a step")
-    seed: int = Field(0, description="of the initial weights (the stream has its own)")
+    seed: int = Field(0, description="of the initial weights and, in `monosem train`, of the shuffling")
 
     texts: list[str] = Field(default_factory=list, description="files or folders that the text came from")
     context: int = Field(256, gt=0, description="tokens a window when the activations were read")
@@ -109,7 +109,16 @@ class TrainConfig(BaseModel):
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Self:
-        """Raises `BadFile` when the file is missing or not a YAML table, `BadInput` as `parse`."""
+        """A config from a YAML file. Raises as `fields` and `parse`."""
+        return cls.parse(cls.fields(path))
+
+    @staticmethod
+    def fields(path: str | os.PathLike[str]) -> dict[str, Any]:
+        """What a YAML file sets, unchecked, so that other sources may add to it.
+
+        Raises:
+            BadFile: it is missing, not YAML, or not a table.
+        """
         try:
             values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
@@ -118,7 +127,7 @@ class TrainConfig(BaseModel):
             raise BadFile(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
         if not isinstance(values, dict):
             raise BadFile(f"{path} is not a training config: expected `field: value` lines")
-        return cls.parse(values)
+        return values
 
     def write(self, path: str | os.PathLike[str]) -> None:
         write_text(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True))

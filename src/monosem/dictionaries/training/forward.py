@@ -44,7 +44,7 @@ def sparse_forward(form: TrainingForm, x: Float[Tensor, "batch d"], kind: str, k
 
 
 def dense_forward(form: TrainingForm, x: Float[Tensor, "batch d"], kind: str, k: int, fast: bool) -> Pass:
-    """The same through ordinary autograd and [batch, width] arrays. `fast` is set outside (TF32 of the whole process)."""
+    """The same through ordinary autograd and [batch, width] arrays. `fast` (TF32) is set by the loop."""
     pre = F.linear(x - form.b_dec, form.W_enc, form.b_enc)
     if kind == "batchtopk":
         flat = pre.relu().flatten()

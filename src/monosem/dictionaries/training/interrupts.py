@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM as a flag that a loop reads where it can stop cleanly."""
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -38,3 +39,4 @@ class Interrupts:
         if self.asked:
             raise KeyboardInterrupt("stopped at once; work since the last checkpoint is lost")
         self.asked = True
+        os.write(2, b"\nstopping after this step, to save (again: at once, without saving)\n")  # print is unsafe here

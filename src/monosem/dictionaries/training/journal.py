@@ -44,7 +44,7 @@ def _step_of(line: str) -> float:
 
 
 class Health:
-    """Remembers on the device the first step whose batch or loss was not finite, so that a GPU need not wait each step."""
+    """Remembers, on the device, the first step whose batch or loss was not finite: a GPU need not wait each step."""
 
     def __init__(self, device: torch.device):
         self.first = torch.zeros(2, dtype=torch.long, device=device)  # of the batch, of the loss; 0: none

@@ -17,6 +17,9 @@ from .sparse import Support, rows_dot
 CHUNK = 1024  # tokens a product: [1024, F] stays near the cache, and no [batch, F] array is allocated
 GROUP = 16  # latents a group in `top_columns`
 SCREEN = 2  # candidates per place when the product is screened in bfloat16
+BOUND_TOKENS = 64  # tokens from which BatchTopK guesses its threshold
+BOUND_SHARE = 0.8  # of that guess, for the candidates
+CLEAR = 1.05  # bfloat16 rounds to 1 part in 256, and its errors average out over a product
 
 Encoder = tuple[Float[Tensor, "width d"], Float[Tensor, "width"]]  # W_enc, b_enc
 
@@ -66,21 +69,47 @@ def select_topk(centred: Float[Tensor, "batch d"], encoder: Encoder, k: int, scr
 def select_batchtopk(centred: Float[Tensor, "batch d"], encoder: Encoder, k: int, screen: bool) -> Support:
     """The k·batch largest positive pre-activations of the whole batch; how many a token gets varies.
 
-    Exact: candidates are the n largest of each token. If some token had all its candidates chosen, others of its
-    latents might belong, and n is doubled.
+    Exact: candidates are all pre-activations above a bound that a few tokens suggest. Were they too few, the bound was
+    too high and is lowered.
     """
     batch, width = len(centred), len(encoder[1])
-    n = min(4 * k, width)
+    bound = _bound(centred, encoder, k)
     while True:
-        columns, pre = _candidates(centred, encoder, n, screen)
-        chosen = torch.zeros(pre.numel(), dtype=torch.bool, device=pre.device)
-        chosen[pre.flatten().topk(min(k * batch, pre.numel()), sorted=False).indices] = True
-        chosen = chosen.view_as(pre) & (pre > 0)
-        if n == width or not chosen.all(1).any():
+        candidates, pre = _above(centred, encoder, bound, screen)
+        largest = pre.topk(min(k * batch, len(pre)), sorted=False)
+        # screened candidates near the bound may be incomplete (rounding), so the choice has to stay clear of it
+        clear = len(pre) >= k * batch and (not screen or bool(largest.values.amin() > CLEAR * bound))
+        if clear or bound == 0:
             break
-        n = min(2 * n, width)
-    counts = chosen.sum(1)
-    return Support(columns[chosen], counts.cumsum(0) - counts, width)
+        bound = bound / 2 if bound > 1e-3 * float(centred.abs().amax()) else 0.0
+    chosen = torch.zeros_like(pre, dtype=torch.bool)
+    chosen[largest.indices] = True
+    chosen &= pre > 0
+    counts = torch.bincount(candidates.rows[chosen], minlength=batch)
+    return Support(candidates.columns[chosen], counts.cumsum(0) - counts, width)
+
+
+def _bound(x: Tensor, encoder: Encoder, k: int) -> float:
+    """A little below where the threshold of the batch lies among some evenly taken tokens; never negative."""
+    some = x[:: max(len(x) // BOUND_TOKENS, 1)]
+    pre = torch.addmm(encoder[1], some, encoder[0].T).flatten()
+    return max(BOUND_SHARE * float(pre.topk(min(k * len(some), len(pre)), sorted=False).values.amin()), 0.0)
+
+
+def _above(x: Tensor, encoder: Encoder, bound: float, screen: bool) -> tuple[Support, Tensor]:
+    """All places with a pre-activation above the bound, and those pre-activations in float32."""
+    columns, counts, values = [], [], []
+    width = len(encoder[1])
+    for pre in _products(x, encoder, torch.bfloat16 if screen else x.dtype):
+        places = (pre > bound).flatten().nonzero().flatten()
+        columns.append(places % width)
+        counts.append(torch.bincount(places // width, minlength=len(pre)))
+        values.append(pre.flatten()[places])
+    count = torch.cat(counts)
+    support = Support(torch.cat(columns), count.cumsum(0) - count, width)
+    if screen:
+        return support, rows_dot(support, x, encoder[0]) + encoder[1][support.columns]
+    return support, torch.cat(values)
 
 
 SELECTIONS: dict[str, Callable[[Tensor, Encoder, int, bool], Support]] = {

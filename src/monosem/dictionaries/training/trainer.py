@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from ... import __version__
@@ -29,9 +28,10 @@ Record = dict[str, float]
 
 
 class Stream(Protocol):
-    """Batches of activations, and where it is in them: with the state loaded it gives the same batches from there on."""
+    """Batches of activations, and where it is in them: from a loaded state on it gives the same batches again."""
 
-    def __next__(self) -> Float[Tensor, "batch d"]: ...
+    def __next__(self) -> Any: ...  # Float[Tensor, "batch d"]; streams of several sites give something else
+
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
@@ -61,23 +61,16 @@ def train(
         Interrupted: (a KeyboardInterrupt) stopped by the user, after saving; says how to go on.
     """
     target = writable_folder(folder)
-    device = torch.device(
-        ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-    )
-    checkpoints, journal, health = (
-        Checkpoints(target / "checkpoints"),
-        Journal(target / "metrics.jsonl"),
-        Health(device),
-    )
+    device = _device(config)
+    checkpoints, journal = Checkpoints(target / "checkpoints"), Journal(target / "metrics.jsonl")
+    health = Health(device)
     with Interrupts() as interrupts, _precision(config, device):
         state = _resumed(config, stream, checkpoints, device, resume) or _begun(config, stream, device, interrupts)
         journal.truncate(state.step)
         config.write(target / "config.yaml")
         saved_step, saved_at = state.step, time.monotonic()
-        meter = Meter(
-            f"train {config.site}", config.steps * config.batch_tokens, "tok", quiet, state.step * config.batch_tokens
-        )
-        with meter:
+        n = config.batch_tokens
+        with Meter(f"train {config.site}", config.steps * n, "tok", quiet, start=state.step * n) as meter:
             while state.step < config.steps:
                 x = _next(state, stream, config)
                 if x is None:
@@ -86,7 +79,7 @@ def train(
                 last, due = state.step == config.steps, _due(config, state.step, saved_at)
                 if record or last or due or interrupts.asked or device.type == "cpu":
                     health.check(next(reversed(checkpoints.paths()), None))
-                meter.advance(config.batch_tokens, **{name: record[name] for name in _SHOWN if record})
+                meter.advance(n, **{name: record[name] for name in _SHOWN if record})
                 if record:
                     record["tokens_per_second"] = meter.rate
                     journal.append(record)
@@ -97,7 +90,7 @@ def train(
                     saved_step, saved_at = state.step, time.monotonic()
                 if interrupts.asked and not last:
                     raise Interrupted(
-                        f"stopped after step {state.step}, all saved; run the same again to go on from {target}"
+                        f"stopped after step {state.step} and saved in {target}; run the same again to go on"
                     )
         if saved_step != state.step:  # the stream ended early
             checkpoints.save(state.step, _content(config, state, stream))
@@ -107,7 +100,7 @@ def train(
 def train_step(
     state: TrainingState, config: TrainConfig, x: Tensor, device: torch.device, health: Health, logged: bool
 ) -> Record:
-    """One optimiser step on a raw batch; the record of it when `logged`, else an empty one (nothing waits for a GPU)."""
+    """One optimiser step on a raw batch; gives its record when `logged`, else an empty one and waits for no GPU."""
     form, optimizer = state.form, state.optimizer
     forward = FORWARDS[BEST_ON.get(device.type, "dense") if config.kernels == "auto" else config.kernels]
     x = x.to(device, torch.float32, non_blocking=True) * state.scale
@@ -182,7 +175,11 @@ def _next(state: TrainingState, stream: Stream, config: TrainConfig) -> Tensor |
         return None
 
 
-def _checked(x: Tensor, config: TrainConfig, d: int | None = None) -> Tensor:
+def _checked(x: Any, config: TrainConfig, d: int | None = None) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise BadInput(
+            f"the stream gave a {type(x).__name__}; training needs a stream of one site, which gives tensors"
+        )
     if x.ndim != 2 or len(x) != config.batch_tokens or d not in (None, x.shape[1]):
         expected = f"[{config.batch_tokens}, {d or 'd'}]"
         raise BadInput(f"the stream gave a batch of shape {list(x.shape)}, expected {expected} (batch_tokens × width)")
@@ -251,6 +248,19 @@ def _finish(config: TrainConfig, state: TrainingState, stream: Stream, target: P
     with replacing_folder(target / "dictionary") as temporary:
         dictionary.save(temporary)
     return dictionary
+
+
+def _device(config: TrainConfig) -> torch.device:
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(config.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BadInput(
+            f"device {config.device!r} cannot be used here ({str(error).splitlines()[0]}); try auto"
+        ) from error
+    return device
 
 
 @contextlib.contextmanager

@@ -1,0 +1,187 @@
+"""Sparse products, selection and losses of training against dense oracles."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from monosem.dictionaries.training.form import TrainingForm
+from monosem.dictionaries.training.forward import auxiliary_loss, dense_forward, sparse_forward
+from monosem.dictionaries.training.selection import select_batchtopk, select_topk, top_columns
+from monosem.dictionaries.training.sparse import Support, decode_at, encode_at, rows_dot, transposed_sum, weighted_sum
+
+
+def ragged(mask: Tensor) -> Support:
+    """The support of a boolean [batch, width]."""
+    counts = mask.sum(1)
+    return Support(mask.nonzero()[:, 1], counts.cumsum(0) - counts, mask.shape[1])
+
+
+def random_form(width: int, d: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> TrainingForm:
+    """All parameters random, biases too: zero biases hide errors."""
+    torch.manual_seed(seed)
+    form = TrainingForm(width, 0.1 * torch.randn(d, dtype=dtype), seed)
+    with torch.no_grad():
+        form.W_enc.add_(0.1 * torch.randn(width, d, dtype=dtype))
+        form.b_enc.copy_(0.1 * torch.randn(width, dtype=dtype))
+    return form
+
+
+def mask_of(support: Support, batch: int) -> Tensor:
+    mask = torch.zeros(batch, support.width, dtype=torch.bool)
+    mask[support.rows, support.columns] = True
+    return mask
+
+
+@given(batch=st.integers(1, 6), width=st.integers(1, 9), d=st.integers(1, 5), seed=st.integers(0, 10**6))
+@settings(max_examples=60, deadline=None)
+def test_the_three_products_equal_dense_products(batch: int, width: int, d: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    mask = torch.rand(batch, width) < torch.rand(())  # empty tokens, empty latents and nothing at all occur
+    support = ragged(mask)
+    codes = torch.randn(batch, width) * mask
+    values = codes[mask]
+    a, weight = torch.randn(batch, d), torch.randn(width, d)
+    torch.testing.assert_close(weighted_sum(support, values, weight), codes @ weight, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(transposed_sum(support, values, a), codes.T @ a, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(rows_dot(support, a, weight), (a @ weight.T)[mask], atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_of_encoding_and_decoding_equal_finite_differences() -> None:
+    torch.manual_seed(0)
+    mask = torch.rand(5, 7) < 0.4
+    mask[2] = False
+    support = ragged(mask)
+    x, b_dec, W, b_enc = (
+        torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((5, 4), (4,), (7, 4), (7,))
+    )
+    values = encode_at(x, b_dec, W, b_enc, support)
+    assert 0 < (values == 0).sum() < len(values)  # places that ReLU shuts are part of the test
+    assert torch.autograd.gradcheck(lambda *t: encode_at(*t, support), (x, b_dec, W, b_enc))
+    codes = torch.randn(len(support.columns), dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda v, w: decode_at(v, w, support), (codes, W))
+
+
+@pytest.mark.parametrize(("width", "k"), [(16, 4), (512, 5), (640, 17), (100, 100), (48, 1)])
+def test_top_columns_are_those_of_topk(width: int, k: int) -> None:
+    torch.manual_seed(width)
+    pre = torch.randn(33, width)
+    ours, theirs = top_columns(pre, k).sort(1).values, pre.topk(k).indices.sort(1).values
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("screen", [False, True])
+def test_topk_selection_is_exact(screen: bool) -> None:
+    form = random_form(512, 24)
+    x = torch.randn(1500, 24)  # more than one chunk
+    pre = x @ form.W_enc.T + form.b_enc
+    support = select_topk(x, (form.W_enc.detach(), form.b_enc.detach()), 6, screen)
+    expected = torch.zeros_like(pre, dtype=torch.bool).scatter(1, pre.topk(6).indices, True)
+    assert torch.equal(mask_of(support, 1500), expected)
+
+
+@pytest.mark.parametrize("screen", [False, True])
+@pytest.mark.parametrize("uneven", [1.0, 100.0])
+def test_batchtopk_selection_is_exact_however_uneven_the_tokens(screen: bool, uneven: float) -> None:
+    form = random_form(256, 24)
+    x = torch.randn(1500, 24)
+    x[7] *= uneven  # one token that takes many places, and is not among those that suggest the bound
+    x[::23] *= uneven  # all of those do: the first bound is far too high
+    pre = x @ form.W_enc.T + form.b_enc
+    support = select_batchtopk(x, (form.W_enc.detach(), form.b_enc.detach()), 4, screen)
+    chosen = pre.flatten().topk(4 * 1500).indices
+    expected = torch.zeros(pre.numel(), dtype=torch.bool).index_fill(0, chosen, True).view_as(pre) & (pre > 0)
+    assert torch.equal(mask_of(support, 1500), expected)
+
+
+def test_batchtopk_takes_only_positive_places() -> None:
+    form = random_form(32, 8)
+    encoder = (form.W_enc.detach(), torch.full((32,), -100.0))
+    for screen in (False, True):
+        assert len(select_batchtopk(torch.randn(10, 8), encoder, 4, screen).columns) == 0
+    encoder[1][3] = 100.0
+    support = select_batchtopk(torch.randn(10, 8), encoder, 4, False)
+    assert support.columns.tolist() == [3] * 10
+    assert support.rows.tolist() == list(range(10))
+
+
+def oracle_auxiliary(form: TrainingForm, x: Tensor, residual: Tensor, dead: Tensor, k: int) -> Tensor:
+    """AuxK over all columns, with masks, as its paper says it."""
+    pre = (x - form.b_dec) @ form.W_enc.T + form.b_enc
+    masked = torch.full_like(pre, -torch.inf)
+    masked[:, dead] = pre[:, dead]
+    values, places = masked.topk(min(k, len(dead)))
+    codes = torch.zeros_like(pre).scatter(1, places, values.relu())
+    target = residual.detach()
+    error = (codes @ form.W_dec - target).pow(2).mean()
+    return min(len(dead) / k, 1.0) * error / (target - target.mean(0)).pow(2).mean()
+
+
+@pytest.mark.parametrize("kind", ["topk", "batchtopk"])
+@pytest.mark.parametrize("dead", [[], [1, 5, 60, 300, 511], list(range(40))])
+def test_sparse_step_equals_dense_autograd(kind: str, dead: list[int]) -> None:
+    """Reconstruction, counters and every gradient, AuxK included (fewer and more dead latents than k_aux)."""
+    x, ids = 2 * torch.randn(200, 24), torch.tensor(dead, dtype=torch.long)
+    grads = []
+    for forward, auxiliary in ((sparse_forward, auxiliary_loss), (dense_forward, oracle_auxiliary)):
+        form = random_form(512, 24)
+        done = forward(form, x, kind, 6, False)
+        residual = x - done.reconstruction
+        loss = residual.square().sum(1).mean()
+        if dead:
+            loss = loss + auxiliary(form, x, residual, ids, 12)
+        loss.backward()
+        grads.append((done, loss, {name: p.grad for name, p in form.named_parameters()}))
+    (sparse, sparse_loss, ours), (dense, dense_loss, theirs) = grads
+    torch.testing.assert_close(sparse.reconstruction, dense.reconstruction, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(sparse_loss, dense_loss, atol=1e-5, rtol=1e-5)
+    assert torch.equal(sparse.fired, dense.fired)
+    assert int(sparse.active) == int(dense.active)
+    torch.testing.assert_close(sparse.floor, dense.floor)
+    for name, grad in theirs.items():
+        torch.testing.assert_close(ours[name], grad, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_auxiliary_loss_teaches_only_the_dead_and_never_its_target() -> None:
+    form, x = random_form(64, 16), torch.randn(50, 16)
+    residual = torch.randn(50, 16, requires_grad=True)
+    dead = torch.tensor([3, 9])
+    auxiliary_loss(form, x, residual, dead, 8).backward()
+    assert residual.grad is None
+    for parameter in (form.W_enc, form.b_enc, form.W_dec):
+        assert parameter.grad is not None
+        assert parameter.grad[dead].abs().sum() > 0
+        others = parameter.grad.clone()
+        others[dead] = 0
+        assert others.abs().sum() == 0
+
+
+def test_auxiliary_loss_of_a_perfect_reconstruction_is_zero_not_nan() -> None:
+    form, x = random_form(64, 16), torch.randn(50, 16)
+    with torch.no_grad():
+        form.b_enc.fill_(-100.0)  # the dead say nothing either, so it is 0 / 0
+    assert auxiliary_loss(form, x, torch.zeros(50, 16), torch.tensor([3]), 8).item() == 0.0
+
+
+def test_decoder_gradient_loses_its_part_along_the_rows_and_rows_stay_unit() -> None:
+    form = random_form(32, 8)
+    form.W_dec.grad = torch.randn(32, 8)
+    form.project_decoder_gradient()
+    torch.testing.assert_close((form.W_dec.grad * form.W_dec).sum(1), torch.zeros(32), atol=1e-6, rtol=0)
+    with torch.no_grad():
+        form.W_dec.mul_(3.0)
+    form.normalise_decoder()
+    torch.testing.assert_close(form.W_dec.norm(dim=1), torch.ones(32))
+
+
+def test_clipping_equals_that_of_torch() -> None:
+    for size in (0.001, 10.0):
+        ours, theirs = random_form(32, 8), random_form(32, 8)
+        for mine, other in zip(ours.parameters(), theirs.parameters()):
+            mine.grad = size * torch.randn_like(mine)
+            other.grad = mine.grad.clone()
+        ours.clip_gradients(1.0)
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        for mine, other in zip(ours.parameters(), theirs.parameters()):
+            torch.testing.assert_close(mine.grad, other.grad)
