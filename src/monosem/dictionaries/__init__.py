@@ -3,6 +3,7 @@
 from .codes import Codes, TokenNorm, latent_ids
 from .dictionary import Dictionary
 from .encoders import ENCODERS, batch_topk
+from .evaluation import Evaluation, evaluate
 from .folds import Weights
 from .loading import load_dictionary, shipped, shipped_folder
 
@@ -10,9 +11,11 @@ __all__ = [
     "ENCODERS",
     "Codes",
     "Dictionary",
+    "Evaluation",
     "TokenNorm",
     "Weights",
     "batch_topk",
+    "evaluate",
     "latent_ids",
     "load_dictionary",
     "shipped",

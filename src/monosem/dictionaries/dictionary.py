@@ -231,8 +231,8 @@ class Dictionary(nn.Module):
         """Codes to a reconstruction, in raw activation units.
 
         Args:
-            like: the activations that the codes came from. Gives the reconstruction its dtype and, at per-head sites,
-                its `[..., head, d_head]` shape; skip transcoders need it (their output depends on it).
+            like: the activations that the codes came from. Gives the reconstruction its dtype, its device and, at
+                per-head sites, its `[..., head, d_head]` shape; skip transcoders need it (their output depends on it).
 
         Raises:
             Mismatch: codes of a dictionary of another width.
@@ -257,7 +257,7 @@ class Dictionary(nn.Module):
             y = y + self._compute(self._flat(like)) @ self._compute(self.W_skip).T
         if like is None:
             return y
-        return (y.reshape(like.shape) if like.shape[:-1] != lead and self.d_in == self.d_out else y).to(like.dtype)
+        return (y.reshape(like.shape) if like.shape[:-1] != lead and self.d_in == self.d_out else y).to(like)
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         """The reconstruction of `x`, in its shape and dtype."""
