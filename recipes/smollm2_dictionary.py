@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import torch
+from monosem.latents import build_index
 
 import monosem as ms
 from monosem.activations import ActivationShards
@@ -22,7 +23,6 @@ from monosem.data import TokenStore, interleaved, texts
 from monosem.dictionaries import evaluate
 from monosem.dictionaries.training import TrainConfig, train
 from monosem.files import write_json
-from monosem.latents import build_index
 
 SITE = "resid_post.15"
 CONTEXT = 256

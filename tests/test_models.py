@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tiny import FAMILIES, tiny_hf, tiny_tokenizer
 
 from monosem import edits
 from monosem.errors import BadInput, EditDidNotFire, UnknownName
 from monosem.models import PER_LAYER, Model, Site, TokenBatch, verify
+from tiny import FAMILIES, tiny_hf, tiny_tokenizer
 
 IDS = torch.randint(3, 100, (3, 11), generator=torch.Generator().manual_seed(5))
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
@@ -255,7 +255,7 @@ def test_bad_prompts(llama):
 
 
 def loop_without_cache(model: Model, row: list[int], steps: int, edit=()) -> list[int]:
-    """The oracle: whole forward passes, greedy; the prompt's length is told to the edits by their absolute positions."""
+    """The oracle: whole forward passes, greedy."""
     for _ in range(steps):
         row = [*row, int(model.run([row], edits=edit).logits[0, -1].argmax())]
     return row

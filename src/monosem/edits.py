@@ -126,7 +126,7 @@ def function(site: SiteLike, fn: Callable[[Tensor], Tensor], label: str = "funct
 
 
 def patch(site: SiteLike, value: Tensor | float) -> Edit:
-    """Replace the activation by `value`: a tensor of the site's shape in this batch's layout, or one that broadcasts."""
+    """Replace the activation by `value`: of the site's shape in this batch's layout, or one that broadcasts."""
     parsed = Site.parse(site)
 
     def fn(x: Tensor, moment: Moment) -> Tensor:
@@ -183,7 +183,9 @@ def clamp(dictionary: Any, latent: Latent, value: Amount) -> Edit:
 
 def scale_latent(dictionary: Any, latent: Latent, factor: Amount) -> Edit:
     """Multiply a latent's activation, error term kept; does nothing where the latent is silent."""
-    return _latent_edit(dictionary, latent, lambda f, v: (v - 1) * f, factor, f"scale {_shown(latent)} by {_shown(factor)}")
+    return _latent_edit(
+        dictionary, latent, lambda f, v: (v - 1) * f, factor, f"scale {_shown(latent)} by {_shown(factor)}"
+    )
 
 
 def add_latent(dictionary: Any, latent: Latent, amount: Amount) -> Edit:
@@ -221,7 +223,9 @@ def _latent_edit(
             active = dictionary.latent_activations(flat, latents.to(x.device))[..., 0].float()
         else:
             active = dictionary.latent_activations_rowwise(flat, rows).float()
-        delta = change(active, _per_row(amount, x).flatten(1))[..., None] * dictionary.decoder_rows(rows).float()[:, None]
+        delta = (
+            change(active, _per_row(amount, x).flatten(1))[..., None] * dictionary.decoder_rows(rows).float()[:, None]
+        )
         if (factor := dictionary.token_scale(flat)) is not None:
             delta = delta * factor
         return x.float() + delta.reshape(x.shape)

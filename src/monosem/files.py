@@ -32,7 +32,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, target)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise BadFile(f"cannot write {target}: {error.strerror or error}; free some space or choose another folder") from error
+        raise BadFile(
+            f"cannot write {target}: {error.strerror or error}; free some space or choose another folder"
+        ) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -40,7 +42,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """As `replacing`, for a whole folder; an older folder of that name is removed only after the new one is complete."""
+    """As `replacing`, for a whole folder; an older folder of that name goes only when the new one is complete."""
     target = Path(path)
     writable_folder(target.parent)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
@@ -56,7 +58,9 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.replace(temporary, target)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise BadFile(f"cannot write {target}: {error.strerror or error}; free some space or choose another folder") from error
+        raise BadFile(
+            f"cannot write {target}: {error.strerror or error}; free some space or choose another folder"
+        ) from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -22,7 +22,7 @@ NAME = "monosem"
 
 # visits an activation on its way: (site name, value) -> value
 Visit = Callable[[str, Tensor], Tensor]
-_VISITS: ContextVar[dict[nn.Module, Visit]] = ContextVar("monosem_attention_visits", default={})
+_VISITS: ContextVar[dict[nn.Module, Visit] | None] = ContextVar("monosem_attention_visits", default=None)
 
 
 def attention_forward(
@@ -41,7 +41,7 @@ def attention_forward(
     s = scaling q kᵀ; soft cap c: s = c tanh(s/c); mask; sinks: one more column in the softmax, dropped after it;
     p = softmax in float32, cast back; out = p v. Keys and values of grouped heads are repeated.
     """
-    visit = _VISITS.get().get(module)
+    visit = (_VISITS.get() or {}).get(module)
     if visit is None and softcap is None and s_aux is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     visit = visit or (lambda _, x: x)

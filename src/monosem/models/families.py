@@ -12,7 +12,7 @@ from ..errors import UnknownName
 
 @dataclass(frozen=True)
 class Family:
-    """Module paths of one architecture; paths below a block are relative to it, below attention/MLP relative to those."""
+    """Module paths of one architecture; those of a block's parts are relative to it, their parts relative to them."""
 
     name: str
     model_types: tuple[str, ...]

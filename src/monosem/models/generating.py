@@ -104,7 +104,7 @@ def _chooser(temperature: float, top_k: int | None, top_p: float | None, seed: i
     generator = torch.Generator(device=device).manual_seed(seed)
 
     def sample(ids: Int[Tensor, "batch pos"], logits: Float[Tensor, "batch vocab"]) -> Int[Tensor, "batch"]:
-        probabilities = warpers(ids, logits.float()).softmax(-1)
+        probabilities = warpers(ids, logits.float()).softmax(-1)  # type: ignore[arg-type]
         return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
 
     return sample

@@ -52,7 +52,8 @@ class Model:
 
     def __repr__(self) -> str:
         c = self.cfg
-        return f"Model({self.name}: {c.n_layers} layers, d_model {c.d_model}, {c.n_heads} heads, {self.dtype}, {self.device})"
+        sizes = f"{c.n_layers} layers, d_model {c.d_model}, {c.n_heads} heads"
+        return f"Model({self.name}: {sizes}, {self.dtype}, {self.device})"
 
     @property
     def device(self) -> torch.device:
@@ -83,14 +84,16 @@ class Model:
     def attention_module(self, site: Site) -> nn.Module:
         """The attention module of a site's layer, if the architecture calls the registered attention function."""
         if not self.hf._can_set_attn_implementation():
-            raise UnknownName(f"{site}: {type(self.hf).__name__} is not on transformers' attention registry; use q, k, v, z")
+            raise UnknownName(
+                f"{site}: {type(self.hf).__name__} is not on transformers' attention registry; use q, k, v, z"
+            )
         return self.blocks[site.layer].get_submodule(self.family.attention)  # type: ignore[index]
 
     # ------------------------------------------------------------------ tokens
     def tokens(self, x: Any, padding: Literal["right", "left"] = "right") -> TokenBatch:
         """Text, texts, ids (list of lists or tensor) or a `TokenBatch` as one padded batch.
 
-        The tokenizer's own defaults hold; a BOS token that the text already begins with (chat templates) is not doubled.
+        The tokenizer's own defaults hold; a BOS token that the text begins with (chat templates) is not doubled.
 
         Raises:
             BadInput: nothing, an empty prompt, ids outside the vocabulary, longer than the context, no tokenizer.
@@ -100,7 +103,9 @@ class Model:
         elif isinstance(x, Tensor):
             ids = x[None] if x.ndim == 1 else x
             if ids.ndim != 2 or ids.is_floating_point() or ids.numel() == 0:
-                raise BadInput(f"token ids must be a non-empty integer tensor [batch, pos], got {x.dtype} {tuple(x.shape)}")
+                raise BadInput(
+                    f"token ids must be a non-empty integer tensor [batch, pos], got {x.dtype} {tuple(x.shape)}"
+                )
             batch = TokenBatch(ids.long(), torch.ones_like(ids, dtype=torch.bool))
         else:
             batch = TokenBatch.of(self._rows(x), self.pad, padding)
@@ -108,7 +113,9 @@ class Model:
         if low < 0 or high >= self.cfg.d_vocab:
             raise BadInput(f"token id {low if low < 0 else high} is outside the vocabulary of {self.cfg.d_vocab}")
         if (longest := int(batch.lengths.max())) > self.cfg.n_ctx:
-            raise BadInput(f"a prompt has {longest} tokens, {self.name} has a context of {self.cfg.n_ctx}; shorten or split it")
+            raise BadInput(
+                f"a prompt has {longest} tokens, {self.name} has a context of {self.cfg.n_ctx}; shorten or split it"
+            )
         return batch
 
     def _rows(self, x: Any) -> list[list[int]]:
@@ -121,7 +128,8 @@ class Model:
             raise BadInput(f"{self.name} has no tokenizer: pass token ids, or load it with tokenizer=...")
         bos = self.tokenizer.bos_token
         return [
-            list(self.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos))).input_ids) for text in items
+            list(self.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos))).input_ids)
+            for text in items
         ]
 
     def chat(self, messages: str | list[dict[str, str]], system: str | None = None) -> str:
@@ -187,6 +195,9 @@ class Model:
             logits = cap * torch.tanh(logits / cap)
         return logits
 
+    def _submodule(self, path: str) -> Any:
+        return self.hf.get_submodule(path)
+
     @property
     def W_U(self) -> Float[Tensor, "d_model vocab"]:
         """The unembedding, right-multiplied; a view, do not write to it."""
@@ -195,16 +206,16 @@ class Model:
     @property
     def final_gain(self) -> Float[Tensor, "d_model"]:
         """What the final norm multiplies by (Gemma stores it minus one)."""
-        return self.hf.get_submodule(self.family.final_norm).weight + self.family.gain_offset
+        return self._submodule(self.family.final_norm).weight + self.family.gain_offset
 
     def W_O(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
-        """The output projection by head, right-multiplied: the attention output is sum over heads of z W_O, plus b_O."""
-        module = self.blocks[layer].get_submodule(f"{self.family.attention}.{self.family.out}")
+        """The output projection by head, right-multiplied: attention output = sum over heads of z W_O, plus b_O."""
+        module = self._submodule(f"{self.family.layers}.{layer}.{self.family.attention}.{self.family.out}")
         weight = module.weight if type(module).__name__ == "Conv1D" else module.weight.T
         return weight.unflatten(0, (self.cfg.n_heads, -1))
 
     def b_O(self, layer: int) -> Float[Tensor, "d_model"] | None:
-        return self.blocks[layer].get_submodule(f"{self.family.attention}.{self.family.out}").bias
+        return self._submodule(f"{self.family.layers}.{layer}.{self.family.attention}.{self.family.out}").bias
 
 
 @lru_cache(maxsize=200_000)
@@ -216,10 +227,11 @@ def _str_token(model: Model, token: int) -> str:
 
 
 def _shape(hf: PreTrainedModel, family: Family, block: nn.Module) -> Shape:
-    config = hf.config
+    config: Any = hf.config
     heads = config.num_attention_heads
-    out = block.get_submodule(f"{family.attention}.{family.out}")
-    down = block.get_submodule(f"{family.mlp}.{family.down}")
+    embedding: Any = hf.get_input_embeddings()
+    out: Any = block.get_submodule(f"{family.attention}.{family.out}")
+    down: Any = block.get_submodule(f"{family.mlp}.{family.down}")
     # Conv1D stores [in, out], Linear [out, in]; head_dim is not d_model / heads in every model
     width_in = [m.weight.shape[0] if type(m).__name__ == "Conv1D" else m.weight.shape[1] for m in (out, down)]
     return Shape(
@@ -229,6 +241,6 @@ def _shape(hf: PreTrainedModel, family: Family, block: nn.Module) -> Shape:
         n_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
         d_head=width_in[0] // heads,
         d_mlp=width_in[1],
-        d_vocab=hf.get_input_embeddings().weight.shape[0],
+        d_vocab=embedding.weight.shape[0],
         n_ctx=config.max_position_embeddings,
     )

@@ -67,7 +67,9 @@ def point(model: "Model", site: Site) -> Point:
     return Point(model.hf.get_submodule(template.format(**names)), when, split, join)
 
 
-def _view(model: "Model", view: str, fused: bool) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]:
+def _view(
+    model: "Model", view: str, fused: bool
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]:
     if view == "whole":
         return _same, _replaced
     heads = model.cfg.n_heads if view == "q" else model.cfg.n_kv_heads
@@ -137,5 +139,7 @@ def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return args[0] if args else kwargs["hidden_states"]
 
 
-def with_first_input(args: tuple[Any, ...], kwargs: dict[str, Any], value: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def with_first_input(
+    args: tuple[Any, ...], kwargs: dict[str, Any], value: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return ((value, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": value})

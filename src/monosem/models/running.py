@@ -1,7 +1,7 @@
 """One forward pass: capture sites, apply edits, stop early, start late, keep gradients."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -96,10 +96,8 @@ def run(
     session.moment = moment(tokens, tokens.lengths, column=0)
     out = None
     with torch.set_grad_enabled(grad), session, _starting(model, start, tokens), _last_only(model, tokens, logits):
-        try:
+        with suppress(Stop):
             out = model.hf(**inputs(tokens), use_cache=False).logits
-        except Stop:
-            pass
     session.check_fired()
     if out is not None and logits == "last":
         out = out[:, 0]

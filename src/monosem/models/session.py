@@ -52,7 +52,7 @@ class EditLike(Protocol):
         ...
 
 
-class Stop(Exception):  # noqa: N818  (not an error: everything that was wanted is there)
+class Stop(Exception):
     """Raised inside the forward pass after the last wanted site."""
 
 
@@ -101,7 +101,7 @@ class Session:
             for edit in edits:
                 if id(edit) not in self.fired:
                     raise EditDidNotFire(
-                        f"{edit} reached no token; check its positions and scope, and that the run goes as far as its site"
+                        f"{edit} reached no token; check its positions and scope, and that the run goes so far"
                     )
 
     def visit(self, site: Site, value: Tensor) -> Tensor:

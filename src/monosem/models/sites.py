@@ -30,9 +30,24 @@ from dataclasses import dataclass
 
 from ..errors import UnknownName, did_you_mean
 
-PER_LAYER = (
-    "resid_pre q k v rot_q rot_k scores pattern z attn_out resid_mid mlp_pre mlp_pre_linear mlp_post mlp_out resid_post"
-).split()
+PER_LAYER = [
+    "resid_pre",
+    "q",
+    "k",
+    "v",
+    "rot_q",
+    "rot_k",
+    "scores",
+    "pattern",
+    "z",
+    "attn_out",
+    "resid_mid",
+    "mlp_pre",
+    "mlp_pre_linear",
+    "mlp_post",
+    "mlp_out",
+    "resid_post",
+]
 GLOBAL = ("embed", "final_norm", "logits")
 ATTENTION = ("rot_q", "rot_k", "scores", "pattern")  # live inside the attention function
 
@@ -138,4 +153,4 @@ def sites_of(given: "SiteLike | Iterable[SiteLike]") -> list[Site]:
     """One site or several, in any spelling; `("q", 3)` is one site, `("q.3", "k.3")` are two."""
     pair = isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], int)
     single = isinstance(given, str | Site) or pair
-    return [Site.parse(site) for site in ([given] if single else given)]  # type: ignore[list-item, union-attr]
+    return [Site.parse(site) for site in ([given] if single else given)]  # type: ignore[union-attr, arg-type]
