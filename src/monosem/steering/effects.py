@@ -1,6 +1,7 @@
 """What an edit does to a model: the next token and the continuation, with and without it."""
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,7 +56,14 @@ class Comparison:
         joined = [pd.DataFrame(before, columns=columns), pd.DataFrame(after, columns=columns)]
         return pd.concat(joined, axis=1, keys=["before", "after"])
 
-    def save(self, path: str) -> None:
+    @classmethod
+    def between(
+        cls, model: Model, before: Outcome, after: Outcome, top: int = 5, config: dict[str, Any] | None = None
+    ) -> "Comparison":
+        """The comparison of two outcomes of the same prompts."""
+        return cls(_rows(model, before, after, top), config or {})
+
+    def save(self, path: str | os.PathLike[str]) -> None:
         write_json(path, {"config": self.config, "summary": self.summary, "rows": self.rows})
 
 
@@ -122,7 +130,7 @@ def compare(
     elif baseline.prompts != list(prompts):
         raise BadInput("the baseline was made with other prompts; make it with outcome(model, prompts)")
     edited = outcome(model, prompts, edits, batch_size=batch_size, **options)
-    return Comparison(_rows(model, baseline, edited, top), {**options, "top": top, "model": model.name})
+    return Comparison.between(model, baseline, edited, top, {**options, "top": top, "model": model.name})
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -1,0 +1,82 @@
+"""The arms of an intervention: the target latent beside random latents and the reconstruct-only arm, on the same prompts."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .. import edits
+from ..progress import Meter
+from ..steering import Comparison, bootstrap_mean, compare, outcome, random_latents, summarise
+from . import reader as reading
+from .context import Context
+
+TEXT_FIELDS = ("baseline_text", "edited_text", "baseline_perplexity", "edited_perplexity", "distinct_2")
+TEXT_SUMMARY = ("texts_changed", "baseline_perplexity", "edited_perplexity", "distinct_2")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One intervention on all openings of the study."""
+
+    kind: str  # "target", "random" or "reconstruction"
+    label: str
+    latent: int | None = None
+    value: float | None = None  # what the latent is clamped to, in its own units
+    dose: float | None = None  # the same in units of the latent's maximum; None for a plain value
+    continued: bool = True  # whether continuations are generated, or only the next token is looked at
+
+    def edit(self, context: Context) -> edits.Edit:
+        if self.latent is None or self.value is None:
+            return edits.splice(context.dictionary)
+        return edits.clamp(context.dictionary, self.latent, self.value)
+
+
+def controls(context: Context, target: int, candidates: Sequence[int]) -> list[int]:
+    """Random latents of similar density, never a candidate; the same ones in defence and attack."""
+    config = context.config
+    return random_latents(context.statistics.densities, target, config.random_latents, candidates, config.seed)
+
+
+def measure(context: Context, arms: Sequence[Arm], title: str) -> list[dict[str, Any]]:
+    """Every arm against the unedited model: rows (for arms with continuations) and summaries on test and control."""
+    reader = context.memory.get("reader") or context.memory.setdefault("reader", reading.fit(context))
+    before = _baseline_scores(context, reader)
+    found = []
+    with Meter(title, total=len(arms), unit="arm", quiet=context.quiet) as meter:
+        for arm in arms:
+            found.append(_measured(context, arm, reader, before))
+            meter.advance(1, arm=arm.label)
+    return found
+
+
+def _baseline_scores(context: Context, reader: reading.Reader) -> list[float]:
+    if "baseline_scores" not in context.memory:
+        base = context.baseline
+        context.memory["baseline_scores"] = reading.scores(context, reader, base.prompts, base.new)
+    return list(context.memory["baseline_scores"])
+
+
+def _measured(context: Context, arm: Arm, reader: reading.Reader, before: list[float]) -> dict[str, Any]:
+    config, openings = context.config, context.openings
+    edit = arm.edit(context)
+    options: dict[str, Any] = {"max_new_tokens": config.max_new_tokens if arm.continued else 0}
+    after = outcome(context.model, openings, edit, batch_size=config.batch_size, **options)
+    rows = Comparison.between(context.model, context.baseline, after).rows
+    if arm.continued:
+        later = reading.scores(context, reader, openings, after.new)
+        for row, old, new in zip(rows, before, later):
+            row |= {"baseline_concept": old, "edited_concept": new}
+    cut = len(config.test)
+    parts = {"test": rows[:cut], "control": rows[cut:]}
+    shown = parts if arm.continued and arm.kind != "random" else {}
+    return asdict(arm) | {name: _summary(part, arm.continued) for name, part in parts.items()} | {"rows": shown}
+
+
+def _summary(rows: list[dict[str, Any]], continued: bool) -> dict[str, Any]:
+    found = summarise(rows)
+    if not continued:
+        return {name: value for name, value in found.items() if name not in TEXT_SUMMARY}
+    shifts = [row["edited_concept"] - row["baseline_concept"] for row in rows]
+    mean, low, high = bootstrap_mean([shift for shift in shifts if not math.isnan(shift)])
+    return found | {"concept_shift": mean, "concept_low": low, "concept_high": high}

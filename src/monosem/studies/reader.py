@@ -1,0 +1,77 @@
+"""A concept score for continuations: where a text lies between the negative and the positive prompts.
+
+The score is linear in the unedited model's activations at the dictionary's site, averaged over the tokens of the text,
+along the difference of the means of the search half's positive and negative prompts (difference in means: Marks &
+Tegmark 2023, arXiv:2310.06824). It is scaled so that the negative prompts have mean 0 and the positive ones mean 1.
+How well it tells the held-out pairs apart is reported with it. It knows nothing of the dictionary, but it reads the same
+activations, so it is a measure of the continuation's topic as the model sees it, not a human judgement.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..models import TokenBatch
+from .context import Context
+
+
+@dataclass(frozen=True)
+class Reader:
+    direction: Float[Tensor, "d_model"]  # scaled, so that score = activation @ direction - offset
+    offset: float
+    held_out_auroc: float
+
+    def score(self, pooled: Float[Tensor, "texts d_model"]) -> Float[Tensor, "texts"]:
+        return pooled @ self.direction - self.offset
+
+
+def fit(context: Context) -> Reader:
+    """The reader of a study, fitted on the search half and checked on the held-out half."""
+    search, held_out = context.pairs
+    positive, negative = pooled(context, search.positive), pooled(context, search.negative)
+    difference = positive.mean(0) - negative.mean(0)
+    direction = difference / difference.square().sum().clamp_min(1e-12)
+    reader = Reader(direction, float(negative.mean(0) @ direction), math.nan)
+    up, down = (reader.score(pooled(context, side)) for side in (held_out.positive, held_out.negative))
+    return Reader(direction, reader.offset, auroc(up, down))
+
+
+def pooled(context: Context, prompts: Sequence[str]) -> Float[Tensor, "prompts d_model"]:
+    """Mean activation of each prompt over its counted tokens (see `Context.reads`)."""
+    means = []
+    for run, counted in context.reads(prompts):
+        means.append(_mean(run[context.dictionary.site].float(), counted))
+    return torch.cat(means).cpu()
+
+
+def scores(
+    context: Context, reader: Reader, prompts: Sequence[str], continuations: Sequence[Sequence[int]]
+) -> list[float]:
+    """Score of each continuation, read after its prompt by the unedited model; NaN for an empty one."""
+    found: list[float] = []
+    size = context.config.batch_size
+    for start in range(0, len(prompts), size):
+        heads = context.model.tokens(list(prompts[start : start + size])).rows()
+        tails = [list(tail) for tail in continuations[start : start + size]]
+        batch = TokenBatch.of([head + tail for head, tail in zip(heads, tails)], context.model.pad)
+        run = context.model.run(batch, capture=[context.dictionary.site], logits=False)
+        begins = torch.tensor([len(head) for head in heads])[:, None]
+        counted = batch.mask & (batch.positions >= begins)
+        values = reader.score(_mean(run[context.dictionary.site].float(), counted).cpu())
+        found += [float(value) if tail else math.nan for value, tail in zip(values, tails)]
+    return found
+
+
+def auroc(positive: Tensor, negative: Tensor) -> float:
+    """Share of (positive, negative) pairs in the right order, ties half (Mann & Whitney 1947)."""
+    difference = positive.double()[:, None] - negative.double()[None]
+    return float(((difference > 0).double() + 0.5 * (difference == 0).double()).mean())
+
+
+def _mean(x: Float[Tensor, "batch pos d"], counted: Tensor) -> Float[Tensor, "batch d"]:
+    weight = counted.to(x.device).float()
+    return torch.einsum("bpd,bp->bd", x, weight) / weight.sum(-1, keepdim=True).clamp_min(1)

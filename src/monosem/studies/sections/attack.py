@@ -1,0 +1,60 @@
+"""D: the target latent amplified, in units of its own maximum and to plain values, beside random latents."""
+
+from typing import Any
+
+from ..arms import Arm, measure
+from ..context import Context
+from .defence import against_randoms
+
+
+def make(context: Context, earlier: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    config = context.config
+    target, randoms = earlier["defence"]["target"], earlier["defence"]["randoms"]
+    maxima = context.statistics.maxima
+    arms = _arms_of(context, target, "target")
+    for number, latent in enumerate(randoms):
+        continued = number < config.random_continuations
+        arms += [
+            arm
+            for arm in _arms_of(context, latent, "random", continued)
+            if continued or arm.dose == config.primary_dose
+        ]
+    found = measure(context, arms, "D attack")
+    primary = [arm for arm in found if arm["dose"] == config.primary_dose]
+    return {
+        "target": target,
+        "randoms": randoms,
+        "maximum": float(maxima[target]),
+        "maximum_source": context.statistics.source,
+        "primary_dose": config.primary_dose,
+        "reader_auroc": context.memory["reader"].held_out_auroc,
+        "baseline": [{"prompt": p, "text": t} for p, t in zip(context.baseline.prompts, context.baseline.texts)],
+        "arms": found,
+        "p": {part: against_randoms(primary, part) for part in ("test", "control")},
+    }
+
+
+def findings(result: dict[str, Any]) -> list[str]:
+    primary = next(arm for arm in result["arms"] if arm["kind"] == "target" and arm["dose"] == result["primary_dose"])
+    test, control = primary["test"], primary["control"]
+    example = max(primary["rows"]["test"], key=lambda row: row["edited_concept"] - row["baseline_concept"])
+    return [
+        f"{primary['label']}: the next token changes on {test['changed']}/{test['n']} test and "
+        f"{control['changed']}/{control['n']} control prompts; {test['texts_changed']}/{test['n']} continuations change",
+        f"concept score of the continuations {test['concept_shift']:+.2f} "
+        f"[{test['concept_low']:+.2f}, {test['concept_high']:+.2f}] (0 = like the negative prompts, 1 = like the positive)",
+        f"perplexity {test['baseline_perplexity']:.1f} -> {test['edited_perplexity']:.1f}",
+        f"e.g. {example['prompt']!r}",
+        f"  before: {example['baseline_text']!r}",
+        f"  after:  {example['edited_text']!r}",
+    ]
+
+
+def _arms_of(context: Context, latent: int, kind: str, continued: bool = True) -> list[Arm]:
+    top = float(context.statistics.maxima[latent])
+    doses = [
+        Arm(kind, f"latent {latent} to {dose:g} x max", latent, dose * top, dose, continued)
+        for dose in context.config.doses
+    ]
+    plain = [Arm(kind, f"latent {latent} to {value:g}", latent, value, None, continued) for value in context.config.values]
+    return doses + plain

@@ -1,0 +1,60 @@
+"""A: what the dictionary is worth, and which latents the concept's prompts fire most."""
+
+from typing import Any
+
+from ..context import Context
+
+SHOWN = 10
+
+
+def make(context: Context, earlier: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    dictionary, model, config = context.dictionary, context.model, context.config
+    return {
+        "name": dictionary.name,
+        "kind": dictionary.kind,
+        "width": dictionary.width,
+        "site": str(dictionary.site),
+        "card": dictionary.card,
+        "statistics": context.statistics.source,
+        "model": {"name": model.name, "layers": model.cfg.n_layers, "d_model": model.cfg.d_model},
+        "tokens": {side: _mean_length(context, prompts) for side, prompts in _sides(context).items()},
+        "prompts": {side: len(prompts) for side, prompts in _sides(context).items()}
+        | {"test": len(config.test), "control": len(config.control)},
+        "top": _top(context),
+    }
+
+
+def findings(result: dict[str, Any]) -> list[str]:
+    best = ", ".join(f"{row['latent']} ({row['active']:.0%})" for row in result["top"][:5])
+    return [
+        f"{result['name']}: {result['width']:,} latents at {result['site']} of {result['model']['name']}",
+        f"strongest on the positive prompts: latents {best} (share of the prompts on which each is active)",
+    ]
+
+
+def _sides(context: Context) -> dict[str, list[str]]:
+    return {"positive": context.config.positive, "negative": context.config.negative}
+
+
+def _mean_length(context: Context, prompts: list[str]) -> float:
+    return float(context.model.tokens(prompts).lengths.float().mean())
+
+
+def _top(context: Context) -> list[dict[str, Any]]:
+    """Latents by mean over the positive prompts of their strongest activation on each; the negative side beside it."""
+    sides = {side: context.strongest(prompts, range(context.dictionary.width)) for side, prompts in _sides(context).items()}
+    order = sides["positive"].mean(0).argsort(descending=True)[:SHOWN].tolist()
+    rows = []
+    for latent in order:
+        evidence = context.evidence(latent)
+        rows.append(
+            {
+                "latent": latent,
+                "positive": float(sides["positive"][:, latent].mean()),
+                "negative": float(sides["negative"][:, latent].mean()),
+                "active": float((sides["positive"][:, latent] > 0).float().mean()),
+                "density": float(context.statistics.densities[latent]),
+                "promoted": [token for token, _ in evidence.promoted[:5]] if evidence else [],
+            }
+        )
+    return rows

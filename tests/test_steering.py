@@ -1,0 +1,162 @@
+"""Comparisons with and without an edit, their statistics, and the choice of control latents."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_hf, tiny_tokenizer
+
+from monosem import edits
+from monosem.dictionaries import Dictionary, Weights
+from monosem.errors import BadInput
+from monosem.models import Model
+from monosem.steering import bootstrap_mean, compare, distinct, outcome, random_latents, rank_p, summarise, wilson
+
+PROMPTS = ["the cat sat on", "a dog", "she was very happy and"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Model(tiny_hf("llama"), tiny_tokenizer(), name="tiny")
+
+
+@pytest.fixture(scope="module")
+def sae():
+    draw = torch.Generator().manual_seed(3)
+    shapes = {"W_enc": (32, 24), "b_enc": (24,), "W_dec": (24, 32), "b_dec": (32,)}
+    return Dictionary(
+        Weights(**{name: torch.randn(shape, generator=draw) for name, shape in shapes.items()}),
+        "topk",
+        k=6,
+        site="resid_post.1",
+        model_name="tiny",
+        name="tiny-sae",
+    )
+
+
+def test_no_edit_changes_nothing(model):
+    found = compare(model, [], PROMPTS, max_new_tokens=5)
+    assert found.summary["changed"] == 0
+    assert found.summary["kl"] == pytest.approx(0, abs=1e-6)
+    assert all(row["baseline_text"] == row["edited_text"] for row in found.rows)
+    assert found.summary["edited_perplexity"] == pytest.approx(found.summary["baseline_perplexity"])
+
+
+def test_numbers_equal_a_hand_made_comparison(model, sae):
+    edit = edits.clamp(sae, 5, 40.0)
+    found = compare(model, edit, PROMPTS, max_new_tokens=6, batch_size=2)
+    for row, prompt in zip(found.rows, PROMPTS):
+        p = model.run(prompt).logits[0, -1].log_softmax(-1)
+        q = model.run(prompt, edits=edit).logits[0, -1].log_softmax(-1)
+        assert row["kl"] == pytest.approx(float((p.exp() * (p - q)).sum()), rel=1e-4, abs=1e-6)
+        assert row["changed"] == bool(p.argmax() != q.argmax())
+        assert row["edited_token"] == model.str_token(int(q.argmax()))
+        assert row["edited_probability"] == pytest.approx(float(q.max().exp()), rel=1e-4)
+        assert row["top_after"][0][0] == row["edited_token"]
+        made = model.generate(prompt, edits=edit, max_new_tokens=6)
+        assert row["edited_text"] == made.texts[0]
+        whole = made.ids.ids[0]
+        start = len(whole) - len(made.new[0])
+        logits = model.run(whole[None]).logits[0].log_softmax(-1)  # the unedited model reads the edited text
+        loss = -logits[range(start - 1, len(whole) - 1), whole[start:]].mean()
+        assert row["edited_perplexity"] == pytest.approx(math.exp(loss), rel=1e-4)
+
+
+def test_rows_with_their_own_latent_and_value_equal_single_runs(model, sae):
+    latents, values = torch.tensor([1, 7, 13]), torch.tensor([30.0, -15.0, 8.0])
+
+    def rowwise(rows):
+        return [edits.clamp(sae, latents[list(rows)], values[list(rows)])]
+
+    together = compare(model, rowwise, PROMPTS, max_new_tokens=4, batch_size=2)
+    for i, prompt in enumerate(PROMPTS):
+        alone = compare(model, edits.clamp(sae, int(latents[i]), float(values[i])), [prompt], max_new_tokens=4)
+        assert together.rows[i]["kl"] == pytest.approx(alone.rows[0]["kl"], rel=1e-3, abs=1e-5)
+        assert together.rows[i]["edited_text"] == alone.rows[0]["edited_text"]
+
+
+def test_a_shared_baseline_gives_the_same_and_another_is_refused(model, sae):
+    baseline = outcome(model, PROMPTS, max_new_tokens=3)
+    edit = edits.clamp(sae, 2, 25.0)
+    shared = compare(model, edit, PROMPTS, max_new_tokens=3, baseline=baseline)
+    assert shared.rows == compare(model, edit, PROMPTS, max_new_tokens=3).rows
+    with pytest.raises(BadInput, match="other prompts"):
+        compare(model, edit, PROMPTS[:2], baseline=baseline)
+
+
+def test_without_continuations(model, sae):
+    found = compare(model, edits.clamp(sae, 2, 25.0), PROMPTS, max_new_tokens=0)
+    assert [row["edited_text"] for row in found.rows] == [""] * 3
+    assert found.summary["kl"] > 0
+    assert math.isnan(found.summary["edited_perplexity"])
+
+
+@pytest.mark.parametrize("prompts", [[], ["a dog", ""]])
+def test_empty_prompts(model, prompts):
+    with pytest.raises(BadInput):
+        compare(model, [], prompts)
+
+
+def test_comparison_saves_and_shows(model, sae, tmp_path):
+    found = compare(model, edits.clamp(sae, 2, 25.0), PROMPTS, max_new_tokens=2)
+    found.save(tmp_path / "c.json")
+    assert (tmp_path / "c.json").stat().st_size > 100
+    assert len(found.table) == 3
+    assert found.top_tokens(0)["before"]["probability"].is_monotonic_decreasing
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 12), (12, 12), (3, 12), (7, 10), (1, 1)])
+def test_wilson_bounds_solve_its_defining_equation(k, n):
+    """Wilson's bounds are the rates p at which |k/n - p| is z standard errors of p."""
+    for bound in wilson(k, n):
+        assert abs(k / n - bound) == pytest.approx(1.959963984540054 * math.sqrt(bound * (1 - bound) / n), abs=1e-9)
+
+
+def test_wilson_of_nothing():
+    assert wilson(0, 0) == (0, 1)
+
+
+def test_bootstrap_covers_the_normal_interval():
+    values = np.random.default_rng(1).normal(2, 1, 400).tolist()
+    mean, low, high = bootstrap_mean(values)
+    assert mean == pytest.approx(np.mean(values))
+    half = 1.96 * np.std(values) / 20
+    assert (low, high) == (pytest.approx(mean - half, abs=0.01), pytest.approx(mean + half, abs=0.01))
+    assert all(math.isnan(x) for x in bootstrap_mean([]))
+
+
+def test_rank_p_counts_the_observed():
+    assert rank_p(5, [1, 2, 3]) == 0.25
+    assert rank_p(2, [1, 2, 3]) == 0.75
+    assert rank_p(1.0, [0.0] * 19) == 0.05
+
+
+def test_distinct_finds_loops():
+    assert distinct([1, 2, 3, 4]) == 1
+    assert distinct([1, 2] * 10) == pytest.approx(2 / 19)
+    assert math.isnan(distinct([1]))
+
+
+def test_random_latents_have_similar_density():
+    densities = torch.logspace(-5, -1, 200)
+    drawn = random_latents(densities, latent=100, n=10, exclude=[101, 102], seed=4)
+    assert len(set(drawn)) == 10
+    assert not {100, 101, 102} & set(drawn)
+    ratio = densities[drawn] / densities[100]
+    assert bool(((ratio <= 2) & (ratio >= 0.5)).all())
+    assert drawn == random_latents(densities, latent=100, n=10, exclude=[101, 102], seed=4)
+    assert drawn != random_latents(densities, latent=100, n=10, exclude=[101, 102], seed=5)
+
+
+def test_random_latents_avoid_the_dead_and_widen_when_few_are_near():
+    densities = torch.tensor([0.5, 0.0, 1e-4, 2e-4, 3e-4, 0.0])
+    assert sorted(random_latents(densities, latent=0, n=3)) == [2, 3, 4]
+    with pytest.raises(BadInput, match="ask for fewer"):
+        random_latents(densities, latent=0, n=6)
+
+
+def test_summary_of_a_subset_is_that_of_the_subset(model, sae):
+    edit = edits.clamp(sae, 5, 40.0)
+    whole = compare(model, edit, PROMPTS, max_new_tokens=3)
+    assert summarise(whole.rows[1:])["kl"] == pytest.approx(np.mean([row["kl"] for row in whole.rows[1:]]))

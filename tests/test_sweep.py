@@ -1,0 +1,143 @@
+"""The sweep of latents x values: right numbers, resumable, refuses another config in its folder."""
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+from tiny import tiny_hf, tiny_tokenizer
+
+from monosem import edits
+from monosem.dictionaries import Dictionary, Weights
+from monosem.errors import BadInput, Mismatch, UnknownName
+from monosem.models import Model
+from monosem.steering import open_sweep
+from monosem.steering import sweep as run_sweep
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Model(tiny_hf("llama"), tiny_tokenizer(), name="tiny")
+
+
+@pytest.fixture(scope="module")
+def sae():
+    draw = torch.Generator().manual_seed(3)
+    shapes = {"W_enc": (32, 24), "b_enc": (24,), "W_dec": (24, 32), "b_dec": (32,)}
+    weights = Weights(**{name: torch.randn(shape, generator=draw) for name, shape in shapes.items()})
+    return Dictionary(weights, "topk", k=6, site="resid_post.1", model_name="tiny", name="tiny-sae")
+
+
+def go(model, sae, folder, **options):
+    settings = {"latents": range(5), "values": [-10.0, 20.0], "max_new_tokens": 4, "batch_size": 3, "quiet": True}
+    return run_sweep(model, sae, folder=folder, **(settings | options))
+
+
+@pytest.mark.parametrize("prompt", [None, "the cat sat"])
+def test_rows_equal_single_clamps(model, sae, tmp_path, prompt):
+    found = go(model, sae, tmp_path, prompt=prompt)
+    assert len(found.table) == 10
+    assert found.table["score"].is_monotonic_decreasing
+    ids = [[model.bos]] if prompt is None else prompt
+    base = model.run(ids).logits[0, -1].log_softmax(-1)
+    for row in found.table.itertuples():
+        edit = edits.clamp(sae, int(row.latent), float(row.value))
+        assert row.text == model.generate(ids, edits=edit, max_new_tokens=4).texts[0]
+        q = model.run(ids, edits=edit).logits[0, -1].log_softmax(-1)
+        assert row.kl == pytest.approx(float((base.exp() * (base - q)).sum()), rel=1e-3, abs=1e-5)
+    assert found.baseline["text"] == model.generate(ids, max_new_tokens=4).texts[0]
+
+
+def test_files(model, sae, tmp_path):
+    found = go(model, sae, tmp_path)
+    text = (tmp_path / "sweep.txt").read_text()
+    assert text.count("== latent") == 5
+    assert "the BOS token alone" in text
+    stored = pd.read_parquet(tmp_path / "sweep.parquet")
+    assert list(zip(stored["latent"], stored["value"])) == [(i, v) for i in range(5) for v in (-10.0, 20.0)]
+    pd.testing.assert_frame_equal(open_sweep(tmp_path).table, found.table)
+    found.save(tmp_path / "ranked.csv")
+    assert len(pd.read_csv(tmp_path / "ranked.csv")) == 10
+    with pytest.raises(BadInput, match=r"\.parquet or \.csv"):
+        found.save(tmp_path / "ranked.xls")
+
+
+def test_ctrl_c_keeps_what_is_done_and_goes_on(model, sae, tmp_path, monkeypatch):
+    whole = go(model, sae, tmp_path / "whole", temperature=1.0)
+    calls = []
+    generate = Model.generate
+
+    def interrupted(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 4:  # the baseline and two batches are done
+            raise KeyboardInterrupt
+        return generate(self, *args, **kwargs)
+
+    monkeypatch.setattr(Model, "generate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        go(model, sae, tmp_path / "cut", temperature=1.0)
+    assert len(list((tmp_path / "cut" / "parts").glob("*.parquet"))) == 2
+    assert (tmp_path / "cut" / "sweep.txt").read_text().count("== latent") == 3
+    assert len(open_sweep(tmp_path / "cut").table) == 6
+    calls.clear()
+    calls += [0] * 100
+    resumed = go(model, sae, tmp_path / "cut", temperature=1.0)
+    assert len(calls) == 103  # the baseline and the two batches that were missing, nothing else
+    pd.testing.assert_frame_equal(resumed.table, whole.table)
+
+
+def test_another_config_is_refused(model, sae, tmp_path):
+    go(model, sae, tmp_path)
+    with pytest.raises(Mismatch, match="another values"):
+        go(model, sae, tmp_path, values=[1.0])
+    other = Dictionary(
+        Weights(sae.W_enc, sae.b_enc, sae.W_dec + 1, sae.b_dec), "topk", k=6, site="resid_post.1", name="tiny-sae"
+    )
+    with pytest.raises(Mismatch, match="another weights"):
+        go(model, other, tmp_path)
+
+
+def test_no_op_clamp_is_found_to_have_no_effect(model, sae, tmp_path):
+    """A latent that is silent on the prompt, set to 0, changes nothing: the error term is kept."""
+    active = sae.latent_activations(model.run("the cat sat", capture=sae.site)[sae.site], range(24))[0].amax(0)
+    silent = [i for i in range(24) if active[i] == 0][:2]
+    found = go(model, sae, tmp_path, latents=silent, values=[0.0], prompt="the cat sat")
+    assert found.table["kl"].abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"latents": [99]}, UnknownName, "0 to 23"),
+        ({"latents": []}, BadInput, "no latents"),
+        ({"values": []}, BadInput, "finite"),
+        ({"values": [float("nan")]}, BadInput, "finite"),
+        ({"prompt": ""}, BadInput, "empty"),
+    ],
+)
+def test_bad_input(model, sae, tmp_path, options, error, words):
+    with pytest.raises(error, match=words):
+        go(model, sae, tmp_path, **options)
+
+
+def test_wrong_model(model, sae, tmp_path):
+    other = Model(tiny_hf("llama"), tiny_tokenizer(), name="other")
+    with pytest.raises(Mismatch):
+        go(other, sae, tmp_path)
+
+
+def test_unwritable_folder(model, sae, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="choose another folder"):
+        go(model, sae, tmp_path / "file" / "folder")
+
+
+def test_config_is_saved(model, sae, tmp_path):
+    go(model, sae, tmp_path, seed=7)
+    held = json.loads((tmp_path / "config.json").read_text())
+    assert (held["seed"], held["latents"], held["prompt"]) == (7, list(range(5)), None)
+
+
+def test_plot(model, sae, tmp_path):
+    figure = go(model, sae, tmp_path).plot()
+    assert sum(len(trace.x) for trace in figure.data) == 10
