@@ -243,7 +243,7 @@ class Dictionary(nn.Module):
                 f"codes of a dictionary with {codes.width} latents cannot be decoded by one with {self.width}"
             )
         lead, slots = codes.values.shape[:-1], codes.values.shape[-1]
-        values, indices = codes.values.reshape(-1, slots), codes.indices.reshape(-1, slots)
+        values, indices = (part.reshape(math.prod(lead), slots) for part in (codes.values, codes.indices))
         y = (self._decoded(values, indices) + self._compute(self.b_dec)).view(*lead, self.d_out)
         if self.token_norm != "none":
             if codes.norm is None:

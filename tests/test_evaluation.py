@@ -1,0 +1,242 @@
+"""Evaluation: every number against a dense numpy oracle, and cases whose answer is known."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from monosem import edits
+from monosem.activations import SkipRule
+from monosem.data import TokenStore
+from monosem.dictionaries import Dictionary, Weights, evaluate
+from monosem.errors import BadInput, Mismatch
+from monosem.models import Model
+from tiny import tiny_hf, tiny_tokenizer
+
+D, F, CONTEXT = 32, 50, 12
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Model(tiny_hf("llama"), tiny_tokenizer(), name="tiny")
+
+
+@pytest.fixture(scope="module")
+def windows():
+    ids = torch.randint(4, 100, (7, CONTEXT), generator=torch.Generator().manual_seed(0))
+    ids[2, 5] = ids[4, 1] = 1  # </s>, a special token
+    return ids
+
+
+def sae(seed=0, site="resid_post.1", kind="topk", d_in=D, d_out=D, **options) -> Dictionary:
+    draw = torch.Generator().manual_seed(seed)
+    shapes = [(d_in, F), (F,), (F, d_out), (d_out,)]
+    tensors = [torch.randn(shape, generator=draw) / shape[0] ** 0.5 for shape in shapes]
+    tensors[1][:6] = -50.0  # six latents that can never be active
+    options = {"k": 6} | options if kind == "topk" else options
+    return Dictionary(Weights(*tensors), kind, site=site, model_name="tiny", name="test", **options)
+
+
+def identity(bias=0.0, scale=1.0) -> Dictionary:
+    """x = relu(x) - relu(-x), exactly (times `scale`)."""
+    eye = torch.eye(D)
+    weights = Weights(
+        torch.cat([eye, -eye], 1), torch.zeros(2 * D), scale * torch.cat([eye, -eye]), torch.full((D,), bias)
+    )
+    return Dictionary(weights, "relu", site="resid_post.1", model_name="tiny", name="identity")
+
+
+def constant(value: torch.Tensor) -> Dictionary:
+    weights = Weights(torch.zeros(D, F), torch.full((F,), -1.0), torch.zeros(F, D), value)
+    return Dictionary(weights, "relu", site="resid_post.1", model_name="tiny", name="constant")
+
+
+def counted(model, windows, dictionary, outlier):
+    """Which tokens count: not first, not special, norm within `outlier` medians (all windows calibrate here)."""
+    x = model.run(windows, capture=dictionary.site)[dictionary.site].flatten(2)
+    keep = torch.ones(windows.shape, dtype=torch.bool)
+    keep[:, 0] = False
+    keep &= ~torch.isin(windows, torch.tensor(sorted(model.special_ids)))
+    if outlier:
+        keep &= x.norm(dim=-1) <= outlier * x[keep].norm(dim=-1).median()
+    return keep
+
+
+def log_softmax(z):
+    z = z - z.max(-1, keepdims=True)
+    return z - np.log(np.exp(z).sum(-1, keepdims=True))
+
+
+def oracle(model, windows, dictionary, keep, batch_size=None):
+    """All metrics, dense, in float64, from definitions; edits in place of the evaluation's partial runs."""
+    run = model.run(windows, capture={dictionary.site, dictionary.site_out})
+    target = run[dictionary.site_out]
+    x, t, m = run[dictionary.site].flatten(2), target.flatten(2).double().numpy(), keep.numpy()
+    acts = dictionary.encode(x).dense().double().numpy()[m]
+    y = dictionary(x).flatten(2).double().numpy()
+    e, xs, ys = (t - y)[m], t[m], y[m]
+    n = len(e)
+    spliced = torch.where(keep.reshape(*keep.shape, *[1] * (target.ndim - 2)), dictionary(x).view_as(target), target)
+    zero = torch.where(keep.reshape(*keep.shape, *[1] * (target.ndim - 2)), 0, target)
+    logits = {"clean": run.logits}
+    for name, value in (("spliced", spliced), ("zero", zero)):
+        logits[name] = model.run(windows, edits=edits.patch(dictionary.site_out, value)).logits
+    logp = {name: log_softmax(value.double().numpy())[:, :-1][m[:, :-1]] for name, value in logits.items()}
+    next_id = windows[:, 1:].numpy()[m[:, :-1]]
+    ce = {name: -value[np.arange(len(next_id)), next_id].mean() for name, value in logp.items()}
+    kl = {name: (np.exp(logp["clean"]) * (logp["clean"] - logp[name])).sum(-1).mean() for name in ("spliced", "zero")}
+    legacy = []
+    for start in range(0, len(windows), batch_size or len(windows)):
+        part = slice(start, start + (batch_size or len(windows)))
+        tx, te = t[part][m[part]], (t - y)[part][m[part]]
+        legacy += list(1 - (te**2).sum(-1) / ((tx - tx.mean(0)) ** 2).sum(-1))
+    total = ((xs - xs.mean(0)) ** 2).sum()
+    return {
+        "fve": 1 - (e**2).sum() / total,
+        "fve_centred_error": 1 - ((e - e.mean(0)) ** 2).sum() / total,
+        "fve_legacy": np.mean(legacy),
+        "l0": (acts != 0).sum(-1).mean(),
+        "cosine": np.mean((xs * ys).sum(-1) / np.linalg.norm(xs, axis=-1) / np.linalg.norm(ys, axis=-1)),
+        "mse": (e**2).sum(-1).mean(),
+        "l2_ratio": np.mean(np.linalg.norm(ys, axis=-1) / np.linalg.norm(xs, axis=-1)),
+        "relative_reconstruction_bias": (ys**2).sum(-1).mean() / (xs * ys).sum(-1).mean(),
+        "dead_fraction": ((acts != 0).sum(0) == 0).mean(),
+        "ce_clean": ce["clean"],
+        "ce_spliced": ce["spliced"],
+        "ce_zero": ce["zero"],
+        "ce_recovered": (ce["zero"] - ce["spliced"]) / (ce["zero"] - ce["clean"]),
+        "kl": kl["spliced"],
+        "kl_zero": kl["zero"],
+        "kl_score": (kl["zero"] - kl["spliced"]) / kl["zero"],
+        "tokens": n,
+        "predictions": len(next_id),
+        "density": (acts != 0).mean(0),
+    }
+
+
+@pytest.mark.parametrize(
+    "dictionary",
+    [
+        sae(),
+        sae(token_norm="layer_norm"),
+        sae(kind="relu", site="mlp_out.0"),
+        sae(site="resid_post.2"),
+        sae(site="z.1"),
+        sae(kind="relu", d_in=48, site="mlp_post.1", site_out="mlp_out.1"),
+    ],
+    ids=["start", "layer_norm", "patch", "last_block", "heads", "transcoder"],
+)
+def test_every_number_equals_a_dense_oracle(model, windows, dictionary):
+    keep = counted(model, windows, dictionary, outlier=1.3)
+    assert 0 < keep.sum() < windows.numel() - len(windows) - 2  # the rule does leave outliers out here
+    rule = SkipRule(outlier=1.3)
+    found = evaluate(dictionary, model, windows, batch_size=3, skip=rule, quiet=True)
+    for name, value in oracle(model, windows, dictionary, keep, batch_size=3).items():
+        np.testing.assert_allclose(getattr(found, name), value, rtol=2e-4, atol=2e-5, err_msg=name)
+    assert found.skipped["first"] == 7
+    assert found.skipped["special"] == 2
+    assert sum(found.skipped.values()) + found.tokens == windows.numel()
+    assert found.dead_fraction >= 6 / F
+
+
+def test_batch_size_does_not_matter_but_for_the_legacy_number(model, windows):
+    one, all_ = (evaluate(sae(), model, windows, batch_size=n, quiet=True) for n in (1, 7))
+    for name, value in one.to_dict(density=True).items():
+        if name not in ("fve_legacy", "config", "skipped"):
+            np.testing.assert_allclose(value, all_.to_dict(density=True)[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_perfect_dictionary(model, windows):
+    found = evaluate(identity(), model, windows, quiet=True)
+    for name in ("fve", "fve_centred_error", "fve_legacy", "cosine", "l2_ratio", "relative_reconstruction_bias"):
+        assert getattr(found, name) == pytest.approx(1, abs=1e-6)
+    assert found.ce_recovered == pytest.approx(1, abs=1e-4)
+    assert found.kl == pytest.approx(0, abs=1e-5)
+    assert found.l0 == pytest.approx(D)
+
+
+def test_a_constant_error_is_punished_by_the_headline_only(model, windows):
+    found = evaluate(identity(bias=0.7), model, windows, quiet=True)
+    assert found.fve_centred_error == pytest.approx(1, abs=1e-6)
+    assert found.mse == pytest.approx(D * 0.49, rel=1e-5)
+    assert found.fve < 0.95
+
+
+def test_the_mean_explains_nothing(model, windows):
+    keep = counted(model, windows, sae(), outlier=10)
+    x = model.run(windows, capture="resid_post.1")["resid_post.1"][keep]
+    found = evaluate(constant(x.mean(0)), model, windows, quiet=True)
+    assert found.fve == pytest.approx(0, abs=1e-5)
+    assert found.l0 == 0
+    assert found.dead_fraction == 1
+    zeros = evaluate(constant(torch.zeros(D)), model, windows, quiet=True)
+    assert zeros.ce_recovered == pytest.approx(0, abs=1e-6)
+    assert zeros.kl_score == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.8, 1.3])
+def test_a_scaled_reconstruction_shows_as_its_scale(model, windows, scale):
+    found = evaluate(identity(scale=scale), model, windows, quiet=True)
+    assert found.relative_reconstruction_bias == pytest.approx(scale, rel=1e-5)
+    assert found.l2_ratio == pytest.approx(scale, rel=1e-5)
+    assert found.cosine == pytest.approx(1, abs=1e-6)
+
+
+def test_splicing_everywhere_is_the_splice_edit(model, windows):
+    dictionary = sae()
+    found = evaluate(dictionary, model, windows, splice_all=True, quiet=True)
+    keep = counted(model, windows, dictionary, outlier=10)[:, :-1]
+    logits = model.run(windows, edits=edits.splice(dictionary)).logits
+    loss = -logits.log_softmax(-1)[:, :-1].gather(-1, windows[:, 1:, None])[..., 0]
+    assert found.ce_spliced == pytest.approx(float(loss[keep].mean()), rel=1e-5)
+    kept_only = evaluate(dictionary, model, windows, quiet=True)
+    assert kept_only.ce_spliced != pytest.approx(found.ce_spliced, rel=1e-3)
+    assert kept_only.fve == pytest.approx(found.fve)
+
+
+def test_text_windows_and_stores_give_the_same(model):
+    texts = [
+        "the cat sat on the mat and the dog ran to the sea",
+        "a woman was very happy in paris",
+        "one two three",
+    ] * 4
+    store = TokenStore.build(model, texts, 16)
+    by_text = evaluate(sae(), model, texts, context=16, quiet=True)
+    assert by_text.to_dict() == evaluate(sae(), model, store, quiet=True).to_dict()
+    assert by_text.to_dict() == evaluate(sae(), model, store[:], quiet=True).to_dict()
+    some = evaluate(sae(), model, store, tokens=40, quiet=True)
+    assert some.config["windows"] == 2
+    assert some.to_dict() == evaluate(sae(), model, texts, context=16, tokens=40, quiet=True).to_dict()
+
+
+def test_bad_input(model, windows):
+    for documents in ([], [""], ["the cat"]):
+        with pytest.raises(BadInput, match="too few for one window"):
+            evaluate(sae(), model, documents, context=16, quiet=True)
+    with pytest.raises(BadInput, match="a single string is no corpus"):
+        evaluate(sae(), model, "the cat", quiet=True)
+    with pytest.raises(BadInput):
+        evaluate(sae(), model, torch.ones(3, 8, dtype=torch.long), quiet=True)  # nothing but special tokens
+    with pytest.raises(BadInput, match="no token of this text counts"):
+        evaluate(sae(), model, torch.ones(3, 8, dtype=torch.long), skip=SkipRule(outlier=None), quiet=True)
+    with pytest.raises(BadInput, match="context 64"):
+        evaluate(sae(), model, torch.full((1, 65), 5), quiet=True)
+    for name in ("tokens", "batch_size"):
+        with pytest.raises(BadInput, match=f"{name} must be at least 1"):
+            evaluate(sae(), model, windows, **{name: 0}, quiet=True)
+    with pytest.raises(Mismatch, match="width 16"):
+        evaluate(sae(d_in=16, d_out=16), model, windows, quiet=True)
+
+
+def test_a_result_explains_and_saves_itself(model, windows, tmp_path):
+    found = evaluate(sae(), model, windows, quiet=True)
+    assert found.table.loc["fve", "value"] == found.fve
+    assert "SAELens" in found.table.loc["fve", "meaning"]
+    found.save(tmp_path / "evaluation.json")
+    saved = json.loads((tmp_path / "evaluation.json").read_text())
+    assert saved["fve"] == found.fve
+    np.testing.assert_allclose(saved["density"], found.density, rtol=1e-5)
+    assert saved["config"]["site"] == "resid_post.1"
+    assert saved["config"]["skip"]["outlier"] == 10.0
+    assert "density" not in found.to_dict()
