@@ -1,0 +1,22 @@
+"""Activations of a model over a corpus: harvested once or streamed, shuffled, without the tokens that mislead."""
+
+from .buffer import ShuffleBuffer
+from .harvesting import ActivationBatch, Harvest, harvest
+from .schedule import Schedule
+from .shards import ActivationShards, ShardStream
+from .skipping import Skipper, SkipRule
+from .stream import ActivationStream, stream
+
+__all__ = [
+    "ActivationBatch",
+    "ActivationShards",
+    "ActivationStream",
+    "Harvest",
+    "Schedule",
+    "ShardStream",
+    "ShuffleBuffer",
+    "SkipRule",
+    "Skipper",
+    "harvest",
+    "stream",
+]

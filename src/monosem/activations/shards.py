@@ -1,0 +1,247 @@
+"""Activations on disk: harvested once, read back under a global shuffle for as many epochs as wanted."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from jaxtyping import Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import BadFile, BadInput
+from ..files import read_json, replacing, writable_folder, write_json
+from ..models import Model, Site, SiteLike
+from ..progress import Meter
+from .harvesting import Harvest, Source, as_sites, as_store, one_or_many
+from .schedule import Schedule
+from .skipping import SkipRule
+from .stream import Batch, check_config
+
+FORMAT = "monosem activations 1"
+PLACES = ("tokens", "windows", "positions")  # where each row comes from, int32 beside the activations
+
+
+class ActivationShards:
+    """A folder of safetensors files `shard-00000.safetensors`, ..., each with one `n d` tensor a site, and `PLACES`.
+
+    Files are memory-mapped: opening costs nothing, and only rows that are read take memory.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        """Open a finished harvest.
+
+        Raises:
+            BadFile: no manifest, a missing or damaged shard (run the harvest again: it fills what is missing).
+        """
+        self.path = Path(path)
+        self.manifest: dict[str, Any] = read_json(self.path / "manifest.json")
+        if self.manifest.get("format") != FORMAT:
+            raise BadFile(f"{self.path} does not hold activation shards")
+        self.sites = [Site.parse(site) for site in self.manifest["sites"]]
+        self._shards: list[dict[str, Tensor]] = []
+        self.skipped: Counter[str] = Counter()
+        for number in range(self.manifest["shards"]):
+            tensors, counts = _open_shard(self.path / _shard_name(number), self.manifest["sites"])
+            self._shards.append(tensors)
+            self.skipped.update(counts)
+        self._sizes = torch.tensor([len(shard["tokens"]) for shard in self._shards])
+        self._starts = torch.cat([torch.zeros(1, dtype=torch.long), self._sizes.cumsum(0)[:-1]])
+
+    @classmethod
+    def build(
+        cls,
+        model: Model,
+        source: Source,
+        sites: SiteLike | Sequence[SiteLike],
+        path: str | os.PathLike[str],
+        *,
+        batch_size: int = 16,
+        skip: SkipRule | None = None,
+        dtype: torch.dtype | None = None,
+        context: int = 256,
+        shard_windows: int = 512,
+        quiet: bool = True,
+    ) -> Self:
+        """Harvest to `path`; a harvest that was cut off goes on with its first missing shard.
+
+        Args:
+            source: a `TokenStore`, windows of token ids, or documents (then packed in memory).
+            dtype: of the files; the model's by default.
+            shard_windows: windows a file.
+
+        Raises:
+            Mismatch: the folder holds a harvest with other settings (the message names them).
+            BadInput, UnknownName: as `harvest`; BadFile: the disk is full.
+        """
+        if batch_size < 1 or shard_windows < 1:
+            raise BadInput(f"batch_size and shard_windows must be at least 1; got {batch_size} and {shard_windows}")
+        folder = writable_folder(path)
+        store = as_store(model, source, context)
+        rule = skip or SkipRule()
+        found = as_sites(model, sites)
+        count = -(-len(store) // shard_windows)
+        manifest = {
+            "format": FORMAT,
+            "model": model.name,
+            "model_dtype": str(model.dtype),
+            "sites": [str(site) for site in found],
+            "dtype": str(dtype or model.dtype),
+            "windows": store.fingerprint,
+            "context": store.context,
+            "batch_size": batch_size,
+            "shard_windows": shard_windows,
+            "shards": count,
+            "skip": str(rule),
+        }
+        old = read_json(folder / "manifest.json") if (folder / "manifest.json").exists() else None
+        if old is not None:
+            check_config(manifest, old)
+        missing = [n for n in range(count) if not (folder / _shard_name(n)).exists()]
+        if missing:
+            harvest = Harvest(model, store, found, batch_size, rule, dtype, old and old["thresholds"])
+            write_json(folder / "manifest.json", {**manifest, "thresholds": harvest.thresholds})
+            _fill(folder, harvest, missing, shard_windows, quiet)
+        return cls(folder)
+
+    @property
+    def tokens(self) -> int:
+        """Rows in all shards."""
+        return int(self._sizes.sum())
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        return dict(self.manifest["thresholds"])
+
+    def width(self, site: SiteLike) -> int:
+        """Length of a row at this site."""
+        return self._shards[0][str(self._own(site))].shape[1]
+
+    def rows(self, name: SiteLike, indices: Int[Tensor, "n"]) -> Tensor:
+        """Rows by index into all shards: of a site (`n d`), or of one of `PLACES` (`n`)."""
+        key = name if isinstance(name, str) and name in PLACES else str(self._own(name))
+        shard_of = torch.searchsorted(self._starts, indices, right=True) - 1
+        first = self._shards[0][key]
+        out = torch.empty(len(indices), *first.shape[1:], dtype=first.dtype)
+        places = shard_of.argsort(stable=True).split(torch.bincount(shard_of, minlength=len(self._shards)).tolist())
+        for shard, start, where in zip(self._shards, self._starts, places):
+            if len(where):
+                out[where] = shard[key].index_select(0, indices[where] - start)
+        return out
+
+    def stream(
+        self,
+        *,
+        batch_tokens: int = 4096,
+        seed: int = 0,
+        epochs: int = 1,
+        sites: SiteLike | Sequence[SiteLike] | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> "ShardStream":
+        """Batches under a permutation of all rows, another one each epoch. Same interface as `ActivationStream`."""
+        wanted = self.sites if sites is None else [self._own(site) for site in one_or_many(sites)]
+        return ShardStream(self, wanted, batch_tokens, seed, epochs, dtype, torch.device(device))
+
+    def _own(self, site: SiteLike) -> Site:
+        found = Site.parse(site)
+        if found not in self.sites:
+            raise BadInput(f"these shards hold {', '.join(map(str, self.sites))}, not {found}")
+        return found
+
+
+class ShardStream:
+    """Iterator over globally shuffled batches; its state is one number."""
+
+    def __init__(
+        self,
+        shards: ActivationShards,
+        sites: list[Site],
+        batch_tokens: int,
+        seed: int,
+        epochs: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ):
+        self.shards, self.sites, self.batch_tokens, self.dtype, self.device = shards, sites, batch_tokens, dtype, device
+        self.schedule = Schedule(shards.tokens, seed, epochs)
+        if not 1 <= batch_tokens <= len(self.schedule):
+            raise BadInput(f"batches of {batch_tokens:,} tokens cannot be served from {len(self.schedule):,}")
+        self.cursor = 0  # rows served
+        self.config: dict[str, Any] = {
+            **{key: shards.manifest[key] for key in ("model", "windows", "skip", "dtype")},
+            "sites": [str(site) for site in sites],
+            "tokens": shards.tokens,
+            "batch_tokens": batch_tokens,
+            "seed": seed,
+            "epochs": epochs,
+        }
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        left = len(self.schedule) - self.cursor
+        if left < self.batch_tokens:
+            raise StopIteration
+        indices = self.schedule.take(self.cursor, self.batch_tokens)
+        rows = {site: self.shards.rows(site, indices).to(self.device, self.dtype) for site in self.sites}
+        self.cursor += self.batch_tokens
+        return rows[self.sites[0]] if len(self.sites) == 1 else rows
+
+    @property
+    def skipped(self) -> Counter[str]:
+        """Tokens by what became of them in the harvest, and those that the last batch has no room for."""
+        return self.shards.skipped + Counter(remainder=len(self.schedule) % self.batch_tokens)
+
+    @property
+    def batches_at_most(self) -> int:
+        """The number of batches (exact here)."""
+        return len(self.schedule) // self.batch_tokens
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"config": dict(self.config), "cursor": self.cursor}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises `Mismatch` when the state is of a stream with other settings."""
+        check_config(self.config, state["config"])
+        self.cursor = int(state["cursor"])
+
+
+def _shard_name(number: int) -> str:
+    return f"shard-{number:05}.safetensors"
+
+
+def _fill(folder: Path, harvest: Harvest, missing: list[int], shard_windows: int, quiet: bool) -> None:
+    context = harvest.store.context
+    total = len(harvest.store)
+    spans = [torch.arange(n * shard_windows, min((n + 1) * shard_windows, total)) for n in missing]
+    ready = total - sum(map(len, spans))
+    with Meter("harvest", total * context, "tok", quiet=quiet, start=ready * context) as meter:
+        for number, windows in zip(missing, spans):
+            before = Counter(harvest.skipped)
+            batches = []
+            for some in windows.split(harvest.batch_size):
+                batches.append(harvest.read(some))
+                meter.advance(len(some) * context)
+            tensors = {str(site): torch.cat([b.activations[site] for b in batches]).cpu() for site in harvest.sites}
+            for place in PLACES:
+                tensors[place] = torch.cat([getattr(b, place) for b in batches]).to("cpu", torch.int32)
+            counts = {reason: n - before[reason] for reason, n in harvest.skipped.items()}
+            with replacing(folder / _shard_name(number)) as temporary:
+                save_file(tensors, temporary, metadata={"format": "pt", "skipped": json.dumps(counts)})
+
+
+def _open_shard(path: Path, sites: list[str]) -> tuple[dict[str, Tensor], Counter[str]]:
+    if not path.exists():
+        raise BadFile(f"{path} is missing: the harvest was cut off; run it again, it goes on where it stopped")
+    try:
+        with safe_open(path, "pt") as file:
+            counts = Counter(json.loads(file.metadata()["skipped"]))
+            return {name: file.get_tensor(name) for name in (*sites, *PLACES)}, counts
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise BadFile(f"{path} is damaged ({error}); delete it and run the harvest again") from error

@@ -1,0 +1,153 @@
+"""Shuffled batches of activations straight from the model: an iterator that can be stopped and resumed exactly."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import BadInput, Mismatch
+from ..models import Model, Site, SiteLike
+from .buffer import ShuffleBuffer
+from .harvesting import Harvest, Source, as_sites, as_store
+from .schedule import Schedule
+from .skipping import SkipRule
+
+Batch = Float[Tensor, "batch_tokens d"] | dict[Site, Float[Tensor, "batch_tokens d"]]
+
+
+class ActivationStream:
+    """Iterator over shuffled batches; a tensor for one site, {site: tensor} with aligned rows for several.
+
+    Windows are visited in an order drawn from (seed, epoch); their tokens pass through a shuffle buffer, which is
+    refilled when it is half empty. Rows are carried over from one epoch to the next; at the very end, rows that do not
+    fill a batch are left out and counted as `remainder`.
+
+    The state holds the rows in the buffer (at most its size in bytes). Running the model again to refill it would make
+    the state small, but take as long as filling did, and be exact only where the same machine with the same number of
+    threads gives the same bits. To train for several epochs, harvest once into `ActivationShards`, whose state is a
+    number.
+    """
+
+    def __init__(
+        self, harvest: Harvest, batch_tokens: int, buffer_tokens: int, seed: int, epochs: int, dtype: torch.dtype
+    ):
+        self.harvest, self.batch_tokens, self.dtype = harvest, batch_tokens, dtype
+        store, sites = harvest.store, harvest.sites
+        self.schedule = Schedule(len(store), seed, epochs)
+        pass_tokens = harvest.batch_size * store.context
+        needed = batch_tokens + pass_tokens
+        if batch_tokens < 1 or buffer_tokens < needed:
+            raise BadInput(
+                f"a buffer of {buffer_tokens:,} tokens cannot serve batches of {batch_tokens:,} from passes of "
+                f"{pass_tokens:,} tokens: it must hold both, {needed:,}"
+            )
+        self.cursor = 0  # windows read
+        widths = {str(site): harvest.width(site) for site in sites}
+        model = harvest.model
+        self.buffer = ShuffleBuffer(buffer_tokens, widths, harvest.dtype or model.dtype, seed, model.device)
+        self.config: dict[str, Any] = {
+            "model": model.name,
+            "sites": list(widths),
+            "windows": store.fingerprint,
+            "batch_size": harvest.batch_size,
+            "batch_tokens": batch_tokens,
+            "buffer_tokens": buffer_tokens,
+            "seed": seed,
+            "epochs": epochs,
+            "skip": str(harvest.skipper.rule),
+        }
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        if len(self.buffer) < max(self.batch_tokens, self.buffer.capacity // 2):
+            self._refill()
+        if len(self.buffer) < self.batch_tokens:
+            self.skipped["remainder"] = len(self.buffer)
+            raise StopIteration
+        rows = {name: x.to(self.dtype) for name, x in self.buffer.sample(self.batch_tokens).items()}
+        sites = self.harvest.sites
+        return rows[str(sites[0])] if len(sites) == 1 else {site: rows[str(site)] for site in sites}
+
+    @property
+    def skipped(self) -> Counter[str]:
+        """Tokens read so far by what became of them (see `Skipper.counts`)."""
+        return self.harvest.skipped
+
+    @property
+    def batches_at_most(self) -> int:
+        """Batches if no token were skipped: the real number is known only at the end."""
+        return len(self.schedule) * self.harvest.store.context // self.batch_tokens
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on with the very next batch; tensors, numbers and strings only."""
+        return {
+            "config": dict(self.config),
+            "cursor": self.cursor,
+            "skipped": dict(self.skipped),
+            "thresholds": dict(self.harvest.thresholds),
+            "buffer": self.buffer.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken, bit for bit.
+
+        Raises:
+            Mismatch: the state is of a stream with other settings; the message names them.
+        """
+        check_config(self.config, state["config"])
+        self.cursor = int(state["cursor"])
+        self.harvest.skipper.counts = Counter(state["skipped"])
+        self.harvest.skipper.thresholds = dict(state["thresholds"])
+        self.buffer.load_state_dict(state["buffer"])
+
+    def _refill(self) -> None:
+        size = self.harvest.batch_size
+        while self.cursor < len(self.schedule) and self.buffer.room >= size * self.harvest.store.context:
+            batch = self.harvest.read(self.schedule.take(self.cursor, size))
+            self.cursor = min(self.cursor + size, len(self.schedule))
+            self.buffer.add({str(site): x for site, x in batch.activations.items()})
+
+
+def check_config(own: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Raises `Mismatch` naming each setting in which a saved state differs."""
+    different = [f"{key} {saved.get(key)!r} -> {value!r}" for key, value in own.items() if saved.get(key) != value]
+    if different:
+        raise Mismatch(f"the saved stream had other settings: {'; '.join(different)}; use the same ones, or start anew")
+
+
+def stream(
+    model: Model,
+    source: Source,
+    sites: SiteLike | Sequence[SiteLike],
+    *,
+    batch_tokens: int = 4096,
+    buffer_tokens: int = 131_072,
+    batch_size: int = 16,
+    seed: int = 0,
+    epochs: int = 1,
+    skip: SkipRule | None = None,
+    dtype: torch.dtype = torch.float32,
+    context: int = 256,
+) -> ActivationStream:
+    """Shuffled batches of activations, harvested as they are needed.
+
+    Args:
+        source: a `TokenStore`, windows of token ids, or documents (then packed in memory into windows of `context`).
+        batch_tokens: rows a batch. buffer_tokens: rows shuffled together (kept in the model's dtype, on its device).
+        batch_size: windows a forward pass.
+        epochs: passes over the source, each in another order.
+        dtype: of the batches.
+
+    Raises:
+        UnknownName: no such site. BadInput: sizes that do not fit each other, too little text.
+    """
+    store = as_store(model, source, context)
+    if batch_size < 1:
+        raise BadInput(f"batch_size must be at least 1, not {batch_size}")
+    harvest = Harvest(model, store, as_sites(model, sites), batch_size, skip or SkipRule(), None)
+    return ActivationStream(harvest, batch_tokens, buffer_tokens, seed, epochs, dtype)
