@@ -153,6 +153,17 @@ def test_logged_numbers_are_those_of_the_definitions() -> None:
     torch.testing.assert_close((first * state.scale).square().sum(1).mean(), torch.tensor(1.0))
 
 
+def test_a_step_keeps_decoder_rows_at_unit_norm_and_forgets_gradients_along_them() -> None:
+    stream, settings, cpu = MemoryStream(), config(warmup_steps=0, lr=0.1), torch.device("cpu")
+    state = TrainingState.begin(settings, [next(stream)], cpu)
+    before = state.form.W_dec.detach().clone()
+    train_step(state, settings, next(stream), cpu, Health(cpu), logged=False)
+    torch.testing.assert_close(state.form.W_dec.norm(dim=1), torch.ones(FEATURES))
+    momentum = state.optimizer.state[state.form.W_dec]["exp_avg"]  # a tenth of the gradient that the optimiser saw
+    assert momentum.norm() > 1e-3
+    assert (momentum * before).sum(1).abs().max() < 1e-6
+
+
 def test_the_geometric_median_ignores_outliers() -> None:
     torch.manual_seed(0)
     x = torch.randn(1001, 4) * 0.1 + 3
@@ -299,7 +310,7 @@ def test_a_broken_newest_checkpoint_falls_back_to_the_one_before(tmp_path: Path)
     assert torch.equal(whole.W_enc, again.W_enc)
     for path in (tmp_path / "checkpoints").glob("*.pt"):
         path.write_bytes(b"nothing")
-    with pytest.warns(UserWarning), pytest.raises(BadFile, match="no readable checkpoint"):
+    with pytest.warns(UserWarning, match="older"), pytest.raises(BadFile, match="no readable checkpoint"):
         train(settings, MemoryStream(), folder=tmp_path, quiet=True)
 
 

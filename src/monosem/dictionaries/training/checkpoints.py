@@ -24,6 +24,10 @@ class Checkpoints:
         """Oldest first."""
         return sorted(self.folder.glob("step-*.pt"))
 
+    @property
+    def last(self) -> Path | None:
+        return next(reversed(self.paths()), None)
+
     def save(self, step: int, content: dict[str, Any]) -> Path:
         """Write atomically, then remove all but the last `KEPT`.
 

@@ -58,43 +58,64 @@ def train(
     Raises:
         BadInput: the folder cannot be written to or is taken, a batch of the wrong shape, NaN in a batch or the loss.
         Mismatch: the folder holds a run with another config; every field that differs is named.
-        Interrupted: (a KeyboardInterrupt) stopped by the user, after saving; says how to go on.
+        Interrupted: (a KeyboardInterrupt) stopped by the user, after saving: the same call goes on.
     """
     target = writable_folder(folder)
     device = _device(config)
     checkpoints, journal = Checkpoints(target / "checkpoints"), Journal(target / "metrics.jsonl")
-    health = Health(device)
     with Interrupts() as interrupts, _precision(config, device):
         state = _resumed(config, stream, checkpoints, device, resume) or _begun(config, stream, device, interrupts)
         journal.truncate(state.step)
         config.write(target / "config.yaml")
-        saved_step, saved_at = state.step, time.monotonic()
         n = config.batch_tokens
         with Meter(f"train {config.site}", config.steps * n, "tok", quiet, start=state.step * n) as meter:
-            while state.step < config.steps:
-                x = _next(state, stream, config)
-                if x is None:
-                    break
-                record = train_step(state, config, x, device, health, logged=(state.step + 1) % config.log_every == 0)
-                last, due = state.step == config.steps, _due(config, state.step, saved_at)
-                if record or last or due or interrupts.asked or device.type == "cpu":
-                    health.check(next(reversed(checkpoints.paths()), None))
-                meter.advance(n, **{name: record[name] for name in _SHOWN if record})
+
+            def log(record: Record) -> None:
+                record["tokens_per_second"] = meter.rate
+                meter.advance(0, **{name: record[name] for name in _SHOWN})
+                journal.append(record)
+                if on_step:
+                    on_step(record)
+
+            for record in _steps(config, state, stream, checkpoints, device, interrupts):
+                meter.advance(n)
                 if record:
-                    record["tokens_per_second"] = meter.rate
-                    journal.append(record)
-                    if on_step:
-                        on_step(record)
-                if due or last or interrupts.asked:
-                    checkpoints.save(state.step, _content(config, state, stream))
-                    saved_step, saved_at = state.step, time.monotonic()
-                if interrupts.asked and not last:
-                    raise Interrupted(
-                        f"stopped after step {state.step} and saved in {target}; run the same again to go on"
-                    )
-        if saved_step != state.step:  # the stream ended early
-            checkpoints.save(state.step, _content(config, state, stream))
+                    log(record)
         return _finish(config, state, stream, target)
+
+
+def _steps(
+    config: TrainConfig,
+    state: TrainingState,
+    stream: Stream,
+    checkpoints: Checkpoints,
+    device: torch.device,
+    interrupts: Interrupts,
+) -> Iterator[Record]:
+    """Train to the end, step by step, with checkpoints; gives the record of every step that is logged, else nothing.
+
+    A record is given before the checkpoint of its step is made, so that metrics.jsonl lacks no step of a resumed run.
+    """
+    health, saved_step, saved_at = Health(device), state.step, time.monotonic()
+    while state.step < config.steps:
+        x = _next(state, stream, config)
+        if x is None:
+            break
+        record = train_step(state, config, x, device, health, logged=(state.step + 1) % config.log_every == 0)
+        due = _due(config, state.step, saved_at)
+        if record or due or device.type == "cpu":  # on a GPU this waits
+            health.check(checkpoints.last)
+        yield record
+        stop = interrupts.asked and state.step < config.steps  # read once: a signal may come at any line
+        if due or stop:
+            health.check(checkpoints.last)
+            checkpoints.save(state.step, _content(config, state, stream))
+            saved_step, saved_at = state.step, time.monotonic()
+        if stop:
+            raise Interrupted(f"stopped after step {state.step} and saved in {checkpoints.folder.parent}")
+    if saved_step != state.step:
+        health.check(checkpoints.last)
+        checkpoints.save(state.step, _content(config, state, stream))
 
 
 def train_step(
