@@ -34,7 +34,8 @@ LICENCES = {
     "gsm8k": "GSM8K (train), MIT",
     "chats": "written by SmolLM2-135M-Instruct itself (recipes/smollm2_chats.py), Apache-2.0",
 }
-TRAINING = ("openstax_ccby", "standard_ebooks", "peps", "factbook", "gsm8k/train.jsonl.gz")
+# source -> share of the characters while it lasts; conversations go through the chat template
+TRAINING = {"openstax_ccby": 4, "standard_ebooks": 3, "peps": 1.5, "factbook": 1, "gsm8k/train.jsonl.gz": 1, "chats": 1}
 HELD_OUT = {"wikitext2": "wikitext2/wikitext_1000.json", "tinystories": "tinystories_sample/tinystories_1000.json"}
 
 
@@ -45,6 +46,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--chats", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--tokens", type=int, default=5_400_000, help="tokens of text to harvest")
     parser.add_argument("--width", type=int, default=8192)
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--kind", default="batchtopk", choices=["topk", "batchtopk"])
@@ -58,13 +60,13 @@ def arguments() -> argparse.Namespace:
 
 
 def token_store(model: ms.Model, args: argparse.Namespace) -> TokenStore:
-    """All training text, mixed by documents, as windows on disk."""
+    """The training text, mixed by documents, as windows on disk."""
     path = args.work / "windows"
     if path.exists():
         return TokenStore.open(path)
-    plain = [texts(args.corpora / name) for name in TRAINING]
-    chats = [texts(args.corpora / "gsm8k/train.jsonl.gz", chat=model), texts(args.chats, chat=model)]
-    return TokenStore.build(model, interleaved([*plain, *chats], seed=args.seed), CONTEXT, path, quiet=False)
+    paths = [args.chats if name == "chats" else args.corpora / name for name in TRAINING]
+    mixed = interleaved([texts(p, chat=model) for p in paths], args.seed, list(TRAINING.values()))
+    return TokenStore.build(model, mixed, CONTEXT, path, tokens=args.tokens, quiet=False)
 
 
 def main() -> None:
@@ -74,7 +76,7 @@ def main() -> None:
     store = token_store(model, args)
     shards = ActivationShards.build(
         model, store, SITE, args.work / "activations", batch_size=64 if torch.cuda.is_available() else 16,
-        shard_windows=8192, quiet=False,
+        shard_windows=256, quiet=False,
     )  # fmt: skip
     config = TrainConfig(
         model=model.name,
@@ -86,7 +88,7 @@ def main() -> None:
         batch_tokens=args.batch_tokens,
         seed=args.seed,
         lr=args.lr,
-        texts=[*TRAINING, "chats"],
+        texts=list(TRAINING),
         context=CONTEXT,
         precision="fast",
     )
@@ -106,7 +108,7 @@ def main() -> None:
         "command": shlex.join(["python", *sys.argv]),
         "seed": args.seed,
         "training": config.model_dump(mode="json"),
-        "data": {name: LICENCES[name.split("/")[0]] for name in (*TRAINING, "chats")},
+        "data": {name: LICENCES[name.split("/")[0]] for name in TRAINING},
         "corpus_tokens": store.tokens,
         "tokens_kept": shards.tokens,
         "tokens_left_out": dict(shards.skipped),
