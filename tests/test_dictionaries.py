@@ -84,10 +84,11 @@ def test_latents_that_do_not_exist(bad):
 # ---------------------------------------------------------------------- encoding
 
 
-@pytest.mark.parametrize(("kind", "options"), KINDS)
+@pytest.mark.parametrize(("kind", "options"), [*KINDS, ("topk", {"k": 30}), ("topk", {"k": F + 3})])
 @pytest.mark.parametrize("norm", NORMS)
 def test_encoding_equals_the_slow_dense_definition(kind, options, norm):
-    d = built(kind, token_norm=norm)
+    """Also with more places than there are positive pre-activations, and than there are latents."""
+    d = built(kind, token_norm=norm, **options)
     x = inputs(11, D)
     codes = d.encode(x)
     expected = plain_acts(d, d.preactivations(x))
