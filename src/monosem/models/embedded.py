@@ -134,10 +134,14 @@ def _locked(path: Path, model: Embedded, quiet: bool) -> Iterator[None]:
 
 # ---------------------------------------------------------------------- the check of the cache
 def write_manifest(folder: Path, model: Embedded) -> None:
-    files = {p.name: {"size": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(folder.iterdir())}
+    files = {p.name: {"size": p.stat().st_size, "sha256": _sha256(p)} for p in _contents(folder)}
     for name, facts in files.items():
         facts["mtime_ns"] = (folder / name).stat().st_mtime_ns
     write_json(folder / MANIFEST, {"source": model.requirement, "source_sha256": model.sha256, "files": files})
+
+
+def _contents(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.name != MANIFEST)
 
 
 def find_damage(folder: Path) -> str | None:

@@ -10,6 +10,7 @@ from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKEN
 from transformers.integrations.gguf.reader import read_gguf_metadata
 
 from ..errors import BadFile
+from .weights import explain
 
 # `tokenizer.ggml.pre` names of byte-level vocabularies in which each digit stands alone (llama.cpp, llama-vocab.cpp:
 # these names share the expressions `\p{N}` and GPT-2's). transformers 5.23 knows none of them and splits with GPT-2's
@@ -43,8 +44,11 @@ def gguf_model_arguments(path: Path) -> tuple[Any, dict[str, Any]]:
 
 def gguf_tokenizer(path: Path) -> tuple[PreTrainedTokenizerBase, list[str]]:
     """The file's tokenizer, and notes for the user where it may split text differently from the original."""
-    metadata, _ = read_gguf_metadata(str(path))
-    tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    try:
+        metadata, _ = read_gguf_metadata(str(path))
+        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    except Exception as error:  # the tokenizers library raises plain Exception
+        raise BadFile(f"cannot load the tokenizer of {path}: {explain(error)}") from error
     if metadata.get("tokenizer.ggml.model") != "gpt2":  # SentencePiece vocabularies have one way of splitting
         return tokenizer, []
     split = metadata.get("tokenizer.ggml.pre")

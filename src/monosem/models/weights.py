@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import pickle
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,6 +28,7 @@ _FILE_ERRORS = (
     UnicodeDecodeError,
     MemoryError,
     EOFError,
+    struct.error,
     SafetensorError,
     json.JSONDecodeError,
     pickle.UnpicklingError,
@@ -53,21 +55,27 @@ def load_weights(
         device_map = {"": device}
     try:
         hf, report = loader.from_pretrained(
-            **arguments, dtype="auto" if dtype is None else dtype, device_map=device_map, output_loading_info=True
+            **arguments,
+            dtype="auto" if dtype is None else dtype,
+            device_map=device_map,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported, and refused below with the names
         )
     except ImportError as error:
         raise BadInput(f"cannot load {name}: {one_line(error)}") from error
     except _FILE_ERRORS as error:
         raise BadFile(f"cannot load {name}: {explain(error)}") from error
-    lost = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+    lost = sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])])
     if lost:  # transformers would go on with random numbers in their place
-        raise BadFile(
-            f"cannot load {name}: {len(lost)} weights are missing or of another shape ({', '.join(lost[:3])}, ...)"
-        )
+        raise BadFile(f"cannot load {name}: {len(lost)} weights are missing or of another shape ({_some(lost)})")
     check_finite(hf, name)
     ignored = sorted(report["unexpected_keys"])
-    notes = [f"{len(ignored)} unused tensors in the file ({', '.join(ignored[:3])}, ...)"] if ignored else []
+    notes = [f"{len(ignored)} unused tensors in the file ({_some(ignored)})"] if ignored else []
     return hf, notes
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def check_finite(module: nn.Module, name: str) -> None:
@@ -90,6 +98,8 @@ def explain(error: BaseException) -> str:
         return "its pickled weights hold more than tensors and could run code; ask for a safetensors version"
     if isinstance(error, SafetensorError) or ("safetensor" in text.lower() and "header" in text.lower()):
         return f"a safetensors file is truncated or damaged ({one_line(error)}); download it again"
+    if isinstance(error, struct.error | IndexError | EOFError) or "reshape" in text or "buffer" in text:
+        return f"the file is truncated or damaged ({one_line(error)}); download it again"
     if "gated repo" in text:
         return "its licence must be accepted on its page at the Hub first; then run `hf auth login`"
     return one_line(error)

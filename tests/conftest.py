@@ -1,0 +1,22 @@
+"""What every test file may use: tiny models as `Model`s, and the embedded model."""
+
+from collections.abc import Callable
+
+import pytest
+
+from monosem.models import Model, load_model
+from tiny import tiny_hf, tiny_tokenizer
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Model:
+    """The embedded model in float32, from the user's cache (fetched once). Mark tests that use it with `smollm2`."""
+    return load_model("smollm2", dtype="float32", device="cpu", quiet=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Callable[..., Model]:
+    """`tiny_model("gemma2", seed=1)`: a fresh tiny Model with the tiny tokenizer."""
+    return lambda family="llama", seed=0, **overrides: Model(
+        tiny_hf(family, seed, **overrides), tiny_tokenizer(), name=f"tiny-{family}"
+    )
