@@ -233,7 +233,7 @@ def _fill(folder: Path, harvest: Harvest, missing: list[int], shard_windows: int
                 tensors[place] = torch.cat([getattr(b, place) for b in batches]).to("cpu", torch.int32)
             counts = {reason: n - before[reason] for reason, n in harvest.skipped.items()}
             with replacing(folder / _shard_name(number)) as temporary:
-                save_file(tensors, temporary, metadata={"format": "pt", "skipped": json.dumps(counts)})
+                save_file(tensors, temporary, metadata={"skipped": json.dumps(counts)})
 
 
 def _open_shard(path: Path, sites: list[str]) -> tuple[dict[str, Tensor], Counter[str]]:

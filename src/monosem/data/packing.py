@@ -1,9 +1,10 @@
 """Documents packed into windows of token ids, streamed or kept in a file that can be read at any index."""
 
+import bisect
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -101,6 +102,11 @@ class Packing:
                 length -= full * self.content
         self.dropped = length
 
+    def ending(self, windows: int) -> Self:
+        """This packing cut off after so many windows: documents that begin behind them are forgotten."""
+        known = bisect.bisect_left(self.starts, windows * self.content)
+        return replace(self, documents=self.documents[:known], starts=self.starts[:known])
+
     def _framed(self, text: np.ndarray) -> Windows:
         rows = text.reshape(-1, self.content)
         head = np.broadcast_to(np.array(self.prefix, dtype=rows.dtype), (len(rows), len(self.prefix)))
@@ -166,7 +172,7 @@ class TokenStore:
                 if not parts:
                     raise _too_short(packing)
                 windows = np.concatenate(parts)
-                return cls(windows, packing, _fingerprint(windows, context))
+                return cls(windows, packing.ending(len(windows)), _fingerprint(windows, context))
             return cls._build_on_disk(Path(path), chunks, packing, dtype)
 
     @classmethod
@@ -185,7 +191,7 @@ class TokenStore:
                 "dtype": dtype.str,
                 "windows": count,
                 "fingerprint": _fingerprint(windows, packing.context),
-                **asdict(packing),
+                **asdict(packing.ending(count)),
             }
             write_json(folder / "manifest.json", manifest)
         return cls.open(path)
