@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import edits
 from ..progress import Meter
-from ..steering import Comparison, bootstrap_mean, compare, outcome, random_latents, summarise
+from ..steering import Comparison, bootstrap_mean, outcome, random_latents, summarise
 from . import reader as reading
 from .context import Context
 

@@ -38,7 +38,7 @@ class StudyConfig(BaseModel):
     latent: int | None = Field(default=None, ge=0)  # None: chosen by the rule of section B
     candidates: int = Field(default=8, ge=1, le=100)  # latents of the search that are looked at closely
     doses: list[Annotated[float, Field(ge=0)]] = [0.25, 0.5, 1.0, 1.5, 2.0]  # times the latent's own maximum
-    primary_dose: float = Field(default=1.0, ge=0)  # the one dose that the conclusion is about, fixed beforehand
+    primary_dose: float = Field(default=1.0, gt=0)  # the one dose that the conclusion is about, fixed beforehand
     values: list[float] = [20.0]  # plain values, in the dictionary's units
     random_latents: int = Field(default=19, ge=3)  # controls for the next token: 19 make p = 0.05 possible
     random_continuations: int = Field(default=3, ge=1)  # of these, so many are continued in full as well

@@ -113,3 +113,15 @@ class Context:
 
     def evidence(self, latent: int) -> Evidence | None:
         return None if self.index is None else self.index.evidence(latent)
+
+    def written_tokens(self, latent: int, n: int = 8) -> tuple[list[str], list[str]]:
+        """Tokens that the latent's decoder row raises and lowers most, through the final norm's gain and the unembedding.
+
+        The direct effect only, each vocabulary row centred: what later layers make of it is not counted.
+        """
+        row = self.dictionary.decoder_rows(latent)[0].float().to(self.model.device)
+        W_U = self.model.W_U.float()
+        effect = (row * self.model.final_gain.float()) @ (W_U - W_U.mean(1, keepdim=True))
+        order = effect.argsort(descending=True)
+        up, down = order[:n].tolist(), order.flip(0)[:n].tolist()
+        return [self.model.str_token(i) for i in up], [self.model.str_token(i) for i in down]

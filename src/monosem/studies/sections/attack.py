@@ -1,5 +1,6 @@
 """D: the target latent amplified, in units of its own maximum and to plain values, beside random latents."""
 
+import math
 from typing import Any
 
 from ..arms import Arm, measure
@@ -37,17 +38,28 @@ def make(context: Context, earlier: dict[str, dict[str, Any]]) -> dict[str, Any]
 def findings(result: dict[str, Any]) -> list[str]:
     primary = next(arm for arm in result["arms"] if arm["kind"] == "target" and arm["dose"] == result["primary_dose"])
     test, control = primary["test"], primary["control"]
-    example = max(primary["rows"]["test"], key=lambda row: row["edited_concept"] - row["baseline_concept"])
-    return [
+    lines = [
         f"{primary['label']}: the next token changes on {test['changed']}/{test['n']} test and "
-        f"{control['changed']}/{control['n']} control prompts; {test['texts_changed']}/{test['n']} continuations change",
+        f"{control['changed']}/{control['n']} control prompts, {test['texts_changed']}/{test['n']} continuations change"
+    ]
+    if test["concept_shift"] is None or test["edited_perplexity"] is None:
+        return [*lines, "the amplified model wrote nothing that could be read"]
+    example = max(primary["rows"]["test"], key=_shift)
+    return [
+        *lines,
         f"concept score of the continuations {test['concept_shift']:+.2f} "
-        f"[{test['concept_low']:+.2f}, {test['concept_high']:+.2f}] (0 = like the negative prompts, 1 = like the positive)",
-        f"perplexity {test['baseline_perplexity']:.1f} -> {test['edited_perplexity']:.1f}",
+        f"[{test['concept_low']:+.2f}, {test['concept_high']:+.2f}] (1 is the way from the negative prompts to the positive)",
+        f"perplexity {test['baseline_perplexity'] or 0:.1f} -> {test['edited_perplexity']:.1f}",
         f"e.g. {example['prompt']!r}",
         f"  before: {example['baseline_text']!r}",
         f"  after:  {example['edited_text']!r}",
     ]
+
+
+def _shift(row: dict[str, Any]) -> float:
+    if row["edited_concept"] is None or row["baseline_concept"] is None:
+        return -math.inf
+    return float(row["edited_concept"] - row["baseline_concept"])
 
 
 def _arms_of(context: Context, latent: int, kind: str, continued: bool = True) -> list[Arm]:
@@ -56,5 +68,7 @@ def _arms_of(context: Context, latent: int, kind: str, continued: bool = True) -
         Arm(kind, f"latent {latent} to {dose:g} x max", latent, dose * top, dose, continued)
         for dose in context.config.doses
     ]
-    plain = [Arm(kind, f"latent {latent} to {value:g}", latent, value, None, continued) for value in context.config.values]
+    plain = [
+        Arm(kind, f"latent {latent} to {value:g}", latent, value, None, continued) for value in context.config.values
+    ]
     return doses + plain

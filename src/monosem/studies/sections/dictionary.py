@@ -42,11 +42,12 @@ def _mean_length(context: Context, prompts: list[str]) -> float:
 
 def _top(context: Context) -> list[dict[str, Any]]:
     """Latents by mean over the positive prompts of their strongest activation on each; the negative side beside it."""
-    sides = {side: context.strongest(prompts, range(context.dictionary.width)) for side, prompts in _sides(context).items()}
+    sides = {
+        side: context.strongest(prompts, range(context.dictionary.width)) for side, prompts in _sides(context).items()
+    }
     order = sides["positive"].mean(0).argsort(descending=True)[:SHOWN].tolist()
     rows = []
     for latent in order:
-        evidence = context.evidence(latent)
         rows.append(
             {
                 "latent": latent,
@@ -54,7 +55,7 @@ def _top(context: Context) -> list[dict[str, Any]]:
                 "negative": float(sides["negative"][:, latent].mean()),
                 "active": float((sides["positive"][:, latent] > 0).float().mean()),
                 "density": float(context.statistics.densities[latent]),
-                "promoted": [token for token, _ in evidence.promoted[:5]] if evidence else [],
+                "promoted": context.written_tokens(latent, 5)[0],
             }
         )
     return rows

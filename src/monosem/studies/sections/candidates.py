@@ -1,0 +1,160 @@
+"""B: which latents tell the concept apart, and which of them becomes the target.
+
+The search ranks latents on one half of the pairs. The target is then chosen among the best of them by a causal test on the
+same half: of the latents whose amplification makes the positive prompts likelier *relative to* the negative ones, the one
+that does so most ("preference"). That detecting and steering are different abilities of a latent, and that filtering for
+the second one pays, is the lesson of Arad et al. 2025 (arXiv:2505.20063); the preference is this project's own measure.
+The held-out half is only looked at afterwards.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from ... import edits
+from ...latents import Contrast, contrast
+from ...metrics import next_token_loss
+from ...steering import bootstrap_mean, rank_p
+from ..context import HELD_OUT, Context
+from ..reader import auroc
+
+MINIMUM_AUROC = 0.7  # on the search half; a candidate below it is not considered while another reaches it
+SHUFFLES = 2000
+SCORE_MEANING = "magnitude of the difference times its consistency over the pairs."
+EXAMPLES = 6  # of each candidate's, in the report
+
+
+def make(context: Context, earlier: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    config = context.config
+    found = contrast(
+        context.model, context.dictionary, config.positive, config.negative, held_out=HELD_OUT, seed=config.seed
+    )
+    rows = _rows(context, found)
+    target, reason = choose(rows, config.latent, config.primary_dose)
+    chosen = next((row for row in rows if row["latent"] == target), None)
+    return {
+        "candidates": rows,
+        "target": target,
+        "reason": reason,
+        "score_meaning": SCORE_MEANING,
+        "preference": chosen["preference"] if chosen else None,
+        "held_out": held_out_check(context, target),
+        "all": _all_latents(found),
+        "pairs": {"search": len(context.pairs[0].positive), "held_out": len(context.pairs[1].positive)},
+    }
+
+
+def choose(rows: list[dict[str, Any]], wanted: int | None, dose: float) -> tuple[int, str]:
+    """The target latent and why, from what the search half says alone.
+
+    Rule: among candidates with search AUROC of at least `MINIMUM_AUROC` (all, if none has), the highest preference.
+    """
+    if wanted is not None:
+        return wanted, "The latent was given in the study's config; no choice was made."
+    able = [row for row in rows if row["auroc"] >= MINIMUM_AUROC]
+    best = max(able or rows, key=lambda row: row["preference"])
+    rank = rows.index(best) + 1
+    pool = (
+        f"Of the {len(rows)} best candidates by score, {len(able)} tell the search half apart with AUROC of at least "
+        f"{MINIMUM_AUROC:g}."
+        if able
+        else f"None of the {len(rows)} best candidates reaches a search AUROC of {MINIMUM_AUROC:g}, so all were considered."
+    )
+    sign = (
+        "makes the positive prompts likelier, relative to the negative ones, most"
+        if best["preference"] > 0
+        else "disfavours the positive prompts least (none of them favours them)"
+    )
+    return best["latent"], (
+        f"{pool} Amplifying latent {best['latent']} (rank {rank} by score) to {dose:g} x its maximum {sign}: "
+        f"{best['preference']:+.3f} nats a token, on the search half. The held-out half had no part in the choice."
+    )
+
+
+def held_out_check(context: Context, target: int) -> dict[str, Any]:
+    """The target on the half that nothing was chosen on: AUROC, its bootstrap interval over pairs, permutation p."""
+    _, held_out = context.pairs
+    positive = context.strongest(held_out.positive, [target])[:, 0]
+    negative = context.strongest(held_out.negative, [target])[:, 0]
+    observed = auroc(positive, negative)
+    draw = np.random.default_rng(context.config.seed)
+    n = len(positive)
+    resampled = [auroc(positive[i], negative[i]) for i in draw.integers(0, n, (SHUFFLES, n))]
+    swaps = torch.from_numpy(draw.random((SHUFFLES, n)) < 0.5)  # under the null a pair's labels can be exchanged
+    null = [auroc(torch.where(s, negative, positive), torch.where(s, positive, negative)) for s in swaps]
+    preference, low, high = bootstrap_mean(preferences(context, target, held_out.positive, held_out.negative))
+    return {
+        "positive": positive.tolist(),
+        "negative": negative.tolist(),
+        "prompts": {"positive": list(held_out.positive), "negative": list(held_out.negative)},
+        "auroc": observed,
+        "auroc_low": float(np.quantile(resampled, 0.025)),
+        "auroc_high": float(np.quantile(resampled, 0.975)),
+        "p": rank_p(observed, null),
+        "preference": preference,
+        "preference_low": low,
+        "preference_high": high,
+    }
+
+
+def preferences(context: Context, latent: int, positive: Any, negative: Any) -> list[float]:
+    """By pair: how much likelier amplifying makes the positive prompt than the negative one, nats a token."""
+    edit = edits.clamp(
+        context.dictionary, latent, context.config.primary_dose * float(context.statistics.maxima[latent])
+    )
+    gains = [
+        (_losses(context, side) - _losses(context, side, edit)).tolist() for side in (list(positive), list(negative))
+    ]
+    return [up - down for up, down in zip(*gains)]
+
+
+def findings(result: dict[str, Any]) -> list[str]:
+    lines = [
+        f"latent {row['latent']:>5}: score {row['score']:.2f}, AUROC {row['auroc']:.2f}, held out {row['held_out_auroc']:.2f}, "
+        f"preference {row['preference']:+.3f}, promotes {', '.join(map(repr, row['promoted'][:4]))}"
+        for row in result["candidates"][:5]
+    ]
+    held = result["held_out"]
+    return [
+        *lines,
+        f"target: latent {result['target']}. {result['reason']}",
+        f"on {len(held['positive'])} held-out pairs: AUROC {held['auroc']:.2f} "
+        f"[{held['auroc_low']:.2f}, {held['auroc_high']:.2f}], p = {held['p']:.4f}",
+    ]
+
+
+def _rows(context: Context, found: Contrast) -> list[dict[str, Any]]:
+    """The best of the search with their preference and evidence, best score first."""
+    search, _ = context.pairs
+    rows = []
+    for entry in found.table.head(context.config.candidates).to_dict("records"):
+        latent = int(entry["latent"])
+        known = {name: float(entry[name]) for name in ("difference", "score", "auroc", "p", "held_out_auroc")}
+        preference = float(np.mean(preferences(context, latent, search.positive, search.negative)))
+        rows.append({"latent": latent, **known, "preference": preference, **described(context, latent)})
+    return rows
+
+
+def described(context: Context, latent: int) -> dict[str, Any]:
+    """What is known about a latent: how often and how high it fires, the tokens it writes, examples from the index."""
+    evidence = context.evidence(latent)
+    promoted, suppressed = context.written_tokens(latent)
+    examples = [] if evidence is None else [list(zip(e.tokens, e.activations)) for e in evidence.examples[:EXAMPLES]]
+    return {
+        "density": float(context.statistics.densities[latent]),
+        "maximum": float(context.statistics.maxima[latent]),
+        "promoted": promoted,
+        "suppressed": suppressed,
+        "examples": examples,
+    }
+
+
+def _all_latents(found: Contrast) -> dict[str, list[float]]:
+    return {name: found.table[name].tolist() for name in ("latent", "difference", "auroc")}
+
+
+def _losses(context: Context, prompts: list[str], edit: edits.Edit | None = None) -> torch.Tensor:
+    run = context.model.run(prompts, edits=[] if edit is None else [edit])
+    assert run.logits is not None
+    return next_token_loss(run.logits, run.tokens).nanmean(-1).cpu()

@@ -1,0 +1,54 @@
+"""E: what is known about the target latent from elsewhere: Neuronpedia where possible, our own evidence page otherwise."""
+
+import json
+import urllib.error
+import urllib.request
+from typing import Any
+
+from ...files import write_text
+from ..context import Context
+
+NEURONPEDIA = "https://www.neuronpedia.org"
+TIMEOUT_SECONDS = 5
+
+
+def make(context: Context, earlier: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    target = earlier["candidates"]["target"]
+    public, why_not = neuronpedia(context.dictionary.metadata.get("neuronpedia_id"), target)
+    evidence = context.evidence(target)
+    page = None
+    if evidence is not None:
+        page = f"latent-{target}.html"
+        write_text(context.folder / page, evidence.as_page())
+    return {"latent": target, "neuronpedia": public, "why_not": why_not, "page": page}
+
+
+def neuronpedia(identifier: str | None, latent: int) -> tuple[dict[str, Any] | None, str]:
+    """The public entry of a latent, or None and the reason.
+
+    Args:
+        identifier: `model/source`, as SAELens stores it in `neuronpedia_id`.
+    """
+    if not identifier:
+        return None, "this dictionary has no entry on Neuronpedia (its metadata name no neuronpedia_id)"
+    address = f"{NEURONPEDIA}/api/feature/{identifier}/{latent}"
+    try:
+        with urllib.request.urlopen(address, timeout=TIMEOUT_SECONDS) as reply:
+            entry = json.load(reply)
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        return None, f"Neuronpedia could not be reached ({' '.join(str(error).split())})"
+    return {
+        "page": f"{NEURONPEDIA}/{identifier}/{latent}",
+        "explanations": [item.get("description", "") for item in entry.get("explanations") or []],
+        "promoted": list(entry.get("pos_str") or [])[:10],
+        "density": entry.get("frac_nonzero"),
+        "maximum": entry.get("maxActApprox"),
+    }, ""
+
+
+def findings(result: dict[str, Any]) -> list[str]:
+    if result["neuronpedia"]:
+        described = "; ".join(result["neuronpedia"]["explanations"]) or "no explanation there"
+        return [f"Neuronpedia on latent {result['latent']}: {described}"]
+    own = f"our own evidence page: {result['page']}" if result["page"] else "and the dictionary has no latent index"
+    return [f"{result['why_not']}; {own}"]
