@@ -1,0 +1,78 @@
+"""Results go to stdout, everything else to stderr; `--json` prints one JSON value and nothing else."""
+
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+    from rich.console import Console
+
+WIDE = 160  # columns of a table that goes to a file or a pipe
+
+
+def notice(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def as_json(value: Any) -> None:
+    """Numpy and torch values become numbers and lists, dataclasses objects, data frames lists of objects, NaN null."""
+    print(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if hasattr(value, "to_dict") and hasattr(value, "columns"):
+        return plain(value.to_dict(orient="records"))
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, str | int | float) else str(value)
+
+
+def console() -> "Console":
+    """Texts are printed as they are: a prompt with square brackets is not markup."""
+    from rich.console import Console
+
+    return Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else WIDE)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None, ruled: bool = False) -> None:
+    """Numbers on the right, texts whole and as they are; `ruled` draws a line between rows of several lines."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = [list(row) for row in rows]
+    shown = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_lines=ruled)
+    shown.pad_edge = False
+    for place, name in enumerate(columns):
+        numbers = all(isinstance(row[place], Real) for row in rows)
+        shown.add_column(name, justify="right" if numbers else "left", overflow="fold")
+    for row in rows:
+        shown.add_row(*(value if isinstance(value, Text) else Text(cell(value)) for value in row))
+    console().print(shown)
+
+
+def frame(data: "DataFrame", title: str | None = None) -> None:
+    table([str(name) for name in data.columns], data.itertuples(index=False), title)
+
+
+def cell(value: Any) -> str:
+    """Numbers as people read them: four significant digits, thousands separated."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return str(value)
+    number = float(value)
+    return f"{number:,.0f}" if number.is_integer() else f"{number:.4g}"

@@ -1,0 +1,66 @@
+"""`monosem demo` and `monosem study`: a whole concept study, ending in a report."""
+
+from pathlib import Path
+from typing import Annotated
+
+from .application import resumable
+from .options import Quiet, argument, option
+from .output import notice
+
+RUNS = Path("runs")
+
+Out = Annotated[Path | None, option("--out", "DIR", "Folder of the report (default: runs/NAME).")]
+
+
+def demo(out: Out = None, quiet: Quiet = False) -> None:
+    """See it work: a concept found, shown and changed.
+
+    Runs one of the shipped studies on the embedded model (SmolLM2-135M, fetched once from PyPI) and the shipped
+    dictionary. About three minutes on two cores.
+
+    Example: monosem demo --out my-first-report
+    """
+    from ..studies import DEMO
+
+    folder = conduct(DEMO, out, {}, quiet)
+    notice(
+        f"""
+What to try next:
+  open {folder / "report.html"}
+  monosem list                                                  what is here: models, dictionaries, concepts
+  monosem study sentiment                                       another concept
+  monosem latents top smollm2/resid_post.15 "your own prompt"   which latents a prompt fires
+  monosem steer smollm2/resid_post.15 LATENT 20 "your prompt"   turn a latent up yourself"""
+    )
+
+
+def study(
+    concept: Annotated[str, argument("CONCEPT", "A concept file (YAML) or a shipped name (monosem list concepts).")],
+    out: Out = None,
+    model: Annotated[str | None, option("--model", "MODEL", "Instead of the file's model.")] = None,
+    dictionary: Annotated[str | None, option("--dictionary", "NAME", "Instead of the file's dictionary.")] = None,
+    latent: Annotated[int | None, option("--latent", "N", "This latent instead of the best candidate.", min=0)] = None,
+    seed: Annotated[int | None, option("--seed", "N", "Instead of the file's seed.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Study a concept and write a report.
+
+    Finds the concept's latent, switches it off, amplifies it, against controls. The folder gets report.html, report.md,
+    results.json and the config. Interrupted, the same command goes on where it stopped.
+
+    Example: monosem study sentiment --out runs/sentiment
+    """
+    instead = {"model": model, "dictionary": dictionary, "latent": latent, "seed": seed}
+    conduct(concept, out, {name: value for name, value in instead.items() if value is not None}, quiet)
+
+
+def conduct(concept: str, out: Path | None, instead: dict[str, object], quiet: bool) -> Path:
+    from .. import studies
+
+    config = studies.load(concept)
+    config = studies.load({**config.model_dump(), **instead})
+    folder = out or RUNS / config.name
+    with resumable(f"what is done is kept in {folder}"):
+        studies.run(config, folder, say=(lambda line: None) if quiet else print)
+    print(folder / "report.html")
+    return folder

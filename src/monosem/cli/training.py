@@ -1,0 +1,133 @@
+"""`monosem train` and `monosem evaluate`: make a dictionary from text, and measure it on other text."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import BadInput
+from .application import resumable
+from .loading import corpus, dictionary_and_model
+from .options import (
+    MODELS,
+    TEXTS,
+    Context,
+    Device,
+    DictionaryArgument,
+    Dtype,
+    Json,
+    ModelOverride,
+    Quiet,
+    Text,
+    TokenLimit,
+    argument,
+    option,
+)
+from .output import as_json, frame, notice
+
+if TYPE_CHECKING:
+    from ..activations import ActivationStream
+    from ..dictionaries.training import TrainConfig
+    from ..models import Model
+
+
+def train(
+    out: Annotated[Path, option("--out", "DIR", "Folder of the run; the result is DIR/dictionary.")],
+    config: Annotated[Path | None, argument("[CONFIG]", "The config.yaml of a run; options win over it.")] = None,
+    model: Annotated[str | None, option("--model", "MODEL", f"The model: {MODELS}.")] = None,
+    site: Annotated[str | None, option("--site", "SITE", "Where it reads, such as resid_post.15.")] = None,
+    text: Annotated[list[Path] | None, option("--text", "PATH", TEXTS)] = None,
+    width: Annotated[int | None, option("--width", "N", "Number of latents.")] = None,
+    k: Annotated[int | None, option("--k -k", "N", "Active latents a token.")] = None,
+    tokens: Annotated[
+        int | None, option("--tokens", "N", "Tokens to train on; the text is repeated if need be.")
+    ] = None,
+    kind: Annotated[str | None, option("--kind", "topk|batchtopk", "Default: topk.")] = None,
+    context: Annotated[int | None, option("--context", "N", "Tokens a window (default: 256).")] = None,
+    batch_tokens: Annotated[int | None, option("--batch-tokens", "N", "Tokens a step (default: 4096).")] = None,
+    buffer_tokens: Annotated[int | None, option("--buffer-tokens", "N", "Tokens that are shuffled together.")] = None,
+    lr: Annotated[float | None, option("--lr", "X", "Peak learning rate (default: by the width).")] = None,
+    seed: Annotated[int | None, option("--seed", "N", "Seed of everything random (default: 0).")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    resume: Annotated[bool, typer.Option(help="Go on with the run that DIR holds, or refuse it.")] = True,
+    quiet: Quiet = False,
+) -> None:
+    """Train a sparse dictionary on a model's activations.
+
+    TopK or BatchTopK. Special tokens, first positions and outliers are left out and counted. Interrupted (also killed),
+    the same command goes on where it stopped, with the same result. DIR gets config.yaml, metrics.jsonl, checkpoints
+    and the dictionary.
+
+    Example: monosem train --model smollm2 --site resid_post.15 --text books/ --width 4608 -k 32 --tokens 5000000 --out
+    runs/sae
+    """
+    from ..dictionaries.training import TrainConfig
+    from ..dictionaries.training import train as run_training
+    from ..models import load_model
+
+    given: dict[str, object] = {"model": model, "site": site, "width": width, "k": k, "tokens": tokens, "kind": kind}
+    given |= {"context": context, "batch_tokens": batch_tokens, "buffer_tokens": buffer_tokens, "lr": lr, "seed": seed}
+    given |= {"device": device, "texts": [str(path) for path in text] if text else None}
+    fields = TrainConfig.read(config).model_dump() if config else {}
+    settings = TrainConfig.parse(fields | {name: value for name, value in given.items() if value is not None})
+    with resumable(f"what is done is kept in {out}"):
+        lm = load_model(settings.model, device=None if settings.device == "auto" else settings.device, dtype=dtype)
+        trained = run_training(settings, activations_of(lm, settings, quiet), folder=out, resume=resume, quiet=quiet)
+    if not quiet:
+        notice(f"{trained}\nmeasure it on other text: monosem evaluate {out / 'dictionary'} --text PATH")
+    print(out / "dictionary")
+
+
+def activations_of(model: "Model", settings: "TrainConfig", quiet: bool) -> "ActivationStream":
+    """The stream that a run trains on. Several texts are mixed, so that cutting them at `tokens` keeps the mixture."""
+    from ..activations import stream
+    from ..data import TokenStore
+
+    model.site(settings.site)  # before the text is read
+    if not settings.texts:
+        raise BadInput("no text to train on: give --text PATH or texts: in the config")
+    documents = corpus(model, settings.texts, settings.seed)
+    store = TokenStore.build(model, documents, settings.context, tokens=settings.tokens, quiet=quiet)
+    passes = 2 * math.ceil(settings.tokens / store.tokens)  # more than enough: skipped tokens do not count
+    return stream(
+        model,
+        store,
+        settings.site,
+        batch_tokens=settings.batch_tokens,
+        buffer_tokens=settings.buffer_tokens,
+        seed=settings.seed,
+        epochs=passes,
+    )
+
+
+def evaluate(
+    dictionary: DictionaryArgument,
+    text: Text,
+    tokens: TokenLimit = 100_000,
+    context: Context = 256,
+    save: Annotated[Path | None, option("--save", "FILE", "Write everything as JSON, with the config.")] = None,
+    model: ModelOverride = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a dictionary on text it was not trained on.
+
+    Sparsity, explained variance, dead latents, and what splicing it into the model costs (loss, KL).
+
+    Example: monosem evaluate smollm2/resid_post.15 --text held-out.txt --tokens 50000
+    """
+    from ..dictionaries import evaluate as measure
+
+    sae, lm = dictionary_and_model(dictionary, model, device, dtype)
+    found = measure(sae, lm, corpus(lm, text), tokens=tokens, context=context, quiet=quiet)
+    if save:
+        found.save(save)
+    if json:
+        as_json(found.to_dict())
+    else:
+        left_out = sum(found.skipped.values())
+        frame(found.table.reset_index(), f"{dictionary} on {found.tokens:,} tokens ({left_out:,} left out)")

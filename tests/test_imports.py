@@ -1,0 +1,52 @@
+"""Starting is cheap: the package and the help of the commands import nothing heavy (no clock, the modules are read)."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "transformers", "pandas", "plotly", "numpy", "scipy", "sklearn", "pyarrow", "safetensors")
+
+LOOK = f"""
+import sys
+try:
+    {{code}}
+except SystemExit as end:
+    assert not end.code, end.code
+print("LOADED", *sorted(set(sys.modules) & set({HEAVY!r})))
+"""
+
+
+def heavy_after(code: str) -> list[str]:
+    done = subprocess.run([sys.executable, "-c", LOOK.format(code=code)], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()[-1].split()[1:]
+
+
+COMMANDS = ["--help", "--version", "latents --help", "train --help", "demo --help"]
+
+
+@pytest.mark.parametrize("arguments", COMMANDS)
+def test_the_command_line_starts_without_anything_heavy(arguments: str) -> None:
+    assert heavy_after(f"from monosem.cli import main; sys.argv = ['monosem', *{arguments.split()!r}]; main()") == []
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    assert heavy_after("import monosem, monosem.errors, monosem.files, monosem.progress") == []
+
+
+def test_the_look_sees_heavy_imports() -> None:
+    assert "numpy" in heavy_after("import numpy")
+
+
+def test_every_public_name_loads() -> None:
+    import monosem
+
+    assert [name for name in monosem.__all__ if getattr(monosem, name) is None] == []
+    assert set(monosem.__all__) <= set(dir(monosem))
+
+
+def test_an_unknown_public_name_is_an_attribute_error() -> None:
+    import monosem
+
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = monosem.nonsense
