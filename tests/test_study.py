@@ -1,4 +1,4 @@
-"""Concept studies: configs, a planted latent that must be found, resuming, honest conclusions, the files of the report."""
+"""Concept studies: configs, a planted latent that must be found, resuming, honest conclusions, the report's files."""
 
 import copy
 import json
@@ -322,8 +322,8 @@ def test_bad_concept_files(tmp_path):
 
 
 def test_bad_company(model, sae, tmp_path):
+    other = Model(tiny_hf("llama"), tiny_tokenizer(), name="other")
     with pytest.raises(Mismatch, match="tiny"):
-        other = Model(tiny_hf("llama"), tiny_tokenizer(), name="other")
         go(other, sae, tmp_path)
     with pytest.raises(Mismatch, match=r"resid_post\.0"):
         go(model, sae, tmp_path, site="resid_post.0")

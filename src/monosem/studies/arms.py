@@ -1,4 +1,4 @@
-"""The arms of an intervention: the target latent beside random latents and the reconstruct-only arm, on the same prompts."""
+"""The arms of an intervention: the target latent beside random latents and the reconstruct-only arm."""
 
 import math
 from collections.abc import Sequence

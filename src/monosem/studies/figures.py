@@ -56,8 +56,8 @@ def search(candidates: dict[str, Any]) -> Drawing:
     _style(figure, "mean difference, positive − negative (activation)", "AUROC on the search half")
     figure.update_yaxes(range=[-0.04, 1.04])
     caption = (
-        "Each dot is a latent that fired on the search half. A useful candidate lies to the right (large difference) and at "
-        "the top (it separates nearly every pair of prompts). Far right but lower: strong, but on both sides."
+        "Each dot is a latent that fired on the search half. A useful candidate lies to the right (large difference) "
+        "and at the top (it separates nearly every pair of prompts). Far right but lower: strong, but on both sides."
     )
     return Drawing("search", figure, caption)
 
@@ -83,8 +83,8 @@ def held_out(candidates: dict[str, Any]) -> Drawing:
     _style(figure, "highest activation of the target latent on the prompt", "")
     figure.update_layout(showlegend=False)
     caption = (
-        f"Prompts that neither the search nor the choice saw. AUROC {held['auroc']:.2f}: the share of (positive, negative) "
-        "pairs in which the positive prompt has the higher activation."
+        f"Prompts that neither the search nor the choice saw. AUROC {held['auroc']:.2f}: the share of (positive, "
+        "negative) pairs in which the positive prompt has the higher activation."
     )
     return Drawing("held_out", figure, caption)
 
@@ -113,8 +113,8 @@ def defence(section: dict[str, Any]) -> Drawing:
     _style(figure, "mean KL at the next token (nats, log scale)", "")
     figure.update_xaxes(type="log", dtick=1)
     caption = (
-        "A latent that matters for the concept lies right of the random latents on test prompts and among them on control "
-        "prompts. Reconstruct only is the price of the dictionary's own error."
+        "A latent that matters for the concept lies right of the random latents on test prompts and among them on "
+        "control prompts. Reconstruct only is the price of the dictionary's own error."
     )
     return Drawing("defence", figure, caption)
 

@@ -3,8 +3,8 @@
 The score is linear in the unedited model's activations at the dictionary's site, averaged over the tokens of the text,
 along the difference of the means of the search half's positive and negative prompts (difference in means: Marks &
 Tegmark 2023, arXiv:2310.06824). It is scaled so that the negative prompts have mean 0 and the positive ones mean 1.
-How well it tells the held-out pairs apart is reported with it. It knows nothing of the dictionary, but it reads the same
-activations, so it is a measure of the continuation's topic as the model sees it, not a human judgement.
+How well it tells the held-out pairs apart is reported with it. It knows nothing of the dictionary, but it reads the
+same activations: it says what the text is about as the model sees it, and is not a human judgement.
 """
 
 import math
@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..latents.pooling import read
+from ..latents.statistics import auroc
 from ..models import TokenBatch
 from .context import Context
 
@@ -37,15 +39,14 @@ def fit(context: Context) -> Reader:
     direction = difference / difference.square().sum().clamp_min(1e-12)
     reader = Reader(direction, float(negative.mean(0) @ direction), math.nan)
     up, down = (reader.score(pooled(context, side)) for side in (held_out.positive, held_out.negative))
-    return Reader(direction, reader.offset, auroc(up, down))
+    return Reader(direction, reader.offset, float(auroc(up[:, None], down[:, None])))
 
 
 def pooled(context: Context, prompts: Sequence[str]) -> Float[Tensor, "prompts d_model"]:
-    """Mean activation of each prompt over its counted tokens (see `Context.reads`)."""
-    means = []
-    for run, counted in context.reads(prompts):
-        means.append(_mean(run[context.dictionary.site].float(), counted))
-    return torch.cat(means).cpu()
+    """Mean activation of each prompt over its counted tokens (see `latents.pooling`)."""
+    site, size = context.dictionary.site, context.config.batch_size
+    found = read(context.model, context.dictionary, prompts, size)
+    return torch.cat([_mean(run[site].float(), counted) for run, counted in found]).cpu()
 
 
 def scores(
@@ -64,12 +65,6 @@ def scores(
         values = reader.score(_mean(run[context.dictionary.site].float(), counted).cpu())
         found += [float(value) if tail else math.nan for value, tail in zip(values, tails)]
     return found
-
-
-def auroc(positive: Tensor, negative: Tensor) -> float:
-    """Share of (positive, negative) pairs in the right order, ties half (Mann & Whitney 1947)."""
-    difference = positive.double()[:, None] - negative.double()[None]
-    return float(((difference > 0).double() + 0.5 * (difference == 0).double()).mean())
 
 
 def _mean(x: Float[Tensor, "batch pos d"], counted: Tensor) -> Float[Tensor, "batch d"]:

@@ -18,7 +18,7 @@ from .. import __version__
 from ..dictionaries import Dictionary, load_dictionary
 from ..errors import Mismatch, require
 from ..files import read_json, writable_folder, write_json, write_text
-from ..latents import index_of
+from ..latents.index import index_of
 from ..models import Model, load_model
 from . import report
 from .config import StudyConfig, load
@@ -28,7 +28,7 @@ from .sections import SECTIONS, Section
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-SAMPLED = 4096  # values of each weight that go into the fingerprint of a model
+SAMPLED = 4096  # at least so many values of each weight go into the fingerprint of a model, at most twice as many
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def provenance(model: Model, dictionary: Dictionary, config: StudyConfig) -> dic
 
 
 def _fingerprint(module: torch.nn.Module) -> str:
-    """Hash of every parameter's name, shape and up to `SAMPLED` evenly spaced values: quick, and notices a retraining."""
+    """Hash of every parameter's name, shape and some thousand evenly spaced values: quick, and notices training."""
     digest = hashlib.sha256()
     for name, parameter in sorted(module.named_parameters()):
         values = parameter.detach().flatten()

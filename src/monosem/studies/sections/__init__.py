@@ -1,4 +1,4 @@
-"""The sections of a study, in order. A section is a function from the context and the earlier sections to plain data."""
+"""The sections of a study, in order: functions from the context and the earlier sections to plain data."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

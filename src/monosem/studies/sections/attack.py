@@ -48,7 +48,8 @@ def findings(result: dict[str, Any]) -> list[str]:
     return [
         *lines,
         f"concept score of the continuations {test['concept_shift']:+.2f} "
-        f"[{test['concept_low']:+.2f}, {test['concept_high']:+.2f}] (1 is the way from the negative prompts to the positive)",
+        f"[{test['concept_low']:+.2f}, {test['concept_high']:+.2f}] "
+        "(0: like the negative prompts, 1: like the positive)",
         f"perplexity {test['baseline_perplexity'] or 0:.1f} -> {test['edited_perplexity']:.1f}",
         f"e.g. {example['prompt']!r}",
         f"  before: {example['baseline_text']!r}",

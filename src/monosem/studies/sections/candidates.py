@@ -1,10 +1,10 @@
 """B: which latents tell the concept apart, and which of them becomes the target.
 
-The search ranks latents on one half of the pairs. The target is then chosen among the best of them by a causal test on the
-same half: of the latents whose amplification makes the positive prompts likelier *relative to* the negative ones, the one
-that does so most ("preference"). That detecting and steering are different abilities of a latent, and that filtering for
-the second one pays, is the lesson of Arad et al. 2025 (arXiv:2505.20063); the preference is this project's own measure.
-The held-out half is only looked at afterwards.
+The search ranks latents on one half of the pairs. The target is then chosen among the best of them by a causal test on
+the same half: of the latents whose amplification makes the positive prompts likelier *relative to* the negative ones,
+the one that does so most ("preference"). That detecting and steering are different abilities of a latent, and that
+choosing by the second pays, is the lesson of Arad et al. 2025 (arXiv:2505.20063); the preference is this project's own
+measure. The held-out half is only looked at afterwards.
 """
 
 from typing import Any
@@ -13,15 +13,15 @@ import numpy as np
 import torch
 
 from ... import edits
-from ...latents import Contrast, contrast
+from ...latents.contrast import Contrast, contrast
+from ...latents.statistics import auroc, bootstrap_auroc, permutation_p
 from ...metrics import next_token_loss
-from ...steering import bootstrap_mean, rank_p
+from ...steering import bootstrap_mean
 from ..context import HELD_OUT, Context
-from ..reader import auroc
 
 MINIMUM_AUROC = 0.7  # on the search half; a candidate below it is not considered while another reaches it
 SHUFFLES = 2000
-SCORE_MEANING = "magnitude of the difference times its consistency over the pairs."
+SCORE_MEANING = "difference times the share of pairs in which the positive prompt is above its partner."
 EXAMPLES = 6  # of each candidate's, in the report
 
 
@@ -59,7 +59,7 @@ def choose(rows: list[dict[str, Any]], wanted: int | None, dose: float) -> tuple
         f"Of the {len(rows)} best candidates by score, {len(able)} tell the search half apart with AUROC of at least "
         f"{MINIMUM_AUROC:g}."
         if able
-        else f"None of the {len(rows)} best candidates reaches a search AUROC of {MINIMUM_AUROC:g}, so all were considered."
+        else f"None of the {len(rows)} best candidates reaches a search AUROC of {MINIMUM_AUROC:g}; all stayed in."
     )
     sign = (
         "makes the positive prompts likelier, relative to the negative ones, most"
@@ -75,26 +75,22 @@ def choose(rows: list[dict[str, Any]], wanted: int | None, dose: float) -> tuple
 def held_out_check(context: Context, target: int) -> dict[str, Any]:
     """The target on the half that nothing was chosen on: AUROC, its bootstrap interval over pairs, permutation p."""
     _, held_out = context.pairs
-    positive = context.strongest(held_out.positive, [target])[:, 0]
-    negative = context.strongest(held_out.negative, [target])[:, 0]
-    observed = auroc(positive, negative)
-    draw = np.random.default_rng(context.config.seed)
-    n = len(positive)
-    resampled = [auroc(positive[i], negative[i]) for i in draw.integers(0, n, (SHUFFLES, n))]
-    swaps = torch.from_numpy(draw.random((SHUFFLES, n)) < 0.5)  # under the null a pair's labels can be exchanged
-    null = [auroc(torch.where(s, negative, positive), torch.where(s, positive, negative)) for s in swaps]
-    preference, low, high = bootstrap_mean(preferences(context, target, held_out.positive, held_out.negative))
+    seed = context.config.seed
+    positive, negative = (context.strongest(side)[:, [target]] for side in (held_out.positive, held_out.negative))
+    low, high = bootstrap_auroc(positive[:, 0], negative[:, 0], paired=True, seed=seed)
+    p, _ = permutation_p(positive, negative, paired=True, permutations=SHUFFLES, seed=seed)
+    gain, gain_low, gain_high = bootstrap_mean(preferences(context, target, held_out.positive, held_out.negative))
     return {
-        "positive": positive.tolist(),
-        "negative": negative.tolist(),
+        "positive": positive[:, 0].tolist(),
+        "negative": negative[:, 0].tolist(),
         "prompts": {"positive": list(held_out.positive), "negative": list(held_out.negative)},
-        "auroc": observed,
-        "auroc_low": float(np.quantile(resampled, 0.025)),
-        "auroc_high": float(np.quantile(resampled, 0.975)),
-        "p": rank_p(observed, null),
-        "preference": preference,
-        "preference_low": low,
-        "preference_high": high,
+        "auroc": float(auroc(positive, negative)),
+        "auroc_low": low,
+        "auroc_high": high,
+        "p": float(p),
+        "preference": gain,
+        "preference_low": gain_low,
+        "preference_high": gain_high,
     }
 
 
@@ -111,8 +107,9 @@ def preferences(context: Context, latent: int, positive: Any, negative: Any) -> 
 
 def findings(result: dict[str, Any]) -> list[str]:
     lines = [
-        f"latent {row['latent']:>5}: score {row['score']:.2f}, AUROC {row['auroc']:.2f}, held out {row['held_out_auroc']:.2f}, "
-        f"preference {row['preference']:+.3f}, promotes {', '.join(map(repr, row['promoted'][:4]))}"
+        f"latent {row['latent']:>5}: score {row['score']:.2f}, AUROC {row['auroc']:.2f}, held out "
+        f"{row['held_out_auroc']:.2f}, preference {row['preference']:+.3f}, "
+        f"promotes {', '.join(map(repr, row['promoted'][:4]))}"
         for row in result["candidates"][:5]
     ]
     held = result["held_out"]
@@ -130,7 +127,9 @@ def _rows(context: Context, found: Contrast) -> list[dict[str, Any]]:
     rows = []
     for entry in found.table.head(context.config.candidates).to_dict("records"):
         latent = int(entry["latent"])
-        known = {name: float(entry[name]) for name in ("difference", "score", "auroc", "p", "held_out_auroc")}
+        known = {
+            name: float(entry[name]) for name in ("difference", "score", "auroc", "p", "p_family", "held_out_auroc")
+        }
         preference = float(np.mean(preferences(context, latent, search.positive, search.negative)))
         rows.append({"latent": latent, **known, "preference": preference, **described(context, latent)})
     return rows

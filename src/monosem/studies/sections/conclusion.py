@@ -54,7 +54,7 @@ def limits(context: Context, results: Results) -> list[str]:
     reader = results["attack"]["reader_auroc"]
     return [
         f"One latent of one dictionary of one model, {n} test and {len(config.control)} control prompts, one seed.",
-        f"The latent was active on {active} of {n} test prompts; where it is silent, setting it to zero can change nothing.",
+        f"The latent was active on {active} of {n} test prompts; where it is silent, zeroing it changes nothing.",
         f"With {config.random_latents} random latents the smallest p that this comparison can give is "
         f"{1 / (config.random_latents + 1):.2f}.",
         "The concept score is a linear reading of the same model's activations (AUROC on held-out prompts "
@@ -129,8 +129,8 @@ def _steers(results: Results) -> Claim:
     what = "moves" if yes else "does not clearly move"
     text = (
         f"Amplifying the latent to {attack['primary_dose']:g} x its maximum {what} the continuations of test prompts "
-        f"towards the concept ({numbers}). On control prompts the shift is {control['concept_shift'] or 0:+.2f}, next token: "
-        f"{_rate(control)}."
+        f"towards the concept ({numbers}). On control prompts the shift is "
+        f"{control['concept_shift'] or 0:+.2f}, next token: {_rate(control)}."
     )
     return _claim("steers", "Does amplifying it steer?", yes, text)
 

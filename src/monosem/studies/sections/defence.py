@@ -14,7 +14,7 @@ def make(context: Context, earlier: dict[str, dict[str, Any]]) -> dict[str, Any]
     continued = context.config.random_continuations
     arms += [Arm("random", f"latent {r} to 0", r, 0.0, 0.0, number < continued) for number, r in enumerate(randoms)]
     found = measure(context, arms, "C defence")
-    active = context.strongest(context.openings, [target])[:, 0].tolist()
+    active = context.strongest(context.openings)[:, target].tolist()
     cut = len(context.config.test)
     return {
         "target": target,
@@ -38,8 +38,8 @@ def findings(result: dict[str, Any]) -> list[str]:
         f"{arm['label']}: the next token changes on {_of(arm['test'])} test and {_of(arm['control'])} control prompts",
         f"(the latent was active on {active} test prompts; reconstruct-only changes {_of(spliced['test'])} "
         f"and {_of(spliced['control'])})",
-        f"KL {arm['test']['kl']:.3f} nats on test, {arm['control']['kl']:.3f} on control; p = {result['p']['test']:.2f} "
-        f"against {len(result['randoms'])} random latents",
+        f"KL {arm['test']['kl']:.3f} nats on test, {arm['control']['kl']:.3f} on control; "
+        f"p = {result['p']['test']:.2f} against {len(result['randoms'])} random latents",
     ]
 
 

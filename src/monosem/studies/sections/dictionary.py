@@ -42,9 +42,7 @@ def _mean_length(context: Context, prompts: list[str]) -> float:
 
 def _top(context: Context) -> list[dict[str, Any]]:
     """Latents by mean over the positive prompts of their strongest activation on each; the negative side beside it."""
-    sides = {
-        side: context.strongest(prompts, range(context.dictionary.width)) for side, prompts in _sides(context).items()
-    }
+    sides = {side: context.strongest(prompts) for side, prompts in _sides(context).items()}
     order = sides["positive"].mean(0).argsort(descending=True)[:SHOWN].tolist()
     rows = []
     for latent in order:

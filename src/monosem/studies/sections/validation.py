@@ -1,4 +1,4 @@
-"""E: what is known about the target latent from elsewhere: Neuronpedia where possible, our own evidence page otherwise."""
+"""E: what else is known about the target latent: from Neuronpedia where possible, else our own evidence page."""
 
 import json
 import urllib.error
