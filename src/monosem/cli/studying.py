@@ -7,8 +7,6 @@ from .application import resumable
 from .options import Quiet, argument, option
 from .output import notice
 
-RUNS = Path("runs")
-
 Out = Annotated[Path | None, option("--out", "DIR", "Folder of the report (default: runs/NAME).")]
 
 
@@ -22,7 +20,9 @@ def demo(out: Out = None, quiet: Quiet = False) -> None:
     """
     from ..studies import DEMO
 
-    folder = conduct(DEMO, out, {}, quiet)
+    folder = conduct(DEMO, out, {}, fresh=False, quiet=quiet)
+    if quiet:
+        return
     notice(
         f"""
 What to try next:
@@ -41,6 +41,7 @@ def study(
     dictionary: Annotated[str | None, option("--dictionary", "NAME", "Instead of the file's dictionary.")] = None,
     latent: Annotated[int | None, option("--latent", "N", "This latent instead of the best candidate.", min=0)] = None,
     seed: Annotated[int | None, option("--seed", "N", "Instead of the file's seed.")] = None,
+    fresh: Annotated[bool, option("--fresh", None, "Forget what an earlier run left in the folder.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Study a concept and write a report.
@@ -51,16 +52,17 @@ def study(
     Example: monosem study sentiment --out runs/sentiment
     """
     instead = {"model": model, "dictionary": dictionary, "latent": latent, "seed": seed}
-    conduct(concept, out, {name: value for name, value in instead.items() if value is not None}, quiet)
+    conduct(concept, out, {name: value for name, value in instead.items() if value is not None}, fresh, quiet)
 
 
-def conduct(concept: str, out: Path | None, instead: dict[str, object], quiet: bool) -> Path:
+def conduct(concept: str, out: Path | None, instead: dict[str, object], fresh: bool, quiet: bool) -> Path:
     from .. import studies
 
     config = studies.load(concept)
     config = studies.load({**config.model_dump(), **instead})
-    folder = out or RUNS / config.name
+    folder = out or Path("runs") / config.name
     with resumable(f"what is done is kept in {folder}"):
-        studies.run(config, folder, say=(lambda line: None) if quiet else print)
-    print(folder / "report.html")
+        done = studies.run(config, folder, say=None if quiet else print, quiet=quiet, fresh=fresh)
+    if quiet:
+        print(done.html)
     return folder

@@ -73,7 +73,9 @@ def train(
     fields = TrainConfig.read(config).model_dump() if config else {}
     settings = TrainConfig.parse(fields | {name: value for name, value in given.items() if value is not None})
     with resumable(f"what is done is kept in {out}"):
-        lm = load_model(settings.model, device=None if settings.device == "auto" else settings.device, dtype=dtype)
+        lm = load_model(
+            settings.model, device=None if settings.device == "auto" else settings.device, dtype=dtype, quiet=quiet
+        )
         trained = run_training(settings, activations_of(lm, settings, quiet), folder=out, resume=resume, quiet=quiet)
     if not quiet:
         notice(f"{trained}\nmeasure it on other text: monosem evaluate {out / 'dictionary'} --text PATH")
@@ -122,7 +124,7 @@ def evaluate(
     """
     from ..dictionaries import evaluate as measure
 
-    sae, lm = dictionary_and_model(dictionary, model, device, dtype)
+    sae, lm = dictionary_and_model(dictionary, model, device, dtype, quiet or json)
     found = measure(sae, lm, corpus(lm, text), tokens=tokens, context=context, quiet=quiet)
     if save:
         found.save(save)

@@ -2,12 +2,16 @@
 
 import typer
 
-from .options import Device, Dtype, Json, ModelArgument
+from .options import Device, Dtype, Json, ModelArgument, Quiet
 from .output import as_json, frame
 
 
 def verify(
-    model: ModelArgument = "smollm2", dtype: Dtype = "float32", device: Device = None, json: Json = False
+    model: ModelArgument = "smollm2",
+    dtype: Dtype = "float32",
+    device: Device = None,
+    json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Check that a model is read and written correctly.
 
@@ -19,7 +23,7 @@ def verify(
     from ..models import load_model
     from ..models.verifying import verify as identities
 
-    found = identities(load_model(model, dtype=dtype, device=device))
+    found = identities(load_model(model, dtype=dtype, device=device, quiet=quiet))
     as_json(found.table) if json else frame(found.table)
     if not found.ok:
         raise typer.Exit(1)
