@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -98,6 +99,7 @@ class Dictionary(nn.Module):
         self._site_out = self._site if site_out is None else Site.parse(site_out)
         self.per_head = per_head or (self._site is not None and self._site.name in _PER_HEAD)
         self.model_name, self.name, self.card = model_name, name, dict(card or {})
+        self.folder: Path | None = None  # where it was read from; its latent index lies there too
         if token_norm != "none" and self.d_out != self.d_in:
             raise BadInput(f"token_norm {token_norm!r} is undone on the output, so d_out must be d_in ({self.d_in})")
 

@@ -81,6 +81,7 @@ def load_dictionary(
         dictionary = checkpoint.read(path, overrides)
     except BadInput as error:
         raise BadFile(f"{path}: {error}") from error
+    dictionary.folder = path if path.is_dir() else path.parent
     if path.is_relative_to(ASSETS):
         dictionary.name = path.relative_to(ASSETS).as_posix()
     return dictionary.to(device=device, dtype=dtype)

@@ -1,0 +1,28 @@
+"""Latents: what fires where, what tells prompts apart, and the evidence of what one is about."""
+
+from .contrast import Contrast, contrast
+from .effects import extreme_tokens, logit_effects
+from .evidence import Evidence, Example
+from .index import Index, index_of
+from .indexing import build_index
+from .pooling import counted_tokens, pooled
+from .statistics import auroc, permutation_p
+from .top import Top, top
+
+__all__ = [
+    "Contrast",
+    "Evidence",
+    "Example",
+    "Index",
+    "Top",
+    "auroc",
+    "build_index",
+    "contrast",
+    "counted_tokens",
+    "extreme_tokens",
+    "index_of",
+    "logit_effects",
+    "permutation_p",
+    "pooled",
+    "top",
+]

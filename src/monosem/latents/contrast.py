@@ -1,0 +1,104 @@
+"""Which latents tell two kinds of prompt apart."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+
+from ..data import PromptPairs
+from ..dictionaries import Dictionary
+from ..files import write_json
+from ..models import Model
+from .pooling import Pool, pooled
+from .statistics import auroc, bootstrap_auroc, consistency, permutation_p
+
+CONFIRMED = 20  # best latents whose held-out AUROC gets a bootstrap interval
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """`table` has one row a latent that fires on any prompt of the search half, the best score first.
+
+    Columns: latent; difference (of means); consistency; score = difference × consistency; auroc; p (permutation, one
+    latent); p_family (corrected for looking at all latents); rate_positive, rate_negative (share of prompts on which it
+    fires); and on the half that the ranking did not see: held_out_difference, held_out_auroc, held_out_low,
+    held_out_high (95 % bootstrap interval, for the first rows).
+    """
+
+    table: pd.DataFrame
+    config: dict[str, Any]
+
+    @property
+    def best(self) -> int:
+        """The latent with the highest score."""
+        return int(self.table["latent"].iloc[0])
+
+    def candidates(self, n: int = 10) -> list[int]:
+        return [int(latent) for latent in self.table["latent"].head(n)]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        write_json(path, {"config": self.config, "table": self.table.to_dict("records")})
+
+
+def contrast(
+    model: Model,
+    dictionary: Dictionary,
+    positive: Sequence[str],
+    negative: Sequence[str],
+    *,
+    paired: bool = True,
+    pool: Pool = "max",
+    held_out: float = 0.5,
+    permutations: int = 1000,
+    seed: int = 0,
+) -> Contrast:
+    """Rank latents by how much more they fire on the positive prompts, and check the ranking on held-out prompts.
+
+    Prompts are split once by `seed` (pairs stay together). Score = mean difference × consistency, consistency being the
+    share of pairs in which the positive prompt is above its partner: a latent that is huge on one prompt only does not
+    win. Everything but the held_out columns comes from the search half.
+
+    Raises:
+        BadInput: unpaired lists (with `paired`), empty prompts, too few prompts to split.
+        Mismatch: a dictionary of another model.
+    """
+    search, rest = PromptPairs(positive, negative, paired).split(held_out, seed)
+    up, down = (pooled(model, dictionary, side, pool) for side in (search.positive, search.negative))
+    fires = ((up > 0).any(0) | (down > 0).any(0)).nonzero()[:, 0]
+    up, down = up[:, fires], down[:, fires]
+    out_up, out_down = (pooled(model, dictionary, side, pool)[:, fires] for side in (rest.positive, rest.negative))
+    difference, steady = up.mean(0) - down.mean(0), consistency(up, down, paired)
+    p, p_family = permutation_p(up, down, paired, permutations, seed)
+    columns = {
+        "latent": fires,
+        "difference": difference,
+        "consistency": steady,
+        "score": difference * steady,
+        "auroc": auroc(up, down),
+        "p": p,
+        "p_family": p_family,
+        "rate_positive": (up > 0).float().mean(0),
+        "rate_negative": (down > 0).float().mean(0),
+        "held_out_difference": out_up.mean(0) - out_down.mean(0),
+        "held_out_auroc": auroc(out_up, out_down),
+    }
+    table = pd.DataFrame({name: column.numpy() for name, column in columns.items()})
+    order = torch.argsort(columns["score"], descending=True, stable=True)
+    table = table.iloc[order.numpy()].reset_index(drop=True)
+    bounds = [bootstrap_auroc(out_up[:, i], out_down[:, i], paired, seed=seed) for i in order[:CONFIRMED].tolist()]
+    for at, name in enumerate(("held_out_low", "held_out_high")):
+        table[name] = pd.Series([bound[at] for bound in bounds], dtype=float)
+    config = {
+        "model": model.name,
+        "dictionary": dictionary.name,
+        "paired": paired,
+        "pool": pool,
+        "held_out": held_out,
+        "permutations": permutations,
+        "seed": seed,
+        "prompts": {"search": len(search.positive), "held_out": len(rest.positive)},
+    }
+    return Contrast(table, config)

@@ -1,0 +1,167 @@
+"""What is known about one latent, and how to show it: in a terminal, in a page."""
+
+import html
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+_VISIBLE = str.maketrans({"\n": "↵", "\t": "⇥", "\r": "␍", "\u200b": "∅", "\u00a0": "⍽"})
+
+
+def visible(token: str) -> str:
+    """A token with its invisible characters shown; a leading space stays a space."""
+    return token.translate(_VISIBLE)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A piece of text in which a latent fires.
+
+    Attributes:
+        tokens, activations: token strings and the latent's activation at each (0 at tokens that do not count).
+        anchor: index of the strongest token. document: its document's id. position: of the anchor in its window.
+    """
+
+    tokens: list[str]
+    activations: list[float]
+    anchor: int
+    document: str
+    position: int
+
+    @property
+    def maximum(self) -> float:
+        return self.activations[self.anchor]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What an index holds about a latent.
+
+    Attributes:
+        count, density: counted tokens at which it is active, and their share.
+        maximum, mean, sd: over the tokens at which it is active.
+        quantiles: share -> activation, over active tokens (interpolated in the histogram).
+        histogram: (lower edge, upper edge, count) of every bin that is not empty.
+        tokens: (token, times active there, summed activation), most activation first; of the tokens kept, see `build`.
+        examples: strongest first, at most one a window and two a document.
+        promoted, suppressed: (token, direct effect on its logit per unit of activation), see `effects.CONVENTION`.
+    """
+
+    latent: int
+    dictionary: str
+    count: int
+    density: float
+    maximum: float
+    mean: float
+    sd: float
+    quantiles: dict[str, float]
+    histogram: list[tuple[float, float, int]]
+    tokens: list[tuple[str, int, float]]
+    examples: list[Example]
+    promoted: list[tuple[str, float]]
+    suppressed: list[tuple[str, float]]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def summary(self) -> str:
+        if not self.count:
+            return (
+                f"latent {self.latent} of {self.dictionary} never fired on {self.provenance.get('tokens', 0):,} tokens"
+            )
+        return (
+            f"latent {self.latent} of {self.dictionary}: active at {self.density:.3%} of tokens "
+            f"({self.count:,}), maximum {self.maximum:.1f}, mean when active {self.mean:.1f}"
+        )
+
+    def as_text(self, examples: int = 10) -> "Text":
+        """For the terminal: active tokens are marked, the stronger the brighter."""
+        from rich.text import Text
+
+        out = Text(f"{self.summary}\n")
+        for title, listed in (("promotes", self.promoted), ("suppresses", self.suppressed)):
+            out.append(f"  {title:<11}", style="bold")
+            out.append("  ".join(f"{visible(token)!r}" for token, _ in listed[:10]) + "\n")
+        if self.tokens:
+            out.append("  fires on   ", style="bold")
+            out.append("  ".join(f"{visible(token)!r} ×{count}" for token, count, _ in self.tokens[:10]) + "\n")
+        for example in self.examples[:examples]:
+            out.append(f"  {example.maximum:7.1f}  ", style="bold")
+            for token, value in zip(example.tokens, example.activations):
+                out.append(visible(token), style=_style(value / self.maximum if self.maximum else 0.0))
+            out.append(f"   ({example.document})\n", style="dim")
+        return out
+
+    def as_html(self, examples: int = 10) -> str:
+        """A fragment without scripts or style sheets: token background as strong as its share of the maximum."""
+        rows = "".join(_example_html(example, self.maximum) for example in self.examples[:examples])
+        lists = "".join(
+            f"<p><b>{title}</b> {_tokens_html(token for token, *_ in listed[:10])}</p>"
+            for title, listed in (
+                ("Promotes", self.promoted),
+                ("Suppresses", self.suppressed),
+                ("Fires most on", self.tokens),
+            )
+        )
+        return f'<div class="evidence"><p>{html.escape(self.summary)}</p>{lists}<ol>{rows}</ol></div>'
+
+    def as_page(self) -> str:
+        """A whole page of everything known, in one file without external resources."""
+        facts = {"mean when active": self.mean, "standard deviation": self.sd, **self.quantiles}
+        cells = "".join(f"<tr><th>{html.escape(k)}</th><td>{v:.2f}</td></tr>" for k, v in facts.items())
+        source = html.escape("; ".join(f"{name}: {value}" for name, value in self.provenance.items()))
+        title = html.escape(f"Latent {self.latent} of {self.dictionary}")
+        return _PAGE.format(
+            title=title,
+            evidence=self.as_html(examples=len(self.examples)),
+            cells=cells,
+            bars=self._bars(),
+            source=source,
+        )
+
+    def _bars(self) -> str:
+        """The histogram as one inline SVG, logarithmic in activation."""
+        if not self.histogram:
+            return ""
+        highest = max(count for *_, count in self.histogram)
+        bars = "".join(
+            f'<rect x="{i * 14}" y="{100 - 100 * count / highest:.1f}" width="12" height="{100 * count / highest:.1f}">'
+            f"<title>{low:.2f} to {high:.2f}: {count:,} tokens</title></rect>"
+            for i, (low, high, count) in enumerate(self.histogram)
+        )
+        return f'<svg viewBox="0 0 {14 * len(self.histogram)} 100" role="img">{bars}</svg>'
+
+
+def _style(share: float) -> str:
+    if share <= 0:
+        return ""
+    return "bold black on bright_yellow" if share > 0.66 else "black on yellow" if share > 0.33 else "yellow"
+
+
+def _example_html(example: Example, maximum: float) -> str:
+    spans = []
+    for at, (token, value) in enumerate(zip(example.tokens, example.activations)):
+        text = html.escape(visible(token))
+        if value > 0 and maximum:
+            weight = "font-weight:600;" if at == example.anchor else ""
+            shade = f"background:rgba(255,160,0,{0.12 + 0.75 * min(value / maximum, 1):.2f});{weight}"
+            text = f'<span style="{shade}" title="{value:.2f}">{text}</span>'
+        spans.append(text)
+    return f'<li value="{round(example.maximum)}">{"".join(spans)}</li>'
+
+
+def _tokens_html(tokens: Any) -> str:
+    return " ".join(f"<code>{html.escape(visible(token))}</code>" for token in tokens)
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
+<style>body{{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}}
+code{{background:#8882;border-radius:4px;padding:0 .3em;white-space:pre}}li{{margin:.3em 0}}
+th{{text-align:left;padding-right:1em;font-weight:500}}svg{{width:100%;height:8rem;fill:#e08a00}}
+@media(prefers-color-scheme:dark){{body{{background:#16181c;color:#e6e6e6}}}}</style></head>
+<body><h1>{title}</h1>{evidence}
+<h2>Activations where it is active</h2>{bars}<p>Histogram, from weak to strong (logarithmic bins).</p>
+<table>{cells}</table><h2>Where this comes from</h2><p>{source}</p></body></html>
+"""

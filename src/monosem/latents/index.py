@@ -1,0 +1,244 @@
+"""The index of a dictionary: one SQLite file that answers "what is this latent?" in milliseconds, without the model.
+
+Tables: `meta` (key, JSON value); `latent` (numbers, histogram, token lists); `examples` (one compressed blob a latent);
+`document` (id, name); `token` (id, text: the tokens that occur); `search` (FTS5 over the words a latent fires on and
+promotes). Written by `indexing.build`.
+"""
+
+import hashlib
+import json
+import os
+import sqlite3
+import zlib
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..dictionaries import Dictionary
+from ..errors import BadFile, BadInput, Mismatch, UnknownName
+from .evidence import Evidence, Example
+
+SCHEMA = 1
+EDGES = 2.0 ** np.linspace(-10, 14, 65)  # of the 64 histogram bins; values outside fall into the first or last
+QUANTILES = (0.1, 0.5, 0.9, 0.99)
+
+
+def weights_hash(dictionary: Dictionary) -> str:
+    """Identifies the weights that an index was made with."""
+    digest = hashlib.sha256()
+    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+        digest.update(getattr(dictionary, name).detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def index_of(dictionary: Dictionary) -> "Index | None":
+    """The index that lies beside the dictionary's files, if there is one.
+
+    Raises:
+        Mismatch: it is of other weights. BadFile: it is damaged.
+    """
+    path = None if dictionary.folder is None else dictionary.folder / "index.sqlite"
+    return Index(path, dictionary) if path is not None and path.exists() else None
+
+
+class Index:
+    """An opened index (read-only, also from a read-only folder).
+
+    Raises:
+        BadFile: missing, damaged, or made by another version. Mismatch: made with other weights than `dictionary`'s.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], dictionary: Dictionary | None = None):
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise BadFile(f"no index {self.path}; make one with `monosem latents index`")
+        uri = f"file:{self.path.resolve().as_posix().replace('?', '%3f').replace('#', '%23')}?mode=ro&immutable=1"
+        self.connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
+        rows = self._rows("SELECT key, value FROM meta")
+        self.meta: dict[str, Any] = {key: json.loads(value) for key, value in rows}
+        if self.meta.get("schema") != SCHEMA:
+            raise BadFile(f"{self.path} was made by another version of monosem; make it again")
+        if dictionary is not None and self.meta["weights"] != weights_hash(dictionary):
+            raise Mismatch(
+                f"{self.path} was made with other weights than {dictionary.name or 'this dictionary'} has; "
+                "make it again with `monosem latents index`"
+            )
+
+    def _rows(self, query: str, values: tuple[Any, ...] = ()) -> list[Any]:
+        try:
+            return self.connection.execute(query, values).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise BadFile(f"{self.path} is not a latent index or is damaged ({error}); make it again") from error
+
+    @property
+    def width(self) -> int:
+        return int(self.meta["width"])
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """One row a latent: count, density, maximum, mean, sd, skew and kurtosis of its activations where active."""
+        columns = ["latent", "count", "s1", "s2", "s3", "s4", "maximum"]
+        rows = self._rows("SELECT id, count, s1, s2, s3, s4, maximum FROM latent ORDER BY id")
+        raw = pd.DataFrame(rows, columns=columns)
+        n = raw["count"].where(raw["count"] > 0)
+        m1, m2, m3, m4 = (raw[f"s{i}"] / n for i in (1, 2, 3, 4))
+        variance = (m2 - m1**2).clip(lower=0)
+        sd = variance**0.5
+        safe = sd.where(sd > 1e-6 * m1)
+        return pd.DataFrame(
+            {
+                "latent": raw["latent"],
+                "count": raw["count"],
+                "density": raw["count"] / self.meta["tokens"],
+                "maximum": raw["maximum"],
+                "mean": m1,
+                "sd": sd,
+                "skew": (m3 - 3 * m1 * m2 + 2 * m1**3) / safe**3,
+                "kurtosis": (m4 - 4 * m1 * m3 + 6 * m1**2 * m2 - 3 * m1**4) / safe**4,
+            }
+        )
+
+    @cached_property
+    def densities(self) -> Float[Tensor, "width"]:
+        """Share of counted tokens at which each latent is active."""
+        return torch.tensor(self.table["density"].to_numpy(copy=True), dtype=torch.float32)
+
+    @cached_property
+    def maxima(self) -> Float[Tensor, "width"]:
+        """The largest activation of each latent; 0 where it never fired."""
+        return torch.tensor(self.table["maximum"].to_numpy(copy=True), dtype=torch.float32)
+
+    def evidence(self, latent: int) -> Evidence:
+        """Everything the index holds about a latent. Raises `UnknownName` outside 0..width-1."""
+        rows = self._rows(
+            "SELECT count, s1, s2, maximum, histogram, tokens, promoted, suppressed FROM latent WHERE id = ?",
+            (int(latent),),
+        )
+        if not rows:
+            raise UnknownName(f"no latent {latent}: {self.meta['dictionary']} has latents 0 to {self.width - 1}")
+        count, s1, s2, maximum, histogram, tokens, promoted, suppressed = rows[0]
+        bins = np.frombuffer(zlib.decompress(histogram), dtype="<u4")
+        mean = s1 / count if count else 0.0
+        return Evidence(
+            latent=int(latent),
+            dictionary=self.meta["dictionary"],
+            count=count,
+            density=count / self.meta["tokens"],
+            maximum=maximum,
+            mean=mean,
+            sd=max(s2 / count - mean**2, 0.0) ** 0.5 if count else 0.0,
+            quantiles={f"quantile {q:g}": _quantile(bins, q, maximum) for q in QUANTILES} if count else {},
+            histogram=[(float(EDGES[i]), float(EDGES[i + 1]), int(bins[i])) for i in bins.nonzero()[0]],
+            tokens=[(self._token(i), n, total) for i, n, total in json.loads(tokens)],
+            examples=self._examples(latent),
+            promoted=[(self._token(i), value) for i, value in json.loads(promoted)],
+            suppressed=[(self._token(i), value) for i, value in json.loads(suppressed)],
+            provenance={
+                key: self.meta[key] for key in ("model", "site", "tokens", "corpus", "skip") if key in self.meta
+            },
+        )
+
+    def search(self, text: str, count: int = 20) -> pd.DataFrame:
+        """Latents by the words that they fire on or promote, best match first.
+
+        Raises:
+            BadInput: nothing to search for.
+        """
+        words = [word.replace('"', "") for word in text.split()]
+        query = " OR ".join(f'"{word}"' for word in words if word)
+        if not query:
+            raise BadInput("nothing to search for; give a word")
+        found = self._rows(
+            "SELECT rowid, fires, promotes FROM search WHERE search MATCH ? ORDER BY bm25(search, 2.0, 1.0) LIMIT ?",
+            (query, count),
+        )
+        hits = pd.DataFrame(found, columns=["latent", "fires_on", "promotes"])
+        return hits.merge(self.table[["latent", "density", "maximum"]], on="latent", how="left")
+
+    def export(self, path: str | os.PathLike[str]) -> None:
+        """The table of all latents as Parquet (extra `tables`)."""
+        from ..errors import require
+        from ..files import replacing
+
+        require("pyarrow", "tables")
+        with replacing(path) as temporary:
+            self.table.to_parquet(temporary)
+
+    def _token(self, token: int) -> str:
+        return self._vocabulary.get(token, f"<{token}>")
+
+    @cached_property
+    def _vocabulary(self) -> dict[int, str]:
+        return dict(self._rows("SELECT id, text FROM token"))
+
+    @cached_property
+    def _documents(self) -> dict[int, str]:
+        return dict(self._rows("SELECT id, name FROM document"))
+
+    def _examples(self, latent: int) -> list[Example]:
+        rows = self._rows("SELECT blob FROM examples WHERE latent = ?", (int(latent),))
+        if not rows:
+            return []
+        return [
+            Example(
+                [self._token(i) for i in ids.tolist()],
+                values.tolist(),
+                anchor,
+                self._documents.get(document, "?"),
+                position,
+            )
+            for ids, values, anchor, document, position in unpack(rows[0][0])
+        ]
+
+
+Piece = tuple[np.ndarray, np.ndarray, int, int, int]  # token ids, activations, anchor, document, position
+
+
+def pack(pieces: list[Piece]) -> bytes:
+    """All examples of a latent, compressed: n, n × (length, anchor, document, position), token ids, activations."""
+    head = np.array(
+        [[len(ids), anchor, document, position] for ids, _, anchor, document, position in pieces], dtype="<u4"
+    )
+    ids = np.concatenate([piece[0] for piece in pieces]).astype("<u4")
+    values = np.concatenate([piece[1] for piece in pieces]).astype("<f2")
+    body = np.array([len(pieces)], dtype="<u4").tobytes() + head.tobytes() + _planes(ids) + _planes(values.view("<u2"))
+    return zlib.compress(body, 9)
+
+
+def unpack(blob: bytes) -> list[Piece]:
+    body = zlib.decompress(blob)
+    n = int(np.frombuffer(body, "<u4", 1)[0])
+    head = np.frombuffer(body, "<u4", 4 * n, 4).reshape(n, 4)
+    total, start = int(head[:, 0].sum()), 4 + 16 * n
+    ids = _unplanes(body[start : start + 4 * total], "<u4")
+    values = _unplanes(body[start + 4 * total :], "<u2").view("<f2").astype(np.float32)
+    cuts = np.cumsum(head[:-1, 0])
+    return [
+        (i, v, int(anchor), int(document), int(position))
+        for i, v, (_, anchor, document, position) in zip(np.split(ids, cuts), np.split(values, cuts), head)
+    ]
+
+
+def _planes(values: np.ndarray) -> bytes:
+    """All first bytes, then all second bytes, ...: high bytes repeat, so that zlib finds them."""
+    return values.view(np.uint8).reshape(len(values), -1).T.tobytes()
+
+
+def _unplanes(raw: bytes, dtype: str) -> np.ndarray:
+    size = np.dtype(dtype).itemsize
+    return np.frombuffer(np.frombuffer(raw, np.uint8).reshape(size, -1).T.tobytes(), dtype)
+
+
+def _quantile(bins: np.ndarray, q: float, maximum: float) -> float:
+    """Interpolated inside its bin, logarithmically; never above the maximum."""
+    total = np.cumsum(bins)
+    at = int(np.searchsorted(total, q * total[-1]))
+    before = total[at - 1] if at else 0
+    share = (q * total[-1] - before) / max(int(bins[at]), 1)
+    return float(min(EDGES[at] * (EDGES[at + 1] / EDGES[at]) ** share, maximum))

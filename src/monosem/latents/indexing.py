@@ -1,0 +1,274 @@
+"""Making an index: one pass over a corpus for all latents of a dictionary."""
+
+import json
+import os
+import sqlite3
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..activations import ActivationBatch, ActivationShards, SkipRule, harvest
+from ..data import TokenStore
+from ..dictionaries import Dictionary
+from ..errors import BadInput, Mismatch
+from ..files import replacing
+from ..models import Model
+from ..progress import Meter
+from .effects import CONVENTION, extreme_tokens
+from .index import SCHEMA, Index, pack, weights_hash
+from .tallies import Candidates, Firings, Numbers, TokenTallies
+
+PER_DOCUMENT = 2
+SHOWN_TOKENS = 12  # of the tokens that a latent fires on, promotes, suppresses
+WINDOWS = 16  # windows a batch when activations are read from shards
+
+
+def build_index(
+    dictionary: Dictionary,
+    model: Model,
+    store: TokenStore,
+    path: str | os.PathLike[str],
+    *,
+    tokens: int | None = None,
+    examples: int = 20,
+    left: int = 24,
+    right: int = 8,
+    corpus: str = "",
+    shards: ActivationShards | None = None,
+    skip: SkipRule | None = None,
+    batch_size: int = 16,
+    save_tokens: int = 500_000,
+    quiet: bool = False,
+) -> Index:
+    """Index a dictionary over the windows of a token store.
+
+    For every latent: count, moments, maximum and histogram of its activations, the tokens that it fires on, and its
+    strongest examples: one a window, at most two a document, no two with the same tokens; context `left` and `right` of
+    the strongest token, cut at document borders. Special tokens, first positions and outliers do not count.
+
+    Interrupted, it goes on where it stopped when called again (`PATH.partial.npz` keeps the state), and gives the same
+    index.
+
+    Args:
+        tokens: read about so many tokens of the store (whole windows); None for all.
+        corpus: what the text is, with its licence; kept in the index.
+        shards: activations of the same store, harvested earlier: no model pass is needed then.
+
+    Raises:
+        Mismatch: dictionary, model, store and shards do not belong together, or a partial index has other settings.
+        BadInput: nothing to index. BadFile: the disk is full.
+    """
+    dictionary.check(model)
+    windows = len(store) if tokens is None else min(len(store), max(1, tokens // store.context))
+    if shards is not None and shards.manifest["windows"] != store.fingerprint:
+        raise Mismatch("the shards were harvested from another token store; give the store that they were made from")
+    settings = {
+        "weights": weights_hash(dictionary),
+        "store": store.fingerprint,
+        "windows": windows,
+        "examples": examples,
+        "left": left,
+        "right": right,
+        "source": "shards" if shards is not None else "model",
+    }
+    target = Path(path)
+    build = _Build(dictionary, store, settings, target.with_name(target.name + ".partial.npz"), model.cfg.d_vocab)
+    build.resume()
+    if shards is None:
+        source = harvest(model, store, [dictionary.site], batch_size, skip)
+        batches = _from_model(source, build.window, windows)
+        rule = source.skipper.rule
+    else:
+        batches, rule = _from_shards(shards, build.window, windows), shards.manifest["skip"]
+    with Meter("index", windows * store.context, "tok", quiet, build.window * store.context) as meter:
+        saved = build.window
+        for batch, done in batches:
+            build.add(batch)
+            meter.advance((done - build.window) * store.context)
+            build.window = done
+            if (done - saved) * store.context >= save_tokens and done < windows:
+                build.save()
+                saved = done
+    if not build.tokens:
+        raise BadInput("no token of this text counts (only special tokens and first positions); give more text")
+    meta = {
+        "model": model.name,
+        "site": str(dictionary.site),
+        "corpus": corpus,
+        "skip": str(rule),
+        "effects": CONVENTION,
+    }
+    with replacing(target) as temporary:
+        _write(temporary, build, model, {**settings, **meta})
+    build.partial.unlink(missing_ok=True)
+    return Index(target, dictionary)
+
+
+class _Build:
+    """The state of an indexing pass."""
+
+    def __init__(
+        self, dictionary: Dictionary, store: TokenStore, settings: dict[str, Any], partial: Path, vocabulary: int
+    ):
+        self.dictionary, self.store, self.settings, self.partial = dictionary, store, settings, partial
+        self.window = 0  # windows done
+        self.tokens = 0  # tokens counted
+        self.numbers = Numbers(dictionary.width)
+        self.words = TokenTallies(vocabulary)
+        self.candidates = Candidates(dictionary.width, settings["examples"], settings["left"], settings["right"])
+        self.parts = (self.numbers, self.words, self.candidates)
+
+    def add(self, batch: ActivationBatch) -> None:
+        codes = self.dictionary.encode(batch[self.dictionary.site])
+        rows, places = (codes.values > 0).nonzero(as_tuple=True)
+        firings = Firings(
+            codes.indices[rows, places].cpu().numpy().astype(np.int64),
+            batch.windows[rows].cpu().numpy().astype(np.int64),
+            batch.positions[rows].cpu().numpy().astype(np.int64),
+            batch.tokens[rows].cpu().numpy().astype(np.int64),
+            codes.values[rows, places].float().cpu().numpy(),
+        )
+        self.tokens += len(batch)
+        for part in self.parts:
+            part.add(firings)
+
+    def save(self) -> None:
+        state: dict[str, Any] = {"settings": json.dumps(self.settings), "window": self.window, "tokens": self.tokens}
+        for part in self.parts:
+            state |= part.state()
+        with replacing(self.partial) as temporary, open(temporary, "wb") as file:
+            np.savez(file, **state)
+
+    def resume(self) -> None:
+        if not self.partial.exists():
+            return
+        with np.load(self.partial, allow_pickle=False) as held:
+            state = dict(held)
+        if json.loads(str(state["settings"])) != self.settings:
+            raise Mismatch(f"{self.partial} is of an index with other settings; delete it to start anew")
+        self.window, self.tokens = int(state["window"]), int(state["tokens"])
+        for part in self.parts:
+            part.load(state)
+
+    def examples(self) -> Iterator[tuple[int, list[tuple[np.ndarray, np.ndarray, int, int, int]]]]:
+        """latent -> its examples, strongest first, after the rules on documents and duplicates."""
+        columns = self.candidates.columns
+        documents = self._documents(columns["window"], columns["position"])
+        cuts = np.flatnonzero(np.diff(columns["latent"])) + 1
+        for group in np.split(np.arange(len(columns["latent"])), cuts):
+            kept: list[tuple[np.ndarray, np.ndarray, int, int, int]] = []
+            used: dict[int, int] = {}
+            seen: set[bytes] = set()
+            for i in group:
+                document = int(documents[i])
+                if used.get(document, 0) >= PER_DOCUMENT or len(kept) >= self.settings["examples"]:
+                    continue
+                ids, values, anchor = self._piece(columns, i)
+                if ids.tobytes() in seen:
+                    continue
+                seen.add(ids.tobytes())
+                used[document] = used.get(document, 0) + 1
+                kept.append((ids, values, anchor, document, int(columns["position"][i])))
+            if kept:
+                yield int(columns["latent"][group[0]]), kept
+
+    def _piece(self, columns: dict[str, np.ndarray], i: int) -> tuple[np.ndarray, np.ndarray, int]:
+        """Token ids and activations around a candidate, cut at the window's and the document's borders."""
+        left, right = self.settings["left"], self.settings["right"]
+        position = int(columns["position"][i])
+        row = np.asarray(self.store.windows[int(columns["window"][i])])
+        borders = np.flatnonzero(row == self.store.packing.separator)
+        start = max(position - left, 0, int(borders[borders < position].max(initial=-1)) + 1)
+        end = min(position + right + 1, len(row), int(borders[borders > position].min(initial=len(row))))
+        around = columns["around"][i].astype(np.float32)
+        return row[start:end].astype("<u4"), around[start - position + left : end - position + left], position - start
+
+    def _documents(self, windows: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        packing = self.store.packing
+        if not packing.documents:
+            return windows
+        at = windows * packing.content + np.maximum(0, positions - len(packing.prefix))
+        return np.searchsorted(packing.starts, at, side="right") - 1
+
+
+def _from_model(source: Any, start: int, end: int) -> Iterator[tuple[ActivationBatch, int]]:
+    for first in range(start, end, source.batch_size):
+        last = min(first + source.batch_size, end)
+        yield source.read(torch.arange(first, last)), last
+
+
+def _from_shards(shards: ActivationShards, start: int, end: int) -> Iterator[tuple[ActivationBatch, int]]:
+    """Stored rows, whole windows at a time; they lie in the order of their windows."""
+    every = shards.rows("windows", torch.arange(shards.tokens)).long()
+    for first in range(start, end, WINDOWS):
+        last = min(first + WINDOWS, end)
+        low, high = torch.searchsorted(every, torch.tensor([first, last])).tolist()
+        rows = torch.arange(low, high)
+        x = {site: shards.rows(site, rows) for site in shards.sites}
+        yield ActivationBatch(x, shards.rows("tokens", rows), every[rows], shards.rows("positions", rows)), last
+
+
+_TABLES = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
+CREATE TABLE latent (id INTEGER PRIMARY KEY, count INTEGER, s1 REAL, s2 REAL, s3 REAL, s4 REAL, maximum REAL,
+                     histogram BLOB, tokens TEXT, promoted TEXT, suppressed TEXT);
+CREATE TABLE examples (latent INTEGER PRIMARY KEY, blob BLOB);
+CREATE TABLE document (id INTEGER PRIMARY KEY, name TEXT);
+CREATE TABLE token (id INTEGER PRIMARY KEY, text TEXT);
+CREATE VIRTUAL TABLE search USING fts5 (fires, promotes);
+"""
+
+
+def _write(path: Path, build: _Build, model: Model, settings: dict[str, Any]) -> None:
+    """All tables in one transaction, at a temporary place that is renamed by the caller."""
+    path.unlink()
+    connection = sqlite3.connect(path)
+    used: set[int] = set()
+    documents: set[int] = set()
+    width = build.dictionary.width
+    up, up_values, down, down_values = extreme_tokens(model, build.dictionary, SHOWN_TOKENS)
+    words = build.words.top(SHOWN_TOKENS)
+    numbers = build.numbers
+    try:
+        connection.executescript(_TABLES)
+        meta = {
+            **settings,
+            "schema": SCHEMA,
+            "dictionary": build.dictionary.name,
+            "width": width,
+            "tokens": build.tokens,
+        }
+        connection.executemany("INSERT INTO meta VALUES (?, ?)", [(k, json.dumps(v)) for k, v in meta.items()])
+        for latent, pieces in build.examples():
+            connection.execute("INSERT INTO examples VALUES (?, ?)", (latent, pack(pieces)))
+            used.update(*(piece[0].tolist() for piece in pieces))
+            documents.update(piece[3] for piece in pieces)
+        for latent in range(width):
+            promoted = [(int(i), round(float(v), 4)) for i, v in zip(up[latent], up_values[latent])]
+            suppressed = [(int(i), round(float(v), 4)) for i, v in zip(down[latent], down_values[latent])]
+            fires = [(i, n, round(total, 2)) for i, n, total in words.get(latent, [])]
+            used.update(int(entry[0]) for entry in (*promoted, *suppressed, *fires))
+            row: tuple[Any, ...] = (
+                latent,
+                int(numbers.count[latent]),
+                *(float(s) for s in numbers.sums[:, latent]),
+                float(numbers.maximum[latent]),
+                zlib.compress(numbers.histogram[latent].astype("<u4").tobytes(), 9),
+                *(json.dumps(listed, separators=(",", ":")) for listed in (fires, promoted, suppressed)),
+            )
+            connection.execute("INSERT INTO latent VALUES (?,?,?,?,?,?,?,?,?,?,?)", row)
+            texts = [" ".join(model.str_token(i).strip() for i, *_ in listed) for listed in (fires, promoted)]
+            connection.execute("INSERT INTO search (rowid, fires, promotes) VALUES (?, ?, ?)", (latent, *texts))
+        names = build.store.packing.documents
+        connection.executemany(
+            "INSERT INTO document VALUES (?, ?)", [(d, names[d] if names else f"window {d}") for d in sorted(documents)]
+        )
+        connection.executemany("INSERT INTO token VALUES (?, ?)", [(i, model.str_token(i)) for i in sorted(used)])
+        connection.commit()
+        connection.execute("VACUUM")
+    finally:
+        connection.close()

@@ -1,0 +1,63 @@
+"""Latents of prompts: which tokens count, and one number a latent for each prompt."""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..dictionaries import Dictionary
+from ..errors import BadInput, UnknownName
+from ..models import Model, Run, TokenBatch
+
+Pool = Literal["max", "mean", "last"]
+
+
+def counted_tokens(model: Model, tokens: TokenBatch) -> Bool[Tensor, "batch pos"]:
+    """Real tokens that are neither special nor the first of their row (attention sinks, whose norm is an outlier)."""
+    special = torch.tensor(sorted(model.special_ids), dtype=torch.long, device=tokens.ids.device)
+    return tokens.mask & ~torch.isin(tokens.ids, special) & (tokens.positions > 0)
+
+
+def read(
+    model: Model, dictionary: Dictionary, prompts: Sequence[str], batch_size: int = 32
+) -> Iterator[tuple[Run, Bool[Tensor, "batch pos"]]]:
+    """Runs of the prompts up to the dictionary's site, and which tokens count.
+
+    Raises:
+        BadInput: no prompts, an empty one, or one without a token that counts.
+        Mismatch: a dictionary of another model.
+    """
+    dictionary.check(model)
+    if not prompts:
+        raise BadInput("no prompts given; give at least one")
+    for start in range(0, len(prompts), batch_size):
+        run = model.run(list(prompts[start : start + batch_size]), capture=[dictionary.site], logits=False)
+        counted = counted_tokens(model, run.tokens)
+        empty = (~counted.any(1)).nonzero()
+        if len(empty):
+            prompt = prompts[start + int(empty[0])]
+            raise BadInput(f"prompt {prompt!r} has no token that counts (the first token and special ones do not)")
+        yield run, counted
+
+
+def pooled(
+    model: Model, dictionary: Dictionary, prompts: Sequence[str], pool: Pool = "max", batch_size: int = 32
+) -> Float[Tensor, "prompts width"]:
+    """One value a latent for each prompt, from its sparse codes: the largest, the mean, or that of the last token."""
+    if pool not in ("max", "mean", "last"):
+        raise UnknownName(f"pool is 'max', 'mean' or 'last', not {pool!r}")
+    parts = []
+    for run, counted in read(model, dictionary, prompts, batch_size):
+        if pool == "last":
+            parts.append(dictionary.encode(run.last(dictionary.site)).dense().float().cpu())
+            continue
+        rows = counted.nonzero()[:, 0]
+        codes = dictionary.encode(run[dictionary.site][counted])
+        out = torch.zeros(len(run.tokens), dictionary.width, device=codes.values.device)
+        place = (rows[:, None] * dictionary.width + codes.indices).flatten()
+        how = "amax" if pool == "max" else "sum"
+        out.view(-1).scatter_reduce_(0, place, codes.values.float().flatten(), how)
+        parts.append((out if pool == "max" else out / counted.sum(1, keepdim=True)).cpu())
+    return torch.cat(parts)

@@ -1,0 +1,192 @@
+"""Running counts over a stream of sparse codes, for all latents at once: numbers, tokens, strongest examples."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from .index import EDGES
+
+BINS = len(EDGES) - 1
+SPARE = 3  # candidates kept for each example wanted: some fall to the rules on documents and duplicates
+PAIRS = 4_000_000  # (latent, token) pairs held before the rarest are let go
+
+
+@dataclass
+class Firings:
+    """The active places of some whole windows, sorted by (latent, window, position).
+
+    Shapes are `n`: latent, index of the window, position in it, token id, activation.
+    """
+
+    latent: Int[np.ndarray, "n"]
+    window: Int[np.ndarray, "n"]
+    position: Int[np.ndarray, "n"]
+    token: Int[np.ndarray, "n"]
+    value: Float[np.ndarray, "n"]
+
+    def __post_init__(self) -> None:
+        order = np.lexsort((self.position, self.window, self.latent))
+        for name in ("latent", "window", "position", "token", "value"):
+            setattr(self, name, getattr(self, name)[order])
+
+
+class Numbers:
+    """Count, sums of the first four powers, maximum and histogram of each latent's activations where it is active."""
+
+    def __init__(self, width: int):
+        self.width = width
+        self.count = np.zeros(width, dtype=np.int64)
+        self.sums = np.zeros((4, width))
+        self.maximum = np.zeros(width, dtype=np.float32)
+        self.histogram = np.zeros((width, BINS), dtype=np.int64)
+
+    def add(self, f: Firings) -> None:
+        self.count += np.bincount(f.latent, minlength=self.width)
+        value = f.value.astype(np.float64)
+        power = np.ones_like(value)
+        for sums in self.sums:
+            power = power * value
+            sums += np.bincount(f.latent, weights=power, minlength=self.width)
+        np.maximum.at(self.maximum, f.latent, f.value)
+        bins = np.clip(np.searchsorted(EDGES, value, side="right") - 1, 0, BINS - 1)
+        self.histogram += np.bincount(f.latent * BINS + bins, minlength=self.width * BINS).reshape(self.width, BINS)
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {"count": self.count, "sums": self.sums, "maximum": self.maximum, "histogram": self.histogram}
+
+    def load(self, state: dict[str, np.ndarray]) -> None:
+        for name in self.state():
+            setattr(self, name, state[name])
+
+
+class TokenTallies:
+    """How often, and how strongly in all, each latent fires on each token.
+
+    When there are more pairs than `PAIRS`, each latent keeps its strongest, so that on a large corpus the numbers of
+    rare tokens are lower bounds.
+    """
+
+    def __init__(self, vocabulary: int, keep: int = 64):
+        self.vocabulary, self.keep = vocabulary, keep
+        self.key = np.zeros(0, dtype=np.int64)  # latent * vocabulary + token, sorted
+        self.count = np.zeros(0, dtype=np.int64)
+        self.mass: np.ndarray = np.zeros(0)
+        self._new: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._held = 0
+
+    def add(self, f: Firings) -> None:
+        key, inverse = np.unique(f.latent * self.vocabulary + f.token, return_inverse=True)
+        mass = np.bincount(inverse, weights=f.value)
+        self._new.append((key, np.bincount(inverse).astype(np.int64), mass))
+        self._held += len(key)
+        if self._held > PAIRS // 2:
+            self.merge()
+
+    def merge(self) -> None:
+        columns = list(zip((self.key, self.count, self.mass), *self._new))
+        keys, counts, masses = (np.concatenate(column) for column in columns)
+        self.key, inverse = np.unique(keys, return_inverse=True)
+        self.count = np.bincount(inverse, weights=counts).astype(np.int64)
+        self.mass = np.bincount(inverse, weights=masses)
+        self._new, self._held = [], 0
+        if len(self.key) > PAIRS:
+            kept = np.sort(_strongest(self.key // self.vocabulary, self.mass, self.keep))
+            self.key, self.count, self.mass = self.key[kept], self.count[kept], self.mass[kept]
+
+    def top(self, n: int) -> dict[int, list[tuple[int, int, float]]]:
+        """latent -> [(token, count, summed activation)], most activation first."""
+        self.merge()
+        found: dict[int, list[tuple[int, int, float]]] = {}
+        for i in _strongest(self.key // self.vocabulary, self.mass, n):
+            latent, token = divmod(int(self.key[i]), self.vocabulary)
+            found.setdefault(latent, []).append((token, int(self.count[i]), float(self.mass[i])))
+        return found
+
+    def state(self) -> dict[str, np.ndarray]:
+        self.merge()
+        return {"key": self.key, "token_count": self.count, "mass": self.mass}
+
+    def load(self, state: dict[str, np.ndarray]) -> None:
+        self.key, self.count, self.mass = state["key"], state["token_count"], state["mass"]
+
+
+class Candidates:
+    """The strongest windows of each latent, with its activations around the strongest token of each.
+
+    One candidate a window; a place enters only if it beats the latent's weakest kept candidate, so that after the first
+    batches few do.
+    """
+
+    def __init__(self, width: int, examples: int, left: int, right: int):
+        self.width, self.limit, self.left, self.right = width, examples * SPARE, left, right
+        self.floor = np.zeros(width, dtype=np.float32)
+        self.columns: dict[str, np.ndarray] = {
+            "latent": np.zeros(0, dtype=np.int64),
+            "window": np.zeros(0, dtype=np.int64),
+            "position": np.zeros(0, dtype=np.int64),
+            "value": np.zeros(0, dtype=np.float32),
+            "around": np.zeros((0, left + 1 + right), dtype=np.float16),
+        }
+
+    def add(self, f: Firings) -> None:
+        order = np.lexsort((f.position, -f.value, f.window, f.latent))
+        first = np.ones(len(order), dtype=bool)
+        same = (np.diff(f.latent[order]) == 0) & (np.diff(f.window[order]) == 0)
+        first[1:] = ~same
+        best = order[first]
+        best = best[f.value[best] > self.floor[f.latent[best]]]
+        new = {
+            "latent": f.latent[best],
+            "window": f.window[best],
+            "position": f.position[best],
+            "value": f.value[best],
+            "around": self._around(f, best),
+        }
+        self.columns = {name: np.concatenate([held, new[name]]) for name, held in self.columns.items()}
+        self._prune()
+
+    def _around(self, f: Firings, chosen: Int[np.ndarray, "m"]) -> Float[np.ndarray, "m span"]:
+        """Activations of the same latent at the neighbouring positions, 0 where it is silent."""
+        span = 1 + int(f.position.max(initial=0)) + self.left + self.right
+        windows = 1 + int(f.window.max(initial=0))
+        key = (f.latent * windows + f.window) * span + f.position + self.left
+        out = np.zeros((len(chosen), self.left + 1 + self.right), dtype=np.float16)
+        for at, offset in enumerate(range(-self.left, self.right + 1)):
+            wanted = key[chosen] + offset
+            place = np.searchsorted(key, wanted).clip(max=len(key) - 1) if len(key) else np.zeros(0, dtype=int)
+            hit = key[place] == wanted
+            out[hit, at] = np.minimum(f.value[place[hit]], np.finfo(np.float16).max)
+        return out
+
+    def _prune(self) -> None:
+        # the stable order (value, then place in the corpus) makes the result independent of how the stream was cut
+        order = np.lexsort((self.columns["window"], -self.columns["value"], self.columns["latent"]))
+        latents = self.columns["latent"][order]
+        rank = _rank_in_group(latents)
+        kept = order[rank < self.limit]
+        self.columns = {name: column[kept] for name, column in self.columns.items()}
+        full = np.bincount(self.columns["latent"], minlength=self.width) >= self.limit
+        lowest = np.full(self.width, np.inf, dtype=np.float32)
+        np.minimum.at(lowest, self.columns["latent"], self.columns["value"])
+        self.floor = np.where(full, lowest, 0).astype(np.float32)
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {f"candidate_{name}": column for name, column in self.columns.items()}
+
+    def load(self, state: dict[str, np.ndarray]) -> None:
+        self.columns = {name: state[f"candidate_{name}"] for name in self.columns}
+        self._prune()
+
+
+def _rank_in_group(groups: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+    """0, 1, 2, ... within each run of equal values."""
+    index = np.arange(len(groups))
+    starts = np.concatenate([[True], np.diff(groups) != 0]) if len(groups) else np.zeros(0, dtype=bool)
+    return index - np.maximum.accumulate(np.where(starts, index, 0)) if len(groups) else index
+
+
+def _strongest(groups: np.ndarray, weights: np.ndarray, n: int) -> np.ndarray:
+    """Indices of the n heaviest of each group, groups in order, heaviest first."""
+    order = np.lexsort((-weights, groups))
+    return order[_rank_in_group(groups[order]) < n]
