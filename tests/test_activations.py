@@ -348,6 +348,9 @@ def test_shard_stream_shuffles_globally_and_resumes(shards):
         rest = list(two)
         assert len(rest) == len(reference) - done
         assert all(torch.equal(a[site], b[site]) for a, b in zip(rest, reference[done:]) for site in a)
+    assert all(
+        torch.equal(a[site], b[site]) for a, b in zip(fresh(resident=True), reference, strict=True) for site in a
+    )
     with pytest.raises(Mismatch, match="batch_tokens 10 -> 9"):
         fresh(batch_tokens=9).load_state_dict(fresh().state_dict())
 

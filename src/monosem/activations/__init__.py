@@ -1,7 +1,7 @@
 """Activations of a model over a corpus: harvested once or streamed, shuffled, without the tokens that mislead."""
 
 from .buffer import ShuffleBuffer
-from .harvesting import ActivationBatch, Harvest, harvest
+from .harvesting import ActivationBatch, Harvest, Source, harvest
 from .schedule import Schedule
 from .shards import ActivationShards, ShardStream
 from .skipping import Skipper, SkipRule
@@ -17,6 +17,7 @@ __all__ = [
     "ShuffleBuffer",
     "SkipRule",
     "Skipper",
+    "Source",
     "harvest",
     "stream",
 ]
