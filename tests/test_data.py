@@ -199,6 +199,18 @@ def test_separator_rule():
         data.document_separator(bare)
 
 
+@pytest.mark.smollm2
+def test_smollm2_documents_are_separated_as_in_its_pretraining(smollm2):
+    assert data.document_separator(smollm2.tokenizer) == 0  # <|endoftext|>, not its eos <|im_end|>
+    assert data.window_prefix(smollm2.tokenizer) == []
+    literal, turn = "Markup like <|im_end|> in a text.", smollm2.chat("Hi")
+    store = TokenStore.build(smollm2, [Document("a", literal), Document("b", turn, rendered=True)], 8)
+    text, _, chat = "|".join(map(str, store[:].flatten().tolist())).partition("|0|1|")
+    assert smollm2.text(list(map(int, text.split("|")))) == literal
+    assert "2" not in text.split("|")
+    assert "2" in chat.split("|")
+
+
 def test_windows_begin_with_the_tokens_that_the_tokenizer_puts_first(tiny_model):
     from tokenizers.processors import TemplateProcessing
 

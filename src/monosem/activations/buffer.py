@@ -68,8 +68,8 @@ class ShuffleBuffer:
         if count > self.room:
             raise BadInput(f"{count} rows do not fit: the buffer has room for {self.room} of {self.capacity}")
         slots, self._free = self._free[:count], self._free[count:]
-        for name, x in rows.items():
-            self.data[name].index_copy_(0, slots.to(x.device), x.to(self.data[name].dtype))
+        for name, data in self.data.items():
+            data.index_copy_(0, slots.to(data.device), rows[name].to(data.device, data.dtype))
         self._held = torch.cat([self._held, slots])
         self._stale = True
 
