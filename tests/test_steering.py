@@ -5,13 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_hf, tiny_tokenizer
 
 from monosem import edits
 from monosem.dictionaries import Dictionary, Weights
 from monosem.errors import BadInput
 from monosem.models import Model
 from monosem.steering import bootstrap_mean, compare, distinct, outcome, random_latents, rank_p, summarise, wilson
+from tiny import tiny_hf, tiny_tokenizer
 
 PROMPTS = ["the cat sat on", "a dog", "she was very happy and"]
 

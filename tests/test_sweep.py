@@ -5,7 +5,6 @@ import json
 import pandas as pd
 import pytest
 import torch
-from tiny import tiny_hf, tiny_tokenizer
 
 from monosem import edits
 from monosem.dictionaries import Dictionary, Weights
@@ -13,6 +12,7 @@ from monosem.errors import BadInput, Mismatch, UnknownName
 from monosem.models import Model
 from monosem.steering import open_sweep
 from monosem.steering import sweep as run_sweep
+from tiny import tiny_hf, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
