@@ -30,10 +30,11 @@ QUANTILES = (0.1, 0.5, 0.9, 0.99)
 
 
 def weights_hash(dictionary: Dictionary) -> str:
-    """Identifies the weights that an index was made with."""
-    digest = hashlib.sha256()
-    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
-        digest.update(getattr(dictionary, name).detach().float().cpu().contiguous().numpy().tobytes())
+    """Identifies the dictionary that an index was made with: its weights and how it encodes."""
+    digest = hashlib.sha256(f"{dictionary.kind} {dictionary.k} {dictionary.token_norm}".encode())
+    for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold"):
+        if (tensor := getattr(dictionary, name)) is not None:
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
