@@ -36,18 +36,18 @@ Write a dialogue between two friends who disagree about {}.
 Write a complaint about {} and a friendly reply to it.
 Plan a lesson about {} step by step.""".splitlines()
 
-TOPICS = """the moon; volcanoes; bread; football; the ocean; photosynthesis; trains; a lost dog; gardening; gravity;
-music theory; the Roman Empire; chess; coffee; honesty; old books; bicycles; the human heart; winter; birthday parties; taxes;
-electric cars; bees; the stock market; friendship; computers; the desert; cooking for one; elections; dinosaurs; moving
-to a new city; sleep; mountains; learning a language; the weather; a broken window; hospitals; painting; space travel;
-spiders; money; a bad restaurant; rivers; mathematics; public libraries; the common cold; dancing; earthquakes; a lie
-told to a friend; robots; farming; fashion; the brain; airports; recycling; kings and queens; a surprise visit; running;
-clocks; tea; fear of heights; rain forests; a job interview; museums; soap; the internet; cats; justice;
-the first day of school; glass; bridges; chocolate; statistics; whales; loneliness; a winning goal; insurance; the alphabet; fire; being
-late; neighbours; vaccines; jazz; castles; a secret; sugar; democracy; the night sky; fishing; shoes; a long journey;
-pottery; forgiveness; batteries; birds; history class; a rude customer; apples; courage; traffic; water""".replace(
-    "\n", " "
-).split("; ")
+TOPICS = """\
+the moon; volcanoes; bread; football; the ocean; photosynthesis; trains; a lost dog; gardening; gravity; music
+theory; the Roman Empire; chess; coffee; honesty; old books; bicycles; the human heart; winter; birthday parties;
+taxes; electric cars; bees; the stock market; friendship; computers; the desert; cooking for one; elections;
+dinosaurs; moving to a new city; sleep; mountains; learning a language; the weather; a broken window; hospitals;
+painting; space travel; spiders; money; a bad restaurant; rivers; mathematics; public libraries; the common cold;
+dancing; earthquakes; a lie told to a friend; robots; farming; fashion; the brain; airports; recycling; kings and
+queens; a surprise visit; running; clocks; tea; fear of heights; rain forests; a job interview; museums; soap; the
+internet; cats; justice; the first day of school; glass; bridges; chocolate; statistics; whales; loneliness; a
+winning goal; insurance; the alphabet; fire; being late; neighbours; vaccines; jazz; castles; a secret; sugar;
+democracy; the night sky; fishing; shoes; a long journey; pottery; forgiveness; batteries; birds; history class; a
+rude customer; apples; courage; traffic; water""".replace("\n", " ").split("; ")
 
 
 def requests(count: int, seed: int) -> list[str]:
