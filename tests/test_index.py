@@ -12,15 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_latents import MODEL, SAE, SITE, TOPK, WIDTH, dictionary
 
 from monosem.activations import ActivationShards, SkipRule, harvest
 from monosem.data import Document, TokenStore
 from monosem.errors import BadFile, BadInput, Mismatch, UnknownName
 from monosem.latents import Index, build_index, index_of
 from monosem.latents.index import EDGES, pack, unpack
+from test_latents import MODEL, SAE, SITE, TOPK, WIDTH, dictionary
 
-WORDS = "the cat sat on a good bad e f g h sun moon day night one two three king queen a b c d".split()
+TEXT = "the cat sat on a good bad e f g h sun moon day night one two three king queen a b c d"
+WORDS = TEXT.split()
 
 
 def documents(n: int = 30, seed: int = 0) -> list[Document]:
@@ -60,7 +61,9 @@ def test_numbers_equal_brute_force(index, dense):
         row = table.iloc[latent]
         z = (own - own.mean()) / own.std()
         expected = [own.mean(), own.std(), (z**3).mean(), (z**4).mean()]
-        np.testing.assert_allclose(row[["mean", "sd", "skew", "kurtosis"]].astype(float), expected, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(
+            row[["mean", "sd", "skew", "kurtosis"]].astype(float), expected, rtol=1e-4, atol=1e-6
+        )
         evidence = index.evidence(latent)
         assert sum(n for *_, n in evidence.histogram) == len(own)
         for low, high, n in evidence.histogram:
@@ -84,7 +87,7 @@ def test_examples_are_the_strongest_and_their_context_is_the_text(index, dense):
                 best[window] = (value, position)
         ranked = sorted(((v, w, p) for w, (v, p) in best.items()), key=lambda r: (-r[0], r[1]))
         expected, used, seen = [], {}, set()
-        for value, window, position in ranked:
+        for _, window, position in ranked:
             document = STORE.document(window, position)
             row = STORE[window].tolist()
             start = max([position - 4, 0, *(i + 1 for i in range(position) if row[i] == border)])
@@ -223,6 +226,13 @@ def test_a_token_limit_reads_so_many_windows(tmp_path):
     assert some.meta["tokens"] <= 96
 
 
+def read_all(path: Path) -> None:
+    found = Index(path)
+    assert len(found.table) == WIDTH
+    for latent in range(WIDTH):
+        found.evidence(latent)
+
+
 def test_damage_and_mismatch(index, tmp_path):
     with pytest.raises(UnknownName, match="latents 0 to 39"):
         index.evidence(40)
@@ -236,8 +246,7 @@ def test_damage_and_mismatch(index, tmp_path):
     whole = index.path.read_bytes()
     (tmp_path / "cut.sqlite").write_bytes(whole[: len(whole) // 3])
     with pytest.raises(BadFile):
-        cut = Index(tmp_path / "cut.sqlite")
-        _ = cut.table, [cut.evidence(i) for i in range(WIDTH)]
+        read_all(tmp_path / "cut.sqlite")
     shutil.copy(index.path, tmp_path / "old.sqlite")
     with sqlite3.connect(tmp_path / "old.sqlite") as connection:
         connection.execute("UPDATE meta SET value = '99' WHERE key = 'schema'")

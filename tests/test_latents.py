@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
-from tiny import tiny_hf, tiny_tokenizer
 
 from monosem import latents
 from monosem.dictionaries import Dictionary, Weights
@@ -16,6 +15,7 @@ from monosem.errors import BadInput, Mismatch, UnknownName
 from monosem.latents.effects import logit_effects
 from monosem.latents.statistics import auroc, bootstrap_auroc, consistency, permutation_p
 from monosem.models import Model
+from tiny import tiny_hf, tiny_tokenizer
 
 MODEL = Model(tiny_hf("llama"), tiny_tokenizer(), "llama")
 SITE = "resid_post.1"
@@ -216,7 +216,7 @@ def test_bad_input():
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
 def test_logit_effects_are_the_derivative_of_the_logits_up_to_the_norm(family):
-    """d logits / d activation through a frozen RMS norm is the effect divided by the scale, up to a constant a token."""
+    """d logits / d activation through a frozen norm is the effect over its scale, up to a constant a token."""
     model = Model(tiny_hf(family), None, family)
     sae = dictionary(model_name=family)
     effect = torch.cat(list(logit_effects(model, sae)))

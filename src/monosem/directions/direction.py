@@ -1,0 +1,86 @@
+"""A direction: a vector at a site, and how it was found."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..dictionaries import Dictionary
+from ..errors import BadFile, BadInput, Mismatch
+from ..files import replacing
+from ..models import Model, Site
+
+
+@dataclass(frozen=True, eq=False)
+class Direction:
+    """A vector at a site with its provenance. `edits.add(direction, 4.0)` and `edits.ablate(direction)` take it.
+
+    Attributes:
+        vector: `d_model`, float32, in raw activation units (not normalised: its length is part of what was found).
+        model_name: the model that it belongs to.
+        provenance: method, data, seed, and what is known of its quality.
+
+    Raises:
+        BadInput: a vector that is not one-dimensional, is zero or not finite.
+    """
+
+    vector: Float[Tensor, "d_model"]
+    site: Site
+    model_name: str = ""
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.vector.ndim != 1 or not bool(self.vector.isfinite().all()) or not bool(self.vector.any()):
+            raise BadInput(f"a direction is one finite vector that is not zero, got shape {list(self.vector.shape)}")
+        object.__setattr__(self, "vector", self.vector.detach().float().cpu())
+
+    @property
+    def unit(self) -> Float[Tensor, "d_model"]:
+        return self.vector / self.vector.norm()
+
+    def projection(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch"]:
+        """x · v̂, in units of activation."""
+        return x.float() @ self.unit.to(x.device)
+
+    def cosine(self, other: "Direction") -> float:
+        return float(self.unit @ other.unit)
+
+    def check(self, model: Model) -> None:
+        """Raise `Mismatch` when it is another model's, or `UnknownName` when the model has no such site."""
+        model.site(self.site)
+        if self.model_name and self.model_name != model.name:
+            raise Mismatch(f"this direction is of {self.model_name}, not of {model.name}")
+        if len(self.vector) != model.cfg.d_model:
+            raise Mismatch(f"this direction has {len(self.vector)} entries, {model.name} has {model.cfg.d_model}")
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """One safetensors file: the vector, and the rest as JSON in its metadata."""
+        about = {"site": str(self.site), "model": self.model_name, "provenance": json.dumps(self.provenance)}
+        with replacing(path) as temporary:
+            save_file({"vector": self.vector.contiguous()}, temporary, metadata={"format": "pt", **about})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Direction":
+        """Raises `BadFile` when the file is missing, damaged or holds something else."""
+        if not Path(path).is_file():
+            raise BadFile(f"no direction file {path}")
+        try:
+            with safe_open(path, "pt") as file:
+                about = file.metadata()
+                site, provenance = Site.parse(about["site"]), json.loads(about["provenance"])
+                return cls(file.get_tensor("vector"), site, about["model"], provenance)
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise BadFile(f"{path} does not hold a direction ({error})") from error
+
+
+def of_latent(dictionary: Dictionary, latent: int) -> Direction:
+    """A latent's decoder row: what one unit of its activation writes."""
+    row = dictionary.decoder_rows(latent)[0]
+    provenance = {"method": "decoder row", "dictionary": dictionary.name, "latent": int(latent)}
+    return Direction(row, dictionary.site_out, dictionary.model_name, provenance)
