@@ -325,6 +325,20 @@ def test_generation_stops_at_the_end_token(llama):
     assert made.texts == [""]
 
 
+def test_logits_are_edited_at_the_last_token_of_padded_rows(llama):
+    rows = [IDS[0, :3].tolist(), IDS[1].tolist()]
+    force = edits.function("logits", lambda x: x.index_fill(-1, torch.tensor([7]), 1e9))
+    assert llama.generate(rows, edits=force, max_new_tokens=2).new == [[7, 7], [7, 7]]
+    late = llama.generate(rows, edits=force.at(scope="generated"), max_new_tokens=2, stop_at_eos=False)
+    clean = llama.generate(rows, max_new_tokens=1, stop_at_eos=False)
+    assert [new[0] for new in late.new] == [new[0] for new in clean.new]
+    assert [new[1] for new in late.new] == [7, 7]
+    batch = TokenBatch.of(rows, pad=2)
+    one = llama.run(batch, edits=force.at(rows=[1]), logits="last").logits
+    torch.testing.assert_close(one[0], llama.run(batch, logits="last").logits[0], **TOLERANCE)
+    assert int(one[1].argmax()) == 7
+
+
 def test_generation_errors(llama):
     with pytest.raises(BadInput, match="context of 64"):
         llama.generate([IDS[0].tolist()], max_new_tokens=60)

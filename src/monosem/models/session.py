@@ -40,6 +40,14 @@ class Moment:
     column: int
     ids: Int[Tensor, "batch pos"]
 
+    @property
+    def last(self) -> "Moment":
+        """The same for the last real token of each row alone (`batch 1`)."""
+        columns = torch.arange(self.mask.shape[1], device=self.mask.device)
+        at = torch.where(self.mask, columns, -1).amax(-1, keepdim=True)
+        mask, positions, ids = (part.gather(1, at) for part in (self.mask, self.positions, self.ids))
+        return Moment(mask, positions, self.prompt_lengths, self.column + self.mask.shape[1] - 1, ids)
+
 
 class EditLike(Protocol):
     """What a session needs of an edit (`monosem.edits.Edit`)."""
@@ -105,8 +113,11 @@ class Session:
                     )
 
     def visit(self, site: Site, value: Tensor) -> Tensor:
+        moment = self.moment
+        if site.name == "logits" and value.shape[1] != moment.mask.shape[1]:
+            moment = moment.last  # only the last token of each row was unembedded
         for edit in self.edits.get(site, ()):
-            value, reached = edit.apply(value, self.moment)
+            value, reached = edit.apply(value, moment)
             if reached:
                 self.fired.add(id(edit))
         if site in self.wanted:
