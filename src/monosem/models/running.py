@@ -95,9 +95,9 @@ def run(
     session = Session(model, sites, all_edits, stop=logits is False, grad=grad)
     session.moment = moment(tokens, tokens.lengths, column=0)
     out = None
-    with torch.set_grad_enabled(grad), session, _starting(model, start, tokens), _last_only(model, tokens, logits):
-        with suppress(Stop):
-            out = model.hf(**inputs(tokens), use_cache=False).logits
+    late, last = _starting(model, start, tokens), _last_only(model, tokens, logits)
+    with torch.set_grad_enabled(grad), session, late, last, suppress(Stop):
+        out = model.hf(**inputs(tokens), use_cache=False).logits
     session.check_fired()
     if out is not None and logits == "last":
         out = out[:, 0]
