@@ -52,8 +52,8 @@ class _Patch:
 def verify(model: Model, length: int = 12, seed: int = 0) -> Verification:
     """Check the identities on two random token sequences of different length.
 
-    logits with hooks equal native ones; resid_pre + attn_out + mlp_out = resid_post; resid_mid; the read-out of the last
-    resid_post; per-head sums through the output projection; pattern times values; writing a site's own value back
+    logits with hooks equal native ones; resid_pre + attn_out + mlp_out = resid_post; resid_mid; the read-out of the
+    last resid_post; per-head sums through the output projection; pattern times values; writing a site's own value back
     changes nothing; another prompt's resid_post gives that prompt's logits; padding and the KV cache change nothing.
     """
     generator = torch.Generator().manual_seed(seed)
