@@ -15,6 +15,7 @@ import torch
 
 from monosem.activations import ActivationShards, SkipRule, harvest
 from monosem.data import Document, TokenStore
+from monosem.dictionaries import Dictionary, Weights
 from monosem.errors import BadFile, BadInput, Mismatch, UnknownName
 from monosem.latents import Index, build_index, index_of
 from monosem.latents.index import EDGES, pack, unpack
@@ -267,3 +268,73 @@ def test_the_index_beside_a_dictionary_is_found(tmp_path):
     assert found is not None
     assert found.width == WIDTH
     assert index_of(SAE) is None
+
+
+def test_every_token_is_counted_or_skipped(index):
+    assert index.meta["tokens"] + sum(index.meta["skipped"].values()) == STORE.tokens
+    assert index.meta["skipped"]["first"] == len(STORE)
+    assert index.meta["skipped"]["special"] > 0
+
+
+def test_one_long_document_does_not_crowd_out_the_others(tmp_path):
+    """The long one has more of the strongest windows of every latent than there are candidates."""
+    rng = np.random.default_rng(2)
+    long = Document("long", " ".join(rng.choice(WORDS, 2500)))
+    store = TokenStore.build(MODEL, [long, *documents(12)], context=32)
+    found = build_index(TOPK, MODEL, store, tmp_path / "i.sqlite", examples=5, quiet=True)
+    widely = [i for i in range(WIDTH) if found.table["count"][i] > 300]
+    assert widely
+    for latent in widely:
+        names = [example.document for example in found.evidence(latent).examples]
+        assert len(names) == 5
+        assert names.count("long") <= 2
+
+
+def test_a_site_off_the_stream_has_no_promoted_tokens(tmp_path):
+    rng = torch.Generator().manual_seed(0)
+    shapes = {"W_enc": (48, WIDTH), "b_enc": (WIDTH,), "W_dec": (WIDTH, 48), "b_dec": (48,)}
+    weights = Weights(**{name: torch.randn(shape, generator=rng) for name, shape in shapes.items()})
+    inside = Dictionary(weights, "relu", site="mlp_post.1", model_name="llama", name="inside")
+    found = build_index(inside, MODEL, STORE, tmp_path / "i.sqlite", tokens=320, quiet=True)
+    assert found.evidence(3).promoted == found.evidence(3).suppressed == []
+    assert "not in the stream" in found.meta["effects"]
+    assert found.evidence(3).examples
+
+
+def test_damage_inside_the_file(index, tmp_path):
+    """Bytes changed at random either do no harm or give a clear error."""
+    rng = np.random.default_rng(0)
+    whole = index.path.read_bytes()
+    path = tmp_path / "flipped.sqlite"
+    refused = 0
+    for _ in range(40):
+        changed = bytearray(whole)
+        for at in rng.integers(0, len(whole), 20):
+            changed[at] = rng.integers(256)
+        path.write_bytes(changed)
+        try:
+            read_all(path)
+        except BadFile:
+            refused += 1
+    assert refused > 20
+
+
+def test_damaged_partial_index(tmp_path):
+    (tmp_path / "i.sqlite.partial.npz").write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(BadFile, match="delete it to start anew"):
+        build_index(TOPK, MODEL, STORE, tmp_path / "i.sqlite", quiet=True)
+
+
+def test_a_partial_index_with_another_skip_rule_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("monosem.latents.indexing._write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    path = tmp_path / "i.sqlite"
+    with pytest.raises(KeyboardInterrupt):
+        build_index(TOPK, MODEL, STORE, path, batch_size=4, save_tokens=100, quiet=True)
+    with pytest.raises(Mismatch, match=r"other settings \(skip\)"):
+        build_index(TOPK, MODEL, STORE, path, batch_size=4, skip=SkipRule(special=False), quiet=True)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_pass(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="cannot write"):
+        build_index(TOPK, MODEL, STORE, tmp_path / "file" / "i.sqlite", quiet=True)

@@ -1,8 +1,10 @@
 """Top latents, contrasts and their statistics, against naive re-implementations and a planted latent."""
 
 import itertools
+import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -54,12 +56,13 @@ def test_auroc_equals_scikit_learn_with_ties(n, m, seed):
     assert auroc(negative, positive).tolist() == pytest.approx([1 - e for e in expected], abs=1e-6)
 
 
-def test_auroc_is_chunked_without_a_change(monkeypatch):
+def test_permutations_are_chunked_without_a_change(monkeypatch):
     rng = torch.Generator().manual_seed(0)
     a, b = torch.randn(5, 300, generator=rng), torch.randn(6, 300, generator=rng)
-    whole = auroc(a, b)
-    monkeypatch.setattr("monosem.latents.statistics.CHUNK_ELEMENTS", 5 * 6 * 17)
-    assert torch.equal(auroc(a, b), whole)
+    whole = permutation_p(a, b, False, 100)
+    monkeypatch.setattr("monosem.latents.statistics.CHUNK_ELEMENTS", 100 * 17)
+    for one, other in zip(permutation_p(a, b, False, 100), whole):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("paired", [True, False])
@@ -214,17 +217,82 @@ def test_bad_input():
         latents.top(MODEL, dictionary(model_name="another"), ["a good e"])
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
-def test_logit_effects_are_the_derivative_of_the_logits_up_to_the_norm(family):
-    """d logits / d activation through a frozen norm is the effect over its scale, up to a constant a token."""
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2", "gpt_neox"])
+def test_logit_effects_are_the_derivative_of_the_logits(family):
+    """Against autograd through the model's own final norm, at a stream orthogonal to the row (there the norm's scale
+    does not change to first order): derivative × scale = effect, up to a constant over the vocabulary."""
     model = Model(tiny_hf(family), None, family)
     sae = dictionary(model_name=family)
-    effect = torch.cat(list(logit_effects(model, sae)))
     row = sae.W_dec[3]
-    direct = (row * model.final_gain) @ model.W_U
-    torch.testing.assert_close(effect[3], direct - direct.mean(), rtol=1e-4, atol=1e-4)
+    layer_norm = family in ("gpt2", "gpt_neox")
+    moved = row - row.mean() if layer_norm else row
+    x = torch.randn(32, generator=torch.Generator().manual_seed(5))
+    x = x - x.mean() if layer_norm else x
+    x = x - moved * (x @ moved) / moved.square().sum()
+    _, slope = torch.func.jvp(model.unembed, (x,), (row,))
+    expected = slope * x.square().mean().sqrt()
+    effect = torch.cat(list(logit_effects(model, sae)))
+    torch.testing.assert_close(effect[3], expected - expected.mean(), rtol=1e-3, atol=1e-4)
     up, values, down, low = latents.extreme_tokens(model, sae, 4)
     assert up[3].tolist() == effect[3].topk(4).indices.tolist()
     assert low[3].tolist() == pytest.approx(effect[3].sort().values[:4].tolist(), rel=1e-4)
     assert values.shape == (WIDTH, 4)
     assert down.shape == (WIDTH, 4)
+
+
+def test_logit_effects_at_z_go_through_the_output_projection():
+    weights = SAE.weights
+    at_z = Dictionary(weights, "relu", site="z.1", model_name="llama", per_head=True)
+    written = [MODEL.hf.get_submodule("model.layers.1.self_attn.o_proj")(row) for row in weights.W_dec]
+    mapped = Weights(W_enc=weights.W_enc, b_enc=weights.b_enc, W_dec=torch.stack(written), b_dec=weights.b_dec)
+    at_out = Dictionary(mapped, "relu", site="attn_out.1", model_name="llama")
+    one, other = (torch.cat(list(logit_effects(MODEL, sae))) for sae in (at_z, at_out))
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    off = Dictionary(mapped, "relu", site="mlp_post.1", model_name="llama")
+    with pytest.raises(BadInput, match=r"mlp_post\.1 have no direct effect"):
+        latents.extreme_tokens(MODEL, off, 4)
+
+
+def gated(bias: float) -> Dictionary:
+    """Nothing fires unless pre-activations exceed `-bias`."""
+    weights = SAE.weights
+    biases = torch.full((WIDTH,), bias)
+    return Dictionary(
+        Weights(W_enc=weights.W_enc, b_enc=biases, W_dec=weights.W_dec, b_dec=weights.b_dec),
+        "relu", site=SITE, model_name="llama",
+    )  # fmt: skip
+
+
+def test_prompts_keep_their_numbers_when_some_are_silent():
+    prompts = [f"{a} {b}" for a in "abcdefghijklm" for b in ("the cat", "good", "sun moon")]
+    assert len(prompts) > 32  # more than one batch
+    loudest = latents.pooled(MODEL, gated(0.0), prompts).amax(1)
+    cut = float(loudest.median())
+    table = latents.top(MODEL, gated(-cut), prompts, k=1).table
+    expected = (loudest > cut).nonzero()[:, 0].tolist()
+    assert 0 < len(expected) < len(prompts)
+    assert set(expected) <= set(table.prompt)
+    for number in expected:
+        found = table[table.prompt == number].value.max()
+        assert found >= float(loudest[number]) - cut - 1e-3
+
+
+def test_no_latent_fires():
+    with pytest.raises(BadInput, match="fires on any of the prompts"):
+        latents.contrast(MODEL, gated(-1e6), POSITIVE, NEGATIVE)
+
+
+def test_best_tells_apart_before_it_is_large():
+    columns = ["latent", "score", "auroc"]
+    table = pd.DataFrame([(5, 9.0, 0.55), (2, 4.0, 0.9), (1, 3.0, 0.95)], columns=columns)
+    assert latents.Contrast(table, {}).best == 2
+    assert latents.Contrast(table[:1], {}).best == 5  # where none does
+    assert latents.Contrast(table, {}).candidates(2) == [5, 2]
+
+
+def test_a_saved_contrast_is_json(tmp_path):
+    found = latents.contrast(MODEL, SAE, POSITIVE, NEGATIVE, permutations=20)
+    assert found.table.held_out_low.isna().any()  # only the first have an interval
+    found.save(tmp_path / "contrast.json")
+    held = json.loads((tmp_path / "contrast.json").read_text(), parse_constant=lambda word: pytest.fail(word))
+    assert [row["latent"] for row in held["table"]] == found.table.latent.tolist()

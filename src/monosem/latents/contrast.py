@@ -10,11 +10,13 @@ import torch
 
 from ..data import PromptPairs
 from ..dictionaries import Dictionary
+from ..errors import BadInput
 from ..files import write_json
 from ..models import Model
 from .pooling import Pool, pooled
 from .statistics import auroc, bootstrap_auroc, consistency, permutation_p
 
+TELLS_APART = 0.7  # AUROC on the search half that `Contrast.best` asks for
 CONFIRMED = 20  # best latents whose held-out AUROC gets a bootstrap interval
 
 
@@ -33,14 +35,17 @@ class Contrast:
 
     @property
     def best(self) -> int:
-        """The latent with the highest score."""
-        return int(self.table["latent"].iloc[0])
+        """The highest score among latents with an AUROC of at least `TELLS_APART` on the search half (among all, where
+        none has that): score alone could be owned by a latent that is large and on everywhere."""
+        able = self.table[self.table["auroc"] >= TELLS_APART]
+        return int((able if len(able) else self.table)["latent"].iloc[0])
 
     def candidates(self, n: int = 10) -> list[int]:
         return [int(latent) for latent in self.table["latent"].head(n)]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        write_json(path, {"config": self.config, "table": self.table.to_dict("records")})
+        rows = self.table.astype(object).where(self.table.notna(), None)  # JSON has no NaN
+        write_json(path, {"config": self.config, "table": rows.to_dict("records")})
 
 
 def contrast(
@@ -62,12 +67,15 @@ def contrast(
     win. Everything but the held_out columns comes from the search half.
 
     Raises:
-        BadInput: unpaired lists (with `paired`), empty prompts, too few prompts to split.
+        BadInput: unpaired lists (with `paired`), empty prompts, too few prompts to split, prompts on which no latent
+            fires.
         Mismatch: a dictionary of another model.
     """
     search, rest = PromptPairs(positive, negative, paired).split(held_out, seed)
     up, down = (pooled(model, dictionary, side, pool) for side in (search.positive, search.negative))
     fires = ((up > 0).any(0) | (down > 0).any(0)).nonzero()[:, 0]
+    if not len(fires):
+        raise BadInput(f"no latent of {dictionary.name or 'this dictionary'} fires on any of the prompts searched")
     up, down = up[:, fires], down[:, fires]
     out_up, out_down = (pooled(model, dictionary, side, pool)[:, fires] for side in (rest.positive, rest.negative))
     difference, steady = up.mean(0) - down.mean(0), consistency(up, down, paired)

@@ -4,14 +4,24 @@ from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..dictionaries import Dictionary
+from ..errors import BadInput
 from ..models import Model
 
 CHUNK = 256  # latents whose effect on the whole vocabulary is held at once
+STREAM = ("embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")  # sites that are added to the stream
 
-CONVENTION = "decoder row × gain of the final norm, through the unembedding with its mean over the vocabulary removed"
+CONVENTION = (
+    "decoder row (through W_O at z) × gain of the final norm (less the row's mean, if that is a LayerNorm), "
+    "through the unembedding with its mean over the vocabulary removed"
+)
+
+
+def reaches_logits(model: Model, dictionary: Dictionary) -> bool:
+    """Whether decoder rows of this dictionary have a direct effect on the logits."""
+    return dictionary.site_out.name in STREAM or (dictionary.site_out.name == "z" and not model.family.attn_norm)
 
 
 def logit_effects(
@@ -19,12 +29,21 @@ def logit_effects(
 ) -> Iterator[Float[Tensor, "chunk vocab"]]:
     """Direct effect of each latent on every token's logit, per unit of activation before the final norm's division.
 
-    Only the direct path: what later layers make of the row is not in it. The mean over the vocabulary, which no
-    probability depends on, is removed. Dictionaries of sites whose output is not in the stream (z, mlp_post) have no
-    such row.
+    Only the direct path ("logit lens" of the row): what later layers make of it is not in it. The norm's division by
+    the size of the stream is left out, and so is the mean over the vocabulary, which no probability depends on.
+
+    Raises:
+        BadInput: the dictionary's site does not write to the stream (mlp_post, q, k, ...), so there is no direct path.
     """
+    if not reaches_logits(model, dictionary):
+        raise BadInput(f"latents at {dictionary.site_out} have no direct effect on the logits: it is not in the stream")
     W_U = model.W_U.float()
     W_U = (W_U - W_U.mean(1, keepdim=True)) * model.final_gain.float()[:, None]
+    if isinstance(model.hf.get_submodule(model.family.final_norm), nn.LayerNorm):
+        W_U = W_U - W_U.mean(0)  # the same as taking the mean out of every row
+    if dictionary.site_out.name == "z":
+        assert dictionary.site_out.layer is not None
+        W_U = model.W_O(dictionary.site_out.layer).flatten(0, 1).float() @ W_U
     wanted = torch.arange(dictionary.width) if latents is None else latents
     for chunk in wanted.split(CHUNK):
         yield dictionary.decoder_rows(chunk).float().to(W_U.device) @ W_U
@@ -33,7 +52,12 @@ def logit_effects(
 def extreme_tokens(
     model: Model, dictionary: Dictionary, n: int = 10, latents: Int[Tensor, "m"] | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(promoted ids, their effects, suppressed ids, their effects), each `latents n`, strongest first."""
+    """(promoted ids, their effects, suppressed ids, their effects), each `latents n`, strongest first.
+
+    Raises:
+        BadInput: as `logit_effects`.
+    """
+    n = min(n, model.cfg.d_vocab)
     parts: list[tuple[Tensor, ...]] = []
     for effects in logit_effects(model, dictionary, latents):
         up, down = effects.topk(n), effects.topk(n, largest=False)

@@ -5,11 +5,13 @@ Tables: `meta` (key, JSON value); `latent` (numbers, histogram, token lists); `e
 promotes). Written by `indexing.build`.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import sqlite3
 import zlib
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..dictionaries import Dictionary
-from ..errors import BadFile, BadInput, Mismatch, UnknownName
+from ..errors import BadFile, BadInput, Mismatch, MonosemError, UnknownName
 from .evidence import Evidence, Example
 
 SCHEMA = 1
@@ -61,8 +63,9 @@ class Index:
             raise BadFile(f"no index {self.path}; make one with `monosem latents index`")
         uri = f"file:{self.path.resolve().as_posix().replace('?', '%3f').replace('#', '%23')}?mode=ro&immutable=1"
         self.connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
-        rows = self._rows("SELECT key, value FROM meta")
-        self.meta: dict[str, Any] = {key: json.loads(value) for key, value in rows}
+        with self._reading():
+            rows = self._rows("SELECT key, value FROM meta")
+            self.meta: dict[str, Any] = {key: json.loads(value) for key, value in rows}
         if self.meta.get("schema") != SCHEMA:
             raise BadFile(f"{self.path} was made by another version of monosem; make it again")
         if dictionary is not None and self.meta["weights"] != weights_hash(dictionary):
@@ -72,9 +75,16 @@ class Index:
             )
 
     def _rows(self, query: str, values: tuple[Any, ...] = ()) -> list[Any]:
+        return self.connection.execute(query, values).fetchall()
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """What a damaged file brings about, from SQLite down to a number in a blob, is one error."""
         try:
-            return self.connection.execute(query, values).fetchall()
-        except sqlite3.DatabaseError as error:
+            yield
+        except MonosemError:
+            raise
+        except (sqlite3.DatabaseError, zlib.error, ValueError, TypeError, ArithmeticError, LookupError) as error:
             raise BadFile(f"{self.path} is not a latent index or is damaged ({error}); make it again") from error
 
     @property
@@ -85,8 +95,11 @@ class Index:
     def table(self) -> pd.DataFrame:
         """One row a latent: count, density, maximum, mean, sd, skew and kurtosis of its activations where active."""
         columns = ["latent", "count", "s1", "s2", "s3", "s4", "maximum"]
-        rows = self._rows("SELECT id, count, s1, s2, s3, s4, maximum FROM latent ORDER BY id")
-        raw = pd.DataFrame(rows, columns=columns)
+        with self._reading():
+            rows = self._rows("SELECT id, count, s1, s2, s3, s4, maximum FROM latent ORDER BY id")
+            raw = pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[2:], float))
+            if raw["latent"].tolist() != list(range(self.width)):
+                raise ValueError(f"{len(raw)} of {self.width} latents")
         n = raw["count"].where(raw["count"] > 0)
         m1, m2, m3, m4 = (raw[f"s{i}"] / n for i in (1, 2, 3, 4))
         variance = (m2 - m1**2).clip(lower=0)
@@ -116,18 +129,21 @@ class Index:
         return torch.tensor(self.table["maximum"].to_numpy(copy=True), dtype=torch.float32)
 
     def evidence(self, latent: int) -> Evidence:
-        """Everything the index holds about a latent. Raises `UnknownName` outside 0..width-1."""
-        rows = self._rows(
-            "SELECT count, s1, s2, maximum, histogram, tokens, promoted, suppressed FROM latent WHERE id = ?",
-            (int(latent),),
-        )
-        if not rows:
+        """Everything the index holds about a latent. Raises `UnknownName` outside 0..width-1, `BadFile` if damaged."""
+        number = int(latent)
+        if not 0 <= number < self.width:
             raise UnknownName(f"no latent {latent}: {self.meta['dictionary']} has latents 0 to {self.width - 1}")
-        count, s1, s2, maximum, histogram, tokens, promoted, suppressed = rows[0]
+        with self._reading():
+            return self._evidence(number)
+
+    def _evidence(self, latent: int) -> Evidence:
+        ((count, s1, s2, maximum, histogram, tokens, promoted, suppressed),) = self._rows(
+            "SELECT count, s1, s2, maximum, histogram, tokens, promoted, suppressed FROM latent WHERE id = ?", (latent,)
+        )
         bins = np.frombuffer(zlib.decompress(histogram), dtype="<u4")
         mean = s1 / count if count else 0.0
         return Evidence(
-            latent=int(latent),
+            latent=latent,
             dictionary=self.meta["dictionary"],
             count=count,
             density=count / self.meta["tokens"],
@@ -149,16 +165,15 @@ class Index:
         """Latents by the words that they fire on or promote, best match first.
 
         Raises:
-            BadInput: nothing to search for.
+            BadInput: nothing to search for. BadFile: damaged.
         """
         words = [word.replace('"', "") for word in text.split()]
         query = " OR ".join(f'"{word}"' for word in words if word)
         if not query:
             raise BadInput("nothing to search for; give a word")
-        found = self._rows(
-            "SELECT rowid, fires, promotes FROM search WHERE search MATCH ? ORDER BY bm25(search, 2.0, 1.0) LIMIT ?",
-            (query, count),
-        )
+        match = "SELECT rowid, fires, promotes FROM search WHERE search MATCH ?"
+        with self._reading():
+            found = self._rows(f"{match} ORDER BY bm25(search, 2.0, 1.0) LIMIT ?", (query, count))
         hits = pd.DataFrame(found, columns=["latent", "fires_on", "promotes"])
         return hits.merge(self.table[["latent", "density", "maximum"]], on="latent", how="left")
 
@@ -183,7 +198,7 @@ class Index:
         return dict(self._rows("SELECT id, name FROM document"))
 
     def _examples(self, latent: int) -> list[Example]:
-        rows = self._rows("SELECT blob FROM examples WHERE latent = ?", (int(latent),))
+        rows = self._rows("SELECT blob FROM examples WHERE latent = ?", (latent,))
         if not rows:
             return []
         return [

@@ -3,7 +3,9 @@
 import json
 import os
 import sqlite3
+import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,11 @@ import torch
 from ..activations import ActivationBatch, ActivationShards, SkipRule, harvest
 from ..data import TokenStore
 from ..dictionaries import Dictionary
-from ..errors import BadInput, Mismatch
-from ..files import replacing
+from ..errors import BadFile, BadInput, Mismatch
+from ..files import replacing, writable_folder
 from ..models import Model
 from ..progress import Meter
-from .effects import CONVENTION, extreme_tokens
+from .effects import CONVENTION, extreme_tokens, reaches_logits
 from .index import SCHEMA, Index, pack, weights_hash
 from .tallies import Candidates, Firings, Numbers, TokenTallies
 
@@ -41,14 +43,15 @@ def build_index(
     shards: ActivationShards | None = None,
     skip: SkipRule | None = None,
     batch_size: int = 16,
-    save_tokens: int = 500_000,
+    save_tokens: int = 250_000,
     quiet: bool = False,
 ) -> Index:
     """Index a dictionary over the windows of a token store.
 
     For every latent: count, moments, maximum and histogram of its activations, the tokens that it fires on, and its
     strongest examples: one a window, at most two a document, no two with the same tokens; context `left` and `right` of
-    the strongest token, cut at document borders. Special tokens, first positions and outliers do not count.
+    the strongest token, cut at document borders. Special tokens, first positions and outliers do not count; how many
+    they were is kept in the index (`Index.meta["skipped"]`).
 
     Interrupted, it goes on where it stopped when called again (`PATH.partial.npz` keeps the state), and gives the same
     index.
@@ -60,13 +63,20 @@ def build_index(
 
     Raises:
         Mismatch: dictionary, model, store and shards do not belong together, or a partial index has other settings.
-        BadInput: nothing to index. BadFile: the disk is full.
+        BadInput: nothing to index, or an unwritable folder. BadFile: the disk is full, or a damaged partial index.
     """
     dictionary.check(model)
+    target = Path(path)
+    writable_folder(target.parent)
     windows = len(store) if tokens is None else min(len(store), max(1, tokens // store.context))
-    if shards is not None and shards.manifest["windows"] != store.fingerprint:
-        raise Mismatch("the shards were harvested from another token store; give the store that they were made from")
+    if shards is not None:
+        _check_shards(shards, dictionary, model, store)
+    rule = skip or SkipRule()
     settings = {
+        "model": model.name,
+        "site": str(dictionary.site),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "skip": str(rule) if shards is None else shards.manifest["skip"],
         "weights": weights_hash(dictionary),
         "store": store.fingerprint,
         "windows": windows,
@@ -75,15 +85,17 @@ def build_index(
         "right": right,
         "source": "shards" if shards is not None else "model",
     }
-    target = Path(path)
     build = _Build(dictionary, store, settings, target.with_name(target.name + ".partial.npz"), model.cfg.d_vocab)
     build.resume()
     if shards is None:
-        source = harvest(model, store, [dictionary.site], batch_size, skip)
+        source = harvest(model, store, [dictionary.site], batch_size, rule)
+        source.skipper.counts.update(build.skipped)  # goes on counting
+        build.skipped = source.skipper.counts
         batches = _from_model(source, build.window, windows)
-        rule = source.skipper.rule
     else:
-        batches, rule = _from_shards(shards, build.window, windows), shards.manifest["skip"]
+        build.skipped.clear()
+        build.skipped.update(shards.skipped if windows == len(store) else {})
+        batches = _from_shards(shards, build.window, windows)
     with Meter("index", windows * store.context, "tok", quiet, build.window * store.context) as meter:
         saved = build.window
         for batch, done in batches:
@@ -96,11 +108,11 @@ def build_index(
     if not build.tokens:
         raise BadInput("no token of this text counts (only special tokens and first positions); give more text")
     meta = {
-        "model": model.name,
-        "site": str(dictionary.site),
         "corpus": corpus,
-        "skip": str(rule),
-        "effects": CONVENTION,
+        "effects": CONVENTION
+        if reaches_logits(model, dictionary)
+        else f"none: {dictionary.site_out} is not in the stream",
+        "skipped": {reason: n for reason, n in sorted(build.skipped.items()) if reason != "kept"},
     }
     with replacing(target) as temporary:
         _write(temporary, build, model, {**settings, **meta})
@@ -117,27 +129,28 @@ class _Build:
         self.dictionary, self.store, self.settings, self.partial = dictionary, store, settings, partial
         self.window = 0  # windows done
         self.tokens = 0  # tokens counted
+        self.skipped: Counter[str] = Counter()  # tokens left out, by reason
         self.numbers = Numbers(dictionary.width)
         self.words = TokenTallies(vocabulary)
-        self.candidates = Candidates(dictionary.width, settings["examples"], settings["left"], settings["right"])
+        sizes = (settings["examples"], PER_DOCUMENT, settings["left"], settings["right"])
+        self.candidates = Candidates(dictionary.width, *sizes)
         self.parts = (self.numbers, self.words, self.candidates)
 
     def add(self, batch: ActivationBatch) -> None:
         codes = self.dictionary.encode(batch[self.dictionary.site])
         rows, places = (codes.values > 0).nonzero(as_tuple=True)
-        firings = Firings(
-            codes.indices[rows, places].cpu().numpy().astype(np.int64),
-            batch.windows[rows].cpu().numpy().astype(np.int64),
-            batch.positions[rows].cpu().numpy().astype(np.int64),
-            batch.tokens[rows].cpu().numpy().astype(np.int64),
-            codes.values[rows, places].float().cpu().numpy(),
-        )
+        whole = (codes.indices[rows, places], batch.windows[rows], batch.positions[rows], batch.tokens[rows])
+        latents, windows, positions, tokens = (column.cpu().numpy().astype(np.int64) for column in whole)
+        values = codes.values[rows, places].float().cpu().numpy()
+        documents = self._documents(windows, positions)
+        firings = Firings(latents, windows, documents, positions, tokens, values)
         self.tokens += len(batch)
         for part in self.parts:
             part.add(firings)
 
     def save(self) -> None:
-        state: dict[str, Any] = {"settings": json.dumps(self.settings), "window": self.window, "tokens": self.tokens}
+        state: dict[str, Any] = {"window": self.window, "tokens": self.tokens}
+        state |= {"settings": json.dumps(self.settings), "skipped": json.dumps(self.skipped)}
         for part in self.parts:
             state |= part.state()
         with replacing(self.partial) as temporary, open(temporary, "wb") as file:
@@ -146,25 +159,32 @@ class _Build:
     def resume(self) -> None:
         if not self.partial.exists():
             return
-        with np.load(self.partial, allow_pickle=False) as held:
-            state = dict(held)
-        if json.loads(str(state["settings"])) != self.settings:
-            raise Mismatch(f"{self.partial} is of an index with other settings; delete it to start anew")
-        self.window, self.tokens = int(state["window"]), int(state["tokens"])
-        for part in self.parts:
-            part.load(state)
+        try:
+            with np.load(self.partial, allow_pickle=False) as held:
+                state = dict(held)
+            settings = json.loads(str(state["settings"]))
+            other = [name for name, value in self.settings.items() if settings.get(name) != value]
+            if other:
+                what = f"{self.partial} is of an index with other settings ({', '.join(other)})"
+                raise Mismatch(f"{what}; use the same ones, or delete it to start anew")
+            self.window, self.tokens = int(state["window"]), int(state["tokens"])
+            self.skipped = Counter(json.loads(str(state["skipped"])))
+            for part in self.parts:
+                part.load(state)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise BadFile(f"{self.partial} is damaged ({error}); delete it to start anew") from error
 
     def examples(self) -> Iterator[tuple[int, list[tuple[np.ndarray, np.ndarray, int, int, int]]]]:
         """latent -> its examples, strongest first, after the rules on documents and duplicates."""
-        columns = self.candidates.columns
-        documents = self._documents(columns["window"], columns["position"])
+        self.candidates.rank()
+        columns = self.candidates.held
         cuts = np.flatnonzero(np.diff(columns["latent"])) + 1
         for group in np.split(np.arange(len(columns["latent"])), cuts):
             kept: list[tuple[np.ndarray, np.ndarray, int, int, int]] = []
             used: dict[int, int] = {}
             seen: set[bytes] = set()
             for i in group:
-                document = int(documents[i])
+                document = int(columns["document"][i])
                 if used.get(document, 0) >= PER_DOCUMENT or len(kept) >= self.settings["examples"]:
                     continue
                 ids, values, anchor = self._piece(columns, i)
@@ -193,6 +213,14 @@ class _Build:
             return windows
         at = windows * packing.content + np.maximum(0, positions - len(packing.prefix))
         return np.searchsorted(packing.starts, at, side="right") - 1
+
+
+def _check_shards(shards: ActivationShards, dictionary: Dictionary, model: Model, store: TokenStore) -> None:
+    if shards.manifest["windows"] != store.fingerprint:
+        raise Mismatch("the shards were harvested from another token store; give the store that they were made from")
+    if shards.manifest["model"] != model.name or dictionary.site not in shards.sites:
+        held = ", ".join(map(str, shards.sites))
+        raise Mismatch(f"the shards hold {held} of {shards.manifest['model']}, not {dictionary.site} of {model.name}")
 
 
 def _from_model(source: Any, start: int, end: int) -> Iterator[tuple[ActivationBatch, int]]:
@@ -230,7 +258,7 @@ def _write(path: Path, build: _Build, model: Model, settings: dict[str, Any]) ->
     used: set[int] = set()
     documents: set[int] = set()
     width = build.dictionary.width
-    up, up_values, down, down_values = extreme_tokens(model, build.dictionary, SHOWN_TOKENS)
+    effects = _effects(model, build.dictionary)
     words = build.words.top(SHOWN_TOKENS)
     numbers = build.numbers
     try:
@@ -248,10 +276,10 @@ def _write(path: Path, build: _Build, model: Model, settings: dict[str, Any]) ->
             used.update(*(piece[0].tolist() for piece in pieces))
             documents.update(piece[3] for piece in pieces)
         for latent in range(width):
-            promoted = [(int(i), round(float(v), 4)) for i, v in zip(up[latent], up_values[latent])]
-            suppressed = [(int(i), round(float(v), 4)) for i, v in zip(down[latent], down_values[latent])]
+            promoted, suppressed = effects[latent]
             fires = [(i, n, round(total, 2)) for i, n, total in words.get(latent, [])]
-            used.update(int(entry[0]) for entry in (*promoted, *suppressed, *fires))
+            used.update(entry[0] for entry in (*promoted, *suppressed))
+            used.update(entry[0] for entry in fires)
             row: tuple[Any, ...] = (
                 latent,
                 int(numbers.count[latent]),
@@ -272,3 +300,17 @@ def _write(path: Path, build: _Build, model: Model, settings: dict[str, Any]) ->
         connection.execute("VACUUM")
     finally:
         connection.close()
+
+
+TokenEffects = list[tuple[int, float]]  # (token id, effect)
+
+
+def _effects(model: Model, dictionary: Dictionary) -> list[tuple[TokenEffects, TokenEffects]]:
+    """(promoted, suppressed) of every latent; empty where its site has no direct path to the logits."""
+    if not reaches_logits(model, dictionary):
+        return [([], [])] * dictionary.width
+    up, up_values, down, down_values = (column.tolist() for column in extreme_tokens(model, dictionary, SHOWN_TOKENS))
+    sides = zip(up, up_values, down, down_values)
+    return [
+        ([(i, round(v, 4)) for i, v in zip(a, b)], [(i, round(v, 4)) for i, v in zip(c, d)]) for a, b, c, d in sides
+    ]

@@ -4,19 +4,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-CHUNK_ELEMENTS = 2**25  # elements of the largest temporary array (128 MB in float32)
+CHUNK_ELEMENTS = 2**24  # elements of the largest temporary array (128 MB in float64)
 
 
 def auroc(positive: Float[Tensor, "n latents"], negative: Float[Tensor, "m latents"]) -> Float[Tensor, "latents"]:
     """Probability that a random positive is above a random negative, ties counting half (Mann-Whitney U / nm)."""
-    n, m = len(positive), len(negative)
-    width = max(1, CHUNK_ELEMENTS // (n * m))
-    parts = []
-    for p, q in zip(positive.split(width, dim=1), negative.split(width, dim=1)):
-        above = (p[:, None] > q[None]).double().sum((0, 1))
-        equal = (p[:, None] == q[None]).double().sum((0, 1))
-        parts.append((above + equal / 2) / (n * m))
-    return torch.cat(parts).float()
+    ranked = negative.T.contiguous().sort().values
+    values = positive.T.contiguous()
+    below = torch.searchsorted(ranked, values)  # negatives below each positive; `right` counts those that tie as well
+    below_or_equal = torch.searchsorted(ranked, values, right=True)
+    return ((below + below_or_equal).double().mean(1) / (2 * len(negative))).float()
 
 
 def consistency(

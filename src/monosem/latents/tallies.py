@@ -9,6 +9,7 @@ from .index import EDGES
 
 BINS = len(EDGES) - 1
 SPARE = 3  # candidates kept for each example wanted: some fall to the rules on documents and duplicates
+UNRANKED = 200_000  # candidates that come in before they are ranked
 PAIRS = 4_000_000  # (latent, token) pairs held before the rarest are let go
 
 
@@ -16,18 +17,19 @@ PAIRS = 4_000_000  # (latent, token) pairs held before the rarest are let go
 class Firings:
     """The active places of some whole windows, sorted by (latent, window, position).
 
-    Shapes are `n`: latent, index of the window, position in it, token id, activation.
+    Shapes are `n`: latent, index of the window, of the document, position in the window, token id, activation.
     """
 
     latent: Int[np.ndarray, "n"]
     window: Int[np.ndarray, "n"]
+    document: Int[np.ndarray, "n"]
     position: Int[np.ndarray, "n"]
     token: Int[np.ndarray, "n"]
     value: Float[np.ndarray, "n"]
 
     def __post_init__(self) -> None:
         order = np.lexsort((self.position, self.window, self.latent))
-        for name in ("latent", "window", "position", "token", "value"):
+        for name in self.__dataclass_fields__:
             setattr(self, name, getattr(self, name)[order])
 
 
@@ -114,37 +116,60 @@ class TokenTallies:
 class Candidates:
     """The strongest windows of each latent, with its activations around the strongest token of each.
 
-    One candidate a window; a place enters only if it beats the latent's weakest kept candidate, so that after the first
-    batches few do.
+    One candidate a window, a few a document (so that one long document cannot crowd out the others). A place enters
+    only if it beats the latent's weakest kept candidate, so that after the first batches few do; what enters is ranked
+    when there is much of it.
     """
 
-    def __init__(self, width: int, examples: int, left: int, right: int):
+    def __init__(self, width: int, examples: int, per_document: int, left: int, right: int):
         self.width, self.limit, self.left, self.right = width, examples * SPARE, left, right
+        self.per_document = per_document * SPARE
         self.floor = np.zeros(width, dtype=np.float32)
-        self.columns: dict[str, np.ndarray] = {
+        self.held: dict[str, np.ndarray] = {
             "latent": np.zeros(0, dtype=np.int64),
             "window": np.zeros(0, dtype=np.int64),
+            "document": np.zeros(0, dtype=np.int64),
             "position": np.zeros(0, dtype=np.int64),
             "value": np.zeros(0, dtype=np.float32),
             "around": np.zeros((0, left + 1 + right), dtype=np.float16),
         }
+        self._new: list[dict[str, np.ndarray]] = []
 
     def add(self, f: Firings) -> None:
         order = np.lexsort((f.position, -f.value, f.window, f.latent))
         first = np.ones(len(order), dtype=bool)
-        same = (np.diff(f.latent[order]) == 0) & (np.diff(f.window[order]) == 0)
-        first[1:] = ~same
+        first[1:] = (np.diff(f.latent[order]) != 0) | (np.diff(f.window[order]) != 0)
         best = order[first]
         best = best[f.value[best] > self.floor[f.latent[best]]]
-        new = {
-            "latent": f.latent[best],
-            "window": f.window[best],
-            "position": f.position[best],
-            "value": f.value[best],
-            "around": self._around(f, best),
-        }
-        self.columns = {name: np.concatenate([held, new[name]]) for name, held in self.columns.items()}
-        self._prune()
+        columns = {name: getattr(f, name)[best] for name in self.held if name != "around"}
+        self._new.append({**columns, "around": self._around(f, best)})
+        if sum(len(new["latent"]) for new in self._new) > max(len(self.held["latent"]) // 2, UNRANKED):
+            self.rank()
+
+    def rank(self) -> None:
+        """Merge what is new and keep the strongest."""
+        parts = [self.held, *self._new]
+        columns = {name: np.concatenate([part[name] for part in parts]) for name in self.held}
+        self._new = []
+        # strongest first, ties in the order of the corpus: the result does not depend on how the stream was cut
+        order = np.lexsort((columns["window"], -columns["value"], columns["latent"]))
+        order = order[self._rank_in_document(columns, order) < self.per_document]
+        kept = order[_rank_in_group(columns["latent"][order]) < self.limit]
+        self.held = {name: column[kept] for name, column in columns.items()}
+        full = np.bincount(self.held["latent"], minlength=self.width) >= self.limit
+        lowest = np.full(self.width, np.inf, dtype=np.float32)
+        np.minimum.at(lowest, self.held["latent"], self.held["value"])
+        self.floor = np.where(full, lowest, 0).astype(np.float32)
+
+    @staticmethod
+    def _rank_in_document(columns: dict[str, np.ndarray], order: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+        """For each place of `order`, how many earlier places are of the same latent and document."""
+        latent, document = columns["latent"][order], columns["document"][order]
+        together = np.lexsort((document, latent))  # stable: keeps the order within a document
+        group = latent[together] * (1 + int(document.max(initial=0))) + document[together]
+        rank = np.empty(len(order), dtype=np.int64)
+        rank[together] = _rank_in_group(group)
+        return rank
 
     def _around(self, f: Firings, chosen: Int[np.ndarray, "m"]) -> Float[np.ndarray, "m span"]:
         """Activations of the same latent at the neighbouring positions, 0 where it is silent."""
@@ -159,24 +184,13 @@ class Candidates:
             out[hit, at] = np.minimum(f.value[place[hit]], np.finfo(np.float16).max)
         return out
 
-    def _prune(self) -> None:
-        # the stable order (value, then place in the corpus) makes the result independent of how the stream was cut
-        order = np.lexsort((self.columns["window"], -self.columns["value"], self.columns["latent"]))
-        latents = self.columns["latent"][order]
-        rank = _rank_in_group(latents)
-        kept = order[rank < self.limit]
-        self.columns = {name: column[kept] for name, column in self.columns.items()}
-        full = np.bincount(self.columns["latent"], minlength=self.width) >= self.limit
-        lowest = np.full(self.width, np.inf, dtype=np.float32)
-        np.minimum.at(lowest, self.columns["latent"], self.columns["value"])
-        self.floor = np.where(full, lowest, 0).astype(np.float32)
-
     def state(self) -> dict[str, np.ndarray]:
-        return {f"candidate_{name}": column for name, column in self.columns.items()}
+        self.rank()
+        return {f"candidate_{name}": column for name, column in self.held.items()}
 
     def load(self, state: dict[str, np.ndarray]) -> None:
-        self.columns = {name: state[f"candidate_{name}"] for name in self.columns}
-        self._prune()
+        self.held = {name: state[f"candidate_{name}"] for name in self.held}
+        self.rank()
 
 
 def _rank_in_group(groups: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:

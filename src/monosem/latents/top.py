@@ -50,8 +50,8 @@ def top(
         raise UnknownName(f"tokens is 'all' or 'last', not {tokens!r}")
     given = [prompts] if isinstance(prompts, str) else list(prompts)
     rows: list[dict[str, Any]] = []
+    done = 0  # prompts of earlier batches
     for run, counted in read(model, dictionary, given):
-        done = len({row["prompt"] for row in rows})
         for number, strings in enumerate(run.str_tokens):
             ids = run.tokens.mask[number].nonzero()[:, 0]
             codes = dictionary.encode(run[dictionary.site][number, ids])
@@ -64,6 +64,7 @@ def top(
                 found = [(f, v) for f, v in zip(latents[position], values[position]) if v > 0]
                 place = {"prompt": done + number, "position": position, "token": token, "last": last}
                 rows += [{**place, "rank": r, "latent": f, "value": v} for r, (f, v) in enumerate(found, 1)]
+        done += len(run.tokens)
     columns = ["prompt", "position", "token", "last", "rank", "latent", "value"]
     table = pd.DataFrame(rows, columns=columns)
     if index is not None:
