@@ -1,11 +1,13 @@
 """`monosem latents`: which latents fire on a prompt, which tell two kinds of prompt apart, what one latent is about."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import BadFile, BadInput
+from . import output
 from .application import help_without_command, register, resumable
 from .loading import corpus, dictionary_and_model
 from .options import (
@@ -23,7 +25,7 @@ from .options import (
     TokenLimit,
     option,
 )
-from .output import as_json, cell, console, frame, table
+from .output import as_json, cell, frame, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -139,8 +141,7 @@ def show(
         as_json(found)
         return
     text = found.as_text(examples)
-    shown = console()
-    shown.print(text if shown.is_terminal else marked(text), soft_wrap=not shown.is_terminal)
+    output.show(text if sys.stdout.isatty() else marked(text))
 
 
 def make_index(

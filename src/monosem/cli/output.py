@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-    from rich.console import Console
+    from rich.console import RenderableType
 
 WIDE = 160  # columns of a table that goes to a file or a pipe
 
@@ -40,11 +40,15 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
-def console() -> "Console":
-    """Texts are printed as they are: a prompt with square brackets is not markup."""
+def show(*parts: "RenderableType") -> None:
+    """Rich text and tables on stdout; by `print`, because rich itself would end the program when a pipe is closed."""
     from rich.console import Console
 
-    return Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else WIDE)
+    console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else WIDE)
+    with console.capture() as captured:
+        for part in parts:
+            console.print(part, soft_wrap=isinstance(part, str))
+    print(captured.get(), end="")
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None, ruled: bool = False) -> None:
@@ -54,14 +58,14 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | No
     from rich.text import Text
 
     rows = [list(row) for row in rows]
-    shown = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_lines=ruled)
+    shown = Table(box=box.SIMPLE_HEAD, show_lines=ruled)
     shown.pad_edge = False
     for place, name in enumerate(columns):
         numbers = all(isinstance(row[place], Real) for row in rows)
         shown.add_column(name, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
         shown.add_row(*(value if isinstance(value, Text) else Text(cell(value)) for value in row))
-    console().print(shown)
+    show(*([Text(title, style="bold")] if title else []), shown)
 
 
 def frame(data: "DataFrame", title: str | None = None) -> None:
@@ -69,10 +73,9 @@ def frame(data: "DataFrame", title: str | None = None) -> None:
 
 
 def cell(value: Any) -> str:
-    """Numbers as people read them: four significant digits, thousands separated."""
+    """Four significant digits; whole numbers as they are, for most are ids."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if isinstance(value, int) or not isinstance(value, Real):
         return str(value)
-    number = float(value)
-    return f"{number:,.0f}" if number.is_integer() else f"{number:.4g}"
+    return f"{float(value):.4g}"

@@ -1,11 +1,15 @@
 """`monosem demo` and `monosem study`: a whole concept study, ending in a report."""
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from .application import resumable
 from .options import Quiet, argument, option
 from .output import notice
+
+if TYPE_CHECKING:
+    from ..studies import StudyResult
 
 Out = Annotated[Path | None, option("--out", "DIR", "Folder of the report (default: runs/NAME).")]
 
@@ -18,19 +22,22 @@ def demo(out: Out = None, quiet: Quiet = False) -> None:
 
     Example: monosem demo --out my-first-report
     """
-    from ..studies import DEMO
+    from ..studies import DEMO, shipped
 
-    folder = conduct(DEMO, out, {}, fresh=False, quiet=quiet)
+    done = conduct(DEMO, out, {}, fresh=False, quiet=quiet)
     if quiet:
         return
+    name, target = done.config.dictionary, done.results["sections"]["candidates"]["target"]
+    another = next(concept for concept in shipped() if concept != DEMO)
     notice(
         f"""
 What to try next:
-  open {folder / "report.html"}
-  monosem list                                                  what is here: models, dictionaries, concepts
-  monosem study sentiment                                       another concept
-  monosem latents top smollm2/resid_post.15 "your own prompt"   which latents a prompt fires
-  monosem steer smollm2/resid_post.15 LATENT 20 "your prompt"   turn a latent up yourself"""
+  open {done.html}
+  monosem latents show {name} {target}
+  monosem steer {name} {target} 20 "Once upon a time"
+  monosem latents top {name} "your own prompt"
+  monosem study {another}
+  monosem list"""
     )
 
 
@@ -55,14 +62,14 @@ def study(
     conduct(concept, out, {name: value for name, value in instead.items() if value is not None}, fresh, quiet)
 
 
-def conduct(concept: str, out: Path | None, instead: dict[str, object], fresh: bool, quiet: bool) -> Path:
+def conduct(concept: str, out: Path | None, instead: dict[str, object], fresh: bool, quiet: bool) -> "StudyResult":
     from .. import studies
 
     config = studies.load(concept)
     config = studies.load({**config.model_dump(), **instead})
     folder = out or Path("runs") / config.name
     with resumable(f"what is done is kept in {folder}"):
-        done = studies.run(config, folder, say=None if quiet else print, quiet=quiet, fresh=fresh)
+        done = studies.run(config, folder, say=None if quiet else partial(print, flush=True), quiet=quiet, fresh=fresh)
     if quiet:
         print(done.html)
-    return folder
+    return done
