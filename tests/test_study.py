@@ -237,8 +237,8 @@ def test_no_effect_gives_a_conclusion_of_no_effect(finished):
     assert (found["detects"], found["matters"], found["steers"]) == ("no", "no", "no")
     assert found["spares"] == "yes"
     said = conclusion.headline(sections, conclusion.conclude(sections))
-    assert "does not reliably detect" in said
-    assert "does not move continuations" in said
+    assert "is not shown to detect" in said
+    assert "is not shown to move continuations" in said
     text = " ".join(claim["text"] for claim in conclusion.conclude(sections))
     assert "no effect on test prompts beyond that of random latents" in text
 
@@ -338,4 +338,4 @@ def test_bad_company(model, sae, tmp_path):
 
 def test_numbers_are_written_briefly():
     written = [report.number(value) for value in (0.0, 0.00001, 0.25, 1234.5, None, float("nan"))]
-    assert written == ["0.000", "1e-05", "0.250", "1,234", "–", "–"]
+    assert written == ["0.000", "<0.001", "0.250", "1,234", "–", "–"]

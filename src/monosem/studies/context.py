@@ -43,7 +43,7 @@ class Context:
     folder: Path
     say: Say
     quiet: bool = False
-    memory: dict[str, Any] = field(default_factory=dict)
+    memory: dict[Any, Any] = field(default_factory=dict)  # what sections share within one run
 
     def check(self) -> None:
         """Raise `Mismatch` or `UnknownName` when config, model and dictionary do not belong together."""

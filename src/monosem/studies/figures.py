@@ -111,7 +111,8 @@ def defence(section: dict[str, Any]) -> Drawing:
             marker={"color": colour, "size": size, "symbol": symbol},
         )
     _style(figure, "mean KL at the next token (nats, log scale)", "")
-    figure.update_xaxes(type="log", dtick=1)
+    figure.update_xaxes(type="log", dtick=1, exponentformat="power")
+    figure.update_layout(height=240)
     caption = (
         "A latent that matters for the concept lies right of the random latents on test prompts and among them on "
         "control prompts. Reconstruct only is the price of the dictionary's own error."
@@ -168,6 +169,7 @@ def dose_curve(sections: dict[str, dict[str, Any]], name: str) -> Drawing:
             hovertemplate="dose %{x:g}: %{y:.3g}<extra></extra>",
         )
     _style(figure, "dose (× the latent's own maximum)", axis)
+    figure.update_xaxes(rangemode="tozero")
     if name == "perplexity":
         figure.update_yaxes(type="log")
         baseline = next(arm for arm in attack["arms"] if arm["kind"] == "target")["test"]["baseline_perplexity"]

@@ -94,7 +94,12 @@ def _summaries(arms: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for (dose, value), group in groups.items():
         to = f"{value:g}" if dose is None else "0" if dose == 0 else f"{dose:g} × own maximum"
         rows.append(
-            {"label": f"{len(group)} random latents to {to}", "kind": "random", "dose": dose, "value": value}
+            {
+                "label": f"{len(group)} random latent{'s' if len(group) > 1 else ''} to {to}",
+                "kind": "random",
+                "dose": dose,
+                "value": value,
+            }
             | {part: {key: _spread(group, part, key) for key in SHOWN} for part in ("test", "control")}
             | {"intervals": {}, "n": len(group)}
         )
@@ -134,12 +139,13 @@ def _environment(escape: bool) -> jinja2.Environment:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A short number: `0.012`, `3.4`, `1,234`; a dash where there is none."""
+    """A short number: `0.012`, `−3.4`, `1,234`, `<0.001`; a dash where there is none."""
     if value is None or math.isnan(value):
         return "–"
-    if value != 0 and (abs(value) < 10**-digits):
-        return f"{value:.0e}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}f}"
+    if 0 < value < 10**-digits:
+        return f"<{10**-digits:.{digits}f}"
+    written = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}f}"
+    return written.replace("-", "−") if float(written.replace(",", "")) else f"{0:.{digits}f}"
 
 
 def percent(value: float | None) -> str:

@@ -1,6 +1,7 @@
 """D: the target latent amplified, in units of its own maximum and to plain values, beside random latents."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from ..arms import Arm, measure
@@ -14,12 +15,7 @@ def make(context: Context, earlier: dict[str, dict[str, Any]]) -> dict[str, Any]
     maxima = context.statistics.maxima
     arms = _arms_of(context, target, "target")
     for number, latent in enumerate(randoms):
-        continued = number < config.random_continuations
-        arms += [
-            arm
-            for arm in _arms_of(context, latent, "random", continued)
-            if continued or arm.dose == config.primary_dose
-        ]
+        arms += _random_arms(context, latent, continued=number < config.random_continuations)
     found = measure(context, arms, "D attack")
     primary = [arm for arm in found if arm["dose"] == config.primary_dose]
     return {
@@ -63,13 +59,19 @@ def _shift(row: dict[str, Any]) -> float:
     return float(row["edited_concept"] - row["baseline_concept"])
 
 
-def _arms_of(context: Context, latent: int, kind: str, continued: bool = True) -> list[Arm]:
-    top = float(context.statistics.maxima[latent])
-    doses = [
-        Arm(kind, f"latent {latent} to {dose:g} x max", latent, dose * top, dose, continued)
-        for dose in context.config.doses
-    ]
-    plain = [
-        Arm(kind, f"latent {latent} to {value:g}", latent, value, None, continued) for value in context.config.values
-    ]
+def _random_arms(context: Context, latent: int, continued: bool) -> list[Arm]:
+    """All doses for the random latents that are continued (in full at the primary and at the highest dose, to save
+    time); the primary dose and the next token for the others."""
+    config = context.config
+    arms = _arms_of(context, latent, "random")
+    if not continued:
+        return [replace(arm, continued=False) for arm in arms if arm.dose == config.primary_dose]
+    return [replace(arm, continued=arm.dose in (config.primary_dose, max(config.doses))) for arm in arms]
+
+
+def _arms_of(context: Context, latent: int, kind: str) -> list[Arm]:
+    top, config = float(context.statistics.maxima[latent]), context.config
+    doses = [Arm(kind, f"latent {latent} to {dose:g} x max", latent, dose * top, dose) for dose in config.doses]
+    times = [f" ({value / top:.2f} x max)" if top else "" for value in config.values]
+    plain = [Arm(kind, f"latent {latent} to {v:g}{share}", latent, v) for v, share in zip(config.values, times)]
     return doses + plain

@@ -154,6 +154,13 @@ def _all_latents(found: Contrast) -> dict[str, list[float]]:
 
 
 def _losses(context: Context, prompts: list[str], edit: edits.Edit | None = None) -> torch.Tensor:
+    """Mean next-token loss of each prompt; that of the unedited model is remembered."""
+    key = ("losses", *prompts)
+    if edit is None and key in context.memory:
+        return context.memory[key]
     run = context.model.run(prompts, edits=[] if edit is None else [edit])
     assert run.logits is not None
-    return next_token_loss(run.logits, run.tokens).nanmean(-1).cpu()
+    found = next_token_loss(run.logits, run.tokens).nanmean(-1).cpu()
+    if edit is None:
+        context.memory[key] = found
+    return found

@@ -38,11 +38,13 @@ def headline(results: Results, claims: list[Claim]) -> str:
     target = results["candidates"]["target"]
     said = {claim["rule"]: claim["verdict"] == "yes" for claim in claims}
     parts = [
-        "detects the concept on unseen prompts" if said["detects"] else "does not reliably detect the concept",
-        "moves continuations towards it when amplified" if said["steers"] else "does not move continuations towards it",
+        "detects the concept on unseen prompts" if said["detects"] else "is not shown to detect the concept",
+        "moves continuations towards it when amplified"
+        if said["steers"]
+        else "is not shown to move continuations towards it",
         "changes predictions more than a random latent when switched off"
         if said["matters"]
-        else "is not missed more than a random latent when switched off",
+        else "is not shown to be missed more than a random latent when switched off",
     ]
     return f"Latent {target} {parts[0]}, {parts[1]}, and {parts[2]}."
 
@@ -93,8 +95,8 @@ def _matters(results: Results) -> Claim:
     spliced = next((arm for arm in results["defence"]["arms"] if arm["kind"] == "reconstruction"), None)
     if spliced is not None:
         text += (
-            f" For scale: replacing the activation by the dictionary's reconstruction, without touching any latent, "
-            f"changes {_rate(spliced['test'])}, KL {spliced['test']['kl']:.3f}."
+            f" For scale, when the activation is replaced by the dictionary's reconstruction and no latent is touched, "
+            f"{_rate(spliced['test'])}, KL {spliced['test']['kl']:.3f}."
         )
     return _claim("matters", "Does switching it off matter?", yes, text)
 
