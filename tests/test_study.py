@@ -339,3 +339,39 @@ def test_bad_company(model, sae, tmp_path):
 def test_numbers_are_written_briefly():
     written = [report.number(value) for value in (0.0, 0.00001, 0.25, 1234.5, None, float("nan"))]
     assert written == ["0.000", "<0.001", "0.250", "1,234", "–", "–"]
+
+
+def test_with_an_index_evidence_comes_from_its_text(model, sae, tmp_path):
+    from monosem.data import Document, TokenStore
+    from monosem.dictionaries import load_dictionary
+    from monosem.latents import build_index
+
+    texts = [*CONFIG["positive"], *CONFIG["negative"]] * 2
+    store = TokenStore.build(model, [Document(str(i), text) for i, text in enumerate(texts)], context=32)
+    sae.save(tmp_path / "sae")
+    index = build_index(sae, model, store, tmp_path / "sae" / "index.sqlite", quiet=True)
+    loaded = load_dictionary(str(tmp_path / "sae"))
+    result = go(model, loaded, tmp_path / "study", dictionary=str(tmp_path / "sae"), max_new_tokens=1)
+    sections = result.results["sections"]
+    chosen = next(row for row in sections["candidates"]["candidates"] if row["latent"] == PLANTED)
+    evidence = index.evidence(PLANTED)
+    assert chosen["maximum"] == sections["attack"]["maximum"] == pytest.approx(evidence.maximum)
+    assert [[word for word, _ in example] for example in chosen["examples"]] == [
+        e.tokens for e in evidence.examples[:6]
+    ]
+    assert chosen["promoted"] == [token for token, _ in evidence.promoted[:8]]
+    assert sections["validation"]["page"] == f"latent-{PLANTED}.html"
+    assert (result.folder / f"latent-{PLANTED}.html").stat().st_size > 500
+    assert result.html.read_text().count('class="example"') >= len(chosen["examples"]) > 0
+
+
+def test_neuronpedia_that_cannot_be_reached_is_said(monkeypatch):
+    from monosem.studies.sections import validation
+
+    def unreachable(*args, **kwargs):
+        raise OSError("no route\nto host")
+
+    monkeypatch.setattr(validation.urllib.request, "urlopen", unreachable)
+    found, why = validation.neuronpedia("gpt2-small/6-res-jb", 3)
+    assert found is None
+    assert why == "Neuronpedia could not be reached (no route to host)"
