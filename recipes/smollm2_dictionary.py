@@ -16,11 +16,12 @@ from typing import Any
 import torch
 
 import monosem as ms
-from monosem.activations import ActivationShards
+from monosem.activations import ActivationShards, harvest
 from monosem.data import TokenStore, interleaved, texts
 from monosem.dictionaries import Dictionary, evaluate, load_dictionary
 from monosem.dictionaries.training import TrainConfig, train
 from monosem.latents import build_index
+from monosem.progress import Meter
 
 SITE = "resid_post.15"
 CONTEXT = 256
@@ -57,7 +58,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--index-tokens", type=int, default=None)
-    parser.add_argument("--evaluation-tokens", type=int, default=60_000)
+    parser.add_argument("--evaluation-tokens", type=int, default=24_576)
+    parser.add_argument("--silence-tokens", type=int, default=65_536)
     return parser.parse_args()
 
 
@@ -124,16 +126,23 @@ def main() -> None:
 
 
 def held_out(dictionary: Dictionary, model: ms.Model, args: argparse.Namespace) -> dict[str, Any]:
-    """The evaluation on each held-out text, and the latents that are silent on all of them."""
+    """The evaluation on each held-out text, and the share of latents that stay silent on longer stretches of them."""
     found: dict[str, Any] = {}
-    fired = torch.zeros(dictionary.width, dtype=torch.bool)
+    fired, read = torch.zeros(dictionary.width, dtype=torch.bool), 0
     for label, file in HELD_OUT.items():
-        texts_of = texts(args.corpora / file)
-        result = evaluate(dictionary, model, texts_of, tokens=args.evaluation_tokens, context=CONTEXT)
-        fired |= torch.as_tensor(result.density) > 0
+        store = TokenStore.build(model, texts(args.corpora / file), CONTEXT, tokens=args.silence_tokens)
+        result = evaluate(dictionary, model, store, tokens=args.evaluation_tokens)
         found[label] = {k: v for k, v in result.to_dict().items() if k not in ("density", "config")}
         print(label, {k: round(v, 4) for k, v in found[label].items() if isinstance(v, float)}, flush=True)
-    found["silent_on_all"] = float(1 - fired.float().mean())
+        own = torch.zeros_like(fired)
+        with Meter(f"silent latents on {label}", store.tokens, "tok") as meter:
+            for batch in harvest(model, store, SITE, batch_size=8):
+                codes = dictionary.encode(batch[SITE])
+                own[codes.indices[codes.values > 0].cpu()] = True
+                meter.advance(8 * CONTEXT)
+        found[label] |= {"silent": float((~own).float().mean()), "silent_tokens": store.tokens}
+        fired, read = fired | own, read + store.tokens
+    found["all"] = {"silent": float((~fired).float().mean()), "silent_tokens": read}
     return found
 
 
