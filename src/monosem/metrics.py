@@ -18,7 +18,8 @@ def kl(p: Float[Tensor, "*batch vocab"], q: Float[Tensor, "*batch vocab"]) -> Fl
 
 def cross_entropy(logits: Float[Tensor, "*batch vocab"], target: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
     """-log softmax(logits)[target]."""
-    return logits.float().logsumexp(-1) - logits.float().gather(-1, target[..., None])[..., 0]
+    logits = logits.float()
+    return logits.logsumexp(-1) - logits.gather(-1, target[..., None])[..., 0]
 
 
 def probability(logits: Float[Tensor, "*batch vocab"], target: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
@@ -34,9 +35,7 @@ def logit_diff(
     return pair[..., 0] - pair[..., 1]
 
 
-def next_token_loss(
-    logits: Float[Tensor, "batch pos vocab"], tokens: "TokenBatch"
-) -> Float[Tensor, "batch pos-1"]:
+def next_token_loss(logits: Float[Tensor, "batch pos vocab"], tokens: "TokenBatch") -> Float[Tensor, "batch pos-1"]:
     """Cross-entropy of each next token; NaN where either token is padding."""
     ids = tokens.ids.to(logits.device)
     real = (tokens.mask[:, 1:] & tokens.mask[:, :-1]).to(logits.device)

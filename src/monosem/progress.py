@@ -35,7 +35,9 @@ class Meter:
             self.task = self.bar.add_task(self.description, total=self.total, completed=self.done, note="")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.bar is not None:
             self.bar.stop()
         if not self.quiet and kind is None and time.monotonic() - self.began > 2:
@@ -63,4 +65,6 @@ class Meter:
 
     def _note(self) -> str:
         shown = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in self.stats.items())
-        return "  ".join([f"{self.rate:,.1f} {self.unit}/s" if self.rate < 100 else f"{self.rate:,.0f} {self.unit}/s", *shown])
+        return "  ".join(
+            [f"{self.rate:,.1f} {self.unit}/s" if self.rate < 100 else f"{self.rate:,.0f} {self.unit}/s", *shown]
+        )
