@@ -1,0 +1,110 @@
+"""The dictionary that monosem ships, on the real model and on text written for this test."""
+
+import pytest
+import torch
+
+from monosem import edits, latents, metrics
+from monosem.dictionaries import load_dictionary, shipped, shipped_folder
+
+NAME = "smollm2/resid_post.15"
+TEXT = [
+    "The harbour was quiet that morning. Two fishermen were mending a net on the wall, and neither of them spoke. "
+    "When the ferry came round the point, the older one put down his needle, looked at the sky, and said that it would rain "
+    "before noon. The other laughed, because he had said the same thing every day since the beginning of spring.",
+    "A compiler reads the source of a program and writes the same program in another language, usually one that a "
+    "machine can run at once. The first part of its work is to find out what the words are; the second is to find out "
+    "how they belong together; the rest is a long list of small improvements.",
+    "Glaciers move slowly, but they do move. Snow that falls on the upper part is pressed into ice by the snow of later "
+    "years, and the ice flows downhill under its own weight, carrying stones that scratch the rock below it.",
+]
+
+
+@pytest.fixture(scope="module")
+def sae():
+    return load_dictionary(NAME)
+
+
+@pytest.fixture(scope="module")
+def read(smollm2, sae):
+    """Activations of the counted tokens, and the run that they come from."""
+    run = smollm2.run(TEXT, capture=sae.site)
+    return run, run[sae.site][latents.counted_tokens(smollm2, run.tokens)]
+
+
+def test_it_is_listed_and_belongs_to_the_model(smollm2, sae):
+    assert NAME in shipped()
+    sae.check(smollm2)
+    assert str(sae.site) == "resid_post.15"
+    assert sae.width >= 4608
+    size = sum(path.stat().st_size for path in shipped_folder(NAME).iterdir())
+    assert size < 45e6
+
+
+def test_it_reconstructs_text_that_it_never_saw(sae, read):
+    _, x = read
+    codes = sae.encode(x)
+    rebuilt = sae.decode(codes)
+    fve = 1 - (x - rebuilt).square().sum() / (x - x.mean(0)).square().sum()
+    assert fve > 0.75
+    assert codes.l0().float().mean() < 50
+    shuffled = sae.decode(codes._replace(indices=codes.indices.roll(1, 0)))
+    assert (x - shuffled).square().sum() > (x - rebuilt).square().sum() * 3
+
+
+def test_splicing_it_in_costs_little_beside_zero_ablation(smollm2, sae, read):
+    run, _ = read
+    counted = latents.counted_tokens(smollm2, run.tokens)
+    loss = {}
+    for name, edit in {"spliced": edits.splice(sae), "zero": edits.scale(sae.site, 0.0)}.items():
+        edited = smollm2.run(run.tokens, edits=edit.when(lambda x, moment: counted))
+        loss[name] = float(metrics.next_token_loss(edited.logits, run.tokens).nanmean())
+    clean = float(metrics.next_token_loss(run.logits, run.tokens).nanmean())
+    assert metrics.recovered(clean, loss["zero"], loss["spliced"]) > 0.9
+
+
+def test_its_card_is_measured(sae):
+    card = sae.card
+    assert card["tokens_kept"] >= 5_000_000
+    for text in ("wikitext2", "tinystories"):
+        assert {"l0", "fve", "ce_recovered", "dead_fraction"} <= set(card["held_out"][text])
+
+
+def test_the_index_says_what_the_model_does(smollm2, sae):
+    """Stored examples, run through the model again, fire the latent about as strongly at the stored token."""
+    index = latents.index_of(sae)
+    assert index is not None
+    assert index.meta["tokens"] >= 1_000_000
+    assert (index.densities > 0).float().mean() > 0.95
+    agree = []
+    for latent in range(100, 3100, 250):
+        evidence = index.evidence(latent)
+        assert len(evidence.examples) == 20
+        example = max(evidence.examples[:5], key=lambda e: e.anchor)  # the longest context before the token
+        ids = smollm2.tokenizer("".join(example.tokens), add_special_tokens=False).input_ids
+        tokens = [smollm2.str_token(i) for i in ids]
+        if tokens != example.tokens:
+            continue  # a multi-byte character was cut at the border of the context
+        x = smollm2.run([ids], capture=sae.site, logits=False)[sae.site]
+        value = float(sae.latent_activations(x, [latent])[0, example.anchor, 0])
+        agree.append(abs(value - example.maximum) / example.maximum)
+    assert len(agree) >= 8
+    assert torch.tensor(agree).median() < 0.2
+
+
+def test_a_concept_is_found_and_steers(smollm2, sae):
+    """French against English: a latent that tells unseen pairs apart, and that makes the model write French."""
+    from monosem.studies.config import load
+
+    concept = load("french")
+    found = latents.contrast(smollm2, sae, concept.positive, concept.negative, permutations=200)
+    first = found.table.iloc[0]
+    assert first.held_out_auroc > 0.85
+    assert first.p_family < 0.05
+    index = latents.index_of(sae)
+    best = max(found.candidates(4), key=lambda latent: float(sae.decoder_rows(latent).norm() * index.maxima[latent]))
+    prompts = concept.control[:4]
+    clean = smollm2.run(prompts, logits="last").logits
+    steered = smollm2.run(prompts, edits=edits.clamp(sae, best, float(index.maxima[best])), logits="last").logits
+    kept = smollm2.run(prompts, edits=edits.scale_latent(sae, best, 1.0), logits="last").logits
+    assert metrics.kl(clean, steered).mean() > 0.5
+    assert metrics.kl(clean, kept).max() < 1e-6
