@@ -348,7 +348,10 @@ def test_with_an_index_evidence_comes_from_its_text(model, sae, tmp_path):
 
     texts = [*CONFIG["positive"], *CONFIG["negative"]] * 2
     store = TokenStore.build(model, [Document(str(i), text) for i, text in enumerate(texts)], context=32)
+    held_out = {"wikitext2": {"l0": 6.0, "fve": 0.81, "ce_recovered": 0.97, "skipped": {}}, "silent_on_all": 0.01}
+    sae.card = {"seed": 3, "training": {"lr": 0.001, "betas": [0.9, 0.999]}, "held_out": held_out}
     sae.save(tmp_path / "sae")
+    sae.card = {}
     index = build_index(sae, model, store, tmp_path / "sae" / "index.sqlite", quiet=True)
     loaded = load_dictionary(str(tmp_path / "sae"))
     result = go(model, loaded, tmp_path / "study", dictionary=str(tmp_path / "sae"), max_new_tokens=1)
@@ -360,6 +363,11 @@ def test_with_an_index_evidence_comes_from_its_text(model, sae, tmp_path):
         e.tokens for e in evidence.examples[:6]
     ]
     assert chosen["promoted"] == [token for token, _ in evidence.promoted[:8]]
+    assert sections["dictionary"]["quality"][0]["fve"] == 0.81
+    assert sections["dictionary"]["card"]["training: lr"] == "0.001"
+    for text in (result.html.read_text(), (result.folder / "report.md").read_text()):
+        assert "wikitext2" in text
+        assert "0.810" in text
     assert sections["validation"]["page"] == f"latent-{PLANTED}.html"
     assert (result.folder / f"latent-{PLANTED}.html").stat().st_size > 500
     assert result.html.read_text().count('class="example"') >= len(chosen["examples"]) > 0

@@ -13,6 +13,7 @@ from ..errors import require
 from ..files import writable_folder, write_json, write_text
 from .figures import Drawing, draw
 from .sections import SECTIONS
+from .sections.dictionary import QUALITY
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -68,6 +69,7 @@ def _facts(results: dict[str, Any]) -> dict[str, Any]:
         "config": results["config"],
         "origin": results["provenance"],
         "titles": {section.name: (section.letter, section.title) for section in SECTIONS},
+        "quality": QUALITY,
         "targets": targets,
         "primary": next(arm for arm in targets if arm["dose"] == attack["primary_dose"]),
         "ablated": defence["arms"][0],

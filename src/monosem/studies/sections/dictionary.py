@@ -6,6 +6,16 @@ from ..context import Context
 
 SHOWN = 10
 
+# metrics of a dictionary's card that the report shows -> what they are
+QUALITY = {
+    "l0": "latents active per token",
+    "fve": "variance explained",
+    "cosine": "cosine to the activation",
+    "ce_recovered": "loss recovered",
+    "kl": "KL when spliced in (nats)",
+    "dead_fraction": "latents silent on this text",
+}
+
 
 def make(context: Context, earlier: dict[str, dict[str, Any]]) -> dict[str, Any]:
     dictionary, model, config = context.dictionary, context.model, context.config
@@ -14,7 +24,8 @@ def make(context: Context, earlier: dict[str, dict[str, Any]]) -> dict[str, Any]
         "kind": dictionary.kind,
         "width": dictionary.width,
         "site": str(dictionary.site),
-        "card": dictionary.card,
+        "card": facts(dictionary.card),
+        "quality": quality(dictionary.card),
         "statistics": context.statistics.source,
         "model": {"name": model.name, "layers": model.cfg.n_layers, "d_model": model.cfg.d_model},
         "tokens": {side: _mean_length(context, prompts) for side, prompts in _sides(context).items()},
@@ -26,10 +37,34 @@ def make(context: Context, earlier: dict[str, dict[str, Any]]) -> dict[str, Any]
 
 def findings(result: dict[str, Any]) -> list[str]:
     best = ", ".join(f"{row['latent']} ({row['active']:.0%})" for row in result["top"][:5])
+    worth = [
+        f"on {row['text']}: {row['l0']:.1f} latents a token, variance explained {row['fve']:.3f}, "
+        f"loss recovered {row['ce_recovered']:.3f}"
+        for row in result["quality"]
+        if None not in (row["l0"], row["fve"], row["ce_recovered"])
+    ]
     return [
         f"{result['name']}: {result['width']:,} latents at {result['site']} of {result['model']['name']}",
+        *worth,
         f"strongest on the positive prompts: latents {best} (share of the prompts on which each is active)",
     ]
+
+
+def quality(card: dict[str, Any]) -> list[dict[str, Any]]:
+    """The card's held-out evaluations, one row a text."""
+    texts = {name: held for name, held in (card.get("held_out") or {}).items() if isinstance(held, dict)}
+    return [{"text": name, **{key: held.get(key) for key in QUALITY}} for name, held in texts.items()]
+
+
+def facts(card: dict[str, Any]) -> dict[str, str]:
+    """What else the card says, flat: `training: lr` -> `0.001`."""
+    flat: dict[str, str] = {}
+    for name, value in card.items():
+        if isinstance(value, dict) and name != "held_out":
+            flat |= {f"{name}: {inner}": text for inner, text in facts(value).items()}
+        elif name != "held_out" and value is not None:
+            flat[name] = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return flat
 
 
 def _sides(context: Context) -> dict[str, list[str]]:
