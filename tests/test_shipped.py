@@ -9,13 +9,15 @@ from monosem.dictionaries import load_dictionary, shipped, shipped_folder
 NAME = "smollm2/resid_post.15"
 TEXT = [
     "The harbour was quiet that morning. Two fishermen were mending a net on the wall, and neither of them spoke. "
-    "When the ferry came round the point, the older one put down his needle, looked at the sky, and said that it would rain "
-    "before noon. The other laughed, because he had said the same thing every day since the beginning of spring.",
+    "When the ferry came round the point, the older one put down his needle, looked at the sky, and said that it "
+    "would rain before noon. The other laughed, because he had said the same thing every day since the beginning "
+    "of spring.",
     "A compiler reads the source of a program and writes the same program in another language, usually one that a "
-    "machine can run at once. The first part of its work is to find out what the words are; the second is to find out "
-    "how they belong together; the rest is a long list of small improvements.",
-    "Glaciers move slowly, but they do move. Snow that falls on the upper part is pressed into ice by the snow of later "
-    "years, and the ice flows downhill under its own weight, carrying stones that scratch the rock below it.",
+    "machine can run at once. The first part of its work is to find out what the words are; the second is to find "
+    "out how they belong together; the rest is a long list of small improvements.",
+    "Glaciers move slowly, but they do move. Snow that falls on the upper part is pressed into ice by the snow of "
+    "later years, and the ice flows downhill under its own weight, carrying stones that scratch the rock below "
+    "it.",
 ]
 
 
