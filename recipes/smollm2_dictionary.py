@@ -38,7 +38,6 @@ TRAINING = {"openstax_ccby": 4, "standard_ebooks": 3, "peps": 1.5, "factbook": 1
 HELD_OUT = {
     "wikitext2": "wikitext2/test.txt",
     "tinystories": "tinystories_sample/tinystories_1000.json",
-    "speeches": "speeches/inaugural.jsonl",
 }
 
 
@@ -57,7 +56,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--index-tokens", type=int, default=None)
+    parser.add_argument("--index-tokens", type=int, default=2_000_000)
     parser.add_argument("--evaluation-tokens", type=int, default=24_576)
     parser.add_argument("--silence-tokens", type=int, default=65_536)
     return parser.parse_args()
