@@ -12,6 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from monosem.activations import ActivationShards, SkipRule, harvest
 from monosem.data import Document, TokenStore
@@ -19,7 +23,11 @@ from monosem.dictionaries import Dictionary, Weights
 from monosem.errors import BadFile, BadInput, Mismatch, UnknownName
 from monosem.latents import Index, build_index, index_of
 from monosem.latents.index import EDGES, pack, unpack
+from monosem.latents.spelling import alone, byte_alphabet, readable, token_text
+from monosem.latents.tallies import echoes
+from monosem.models import Model
 from test_latents import MODEL, SAE, SITE, TOPK, WIDTH, dictionary
+from tiny import tiny_hf
 
 TEXT = "the cat sat on a good bad e f g h sun moon day night one two three king queen a b c d"
 WORDS = TEXT.split()
@@ -93,10 +101,12 @@ def test_examples_are_the_strongest_and_their_context_is_the_text(index, dense):
             row = STORE[window].tolist()
             start = max([position - 4, 0, *(i + 1 for i in range(position) if row[i] == border)])
             end = min([position + 3, 32, *(i for i in range(position + 1, 32) if row[i] == border)])
-            ids = tuple(row[start:end])
-            if len(expected) < 5 and used.get(document, 0) < 2 and ids not in seen:
+            ids, wording = row[start:end], tuple(row[start : position + 1])  # with left=4, 4 tokens tell wordings apart
+            if wording in seen:
+                continue
+            seen.add(wording)
+            if len(expected) < 5 and used.get(document, 0) < 2:
                 used[document] = used.get(document, 0) + 1
-                seen.add(ids)
                 around = [float(acts[at[window, j], latent]) if (window, j) in at else 0.0 for j in range(start, end)]
                 expected.append(([MODEL.str_token(i) for i in ids], around, document, position))
         assert len(examples) == len(expected)
@@ -338,3 +348,75 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_pass(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInput, match="cannot write"):
         build_index(TOPK, MODEL, STORE, tmp_path / "file" / "i.sqlite", quiet=True)
+
+
+def test_boilerplate_is_shown_once(tmp_path):
+    """The same opening in every document is one example, however often it is the strongest."""
+    rng = np.random.default_rng(4)
+    opening = "we they you were it not very happy child house tree sea"
+    many = [Document(str(i), f"{opening} {' '.join(rng.choice(WORDS, 24))}") for i in range(60)]
+    store = TokenStore.build(MODEL, many, context=32)
+    found = build_index(TOPK, MODEL, store, tmp_path / "i.sqlite", examples=5, left=12, quiet=True)
+    frequent = [i for i in range(WIDTH) if found.table["count"][i] > 400]
+    assert frequent
+    for latent in frequent:
+        examples = found.evidence(latent).examples
+        assert len(examples) == 5
+        wordings = {tuple(e.tokens[max(0, e.anchor - 8) : e.anchor + 1]) for e in examples}
+        assert len(wordings) == 5
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=12), st.integers(0, 4))
+def test_echoes_tell_wordings_apart(row, span):
+    """Against tuples: the token and up to `span` tokens before it, back to the last border (token 0)."""
+    found = echoes(np.array([row]), border=0, span=span)[0]
+    wordings = []
+    for at in range(len(row)):
+        start = max(0, at - span)
+        borders = [i + 1 for i in range(start, at) if row[i] == 0]
+        wordings.append(tuple(row[max([start, *borders]) : at + 1]))
+    for i, one in enumerate(wordings):
+        for j, other in enumerate(wordings):
+            assert (found[i] == found[j]) == (one == other)
+
+
+# ---------------------------------------------------------------------- bytes
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(max_size=12), st.randoms(use_true_random=False))
+def test_characters_spread_over_tokens_are_readable(text, random):
+    raw = text.encode(errors="ignore")
+    cuts = sorted(random.sample(range(len(raw) + 1), min(len(raw), random.randint(0, 6))))
+    tokens = [raw[a:b] for a, b in zip([0, *cuts], [*cuts, len(raw)])]
+    shown = readable(tokens)
+    assert len(shown) == len(tokens)
+    assert "".join(shown) == raw.decode()
+
+
+def test_a_broken_character_does_not_swallow_its_neighbour():
+    assert readable([b"\xc3", " cat"]) == ["", "\ufffd cat"]
+    assert readable(["a", b"\xf0\x9f"]) == ["a", "\ufffd"]
+    assert alone(b"\xd9\x8a") == "⟨D9 8A⟩"
+
+
+def test_tokens_of_a_byte_level_vocabulary():
+    """One token a byte, spelled as the tokenizers library spells bytes."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    model = Model(tiny_hf("llama", vocab_size=256), PreTrainedTokenizerFast(tokenizer_object=core), "bytes")
+    assert set(byte_alphabet()) == set(alphabet)
+    text = "né 😀\n"
+    tokens = [token_text(model, i) for i in model.tokenizer(text).input_ids]
+    assert tokens == ["n", b"\xc3", b"\xa9", " ", b"\xf0", b"\x9f", b"\x98", b"\x80", "\n"]
+    assert readable(tokens) == ["n", "", "é", " ", "", "", "", "😀", "\n"]
+
+
+def test_an_empty_token_shows_its_strength_at_the_character_it_begins():
+    from monosem.latents import Example
+
+    example = Example(["a", "", "é", "b"], [0.0, 3.0, 1.0, 0.5], 1, "d", 1)
+    assert list(example.shown()) == [("a", 0.0), ("é", 3.0), ("b", 0.5)]
+    assert example.maximum == 3.0

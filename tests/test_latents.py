@@ -99,6 +99,16 @@ def test_family_p_controls_for_many_latents():
     assert hits <= 6  # corrected, in about 5 % of the experiments
 
 
+def test_family_p_measures_each_latent_by_its_own_spread():
+    """A latent of small numbers that tells perfectly apart is not drowned by noise of large ones."""
+    rng = torch.Generator().manual_seed(2)
+    up, down = torch.randn(12, 50, generator=rng) * 100, torch.randn(12, 50, generator=rng) * 100
+    up[:, 7], down[:, 7] = 0.02, 0.01
+    p, family = permutation_p(up, down, False, permutations=500)
+    assert float(p[7]) == pytest.approx(1 / 501)
+    assert float(family[7]) < 0.02
+
+
 def test_consistency():
     positive, negative = torch.tensor([[1.0], [2.0], [0.0]]), torch.tensor([[0.0], [3.0], [0.0]])
     assert float(consistency(positive, negative, paired=True)) == pytest.approx(1 / 3)
@@ -296,3 +306,9 @@ def test_a_saved_contrast_is_json(tmp_path):
     found.save(tmp_path / "contrast.json")
     held = json.loads((tmp_path / "contrast.json").read_text(), parse_constant=lambda word: pytest.fail(word))
     assert [row["latent"] for row in held["table"]] == found.table.latent.tolist()
+
+
+def test_tokens_keep_the_space_before_them():
+    """The decoder of a SentencePiece vocabulary drops it from the first token of a text, which each is by itself."""
+    table = latents.top(MODEL, SAE, "the cat sat", k=1).table
+    assert set(table.token) == {" cat", " sat"}

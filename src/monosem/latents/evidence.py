@@ -1,6 +1,7 @@
 """What is known about one latent, and how to show it: in a terminal, in a page."""
 
 import html
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,8 @@ class Example:
     """A piece of text in which a latent fires.
 
     Attributes:
-        tokens, activations: token strings and the latent's activation at each (0 at tokens that do not count).
+        tokens, activations: token strings and the latent's activation at each (0 at tokens that do not count). Where a
+            character is spread over several tokens, it stands at the last of them and the others are empty.
         anchor: index of the strongest token. document: its document's id. position: of the anchor in its window.
     """
 
@@ -33,6 +35,15 @@ class Example:
     @property
     def maximum(self) -> float:
         return self.activations[self.anchor]
+
+    def shown(self) -> Iterator[tuple[str, float]]:
+        """(text, activation) of what can be seen: an empty token counts with the one that ends its character."""
+        carried = 0.0
+        for token, value in zip(self.tokens, self.activations):
+            carried = max(carried, value)
+            if token:
+                yield token, carried
+                carried = 0.0
 
 
 @dataclass(frozen=True)
@@ -88,7 +99,7 @@ class Evidence:
             out.append("  ".join(f"{visible(token)!r} ×{count}" for token, count, _ in self.tokens[:10]) + "\n")
         for example in self.examples[:examples]:
             out.append(f"  {example.maximum:7.1f}  ", style="bold")
-            for token, value in zip(example.tokens, example.activations):
+            for token, value in example.shown():
                 out.append(visible(token), style=_style(value / self.maximum if self.maximum else 0.0))
             out.append(f"   ({example.document})\n", style="dim")
         return out
@@ -141,10 +152,10 @@ def _style(share: float) -> str:
 
 def _example_html(example: Example, maximum: float) -> str:
     spans = []
-    for at, (token, value) in enumerate(zip(example.tokens, example.activations)):
+    for token, value in example.shown():
         text = html.escape(visible(token))
         if value > 0 and maximum:
-            weight = "font-weight:600;" if at == example.anchor else ""
+            weight = "font-weight:600;" if value == example.maximum else ""
             shade = f"background:rgba(255,160,0,{0.12 + 0.75 * min(value / maximum, 1):.2f});{weight}"
             text = f'<span style="{shade}" title="{value:.2f}">{text}</span>'
         spans.append(text)

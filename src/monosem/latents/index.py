@@ -1,8 +1,8 @@
 """The index of a dictionary: one SQLite file that answers "what is this latent?" in milliseconds, without the model.
 
 Tables: `meta` (key, JSON value); `latent` (numbers, histogram, token lists); `examples` (one compressed blob a latent);
-`document` (id, name); `token` (id, text: the tokens that occur); `search` (FTS5 over the words a latent fires on and
-promotes). Written by `indexing.build`.
+`document` (id, name); `token` (id, and text, or bytes where they are no whole characters: the tokens that occur);
+`search` (FTS5 over the words a latent fires on and promotes). Written by `indexing.build_index`.
 """
 
 import contextlib
@@ -25,9 +25,11 @@ from torch import Tensor
 from ..dictionaries import Dictionary
 from ..errors import BadFile, BadInput, Mismatch, MonosemError, UnknownName
 from .evidence import Evidence, Example
+from .spelling import alone, readable
 
 SCHEMA = 1
 EDGES = 2.0 ** np.linspace(-10, 14, 65)  # of the 64 histogram bins; values outside fall into the first or last
+SHOWN_WORDS = 12  # of the words that a latent found by a search fires on
 QUANTILES = (0.1, 0.5, 0.9, 0.99)
 
 
@@ -174,7 +176,8 @@ class Index:
         match = "SELECT rowid, fires, promotes FROM search WHERE search MATCH ?"
         with self._reading():
             found = self._rows(f"{match} ORDER BY bm25(search, 2.0, 1.0) LIMIT ?", (query, count))
-        hits = pd.DataFrame(found, columns=["latent", "fires_on", "promotes"])
+        shown = [(latent, *(" ".join(text.split()[:SHOWN_WORDS]) for text in texts)) for latent, *texts in found]
+        hits = pd.DataFrame(shown, columns=["latent", "fires_on", "promotes"])
         return hits.merge(self.table[["latent", "density", "maximum"]], on="latent", how="left")
 
     def export(self, path: str | os.PathLike[str]) -> None:
@@ -187,10 +190,10 @@ class Index:
             self.table.to_parquet(temporary)
 
     def _token(self, token: int) -> str:
-        return self._vocabulary.get(token, f"<{token}>")
+        return alone(self._vocabulary.get(token, f"<{token}>"))
 
     @cached_property
-    def _vocabulary(self) -> dict[int, str]:
+    def _vocabulary(self) -> dict[int, str | bytes]:
         return dict(self._rows("SELECT id, text FROM token"))
 
     @cached_property
@@ -203,7 +206,7 @@ class Index:
             return []
         return [
             Example(
-                [self._token(i) for i in ids.tolist()],
+                readable(self._vocabulary.get(i, f"<{i}>") for i in ids.tolist()),
                 values.tolist(),
                 anchor,
                 self._documents.get(document, "?"),

@@ -22,10 +22,13 @@ from ..models import Model
 from ..progress import Meter
 from .effects import CONVENTION, extreme_tokens, reaches_logits
 from .index import SCHEMA, Index, pack, weights_hash
-from .tallies import Candidates, Firings, Numbers, TokenTallies
+from .spelling import alone, token_text
+from .tallies import Candidates, Firings, Numbers, TokenTallies, echoes
 
 PER_DOCUMENT = 2
+ECHO = 8  # two examples with the same token after the same 8 tokens are one
 SHOWN_TOKENS = 12  # of the tokens that a latent fires on, promotes, suppresses
+SEARCHED_TOKENS = 48  # of the tokens that a latent fires on
 WINDOWS = 16  # windows a batch when activations are read from shards
 
 
@@ -49,9 +52,10 @@ def build_index(
     """Index a dictionary over the windows of a token store.
 
     For every latent: count, moments, maximum and histogram of its activations, the tokens that it fires on, and its
-    strongest examples: one a window, at most two a document, no two with the same tokens; context `left` and `right` of
-    the strongest token, cut at document borders. Special tokens, first positions and outliers do not count; how many
-    they were is kept in the index (`Index.meta["skipped"]`).
+    strongest examples: one a window, at most two a document, no two with the same token after the same eight
+    (boilerplate would fill the list). Their context is `left` and `right` of the strongest token, cut at document
+    borders. Special tokens, first positions and outliers do not count; how many they were is in the index
+    (`Index.meta["skipped"]`).
 
     Interrupted, it goes on where it stopped when called again (`PATH.partial.npz` keeps the state), and gives the same
     index.
@@ -94,7 +98,7 @@ def build_index(
         batches = _from_model(source, build.window, windows)
     else:
         build.skipped.clear()
-        build.skipped.update(shards.skipped if windows == len(store) else {})
+        build.skipped.update(shards.skipped if windows == len(store) else {})  # counted by file, not by window
         batches = _from_shards(shards, build.window, windows)
     with Meter("index", windows * store.context, "tok", quiet, build.window * store.context) as meter:
         saved = build.window
@@ -112,7 +116,8 @@ def build_index(
         "effects": CONVENTION
         if reaches_logits(model, dictionary)
         else f"none: {dictionary.site_out} is not in the stream",
-        "skipped": {reason: n for reason, n in sorted(build.skipped.items()) if reason != "kept"},
+        "skipped": {reason: n for reason, n in sorted(build.skipped.items()) if reason != "kept"}
+        or {"all reasons": windows * store.context - build.tokens},
     }
     with replacing(target) as temporary:
         _write(temporary, build, model, {**settings, **meta})
@@ -132,6 +137,7 @@ class _Build:
         self.skipped: Counter[str] = Counter()  # tokens left out, by reason
         self.numbers = Numbers(dictionary.width)
         self.words = TokenTallies(vocabulary)
+        self.echo = min(ECHO, settings["left"])
         sizes = (settings["examples"], PER_DOCUMENT, settings["left"], settings["right"])
         self.candidates = Candidates(dictionary.width, *sizes)
         self.parts = (self.numbers, self.words, self.candidates)
@@ -143,7 +149,9 @@ class _Build:
         latents, windows, positions, tokens = (column.cpu().numpy().astype(np.int64) for column in whole)
         values = codes.values[rows, places].float().cpu().numpy()
         documents = self._documents(windows, positions)
-        firings = Firings(latents, windows, documents, positions, tokens, values)
+        read, inverse = np.unique(windows, return_inverse=True)
+        wording = echoes(np.asarray(self.store.windows[read]), self.store.packing.separator, self.echo)
+        firings = Firings(latents, windows, documents, positions, tokens, values, wording[inverse, positions])
         self.tokens += len(batch)
         for part in self.parts:
             part.add(firings)
@@ -182,15 +190,11 @@ class _Build:
         for group in np.split(np.arange(len(columns["latent"])), cuts):
             kept: list[tuple[np.ndarray, np.ndarray, int, int, int]] = []
             used: dict[int, int] = {}
-            seen: set[bytes] = set()
             for i in group:
                 document = int(columns["document"][i])
                 if used.get(document, 0) >= PER_DOCUMENT or len(kept) >= self.settings["examples"]:
                     continue
                 ids, values, anchor = self._piece(columns, i)
-                if ids.tobytes() in seen:
-                    continue
-                seen.add(ids.tobytes())
                 used[document] = used.get(document, 0) + 1
                 kept.append((ids, values, anchor, document, int(columns["position"][i])))
             if kept:
@@ -259,7 +263,7 @@ def _write(path: Path, build: _Build, model: Model, settings: dict[str, Any]) ->
     documents: set[int] = set()
     width = build.dictionary.width
     effects = _effects(model, build.dictionary)
-    words = build.words.top(SHOWN_TOKENS)
+    words = build.words.top(SEARCHED_TOKENS)
     numbers = build.numbers
     try:
         connection.executescript(_TABLES)
@@ -277,7 +281,8 @@ def _write(path: Path, build: _Build, model: Model, settings: dict[str, Any]) ->
             documents.update(piece[3] for piece in pieces)
         for latent in range(width):
             promoted, suppressed = effects[latent]
-            fires = [(i, n, round(total, 2)) for i, n, total in words.get(latent, [])]
+            found = words.get(latent, [])
+            fires = [(i, n, round(total, 2)) for i, n, total in found[:SHOWN_TOKENS]]
             used.update(entry[0] for entry in (*promoted, *suppressed))
             used.update(entry[0] for entry in fires)
             row: tuple[Any, ...] = (
@@ -289,13 +294,13 @@ def _write(path: Path, build: _Build, model: Model, settings: dict[str, Any]) ->
                 *(json.dumps(listed, separators=(",", ":")) for listed in (fires, promoted, suppressed)),
             )
             connection.execute("INSERT INTO latent VALUES (?,?,?,?,?,?,?,?,?,?,?)", row)
-            texts = [" ".join(model.str_token(i).strip() for i, *_ in listed) for listed in (fires, promoted)]
+            texts = [" ".join(alone(token_text(model, i)).strip() for i, *_ in listed) for listed in (found, promoted)]
             connection.execute("INSERT INTO search (rowid, fires, promotes) VALUES (?, ?, ?)", (latent, *texts))
         names = build.store.packing.documents
         connection.executemany(
             "INSERT INTO document VALUES (?, ?)", [(d, names[d] if names else f"window {d}") for d in sorted(documents)]
         )
-        connection.executemany("INSERT INTO token VALUES (?, ?)", [(i, model.str_token(i)) for i in sorted(used)])
+        connection.executemany("INSERT INTO token VALUES (?, ?)", [(i, token_text(model, i)) for i in sorted(used)])
         connection.commit()
         connection.execute("VACUUM")
     finally:

@@ -17,7 +17,8 @@ PAIRS = 4_000_000  # (latent, token) pairs held before the rarest are let go
 class Firings:
     """The active places of some whole windows, sorted by (latent, window, position).
 
-    Shapes are `n`: latent, index of the window, of the document, position in the window, token id, activation.
+    Shapes are `n`: latent, index of the window, of the document, position in the window, token id, activation, and a
+    number that is the same where the text up to here is (`echoes`).
     """
 
     latent: Int[np.ndarray, "n"]
@@ -26,6 +27,7 @@ class Firings:
     position: Int[np.ndarray, "n"]
     token: Int[np.ndarray, "n"]
     value: Float[np.ndarray, "n"]
+    echo: Int[np.ndarray, "n"]
 
     def __post_init__(self) -> None:
         order = np.lexsort((self.position, self.window, self.latent))
@@ -116,9 +118,9 @@ class TokenTallies:
 class Candidates:
     """The strongest windows of each latent, with its activations around the strongest token of each.
 
-    One candidate a window, a few a document (so that one long document cannot crowd out the others). A place enters
-    only if it beats the latent's weakest kept candidate, so that after the first batches few do; what enters is ranked
-    when there is much of it.
+    One candidate a window and a wording, a few a document: neither boilerplate nor one long document can crowd out the
+    others. A place enters only if it beats the latent's weakest kept candidate, so that after the first batches few do;
+    what enters is ranked when there is much of it.
     """
 
     def __init__(self, width: int, examples: int, per_document: int, left: int, right: int):
@@ -131,6 +133,7 @@ class Candidates:
             "document": np.zeros(0, dtype=np.int64),
             "position": np.zeros(0, dtype=np.int64),
             "value": np.zeros(0, dtype=np.float32),
+            "echo": np.zeros(0, dtype=np.int64),
             "around": np.zeros((0, left + 1 + right), dtype=np.float16),
         }
         self._new: list[dict[str, np.ndarray]] = []
@@ -153,23 +156,14 @@ class Candidates:
         self._new = []
         # strongest first, ties in the order of the corpus: the result does not depend on how the stream was cut
         order = np.lexsort((columns["window"], -columns["value"], columns["latent"]))
-        order = order[self._rank_in_document(columns, order) < self.per_document]
+        order = order[_rank_within(columns["latent"][order], columns["echo"][order]) < 1]
+        order = order[_rank_within(columns["latent"][order], columns["document"][order]) < self.per_document]
         kept = order[_rank_in_group(columns["latent"][order]) < self.limit]
         self.held = {name: column[kept] for name, column in columns.items()}
         full = np.bincount(self.held["latent"], minlength=self.width) >= self.limit
         lowest = np.full(self.width, np.inf, dtype=np.float32)
         np.minimum.at(lowest, self.held["latent"], self.held["value"])
         self.floor = np.where(full, lowest, 0).astype(np.float32)
-
-    @staticmethod
-    def _rank_in_document(columns: dict[str, np.ndarray], order: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
-        """For each place of `order`, how many earlier places are of the same latent and document."""
-        latent, document = columns["latent"][order], columns["document"][order]
-        together = np.lexsort((document, latent))  # stable: keeps the order within a document
-        group = latent[together] * (1 + int(document.max(initial=0))) + document[together]
-        rank = np.empty(len(order), dtype=np.int64)
-        rank[together] = _rank_in_group(group)
-        return rank
 
     def _around(self, f: Firings, chosen: Int[np.ndarray, "m"]) -> Float[np.ndarray, "m span"]:
         """Activations of the same latent at the neighbouring positions, 0 where it is silent."""
@@ -198,6 +192,30 @@ def _rank_in_group(groups: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
     index = np.arange(len(groups))
     starts = np.concatenate([[True], np.diff(groups) != 0]) if len(groups) else np.zeros(0, dtype=bool)
     return index - np.maximum.accumulate(np.where(starts, index, 0)) if len(groups) else index
+
+
+def _rank_within(latent: Int[np.ndarray, "n"], label: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+    """How many earlier entries are of the same latent and have the same label."""
+    together = np.lexsort((label, latent))  # stable
+    new = (np.diff(latent[together]) != 0) | (np.diff(label[together]) != 0)
+    rank = np.empty(len(latent), dtype=np.int64)
+    rank[together] = _rank_in_group(np.concatenate([[0], np.cumsum(new)])) if len(latent) else 0
+    return rank
+
+
+def echoes(rows: Int[np.ndarray, "n context"], border: int, span: int) -> Int[np.ndarray, "n context"]:
+    """For every position a number made of its token and the `span` tokens before it in its document and window: equal
+    where these are equal (a polynomial hash in 64 bits)."""
+    rows = rows.astype(np.int64)
+    out = np.zeros(rows.shape, dtype=np.uint64)
+    inside = np.ones(rows.shape, dtype=bool)
+    shifted = rows
+    for back in range(span + 1):
+        if back:
+            shifted = np.concatenate([np.full((len(rows), 1), border), shifted[:, :-1]], axis=1)
+            inside &= shifted != border
+        out = out * np.uint64(0x9E3779B97F4A7C15) + np.where(inside, shifted + 1, 0).astype(np.uint64)
+    return out.view(np.int64)
 
 
 def _strongest(groups: np.ndarray, weights: np.ndarray, n: int) -> np.ndarray:

@@ -223,7 +223,10 @@ def _str_token(model: Model, token: int) -> str:
     if model.tokenizer is None:
         return f"<{token}>"
     text = str(model.tokenizer.decode([token], clean_up_tokenization_spaces=False))
-    return text if "�" not in text and text else str(model.tokenizer.convert_ids_to_tokens(token))
+    spelled = str(model.tokenizer.convert_ids_to_tokens(token))
+    if spelled.startswith("▁") and not text.startswith(" "):
+        text = f" {text}"  # decoders of SentencePiece vocabularies drop the space of the first token of a text
+    return text if "�" not in text and text else spelled
 
 
 def _shape(hf: PreTrainedModel, family: Family, block: nn.Module) -> Shape:
