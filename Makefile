@@ -40,7 +40,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo -n)
 
 browser:
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null \
-	|| { echo 'installing chromium' && $(SUDO) apt-get update -qq && $(SUDO) apt-get install -qq -y chromium chromium-driver; } >/dev/null 2>&1 \
+	|| { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -qq -y chromium chromium-driver; } >/dev/null 2>&1 \
 	|| echo 'no chromium here and it cannot be installed: the browser tests will be skipped'
 
 clean:  ## remove .venv, caches and builds

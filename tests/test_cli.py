@@ -225,7 +225,7 @@ def test_index_then_show_then_search(run: Callable[..., Result], home: Path, tmp
 
 
 def test_train_then_evaluate(run: Callable[..., Result], home: Path, tmp_path: Path) -> None:
-    done = run(f"{TRAIN} --tokens 20000 --out {tmp_path}/run")
+    done = run(f"{TRAIN} --tokens 5000 --out {tmp_path}/run")
     assert (done.exit_code, done.stderr) == (0, "")
     assert done.stdout.strip() == f"{tmp_path}/run/dictionary"
     sae = load_dictionary(tmp_path / "run" / "dictionary")
@@ -244,7 +244,7 @@ def test_train_then_evaluate(run: Callable[..., Result], home: Path, tmp_path: P
 
 
 def test_a_config_file_is_the_same_as_options_and_options_win(run: Callable[..., Result], tmp_path: Path) -> None:
-    run(f"{TRAIN} --tokens 5000 --out {tmp_path}/a")
+    run(f"{TRAIN} --tokens 2000 --out {tmp_path}/a")
     run(f"train {tmp_path}/a/config.yaml --out {tmp_path}/b --quiet")
     run(f"train {tmp_path}/a/config.yaml --out {tmp_path}/c --seed 1 --quiet")
     a, b, c = (load_dictionary(tmp_path / name / "dictionary").W_enc for name in "abc")
@@ -334,7 +334,7 @@ BAD = [  # command, extra arguments (not split), what the message must say
     ("train nothing.yaml --out x", [], "nothing.yaml"),
     ("steer sae 64 20", ["the cat"], "0 to 63"),
     ("steer sae x 20", ["the cat"], "LATENT"),
-    ("steer sae 3 nan", ["the cat"], ""),
+    ("steer sae 3 nan", ["the cat"], "finite"),
     ("steer sae 3 20", [""], "empty"),
     ("steer sae 3 20", ["the cat " * 33], "64"),
     ("steer sae 3 20 --scale --add", ["the cat"], "--scale"),
@@ -354,7 +354,7 @@ BAD = [  # command, extra arguments (not split), what the message must say
     ("verify text.jsonl", [], "text.jsonl"),
     ("verify nan-model", [], "NaN"),
     ("verify truncated-model", [], "truncated-model"),
-    ("latents top sae", ["the cat", " "], "blank"),
+    ("latents top sae", ["the cat", " "], "no token"),
     ("latents show sae 3", [], "monosem latents index"),
     ("latents show sae 3 --index text.jsonl", [], "text.jsonl"),
     ("latents search sae --positive happy.txt --negative five.txt", [], "6 positive but 5 negative"),
@@ -449,7 +449,7 @@ def interrupted(home: Path, line: str, begun: Callable[[], bool]) -> subprocess.
     )
     try:
         while not begun() and process.poll() is None:
-            time.sleep(0.005)
+            time.sleep(0.02)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=120)
     finally:

@@ -1,5 +1,6 @@
 """`monosem steer` and `monosem sweep`: change latents and see what the model says."""
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -54,6 +55,8 @@ def steer(
 
     if scale and add:
         raise BadInput("choose one of --scale and --add")
+    if not math.isfinite(value):
+        raise BadInput(f"VALUE must be a finite number, not {value}")
     change = edits.scale_latent if scale else edits.add_latent if add else edits.clamp
     sae, lm = dictionary_and_model(dictionary, model, device, dtype, quiet or json)
     texts = [lm.chat(prompt) for prompt in prompts] if chat else prompts
