@@ -10,7 +10,17 @@ from monosem import edits
 from monosem.dictionaries import Dictionary, Weights
 from monosem.errors import BadInput
 from monosem.models import Model
-from monosem.steering import bootstrap_mean, compare, distinct, outcome, random_latents, rank_p, summarise, wilson
+from monosem.steering import (
+    after_first,
+    bootstrap_mean,
+    compare,
+    distinct,
+    outcome,
+    random_latents,
+    rank_p,
+    summarise,
+    wilson,
+)
 from tiny import tiny_hf, tiny_tokenizer
 
 PROMPTS = ["the cat sat on", "a dog", "she was very happy and"]
@@ -136,6 +146,15 @@ def test_distinct_finds_loops():
     assert distinct([1, 2, 3, 4]) == 1
     assert distinct([1, 2] * 10) == pytest.approx(2 / 19)
     assert math.isnan(distinct([1]))
+
+
+def test_after_first_leaves_the_first_token_alone(model, sae):
+    edit = after_first(edits.clamp(sae, 5, 40.0))
+    plain, edited = (model.run(PROMPTS, capture=sae.site, edits=e)[sae.site] for e in ((), edit))
+    moved = (plain - edited).norm(dim=-1) > 1e-6
+    real = model.tokens(PROMPTS).mask
+    assert not moved[:, 0].any()
+    assert bool(moved[:, 1:][real[:, 1:]].all())
 
 
 def test_random_latents_have_similar_density():

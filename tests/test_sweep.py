@@ -39,12 +39,15 @@ def test_rows_equal_single_clamps(model, sae, tmp_path, prompt):
     assert len(found.table) == 10
     assert found.table["score"].is_monotonic_decreasing
     ids = [[model.bos]] if prompt is None else prompt
-    base = model.run(ids).logits[0, -1].log_softmax(-1)
     for row in found.table.itertuples():
-        edit = edits.clamp(sae, int(row.latent), float(row.value))
-        assert row.text == model.generate(ids, edits=edit, max_new_tokens=4).texts[0]
-        q = model.run(ids, edits=edit).logits[0, -1].log_softmax(-1)
-        assert row.kl == pytest.approx(float((base.exp() * (base - q)).sum()), rel=1e-3, abs=1e-5)
+        edit = edits.clamp(sae, int(row.latent), float(row.value)).at(positions=slice(1, None))
+        made = model.generate(ids, edits=edit, max_new_tokens=4)
+        assert row.text == made.texts[0]
+        start = [model.bos, made.new[0][0]] if prompt is None else prompt  # BOS itself is not edited
+        p, q = (
+            model.run([start] if prompt is None else start, edits=e).logits[0, -1].log_softmax(-1) for e in ((), edit)
+        )
+        assert row.kl == pytest.approx(float((p.exp() * (p - q)).sum()), rel=1e-3, abs=1e-5)
     assert found.baseline["text"] == model.generate(ids, max_new_tokens=4).texts[0]
 
 
@@ -113,6 +116,7 @@ def test_no_op_clamp_is_found_to_have_no_effect(model, sae, tmp_path):
         ({"values": []}, BadInput, "finite"),
         ({"values": [float("nan")]}, BadInput, "finite"),
         ({"prompt": ""}, BadInput, "empty"),
+        ({"max_new_tokens": 1}, BadInput, "at least 2 new tokens"),
     ],
 )
 def test_bad_input(model, sae, tmp_path, options, error, words):

@@ -1,6 +1,6 @@
 """Steering: what edits do to the next token and the continuation, for a few prompts or for every latent."""
 
-from .controls import random_latents
+from .controls import after_first, random_latents
 from .effects import Comparison, Outcome, compare, outcome, summarise
 from .statistics import bootstrap_mean, distinct, rank_p, wilson
 from .sweep import Sweep, SweepConfig, open_sweep, sweep
@@ -10,6 +10,7 @@ __all__ = [
     "Outcome",
     "Sweep",
     "SweepConfig",
+    "after_first",
     "bootstrap_mean",
     "compare",
     "distinct",

@@ -19,6 +19,7 @@ from ..files import read_json, replacing, writable_folder, write_json, write_tex
 from ..metrics import continuation_perplexity, cross_entropy, kl
 from ..models import Model
 from ..progress import Meter
+from .controls import after_first
 from .effects import logits_of
 from .statistics import distinct
 
@@ -50,7 +51,8 @@ class Sweep:
 
     `table` has one row per (latent, value), best first:
 
-    - `kl`: KL(unsteered ‖ steered) at the next token after the prompt, nats. The effect.
+    - `kl`: KL(unsteered ‖ steered) at the next token after the prompt, nats. The effect. From a single token (BOS),
+      which is never edited, it is that of the token after the first generated one.
     - `kl_text`: the same, averaged over the tokens of the steered continuation.
     - `perplexity`: of the continuation under the unsteered model. The coherence: high is odd.
     - `score`: `kl / (1 + max(0, ln perplexity - ln baseline perplexity))`, effect divided by one plus the extra nats a
@@ -100,6 +102,8 @@ def sweep(
 ) -> Sweep:
     """Continue one prompt with each latent clamped to each value, many in a batch, error term kept.
 
+    Every token but the first is edited, see `after_first`.
+
     The folder gets `config.json`, `sweep.txt` (a block per latent), `sweep.parquet` (a row per latent and value) and,
     on the way, `parts/`. Interrupted, it goes on at the first missing batch when called again with the same arguments.
 
@@ -117,6 +121,9 @@ def sweep(
     chosen = _checked_latents(dictionary, latents)
     if not values or not all(math.isfinite(value) for value in values):
         raise BadInput(f"values must be one or more finite numbers, not {list(values)}")
+    ids = _prompt_ids(model, prompt)
+    if len(ids) + max_new_tokens < 3:
+        raise BadInput("from a single token at least 2 new tokens are needed: the first token is never edited")
     config = SweepConfig(
         model=model.name,
         dictionary=dictionary.name,
@@ -130,7 +137,6 @@ def sweep(
         batch_size=batch_size,
     )
     home = _claim(Path(folder), config)
-    ids = _prompt_ids(model, prompt)
     with torch.no_grad():
         baseline = _baseline(model, ids, config)
         _run_parts(model, dictionary, ids, config, baseline, home, quiet)
@@ -201,11 +207,10 @@ def _run_parts(
     total = len(config.latents) * len(config.values)
     waiting = [(number, rows) for number, rows in _batches(config) if not _part(home, number).exists()]
     done = total - sum(len(rows) for _, rows in waiting)
-    logits = logits_of(model.run([ids], logits="last"))
     try:
         with Meter(f"sweep {dictionary.name}", total=total, unit="row", quiet=quiet, start=done) as meter:
             for number, rows in waiting:
-                records = _one_batch(model, dictionary, ids, rows, config, baseline, logits, config.seed + number)
+                records = _one_batch(model, dictionary, ids, rows, config, baseline, config.seed + number)
                 with replacing(_part(home, number)) as temporary:
                     _write(pd.DataFrame(records, columns=COLUMNS), temporary, ".parquet")
                 meter.advance(len(rows), kl=sum(record["kl"] for record in records) / len(records))
@@ -221,11 +226,10 @@ def _one_batch(
     rows: list[tuple[int, float]],
     config: SweepConfig,
     baseline: dict[str, Any],
-    logits: torch.Tensor,
     seed: int,
 ) -> list[dict[str, Any]]:
     latents = torch.tensor([latent for latent, _ in rows])
-    edit = clamp(dictionary, latents, torch.tensor([value for _, value in rows]))
+    edit = after_first(clamp(dictionary, latents, torch.tensor([value for _, value in rows])))
     prompts = [ids] * len(rows)
     made = model.generate(
         prompts, edits=edit, max_new_tokens=config.max_new_tokens, temperature=config.temperature, seed=seed
@@ -236,8 +240,9 @@ def _one_batch(
     records = []
     for row, ((latent, value), new, text) in enumerate(zip(rows, made.new, made.texts)):
         span = slice(len(ids) - 1, len(ids) - 1 + len(new))
-        first = float(kl(logits[0], steered[row, len(ids) - 1]))
-        along = float(kl(plain[row, span], steered[row, span]).mean()) if new else math.nan
+        edited = slice(max(len(ids) - 1, 1), len(ids) - 1 + len(new))  # predictions that an edited token can move
+        moved = kl(plain[row, edited], steered[row, edited])
+        first, along = (float(moved[0]), float(moved.mean())) if len(moved) else (0.0, math.nan)
         target = torch.tensor(new, device=plain.device)
         nats = float(cross_entropy(plain[row, span], target).mean()) if new else math.nan
         score = first / (1 + max(0.0, nats - math.log(baseline["perplexity"])))

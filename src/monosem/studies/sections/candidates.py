@@ -16,7 +16,7 @@ from ... import edits
 from ...latents.contrast import Contrast, contrast
 from ...latents.statistics import auroc, bootstrap_auroc, permutation_p
 from ...metrics import next_token_loss
-from ...steering import bootstrap_mean
+from ...steering import after_first, bootstrap_mean
 from ..context import HELD_OUT, Context
 
 MINIMUM_AUROC = 0.7  # on the search half; a candidate below it is not considered while another reaches it
@@ -96,9 +96,8 @@ def held_out_check(context: Context, target: int) -> dict[str, Any]:
 
 def preferences(context: Context, latent: int, positive: Any, negative: Any) -> list[float]:
     """By pair: how much likelier amplifying makes the positive prompt than the negative one, nats a token."""
-    edit = edits.clamp(
-        context.dictionary, latent, context.config.primary_dose * float(context.statistics.maxima[latent])
-    )
+    value = context.config.primary_dose * float(context.statistics.maxima[latent])
+    edit = after_first(edits.clamp(context.dictionary, latent, value))
     gains = [
         (_losses(context, side) - _losses(context, side, edit)).tolist() for side in (list(positive), list(negative))
     ]
