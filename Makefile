@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types format browser clean
+.PHONY: help setup demo test lint types format browser bench clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,5 +43,13 @@ browser:
 	|| { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -qq -y chromium chromium-driver; } >/dev/null 2>&1 \
 	|| echo 'no chromium here and it cannot be installed: the browser tests will be skipped'
 
+# TransformerLens 4 in a folder of its own: SAELens does not allow it
+bench:  ## measure against SAELens and TransformerLens (own environment, .venv-bench)
+	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	@.venv-bench/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -r bench/requirements.txt -e .
+	@test -d .venv-bench/transformer-lens-4 || .venv-bench/bin/pip install --quiet --disable-pip-version-check --no-deps \
+		--target .venv-bench/transformer-lens-4 transformer-lens==4.3.0
+	.venv-bench/bin/python bench/run.py
+
 clean:  ## remove .venv, caches and builds
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+	rm -rf .venv .venv-bench .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build

@@ -1,0 +1,127 @@
+"""Harvest tokens/s at resid_post.15 of the embedded model: monosem, bare Hugging Face, and TransformerLens.
+
+Every contestant gets the same weights, ids, dtype and batch, stops after block 15, and is checked before it is timed.
+The TransformerLens that is installed decides the peer: `HookedTransformer` up to 3.x, `TransformerBridge` from 4.0 on.
+"""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+import torch
+import transformer_lens
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from common import LAYERS, SITE, arguments, interleaved, machine, row, windows
+from monosem import load_model
+from monosem.activations import ActivationBatch, Harvest, harvest
+from monosem.models import embedded
+
+SHAPES = [(8, 256), (16, 128)]  # batch, context
+DTYPES = [torch.float32, torch.bfloat16]
+HOOK = f"blocks.{LAYERS - 1}.hook_resid_post"
+WORST = {torch.float32: 1e-4, torch.bfloat16: 0.25}  # largest relative error that still counts as the same activations
+
+Ids = Int[Tensor, "batch pos"]
+Read = Callable[[Ids], Any]
+
+
+def monosem_run(folder: str, dtype: torch.dtype) -> Read:
+    """One forward pass with one capture."""
+    model = load_model(folder, dtype=dtype, quiet=True)
+    return lambda ids: model.run(ids, capture=SITE, logits=False)[SITE]
+
+
+def monosem_harvest(folder: str, dtype: torch.dtype) -> Read:
+    """What training reads: special tokens, first positions and outliers are found and left out."""
+    model = load_model(folder, dtype=dtype, quiet=True)
+    everything: dict[int, Harvest] = {}
+
+    def read(ids: Ids) -> ActivationBatch:
+        batch, context = ids.shape
+        if context not in everything:  # measures the norms of some windows once, in the untimed call
+            everything[context] = harvest(model, windows(model, context), SITE, batch)
+        return everything[context].read(torch.arange(batch))
+
+    return read
+
+
+def bare_hf(folder: str, dtype: torch.dtype) -> Read:
+    """The base model cut to 16 blocks, and one hook."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval().model
+    model.layers = model.layers[:LAYERS]
+    kept: list[Tensor] = []
+    model.layers[-1].register_forward_hook(lambda _module, _args, output: kept.append(output))
+
+    def read(ids: Ids) -> Tensor:
+        kept.clear()
+        model(ids, use_cache=False)
+        return kept[0]
+
+    return read
+
+
+def lens(folder: str, dtype: torch.dtype) -> Read:
+    """TransformerLens with the weights as they are (nothing folded or centred), one cached hook, early stop."""
+    hf, tokenizer = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype), AutoTokenizer.from_pretrained(folder)
+    if version("transformer-lens") < "4":  # its list of names lacks SmolLM2, so by its own converter
+        from transformer_lens import loading_from_pretrained as loading
+
+        cfg = loading.get_pretrained_model_config(folder, dtype=dtype, device="cpu")
+        model = transformer_lens.HookedTransformer(cfg, tokenizer)
+        as_they_are = dict.fromkeys(("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases"), False)
+        model.load_and_process_state_dict(
+            loading.get_pretrained_state_dict(folder, cfg, hf, dtype=dtype), **as_they_are
+        )
+    else:
+        from transformer_lens.model_bridge import TransformerBridge
+
+        model = TransformerBridge.boot_transformers(folder, hf_model=hf, tokenizer=tokenizer, dtype=dtype, device="cpu")
+    return lambda ids: model.run_with_cache(ids, names_filter=HOOK, stop_at_layer=LAYERS)[1][HOOK]
+
+
+CONTESTANTS = {
+    "monosem run": monosem_run,
+    "monosem harvest": monosem_harvest,
+    "Hugging Face, 16 blocks + hook": bare_hf,
+    "TransformerLens": lens,
+}
+
+
+def error(result: Any, truth: Float[Tensor, "batch pos d"]) -> float:
+    """Largest relative error of a token, against Hugging Face in float32."""
+    if isinstance(result, ActivationBatch):
+        truth, result = truth[result.windows, result.positions], result[SITE]
+    return float(((result.float() - truth).norm(dim=-1) / truth.norm(dim=-1)).max())
+
+
+@torch.no_grad()
+def main() -> None:
+    options = arguments(__doc__)
+    torch.set_num_threads(options.threads)
+    found = {"machine": machine(options.threads, ["torch", "transformers", "monosem", "transformer-lens"]), "rows": []}
+    folder = str(embedded.ensure(embedded.EMBEDDED["smollm2"]))
+    model = load_model(folder, quiet=True)
+    shapes = [(1, 32)] if options.tiny else SHAPES
+    inputs = [windows(model, context)[:batch] for batch, context in shapes]
+    truths = [bare_hf(folder, torch.float32)(ids) for ids in inputs]
+    for dtype in DTYPES:
+        readers = {name: prepare(folder, dtype) for name, prepare in CONTESTANTS.items()}
+        for ids, truth in zip(inputs, truths):
+            errors = {name: error(read(ids), truth) for name, read in readers.items()}
+            print(dtype, tuple(ids.shape), {name: f"{e:.1e}" for name, e in errors.items()}, flush=True)
+            assert max(errors.values()) < WORST[dtype], "the contestants do not compute the same activations"
+            seconds = interleaved({name: partial(read, ids) for name, read in readers.items()}, options.rounds)
+            case = {"dtype": str(dtype).removeprefix("torch."), "batch": list(ids.shape)}
+            found["rows"] += [
+                {**case, **row(name, ids.numel(), seconds, "monosem run"), "error": errors[name]} for name in seconds
+            ]
+    options.out.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
