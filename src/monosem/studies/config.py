@@ -27,6 +27,7 @@ class StudyConfig(BaseModel):
     purpose: str = ""  # why the study is done; printed in the report
 
     model: str = "smollm2"
+    dtype: str = "auto"  # the fastest that the machine computes natively; the report says which it was
     dictionary: str = "smollm2/resid_post.15"
     site: str | None = None  # None: the dictionary's own; anything else must be the same site
 

@@ -93,7 +93,7 @@ def run(
     tell: Say = say or (lambda line: None)
     home = writable_folder(folder or Path("runs") / config.name)
     loaded = dictionary if dictionary is not None else load_dictionary(config.dictionary)
-    lm = model if model is not None else load_model(config.model)
+    lm = model if model is not None else load_model(config.model, dtype=config.dtype)
     context = Context(config, lm, loaded, index_of(loaded), home, tell, quiet)
     context.check()
     origin = provenance(lm, loaded, config)
