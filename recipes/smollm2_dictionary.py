@@ -116,7 +116,7 @@ def main() -> None:
         "tokens_kept": shards.tokens,
         "tokens_left_out": {name: n for name, n in shards.skipped.items() if name != "kept"},
         "outlier_threshold": shards.thresholds,
-        "held_out": held_out(dictionary, model, args),
+        **held_out(dictionary, model, args),
         "machine": torch.cuda.get_device_name() if device == "cuda" else f"{os.cpu_count()} CPU cores",
         "torch": torch.__version__,
     }
@@ -141,8 +141,8 @@ def held_out(dictionary: Dictionary, model: ms.Model, args: argparse.Namespace) 
                 meter.advance(8 * CONTEXT)
         found[label] |= {"silent": float((~own).float().mean()), "silent_tokens": store.tokens}
         fired, read = fired | own, read + store.tokens
-    found["all"] = {"silent": float((~fired).float().mean()), "silent_tokens": read}
-    return found
+    silent = {"silent": float((~fired).float().mean()), "silent_tokens": read}
+    return {"held_out": found, "silent_on_both_texts": silent}
 
 
 if __name__ == "__main__":
