@@ -51,8 +51,10 @@ def harvest_tables(results: list[Result]) -> str:
                 continue
             name = f"TransformerLens {lens} `{kind}`" if is_lens else row["name"]
             case = f"{row['dtype']}, {row['batch'][0]} windows of {row['batch'][1]} tokens"
-            lines.setdefault(case, []).append([name, *speeds(row), f"{row['error']:.0e}"])
-    head = ["tokens/s", "slowest – fastest", "`monosem run` is × as fast", "largest error"]
+            lines.setdefault(case, []).append(
+                [name, *speeds(row), f"{row['median_error']:.1e}", f"{row['largest_error']:.1e}"]
+            )
+    head = ["tokens/s", "slowest – fastest", "`monosem run` is × as fast", "median error", "largest error"]
     return "\n".join(table([case, *head], rows) for case, rows in lines.items())
 
 

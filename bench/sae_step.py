@@ -27,7 +27,7 @@ from monosem.dictionaries.training.journal import Health
 from monosem.dictionaries.training.state import TrainingState
 from monosem.dictionaries.training.trainer import train_step
 
-FULL = {"width": 8192, "k": 32, "batch": 4096, "batches": 8}
+FULL = {"width": 8192, "k": 32, "batch": 4096, "batches": 4}
 TINY = {"width": 1024, "k": 8, "batch": 256, "batches": 1}
 LR = 3e-4
 RUN = 100_000_000  # tokens of the run that these are the first steps of

@@ -32,7 +32,7 @@ class Meter:
             extra = [TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn()]
             self.bar = Progress(*columns, *extra, console=self.console, transient=True)
             self.bar.start()
-            self.task = self.bar.add_task(self.description, total=self.total, completed=self.done, note="")
+            self.task = self.bar.add_task(self.description, total=self.total, completed=int(self.done), note="")
         return self
 
     def __exit__(
