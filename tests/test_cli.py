@@ -478,7 +478,8 @@ def test_training_goes_on_after_ctrl_c_with_the_same_result(
 def test_a_sweep_goes_on_after_ctrl_c_with_the_same_result(
     run: Callable[..., Result], home: Path, tmp_path: Path
 ) -> None:
-    line = f"sweep sae --latents 0:48 --values 5,20 --batch 4 --max-new-tokens 8 --temperature 1 --quiet --out {tmp_path}/{{}}"
+    options = "--latents 0:48 --values 5,20 --batch 4 --max-new-tokens 8 --temperature 1 --quiet"
+    line = f"sweep sae {options} --out {tmp_path}/{{}}"
     parts = tmp_path / "stopped" / "parts"
     interrupted(home, line.format("stopped"), lambda: len(list(parts.glob("*.parquet"))) > 2)
     assert 2 < len(list(parts.glob("*.parquet"))) < 24
