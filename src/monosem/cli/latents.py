@@ -102,7 +102,7 @@ def search(
 
     Example: monosem latents search smollm2/resid_post.15 --positive happy.txt --negative sad.txt
 
-    Example: monosem latents search smollm2/resid_post.15 --text "chess opening"
+    Example: monosem latents search smollm2/resid_post.15 --text "French"
     """
     if text is not None and positive is None and negative is None:
         found = index_at(dictionary, index).search(text, count)
