@@ -240,7 +240,7 @@ def test_no_effect_gives_a_conclusion_of_no_effect(finished):
     assert "is not shown to detect" in said
     assert "is not shown to move continuations" in said
     text = " ".join(claim["text"] for claim in conclusion.conclude(sections))
-    assert "no effect on test prompts beyond that of random latents" in text
+    assert "more than switching off a random one is not shown" in text
 
 
 def test_a_strong_effect_gives_a_conclusion_of_one(finished):

@@ -88,10 +88,8 @@ def _matters(results: Results) -> Claim:
         text = (
             f"Setting the latent to zero changes predictions on test prompts, more than random latents do ({numbers})."
         )
-    elif test["changed"] > 0 or p <= ALPHA:
-        text = f"Setting the latent to zero has a small effect on test prompts; the evidence is not enough ({numbers})."
     else:
-        text = f"Setting the latent to zero has no effect on test prompts beyond that of random latents ({numbers})."
+        text = f"That switching the latent off matters more than switching off a random one is not shown ({numbers})."
     spliced = next((arm for arm in results["defence"]["arms"] if arm["kind"] == "reconstruction"), None)
     if spliced is not None:
         text += (
