@@ -8,12 +8,12 @@ SHOWN = 10
 
 # metrics of a dictionary's card that the report shows -> what they are
 QUALITY = {
-    "l0": "latents active per token",
+    "l0": "latents a token",
     "fve": "variance explained",
-    "cosine": "cosine to the activation",
+    "cosine": "cosine",
     "ce_recovered": "loss recovered",
-    "kl": "KL when spliced in (nats)",
-    "dead_fraction": "latents silent on this text",
+    "kl": "KL (nats)",
+    "dead_fraction": "silent latents",
 }
 
 
@@ -52,7 +52,9 @@ def findings(result: dict[str, Any]) -> list[str]:
 
 def quality(card: dict[str, Any]) -> list[dict[str, Any]]:
     """The card's held-out evaluations, one row a text."""
-    texts = {name: held for name, held in (card.get("held_out") or {}).items() if isinstance(held, dict)}
+    texts = {
+        name: held for name, held in (card.get("held_out") or {}).items() if isinstance(held, dict) and "l0" in held
+    }
     return [{"text": name, **{key: held.get(key) for key in QUALITY}} for name, held in texts.items()]
 
 
