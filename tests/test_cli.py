@@ -464,7 +464,7 @@ def interrupted(home: Path, line: str, begun: Callable[[], bool]) -> subprocess.
 def test_training_goes_on_after_ctrl_c_with_the_same_result(
     run: Callable[..., Result], home: Path, tmp_path: Path
 ) -> None:
-    line = f"{TRAIN} --tokens 200000 --out {tmp_path}/{{}}"
+    line = f"{TRAIN} --tokens 100000 --out {tmp_path}/{{}}"
     metrics = tmp_path / "stopped" / "metrics.jsonl"
     interrupted(home, line.format("stopped"), lambda: metrics.exists() and metrics.read_text().count("\n") > 3)
     assert list((tmp_path / "stopped" / "checkpoints").glob("*.pt"))
