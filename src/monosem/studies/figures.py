@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import require
+from ..plots import BLUE, FAINT, GREY, GRID, ORANGE, style
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-TARGET, CONTROL, RANDOM, FAINT = "#3b74d9", "#d9822b", "#7d8590", "rgba(125,133,144,0.35)"
-GRID = "rgba(125,133,144,0.25)"  # readable on light and on dark paper
+TARGET, CONTROL, RANDOM = BLUE, ORANGE, GREY
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def search(candidates: dict[str, Any]) -> Drawing:
             name=name,
             marker={"color": colour, "size": size, "symbol": symbol},
         )
-    _style(figure, "mean difference, positive − negative (activation)", "AUROC on the search half")
+    style(figure, "mean difference, positive − negative (activation)", "AUROC on the search half")
     figure.update_yaxes(range=[-0.04, 1.04])
     caption = (
         "Each dot is a latent that fired on the search half. A useful candidate lies to the right (large difference) "
@@ -80,7 +80,7 @@ def held_out(candidates: dict[str, Any]) -> Drawing:
             line={"color": GRID},
             marker={"color": colour, "size": 8},
         )
-    _style(figure, "highest activation of the target latent on the prompt", "")
+    style(figure, "highest activation of the target latent on the prompt", "")
     figure.update_layout(showlegend=False)
     caption = (
         f"Prompts that neither the search nor the choice saw. AUROC {held['auroc']:.2f}: the share of (positive, "
@@ -110,7 +110,7 @@ def defence(section: dict[str, Any]) -> Drawing:
             name=name,
             marker={"color": colour, "size": size, "symbol": symbol},
         )
-    _style(figure, "mean KL at the next token (nats, log scale)", "")
+    style(figure, "mean KL at the next token (nats, log scale)", "")
     figure.update_xaxes(type="log", dtick=1, exponentformat="power")
     figure.update_layout(height=240)
     caption = (
@@ -168,7 +168,7 @@ def dose_curve(sections: dict[str, dict[str, Any]], name: str) -> Drawing:
             line={"color": colour, "dash": "dot" if kind == "random" else "solid"},
             hovertemplate="dose %{x:g}: %{y:.3g}<extra></extra>",
         )
-    _style(figure, "dose (× the latent's own maximum)", axis)
+    style(figure, "dose (× the latent's own maximum)", axis)
     figure.update_xaxes(rangemode="tozero")
     if name == "perplexity":
         figure.update_yaxes(type="log")
@@ -187,18 +187,3 @@ def _over_doses(arms: list[dict[str, Any]], kind: str, part: str, key: str) -> l
         if known:
             points.append((dose, sum(known) / len(known), min(known), max(known)))
     return points
-
-
-def _style(figure: "Figure", x: str, y: str) -> None:
-    figure.update_layout(
-        template="none",
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": "system-ui, sans-serif", "size": 13},
-        margin={"l": 64, "r": 12, "t": 34, "b": 52},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        hoverlabel={"bgcolor": "#24292f", "font": {"color": "#ffffff"}},
-        height=360,
-    )
-    figure.update_xaxes(title={"text": x}, gridcolor=GRID, zerolinecolor=GRID, linecolor=GRID, automargin=True)
-    figure.update_yaxes(title={"text": y}, gridcolor=GRID, zerolinecolor=GRID, linecolor=GRID, automargin=True)

@@ -1,0 +1,87 @@
+"""One quiet style for every Plotly figure, and the heatmap that lenses and patching draw."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import require
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+BLUE, ORANGE, GREY, FAINT = "#3b74d9", "#d9822b", "#7d8590", "rgba(125,133,144,0.35)"
+GRID = "rgba(125,133,144,0.25)"  # readable on light and on dark paper
+DIVERGING = [[0.0, "#c2571a"], [0.5, "#f7f7f7"], [1.0, "#2b62c4"]]  # white is zero; negative orange, positive blue
+SEQUENTIAL = "Viridis"
+
+
+def style(figure: "Figure", x: str = "", y: str = "", title: str = "", height: int = 360) -> "Figure":
+    """The house style: transparent paper, system font, thin grid, axis titles."""
+    figure.update_layout(
+        template="none",
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"family": "system-ui, sans-serif", "size": 13},
+        margin={"l": 64, "r": 12, "t": 48 if title else 34, "b": 52},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        hoverlabel={"bgcolor": "#24292f", "font": {"color": "#ffffff"}},
+        height=height,
+        **({"title": {"text": title, "x": 0, "font": {"size": 15}}} if title else {}),
+    )
+    figure.update_xaxes(title={"text": x}, gridcolor=GRID, zerolinecolor=GRID, linecolor=GRID, automargin=True)
+    figure.update_yaxes(title={"text": y}, gridcolor=GRID, zerolinecolor=GRID, linecolor=GRID, automargin=True)
+    return figure
+
+
+def heatmap(
+    values: Any,
+    x: Sequence[Any],
+    y: Sequence[Any],
+    *,
+    text: Sequence[Sequence[str]] | None = None,
+    hover: Sequence[Sequence[str]] | None = None,
+    x_title: str = "",
+    y_title: str = "",
+    title: str = "",
+    unit: str = "",
+    diverging: bool = True,
+    limits: tuple[float, float] | None = None,
+) -> "Figure":
+    """A labelled heatmap.
+
+    Args:
+        values: `rows columns`, tensor or array; NaN cells stay empty.
+        x, y: labels of columns and rows; the same label may come twice (tokens do).
+        text: what is written in the cells; hover: HTML shown under the mouse instead of the bare value.
+        diverging: colours around zero (white), symmetric; else a sequential scale.
+        limits: the ends of the colour scale; default: from the values.
+    """
+    go = require("plotly.graph_objects", "plots")
+    grid = np.asarray(values.detach().float().cpu() if hasattr(values, "detach") else values, dtype=float)
+    finite = grid[np.isfinite(grid)]
+    top = float(np.abs(finite).max()) if finite.size else 1.0
+    low, high = limits or ((-top, top) if diverging else (float(finite.min(initial=0)), float(finite.max(initial=1))))
+    figure = go.Figure(
+        go.Heatmap(
+            z=grid,
+            zmin=low,
+            zmax=high,
+            colorscale=DIVERGING if diverging else SEQUENTIAL,
+            colorbar={"title": {"text": unit}, "thickness": 12, "outlinewidth": 0},
+            text=text,
+            texttemplate="%{text}" if text is not None else None,
+            textfont={"size": 10},
+            customdata=hover,
+            hovertemplate="%{customdata}<extra></extra>" if hover is not None else None,
+            xgap=1,
+            ygap=1,
+        )
+    )
+    # places are numbered and labelled, because equal labels (the same token twice) would fall together
+    figure.update_xaxes(tickmode="array", tickvals=list(range(len(x))), ticktext=[str(v) for v in x], showgrid=False)
+    step = max(1, len(y) // 24)
+    figure.update_yaxes(
+        tickmode="array", tickvals=list(range(0, len(y), step)), ticktext=[str(v) for v in y][::step], showgrid=False
+    )
+    return style(figure, x_title, y_title, title, height=max(300, min(900, 140 + 22 * len(y))))
