@@ -67,7 +67,7 @@ def metrics_of(given: MetricLike) -> dict[str, Metric]:
 def normalised(
     patched: Float[Tensor, "*cells"], clean: Float[Tensor, ""], corrupted: Float[Tensor, ""]
 ) -> Float[Tensor, "*cells"]:
-    """(patched - corrupted) / (clean - corrupted) of dataset means: 0 = as corrupted, 1 = as clean; outside 0..1 allowed.
+    """(patched - corrupted) / (clean - corrupted) of dataset means: 0 = as corrupted, 1 = as clean; may leave 0..1.
 
     Ratio of means, not mean of ratios, which a pair with a small difference would dominate. NaN where clean and
     corrupted do not differ.
