@@ -43,7 +43,7 @@ def logit_effects(
         W_U = W_U - W_U.mean(0)  # the same as taking the mean out of every row
     if dictionary.site_out.name == "z":
         assert dictionary.site_out.layer is not None
-        W_U = model.W_O(dictionary.site_out.layer).flatten(0, 1).float() @ W_U
+        W_U = model.W_O[dictionary.site_out.layer].flatten(0, 1).float() @ W_U
     wanted = torch.arange(dictionary.width) if latents is None else latents
     for chunk in wanted.split(CHUNK):
         yield dictionary.decoder_rows(chunk).float().to(W_U.device) @ W_U

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..errors import BadInput, UnknownName
 from . import generating, running
 from .families import Family, family_of
+from .projections import Weights
 from .session import EditLike, check_site
 from .sites import Site, SiteLike
 from .tokens import TokenBatch
@@ -33,7 +34,7 @@ class Shape:
     n_ctx: int
 
 
-class Model:
+class Model(Weights):
     """Wraps (never subclasses, never rewrites) a Hugging Face model; `model.hf` is the model itself.
 
     Raises:
@@ -199,23 +200,9 @@ class Model:
         return self.hf.get_submodule(path)
 
     @property
-    def W_U(self) -> Float[Tensor, "d_model vocab"]:
-        """The unembedding, right-multiplied; a view, do not write to it."""
-        return self.hf.get_output_embeddings().weight.T
-
-    @property
     def final_gain(self) -> Float[Tensor, "d_model"]:
         """What the final norm multiplies by (Gemma stores it minus one)."""
         return self._submodule(self.family.final_norm).weight + self.family.gain_offset
-
-    def W_O(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
-        """The output projection by head, right-multiplied: attention output = sum over heads of z W_O, plus b_O."""
-        module = self._submodule(f"{self.family.layers}.{layer}.{self.family.attention}.{self.family.out}")
-        weight = module.weight if type(module).__name__ == "Conv1D" else module.weight.T
-        return weight.unflatten(0, (self.cfg.n_heads, -1))
-
-    def b_O(self, layer: int) -> Float[Tensor, "d_model"] | None:
-        return self._submodule(f"{self.family.layers}.{layer}.{self.family.attention}.{self.family.out}").bias
 
 
 @lru_cache(maxsize=200_000)
@@ -235,8 +222,8 @@ def _shape(hf: PreTrainedModel, family: Family, block: nn.Module) -> Shape:
     embedding: Any = hf.get_input_embeddings()
     out: Any = block.get_submodule(f"{family.attention}.{family.out}")
     down: Any = block.get_submodule(f"{family.mlp}.{family.down}")
-    # Conv1D stores [in, out], Linear [out, in]; head_dim is not d_model / heads in every model
-    width_in = [m.weight.shape[0] if type(m).__name__ == "Conv1D" else m.weight.shape[1] for m in (out, down)]
+    # head_dim is not d_model / heads in every model; Conv1D stores [in, out] and packed weights have any shape
+    width_in = [m.weight.shape[0] if type(m).__name__ == "Conv1D" else m.in_features for m in (out, down)]
     return Shape(
         n_layers=config.num_hidden_layers,
         d_model=config.hidden_size,

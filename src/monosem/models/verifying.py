@@ -122,10 +122,8 @@ def _heads(c: _Checks) -> None:
     model, found, expected, mixed = c.model, [], [], []
     for layer in range(model.cfg.n_layers):
         z = c.run["z", layer]
-        result = torch.einsum("bthd,hdm->btm", z, model.W_O(layer))
-        bias = model.b_O(layer)
+        result = torch.einsum("bthd,hdm->btm", z, model.W_O[layer]) + model.b_O[layer]
         norm = model.family.attn_norm
-        result = result if bias is None else result + bias
         found.append(result if norm is None else model.blocks[layer].get_submodule(norm)(result))
         expected.append(c.run["attn_out", layer])
         values = c.run["v", layer].repeat_interleave(model.cfg.n_heads // model.cfg.n_kv_heads, dim=2)
