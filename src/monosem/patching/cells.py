@@ -1,0 +1,249 @@
+"""Cells: the places that a sweep patches one at a time, one `Cell` a place."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from torch import Tensor
+
+from ..data import TokenPairs
+from ..dictionaries import Dictionary
+from ..errors import BadInput, UnknownName, did_you_mean
+from ..models import Model, Site, SiteLike
+
+Position = int | str  # a token index of its own row (negative: from the end), or the name of a span
+Positions = Position | Sequence[Position] | None
+
+# site -> the axes that it can be cut along, besides its layer
+AXES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"), ("position",)),
+    **dict.fromkeys(("q", "k", "v", "z"), ("position", "head")),
+    "pattern": ("position", "head", "key"),
+    **dict.fromkeys(("mlp_pre", "mlp_pre_linear", "mlp_post"), ("position", "neuron")),
+}
+ORDER = ("layer", "position", "head", "key", "neuron", "latent")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One place: a site of one layer, or a part of it. What is None is not cut: all positions, all heads, ...
+
+    Attributes:
+        site: name of the site, without its layer.
+        at: token positions that are patched together: indices of the row's own tokens (0 = the first real one, -1 =
+            the last) or names of `TokenPairs.spans`. In a `pattern` these are the queries.
+        head: query head for q, z and pattern; kv head for k and v.
+        key: position of the key, in a `pattern`.
+        neuron: unit of the MLP. latent: a latent of the sweep's dictionary (its error term is kept).
+    """
+
+    site: str
+    layer: int
+    at: tuple[Position, ...] | None = None
+    head: int | None = None
+    key: Position | None = None
+    neuron: int | None = None
+    latent: int | None = None
+
+    def __str__(self) -> str:
+        parts = {"position": ",".join(map(str, self.at or ()))} | {
+            axis: getattr(self, axis) for axis in ("head", "key", "neuron", "latent")
+        }
+        return " ".join([str(self.place), *(f"{k} {v}" for k, v in parts.items() if v not in (None, ""))])
+
+    @property
+    def place(self) -> Site:
+        return Site(self.site, self.layer)
+
+    @property
+    def position(self) -> Position | None:
+        """The one position that is patched; None when it is several or all."""
+        return self.at[0] if self.at is not None and len(self.at) == 1 else None
+
+    def coordinate(self, axis: str) -> int | str | None:
+        """Where the cell lies along an axis of `ORDER`."""
+        value: int | str | None = getattr(self, axis)
+        return value
+
+    def positions(self, pairs: TokenPairs, row: int) -> list[int]:
+        """The patched token indices in one row, ascending."""
+        length = int(pairs.clean.lengths[row])
+        if self.at is None:
+            return list(range(length))
+        return sorted({index_of(position, pairs, row) for position in self.at})
+
+    def index(self, pairs: TokenPairs, row: int) -> tuple[Any, ...]:
+        """What indexes the site's tensor without its batch axis (`pos ...`, for a pattern `head query key`)."""
+        return self.at_positions(
+            self.positions(pairs, row), None if self.key is None else index_of(self.key, pairs, row)
+        )
+
+    def at_positions(self, positions: Any, key: int | None = None) -> tuple[Any, ...]:
+        """`index` for token indices that are known already."""
+        everything = slice(None)
+        if self.site == "pattern":
+            return (everything if self.head is None else self.head, positions, everything if key is None else key)
+        unit = self.head if self.head is not None else self.neuron
+        return (positions,) if unit is None else (positions, unit)
+
+
+def index_of(position: Position, pairs: TokenPairs, row: int) -> int:
+    """The token index that a position means in one row.
+
+    Raises:
+        UnknownName: no span of that name. BadInput: the row has no such token.
+    """
+    length = int(pairs.clean.lengths[row])
+    if isinstance(position, str):
+        if position not in pairs.spans:
+            held = ", ".join(pairs.spans) or "none"
+            raise UnknownName(
+                f"no span {position!r}{did_you_mean(position, pairs.spans) or f'; the pairs have: {held}'}"
+            )
+        found = int(pairs.spans[position][row])
+    else:
+        found = position
+    if not -length <= found < length:
+        raise BadInput(f"position {position} is outside pair {row}, which has {length} tokens")
+    return found % length
+
+
+def cells_of(
+    model: Model,
+    pairs: TokenPairs,
+    sites: str | Sequence[str] = "resid_pre",
+    over: str | Sequence[str] = ("layer", "position"),
+    *,
+    layers: Iterable[int] | None = None,
+    positions: Positions = None,
+    heads: Iterable[int] | None = None,
+    neurons: Mapping[int, Iterable[int]] | None = None,
+    dictionary: Dictionary | None = None,
+    latents: Iterable[int] | None = None,
+) -> list[Cell]:
+    """Every cell of a sweep, in the order of `over`, site by site.
+
+    Args:
+        sites: names without a layer ("resid_pre"), one or several; with "latent" in `over`, that of the dictionary.
+        over: axes that are cut: "layer" always, and of "position", "head", "key", "neuron", "latent" those that the
+            site has (`AXES`).
+        positions: with "position" in `over`, one cell each; otherwise patched together in every cell. Indices (see
+            `Cell.at`), names of spans, or "spans" for all of them. Default: every position, which needs pairs of one
+            length, because an index means different things in prompts of different lengths.
+        heads, layers: default all. neurons: {layer: units}. latents: of the dictionary; both have no default.
+
+    Raises:
+        UnknownName: a site, axis, layer, head, neuron or latent that is not there.
+        BadInput: positions that mean nothing in these pairs; lists that do not go with the axes.
+    """
+    layers, heads, latents = (None if given is None else list(given) for given in (layers, heads, latents))
+    axes = _axes([over] if isinstance(over, str) else list(over))
+    names = [sites] if isinstance(sites, str) else list(sites)
+    chosen = [_site_name(model, site, axes, dictionary) for site in names]
+    if "latent" in axes and dictionary is not None:
+        layers = [dictionary.site.layer] if layers is None else list(layers)  # type: ignore[list-item]
+        if list(layers) != [dictionary.site.layer]:
+            raise BadInput(f"the dictionary reads {dictionary.site}; leave layers out")
+    _check_lists(axes, heads=heads, neurons=neurons, latents=latents)
+    places = _places(pairs, axes, positions)
+    keys: list[Position | None] = [None]
+    if "key" in axes:
+        keys = [place[0] for place in _places(pairs, ("position",), None)]  # type: ignore[index]
+    found = []
+    for site in chosen:
+        for layer in _within(layers, model.cfg.n_layers, "layer"):
+            units = {
+                "at": places,
+                "head": _heads(model, site, heads) if "head" in axes else [None],
+                "key": keys,
+                "neuron": _neurons(model, neurons, layer) if "neuron" in axes else [None],
+                "latent": _within(latents, dictionary.width, "latent") if "latent" in axes and dictionary else [None],
+            }
+            found += [Cell(site, layer, **dict(zip(units, values))) for values in product(*units.values())]
+    if not found:
+        raise BadInput("no cells to patch; give at least one layer, position, head, neuron or latent")
+    return found
+
+
+def _axes(over: list[str]) -> tuple[str, ...]:
+    for axis in over:
+        if axis not in ORDER:
+            raise UnknownName(f"no axis {axis!r}{did_you_mean(axis, ORDER) or '; axes: ' + ', '.join(ORDER)}")
+    if "layer" not in over:
+        raise BadInput("over needs 'layer' (choose one layer with layers=[...])")
+    return tuple(axis for axis in ORDER if axis in over)
+
+
+def _site_name(model: Model, given: SiteLike, axes: Sequence[str], dictionary: Dictionary | None) -> str:
+    name = Site.parse(given if isinstance(given, Site | tuple) else f"{given}.0").name
+    model.site(Site(name, 0))
+    if name not in AXES:
+        raise UnknownName(f"{name} cannot be swept; sites: {', '.join(AXES)}")
+    if "latent" in axes:
+        if dictionary is None or dictionary.site.name != name:
+            raise BadInput(f"latents of {name} need dictionary=, one that reads {name}")
+        offered: tuple[str, ...] = ("position", "latent")
+    else:
+        offered = AXES[name]
+    for axis in axes:
+        if axis != "layer" and axis not in offered:
+            raise BadInput(f"{name} has no axis {axis!r}; it can be cut by layer, {', '.join(offered)}")
+    return name
+
+
+def _check_lists(axes: Sequence[str], **lists: Any) -> None:
+    for name, given in lists.items():
+        axis = name.removesuffix("s")
+        if given is not None and axis not in axes:
+            raise BadInput(f"{name}= is given but {axis!r} is not in over; add it")
+        if given is None and axis in axes and axis != "head":
+            raise BadInput(f"over {axis!r} needs {name}=, the ones to patch")
+
+
+def _places(pairs: TokenPairs, axes: Sequence[str], given: Positions) -> list[tuple[Position, ...] | None]:
+    """Values for `Cell.at`."""
+    cut = "position" in axes
+    if given is None and not cut:
+        return [None]
+    if given is None:
+        lengths = sorted(set(pairs.clean.lengths.tolist()))
+        if len(lengths) > 1:
+            raise BadInput(
+                f"the pairs have {lengths[0]} to {lengths[-1]} tokens, so an index means different words in them: give "
+                "positions='spans', positions counted from the end (positions=[-2, -1]), or pairs of one length"
+            )
+        listed: list[Position] = list(range(lengths[0]))
+    elif given == "spans":
+        listed = list(pairs.spans)
+        if not listed:
+            raise BadInput(
+                "positions='spans', but the pairs name none; give TokenPairs.of(..., spans={name: positions})"
+            )
+    else:
+        listed = [given] if isinstance(given, int | str) else list(given)
+    for row in range(len(pairs)):
+        for position in listed:
+            index_of(position, pairs, row)
+    return [(position,) for position in listed] if cut else [tuple(listed)]
+
+
+def _within(given: Iterable[int] | None, count: int, what: str) -> list[int]:
+    chosen = list(range(count)) if given is None else [int(number) for number in given]
+    for number in chosen:
+        if not 0 <= number < count:
+            raise UnknownName(f"no {what} {number}: there are 0 to {count - 1}")
+    return chosen
+
+
+def _heads(model: Model, site: str, heads: Iterable[int] | None) -> list[int]:
+    return _within(heads, model.cfg.n_kv_heads if site in ("k", "v") else model.cfg.n_heads, f"{site} head")
+
+
+def _neurons(model: Model, neurons: Mapping[int, Iterable[int]] | None, layer: int) -> list[int]:
+    return _within((neurons or {}).get(layer, ()), model.cfg.d_mlp, "neuron")
+
+
+def part(value: Tensor, cell: Cell, pairs: TokenPairs, row: int) -> Tensor:
+    """The cell's part of its site's tensor (without a batch axis)."""
+    return value[cell.index(pairs, row)]
