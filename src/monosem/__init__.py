@@ -30,6 +30,7 @@ _PUBLIC = {
     "dictionaries": "monosem.dictionaries",
     "latents": "monosem.latents",
     "directions": "monosem.directions",
+    "lenses": "monosem.lenses",
     "steering": "monosem.steering",
     "studies": "monosem.studies",
 }

@@ -88,7 +88,7 @@ class Edit:
             in_prompt = moment.positions < lengths
             chosen = chosen & (in_prompt if self.scope == "prompt" else ~in_prompt)
         if self.positions is not None:
-            chosen = chosen & _at_positions(self.positions, moment.positions, lengths)
+            chosen = chosen & at_positions(self.positions, moment.positions, lengths)
         if self.rows is not None:
             kept = torch.zeros(len(chosen), dtype=torch.bool, device=chosen.device)
             kept[torch.as_tensor(self.rows, device=chosen.device)] = True
@@ -96,7 +96,10 @@ class Edit:
         return chosen
 
 
-def _at_positions(positions: Positions, index: Tensor, lengths: Tensor) -> Tensor:
+def at_positions(
+    positions: Positions, index: Int[Tensor, "batch pos"], lengths: Int[Tensor, "batch 1"]
+) -> Bool[Tensor, "batch pos"]:
+    """Which tokens, numbered by `index` in rows of `lengths`, are meant (None: this is for the caller to decide)."""
     if isinstance(positions, slice):
         if positions.step not in (None, 1):
             raise BadInput("positions as a slice must have step 1; give a list of positions")

@@ -1,0 +1,199 @@
+"""Lenses against oracles that share nothing with them: Hugging Face models with their last blocks cut off, SciPy's
+entropies and distances over the whole vocabulary, loops."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.spatial.distance
+import scipy.stats
+import torch
+from torch import Tensor, nn
+
+from monosem import edits, lenses
+from monosem.errors import BadInput, EditDidNotFire, UnknownName
+from monosem.lenses import readout
+from monosem.models import Model
+from tiny import FAMILIES, tiny_hf, tiny_tokenizer
+
+TEXTS = ["the cat sat on the mat", "a big dog ran", "she is very happy and he is not sad"]
+TinyModel = Callable[..., Model]
+
+
+def cut(model: Model, blocks: int) -> Tensor:
+    """Native logits of the same model with only its first blocks: what the logit lens at the last of them means."""
+    short = copy.deepcopy(model.hf)
+    path, _, name = model.family.layers.rpartition(".")
+    setattr(short.get_submodule(path), name, nn.ModuleList(list(short.get_submodule(model.family.layers))[:blocks]))
+    tokens = model.tokens(TEXTS)
+    inputs = {"input_ids": tokens.ids, "attention_mask": tokens.mask.long(), "position_ids": tokens.positions}
+    with torch.no_grad():
+        return short(**inputs, use_cache=False).logits
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_layer_is_the_model_with_its_later_blocks_cut_off(family: str) -> None:
+    model = Model(tiny_hf(family), tiny_tokenizer(), family)
+    seen = lenses.logit(model, TEXTS, top=100)
+    mask = model.tokens(TEXTS).mask
+    for layer in range(3):
+        want = cut(model, layer + 1)[mask].softmax(-1)
+        got = torch.zeros_like(want).scatter(1, seen.top_ids[layer][mask], seen.top_probabilities[layer][mask])
+        torch.testing.assert_close(got, want, atol=2e-6, rtol=1e-4)
+    assert float(seen["kl"][-1][mask].abs().max()) < 1e-5  # the last layer is the model itself
+    assert bool((seen["kl"][0][mask] > 0.01).any())
+
+
+def oracle(q: np.ndarray, p: np.ndarray) -> dict[str, float]:
+    return {
+        "entropy": scipy.stats.entropy(q),
+        "kl": scipy.stats.entropy(p, q),
+        "cross_entropy": scipy.stats.entropy(p) + scipy.stats.entropy(p, q),
+        "js": scipy.spatial.distance.jensenshannon(p, q) ** 2,
+        "tv": np.abs(p - q).sum() / 2,
+    }
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gpt2", "qwen3"])
+def test_measures_ranks_and_targets_against_scipy(
+    family: str, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readout, "ELEMENTS", 100 * 4)  # four cells a chunk, and an incomplete last one
+    model = tiny_model(family)
+    seen = lenses.logit(model, TEXTS, targets=[" cat", 7])
+    tokens = model.tokens(TEXTS)
+    name_of_7 = model.str_token(7)
+    final = cut(model, 3).double()
+    for layer in range(3):
+        logits = cut(model, layer + 1).double()
+        for row, column in tokens.mask.nonzero().tolist():
+            z = logits[row, column]
+            q, p = z.softmax(-1).numpy(), final[row, column].softmax(-1).numpy()
+            cell = (layer, row, column)
+            for name, value in oracle(q, p).items():
+                assert float(seen[name][cell]) == pytest.approx(value, abs=3e-5), (name, cell)
+            assert float(seen["logsumexp"][cell]) == pytest.approx(float(z.logsumexp(-1)), abs=1e-5)
+            order = np.argsort(-q)
+            assert seen.top_ids[cell].tolist() == order[:5].tolist()
+            last = column == int(tokens.lengths[row]) - 1
+            following = -1 if last else int(tokens.ids[row, column + 1])
+            targets = {"next": following, "final": int(p.argmax()), " cat": int(_id(model, " cat")), name_of_7: 7}
+            for name, target in targets.items():
+                assert int(seen.targets[name][row, column]) == target
+                log_probability, rank = seen.log_probabilities[name][cell], seen.ranks[name][cell]
+                if target < 0:
+                    assert bool(log_probability.isnan()) and bool(rank.isnan())
+                    continue
+                assert float(log_probability) == pytest.approx(float(np.log(q[target])), abs=2e-5)
+                assert int(rank) == order.tolist().index(target) + 1
+
+
+def _id(model: Model, text: str) -> int:
+    return next(token for token in range(model.cfg.d_vocab) if model.str_token(token) == text)
+
+
+@pytest.mark.parametrize("site", ["resid_pre", "resid_mid", "attn_out", "mlp_out"])
+def test_other_sites_are_read_by_the_same_head(site: str, tiny_model: TinyModel) -> None:
+    model = tiny_model("gemma2")
+    seen = lenses.logit(model, TEXTS[0], site=site, layers=[-1, 0], top=100)
+    run = model.run(TEXTS[0], capture=[f"{site}.2", f"{site}.0"])
+    head, norm = model.hf.lm_head.weight, model.hf.model.norm
+    for index, layer in enumerate((2, 0)):
+        state = run[f"{site}.{layer}"]
+        plain = state * (state.square().mean(-1, keepdim=True) + norm.eps).rsqrt() * (1 + norm.weight)
+        want = (3.0 * torch.tanh(plain @ head.T / 3.0)).softmax(-1)  # the tiny Gemma 2 caps its logits at 3
+        got = torch.zeros_like(want).scatter(-1, seen.top_ids[index], seen.top_probabilities[index])
+        torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-4)
+    assert [str(s) for s in seen.sites] == [f"{site}.2", f"{site}.0"]
+
+
+def test_positions_padding_and_edits(tiny_model: TinyModel) -> None:
+    model = tiny_model("llama")
+    every = lenses.logit(model, TEXTS)
+    last = lenses.logit(model, TEXTS, positions="last")
+    tokens = model.tokens(TEXTS)
+    assert last.chosen.sum() == 3
+    for row, column in enumerate(tokens.last.tolist()):
+        assert bool(last.chosen[row, column])
+        assert float(last["entropy"][1, row, column]) == pytest.approx(
+            float(every["entropy"][1, row, column]), abs=1e-6
+        )
+    assert bool(every["kl"][:, ~tokens.mask].isnan().all()) and bool((every.top_ids[:, ~tokens.mask] == -1).all())
+    alone = lenses.logit(model, TEXTS[1])
+    torch.testing.assert_close(alone["kl"][:, 0], every["kl"][:, 1, : alone["kl"].shape[-1]], atol=1e-5, rtol=1e-4)
+    assert lenses.logit(model, TEXTS, positions=[0, -1]).chosen.sum() == 6
+    zeroed = lenses.logit(model, TEXTS, edits=edits.scale("resid_post.1", 0.5))
+    want = model.run(TEXTS, edits=edits.scale("resid_post.1", 0.5)).logits[tokens.mask].argmax(-1)
+    assert torch.equal(zeroed.targets["final"][tokens.mask], want)
+    with pytest.raises(EditDidNotFire):
+        lenses.logit(model, TEXTS, edits=edits.scale("resid_post.1", 0.5).at(positions=[60]))
+
+
+def test_what_is_wrong_is_said(tiny_model: TinyModel) -> None:
+    model = tiny_model("llama")
+    parallel = tiny_model("gpt_neox")
+    wrong: list[tuple[Model, dict[str, object], type[Exception], str]] = [
+        (model, {"site": "resid_pots"}, UnknownName, "resid_post"),
+        (model, {"site": "z"}, UnknownName, "known"),
+        (model, {"layers": 3}, UnknownName, "resid_post.3"),
+        (model, {"layers": []}, BadInput, "layers is empty"),
+        (model, {"measures": ["entropie"]}, UnknownName, "did you mean 'entropy'"),
+        (model, {"targets": " xylophone"}, BadInput, "one is needed"),
+        (model, {"targets": 100}, BadInput, "outside the vocabulary"),
+        (model, {"positions": 40}, BadInput, "no token at positions"),
+        (parallel, {"site": "resid_mid"}, UnknownName, "resid_mid"),
+    ]
+    for subject, arguments, kind, message in wrong:
+        with pytest.raises(kind, match=message):
+            lenses.logit(subject, TEXTS[0], **arguments)  # type: ignore[arg-type]
+    seen = lenses.logit(model, TEXTS[0], measures=["kl"])
+    with pytest.raises(UnknownName, match="there are kl, probability"):
+        seen["js"]
+    with pytest.raises(UnknownName, match="'next', 'final'"):
+        seen.values("rank", target=" cat")
+
+
+def test_table_picture_and_files(tiny_model: TinyModel, tmp_path: Path) -> None:
+    model = tiny_model("gemma2")
+    seen = lenses.logit(model, TEXTS[:2], targets=" cat", top=3)
+    table = seen.table
+    assert len(table) == 3 * int(seen.chosen.sum())
+    line = table[(table.site == "resid_post.1") & (table.row == 1) & (table.position == 2)].iloc[0]
+    assert line.kl == pytest.approx(float(seen["kl"][1, 1, 2])) and len(line.top) == 3
+    assert line.token == " dog" and line.prediction == seen.top_tokens(1, 1, 2)[0]
+    assert line["rank of  cat"] == float(seen.values("rank", " cat")[1, 1, 2])
+    figure = seen.plot("rank", row=1, target=" cat", layers=[0, 2])
+    heat = figure.data[0]
+    assert np.asarray(heat.z).shape == (2, 4)
+    np.testing.assert_allclose(np.asarray(heat.z), seen.ranks[" cat"][[0, 2], 1, :4].log10().numpy(), rtol=1e-5)
+    assert "position 2" in heat.customdata[1][2] and heat.customdata[1][2].count("<br>") == 1 + 3
+    assert seen.save(tmp_path / "lens.html", value="entropy").read_text().count("plotly") > 0
+    back = pd.read_csv(seen.save(tmp_path / "lens.csv"))
+    assert back.kl.to_list() == pytest.approx(table.kl.to_list())
+    assert len(pd.read_json(seen.save(tmp_path / "lens.json"))) == len(table)
+    with pytest.raises(BadInput, match="end it in"):
+        seen.save(tmp_path / "lens.png")
+    with pytest.raises(BadInput, match="no prompt 2"):
+        seen.plot(row=2)
+
+
+def test_labels_show_white_space_and_are_no_markup() -> None:
+    from monosem.lenses.figures import shown
+
+    assert [shown(t) for t in ("<b>", "\n\n", "  ", " a", "a ")] == ["&lt;b&gt;", "⏎⏎", "␣␣", " a", "a␣"]
+
+
+@pytest.mark.smollm2
+def test_smollm2_knows_the_capital_of_france_at_the_end(smollm2: Model) -> None:
+    text = "The capital of France is"
+    seen = lenses.logit(smollm2, text, positions="last", targets=" Paris", measures=["entropy", "kl"])
+    logits = smollm2.hf(smollm2.tokens(text).ids).logits[0, -1]
+    assert int(seen.top_ids[-1, 0, -1, 0]) == int(logits.argmax())
+    torch.testing.assert_close(
+        seen.top_probabilities[-1, 0, -1], logits.softmax(-1).topk(5).values, atol=1e-5, rtol=1e-3
+    )
+    ranks = seen.values("rank", " Paris")[:, 0, -1]
+    assert float(ranks[-1]) < 20 < float(ranks[0])
