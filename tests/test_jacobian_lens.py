@@ -1,0 +1,153 @@
+"""The Jacobian lens against whole Jacobians by torch.autograd.functional, summed by hand, and against linear blocks."""
+
+import pytest
+import torch
+from torch import nn
+
+from monosem.errors import BadFile, BadInput, Mismatch
+from monosem.lenses.jacobian import JacobianLens, fit_jacobian
+from tiny import FAMILIES
+
+DRAW = torch.Generator().manual_seed(4)
+PROMPTS = [torch.randint(3, 100, (length,), generator=DRAW).tolist() for length in (11, 9)]
+
+
+def whole_jacobian(model, ids, layer):
+    """∂h_final / ∂h_layer of one prompt, `pos d pos d`, through hooks of our own on the native blocks."""
+
+    def rest(h):
+        kept = []
+        put = lambda out, new: new if isinstance(out, torch.Tensor) else (new, *out[1:])  # noqa: E731
+        handles = [
+            model.blocks[layer].register_forward_hook(lambda m, a, out: put(out, h[None])),
+            model.blocks[-1].register_forward_hook(
+                lambda m, a, out: kept.append(out if isinstance(out, torch.Tensor) else out[0])
+            ),
+        ]
+        model.hf(torch.tensor([ids]), use_cache=False)
+        for handle in handles:
+            handle.remove()
+        return kept[0][0]
+
+    states = []
+    handle = model.blocks[layer].register_forward_hook(
+        lambda m, a, out: states.append(out if isinstance(out, torch.Tensor) else out[0])
+    )
+    model.hf(torch.tensor([ids]), use_cache=False)
+    handle.remove()
+    return torch.autograd.functional.jacobian(rest, states[0][0].detach())
+
+
+def by_hand(model, prompts, layer, skip_first, skip_last):
+    total = torch.zeros(32, 32)
+    for ids in prompts:
+        whole = whole_jacobian(model, ids, layer)
+        valid = range(skip_first, len(ids) - skip_last)
+        for t in valid:
+            for later in valid:
+                if later >= t:
+                    total += whole[later, :, t] / len(valid)
+    return total / len(prompts)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_exact_fit_is_the_summed_jacobian(family, tiny_model):
+    model = tiny_model(family)
+    lens = fit_jacobian(model, PROMPTS, skip_first=2, rows=8, quiet=True)
+    assert lens.layers == [0, 1, 2]
+    for layer in (0, 1):
+        torch.testing.assert_close(lens.jacobians[layer], by_hand(model, PROMPTS, layer, 2, 1), rtol=1e-3, atol=1e-4)
+    assert torch.equal(lens.jacobians[2], torch.eye(32))
+
+
+def test_the_number_of_rows_changes_nothing(tiny_model):
+    model = tiny_model("llama")
+    first = fit_jacobian(model, PROMPTS, layers=1, skip_first=2, rows=1, quiet=True)
+    for rows in (2, 5, 100):
+        other = fit_jacobian(model, PROMPTS, layers=1, skip_first=2, rows=rows, quiet=True)
+        torch.testing.assert_close(other.jacobians[1], first.jacobians[1], rtol=1e-4, atol=1e-5)
+
+
+class Shift(nn.Module):
+    """A linear block: h_t M + h_{t-1} N."""
+
+    def __init__(self, seed):
+        super().__init__()
+        draw = torch.Generator().manual_seed(seed)
+        self.M, self.N = torch.randn(2, 32, 32, generator=draw) / 6
+
+    def forward(self, h, *args, **kwargs):
+        return h @ self.M + torch.nn.functional.pad(h, (0, 0, 1, 0))[:, :-1] @ self.N
+
+
+def test_linear_blocks_have_a_closed_form(tiny_model):
+    """A block reaches one position ahead; the last valid one has nothing valid after it."""
+    model = tiny_model("llama")
+    one, two = Shift(1), Shift(2)
+    model.blocks[1], model.blocks[2] = one, two
+    ids = PROMPTS[0]  # valid positions 2..9: eight of them
+    lens = fit_jacobian(model, [ids], skip_first=2, skip_last=1, quiet=True)
+    torch.testing.assert_close(lens.jacobians[1].T, two.M + two.N * 7 / 8)
+    both = one.M @ two.M + (one.M @ two.N + one.N @ two.M) * 7 / 8 + one.N @ two.N * 6 / 8
+    torch.testing.assert_close(lens.jacobians[0].T, both, rtol=1e-4, atol=1e-5)
+
+
+def test_random_probes_are_unbiased_and_come_ever_closer(tiny_model):
+    model = tiny_model("gpt2")
+    fit = lambda **k: fit_jacobian(model, PROMPTS, layers=0, skip_first=2, quiet=True, **k).jacobians[0]  # noqa: E731
+    exact = fit()
+    error = lambda estimate: float((estimate - exact).norm() / exact.norm())  # noqa: E731
+    few, more = ([error(fit(probes=k, seed=s)) for s in range(8)] for k in (4, 20))
+    assert max(more) < min(few)
+    mean = torch.stack([fit(probes=8, seed=s) for s in range(60)]).mean(0)
+    assert error(mean) < 0.35 * min(few)
+    assert torch.equal(fit(probes=8, seed=3), fit(probes=8, seed=3))
+    assert not torch.equal(fit(probes=8, seed=3), fit(probes=8, seed=4))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_reading_is_the_unembedding_of_j_h(family, tiny_model):
+    model = tiny_model(family)
+    lens = fit_jacobian(model, PROMPTS, layers=[0, 2], skip_first=2, quiet=True)
+    seen = lens(model, [PROMPTS[1]], top=100)
+    h = model.run([PROMPTS[1]], capture="resid_post.0")["resid_post.0"][0]
+    final = model.hf.get_submodule(model.family.final_norm)(torch.einsum("oi,ti->to", lens.jacobians[0], h))
+    logits = model.hf.get_output_embeddings()(final)
+    if family == "gemma2":
+        logits = 3 * torch.tanh(logits / 3)
+    best = logits.softmax(-1).sort(descending=True)
+    torch.testing.assert_close(seen.top_probabilities[0, 0], best.values, rtol=1e-4, atol=1e-6)
+    assert seen.top_tokens(0, 0, 3)[0] == model.str_token(int(best.indices[3, 0]))
+    p = model.hf(torch.tensor([PROMPTS[1]])).logits[0].softmax(-1).max(-1).values
+    torch.testing.assert_close(seen.top_probabilities[1, 0, :, 0], p, rtol=1e-4, atol=1e-6)  # the last layer: the model
+
+
+def test_saving_and_loading(tiny_model, tmp_path):
+    model = tiny_model("llama")
+    lens = fit_jacobian(model, PROMPTS, n_prompts=1, skip_first=2, probes=8, seed=5, quiet=True)
+    again = JacobianLens.load(lens.save(tmp_path / "lens"))
+    assert again.fit == lens.fit
+    assert (again.fit.prompts, again.fit.probes, again.fit.seed) == (1, 8, 5)
+    assert all(torch.equal(again.jacobians[i], lens.jacobians[i]) for i in lens.layers)
+    (tmp_path / "lens" / "lens.safetensors").write_bytes(b"broken")
+    with pytest.raises(BadFile, match="cannot read"):
+        JacobianLens.load(tmp_path / "lens")
+    (tmp_path / "lens" / "config.json").write_text('{"lens": "tuned"}')
+    with pytest.raises(BadFile, match="a 'tuned' lens"):
+        JacobianLens.load(tmp_path / "lens")
+
+
+def test_what_is_refused(tiny_model):
+    model = tiny_model("llama")
+    with pytest.raises(BadInput, match="prompt 1 has 9 tokens, of which 10 are skipped"):
+        fit_jacobian(model, PROMPTS, skip_first=9, quiet=True)
+    with pytest.raises(BadInput, match="5 prompts were asked for, the texts give 2"):
+        fit_jacobian(model, PROMPTS, n_prompts=5, skip_first=2, quiet=True)
+    for keywords in ({"probes": 33}, {"probes": 0}, {"rows": 0}, {"length": 1}, {"skip_last": -1}):
+        with pytest.raises(BadInput, match="probes within 1..32"):
+            fit_jacobian(model, PROMPTS, quiet=True, **keywords)
+    lens = fit_jacobian(model, PROMPTS, layers=1, skip_first=2, probes=1, quiet=True)
+    with pytest.raises(BadInput, match=r"no Jacobian was fitted for layers \[0\]"):
+        lens(model, PROMPTS[0], layers=[0, 1])
+    with pytest.raises(Mismatch, match="width 32"):
+        lens(tiny_model("llama", hidden_size=48), PROMPTS[0])
