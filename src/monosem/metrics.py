@@ -35,6 +35,22 @@ def logit_diff(
     return pair[..., 0] - pair[..., 1]
 
 
+def set_log_probability(
+    logits: Float[Tensor, "*batch vocab"], answers: Int[Tensor, "*batch answer"]
+) -> Float[Tensor, "*batch"]:
+    """Log of the summed probability of several answers; -1 marks no answer (rows with fewer)."""
+    logits = logits.float()
+    chosen = logits.gather(-1, answers.clamp(min=0)).masked_fill(answers < 0, -torch.inf)
+    return chosen.logsumexp(-1) - logits.logsumexp(-1)
+
+
+def log_odds(
+    logits: Float[Tensor, "*batch vocab"], right: Int[Tensor, "*batch answer"], wrong: Int[Tensor, "*batch answer"]
+) -> Float[Tensor, "*batch"]:
+    """log P(any right answer) - log P(any wrong answer): the logit difference where each is a single token."""
+    return set_log_probability(logits, right) - set_log_probability(logits, wrong)
+
+
 def next_token_loss(logits: Float[Tensor, "batch pos vocab"], tokens: "TokenBatch") -> Float[Tensor, "batch pos-1"]:
     """Cross-entropy of each next token; NaN where either token is padding."""
     ids = tokens.ids.to(logits.device)

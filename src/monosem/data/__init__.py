@@ -1,20 +1,29 @@
 """Text to tokens: reading corpora, packing them into windows of token ids, and checked pairs of prompts."""
 
 from .packing import TokenStore, document_separator, packed, window_prefix
+from .pair_files import read_pairs
 from .pairs import PromptPairs
+from .tasks import TASKS, capitals, greater_than, ioi, pronouns, token_at
 from .text import Document, interleaved, shuffled, texts
 from .token_pairs import TokenPairs, single_token
 
 __all__ = [
+    "TASKS",
     "Document",
     "PromptPairs",
     "TokenPairs",
     "TokenStore",
+    "capitals",
     "document_separator",
+    "greater_than",
     "interleaved",
+    "ioi",
     "packed",
+    "pronouns",
+    "read_pairs",
     "shuffled",
     "single_token",
     "texts",
+    "token_at",
     "window_prefix",
 ]

@@ -1,28 +1,38 @@
 """Clean and corrupted prompts, aligned token by token: what every patching experiment starts from."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from .. import metrics
 from ..errors import BadInput
 
 if TYPE_CHECKING:
     from ..models import Model, TokenBatch
+
+Answer = str | int
 
 
 @dataclass(frozen=True, eq=False)
 class TokenPairs:
     """The i-th clean prompt belongs to the i-th corrupted one; both have the same number of tokens.
 
+    Rows may differ in length: batches are padded, spans name positions that mean the same in every row.
+
     Attributes:
         clean, corrupted: token batches of one layout, `batch pos`.
         right, wrong: the answer tokens whose logits are compared after the last token, `batch`; None where a metric
-            needs none (KL).
+            needs none (KL), or where the answers are sets.
         spans: named token positions of each row ("io", "s1", "end", ...), `batch`; None entries never occur.
+        right_set, wrong_set: several answers a row (a year after another one is any of many), `batch answer`; -1 fills
+            up shorter sets.
+        source: what the pairs are, for reports: "IOI, mixed templates, corruption abc, seed 0".
+        notes: what was assumed or left out while they were made, one sentence each.
     """
 
     clean: "TokenBatch"
@@ -30,53 +40,83 @@ class TokenPairs:
     right: Int[Tensor, "batch"] | None = None
     wrong: Int[Tensor, "batch"] | None = None
     spans: dict[str, Int[Tensor, "batch"]] = field(default_factory=dict)
+    right_set: Int[Tensor, "batch answer"] | None = None
+    wrong_set: Int[Tensor, "batch answer"] | None = None
+    source: str = ""
+    notes: tuple[str, ...] = ()
 
     @staticmethod
     def of(
         model: "Model",
         clean: Sequence[str],
         corrupted: Sequence[str],
-        right: Sequence[str | int] | None = None,
-        wrong: Sequence[str | int] | None = None,
+        right: Sequence[Answer | Sequence[Answer]] | None = None,
+        wrong: Sequence[Answer | Sequence[Answer]] | None = None,
         spans: dict[str, Sequence[int]] | None = None,
+        *,
+        drop_unaligned: bool = False,
+        source: str = "",
+        notes: Sequence[str] = (),
     ) -> "TokenPairs":
         """Tokenise and check the pairs.
 
         Args:
-            right, wrong: answers as text (exactly one token each, mind the leading space) or token ids.
+            right, wrong: answers as text (exactly one token each, mind the leading space) or token ids; or a list of
+                such answers for every pair.
+            spans: token positions of each row, counted from its first token.
+            drop_unaligned: leave out pairs that do not align or whose answers are not single tokens, instead of
+                refusing them all; `notes` says how many and which.
 
         Raises:
-            BadInput: sides of different length, a pair whose token counts differ (both tokenisations are shown), an
-                answer that is not one token.
+            BadInput: sides of different length, pairs whose token counts differ (both tokenisations are shown), an
+                answer that is not one token, a span outside its row; or no pair is left.
         """
         clean, corrupted = list(clean), list(corrupted)
-        if len(clean) != len(corrupted):
-            raise BadInput(f"{len(clean)} clean but {len(corrupted)} corrupted prompts; pairs need as many of each")
+        named = {name: list(at) for name, at in (spans or {}).items()}
+        _check_counts(clean, corrupted, right, wrong, named)
         a, b = model.tokens(clean), model.tokens(corrupted)
-        for number, (one, other) in enumerate(zip(a.rows(), b.rows())):
-            if len(one) != len(other):
-                shown = [" | ".join(map(model.str_token, row)) for row in (one, other)]
-                raise BadInput(
-                    f"pair {number} does not align: {len(one)} clean tokens ({shown[0]}) "
-                    f"against {len(other)} corrupted ones ({shown[1]}); reword one of them"
-                )
-        named = {name: torch.as_tensor(list(at)) for name, at in (spans or {}).items()}
-        return TokenPairs(a, b, _answers(model, right, len(clean)), _answers(model, wrong, len(clean)), named)
+        bad = _misaligned(model, a, b)
+        answers = [_answers(model, given, bad) for given in (right, wrong)]
+        if bad and not drop_unaligned:
+            more = f" (and {len(bad) - 1} more: {_listed(list(bad)[1:])})" if len(bad) > 1 else ""
+            raise BadInput(f"{next(iter(bad.values()))}{more}; reword them, or leave them out with drop_unaligned=True")
+        if len(bad) == len(clean):
+            raise BadInput(f"none of the {len(clean)} pairs can be used; the first: {next(iter(bad.values()))}")
+        for name, at in named.items():
+            _check_span(name, at, a, bad)
+        left_out = [f"{len(bad)} of {len(clean)} pairs left out ({_listed(list(bad))}); {why}" for why in bad.values()][
+            :1
+        ]
+        sets = {"right": answers[0], "wrong": answers[1]}
+        pairs = TokenPairs(
+            a,
+            b,
+            **{name: _single(rows) for name, rows in sets.items()},
+            **{f"{name}_set": _several(rows) for name, rows in sets.items()},
+            spans={name: torch.as_tensor(at) for name, at in named.items()},
+            source=source,
+            notes=(*notes, *left_out),
+        )
+        return pairs[[row for row in range(len(clean)) if row not in bad]] if bad else pairs
 
     def __len__(self) -> int:
         return len(self.clean)
 
+    def __repr__(self) -> str:
+        lengths = sorted(set(self.clean.lengths.tolist()))
+        tokens = f"{lengths[0]} to {lengths[-1]}" if len(lengths) > 1 else f"{lengths[0]}"
+        spans = f", spans {', '.join(self.spans)}" if self.spans else ""
+        notes = "".join(f"; {note}" for note in self.notes)
+        return f"TokenPairs({self.source or 'pairs'}: {len(self)} of {tokens} tokens{spans}{notes})"
+
     def __getitem__(self, rows: slice | list[int] | Tensor) -> "TokenPairs":
         """Some of the pairs."""
         clean, corrupted = self.clean[rows], self.corrupted[rows]
-        pick = lambda values: None if values is None else values[rows]  # noqa: E731
-        spans = {name: at[rows] for name, at in self.spans.items()}
-        return TokenPairs(clean, corrupted, pick(self.right), pick(self.wrong), spans)
+        return replace(self, clean=clean, corrupted=corrupted, **self._parts(lambda values: values[rows]))
 
     def to(self, device: torch.device | str) -> "TokenPairs":
-        move = lambda values: None if values is None else values.to(device)  # noqa: E731
-        spans = {name: at.to(device) for name, at in self.spans.items()}
-        return TokenPairs(self.clean.to(device), self.corrupted.to(device), move(self.right), move(self.wrong), spans)
+        clean, corrupted = self.clean.to(device), self.corrupted.to(device)
+        return replace(self, clean=clean, corrupted=corrupted, **self._parts(lambda values: values.to(device)))
 
     def flipped(self) -> "TokenPairs":
         """Clean and corrupted change places; the answers stay."""
@@ -87,13 +127,87 @@ class TokenPairs:
         """Where the two prompts of a pair have different tokens."""
         return (self.clean.ids != self.corrupted.ids) & self.clean.mask
 
+    # ------------------------------------------------------------------ answers
+    @property
+    def answers(self) -> tuple[Int[Tensor, "batch answer"] | None, Int[Tensor, "batch answer"] | None]:
+        """(right, wrong) as sets, whichever way they were given."""
+        singles = [None if one is None else one[:, None] for one in (self.right, self.wrong)]
+        right, wrong = (
+            many if many is not None else one for many, one in zip((self.right_set, self.wrong_set), singles)
+        )
+        return right, wrong
 
-def _answers(model: "Model", given: Sequence[str | int] | None, count: int) -> Tensor | None:
-    if given is None:
-        return None
-    if len(given) != count:
-        raise BadInput(f"{len(given)} answers for {count} pairs; give one for each")
-    return torch.tensor([answer if isinstance(answer, int) else single_token(model, answer) for answer in given])
+    def advantage(self, logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch"]:
+        """Log odds of the right answers against the wrong ones, in nats: the logit difference for single tokens.
+
+        Raises:
+            BadInput: the pairs have no right or no wrong answers.
+        """
+        right, wrong = self.answers
+        if right is None or wrong is None:
+            raise BadInput("these pairs have no right or no wrong answers; give TokenPairs.of(..., right=, wrong=)")
+        return metrics.log_odds(logits, right.to(logits.device), wrong.to(logits.device))
+
+    def solved(self, model: "Model", *, top: bool = False, rows: int = 32) -> "TokenPairs":
+        """The pairs whose clean prompt the model answers right: the right answer is likelier than the wrong one.
+
+        Args:
+            top: the right answer must be the likeliest of all tokens, which needs no wrong answers.
+            rows: prompts a forward pass.
+
+        Raises:
+            BadInput: the model answers none of them right, or they have no answers.
+        """
+        kept: list[int] = []
+        for start in range(0, len(self), rows):
+            part = self[slice(start, start + rows)]
+            logits = model.run(part.clean, logits="last").logits
+            assert logits is not None
+            good = part._on_top(logits) if top else part.advantage(logits) > 0
+            kept += [start + row for row in good.nonzero().flatten().tolist()]
+        if not kept:
+            raise BadInput(f"{model.name} answers none of the {len(self)} clean prompts right; nothing to explain")
+        note = f"{len(kept)} of {len(self)} pairs kept, those that {model.name} answers right"
+        return replace(self[kept], notes=(*self.notes, note))
+
+    def _on_top(self, logits: Tensor) -> Tensor:
+        right, _ = self.answers
+        if right is None:
+            raise BadInput("these pairs have no right answers; give TokenPairs.of(..., right=)")
+        return (logits.argmax(-1)[:, None] == right.to(logits.device)).any(-1)
+
+    # ------------------------------------------------------------------ to look at
+    def table(self, model: "Model") -> pd.DataFrame:
+        """A row a pair: both texts, the answers, the number of tokens and what differs where."""
+        right, wrong = self.answers
+        rows = []
+        for i, (one, other) in enumerate(zip(self.clean.rows(), self.corrupted.rows())):
+            changed = [at for at, (x, y) in enumerate(zip(one, other)) if x != y]
+            spelled = [f"{at}: {model.str_token(one[at])!r} → {model.str_token(other[at])!r}" for at in changed]
+            texts = {"clean": model.text(one), "corrupted": model.text(other)}
+            answers = {"right": _spelled(model, right, i), "wrong": _spelled(model, wrong, i)}
+            rows.append(texts | answers | {"tokens": len(one), "differs": ", ".join(spelled)})
+        return pd.DataFrame(rows)
+
+    def show(self, model: "Model", n: int = 3) -> str:
+        """The first n pairs token by token, `[...]` around tokens that differ, spans and answers below; to print."""
+        right, wrong = self.answers
+        lines = [repr(self)]
+        for i, rows in enumerate(zip(self.clean.rows()[:n], self.corrupted.rows()[:n])):
+            for side, own, other in (("clean    ", *rows), ("corrupted", *reversed(rows))):
+                tokens = [model.str_token(token) for token in own]
+                marked = [f"[{text}]" if x != y else text for text, x, y in zip(tokens, own, other)]
+                lines.append(f"{i:3} {side}  {'|'.join(marked)}")
+            spans = [f"{name} {int(at[i])}{model.str_token(rows[0][int(at[i])])!r}" for name, at in self.spans.items()]
+            answers = f"right {_spelled(model, right, i) or '-'}, wrong {_spelled(model, wrong, i) or '-'}"
+            lines.append(f"    {'; '.join([answers, *spans])}")
+        return "\n".join(lines)
+
+    def _parts(self, change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        """Every tensor of answers and spans, changed."""
+        names = ("right", "wrong", "right_set", "wrong_set")
+        found = {name: None if (value := getattr(self, name)) is None else change(value) for name in names}
+        return found | {"spans": {name: change(at) for name, at in self.spans.items()}}
 
 
 def single_token(model: "Model", text: str) -> int:
@@ -110,3 +224,72 @@ def single_token(model: "Model", text: str) -> int:
         hint = "" if text.startswith(" ") else "; a word inside a text mostly starts with a space, as ' Mary'"
         raise BadInput(f"{text!r} is {len(ids)} tokens ({split}), one is needed{hint}")
     return ids[0]
+
+
+def _check_counts(clean: list[str], corrupted: list[str], right: Any, wrong: Any, spans: dict[str, Any]) -> None:
+    if len(clean) != len(corrupted):
+        raise BadInput(f"{len(clean)} clean but {len(corrupted)} corrupted prompts; pairs need as many of each")
+    lists = {"right answers": right, "wrong answers": wrong} | {f"span {name!r}": at for name, at in spans.items()}
+    for what, given in lists.items():
+        if given is not None and len(given) != len(clean):
+            raise BadInput(f"{what}: {len(given)} for {len(clean)} pairs; give one for each")
+
+
+def _misaligned(model: "Model", clean: "TokenBatch", corrupted: "TokenBatch") -> dict[int, str]:
+    """Row -> why it does not align."""
+    bad = {}
+    for number, (one, other) in enumerate(zip(clean.rows(), corrupted.rows())):
+        if len(one) != len(other):
+            shown = [" | ".join(map(model.str_token, row)) for row in (one, other)]
+            bad[number] = (
+                f"pair {number} does not align: {len(one)} clean tokens ({shown[0]}) "
+                f"against {len(other)} corrupted ones ({shown[1]})"
+            )
+    return bad
+
+
+def _answers(
+    model: "Model", given: "Sequence[Answer | Sequence[Answer]] | None", bad: dict[int, str]
+) -> list[list[int]] | None:
+    """Ids of every pair's answers; rows whose answers are no single tokens are entered in `bad`."""
+    if given is None:
+        return None
+    rows = []
+    for number, answers in enumerate(given):
+        several = [answers] if isinstance(answers, str | int) else list(answers)
+        if not several:
+            bad.setdefault(number, f"pair {number} has an empty set of answers")
+        try:
+            rows.append([one if isinstance(one, int) else single_token(model, one) for one in several] or [0])
+        except BadInput as error:
+            bad.setdefault(number, f"answer of pair {number}: {error}")
+            rows.append([0])
+    return rows
+
+
+def _single(rows: list[list[int]] | None) -> Tensor | None:
+    """One id a row, where every row has one."""
+    return torch.tensor([row[0] for row in rows]) if rows and all(len(row) == 1 for row in rows) else None
+
+
+def _several(rows: list[list[int]] | None) -> Tensor | None:
+    if not rows or all(len(row) == 1 for row in rows):
+        return None
+    width = max(map(len, rows))
+    return torch.tensor([row + [-1] * (width - len(row)) for row in rows])
+
+
+def _check_span(name: str, at: list[int], tokens: "TokenBatch", bad: dict[int, str]) -> None:
+    for row, (place, length) in enumerate(zip(at, tokens.lengths.tolist())):
+        if row not in bad and not -length <= place < length:
+            raise BadInput(f"span {name!r} of pair {row} is at {place}, but the prompt has {length} tokens")
+
+
+def _spelled(model: "Model", answers: Tensor | None, row: int) -> str:
+    ids = [] if answers is None else [token for token in answers[row].tolist() if token >= 0]
+    shown = " ".join(repr(model.str_token(token)) for token in ids[:5])
+    return f"{shown} … ({len(ids)})" if len(ids) > 5 else shown
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers[:8])) + (", …" if len(numbers) > 8 else "")

@@ -38,12 +38,32 @@ def negative_kl(logits: Tensor, pairs: TokenPairs, clean: Tensor) -> Tensor:
     return -metrics.kl(clean, logits)
 
 
+def log_odds(logits: Tensor, pairs: TokenPairs, clean: Tensor) -> Tensor:
+    """log P(right answers) - log P(wrong answers), in nats; each side may be a set of tokens."""
+    return pairs.advantage(logits)
+
+
+def probability_diff(logits: Tensor, pairs: TokenPairs, clean: Tensor) -> Tensor:
+    """P(right answers) - P(wrong answers), summed over sets: greater-than's measure (Hanna et al. 2023), -1 to 1."""
+    right, wrong = (_needed(side, name, logits) for side, name in zip(pairs.answers, ("right", "wrong")))
+    return metrics.set_log_probability(logits, right).exp() - metrics.set_log_probability(logits, wrong).exp()
+
+
 METRICS: dict[str, Metric] = {
     "logit_diff": logit_diff,
     "probability": probability,
     "log_probability": log_probability,
     "negative_kl": negative_kl,
+    "log_odds": log_odds,
+    "probability_diff": probability_diff,
 }
+
+
+def default_metric(pairs: TokenPairs) -> str:
+    """What suits the answers: logit difference of single tokens, probability difference of sets, KL without any."""
+    if pairs.right is not None and pairs.wrong is not None:
+        return "logit_diff"
+    return "negative_kl" if any(side is None for side in pairs.answers) else "probability_diff"
 
 
 def metrics_of(given: MetricLike) -> dict[str, Metric]:
