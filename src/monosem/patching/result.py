@@ -33,7 +33,7 @@ class Sweep:
         direction: "denoising": clean values written into the corrupted run; "noising": the other way round.
         method: how the values came about ("growing", "batched", "naive", "attribution", ...).
         labels: what to write for a position, such as its token; positions without a label show as themselves.
-        model: the model's name.
+        model: the model's name. corruption: what the other side was.
     """
 
     cells: Sequence[Cell]
@@ -45,6 +45,7 @@ class Sweep:
     method: str
     labels: dict[Any, str] = field(default_factory=dict)
     model: str = ""
+    corruption: str = ""
 
     def __repr__(self) -> str:
         pairs = len(next(iter(self.clean.values())))
