@@ -43,6 +43,7 @@ class Edit:
         rows: batch rows to edit; None for all.
         scope: "prompt" tokens, "generated" tokens, or "all".
         gate: which tokens to edit, decided from the activation itself; a closed gate is not a missed edit.
+        by_row: every row is edited alone (per-row data goes through `moment.own`), so that a run may split the batch.
     """
 
     site: Site
@@ -52,6 +53,7 @@ class Edit:
     rows: Sequence[int] | None = None
     scope: Scope = "all"
     gate: Gate | None = None
+    by_row: bool = False
 
     def __str__(self) -> str:
         return f"edit {self.label} at {self.site}"
@@ -90,9 +92,9 @@ class Edit:
         if self.positions is not None:
             chosen = chosen & at_positions(self.positions, moment.positions, lengths)
         if self.rows is not None:
-            kept = torch.zeros(len(chosen), dtype=torch.bool, device=chosen.device)
+            kept = torch.zeros(moment.batch or len(chosen), dtype=torch.bool, device=chosen.device)
             kept[torch.as_tensor(self.rows, device=chosen.device)] = True
-            chosen = chosen & kept[:, None]
+            chosen = chosen & moment.own(kept)[:, None]
         return chosen
 
 
@@ -123,9 +125,11 @@ def _spread(chosen: Tensor, x: Tensor, axis: int) -> Tensor:
 # ---------------------------------------------------------------------- activations
 
 
-def function(site: SiteLike, fn: Callable[[Tensor], Tensor], label: str = "function") -> Edit:
-    """Any function of the activation."""
-    return Edit(Site.parse(site), lambda x, _: fn(x), label)
+def function(
+    site: SiteLike, fn: Callable[[Tensor], Tensor], label: str = "function", by_row: bool = False
+) -> Edit:
+    """Any function of the activation. `by_row=True` says that it treats every row alone (`run(..., memory=)` asks)."""
+    return Edit(Site.parse(site), lambda x, _: fn(x), label, by_row=by_row)
 
 
 def patch(site: SiteLike, value: Tensor | float) -> Edit:
@@ -134,6 +138,7 @@ def patch(site: SiteLike, value: Tensor | float) -> Edit:
 
     def fn(x: Tensor, moment: Moment) -> Tensor:
         given = torch.as_tensor(value, device=x.device)
+        given = moment.own(given) if given.ndim == x.ndim else given
         axis = parsed.query_axis - x.ndim  # from the right, so that a missing batch axis does not matter
         if given.ndim >= -axis and given.shape[axis] > 1:
             given = given.narrow(axis, moment.column, min(x.shape[axis], given.shape[axis] - moment.column))
@@ -142,12 +147,12 @@ def patch(site: SiteLike, value: Tensor | float) -> Edit:
         except RuntimeError:
             raise BadInput(f"patch at {parsed}: value {tuple(given.shape)} does not fit {tuple(x.shape)}") from None
 
-    return Edit(parsed, fn, "patch")
+    return Edit(parsed, fn, "patch", by_row=True)
 
 
 def scale(site: SiteLike, factor: float) -> Edit:
     """Multiply the activation; 0 is zero ablation."""
-    return Edit(Site.parse(site), lambda x, _: x.float() * factor, f"scale by {factor:g}")
+    return Edit(Site.parse(site), lambda x, _: x.float() * factor, f"scale by {factor:g}", by_row=True)
 
 
 def add(direction: DirectionLike | tuple[SiteLike, Tensor], amount: Amount = 1.0) -> Edit:
@@ -155,9 +160,9 @@ def add(direction: DirectionLike | tuple[SiteLike, Tensor], amount: Amount = 1.0
     site, vector = _site_and_vector(direction)
 
     def fn(x: Tensor, moment: Moment) -> Tensor:
-        return x.float() + _per_row(amount, x) * vector.to(x.device, torch.float32)
+        return x.float() + _per_row(amount, x, moment) * vector.to(x.device, torch.float32)
 
-    return Edit(site, fn, f"add {_shown(amount)}")
+    return Edit(site, fn, f"add {_shown(amount)}", by_row=True)
 
 
 def ablate(direction: DirectionLike | tuple[SiteLike, Tensor], amount: float = 1.0) -> Edit:
@@ -168,7 +173,7 @@ def ablate(direction: DirectionLike | tuple[SiteLike, Tensor], amount: float = 1
         unit = torch.nn.functional.normalize(vector.to(x.device, torch.float32), dim=0)
         return x.float() - amount * (x.float() @ unit)[..., None] * unit
 
-    return Edit(site, fn, f"ablate {amount:g}")
+    return Edit(site, fn, f"ablate {amount:g}", by_row=True)
 
 
 # ---------------------------------------------------------------------- latents
@@ -206,7 +211,7 @@ def ablate_latent(dictionary: Any, latent: Latent) -> Edit:
 def splice(dictionary: Any) -> Edit:
     """Replace the activation by the dictionary's reconstruction: the reconstruct-only arm, error term lost."""
     _one_site(dictionary)
-    return Edit(dictionary.site, lambda x, _: dictionary(x), "splice")
+    return Edit(dictionary.site, lambda x, _: dictionary(x), "splice", by_row=True)
 
 
 def _latent_edit(
@@ -219,7 +224,7 @@ def _latent_edit(
 
     def fn(x: Tensor, moment: Moment) -> Tensor:
         flat = x.flatten(2)  # z is batch pos head d_head, read by dictionaries as batch pos d_in
-        rows = latents.to(x.device).expand(len(x)) if len(latents) == 1 else latents.to(x.device)
+        rows = latents.to(x.device).expand(len(x)) if len(latents) == 1 else moment.own(latents.to(x.device))
         if len(rows) != len(x):
             raise BadInput(f"{label}: {len(rows)} latents for {len(x)} rows; give one, or one a row")
         if len(latents) == 1:
@@ -227,13 +232,13 @@ def _latent_edit(
         else:
             active = dictionary.latent_activations_rowwise(flat, rows).float()
         delta = (
-            change(active, _per_row(amount, x).flatten(1))[..., None] * dictionary.decoder_rows(rows).float()[:, None]
+            change(active, _per_row(amount, x, moment).flatten(1))[..., None] * dictionary.decoder_rows(rows).float()[:, None]
         )
         if (factor := dictionary.token_scale(flat)) is not None:
             delta = delta * factor
         return x.float() + delta.reshape(x.shape)
 
-    return Edit(dictionary.site, fn, label)
+    return Edit(dictionary.site, fn, label, by_row=True)
 
 
 def _one_site(dictionary: Any) -> None:
@@ -250,9 +255,10 @@ def _site_and_vector(direction: DirectionLike | tuple[SiteLike, Tensor]) -> tupl
     return direction.site, direction.vector
 
 
-def _per_row(amount: Amount, x: Tensor) -> Tensor:
+def _per_row(amount: Amount, x: Tensor, moment: Moment) -> Tensor:
     """A number, or one a row, as `batch|1 1 ...` against x."""
     given = torch.as_tensor(amount, dtype=torch.float32, device=x.device)
+    given = moment.own(given) if given.ndim == 1 else given
     if given.ndim == 1 and len(given) not in (1, len(x)):
         raise BadInput(f"{len(given)} values for {len(x)} rows; give one, or one a row")
     return given.reshape(-1, *([1] * (x.ndim - 1)))

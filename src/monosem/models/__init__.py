@@ -4,10 +4,12 @@ from .families import FAMILIES, Family
 from .generating import Generation
 from .loading import load_model
 from .model import Model, Shape
-from .running import Run
+from .norms import Norm
+from .result import Run
 from .session import Moment
 from .sites import GLOBAL, PER_LAYER, Site, SiteLike
 from .tokens import TokenBatch
+from .transformerlens import HookPoint, get_act_name
 from .verifying import Verification, verify
 
 __all__ = [
@@ -16,14 +18,17 @@ __all__ = [
     "PER_LAYER",
     "Family",
     "Generation",
+    "HookPoint",
     "Model",
     "Moment",
+    "Norm",
     "Run",
     "Shape",
     "Site",
     "SiteLike",
     "TokenBatch",
     "Verification",
+    "get_act_name",
     "load_model",
     "verify",
 ]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import BadInput, UnknownName
-from . import generating, running
+from . import generating, running, tokenizing, transformerlens
 from .families import Family, family_of
 from .projections import Weights
 from .session import EditLike, check_site
@@ -32,6 +32,39 @@ class Shape:
     d_mlp: int
     d_vocab: int
     n_ctx: int
+    hf: PreTrainedModel = field(repr=False, compare=False)
+
+    @property
+    def n_key_value_heads(self) -> int:
+        return self.n_kv_heads
+
+    @property
+    def d_vocab_out(self) -> int:
+        return self.d_vocab
+
+    @property
+    def model_name(self) -> str:
+        return str(self.hf.config._name_or_path or self.hf.config.model_type)
+
+    @property
+    def act_fn(self) -> str:
+        """Name of the MLP's activation function, as the native config calls it."""
+        config: Any = self.hf.config
+        names = ("hidden_activation", "hidden_act", "activation_function")
+        return str(next(v for n in names if (v := getattr(config, n, None)) is not None))
+
+    @property
+    def device(self) -> torch.device:
+        return self.hf.get_input_embeddings().weight.device  # type: ignore[no-any-return, union-attr]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.hf.get_input_embeddings().weight.dtype  # type: ignore[no-any-return, union-attr]
+
+    @property
+    def n_params(self) -> int:
+        """All parameters; TransformerLens leaves embeddings and biases out."""
+        return sum(p.numel() for p in self.hf.parameters())
 
 
 class Model(Weights):
@@ -76,6 +109,22 @@ class Model(Weights):
             yield self
         finally:
             self.ambient_edits = self.ambient_edits[: len(self.ambient_edits) - len(edits)]
+
+    # ------------------------------------------------------------------ muscle memory of TransformerLens users
+    __call__ = transformerlens.call
+    run_with_cache = transformerlens.run_with_cache
+    run_with_hooks = transformerlens.run_with_hooks
+    hooks = transformerlens.hooks
+    add_hook = add_perma_hook = transformerlens.add_hook
+    reset_hooks = transformerlens.reset_hooks
+    loss_fn = transformerlens.loss_fn
+    to_tokens = tokenizing.to_tokens
+    to_str_tokens = tokenizing.to_str_tokens
+    to_string = tokenizing.to_string
+    to_single_token = tokenizing.to_single_token
+    to_single_str_token = tokenizing.to_single_str_token
+    get_token_position = tokenizing.get_token_position
+    tokens_to_residual_directions = tokenizing.tokens_to_residual_directions
 
     # ------------------------------------------------------------------ sites
     def site(self, site: SiteLike) -> Site:
@@ -233,4 +282,5 @@ def _shape(hf: PreTrainedModel, family: Family, block: nn.Module) -> Shape:
         d_mlp=width_in[1],
         d_vocab=embedding.weight.shape[0],
         n_ctx=config.max_position_embeddings,
+        hf=hf,
     )

@@ -3,7 +3,7 @@
 | view | item `[layer]` | what it is |
 |---|---|---|
 | `W_Q` | head d_model d_head | query projection (before qk-norm and rotation) |
-| `W_K`, `W_V` | head d_model d_head | by QUERY head, repeated under grouped queries; `.kv_heads[layer]` has the kv heads alone |
+| `W_K`, `W_V` | head d_model d_head | by QUERY head, repeated where queries are grouped; `.kv_heads[layer]` is not |
 | `W_O` | head d_head d_model | output projection (before a post-norm) |
 | `W_in` | d_model d_mlp | up projection |
 | `W_gate` | d_model d_mlp | gate projection of gated MLPs |

@@ -1,6 +1,6 @@
 """One forward pass: capture sites, apply edits, stop early, start late, keep gradients."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,7 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..errors import BadInput, UnknownName, did_you_mean
+from ..errors import BadInput
+from ..progress import Meter
+from .budget import estimate, rows_that_fit
+from .keeping import Kept, Positions
+from .result import Run
 from .session import EditLike, Moment, Session, Stop
 from .sites import Site, SiteLike, sites_of
 from .tokens import TokenBatch
@@ -20,44 +24,6 @@ if TYPE_CHECKING:
 Start = tuple[SiteLike, Float[Tensor, "batch pos d_model"]]
 
 
-@dataclass
-class Run:
-    """What one forward pass left: `run.logits`, and `run["resid_post.15"]` for every captured site.
-
-    Attributes:
-        tokens: the token batch that went in (with its mask; padded columns hold no meaning).
-        logits: `batch pos vocab`; `batch vocab` for `logits="last"`; None for `logits=False`.
-        activations: captured site -> tensor, shapes as listed in `monosem.models.sites`.
-    """
-
-    model: "Model"
-    tokens: TokenBatch
-    logits: Tensor | None
-    activations: dict[Site, Tensor] = field(default_factory=dict)
-
-    def __getitem__(self, site: SiteLike) -> Tensor:
-        wanted = Site.parse(site)
-        if wanted not in self.activations:
-            held = [str(s) for s in self.activations]
-            hint = did_you_mean(str(wanted), held) or f"; captured: {', '.join(held) or 'nothing'}"
-            raise UnknownName(f"{wanted} was not captured{hint}; name it in capture=[...]")
-        return self.activations[wanted]
-
-    def __contains__(self, site: SiteLike) -> bool:
-        return Site.parse(site) in self.activations
-
-    def last(self, site: SiteLike) -> Float[Tensor, "batch ..."]:
-        """The activation at the last real token of each row."""
-        value = self[site]
-        if Site.parse(site).query_axis == 2:
-            value = value.transpose(1, 2)
-        return value[torch.arange(len(self.tokens), device=value.device), self.tokens.last.to(value.device)]
-
-    @property
-    def str_tokens(self) -> list[list[str]]:
-        return [[self.model.str_token(token) for token in row] for row in self.tokens.rows()]
-
-
 def run(
     model: "Model",
     x: Any,
@@ -66,6 +32,9 @@ def run(
     logits: bool | Literal["last"] = True,
     start: Start | None = None,
     grad: bool = False,
+    positions: Positions | None = None,
+    heads: int | Sequence[int] | None = None,
+    memory: str | int | None = None,
 ) -> Run:
     """One forward pass. Only what is named is kept, and no hook stays behind.
 
@@ -78,11 +47,18 @@ def run(
         start: `("resid_pre.7", h)` skips the blocks before 7 and runs on from h, `batch pos d_model`. The tokens are
             still needed: they give mask and positions.
         grad: keep the graph, so that `torch.autograd.grad(metric, run[site])` works for every captured site.
+        positions: token positions that captured sites keep, cut out inside the hook: an index (0 is a row's first
+            real token, negative counts from its end), a list, a slice or "last". The axis stays, also for one. At
+            scores and patterns these are the queries.
+        heads: heads that captured sites with heads keep; at k, v and rot_k the kv head that each of them reads.
+        memory: such as "4GB": run as few rows at a time as keep what is captured and one pass under this size,
+            estimated from shapes. The result is that of one pass.
 
     Raises:
         UnknownName: a site that the model does not have.
         EditDidNotFire: an edit that reached no token.
-        BadInput: empty or over-long prompts, ids outside the vocabulary, a start of the wrong shape.
+        BadInput: empty or over-long prompts, ids outside the vocabulary, a start of the wrong shape; positions or heads
+            that are not there; a memory budget that a single row exceeds, or edits that cannot be split by rows.
     """
     tokens = model.tokens(x).to(model.device)
     sites = [model.site(s) for s in sites_of(capture)]
@@ -91,17 +67,82 @@ def run(
         model.site(edit.site)
     if logits is False and not sites:
         raise BadInput("nothing to run for: capture a site or ask for logits")
+    kept = Kept.of(model, tokens, positions, heads)
+    if grad and (kept or memory is not None):
+        raise BadInput("gradients need whole activations of all rows: leave out positions=, heads= and memory=")
 
-    session = Session(model, sites, all_edits, stop=logits is False, grad=grad)
-    session.moment = moment(tokens, tokens.lengths, column=0)
-    out = None
-    late, last = _starting(model, start, tokens), _last_only(model, tokens, logits)
-    with torch.set_grad_enabled(grad), session, late, last, suppress(Stop):
-        out = model.hf(**inputs(tokens), use_cache=False).logits
-    session.check_fired()
-    if out is not None and logits == "last":
-        out = out[:, 0]
-    return Run(model, tokens, out, session.captured)
+    rows = len(tokens)
+    if memory is not None:
+        rows = rows_that_fit(estimate(model, tokens, sites, kept, logits), len(tokens), memory)
+    if rows < len(tokens):
+        _check_splittable(all_edits)
+    passes = _Passes(model, tokens, sites, all_edits, logits, start, grad, kept)
+    if rows == len(tokens):
+        out, captured = passes(None)
+    else:
+        out, captured = _gathered(passes, len(tokens), rows)
+    passes.check_fired()
+    return Run(model, tokens, out, captured, kept.columns, kept.heads)
+
+
+@dataclass
+class _Passes:
+    """Forward passes over some or all rows of one batch."""
+
+    model: "Model"
+    tokens: TokenBatch
+    sites: list[Site]
+    edits: list[EditLike]
+    logits: bool | Literal["last"]
+    start: Start | None
+    grad: bool
+    kept: Kept
+    fired: set[int] = field(default_factory=set)
+    check_fired: Callable[[], None] = field(init=False)
+
+    def __call__(self, rows: slice | None) -> tuple[Tensor | None, dict[Site, Tensor]]:
+        tokens, start, kept = self.tokens, self.start, self.kept
+        if rows is not None:  # no trimming of columns: the parts are put together again
+            tokens, kept = TokenBatch(tokens.ids[rows], tokens.mask[rows]), kept.rows(rows)
+            start = None if start is None else (start[0], start[1][rows])
+        session = Session(
+            self.model, self.sites, self.edits, stop=self.logits is False, grad=self.grad, keep=kept if kept else None
+        )
+        session.moment = moment(tokens, tokens.lengths, column=0)
+        session.moment.rows, session.moment.batch = rows, len(self.tokens)
+        session.fired = self.fired  # an edit of one row fires in one of the passes
+        out = None
+        late, last = _starting(self.model, start, tokens), _last_only(self.model, tokens, self.logits)
+        with torch.set_grad_enabled(self.grad), session, late, last, suppress(Stop):
+            out = self.model.hf(**inputs(tokens), use_cache=False).logits
+        self.check_fired = session.check_fired
+        return (out[:, 0] if out is not None and self.logits == "last" else out), session.captured
+
+
+def _gathered(passes: _Passes, total: int, rows: int) -> tuple[Tensor | None, dict[Site, Tensor]]:
+    """The passes over `rows` rows at a time as one result: each part is copied to its place, none is held twice."""
+    whole: dict[Site | None, Tensor] = {}
+    with Meter("run", total, "rows") as meter:
+        for first in range(0, total, rows):
+            part = slice(first, min(first + rows, total))
+            out, captured = passes(part)
+            found = captured | ({} if out is None else {None: out})  # type: ignore[dict-item]
+            for site, value in found.items():
+                if site not in whole:
+                    whole[site] = value.new_empty((total, *value.shape[1:]))
+                whole[site][part] = value
+            del out, captured, found, value
+            meter.advance(part.stop - part.start)
+    return whole.pop(None, None), whole  # type: ignore[return-value]
+
+
+def _check_splittable(edits: Iterable[EditLike]) -> None:
+    for edit in edits:
+        if not getattr(edit, "by_row", False):
+            raise BadInput(
+                f"memory= splits the rows, and {edit} may need all of them at once: declare it by_row=True if it "
+                "treats every row alone, raise memory=, or give fewer rows"
+            )
 
 
 def moment(tokens: TokenBatch, prompt_lengths: Tensor, column: int) -> Moment:

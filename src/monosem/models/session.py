@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -32,6 +32,8 @@ class Moment:
         prompt_lengths: number of prompt tokens of each row, `batch`.
         column: column of the first token of this chunk in the (padded) whole sequence; > 0 with a KV cache.
         ids: token ids of this chunk.
+        rows: which rows of the whole batch these are, when it runs in parts; None for all of them.
+        batch: number of rows of the whole batch.
     """
 
     mask: Bool[Tensor, "batch pos"]
@@ -39,6 +41,12 @@ class Moment:
     prompt_lengths: Int[Tensor, "batch"]
     column: int
     ids: Int[Tensor, "batch pos"]
+    rows: slice | None = None
+    batch: int = 0
+
+    def own(self, per_row: Tensor) -> Tensor:
+        """Of a tensor with one item for each row of the whole batch, the items of these rows; others stay as given."""
+        return per_row[self.rows] if self.rows is not None and len(per_row) == self.batch else per_row
 
     @property
     def last(self) -> "Moment":
@@ -46,7 +54,8 @@ class Moment:
         columns = torch.arange(self.mask.shape[1], device=self.mask.device)
         at = torch.where(self.mask, columns, -1).amax(-1, keepdim=True)
         mask, positions, ids = (part.gather(1, at) for part in (self.mask, self.positions, self.ids))
-        return Moment(mask, positions, self.prompt_lengths, self.column + self.mask.shape[1] - 1, ids)
+        column = self.column + self.mask.shape[1] - 1
+        return replace(self, mask=mask, positions=positions, column=column, ids=ids)
 
 
 class EditLike(Protocol):
@@ -71,9 +80,15 @@ class Session:
     """
 
     def __init__(
-        self, model: "Model", capture: Iterable[Site], edits: Iterable[EditLike], stop: bool = False, grad: bool = False
+        self,
+        model: "Model",
+        capture: Iterable[Site],
+        edits: Iterable[EditLike],
+        stop: bool = False,
+        grad: bool = False,
+        keep: Callable[[Site, Tensor], Tensor] | None = None,
     ):
-        self.model, self.stop, self.grad = model, stop, grad
+        self.model, self.stop, self.grad, self.keep = model, stop, grad, keep
         self.wanted = set(capture)
         self.edits: dict[Site, list[EditLike]] = defaultdict(list)
         for edit in edits:
@@ -123,7 +138,8 @@ class Session:
         if site in self.wanted:
             if self.grad and not value.requires_grad:
                 value = value.detach().requires_grad_()
-            self.captured[site] = value if self.grad else value.detach()
+            found = value if self.grad else value.detach()
+            self.captured[site] = self.keep(site, found) if self.keep else found
         if self.stop:
             self.pending.discard(site)
             if not self.pending:

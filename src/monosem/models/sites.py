@@ -120,7 +120,8 @@ class Site:
         """
         if isinstance(value, Site):
             return value
-        if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
+        if isinstance(value, tuple) and len(value) in (2, 3) and isinstance(value[0], str):
+            # TransformerLens adds the kind of module, ("q", 5, "attn"), which these names do not need
             return _site(value[0], int(value[1]), value)
         if isinstance(value, str):
             text = value.strip()
@@ -132,7 +133,7 @@ class Site:
         raise UnknownName(f"{value!r} is not a site; write 'resid_post.15' (a bare layer number never is a site)")
 
 
-SiteLike = Site | str | tuple[str, int]
+SiteLike = Site | str | tuple[str, int] | tuple[str, int, str]
 
 
 def _site(name: str, layer: int | None, given: object) -> Site:
@@ -151,6 +152,6 @@ def _site(name: str, layer: int | None, given: object) -> Site:
 
 def sites_of(given: "SiteLike | Iterable[SiteLike]") -> list[Site]:
     """One site or several, in any spelling; `("q", 3)` is one site, `("q.3", "k.3")` are two."""
-    pair = isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], int)
+    pair = isinstance(given, tuple) and len(given) > 1 and isinstance(given[1], int)
     single = isinstance(given, str | Site) or pair
     return [Site.parse(site) for site in ([given] if single else given)]  # type: ignore[union-attr, arg-type]
