@@ -1,5 +1,7 @@
 """Lenses: what a state inside the model says about tokens, layer by layer."""
 
+from .future import FutureLens, fit_future
+from .future_results import FutureReading, FutureScores
 from .jacobian import JacobianLens, fit_jacobian
 from .logit import logit, look
 from .mapping import Affine, affine_between
@@ -7,18 +9,25 @@ from .patchscope_result import PatchscopeResult
 from .patchscopes import ENTITY_DESCRIPTION, TOKEN_IDENTITY, TargetPrompt, patchscope
 from .readout import MEASURES
 from .results import LensResult
+from .soft_prompt import SoftPrompt, fit_soft_prompt
 
 __all__ = [
     "ENTITY_DESCRIPTION",
     "MEASURES",
     "TOKEN_IDENTITY",
     "Affine",
+    "FutureLens",
+    "FutureReading",
+    "FutureScores",
     "JacobianLens",
     "LensResult",
     "PatchscopeResult",
+    "SoftPrompt",
     "TargetPrompt",
     "affine_between",
+    "fit_future",
     "fit_jacobian",
+    "fit_soft_prompt",
     "logit",
     "look",
     "patchscope",

@@ -11,7 +11,6 @@ lens is the case J = I.
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +21,7 @@ from torch import Tensor
 from ..errors import BadFile, BadInput, Mismatch
 from ..models import Model, Site, TokenBatch
 from ..progress import Meter
+from .corpus import batches, prompts_of
 from .logit import look
 from .mapping import layers_of
 from .results import LensResult
@@ -151,37 +151,20 @@ def fit_jacobian(
     count = d if probes is None else probes
     if not 1 <= count <= d or rows < 1 or length < 2 or min(skip_first, skip_last) < 0:
         raise BadInput(f"need probes within 1..{d}, rows >= 1, length >= 2 and no negative skips")
-    prompts = _prompts(model, texts, n_prompts, length, skip_first + skip_last)
+    prompts = prompts_of(model, texts, n_prompts, length, skip_first + skip_last)
     below = [layer for layer in wanted if layer != last]
     total = {layer: torch.zeros(d, d, device=model.device) for layer in below}
     draw = torch.Generator().manual_seed(seed)
     with Meter("fit Jacobian lens", total=len(prompts) * count, unit="vjp", quiet=quiet) as meter:
-        for start in range(0, len(prompts), rows):
-            part = prompts[start : start + rows]
-            tokens = TokenBatch.of(part, model.pad).to(model.device)
-            basis = torch.stack([_probes(count, d, draw) for _ in part]).to(model.device)
-            if below:
-                _accumulate(model, tokens, basis, total, skip_first, skip_last, rows // len(part), meter)
+        for tokens in batches(model, prompts if below else [], rows):
+            basis = torch.stack([_probes(count, d, draw) for _ in range(len(tokens))]).to(model.device)
+            _accumulate(model, tokens, basis, total, skip_first, skip_last, rows // len(tokens), meter)
     scale = d / count / len(prompts)
     jacobians = {layer: (total[layer] * scale).cpu() if layer != last else torch.eye(d) for layer in wanted}
     return JacobianLens(
         jacobians,
         JacobianFit(model.name, d, last + 1, len(prompts), skip_first, skip_last, length, count, seed),
     )
-
-
-def _prompts(model: Model, texts: Any, count: int | None, length: int, skipped: int) -> list[list[int]]:
-    given = texts if isinstance(texts, str | Tensor | TokenBatch) else list(islice(texts, count))
-    found = [row[:length] for row in model.tokens(given).rows()][:count]
-    if count is not None and len(found) < count:
-        raise BadInput(f"{count} prompts were asked for, the texts give {len(found)}")
-    for number, row in enumerate(found):
-        if len(row) <= skipped:
-            raise BadInput(
-                f"prompt {number} has {len(row)} tokens, of which {skipped} are skipped; give longer ones, or lower "
-                "skip_first="
-            )
-    return found
 
 
 def _probes(count: int, d: int, draw: torch.Generator) -> Float[Tensor, "count d"]:
