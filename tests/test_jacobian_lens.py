@@ -139,7 +139,7 @@ def test_saving_and_loading(tiny_model, tmp_path):
 
 def test_what_is_refused(tiny_model):
     model = tiny_model("llama")
-    with pytest.raises(BadInput, match="prompt 1 has 9 tokens, and needs more than 10"):
+    with pytest.raises(BadInput, match="prompt 1 has 9 tokens and needs more than 10"):
         fit_jacobian(model, PROMPTS, skip_first=9, quiet=True)
     with pytest.raises(BadInput, match="5 prompts were asked for, the texts give 2"):
         fit_jacobian(model, PROMPTS, n_prompts=5, skip_first=2, quiet=True)
