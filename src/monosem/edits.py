@@ -231,9 +231,8 @@ def _latent_edit(
             active = dictionary.latent_activations(flat, latents.to(x.device))[..., 0].float()
         else:
             active = dictionary.latent_activations_rowwise(flat, rows).float()
-        delta = (
-            change(active, _per_row(amount, x, moment).flatten(1))[..., None] * dictionary.decoder_rows(rows).float()[:, None]
-        )
+        changed = change(active, _per_row(amount, x, moment).flatten(1))
+        delta = changed[..., None] * dictionary.decoder_rows(rows).float()[:, None]
         if (factor := dictionary.token_scale(flat)) is not None:
             delta = delta * factor
         return x.float() + delta.reshape(x.shape)

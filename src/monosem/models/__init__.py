@@ -2,6 +2,7 @@
 
 from .families import FAMILIES, Family
 from .generating import Generation
+from .holdings import free, memory
 from .loading import load_model
 from .model import Model, Shape
 from .norms import Norm
@@ -28,7 +29,9 @@ __all__ = [
     "SiteLike",
     "TokenBatch",
     "Verification",
+    "free",
     "get_act_name",
     "load_model",
+    "memory",
     "verify",
 ]

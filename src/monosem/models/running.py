@@ -60,6 +60,8 @@ def run(
         BadInput: empty or over-long prompts, ids outside the vocabulary, a start of the wrong shape; positions or heads
             that are not there; a memory budget that a single row exceeds, or edits that cannot be split by rows.
     """
+    if model.device.type == "meta":
+        raise BadInput(f"{model.name} was freed: load it again")
     tokens = model.tokens(x).to(model.device)
     sites = [model.site(s) for s in sites_of(capture)]
     all_edits = [*model.ambient_edits, *([edits] if hasattr(edits, "apply") else edits)]  # type: ignore[list-item]
