@@ -85,7 +85,8 @@ def test_measures_ranks_and_targets_against_scipy(
                 assert int(seen.targets[name][row, column]) == target
                 log_probability, rank = seen.log_probabilities[name][cell], seen.ranks[name][cell]
                 if target < 0:
-                    assert bool(log_probability.isnan()) and bool(rank.isnan())
+                    assert bool(log_probability.isnan())
+                    assert bool(rank.isnan())
                     continue
                 assert float(log_probability) == pytest.approx(float(np.log(q[target])), abs=2e-5)
                 assert int(rank) == order.tolist().index(target) + 1
@@ -121,7 +122,8 @@ def test_positions_padding_and_edits(tiny_model: TinyModel) -> None:
         assert float(last["entropy"][1, row, column]) == pytest.approx(
             float(every["entropy"][1, row, column]), abs=1e-6
         )
-    assert bool(every["kl"][:, ~tokens.mask].isnan().all()) and bool((every.top_ids[:, ~tokens.mask] == -1).all())
+    assert bool(every["kl"][:, ~tokens.mask].isnan().all())
+    assert bool((every.top_ids[:, ~tokens.mask] == -1).all())
     alone = lenses.logit(model, TEXTS[1])
     torch.testing.assert_close(alone["kl"][:, 0], every["kl"][:, 1, : alone["kl"].shape[-1]], atol=1e-5, rtol=1e-4)
     assert lenses.logit(model, TEXTS, positions=[0, -1]).chosen.sum() == 6
@@ -162,14 +164,17 @@ def test_table_picture_and_files(tiny_model: TinyModel, tmp_path: Path) -> None:
     table = seen.table
     assert len(table) == 3 * int(seen.chosen.sum())
     line = table[(table.site == "resid_post.1") & (table.row == 1) & (table.position == 2)].iloc[0]
-    assert line.kl == pytest.approx(float(seen["kl"][1, 1, 2])) and len(line.top) == 3
-    assert line.token == " dog" and line.prediction == seen.top_tokens(1, 1, 2)[0]
+    assert line.kl == pytest.approx(float(seen["kl"][1, 1, 2]))
+    assert len(line.top) == 3
+    assert line.token == " dog"
+    assert line.prediction == seen.top_tokens(1, 1, 2)[0]
     assert line["rank of  cat"] == float(seen.values("rank", " cat")[1, 1, 2])
     figure = seen.plot("rank", row=1, target=" cat", layers=[0, 2])
     heat = figure.data[0]
     assert np.asarray(heat.z).shape == (2, 4)
     np.testing.assert_allclose(np.asarray(heat.z), seen.ranks[" cat"][[0, 2], 1, :4].log10().numpy(), rtol=1e-5)
-    assert "position 2" in heat.customdata[1][2] and heat.customdata[1][2].count("<br>") == 1 + 3
+    assert "position 2" in heat.customdata[1][2]
+    assert heat.customdata[1][2].count("<br>") == 1 + 3
     assert seen.save(tmp_path / "lens.html", value="entropy").read_text().count("plotly") > 0
     back = pd.read_csv(seen.save(tmp_path / "lens.csv"))
     assert back.kl.to_list() == pytest.approx(table.kl.to_list())

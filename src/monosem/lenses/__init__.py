@@ -10,6 +10,10 @@ from .patchscopes import ENTITY_DESCRIPTION, TOKEN_IDENTITY, TargetPrompt, patch
 from .readout import MEASURES
 from .results import LensResult
 from .soft_prompt import SoftPrompt, fit_soft_prompt
+from .tuned import TunedLens, tuned
+from .tuned_evaluation import TunedEvaluation, evaluate_tuned
+from .tuned_files import load_tuned, shipped_tuned
+from .tuning import TuneConfig, train_tuned
 
 __all__ = [
     "ENTITY_DESCRIPTION",
@@ -24,11 +28,19 @@ __all__ = [
     "PatchscopeResult",
     "SoftPrompt",
     "TargetPrompt",
+    "TuneConfig",
+    "TunedEvaluation",
+    "TunedLens",
     "affine_between",
+    "evaluate_tuned",
     "fit_future",
     "fit_jacobian",
     "fit_soft_prompt",
+    "load_tuned",
     "logit",
     "look",
     "patchscope",
+    "shipped_tuned",
+    "train_tuned",
+    "tuned",
 ]
