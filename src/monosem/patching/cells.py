@@ -183,6 +183,10 @@ def _site_name(model: Model, given: SiteLike, axes: Sequence[str], dictionary: D
     if "latent" in axes:
         if dictionary is None or dictionary.site.name != name:
             raise BadInput(f"latents of {name} need dictionary=, one that reads {name}")
+        if dictionary.site != dictionary.site_out:
+            raise BadInput(
+                f"the dictionary writes {dictionary.site_out}; latents are patched where it reads and writes"
+            )
         offered: tuple[str, ...] = ("position", "latent")
     else:
         offered = AXES[name]

@@ -129,7 +129,7 @@ class _Zero:
     is_run: bool = False
 
     def sides(self, model: Model, pairs: TokenPairs, sites: Sequence[Site]) -> Sides:
-        return _valued(model, pairs, lambda site, clean: torch.zeros_like(clean))
+        return _valued(model, pairs, lambda site, clean: torch.zeros_like(clean), latent=0.0)
 
 
 def zero() -> Corruption:
@@ -226,9 +226,11 @@ def _along(counts: Tensor, site: Site, total: Tensor) -> Tensor:
     return counts.reshape(*[1] * axis, -1, *[1] * (total.ndim - axis - 1))
 
 
-def _valued(model: Model, pairs: TokenPairs, values: Callable[[Site, Tensor], Tensor]) -> Sides:
+def _valued(
+    model: Model, pairs: TokenPairs, values: Callable[[Site, Tensor], Tensor], latent: float | None = None
+) -> Sides:
     """Values to write; the scale of the scores is still that of the pair's corrupted prompt."""
-    return lambda row: [Side(pairs.corrupted[[row]].to(model.device), values=values)]
+    return lambda row: [Side(pairs.corrupted[[row]].to(model.device), values=values, latent=latent)]
 
 
 # ---------------------------------------------------------------------- other prompts

@@ -2,14 +2,11 @@
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
+from typing import Literal
 
 from ..data import TokenPairs
 from ..dictionaries import Dictionary
-from ..errors import BadInput, UnknownName, did_you_mean
+from ..errors import UnknownName, did_you_mean
 from ..models import Model
 from ..progress import Meter
 from .cells import ORDER, Cell, Positions, cells_of
@@ -17,8 +14,9 @@ from .corruptions import Corruption, Prompt
 from .growing import NotApplicable, growing
 from .naive import Patched, batched, naive
 from .result import Sweep
-from .scoring import Metric, MetricLike, metrics_of
-from .trial import Trial, measured, trials
+from .scoring import MetricLike, metrics_of
+from .tally import Tally, direction_of, labels_of
+from .trial import Trial, trials
 
 METHODS = {"growing": growing, "batched": batched, "naive": naive}
 
@@ -63,7 +61,7 @@ def sweep(
     if dictionary is not None:
         dictionary.check(model)
     corruption = corruption or Prompt()
-    direction = _direction(direction, corruption)
+    direction = direction_of(direction, corruption)
     cells = cells_of(
         model,
         pairs,
@@ -78,7 +76,7 @@ def sweep(
     )
     places = list(dict.fromkeys(cell.place for cell in cells))
     sides = corruption.sides(model, pairs, places)
-    tally = _Tally(metrics_of(metric), len(cells), len(pairs))
+    tally = Tally(metrics_of(metric), len(cells), len(pairs))
     engine = _Engine(method, memory, quiet)
     with Meter("patch", total=len(cells) * len(pairs), unit="cell", quiet=quiet) as meter:
         for row in range(len(pairs)):
@@ -104,28 +102,6 @@ def sweep(
     )
 
 
-def _direction(given: str | None, corruption: Corruption) -> str:
-    if given not in (None, "denoising", "noising"):
-        raise BadInput(f"direction is 'denoising' or 'noising', not {given!r}")
-    if given == "denoising" and not corruption.is_run:
-        raise BadInput(f"{corruption.label} gives values and no run to restore; use direction='noising'")
-    return given or ("denoising" if corruption.is_run else "noising")
-
-
-class _Tally:
-    """Every metric's numbers, as means over the draws of a pair."""
-
-    def __init__(self, metrics: dict[str, Metric], cells: int, pairs: int):
-        self.metrics = metrics
-        self.values = {name: torch.zeros(cells, pairs, dtype=torch.float64) for name in metrics}
-        self.clean = {name: torch.zeros(pairs, dtype=torch.float64) for name in metrics}
-        self.corrupted = {name: torch.zeros(pairs, dtype=torch.float64) for name in metrics}
-
-    def add(self, into: dict[str, Tensor], trial: Trial, logits: Tensor, where: Any, share: float) -> None:
-        for name, value in measured(trial, self.metrics, logits).items():
-            into[name][where] += share * (value if isinstance(where, tuple) else value[0])
-
-
 class _Engine:
     """The method asked for, or whole runs in batches where the model's layers do not allow it (said once)."""
 
@@ -140,15 +116,3 @@ class _Engine:
             if not self.quiet:
                 print(f"monosem: {reason}; patching whole runs instead, which is slower", file=sys.stderr, flush=True)
             yield from batched(trial, cells, self.memory)
-
-
-def labels_of(model: Model, pairs: TokenPairs, cells: Sequence[Cell]) -> dict[Any, str]:
-    """A token for each position where all pairs agree: the clean one, with the corrupted one where they differ."""
-    labels: dict[Any, str] = {}
-    sides = [pairs.clean.rows(), pairs.corrupted.rows()]
-    for position in dict.fromkeys(cell.position for cell in cells):
-        if isinstance(position, int):
-            seen = [{row[position] for row in side} for side in sides]
-            if all(len(tokens) == 1 for tokens in seen):
-                labels[position] = "/".join(dict.fromkeys(model.str_token(tokens.pop()) for tokens in seen))
-    return labels

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..data import TokenPairs
-from ..dictionaries import Dictionary
+from ..dictionaries import Codes, Dictionary
+from ..errors import BadInput
 from ..models import Model, Moment, Run, Site, TokenBatch
 from ..models.session import EditLike
 from .cells import Cell
@@ -22,12 +23,13 @@ class Side:
 
     Attributes:
         tokens, edits: the run. values: (site, clean activation without batch axis) -> what is written instead of the
-            run's own activations; None: those.
+            run's own activations; None: those. latent: what latents are set to then; None: they cannot be.
     """
 
     tokens: TokenBatch
     edits: Sequence[EditLike] = ()
     values: Callable[[Site, Tensor], Tensor] | None = None
+    latent: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +50,7 @@ class Trial:
     clean_logits: Float[Tensor, "1 vocab"]
     other_logits: Float[Tensor, "1 vocab"]
     dictionary: Dictionary | None = None
+    latent: float | None = None  # what latents are set to, where it is not what they are in the source
 
     @cached_property
     def length(self) -> int:
@@ -59,11 +62,21 @@ class Trial:
         base, source = self.base[cell.place][0], self.source[cell.place]
         if cell.latent is None or self.dictionary is None:
             return source[index]
-        here, there = (self.dictionary.latent_activations(x[index].flatten(1), [cell.latent]) for x in (base, source))
+        own = base[index].flatten(1)
+        here, there = (codes.of([cell.latent])[index] for codes in self._codes)
+        there = there if self.latent is None else torch.full_like(there, self.latent)
         delta = (there - here).float() * self.dictionary.decoder_rows([cell.latent]).float()
-        if (scale := self.dictionary.token_scale(base[index].flatten(1))) is not None:
+        if (scale := self.dictionary.token_scale(own)) is not None:
             delta = delta * scale
-        return (base[index].float() + delta.reshape(base[index].shape)).to(base.dtype)
+        return (own.float() + delta).to(base.dtype).reshape(base[index].shape)
+
+    @cached_property
+    def _codes(self) -> tuple[Codes, Codes]:
+        """What the dictionary reads in the base run and in the source."""
+        assert self.dictionary is not None
+        site = self.dictionary.site
+        here, there = (self.dictionary.encode(x.flatten(1)) for x in (self.base[site][0], self.source[site]))
+        return here, there
 
     def first_change(self, cell: Cell) -> int | None:
         """The first position where the patch writes something else than is there; None: the patch changes nothing."""
@@ -97,7 +110,11 @@ def trials(
     sites: Sequence[Site],
     dictionary: Dictionary | None,
 ) -> list[Trial]:
-    """A trial for each draw of the other side."""
+    """A trial for each draw of the other side.
+
+    Raises:
+        BadInput: latents are to be set to values that are none of theirs.
+    """
     pair = pairs[[row]].to(model.device)
     clean = model.run(pair.clean, capture=sites, logits="last")
     found = []
@@ -108,9 +125,11 @@ def trials(
         base, source = (ran, clean) if direction == "denoising" else (clean, ran)
         held = {site: source[site][0] for site in sites}
         if side.values is not None:
+            if dictionary is not None and side.latent is None:
+                raise BadInput("means are of activations, not of latents: sweep latents with zero() or against a run")
             held = {site: side.values(site, clean[site][0]) for site in sites}
         edits = side.edits if direction == "denoising" else ()
-        found.append(Trial(model, pair, edits, base, held, clean.logits, ran.logits, dictionary))
+        found.append(Trial(model, pair, edits, base, held, clean.logits, ran.logits, dictionary, side.latent))
     return found
 
 
