@@ -8,11 +8,10 @@ import pytest
 import torch
 import yaml
 
-from monosem import studies
+from monosem import pages, studies
 from monosem.dictionaries import Dictionary, Weights
 from monosem.errors import BadFile, BadInput, Mismatch, UnknownName
 from monosem.models import Model
-from monosem.studies import report
 from monosem.studies.sections import SECTIONS, conclusion
 from tiny import tiny_hf, tiny_tokenizer
 
@@ -337,7 +336,7 @@ def test_bad_company(model, sae, tmp_path):
 
 
 def test_numbers_are_written_briefly():
-    written = [report.number(value) for value in (0.0, 0.00001, 0.25, 1234.5, None, float("nan"))]
+    written = [pages.number(value) for value in (0.0, 0.00001, 0.25, 1234.5, None, float("nan"))]
     assert written == ["0.000", "<0.001", "0.250", "1,234", "–", "–"]
 
 

@@ -1,17 +1,13 @@
 """The report of a study, from its results alone: `report.html` (self-contained) and `report.md`."""
 
-import json
-import math
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import pandas as pd
 
-from ..errors import require
 from ..files import writable_folder, write_json, write_text
-from .figures import Drawing, draw
+from ..pages import embedded, environment, plotly_script
+from .figures import draw
 from .sections import SECTIONS
 from .sections.dictionary import QUALITY
 
@@ -29,21 +25,20 @@ def write(results: dict[str, Any], folder: Path) -> None:
 
 def html(results: dict[str, Any]) -> str:
     """The report as one page: styles, figures and plotly.js are inside, nothing is fetched."""
-    offline = require("plotly.offline", "plots")
     drawings = draw(results)
     return (
-        _environment(True)
+        environment("monosem.studies", escape=True)
         .get_template("report.html.jinja")
         .render(
             **_facts(results),
-            plots={name: _embedded(drawing) for name, drawing in drawings.items()},
-            plotly=offline.get_plotlyjs(),
+            plots={name: embedded(drawing.figure, drawing.caption) for name, drawing in drawings.items()},
+            plotly=plotly_script(),
         )
     )
 
 
 def markdown(results: dict[str, Any]) -> str:
-    return _environment(False).get_template("report.md.jinja").render(**_facts(results))
+    return environment("monosem.studies").get_template("report.md.jinja").render(**_facts(results))
 
 
 def figures_of(results: dict[str, Any]) -> dict[str, "Figure"]:
@@ -120,51 +115,3 @@ def _spread(arms: list[dict[str, Any]], part: str, key: str) -> Triple:
 def _interval(summary: dict[str, Any]) -> dict[str, tuple[float | None, float | None]]:
     names = {"changed_rate": "changed", "kl": "kl", "concept_shift": "concept"}
     return {key: (summary.get(f"{name}_low"), summary.get(f"{name}_high")) for key, name in names.items()}
-
-
-def _embedded(drawing: Drawing) -> dict[str, str]:
-    # "</" would end the script element that holds the figure
-    return {"json": drawing.figure.to_json().replace("</", "<\\/"), "caption": drawing.caption}
-
-
-# ---------------------------------------------------------------------- templates
-
-
-@cache
-def _environment(escape: bool) -> jinja2.Environment:
-    loader = jinja2.PackageLoader("monosem.studies", "templates")
-    made = jinja2.Environment(
-        loader=loader, autoescape=escape, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    made.filters |= {"number": number, "percent": percent, "token": token, "cell": cell, "shade": shade}
-    return made
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """A short number: `0.012`, `−3.4`, `1,234`, `<0.001`; a dash where there is none."""
-    if value is None or math.isnan(value):
-        return "–"
-    if 0 < value < 10**-digits:
-        return f"<{10**-digits:.{digits}f}"
-    written = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}f}"
-    return written.replace("-", "−") if float(written.replace(",", "")) else f"{0:.{digits}f}"
-
-
-def percent(value: float | None) -> str:
-    return "–" if value is None or math.isnan(value) else f"{100 * value:.0f} %"
-
-
-def token(text: str) -> str:
-    """A token so that its spaces and line breaks can be seen."""
-    return text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")
-
-
-def cell(text: Any) -> str:
-    """Text that cannot break a Markdown table."""
-    return json.dumps(str(text), ensure_ascii=False)[1:-1].replace("|", "\\|").replace("`", "'").replace('\\"', '"')
-
-
-def shade(activation: float, maximum: float) -> str:
-    """Opacity of a token's background, by its share of the latent's maximum in the examples."""
-    share = max(0.0, min(1.0, activation / maximum)) if maximum > 0 else 0.0
-    return f"{0.1 + 0.65 * share:.2f}" if share > 0 else "0"

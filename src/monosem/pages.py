@@ -1,0 +1,65 @@
+"""Reports as pages: templates with one style, figures that need no network, short numbers."""
+
+import json
+import math
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+
+from .errors import require
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+
+@cache
+def environment(package: str, escape: bool = False) -> jinja2.Environment:
+    """The templates of a room (its folder `templates`) and the shared ones; `escape` for HTML."""
+    loader = jinja2.ChoiceLoader([jinja2.PackageLoader(name, "templates") for name in (package, "monosem")])
+    made = jinja2.Environment(
+        loader=loader, autoescape=escape, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    made.filters |= {"number": number, "percent": percent, "token": token, "cell": cell, "shade": shade}
+    return made
+
+
+def embedded(figure: "Figure", caption: str) -> dict[str, str]:
+    """What the macro `plot` draws: the figure as JSON that can stand inside a page, and its caption."""
+    # "</" would end the script element that holds the figure
+    return {"json": figure.to_json().replace("</", "<\\/"), "caption": caption}
+
+
+def plotly_script() -> str:
+    """plotly.js itself, so that the page fetches nothing. Raises `MissingExtra` without plotly."""
+    return str(require("plotly.offline", "plots").get_plotlyjs())
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A short number: `0.012`, `−3.4`, `1,234`, `<0.001`; a dash where there is none."""
+    if value is None or math.isnan(value):
+        return "–"
+    if 0 < value < 10**-digits:
+        return f"<{10**-digits:.{digits}f}"
+    written = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}f}"
+    return written.replace("-", "−") if float(written.replace(",", "")) else f"{0:.{digits}f}"
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None or math.isnan(value) else f"{100 * value:.0f} %"
+
+
+def token(text: str) -> str:
+    """A token so that its spaces and line breaks can be seen."""
+    return text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")
+
+
+def cell(text: Any) -> str:
+    """Text that cannot break a Markdown table."""
+    return json.dumps(str(text), ensure_ascii=False)[1:-1].replace("|", "\\|").replace("`", "'").replace('\\"', '"')
+
+
+def shade(activation: float, maximum: float) -> str:
+    """Opacity of a token's background, by its share of the latent's maximum in the examples."""
+    share = max(0.0, min(1.0, activation / maximum)) if maximum > 0 else 0.0
+    return f"{0.1 + 0.65 * share:.2f}" if share > 0 else "0"
