@@ -28,9 +28,12 @@ _PUBLIC = {
     "data": "monosem.data",
     "activations": "monosem.activations",
     "dictionaries": "monosem.dictionaries",
+    "components": "monosem.components",
+    "lenses": "monosem.lenses",
+    "patching": "monosem.patching",
+    "plots": "monosem.plots",
     "latents": "monosem.latents",
     "directions": "monosem.directions",
-    "lenses": "monosem.lenses",
     "steering": "monosem.steering",
     "studies": "monosem.studies",
 }
