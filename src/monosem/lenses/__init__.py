@@ -1,8 +1,11 @@
 """Lenses: what a state inside the model says about tokens, layer by layer."""
 
+from .entropy import EntropyProfile, entropy
 from .future import FutureLens, fit_future
 from .future_results import FutureReading, FutureScores
+from .gap import TokenGap, gap
 from .jacobian import JacobianLens, fit_jacobian
+from .languages import LanguageProfile, first_tokens, languages
 from .logit import logit, look
 from .mapping import Affine, affine_between
 from .patchscope_result import PatchscopeResult
@@ -10,6 +13,7 @@ from .patchscopes import ENTITY_DESCRIPTION, TOKEN_IDENTITY, TargetPrompt, patch
 from .readout import MEASURES
 from .results import LensResult
 from .soft_prompt import SoftPrompt, fit_soft_prompt
+from .trajectory import Trajectory, trajectory
 from .tuned import TunedLens, tuned
 from .tuned_evaluation import TunedEvaluation, evaluate_tuned
 from .tuned_files import load_tuned, shipped_tuned
@@ -20,27 +24,36 @@ __all__ = [
     "MEASURES",
     "TOKEN_IDENTITY",
     "Affine",
+    "EntropyProfile",
     "FutureLens",
     "FutureReading",
     "FutureScores",
     "JacobianLens",
+    "LanguageProfile",
     "LensResult",
     "PatchscopeResult",
     "SoftPrompt",
     "TargetPrompt",
+    "TokenGap",
+    "Trajectory",
     "TuneConfig",
     "TunedEvaluation",
     "TunedLens",
     "affine_between",
+    "entropy",
     "evaluate_tuned",
+    "first_tokens",
     "fit_future",
     "fit_jacobian",
     "fit_soft_prompt",
+    "gap",
+    "languages",
     "load_tuned",
     "logit",
     "look",
     "patchscope",
     "shipped_tuned",
     "train_tuned",
+    "trajectory",
     "tuned",
 ]

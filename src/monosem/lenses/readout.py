@@ -125,9 +125,27 @@ def rank(ids: Int[Tensor, "cell"]) -> Measure:
     return measure
 
 
-def log_mass(ids: Int[Tensor, "token"]) -> Measure:
-    """log of the probability that a set of tokens has together, in nats."""
-    return lambda pair: pair.lens.log[:, ids.to(pair.lens.log.device)].logsumexp(-1)
+def log_mass(ids: Int[Tensor, "token"] | Int[Tensor, "cell token"]) -> Measure:
+    """log of the probability that a set of tokens has together, in nats: one set for all cells, or one for each, filled
+    up with -1; -inf for an empty set."""
+
+    def measure(pair: Pair) -> Tensor:
+        mine = (ids if ids.ndim == 1 else ids[pair.part]).to(pair.lens.log.device)
+        if mine.ndim == 1:
+            return pair.lens.log[:, mine].logsumexp(-1)
+        found = pair.lens.log.gather(-1, mine.clamp_min(0))
+        return found.masked_fill(mine < 0, -torch.inf).logsumexp(-1)
+
+    return measure
+
+
+def renyi(order: float) -> Measure:
+    """Rényi entropy log Σ qᵃ / (1 - a) of order a, in nats: 1 is Shannon's, inf is -log max q, 0 is log vocabulary."""
+    if order == 1:
+        return entropy
+    if order == float("inf"):
+        return lambda pair: -pair.lens.log.amax(-1)
+    return lambda pair: (order * pair.lens.log).logsumexp(-1) / (1 - order)
 
 
 @dataclass(frozen=True, eq=False)

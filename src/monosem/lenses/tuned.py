@@ -23,7 +23,7 @@ from ..errors import BadInput, Mismatch, UnknownName
 from ..models import Model, Site
 from ..models.session import EditLike
 from .logit import Targets, look
-from .readout import MEASURES
+from .readout import MEASURES, Translate
 from .results import LensResult
 
 
@@ -147,6 +147,26 @@ class TunedLens(nn.Module):
         return write(self, Path(path), dtype, published)
 
 
+LensLike = TunedLens | Translate | str | os.PathLike[str] | None
+
+
+def translate_of(model: Model, lens: "LensLike | Any") -> Translate | None:
+    """What an analysis sees states through: None is the logit lens; "tuned" the model's shipped tuned lens; a
+    `TunedLens` or the folder of one; any lens with a `translate(site, states)`; or such a function itself.
+
+    Raises:
+        Mismatch: a tuned lens of another model. UnknownName: no tuned lens of that name.
+    """
+    from .tuned_files import load_tuned
+
+    if isinstance(lens, str | os.PathLike):
+        lens = load_tuned(model.name if lens == "tuned" else lens)
+    if isinstance(lens, TunedLens):
+        lens.check(model)
+        return lens.to(model.device).translate
+    return getattr(lens, "translate", lens)
+
+
 def unembed_hash(model: Model) -> str:
     """SHA-256 of the unembedding `vocab d_model` as float32, as the tuned-lens package computes it."""
     weight: Tensor = model.hf.get_output_embeddings().weight
@@ -178,18 +198,13 @@ def tuned(
     Raises:
         Mismatch: the lens is not of this model. UnknownName: no lens of that name. Others as `logit`.
     """
-    from .tuned_files import load_tuned
-
-    if not isinstance(lens, TunedLens):
-        lens = load_tuned(model.name if lens is None else lens)
+    translate = translate_of(model, "tuned" if lens is None else lens)
     if site not in ("resid_pre", "resid_post"):
         raise UnknownName(f"a tuned lens reads resid_pre or resid_post, not {site!r}")
-    lens.check(model)
-    lens.to(model.device)
     return look(
         model,
         x,
-        lens.translate,
+        translate,
         "tuned lens",
         site=site,
         layers=layers,

@@ -11,11 +11,11 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from .. import __version__
@@ -68,6 +68,15 @@ class TuneConfig(BaseModel):
     windows_at_once: int = Field(8, gt=0, description="windows a forward pass")
     checkpoint_seconds: float = Field(300.0, gt=0, description="seconds between checkpoints")
     log_every: int = Field(10, gt=0, description="steps between lines of metrics.jsonl")
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> Self:
+        """A config from plain values. Raises `BadInput`: an unknown field, or a value out of its range."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            told = (f"{'.'.join(map(str, e['loc']))}: {e['msg'].lower()} (got {e['input']!r})" for e in error.errors())
+            raise BadInput("tuned lens: " + "; ".join(told)) from error
 
     @property
     def peak_lr(self) -> float:

@@ -1,0 +1,142 @@
+"""`monosem lens` and `monosem train-lens` as a user drives them, against the library's own results."""
+
+import json
+import random
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from monosem import lenses
+from monosem.cli import app
+from monosem.cli.lens import layer_numbers
+from monosem.errors import BadInput
+from monosem.models import load_model
+from tiny import tiny_hf, tiny_tokenizer
+
+PROMPT, OTHER = "the cat sat on the mat", "the dog sat on the mat"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lens")
+    tiny_hf("gemma2").save_pretrained(folder / "tiny")
+    tiny_tokenizer().save_pretrained(folder / "tiny")
+    words = "the a cat dog sat on mat ran to big small red blue and or is was it he she they we you"
+    draw = random.Random(0)
+    lines = [json.dumps({"text": " ".join(draw.choices(words.split(), k=100))}) for _ in range(60)]
+    (folder / "text.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def monosem(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [*map(str, arguments)])
+
+
+def succeed(*arguments: object) -> str:
+    result = monosem(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_the_logit_lens_in_the_terminal(home: Path) -> None:
+    out = succeed("lens", home / "tiny", PROMPT, "--target", " cat", "--top", 2, "--layers", "0,-1", "-q")
+    seen = lenses.logit(load_model(home / "tiny", quiet=True), PROMPT, targets=" cat", layers=[0, 2], top=2)
+    lines = [line for line in out.splitlines() if "resid_post" in line]
+    assert len(lines) == 2
+    for index, line in enumerate(lines):
+        cell = (index, 0, 5)
+        words = [f"{w!r} {p:.2f}" for w, p in zip(seen.top_tokens(*cell), seen.top_probabilities[cell].tolist())]
+        assert line.split()[0] == f"resid_post.{(0, 2)[index]}"
+        assert "  ".join(words) in line
+        assert str(int(seen.ranks[" cat"][cell])) in line.split()
+    assert "after ' mat' (token 5" in out
+    assert "after ' sat'" in succeed("lens", home / "tiny", PROMPT, "--position", 2, "-q")
+
+
+def test_json_and_files(home: Path, tmp_path: Path) -> None:
+    rows = json.loads(succeed("lens", home / "tiny", PROMPT, OTHER, "--json", "--out", tmp_path / "lens.csv"))
+    assert len(rows) == 3 * 12 == len(pd.read_csv(tmp_path / "lens.csv"))
+    table = lenses.logit(load_model(home / "tiny", quiet=True), [PROMPT, OTHER]).table
+    assert [row["kl"] for row in rows] == pytest.approx(table.kl.to_list(), abs=1e-6)
+    page = tmp_path / "lens.html"
+    succeed("lens", home / "tiny", PROMPT, "--value", "rank", "--target", " dog", "--out", page, "-q")
+    assert "log10 rank of" in page.read_text()
+
+
+def test_the_other_kinds(home: Path, tmp_path: Path) -> None:
+    model = load_model(home / "tiny", quiet=True)
+    rows = json.loads(
+        succeed(
+            "lens", home / "tiny", PROMPT, "--kind", "gap", "--a", " good", "--a", " happy", "--b", " bad", "--json"
+        )
+    )
+    want = lenses.gap(model, PROMPT, [" good", " happy"], " bad").table
+    assert [row["log_odds"] for row in rows] == pytest.approx(want.log_odds.to_list(), abs=1e-5)
+    rows = json.loads(succeed("lens", home / "tiny", PROMPT, "--kind", "entropy", "--max-new-tokens", 3, "--json"))
+    assert len(rows) == 3 * 3
+    rows = json.loads(succeed("lens", home / "tiny", PROMPT, OTHER, "--kind", "trajectory", "--json"))
+    want = lenses.trajectory(model, PROMPT, OTHER).table
+    assert [row["js"] for row in rows] == pytest.approx(want.js.to_list(), abs=1e-6)
+    for kind, extra in (("entropy", []), ("gap", ["--a", " good", "--b", " bad"]), ("trajectory", [])):
+        page = tmp_path / f"{kind}.html"
+        out = succeed("lens", home / "tiny", PROMPT, OTHER, "--kind", kind, *extra, "--out", page, "-q")
+        assert "resid_post.2" in out
+        assert page.stat().st_size > 100_000
+
+
+def test_what_is_wrong_is_one_line(home: Path) -> None:
+    tiny = home / "tiny"
+    wrong: list[tuple[list[object], str]] = [
+        ([tiny, PROMPT, "--kind", "logits"], "did you mean 'logit'"),
+        ([tiny, PROMPT, "--kind", "gap"], "--a TOKEN --b TOKEN"),
+        ([tiny, PROMPT, "--kind", "trajectory"], "compares two prompts; 1"),
+        ([tiny, PROMPT, "--kind", "tuned"], "no tuned lens"),
+        ([tiny, PROMPT, "--layers", "5"], "'5' is not inside 0:3"),
+        ([tiny, PROMPT, "--position", 9], "has 6 tokens"),
+        ([tiny, PROMPT, "--target", " xylophone"], "one is needed"),
+        ([tiny, PROMPT, "--out", "x.png"], "end it in .html"),
+    ]
+    for arguments, message in wrong:
+        result = monosem("lens", *arguments, "-q")
+        assert (result.exit_code, message in result.stderr) == (2, True), result.output
+        assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_training_and_looking_through_the_result(home: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = ["train-lens", "--model", home / "tiny", "--text", home / "text.jsonl", "--out", run, "--rank", 8]
+    arguments += ["--steps", 10, "--batch-tokens", 64, "--context", 16, "--held-out", home / "text.jsonl", "-q"]
+    out = succeed(*arguments)
+    assert out.strip().endswith(str(run / "lens"))
+    line = next(line.split() for line in out.splitlines() if "resid_pre.0" in line)
+    assert float(line[1]) < float(line[2])
+    lens = lenses.load_tuned(run / "lens")
+    assert lens.metadata["training"]["init"] == "regression"
+    assert (lens.rank, lens.metadata["steps"]) == (8, 10)
+    again = succeed(*arguments)  # it is done: nothing is trained twice
+    assert again == out
+    rows = json.loads(succeed("lens", home / "tiny", PROMPT, "--kind", "tuned", "--lens", run / "lens", "--json"))
+    want = lenses.tuned(load_model(home / "tiny", quiet=True), PROMPT, lens).table
+    assert [row["kl"] for row in rows] == pytest.approx(want.kl.to_list(), abs=1e-6)
+    refused = monosem(*arguments, "--lr", "0.5")
+    assert refused.exit_code == 2
+    assert "lr: None, now 0.5" in refused.stderr
+    short = monosem(
+        "train-lens", "--model", home / "tiny", "--text", home / "text.jsonl", "--out", tmp_path / "b", "--paper"
+    )
+    assert short.exit_code == 2
+    bad = monosem(*arguments, "--optimizer", "adamw")
+    assert "optimizer" in bad.stderr
+    assert torch.equal(lens[0].bias, lenses.load_tuned(run / "lens")[0].bias)
+
+
+def test_ranges_of_layers() -> None:
+    assert layer_numbers(None, 5) is None
+    assert layer_numbers("0:2,-1,1", 5) == [0, 1, 4]
+    assert layer_numbers("3:", 5) == [3, 4]
+    for text in ("a", "3:2", "-6", "4:9"):
+        with pytest.raises(BadInput, match="--layers"):
+            layer_numbers(text, 5)
