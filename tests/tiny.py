@@ -46,6 +46,9 @@ _NEOX: dict[str, Any] = _IDS | {
     "rotary_pct": 0.5,
 }
 
+_MOE: dict[str, Any] = _LLAMA | {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
+_GPT2: dict[str, Any] = _IDS | {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_inner": 48, "n_positions": 64}
+
 # family -> (transformers' model type, config)
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", _LLAMA),
@@ -53,15 +56,45 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", _LLAMA),
     "qwen3": ("qwen3", _LLAMA),
     "mistral": ("mistral", _LLAMA | {"sliding_window": 8}),
-    "gpt2": (
-        "gpt2",
-        _IDS | {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_inner": 48, "n_positions": 64, "tie_word_embeddings": True},
+    "smollm3": ("smollm3", _LLAMA | {"no_rope_layers": [1, 0, 1]}),
+    "gpt2": ("gpt2", _GPT2 | {"tie_word_embeddings": True}),
+    "gpt2_inverse_layer": ("gpt2", _GPT2 | {"scale_attn_by_inverse_layer_idx": True}),
+    "gpt_neo": (
+        "gpt_neo",
+        _IDS
+        | {"hidden_size": 32, "num_layers": 3, "num_heads": 4, "intermediate_size": 48, "max_position_embeddings": 64}
+        | {"attention_types": [[["global", "local", "global"], 1]], "window_size": 8},
     ),
+    "gptj": ("gptj", _GPT2 | {"rotary_dim": 4}),
     "gpt_neox": ("gpt_neox", _NEOX | {"use_parallel_residual": True}),
     "gpt_neox_sequential": ("gpt_neox", _NEOX | {"use_parallel_residual": False}),
     "gemma": ("gemma", _GEMMA),
     "gemma2": ("gemma2", _GEMMA | _MIXED | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}),
     "gemma3_text": ("gemma3_text", _GEMMA | _MIXED),
+    "phi": ("phi", _LLAMA | {"partial_rotary_factor": 0.5, "qk_layernorm": True}),
+    "phi3": ("phi3", _LLAMA),
+    "olmo": ("olmo", _LLAMA | {"clip_qkv": 1.0}),
+    "olmo2": ("olmo2", _LLAMA),
+    "olmo3": (
+        "olmo3",
+        _LLAMA | {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    ),
+    "cohere": ("cohere", _LLAMA | {"logit_scale": 0.3, "use_qk_norm": True}),
+    "cohere2": ("cohere2", _LLAMA | {"logit_scale": 0.3, "sliding_window": 8}),
+    "granite": (
+        "granite",
+        _LLAMA
+        | {"embedding_multiplier": 3.0, "residual_multiplier": 0.6, "attention_multiplier": 0.4, "logits_scaling": 2.0},
+    ),
+    "glm": ("glm", _LLAMA),
+    "glm4": ("glm4", _LLAMA),
+    "starcoder2": ("starcoder2", _LLAMA | {"sliding_window": None}),
+    "stablelm": ("stablelm", _LLAMA),
+    "stablelm_parallel": ("stablelm", _LLAMA | {"use_parallel_residual": True, "qk_layernorm": True}),
+    "mixtral": ("mixtral", _MOE | {"num_local_experts": 4}),
+    "qwen2_moe": ("qwen2_moe", _MOE | {"num_experts": 4, "shared_expert_intermediate_size": 24}),
+    "qwen3_moe": ("qwen3_moe", _MOE | {"num_experts": 4, "norm_topk_prob": True}),
+    "gpt_oss": ("gpt_oss", _MOE | {"num_local_experts": 4, "sliding_window": 8}),
 }
 
 
@@ -81,7 +114,7 @@ def randomise(model: PreTrainedModel, seed: int) -> None:
     centre = 0.0 if model.config.model_type.startswith("gemma") else 1.0
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=draw)
-        if parameter.ndim == 1:
+        if parameter.ndim == 1 or "norm" in name:  # Cohere's qk-norm has a gain for each head
             gain = name.endswith("weight")  # no family here has any other one-dimensional weight than a norm's gain
             value = (centre if gain else 0.0) + 0.3 * noise
         elif parameter is model.get_input_embeddings().weight:
@@ -90,7 +123,8 @@ def randomise(model: PreTrainedModel, seed: int) -> None:
             value = noise / math.sqrt(parameter.shape[1]) if tied else noise
         else:
             conv1d = model.config.model_type == "gpt2" and "wte" not in name and "wpe" not in name
-            value = noise / math.sqrt(parameter.shape[0 if conv1d and name != "lm_head.weight" else 1])
+            out_first = not (conv1d and name != "lm_head.weight") and model.config.model_type != "gpt_oss"
+            value = noise / math.sqrt(parameter.shape[-1 if out_first else -2])
         parameter.data.copy_(value)
 
 

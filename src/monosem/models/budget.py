@@ -15,6 +15,7 @@ from .tokens import TokenBatch
 if TYPE_CHECKING:
     from .model import Model
 
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")  # the config's name across families
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -81,7 +82,10 @@ def _widths(model: "Model", length: int, heads: int, whole: bool) -> dict[str, i
     kv = dict.fromkeys(("k", "v", "rot_k"), (c.n_kv_heads if whole else heads) * c.d_head)
     pairs = dict.fromkeys(("scores", "pattern"), heads * length)
     mlp = dict.fromkeys(("mlp_pre", "mlp_pre_linear", "mlp_post"), c.d_mlp)
-    return own | kv | pairs | mlp | {"logits": c.d_vocab}
+    scales = dict.fromkeys(("ln1_scale", "ln2_scale", "final_scale"), 1)
+    experts = dict.fromkeys(("expert_weights", "expert_indices"), getattr(model.hf.config, "num_experts_per_tok", 1))
+    experts["router_logits"] = next((v for n in _EXPERTS if (v := getattr(model.hf.config, n, None))), 1)
+    return own | kv | pairs | mlp | scales | experts | {"logits": c.d_vocab, "result": heads * c.d_model}
 
 
 def rows_that_fit(found: Estimate, rows: int, memory: str | int) -> int:

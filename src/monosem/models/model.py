@@ -1,6 +1,6 @@
 """A Hugging Face causal language model that can be read and written at sites."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import BadInput, UnknownName
 from . import generating, running, tokenizing, transformerlens
+from .derived import final_norm
 from .families import Family, family_of
 from .projections import Weights
 from .session import EditLike, check_site
@@ -82,6 +83,8 @@ class Model(Weights):
         self.parallel = self.family.is_parallel(hf.config)
         self.blocks: nn.ModuleList = hf.get_submodule(self.family.layers)  # type: ignore[assignment]
         self.ambient_edits: list[EditLike] = []
+        self.residual_multiplier = _constant(hf, self.family.branch_scale)
+        self.embed_scale = _constant(hf, self.family.embed_scale)
         self.cfg = _shape(hf, self.family, self.blocks[0])
 
     def __repr__(self) -> str:
@@ -240,18 +243,45 @@ class Model(Weights):
         resid = resid.to(self.device, self.dtype)
         if norm:
             resid = self.hf.get_submodule(self.family.final_norm)(resid)
-        logits = self.hf.get_output_embeddings()(resid)
-        if cap := getattr(self.hf.config, "final_logit_softcapping", None):
-            logits = cap * torch.tanh(logits / cap)
-        return logits
+        return self.logit_transform(self.hf.get_output_embeddings()(resid))
 
-    def _submodule(self, path: str) -> Any:
-        return self.hf.get_submodule(path)
+    def logit_transform(self, raw: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
+        """What the model does to the unembedding's output: soft cap (Gemma 2), division (Granite), scale (Cohere)."""
+        for step, attribute in self.family.logit_steps:
+            if constant := getattr(self.hf.config, attribute):
+                raw = _LOGIT_STEPS[step](raw, constant)
+        return raw
+
+    def norm_module(self, layer: int, which: Literal["ln1", "ln2"]) -> nn.Module | None:
+        """The norm that attention ("ln1") or the MLP ("ln2") reads the stream through; None where there is none.
+
+        In parallel blocks with one norm for both (Phi, Cohere, GPT-J) the two are the same module.
+        """
+        block = self.blocks[layer]
+        path = self.family.ln1 if which == "ln1" else self.family.ln2
+        found = None if path is None else getattr(block, path)
+        return self.norm_module(layer, "ln1") if found is None and which == "ln2" and self.parallel else found
+
+    def branch_norm(self, layer: int, branch: Literal["attn", "mlp"]) -> nn.Module | None:
+        """The norm between a branch and the stream (Gemma 2 and 3, OLMo 2 and 3, GLM 4); None where there is none."""
+        path = self.family.attn_norm if branch == "attn" else self.family.mlp_norm
+        return None if path is None else self.blocks[layer].get_submodule(path)
 
     @property
     def final_gain(self) -> Float[Tensor, "d_model"]:
         """What the final norm multiplies by (Gemma stores it minus one)."""
-        return self._submodule(self.family.final_norm).weight + self.family.gain_offset
+        return final_norm(self).gain.to(self.dtype)
+
+
+_LOGIT_STEPS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "soft_cap": lambda logits, cap: cap * torch.tanh(logits / cap),
+    "divide": lambda logits, by: logits / by,
+    "multiply": lambda logits, by: logits * by,
+}
+
+
+def _constant(hf: PreTrainedModel, attribute: str | None) -> float:
+    return 1.0 if attribute is None else float(getattr(hf.config, attribute))
 
 
 @lru_cache(maxsize=200_000)
@@ -270,17 +300,21 @@ def _shape(hf: PreTrainedModel, family: Family, block: nn.Module) -> Shape:
     heads = config.num_attention_heads
     embedding: Any = hf.get_input_embeddings()
     out: Any = block.get_submodule(f"{family.attention}.{family.out}")
-    down: Any = block.get_submodule(f"{family.mlp}.{family.down}")
-    # head_dim is not d_model / heads in every model; Conv1D stores [in, out] and packed weights have any shape
-    width_in = [m.weight.shape[0] if type(m).__name__ == "Conv1D" else m.in_features for m in (out, down)]
+    down: Any = getattr(block.get_submodule(family.mlp), family.down, None)
+    experts = getattr(config, "moe_intermediate_size", None) or getattr(config, "intermediate_size", None)
     return Shape(
         n_layers=config.num_hidden_layers,
         d_model=config.hidden_size,
         n_heads=heads,
         n_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        d_head=width_in[0] // heads,
-        d_mlp=width_in[1],
+        d_head=_width_in(out) // heads,  # not d_model / heads in every model
+        d_mlp=int(experts) if down is None else _width_in(down),
         d_vocab=embedding.weight.shape[0],
         n_ctx=config.max_position_embeddings,
         hf=hf,
     )
+
+
+def _width_in(linear: Any) -> int:
+    """Number of inputs: Conv1D stores [in, out], and packed weights have any shape."""
+    return int(linear.weight.shape[0] if type(linear).__name__ == "Conv1D" else linear.in_features)

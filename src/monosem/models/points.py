@@ -1,14 +1,12 @@
-"""Where a site is read and written in the native modules: a module, its input or output, and a view of that tensor."""
+"""Where a site is read and written in the native modules: a module, its input or output, and a layout of that tensor."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import UnknownName
+from .layouts import Layout, layout_of
 from .sites import Site
 
 if TYPE_CHECKING:
@@ -17,32 +15,52 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Point:
-    """`split` takes the site's tensor out of the module's tensor; `join` puts a new one back."""
+    """`split` takes the site's tensor out of the module's tensor; `join` puts a new one back.
+
+    Attributes:
+        item: which of the module's outputs it is, where there are several.
+        flat: the module sees `batch*pos` rows (routers).
+    """
 
     module: nn.Module
     when: Literal["in", "out"]
-    split: Callable[[Tensor], Tensor]
-    join: Callable[[Tensor, Tensor], Tensor]
+    layout: Layout
+    item: int = 0
+    flat: bool = False
+
+    def split(self, whole: Tensor) -> Tensor:
+        return self.layout.split(whole)
+
+    def join(self, whole: Tensor, part: Tensor) -> Tensor:
+        return self.layout.join(whole, part)
 
 
-# site -> (module path, side, view); braces are filled from the family's row
+# site -> (module path, side, layout); braces are filled from the family's row
 _PLACES: dict[str, tuple[str, Literal["in", "out"], str]] = {
-    "embed": ("{embed}", "out", "whole"),
+    "embed": ("{embed}", "out", "embedding"),
+    "pos_embed": ("{positions}", "out", "whole"),
     "resid_pre": ("{block}", "in", "whole"),
     "q": ("{block}.{attention}.{q}", "out", "q"),
     "k": ("{block}.{attention}.{k}", "out", "k"),
     "v": ("{block}.{attention}.{v}", "out", "v"),
-    "z": ("{block}.{attention}.{out}", "in", "q"),
-    "attn_out": ("{block}.{attn_write}", "out", "whole"),
-    "resid_mid": ("{block}.{ln2}", "in", "whole"),
-    "mlp_pre": ("{block}.{mlp}.{pre}", "out", "whole"),
-    "mlp_pre_linear": ("{block}.{mlp}.{pre_linear}", "out", "whole"),
+    "z": ("{block}.{attention}.{out}", "in", "z"),
+    "attn_raw": ("{block}.{attention}", "out", "whole"),
+    "attn_out": ("{block}.{attn_write}", "out", "branch"),
+    "resid_mid": ("{block}.{mlp_read}", "in", "whole"),
+    "router_logits": ("{block}.{mlp}.{router}", "out", "whole"),
+    "expert_weights": ("{block}.{mlp}.{router}", "out", "whole"),
+    "expert_indices": ("{block}.{mlp}.{router}", "out", "whole"),
+    "mlp_pre": ("{block}.{mlp}.{pre}", "out", "gate"),
+    "mlp_pre_linear": ("{block}.{mlp}.{pre_linear}", "out", "up"),
     "mlp_post": ("{block}.{mlp}.{down}", "in", "whole"),
-    "mlp_out": ("{block}.{mlp_write}", "out", "whole"),
+    "mlp_raw": ("{block}.{mlp}", "out", "whole"),
+    "mlp_out": ("{block}.{mlp_write}", "out", "branch"),
     "resid_post": ("{block}", "out", "whole"),
     "final_norm": ("{final_norm}", "out", "whole"),
     "logits": ("", "out", "whole"),
 }
+_ROUTER = ("router_logits", "expert_weights", "expert_indices")  # the order in which routers return them
+_NEURONS = ("mlp_pre", "mlp_pre_linear", "mlp_post")
 
 
 def point(model: "Model", site: Site) -> Point:
@@ -51,88 +69,59 @@ def point(model: "Model", site: Site) -> Point:
     Raises:
         UnknownName: the architecture has no such place; the message says why.
     """
+    if reason := _missing(model, site):
+        raise UnknownName(f"{site}: {reason}")
     family = model.family
-    if site.name == "resid_mid" and model.parallel:
-        raise UnknownName(
-            f"{site}: in {model.name} attention and MLP both read resid_pre (parallel blocks), so there is no resid_mid"
-        )
-    if site.name == "mlp_pre_linear" and family.pre_linear is None:
-        raise UnknownName(f"{site}: the MLP of {model.name} is not gated; use mlp_pre")
     template, when, view = _PLACES[site.name]
     names = {key: value for key, value in vars(family).items() if isinstance(value, str)}
     names["block"] = f"{family.layers}.{site.layer}"
     names["attn_write"] = family.attn_norm or family.attention
+    names["mlp_read"] = family.ln2 or family.mlp
     names["mlp_write"] = family.mlp_norm or family.mlp
-    split, join = _view(model, view, fused=site.name != "z")
-    return Point(model.hf.get_submodule(template.format(**names)), when, split, join)
+    module = model.hf.get_submodule(template.format(**names))
+    item = _ROUTER.index(site.name) if site.name in _ROUTER else 0
+    return Point(module, when, layout_of(model, view), item, flat=site.name in _ROUTER)
 
 
-def _view(
-    model: "Model", view: str, fused: bool
-) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]:
-    if view == "whole":
-        return _same, _replaced
-    heads = model.cfg.n_heads if view == "q" else model.cfg.n_kv_heads
-    if fused and model.family.fused:
-        split, join = _FUSED[model.family.fused]
-        third = "qkv".index(view)
-        return partial(split, third=third, heads=heads), partial(join, third=third, heads=heads)
-    return partial(_split_heads, heads=heads), _join_heads
+def _missing(model: "Model", site: Site) -> str | None:
+    """Why a model has no such site, None if it has it."""
+    family = model.family
+    if site.name == "resid_mid" and model.parallel:
+        return f"in {model.name} attention and MLP both read resid_pre (parallel blocks), so there is no resid_mid"
+    if site.name == "pos_embed" and family.positions is None:
+        return f"{model.name} has no learned positions (it rotates queries and keys)"
+    if site.name in _ROUTER and not _has(model, site.layer, family.router):
+        return f"layer {site.layer} of {model.name} has no router: it is not a mixture of experts"
+    if site.name in _NEURONS and _has(model, site.layer, family.router):
+        return (
+            f"layer {site.layer} of {model.name} is a mixture of experts, whose neurons are batched parameters without "
+            "a module to read; use mlp_out, router_logits, expert_weights or expert_indices"
+        )
+    if site.name == "mlp_pre_linear" and family.pre_linear is None:
+        return f"the MLP of {model.name} is not gated; use mlp_pre"
+    return None
 
 
-def _same(whole: Tensor) -> Tensor:
-    return whole
-
-
-def _replaced(whole: Tensor, part: Tensor) -> Tensor:
-    return part
-
-
-def _split_heads(whole: Tensor, heads: int) -> Tensor:
-    return whole.unflatten(-1, (heads, -1))
-
-
-def _join_heads(whole: Tensor, part: Tensor) -> Tensor:
-    return part.flatten(-2)
-
-
-def _split_thirds(whole: Tensor, third: int, heads: int) -> Tensor:
-    return whole.chunk(3, dim=-1)[third].unflatten(-1, (heads, -1))  # GPT-2: [q | k | v]
-
-
-def _join_thirds(whole: Tensor, part: Tensor, third: int, heads: int) -> Tensor:
-    parts = list(whole.chunk(3, dim=-1))
-    parts[third] = part.flatten(-2)
-    return torch.cat(parts, dim=-1)
-
-
-def _split_interleaved(whole: Tensor, third: int, heads: int) -> Tensor:
-    return whole.unflatten(-1, (heads, 3, -1))[..., third, :]  # GPT-NeoX: q k v of head 0, q k v of head 1, ...
-
-
-def _join_interleaved(whole: Tensor, part: Tensor, third: int, heads: int) -> Tensor:
-    parts = list(whole.unflatten(-1, (heads, 3, -1)).unbind(-2))
-    parts[third] = part
-    return torch.stack(parts, dim=-2).flatten(-3)
-
-
-_FUSED = {"thirds": (_split_thirds, _join_thirds), "interleaved": (_split_interleaved, _join_interleaved)}
+def _has(model: "Model", layer: int | None, path: str | None) -> bool:
+    if path is None or layer is None:
+        return False
+    return hasattr(model.blocks[layer].get_submodule(model.family.mlp), path)
 
 
 # Modules return a tensor, a tuple or a ModelOutput, and the choice changes between transformers releases: one helper.
-def unwrap(output: Any) -> Tensor:
+def unwrap(output: Any, item: int = 0) -> Tensor:
     if isinstance(output, Tensor):
         return output
-    return output.logits if hasattr(output, "logits") else output[0]
+    return output.logits if hasattr(output, "logits") else output[item]
 
 
-def rewrap(output: Any, value: Tensor) -> Any:
+def rewrap(output: Any, value: Tensor, item: int = 0) -> Any:
     if isinstance(output, Tensor):
         return value
     if hasattr(output, "logits"):
         output.logits = value
         return output
-    return (value, *output[1:])
+    return (*output[:item], value, *output[item + 1 :])
 
 
 def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

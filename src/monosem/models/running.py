@@ -114,7 +114,7 @@ class _Passes:
         session.moment.rows, session.moment.batch = rows, len(self.tokens)
         session.fired = self.fired  # an edit of one row fires in one of the passes
         out = None
-        late, last = _starting(self.model, start, tokens), _last_only(self.model, tokens, self.logits)
+        late, last = starting(self.model, start, tokens), last_only(self.model, tokens, self.logits)
         with torch.set_grad_enabled(self.grad), session, late, last, suppress(Stop):
             out = self.model.hf(**inputs(tokens), use_cache=False).logits
         self.check_fired = session.check_fired
@@ -166,7 +166,7 @@ def inputs(tokens: TokenBatch, column: int = 0) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _starting(model: "Model", start: Start | None, tokens: TokenBatch) -> Iterator[None]:
+def starting(model: "Model", start: Start | None, tokens: TokenBatch) -> Iterator[None]:
     """Blocks before the start hand their input on; the start block is given h. Masks and rotations stay native."""
     if start is None:
         yield
@@ -184,7 +184,7 @@ def _starting(model: "Model", start: Start | None, tokens: TokenBatch) -> Iterat
     )
     own = [block.__dict__.get("forward") for block in blocks[: site.layer]]
     for block in blocks[: site.layer]:
-        block.forward = lambda hidden_states, *args, **kwargs: hidden_states
+        block.forward = _passed_on_in_a_tuple if model.family.tuple_blocks else _passed_on
     try:
         yield
     finally:
@@ -196,7 +196,15 @@ def _starting(model: "Model", start: Start | None, tokens: TokenBatch) -> Iterat
                 block.forward = forward
 
 
-def _last_only(model: "Model", tokens: TokenBatch, logits: bool | Literal["last"]) -> Any:
+def _passed_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return hidden_states
+
+
+def _passed_on_in_a_tuple(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+    return hidden_states, None
+
+
+def last_only(model: "Model", tokens: TokenBatch, logits: bool | Literal["last"]) -> Any:
     """Let the unembedding see the last real token of each row only; soft caps and scales stay native."""
     if logits != "last":
         return nullcontext()

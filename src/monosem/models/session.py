@@ -11,10 +11,11 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from ..errors import EditDidNotFire, UnknownName
+from ..errors import BadInput, EditDidNotFire, UnknownName
 from .attention import visiting
-from .points import first_input, point, rewrap, unwrap, with_first_input
-from .sites import ATTENTION, PER_LAYER, Site
+from .norms import Norm
+from .points import Point, first_input, point, rewrap, unwrap, with_first_input
+from .sites import ATTENTION, NORMS, READ_ONLY, Site
 
 if TYPE_CHECKING:
     from .model import Model
@@ -96,7 +97,7 @@ class Session:
         self.captured: dict[Site, Tensor] = {}
         self.fired: set[int] = set()
         self.moment: Moment
-        self.actions: dict[tuple[nn.Module, str], list[Action]] = defaultdict(list)
+        self.actions: dict[tuple[nn.Module, str, int], list[Action]] = defaultdict(list)
         self.visits: dict[nn.Module, Callable[[str, Tensor], Tensor]] = {}
         self.pending = self.wanted | set(self.edits)
         self.remembered: dict[Site, Tensor] = {}
@@ -106,8 +107,8 @@ class Session:
             self._plan(site)
         self.stack = ExitStack()
         try:
-            for (module, when), actions in self.actions.items():
-                self.stack.callback(_hook(module, when, actions).remove)
+            for (module, when, item), actions in self.actions.items():
+                self.stack.callback(_hook(module, when, item, actions).remove)
             self.stack.enter_context(visiting(self.model.hf, self.visits))
         except BaseException:
             self.stack.close()
@@ -127,7 +128,8 @@ class Session:
                         f"{edit} reached no token; check its positions and scope, and that the run goes so far"
                     )
 
-    def visit(self, site: Site, value: Tensor) -> Tensor:
+    def visit(self, site: Site, value: Tensor, cut: bool = False) -> Tensor:
+        """Edits, then capture. `cut`: the value is already the part that is kept."""
         moment = self.moment
         if site.name == "logits" and value.shape[1] != moment.mask.shape[1]:
             moment = moment.last  # only the last token of each row was unembedded
@@ -139,7 +141,7 @@ class Session:
             if self.grad and not value.requires_grad:
                 value = value.detach().requires_grad_()
             found = value if self.grad else value.detach()
-            self.captured[site] = self.keep(site, found) if self.keep else found
+            self.captured[site] = self.keep(site, found) if self.keep and not cut else found
         if self.stop:
             self.pending.discard(site)
             if not self.pending:
@@ -147,21 +149,95 @@ class Session:
         return value
 
     def _plan(self, site: Site) -> None:
+        if self.edits.get(site) and site.name in READ_ONLY:
+            raise BadInput(f"{site} cannot be written: {READ_ONLY[site.name]}")
         if site.name in ATTENTION:
             module = self.model.attention_module(site)
             self.visits[module] = lambda name, value, layer=site.layer: self.visit(Site(name, layer), value)  # type: ignore[misc]
-            return
-        place = point(self.model, site)
-        if site.name == "resid_mid" and self.edits.get(site):
-            return self._plan_mid_edit(site)
-        # a view that was captured for gradients must be on the path to the logits, so it is joined back
-        write = bool(self.edits.get(site)) or (self.grad and site in self.wanted)
+        elif site.name in NORMS:
+            self._plan_norm(site)
+        elif site.name == "result":
+            self._plan_result(site)
+        elif site.name == "resid_mid" and self.edits.get(site):
+            self._plan_mid_edit(site)
+        else:
+            self._plan_point(site, point(self.model, site))
+
+    def _writes(self, site: Site) -> bool:
+        """A view that was captured for gradients must be on the path to the logits, so it is joined back."""
+        return bool(self.edits.get(site)) or (self.grad and site in self.wanted)
+
+    def _add(self, place: Point, action: Action) -> None:
+        self.actions[place.module, place.when, place.item].append(action)
+
+    def _plan_point(self, site: Site, place: Point) -> None:
+        write = self._writes(site) and site.name not in READ_ONLY
 
         def action(whole: Tensor) -> Tensor:
-            part = self.visit(site, place.split(whole))
-            return place.join(whole, part) if write else whole
+            part = place.split(whole)
+            rows, columns = self.moment.mask.shape
+            if place.flat:
+                part = part.unflatten(0, (rows, columns))
+            elif site.name == "pos_embed":  # the same for every row, where nothing is padded
+                part = part.expand(rows, -1, -1)
+            part = self.visit(site, part)
+            if not write:
+                return whole
+            return place.join(whole, part.flatten(0, 1) if place.flat else part)
 
-        self.actions[place.module, place.when].append(action)
+        self._add(place, action)
+
+    def _plan_norm(self, site: Site) -> None:
+        """Scale and normalised value are computed from the norm's input; writing one replaces the norm's output.
+
+        y = normalised · gain + bias; another scale s' gives (y - bias) · s / s' + bias.
+        """
+        module = norm_of(self.model, site)
+        norm = Norm.of(module, self.model.cfg.d_model, self.model.device)
+        write = self._writes(site)
+
+        def remember(x: Tensor) -> Tensor:
+            self.remembered[site] = x
+            return x
+
+        def action(y: Tensor) -> Tensor:
+            x = self.remembered[site]
+            scale = norm.scale(x)
+            value = scale if site.name.endswith("scale") else norm.centred(x) / scale
+            new = self.visit(site, value)
+            if not write:
+                return y
+            if site.name.endswith("scale"):
+                return ((y - norm.bias) * (scale / new) + norm.bias).to(y.dtype)
+            return (new * norm.gain + norm.bias).to(y.dtype)
+
+        self.actions[module, "in", 0].append(remember)
+        self.actions[module, "out", 0].append(action)
+
+    def _plan_result(self, site: Site) -> None:
+        """Per-head outputs, made for the kept heads and positions alone unless they are written.
+
+        A write goes through the output projection: the sum of what the heads' outputs change by is added to it.
+        """
+        place, z_site = point(self.model, Site("z", site.layer)), Site("z", site.layer)
+        weight = self.model.W_O[site.layer]  # type: ignore[index]
+        write = self._writes(site)
+
+        def remember(whole: Tensor) -> Tensor:
+            self.remembered[site] = place.split(whole)
+            return whole
+
+        def action(out: Tensor) -> Tensor:
+            z, W_O = self.remembered[site], weight
+            if self.keep and not write:
+                heads = getattr(self.keep, "heads", None)
+                z, W_O = self.keep(z_site, z), W_O if heads is None else W_O[list(heads)]
+            value = torch.einsum("bthd,hdm->bthm", z, W_O)
+            new = self.visit(site, value, cut=not write)
+            return out + (new - value).sum(2) if write else out
+
+        self._add(place, remember)
+        self.actions[place.module, "out", 0].append(action)
 
     def _plan_mid_edit(self, site: Site) -> None:
         """Write resid_mid through attn_out: the native code saved the residual before the norm that reads resid_mid.
@@ -177,27 +253,37 @@ class Session:
             self.remembered[before_site] = resid_pre
             return resid_pre
 
-        def edit(attn_out: Tensor) -> Tensor:
+        def edit(whole: Tensor) -> Tensor:
             resid_pre = self.remembered[before_site]
-            new = self.remembered[site] = self.visit(site, resid_pre + attn_out)
-            return new - resid_pre
+            new = self.remembered[site] = self.visit(site, resid_pre + write.split(whole))
+            return write.join(whole, new - resid_pre)
 
         before_site = Site("resid_pre", site.layer)
-        self.actions[before.module, before.when].append(remember)
-        self.actions[write.module, write.when].append(edit)
-        self.actions[read.module, read.when].append(lambda _: self.remembered[site])
+        self._add(before, remember)
+        self._add(write, edit)
+        self._add(read, lambda _: self.remembered[site])
+
+
+# order of computation in a block, so that actions at one module run in the model's own order
+_IN_BLOCK = """
+resid_pre ln1_scale ln1_normalized q k v rot_q rot_k scores pattern z result attn_raw attn_out resid_mid ln2_scale
+ln2_normalized router_logits expert_weights expert_indices mlp_pre mlp_pre_linear mlp_post mlp_raw mlp_out resid_post
+""".split()
+_ENDS = {
+    name: place
+    for place, name in [(-2, "embed"), (-1, "pos_embed")]
+    + list(enumerate(("final_scale", "final_normalized", "final_norm", "logits"), 10**6))
+}
 
 
 def _order(site: Site) -> tuple[int, int]:
-    """Order of computation, so that actions at one module run in the model's own order."""
-    ends = {"embed": -1, "final_norm": 10**6, "logits": 10**6 + 1}
-    return (ends[site.name], 0) if site.layer is None else (site.layer, PER_LAYER.index(site.name))
+    return (_ENDS[site.name], 0) if site.layer is None else (site.layer, _IN_BLOCK.index(site.name))
 
 
-def _hook(module: nn.Module, when: str, actions: list[Action]) -> torch.utils.hooks.RemovableHandle:
+def _hook(module: nn.Module, when: str, item: int, actions: list[Action]) -> torch.utils.hooks.RemovableHandle:
     if when == "in":
         return module.register_forward_pre_hook(partial(_before, actions), with_kwargs=True)
-    return module.register_forward_hook(partial(_after, actions))
+    return module.register_forward_hook(partial(_after, actions, item))
 
 
 def _before(actions: list[Action], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -207,11 +293,24 @@ def _before(actions: list[Action], module: nn.Module, args: tuple[Any, ...], kwa
     return None if value is old else with_first_input(args, kwargs, value)
 
 
-def _after(actions: list[Action], module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-    old = value = unwrap(output)
+def _after(actions: list[Action], item: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    old = value = unwrap(output, item)
     for action in actions:
         value = action(value)
-    return None if value is old else rewrap(output, value)
+    return None if value is old else rewrap(output, value, item)
+
+
+def norm_of(model: "Model", site: Site) -> nn.Module:
+    """The norm that a scale or normalized site belongs to. Raises `UnknownName` where the model has none."""
+    which = NORMS[site.name]
+    if which == "final":
+        return model.hf.get_submodule(model.family.final_norm)
+    module = model.norm_module(site.layer, which)  # type: ignore[arg-type]
+    if module is None:
+        raise UnknownName(f"{site}: blocks of {model.name} have no norm before this branch, only one after it")
+    if which == "ln2" and module is model.norm_module(site.layer, "ln1"):  # type: ignore[arg-type]
+        raise UnknownName(f"{site}: one norm serves both branches of {model.name}; use {site.name.replace('2', '1')}")
+    return module
 
 
 def check_site(model: "Model", site: Site) -> Site:
@@ -220,6 +319,8 @@ def check_site(model: "Model", site: Site) -> Site:
         raise UnknownName(f"{site}: {model.name} has layers 0 to {model.cfg.n_layers - 1}")
     if site.name in ATTENTION:
         model.attention_module(site)
+    elif site.name in NORMS:
+        norm_of(model, site)
     else:
-        point(model, site)
+        point(model, Site("z", site.layer) if site.name == "result" else site)
     return site

@@ -6,20 +6,29 @@ A site is data. `Site("resid_post", 15)` prints as `resid_post.15`; TransformerL
 | site | shape | what it is |
 |---|---|---|
 | `embed` | batch pos d_model | token embedding, as the model adds it to the stream (Gemma: already scaled) |
+| `pos_embed` | batch pos d_model | learned positions (GPT-2, GPT-Neo) |
 | `resid_pre.L` | batch pos d_model | input of block L |
+| `ln1_scale.L`, `ln2_scale.L` | batch pos 1 | what the norm before attention (the MLP) divides by |
+| `ln1_normalized.L`, `ln2_normalized.L` | batch pos d_model | after centring and division, before gain and bias |
 | `q.L` | batch pos head d_head | query projection, before qk-norm and rotation |
 | `k.L`, `v.L` | batch pos kv_head d_head | key and value projections (kv heads, not heads) |
 | `rot_q.L`, `rot_k.L` | batch pos head d_head | what the scores are computed from: after qk-norm and rotation |
 | `scores.L` | batch head query key | after scale, soft cap and mask, before the softmax |
 | `pattern.L` | batch head query key | attention probabilities |
 | `z.L` | batch pos head d_head | mixed values, the input of the output projection |
-| `attn_out.L` | batch pos d_model | what attention adds to the stream (after a post-norm where there is one) |
+| `result.L` | batch pos head d_model | what each head hands to the output projection's sum: z W_O |
+| `attn_raw.L`, `mlp_raw.L` | batch pos d_model | output of the branch, before a post-norm or multiplier |
+| `attn_out.L` | batch pos d_model | what attention adds to the stream: after post-norm and multiplier, if any |
 | `resid_mid.L` | batch pos d_model | the stream between attention and MLP; none in parallel blocks |
 | `mlp_pre.L` | batch pos d_mlp | before the activation function (gate projection in gated MLPs) |
 | `mlp_pre_linear.L` | batch pos d_mlp | the up projection of gated MLPs |
 | `mlp_post.L` | batch pos d_mlp | neurons: the input of the down projection |
-| `mlp_out.L` | batch pos d_model | what the MLP adds to the stream (after a post-norm where there is one) |
+| `router_logits.L` | batch pos expert | mixtures of experts: what the router chooses by (read only) |
+| `expert_weights.L` | batch pos chosen | weights of the chosen experts |
+| `expert_indices.L` | batch pos chosen | which experts were chosen (read only) |
+| `mlp_out.L` | batch pos d_model | what the MLP adds to the stream: after post-norm and multiplier, if any |
 | `resid_post.L` | batch pos d_model | output of block L, before the final norm also for the last block |
+| `final_scale`, `final_normalized` | batch pos 1, batch pos d_model | as `ln1_scale`, `ln1_normalized`, of the final norm |
 | `final_norm` | batch pos d_model | output of the final norm, what the unembedding reads |
 | `logits` | batch pos vocab | after soft cap and scales |
 """
@@ -49,15 +58,41 @@ PER_LAYER = [
     "resid_post",
 ]
 GLOBAL = ("embed", "final_norm", "logits")
+# the same tensors in another form, or large: captured when named, not by "everything"
+ON_REQUEST = [
+    "ln1_scale",
+    "ln1_normalized",
+    "result",
+    "attn_raw",
+    "ln2_scale",
+    "ln2_normalized",
+    "router_logits",
+    "expert_weights",
+    "expert_indices",
+    "mlp_raw",
+]
+GLOBAL_ON_REQUEST = ("pos_embed", "final_scale", "final_normalized")
+NORMS = {  # site -> which norm it belongs to
+    f"{norm}_{form}": norm for norm in ("ln1", "ln2", "final") for form in ("scale", "normalized")
+}
+READ_ONLY = {  # site -> what to write instead
+    "router_logits": "the router has chosen by then; write expert_weights",
+    "expert_indices": "write expert_weights",
+}
 ATTENTION = ("rot_q", "rot_k", "scores", "pattern")  # live inside the attention function
 
 # how TransformerLens (3.x names, and the 4.x module.hook_in/out style) calls them
 _ALIASES = {
     "hook_embed": "embed",
+    "hook_pos_embed": "pos_embed",
+    "pos_embed.hook_out": "pos_embed",
     "embed.hook_out": "embed",
     "unembed.hook_in": "final_norm",
     "unembed.hook_out": "logits",
     "hook_logits": "logits",
+    "ln_final.hook_scale": "final_scale",
+    "ln_final.hook_normalized": "final_normalized",
+    "ln_final.hook_out": "final_norm",
     "hook_in": "resid_pre",
     "hook_out": "resid_post",
     "hook_resid_pre": "resid_pre",
@@ -77,6 +112,16 @@ _ALIASES = {
     "attn.k.hook_out": "k",
     "attn.v.hook_out": "v",
     "attn.o.hook_in": "z",
+    "attn.hook_result": "result",
+    "attn.hook_out": "attn_raw",
+    "mlp.hook_out": "mlp_raw",
+    "ln1.hook_scale": "ln1_scale",
+    "ln1.hook_normalized": "ln1_normalized",
+    "ln2.hook_scale": "ln2_scale",
+    "ln2.hook_normalized": "ln2_normalized",
+    "mlp.hook_gate": "router_logits",
+    "mlp.hook_expert_weights": "expert_weights",
+    "mlp.hook_expert_indices": "expert_indices",
     "mlp.hook_pre": "mlp_pre",
     "mlp.hook_pre_linear": "mlp_pre_linear",
     "mlp.hook_post": "mlp_post",
@@ -121,8 +166,9 @@ class Site:
         if isinstance(value, Site):
             return value
         if isinstance(value, tuple) and len(value) in (2, 3) and isinstance(value[0], str):
-            # TransformerLens adds the kind of module, ("q", 5, "attn"), which these names do not need
-            return _site(value[0], int(value[1]), value)
+            # TransformerLens adds the kind of module, ("q", 5, "attn"), which only norms need
+            name = f"{value[2]}_{value[0]}" if value[0] in ("scale", "normalized") and len(value) == 3 else value[0]
+            return _site(name, int(value[1]), value)
         if isinstance(value, str):
             text = value.strip()
             if block := re.fullmatch(r"blocks\.(\d+)\.(.+)", text):
@@ -138,15 +184,16 @@ SiteLike = Site | str | tuple[str, int] | tuple[str, int, str]
 
 def _site(name: str, layer: int | None, given: object) -> Site:
     name = _ALIASES.get(name, name)
-    if name in GLOBAL and layer is None:
+    once, layered = [*GLOBAL, *GLOBAL_ON_REQUEST], [*PER_LAYER, *ON_REQUEST]
+    if name in once and layer is None:
         return Site(name)
-    if name in PER_LAYER and layer is not None:
+    if name in layered and layer is not None:
         return Site(name, layer)
-    if name in PER_LAYER:
+    if name in layered:
         raise UnknownName(f"site {given!r} needs a layer, such as '{name}.0'")
-    if name in GLOBAL:
+    if name in once:
         raise UnknownName(f"site {given!r}: '{name}' exists once, write it without a layer")
-    near = did_you_mean(name, [*PER_LAYER, *GLOBAL]) or f"; known: {', '.join([*GLOBAL, *PER_LAYER])}"
+    near = did_you_mean(name, [*layered, *once]) or f"; known: {', '.join([*once, *layered])}"
     raise UnknownName(f"unknown site {given!r}{near}")
 
 

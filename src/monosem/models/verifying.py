@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ..errors import UnknownName
 from .model import Model
 from .running import inputs
 from .session import Moment
@@ -68,9 +69,10 @@ class _Checks:
     def __init__(self, model: Model, tokens: TokenBatch):
         self.model, self.tokens = model, tokens
         self.rows: list[dict[str, object]] = []
-        self.sites = [s for s in map(Site, PER_LAYER) if _offered(model, Site(s.name, 0))]
-        self.capture = [Site(s.name, layer) for layer in range(model.cfg.n_layers) for s in self.sites]
-        self.run = model.run(tokens, capture=[*self.capture, "embed", "final_norm"])
+        layers = range(model.cfg.n_layers)
+        self.capture = [Site(name, layer) for layer in layers for name in PER_LAYER if _offered(model, name, layer)]
+        ends = ["embed", "final_norm"] + ([] if model.family.positions is None else ["pos_embed"])
+        self.run = model.run(tokens, capture=[*self.capture, *ends])
         # the same without scores and patterns: no layer leaves the model's own attention
         self.plain = model.run(tokens, capture=[Site("resid_post", layer) for layer in range(model.cfg.n_layers)])
         with torch.no_grad():
@@ -86,10 +88,10 @@ class _Checks:
         return torch.stack([self.run[site, layer] for layer in range(self.model.cfg.n_layers)])
 
 
-def _offered(model: Model, site: Site) -> bool:
+def _offered(model: Model, name: str, layer: int) -> bool:
     try:
-        model.site(site)
-    except KeyError:
+        model.site((name, layer))
+    except UnknownName:
         return False
     return True
 
@@ -114,34 +116,36 @@ def _streams(c: _Checks) -> None:
 
 def _embedded(c: _Checks) -> Tensor:
     embed = c.run["embed"]
-    positions = getattr(c.model.hf.base_model, "wpe", None)
-    return embed if positions is None else embed + positions(c.tokens.positions)
+    return embed if c.model.family.positions is None else embed + c.run["pos_embed"]
 
 
 def _heads(c: _Checks) -> None:
     model, found, expected, mixed = c.model, [], [], []
+    clip = getattr(model.hf.config, model.family.clip) if model.family.clip else None
     for layer in range(model.cfg.n_layers):
-        z = c.run["z", layer]
-        result = torch.einsum("bthd,hdm->btm", z, model.W_O[layer]) + model.b_O[layer]
-        norm = model.family.attn_norm
-        found.append(result if norm is None else model.blocks[layer].get_submodule(norm)(result))
+        result = torch.einsum("bthd,hdm->btm", c.run["z", layer], model.W_O[layer]) + model.b_O[layer]
+        norm = model.branch_norm(layer, "attn")
+        found.append((result if norm is None else norm(result)) * model.residual_multiplier)
         expected.append(c.run["attn_out", layer])
         values = c.run["v", layer].repeat_interleave(model.cfg.n_heads // model.cfg.n_kv_heads, dim=2)
-        if c.sites and Site("pattern", layer) in c.run:
+        if Site("pattern", layer) in c.run:
+            values = values if clip is None else values.clamp(-clip, clip)
             mixed.append(torch.einsum("bhqk,bkhd->bqhd", c.run["pattern", layer], values))
     c.add("z", "sum over heads of z W_O + b_O = attn_out", torch.stack(found), torch.stack(expected))
     if mixed:
         c.add("pattern", "pattern · v = z", torch.stack(mixed), c.layers("z"))
-        scores = c.layers("scores").float().softmax(-1)
-        c.add("scores", "softmax = pattern", scores, c.layers("pattern"))
+        pattern = c.layers("pattern").float()  # with a sink (GPT-OSS) its rows sum to less than one
+        c.add("scores", "softmax = pattern", c.layers("scores").float().softmax(-1), pattern / pattern.sum(-1, True))
 
 
 def _write_back(c: _Checks) -> None:
-    for site in c.sites:
-        at = [Site(site.name, layer) for layer in range(c.model.cfg.n_layers)]
-        logits = c.model.run(c.tokens, edits=[_Patch(s, torch.clone) for s in at]).logits
-        unchanged = c.run.logits if site.name in ATTENTION else c.native
-        c.add(site.name, "own value written back = no change", logits, unchanged)  # type: ignore[arg-type]
+    for name in PER_LAYER:
+        at = [site for site in c.capture if site.name == name]
+        if not at:
+            continue
+        logits = c.model.run(c.tokens, edits=[_Patch(site, torch.clone) for site in at]).logits
+        unchanged = c.run.logits if name in ATTENTION else c.native
+        c.add(name, "own value written back = no change", logits, unchanged)  # type: ignore[arg-type]
 
 
 def _transplant(c: _Checks) -> None:
