@@ -47,10 +47,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=3_000_000, help="tokens of text to draw from")
     parser.add_argument("--rank", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=380)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch-tokens", type=int, default=1024)
-    parser.add_argument("--cells", type=int, default=256)
-    parser.add_argument("--init-tokens", type=int, default=65_536)
+    parser.add_argument("--cells", type=int, default=512)
+    parser.add_argument("--vocab-sample", type=int, default=4096)
+    parser.add_argument("--init-tokens", type=int, default=32_768)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--evaluation-cells", type=int, default=1024)
@@ -65,6 +66,7 @@ def config_of(args: argparse.Namespace) -> TuneConfig:
         steps=args.steps,
         batch_tokens=args.batch_tokens,
         cells=args.cells,
+        vocab_sample=args.vocab_sample,
         context=CONTEXT,
         optimizer="adam",
         lr=args.lr,

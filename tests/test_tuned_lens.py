@@ -18,6 +18,7 @@ from monosem.dictionaries.training import Interrupted
 from monosem.errors import BadFile, BadInput, Mismatch, UnknownName
 from monosem.lenses import TuneConfig, TunedLens, evaluate_tuned, load_tuned, train_tuned, tuning
 from monosem.lenses.regression import Moments
+from monosem.lenses.vocabulary import Vocabulary
 from monosem.models import Model
 
 TEXTS = ["the cat sat on the mat", "a big dog ran"]
@@ -171,6 +172,34 @@ def test_the_loss_and_its_gradient_are_the_plain_kl(tiny_model: TinyModel, monke
         assert records[0]["layers"][layer] == pytest.approx(loss.item(), abs=2e-5)
 
 
+@pytest.mark.parametrize("family", ["gemma2", "gpt2"])
+def test_a_sampled_vocabulary_stands_for_the_whole(family: str, tiny_model: TinyModel) -> None:
+    model = tiny_model(family)
+    run = model.run(windows(3), capture=["final_norm", "resid_pre.1"])
+    final, h = run["final_norm"].flatten(0, 1), run["resid_pre.1"].flatten(0, 1)
+    whole = model.unembed(h)
+    drawn = [Vocabulary.sampled(model, final, 30, seed) for seed in range(400)]
+    likeliest = run.logits.softmax(-1).flatten(0, 1).mean(0).topk(15).indices
+    for vocabulary in drawn[:3]:
+        assert vocabulary.ids is not None
+        assert len(set(vocabulary.ids.tolist())) == len(vocabulary) == 30
+        assert set(vocabulary.ids[:15].tolist()) == set(likeliest.tolist())
+        plain = vocabulary.logits(h) - vocabulary.log_weight
+        torch.testing.assert_close(plain, whole[:, vocabulary.ids], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            vocabulary.logits(final, norm=False) - vocabulary.log_weight,
+            run.logits.flatten(0, 1)[:, vocabulary.ids],
+            atol=1e-5,
+            rtol=1e-5,
+        )
+    sums = torch.stack([vocabulary.logits(h).exp().sum(-1) for vocabulary in drawn])
+    error = sums.std(0) / 20
+    assert bool(((sums.mean(0) - whole.exp().sum(-1)).abs() < 5 * error).all())
+    assert Vocabulary.sampled(model, final, 100, 0).ids is None
+    with pytest.raises(BadInput, match="loss='kl' only"):
+        train_tuned(model, windows(), TuneConfig.model_validate(SMALL | {"vocab_sample": 9, "loss": "ce"}), quiet=True)
+
+
 def test_next_token_loss_skips_the_last_of_a_window(tiny_model: TinyModel) -> None:
     model, text = tiny_model("llama"), windows(4)
     records: list[dict[str, Any]] = []
@@ -189,8 +218,9 @@ def test_next_token_loss_skips_the_last_of_a_window(tiny_model: TinyModel) -> No
         {"optimizer": "adam", "lr": 0.02, "rank": 8},
         {"optimizer": "adam", "rank": 8, "init": "regression", "init_tokens": 800},
         {"lr": 0.3, "rank": 0, "cells": 40},
+        {"optimizer": "adam", "lr": 0.02, "rank": 8, "vocab_sample": 40},
     ],
-    ids=["sgd", "adam", "regression", "bias"],
+    ids=["sgd", "adam", "regression", "bias", "sampled"],
 )
 def test_training_beats_the_logit_lens_on_held_out_text(settings: dict[str, Any], tiny_model: TinyModel) -> None:
     model = tiny_model("gpt2")
