@@ -1,4 +1,4 @@
-"""Where a site is read and written in the native modules: a module, its input or output, and a layout of that tensor."""
+"""Where a site is read and written in the native modules: a module, its input or output, a layout of that tensor."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..errors import UnknownName
 from .layouts import Layout, layout_of
-from .sites import Site
+from .sites import ROUTER, Site
 
 if TYPE_CHECKING:
     from .model import Model
@@ -59,7 +59,6 @@ _PLACES: dict[str, tuple[str, Literal["in", "out"], str]] = {
     "final_norm": ("{final_norm}", "out", "whole"),
     "logits": ("", "out", "whole"),
 }
-_ROUTER = ("router_logits", "expert_weights", "expert_indices")  # the order in which routers return them
 _NEURONS = ("mlp_pre", "mlp_pre_linear", "mlp_post")
 
 
@@ -79,8 +78,8 @@ def point(model: "Model", site: Site) -> Point:
     names["mlp_read"] = family.ln2 or family.mlp
     names["mlp_write"] = family.mlp_norm or family.mlp
     module = model.hf.get_submodule(template.format(**names))
-    item = _ROUTER.index(site.name) if site.name in _ROUTER else 0
-    return Point(module, when, layout_of(model, view), item, flat=site.name in _ROUTER)
+    item = ROUTER.index(site.name) if site.name in ROUTER else 0
+    return Point(module, when, layout_of(model, view), item, flat=site.name in ROUTER)
 
 
 def _missing(model: "Model", site: Site) -> str | None:
@@ -90,7 +89,7 @@ def _missing(model: "Model", site: Site) -> str | None:
         return f"in {model.name} attention and MLP both read resid_pre (parallel blocks), so there is no resid_mid"
     if site.name == "pos_embed" and family.positions is None:
         return f"{model.name} has no learned positions (it rotates queries and keys)"
-    if site.name in _ROUTER and not _has(model, site.layer, family.router):
+    if site.name in ROUTER and not _has(model, site.layer, family.router):
         return f"layer {site.layer} of {model.name} has no router: it is not a mixture of experts"
     if site.name in _NEURONS and _has(model, site.layer, family.router):
         return (

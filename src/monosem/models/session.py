@@ -15,7 +15,7 @@ from ..errors import BadInput, EditDidNotFire, UnknownName
 from .attention import visiting
 from .norms import Norm
 from .points import Point, first_input, point, rewrap, unwrap, with_first_input
-from .sites import ATTENTION, NORMS, READ_ONLY, Site
+from .sites import ATTENTION, IN_BLOCK, NORMS, ONCE, READ_ONLY, Site
 
 if TYPE_CHECKING:
     from .model import Model
@@ -264,20 +264,12 @@ class Session:
         self._add(read, lambda _: self.remembered[site])
 
 
-# order of computation in a block, so that actions at one module run in the model's own order
-_IN_BLOCK = """
-resid_pre ln1_scale ln1_normalized q k v rot_q rot_k scores pattern z result attn_raw attn_out resid_mid ln2_scale
-ln2_normalized router_logits expert_weights expert_indices mlp_pre mlp_pre_linear mlp_post mlp_raw mlp_out resid_post
-""".split()
-_ENDS = {
-    name: place
-    for place, name in [(-2, "embed"), (-1, "pos_embed")]
-    + list(enumerate(("final_scale", "final_normalized", "final_norm", "logits"), 10**6))
-}
-
-
 def _order(site: Site) -> tuple[int, int]:
-    return (_ENDS[site.name], 0) if site.layer is None else (site.layer, _IN_BLOCK.index(site.name))
+    """Order of computation, so that actions at one module run in the model's own order."""
+    if site.layer is not None:
+        return site.layer, IN_BLOCK.index(site.name)
+    place = ONCE.index(site.name)
+    return (-1 if site.name in ("embed", "pos_embed") else 10**6), place
 
 
 def _hook(module: nn.Module, when: str, item: int, actions: list[Action]) -> torch.utils.hooks.RemovableHandle:

@@ -28,7 +28,7 @@ A site is data. `Site("resid_post", 15)` prints as `resid_post.15`; TransformerL
 | `expert_indices.L` | batch pos chosen | which experts were chosen (read only) |
 | `mlp_out.L` | batch pos d_model | what the MLP adds to the stream: after post-norm and multiplier, if any |
 | `resid_post.L` | batch pos d_model | output of block L, before the final norm also for the last block |
-| `final_scale`, `final_normalized` | batch pos 1, batch pos d_model | as `ln1_scale`, `ln1_normalized`, of the final norm |
+| `final_scale`, `final_normalized` | batch pos 1, batch pos d_model | the same of the final norm |
 | `final_norm` | batch pos d_model | output of the final norm, what the unembedding reads |
 | `logits` | batch pos vocab | after soft cap and scales |
 """
@@ -39,8 +39,10 @@ from dataclasses import dataclass
 
 from ..errors import UnknownName, did_you_mean
 
-PER_LAYER = [
+IN_BLOCK = [  # in the order of computation
     "resid_pre",
+    "ln1_scale",
+    "ln1_normalized",
     "q",
     "k",
     "v",
@@ -49,37 +51,38 @@ PER_LAYER = [
     "scores",
     "pattern",
     "z",
-    "attn_out",
-    "resid_mid",
-    "mlp_pre",
-    "mlp_pre_linear",
-    "mlp_post",
-    "mlp_out",
-    "resid_post",
-]
-GLOBAL = ("embed", "final_norm", "logits")
-# the same tensors in another form, or large: captured when named, not by "everything"
-ON_REQUEST = [
-    "ln1_scale",
-    "ln1_normalized",
     "result",
     "attn_raw",
+    "attn_out",
+    "resid_mid",
     "ln2_scale",
     "ln2_normalized",
     "router_logits",
     "expert_weights",
     "expert_indices",
+    "mlp_pre",
+    "mlp_pre_linear",
+    "mlp_post",
     "mlp_raw",
+    "mlp_out",
+    "resid_post",
 ]
-GLOBAL_ON_REQUEST = ("pos_embed", "final_scale", "final_normalized")
+ONCE = ["embed", "pos_embed", "final_scale", "final_normalized", "final_norm", "logits"]
+ATTENTION = ("rot_q", "rot_k", "scores", "pattern")  # live inside the attention function
 NORMS = {  # site -> which norm it belongs to
     f"{norm}_{form}": norm for norm in ("ln1", "ln2", "final") for form in ("scale", "normalized")
 }
+ROUTER = ("router_logits", "expert_weights", "expert_indices")  # the order in which routers return them
+# the same tensors in another form, or large: captured when named, not by "everything"
+_BESIDE = {"pos_embed", "result", "attn_raw", "mlp_raw", *NORMS, *ROUTER}
+PER_LAYER = [name for name in IN_BLOCK if name not in _BESIDE]
+GLOBAL = tuple(name for name in ONCE if name not in _BESIDE)
+ON_REQUEST = [name for name in IN_BLOCK if name in _BESIDE]
+GLOBAL_ON_REQUEST = tuple(name for name in ONCE if name in _BESIDE)
 READ_ONLY = {  # site -> what to write instead
     "router_logits": "the router has chosen by then; write expert_weights",
     "expert_indices": "write expert_weights",
 }
-ATTENTION = ("rot_q", "rot_k", "scores", "pattern")  # live inside the attention function
 
 # how TransformerLens (3.x names, and the 4.x module.hook_in/out style) calls them
 _ALIASES = {
@@ -165,10 +168,12 @@ class Site:
         """
         if isinstance(value, Site):
             return value
-        if isinstance(value, tuple) and len(value) in (2, 3) and isinstance(value[0], str):
+        if isinstance(value, tuple) and len(value) in (1, 2, 3) and isinstance(value[0], str):
             # TransformerLens adds the kind of module, ("q", 5, "attn"), which only norms need
-            name = f"{value[2]}_{value[0]}" if value[0] in ("scale", "normalized") and len(value) == 3 else value[0]
-            return _site(name, int(value[1]), value)
+            name, layer, kind = (*value, None, None)[:3]
+            if name in ("scale", "normalized"):
+                name = f"{'final' if layer is None else kind}_{name}"
+            return _site(name, None if layer is None else int(layer), value)
         if isinstance(value, str):
             text = value.strip()
             if block := re.fullmatch(r"blocks\.(\d+)\.(.+)", text):
@@ -184,16 +189,15 @@ SiteLike = Site | str | tuple[str, int] | tuple[str, int, str]
 
 def _site(name: str, layer: int | None, given: object) -> Site:
     name = _ALIASES.get(name, name)
-    once, layered = [*GLOBAL, *GLOBAL_ON_REQUEST], [*PER_LAYER, *ON_REQUEST]
-    if name in once and layer is None:
+    if name in ONCE and layer is None:
         return Site(name)
-    if name in layered and layer is not None:
+    if name in IN_BLOCK and layer is not None:
         return Site(name, layer)
-    if name in layered:
+    if name in IN_BLOCK:
         raise UnknownName(f"site {given!r} needs a layer, such as '{name}.0'")
-    if name in once:
+    if name in ONCE:
         raise UnknownName(f"site {given!r}: '{name}' exists once, write it without a layer")
-    near = did_you_mean(name, [*layered, *once]) or f"; known: {', '.join([*once, *layered])}"
+    near = did_you_mean(name, [*IN_BLOCK, *ONCE]) or f"; known: {', '.join([*ONCE, *IN_BLOCK])}"
     raise UnknownName(f"unknown site {given!r}{near}")
 
 
