@@ -202,3 +202,181 @@ def test_smollm2_knows_the_capital_of_france_at_the_end(smollm2: Model) -> None:
     )
     ranks = seen.values("rank", " Paris")[:, 0, -1]
     assert float(ranks[-1]) < 20 < float(ranks[0])
+
+
+# ---------------------------------------------------------------------- entropy, gap, trajectories, languages
+
+
+def test_entropies_of_any_order_against_their_definition(tiny_model: TinyModel) -> None:
+    model = tiny_model("gemma2")
+    orders = (0.0, 0.5, 1.0, 2.0, float("inf"))
+    found = lenses.entropy(model, TEXTS, orders=orders)
+    mask = model.tokens(TEXTS).mask
+    for layer in range(3):
+        q = cut(model, layer + 1)[mask].double().softmax(-1).numpy()
+        for order in orders:
+            if order == 1:
+                want = scipy.stats.entropy(q, axis=1)
+            elif order == float("inf"):
+                want = -np.log(q.max(1))
+            else:
+                want = np.log((q**order).sum(1)) / (1 - order)
+            np.testing.assert_allclose(found.entropies[order][layer][mask], want, atol=2e-5)
+    assert found.features().shape == (3, 2 * len(orders) * 3)
+    assert len(found.feature_names) == 2 * len(orders) * 3
+    place = found.feature_names.index("sd of H2 at resid_post.1")
+    cells = found.entropies[2.0][1, 2, : int(mask[2].sum())]
+    assert float(found.features()[2, place]) == pytest.approx(float(cells.std(unbiased=False)), abs=1e-5)
+    assert float(found.profile(2.0)[2, 1]) == pytest.approx(float(cells.mean()), abs=1e-5)
+    with pytest.raises(BadInput, match="order 3 were not computed"):
+        found.profile(3.0)
+    with pytest.raises(BadInput, match="at least 0"):
+        lenses.entropy(model, TEXTS, orders=[-1])
+
+
+def test_entropy_of_what_is_written_is_that_of_the_cells_it_came_from(tiny_model: TinyModel, tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    found = lenses.entropy(model, TEXTS, max_new_tokens=4)
+    written = model.generate(TEXTS, max_new_tokens=4)
+    lengths = model.tokens(TEXTS).lengths.tolist()
+    for row, (new, start) in enumerate(zip(written.new, lengths)):
+        columns = found.chosen[row].nonzero().flatten().tolist()
+        assert columns == list(range(start - 1, start - 1 + len(new)))
+        whole = [*model.tokens(TEXTS).rows()[row], *new]
+        log_q = model.run([whole]).logits[0].log_softmax(-1)
+        want = -(log_q.exp() * log_q).sum(-1)[columns]
+        torch.testing.assert_close(found.entropies[1.0][-1, row, columns], want, atol=1e-5, rtol=1e-4)
+        assert bool(found.entropies[1.0][:, row, : start - 1].isnan().all())
+    assert len(found.table) == 3 * sum(map(len, written.new))
+    assert found.save(tmp_path / "entropy.html").exists()
+    assert len(found.plot().data) == 3
+    assert np.asarray(found.plot_tokens(1).data[0].z).shape == (3, len(written.new[1]))
+    with pytest.raises(BadInput, match="positions, or max_new_tokens"):
+        lenses.entropy(model, TEXTS, max_new_tokens=2, positions="last")
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gpt2", "gpt_neox"])
+def test_the_gap_is_the_log_odds_of_two_sets(family: str, tiny_model: TinyModel) -> None:
+    model = tiny_model(family)
+    good, bad = [" good", " happy", 50], [" bad", " sad"]
+    found = lenses.gap(model, {"three": TEXTS, "one": TEXTS[:1]}, good, bad)
+    a, b = ([_id(model, t) if isinstance(t, str) else t for t in side] for side in (good, bad))
+    assert (found.a, found.b) == (a, b)
+    last = model.tokens(TEXTS).last
+    for layer in range(3):
+        q = cut(model, layer + 1)[range(3), last].double().softmax(-1)
+        want = (q[:, a].sum(-1) / q[:, b].sum(-1)).log()
+        torch.testing.assert_close(found.groups["three"][layer].double(), want, atol=2e-5, rtol=1e-4)
+        line = found.table[(found.table.group == "three") & (found.table.layer == layer)].iloc[0]
+        assert line.log_odds == pytest.approx(float(want.mean()), abs=2e-5)
+        assert line.se == pytest.approx(float(scipy.stats.sem(want.numpy())), abs=2e-5)
+        assert line.p_b == pytest.approx(float(q[:, b].sum(-1).mean()), abs=1e-5)
+    assert bool(found.table[found.table.group == "one"].se.isna().all())
+    assert len(found.plot().data) == 2
+    for sides, message in (
+        ((" good", [" bad", " good"]), "in both sets"),
+        (([], 3), "empty"),
+        ((" xylophone", 3), "one is"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            lenses.gap(model, TEXTS, *sides)
+
+
+def test_two_runs_side_by_side(tiny_model: TinyModel) -> None:
+    model = tiny_model("gemma2")
+    first, second = ["the cat sat on", "a big dog ran"], ["the dog sat on", "a big cat ran"]
+    found = lenses.trajectory(model, first, second)
+    blocks = [f"resid_post.{i}" for i in range(3)]
+    a, b = (model.run(side, capture=blocks) for side in (first, second))
+    for layer, site in enumerate(blocks):
+        p, q = (model.unembed(run[site]).double().softmax(-1).numpy() for run in (a, b))
+        for row in range(2):
+            for column in range(4):
+                cell = (layer, row, column)
+                x, y = a[site][row, column], b[site][row, column]
+                want = oracle(q[row, column], p[row, column]) | {
+                    "cosine": 1 - scipy.spatial.distance.cosine(x, y),
+                    "distance": float((x - y).norm() / x.norm()),
+                    "agree": float(p[row, column].argmax() == q[row, column].argmax()),
+                }
+                for name in ("kl", "js", "tv", "cosine", "distance", "agree"):
+                    assert float(found[name][cell]) == pytest.approx(want[name], abs=5e-5), (name, cell)
+                assert int(found.first_ids[cell]) == int(p[row, column].argmax())
+                assert int(found.second_ids[cell]) == int(q[row, column].argmax())
+    assert float(found["js"][:, 0, 0].abs().max()) < 1e-6  # the same first token
+    assert float(found["js"][-1, 0, 1]) > 1e-3
+    assert "cat / dog" in str(found.plot("kl").layout.xaxis.ticktext)
+    assert len(found.table) == 3 * 8
+
+    edit = edits.scale("resid_post.1", 0.3)
+    edited = lenses.trajectory(model, first, second_edits=edit)
+    assert float(edited["distance"][0].max()) == 0
+    torch.testing.assert_close(edited["distance"][1], torch.full((2, 4), 0.7))
+    other = lenses.trajectory(model, first, second_model=tiny_model("gemma2", seed=9))
+    assert float(other["js"].min()) > 0
+    for arguments, message in (({}, "both runs are the same"), ({"second": ["the cat", "a dog"]}, "do not align")):
+        with pytest.raises(BadInput, match=message):
+            lenses.trajectory(model, first, **arguments)  # type: ignore[arg-type]
+    with pytest.raises(UnknownName, match="did you mean 'cosine'"):
+        found["cosin"]
+
+
+def test_languages_are_sums_over_the_tokens_that_begin_their_words(tiny_model: TinyModel) -> None:
+    model = tiny_model("llama")
+    words = {"animals": ["cat", "dog"], "places": ["paris", "London", "sea"]}
+    found = lenses.languages(model, TEXTS, words)
+    assert _id(model, " cat") in found.tokens["animals"][0]
+    last = model.tokens(TEXTS).last
+    for layer in range(3):
+        q = cut(model, layer + 1)[range(3), last].softmax(-1)
+        masses = {name: q[:, found.tokens[name][0]].sum(-1) for name in words}
+        for name, mass in masses.items():
+            torch.testing.assert_close(found.probabilities[name][layer], mass, atol=1e-6, rtol=1e-4)
+            share = mass / sum(masses.values())
+            torch.testing.assert_close(found.shares[name][layer], share, atol=1e-5, rtol=1e-4)
+        want = torch.from_numpy(scipy.stats.entropy(q.numpy(), axis=1))
+        torch.testing.assert_close(found.entropies[layer], want, atol=1e-4, rtol=1e-4, check_dtype=False)
+    assert len(found.table) == 6
+    assert len(found.plot("share").data) == 2
+
+    answers = {"one": [["cat"], ["dog"], ["sun"]], "two": [["man"], ["house"], ["moon", "sun"]]}
+    with pytest.raises(BadInput, match="one has no token of its own of prompt 2"):
+        lenses.languages(model, TEXTS, answers)
+    answers["one"][2] = ["sun", "sea"]
+    by_row = lenses.languages(model, TEXTS, answers)
+    assert by_row.dropped == [" sun"]
+    q = cut(model, 3)[range(3), last].softmax(-1)
+    for row, word in enumerate((" cat", " dog", " sea")):
+        assert by_row.tokens["one"][row] == [_id(model, word)]
+        assert float(by_row.probabilities["one"][-1, row]) == pytest.approx(float(q[row, _id(model, word)]), rel=1e-3)
+    for wrong, message in (
+        ({"one": ["cat"]}, "at least two"),
+        ({"one": "cat", "two": ["dog"]}, "single string"),
+        ({"one": [["cat"]], "two": ["dog"]}, "1 lists of words for 3 prompts"),
+        ({"one": [""], "two": ["dog"]}, "no token begins"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            lenses.languages(model, TEXTS, wrong)
+
+
+@pytest.mark.smollm2
+def test_smollm2_first_tokens_of_words(smollm2: Model) -> None:
+    found = [smollm2.str_token(token) for token in lenses.first_tokens(smollm2, "flower")]
+    assert {" flower", "flower", " fl", " flow"} <= set(found)
+    assert "f" not in found
+    assert all("flower".startswith(token.strip()) for token in found)
+
+
+def test_analyses_look_through_any_lens(tiny_model: TinyModel) -> None:
+    model = tiny_model("gpt2")
+    lens = lenses.TunedLens.of(model)
+    for translator in lens.translators:
+        translator.bias.data.fill_(0.5)  # LayerNorm takes a constant away: nothing may change
+        translator.A.data.copy_(torch.eye(32))  # and a doubled state is the same state
+    plain, through = (lenses.entropy(model, TEXTS, lens=given).entropies[1.0] for given in (None, lens))
+    torch.testing.assert_close(plain, through, atol=1e-3, rtol=1e-3, equal_nan=True)
+    lens[1].bias.data[0] = 30.0
+    moved = lenses.entropy(model, TEXTS, lens=lens).entropies[1.0]
+    assert float((moved - plain)[0].abs().nan_to_num().max()) > 0.1
+    by_function = lenses.entropy(model, TEXTS, lens=lens.translate).entropies[1.0]
+    torch.testing.assert_close(by_function, moved, equal_nan=True)

@@ -86,7 +86,7 @@ class Trajectory:
         names = []
         for c in columns:
             a, b = (shown(word(int(batch.ids[row, c]))) for batch in (self.tokens, self.other))
-            names.append(a if a == b else f"{a} / {b}")
+            names.append(a if a == b else f"{a} /{b}")
         shown_grid = grid[:, row][:, columns]
         return heatmap(
             shown_grid, names, labels, text=text, hover=hover, x_title="input token", y_title=y_title,
