@@ -104,7 +104,7 @@ COMMANDS = dict(leaves(get_command(app), ""))
 
 
 def test_every_command_of_the_design_is_there() -> None:
-    alone = ["demo", "study", "verify", "train", "evaluate", "steer", "sweep"]
+    alone = ["demo", "study", "verify", "train", "evaluate", "steer", "sweep", "patch", "lens", "train-lens"]
     latents = [f"latents {name}" for name in ("top", "search", "show", "index")]
     listing = [f"list {name}" for name in ("models", "dictionaries", "concepts", "sites", "families")]
     assert {name.strip() for name in COMMANDS} == {*alone, *latents, *listing}

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import latents, lens, listing, steering, studying, training, verifying
+from . import latents, lens, listing, patching, steering, studying, training, verifying
 from .application import Application, help_without_command, register
 
 app = typer.Typer(
@@ -36,6 +36,7 @@ register(app, {"demo": studying.demo, "study": studying.study, "verify": verifyi
 register(
     app, {"train": training.train, "evaluate": training.evaluate, "steer": steering.steer, "sweep": steering.sweep}
 )
+register(app, {"patch": patching.patch})
 register(app, {"lens": lens.lens, "train-lens": lens.train_lens})
 app.add_typer(latents.app, name="latents")
 app.add_typer(listing.app, name="list")
