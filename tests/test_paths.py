@@ -1,6 +1,7 @@
 """Path patching against its definition followed literally: three kinds of runs with edits at sites, no shared code."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
 
@@ -15,6 +16,7 @@ from monosem.data import TokenPairs
 from monosem.errors import BadInput, UnknownName
 from monosem.models import Model, Site, TokenBatch
 from monosem.patching import paths
+from monosem.patching.prefixes import Prefix
 from monosem.patching.sweep import sweep
 from tiny import FAMILIES, tiny_hf, tiny_tokenizer
 
@@ -38,12 +40,12 @@ _CLOSE = {"rtol": 1e-4, "atol": 2e-5}
 METRICS = {f"logit {token}": lambda logits, pairs, clean, token=token: logits[:, token] for token in (3, 50, 97)}
 
 
-def _pairs(vocab: int = 100, lengths: Sequence[int] = LENGTHS, side: str = "right", seed: int = 0) -> TokenPairs:
+def _pairs(lengths: Sequence[int] = LENGTHS, side: str = "right", seed: int = 0, shared: int = 0) -> TokenPairs:
+    """Random pairs whose first `shared` tokens are the same on both sides."""
     draw = torch.Generator().manual_seed(seed)
-    clean, corrupted = (
-        TokenBatch.of([torch.randint(3, vocab, (n,), generator=draw).tolist() for n in lengths], 2, side)
-        for _ in range(2)
-    )
+    rows = [[torch.randint(3, 100, (n,), generator=draw).tolist() for n in lengths] for _ in range(2)]
+    rows[1] = [[*clean[:shared], *corrupted[shared:]] for clean, corrupted in zip(*rows)]
+    clean, corrupted = (TokenBatch.of(side_rows, 2, side) for side_rows in rows)
     return TokenPairs(clean, corrupted, torch.tensor([3] * len(lengths)), torch.tensor([50] * len(lengths)))
 
 
@@ -54,6 +56,7 @@ class Literal:
         layers = range(model.cfg.n_layers)
         everything = [Site(name, layer) for name in ("z", "mlp_out") for layer in layers] + [Site("embed")]
         self.model, self.tokens = model, base
+        self.mlps = [block.get_submodule(model.family.mlp) for block in model.blocks]
         self.base, self.source = (model.run(tokens, capture=everything) for tokens in (base, source))
         self.where = base.mask if where is None else where
 
@@ -79,29 +82,37 @@ class Literal:
                 changes.append(edits.patch(("mlp_out", layer), self.base["mlp_out", layer]))
         if "embed" in senders:
             changes.append(edits.patch("embed", self.sent(Site("embed"))))
-        names = ["q", "k", "v", "mlp_pre"] + ["mlp_pre_linear"] * bool(model.family.pre_linear)
-        read = [Site(name, layer) for name in names for layer in range(model.cfg.n_layers)]
-        return model.run(self.tokens, capture=read, edits=changes)
+        read = [Site(name, layer) for name in "qkv" for layer in range(model.cfg.n_layers)]
+        inputs: dict[int, Tensor] = {}
+
+        def reader(layer: int):
+            return lambda module, args: inputs.__setitem__(layer, args[0])
+
+        with ExitStack() as hooks:
+            for layer, mlp in enumerate(self.mlps):
+                hooks.callback(mlp.register_forward_pre_hook(reader(layer)).remove)
+            run = model.run(self.tokens, capture=read, edits=changes)
+        return run, inputs
 
     def received(self, recorded, receivers: Sequence[str]) -> Tensor:
         """Step 3: the base run with the receivers' inputs as recorded; logits after the last token."""
+        run, inputs = recorded
         if receivers == ["logits"]:
-            return recorded.logits[torch.arange(len(self.tokens)), self.tokens.last]
+            return run.logits[torch.arange(len(self.tokens)), self.tokens.last]
         changes = []
-        for name in receivers:
-            kind, layer, *head = name.split(".")
-            sites = [Site(kind, int(layer))]
-            if kind == "mlp_in":  # all that an MLP makes of its input before the activation function
-                gated = bool(self.model.family.pre_linear)
-                sites = [Site("mlp_pre", int(layer)), *([Site("mlp_pre_linear", int(layer))] if gated else [])]
-            changes += [_written(site, recorded[site], head) for site in sites]
-        return self.model.run(self.tokens, edits=changes, logits="last").logits
+        with ExitStack() as hooks:
+            for name in receivers:
+                kind, layer, *head = name.split(".")
+                if kind == "mlp_in":  # what the module is given: the normed stream
+                    value = inputs[int(layer)]
+                    hook = self.mlps[int(layer)].register_forward_pre_hook(lambda module, args, value=value: (value,))
+                    hooks.callback(hook.remove)
+                else:
+                    changes.append(_written(Site(kind, int(layer)), run[f"{kind}.{layer}"], head))
+            return self.model.run(self.tokens, edits=changes, logits="last").logits
 
 
 def _written(site: Site, value: Tensor, head: list[str]) -> edits.Edit:
-    if not head:
-        return edits.patch(site, value)
-
     def fn(x: Tensor) -> Tensor:
         x = x.clone()
         x[:, :, int(head[0])] = value[:, :, int(head[0])]
@@ -114,7 +125,8 @@ def _written(site: Site, value: Tensor, head: list[str]) -> edits.Edit:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_edge_equals_the_definition(tiny_model, family, freeze_mlps):
     model = tiny_model(family)
-    pairs = _pairs()
+    pairs = _pairs(lengths=(12, 8), shared=3)  # the windows of sliding attention are shorter than that
+    assert Prefix.of(model, pairs.clean, 3).column == 3  # so that runs do begin at the first change
     found = paths(model, pairs, SENDERS, RECEIVERS, METRICS, freeze_mlps=freeze_mlps)
     literal = Literal(model, pairs.clean, pairs.corrupted)
     recorded = {label: literal.recorded(names, freeze_mlps) for label, names in SENDERS.items()}
@@ -125,7 +137,7 @@ def test_every_edge_equals_the_definition(tiny_model, family, freeze_mlps):
         for name, metric in METRICS.items():
             torch.testing.assert_close(found.values[name][number].float(), metric(expected, pairs, None), **_CLOSE)
         moved += bool((found.effects()[number].abs() > 1e-3).any())
-    assert moved >= len(found.cells) - 2  # the comparison is not one of zeros
+    assert moved >= 0.75 * len(found.cells)  # the comparison is not one of zeros
 
 
 NAMES = {"embed": 1, "z": 12, "mlp_out": 3}
@@ -159,7 +171,7 @@ def test_any_sets_of_nodes_equal_the_definition(family, data):
     receivers = data.draw(st.lists(st.sampled_from(readers), min_size=1, max_size=6, unique=True))
     freeze, side = data.draw(st.booleans()), data.draw(st.sampled_from(["left", "right"]))
     position = data.draw(st.sampled_from([None, -1, 2]))
-    pairs = _pairs(side=side, seed=data.draw(st.integers(0, 9)))
+    pairs = _pairs(side=side, seed=data.draw(st.integers(0, 9)), shared=data.draw(st.integers(0, 5)))
     literal = Literal(model, pairs.clean, pairs.corrupted, _where(pairs, position))
     expected = literal.received(literal.recorded(senders, freeze), receivers)
     try:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..edits import Edit
-from ..models import Moment, Site, TokenBatch
+from ..models import Moment, Site
 from .branches import projections, wide
 from .nodes import Node, NodeSet
 from .senders import Stage, Streams
@@ -31,8 +31,7 @@ class Reading:
         if stage.layer is None:
             rows = torch.arange(stage.pre.shape[1], device=stage.pre.device)
             for node in mine:
-                last = streams.tokens.last.to(rows.device)
-                self.found[node] = streams.resid_pre[-1][rows, last] + stage.pre[:, rows, last]
+                self.found[node] = streams.resid_pre[-1][rows, streams.last] + stage.pre[:, rows, streams.last]
             return
         stream = (streams.resid_pre[stage.layer] + stage.pre).to(model.dtype).flatten(0, 1)
         heads = projections(model, stage.layer, {node.kind for node in mine if node.kind != "mlp_in"}, stream)
@@ -82,16 +81,11 @@ def _from(
     edits: Sequence[Edit] = (),
 ) -> Float[Tensor, "cells batch vocab"]:
     """Base runs from the input of a block on, with a change of the stream there."""
-    model, tokens = streams.model, streams.tokens
-    count, batch = change.shape[:2]
-    stream = (streams.resid_pre[layer] + change).to(model.dtype)
-    if layer == model.cfg.n_layers:
-        rows = torch.arange(batch, device=stream.device)
-        return model.unembed(stream[:, rows, tokens.last.to(stream.device)])
-    repeated = TokenBatch(tokens.ids.repeat(count, 1), tokens.mask.repeat(count, 1))
-    out = model.run(repeated, edits=edits, start=(Site("resid_pre", layer), stream.flatten(0, 1)), logits="last").logits
-    assert out is not None
-    return out.unflatten(0, (count, batch))
+    stream = (streams.resid_pre[layer] + change).to(streams.model.dtype)
+    if layer < streams.model.cfg.n_layers:
+        return streams.prefix.run(layer, stream, edits)
+    rows = torch.arange(stream.shape[1], device=stream.device)
+    return streams.model.unembed(stream[:, rows, streams.last])
 
 
 def _edits(streams: Streams, recorded: Recorded, passages: Sequence[Passage]) -> list[Edit]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..models import Model, Site, TokenBatch
 from .branches import head_write, mlp_write, wide
 from .nodes import Node, NodeSet
+from .prefixes import Prefix
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +33,9 @@ class Stage:
 class Streams:
     """The base run's stream, and how the senders' outputs differ from it in the source run.
 
+    Everything is kept from the first token on at which a sender can change anything (`prefix.column`): earlier tokens
+    are those of the base run, whatever is patched.
+
     Args:
         senders: every node that will send, whose differences are kept.
         where: the token positions at which senders are changed, `batch pos`.
@@ -46,6 +50,12 @@ class Streams:
         where: Bool[Tensor, "batch pos"],
     ):
         self.model, self.tokens = model, base
+        changed = where & ((base.ids != source.ids) & base.mask).cumsum(-1).bool()  # causal: equal up to there
+        columns = [*changed.any(0).nonzero()[:1, 0].tolist(), int(base.last.min())]
+        with torch.no_grad():
+            self.prefix = Prefix.of(model, base, min(columns))
+        column = self.prefix.column
+        self.last = base.last - column  # of each row's last token, in what is kept
         nodes = {node for one in senders for node in one.nodes}
         heads = sorted({node.layer for node in nodes if node.kind == "z"})  # type: ignore[type-var]
         mlps = sorted({node.layer for node in nodes if node.kind == "mlp_out"})  # type: ignore[type-var]
@@ -56,16 +66,17 @@ class Streams:
         run = model.run(base, capture=[*stream, *(site for site in sent if site.name == "z"), end], logits="last")
         other = model.run(source, capture=sent, logits="last")
         self.logits, self.source_logits = run.logits, other.logits
-        self.resid_pre = [run["resid_pre", layer] for layer in layers] + [run[end]]
-        self.attn_out = [run["attn_out", layer] for layer in layers]
-        self.mlp_out = [run["mlp_out", layer] for layer in layers]
-        self.z = {layer: run["z", layer] for layer in heads}
-        self.sent = {site: self._cut(other[site].to(wide(model)) - run[site], where) for site in sent}
-
-    @staticmethod
-    def _cut(difference: Tensor, where: Bool[Tensor, "batch pos"]) -> Tensor:
-        kept = where.to(difference.device).reshape(*where.shape, *[1] * (difference.ndim - 2))
-        return difference * kept
+        kept = {site: value[:, column:].clone() for site, value in run.activations.items()}
+        self.resid_pre = [kept[Site("resid_pre", layer)] for layer in layers] + [kept[end]]
+        self.attn_out = [kept[Site("attn_out", layer)] for layer in layers]
+        self.mlp_out = [kept[Site("mlp_out", layer)] for layer in layers]
+        self.z = {layer: kept[Site("z", layer)] for layer in heads}
+        here = changed[:, column:]
+        self.sent = {
+            site: (other[site][:, column:].to(wide(model)) - kept[site])
+            * here.reshape(*here.shape, *[1] * (kept[site].ndim - 2))
+            for site in sent
+        }
 
     def mlp_input(self, layer: int) -> Float[Tensor, "batch pos d_model"]:
         """What the base run's MLP reads, before its norm."""
