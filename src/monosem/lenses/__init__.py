@@ -1,5 +1,7 @@
 """Lenses: what a state inside the model says about tokens, layer by layer."""
 
+from .concept import HeadLens, head_lens
+from .copying import CopyingScores, copying_pairs, copying_scores
 from .entropy import EntropyProfile, entropy
 from .future import FutureLens, fit_future
 from .future_results import FutureReading, FutureScores
@@ -24,10 +26,12 @@ __all__ = [
     "MEASURES",
     "TOKEN_IDENTITY",
     "Affine",
+    "CopyingScores",
     "EntropyProfile",
     "FutureLens",
     "FutureReading",
     "FutureScores",
+    "HeadLens",
     "JacobianLens",
     "LanguageProfile",
     "LensResult",
@@ -40,6 +44,8 @@ __all__ = [
     "TunedEvaluation",
     "TunedLens",
     "affine_between",
+    "copying_pairs",
+    "copying_scores",
     "entropy",
     "evaluate_tuned",
     "first_tokens",
@@ -47,6 +53,7 @@ __all__ = [
     "fit_jacobian",
     "fit_soft_prompt",
     "gap",
+    "head_lens",
     "languages",
     "load_tuned",
     "logit",
