@@ -3,6 +3,7 @@
 from .families import FAMILIES, Family
 from .generating import Generation
 from .holdings import free, memory
+from .inferring import InferredFamily
 from .loading import load_model
 from .model import Model, Shape
 from .norms import Norm
@@ -20,6 +21,7 @@ __all__ = [
     "Family",
     "Generation",
     "HookPoint",
+    "InferredFamily",
     "Model",
     "Moment",
     "Norm",

@@ -5,10 +5,12 @@ attention's post-norm in Gemma 2), so every row is checked by the identities in 
 no row is looked into by `inferring.py`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from ..errors import UnknownName
+import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -183,16 +185,14 @@ FAMILIES: tuple[Family, ...] = (
 _BY_TYPE = {model_type: family for family in FAMILIES for model_type in family.model_types}
 
 
-def family_of(config: Any) -> Family:
-    """The table row for a Hugging Face config.
+# what may follow the unembedding
+LOGIT_STEPS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "soft_cap": lambda logits, cap: cap * torch.tanh(logits / cap),
+    "divide": lambda logits, by: logits / by,
+    "multiply": lambda logits, by: logits * by,
+}
 
-    Raises:
-        UnknownName: the architecture has no row yet.
-    """
-    if config.model_type not in _BY_TYPE:
-        known = ", ".join(sorted(_BY_TYPE))
-        raise UnknownName(
-            f"no family row for model type {config.model_type!r} (known: {known}); "
-            "add a row to monosem/models/families.py and check it with `monosem verify`"
-        )
-    return _BY_TYPE[config.model_type]
+
+def family_of(config: Any) -> Family | None:
+    """The table row for a Hugging Face config; None for an architecture without one."""
+    return _BY_TYPE.get(config.model_type)

@@ -1,6 +1,6 @@
 """A Hugging Face causal language model that can be read and written at sites."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..errors import BadInput, UnknownName
 from . import generating, running, tokenizing, transformerlens
 from .derived import final_norm
-from .families import Family, family_of
+from .families import LOGIT_STEPS, Family, family_of
+from .inferring import infer
 from .projections import Weights
 from .session import EditLike, check_site
 from .sites import Site, SiteLike
@@ -71,15 +72,25 @@ class Shape:
 class Model(Weights):
     """Wraps (never subclasses, never rewrites) a Hugging Face model; `model.hf` is the model itself.
 
+    Args:
+        family: where the sites are in the native modules. Default: the row of `families.py` for the model's type; for
+            a type without a row, one inferred from the modules and verified, with an `InferredFamily` warning.
+
     Raises:
-        UnknownName: the architecture has no row in `families.py`.
+        UnknownName: the architecture has no row and none could be inferred; the message says what failed.
     """
 
-    def __init__(self, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, name: str = "model"):
+    def __init__(
+        self,
+        hf: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        name: str = "model",
+        family: Family | None = None,
+    ):
         self.hf = hf.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
-        self.family: Family = family_of(hf.config)
+        self.family: Family = family or family_of(hf.config) or infer(hf)
         self.parallel = self.family.is_parallel(hf.config)
         self.blocks: nn.ModuleList = hf.get_submodule(self.family.layers)  # type: ignore[assignment]
         self.ambient_edits: list[EditLike] = []
@@ -249,7 +260,7 @@ class Model(Weights):
         """What the model does to the unembedding's output: soft cap (Gemma 2), division (Granite), scale (Cohere)."""
         for step, attribute in self.family.logit_steps:
             if constant := getattr(self.hf.config, attribute):
-                raw = _LOGIT_STEPS[step](raw, constant)
+                raw = LOGIT_STEPS[step](raw, constant)
         return raw
 
     def norm_module(self, layer: int, which: Literal["ln1", "ln2"]) -> nn.Module | None:
@@ -271,13 +282,6 @@ class Model(Weights):
     def final_gain(self) -> Float[Tensor, "d_model"]:
         """What the final norm multiplies by (Gemma stores it minus one)."""
         return final_norm(self).gain.to(self.dtype)
-
-
-_LOGIT_STEPS: dict[str, Callable[[Tensor, float], Tensor]] = {
-    "soft_cap": lambda logits, cap: cap * torch.tanh(logits / cap),
-    "divide": lambda logits, by: logits / by,
-    "multiply": lambda logits, by: logits * by,
-}
 
 
 def _constant(hf: PreTrainedModel, attribute: str | None) -> float:

@@ -50,17 +50,19 @@ class _Patch:
         return self.fn(x), True
 
 
-def verify(model: Model, length: int = 12, seed: int = 0) -> Verification:
+def verify(model: Model, length: int = 12, seed: int = 0, quick: bool = False) -> Verification:
     """Check the identities on two random token sequences of different length.
 
     logits with hooks equal native ones; resid_pre + attn_out + mlp_out = resid_post; resid_mid; the read-out of the
     last resid_post; per-head sums through the output projection; pattern times values; writing a site's own value back
     changes nothing; another prompt's resid_post gives that prompt's logits; padding and the KV cache change nothing.
+    `quick` writes all sites back in one pass and leaves padding and the cache out.
     """
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, model.cfg.d_vocab, (2, length), generator=generator)
     checks = _Checks(model, model.tokens(ids).to(model.device))
-    for check in (_native, _streams, _heads, _write_back, _transplant, _padding, _cache):
+    some = (_native, _streams, _heads, _write_back_together, _transplant)
+    for check in some if quick else (_native, _streams, _heads, _write_back, _transplant, _padding, _cache):
         check(checks)
     return Verification(model.name, str(model.dtype).removeprefix("torch."), checks.rows)
 
@@ -120,6 +122,7 @@ def _embedded(c: _Checks) -> Tensor:
 
 
 def _heads(c: _Checks) -> None:
+    _projections(c)
     model, found, expected, mixed = c.model, [], [], []
     clip = getattr(model.hf.config, model.family.clip) if model.family.clip else None
     for layer in range(model.cfg.n_layers):
@@ -138,6 +141,19 @@ def _heads(c: _Checks) -> None:
         c.add("scores", "softmax = pattern", c.layers("scores").float().softmax(-1), pattern / pattern.sum(-1, True))
 
 
+def _projections(c: _Checks) -> None:
+    model = c.model
+    views = {"q": (model.W_Q, model.b_Q), "k": (model.W_K.kv_heads, model.b_K.kv_heads)}
+    views["v"] = (model.W_V.kv_heads, model.b_V.kv_heads)
+    for name, (weight, bias) in views.items():
+        made = []
+        for layer in range(model.cfg.n_layers):
+            norm, x = model.norm_module(layer, "ln1"), c.run["resid_pre", layer]
+            x = x if norm is None else norm(x)
+            made.append(torch.einsum("btm,hmd->bthd", x, weight[layer]) + bias[layer])
+        c.add(name, f"ln1(resid_pre) W_{name.upper()} + b_{name.upper()}", torch.stack(made), c.layers(name))
+
+
 def _write_back(c: _Checks) -> None:
     for name in PER_LAYER:
         at = [site for site in c.capture if site.name == name]
@@ -146,6 +162,11 @@ def _write_back(c: _Checks) -> None:
         logits = c.model.run(c.tokens, edits=[_Patch(site, torch.clone) for site in at]).logits
         unchanged = c.run.logits if name in ATTENTION else c.native
         c.add(name, "own value written back = no change", logits, unchanged)  # type: ignore[arg-type]
+
+
+def _write_back_together(c: _Checks) -> None:
+    logits = c.model.run(c.tokens, edits=[_Patch(site, torch.clone) for site in c.capture]).logits
+    c.add("all sites", "own values written back = no change", logits, c.run.logits)  # type: ignore[arg-type]
 
 
 def _transplant(c: _Checks) -> None:
