@@ -136,7 +136,7 @@ def entropy(
     max_new_tokens: int = 0,
     lens: LensLike = None,
     edits: EditLike | Iterable[EditLike] = (),
-    quiet: bool = True,
+    quiet: bool = False,
 ) -> EntropyProfile:
     """Entropies of every layer's prediction, of the tokens given, or of those that the model goes on to write.
 

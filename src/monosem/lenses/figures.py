@@ -61,7 +61,7 @@ def lens_figure(
         for i, layer in enumerate(picked)
     ]
     labels, y_title = axis([result.sites[i] for i in picked])
-    of = f" of {shown(target or 'next')!r}" if target or value in ("rank", "log_probability") else ""
+    of = _subject(value, target)
     unit = UNITS.get(value, "")
     colours, bar = (grid.log10(), f"log10 {value}{of}") if value == "rank" else (grid, f"{value}{of}")
     return heatmap(
@@ -76,6 +76,12 @@ def lens_figure(
         diverging=False,
         limits=limits(value, colours),
     )
+
+
+def _subject(value: str, target: str | None) -> str:
+    if target is None and value == "probability":
+        return " of the likeliest token"
+    return f" of {shown(target or 'next')!r}" if target or value in ("rank", "log_probability") else ""
 
 
 def limits(value: str, grid: Tensor) -> tuple[float, float]:

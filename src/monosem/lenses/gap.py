@@ -95,7 +95,7 @@ def gap(
     positions: Positions = "last",
     lens: LensLike = None,
     edits: EditLike | Iterable[EditLike] = (),
-    quiet: bool = True,
+    quiet: bool = False,
 ) -> TokenGap:
     """log P(a) - log P(b) at every layer, for a group of prompts or several.
 

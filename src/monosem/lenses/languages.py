@@ -102,7 +102,7 @@ def languages(
     positions: Positions = "last",
     lens: LensLike = None,
     edits: EditLike | Iterable[EditLike] = (),
-    quiet: bool = True,
+    quiet: bool = False,
 ) -> LanguageProfile:
     """The probability that each layer gives to the words of each language.
 

@@ -27,7 +27,7 @@ def logit(
     targets: Targets = None,
     measures: Iterable[str] = tuple(MEASURES),
     edits: EditLike | Iterable[EditLike] = (),
-    quiet: bool = True,
+    quiet: bool = False,
 ) -> LensResult:
     """What each layer would predict if the model ended there: final norm, unembedding, soft caps and scales applied.
 
@@ -74,7 +74,7 @@ def look(
     targets: Targets = None,
     measures: Iterable[str] = tuple(MEASURES),
     edits: EditLike | Iterable[EditLike] = (),
-    quiet: bool = True,
+    quiet: bool = False,
 ) -> LensResult:
     """Any lens: `translate(site, states)` maps states, `cell d_model` in float32, to the basis of the last stream.
 

@@ -111,7 +111,7 @@ def trajectory(
     layers: Sequence[int] | int | None = None,
     positions: Positions = None,
     lens: LensLike = None,
-    quiet: bool = True,
+    quiet: bool = False,
 ) -> Trajectory:
     """Compare two runs cell by cell: two prompts, one prompt with and without an edit, or two models of one shape
     (such as a model and its fine-tune), each read out through its own head.

@@ -187,7 +187,7 @@ def tuned(
     targets: Targets = None,
     measures: Iterable[str] = tuple(MEASURES),
     edits: EditLike | Iterable[EditLike] = (),
-    quiet: bool = True,
+    quiet: bool = False,
 ) -> LensResult:
     """What each layer already knows of the model's prediction. Arguments as `logit`.
 
