@@ -48,12 +48,17 @@ def unembedded(model: Model, ids=IDS) -> torch.Tensor:
     return logits
 
 
+def centres(norm, x: torch.Tensor) -> bool:
+    """A LayerNorm does not see a constant added to its input."""
+    return torch.allclose(norm(x + 5.0), norm(x), atol=1e-3)
+
+
 def through(module, raw: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
     """A part of a norm's input as a part of its output, scale frozen: the native output and input give the factor."""
     if module is None:
         return part
     zero = module(torch.zeros_like(raw))  # its bias alone
-    if torch.allclose(module(raw + 5.0), module(raw), atol=1e-3):  # a LayerNorm
+    if centres(module, raw):
         raw, part = raw - raw.mean(-1, keepdim=True), part - part.mean(-1, keepdim=True)
     return part * ((module(raw) - zero) / raw)
 
@@ -180,7 +185,7 @@ def test_rows_of_different_length_and_the_table(llama):
     table = found.table
     assert table.contribution.sum() == pytest.approx(float(found.total.mean()), rel=1e-4)
     assert table[table.kind == "head"].shape[0] == 12
-    assert table.sem.notna().all()
+    assert table.standard_error.notna().all()
     assert found.heads().shape == (3, 4)
     assert float(found.heads()[1, 2]) == pytest.approx(float(table[table.part == "L1H2"].contribution.iloc[0]))
     assert found.top(3).contribution.abs().is_monotonic_decreasing
@@ -320,6 +325,8 @@ def test_folded_qk_gives_the_scores(tiny_model):
 
 
 def test_folded_ov_gives_what_a_head_writes(model, tiny_model):
+    if not has(model, "pattern") or model.family.clip:
+        return  # no pattern to weigh with; values that are clipped on the way are not linear
     model = tiny_model(model.name.removeprefix("tiny-"))  # biases are taken out of it
     ln1 = model.norm_module(1, "ln1")
     attention = model.blocks[1].get_submodule(model.family.attention)
@@ -336,7 +343,7 @@ def test_folded_ov_gives_what_a_head_writes(model, tiny_model):
         close(run["pattern.1"][:, head] @ (normed @ bare.AB), run["z.1"][:, :, head] @ model.W_O[1, head])
         scale = 1.0
         if ln1 is not None:
-            centred = x - x.mean(-1, keepdim=True) if isinstance(ln1, torch.nn.LayerNorm) else x
+            centred = x - x.mean(-1, keepdim=True) if centres(ln1, x) else x
             scale = centred.square().mean(-1, keepdim=True).sqrt()
         written = run["pattern.1"][:, head] @ ((x / scale) @ components.OV(model, 1, head, folded=True).AB)
         expected = results[1, head]
@@ -391,14 +398,13 @@ def test_the_baseline_is_what_random_rotations_give(llama):
 # ---------------------------------------------------------------------- detectors
 def test_standard_scores_are_means_of_the_pattern(model):
     n, rows = 5, 2
-    found = head_scores(model, n=n, rows=rows, seed=3)
-    seen = {}
-    with model.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", lambda x, hook: seen.setdefault("rows", len(x)) and None)]):
-        head_scores(model, n=n, rows=rows, seed=3)
-    assert seen["rows"] == rows
+    if not has(model, "pattern"):
+        with pytest.raises(UnknownName, match="attention registry"):
+            head_scores(model, n=n)
+        return
     captured = {}
     handle = model.hf.register_forward_pre_hook(lambda m, a, kw: captured.update(kw), with_kwargs=True)
-    head_scores(model, n=n, rows=rows, seed=3)
+    found = head_scores(model, n=n, rows=rows, seed=3)
     handle.remove()
     ids = captured["input_ids"]
     assert ids.shape == (rows, 2 * n + 1)

@@ -85,7 +85,7 @@ class DirectAttribution:
                 "layer": pd.array([p.layer for p in self.parts], dtype="Int64"),
                 "index": pd.array([p.index for p in self.parts], dtype="Int64"),
                 "contribution": self.mean.numpy(),
-                "sem": sem.numpy(),
+                "standard_error": sem.numpy(),
             }
         )
 

@@ -161,10 +161,9 @@ class Weights:
     @property
     def W_pos(self: "Model") -> Float[Tensor, "n_ctx d_model"]:  # type: ignore[misc]
         """Learned positions. Raises `UnknownName` in models that rotate queries and keys instead."""
-        table = getattr(self.hf.base_model, "wpe", None)
-        if table is None:
+        if self.family.positions is None:
             raise UnknownName(f"W_pos: {self.name} has no learned positions (it rotates queries and keys)")
-        return table.weight  # type: ignore[no-any-return]
+        return self.hf.get_submodule(self.family.positions).weight  # type: ignore[return-value]
 
     @property
     def W_U(self: "Model") -> Float[Tensor, "d_model vocab"]:  # type: ignore[misc]
@@ -180,8 +179,8 @@ class Weights:
 
 def embedding_scale(model: "Model") -> float:
     """What the rows of the embedding table are multiplied by before they enter the stream."""
-    inside = float(getattr(model.hf.get_input_embeddings(), "embed_scale", 1.0))
-    return inside * float(getattr(model.hf.config, "embedding_multiplier", None) or 1.0)
+    inside = getattr(model.hf.get_input_embeddings(), "embed_scale", 1.0)  # Gemma: within the embedding module
+    return float(inside) * model.embed_scale
 
 
 # ---------------------------------------------------------------------- through the layouts of points.py

@@ -23,7 +23,7 @@ class Run(Attribution):
     """`run.logits`, and `run["resid_post.15"]` or `run["resid_post", 15]` for every captured site.
 
     As a mapping (`keys`, `items`, `in`, iteration) it goes by TransformerLens names, `blocks.15.hook_resid_post`.
-    A few names are computed from captured sites when they are asked for: see `monosem.models.derived`.
+    Some sites are computed from captured ones when they are asked for: see `monosem.models.derived`.
 
     Attributes:
         tokens: the token batch that went in (with its mask; padded columns hold no meaning).
@@ -43,14 +43,12 @@ class Run(Attribution):
     has_batch_dim: bool = True
 
     def __getitem__(self, site: Any) -> Tensor:
-        if (made := derived(self, site)) is not None:
-            return made
         wanted = self._site(site)
-        if wanted not in self.activations:
-            held = [str(s) for s in self.activations]
-            hint = did_you_mean(str(wanted), held) or f"; captured: {', '.join(held) or 'nothing'}"
-            raise UnknownName(f"{wanted} was not captured{hint}; name it in capture=[...]")
-        return self.activations[wanted]
+        if (found := self.activations.get(wanted)) is not None or (found := derived(self, wanted)) is not None:
+            return found
+        held = [str(s) for s in self.activations]
+        hint = did_you_mean(str(wanted), held) or f"; captured: {', '.join(held) or 'nothing'}"
+        raise UnknownName(f"{wanted} was not captured{hint}; name it in capture=[...]")
 
     def __contains__(self, site: Any) -> bool:
         return self._site(site) in self.activations

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..errors import BadInput, UnknownName, did_you_mean
 from .budget import bytes_of, estimate, shown
 from .keeping import Kept
-from .sites import GLOBAL, PER_LAYER, Site
+from .sites import GLOBAL, GLOBAL_ON_REQUEST, ON_REQUEST, PER_LAYER, Site
 from .tokenizing import token_batch
 
 if TYPE_CHECKING:
@@ -85,10 +85,11 @@ class _Hook:
         return new.to(x.dtype), True
 
 
-def all_sites(model: "Model") -> list[Site]:
-    """Every site that this model has, in the order of computation."""
+def all_sites(model: "Model", on_request: bool = False) -> list[Site]:
+    """Every site that this model has, layer by layer; those that are captured only when named with `on_request`."""
+    layered, once = (ON_REQUEST, GLOBAL_ON_REQUEST) if on_request else (PER_LAYER, GLOBAL)
     found = []
-    for site in [Site(n, layer) for layer in range(model.cfg.n_layers) for n in PER_LAYER] + [Site(n) for n in GLOBAL]:
+    for site in [Site(n, layer) for layer in range(model.cfg.n_layers) for n in layered] + [Site(n) for n in once]:
         try:
             found.append(model.site(site))
         except UnknownName:
@@ -106,6 +107,7 @@ def named_sites(model: "Model", names: Names) -> list[Site]:
         return all_sites(model)
     if callable(names):
         found = [site for site in all_sites(model) if names(site.hook_name)]
+        found = found or [site for site in all_sites(model, on_request=True) if names(site.hook_name)]
         if not found:
             raise UnknownName("the names_filter function chose no activation; names look like blocks.0.hook_resid_pre")
         return found
@@ -276,7 +278,7 @@ def _before(model: "Model", sites: list[Site], stop_at_layer: int | None) -> lis
     at = _stream_before(model, stop_at_layer)
     upto = model.cfg.n_layers if at.name == "resid_post" else at.layer
     assert upto is not None
-    return [s for s in sites if s.name == "embed" or (s.layer is not None and s.layer < upto)]
+    return [s for s in sites if s.name in ("embed", "pos_embed") or (s.layer is not None and s.layer < upto)]
 
 
 @contextmanager
@@ -294,10 +296,7 @@ def _dropping_later(model: "Model", stop_at_layer: int) -> Iterator[None]:
 # ---------------------------------------------------------------------- names
 def get_act_name(name: str, layer: int | None = None, layer_type: str | None = None) -> str:
     """The TransformerLens name of an activation: `get_act_name("resid_post", 5)` is `blocks.5.hook_resid_post`."""
-    if name in ("scale", "normalized"):
-        return f"ln_final.hook_{name}" if layer is None else f"blocks.{layer}.{layer_type or 'ln1'}.hook_{name}"
-    if name == "result":
-        return f"blocks.{layer}.attn.hook_result"
-    if name == "pos_embed":
-        return "hook_pos_embed"
-    return Site.parse(name if layer is None else (name, layer)).hook_name
+    if name in ("scale", "normalized") and layer is None:
+        return f"ln_final.hook_{name}"
+    given = (name, layer, layer_type or "ln1") if layer is not None else name
+    return Site.parse(given).hook_name  # type: ignore[arg-type]
