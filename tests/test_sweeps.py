@@ -335,6 +335,8 @@ def test_nothing_stays_behind() -> None:
     for _ in growing_module.growing(
         _trial(model), cells_of(model, pairs_of(model), "pattern", ("layer", "head")), "2GB"
     ):
+        assert model.hf.config._attn_implementation == implementation
+        assert torch.is_grad_enabled()
         break  # a sweep that is given up in the middle
     assert torch.equal(model.run([CLEAN]).logits, before)
     assert model.hf.config._attn_implementation == implementation

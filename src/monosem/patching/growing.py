@@ -71,8 +71,8 @@ class Tape:
     Attributes:
         arguments: what each layer was called with, by name, without the stream and the cache.
         stream: input of each layer and the output of the last, `pos d_model` each.
-        caches: keys and values of each layer, after rotation, as the layer gave them to its cache.
-        cache_names: what each layer calls its cache.
+        caches: keys and values of each layer from `first` on, after rotation, as the layer gave them to its cache.
+        cache_names: what each layer calls its cache. first: the first layer that is called.
     """
 
     model: Model
@@ -81,10 +81,11 @@ class Tape:
     stream: list[Float[Tensor, "pos d_model"]]
     caches: list[_Cache]
     cache_names: list[str]
+    first: int = 0
 
     @staticmethod
-    def of(model: Model, tokens: TokenBatch, edits: Sequence[EditLike]) -> "Tape":
-        """Record a run of one row.
+    def of(model: Model, tokens: TokenBatch, edits: Sequence[EditLike], first: int = 0) -> "Tape":
+        """Record a run of one row, to call its layers from `first` on.
 
         Raises:
             NotApplicable: the layers take no cache, or called by hand they do not give what they gave in the run.
@@ -95,8 +96,8 @@ class Tape:
         stream: list[Tensor] = []
 
         def record(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given = _by_name(block, args, kwargs)
-            stream.append(given.pop("hidden_states")[0])
+            hidden, given = _by_name(block, args, kwargs)
+            stream.append(hidden[0])
             arguments.append(given)
 
         handles = [block.register_forward_pre_hook(record, with_kwargs=True) for block in model.blocks]
@@ -107,7 +108,7 @@ class Tape:
             for handle in handles:
                 handle.remove()
         names = [_cache_name(block, given) for block, given in zip(model.blocks, arguments)]
-        tape = Tape(model, tokens, arguments, [*stream, stream_end], [_Cache() for _ in names], names)
+        tape = Tape(model, tokens, arguments, [*stream, stream_end], [_Cache() for _ in names], names, first)
         try:
             tape._fill()
         except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
@@ -116,13 +117,14 @@ class Tape:
 
     def _fill(self) -> None:
         """Call each layer once more with a cache that keeps; then check that half a run gives the end of the whole."""
-        for layer in range(len(self.arguments)):
+        layers = range(self.first, len(self.arguments))
+        for layer in layers:
             out = self.call(layer, self.stream[layer][None], 0, self.caches[layer])
             if self.caches[layer].keys is None or not _near(out[0], self.stream[layer + 1]):
                 raise NotApplicable(f"layer {layer}, called by itself, does not give what it gives in the model")
         half = len(self.stream[0]) // 2
-        hidden = self.stream[0][None, half:].expand(2, -1, -1)
-        for layer in range(len(self.arguments)):
+        hidden = self.stream[self.first][None, half:].expand(2, -1, -1)
+        for layer in layers:
             hidden = self.call(layer, hidden, half)
         if not _near(hidden, self.stream[-1][half:].expand_as(hidden)):
             raise NotApplicable("the layers do not run on from a part of the tokens")
@@ -143,26 +145,28 @@ class Tape:
         return unwrap(self.model.blocks[layer](hidden, **given, **{self.cache_names[layer]: cache}))
 
 
+@torch.no_grad()
 def growing(trial: Trial, cells: Sequence[Cell], memory: str | int) -> Patched:
     """All cells, grouped by the first position that they change.
 
     Raises:
         NotApplicable: this model's layers cannot be called so.
     """
-    with torch.no_grad(), _masks(trial.model):
-        tape = Tape.of(trial.model, trial.base.tokens, trial.edits)
-        groups: dict[int, list[int]] = defaultdict(list)
-        for i, cell in enumerate(cells):
-            first = trial.first_change(cell)
-            groups[-1 if first is None else first].append(i)
-        if unchanged := groups.pop(-1, []):
-            assert trial.base.logits is not None
-            yield unchanged, trial.base.logits.expand(len(unchanged), -1)
-        for start, members in _merged(groups, CALL_TOKENS.get(trial.model.device.type, CALL_TOKENS_ELSEWHERE)):
-            members.sort(key=lambda i: _birth(cells[i])[0])
-            for chunk in _chunks(tape, members, start, bytes_of(memory)):
+    with _masks(trial.model):
+        tape = Tape.of(trial.model, trial.base.tokens, trial.edits, min(_birth(cell)[0] for cell in cells))
+    groups: dict[int, list[int]] = defaultdict(list)
+    for i, cell in enumerate(cells):
+        first = trial.first_change(cell)
+        groups[-1 if first is None else first].append(i)
+    if unchanged := groups.pop(-1, []):
+        assert trial.base.logits is not None
+        yield unchanged, trial.base.logits.expand(len(unchanged), -1)
+    for start, members in _merged(groups, CALL_TOKENS.get(trial.model.device.type, CALL_TOKENS_ELSEWHERE)):
+        members.sort(key=lambda i: _birth(cells[i])[0])
+        for chunk in _chunks(tape, members, start, bytes_of(memory)):
+            with _masks(trial.model):
                 hidden = _grow(tape, trial, [cells[i] for i in chunk], start)
-                yield chunk, trial.model.unembed(hidden)
+            yield chunk, trial.model.unembed(hidden)
 
 
 def _merged(groups: dict[int, list[int]], call_tokens: int) -> Iterator[tuple[int, list[int]]]:
@@ -245,14 +249,15 @@ def _chunks(tape: Tape, members: list[int], start: int, budget: int) -> Iterator
 # ---------------------------------------------------------------------- a layer's arguments
 
 
-def _by_name(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """A call's arguments by their names, without the cache (there is none in a run)."""
+def _by_name(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    """A call's stream, and its other arguments by their names, without the cache (there is none in a run)."""
     bound = inspect.signature(block.forward).bind(*args, **kwargs)
-    given = dict(bound.arguments)
-    for name, parameter in bound.signature.parameters.items():
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            given |= given.pop(name, {})
-    return {name: value for name, value in given.items() if name not in _CACHE_NAMES}
+    (_, hidden), *others = bound.arguments.items()
+    given: dict[str, Any] = {}
+    for name, value in others:
+        several = bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+        given |= value if several else {name: value}
+    return hidden, {name: value for name, value in given.items() if name not in _CACHE_NAMES}
 
 
 def _cache_name(block: nn.Module, given: dict[str, Any]) -> str:
