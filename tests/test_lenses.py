@@ -2,6 +2,7 @@
 entropies and distances over the whole vocabulary, loops."""
 
 import copy
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 import scipy.spatial.distance
 import scipy.stats
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from monosem import edits, lenses
@@ -94,6 +97,40 @@ def test_measures_ranks_and_targets_against_scipy(
 
 def _id(model: Model, text: str) -> int:
     return next(token for token in range(model.cfg.d_vocab) if model.str_token(token) == text)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    scale=st.sampled_from([0.0, 0.1, 3.0, 200.0, 1e4]),
+    vocab=st.integers(2, 40),
+    cells=st.integers(1, 9),
+)
+def test_inequalities_between_the_measures(seed: int, scale: float, vocab: int, cells: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    q, p = scale * torch.randn(2, cells, vocab, generator=draw)
+    orders = (0.0, 0.5, 1.0, 2.0, float("inf"))
+    measures = readout.MEASURES | {order: readout.renyi(order) for order in orders}
+    found = readout.stream([lambda part: q[part]], lambda part: p[part], cells, vocab, measures, top=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(readout, "ELEMENTS", 2 * vocab)
+        parts = readout.stream([lambda part: q[part]], lambda part: p[part], cells, vocab, measures, top=3)
+    m = {name: values[0].double() for name, values in found.measures.items()}
+    for name, values in m.items():
+        assert bool(values.isfinite().all()), name
+        torch.testing.assert_close(parts.measures[name][0].double(), values, atol=1e-5, rtol=1e-5)
+    assert torch.equal(parts.top_ids, found.top_ids)
+    slack = 1e-4 * (1 + m["kl"])
+    assert bool((m["kl"] >= -slack).all())
+    assert bool((m["js"] >= -1e-5).all())
+    assert bool((m["js"] <= np.log(2) * m["tv"] + 1e-5).all())  # and so at most log 2
+    assert bool((2 * m["tv"] ** 2 <= m["kl"] + slack).all())  # Pinsker
+    own = torch.from_numpy(scipy.stats.entropy(p.double().softmax(-1).numpy(), axis=1))
+    torch.testing.assert_close(m["cross_entropy"], m["kl"] + own, atol=1e-3, rtol=1e-4)
+    for low, high in itertools.pairwise(orders):
+        assert bool((m[low] >= m[high] - 1e-4).all())
+    swapped = readout.stream([lambda part: p[part]], lambda part: q[part], cells, vocab, {"js": readout.js})
+    torch.testing.assert_close(swapped.measures["js"][0].double(), m["js"], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("site", ["resid_pre", "resid_mid", "attn_out", "mlp_out"])
