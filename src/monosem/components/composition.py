@@ -51,13 +51,13 @@ class Composition:
         later = (~self.scores.isnan()).nonzero()
         values = self.scores[tuple(later.T)]
         order = values.argsort(descending=True)
-        rows, values = later[order].tolist(), values[order].tolist()
+        rows, strengths = later[order].tolist(), values[order].tolist()
         return pd.DataFrame(
             {
                 "writer": [f"L{a}H{b}" for a, b, _, _ in rows],
                 "reader": [f"L{c}H{d}" for _, _, c, d in rows],
-                "score": values,
-                "times_baseline": [v / self.baseline for v in values],
+                "score": strengths,
+                "times_baseline": [v / self.baseline for v in strengths],
             }
         )
 

@@ -68,21 +68,21 @@ def direct_attribution(
     stream = _Stream(model, target, by)
     run = model.run(batch, stream.sites, logits=False, positions=positions, memory=memory)
     stream.run = run
-    readings, total, labels = [], 0.0, []
+    values, totals, parts = [], [], []
     for vectors, weight, ids in stream.reads():
-        values = [(part, value) for part, value in stream.contributions(vectors, ids)]
-        labels = [part for part, _ in values]
-        stacked = torch.cat([value for _, value in values], dim=-1)
+        found = list(stream.contributions(vectors, ids))
+        parts = [piece for part, _ in found for piece in part.split()]
+        share = torch.cat([value for _, value in found], dim=-1)
         whole = stream.whole(vectors, ids)
-        share = weight * (stream.slope(whole)[..., None] if capped else torch.ones(()))
-        readings.append(share * stacked)
-        total = total + weight * (model.logit_transform(whole / stream.linear) if capped and ids is not None else whole)
-    parts = [piece for part in labels for piece in part.split()]
+        if capped and ids is not None:
+            share, whole = share * stream.slope(whole)[..., None], model.logit_transform(whole / stream.linear)
+        values.append(weight * share)
+        totals.append(weight * whole)
     places = run.columns if run.columns is not None else torch.arange(run.tokens.ids.shape[1]).expand(len(batch), -1)
     return DirectAttribution(
-        sum(readings[1:], readings[0]).cpu(),
+        torch.stack(values).sum(0).cpu(),
         parts,
-        torch.as_tensor(total).cpu(),
+        torch.stack(totals).sum(0).cpu(),
         target.label,
         model.name,
         run.tokens,
@@ -152,8 +152,6 @@ class _Stream:
 
     def slope(self, logits: Float[Tensor, "batch pos"]) -> Float[Tensor, "batch pos"]:
         """Derivative of the soft cap at the run's logits (1 without one), the multiplier left aside."""
-        if self.target.tokens is None:
-            return torch.ones_like(logits)
         with torch.enable_grad():
             z = (logits / self.linear).detach().requires_grad_()
             (slope,) = torch.autograd.grad(self.model.logit_transform(z).sum(), z)
@@ -165,10 +163,9 @@ class _Stream:
         """Every part with its columns of the result, in the order of the model."""
         run, v, scale = self.run, self.final.pull(u), self.scale
         embed = run["embed"].float()
-        rest = run["resid_pre", 0].float() - embed
         yield Part("embed"), (_dot(embed, v) / scale)[..., None]
-        if bool(rest.any()):
-            yield Part("pos_embed"), (_dot(rest, v) / scale)[..., None]
+        if self.model.family.positions is not None:
+            yield Part("pos_embed"), (_dot(run["resid_pre", 0].float() - embed, v) / scale)[..., None]
         for layer, branch in self.branches:
             for part, value in self._branch(layer, branch, v):
                 yield part, value / scale[..., None]

@@ -23,151 +23,150 @@ PosSlice = int | slice | list[int] | Tensor | None
 Stack = Float[Tensor, "component *batch pos d_model"]
 
 
-class Attribution:
-    """Methods of a `Run` whose needed sites were captured (`run_with_cache` captures all of them)."""
+def accumulated_resid(
+    run: "Run",
+    layer: int | None = None,
+    incl_mid: bool = False,
+    apply_ln: bool = False,
+    pos_slice: PosSlice = None,
+    mlp_input: bool = False,
+    return_labels: bool = False,
+) -> Any:
+    """The stream before each layer up to `layer` (None or -1: all, and the final one): the logit lens's input."""
+    upto = _layers(run, layer)
+    labels = []
+    for i in range(upto):
+        labels += [(f"{i}_pre", "resid_pre", i)] + ([(f"{i}_mid", "resid_mid", i)] if incl_mid else [])
+    if upto == run.model.cfg.n_layers:
+        labels.append(("final_post", "resid_post", upto - 1))
+    else:
+        labels.append((f"{upto}_pre", "resid_pre", upto))
+        labels += [(f"{upto}_mid", "resid_mid", upto)] if mlp_input else []
+    stack = torch.stack([_at(run[site, i], pos_slice) for _, site, i in labels])
+    return _finished(run, stack, [label for label, *_ in labels], layer, mlp_input, apply_ln, pos_slice, return_labels)
 
-    def accumulated_resid(
-        self: "Run",  # type: ignore[misc]
-        layer: int | None = None,
-        incl_mid: bool = False,
-        apply_ln: bool = False,
-        pos_slice: PosSlice = None,
-        mlp_input: bool = False,
-        return_labels: bool = False,
-    ) -> Any:
-        """The stream before each layer up to `layer` (None or -1: all, and the final one): the logit lens's input."""
-        upto = _layers(self, layer)
-        labels = []
-        for i in range(upto):
-            labels += [(f"{i}_pre", "resid_pre", i)] + ([(f"{i}_mid", "resid_mid", i)] if incl_mid else [])
-        if upto == self.model.cfg.n_layers:
-            labels.append(("final_post", "resid_post", upto - 1))
-        else:
-            labels.append((f"{upto}_pre", "resid_pre", upto))
-            labels += [(f"{upto}_mid", "resid_mid", upto)] if mlp_input else []
-        stack = torch.stack([_at(self[site, i], pos_slice) for _, site, i in labels])
-        return _finished(
-            self, stack, [label for label, *_ in labels], layer, mlp_input, apply_ln, pos_slice, return_labels
-        )
 
-    def decompose_resid(
-        self: "Run",  # type: ignore[misc]
-        layer: int | None = None,
-        mlp_input: bool = False,
-        mode: Literal["all", "mlp", "attn"] = "all",
-        apply_ln: bool = False,
-        pos_slice: PosSlice = None,
-        incl_embeds: bool = True,
-        return_labels: bool = False,
-    ) -> Any:
-        """What embedding, positions, and each attention and MLP before `layer` (None or -1: all) add to the stream."""
-        upto = _layers(self, layer)
-        parts: list[tuple[str, Tensor]] = []
-        if incl_embeds:
-            parts.append(("embed", self["embed"]))
-            if _has_positions(self):
-                parts.append(("pos_embed", position_embeddings(self)))
-        for i in range(upto):
-            parts += [(f"{i}_attn_out", self["attn_out", i])] if mode in ("all", "attn") else []
-            parts += [(f"{i}_mlp_out", self["mlp_out", i])] if mode in ("all", "mlp") else []
-        if mlp_input and mode in ("all", "attn"):
-            parts.append((f"{upto}_attn_out", self["attn_out", upto]))
-        stack = torch.stack([_at(part, pos_slice) for _, part in parts])
-        return _finished(
-            self, stack, [label for label, _ in parts], layer, mlp_input, apply_ln, pos_slice, return_labels
-        )
+def decompose_resid(
+    run: "Run",
+    layer: int | None = None,
+    mlp_input: bool = False,
+    mode: Literal["all", "mlp", "attn"] = "all",
+    apply_ln: bool = False,
+    pos_slice: PosSlice = None,
+    incl_embeds: bool = True,
+    return_labels: bool = False,
+) -> Any:
+    """What embedding, positions, and each attention and MLP before `layer` (None or -1: all) add to the stream."""
+    upto = _layers(run, layer)
+    parts: list[tuple[str, Tensor]] = []
+    if incl_embeds:
+        parts.append(("embed", run["embed"]))
+        if _has_positions(run):
+            parts.append(("pos_embed", position_embeddings(run)))
+    for i in range(upto):
+        parts += [(f"{i}_attn_out", run["attn_out", i])] if mode in ("all", "attn") else []
+        parts += [(f"{i}_mlp_out", run["mlp_out", i])] if mode in ("all", "mlp") else []
+    if mlp_input and mode in ("all", "attn"):
+        parts.append((f"{upto}_attn_out", run["attn_out", upto]))
+    stack = torch.stack([_at(part, pos_slice) for _, part in parts])
+    return _finished(run, stack, [label for label, _ in parts], layer, mlp_input, apply_ln, pos_slice, return_labels)
 
-    def stack_head_results(
-        self: "Run",  # type: ignore[misc]
-        layer: int | None = None,
-        return_labels: bool = False,
-        incl_remainder: bool = False,
-        pos_slice: PosSlice = None,
-        apply_ln: bool = False,
-    ) -> Any:
-        """What each head before `layer` (None or -1: all) adds to the stream, labelled L0H0, L0H1, ..."""
-        upto = _layers(self, layer)
-        stack = torch.cat([_head_writes(self, i, pos_slice) for i in range(upto)] or [_empty(self, pos_slice)])
-        heads = self.heads if self.heads is not None else range(self.model.cfg.n_heads)
-        labels = [f"L{i}H{head}" for i in range(upto) for head in heads]
-        return _finished(
-            self, stack, labels, layer, False, apply_ln, pos_slice, return_labels, upto if incl_remainder else None
-        )
 
-    def get_neuron_results(
-        self: "Run",  # type: ignore[misc]
-        layer: int,
-        neuron_slice: PosSlice = None,
-        pos_slice: PosSlice = None,
-    ) -> Float[Tensor, "*batch pos neuron d_model"]:
-        """What each neuron of a layer adds to the stream: activation times its row of W_out."""
-        return _neuron_writes(self, layer, neuron_slice, pos_slice).movedim(0, -2)
+def stack_head_results(
+    run: "Run",
+    layer: int | None = None,
+    return_labels: bool = False,
+    incl_remainder: bool = False,
+    pos_slice: PosSlice = None,
+    apply_ln: bool = False,
+) -> Any:
+    """What each head before `layer` (None or -1: all) adds to the stream, labelled L0H0, L0H1, ..."""
+    upto = _layers(run, layer)
+    stack = torch.cat([_head_writes(run, i, pos_slice) for i in range(upto)] or [_empty(run, pos_slice)])
+    heads = run.heads if run.heads is not None else range(run.model.cfg.n_heads)
+    labels = [f"L{i}H{head}" for i in range(upto) for head in heads]
+    return _finished(
+        run, stack, labels, layer, False, apply_ln, pos_slice, return_labels, upto if incl_remainder else None
+    )
 
-    def stack_neuron_results(
-        self: "Run",  # type: ignore[misc]
-        layer: int | None = None,
-        pos_slice: PosSlice = None,
-        neuron_slice: PosSlice = None,
-        return_labels: bool = False,
-        incl_remainder: bool = False,
-        apply_ln: bool = False,
-    ) -> Any:
-        """What each neuron before `layer` (None or -1: all) adds to the stream, labelled L0N0, ... Mind the size."""
-        upto = _layers(self, layer)
-        wanted = _at(torch.arange(self.model.cfg.d_mlp), neuron_slice, axis=0).reshape(-1).tolist()
-        parts = [_neuron_writes(self, i, neuron_slice, pos_slice) for i in range(upto)]
-        labels = [f"L{i}N{n}" for i in range(upto) for n in wanted]
-        return _finished(
-            self,
-            torch.cat(parts or [_empty(self, pos_slice)]),
-            labels,
-            layer,
-            False,
-            apply_ln,
-            pos_slice,
-            return_labels,
-            upto if incl_remainder else None,
-        )
 
-    def apply_ln_to_stack(
-        self: "Run",  # type: ignore[misc]
-        residual_stack: Stack,
-        layer: int | None = None,
-        mlp_input: bool = False,
-        pos_slice: PosSlice = None,
-    ) -> Stack:
-        """The norm before `layer` (None or -1: the final norm) with this run's scale: centred / scale · gain, no bias.
+def get_neuron_results(
+    run: "Run",
+    layer: int,
+    neuron_slice: PosSlice = None,
+    pos_slice: PosSlice = None,
+) -> Float[Tensor, "*batch pos neuron d_model"]:
+    """What each neuron of a layer adds to the stream: activation times its row of W_out."""
+    return _neuron_writes(run, layer, neuron_slice, pos_slice).movedim(0, -2)
 
-        With `mlp_input` it is the norm that the layer's MLP reads through. `pos_slice` is the one that made the stack.
-        """
-        upto = _layers(self, layer)
-        at = None if upto == self.model.cfg.n_layers else upto
-        norm, x = norm_and_input(self, at, "ln2" if mlp_input else "ln1")
-        return norm.frozen(residual_stack, _at(norm.scale(x), pos_slice))
 
-    def logit_attrs(
-        self: "Run",  # type: ignore[misc]
-        residual_stack: Stack,
-        tokens: str | int | Tensor,
-        incorrect_tokens: str | int | Tensor | None = None,
-        pos_slice: PosSlice = None,
-    ) -> Float[Tensor, "component *batch pos"]:
-        """What each component writes into the logits of `tokens` (less those of `incorrect_tokens`), before a soft cap.
+def stack_neuron_results(
+    run: "Run",
+    layer: int | None = None,
+    pos_slice: PosSlice = None,
+    neuron_slice: PosSlice = None,
+    return_labels: bool = False,
+    incl_remainder: bool = False,
+    apply_ln: bool = False,
+) -> Any:
+    """What each neuron before `layer` (None or -1: all) adds to the stream, labelled L0N0, ... Mind the size."""
+    upto = _layers(run, layer)
+    wanted = _at(torch.arange(run.model.cfg.d_mlp), neuron_slice, axis=0).reshape(-1).tolist()
+    parts = [_neuron_writes(run, i, neuron_slice, pos_slice) for i in range(upto)]
+    labels = [f"L{i}N{n}" for i in range(upto) for n in wanted]
+    return _finished(
+        run,
+        torch.cat(parts or [_empty(run, pos_slice)]),
+        labels,
+        layer,
+        False,
+        apply_ln,
+        pos_slice,
+        return_labels,
+        upto if incl_remainder else None,
+    )
 
-        Args:
-            tokens: one token as text or id, or ids `batch` or `batch pos` (that of each row, or each position).
-        """
-        direction = self.model.tokens_to_residual_directions(tokens)
-        if incorrect_tokens is not None:
-            other = self.model.tokens_to_residual_directions(incorrect_tokens)
-            if other.shape != direction.shape:
-                raise BadInput(f"tokens and incorrect_tokens differ in shape: {direction.shape} and {other.shape}")
-            direction = direction - other
-        scaled = self.apply_ln_to_stack(residual_stack, pos_slice=pos_slice)
-        direction = direction.float().to(scaled.device)
-        if direction.ndim == 2 and scaled.ndim == 4:  # one for each row, over all positions
-            direction = direction[:, None]
-        return (scaled * direction).sum(-1)
+
+def apply_ln_to_stack(
+    run: "Run",
+    residual_stack: Stack,
+    layer: int | None = None,
+    mlp_input: bool = False,
+    pos_slice: PosSlice = None,
+) -> Stack:
+    """The norm before `layer` (None or -1: the final norm) with this run's scale: centred / scale · gain, no bias.
+
+    With `mlp_input` it is the norm that the layer's MLP reads through. `pos_slice` is the one that made the stack.
+    """
+    upto = _layers(run, layer)
+    at = None if upto == run.model.cfg.n_layers else upto
+    norm, x = norm_and_input(run, at, "ln2" if mlp_input else "ln1")
+    return norm.frozen(residual_stack, _at(norm.scale(x), pos_slice))
+
+
+def logit_attrs(
+    run: "Run",
+    residual_stack: Stack,
+    tokens: str | int | Tensor,
+    incorrect_tokens: str | int | Tensor | None = None,
+    pos_slice: PosSlice = None,
+) -> Float[Tensor, "component *batch pos"]:
+    """What each component writes into the logits of `tokens` (less those of `incorrect_tokens`), before a soft cap.
+
+    Args:
+        tokens: one token as text or id, or ids `batch` or `batch pos` (that of each row, or each position).
+    """
+    direction = run.model.tokens_to_residual_directions(tokens)
+    if incorrect_tokens is not None:
+        other = run.model.tokens_to_residual_directions(incorrect_tokens)
+        if other.shape != direction.shape:
+            raise BadInput(f"tokens and incorrect_tokens differ in shape: {direction.shape} and {other.shape}")
+        direction = direction - other
+    scaled = run.apply_ln_to_stack(residual_stack, pos_slice=pos_slice)
+    direction = direction.float().to(scaled.device)
+    if direction.ndim == 2 and scaled.ndim == 4:  # one for each row, over all positions
+        direction = direction[:, None]
+    return (scaled * direction).sum(-1)
 
 
 def post_norm(run: "Run", layer: int, branch: Literal["attn", "mlp"]) -> tuple[Norm, Tensor] | None:

@@ -57,11 +57,13 @@ class Shape:
 
     @property
     def device(self) -> torch.device:
-        return self.hf.get_input_embeddings().weight.device  # type: ignore[no-any-return, union-attr]
+        embedding: Any = self.hf.get_input_embeddings()
+        return embedding.weight.device  # type: ignore[no-any-return]
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.hf.get_input_embeddings().weight.dtype  # type: ignore[no-any-return, union-attr]
+        embedding: Any = self.hf.get_input_embeddings()
+        return embedding.weight.dtype  # type: ignore[no-any-return]
 
     @property
     def n_params(self) -> int:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import BadInput, UnknownName, did_you_mean
-from .attribution import Attribution
+from . import attribution
 from .derived import derived
 from .sites import Site
 from .tokens import TokenBatch
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Run(Attribution):
+class Run:
     """`run.logits`, and `run["resid_post.15"]` or `run["resid_post", 15]` for every captured site.
 
     As a mapping (`keys`, `items`, `in`, iteration) it goes by TransformerLens names, `blocks.15.hook_resid_post`.
@@ -78,6 +78,15 @@ class Run(Attribution):
 
     def items(self) -> ItemsView[str, Tensor]:
         return self._named().items()
+
+    # ------------------------------------------------------------------ the stream taken apart
+    accumulated_resid = attribution.accumulated_resid
+    decompose_resid = attribution.decompose_resid
+    stack_head_results = attribution.stack_head_results
+    get_neuron_results = attribution.get_neuron_results
+    stack_neuron_results = attribution.stack_neuron_results
+    apply_ln_to_stack = attribution.apply_ln_to_stack
+    logit_attrs = attribution.logit_attrs
 
     # ------------------------------------------------------------------ parts
     def last(self, site: Any) -> Float[Tensor, "batch ..."]:
