@@ -24,7 +24,9 @@ def style(figure: "Figure", x: str = "", y: str = "", title: str = "", height: i
         plot_bgcolor="rgba(0,0,0,0)",
         font={"family": "system-ui, sans-serif", "size": 13},
         margin={"l": 64, "r": 12, "t": 48 if title else 34, "b": 52},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        # the title stands at the left, so the legend moves to the right of it
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 1 if title else 0}
+        | ({"xanchor": "right"} if title else {}),
         hoverlabel={"bgcolor": "#24292f", "font": {"color": "#ffffff"}},
         height=height,
         **({"title": {"text": title, "x": 0, "font": {"size": 15}}} if title else {}),
