@@ -18,6 +18,7 @@ from monosem.dictionaries.training import Interrupted
 from monosem.errors import BadFile, BadInput, Mismatch, UnknownName
 from monosem.lenses import TuneConfig, TunedLens, evaluate_tuned, load_tuned, train_tuned, tuning
 from monosem.lenses.regression import Moments
+from monosem.lenses.tuned_files import ASSETS
 from monosem.lenses.vocabulary import Vocabulary
 from monosem.models import Model
 
@@ -286,11 +287,22 @@ def test_interrupted_and_resumed_it_is_the_same(tiny_model: TinyModel, tmp_path:
         train_tuned(model, windows(60, seed=8), config, tmp_path / "parts", quiet=True)
 
 
+def test_stopped_in_the_regression_nothing_is_kept(tiny_model: TinyModel, tmp_path: Path) -> None:
+    config = TuneConfig.model_validate(SMALL | {"init": "regression"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuning.Interrupts, "__enter__", lambda self: setattr(self, "asked", True) or self)
+        with pytest.raises(Interrupted, match="before the first step"):
+            train_tuned(tiny_model("llama"), windows(), config, tmp_path, quiet=True)
+    assert not list(tmp_path.glob("checkpoints/*"))
+
+
 def test_too_little_text_is_said_or_repeated(tiny_model: TinyModel) -> None:
     model = tiny_model("llama")
     config = TuneConfig(context=16, batch_tokens=64, steps=5)
     with pytest.raises(BadInput, match="10 windows of 16 tokens, 5 steps of 4 need 20"):
         train_tuned(model, windows(10), config, quiet=True)
+    with pytest.raises(BadInput, match="windows have 8 tokens, the config says context=16"):
+        train_tuned(model, windows(100, context=8), config, quiet=True)
     lens = train_tuned(model, windows(10), config.model_copy(update={"repeat": True}), quiet=True)
     assert lens.metadata["tokens_read"] == 5 * 64
     assert lens.metadata["text_tokens"] == 160
@@ -373,3 +385,45 @@ def test_evaluation_is_saved_and_draws_cells(tiny_model: TinyModel, tmp_path: Pa
     with pytest.raises(BadInput, match="transfer=True"):
         found.plot_transfer()
     np.testing.assert_allclose(found.table.tuned_kl, found.table.logit_kl, atol=1e-6)
+
+
+# ---------------------------------------------------------------------- the shipped one
+
+
+def test_the_shipped_lens_has_a_card_on_which_it_beats_the_logit_lens_at_every_layer() -> None:
+    folder = ASSETS / "smollm2" / "tuned_lens"
+    assert lenses.shipped_tuned() == ["smollm2"]
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 15e6
+    card = json.loads((folder / "card.json").read_text())
+    assert set(card["held_out"]) == {"wikitext2", "tinystories"}
+    for measured in card["held_out"].values():
+        layers = measured["layers"][:-1]
+        assert len(layers) == 30
+        assert all(layer["tuned_kl"] < layer["logit_kl"] for layer in layers)
+        assert all(layer["tuned_top1"] > layer["logit_top1"] for layer in layers[1:])
+    page = (folder / "README.md").read_text()
+    for layer in card["held_out"]["wikitext2"]["layers"][:-1]:
+        assert f"| {layer['site']} | {layer['tuned_kl']:.3f} | {layer['logit_kl']:.2f} |" in page
+
+
+@pytest.mark.smollm2
+def test_the_shipped_lens_measured_anew(smollm2: Model) -> None:
+    text = (
+        "The river rises in the mountains of the north and flows for two hundred miles through farms and small towns."
+    )
+    layers = [0, 10, 20, 28]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it is of this unembedding
+        seen = lenses.tuned(smollm2, text, layers=layers, measures=["kl"])
+    plain = lenses.logit(smollm2, text, layers=layers, measures=["kl"])
+    # read out by hand: the state through the stored factors, the model's own head
+    lens = load_tuned("smollm2")
+    run = smollm2.run(text, capture=[f"resid_pre.{layer + 1}" for layer in layers])
+    log_p = run.logits.log_softmax(-1)
+    for index, layer in enumerate(layers):
+        h, translator = run[f"resid_pre.{layer + 1}"], lens[layer + 1]
+        moved = h + h @ (translator.down @ translator.up) + translator.bias
+        log_q = smollm2.hf.lm_head(smollm2.hf.model.norm(moved)).log_softmax(-1)
+        kl = (log_p.exp() * (log_p - log_q)).sum(-1)[0]
+        torch.testing.assert_close(seen["kl"][index, 0], kl, atol=1e-3, rtol=1e-3)
+        assert float(seen["kl"][index].mean()) < float(plain["kl"][index].mean())

@@ -32,7 +32,7 @@ class Moments:
 
     def add(self, h: Float[Tensor, "n d_model"], final: Float[Tensor, "n d_model"]) -> None:
         """Tokens' states at the layer and at the end."""
-        h, final = h.float(), final.float()
+        h, final = h.to(self.h.device).float(), final.to(self.h.device).float()
         w = final.square().mean(-1).clamp_min(1e-12).reciprocal()[:, None]
         d = final - h
         self.weight += w.sum()
@@ -82,7 +82,8 @@ def fitted(
     moments: list[Moments] = []
     for states, final in batches:
         if not moments:
-            moments = [Moments.empty(d_model, final.device) for _ in range(layers)]
+            device = "cpu" if final.device.type == "mps" else final.device  # MPS has no float64
+            moments = [Moments.empty(d_model, device) for _ in range(layers)]
         for own, h in zip(moments, states, strict=True):
             own.add(h, final)
     if not moments:

@@ -131,7 +131,7 @@ def train_tuned(
     store = as_store(model, texts, config.context)
     training = Training(model, store, config, folder)
     with Interrupts() as interrupts:
-        training.resume() or training.begin(quiet)
+        training.resume() or training.begin(quiet, interrupts)
         total, done = config.steps * config.batch_tokens, training.step * config.batch_tokens
         with Meter(f"tune lens of {model.name}", total, "tok", quiet, start=done) as meter:
             saved = time.monotonic()
@@ -158,6 +158,10 @@ class Training:
     def __init__(self, model: Model, store: TokenStore, config: TuneConfig, folder: str | os.PathLike[str] | None):
         if config.vocab_sample is not None and config.loss != "kl":
             raise BadInput("vocab_sample works with loss='kl' only: the text's next token may not be in the sample")
+        if store.context != config.context:
+            raise BadInput(
+                f"the windows have {store.context} tokens, the config says context={config.context}; set it so"
+            )
         wanted = config.steps * config.windows
         if len(store) < wanted and not config.repeat:
             raise BadInput(
@@ -173,14 +177,14 @@ class Training:
         self.tokens_read = 0
 
     # ------------------------------------------------------------------ begin, resume, save
-    def begin(self, quiet: bool = True) -> None:
-        """Translators and optimiser of a new run."""
+    def begin(self, quiet: bool, interrupts: Interrupts) -> None:
+        """Translators and optimiser of a new run. Raises `Interrupted`."""
         draw = torch.Generator().manual_seed(self.config.seed)
         for translator in self.lens.translators:
             if translator.rank:
                 translator.down.data.copy_(torch.randn(translator.down.shape, generator=draw) / self.lens.d_model**0.5)
         if self.config.init == "regression":
-            starts = fitted(self._initial(quiet), len(self.lens), self.lens.d_model, self.config.rank)
+            starts = fitted(self._initial(quiet, interrupts), len(self.lens), self.lens.d_model, self.config.rank)
             for translator, (matrix, bias) in zip(self.lens.translators, starts, strict=True):
                 translator.begin_at(matrix, bias)
         self.optimizer = self._optimizer(self._sizes())
@@ -320,7 +324,8 @@ class Training:
             following = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=-1).flatten()
             yield [run[site].flatten(0, 1)[mine] for site in self.sites], run[last].flatten(0, 1)[mine], following[mine]
 
-    def _initial(self, quiet: bool) -> Iterator[tuple[list[Tensor], Tensor]]:
+    def _initial(self, quiet: bool, interrupts: Interrupts) -> Iterator[tuple[list[Tensor], Tensor]]:
+        """States of all layers and the last one, for the regression."""
         count = max(1, min(self.config.init_tokens // self.store.context, len(self.store)))
         windows, size = self.schedule.take(0, count), self.config.windows_at_once
         with Meter("least squares", count * self.store.context, "tok", quiet) as meter:
@@ -330,6 +335,8 @@ class Training:
                 ):
                     yield states, final
                 meter.advance(min(size, count - start) * self.store.context)
+                if interrupts.asked:
+                    raise Interrupted("stopped before the first step; nothing was trained yet")
 
     # ------------------------------------------------------------------ the optimiser
     def _sizes(self) -> list[float]:
