@@ -7,7 +7,8 @@ import torch
 
 from monosem import edits
 from monosem.errors import BadFile, BadInput, Mismatch, UnknownName
-from monosem.lenses.concept import head_lens, ranked
+from monosem.lenses.arithmetic import nearest
+from monosem.lenses.concept import head_lens
 from monosem.lenses.copying import CopyingScores, copying_pairs, copying_scores
 from tiny import FAMILIES
 
@@ -163,7 +164,20 @@ def test_an_analogy_is_vector_arithmetic(tiny_model):
     pd.testing.assert_series_equal(
         found, pd.Series(expected).sort_values(ascending=False), check_names=False, rtol=1e-4
     )
-    assert ranked(model, lambda h: h, ["sun"], [], ["sun", "sea"], 1).index[0] == "sun"
+    assert nearest(model, lambda h: h, ["sun"], [], ["sun", "sea"], 1).index[0] == "sun"
+    pairs = [("Paris", "France"), ("London", "house"), ("Rome", "tree"), ("sun", "sea")]
+    hits = []
+    for a, b in pairs:
+        for right, other in pairs:
+            if right != a:
+                wanted = state(a) - state(b) + state(other)
+                rest = [word for word, _ in pairs if word != a]
+                cosines = [float(torch.cosine_similarity(state(word), wanted, dim=0)) for word in rest]
+                hits.append(rest[int(np.argmax(cosines))] == right)
+    table = lens.analogies(model, pairs, layers=[0, 1], prompt="I am {}").set_index("layer")
+    assert table.loc[1, "accuracy"] == pytest.approx(np.mean(hits))
+    with pytest.raises(BadInput, match="three pairs"):
+        lens.analogies(model, pairs[:2])
     with pytest.raises(BadInput, match="ends in"):
         lens.analogy(model, ["sun"], [], ["sea"], 1, prompt="{} is")
 
@@ -202,3 +216,13 @@ def test_what_is_refused(tiny_model):
             head_lens(model, heads)
     with pytest.raises(BadInput, match="k goes with copying scores"):
         head_lens(model, HEADS, k=2)
+
+
+@pytest.mark.smollm2
+def test_smollm2_token_heads_read_out_the_token_where_the_logit_lens_does_not(smollm2):
+    """The twelve best heads of `copying_scores(smollm2, "token", 24)`."""
+    heads = [(29, 1), (23, 2), (23, 7), (18, 6), (20, 6), (17, 3), (18, 7), (23, 1), (23, 0), (23, 8), (17, 5), (22, 7)]
+    text = "The old lighthouse keeper walked down to the harbour every morning to buy bread and fresh fish."
+    table = head_lens(smollm2, heads).own_token(smollm2, [text], layers=[2, 10])
+    assert (table["top10"] > 0.4).all()
+    assert (table["logit_top10"] < 0.2).all()

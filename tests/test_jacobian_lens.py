@@ -10,7 +10,7 @@ from monosem.lenses.jacobian import JacobianLens, fit_jacobian
 # norms before, after and on both sides of a branch, parallel blocks, tuples, soft caps, sinks, multipliers
 FAMILIES = ["llama", "gpt2", "gptj", "gpt_neox", "gemma2", "olmo2", "granite", "gpt_oss"]
 DRAW = torch.Generator().manual_seed(4)
-PROMPTS = [torch.randint(3, 100, (length,), generator=DRAW).tolist() for length in (8, 6)]
+PROMPTS = [torch.randint(3, 100, (length,), generator=DRAW).tolist() for length in (7, 5)]
 
 
 def whole_jacobian(model, ids, layer):
@@ -86,10 +86,10 @@ def test_linear_blocks_have_a_closed_form(tiny_model):
     model = tiny_model("llama")
     one, two = Shift(1), Shift(2)
     model.blocks[1], model.blocks[2] = one, two
-    ids = PROMPTS[0]  # valid positions 2..6: five of them
+    ids = PROMPTS[0]  # valid positions 2..5: four of them
     lens = fit_jacobian(model, [ids], skip_first=2, skip_last=1, quiet=True)
-    torch.testing.assert_close(lens.jacobians[1].T, two.M + two.N * 4 / 5)
-    both = one.M @ two.M + (one.M @ two.N + one.N @ two.M) * 4 / 5 + one.N @ two.N * 3 / 5
+    torch.testing.assert_close(lens.jacobians[1].T, two.M + two.N * 3 / 4)
+    both = one.M @ two.M + (one.M @ two.N + one.N @ two.M) * 3 / 4 + one.N @ two.N * 2 / 4
     torch.testing.assert_close(lens.jacobians[0].T, both, rtol=1e-4, atol=1e-5)
 
 
@@ -140,7 +140,7 @@ def test_saving_and_loading(tiny_model, tmp_path):
 
 def test_what_is_refused(tiny_model):
     model = tiny_model("llama")
-    with pytest.raises(BadInput, match="prompt 0 has 8 tokens and needs more than 10"):
+    with pytest.raises(BadInput, match="prompt 0 has 7 tokens and needs more than 10"):
         fit_jacobian(model, PROMPTS, skip_first=9, quiet=True)
     with pytest.raises(BadInput, match="5 prompts were asked for, the texts give 2"):
         fit_jacobian(model, PROMPTS, n_prompts=5, skip_first=2, quiet=True)
@@ -148,7 +148,9 @@ def test_what_is_refused(tiny_model):
         with pytest.raises(BadInput, match="probes within 1..32"):
             fit_jacobian(model, PROMPTS, quiet=True, **keywords)
     lens = fit_jacobian(model, PROMPTS, layers=1, skip_first=2, probes=1, quiet=True)
-    with pytest.raises(BadInput, match=r"no Jacobian was fitted for layers \[0\]"):
-        lens(model, PROMPTS[0], layers=[0, 1])
+    with pytest.raises(BadInput, match="no Jacobian was fitted for resid_post.0"):
+        lens(model, [PROMPTS[0]], layers=[0, 1])
+    with pytest.raises(BadInput, match="no Jacobian was fitted for resid_pre.1"):
+        lens(model, [PROMPTS[0]], site="resid_pre")
     with pytest.raises(Mismatch, match="width 32"):
         lens(tiny_model("llama", hidden_size=48), PROMPTS[0])

@@ -78,13 +78,12 @@ class JacobianLens:
         """
         self._check(model)
         wanted = self.layers if layers is None else layers_of(model, layers)
-        if missing := sorted(set(wanted) - set(self.jacobians)):
-            raise BadInput(f"no Jacobian was fitted for layers {missing}; there are {self.layers}")
         return look(model, x, self.translate, "Jacobian lens", layers=wanted, quiet=quiet, **options)
 
     def translate(self, site: Site, h: Float[Tensor, "cell d_model"]) -> Float[Tensor, "cell d_model"]:
-        """J_l h of states at `resid_post.l`."""
-        assert site.layer is not None
+        """J_l h of states at `resid_post.l`. Raises `BadInput` for another site, or a layer that was not fitted."""
+        if site.name != "resid_post" or site.layer not in self.jacobians:
+            raise BadInput(f"no Jacobian was fitted for {site}; there are those of resid_post at layers {self.layers}")
         return h.float() @ self.jacobians[site.layer].to(h.device).T
 
     def _check(self, model: Model) -> None:
