@@ -122,7 +122,7 @@ def cells_of(
     dictionary: Dictionary | None = None,
     latents: Iterable[int] | None = None,
 ) -> list[Cell]:
-    """Every cell of a sweep, in the order of `over`, site by site.
+    """Every cell of a sweep: site by site, layer by layer, then along the axes in the order of `ORDER`.
 
     Args:
         sites: names without a layer ("resid_pre"), one or several; with "latent" in `over`, that of the dictionary.
@@ -153,14 +153,12 @@ def cells_of(
     found = []
     for site in chosen:
         for layer in _within(layers, model.cfg.n_layers, "layer"):
-            units = {
-                "at": places,
-                "head": _heads(model, site, heads) if "head" in axes else [None],
-                "key": keys,
-                "neuron": _neurons(model, neurons, layer) if "neuron" in axes else [None],
-                "latent": _within(latents, dictionary.width, "latent") if "latent" in axes and dictionary else [None],
-            }
-            found += [Cell(site, layer, **dict(zip(units, values))) for values in product(*units.values())]
+            across: Sequence[int | None] = _heads(model, site, heads) if "head" in axes else [None]
+            units: Sequence[int | None] = _neurons(model, neurons, layer) if "neuron" in axes else [None]
+            read: Sequence[int | None] = [None]
+            if "latent" in axes and dictionary is not None:
+                read = _within(latents, dictionary.width, "latent")
+            found += [Cell(site, layer, *place) for place in product(places, across, keys, units, read)]
     if not found:
         raise BadInput("no cells to patch; give at least one layer, position, head, neuron or latent")
     return found

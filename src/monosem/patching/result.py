@@ -120,8 +120,8 @@ class Sweep:
         """A row a cell and metric: where, mean and its standard error over pairs, effect, score and its error."""
         rows = []
         for metric in self.metrics:
-            columns = (self.mean(metric), self.error(metric), self.effects(metric).mean(1))
-            columns += (self.scores(metric), self.score_error(metric))
+            columns = [self.mean(metric), self.error(metric), self.effects(metric).mean(1)]
+            columns += [self.scores(metric), self.score_error(metric)]
             numbers = torch.stack(columns, 1).tolist()
             for cell, (mean, error, effect, score, spread) in zip(self.cells, numbers):
                 where = {"site": cell.site} | {axis: cell.coordinate(axis) for axis in self.over}

@@ -61,7 +61,7 @@ def sweep(
     if dictionary is not None:
         dictionary.check(model)
     corruption = corruption or Prompt()
-    direction = direction_of(direction, corruption)
+    way = direction_of(direction, corruption)
     cells = cells_of(
         model,
         pairs,
@@ -80,7 +80,7 @@ def sweep(
     engine = _Engine(method, memory, quiet)
     with Meter("patch", total=len(cells) * len(pairs), unit="cell", quiet=quiet) as meter:
         for row in range(len(pairs)):
-            draws = trials(model, pairs, row, sides(row), direction, places, dictionary)
+            draws = trials(model, pairs, row, sides(row), way, places, dictionary)
             for trial in draws:
                 share = 1 / len(draws)
                 tally.add(tally.clean, trial, trial.clean_logits, row, share)
@@ -94,7 +94,7 @@ def sweep(
         values=tally.values,
         clean=tally.clean,
         corrupted=tally.corrupted,
-        direction=direction,
+        direction=way,
         method=engine.method,
         labels=labels_of(model, pairs, cells),
         model=model.name,

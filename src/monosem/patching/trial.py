@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -92,7 +93,7 @@ class Writes:
     """The edit that writes each row's own part of one site: (row, index without batch axis, value)."""
 
     site: Site
-    parts: Sequence[tuple[int, tuple[object, ...], Tensor]]
+    parts: Sequence[tuple[int, tuple[Any, ...], Tensor]]
 
     def apply(self, x: Tensor, moment: Moment) -> tuple[Tensor, bool]:
         x = x.clone()
