@@ -194,20 +194,24 @@ class Session:
         """
         module = norm_of(self.model, site)
         norm = Norm.of(module, self.model.cfg.d_model, self.model.device)
-        write = self._writes(site)
+        write, is_scale = self._writes(site), site.name.endswith("scale")
+        input_of, scale_of = (
+            Site(f"{NORMS[site.name]}_normalized", site.layer),
+            Site(f"{NORMS[site.name]}_scale", site.layer),
+        )
 
         def remember(x: Tensor) -> Tensor:
-            self.remembered[site] = x
+            self.remembered[input_of] = x
+            self.remembered[scale_of] = norm.scale(x)
             return x
 
         def action(y: Tensor) -> Tensor:
-            x = self.remembered[site]
-            scale = norm.scale(x)
-            value = scale if site.name.endswith("scale") else norm.centred(x) / scale
-            new = self.visit(site, value)
+            x, scale = self.remembered[input_of], self.remembered[scale_of]
+            new = self.visit(site, scale if is_scale else norm.centred(x) / scale)
             if not write:
                 return y
-            if site.name.endswith("scale"):
+            if is_scale:  # what the normalised value is then divided by
+                self.remembered[scale_of] = new
                 return ((y - norm.bias) * (scale / new) + norm.bias).to(y.dtype)
             return (new * norm.gain + norm.bias).to(y.dtype)
 
@@ -234,7 +238,8 @@ class Session:
                 z, W_O = self.keep(z_site, z), W_O if heads is None else W_O[list(heads)]
             value = torch.einsum("bthd,hdm->bthm", z, W_O)
             new = self.visit(site, value, cut=not write)
-            return out + (new - value).sum(2) if write else out
+            # through `new` alone, so that gradients reach it
+            return new.sum(2) + (out - value.sum(2)).detach() if write else out
 
         self._add(place, remember)
         self.actions[place.module, "out", 0].append(action)

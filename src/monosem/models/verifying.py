@@ -15,7 +15,7 @@ from ..errors import UnknownName
 from .model import Model
 from .running import inputs
 from .session import Moment
-from .sites import ATTENTION, PER_LAYER, Site
+from .sites import ATTENTION, PER_LAYER, ROUTER, Site
 from .tokens import TokenBatch
 
 # largest allowed error relative to the largest value of the reference, by dtype
@@ -61,8 +61,8 @@ def verify(model: Model, length: int = 12, seed: int = 0, quick: bool = False) -
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, model.cfg.d_vocab, (2, length), generator=generator)
     checks = _Checks(model, model.tokens(ids).to(model.device))
-    some = (_native, _streams, _heads, _write_back_together, _transplant)
-    for check in some if quick else (_native, _streams, _heads, _write_back, _transplant, _padding, _cache):
+    some = (_native, _streams, _heads, _routers, _write_back_together, _transplant)
+    for check in some if quick else (*some[:4], _write_back, _transplant, _padding, _cache):
         check(checks)
     return Verification(model.name, str(model.dtype).removeprefix("torch."), checks.rows)
 
@@ -152,6 +152,21 @@ def _projections(c: _Checks) -> None:
             x = x if norm is None else norm(x)
             made.append(torch.einsum("btm,hmd->bthd", x, weight[layer]) + bias[layer])
         c.add(name, f"ln1(resid_pre) W_{name.upper()} + b_{name.upper()}", torch.stack(made), c.layers(name))
+
+
+def _routers(c: _Checks) -> None:
+    """The chosen experts are those with the largest logits, and their weights grow with them."""
+    model = c.model
+    layers = [layer for layer in range(model.cfg.n_layers) if _offered(model, "router_logits", layer)]
+    if model.family.router is None or not layers:
+        return
+    run = model.run(c.tokens, capture=[(name, layer) for layer in layers for name in ROUTER], logits=False)
+    logits, weights, indices = (torch.stack([run[name, layer] for layer in layers]) for name in ROUTER)
+    best = logits.topk(indices.shape[-1]).values
+    chosen = logits.gather(-1, indices)
+    c.add("expert_indices", "chosen = those of the largest logits", chosen.sort(-1, descending=True).values, best)
+    order = weights.argsort(-1, descending=True)
+    c.add("expert_weights", "ordered as the logits", chosen.gather(-1, order), best)
 
 
 def _write_back(c: _Checks) -> None:

@@ -1,0 +1,118 @@
+"""Generation with the KV cache and edits, against whole forward passes."""
+
+import pytest
+import torch
+
+from monosem import edits
+from monosem.errors import BadInput, EditDidNotFire
+from monosem.models import Model, TokenBatch
+from tiny import tiny_hf, tiny_tokenizer
+
+IDS = torch.randint(3, 100, (3, 11), generator=torch.Generator().manual_seed(5))
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
+# each has its own cache, positions or block outputs; `verify` compares cached with uncached logits for every family
+SOME = ["llama", "mistral", "gpt2", "gemma2", "gptj", "cohere2", "gpt_oss"]
+
+
+@pytest.fixture(scope="module", params=SOME)
+def model(request) -> Model:
+    return Model(tiny_hf(request.param), tiny_tokenizer(), request.param)
+
+
+@pytest.fixture(scope="module")
+def llama() -> Model:
+    return Model(tiny_hf("llama"), tiny_tokenizer(), "llama")
+
+
+def loop_without_cache(model: Model, row: list[int], steps: int, edit=()) -> list[int]:
+    """The oracle: whole forward passes, greedy."""
+    for _ in range(steps):
+        row = [*row, int(model.run([row], edits=edit).logits[0, -1].argmax())]
+    return row
+
+
+def test_greedy_generation_equals_repeated_full_passes(model):
+    rows = [IDS[0, :3].tolist(), IDS[1].tolist()]
+    made = model.generate(rows, max_new_tokens=12, stop_at_eos=False)
+    for row, whole in zip(rows, made.ids.rows()):
+        assert whole == loop_without_cache(model, row, 12)
+
+
+def test_edits_in_generation_equal_edits_in_full_passes(model):
+    vector = torch.randn(model.cfg.d_model, generator=torch.Generator().manual_seed(2))
+    for edit in [
+        edits.add(("resid_post.1", vector), 3.0),
+        edits.scale("z.1", 0.2),
+        edits.add(("resid_pre.1", vector), 5.0).at(positions=[0, 2]),
+    ]:
+        rows = [IDS[0, :3].tolist(), IDS[1].tolist()]
+        made = model.generate(rows, edits=edit, max_new_tokens=8, stop_at_eos=False)
+        for row, whole in zip(rows, made.ids.rows()):
+            assert whole == loop_without_cache(model, row, 8, edit)
+
+
+def test_scopes_split_prompt_and_generated_tokens(llama):
+    vector = torch.randn(32, generator=torch.Generator().manual_seed(2))
+    row = IDS[0, :4].tolist()
+    edit = edits.add(("resid_post.1", vector), 4.0)
+    generated = llama.generate([row], edits=edit.at(scope="generated"), max_new_tokens=6, stop_at_eos=False)
+    oracle = row
+    for _ in range(6):
+        late = () if len(oracle) == 4 else edit.at(positions=slice(4, None))
+        oracle = [*oracle, int(llama.run([oracle], edits=late).logits[0, -1].argmax())]
+    assert generated.ids.rows()[0] == oracle
+    prompt = llama.generate([row], edits=edit.at(scope="prompt"), max_new_tokens=6, stop_at_eos=False)
+    assert prompt.ids.rows()[0] == loop_without_cache(llama, row, 6, edit.at(positions=slice(0, 4)))
+
+
+def test_generation_from_bos_alone_and_per_row_edits(llama):
+    vectors = torch.randn(2, 32, generator=torch.Generator().manual_seed(4))
+    each = [edits.add(("resid_post.1", v), 6.0) for v in vectors]
+    made = llama.generate(None, rows=2, edits=[e.at(rows=[i]) for i, e in enumerate(each)], max_new_tokens=6)
+    for number, edit in enumerate(each):
+        alone = llama.generate(edits=edit, max_new_tokens=6)
+        assert alone.prompt.rows() == [[llama.bos]]
+        assert made.new[number] == alone.new[0]
+
+
+def test_sampling_is_seeded_and_follows_the_distribution(llama):
+    first = llama.generate([IDS[0].tolist()] * 4, temperature=1.0, seed=3, max_new_tokens=8)
+    again = llama.generate([IDS[0].tolist()] * 4, temperature=1.0, seed=3, max_new_tokens=8)
+    other = llama.generate([IDS[0].tolist()] * 4, temperature=1.0, seed=4, max_new_tokens=8)
+    assert first.new == again.new != other.new
+    greedy = llama.generate([IDS[0].tolist()], max_new_tokens=8)
+    assert llama.generate([IDS[0].tolist()], temperature=1.0, top_k=1, max_new_tokens=8).new == greedy.new
+    many = llama.generate([IDS[0].tolist()] * 2000, temperature=1.0, max_new_tokens=1, stop_at_eos=False)
+    counts = torch.bincount(torch.tensor(many.new)[:, 0], minlength=100) / 2000
+    truth = llama.run(IDS[:1], logits="last").logits[0].softmax(-1)
+    assert (counts - truth).abs().max() < 0.04
+
+
+def test_generation_stops_at_the_end_token(llama):
+    force = edits.function("logits", lambda x: x.index_fill(-1, torch.tensor([1]), 1e9))
+    made = llama.generate([IDS[0].tolist()], edits=force, max_new_tokens=5)
+    assert made.new == [[1]]
+    assert made.texts == [""]
+
+
+def test_logits_are_edited_at_the_last_token_of_padded_rows(llama):
+    rows = [IDS[0, :3].tolist(), IDS[1].tolist()]
+    force = edits.function("logits", lambda x: x.index_fill(-1, torch.tensor([7]), 1e9))
+    assert llama.generate(rows, edits=force, max_new_tokens=2).new == [[7, 7], [7, 7]]
+    late = llama.generate(rows, edits=force.at(scope="generated"), max_new_tokens=2, stop_at_eos=False)
+    clean = llama.generate(rows, max_new_tokens=1, stop_at_eos=False)
+    assert [new[0] for new in late.new] == [new[0] for new in clean.new]
+    assert [new[1] for new in late.new] == [7, 7]
+    batch = TokenBatch.of(rows, pad=2)
+    one = llama.run(batch, edits=force.at(rows=[1]), logits="last").logits
+    torch.testing.assert_close(one[0], llama.run(batch, logits="last").logits[0], **TOLERANCE)
+    assert int(one[1].argmax()) == 7
+
+
+def test_generation_errors(llama):
+    with pytest.raises(BadInput, match="context of 64"):
+        llama.generate([IDS[0].tolist()], max_new_tokens=60)
+    with pytest.raises(BadInput, match="temperature"):
+        llama.generate([IDS[0].tolist()], temperature=-1)
+    with pytest.raises(EditDidNotFire):
+        llama.generate([IDS[0].tolist()], edits=edits.scale("z.0", 0).at(positions=50))
