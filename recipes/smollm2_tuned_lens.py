@@ -47,14 +47,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=3_000_000, help="tokens of text to draw from")
     parser.add_argument("--rank", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--batch-tokens", type=int, default=1024)
     parser.add_argument("--cells", type=int, default=512)
     parser.add_argument("--vocab-sample", type=int, default=4096)
     parser.add_argument("--init-tokens", type=int, default=32_768)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--evaluation-cells", type=int, default=1024)
+    parser.add_argument("--evaluation-cells", type=int, default=512)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--as-is", action="store_true", help="do not train on")
     return parser.parse_args()
@@ -92,8 +92,8 @@ def measured(lens: TunedLens, args: argparse.Namespace) -> dict[str, TunedEvalua
     model = ms.load_model(args.model, dtype="float32", quiet=True)
     found = {}
     for name, file in HELD_OUT.items():
-        store = TokenStore.build(model, texts(args.corpora / file), CONTEXT, tokens=16_384)
-        found[name] = evaluate_tuned(lens, model, store, tokens=16_384, cells=args.evaluation_cells, seed=args.seed)
+        store = TokenStore.build(model, texts(args.corpora / file), CONTEXT, tokens=8192)
+        found[name] = evaluate_tuned(lens, model, store, tokens=8192, cells=args.evaluation_cells, seed=args.seed)
     return found
 
 

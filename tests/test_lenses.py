@@ -417,3 +417,41 @@ def test_analyses_look_through_any_lens(tiny_model: TinyModel) -> None:
     assert float((moved - plain)[0].abs().nan_to_num().max()) > 0.1
     by_function = lenses.entropy(model, TEXTS, lens=lens.translate).entropies[1.0]
     torch.testing.assert_close(by_function, moved, equal_nan=True)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gpt2", "llama", "gpt_neox"])
+def test_what_neurons_promote_is_the_slope_of_the_logits(family: str, tiny_model: TinyModel) -> None:
+    """The direct effect against autograd: how the logits move when the last state moves along the vector, with the size
+    that the norm divides by held fixed (a vector orthogonal to the state leaves it unchanged to first order)."""
+    model = tiny_model(family)
+    found = lenses.neurons(model, 1, [3, 40], top=100)
+    mlp = model.blocks[1].get_submodule(model.family.mlp)
+    down = mlp.get_submodule(model.family.down)
+    norm, head = model.hf.get_submodule(model.family.final_norm), model.hf.get_output_embeddings().weight
+    for row, neuron in enumerate((3, 40)):
+        one = torch.zeros(model.cfg.d_mlp)
+        one[neuron] = 1.0
+        vector = down(one) - down(torch.zeros_like(one))
+        if family == "gemma2":
+            vector = vector * (1 + model.blocks[1].post_feedforward_layernorm.weight)
+        centred = vector - vector.mean() if family.startswith("gpt") else vector
+        state = torch.randn(32, generator=torch.Generator().manual_seed(row))
+        state = state - state.mean() if family.startswith("gpt") else state
+        state = state - centred * (state @ centred) / (centred @ centred)
+        size = (state.square().mean() + 1e-5).sqrt()
+        _, slope = torch.autograd.functional.jvp(lambda x: head @ norm(x), state, vector)
+        effect = slope * size - (slope * size).mean()
+        got = torch.zeros(100).scatter(0, found.promoted[row], found.up[row])
+        torch.testing.assert_close(got, effect, atol=1e-3, rtol=1e-3)
+        assert found.suppressed[row].tolist() == found.promoted[row].flip(0).tolist()
+    assert found.table.vector.to_list() == ["neuron 1.3", "neuron 1.40"]
+    assert len(found.plot(1).data) == 2
+    assert len(lenses.neurons(model, 0).names) == model.cfg.d_mlp
+    for call, message in (
+        (lambda: lenses.neurons(model, 3), "no layer 3"),
+        (lambda: lenses.neurons(model, 0, [48]), "no neuron 48"),
+        (lambda: lenses.vectors(model, torch.zeros(2, 31)), r"\[n, 32\]"),
+        (lambda: lenses.vectors(model, torch.zeros(2, 32), names=["a"]), "1 names for 2"),
+    ):
+        with pytest.raises((BadInput, UnknownName), match=message):
+            call()

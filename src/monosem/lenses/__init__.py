@@ -20,6 +20,7 @@ from .tuned import TunedLens, tuned
 from .tuned_evaluation import TunedEvaluation, evaluate_tuned
 from .tuned_files import load_tuned, shipped_tuned
 from .tuning import TuneConfig, train_tuned
+from .vectors import VectorReading, neurons, vectors
 
 __all__ = [
     "ENTITY_DESCRIPTION",
@@ -43,6 +44,7 @@ __all__ = [
     "TuneConfig",
     "TunedEvaluation",
     "TunedLens",
+    "VectorReading",
     "affine_between",
     "copying_pairs",
     "copying_scores",
@@ -58,9 +60,11 @@ __all__ = [
     "load_tuned",
     "logit",
     "look",
+    "neurons",
     "patchscope",
     "shipped_tuned",
     "train_tuned",
     "trajectory",
     "tuned",
+    "vectors",
 ]

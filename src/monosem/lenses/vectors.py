@@ -1,0 +1,124 @@
+"""Reading vectors instead of states: the tokens that a neuron, or any direction that is written, promotes directly.
+
+The convention is that of latents (`monosem.latents`): vector × gain of the final norm (less its mean, if that is a
+LayerNorm), through the unembedding with its mean over the vocabulary taken out. The division by the size of the stream
+is left out, so that effects compare within a model, and soft caps, which are no linear map.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..errors import BadInput, UnknownName, require
+from ..models import Model
+from ..models.norms import Norm
+from ..plots import BLUE, ORANGE, style
+from .figures import shown
+from .readout import ELEMENTS
+from .results import save
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+
+@dataclass(frozen=True, eq=False)
+class VectorReading:
+    """Direct effects on the logits, per unit of the vector.
+
+    Attributes:
+        names: of the vectors.
+        promoted, suppressed: token ids, `vector k`, strongest first; `up`, `down`: their effects.
+    """
+
+    model: Model = field(repr=False)
+    names: list[str]
+    promoted: Int[Tensor, "vector k"] = field(repr=False)
+    up: Float[Tensor, "vector k"] = field(repr=False)
+    suppressed: Int[Tensor, "vector k"] = field(repr=False)
+    down: Float[Tensor, "vector k"] = field(repr=False)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row a vector: the tokens and the strongest effect either way."""
+        word = self.model.str_token
+        return pd.DataFrame(
+            {
+                "vector": self.names,
+                "promotes": [[word(i) for i in row] for row in self.promoted.tolist()],
+                "suppresses": [[word(i) for i in row] for row in self.suppressed.tolist()],
+                "most": self.up[:, 0].tolist(),
+                "least": self.down[:, 0].tolist(),
+            }
+        )
+
+    def plot(self, vector: int = 0) -> "Figure":
+        """Bars of one vector's effects."""
+        go = require("plotly.graph_objects", "plots")
+        figure = go.Figure()
+        sides = ((self.promoted, self.up, BLUE, "promoted"), (self.suppressed, self.down, ORANGE, "suppressed"))
+        for ids, effects, colour, name in sides:
+            # the id keeps two tokens of one spelling apart
+            labels = [f"{shown(self.model.str_token(i))} · {i}" for i in ids[vector].tolist()]
+            figure.add_bar(x=labels, y=effects[vector].tolist(), marker={"color": colour}, name=name)
+        return style(figure, "token", "effect on the logit", self.names[vector])
+
+    def save(self, path: str | os.PathLike[str], **plot: Any) -> Path:
+        """The picture (.html; `plot` arguments go along) or the table (.csv, .json, .parquet)."""
+        return save(Path(path), self.table, lambda: self.plot(**plot))
+
+
+@torch.no_grad()
+def vectors(
+    model: Model,
+    directions: Float[Tensor, "vector d_model"] | Float[Tensor, "d_model"],
+    top: int = 10,
+    names: Sequence[str] | None = None,
+) -> VectorReading:
+    """The tokens whose logits vectors of the residual stream raise and lower most.
+
+    Raises:
+        BadInput: another width than the model's, not as many names as vectors, top below 1.
+    """
+    rows = directions[None] if directions.ndim == 1 else directions
+    if rows.ndim != 2 or rows.shape[1] != model.cfg.d_model or not len(rows):
+        raise BadInput(f"vectors must be [n, {model.cfg.d_model}], got {list(directions.shape)}")
+    labels = [str(name) for name in names] if names is not None else [str(number) for number in range(len(rows))]
+    if len(labels) != len(rows) or top < 1:
+        raise BadInput(f"{len(labels)} names for {len(rows)} vectors, top {top}: give one name each, and top >= 1")
+    norm = Norm.of(model.hf.get_submodule(model.family.final_norm), model.cfg.d_model)
+    W_U = model.W_U.float()
+    W_U = W_U - W_U.mean(1, keepdim=True)
+    parts = []
+    for chunk in rows.float().split(max(1, ELEMENTS // model.cfg.d_vocab)):
+        effects = norm.frozen(chunk.to(norm.gain.device), torch.ones(1, device=norm.gain.device)).to(W_U.device) @ W_U
+        up, down = (effects.topk(min(top, model.cfg.d_vocab), largest=largest) for largest in (True, False))
+        parts.append([x.cpu() for x in (up.indices, up.values, down.indices, down.values)])
+    return VectorReading(model, labels, *(torch.cat(column) for column in zip(*parts)))
+
+
+def neurons(model: Model, layer: int, indices: Sequence[int] | None = None, top: int = 10) -> VectorReading:
+    """What neurons of an MLP write, read as tokens: their rows of the output projection, through the gain of the
+    branch's post-norm where there is one.
+
+    Args:
+        indices: which neurons; None for all of the layer.
+
+    Raises:
+        UnknownName: no such layer or neuron.
+    """
+    if not 0 <= layer < model.cfg.n_layers:
+        raise UnknownName(f"there is no layer {layer}; {model.name} has layers 0 to {model.cfg.n_layers - 1}")
+    wanted = list(range(model.cfg.d_mlp)) if indices is None else list(indices)
+    if wrong := [i for i in wanted if not 0 <= i < model.cfg.d_mlp]:
+        raise UnknownName(f"there is no neuron {wrong[0]}; an MLP of {model.name} has 0 to {model.cfg.d_mlp - 1}")
+    written = model.W_out[layer][wanted].float()
+    post = Norm.of(model.branch_norm(layer, "mlp"), model.cfg.d_model, written.device)
+    written = post.frozen(written, torch.ones(1, device=written.device)) * model.residual_multiplier
+    return vectors(model, written, top, [f"neuron {layer}.{i}" for i in wanted])
