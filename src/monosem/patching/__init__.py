@@ -4,6 +4,7 @@ from .attribution import attribution
 from .backups import Backup, backup
 from .causation import Evidence, Interval, Share, evidence, necessity, sufficiency
 from .cells import Cell, cells_of
+from .claims import Claim, Hypothesis
 from .comparison import Comparison, compare
 from .corruptions import Corruption, mean, noise, positional_mean, resample, zero
 from .joint import Joint, patch_sets
@@ -12,21 +13,25 @@ from .localising import localise
 from .paths import Path, Paths, paths
 from .result import Sweep
 from .scoring import METRICS, metrics_of, normalised
+from .scrubbing import Scrubbed, scrub
 from .sweep import sweep
 
 __all__ = [
     "METRICS",
     "Backup",
     "Cell",
+    "Claim",
     "Comparison",
     "Component",
     "Corruption",
     "Evidence",
+    "Hypothesis",
     "Interval",
     "Joint",
     "Localisation",
     "Path",
     "Paths",
+    "Scrubbed",
     "Share",
     "Sweep",
     "attribution",
@@ -44,6 +49,7 @@ __all__ = [
     "paths",
     "positional_mean",
     "resample",
+    "scrub",
     "sufficiency",
     "sweep",
     "zero",
