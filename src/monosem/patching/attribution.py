@@ -70,7 +70,7 @@ def attribution(
         layers=layers, positions=positions, heads=heads, neurons=neurons, dictionary=dictionary, latents=latents,
     )  # fmt: skip
     corruption = corruption or Prompt()
-    direction = direction_of(direction, corruption)
+    chosen = direction_of(direction, corruption)
     if steps > 1 and not corruption.is_run:
         raise BadInput(
             f"integrated gradients need a run on both sides, and {corruption.label} gives values: use steps=1"
@@ -80,12 +80,12 @@ def attribution(
     tally = Tally(metrics_of(metric), len(cells), len(pairs))
     with Meter("attribute", len(pairs), "pair", quiet=quiet) as meter:
         for row in range(len(pairs)):
-            draws = trials(model, pairs, row, sides(row), direction, places, dictionary)
+            draws = trials(model, pairs, row, sides(row), chosen, places, dictionary)
             for trial in draws:
                 share = 1 / len(draws)
                 tally.add(tally.clean, trial, trial.clean_logits, row, share)
                 tally.add(tally.corrupted, trial, trial.other_logits, row, share)
-                base = trial.other_logits if direction == "denoising" else trial.clean_logits
+                base = trial.other_logits if chosen == "denoising" else trial.clean_logits
                 tally.add(tally.values, trial, base, (slice(None), row), share)
                 for name, effects in _effects(trial, cells, gradients(trial, places, tally.metrics, steps)).items():
                     tally.values[name][:, row] += share * effects
@@ -96,7 +96,7 @@ def attribution(
         values=tally.values,
         clean=tally.clean,
         corrupted=tally.corrupted,
-        direction=direction,
+        direction=chosen,
         method="attribution" if steps == 1 else f"attribution, {steps} steps",
         labels=labels_of(model, pairs, cells),
         model=model.name,

@@ -63,6 +63,9 @@ class Paths(Sweep):
 
     cells: Sequence[Path]  # type: ignore[assignment]
 
+    def __repr__(self) -> str:
+        return super().__repr__().replace("Sweep(", "Paths(", 1)
+
     def shares(self, metric: str | None = None) -> Float[Tensor, "cells"]:
         """Mean effect over the mean gap between clean and corrupted: -1 = the path alone corrupts, 1 = it restores."""
         name = self._metric(metric)
@@ -137,9 +140,20 @@ def paths(
             part = pairs[slice(first, first + size)].to(model.device)
             job = _Job(model, part, cells, metrics, direction, freeze_mlps, rows // size, meter)
             parts.append(job(_chosen(part, positions)))
-    joined = [{name: torch.cat([one[i][name] for one in parts], -1) for name in metrics} for i in range(3)]
-    over = ("sender", "receiver")
-    return Paths(cells, over, *joined, direction, "exact" if freeze_mlps else "through MLPs", {}, model.name)
+    values, clean, corrupted = (
+        {name: torch.cat([one[i][name] for one in parts], -1) for name in metrics} for i in range(3)
+    )
+    return Paths(
+        cells=cells,
+        over=("sender", "receiver"),
+        values=values,
+        clean=clean,
+        corrupted=corrupted,
+        direction=direction,
+        method="direct" if freeze_mlps else "through MLPs",
+        model=model.name,
+        corruption="corrupted prompt",
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,9 +192,10 @@ class _Job:
     def _runs(self, streams: Streams, sets: Sequence[NodeSet]) -> Iterator[tuple[int, Tensor]]:
         """Number of a cell, and its logits `batch vocab`; every cell of these sender sets once."""
         ready: dict[tuple[int, str, int], list[tuple[int, Passage]]] = {}
+        places = {one: place for place, one in enumerate(sets)}
         for number, path in enumerate(self.cells):
-            if path.sender in sets:
-                passage = Passage(sets.index(path.sender), path.receiver)
+            if path.sender in places:
+                passage = Passage(places[path.sender], path.receiver)
                 ready.setdefault(_batch_key(self.model, path.receiver), []).append((number, passage))
         reading = Reading(streams, frozenset(n for group in ready.values() for _, p in group for n in p.receiver.nodes))
         needed = {last for last, _, _ in ready}

@@ -6,6 +6,7 @@ values that those have in the base run. The native model does the work, as in ge
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -26,7 +27,9 @@ class _Layer(DynamicLayer):
 
     def __init__(self, keys: Tensor, values: Tensor):
         super().__init__()
-        self.keys, self.values, self.is_initialized = keys, values, True
+        self.keys: Tensor = keys
+        self.values: Tensor = values
+        self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         copies = len(key_states) // len(self.keys)
@@ -59,7 +62,8 @@ class Prefix:
             cache = DynamicCache()  # without a config: it keeps all tokens, also those that left a sliding window
             whole = model.run(tokens, capture="resid_pre.0", logits="last")
             model.hf(**inputs(tokens), past_key_values=cache, use_cache=True, logits_to_keep=1)
-            held = [_Layer(layer.keys[:, :, :column], layer.values[:, :, :column]) for layer in cache.layers]  # type: ignore[index]
+            past: list[Any] = cache.layers
+            held = [_Layer(layer.keys[:, :, :column], layer.values[:, :, :column]) for layer in past]
             found = Prefix(model, tokens, column, held)
             again = found.run(0, whole["resid_pre.0"][None, :, column:])[0]
         except _REFUSALS:  # a model that keeps its past in another way

@@ -65,6 +65,8 @@ class Streams:
         end = Site("resid_post", model.cfg.n_layers - 1)
         run = model.run(base, capture=[*stream, *(site for site in sent if site.name == "z"), end], logits="last")
         other = model.run(source, capture=sent, logits="last")
+        assert run.logits is not None
+        assert other.logits is not None
         self.logits, self.source_logits = run.logits, other.logits
         kept = {site: value[:, column:].clone() for site, value in run.activations.items()}
         self.resid_pre = [kept[Site("resid_pre", layer)] for layer in layers] + [kept[end]]
