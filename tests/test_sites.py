@@ -17,8 +17,6 @@ CENTRING = {  # LayerNorm, the others have RMSNorm
     *("gpt2", "gpt2_inverse_layer", "gpt_neo", "gptj", "gpt_neox", "gpt_neox_sequential", "phi", "olmo"),
     *("cohere", "cohere2", "starcoder2", "stablelm", "stablelm_parallel"),
 }
-    "gpt2 gpt2_inverse_layer gpt_neo gptj gpt_neox gpt_neox_sequential phi olmo cohere cohere2 starcoder2 stablelm"
-)
 
 
 @cache

@@ -36,6 +36,10 @@ class EditDidNotFire(MonosemError, RuntimeError):
     """An edit was asked for and never reached its site; results would silently be those of the unedited model."""
 
 
+class SiteDidNotFire(MonosemError, RuntimeError):
+    """A site was asked for and the forward pass never came by it (compiled or replaced modules)."""
+
+
 class MissingExtra(MonosemError, ImportError):
     """An optional package is needed; the message names the extra to install."""
 

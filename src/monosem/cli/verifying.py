@@ -1,29 +1,47 @@
 """`monosem verify`: identities that a supported model must satisfy."""
 
+from typing import Annotated
+
 import typer
 
-from .options import Device, Dtype, Json, ModelArgument, Quiet
+from .options import Device, Json, ModelArgument, Quiet, option
 from .output import as_json, frame
+
+Dtypes = Annotated[
+    list[str] | None,
+    option("--dtype", "NAME", "float32, bfloat16, float16, float64 (default: float32). May be repeated."),
+]
+BySite = Annotated[bool, option("--by-site", None, "One row a site: its largest error.")]
 
 
 def verify(
     model: ModelArgument = "smollm2",
-    dtype: Dtype = "float32",
+    dtype: Dtypes = None,
+    by_site: BySite = False,
     device: Device = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Check that a model is read and written correctly.
 
-    Compares what is captured with what the model itself computes: the stream is the sum of its parts, patterns sum to
-    one, padding changes nothing, generation with and without the cache agree, and so on. Exits with 1 when one fails.
+    Compares what is captured with what the model itself computes: the stream is the sum of its parts, heads sum to the
+    attention's output, the read-out gives the logits, a value written back changes nothing, padding changes nothing,
+    generation with and without the cache agree. Works on any model, also one's own folder and architectures without a
+    family row. Errors are relative to the largest value; exits with 1 when one is over its limit.
 
-    Example: monosem verify gpt2
+    Example: monosem verify gpt2 --dtype float32 --dtype bfloat16
     """
+    import pandas as pd
+
     from ..models import load_model
+    from ..models.verifying import side_by_side
     from ..models.verifying import verify as identities
 
-    found = identities(load_model(model, dtype=dtype, device=device, quiet=quiet))
-    as_json(found.table) if json else frame(found.table)
-    if not found.ok:
+    found = [identities(load_model(model, dtype=name, device=device, quiet=quiet)) for name in dtype or ["float32"]]
+    if by_site:
+        shown = pd.concat([one.by_site for one in found], axis=1).reset_index()
+    else:
+        shown = found[0].table if len(found) == 1 else side_by_side(found)
+    as_json(shown) if json else frame(shown)
+    if not all(one.ok for one in found):
         raise typer.Exit(1)

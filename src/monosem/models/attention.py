@@ -53,9 +53,8 @@ def attention_forward(
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     scores = visit("scores", scores + _bias(attention_mask, scores))
-    wide = scores if s_aux is None else torch.cat([scores, _sinks(s_aux, scores)], dim=-1)
-    pattern = wide.softmax(dim=-1, dtype=torch.float32).to(query.dtype)[..., : scores.shape[-1]]
-    pattern = visit("pattern", pattern)
+    pattern = scores.softmax(dim=-1, dtype=torch.float32) if s_aux is None else _softmax_with_sinks(scores, s_aux)
+    pattern = visit("pattern", pattern.to(query.dtype))
     return (pattern @ repeat_kv(value, groups)).transpose(1, 2).contiguous(), None
 
 
@@ -70,8 +69,11 @@ def _bias(mask: Tensor | None, scores: Float[Tensor, "batch head query key"]) ->
     return torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, lowest)[..., : scores.shape[-1]]
 
 
-def _sinks(s_aux: Tensor, scores: Tensor) -> Tensor:
-    return s_aux.reshape(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1).to(scores.dtype)
+def _softmax_with_sinks(scores: Tensor, s_aux: Tensor) -> Float[Tensor, "batch head query key"]:
+    """A sink takes part in the softmax and is dropped after it; as in GPT-OSS, in the dtype of the scores."""
+    sinks = s_aux.reshape(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1).to(scores.dtype)
+    wide = torch.cat([scores, sinks], dim=-1)
+    return (wide - wide.amax(dim=-1, keepdim=True)).softmax(dim=-1)[..., :-1]
 
 
 AttentionInterface.register(NAME, attention_forward)

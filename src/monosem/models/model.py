@@ -80,6 +80,7 @@ class Model(Weights):
 
     Raises:
         UnknownName: the architecture has no row and none could be inferred; the message says what failed.
+        BadInput: the model, or a module of it, is compiled.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Model(Weights):
         name: str = "model",
         family: Family | None = None,
     ):
+        _refuse_compiled(hf)
         self.hf = hf.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
@@ -284,6 +286,17 @@ class Model(Weights):
     def final_gain(self) -> Float[Tensor, "d_model"]:
         """What the final norm multiplies by (Gemma stores it minus one)."""
         return final_norm(self).gain.to(self.dtype)
+
+
+def _refuse_compiled(hf: PreTrainedModel) -> None:
+    """Hooks that are added to a compiled module, or inside one, never fire, and torch does not say so."""
+    for path, module in hf.named_modules():
+        forward = getattr(module, "forward", None)
+        if module._compiled_call_impl is not None or hasattr(forward, "_torchdynamo_orig_callable"):
+            where = f"its module {path}" if path else "it"
+            raise BadInput(
+                f"{where} is compiled by torch.compile, which hooks cannot look into; pass the model as loaded"
+            )
 
 
 def _constant(hf: PreTrainedModel, attribute: str | None) -> float:

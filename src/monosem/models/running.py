@@ -57,6 +57,7 @@ def run(
     Raises:
         UnknownName: a site that the model does not have.
         EditDidNotFire: an edit that reached no token.
+        SiteDidNotFire: a compiled or replaced forward goes past a captured site.
         BadInput: empty or over-long prompts, ids outside the vocabulary, a start of the wrong shape; positions or heads
             that are not there; a memory budget that a single row exceeds, or edits that cannot be split by rows.
     """
@@ -117,6 +118,7 @@ class _Passes:
         late, last = starting(self.model, start, tokens), last_only(self.model, tokens, self.logits)
         with torch.set_grad_enabled(self.grad), session, late, last, suppress(Stop):
             out = self.model.hf(**inputs(tokens), use_cache=False).logits
+        session.check_captured()
         self.check_fired = session.check_fired
         return (out[:, 0] if out is not None and self.logits == "last" else out), session.captured
 

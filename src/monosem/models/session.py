@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from ..errors import BadInput, EditDidNotFire, UnknownName
+from ..errors import BadInput, EditDidNotFire, SiteDidNotFire, UnknownName
 from .attention import visiting
 from .norms import Norm
 from .points import Point, first_input, point, rewrap, unwrap, with_first_input
@@ -118,6 +118,14 @@ class Session:
     def __exit__(self, *error: object) -> None:
         self.stack.close()
         self.remembered.clear()
+
+    def check_captured(self) -> None:
+        """Raises `SiteDidNotFire` naming the first site that the pass did not come by."""
+        if missing := sorted(self.wanted - set(self.captured), key=_order):
+            raise SiteDidNotFire(
+                f"{missing[0]} was not computed by the modules of this model: a compiled forward or a replacement "
+                "kernel goes past them; load the model without torch.compile and use_kernels"
+            )
 
     def check_fired(self) -> None:
         """Raises `EditDidNotFire` naming the first edit that reached no token."""

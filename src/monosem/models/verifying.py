@@ -4,7 +4,7 @@ A wrong row of the family table, a transformers release that changed a module's 
 read as it acts: each breaks one of these, and the table names the site.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -35,8 +35,22 @@ class Verification:
         return pd.DataFrame(self.rows)
 
     @property
+    def by_site(self) -> pd.Series:
+        """The largest error of each site, named after the dtype."""
+        errors: pd.Series = self.table.groupby("site", sort=False)["error"].max()
+        return errors.rename(self.dtype)
+
+    @property
     def ok(self) -> bool:
         return all(row["ok"] for row in self.rows)
+
+
+def side_by_side(found: Sequence[Verification]) -> pd.DataFrame:
+    """The same model in several dtypes: one row for each identity, a column of errors for each dtype."""
+    tables = [v.table.set_index(["site", "identity"]) for v in found]
+    errors = pd.concat({v.dtype: t["error"] for v, t in zip(found, tables)}, axis=1)
+    errors["ok"] = pd.concat([t["ok"] for t in tables], axis=1).all(axis=1)
+    return errors.reset_index()
 
 
 @dataclass(frozen=True, eq=False)
