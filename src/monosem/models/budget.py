@@ -66,10 +66,11 @@ def estimate(
     unembedded = {True: length, "last": 1, False: 0}[logits] if logits is not False else 0
     width = (c.n_heads + 2 * c.n_kv_heads) * c.d_head
     # the widest moment of a block: the stream, its norm in float32, and either the attention's or the MLP's tensors
-    block = length * (3 * c.d_model * item + 2 * c.d_model * 4 + max(2 * width, 4 * c.d_mlp) * item)
+    copies = 1 + getattr(model.hf.config, "num_experts_per_tok", 0)  # a mixture gives each token to several experts
+    block = length * (3 * c.d_model * copies * item + 2 * c.d_model * 4 + max(2 * width, 4 * c.d_mlp * copies) * item)
     # scores as numbers: of the layers asked about, or of all in models that SDPA does not serve (soft caps, sinks)
     explicit = model.hf.config._attn_implementation == "eager" or any(site.name in ATTENTION for site in sites)
-    scores = length * length * (c.n_heads * (4 * item + 8) if explicit else 1 + item)
+    scores = length * length * (c.n_heads * (5 * item + 8) if explicit else 1 + item)
     cap = 3 if getattr(model.hf.config, "final_logit_softcapping", None) else 1
     head = unembedded * c.d_vocab * item * (cap - 1) + length * c.d_model * 2 * item
     return Estimate(by_site, unembedded * c.d_vocab * item, max(block + scores, head))
