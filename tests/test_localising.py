@@ -271,7 +271,7 @@ def test_a_planted_head_is_localised_and_nothing_else(planted: Any) -> None:
         assert one.restored == pytest.approx(1, abs=1e-4)
         assert one.lost == pytest.approx(1, abs=1e-4)
         assert one.needed
-    last = found.evidence["heads and MLPs"]
+    last = found.evidence["heads"]
     assert last.sufficiency.value == pytest.approx(1, abs=1e-4)
     assert last.necessity.value == pytest.approx(1, abs=1e-4)
     assert (last.pn.count, last.pn.of, last.ps.count, last.ps.of) == (6, 6, 6, 6)
@@ -315,8 +315,24 @@ def test_opposing_places_are_listed_apart(tiny_model: Callable[..., Model]) -> N
         assert one.lost == pytest.approx((m[0] - m[2]) / (m[0] - m[1]), abs=1e-3)
     assert found.backup is None
     assert found.control == {}
-    whole = [c.at for c in found.evidence["heads and MLPs"].cells if c.site == "attn_out"]
-    assert whole == []
+    assert list(found.evidence) == ["components", "heads and MLPs", "heads"]
+    for label, sites in {
+        "components": {"attn_out", "mlp_out"},
+        "heads and MLPs": {"z", "mlp_out"},
+        "heads": {"z"},
+    }.items():
+        assert {cell.site for cell in found.evidence[label].cells} == sites
+
+
+def test_a_place_that_is_only_the_changed_token_is_said(tiny_model: Callable[..., Model]) -> None:
+    model = plant(tiny_model("llama"), 1, 2)
+    for block in model.blocks[:1]:  # the first MLP writes again, and much more than the embedding
+        block.mlp.down_proj.weight.data.normal_(std=5, generator=torch.Generator().manual_seed(0))  # type: ignore[union-attr, operator]
+    found = localise(model, telling(model), with_backup=False, controls=0, quiet=True)
+    assert Cell("mlp_out", 0, ("who",)) in [one.cell for one in found.components]
+    assert any(
+        "mlp_out.0 position who alone restores over 90% at a token that was changed" in note for note in found.notes
+    )
 
 
 def test_the_report_says_what_was_found_and_what_the_numbers_mean(planted: Any, tmp_path: Path) -> None:
@@ -341,7 +357,7 @@ def test_the_report_says_what_was_found_and_what_the_numbers_mean(planted: Any, 
     config = yaml.safe_load((tmp_path / "report" / "config.yaml").read_text())
     assert config["metric"] == "logit_diff"
     assert config["positions"] == "spans"
-    assert set(found.sets["set"]) == {"components", "heads and MLPs"}
+    assert set(found.sets["set"]) == {"components", "heads"}
     assert list(found.table["kind"]) == ["component", "head"]
     assert found.plot("attn_out").data[0].z.shape == (3, 2)
 

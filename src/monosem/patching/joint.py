@@ -17,10 +17,13 @@ from ..models.keeping import Kept
 from ..progress import Meter
 from .cells import Cell
 from .corruptions import Prompt
+from .growing import NotApplicable, growing
+from .naive import Patched, batched
 from .scoring import MetricLike, metrics_of, normalised
 from .trial import Trial, Writes, measured, trials
 
 CellSet = Sequence[Cell]
+MANY = 6  # single cells from which the fast way, which begins with a few whole runs, pays
 Direction = Literal["denoising", "noising"]
 
 
@@ -94,9 +97,14 @@ def patch_sets(
 
 def _runs(
     trial: Trial, sets: Sequence[CellSet], order: Sequence[int], memory: str | int
-) -> Iterator[tuple[list[int], Tensor]]:
-    """Sets that begin in the same layer run on together from there."""
+) -> Iterator[tuple[Sequence[int], Tensor]]:
+    """Single cells by the fast way of sweeps; larger sets that begin in the same layer run on together from there."""
     model, tokens = trial.model, trial.base.tokens
+    singles = [i for i in order if len(sets[i]) == 1]
+    if len(singles) >= MANY:
+        for chosen, logits in _singles(trial, [sets[i][0] for i in singles], memory):
+            yield [singles[i] for i in chosen], logits
+        order = [i for i in order if len(sets[i]) != 1]
     need = estimate(model, tokens, [], Kept(), "last")
     for layer, group in groupby(order, key=lambda i: _first_layer(model, sets[i])):
         members = list(group)
@@ -114,6 +122,13 @@ def _runs(
             logits = model.run(batch, edits=edits, logits="last", start=start).logits
             assert logits is not None
             yield chosen, logits
+
+
+def _singles(trial: Trial, cells: Sequence[Cell], memory: str | int) -> Patched:
+    try:
+        yield from growing(trial, cells, memory)
+    except NotApplicable:  # raised before the first numbers; whole runs give the same ones, slower
+        yield from batched(trial, cells, memory)
 
 
 def _writes(trial: Trial, sets: Sequence[CellSet]) -> list[Writes]:

@@ -44,10 +44,10 @@ class Localisation:
         sweep: restoring every branch. head_sweep: restoring every head of the layers found; None when there are none.
         components: branches over the threshold, strongest first. opposing: those below minus the threshold.
         heads, opposing_heads: the same for heads, at the positions found.
-        evidence: label -> what a set does: "components" (whole branches) and "heads and MLPs" (heads instead of whole
-            attention branches).
-        control: sufficiency and necessity of random sets of the same make as "heads and MLPs".
-        backup: which other heads matter more once "heads and MLPs" is corrupted; None when it was not asked for.
+        evidence: label -> what a set does: "components" (whole branches), "heads and MLPs" (heads instead of whole
+            attention branches), "heads" (these alone).
+        control: sufficiency and necessity of random sets of the same make as the last of these.
+        backup: which other heads matter more once the last set is corrupted; None when it was not asked for.
         notes: what to bear in mind, one sentence each.
     """
 
@@ -67,7 +67,7 @@ class Localisation:
     notes: Sequence[str]
 
     def __repr__(self) -> str:
-        found = self.evidence.get("heads and MLPs") or self.evidence.get("components")
+        found = next(reversed(self.evidence.values()), None)
         does = f"; together sufficiency {found.sufficiency}, necessity {found.necessity}" if found else ""
         heads = f", {len(self.heads)} heads" if self.heads else ""
         count = f"{len(self.components)} components{heads}"

@@ -189,14 +189,35 @@ def _chosen(
 
 
 def _sets(components: Sequence[Component], heads: Sequence[Component]) -> dict[str, tuple[Cell, ...]]:
-    """The sets that are patched together: whole branches, and heads in place of attention branches."""
+    """The sets that are patched together; the last one is what random sets and backups are measured against."""
     if not components:
         return {}
     whole = tuple(one.cell for one in components)
+    mlps = tuple(cell for cell in whole if cell.site != "attn_out")
     sets = {"components": whole}
     if heads:
-        sets["heads and MLPs"] = (*(one.cell for one in heads), *(cell for cell in whole if cell.site != "attn_out"))
+        alone = tuple(one.cell for one in heads)
+        if mlps:
+            sets["heads and MLPs"] = (*alone, *mlps)
+        sets["heads"] = alone
     return sets
+
+
+def _carriers(components: Sequence[Component], pairs: TokenPairs) -> list[str]:
+    """A remark on components that are little more than the changed token itself."""
+    differs = pairs.differs.cpu()
+    found = []
+    for one in components:
+        rows = [one.cell.positions(pairs, row) for row in range(len(pairs))]
+        if one.restored > 0.9 and all(bool(differs[row, at].all()) for row, at in enumerate(rows)):
+            found.append(str(one.cell))
+    if not found:
+        return []
+    verb = "restores" if len(found) == 1 else "restore"
+    return [
+        f"{', '.join(found)} alone {verb} over 90% at a token that was changed, so it may be no more than that token; "
+        "sets with it say little about the rest"
+    ]
 
 
 def _control(

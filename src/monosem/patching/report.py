@@ -79,7 +79,7 @@ def headline(found: "Localisation") -> str:
     if not found.components:
         return f"No single place restores {found.config['threshold']:.0%} of the effect: nothing was localised."
     label, best = list(found.evidence.items())[-1]
-    what = f"{len(best.cells)} places ({label}) restore {_percent(best.sufficiency)} of the effect"
+    what = f"The {len(best.cells)} {label} found restore {_percent(best.sufficiency)} of the effect"
     said = f"{what}; without them {_percent(best.necessity)} of it is lost."
     if drawn := found.control.get("sufficiency"):
         said += f" Random sets of the same make restore {min(drawn):.0%} to {max(drawn):.0%}."

@@ -152,8 +152,8 @@ def _unanswered(model: Model, prompts: Any) -> TokenPairs:
 
 
 def _remarks(table: pd.DataFrame, count: int) -> list[str]:
-    found = []
-    for row in table.itertuples():
-        if row.values == count and row.resampled:
-            found.append(f"{row.claim}: the feature differs between all prompts, so nothing is resampled there")
-    return found
+    fixed = [row.claim.split(" < ")[-1] for row in table.itertuples() if row.resampled and row.values == count]
+    if not fixed:
+        return []
+    shown = ", ".join(dict.fromkeys(fixed[:5])) + (", ..." if len(fixed) > 5 else "")
+    return [f"the feature differs between all prompts, so that nothing is resampled, at {len(fixed)} claims: {shown}"]
