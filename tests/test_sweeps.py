@@ -105,22 +105,16 @@ def test_the_fast_sweep_gives_what_patching_by_hand_gives(family: str, monkeypat
         if not (sites := offered(model, names)):
             continue
         neurons = {0: [0, 3], 2: [5]} if "neuron" in over else None
-        found = sweep(model, pairs, sites, over, neurons=neurons, quiet=True)
-        whole = sweep(model, pairs, sites, over, neurons=neurons, method="batched", quiet=True)
+        at = [2, 5, -1]
+        found = sweep(model, pairs, sites, over, neurons=neurons, positions=at, quiet=True)
+        whole = sweep(model, pairs, sites, over, neurons=neurons, positions=at, method="batched", quiet=True)
         assert (found.mean() - whole.mean()).abs().max() <= tolerance
-        # positions 0 and 1 come before the first difference and cost nothing; the others are looked at by hand
-        late = [i for i, cell in enumerate(found.cells) if cell.position >= 2]  # type: ignore[operator]
-        for i in torch.tensor(late)[torch.randperm(len(late), generator=draw)[:4]].tolist():
+        for i in torch.randperm(len(found.cells), generator=draw)[:3].tolist():
             cell = found.cells[i]
             unit = cell.neuron if cell.head is None else cell.head
             expected = by_hand(model, CORRUPTED, CLEAN, cell.site, cell.layer, cell.position, unit)
             assert found.mean()[i] == pytest.approx(expected, abs=tolerance), cell
-        assert found.method == "growing" or not takes_a_cache(model)
-
-
-def takes_a_cache(model: Model) -> bool:
-    """Families whose layers cannot run on from a part of the tokens (none of them is silent about it)."""
-    return model.hf.config.model_type not in ("bloom",)
+        assert found.method == "growing"
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "gemma2"])

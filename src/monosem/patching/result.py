@@ -236,4 +236,5 @@ def _side_by_side(figures: list[Any], titles: Sequence[str]) -> Any:
         whole.add_trace(figure.data[0], 1, number)
         whole.update_xaxes(figure.layout.xaxis, row=1, col=number, overwrite=False)
         whole.update_yaxes(figure.layout.yaxis, row=1, col=number, overwrite=False)
-    return style(whole, height=figures[0].layout.height)
+    first = figures[0].layout
+    return style(whole, first.xaxis.title.text, first.yaxis.title.text, height=first.height)
