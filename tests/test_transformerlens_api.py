@@ -278,6 +278,8 @@ def test_nothing_stays_after_an_error(llama):
     with pytest.raises(BadInput, match="run_with_hooks"):
         llama.add_hook("hook_embed", fail)
     llama.reset_hooks()
+    llama.set_use_attn_result(True)
+    assert hooks_of(llama) == 0
 
 
 def test_hooks_act_in_generation(llama):

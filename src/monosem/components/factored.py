@@ -144,7 +144,7 @@ def QK(model: Model, layer: int | None = None, head: int | None = None, folded: 
     """
     W_Q, W_K = _heads(model.W_Q, layer, head), _heads(model.W_K, layer, head)
     if folded:
-        W_Q, W_K = _read(model, W_Q, layer, head), _read(model, W_K, layer, head)
+        W_Q, W_K = _read(model, W_Q, layer), _read(model, W_K, layer)
     return FactoredMatrix(W_Q, W_K.mT)
 
 
@@ -156,7 +156,7 @@ def OV(model: Model, layer: int | None = None, head: int | None = None, folded: 
     """
     W_V, W_O = _heads(model.W_V, layer, head), _heads(model.W_O, layer, head)
     if folded:
-        W_V, W_O = _read(model, W_V, layer, head), _write(model, W_O, layer, head)
+        W_V, W_O = _read(model, W_V, layer), _write(model, W_O, layer)
     return FactoredMatrix(W_V, W_O)
 
 
@@ -199,14 +199,14 @@ def _gains(model: Model, layer: int | None, which: str) -> list[Norm]:
     return [Norm.of(module, model.cfg.d_model).to(model.device) for module in modules]
 
 
-def _read(model: Model, W: Tensor, layer: int | None, head: int | None) -> Tensor:
+def _read(model: Model, W: Tensor, layer: int | None) -> Tensor:
     """Through the norm in front: rows times its gain, less their mean over the input for a LayerNorm."""
     parts = [W] if layer is not None else list(W)
     folded = [n.centred((w * n.gain[:, None]).mT).mT for n, w in zip(_gains(model, layer, "ln1"), parts)]
     return folded[0] if layer is not None else torch.stack(folded)
 
 
-def _write(model: Model, W: Tensor, layer: int | None, head: int | None) -> Tensor:
+def _write(model: Model, W: Tensor, layer: int | None) -> Tensor:
     parts = [W] if layer is not None else list(W)
     folded = [n.centred(w) * n.gain * model.residual_multiplier for n, w in zip(_gains(model, layer, "attn"), parts)]
     return folded[0] if layer is not None else torch.stack(folded)

@@ -135,6 +135,7 @@ class Model(Weights):
     hooks = transformerlens.hooks
     add_hook = add_perma_hook = transformerlens.add_hook
     reset_hooks = transformerlens.reset_hooks
+    set_use_attn_result = transformerlens.set_use_attn_result
     loss_fn = transformerlens.loss_fn
     to_tokens = tokenizing.to_tokens
     to_str_tokens = tokenizing.to_str_tokens

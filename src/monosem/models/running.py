@@ -64,10 +64,7 @@ def run(
     if model.device.type == "meta":
         raise BadInput(f"{model.name} was freed: load it again")
     tokens = model.tokens(x).to(model.device)
-    sites = [model.site(s) for s in sites_of(capture)]
-    all_edits = [*model.ambient_edits, *([edits] if hasattr(edits, "apply") else edits)]  # type: ignore[list-item]
-    for edit in all_edits:
-        model.site(edit.site)
+    sites, all_edits = [model.site(s) for s in sites_of(capture)], _edits(model, edits)
     if logits is False and not sites:
         raise BadInput("nothing to run for: capture a site or ask for logits")
     kept = Kept.of(model, tokens, positions, heads)
@@ -80,12 +77,17 @@ def run(
     if rows < len(tokens):
         _check_splittable(all_edits)
     passes = _Passes(model, tokens, sites, all_edits, logits, start, grad, kept)
-    if rows == len(tokens):
-        out, captured = passes(None)
-    else:
-        out, captured = _gathered(passes, len(tokens), rows)
+    out, captured = passes(None) if rows == len(tokens) else _gathered(passes, len(tokens), rows)
     passes.check_fired()
     return Run(model, tokens, out, captured, kept.columns, kept.heads)
+
+
+def _edits(model: "Model", given: EditLike | Iterable[EditLike]) -> list[EditLike]:
+    """Those of `model.editing(...)`, then the given ones, at sites that the model has."""
+    found = [*model.ambient_edits, *([given] if hasattr(given, "apply") else given)]  # type: ignore[list-item]
+    for edit in found:
+        model.site(edit.site)
+    return found
 
 
 @dataclass

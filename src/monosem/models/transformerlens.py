@@ -217,6 +217,10 @@ def reset_hooks(model: "Model", *args: Any, **kwargs: Any) -> None:
     """Nothing to do: no hook outlives its call or its `with`."""
 
 
+def set_use_attn_result(model: "Model", use_attn_result: bool = True) -> None:
+    """Nothing to set: `cache["result", layer]` is computed from z when it is asked for."""
+
+
 def loss_fn(
     model: "Model", logits: Float[Tensor, "batch pos vocab"], tokens: Any, per_token: bool = False
 ) -> Float[Tensor, "..."]:
