@@ -138,6 +138,29 @@ def test_saving_and_loading(tiny_model, tmp_path):
         JacobianLens.load(tmp_path / "lens")
 
 
+def test_a_published_file_is_read(tiny_model, tmp_path):
+    """The layout that the reference code writes: half precision, no last layer, the output dimension first."""
+    model = tiny_model("llama")
+    lens = fit_jacobian(model, PROMPTS, layers=[0, 1], skip_first=2, quiet=True)
+    held = {
+        "J": {i: j.half() for i, j in lens.jacobians.items()},
+        "n_prompts": 2,
+        "source_layers": [0, 1],
+        "d_model": 32,
+    }
+    torch.save(held, tmp_path / "tiny_jacobian_lens.pt")
+    again = JacobianLens.load(tmp_path / "tiny_jacobian_lens.pt")
+    assert (again.layers, again.fit.prompts) == ([0, 1], 2)
+    ours, theirs = (one(model, [PROMPTS[0]], top=3).top_probabilities for one in (lens, again))
+    torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-3)
+    with pytest.raises(Mismatch, match="width 32"):
+        again(tiny_model("llama", hidden_size=48), [PROMPTS[0]])
+    for broken in ({"J": {0: torch.eye(5)}, "d_model": 32}, {"K": 1}, [1]):
+        torch.save(broken, tmp_path / "broken.pt")
+        with pytest.raises(BadFile, match="broken.pt"):
+            JacobianLens.load(tmp_path / "broken.pt")
+
+
 def test_what_is_refused(tiny_model):
     model = tiny_model("llama")
     with pytest.raises(BadInput, match="prompt 0 has 7 tokens and needs more than 10"):

@@ -140,7 +140,7 @@ class FutureScores:
         base = self.table[self.table["lens"] == "bigram"].set_index("offset")[value]
         labels = [
             f"t+{n + 1}" + (f"<br>bigram {base[n]:.2f}" if n in base and pd.notna(base[n]) else "")
-            for n in grid.columns
+            for n in map(int, grid.columns)
         ]
         return heatmap(
             grid.to_numpy(),

@@ -9,6 +9,7 @@ lens is the case J = I.
 """
 
 import os
+import pickle
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from ..errors import BadFile, BadInput, Mismatch
 from ..models import Model, Site, TokenBatch
+from ..models.weights import one_line
 from ..progress import Meter
 from .corpus import batches, prompts_of
 from .logit import look
@@ -27,12 +29,16 @@ from .mapping import layers_of
 from .results import LensResult
 from .storage import load_lens, save_lens
 
+# what torch.load and a dictionary of another shape were seen to raise
+_BROKEN = (OSError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, ValueError)
+
 
 @dataclass(frozen=True)
 class JacobianFit:
     """How a Jacobian lens was fitted.
 
     Attributes:
+        n_layers: None for a published lens, which does not say.
         prompts: prompts averaged over.
         length: prompts are cut to this many tokens.
         probes: vector-Jacobian products a prompt; d_model is exact, fewer are an unbiased estimate.
@@ -40,7 +46,7 @@ class JacobianFit:
 
     model_name: str
     d_model: int
-    n_layers: int
+    n_layers: int | None
     prompts: int
     skip_first: int = 16
     skip_last: int = 1
@@ -87,11 +93,11 @@ class JacobianLens:
         return h.float() @ self.jacobians[site.layer].to(h.device).T
 
     def _check(self, model: Model) -> None:
-        shape = (model.cfg.d_model, model.cfg.n_layers)
-        if shape != (self.fit.d_model, self.fit.n_layers):
+        width, layers = self.fit.d_model, self.fit.n_layers or model.cfg.n_layers
+        if (model.cfg.d_model, model.cfg.n_layers) != (width, layers) or max(self.jacobians) >= layers:
             raise Mismatch(
-                f"fitted on {self.fit.model_name} (width {self.fit.d_model}, {self.fit.n_layers} layers); "
-                f"{model.name} has width {shape[0]} and {shape[1]} layers: fit one with monosem.lenses.fit_jacobian"
+                f"this lens, of {self.fit.model_name}, has width {width} and {layers} layers, {model.name} has "
+                f"{model.cfg.d_model} and {model.cfg.n_layers}; fit one with monosem.lenses.fit_jacobian"
             )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -100,16 +106,33 @@ class JacobianLens:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """What `save` wrote. Raises `BadFile` for anything else."""
+        """What `save` wrote, or a published `.pt` file (matrices and the number of prompts; read without running code in
+        it). Raises `BadFile` for anything else."""
+        if Path(path).is_file():
+            return cls._published(Path(path))
         config, tensors = load_lens(path, "jacobian")
         try:
             lens = cls({int(name): value.float() for name, value in tensors.items()}, JacobianFit(**config))
         except (TypeError, ValueError) as error:
             raise BadFile(f"{path} is not a Jacobian lens: {error}") from error
-        d = lens.fit.d_model
-        if bad := [i for i, j in lens.jacobians.items() if j.shape != (d, d)]:
+        return lens._sound(path)
+
+    @classmethod
+    def _published(cls, path: Path) -> Self:
+        """The format of the reference code: {"J": {layer: d x d, half precision}, "n_prompts", "d_model", ...}."""
+        try:
+            held = torch.load(path, map_location="cpu", weights_only=True)
+            jacobians = {int(layer): matrix.float() for layer, matrix in held["J"].items()}
+            fit = JacobianFit(path.stem, int(held["d_model"]), None, int(held.get("n_prompts", 0)))
+        except _BROKEN as error:
+            raise BadFile(f"{path} is not a published Jacobian lens: {one_line(error)}") from error
+        return cls(jacobians, fit)._sound(path)
+
+    def _sound(self, path: Any) -> Self:
+        d = self.fit.d_model
+        if bad := [i for i, j in self.jacobians.items() if j.shape != (d, d)]:
             raise BadFile(f"{path}: the matrices of layers {bad} are not {d} x {d}")
-        return lens
+        return self
 
 
 def fit_jacobian(

@@ -19,6 +19,7 @@ def save_lens(path: str | os.PathLike[str], kind: str, config: dict[str, Any], t
     with replacing_folder(path) as folder:
         write_json(folder / CONFIG, {"lens": kind} | config)
         save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, folder / WEIGHTS)
+        (folder / WEIGHTS).chmod(0o644)  # safetensors lets nobody else read what it writes
     return Path(path)
 
 
