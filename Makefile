@@ -44,7 +44,7 @@ browser:
 	|| echo 'no chromium here and it cannot be installed: the browser tests will be skipped'
 
 # TransformerLens 4 in a folder of its own: SAELens does not allow it
-bench:  ## measure against SAELens and TransformerLens (own environment, .venv-bench)
+bench:  ## measure against SAELens, TransformerLens and nnsight (own environment, .venv-bench)
 	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
 	@.venv-bench/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -r bench/requirements.txt -e .
 	@test -d .venv-bench/transformer-lens-4 || .venv-bench/bin/pip install --quiet --disable-pip-version-check --no-deps \

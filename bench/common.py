@@ -1,4 +1,4 @@
-"""What both benchmarks share: text, fair timing, and a description of the machine."""
+"""What the benchmarks share: text, fair timing, and a description of the machine."""
 
 import argparse
 import os
@@ -38,14 +38,14 @@ def windows(model: Model, context: int) -> Int[Tensor, "n context"]:
     return torch.cat(list(packed(model, documents, context)))
 
 
-def interleaved(contestants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every call, `rounds` per contestant after one untimed.
+def interleaved(contestants: dict[str, Callable[[], Any]], rounds: int, warm: bool = True) -> dict[str, list[float]]:
+    """Seconds of every call, `rounds` per contestant after one untimed (unless not `warm`).
 
     A shared machine drifts, so the contestants take turns, and each round starts with another one.
     """
     names = list(contestants)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(-1, rounds):
+    for number in range(-1 if warm else 0, rounds):
         for i in range(len(names)):
             name = names[(number + i) % len(names)]
             start = time.perf_counter()

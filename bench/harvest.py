@@ -1,27 +1,24 @@
-"""Harvest tokens/s at resid_post.15 of the embedded model: monosem, bare Hugging Face, and TransformerLens.
+"""Harvest tokens/s at resid_post.15 of the embedded model: monosem, bare Hugging Face, TransformerLens, nnsight.
 
 Every contestant gets the same weights, ids, dtype and batch, stops after block 15, and is checked before it is timed.
-The TransformerLens that is installed decides the peer: `HookedTransformer` up to 3.x, `TransformerBridge` from 4.0 on.
 """
 
 import json
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
 from typing import Any
 
 import torch
-import transformer_lens
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import peers
 from common import LAYERS, SITE, arguments, interleaved, machine, row, windows
 from monosem import load_model
 from monosem.activations import ActivationBatch, Harvest, harvest
 from monosem.models import embedded
 
-SHAPES = [(8, 256), (16, 128)]  # batch, context
+SHAPES = [(8, 256)]  # batch, context
 DTYPES = [torch.float32, torch.bfloat16]
 HOOK = f"blocks.{LAYERS - 1}.hook_resid_post"
 # relative error of the median token, against Hugging Face in float32, that still counts as the same activations
@@ -53,7 +50,7 @@ def monosem_harvest(folder: str, dtype: torch.dtype) -> Read:
 
 def bare_hf(folder: str, dtype: torch.dtype) -> Read:
     """The base model cut to 16 blocks, and one hook."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval().model
+    model = peers.native(folder, dtype).model
     model.layers = model.layers[:LAYERS]
     kept: list[Tensor] = []
     model.layers[-1].register_forward_hook(lambda _module, _args, output: kept.append(output))
@@ -67,30 +64,33 @@ def bare_hf(folder: str, dtype: torch.dtype) -> Read:
 
 
 def lens(folder: str, dtype: torch.dtype) -> Read:
-    """TransformerLens with the weights as they are (nothing folded or centred), one cached hook, early stop."""
-    hf, tokenizer = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype), AutoTokenizer.from_pretrained(folder)
-    if version("transformer-lens") < "4":  # its list of names lacks SmolLM2, so by its own converter
-        from transformer_lens import loading_from_pretrained as loading
-
-        cfg = loading.get_pretrained_model_config(folder, dtype=dtype, device="cpu")
-        model = transformer_lens.HookedTransformer(cfg, tokenizer)
-        as_they_are = dict.fromkeys(("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases"), False)
-        model.load_and_process_state_dict(
-            loading.get_pretrained_state_dict(folder, cfg, hf, dtype=dtype), **as_they_are
-        )
-    else:
-        from transformer_lens.model_bridge import TransformerBridge
-
-        model = TransformerBridge.boot_transformers(folder, hf_model=hf, tokenizer=tokenizer, dtype=dtype, device="cpu")
+    """One cached hook, early stop."""
+    model = peers.lens(folder, dtype)
     return lambda ids: model.run_with_cache(ids, names_filter=HOOK, stop_at_layer=LAYERS)[1][HOOK]
 
 
-CONTESTANTS = {
-    "monosem run": monosem_run,
-    "monosem harvest": monosem_harvest,
-    "Hugging Face, 16 blocks + hook": bare_hf,
-    "TransformerLens": lens,
-}
+def nnsight(folder: str, dtype: torch.dtype) -> Read:
+    """One save, early stop."""
+    model = peers.traced(folder, dtype)
+    block = model.model.layers[LAYERS - 1]
+
+    def read(ids: Ids) -> Tensor:
+        with model.trace(input_ids=ids) as tracer:
+            kept = block.output.save()
+            tracer.stop()
+        return kept
+
+    return read
+
+
+# the second TransformerLens is measured beside one contestant of the others
+CONTESTANTS = {"monosem run": monosem_run, peers.LENS_NAME: lens}
+if not peers.BRIDGE:
+    CONTESTANTS |= {
+        "monosem harvest": monosem_harvest,
+        "Hugging Face, 16 blocks + hook": bare_hf,
+        peers.NNSIGHT_NAME: nnsight,
+    }
 
 
 def errors(result: Any, truth: Float[Tensor, "batch pos d"]) -> dict[str, float]:
@@ -105,7 +105,7 @@ def errors(result: Any, truth: Float[Tensor, "batch pos d"]) -> dict[str, float]
 def main() -> None:
     options = arguments(__doc__)
     torch.set_num_threads(options.threads)
-    found = {"machine": machine(options.threads, ["torch", "transformers", "monosem", "transformer-lens"]), "rows": []}
+    found = {"machine": machine(options.threads, peers.PACKAGES), "rows": []}
     folder = str(embedded.ensure(embedded.EMBEDDED["smollm2"]))
     model = load_model(folder, quiet=True)
     shapes = [(1, 32)] if options.tiny else SHAPES

@@ -1,4 +1,4 @@
-"""Run every benchmark, keep the numbers in results.json and show them in README.md.
+"""Run the benchmarks, keep the numbers in results.json and show them in README.md.
 
 Called by `make bench` with the Python of .venv-bench; the newer TransformerLens is in a folder of that environment.
 """
@@ -9,10 +9,13 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results.json"
 NEWER_LENS = HERE.parent / ".venv-bench" / "transformer-lens-4"
 BEGIN, END = "<!-- results: written by run.py -->\n", "<!-- end of results -->\n"
 QUIET = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
@@ -29,6 +32,7 @@ def measured(script: str, options: list[str], **environment: str) -> Result:
         return json.loads(out.read_text())
 
 
+# ---------------------------------------------------------------------- tables
 def table(head: list[str], lines: list[list[str]]) -> str:
     rows = [head, ["---", *["--:"] * (len(head) - 1)], *lines]
     return "".join(f"| {' | '.join(line)} |\n" for line in rows)
@@ -39,31 +43,85 @@ def speeds(row: Result) -> list[str]:
     return [f"{row['tokens_per_second']:,.0f}", spread, f"{row['baseline_is_times_as_fast']:.2f}"]
 
 
-def harvest_tables(results: list[Result]) -> str:
-    """One table a dtype and shape. The second process adds only its own peer; its ratio is within that process."""
+def by_case(
+    results: list[Result], key: str, case: Callable[[Result], str], line: Callable[[Result], list[str]]
+) -> dict[str, list[list[str]]]:
+    """Rows grouped into tables. A later process adds only its peers; their ratios are within that process."""
     lines: dict[str, list[list[str]]] = {}
     for number, result in enumerate(results):
-        lens = result["machine"]["versions"]["transformer-lens"]
-        kind = "HookedTransformer" if lens < "4" else "TransformerBridge"
-        for row in result["rows"]:
-            is_lens = row["name"] == "TransformerLens"
-            if number and not is_lens:
-                continue
-            name = f"TransformerLens {lens} `{kind}`" if is_lens else row["name"]
-            case = f"{row['dtype']}, {row['batch'][0]} windows of {row['batch'][1]} tokens"
-            lines.setdefault(case, []).append(
-                [name, *speeds(row), f"{row['median_error']:.1e}", f"{row['largest_error']:.1e}"]
-            )
+        for row in result[key]:
+            if number == 0 or row["name"].startswith("TransformerLens"):
+                lines.setdefault(case(row), []).append([row["name"], *line(row)])
+    return lines
+
+
+def harvest_tables(results: list[Result]) -> str:
+    lines = by_case(
+        results,
+        "rows",
+        lambda row: f"{row['dtype']}, {row['batch'][0]} windows of {row['batch'][1]} tokens",
+        lambda row: [*speeds(row), f"{row['median_error']:.1e}", f"{row['largest_error']:.1e}"],
+    )
     head = ["tokens/s", "slowest – fastest", "`monosem run` is × as fast", "median error", "largest error"]
     return "\n".join(table([case, *head], rows) for case, rows in lines.items())
 
 
-def step_table(result: Result) -> str:
+def sweep_tables(results: list[Result]) -> str:
+    def line(row: Result) -> list[str]:
+        times = sorted(480 / row[key] for key in ("fastest", "slowest"))
+        spread = "{:.1f} – {:.1f}".format(*times)
+        ratio = f"{row['baseline_is_times_as_fast']:.1f}"
+        return [f"{480 / row['tokens_per_second']:.1f}", spread, ratio, str(row["cells"]), f"{row['error']:.0e}"]
+
+    lines = by_case(results, "rows", lambda row: row["dtype"], line)
+    head = ["seconds", "fastest – slowest", "`monosem sweep` is × as fast", "cells timed", "largest difference (nats)"]
+    return "\n".join(table([case, *head], rows) for case, rows in lines.items())
+
+
+def overhead_tables(results: list[Result]) -> str:
+    def line(row: Result) -> list[str]:
+        slower = f"{100 * (row['baseline_is_times_as_fast'] - 1):+.1f} %"
+        return [f"{row['sites']}", f"{1000 * median_seconds(row):,.0f}", slower]
+
+    def tiny_line(row: Result) -> list[str]:
+        each = f"{row['extra_us'] / row['sites']:,.0f}" if row["sites"] > 1 else ""
+        return [f"{row['sites']}", f"{1e6 * median_seconds(row):,.0f}", f"{row['extra_us']:,.0f}", each]
+
+    lines = by_case(results, "rows", lambda row: "smollm2, {} × {} tokens".format(*row["batch"]), line)
+    tiny = by_case(
+        results, "tiny", lambda row: "12 layers of width 64, {} × {} tokens".format(*row["batch"]), tiny_line
+    )
+    head, tiny_head = ["sites", "ms", "slower than Hugging Face"], ["sites", "µs", "extra µs", "extra µs a site"]
+    tables = [table([case, *head], rows) for case, rows in lines.items()]
+    return "\n".join([*tables, *(table([case, *tiny_head], rows) for case, rows in tiny.items())])
+
+
+def median_seconds(row: Result) -> float:
+    return row["batch"][0] * row["batch"][1] / row["tokens_per_second"]
+
+
+def step_table(results: list[Result]) -> str:
+    result = results[0]
     head = ["tokens/s", "slowest – fastest", "`monosem TopK` is × as fast", "explained variance at first → last look"]
     lines = [[row["name"], *speeds(row), "{:.2f} → {:.2f}".format(*row["fve"])] for row in result["rows"]]
     return table(
         [f"d = {result['d']}, {result['width']} latents, k = {result['k']}, batch {result['batch']}", *head], lines
     )
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    title: str
+    tables: Callable[[list[Result]], str]
+    processes: int = 2  # the second with the newer TransformerLens
+
+
+BENCHMARKS = {
+    "sweep": Benchmark("Patching sweep of resid_pre, 30 layers × 16 positions, smollm2", sweep_tables),
+    "overhead": Benchmark("A pass with sites captured", overhead_tables),
+    "harvest": Benchmark("Harvest at resid_post.15 of smollm2", harvest_tables),
+    "sae_step": Benchmark("SAE training step", step_table, processes=1),
+}
 
 
 def machine_line(result: Result) -> str:
@@ -76,11 +134,12 @@ def machine_line(result: Result) -> str:
     )
 
 
-def report(results: Result) -> str:
-    return (
-        f"Machine: {machine_line(results['sae_step'])}.\n\n"
-        f"### Harvest at resid_post.15 of smollm2\n\n{harvest_tables(results['harvest'])}\n"
-        f"### SAE training step\n\n{step_table(results['sae_step'])}\n"
+def report(results: dict[str, list[Result]]) -> str:
+    """A section for each benchmark that has results."""
+    return "\n".join(
+        f"### {benchmark.title}\n\n{benchmark.tables(results[name])}\n{machine_line(results[name][0])}.\n"
+        for name, benchmark in BENCHMARKS.items()
+        if name in results
     )
 
 
@@ -88,22 +147,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tiny", action="store_true", help="small sizes, two rounds, nothing kept: does it all run?")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--only", default=",".join(BENCHMARKS), help="such as sweep,overhead; the others' numbers stay")
     chosen = parser.parse_args()
     options = ["--tiny", "--rounds", "2"] if chosen.tiny else ["--rounds", str(chosen.rounds)]
-    results = {
-        "harvest": [
-            measured("harvest.py", options),
-            measured("harvest.py", options, PYTHONPATH=str(NEWER_LENS)),
-        ],
-        "sae_step": measured("sae_step.py", options),
-    }
-    text = report(results)
-    print(text)
-    if not chosen.tiny:
-        (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-        readme = HERE / "README.md"
+    results: dict[str, list[Result]] = {}
+    for name in chosen.only.split(","):
+        newer = [{}, {"PYTHONPATH": str(NEWER_LENS)}][: BENCHMARKS[name].processes]
+        results[name] = [measured(f"{name}.py", options, **environment) for environment in newer]
+        if chosen.tiny:
+            print(report({name: results[name]}))
+            continue
+        kept = (json.loads(RESULTS.read_text()) if RESULTS.exists() else {}) | results
+        RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+        text, readme = report(kept), HERE / "README.md"
         before, rest = readme.read_text().split(BEGIN)
         readme.write_text(before + BEGIN + "\n" + text + "\n" + END + rest.split(END)[1])
+        print(report({name: results[name]}), flush=True)
 
 
 if __name__ == "__main__":
