@@ -288,6 +288,10 @@ def test_the_result_is_a_table_and_a_picture(tiny_model, tmp_path):
     assert list(heads.layout.yaxis.ticktext) == ["embed", "0", "1"]
     assert heads.data[0].z[2][2] == pytest.approx(float(found.shares()[number]))
     assert len(found.plot().data[0].x or found.plot().data[0].z[0]) == 3
+    several = paths(model, pairs, {"two": ["z.0.1", "z.1.0"], "embed": "embed"}, "logits").plot()
+    assert list(several.layout.yaxis.ticktext) == ["two", "embed"]
+    flat = paths(model, replace(pairs, corrupted=pairs.clean), "z", "logits").plot()  # no gap to take a share of
+    assert flat.data[0].colorbar.title.text == "Δ logit_diff"
     found.save(tmp_path / "paths.csv")
     assert (tmp_path / "paths.csv").read_text().count("\n") == len(table) + 1
 

@@ -73,9 +73,10 @@ class Paths(Sweep):
         return self.effects(name).mean(1) / gap
 
     def plot(self, metric: str | None = None, site: str | None = None) -> "Figure":
-        """Heads and MLPs by layer for a single receiver, else senders against receivers; colours are `shares`.
+        """Heads and MLPs by layer for a single receiver, else senders against receivers.
 
-        `site` is the label of one receiver of several.
+        Colours are `shares`, or the bare effects where clean and corrupted do not differ; `site` is the label of one
+        receiver of several.
         """
         name = self._metric(metric)
         receivers = list(dict.fromkeys(path.receiver.label for path in self.cells))
@@ -84,10 +85,13 @@ class Paths(Sweep):
         chosen = site or (receivers[0] if len(receivers) == 1 else None)
         own = [i for i, path in enumerate(self.cells) if chosen in (None, path.receiver.label)]
         title = f"{'paths' if chosen is None else f'→ {chosen}'}, {self.direction}, {name}"
+        shares = self.shares(name)
+        scored = bool(shares.isfinite().all())
+        numbers, unit = (shares, "share") if scored else (self.effects(name).mean(1), f"Δ {name}")
         if chosen is None or any(len(self.cells[i].sender.nodes) > 1 for i in own):
-            values, (senders, shown) = self.grid(self.shares(name))
-            return heatmap(values, shown, senders, x_title="receiver", y_title="sender", title=title, unit="share")
-        return _by_layer(self, own, self.shares(name), title)
+            values, (senders, shown) = self.grid(numbers)
+            return heatmap(values, shown, senders, x_title="receiver", y_title="sender", title=title, unit=unit)
+        return _by_layer(self, own, numbers, title, unit)
 
 
 def paths(
@@ -245,7 +249,7 @@ def _rows_at_once(model: Model, pairs: TokenPairs, receivers: Sequence[NodeSet],
     return max(1, int(bytes_of(memory) // need))
 
 
-def _by_layer(result: Paths, own: Sequence[int], shares: Tensor, title: str) -> "Figure":
+def _by_layer(result: Paths, own: Sequence[int], numbers: Tensor, title: str, unit: str) -> "Figure":
     """Layers down, heads and the MLP across: one receiver, single senders."""
     nodes = [result.cells[i].sender.nodes[0] for i in own]
     heads = sorted({node.head for node in nodes if node.head is not None})
@@ -257,8 +261,8 @@ def _by_layer(result: Paths, own: Sequence[int], shares: Tensor, title: str) -> 
     hover = [["" for _ in columns] for _ in rows]
     for i, node in zip(own, nodes):
         at = rows.index(node.layer), columns.index(node.head) if node.kind != "embed" else len(columns) - 1
-        grid[at] = shares[i]
-        hover[at[0]][at[1]] = f"{result.cells[i]}<br>share {shares[i]:.3f}"
+        grid[at] = numbers[i]
+        hover[at[0]][at[1]] = f"{result.cells[i]}<br>{unit} {numbers[i]:.3f}"
     x = ["MLP" if head is None else str(head) for head in columns]
     y = ["embed" if layer is None else str(layer) for layer in rows]
-    return heatmap(grid, x, y, hover=hover, x_title="head", y_title="layer", title=title, unit="share")
+    return heatmap(grid, x, y, hover=hover, x_title="head", y_title="layer", title=title, unit=unit)
