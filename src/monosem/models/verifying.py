@@ -169,18 +169,22 @@ def _projections(c: _Checks) -> None:
 
 
 def _routers(c: _Checks) -> None:
-    """The chosen experts are those with the largest logits, and their weights grow with them."""
+    """The chosen experts are those with the largest logits, and the MLP's output is linear in their weights."""
     model = c.model
     layers = [layer for layer in range(model.cfg.n_layers) if _offered(model, "router_logits", layer)]
     if model.family.router is None or not layers:
         return
     run = model.run(c.tokens, capture=[(name, layer) for layer in layers for name in ROUTER], logits=False)
-    logits, weights, indices = (torch.stack([run[name, layer] for layer in layers]) for name in ROUTER)
+    logits, _, indices = (torch.stack([run[name, layer] for layer in layers]) for name in ROUTER)
     best = logits.topk(indices.shape[-1]).values
     chosen = logits.gather(-1, indices)
     c.add("expert_indices", "chosen = those of the largest logits", chosen.sort(-1, descending=True).values, best)
-    order = weights.argsort(-1, descending=True)
-    c.add("expert_weights", "ordered as the logits", chosen.gather(-1, order), best)
+
+    def output(factor: float) -> Tensor:
+        edit = _Patch(Site("expert_weights", layers[-1]), lambda w: w * factor)
+        return model.run(c.tokens, capture=[("mlp_raw", layers[-1])], edits=[edit], logits=False)["mlp_raw", layers[-1]]
+
+    c.add("expert_weights", "MLP linear in them", output(2.0) - output(1.0), output(1.0) - output(0.0))
 
 
 def _write_back(c: _Checks) -> None:
