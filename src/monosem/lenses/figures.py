@@ -1,7 +1,7 @@
 """Pictures of what lenses saw: layers on y, tokens on x, the likeliest token in the cell, more under the mouse."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -107,7 +107,7 @@ def _hover(
 
 
 def profile_figure(
-    curves: dict[str, tuple[np.ndarray, np.ndarray | None]],
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray | None]],
     sites: Sequence[Site],
     y_title: str,
     title: str = "",

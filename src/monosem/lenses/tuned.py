@@ -10,7 +10,7 @@ import hashlib
 import math
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,9 @@ class TunedLens(nn.Module):
 
     def __getitem__(self, layer: int) -> Translator:
         return self.translators[layer]  # type: ignore[return-value]
+
+    def __iter__(self) -> Iterator[Translator]:
+        return iter(self.translators)  # type: ignore[arg-type]
 
     def translate(self, site: Site, h: Float[Tensor, "cell d_model"]) -> Float[Tensor, "cell d_model"]:
         """States at `resid_pre.L` or `resid_post.L`, as the last layer would hold them.

@@ -53,7 +53,7 @@ def write(lens: TunedLens, folder: Path, dtype: torch.dtype | None, published: b
         tensors = {name: value.to(dtype or value.dtype) for name, value in lens.translators.state_dict().items()}
         return save_lens(folder, "tuned", about | {"rank": lens.rank, "metadata": lens.metadata}, tensors)
     state: dict[str, Tensor] = {}
-    for number, translator in enumerate(lens.translators):
+    for number, translator in enumerate(lens):
         state[f"{number}.weight"] = translator.matrix.detach().T.to(dtype or torch.float32).cpu().contiguous()
         state[f"{number}.bias"] = translator.bias.detach().to(dtype or torch.float32).cpu()
     extra = {"bias": True, "base_model_revision": None, "lens_type": PUBLISHED}

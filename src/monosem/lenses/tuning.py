@@ -43,38 +43,44 @@ class TuneConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rank: int | None = Field(None, ge=0, description="of the matrices; None: full, 0: a bias alone")
-    steps: int = Field(250, gt=0, description="optimiser steps")
-    batch_tokens: int = Field(1 << 18, gt=0, description="tokens of text a step")
-    cells: int | None = Field(None, gt=0, description="tokens of a batch that are read out, drawn anew; None: all")
+    rank: int | None = Field(default=None, ge=0, description="of the matrices; None: full, 0: a bias alone")
+    steps: int = Field(default=250, gt=0, description="optimiser steps")
+    batch_tokens: int = Field(default=1 << 18, gt=0, description="tokens of text a step")
+    cells: int | None = Field(
+        default=None, gt=0, description="tokens of a batch that are read out, drawn anew; None: all"
+    )
     vocab_sample: int | None = Field(
-        None,
+        default=None,
         gt=1,
         description="tokens of the vocabulary in a step's loss: the likeliest ones and a weighted sample of the "
         "rest; None: all. A tenth is several times faster",
     )
-    context: int = Field(2048, gt=1, description="tokens a window")
+    context: int = Field(default=2048, gt=1, description="tokens a window")
     loss: Literal["kl", "ce"] = Field(
-        "kl", description="kl: KL(model‖lens) of each prediction; ce: cross-entropy of the text's next token"
+        default="kl", description="kl: KL(model‖lens) of each prediction; ce: cross-entropy of the text's next token"
     )
-    optimizer: Literal["sgd", "adam"] = Field("sgd", description="SGD with Nesterov momentum, or Adam")
+    optimizer: Literal["sgd", "adam"] = Field(default="sgd", description="SGD with Nesterov momentum, or Adam")
     lr: float | None = Field(
-        None,
+        default=None,
         gt=0,
         description="None: 1.0 for sgd (multiplied by 1 - momentum, as in the paper), 1e-3 for adam (in units of the "
         "sizes of the states: a layer of small states takes larger steps in A)",
     )
-    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd; Adam has betas 0.9 and 0.999")
-    weight_decay: float = Field(1e-3, ge=0, description="towards the logit lens (sgd: L2; adam: decoupled)")
-    warmup_steps: int | None = Field(None, ge=0, description="None: none for sgd, a tenth of the steps for adam")
-    clip: float = Field(1.0, gt=0, description="largest gradient norm of a layer")
-    init: Literal["zero", "regression"] = Field("zero", description="zero: the logit lens; regression: least squares")
-    init_tokens: int = Field(65_536, gt=0, description="tokens for the regression")
-    repeat: bool = Field(False, description="read the text again and again if it is too short")
-    seed: int = Field(0, description="of the order of the windows and of the cells")
-    windows_at_once: int = Field(8, gt=0, description="windows a forward pass")
-    checkpoint_seconds: float = Field(300.0, gt=0, description="seconds between checkpoints")
-    log_every: int = Field(10, gt=0, description="steps between lines of metrics.jsonl")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd; Adam has betas 0.9 and 0.999")
+    weight_decay: float = Field(default=1e-3, ge=0, description="towards the logit lens (sgd: L2; adam: decoupled)")
+    warmup_steps: int | None = Field(
+        default=None, ge=0, description="None: none for sgd, a tenth of the steps for adam"
+    )
+    clip: float = Field(default=1.0, gt=0, description="largest gradient norm of a layer")
+    init: Literal["zero", "regression"] = Field(
+        default="zero", description="zero: the logit lens; regression: least squares"
+    )
+    init_tokens: int = Field(default=65_536, gt=0, description="tokens for the regression")
+    repeat: bool = Field(default=False, description="read the text again and again if it is too short")
+    seed: int = Field(default=0, description="of the order of the windows and of the cells")
+    windows_at_once: int = Field(default=8, gt=0, description="windows a forward pass")
+    checkpoint_seconds: float = Field(default=300.0, gt=0, description="seconds between checkpoints")
+    log_every: int = Field(default=10, gt=0, description="steps between lines of metrics.jsonl")
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> Self:
@@ -131,7 +137,8 @@ def train_tuned(
     store = as_store(model, texts, config.context)
     training = Training(model, store, config, folder)
     with Interrupts() as interrupts:
-        training.resume() or training.begin(quiet, interrupts)
+        if not training.resume():
+            training.begin(quiet, interrupts)
         total, done = config.steps * config.batch_tokens, training.step * config.batch_tokens
         with Meter(f"tune lens of {model.name}", total, "tok", quiet, start=done) as meter:
             saved = time.monotonic()
@@ -180,12 +187,12 @@ class Training:
     def begin(self, quiet: bool, interrupts: Interrupts) -> None:
         """Translators and optimiser of a new run. Raises `Interrupted`."""
         draw = torch.Generator().manual_seed(self.config.seed)
-        for translator in self.lens.translators:
+        for translator in self.lens:
             if translator.rank:
                 translator.down.data.copy_(torch.randn(translator.down.shape, generator=draw) / self.lens.d_model**0.5)
         if self.config.init == "regression":
             starts = fitted(self._initial(quiet, interrupts), len(self.lens), self.lens.d_model, self.config.rank)
-            for translator, (matrix, bias) in zip(self.lens.translators, starts, strict=True):
+            for translator, (matrix, bias) in zip(self.lens, starts, strict=True):
                 translator.begin_at(matrix, bias)
         self.optimizer = self._optimizer(self._sizes())
 
@@ -253,7 +260,7 @@ class Training:
         assert optimizer is not None
         states, final, following = self._batch()
         losses = torch.zeros(len(states))
-        moved = [translator(h) for translator, h in zip(self.lens.translators, states, strict=True)]
+        moved = [translator(h) for translator, h in zip(self.lens, states, strict=True)]
         leaves = [h.detach().requires_grad_() for h in moved]
         counted = len(final) if config.loss == "kl" else max(int((following >= 0).sum()), 1)
         vocabulary = self._vocabulary(final)
@@ -271,7 +278,7 @@ class Training:
             bad = int((~losses.isfinite()).nonzero()[0])
             raise BadInput(f"the loss of translator {bad} is not finite at step {self.step}; use a smaller lr")
         torch.autograd.backward(moved, [leaf.grad for leaf in leaves])
-        for translator in self.lens.translators:
+        for translator in self.lens:
             torch.nn.utils.clip_grad_norm_(translator.parameters(), config.clip)
         for group in optimizer.param_groups:
             group["lr"] = config.peak_lr * config.share_at(self.step) * group["size"]
@@ -356,7 +363,7 @@ class Training:
         scale["up"] = scale["down"]
         groups = [
             {"params": [parameter], "size": scale[name](h) if adam else 1.0}
-            for translator, h in zip(self.lens.translators, own, strict=True)
+            for translator, h in zip(self.lens, own, strict=True)
             for name, parameter in translator.named_parameters()
         ]
         if adam:

@@ -36,7 +36,7 @@ class Vocabulary:
 
     def logits(self, resid: Float[Tensor, "cell d_model"], norm: bool = True) -> Float[Tensor, "cell part"]:
         """As `model.unembed`, of these tokens, with their weights."""
-        if self.ids is None or self.weight is None:
+        if self.weight is None or self.log_weight is None:
             return self.model.unembed(resid, norm)
         resid = resid.to(self.model.device, self.model.dtype)
         if norm:
