@@ -327,7 +327,7 @@ def test_opposing_places_are_listed_apart(tiny_model: Callable[..., Model]) -> N
 def test_a_place_that_is_only_the_changed_token_is_said(tiny_model: Callable[..., Model]) -> None:
     model = plant(tiny_model("llama"), 1, 2)
     for block in model.blocks[:1]:  # the first MLP writes again, and much more than the embedding
-        block.mlp.down_proj.weight.data.normal_(std=5, generator=torch.Generator().manual_seed(0))  # type: ignore[union-attr, operator]
+        block.mlp.down_proj.weight.data.normal_(std=50, generator=torch.Generator().manual_seed(0))  # type: ignore[union-attr, operator]
     found = localise(model, telling(model), with_backup=False, controls=0, quiet=True)
     assert Cell("mlp_out", 0, ("who",)) in [one.cell for one in found.components]
     assert any(

@@ -98,6 +98,7 @@ def localise(
         "controls": controls,
         "seed": seed,
     }
+    notes += _carriers(components, pairs)
     if not components:
         notes.append(
             f"no place reaches the threshold of {threshold:g}; lower it, or the answer is spread over many places"
