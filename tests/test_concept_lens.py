@@ -118,6 +118,7 @@ def test_the_lens_of_one_head_is_what_the_native_head_does(family, tiny_model):
         cosine = torch.cosine_similarity(folded.apply(h), added, dim=-1)
         torch.testing.assert_close(cosine, torch.ones(3), rtol=0, atol=1e-4)
     whole = head_lens(model, HEADS)
+    assert whole.folded == (model.family.attn_norm is not None)
     parts = sum(head_lens(model, [one]).matrix for one in HEADS)
     torch.testing.assert_close(whole.matrix, parts, rtol=1e-5, atol=1e-6)
 

@@ -4,9 +4,11 @@ Feucht et al. 2025 ("The Dual-Route Model of Induction"; "Vector Arithmetic in C
 L = Σ W_V W_O over the k heads that copy concepts best (concept lens) or tokens best (token lens); L h is read with the
 logit lens, or compared and added as a vector. The heads come from `copying_scores`.
 
-Ours is `fold=True`: each head's matrix then holds the gain (and centring) of the norm that it reads through, and the
-gain of the norm after attention where there is one, as the head itself does; the size that a norm divides by is left
-out, which all heads share. The default is the paper's bare sum, which reads smollm2 better (docs/lenses.md).
+Ours is `fold`: each head's matrix then holds the gain (and centring) of the norm that it reads through, and the gain of
+the norm after attention where there is one, as the head itself does; the size that a norm divides by is left out, which
+all heads share. By default this is done in models with a norm after attention (Gemma, OLMo 2), where the bare matrices
+are not what a head writes, and the others get the paper's bare sum: gemma3-270m reads nothing without it, smollm2 reads
+better without (docs/lenses.md).
 """
 
 from collections.abc import Iterable, Sequence
@@ -39,13 +41,15 @@ class HeadLens:
     Attributes:
         matrix: `d_model d_model`, float32, right-multiplied: L h is h @ matrix.
         heads: (layer, head) of the sum.
-        name: "concept lens", "token lens", or what it was called.
+        name: "concept lens", "token lens", or "head lens".
+        folded: whether the gains of the norms are in the matrix.
     """
 
     matrix: Float[Tensor, "d_model d_model"] = field(repr=False)
     heads: list[Head]
     name: str
     model_name: str
+    folded: bool
 
     def apply(self, h: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """L h."""
@@ -164,7 +168,7 @@ def head_lens(
     Args:
         heads: `copying_scores(model, "concept")` or `"token"`, or (layer, head) pairs.
         k: how many of the scored heads; by default one in seven.
-        fold: include the gains of the norms around each head (see the module).
+        fold: include the gains of the norms around each head; None: in models with a norm after attention.
 
     Raises:
         BadInput: no heads, a head that the model does not have, k with a list of heads.
@@ -178,11 +182,13 @@ def head_lens(
     layers, width = model.cfg.n_layers, model.cfg.n_heads
     if not chosen or any(not (0 <= layer < layers and 0 <= head < width) for layer, head in chosen):
         raise BadInput(f"heads {chosen[:3]}...: {model.name} has layers 0 to {layers - 1} of heads 0 to {width - 1}")
+    if fold is None:
+        fold = model.branch_norm(0, "attn") is not None
     total = torch.zeros(model.cfg.d_model, model.cfg.d_model, device=model.device)
     for layer, head in chosen:
         circuit = model.W_V[layer, head].float() @ model.W_O[layer, head].float()
         total += _folded(model, layer, circuit) if fold else circuit
-    return HeadLens(total.cpu(), chosen, name, model.name)
+    return HeadLens(total.cpu(), chosen, name, model.name, fold)
 
 
 def _folded(model: Model, layer: int, circuit: Float[Tensor, "d_model d_model"]) -> Float[Tensor, "d_model d_model"]:

@@ -106,8 +106,8 @@ class JacobianLens:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """What `save` wrote, or a published `.pt` file (matrices and the number of prompts; read without running code in
-        it). Raises `BadFile` for anything else."""
+        """What `save` wrote, or a published `.pt` file (matrices and the number of prompts), read without running code
+        in it. Raises `BadFile` for anything else."""
         if Path(path).is_file():
             return cls._published(Path(path))
         config, tensors = load_lens(path, "jacobian")
