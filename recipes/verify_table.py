@@ -25,13 +25,16 @@ HEAD = """# Errors of the identities
 
 `monosem verify MODEL` prints this for a model, `--dtype` for a dtype (may be repeated), `--by-site` the largest error
 of each site. An error is the largest absolute one divided by the largest value of the reference, on two random
-sequences of 12 tokens, on a CPU. 0 is bit for bit. Limits: {limits}. Made by `recipes/verify_table.py`.
+sequences of 12 tokens, on a CPU. 0 is bit for bit. Limits: {limits}.
+
+"our attention = native" compares the explicit attention that patterns are read from with SDPA; with transformers' own
+eager attention it agrees bit for bit in every family (`tests/test_models.py`). Made by `recipes/verify_table.py`.
 """
 FAMILIES_HEAD = """
 ## Every family, {dtype}
 
 Tiny models with random gains and biases (`tests/tiny.py`): the largest error of each site's identities.
-`-`: the architecture has no such place (no gate, parallel blocks, experts, not on the attention registry).
+`-`: the architecture has no such place (no gate, parallel blocks, experts), or it is not on the attention registry.
 """
 
 

@@ -71,20 +71,29 @@ def concepts(json: Json = False) -> None:
 def sites(model: ModelArgument = "smollm2", json: Json = False) -> None:
     """Sites of a model: the places that can be read and written."""
     from ..errors import UnknownName
-    from ..models import GLOBAL, PER_LAYER, load_model
+    from ..models import load_model
+    from ..models.sites import IN_BLOCK, ONCE
 
     loaded = load_model(model, quiet=True)
 
-    def offered(name: str, layer: int | None) -> bool:
+    def layers(name: str) -> list[int]:
+        found = []
+        for layer in range(loaded.cfg.n_layers):
+            try:
+                found.append(loaded.site((name, layer)).layer)
+            except UnknownName:
+                continue
+        return found  # type: ignore[return-value]
+
+    def offered(name: str) -> bool:
         try:
-            loaded.site(name if layer is None else (name, layer))
+            loaded.site(name)
         except UnknownName:
             return False
         return True
 
-    last = loaded.cfg.n_layers - 1
-    rows = [(name, "") for name in GLOBAL if offered(name, None)]
-    rows += [(f"{name}.L", f"0 to {last}") for name in PER_LAYER if offered(name, 0)]
+    rows = [(name, "") for name in ONCE if offered(name)]
+    rows += [(f"{name}.L", _ranges(found)) for name in IN_BLOCK if (found := layers(name))]
     show(f"sites of {model}", ["site", "L"], rows, json)
 
 
@@ -98,3 +107,9 @@ def show(title: str, columns: list[str], rows: Sequence[tuple[str, ...]], json: 
 register(
     app, {"models": models, "dictionaries": dictionaries, "concepts": concepts, "sites": sites, "families": families}
 )
+
+
+def _ranges(layers: list[int]) -> str:
+    """`0 to 29`, or the layers one by one where some are left out."""
+    whole = layers == list(range(layers[0], layers[-1] + 1)) and len(layers) > 1
+    return f"{layers[0]} to {layers[-1]}" if whole else ", ".join(map(str, layers))

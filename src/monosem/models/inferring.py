@@ -80,7 +80,8 @@ class _NotFound(Exception):
 
 def _rows(hf: PreTrainedModel) -> Iterator[Family]:
     """Rows that the trace allows: two where q, k and v are fused and both layouts have the right size."""
-    ids = torch.arange(6, device=hf.get_input_embeddings().weight.device)[None]  # type: ignore[union-attr]
+    embedding: Any = hf.get_input_embeddings()
+    ids = torch.arange(6, device=embedding.weight.device)[None]
     calls = trace(hf, ids)
     layers = _layers(hf)
     blocks = [c for c in calls if re.fullmatch(re.escape(layers) + r"\.\d+", c.path)]
