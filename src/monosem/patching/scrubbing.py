@@ -128,13 +128,13 @@ def scrub(
         raise BadInput(f"{len(examples)} examples for {len(pairs)} prompts; give one for each")
     check_claims(model, hypothesis, pairs)
     (name, function), *_ = metrics_of(metric or default_metric(pairs)).items()
-    tree = Tree(model, pairs, Draws(examples, seed), each=others == "each")
+    tree = Tree(model, pairs, Draws(examples, seed + 1), each=others == "each")
     score = lambda logits, refs: function(logits, pairs[refs], tree.logits[refs]).double().cpu()  # noqa: E731
     refs = torch.arange(len(pairs)).repeat(samples)
+    randoms = Draws(examples, seed).anything(len(refs))  # the same for every hypothesis
     parts: dict[str, list[Tensor]] = defaultdict(list)
     with Meter("scrub", total=len(refs), unit="prompt", quiet=quiet) as meter, torch.no_grad():
-        for chunk in refs.split(rows):
-            random = tree.draws.anything(len(chunk))
+        for chunk, random in zip(refs.split(rows), randoms.split(rows)):
             parts["random"].append(score(tree.logits[random], chunk))
             parts["scrubbed"].append(score(tree.answer(hypothesis.inputs, chunk, random), chunk))
             meter.advance(len(chunk))
