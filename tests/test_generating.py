@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from monosem import edits
-from monosem.errors import BadInput, EditDidNotFire
+from monosem.errors import BadInput, EditDidNotFire, UnknownName
 from monosem.models import Model, TokenBatch
 from tiny import tiny_hf, tiny_tokenizer
 
@@ -49,6 +49,20 @@ def test_edits_in_generation_equal_edits_in_full_passes(model):
         made = model.generate(rows, edits=edit, max_new_tokens=8, stop_at_eos=False)
         for row, whole in zip(rows, made.ids.rows()):
             assert whole == loop_without_cache(model, row, 8, edit)
+
+
+@pytest.mark.parametrize(
+    "site", ["ln1_scale.1", "ln2_normalized.1", "result.1", "pos_embed", "expert_weights.1", "mlp_raw.1"]
+)
+def test_sites_that_are_computed_are_edited_in_generation_as_in_full_passes(model, site):
+    try:
+        edit = edits.scale(model.site(site), 1.7).at(positions=slice(1, None))
+    except UnknownName:
+        return
+    rows = [IDS[0, :3].tolist(), IDS[1].tolist()]
+    made = model.generate(rows, edits=edit, max_new_tokens=4, stop_at_eos=False)
+    for row, whole in zip(rows, made.ids.rows()):
+        assert whole == loop_without_cache(model, row, 4, edit)
 
 
 def test_scopes_split_prompt_and_generated_tokens(llama):
