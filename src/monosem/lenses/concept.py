@@ -161,7 +161,7 @@ class HeadLens:
 
 
 def head_lens(
-    model: Model, heads: CopyingScores | Sequence[Head], k: int | None = None, fold: bool = False
+    model: Model, heads: CopyingScores | Sequence[Head], k: int | None = None, fold: bool | None = None
 ) -> HeadLens:
     """The lens of the k best heads of some scores, or of the heads given.
 
