@@ -1,11 +1,13 @@
 """Where a site is read and written in the native modules: a module, its input or output, a layout of that tensor."""
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
 from ..errors import UnknownName
+from .families import Family
 from .layouts import Layout, layout_of
 from .sites import ROUTER, Site
 
@@ -72,14 +74,19 @@ def point(model: "Model", site: Site) -> Point:
         raise UnknownName(f"{site}: {reason}")
     family = model.family
     template, when, view = _PLACES[site.name]
+    module = model.hf.get_submodule(template.format(block=f"{family.layers}.{site.layer}", **_names(family)))
+    item = ROUTER.index(site.name) if site.name in ROUTER else 0
+    return Point(module, when, layout_of(model, view), item, flat=site.name in ROUTER)
+
+
+@cache
+def _names(family: Family) -> dict[str, str]:
+    """What fills a path in `_PLACES`, but for the block."""
     names = {key: value for key, value in vars(family).items() if isinstance(value, str)}
-    names["block"] = f"{family.layers}.{site.layer}"
     names["attn_write"] = family.attn_norm or family.attention
     names["mlp_read"] = family.ln2 or family.mlp
     names["mlp_write"] = family.mlp_norm or family.mlp
-    module = model.hf.get_submodule(template.format(**names))
-    item = ROUTER.index(site.name) if site.name in ROUTER else 0
-    return Point(module, when, layout_of(model, view), item, flat=site.name in ROUTER)
+    return names
 
 
 def _missing(model: "Model", site: Site) -> str | None:
