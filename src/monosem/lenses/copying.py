@@ -187,7 +187,10 @@ def copying_pairs(
 def _pool(model: Model, texts: Any) -> Tensor:
     if texts is not None:
         given = torch.cat([torch.tensor(row) for row in model.tokens(texts).rows()])
-        return given[~torch.isin(given, torch.tensor(sorted(model.special_ids)))]
+        given = given[~torch.isin(given, torch.tensor(sorted(model.special_ids)))]
+        if not len(given):
+            raise BadInput("the texts hold nothing but special tokens; there is nothing to make lists of")
+        return given
     special = torch.zeros(model.cfg.d_vocab, dtype=torch.bool)
     special[[i for i in model.special_ids if i < model.cfg.d_vocab]] = True
     known = min(len(model.tokenizer), model.cfg.d_vocab)  # type: ignore[arg-type]  # padded embeddings have no text
