@@ -1,5 +1,6 @@
 """The spine on every family: tiny models with random gains and biases, native Hugging Face as the oracle."""
 
+import dataclasses
 from functools import cache
 
 import pytest
@@ -58,14 +59,31 @@ def test_identities(model):
     assert set(result.table.site) >= expected
 
 
-def test_verify_finds_a_wrong_family_row():
-    import dataclasses
-
-    right = model_of("gemma2")
-    wrong = dataclasses.replace(right.family, attn_norm=None, ln2="post_attention_layernorm")
-    result = verify(Model(right.hf, None, "wrong", family=wrong))
+@pytest.mark.parametrize(
+    ("family", "change", "identity"),
+    [
+        ("gemma2", {"attn_norm": None, "ln2": "post_attention_layernorm"}, "resid_pre + attn_out + mlp_out"),
+        ("glm4", {"mlp_norm": None}, "resid_pre + attn_out + mlp_out"),
+        ("granite", {"branch_scale": None}, "resid_pre + attn_out + mlp_out"),
+        ("granite", {"embed_scale": None}, "resid_pre.0 = embed (+ positions)"),
+        ("gpt2", {"positions": None}, "resid_pre.0 = embed (+ positions)"),
+        ("cohere", {"logit_steps": ()}, "read-out of the last = logits"),
+        ("gpt2", {"fused": "interleaved"}, "pattern · v = z"),
+        ("gpt_neox", {"fused": "stacked"}, "pattern · v = z"),
+        ("llama", {"k": "v_proj", "v": "k_proj"}, "pattern · v = z"),
+        ("phi", {"q": "k_proj", "k": "q_proj"}, "ln1(resid_pre) W_Q + b_Q"),
+        ("gpt_neo", {"q": "k_proj", "k": "q_proj"}, "the first token's q moves no later z"),
+        ("olmo", {"clip": None}, "ln1(resid_pre) W_Q + b_Q"),
+        ("llama", {"ln1": "post_attention_layernorm"}, "ln1(resid_pre) W_Q + b_Q"),
+        ("llama", {"pre": "up_proj", "pre_linear": "gate_proj"}, "mlp_post linear in it"),
+        ("phi3", {"pre_linear": None}, "one neuron each"),
+    ],
+)
+def test_verify_finds_a_wrong_family_row(family, change, identity):
+    right = model_of(family)
+    result = verify(Model(right.hf, None, "wrong", family=dataclasses.replace(right.family, **change)), quick=True)
     assert not result.ok
-    assert not result.table.set_index("identity").loc["resid_pre + attn_out + mlp_out"].ok
+    assert not result.table.set_index("identity").loc[identity].ok
 
 
 def native_logits(model: Model, attention: str) -> torch.Tensor:

@@ -67,16 +67,17 @@ class _Patch:
 def verify(model: Model, length: int = 12, seed: int = 0, quick: bool = False) -> Verification:
     """Check the identities on two random token sequences of different length.
 
-    logits with hooks equal native ones; resid_pre + attn_out + mlp_out = resid_post; resid_mid; the read-out of the
-    last resid_post; per-head sums through the output projection; pattern times values; writing a site's own value back
-    changes nothing; another prompt's resid_post gives that prompt's logits; padding and the KV cache change nothing.
+    Logits with hooks equal native ones; resid_pre + attn_out + mlp_out = resid_post; resid_mid; the last resid_post's
+    read-out; q, k, v are weights times the normed stream; per-head sums through the output projection; pattern times
+    values; what q, gate and up alone can do; routers; a site's own value written back changes nothing; another prompt's
+    resid_post gives that prompt's logits; padding and the KV cache change nothing.
     `quick` writes all sites back in one pass and leaves padding and the cache out.
     """
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, model.cfg.d_vocab, (2, length), generator=generator)
     checks = _Checks(model, model.tokens(ids).to(model.device))
-    some = (_native, _streams, _heads, _routers, _write_back_together, _transplant)
-    for check in some if quick else (*some[:4], _write_back, _transplant, _padding, _cache):
+    some = (_native, _streams, _heads, _roles, _routers, _write_back_together, _transplant)
+    for check in some if quick else (*some[:5], _write_back, _transplant, _padding, _cache):
         check(checks)
     return Verification(model.name, str(model.dtype).removeprefix("torch."), checks.rows)
 
@@ -95,8 +96,10 @@ class _Checks:
             self.native = model.hf(**inputs(tokens), use_cache=False).logits
 
     def add(self, site: str, identity: str, found: Tensor, expected: Tensor) -> None:
-        worst = (found.float() - expected.float()).abs().max()
-        error = float(worst / expected.float().abs().max().clamp(min=1e-12))
+        error = float("inf")
+        if found.shape == expected.shape:
+            worst = (found.float() - expected.float()).abs().max()
+            error = float(worst / expected.float().abs().max().clamp(min=1e-12))
         ok = error <= TOLERANCE.get(self.model.dtype, 1e-4)  # NaN compares false
         self.rows.append({"site": site, "identity": identity, "error": error, "ok": ok})
 
@@ -164,8 +167,34 @@ def _projections(c: _Checks) -> None:
         for layer in range(model.cfg.n_layers):
             norm, x = model.norm_module(layer, "ln1"), c.run["resid_pre", layer]
             x = x if norm is None else norm(x)
-            made.append(torch.einsum("btm,hmd->bthd", x, weight[layer]) + bias[layer])
+            heads = torch.einsum("btm,hmd->bthd", x, weight[layer]) + bias[layer]
+            made.append(heads if heads.shape[-1] == model.cfg.d_head else heads.flatten(1))
         c.add(name, f"ln1(resid_pre) W_{name.upper()} + b_{name.upper()}", torch.stack(made), c.layers(name))
+
+
+def _roles(c: _Checks) -> None:
+    """That q is not k, nor gate up: a token's q acts on its own row alone, the MLP is linear in up alone."""
+    model, layer = c.model, c.model.cfg.n_layers - 1
+
+    def run(site: str, fn: Callable[[Tensor], Tensor], read: str) -> Tensor:
+        edit = _Patch(Site(site, layer), fn)
+        return model.run(c.tokens, capture=[(read, layer)], edits=[edit], logits=False)[read, layer]
+
+    def first_token_turned(q: Tensor) -> Tensor:
+        return torch.cat([-q[:, :1], q[:, 1:]], dim=1)
+
+    later = c.run["z", layer][:, 1:]
+    c.add("q", "the first token's q moves no later z", run("q", first_token_turned, "z")[:, 1:], later)
+    if Site("mlp_post", layer) not in c.run:
+        return
+    post, half = c.run["mlp_post", layer], model.cfg.d_mlp // 2
+
+    def half_off(x: Tensor) -> Tensor:
+        return torch.cat([x[..., :half], torch.zeros_like(x[..., half:])], dim=-1)
+
+    c.add("mlp_pre", "one neuron each", run("mlp_pre", half_off, "mlp_post")[..., :half], post[..., :half])
+    if Site("mlp_pre_linear", layer) in c.run:
+        c.add("mlp_pre_linear", "mlp_post linear in it", run("mlp_pre_linear", lambda x: 2 * x, "mlp_post"), 2 * post)
 
 
 def _routers(c: _Checks) -> None:
