@@ -89,6 +89,11 @@ def test_restoring_the_stream_undoes_the_noise_and_draws_are_averaged(model: Mod
     ]
     assert float(cell.mean()) == pytest.approx(sum(restored) / 4, abs=1e-5)
     assert cell.method == "growing"
+    for method in ("batched", "naive"):
+        other = sweep(
+            model, pairs, "mlp_out", layers=[1], positions=[3], corruption=noise, method=method, quiet=True
+        )  # fmt: skip
+        assert float(other.mean()) == pytest.approx(float(cell.mean()), abs=1e-5)
 
 
 def test_noise_goes_where_the_prompts_differ_unless_told() -> None:

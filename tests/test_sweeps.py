@@ -275,6 +275,23 @@ def test_layers_see_only_the_tokens_that_a_patch_can_change(monkeypatch: pytest.
     assert seen["naive"] == runs + 24 * 3 * 8
 
 
+def test_the_memory_budget_bounds_the_rows() -> None:
+    model, rows = tiny("llama"), {60_000: [0], "2GB": [0]}
+    for memory, seen in rows.items():
+        handles = [
+            block.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(len(args[0])))
+            for block in model.blocks
+        ]
+        sweep(model, pairs_of(model), memory=memory, quiet=True)
+        for handle in handles:
+            handle.remove()
+    assert max(rows["2GB"]) == 14  # all cells that change anything, in the last layer
+    assert max(rows[60_000]) <= 3  # 20 kB a row
+    for method in ("growing", "batched"):
+        with pytest.raises(BadInput, match="memory="):
+            sweep(model, pairs_of(model), memory=100, method=method, quiet=True)
+
+
 def test_pairs_of_different_length_are_as_if_alone() -> None:
     model = tiny("gpt2")  # learned positions: padding that counts would show
     clean = [CLEAN, CLEAN[:5] + [80], CLEAN[2:]]

@@ -19,10 +19,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..errors import MonosemError
+from ..errors import BadInput, MonosemError
 from ..models import Model, Moment, Site, TokenBatch
 from ..models.attention import NAME
-from ..models.budget import bytes_of
+from ..models.budget import bytes_of, shown
 from ..models.points import unwrap
 from ..models.session import EditLike, Session
 from .cells import Cell
@@ -236,12 +236,16 @@ def _shifted(trial: Trial, cell: Cell, start: int) -> tuple[tuple[Any, ...], Ten
 
 
 def _chunks(tape: Tape, members: list[int], start: int, budget: int) -> Iterator[list[int]]:
-    """Cells in groups whose rows fit the memory budget."""
+    """Cells in groups whose rows fit the memory budget. Raises `BadInput` when a single one does not."""
     c, item, length = tape.model.cfg, tape.stream[0].element_size(), len(tape.stream[0])
     suffix = length - start
     block = 6 * c.d_model + 4 * c.d_mlp + 4 * c.n_heads * c.d_head
     attention = 2 * length * c.n_heads * c.d_head + suffix * length * c.n_heads
-    rows = max(1, budget // (item * (suffix * block + attention) + 12 * c.d_vocab))
+    need = item * (suffix * block + attention) + 12 * c.d_vocab
+    if (rows := budget // need) < 1:
+        raise BadInput(
+            f"one patched row needs {shown(need)}, over memory={shown(budget)}; give more, or shorter prompts"
+        )
     for first in range(0, len(members), rows):
         yield members[first : first + rows]
 
