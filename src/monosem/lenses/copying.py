@@ -102,7 +102,7 @@ class CopyingScores:
         """What `save` wrote. Raises `BadFile` for anything else."""
         config, tensors = load_lens(path, "copying scores")
         try:
-            return cls(**config, **tensors)
+            return cls(**(config | tensors))
         except TypeError as error:
             raise BadFile(f"{path} does not hold copying scores: {error}") from error
 

@@ -41,6 +41,13 @@ class TargetPrompt:
     position: Position = -1
     read: Position = -1
 
+    def tokens(self, model: Model) -> TokenBatch:
+        """Raises `BadInput` when it is not one prompt."""
+        host = model.tokens(self.text).to(model.device)
+        if len(host) != 1:
+            raise BadInput(f"the target is one prompt, got {len(host)}")
+        return host
+
 
 # the paper's two: what token is this, and what entity
 TOKEN_IDENTITY = TargetPrompt("cat->cat; 1135->1135; hello->hello; ?")
@@ -111,15 +118,10 @@ def patchscope(
         BadInput: a layer or position that does not exist, an answer that is not one token.
         Mismatch: the mapped activation does not have the width of the target's stream.
     """
-    if site not in ("resid_pre", "resid_post"):
-        raise BadInput(f"a patchscope moves the stream: site is 'resid_post' or 'resid_pre', not {site!r}")
-    if top < 1 or rows < 1 or generate < 0:
-        raise BadInput(f"top and rows must be at least 1 and generate at least 0, got {top}, {rows}, {generate}")
+    _check(site, top, rows, generate)
     other = target_model or model
     prompt = target if isinstance(target, TargetPrompt) else TargetPrompt(target)
-    host = other.tokens(prompt.text).to(other.device)
-    if len(host) != 1:
-        raise BadInput(f"the target is one prompt, got {len(host)}")
+    host = prompt.tokens(other)
     tokens = model.tokens(source)
     wanted = layers_of(model, layers)
     targets = wanted if target_layer == "same" else layers_of(other, target_layer) * len(wanted)
@@ -133,22 +135,8 @@ def patchscope(
         h = _rescaled(h, other, host, targets, at, site)
     cells = _cells(h, targets, at, at if prompt.read == "same" else _places(prompt.read, index, host))
 
-    states = torch.empty(len(cells), other.cfg.d_model, device=other.device, dtype=other.dtype)
-    texts = [""] * len(cells)
-    with Meter("patchscope", total=len(cells), unit="cell", quiet=quiet) as meter:
-        for chunk in cells.chunks(rows):
-            states[chunk.order.to(states.device)] = _final_states(other, host, chunk, site)
-            for place, text in zip(chunk.order.tolist(), _continued(other, host, chunk, site, generate)):
-                texts[place] = text
-            meter.advance(len(chunk))
-
+    states, texts = _told(other, host, cells, site, rows, generate, quiet)
     shape = h.shape[:3]
-    measures = {}
-    if answers is not None:
-        expected = answers[:, None].expand(shape).flatten()
-        measures = {"log_probability": log_probability(expected), "rank": rank(expected)}
-    logits = lambda part: other.unembed(states[part])  # noqa: E731
-    seen = stream([logits], logits, len(cells), other.cfg.d_vocab, measures, top)
     return PatchscopeResult(
         model=other,
         layers=wanted,
@@ -157,13 +145,48 @@ def patchscope(
         target=other.text(host.ids[0].tolist(), special=True),
         target_layer=target_layer,
         site=site,
-        top_ids=seen.top_ids[0].unflatten(0, shape),
-        top_probabilities=seen.top_probabilities[0].unflatten(0, shape),
-        answers=answers,
-        log_probability=seen.measures["log_probability"][0].reshape(shape) if measures else None,
-        rank=seen.measures["rank"][0].reshape(shape).long() if measures else None,
         texts=[texts[i : i + shape[2]] for i in range(0, len(texts), shape[2])] if generate else None,
+        **_numbers(other, states, shape, top, answers),
     )
+
+
+def _check(site: str, top: int, rows: int, generate: int) -> None:
+    if site not in ("resid_pre", "resid_post"):
+        raise BadInput(f"a patchscope moves the stream: site is 'resid_post' or 'resid_pre', not {site!r}")
+    if top < 1 or rows < 1 or generate < 0:
+        raise BadInput(f"top and rows must be at least 1 and generate at least 0, got {top}, {rows}, {generate}")
+
+
+def _told(
+    other: Model, host: TokenBatch, cells: "_Cells", site: str, rows: int, generate: int, quiet: bool
+) -> tuple[Float[Tensor, "cell d_model"], list[str]]:
+    """The last stream at the position that is read, and the continuation, of every cell, in the order of the grid."""
+    states = torch.empty(len(cells), other.cfg.d_model, device=other.device, dtype=other.dtype)
+    texts = [""] * len(cells)
+    with Meter("patchscope", total=len(cells), unit="cell", quiet=quiet) as meter:
+        for chunk in cells.chunks(rows):
+            states[chunk.order.to(states.device)] = _final_states(other, host, chunk, site)
+            for place, text in zip(chunk.order.tolist(), _continued(other, host, chunk, site, generate)):
+                texts[place] = text
+            meter.advance(len(chunk))
+    return states, texts
+
+
+def _numbers(other: Model, states: Tensor, shape: torch.Size, top: int, answers: Tensor | None) -> dict[str, Any]:
+    """Likeliest tokens of every cell, and how the answer fares there."""
+    measures = {}
+    if answers is not None:
+        expected = answers[:, None].expand(shape).flatten()
+        measures = {"log_probability": log_probability(expected), "rank": rank(expected)}
+    logits = lambda part: other.unembed(states[part])  # noqa: E731
+    seen = stream([logits], logits, len(states), other.cfg.d_vocab, measures, top)
+    return {
+        "top_ids": seen.top_ids[0].unflatten(0, shape),
+        "top_probabilities": seen.top_probabilities[0].unflatten(0, shape),
+        "answers": answers,
+        "log_probability": seen.measures["log_probability"][0].reshape(shape) if measures else None,
+        "rank": seen.measures["rank"][0].reshape(shape).long() if measures else None,
+    }
 
 
 # ---------------------------------------------------------------------- the source
@@ -248,7 +271,7 @@ def _cells(h: Tensor, targets: list[int], at: Tensor, read: Tensor) -> _Cells:
     layer = torch.tensor(targets)[None, :, None].expand(shape).flatten()
     order = layer.argsort(stable=True)
     spread = [part[:, None].expand(shape).flatten()[order] for part in (at, read)]
-    return _Cells(h.flatten(0, 2)[order.to(h.device)], layer[order], *spread, order=order)
+    return _Cells(h.flatten(0, 2)[order.to(h.device)], layer[order], *spread, order)
 
 
 def _edits(cells: _Cells, site: str) -> list[Edit]:
