@@ -144,8 +144,8 @@ def greater_than(model: "Model", n: int = 32, seed: int = 0, *, nouns: Sequence[
         below = [token for text, token in ids.items() if text <= start]
         slots = {"noun": rng.choice(list(usable)), "century": century, "rest": rest}
         form = rng.choice(words.GREATER_THAN)
-        prompts = (filled(form, slots | {"start": digits}) for digits in (start, unlike))
-        return Pair(*prompts, above, below)
+        clean, corrupted = (filled(form, slots | {"start": digits}) for digits in (start, unlike))
+        return Pair(clean, corrupted, above, below)
 
     source = f"greater-than, {width} digit{'s' * (width > 1)} a token, seed {seed}"
     return _made(model, draw, n, seed, source, ("noun", "start"))
@@ -220,9 +220,9 @@ def _made(
     if n < 1 or len(drawn) < n:
         raise BadInput(f"{source}: {len(drawn)} different pairs can be made, {n} were asked for")
     at = {name: [token_at(model, pair.clean.text, pair.clean.places[name][1] - 1) for pair in drawn] for name in spans}
-    texts = [[side.text for side in sides] for sides in zip(*((pair.clean, pair.corrupted) for pair in drawn))]
-    answers = {"right": [pair.right for pair in drawn], "wrong": [pair.wrong for pair in drawn]}
-    pairs = TokenPairs.of(model, *texts, **answers, spans=at, source=source)
+    clean, corrupted = ([side.text for side in sides] for sides in zip(*((one.clean, one.corrupted) for one in drawn)))
+    right, wrong = [pair.right for pair in drawn], [pair.wrong for pair in drawn]
+    pairs = TokenPairs.of(model, clean, corrupted, right, wrong, at, source=source)
     return replace(pairs, spans=pairs.spans | {"end": pairs.clean.lengths - 1})
 
 

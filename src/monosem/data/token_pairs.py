@@ -1,6 +1,6 @@
 """Clean and corrupted prompts, aligned token by token: what every patching experiment starts from."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,7 @@ class TokenPairs:
         corrupted: Sequence[str],
         right: Sequence[Answer | Sequence[Answer]] | None = None,
         wrong: Sequence[Answer | Sequence[Answer]] | None = None,
-        spans: dict[str, Sequence[int]] | None = None,
+        spans: Mapping[str, Sequence[int]] | None = None,
         *,
         drop_unaligned: bool = False,
         source: str = "",
@@ -194,7 +194,7 @@ class TokenPairs:
         right, wrong = self.answers
         lines = [repr(self)]
         for i, rows in enumerate(zip(self.clean.rows()[:n], self.corrupted.rows()[:n])):
-            for side, own, other in (("clean    ", *rows), ("corrupted", *reversed(rows))):
+            for side, (own, other) in (("clean    ", rows), ("corrupted", rows[::-1])):
                 tokens = [model.str_token(token) for token in own]
                 marked = [f"[{text}]" if x != y else text for text, x, y in zip(tokens, own, other)]
                 lines.append(f"{i:3} {side}  {'|'.join(marked)}")

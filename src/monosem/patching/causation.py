@@ -115,10 +115,9 @@ def evidence(
     """
     (name, function), *_ = metrics_of(metric or default_metric(pairs)).items()
     table: dict[str, Metric] = {name: function, "answered": answered}
-    restored, corrupted = (
-        patch_sets(model, pairs, sets, table, direction, memory=memory, quiet=quiet, label=label)
-        for direction, label in (("denoising", "restore sets"), ("noising", "corrupt sets"))
-    )
+    options: dict[str, Any] = {"memory": memory, "quiet": quiet}
+    restored = patch_sets(model, pairs, sets, table, "denoising", label="restore sets", **options)
+    corrupted = patch_sets(model, pairs, sets, table, "noising", label="corrupt sets", **options)
     return [_evidence(i, name, restored, corrupted, seed) for i in range(len(restored.sets))]
 
 

@@ -97,7 +97,7 @@ def positions_of(claim: Claim, pairs: TokenPairs) -> list[int] | slice:
     if claim.positions is None:
         return slice(None)
     given = [claim.positions] if isinstance(claim.positions, int | str) else list(claim.positions)
-    found = []
+    found: list[int] = []
     for position in given:
         places = {index_of(position, pairs, row) for row in range(len(pairs))}
         if len(places) > 1:

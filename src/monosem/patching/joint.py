@@ -90,7 +90,7 @@ def patch_sets(
                     end[name][row] = value[0]
             for chosen, logits in _runs(trial, listed, order, memory):
                 for name, value in measured(trial, table, logits).items():
-                    values[name][chosen, row] = value
+                    values[name][list(chosen), row] = value
                 meter.advance(len(chosen))
     return Joint(listed, values, ends[0], ends[1], direction)
 
@@ -119,9 +119,9 @@ def _runs(
             batch = TokenBatch(*(part.expand(len(chosen), -1) for part in (tokens.ids, tokens.mask)))
             start = (site, trial.base[site].expand(len(chosen), -1, -1))
             edits = _writes(trial, [sets[i] for i in chosen])
-            logits = model.run(batch, edits=edits, logits="last", start=start).logits
-            assert logits is not None
-            yield chosen, logits
+            ran = model.run(batch, edits=edits, logits="last", start=start)
+            assert ran.logits is not None
+            yield chosen, ran.logits
 
 
 def _singles(trial: Trial, cells: Sequence[Cell], memory: str | int) -> Patched:

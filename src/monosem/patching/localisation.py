@@ -67,7 +67,7 @@ class Localisation:
     notes: Sequence[str]
 
     def __repr__(self) -> str:
-        found = next(reversed(self.evidence.values()), None)
+        found = list(self.evidence.values())[-1] if self.evidence else None
         does = f"; together sufficiency {found.sufficiency}, necessity {found.necessity}" if found else ""
         heads = f", {len(self.heads)} heads" if self.heads else ""
         count = f"{len(self.components)} components{heads}"

@@ -17,13 +17,13 @@ from typing import Any
 from ..data import TokenPairs
 from ..errors import BadInput
 from ..models import Model
-from .backups import backup
+from .backups import Backup, backup
 from .causation import answered, evidence
 from .cells import Cell, Positions
-from .joint import patch_sets
+from .joint import Joint, patch_sets
 from .localisation import Component, Localisation
 from .result import Sweep
-from .scoring import MetricLike, default_metric, metrics_of
+from .scoring import Metric, MetricLike, default_metric, metrics_of
 from .sweep import sweep
 
 BRANCHES = ("attn_out", "mlp_out")
@@ -68,43 +68,24 @@ def localise(
     if not branches or not set(branches) <= set(BRANCHES):
         raise BadInput(f"localise chooses among {' and '.join(BRANCHES)}; sites were {', '.join(sites)}")
     (name,), places = table, _positions(pairs, positions)
+    head_threshold = threshold if head_threshold is None else head_threshold
     options: dict[str, Any] = {"memory": memory, "quiet": quiet}
     ends = _ends(model, pairs, table, options)
     notes = [*pairs.notes, *_remarks(pairs, places, ends, name)]
 
     swept = sweep(model, pairs, list(sites), ("layer", "position"), table, "denoising", positions=places, **options)
     components, opposing = _chosen(model, pairs, swept, table, threshold, options)
-    head_sweep, heads, opposing_heads = None, [], []
-    attention = [one.cell for one in components if one.cell.site == "attn_out"]
-    if attention:
-        where = list(dict.fromkeys(cell.position for cell in attention))
-        layers = sorted({cell.layer for cell in attention})
-        over = ("layer", "position", "head")
-        head_sweep = sweep(model, pairs, "z", over, table, "denoising", layers=layers, positions=where, **options)  # type: ignore[arg-type]
-        heads, opposing_heads = _chosen(model, pairs, head_sweep, table, head_threshold or threshold, options)
+    head_sweep, heads, opposing_heads = _heads(model, pairs, components, table, head_threshold, options)
     sets = _sets(components, heads)
     found = dict(zip(sets, evidence(model, pairs, list(sets.values()), table, seed=seed, **options))) if sets else {}
     final = list(sets.values())[-1] if sets else ()
-    config = {
-        "model": model.name,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "task": pairs.source or "pairs",
-        "pairs": len(pairs),
-        "metric": name,
-        "threshold": threshold,
-        "head_threshold": head_threshold or threshold,
-        "sites": list(sites),
-        "positions": places if places is not None else "all",
-        "controls": controls,
-        "seed": seed,
-    }
     notes += _carriers(components, pairs)
     if not components:
-        notes.append(
-            f"no place reaches the threshold of {threshold:g}; lower it, or the answer is spread over many places"
-        )
+        notes.append(f"no place reaches the threshold of {threshold:g}: lower it, or the answer is spread over many")
+    asked = {"sites": list(sites), "threshold": threshold, "head_threshold": head_threshold}
+    asked |= {"positions": places if places is not None else "all", "controls": controls, "seed": seed}
     return Localisation(
-        config=config,
+        config=_origin(model, pairs, name) | asked,
         clean=float(ends.clean[name].mean()),
         corrupted=float(ends.corrupted[name].mean()),
         answered={side: float(getattr(ends, side)["answered"].mean()) for side in ("clean", "corrupted")},
@@ -121,7 +102,12 @@ def localise(
     )
 
 
-def _ends(model: Model, pairs: TokenPairs, table: Any, options: dict[str, Any]) -> Any:
+def _origin(model: Model, pairs: TokenPairs, metric: str) -> dict[str, Any]:
+    what = {"model": model.name, "dtype": str(model.dtype).removeprefix("torch.")}
+    return what | {"task": pairs.source or "pairs", "pairs": len(pairs), "metric": metric}
+
+
+def _ends(model: Model, pairs: TokenPairs, table: dict[str, Metric], options: dict[str, Any]) -> Joint:
     """Both unpatched runs.
 
     Raises:
@@ -140,7 +126,7 @@ def _ends(model: Model, pairs: TokenPairs, table: Any, options: dict[str, Any]) 
     return ends
 
 
-def _remarks(pairs: TokenPairs, places: Positions, ends: Any, metric: str) -> list[str]:
+def _remarks(pairs: TokenPairs, places: Positions, ends: Joint, metric: str) -> list[str]:
     found = []
     right = float(ends.clean["answered"].mean())
     if right < 0.9:
@@ -167,7 +153,7 @@ def _positions(pairs: TokenPairs, given: Positions) -> Positions:
 
 
 def _chosen(
-    model: Model, pairs: TokenPairs, swept: Sweep, table: Any, threshold: float, options: dict[str, Any]
+    model: Model, pairs: TokenPairs, swept: Sweep, table: dict[str, Metric], threshold: float, options: dict[str, Any]
 ) -> tuple[list[Component], list[Component]]:
     """(over the threshold, below minus the threshold), each checked by noising; strongest first."""
     scores, errors = swept.scores(), swept.score_error()
@@ -187,6 +173,26 @@ def _chosen(
         for i, cell, gone in zip(passed, cells, lost)
     ]
     return [one for one in made if one.restored > 0], [one for one in made if one.restored < 0]
+
+
+def _heads(
+    model: Model,
+    pairs: TokenPairs,
+    components: Sequence[Component],
+    table: dict[str, Metric],
+    threshold: float,
+    options: dict[str, Any],
+) -> tuple[Sweep | None, list[Component], list[Component]]:
+    """The heads of the attention layers found, at the positions found: sweep, over, and below minus the threshold."""
+    attention = [one.cell for one in components if one.cell.site == "attn_out"]
+    if not attention:
+        return None, [], []
+    where: Any = list(dict.fromkeys(cell.position for cell in attention))
+    layers = sorted({cell.layer for cell in attention})
+    over = ("layer", "position", "head")
+    swept = sweep(model, pairs, "z", over, table, "denoising", layers=layers, positions=where, **options)
+    found, opposing = _chosen(model, pairs, swept, table, threshold, options)
+    return swept, found, opposing
 
 
 def _sets(components: Sequence[Component], heads: Sequence[Component]) -> dict[str, tuple[Cell, ...]]:
@@ -222,7 +228,13 @@ def _carriers(components: Sequence[Component], pairs: TokenPairs) -> list[str]:
 
 
 def _control(
-    model: Model, pairs: TokenPairs, cells: Sequence[Cell], table: Any, count: int, seed: int, options: dict[str, Any]
+    model: Model,
+    pairs: TokenPairs,
+    cells: Sequence[Cell],
+    table: dict[str, Metric],
+    count: int,
+    seed: int,
+    options: dict[str, Any],
 ) -> dict[str, list[float]]:
     """Sufficiency and necessity of random sets: the same positions, other layers and heads, none that were found."""
     if count < 1:
@@ -253,7 +265,12 @@ def _random_set(model: Model, cells: Sequence[Cell], held: set[Cell], rng: rando
 
 
 def _backup(
-    model: Model, pairs: TokenPairs, cells: Sequence[Cell], table: Any, threshold: float, options: dict[str, Any]
-) -> Any:
+    model: Model,
+    pairs: TokenPairs,
+    cells: Sequence[Cell],
+    table: dict[str, Metric],
+    threshold: float,
+    options: dict[str, Any],
+) -> Backup:
     at = list(dict.fromkeys(place for cell in cells for place in cell.at or ()))
     return backup(model, pairs, cells, table, positions=at or None, threshold=threshold, **options)

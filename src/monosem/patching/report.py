@@ -162,7 +162,7 @@ def _plots(found: "Localisation") -> dict[str, dict[str, str]]:
         for site in found.sweep.sites
     }
     if found.head_sweep is not None:
-        caption = "Every head of the attention layers found, restored alone. Rows: layer and position; columns: heads."
+        caption = "Every head of the attention layers found, restored alone at the positions found."
         plots["heads"] = embedded(found.head_sweep.plot(), caption)
     if found.backup is not None:
         caption = "Each dot is a head. Above the dotted line it matters more once what was found is corrupted."

@@ -152,7 +152,8 @@ def _unanswered(model: Model, prompts: Any) -> TokenPairs:
 
 
 def _remarks(table: pd.DataFrame, count: int) -> list[str]:
-    fixed = [row.claim.split(" < ")[-1] for row in table.itertuples() if row.resampled and row.values == count]
+    paths = table["claim"][table["resampled"] & (table["values"] == count)]
+    fixed = [str(path).split(" < ")[-1] for path in paths]
     if not fixed:
         return []
     shown = ", ".join(dict.fromkeys(fixed[:5])) + (", ..." if len(fixed) > 5 else "")
