@@ -26,7 +26,7 @@ LAYERS = 16  # blocks up to and including SITE's
 def arguments(description: str | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--rounds", type=int, default=9, help="timed calls of each contestant")
+    parser.add_argument("--rounds", type=int, default=7, help="timed calls of each contestant")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tiny", action="store_true", help="small sizes, to see that everything runs")
     return parser.parse_args()

@@ -23,7 +23,7 @@ from monosem.errors import UnknownName
 from monosem.models import Model, embedded
 from monosem.models.sites import PER_LAYER
 
-BATCHES = [(4, 256), (1, 64)]
+BATCHES = [(2, 256), (1, 64)]
 NATIVE = "Hugging Face"
 
 Ids = Int[Tensor, "batch pos"]

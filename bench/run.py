@@ -146,7 +146,7 @@ def report(results: dict[str, list[Result]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tiny", action="store_true", help="small sizes, two rounds, nothing kept: does it all run?")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", default=",".join(BENCHMARKS), help="such as sweep,overhead; the others' numbers stay")
     chosen = parser.parse_args()
     options = ["--tiny", "--rounds", "2"] if chosen.tiny else ["--rounds", str(chosen.rounds)]

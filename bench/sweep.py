@@ -106,11 +106,11 @@ def contestants(folder: str, dtype: torch.dtype, pairs: dict[str, TokenPairs]) -
 
 
 def truths(folder: str, pairs: dict[str, TokenPairs], layers: Sequence[int]) -> dict[str, Values]:
-    """By whole runs in float32; NaN where not asked for."""
+    """monosem's sweep in float32, which every other way has to agree with; NaN where not asked for."""
     model, found = load_model(folder, quiet=True), {}
     for case, pair in pairs.items():
         found[case] = torch.full((LAYERS, POSITIONS), torch.nan)
-        found[case][list(layers)] = swept(model, pair, layers, "batched")
+        found[case][list(layers)] = swept(model, pair, layers)
     return found
 
 
@@ -151,7 +151,7 @@ def main() -> None:
     pairs = {case: TokenPairs.of(model, [CLEAN], [text], [RIGHT], [WRONG]) for case, text in others.items()}
     assert pairs["first"].clean.ids.shape == (1, POSITIONS)
     truth = truths(folder, pairs, [18] if options.tiny else range(LAYERS))
-    rounds, found["rows"] = max(1, options.rounds // 4), []
+    rounds, found["rows"] = max(1, options.rounds // 3), []
     for dtype in SAME:
         chosen = contestants(folder, dtype, pairs)
         if options.tiny:
