@@ -70,8 +70,8 @@ def _failed_identity(hf: PreTrainedModel, row: Family) -> str:
         found = verify(Model(hf, family=row, name=row.name), quick=True)
     except (UnknownName, AttributeError, RuntimeError, TypeError, ValueError) as error:
         return f"it cannot be read ({str(error).splitlines()[0]})"
-    bad = [r for r in found.rows if not r["ok"]]
-    return f"identity '{bad[0]['identity']}' at {bad[0]['site']} (relative error {bad[0]['error']:.1g})" if bad else ""
+    bad = [f"'{r['identity']}' at {r['site']} (relative error {r['error']:.1g})" for r in found.rows if not r["ok"]]
+    return f"identity {', '.join(bad[:4])}{' and more' if len(bad) > 4 else ''}" if bad else ""
 
 
 class _NotFound(Exception):
