@@ -384,6 +384,21 @@ def test_the_job_refuses_what_it_cannot_do(planted: Any) -> None:
         localise(model, ragged, quiet=True)
 
 
+def test_sets_of_answers_use_probabilities(planted: Any) -> None:
+    model, pairs, _ = planted
+    right, wrong = ([[int(token), 90 + i] for i, token in enumerate(side)] for side in (pairs.right, pairs.wrong))
+    several = TokenPairs(
+        pairs.clean, pairs.corrupted, spans=pairs.spans, right_set=torch.tensor(right), wrong_set=torch.tensor(wrong)
+    )
+    found = localise(model, several, controls=0, with_backup=False, quiet=True)
+    assert found.config["metric"] == "probability_diff"
+    logits = torch.stack([model.run([row]).logits[0, -1] for row in pairs.clean.rows()])  # type: ignore[index]
+    p = logits.softmax(-1)
+    means = [sum(float(p[i, t]) for i, row in enumerate(side) for t in row) / len(right) for side in (right, wrong)]
+    assert found.clean == pytest.approx(means[0] - means[1], abs=1e-5)
+    assert [one.cell for one in found.heads] == [Cell("z", 1, ("end",), head=2)]
+
+
 @pytest.mark.smollm2
 def test_the_movers_of_smollm2_act_at_the_end(smollm2: Model) -> None:
     pairs = ioi(smollm2, n=2, seed=0, corruption="s2_flip", template="ABBA")
