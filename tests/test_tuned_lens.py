@@ -21,6 +21,7 @@ from monosem.lenses.regression import Moments
 from monosem.lenses.tuned_files import ASSETS
 from monosem.lenses.vocabulary import Vocabulary
 from monosem.models import Model
+from tiny import tiny_hf
 
 TEXTS = ["the cat sat on the mat", "a big dog ran"]
 TinyModel = Callable[..., Model]
@@ -104,6 +105,19 @@ def test_saved_it_comes_back(tiny_model: TinyModel, tmp_path: Path) -> None:
     small = randomised(TunedLens.of(model, 4))
     small.save(tmp_path / "half", dtype=torch.float16)
     torch.testing.assert_close(load_tuned(tmp_path / "half")[1].down, small[1].down.detach(), atol=1e-3, rtol=1e-3)
+
+
+def test_the_hash_is_recognised_in_the_dtype_of_the_training(tiny_model: TinyModel) -> None:
+    model = tiny_model("llama")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            trained_on = Model(tiny_hf("llama").to(dtype))
+            TunedLens.of(trained_on).check(model)
+            TunedLens.of(model).check(trained_on)
+    other = Model(tiny_hf("llama", seed=5).to(torch.bfloat16))
+    with pytest.warns(UserWarning, match="another unembedding"):
+        TunedLens.of(other).check(model)
 
 
 def test_what_does_not_fit_is_refused(tiny_model: TinyModel, tmp_path: Path) -> None:

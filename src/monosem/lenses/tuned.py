@@ -130,13 +130,19 @@ class TunedLens(nn.Module):
             raise Mismatch(
                 f"this tuned lens has {own[0]} layers of width {own[1]}, {model.name} has {other[0]} of {other[1]}"
             )
-        # rounding to a smaller dtype changes the hash, so that only float32 weights can be told apart by it
-        if self.unembed_hash and model.dtype == torch.float32 and unembed_hash(model) != self.unembed_hash:
+        if self.unembed_hash and not self._made_for(model):
             warnings.warn(
                 f"this tuned lens was trained for {self.model_name or 'a model'} with another unembedding than that of "
                 f"{model.name}; its predictions may be off",
                 stacklevel=3,
             )
+
+    def _made_for(self, model: Model) -> bool:
+        """Whether the unembedding is that of the hash, which may have been taken after rounding to a smaller dtype. A
+        model that is itself rounded cannot be told from another, and passes."""
+        if model.dtype != torch.float32:
+            return True
+        return any(unembed_hash(model, dtype) == self.unembed_hash for dtype in (None, torch.bfloat16, torch.float16))
 
     def save(self, path: str | os.PathLike[str], dtype: torch.dtype | None = None, published: bool = False) -> Path:
         """Write a folder that `load_tuned` reads: safetensors, or the layout of the tuned-lens package.
@@ -170,12 +176,16 @@ def translate_of(model: Model, lens: "LensLike | Any") -> Translate | None:
     return getattr(lens, "translate", lens)
 
 
-def unembed_hash(model: Model) -> str:
-    """SHA-256 of the unembedding `vocab d_model` as float32, as the tuned-lens package computes it."""
+def unembed_hash(model: Model, dtype: torch.dtype | None = None) -> str:
+    """SHA-256 of the unembedding `vocab d_model` as float32, as the tuned-lens package computes it.
+
+    Args:
+        dtype: round the weights to it first, as loading the model in it does.
+    """
     weight: Tensor = model.hf.get_output_embeddings().weight
     digest = hashlib.sha256()
     for part in weight.detach().split(max(1, (1 << 24) // weight.shape[1])):
-        digest.update(part.float().cpu().contiguous().numpy().tobytes())
+        digest.update(part.to(dtype or part.dtype).float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
