@@ -321,7 +321,7 @@ def _shape(hf: PreTrainedModel, family: Family, block: nn.Module) -> Shape:
     embedding: Any = hf.get_input_embeddings()
     out: Any = block.get_submodule(f"{family.attention}.{family.out}")
     down: Any = getattr(block.get_submodule(family.mlp), family.down, None)
-    experts = getattr(config, "moe_intermediate_size", None) or getattr(config, "intermediate_size", 0)
+    experts: Any = getattr(config, "moe_intermediate_size", None) or getattr(config, "intermediate_size", 0)
     return Shape(
         n_layers=config.num_hidden_layers,
         d_model=config.hidden_size,
