@@ -101,8 +101,9 @@ class CopyingScores:
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """What `save` wrote. Raises `BadFile` for anything else."""
         config, tensors = load_lens(path, "copying scores")
+        fields: dict[str, Any] = {**config, **tensors}
         try:
-            return cls(**(config | tensors))
+            return cls(**fields)
         except TypeError as error:
             raise BadFile(f"{path} does not hold copying scores: {error}") from error
 
