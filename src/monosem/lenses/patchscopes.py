@@ -270,8 +270,8 @@ def _cells(h: Tensor, targets: list[int], at: Tensor, read: Tensor) -> _Cells:
     shape = h.shape[:3]
     layer = torch.tensor(targets)[None, :, None].expand(shape).flatten()
     order = layer.argsort(stable=True)
-    spread = [part[:, None].expand(shape).flatten()[order] for part in (at, read)]
-    return _Cells(h.flatten(0, 2)[order.to(h.device)], layer[order], *spread, order)
+    where, after = (part[:, None].expand(shape).flatten()[order] for part in (at, read))
+    return _Cells(h.flatten(0, 2)[order.to(h.device)], layer[order], where, after, order)
 
 
 def _edits(cells: _Cells, site: str) -> list[Edit]:
