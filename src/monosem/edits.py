@@ -125,9 +125,7 @@ def _spread(chosen: Tensor, x: Tensor, axis: int) -> Tensor:
 # ---------------------------------------------------------------------- activations
 
 
-def function(
-    site: SiteLike, fn: Callable[[Tensor], Tensor], label: str = "function", by_row: bool = False
-) -> Edit:
+def function(site: SiteLike, fn: Callable[[Tensor], Tensor], label: str = "function", by_row: bool = False) -> Edit:
     """Any function of the activation. `by_row=True` says that it treats every row alone (`run(..., memory=)` asks)."""
     return Edit(Site.parse(site), lambda x, _: fn(x), label, by_row=by_row)
 

@@ -76,14 +76,13 @@ def heatmap(
             textfont={"size": 10},
             customdata=hover,
             hovertemplate="%{customdata}<extra></extra>" if hover is not None else None,
-            xgap=1,
-            ygap=1,
+            xgap=1 if len(x) <= 60 else 0,
+            ygap=1 if len(y) <= 60 else 0,
         )
     )
-    # places are numbered and labelled, because equal labels (the same token twice) would fall together
-    figure.update_xaxes(tickmode="array", tickvals=list(range(len(x))), ticktext=[str(v) for v in x], showgrid=False)
-    step = max(1, len(y) // 24)
-    figure.update_yaxes(
-        tickmode="array", tickvals=list(range(0, len(y), step)), ticktext=[str(v) for v in y][::step], showgrid=False
-    )
+    # places are numbered and labelled, because equal labels (the same token twice) would fall together; where there
+    # are too many to read, some
+    for update, labels, most in ((figure.update_xaxes, x, 64), (figure.update_yaxes, y, 40)):
+        ticks = list(range(0, len(labels), max(1, -(-len(labels) // most))))
+        update(tickmode="array", tickvals=ticks, ticktext=[str(labels[i]) for i in ticks], showgrid=False)
     return style(figure, x_title, y_title, title, height=max(300, min(900, 140 + 22 * len(y))))

@@ -123,7 +123,7 @@ class Comparison:
         writers: dict[str, Any] = {
             ".csv": lambda to: self.table.to_csv(to, index=False),
             ".json": lambda to: self.table.to_json(to, orient="records"),
-            ".html": lambda to: self.plot().write_html(to, include_plotlyjs="cdn"),
+            ".html": lambda to: self.plot().write_html(to, include_plotlyjs=True),
         }
         ending = Path(path).suffix
         if ending not in writers:

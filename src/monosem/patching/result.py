@@ -163,7 +163,7 @@ class Sweep:
             ".parquet": lambda to: self.table.astype({"position": str} if "position" in self.over else {}).to_parquet(
                 to
             ),
-            ".html": lambda to: self.plot().write_html(to, include_plotlyjs="cdn"),
+            ".html": lambda to: self.plot().write_html(to, include_plotlyjs=True),
         }
         ending = Path(path).suffix
         if ending not in writers:

@@ -1,0 +1,169 @@
+"""Draw the pictures of the documentation, on smollm2, into docs/pictures.
+
+    python recipes/pictures.py            # all of them: some minutes
+    python recipes/pictures.py sweep gap  # some
+
+Needs the dev install; Chromium draws (kaleido).
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import monosem as ms
+from monosem.data import TokenPairs
+from monosem.models import Model
+
+os.environ.setdefault("BROWSER_PATH", shutil.which("chromium") or "")
+FOLDER = Path(__file__).parents[1] / "docs" / "pictures"
+CAPITAL = "The capital of France is"
+TEXT = (
+    "The sea was calm that morning. A small boat left the harbour with three men and a dog, and nobody on the shore "
+    "could know how long it would be until one of them came back to tell what they had seen beyond the islands."
+)
+
+
+@cache
+def model() -> Model:
+    return ms.load_model("smollm2", dtype="float32", device="cpu", quiet=True)
+
+
+@cache
+def pairs() -> TokenPairs:
+    return ms.data.ioi(model(), n=4, seed=1, template="ABBA", corruption="s2_flip")
+
+
+@cache
+def one_pair() -> TokenPairs:
+    clean = "When Mary and John went to the store, John gave a drink to"
+    return TokenPairs.of(model(), [clean], [clean.replace(", John", ", Mary")], [" Mary"], [" John"])
+
+
+def logit_lens() -> Any:
+    return ms.lenses.logit(model(), CAPITAL, targets=" Paris").plot(layers=range(10, 30))
+
+
+def tuned_lens() -> Any:
+    return ms.lenses.tuned(model(), CAPITAL, targets=" Paris").plot(layers=range(10, 30))
+
+
+def entropy_lens() -> Any:
+    prompts = ["Once upon a time there was", "The first ten numbers are one, two, three,"]
+    return ms.lenses.entropy(model(), prompts, max_new_tokens=12).plot()
+
+
+def token_gap() -> Any:
+    groups = {
+        "good film": ["The film was wonderful. I felt", "I loved every minute of it. I was"],
+        "bad film": ["The film was terrible. I felt", "I hated every minute of it. I was"],
+    }
+    return ms.lenses.gap(model(), groups, [" happy", " glad"], [" sad", " angry"]).plot()
+
+
+def trajectory() -> Any:
+    return ms.lenses.trajectory(model(), CAPITAL, "The capital of Italy is").plot("js")
+
+
+def languages() -> Any:
+    words = {"English": ["dog", "house", "water", "book"], "French": ["chien", "maison", "eau", "livre"]}
+    forms = [("dog", "chien"), ("house", "maison"), ("water", "eau"), ("book", "livre")]
+    prompts = [
+        "English: " + a + " - Français: " + b + "\nEnglish: " + c + " - Français:"
+        for (a, b), (c, _) in zip(forms, forms[1:] + forms[:1])
+    ]
+    return ms.lenses.languages(model(), prompts, words).plot()
+
+
+@cache
+def texts() -> list[str]:
+    """English that every Python carries."""
+    from pydoc_data.topics import topics
+
+    return [text for text in topics.values() if len(text) > 1500]
+
+
+def patchscope() -> Any:
+    return ms.lenses.patchscope(model(), "The Colosseum in Rome", ms.lenses.ENTITY_DESCRIPTION, quiet=True).plot()
+
+
+def jacobian_lens() -> Any:
+    lens = ms.lenses.fit_jacobian(
+        model(), texts(), layers=range(14, 29, 2), n_prompts=8, length=40, skip_first=8, probes=64, quiet=True
+    )
+    return lens(model(), "To make bread you need flour, water and").plot()
+
+
+def future_lens() -> Any:
+    lens = ms.lenses.fit_future(model(), texts()[:40], layers=range(3, 30, 3), offsets=(0, 1, 2), length=80, quiet=True)
+    return lens.evaluate(model(), texts()[40:48]).plot("agreement")
+
+
+def token_lens() -> Any:
+    scores = ms.lenses.copying_scores(model(), "token", 8, quiet=True)
+    return ms.lenses.head_lens(model(), scores, k=22)(model(), "The old lighthouse keeper").plot(layers=range(2, 26))
+
+
+def composition() -> Any:
+    return ms.components.composition_scores(model(), "K").plot()
+
+
+def sweep() -> Any:
+    return ms.patching.sweep(model(), one_pair(), quiet=True).plot()
+
+
+def comparison() -> Any:
+    return ms.patching.compare(model(), pairs(), "z", over=("layer", "head"), quiet=True).plot()
+
+
+def paths() -> Any:
+    return ms.patching.paths(model(), pairs(), ("z", "mlp_out"), "logits", quiet=True).plot()
+
+
+def head_scores() -> Any:
+    return ms.components.head_scores(model()).plot("induction")
+
+
+def direct_attribution() -> Any:
+    prompt = "After John and Mary went to the store, John gave a bottle of milk to"
+    return ms.components.direct_attribution(model(), prompt, " Mary", " John").plot()
+
+
+PICTURES: dict[str, Callable[[], Any]] = {
+    made.__name__: made
+    for made in (
+        logit_lens,
+        tuned_lens,
+        entropy_lens,
+        token_gap,
+        trajectory,
+        languages,
+        patchscope,
+        jacobian_lens,
+        future_lens,
+        token_lens,
+        sweep,
+        comparison,
+        paths,
+        head_scores,
+        composition,
+        direct_attribution,
+    )
+}
+
+
+def main(names: list[str]) -> None:
+    FOLDER.mkdir(exist_ok=True)
+    for name in names or PICTURES:
+        figure = PICTURES[name]()
+        height = min(figure.layout.height or 400, 560)
+        figure.update_layout(paper_bgcolor="white", plot_bgcolor="white")
+        figure.write_image(FOLDER / f"{name}.png", width=860, height=height, scale=1.25)
+        print(name, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
