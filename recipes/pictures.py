@@ -123,6 +123,20 @@ def paths() -> Any:
     return ms.patching.paths(model(), pairs(), ("z", "mlp_out"), "logits", quiet=True).plot()
 
 
+def scrubbing() -> Any:
+    names = ["Mary", "John", "Anna", "Tom", "Paul"]
+    form = ["When {first} and {second} went to the {place}, {s2} gave a {object} to"]
+    given = ms.data.ioi(model(), n=40, template="ABBA", names=names, sentences=form)
+    word = lambda span: [  # noqa: E731
+        model().str_token(row[at]) for row, at in zip(given.clean.rows(), given.spans[span].tolist())
+    ]
+    examples = [{"io": io, "s": s} for io, s in zip(word("io"), word("s2"))]
+    moved = ms.patching.Claim("resid_pre.23", lambda e: e["io"], positions="io")
+    asked = ms.patching.Claim("resid_pre.23", lambda e: (e["io"], e["s"]), positions="end")
+    mover = ms.patching.Claim("attn_out.23", lambda e: e["io"], positions="end", inputs=[moved, asked])
+    return ms.patching.scrub(model(), [mover], given, examples, quiet=True).plot()
+
+
 def head_scores() -> Any:
     return ms.components.head_scores(model()).plot("induction")
 
@@ -148,6 +162,7 @@ PICTURES: dict[str, Callable[[], Any]] = {
         sweep,
         comparison,
         paths,
+        scrubbing,
         head_scores,
         composition,
         direct_attribution,
