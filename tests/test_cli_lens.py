@@ -87,6 +87,28 @@ def test_the_other_kinds(home: Path, tmp_path: Path) -> None:
         assert page.stat().st_size > 100_000
 
 
+def test_patchscopes(home: Path, tmp_path: Path) -> None:
+    model = load_model(home / "tiny", quiet=True)
+    line = ["lens", home / "tiny", PROMPT, "--kind", "patchscope", "--into", OTHER]
+    want = lenses.patchscope(model, PROMPT, OTHER, generate=2, quiet=True)
+    rows = json.loads(succeed(*line, "--max-new-tokens", 2, "--json"))
+    assert [row["prediction"] for row in rows] == want.table.prediction.to_list()
+    assert [row["text"] for row in rows] == want.table.text.to_list()
+    out = succeed(*line, "--position", 2, "--layers", "0,-1", "--top", 2, "--max-new-tokens", 2, "-q")
+    assert "patchscope of ' sat' (token 2 of prompt 0)" in out
+    for layer in (0, 2):
+        shown = next(row for row in out.splitlines() if row.strip().startswith(f"{layer} "))
+        ids, chances = (part[0, layer, 2, :2].tolist() for part in (want.top_ids, want.top_probabilities))
+        for token, chance in zip(ids, chances):
+            assert f"{model.str_token(token)!r} {chance:.2f}" in shown
+        assert want.texts is not None
+        assert want.texts[layer][2].strip() in shown
+    page = tmp_path / "p.html"
+    both = succeed("lens", home / "tiny", PROMPT, OTHER, "--kind", "patchscope", "--out", page, "-q", "--into", PROMPT)
+    assert both.count("patchscope of ' mat' (token 5 of prompt") == 2
+    assert page.stat().st_size > 100_000
+
+
 def test_what_is_wrong_is_one_line(home: Path) -> None:
     tiny = home / "tiny"
     wrong: list[tuple[list[object], str]] = [
@@ -98,6 +120,14 @@ def test_what_is_wrong_is_one_line(home: Path) -> None:
         ([tiny, PROMPT, "--position", 9], "has 6 tokens"),
         ([tiny, PROMPT, "--target", " xylophone"], "one is needed"),
         ([tiny, PROMPT, "--out", "x.png"], "end it in .html"),
+        ([tiny, PROMPT, "--value", "rank"], "add --out"),
+        ([tiny, PROMPT, "--into", OTHER], "--into goes with --kind patchscope, not with logit"),
+        ([tiny, PROMPT, "--kind", "entropy", "--target", " cat"], "--target goes with --kind logit or tuned"),
+        (
+            [tiny, PROMPT, "--kind", "patchscope", "--into", OTHER, "--site", "attn_out"],
+            "a patchscope moves the stream",
+        ),
+        ([tiny, PROMPT, "--kind", "patchscope", "--into", OTHER, "--position", 9], "tokens 0 to 5"),
     ]
     for arguments, message in wrong:
         result = monosem("lens", *arguments, "-q")

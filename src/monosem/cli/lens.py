@@ -45,7 +45,7 @@ class Ask:
 def lens(
     model: ModelArgument,
     prompts: Prompts,
-    kind: Annotated[str, option("--kind", "NAME", "logit, tuned, entropy, gap or trajectory.")] = "logit",
+    kind: Annotated[str, option("--kind", "NAME", "logit, tuned, entropy, gap, trajectory or patchscope.")] = "logit",
     site: Annotated[
         str, option("--site", "NAME", "resid_post, resid_pre, resid_mid, attn_out or mlp_out.")
     ] = "resid_post",
@@ -65,8 +65,15 @@ def lens(
     ] = None,
     a: Annotated[list[str] | None, option("--a", "TOKEN", "gap: a token of the first set. May be repeated.")] = None,
     b: Annotated[list[str] | None, option("--b", "TOKEN", "gap: a token of the second set. May be repeated.")] = None,
+    into: Annotated[
+        str | None,
+        option("--into", "TEXT", "patchscope: the prompt whose last token is overwritten (default: token identity)."),
+    ] = None,
     max_new_tokens: Annotated[
-        int, option("--max-new-tokens", "N", "entropy: read the tokens that the model goes on to write.", min=0)
+        int,
+        option(
+            "--max-new-tokens", "N", "entropy: read tokens that the model goes on to write. patchscope: write.", min=0
+        ),
     ] = 0,
     chat: Annotated[bool, option("--chat", None, "Each prompt is a user's turn in the model's chat format.")] = False,
     out: Annotated[
@@ -81,7 +88,7 @@ def lens(
 
     logit: every layer read as if it were the last. tuned: the same through learned translators. entropy: how sure each
     layer is. gap: how far each layer leans to one set of tokens over another, mean over the prompts. trajectory: two
-    prompts of as many tokens side by side.
+    prompts of as many tokens side by side. patchscope: what the model says of a state that is put into another prompt.
 
     Example: monosem lens smollm2 "The capital of France is" --target " Paris" --out lens.html
     """
@@ -89,11 +96,19 @@ def lens(
 
     if kind not in KINDS:
         raise UnknownName(f"unknown lens {kind!r}{did_you_mean(kind, KINDS) or '; known: ' + ', '.join(KINDS)}")
+    _check(
+        kind,
+        {"--target": target, "--value": value, "--lens": lens, "--a": a, "--b": b, "--into": into}
+        | {"--max-new-tokens": max_new_tokens or None, "--position": position},
+    )
+    if value is not None and out is None:
+        raise BadInput("--value colours the picture, and none is asked for: add --out FILE.html")
     place = -1 if position is None else position
     lm = load_model(model, device=device, dtype=dtype, quiet=quiet or json)
     texts = [lm.chat(prompt) for prompt in prompts] if chat else prompts
     options: Options = {"site": site, "layers": layer_numbers(layers, lm.cfg.n_layers), "quiet": quiet or json}
     given: Options = {"top": top, "targets": target, "lens": lens, "a": a, "b": b, "max_new_tokens": max_new_tokens}
+    given |= {"into": into, "position": position}
     plot: Options = {} if value is None else {"value": value}
     KINDS[kind](Ask(lm, texts, options, given, plot, place, out, json))
     if out is not None and not quiet:
@@ -132,13 +147,17 @@ def _one_token(model: "Model", found: "LensResult", row: int, place: int, target
     for layer, site in enumerate(found.sites):
         cell = (layer, row, column)
         chances = found.top_probabilities[cell].tolist()
-        words = "  ".join(f"{word!r} {p:.2f}" for word, p in zip(found.top_tokens(*cell), chances))
+        words = _likeliest(found.top_tokens(*cell), chances)
         numbers = [float(found[name][cell]) for name in ("entropy", "kl")]
         ranks = [int(found.ranks[name][cell]) for name in targets]
         rows.append([str(site), *numbers, *ranks, words])
     token = model.str_token(int(found.tokens.ids[row, column]))
     titles = ["layer", "entropy", "KL to the end", *(f"rank of {name!r}" for name in targets), "likeliest"]
     table(titles, rows, f"{found.lens} after {token!r} (token {columns.index(column)} of prompt {row})")
+
+
+def _likeliest(words: list[str], probabilities: list[float]) -> str:
+    return "  ".join(f"{word!r} {p:.2f}" for word, p in zip(words, probabilities))
 
 
 def _entropy(ask: Ask) -> None:
@@ -185,13 +204,61 @@ def _trajectory(ask: Ask) -> None:
     ask.show(cells, "the two prompts at one token")
 
 
+def _patchscope(ask: Ask) -> None:
+    from .. import lenses
+
+    into, position, new = (ask.given[name] for name in ("into", "position", "max_new_tokens"))
+    whole = position is None and (ask.json or ask.out is not None)  # a file shows every token of a single prompt
+    found = lenses.patchscope(
+        ask.model,
+        ask.texts,
+        lenses.TOKEN_IDENTITY if into is None else into,
+        positions=None if whole else ask.place,
+        top=ask.given["top"],
+        generate=new,
+        **ask.options,
+    )
+    ask.write(found)
+    if ask.json:
+        as_json(found.table)
+        return
+    for row, tokens in enumerate(found.tokens):
+        rows = []
+        for i, layer in enumerate(found.layers):
+            words = [ask.model.str_token(token) for token in found.top_ids[row, i, -1].tolist()]
+            text = [] if found.texts is None else [found.texts[row * len(found.layers) + i][-1]]
+            rows.append([layer, _likeliest(words, found.top_probabilities[row, i, -1].tolist()), *text])
+        titles = ["layer", "likeliest", *(["written"] if new else [])]
+        table(titles, rows, f"patchscope of {tokens[-1]!r} (token {int(found.positions[row, -1])} of prompt {row})")
+
+
 KINDS: dict[str, Callable[[Ask], None]] = {
     "logit": _layers_of_one_lens,
     "tuned": _tuned,
     "entropy": _entropy,
     "gap": _gap,
     "trajectory": _trajectory,
+    "patchscope": _patchscope,
 }
+
+# option -> the kinds that it changes; with another one it would do nothing, and nobody would know
+GOES_WITH: dict[str, tuple[str, ...]] = {
+    "--target": ("logit", "tuned"),
+    "--value": ("logit", "tuned", "trajectory"),
+    "--lens": ("logit", "tuned", "entropy", "gap", "trajectory"),
+    "--a": ("gap",),
+    "--b": ("gap",),
+    "--into": ("patchscope",),
+    "--max-new-tokens": ("entropy", "patchscope"),
+    "--position": ("logit", "tuned", "gap", "trajectory", "patchscope"),
+}
+
+
+def _check(kind: str, given: Options) -> None:
+    """Raises `BadInput` for an option that the kind does not know, before anything is loaded."""
+    for name, value in given.items():
+        if value not in (None, []) and kind not in GOES_WITH[name]:
+            raise BadInput(f"{name} goes with --kind {' or '.join(GOES_WITH[name])}, not with {kind}")
 
 
 def layer_numbers(text: str | None, count: int) -> list[int] | None:

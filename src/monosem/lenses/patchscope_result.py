@@ -64,7 +64,7 @@ class PatchscopeResult:
     @property
     def _rank(self) -> Tensor:
         if self.rank is None:
-            raise BadInput("no answer was given to compare with; call patchscope(..., answer='next')")
+            raise BadInput("no answer was given to compare with; call patchscope(..., answer='final')")
         return self.rank
 
     @property
