@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from monosem import metrics
 from monosem.data import TASKS, TokenPairs, greater_than, ioi, read_pairs, token_at
 from monosem.errors import BadFile, BadInput, UnknownName
-from monosem.models import Model
+from monosem.models import Model, TokenBatch
 from monosem.patching import METRICS
 from monosem.patching.scoring import default_metric
 
@@ -147,8 +147,8 @@ def test_metrics_of_sets_are_sums_of_probabilities(tokens: list[int], data: st.D
     torch.testing.assert_close(
         metrics.log_odds(logits, right, wrong).double(), (sides[0] / sides[1]).log(), rtol=1e-5, atol=1e-5
     )
-    fake: Any = TokenPairs(None, None, right_set=right, wrong_set=wrong)  # type: ignore[arg-type]
-    found = METRICS["probability_diff"](logits, fake, logits)
+    prompts = TokenBatch.of([[0]] * 3, 0)
+    found = METRICS["probability_diff"](logits, TokenPairs(prompts, prompts, right_set=right, wrong_set=wrong), logits)
     torch.testing.assert_close(found.double(), sides[0] - sides[1], rtol=1e-5, atol=1e-6)
 
 

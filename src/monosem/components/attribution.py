@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import BadInput
+from ..metrics import standard_error
 from ..models import TokenBatch
 from ..plots import heatmap
 
@@ -76,8 +77,6 @@ class DirectAttribution:
     def table(self) -> pd.DataFrame:
         """A row for each part, in the order of the model: kind, layer, index, mean contribution, standard error of the
         mean over rows (NaN for one row)."""
-        rows = self.values.mean(1)
-        sem = rows.std(0) / len(rows) ** 0.5 if len(rows) > 1 else torch.full_like(rows[0], torch.nan)
         return pd.DataFrame(
             {
                 "part": [str(p) for p in self.parts],
@@ -85,7 +84,7 @@ class DirectAttribution:
                 "layer": pd.array([p.layer for p in self.parts], dtype="Int64"),
                 "index": pd.array([p.index for p in self.parts], dtype="Int64"),
                 "contribution": self.mean.numpy(),
-                "standard_error": sem.numpy(),
+                "standard_error": standard_error(self.values.mean(1).T).numpy(),
             }
         )
 

@@ -158,14 +158,18 @@ def detect_head(
         error_measure: "mul": the share of the attention that is on the pattern, ΣAD/ΣA. "abs": 1 - T·mean|A - D|.
 
     Raises:
-        UnknownName: no such pattern or measure. BadInput: a pattern of another size than the text, or with entries
-            above the diagonal.
+        UnknownName: no such pattern, measure or head. BadInput: a pattern of another size than the text, or with
+            entries above the diagonal.
     """
     if error_measure not in ("mul", "abs"):
         raise UnknownName(f"error_measure is 'mul' or 'abs', not {error_measure!r}")
     if isinstance(detection_pattern, str) and detection_pattern not in PATTERNS:
         near = did_you_mean(detection_pattern, PATTERNS)
         raise UnknownName(f"no detection pattern {detection_pattern!r}{near or f'; there are {list(PATTERNS)}'}")
+    layers, width = model.cfg.n_layers, model.cfg.n_heads
+    for layer, head in heads or ():
+        if not (0 <= layer < layers and 0 <= head < width):
+            raise UnknownName(f"no head {(layer, head)}: there are layers 0 to {layers - 1} of heads 0 to {width - 1}")
     given = text if isinstance(text, Tensor) else [text] if isinstance(text, str) else list(text)
     totals = []
     for row in model.tokens(given).rows():

@@ -52,7 +52,8 @@ def direct_attribution(
         direction: instead of tokens: a `Direction` or `(site, vector)` with a site in the stream; what the components
             before that site write along v̂.
         by: "layer": one part for each attention and MLP. "head": attention by head. "neuron": also MLPs by neuron.
-        positions: which tokens of each row to read at: "last", an index, a list or a slice (as for `Model.run`).
+        positions: which tokens of each row to read at: "last", an index, a list or a slice (as for `Model.run`), None
+            for all; as many in every row.
         capped: multiply by the soft cap's derivative.
         memory: as for `Model.run`.
 
@@ -66,7 +67,9 @@ def direct_attribution(
     batch = model.tokens(x)
     target = direction_target(model, direction) if tokens is None else token_target(model, tokens, wrong, len(batch))
     stream = _Stream(model, target, by)
-    run = model.run(batch, stream.sites, logits=False, positions=positions, memory=memory)
+    where = slice(None) if positions is None else positions  # all, which rows of different length cannot keep
+    run = model.run(batch, stream.sites, logits=False, positions=where, memory=memory)
+    assert run.columns is not None
     stream.run = run
     values, totals, parts = [], [], []
     for vectors, weight, ids in stream.reads():
@@ -78,7 +81,6 @@ def direct_attribution(
             share, whole = share * stream.slope(whole)[..., None], model.logit_transform(whole / stream.linear)
         values.append(weight * share)
         totals.append(weight * whole)
-    places = run.columns if run.columns is not None else torch.arange(run.tokens.ids.shape[1]).expand(len(batch), -1)
     return DirectAttribution(
         torch.stack(values).sum(0).cpu(),
         parts,
@@ -86,7 +88,7 @@ def direct_attribution(
         target.label,
         model.name,
         run.tokens,
-        places,
+        run.columns,
         model.cfg.n_heads,
         capped,
     )

@@ -20,7 +20,7 @@ class HeadResults:
     multiplier where the model has them. Over all heads they sum to attn_out less its bias.
 
     Attributes:
-        run: a run that captured `z` of the layers that are asked for.
+        run: a run that captured `z`, with all heads, of the layers that are asked for.
     """
 
     run: Run
@@ -62,12 +62,12 @@ class HeadResults:
     def _norm(self, layer: int) -> tuple[Norm, Tensor]:
         """The post-norm and the scale that it divided by in this run (1 where there is none)."""
         model = self.run.model
+        if self.run.heads is not None:
+            raise BadInput("head results go by the numbers of all heads: capture z without heads=")
         module = model.branch_norm(layer, "attn")
         norm = Norm.of(module, model.cfg.d_model).to(model.device)
         z = self.run["z", layer].float()
         if module is None:
             return norm, torch.ones_like(z[..., 0, :1])
-        if self.run.heads is not None:
-            raise BadInput("the post-norm's size needs all heads: capture z without heads=")
         raw = z.flatten(-2) @ model.W_O[layer].flatten(0, 1).float() + model.b_O[layer].float()
         return norm, norm.scale(raw)

@@ -5,7 +5,7 @@ from .pair_files import read_pairs
 from .pairs import PromptPairs
 from .tasks import TASKS, capitals, greater_than, ioi, pronouns, token_at
 from .text import Document, interleaved, shuffled, texts
-from .token_pairs import TokenPairs, single_token
+from .token_pairs import TokenPairs
 
 __all__ = [
     "TASKS",
@@ -22,7 +22,6 @@ __all__ = [
     "pronouns",
     "read_pairs",
     "shuffled",
-    "single_token",
     "texts",
     "token_at",
     "window_prefix",

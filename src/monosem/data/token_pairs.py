@@ -71,6 +71,9 @@ class TokenPairs:
             BadInput: sides of different length, pairs whose token counts differ (both tokenisations are shown), an
                 answer that is not one token, a span outside its row; or no pair is left.
         """
+        for what, given in {"clean": clean, "corrupted": corrupted, "right": right, "wrong": wrong}.items():
+            if isinstance(given, str | int):
+                raise BadInput(f"{what} must be a list with one entry for each pair, not {given!r} alone")
         clean, corrupted = list(clean), list(corrupted)
         named = {name: list(at) for name, at in (spans or {}).items()}
         _check_counts(clean, corrupted, right, wrong, named)
@@ -87,17 +90,27 @@ class TokenPairs:
         left_out = [f"{len(bad)} of {len(clean)} pairs left out ({_listed(list(bad))}); {why}" for why in bad.values()][
             :1
         ]
-        sets = {"right": answers[0], "wrong": answers[1]}
-        pairs = TokenPairs(
-            a,
-            b,
-            **{name: _single(rows) for name, rows in sets.items()},
-            **{f"{name}_set": _several(rows) for name, rows in sets.items()},
-            spans={name: torch.as_tensor(at) for name, at in named.items()},
-            source=source,
-            notes=(*notes, *left_out),
+        kept = [row for row in range(len(clean)) if row not in bad]
+        right_ids, wrong_ids = (None if rows is None else [rows[row] for row in kept] for rows in answers)
+        return TokenPairs(
+            a[kept],
+            b[kept],
+            _single(right_ids),
+            _single(wrong_ids),
+            {name: torch.as_tensor(at)[kept] for name, at in named.items()},
+            _several(right_ids),
+            _several(wrong_ids),
+            source,
+            (*notes, *left_out),
         )
-        return pairs[[row for row in range(len(clean)) if row not in bad]] if bad else pairs
+
+    def __post_init__(self) -> None:
+        """Raises `BadInput` when a position does not mean the same in both prompts of a pair."""
+        if self.clean.ids.shape != self.corrupted.ids.shape or not torch.equal(self.clean.mask, self.corrupted.mask):
+            raise BadInput(
+                "clean and corrupted prompts must have the same numbers of tokens and the same padding; "
+                "TokenPairs.of(model, clean, corrupted) says which pair has not"
+            )
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -210,22 +223,6 @@ class TokenPairs:
         return found | {"spans": {name: change(at) for name, at in self.spans.items()}}
 
 
-def single_token(model: "Model", text: str) -> int:
-    """The id of a text that is exactly one token, without special tokens.
-
-    Raises:
-        BadInput: it is none, or more than one; the message shows the split.
-    """
-    if model.tokenizer is None:
-        raise BadInput(f"{model.name} has no tokenizer: give answers as token ids")
-    ids = list(model.tokenizer(text, add_special_tokens=False).input_ids)
-    if len(ids) != 1:
-        split = " | ".join(map(model.str_token, ids))
-        hint = "" if text.startswith(" ") else "; a word inside a text mostly starts with a space, as ' Mary'"
-        raise BadInput(f"{text!r} is {len(ids)} tokens ({split}), one is needed{hint}")
-    return ids[0]
-
-
 def _check_counts(clean: list[str], corrupted: list[str], right: Any, wrong: Any, spans: dict[str, Any]) -> None:
     if len(clean) != len(corrupted):
         raise BadInput(f"{len(clean)} clean but {len(corrupted)} corrupted prompts; pairs need as many of each")
@@ -255,12 +252,12 @@ def _answers(
     if given is None:
         return None
     rows = []
-    for number, answers in enumerate(given):
+    for number, answers in enumerate(given.tolist() if isinstance(given, Tensor) else given):
         several = [answers] if isinstance(answers, str | int) else list(answers)
         if not several:
             bad.setdefault(number, f"pair {number} has an empty set of answers")
         try:
-            rows.append([one if isinstance(one, int) else single_token(model, one) for one in several] or [0])
+            rows.append([model.to_single_token(one) for one in several] or [0])
         except BadInput as error:
             bad.setdefault(number, f"answer of pair {number}: {error}")
             rows.append([0])

@@ -66,7 +66,7 @@ class HeadLens:
         Raises:
             Mismatch: the lens was made for a model of another width.
         """
-        self._check(model)
+        self.check(model)
         return look(model, x, self.translate, self.name, layers=layers, quiet=quiet, **options)
 
     def translate(self, site: Site, h: Float[Tensor, "cell d_model"]) -> Float[Tensor, "cell d_model"]:
@@ -90,7 +90,7 @@ class HeadLens:
             A row a layer: share of tokens whose own id is the likeliest (`top1`) or among the ten likeliest (`top10`),
             and the median rank, of the lens and (`logit_...`) of the logit lens.
         """
-        self._check(model)
+        self.check(model)
         wanted = layers_of(model, layers)
         ranks = []
         for tokens in batches(model, prompts_of(model, texts, n_texts, length, skip_first), rows):
@@ -129,7 +129,7 @@ class HeadLens:
         Raises:
             BadInput: no candidate or nothing to add; a prompt that has no {} at its end.
         """
-        self._check(model)
+        self.check(model)
         return nearest(model, self.apply, plus, minus, candidates, layers_of(model, layer)[0], prompt)
 
     def analogies(
@@ -149,10 +149,11 @@ class HeadLens:
         Raises:
             BadInput: fewer than three pairs, a prompt that does not end in {}.
         """
-        self._check(model)
+        self.check(model)
         return analogies(model, self.apply, pairs, layers_of(model, layers), prompt)
 
-    def _check(self, model: Model) -> None:
+    def check(self, model: Model) -> None:
+        """Raises `Mismatch` when the model has another width."""
         if model.cfg.d_model != len(self.matrix):
             raise Mismatch(
                 f"this {self.name} is of {self.model_name}, width {len(self.matrix)}; {model.name} has width "
@@ -171,10 +172,13 @@ def head_lens(
         fold: include the gains of the norms around each head; None: in models with a norm after attention.
 
     Raises:
-        BadInput: no heads, a head that the model does not have, k with a list of heads.
+        BadInput: no heads, a head that the model does not have, k with a list of heads. Mismatch: scores of a model
+            with other heads.
     """
     if isinstance(heads, CopyingScores):
-        chosen, name = heads.top(k or max(1, heads.scores.numel() // 7)), f"{heads.kind} lens"
+        if heads.scores.shape != (model.cfg.n_layers, model.cfg.n_heads):
+            raise Mismatch(f"these scores are of {heads.model_name}, which has other heads than {model.name}")
+        chosen, name = heads.top(max(1, heads.scores.numel() // 7) if k is None else k), f"{heads.kind} lens"
     else:
         chosen, name = [(int(layer), int(head)) for layer, head in heads], "head lens"
         if k is not None:

@@ -135,15 +135,13 @@ def copying_scores(
     pairs = copying_pairs(model, kind, n, words=words, texts=texts, length=length, seed=seed)
     position = -2 if kind == "concept" else -1
     found = sweep(model, pairs, "z", ("layer", "head"), metric, "denoising", positions=position, quiet=quiet)
-    effects = found.effects(metric)
-    spread = effects.std(1) if len(pairs) > 1 else torch.full((len(effects),), float("nan"))
     shape = (model.cfg.n_layers, model.cfg.n_heads)
     return CopyingScores(
         kind,
         metric,
         model.name,
-        effects.mean(1).reshape(shape).float(),
-        (spread / len(pairs) ** 0.5).reshape(shape).float(),
+        found.effects(metric).mean(1).reshape(shape).float(),
+        found.effect_error(metric).reshape(shape).float(),
         clean=float(found.clean[metric].mean()),
         corrupted=float(found.corrupted[metric].mean()),
         prompts=len(pairs),
@@ -166,6 +164,8 @@ def copying_pairs(
         raise UnknownName(f"kind is 'token' or 'concept', not {kind!r}")
     if model.tokenizer is None:
         raise BadInput(f"{model.name} has no tokenizer, which the words and the newline need")
+    if n < 1:
+        raise BadInput(f"n counts prompts, at least 1, not {n}")
     draw = torch.Generator().manual_seed(seed)
     pool = _pool(model, texts)
     pick = lambda count: pool[torch.randint(len(pool), (count,), generator=draw)].tolist()  # noqa: E731

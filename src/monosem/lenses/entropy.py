@@ -147,12 +147,21 @@ def entropy(
         lens: None for the logit lens, "tuned", or any lens (`translate_of`).
 
     Raises:
-        BadInput: no order, a negative one, positions and a generation at once. Others as `logit`.
+        BadInput: no order, a negative one; with a generation: positions, or edits of some tokens only. Others as
+            `logit`.
     """
     if not orders or min(orders) < 0:
         raise BadInput(f"orders must be at least 0, and one at least: {list(orders)}")
     if max_new_tokens and positions is not None:
         raise BadInput("give positions, or max_new_tokens, whose cells are chosen by themselves")
+    edits = [edits] if hasattr(edits, "apply") else list(edits)  # type: ignore[list-item, arg-type]
+    if max_new_tokens and any(
+        getattr(edit, "scope", "all") != "all" or getattr(edit, "positions", None) is not None for edit in edits
+    ):
+        raise BadInput(
+            "an edit at positions or with a scope would reach other tokens once the continuation is read as a whole; "
+            "with max_new_tokens, edit all tokens"
+        )
     sites = sites_at(model, site, layers)
     translate = translate_of(model, lens)
     written = None

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import UnknownName
 from ..models import Model, TokenBatch
 from ..plots import heatmap
-from .readout import Logits, Measure, Pair, kl, log_probability, rank, stream
+from .readout import Logits, Measure, Pair, agreement, kl, log_probability, rank, stream
 from .results import save
 
 if TYPE_CHECKING:
@@ -162,11 +162,6 @@ class FutureScores:
 def surprisal(pair: Pair) -> Tensor:
     """-log p of the lens's likeliest token under the model, in nats."""
     return -pair.reference.log.gather(-1, pair.lens.logits.argmax(-1, keepdim=True))[:, 0]
-
-
-def agreement(pair: Pair) -> Tensor:
-    """1 where the likeliest tokens of lens and model are the same."""
-    return (pair.lens.logits.argmax(-1) == pair.reference.logits.argmax(-1)).float()
 
 
 def score(

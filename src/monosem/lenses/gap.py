@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..data import single_token
 from ..edits import Positions
 from ..errors import BadInput
+from ..metrics import standard_error
 from ..models import Model, Site
 from ..models.session import EditLike
 from .figures import as_numbers, profile_figure
@@ -47,7 +47,7 @@ class TokenGap:
     @property
     def table(self) -> pd.DataFrame:
         """One row a layer and group: mean log-odds with its standard error over prompts (NaN for a single one), and
-        the mean probabilities of both sets."""
+        the mean probabilities of both sets (geometric means over the tokens of a row, where several are read)."""
         rows = []
         for name, odds in self.groups.items():
             error = standard_error(odds)
@@ -133,14 +133,4 @@ def token_set(model: Model, given: Tokens) -> Int[Tensor, "token"]:
     items = [given] if isinstance(given, str | int) else list(given)
     if not items:
         raise BadInput("a set of tokens is empty; give at least one")
-    ids = [item if isinstance(item, int) else single_token(model, item) for item in items]
-    for token in ids:
-        if not 0 <= token < model.cfg.d_vocab:
-            raise BadInput(f"token id {token} is outside the vocabulary of {model.cfg.d_vocab}")
-    return torch.tensor(list(dict.fromkeys(ids)))
-
-
-def standard_error(rows: Float[Tensor, "layer row"]) -> Float[Tensor, "layer"]:
-    """Of the mean over rows; NaN for a single one."""
-    n = rows.shape[-1]
-    return rows.std(-1) / n**0.5 if n > 1 else torch.full(rows.shape[:-1], float("nan"))
+    return torch.tensor(list(dict.fromkeys(map(model.to_single_token, items))))

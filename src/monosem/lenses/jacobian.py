@@ -82,7 +82,7 @@ class JacobianLens:
         Raises:
             Mismatch: the lens belongs to a model of another shape. BadInput: a layer that was not fitted.
         """
-        self._check(model)
+        self.check(model)
         wanted = self.layers if layers is None else layers_of(model, layers)
         return look(model, x, self.translate, "Jacobian lens", layers=wanted, quiet=quiet, **options)
 
@@ -92,7 +92,8 @@ class JacobianLens:
             raise BadInput(f"no Jacobian was fitted for {site}; there are those of resid_post at layers {self.layers}")
         return h.float() @ self.jacobians[site.layer].to(h.device).T
 
-    def _check(self, model: Model) -> None:
+    def check(self, model: Model) -> None:
+        """Raises `Mismatch` when the model has another shape."""
         width, layers = self.fit.d_model, self.fit.n_layers or model.cfg.n_layers
         if (model.cfg.d_model, model.cfg.n_layers) != (width, layers) or max(self.jacobians) >= layers:
             raise Mismatch(

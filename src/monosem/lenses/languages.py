@@ -17,10 +17,10 @@ from torch import Tensor
 
 from ..edits import Positions
 from ..errors import BadInput
+from ..metrics import standard_error
 from ..models import Model, Site
 from ..models.session import EditLike
 from .figures import as_numbers, profile_figure
-from .gap import standard_error
 from .readout import capture, entropy, log_mass, sites_at, stream
 from .results import save
 from .tuned import LensLike, translate_of

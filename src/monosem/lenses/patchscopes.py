@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..data import single_token
 from ..edits import Edit
 from ..errors import BadInput
 from ..models import Model, Site, TokenBatch
@@ -220,10 +219,10 @@ def _answers(
         given = [answer] * len(tokens) if isinstance(answer, str | int) else list(answer)
         if len(given) != len(tokens):
             raise BadInput(f"{len(given)} answers for {len(tokens)} prompts; give one, or one for each")
-        one = torch.tensor([a if isinstance(a, int) else single_token(other, a) for a in given])
+        one = torch.tensor([other.to_single_token(token) for token in given])
         return one[:, None].expand(columns.shape)
     if other is not model:  # another vocabulary may spell the same token with another id
-        flat = [single_token(other, model.str_token(i)) for i in ids.flatten().tolist()]
+        flat = [other.to_single_token(model.str_token(i)) for i in ids.flatten().tolist()]
         ids = torch.tensor(flat).reshape(ids.shape)
     return ids
 

@@ -94,6 +94,11 @@ def logsumexp(pair: Pair) -> Tensor:
     return pair.lens.logits.amax(-1) - pair.lens.log.amax(-1)
 
 
+def agreement(pair: Pair) -> Tensor:
+    """1 where lens and model have the same likeliest token, else 0."""
+    return (pair.lens.logits.argmax(-1) == pair.reference.logits.argmax(-1)).float()
+
+
 MEASURES: dict[str, Measure] = {
     "entropy": entropy,
     "kl": kl,

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -17,6 +16,8 @@ from ..models import Model, Site, TokenBatch
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
+
+ALWAYS = ("next", "final")  # targets that every result follows
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,22 +144,17 @@ def save(target: Path, table: pd.DataFrame, plot: Any) -> Path:
 
 
 def followed(model: Model, given: Sequence[str | int] | str | int | None) -> dict[str, int]:
-    """Tokens to follow at every cell, by name: texts of exactly one token, or ids.
+    """Tokens to follow at every cell, by name: texts of exactly one token, or ids. A name that is taken gets its id.
 
     Raises:
         BadInput: a text that is not one token, an id outside the vocabulary.
     """
-    from ..data import single_token
-
     items = [] if given is None else [given] if isinstance(given, str | int) else list(given)
-    found = {}
+    found: dict[str, int] = {}
     for item in items:
-        token = item if isinstance(item, int) else single_token(model, item)
-        if not 0 <= token < model.cfg.d_vocab:
-            raise BadInput(f"token id {token} is outside the vocabulary of {model.cfg.d_vocab}")
-        found[item if isinstance(item, str) else model.str_token(item)] = token
+        token = model.to_single_token(item)
+        name = item if isinstance(item, str) else model.str_token(token)
+        if name in ALWAYS or found.get(name, token) != token:
+            name = f"{name} ({token})"
+        found[name] = token
     return found
-
-
-def spread_constant(token: int, chosen: Tensor) -> Tensor:
-    return torch.where(chosen, token, -1)

@@ -121,12 +121,18 @@ def trajectory(
         lens: None for the logit lens, "tuned", or any lens (`translate_of`); used for both.
 
     Raises:
-        BadInput: rows whose token counts differ, or nothing that could differ. Others as `logit`.
+        BadInput: rows whose token counts differ, models of another width or vocabulary, or nothing that could differ.
+            Others as `logit`.
     """
     first_edits, second_edits = _edits(first_edits), _edits(second_edits)
     other_model = second_model or model
     if second is None and other_model is model and not first_edits and not second_edits:
         raise BadInput("both runs are the same: give second=, second_edits= or second_model=")
+    shapes = [(one.cfg.d_model, one.cfg.d_vocab) for one in (model, other_model)]
+    if shapes[0] != shapes[1]:
+        raise BadInput(
+            f"models of width and vocabulary {shapes[0]} and {shapes[1]} cannot be compared; they must agree"
+        )
     sites = sites_at(model, site, layers)
     for place in sites:
         other_model.site(place)
@@ -135,8 +141,6 @@ def trajectory(
     if a.chosen.shape != b.chosen.shape or not torch.equal(a.chosen.cpu(), b.chosen.cpu()):
         lengths = [states.tokens.lengths.tolist() for states in (a, b)]
         raise BadInput(f"the runs do not align: rows of {lengths[0]} and of {lengths[1]} tokens; they must be the same")
-    if model.cfg.d_vocab != other_model.cfg.d_vocab:
-        raise BadInput(f"vocabularies of {model.cfg.d_vocab} and {other_model.cfg.d_vocab} tokens cannot be compared")
     translate = translate_of(model, lens)
     # a measure's q is the lens and its p the reference: KL(first‖second) has the first run as the reference
     measures: dict[str, Measure] = {"kl": kl, "js": js, "tv": tv}

@@ -164,16 +164,20 @@ def translate_of(model: Model, lens: "LensLike | Any") -> Translate | None:
     `TunedLens` or the folder of one; any lens with a `translate(site, states)`; or such a function itself.
 
     Raises:
-        Mismatch: a tuned lens of another model. UnknownName: no tuned lens of that name.
+        Mismatch: a lens of another model. UnknownName: no tuned lens of that name. BadInput: no lens at all.
     """
     from .tuned_files import load_tuned
 
     if isinstance(lens, str | os.PathLike):
         lens = load_tuned(model.name if lens == "tuned" else lens)
-    if isinstance(lens, TunedLens):
+    if hasattr(lens, "check"):
         lens.check(model)
+    if isinstance(lens, TunedLens):
         return lens.to(model.device).translate
-    return getattr(lens, "translate", lens)
+    found = getattr(lens, "translate", lens)
+    if found is not None and not callable(found):
+        raise BadInput(f"a lens is None, 'tuned', a folder, or has translate(site, states); {found!r} is none of these")
+    return found
 
 
 def unembed_hash(model: Model, dtype: torch.dtype | None = None) -> str:

@@ -19,7 +19,7 @@ from ..models import Model, Site, TokenBatch
 from ..plots import heatmap
 from ..progress import Meter
 from .figures import profile_figure
-from .readout import Measure, Pair, States, capture, entropy, kl, log_probability, stream
+from .readout import Measure, States, agreement, capture, entropy, kl, log_probability, stream
 from .tuned import TunedLens
 
 if TYPE_CHECKING:
@@ -144,11 +144,8 @@ def _states(model: Model, ids: Tensor, kept: Tensor, layers: int) -> States:
 
 def _measured(lens: TunedLens, model: Model, states: States) -> Float[Tensor, "arm measure layer cell"]:
     likelihood = log_probability(states.next_ids())
-
-    def top1(pair: Pair) -> Tensor:
-        return (pair.lens.logits.argmax(-1) == pair.reference.logits.argmax(-1)).float()
-
-    measures: dict[str, Measure] = {"kl": kl, "ce": lambda pair: -likelihood(pair), "entropy": entropy, "top1": top1}
+    measures: dict[str, Measure] = {"kl": kl, "ce": lambda pair: -likelihood(pair), "entropy": entropy}
+    measures["top1"] = agreement
     both = states.lens(lens.translate) + states.lens()
     seen = stream(both, states.prediction, len(states), model.cfg.d_vocab, measures)
     grid = torch.stack([seen.measures[name] for name in MEASURED])  # measure (arm layer) cell

@@ -42,14 +42,23 @@ def to_string(model: "Model", tokens: Any) -> Any:
     return [model.text(row, special=True) for row in ids.tolist()]
 
 
-def to_single_token(model: "Model", text: str) -> int:
-    """The id of a text that is exactly one token, without BOS. Raises `BadInput` showing the tokens otherwise."""
+def to_single_token(model: "Model", text: str | int) -> int:
+    """The id of a text that is exactly one token, without BOS; an id stands for itself.
+
+    Raises:
+        BadInput: text of no or several tokens (they are shown), an id outside the vocabulary, no tokenizer.
+    """
+    if not isinstance(text, str):
+        if not 0 <= (token := int(text)) < model.cfg.d_vocab:
+            raise BadInput(f"token id {token} is outside the vocabulary of {model.cfg.d_vocab}")
+        return token
     if model.tokenizer is None:
         raise BadInput(f"{model.name} has no tokenizer: give the id itself, or load the model with tokenizer=...")
     ids = list(model.tokenizer(text, add_special_tokens=False).input_ids)
     if len(ids) != 1:
-        pieces = [model.str_token(token) for token in ids]
-        raise BadInput(f"{text!r} is {len(ids)} tokens, {pieces}: choose a text that is one (a leading space matters)")
+        split = " | ".join(map(model.str_token, ids))
+        hint = "" if text.startswith(" ") else "; a word inside a text mostly starts with a space, as ' Mary'"
+        raise BadInput(f"{text!r} is {len(ids)} tokens ({split}), one is needed{hint}")
     return int(ids[0])
 
 
@@ -69,7 +78,7 @@ def get_token_position(
     rows = _rows(model, x, prepend_bos)
     if len(rows) != 1:
         raise BadInput(f"a token position is asked of one text, not of {len(rows)}")
-    wanted = model.to_single_token(token) if isinstance(token, str) else int(token)
+    wanted = model.to_single_token(token)
     places = [i for i, other in enumerate(rows[0]) if other == wanted]
     if not places:
         tokens = [model.str_token(other) for other in rows[0]]

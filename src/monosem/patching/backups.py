@@ -23,7 +23,7 @@ from ..progress import Meter
 from .cells import Cell, Position
 from .corruptions import Prompt
 from .joint import CellSet, patch_sets
-from .scoring import Metric, MetricLike, default_metric, metrics_of
+from .scoring import Metric, MetricLike, one_metric
 from .trial import Trial, Writes, trials
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def backup(
     Raises:
         BadInput, UnknownName: as `patch_sets`.
     """
-    (name, function), *_ = metrics_of(metric or default_metric(pairs)).items()
+    name, function = one_metric(metric, pairs)
     at = None if positions is None else tuple(positions)
     estimated = _estimates(model, pairs, cells, function, at, quiet)
     taken = {(cell.layer, cell.head) for cell in cells if cell.site == "z" and cell.head is not None}

@@ -31,7 +31,7 @@ from ..data import TokenPairs
 from ..models import Model
 from .cells import Cell
 from .joint import CellSet, Joint, patch_sets
-from .scoring import Metric, MetricLike, default_metric, metrics_of
+from .scoring import Metric, MetricLike, one_metric
 
 Z95 = 1.959963984540054  # of the normal distribution
 
@@ -113,7 +113,7 @@ def evidence(
     Raises:
         BadInput, UnknownName: as `patch_sets`.
     """
-    (name, function), *_ = metrics_of(metric or default_metric(pairs)).items()
+    name, function = one_metric(metric, pairs)
     table: dict[str, Metric] = {name: function, "answered": answered}
     options: dict[str, Any] = {"memory": memory, "quiet": quiet}
     restored = patch_sets(model, pairs, sets, table, "denoising", label="restore sets", **options)

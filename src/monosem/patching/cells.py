@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from torch import Tensor
-
 from ..data import TokenPairs
 from ..dictionaries import Dictionary
 from ..errors import BadInput, UnknownName, did_you_mean
@@ -146,6 +144,7 @@ def cells_of(
         if list(layers) != [dictionary.site.layer]:
             raise BadInput(f"the dictionary reads {dictionary.site}; leave layers out")
     _check_lists(axes, heads=heads, neurons=neurons, latents=latents)
+    _within(neurons or (), model.cfg.n_layers, "layer")
     places = _places(pairs, axes, positions)
     keys: list[Position | None] = [None]
     if "key" in axes:
@@ -244,8 +243,3 @@ def _heads(model: Model, site: str, heads: Iterable[int] | None) -> list[int]:
 
 def _neurons(model: Model, neurons: Mapping[int, Iterable[int]] | None, layer: int) -> list[int]:
     return _within((neurons or {}).get(layer, ()), model.cfg.d_mlp, "neuron")
-
-
-def part(value: Tensor, cell: Cell, pairs: TokenPairs, row: int) -> Tensor:
-    """The cell's part of its site's tensor (without a batch axis)."""
-    return value[cell.index(pairs, row)]

@@ -20,6 +20,7 @@ from .corruptions import Prompt
 from .growing import NotApplicable, growing
 from .naive import Patched, batched
 from .scoring import MetricLike, metrics_of, normalised
+from .tally import direction_of
 from .trial import Trial, Writes, measured, trials
 
 CellSet = Sequence[Cell]
@@ -65,13 +66,14 @@ def patch_sets(
     changed. The empty set gives the unpatched run.
 
     Raises:
-        BadInput: no sets; latents, which need a sweep. UnknownName: a site or span that is not there.
+        BadInput: no sets; latents, which need a sweep; another direction. UnknownName: no such site or span.
     """
     listed = [tuple(one) for one in sets]
     if not listed:
         raise BadInput("no sets of cells to patch; give at least one")
     if any(cell.latent is not None for one in listed for cell in one):
         raise BadInput("latents cannot be patched in sets; use sweep(..., dictionary=)")
+    direction_of(direction, Prompt())
     order = sorted(range(len(listed)), key=lambda i: _first_layer(model, listed[i]))
     places = list(dict.fromkeys(model.site(cell.place) for one in listed for cell in one))
     starts = sorted({_first_layer(model, one) for one in listed} - {model.cfg.n_layers})

@@ -23,7 +23,7 @@ from .cells import Cell, Positions
 from .joint import Joint, patch_sets
 from .localisation import Component, Localisation
 from .result import Sweep
-from .scoring import Metric, MetricLike, default_metric, metrics_of
+from .scoring import Metric, MetricLike, one_metric
 from .sweep import sweep
 
 BRANCHES = ("attn_out", "mlp_out")
@@ -61,13 +61,12 @@ def localise(
         BadInput: clean and corrupted do not differ by the metric; several metrics; no attn_out or mlp_out in sites;
             pairs of several lengths without spans. UnknownName: no such site, metric or span.
     """
-    table = metrics_of(metric or default_metric(pairs))
-    if len(table) != 1:
-        raise BadInput(f"localise needs one metric, not {', '.join(table)}")
+    name, function = one_metric(metric, pairs)
+    table = {name: function}
     branches = [site for site in sites if site not in STREAM]
     if not branches or not set(branches) <= set(BRANCHES):
         raise BadInput(f"localise chooses among {' and '.join(BRANCHES)}; sites were {', '.join(sites)}")
-    (name,), places = table, _positions(pairs, positions)
+    places = _positions(pairs, positions)
     head_threshold = threshold if head_threshold is None else head_threshold
     options: dict[str, Any] = {"memory": memory, "quiet": quiet}
     ends = _ends(model, pairs, table, options)
@@ -111,11 +110,17 @@ def _ends(model: Model, pairs: TokenPairs, table: dict[str, Metric], options: di
     """Both unpatched runs.
 
     Raises:
-        BadInput: the metric does not tell them apart.
+        BadInput: the metric does not tell them apart, or is not finite.
     """
     ends = patch_sets(model, pairs, [()], table | {"answered": answered}, **(options | {"quiet": True}))
     (name,) = table
     gap = ends.clean[name] - ends.corrupted[name]
+    if not bool(gap.isfinite().all()):
+        bad = int((~gap.isfinite()).nonzero()[0])
+        raise BadInput(
+            f"{name} is {float(ends.clean[name][bad])} clean, {float(ends.corrupted[name][bad])} corrupted "
+            f"in pair {bad}; localise needs finite numbers"
+        )
     scale = max(float(ends.clean[name].abs().mean()), float(ends.corrupted[name].abs().mean()), 1e-6)
     if abs(float(gap.mean())) < 1e-3 * scale:
         means = [float(side[name].mean()) for side in (ends.clean, ends.corrupted)]

@@ -30,7 +30,7 @@ from .cells import Positions, index_of
 from .nodes import NodeSet, NodesLike, receivers_of, senders_of
 from .receivers import Passage, Reading, logits_of
 from .result import Sweep
-from .scoring import Metric, MetricLike, metrics_of
+from .scoring import Metric, MetricLike, measured, metrics_of
 from .senders import Streams
 
 if TYPE_CHECKING:
@@ -184,13 +184,10 @@ class _Job:
             values = {name: torch.empty(shape, dtype=torch.float64) for name in self.metrics}
             for first in range(0, len(sending), self.batch):
                 for path, logits in self._runs(streams, sending[first : first + self.batch]):
-                    for name, metric in self.metrics.items():
-                        values[name][path] = metric(logits, self.pairs, clean).double().cpu()
+                    for name, value in measured(self.metrics, logits, self.pairs, clean).items():
+                        values[name][path] = value
                     self.meter.advance(len(self.pairs))
-            unpatched = [
-                {name: metric(logits, self.pairs, clean).double().cpu() for name, metric in self.metrics.items()}
-                for logits in (clean, corrupted)
-            ]
+            unpatched = [measured(self.metrics, logits, self.pairs, clean) for logits in (clean, corrupted)]
         return values, *unpatched
 
     def _runs(self, streams: Streams, sets: Sequence[NodeSet]) -> Iterator[tuple[int, Tensor]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import BadInput, UnknownName, did_you_mean, require
 from ..files import replacing
+from ..metrics import standard_error
 from ..plots import heatmap, style
 from .cells import Cell
 from .scoring import normalised
@@ -72,12 +73,7 @@ class Sweep:
 
     def error(self, metric: str | None = None) -> Float[Tensor, "cells"]:
         """Standard error of the mean over pairs; NaN for a single pair."""
-        values = self.values[self._metric(metric)]
-        return (
-            values.std(1) / values.shape[1] ** 0.5
-            if values.shape[1] > 1
-            else values.new_full((len(values),), torch.nan)
-        )
+        return standard_error(self.values[self._metric(metric)])
 
     def scores(self, metric: str | None = None) -> Float[Tensor, "cells"]:
         """(patched - corrupted) / (clean - corrupted) of means over pairs: 0 as corrupted, 1 as clean."""
@@ -97,6 +93,10 @@ class Sweep:
         """Patched minus unpatched run, of every pair, in the metric's own unit."""
         name = self._metric(metric)
         return self.values[name] - self.base[name]
+
+    def effect_error(self, metric: str | None = None) -> Float[Tensor, "cells"]:
+        """Standard error of the mean effect: what the pairs differ in without a patch is not in it."""
+        return standard_error(self.effects(metric))
 
     def grid(
         self, values: Float[Tensor, "cells"] | None = None, site: str | None = None
@@ -151,7 +151,9 @@ class Sweep:
         numbers = scores if scored else self.effects(name).mean(1)
         unit = "score" if scored else f"Δ {name}"
         if self.over == ("layer",):
-            return self._lines(name, numbers, self.score_error(name) if scored else self.error(name), unit, shown)
+            return self._lines(
+                name, numbers, self.score_error(name) if scored else self.effect_error(name), unit, shown
+            )
         figures = [self._heatmap(name, numbers, one, unit) for one in shown]
         return figures[0] if len(figures) == 1 else _side_by_side(figures, shown)
 

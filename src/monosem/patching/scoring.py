@@ -15,22 +15,22 @@ Metric = Callable[
     [Float[Tensor, "batch vocab"], TokenPairs, Float[Tensor, "batch vocab"]],
     Float[Tensor, "batch"],
 ]
-MetricLike = str | Metric | Sequence[str] | Mapping[str, Metric]
+MetricLike = str | Metric | Sequence[str | Metric] | Mapping[str, Metric]
 
 
 def logit_diff(logits: Tensor, pairs: TokenPairs, clean: Tensor) -> Tensor:
     """logit of the right answer minus that of the wrong one."""
-    return metrics.logit_diff(logits, _needed(pairs.right, "right", logits), _needed(pairs.wrong, "wrong", logits))
+    return metrics.logit_diff(logits, _single(pairs, "right", logits), _single(pairs, "wrong", logits))
 
 
 def probability(logits: Tensor, pairs: TokenPairs, clean: Tensor) -> Tensor:
     """Probability of the right answer."""
-    return metrics.probability(logits, _needed(pairs.right, "right", logits))
+    return metrics.probability(logits, _single(pairs, "right", logits))
 
 
 def log_probability(logits: Tensor, pairs: TokenPairs, clean: Tensor) -> Tensor:
     """Log-probability of the right answer, in nats."""
-    return -metrics.cross_entropy(logits, _needed(pairs.right, "right", logits))
+    return -metrics.cross_entropy(logits, _single(pairs, "right", logits))
 
 
 def negative_kl(logits: Tensor, pairs: TokenPairs, clean: Tensor) -> Tensor:
@@ -70,18 +70,47 @@ def metrics_of(given: MetricLike) -> dict[str, Metric]:
     """Names, functions, or several of them, as a table.
 
     Raises:
-        UnknownName: no metric of that name.
+        UnknownName: no metric of that name. BadInput: none at all, or two of one name.
     """
     if isinstance(given, Mapping):
-        return dict(given)
-    if callable(given):
-        return {getattr(given, "__name__", "metric"): given}
-    names = [given] if isinstance(given, str) else list(given)
-    for name in names:
-        if name not in METRICS:
-            near = did_you_mean(name, METRICS)
-            raise UnknownName(f"unknown metric {name!r}{near or '; known: ' + ', '.join(METRICS)}")
-    return {name: METRICS[name] for name in names}
+        table = dict(given)
+    else:
+        several = [given] if isinstance(given, str) or callable(given) else list(given)
+        table = dict(map(_named, several))
+        if len(table) < len(several):
+            raise BadInput("two of the metrics have one name; give them as {name: function}")
+    if not table:
+        raise BadInput(f"no metric given; there are {', '.join(METRICS)}, and functions of your own")
+    return table
+
+
+def one_metric(given: MetricLike | None, pairs: TokenPairs) -> tuple[str, Metric]:
+    """Name and function of an analysis' one metric; None: what suits the answers (`default_metric`).
+
+    Raises:
+        UnknownName: no metric of that name. BadInput: several.
+    """
+    table = metrics_of(default_metric(pairs) if given is None else given)
+    if len(table) != 1:
+        raise BadInput(f"this needs one metric, not {', '.join(table)}")
+    return next(iter(table.items()))
+
+
+def measured(
+    metrics: Mapping[str, Metric], logits: Float[Tensor, "rows vocab"], pairs: TokenPairs, clean: Tensor
+) -> dict[str, Float[Tensor, "rows"]]:
+    """Every metric of rows that stand for `pairs`, in float64 on the CPU.
+
+    Raises:
+        BadInput: a metric that does not give one number for each row, such as their mean.
+    """
+    found = {}
+    for name, metric in metrics.items():
+        value = torch.as_tensor(metric(logits, pairs, clean)).detach()
+        if value.shape != (len(logits),):
+            raise BadInput(f"metric {name!r} gives shape {tuple(value.shape)} for {len(logits)} rows; one number a row")
+        found[name] = value.double().cpu()
+    return found
 
 
 def normalised(
@@ -94,6 +123,22 @@ def normalised(
     """
     gap = clean - corrupted
     return torch.where(gap.abs() > 1e-8, (patched - corrupted) / gap, torch.full_like(patched, float("nan")))
+
+
+def _named(one: str | Metric) -> tuple[str, Metric]:
+    if not isinstance(one, str):
+        return getattr(one, "__name__", "metric"), one
+    if one not in METRICS:
+        near = did_you_mean(one, METRICS)
+        raise UnknownName(f"unknown metric {one!r}{near or '; known: ' + ', '.join(METRICS)}")
+    return one, METRICS[one]
+
+
+def _single(pairs: TokenPairs, which: str, logits: Tensor) -> Tensor:
+    """The one answer of each pair."""
+    if getattr(pairs, f"{which}_set") is not None:
+        raise BadInput(f"this metric needs one {which} answer a pair, these have sets: use log_odds, probability_diff")
+    return _needed(getattr(pairs, which), which, logits)
 
 
 def _needed(answers: Tensor | None, which: str, logits: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ says, the metric stays what it is:
 
     recovered = (E_scrubbed - E_random) / (E_model - E_random)
 
-with E_random for answers taken from a random other prompt. 1: the hypothesis explains the whole metric, 0: nothing.
+with E_random for answers taken from a random prompt (of n, so one in n times the prompt itself). 1: the hypothesis
+explains the whole metric, 0: nothing.
 
 The stream at a claim is a sum of known activations, so a claim costs one layer and no run of the model below it.
 """
@@ -36,7 +37,7 @@ from ..progress import Meter
 from .causation import Interval, ratio
 from .claims import Claim, Hypothesis, check_claims
 from .resampling import Draws, Tree
-from .scoring import MetricLike, default_metric, metrics_of
+from .scoring import MetricLike, measured, one_metric
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -47,7 +48,7 @@ class Scrubbed:
     """A tested hypothesis; metrics are `samples examples`, in the metric's unit.
 
     Attributes:
-        scrubbed: of the scrubbed model. random: of the model on a random other prompt, with this prompt's answers.
+        scrubbed: of the scrubbed model. random: of the model on a random prompt, with this prompt's answers.
         model: of the model itself, `examples`.
         table: a row a claim: how many feature values there are, how large their groups, how often the draw was the
             prompt itself (then nothing was tested).
@@ -127,9 +128,9 @@ def scrub(
     if len(examples) != len(pairs):
         raise BadInput(f"{len(examples)} examples for {len(pairs)} prompts; give one for each")
     check_claims(model, hypothesis, pairs)
-    (name, function), *_ = metrics_of(metric or default_metric(pairs)).items()
+    name, function = one_metric(metric, pairs)
     tree = Tree(model, pairs, Draws(examples, seed + 1), each=others == "each")
-    score = lambda logits, refs: function(logits, pairs[refs], tree.logits[refs]).double().cpu()  # noqa: E731
+    score = lambda logits, refs: measured({name: function}, logits, pairs[refs], tree.logits[refs])[name]  # noqa: E731
     refs = torch.arange(len(pairs)).repeat(samples)
     randoms = Draws(examples, seed).anything(len(refs))  # the same for every hypothesis
     parts: dict[str, list[Tensor]] = defaultdict(list)

@@ -14,6 +14,7 @@ from ..dictionaries import Codes, Dictionary
 from ..errors import BadInput
 from ..models import Model, Moment, Run, Site, TokenBatch
 from ..models.session import EditLike
+from . import scoring
 from .cells import Cell
 from .scoring import Metric
 
@@ -138,8 +139,5 @@ def measured(
     trial: Trial, metrics: dict[str, Metric], logits: Float[Tensor, "rows vocab"]
 ) -> dict[str, Float[Tensor, "rows"]]:
     """Every metric of rows that are runs of this trial's pair."""
-    rows = trial.pairs[[0] * len(logits)]
-    clean = trial.clean_logits.expand(len(logits), -1)
-    return {
-        name: torch.as_tensor(metric(logits, rows, clean)).detach().double().cpu() for name, metric in metrics.items()
-    }
+    rows, clean = trial.pairs[[0] * len(logits)], trial.clean_logits.expand(len(logits), -1)
+    return scoring.measured(metrics, logits, rows, clean)
