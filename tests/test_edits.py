@@ -140,6 +140,38 @@ def test_gates_and_rows():
     MODEL.run(IDS, edits=edits.add((SITE, vector)).when(lambda x, m: torch.zeros_like(m.mask)))  # closed, not missed
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "gemma2"])
+@pytest.mark.parametrize("site", ["z.1", "q.1", "k.1", "v.1", "rot_k.1", "result.1", "pattern.1", "scores.1"])
+def test_heads(family, site):
+    """One head written by hand, and positions and rows given one after the other."""
+    model = Model(tiny_hf(family), None, family)
+    head, narrow = 1, edits.scale(site, 0.25).at(rows=[0, 2]).at(positions=[2, -1]).at(heads=1)
+
+    def by_hand(x):
+        x = x.clone()
+        for row in (0, 2):
+            for position in (2, x.shape[2 if site in ("pattern.1", "scores.1") else 1] - 1):
+                where = (row, head, position) if site in ("pattern.1", "scores.1") else (row, position, head)
+                x[where] *= 0.25
+        return x
+
+    found = model.run(IDS, capture=site, edits=narrow)
+    expected = model.run(IDS, capture=site, edits=edits.function(site, by_hand))
+    torch.testing.assert_close(found[site], expected[site], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-5)
+    assert (found.logits - model.run(IDS).logits).abs().max() > 1e-5
+    several = model.run(IDS, edits=edits.scale(site, 0.25).at(heads=range(model.cfg.n_heads)[:2])).logits
+    one_by_one = [edits.scale(site, 0.25).at(heads=[h]) for h in (0, 1)]
+    torch.testing.assert_close(several, model.run(IDS, edits=one_by_one).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_heads_that_are_not_there():
+    with pytest.raises(BadInput, match="heads are 0 to 3, not 4"):
+        MODEL.run(IDS, edits=edits.scale("z.1", 0.0).at(heads=4))
+    with pytest.raises(BadInput, match="no heads"):
+        edits.scale(SITE, 0.0).at(heads=0)
+
+
 def test_ablating_a_direction_removes_it_and_is_idempotent():
     vector = torch.randn(32, generator=torch.Generator().manual_seed(3))
     once = activation(edits.ablate((SITE, vector)))

@@ -1,6 +1,6 @@
 """Edits: pure functions from an activation to an activation, attached to a site.
 
-Every constructor returns an `Edit`; narrow it with `.at(positions=, rows=, scope=)` and `.when(gate)`. Edits compose in
+Every constructor returns an `Edit`; narrow it with `.at(positions=, rows=, heads=)` and `.when(gate)`. Edits compose in
 the order in which they are given, compute in float32 and are cast back, work the same in `run` and in `generate` (with
 the KV cache), and never touch padding. One that reaches no token raises `EditDidNotFire`.
 
@@ -41,6 +41,7 @@ class Edit:
         positions: token indices in a row (0 = its first real token, negative counts from the end of the prompt),
             a slice of the same, "last" for the last prompt token, None for all.
         rows: batch rows to edit; None for all.
+        heads: heads to edit, of the site's own (kv heads at k, v and rot_k); None for all.
         scope: "prompt" tokens, "generated" tokens, or "all".
         gate: which tokens to edit, decided from the activation itself; a closed gate is not a missed edit.
         by_row: every row is edited alone (per-row data goes through `moment.own`), so that a run may split the batch.
@@ -54,15 +55,28 @@ class Edit:
     scope: Scope = "all"
     gate: Gate | None = None
     by_row: bool = False
+    heads: int | Sequence[int] | None = None
 
     def __str__(self) -> str:
         return f"edit {self.label} at {self.site}"
 
-    def at(self, positions: Positions = None, rows: Sequence[int] | None = None, scope: Scope = "all") -> "Edit":
-        """The same edit at some token positions, batch rows, or only on the prompt or the generated tokens."""
-        if scope not in ("all", "prompt", "generated"):
+    def at(
+        self,
+        positions: Positions = None,
+        rows: Sequence[int] | None = None,
+        scope: Scope | None = None,
+        heads: int | Sequence[int] | None = None,
+    ) -> "Edit":
+        """The same edit at some token positions, batch rows or heads, or only on the prompt or the generated tokens.
+
+        What is not given stays as it is: `.at(rows=[1]).at(positions=-1)` is both.
+        """
+        if scope not in (None, "all", "prompt", "generated"):
             raise BadInput(f"scope is 'all', 'prompt' or 'generated', not {scope!r}")
-        return replace(self, positions=positions, rows=rows, scope=scope)
+        if heads is not None and self.site.head_axis is None:
+            raise BadInput(f"{self.site} has no heads; those of attention are at z, result, q, k, v, pattern")
+        given = {"positions": positions, "rows": rows, "scope": scope, "heads": heads}
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
 
     def when(self, gate: Gate) -> "Edit":
         """The same edit where `gate(x, moment)`, a boolean `batch pos`, is true."""
@@ -79,9 +93,19 @@ class Edit:
         new = new.to(x.dtype)
         if self.gate is not None:
             chosen = chosen & self.gate(x, moment)
-        if bool(chosen.all()):
+        if bool(chosen.all()) and self.heads is None:
             return new, True
-        return torch.where(_spread(chosen, x, self.site.query_axis), new, x), True
+        where = _spread(chosen, x, self.site.query_axis)
+        return torch.where(where if self.heads is None else where & self._of_heads(x), new, x), True
+
+    def _of_heads(self, x: Tensor) -> Bool[Tensor, "..."]:
+        """Which entries of x belong to the heads, in a shape that broadcasts."""
+        axis, listed = self.site.head_axis, [self.heads] if isinstance(self.heads, int) else list(self.heads or ())
+        assert axis is not None
+        if bad := [head for head in listed if not 0 <= head < x.shape[axis]]:
+            raise BadInput(f"{self}: heads are 0 to {x.shape[axis] - 1}, not {bad[0]}")
+        own = torch.isin(torch.arange(x.shape[axis]), torch.tensor(listed)).to(x.device)
+        return own.reshape(*[1] * axis, -1, *[1] * (x.ndim - axis - 1))
 
     def _chosen(self, moment: Moment) -> Bool[Tensor, "batch pos"]:
         chosen = moment.mask
@@ -138,14 +162,22 @@ def patch(site: SiteLike, value: Tensor | float) -> Edit:
         given = torch.as_tensor(value, device=x.device)
         given = moment.own(given) if given.ndim == x.ndim else given
         axis = parsed.query_axis - x.ndim  # from the right, so that a missing batch axis does not matter
-        if given.ndim >= -axis and given.shape[axis] > 1:
-            given = given.narrow(axis, moment.column, min(x.shape[axis], given.shape[axis] - moment.column))
         try:
+            if given.ndim >= -axis and given.shape[axis] > 1:
+                given = _chunk(given, axis, x, moment)
             return given.expand_as(x)
         except RuntimeError:
             raise BadInput(f"patch at {parsed}: value {tuple(given.shape)} does not fit {tuple(x.shape)}") from None
 
     return Edit(parsed, fn, "patch", by_row=True)
+
+
+def _chunk(given: Tensor, axis: int, x: Tensor, moment: Moment) -> Tensor:
+    """The columns of a whole value that this chunk has."""
+    if moment.columns is None:
+        return given.narrow(axis, moment.column, min(x.shape[axis], given.shape[axis] - moment.column))
+    wanted = moment.columns.to(x.device).reshape(-1, *[1] * (-1 - axis), 1)  # logits alone come so
+    return given.expand(len(x), *given.shape[axis:]).gather(1, wanted.expand(-1, -1, *x.shape[2:]))
 
 
 def scale(site: SiteLike, factor: float) -> Edit:

@@ -88,8 +88,8 @@ def visiting(hf: PreTrainedModel, visits: dict[nn.Module, Visit]) -> Iterator[No
         return
     before = hf.config._attn_implementation
     token = _VISITS.set(visits)
-    hf.set_attn_implementation(NAME)
     try:
+        hf.set_attn_implementation(NAME)
         yield
     finally:
         hf.set_attn_implementation(before)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Positions = int | Sequence[int] | slice | Literal["last"]
 
-_BY_HEAD = {"q": 2, "z": 2, "rot_q": 2, "scores": 1, "pattern": 1}  # axis of the query heads
+_BY_HEAD = {"q": 2, "z": 2, "rot_q": 2, "result": 2, "scores": 1, "pattern": 1}  # axis of the query heads
 _BY_KV_HEAD = {"k": 2, "v": 2, "rot_k": 2}
 
 

@@ -258,8 +258,8 @@ class Model(Weights):
         """Final norm (skipped with `norm=False`), unembedding and every transform after it (soft cap, scales)."""
         resid = resid.to(self.device, self.dtype)
         if norm:
-            resid = self.hf.get_submodule(self.family.final_norm)(resid)
-        return self.logit_transform(self.hf.get_output_embeddings()(resid))
+            resid = self.hf.get_submodule(self.family.final_norm).forward(resid)
+        return self.logit_transform(self.hf.get_output_embeddings().forward(resid))  # no hooks of a pass in progress
 
     def logit_transform(self, raw: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
         """What the model does to the unembedding's output: soft cap (Gemma 2), division (Granite), scale (Cohere)."""

@@ -1,7 +1,7 @@
 """One forward pass: capture sites, apply edits, stop early, start late, keep gradients."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -45,7 +45,7 @@ def run(
         logits: True for all positions, "last" for the last real token of each row (cheaper), False to stop the pass
             right after the last captured site.
         start: `("resid_pre.7", h)` skips the blocks before 7 and runs on from h, `batch pos d_model`. The tokens are
-            still needed: they give mask and positions.
+            still needed: they give mask and positions. Edits of `model.editing(...)` that lie before it are left out.
         grad: keep the graph, so that `torch.autograd.grad(metric, run[site])` works for every captured site.
         positions: token positions that captured sites keep, cut out inside the hook: an index (0 is a row's first
             real token, negative counts from its end), a list, a slice or "last". The axis stays, also for one. At
@@ -58,8 +58,9 @@ def run(
         UnknownName: a site that the model does not have.
         EditDidNotFire: an edit that reached no token.
         SiteDidNotFire: a compiled or replaced forward goes past a captured site.
-        BadInput: empty or over-long prompts, ids outside the vocabulary, a start of the wrong shape; positions or heads
-            that are not there; a memory budget that a single row exceeds, or edits that cannot be split by rows.
+        BadInput: empty or over-long prompts, ids outside the vocabulary; a start of the wrong shape, or sites and edits
+            before it; positions or heads that are not there; a memory budget that a single row exceeds, or edits that
+            cannot be split by rows.
     """
     if model.device.type == "meta":
         raise BadInput(f"{model.name} was freed: load it again")
@@ -67,6 +68,8 @@ def run(
     sites, all_edits = [model.site(s) for s in sites_of(capture)], _edits(model, edits)
     if logits is False and not sites:
         raise BadInput("nothing to run for: capture a site or ask for logits")
+    if start is not None:
+        all_edits = _from_start(model, start, sites, all_edits)
     kept = Kept.of(model, tokens, positions, heads)
     if grad and (kept or memory is not None):
         raise BadInput("gradients need whole activations of all rows: leave out positions=, heads= and memory=")
@@ -88,6 +91,20 @@ def _edits(model: "Model", given: EditLike | Iterable[EditLike]) -> list[EditLik
     for edit in found:
         model.site(edit.site)
     return found
+
+
+def _from_start(model: "Model", start: Start, sites: Iterable[Site], edits: list[EditLike]) -> list[EditLike]:
+    """The edits that a pass from this start comes by. Refuses captures and edits of blocks that are skipped."""
+    first, ambient = model.site(start[0]), {id(edit) for edit in model.ambient_edits}
+
+    def skipped(site: Site) -> bool:
+        return None not in (site.layer, first.layer) and site.layer < first.layer  # type: ignore[operator]
+
+    late = [edit for edit in edits if not (id(edit) in ambient and skipped(model.site(edit.site)))]
+    for site in [*sites, *(model.site(edit.site) for edit in late)]:
+        if skipped(site):
+            raise BadInput(f"{site} lies before the start at {first}, so it is not computed: start earlier")
+    return late
 
 
 @dataclass
@@ -208,23 +225,19 @@ def _passed_on_in_a_tuple(hidden_states: Tensor, *args: Any, **kwargs: Any) -> t
     return hidden_states, None
 
 
-def last_only(model: "Model", tokens: TokenBatch, logits: bool | Literal["last"]) -> Any:
+@contextmanager
+def last_only(model: "Model", tokens: TokenBatch, logits: bool | Literal["last"]) -> Iterator[None]:
     """Let the unembedding see the last real token of each row only; soft caps and scales stay native."""
     if logits != "last":
-        return nullcontext()
+        yield
+        return
     rows = torch.arange(len(tokens), device=model.device)
 
     def gather(module: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
         return (args[0][rows, tokens.last][:, None],)
 
-    return _Handle(model.hf.get_output_embeddings().register_forward_pre_hook(gather))
-
-
-class _Handle:
-    def __init__(self, handle: torch.utils.hooks.RemovableHandle):
-        self.handle = handle
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *error: object) -> None:
-        self.handle.remove()
+    handle = model.hf.get_output_embeddings().register_forward_pre_hook(gather)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -35,6 +35,7 @@ class Moment:
         ids: token ids of this chunk.
         rows: which rows of the whole batch these are, when it runs in parts; None for all of them.
         batch: number of rows of the whole batch.
+        columns: for a chunk of each row's last token alone, which columns these are in the whole sequence.
     """
 
     mask: Bool[Tensor, "batch pos"]
@@ -44,6 +45,7 @@ class Moment:
     ids: Int[Tensor, "batch pos"]
     rows: slice | None = None
     batch: int = 0
+    columns: Int[Tensor, "batch 1"] | None = None
 
     def own(self, per_row: Tensor) -> Tensor:
         """Of a tensor with one item for each row of the whole batch, the items of these rows; others stay as given."""
@@ -56,7 +58,7 @@ class Moment:
         at = torch.where(self.mask, columns, -1).amax(-1, keepdim=True)
         mask, positions, ids = (part.gather(1, at) for part in (self.mask, self.positions, self.ids))
         column = self.column + self.mask.shape[1] - 1
-        return replace(self, mask=mask, positions=positions, column=column, ids=ids)
+        return replace(self, mask=mask, positions=positions, column=column, ids=ids, columns=self.column + at)
 
 
 class EditLike(Protocol):

@@ -156,6 +156,13 @@ class Site:
         return 2 if self.name in ("scores", "pattern") else 1
 
     @property
+    def head_axis(self) -> int | None:
+        """The axis of heads (kv heads at k, v and rot_k); None at sites without."""
+        if self.name in ("scores", "pattern"):
+            return 1
+        return 2 if self.name in ("q", "k", "v", "rot_q", "rot_k", "z", "result") else None
+
+    @property
     def hook_name(self) -> str:
         """The TransformerLens 3.x name, for files that other tools read."""
         names = {site: alias for alias, site in reversed(_ALIASES.items()) if "hook" in alias}

@@ -73,6 +73,8 @@ class _Hook:
         return f"hook at {self.point.name}"
 
     def apply(self, x: Tensor, moment: "Moment") -> tuple[Tensor, bool]:
+        if self.backward and not torch.is_grad_enabled():
+            raise BadInput(f"{self} sees gradients and this pass keeps none: call the model, or model.run(grad=True)")
         if self.backward:
             x = x if x.requires_grad else x.detach().requires_grad_()
             x.register_hook(lambda grad: self.fn(grad, hook=self.point))
