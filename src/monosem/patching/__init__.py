@@ -14,6 +14,7 @@ from .paths import Path, Paths, paths
 from .result import Sweep
 from .scoring import METRICS, metrics_of, normalised
 from .scrubbing import Scrubbed, scrub
+from .subspace import SubspacePatch, subspace
 from .sweep import sweep
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Paths",
     "Scrubbed",
     "Share",
+    "SubspacePatch",
     "Sweep",
     "attribution",
     "backup",
@@ -50,6 +52,7 @@ __all__ = [
     "positional_mean",
     "resample",
     "scrub",
+    "subspace",
     "sufficiency",
     "sweep",
     "zero",
