@@ -60,10 +60,7 @@ def direct_attribution(
     Raises:
         BadInput: no target or two; text that is not one token; neurons of an MLP without neurons of its own (MoE).
     """
-    if (tokens is None) == (direction is None):
-        raise BadInput("say what to attribute: tokens=' Mary' (with wrong=' John' for a difference), or direction=")
-    if by not in ("layer", "head", "neuron"):
-        raise BadInput(f"by is 'layer', 'head' or 'neuron', not {by!r}")
+    _check(tokens, direction, by)
     batch = model.tokens(x)
     target = direction_target(model, direction) if tokens is None else token_target(model, tokens, wrong, len(batch))
     stream = _Stream(model, target, by)
@@ -92,6 +89,13 @@ def direct_attribution(
         model.cfg.n_heads,
         capped,
     )
+
+
+def _check(tokens: Any, direction: Any, by: str) -> None:
+    if (tokens is None) == (direction is None):
+        raise BadInput("say what to attribute: tokens=' Mary' (with wrong=' John' for a difference), or direction=")
+    if by not in ("layer", "head", "neuron"):
+        raise BadInput(f"by is 'layer', 'head' or 'neuron', not {by!r}")
 
 
 @dataclass

@@ -128,11 +128,7 @@ def trajectory(
     other_model = second_model or model
     if second is None and other_model is model and not first_edits and not second_edits:
         raise BadInput("both runs are the same: give second=, second_edits= or second_model=")
-    shapes = [(one.cfg.d_model, one.cfg.d_vocab) for one in (model, other_model)]
-    if shapes[0] != shapes[1]:
-        raise BadInput(
-            f"models of width and vocabulary {shapes[0]} and {shapes[1]} cannot be compared; they must agree"
-        )
+    _check_shapes(model, other_model)
     sites = sites_at(model, site, layers)
     for place in sites:
         other_model.site(place)
@@ -160,6 +156,13 @@ def trajectory(
         a.spread(own.top_ids[..., 0]),
         a.spread(seen.top_ids[..., 0]),
     )
+
+
+def _check_shapes(model: Model, other: Model) -> None:
+    """Raises `BadInput` for models whose states or predictions cannot be compared."""
+    first, second = ((one.cfg.d_model, one.cfg.d_vocab) for one in (model, other))
+    if first != second:
+        raise BadInput(f"models of width and vocabulary {first} and {second} cannot be compared; they must agree")
 
 
 def _edits(given: EditLike | Iterable[EditLike]) -> list[EditLike]:

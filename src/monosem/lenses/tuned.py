@@ -170,8 +170,8 @@ def translate_of(model: Model, lens: "LensLike | Any") -> Translate | None:
 
     if isinstance(lens, str | os.PathLike):
         lens = load_tuned(model.name if lens == "tuned" else lens)
-    if hasattr(lens, "check"):
-        lens.check(model)
+    if (check := getattr(lens, "check", None)) is not None:
+        check(model)
     if isinstance(lens, TunedLens):
         return lens.to(model.device).translate
     found = getattr(lens, "translate", lens)

@@ -25,12 +25,12 @@ from ..dictionaries import Dictionary
 from ..errors import BadInput
 from ..models import Model, Site
 from ..progress import Meter
-from .cells import ORDER, Cell, Positions, cells_of
-from .corruptions import Corruption, Prompt
+from .cells import Cell, Positions
+from .corruptions import Corruption
+from .plan import Plan
 from .result import Sweep
-from .scoring import Metric, MetricLike, metrics_of
-from .tally import Tally, direction_of, labels_of
-from .trial import Trial, trials
+from .scoring import Metric, MetricLike
+from .trial import Trial
 
 INPUT = Site("resid_pre", 0)
 
@@ -63,45 +63,25 @@ def attribution(
     """
     if steps < 1:
         raise BadInput(f"steps counts gradients, at least 1, not {steps}")
-    if dictionary is not None:
-        dictionary.check(model)
-    cells = cells_of(
-        model, pairs, sites, over,
-        layers=layers, positions=positions, heads=heads, neurons=neurons, dictionary=dictionary, latents=latents,
-    )  # fmt: skip
-    corruption = corruption or Prompt()
-    chosen = direction_of(direction, corruption)
-    if steps > 1 and not corruption.is_run:
+    if steps > 1 and corruption is not None and not corruption.is_run:
         raise BadInput(
             f"integrated gradients need a run on both sides, and {corruption.label} gives values: use steps=1"
         )
-    places = list(dict.fromkeys([*(cell.place for cell in cells), INPUT]))
-    sides = corruption.sides(model, pairs, places)
-    tally = Tally(metrics_of(metric), len(cells), len(pairs))
+    plan = Plan.of(
+        model, pairs, sites, over, metric, direction, corruption, dictionary, also=[INPUT],
+        layers=layers, positions=positions, heads=heads, neurons=neurons, latents=latents,
+    )  # fmt: skip
+    tally = plan.tally
     with Meter("attribute", len(pairs), "pair", quiet=quiet) as meter:
         for row in range(len(pairs)):
-            draws = trials(model, pairs, row, sides(row), chosen, places, dictionary)
-            for trial in draws:
-                share = 1 / len(draws)
-                tally.add(tally.clean, trial, trial.clean_logits, row, share)
-                tally.add(tally.corrupted, trial, trial.other_logits, row, share)
-                base = trial.other_logits if chosen == "denoising" else trial.clean_logits
+            for trial, share in plan.trials(row):
+                base = trial.other_logits if plan.direction == "denoising" else trial.clean_logits
                 tally.add(tally.values, trial, base, (slice(None), row), share)
-                for name, effects in _effects(trial, cells, gradients(trial, places, tally.metrics, steps)).items():
+                slopes = gradients(trial, plan.places, tally.metrics, steps)
+                for name, effects in _effects(trial, plan.cells, slopes).items():
                     tally.values[name][:, row] += share * effects
             meter.advance()
-    return Sweep(
-        cells=cells,
-        over=tuple(axis for axis in ORDER if axis in ([over] if isinstance(over, str) else over)),
-        values=tally.values,
-        clean=tally.clean,
-        corrupted=tally.corrupted,
-        direction=chosen,
-        method="attribution" if steps == 1 else f"attribution, {steps} steps",
-        labels=labels_of(model, pairs, cells),
-        model=model.name,
-        corruption=corruption.label,
-    )
+    return plan.result("attribution" if steps == 1 else f"attribution, {steps} steps")
 
 
 def gradients(

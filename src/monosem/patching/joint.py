@@ -73,7 +73,7 @@ def patch_sets(
         raise BadInput("no sets of cells to patch; give at least one")
     if any(cell.latent is not None for one in listed for cell in one):
         raise BadInput("latents cannot be patched in sets; use sweep(..., dictionary=)")
-    direction_of(direction, Prompt())
+    direction = direction_of(direction, Prompt())  # type: ignore[assignment]
     order = sorted(range(len(listed)), key=lambda i: _first_layer(model, listed[i]))
     places = list(dict.fromkeys(model.site(cell.place) for one in listed for cell in one))
     starts = sorted({_first_layer(model, one) for one in listed} - {model.cfg.n_layers})

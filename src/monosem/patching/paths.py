@@ -148,11 +148,11 @@ def paths(
         {name: torch.cat([one[i][name] for one in parts], -1) for name in metrics} for i in range(3)
     )
     return Paths(
-        cells=cells,
-        over=("sender", "receiver"),
-        values=values,
-        clean=clean,
-        corrupted=corrupted,
+        cells,
+        ("sender", "receiver"),
+        values,
+        clean,
+        corrupted,
         direction=direction,
         method="direct" if freeze_mlps else "through MLPs",
         model=model.name,

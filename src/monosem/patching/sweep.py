@@ -9,14 +9,14 @@ from ..dictionaries import Dictionary
 from ..errors import UnknownName, did_you_mean
 from ..models import Model
 from ..progress import Meter
-from .cells import ORDER, Cell, Positions, cells_of
-from .corruptions import Corruption, Prompt
+from .cells import Cell, Positions
+from .corruptions import Corruption
 from .growing import NotApplicable, growing
 from .naive import Patched, batched, naive
+from .plan import Plan
 from .result import Sweep
-from .scoring import MetricLike, metrics_of
-from .tally import Tally, direction_of, labels_of
-from .trial import Trial, trials
+from .scoring import MetricLike
+from .trial import Trial
 
 METHODS = {"growing": growing, "batched": batched, "naive": naive}
 
@@ -58,48 +58,18 @@ def sweep(
     """
     if method not in METHODS:
         raise UnknownName(f"no method {method!r}{did_you_mean(method, METHODS) or '; use ' + ', '.join(METHODS)}")
-    if dictionary is not None:
-        dictionary.check(model)
-    corruption = corruption or Prompt()
-    way = direction_of(direction, corruption)
-    cells = cells_of(
-        model,
-        pairs,
-        sites,
-        over,
-        layers=layers,
-        positions=positions,
-        heads=heads,
-        neurons=neurons,
-        dictionary=dictionary,
-        latents=latents,
-    )
-    places = list(dict.fromkeys(cell.place for cell in cells))
-    sides = corruption.sides(model, pairs, places)
-    tally = Tally(metrics_of(metric), len(cells), len(pairs))
+    plan = Plan.of(
+        model, pairs, sites, over, metric, direction, corruption, dictionary,
+        layers=layers, positions=positions, heads=heads, neurons=neurons, latents=latents,
+    )  # fmt: skip
     engine = _Engine(method, memory, quiet)
-    with Meter("patch", total=len(cells) * len(pairs), unit="cell", quiet=quiet) as meter:
+    with Meter("patch", total=len(plan.cells) * len(pairs), unit="cell", quiet=quiet) as meter:
         for row in range(len(pairs)):
-            draws = trials(model, pairs, row, sides(row), way, places, dictionary)
-            for trial in draws:
-                share = 1 / len(draws)
-                tally.add(tally.clean, trial, trial.clean_logits, row, share)
-                tally.add(tally.corrupted, trial, trial.other_logits, row, share)
-                for chosen, logits in engine(trial, cells):
-                    tally.add(tally.values, trial, logits, (list(chosen), row), share)
+            for trial, share in plan.trials(row):
+                for chosen, logits in engine(trial, plan.cells):
+                    plan.tally.add(plan.tally.values, trial, logits, (list(chosen), row), share)
                     meter.advance(len(chosen) * share)
-    return Sweep(
-        cells=cells,
-        over=tuple(axis for axis in ORDER if axis in ([over] if isinstance(over, str) else over)),
-        values=tally.values,
-        clean=tally.clean,
-        corrupted=tally.corrupted,
-        direction=way,
-        method=engine.method,
-        labels=labels_of(model, pairs, cells),
-        model=model.name,
-        corruption=corruption.label,
-    )
+    return plan.result(engine.method)
 
 
 class _Engine:
