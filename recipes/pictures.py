@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import monosem as ms
 from monosem.data import TokenPairs
 from monosem.models import Model
@@ -137,6 +139,14 @@ def scrubbing() -> Any:
     return ms.patching.scrub(model(), [mover], given, examples, quiet=True).plot()
 
 
+def subspace() -> Any:
+    others, given = (ms.data.ioi(model(), n=n, seed=seed, corruption="s2_flip") for n, seed in ((16, 1), (8, 0)))
+    sides = (model().run(side, capture="z.20", logits=False) for side in (others.clean, others.corrupted))
+    clean, corrupted = (run.last("z.20")[:, 0] for run in sides)
+    direction = torch.linalg.svd(clean - corrupted, full_matrices=False).Vh[:1]
+    return ms.patching.subspace(model(), given, direction, "z.20", positions="end", head=0).plot()
+
+
 def head_scores() -> Any:
     return ms.components.head_scores(model()).plot("induction")
 
@@ -163,6 +173,7 @@ PICTURES: dict[str, Callable[[], Any]] = {
         comparison,
         paths,
         scrubbing,
+        subspace,
         head_scores,
         composition,
         direct_attribution,

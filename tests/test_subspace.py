@@ -72,6 +72,7 @@ def test_the_whole_is_a_sweeps_cell_and_the_result_is_a_table_and_a_picture(tiny
     assert float(found.scores()[1]) == pytest.approx(float(cell.scores()[0]), abs=1e-4)
     assert found.table.arm.tolist() == [*["subspace", "whole", "rest", "random"] * 2]
     assert found.readable_share is None
+    assert found.illusory is None
     row = found.table.iloc[0]
     assert row.effect == pytest.approx(float((found.values["logit_diff"][0] - found.corrupted["logit_diff"]).mean()))
     assert np.allclose(found.plot("negative_kl").data[0].y, found.table.effect[4:])
@@ -103,10 +104,12 @@ def test_an_illusion_is_found_and_a_direction_that_is_read_is_none(tiny_model: A
     honest = subspace(model, pairs, read @ seen, site)  # all that is read of the difference
     assert honest.readable_share == pytest.approx(1.0)
     assert torch.allclose(honest.effects()[0], honest.effects()[1], atol=1e-4)
-    assert not honest.illusory
+    assert honest.illusory is False
+    assert honest.notes == []
     nothing = subspace(model, pairs, unread, site)
     assert float(nothing.effects()[0].abs()) < 1e-4
     assert nothing.readable_share == pytest.approx(0.0, abs=1e-9)
+    assert any("random subspaces" in note for note in nothing.notes)
 
 
 @pytest.mark.parametrize(

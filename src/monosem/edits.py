@@ -75,8 +75,13 @@ class Edit:
             raise BadInput(f"scope is 'all', 'prompt' or 'generated', not {scope!r}")
         if heads is not None and self.site.head_axis is None:
             raise BadInput(f"{self.site} has no heads; those of attention are at z, result, q, k, v, pattern")
-        given = {"positions": positions, "rows": rows, "scope": scope, "heads": heads}
-        return replace(self, **{name: value for name, value in given.items() if value is not None})
+        return replace(
+            self,
+            positions=self.positions if positions is None else positions,
+            rows=self.rows if rows is None else rows,
+            scope=scope or self.scope,
+            heads=self.heads if heads is None else heads,
+        )
 
     def when(self, gate: Gate) -> "Edit":
         """The same edit where `gate(x, moment)`, a boolean `batch pos`, is true."""

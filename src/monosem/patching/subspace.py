@@ -69,25 +69,33 @@ class SubspacePatch:
         return normalised(self.values[name].mean(1), self.clean[name].mean(), self.corrupted[name].mean())
 
     @property
+    def illusory(self) -> bool | None:
+        """Whether less than half of the effect is left when only what is read of the subspace is patched; None where no
+        single matrix reads the activation: there, compare with the whole (`notes`)."""
+        effect = self._effect
+        return abs(effect["readable"]) < DORMANT * abs(effect["subspace"]) if "readable" in effect else None
+
+    @property
     def notes(self) -> list[str]:
         """What speaks against the subspace being the place, by the first metric; empty if nothing does."""
-        effect = dict(zip(self.arms, self.effects().mean(1).tolist()))
-        own, whole, found = effect["subspace"], effect["whole"], []
-        if own * whole < 0 or abs(own) > abs(whole) * (1 + 1e-6):
+        effect, found = self._effect, []
+        own, whole = effect["subspace"], effect["whole"]
+        if abs(own) > abs(whole) * (1 + 1e-6):
             found.append(f"the subspace alone ({own:.3g}) does more than the whole activation ({whole:.3g})")
-        if (read := effect.get("readable")) is not None and abs(read) < DORMANT * abs(own):
+        if own * whole < 0:
+            found.append(f"the subspace ({own:.3g}) moves the answer the other way than the whole ({whole:.3g})")
+        if self.illusory:
             found.append(
-                f"the part of it that the output projection reads does {read:.3g} of its {own:.3g}: the rest of the "
-                "effect comes from a part that the model cannot read, moving one that is dormant"
+                f"the part of it that the output projection reads does {effect['readable']:.3g} of its {own:.3g}: the "
+                "rest comes from a part that the model cannot read, moving one that is dormant"
             )
         if abs(own) <= abs(effect[RANDOM]) + 2 * next(iter(self.spread.values())):
             found.append(f"random subspaces of {self.dimensions} dimensions do as much ({effect[RANDOM]:.3g})")
         return found
 
     @property
-    def illusory(self) -> bool:
-        """The effect is not one that the model's own use of the activation has: see `notes`."""
-        return any("random" not in note for note in self.notes)
+    def _effect(self) -> dict[str, float]:
+        return dict(zip(self.arms, self.effects().mean(1).tolist()))
 
     @property
     def table(self) -> pd.DataFrame:
