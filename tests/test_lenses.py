@@ -133,6 +133,31 @@ def test_inequalities_between_the_measures(seed: int, scale: float, vocab: int, 
     torch.testing.assert_close(swapped.measures["js"][0].double(), m["js"], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("lens", [None, "tuned", "entropy", "gap", "trajectory", "languages"])
+def test_the_vocabulary_is_held_for_a_few_cells_at_a_time(
+    lens: str | None, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every product with the unembedding, by whoever asked for it, has at most the rows of one chunk."""
+    model = tiny_model("gemma2")
+    monkeypatch.setattr(readout, "ELEMENTS", 100 * 3)
+    rows, head = [], model.hf.get_output_embeddings()
+    product = head.forward
+    monkeypatch.setattr(head, "forward", lambda x: (rows.append(x.numel() // 32), product(x))[1])
+    texts = ["the cat sat on the mat", "the dog ran to the house"]
+    jobs = {
+        None: lambda: lenses.logit(model, texts),
+        "tuned": lambda: lenses.tuned(model, texts, lenses.TunedLens.of(model)),
+        "entropy": lambda: lenses.entropy(model, texts),
+        "gap": lambda: lenses.gap(model, texts, " good", " bad"),
+        "trajectory": lambda: lenses.trajectory(model, *texts),
+        "languages": lambda: lenses.languages(model, texts, {"a": ["cat"], "b": ["dog"]}),
+    }
+    jobs[lens]()
+    assert rows
+    assert max(rows) <= 3
+    assert sum(rows) >= 2 * 3  # two texts, three layers: gap and languages look at the last token
+
+
 @pytest.mark.parametrize("site", ["resid_pre", "resid_mid", "attn_out", "mlp_out"])
 def test_other_sites_are_read_by_the_same_head(site: str, tiny_model: TinyModel) -> None:
     model = tiny_model("gemma2")
