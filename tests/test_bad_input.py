@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from monosem import components, edits, lenses
-from monosem.data import TokenPairs
+from monosem.data import TokenPairs, read_pairs
 from monosem.errors import BadInput, Mismatch, UnknownName
 from monosem.metrics import standard_error
 from monosem.models import TokenBatch
@@ -17,6 +17,7 @@ from monosem.patching import (
     attribution,
     backup,
     cells_of,
+    compare,
     evidence,
     localise,
     metrics_of,
@@ -231,3 +232,23 @@ def test_targets_do_not_take_the_place_of_the_next_token():
     names = {text: token for token, text in reversed(spelled.items())}
     model = SimpleNamespace(str_token=spelled.get, to_single_token=lambda given: names.get(given, given))
     assert lenses.results.followed(model, ["next", 2, 3]) == {"next (1)": 1, "cat": 2, "cat (3)": 3}
+
+
+def test_separators_inside_a_text_do_not_end_a_row(model, tmp_path):
+    """U+2028 and form feed are line ends for `str.splitlines`, not for CSV and JSON lines."""
+    for mark in ("\u2028", "\x0c"):
+        clean, corrupted = f"the cat{mark} sat", f"the dog{mark} sat"
+        (tmp_path / "a.csv").write_text(f"clean,corrupted\n{clean},{corrupted}\n", encoding="utf-8")
+        assert read_pairs(model, tmp_path / "a.csv").clean.rows() == model.tokens([clean]).rows()
+    line = f'{{"clean": "{clean}", "corrupted": "{corrupted}"}}'.replace("\x0c", "\u2028")
+    (tmp_path / "a.jsonl").write_text(line, encoding="utf-8")
+    assert len(read_pairs(model, tmp_path / "a.jsonl")) == 1
+
+
+def test_results_are_written_by_one_function(model, pairs, tmp_path):
+    found = compare(model, pairs, layers=[0], quiet=True)
+    for result in (found, found.exact):
+        for ending in (".csv", ".json", ".parquet"):
+            assert result.save(tmp_path / f"a{ending}").stat().st_size > 0
+        with pytest.raises(BadInput, match="cannot tell from 'a.xyz'"):
+            result.save(tmp_path / "a.xyz")

@@ -5,11 +5,11 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import BadFile, BadInput
+from .errors import BadFile, BadInput, require
 
 
 @contextlib.contextmanager
@@ -89,6 +89,32 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_result(path: str | os.PathLike[str], table: Any, plot: Callable[[], Any]) -> Path:
+    """A result's picture (.html) or table (.csv, .json, .parquet), by the ending of the file's name.
+
+    Args:
+        table: a pandas frame. plot: makes the Plotly figure, when it is wanted.
+
+    Raises:
+        BadInput: another ending. MissingExtra: .parquet without pyarrow, .html without plotly.
+    """
+    target = Path(path)
+    ending = target.suffix.lower()
+    if ending == ".html":
+        write_text(target, plot().to_html(include_plotlyjs=True))
+    elif ending == ".csv":
+        write_text(target, table.to_csv(index=False))
+    elif ending == ".json":
+        write_text(target, table.to_json(orient="records", force_ascii=False, indent=1) + "\n")
+    elif ending == ".parquet":
+        require("pyarrow", "tables")
+        with replacing(target) as temporary:
+            table.to_parquet(temporary)
+    else:
+        raise BadInput(f"cannot tell from {target.name!r} what to write; end it in .html, .csv, .json or .parquet")
+    return target
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

@@ -1,6 +1,7 @@
 """Pairs of prompts from files: CSV with a column a side, JSON with an object a pair, auto-circuit's JSON."""
 
 import csv
+import io
 import json
 import os
 import re
@@ -91,7 +92,7 @@ def _rows(path: Path) -> Iterable[Row]:
 
 
 def _csv(text: str, separator: str = ",") -> Iterable[Row]:
-    for row in csv.DictReader(text.splitlines(keepends=True), delimiter=separator):
+    for row in csv.DictReader(io.StringIO(text, newline=""), delimiter=separator):
         listed = {
             name: value.split("|") for name, value in row.items() if name in RIGHT + WRONG and "|" in (value or "")
         }
@@ -108,7 +109,7 @@ def _json(text: str) -> Iterable[Row]:
 
 
 def _jsonl(text: str) -> Iterable[Row]:
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
+    return [json.loads(line) for line in text.split("\n") if line.strip()]
 
 
 def _column(rows: Sequence[Row], names: Sequence[str], path: object, wanted: str | None = None) -> str:

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from ..edits import Positions
 from ..errors import BadInput
+from ..files import write_result
 from ..models import Model, Site, TokenBatch
 from ..models.session import EditLike
 from ..plots import heatmap
 from .figures import as_numbers, axis, profile_figure, shown
 from .readout import capture, renyi, sites_at, stream
-from .results import save
 from .tuned import LensLike, translate_of
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class EntropyProfile:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """The picture (.html) or the table (.csv, .json, .parquet)."""
-        return save(Path(path), self.table, self.plot)
+        return write_result(path, self.table, self.plot)
 
     def _of(self, order: float) -> Float[Tensor, "layer batch pos"]:
         if order not in self.entropies:

@@ -12,10 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import UnknownName
+from ..files import write_result
 from ..models import Model, TokenBatch
 from ..plots import heatmap
 from .readout import Logits, Measure, Pair, agreement, kl, log_probability, rank, stream
-from .results import save
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -98,7 +98,7 @@ class FutureReading:
 
     def save(self, path: str | os.PathLike[str], **plot: Any) -> Path:
         """The picture (.html) or the table (.csv, .json, .parquet), by the file's ending; `BadInput` for another."""
-        return save(Path(path), self.table, lambda: self.plot(**plot))
+        return write_result(path, self.table, lambda: self.plot(**plot))
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +156,7 @@ class FutureScores:
 
     def save(self, path: str | os.PathLike[str], **plot: Any) -> Path:
         """The picture (.html) or the table (.csv, .json, .parquet), by the file's ending; `BadInput` for another."""
-        return save(Path(path), self.table, lambda: self.plot(**plot))
+        return write_result(path, self.table, lambda: self.plot(**plot))
 
 
 def surprisal(pair: Pair) -> Tensor:

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from ..edits import Positions
 from ..errors import BadInput
+from ..files import write_result
 from ..metrics import standard_error
 from ..models import Model, Site
 from ..models.session import EditLike
 from .figures import as_numbers, profile_figure
 from .readout import capture, entropy, log_mass, sites_at, stream
-from .results import save
 from .tuned import LensLike, translate_of
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class LanguageProfile:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """The picture (.html) or the table (.csv, .json, .parquet)."""
-        return save(Path(path), self.table, self.plot)
+        return write_result(path, self.table, self.plot)
 
 
 def languages(

@@ -11,9 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import BadInput
+from ..files import write_result
 from ..models import Model
 from ..plots import heatmap
-from .results import save
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -116,7 +116,7 @@ class PatchscopeResult:
 
     def save(self, path: str | os.PathLike[str], **plot: Any) -> Path:
         """The picture (.html) or the table (.csv, .json, .parquet), by the file's ending; `BadInput` for another."""
-        return save(Path(path), self.table, lambda: self.plot(**plot))
+        return write_result(path, self.table, lambda: self.plot(**plot))
 
     def _cell(self, prompt: int, i: int, j: int) -> tuple[str, str]:
         ids, ps = self.top_ids[prompt, i, j].tolist(), self.top_probabilities[prompt, i, j].tolist()

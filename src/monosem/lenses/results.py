@@ -10,8 +10,8 @@ import pandas as pd
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..errors import BadInput, UnknownName, did_you_mean, require
-from ..files import replacing, write_text
+from ..errors import UnknownName, did_you_mean
+from ..files import write_result
 from ..models import Model, Site, TokenBatch
 
 if TYPE_CHECKING:
@@ -121,26 +121,7 @@ class LensResult:
         Raises:
             BadInput: another ending.
         """
-        target = Path(path)
-        return save(target, self.table, lambda: self.plot(**plot))
-
-
-def save(target: Path, table: pd.DataFrame, plot: Any) -> Path:
-    """Write a figure (`plot()`) or a table, by the ending of the file's name."""
-    ending = target.suffix.lower()
-    if ending == ".html":
-        write_text(target, plot().to_html(include_plotlyjs=True))
-    elif ending == ".csv":
-        write_text(target, table.to_csv(index=False))
-    elif ending == ".json":
-        write_text(target, table.to_json(orient="records", force_ascii=False, indent=1) + "\n")
-    elif ending == ".parquet":
-        require("pyarrow", "tables")
-        with replacing(target) as temporary:
-            table.to_parquet(temporary)
-    else:
-        raise BadInput(f"cannot tell from {target.name!r} what to write; end it in .html, .csv, .json or .parquet")
-    return target
+        return write_result(path, self.table, lambda: self.plot(**plot))
 
 
 def followed(model: Model, given: Sequence[str | int] | str | int | None) -> dict[str, int]:

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from ..edits import Positions
 from ..errors import BadInput, UnknownName, did_you_mean
+from ..files import write_result
 from ..models import Model, Site, TokenBatch
 from ..models.session import EditLike
 from ..plots import heatmap
 from .figures import axis, short, shown
 from .readout import Measure, capture, js, kl, sites_at, stream, tv
-from .results import save
 from .tuned import LensLike, translate_of
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Trajectory:
 
     def save(self, path: str | os.PathLike[str], **plot: Any) -> Path:
         """The picture (.html; `plot` arguments go along) or the table (.csv, .json, .parquet)."""
-        return save(Path(path), self.table, lambda: self.plot(**plot))
+        return write_result(path, self.table, lambda: self.plot(**plot))
 
 
 def trajectory(

@@ -17,12 +17,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import BadInput, UnknownName, require
+from ..files import write_result
 from ..models import Model
 from ..models.norms import Norm
 from ..plots import BLUE, ORANGE, style
 from .figures import shown
 from .readout import ELEMENTS
-from .results import save
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -71,7 +71,7 @@ class VectorReading:
 
     def save(self, path: str | os.PathLike[str], **plot: Any) -> Path:
         """The picture (.html; `plot` arguments go along) or the table (.csv, .json, .parquet)."""
-        return save(Path(path), self.table, lambda: self.plot(**plot))
+        return write_result(path, self.table, lambda: self.plot(**plot))
 
 
 @torch.no_grad()

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..data import TokenPairs
-from ..errors import BadInput, require
-from ..files import replacing
+from ..errors import require
+from ..files import write_result
 from ..models import Model
 from ..plots import BLUE, FAINT, style
 from .attribution import attribution
@@ -118,18 +118,12 @@ class Comparison:
         title = f"{name}: Pearson {self.pearson(name):.2f}, Spearman {self.spearman(name):.2f}"
         return style(figure, f"exact effect ({self.exact.direction})", "estimated effect", title)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """The table as `.csv` or `.json`, the picture as `.html`, by the ending."""
-        writers: dict[str, Any] = {
-            ".csv": lambda to: self.table.to_csv(to, index=False),
-            ".json": lambda to: self.table.to_json(to, orient="records"),
-            ".html": lambda to: self.plot().write_html(to, include_plotlyjs=True),
-        }
-        ending = Path(path).suffix
-        if ending not in writers:
-            raise BadInput(f"cannot save a comparison as {ending or 'nothing'!r}; use {', '.join(writers)}")
-        with replacing(path) as temporary:
-            writers[ending](temporary)
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """The picture (.html) or the table (.csv, .json, .parquet), by the file's ending; `BadInput` for another."""
+        table = self.table
+        if "position" in self.exact.over and Path(path).suffix == ".parquet":
+            table["position"] = table["position"].astype(str)  # may be indices and names of spans
+        return write_result(path, table, self.plot)
 
     def _of(self, site: str) -> "Comparison":
         return Comparison(_part(self.exact, site), _part(self.estimate, site))

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import BadInput, UnknownName, did_you_mean, require
-from ..files import replacing
+from ..files import write_result
 from ..metrics import standard_error
 from ..plots import heatmap, style
 from .cells import Cell
@@ -157,23 +157,12 @@ class Sweep:
         figures = [self._heatmap(name, numbers, one, unit) for one in shown]
         return figures[0] if len(figures) == 1 else _side_by_side(figures, shown)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """The table, as `.csv`, `.json` or `.parquet` by the ending, or the picture as `.html`."""
-        writers: dict[str, Any] = {
-            ".csv": lambda to: self.table.to_csv(to, index=False),
-            ".json": lambda to: self.table.to_json(to, orient="records"),
-            ".parquet": lambda to: self.table.astype({"position": str} if "position" in self.over else {}).to_parquet(
-                to
-            ),
-            ".html": lambda to: self.plot().write_html(to, include_plotlyjs=True),
-        }
-        ending = Path(path).suffix
-        if ending not in writers:
-            raise BadInput(f"cannot save a sweep as {ending or 'a file without ending'!r}; use {', '.join(writers)}")
-        if ending == ".parquet":
-            require("pyarrow", "tables")
-        with replacing(path) as temporary:
-            writers[ending](temporary)
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """The picture (.html) or the table (.csv, .json, .parquet), by the file's ending; `BadInput` for another."""
+        table = self.table
+        if "position" in self.over and Path(path).suffix == ".parquet":
+            table["position"] = table["position"].astype(str)  # may be indices and names of spans
+        return write_result(path, table, self.plot)
 
     def _heatmap(self, metric: str, numbers: Tensor, site: str, unit: str) -> "Figure":
         dense, ticks = self.grid(numbers, site)
