@@ -24,6 +24,7 @@ from monosem.patching import (
     patch_sets,
     paths,
     scrub,
+    subspace,
     sweep,
 )
 
@@ -158,6 +159,8 @@ def test_places(model, pairs):
         cells_of(model, pairs, "mlp_post", ("layer", "neuron"), neurons={0: [1], 9: [1]})
     with pytest.raises(BadInput, match="'denoising' or 'noising', not 'denoise'"):
         patch_sets(model, pairs, [()], direction="denoise", quiet=True)
+    with pytest.raises(BadInput, match="'denoising' or 'noising', not 'denoise'"):
+        subspace(model, pairs, torch.ones(32), "resid_post.1", direction="denoise")
     for head in ((3, 0), (0, 4)):
         with pytest.raises(UnknownName, match="layers 0 to 2 of heads 0 to 3"):
             components.detect_head(model, "the cat sat", heads=[head])

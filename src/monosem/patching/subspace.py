@@ -19,12 +19,13 @@ from torch import Tensor
 from ..data import TokenPairs
 from ..edits import DirectionLike
 from ..errors import BadInput, require
+from ..metrics import standard_error
 from ..models import Model, SiteLike, TokenBatch
 from ..plots import BLUE, style
 from .cells import AXES, Cell, Position
 from .corruptions import Prompt
 from .scoring import MetricLike, metrics_of, normalised
-from .tally import Tally
+from .tally import Tally, direction_of
 from .trial import Trial, Writes, trials
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class SubspacePatch:
         rows = []
         for metric, values in self.values.items():
             effects, scores = self.effects(metric), self.scores(metric)
-            errors = effects.std(1) / effects.shape[1] ** 0.5 if effects.shape[1] > 1 else effects[:, 0] * torch.nan
+            errors = standard_error(effects)
             for i, arm in enumerate(self.arms):
                 numbers = {"value": values[i].mean(), "effect": effects[i].mean(), "error": errors[i]}
                 rows.append({"arm": arm, "metric": metric} | {k: float(v) for k, v in numbers.items()})
@@ -145,6 +146,7 @@ def subspace(
     Raises:
         BadInput: vectors of another width, or none that are independent. UnknownName: no such site, span or head.
     """
+    direction = direction_of(direction, Prompt())  # type: ignore[assignment]
     if not isinstance(basis, Tensor):
         site, basis = (basis.site if site is None else site), basis.vector
     if site is None:
