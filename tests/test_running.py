@@ -87,6 +87,28 @@ def test_a_run_inside_another_models_run(llama):
     assert traces(llama) == traces(other) == []
 
 
+def test_a_run_inside_a_run_of_the_same_model_is_refused(model):
+    """The outer pass's hooks would act in the inner one: edits without end, or captures of another prompt."""
+    for inner in (lambda: model.run(IDS[:1]), lambda: model.generate(ROWS), lambda: model(IDS, stop_at_layer=1)):
+        with pytest.raises(BadInput, match="in the middle of a run"):
+            model.run(IDS, capture="resid_post.0", edits=edits.function("resid_post.1", lambda x, inner=inner: inner()))
+        torch.testing.assert_close(model.run(IDS).logits, native(model), **CLOSE)
+    assert traces(model) == []
+
+
+def test_contexts_may_end_in_any_order(llama):
+    one, two = edits.scale("resid_post.0", 0.5), edits.scale("z.1", 0.4)
+    first, second, third = llama.editing(one), llama.editing(two), llama.editing(one, two)
+    for context in (first, second, third):
+        context.__enter__()
+    first.__exit__(None, None, None)
+    third.__exit__(None, None, None)
+    assert llama.ambient_edits == [two]
+    second.__exit__(None, None, None)
+    assert llama.ambient_edits == []
+    torch.testing.assert_close(llama.run(IDS).logits, native(llama), **CLOSE)
+
+
 def test_reading_out_inside_a_run_disturbs_nothing(model):
     """A logit lens in a hook goes through modules that have hooks of this very pass."""
     seen = []

@@ -98,6 +98,7 @@ class Model(Weights):
         self.parallel = self.family.is_parallel(hf.config)
         self.blocks: nn.ModuleList = hf.get_submodule(self.family.layers)  # type: ignore[assignment]
         self.ambient_edits: list[EditLike] = []
+        self.in_pass = False  # hooks of a session are on the modules
         self.residual_multiplier = _constant(hf, self.family.branch_scale)
         self.embed_scale = _constant(hf, self.family.embed_scale)
         self.cfg = _shape(hf, self.family, self.blocks[0])
@@ -125,8 +126,11 @@ class Model(Weights):
         self.ambient_edits = [*self.ambient_edits, *edits]
         try:
             yield self
-        finally:
-            self.ambient_edits = self.ambient_edits[: len(self.ambient_edits) - len(edits)]
+        finally:  # its own, last first: contexts need not end in the order of their nesting
+            left = self.ambient_edits[::-1]
+            for edit in edits[::-1]:
+                del left[next(i for i, other in enumerate(left) if other is edit)]
+            self.ambient_edits = left[::-1]
 
     # ------------------------------------------------------------------ muscle memory of TransformerLens users
     __call__ = transformerlens.call

@@ -105,9 +105,16 @@ class Session:
         self.remembered: dict[Site, Tensor] = {}
 
     def __enter__(self) -> Self:
+        """Raises `BadInput` inside another pass of the same model, whose hooks would act in this one as well."""
+        if self.model.in_pass:
+            raise BadInput(
+                f"an edit or hook runs {self.model.name} in the middle of a run of it: run what it needs beforehand"
+            )
         for site in sorted(self.pending, key=_order):
             self._plan(site)
         self.stack = ExitStack()
+        self.model.in_pass = True
+        self.stack.callback(setattr, self.model, "in_pass", False)
         try:
             for (module, when, item), actions in self.actions.items():
                 self.stack.callback(_hook(module, when, item, actions).remove)
