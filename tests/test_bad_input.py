@@ -75,6 +75,11 @@ def test_pairs_put_together_by_hand_must_align(model, pairs):
             TokenPairs(longer, other)
 
 
+def test_no_pairs(pairs):
+    with pytest.raises(BadInput, match="no pairs"):
+        _ = pairs[[]]
+
+
 def test_answers_may_be_tensors(model, pairs):
     again = TokenPairs.of(model, CLEAN, CORRUPTED, torch.tensor([11, 13]), torch.tensor([[12, 5], [14, 6]]))
     assert torch.equal(again.right, pairs.right)
@@ -161,6 +166,10 @@ def test_places(model, pairs):
         patch_sets(model, pairs, [()], direction="denoise", quiet=True)
     with pytest.raises(BadInput, match="'denoising' or 'noising', not 'denoise'"):
         subspace(model, pairs, torch.ones(32), "resid_post.1", direction="denoise")
+    for cell in (Cell("z", 0, head=4), Cell("z", 0, head=-1), Cell("k", 0, head=2), Cell("resid_pre", 0, head=1)):
+        for call in (lambda c: patch_sets(model, pairs, [[c]], quiet=True), lambda c: backup(model, pairs, [c])):
+            with pytest.raises(UnknownName, match="head"):
+                call(cell)
     for head in ((3, 0), (0, 4)):
         with pytest.raises(UnknownName, match="layers 0 to 2 of heads 0 to 3"):
             components.detect_head(model, "the cat sat", heads=[head])
@@ -215,6 +224,16 @@ def test_lenses_of_another_model(model, tiny_model):
         lenses.head_lens(deeper, scores, k=0)
     with pytest.raises(BadInput, match="n counts prompts"):
         lenses.copying_pairs(model, "token", 0)
+
+
+def test_a_mean_over_prompts_needs_all_of_them(model):
+    ragged = [[1, 2, 3], [1, 2]]
+    for call in (
+        lambda: lenses.gap(model, ragged, [3], [4], positions=2, quiet=True),
+        lambda: lenses.languages(model, ragged, {"x": ["cat"], "y": ["dog"]}, positions=2, quiet=True),
+    ):
+        with pytest.raises(BadInput, match="prompt 1 has 2 tokens and none at"):
+            call()
 
 
 def test_models_of_another_width_have_no_common_trajectory(model, tiny_model):

@@ -105,7 +105,9 @@ class TokenPairs:
         )
 
     def __post_init__(self) -> None:
-        """Raises `BadInput` when a position does not mean the same in both prompts of a pair."""
+        """Raises `BadInput` when there is no pair, or a position does not mean the same in both prompts of a pair."""
+        if not len(self.clean):
+            raise BadInput("there are no pairs; give or keep at least one")
         if self.clean.ids.shape != self.corrupted.ids.shape or not torch.equal(self.clean.mask, self.corrupted.mask):
             raise BadInput(
                 "clean and corrupted prompts must have the same numbers of tokens and the same padding; "

@@ -106,7 +106,8 @@ def gap(
         lens: None for the logit lens, "tuned", or any lens (`translate_of`).
 
     Raises:
-        BadInput: a text that is not one token, an empty set, a token in both sets. Others as `logit`.
+        BadInput: a text that is not one token, an empty set, a token in both sets, a prompt without a token at the
+            positions. Others as `logit`.
     """
     sets = [token_set(model, a), token_set(model, b)]
     if both := set(sets[0].tolist()) & set(sets[1].tolist()):
@@ -116,6 +117,7 @@ def gap(
     odds, masses = {}, {}
     for name, group in groups.items():
         states = capture(model, group, sites, positions, edits)
+        states.check_rows()
         measures = {0: log_mass(sets[0]), 1: log_mass(sets[1])}
         seen = stream(states.lens(translate), states.prediction, len(states), model.cfg.d_vocab, measures, quiet=quiet)
         mass = torch.stack([states.spread(seen.measures[i]) for i in (0, 1)])

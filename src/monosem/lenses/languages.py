@@ -119,6 +119,7 @@ def languages(
         raise BadInput("give the words of at least two languages")
     sites, translate = sites_at(model, site, layers), translate_of(model, lens)
     states = capture(model, prompts, sites, positions, edits)
+    states.check_rows()
     rows = len(states.tokens)
     lists = {name: _per_row(name, given, rows) for name, given in words.items()}
     per_row = any(len(given) > 1 for given in lists.values())

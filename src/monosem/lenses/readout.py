@@ -249,6 +249,12 @@ class States:
     def __len__(self) -> int:
         return len(self.final)
 
+    def check_rows(self) -> None:
+        """Raises `BadInput` when a prompt has no cell: its mean would be that of nothing."""
+        if bool((empty := ~self.chosen.any(1)).any()):
+            row = int(empty.nonzero()[0])
+            raise BadInput(f"prompt {row} has {int(self.tokens.lengths[row])} tokens and none at these positions")
+
     def prediction(self, part: slice) -> Float[Tensor, "part vocab"]:
         """The model's own logits."""
         return self.model.unembed(self.final[part], norm=False)

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..data import TokenPairs
 from ..models import Model, Site
 from ..progress import Meter
-from .cells import Cell, Position
+from .cells import Cell, Position, check_cell
 from .corruptions import Prompt
 from .joint import CellSet, patch_sets
 from .scoring import Metric, MetricLike, one_metric
@@ -128,6 +128,8 @@ def backup(
     """
     name, function = one_metric(metric, pairs)
     at = None if positions is None else tuple(positions)
+    for cell in cells:
+        check_cell(model, cell)
     estimated = _estimates(model, pairs, cells, function, at, quiet)
     taken = {(cell.layer, cell.head) for cell in cells if cell.site == "z" and cell.head is not None}
     taken |= {(cell.layer, head) for cell in cells if cell.site == "attn_out" for head in range(model.cfg.n_heads)}

@@ -107,6 +107,18 @@ def index_of(position: Position, pairs: TokenPairs, row: int) -> int:
     return found % length
 
 
+def check_cell(model: Model, cell: Cell) -> None:
+    """Raises `UnknownName` for a site, layer, head or neuron that the model does not have, or the site not."""
+    model.site(cell.place)
+    for axis in ("head", "key", "neuron"):
+        if getattr(cell, axis) is not None and axis not in AXES.get(cell.site, ()):
+            raise UnknownName(f"{cell.place} has no {axis}s to patch")
+    if cell.head is not None:
+        _heads(model, cell.site, [cell.head])
+    if cell.neuron is not None:
+        _within([cell.neuron], model.cfg.d_mlp, "neuron")
+
+
 def cells_of(
     model: Model,
     pairs: TokenPairs,

@@ -15,7 +15,7 @@ from ..models import Model, Site, TokenBatch
 from ..models.budget import estimate, rows_that_fit
 from ..models.keeping import Kept
 from ..progress import Meter
-from .cells import Cell
+from .cells import Cell, check_cell
 from .corruptions import Prompt
 from .growing import NotApplicable, growing
 from .naive import Patched, batched
@@ -66,7 +66,7 @@ def patch_sets(
     changed. The empty set gives the unpatched run.
 
     Raises:
-        BadInput: no sets; latents, which need a sweep; another direction. UnknownName: no such site or span.
+        BadInput: no sets; latents, which need a sweep; another direction. UnknownName: no such place.
     """
     listed = [tuple(one) for one in sets]
     if not listed:
@@ -74,8 +74,10 @@ def patch_sets(
     if any(cell.latent is not None for one in listed for cell in one):
         raise BadInput("latents cannot be patched in sets; use sweep(..., dictionary=)")
     direction = direction_of(direction, Prompt())  # type: ignore[assignment]
+    for cell in {cell for one in listed for cell in one}:
+        check_cell(model, cell)
     order = sorted(range(len(listed)), key=lambda i: _first_layer(model, listed[i]))
-    places = list(dict.fromkeys(model.site(cell.place) for one in listed for cell in one))
+    places = list(dict.fromkeys(cell.place for one in listed for cell in one))
     starts = sorted({_first_layer(model, one) for one in listed} - {model.cfg.n_layers})
     sites = list(dict.fromkeys([*places, *(Site("resid_pre", layer) for layer in starts)]))
     table = metrics_of(metric)
