@@ -226,7 +226,7 @@ def _patchscope(ask: Ask) -> None:
         rows = []
         for i, layer in enumerate(found.layers):
             words = [ask.model.str_token(token) for token in found.top_ids[row, i, -1].tolist()]
-            text = [] if found.texts is None else [found.texts[row * len(found.layers) + i][-1]]
+            text = [] if found.texts is None else [repr(found.texts[row * len(found.layers) + i][-1])]
             rows.append([layer, _likeliest(words, found.top_probabilities[row, i, -1].tolist()), *text])
         titles = ["layer", "likeliest", *(["written"] if new else [])]
         table(titles, rows, f"patchscope of {tokens[-1]!r} (token {int(found.positions[row, -1])} of prompt {row})")
