@@ -82,7 +82,7 @@ class TokenPairs:
         answers = [_answers(model, given, bad) for given in (right, wrong)]
         if bad and not drop_unaligned:
             more = f" (and {len(bad) - 1} more: {_listed(list(bad)[1:])})" if len(bad) > 1 else ""
-            raise BadInput(f"{next(iter(bad.values()))}{more}; reword them, or leave them out (drop_unaligned=True, --drop-unaligned)")
+            raise BadInput(f"{next(iter(bad.values()))}{more}; reword them, or leave them out (drop_unaligned)")
         if len(bad) == len(clean):
             raise BadInput(f"none of the {len(clean)} pairs can be used; the first: {next(iter(bad.values()))}")
         for name, at in named.items():
