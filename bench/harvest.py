@@ -16,7 +16,7 @@ import peers
 from common import LAYERS, SITE, arguments, interleaved, machine, row, windows
 from monosem import load_model
 from monosem.activations import ActivationBatch, Harvest, harvest
-from monosem.models import embedded
+from monosem.models.loading.load import embedded
 
 SHAPES = [(8, 256)]  # batch, context
 DTYPES = [torch.float32, torch.bfloat16]

@@ -20,8 +20,9 @@ import peers
 from common import arguments, interleaved, machine, row, windows
 from monosem import load_model
 from monosem.errors import UnknownName
-from monosem.models import Model, embedded
-from monosem.models.sites import PER_LAYER
+from monosem.models import Model
+from monosem.models.loading.load import embedded
+from monosem.models.places.sites import PER_LAYER
 
 BATCHES = [(2, 256), (1, 64)]
 NATIVE = "Hugging Face"

@@ -22,7 +22,8 @@ import peers
 from common import arguments, interleaved, machine, row
 from monosem import load_model, patching
 from monosem.data import TokenPairs
-from monosem.models import Model, embedded
+from monosem.models import Model
+from monosem.models.loading.load import embedded
 
 CLEAN = "When John and Mary went to the shop, John gave the bag of apples to"
 # every token from the first on is in another context; and the usual case, where only the tokens from one name on are

@@ -15,7 +15,7 @@ import torch
 
 from monosem.files import write_text
 from monosem.models import Model, load_model
-from monosem.models.verifying import TOLERANCE, side_by_side, verify
+from monosem.models.checking.verify import TOLERANCE, side_by_side, verify
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from tiny import FAMILIES, tiny_hf, tiny_tokenizer

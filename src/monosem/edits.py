@@ -35,7 +35,7 @@ class DirectionLike(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """`fn(x, moment)` at a site; x has the site's shape (`monosem.models.sites`), or one chunk of it with a KV cache.
+    """`fn(x, moment)` at a site; x has its shape (`monosem.models.places.sites`), or one chunk of it with a KV cache.
 
     Attributes:
         positions: token indices in a row (0 = its first real token, negative counts from the end of the prompt),

@@ -24,7 +24,7 @@ def everything(context: typer.Context) -> None:
 
 def models(json: Json = False) -> None:
     """Models that load by name."""
-    from ..models.embedded import EMBEDDED
+    from ..models.loading.embedded import EMBEDDED
 
     rows = [
         (
@@ -43,7 +43,7 @@ def models(json: Json = False) -> None:
 
 def families(json: Json = False) -> None:
     """Architectures whose sites are known."""
-    from ..models.families import FAMILIES
+    from ..models.places.families import FAMILIES
 
     show(
         "families",
@@ -72,7 +72,7 @@ def sites(model: ModelArgument = "smollm2", json: Json = False) -> None:
     """Sites of a model: the places that can be read and written."""
     from ..errors import UnknownName
     from ..models import load_model
-    from ..models.sites import IN_BLOCK, ONCE
+    from ..models.places.sites import IN_BLOCK, ONCE
 
     loaded = load_model(model, quiet=True)
 

@@ -148,7 +148,7 @@ def _positions(text: str | None) -> Any:
 
 
 def _print(found: "Localisation") -> None:
-    from ..patching.report import headline
+    from ..patching.localisation.report import headline
 
     config = found.config
     ends = f"{cell(found.clean)} clean, {cell(found.corrupted)} corrupted"

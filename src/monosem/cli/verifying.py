@@ -34,8 +34,8 @@ def verify(
     import pandas as pd
 
     from ..models import load_model
-    from ..models.verifying import side_by_side
-    from ..models.verifying import verify as identities
+    from ..models.checking.verify import side_by_side
+    from ..models.checking.verify import verify as identities
 
     found = [identities(load_model(model, dtype=name, device=device, quiet=quiet)) for name in dtype or ["float32"]]
     if by_site:

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..errors import BadInput, Mismatch, UnknownName, did_you_mean
-from ..models.sites import Site, SiteLike
+from ..models.places.sites import Site, SiteLike
 from .codes import Codes, TokenNorm, latent_ids
 from .encoders import ENCODERS, encode
 from .folds import Weights

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..errors import BadFile, BadInput, UnknownName, did_you_mean
-from ..models.sites import SiteLike
+from ..models.places.sites import SiteLike
 from .dictionary import Dictionary
 from .formats import openai, saelens
 from .formats.common import Overrides

@@ -1,25 +1,25 @@
 """Lenses: what a state inside the model says about tokens, layer by layer."""
 
-from .concept import HeadLens, head_lens
-from .copying import CopyingScores, copying_pairs, copying_scores
-from .entropy import EntropyProfile, entropy
-from .future import FutureLens, fit_future
-from .future_results import FutureReading, FutureScores
-from .gap import TokenGap, gap
+from .copying.heads import CopyingScores, copying_pairs, copying_scores
+from .copying.lens import HeadLens, head_lens
+from .future.linear import FutureLens, fit_future
+from .future.results import FutureReading, FutureScores
+from .future.soft_prompt import SoftPrompt, fit_soft_prompt
 from .jacobian import JacobianLens, fit_jacobian
-from .languages import LanguageProfile, first_tokens, languages
-from .logit import logit, look
-from .mapping import Affine, affine_between
-from .patchscope_result import PatchscopeResult
-from .patchscopes import ENTITY_DESCRIPTION, TOKEN_IDENTITY, TargetPrompt, patchscope
-from .readout import MEASURES
+from .patchscopes.mapping import Affine, affine_between
+from .patchscopes.patchscope import ENTITY_DESCRIPTION, TOKEN_IDENTITY, TargetPrompt, patchscope
+from .patchscopes.result import PatchscopeResult
+from .profiles.entropy import EntropyProfile, entropy
+from .profiles.gap import TokenGap, gap
+from .profiles.languages import LanguageProfile, first_tokens, languages
+from .profiles.trajectory import Trajectory, trajectory
+from .read import logit, look
 from .results import LensResult
-from .soft_prompt import SoftPrompt, fit_soft_prompt
-from .trajectory import Trajectory, trajectory
-from .tuned import TunedLens, tuned
-from .tuned_evaluation import TunedEvaluation, evaluate_tuned
-from .tuned_files import load_tuned, shipped_tuned
-from .tuning import TuneConfig, train_tuned
+from .states import MEASURES
+from .tuned.evaluation import TunedEvaluation, evaluate_tuned
+from .tuned.files import load_tuned, shipped_tuned
+from .tuned.lens import TunedLens, tuned
+from .tuned.training import TuneConfig, train_tuned
 from .vectors import VectorReading, neurons, vectors
 
 __all__ = [

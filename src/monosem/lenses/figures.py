@@ -11,8 +11,8 @@ from torch import Tensor
 from ..errors import BadInput
 from ..models import Site
 from ..plots import heatmap
-from .readout import UNITS
 from .results import LensResult
+from .states import UNITS
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -21,13 +21,13 @@ from torch import Tensor
 
 from ..errors import BadFile, BadInput, Mismatch
 from ..models import Model, Site, TokenBatch
-from ..models.weights import one_line
+from ..models.loading.checkpoint import one_line
 from ..progress import Meter
 from .corpus import batches, prompts_of
-from .logit import look
-from .mapping import layers_of
+from .fitted import load_lens, save_lens
+from .patchscopes.mapping import layers_of
+from .read import look
 from .results import LensResult
-from .storage import load_lens, save_lens
 
 # what torch.load and a dictionary of another shape were seen to raise
 _BROKEN = (OSError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, ValueError)

@@ -19,10 +19,10 @@ from torch import Tensor
 from ..errors import BadInput, UnknownName, require
 from ..files import write_result
 from ..models import Model
-from ..models.norms import Norm
+from ..models.places.norms import Norm
 from ..plots import BLUE, ORANGE, style
 from .figures import shown
-from .readout import ELEMENTS
+from .states import ELEMENTS
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -1,18 +1,18 @@
 """A Hugging Face model that can be read and written at sites."""
 
-from .families import FAMILIES, Family
-from .generating import Generation
-from .holdings import free, memory
-from .inferring import InferredFamily
-from .loading import load_model
+from .checking.infer import InferredFamily
+from .checking.verify import Verification, verify
+from .loading.load import load_model
+from .memory import free, memory
 from .model import Model, Shape
-from .norms import Norm
-from .result import Run
-from .session import Moment
-from .sites import GLOBAL, PER_LAYER, Site, SiteLike
+from .places.families import FAMILIES, Family
+from .places.norms import Norm
+from .places.sites import GLOBAL, PER_LAYER, Site, SiteLike
+from .running.generation import Generation
+from .running.result import Run
+from .running.session import Moment
 from .tokens import TokenBatch
-from .transformerlens import HookPoint, get_act_name
-from .verifying import Verification, verify
+from .transformerlens.calls import HookPoint, get_act_name
 
 __all__ = [
     "FAMILIES",

@@ -12,14 +12,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import BadInput, UnknownName
-from . import generating, running, tokenizing, transformerlens
-from .derived import final_norm
-from .families import LOGIT_STEPS, Family, family_of
-from .inferring import infer
-from .projections import Weights
-from .session import EditLike, check_site
-from .sites import Site, SiteLike
+from .checking.infer import infer
+from .places.families import LOGIT_STEPS, Family, family_of
+from .places.sites import Site, SiteLike
+from .places.weights import Weights
+from .running import generation as generating
+from .running import run as running
+from .running.derived import final_norm
+from .running.session import EditLike, check_site
 from .tokens import TokenBatch
+from .transformerlens import calls as transformerlens
+from .transformerlens import text as tokenizing
 
 
 @dataclass(frozen=True)

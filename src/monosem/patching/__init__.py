@@ -1,21 +1,21 @@
 """Patching: which places carry what makes the model answer differently on clean and corrupted prompts."""
 
-from .attribution import attribution
-from .backups import Backup, backup
-from .causation import Evidence, Interval, Share, evidence, necessity, sufficiency
 from .cells import Cell, cells_of
-from .claims import Claim, Hypothesis
-from .comparison import Comparison, compare
 from .corruptions import Corruption, mean, noise, positional_mean, resample, zero
-from .joint import Joint, patch_sets
-from .localisation import Component, Localisation
-from .localising import localise
-from .paths import Path, Paths, paths
-from .result import Sweep
+from .estimates.comparison import Comparison, compare
+from .estimates.gradients import attribution
+from .localisation.job import localise
+from .localisation.result import Component, Localisation
+from .measured import Sweep
+from .paths.paths import Path, Paths, paths
 from .scoring import METRICS, metrics_of, normalised
-from .scrubbing import Scrubbed, scrub
-from .subspace import SubspacePatch, subspace
-from .sweep import sweep
+from .scrubbing.hypothesis import Claim, Hypothesis
+from .scrubbing.scrub import Scrubbed, scrub
+from .sets.backups import Backup, backup
+from .sets.evidence import Evidence, Interval, Share, evidence, necessity, sufficiency
+from .sets.sets import Joint, patch_sets
+from .subspaces import SubspacePatch, subspace
+from .sweeps.sweep import sweep
 
 __all__ = [
     "METRICS",

@@ -9,7 +9,7 @@ from ..dictionaries import Dictionary
 from ..models import Model, Site
 from .cells import ORDER, Cell, cells_of
 from .corruptions import Corruption, Prompt, Sides
-from .result import Sweep
+from .measured import Sweep
 from .scoring import MetricLike, metrics_of
 from .tally import Tally, direction_of, labels_of
 from .trial import Trial, trials

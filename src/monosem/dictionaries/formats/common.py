@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ...errors import BadFile, UnknownName
-from ...models.sites import Site, SiteLike
+from ...models.places.sites import Site, SiteLike
 
 
 @dataclass(frozen=True)

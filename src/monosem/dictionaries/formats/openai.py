@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ...errors import BadFile, BadInput
-from ...models.sites import Site
+from ...models.places.sites import Site
 from ..dictionary import Dictionary, check_shapes
 from ..folds import Weights, fold_decoder_bias
 from .common import Overrides, read_torch, take

@@ -1,7 +1,7 @@
 """Training TopK and BatchTopK dictionaries: `train(config, stream, folder=...)`."""
 
+from ...jobs.interrupts import Interrupted
 from .config import TrainConfig
-from .interrupts import Interrupted
 from .trainer import Stream, train
 
 __all__ = ["Interrupted", "Stream", "TrainConfig", "train"]

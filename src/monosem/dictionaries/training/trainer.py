@@ -14,14 +14,14 @@ from torch import Tensor
 from ... import __version__
 from ...errors import BadInput, Mismatch
 from ...files import replacing_folder, writable_folder
+from ...jobs.checkpoints import Checkpoints
+from ...jobs.interrupts import Interrupted, Interrupts
+from ...jobs.journal import Health, Journal
 from ...progress import Meter
 from ..dictionary import Dictionary
-from .checkpoints import Checkpoints
 from .config import TrainConfig
 from .form import export
 from .forward import BEST_ON, FORWARDS, auxiliary_loss, reconstruction_loss
-from .interrupts import Interrupted, Interrupts
-from .journal import Health, Journal
 from .state import TrainingState
 
 Record = dict[str, float]

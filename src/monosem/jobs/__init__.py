@@ -1,0 +1,1 @@
+"""What long jobs share: checkpoints, interrupts, journals."""

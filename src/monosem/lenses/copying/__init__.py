@@ -1,0 +1,1 @@
+"""Heads that copy, and the concept and token lenses made of them."""

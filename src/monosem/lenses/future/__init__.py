@@ -1,0 +1,1 @@
+"""The future lens: linear maps and soft prompts."""

@@ -1,0 +1,1 @@
+"""Patchscopes: an activation read by putting it into another prompt."""

@@ -1,0 +1,1 @@
+"""One number a layer: entropy, token gap, languages, trajectories."""

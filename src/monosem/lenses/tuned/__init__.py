@@ -1,0 +1,1 @@
+"""The tuned lens: training, files, evaluation."""

@@ -1,0 +1,281 @@
+"""A row of the family table for an architecture that has none, found by what its modules do in one forward pass.
+
+transformers names the classes of blocks and attention modules (`_can_record_outputs`); who reads and writes what is
+seen in a trace: the norm whose output attention reads is ln1, the one that reads attention's output is a post-norm,
+the linear layer whose output is the module's output is the output projection, and so on. Nothing is taken on trust:
+the row is used only if the identities of `verifying.py` hold on the model itself, and the user is told.
+"""
+
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ...errors import UnknownName
+from ..places.families import LOGIT_STEPS, Family
+from .tracing import Call, is_linear, same, trace, widths
+
+_HOW = "add a row to monosem/models/places/families.py, or pass family=Family(...) to Model"
+
+
+class InferredFamily(UserWarning):
+    """A model type without a row is read through a row that was found by itself."""
+
+
+def infer(hf: PreTrainedModel) -> Family:
+    """A verified row for this model, with an `InferredFamily` warning that shows it.
+
+    Raises:
+        UnknownName: what could not be found, or which identity failed for the best row.
+    """
+    kind, failure = hf.config.model_type, ""
+    try:
+        candidates = list(_rows(hf))
+    except _NotFound as error:
+        raise UnknownName(
+            f"no family row for model type {kind!r}, and none could be inferred: {error}; {_HOW}"
+        ) from error
+    for row in candidates:
+        failure = _failed_identity(hf, row)
+        if not failure:
+            warnings.warn(
+                f"model type {kind!r} has no family row; reading it through an inferred one, which passed the "
+                f"identities: {shown(row)}. `monosem verify` prints the errors",
+                InferredFamily,
+                stacklevel=3,
+            )
+            return row
+    raise UnknownName(
+        f"no family row for model type {kind!r}, and the inferred one ({shown(row)}) fails: {failure}; {_HOW}"
+    )
+
+
+def shown(row: Family) -> str:
+    """What a row says beyond the defaults, as it is written in the table."""
+    plain = Family("", ())
+    said = {k: v for k, v in vars(row).items() if v != getattr(plain, k) and k not in ("name", "model_types")}
+    return f"Family({row.name!r}, {row.model_types!r}" + "".join(f", {k}={v!r}" for k, v in said.items()) + ")"
+
+
+def _failed_identity(hf: PreTrainedModel, row: Family) -> str:
+    from ..model import Model  # a model asks for its row, and rows are checked on a model
+    from .verify import verify
+
+    try:
+        found = verify(Model(hf, family=row, name=row.name), quick=True)
+    except (UnknownName, AttributeError, RuntimeError, TypeError, ValueError) as error:
+        return f"it cannot be read ({str(error).splitlines()[0]})"
+    bad = [f"'{r['identity']}' at {r['site']} (relative error {r['error']:.1g})" for r in found.rows if not r["ok"]]
+    return f"identity {', '.join(bad[:4])}{' and more' if len(bad) > 4 else ''}" if bad else ""
+
+
+class _NotFound(Exception):
+    """Which part was not found."""
+
+
+def _rows(hf: PreTrainedModel) -> Iterator[Family]:
+    """Rows that the trace allows: two where q, k and v are fused and both layouts have the right size."""
+    embedding: Any = hf.get_input_embeddings()
+    ids = torch.arange(6, device=embedding.weight.device)[None]
+    calls = trace(hf, ids)
+    layers = _layers(hf)
+    blocks = [c for c in calls if re.fullmatch(re.escape(layers) + r"\.\d+", c.path)]
+    if len(blocks) < hf.config.num_hidden_layers:
+        raise _NotFound(f"only {len(blocks)} of {hf.config.num_hidden_layers} blocks of {layers} were called")
+    row = Family(hf.config.model_type, (hf.config.model_type,), layers=layers, tuple_blocks=blocks[0].outputs > 1)
+    row = replace(row, **_ends(hf, calls, blocks), clip="clip_qkv" if hasattr(hf.config, "clip_qkv") else None)
+    row = replace(row, **_block(hf, calls, blocks[0]))
+    yield row
+    if row.fused:
+        yield replace(row, fused="interleaved")
+
+
+def _layers(hf: PreTrainedModel) -> str:
+    """The list of blocks: of the class that transformers records hidden states of, as long as the config says."""
+    recorded = _recorded(hf, "hidden_states")
+    for path, module in hf.named_modules():
+        whole = isinstance(module, nn.ModuleList) and len(module) == hf.config.num_hidden_layers > 0
+        if whole and (recorded is None or isinstance(module[0], recorded)):
+            return path
+    raise _NotFound("no list of blocks as long as config.num_hidden_layers")
+
+
+def _recorded(hf: PreTrainedModel, what: str) -> type | None:
+    table = getattr(hf, "_can_record_outputs", None) or getattr(hf.base_model, "_can_record_outputs", None) or {}
+    found = table.get(what)
+    found = found[0] if isinstance(found, list | tuple) and found else found
+    found = getattr(found, "target_class", found)
+    return found if isinstance(found, type) else None
+
+
+def _one(found: list[Call], what: str) -> Call:
+    if not found:
+        raise _NotFound(what)
+    return found[0]
+
+
+# ---------------------------------------------------------------------- before and after the blocks
+def _ends(hf: PreTrainedModel, calls: list[Call], blocks: list[Call]) -> dict[str, Any]:
+    embed = _one([c for c in calls if c.module is hf.get_input_embeddings()], "the token embedding was not called")
+    head = _one([c for c in calls if c.module is hf.get_output_embeddings()], "the unembedding was not called")
+    last = blocks[-1].made
+    norm = _one(
+        [c for c in calls if same(c.given, last) and same(c.made, head.given) and not list(c.module.children())],
+        "no norm between the last block and the unembedding",
+    )
+    logits = _one([c for c in calls if c.module is hf], "the model returns no logits").made
+    found: dict[str, Any] = {
+        "embed": embed.path,
+        "final_norm": norm.path,
+        "logit_steps": _logit_step(hf, head.made, logits),
+    }
+    first = blocks[0].given
+    if same(embed.made, first):
+        return found
+    for c in calls:
+        if (
+            isinstance(c.module, nn.Embedding)
+            and c is not embed
+            and same((embed.made + c.made).expand_as(first), first)
+        ):
+            return found | {"positions": c.path}
+    scale = _ratio(first, embed.made)
+    attribute = None if scale is None else _attribute(hf, lambda value: _close(value, scale))
+    if attribute is None:
+        raise _NotFound("what enters the first block is not the token embedding, with or without positions or a scale")
+    return found | {"embed_scale": attribute}
+
+
+def _logit_step(hf: PreTrainedModel, raw: Tensor, logits: Tensor) -> tuple[tuple[str, str], ...]:
+    if same(raw, logits):
+        return ()
+    for step, function in LOGIT_STEPS.items():
+        if name := _attribute(hf, lambda value, f=function: _near(f(raw, value), logits)):  # type: ignore[misc]
+            return ((step, name),)
+    raise _NotFound("what the model does to the logits after the unembedding")
+
+
+def _attribute(hf: PreTrainedModel, holds: Callable[[float], bool]) -> str | None:
+    """The first number of the config for which something holds; those that are called a scale before the others."""
+    named = sorted(vars(hf.config).items(), key=lambda item: not re.search(r"scal|mult|cap", item[0]))
+    for name, value in named:
+        if isinstance(value, int | float) and not isinstance(value, bool) and value and holds(float(value)):
+            return name
+    return None
+
+
+def _ratio(one: Tensor, other: Tensor) -> float | None:
+    """The constant c with one = c · other, None if there is none."""
+    a, b = one.double(), other.double()
+    c = float((a * b).sum() / (b * b).sum().clamp(min=1e-30))
+    return c if _near(c * b, a) else None
+
+
+def _near(one: Tensor, other: Tensor) -> bool:
+    worst = (one.double() - other.double()).abs().max()
+    return bool(worst <= (1e-4 if other.dtype in (torch.float32, torch.float64) else 2e-2) * other.abs().max())
+
+
+def _close(one: float, other: float) -> bool:
+    return abs(one - other) <= 1e-2 * abs(other)
+
+
+# ---------------------------------------------------------------------- a block
+def _block(hf: PreTrainedModel, calls: list[Call], block: Call) -> dict[str, Any]:
+    inside = [c for c in calls if c.within(block.path)]
+    children = [c for c in inside if "." not in (c.within(block.path) or ".")]
+    attention = _attention_of(hf, inside, children, block)
+    norms = [c for c in children if _is_norm(c.module)]
+    others = [c for c in children if c not in norms and c is not attention and list(c.module.children())]
+    others = [c for c in others if attention.within(c.path) is None]
+    if len(others) != 1:
+        names = ", ".join(str(c.within(block.path)) for c in others) or "none"
+        raise _NotFound(f"a block's one MLP module (candidates: {names})")
+    mlp = others[0]
+    found = _norm_roles(block, norms, attention, mlp)
+    found |= _attention(inside, attention) | _mlp(inside, mlp)
+    found |= {"attention": attention.within(block.path), "mlp": mlp.within(block.path)}
+    a, m = (_output_of(norms, c) for c in (attention, mlp))
+    scale = _ratio(block.made - block.given, a + m)
+    if scale is not None and not _close(scale, 1.0):
+        found["branch_scale"] = _attribute(hf, lambda value: _close(value, scale))
+    return found
+
+
+def _attention_of(hf: PreTrainedModel, inside: list[Call], children: list[Call], block: Call) -> Call:
+    recorded = _recorded(hf, "attentions")
+    if recorded is not None and (found := [c for c in inside if isinstance(c.module, recorded)]):
+        return found[0]
+    named = [c for c in children if "att" in str(c.within(block.path)) and list(c.module.children())]
+    return _one(named, f"no attention module in {block.path} ({type(block.module).__name__})")
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower() and not list(module.children())
+
+
+def _output_of(norms: list[Call], branch: Call) -> Tensor:
+    return next((n.made for n in norms if same(n.given, branch.made)), branch.made)
+
+
+def _norm_roles(block: Call, norms: list[Call], attention: Call, mlp: Call) -> dict[str, Any]:
+    """Roles by what the norms read and who reads them."""
+
+    def name(found: list[Call]) -> str | None:
+        return found[0].within(block.path) if found else None
+
+    into_mlp = [n for n in norms if same(n.made, mlp.given)]
+    read_by_mlp = into_mlp[0].given if into_mlp else mlp.given
+    return {
+        "ln1": name([n for n in norms if same(n.made, attention.given)]),
+        "ln2": name(into_mlp),
+        "attn_norm": name([n for n in norms if same(n.given, attention.made)]),
+        "mlp_norm": name([n for n in norms if same(n.given, mlp.made)]),
+        "parallel": same(read_by_mlp, block.given),
+    }
+
+
+def _attention(inside: list[Call], attention: Call) -> dict[str, Any]:
+    linears = [c for c in inside if c.within(attention.path) and is_linear(c.module)]
+    out = _one([c for c in linears if same(c.made, attention.made)], "attention's output projection")
+    reads = {str(c.within(attention.path)): c for c in linears if same(c.given, attention.given) and c is not out}
+    if len(reads) == 1:
+        name = next(iter(reads))
+        return {"q": name, "k": name, "v": name, "fused": "stacked", "out": out.within(attention.path)}
+    roles = {}
+    for role, pattern in (("q", r"(w?q$|q_|query)"), ("k", r"(w?k$|k_|key)"), ("v", r"(w?v$|v_|value)")):
+        named = [name for name in reads if re.match(pattern, name.rsplit(".", 1)[-1])]
+        if len(named) != 1:
+            raise _NotFound(f"one {role} projection that reads what attention reads (candidates: {', '.join(reads)})")
+        roles[role] = named[0]
+    return {**roles, "out": out.within(attention.path)}
+
+
+def _mlp(inside: list[Call], mlp: Call) -> dict[str, Any]:
+    parts = [c for c in inside if c.within(mlp.path)]
+    if routers := [c for c in parts if c.outputs == 3]:
+        return {"router": routers[0].within(mlp.path)}
+    linears = [c for c in parts if is_linear(c.module)]
+    down = _one([c for c in linears if same(c.made, mlp.made)], "the MLP's down projection")
+    reads = [c for c in linears if same(c.given, mlp.given)]
+    found: dict[str, Any] = {"down": down.within(mlp.path)}
+    width = widths(down.module)[0]
+    if len(reads) == 1:
+        name, wide = reads[0].within(mlp.path), widths(reads[0].module)[1]
+        if wide not in (width, 2 * width):
+            raise _NotFound(f"an MLP whose first layer is as wide as its second, or twice ({wide} and {width})")
+        return found | {"pre": name, "pre_linear": name if wide == 2 * width else None}
+    if len(reads) != 2:
+        raise _NotFound(f"an MLP with one or two layers that read its input, not {len(reads)}")
+    activated = [c for c in parts if not is_linear(c.module) and any(same(c.given, r.made) for r in reads)]
+    gates = [r for r in reads if any(same(c.given, r.made) for c in activated)] or [
+        r for r in reads if "gate" in r.path
+    ]
+    gate = _one(gates, "which of the MLP's two first layers is the gate")
+    up = reads[1 - reads.index(gate)]
+    return found | {"pre": gate.within(mlp.path), "pre_linear": up.within(mlp.path)}

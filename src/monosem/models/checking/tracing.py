@@ -1,0 +1,70 @@
+"""One forward pass with every module's input and output noted: what a model's modules do, whatever they are called."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..places.points import unwrap
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """A module's first tensor input, and its output (the first, where it returns several)."""
+
+    path: str
+    module: nn.Module
+    given: Tensor
+    made: Tensor
+    outputs: int  # 1 for a tensor, else the length of the tuple
+
+    def within(self, path: str) -> str | None:
+        """The path from `path` down to this module, None if it is not inside."""
+        return self.path[len(path) + 1 :] if self.path.startswith(f"{path}.") else None
+
+
+@torch.no_grad()
+def trace(hf: PreTrainedModel, ids: Tensor) -> list[Call]:
+    """The calls of all modules in the order in which they ended."""
+    calls: list[Call] = []
+    inputs: dict[nn.Module, Tensor] = {}
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
+        if given is not None:
+            inputs[module] = given.clone()
+
+    def after(module: nn.Module, args: tuple[Any, ...], output: Any, path: str) -> None:
+        several = isinstance(output, tuple)
+        made = unwrap(output) if isinstance(output, Tensor) or several or hasattr(output, "logits") else None
+        if isinstance(made, Tensor) and module in inputs:
+            calls.append(Call(path, module, inputs.pop(module), made.clone(), len(output) if several else 1))
+
+    handles = []
+    for path, module in hf.named_modules():
+        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(module.register_forward_hook(lambda m, a, o, path=path: after(m, a, o, path)))
+    try:
+        hf(ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Any kind of linear layer: packed and adapted ones keep the names of their sizes."""
+    return hasattr(module, "in_features") or type(module).__name__ == "Conv1D"
+
+
+def widths(module: Any) -> tuple[int, int]:
+    """Numbers of inputs and outputs of a linear layer."""
+    if type(module).__name__ == "Conv1D":
+        return tuple(module.weight.shape)  # type: ignore[return-value]
+    return module.in_features, module.out_features

@@ -1,0 +1,129 @@
+"""Weights from files, whole and finite, or a one-line error."""
+
+import contextlib
+import io
+import json
+import pickle
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedModel
+
+from ...errors import BadFile, BadInput
+
+# everything that transformers, safetensors, gguf and torch were seen to raise on damaged or unsuitable files
+_FILE_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    UnicodeDecodeError,
+    MemoryError,
+    EOFError,
+    struct.error,
+    SafetensorError,
+    json.JSONDecodeError,
+    pickle.UnpicklingError,
+)
+
+
+def load_weights(
+    loader: Any,
+    arguments: dict[str, Any],
+    name: str,
+    dtype: torch.dtype | None,
+    device: torch.device | None = None,
+    device_map: Any = None,
+) -> tuple[PreTrainedModel, list[str]]:
+    """`loader.from_pretrained(**arguments)` with every weight present and finite, and notes for the user.
+
+    Pickled weights are read by torch's restricted unpickler (transformers passes `weights_only=True`), which refuses
+    anything that could run code. `dtype=None` keeps the checkpoint's own.
+
+    Raises:
+        BadFile: missing, truncated, hostile or non-finite weights, or an architecture that transformers does not know.
+    """
+    if device_map is None and device is not None and device.type != "cpu":
+        device_map = {"": device}
+    try:
+        hf, report = loader.from_pretrained(
+            **arguments,
+            dtype="auto" if dtype is None else dtype,
+            device_map=device_map,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported, and refused below with the names
+        )
+    except ImportError as error:
+        raise BadInput(f"cannot load {name}: {one_line(error)}") from error
+    except _FILE_ERRORS as error:
+        raise BadFile(f"cannot load {name}: {explain(error)}") from error
+    lost = sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])])
+    if lost:  # transformers would go on with random numbers in their place
+        raise BadFile(f"cannot load {name}: {len(lost)} weights are missing or of another shape ({_some(lost)})")
+    check_finite(hf, name)
+    ignored = sorted(report["unexpected_keys"])
+    notes = [f"{len(ignored)} unused tensors in the file ({_some(ignored)})"] if ignored else []
+    return hf, notes
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def check_finite(module: nn.Module, name: str) -> None:
+    """Raises `BadFile` naming the first parameter that holds NaN or infinity.
+
+    A sum shows both (25 times faster than `isfinite` on every weight); a sum that overflowed by itself is looked into.
+    """
+    for key, parameter in module.named_parameters():
+        if parameter.is_meta or not parameter.is_floating_point():
+            continue
+        if not torch.isfinite(parameter.sum(dtype=torch.float32)) and not torch.isfinite(parameter).all():
+            bad = int((~torch.isfinite(parameter)).sum())
+            raise BadFile(f"{name} has {bad} NaN or infinite values in {key}; the file is damaged or training diverged")
+
+
+def explain(error: BaseException) -> str:
+    """One line for the user, in plain words for the causes that are known."""
+    text = f"{type(error).__name__} {error}"
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in text or "Unsupported global" in text:
+        return "its pickled weights hold more than tensors and could run code; ask for a safetensors version"
+    if isinstance(error, SafetensorError) or ("safetensor" in text.lower() and "header" in text.lower()):
+        return f"a safetensors file is truncated or damaged ({one_line(error)}); download it again"
+    if isinstance(error, struct.error | IndexError | EOFError) or "reshape" in text or "buffer" in text:
+        return f"the file is truncated or damaged ({one_line(error)}); download it again"
+    if "gated repo" in text:
+        return "its licence must be accepted on its page at the Hub first; then run `hf auth login`"
+    return one_line(error)
+
+
+def one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def hushed(quiet: bool = True) -> Iterator[None]:
+    """Without the progress bars and warnings of transformers (some bars go to stderr whatever its settings say)."""
+    if not quiet:
+        yield
+        return
+    logging = transformers.utils.logging
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

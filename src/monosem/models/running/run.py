@@ -1,0 +1,243 @@
+"""One forward pass: capture sites, apply edits, stop early, start late, keep gradients."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ...errors import BadInput
+from ...progress import Meter
+from ..places.sites import Site, SiteLike, sites_of
+from ..tokens import TokenBatch
+from .budget import estimate, rows_that_fit
+from .result import Run
+from .selection import Kept, Positions
+from .session import EditLike, Moment, Session, Stop
+
+if TYPE_CHECKING:
+    from ..model import Model
+
+Start = tuple[SiteLike, Float[Tensor, "batch pos d_model"]]
+
+
+def run(
+    model: "Model",
+    x: Any,
+    capture: Iterable[SiteLike] | SiteLike = (),
+    edits: EditLike | Iterable[EditLike] = (),
+    logits: bool | Literal["last"] = True,
+    start: Start | None = None,
+    grad: bool = False,
+    positions: Positions | None = None,
+    heads: int | Sequence[int] | None = None,
+    memory: str | int | None = None,
+) -> Run:
+    """One forward pass. Only what is named is kept, and no hook stays behind.
+
+    Args:
+        x: text, list of texts, token ids, or a `TokenBatch`. No token is added that the tokenizer does not add itself.
+        capture: sites to keep, after the edits at that site.
+        edits: applied in the given order, after those of `model.editing(...)`.
+        logits: True for all positions, "last" for the last real token of each row (cheaper), False to stop the pass
+            right after the last captured site.
+        start: `("resid_pre.7", h)` skips the blocks before 7 and runs on from h, `batch pos d_model`. The tokens are
+            still needed: they give mask and positions. Edits of `model.editing(...)` that lie before it are left out.
+        grad: keep the graph, so that `torch.autograd.grad(metric, run[site])` works for every captured site.
+        positions: token positions that captured sites keep, cut out inside the hook: an index (0 is a row's first
+            real token, negative counts from its end), a list, a slice or "last". The axis stays, also for one. At
+            scores and patterns these are the queries.
+        heads: heads that captured sites with heads keep; at k, v and rot_k the kv head that each of them reads.
+        memory: such as "4GB": run as few rows at a time as keep what is captured and one pass under this size,
+            estimated from shapes. The result is that of one pass.
+
+    Raises:
+        UnknownName: a site that the model does not have.
+        EditDidNotFire: an edit that reached no token.
+        SiteDidNotFire: a compiled or replaced forward goes past a captured site.
+        BadInput: empty or over-long prompts, ids outside the vocabulary; a start of the wrong shape, or sites and edits
+            before it; positions or heads that are not there; a memory budget that a single row exceeds, or edits that
+            cannot be split by rows.
+    """
+    if model.device.type == "meta":
+        raise BadInput(f"{model.name} was freed: load it again")
+    tokens = model.tokens(x).to(model.device)
+    sites, all_edits = [model.site(s) for s in sites_of(capture)], _edits(model, edits)
+    if logits is False and not sites:
+        raise BadInput("nothing to run for: capture a site or ask for logits")
+    if start is not None:
+        all_edits = _from_start(model, start, sites, all_edits)
+    kept = Kept.of(model, tokens, positions, heads)
+    if grad and (kept or memory is not None):
+        raise BadInput("gradients need whole activations of all rows: leave out positions=, heads= and memory=")
+
+    rows = len(tokens)
+    if memory is not None:
+        rows = rows_that_fit(estimate(model, tokens, sites, kept, logits), len(tokens), memory)
+    if rows < len(tokens):
+        _check_splittable(all_edits)
+    passes = _Passes(model, tokens, sites, all_edits, logits, start, grad, kept)
+    out, captured = passes(None) if rows == len(tokens) else _gathered(passes, len(tokens), rows)
+    passes.check_fired()
+    return Run(model, tokens, out, captured, kept.columns, kept.heads)
+
+
+def _edits(model: "Model", given: EditLike | Iterable[EditLike]) -> list[EditLike]:
+    """Those of `model.editing(...)`, then the given ones, at sites that the model has."""
+    found = [*model.ambient_edits, *([given] if hasattr(given, "apply") else given)]  # type: ignore[list-item]
+    for edit in found:
+        model.site(edit.site)
+    return found
+
+
+def _from_start(model: "Model", start: Start, sites: Iterable[Site], edits: list[EditLike]) -> list[EditLike]:
+    """The edits that a pass from this start comes by. Refuses captures and edits of blocks that are skipped."""
+    first, ambient = model.site(start[0]), {id(edit) for edit in model.ambient_edits}
+
+    def skipped(site: Site) -> bool:
+        return None not in (site.layer, first.layer) and site.layer < first.layer  # type: ignore[operator]
+
+    late = [edit for edit in edits if not (id(edit) in ambient and skipped(model.site(edit.site)))]
+    for site in [*sites, *(model.site(edit.site) for edit in late)]:
+        if skipped(site):
+            raise BadInput(f"{site} lies before the start at {first}, so it is not computed: start earlier")
+    return late
+
+
+@dataclass
+class _Passes:
+    """Forward passes over some or all rows of one batch."""
+
+    model: "Model"
+    tokens: TokenBatch
+    sites: list[Site]
+    edits: list[EditLike]
+    logits: bool | Literal["last"]
+    start: Start | None
+    grad: bool
+    kept: Kept
+    fired: set[int] = field(default_factory=set)
+    check_fired: Callable[[], None] = field(init=False)
+
+    def __call__(self, rows: slice | None) -> tuple[Tensor | None, dict[Site, Tensor]]:
+        tokens, start, kept = self.tokens, self.start, self.kept
+        if rows is not None:  # no trimming of columns: the parts are put together again
+            tokens, kept = TokenBatch(tokens.ids[rows], tokens.mask[rows]), kept.rows(rows)
+            start = None if start is None else (start[0], start[1][rows])
+        session = Session(
+            self.model, self.sites, self.edits, stop=self.logits is False, grad=self.grad, keep=kept if kept else None
+        )
+        session.moment = moment(tokens, tokens.lengths, column=0)
+        session.moment.rows, session.moment.batch = rows, len(self.tokens)
+        session.fired = self.fired  # an edit of one row fires in one of the passes
+        out = None
+        late, last = starting(self.model, start, tokens), last_only(self.model, tokens, self.logits)
+        with torch.set_grad_enabled(self.grad), session, late, last, suppress(Stop):
+            out = self.model.hf(**inputs(tokens), use_cache=False).logits
+        session.check_captured()
+        self.check_fired = session.check_fired
+        return (out[:, 0] if out is not None and self.logits == "last" else out), session.captured
+
+
+def _gathered(passes: _Passes, total: int, rows: int) -> tuple[Tensor | None, dict[Site, Tensor]]:
+    """The passes over `rows` rows at a time as one result: each part is copied to its place, none is held twice."""
+    whole: dict[Site | None, Tensor] = {}
+    with Meter("run", total, "rows") as meter:
+        for first in range(0, total, rows):
+            part = slice(first, min(first + rows, total))
+            out, captured = passes(part)
+            found = captured | ({} if out is None else {None: out})  # type: ignore[dict-item]
+            for site, value in found.items():
+                if site not in whole:
+                    whole[site] = value.new_empty((total, *value.shape[1:]))
+                whole[site][part] = value
+            del out, captured, found, value
+            meter.advance(part.stop - part.start)
+    return whole.pop(None, None), whole  # type: ignore[return-value]
+
+
+def _check_splittable(edits: Iterable[EditLike]) -> None:
+    for edit in edits:
+        if not getattr(edit, "by_row", False):
+            raise BadInput(
+                f"memory= splits the rows, and {edit} may need all of them at once: declare it by_row=True if it "
+                "treats every row alone, raise memory=, or give fewer rows"
+            )
+
+
+def moment(tokens: TokenBatch, prompt_lengths: Tensor, column: int) -> Moment:
+    """The moment of the chunk of `tokens` that begins at `column`."""
+    part = slice(column, None)
+    return Moment(tokens.mask[:, part], tokens.positions[:, part], prompt_lengths, column, tokens.ids[:, part])
+
+
+def inputs(tokens: TokenBatch, column: int = 0) -> dict[str, Tensor]:
+    """Model inputs for the columns from `column` on (earlier ones are in the cache).
+
+    Mask and positions go along whenever there is padding: transformers numbers positions from the left edge, padding
+    included, which is wrong for learned positions. Without padding its own defaults are right, and faster.
+    """
+    given = {"input_ids": tokens.ids[:, column:]}
+    if tokens.padded:
+        given |= {"attention_mask": tokens.mask.long(), "position_ids": tokens.positions[:, column:]}
+    return given
+
+
+@contextmanager
+def starting(model: "Model", start: Start | None, tokens: TokenBatch) -> Iterator[None]:
+    """Blocks before the start hand their input on; the start block is given h. Masks and rotations stay native."""
+    if start is None:
+        yield
+        return
+    site, hidden = model.site(start[0]), start[1]
+    expected = (*tokens.ids.shape, model.cfg.d_model)
+    if site.name != "resid_pre":
+        raise BadInput(f"a run can start at resid_pre.L, not at {site}")
+    if tuple(hidden.shape) != expected:
+        raise BadInput(f"start at {site} needs shape {expected}, got {tuple(hidden.shape)}")
+    assert site.layer is not None
+    blocks = model.blocks
+    given = blocks[site.layer].register_forward_pre_hook(
+        lambda _, args: (hidden.to(model.device, model.dtype), *args[1:]), prepend=True
+    )
+    own = [block.__dict__.get("forward") for block in blocks[: site.layer]]
+    for block in blocks[: site.layer]:
+        block.forward = _passed_on_in_a_tuple if model.family.tuple_blocks else _passed_on
+    try:
+        yield
+    finally:
+        given.remove()
+        for block, forward in zip(blocks, own):
+            if forward is None:
+                del block.forward
+            else:
+                block.forward = forward
+
+
+def _passed_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return hidden_states
+
+
+def _passed_on_in_a_tuple(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+    return hidden_states, None
+
+
+@contextmanager
+def last_only(model: "Model", tokens: TokenBatch, logits: bool | Literal["last"]) -> Iterator[None]:
+    """Let the unembedding see the last real token of each row only; soft caps and scales stay native."""
+    if logits != "last":
+        yield
+        return
+    rows = torch.arange(len(tokens), device=model.device)
+
+    def gather(module: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
+        return (args[0][rows, tokens.last][:, None],)
+
+    handle = model.hf.get_output_embeddings().register_forward_pre_hook(gather)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,1 @@
+"""TransformerLens's calls and names, on native models."""

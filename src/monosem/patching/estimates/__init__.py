@@ -1,0 +1,1 @@
+"""First-order estimates of sweeps, and their comparison with the exact sweep."""

@@ -1,0 +1,1 @@
+"""The localisation job: sweep, noising check, heads, backups, one report."""

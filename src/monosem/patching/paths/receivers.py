@@ -1,0 +1,126 @@
+"""Runs in which receivers read a changed stream and everything else reads its own: the last step of path patching."""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ...edits import Edit
+from ...models import Moment, Site
+from .branches import projections, wide
+from .nodes import Node, NodeSet
+from .senders import Stage, Streams
+
+# what a receiver does with its changed input: one tensor for all sender sets, `sets batch pos ...`
+Recorded = dict[Node, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """Reads stages and keeps what the receivers make of them: their q, k, v, MLP output, or last stream."""
+
+    streams: Streams
+    nodes: frozenset[Node]
+    found: Recorded = field(default_factory=dict)
+
+    def take(self, stage: Stage) -> None:
+        model, streams = self.streams.model, self.streams
+        mine = [node for node in self.nodes if node.layer == stage.layer]
+        if stage.layer is None:
+            rows = torch.arange(stage.pre.shape[1], device=stage.pre.device)
+            for node in mine:
+                self.found[node] = streams.resid_pre[-1][rows, streams.last] + stage.pre[:, rows, streams.last]
+            return
+        stream = (streams.resid_pre[stage.layer] + stage.pre).to(model.dtype).flatten(0, 1)
+        heads = projections(model, stage.layer, {node.kind for node in mine if node.kind != "mlp_in"}, stream)
+        for node in mine:
+            if node.kind == "mlp_in":
+                self.found[node] = streams.mlp_change(stage.layer, stage.mid)
+            else:
+                value = heads[node.kind][..., node.head, :]
+                self.found[node] = value.unflatten(0, stage.pre.shape[:2]).clone()
+
+    def keep(self, nodes: Collection[Node]) -> None:
+        """Forget what the other receivers recorded."""
+        for node in [node for node in self.found if node not in nodes]:
+            del self.found[node]
+
+
+@dataclass(frozen=True, eq=False)
+class Passage:
+    """A sender set (its number among those recorded) and the receivers that read it."""
+
+    sender: int
+    receiver: NodeSet
+
+
+def logits_of(streams: Streams, recorded: Recorded, passages: Sequence[Passage]) -> Float[Tensor, "cells batch vocab"]:
+    """Logits after the last token of base runs with the receivers changed, one for each passage.
+
+    All must begin in the same layer.
+    """
+    model, first = streams.model, passages[0].receiver.nodes[0]
+    if first.kind == "logits":
+        return model.unembed(torch.stack([recorded[first][one.sender] for one in passages]))
+    if all(node.kind == "mlp_in" and node.layer == first.layer for one in passages for node in one.receiver.nodes):
+        changes = torch.stack([recorded[one.receiver.nodes[0]][one.sender] for one in passages])
+        return _from(streams, int(first.layer or 0) + 1, changes)
+    layer = min(int(node.layer or 0) for one in passages for node in one.receiver.nodes)
+    none = torch.zeros((), dtype=wide(model), device=model.device)
+    return _from(
+        streams, layer, none.expand(len(passages), *streams.resid_pre[layer].shape), _edits(streams, recorded, passages)
+    )
+
+
+def _from(
+    streams: Streams,
+    layer: int,
+    change: Float[Tensor, "cells batch pos d_model"],
+    edits: Sequence[Edit] = (),
+) -> Float[Tensor, "cells batch vocab"]:
+    """Base runs from the input of a block on, with a change of the stream there."""
+    stream = (streams.resid_pre[layer] + change).to(streams.model.dtype)
+    if layer < streams.model.cfg.n_layers:
+        return streams.prefix.run(layer, stream, edits)
+    rows = torch.arange(stream.shape[1], device=stream.device)
+    return streams.model.unembed(stream[:, rows, streams.last])
+
+
+def _edits(streams: Streams, recorded: Recorded, passages: Sequence[Passage]) -> list[Edit]:
+    """One edit for each site in which some passage has a receiver."""
+    places: dict[Site, list[tuple[int, Node]]] = {}
+    for row, one in enumerate(passages):
+        for node in one.receiver.nodes:
+            name = "mlp_out" if node.kind == "mlp_in" else node.kind
+            places.setdefault(Site(name, node.layer), []).append((row, node))
+    edits = []
+    for site, entries in places.items():
+        rows = torch.tensor([row for row, _ in entries], device=streams.model.device)
+        values = torch.stack([recorded[node][passages[row].sender] for row, node in entries])
+        if site.name == "mlp_out":
+            fn = _whole(rows, values + streams.mlp_out[int(site.layer or 0)], len(passages))
+        else:
+            heads = torch.tensor([node.head for _, node in entries], device=rows.device)
+            fn = _heads(rows, heads, values, len(passages))
+        edits.append(Edit(site, fn, "path"))
+    return edits
+
+
+def _heads(rows: Tensor, heads: Tensor, values: Tensor, count: int) -> Callable[[Tensor, Moment], Tensor]:
+    def fn(x: Tensor, moment: Moment) -> Tensor:
+        new = x.clone().unflatten(0, (count, -1))
+        new[rows, :, :, heads] = values.to(x.dtype)  # rows and heads are one index: n batch pos d_head
+        return new.flatten(0, 1)
+
+    return fn
+
+
+def _whole(rows: Tensor, values: Tensor, count: int) -> Callable[[Tensor, Moment], Tensor]:
+    def fn(x: Tensor, moment: Moment) -> Tensor:
+        new = x.clone().unflatten(0, (count, -1))
+        new[rows] = values.to(x.dtype)
+        return new.flatten(0, 1)
+
+    return fn

@@ -1,0 +1,1 @@
+"""Causal scrubbing: hypotheses tested by resampling."""

@@ -1,0 +1,148 @@
+"""Hypotheses for causal scrubbing: claims that a place carries a feature of the prompt, computed from other places."""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...data import TokenPairs
+from ...errors import BadInput
+from ...models import Model, Site, SiteLike
+from ..cells import Position, index_of
+
+Feature = Callable[[Any], Hashable]
+Inputs = Sequence["Claim"] | Mapping[str, Sequence["Claim"]]
+
+STREAM = ("resid_pre", "resid_mid", "resid_post")
+BRANCHES = ("z", "attn_out", "mlp_out")
+HEAD_INPUTS = ("q", "k", "v")
+
+
+@dataclass(frozen=True, eq=False)
+class Claim:
+    """A place, the feature of the prompt that it is said to carry, and what it is said to compute it from.
+
+    Attributes:
+        site: "z.L" (with a head), "attn_out.L", "mlp_out.L", a residual site, or "embed" (what enters the first block).
+        feature: function of an example; prompts with an equal value are interchangeable here. None: only the prompt
+            itself is, so nothing is resampled.
+        inputs: what it reads, as claims; every other place is random. For a head also {"q": ..., "k": ..., "v": ...},
+            claims for each of its three inputs. None: everything it reads comes from the one drawn prompt.
+        head: for z. positions: token indices, or spans that lie alike in all prompts; None for all.
+        name: shown in tables; default: the place.
+    """
+
+    site: SiteLike
+    feature: Feature | None = None
+    inputs: Inputs | None = None
+    head: int | None = None
+    positions: Sequence[Position] | Position | None = None
+    name: str = ""
+
+    def __str__(self) -> str:
+        if self.name:
+            return self.name
+        at = "" if self.positions is None else f" at {self.positions}"
+        return f"{place(self)}{'' if self.head is None else f' head {self.head}'}{at}"
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """What the answer is said to be computed from; everything else is said not to matter."""
+
+    inputs: Sequence[Claim] = ()
+
+    def claims(self) -> list[tuple[str, Claim]]:
+        """Every claim with its path from the answer, as the tree has it."""
+        found: list[tuple[str, Claim]] = []
+
+        def walk(inputs: Inputs, path: str) -> None:
+            for key, claims in _by_input(inputs).items():
+                for claim in claims:
+                    here = f"{path} < {f'{key} ' if key else ''}{claim}"
+                    found.append((here, claim))
+                    walk(claim.inputs or (), here)
+
+        walk(self.inputs, "answer")
+        return found
+
+
+def place(claim: Claim) -> Site:
+    """The claim's site; "embed" means everything that enters the first block (positions included)."""
+    site = Site.parse(claim.site)
+    return Site("resid_pre", 0) if site.name == "embed" else site
+
+
+def _by_input(inputs: Inputs | None) -> dict[str, Sequence[Claim]]:
+    """Claims by the head's input that they feed; one entry without a name where it is not said."""
+    return dict(inputs) if isinstance(inputs, Mapping) else {"": inputs or ()}
+
+
+def written_at(site: Site) -> int:
+    """Where along the stream a site's value is there: 4 steps a layer (input, attention, middle, MLP)."""
+    return 4 * (site.layer or 0) + {"resid_pre": 0, "resid_mid": 2, "mlp_out": 3, "resid_post": 4}.get(site.name, 1)
+
+
+def read_at(model: Model, site: Site) -> int:
+    """Where along the stream a site's module reads; MLPs of parallel blocks read the block's input."""
+    late = site.name == "mlp_out" and not model.parallel
+    return written_at(site) if site.name in STREAM else 4 * (site.layer or 0) + (2 if late else 0)
+
+
+def positions_of(claim: Claim, pairs: TokenPairs) -> list[int] | slice:
+    """Token indices of a claim, the same in every prompt.
+
+    Raises:
+        BadInput: a span that lies elsewhere in some prompts. UnknownName: no such span.
+    """
+    if claim.positions is None:
+        return slice(None)
+    given = [claim.positions] if isinstance(claim.positions, int | str) else list(claim.positions)
+    found: list[int] = []
+    for position in given:
+        places = {index_of(position, pairs, row) for row in range(len(pairs))}
+        if len(places) > 1:
+            raise BadInput(
+                f"{claim}: {position!r} lies at different tokens in different prompts; use prompts of one form"
+            )
+        found += places
+    return sorted(set(found))
+
+
+def check_claims(model: Model, hypothesis: Hypothesis, pairs: TokenPairs) -> None:
+    """Raises `BadInput` or `UnknownName` for claims that cannot be computed; names the claim."""
+    for path, claim in hypothesis.claims():
+        site = model.site(place(claim))
+        if site.name not in (*STREAM, *BRANCHES):
+            raise BadInput(f"{path}: claims are about {', '.join((*BRANCHES, *STREAM))} or embed, not {site}")
+        if claim.head is not None and (site.name != "z" or not 0 <= claim.head < model.cfg.n_heads):
+            raise BadInput(f"{path}: a head goes with z, and there are 0 to {model.cfg.n_heads - 1}")
+        if isinstance(claim.inputs, Mapping) and (site.name != "z" or not set(claim.inputs) <= set(HEAD_INPUTS)):
+            raise BadInput(f"{path}: inputs by name are q, k and v of a z claim")
+        for claims in _by_input(claim.inputs).values():
+            _check_inputs(model, path, claims, read_at(model, site), site.name in STREAM, pairs)
+    _check_inputs(model, "answer", hypothesis.inputs, 4 * model.cfg.n_layers, False, pairs)
+
+
+def _check_inputs(
+    model: Model, path: str, claims: Sequence[Claim], read: int, strictly: bool, pairs: TokenPairs
+) -> None:
+    taken: set[tuple[Site, int | None, int]] = set()
+    for claim in claims:
+        site = model.site(place(claim))
+        if written_at(site) + strictly > read:
+            raise BadInput(f"{path} cannot read {claim}: it is computed later")
+        heads = (
+            range(model.cfg.n_heads)
+            if site.name == "attn_out" or (site.name == "z" and claim.head is None)
+            else [claim.head]
+        )
+        whole = Site("z", site.layer) if site.name == "attn_out" else site
+        at = positions_of(claim, pairs)
+        own = {
+            (whole, head, position)
+            for head in heads
+            for position in (range(int(pairs.clean.lengths[0])) if isinstance(at, slice) else at)
+        }
+        if own & taken:
+            raise BadInput(f"{path} reads {claim}, which another of its inputs covers as well")
+        taken |= own

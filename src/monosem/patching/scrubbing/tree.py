@@ -1,0 +1,200 @@
+"""The tree of a hypothesis, computed: which prompts stand in for which, and what each claim is then worth."""
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ...data import TokenPairs
+from ...edits import patch
+from ...errors import BadInput
+from ...models import Model, Site
+from ...models.places.points import point
+from ..paths.branches import added, mlp_write, projections
+from .hypothesis import HEAD_INPUTS, STREAM, Claim, Hypothesis, place, positions_of, read_at
+
+Refs = Int[Tensor, "rows"]  # for each row, the number of a prompt
+Stream = Float[Tensor, "rows pos d_model"]
+RUN_ROWS = 32  # prompts that run together for the plain activations
+
+
+class Draws:
+    """Which prompts stand in for which, and how often a prompt stood in for itself."""
+
+    def __init__(self, examples: Sequence[Any], seed: int):
+        self.examples = examples
+        self.generator = torch.Generator().manual_seed(seed)
+        self.groups: dict[int, dict[Hashable, list[int]]] = {}
+        self.values: dict[int, list[Hashable]] = {}
+        self.same: dict[int, list[float]] = defaultdict(list)
+
+    def anything(self, rows: int) -> Refs:
+        """A random prompt for each row."""
+        return torch.randint(0, len(self.examples), (rows,), generator=self.generator)
+
+    def agreeing(self, claim: Claim, refs: Refs) -> Refs:
+        """For each row a random prompt that agrees with the row's on the claim's feature."""
+        if claim.feature is None:
+            return refs
+        groups = self._groups(claim)
+        share = torch.rand(len(refs), generator=self.generator).tolist()
+        values = self.values[id(claim)]
+        mates = [groups[values[ref]] for ref in refs.tolist()]
+        drawn = torch.tensor([group[int(part * len(group))] for group, part in zip(mates, share)])
+        self.same[id(claim)].append(float((drawn == refs).double().mean()))
+        return drawn
+
+    def _groups(self, claim: Claim) -> dict[Hashable, list[int]]:
+        assert claim.feature is not None
+        if id(claim) not in self.groups:
+            values = [claim.feature(example) for example in self.examples]
+            groups: dict[Hashable, list[int]] = defaultdict(list)
+            for number, value in enumerate(values):
+                try:
+                    groups[value].append(number)
+                except TypeError as error:
+                    raise BadInput(f"the feature of {claim} gives {value!r}, which is not hashable") from error
+            self.groups[id(claim)], self.values[id(claim)] = groups, values
+        return self.groups[id(claim)]
+
+    def table(self, hypothesis: Hypothesis) -> pd.DataFrame:
+        rows = []
+        for path, claim in hypothesis.claims():
+            sizes = [1] * len(self.examples)
+            if claim.feature is not None:
+                sizes = [len(group) for group in self._groups(claim).values()]
+            same = self.same.get(id(claim), [1.0])
+            rows.append(
+                {
+                    "claim": path,
+                    "resampled": claim.feature is not None,
+                    "values": len(sizes),
+                    "largest_group": max(sizes),
+                    "same_prompt": sum(same) / len(same),
+                }
+            )
+        return pd.DataFrame(rows, columns=["claim", "resampled", "values", "largest_group", "same_prompt"])
+
+
+class Tree:
+    """Values of claims, for rows that each stand for one prompt.
+
+    Attributes:
+        plain: every branch's activation on every prompt, and what enters the first block, `prompts pos ...`.
+        logits: the model's own, after the last token, `prompts vocab`.
+    """
+
+    def __init__(self, model: Model, pairs: TokenPairs, draws: Draws, each: bool):
+        self.model, self.pairs, self.draws, self.each = model, pairs, draws, each
+        layers = range(model.cfg.n_layers)
+        sites = [
+            Site("resid_pre", 0),
+            *(Site(name, layer) for name in ("z", "attn_out", "mlp_out") for layer in layers),
+        ]
+        runs = [
+            model.run(pairs.clean[slice(first, first + RUN_ROWS)], capture=sites, logits="last")
+            for first in range(0, len(pairs), RUN_ROWS)
+        ]
+        self.plain = {site: torch.cat([run[site] for run in runs]) for site in sites}
+        self.logits: Tensor = torch.cat([run.logits for run in runs])  # type: ignore[misc]
+
+    def answer(self, inputs: Sequence[Claim], refs: Refs, random: Refs) -> Float[Tensor, "rows vocab"]:
+        """Logits after the last token, computed from the inputs."""
+        stream = self.stream(4 * self.model.cfg.n_layers, inputs, refs, random)
+        return self.model.unembed(stream[:, -1])
+
+    def value(self, claim: Claim, refs: Refs) -> Tensor:
+        """The claimed place's activation for each row, `rows pos ...` (all positions, for z all heads)."""
+        drawn = self.draws.agreeing(claim, refs)
+        site = place(claim)
+        if claim.inputs is None:
+            return (
+                self.plain[site][drawn]
+                if site in self.plain
+                else self.stream(read_at(self.model, site), (), drawn, drawn)
+            )
+        if isinstance(claim.inputs, Mapping):
+            return self._head(site, claim.inputs, drawn)
+        stream = self.stream(read_at(self.model, site), claim.inputs, drawn, self.draws.anything(len(refs)))
+        if site.name in STREAM:
+            return stream
+        if site.name == "mlp_out":
+            assert site.layer is not None
+            return mlp_write(self.model, site.layer, stream)
+        return self._run(site, stream)
+
+    def stream(self, until: int, inputs: Sequence[Claim], refs: Refs, random: Refs) -> Stream:
+        """The residual stream at a depth (`claims.read_at`): claimed places have their values, the others are random.
+
+        Args:
+            random: the prompt of all places that are not claimed, unless each draws its own.
+        """
+        claimed: dict[Site, list[tuple[Claim, Tensor]]] = defaultdict(list)
+        for claim in inputs:
+            claimed[place(claim)].append((claim, self.value(claim, refs)))
+        own = self.each and random is not refs  # a leaf's stream is that of one prompt
+        pick = (lambda: self.draws.anything(len(refs))) if own else (lambda: random)
+
+        def given(name: str, layer: int, otherwise: Callable[[], Tensor]) -> Tensor:
+            return self._written(otherwise(), claimed.get(Site(name, layer), ()))
+
+        model = self.model
+        hidden = self.plain[Site("resid_pre", 0)][pick()]
+        for layer in range(model.cfg.n_layers):
+            hidden = given("resid_pre", layer, lambda: hidden)  # noqa: B023
+            if until == 4 * layer:
+                return hidden
+            heads = claimed.get(Site("z", layer), ())
+            attention = given("attn_out", layer, lambda: self._attention(layer, heads, pick, own))  # noqa: B023
+            hidden = given("resid_mid", layer, lambda: hidden + attention)  # noqa: B023
+            if until == 4 * layer + 2:
+                return hidden
+            mlp = given("mlp_out", layer, lambda: self.plain[Site("mlp_out", layer)][pick()])  # noqa: B023
+            hidden = given("resid_post", layer, lambda: hidden + mlp)  # noqa: B023
+        return hidden
+
+    def _attention(
+        self, layer: int, heads: Sequence[tuple[Claim, Tensor]], pick: Callable[[], Refs], own: bool
+    ) -> Float[Tensor, "rows pos d_model"]:
+        """What attention adds: claimed heads have their values."""
+        if not heads and not own:
+            return self.plain[Site("attn_out", layer)][pick()]
+        site = Site("z", layer)
+        if own:
+            z = torch.stack([self.plain[site][pick()][:, :, head] for head in range(self.model.cfg.n_heads)], 2)
+        else:
+            z = self.plain[site][pick()]
+        z = self._written(z, heads)
+        return added(self.model, layer, "attn", point(self.model, site).module(z.flatten(-2)))
+
+    def _written(self, x: Tensor, claims: Sequence[tuple[Claim, Tensor]]) -> Tensor:
+        if not claims:
+            return x
+        x = x.clone()
+        for claim, value in claims:
+            at = positions_of(claim, self.pairs)
+            where = (slice(None), at) if claim.head is None else (slice(None), at, claim.head)
+            x[where] = value[where].to(x.dtype)
+        return x
+
+    def _head(self, site: Site, inputs: Mapping[str, Sequence[Claim]], drawn: Refs) -> Tensor:
+        """z from queries, keys and values that each read their own stream."""
+        assert site.layer is not None
+        edits, stream = [], None
+        for kind in HEAD_INPUTS:
+            random = self.draws.anything(len(drawn))
+            stream = self.stream(4 * site.layer, inputs.get(kind, ()), drawn, random)
+            projected = projections(self.model, site.layer, {kind}, stream)[kind]
+            edits.append(patch(Site(kind, site.layer), projected))
+        assert stream is not None
+        return self._run(site, stream, edits)
+
+    def _run(self, site: Site, stream: Stream, edits: Sequence[Any] = ()) -> Tensor:
+        """The site in its native layer, when the layer reads `stream`."""
+        tokens = self.pairs.clean[[0] * len(stream)]  # only their number counts: the stream is given
+        start = (Site("resid_pre", site.layer), stream)
+        return self.model.run(tokens, capture=site, edits=edits, logits=False, start=start)[site]

@@ -1,0 +1,1 @@
+"""Sets of cells patched together, and what that says: evidence, backups."""

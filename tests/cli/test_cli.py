@@ -1,0 +1,553 @@
+"""The command line as a user drives it: help, results against the library, bad input, Ctrl-C and resume, pipes."""
+
+import json
+import os
+import pickle
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from typer.main import get_command
+from typer.testing import CliRunner, Result
+
+import monosem
+from monosem.cli import app
+from monosem.cli.output import cell, plain
+from monosem.cli.steering import numbers
+from monosem.dictionaries import Dictionary, Weights, load_dictionary
+from monosem.errors import BadInput
+from tiny import tiny_hf, tiny_tokenizer
+
+SITE, WIDTH = "resid_post.1", 64
+HAPPY = [f"the {who} is happy and good" for who in ("cat", "dog", "man", "woman", "child", "moon")]
+SAD = [line.replace("happy and good", "sad and bad") for line in HAPPY]
+CONCEPT = {
+    "name": "feeling",
+    "positive": HAPPY,
+    "negative": SAD,
+    "test": ["the man was", "she is", "a house"],
+    "control": ["three four five", "one two"],
+    "candidates": 4,
+    "doses": [0.5, 1.0],
+    "random_latents": 4,
+    "random_continuations": 3,
+    "max_new_tokens": 8,
+}
+
+
+def save_model(folder: Path, **overrides: Any) -> Path:
+    tiny_hf("llama", **overrides).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def make_dictionary(model: Path | str, d: int = 32) -> Dictionary:
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randn(WIDTH, d, generator=draw)
+    rows = rows / rows.norm(dim=1, keepdim=True)
+    weights = Weights(rows.T.clone(), torch.zeros(WIDTH), rows, torch.zeros(d))
+    return Dictionary(weights, "topk", k=4, site=SITE, model_name=str(model), name="sae")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, a dictionary of it, text, prompts and a concept; do not write to what is there."""
+    folder = tmp_path_factory.mktemp("home")
+    model = save_model(folder / "tiny")
+    make_dictionary(model).save(folder / "sae")
+    rng = random.Random(0)
+    words = "the a cat dog sat on mat ran to big small red blue and or is was it he she they we you"
+    rows = [json.dumps({"text": " ".join(rng.choices(words.split(), k=200))}) for _ in range(100)]
+    (folder / "text.jsonl").write_text("\n".join(rows))
+    (folder / "happy.txt").write_text("\n".join(HAPPY) + "\n")
+    (folder / "sad.txt").write_text("\n".join(SAD) + "\n")
+    concept = CONCEPT | {"model": str(model), "dictionary": str(folder / "sae")}
+    (folder / "concept.yaml").write_text(yaml.safe_dump(concept))
+    return folder
+
+
+@pytest.fixture
+def run(home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """`run("steer sae 3 20", "the cat")`: the first argument is split at spaces; the current folder is `home`."""
+    monkeypatch.chdir(home)
+    runner = CliRunner()
+    return lambda line, *more: runner.invoke(app, [*line.split(), *map(str, more)], prog_name="monosem")
+
+
+TRAIN = f"train --model tiny --site {SITE} --text text.jsonl --width 48 -k 4 --context 32 --batch-tokens 256"
+TRAIN += " --buffer-tokens 2048 --quiet"
+
+# --------------------------------------------------------------------------------------------------------------- help
+
+
+def leaves(command: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if hasattr(command, "commands"):
+        for part, inner in command.commands.items():
+            yield from leaves(inner, f"{name} {part}")
+    else:
+        yield name, command
+
+
+COMMANDS = dict(leaves(get_command(app), ""))
+
+
+def test_every_command_of_the_design_is_there() -> None:
+    alone = ["demo", "study", "verify", "train", "evaluate", "steer", "sweep", "patch", "lens", "train-lens"]
+    latents = [f"latents {name}" for name in ("top", "search", "show", "index")]
+    listing = [f"list {name}" for name in ("models", "dictionaries", "concepts", "sites", "families")]
+    assert {name.strip() for name in COMMANDS} == {*alone, *latents, *listing}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_says_what_it_does_and_explains_every_option(name: str, run: Callable[..., Result]) -> None:
+    done = run(f"{name} --help")
+    assert done.exit_code == 0
+    first = COMMANDS[name].help.split("\n\n")[0]
+    assert 10 < len(first) <= 66
+    assert first.endswith(".")
+    assert first in done.stdout
+    if "list" not in name:
+        assert f"Example: monosem{name}" in COMMANDS[name].help
+    assert [parameter.name for parameter in COMMANDS[name].params if not getattr(parameter, "help", None)] == []
+
+
+def test_without_a_command_it_shows_the_help(run: Callable[..., Result]) -> None:
+    for line in ("", "latents"):
+        done = run(line)
+        assert done.exit_code == 0
+        assert "Usage: monosem" in done.stdout
+
+
+def test_version(run: Callable[..., Result]) -> None:
+    assert run("--version").stdout == f"monosem {monosem.__version__}\n"
+
+
+# ------------------------------------------------------------------------------------------------------------ results
+
+
+def test_verify_prints_every_identity_and_fails_when_one_does(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = run("verify tiny --json")
+    rows = json.loads(done.stdout)
+    assert done.exit_code == 0
+    assert len(rows) > 20
+    assert all(row["ok"] for row in rows)
+    monkeypatch.setattr("monosem.models.checking.verify.TOLERANCE", {torch.float32: 0.0})
+    broken = run("verify tiny")
+    assert broken.exit_code == 1
+    assert "False" in broken.stdout
+
+
+def test_steer_shows_what_the_library_computes(run: Callable[..., Result], home: Path) -> None:
+    done = run("steer sae 3 20 --json --max-new-tokens 5", "the cat", "a [bold] dog")
+    model, sae = monosem.load_model(home / "tiny", quiet=True), load_dictionary(home / "sae")
+    edit = monosem.edits.clamp(sae, 3, 20.0)
+    found = json.loads(done.stdout)["prompts"]
+    for row in found:
+        before, after = (model.run(row["prompt"], edits=e, logits="last").logits for e in ([], [edit]))
+        assert row["kl"] == pytest.approx(float(monosem.metrics.kl(before, after)), rel=1e-4)
+        assert row["edited_text"] == model.generate(row["prompt"], edits=edit, max_new_tokens=5).texts[0]
+        assert row["baseline_text"] == model.generate(row["prompt"], max_new_tokens=5).texts[0]
+    shown = run("steer sae 3 20 --max-new-tokens 5", "a [bold] dog").stdout
+    assert "a [bold] dog" in shown
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("how", ["0 --add", "1 --scale"])
+def test_a_change_by_nothing_changes_nothing(how: str, run: Callable[..., Result]) -> None:
+    row = json.loads(run(f"steer sae 3 {how} --json", "the cat").stdout)["prompts"][0]
+    assert row["kl"] == pytest.approx(0, abs=1e-6)
+    assert row["edited_text"] == row["baseline_text"]
+
+
+def test_a_negative_value_is_given_after_two_dashes(run: Callable[..., Result]) -> None:
+    done = run("steer --json --max-new-tokens 2 -- sae 3 -20", "the cat")
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["prompts"][0]["kl"] > 0
+
+
+def test_top_lists_the_codes_of_each_token(run: Callable[..., Result], home: Path) -> None:
+    table = pd.DataFrame(json.loads(run("latents top sae --json -k 4", "the cat sat").stdout))
+    model, sae = monosem.load_model(home / "tiny", quiet=True), load_dictionary(home / "sae")
+    codes = sae.encode(model.run("the cat sat", capture=SITE).last(SITE))
+    last = table[table["last"]]
+    assert dict(zip(last["latent"], last["value"])) == pytest.approx(
+        {int(i): float(v) for i, v in zip(codes.indices[0], codes.values[0]) if v > 0}, rel=1e-5
+    )
+    shown = run("latents top sae -k 4", "the cat sat").stdout
+    assert all(token in shown for token in ("' cat'", "' sat'", "last token"))
+
+
+def test_search_ranks_by_contrast(run: Callable[..., Result], home: Path) -> None:
+    rows = json.loads(run("latents search sae --positive happy.txt --negative sad.txt --json -k 3").stdout)
+    model, sae = monosem.load_model(home / "tiny", quiet=True), load_dictionary(home / "sae")
+    expected = monosem.latents.contrast(model, sae, HAPPY, SAD)
+    assert [row["latent"] for row in rows] == expected.candidates(3)
+    assert "held_out_auroc" in rows[0]
+
+
+def test_index_then_show_then_search(run: Callable[..., Result], home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "sae", tmp_path / "sae")
+    sae = tmp_path / "sae"
+    made = run(f"latents index {sae} --text text.jsonl --tokens 4000 --context 32 --examples 5 --quiet")
+    assert (made.exit_code, made.stderr) == (0, "")
+    assert made.stdout.strip() == str(sae / "index.sqlite")
+
+    index = monosem.latents.index_of(load_dictionary(sae))
+    assert index is not None
+    latent = int(index.table["density"].idxmax())
+    shown = json.loads(run(f"latents show {sae} {latent} --json").stdout)
+    assert shown["density"] == pytest.approx(index.evidence(latent).density)
+    assert len(shown["examples"]) <= 5
+    page = tmp_path / "page.html"
+    text = run(f"latents show {sae} {latent} --examples 3 --html {page}").stdout
+    assert re.search(r"promotes .*\n.*suppresses", text)
+    assert text.count("«") >= 3  # where there are no colours, the strongest tokens are marked
+    assert f"Latent {latent}" in page.read_text()
+
+    word = shown["tokens"][0][0].strip()
+    hits = json.loads(run(f"latents search {sae} --text {word} --json -k {WIDTH}").stdout)
+    assert latent in [hit["latent"] for hit in hits]
+    assert "fires on" in run(f"latents top {sae}", "the cat").stdout
+
+
+def test_train_then_evaluate(run: Callable[..., Result], home: Path, tmp_path: Path) -> None:
+    done = run(f"{TRAIN} --tokens 5000 --out {tmp_path}/run")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert done.stdout.strip() == f"{tmp_path}/run/dictionary"
+    sae = load_dictionary(tmp_path / "run" / "dictionary")
+    assert (sae.width, sae.k, str(sae.site)) == (48, 4, SITE)
+
+    saved = tmp_path / "evaluation.json"
+    line = f"evaluate {tmp_path}/run/dictionary --text text.jsonl --tokens 4000 --context 32"
+    found = json.loads(run(f"{line} --json --save {saved}").stdout)
+    model = monosem.load_model(home / "tiny", quiet=True)
+    documents = monosem.data.interleaved([monosem.data.texts(home / "text.jsonl")])
+    expected = monosem.dictionaries.evaluate(sae, model, documents, tokens=4000, context=32, quiet=True)
+    assert found["fve"] == pytest.approx(expected.fve, rel=1e-5)
+    assert found["ce_spliced"] == pytest.approx(expected.ce_spliced, rel=1e-5)
+    assert json.loads(saved.read_text())["fve"] == found["fve"]
+    assert "explained_variance" in run(line).stdout
+
+
+def test_a_config_file_is_the_same_as_options_and_options_win(run: Callable[..., Result], tmp_path: Path) -> None:
+    run(f"{TRAIN} --tokens 2000 --out {tmp_path}/a")
+    run(f"train {tmp_path}/a/config.yaml --out {tmp_path}/b --quiet")
+    run(f"train {tmp_path}/a/config.yaml --out {tmp_path}/c --seed 1 --quiet")
+    a, b, c = (load_dictionary(tmp_path / name / "dictionary").W_enc for name in "abc")
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+def test_sweep_prints_the_ranking_and_is_not_done_twice(run: Callable[..., Result], tmp_path: Path) -> None:
+    line = f"sweep sae --latents 0:6,9 --values 1,10 --max-new-tokens 3 --out {tmp_path}/s --json --quiet"
+    first = json.loads(run(line).stdout)["best"]
+    table = pd.read_parquet(tmp_path / "s" / "sweep.parquet")
+    assert sorted(set(table["latent"])) == [0, 1, 2, 3, 4, 5, 9]
+    assert len(table) == 14
+    assert [row["score"] for row in first] == sorted((row["score"] for row in first), reverse=True)
+    parts = {path: path.stat().st_mtime_ns for path in (tmp_path / "s" / "parts").iterdir()}
+    assert json.loads(run(line).stdout)["best"] == first
+    assert {path: path.stat().st_mtime_ns for path in parts} == parts
+
+
+def test_list_tells_what_is_here(run: Callable[..., Result]) -> None:
+    names = {kind: json.loads(run(f"list {kind} --json").stdout) for kind in ("models", "concepts", "families")}
+    assert [row["model"] for row in names["models"]] == list(monosem.models.loading.embedded.EMBEDDED)
+    assert {row["concept"] for row in names["concepts"]} == set(monosem.studies.shipped())
+    assert "gpt2" in {row["family"] for row in names["families"]}
+    dictionaries = json.loads(run("list dictionaries --json").stdout)
+    assert [row["dictionary"] for row in dictionaries] == monosem.dictionaries.shipped()
+    sites = json.loads(run("list sites tiny --json").stdout)
+    assert {"site": "resid_post.L", "L": "0 to 2"} in sites
+    whole = run("list").stdout
+    assert all(name in whole for name in ("smollm2", "sentiment"))
+
+
+def test_sites_that_a_model_has_not_are_not_listed(run: Callable[..., Result], tmp_path: Path, tiny_model: Any) -> None:
+    tiny_hf("gpt_neox").save_pretrained(tmp_path / "parallel")
+    sites = [row["site"] for row in json.loads(run(f"list sites {tmp_path}/parallel --json").stdout)]
+    assert "resid_post.L" in sites
+    assert "resid_mid.L" not in sites
+
+
+# ---------------------------------------------------------------------------------------------------------- bad input
+
+
+class Hostile:
+    """Unpickling it would leave a file behind."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.path,))
+
+
+@pytest.fixture(scope="module")
+def damaged(home: Path) -> Path:
+    """Everything that can be wrong with what a user names."""
+    save_model(home / "other")
+    save_model(home / "wide" / "tiny", hidden_size=40)
+    for name in ("nan", "truncated"):
+        shutil.copytree(home / "sae", home / f"{name}-sae")
+        shutil.copytree(home / "tiny", home / f"{name}-model")
+    for file in (home / "truncated-sae" / "sae_weights.safetensors", home / "truncated-model" / "model.safetensors"):
+        file.write_bytes(file.read_bytes()[:-200])
+    for file in (home / "nan-sae" / "sae_weights.safetensors", home / "nan-model" / "model.safetensors"):
+        tensors = load_file(file)
+        next(iter(tensors.values())).view(-1)[0] = float("nan")
+        save_file(tensors, file, {"format": "pt"})
+    with (home / "hostile.pt").open("wb") as file:
+        pickle.dump({"encoder.weight": Hostile(home / "was-run")}, file)
+    (home / "five.txt").write_text("\n".join(HAPPY[:5]))
+    (home / "gap.txt").write_text("\n".join([HAPPY[0], "", *HAPPY[2:]]))
+    (home / "half.yaml").write_text("model: [tiny\n")
+    unpaired = yaml.safe_load((home / "concept.yaml").read_text()) | {"negative": SAD[:5]}
+    (home / "unpaired.yaml").write_text(yaml.safe_dump(unpaired))
+    misspelt = yaml.safe_load((home / "concept.yaml").read_text()) | {"prompts": HAPPY}
+    (home / "misspelt.yaml").write_text(yaml.safe_dump(misspelt))
+    return home
+
+
+SWEEP = "sweep sae --latents 0:2 --max-new-tokens 2 --out"
+BAD = [  # command, extra arguments (not split), what the message must say
+    ("train --model tiny --site resid_pots.1 --width 8 -k 2 --tokens 9 --text text.jsonl --out x", [], "resid_post"),
+    ("train --model tiny --site resid_post.3 --width 8 -k 2 --tokens 9 --text text.jsonl --out x", [], "resid_post.3"),
+    ("train --model tiny --out x", [], "width"),
+    (f"{TRAIN} --tokens 99 --kind gated --out x", [], "topk"),
+    (f"{TRAIN.replace('text.jsonl', 'nothing.txt')} --tokens 99 --out x", [], "nothing.txt"),
+    ("train half.yaml --out x", [], "YAML"),
+    ("train nothing.yaml --out x", [], "nothing.yaml"),
+    ("steer sae 64 20", ["the cat"], "0 to 63"),
+    ("steer sae x 20", ["the cat"], "LATENT"),
+    ("steer sae 3 nan", ["the cat"], "finite"),
+    ("steer sae 3 20", [""], "empty"),
+    ("steer sae 3 20", ["the cat " * 33], "64"),
+    ("steer sae 3 20 --scale --add", ["the cat"], "--scale"),
+    ("steer sae 3 20 --chat", ["the cat"], "chat template"),
+    ("steer sae 3 20 --dtype float12", ["the cat"], "float12"),
+    ("steer sae 3 20 --device gpu7", ["the cat"], "gpu7"),
+    ("steer nothing 3 20", ["the cat"], "no dictionary 'nothing'"),
+    ("steer smollm2/resid_post.51 3 20", ["the cat"], "smollm2/resid_post.51"),
+    ("steer sae 3 20 --model ./nothing", ["the cat"], "./nothing"),
+    ("steer sae 3 20 --model other", ["the cat"], "was made for"),
+    ("steer sae 3 20 --model wide/tiny", ["the cat"], "width 32"),
+    ("steer nan-sae 3 20", ["the cat"], "not finite"),
+    ("steer truncated-sae 3 20", ["the cat"], "sae_weights.safetensors"),
+    ("steer hostile.pt 3 20", ["the cat"], "hostile.pt"),
+    ("steer tiny 3 20", ["the cat"], "not a dictionary"),
+    ("verify ./nothing", [], "./nothing"),
+    ("verify text.jsonl", [], "text.jsonl"),
+    ("verify nan-model", [], "NaN"),
+    ("verify truncated-model", [], "truncated-model"),
+    ("latents top sae", ["the cat", " "], "no token"),
+    ("latents show sae 3", [], "monosem latents index"),
+    ("latents show sae 3 --index text.jsonl", [], "text.jsonl"),
+    ("latents search sae --positive happy.txt --negative five.txt", [], "6 positive but 5 negative"),
+    ("latents search sae --positive happy.txt --negative gap.txt", [], "negative prompt 2"),
+    ("latents search sae --positive happy.txt --negative nothing.txt", [], "nothing.txt"),
+    ("latents search sae --positive happy.txt", [], "--negative"),
+    ("latents index sae --text text.jsonl --context 100", [], "64"),
+    ("evaluate sae --text text.jsonl --tokens 0", [], "--tokens"),
+    ("evaluate sae --text hostile.pt", [], "hostile.pt"),
+    ("sweep sae --latents 60:65 --out x", [], "0:64"),
+    ("sweep sae --latents all --out x", [], "0:100"),
+    ("sweep sae --values high --out x", [], "10,20"),
+    ("sweep sae --values inf --out x", [], "finite"),
+    ("study unpaired.yaml", [], "unpaired prompts: 6 positive and 5 negative"),
+    ("study misspelt.yaml", [], "unknown field 'prompts'"),
+    ("study half.yaml", [], "half.yaml"),
+    ("study sentimental", [], "sentiment"),
+    ("study concept.yaml --latent 64", [], "0 to 63"),
+    ("study concept.yaml --model other", [], "was made for"),
+    # folders that cannot be written to (the tests may run as root, so these cannot be made for anybody)
+    (f"{TRAIN} --tokens 2000 --out /dev/null/x", [], "/dev/null/x"),
+    (f"{SWEEP} /dev/null/x", [], "/dev/null/x"),
+    ("study concept.yaml --out /dev/null/x", [], "/dev/null/x"),
+    ("latents index sae --text text.jsonl --tokens 999 --context 32 --out /dev/null/x", [], "/dev/null"),
+    ("evaluate sae --text text.jsonl --tokens 999 --context 32 --save /dev/null/x", [], "/dev/null"),
+    # not a command
+    ("stear sae", [], "stear"),
+    ("steer", [], "DICTIONARY"),
+    ("latents bottom", [], "bottom"),
+    ("verify --jsn", [], "--jsn"),
+]
+
+
+@pytest.mark.parametrize(("line", "more", "says"), BAD, ids=[f"{line} {more or ''}"[:70] for line, more, _ in BAD])
+def test_bad_input_is_one_line_and_exit_code_2(
+    line: str, more: list[str], says: str, damaged: Path, run: Callable[..., Result]
+) -> None:
+    done = run(line, *more)
+    assert done.exit_code == 2, done.output
+    *before, last = done.stderr.splitlines()
+    assert last.startswith("error: ")
+    assert says in last
+    assert not [text for text in before if text.startswith("error: ")]
+    assert "Traceback" not in done.output
+    assert not (damaged / "was-run").exists()
+    assert not (damaged / "x" / "dictionary").exists()
+
+
+def test_a_hostile_pickle_would_have_been_noticed(damaged: Path, tmp_path: Path) -> None:
+    pickle.loads(pickle.dumps(Hostile(tmp_path / "was-run")))
+    assert (tmp_path / "was-run").exists()
+
+
+def test_folders_of_other_jobs_are_refused(run: Callable[..., Result], tmp_path: Path) -> None:
+    assert run(f"{SWEEP} {tmp_path}/s").exit_code == 0
+    again = run(f"{SWEEP} {tmp_path}/s --values 3")
+    assert (again.exit_code, "values" in again.stderr) == (2, True)
+    assert run(f"{TRAIN} --tokens 2000 --out {tmp_path}/t").exit_code == 0
+    again = run(f"{TRAIN} --tokens 2000 --seed 3 --out {tmp_path}/t")
+    assert (again.exit_code, "seed: 3, not 0" in again.stderr) == (2, True)
+    again = run(f"{TRAIN} --tokens 2000 --no-resume --out {tmp_path}/t")
+    assert (again.exit_code, "already holds" in again.stderr) == (2, True)
+
+
+def test_a_bug_keeps_its_traceback(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any, **options: Any) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("monosem.models.load_model", broken)
+    done = run("verify tiny")
+    assert done.exit_code == 1
+    assert isinstance(done.exception, ZeroDivisionError)
+
+
+# ---------------------------------------------------------------------------------------------------- Ctrl-C and pipes
+
+# a shell that starts jobs in the background lets them ignore SIGINT, and children inherit that
+PROCESS = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from monosem.cli import main; main()"
+)
+
+
+def interrupted(home: Path, line: str, begun: Callable[[], bool]) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, with Ctrl-C as soon as `begun()`."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROCESS, *line.split()],
+        cwd=home,
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        while not begun() and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "interrupted; " in err
+    assert "to go on where it stopped: monosem " in err
+    return subprocess.CompletedProcess(line.split(), process.returncode, out, err)
+
+
+def test_training_goes_on_after_ctrl_c_with_the_same_result(
+    run: Callable[..., Result], home: Path, tmp_path: Path
+) -> None:
+    line = f"{TRAIN} --tokens 100000 --out {tmp_path}/{{}}"
+    metrics = tmp_path / "stopped" / "metrics.jsonl"
+    interrupted(home, line.format("stopped"), lambda: metrics.exists() and metrics.read_text().count("\n") > 3)
+    assert list((tmp_path / "stopped" / "checkpoints").glob("*.pt"))
+    assert not (tmp_path / "stopped" / "dictionary").exists()
+    for name in ("stopped", "whole"):
+        assert run(line.format(name)).exit_code == 0
+    stopped, whole = (load_dictionary(tmp_path / name / "dictionary") for name in ("stopped", "whole"))
+    assert all(torch.equal(a, b) for a, b in zip(stopped.parameters(), whole.parameters(), strict=True))
+
+
+def test_a_sweep_goes_on_after_ctrl_c_with_the_same_result(
+    run: Callable[..., Result], home: Path, tmp_path: Path
+) -> None:
+    options = "--latents 0:48 --values 5,20 --batch 4 --max-new-tokens 8 --temperature 1 --quiet"
+    line = f"sweep sae {options} --out {tmp_path}/{{}}"
+    parts = tmp_path / "stopped" / "parts"
+    interrupted(home, line.format("stopped"), lambda: len(list(parts.glob("*.parquet"))) > 2)
+    assert 2 < len(list(parts.glob("*.parquet"))) < 24
+    assert (tmp_path / "stopped" / "sweep.txt").exists()  # what is done can be read at once
+    for name in ("stopped", "whole"):
+        assert run(line.format(name)).exit_code == 0
+    stopped, whole = (pd.read_parquet(tmp_path / name / "sweep.parquet") for name in ("stopped", "whole"))
+    pd.testing.assert_frame_equal(stopped, whole)
+
+
+def test_a_study_goes_on_after_ctrl_c_with_the_same_result(
+    run: Callable[..., Result], home: Path, tmp_path: Path
+) -> None:
+    first = tmp_path / "stopped" / "sections" / "A-dictionary.json"
+    stop = interrupted(home, f"study concept.yaml --out {tmp_path}/stopped", first.exists)
+    assert "A. " in stop.stdout
+    kept = first.stat().st_mtime_ns
+    assert not (tmp_path / "stopped" / "report.html").exists()
+    for name in ("stopped", "whole"):
+        done = run(f"study concept.yaml --out {tmp_path}/{name} --quiet")
+        assert done.exit_code == 0
+        assert done.stdout.strip() == f"{tmp_path}/{name}/report.html"
+    assert first.stat().st_mtime_ns == kept
+    stopped, whole = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("stopped", "whole"))
+    for section in (*stopped["sections"].values(), *whole["sections"].values()):
+        del section["seconds"]
+    assert stopped["sections"] == whole["sections"]
+
+
+def test_a_reader_that_goes_away_is_no_error(home: Path) -> None:
+    script = Path(sys.executable).with_name("monosem")
+    process = subprocess.Popen([script, "list", "concepts"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=120) == 141
+
+
+# ------------------------------------------------------------------------------------------------------------- pieces
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("3", [3]), ("3,1,3", [3, 1]), ("2:4, 7", [2, 3, 7]), ("8:", [8, 9]), (":2", [0, 1]), ("9", [9])],
+)
+def test_ranges_of_latents(text: str, expected: list[int]) -> None:
+    assert numbers(text, 10) == expected
+
+
+@pytest.mark.parametrize("text", ["", "10", "5:5", "4:2", "-1", "a", "1;2", "1.5", "1:2:3"])
+def test_ranges_that_are_none(text: str) -> None:
+    with pytest.raises(BadInput, match="--latents"):
+        numbers(text, 10)
+
+
+def test_json_has_no_numbers_that_json_has_not() -> None:
+    value = {"a": float("nan"), 1: (torch.tensor([1.5, float("inf")]), pd.DataFrame({"x": [1, 2]})), "p": Path("f")}
+    assert json.loads(json.dumps(plain(value), allow_nan=False)) == {
+        "a": None,
+        "1": [[1.5, None], [{"x": 1}, {"x": 2}]],
+        "p": "f",
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(4077, "4077"), (0.123456, "0.1235"), (12345.678, "1.235e+04"), (True, "True"), (None, "-"), (float("nan"), "-")],
+)
+def test_cells(value: Any, text: str) -> None:
+    assert cell(value) == text

@@ -1,0 +1,155 @@
+"""`monosem patch` as a user drives it: a planted head, files of pairs, tasks, bad input, Ctrl-C."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from monosem.cli import app
+from monosem.cli.patching import _positions
+from monosem.data import read_pairs
+from monosem.models import Model, load_model
+from monosem.patching import localise
+from tiny import tiny_hf, tiny_tokenizer
+
+CLEAN = ["the cat sat on a", "the dog ran to a", "they ran a big red"]
+CORRUPTED = ["the cat ran on a", "the sun ran to a", "they sat a big red"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model in which only head 2 of layer 1 writes, and pairs whose answers it decides."""
+    folder = tmp_path_factory.mktemp("patch")
+    hf = tiny_hf("llama")
+    for number, block in enumerate(hf.model.layers):
+        block.mlp.down_proj.weight.data.zero_()
+        weight = block.self_attn.o_proj.weight.data
+        kept = weight[:, 16:24].clone()
+        weight.zero_()
+        if number == 1:
+            weight[:, 16:24] = kept
+    hf.save_pretrained(folder / "tiny")
+    tiny_tokenizer().save_pretrained(folder / "tiny")
+    model = load_model(folder / "tiny", quiet=True)
+    rows = [["clean", "corrupted", "right", "wrong"]]
+    for clean, corrupted in zip(CLEAN, CORRUPTED):
+        rows.append([clean, corrupted, *answers(model, clean, corrupted)])
+    (folder / "pairs.csv").write_text("\n".join(",".join(row) for row in rows) + "\n")
+    (folder / "ragged.csv").write_text("clean,corrupted\nthe cat,the cat sat\nthe dog,the cat\n")
+    return folder
+
+
+def answers(model: Model, clean: str, corrupted: str) -> list[str]:
+    """Two words between which the prompts decide differently."""
+    one, other = (model.run(text).logits[0, -1] for text in (clean, corrupted))  # type: ignore[index]
+    words = [
+        (token, f" {text[1:]}")
+        for text, token in tiny_tokenizer().get_vocab().items()
+        if text[0] == "▁" and len(text) > 1
+    ]
+    gaps = [
+        (float(one[a] - one[b] - other[a] + other[b]), right, wrong)
+        for a, right in words
+        for b, wrong in words
+        if one[a] > one[b] and other[a] < other[b]
+    ]
+    return list(max(gaps)[1:])
+
+
+@pytest.fixture
+def run(home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    monkeypatch.chdir(home)
+    return lambda line, *more: CliRunner().invoke(app, [*line.split(), *map(str, more)], prog_name="monosem")
+
+
+def test_the_planted_head_and_the_report(run: Callable[..., Result], home: Path, tmp_path: Path) -> None:
+    done = run("patch tiny --pairs pairs.csv --positions end --controls 3", "--out", tmp_path / "r")
+    assert done.exit_code == 0, done.output
+    assert "attn_out" in done.stdout
+    assert "backup heads: none" in done.stdout
+    assert "1.00 [1.00, 1.00]" in done.stdout
+    assert "Random sets of the same make restore" in done.stdout
+    assert "report.html" in done.stderr
+    names = {path.name for path in (tmp_path / "r").iterdir()}
+    assert names == {"report.html", "report.md", "results.json", "config.yaml"}
+    assert "head 1.2" in (tmp_path / "r" / "report.md").read_text()
+
+
+def test_json_is_what_the_library_finds(run: Callable[..., Result], home: Path) -> None:
+    done = run("patch tiny --pairs pairs.csv --positions=-1 --json --controls 0 --no-backup --metric log_odds")
+    assert done.exit_code == 0, done.output
+    held = json.loads(done.stdout)
+    model = load_model(home / "tiny", quiet=True)
+    pairs = read_pairs(model, home / "pairs.csv")
+    found = localise(model, pairs, "log_odds", positions=[-1], controls=0, with_backup=False, quiet=True)
+    assert [row["layer"] for row in held["found"]] == found.table["layer"].tolist() == [1, 1]
+    assert held["found"][1]["head"] == 2
+    assert held["sets"][0]["sufficiency"] == pytest.approx(found.sets["sufficiency"][0])
+    assert held["config"]["metric"] == "log_odds"
+    assert not (home / "runs").exists()
+
+
+def test_tasks_are_made_for_the_model(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def fake(model: Model, **options: Any) -> Any:
+        asked.update(options)
+        return read_pairs(model, "pairs.csv")
+
+    monkeypatch.setitem(__import__("monosem.data", fromlist=["TASKS"]).TASKS, "ioi", fake)
+    line = (
+        "patch tiny --task ioi --template ABBA --corruption s2_flip --n 5 --seed 3 --positions end --json --controls 0"
+    )
+    assert run(line).exit_code == 0
+    assert asked == {"n": 5, "seed": 3, "template": "ABBA", "corruption": "s2_flip"}
+
+
+def test_solved_and_dropped_pairs_are_said(run: Callable[..., Result]) -> None:
+    done = run("patch tiny --pairs pairs.csv --solved --positions end --json --controls 0 --no-backup")
+    assert any("3 of 3 pairs kept" in note for note in json.loads(done.stdout)["notes"])
+    done = run("patch tiny --pairs ragged.csv --drop-unaligned --json --controls 0 --no-backup --positions end")
+    assert any("1 of 2 pairs left out (0)" in note for note in json.loads(done.stdout)["notes"])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("patch tiny", "give --task NAME"),
+        ("patch tiny --task ioi --pairs pairs.csv", "give --task NAME"),
+        ("patch tiny --task iou", "did you mean 'ioi'"),
+        ("patch tiny --task capitals --template ABBA", "--template goes with --task ioi"),
+        ("patch tiny --task ioi --drop-unaligned", "go with --pairs"),
+        ("patch tiny --pairs pairs.csv --metric logitdiff", "did you mean 'logit_diff'"),
+        ("patch tiny --pairs nothing.csv", "cannot read nothing.csv"),
+        ("patch tiny --pairs ragged.csv", "or leave them out (drop_unaligned)"),
+        ("patch tiny --pairs pairs.csv --sites resid_pre", "chooses among attn_out and mlp_out"),
+        ("patch tiny --pairs pairs.csv --positions middle", "no span 'middle'"),
+        ("patch tiny --pairs pairs.csv --out pairs.csv/x", "choose another folder"),
+    ],
+)
+def test_what_the_user_can_fix_is_one_line(run: Callable[..., Result], line: str, message: str, tmp_path: Path) -> None:
+    done = run(f"{line} --quiet", *([] if "--out" in line else ["--out", tmp_path / "r"]))
+    assert done.exit_code == 2, done.output
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_interrupted_it_leaves_no_half_written_report(
+    run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("monosem.patching.localisation.job.evidence", stop)
+    done = run("patch tiny --pairs pairs.csv --positions end", "--out", tmp_path / "r")
+    assert done.exit_code == 130
+    assert list((tmp_path / "r").iterdir()) == []
+
+
+def test_positions_are_numbers_or_names() -> None:
+    assert _positions("end, s2,-1,4") == ["end", "s2", -1, 4]
+    assert _positions("spans") == "spans"
+    assert _positions(None) is None

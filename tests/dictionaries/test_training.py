@@ -1,0 +1,421 @@
+"""Training as a whole: recovery of known features, exact export, exact resume of killed runs, and bad input."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+import torch
+from torch import Tensor
+
+from monosem.dictionaries import load_dictionary
+from monosem.dictionaries.training import TrainConfig, train
+from monosem.dictionaries.training.form import TrainingForm, export
+from monosem.dictionaries.training.forward import sparse_forward
+from monosem.dictionaries.training.state import TrainingState, geometric_median
+from monosem.dictionaries.training.trainer import train_step
+from monosem.errors import BadFile, BadInput, Mismatch
+from monosem.jobs.interrupts import Interrupted, Interrupts
+from monosem.jobs.journal import Health
+
+D, FEATURES, BATCH = 32, 64, 256
+
+
+class MemoryStream:
+    """Sums of about three of 64 known directions, off centre and far from unit scale, made as they are asked for."""
+
+    def __init__(self, seed: int = 0, batches: int | None = None, alter: Callable[[int, Tensor], Tensor] | None = None):
+        directions = torch.randn(FEATURES, D, generator=torch.Generator().manual_seed(99))
+        self.truth = directions / directions.norm(dim=1, keepdim=True)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.left, self.given, self.alter = batches, 0, alter
+        self.skipped = {"special": 7}
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Tensor:
+        if self.left is not None and self.given >= self.left:
+            raise StopIteration
+        self.given += 1
+        active = torch.rand(BATCH, FEATURES, generator=self.generator) < 3 / FEATURES
+        strength = torch.rand(BATCH, FEATURES, generator=self.generator) + 0.5
+        x = 7 * (active * strength) @ self.truth + 2 + 20 * self.truth[0]
+        return self.alter(self.given, x) if self.alter else x
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generator": self.generator.get_state(), "given": self.given}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.generator.set_state(state["generator"])
+        self.given = state["given"]
+
+
+def config(steps: int = 30, **changes: Any) -> TrainConfig:
+    fields = {"model": "tiny", "site": "resid_post.1", "width": FEATURES, "k": 3, "batch_tokens": BATCH, "lr": 3e-3}
+    fields |= {"log_every": 1, "calibration_batches": 4, "dead_tokens": 20 * BATCH, "tokens": steps * BATCH}
+    return TrainConfig.parse(fields | changes)
+
+
+def losses(folder: Path) -> list[tuple[int, float, float, float]]:
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(r["step"], r["loss"], r["fve"], r["dead"]) for r in records]
+
+
+# --- what comes out ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["topk", "batchtopk"])
+def test_known_features_are_recovered(tmp_path: Path, kind: str) -> None:
+    stream = MemoryStream()
+    dictionary = train(config(800, kind=kind, log_every=100), stream, folder=tmp_path, quiet=True)
+    cosines = stream.truth @ dictionary.W_dec.T
+    assert cosines.amax(1).mean() > 0.9
+    x = next(stream)
+    assert 1 - (x - dictionary(x)).square().sum() / (x - x.mean(0)).square().sum() > 0.75
+    assert 2 < dictionary.encode(x).l0().float().mean() <= 3.5  # the threshold keeps what k asked for
+
+
+def test_the_auxiliary_loss_revives_latents() -> None:
+    """Latents whose encoders point away from the data are dead; without the loss they stay it."""
+    dead = {}
+    for coefficient in (0.0, 1 / 32):
+        stream, settings, cpu = MemoryStream(), config(150, auxk_coefficient=coefficient), torch.device("cpu")
+        state = TrainingState.begin(settings, [next(stream) for _ in range(4)], cpu)
+        with torch.no_grad():
+            state.form.W_enc[: FEATURES // 2] *= 0.05
+        for _ in range(150):
+            train_step(state, settings, next(stream), cpu, Health(cpu), logged=False)
+        dead[coefficient] = int((state.silent >= settings.dead_after).sum())
+    assert dead[0.0] >= 20
+    assert dead[1 / 32] <= 5
+
+
+def random_form() -> TrainingForm:
+    torch.manual_seed(0)
+    form = TrainingForm(FEATURES, torch.randn(D), seed=3)
+    with torch.no_grad():
+        form.W_enc.add_(0.2 * torch.randn(FEATURES, D))
+        form.b_enc.copy_(torch.randn(FEATURES))
+    return form
+
+
+@pytest.mark.parametrize("kind", ["topk", "batchtopk"])
+@pytest.mark.parametrize("scale", [1.0, 0.006])
+def test_the_exported_dictionary_on_raw_activations_is_the_training_form(kind: str, scale: float) -> None:
+    form, x = random_form(), torch.randn(500, D)
+    done = sparse_forward(form, x, kind, 5, False)
+    # strictly above the threshold is active at inference: just below the smallest code of this batch keeps them all
+    dictionary = export(form, config(kind=kind, k=5), scale, float(done.floor) * (1 - 1e-6), {})
+    raw = x / scale
+    torch.testing.assert_close(dictionary(raw) * scale, done.reconstruction, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(dictionary.W_dec.norm(dim=1), torch.ones(FEATURES))
+    assert int((dictionary.encode(raw).values > 0).sum()) == int(done.active)
+    assert dictionary.kind == {"topk": "topk", "batchtopk": "jumprelu"}[kind]
+
+
+def test_the_folder_holds_all_that_made_the_result(tmp_path: Path) -> None:
+    settings = config(12, checkpoint_tokens=3 * BATCH)
+    seen: list[dict[str, float]] = []
+    trained = train(settings, MemoryStream(), folder=tmp_path, quiet=True, on_step=seen.append)
+    loaded = load_dictionary(tmp_path / "dictionary")
+    x = next(MemoryStream(5))
+    torch.testing.assert_close(loaded(x), trained(x))
+    assert (str(loaded.site), loaded.model_name) == ("resid_post.1", "tiny")
+    assert loaded.metadata["training_tokens"] == 12 * BATCH
+    assert loaded.metadata["skipped"] == {"special": 7}
+    assert TrainConfig.parse(loaded.metadata["training"]) == settings
+    assert TrainConfig.read(tmp_path / "config.yaml") == settings
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+    assert [record["step"] for record in seen] == list(range(1, 13)) == [step for step, *_ in losses(tmp_path)]
+    assert seen[-1]["l0"] == 3.0
+
+
+def test_logged_numbers_are_those_of_the_definitions() -> None:
+    stream, settings, cpu = MemoryStream(), config(), torch.device("cpu")
+    batches = [next(stream) for _ in range(4)]
+    state = TrainingState.begin(settings, batches, cpu)
+    x = next(stream)
+    done = sparse_forward(state.form, x * state.scale, "topk", 3, False)
+    record = train_step(state, settings, x, cpu, Health(cpu), logged=True)
+    error = (x - done.reconstruction.detach() / state.scale).square().sum()
+    assert record["fve"] == pytest.approx(float(1 - error / (x - x.mean(0)).square().sum()), abs=1e-5)
+    first = torch.cat(batches)
+    spread = (first - first.mean(0)).square().sum(1).mean()
+    assert record["loss"] == pytest.approx(float(error / BATCH / spread), rel=1e-4)
+    torch.testing.assert_close((first * state.scale).square().sum(1).mean(), torch.tensor(1.0))
+
+
+def test_a_step_keeps_decoder_rows_at_unit_norm_and_forgets_gradients_along_them() -> None:
+    stream, settings, cpu = MemoryStream(), config(warmup_steps=0, lr=0.1), torch.device("cpu")
+    state = TrainingState.begin(settings, [next(stream)], cpu)
+    before = state.form.W_dec.detach().clone()
+    train_step(state, settings, next(stream), cpu, Health(cpu), logged=False)
+    torch.testing.assert_close(state.form.W_dec.norm(dim=1), torch.ones(FEATURES))
+    momentum = state.optimizer.state[state.form.W_dec]["exp_avg"]  # a tenth of the gradient that the optimiser saw
+    assert momentum.norm() > 1e-3
+    assert (momentum * before).sum(1).abs().max() < 1e-6
+
+
+def test_the_geometric_median_ignores_outliers() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1001, 4) * 0.1 + 3
+    x[:50] = 1e4
+    assert (geometric_median(x) - 3).abs().max() < 0.1
+    assert (x.mean(0) - 3).abs().min() > 100
+    line = torch.tensor([[0.0, 0], [1, 0], [50, 0]])  # a data point is the median: no division by zero
+    torch.testing.assert_close(geometric_median(line, tolerance=0, most=500), torch.tensor([1.0, 0]), atol=1e-2, rtol=0)
+
+
+def test_the_threshold_follows_the_smallest_codes() -> None:
+    stream, settings = MemoryStream(), config()
+    state = TrainingState.begin(settings, [next(stream)], torch.device("cpu"))
+    fired = torch.arange(FEATURES) < 10
+    for floor, expected in ((torch.inf, torch.inf), (2.0, 2.0), (1.0, 1.99), (torch.inf, 1.99)):
+        state.note(fired, torch.tensor(floor), BATCH)
+        assert float(state.threshold) == pytest.approx(expected)
+    assert state.silent.tolist() == [0] * 10 + [4 * BATCH] * (FEATURES - 10)
+
+
+def test_same_seed_same_weights(tmp_path: Path) -> None:
+    runs = [
+        train(config(seed=s), MemoryStream(), folder=tmp_path / f"{n}", quiet=True) for n, s in enumerate((1, 1, 2))
+    ]
+    assert torch.equal(runs[0].W_enc, runs[1].W_enc)
+    assert not torch.allclose(runs[0].W_enc, runs[2].W_enc)
+
+
+def test_learning_rate_rises_holds_and_falls() -> None:
+    settings = config(100, warmup_steps=10, decay_share=0.2, lr=1.0)
+    rates = [settings.lr_at(step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9:81] == [1.0] * 72
+    assert rates[80:] == pytest.approx([(100 - step) / 20 for step in range(80, 100)])
+    assert TrainConfig.parse({**config().model_dump(), "lr": None, "width": 2**14}).peak_lr == 2e-4
+
+
+# --- stopping and going on --------------------------------------------------------------------------------------------
+
+CHILD = """
+import sys, time
+sys.path[:0] = {tests!r}
+import torch
+torch.set_num_threads(1)
+from test_training import MemoryStream, config
+from monosem.dictionaries.training import train
+def slow(record):
+    time.sleep(0.05)
+train(config(60, kind="batchtopk", checkpoint_tokens=7 * 256), MemoryStream(), folder={folder!r}, on_step=slow)
+"""
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Tensor]]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("whole")
+    done = train(config(60, kind="batchtopk", checkpoint_tokens=7 * BATCH), MemoryStream(), folder=folder, quiet=True)
+    yield folder, done.W_enc
+    torch.set_num_threads(threads)
+
+
+def start_and_signal(folder: Path, number: int, after_step: int) -> subprocess.CompletedProcess[str]:
+    """Train in another process until metrics.jsonl has `after_step` lines, then send it a signal."""
+    code = CHILD.format(tests=[str(p) for p in Path(__file__).parents[:2]], folder=str(folder))
+    child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env={**os.environ})
+    metrics, deadline = folder / "metrics.jsonl", time.monotonic() + 120
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < after_step:
+        assert child.poll() is None, child.stderr and child.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    child.send_signal(number)
+    _, stderr = child.communicate(timeout=60)
+    return subprocess.CompletedProcess([], child.returncode, "", stderr)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_goes_on_as_if_never_stopped(
+    tmp_path: Path, uninterrupted: tuple[Path, Tensor], number: signal.Signals
+) -> None:
+    stopped = start_and_signal(tmp_path, number, after_step=17)
+    before = losses(tmp_path)
+    assert 17 <= len(before) < 60
+    newest = max(int(path.stem.removeprefix("step-")) for path in (tmp_path / "checkpoints").glob("*.pt"))
+    if number == signal.SIGKILL:
+        assert newest % 7 == 0  # nothing but the regular checkpoints; the steps since then are done again
+    else:
+        assert newest == before[-1][0]
+        assert f"stopped after step {newest} and saved" in stopped.stderr
+    settings = config(60, kind="batchtopk", checkpoint_tokens=7 * BATCH)
+    resumed_at: list[float] = []
+    resumed = train(
+        settings, MemoryStream(), folder=tmp_path, quiet=True, on_step=lambda record: resumed_at.append(record["step"])
+    )
+    assert resumed_at[0] == newest + 1
+    folder, weights = uninterrupted
+    assert losses(tmp_path) == losses(folder)
+    assert torch.equal(resumed.W_enc, weights)
+
+
+def test_stopped_while_calibration_batches_are_waiting(tmp_path: Path, uninterrupted: tuple[Path, Tensor]) -> None:
+    def stop(record: dict[str, float]) -> None:
+        if record["step"] == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    settings = config(60, kind="batchtopk", checkpoint_tokens=7 * BATCH)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Interrupted, match="step 2"):
+        train(settings, MemoryStream(), folder=tmp_path, quiet=True, on_step=stop)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert torch.equal(train(settings, MemoryStream(), folder=tmp_path, quiet=True).W_enc, uninterrupted[1])
+
+
+def test_the_second_signal_stops_at_once() -> None:
+    with Interrupts() as interrupts:
+        signal.raise_signal(signal.SIGINT)
+        assert interrupts.asked
+        with pytest.raises(KeyboardInterrupt, match="at once"):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_finished_run_gives_its_result_again(tmp_path: Path) -> None:
+    first = train(config(), MemoryStream(), folder=tmp_path, quiet=True)
+    again = train(config(), MemoryStream(batches=0), folder=tmp_path, quiet=True)
+    assert torch.equal(first.W_enc, again.W_enc)
+    with pytest.raises(BadInput, match="already holds a training run"):
+        train(config(), MemoryStream(), folder=tmp_path, quiet=True, resume=False)
+
+
+def test_resuming_with_another_config_names_what_differs(tmp_path: Path) -> None:
+    train(config(5), MemoryStream(), folder=tmp_path, quiet=True)
+    with pytest.raises(Mismatch, match=r"lr: 0\.001, not 0\.003; .*choose another folder|k: 4, not 3; lr: 0\.001"):
+        train(config(5, lr=1e-3, k=4), MemoryStream(), folder=tmp_path, quiet=True)
+    train(config(5, log_every=5, checkpoint_seconds=1.0), MemoryStream(), folder=tmp_path, quiet=True)
+
+
+def test_a_broken_newest_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:
+    settings = config(20, checkpoint_tokens=6 * BATCH)
+    whole = train(settings, MemoryStream(), folder=tmp_path, quiet=True)
+    newest = max((tmp_path / "checkpoints").glob("*.pt"))
+    newest.write_bytes(newest.read_bytes()[:5000])
+    with pytest.warns(UserWarning, match="older checkpoint"):
+        again = train(settings, MemoryStream(), folder=tmp_path, quiet=True)
+    assert torch.equal(whole.W_enc, again.W_enc)
+    for path in (tmp_path / "checkpoints").glob("*.pt"):
+        path.write_bytes(b"nothing")
+    with pytest.warns(UserWarning, match="older"), pytest.raises(BadFile, match="no readable checkpoint"):
+        train(settings, MemoryStream(), folder=tmp_path, quiet=True)
+
+
+def test_a_line_cut_short_by_a_crash_is_dropped(tmp_path: Path) -> None:
+    settings = config(8, checkpoint_tokens=4 * BATCH)
+    train(settings, MemoryStream(), folder=tmp_path, quiet=True)
+    whole = losses(tmp_path)
+    max((tmp_path / "checkpoints").glob("*.pt")).unlink()
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 9, "lo')
+    train(settings, MemoryStream(), folder=tmp_path, quiet=True)
+    assert losses(tmp_path) == whole
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+def spoiled(batch: int, value: float) -> MemoryStream:
+    return MemoryStream(alter=lambda n, x: torch.where(torch.arange(D) == 3, value, x) if n == batch else x)
+
+
+@pytest.mark.parametrize("kernels", ["sparse", "dense"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_in_the_stream_names_the_step_and_keeps_the_last_checkpoint(
+    tmp_path: Path, value: float, kernels: str
+) -> None:
+    settings = config(20, checkpoint_tokens=5 * BATCH, kernels=kernels)
+    with pytest.raises(BadInput, match=r"batch of step 13 holds NaN.*step-000000010\.pt is still good"):
+        train(settings, spoiled(13, value), folder=tmp_path, quiet=True)
+    assert len(losses(tmp_path)) == 12
+    train(settings, MemoryStream(), folder=tmp_path, quiet=True)
+    assert len(losses(tmp_path)) == 20
+
+
+def test_a_loss_that_explodes_names_the_step(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"loss of step \d+ is NaN or infinity; lower lr"):
+        train(config(40, lr=1e30, warmup_steps=0), MemoryStream(), folder=tmp_path, quiet=True)
+
+
+def test_useless_first_batches_are_refused(tmp_path: Path) -> None:
+    for n, (stream, message) in enumerate(
+        [
+            (spoiled(2, float("nan")), "only zeros, or NaN"),
+            (MemoryStream(alter=lambda n, x: 0 * x), "only zeros, or NaN"),
+            (MemoryStream(alter=lambda n, x: torch.ones_like(x)), "all the same"),
+            (MemoryStream(batches=0), "stream is empty"),
+            (MemoryStream(alter=lambda n, x: x[:9]), r"shape \[9, 32\], expected \[256, d\]"),
+            (MemoryStream(alter=lambda n, x: x if n < 3 else x[:, :5]), r"shape \[256, 5\], expected \[256, 32\]"),
+            (MemoryStream(alter=lambda n, x: {"resid_post.1": x}), "gave a dict"),  # type: ignore[arg-type, return-value]
+        ]
+    ):
+        with pytest.raises(BadInput, match=message):
+            train(config(), stream, folder=tmp_path / str(n), quiet=True)
+
+
+def test_a_stream_that_ends_early_warns_and_still_gives_a_dictionary(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"ended after 2,560 of 7,680 tokens"):
+        dictionary = train(config(), MemoryStream(batches=10), folder=tmp_path, quiet=True)
+    assert dictionary.metadata["training_tokens"] == 2560
+
+
+def test_unwritable_folders_and_full_disks(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="choose another folder"):
+        train(config(), MemoryStream(), folder=tmp_path / "file" / "run", quiet=True)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # no file may grow beyond 20 kB: the checkpoint fails
+    try:
+        with pytest.raises(BadFile, match=r"cannot write .*step-000000003\.pt.*free some space"):
+            train(config(10, checkpoint_tokens=3 * BATCH), MemoryStream(), folder=tmp_path / "run", quiet=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"widht": 3}, "widht: no such field; did you mean 'width'"),
+        ({"k": 0}, "k: Input should be greater than 0"),
+        ({"kind": "relu", "lr": -1}, "kind: .*; lr: "),
+        ({"tokens": None}, "tokens: "),
+        ({"kernels": "triton"}, "kernels: "),
+    ],
+)
+def test_bad_configs_say_every_field(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        config(**changes)
+
+
+def test_bad_config_files(tmp_path: Path) -> None:
+    for text, message in (("[1, 2]", "not a training config"), ("a: [", "not valid YAML")):
+        (tmp_path / "c.yaml").write_text(text)
+        with pytest.raises(BadFile, match=message):
+            TrainConfig.read(tmp_path / "c.yaml")
+    with pytest.raises(BadFile, match="cannot read"):
+        TrainConfig.read(tmp_path / "missing.yaml")
+
+
+def test_settings_that_cannot_work_here(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="device 'warp' cannot be used here"):
+        train(config(device="warp"), MemoryStream(), folder=tmp_path, quiet=True)
+    with pytest.raises(BadInput, match="k is 65, but there are only 64 latents"):
+        train(config(k=65), MemoryStream(), folder=tmp_path, quiet=True)
+
+
+def test_every_field_of_the_config_is_described() -> None:
+    assert [name for name, field in TrainConfig.model_fields.items() if not field.description] == []

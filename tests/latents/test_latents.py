@@ -1,0 +1,293 @@
+"""Top latents, contrasts and their statistics, against naive re-implementations and a planted latent."""
+
+import itertools
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
+
+from monosem import latents
+from monosem.dictionaries import Dictionary, Weights
+from monosem.errors import BadInput, Mismatch, UnknownName
+from monosem.latents.effects import logit_effects
+from monosem.latents.statistics import auroc, bootstrap_auroc, consistency, permutation_p
+from monosem.models import Model
+from tiny import tiny_hf
+from tiny_latents import MODEL, NEGATIVE, POSITIVE, SAE, SITE, TOPK, WIDTH, dictionary
+
+# ---------------------------------------------------------------------- statistics
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 10**6))
+def test_auroc_equals_scikit_learn_with_ties(n, m, seed):
+    rng = torch.Generator().manual_seed(seed)
+    positive = torch.randint(0, 4, (n, 7), generator=rng).float()
+    negative = torch.randint(0, 4, (m, 7), generator=rng).float()
+    labels = [1] * n + [0] * m
+    expected = [roc_auc_score(labels, torch.cat([positive[:, j], negative[:, j]]).numpy()) for j in range(7)]
+    assert auroc(positive, negative).tolist() == pytest.approx(expected, abs=1e-6)
+    assert auroc(negative, positive).tolist() == pytest.approx([1 - e for e in expected], abs=1e-6)
+
+
+def test_permutations_are_chunked_without_a_change(monkeypatch):
+    rng = torch.Generator().manual_seed(0)
+    a, b = torch.randn(5, 300, generator=rng), torch.randn(6, 300, generator=rng)
+    whole = permutation_p(a, b, False, 100)
+    monkeypatch.setattr("monosem.latents.statistics.CHUNK_ELEMENTS", 100 * 17)
+    for one, other in zip(permutation_p(a, b, False, 100), whole):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_permutation_p_against_the_exact_distribution(paired):
+    """All relabellings can be enumerated for 4 + 4 prompts: the sampled p is near the share of those as large."""
+    rng = torch.Generator().manual_seed(3)
+    positive = torch.randn(4, 3, generator=rng) + torch.tensor([0.0, 1.0, 3.0])
+    negative = torch.randn(4, 3, generator=rng)
+    together = torch.cat([positive, negative])
+    observed = positive.mean(0) - negative.mean(0)
+    values = []
+    if paired:
+        for signs in itertools.product([1, -1], repeat=4):
+            values.append((torch.tensor(signs)[:, None] * (positive - negative)).mean(0))
+    else:
+        for chosen in itertools.combinations(range(8), 4):
+            rest = [i for i in range(8) if i not in chosen]
+            values.append(together[list(chosen)].mean(0) - together[rest].mean(0))
+    exact = (torch.stack(values) >= observed - 1e-6).float().mean(0)
+    p, family = permutation_p(positive, negative, paired, permutations=4000)
+    assert p.tolist() == pytest.approx(exact.tolist(), abs=0.03)
+    assert (family >= p - 0.03).all()
+
+
+def test_family_p_controls_for_many_latents():
+    rng = torch.Generator().manual_seed(0)
+    hits, single = 0, 0
+    for seed in range(30):
+        a, b = torch.randn(10, 200, generator=rng), torch.randn(10, 200, generator=rng)
+        p, family = permutation_p(a, b, False, permutations=200, seed=seed)
+        single += int((p < 0.05).any())
+        hits += int((family < 0.05).any())
+    assert single == 30  # looking at 200 latents always finds "significant" ones
+    assert hits <= 6  # corrected, in about 5 % of the experiments
+
+
+def test_family_p_measures_each_latent_by_its_own_spread():
+    """A latent of small numbers that tells perfectly apart is not drowned by noise of large ones."""
+    rng = torch.Generator().manual_seed(2)
+    up, down = torch.randn(12, 50, generator=rng) * 100, torch.randn(12, 50, generator=rng) * 100
+    up[:, 7], down[:, 7] = 0.02, 0.01
+    p, family = permutation_p(up, down, False, permutations=500)
+    assert float(p[7]) == pytest.approx(1 / 501)
+    assert float(family[7]) < 0.02
+
+
+def test_consistency():
+    positive, negative = torch.tensor([[1.0], [2.0], [0.0]]), torch.tensor([[0.0], [3.0], [0.0]])
+    assert float(consistency(positive, negative, paired=True)) == pytest.approx(1 / 3)
+    assert float(consistency(positive, negative, paired=False)) == pytest.approx(2 / 3 - 1 / 3)
+
+
+def test_bootstrap_interval_holds_the_value_and_shrinks_with_more_prompts():
+    rng = torch.Generator().manual_seed(1)
+    widths = []
+    for n in (10, 160):
+        a, b = torch.randn(n, generator=rng) + 1, torch.randn(n, generator=rng)
+        low, high = bootstrap_auroc(a, b, paired=False)
+        assert low <= float(auroc(a[:, None], b[:, None])) <= high
+        widths.append(high - low)
+    assert widths[1] < widths[0] / 2
+
+
+# ---------------------------------------------------------------------- prompts
+
+
+def dense_by_hand(prompt: str, sae: Dictionary, pool: str) -> torch.Tensor:
+    run = MODEL.run([prompt], capture=SITE)
+    acts = sae.encode(run[SITE][0]).dense()
+    if pool == "last":
+        return acts[-1]
+    kept = [i for i, t in enumerate(run.tokens.ids[0].tolist()) if i > 0 and t not in MODEL.special_ids]
+    return acts[kept].amax(0) if pool == "max" else acts[kept].mean(0)
+
+
+@pytest.mark.parametrize("pool", ["max", "mean", "last"])
+@pytest.mark.parametrize("sae", [SAE, TOPK])
+def test_pooling_against_one_prompt_at_a_time(pool, sae):
+    prompts = ["a good e", "bad", "the cat d e f g h", "x y"]
+    prompts = [p for p in prompts if len(MODEL.tokens(p).rows()[0]) > 1]
+    found = latents.pooled(MODEL, sae, prompts, pool, batch_size=3)
+    expected = torch.stack([dense_by_hand(p, sae, pool) for p in prompts])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_top_lists_every_token_and_always_the_last():
+    prompts = ["a good e", "a bad e f g"]
+    found = latents.top(MODEL, TOPK, prompts, k=3)
+    for number, prompt in enumerate(prompts):
+        run = MODEL.run([prompt], capture=SITE)
+        acts = TOPK.encode(run[SITE][0]).dense()
+        mine = found.table[found.table.prompt == number]
+        assert 0 not in set(mine.position)
+        for position, group in mine.groupby("position"):
+            values, order = acts[position].sort(descending=True)
+            positive = int((values > 0).sum())
+            assert group.latent.tolist() == order[: min(3, positive)].tolist()
+            assert group.value.tolist() == pytest.approx(values[: min(3, positive)].tolist(), rel=1e-4)
+            assert set(group.token) == {run.str_tokens[0][position]}
+        assert mine[mine["last"]].position.unique().tolist() == [len(run.str_tokens[0]) - 1]
+    assert set(latents.top(MODEL, TOPK, prompts, tokens="last").table["last"]) == {True}
+    assert len(found.last) <= 6
+
+
+def test_contrast_finds_a_planted_latent_and_confirms_it_on_prompts_that_it_did_not_see():
+    run = MODEL.run(POSITIVE + NEGATIVE, capture=SITE)
+    mean = torch.stack([run[SITE][i][run.tokens.mask[i]][1:].mean(0) for i in range(32)])
+    difference = mean[:16].mean(0) - mean[16:].mean(0)
+    weights = SAE.weights
+    W_enc, b_enc = weights.W_enc.clone() * 0.1, weights.b_enc.clone()
+    W_enc[:, 17] = difference / difference.norm() * 5
+    b_enc[17] = -float((mean @ W_enc[:, 17]).mean())
+    planted = Dictionary(
+        Weights(W_enc=W_enc, b_enc=b_enc, W_dec=weights.W_dec, b_dec=weights.b_dec),
+        "relu", site=SITE, model_name="llama",
+    )  # fmt: skip
+    found = latents.contrast(MODEL, planted, POSITIVE, NEGATIVE, permutations=300)
+    assert found.best == 17
+    first = found.table.iloc[0]
+    assert first.held_out_auroc > 0.85
+    assert first.p < 0.01
+    assert first.held_out_low <= first.held_out_auroc <= first.held_out_high
+    assert found.table.score.is_monotonic_decreasing
+    reverse = latents.contrast(MODEL, planted, NEGATIVE, POSITIVE, permutations=50)
+    assert reverse.best != 17
+
+
+def test_held_out_prompts_play_no_part_in_the_ranking():
+    """Changing only held-out prompts leaves every search column as it was."""
+    from monosem.data import PromptPairs
+
+    _, rest = PromptPairs(POSITIVE, NEGATIVE).split(0.5, 0)
+    out = {p: f"{p} h g f" for p in rest.positive}
+    first = latents.contrast(MODEL, SAE, POSITIVE, NEGATIVE, permutations=50)
+    second = latents.contrast(MODEL, SAE, [out.get(p, p) for p in POSITIVE], NEGATIVE, permutations=50)
+    for name in ("latent", "score", "auroc", "p", "p_family"):
+        assert np.array_equal(first.table[name], second.table[name]), name
+    assert not np.array_equal(first.table.held_out_auroc, second.table.held_out_auroc)
+
+
+def test_unpaired_prompts(tmp_path):
+    with pytest.raises(BadInput, match="16 positive but 9 negative"):
+        latents.contrast(MODEL, SAE, POSITIVE, NEGATIVE[:9])
+    found = latents.contrast(MODEL, SAE, POSITIVE, NEGATIVE[:9], paired=False, permutations=50)
+    found.save(tmp_path / "contrast.json")
+    assert (tmp_path / "contrast.json").stat().st_size > 100
+    assert found.config["prompts"] == {"search": 8, "held_out": 8}
+
+
+def test_bad_input():
+    with pytest.raises(BadInput, match="no prompts"):
+        latents.top(MODEL, SAE, [])
+    with pytest.raises(BadInput, match="no token that counts"):
+        latents.top(MODEL, SAE, ["a"])
+    with pytest.raises(BadInput, match="empty"):
+        latents.top(MODEL, SAE, ["a good e", ""])
+    with pytest.raises(UnknownName, match="'all' or 'last'"):
+        latents.top(MODEL, SAE, ["a good e"], tokens="some")
+    with pytest.raises(UnknownName, match="pool"):
+        latents.contrast(MODEL, SAE, POSITIVE, NEGATIVE, pool="median")
+    with pytest.raises(Mismatch):
+        latents.top(MODEL, dictionary(model_name="another"), ["a good e"])
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2", "gpt_neox"])
+def test_logit_effects_are_the_derivative_of_the_logits(family):
+    """Against autograd through the model's own final norm, at a stream orthogonal to the row (there the norm's scale
+    does not change to first order): derivative × scale = effect, up to a constant over the vocabulary."""
+    model = Model(tiny_hf(family), None, family)
+    sae = dictionary(model_name=family)
+    row = sae.W_dec[3]
+    layer_norm = family in ("gpt2", "gpt_neox")
+    moved = row - row.mean() if layer_norm else row
+    x = torch.randn(32, generator=torch.Generator().manual_seed(5))
+    x = x - x.mean() if layer_norm else x
+    x = x - moved * (x @ moved) / moved.square().sum()
+    _, slope = torch.func.jvp(model.unembed, (x,), (row,))
+    expected = slope * x.square().mean().sqrt()
+    effect = torch.cat(list(logit_effects(model, sae)))
+    torch.testing.assert_close(effect[3], expected - expected.mean(), rtol=1e-3, atol=1e-4)
+    up, values, down, low = latents.extreme_tokens(model, sae, 4)
+    assert up[3].tolist() == effect[3].topk(4).indices.tolist()
+    assert low[3].tolist() == pytest.approx(effect[3].sort().values[:4].tolist(), rel=1e-4)
+    assert values.shape == (WIDTH, 4)
+    assert down.shape == (WIDTH, 4)
+
+
+def test_logit_effects_at_z_go_through_the_output_projection():
+    weights = SAE.weights
+    at_z = Dictionary(weights, "relu", site="z.1", model_name="llama", per_head=True)
+    written = [MODEL.hf.get_submodule("model.layers.1.self_attn.o_proj")(row) for row in weights.W_dec]
+    mapped = Weights(W_enc=weights.W_enc, b_enc=weights.b_enc, W_dec=torch.stack(written), b_dec=weights.b_dec)
+    at_out = Dictionary(mapped, "relu", site="attn_out.1", model_name="llama")
+    one, other = (torch.cat(list(logit_effects(MODEL, sae))) for sae in (at_z, at_out))
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    off = Dictionary(mapped, "relu", site="mlp_post.1", model_name="llama")
+    with pytest.raises(BadInput, match=r"mlp_post\.1 have no direct effect"):
+        latents.extreme_tokens(MODEL, off, 4)
+
+
+def gated(bias: float) -> Dictionary:
+    """Nothing fires unless pre-activations exceed `-bias`."""
+    weights = SAE.weights
+    biases = torch.full((WIDTH,), bias)
+    return Dictionary(
+        Weights(W_enc=weights.W_enc, b_enc=biases, W_dec=weights.W_dec, b_dec=weights.b_dec),
+        "relu", site=SITE, model_name="llama",
+    )  # fmt: skip
+
+
+def test_prompts_keep_their_numbers_when_some_are_silent():
+    prompts = [f"{a} {b}" for a in "abcdefghijklm" for b in ("the cat", "good", "sun moon")]
+    assert len(prompts) > 32  # more than one batch
+    loudest = latents.pooled(MODEL, gated(0.0), prompts).amax(1)
+    cut = float(loudest.median())
+    table = latents.top(MODEL, gated(-cut), prompts, k=1).table
+    expected = (loudest > cut).nonzero()[:, 0].tolist()
+    assert 0 < len(expected) < len(prompts)
+    assert set(expected) <= set(table.prompt)
+    for number in expected:
+        found = table[table.prompt == number].value.max()
+        assert found >= float(loudest[number]) - cut - 1e-3
+
+
+def test_no_latent_fires():
+    with pytest.raises(BadInput, match="fires on any of the prompts"):
+        latents.contrast(MODEL, gated(-1e6), POSITIVE, NEGATIVE)
+
+
+def test_best_tells_apart_before_it_is_large():
+    columns = ["latent", "score", "auroc"]
+    table = pd.DataFrame([(5, 9.0, 0.55), (2, 4.0, 0.9), (1, 3.0, 0.95)], columns=columns)
+    assert latents.Contrast(table, {}).best == 2
+    assert latents.Contrast(table[:1], {}).best == 5  # where none does
+    assert latents.Contrast(table, {}).candidates(2) == [5, 2]
+
+
+def test_a_saved_contrast_is_json(tmp_path):
+    found = latents.contrast(MODEL, SAE, POSITIVE, NEGATIVE, permutations=20)
+    assert found.table.held_out_low.isna().any()  # only the first have an interval
+    found.save(tmp_path / "contrast.json")
+    held = json.loads((tmp_path / "contrast.json").read_text(), parse_constant=lambda word: pytest.fail(word))
+    assert [row["latent"] for row in held["table"]] == found.table.latent.tolist()
+
+
+def test_tokens_keep_the_space_before_them():
+    """The decoder of a SentencePiece vocabulary drops it from the first token of a text, which each is by itself."""
+    table = latents.top(MODEL, SAE, "the cat sat", k=1).table
+    assert set(table.token) == {" cat", " sat"}

@@ -1,0 +1,93 @@
+"""Architectures without a row: known families taken off the table, unlisted ones of transformers, and refusals."""
+
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from monosem.errors import UnknownName
+from monosem.models import InferredFamily, Model, verify
+from monosem.models import model as model_module
+from monosem.models.checking.infer import infer
+from monosem.models.places.families import family_of
+from tiny import _LLAMA, FAMILIES, randomise, tiny_hf
+
+# where a type's row covers several configs, inference finds the one at hand
+DIFFERENT = {
+    "gpt_neox": {"parallel": True},
+    "gpt_neox_sequential": {"parallel": False},
+    "stablelm": {"parallel": False},
+    "stablelm_parallel": {"parallel": True, "ln2": "input_layernorm"},
+    "gemma3_text": {"logit_steps": ()},
+}
+# the module one level up returns the same: another way to write the same row
+DIFFERENT["gpt_neo"] = {"attention": "attn"} | {k: f"attention.{k}_proj" for k in "qkv"} | {"out": "attention.out_proj"}
+
+
+def quietly(hf: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", InferredFamily)
+        return infer(hf)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_inference_finds_the_row_of_every_known_family(family):
+    hf = tiny_hf(family)
+    row = family_of(hf.config)
+    found = quietly(hf)
+    expected = replace(row, name=found.name, model_types=found.model_types, **DIFFERENT.get(family, {}))
+    if not getattr(hf.config, "clip_qkv", None):
+        found, expected = replace(found, clip=None), replace(expected, clip=None)
+    assert found == expected
+
+
+def unlisted(kind: str, **overrides: Any) -> Any:
+    config = AutoConfig.for_model(kind, **(_LLAMA | overrides))
+    hf = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    randomise(hf, 0)
+    return hf.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("kind", ["arcee", "exaone4", "seed_oss", "helium", "apertus", "ministral", "granitemoe"])
+def test_unlisted_architectures_are_inferred_verified_and_announced(kind):
+    hf = unlisted(kind)
+    assert family_of(hf.config) is None
+    with pytest.warns(InferredFamily, match="inferred"):
+        model = Model(hf)
+    result = verify(model)
+    assert result.ok, result.table[~result.table.ok].to_string()
+
+
+def test_multipliers_are_found_in_an_unlisted_architecture():
+    """An architecture like Granite under a name that nobody knows."""
+    hf = tiny_hf("granite")
+    found = quietly(hf)
+    assert (found.embed_scale, found.branch_scale) == ("embedding_multiplier", "residual_multiplier")
+    assert found.logit_steps == (("divide", "logits_scaling"),)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("diffllama", "pattern · v = z"),  # two softmaxes subtracted: z is not pattern times values
+        ("doge", "resid_pre"),  # the residual is multiplied by learned weights
+        ("mamba", "no attention module"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_what_failed_and_how_to_go_on(kind, reason):
+    with pytest.raises(UnknownName, match=reason) as error:
+        Model(unlisted(kind))
+    assert "families.py" in str(error.value)
+    assert kind in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_row_of_ones_own(monkeypatch):
+    hf = tiny_hf("gemma2")
+    row = replace(family_of(hf.config), name="mine")
+    monkeypatch.setattr(model_module, "family_of", lambda config: None)
+    monkeypatch.setattr(model_module, "infer", lambda hf: pytest.fail("a given row is not inferred"))
+    assert Model(hf, family=row).family.name == "mine"
