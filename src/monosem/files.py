@@ -11,6 +11,8 @@ from typing import Any
 
 from .errors import BadFile, BadInput, require
 
+ASSETS = Path(__file__).parent / "assets"  # dictionaries and lenses that ship with the package
+
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:

@@ -51,12 +51,6 @@ def log_odds(
     return set_log_probability(logits, right) - set_log_probability(logits, wrong)
 
 
-def standard_error(values: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
-    """Of the mean over the last axis; NaN for a single value."""
-    n = values.shape[-1]
-    return values.std(-1) / n**0.5 if n > 1 else torch.full_like(values[..., 0], torch.nan)
-
-
 def next_token_loss(logits: Float[Tensor, "batch pos vocab"], tokens: "TokenBatch") -> Float[Tensor, "batch pos-1"]:
     """Cross-entropy of each next token; NaN where either token is padding."""
     ids = tokens.ids.to(logits.device)

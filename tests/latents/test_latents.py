@@ -1,109 +1,19 @@
 """Top latents, contrasts and their statistics, against naive re-implementations and a planted latent."""
 
-import itertools
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from sklearn.metrics import roc_auc_score
 
 from monosem import latents
 from monosem.dictionaries import Dictionary, Weights
 from monosem.errors import BadInput, Mismatch, UnknownName
 from monosem.latents.effects import logit_effects
-from monosem.latents.statistics import auroc, bootstrap_auroc, consistency, permutation_p
 from monosem.models import Model
 from tiny import tiny_hf
 from tiny_latents import MODEL, NEGATIVE, POSITIVE, SAE, SITE, TOPK, WIDTH, dictionary
-
-# ---------------------------------------------------------------------- statistics
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 10**6))
-def test_auroc_equals_scikit_learn_with_ties(n, m, seed):
-    rng = torch.Generator().manual_seed(seed)
-    positive = torch.randint(0, 4, (n, 7), generator=rng).float()
-    negative = torch.randint(0, 4, (m, 7), generator=rng).float()
-    labels = [1] * n + [0] * m
-    expected = [roc_auc_score(labels, torch.cat([positive[:, j], negative[:, j]]).numpy()) for j in range(7)]
-    assert auroc(positive, negative).tolist() == pytest.approx(expected, abs=1e-6)
-    assert auroc(negative, positive).tolist() == pytest.approx([1 - e for e in expected], abs=1e-6)
-
-
-def test_permutations_are_chunked_without_a_change(monkeypatch):
-    rng = torch.Generator().manual_seed(0)
-    a, b = torch.randn(5, 300, generator=rng), torch.randn(6, 300, generator=rng)
-    whole = permutation_p(a, b, False, 100)
-    monkeypatch.setattr("monosem.latents.statistics.CHUNK_ELEMENTS", 100 * 17)
-    for one, other in zip(permutation_p(a, b, False, 100), whole):
-        assert torch.equal(one, other)
-
-
-@pytest.mark.parametrize("paired", [True, False])
-def test_permutation_p_against_the_exact_distribution(paired):
-    """All relabellings can be enumerated for 4 + 4 prompts: the sampled p is near the share of those as large."""
-    rng = torch.Generator().manual_seed(3)
-    positive = torch.randn(4, 3, generator=rng) + torch.tensor([0.0, 1.0, 3.0])
-    negative = torch.randn(4, 3, generator=rng)
-    together = torch.cat([positive, negative])
-    observed = positive.mean(0) - negative.mean(0)
-    values = []
-    if paired:
-        for signs in itertools.product([1, -1], repeat=4):
-            values.append((torch.tensor(signs)[:, None] * (positive - negative)).mean(0))
-    else:
-        for chosen in itertools.combinations(range(8), 4):
-            rest = [i for i in range(8) if i not in chosen]
-            values.append(together[list(chosen)].mean(0) - together[rest].mean(0))
-    exact = (torch.stack(values) >= observed - 1e-6).float().mean(0)
-    p, family = permutation_p(positive, negative, paired, permutations=4000)
-    assert p.tolist() == pytest.approx(exact.tolist(), abs=0.03)
-    assert (family >= p - 0.03).all()
-
-
-def test_family_p_controls_for_many_latents():
-    rng = torch.Generator().manual_seed(0)
-    hits, single = 0, 0
-    for seed in range(30):
-        a, b = torch.randn(10, 200, generator=rng), torch.randn(10, 200, generator=rng)
-        p, family = permutation_p(a, b, False, permutations=200, seed=seed)
-        single += int((p < 0.05).any())
-        hits += int((family < 0.05).any())
-    assert single == 30  # looking at 200 latents always finds "significant" ones
-    assert hits <= 6  # corrected, in about 5 % of the experiments
-
-
-def test_family_p_measures_each_latent_by_its_own_spread():
-    """A latent of small numbers that tells perfectly apart is not drowned by noise of large ones."""
-    rng = torch.Generator().manual_seed(2)
-    up, down = torch.randn(12, 50, generator=rng) * 100, torch.randn(12, 50, generator=rng) * 100
-    up[:, 7], down[:, 7] = 0.02, 0.01
-    p, family = permutation_p(up, down, False, permutations=500)
-    assert float(p[7]) == pytest.approx(1 / 501)
-    assert float(family[7]) < 0.02
-
-
-def test_consistency():
-    positive, negative = torch.tensor([[1.0], [2.0], [0.0]]), torch.tensor([[0.0], [3.0], [0.0]])
-    assert float(consistency(positive, negative, paired=True)) == pytest.approx(1 / 3)
-    assert float(consistency(positive, negative, paired=False)) == pytest.approx(2 / 3 - 1 / 3)
-
-
-def test_bootstrap_interval_holds_the_value_and_shrinks_with_more_prompts():
-    rng = torch.Generator().manual_seed(1)
-    widths = []
-    for n in (10, 160):
-        a, b = torch.randn(n, generator=rng) + 1, torch.randn(n, generator=rng)
-        low, high = bootstrap_auroc(a, b, paired=False)
-        assert low <= float(auroc(a[:, None], b[:, None])) <= high
-        widths.append(high - low)
-    assert widths[1] < widths[0] / 2
-
 
 # ---------------------------------------------------------------------- prompts
 

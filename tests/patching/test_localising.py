@@ -11,7 +11,6 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest
 from torch import Tensor
 
 from monosem import edits, patching
@@ -19,7 +18,7 @@ from monosem.data import TokenPairs, ioi
 from monosem.errors import BadInput, UnknownName
 from monosem.models import Model, Site, TokenBatch
 from monosem.patching import Cell, backup, evidence, localise, necessity, patch_sets, sufficiency
-from monosem.patching.sets.evidence import answered, pns_bounds, ratio, wilson
+from monosem.patching.sets.evidence import answered, pns_bounds
 from tiny import FAMILIES
 
 ROWS = ([5, 6, 7, 8, 9, 10], [20, 21, 22, 23])
@@ -97,15 +96,6 @@ def test_sets_refuse_what_they_cannot_patch(tiny_model: Callable[..., Model]) ->
 # ------------------------------------------------------------------------------------------------------------ shares
 
 
-@given(st.integers(0, 40), st.integers(1, 40))
-@settings(max_examples=60, deadline=None)
-def test_wilson_is_scipys(count: int, of: int) -> None:
-    count = min(count, of)
-    expected = binomtest(count, of).proportion_ci(method="wilson")
-    found = wilson(count, of)
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-9)
-
-
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=30))
 @settings(max_examples=60, deadline=None)
 def test_bounds_hold_for_any_joint_distribution(events: list[tuple[bool, bool]]) -> None:
@@ -114,17 +104,6 @@ def test_bounds_hold_for_any_joint_distribution(events: list[tuple[bool, bool]])
     low, high = pns_bounds(pn, ps)
     assert low - 1e-9 <= both <= high + 1e-9
     assert math.isnan(pns_bounds(float("nan"), ps)[0])
-
-
-def test_a_ratio_is_one_of_means_and_its_interval_widens_with_the_spread() -> None:
-    whole = torch.tensor([1.0, 3.0, 2.0, 2.0]).double()
-    exact = ratio(whole / 2, whole)
-    assert (exact.value, exact.low, exact.high) == pytest.approx((0.5, 0.5, 0.5))
-    spread = ratio(torch.tensor([0.0, 3.0, 0.0, 1.0]).double(), whole)
-    assert spread.value == pytest.approx(0.5)
-    assert spread.low < 0.2
-    assert spread.high > 0.7
-    assert math.isnan(ratio(whole[:1], whole[:1]).low)
 
 
 def test_evidence_is_counted_from_plain_runs(tiny_model: Callable[..., Model]) -> None:

@@ -8,7 +8,6 @@ import torch
 from monosem import components, edits, lenses
 from monosem.data import TokenPairs, read_pairs
 from monosem.errors import BadInput, Mismatch, UnknownName
-from monosem.metrics import standard_error
 from monosem.models import TokenBatch
 from monosem.patching import (
     Cell,
@@ -27,6 +26,7 @@ from monosem.patching import (
     subspace,
     sweep,
 )
+from monosem.statistics import standard_error
 
 CLEAN, CORRUPTED = [[7, 21, 33, 40], [7, 22, 33, 41]], [[7, 21, 34, 40], [7, 22, 35, 41]]
 

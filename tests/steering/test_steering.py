@@ -12,15 +12,12 @@ from monosem.errors import BadInput
 from monosem.models import Model
 from monosem.steering import (
     after_first,
-    bootstrap_mean,
     compare,
-    distinct,
     outcome,
     random_latents,
-    rank_p,
     summarise,
-    wilson,
 )
+from monosem.steering.effects import distinct
 from tiny import tiny_hf, tiny_tokenizer
 
 PROMPTS = ["the cat sat on", "a dog", "she was very happy and"]
@@ -114,32 +111,6 @@ def test_comparison_saves_and_shows(model, sae, tmp_path):
     assert (tmp_path / "c.json").stat().st_size > 100
     assert len(found.table) == 3
     assert found.top_tokens(0)["before"]["probability"].is_monotonic_decreasing
-
-
-@pytest.mark.parametrize(("k", "n"), [(0, 12), (12, 12), (3, 12), (7, 10), (1, 1)])
-def test_wilson_bounds_solve_its_defining_equation(k, n):
-    """Wilson's bounds are the rates p at which |k/n - p| is z standard errors of p."""
-    for bound in wilson(k, n):
-        assert abs(k / n - bound) == pytest.approx(1.959963984540054 * math.sqrt(bound * (1 - bound) / n), abs=1e-9)
-
-
-def test_wilson_of_nothing():
-    assert wilson(0, 0) == (0, 1)
-
-
-def test_bootstrap_covers_the_normal_interval():
-    values = np.random.default_rng(1).normal(2, 1, 400).tolist()
-    mean, low, high = bootstrap_mean(values)
-    assert mean == pytest.approx(np.mean(values))
-    half = 1.96 * np.std(values) / 20
-    assert (low, high) == (pytest.approx(mean - half, abs=0.01), pytest.approx(mean + half, abs=0.01))
-    assert all(math.isnan(x) for x in bootstrap_mean([]))
-
-
-def test_rank_p_counts_the_observed():
-    assert rank_p(5, [1, 2, 3]) == 0.25
-    assert rank_p(2, [1, 2, 3]) == 0.75
-    assert rank_p(1.0, [0.0] * 19) == 0.05
 
 
 def test_distinct_finds_loops():

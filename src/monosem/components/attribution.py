@@ -10,9 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import BadInput
-from ..metrics import standard_error
 from ..models import TokenBatch
 from ..plots import heatmap
+from ..statistics import standard_error
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

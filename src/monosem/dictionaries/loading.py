@@ -8,12 +8,11 @@ from pathlib import Path
 import torch
 
 from ..errors import BadFile, BadInput, UnknownName, did_you_mean
+from ..files import ASSETS
 from ..models.places.sites import SiteLike
 from .dictionary import Dictionary
 from .formats import openai, saelens
 from .formats.common import Overrides
-
-ASSETS = Path(__file__).parents[1] / "assets"
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ..data import PromptPairs
 from ..errors import BadInput, UnknownName
-from ..latents import auroc, counted_tokens
+from ..latents import counted_tokens
 from ..models import Model, Site, SiteLike
+from ..statistics import auroc
 from .direction import Direction
 
 Pool = Literal["mean", "last"]

@@ -6,7 +6,6 @@ from .evidence import Evidence, Example
 from .index import Index, index_of
 from .indexing import build_index
 from .pooling import counted_tokens, pooled
-from .statistics import auroc, permutation_p
 from .top import Top, top
 
 __all__ = [
@@ -15,14 +14,12 @@ __all__ = [
     "Example",
     "Index",
     "Top",
-    "auroc",
     "build_index",
     "contrast",
     "counted_tokens",
     "extreme_tokens",
     "index_of",
     "logit_effects",
-    "permutation_p",
     "pooled",
     "top",
 ]

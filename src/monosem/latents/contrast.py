@@ -13,8 +13,8 @@ from ..dictionaries import Dictionary
 from ..errors import BadInput
 from ..files import write_json
 from ..models import Model
+from ..statistics import auroc, bootstrap_auroc, consistency, permutation_p
 from .pooling import Pool, pooled
-from .statistics import auroc, bootstrap_auroc, consistency, permutation_p
 
 TELLS_APART = 0.7  # AUROC on the search half that `Contrast.best` asks for
 CONFIRMED = 20  # best latents whose held-out AUROC gets a bootstrap interval
@@ -97,8 +97,8 @@ def contrast(
     order = torch.argsort(columns["score"], descending=True, stable=True)
     table = table.iloc[order.numpy()].reset_index(drop=True)
     bounds = [bootstrap_auroc(out_up[:, i], out_down[:, i], paired, seed=seed) for i in order[:CONFIRMED].tolist()]
-    for at, name in enumerate(("held_out_low", "held_out_high")):
-        table[name] = pd.Series([bound[at] for bound in bounds], dtype=float)
+    for side in ("low", "high"):
+        table[f"held_out_{side}"] = pd.Series([getattr(bound, side) for bound in bounds], dtype=float)
     config = {
         "model": model.name,
         "dictionary": dictionary.name,

@@ -1,5 +1,6 @@
 """Patching: which places carry what makes the model answer differently on clean and corrupted prompts."""
 
+from ..statistics import Interval, Share
 from .cells import Cell, cells_of
 from .corruptions import Corruption, mean, noise, positional_mean, resample, zero
 from .estimates.comparison import Comparison, compare
@@ -12,7 +13,7 @@ from .scoring import METRICS, metrics_of, normalised
 from .scrubbing.hypothesis import Claim, Hypothesis
 from .scrubbing.scrub import Scrubbed, scrub
 from .sets.backups import Backup, backup
-from .sets.evidence import Evidence, Interval, Share, evidence, necessity, sufficiency
+from .sets.evidence import Evidence, evidence, necessity, sufficiency
 from .sets.sets import Joint, patch_sets
 from .subspaces import SubspacePatch, subspace
 from .sweeps.sweep import sweep

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..errors import BadInput, UnknownName, did_you_mean, require
 from ..files import write_result
-from ..metrics import standard_error
 from ..plots import heatmap, style
+from ..statistics import standard_error
 from .cells import Cell
 from .scoring import normalised
 

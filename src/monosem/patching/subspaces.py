@@ -19,9 +19,9 @@ from torch import Tensor
 from ..data import TokenPairs
 from ..edits import DirectionLike
 from ..errors import BadInput, require
-from ..metrics import standard_error
 from ..models import Model, SiteLike, TokenBatch
 from ..plots import BLUE, style
+from ..statistics import standard_error
 from .cells import AXES, Cell, Position
 from .corruptions import Prompt
 from .scoring import MetricLike, metrics_of, normalised

@@ -2,7 +2,6 @@
 
 from .controls import after_first, random_latents
 from .effects import Comparison, Outcome, compare, outcome, summarise
-from .statistics import bootstrap_mean, distinct, rank_p, wilson
 from .sweep import Sweep, SweepConfig, open_sweep, sweep
 
 __all__ = [
@@ -11,14 +10,10 @@ __all__ = [
     "Sweep",
     "SweepConfig",
     "after_first",
-    "bootstrap_mean",
     "compare",
-    "distinct",
     "open_sweep",
     "outcome",
     "random_latents",
-    "rank_p",
     "summarise",
     "sweep",
-    "wilson",
 ]

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from ..errors import BadInput
 from ..files import write_json
 from ..metrics import continuation_perplexity, kl
 from ..models import Model, Run
-from .statistics import bootstrap_mean, distinct, wilson
+from ..statistics import bootstrap_mean, wilson
 
 # Edits for every prompt, or a function that makes them for the prompts of one batch (row numbers into the prompt list)
 EditSource = Edit | Sequence[Edit] | Callable[[Sequence[int]], Sequence[Edit]]
@@ -136,7 +136,7 @@ def compare(
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One row of numbers from the rows of a comparison (any subset of them)."""
     changed = sum(row["changed"] for row in rows)
-    low, high = wilson(changed, len(rows))
+    _, low, high = wilson(changed, len(rows))
     mean, kl_low, kl_high = bootstrap_mean([row["kl"] for row in rows])
     texts = [row["baseline_text"] != row["edited_text"] for row in rows]
     return {
@@ -153,6 +153,15 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "edited_perplexity": _geometric([row["edited_perplexity"] for row in rows]),
         "distinct_2": _mean([row["distinct_2"] for row in rows]),
     }
+
+
+def distinct(tokens: Sequence[Hashable], n: int = 2) -> float:
+    """Distinct n-grams over all n-grams (Li et al. 2016, NAACL, "distinct-n"): 1 is no repetition, near 0 is a loop.
+
+    NaN when there are fewer than `n` tokens.
+    """
+    grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else math.nan
 
 
 def logits_of(run: Run) -> Float[Tensor, "batch *pos vocab"]:

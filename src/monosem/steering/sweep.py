@@ -20,8 +20,7 @@ from ..metrics import continuation_perplexity, cross_entropy, kl
 from ..models import Model
 from ..progress import Meter
 from .controls import after_first
-from .effects import logits_of
-from .statistics import distinct
+from .effects import distinct, logits_of
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

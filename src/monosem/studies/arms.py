@@ -7,7 +7,8 @@ from typing import Any
 
 from .. import edits
 from ..progress import Meter
-from ..steering import Comparison, after_first, bootstrap_mean, outcome, random_latents, summarise
+from ..statistics import bootstrap_mean
+from ..steering import Comparison, after_first, outcome, random_latents, summarise
 from . import reader as reading
 from .context import Context
 

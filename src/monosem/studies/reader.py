@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..latents.pooling import read
-from ..latents.statistics import auroc
 from ..models import TokenBatch
+from ..statistics import auroc
 from .context import Context
 
 

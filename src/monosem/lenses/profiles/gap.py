@@ -14,9 +14,9 @@ from torch import Tensor
 from ...edits import Positions
 from ...errors import BadInput
 from ...files import write_result
-from ...metrics import standard_error
 from ...models import Model, Site
 from ...models.running.session import EditLike
+from ...statistics import standard_error
 from ..figures import as_numbers, profile_figure
 from ..states import capture, log_mass, sites_at, stream
 from ..tuned.lens import LensLike, translate_of

@@ -9,11 +9,10 @@ from torch import Tensor
 
 from ...dictionaries.formats.common import read_torch
 from ...errors import BadFile, UnknownName, did_you_mean
-from ...files import read_json, replacing_folder, write_json
+from ...files import ASSETS, read_json, replacing_folder, write_json
 from ..fitted import load_lens, save_lens
 from .lens import TunedLens
 
-ASSETS = Path(__file__).parents[1] / "assets"
 FOLDER, PARAMETERS, PUBLISHED = "tuned_lens", "params.pt", "linear_tuned_lens"
 
 

@@ -15,6 +15,7 @@ from ...errors import require
 from ...files import write_result
 from ...models import Model
 from ...plots import BLUE, FAINT, style
+from ...statistics import pearson, spearman
 from ..measured import Sweep
 from ..scoring import MetricLike
 from ..sweeps.sweep import sweep
@@ -49,11 +50,11 @@ class Comparison:
 
     def pearson(self, metric: str | None = None) -> float:
         """Linear correlation over cells; NaN where either side is constant."""
-        return _correlation(*self.effects(metric))
+        return pearson(*self.effects(metric))
 
     def spearman(self, metric: str | None = None) -> float:
         """Correlation of the ranks (ties share their mean rank)."""
-        return _correlation(*(torch.tensor(pd.Series(x.numpy()).rank().to_numpy()) for x in self.effects(metric)))
+        return spearman(*self.effects(metric))
 
     def slope(self, metric: str | None = None) -> float:
         """Of the least-squares line through the origin, estimate against exact: below 1, effects are underestimated."""
@@ -154,11 +155,6 @@ def compare(
     """
     exact = sweep(model, pairs, sites, over, metric, direction, memory=memory, **cells)
     return Comparison(exact, attribution(model, pairs, sites, over, metric, direction, steps=steps, **cells))
-
-
-def _correlation(x: Tensor, y: Tensor) -> float:
-    x, y = x.double() - x.double().mean(), y.double() - y.double().mean()
-    return float((x @ y) / (x.norm() * y.norm()))
 
 
 def _part(whole: Sweep, site: str) -> Sweep:

@@ -12,7 +12,7 @@ import yaml
 from ... import __version__
 from ...files import writable_folder, write_json, write_text
 from ...pages import embedded, environment, number, plotly_script
-from ..sets.evidence import Interval, Share
+from ...statistics import Interval, Share
 
 if TYPE_CHECKING:
     from .result import Component, Localisation

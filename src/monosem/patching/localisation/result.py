@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from ...statistics import Interval
 from ..cells import Cell
 from ..measured import Sweep
 from ..sets.backups import Backup
-from ..sets.evidence import Evidence, Interval
+from ..sets.evidence import Evidence
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -34,8 +34,8 @@ from ...errors import BadInput, require
 from ...models import Model
 from ...plots import BLUE, GREY, style
 from ...progress import Meter
+from ...statistics import Interval, bootstrap_ratio
 from ..scoring import MetricLike, measured, one_metric
-from ..sets.evidence import Interval, ratio
 from .hypothesis import Claim, Hypothesis, check_claims
 from .tree import Draws, Tree
 
@@ -66,7 +66,7 @@ class Scrubbed:
     def recovered(self) -> Interval:
         """(E_scrubbed - E_random) / (E_model - E_random), with a bootstrap interval over prompts."""
         base = self.random.mean(0)
-        return ratio(self.scrubbed.mean(0) - base, self.model - base)
+        return bootstrap_ratio(self.scrubbed.mean(0) - base, self.model - base)
 
     def __repr__(self) -> str:
         means = f"{float(self.scrubbed.mean()):.3g} scrubbed, {float(self.model.mean()):.3g} model, "

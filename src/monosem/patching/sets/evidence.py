@@ -23,48 +23,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from ...data import TokenPairs
 from ...models import Model
+from ...statistics import Interval, Share, bootstrap_ratio
 from ..cells import Cell
 from ..scoring import Metric, MetricLike, one_metric
 from .sets import CellSet, Joint, patch_sets
-
-Z95 = 1.959963984540054  # of the normal distribution
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A number with its 95 % interval (NaN where there is too little to say)."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
-
-
-@dataclass(frozen=True)
-class Share:
-    """`count` of `of`, with Wilson's 95 % interval."""
-
-    count: int
-    of: int
-
-    @property
-    def value(self) -> float:
-        return self.count / self.of if self.of else float("nan")
-
-    @property
-    def interval(self) -> Interval:
-        return wilson(self.count, self.of)
-
-    def __str__(self) -> str:
-        return f"{self.count} of {self.of}"
 
 
 @dataclass(frozen=True)
@@ -144,8 +111,8 @@ def _evidence(i: int, metric: str, restored: Joint, corrupted: Joint, seed: int)
     return Evidence(
         cells=restored.sets[i],
         metric=metric,
-        sufficiency=ratio(restored.values[metric][i] - other[metric], gap, seed),
-        necessity=ratio(clean[metric] - corrupted.values[metric][i], gap, seed),
+        sufficiency=bootstrap_ratio(restored.values[metric][i] - other[metric], gap, seed=seed),
+        necessity=bootstrap_ratio(clean[metric] - corrupted.values[metric][i], gap, seed=seed),
         pn=pn,
         ps=ps,
         pns=pns_bounds(pn.value, ps.value),
@@ -162,24 +129,3 @@ def pns_bounds(pn: float, ps: float) -> tuple[float, float]:
 
 def _share(event: Bool[Tensor, "pairs"], among: Bool[Tensor, "pairs"]) -> Share:
     return Share(int((event & among).sum()), int(among.sum()))
-
-
-def ratio(part: Float[Tensor, "pairs"], whole: Float[Tensor, "pairs"], seed: int = 0, draws: int = 2000) -> Interval:
-    """mean(part) / mean(whole), with the 95 % percentile interval of a bootstrap over pairs (NaN for one pair)."""
-    value = float(part.mean() / whole.mean())
-    if len(part) < 2:
-        return Interval(value, float("nan"), float("nan"))
-    rows = torch.randint(0, len(part), (draws, len(part)), generator=torch.Generator().manual_seed(seed))
-    drawn = part[rows].mean(1) / whole[rows].mean(1)
-    low, high = torch.quantile(drawn, torch.tensor([0.025, 0.975], dtype=drawn.dtype)).tolist()
-    return Interval(value, low, high)
-
-
-def wilson(count: int, of: int) -> Interval:
-    """A share with Wilson's 95 % score interval (Wilson 1927), sound for few pairs and for shares of 0 and 1."""
-    if of == 0:
-        return Interval(float("nan"), float("nan"), float("nan"))
-    share, z2 = count / of, Z95**2
-    centre = (share + z2 / (2 * of)) / (1 + z2 / of)
-    half = Z95 / (1 + z2 / of) * (share * (1 - share) / of + z2 / (4 * of**2)) ** 0.5
-    return Interval(share, max(0.0, centre - half), min(1.0, centre + half))

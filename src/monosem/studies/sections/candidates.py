@@ -14,9 +14,9 @@ import torch
 
 from ... import edits
 from ...latents.contrast import Contrast, contrast
-from ...latents.statistics import auroc, bootstrap_auroc, permutation_p
 from ...metrics import next_token_loss
-from ...steering import after_first, bootstrap_mean
+from ...statistics import auroc, bootstrap_auroc, bootstrap_mean, permutation_p
+from ...steering import after_first
 from ..context import HELD_OUT, Context
 
 MINIMUM_AUROC = 0.7  # on the search half; a candidate below it is not considered while another reaches it
@@ -77,7 +77,7 @@ def held_out_check(context: Context, target: int) -> dict[str, Any]:
     _, held_out = context.pairs
     seed = context.config.seed
     positive, negative = (context.strongest(side)[:, [target]] for side in (held_out.positive, held_out.negative))
-    low, high = bootstrap_auroc(positive[:, 0], negative[:, 0], paired=True, seed=seed)
+    _, low, high = bootstrap_auroc(positive[:, 0], negative[:, 0], paired=True, seed=seed)
     p, _ = permutation_p(positive, negative, paired=True, permutations=SHUFFLES, seed=seed)
     gain, gain_low, gain_high = bootstrap_mean(preferences(context, target, held_out.positive, held_out.negative))
     return {

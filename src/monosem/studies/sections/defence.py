@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ...steering import rank_p
+from ...statistics import rank_p
 from ..arms import Arm, controls, measure
 from ..context import Context
 

@@ -1,0 +1,192 @@
+"""Statistics, one definition each: intervals, standard errors, correlations, AUROC, permutation tests.
+
+Columns of a matrix are statistics of their own (latents, layers): one call serves all of them.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Z95 = 1.959963984540054  # 97.5 % quantile of the standard normal
+PERCENTILES = (0.025, 0.975)  # of a bootstrap: its 95 % interval
+CHUNK_ELEMENTS = 2**24  # elements of the largest temporary array (128 MB in float64)
+
+
+class Interval(NamedTuple):
+    """A number with its 95 % interval (NaN where there is too little to say)."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+@dataclass(frozen=True)
+class Share:
+    """`count` of `of`, with Wilson's 95 % interval."""
+
+    count: int
+    of: int
+
+    @property
+    def value(self) -> float:
+        return self.interval.value
+
+    @property
+    def interval(self) -> Interval:
+        return wilson(self.count, self.of)
+
+    def __str__(self) -> str:
+        return f"{self.count} of {self.of}"
+
+
+def wilson(count: int, of: int) -> Interval:
+    """A share with its Wilson score interval (Wilson 1927, J. Am. Stat. Assoc. 22:209), sound for few trials.
+
+    At 0 of 0 the share is NaN and its interval 0 to 1: nothing was tried, so every share is possible.
+    """
+    if of == 0:
+        return Interval(math.nan, 0.0, 1.0)
+    share, scale = count / of, 1 + Z95**2 / of
+    centre = (share + Z95**2 / (2 * of)) / scale
+    half = Z95 / scale * math.sqrt(share * (1 - share) / of + Z95**2 / (4 * of**2))
+    # at 0 and at `of` the bound is exactly 0 or 1; say so instead of 1e-17
+    return Interval(share, 0.0 if count == 0 else centre - half, 1.0 if count == of else centre + half)
+
+
+def standard_error(values: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
+    """Standard error of the mean over the last axis; NaN for a single value."""
+    n = values.shape[-1]
+    return values.std(-1) / n**0.5 if n > 1 else torch.full_like(values[..., 0], torch.nan)
+
+
+# ---------------------------------------------------------------------- bootstrap
+def bootstrap_mean(values: Sequence[float], *, seed: int = 0, draws: int = 10_000) -> Interval:
+    """The mean with its percentile-bootstrap interval (Efron & Tibshirani 1993, ch. 13); NaN without values."""
+    sample = np.asarray(values, dtype=np.float64)
+    if sample.size == 0:
+        return Interval(math.nan, math.nan, math.nan)
+    chosen = np.random.default_rng(seed).integers(0, sample.size, size=(draws, sample.size))
+    low, high = np.quantile(sample[chosen].mean(axis=1), PERCENTILES)
+    return Interval(float(sample.mean()), float(low), float(high))
+
+
+def bootstrap_ratio(
+    part: Float[Tensor, "n"], whole: Float[Tensor, "n"], *, seed: int = 0, draws: int = 2000
+) -> Interval:
+    """mean(part) / mean(whole), resampling both together; the interval is NaN for a single value."""
+    value = float(part.mean() / whole.mean())
+    if len(part) < 2:
+        return Interval(value, math.nan, math.nan)
+    rows = torch.randint(0, len(part), (draws, len(part)), generator=torch.Generator().manual_seed(seed))
+    low, high = _percentiles(part[rows].mean(1) / whole[rows].mean(1))
+    return Interval(value, low, high)
+
+
+def bootstrap_auroc(
+    positive: Float[Tensor, "n"], negative: Float[Tensor, "m"], paired: bool, *, seed: int = 0, draws: int = 1000
+) -> Interval:
+    """The AUROC of one statistic, resampling pairs (or each side by itself)."""
+    generator = torch.Generator().manual_seed(seed)
+    n, m = len(positive), len(negative)
+    first = torch.randint(0, n, (n, draws), generator=generator)
+    second = first if paired else torch.randint(0, m, (m, draws), generator=generator)
+    low, high = _percentiles(auroc(positive[first], negative[second]))
+    return Interval(float(auroc(positive[:, None], negative[:, None])), low, high)
+
+
+def _percentiles(drawn: Float[Tensor, "draws"]) -> tuple[float, float]:
+    low, high = drawn.quantile(torch.tensor(PERCENTILES, dtype=drawn.dtype)).tolist()
+    return low, high
+
+
+# ---------------------------------------------------------------------- correlation
+def pearson(x: Float[Tensor, "n"], y: Float[Tensor, "n"]) -> float:
+    """Linear correlation; NaN where either side is constant."""
+    x, y = x.double() - x.double().mean(), y.double() - y.double().mean()
+    return float((x @ y) / (x.norm() * y.norm()))
+
+
+def spearman(x: Float[Tensor, "n"], y: Float[Tensor, "n"]) -> float:
+    """Correlation of the ranks; ties share their mean rank."""
+    return pearson(_ranks(x), _ranks(y))
+
+
+def _ranks(x: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+    _, place, count = torch.unique(x, return_inverse=True, return_counts=True)
+    last = count.cumsum(0).double()
+    return (last - (count - 1) / 2)[place]
+
+
+# ---------------------------------------------------------------------- two groups
+def rank_p(observed: float, null: Sequence[float]) -> float:
+    """One-sided Monte-Carlo p: how often a control does at least as much, the observed value counted with the controls.
+
+    (1 + #{null >= observed}) / (1 + #null), never 0 (Phipson & Smyth 2010, Stat. Appl. Genet. Mol. Biol. 9:39).
+    """
+    return (1 + sum(value >= observed for value in null)) / (1 + len(null))
+
+
+def auroc(positive: Float[Tensor, "n latents"], negative: Float[Tensor, "m latents"]) -> Float[Tensor, "latents"]:
+    """Probability that a random positive is above a random negative, ties counting half (Mann-Whitney U / nm)."""
+    ranked = negative.T.contiguous().sort().values
+    values = positive.T.contiguous()
+    below = torch.searchsorted(ranked, values)  # negatives below each positive; `right` counts those that tie as well
+    below_or_equal = torch.searchsorted(ranked, values, right=True)
+    return ((below + below_or_equal).double().mean(1) / (2 * len(negative))).float()
+
+
+def consistency(
+    positive: Float[Tensor, "n latents"], negative: Float[Tensor, "m latents"], paired: bool
+) -> Float[Tensor, "latents"]:
+    """Share of pairs in which the positive is above its partner; unpaired: of positives above the negatives' mean."""
+    other = negative if paired else negative.mean(0, keepdim=True)
+    return (positive > other).float().mean(0)
+
+
+def permutation_p(
+    positive: Float[Tensor, "n latents"],
+    negative: Float[Tensor, "m latents"],
+    paired: bool,
+    permutations: int = 1000,
+    seed: int = 0,
+) -> tuple[Float[Tensor, "latents"], Float[Tensor, "latents"]]:
+    """One-sided p that positives are higher: for each latent alone, and corrected for having looked at all of them.
+
+    Labels are exchanged within pairs, or (unpaired) among all prompts. The statistic is the difference of means. The
+    second p compares each latent's difference, in standard deviations of its own null, with the largest such value over
+    all latents in each permutation (max-statistic of Westfall & Young). Both are (1 + hits) / (1 + permutations), so
+    they are never 0.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    n, m = len(positive), len(negative)
+    together = torch.cat([positive, negative]).double()
+    weights = torch.stack([_weights(n, m, paired, generator) for _ in range(permutations)])
+    own = torch.cat([torch.full((n,), 1 / n), torch.full((m,), -1 / m)]).double()
+    observed = own @ together
+    width = max(1, CHUNK_ELEMENTS // max(permutations, 1))
+    null = [weights @ part for part in together.split(width, dim=1)]
+    spread = torch.cat([part.std(0) for part in null]).clamp_min(1e-12)
+    edge = 1e-9 * together.abs().amax(0)  # a tie with the observed value is a hit, whatever the order of summation
+    hits = torch.cat([(part >= (o - e)).sum(0) for part, o, e in zip(null, observed.split(width), edge.split(width))])
+    highest = torch.stack([(part / s).amax(1) for part, s in zip(null, spread.split(width))]).amax(0)
+    z = (observed - edge) / spread
+    family_hits = len(highest) - torch.searchsorted(highest.sort().values, z)
+    return ((1 + hits) / (1 + permutations)).float(), ((1 + family_hits) / (1 + permutations)).float()
+
+
+def _weights(n: int, m: int, paired: bool, generator: torch.Generator) -> Float[Tensor, "prompts"]:
+    """One relabelling, as the weights that turn all prompts into a difference of means."""
+    own = torch.cat([torch.full((n,), 1 / n), torch.full((m,), -1 / m)]).double()
+    if not paired:
+        return own[torch.randperm(n + m, generator=generator)]
+    sign = torch.randint(0, 2, (n,), generator=generator).double() * 2 - 1
+    return own * torch.cat([sign, sign])
