@@ -25,7 +25,7 @@ from monosem.activations import harvest
 from monosem.dictionaries.training.config import TrainConfig
 from monosem.dictionaries.training.state import TrainingState
 from monosem.dictionaries.training.trainer import train_step
-from monosem.jobs.journal import Health
+from monosem.jobs import Health
 
 FULL = {"width": 8192, "k": 32, "batch": 4096, "batches": 4}
 TINY = {"width": 1024, "k": 8, "batch": 256, "batches": 1}

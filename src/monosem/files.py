@@ -3,13 +3,17 @@
 import contextlib
 import json
 import os
+import pickle
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import BadFile, BadInput, require
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ASSETS = Path(__file__).parent / "assets"  # dictionaries and lenses that ship with the package
 
@@ -127,3 +131,38 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise BadFile(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise BadFile(f"{path} is not valid JSON: {error}") from error
+
+
+def read_safetensors(path: str | os.PathLike[str]) -> "dict[str, Tensor]":
+    """Raises `BadFile` when the file is missing, truncated or not safetensors."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not Path(path).is_file():
+        raise BadFile(f"{path} is missing")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise BadFile(f"{path} is truncated or not a safetensors file ({error}); copy or download it again") from error
+
+
+def read_torch(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A `.pt` file of tensors and plain values. Code in it is refused, never run.
+
+    Raises:
+        BadFile: missing, broken, not a dictionary, or holds anything but tensors and plain values.
+    """
+    import torch
+
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise BadFile(
+            f"{path} was refused: it holds something other than tensors and plain values, which could run code; "
+            "convert it to safetensors where you trust it"
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise BadFile(f"{path} is truncated or not a PyTorch file ({str(error).splitlines()[0]})") from error
+    if not isinstance(loaded, dict):
+        raise BadFile(f"{path} holds a {type(loaded).__name__}, expected a dictionary of tensors")
+    return loaded

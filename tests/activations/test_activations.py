@@ -244,7 +244,7 @@ def test_stream_resumes_bit_for_bit(model, store):
         assert all(torch.equal(a, b) for a, b in zip(rest, batches[done:]))
         assert resumed.skipped == reference.skipped
     other = stream(model, store, "resid_post.1", **STREAM | {"seed": 4})
-    with pytest.raises(Mismatch, match="seed 3 -> 4"):
+    with pytest.raises(Mismatch, match="seed: 3, now 4"):
         other.load_state_dict(states[0])
     assert not torch.equal(next(other), batches[0])
 
@@ -351,12 +351,12 @@ def test_shard_stream_shuffles_globally_and_resumes(shards):
     assert all(
         torch.equal(a[site], b[site]) for a, b in zip(fresh(resident=True), reference, strict=True) for site in a
     )
-    with pytest.raises(Mismatch, match="batch_tokens 10 -> 9"):
+    with pytest.raises(Mismatch, match="batch_tokens: 10, now 9"):
         fresh(batch_tokens=9).load_state_dict(fresh().state_dict())
 
 
 def test_bad_shards(model, store, shards, tmp_path):
-    with pytest.raises(Mismatch, match="shard_windows 3 -> 4"):
+    with pytest.raises(Mismatch, match="shard_windows: 3, now 4"):
         ActivationShards.build(model, store, SITES, shards.path, **SHARDS | {"shard_windows": 4})
     with pytest.raises(Mismatch, match="sites"):
         ActivationShards.build(model, store, SITES[:1], shards.path, **SHARDS)

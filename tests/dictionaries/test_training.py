@@ -22,8 +22,7 @@ from monosem.dictionaries.training.forward import sparse_forward
 from monosem.dictionaries.training.state import TrainingState, geometric_median
 from monosem.dictionaries.training.trainer import train_step
 from monosem.errors import BadFile, BadInput, Mismatch
-from monosem.jobs.interrupts import Interrupted, Interrupts
-from monosem.jobs.journal import Health
+from monosem.jobs import Health, Interrupted, Interrupts
 
 D, FEATURES, BATCH = 32, 64, 256
 
@@ -295,7 +294,7 @@ def test_a_finished_run_gives_its_result_again(tmp_path: Path) -> None:
 
 def test_resuming_with_another_config_names_what_differs(tmp_path: Path) -> None:
     train(config(5), MemoryStream(), folder=tmp_path, quiet=True)
-    with pytest.raises(Mismatch, match=r"lr: 0\.001, not 0\.003; .*choose another folder|k: 4, not 3; lr: 0\.001"):
+    with pytest.raises(Mismatch, match=r"k: 3, now 4; lr: 0\.003, now 0\.001.*choose another folder"):
         train(config(5, lr=1e-3, k=4), MemoryStream(), folder=tmp_path, quiet=True)
     train(config(5, log_every=5, checkpoint_seconds=1.0), MemoryStream(), folder=tmp_path, quiet=True)
 
@@ -402,7 +401,7 @@ def test_bad_configs_say_every_field(changes: dict[str, Any], message: str) -> N
 
 
 def test_bad_config_files(tmp_path: Path) -> None:
-    for text, message in (("[1, 2]", "not a training config"), ("a: [", "not valid YAML")):
+    for text, message in (("[1, 2]", "not the config of a training run"), ("a: [", "not valid YAML")):
         (tmp_path / "c.yaml").write_text(text)
         with pytest.raises(BadFile, match=message):
             TrainConfig.read(tmp_path / "c.yaml")

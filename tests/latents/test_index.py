@@ -215,7 +215,7 @@ def test_killed_and_resumed_gives_the_same_index(index, tmp_path):
     assert child.stdout.readline() == b"four\n"
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
-    partial = tmp_path / "index.sqlite.partial.npz"
+    partial = tmp_path / "index.sqlite.partial"
     assert partial.exists()
     assert not path.exists()
     with pytest.raises(Mismatch, match="other settings"):
@@ -329,19 +329,32 @@ def test_damage_inside_the_file(index, tmp_path):
     assert refused > 20
 
 
-def test_damaged_partial_index(tmp_path):
-    (tmp_path / "i.sqlite.partial.npz").write_bytes(b"PK\x03\x04 cut off")
-    with pytest.raises(BadFile, match="delete it to start anew"):
-        build_index(TOPK, MODEL, STORE, tmp_path / "i.sqlite", quiet=True)
-
-
-def test_a_partial_index_with_another_skip_rule_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("monosem.latents.indexing._write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+@pytest.fixture
+def partial(tmp_path, monkeypatch):
+    """An index that was interrupted when everything was read."""
     path = tmp_path / "i.sqlite"
-    with pytest.raises(KeyboardInterrupt):
-        build_index(TOPK, MODEL, STORE, path, batch_size=4, save_tokens=100, quiet=True)
-    with pytest.raises(Mismatch, match=r"other settings \(skip\)"):
-        build_index(TOPK, MODEL, STORE, path, batch_size=4, skip=SkipRule(special=False), quiet=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("monosem.latents.indexing._write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            build_index(TOPK, MODEL, STORE, path, batch_size=4, save_tokens=100, quiet=True)
+    return path
+
+
+def test_damaged_partial_index(partial):
+    (partial.parent / "i.sqlite.partial" / "state.npz").write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(BadFile, match="delete it to start anew"):
+        build_index(TOPK, MODEL, STORE, partial, quiet=True)
+
+
+def test_a_partial_index_with_another_skip_rule_is_refused(partial):
+    with pytest.raises(Mismatch, match=r"other settings \(skip: .*special=True.*, now .*\)"):
+        build_index(TOPK, MODEL, STORE, partial, batch_size=4, skip=SkipRule(special=False), quiet=True)
+
+
+def test_an_index_that_fails_before_it_saves_leaves_nothing(tmp_path):
+    with pytest.raises(BadInput, match="no token of this text counts"):
+        build_index(TOPK, MODEL, STORE, tmp_path / "i.sqlite", skip=SkipRule(first=64), quiet=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_the_pass(tmp_path):

@@ -5,16 +5,18 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import BadFile, BadInput
-from ..files import read_json, replacing, writable_folder, write_json
+from ..files import replacing
+from ..jobs import JobConfig, claim, claimed
 from ..models import Model, Site, SiteLike
 from ..progress import Meter
 from .harvesting import Harvest, Source, as_sites, as_store, one_or_many
@@ -22,8 +24,24 @@ from .schedule import Schedule
 from .skipping import SkipRule
 from .stream import Batch, check_config
 
-FORMAT = "monosem activations 1"
 PLACES = ("tokens", "windows", "positions")  # where each row comes from, int32 beside the activations
+
+
+class HarvestConfig(JobConfig):
+    """What a folder of activation shards holds."""
+
+    job: ClassVar[str] = "harvest"
+
+    model: str = Field(description="name of the model")
+    model_dtype: str = Field(description="dtype that the model ran in")
+    sites: list[str] = Field(description="sites that were read, all from one forward pass")
+    dtype: str = Field(description="dtype of the files")
+    windows: str = Field(description="fingerprint of the token store")
+    context: int = Field(gt=0, description="tokens a window")
+    batch_size: int = Field(gt=0, description="windows a forward pass")
+    shard_windows: int = Field(gt=0, description="windows a file")
+    shards: int = Field(gt=0, description="number of files")
+    skip: str = Field(description="which tokens are left out")
 
 
 class ActivationShards:
@@ -36,19 +54,19 @@ class ActivationShards:
         """Open a finished harvest.
 
         Raises:
-            BadFile: no manifest, a missing or damaged shard (run the harvest again: it fills what is missing).
+            BadFile: no harvest there, a missing or damaged shard (run the harvest again: it fills what is missing).
         """
         self.path = Path(path)
-        self.manifest: dict[str, Any] = read_json(self.path / "manifest.json")
-        if self.manifest.get("format") != FORMAT:
-            raise BadFile(f"{self.path} does not hold activation shards")
-        self.sites = [Site.parse(site) for site in self.manifest["sites"]]
+        self.config = claimed(self.path, HarvestConfig)
+        self.sites = [Site.parse(site) for site in self.config.sites]
         self._shards: list[dict[str, Tensor]] = []
         self.skipped: Counter[str] = Counter()
-        for number in range(self.manifest["shards"]):
-            tensors, counts = _open_shard(self.path / _shard_name(number), self.manifest["sites"])
+        self.thresholds: dict[str, float] = {}  # site -> norm above which a token was left out as an outlier
+        for number in range(self.config.shards):
+            tensors, about = _open_shard(self.path / _shard_name(number), self.config.sites)
             self._shards.append(tensors)
-            self.skipped.update(counts)
+            self.skipped.update(about["skipped"])
+            self.thresholds = dict(about["thresholds"])
         self._sizes = torch.tensor([len(shard["tokens"]) for shard in self._shards])
         self._starts = torch.cat([torch.zeros(1, dtype=torch.long), self._sizes.cumsum(0)[:-1]])
 
@@ -80,42 +98,31 @@ class ActivationShards:
         """
         if batch_size < 1 or shard_windows < 1:
             raise BadInput(f"batch_size and shard_windows must be at least 1; got {batch_size} and {shard_windows}")
-        folder = writable_folder(path)
         store = as_store(model, source, context)
-        rule = skip or SkipRule()
-        found = as_sites(model, sites)
-        count = -(-len(store) // shard_windows)
-        manifest = {
-            "format": FORMAT,
-            "model": model.name,
-            "model_dtype": str(model.dtype),
-            "sites": [str(site) for site in found],
-            "dtype": str(dtype or model.dtype),
-            "windows": store.fingerprint,
-            "context": store.context,
-            "batch_size": batch_size,
-            "shard_windows": shard_windows,
-            "shards": count,
-            "skip": str(rule),
-        }
-        old = read_json(folder / "manifest.json") if (folder / "manifest.json").exists() else None
-        if old is not None:
-            check_config(manifest, old)
-        missing = [n for n in range(count) if not (folder / _shard_name(n)).exists()]
-        if missing:
-            harvest = Harvest(model, store, found, batch_size, rule, dtype, old and old["thresholds"])
-            write_json(folder / "manifest.json", {**manifest, "thresholds": harvest.thresholds})
-            _fill(folder, harvest, missing, shard_windows, quiet)
-        return cls(folder)
+        rule, wanted = skip or SkipRule(), as_sites(model, sites)
+        config = HarvestConfig(
+            model=model.name,
+            model_dtype=str(model.dtype),
+            sites=[str(site) for site in wanted],
+            dtype=str(dtype or model.dtype),
+            windows=store.fingerprint,
+            context=store.context,
+            batch_size=batch_size,
+            shard_windows=shard_windows,
+            shards=-(-len(store) // shard_windows),
+            skip=str(rule),
+        )
+        with claim(path, config, work="shard-*.safetensors") as folder:
+            missing = [n for n in range(config.shards) if not (folder / _shard_name(n)).exists()]
+            if missing:
+                harvest = Harvest(model, store, wanted, batch_size, rule, dtype, _thresholds(folder))
+                _fill(folder, harvest, missing, shard_windows, quiet)
+        return cls(path)
 
     @property
     def tokens(self) -> int:
         """Rows in all shards."""
         return int(self._sizes.sum())
-
-    @property
-    def thresholds(self) -> dict[str, float]:
-        return dict(self.manifest["thresholds"])
 
     def width(self, site: SiteLike) -> int:
         """Length of a row at this site."""
@@ -196,7 +203,7 @@ class ShardStream:
             resident = device.type == "cuda" and shards.size_of(sites) <= torch.cuda.mem_get_info(device)[0] / 2
         self._resident = {site: shards.loaded(site, device) for site in sites} if resident else {}
         self.config: dict[str, Any] = {
-            **{key: shards.manifest[key] for key in ("model", "windows", "skip", "dtype")},
+            **shards.config.model_dump(include={"model", "windows", "skip", "dtype"}),
             "sites": [str(site) for site in sites],
             "tokens": shards.tokens,
             "batch_tokens": batch_tokens,
@@ -261,16 +268,24 @@ def _fill(folder: Path, harvest: Harvest, missing: list[int], shard_windows: int
             for place in PLACES:
                 tensors[place] = torch.cat([getattr(b, place) for b in batches]).to("cpu", torch.int32)
             counts = {reason: n - before[reason] for reason, n in harvest.skipped.items()}
+            about = json.dumps({"skipped": counts, "thresholds": harvest.thresholds})
             with replacing(folder / _shard_name(number)) as temporary:
-                save_file(tensors, temporary, metadata={"skipped": json.dumps(counts)})
+                save_file(tensors, temporary, metadata={"about": about})
 
 
-def _open_shard(path: Path, sites: list[str]) -> tuple[dict[str, Tensor], Counter[str]]:
+def _thresholds(folder: Path) -> dict[str, float] | None:
+    """The outlier thresholds of a harvest that was cut off; None where no shard was written yet."""
+    first = next(iter(sorted(folder.glob("shard-*.safetensors"))), None)
+    return None if first is None else dict(_open_shard(first, [])[1]["thresholds"])
+
+
+def _open_shard(path: Path, sites: list[str]) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
+    """The tensors of a shard, and what its harvest counted and measured."""
     if not path.exists():
         raise BadFile(f"{path} is missing: the harvest was cut off; run it again, it goes on where it stopped")
     try:
         with safe_open(path, "pt") as file:
-            counts = Counter(json.loads(file.metadata()["skipped"]))
-            return {name: file.get_tensor(name) for name in (*sites, *PLACES)}, counts
+            about = json.loads(file.metadata()["about"])
+            return {name: file.get_tensor(name) for name in (*sites, *PLACES)}, about
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise BadFile(f"{path} is damaged ({error}); delete it and run the harvest again") from error

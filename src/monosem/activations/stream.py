@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import BadInput, Mismatch
+from ..jobs import differences
 from ..models import Model, Site, SiteLike
 from .buffer import ShuffleBuffer
 from .harvesting import Harvest, Source, as_sites, as_store
@@ -115,7 +116,7 @@ class ActivationStream:
 
 def check_config(own: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
     """Raises `Mismatch` naming each setting in which a saved state differs."""
-    different = [f"{key} {saved.get(key)!r} -> {value!r}" for key, value in own.items() if saved.get(key) != value]
+    different = differences({name: saved.get(name) for name in own}, own)
     if different:
         raise Mismatch(f"the saved stream had other settings: {'; '.join(different)}; use the same ones, or start anew")
 

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..errors import BadInput, Mismatch, UnknownName, did_you_mean
+from ..jobs import fingerprint
 from ..models.places.sites import Site, SiteLike
 from .codes import Codes, TokenNorm, latent_ids
 from .encoders import ENCODERS, encode
@@ -144,6 +145,12 @@ class Dictionary(nn.Module):
     def weights(self) -> Weights:
         """The tensors themselves (not a copy)."""
         return Weights(**{name: getattr(self, name) for name in Weights.__dataclass_fields__})
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits for its weights and how it encodes, to notice that it was trained again."""
+        tensors = (self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.threshold)
+        return fingerprint(f"{self.kind} {self.k} {self.token_norm}", *(t for t in tensors if t is not None))
 
     def extra_repr(self) -> str:
         where = "" if self._site is None else f", site={self._site}"

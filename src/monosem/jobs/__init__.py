@@ -1,1 +1,22 @@
-"""What long jobs share: checkpoints, interrupts, journals."""
+"""What long jobs share: claimed folders, configs, fingerprints, checkpoints, interrupts, journals."""
+
+from .checkpoints import Checkpoints
+from .claim import claim, claimed, differences
+from .config import JobConfig
+from .fingerprint import fingerprint, module_fingerprint
+from .interrupts import Interrupted, Interrupts
+from .journal import Health, Journal
+
+__all__ = [
+    "Checkpoints",
+    "Health",
+    "Interrupted",
+    "Interrupts",
+    "JobConfig",
+    "Journal",
+    "claim",
+    "claimed",
+    "differences",
+    "fingerprint",
+    "module_fingerprint",
+]

@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from ..dictionaries.formats.common import read_torch
 from ..errors import BadFile
-from ..files import replacing
+from ..files import read_torch, replacing
 
 KEPT = 2  # the newest may be on a disk that broke while it was written
 

@@ -6,7 +6,6 @@ Tables: `meta` (key, JSON value); `latent` (numbers, histogram, token lists); `e
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import sqlite3
@@ -31,15 +30,6 @@ SCHEMA = 1
 EDGES = 2.0 ** np.linspace(-10, 14, 65)  # of the 64 histogram bins; values outside fall into the first or last
 SHOWN_WORDS = 12  # of the words that a latent found by a search fires on
 QUANTILES = (0.1, 0.5, 0.9, 0.99)
-
-
-def weights_hash(dictionary: Dictionary) -> str:
-    """Identifies the dictionary that an index was made with: its weights and how it encodes."""
-    digest = hashlib.sha256(f"{dictionary.kind} {dictionary.k} {dictionary.token_norm}".encode())
-    for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold"):
-        if (tensor := getattr(dictionary, name)) is not None:
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def index_of(dictionary: Dictionary) -> "Index | None":
@@ -70,7 +60,7 @@ class Index:
             self.meta: dict[str, Any] = {key: json.loads(value) for key, value in rows}
         if self.meta.get("schema") != SCHEMA:
             raise BadFile(f"{self.path} was made by another version of monosem; make it again")
-        if dictionary is not None and self.meta["weights"] != weights_hash(dictionary):
+        if dictionary is not None and self.meta["weights"] != dictionary.fingerprint:
             raise Mismatch(
                 f"{self.path} was made with other weights than {dictionary.name or 'this dictionary'} has; "
                 "make it again with `monosem latents index`"

@@ -1,27 +1,31 @@
 """Making an index: one pass over a corpus for all latents of a dictionary."""
 
+import contextlib
 import json
 import os
+import shutil
 import sqlite3
 import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from ..activations import ActivationBatch, ActivationShards, SkipRule, harvest
 from ..data import TokenStore
 from ..dictionaries import Dictionary
 from ..errors import BadFile, BadInput, Mismatch
-from ..files import replacing, writable_folder
+from ..files import replacing
+from ..jobs import JobConfig, claim
 from ..models import Model
 from ..progress import Meter
 from .effects import CONVENTION, extreme_tokens, reaches_logits
-from .index import SCHEMA, Index, pack, weights_hash
+from .index import SCHEMA, Index, pack
 from .spelling import alone, token_text
 from .tallies import Candidates, Firings, Numbers, TokenTallies, echoes
 
@@ -30,6 +34,25 @@ ECHO = 8  # two examples with the same token after the same 8 tokens are one
 SHOWN_TOKENS = 12  # of the tokens that a latent fires on, promotes, suppresses
 SEARCHED_TOKENS = 48  # of the tokens that a latent fires on
 WINDOWS = 16  # windows a batch when activations are read from shards
+STATE = "state.npz"
+
+
+class IndexConfig(JobConfig):
+    """What an index is made of; kept in the index, too."""
+
+    job: ClassVar[str] = "latent index"
+
+    model: str = Field(description="name of the model")
+    site: str = Field(description="where the dictionary reads")
+    dtype: str = Field(description="dtype that the model ran in")
+    skip: str = Field(description="which tokens are left out")
+    weights: str = Field(description="fingerprint of the dictionary")
+    store: str = Field(description="fingerprint of the token store")
+    windows: int = Field(gt=0, description="windows that are read")
+    examples: int = Field(description="examples kept for each latent")
+    left: int = Field(description="tokens shown before the strongest one")
+    right: int = Field(description="tokens shown after it")
+    source: str = Field(description="where activations come from: model or shards")
 
 
 def build_index(
@@ -57,7 +80,7 @@ def build_index(
     borders. Special tokens, first positions and outliers do not count; how many they were is in the index
     (`Index.meta["skipped"]`).
 
-    Interrupted, it goes on where it stopped when called again (`PATH.partial.npz` keeps the state), and gives the same
+    Interrupted, it goes on where it stopped when called again (`PATH.partial` keeps the state), and gives the same
     index.
 
     Args:
@@ -71,57 +94,58 @@ def build_index(
     """
     dictionary.check(model)
     target = Path(path)
-    writable_folder(target.parent)
     windows = len(store) if tokens is None else min(len(store), max(1, tokens // store.context))
     if shards is not None:
         _check_shards(shards, dictionary, model, store)
     rule = skip or SkipRule()
-    settings = {
-        "model": model.name,
-        "site": str(dictionary.site),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "skip": str(rule) if shards is None else shards.manifest["skip"],
-        "weights": weights_hash(dictionary),
-        "store": store.fingerprint,
-        "windows": windows,
-        "examples": examples,
-        "left": left,
-        "right": right,
-        "source": "shards" if shards is not None else "model",
-    }
-    build = _Build(dictionary, store, settings, target.with_name(target.name + ".partial.npz"), model.cfg.d_vocab)
-    build.resume()
-    if shards is None:
-        source = harvest(model, store, [dictionary.site], batch_size, rule)
-        source.skipper.counts.update(build.skipped)  # goes on counting
-        build.skipped = source.skipper.counts
-        batches = _from_model(source, build.window, windows)
-    else:
-        build.skipped.clear()
-        build.skipped.update(shards.skipped if windows == len(store) else {})  # counted by file, not by window
-        batches = _from_shards(shards, build.window, windows)
-    with Meter("index", windows * store.context, "tok", quiet, build.window * store.context) as meter:
-        saved = build.window
-        for batch, done in batches:
-            build.add(batch)
-            meter.advance((done - build.window) * store.context)
-            build.window = done
-            if (done - saved) * store.context >= save_tokens and done < windows:
-                build.save()
-                saved = done
-    if not build.tokens:
-        raise BadInput("no token of this text counts (only special tokens and first positions); give more text")
-    meta = {
-        "corpus": corpus,
-        "effects": CONVENTION
-        if reaches_logits(model, dictionary)
-        else f"none: {dictionary.site_out} is not in the stream",
-        "skipped": {reason: n for reason, n in sorted(build.skipped.items()) if reason != "kept"}
-        or {"all reasons": windows * store.context - build.tokens},
-    }
-    with replacing(target) as temporary:
-        _write(temporary, build, model, {**settings, **meta})
-    build.partial.unlink(missing_ok=True)
+    config = IndexConfig(
+        model=model.name,
+        site=str(dictionary.site),
+        dtype=str(model.dtype).removeprefix("torch."),
+        skip=str(rule) if shards is None else shards.config.skip,
+        weights=dictionary.fingerprint,
+        store=store.fingerprint,
+        windows=windows,
+        examples=examples,
+        left=left,
+        right=right,
+        source="shards" if shards is not None else "model",
+    )
+    partial = target.with_name(target.name + ".partial")
+    with claim(partial, config, work=STATE), _removed_if_empty(partial):
+        build = _Build(dictionary, store, config.model_dump(), partial / STATE, model.cfg.d_vocab)
+        build.resume()
+        if shards is None:
+            source = harvest(model, store, [dictionary.site], batch_size, rule)
+            source.skipper.counts.update(build.skipped)  # goes on counting
+            build.skipped = source.skipper.counts
+            batches = _from_model(source, build.window, windows)
+        else:
+            build.skipped.clear()
+            build.skipped.update(shards.skipped if windows == len(store) else {})  # counted by file, not by window
+            batches = _from_shards(shards, build.window, windows)
+        with Meter("index", windows * store.context, "tok", quiet, build.window * store.context) as meter:
+            saved = build.window
+            for batch, done in batches:
+                build.add(batch)
+                meter.advance((done - build.window) * store.context)
+                build.window = done
+                if (done - saved) * store.context >= save_tokens and done < windows:
+                    build.save()
+                    saved = done
+        if not build.tokens:
+            raise BadInput("no token of this text counts (only special tokens and first positions); give more text")
+        meta = {
+            "corpus": corpus,
+            "effects": CONVENTION
+            if reaches_logits(model, dictionary)
+            else f"none: {dictionary.site_out} is not in the stream",
+            "skipped": {reason: n for reason, n in sorted(build.skipped.items()) if reason != "kept"}
+            or {"all reasons": windows * store.context - build.tokens},
+        }
+        with replacing(target) as temporary:
+            _write(temporary, build, model, {**config.model_dump(), **meta})
+    shutil.rmtree(partial, ignore_errors=True)
     return Index(target, dictionary)
 
 
@@ -158,7 +182,7 @@ class _Build:
 
     def save(self) -> None:
         state: dict[str, Any] = {"window": self.window, "tokens": self.tokens}
-        state |= {"settings": json.dumps(self.settings), "skipped": json.dumps(self.skipped)}
+        state["skipped"] = json.dumps(self.skipped)
         for part in self.parts:
             state |= part.state()
         with replacing(self.partial) as temporary, open(temporary, "wb") as file:
@@ -170,11 +194,6 @@ class _Build:
         try:
             with np.load(self.partial, allow_pickle=False) as held:
                 state = dict(held)
-            settings = json.loads(str(state["settings"]))
-            other = [name for name, value in self.settings.items() if settings.get(name) != value]
-            if other:
-                what = f"{self.partial} is of an index with other settings ({', '.join(other)})"
-                raise Mismatch(f"{what}; use the same ones, or delete it to start anew")
             self.window, self.tokens = int(state["window"]), int(state["tokens"])
             self.skipped = Counter(json.loads(str(state["skipped"])))
             for part in self.parts:
@@ -219,12 +238,23 @@ class _Build:
         return np.searchsorted(packing.starts, at, side="right") - 1
 
 
+@contextlib.contextmanager
+def _removed_if_empty(partial: Path) -> Iterator[None]:
+    """An indexing that fails before it has saved anything leaves nothing behind."""
+    try:
+        yield
+    except BaseException:
+        if not (partial / STATE).exists():
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
 def _check_shards(shards: ActivationShards, dictionary: Dictionary, model: Model, store: TokenStore) -> None:
-    if shards.manifest["windows"] != store.fingerprint:
+    if shards.config.windows != store.fingerprint:
         raise Mismatch("the shards were harvested from another token store; give the store that they were made from")
-    if shards.manifest["model"] != model.name or dictionary.site not in shards.sites:
+    if shards.config.model != model.name or dictionary.site not in shards.sites:
         held = ", ".join(map(str, shards.sites))
-        raise Mismatch(f"the shards hold {held} of {shards.manifest['model']}, not {dictionary.site} of {model.name}")
+        raise Mismatch(f"the shards hold {held} of {shards.config.model}, not {dictionary.site} of {model.name}")
 
 
 def _from_model(source: Any, start: int, end: int) -> Iterator[tuple[ActivationBatch, int]]:

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 
 from ...errors import BadFile, BadInput
+from ...files import read_torch
 from ...models.places.sites import Site
 from ..dictionary import Dictionary, check_shapes
 from ..folds import Weights, fold_decoder_bias
-from .common import Overrides, read_torch, take
+from .common import Overrides, take
 
 KEYS = ["pre_bias", "encoder.weight", "latent_bias", "decoder.weight"]
 LOCATIONS = {

@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...errors import BadFile, BadInput, did_you_mean
-from ...files import read_json, replacing, writable_folder, write_json
+from ...files import read_json, read_safetensors, replacing, writable_folder, write_json
 from ..dictionary import TOKEN_NORMS, Dictionary, check_shapes
 from ..folds import Weights, fold_activation_scale, fold_decoder_bias, fold_decoder_norm, fold_scale, fold_whitening
-from .common import Overrides, read_safetensors, site_or_none, take
+from .common import Overrides, site_or_none, take
 
 CONFIG, WEIGHTS, CARD = "cfg.json", "sae_weights.safetensors", "card.json"
 LAYOUT_VERSION = "6.0.0"  # SAELens reads files without a version as the older, flat layout

@@ -1,6 +1,6 @@
 """Training TopK and BatchTopK dictionaries: `train(config, stream, folder=...)`."""
 
-from ...jobs.interrupts import Interrupted
+from ...jobs import Interrupted
 from .config import TrainConfig
 from .trainer import Stream, train
 

@@ -1,23 +1,17 @@
 """What a training run is: every number that decides its result, one described field each, saved beside the result."""
 
-import os
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import ClassVar, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from ...errors import BadFile, BadInput, did_you_mean
-from ...files import write_text
-
-# what may differ between an interrupted run and its continuation: it changes no weight
-NOT_DECISIVE = frozenset({"checkpoint_tokens", "checkpoint_seconds", "log_every"})
+from ...jobs import JobConfig
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(JobConfig):
     """A training run of a TopK (arXiv 2406.04093) or BatchTopK (arXiv 2412.06410) sparse autoencoder."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    job: ClassVar[str] = "training run"
+    not_decisive: ClassVar[frozenset[str]] = frozenset({"checkpoint_tokens", "checkpoint_seconds", "log_every"})
 
     model: str = Field(description="model that the activations come from (its monosem name or hub id)")
     site: str = Field(description="where they were read, e.g. resid_post.15")
@@ -94,56 +88,3 @@ class TrainConfig(BaseModel):
 
     def auxk_of(self, d_in: int) -> int:
         return d_in // 2 if self.auxk is None else self.auxk
-
-    @classmethod
-    def parse(cls, values: dict[str, Any]) -> Self:
-        """A config from plain values.
-
-        Raises:
-            BadInput: an unknown or missing field, or a value out of its range; one line naming every such field.
-        """
-        try:
-            return cls(**values)
-        except ValidationError as error:
-            raise BadInput("training config: " + "; ".join(map(_complaint, error.errors()))) from error
-
-    @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> Self:
-        """A config from a YAML file. Raises as `fields` and `parse`."""
-        return cls.parse(cls.fields(path))
-
-    @staticmethod
-    def fields(path: str | os.PathLike[str]) -> dict[str, Any]:
-        """What a YAML file sets, unchecked, so that other sources may add to it.
-
-        Raises:
-            BadFile: it is missing, not YAML, or not a table.
-        """
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise BadFile(f"cannot read {path}: {error.strerror or error}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise BadFile(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(values, dict):
-            raise BadFile(f"{path} is not a training config: expected `field: value` lines")
-        return values
-
-    def write(self, path: str | os.PathLike[str]) -> None:
-        write_text(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
-
-    def differences(self, other: "TrainConfig") -> list[str]:
-        """`field: mine, not theirs` for every field that decides the result."""
-        mine, theirs = self.model_dump(mode="json"), other.model_dump(mode="json")
-        return [
-            f"{name}: {mine[name]!r}, not {theirs[name]!r}"
-            for name in mine
-            if mine[name] != theirs[name] and name not in NOT_DECISIVE
-        ]
-
-
-def _complaint(error: Any) -> str:
-    name = ".".join(str(part) for part in error["loc"])
-    hint = did_you_mean(name, TrainConfig.model_fields) if error["type"] == "extra_forbidden" else ""
-    message = "no such field" if error["type"] == "extra_forbidden" else error["msg"]
-    return f"{name}: {message}{hint}"

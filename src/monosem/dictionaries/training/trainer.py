@@ -12,11 +12,9 @@ import torch
 from torch import Tensor
 
 from ... import __version__
-from ...errors import BadInput, Mismatch
-from ...files import replacing_folder, writable_folder
-from ...jobs.checkpoints import Checkpoints
-from ...jobs.interrupts import Interrupted, Interrupts
-from ...jobs.journal import Health, Journal
+from ...errors import BadInput
+from ...files import replacing_folder
+from ...jobs import Checkpoints, Health, Interrupted, Interrupts, Journal, claim
 from ...progress import Meter
 from ..dictionary import Dictionary
 from .config import TrainConfig
@@ -60,11 +58,11 @@ def train(
         Mismatch: the folder holds a run with another config; every field that differs is named.
         Interrupted: (a KeyboardInterrupt) stopped by the user, after saving: the same call goes on.
     """
-    target = writable_folder(folder)
     device = _device(config)
-    checkpoints, journal = Checkpoints(target / "checkpoints"), Journal(target / "metrics.jsonl")
-    with Interrupts() as interrupts, _precision(config, device):
-        state = _resumed(config, stream, checkpoints, device, resume) or _begun(config, stream, device, interrupts)
+    claimed = claim(folder, config, work="checkpoints/*.pt", resume=resume)
+    with claimed as target, Interrupts() as interrupts, _precision(config, device):
+        checkpoints, journal = Checkpoints(target / "checkpoints"), Journal(target / "metrics.jsonl")
+        state = _resumed(config, stream, checkpoints, device) or _begun(config, stream, device, interrupts)
         journal.truncate(state.step)
         config.write(target / "config.yaml")
         n = config.batch_tokens
@@ -109,13 +107,13 @@ def _steps(
         stop = interrupts.asked and state.step < config.steps  # read once: a signal may come at any line
         if due or stop:
             health.check(checkpoints.last)
-            checkpoints.save(state.step, _content(config, state, stream))
+            checkpoints.save(state.step, _content(state, stream))
             saved_step, saved_at = state.step, time.monotonic()
         if stop:
             raise Interrupted(f"stopped after step {state.step} and saved in {checkpoints.folder.parent}")
     if saved_step != state.step:
         health.check(checkpoints.last)
-        checkpoints.save(state.step, _content(config, state, stream))
+        checkpoints.save(state.step, _content(state, stream))
 
 
 def train_step(
@@ -225,26 +223,18 @@ def _begun(config: TrainConfig, stream: Stream, device: torch.device, interrupts
 
 
 def _resumed(
-    config: TrainConfig, stream: Stream, checkpoints: Checkpoints, device: torch.device, resume: bool
+    config: TrainConfig, stream: Stream, checkpoints: Checkpoints, device: torch.device
 ) -> TrainingState | None:
-    """The run in the folder, with the stream put back to where it was; None when there is none."""
-    if not resume and checkpoints.paths():
-        raise BadInput(f"{checkpoints.folder.parent} already holds a training run; resume it or choose another folder")
+    """The run in the folder, with the stream put back to where it was; None when there is no run."""
     saved = checkpoints.newest()
     if saved is None:
         return None
-    differing = config.differences(TrainConfig.parse(saved["config"]))
-    if differing:
-        raise Mismatch(
-            f"{checkpoints.folder.parent} holds a run with another config ({'; '.join(differing)}); "
-            "use its config or choose another folder"
-        )
     stream.load_state_dict(saved["stream"])
     return TrainingState.restore(config, saved["state"], device)
 
 
-def _content(config: TrainConfig, state: TrainingState, stream: Stream) -> dict[str, Any]:
-    return {"config": config.model_dump(mode="json"), "state": state.state_dict(), "stream": stream.state_dict()}
+def _content(state: TrainingState, stream: Stream) -> dict[str, Any]:
+    return {"state": state.state_dict(), "stream": stream.state_dict()}
 
 
 def _due(config: TrainConfig, step: int, saved_at: float) -> bool:

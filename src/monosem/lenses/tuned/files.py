@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...dictionaries.formats.common import read_torch
 from ...errors import BadFile, UnknownName, did_you_mean
-from ...files import ASSETS, read_json, replacing_folder, write_json
+from ...files import ASSETS, read_json, read_torch, replacing_folder, write_json
 from ..fitted import load_lens, save_lens
 from .lens import TunedLens
 

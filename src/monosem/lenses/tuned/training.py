@@ -24,9 +24,7 @@ from ...activations.harvesting import as_store
 from ...data import TokenStore
 from ...errors import BadInput, Mismatch
 from ...files import writable_folder
-from ...jobs.checkpoints import Checkpoints
-from ...jobs.interrupts import Interrupted, Interrupts
-from ...jobs.journal import Journal
+from ...jobs import Checkpoints, Interrupted, Interrupts, Journal
 from ...models import Model
 from ...progress import Meter
 from ..regression import fitted

@@ -1,0 +1,124 @@
+"""How a job takes a folder: alone, and only for the settings with which the work in it was begun."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import filelock
+
+from ..errors import BadFile, BadInput, Mismatch
+from ..files import read_json, writable_folder, write_json
+from .config import JobConfig
+
+FILE = "job.json"  # {"job": what it makes, "config": its settings, "made_with": what else decides the result}
+LOCK = ".lock"
+SHOWN = 60  # characters of a value in a message
+
+Config = TypeVar("Config", bound=JobConfig)
+
+
+@contextlib.contextmanager
+def claim(
+    folder: str | os.PathLike[str],
+    config: JobConfig,
+    *,
+    work: str,
+    made_with: Mapping[str, Any] | None = None,
+    resume: bool = True,
+    fresh: bool = False,
+) -> Iterator[Path]:
+    """Make a folder this job's while the block lasts: a new one, or one in which the same job was begun.
+
+    A folder without work is taken whatever it was claimed for: nothing is lost. The settings are kept in `job.json`.
+
+    Args:
+        work: pattern of the files that the job makes on its way, such as "checkpoints/*.pt".
+        made_with: what decides the result beside the config, as plain values: fingerprints of weights and text.
+        resume: False refuses a folder that holds work.
+        fresh: delete earlier work instead of going on with it.
+
+    Raises:
+        BadInput: the folder cannot be written to, another process works in it, or it holds work and `resume` is False.
+        Mismatch: it holds work with other settings; every setting that differs is named.
+        BadFile: it holds work, and its `job.json` is missing or damaged.
+    """
+    home = writable_folder(folder)
+    with _locked(home, config.job):
+        if fresh:
+            for path in home.glob(work):
+                path.unlink()
+        if any(home.glob(work)):
+            if not resume:
+                raise BadInput(f"{home} already holds a {config.job}; resume it or choose another folder")
+            _compare(home, config, made_with or {})
+        write_json(home / FILE, _record(config, made_with or {}))
+        yield home
+
+
+def claimed(folder: str | os.PathLike[str], config: type[Config]) -> Config:
+    """The settings with which the work in a folder was made.
+
+    Raises:
+        BadFile: the folder holds no such job, or its `job.json` is damaged.
+    """
+    record = _read(Path(folder), config.job)
+    try:
+        return config.parse(record["config"])
+    except BadInput as error:
+        raise BadFile(f"{Path(folder) / FILE} is damaged or was made by another version: {error}") from error
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], but: frozenset[str] = frozenset()) -> list[str]:
+    """`name: value before, now value` for every name whose values differ."""
+    names = [name for name in {**now, **before} if name not in but and before.get(name) != now.get(name)]
+    return [f"{name}: {_short(before.get(name))}, now {_short(now.get(name))}" for name in names]
+
+
+def _compare(home: Path, config: JobConfig, made_with: Mapping[str, Any]) -> None:
+    before = _read(home, config.job)
+    now = _record(config, made_with)
+    different = differences(
+        before["made_with"] | before["config"], now["made_with"] | now["config"], config.not_decisive
+    )
+    if different:
+        raise Mismatch(
+            f"{home} holds a {config.job} with other settings ({'; '.join(different)}); use the same settings, "
+            "choose another folder, or delete this one to start anew"
+        )
+
+
+def _record(config: JobConfig, made_with: Mapping[str, Any]) -> dict[str, Any]:
+    record = {"job": config.job, "config": config.model_dump(mode="json"), "made_with": dict(made_with)}
+    return dict(json.loads(json.dumps(record)))  # as a file holds it: tuples are lists
+
+
+def _read(home: Path, job: str) -> dict[str, Any]:
+    record = read_json(home / FILE)
+    if not isinstance(record, dict) or not all(isinstance(record.get(key), dict) for key in ("config", "made_with")):
+        raise BadFile(f"{home / FILE} is damaged; delete {home} to start anew")
+    if record.get("job") != job:
+        raise BadFile(f"{home} holds a {record.get('job')}, not a {job}; choose another folder")
+    return record
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+
+
+@contextlib.contextmanager
+def _locked(home: Path, job: str) -> Iterator[None]:
+    lock = filelock.FileLock(home / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise BadInput(
+            f"another process works on the {job} in {home}; wait until it ends, or choose another folder"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

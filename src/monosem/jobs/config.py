@@ -1,0 +1,63 @@
+"""What a job is: every setting that decides its result, one described field each, saved beside the result."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ..errors import BadFile, BadInput, did_you_mean
+from ..files import write_text
+
+
+class JobConfig(BaseModel):
+    """The settings of a job that owns a folder; `claim` compares them when the job goes on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    job: ClassVar[str]  # what the job makes, as messages name it: "training run"
+    not_decisive: ClassVar[frozenset[str]] = frozenset()  # fields that may change when a job goes on
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Self:
+        """A config from plain values.
+
+        Raises:
+            BadInput: an unknown or missing field, or a value out of its range; one line that names every such field.
+        """
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            complaints = "; ".join(_complaint(cls, each) for each in error.errors())
+            raise BadInput(f"{cls.job}: {complaints}") from error
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Self:
+        """A config from a YAML file.
+
+        Raises:
+            BadFile: the file is missing, not YAML, or not a table. BadInput: as `parse`.
+        """
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise BadFile(f"cannot read {path}: {error.strerror or error}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise BadFile(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(values, dict):
+            raise BadFile(f"{path} is not the config of a {cls.job}: expected `field: value` lines")
+        return cls.parse(values)
+
+    def write(self, path: str | os.PathLike[str], *, header: str = "") -> None:
+        """Write YAML that `read` takes. `header`: comment lines before it."""
+        values = self.model_dump(mode="json")
+        write_text(path, header + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+
+def _complaint(config: type[JobConfig], error: Any) -> str:
+    name = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"{name}: no such field{did_you_mean(name, config.model_fields)}"
+    return f"{name}: {error['msg']}" if name else str(error["msg"])

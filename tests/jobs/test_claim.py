@@ -1,0 +1,118 @@
+"""A job's folder: claimed by one process, for one set of settings."""
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from pydantic import Field
+
+from monosem.errors import BadFile, BadInput, Mismatch
+from monosem.jobs import JobConfig, claim, claimed, differences, fingerprint, module_fingerprint
+
+
+class Config(JobConfig):
+    job: ClassVar[str] = "pie"
+    not_decisive: ClassVar[frozenset[str]] = frozenset({"log_every"})
+
+    size: int = Field(gt=0)
+    apples: tuple[str, ...] = ("Elstar",)
+    log_every: int = 10
+
+
+def begin(folder: Path, config: Config, **options) -> None:
+    with claim(folder, config, work="parts/*.txt", **options) as home:
+        (home / "parts").mkdir(exist_ok=True)
+        (home / "parts" / "0.txt").write_text("done")
+
+
+def test_the_same_job_goes_on(tmp_path: Path) -> None:
+    begin(tmp_path, Config(size=1), made_with={"weights": "ab"})
+    begin(tmp_path, Config(size=1, log_every=3), made_with={"weights": "ab"})
+    assert claimed(tmp_path, Config) == Config(size=1, log_every=3)
+
+
+def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
+    begin(tmp_path, Config(size=1), made_with={"weights": "ab"})
+    with pytest.raises(Mismatch, match=r"holds a pie with other settings \(weights: 'ab', now 'cd'; size: 1, now 2\);"):
+        begin(tmp_path, Config(size=2), made_with={"weights": "cd"})
+    with pytest.raises(Mismatch, match="weights: 'ab', now None"):
+        begin(tmp_path, Config(size=1))
+    assert claimed(tmp_path, Config).size == 1
+
+
+def test_a_folder_without_work_is_free(tmp_path: Path) -> None:
+    with claim(tmp_path, Config(size=1), work="parts/*.txt"):
+        pass
+    begin(tmp_path, Config(size=2), resume=False)
+    assert claimed(tmp_path, Config).size == 2
+
+
+def test_refused_or_begun_afresh_on_request(tmp_path: Path) -> None:
+    begin(tmp_path, Config(size=1))
+    with pytest.raises(BadInput, match="already holds a pie; resume it or choose another folder"):
+        begin(tmp_path, Config(size=1), resume=False)
+    with claim(tmp_path, Config(size=2), work="parts/*.txt", fresh=True) as home:
+        assert list((home / "parts").iterdir()) == []
+
+
+def test_another_process_is_kept_out(tmp_path: Path) -> None:
+    code = f"""
+        import sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from test_claim import Config, claim
+        with claim({str(tmp_path)!r}, Config(size=1), work="*.txt"):
+            print("claimed", flush=True)
+            sys.stdin.read()
+    """
+    child = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, stdin=subprocess.PIPE
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"claimed\n"
+    with pytest.raises(BadInput, match="another process works on the pie in .*; wait until it ends"):
+        begin(tmp_path, Config(size=1))
+    child.kill()
+    child.wait()
+    begin(tmp_path, Config(size=1))  # a killed process holds no lock
+
+
+def test_damaged_or_other_records(tmp_path: Path) -> None:
+    begin(tmp_path, Config(size=1))
+    record = tmp_path / "job.json"
+    whole = json.loads(record.read_text())
+    for text, message in (
+        ("{", "not valid JSON"),
+        ("[]", "damaged; delete .* to start anew"),
+        (json.dumps(whole | {"job": "cake"}), "holds a cake, not a pie"),
+    ):
+        record.write_text(text)
+        with pytest.raises(BadFile, match=message):
+            begin(tmp_path, Config(size=1))
+    record.write_text(json.dumps(whole | {"config": {"size": 0}}))
+    with pytest.raises(BadFile, match="made by another version: pie: size: "):
+        claimed(tmp_path, Config)
+    record.unlink()
+    with pytest.raises(BadFile, match="cannot read"):
+        begin(tmp_path, Config(size=1))
+
+
+def test_long_values_are_cut_in_messages() -> None:
+    (told,) = differences({"latents": list(range(1000))}, {"latents": [1]})
+    assert told.startswith("latents: [0, 1, 2,")
+    assert len(told) < 100
+
+
+def test_fingerprints_notice_kind_and_values() -> None:
+    x = torch.arange(10.0)
+    assert fingerprint("relu", x) == fingerprint("relu", x.bfloat16())
+    assert len({fingerprint("relu", x), fingerprint("topk", x), fingerprint("relu", x + 1)}) == 3
+    module = torch.nn.Linear(3, 5)
+    before = module_fingerprint(module)
+    with torch.no_grad():
+        module.bias[2] += 1
+    assert module_fingerprint(module) != before
