@@ -353,7 +353,7 @@ def test_a_partial_index_with_another_skip_rule_is_refused(partial):
 
 def test_an_index_that_fails_before_it_saves_leaves_nothing(tmp_path):
     with pytest.raises(BadInput, match="no token of this text counts"):
-        build_index(TOPK, MODEL, STORE, tmp_path / "i.sqlite", skip=SkipRule(first=64), quiet=True)
+        build_index(TOPK, MODEL, STORE, tmp_path / "i.sqlite", skip=SkipRule(first=64, outlier=None), quiet=True)
     assert list(tmp_path.iterdir()) == []
 
 
