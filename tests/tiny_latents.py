@@ -4,7 +4,7 @@ import itertools
 
 import torch
 
-from monosem.dictionaries import Dictionary, Weights
+from monosem.dictionaries import Dictionary, DictionaryParts, DictionaryTensors
 from monosem.models import Model
 from tiny import tiny_hf, tiny_tokenizer
 
@@ -17,13 +17,13 @@ NEGATIVE = [f"{a} bad {b}" for a, b in itertools.product("abcd", "efgh")]
 
 def dictionary(kind: str = "relu", model_name: str = "llama", d: int = 32, **options) -> Dictionary:
     rng = torch.Generator().manual_seed(0)
-    weights = Weights(
+    weights = DictionaryTensors(
         W_enc=torch.randn(d, WIDTH, generator=rng) / 6,
         b_enc=torch.randn(WIDTH, generator=rng) / 4,
         W_dec=torch.randn(WIDTH, d, generator=rng),
         b_dec=torch.randn(d, generator=rng),
     )
-    return Dictionary(weights, kind, site=SITE, model_name=model_name, name="tiny", **options)
+    return Dictionary(DictionaryParts(weights, kind, site=SITE, model_name=model_name, name="tiny", **options))
 
 
 SAE = dictionary()

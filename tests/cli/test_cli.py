@@ -26,7 +26,7 @@ import monosem
 from monosem.cli import app
 from monosem.cli.output import cell, plain
 from monosem.cli.steering import numbers
-from monosem.dictionaries import Dictionary, Weights, load_dictionary
+from monosem.dictionaries import Dictionary, DictionaryParts, DictionaryTensors, load_dictionary
 from monosem.errors import BadInput
 from tiny import tiny_hf, tiny_tokenizer
 
@@ -57,8 +57,8 @@ def make_dictionary(model: Path | str, d: int = 32) -> Dictionary:
     draw = torch.Generator().manual_seed(0)
     rows = torch.randn(WIDTH, d, generator=draw)
     rows = rows / rows.norm(dim=1, keepdim=True)
-    weights = Weights(rows.T.clone(), torch.zeros(WIDTH), rows, torch.zeros(d))
-    return Dictionary(weights, "topk", k=4, site=SITE, model_name=str(model), name="sae")
+    weights = DictionaryTensors(rows.T.clone(), torch.zeros(WIDTH), rows, torch.zeros(d))
+    return Dictionary(DictionaryParts(weights, "topk", k=4, site=SITE, model_name=str(model), name="sae"))
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +270,7 @@ def test_list_tells_what_is_here(run: Callable[..., Result]) -> None:
     assert {row["concept"] for row in names["concepts"]} == set(monosem.studies.shipped())
     assert "gpt2" in {row["family"] for row in names["families"]}
     dictionaries = json.loads(run("list dictionaries --json").stdout)
-    assert [row["dictionary"] for row in dictionaries] == monosem.dictionaries.shipped()
+    assert [row["dictionary"] for row in dictionaries] == monosem.dictionaries.shipped_dictionaries()
     sites = json.loads(run("list sites tiny --json").stdout)
     assert {"site": "resid_post.L", "L": "0 to 2"} in sites
     whole = run("list").stdout

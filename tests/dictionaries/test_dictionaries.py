@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monosem import edits
-from monosem.dictionaries import Codes, Dictionary, Weights, batch_topk, dictionary, latent_ids
+from monosem.dictionaries import (
+    Codes,
+    Dictionary,
+    DictionaryParts,
+    DictionaryTensors,
+    batch_topk,
+    dictionary,
+    latent_ids,
+)
 from monosem.dictionaries.folds import (
     fold_activation_scale,
     fold_decoder_bias,
@@ -25,19 +33,21 @@ KINDS = [("relu", {}), ("jumprelu", {}), ("batchtopk", {}), ("topk", {"k": 5}), 
 NORMS = ["none", "layer_norm", "constant_norm_rescale"]
 
 
-def made(seed=0, d_in=D, width=F, d_out=D, threshold=False, skip=False, dtype=torch.float32) -> Weights:
+def made(seed=0, d_in=D, width=F, d_out=D, threshold=False, skip=False, dtype=torch.float32) -> DictionaryTensors:
     draw = torch.Generator().manual_seed(seed)
     shapes = [(d_in, width), (width,), (width, d_out), (d_out,)]
     tensors = [torch.randn(shape, generator=draw, dtype=torch.float64) for shape in shapes]
     theta = torch.rand(width, generator=draw, dtype=torch.float64) * 2 if threshold else None
     w_skip = torch.randn(d_out, d_in, generator=draw, dtype=torch.float64) if skip else None
-    return Weights(tensors[0], tensors[1] - 0.5, tensors[2], tensors[3], theta, w_skip).to(dtype)
+    return DictionaryTensors(tensors[0], tensors[1] - 0.5, tensors[2], tensors[3], theta, w_skip).to(dtype)
 
 
 def built(kind="relu", seed=0, **options) -> Dictionary:
     options = dict(KINDS)[kind] | {"site": "resid_post.1", "name": "test"} | options
     shape = {key: options.pop(key) for key in ("d_in", "width", "d_out", "skip") if key in options}
-    return Dictionary(made(seed, threshold=kind in ("jumprelu", "batchtopk"), **shape), kind, **options)
+    return Dictionary(
+        DictionaryParts(made(seed, threshold=kind in ("jumprelu", "batchtopk"), **shape), kind, **options)
+    )
 
 
 def inputs(*shape, seed=1) -> torch.Tensor:
@@ -192,7 +202,7 @@ def test_arithmetic_is_float32_and_reconstructions_have_the_dtype_of_x(dtype):
     assert d.encode(x).values.dtype == torch.float32
     assert torch.equal(d.encode(x).values, d.encode(x.float()).values)
     assert torch.equal(d(x), d(x.float()).to(dtype))
-    wide = Dictionary(made(dtype=torch.float64), "topk", k=5)
+    wide = Dictionary(DictionaryParts(made(dtype=torch.float64), "topk", k=5))
     assert wide.encode(x).values.dtype == torch.float64
 
 
@@ -209,7 +219,9 @@ def test_heads_are_flattened_and_put_back():
 def test_gradients_flow_through_codes_and_decoding():
     for kind, _ in KINDS:
         d = Dictionary(
-            made(threshold=kind in ("jumprelu", "batchtopk"), dtype=torch.float64), kind, **dict(KINDS)[kind]
+            DictionaryParts(
+                made(threshold=kind in ("jumprelu", "batchtopk"), dtype=torch.float64), kind, **dict(KINDS)[kind]
+            )
         )
         x = inputs(3, D).double().requires_grad_()
         assert torch.autograd.gradcheck(d, x), kind
@@ -256,7 +268,7 @@ def test_token_scale_turns_a_decoder_row_into_raw_units():
 )
 def test_impossible_options(options, message):
     with pytest.raises(BadInput, match=message):
-        Dictionary(made(), **options)
+        Dictionary(DictionaryParts(made(), **options))
 
 
 def test_impossible_weights():
@@ -269,15 +281,15 @@ def test_impossible_weights():
         ("W_enc", torch.zeros(D), "W_enc must be"),
     ]:
         with pytest.raises(BadInput, match=message):
-            Dictionary(Weights(**(good | {name: value})))
+            Dictionary(DictionaryParts(DictionaryTensors(**(good | {name: value}))))
     with pytest.raises(BadInput, match="undone on the output"):
-        Dictionary(made(d_out=OUT), token_norm="layer_norm")
+        Dictionary(DictionaryParts(made(d_out=OUT), token_norm="layer_norm"))
 
 
 seeds = st.integers(0, 10**6)
 
 
-def forward(w: Weights, x: torch.Tensor, k: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def forward(w: DictionaryTensors, x: torch.Tensor, k: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     pre = x @ w.W_enc + w.b_enc
     acts = pre.relu() * (1 if w.threshold is None else pre > w.threshold)
     if k is not None:
@@ -358,7 +370,7 @@ def test_check_names_what_does_not_fit(model):
         ({"model_name": "gpt2"}, "made for 'gpt2', not 'tiny'.*model_name='tiny'"),
         ({"d_in": 16}, "has width 16 at resid_post.1, model 'tiny' has 32"),
         ({"d_out": 16}, "has width 16 at resid_post.1"),
-        ({"site": "resid_post.3"}, "belongs at resid_post.3, which 'tiny' has not"),
+        ({"site": "resid_post.3"}, "belongs at resid_post.3, which 'tiny' does not have"),
         ({"site": "k.1"}, "has width 32 at k.1, model 'tiny' has 16"),
     ]:
         with pytest.raises(Mismatch, match=message):

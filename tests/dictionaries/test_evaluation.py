@@ -9,7 +9,7 @@ import torch
 from monosem import edits
 from monosem.activations import SkipRule
 from monosem.data import TokenStore
-from monosem.dictionaries import Dictionary, Weights, evaluate
+from monosem.dictionaries import Dictionary, DictionaryParts, DictionaryTensors, evaluate
 from monosem.errors import BadInput, Mismatch
 from monosem.models import Model
 from tiny import tiny_hf, tiny_tokenizer
@@ -35,21 +35,23 @@ def sae(seed=0, site="resid_post.1", kind="topk", d_in=D, d_out=D, **options) ->
     tensors = [torch.randn(shape, generator=draw) / shape[0] ** 0.5 for shape in shapes]
     tensors[1][:6] = -50.0  # six latents that can never be active
     options = {"k": 6} | options if kind == "topk" else options
-    return Dictionary(Weights(*tensors), kind, site=site, model_name="tiny", name="test", **options)
+    return Dictionary(
+        DictionaryParts(DictionaryTensors(*tensors), kind, site=site, model_name="tiny", name="test", **options)
+    )
 
 
 def identity(bias=0.0, scale=1.0) -> Dictionary:
     """x = relu(x) - relu(-x), exactly (times `scale`)."""
     eye = torch.eye(D)
-    weights = Weights(
+    weights = DictionaryTensors(
         torch.cat([eye, -eye], 1), torch.zeros(2 * D), scale * torch.cat([eye, -eye]), torch.full((D,), bias)
     )
-    return Dictionary(weights, "relu", site="resid_post.1", model_name="tiny", name="identity")
+    return Dictionary(DictionaryParts(weights, "relu", site="resid_post.1", model_name="tiny", name="identity"))
 
 
 def constant(value: torch.Tensor) -> Dictionary:
-    weights = Weights(torch.zeros(D, F), torch.full((F,), -1.0), torch.zeros(F, D), value)
-    return Dictionary(weights, "relu", site="resid_post.1", model_name="tiny", name="constant")
+    weights = DictionaryTensors(torch.zeros(D, F), torch.full((F,), -1.0), torch.zeros(F, D), value)
+    return Dictionary(DictionaryParts(weights, "relu", site="resid_post.1", model_name="tiny", name="constant"))
 
 
 def counted(model, windows, dictionary, outlier):

@@ -14,7 +14,14 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from monosem.dictionaries import Dictionary, Weights, load_dictionary, loading, shipped
+from monosem.dictionaries import (
+    Dictionary,
+    DictionaryParts,
+    DictionaryTensors,
+    load_dictionary,
+    loading,
+    shipped_dictionaries,
+)
 from monosem.errors import BadFile, BadInput, Mismatch, UnknownName
 
 D, F, OUT, K = 6, 23, 5, 4
@@ -317,7 +324,9 @@ def test_what_is_written_has_the_names_that_saelens_reads(tmp_path):
 
 def test_saving_what_saelens_cannot_hold_is_refused(tmp_path):
     t = {name: torch.from_numpy(value) for name, value in weights(OUT).items()}
-    dictionary = Dictionary(Weights(**t), "topk", k=K, site="resid_mid.1", site_out="mlp_out.1")
+    dictionary = Dictionary(
+        DictionaryParts(DictionaryTensors(**t), "topk", k=K, site="resid_mid.1", site_out="mlp_out.1")
+    )
     with pytest.raises(BadInput, match="no architecture for a topk transcoder"):
         dictionary.save(tmp_path / "x")
     with pytest.raises(UnknownName, match="known: saelens"):
@@ -481,7 +490,7 @@ def test_an_unknown_name_lists_what_is_shipped(tmp_path, monkeypatch):
     with pytest.raises(UnknownName, match="shipped: none"):
         load_dictionary("nothing-like-this")
     folder(tmp_path / "tiny" / "resid_pre.3", weights())
-    assert shipped() == ["tiny/resid_pre.3"]
+    assert shipped_dictionaries() == ["tiny/resid_pre.3"]
     assert load_dictionary("tiny/resid_pre.3").name == "tiny/resid_pre.3"
     with pytest.raises(UnknownName, match="did you mean 'tiny/resid_pre.3'"):
         load_dictionary("./resid_pre.3")
@@ -513,7 +522,7 @@ def test_device_dtype_and_overrides(tmp_path):
     dictionary = load_dictionary(path, dtype=torch.bfloat16, model_name="mine")
     assert dictionary.W_enc.dtype == torch.bfloat16
     assert dictionary.model_name == "mine"
-    with pytest.raises(BadInput, match=r"'encoder.7.weird', which is no site"):
+    with pytest.raises(BadInput, match=r"'encoder.7.weird', which is not a site"):
         _ = dictionary.site
     assert dictionary(torch.from_numpy(X).float()).dtype == torch.float32
     with pytest.raises(Mismatch):

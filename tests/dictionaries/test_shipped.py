@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from monosem import edits, latents, metrics
-from monosem.dictionaries import load_dictionary, shipped, shipped_folder
+from monosem.dictionaries import load_dictionary, shipped_dictionaries, shipped_dictionary_folder
 
 NAME = "smollm2/resid_post.15"
 TEXT = [
@@ -34,11 +34,11 @@ def read(smollm2, sae):
 
 
 def test_it_is_listed_and_belongs_to_the_model(smollm2, sae):
-    assert NAME in shipped()
+    assert NAME in shipped_dictionaries()
     sae.check(smollm2)
     assert str(sae.site) == "resid_post.15"
     assert sae.width >= 4608
-    size = sum(path.stat().st_size for path in shipped_folder(NAME).iterdir())
+    size = sum(path.stat().st_size for path in shipped_dictionary_folder(NAME).iterdir())
     assert size < 45e6
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monosem import edits, metrics
-from monosem.dictionaries import Dictionary, Weights
+from monosem.dictionaries import Dictionary, DictionaryParts, DictionaryTensors
 from monosem.errors import BadInput, EditDidNotFire, Mismatch, UnknownName
 from monosem.models import Model, TokenBatch
 from tiny import tiny_hf, tiny_tokenizer
@@ -19,13 +19,13 @@ WIDTH = 48
 
 def dictionary(kind: str = "relu", **options) -> Dictionary:
     rng = torch.Generator().manual_seed(0)
-    weights = Weights(
+    weights = DictionaryTensors(
         W_enc=torch.randn(32, WIDTH, generator=rng) / 6,
         b_enc=torch.randn(WIDTH, generator=rng) / 4,
         W_dec=torch.randn(WIDTH, 32, generator=rng),
         b_dec=torch.randn(32, generator=rng),
     )
-    return Dictionary(weights, kind, **{"site": SITE, "model_name": "llama", **options})
+    return Dictionary(DictionaryParts(weights, kind, **{"site": SITE, "model_name": "llama", **options}))
 
 
 KINDS = {

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from monosem.activations import ActivationShards, SkipRule, harvest
 from monosem.data import Document, TokenStore
-from monosem.dictionaries import Dictionary, Weights
+from monosem.dictionaries import Dictionary, DictionaryParts, DictionaryTensors
 from monosem.errors import BadFile, BadInput, Mismatch, UnknownName
 from monosem.latents import Index, build_index, index_of
 from monosem.latents.index import EDGES, pack, unpack
@@ -303,8 +303,8 @@ def test_one_long_document_does_not_crowd_out_the_others(tmp_path):
 def test_a_site_off_the_stream_has_no_promoted_tokens(tmp_path):
     rng = torch.Generator().manual_seed(0)
     shapes = {"W_enc": (48, WIDTH), "b_enc": (WIDTH,), "W_dec": (WIDTH, 48), "b_dec": (48,)}
-    weights = Weights(**{name: torch.randn(shape, generator=rng) for name, shape in shapes.items()})
-    inside = Dictionary(weights, "relu", site="mlp_post.1", model_name="llama", name="inside")
+    weights = DictionaryTensors(**{name: torch.randn(shape, generator=rng) for name, shape in shapes.items()})
+    inside = Dictionary(DictionaryParts(weights, "relu", site="mlp_post.1", model_name="llama", name="inside"))
     found = build_index(inside, MODEL, STORE, tmp_path / "i.sqlite", tokens=320, quiet=True)
     assert found.evidence(3).promoted == found.evidence(3).suppressed == []
     assert "not in the stream" in found.meta["effects"]

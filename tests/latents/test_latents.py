@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from monosem import latents
-from monosem.dictionaries import Dictionary, Weights
+from monosem.dictionaries import Dictionary, DictionaryParts, DictionaryTensors
 from monosem.errors import BadInput, Mismatch, UnknownName
 from monosem.latents.effects import logit_effects
 from monosem.models import Model
@@ -60,14 +60,14 @@ def test_contrast_finds_a_planted_latent_and_confirms_it_on_prompts_that_it_did_
     run = MODEL.run(POSITIVE + NEGATIVE, capture=SITE)
     mean = torch.stack([run[SITE][i][run.tokens.mask[i]][1:].mean(0) for i in range(32)])
     difference = mean[:16].mean(0) - mean[16:].mean(0)
-    weights = SAE.weights
+    weights = SAE.tensors
     W_enc, b_enc = weights.W_enc.clone() * 0.1, weights.b_enc.clone()
     W_enc[:, 17] = difference / difference.norm() * 5
     b_enc[17] = -float((mean @ W_enc[:, 17]).mean())
-    planted = Dictionary(
-        Weights(W_enc=W_enc, b_enc=b_enc, W_dec=weights.W_dec, b_dec=weights.b_dec),
+    planted = Dictionary(DictionaryParts(
+        DictionaryTensors(W_enc=W_enc, b_enc=b_enc, W_dec=weights.W_dec, b_dec=weights.b_dec),
         "relu", site=SITE, model_name="llama",
-    )  # fmt: skip
+    ))  # fmt: skip
     found = latents.contrast(MODEL, planted, POSITIVE, NEGATIVE, permutations=300)
     assert found.best == 17
     first = found.table.iloc[0]
@@ -140,26 +140,28 @@ def test_logit_effects_are_the_derivative_of_the_logits(family):
 
 
 def test_logit_effects_at_z_go_through_the_output_projection():
-    weights = SAE.weights
-    at_z = Dictionary(weights, "relu", site="z.1", model_name="llama", per_head=True)
+    weights = SAE.tensors
+    at_z = Dictionary(DictionaryParts(weights, "relu", site="z.1", model_name="llama", per_head=True))
     written = [MODEL.hf.get_submodule("model.layers.1.self_attn.o_proj")(row) for row in weights.W_dec]
-    mapped = Weights(W_enc=weights.W_enc, b_enc=weights.b_enc, W_dec=torch.stack(written), b_dec=weights.b_dec)
-    at_out = Dictionary(mapped, "relu", site="attn_out.1", model_name="llama")
+    mapped = DictionaryTensors(
+        W_enc=weights.W_enc, b_enc=weights.b_enc, W_dec=torch.stack(written), b_dec=weights.b_dec
+    )
+    at_out = Dictionary(DictionaryParts(mapped, "relu", site="attn_out.1", model_name="llama"))
     one, other = (torch.cat(list(logit_effects(MODEL, sae))) for sae in (at_z, at_out))
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-    off = Dictionary(mapped, "relu", site="mlp_post.1", model_name="llama")
+    off = Dictionary(DictionaryParts(mapped, "relu", site="mlp_post.1", model_name="llama"))
     with pytest.raises(BadInput, match=r"mlp_post\.1 have no direct effect"):
         latents.extreme_tokens(MODEL, off, 4)
 
 
 def gated(bias: float) -> Dictionary:
     """Nothing fires unless pre-activations exceed `-bias`."""
-    weights = SAE.weights
+    weights = SAE.tensors
     biases = torch.full((WIDTH,), bias)
-    return Dictionary(
-        Weights(W_enc=weights.W_enc, b_enc=biases, W_dec=weights.W_dec, b_dec=weights.b_dec),
+    return Dictionary(DictionaryParts(
+        DictionaryTensors(W_enc=weights.W_enc, b_enc=biases, W_dec=weights.W_dec, b_dec=weights.b_dec),
         "relu", site=SITE, model_name="llama",
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 def test_prompts_keep_their_numbers_when_some_are_silent():

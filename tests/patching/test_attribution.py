@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from monosem import edits
 from monosem.data import TokenPairs
-from monosem.dictionaries import Dictionary
-from monosem.dictionaries.folds import Weights
+from monosem.dictionaries import Dictionary, DictionaryParts, DictionaryTensors
 from monosem.errors import BadInput
 from monosem.models import Model, TokenBatch
 from monosem.patching import attribution, compare, noise, sweep, zero
@@ -170,7 +169,7 @@ def test_latents_are_differentiated_along_what_they_write():
     shapes = {"W_enc": (32, 20), "b_enc": (20,), "W_dec": (20, 32), "b_dec": (32,)}
     weights = {name: torch.randn(shape, generator=draw, dtype=torch.float64) for name, shape in shapes.items()}
     weights["W_dec"] *= 0.03  # patches that stay in the linear range of a step
-    dictionary = Dictionary(Weights(**weights), "relu", site="resid_post.1")
+    dictionary = Dictionary(DictionaryParts(DictionaryTensors(**weights), "relu", site="resid_post.1"))
     found = attribution(
         model, pairs, over=("layer", "latent"), metric=METRICS, dictionary=dictionary, latents=range(20), quiet=True,
         sites="resid_post",

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from monosem import edits, patching
 from monosem.data import TokenPairs
-from monosem.dictionaries import Dictionary, Weights
+from monosem.dictionaries import Dictionary, DictionaryParts, DictionaryTensors
 from monosem.errors import BadInput, MonosemError, UnknownName
 from monosem.models import Model
 from monosem.patching import Sweep, cells_of, sweep
@@ -193,8 +193,8 @@ def test_neurons_and_latents_against_edits(monkeypatch: pytest.MonkeyPatch) -> N
     model = tiny("llama")
     pairs, draw = pairs_of(model), torch.Generator().manual_seed(3)
     shapes = {"W_enc": (32, 12), "b_enc": (12,), "W_dec": (12, 32), "b_dec": (32,)}
-    weights = Weights(**{name: torch.randn(shape, generator=draw) for name, shape in shapes.items()})
-    dictionary = Dictionary(weights, site="resid_post.1", token_norm="layer_norm")
+    weights = DictionaryTensors(**{name: torch.randn(shape, generator=draw) for name, shape in shapes.items()})
+    dictionary = Dictionary(DictionaryParts(weights, site="resid_post.1", token_norm="layer_norm"))
     axes = ("layer", "position", "latent")
     found = sweep(model, pairs, "resid_post", axes, dictionary=dictionary, latents=[2, 7], quiet=True)
     clean = model.run([CLEAN], capture="resid_post.1")["resid_post.1"]

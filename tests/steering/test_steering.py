@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from monosem import edits
-from monosem.dictionaries import Dictionary, Weights
+from monosem.dictionaries import Dictionary, DictionaryParts, DictionaryTensors
 from monosem.errors import BadInput
 from monosem.models import Model
 from monosem.steering import (
@@ -33,12 +33,14 @@ def sae():
     draw = torch.Generator().manual_seed(3)
     shapes = {"W_enc": (32, 24), "b_enc": (24,), "W_dec": (24, 32), "b_dec": (32,)}
     return Dictionary(
-        Weights(**{name: torch.randn(shape, generator=draw) for name, shape in shapes.items()}),
-        "topk",
-        k=6,
-        site="resid_post.1",
-        model_name="tiny",
-        name="tiny-sae",
+        DictionaryParts(
+            DictionaryTensors(**{name: torch.randn(shape, generator=draw) for name, shape in shapes.items()}),
+            "topk",
+            k=6,
+            site="resid_post.1",
+            model_name="tiny",
+            name="tiny-sae",
+        )
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from monosem import edits
-from monosem.dictionaries import Dictionary, Weights
+from monosem.dictionaries import Dictionary, DictionaryParts, DictionaryTensors
 from monosem.errors import BadInput, Mismatch, UnknownName
 from monosem.models import Model
 from monosem.steering import open_sweep
@@ -24,8 +24,8 @@ def model():
 def sae():
     draw = torch.Generator().manual_seed(3)
     shapes = {"W_enc": (32, 24), "b_enc": (24,), "W_dec": (24, 32), "b_dec": (32,)}
-    weights = Weights(**{name: torch.randn(shape, generator=draw) for name, shape in shapes.items()})
-    return Dictionary(weights, "topk", k=6, site="resid_post.1", model_name="tiny", name="tiny-sae")
+    weights = DictionaryTensors(**{name: torch.randn(shape, generator=draw) for name, shape in shapes.items()})
+    return Dictionary(DictionaryParts(weights, "topk", k=6, site="resid_post.1", model_name="tiny", name="tiny-sae"))
 
 
 def go(model, sae, folder, **options):
@@ -94,7 +94,13 @@ def test_another_config_is_refused(model, sae, tmp_path):
     with pytest.raises(Mismatch, match="another values"):
         go(model, sae, tmp_path, values=[1.0])
     other = Dictionary(
-        Weights(sae.W_enc, sae.b_enc, sae.W_dec + 1, sae.b_dec), "topk", k=6, site="resid_post.1", name="tiny-sae"
+        DictionaryParts(
+            DictionaryTensors(sae.W_enc, sae.b_enc, sae.W_dec + 1, sae.b_dec),
+            "topk",
+            k=6,
+            site="resid_post.1",
+            name="tiny-sae",
+        )
     )
     with pytest.raises(Mismatch, match="another weights"):
         go(model, other, tmp_path)

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from monosem import pages, studies
-from monosem.dictionaries import Dictionary, Weights
+from monosem.dictionaries import Dictionary, DictionaryParts, DictionaryTensors
 from monosem.errors import BadFile, BadInput, Mismatch, UnknownName
 from monosem.models import Model
 from monosem.studies.sections import SECTIONS, conclusion
@@ -59,7 +59,11 @@ def sae(model):
     weights["b_enc"][PLANTED] = -10 * (direction @ (up + down) / 2)
     happy = int(model.tokens("very happy").ids[0, 1])
     weights["W_dec"][PLANTED] = 2 * model.W_U[:, happy] / model.W_U[:, happy].norm()
-    return Dictionary(Weights(**weights), "topk", k=6, site="resid_post.1", model_name="tiny", name="tiny-sae")
+    return Dictionary(
+        DictionaryParts(
+            DictionaryTensors(**weights), "topk", k=6, site="resid_post.1", model_name="tiny", name="tiny-sae"
+        )
+    )
 
 
 def go(model, sae, folder, lines=None, **changes):

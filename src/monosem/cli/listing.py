@@ -55,9 +55,9 @@ def families(json: Json = False) -> None:
 
 def dictionaries(json: Json = False) -> None:
     """Dictionaries that come with monosem."""
-    from ..dictionaries import shipped
+    from ..dictionaries import shipped_dictionaries
 
-    show("dictionaries", ["dictionary"], [(name,) for name in shipped()], json)
+    show("dictionaries", ["dictionary"], [(name,) for name in shipped_dictionaries()], json)
 
 
 def concepts(json: Json = False) -> None:

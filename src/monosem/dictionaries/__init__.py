@@ -4,20 +4,25 @@ from .codes import Codes, TokenNorm, latent_ids
 from .dictionary import Dictionary
 from .encoders import ENCODERS, batch_topk
 from .evaluation import Evaluation, evaluate
-from .folds import Weights
-from .loading import load_dictionary, shipped, shipped_folder
+from .formats import FORMATS
+from .loading import load_dictionary, shipped_dictionaries, shipped_dictionary_folder
+from .parts import DictionaryParts, DictionaryTensors
+from .token_norms import TOKEN_NORMS
 
 __all__ = [
     "ENCODERS",
+    "FORMATS",
+    "TOKEN_NORMS",
     "Codes",
     "Dictionary",
+    "DictionaryParts",
+    "DictionaryTensors",
     "Evaluation",
     "TokenNorm",
-    "Weights",
     "batch_topk",
     "evaluate",
     "latent_ids",
     "load_dictionary",
-    "shipped",
-    "shipped_folder",
+    "shipped_dictionaries",
+    "shipped_dictionary_folder",
 ]

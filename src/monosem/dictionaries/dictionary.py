@@ -12,7 +12,6 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -21,43 +20,26 @@ from torch import Tensor, nn
 
 from ..errors import BadInput, Mismatch, UnknownName, did_you_mean
 from ..jobs import fingerprint
-from ..models.places.sites import Site, SiteLike
+from ..models import Model
+from ..models.places.sites import Site
 from .codes import Codes, TokenNorm, latent_ids
+from .compatibility import PER_HEAD, check_compatible
 from .encoders import ENCODERS, encode
-from .folds import Weights
+from .formats import FORMATS
+from .parts import DictionaryParts, DictionaryTensors
+from .token_norms import TOKEN_NORMS
 
-if TYPE_CHECKING:
-    from ..models import Model
-
-TOKEN_NORMS = ("none", "layer_norm", "constant_norm_rescale")
-LAYER_NORM_EPS = 1e-5  # added to the standard deviation, by OpenAI and SAELens alike
 DENSE_ELEMENTS = 2**26  # pre-activations held at once: 256 MiB of float32
 SPARSE_SHARE = 8  # decode densely when more than 1 latent in this many is active: a matmul then beats gathering rows
 
-# the width of a site in terms of a model's config; d_model where not listed
-_PER_HEAD = ("z", "q", "rot_q", "k", "v", "rot_k")
-_WIDTHS = {name: lambda cfg: cfg.n_heads * cfg.d_head for name in ("z", "q", "rot_q")}
-_WIDTHS |= {name: lambda cfg: cfg.n_kv_heads * cfg.d_head for name in ("k", "v", "rot_k")}
-_WIDTHS |= {name: lambda cfg: cfg.d_mlp for name in ("mlp_pre", "mlp_pre_linear", "mlp_post")}
-_WIDTHS |= {"logits": lambda cfg: cfg.d_vocab}
-
-_MODEL_ALIASES = {"gpt2-small": "gpt2", "smollm2": "smollm2-135m-instruct"}
-
 
 class Dictionary(nn.Module):
-    """An SAE or transcoder of one site.
+    """An SAE or transcoder of one site, made of its parts.
 
     Shapes: `W_enc [d_in, width]`, `b_enc [width]`, `W_dec [width, d_out]`, `b_dec [d_out]`,
     `threshold [width]` (jumprelu), `W_skip [d_out, d_in]` (skip transcoders).
 
-    Args:
-        weights: the tensors, already folded into the canonical form.
-        kind: a row of `ENCODERS`, or "batchtopk" (needs a threshold; stored as the jumprelu that it is at inference).
-        k: places a token, for topk and abstopk.
-        token_norm: "layer_norm" ((x - mean) / (std + 1e-5), unbiased std, undone on the output) or
-            "constant_norm_rescale" (x sqrt(d) / |x|): normalisation that no fold can take away.
-        site, site_out: where it reads and where its output belongs (default: the same).
-        per_head: activations may come as `[..., head, d_head]` and are flattened; on by itself for z, q, k, v sites.
+    A "batchtopk" is kept as the jumprelu that it is at inference; `per_head` is on by itself for z, q, k, v sites.
 
     Raises:
         BadInput: an unknown kind or option, a tensor of the wrong shape (named) or with values that are not finite.
@@ -70,39 +52,22 @@ class Dictionary(nn.Module):
     threshold: Float[Tensor, "width"] | None
     W_skip: Float[Tensor, "d_out d_in"] | None
 
-    def __init__(
-        self,
-        weights: Weights,
-        kind: str = "relu",
-        *,
-        k: int | None = None,
-        token_norm: str = "none",
-        site: SiteLike | None = None,
-        site_out: SiteLike | None = None,
-        per_head: bool = False,
-        model_name: str = "",
-        name: str = "",
-        metadata: dict[str, Any] | None = None,
-        card: dict[str, Any] | None = None,
-    ):
+    def __init__(self, parts: DictionaryParts):
         super().__init__()
-        self.metadata = dict(metadata or {})
-        if kind == "batchtopk":
-            kind = "jumprelu"
+        parts.check()
+        self.metadata, self.card = dict(parts.metadata), dict(parts.card)
+        self.kind, self.k, self.token_norm = parts.kind, parts.k, parts.token_norm
+        if self.kind == "batchtopk":
+            self.kind = "jumprelu"
             self.metadata.setdefault("training_architecture", "batchtopk")
-        _check_options(kind, k, weights.threshold, token_norm)
-        _check_weights(weights)
-        for tensor_name, tensor in vars(weights).items():
+        for name, tensor in vars(parts.tensors).items():
             kept = None if tensor is None else nn.Parameter(tensor.detach().contiguous(), requires_grad=False)
-            self.register_parameter(tensor_name, kept)
-        self.kind, self.k, self.token_norm = kind, k, token_norm
-        self._site = None if site is None else Site.parse(site)
-        self._site_out = self._site if site_out is None else Site.parse(site_out)
-        self.per_head = per_head or (self._site is not None and self._site.name in _PER_HEAD)
-        self.model_name, self.name, self.card = model_name, name, dict(card or {})
+            self.register_parameter(name, kept)
+        self._site = None if parts.site is None else Site.parse(parts.site)
+        self._site_out = self._site if parts.site_out is None else Site.parse(parts.site_out)
+        self.per_head = parts.per_head or (self._site is not None and self._site.name in PER_HEAD)
+        self.model_name, self.name = parts.model_name, parts.name
         self.folder: Path | None = None  # where it was read from; its latent index lies there too
-        if token_norm != "none" and self.d_out != self.d_in:
-            raise BadInput(f"token_norm {token_norm!r} is undone on the output, so d_out must be d_in ({self.d_in})")
 
     # --- what it is -------------------------------------------------------------------------------------------------
 
@@ -128,7 +93,7 @@ class Dictionary(nn.Module):
         """Where it reads. Raises `BadInput` when the file did not say (or said something that is not a site)."""
         if self._site is None:
             hook = self.metadata.get("hook_name") or self.metadata.get("hf_hook_name")
-            said = f"its file says {hook!r}, which is no site" if hook else "its file does not say"
+            said = f"its file says {hook!r}, which is not a site" if hook else "its file does not say"
             raise BadInput(f"where dictionary {self.name!r} reads is unknown: {said}; give load_dictionary(..., site=)")
         return self._site
 
@@ -139,12 +104,29 @@ class Dictionary(nn.Module):
 
     @property
     def is_transcoder(self) -> bool:
-        return self._site != self._site_out or self.d_in != self.d_out or self.W_skip is not None
+        return self.parts.is_transcoder
 
     @property
-    def weights(self) -> Weights:
+    def tensors(self) -> DictionaryTensors:
         """The tensors themselves (not a copy)."""
-        return Weights(**{name: getattr(self, name) for name in Weights.__dataclass_fields__})
+        return DictionaryTensors(**{name: getattr(self, name) for name in DictionaryTensors.__dataclass_fields__})
+
+    @property
+    def parts(self) -> DictionaryParts:
+        """What it is made of; `Dictionary(parts)` is the same again."""
+        return DictionaryParts(
+            self.tensors,
+            self.kind,
+            k=self.k,
+            token_norm=self.token_norm,
+            site=self._site,
+            site_out=self._site_out,
+            per_head=self.per_head,
+            model_name=self.model_name,
+            name=self.name,
+            metadata=self.metadata,
+            card=self.card,
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -159,25 +141,8 @@ class Dictionary(nn.Module):
 
     def check(self, model: Model) -> None:
         """Raise `Mismatch` unless this dictionary can belong to the model: name, site and width."""
-        mine, its = _plain_name(self.model_name), _plain_name(model.name)
-        if mine and its and mine != its:
-            raise Mismatch(
-                f"dictionary {self.name!r} was made for {self.model_name!r}, not {model.name!r}; if that is the same "
-                f"model under another name, load it with model_name={model.name!r}"
-            )
-        for site, mine_wide in ((self.site, self.d_in), (self.site_out, self.d_out)):
-            try:
-                site = model.site(site)
-            except UnknownName as error:
-                raise Mismatch(
-                    f"dictionary {self.name!r} belongs at {site}, which {model.name!r} has not: {error}"
-                ) from error
-            its_wide = _WIDTHS.get(site.name, lambda cfg: cfg.d_model)(model.cfg)
-            if mine_wide != its_wide:
-                raise Mismatch(
-                    f"dictionary {self.name!r} has width {mine_wide} at {site}, model {model.name!r} has {its_wide}; "
-                    "it was made for another model"
-                )
+        widths = ((self.site, self.d_in), (self.site_out, self.d_out))
+        check_compatible(self.name, self.model_name, widths, model)
 
     # --- encoding ---------------------------------------------------------------------------------------------------
 
@@ -283,13 +248,12 @@ class Dictionary(nn.Module):
             UnknownName: no such format.
             BadInput: the format cannot hold this dictionary, or the folder cannot be written to.
         """
-        from .loading import WRITERS
-
-        if format not in WRITERS:
+        writers = {name: one.write for name, one in FORMATS.items() if one.write is not None}
+        if format not in writers:
             raise UnknownName(
-                f"no format {format!r} to save in{did_you_mean(format, WRITERS)}; known: {', '.join(WRITERS)}"
+                f"no format {format!r} to save in{did_you_mean(format, writers)}; known: {', '.join(writers)}"
             )
-        WRITERS[format](self, folder, dtype or self.W_enc.dtype)
+        writers[format](self.parts, Path(folder), dtype or self.W_enc.dtype)
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
@@ -312,15 +276,7 @@ class Dictionary(nn.Module):
 
     def _inputs(self, x: Tensor) -> tuple[Float[Tensor, "n d_in"], TokenNorm | None, torch.Size]:
         """Rows as the encoder reads them, the statistics taken out, and the leading shape."""
-        x = self._compute(self._flat(x))
-        norm = None
-        if self.token_norm == "layer_norm":
-            norm = TokenNorm(x.mean(-1, keepdim=True), x.std(-1, keepdim=True))
-            x = (x - norm.mean) / (norm.scale + LAYER_NORM_EPS)
-        elif self.token_norm == "constant_norm_rescale":
-            scale = x.norm(dim=-1, keepdim=True) / math.sqrt(self.d_in)
-            norm = TokenNorm(torch.zeros_like(scale), scale)
-            x = x / scale.clamp(min=torch.finfo(x.dtype).tiny)
+        x, norm = TOKEN_NORMS[self.token_norm](self._compute(self._flat(x)))
         return x.reshape(-1, self.d_in), norm, x.shape[:-1]
 
     def _pre(self, z: Float[Tensor, "n d_in"], ids: Int[Tensor, "m"] | None = None) -> Float[Tensor, "n m"]:
@@ -343,54 +299,3 @@ class Dictionary(nn.Module):
 def _scale(norm: TokenNorm | None) -> Tensor:
     assert norm is not None
     return norm.scale
-
-
-def _plain_name(name: str) -> str:
-    """`HuggingFaceTB/SmolLM2-135M-Instruct` and `smollm2` are one model."""
-    plain = name.rstrip("/").rpartition("/")[2].lower()
-    return _MODEL_ALIASES.get(plain, plain)
-
-
-def _check_options(kind: str, k: int | None, threshold: Tensor | None, token_norm: str) -> None:
-    if kind not in ENCODERS:
-        raise BadInput(
-            f"unknown encoder {kind!r}{did_you_mean(kind, ENCODERS)}; known: {', '.join([*ENCODERS, 'batchtopk'])}"
-        )
-    if token_norm not in TOKEN_NORMS:
-        raise BadInput(f"unknown token_norm {token_norm!r}; known: {', '.join(TOKEN_NORMS)}")
-    given = {"k": k, "threshold": threshold}
-    for option, value in given.items():
-        if (ENCODERS[kind].needs == option) != (value is not None):
-            raise BadInput(f"a {kind} dictionary {'needs' if value is None else 'has no'} {option}")
-    if k is not None and k < 1:
-        raise BadInput(f"k must be at least 1, not {k}")
-
-
-def _check_weights(weights: Weights) -> None:
-    if weights.W_enc.ndim != 2 or weights.W_dec.ndim != 2 or 0 in weights.W_enc.shape:
-        shapes = f"{tuple(weights.W_enc.shape)} and {tuple(weights.W_dec.shape)}"
-        raise BadInput(f"W_enc must be [d_in, width] and W_dec [width, d_out], not {shapes}")
-    (d_in, width), d_out = weights.W_enc.shape, weights.W_dec.shape[1]
-    check_shapes(
-        {name: tensor for name, tensor in vars(weights).items() if tensor is not None},
-        {
-            "W_enc": (d_in, width),
-            "b_enc": (width,),
-            "W_dec": (width, d_out),
-            "b_dec": (d_out,),
-            "threshold": (width,),
-            "W_skip": (d_out, d_in),
-        },
-    )
-    for name, tensor in vars(weights).items():
-        if tensor is not None and not bool(torch.isfinite(tensor).all()):
-            bad = int((~torch.isfinite(tensor)).sum())
-            raise BadInput(f"{name} has {bad} values that are not finite (NaN or infinity); the dictionary is unusable")
-
-
-def check_shapes(tensors: dict[str, Tensor], expected: dict[str, tuple[int, ...]]) -> None:
-    """Raise `BadInput` that names the first tensor of the wrong shape and the shape that it should have."""
-    for name, tensor in tensors.items():
-        if name in expected and tuple(tensor.shape) != expected[name]:
-            hint = "; it looks transposed" if tuple(tensor.shape[::-1]) == expected[name] else ""
-            raise BadInput(f"{name} has shape {list(tensor.shape)}, expected {list(expected[name])}{hint}")

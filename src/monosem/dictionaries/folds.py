@@ -7,34 +7,21 @@ these is affine and can be folded into the weights, so that everything after loa
 compute folds in float64, which makes them exact up to one rounding to float32.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Weights:
-    """A dictionary's tensors in row-vector convention."""
-
-    W_enc: Float[Tensor, "d_in width"]
-    b_enc: Float[Tensor, "width"]
-    W_dec: Float[Tensor, "width d_out"]
-    b_dec: Float[Tensor, "d_out"]
-    threshold: Float[Tensor, "width"] | None = None
-    W_skip: Float[Tensor, "d_out d_in"] | None = None
-
-    def to(self, dtype: torch.dtype) -> "Weights":
-        return Weights(*(t if t is None else t.to(dtype) for t in vars(self).values()))  # type: ignore[arg-type]
+from .parts import DictionaryTensors
 
 
-def fold_decoder_bias(w: Weights) -> Weights:
+def fold_decoder_bias(w: DictionaryTensors) -> DictionaryTensors:
     """For encoders that read `x - b_dec`: (x - b_dec) W_enc + b_enc = x W_enc + (b_enc - b_dec W_enc)."""
     return replace(w, b_enc=w.b_enc - w.b_dec @ w.W_enc)
 
 
-def fold_scale(w: Weights, scale_in: float, scale_out: float | None = None) -> Weights:
+def fold_scale(w: DictionaryTensors, scale_in: float, scale_out: float | None = None) -> DictionaryTensors:
     """For weights that read `x * scale_in` and whose output is to be divided by `scale_out` (default: the same).
 
     Biases of the encoder and thresholds live in pre-activation units and stay. With a subtracted decoder bias, fold
@@ -45,13 +32,13 @@ def fold_scale(w: Weights, scale_in: float, scale_out: float | None = None) -> W
     return replace(w, W_enc=w.W_enc * scale_in, W_dec=w.W_dec / scale_out, b_dec=w.b_dec / scale_out, W_skip=skip)
 
 
-def fold_activation_scale(w: Weights, factor: Float[Tensor, "width"]) -> Weights:
+def fold_activation_scale(w: DictionaryTensors, factor: Float[Tensor, "width"]) -> DictionaryTensors:
     """For codes that are multiplied by a positive factor after the activation function."""
     threshold = None if w.threshold is None else w.threshold * factor
     return replace(w, W_enc=w.W_enc * factor, b_enc=w.b_enc * factor, threshold=threshold)
 
 
-def fold_decoder_norm(w: Weights) -> Weights:
+def fold_decoder_norm(w: DictionaryTensors) -> DictionaryTensors:
     """Unit decoder rows, activations in units of what they add to the output. A row of zeros stays and is never active.
 
     Not an equivalence for per-token TopK, unless it selects on `pre * norm`.
@@ -62,8 +49,11 @@ def fold_decoder_norm(w: Weights) -> Weights:
 
 
 def fold_whitening(
-    w: Weights, mean: Float[Tensor, "d_in"], matrix: Float[Tensor, "d_in d_in"], inverse: Float[Tensor, "d_in d_in"]
-) -> Weights:
+    w: DictionaryTensors,
+    mean: Float[Tensor, "d_in"],
+    matrix: Float[Tensor, "d_in d_in"],
+    inverse: Float[Tensor, "d_in d_in"],
+) -> DictionaryTensors:
     """For weights that live in z = (x - mean) matrix, with x = z inverse + mean (arXiv 2511.13981).
 
     With a subtracted decoder bias, fold that first.

@@ -1,9 +1,9 @@
 """Loading a dictionary by name: shipped with the package, a folder, a file, or a hub id."""
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,37 +11,20 @@ from ..errors import BadFile, BadInput, UnknownName, did_you_mean
 from ..files import ASSETS
 from ..models.places.sites import SiteLike
 from .dictionary import Dictionary
-from .formats import openai, saelens
-from .formats.common import Overrides
+from .formats import FORMATS
 
 
-@dataclass(frozen=True)
-class Format:
-    """How to recognise a checkpoint at a path, and how to read it."""
-
-    detect: Callable[[Path], bool]
-    read: Callable[[Path, Overrides], Dictionary]
-    looks_like: str
-
-
-FORMATS = {
-    "saelens": Format(saelens.detect, saelens.read, "a folder with cfg.json and sae_weights.safetensors"),
-    "openai": Format(
-        openai.detect, openai.read, "a .pt file with pre_bias, encoder.weight, latent_bias, decoder.weight"
-    ),
-}
-WRITERS: dict[str, Callable[[Dictionary, str | os.PathLike[str], torch.dtype], None]] = {"saelens": saelens.write}
-
-
-def shipped() -> list[str]:
+def shipped_dictionaries() -> list[str]:
     """Names of the dictionaries inside the package, such as `smollm2/resid_post.15`."""
     return sorted(str(cfg.parent.relative_to(ASSETS).as_posix()) for cfg in ASSETS.glob("*/*/cfg.json"))
 
 
-def shipped_folder(name: str) -> Path:
+def shipped_dictionary_folder(name: str) -> Path:
     """Where a shipped dictionary lies (weights, card, index). Raises `UnknownName`."""
-    if name not in shipped():
-        raise UnknownName(f"no shipped dictionary {name!r}{did_you_mean(name, shipped())}; shipped: {_shipped_names()}")
+    if name not in shipped_dictionaries():
+        raise UnknownName(
+            f"no shipped dictionary {name!r}{did_you_mean(name, shipped_dictionaries())}; shipped: {_shipped_names()}"
+        )
     return ASSETS / name
 
 
@@ -58,7 +41,7 @@ def load_dictionary(
     """Load a dictionary into the canonical form.
 
     Args:
-        name: a shipped name (`shipped()`), a folder or file on disk, or `owner/repo[/folder]` on the hub.
+        name: a shipped name (`shipped_dictionaries()`), a folder or file on disk, or `owner/repo[/folder]` on the hub.
         dtype: of the weights; default float32. Arithmetic is in float32 in any case.
         site, site_out, model_name: where it belongs, where the file does not say or says it wrongly.
         norm_scaling_factor: sqrt(d_in) / mean input norm, for SAELens files with `expected_average_only_in` that lack
@@ -69,15 +52,14 @@ def load_dictionary(
         BadFile: the checkpoint is broken, hostile, of an unknown format, or incomplete; the message says what to do.
     """
     path = _find(os.fspath(name))
-    overrides = Overrides(site, site_out, model_name, norm_scaling_factor)
-    for checkpoint in FORMATS.values():
-        if checkpoint.detect(path):
-            break
-    else:
-        known = "; ".join(f"{key}: {value.looks_like}" for key, value in FORMATS.items())
+    checkpoint = next((one for one in FORMATS.values() if one.detect(path)), None)
+    if checkpoint is None:
+        known = "; ".join(f"{key}: {one.looks_like}" for key, one in FORMATS.items())
         raise BadFile(f"{path} is not a dictionary in a known format ({known})")
+    told: dict[str, Any] = {"site": site, "site_out": site_out, "model_name": model_name}
     try:
-        dictionary = checkpoint.read(path, overrides)
+        parts = checkpoint.read(path, norm_scaling_factor)
+        dictionary = Dictionary(replace(parts, **{key: value for key, value in told.items() if value}))
     except BadInput as error:
         raise BadFile(f"{path}: {error}") from error
     dictionary.folder = path if path.is_dir() else path.parent
@@ -87,15 +69,13 @@ def load_dictionary(
 
 
 def _find(name: str) -> Path:
-    if name in shipped():
+    if name in shipped_dictionaries():
         return ASSETS / name
     path = Path(name).expanduser()
     if path.exists():
         return path.resolve()
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") < 1:
-        raise UnknownName(
-            f"no dictionary {name!r}{did_you_mean(name, shipped())}; no such path; shipped: {_shipped_names()}"
-        )
+        raise UnknownName(f"no dictionary {name!r}{_near(name)}; no such path; shipped: {_shipped_names()}")
     return _from_hub(name)
 
 
@@ -111,7 +91,7 @@ def _from_hub(name: str) -> Path:
     except Exception as error:  # the hub's client raises many kinds, offline and not
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UnknownName(
-            f"no dictionary {name!r}{did_you_mean(name, shipped())}: not shipped (shipped: {_shipped_names()}), "
+            f"no dictionary {name!r}{_near(name)}: not shipped (shipped: {_shipped_names()}), "
             f"no such path, and the hub gave nothing ({reason}); download it elsewhere and give its folder"
         ) from error
     if not (root / inside).exists():
@@ -120,4 +100,8 @@ def _from_hub(name: str) -> Path:
 
 
 def _shipped_names() -> str:
-    return ", ".join(shipped()) or "none"
+    return ", ".join(shipped_dictionaries()) or "none"
+
+
+def _near(name: str) -> str:
+    return did_you_mean(name, shipped_dictionaries())

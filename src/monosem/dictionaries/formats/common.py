@@ -1,23 +1,32 @@
-"""What every format needs: tensors from disk without running code, and what the caller knows better than the file."""
+"""What every format needs: the row that describes it, tensors by name, and sites as files name them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...errors import BadFile, UnknownName
-from ...models.places.sites import Site, SiteLike
+from ...models.places.sites import Site
+from ..parts import DictionaryParts
 
 
 @dataclass(frozen=True)
-class Overrides:
-    """What the caller says about a checkpoint; wins over the file."""
+class Format:
+    """How to recognise a checkpoint at a path, and how to read and write it.
 
-    site: SiteLike | None = None
-    site_out: SiteLike | None = None
-    model_name: str | None = None
-    norm_scaling_factor: float | None = None
+    Attributes:
+        looks_like: for messages: "a folder with cfg.json and sae_weights.safetensors".
+        read: path and `norm_scaling_factor` (where the caller gave one) to parts. Raises `BadFile` or `BadInput`.
+        write: parts, to a folder, in a dtype; None where monosem does not write the format.
+    """
+
+    looks_like: str
+    detect: Callable[[Path], bool]
+    read: Callable[[Path, float | None], DictionaryParts]
+    write: Callable[[DictionaryParts, Path, torch.dtype], None] | None = None
 
 
 def take(tensors: dict[str, Any], names: list[str], path: Path) -> list[Tensor]:

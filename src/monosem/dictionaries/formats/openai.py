@@ -15,9 +15,9 @@ import torch
 from ...errors import BadFile, BadInput
 from ...files import read_torch
 from ...models.places.sites import Site
-from ..dictionary import Dictionary, check_shapes
-from ..folds import Weights, fold_decoder_bias
-from .common import Overrides, take
+from ..folds import fold_decoder_bias
+from ..parts import DictionaryParts, DictionaryTensors, check_shapes
+from .common import Format, take
 
 KEYS = ["pre_bias", "encoder.weight", "latent_bias", "decoder.weight"]
 LOCATIONS = {
@@ -33,9 +33,9 @@ def detect(path: Path) -> bool:
     return path.is_file() and path.suffix == ".pt"
 
 
-def read(path: Path, overrides: Overrides) -> Dictionary:
-    """Raises `BadFile` for anything but the layout above, also when `norm_scaling_factor` is given (there is none)."""
-    if overrides.norm_scaling_factor is not None:
+def read(path: Path, norm_scaling_factor: float | None = None) -> DictionaryParts:
+    """Raises `BadFile` for any other layout, `BadInput` when `norm_scaling_factor` is given (no file needs one)."""
+    if norm_scaling_factor is not None:
         raise BadInput(f"norm_scaling_factor was given, but {path} needs none; leave it out")
     loaded = read_torch(path)
     pre_bias, encoder, latent_bias, decoder = (t.double() for t in take(loaded, KEYS, path))
@@ -45,15 +45,14 @@ def read(path: Path, overrides: Overrides) -> Dictionary:
     shapes = {"pre_bias": (d_in,), "latent_bias": (width,), "decoder.weight": (d_in, width)}
     check_shapes({name: loaded[name] for name in shapes}, shapes)
     kind, k = _activation(loaded, path)
-    site = overrides.site or _site(path)
-    return Dictionary(
-        fold_decoder_bias(Weights(encoder.T, latent_bias, decoder.T, pre_bias)).to(torch.float32),
+    site = _site(path)
+    return DictionaryParts(
+        fold_decoder_bias(DictionaryTensors(encoder.T, latent_bias, decoder.T, pre_bias)).to(torch.float32),
         kind,
         k=k,
         token_norm="layer_norm" if kind == "topk" else "none",
         site=site,
-        site_out=overrides.site_out,
-        model_name=overrides.model_name or "gpt2",
+        model_name="gpt2",
         name=path.stem if site is None else f"{path.parent.parent.name}/{path.stem}",
         metadata={
             "original_form": {"format": "openai", "activation": loaded["activation"], "apply_b_dec_to_input": True}
@@ -81,3 +80,6 @@ def _site(path: Path) -> Site | None:
     if location is None or location[1] not in LOCATIONS or not path.stem.isdigit():
         return None
     return Site(LOCATIONS[location[1]], int(path.stem))
+
+
+FORMAT = Format("a .pt file with pre_bias, encoder.weight, latent_bias, decoder.weight", detect, read)

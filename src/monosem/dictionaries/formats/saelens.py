@@ -5,7 +5,6 @@ because their normalisation lies beside them in `activation_scaler.json` and `ac
 """
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,11 @@ from torch import Tensor
 
 from ...errors import BadFile, BadInput, did_you_mean
 from ...files import read_json, read_safetensors, replacing, writable_folder, write_json
-from ..dictionary import TOKEN_NORMS, Dictionary, check_shapes
-from ..folds import Weights, fold_activation_scale, fold_decoder_bias, fold_decoder_norm, fold_scale, fold_whitening
-from .common import Overrides, site_or_none, take
+from ...models.places.sites import Site
+from ..folds import fold_activation_scale, fold_decoder_bias, fold_decoder_norm, fold_scale, fold_whitening
+from ..parts import DictionaryParts, DictionaryTensors, check_shapes
+from ..token_norms import TOKEN_NORMS
+from .common import Format, site_or_none, take
 
 CONFIG, WEIGHTS, CARD = "cfg.json", "sae_weights.safetensors", "card.json"
 LAYOUT_VERSION = "6.0.0"  # SAELens reads files without a version as the older, flat layout
@@ -57,7 +58,7 @@ def detect(path: Path) -> bool:
     return path.is_dir() and (path / CONFIG).is_file()
 
 
-def read(path: Path, overrides: Overrides) -> Dictionary:
+def read(path: Path, norm_scaling_factor: float | None = None) -> DictionaryParts:
     """Read a folder and fold it into the canonical form.
 
     Raises:
@@ -78,22 +79,22 @@ def read(path: Path, overrides: Overrides) -> Dictionary:
     metadata.setdefault("original_form", {key: cfg[key] for key in _FORM if key in cfg})
     norm = cfg["normalize_activations"]
     card = path / CARD
-    return Dictionary(
-        _folded(weights, cfg, _normalisation(cfg, path, overrides)),
+    return DictionaryParts(
+        _folded(weights, cfg, _normalisation(cfg, path, norm_scaling_factor)),
         kind,
         k=cfg["k"] if kind in ("topk", "abstopk") else None,
         token_norm=norm if norm in TOKEN_NORMS else "none",
-        site=overrides.site or site_or_none(metadata.get("hook_name")),
-        site_out=overrides.site_out or (site_or_none(metadata.get("hook_name_out")) if transcoder else None),
+        site=site_or_none(metadata.get("hook_name")),
+        site_out=site_or_none(metadata.get("hook_name_out")) if transcoder else None,
         per_head=cfg["reshape_activations"] == "hook_z",
-        model_name=overrides.model_name or metadata.get("model_name") or "",
+        model_name=metadata.get("model_name") or "",
         name=path.name,
         metadata=metadata,
-        card=read_json(card) if card.is_file() else None,
+        card=read_json(card) if card.is_file() else {},
     )
 
 
-def write(dictionary: Dictionary, folder: str | os.PathLike[str], dtype: torch.dtype) -> None:
+def write(parts: DictionaryParts, folder: Path, dtype: torch.dtype) -> None:
     """Write the version 6 layout, readable by SAELens and by `read`.
 
     The folded weights are written, with `apply_b_dec_to_input: false` and no foldable normalisation: the same function
@@ -102,42 +103,44 @@ def write(dictionary: Dictionary, folder: str | os.PathLike[str], dtype: torch.d
     Raises:
         BadInput: SAELens has no architecture for this dictionary, or the folder cannot be written to.
     """
-    form = (dictionary.kind, dictionary.is_transcoder, dictionary.W_skip is not None)
+    form = (parts.kind, parts.is_transcoder, parts.tensors.W_skip is not None)
     if form not in _WRITTEN:
         skip = " with a skip connection" if form[2] else ""
         raise BadInput(f"SAELens has no architecture for a {form[0]} {'transcoder' if form[1] else 'SAE'}{skip}")
     target = writable_folder(folder)
-    tensors = {name: t.detach().to("cpu", dtype).contiguous() for name, t in dictionary.state_dict().items()}
+    tensors = {name: t.detach().to("cpu", dtype).contiguous() for name, t in parts.tensors.present().items()}
     with replacing(target / WEIGHTS) as temporary:
         save_file(tensors, temporary)
-    write_json(target / CONFIG, _config(dictionary, _WRITTEN[form], dtype))
-    if dictionary.card:
-        write_json(target / CARD, dictionary.card)
+    write_json(target / CONFIG, _config(parts, _WRITTEN[form], dtype))
+    if parts.card:
+        write_json(target / CARD, dict(parts.card))
 
 
-def _config(dictionary: Dictionary, architecture: str, dtype: torch.dtype) -> dict[str, Any]:
-    metadata = {"sae_lens_version": LAYOUT_VERSION, **json.loads(json.dumps(dictionary.metadata, default=str))}
-    metadata["model_name"] = dictionary.model_name
-    if dictionary.has_site:
-        metadata["hook_name"] = dictionary.site.hook_name
-        if dictionary.is_transcoder:
-            metadata["hook_name_out"] = dictionary.site_out.hook_name
-    flattens_z = dictionary.per_head and (not dictionary.has_site or dictionary.site.name == "z")
+def _config(parts: DictionaryParts, architecture: str, dtype: torch.dtype) -> dict[str, Any]:
+    metadata = {"sae_lens_version": LAYOUT_VERSION, **json.loads(json.dumps(dict(parts.metadata), default=str))}
+    metadata["model_name"] = parts.model_name
+    site = None if parts.site is None else Site.parse(parts.site)
+    if site is not None:
+        metadata["hook_name"] = site.hook_name
+        if parts.is_transcoder:
+            metadata["hook_name_out"] = (site if parts.site_out is None else Site.parse(parts.site_out)).hook_name
+    flattens_z = parts.per_head and (site is None or site.name == "z")
+    (d_in, width), d_out = parts.tensors.W_enc.shape, parts.tensors.W_dec.shape[1]
     cfg: dict[str, Any] = {
-        "d_in": dictionary.d_in,
-        "d_sae": dictionary.width,
+        "d_in": d_in,
+        "d_sae": width,
         "dtype": str(dtype).removeprefix("torch."),
         "device": "cpu",
         "architecture": architecture,
         "apply_b_dec_to_input": False,
-        "normalize_activations": dictionary.token_norm,
+        "normalize_activations": parts.token_norm,
         "reshape_activations": "hook_z" if flattens_z else "none",
         "metadata": metadata,
     }
-    if dictionary.k is not None:
-        cfg |= {"k": dictionary.k, "rescale_acts_by_decoder_norm": False}
-    if dictionary.is_transcoder:
-        cfg["d_out"] = dictionary.d_out
+    if parts.k is not None:
+        cfg |= {"k": parts.k, "rescale_acts_by_decoder_norm": False}
+    if parts.is_transcoder:
+        cfg["d_out"] = d_out
     return cfg
 
 
@@ -169,7 +172,9 @@ def _modern(cfg: Any, path: Path) -> dict[str, Any]:
     return cfg
 
 
-def _weights(tensors: dict[str, Tensor], cfg: dict[str, Any], kind: str, transcoder: bool, path: Path) -> Weights:
+def _weights(
+    tensors: dict[str, Tensor], cfg: dict[str, Any], kind: str, transcoder: bool, path: Path
+) -> DictionaryTensors:
     """The tensors as they are on disk (nothing folded), checked, in float64."""
     width, d_in = cfg["d_sae"], cfg["d_in"]
     d_out = cfg.get("d_out", d_in) if transcoder else d_in
@@ -193,10 +198,12 @@ def _weights(tensors: dict[str, Tensor], cfg: dict[str, Any], kind: str, transco
             norm = W_dec.norm(dim=-1)
             threshold = threshold / torch.where(norm > 0, norm, 1)
     skip = take(tensors, ["W_skip"], path / WEIGHTS)[0].double() if "skip" in cfg["architecture"] else None
-    return _finetuned(Weights(W_enc, b_enc, W_dec, b_dec, threshold, skip), tensors, cfg, path)
+    return _finetuned(DictionaryTensors(W_enc, b_enc, W_dec, b_dec, threshold, skip), tensors, cfg, path)
 
 
-def _finetuned(weights: Weights, tensors: dict[str, Tensor], cfg: dict[str, Any], path: Path) -> Weights:
+def _finetuned(
+    weights: DictionaryTensors, tensors: dict[str, Tensor], cfg: dict[str, Any], path: Path
+) -> DictionaryTensors:
     """Older files may hold a factor that multiplies the activations."""
     factor = tensors.get("finetuning_scaling_factor", tensors.get("scaling_factor"))
     if factor is None or bool((factor == 1).all()):
@@ -208,12 +215,12 @@ def _finetuned(weights: Weights, tensors: dict[str, Tensor], cfg: dict[str, Any]
     return fold_activation_scale(weights, factor.double())
 
 
-Normalisation = Callable[[Weights], Weights]
+Normalisation = Callable[[DictionaryTensors], DictionaryTensors]
 
 
-def _normalisation(cfg: dict[str, Any], path: Path, overrides: Overrides) -> Normalisation | None:
+def _normalisation(cfg: dict[str, Any], path: Path, scale: float | None) -> Normalisation | None:
     """The fold that takes away the normalisation of the whole stream; None where there is none (or only per token)."""
-    norm, scale = cfg["normalize_activations"], overrides.norm_scaling_factor
+    norm = cfg["normalize_activations"]
     if scale is not None and norm != "expected_average_only_in":
         raise BadInput(f"norm_scaling_factor was given, but {path} has normalize_activations {norm!r}; leave it out")
     if norm == "expected_average_only_in":
@@ -238,7 +245,7 @@ def _normalisation(cfg: dict[str, Any], path: Path, overrides: Overrides) -> Nor
     return None
 
 
-def _folded(weights: Weights, cfg: dict[str, Any], normalisation: Normalisation | None) -> Weights:
+def _folded(weights: DictionaryTensors, cfg: dict[str, Any], normalisation: Normalisation | None) -> DictionaryTensors:
     if cfg["apply_b_dec_to_input"]:
         weights = fold_decoder_bias(weights)
     rescales = ARCHITECTURES[cfg["architecture"]][0] in ("topk", "abstopk", "batchtopk")
@@ -253,3 +260,6 @@ def _folded(weights: Weights, cfg: dict[str, Any], normalisation: Normalisation 
     if normalisation is not None and whitening:
         weights = normalisation(weights)
     return weights.to(torch.float32)
+
+
+FORMAT = Format("a folder with cfg.json and sae_weights.safetensors", detect, read, write)

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ...errors import BadInput
 from ..dictionary import Dictionary
-from ..folds import Weights, fold_decoder_bias, fold_decoder_norm, fold_scale
+from ..folds import fold_decoder_bias, fold_decoder_norm, fold_scale
+from ..parts import DictionaryParts, DictionaryTensors
 from .config import TrainConfig
 
 
@@ -74,7 +75,7 @@ def export(
     batchtopk = config.kind == "batchtopk"
     if batchtopk and not 0 < threshold < float("inf"):
         raise BadInput("no latent has fired yet, so there is no threshold to export; train for longer or on other data")
-    canonical = Weights(
+    canonical = DictionaryTensors(
         W_enc=weights["W_enc"].T,
         b_enc=weights["b_enc"],
         W_dec=weights["W_dec"],
@@ -82,7 +83,7 @@ def export(
         threshold=torch.full((form.width,), threshold, dtype=torch.float64) if batchtopk else None,
     )
     canonical = fold_decoder_norm(fold_scale(fold_decoder_bias(canonical), scale)).to(torch.float32)
-    return Dictionary(
+    parts = DictionaryParts(
         canonical,
         config.kind,
         k=None if batchtopk else config.k,
@@ -91,3 +92,4 @@ def export(
         name=f"{config.model}/{config.site}",
         metadata=metadata,
     )
+    return Dictionary(parts)

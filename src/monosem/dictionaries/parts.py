@@ -1,0 +1,117 @@
+"""A dictionary as plain values: what a checkpoint holds once it is in the canonical form, and what is known about it.
+
+pre = x W_enc + b_enc        codes = phi(pre)        y = codes W_dec + b_dec (+ x W_skip^T)
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import BadInput, did_you_mean
+from ..models.places.sites import Site, SiteLike
+from .encoders import ENCODERS
+from .token_norms import TOKEN_NORMS
+
+
+@dataclass(frozen=True)
+class DictionaryTensors:
+    """A dictionary's tensors in row-vector convention."""
+
+    W_enc: Float[Tensor, "d_in width"]
+    b_enc: Float[Tensor, "width"]
+    W_dec: Float[Tensor, "width d_out"]
+    b_dec: Float[Tensor, "d_out"]
+    threshold: Float[Tensor, "width"] | None = None
+    W_skip: Float[Tensor, "d_out d_in"] | None = None
+
+    def present(self) -> dict[str, Tensor]:
+        """name -> tensor, of the tensors that there are."""
+        return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
+
+    def to(self, dtype: torch.dtype) -> "DictionaryTensors":
+        return DictionaryTensors(**{name: tensor.to(dtype) for name, tensor in self.present().items()})
+
+    def check(self) -> None:
+        """Raise `BadInput` for a tensor of the wrong shape or with values that are not finite; it is named."""
+        if self.W_enc.ndim != 2 or self.W_dec.ndim != 2 or 0 in self.W_enc.shape:
+            shapes = f"{tuple(self.W_enc.shape)} and {tuple(self.W_dec.shape)}"
+            raise BadInput(f"W_enc must be [d_in, width] and W_dec [width, d_out], not {shapes}")
+        (d_in, width), d_out = self.W_enc.shape, self.W_dec.shape[1]
+        expected = {"W_enc": (d_in, width), "b_enc": (width,), "W_dec": (width, d_out), "b_dec": (d_out,)}
+        check_shapes(self.present(), expected | {"threshold": (width,), "W_skip": (d_out, d_in)})
+        for name, tensor in self.present().items():
+            bad = int((~torch.isfinite(tensor)).sum())
+            if bad:
+                raise BadInput(
+                    f"{name} has {bad} values that are not finite (NaN or infinity); the dictionary is unusable"
+                )
+
+
+@dataclass(frozen=True)
+class DictionaryParts:
+    """All that makes a `Dictionary`; formats read and write this.
+
+    Attributes:
+        tensors: already folded into the canonical form.
+        kind: a row of `ENCODERS`, or "batchtopk" (needs a threshold; at inference it is a jumprelu).
+        k: places a token, for topk and abstopk.
+        token_norm: a row of `TOKEN_NORMS`: normalisation that no fold can take away.
+        site, site_out: where it reads and where its output belongs (default: the same).
+        per_head: activations may come as `[..., head, d_head]` and are flattened.
+        model_name: the model that it was made for; "" where the file does not say.
+        card: what is published with it.
+    """
+
+    tensors: DictionaryTensors
+    kind: str = "relu"
+    k: int | None = field(default=None, kw_only=True)
+    token_norm: str = field(default="none", kw_only=True)
+    site: SiteLike | None = field(default=None, kw_only=True)
+    site_out: SiteLike | None = field(default=None, kw_only=True)
+    per_head: bool = field(default=False, kw_only=True)
+    model_name: str = field(default="", kw_only=True)
+    name: str = field(default="", kw_only=True)
+    metadata: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+    card: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+
+    @property
+    def is_transcoder(self) -> bool:
+        """Whether it writes elsewhere than it reads, or has a skip connection."""
+        elsewhere = self.site_out is not None and Site.parse(self.site_out) != (self.site and Site.parse(self.site))
+        tensors = self.tensors
+        return elsewhere or tensors.W_skip is not None or tensors.W_enc.shape[0] != tensors.W_dec.shape[1]
+
+    def check(self) -> None:
+        """Raise `BadInput` for an unknown kind, options that do not fit it, or tensors that cannot be used."""
+        _check_options(self)
+        self.tensors.check()
+        d_in, d_out = self.tensors.W_enc.shape[0], self.tensors.W_dec.shape[1]
+        if self.token_norm != "none" and d_out != d_in:
+            raise BadInput(f"token_norm {self.token_norm!r} is undone on the output, so d_out must be d_in ({d_in})")
+
+
+def _check_options(parts: DictionaryParts) -> None:
+    kind = "jumprelu" if parts.kind == "batchtopk" else parts.kind
+    if kind not in ENCODERS:
+        raise BadInput(
+            f"unknown encoder {kind!r}{did_you_mean(kind, ENCODERS)}; known: {', '.join([*ENCODERS, 'batchtopk'])}"
+        )
+    if parts.token_norm not in TOKEN_NORMS:
+        raise BadInput(f"unknown token_norm {parts.token_norm!r}; known: {', '.join(TOKEN_NORMS)}")
+    for option, value in {"k": parts.k, "threshold": parts.tensors.threshold}.items():
+        if (ENCODERS[kind].needs == option) != (value is not None):
+            raise BadInput(f"a {kind} dictionary {'needs' if value is None else 'has no'} {option}")
+    if parts.k is not None and parts.k < 1:
+        raise BadInput(f"k must be at least 1, not {parts.k}")
+
+
+def check_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise `BadInput` that names the first tensor of the wrong shape and the shape that it should have."""
+    for name, tensor in tensors.items():
+        if name in expected and tuple(tensor.shape) != expected[name]:
+            hint = "; it looks transposed" if tuple(tensor.shape[::-1]) == expected[name] else ""
+            raise BadInput(f"{name} has shape {list(tensor.shape)}, expected {list(expected[name])}{hint}")
