@@ -17,9 +17,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .errors import BadInput, Mismatch, UnknownName
-from .models import Moment, Site, SiteLike
+from .models import Moment, Positions, Site, SiteLike
+from .models.running.selection import at_positions
 
-Positions = int | Sequence[int] | slice | Literal["last"] | None
 Scope = Literal["all", "prompt", "generated"]
 Gate = Callable[[Tensor, Moment], Bool[Tensor, "batch pos"]]
 Latent = int | Int[Tensor, "batch"] | Sequence[int]
@@ -50,7 +50,7 @@ class Edit:
     site: Site
     fn: Callable[[Tensor, Moment], Tensor]
     label: str
-    positions: Positions = None
+    positions: Positions | None = None
     rows: Sequence[int] | None = None
     scope: Scope = "all"
     gate: Gate | None = None
@@ -62,7 +62,7 @@ class Edit:
 
     def at(
         self,
-        positions: Positions = None,
+        positions: Positions | None = None,
         rows: Sequence[int] | None = None,
         scope: Scope | None = None,
         heads: int | Sequence[int] | None = None,
@@ -125,25 +125,6 @@ class Edit:
             kept[torch.as_tensor(self.rows, device=chosen.device)] = True
             chosen = chosen & moment.own(kept)[:, None]
         return chosen
-
-
-def at_positions(
-    positions: Positions, index: Int[Tensor, "batch pos"], lengths: Int[Tensor, "batch 1"]
-) -> Bool[Tensor, "batch pos"]:
-    """Which tokens, numbered by `index` in rows of `lengths`, are meant (None: this is for the caller to decide)."""
-    if isinstance(positions, slice):
-        if positions.step not in (None, 1):
-            raise BadInput("positions as a slice must have step 1; give a list of positions")
-        low = positions.start or 0
-        chosen = index >= (low if low >= 0 else lengths + low)
-        if positions.stop is not None:
-            chosen = chosen & (index < (positions.stop if positions.stop >= 0 else lengths + positions.stop))
-        return chosen
-    listed = [-1] if positions == "last" else [positions] if isinstance(positions, int) else list(positions or ())
-    chosen = torch.zeros_like(index, dtype=torch.bool)
-    for position in listed:
-        chosen |= index == (position if position >= 0 else lengths + position)  # type: ignore[operator]
-    return chosen
 
 
 def _spread(chosen: Tensor, x: Tensor, axis: int) -> Tensor:

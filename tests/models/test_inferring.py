@@ -9,8 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from monosem.errors import UnknownName
-from monosem.models import InferredFamily, Model, verify
-from monosem.models import model as model_module
+from monosem.models import InferredFamily, Model, load_model, native, verify
 from monosem.models.checking.infer import infer
 from monosem.models.places.families import family_of
 from tiny import _LLAMA, FAMILIES, randomise, tiny_hf
@@ -54,9 +53,10 @@ def unlisted(kind: str, **overrides: Any) -> Any:
 @pytest.mark.parametrize("kind", ["arcee", "exaone4", "seed_oss", "helium", "apertus", "ministral", "granitemoe"])
 def test_unlisted_architectures_are_inferred_verified_and_announced(kind):
     hf = unlisted(kind)
-    assert family_of(hf.config) is None
+    with pytest.raises(UnknownName, match=f"no family row for model type '{kind}'.*load_model.*family="):
+        Model(hf)
     with pytest.warns(InferredFamily, match="inferred"):
-        model = Model(hf)
+        model = load_model(hf, quiet=True)
     result = verify(model)
     assert result.ok, result.table[~result.table.ok].to_string()
 
@@ -79,7 +79,7 @@ def test_multipliers_are_found_in_an_unlisted_architecture():
 )
 def test_what_does_not_fit_is_refused_with_what_failed_and_how_to_go_on(kind, reason):
     with pytest.raises(UnknownName, match=reason) as error:
-        Model(unlisted(kind))
+        load_model(unlisted(kind), quiet=True)
     assert "families.py" in str(error.value)
     assert kind in str(error.value)
     assert "\n" not in str(error.value)
@@ -88,6 +88,5 @@ def test_what_does_not_fit_is_refused_with_what_failed_and_how_to_go_on(kind, re
 def test_a_row_of_ones_own(monkeypatch):
     hf = tiny_hf("gemma2")
     row = replace(family_of(hf.config), name="mine")
-    monkeypatch.setattr(model_module, "family_of", lambda config: None)
-    monkeypatch.setattr(model_module, "infer", lambda hf: pytest.fail("a given row is not inferred"))
+    monkeypatch.setattr(native, "family_of", lambda config: pytest.fail("the table is not asked"))
     assert Model(hf, family=row).family.name == "mine"

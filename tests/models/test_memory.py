@@ -11,7 +11,7 @@ from monosem.errors import BadInput, EditDidNotFire
 from monosem.models import Model, TokenBatch
 from monosem.models.running.budget import bytes_of, estimate
 from monosem.models.running.selection import Kept
-from monosem.models.transformerlens.calls import all_sites
+from monosem.models.transformerlens.hooks import all_sites
 
 ROWS = [[5, 6, 7, 8, 9, 10], [11, 12, 13], [14, 15, 16, 17, 18], [19, 20, 21, 22], [23, 24, 25, 26, 27, 28], [29, 30]]
 

@@ -15,7 +15,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from monosem import edits
 from monosem.errors import BadInput, SiteDidNotFire, UnknownName
-from monosem.models import Model, TokenBatch, verify
+from monosem.models import Model, TokenBatch, load_model, verify
 from monosem.models.places.norms import Norm
 from monosem.models.running.session import _hook
 from tiny import _LLAMA, randomise, tiny_hf, tiny_tokenizer
@@ -375,4 +375,4 @@ def test_x_gated_attention_is_refused_by_the_identity_that_fails(kind, config):
     hf = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **(_LLAMA | config)), dtype=torch.float32)
     randomise(hf, 0)
     with pytest.raises(UnknownName, match="pattern · v = z"):
-        Model(hf)
+        load_model(hf, quiet=True)

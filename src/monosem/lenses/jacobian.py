@@ -25,7 +25,6 @@ from ..models.loading.checkpoint import one_line
 from ..progress import Meter
 from .corpus import batches, prompts_of
 from .fitted import load_lens, save_lens
-from .patchscopes.mapping import layers_of
 from .read import look
 from .results import LensResult
 
@@ -83,7 +82,7 @@ class JacobianLens:
             Mismatch: the lens belongs to a model of another shape. BadInput: a layer that was not fitted.
         """
         self.check(model)
-        wanted = self.layers if layers is None else layers_of(model, layers)
+        wanted = self.layers if layers is None else model.layers(layers)
         return look(model, x, self.translate, "Jacobian lens", layers=wanted, quiet=quiet, **options)
 
     def translate(self, site: Site, h: Float[Tensor, "cell d_model"]) -> Float[Tensor, "cell d_model"]:
@@ -170,7 +169,7 @@ def fit_jacobian(
         BadInput: too short a prompt (it is named), fewer prompts than asked for, a probe count outside 1..d_model.
     """
     d, last = model.cfg.d_model, model.cfg.n_layers - 1
-    wanted = layers_of(model, layers)
+    wanted = model.layers(layers)
     count = d if probes is None else probes
     if not 1 <= count <= d or rows < 1 or length < 2 or min(skip_first, skip_last) < 0:
         raise BadInput(f"need probes within 1..{d}, rows >= 1, length >= 2 and no negative skips")

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from ..edits import Positions
-from ..models import Model
-from ..models.running.session import EditLike
+from ..models import Model, Positions
+from ..models.running.moment import EditLike
 from .results import LensResult, followed
 from .states import MEASURES, Measure, Translate, capture, log_probability, measures_of, rank, sites_at, stream
 
@@ -22,7 +21,7 @@ def logit(
     x: Any,
     site: str = "resid_post",
     layers: Sequence[int] | int | None = None,
-    positions: Positions = None,
+    positions: Positions | None = None,
     top: int = 5,
     targets: Targets = None,
     measures: Iterable[str] = tuple(MEASURES),
@@ -69,7 +68,7 @@ def look(
     *,
     site: str = "resid_post",
     layers: Sequence[int] | int | None = None,
-    positions: Positions = None,
+    positions: Positions | None = None,
     top: int = 5,
     targets: Targets = None,
     measures: Iterable[str] = tuple(MEASURES),

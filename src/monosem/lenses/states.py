@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..edits import Positions, at_positions
 from ..errors import BadInput, UnknownName, did_you_mean
-from ..models import Model, Site, TokenBatch
-from ..models.running.session import EditLike
+from ..models import Layers, Model, Positions, Site, TokenBatch
+from ..models.running.moment import EditLike
+from ..models.running.selection import at_positions
 from ..progress import Meter
 
 # a state at a site to a state in the basis of the last residual stream
@@ -289,7 +289,7 @@ def capture(
     model: Model,
     x: Any,
     sites: Sequence[Site],
-    positions: Positions = None,
+    positions: Positions | None = None,
     edits: EditLike | Iterable[EditLike] = (),
 ) -> States:
     """One run, stopped before the unembedding.
@@ -314,8 +314,8 @@ def capture(
 STREAMS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 
 
-def sites_at(model: Model, site: str, layers: Sequence[int] | int | None = None) -> list[Site]:
-    """One place in the stream at some layers (negative ones count from the last; None: all).
+def sites_at(model: Model, site: str, layers: Layers = None) -> list[Site]:
+    """One place in the stream at some layers (see `Model.layers`).
 
     Raises:
         UnknownName: not a place whose state has the model's width, a layer that is not there, `resid_mid` of parallel
@@ -326,9 +326,4 @@ def sites_at(model: Model, site: str, layers: Sequence[int] | int | None = None)
         raise UnknownName(
             f"a lens reads a place of the residual stream by its name without a layer, not {site!r}{near}"
         )
-    n = model.cfg.n_layers
-    wanted = range(n) if layers is None else [layers] if isinstance(layers, int) else layers
-    found = [model.site((site, layer + n if -n <= layer < 0 else layer)) for layer in wanted]
-    if not found:
-        raise BadInput("layers is empty; give at least one, or None for all")
-    return found
+    return [model.site((site, layer)) for layer in model.layers(layers)]

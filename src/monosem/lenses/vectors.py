@@ -113,8 +113,7 @@ def neurons(model: Model, layer: int, indices: Sequence[int] | None = None, top:
     Raises:
         UnknownName: no such layer or neuron.
     """
-    if not 0 <= layer < model.cfg.n_layers:
-        raise UnknownName(f"there is no layer {layer}; {model.name} has layers 0 to {model.cfg.n_layers - 1}")
+    (layer,) = model.layers(layer)
     wanted = list(range(model.cfg.d_mlp)) if indices is None else list(indices)
     if wrong := [i for i in wanted if not 0 <= i < model.cfg.d_mlp]:
         raise UnknownName(f"there is no neuron {wrong[0]}; an MLP of {model.name} has 0 to {model.cfg.d_mlp - 1}")

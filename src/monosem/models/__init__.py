@@ -4,27 +4,35 @@ from .checking.infer import InferredFamily
 from .checking.verify import Verification, verify
 from .loading.load import load_model
 from .memory import free, memory
-from .model import Model, Shape
+from .model import Model
+from .native import Layers, Native, Shape
 from .places.families import FAMILIES, Family
 from .places.norms import Norm
+from .places.places import Places
 from .places.sites import GLOBAL, PER_LAYER, Site, SiteLike
 from .running.generation import Generation
+from .running.moment import EditLike, Moment
 from .running.result import Run
-from .running.session import Moment
+from .running.selection import Positions
 from .tokens import TokenBatch
-from .transformerlens.calls import HookPoint, get_act_name
+from .transformerlens.hooks import HookPoint, get_act_name
 
 __all__ = [
     "FAMILIES",
     "GLOBAL",
     "PER_LAYER",
+    "EditLike",
     "Family",
     "Generation",
     "HookPoint",
     "InferredFamily",
+    "Layers",
     "Model",
     "Moment",
+    "Native",
     "Norm",
+    "Places",
+    "Positions",
     "Run",
     "Shape",
     "Site",

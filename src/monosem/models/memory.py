@@ -2,18 +2,16 @@
 
 import gc
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from ..errors import BadInput
+from .model import Model
 from .running.budget import shown
 from .running.result import Run
-
-if TYPE_CHECKING:
-    from .model import Model
 
 SMALL = 10**6  # bytes; loose tensors below this are added up in one row
 
@@ -26,8 +24,6 @@ def memory() -> pd.DataFrame:
     for the first of them: models, then other modules, runs, and tensors that belong to none of these. `allocator` is
     what a GPU's allocator keeps in reserve. Held by a name of yours or by a reference elsewhere: see `free`.
     """
-    from .model import Model
-
     gc.collect()
     objects = gc.get_objects()
     models = [x for x in objects if _is(x, Model)]
@@ -56,8 +52,6 @@ def free(*things: Any) -> str:
     Raises:
         BadInput: something that is none of these.
     """
-    from .model import Model
-
     before = torch.cuda.memory_reserved() if torch.cuda.is_available() else 0
     freed = 0
     for thing in things:
@@ -81,7 +75,7 @@ def _is(x: Any, kind: type) -> bool:
     return issubclass(type(x), kind)  # isinstance would ask lazy proxies for __class__, and load what they stand for
 
 
-def _roots(modules: list[nn.Module], models: "list[Model]") -> list[nn.Module]:
+def _roots(modules: list[nn.Module], models: list[Model]) -> list[nn.Module]:
     """Modules that are part of no other module and of no model."""
     inner = {id(child) for module in modules for child in module.children()}
     inner |= {id(module) for model in models for module in model.hf.modules()}

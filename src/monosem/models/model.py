@@ -2,346 +2,37 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
-from typing import Any, Literal
+from typing import Self
 
-import torch
-from jaxtyping import Float
-from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from ..errors import BadInput, UnknownName
-from .checking.infer import infer
-from .places.families import LOGIT_STEPS, Family, family_of
-from .places.sites import Site, SiteLike
-from .places.weights import Weights
-from .running import generation as generating
-from .running import run as running
-from .running.derived import final_norm
-from .running.session import EditLike, check_site
-from .tokens import TokenBatch
-from .transformerlens import calls as transformerlens
-from .transformerlens import text as tokenizing
+from .places.places import Places
+from .running.generation import generate
+from .running.moment import EditLike
+from .running.run import editing, run
+from .transformerlens.calls import TransformerLens
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of a model, under the names that TransformerLens users know."""
-
-    n_layers: int
-    d_model: int
-    n_heads: int
-    n_kv_heads: int
-    d_head: int
-    d_mlp: int
-    d_vocab: int
-    n_ctx: int
-    hf: PreTrainedModel = field(repr=False, compare=False)
-
-    @property
-    def n_key_value_heads(self) -> int:
-        return self.n_kv_heads
-
-    @property
-    def d_vocab_out(self) -> int:
-        return self.d_vocab
-
-    @property
-    def model_name(self) -> str:
-        return str(self.hf.config._name_or_path or self.hf.config.model_type)
-
-    @property
-    def act_fn(self) -> str:
-        """Name of the MLP's activation function, as the native config calls it."""
-        config: Any = self.hf.config
-        names = ("hidden_activation", "hidden_act", "activation_function")
-        return str(next(v for n in names if (v := getattr(config, n, None)) is not None))
-
-    @property
-    def device(self) -> torch.device:
-        embedding: Any = self.hf.get_input_embeddings()
-        return embedding.weight.device  # type: ignore[no-any-return]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        embedding: Any = self.hf.get_input_embeddings()
-        return embedding.weight.dtype  # type: ignore[no-any-return]
-
-    @property
-    def n_params(self) -> int:
-        """All parameters; TransformerLens leaves embeddings and biases out."""
-        return sum(p.numel() for p in self.hf.parameters())
-
-
-class Model(Weights):
+class Model(TransformerLens, Places):
     """Wraps (never subclasses, never rewrites) a Hugging Face model; `model.hf` is the model itself.
 
     Args:
-        family: where the sites are in the native modules. Default: the row of `families.py` for the model's type; for
-            a type without a row, one inferred from the modules and verified, with an `InferredFamily` warning.
+        family: where the sites are in the native modules. Default: the row of `families.py` for the model's type;
+            `load_model` infers a row for a type that has none.
 
     Raises:
-        UnknownName: the architecture has no row and none could be inferred; the message says what failed.
+        UnknownName: the architecture has no row.
         BadInput: the model, or a module of it, is compiled.
     """
-
-    def __init__(
-        self,
-        hf: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        name: str = "model",
-        family: Family | None = None,
-    ):
-        _refuse_compiled(hf)
-        self.hf = hf.eval().requires_grad_(False)
-        self.tokenizer = tokenizer
-        self.name = name
-        self.family: Family = family or family_of(hf.config) or infer(hf)
-        self.parallel = self.family.is_parallel(hf.config)
-        self.blocks: nn.ModuleList = hf.get_submodule(self.family.layers)  # type: ignore[assignment]
-        self.ambient_edits: list[EditLike] = []
-        self.in_pass = False  # hooks of a session are on the modules
-        self.residual_multiplier = _constant(hf, self.family.branch_scale)
-        self.embed_scale = _constant(hf, self.family.embed_scale)
-        self.cfg = _shape(hf, self.family, self.blocks[0])
 
     def __repr__(self) -> str:
         c = self.cfg
         sizes = f"{c.n_layers} layers, d_model {c.d_model}, {c.n_heads} heads"
         return f"Model({self.name}: {sizes}, {self.dtype}, {self.device})"
 
-    @property
-    def device(self) -> torch.device:
-        return self.hf.get_input_embeddings().weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.hf.get_input_embeddings().weight.dtype
-
-    # ------------------------------------------------------------------ the spine
-    run = running.run
-    generate = generating.generate
+    run = run
+    generate = generate
 
     @contextmanager
-    def editing(self, *edits: EditLike) -> Iterator["Model"]:
+    def editing(self, *edits: EditLike) -> Iterator[Self]:
         """Every run and generation inside uses these edits, before its own."""
-        self.ambient_edits = [*self.ambient_edits, *edits]
-        try:
+        with editing(self, *edits):
             yield self
-        finally:  # its own, last first: contexts need not end in the order of their nesting
-            left = self.ambient_edits[::-1]
-            for edit in edits[::-1]:
-                del left[next(i for i, other in enumerate(left) if other is edit)]
-            self.ambient_edits = left[::-1]
-
-    # ------------------------------------------------------------------ muscle memory of TransformerLens users
-    __call__ = transformerlens.call
-    run_with_cache = transformerlens.run_with_cache
-    run_with_hooks = transformerlens.run_with_hooks
-    hooks = transformerlens.hooks
-    add_hook = add_perma_hook = transformerlens.add_hook
-    reset_hooks = transformerlens.reset_hooks
-    set_use_attn_result = transformerlens.set_use_attn_result
-    loss_fn = transformerlens.loss_fn
-    to_tokens = tokenizing.to_tokens
-    to_str_tokens = tokenizing.to_str_tokens
-    to_string = tokenizing.to_string
-    to_single_token = tokenizing.to_single_token
-    to_single_str_token = tokenizing.to_single_str_token
-    get_token_position = tokenizing.get_token_position
-    tokens_to_residual_directions = tokenizing.tokens_to_residual_directions
-
-    # ------------------------------------------------------------------ sites
-    def site(self, site: SiteLike) -> Site:
-        """The validated site. Raises `UnknownName`, with a suggestion, when the model has none of that name."""
-        return check_site(self, Site.parse(site))
-
-    def attention_module(self, site: Site) -> nn.Module:
-        """The attention module of a site's layer, if the architecture calls the registered attention function."""
-        if not self.hf._can_set_attn_implementation():
-            raise UnknownName(
-                f"{site}: {type(self.hf).__name__} is not on transformers' attention registry; use q, k, v, z"
-            )
-        return self.blocks[site.layer].get_submodule(self.family.attention)  # type: ignore[index]
-
-    # ------------------------------------------------------------------ tokens
-    def tokens(self, x: Any, padding: Literal["right", "left"] = "right") -> TokenBatch:
-        """Text, texts, ids (list of lists or tensor) or a `TokenBatch` as one padded batch.
-
-        The tokenizer's own defaults hold; a BOS token that the text begins with (chat templates) is not doubled.
-
-        Raises:
-            BadInput: nothing, an empty prompt, ids outside the vocabulary, longer than the context, no tokenizer.
-        """
-        if isinstance(x, TokenBatch):
-            batch = x
-        elif isinstance(x, Tensor):
-            ids = x[None] if x.ndim == 1 else x
-            if ids.ndim != 2 or ids.is_floating_point() or ids.numel() == 0:
-                raise BadInput(
-                    f"token ids must be a non-empty integer tensor [batch, pos], got {x.dtype} {tuple(x.shape)}"
-                )
-            batch = TokenBatch(ids.long(), torch.ones_like(ids, dtype=torch.bool))
-        else:
-            batch = TokenBatch.of(self._rows(x), self.pad, padding)
-        low, high = int(batch.ids.min()), int(batch.ids.max())
-        if low < 0 or high >= self.cfg.d_vocab:
-            raise BadInput(f"token id {low if low < 0 else high} is outside the vocabulary of {self.cfg.d_vocab}")
-        if (longest := int(batch.lengths.max())) > self.cfg.n_ctx:
-            raise BadInput(
-                f"a prompt has {longest} tokens, {self.name} has a context of {self.cfg.n_ctx}; shorten or split it"
-            )
-        return batch
-
-    def _rows(self, x: Any) -> list[list[int]]:
-        items = [x] if isinstance(x, str) else list(x)
-        if items and isinstance(items[0], int):
-            items = [items]
-        if not all(isinstance(item, str) for item in items):
-            return [list(map(int, item)) for item in items]
-        if self.tokenizer is None:
-            raise BadInput(f"{self.name} has no tokenizer: pass token ids, or load it with tokenizer=...")
-        bos = self.tokenizer.bos_token
-        return [
-            list(self.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos))).input_ids)
-            for text in items
-        ]
-
-    def chat(self, messages: str | list[dict[str, str]], system: str | None = None) -> str:
-        """The model's chat template applied; a plain string is one user turn. Ends where the assistant is to answer."""
-        if self.tokenizer is None or not self.tokenizer.chat_template:
-            raise BadInput(f"{self.name} has no chat template; write the prompt out as plain text")
-        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-        if system is not None:
-            turns = [{"role": "system", "content": system}, *turns]
-        return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-
-    def text(self, ids: list[int], special: bool = False) -> str:
-        """Ids back to text."""
-        if self.tokenizer is None:
-            return " ".join(map(str, ids))
-        return str(self.tokenizer.decode(ids, skip_special_tokens=not special, clean_up_tokenization_spaces=False))
-
-    def str_token(self, token: int) -> str:
-        """One token as text; bytes that are not a whole character are written as the vocabulary spells them."""
-        return _str_token(self, token)
-
-    @cached_property
-    def special_ids(self) -> frozenset[int]:
-        """Tokens that are markup, not text; left out of statistics and training."""
-        if self.tokenizer is None:
-            return frozenset()
-        added = getattr(self.tokenizer, "added_tokens_decoder", {})
-        return frozenset(self.tokenizer.all_special_ids) | {i for i, token in added.items() if token.special}
-
-    @cached_property
-    def end_ids(self) -> frozenset[int]:
-        """Tokens that end a generation: the generation config's, else the config's, else the tokenizer's."""
-        generation = getattr(self.hf, "generation_config", None)
-        found = getattr(generation, "eos_token_id", None)
-        found = self.hf.config.eos_token_id if found is None else found
-        if found is None and self.tokenizer is not None:
-            found = self.tokenizer.eos_token_id
-        return frozenset([found] if isinstance(found, int) else found or [])
-
-    @property
-    def bos(self) -> int:
-        """The id that a text "from nothing" starts with. Raises `BadInput` when there is none."""
-        for source in (self.tokenizer, self.hf.config):
-            for name in ("bos_token_id", "eos_token_id"):
-                if isinstance(found := getattr(source, name, None), int):
-                    return found
-        raise BadInput(f"{self.name} declares no BOS token; give a prompt")
-
-    @property
-    def pad(self) -> int:
-        """Any valid id does: padding is always masked."""
-        found = getattr(self.tokenizer, "pad_token_id", None)
-        return found if isinstance(found, int) and 0 <= found < self.cfg.d_vocab else 0
-
-    # ------------------------------------------------------------------ weights as they act
-    def unembed(self, resid: Float[Tensor, "*batch d_model"], norm: bool = True) -> Float[Tensor, "*batch vocab"]:
-        """Final norm (skipped with `norm=False`), unembedding and every transform after it (soft cap, scales)."""
-        resid = resid.to(self.device, self.dtype)
-        if norm:
-            resid = self.hf.get_submodule(self.family.final_norm).forward(resid)
-        return self.logit_transform(self.hf.get_output_embeddings().forward(resid))  # no hooks of a pass in progress
-
-    def logit_transform(self, raw: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
-        """What the model does to the unembedding's output: soft cap (Gemma 2), division (Granite), scale (Cohere)."""
-        for step, attribute in self.family.logit_steps:
-            if constant := getattr(self.hf.config, attribute):
-                raw = LOGIT_STEPS[step](raw, constant)
-        return raw
-
-    def norm_module(self, layer: int, which: Literal["ln1", "ln2"]) -> nn.Module | None:
-        """The norm that attention ("ln1") or the MLP ("ln2") reads the stream through; None where there is none.
-
-        In parallel blocks with one norm for both (Phi, Cohere, GPT-J) the two are the same module.
-        """
-        block = self.blocks[layer]
-        path = self.family.ln1 if which == "ln1" else self.family.ln2
-        found = None if path is None else getattr(block, path)
-        return self.norm_module(layer, "ln1") if found is None and which == "ln2" and self.parallel else found
-
-    def branch_norm(self, layer: int, branch: Literal["attn", "mlp"]) -> nn.Module | None:
-        """The norm between a branch and the stream (Gemma 2 and 3, OLMo 2 and 3, GLM 4); None where there is none."""
-        path = self.family.attn_norm if branch == "attn" else self.family.mlp_norm
-        return None if path is None else self.blocks[layer].get_submodule(path)
-
-    @property
-    def final_gain(self) -> Float[Tensor, "d_model"]:
-        """What the final norm multiplies by (Gemma stores it minus one)."""
-        return final_norm(self).gain.to(self.dtype)
-
-
-def _refuse_compiled(hf: PreTrainedModel) -> None:
-    """Hooks that are added to a compiled module, or inside one, never fire, and torch does not say so."""
-    for path, module in hf.named_modules():
-        forward = getattr(module, "forward", None)
-        if module._compiled_call_impl is not None or hasattr(forward, "_torchdynamo_orig_callable"):
-            where = f"its module {path}" if path else "it"
-            raise BadInput(
-                f"{where} is compiled by torch.compile, which hooks cannot look into; pass the model as loaded"
-            )
-
-
-def _constant(hf: PreTrainedModel, attribute: str | None) -> float:
-    return 1.0 if attribute is None else float(getattr(hf.config, attribute))
-
-
-@lru_cache(maxsize=200_000)
-def _str_token(model: Model, token: int) -> str:
-    if model.tokenizer is None:
-        return f"<{token}>"
-    text = str(model.tokenizer.decode([token], clean_up_tokenization_spaces=False))
-    spelled = str(model.tokenizer.convert_ids_to_tokens(token))
-    if spelled.startswith("▁") and not text.startswith(" "):
-        text = f" {text}"  # decoders of SentencePiece vocabularies drop the space of the first token of a text
-    return text if "�" not in text and text else spelled
-
-
-def _shape(hf: PreTrainedModel, family: Family, block: nn.Module) -> Shape:
-    config: Any = hf.config
-    heads = config.num_attention_heads
-    embedding: Any = hf.get_input_embeddings()
-    out: Any = block.get_submodule(f"{family.attention}.{family.out}")
-    down: Any = getattr(block.get_submodule(family.mlp), family.down, None)
-    experts: Any = getattr(config, "moe_intermediate_size", None) or getattr(config, "intermediate_size", 0)
-    return Shape(
-        n_layers=config.num_hidden_layers,
-        d_model=config.hidden_size,
-        n_heads=heads,
-        n_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        d_head=_width_in(out) // heads,  # not d_model / heads in every model
-        d_mlp=int(experts) if down is None else _width_in(down),
-        d_vocab=embedding.weight.shape[0],
-        n_ctx=config.max_position_embeddings,
-        hf=hf,
-    )
-
-
-def _width_in(linear: Any) -> int:
-    """Number of inputs: Conv1D stores [in, out], and packed weights have any shape."""
-    return int(linear.weight.shape[0] if type(linear).__name__ == "Conv1D" else linear.in_features)

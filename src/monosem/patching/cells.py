@@ -156,14 +156,14 @@ def cells_of(
         if list(layers) != [dictionary.site.layer]:
             raise BadInput(f"the dictionary reads {dictionary.site}; leave layers out")
     _check_lists(axes, heads=heads, neurons=neurons, latents=latents)
-    _within(neurons or (), model.cfg.n_layers, "layer")
+    neurons = neurons and {model.layers(layer)[0]: units for layer, units in neurons.items()}
     places = _places(pairs, axes, positions)
     keys: list[Position | None] = [None]
     if "key" in axes:
         keys = [place[0] for place in _places(pairs, ("position",), None)]  # type: ignore[index]
     found = []
     for site in chosen:
-        for layer in _within(layers, model.cfg.n_layers, "layer"):
+        for layer in model.layers(layers):
             across: Sequence[int | None] = _heads(model, site, heads) if "head" in axes else [None]
             units: Sequence[int | None] = _neurons(model, neurons, layer) if "neuron" in axes else [None]
             read: Sequence[int | None] = [None]

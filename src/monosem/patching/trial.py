@@ -13,7 +13,7 @@ from ..data import TokenPairs
 from ..dictionaries import Codes, Dictionary
 from ..errors import BadInput
 from ..models import Model, Moment, Run, Site, TokenBatch
-from ..models.running.session import EditLike
+from ..models.running.moment import EditLike
 from . import scoring
 from .cells import Cell
 from .scoring import Metric

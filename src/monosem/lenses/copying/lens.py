@@ -24,7 +24,6 @@ from ...errors import BadInput, Mismatch
 from ...models import Model, Site
 from ...models.places.norms import Norm
 from ..corpus import batches, prompts_of
-from ..patchscopes.mapping import layers_of
 from ..read import look
 from ..results import LensResult
 from ..states import Logits, rank, stream
@@ -91,7 +90,7 @@ class HeadLens:
             and the median rank, of the lens and (`logit_...`) of the logit lens.
         """
         self.check(model)
-        wanted = layers_of(model, layers)
+        wanted = model.layers(layers)
         ranks = []
         for tokens in batches(model, prompts_of(model, texts, n_texts, length, skip_first), rows):
             names = [f"resid_post.{layer}" for layer in wanted]
@@ -130,7 +129,7 @@ class HeadLens:
             BadInput: no candidate or nothing to add; a prompt that has no {} at its end.
         """
         self.check(model)
-        return nearest(model, self.apply, plus, minus, candidates, layers_of(model, layer)[0], prompt)
+        return nearest(model, self.apply, plus, minus, candidates, model.layers(layer)[0], prompt)
 
     def analogies(
         self,
@@ -150,7 +149,7 @@ class HeadLens:
             BadInput: fewer than three pairs, a prompt that does not end in {}.
         """
         self.check(model)
-        return analogies(model, self.apply, pairs, layers_of(model, layers), prompt)
+        return analogies(model, self.apply, pairs, model.layers(layers), prompt)
 
     def check(self, model: Model) -> None:
         """Raises `Mismatch` when the model has another width."""

@@ -17,13 +17,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...edits import Positions
 from ...errors import BadFile, BadInput, Mismatch, UnknownName
-from ...models import Model, TokenBatch
+from ...models import Model, Positions, TokenBatch
 from ...progress import Meter
 from ..corpus import batches, prompts_of
 from ..fitted import load_lens, save_lens
-from ..patchscopes.mapping import layers_of
 from ..states import Logits, capture, sites_at, stream
 from .bigrams import Bigrams
 from .results import FutureReading, FutureScores, score
@@ -63,7 +61,7 @@ class FutureLens:
         model: Model,
         x: Any,
         layers: Sequence[int] | int | None = None,
-        positions: Positions = None,
+        positions: Positions | None = None,
         top: int = 5,
         quiet: bool = True,
     ) -> FutureReading:
@@ -73,7 +71,7 @@ class FutureLens:
             Mismatch: the lens belongs to a model of another shape. UnknownName: a layer that was not fitted.
         """
         self._check(model)
-        wanted = self.fit.layers if layers is None else layers_of(model, layers)
+        wanted = self.fit.layers if layers is None else model.layers(layers)
         states = capture(model, x, sites_at(model, "resid_post", wanted), positions)
         seen = []
         for i, _ in enumerate(self.fit.offsets):
@@ -191,7 +189,7 @@ def fit_future(
     Raises:
         BadInput: no offset or a negative one, too short a text (it is named), fewer texts than asked for.
     """
-    wanted, ahead = layers_of(model, layers), sorted(set(offsets))
+    wanted, ahead = model.layers(layers), sorted(set(offsets))
     if not ahead or ahead[0] < 0 or ridge < 0 or skip_first < 0 or rows < 1:
         raise BadInput(f"need offsets of 0 or more, ridge >= 0, skip_first >= 0, rows >= 1; got {offsets}, {ridge}")
     prompts = prompts_of(model, texts, n_texts, length, skip_first + ahead[-1])

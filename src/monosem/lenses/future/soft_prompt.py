@@ -25,7 +25,6 @@ from ...models import Model, Site
 from ...progress import Meter
 from ..corpus import batches, prompts_of
 from ..fitted import load_lens, save_lens
-from ..patchscopes.mapping import layers_of
 from .results import FutureScores, score
 
 CONTEXT = 'Hello! Could you please tell me more about "'  # the paper's
@@ -81,8 +80,8 @@ class SoftPrompt:
             layer: whose states are read; target_layer: where they go, by default the same.
             offsets: that are scored; offset n foretells the token t + n + 1.
         """
-        source = layers_of(model, layer)[0]
-        target = source if target_layer is None else layers_of(model, target_layer)[0]
+        source = model.layers(layer)[0]
+        target = source if target_layer is None else model.layers(target_layer)[0]
         ahead = sorted(set(offsets))
         if not ahead or ahead[0] < 0:
             raise BadInput(f"need offsets of 0 or more, got {list(offsets)}")

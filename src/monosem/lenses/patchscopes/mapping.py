@@ -1,6 +1,6 @@
 """Maps between residual streams: what a patchscope sends an activation through on its way to another place or model."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -109,16 +109,3 @@ def mapped(h: Float[Tensor, "*batch d_source"], mapping: MapLike, layer: int, d_
             "give mapping=, for example monosem.lenses.affine_between(source, target, texts, ...)"
         )
     return out
-
-
-def layers_of(model: Model, layers: Iterable[int] | int | None) -> list[int]:
-    """Layer numbers, all by default, negative ones counted from the last.
-
-    Raises:
-        BadInput: a layer that the model does not have, or none at all.
-    """
-    count = model.cfg.n_layers
-    given = list(range(count)) if layers is None else [layers] if isinstance(layers, int) else list(layers)
-    if not given or any(not -count <= layer < count for layer in given):
-        raise BadInput(f"layers {given}: {model.name} has layers 0 to {count - 1}")
-    return [layer % count for layer in given]

@@ -19,7 +19,7 @@ from ...errors import BadInput
 from ...models import Model, Site, TokenBatch
 from ...progress import Meter
 from ..states import log_probability, rank, stream
-from .mapping import MapLike, layers_of, mapped
+from .mapping import MapLike, mapped
 from .result import PatchscopeResult
 
 Position = int | Literal["same"]
@@ -122,9 +122,9 @@ def patchscope(
     prompt = target if isinstance(target, TargetPrompt) else TargetPrompt(target)
     host = prompt.tokens(other)
     tokens = model.tokens(source)
-    wanted = layers_of(model, layers)
-    targets = wanted if target_layer == "same" else layers_of(other, target_layer) * len(wanted)
-    layers_of(other, targets)
+    wanted = model.layers(layers)
+    targets = wanted if target_layer == "same" else other.layers(target_layer) * len(wanted)
+    other.layers(targets)
     columns = _columns(tokens, positions)
     index = tokens.positions.cpu().gather(1, columns)
     answers = _answers(model, other, tokens, columns, answer)

@@ -15,11 +15,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ...edits import Positions
 from ...errors import BadInput
 from ...files import write_result
-from ...models import Model, Site, TokenBatch
-from ...models.running.session import EditLike
+from ...models import Model, Positions, Site, TokenBatch
+from ...models.running.moment import EditLike
 from ...plots import heatmap
 from ..figures import as_numbers, axis, profile_figure, shown
 from ..states import capture, renyi, sites_at, stream
@@ -131,7 +130,7 @@ def entropy(
     x: Any,
     site: str = "resid_post",
     layers: Sequence[int] | int | None = None,
-    positions: Positions = None,
+    positions: Positions | None = None,
     orders: Sequence[float] = (1.0,),
     max_new_tokens: int = 0,
     lens: LensLike = None,

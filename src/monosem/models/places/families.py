@@ -1,8 +1,8 @@
 """ONE table: per architecture family, where each site lives in the native Hugging Face modules.
 
 A new family is a new row. Names alone prove nothing (`post_attention_layernorm` is the MLP's pre-norm in Llama and the
-attention's post-norm in Gemma 2), so every row is checked by the identities in `verifying.py`. A model whose type has
-no row is looked into by `inferring.py`.
+attention's post-norm in Gemma 2), so the identities in `checking/verify.py` check every row. `load_model` infers
+a row for a model type without one (`checking/infer.py`).
 """
 
 from collections.abc import Callable
@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from ...errors import UnknownName
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,15 @@ LOGIT_STEPS: dict[str, Callable[[Tensor, float], Tensor]] = {
 }
 
 
-def family_of(config: Any) -> Family | None:
-    """The table row for a Hugging Face config; None for an architecture without one."""
-    return _BY_TYPE.get(config.model_type)
+def has_row(config: Any) -> bool:
+    """Whether the table has a row for a Hugging Face config."""
+    return config.model_type in _BY_TYPE
+
+
+def family_of(config: Any) -> Family:
+    """The table's row for a Hugging Face config. Raises `UnknownName` for an architecture without one."""
+    if config.model_type not in _BY_TYPE:
+        raise UnknownName(
+            f"no family row for model type {config.model_type!r}: load_model infers one; Model takes family=Family(...)"
+        )
+    return _BY_TYPE[config.model_type]

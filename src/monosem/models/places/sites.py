@@ -38,6 +38,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ...errors import UnknownName, did_you_mean
+from ..transformerlens.names import ALIASES, HOOKS
 
 IN_BLOCK = [  # in the order of computation
     "resid_pre",
@@ -84,61 +85,6 @@ READ_ONLY = {  # site -> what to write instead
     "expert_indices": "write expert_weights",
 }
 
-# how TransformerLens (3.x names, and the 4.x module.hook_in/out style) calls them
-_ALIASES = {
-    "hook_embed": "embed",
-    "hook_pos_embed": "pos_embed",
-    "pos_embed.hook_out": "pos_embed",
-    "embed.hook_out": "embed",
-    "unembed.hook_in": "final_norm",
-    "unembed.hook_out": "logits",
-    "hook_logits": "logits",
-    "ln_final.hook_scale": "final_scale",
-    "ln_final.hook_normalized": "final_normalized",
-    "ln_final.hook_out": "final_norm",
-    "hook_in": "resid_pre",
-    "hook_out": "resid_post",
-    "hook_resid_pre": "resid_pre",
-    "hook_resid_mid": "resid_mid",
-    "hook_resid_post": "resid_post",
-    "hook_attn_out": "attn_out",
-    "hook_mlp_out": "mlp_out",
-    "attn.hook_q": "q",
-    "attn.hook_k": "k",
-    "attn.hook_v": "v",
-    "attn.hook_rot_q": "rot_q",
-    "attn.hook_rot_k": "rot_k",
-    "attn.hook_attn_scores": "scores",
-    "attn.hook_pattern": "pattern",
-    "attn.hook_z": "z",
-    "attn.q.hook_out": "q",
-    "attn.k.hook_out": "k",
-    "attn.v.hook_out": "v",
-    "attn.o.hook_in": "z",
-    "attn.hook_result": "result",
-    "attn.hook_out": "attn_raw",
-    "attn.o.hook_out": "attn_raw",
-    "mlp.hook_out": "mlp_raw",
-    "ln1.hook_scale": "ln1_scale",
-    "ln1.hook_normalized": "ln1_normalized",
-    "ln2.hook_scale": "ln2_scale",
-    "ln2.hook_normalized": "ln2_normalized",
-    "mlp.hook_gate": "router_logits",
-    "mlp.hook_expert_weights": "expert_weights",
-    "mlp.hook_expert_indices": "expert_indices",
-    "mlp.hook_pre": "mlp_pre",
-    "mlp.hook_pre_linear": "mlp_pre_linear",
-    "mlp.hook_post": "mlp_post",
-    "mlp.out.hook_in": "mlp_post",
-    "mlp.out.hook_out": "mlp_raw",
-    "attn_scores": "scores",
-    "attn_logits": "scores",
-    "attn": "pattern",
-    "pre": "mlp_pre",
-    "post": "mlp_post",
-    "pre_linear": "mlp_pre_linear",
-}
-
 
 @dataclass(frozen=True, order=True)
 class Site:
@@ -165,9 +111,8 @@ class Site:
     @property
     def hook_name(self) -> str:
         """The TransformerLens 3.x name, for files that other tools read."""
-        names = {site: alias for alias, site in reversed(_ALIASES.items()) if "hook" in alias}
-        names.update(resid_pre="hook_resid_pre", resid_post="hook_resid_post")
-        return names[self.name] if self.layer is None else f"blocks.{self.layer}.{names[self.name]}"
+        name = HOOKS[self.name]
+        return name if self.layer is None else f"blocks.{self.layer}.{name}"
 
     @staticmethod
     def parse(value: "SiteLike") -> "Site":
@@ -198,7 +143,7 @@ SiteLike = Site | str | tuple[str, int] | tuple[str, int, str]
 
 
 def _site(name: str, layer: int | None, given: object) -> Site:
-    name = _ALIASES.get(name, name)
+    name = ALIASES.get(name, name)
     if name in ONCE and layer is None:
         return Site(name)
     if name in IN_BLOCK and layer is not None:

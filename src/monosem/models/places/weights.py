@@ -18,7 +18,7 @@ agree: `run["q", l] = x @ W_Q[l] + b_Q[l]`.
 """
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -26,11 +26,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ...errors import BadInput, UnknownName
+from ..native import Native
 from .points import Point, point
 from .sites import Site
-
-if TYPE_CHECKING:
-    from ..model import Model
 
 
 class LayerWeights:
@@ -96,7 +94,7 @@ class LayerWeights:
         return whole.repeat_interleave(self.groups, dim=0)[tuple(rest)]
 
 
-class _View:
+class View:
     """A weight or bias of a model, found through the site that its module computes (or reads)."""
 
     def __init__(self, site: str, bias: bool = False, into: bool = False):
@@ -105,7 +103,7 @@ class _View:
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
-    def __get__(self, model: "Model | None", owner: type) -> Any:
+    def __get__(self, model: Native | None, owner: type) -> Any:
         if model is None:
             return self
         site = self.site
@@ -123,7 +121,7 @@ class _View:
             groups,
         )
 
-    def _shape(self, model: "Model", site: str) -> tuple[int, ...]:
+    def _shape(self, model: Native, site: str) -> tuple[int, ...]:
         cfg = model.cfg
         part = (cfg.d_mlp,) if site.startswith("mlp") else (cfg.n_heads, cfg.d_head)
         if self.bias:
@@ -131,81 +129,35 @@ class _View:
         return (*part, cfg.d_model) if self.into else (*part[:-1], cfg.d_model, part[-1])
 
 
-class Weights:
-    """The weights of a `Model`; see the module docstring for shapes."""
-
-    W_Q = _View("q")
-    W_K = _View("k")
-    W_V = _View("v")
-    W_O = _View("z", into=True)
-    b_Q = _View("q", bias=True)
-    b_K = _View("k", bias=True)
-    b_V = _View("v", bias=True)
-    b_O = _View("z", bias=True, into=True)
-    W_in = _View("mlp_in")
-    W_gate = _View("mlp_pre")
-    W_out = _View("mlp_post", into=True)
-    b_in = _View("mlp_in", bias=True)
-    b_out = _View("mlp_post", bias=True, into=True)
-
-    @property
-    def W_E(self: "Model") -> Float[Tensor, "vocab d_model"]:  # type: ignore[misc]
-        """The token embedding as it is added to the stream: `W_E[ids] = run["embed"]`.
-
-        The model's own tensor, or a scaled copy where the model scales its embedding (Gemma, Granite).
-        """
-        table = self.hf.get_input_embeddings().weight
-        scale = embedding_scale(self)
-        return table if scale == 1.0 else table * torch.tensor(scale, dtype=table.dtype)
-
-    @property
-    def W_pos(self: "Model") -> Float[Tensor, "n_ctx d_model"]:  # type: ignore[misc]
-        """Learned positions. Raises `UnknownName` in models that rotate queries and keys instead."""
-        if self.family.positions is None:
-            raise UnknownName(f"W_pos: {self.name} has no learned positions (it rotates queries and keys)")
-        return self.hf.get_submodule(self.family.positions).weight  # type: ignore[return-value]
-
-    @property
-    def W_U(self: "Model") -> Float[Tensor, "d_model vocab"]:  # type: ignore[misc]
-        """The unembedding, right-multiplied; what follows it (soft cap, scales) is `logit_transform`."""
-        return matrix(self.hf.get_output_embeddings(), self.cfg.d_model, self)
-
-    @property
-    def b_U(self: "Model") -> Float[Tensor, "vocab"]:  # type: ignore[misc]
-        """The unembedding's bias; zeros in most models."""
-        found = bias(self.hf.get_output_embeddings(), self.cfg.d_model, self)
-        return torch.zeros(self.cfg.d_vocab, dtype=self.dtype, device=self.device) if found is None else found
-
-
-def embedding_scale(model: "Model") -> float:
+def embedding_scale(model: Native) -> float:
     """What the rows of the embedding table are multiplied by before they enter the stream."""
     inside = getattr(model.hf.get_input_embeddings(), "embed_scale", 1.0)  # Gemma: within the embedding module
     return float(inside) * model.embed_scale
 
 
 # ---------------------------------------------------------------------- through the layouts of points.py
-def _width(model: "Model", place: Point, site: Site) -> int:
+def _width(model: Native, place: Point, site: Site) -> int:
     """Number of inputs of a site's module."""
     if place.when == "out":
         return model.cfg.d_model
     return model.cfg.d_mlp if site.name.startswith("mlp") else model.cfg.n_heads * model.cfg.d_head
 
 
-def _read_out(model: "Model", site: Site) -> Tensor:
+def _read_out(model: Native, site: Site) -> Tensor:
     """Weight of the module whose output is the site: `[head] d_model width`."""
     place = point(model, site)
     part = place.split(matrix(place.module, _width(model, place, site), model))
     return part.movedim(0, -2)
 
 
-def _read_in(model: "Model", site: Site) -> Tensor:
+def _read_in(model: Native, site: Site) -> Tensor:
     """Weight of the module whose input is the site: `[head] width d_model`."""
     place = point(model, site)
     part = place.split(matrix(place.module, _width(model, place, site), model).T)
     return part.movedim(0, -1)
 
 
-def _bias(model: "Model", site: Site) -> Tensor:
+def _bias(model: Native, site: Site) -> Tensor:
     place = point(model, site)
     width = _width(model, place, site)
     found = bias(place.module, width, model)
@@ -215,7 +167,7 @@ def _bias(model: "Model", site: Site) -> Tensor:
 
 
 # ---------------------------------------------------------------------- one module
-def matrix(module: Any, width: int, model: "Model") -> Float[Tensor, "width out"]:
+def matrix(module: Any, width: int, model: Native) -> Float[Tensor, "width out"]:
     """A linear module's weight, right-multiplied: its own memory if it is plain, else what it does to the identity."""
     if _plain(module):
         return module.weight if isinstance(module, Conv1D) else module.weight.T
@@ -223,7 +175,7 @@ def matrix(module: Any, width: int, model: "Model") -> Float[Tensor, "width out"
     return _act(module, torch.eye(width, dtype=model.dtype, device=model.device)) - offset
 
 
-def bias(module: Any, width: int, model: "Model") -> Float[Tensor, "out"] | None:
+def bias(module: Any, width: int, model: Native) -> Float[Tensor, "out"] | None:
     """A linear module's bias, None where it has none."""
     if _plain(module):
         return module.bias  # type: ignore[no-any-return]

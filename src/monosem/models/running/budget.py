@@ -3,17 +3,15 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 
 from ...errors import BadInput
+from ..native import Native
 from ..places.sites import ATTENTION, Site
 from ..tokens import TokenBatch
 from .selection import Kept
-
-if TYPE_CHECKING:
-    from ..model import Model
 
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")  # the config's name across families
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -56,7 +54,7 @@ class Estimate:
 
 
 def estimate(
-    model: "Model", tokens: TokenBatch, sites: Sequence[Site], kept: Kept, logits: bool | Literal["last"]
+    model: Native, tokens: TokenBatch, sites: Sequence[Site], kept: Kept, logits: bool | Literal["last"]
 ) -> Estimate:
     """What one row of a run without gradients takes, from shapes alone."""
     c, item, length = model.cfg, torch.finfo(model.dtype).bits // 8, tokens.ids.shape[1]
@@ -76,7 +74,7 @@ def estimate(
     return Estimate(by_site, unembedded * c.d_vocab * item, max(block + scores, head))
 
 
-def _widths(model: "Model", length: int, heads: int, whole: bool) -> dict[str, int]:
+def _widths(model: Native, length: int, heads: int, whole: bool) -> dict[str, int]:
     """Numbers that a site holds for each token."""
     c = model.cfg
     own = dict.fromkeys(("q", "rot_q", "z"), heads * c.d_head)

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -10,12 +11,11 @@ from torch import Tensor
 from transformers import DynamicCache, LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from ...errors import BadInput
+from ..places.places import Places
 from ..tokens import TokenBatch
-from .run import inputs, moment
-from .session import EditLike, Session
-
-if TYPE_CHECKING:
-    from ..model import Model
+from .moment import EditLike
+from .run import edits_of, inputs, moment
+from .session import Session
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Generation:
 
 
 def generate(
-    model: "Model",
+    model: Places,
     x: Any = None,
     edits: EditLike | Iterable[EditLike] = (),
     max_new_tokens: int = 20,
@@ -66,19 +66,18 @@ def generate(
             f"cannot generate {max_new_tokens} tokens after {prompt.ids.shape[1]}: "
             f"need at least 1, and {model.name} has a context of {model.cfg.n_ctx}"
         )
-    given = [*model.ambient_edits, *([edits] if hasattr(edits, "apply") else edits)]  # type: ignore[list-item]
-    for edit in given:
-        model.site(edit.site)
+    session = Session(model, (), edits_of(model, edits))
     choose = _chooser(temperature, top_k, top_p, seed, model.device)
     ends = torch.tensor(sorted(model.end_ids) if stop_at_eos else [], device=model.device, dtype=torch.long)
 
     tokens, column = prompt, 0
     cache = DynamicCache(config=model.hf.config)
     done = torch.zeros(len(prompt), dtype=torch.bool, device=model.device)
-    with torch.no_grad(), Session(model, (), given) as session:
+    with torch.no_grad(), session:
         for _ in range(max_new_tokens):
-            session.moment = moment(tokens, prompt.lengths, column)
-            out = model.hf(**inputs(tokens, column), past_key_values=cache, use_cache=True, logits_to_keep=1)
+            options = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+            call = partial(model.hf, **inputs(tokens, column), **options)
+            out = session.forward(moment(tokens, prompt.lengths, column), call)
             chosen = choose(tokens.ids, out.logits[:, -1])
             column = tokens.ids.shape[1]
             tokens = TokenBatch(
@@ -110,7 +109,7 @@ def _chooser(temperature: float, top_k: int | None, top_p: float | None, seed: i
     return sample
 
 
-def _generation(model: "Model", prompt: TokenBatch, tokens: TokenBatch, ends: set[int]) -> Generation:
+def _generation(model: Places, prompt: TokenBatch, tokens: TokenBatch, ends: set[int]) -> Generation:
     new = []
     for row in tokens.ids[:, prompt.ids.shape[1] :].tolist():
         end = next((i for i, token in enumerate(row) if token in ends), len(row) - 1)

@@ -1,29 +1,20 @@
 """What one forward pass left behind; it is also the activation cache that TransformerLens users know."""
 
-from collections.abc import ItemsView, Iterator, KeysView, ValuesView
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from ...errors import BadInput, UnknownName, did_you_mean
-from ..places.sites import Site
-from ..tokens import TokenBatch
-from ..transformerlens import cache as attribution
-from .derived import derived
-
-if TYPE_CHECKING:
-    from ..model import Model
+from ...errors import BadInput
+from ..transformerlens.cache import Cache
 
 
-@dataclass
-class Run:
+class Run(Cache):
     """`run.logits`, and `run["resid_post.15"]` or `run["resid_post", 15]` for every captured site.
 
     As a mapping (`keys`, `items`, `in`, iteration) it goes by TransformerLens names, `blocks.15.hook_resid_post`.
-    Some sites are computed from captured ones when they are asked for: see `monosem.models.running.derived`.
+    Some sites are computed from captured ones when they are asked for: see `monosem.models.running.activations`.
 
     Attributes:
         tokens: the token batch that went in (with its mask; padded columns hold no meaning).
@@ -34,61 +25,6 @@ class Run:
         has_batch_dim: False after `remove_batch_dim()`.
     """
 
-    model: "Model"
-    tokens: TokenBatch
-    logits: Tensor | None
-    activations: dict[Site, Tensor] = field(default_factory=dict)
-    columns: Int[Tensor, "batch kept"] | None = None
-    heads: tuple[int, ...] | None = None
-    has_batch_dim: bool = True
-
-    def __getitem__(self, site: Any) -> Tensor:
-        wanted = self._site(site)
-        if (found := self.activations.get(wanted)) is not None or (found := derived(self, wanted)) is not None:
-            return found
-        held = [str(s) for s in self.activations]
-        hint = did_you_mean(str(wanted), held) or f"; captured: {', '.join(held) or 'nothing'}"
-        raise UnknownName(f"{wanted} was not captured{hint}; name it in capture=[...]")
-
-    def __contains__(self, site: Any) -> bool:
-        return self._site(site) in self.activations
-
-    def _site(self, value: Any) -> Site:
-        """The site; negative layers count from the end."""
-        site = Site.parse(value)
-        if site.layer is not None and site.layer < 0:
-            return Site(site.name, site.layer + self.model.cfg.n_layers)
-        return site
-
-    # ------------------------------------------------------------------ as a mapping
-    def _named(self) -> dict[str, Tensor]:
-        return {site.hook_name: value for site, value in self.activations.items()}
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._named())
-
-    def __len__(self) -> int:
-        return len(self.activations)
-
-    def keys(self) -> KeysView[str]:
-        return self._named().keys()
-
-    def values(self) -> ValuesView[Tensor]:
-        return self._named().values()
-
-    def items(self) -> ItemsView[str, Tensor]:
-        return self._named().items()
-
-    # ------------------------------------------------------------------ the stream taken apart
-    accumulated_resid = attribution.accumulated_resid
-    decompose_resid = attribution.decompose_resid
-    stack_head_results = attribution.stack_head_results
-    get_neuron_results = attribution.get_neuron_results
-    stack_neuron_results = attribution.stack_neuron_results
-    apply_ln_to_stack = attribution.apply_ln_to_stack
-    logit_attrs = attribution.logit_attrs
-
-    # ------------------------------------------------------------------ parts
     def last(self, site: Any) -> Float[Tensor, "batch ..."]:
         """The activation at the last real token of each row. Raises `BadInput` when the run did not keep it."""
         value = self[site]

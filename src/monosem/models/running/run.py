@@ -1,9 +1,10 @@
 """One forward pass: capture sites, apply edits, stop early, start late, keep gradients."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -11,21 +12,20 @@ from torch import Tensor, nn
 
 from ...errors import BadInput
 from ...progress import Meter
+from ..places.places import Places
 from ..places.sites import Site, SiteLike, sites_of
 from ..tokens import TokenBatch
 from .budget import estimate, rows_that_fit
+from .moment import EditLike, Moment
 from .result import Run
 from .selection import Kept, Positions
-from .session import EditLike, Moment, Session, Stop
-
-if TYPE_CHECKING:
-    from ..model import Model
+from .session import Session, Stop
 
 Start = tuple[SiteLike, Float[Tensor, "batch pos d_model"]]
 
 
 def run(
-    model: "Model",
+    model: Places,
     x: Any,
     capture: Iterable[SiteLike] | SiteLike = (),
     edits: EditLike | Iterable[EditLike] = (),
@@ -65,90 +65,89 @@ def run(
     if model.device.type == "meta":
         raise BadInput(f"{model.name} was freed: load it again")
     tokens = model.tokens(x).to(model.device)
-    sites, all_edits = [model.site(s) for s in sites_of(capture)], _edits(model, edits)
+    sites, all_edits = sites_of(capture), edits_of(model, edits)
     if logits is False and not sites:
         raise BadInput("nothing to run for: capture a site or ask for logits")
     if start is not None:
         all_edits = _from_start(model, start, sites, all_edits)
-    kept = Kept.of(model, tokens, positions, heads)
+    kept = None if positions is None and heads is None else Kept.of(model, tokens, positions, heads)
     if grad and (kept or memory is not None):
         raise BadInput("gradients need whole activations of all rows: leave out positions=, heads= and memory=")
-
+    session = Session(model, sites, all_edits, stop=logits is False, grad=grad, keep=kept)
     rows = len(tokens)
     if memory is not None:
-        rows = rows_that_fit(estimate(model, tokens, sites, kept, logits), len(tokens), memory)
+        rows = rows_that_fit(estimate(model, tokens, sites, kept or Kept(), logits), len(tokens), memory)
     if rows < len(tokens):
         _check_splittable(all_edits)
-    passes = _Passes(model, tokens, sites, all_edits, logits, start, grad, kept)
-    out, captured = passes(None) if rows == len(tokens) else _gathered(passes, len(tokens), rows)
-    passes.check_fired()
-    return Run(model, tokens, out, captured, kept.columns, kept.heads)
+    forward = _Pass(session, tokens, logits, start)
+    out, captured = forward() if rows == len(tokens) else _gathered(forward, len(tokens), rows)
+    session.check_fired()
+    return Run(model, tokens, out, captured, *((kept.columns, kept.heads) if kept else ()))
 
 
-def _edits(model: "Model", given: EditLike | Iterable[EditLike]) -> list[EditLike]:
-    """Those of `model.editing(...)`, then the given ones, at sites that the model has."""
-    found = [*model.ambient_edits, *([given] if hasattr(given, "apply") else given)]  # type: ignore[list-item]
-    for edit in found:
-        model.site(edit.site)
-    return found
+@contextmanager
+def editing(model: Places, *edits: EditLike) -> Iterator[None]:
+    """Every run and generation inside uses these edits, before its own."""
+    model.ambient_edits = [*model.ambient_edits, *edits]
+    try:
+        yield
+    finally:  # its own, last first: contexts need not end in the order of their nesting
+        left = model.ambient_edits[::-1]
+        for edit in edits[::-1]:
+            del left[next(i for i, other in enumerate(left) if other is edit)]
+        model.ambient_edits = left[::-1]
 
 
-def _from_start(model: "Model", start: Start, sites: Iterable[Site], edits: list[EditLike]) -> list[EditLike]:
+def edits_of(model: Places, given: EditLike | Iterable[EditLike]) -> list[EditLike]:
+    """The edits of `model.editing(...)`, then the given ones."""
+    return [*model.ambient_edits, *([given] if hasattr(given, "apply") else given)]  # type: ignore[list-item]
+
+
+def _from_start(model: Places, start: Start, sites: Iterable[Site], edits: list[EditLike]) -> list[EditLike]:
     """The edits that a pass from this start comes by. Refuses captures and edits of blocks that are skipped."""
     first, ambient = model.site(start[0]), {id(edit) for edit in model.ambient_edits}
 
     def skipped(site: Site) -> bool:
         return None not in (site.layer, first.layer) and site.layer < first.layer  # type: ignore[operator]
 
-    late = [edit for edit in edits if not (id(edit) in ambient and skipped(model.site(edit.site)))]
-    for site in [*sites, *(model.site(edit.site) for edit in late)]:
+    late = [edit for edit in edits if not (id(edit) in ambient and skipped(edit.site))]
+    for site in [*sites, *(edit.site for edit in late)]:
         if skipped(site):
             raise BadInput(f"{site} lies before the start at {first}, so it is not computed: start earlier")
     return late
 
 
 @dataclass
-class _Passes:
-    """Forward passes over some or all rows of one batch."""
+class _Pass:
+    """A forward pass over some or all rows of one batch."""
 
-    model: "Model"
+    session: Session
     tokens: TokenBatch
-    sites: list[Site]
-    edits: list[EditLike]
     logits: bool | Literal["last"]
     start: Start | None
-    grad: bool
-    kept: Kept
-    fired: set[int] = field(default_factory=set)
-    check_fired: Callable[[], None] = field(init=False)
 
-    def __call__(self, rows: slice | None) -> tuple[Tensor | None, dict[Site, Tensor]]:
-        tokens, start, kept = self.tokens, self.start, self.kept
+    def __call__(self, rows: slice | None = None) -> tuple[Tensor | None, dict[Site, Tensor]]:
+        session, model, tokens, start = self.session, self.session.model, self.tokens, self.start
         if rows is not None:  # no trimming of columns: the parts are put together again
-            tokens, kept = TokenBatch(tokens.ids[rows], tokens.mask[rows]), kept.rows(rows)
+            tokens = TokenBatch(tokens.ids[rows], tokens.mask[rows])
             start = None if start is None else (start[0], start[1][rows])
-        session = Session(
-            self.model, self.sites, self.edits, stop=self.logits is False, grad=self.grad, keep=kept if kept else None
-        )
-        session.moment = moment(tokens, tokens.lengths, column=0)
-        session.moment.rows, session.moment.batch = rows, len(self.tokens)
-        session.fired = self.fired  # an edit of one row fires in one of the passes
+        at = moment(tokens, tokens.lengths, column=0)
+        at.rows, at.batch = rows, len(self.tokens)
         out = None
-        late, last = starting(self.model, start, tokens), last_only(self.model, tokens, self.logits)
-        with torch.set_grad_enabled(self.grad), session, late, last, suppress(Stop):
-            out = self.model.hf(**inputs(tokens), use_cache=False).logits
+        late, last = starting(model, start, tokens), last_only(model, tokens, self.logits)
+        with torch.set_grad_enabled(session.grad), session, late, last, suppress(Stop):
+            out = session.forward(at, partial(model.hf, **inputs(tokens), use_cache=False)).logits
         session.check_captured()
-        self.check_fired = session.check_fired
         return (out[:, 0] if out is not None and self.logits == "last" else out), session.captured
 
 
-def _gathered(passes: _Passes, total: int, rows: int) -> tuple[Tensor | None, dict[Site, Tensor]]:
+def _gathered(forward: _Pass, total: int, rows: int) -> tuple[Tensor | None, dict[Site, Tensor]]:
     """The passes over `rows` rows at a time as one result: each part is copied to its place, none is held twice."""
     whole: dict[Site | None, Tensor] = {}
     with Meter("run", total, "rows") as meter:
         for first in range(0, total, rows):
             part = slice(first, min(first + rows, total))
-            out, captured = passes(part)
+            out, captured = forward(part)
             found = captured | ({} if out is None else {None: out})  # type: ignore[dict-item]
             for site, value in found.items():
                 if site not in whole:
@@ -187,7 +186,7 @@ def inputs(tokens: TokenBatch, column: int = 0) -> dict[str, Tensor]:
 
 
 @contextmanager
-def starting(model: "Model", start: Start | None, tokens: TokenBatch) -> Iterator[None]:
+def starting(model: Places, start: Start | None, tokens: TokenBatch) -> Iterator[None]:
     """Blocks before the start hand their input on; the start block is given h. Masks and rotations stay native."""
     if start is None:
         yield
@@ -226,7 +225,7 @@ def _passed_on_in_a_tuple(hidden_states: Tensor, *args: Any, **kwargs: Any) -> t
 
 
 @contextmanager
-def last_only(model: "Model", tokens: TokenBatch, logits: bool | Literal["last"]) -> Iterator[None]:
+def last_only(model: Places, tokens: TokenBatch, logits: bool | Literal["last"]) -> Iterator[None]:
     """Let the unembedding see the last real token of each row only; soft caps and scales stay native."""
     if logits != "last":
         yield

@@ -1,23 +1,22 @@
-"""Which part of a captured activation is kept: token positions and heads, cut out inside the hook.
+"""Token positions and heads that are meant: by a capture, whose part is cut out inside the hook, or by an edit.
 
-The part is always a copy of its own, so that the whole activation is freed as soon as the model is done with it.
+A kept part is always a copy of its own, so that the whole activation is freed as soon as the model is done with it.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ...errors import BadInput
+from ..native import Native
 from ..places.sites import Site
 from ..tokens import TokenBatch
 
-if TYPE_CHECKING:
-    from ..model import Model
-
+# token indices in a row: 0 is its first real token, negative ones count from the end of the prompt; "last" is -1
 Positions = int | Sequence[int] | slice | Literal["last"]
 
 _BY_HEAD = {"q": 2, "z": 2, "rot_q": 2, "result": 2, "scores": 1, "pattern": 1}  # axis of the query heads
@@ -42,7 +41,7 @@ class Kept:
 
     @staticmethod
     def of(
-        model: "Model", tokens: TokenBatch, positions: Positions | None = None, heads: int | Sequence[int] | None = None
+        model: Native, tokens: TokenBatch, positions: Positions | None = None, heads: int | Sequence[int] | None = None
     ) -> "Kept":
         """Raises `BadInput` for a position or head that is not there, and for rows that would keep unequal numbers."""
         listed = None if heads is None else (heads,) if isinstance(heads, int) else tuple(map(int, heads))
@@ -55,11 +54,12 @@ class Kept:
     def __bool__(self) -> bool:
         return self.columns is not None or self.heads is not None
 
-    def rows(self, rows: slice) -> "Kept":
-        return Kept(None if self.columns is None else self.columns[rows], self.heads, self.groups, self.width)
+    def __call__(self, site: Site, value: Tensor, rows: slice | None = None) -> Tensor:
+        """The kept part of a site's activation, with memory of its own wherever it is a part.
 
-    def __call__(self, site: Site, value: Tensor) -> Tensor:
-        """The kept part of a site's activation, with memory of its own wherever it is a part."""
+        Args:
+            rows: which rows of the batch the value has, where a pass runs some of them.
+        """
         part = value
         if self.heads is not None and site.name in _BY_HEAD:
             part = part.index_select(_BY_HEAD[site.name], torch.tensor(self.heads, device=part.device))
@@ -68,20 +68,20 @@ class Kept:
             part = part.index_select(_BY_KV_HEAD[site.name], torch.tensor(own, device=part.device))
         if self.columns is not None and part.shape[site.query_axis] == self.width:
             axis = site.query_axis
-            shape = (len(part), *[1] * (axis - 1), self.columns.shape[1], *[1] * (part.ndim - axis - 1))
-            index = self.columns.to(part.device).reshape(shape)
+            columns = self.columns if rows is None else self.columns[rows]
+            shape = (len(part), *[1] * (axis - 1), columns.shape[1], *[1] * (part.ndim - axis - 1))
+            index = columns.to(part.device).reshape(shape)
             part = part.gather(axis, index.expand(*part.shape[:axis], -1, *part.shape[axis + 1 :]))
         return part
 
 
 def columns_of(tokens: TokenBatch, positions: Positions) -> Int[Tensor, "batch kept"]:
-    """Columns of token positions: 0 is a row's first real token, negative numbers count from its end."""
+    """Columns of token positions. Raises `BadInput` for a position that is not there, or unequal numbers of them."""
     lengths = tokens.lengths.tolist()
     if isinstance(positions, slice):
-        wanted = [list(range(*positions.indices(length))) for length in lengths]
+        wanted = [list(range(*_stepping(positions).indices(length))) for length in lengths]
     else:
-        given = [-1] if positions == "last" else [positions] if isinstance(positions, int) else list(positions)
-        wanted = [[int(p) + length if int(p) < 0 else int(p) for p in given] for length in lengths]  # type: ignore[arg-type]
+        wanted = [[p + length if p < 0 else p for p in _listed(positions)] for length in lengths]
     if len({len(row) for row in wanted}) > 1 or not wanted[0]:
         counts = sorted({len(row) for row in wanted})
         raise BadInput(f"positions={positions} keeps {counts} tokens of the rows; it must be one number, above 0")
@@ -90,3 +90,45 @@ def columns_of(tokens: TokenBatch, positions: Positions) -> Int[Tensor, "batch k
             raise BadInput(f"positions: prompt {number} has {length} tokens, position {bad[0]} is not one of them")
     first = tokens.mask.long().argmax(-1, keepdim=True).cpu()
     return torch.tensor(wanted) + first
+
+
+def at_positions(
+    positions: Positions, index: Int[Tensor, "batch pos"], lengths: Int[Tensor, "batch 1"]
+) -> Bool[Tensor, "batch pos"]:
+    """Which tokens are meant, numbered by `index` in rows with prompts of `lengths`; generated tokens have an index
+    from the length on, which an open slice includes."""
+    if isinstance(positions, slice):
+        return _in_slice(_stepping(positions), index, lengths)
+    chosen = torch.zeros_like(index, dtype=torch.bool)
+    for position in _listed(positions):
+        chosen |= index == (position if position >= 0 else lengths + position)
+    return chosen
+
+
+def _listed(positions: int | Sequence[int] | Literal["last"]) -> list[int]:
+    if positions == "last":
+        return [-1]
+    return [positions] if isinstance(positions, int) else [int(p) for p in positions]
+
+
+def _stepping(positions: slice) -> slice:
+    if positions.step == 0:
+        raise BadInput("positions as a slice have a step other than 0")
+    return positions
+
+
+def _in_slice(positions: slice, index: Int[Tensor, "batch pos"], lengths: Int[Tensor, "batch 1"]) -> Tensor:
+    """As Python slices a list of `lengths` items; an end that is not given lies after all tokens."""
+    step = 1 if positions.step is None else positions.step
+
+    def place(at: int | None, default: Tensor) -> Tensor:
+        if at is None:
+            return default
+        return torch.full_like(lengths, at) if at >= 0 else (lengths + at).clamp(min=0 if step > 0 else -1)
+
+    if step > 0:
+        start, stop = place(positions.start, torch.zeros_like(lengths)), place(positions.stop, index.amax() + 1)
+        return (index >= start) & (index < stop) & ((index - start) % step == 0)
+    start = place(positions.start, lengths - 1).minimum(lengths - 1)
+    stop = place(positions.stop, torch.full_like(lengths, -1))
+    return (index <= start) & (index > stop) & ((start - index) % -step == 0)

@@ -4,50 +4,84 @@ Whether a BOS token comes first is the tokenizer's decision; `prepend_bos=True` 
 away. TransformerLens's default is its own policy instead, which is the most frequent surprise in its issue tracker.
 """
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...errors import BadInput
+from ..native import Native
+from ..places.places import Places
 from ..tokens import TokenBatch
 
-if TYPE_CHECKING:
-    from ..model import Model
+
+class Text(Places):
+    """Text and token ids, as a `HookedTransformer` converts them."""
+
+    def to_tokens(self, text: str | list[str], prepend_bos: bool | None = None) -> Int[Tensor, "batch pos"]:
+        """Token ids; shorter texts are padded on the right, where padding changes no result of a real token.
+
+        A tensor of ids carries no mask: for the last token of each text, or a loss, pass the texts themselves to `run`.
+        """
+        return token_batch(self, text, prepend_bos).ids.to(self.device)
+
+    def to_str_tokens(self, x: Any, prepend_bos: bool | None = None) -> Any:
+        """Tokens as strings: a list for one text (or `pos`, or `1 pos` ids), a list of lists for several."""
+        rows = _rows(self, x, prepend_bos)
+        spelled = [[self.str_token(token) for token in row] for row in rows]
+        return (
+            spelled
+            if isinstance(x, list) and x and isinstance(x[0], str)
+            else spelled[0]
+            if len(spelled) == 1
+            else spelled
+        )
+
+    def to_string(self, tokens: Any) -> Any:
+        """Ids to text, special tokens included: a string for `pos` (or one id), a list of strings for `batch pos`."""
+        ids = torch.as_tensor(tokens)
+        if ids.ndim < 2:
+            return self.text(ids.reshape(-1).tolist(), special=True)
+        return [self.text(row, special=True) for row in ids.tolist()]
+
+    def to_single_token(self, text: str | int) -> int:
+        """The id of a text that is exactly one token, without BOS; an id stands for itself.
+
+        Raises:
+            BadInput: text of no or several tokens (they are shown), an id outside the vocabulary, no tokenizer.
+        """
+        return single_token(self, text)
+
+    def to_single_str_token(self, token: int) -> str:
+        """One token as text."""
+        return self.str_token(int(token))
+
+    def get_token_position(
+        self,
+        token: str | int,
+        x: Any,
+        mode: Literal["first", "last"] = "first",
+        prepend_bos: bool | None = None,
+    ) -> int:
+        """Where a token stands in one text (or row of ids). Raises `BadInput` when it does not."""
+        rows = _rows(self, x, prepend_bos)
+        if len(rows) != 1:
+            raise BadInput(f"a token position is asked of one text, not of {len(rows)}")
+        wanted = self.to_single_token(token)
+        places = [i for i, other in enumerate(rows[0]) if other == wanted]
+        if not places:
+            tokens = [self.str_token(other) for other in rows[0]]
+            raise BadInput(f"{self.str_token(wanted)!r} is not among the tokens {tokens}")
+        return places[0 if mode == "first" else -1]
+
+    def tokens_to_residual_directions(self, tokens: str | int | Tensor | list[int]) -> Float[Tensor, "*shape d_model"]:
+        """The column of W_U of each token: the direction of the final (normed) stream that raises its logit."""
+        return residual_directions(self, tokens)
 
 
-def to_tokens(model: "Model", text: str | list[str], prepend_bos: bool | None = None) -> Int[Tensor, "batch pos"]:
-    """Token ids; texts of different lengths are padded on the right, where padding changes no result of a real token.
-
-    A tensor of ids carries no mask: for the last token of each text, or a loss, pass the texts themselves to `run`.
-    """
-    return token_batch(model, text, prepend_bos).ids.to(model.device)
-
-
-def to_str_tokens(model: "Model", x: Any, prepend_bos: bool | None = None) -> Any:
-    """Tokens as strings: a list for one text (or `pos`, or `1 pos` ids), a list of lists for several."""
-    rows = _rows(model, x, prepend_bos)
-    spelled = [[model.str_token(token) for token in row] for row in rows]
-    return (
-        spelled if isinstance(x, list) and x and isinstance(x[0], str) else spelled[0] if len(spelled) == 1 else spelled
-    )
-
-
-def to_string(model: "Model", tokens: Any) -> Any:
-    """Ids to text, special tokens included: a string for `pos` (or one id), a list of strings for `batch pos`."""
-    ids = torch.as_tensor(tokens)
-    if ids.ndim < 2:
-        return model.text(ids.reshape(-1).tolist(), special=True)
-    return [model.text(row, special=True) for row in ids.tolist()]
-
-
-def to_single_token(model: "Model", text: str | int) -> int:
-    """The id of a text that is exactly one token, without BOS; an id stands for itself.
-
-    Raises:
-        BadInput: text of no or several tokens (they are shown), an id outside the vocabulary, no tokenizer.
-    """
+def single_token(model: Native, text: str | int) -> int:
+    """See `Text.to_single_token`."""
     if not isinstance(text, str):
         if not 0 <= (token := int(text)) < model.cfg.d_vocab:
             raise BadInput(f"token id {token} is outside the vocabulary of {model.cfg.d_vocab}")
@@ -62,36 +96,10 @@ def to_single_token(model: "Model", text: str | int) -> int:
     return int(ids[0])
 
 
-def to_single_str_token(model: "Model", token: int) -> str:
-    """One token as text."""
-    return model.str_token(int(token))
-
-
-def get_token_position(
-    model: "Model",
-    token: str | int,
-    x: Any,
-    mode: Literal["first", "last"] = "first",
-    prepend_bos: bool | None = None,
-) -> int:
-    """Where a token stands in one text (or row of ids). Raises `BadInput` when it does not."""
-    rows = _rows(model, x, prepend_bos)
-    if len(rows) != 1:
-        raise BadInput(f"a token position is asked of one text, not of {len(rows)}")
-    wanted = model.to_single_token(token)
-    places = [i for i, other in enumerate(rows[0]) if other == wanted]
-    if not places:
-        tokens = [model.str_token(other) for other in rows[0]]
-        raise BadInput(f"{model.str_token(wanted)!r} is not among the tokens {tokens}")
-    return places[0 if mode == "first" else -1]
-
-
-def tokens_to_residual_directions(
-    model: "Model", tokens: str | int | Tensor | list[int]
-) -> Float[Tensor, "*shape d_model"]:
-    """The column of W_U of each token: the direction of the final (normed) stream that raises its logit."""
+def residual_directions(model: Places, tokens: str | int | Tensor | list[int]) -> Float[Tensor, "*shape d_model"]:
+    """See `Text.tokens_to_residual_directions`."""
     if isinstance(tokens, str):
-        tokens = model.to_single_token(tokens)
+        tokens = single_token(model, tokens)
     ids = torch.as_tensor(tokens, device=model.device)
     if ids.is_floating_point() or ids.numel() == 0 or not (0 <= int(ids.min()) <= int(ids.max()) < model.cfg.d_vocab):
         raise BadInput(f"tokens must be ids from 0 to {model.cfg.d_vocab - 1}, got {tokens!r}")
@@ -99,13 +107,13 @@ def tokens_to_residual_directions(
     return directions[0] if directions.ndim == 2 and len(directions) == 1 else directions
 
 
-def _rows(model: "Model", x: Any, prepend_bos: bool | None) -> list[list[int]]:
+def _rows(model: Native, x: Any, prepend_bos: bool | None) -> list[list[int]]:
     if isinstance(x, Tensor) and x.ndim == 0:
         return [[int(x)]]
     return token_batch(model, x, prepend_bos).rows()
 
 
-def token_batch(model: "Model", x: Any, prepend_bos: bool | None) -> TokenBatch:
+def token_batch(model: Native, x: Any, prepend_bos: bool | None) -> TokenBatch:
     """The batch of anything that a run takes; of TEXTS, with the BOS token put there or taken away where asked."""
     batch = model.tokens(x)
     texts = isinstance(x, str) or (isinstance(x, list) and bool(x) and isinstance(x[0], str))

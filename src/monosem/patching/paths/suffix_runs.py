@@ -6,6 +6,7 @@ values that those have in the base run. The native model does the work, as in ge
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -95,8 +96,8 @@ class Prefix:
         suffix = TokenBatch(tokens.ids[:, self.column :], tokens.mask[:, self.column :])
         late, last = starting(model, start, suffix), last_only(model, suffix, "last")
         with torch.no_grad(), Session(model, (), edits) as session, late, last:
-            session.moment = moment(tokens, tokens.lengths, self.column)
-            cache = Cache(layers=list(self.layers))
-            out = model.hf(**inputs(tokens, self.column), past_key_values=cache, use_cache=True).logits
+            options = {"past_key_values": Cache(layers=list(self.layers)), "use_cache": True}
+            call = partial(model.hf, **inputs(tokens, self.column), **options)
+            out = session.forward(moment(tokens, tokens.lengths, self.column), call).logits
         session.check_fired()
         return out[:, 0].unflatten(0, (copies, batch))

@@ -24,7 +24,8 @@ from ...models import Model, Moment, Site, TokenBatch
 from ...models.places.attention import NAME
 from ...models.places.points import unwrap
 from ...models.running.budget import bytes_of, shown
-from ...models.running.session import EditLike, Session
+from ...models.running.moment import EditLike
+from ...models.running.session import Session
 from ..cells import Cell
 from ..trial import Trial, Writes
 from .whole_runs import Patched
@@ -211,8 +212,8 @@ def _edited_call(tape: Tape, layer: int, hidden: Tensor, start: int, edits: Sequ
         mask = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
         positions = torch.arange(start, start + hidden.shape[1], device=hidden.device).expand_as(mask)
         lengths = torch.full((len(hidden),), len(tape.stream[0]), device=hidden.device)
-        session.moment = Moment(mask, positions, lengths, start, tape.tokens.ids[:, start:].expand_as(mask))
-        hidden = tape.call(layer, hidden, start)
+        moment = Moment(mask, positions, lengths, start, tape.tokens.ids[:, start:].expand_as(mask))
+        hidden = session.forward(moment, partial(tape.call, layer, hidden, start))
         session.check_fired()
     return hidden
 

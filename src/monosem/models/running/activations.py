@@ -1,4 +1,4 @@
-"""Sites that a run computes from others it captured, when they are asked for and were not captured themselves.
+"""The activations that a run captured, and the sites that are computed from them when they are asked for.
 
 | site | computed as | from |
 |---|---|---|
@@ -9,21 +9,53 @@
 | `pos_embed` | learned positions of the tokens | nothing |
 """
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
+from ...errors import UnknownName, did_you_mean
 from ..places.norms import Norm
+from ..places.places import Places
 from ..places.sites import NORMS, Site
-
-if TYPE_CHECKING:
-    from ..model import Model
-    from .result import Run
+from ..tokens import TokenBatch
 
 
-def derived(run: "Run", site: Site) -> Tensor | None:
-    """The activation of a derived site, None if `site` is none. Raises `UnknownName` when its site was not captured."""
+@dataclass
+class Activations:
+    """What one forward pass left behind, by site; the attributes are those of `Run`."""
+
+    model: Places
+    tokens: TokenBatch
+    logits: Tensor | None
+    activations: dict[Site, Tensor] = field(default_factory=dict)
+    columns: Int[Tensor, "batch kept"] | None = None
+    heads: tuple[int, ...] | None = None
+    has_batch_dim: bool = True
+
+    def __getitem__(self, site: Any) -> Tensor:
+        wanted = self._site(site)
+        if (found := self.activations.get(wanted)) is not None or (found := derived(self, wanted)) is not None:
+            return found
+        held = [str(s) for s in self.activations]
+        hint = did_you_mean(str(wanted), held) or f"; captured: {', '.join(held) or 'nothing'}"
+        raise UnknownName(f"{wanted} was not captured{hint}; name it in capture=[...]")
+
+    def __contains__(self, site: Any) -> bool:
+        return self._site(site) in self.activations
+
+    def _site(self, value: Any) -> Site:
+        """The site; negative layers count from the end."""
+        site = Site.parse(value)
+        if site.layer is not None and site.layer < 0:
+            return Site(site.name, site.layer + self.model.cfg.n_layers)
+        return site
+
+
+def derived(run: Activations, site: Site) -> Tensor | None:
+    """The activation of a derived site, None for other sites. Raises `UnknownName` when its site was not captured."""
     if site.name == "pos_embed":
         return position_embeddings(run)
     if site.layer is not None and not 0 <= site.layer < run.model.cfg.n_layers:
@@ -37,7 +69,7 @@ def derived(run: "Run", site: Site) -> Tensor | None:
     return scale if site.name.endswith("scale") else norm.centred(x) / scale
 
 
-def head_results(run: "Run", layer: int) -> Tensor:
+def head_results(run: Activations, layer: int) -> Tensor:
     """What each kept head hands to the output projection's sum, `batch pos head d_model`; plus b_O it is the output."""
     W_O = run.model.W_O[layer]
     if run.heads is not None:
@@ -45,7 +77,7 @@ def head_results(run: "Run", layer: int) -> Tensor:
     return torch.einsum("...hd,hdm->...hm", run["z", layer], W_O)
 
 
-def position_embeddings(run: "Run") -> Tensor:
+def position_embeddings(run: Activations) -> Tensor:
     """Learned positions of the run's tokens. Raises `UnknownName` in models without them."""
     positions = run.tokens.positions
     if run.columns is not None:
@@ -54,14 +86,10 @@ def position_embeddings(run: "Run") -> Tensor:
     return value if run.has_batch_dim else value[0]
 
 
-def final_norm(model: "Model") -> Norm:
-    return Norm.of(model.hf.get_submodule(model.family.final_norm), model.cfg.d_model, model.device)
-
-
-def norm_and_input(run: "Run", layer: int | None, which: str) -> tuple[Norm, Tensor]:
+def norm_and_input(run: Activations, layer: int | None, which: str) -> tuple[Norm, Tensor]:
     """A norm, and what this run gave it: "ln1" or "ln2" of a layer; the final norm where the layer is None."""
     model = run.model
     if layer is None:
-        return final_norm(model), run["resid_post", model.cfg.n_layers - 1]
+        return model.final_norm, run["resid_post", model.cfg.n_layers - 1]
     norm = Norm.of(model.norm_module(layer, which), model.cfg.d_model, model.device)  # type: ignore[arg-type]
     return norm, run["resid_pre" if which == "ln1" or model.parallel else "resid_mid", layer]
