@@ -202,8 +202,8 @@ def test_what_is_wrong_is_said(tiny_model: TinyModel) -> None:
     wrong: list[tuple[Model, dict[str, object], type[Exception], str]] = [
         (model, {"site": "resid_pots"}, UnknownName, "resid_post"),
         (model, {"site": "z"}, UnknownName, "known"),
-        (model, {"layers": 3}, UnknownName, "resid_post.3"),
-        (model, {"layers": []}, BadInput, "layers is empty"),
+        (model, {"layers": 3}, UnknownName, "layer 3: .* has layers 0 to 2"),
+        (model, {"layers": []}, BadInput, "selection of layers is empty"),
         (model, {"measures": ["entropie"]}, UnknownName, "did you mean 'entropy'"),
         (model, {"targets": " xylophone"}, BadInput, "one is needed"),
         (model, {"targets": 100}, BadInput, "outside the vocabulary"),

@@ -205,7 +205,7 @@ def test_what_is_refused(tiny_model):
         ({"target": TargetPrompt([1, 2], "same")}, "does not exist in the target"),
         ({"target": TargetPrompt([[1, 2], [3, 4]])}, "the target is one prompt"),
     ]:
-        with pytest.raises(BadInput, match=message):
+        with pytest.raises((BadInput, UnknownName), match=message):
             patchscope(model, SOURCE, **({"target": TARGET, "quiet": True} | keywords))
     with pytest.raises(BadInput, match="no answer"):
         _ = patchscope(model, SOURCE, TARGET, quiet=True).precision

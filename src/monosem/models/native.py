@@ -110,7 +110,7 @@ class Native:
         else:
             chosen = [int(layer) for layer in ([given] if isinstance(given, int) else given)]
         if unknown := [layer for layer in chosen if not -n <= layer < n]:
-            raise UnknownName(f"layer {unknown[0]}: {self.name} has layers 0 to {n - 1} (-1 is the last)")
+            raise UnknownName(f"there is no layer {unknown[0]}: {self.name} has layers 0 to {n - 1} (-1 is the last)")
         if not chosen:
             raise BadInput("the selection of layers is empty; give at least one layer, or None for all")
         return [layer % n for layer in chosen]

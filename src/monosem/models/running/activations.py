@@ -4,8 +4,8 @@
 |---|---|---|
 | `result.L` | z W_O by head, before a post-norm | `z.L` |
 | `ln1_scale.L`, `ln1_normalized.L` | what the norm divides by; its input, centred and divided | `resid_pre.L` |
-| `ln2_scale.L`, `ln2_normalized.L` | the same before the MLP | `resid_mid.L` (parallel blocks: `resid_pre.L`) |
-| `final_scale`, `final_normalized` | the same of the final norm | `resid_post` of the last layer |
+| `ln2_scale.L`, `ln2_normalized.L` | likewise before the MLP | `resid_mid.L` (parallel blocks: `resid_pre.L`) |
+| `final_scale`, `final_normalized` | likewise of the final norm | `resid_post` of the last layer |
 | `pos_embed` | learned positions of the tokens | nothing |
 """
 
@@ -25,7 +25,7 @@ from ..tokens import TokenBatch
 
 @dataclass
 class Activations:
-    """What one forward pass left behind, by site; the attributes are those of `Run`."""
+    """What one forward pass left behind, by site; see `Run` for the attributes."""
 
     model: Places
     tokens: TokenBatch
