@@ -12,6 +12,8 @@ import pytest
 import torch
 from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from monosem.errors import BadFile, BadInput, MonosemError, UnknownName
 from monosem.models import load_model
@@ -381,10 +383,57 @@ def test_smollm2_answers_in_a_chat(smollm2: Any) -> None:
     assert smollm2.tokenizer.decode(out, skip_special_tokens=True) == "The capital of France is Paris."
 
 
+class RoundedOnce(TorchDispatchMode):
+    """Compute each operation on bf16 values in float32 and round its result to bf16 once, up or down at random.
+
+    This is what correct bf16 arithmetic is, whatever the kernels. The mean of a randomly rounded value is the value, so
+    runs with several seeds show how large an error the rounding makes; its variance is twice that of the nearest value.
+    """
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.draw = torch.Generator().manual_seed(seed)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        half = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor) and x.dtype == torch.bfloat16]
+        if not half or func.is_view or func is torch.ops.aten._to_copy.default:
+            return func(*args, **kwargs)
+        args, kwargs = tree_map_only(
+            torch.Tensor, lambda x: x.float() if x.dtype == torch.bfloat16 else x, (args, kwargs)
+        )
+        return tree_map_only(torch.Tensor, self.rounded, func(*args, **kwargs))
+
+    def rounded(self, x: torch.Tensor) -> torch.Tensor:
+        if x.dtype != torch.float32:
+            return x
+        below = torch.randint(1 << 16, x.shape, generator=self.draw, dtype=torch.int32)  # the 16 bits that bf16 lacks
+        bits = (x.contiguous().view(torch.int32) + below) & -(1 << 16)
+        return bits.view(torch.float32).bfloat16()
+
+
 @pytest.mark.smollm2
 def test_smollm2_bf16_is_near(smollm2: Any) -> None:
+    """The weights are the float32 ones, rounded; the logits err at most 4 times as much as random rounding does.
+
+    Kernels that round more often than once (AVX2, which has no bf16 unit) came to 2.0 times, native ones to 1.4. A gate
+    exchanged with its up projection, or one norm with the other, came to 14 times or more in each of five layers, the
+    keys' weights exchanged with the values' to 10 times or more.
+    """
     half = load_hf("smollm2", dtype="bf16", device="cpu", quiet=True)[0]
-    ids = smollm2.tokenizer("The quick brown fox jumps over the lazy", return_tensors="pt")["input_ids"]
-    exact, rounded = smollm2.hf(ids).logits[0], half(ids).logits[0].float()
     assert half.dtype == torch.bfloat16
-    assert torch.nn.functional.cosine_similarity(exact, rounded, dim=-1).min() > 0.995
+    weights = half.state_dict()
+    for name, weight in smollm2.hf.state_dict().items():
+        assert torch.equal(weights[name], weight.bfloat16()), name
+    ids = smollm2.tokenizer("The quick brown fox jumps over the lazy", return_tensors="pt")["input_ids"]
+    exact = smollm2.hf(ids).logits[0]
+
+    def error() -> torch.Tensor:
+        return (half(ids).logits[0].float() - exact).norm(dim=-1)
+
+    found, squares = error(), []
+    for seed in range(8):
+        with RoundedOnce(seed):
+            squares.append(error().square())
+    allowed = 4 * torch.stack(squares).mean(0).sqrt()
+    assert bool((found <= allowed).all()), (found / allowed).tolist()
