@@ -54,13 +54,18 @@ def centres(norm, x: torch.Tensor) -> bool:
 
 
 def through(module, raw: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
-    """A part of a norm's input as a part of its output, scale frozen: the native output and input give the factor."""
+    """A part of a norm's input as a part of its output, scale frozen: the native output and input give the factor.
+
+    A row turned by any number of places has the same scale. Over all turns every place sees all of the row's values, so
+    none divides by a value near zero, where a quotient of float32 values says little.
+    """
     if module is None:
         return part
     zero = module(torch.zeros_like(raw))  # its bias alone
     if centres(module, raw):
         raw, part = raw - raw.mean(-1, keepdim=True), part - part.mean(-1, keepdim=True)
-    return part * ((module(raw) - zero) / raw)
+    turns = torch.stack([raw.roll(places, -1) for places in range(raw.shape[-1])])
+    return part * ((module(turns) - zero) * turns).sum(0) / turns.square().sum(0)
 
 
 def slow_writes(model: Model, layer: int, captured) -> tuple[torch.Tensor, torch.Tensor]:

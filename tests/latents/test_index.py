@@ -7,9 +7,11 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -171,8 +173,12 @@ def test_from_shards_equals_from_the_model(index, tmp_path):
     again = build_index(
         TOPK, MODEL, STORE, tmp_path / "i.sqlite", examples=5, left=4, right=2, shards=shards, quiet=True
     )
-    assert again.table.equals(index.table)
-    assert [again.evidence(i).examples for i in range(WIDTH)] == [index.evidence(i).examples for i in range(WIDTH)]
+    # the shards were made in batches of another size: float32 noise, and at most one step of the half precision that
+    # examples are kept in
+    pd.testing.assert_frame_equal(again.table, index.table, rtol=1e-5)
+    for latent in range(WIDTH):
+        for one, other in zip(again.evidence(latent).examples, index.evidence(latent).examples, strict=True):
+            assert one == replace(other, activations=pytest.approx(other.activations, rel=1e-3))
     other = TokenStore.build(MODEL, documents(seed=1), context=32)
     with pytest.raises(Mismatch, match="another token store"):
         build_index(TOPK, MODEL, other, tmp_path / "j.sqlite", shards=shards, quiet=True)

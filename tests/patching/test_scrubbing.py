@@ -40,7 +40,11 @@ def test_the_whole_model_recovers_everything(tiny_model: Callable[..., Model], f
     model, pairs = tiny_model(family, **{name: 2}, **more), make_pairs()
     found = scrub(model, everything(2), pairs, pairs.clean.rows(), samples=2, quiet=True)
     torch.testing.assert_close(found.scrubbed, found.model.expand(2, -1), rtol=1e-5, atol=1e-4)
-    assert found.recovered.value == pytest.approx(1, abs=1e-4)
+    # float32 leaves 16 units in the last place of the largest logit, against what there is to recover (GPT-2: 0.0008)
+    noise = 16 * torch.finfo(torch.float32).eps * float(model.run(pairs.clean).logits.abs().max())
+    gap = abs(float(found.model.mean() - found.random.mean()))
+    assert found.recovered.value == pytest.approx(1, abs=noise / gap)
+    assert noise / gap < 0.01
     assert found.notes
 
 

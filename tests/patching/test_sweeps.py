@@ -249,8 +249,10 @@ def test_the_last_token_after_the_last_layer_carries_everything_and_the_shared_s
     model = tiny("qwen2")
     dense, ticks = (found := sweep(model, pairs_of(model), "resid_post", quiet=True)).grid()
     assert ticks == [[0, 1, 2], list(range(8))]
-    assert dense[-1, -1] == pytest.approx(1.0, abs=1e-6)
-    assert dense[-1, :-1].abs().max() <= 1e-5
+    gap = abs(float((found.clean["logit_diff"] - found.corrupted["logit_diff"]).mean()))
+    noise = 1e-5 * scale(model) / gap  # of a logit, against what a score divides by
+    assert dense[-1, -1] == pytest.approx(1.0, abs=noise)
+    assert dense[-1, :-1].abs().max() <= noise < 1e-3
     assert (found.effects().reshape(3, 8)[:, :2] == 0).all()  # exactly: the tokens 0 and 1 are those of both prompts
     assert (found.effects().reshape(3, 8)[0, [2, 4]] != 0).all()
 
