@@ -59,6 +59,13 @@ def test_identities(model):
     assert set(result.table.site) >= expected
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_identities_in_other_dtypes(dtype):
+    """Parts of a float64 model of transformers compute in float32, so its identities hold to float32."""
+    result = verify(Model(tiny_hf("llama").to(dtype), None, "llama"))
+    assert result.ok, result.table[~result.table.ok].to_string()
+
+
 @pytest.mark.parametrize(
     ("family", "change", "identity"),
     [

@@ -219,9 +219,13 @@ def test_neurons_and_latents_against_edits(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_bf16_agrees_with_whole_runs() -> None:
+    """To four times what whole runs in bf16 miss of the same weights in float32: kernels round in orders of their own."""
     model = Model(tiny_hf("llama").to(torch.bfloat16), tiny_tokenizer(), name="tiny")
     fast, slow = (sweep(model, pairs_of(model), method=method, quiet=True) for method in ("growing", "naive"))
-    assert (fast.mean() - slow.mean()).abs().max() <= 0.03 * scale(model)
+    single = Model(tiny_hf("llama").to(torch.bfloat16).float(), tiny_tokenizer(), name="tiny")
+    noise = (slow.mean() - sweep(single, pairs_of(single), method="naive", quiet=True).mean()).abs().max()
+    assert 0 < noise < 0.05 * scale(model)
+    assert (fast.mean() - slow.mean()).abs().max() <= 4 * noise
     assert fast.method == "growing"
 
 
