@@ -250,7 +250,8 @@ def test_padding_never_changes_a_result(model, side):
         for site in sites:
             value = together[site][number]
             value = value[:, real][:, :, real] if site.query_axis == 2 else value[real]
-            torch.testing.assert_close(value, alone[site][0], **TOLERANCE)
+            noise = 1e-5 * max(1.0, float(alone[site].abs().max()))  # a value near zero is a sum of large ones
+            torch.testing.assert_close(value, alone[site][0], rtol=1e-4, atol=noise)
 
 
 @pytest.mark.parametrize(

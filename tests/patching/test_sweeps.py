@@ -219,7 +219,7 @@ def test_neurons_and_latents_against_edits(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_bf16_agrees_with_whole_runs() -> None:
-    """To four times what whole runs in bf16 miss of the same weights in float32: kernels round in orders of their own."""
+    """To four times what whole runs in bf16 miss of the same weights in float32: their kernels differ."""
     model = Model(tiny_hf("llama").to(torch.bfloat16), tiny_tokenizer(), name="tiny")
     fast, slow = (sweep(model, pairs_of(model), method=method, quiet=True) for method in ("growing", "naive"))
     single = Model(tiny_hf("llama").to(torch.bfloat16).float(), tiny_tokenizer(), name="tiny")
