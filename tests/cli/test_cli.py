@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ from typer.testing import CliRunner, Result
 
 import monosem
 from monosem.cli import app
+from monosem.cli.application import leaves
+from monosem.cli.options import fields, latent_numbers
 from monosem.cli.output import cell, plain
-from monosem.cli.steering import numbers
 from monosem.dictionaries import Dictionary, DictionaryParts, DictionaryTensors, load_dictionary
 from monosem.errors import BadInput
 from tiny import tiny_hf, tiny_tokenizer
@@ -92,22 +93,26 @@ TRAIN += " --buffer-tokens 2048 --quiet"
 # --------------------------------------------------------------------------------------------------------------- help
 
 
-def leaves(command: Any, name: str) -> Iterator[tuple[str, Any]]:
-    if hasattr(command, "commands"):
-        for part, inner in command.commands.items():
-            yield from leaves(inner, f"{name} {part}")
-    else:
-        yield name, command
+def command_at(path: tuple[str, ...]) -> Any:
+    command: Any = get_command(app)
+    for name in path:
+        command = command.commands[name]
+    return command
 
 
-COMMANDS = dict(leaves(get_command(app), ""))
+COMMANDS = {" ".join(path): command_at(path) for path in leaves(get_command(app))}
 
 
 def test_every_command_of_the_design_is_there() -> None:
-    alone = ["demo", "study", "verify", "train", "evaluate", "steer", "sweep", "patch", "lens", "train-lens"]
-    latents = [f"latents {name}" for name in ("top", "search", "show", "index")]
-    listing = [f"list {name}" for name in ("models", "dictionaries", "concepts", "sites", "families")]
-    assert {name.strip() for name in COMMANDS} == {*alone, *latents, *listing}
+    alone = ["demo", "study", "verify", "train", "evaluate", "steer", "sweep"]
+    groups = {
+        "patch": ["localise", "sweep", "estimate", "compare", "paths"],
+        "lens": ["logit", "tuned", "entropy", "gap", "languages", "trajectory", "patchscope", "train"],
+        "components": ["heads", "direct"],
+        "latents": ["top", "search", "show", "index"],
+        "list": ["models", "dictionaries", "concepts", "sites", "families"],
+    }
+    assert set(COMMANDS) == {*alone, *(f"{group} {name}" for group, names in groups.items() for name in names)}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -119,12 +124,12 @@ def test_help_says_what_it_does_and_explains_every_option(name: str, run: Callab
     assert first.endswith(".")
     assert first in done.stdout
     if "list" not in name:
-        assert f"Example: monosem{name}" in COMMANDS[name].help
+        assert f"Example: monosem {name} " in COMMANDS[name].help
     assert [parameter.name for parameter in COMMANDS[name].params if not getattr(parameter, "help", None)] == []
 
 
 def test_without_a_command_it_shows_the_help(run: Callable[..., Result]) -> None:
-    for line in ("", "latents"):
+    for line in ("", "latents", "lens", "patch", "components"):
         done = run(line)
         assert done.exit_code == 0
         assert "Usage: monosem" in done.stdout
@@ -250,6 +255,13 @@ def test_a_config_file_is_the_same_as_options_and_options_win(run: Callable[...,
     a, b, c = (load_dictionary(tmp_path / name / "dictionary").W_enc for name in "abc")
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
+
+
+def test_any_field_of_the_config_can_be_set(run: Callable[..., Result], tmp_path: Path) -> None:
+    done = run(f"{TRAIN} --tokens 2000 --out {tmp_path}/a --set auxk=8 --set lr=1e-3 --set warmup_steps=2")
+    assert done.exit_code == 0, done.output
+    held = yaml.safe_load((tmp_path / "a" / "config.yaml").read_text())
+    assert (held["auxk"], held["lr"], held["warmup_steps"]) == (8, 1e-3, 2)
 
 
 def test_sweep_prints_the_ranking_and_is_not_done_twice(run: Callable[..., Result], tmp_path: Path) -> None:
@@ -384,6 +396,16 @@ BAD = [  # command, extra arguments (not split), what the message must say
     ("stear sae", [], "stear"),
     ("steer", [], "DICTIONARY"),
     ("latents bottom", [], "bottom"),
+    # a command that has another name today
+    ("train-lens --model tiny", [], "did you mean 'lens train'?"),
+    ("logit tiny", ["the cat"], "did you mean 'lens logit'?"),
+    ("lens sae", ["the cat"], "monosem lens has the commands logit, tuned"),
+    ("lens --kind tuned tiny", ["the cat"], "monosem lens has the commands logit, tuned"),
+    ("patch tiny --task ioi", [], "monosem patch has the commands localise, sweep"),
+    ("latents sweep sae", [], "did you mean 'sweep' or 'patch sweep'?"),
+    # settings by name
+    (f"{TRAIN} --tokens 99 --set lr --out x", [], "write KEY=VALUE"),
+    (f"{TRAIN} --tokens 99 --set auxx=3 --out x", [], "auxx"),
     ("verify --jsn", [], "--jsn"),
 ]
 
@@ -527,13 +549,20 @@ def test_a_reader_that_goes_away_is_no_error(home: Path) -> None:
     [("3", [3]), ("3,1,3", [3, 1]), ("2:4, 7", [2, 3, 7]), ("8:", [8, 9]), (":2", [0, 1]), ("9", [9])],
 )
 def test_ranges_of_latents(text: str, expected: list[int]) -> None:
-    assert numbers(text, 10) == expected
+    assert latent_numbers(text, 10) == expected
+
+
+def test_settings_are_read_as_yaml() -> None:
+    assert fields(["a=1", "b = x=y", "c=[1, 2]", "d=null"]) == {"a": 1, "b": "x=y", "c": [1, 2], "d": None}
+    for text in ("a", "=1", "a=[1"):
+        with pytest.raises(BadInput, match="--set"):
+            fields([text])
 
 
 @pytest.mark.parametrize("text", ["", "10", "5:5", "4:2", "-1", "a", "1;2", "1.5", "1:2:3"])
 def test_ranges_that_are_none(text: str) -> None:
     with pytest.raises(BadInput, match="--latents"):
-        numbers(text, 10)
+        latent_numbers(text, 10)
 
 
 def test_json_has_no_numbers_that_json_has_not() -> None:

@@ -1,4 +1,4 @@
-"""`monosem lens` and `monosem train-lens` as a user drives them, against the library's own results."""
+"""`monosem lens` as a user drives them, against the library's own results."""
 
 import json
 import random
@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from monosem import lenses
 from monosem.cli import app
-from monosem.cli.lens import layer_numbers
+from monosem.cli.options import layer_numbers
 from monosem.errors import BadInput
 from monosem.models import load_model
 from tiny import tiny_hf, tiny_tokenizer
@@ -42,7 +42,7 @@ def succeed(*arguments: object) -> str:
 
 
 def test_the_logit_lens_in_the_terminal(home: Path) -> None:
-    out = succeed("lens", home / "tiny", PROMPT, "--target", " cat", "--top", 2, "--layers", "0,-1", "-q")
+    out = succeed("lens", "logit", home / "tiny", PROMPT, "--target", " cat", "--top", 2, "--layers", "0,-1", "-q")
     seen = lenses.logit(load_model(home / "tiny", quiet=True), PROMPT, targets=" cat", layers=[0, 2], top=2)
     lines = [line for line in out.splitlines() if "resid_post" in line]
     assert len(lines) == 2
@@ -53,43 +53,64 @@ def test_the_logit_lens_in_the_terminal(home: Path) -> None:
         assert "  ".join(words) in line
         assert str(int(seen.ranks[" cat"][cell])) in line.split()
     assert "after ' mat' (token 5" in out
-    assert "after ' sat'" in succeed("lens", home / "tiny", PROMPT, "--position", 2, "-q")
+    assert "after ' sat'" in succeed("lens", "logit", home / "tiny", PROMPT, "--position", 2, "-q")
 
 
 def test_json_and_files(home: Path, tmp_path: Path) -> None:
-    rows = json.loads(succeed("lens", home / "tiny", PROMPT, OTHER, "--json", "--out", tmp_path / "lens.csv"))
+    rows = json.loads(succeed("lens", "logit", home / "tiny", PROMPT, OTHER, "--json", "--out", tmp_path / "lens.csv"))
     assert len(rows) == 3 * 12 == len(pd.read_csv(tmp_path / "lens.csv"))
     table = lenses.logit(load_model(home / "tiny", quiet=True), [PROMPT, OTHER]).table
     assert [row["kl"] for row in rows] == pytest.approx(table.kl.to_list(), abs=1e-6)
     page = tmp_path / "lens.html"
-    succeed("lens", home / "tiny", PROMPT, "--value", "rank", "--target", " dog", "--out", page, "-q")
+    succeed("lens", "logit", home / "tiny", PROMPT, "--value", "rank", "--target", " dog", "--out", page, "-q")
     assert "log10 rank of" in page.read_text()
 
 
 def test_the_other_kinds(home: Path, tmp_path: Path) -> None:
     model = load_model(home / "tiny", quiet=True)
     rows = json.loads(
-        succeed(
-            "lens", home / "tiny", PROMPT, "--kind", "gap", "--a", " good", "--a", " happy", "--b", " bad", "--json"
-        )
+        succeed("lens", "gap", home / "tiny", PROMPT, "--a", " good", "--a", " happy", "--b", " bad", "--json")
     )
     want = lenses.gap(model, PROMPT, [" good", " happy"], " bad").table
     assert [row["log_odds"] for row in rows] == pytest.approx(want.log_odds.to_list(), abs=1e-5)
-    rows = json.loads(succeed("lens", home / "tiny", PROMPT, "--kind", "entropy", "--max-new-tokens", 3, "--json"))
+    rows = json.loads(succeed("lens", "entropy", home / "tiny", PROMPT, "--max-new-tokens", 3, "--json"))
     assert len(rows) == 3 * 3
-    rows = json.loads(succeed("lens", home / "tiny", PROMPT, OTHER, "--kind", "trajectory", "--json"))
+    rows = json.loads(succeed("lens", "trajectory", home / "tiny", PROMPT, OTHER, "--json"))
     want = lenses.trajectory(model, PROMPT, OTHER).table
     assert [row["js"] for row in rows] == pytest.approx(want.js.to_list(), abs=1e-6)
     for kind, extra in (("entropy", []), ("gap", ["--a", " good", "--b", " bad"]), ("trajectory", [])):
         page = tmp_path / f"{kind}.html"
-        out = succeed("lens", home / "tiny", PROMPT, OTHER, "--kind", kind, *extra, "--out", page, "-q")
+        out = succeed("lens", kind, home / "tiny", PROMPT, OTHER, *extra, "--out", page, "-q")
         assert "resid_post.2" in out
         assert page.stat().st_size > 100_000
 
 
+def test_languages(home: Path, tmp_path: Path) -> None:
+    line = [
+        "lens",
+        "languages",
+        home / "tiny",
+        PROMPT,
+        OTHER,
+        "--words",
+        "pets=cat, dog",
+        "--words",
+        "people=man,child",
+    ]
+    rows = json.loads(succeed(*line, "--json"))
+    words = {"pets": ["cat", "dog"], "people": ["man", "child"]}
+    want = lenses.languages(load_model(home / "tiny", quiet=True), [PROMPT, OTHER], words).table
+    assert [row["probability"] for row in rows] == pytest.approx(want.probability.to_list(), rel=1e-5)
+    assert [row["language"] for row in rows] == want.language.to_list()
+    out = succeed(*line, "--out", tmp_path / "l.csv", "--layers", "-1")
+    assert len(pd.read_csv(tmp_path / "l.csv")) == 2
+    assert "resid_post.2" in out
+    assert "resid_post.1" not in out
+
+
 def test_patchscopes(home: Path, tmp_path: Path) -> None:
     model = load_model(home / "tiny", quiet=True)
-    line = ["lens", home / "tiny", PROMPT, "--kind", "patchscope", "--into", OTHER]
+    line = ["lens", "patchscope", home / "tiny", PROMPT, "--into", OTHER]
     want = lenses.patchscope(model, PROMPT, OTHER, generate=2, quiet=True)
     rows = json.loads(succeed(*line, "--max-new-tokens", 2, "--json"))
     assert [row["prediction"] for row in rows] == want.table.prediction.to_list()
@@ -104,7 +125,7 @@ def test_patchscopes(home: Path, tmp_path: Path) -> None:
         assert want.texts is not None
         assert want.texts[layer][2].strip() in shown
     page = tmp_path / "p.html"
-    both = succeed("lens", home / "tiny", PROMPT, OTHER, "--kind", "patchscope", "--out", page, "-q", "--into", PROMPT)
+    both = succeed("lens", "patchscope", home / "tiny", PROMPT, OTHER, "--out", page, "-q", "--into", PROMPT)
     assert both.count("patchscope of ' mat' (token 5 of prompt") == 2
     assert page.stat().st_size > 100_000
 
@@ -112,22 +133,22 @@ def test_patchscopes(home: Path, tmp_path: Path) -> None:
 def test_what_is_wrong_is_one_line(home: Path) -> None:
     tiny = home / "tiny"
     wrong: list[tuple[list[object], str]] = [
-        ([tiny, PROMPT, "--kind", "logits"], "did you mean 'logit'"),
-        ([tiny, PROMPT, "--kind", "gap"], "--a TOKEN --b TOKEN"),
-        ([tiny, PROMPT, "--kind", "trajectory"], "compares two prompts; 1"),
-        ([tiny, PROMPT, "--kind", "tuned"], "no tuned lens"),
-        ([tiny, PROMPT, "--layers", "5"], "'5' is not inside 0:3"),
-        ([tiny, PROMPT, "--position", 9], "has 6 tokens"),
-        ([tiny, PROMPT, "--target", " xylophone"], "one is needed"),
-        ([tiny, PROMPT, "--out", "x.png"], "end it in .html"),
-        ([tiny, PROMPT, "--value", "rank"], "add --out"),
-        ([tiny, PROMPT, "--into", OTHER], "--into goes with --kind patchscope, not with logit"),
-        ([tiny, PROMPT, "--kind", "entropy", "--target", " cat"], "--target goes with --kind logit or tuned"),
-        (
-            [tiny, PROMPT, "--kind", "patchscope", "--into", OTHER, "--site", "attn_out"],
-            "a patchscope moves the stream",
-        ),
-        ([tiny, PROMPT, "--kind", "patchscope", "--into", OTHER, "--position", 9], "tokens 0 to 5"),
+        (["logits", tiny, PROMPT], "did you mean 'logit'"),
+        (["gap", tiny, PROMPT], "--a"),
+        (["trajectory", tiny, PROMPT], "compares two prompts; 1"),
+        (["tuned", tiny, PROMPT], "no tuned lens"),
+        (["logit", tiny, PROMPT, "--layers", "5"], "'5' is not inside 0:3"),
+        (["logit", tiny, PROMPT, "--position", 9], "has 6 tokens"),
+        (["logit", tiny, PROMPT, "--target", " xylophone"], "one is needed"),
+        (["logit", tiny, PROMPT, "--out", "x.png"], "end it in .html"),
+        (["logit", tiny, PROMPT, "--value", "rank"], "add --out"),
+        (["trajectory", tiny, PROMPT, OTHER, "--value", "js"], "add --out"),
+        (["logit", tiny, PROMPT, "--into", OTHER], "No such option: --into"),
+        (["entropy", tiny, PROMPT, "--target", " cat"], "No such option: --target"),
+        (["patchscope", tiny, PROMPT, "--into", OTHER, "--site", "attn_out"], "a patchscope moves the stream"),
+        (["patchscope", tiny, PROMPT, "--into", OTHER, "--position", 9], "tokens 0 to 5"),
+        (["languages", tiny, PROMPT, "--words", "x=cat"], "at least two languages"),
+        (["languages", tiny, PROMPT, "--words", "cat"], "write NAME=WORD,WORD"),
     ]
     for arguments, message in wrong:
         result = monosem("lens", *arguments, "-q")
@@ -137,7 +158,7 @@ def test_what_is_wrong_is_one_line(home: Path) -> None:
 
 def test_training_and_looking_through_the_result(home: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    arguments = ["train-lens", "--model", home / "tiny", "--text", home / "text.jsonl", "--out", run, "--rank", 8]
+    arguments = ["lens", "train", "--model", home / "tiny", "--text", home / "text.jsonl", "--out", run, "--rank", 8]
     arguments += ["--steps", 10, "--batch-tokens", 64, "--context", 16, "--held-out", home / "text.jsonl", "-q"]
     out = succeed(*arguments)
     assert out.strip().endswith(str(run / "lens"))
@@ -148,16 +169,18 @@ def test_training_and_looking_through_the_result(home: Path, tmp_path: Path) -> 
     assert (lens.rank, lens.metadata["steps"]) == (8, 10)
     again = succeed(*arguments)  # it is done: nothing is trained twice
     assert again == out
-    rows = json.loads(succeed("lens", home / "tiny", PROMPT, "--kind", "tuned", "--lens", run / "lens", "--json"))
+    rows = json.loads(succeed("lens", "tuned", home / "tiny", PROMPT, "--lens", run / "lens", "--json"))
     want = lenses.tuned(load_model(home / "tiny", quiet=True), PROMPT, lens).table
     assert [row["kl"] for row in rows] == pytest.approx(want.kl.to_list(), abs=1e-6)
     refused = monosem(*arguments, "--lr", "0.5")
     assert refused.exit_code == 2
     assert "lr: None, now 0.5" in refused.stderr
     short = monosem(
-        "train-lens", "--model", home / "tiny", "--text", home / "text.jsonl", "--out", tmp_path / "b", "--paper"
+        "lens", "train", "--model", home / "tiny", "--text", home / "text.jsonl", "--out", tmp_path / "b", "--paper"
     )
     assert short.exit_code == 2
+    both = monosem(*arguments, "--paper")
+    assert "--paper sets steps, batch_tokens, context, optimizer, init, lr; leave --steps out" in both.stderr
     bad = monosem(*arguments, "--optimizer", "adamw")
     assert "optimizer" in bad.stderr
     assert torch.equal(lens[0].bias, lenses.load_tuned(run / "lens")[0].bias)

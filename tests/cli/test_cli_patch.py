@@ -9,10 +9,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from monosem.cli import app
-from monosem.cli.patching import _positions
+from monosem.cli.patch.pairs import positions_of
 from monosem.data import read_pairs
 from monosem.models import Model, load_model
-from monosem.patching import localise
+from monosem.patching import attribution, compare, localise, paths, sweep
 from tiny import tiny_hf, tiny_tokenizer
 
 CLEAN = ["the cat sat on a", "the dog ran to a", "they ran a big red"]
@@ -66,7 +66,7 @@ def run(home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
 
 
 def test_the_planted_head_and_the_report(run: Callable[..., Result], home: Path, tmp_path: Path) -> None:
-    done = run("patch tiny --pairs pairs.csv --positions end --controls 3", "--out", tmp_path / "r")
+    done = run("patch localise tiny --pairs pairs.csv --positions end --controls 3", "--out", tmp_path / "r")
     assert done.exit_code == 0, done.output
     assert "attn_out" in done.stdout
     assert "backup heads: none" in done.stdout
@@ -79,7 +79,7 @@ def test_the_planted_head_and_the_report(run: Callable[..., Result], home: Path,
 
 
 def test_json_is_what_the_library_finds(run: Callable[..., Result], home: Path) -> None:
-    done = run("patch tiny --pairs pairs.csv --positions=-1 --json --controls 0 --no-backup --metric log_odds")
+    done = run("patch localise tiny --pairs pairs.csv --positions=-1 --json --controls 0 --no-backup --metric log_odds")
     assert done.exit_code == 0, done.output
     held = json.loads(done.stdout)
     model = load_model(home / "tiny", quiet=True)
@@ -92,6 +92,58 @@ def test_json_is_what_the_library_finds(run: Callable[..., Result], home: Path) 
     assert not (home / "runs").exists()
 
 
+PLACES = "tiny --pairs pairs.csv --sites z --over layer,head --positions end --layers 1:"
+
+
+@pytest.mark.parametrize(
+    ("command", "more", "analysis", "options"),
+    [
+        ("sweep", "--method batched", sweep, {"method": "batched"}),
+        ("sweep", "--direction noising", sweep, {"direction": "noising"}),
+        ("estimate", "--steps 3", attribution, {"steps": 3}),
+    ],
+)
+def test_sweeps_are_those_of_the_library(
+    run: Callable[..., Result], home: Path, tmp_path: Path, command: str, more: str, analysis: Any, options: Any
+) -> None:
+    rows = json.loads(run(f"patch {command} {PLACES} {more} --json").stdout)
+    model = load_model(home / "tiny", quiet=True)
+    places: dict[str, Any] = {"over": ("layer", "head"), "positions": ["end"], "layers": [1, 2]}
+    want = analysis(model, read_pairs(model, home / "pairs.csv"), "z", **places, quiet=True, **options).table
+    assert len(rows) == 2 * 4
+    assert [(row["layer"], row["head"]) for row in rows] == list(zip(want.layer, want["head"]))
+    assert [row["effect"] for row in rows] == pytest.approx(want.effect.to_list(), abs=1e-5)
+    page = tmp_path / "p.html"
+    done = run(f"patch {command} {PLACES} {more} --top 1", "--out", page)
+    first = done.stdout.strip().splitlines()[-1].split()
+    assert first[:3] == ["z", "1", "2"]  # the planted head
+    assert page.stat().st_size > 100_000
+    assert f"written: {page}" in done.stderr
+
+
+def test_the_estimate_is_checked(run: Callable[..., Result], home: Path) -> None:
+    done = json.loads(run(f"patch compare {PLACES} --json").stdout)
+    model = load_model(home / "tiny", quiet=True)
+    places: dict[str, Any] = {"over": ("layer", "head"), "positions": ["end"], "layers": [1, 2]}
+    want = compare(model, read_pairs(model, home / "pairs.csv"), "z", **places, quiet=True)
+    assert done["summary"][0]["pearson"] == pytest.approx(want.pearson(), abs=1e-5)
+    assert len(done["cells"]) == 8
+    assert "where they differ most" in run(f"patch compare {PLACES} -q").stdout
+
+
+def test_paths_lead_through_the_planted_head(run: Callable[..., Result], home: Path, tmp_path: Path) -> None:
+    line = "patch paths tiny --pairs pairs.csv --senders z,mlp_out --receivers logits"
+    rows = json.loads(run(f"{line} --json --thaw-mlps --direction denoising").stdout)
+    model = load_model(home / "tiny", quiet=True)
+    pairs = read_pairs(model, home / "pairs.csv")
+    options: dict[str, Any] = {"direction": "denoising", "freeze_mlps": False, "quiet": True}
+    want = paths(model, pairs, ["z", "mlp_out"], "logits", **options).table
+    assert [row["effect"] for row in rows] == pytest.approx(want.effect.to_list(), abs=1e-5)
+    done = run(f"{line} --top 1 -q", "--out", tmp_path / "paths.csv")
+    assert "z.1.2" in done.stdout.strip().splitlines()[-1]
+    assert (tmp_path / "paths.csv").exists()
+
+
 def test_tasks_are_made_for_the_model(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
 
@@ -100,34 +152,44 @@ def test_tasks_are_made_for_the_model(run: Callable[..., Result], monkeypatch: p
         return read_pairs(model, "pairs.csv")
 
     monkeypatch.setitem(__import__("monosem.data", fromlist=["TASKS"]).TASKS, "ioi", fake)
-    line = (
-        "patch tiny --task ioi --template ABBA --corruption s2_flip --n 5 --seed 3 --positions end --json --controls 0"
-    )
+    line = "patch localise tiny --task ioi --template ABBA --corruption s2_flip --n 5 --seed 3 --positions end"
+    line += " --json --controls 0"
     assert run(line).exit_code == 0
     assert asked == {"n": 5, "seed": 3, "template": "ABBA", "corruption": "s2_flip"}
 
 
 def test_solved_and_dropped_pairs_are_said(run: Callable[..., Result]) -> None:
-    done = run("patch tiny --pairs pairs.csv --solved --positions end --json --controls 0 --no-backup")
+    done = run("patch localise tiny --pairs pairs.csv --solved --positions end --json --controls 0 --no-backup")
     assert any("3 of 3 pairs kept" in note for note in json.loads(done.stdout)["notes"])
-    done = run("patch tiny --pairs ragged.csv --drop-unaligned --json --controls 0 --no-backup --positions end")
+    done = run(
+        "patch localise tiny --pairs ragged.csv --drop-unaligned --json --controls 0 --no-backup --positions end"
+    )
     assert any("1 of 2 pairs left out (0)" in note for note in json.loads(done.stdout)["notes"])
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("patch tiny", "give --task NAME"),
-        ("patch tiny --task ioi --pairs pairs.csv", "give --task NAME"),
-        ("patch tiny --task iou", "did you mean 'ioi'"),
-        ("patch tiny --task capitals --template ABBA", "--template goes with --task ioi"),
-        ("patch tiny --task ioi --drop-unaligned", "go with --pairs"),
-        ("patch tiny --pairs pairs.csv --metric logitdiff", "did you mean 'logit_diff'"),
-        ("patch tiny --pairs nothing.csv", "cannot read nothing.csv"),
-        ("patch tiny --pairs ragged.csv", "or leave them out (drop_unaligned)"),
-        ("patch tiny --pairs pairs.csv --sites resid_pre", "chooses among attn_out and mlp_out"),
-        ("patch tiny --pairs pairs.csv --positions middle", "no span 'middle'"),
-        ("patch tiny --pairs pairs.csv --out pairs.csv/x", "choose another folder"),
+        ("patch localise tiny", "give --task NAME"),
+        ("patch localise tiny --task ioi --pairs pairs.csv", "give --task NAME"),
+        ("patch localise tiny --task iou", "did you mean 'ioi'"),
+        ("patch localise tiny --task capitals --template ABBA", "--template goes with --task ioi"),
+        ("patch localise tiny --task ioi --drop-unaligned", "go with --pairs"),
+        ("patch localise tiny --pairs pairs.csv --metric logitdiff", "did you mean 'logit_diff'"),
+        ("patch localise tiny --pairs nothing.csv", "cannot read nothing.csv"),
+        ("patch localise tiny --pairs ragged.csv", "or leave them out (drop_unaligned)"),
+        ("patch localise tiny --pairs pairs.csv --sites resid_pre", "chooses among attn_out and mlp_out"),
+        ("patch localise tiny --pairs pairs.csv --positions middle", "no span 'middle'"),
+        ("patch localise tiny --pairs pairs.csv --out pairs.csv/x", "choose another folder"),
+        ("patch sweep tiny --task iou", "did you mean 'ioi'"),
+        ("patch sweep tiny --pairs pairs.csv --sites resid_pots", "did you mean 'resid_post'"),
+        ("patch sweep tiny --pairs pairs.csv --over token", "no axis 'token'"),
+        ("patch sweep tiny --pairs pairs.csv --layers 7", "--layers"),
+        ("patch sweep tiny --pairs pairs.csv --method grown", "did you mean 'growing'"),
+        ("patch sweep tiny --pairs pairs.csv --direction denoise", "denoising"),
+        ("patch compare tiny", "give --task NAME"),
+        ("patch paths tiny --pairs pairs.csv --senders q", "z"),
+        ("patch paths tiny --pairs pairs.csv --direction denoise", "'noising' or 'denoising'"),
     ],
 )
 def test_what_the_user_can_fix_is_one_line(run: Callable[..., Result], line: str, message: str, tmp_path: Path) -> None:
@@ -144,12 +206,12 @@ def test_interrupted_it_leaves_no_half_written_report(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("monosem.patching.localisation.job.evidence", stop)
-    done = run("patch tiny --pairs pairs.csv --positions end", "--out", tmp_path / "r")
+    done = run("patch localise tiny --pairs pairs.csv --positions end", "--out", tmp_path / "r")
     assert done.exit_code == 130
     assert list((tmp_path / "r").iterdir()) == []
 
 
 def test_positions_are_numbers_or_names() -> None:
-    assert _positions("end, s2,-1,4") == ["end", "s2", -1, 4]
-    assert _positions("spans") == "spans"
-    assert _positions(None) is None
+    assert positions_of("end, s2,-1,4") == ["end", "s2", -1, 4]
+    assert positions_of("spans") == "spans"
+    assert positions_of(None) is None

@@ -22,7 +22,15 @@ def heavy_after(code: str) -> list[str]:
     return done.stdout.splitlines()[-1].split()[1:]
 
 
-COMMANDS = ["--help", "--version", "latents --help", "train --help", "demo --help"]
+COMMANDS = [
+    "--help",
+    "--version",
+    "latents --help",
+    "train --help",
+    "demo --help",
+    "lens tuned --help",
+    "patch sweep --help",
+]
 
 
 @pytest.mark.parametrize("arguments", COMMANDS)

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import latents, lens, listing, patching, steering, studying, training, verifying
+from . import components, latents, lens, listing, patch, steering, studying, training, verifying
 from .application import Application, help_without_command, register
 
 app = typer.Typer(
@@ -32,14 +32,21 @@ def options(context: typer.Context, version: Version = False) -> None:
     help_without_command(context)
 
 
-register(app, {"demo": studying.demo, "study": studying.study, "verify": verifying.verify})
 register(
-    app, {"train": training.train, "evaluate": training.evaluate, "steer": steering.steer, "sweep": steering.sweep}
+    app,
+    {
+        "demo": studying.demo,
+        "study": studying.study,
+        "verify": verifying.verify,
+        "train": training.train,
+        "evaluate": training.evaluate,
+        "steer": steering.steer,
+        "sweep": steering.sweep,
+    },
 )
-register(app, {"patch": patching.patch})
-register(app, {"lens": lens.lens, "train-lens": lens.train_lens})
-app.add_typer(latents.app, name="latents")
-app.add_typer(listing.app, name="list")
+GROUPS = {"patch": patch, "lens": lens, "components": components, "latents": latents, "list": listing}
+for name, module in GROUPS.items():
+    app.add_typer(module.app, name=name)
 
 
 def main() -> None:

@@ -1,17 +1,19 @@
-"""How every command ends: exit codes, one-line errors, Ctrl-C, closed pipes."""
+"""How every command is made and ends: grouped options, near names, one-line errors, exit codes, Ctrl-C, pipes."""
 
 import contextlib
+import dataclasses
 import inspect
 import os
 import shlex
 import sys
+import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
-from ..errors import MonosemError
+from ..errors import MonosemError, did_you_mean
 from .output import notice
 
 INTERRUPTED, USER_ERROR, PIPE_CLOSED = 130, 2, 141  # 128 + SIGINT, as argparse and click, 128 + SIGPIPE
@@ -20,7 +22,35 @@ INTERRUPTED, USER_ERROR, PIPE_CLOSED = 130, 2, 141  # 128 + SIGINT, as argparse 
 UsageError: Any = typer.BadParameter.__base__
 
 
-class Application(TyperGroup):
+class Group(TyperGroup):
+    """Commands under one name. A wrong name is answered with near ones, also with those of other groups."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name = args[0]
+        if name.startswith("-") or self.get_command(ctx, name) is not None:
+            return super().resolve_command(ctx, args)
+        raise UsageError(f"no command {name!r}{self._near(ctx, name)}", ctx=ctx)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except UsageError as error:
+            error.message = f"{one_line(error.format_message()).rstrip('.')}; {self._has(ctx)}"
+            raise
+
+    def _near(self, ctx: Any, name: str) -> str:
+        words = sorted(name.replace("-", " ").split())
+        paths = [" ".join(path) for path in leaves(ctx.find_root().command)]
+        moved = [path for path in paths if sorted(path.split()) == words or path.split()[-1] == name]
+        if moved:
+            return f"; did you mean {' or '.join(repr(path) for path in moved)}?"
+        return did_you_mean(name, self.commands) or f"; {self._has(ctx)}"
+
+    def _has(self, ctx: Any) -> str:
+        return f"{ctx.command_path} has the commands {', '.join(self.commands)}"
+
+
+class Application(Group):
     """The root command. Errors that the user can fix are one line on stderr; the rest are bugs, with a traceback."""
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
@@ -50,11 +80,57 @@ class Application(TyperGroup):
             raise typer.Exit(PIPE_CLOSED) from error
 
 
+def leaves(command: Any, *path: str) -> Iterator[tuple[str, ...]]:
+    """The commands below a group, each as the words that call it."""
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from leaves(inner, *path, name)
+    if not hasattr(command, "commands"):
+        yield path
+
+
+def group(help: str, commands: dict[str, Callable[..., Any]]) -> typer.Typer:
+    """A group of commands; called without one, it shows its help."""
+    app = typer.Typer(cls=Group, help=help)
+    app.callback(invoke_without_command=True)(help_without_command)
+    register(app, commands)
+    return app
+
+
 def register(app: typer.Typer, commands: dict[str, Callable[..., Any]]) -> None:
     """Add commands; their docstrings are their help, each paragraph as one line that the terminal wraps."""
     for name, function in commands.items():
         paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
-        app.command(name, help="\n\n".join(map(one_line, paragraphs)))(function)
+        app.command(name, help="\n\n".join(map(one_line, paragraphs)))(ungrouped(function))
+
+
+def ungrouped(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with each parameter that is a dataclass of options replaced by these options."""
+    groups: dict[str, tuple[type, list[str]]] = {}
+    flat: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
+        kind = parameter.annotation
+        if not dataclasses.is_dataclass(kind):
+            flat.append(parameter.replace(kind=parameter.KEYWORD_ONLY))
+            continue
+        hints = typing.get_type_hints(kind, include_extras=True)
+        groups[name] = (typing.cast(type, kind), [field.name for field in dataclasses.fields(kind)])
+        flat += [
+            inspect.Parameter(
+                field.name,
+                parameter.KEYWORD_ONLY,
+                default=parameter.empty if field.default is dataclasses.MISSING else field.default,
+                annotation=hints[field.name],
+            )
+            for field in dataclasses.fields(kind)
+        ]
+
+    def command(**given: Any) -> Any:
+        made = {name: kind(**{field: given.pop(field) for field in fields}) for name, (kind, fields) in groups.items()}
+        return function(**given, **made)
+
+    command.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
+    command.__doc__ = function.__doc__
+    return command
 
 
 def help_without_command(context: typer.Context) -> None:

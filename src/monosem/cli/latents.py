@@ -4,20 +4,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from ..errors import BadFile, BadInput
 from . import output
-from .application import help_without_command, register, resumable
-from .loading import corpus, dictionary_and_model
+from .application import group, resumable
+from .loading import DictionaryMachine, corpus
 from .options import (
     Context,
-    Device,
     DictionaryArgument,
-    Dtype,
     Json,
     LatentArgument,
-    ModelOverride,
     Prompts,
     Quiet,
     Seed,
@@ -34,9 +29,6 @@ if TYPE_CHECKING:
 
     from ..latents import Evidence, Index
 
-app = typer.Typer(help="Latents: what fires, what tells prompts apart, what one is about.")
-app.callback(invoke_without_command=True)(help_without_command)
-
 Count = Annotated[int, option("--count -k", "N", "How many latents.", min=1)]
 IndexFile = Annotated[Path | None, option("--index", "FILE", "Another index than the dictionary's own.")]
 
@@ -44,10 +36,8 @@ IndexFile = Annotated[Path | None, option("--index", "FILE", "Another index than
 def top(
     dictionary: DictionaryArgument,
     prompts: Prompts,
+    machine: DictionaryMachine,
     count: Count = 10,
-    model: ModelOverride = None,
-    dtype: Dtype = None,
-    device: Device = None,
     json: Json = False,
 ) -> None:
     """Latents that fire most on a prompt's tokens.
@@ -56,7 +46,7 @@ def top(
     """
     from .. import latents
 
-    sae, lm = dictionary_and_model(dictionary, model, device, dtype, quiet=json)
+    sae, lm = machine.load(dictionary, quiet=json)
     index = latents.index_of(sae)
     found = latents.top(lm, sae, prompts, k=count, index=index)
     if json:
@@ -83,6 +73,7 @@ def words(evidence: "Evidence") -> str:
 
 def search(
     dictionary: DictionaryArgument,
+    machine: DictionaryMachine,
     positive: Annotated[Path | None, option("--positive", "FILE", "Prompts that have it, one a line.")] = None,
     negative: Annotated[Path | None, option("--negative", "FILE", "Their partners without it, line by line.")] = None,
     text: Annotated[
@@ -91,9 +82,6 @@ def search(
     count: Count = 10,
     index: IndexFile = None,
     seed: Seed = 0,
-    model: ModelOverride = None,
-    dtype: Dtype = None,
-    device: Device = None,
     json: Json = False,
 ) -> None:
     """Find latents by contrasting prompts, or by words.
@@ -110,7 +98,7 @@ def search(
         from ..latents import contrast
 
         sides = prompt_lines(positive), prompt_lines(negative)
-        sae, lm = dictionary_and_model(dictionary, model, device, dtype, quiet=json)
+        sae, lm = machine.load(dictionary, quiet=json)
         found = contrast(lm, sae, *sides, seed=seed).table.head(count)
     else:
         raise BadInput("give --positive FILE and --negative FILE, or --text QUERY")
@@ -147,14 +135,12 @@ def show(
 def make_index(
     dictionary: DictionaryArgument,
     text: Text,
+    machine: DictionaryMachine,
     out: Annotated[Path | None, option("--out", "FILE", "Default: index.sqlite beside the dictionary.")] = None,
     tokens: TokenLimit = 1_000_000,
     examples: Annotated[int, option("--examples", "N", "Examples kept for each latent.", min=1)] = 20,
     context: Context = 256,
     seed: Seed = 0,
-    model: ModelOverride = None,
-    dtype: Dtype = None,
-    device: Device = None,
     quiet: Quiet = False,
 ) -> None:
     """Make the index that show and search read.
@@ -166,7 +152,7 @@ def make_index(
     from ..data import TokenStore
     from ..latents import build_index
 
-    sae, lm = dictionary_and_model(dictionary, model, device, dtype, quiet=quiet)
+    sae, lm = machine.load(dictionary, quiet=quiet)
     target = out or (sae.folder or Path()) / "index.sqlite"
     names = ", ".join(map(str, text))
     with resumable(f"what is done is kept beside {target}"):
@@ -204,4 +190,7 @@ def marked(text: "rich.text.Text") -> str:
     return plain
 
 
-register(app, {"top": top, "search": search, "show": show, "index": make_index})
+app = group(
+    "Latents: what fires, what tells prompts apart, what one is about.",
+    {"top": top, "search": search, "show": show, "index": make_index},
+)

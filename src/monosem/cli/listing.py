@@ -4,11 +4,13 @@ from collections.abc import Sequence
 
 import typer
 
-from .application import register
+from .application import Group, register
 from .options import Json, ModelArgument
 from .output import as_json, table
 
-app = typer.Typer(help="What is here: models, families, dictionaries, concepts, sites.", invoke_without_command=True)
+app = typer.Typer(
+    help="What is here: models, families, dictionaries, concepts, sites.", invoke_without_command=True, cls=Group
+)
 
 
 @app.callback()

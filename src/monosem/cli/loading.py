@@ -1,8 +1,11 @@
 """Loading what a command names, checked against each other."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from .options import MODELS, Device, Dtype, Machine, option
 
 if TYPE_CHECKING:
     from ..data import Document
@@ -10,27 +13,30 @@ if TYPE_CHECKING:
     from ..models import Model
 
 
-def dictionary_and_model(
-    dictionary: str,
-    model: str | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
-    quiet: bool = False,
-) -> "tuple[Dictionary, Model]":
-    """The dictionary and its model, or the model that is named instead.
+@dataclass(frozen=True)
+class DictionaryMachine:
+    """Which model a dictionary is used with, and how it runs."""
 
-    Raises:
-        Mismatch: the dictionary is not of this model.
-        UnknownName: there is no such dictionary or model.
-    """
-    from ..dictionaries import load_dictionary
-    from ..models import load_model
+    model: Annotated[str | None, option("--model", "MODEL", f"Another model than the dictionary's own: {MODELS}.")] = (
+        None
+    )
+    dtype: Dtype = None
+    device: Device = None
 
-    learned = load_dictionary(dictionary)
-    language_model = load_model(model or learned.model_name, device=device, dtype=dtype, quiet=quiet)
-    learned.to(language_model.device)
-    learned.check(language_model)
-    return learned, language_model
+    def load(self, dictionary: str, quiet: bool) -> "tuple[Dictionary, Model]":
+        """The dictionary and its model, or the model that is named instead.
+
+        Raises:
+            Mismatch: the dictionary was made for another model.
+            UnknownName: there is no such dictionary or model.
+        """
+        from ..dictionaries import load_dictionary
+
+        learned = load_dictionary(dictionary)
+        model = Machine(self.dtype, self.device).load(self.model or learned.model_name, quiet)
+        learned.to(model.device)
+        learned.check(model)
+        return learned, model
 
 
 def corpus(model: "Model", paths: "Sequence[str | Path]", seed: int = 0) -> "Iterable[Document]":

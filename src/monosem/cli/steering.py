@@ -6,18 +6,17 @@ from typing import Annotated
 
 from ..errors import BadInput
 from .application import resumable
-from .loading import dictionary_and_model
+from .loading import DictionaryMachine
 from .options import (
-    Device,
+    Chat,
     DictionaryArgument,
-    Dtype,
-    Json,
     LatentArgument,
-    ModelOverride,
+    Printing,
     Prompts,
-    Quiet,
     Seed,
     argument,
+    decimals,
+    latent_numbers,
     option,
 )
 from .output import as_json, frame, notice, table
@@ -31,17 +30,14 @@ def steer(
     latent: LatentArgument,
     value: Annotated[float, argument("VALUE", "Set the latent to this at every token; 0 switches it off.")],
     prompts: Prompts,
+    machine: DictionaryMachine,
+    printing: Printing,
     scale: Annotated[bool, option("--scale", None, "Multiply the latent by VALUE instead of setting it.")] = False,
     add: Annotated[bool, option("--add", None, "Add VALUE to the latent instead of setting it.")] = False,
-    chat: Annotated[bool, option("--chat", None, "Each prompt is a user's turn in the model's chat format.")] = False,
+    chat: Chat = False,
     max_new_tokens: NewTokens = 20,
     temperature: Temperature = 0.0,
     seed: Seed = 0,
-    model: ModelOverride = None,
-    dtype: Dtype = None,
-    device: Device = None,
-    json: Json = False,
-    quiet: Quiet = False,
 ) -> None:
     """Turn one latent up, down or off and compare.
 
@@ -58,10 +54,10 @@ def steer(
     if not math.isfinite(value):
         raise BadInput(f"VALUE must be a finite number, not {value}")
     change = edits.scale_latent if scale else edits.add_latent if add else edits.clamp
-    sae, lm = dictionary_and_model(dictionary, model, device, dtype, quiet or json)
+    sae, lm = machine.load(dictionary, printing.silent)
     texts = [lm.chat(prompt) for prompt in prompts] if chat else prompts
     found = compare(lm, change(sae, latent, value), texts, max_new_tokens, temperature=temperature, seed=seed)
-    if json:
+    if printing.json:
         as_json({"summary": found.summary, "prompts": found.table})
         return
     changes = found.table[["baseline_text", "edited_text", "kl"]].itertuples(index=False)
@@ -72,6 +68,8 @@ def steer(
 def sweep(
     dictionary: DictionaryArgument,
     out: Annotated[Path, option("--out", "DIR", "Folder of the results; a sweep that is there goes on.")],
+    machine: DictionaryMachine,
+    printing: Printing,
     latents: Annotated[
         str | None, option("--latents", "RANGE", "Such as 0:100 or 3,17,200:210 (default: all).")
     ] = None,
@@ -82,11 +80,6 @@ def sweep(
     seed: Seed = 0,
     batch: Annotated[int, option("--batch", "N", "Continuations made at once.", min=1)] = 64,
     top: Annotated[int, option("--top", "N", "Rows of the ranking to print.", min=1)] = 10,
-    model: ModelOverride = None,
-    dtype: Dtype = None,
-    device: Device = None,
-    json: Json = False,
-    quiet: Quiet = False,
 ) -> None:
     """Turn up every latent in turn; rank by effect and coherence.
 
@@ -97,42 +90,14 @@ def sweep(
     from ..steering import sweep as run_sweep
 
     doses = decimals(values)
-    sae, lm = dictionary_and_model(dictionary, model, device, dtype, quiet)
-    chosen = numbers(latents, sae.width) if latents else None
+    sae, lm = machine.load(dictionary, printing.quiet)
+    chosen = latent_numbers(latents, sae.width)
     with resumable(f"what is done is kept in {out}"):
-        done = run_sweep(lm, sae, chosen, doses, prompt, max_new_tokens, batch, out, seed, temperature, quiet)
+        done = run_sweep(lm, sae, chosen, doses, prompt, max_new_tokens, batch, out, seed, temperature, printing.quiet)
     best = done.table.head(top)[["latent", "value", "kl", "perplexity", "score", "text"]]
-    if json:
+    if printing.json:
         as_json({"baseline": done.baseline, "best": best})
     else:
         frame(best, f"best {len(best)} of {len(done.table):,}, by effect and coherence")
-    if not quiet:
+    if not printing.quiet:
         notice(f"all of them: {out / 'sweep.txt'} and {out / 'sweep.parquet'}")
-
-
-def decimals(text: str) -> list[float]:
-    """`"10, 20"` -> [10.0, 20.0]. Raises `BadInput` when one is not a number."""
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise BadInput(f"--values {text}: write numbers separated by commas, such as 10,20") from error
-
-
-def numbers(text: str, width: int) -> list[int]:
-    """`"3,17,200:203"` -> [3, 17, 200, 201, 202]; each at most once, in this order; `"5:"` goes to the end.
-
-    Raises:
-        BadInput: not written like this, or a number that is not below `width`.
-    """
-    found: dict[int, None] = {}
-    for part in text.split(","):
-        first, colon, last = (piece.strip() for piece in part.partition(":"))
-        try:
-            start = int(first or 0) if colon else int(first)
-            stop = int(last or width) if colon else start + 1
-        except ValueError as error:
-            raise BadInput(f"--latents {text}: write numbers and ranges such as 0:100 or 3,17,200:210") from error
-        if not 0 <= start < stop <= width:
-            raise BadInput(f"--latents {text}: {part.strip()!r} is not inside 0:{width}")
-        found.update(dict.fromkeys(range(start, stop)))
-    return list(found)

@@ -1,14 +1,15 @@
 """`monosem train` and `monosem evaluate`: make a dictionary from text, and measure it on other text."""
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import BadInput
 from .application import resumable
-from .loading import corpus, dictionary_and_model
+from .loading import DictionaryMachine, corpus
 from .options import (
     MODELS,
     TEXTS,
@@ -16,12 +17,14 @@ from .options import (
     Device,
     DictionaryArgument,
     Dtype,
-    Json,
-    ModelOverride,
+    Machine,
+    Printing,
     Quiet,
+    Set,
     Text,
     TokenLimit,
     argument,
+    fields,
     option,
 )
 from .output import as_json, frame, notice
@@ -31,25 +34,44 @@ if TYPE_CHECKING:
     from ..dictionaries.training import TrainConfig
     from ..models import Model
 
+Config = Annotated[Path | None, argument("[CONFIG]", "The config.yaml of a run; options win over it.")]
+
+
+@dataclass(frozen=True)
+class Training:
+    """The fields of the config that are set most; `None` leaves a field as the file or the default has it."""
+
+    model: Annotated[str | None, option("--model", "MODEL", f"The model: {MODELS}.")] = None
+    site: Annotated[str | None, option("--site", "SITE", "Where it reads, such as resid_post.15.")] = None
+    text: Annotated[list[Path] | None, option("--text", "PATH", TEXTS)] = None
+    width: Annotated[int | None, option("--width", "N", "Number of latents.")] = None
+    k: Annotated[int | None, option("--k -k", "N", "Active latents a token.")] = None
+    tokens: Annotated[
+        int | None, option("--tokens", "N", "Tokens to train on; a shorter text is read again and again.")
+    ] = None
+    kind: Annotated[str | None, option("--kind", "topk|batchtopk", "Default: topk.")] = None
+    context: Annotated[int | None, option("--context", "N", "Tokens a window (default: 256).")] = None
+    batch_tokens: Annotated[int | None, option("--batch-tokens", "N", "Tokens a step (default: 4096).")] = None
+    buffer_tokens: Annotated[int | None, option("--buffer-tokens", "N", "Tokens that are shuffled together.")] = None
+    lr: Annotated[float | None, option("--lr", "X", "Peak learning rate (default: by the width).")] = None
+    seed: Annotated[int | None, option("--seed", "N", "Seed of everything random (default: 0).")] = None
+    device: Device = None
+    set: Set = None
+
+    def config(self, file: Path | None) -> "TrainConfig":
+        """The file, with the options over it. Raises `BadInput` or `BadFile` for what a config cannot hold."""
+        from ..dictionaries.training import TrainConfig
+
+        given: dict[str, Any] = {name: value for name, value in vars(self).items() if name not in ("text", "set")}
+        given["texts"] = [str(path) for path in self.text] if self.text else None
+        chosen = {name: value for name, value in given.items() if value is not None} | fields(self.set)
+        return TrainConfig.parse((TrainConfig.read(file).model_dump() if file else {}) | chosen)
+
 
 def train(
     out: Annotated[Path, option("--out", "DIR", "Folder of the run; the result is DIR/dictionary.")],
-    config: Annotated[Path | None, argument("[CONFIG]", "The config.yaml of a run; options win over it.")] = None,
-    model: Annotated[str | None, option("--model", "MODEL", f"The model: {MODELS}.")] = None,
-    site: Annotated[str | None, option("--site", "SITE", "Where it reads, such as resid_post.15.")] = None,
-    text: Annotated[list[Path] | None, option("--text", "PATH", TEXTS)] = None,
-    width: Annotated[int | None, option("--width", "N", "Number of latents.")] = None,
-    k: Annotated[int | None, option("--k -k", "N", "Active latents a token.")] = None,
-    tokens: Annotated[
-        int | None, option("--tokens", "N", "Tokens to train on; the text is repeated if need be.")
-    ] = None,
-    kind: Annotated[str | None, option("--kind", "topk|batchtopk", "Default: topk.")] = None,
-    context: Annotated[int | None, option("--context", "N", "Tokens a window (default: 256).")] = None,
-    batch_tokens: Annotated[int | None, option("--batch-tokens", "N", "Tokens a step (default: 4096).")] = None,
-    buffer_tokens: Annotated[int | None, option("--buffer-tokens", "N", "Tokens that are shuffled together.")] = None,
-    lr: Annotated[float | None, option("--lr", "X", "Peak learning rate (default: by the width).")] = None,
-    seed: Annotated[int | None, option("--seed", "N", "Seed of everything random (default: 0).")] = None,
-    device: Device = None,
+    training: Training,
+    config: Config = None,
     dtype: Dtype = None,
     resume: Annotated[bool, typer.Option(help="Go on with the run that DIR holds, or refuse it.")] = True,
     quiet: Quiet = False,
@@ -62,20 +84,14 @@ def train(
 
     Example: monosem train --model smollm2 --site resid_post.15 --text books/ --width 4608 -k 32 --tokens 5000000 --out
     runs/sae
-    """
-    from ..dictionaries.training import TrainConfig
-    from ..dictionaries.training import train as run_training
-    from ..models import load_model
 
-    given: dict[str, object] = {"model": model, "site": site, "width": width, "k": k, "tokens": tokens, "kind": kind}
-    given |= {"context": context, "batch_tokens": batch_tokens, "buffer_tokens": buffer_tokens, "lr": lr, "seed": seed}
-    given |= {"device": device, "texts": [str(path) for path in text] if text else None}
-    fields = TrainConfig.read(config).model_dump() if config else {}
-    settings = TrainConfig.parse(fields | {name: value for name, value in given.items() if value is not None})
+    Example: monosem train runs/sae/config.yaml --seed 1 --set auxk=256 --out runs/second
+    """
+    from ..dictionaries.training import train as run_training
+
+    settings = training.config(config)
     with resumable(f"what is done is kept in {out}"):
-        lm = load_model(
-            settings.model, device=None if settings.device == "auto" else settings.device, dtype=dtype, quiet=quiet
-        )
+        lm = Machine(dtype, None if settings.device == "auto" else settings.device).load(settings.model, quiet)
         trained = run_training(settings, activations_of(lm, settings, quiet), folder=out, resume=resume, quiet=quiet)
     if not quiet:
         notice(f"{trained}\nmeasure it on other text: monosem evaluate {out / 'dictionary'} --text PATH")
@@ -107,14 +123,11 @@ def activations_of(model: "Model", settings: "TrainConfig", quiet: bool) -> "Act
 def evaluate(
     dictionary: DictionaryArgument,
     text: Text,
+    machine: DictionaryMachine,
+    printing: Printing,
     tokens: TokenLimit = 100_000,
     context: Context = 256,
     save: Annotated[Path | None, option("--save", "FILE", "Write everything as JSON, with the config.")] = None,
-    model: ModelOverride = None,
-    dtype: Dtype = None,
-    device: Device = None,
-    json: Json = False,
-    quiet: Quiet = False,
 ) -> None:
     """Measure a dictionary on text it was not trained on.
 
@@ -124,11 +137,11 @@ def evaluate(
     """
     from ..dictionaries import evaluate as measure
 
-    sae, lm = dictionary_and_model(dictionary, model, device, dtype, quiet or json)
-    found = measure(sae, lm, corpus(lm, text), tokens=tokens, context=context, quiet=quiet)
+    sae, lm = machine.load(dictionary, printing.silent)
+    found = measure(sae, lm, corpus(lm, text), tokens=tokens, context=context, quiet=printing.quiet)
     if save:
         found.save(save)
-    if json:
+    if printing.json:
         as_json(found.to_dict())
     else:
         left_out = sum(found.skipped.values())

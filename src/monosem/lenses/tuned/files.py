@@ -33,7 +33,7 @@ def load_tuned(name: str | os.PathLike[str]) -> TunedLens:
         near = did_you_mean(given, shipped_tuned())
         raise UnknownName(
             f"no tuned lens {given!r}{near}; shipped for: {', '.join(shipped_tuned()) or 'none'}; else give a folder, "
-            "or train one: monosem train-lens"
+            "or train one: monosem lens train"
         )
     lens = _published(folder) if (folder / PARAMETERS).exists() else _own(folder)
     return lens.eval().requires_grad_(False)

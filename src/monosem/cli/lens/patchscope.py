@@ -1,0 +1,66 @@
+"""`monosem lens patchscope`: a state put into another prompt, and what the model says of it."""
+
+from typing import TYPE_CHECKING, Annotated
+
+from ..options import Machine, option
+from ..output import as_json, table
+from .options import Position, Reading, Top, Written, likeliest
+
+if TYPE_CHECKING:
+    from ...lenses import PatchscopeResult
+    from ...models import Model
+
+Into = Annotated[
+    str | None, option("--into", "TEXT", "The prompt whose last token is overwritten (default: token identity).")
+]
+NewTokens = Annotated[int, option("--max-new-tokens", "N", "Write so many tokens after it.", min=0)]
+
+
+def patchscope(
+    reading: Reading,
+    machine: Machine,
+    written: Written,
+    into: Into = None,
+    position: Position = None,
+    top: Top = 5,
+    max_new_tokens: NewTokens = 0,
+) -> None:
+    """Show what the model says of a state in another prompt.
+
+    The state of a token at each layer overwrites the last token of another prompt at the same layer; by default of one
+    that makes the model repeat a token.
+
+    Example: monosem lens patchscope smollm2 "The Colosseum in Rome" --position 3 --max-new-tokens 8
+    """
+    from ... import lenses
+
+    model, texts, options = reading.load(machine, written)
+    # a file shows every token of a prompt
+    whole = position is None and (written.json or written.out is not None)
+    seen = lenses.patchscope(
+        model,
+        texts,
+        lenses.TOKEN_IDENTITY if into is None else into,
+        positions=None if whole else -1 if position is None else position,
+        top=top,
+        generate=max_new_tokens,
+        **options,
+    )
+    written.save(seen)
+    if written.json:
+        as_json(seen.table)
+    else:
+        _print(model, seen)
+    written.say_where()
+
+
+def _print(model: "Model", seen: "PatchscopeResult") -> None:
+    """One table a prompt: a line a layer."""
+    for row, tokens in enumerate(seen.tokens):
+        rows = []
+        for i, layer in enumerate(seen.layers):
+            words = [model.str_token(token) for token in seen.top_ids[row, i, -1].tolist()]
+            text = [] if seen.texts is None else [repr(seen.texts[row * len(seen.layers) + i][-1])]
+            rows.append([layer, likeliest(words, seen.top_probabilities[row, i, -1].tolist()), *text])
+        titles = ["layer", "likeliest", *([] if seen.texts is None else ["written"])]
+        table(titles, rows, f"patchscope of {tokens[-1]!r} (token {int(seen.positions[row, -1])} of prompt {row})")

@@ -1,0 +1,108 @@
+"""`monosem patch localise`: where in the model an answer is made, with a report."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from ...errors import require
+from ..application import one_line
+from ..options import Machine, Printing, names, option
+from ..output import as_json, cell, frame, notice, show, table
+from .pairs import Metric, Pairs, Positions, positions_of
+
+if TYPE_CHECKING:
+    from ...patching import Localisation
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """From which effect a place counts, and with what it is compared."""
+
+    threshold: Annotated[
+        float, option("--threshold", "SHARE", "Share of the effect from which a place counts.", min=0.0)
+    ] = 0.05
+    head_threshold: Annotated[
+        float | None, option("--head-threshold", "SHARE", "The same for heads (default: --threshold).", min=0.0)
+    ] = None
+    controls: Annotated[int, option("--controls", "N", "Random sets to compare with.", min=0)] = 10
+    no_backup: Annotated[bool, option("--no-backup", None, "Do not look for backup heads (saves a third).")] = False
+
+
+def localise(
+    pairs: Pairs,
+    thresholds: Thresholds,
+    machine: Machine,
+    printing: Printing,
+    metric: Metric = None,
+    sites: Annotated[
+        str, option("--sites", "LIST", "attn_out and mlp_out to choose from; resid_pre, for a map.")
+    ] = "attn_out,mlp_out",
+    positions: Positions = None,
+    out: Annotated[Path | None, option("--out", "DIR", "Folder of the report (default: runs/patch-TASK).")] = None,
+) -> None:
+    """Find the layers and heads that make an answer.
+
+    Restores every attention and MLP output alone, checks what passes the threshold by corrupting it, goes down to
+    heads, measures what all of it does together (sufficiency, necessity), looks for heads that stand in for it, and
+    writes a report. With --json nothing is written unless --out is given.
+
+    Example: monosem patch localise smollm2 --task ioi --n 16 --out runs/ioi
+
+    Example: monosem patch localise smollm2 --pairs mine.csv --metric negative_kl
+    """
+    from ...files import writable_folder
+    from ...patching import localise as find
+
+    pairs.check(metric)
+    folder = out or (None if printing.json else Path("runs") / f"patch-{pairs.name}")
+    if folder is not None:
+        require("plotly", "plots")
+        writable_folder(folder)
+    model = machine.load(pairs.model, printing.silent)
+    found = find(
+        model,
+        pairs.made(model),
+        metric,
+        threshold=thresholds.threshold,
+        head_threshold=thresholds.head_threshold,
+        sites=names(sites),
+        positions=positions_of(positions),
+        controls=thresholds.controls,
+        with_backup=not thresholds.no_backup,
+        seed=pairs.seed,
+        quiet=printing.silent,
+    )
+    page = None if folder is None else found.save(folder)
+    if printing.json:
+        as_json({"found": found.table, "sets": found.sets, "notes": list(found.notes), "config": found.config})
+    else:
+        _print(found)
+    if page is not None and not printing.quiet:
+        notice(f"report: {page}")
+
+
+def _print(found: "Localisation") -> None:
+    from ...patching.localisation.report import headline
+
+    config = found.config
+    ends = f"{cell(found.clean)} clean, {cell(found.corrupted)} corrupted"
+    show(f"{config['task']}, {config['pairs']} pairs, {config['metric']}: {ends}")
+    if len(found.table):
+        shown = found.table.drop(columns="error").astype(object)
+        frame(shown.where(shown.notna(), None), "what passed the threshold")
+    rows = [
+        (label, len(one.cells), str(one.sufficiency), str(one.necessity), str(one.pn), str(one.ps), _bounds(one.pns))
+        for label, one in found.evidence.items()
+    ]
+    if rows:
+        table(["together", "places", "sufficiency", "necessity", "PN", "PS", "PNS"], rows)
+    if found.backup is not None:
+        heads = ", ".join(f"{one.layer}.{one.head}" for one in found.backup.found) or "none"
+        show(f"backup heads: {heads}")
+    show(one_line(headline(found)))
+    for note in found.notes:
+        show(f"note: {note}")
+
+
+def _bounds(pns: tuple[float, float]) -> str:
+    return f"{cell(pns[0])} to {cell(pns[1])}"
