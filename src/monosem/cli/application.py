@@ -23,7 +23,7 @@ UsageError: Any = typer.BadParameter.__base__
 
 
 class Group(TyperGroup):
-    """Commands under one name. A wrong name is answered with near ones, also with those of other groups."""
+    """Commands under one name. A wrong name is answered with near ones, also with commands of other groups."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name = args[0]

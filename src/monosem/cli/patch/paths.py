@@ -23,7 +23,7 @@ def paths(
     thaw_mlps: Annotated[
         bool, option("--thaw-mlps", None, "Let MLPs between sender and receiver answer to the change.")
     ] = False,
-    top: Annotated[int, option("--top", "N", "Paths to print, those of the largest effect.", min=1)] = 10,
+    top: Annotated[int, option("--top", "N", "Paths to print, largest effect first.", min=1)] = 10,
     out: OutFile = None,
 ) -> None:
     """Patch the path from each sender to each receiver.

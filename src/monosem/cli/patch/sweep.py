@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 Direction = Annotated[
     str | None, option("--direction", "NAME", "denoising: clean into corrupted (default). noising: the other way.")
 ]
-Top = Annotated[int, option("--top", "N", "Places to print, those of the largest effect.", min=1)]
+Top = Annotated[int, option("--top", "N", "Places to print, largest effect first.", min=1)]
 Steps = Annotated[int, option("--steps", "N", "Gradients between base and source; more is closer.", min=1)]
 
 
