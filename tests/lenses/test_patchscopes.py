@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from monosem.errors import BadInput, Mismatch
+from monosem.errors import BadInput, Mismatch, UnknownName
 from monosem.lenses.patchscopes.mapping import Affine, affine_between
 from monosem.lenses.patchscopes.patchscope import (
     ENTITY_DESCRIPTION,
