@@ -55,7 +55,7 @@ def tuned_lens() -> Any:
 
 def entropy_lens() -> Any:
     prompts = ["Once upon a time there was", "The first ten numbers are one, two, three,"]
-    return ms.lenses.entropy(model(), prompts, max_new_tokens=12).plot()
+    return ms.lenses.entropy_profile(model(), prompts, max_new_tokens=12).plot()
 
 
 def token_gap() -> Any:
@@ -93,20 +93,22 @@ def patchscope() -> Any:
 
 
 def jacobian_lens() -> Any:
-    lens = ms.lenses.fit_jacobian(
-        model(), texts(), layers=range(14, 29, 2), n_prompts=8, length=40, skip_first=8, probes=64, quiet=True
+    lens = ms.lenses.JacobianLens.fit(
+        model(), texts(), layers=range(14, 29, 2), n=8, length=40, skip_first=8, probes=64, quiet=True
     )
     return lens(model(), "To make bread you need flour, water and").plot()
 
 
 def future_lens() -> Any:
-    lens = ms.lenses.fit_future(model(), texts()[:40], layers=range(3, 30, 3), offsets=(0, 1, 2), length=80, quiet=True)
+    layers, offsets = range(3, 30, 3), (0, 1, 2)
+    lens = ms.lenses.FutureLens.fit(model(), texts()[:40], layers=layers, offsets=offsets, length=80, quiet=True)
     return lens.evaluate(model(), texts()[40:48]).plot("agreement")
 
 
 def token_lens() -> Any:
-    scores = ms.lenses.copying_scores(model(), "token", 8, quiet=True)
-    return ms.lenses.head_lens(model(), scores, k=22)(model(), "The old lighthouse keeper").plot(layers=range(2, 26))
+    effects = ms.lenses.copying_effects(model(), "token", 8, quiet=True)
+    lens = ms.lenses.HeadLens.of(model(), effects, n=22)
+    return lens(model(), "The old lighthouse keeper").plot(layers=range(2, 26))
 
 
 def composition() -> Any:

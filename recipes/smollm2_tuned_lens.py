@@ -16,7 +16,7 @@ import torch
 import monosem as ms
 from monosem.data import TokenStore, interleaved, texts
 from monosem.files import write_json, write_text
-from monosem.lenses import TuneConfig, TunedEvaluation, TunedLens, evaluate_tuned, load_tuned, train_tuned
+from monosem.lenses import TuneConfig, TunedEvaluation, TunedLens
 
 CONTEXT = 256
 LICENCES = {
@@ -93,7 +93,7 @@ def measured(lens: TunedLens, args: argparse.Namespace) -> dict[str, TunedEvalua
     found = {}
     for name, file in HELD_OUT.items():
         store = TokenStore.build(model, texts(args.corpora / file), CONTEXT, tokens=8192)
-        found[name] = evaluate_tuned(lens, model, store, tokens=8192, cells=args.evaluation_cells, seed=args.seed)
+        found[name] = lens.evaluate(model, store, tokens=8192, cells=args.evaluation_cells, seed=args.seed)
     return found
 
 
@@ -104,10 +104,10 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     if not args.as_is:
         model = ms.load_model(args.model, dtype="bf16")
-        train_tuned(model, token_store(model, args), config_of(args), args.work / "training")
-    lens = load_tuned(args.work / "training" / "lens")
+        TunedLens.fit(model, token_store(model, args), config_of(args), folder=args.work / "training")
+    lens = TunedLens.load(args.work / "training" / "lens")
     lens.save(args.out, dtype=torch.float16)
-    found = measured(load_tuned(args.out), args)  # as users will load it: after the rounding to float16
+    found = measured(TunedLens.load(args.out), args)  # as users will load it: after the rounding to float16
     card = card_of(lens, found, args)
     write_json(args.out / "card.json", card)
     write_text(args.out / "README.md", page(card, found))
@@ -120,8 +120,8 @@ def card_of(lens: TunedLens, found: dict[str, TunedEvaluation], args: argparse.N
         "what": f"30 translators of rank {args.rank}, one for each resid_pre.L; stored in float16",
         "command": "python recipes/smollm2_tuned_lens.py",
         "options": {name: value for name, value in vars(args).items() if not isinstance(value, Path)},
-        **lens.metadata,
-        "cells_read_out": lens.metadata["steps"] * args.cells,
+        **lens.header.metadata,
+        "cells_read_out": lens.header.metadata["steps"] * args.cells,
         "data": {name: LICENCES[name.split("/")[0]] for name in TRAINING},
         "machine": f"{os.cpu_count()} CPU cores",
         "torch": torch.__version__,
@@ -134,8 +134,8 @@ def page(card: dict[str, Any], found: dict[str, TunedEvaluation]) -> str:
     lines = [
         "# Tuned lens for smollm2",
         "",
-        f'For {card["model"]}: {card["what"]}. Load it with `ms.lenses.load_tuned("smollm2")`, look through it with '
-        '`ms.lenses.tuned(model, "The capital of France is")`.',
+        f'For {card["model"]}: {card["what"]}. Load it with `ms.lenses.TunedLens.load("smollm2")`, look through it '
+        'with `ms.lenses.tuned(model, "The capital of France is")`.',
         "",
         f"Made by `{card['command']}`: a start by least squares from {card['options']['init_tokens']:,} tokens, then "
         f"{card['steps']} steps of Adam on KL(model‖lens), {card['cells_read_out']:,} predictions a layer drawn from "

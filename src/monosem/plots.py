@@ -1,6 +1,6 @@
-"""One quiet style for every Plotly figure, and the heatmap that lenses and patching draw."""
+"""One quiet style for every Plotly figure, and the heatmap and the lines that several rooms draw."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ BLUE, ORANGE, GREY, FAINT = "#3b74d9", "#d9822b", "#7d8590", "rgba(125,133,144,0
 GRID = "rgba(125,133,144,0.25)"  # readable on light and on dark paper
 DIVERGING = [[0.0, "#c2571a"], [0.5, "#f7f7f7"], [1.0, "#2b62c4"]]  # white is zero; negative orange, positive blue
 SEQUENTIAL = "Viridis"
+LINES = (BLUE, ORANGE, GREY, "#3a9a6b", "#8b5fbf", "#c24a6a")
 
 
 def style(figure: "Figure", x: str = "", y: str = "", title: str = "", height: int = 360) -> "Figure":
@@ -86,3 +87,33 @@ def heatmap(
         ticks = list(range(0, len(labels), max(1, -(-len(labels) // most))))
         update(tickmode="array", tickvals=ticks, ticktext=[str(labels[i]) for i in ticks], showgrid=False)
     return style(figure, x_title, y_title, title, height=max(300, min(900, 140 + 22 * len(y))))
+
+
+def lines(
+    curves: Mapping[str, tuple[Any, Any | None]],
+    x: Sequence[str],
+    *,
+    x_title: str = "",
+    y_title: str = "",
+    title: str = "",
+    zero: bool = False,
+) -> "Figure":
+    """Lines over places that are labelled one by one, with a bar of one standard error where there is one.
+
+    Args:
+        curves: name (HTML) -> (values, standard errors or None), each with one number a place.
+        x: labels of the places.
+        zero: draw the line y = 0.
+    """
+    go = require("plotly.graph_objects", "plots")
+    figure = go.Figure()
+    places = list(range(len(x)))
+    for number, (name, (values, error)) in enumerate(curves.items()):
+        bar = None if error is None else {"type": "data", "array": np.asarray(error), "thickness": 1, "width": 2}
+        line = {"color": LINES[number % len(LINES)], "width": 2}
+        figure.add_scatter(x=places, y=np.asarray(values), name=name, mode="lines+markers", line=line, error_y=bar)
+    step = max(1, len(x) // 16)
+    figure.update_xaxes(tickmode="array", tickvals=places[::step], ticktext=list(x[::step]))
+    if zero:
+        figure.add_hline(y=0, line={"color": FAINT, "width": 1})
+    return style(figure, x_title, y_title, title)

@@ -111,7 +111,7 @@ def test_languages(home: Path, tmp_path: Path) -> None:
 def test_patchscopes(home: Path, tmp_path: Path) -> None:
     model = load_model(home / "tiny", quiet=True)
     line = ["lens", "patchscope", home / "tiny", PROMPT, "--into", OTHER]
-    want = lenses.patchscope(model, PROMPT, OTHER, generate=2, quiet=True)
+    want = lenses.patchscope(model, PROMPT, OTHER, max_new_tokens=2, quiet=True)
     rows = json.loads(succeed(*line, "--max-new-tokens", 2, "--json"))
     assert [row["prediction"] for row in rows] == want.table.prediction.to_list()
     assert [row["text"] for row in rows] == want.table.text.to_list()
@@ -119,11 +119,11 @@ def test_patchscopes(home: Path, tmp_path: Path) -> None:
     assert "patchscope of ' sat' (token 2 of prompt 0)" in out
     for layer in (0, 2):
         shown = next(row for row in out.splitlines() if row.strip().startswith(f"{layer} "))
-        ids, chances = (part[0, layer, 2, :2].tolist() for part in (want.top_ids, want.top_probabilities))
+        ids, chances = (part[layer, 0, 2, :2].tolist() for part in (want.top_ids, want.top_probabilities))
         for token, chance in zip(ids, chances):
             assert f"{model.str_token(token)!r} {chance:.2f}" in shown
         assert want.texts is not None
-        assert want.texts[layer][2].strip() in shown
+        assert want.texts[layer][0][2].strip() in shown
     page = tmp_path / "p.html"
     both = succeed("lens", "patchscope", home / "tiny", PROMPT, OTHER, "--out", page, "-q", "--into", PROMPT)
     assert both.count("patchscope of ' mat' (token 5 of prompt") == 2
@@ -146,7 +146,7 @@ def test_what_is_wrong_is_one_line(home: Path) -> None:
         (["logit", tiny, PROMPT, "--into", OTHER], "No such option: --into"),
         (["entropy", tiny, PROMPT, "--target", " cat"], "No such option: --target"),
         (["patchscope", tiny, PROMPT, "--into", OTHER, "--site", "attn_out"], "a patchscope moves the stream"),
-        (["patchscope", tiny, PROMPT, "--into", OTHER, "--position", 9], "tokens 0 to 5"),
+        (["patchscope", tiny, PROMPT, "--into", OTHER, "--position", 9], "prompt 0 has 6 tokens"),
         (["languages", tiny, PROMPT, "--words", "x=cat"], "at least two languages"),
         (["languages", tiny, PROMPT, "--words", "cat"], "write NAME=WORD,WORD"),
     ]
@@ -164,9 +164,9 @@ def test_training_and_looking_through_the_result(home: Path, tmp_path: Path) -> 
     assert out.strip().endswith(str(run / "lens"))
     line = next(line.split() for line in out.splitlines() if "resid_pre.0" in line)
     assert float(line[1]) < float(line[2])
-    lens = lenses.load_tuned(run / "lens")
-    assert lens.metadata["training"]["init"] == "regression"
-    assert (lens.rank, lens.metadata["steps"]) == (8, 10)
+    lens = lenses.TunedLens.load(run / "lens")
+    assert lens.header.metadata["training"]["init"] == "regression"
+    assert (lens.header.rank, lens.header.metadata["steps"]) == (8, 10)
     again = succeed(*arguments)  # it is done: nothing is trained twice
     assert again == out
     rows = json.loads(succeed("lens", "tuned", home / "tiny", PROMPT, "--lens", run / "lens", "--json"))
@@ -183,7 +183,7 @@ def test_training_and_looking_through_the_result(home: Path, tmp_path: Path) -> 
     assert "--paper sets steps, batch_tokens, context, optimizer, init, lr; leave --steps out" in both.stderr
     bad = monosem(*arguments, "--optimizer", "adamw")
     assert "optimizer" in bad.stderr
-    assert torch.equal(lens[0].bias, lenses.load_tuned(run / "lens")[0].bias)
+    assert torch.equal(lens[0].bias, lenses.TunedLens.load(run / "lens")[0].bias)
 
 
 def test_ranges_of_layers() -> None:

@@ -8,8 +8,8 @@ import torch
 from monosem import edits
 from monosem.errors import BadFile, BadInput, Mismatch, UnknownName
 from monosem.lenses.copying.arithmetic import nearest
-from monosem.lenses.copying.heads import CopyingScores, copying_pairs, copying_scores
-from monosem.lenses.copying.lens import head_lens
+from monosem.lenses.copying.heads import CopyingEffects, CopyingHeader, copying_effects, copying_pairs
+from monosem.lenses.copying.lens import HeadLens
 from tiny import FAMILIES
 
 WORDS = ["the cat", "big dog", "red sun moon", "tree", "sad child", "one two three"]
@@ -41,7 +41,7 @@ def native_probability(model, ids, answer, at=None, patch=None):
 def test_a_score_is_the_gain_of_one_full_pass_with_a_hook(family, kind, tiny_model):
     model = tiny_model(family)
     options = {"words": WORDS, "length": 8, "seed": 3}
-    found = copying_scores(model, kind, 3, metric="probability", **options, quiet=True)
+    found = copying_effects(model, kind, 3, metric="probability", **options, quiet=True)
     pairs = copying_pairs(model, kind, 3, **options)
     at = {"token": -1, "concept": -2}[kind]
     z = [model.run([row], capture=[f"z.{layer}" for layer in range(3)]) for row in pairs.clean.rows()]
@@ -52,9 +52,9 @@ def test_a_score_is_the_gain_of_one_full_pass_with_a_hook(family, kind, tiny_mod
             for row, answer, own, start in zip(pairs.corrupted.rows(), pairs.right, z, base):
                 value = own[f"z.{layer}"][0, at, head]
                 gains.append(native_probability(model, row, int(answer), at, (layer, head, value)) - start)
-            assert float(found.scores[layer, head]) == pytest.approx(np.mean(gains), abs=2e-6)
-            assert float(found.error[layer, head]) == pytest.approx(np.std(gains, ddof=1) / 3**0.5, abs=2e-6)
-    assert found.corrupted == pytest.approx(np.mean(base), rel=1e-4)
+            assert float(found.effects[layer, head]) == pytest.approx(np.mean(gains), abs=2e-6)
+            assert float(found.errors[layer, head]) == pytest.approx(np.std(gains, ddof=1) / 3**0.5, abs=2e-6)
+    assert found.header.corrupted == pytest.approx(np.mean(base), rel=1e-4)
 
 
 def test_the_prompts_are_what_the_scores_need(tiny_model):
@@ -112,20 +112,20 @@ def test_the_lens_of_one_head_is_what_the_native_head_does(family, tiny_model):
     h = torch.randn(3, 32, generator=torch.Generator().manual_seed(1))
     for layer, head in HEADS:
         read, wrote, added = one_head_natively(model, layer, head, h)
-        bare, folded = (head_lens(model, [(layer, head)], fold=fold) for fold in (False, True))
+        bare, folded = (HeadLens.of(model, [(layer, head)], fold=fold) for fold in (False, True))
         if family != "gpt_oss":
             torch.testing.assert_close(bare.apply(read), wrote, rtol=1e-4, atol=1e-5)
         cosine = torch.cosine_similarity(folded.apply(h), added, dim=-1)
         torch.testing.assert_close(cosine, torch.ones(3), rtol=0, atol=1e-4)
-    whole = head_lens(model, HEADS)
-    assert whole.folded == (model.family.attn_norm is not None)
-    parts = sum(head_lens(model, [one]).matrix for one in HEADS)
+    whole = HeadLens.of(model, HEADS)
+    assert whole.header.folded == (model.family.attn_norm is not None)
+    parts = sum(HeadLens.of(model, [one]).matrix for one in HEADS)
     torch.testing.assert_close(whole.matrix, parts, rtol=1e-5, atol=1e-6)
 
 
 def test_reading_through_the_lens(tiny_model):
     model = tiny_model("gemma2")
-    lens = head_lens(model, HEADS)
+    lens = HeadLens.of(model, HEADS)
     seen = lens(model, "the cat sat", layers=[1], top=100)
     h = model.run("the cat sat", capture="resid_post.1")["resid_post.1"][0]
     p = model.unembed(h @ lens.matrix).softmax(-1).sort(descending=True)
@@ -137,9 +137,9 @@ def test_reading_through_the_lens(tiny_model):
 
 def test_own_token_ranks_by_hand(tiny_model):
     model = tiny_model("llama")
-    lens = head_lens(model, HEADS)
+    lens = HeadLens.of(model, HEADS)
     texts = ["the cat sat on mat", "a dog ran"]
-    table = lens.own_token(model, texts, layers=[0, 2], rows=1).set_index("layer")
+    table = lens.own_token(model, texts, layers=[0, 2], batch_size=1).set_index("layer")
     for layer in (0, 2):
         mine, bare = [], []
         for text in texts:
@@ -157,7 +157,7 @@ def test_own_token_ranks_by_hand(tiny_model):
 
 def test_an_analogy_is_vector_arithmetic(tiny_model):
     model = tiny_model("llama")
-    lens = head_lens(model, HEADS)
+    lens = HeadLens.of(model, HEADS)
     state = lambda word: model.run(f"I am {word}", capture="resid_post.1")["resid_post.1"][0, -1] @ lens.matrix  # noqa: E731
     target = state("Paris") - state("France") + state("sea")
     expected = {word: float(torch.cosine_similarity(state(word), target, dim=0)) for word in ("London", "sun", "big")}
@@ -185,45 +185,51 @@ def test_an_analogy_is_vector_arithmetic(tiny_model):
 
 def test_scores_rank_heads_and_are_saved(tiny_model, tmp_path):
     scores = torch.tensor([[0.1, -0.2, 0.5], [0.0, 0.9, 0.3]])
-    held = CopyingScores("token", "probability", "m", scores, scores.abs(), 0.9, 0.1, 7)
-    assert held.top(3) == [(1, 1), (0, 2), (1, 2)]
+    header = CopyingHeader("m", 32, 2, "token", "probability", 0.9, 0.1, 7)
+    held = CopyingEffects(scores, scores.abs(), header)
+    assert held.best_heads(3) == [(1, 1), (0, 2), (1, 2)]
+    assert held.best == (1, 1)
     assert held.table.iloc[0].to_dict() == {
         "layer": 1,
         "head": 1,
-        "score": pytest.approx(0.9),
-        "error": pytest.approx(0.9),
+        "effect": pytest.approx(0.9),
+        "effect_se": pytest.approx(0.9),
     }
-    again = CopyingScores.load(held.save(tmp_path / "scores"))
-    assert torch.equal(again.scores, held.scores)
-    assert (again.kind, again.clean, again.prompts) == ("token", 0.9, 7)
+    again = CopyingEffects.load(held.save(tmp_path / "scores"))
+    assert torch.equal(again.effects, held.effects)
+    assert again.header == held.header
+    assert held.save(tmp_path / "scores.csv").read_text().startswith("layer,head,effect")
     assert np.asarray(held.plot().data[0].z).shape == (2, 3)
     with pytest.raises(BadFile, match="not a 'jacobian' lens"):
         __import__("monosem").lenses.JacobianLens.load(tmp_path / "scores")
     model = tiny_model("llama")
-    lens = head_lens(model, copying_scores(model, "token", 2, length=8, quiet=True), k=5)
+    lens = HeadLens.of(model, copying_effects(model, "token", 2, length=8, quiet=True), n=5)
     assert (len(lens.heads), lens.name) == (5, "token lens")
+    back = HeadLens.load(lens.save(tmp_path / "lens"))
+    assert back.header == lens.header
+    assert torch.equal(back.matrix, lens.matrix)
 
 
 def test_what_is_refused(tiny_model):
     model = tiny_model("llama")
     with pytest.raises(UnknownName, match="'token' or 'concept'"):
-        copying_scores(model, "word", 2)
+        copying_effects(model, "word", 2)
     with pytest.raises(BadInput, match="none of the 1 words"):
-        copying_scores(model, "concept", 2, words=["cat"])
+        copying_effects(model, "concept", 2, words=["cat"])
     with pytest.raises(BadInput, match="leaves no room"):
-        copying_scores(model, "token", 4, length=5)
+        copying_effects(model, "token", 4, length=5)
     for heads, message in [([], "layers 0 to 2"), ([(0, 4)], "heads 0 to 3"), ([(3, 0)], "layers 0 to 2")]:
         with pytest.raises(BadInput, match=message):
-            head_lens(model, heads)
-    with pytest.raises(BadInput, match="k goes with copying scores"):
-        head_lens(model, HEADS, k=2)
+            HeadLens.of(model, heads)
+    with pytest.raises(BadInput, match="n goes with copying effects"):
+        HeadLens.of(model, HEADS, n=2)
 
 
 @pytest.mark.smollm2
 def test_smollm2_token_heads_read_out_the_token_where_the_logit_lens_does_not(smollm2):
-    """The twelve best heads of `copying_scores(smollm2, "token", 24)`."""
+    """The twelve best heads of `copying_effects(smollm2, "token", 24)`."""
     heads = [(29, 1), (23, 2), (23, 7), (18, 6), (20, 6), (17, 3), (18, 7), (23, 1), (23, 0), (23, 8), (17, 5), (22, 7)]
     text = "The old lighthouse keeper walked down to the harbour every morning to buy bread and fresh fish."
-    table = head_lens(smollm2, heads).own_token(smollm2, [text], layers=[2, 10])
+    table = HeadLens.of(smollm2, heads).own_token(smollm2, [text], layers=[2, 10])
     assert (table["top10"] > 0.4).all()
     assert (table["logit_top10"] < 0.2).all()

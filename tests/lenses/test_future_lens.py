@@ -10,8 +10,9 @@ from torch import nn
 
 from monosem.errors import BadFile, BadInput, Mismatch, UnknownName
 from monosem.lenses.future.bigrams import Bigrams
-from monosem.lenses.future.linear import FutureLens, fit_future
-from monosem.lenses.future.soft_prompt import Futures, SoftPrompt, fit_soft_prompt
+from monosem.lenses.future.futures import Futures
+from monosem.lenses.future.linear import FutureLens
+from monosem.lenses.future.soft_prompt import SoftPrompt
 
 DRAW = torch.Generator().manual_seed(7)
 TEXTS = [torch.randint(3, 100, (length,), generator=DRAW).tolist() for length in (30, 24, 40, 17, 33, 28)]
@@ -35,12 +36,12 @@ def native_states(model, ids):
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "gpt_neox"])
 def test_the_maps_are_least_squares(family, tiny_model):
     model = tiny_model(family)
-    lens = fit_future(model, TEXTS, offsets=(3, 1), ridge=0, rows=2, skip_first=2, quiet=True)
-    assert lens.fit.offsets == [1, 3]
+    lens = FutureLens.fit(model, TEXTS, offsets=(3, 1), ridge=0, batch_size=2, skip_first=2, quiet=True)
+    assert lens.header.offsets == [1, 3]
     states = [native_states(model, ids).double().numpy() for ids in TEXTS]
     for layer in range(3):
         x = np.concatenate([s[layer, 2:-3] for s in states])
-        assert len(x) == lens.fit.tokens
+        assert len(x) == lens.header.tokens
         for i, offset in enumerate((1, 3)):
             y = np.concatenate([s[-1, 2 + offset : len(s[0]) - 3 + offset] for s in states])
             both, *_ = np.linalg.lstsq(np.hstack([x, np.ones((len(x), 1))]), y, rcond=None)
@@ -51,7 +52,7 @@ def test_the_maps_are_least_squares(family, tiny_model):
 def test_the_ridge_is_in_units_of_each_coordinate(tiny_model):
     """Ridge on standardised coordinates, solved by stacking rows under the data."""
     model = tiny_model("llama")
-    lens = fit_future(model, TEXTS, layers=1, offsets=[2], ridge=0.3, skip_first=0, quiet=True)
+    lens = FutureLens.fit(model, TEXTS, layers=1, offsets=[2], ridge=0.3, skip_first=0, quiet=True)
     states = [native_states(model, ids).double().numpy() for ids in TEXTS]
     x, y = np.concatenate([s[1, :-2] for s in states]), np.concatenate([s[-1, 2:] for s in states])
     x, y = x - x.mean(0), y - y.mean(0)
@@ -75,7 +76,7 @@ def test_planted_dynamics_are_found(tiny_model):
     model = tiny_model("llama")
     matrix = torch.randn(32, 32, generator=torch.Generator().manual_seed(1)) / 6
     model.blocks[2] = Delay(matrix)
-    lens = fit_future(model, TEXTS, layers=[1], offsets=[1, 2], ridge=0, quiet=True)
+    lens = FutureLens.fit(model, TEXTS, layers=[1], offsets=[1, 2], ridge=0, quiet=True)
     torch.testing.assert_close(lens.weight[0, 0], matrix, rtol=1e-2, atol=1e-3)
     table = lens.evaluate(model, TEXTS, quiet=True).table.set_index(["lens", "offset"])
     assert table.loc[("linear", 1), "agreement"] == 1.0
@@ -86,8 +87,8 @@ def test_planted_dynamics_are_found(tiny_model):
 def test_scores_by_hand(tiny_model):
     """Every number of the table from logits made one token at a time."""
     model = tiny_model("gemma2")
-    lens = fit_future(model, TEXTS, layers=[0, 2], offsets=[1, 2], ridge=0.1, skip_first=1, quiet=True)
-    scores = lens.evaluate(model, TEXTS[:3], rows=2, quiet=True)
+    lens = FutureLens.fit(model, TEXTS, layers=[0, 2], offsets=[1, 2], ridge=0.1, skip_first=1, quiet=True)
+    scores = lens.evaluate(model, TEXTS[:3], batch_size=2, quiet=True)
     for i, layer in enumerate((0, 2)):
         for j, offset in enumerate((1, 2)):
             hits, agree, surprise, loss, count = Counter(), 0, 0.0, 0.0, 0
@@ -130,7 +131,7 @@ def test_bigrams_are_counts():
 
 def test_a_reading_names_what_each_state_foretells(tiny_model, tmp_path):
     model = tiny_model("llama")
-    lens = fit_future(model, TEXTS, offsets=(1, 2), quiet=True)
+    lens = FutureLens.fit(model, TEXTS, offsets=(1, 2), quiet=True)
     seen = lens(model, ["the cat sat on", "a dog"], layers=[-1], top=3)
     assert seen.top_ids.shape == (1, 2, 2, 4, 3)
     ids = model.tokens("the cat sat on").ids[0].tolist()
@@ -142,27 +143,27 @@ def test_a_reading_names_what_each_state_foretells(tiny_model, tmp_path):
     assert seen.table.query("row == 1 and position == 1")["text"].isna().all()
     assert (seen.top_ids[0, :, 1, 2:] == -1).all()
     assert np.asarray(seen.plot(1).data[0].z).shape == (1, 2)
-    assert seen.save(tmp_path / "seen.csv").read_text().startswith("row,layer")
+    assert seen.save(tmp_path / "seen.csv").read_text().startswith("site,layer,offset,row")
     with pytest.raises(UnknownName, match="no map was fitted for layers"):
-        fit_future(model, TEXTS, layers=[0], quiet=True)(model, "a dog", layers=[0, 1])
+        FutureLens.fit(model, TEXTS, layers=[0], quiet=True)(model, "a dog", layers=[0, 1])
     with pytest.raises(Mismatch, match="width 32"):
         lens(tiny_model("llama", hidden_size=48), "a dog")
 
 
 def test_the_lens_is_saved_whole(tiny_model, tmp_path):
     model = tiny_model("llama")
-    lens = fit_future(model, TEXTS, layers=[1], n_texts=4, quiet=True)
+    lens = FutureLens.fit(model, TEXTS, layers=[1], n=4, quiet=True)
     again = FutureLens.load(lens.save(tmp_path / "lens"))
-    assert again.fit == lens.fit
+    assert again.header == lens.header
     scores = [one.evaluate(model, TEXTS, quiet=True).table for one in (lens, again)]
     assert scores[0].equals(scores[1])
     with pytest.raises(BadFile, match="not a 'soft prompt' lens"):
         SoftPrompt.load(tmp_path / "lens")
     for keywords in ({"offsets": []}, {"offsets": [-1]}, {"ridge": -1}):
         with pytest.raises(BadInput, match="need offsets"):
-            fit_future(model, TEXTS, quiet=True, **keywords)
+            FutureLens.fit(model, TEXTS, quiet=True, **keywords)
     with pytest.raises(BadInput, match="prompt 3 has 17 tokens and needs more than 21"):
-        fit_future(model, TEXTS, offsets=[20], quiet=True)
+        FutureLens.fit(model, TEXTS, offsets=[20], quiet=True)
 
 
 # ---------------------------------------------------------------------- soft prompt
@@ -192,7 +193,7 @@ def transplanted(model, embeddings, layer, h, ids):
 def test_a_transplant_is_an_explicit_edit(family, tiny_model):
     model = tiny_model(family)
     prompt = SoftPrompt.of(model, 1, "one two three four", target_layer=0, offsets=(0, 2))
-    wide = SoftPrompt(prompt.embeddings + 0.3, prompt.fit)  # not the embeddings of any text
+    wide = SoftPrompt(prompt.embeddings + 0.3, prompt.header)  # not the embeddings of any text
     source = TEXTS[0][:7]
     h = native_states(model, source)[1, 4]
     ids = []
@@ -208,8 +209,8 @@ def test_its_scores_by_hand(tiny_model):
     model = tiny_model("llama")
     prompt = SoftPrompt.of(model, 1, "one two three four", offsets=(0, 2))
     texts = TEXTS[:2]
-    row = prompt.evaluate(model, texts, per_text=5, batch=3, quiet=True).table.set_index("offset")
-    futures = Futures.of(model, texts, 1, (0, 2), None, 256, 5, 1, 0)
+    row = prompt.evaluate(model, texts, per_text=5, batch_size=3, quiet=True).table.set_index("offset")
+    futures = Futures.of(model, texts, 1, (0, 2), per_text=5)
     assert len(futures) == 10
     hits, loss = Counter(), Counter()
     for h, ids in zip(futures.h, futures.ids.tolist()):
@@ -231,18 +232,18 @@ def test_learning_beats_the_fixed_context_and_leaves_the_model_alone(tiny_model,
     before = {name: value.clone() for name, value in model.hf.named_parameters()}
     keywords = {"per_text": 12, "seed": 3, "quiet": True}
     more = [torch.randint(3, 100, (30,), generator=DRAW).tolist() for _ in range(40)]
-    learned = fit_soft_prompt(model, more, 1, text="one two three four", steps=60, lr=0.1, **keywords)
+    learned = SoftPrompt.fit(model, more, 1, text="one two three four", steps=60, lr=0.1, **keywords)
     fixed = SoftPrompt.of(model, 1, "one two three four")
     kl = lambda prompt, texts: prompt.evaluate(model, texts, **keywords).table["kl"].mean()  # noqa: E731
     assert kl(learned, more) < 0.9 * kl(fixed, more)
     assert kl(learned, TEXTS) < kl(fixed, TEXTS)  # texts it was not fitted on
-    assert np.mean(learned.fit.losses[-10:]) < 0.9 * np.mean(learned.fit.losses[:10])
+    assert np.mean(learned.header.losses[-10:]) < 0.9 * np.mean(learned.header.losses[:10])
     assert all(torch.equal(value, before[name]) for name, value in model.hf.named_parameters())
     assert not any(value.requires_grad for value in model.hf.parameters())
-    again = fit_soft_prompt(model, more, 1, text="one two three four", steps=60, lr=0.1, **keywords)
+    again = SoftPrompt.fit(model, more, 1, text="one two three four", steps=60, lr=0.1, **keywords)
     assert torch.equal(again.embeddings, learned.embeddings)
     loaded = SoftPrompt.load(learned.save(tmp_path / "prompt"))
-    assert loaded.fit == learned.fit
+    assert loaded.header == learned.header
     assert torch.equal(loaded.embeddings, learned.embeddings)
     assert len(learned.history) == 60
 
@@ -250,11 +251,11 @@ def test_learning_beats_the_fixed_context_and_leaves_the_model_alone(tiny_model,
 def test_what_a_soft_prompt_refuses(tiny_model):
     model = tiny_model("llama")
     prompt = SoftPrompt.of(model, 1, "one two")
-    with pytest.raises(BadInput, match="the shortest prompt has 3 tokens"):
+    with pytest.raises(BadInput, match="prompt 1 has 3 tokens"):
         prompt.generate(model, [TEXTS[0], [5, 6, 7]], position=3)
     with pytest.raises(BadInput, match="offsets of 0 or more"):
         SoftPrompt.of(model, 1, "one two", offsets=[-1])
     with pytest.raises(BadInput, match="must be positive"):
-        fit_soft_prompt(model, TEXTS, 1, text="one two", steps=0, quiet=True)
+        SoftPrompt.fit(model, TEXTS, 1, text="one two", steps=0, quiet=True)
     with pytest.raises(Mismatch, match="width 32"):
         prompt.generate(tiny_model("llama", hidden_size=48), TEXTS[0])

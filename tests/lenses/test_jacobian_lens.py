@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from monosem.errors import BadFile, BadInput, Mismatch
-from monosem.lenses.jacobian import JacobianLens, fit_jacobian
+from monosem.lenses.jacobian import JacobianLens
 
 # norms before, after and on both sides of a branch, parallel blocks, tuples, soft caps, sinks, multipliers
 FAMILIES = ["llama", "gpt2", "gptj", "gpt_neox", "gemma2", "olmo2", "granite", "gpt_oss"]
@@ -54,18 +54,18 @@ def by_hand(model, prompts, layer, skip_first, skip_last):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_exact_fit_is_the_summed_jacobian(family, tiny_model):
     model = tiny_model(family)
-    lens = fit_jacobian(model, PROMPTS, skip_first=2, rows=8, quiet=True)
+    lens = JacobianLens.fit(model, PROMPTS, skip_first=2, batch_size=8, quiet=True)
     assert lens.layers == [0, 1, 2]
     for layer in (0, 1):
         torch.testing.assert_close(lens.jacobians[layer], by_hand(model, PROMPTS, layer, 2, 1), rtol=1e-3, atol=1e-4)
     assert torch.equal(lens.jacobians[2], torch.eye(32))
 
 
-def test_the_number_of_rows_changes_nothing(tiny_model):
+def test_the_batch_size_changes_nothing(tiny_model):
     model = tiny_model("llama")
-    first = fit_jacobian(model, PROMPTS, layers=1, skip_first=2, rows=1, quiet=True)
-    for rows in (2, 5, 100):
-        other = fit_jacobian(model, PROMPTS, layers=1, skip_first=2, rows=rows, quiet=True)
+    first = JacobianLens.fit(model, PROMPTS, layers=1, skip_first=2, batch_size=1, quiet=True)
+    for size in (2, 5, 100):
+        other = JacobianLens.fit(model, PROMPTS, layers=1, skip_first=2, batch_size=size, quiet=True)
         torch.testing.assert_close(other.jacobians[1], first.jacobians[1], rtol=1e-4, atol=1e-5)
 
 
@@ -87,7 +87,7 @@ def test_linear_blocks_have_a_closed_form(tiny_model):
     one, two = Shift(1), Shift(2)
     model.blocks[1], model.blocks[2] = one, two
     ids = PROMPTS[0]  # valid positions 2..5: four of them
-    lens = fit_jacobian(model, [ids], skip_first=2, skip_last=1, quiet=True)
+    lens = JacobianLens.fit(model, [ids], skip_first=2, skip_last=1, quiet=True)
     torch.testing.assert_close(lens.jacobians[1].T, two.M + two.N * 3 / 4)
     both = one.M @ two.M + (one.M @ two.N + one.N @ two.M) * 3 / 4 + one.N @ two.N * 2 / 4
     torch.testing.assert_close(lens.jacobians[0].T, both, rtol=1e-4, atol=1e-5)
@@ -95,7 +95,7 @@ def test_linear_blocks_have_a_closed_form(tiny_model):
 
 def test_random_probes_are_unbiased_and_come_ever_closer(tiny_model):
     model = tiny_model("gpt2")
-    fit = lambda **k: fit_jacobian(model, PROMPTS, layers=0, skip_first=2, quiet=True, **k).jacobians[0]  # noqa: E731
+    fit = lambda **k: JacobianLens.fit(model, PROMPTS, layers=0, skip_first=2, quiet=True, **k).jacobians[0]  # noqa: E731
     exact = fit()
     error = lambda estimate: float((estimate - exact).norm() / exact.norm())  # noqa: E731
     few, more = ([error(fit(probes=k, seed=s)) for s in range(8)] for k in (4, 20))
@@ -109,7 +109,7 @@ def test_random_probes_are_unbiased_and_come_ever_closer(tiny_model):
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_reading_is_the_unembedding_of_j_h(family, tiny_model):
     model = tiny_model(family)
-    lens = fit_jacobian(model, PROMPTS, layers=[0, 2], skip_first=2, quiet=True)
+    lens = JacobianLens.fit(model, PROMPTS, layers=[0, 2], skip_first=2, quiet=True)
     seen = lens(model, [PROMPTS[1]], top=100)
     h = model.run([PROMPTS[1]], capture="resid_post.0")["resid_post.0"][0]
     final = model.hf.get_submodule(model.family.final_norm)(torch.einsum("oi,ti->to", lens.jacobians[0], h))
@@ -125,10 +125,10 @@ def test_reading_is_the_unembedding_of_j_h(family, tiny_model):
 
 def test_saving_and_loading(tiny_model, tmp_path):
     model = tiny_model("llama")
-    lens = fit_jacobian(model, PROMPTS, n_prompts=1, skip_first=2, probes=8, seed=5, quiet=True)
+    lens = JacobianLens.fit(model, PROMPTS, n=1, skip_first=2, probes=8, seed=5, quiet=True)
     again = JacobianLens.load(lens.save(tmp_path / "lens"))
-    assert again.fit == lens.fit
-    assert (again.fit.prompts, again.fit.probes, again.fit.seed) == (1, 8, 5)
+    assert again.header == lens.header
+    assert (again.header.prompts, again.header.probes, again.header.seed) == (1, 8, 5)
     assert all(torch.equal(again.jacobians[i], lens.jacobians[i]) for i in lens.layers)
     (tmp_path / "lens" / "lens.safetensors").write_bytes(b"broken")
     with pytest.raises(BadFile, match="cannot read"):
@@ -141,7 +141,7 @@ def test_saving_and_loading(tiny_model, tmp_path):
 def test_a_published_file_is_read(tiny_model, tmp_path):
     """The layout that the reference code writes: half precision, no last layer, the output dimension first."""
     model = tiny_model("llama")
-    lens = fit_jacobian(model, PROMPTS, layers=[0, 1], skip_first=2, quiet=True)
+    lens = JacobianLens.fit(model, PROMPTS, layers=[0, 1], skip_first=2, quiet=True)
     held = {
         "J": {i: j.half() for i, j in lens.jacobians.items()},
         "n_prompts": 2,
@@ -150,7 +150,7 @@ def test_a_published_file_is_read(tiny_model, tmp_path):
     }
     torch.save(held, tmp_path / "tiny_jacobian_lens.pt")
     again = JacobianLens.load(tmp_path / "tiny_jacobian_lens.pt")
-    assert (again.layers, again.fit.prompts) == ([0, 1], 2)
+    assert (again.layers, again.header.prompts) == ([0, 1], 2)
     ours, theirs = (one(model, [PROMPTS[0]], top=3).top_probabilities for one in (lens, again))
     torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-3)
     with pytest.raises(Mismatch, match="width 32"):
@@ -164,13 +164,13 @@ def test_a_published_file_is_read(tiny_model, tmp_path):
 def test_what_is_refused(tiny_model):
     model = tiny_model("llama")
     with pytest.raises(BadInput, match="prompt 0 has 7 tokens and needs more than 10"):
-        fit_jacobian(model, PROMPTS, skip_first=9, quiet=True)
+        JacobianLens.fit(model, PROMPTS, skip_first=9, quiet=True)
     with pytest.raises(BadInput, match="5 prompts were asked for, the texts give 2"):
-        fit_jacobian(model, PROMPTS, n_prompts=5, skip_first=2, quiet=True)
-    for keywords in ({"probes": 33}, {"probes": 0}, {"rows": 0}, {"length": 1}, {"skip_last": -1}):
+        JacobianLens.fit(model, PROMPTS, n=5, skip_first=2, quiet=True)
+    for keywords in ({"probes": 33}, {"probes": 0}, {"batch_size": 0}, {"length": 1}, {"skip_last": -1}):
         with pytest.raises(BadInput, match="probes within 1..32"):
-            fit_jacobian(model, PROMPTS, quiet=True, **keywords)
-    lens = fit_jacobian(model, PROMPTS, layers=1, skip_first=2, probes=1, quiet=True)
+            JacobianLens.fit(model, PROMPTS, quiet=True, **keywords)
+    lens = JacobianLens.fit(model, PROMPTS, layers=1, skip_first=2, probes=1, quiet=True)
     with pytest.raises(BadInput, match="no Jacobian was fitted for resid_post.0"):
         lens(model, [PROMPTS[0]], layers=[0, 1])
     with pytest.raises(BadInput, match="no Jacobian was fitted for resid_pre.1"):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from monosem import edits, lenses
 from monosem.errors import BadInput, EditDidNotFire, UnknownName
-from monosem.lenses import states as readout
+from monosem.lenses import measures, states
 from monosem.models import Model
 from tiny import FAMILIES, tiny_hf, tiny_tokenizer
 
@@ -64,7 +64,7 @@ def oracle(q: np.ndarray, p: np.ndarray) -> dict[str, float]:
 def test_measures_ranks_and_targets_against_scipy(
     family: str, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readout, "ELEMENTS", 100 * 4)  # four cells a chunk, and an incomplete last one
+    monkeypatch.setattr(states, "ELEMENTS", 100 * 4)  # four cells a chunk, and an incomplete last one
     model = tiny_model(family)
     seen = lenses.logit(model, TEXTS, targets=[" cat", 7])
     tokens = model.tokens(TEXTS)
@@ -110,11 +110,11 @@ def test_inequalities_between_the_measures(seed: int, scale: float, vocab: int, 
     draw = torch.Generator().manual_seed(seed)
     q, p = scale * torch.randn(2, cells, vocab, generator=draw)
     orders = (0.0, 0.5, 1.0, 2.0, float("inf"))
-    measures = readout.MEASURES | {order: readout.renyi(order) for order in orders}
-    found = readout.stream([lambda part: q[part]], lambda part: p[part], cells, vocab, measures, top=3)
+    every = measures.MEASURES | {order: measures.renyi(order) for order in orders}
+    found = states.read_out([lambda part: q[part]], lambda part: p[part], cells, vocab, every, top=3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readout, "ELEMENTS", 2 * vocab)
-        parts = readout.stream([lambda part: q[part]], lambda part: p[part], cells, vocab, measures, top=3)
+        patch.setattr(states, "ELEMENTS", 2 * vocab)
+        parts = states.read_out([lambda part: q[part]], lambda part: p[part], cells, vocab, every, top=3)
     m = {name: values[0].double() for name, values in found.measures.items()}
     for name, values in m.items():
         assert bool(values.isfinite().all()), name
@@ -129,7 +129,7 @@ def test_inequalities_between_the_measures(seed: int, scale: float, vocab: int, 
     torch.testing.assert_close(m["cross_entropy"], m["kl"] + own, atol=1e-3, rtol=1e-4)
     for low, high in itertools.pairwise(orders):
         assert bool((m[low] >= m[high] - 1e-4).all())
-    swapped = readout.stream([lambda part: p[part]], lambda part: q[part], cells, vocab, {"js": readout.js})
+    swapped = states.read_out([lambda part: p[part]], lambda part: q[part], cells, vocab, {"js": measures.js})
     torch.testing.assert_close(swapped.measures["js"][0].double(), m["js"], atol=1e-5, rtol=1e-4)
 
 
@@ -139,7 +139,7 @@ def test_the_vocabulary_is_held_for_a_few_cells_at_a_time(
 ) -> None:
     """Every product with the unembedding, by whoever asked for it, has at most the rows of one chunk."""
     model = tiny_model("gemma2")
-    monkeypatch.setattr(readout, "ELEMENTS", 100 * 3)
+    monkeypatch.setattr(states, "ELEMENTS", 100 * 3)
     rows, head = [], model.hf.get_output_embeddings()
     product = head.forward
     monkeypatch.setattr(head, "forward", lambda x: (rows.append(x.numel() // 32), product(x))[1])
@@ -147,7 +147,7 @@ def test_the_vocabulary_is_held_for_a_few_cells_at_a_time(
     jobs = {
         None: lambda: lenses.logit(model, texts),
         "tuned": lambda: lenses.tuned(model, texts, lenses.TunedLens.of(model)),
-        "entropy": lambda: lenses.entropy(model, texts),
+        "entropy": lambda: lenses.entropy_profile(model, texts),
         "gap": lambda: lenses.gap(model, texts, " good", " bad"),
         "trajectory": lambda: lenses.trajectory(model, *texts),
         "languages": lambda: lenses.languages(model, texts, {"a": ["cat"], "b": ["dog"]}),
@@ -203,7 +203,7 @@ def test_what_is_wrong_is_said(tiny_model: TinyModel) -> None:
         (model, {"site": "resid_pots"}, UnknownName, "resid_post"),
         (model, {"site": "z"}, UnknownName, "known"),
         (model, {"layers": 3}, UnknownName, "layer 3: .* has layers 0 to 2"),
-        (model, {"layers": []}, BadInput, "selection of layers is empty"),
+        (model, {"layers": []}, BadInput, "layers is empty"),
         (model, {"measures": ["entropie"]}, UnknownName, "did you mean 'entropy'"),
         (model, {"targets": " xylophone"}, BadInput, "one is needed"),
         (model, {"targets": 100}, BadInput, "outside the vocabulary"),
@@ -248,9 +248,9 @@ def test_table_picture_and_files(tiny_model: TinyModel, tmp_path: Path) -> None:
 
 
 def test_labels_show_white_space_and_are_no_markup() -> None:
-    from monosem.lenses.figures import shown
+    from monosem.lenses.grid import token_label
 
-    assert [shown(t) for t in ("<b>", "\n\n", "  ", " a", "a ")] == ["&lt;b&gt;", "⏎⏎", "␣␣", " a", "a␣"]
+    assert [token_label(t) for t in ("<b>", "\n\n", "  ", " a", "a ")] == ["&lt;b&gt;", "⏎⏎", "␣␣", " a", "a␣"]
 
 
 @pytest.mark.smollm2
@@ -272,7 +272,7 @@ def test_smollm2_knows_the_capital_of_france_at_the_end(smollm2: Model) -> None:
 def test_entropies_of_any_order_against_their_definition(tiny_model: TinyModel) -> None:
     model = tiny_model("gemma2")
     orders = (0.0, 0.5, 1.0, 2.0, float("inf"))
-    found = lenses.entropy(model, TEXTS, orders=orders)
+    found = lenses.entropy_profile(model, TEXTS, orders=orders)
     mask = model.tokens(TEXTS).mask
     for layer in range(3):
         q = cut(model, layer + 1)[mask].double().softmax(-1).numpy()
@@ -283,22 +283,22 @@ def test_entropies_of_any_order_against_their_definition(tiny_model: TinyModel) 
                 want = -np.log(q.max(1))
             else:
                 want = np.log((q**order).sum(1)) / (1 - order)
-            np.testing.assert_allclose(found.entropies[order][layer][mask], want, atol=2e-5)
+            np.testing.assert_allclose(found.entropies(order)[layer][mask], want, atol=2e-5)
     assert found.features().shape == (3, 2 * len(orders) * 3)
     assert len(found.feature_names) == 2 * len(orders) * 3
     place = found.feature_names.index("sd of H2 at resid_post.1")
-    cells = found.entropies[2.0][1, 2, : int(mask[2].sum())]
+    cells = found.entropies(2.0)[1, 2, : int(mask[2].sum())]
     assert float(found.features()[2, place]) == pytest.approx(float(cells.std(unbiased=False)), abs=1e-5)
-    assert float(found.profile(2.0)[2, 1]) == pytest.approx(float(cells.mean()), abs=1e-5)
+    assert float(found.means(2.0)[2, 1]) == pytest.approx(float(cells.mean()), abs=1e-5)
     with pytest.raises(BadInput, match="order 3 were not computed"):
-        found.profile(3.0)
+        found.means(3.0)
     with pytest.raises(BadInput, match="at least 0"):
-        lenses.entropy(model, TEXTS, orders=[-1])
+        lenses.entropy_profile(model, TEXTS, orders=[-1])
 
 
 def test_entropy_of_what_is_written_is_that_of_the_cells_it_came_from(tiny_model: TinyModel, tmp_path: Path) -> None:
     model = tiny_model("llama")
-    found = lenses.entropy(model, TEXTS, max_new_tokens=4)
+    found = lenses.entropy_profile(model, TEXTS, max_new_tokens=4)
     written = model.generate(TEXTS, max_new_tokens=4)
     lengths = model.tokens(TEXTS).lengths.tolist()
     for row, (new, start) in enumerate(zip(written.new, lengths)):
@@ -307,14 +307,14 @@ def test_entropy_of_what_is_written_is_that_of_the_cells_it_came_from(tiny_model
         whole = [*model.tokens(TEXTS).rows()[row], *new]
         log_q = model.run([whole]).logits[0].log_softmax(-1)
         want = -(log_q.exp() * log_q).sum(-1)[columns]
-        torch.testing.assert_close(found.entropies[1.0][-1, row, columns], want, atol=1e-5, rtol=1e-4)
-        assert bool(found.entropies[1.0][:, row, : start - 1].isnan().all())
+        torch.testing.assert_close(found.entropies()[-1, row, columns], want, atol=1e-5, rtol=1e-4)
+        assert bool(found.entropies()[:, row, : start - 1].isnan().all())
     assert len(found.table) == 3 * sum(map(len, written.new))
     assert found.save(tmp_path / "entropy.html").exists()
     assert len(found.plot().data) == 3
     assert np.asarray(found.plot_tokens(1).data[0].z).shape == (3, len(written.new[1]))
     with pytest.raises(BadInput, match="positions, or max_new_tokens"):
-        lenses.entropy(model, TEXTS, max_new_tokens=2, positions="last")
+        lenses.entropy_profile(model, TEXTS, max_new_tokens=2, positions="last")
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gpt2", "gpt_neox"])
@@ -331,9 +331,9 @@ def test_the_gap_is_the_log_odds_of_two_sets(family: str, tiny_model: TinyModel)
         torch.testing.assert_close(found.groups["three"][layer].double(), want, atol=2e-5, rtol=1e-4)
         line = found.table[(found.table.group == "three") & (found.table.layer == layer)].iloc[0]
         assert line.log_odds == pytest.approx(float(want.mean()), abs=2e-5)
-        assert line.se == pytest.approx(float(scipy.stats.sem(want.numpy())), abs=2e-5)
+        assert line.log_odds_se == pytest.approx(float(scipy.stats.sem(want.numpy())), abs=2e-5)
         assert line.p_b == pytest.approx(float(q[:, b].sum(-1).mean()), abs=1e-5)
-    assert bool(found.table[found.table.group == "one"].se.isna().all())
+    assert bool(found.table[found.table.group == "one"].log_odds_se.isna().all())
     assert len(found.plot().data) == 2
     for sides, message in (
         ((" good", [" bad", " good"]), "in both sets"),
@@ -376,7 +376,7 @@ def test_two_runs_side_by_side(tiny_model: TinyModel) -> None:
     torch.testing.assert_close(edited["distance"][1], torch.full((2, 4), 0.7))
     other = lenses.trajectory(model, first, second_model=tiny_model("gemma2", seed=9))
     assert float(other["js"].min()) > 0
-    for arguments, message in (({}, "both runs are the same"), ({"second": ["the cat", "a dog"]}, "do not align")):
+    for arguments, message in (({}, "both runs are the same"), ({"other": ["the cat", "a dog"]}, "do not align")):
         with pytest.raises(BadInput, match=message):
             lenses.trajectory(model, first, **arguments)  # type: ignore[arg-type]
     with pytest.raises(UnknownName, match="did you mean 'cosine'"):
@@ -402,7 +402,7 @@ def test_languages_are_sums_over_the_tokens_that_begin_their_words(tiny_model: T
     assert len(found.plot("share").data) == 2
 
     answers = {"one": [["cat"], ["dog"], ["sun"]], "two": [["man"], ["house"], ["moon", "sun"]]}
-    with pytest.raises(BadInput, match="one has no token of its own of prompt 2"):
+    with pytest.raises(BadInput, match="one has no token of its own in prompt 2"):
         lenses.languages(model, TEXTS, answers)
     answers["one"][2] = ["sun", "sea"]
     by_row = lenses.languages(model, TEXTS, answers)
@@ -435,12 +435,12 @@ def test_analyses_look_through_any_lens(tiny_model: TinyModel) -> None:
     for translator in lens.translators:
         translator.bias.data.fill_(0.5)  # LayerNorm takes a constant away: nothing may change
         translator.A.data.copy_(torch.eye(32))  # and a doubled state is the same state
-    plain, through = (lenses.entropy(model, TEXTS, lens=given).entropies[1.0] for given in (None, lens))
+    plain, through = (lenses.entropy_profile(model, TEXTS, lens=given).entropies() for given in (None, lens))
     torch.testing.assert_close(plain, through, atol=1e-3, rtol=1e-3, equal_nan=True)
     lens[1].bias.data[0] = 30.0
-    moved = lenses.entropy(model, TEXTS, lens=lens).entropies[1.0]
+    moved = lenses.entropy_profile(model, TEXTS, lens=lens).entropies()
     assert float((moved - plain)[0].abs().nan_to_num().max()) > 0.1
-    by_function = lenses.entropy(model, TEXTS, lens=lens.translate).entropies[1.0]
+    by_function = lenses.entropy_profile(model, TEXTS, lens=lens.translate).entropies()
     torch.testing.assert_close(by_function, moved, equal_nan=True)
 
 

@@ -5,6 +5,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from torch import Tensor
 from monosem import lenses
 from monosem.dictionaries.training import Interrupted
 from monosem.errors import BadFile, BadInput, Mismatch, UnknownName
-from monosem.lenses import TuneConfig, TunedLens, evaluate_tuned, load_tuned, train_tuned
-from monosem.lenses.regression import Moments
+from monosem.files import ASSETS
+from monosem.lenses import TuneConfig, TunedLens
+from monosem.lenses.regression import NormalEquations
 from monosem.lenses.tuned import training as tuning
-from monosem.lenses.tuned.files import ASSETS
 from monosem.lenses.tuned.vocabulary import Vocabulary
 from monosem.models import Model
 from tiny import tiny_hf
@@ -35,7 +36,7 @@ def windows(n: int = 120, seed: int = 3, context: int = 16) -> Tensor:
 
 def randomised(lens: TunedLens, seed: int = 0) -> TunedLens:
     draw = torch.Generator().manual_seed(seed)
-    for parameter in lens.parameters():
+    for parameter in lens.translators.parameters():
         parameter.data.copy_(0.2 * torch.randn(parameter.shape, generator=draw))
     return lens
 
@@ -69,7 +70,7 @@ def test_the_published_layout_is_read_as_its_formula_says(family: str, tiny_mode
     config["unembed_hash"] = hashlib.sha256(head.detach().float().numpy().tobytes()).hexdigest()
     (tmp_path / "config.json").write_text(json.dumps(config))
 
-    lens = load_tuned(tmp_path)
+    lens = TunedLens.load(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # the hash fits
         before = lenses.tuned(model, TEXTS[0], lens, site="resid_pre", top=100)
@@ -96,16 +97,16 @@ def test_saved_it_comes_back(tiny_model: TinyModel, tmp_path: Path) -> None:
         [(None, False), (4, False), (0, False), (None, True), (4, True), (0, True)]
     ):
         lens = randomised(TunedLens.of(model, rank))
-        lens.metadata = {"made": "here"}
-        back = load_tuned(lens.save(tmp_path / str(number), published=published))
+        lens = replace(lens, header=replace(lens.header, metadata={"made": "here"}))
+        back = TunedLens.load(lens.save(tmp_path / str(number), published=published))
         for layer in range(3):
             torch.testing.assert_close(back[layer].matrix, lens[layer].matrix.detach(), atol=1e-6, rtol=1e-6)
             assert torch.equal(back[layer].bias, lens[layer].bias)
-        assert back.unembed_hash == lens.unembed_hash
-        assert published or (back.rank == rank and back.metadata == lens.metadata)
+        assert back.header.unembed_hash == lens.header.unembed_hash
+        assert published or back.header == lens.header
     small = randomised(TunedLens.of(model, 4))
     small.save(tmp_path / "half", dtype=torch.float16)
-    torch.testing.assert_close(load_tuned(tmp_path / "half")[1].down, small[1].down.detach(), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(TunedLens.load(tmp_path / "half")[1].down, small[1].down.detach(), atol=1e-3, rtol=1e-3)
 
 
 def test_the_hash_is_recognised_in_the_dtype_of_the_training(tiny_model: TinyModel) -> None:
@@ -149,10 +150,10 @@ def test_what_does_not_fit_is_refused(tiny_model: TinyModel, tmp_path: Path) -> 
     ]
     for folder, message in cases:
         with pytest.raises(BadFile, match=message):
-            load_tuned(folder)
-    assert len(load_tuned(broken("no-bias", {k: v for k, v in state.items() if "bias" not in k}, bias=False))) == 3
+            TunedLens.load(folder)
+    assert len(TunedLens.load(broken("no-bias", {k: v for k, v in state.items() if "bias" not in k}, bias=False))) == 3
     with pytest.raises(UnknownName, match="no tuned lens 'smolm2'"):
-        load_tuned("smolm2")
+        TunedLens.load("smolm2")
     with pytest.raises(Mismatch, match="3 layers of width 32"):
         lenses.tuned(tiny_model("llama", num_hidden_layers=2), TEXTS, lens)
     with pytest.warns(UserWarning, match="another unembedding"):
@@ -173,7 +174,7 @@ def test_the_loss_and_its_gradient_are_the_plain_kl(tiny_model: TinyModel, monke
     config = TuneConfig(context=16, batch_tokens=64, steps=1, lr=0.5, momentum=0, weight_decay=0, clip=1e9)
     monkeypatch.setattr("monosem.lenses.states.ELEMENTS", 700)  # seven cells a chunk
     records: list[dict[str, Any]] = []
-    trained = train_tuned(model, text, config, quiet=True, on_step=records.append)
+    trained = TunedLens.fit(model, text, config, quiet=True, on_step=records.append)
     sites = [f"resid_pre.{i}" for i in range(3)]
     run = model.run(text, capture=sites)
     for layer in range(3):
@@ -213,14 +214,16 @@ def test_a_sampled_vocabulary_stands_for_the_whole(family: str, tiny_model: Tiny
     assert bool(((sums.mean(0) - whole.exp().sum(-1)).abs() < 5 * error).all())
     assert Vocabulary.sampled(model, final, 100, 0).ids is None
     with pytest.raises(BadInput, match="loss='kl' only"):
-        train_tuned(model, windows(), TuneConfig.model_validate(SMALL | {"vocab_sample": 9, "loss": "ce"}), quiet=True)
+        TunedLens.fit(
+            model, windows(), TuneConfig.model_validate(SMALL | {"vocab_sample": 9, "loss": "ce"}), quiet=True
+        )
 
 
 def test_next_token_loss_skips_the_last_of_a_window(tiny_model: TinyModel) -> None:
     model, text = tiny_model("llama"), windows(4)
     records: list[dict[str, Any]] = []
     config = TuneConfig(context=16, batch_tokens=64, steps=1, loss="ce")
-    train_tuned(model, text, config, quiet=True, on_step=records.append)
+    TunedLens.fit(model, text, config, quiet=True, on_step=records.append)
     run = model.run(text, capture="resid_pre.2")
     logits = model.unembed(run["resid_pre.2"])[:, :-1].flatten(0, 1)
     want = torch.nn.functional.cross_entropy(logits, text[:, 1:].flatten())
@@ -241,15 +244,15 @@ def test_next_token_loss_skips_the_last_of_a_window(tiny_model: TinyModel) -> No
 def test_training_beats_the_logit_lens_on_held_out_text(settings: dict[str, Any], tiny_model: TinyModel) -> None:
     model = tiny_model("gpt2")
     config = TuneConfig.model_validate(SMALL | settings)
-    lens = train_tuned(model, windows(), config, quiet=True)
-    found = evaluate_tuned(lens, model, windows(20, seed=9), cells=None, quiet=True).table.iloc[:3]
+    lens = TunedLens.fit(model, windows(), config, quiet=True)
+    found = lens.evaluate(model, windows(20, seed=9), cells=None, quiet=True).table.iloc[:3]
     assert bool((found.tuned_kl < 0.95 * found.logit_kl).all()), found
-    assert lens.rank == settings.get("rank")
+    assert lens.header.rank == settings.get("rank")
 
 
 def test_layers_are_clipped_one_by_one(tiny_model: TinyModel) -> None:
     config = TuneConfig(context=16, batch_tokens=64, steps=1, lr=1.0, momentum=0, weight_decay=0, clip=1e-3)
-    lens = train_tuned(tiny_model("llama"), windows(4), config, quiet=True)
+    lens = TunedLens.fit(tiny_model("llama"), windows(4), config, quiet=True)
     for translator in lens.translators:
         size = math.sqrt(float(translator.A.square().sum() + translator.bias.square().sum()))
         assert size == pytest.approx(1e-3, rel=1e-3)
@@ -269,7 +272,7 @@ def test_interrupted_and_resumed_it_is_the_same(tiny_model: TinyModel, tmp_path:
     config = TuneConfig.model_validate(
         SMALL | {"steps": 12, "optimizer": "adam", "rank": 4, "cells": 30, "log_every": 1}
     )
-    whole = train_tuned(model, text, config, tmp_path / "whole", quiet=True)
+    whole = TunedLens.fit(model, text, config, folder=tmp_path / "whole", quiet=True)
 
     class Stop(tuning.Interrupts):
         def __enter__(self) -> "Stop":
@@ -284,11 +287,11 @@ def test_interrupted_and_resumed_it_is_the_same(tiny_model: TinyModel, tmp_path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tuning, "Interrupts", lambda: interrupts.append(Stop()) or interrupts[0])
         with pytest.raises(Interrupted, match="after step 5; saved in"):
-            train_tuned(model, text, config, tmp_path / "parts", quiet=True, on_step=stop)
-    early = load_tuned(tmp_path / "parts" / "lens")
-    assert early.metadata["steps"] == 5
-    parts = train_tuned(model, text, config, tmp_path / "parts", quiet=True)
-    for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
+            TunedLens.fit(model, text, config, folder=tmp_path / "parts", quiet=True, on_step=stop)
+    early = TunedLens.load(tmp_path / "parts" / "lens")
+    assert early.header.metadata["steps"] == 5
+    parts = TunedLens.fit(model, text, config, folder=tmp_path / "parts", quiet=True)
+    for one, other in zip(whole.translators.parameters(), parts.translators.parameters(), strict=True):
         assert torch.equal(one, other)
     for folder in ("whole", "parts"):
         lines = [json.loads(line) for line in (tmp_path / folder / "metrics.jsonl").read_text().splitlines()]
@@ -297,9 +300,9 @@ def test_interrupted_and_resumed_it_is_the_same(tiny_model: TinyModel, tmp_path:
             first = lines
     assert lines == first
     with pytest.raises(Mismatch, match=r"lr: None, now 0\.5"):
-        train_tuned(model, text, config.model_copy(update={"lr": 0.5}), tmp_path / "parts", quiet=True)
+        TunedLens.fit(model, text, config.model_copy(update={"lr": 0.5}), folder=tmp_path / "parts", quiet=True)
     with pytest.raises(Mismatch, match="text"):
-        train_tuned(model, windows(60, seed=8), config, tmp_path / "parts", quiet=True)
+        TunedLens.fit(model, windows(60, seed=8), config, folder=tmp_path / "parts", quiet=True)
 
 
 def test_stopped_in_the_regression_nothing_is_kept(tiny_model: TinyModel, tmp_path: Path) -> None:
@@ -307,7 +310,7 @@ def test_stopped_in_the_regression_nothing_is_kept(tiny_model: TinyModel, tmp_pa
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tuning.Interrupts, "__enter__", lambda self: setattr(self, "asked", True) or self)
         with pytest.raises(Interrupted, match="before the first step"):
-            train_tuned(tiny_model("llama"), windows(), config, tmp_path, quiet=True)
+            TunedLens.fit(tiny_model("llama"), windows(), config, folder=tmp_path, quiet=True)
     assert not list(tmp_path.glob("checkpoints/*"))
 
 
@@ -315,12 +318,12 @@ def test_too_little_text_is_said_or_repeated(tiny_model: TinyModel) -> None:
     model = tiny_model("llama")
     config = TuneConfig(context=16, batch_tokens=64, steps=5)
     with pytest.raises(BadInput, match="10 windows of 16 tokens, 5 steps of 4 need 20"):
-        train_tuned(model, windows(10), config, quiet=True)
+        TunedLens.fit(model, windows(10), config, quiet=True)
     with pytest.raises(BadInput, match="windows have 8 tokens, the config says context=16"):
-        train_tuned(model, windows(100, context=8), config, quiet=True)
-    lens = train_tuned(model, windows(10), config.model_copy(update={"repeat": True}), quiet=True)
-    assert lens.metadata["tokens_read"] == 5 * 64
-    assert lens.metadata["text_tokens"] == 160
+        TunedLens.fit(model, windows(100, context=8), config, quiet=True)
+    lens = TunedLens.fit(model, windows(10), config.model_copy(update={"repeat": True}), quiet=True)
+    assert lens.header.metadata["tokens_read"] == 5 * 64
+    assert lens.header.metadata["text_tokens"] == 160
 
 
 def test_regression_is_weighted_least_squares() -> None:
@@ -328,16 +331,17 @@ def test_regression_is_weighted_least_squares() -> None:
     h = torch.randn(400, 6, generator=draw) * torch.tensor([1.0, 5, 0.2, 1, 1, 1]) + 2
     final = h @ torch.randn(6, 6, generator=draw) + torch.randn(400, 6, generator=draw) + 3
     final[:5] *= 1000  # sinks
-    moments = Moments.empty(6)
-    moments.add(h[:150], final[:150])
-    moments.add(h[150:], final[150:])
+    weight = 1 / final.square().mean(-1)
+    sums = NormalEquations()
+    for part in (slice(0, 150), slice(150, None)):
+        sums.add(h[part], (final - h)[part], weight[part])
     root = (1 / final.square().mean(-1, keepdim=True)).sqrt().double().numpy()
     design = np.concatenate([h.numpy(), np.ones((400, 1))], 1) * root
     want = np.linalg.lstsq(design, (final - h).numpy() * root, rcond=None)[0]
-    matrix, bias = moments.solve(ridge=1e-9)
+    matrix, bias = sums.solve(1e-9, "mean")
     np.testing.assert_allclose(matrix, want[:6], atol=2e-3, rtol=2e-3)
     np.testing.assert_allclose(bias, want[6], atol=2e-3, rtol=2e-3)
-    low, low_bias = moments.solve(rank=2, ridge=1e-9)
+    low, low_bias = sums.solve(1e-9, "mean", rank=2)
     assert int(torch.linalg.matrix_rank(low, rtol=1e-4)) == 2
 
     def error(a: Tensor, b: Tensor) -> float:
@@ -348,9 +352,9 @@ def test_regression_is_weighted_least_squares() -> None:
         nudge = 0.03 * torch.randn(6, 2, generator=torch.Generator().manual_seed(seed))
         u, s, v = torch.linalg.svd(low)
         other = (u[:, :2] * s[:2] + nudge) @ (v[:2] + 0.3 * nudge.T)
-        mean = (moments.d - moments.h @ other.double()) / moments.weight
+        mean = (weight[:, None].double() * ((final - h).double() - h.double() @ other.double())).sum(0) / weight.sum()
         assert error(other, mean.float()) > best
-    assert moments.solve(rank=0)[0].abs().max() == 0
+    assert sums.solve(1e-3, "mean", rank=0)[0].abs().max() == 0
 
 
 # ---------------------------------------------------------------------- evaluation
@@ -359,7 +363,7 @@ def test_regression_is_weighted_least_squares() -> None:
 def test_evaluation_against_whole_logits(tiny_model: TinyModel) -> None:
     model, text = tiny_model("gemma2"), windows(6, seed=4)
     lens = randomised(TunedLens.of(model, 3))
-    found = evaluate_tuned(lens, model, text, cells=None, transfer=True, quiet=True)
+    found = lens.evaluate(model, text, cells=None, transfer=True, quiet=True)
     sites = [f"resid_pre.{i}" for i in range(3)]
     run = model.run(text, capture=[*sites, "resid_post.2"])
     log_p = run.logits.log_softmax(-1)
@@ -394,7 +398,7 @@ def test_evaluation_against_whole_logits(tiny_model: TinyModel) -> None:
 def test_evaluation_is_saved_and_draws_cells(tiny_model: TinyModel, tmp_path: Path) -> None:
     model = tiny_model("llama")
     lens = TunedLens.of(model)
-    found = evaluate_tuned(lens, model, windows(20), tokens=160, cells=50, quiet=True)
+    found = lens.evaluate(model, windows(20), tokens=160, cells=50, quiet=True)
     assert found.tokens == 50
     assert json.loads(found.save(tmp_path / "e.json").read_text())["config"]["tokens"] == 160
     with pytest.raises(BadInput, match="transfer=True"):
@@ -407,7 +411,7 @@ def test_evaluation_is_saved_and_draws_cells(tiny_model: TinyModel, tmp_path: Pa
 
 def test_the_shipped_lens_has_a_card_on_which_it_beats_the_logit_lens_at_every_layer() -> None:
     folder = ASSETS / "smollm2" / "tuned_lens"
-    assert lenses.shipped_tuned() == ["smollm2"]
+    assert TunedLens.shipped() == ["smollm2"]
     assert sum(file.stat().st_size for file in folder.iterdir()) < 15e6
     card = json.loads((folder / "card.json").read_text())
     assert set(card["held_out"]) == {"wikitext2", "tinystories"}
@@ -432,7 +436,7 @@ def test_the_shipped_lens_measured_anew(smollm2: Model) -> None:
         seen = lenses.tuned(smollm2, text, layers=layers, measures=["kl"])
     plain = lenses.logit(smollm2, text, layers=layers, measures=["kl"])
     # read out by hand: the state through the stored factors, the model's own head
-    lens = load_tuned("smollm2")
+    lens = TunedLens.load("smollm2")
     run = smollm2.run(text, capture=[f"resid_pre.{layer + 1}" for layer in layers])
     log_p = run.logits.log_softmax(-1)
     for index, layer in enumerate(layers):

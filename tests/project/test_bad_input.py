@@ -206,8 +206,8 @@ def test_results_of_some_heads_are_not_mistaken_for_others(tiny_model, family):
 # ---------------------------------------------------------------------- lenses
 def test_lenses_of_another_model(model, tiny_model):
     deeper = tiny_model("llama", num_hidden_layers=2)
-    jacobian = lenses.fit_jacobian(deeper, CLEAN, skip_first=0, probes=2, quiet=True)
-    wide = lenses.head_lens(tiny_model("llama", hidden_size=64, head_dim=8), [(0, 0)])
+    jacobian = lenses.JacobianLens.fit(deeper, CLEAN, skip_first=0, probes=2, quiet=True)
+    wide = lenses.HeadLens.of(tiny_model("llama", hidden_size=64, head_dim=8), [(0, 0)])
     for lens in (jacobian, wide):
         for call in (
             lenses.gap,
@@ -215,13 +215,13 @@ def test_lenses_of_another_model(model, tiny_model):
         ):
             with pytest.raises(Mismatch):
                 call(model, CLEAN, [3], [4], lens=lens)
-    with pytest.raises(BadInput, match="none of these"):
+    with pytest.raises(BadInput, match="a lens is None"):
         lenses.gap(model, CLEAN, [3], [4], lens=5)
-    scores = lenses.copying_scores(deeper, "token", 2, length=8, quiet=True)
+    scores = lenses.copying_effects(deeper, "token", 2, length=8, quiet=True)
     with pytest.raises(Mismatch, match="other heads"):
-        lenses.head_lens(model, scores)
-    with pytest.raises(BadInput, match="k must be"):
-        lenses.head_lens(deeper, scores, k=0)
+        lenses.HeadLens.of(model, scores)
+    with pytest.raises(BadInput, match="n must be"):
+        lenses.HeadLens.of(deeper, scores, n=0)
     with pytest.raises(BadInput, match="n counts prompts"):
         lenses.copying_pairs(model, "token", 0)
 
@@ -243,10 +243,10 @@ def test_models_of_another_width_have_no_common_trajectory(model, tiny_model):
 
 def test_edits_of_some_tokens_would_reach_others_after_a_generation(model):
     everywhere = edits.scale("resid_post.0", 0.5)
-    lenses.entropy(model, "the cat sat", max_new_tokens=2, edits=iter([everywhere]), quiet=True)
+    lenses.entropy_profile(model, "the cat sat", max_new_tokens=2, edits=iter([everywhere]), quiet=True)
     for edit in (everywhere.at(positions="last"), everywhere.at(scope="generated")):
         with pytest.raises(BadInput, match="edit all tokens"):
-            lenses.entropy(model, "the cat sat", max_new_tokens=2, edits=edit, quiet=True)
+            lenses.entropy_profile(model, "the cat sat", max_new_tokens=2, edits=edit, quiet=True)
 
 
 def test_targets_do_not_take_the_place_of_the_next_token():

@@ -1,25 +1,25 @@
 """Lenses: what a state inside the model says about tokens, layer by layer."""
 
-from .copying.heads import CopyingScores, copying_pairs, copying_scores
-from .copying.lens import HeadLens, head_lens
-from .future.linear import FutureLens, fit_future
+from .copying.heads import CopyingEffects, copying_effects, copying_pairs
+from .copying.lens import HeadLens
+from .future.linear import FutureLens
 from .future.results import FutureReading, FutureScores
-from .future.soft_prompt import SoftPrompt, fit_soft_prompt
-from .jacobian import JacobianLens, fit_jacobian
-from .patchscopes.mapping import Affine, affine_between
-from .patchscopes.patchscope import ENTITY_DESCRIPTION, TOKEN_IDENTITY, TargetPrompt, patchscope
+from .future.soft_prompt import SoftPrompt
+from .jacobian import JacobianLens
+from .measures import MEASURES
+from .patchscopes.affine import Affine
+from .patchscopes.patchscope import patchscope
 from .patchscopes.result import PatchscopeResult
-from .profiles.entropy import EntropyProfile, entropy
+from .patchscopes.target import ENTITY_DESCRIPTION, TOKEN_IDENTITY, TargetPrompt
+from .profiles.entropy import EntropyProfile, entropy_profile
 from .profiles.gap import TokenGap, gap
 from .profiles.languages import LanguageProfile, first_tokens, languages
 from .profiles.trajectory import Trajectory, trajectory
-from .read import logit, look
+from .read import logit, read, tuned
 from .results import LensResult
-from .states import MEASURES
-from .tuned.evaluation import TunedEvaluation, evaluate_tuned
-from .tuned.files import load_tuned, shipped_tuned
-from .tuned.lens import TunedLens, tuned
-from .tuned.training import TuneConfig, train_tuned
+from .tuned.config import TuneConfig
+from .tuned.evaluation import TunedEvaluation
+from .tuned.lens import TunedLens
 from .vectors import VectorReading, neurons, vectors
 
 __all__ = [
@@ -27,7 +27,7 @@ __all__ = [
     "MEASURES",
     "TOKEN_IDENTITY",
     "Affine",
-    "CopyingScores",
+    "CopyingEffects",
     "EntropyProfile",
     "FutureLens",
     "FutureReading",
@@ -45,25 +45,16 @@ __all__ = [
     "TunedEvaluation",
     "TunedLens",
     "VectorReading",
-    "affine_between",
+    "copying_effects",
     "copying_pairs",
-    "copying_scores",
-    "entropy",
-    "evaluate_tuned",
+    "entropy_profile",
     "first_tokens",
-    "fit_future",
-    "fit_jacobian",
-    "fit_soft_prompt",
     "gap",
-    "head_lens",
     "languages",
-    "load_tuned",
     "logit",
-    "look",
     "neurons",
     "patchscope",
-    "shipped_tuned",
-    "train_tuned",
+    "read",
     "trajectory",
     "tuned",
     "vectors",

@@ -10,8 +10,8 @@ from ..errors import BadInput
 from ..models import Model, TokenBatch
 
 
-def prompts_of(model: Model, texts: Any, count: int | None, length: int, skipped: int) -> list[list[int]]:
-    """Token ids of the first `count` texts (None: all), at most `length` of each.
+def prompts_of(model: Model, texts: Any, n: int | None, length: int, skipped: int) -> list[list[int]]:
+    """Token ids of the first `n` texts (None: all), at most `length` of each.
 
     Args:
         texts: texts or lists of ids (any iterable), a tensor of ids, or a `TokenBatch`.
@@ -20,18 +20,18 @@ def prompts_of(model: Model, texts: Any, count: int | None, length: int, skipped
     Raises:
         BadInput: fewer texts than asked for, or one that is too short (its number is named).
     """
-    given = texts if isinstance(texts, str | Tensor | TokenBatch) else list(islice(texts, count))
+    given = texts if isinstance(texts, str | Tensor | TokenBatch) else list(islice(texts, n))
     if not isinstance(given, str | Tensor | TokenBatch) and not given:
         raise BadInput("no texts were given")
-    found = [row[:length] for row in _rows(model, given)][:count]
-    if count is not None and len(found) < count:
-        raise BadInput(f"{count} prompts were asked for, the texts give {len(found)}")
-    for number, row in enumerate(found):
+    prompts = [row[:length] for row in _rows(model, given)][:n]
+    if n is not None and len(prompts) < n:
+        raise BadInput(f"{n} prompts were asked for, the texts give {len(prompts)}")
+    for number, row in enumerate(prompts):
         if len(row) <= skipped:
             raise BadInput(
                 f"prompt {number} has {len(row)} tokens and needs more than {skipped}: give longer texts, or skip fewer"
             )
-    return found
+    return prompts
 
 
 def _rows(model: Model, given: Any) -> list[list[int]]:
@@ -41,7 +41,7 @@ def _rows(model: Model, given: Any) -> list[list[int]]:
     return model._rows(given)
 
 
-def batches(model: Model, prompts: list[list[int]], rows: int) -> Iterator[TokenBatch]:
-    """The prompts some rows at a time, on the model's device."""
-    for start in range(0, len(prompts), rows):
-        yield TokenBatch.of(prompts[start : start + rows], model.pad).to(model.device)
+def batches(model: Model, prompts: list[list[int]], batch_size: int) -> Iterator[TokenBatch]:
+    """The prompts, `batch_size` at a time, on the model's device."""
+    for start in range(0, len(prompts), batch_size):
+        yield TokenBatch.of(prompts[start : start + batch_size], model.pad).to(model.device)

@@ -1,39 +1,116 @@
-"""A fitted lens on disk: a folder with `config.json` (what it is, how it was made) and `lens.safetensors`."""
+"""What every fitted lens shares: a header that says what it is and how it was made, a check against a model, and a
+folder with `config.json` (the header) and `lens.safetensors` (the numbers)."""
 
 import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..errors import BadFile
+from ..errors import BadFile, Mismatch
 from ..files import read_json, replacing_folder, write_json
+from ..models import Model
 
-CONFIG, WEIGHTS = "config.json", "lens.safetensors"
+CONFIG, NUMBERS = "config.json", "lens.safetensors"
 
 
-def save_lens(path: str | os.PathLike[str], kind: str, config: dict[str, Any], tensors: dict[str, Tensor]) -> Path:
+@dataclass(frozen=True)
+class Header:
+    """The model that a lens was fitted on; subclasses add how it was fitted.
+
+    Attributes:
+        n_layers: None where a model of any depth will do, or where the file does not say.
+    """
+
+    model_name: str
+    d_model: int
+    n_layers: int | None
+
+    def plain(self) -> dict[str, Any]:
+        """As it stands in `config.json`."""
+        return asdict(self)
+
+    @classmethod
+    def parse(cls, config: Mapping[str, Any]) -> Self:
+        """The header that `plain` gave. Raises `TypeError` for other fields."""
+        return cls(**config)
+
+
+class Fitted:
+    """Base of what is fitted on texts: `X.fit(model, texts)` makes one, `X.load(path)` reads one that was saved.
+
+    A subclass is a frozen dataclass that gives `numbers` and `of`.
+
+    Attributes:
+        kind: what `config.json` calls it. remedy: how to get one for another model.
+    """
+
+    kind: ClassVar[str]
+    remedy: ClassVar[str]
+    header_type: ClassVar[type[Header]] = Header
+    header: Header
+
+    def numbers(self) -> dict[str, Tensor]:
+        """The tensors that are saved."""
+        raise NotImplementedError
+
+    @classmethod
+    def of_parts(cls, header: Any, numbers: dict[str, Tensor]) -> Self:
+        """The lens of a header and its tensors. Raises `TypeError`, `KeyError` or `ValueError` for other tensors."""
+        raise NotImplementedError
+
+    def check(self, model: Model) -> None:
+        """Raises `Mismatch` when the model has another shape than the one that the lens was fitted on."""
+        wanted, has = (self.header.d_model, self.header.n_layers), (model.cfg.d_model, model.cfg.n_layers)
+        if wanted not in (has, (has[0], None)):
+            depth = "" if wanted[1] is None else f"{wanted[1]} layers of "
+            raise Mismatch(
+                f"this {self.kind} lens was fitted on {self.header.model_name or 'a model'} with {depth}width "
+                f"{wanted[0]}; {model.name} has {has[1]} layers of width {has[0]}: {self.remedy}"
+            )
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write a folder that `load` reads, whole or not at all."""
+        return write_fitted(path, self.kind, self.header, self.numbers())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """What `save` wrote.
+
+        Raises:
+            BadFile: no such folder, a lens of another kind, a broken file.
+        """
+        config, numbers = read_fitted(path, cls.kind)
+        try:
+            return cls.of_parts(cls.header_type.parse(config), numbers)
+        except (TypeError, KeyError, ValueError) as error:
+            raise BadFile(f"{path} does not hold a {cls.kind} lens that can be read: {error}") from error
+
+
+def write_fitted(path: str | os.PathLike[str], kind: str, header: Header, numbers: Mapping[str, Tensor]) -> Path:
     """Write the folder, whole or not at all."""
     with replacing_folder(path) as folder:
-        write_json(folder / CONFIG, {"lens": kind} | config)
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, folder / WEIGHTS)
-        (folder / WEIGHTS).chmod(0o644)  # safetensors lets nobody else read what it writes
+        write_json(folder / CONFIG, {"lens": kind} | header.plain())
+        save_file({name: value.detach().cpu().contiguous() for name, value in numbers.items()}, folder / NUMBERS)
+        (folder / NUMBERS).chmod(0o644)  # safetensors lets nobody else read what it writes
     return Path(path)
 
 
-def load_lens(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_fitted(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The config (without its kind) and the tensors.
 
     Raises:
         BadFile: no such folder, a lens of another kind, a broken file.
     """
     config = read_json(Path(path) / CONFIG)
-    found = config.pop("lens", None) if isinstance(config, dict) else None
-    if found != kind:
-        raise BadFile(f"{path} holds {f'a {found!r} lens' if found else 'no lens'}, not a {kind!r} lens")
+    held = config.pop("lens", None) if isinstance(config, dict) else None
+    if held != kind:
+        raise BadFile(f"{path} holds {f'a {held!r} lens' if held else 'no lens'}, not a {kind!r} lens")
     try:
-        return config, load_file(Path(path) / WEIGHTS)
+        return config, load_file(Path(path) / NUMBERS)
     except (OSError, SafetensorError) as error:
-        raise BadFile(f"cannot read {Path(path) / WEIGHTS}: {error}; save the lens again") from error
+        raise BadFile(f"cannot read {Path(path) / NUMBERS}: {error}; save the lens again") from error

@@ -3,29 +3,28 @@
     J_l = E_prompts [ 1/|V| Σ_{t in V} Σ_{t' in V, t' >= t} ∂h_final,t' / ∂h_l,t ],   lens(h) = W_U norm(J_l h)
 
 V are the positions of a prompt without its first `skip_first` (attention sinks) and its last `skip_last`; h_l is the
-output of block l, h_final that of the last block, before the final norm. Gurnee et al. 2026, "Verbalizable
-Representations Form a Global Workspace in Language Models"; the positions are those of its reference code. The logit
+output of block l, h_final the output of the last block, before the final norm. Gurnee et al. 2026, "Verbalizable
+Representations Form a Global Workspace in Language Models"; the positions are as in its reference code. The logit
 lens is the case J = I.
 """
 
 import os
 import pickle
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self, Unpack
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..errors import BadFile, BadInput, Mismatch
-from ..models import Model, Site, TokenBatch
+from ..models import Layers, Model, Site, TokenBatch
 from ..models.loading.checkpoint import one_line
 from ..progress import Meter
 from .corpus import batches, prompts_of
-from .fitted import load_lens, save_lens
-from .read import look
+from .fitted import Fitted, Header
+from .read import Reading, read
 from .results import LensResult
 
 # what torch.load and a dictionary of another shape were seen to raise
@@ -33,7 +32,7 @@ _BROKEN = (OSError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, Ty
 
 
 @dataclass(frozen=True)
-class JacobianFit:
+class JacobianHeader(Header):
     """How a Jacobian lens was fitted.
 
     Attributes:
@@ -43,9 +42,6 @@ class JacobianFit:
         probes: vector-Jacobian products a prompt; d_model is exact, fewer are an unbiased estimate.
     """
 
-    model_name: str
-    d_model: int
-    n_layers: int | None
     prompts: int
     skip_first: int = 16
     skip_last: int = 1
@@ -55,138 +51,127 @@ class JacobianFit:
 
 
 @dataclass(frozen=True, eq=False)
-class JacobianLens:
+class JacobianLens(Fitted):
     """One matrix a layer; `lens(model, "a prompt")` reads a prompt.
 
     Attributes:
         jacobians: layer -> J, `out in`, float32: J @ h is in the basis of the last stream. The last layer's is I.
     """
 
+    kind: ClassVar[str] = "jacobian"
+    name: ClassVar[str] = "Jacobian lens"
+    remedy: ClassVar[str] = "fit one with monosem.lenses.JacobianLens.fit"
+    header_type: ClassVar[type[Header]] = JacobianHeader
+
     jacobians: dict[int, Float[Tensor, "d_model d_model"]] = field(repr=False)
-    fit: JacobianFit
+    header: JacobianHeader
 
     @property
     def layers(self) -> list[int]:
         return sorted(self.jacobians)
 
-    def __call__(
-        self, model: Model, x: Any, layers: Sequence[int] | int | None = None, quiet: bool = True, **options: Any
-    ) -> LensResult:
-        """What each layer's state disposes the model to say, now or later.
-
-        Args:
-            layers: some of the fitted ones; all by default.
-            options: `positions`, `top`, `targets`, `measures`, `edits` as in `monosem.lenses.logit`.
+    def __call__(self, model: Model, x: Any, **options: Unpack[Reading]) -> LensResult:
+        """What each layer's state disposes the model to say, now or later. Options and errors as `monosem.lenses.read`;
+        the layers are the fitted ones by default.
 
         Raises:
             Mismatch: the lens belongs to a model of another shape. BadInput: a layer that was not fitted.
         """
-        self.check(model)
-        wanted = self.layers if layers is None else model.layers(layers)
-        return look(model, x, self.translate, "Jacobian lens", layers=wanted, quiet=quiet, **options)
+        if options.get("layers") is None:
+            options["layers"] = self.layers
+        options.setdefault("quiet", True)
+        return read(model, x, lens=self, **options)
 
     def translate(self, site: Site, h: Float[Tensor, "cell d_model"]) -> Float[Tensor, "cell d_model"]:
         """J_l h of states at `resid_post.l`. Raises `BadInput` for another site, or a layer that was not fitted."""
         if site.name != "resid_post" or site.layer not in self.jacobians:
-            raise BadInput(f"no Jacobian was fitted for {site}; there are those of resid_post at layers {self.layers}")
+            raise BadInput(f"no Jacobian was fitted for {site}; there are Jacobians of resid_post at {self.layers}")
         return h.float() @ self.jacobians[site.layer].to(h.device).T
 
-    def check(self, model: Model) -> None:
-        """Raises `Mismatch` when the model has another shape."""
-        width, layers = self.fit.d_model, self.fit.n_layers or model.cfg.n_layers
-        if (model.cfg.d_model, model.cfg.n_layers) != (width, layers) or max(self.jacobians) >= layers:
-            raise Mismatch(
-                f"this lens, of {self.fit.model_name}, has width {width} and {layers} layers, {model.name} has "
-                f"{model.cfg.d_model} and {model.cfg.n_layers}; fit one with monosem.lenses.fit_jacobian"
-            )
+    def numbers(self) -> dict[str, Tensor]:
+        return {str(layer): matrix for layer, matrix in self.jacobians.items()}
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """A folder with `config.json` and `lens.safetensors`."""
-        return save_lens(path, "jacobian", asdict(self.fit), {str(i): j for i, j in self.jacobians.items()})
+    @classmethod
+    def of_parts(cls, header: JacobianHeader, numbers: dict[str, Tensor]) -> Self:
+        jacobians = {int(name): matrix.float() for name, matrix in numbers.items()}
+        size = header.d_model
+        if bad := [layer for layer, matrix in jacobians.items() if matrix.shape != (size, size)]:
+            raise ValueError(f"the matrices of layers {bad} are not {size} x {size}")
+        return cls(jacobians, header)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """What `save` wrote, or a published `.pt` file (matrices and the number of prompts), read without running code
         in it. Raises `BadFile` for anything else."""
-        if Path(path).is_file():
-            return cls._published(Path(path))
-        config, tensors = load_lens(path, "jacobian")
-        try:
-            lens = cls({int(name): value.float() for name, value in tensors.items()}, JacobianFit(**config))
-        except (TypeError, ValueError) as error:
-            raise BadFile(f"{path} is not a Jacobian lens: {error}") from error
-        return lens._sound(path)
-
-    @classmethod
-    def _published(cls, path: Path) -> Self:
-        """The format of the reference code: {"J": {layer: d x d, half precision}, "n_prompts", "d_model", ...}."""
+        if not Path(path).is_file():
+            return super().load(path)
+        # the format of the reference code: {"J": {layer: d x d, half precision}, "n_prompts", "d_model", ...}
         try:
             held = torch.load(path, map_location="cpu", weights_only=True)
-            jacobians = {int(layer): matrix.float() for layer, matrix in held["J"].items()}
-            fit = JacobianFit(path.stem, int(held["d_model"]), None, int(held.get("n_prompts", 0)))
+            header = JacobianHeader(Path(path).stem, int(held["d_model"]), None, int(held.get("n_prompts", 0)))
+            return cls.of_parts(header, held["J"])
         except _BROKEN as error:
             raise BadFile(f"{path} is not a published Jacobian lens: {one_line(error)}") from error
-        return cls(jacobians, fit)._sound(path)
 
-    def _sound(self, path: Any) -> Self:
-        d = self.fit.d_model
-        if bad := [i for i, j in self.jacobians.items() if j.shape != (d, d)]:
-            raise BadFile(f"{path}: the matrices of layers {bad} are not {d} x {d}")
-        return self
+    def check(self, model: Model) -> None:
+        """Raises `Mismatch` when the model has another shape than the one that the lens was fitted on."""
+        super().check(model)
+        if max(self.jacobians) >= model.cfg.n_layers:
+            raise Mismatch(f"this lens reads layer {max(self.jacobians)}; {model.name} has {model.cfg.n_layers} layers")
 
+    @classmethod
+    def fit(
+        cls,
+        model: Model,
+        texts: Any,
+        *,
+        layers: Layers = None,
+        n: int | None = None,
+        skip_first: int = 16,
+        skip_last: int = 1,
+        length: int = 128,
+        probes: int | None = None,
+        batch_size: int = 16,
+        seed: int = 0,
+        quiet: bool = False,
+    ) -> Self:
+        """The average Jacobian of the last stream by the streams before it, exact or estimated.
 
-def fit_jacobian(
-    model: Model,
-    texts: Any,
-    layers: Iterable[int] | int | None = None,
-    n_prompts: int | None = None,
-    *,
-    skip_first: int = 16,
-    skip_last: int = 1,
-    length: int = 128,
-    probes: int | None = None,
-    rows: int = 16,
-    seed: int = 0,
-    quiet: bool = False,
-) -> JacobianLens:
-    """The average Jacobian of the last stream by the streams before it, exact or estimated.
+        Every vector-Jacobian product costs about two forward passes over the prompt and serves all layers at once. The
+        exact lens takes d_model of them a prompt. With fewer `probes`, each prompt draws k random orthonormal
+        directions q and the estimate is d/k Σ q qᵀ J: unbiased, exact at k = d_model, and its error falls with prompts
+        x probes.
 
-    Every vector-Jacobian product costs about two forward passes over the prompt and serves all layers at once. The
-    exact lens takes d_model of them a prompt. With fewer `probes`, each prompt draws k random orthonormal directions q
-    and the estimate is d/k Σ q qᵀ J: unbiased, exact at k = d_model, and its error falls with prompts x probes.
+        Args:
+            texts: an iterable of texts or of token ids, at least `n` of them, each longer than skip_first + skip_last
+                tokens.
+            layers: whose output to read; all by default. The last layer's matrix is the identity.
+            n: how many of the texts to use; all by default.
+            length: tokens of each prompt to use.
+            probes: directions a prompt; None is all of them (exact).
+            batch_size: sequences in a batch; with fewer prompts, several directions of a prompt go at once.
+            seed: of the probes.
 
-    Args:
-        texts: an iterable of texts or of token ids, at least `n_prompts` of them, each longer than skip_first +
-            skip_last tokens.
-        layers: whose output to read; all by default. The last layer's matrix is the identity.
-        n_prompts: how many of the texts to use; all by default.
-        length: tokens of each prompt to use.
-        probes: directions a prompt; None is all of them (exact).
-        rows: sequences in a batch; with fewer prompts than rows, several directions of a prompt go at once.
-        seed: of the probes.
-
-    Raises:
-        BadInput: too short a prompt (it is named), fewer prompts than asked for, a probe count outside 1..d_model.
-    """
-    d, last = model.cfg.d_model, model.cfg.n_layers - 1
-    wanted = model.layers(layers)
-    count = d if probes is None else probes
-    if not 1 <= count <= d or rows < 1 or length < 2 or min(skip_first, skip_last) < 0:
-        raise BadInput(f"need probes within 1..{d}, rows >= 1, length >= 2 and no negative skips")
-    prompts = prompts_of(model, texts, n_prompts, length, skip_first + skip_last)
-    below = [layer for layer in wanted if layer != last]
-    total = {layer: torch.zeros(d, d, device=model.device) for layer in below}
-    draw = torch.Generator().manual_seed(seed)
-    with Meter("fit Jacobian lens", total=len(prompts) * count, unit="vjp", quiet=quiet) as meter:
-        for tokens in batches(model, prompts if below else [], rows):
-            basis = torch.stack([_probes(count, d, draw) for _ in range(len(tokens))]).to(model.device)
-            _accumulate(model, tokens, basis, total, skip_first, skip_last, rows // len(tokens), meter)
-    scale = d / count / len(prompts)
-    jacobians = {layer: (total[layer] * scale).cpu() if layer != last else torch.eye(d) for layer in wanted}
-    return JacobianLens(
-        jacobians,
-        JacobianFit(model.name, d, last + 1, len(prompts), skip_first, skip_last, length, count, seed),
-    )
+        Raises:
+            BadInput: too short a prompt (it is named), fewer prompts than asked for, a probe count outside 1..d_model.
+        """
+        d, last = model.cfg.d_model, model.cfg.n_layers - 1
+        wanted = model.layers(layers)
+        count = d if probes is None else probes
+        if not 1 <= count <= d or batch_size < 1 or length < 2 or min(skip_first, skip_last) < 0:
+            raise BadInput(f"need probes within 1..{d}, batch_size >= 1, length >= 2 and no negative skips")
+        prompts = prompts_of(model, texts, n, length, skip_first + skip_last)
+        total = {layer: torch.zeros(d, d, device=model.device) for layer in wanted if layer != last}
+        draw = torch.Generator().manual_seed(seed)
+        with Meter("fit Jacobian lens", total=len(prompts) * count, unit="vjp", quiet=quiet) as meter:
+            for tokens in batches(model, prompts if total else [], batch_size):
+                basis = torch.stack([_probes(count, d, draw) for _ in range(len(tokens))]).to(model.device)
+                copies = batch_size // len(tokens)
+                _accumulate(model, tokens, basis, total, _valid(tokens, skip_first, skip_last), copies, meter)
+        scale = d / count / len(prompts)
+        jacobians = {layer: (total[layer] * scale).cpu() if layer != last else torch.eye(d) for layer in wanted}
+        header = JacobianHeader(model.name, d, last + 1, len(prompts), skip_first, skip_last, length, count, seed)
+        return cls(jacobians, header)
 
 
 def _probes(count: int, d: int, draw: torch.Generator) -> Float[Tensor, "count d"]:
@@ -201,12 +186,11 @@ def _accumulate(
     tokens: TokenBatch,
     basis: Float[Tensor, "prompt probe d"],
     total: dict[int, Tensor],
-    skip_first: int,
-    skip_last: int,
+    valid: Bool[Tensor, "prompt pos"],
     copies: int,
     meter: Meter,
 ) -> None:
-    """Add Σ_prompts Σ_probes q qᵀJ to `total`, a layer at a time, all layers in one backward pass.
+    """Add Σ_prompts Σ_probes q qᵀJ to `total`, all layers in one backward pass.
 
     The cotangent is q at every position of V, so that the gradient at t is Σ_{t' >= t} (∂h_final,t' / ∂h_l,t)ᵀ q:
     causal attention leaves out t' < t by itself.
@@ -216,7 +200,7 @@ def _accumulate(
     padded = torch.nn.functional.pad(basis, (0, 0, 0, steps * copies - basis.shape[1]))
     cotangents = padded.unflatten(1, (steps, copies)).transpose(0, 1).flatten(1, 2)  # step (prompt copy) d
     tokens = TokenBatch(tokens.ids.repeat_interleave(copies, 0), tokens.mask.repeat_interleave(copies, 0))
-    valid = _valid(tokens, skip_first, skip_last)
+    valid = valid.repeat_interleave(copies, 0)
     share = (valid / valid.sum(1, keepdim=True))[..., None]
 
     layers = list(total)
@@ -232,5 +216,6 @@ def _accumulate(
 
 
 def _valid(tokens: TokenBatch, skip_first: int, skip_last: int) -> Bool[Tensor, "batch pos"]:
+    """The positions V of each prompt."""
     behind = tokens.positions < tokens.lengths[:, None] - skip_last
     return tokens.mask & (tokens.positions >= skip_first) & behind

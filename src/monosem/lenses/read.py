@@ -1,26 +1,49 @@
-"""The logit lens, and the call that every lens of the stream is a case of.
+"""Reading a run through a lens: one call, and the logit lens and the tuned lens as its two common cases.
 
-Source: nostalgebraist, "interpreting GPT: the logit lens" (2020). A state is read as if it were the last one.
+Source of the logit lens: nostalgebraist, "interpreting GPT: the logit lens" (2020). A state is read as if it were the
+last one.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
-from ..models import Model, Positions
+from ..models import Layers, Model, Positions
 from ..models.running.moment import EditLike
+from ..results import analysis
+from .lookup import LensLike, lens_of
+from .measures import MEASURES, Measure, log_probability, measures_of, rank
 from .results import LensResult, followed
-from .states import MEASURES, Measure, Translate, capture, log_probability, measures_of, rank, sites_at, stream
+from .states import States, Translate, read_out, sites_at, states_of
 
 Targets = Sequence[str | int] | str | int | None
 
 
-def logit(
+class Reading(TypedDict, total=False):
+    """The options that every lens of the stream shares; see `read`."""
+
+    site: str
+    layers: Layers
+    positions: Positions | None
+    top: int
+    targets: Targets
+    measures: Iterable[str]
+    edits: EditLike | Iterable[EditLike]
+    quiet: bool
+
+
+@analysis
+def read(
     model: Model,
     x: Any,
+    *,
+    lens: LensLike = None,
+    name: str | None = None,
     site: str = "resid_post",
-    layers: Sequence[int] | int | None = None,
+    layers: Layers = None,
     positions: Positions | None = None,
     top: int = 5,
     targets: Targets = None,
@@ -32,6 +55,10 @@ def logit(
 
     Args:
         x: prompt, prompts, ids, or a `TokenBatch`.
+        lens: None for the logit lens, "tuned" for the tuned lens shipped for the model, the folder of a tuned lens, any
+            lens of this room, or a function `(site, states) -> states` from `cell d_model` in float32 to the basis of
+            the last stream.
+        name: what tables and figures call the lens; its own name by default.
         site: "resid_post", "resid_pre", "resid_mid", or what a branch adds, "attn_out", "mlp_out". A branch is
             normalised by its own size here; for its exact share in a logit use `monosem.components`.
         layers: None for all; negative ones count from the last.
@@ -42,66 +69,59 @@ def logit(
         edits: applied to the run that is read.
 
     Raises:
-        UnknownName: no such site, layer or measure. BadInput: a target that is not one token, no such position.
-    """
-    return look(
-        model,
-        x,
-        None,
-        "logit lens",
-        site=site,
-        layers=layers,
-        positions=positions,
-        top=top,
-        targets=targets,
-        measures=measures,
-        edits=edits,
-        quiet=quiet,
-    )
-
-
-def look(
-    model: Model,
-    x: Any,
-    translate: Translate | None,
-    name: str,
-    *,
-    site: str = "resid_post",
-    layers: Sequence[int] | int | None = None,
-    positions: Positions | None = None,
-    top: int = 5,
-    targets: Targets = None,
-    measures: Iterable[str] = tuple(MEASURES),
-    edits: EditLike | Iterable[EditLike] = (),
-    quiet: bool = False,
-) -> LensResult:
-    """Any lens: `translate(site, states)` maps states, `cell d_model` in float32, to the basis of the last stream.
-
-    Arguments and errors as `logit`; `name` is what figures call the lens.
+        UnknownName: no such site, measure, or tuned lens. Mismatch: the lens belongs to another model.
+        BadInput: no such layer or position, a target that is not one token.
     """
     wanted = measures_of(measures)
     constant = followed(model, targets)
+    own_name, translate = lens_of(model, lens)
     sites = sites_at(model, site, layers)
-    states = capture(model, x, sites, positions, edits)
-    n, vocab = len(states), model.cfg.d_vocab
-    final = stream([states.prediction], states.prediction, n, vocab, {}, top=1).top_ids[0, :, 0]
-    ids = {"next": states.next_ids().cpu(), "final": final}
-    ids |= {name: torch.full((n,), token) for name, token in constant.items()}
+    states = states_of(model, x, sites, positions, edits)
+    ids = _followed_ids(states, constant)
+    numbers = _numbers(states, translate, wanted, ids, max(top, 1), quiet)
+    return LensResult(model=model, lens=name or own_name, sites=sites, tokens=states.tokens, **numbers)
+
+
+def _numbers(
+    states: States,
+    translate: Translate | None,
+    wanted: dict[str, Measure],
+    ids: dict[str, Int[Tensor, "cell"]],
+    top: int,
+    quiet: bool,
+) -> dict[str, Any]:
+    """What a `LensResult` holds of every cell: measures, the likeliest tokens, and how the targets fare."""
     every: dict[tuple[str, str], Measure] = {("measure", name): measure for name, measure in wanted.items()}
-    every |= {("log_probability", name): log_probability(tokens) for name, tokens in ids.items()}
-    every |= {("rank", name): rank(tokens) for name, tokens in ids.items()}
-    seen = stream(states.lens(translate), states.prediction, n, vocab, every, max(top, 1), quiet)
+    every |= {("log_probability", target): log_probability(tokens) for target, tokens in ids.items()}
+    every |= {("rank", target): rank(tokens) for target, tokens in ids.items()}
+    seen = states.read_out(translate, every, top, quiet)
     grids = {key: states.spread(values) for key, values in seen.measures.items()}
     pick = lambda kind: {key[1]: grid for key, grid in grids.items() if key[0] == kind}  # noqa: E731
-    return LensResult(
-        model=model,
-        lens=name,
-        sites=sites,
-        tokens=states.tokens,
-        measures=pick("measure"),
-        top_ids=states.spread(seen.top_ids),
-        top_probabilities=states.spread(seen.top_probabilities),
-        targets={name: states.spread(tokens[None])[0] for name, tokens in ids.items()},
-        log_probabilities=pick("log_probability"),
-        ranks=pick("rank"),
-    )
+    return {
+        "measures": pick("measure"),
+        "top_ids": states.spread(seen.top_ids),
+        "top_probabilities": states.spread(seen.top_probabilities),
+        "targets": {target: states.spread(tokens[None])[0] for target, tokens in ids.items()},
+        "log_probabilities": pick("log_probability"),
+        "ranks": pick("rank"),
+    }
+
+
+def _followed_ids(states: States, constant: dict[str, int]) -> dict[str, Int[Tensor, "cell"]]:
+    """The token of every target at each cell: "next", "final", and those that stay the same."""
+    n = len(states)
+    final = read_out([states.prediction], states.prediction, n, states.model.cfg.d_vocab, {}, top=1).top_ids[0, :, 0]
+    return {"next": states.next_ids().cpu(), "final": final} | {
+        target: torch.full((n,), token) for target, token in constant.items()
+    }
+
+
+def logit(model: Model, x: Any, **options: Unpack[Reading]) -> LensResult:
+    """The logit lens: every layer read as if it were the last. Options and errors as `read`."""
+    return read(model, x, lens=None, **options)
+
+
+def tuned(model: Model, x: Any, lens: LensLike = "tuned", **options: Unpack[Reading]) -> LensResult:
+    """What each layer already knows of the model's prediction; `lens`: a tuned lens, or the folder of one; by default
+    the one that is shipped for this model. Options and errors as `read`; the site is resid_post or resid_pre."""
+    return read(model, x, lens=lens, **options)

@@ -1,12 +1,10 @@
-"""A start for tuned lenses in closed form: least squares from the state at a layer to the last one.
+"""Ridge regression from sums: the one solver behind tuned lenses, linear future lenses and affine maps.
 
-Tokens are weighted by the inverse squared norm of their last state. The final norm takes the size of a state away, so
-an error counts by the angle it makes; without the weights a few attention sinks, with norms a hundred times the
-median's, own the fit.
+States come in batches and none is kept: what is kept are the normal equations, in float64, taken around a provisional
+mean, because a coordinate with a large constant part would otherwise lose its variance to rounding.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -14,78 +12,74 @@ from torch import Tensor
 
 from ..errors import BadInput
 
+Per = Literal["mean", "coordinate"]
 
-@dataclass
-class Moments:
-    """Weighted sums of one layer, in float64: Σw, Σwh, Σwd, Σw hᵀh, Σw hᵀd, with d = h_final - h."""
 
-    weight: Float[Tensor, ""]
-    h: Float[Tensor, "d_model"]
-    d: Float[Tensor, "d_model"]
-    hh: Float[Tensor, "d_model d_model"]
-    hd: Float[Tensor, "d_model d_model"]
+class NormalEquations:
+    """Weighted sums of x, y, xᵀx and xᵀy; `solve` gives the affine map from x to y."""
 
-    @classmethod
-    def empty(cls, d_model: int, device: torch.device | str = "cpu") -> "Moments":
-        zero = lambda *shape: torch.zeros(shape, dtype=torch.float64, device=device)  # noqa: E731
-        return cls(zero(), zero(d_model), zero(d_model), zero(d_model, d_model), zero(d_model, d_model))
+    def __init__(self) -> None:
+        self.weight = 0.0  # of all rows so far
 
-    def add(self, h: Float[Tensor, "n d_model"], final: Float[Tensor, "n d_model"]) -> None:
-        """Tokens' states at the layer and at the end."""
-        h, final = h.to(self.h.device).float(), final.to(self.h.device).float()
-        w = final.square().mean(-1).clamp_min(1e-12).reciprocal()[:, None]
-        d = final - h
-        self.weight += w.sum()
-        self.h += (w * h).sum(0)
-        self.d += (w * d).sum(0)
-        self.hh += (w * h).T @ h
-        self.hd += (w * h).T @ d
+    def add(
+        self, x: Float[Tensor, "n d_in"], y: Float[Tensor, "n d_out"], weight: Float[Tensor, "n"] | None = None
+    ) -> None:
+        """Add rows; products are taken in the dtype of x (at least float32), and summed in float64.
+
+        Args:
+            weight: of the rows; all 1 by default.
+        """
+        device = torch.device("cpu") if x.device.type == "mps" else x.device  # MPS has no float64
+        x, y = (rows.to(device, torch.promote_types(rows.dtype, torch.float32)) for rows in (x, y))
+        w = torch.ones(len(x), 1, dtype=x.dtype, device=device) if weight is None else weight[:, None].to(x)
+        if not self.weight:
+            self.x0, self.y0 = ((w * rows).sum(0) / w.sum() for rows in (x, y))
+            zeros = lambda *shape: torch.zeros(shape, dtype=torch.float64, device=device)  # noqa: E731
+            self.sum_x, self.sum_y = zeros(x.shape[1]), zeros(y.shape[1])
+            self.xx, self.xy = zeros(x.shape[1], x.shape[1]), zeros(x.shape[1], y.shape[1])
+        x, y = x - self.x0, y - self.y0
+        weighted, weighted_y = (x, y) if weight is None else (w * x, w * y)
+        self.weight += float(w.sum())
+        self.sum_x += weighted.sum(0)
+        self.sum_y += weighted_y.sum(0)
+        self.xx += weighted.T @ x
+        self.xy += weighted.T @ y
 
     def solve(
-        self, rank: int | None = None, ridge: float = 1e-3
-    ) -> tuple[Float[Tensor, "d_model d_model"], Float[Tensor, "d_model"]]:
-        """A and b that minimise Σw ‖h A + b - d‖² + ridge · mean var(h) · ‖A‖², A of at most `rank`.
+        self, ridge: float, per: Per, rank: int | None = None
+    ) -> tuple[Float[Tensor, "d_in d_out"], Float[Tensor, "d_out"]]:
+        """Matrix A and bias b, float32, that minimise the weighted mean of ‖x A + b - y‖² and a penalty on A.
 
-        Reduced rank is the projection of the full solution on the directions in which its fitted values vary most
-        (Izenman 1975; exact without ridge). Rank 0 fits b alone.
+        Args:
+            ridge: the size of the penalty; the bias is free. 0 is plain least squares.
+            per: "mean": ridge · (mean variance of x) · ‖A‖², so that its meaning does not depend on the scale of x;
+                "coordinate": every coordinate of x with its own variance, as if all had been standardised.
+            rank: the largest rank of A; None is full, 0 fits b alone. A is the full solution projected on the
+                directions in which its fitted values vary most (Izenman 1975; exact without ridge).
 
         Raises:
-            BadInput: no token was added.
+            BadInput: no row was added.
         """
-        if not bool(self.weight > 0):
-            raise BadInput("no token to fit the translators on; give more text")
-        mean_h, mean_d = self.h / self.weight, self.d / self.weight
+        if not self.weight:
+            raise BadInput("no token to fit the map on; give more text")
+        mean_x, mean_y = self.sum_x / self.weight, self.sum_y / self.weight
         if rank == 0:
-            return torch.zeros_like(self.hh).float(), mean_d.float()
-        hh = self.hh / self.weight - mean_h[:, None] * mean_h
-        hd = self.hd / self.weight - mean_h[:, None] * mean_d
-        penalty = ridge * hh.diagonal().mean().clamp_min(1e-30)
-        matrix = torch.linalg.solve(hh + penalty * torch.eye(len(hh), dtype=hh.dtype, device=hh.device), hd)
-        if rank is not None and rank < len(hh):
-            directions = torch.linalg.eigh(matrix.T @ hh @ matrix).eigenvectors[:, -rank:]
+            return torch.zeros_like(self.xy).float(), (self.y0 + mean_y).float()
+        xx = self.xx / self.weight - mean_x[:, None] * mean_x
+        matrix = _ridge(xx, self.xy / self.weight - mean_x[:, None] * mean_y, ridge, per)
+        if rank is not None and rank < min(matrix.shape):
+            directions = torch.linalg.eigh(matrix.T @ xx @ matrix).eigenvectors[:, -rank:]
             matrix = matrix @ directions @ directions.T
-        return matrix.float(), (mean_d - mean_h @ matrix).float()
+        return matrix.float(), (self.y0 + mean_y - (self.x0 + mean_x) @ matrix).float()
 
 
-def fitted(
-    batches: Iterable[tuple[list[Float[Tensor, "n d_model"]], Float[Tensor, "n d_model"]]],
-    layers: int,
-    d_model: int,
-    rank: int | None,
-    ridge: float = 1e-3,
-) -> list[tuple[Tensor, Tensor]]:
-    """A and b of every layer.
-
-    Args:
-        batches: states of the layers, and the last state, of the same tokens.
-    """
-    moments: list[Moments] = []
-    for states, final in batches:
-        if not moments:
-            device = "cpu" if final.device.type == "mps" else final.device  # MPS has no float64
-            moments = [Moments.empty(d_model, device) for _ in range(layers)]
-        for own, h in zip(moments, states, strict=True):
-            own.add(h, final)
-    if not moments:
-        raise BadInput("no text to fit the translators on")
-    return [own.solve(rank, ridge) for own in moments]
+def _ridge(
+    xx: Float[Tensor, "d_in d_in"], xy: Float[Tensor, "d_in d_out"], ridge: float, per: Per
+) -> Float[Tensor, "d_in d_out"]:
+    if ridge == 0:
+        return torch.linalg.lstsq(xx.cpu(), xy.cpu(), driver="gelsd").solution.to(xy.device)
+    variance = xx.diagonal().clone()
+    mean = variance.mean().clamp_min(1e-30)
+    # a coordinate that never varies gets no weight
+    penalty = ridge * mean if per == "mean" else ridge * variance + 1e-12 * mean
+    return torch.linalg.solve(xx + torch.diag(penalty.expand(len(xx))), xy)

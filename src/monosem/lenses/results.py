@@ -1,18 +1,18 @@
-"""What a lens saw: for every layer and token the likeliest tokens and some numbers, as table, picture and file."""
+"""What a lens saw: for every layer and token the likeliest tokens and some numbers."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar
 
 import pandas as pd
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import UnknownName, did_you_mean
-from ..files import write_result
 from ..models import Model, Site, TokenBatch
+from ..results import Result
+from .grid import Cell, Column, TokenGrid, likeliest, short_label, token_label
+from .measures import UNITS
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -21,17 +21,19 @@ ALWAYS = ("next", "final")  # targets that every result follows
 
 
 @dataclass(frozen=True, eq=False)
-class LensResult:
+class LensResult(Result):
     """Layers × tokens, seen through a lens. Cells without a token (padding, positions not asked for) hold NaN or -1.
 
     Attributes:
-        lens: what it is called; `sites`: the places read, one a layer.
+        lens: the name of the lens; `sites`: the places read, one a layer.
         measures: name -> `layer batch pos`, in nats where they are entropies (`monosem.lenses.MEASURES`).
         top_ids, top_probabilities: the likeliest tokens, `layer batch pos k`.
         targets: name -> the token that is followed, `batch pos`: "next" (the one that really follows), "final" (the
             model's own choice), and those that were asked for.
         log_probabilities, ranks: of each target, name -> `layer batch pos`; rank 1 is the likeliest token.
     """
+
+    ranked_by: ClassVar[str | None] = "probability"
 
     model: Model = field(repr=False)
     lens: str
@@ -77,6 +79,11 @@ class LensResult:
         """Which tokens have a cell, `batch pos`."""
         return self.top_ids[0, ..., 0] >= 0
 
+    @property
+    def grid(self) -> TokenGrid:
+        """The cells, as tables and heatmaps need them."""
+        return TokenGrid.of(self.model, self.sites, self.tokens, self.chosen)
+
     def top_tokens(self, layer: int, row: int, position: int) -> list[str]:
         """The likeliest tokens of one cell as text; `layer` is an index into `sites`."""
         return [self.model.str_token(int(i)) for i in self.top_ids[layer, row, position] if i >= 0]
@@ -85,57 +92,68 @@ class LensResult:
     def table(self) -> pd.DataFrame:
         """One row a cell: where it is, the likeliest token and its probability, every measure, and of every target
         its log-probability and rank. `top` holds all of the likeliest tokens."""
-        layers, rows, columns = self.chosen.expand(len(self.sites), -1, -1).nonzero(as_tuple=True)
-        ids, positions = self.tokens.ids.cpu(), self.tokens.positions.cpu()
-        tops = [self.top_tokens(*map(int, cell)) for cell in zip(layers, rows, columns)]
-        data: dict[str, Any] = {
-            "site": [str(self.sites[i]) for i in layers],
-            "layer": [self.sites[i].layer for i in layers],
-            "row": rows.tolist(),
-            "position": positions[rows, columns].tolist(),
-            "token": [self.model.str_token(int(i)) for i in ids[rows, columns]],
-            "prediction": [tokens[0] for tokens in tops],
-            "probability": self.top_probabilities[layers, rows, columns, 0].tolist(),
+        columns: dict[str, Column] = {
+            "prediction": lambda cell: self.top_tokens(*cell)[0],
+            "probability": self.top_probabilities[..., 0],
+            **self.measures,
         }
-        data |= {name: value[layers, rows, columns].tolist() for name, value in self.measures.items()}
         for name in self.targets:
-            data[f"log_probability of {name}"] = self.log_probabilities[name][layers, rows, columns].tolist()
-            data[f"rank of {name}"] = self.ranks[name][layers, rows, columns].tolist()
-        return pd.DataFrame(data | {"top": tops})
+            columns[f"log_probability of {name}"] = self.log_probabilities[name]
+            columns[f"rank of {name}"] = self.ranks[name]
+        return self.grid.table(columns | {"top": lambda cell: self.top_tokens(*cell)})
 
     def plot(
         self, value: str = "probability", row: int = 0, target: str | None = None, layers: Sequence[int] | None = None
     ) -> "Figure":
-        """Layers on y, tokens on x; each cell shows the likeliest token and is coloured by `value` (see `values`).
+        """Layers on y, tokens on x; each cell shows the likeliest token and is coloured by `value` (see `values`), a
+        rank by its logarithm.
 
         Args:
             row: which prompt. target: whose probability or rank. layers: indices into `sites`, to show fewer.
-        """
-        from .figures import lens_figure
-
-        return lens_figure(self, value, row, target, layers)
-
-    def save(self, path: str | os.PathLike[str], **plot: Any) -> Path:
-        """The picture (.html; `plot` arguments go along) or the table (.csv, .json, .parquet), by the file's ending.
 
         Raises:
-            BadInput: another ending.
+            UnknownName: no such value or target. BadInput: no such prompt.
         """
-        return write_result(path, self.table, lambda: self.plot(**plot))
+        numbers = self.values(value, target)
+
+        def hover(cell: Cell) -> list[str]:
+            chances = likeliest(self.top_tokens(*cell), self.top_probabilities[cell].tolist())
+            return [f"{value}: {float(numbers[cell]):.4g}", *chances]
+
+        name = f"{value}{_subject(value, target)}"
+        unit = f" ({UNITS[value]})" if UNITS.get(value) else ""
+        title = f"{self.lens} of {self.model.name}: {'log10 ' if value == 'rank' else ''}{name}{unit}"
+        return self.grid.heatmap(
+            numbers.log10() if value == "rank" else numbers,
+            row,
+            layers=layers,
+            text=lambda cell: short_label(self.top_tokens(*cell)[0]),
+            hover=hover,
+            title=title,
+            limits=(0.0, 1.0) if value in ("probability", "tv") else None,
+            from_zero=value != "logsumexp",
+        )
+
+
+def _subject(value: str, target: str | None) -> str:
+    if target is None and value == "probability":
+        return " of the likeliest token"
+    return f" of {token_label(target or 'next')!r}" if target or value in ("rank", "log_probability") else ""
 
 
 def followed(model: Model, given: Sequence[str | int] | str | int | None) -> dict[str, int]:
-    """Tokens to follow at every cell, by name: texts of exactly one token, or ids. A name that is taken gets its id.
+    """Tokens to follow at every cell, by name: texts of exactly one token, or ids. A second token of one name gets its
+    id added to the name.
 
     Raises:
         BadInput: a text that is not one token, an id outside the vocabulary.
     """
     items = [] if given is None else [given] if isinstance(given, str | int) else list(given)
-    found: dict[str, int] = {}
+    tokens: dict[str, int] = {}
     for item in items:
         token = model.to_single_token(item)
         name = item if isinstance(item, str) else model.str_token(token)
-        if name in ALWAYS or found.get(name, token) != token:
+        if name in ALWAYS or tokens.get(name, token) != token:
             name = f"{name} ({token})"
-        found[name] = token
-    return found
+        tokens[name] = token
+    return tokens

@@ -1,15 +1,13 @@
 """Reading vectors instead of states: the tokens that a neuron, or any direction that is written, promotes directly.
 
-The convention is that of latents (`monosem.latents`): vector × gain of the final norm (less its mean, if that is a
+The convention is the one of latents (`monosem.latents`): vector × gain of the final norm (less its mean, if that is a
 LayerNorm), through the unembedding with its mean over the vocabulary taken out. The division by the size of the stream
-is left out, so that effects compare within a model, and soft caps, which are no linear map.
+is left out, so that effects compare within a model, and so are soft caps, which are no linear map.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
@@ -17,11 +15,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import BadInput, UnknownName, require
-from ..files import write_result
 from ..models import Model
 from ..models.places.norms import Norm
 from ..plots import BLUE, ORANGE, style
-from .figures import shown
+from ..results import Result, analysis
+from .grid import token_label
 from .states import ELEMENTS
 
 if TYPE_CHECKING:
@@ -29,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class VectorReading:
+class VectorReading(Result):
     """Direct effects on the logits, per unit of the vector.
 
     Attributes:
@@ -65,26 +63,24 @@ class VectorReading:
         sides = ((self.promoted, self.up, BLUE, "promoted"), (self.suppressed, self.down, ORANGE, "suppressed"))
         for ids, effects, colour, name in sides:
             # the id keeps two tokens of one spelling apart
-            labels = [f"{shown(self.model.str_token(i))} · {i}" for i in ids[vector].tolist()]
+            labels = [f"{token_label(self.model.str_token(i))} · {i}" for i in ids[vector].tolist()]
             figure.add_bar(x=labels, y=effects[vector].tolist(), marker={"color": colour}, name=name)
         return style(figure, "token", "effect on the logit", self.names[vector])
 
-    def save(self, path: str | os.PathLike[str], **plot: Any) -> Path:
-        """The picture (.html; `plot` arguments go along) or the table (.csv, .json, .parquet)."""
-        return write_result(path, self.table, lambda: self.plot(**plot))
 
-
+@analysis
 @torch.no_grad()
 def vectors(
     model: Model,
     directions: Float[Tensor, "vector d_model"] | Float[Tensor, "d_model"],
+    *,
     top: int = 10,
     names: Sequence[str] | None = None,
 ) -> VectorReading:
     """The tokens whose logits vectors of the residual stream raise and lower most.
 
     Raises:
-        BadInput: another width than the model's, not as many names as vectors, top below 1.
+        BadInput: vectors of another width than the model's, another number of names than vectors, top below 1.
     """
     rows = directions[None] if directions.ndim == 1 else directions
     if rows.ndim != 2 or rows.shape[1] != model.cfg.d_model or not len(rows):
@@ -103,7 +99,8 @@ def vectors(
     return VectorReading(model, labels, *(torch.cat(column) for column in zip(*parts)))
 
 
-def neurons(model: Model, layer: int, indices: Sequence[int] | None = None, top: int = 10) -> VectorReading:
+@analysis
+def neurons(model: Model, layer: int, indices: Sequence[int] | None = None, *, top: int = 10) -> VectorReading:
     """What neurons of an MLP write, read as tokens: their rows of the output projection, through the gain of the
     branch's post-norm where there is one.
 
@@ -120,4 +117,4 @@ def neurons(model: Model, layer: int, indices: Sequence[int] | None = None, top:
     written = model.W_out[layer][wanted].float()
     post = Norm.of(model.branch_norm(layer, "mlp"), model.cfg.d_model, written.device)
     written = post.frozen(written, torch.ones(1, device=written.device)) * model.residual_multiplier
-    return vectors(model, written, top, [f"neuron {layer}.{i}" for i in wanted])
+    return vectors(model, written, top=top, names=[f"neuron {layer}.{i}" for i in wanted])

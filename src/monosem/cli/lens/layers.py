@@ -55,10 +55,7 @@ def _read(reading: Reading, shown: Shown, lens: str | None, machine: Machine, wr
     model, texts, options = reading.load(machine, written)
     targets = shown.target or []
     options |= {"top": shown.top, "targets": targets}
-    if lens is None:
-        seen = lenses.logit(model, texts, **options)
-    else:
-        seen = lenses.tuned(model, texts, None if lens == "tuned" else lens, **options)
+    seen = lenses.read(model, texts, lens=lens, **options)
     written.save(seen, **plot, **({"target": targets[0]} if targets and plot else {}))
     if written.json:
         as_json(seen.table)

@@ -8,7 +8,6 @@ from .options import Position, Reading, Top, Written, likeliest
 
 if TYPE_CHECKING:
     from ...lenses import PatchscopeResult
-    from ...models import Model
 
 Into = Annotated[
     str | None, option("--into", "TEXT", "The prompt whose last token is overwritten (default: token identity).")
@@ -43,24 +42,24 @@ def patchscope(
         lenses.TOKEN_IDENTITY if into is None else into,
         positions=None if whole else -1 if position is None else position,
         top=top,
-        generate=max_new_tokens,
+        max_new_tokens=max_new_tokens,
         **options,
     )
     written.save(seen)
     if written.json:
         as_json(seen.table)
     else:
-        _print(model, seen)
+        _print(seen)
     written.say_where()
 
 
-def _print(model: "Model", seen: "PatchscopeResult") -> None:
+def _print(seen: "PatchscopeResult") -> None:
     """One table a prompt: a line a layer."""
-    for row, tokens in enumerate(seen.tokens):
+    for row, tokens in enumerate(seen.words):
         rows = []
-        for i, layer in enumerate(seen.layers):
-            words = [model.str_token(token) for token in seen.top_ids[row, i, -1].tolist()]
-            text = [] if seen.texts is None else [repr(seen.texts[row * len(seen.layers) + i][-1])]
-            rows.append([layer, likeliest(words, seen.top_probabilities[row, i, -1].tolist()), *text])
+        for i, site in enumerate(seen.sites):
+            chances = seen.top_probabilities[i, row, -1].tolist()
+            text = [] if seen.texts is None else [repr(seen.texts[i][row][-1])]
+            rows.append([site.layer, likeliest(seen.top_tokens(i, row, -1), chances), *text])
         titles = ["layer", "likeliest", *([] if seen.texts is None else ["written"])]
         table(titles, rows, f"patchscope of {tokens[-1]!r} (token {int(seen.positions[row, -1])} of prompt {row})")

@@ -26,12 +26,12 @@ def entropy(
     from ... import lenses
 
     model, texts, options = reading.load(machine, written)
-    seen = lenses.entropy(model, texts, max_new_tokens=max_new_tokens, lens=lens, **options)
+    seen = lenses.entropy_profile(model, texts, max_new_tokens=max_new_tokens, lens=lens, **options)
     written.save(seen)
     if written.json:
         as_json(seen.table)
     else:
-        profile = seen.profile()
+        profile = seen.means()
         rows = [[str(site), *map(float, profile[:, layer])] for layer, site in enumerate(seen.sites)]
         tokens = f"the {max_new_tokens} tokens written" if max_new_tokens else "the prompt's tokens"
         columns = [f"prompt {row}" for row in range(len(texts))]

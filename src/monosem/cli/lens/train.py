@@ -75,7 +75,7 @@ def train(
     Example: monosem lens train --model smollm2 --text books/ --rank 64 --steps 200 --cells 512 --out runs/lens
     """
     from ...data import TokenStore
-    from ...lenses import evaluate_tuned, train_tuned
+    from ...lenses import TunedLens
 
     config = training.config()
     with resumable(f"what is done is kept in {out}"):
@@ -83,11 +83,11 @@ def train(
         wanted = config.steps * config.windows * config.context
         documents = corpus(lm, text, config.seed)
         store = TokenStore.build(lm, documents, config.context, tokens=wanted, quiet=printing.silent)
-        trained = train_tuned(lm, store, config, out, quiet=printing.silent)
+        trained = TunedLens.fit(lm, store, config, folder=out, quiet=printing.silent)
     if not printing.silent:
         notice(f"{trained}\nlook through it: monosem lens tuned {model} PROMPT --lens {out / 'lens'}")
     if held_out:
-        found = evaluate_tuned(trained, lm, corpus(lm, held_out), context=config.context, quiet=printing.silent)
+        found = trained.evaluate(lm, corpus(lm, held_out), context=config.context, quiet=printing.silent)
         columns = ["site", *(f"{arm}_{name}" for name in ("kl", "top1", "entropy") for arm in ("tuned", "logit"))]
         if printing.json:
             as_json(found.to_dict())

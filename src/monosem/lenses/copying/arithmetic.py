@@ -60,10 +60,10 @@ def _accuracy(vectors: Float[Tensor, "word d"]) -> float:
     n = len(first)
     targets = (first - second)[:, None] + second[None]  # a - b + b', by a and a'
     cosine = torch.cosine_similarity(targets[:, :, None], first[None, None], dim=-1)
-    own = torch.eye(n, dtype=torch.bool, device=vectors.device)
-    best = cosine.masked_fill(own[:, None, :], -torch.inf).argmax(-1)  # a itself is nearest to its own sum
+    same = torch.eye(n, dtype=torch.bool, device=vectors.device)
+    best = cosine.masked_fill(same[:, None, :], -torch.inf).argmax(-1)  # a itself is nearest to its own sum
     right = best == torch.arange(n, device=vectors.device)
-    return float(right[~own].double().mean())
+    return float(right[~same].double().mean())
 
 
 def _states(model: Model, words: Sequence[str], layers: list[int], prompt: str) -> list[Float[Tensor, "word d_model"]]:

@@ -8,16 +8,16 @@ token before the repeated entity is taken from the clean run into the corrupted 
 - concept copying: the entity is a word of several tokens; how much likelier is its SECOND token e2, after e1?
 
 A head that only knows which token comes next cannot raise e2, one position on; a head that fetches the whole word can.
-Ours: the words (`ENTITIES`, where the paper takes subjects of CounterFact); lists drawn evenly from the vocabulary
-unless texts are given to draw from; and log-probabilities, in nats, for no single head of a small model raises the
-probability itself by a visible amount. `metric="probability"` is the paper's score.
+Different from the paper: the words (`ENTITIES`, where the paper takes subjects of CounterFact); lists drawn evenly from
+the vocabulary unless texts are given to draw from; and log-probabilities, in nats, for no single head of a small model
+raises the probability itself by a visible amount. `metric="probability"` is the paper's score.
 """
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
 import pandas as pd
 import torch
@@ -25,11 +25,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...data import TokenPairs, window_prefix
-from ...errors import BadFile, BadInput, UnknownName
+from ...errors import BadInput, Mismatch, UnknownName
 from ...models import Model, TokenBatch
 from ...patching import sweep
 from ...plots import heatmap
-from ..fitted import load_lens, save_lens
+from ...results import Result, analysis
+from ..fitted import Fitted, Header
 from .entities import ENTITIES
 
 if TYPE_CHECKING:
@@ -39,76 +40,97 @@ Kind = Literal["token", "concept"]
 Metric = Literal["log_probability", "probability"]
 
 
-@dataclass(frozen=True, eq=False)
-class CopyingScores:
-    """How much each head raises the (log-)probability of what it may copy.
+@dataclass(frozen=True)
+class CopyingHeader(Header):
+    """What was patched.
 
     Attributes:
         metric: "log_probability" (nats) or "probability".
-        scores: `layer head`, mean over prompts of the metric in the patched run less that in the corrupted one.
-        error: its standard error.
         clean, corrupted: mean of the metric in the unpatched runs: what there was to gain.
     """
 
     kind: Kind
     metric: Metric
-    model_name: str
-    scores: Float[Tensor, "layer head"] = field(repr=False)
-    error: Float[Tensor, "layer head"] = field(repr=False)
     clean: float
     corrupted: float
     prompts: int
 
-    def top(self, k: int) -> list[tuple[int, int]]:
-        """The k best heads as (layer, head), best first. Raises `BadInput` when there are not so many."""
-        if not 1 <= k <= self.scores.numel():
-            raise BadInput(f"k must be within 1..{self.scores.numel()}, the number of heads; got {k}")
-        width = self.scores.shape[1]
-        return [divmod(place, width) for place in self.scores.flatten().topk(k).indices.tolist()]
+
+@dataclass(frozen=True, eq=False)
+class CopyingEffects(Result, Fitted):
+    """How much each head raises the (log-)probability of what it may copy, when it is patched alone.
+
+    Attributes:
+        effects: `layer head`, mean over prompts of the metric in the patched run less the metric in the corrupted one.
+        errors: their standard errors.
+    """
+
+    kind: ClassVar[str] = "copying effects"
+    remedy: ClassVar[str] = "measure it with monosem.lenses.copying_effects"
+    header_type: ClassVar[type[Header]] = CopyingHeader
+    ranked_by: ClassVar[str | None] = "effect"
+
+    effects: Float[Tensor, "layer head"] = field(repr=False)
+    errors: Float[Tensor, "layer head"] = field(repr=False)
+    header: CopyingHeader
+
+    def best_heads(self, n: int) -> list[tuple[int, int]]:
+        """The n best heads as (layer, head), best first. Raises `BadInput` when the model has fewer."""
+        if not 1 <= n <= self.effects.numel():
+            raise BadInput(f"n must be within 1..{self.effects.numel()}, the number of heads; got {n}")
+        width = self.effects.shape[1]
+        return [divmod(place, width) for place in self.effects.flatten().topk(n).indices.tolist()]
+
+    @property
+    def best(self) -> tuple[int, int]:
+        """The best head, (layer, head)."""
+        return self.best_heads(1)[0]
 
     @property
     def table(self) -> pd.DataFrame:
         """One row a head, best first."""
-        layers, heads = self.scores.shape
+        layers, heads = self.effects.shape
         rows = {
             "layer": [layer for layer in range(layers) for _ in range(heads)],
             "head": list(range(heads)) * layers,
-            "score": self.scores.flatten().tolist(),
-            "error": self.error.flatten().tolist(),
+            "effect": self.effects.flatten().tolist(),
+            "effect_se": self.errors.flatten().tolist(),
         }
-        return pd.DataFrame(rows).sort_values("score", ascending=False, ignore_index=True)
+        return pd.DataFrame(rows).sort_values("effect", ascending=False, ignore_index=True)
 
     def plot(self) -> "Figure":
         """Layers x heads."""
         return heatmap(
-            self.scores,
-            range(self.scores.shape[1]),
-            range(self.scores.shape[0]),
+            self.effects,
+            range(self.effects.shape[1]),
+            range(self.effects.shape[0]),
             x_title="head",
             y_title="layer",
-            title=f"{self.kind.capitalize()} copying in {self.model_name}",
-            unit="Δ log p (nats)" if self.metric == "log_probability" else "Δ p",
+            title=f"{self.header.kind.capitalize()} copying in {self.header.model_name}",
+            unit="Δ log p (nats)" if self.header.metric == "log_probability" else "Δ p",
         )
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """A folder with `config.json` and `lens.safetensors`."""
-        config = {
-            name: getattr(self, name) for name in ("kind", "metric", "model_name", "clean", "corrupted", "prompts")
-        }
-        return save_lens(path, "copying scores", config, {"scores": self.scores, "error": self.error})
+    def numbers(self) -> dict[str, Tensor]:
+        return {"effects": self.effects, "errors": self.errors}
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """What `save` wrote. Raises `BadFile` for anything else."""
-        config, tensors = load_lens(path, "copying scores")
-        fields: dict[str, Any] = {**config, **tensors}
-        try:
-            return cls(**fields)
-        except TypeError as error:
-            raise BadFile(f"{path} does not hold copying scores: {error}") from error
+    def of_parts(cls, header: CopyingHeader, numbers: dict[str, Tensor]) -> Self:
+        return cls(header=header, **numbers)
+
+    def check(self, model: Model) -> None:
+        """Raises `Mismatch` when the model has other heads."""
+        if self.effects.shape != (model.cfg.n_layers, model.cfg.n_heads):
+            raise Mismatch(
+                f"these effects were measured in {self.header.model_name}, which has other heads than {model.name}"
+            )
+
+    def save(self, path: str | os.PathLike[str], **plot: Any) -> Path:
+        """The picture (.html) or the table (.csv, .json, .parquet); without an ending a folder that `load` reads."""
+        return Result.save(self, path, **plot) if Path(path).suffix else Fitted.save(self, path)
 
 
-def copying_scores(
+@analysis
+def copying_effects(
     model: Model,
     kind: Kind,
     n: int = 32,
@@ -119,12 +141,12 @@ def copying_scores(
     length: int = 30,
     seed: int = 0,
     quiet: bool = False,
-) -> CopyingScores:
-    """Score every head by patching, `n` prompts.
+) -> CopyingEffects:
+    """Patch every head alone, on `n` prompts.
 
     Args:
         kind: "token" or "concept".
-        words: entities for concept copying; those of fewer than two tokens are passed over.
+        words: entities for concept copying; words of fewer than two tokens are passed over.
         texts: draw the lists from the tokens of these texts; None: from the whole vocabulary without special tokens.
         length: tokens of a list, entity included.
         seed: of the lists and of the choice of words.
@@ -134,17 +156,13 @@ def copying_scores(
     """
     pairs = copying_pairs(model, kind, n, words=words, texts=texts, length=length, seed=seed)
     position = -2 if kind == "concept" else -1
-    found = sweep(model, pairs, "z", ("layer", "head"), metric, "denoising", positions=position, quiet=quiet)
+    swept = sweep(model, pairs, "z", ("layer", "head"), metric, "denoising", positions=position, quiet=quiet)
     shape = (model.cfg.n_layers, model.cfg.n_heads)
-    return CopyingScores(
-        kind,
-        metric,
-        model.name,
-        found.effects(metric).mean(1).reshape(shape).float(),
-        found.effect_error(metric).reshape(shape).float(),
-        clean=float(found.clean[metric].mean()),
-        corrupted=float(found.corrupted[metric].mean()),
-        prompts=len(pairs),
+    clean, corrupted = (float(side[metric].mean()) for side in (swept.clean, swept.corrupted))
+    return CopyingEffects(
+        swept.effects(metric).mean(1).reshape(shape).float(),
+        swept.effect_error(metric).reshape(shape).float(),
+        CopyingHeader(model.name, model.cfg.d_model, model.cfg.n_layers, kind, metric, clean, corrupted, len(pairs)),
     )
 
 
@@ -159,11 +177,11 @@ def copying_pairs(
     seed: int = 0,
 ) -> TokenPairs:
     """The prompts: clean `[a..., e] newline [a..., (e1)]`, corrupted with another list in front; the answer is e1 for
-    "token" (the prompt ends before it) and e2 for "concept". Arguments and errors as `copying_scores`."""
+    "token" (the prompt ends before it) and e2 for "concept". Arguments and errors as `copying_effects`."""
     if kind not in get_args(Kind):
         raise UnknownName(f"kind is 'token' or 'concept', not {kind!r}")
     if model.tokenizer is None:
-        raise BadInput(f"{model.name} has no tokenizer, which the words and the newline need")
+        raise BadInput(f"{model.name} has no tokenizer; the words and the newline need one")
     if n < 1:
         raise BadInput(f"n counts prompts, at least 1, not {n}")
     draw = torch.Generator().manual_seed(seed)

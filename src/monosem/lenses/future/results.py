@@ -1,10 +1,8 @@
 """What a future lens foretold: a reading of one prompt, and scores over many texts."""
 
-import html
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -12,10 +10,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...errors import UnknownName
-from ...files import write_result
-from ...models import Model, TokenBatch
+from ...models import Model, Site, TokenBatch
 from ...plots import heatmap
-from ..states import Logits, Measure, Pair, agreement, kl, log_probability, rank, stream
+from ...results import Result
+from ..grid import Cell, Column, TokenGrid, short_label, token_label
+from ..measures import Measure, View, agreement, kl, log_probability, rank
+from ..states import Logits, read_out
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -24,7 +24,7 @@ TOPS = (1, 5, 10)  # precision@k
 
 
 @dataclass(frozen=True, eq=False)
-class FutureReading:
+class FutureReading(Result):
     """Layers x offsets x tokens of some prompts; offset n is the token t + n + 1. Padding holds -1 and NaN.
 
     Attributes:
@@ -32,77 +32,76 @@ class FutureReading:
     """
 
     model: Model = field(repr=False)
-    layers: list[int]
+    sites: list[Site]
     offsets: list[int]
     tokens: TokenBatch = field(repr=False)
     top_ids: Int[Tensor, "layer offset batch pos k"] = field(repr=False)
     top_probabilities: Float[Tensor, "layer offset batch pos k"] = field(repr=False)
 
     @property
+    def grid(self) -> TokenGrid:
+        """The cells, as tables and heatmaps need them."""
+        return TokenGrid.of(self.model, self.sites, self.tokens, self.top_ids[0, 0, ..., 0] >= 0)
+
+    @property
     def table(self) -> pd.DataFrame:
-        """One row a cell: the state's place, the token foretold for each offset, and what the text really has there."""
-        ids, lengths = self.tokens.ids.cpu(), self.tokens.lengths.cpu()
-        first = self.tokens.mask.cpu().long().argmax(1)
-        rows: list[dict[str, Any]] = []
-        for i, j, row, column in (self.top_ids[..., 0] >= 0).nonzero().tolist():
-            ahead = column + self.offsets[j] + 1
-            best = int(self.top_ids[i, j, row, column, 0])
-            there = ahead < int(first[row] + lengths[row])
-            rows.append(
-                {
-                    "row": row,
-                    "layer": self.layers[i],
-                    "offset": self.offsets[j],
-                    "position": column - int(first[row]),
-                    "token": self.model.str_token(int(ids[row, column])),
-                    "prediction": self.model.str_token(best),
-                    "probability": float(self.top_probabilities[i, j, row, column, 0]),
-                    "text": self.model.str_token(int(ids[row, ahead])) if there else None,
-                }
-            )
-        return pd.DataFrame(rows)
+        """One row a cell and offset: the state's place, the token foretold, and what the text really has there."""
+        parts = []
+        for number, offset in enumerate(self.offsets):
+            best = self.top_ids[:, number, ..., 0]
+            values: dict[str, Column] = {
+                "prediction": partial(self._word, best),
+                "probability": self.top_probabilities[:, number, ..., 0],
+                "text": partial(self._text, offset),
+            }
+            part = self.grid.table(values)
+            part.insert(2, "offset", offset)
+            parts.append(part)
+        return pd.concat(parts).sort_values(["layer", "offset"], kind="stable", ignore_index=True)
+
+    def _word(self, ids: Tensor, cell: Cell) -> str:
+        return self.model.str_token(int(ids[cell]))
+
+    def _text(self, offset: int, cell: Cell) -> str | None:
+        """The token that the text has at an offset; None after its end."""
+        _, row, column = cell
+        ids, mask = self.tokens.ids[row], self.tokens.mask[row]
+        ahead = column + offset + 1
+        return self.model.str_token(int(ids[ahead])) if ahead < len(ids) and bool(mask[ahead]) else None
 
     def plot(self, row: int = 0) -> "Figure":
         """Layers x tokens of one prompt: in each cell the tokens foretold, coloured by the mean of their probabilities;
         the alternatives under the mouse."""
-        columns = self.tokens.mask[row].cpu().nonzero()[:, 0].tolist()
-        columns = [c for c in columns if int(self.top_ids[0, 0, row, c, 0]) >= 0]
-        text, hover = [], []
-        for i in range(len(self.layers)):
-            cells = [self._cell(i, row, column) for column in columns]
-            text.append(["".join(names) for names, _ in cells])
-            hover.append([lines for _, lines in cells])
-        return heatmap(
-            self.top_probabilities[:, :, row, columns, 0].mean(1),
-            [self.model.str_token(int(self.tokens.ids[row, c])) for c in columns],
-            self.layers,
+        word = self.model.str_token
+
+        def hover(cell: Cell) -> list[str]:
+            layer, row, column = cell
+            lines = []
+            for number, offset in enumerate(self.offsets):
+                ids, chances = (
+                    each[layer, number, row, column].tolist() for each in (self.top_ids, self.top_probabilities)
+                )
+                told = ", ".join(f"{token_label(word(i))!r} {p:.2f}" for i, p in zip(ids, chances))
+                lines.append(f"t+{offset + 1}: {told}")
+            return lines
+
+        def text(cell: Cell) -> str:
+            layer, row, column = cell
+            return "".join(short_label(word(i)) for i in self.top_ids[layer, :, row, column, 0].tolist())
+
+        return self.grid.heatmap(
+            self.top_probabilities[..., 0].mean(1),
+            row,
             text=text,
             hover=hover,
-            x_title="token",
-            y_title="layer",
             title=f"Tokens {', '.join(f't+{n + 1}' for n in self.offsets)} foretold by the state at t",
             unit="probability",
-            diverging=False,
             limits=(0.0, 1.0),
         )
 
-    def _cell(self, layer: int, row: int, column: int) -> tuple[list[str], str]:
-        best, lines = [], [f"layer {self.layers[layer]}"]
-        for j, offset in enumerate(self.offsets):
-            ids = self.top_ids[layer, j, row, column].tolist()
-            ps = self.top_probabilities[layer, j, row, column].tolist()
-            names = [html.escape(self.model.str_token(i)) for i in ids]
-            best.append(names[0])
-            lines.append(f"t+{offset + 1}: " + ", ".join(f"{name!r} {p:.2f}" for name, p in zip(names, ps)))
-        return best, "<br>".join(lines)
-
-    def save(self, path: str | os.PathLike[str], **plot: Any) -> Path:
-        """The picture (.html) or the table (.csv, .json, .parquet), by the file's ending; `BadInput` for another."""
-        return write_result(path, self.table, lambda: self.plot(**plot))
-
 
 @dataclass(frozen=True, eq=False)
-class FutureScores:
+class FutureScores(Result):
     """How well futures were foretold; one row of `table` for each lens, layer and offset, means over tokens.
 
     | column | what it is |
@@ -118,10 +117,14 @@ class FutureScores:
     """
 
     model_name: str
-    table: pd.DataFrame
+    means: pd.DataFrame = field(repr=False)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        return self.means
 
     @classmethod
-    def joined(cls, model_name: str, parts: "Sequence[pd.DataFrame]") -> "FutureScores":
+    def joined(cls, model_name: str, parts: Sequence[pd.DataFrame]) -> "FutureScores":
         """Means of parts, weighted by their tokens."""
         every = pd.concat(parts, ignore_index=True)
         keys = ["lens", "layer", "offset"]
@@ -135,8 +138,8 @@ class FutureScores:
         """Layers x offsets, and the baseline's number for each offset on the axis. Raises `UnknownName`: no column."""
         if value not in self.table.columns:
             raise UnknownName(f"no column {value!r}; there are {', '.join(self.table.columns)}")
-        own = self.table[self.table["lens"] != "bigram"]
-        grid = own.pivot_table(index="layer", columns="offset", values=value)
+        lens = self.table[self.table["lens"] != "bigram"]
+        grid = lens.pivot_table(index="layer", columns="offset", values=value)
         base = self.table[self.table["lens"] == "bigram"].set_index("offset")[value]
         labels = [
             f"t+{n + 1}" + (f"<br>bigram {base[n]:.2f}" if n in base and pd.notna(base[n]) else "")
@@ -154,14 +157,10 @@ class FutureScores:
             diverging=False,
         )
 
-    def save(self, path: str | os.PathLike[str], **plot: Any) -> Path:
-        """The picture (.html) or the table (.csv, .json, .parquet), by the file's ending; `BadInput` for another."""
-        return write_result(path, self.table, lambda: self.plot(**plot))
 
-
-def surprisal(pair: Pair) -> Tensor:
+def surprisal(view: View) -> Tensor:
     """-log p of the lens's likeliest token under the model, in nats."""
-    return -pair.reference.log.gather(-1, pair.lens.logits.argmax(-1, keepdim=True))[:, 0]
+    return -view.reference.log.gather(-1, view.lens.logits.argmax(-1, keepdim=True))[:, 0]
 
 
 def score(
@@ -187,7 +186,7 @@ def score(
         "log_probability": log_probability(target),
         "rank": rank(target),
     }
-    seen = stream(logits, reference, n, vocab, measures).measures
+    seen = read_out(logits, reference, n, vocab, measures).measures
     rows: list[dict[str, Any]] = []
     for at, layer in enumerate(layers):
         row: dict[str, Any] = {"lens": lens, "layer": layer, "offset": offset}
@@ -201,7 +200,9 @@ def score(
 
 def _baseline(offset: int, reference: Logits, target: Tensor, guesses: Tensor, vocab: int) -> dict[str, Any]:
     best = guesses[:, 0]
-    seen = stream([reference], reference, len(target), vocab, {"p": log_probability(best), "rank": rank(best)}).measures
+    seen = read_out(
+        [reference], reference, len(target), vocab, {"p": log_probability(best), "rank": rank(best)}
+    ).measures
     hits = guesses == target[:, None]
     row: dict[str, Any] = {"lens": "bigram", "layer": float("nan"), "offset": offset}
     row |= {f"precision@{k}": float(hits[:, :k].any(1).double().mean()) for k in TOPS}

@@ -6,32 +6,32 @@ the embeddings alone, so that the model's predictions after the transplant (give
 come close, in KL, to those that it made where the state came from.
 """
 
-import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self, Unpack
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from ...activations import Schedule
 from ...edits import Edit
-from ...errors import BadFile, BadInput, Mismatch
+from ...errors import BadInput
 from ...metrics import kl
 from ...models import Model, Site
+from ...models.running.selection import columns_of
 from ...progress import Meter
-from ..corpus import batches, prompts_of
-from ..fitted import load_lens, save_lens
+from ...results import analysis
+from ..fitted import Fitted, Header
+from .futures import Drawing, Futures
 from .results import FutureScores, score
 
 CONTEXT = 'Hello! Could you please tell me more about "'  # the paper's
 
 
 @dataclass(frozen=True)
-class SoftPromptFit:
+class SoftPromptHeader(Header):
     """What a soft prompt is for and how it came about.
 
     Attributes:
@@ -40,30 +40,31 @@ class SoftPromptFit:
         losses: KL of every training step, nats; empty for the embeddings of the text itself.
     """
 
-    model_name: str
-    d_model: int
-    n_layers: int
     layer: int
     target_layer: int
     text: str
     offsets: list[int]
     states: int = 0
-    batch: int = 0
+    batch_size: int = 0
     lr: float = 0.0
     seed: int = 0
     losses: list[float] = field(default_factory=list, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
-class SoftPrompt:
+class SoftPrompt(Fitted):
     """A context for states of one layer: `prompt.generate(model, "a text")`, `prompt.evaluate(model, texts)`.
 
     Attributes:
         embeddings: `pos d_model`, as at the site `embed`.
     """
 
+    kind: ClassVar[str] = "soft prompt"
+    remedy: ClassVar[str] = "learn one with monosem.lenses.SoftPrompt.fit"
+    header_type: ClassVar[type[Header]] = SoftPromptHeader
+
     embeddings: Float[Tensor, "pos d_model"] = field(repr=False)
-    fit: SoftPromptFit
+    header: SoftPromptHeader
 
     @classmethod
     def of(
@@ -71,6 +72,7 @@ class SoftPrompt:
         model: Model,
         layer: int,
         text: str = CONTEXT,
+        *,
         target_layer: int | None = None,
         offsets: Sequence[int] = (0, 1, 2, 3),
     ) -> Self:
@@ -78,7 +80,7 @@ class SoftPrompt:
 
         Args:
             layer: whose states are read; target_layer: where they go, by default the same.
-            offsets: that are scored; offset n foretells the token t + n + 1.
+            offsets: how far ahead it is scored; offset n foretells the token t + n + 1.
         """
         source = model.layers(layer)[0]
         target = source if target_layer is None else model.layers(target_layer)[0]
@@ -86,205 +88,134 @@ class SoftPrompt:
         if not ahead or ahead[0] < 0:
             raise BadInput(f"need offsets of 0 or more, got {list(offsets)}")
         embeddings = model.run(text, capture="embed", logits=False)["embed"][0].float().cpu()
-        fit = SoftPromptFit(model.name, model.cfg.d_model, model.cfg.n_layers, source, target, text, ahead)
-        return cls(embeddings, fit)
+        shape = (model.name, model.cfg.d_model, model.cfg.n_layers)
+        return cls(embeddings, SoftPromptHeader(*shape, source, target, text, ahead))
 
-    def generate(self, model: Model, x: Any, position: int = -1, max_new_tokens: int = 4) -> list[str]:
+    @classmethod
+    def fit(
+        cls,
+        model: Model,
+        texts: Any,
+        layer: int,
+        *,
+        text: str = CONTEXT,
+        target_layer: int | None = None,
+        offsets: Sequence[int] = (0, 1, 2, 3),
+        steps: int = 200,
+        batch_size: int = 16,
+        lr: float = 0.02,
+        quiet: bool = False,
+        **drawing: Unpack[Drawing],
+    ) -> Self:
+        """Learn a context, starting from the embeddings of `text`. The model is not changed.
+
+        Loss: KL(model at t + n ‖ model after the transplant and n more tokens of the text), mean over offsets and
+        states. Adam, learning rate falling linearly to zero.
+
+        Args:
+            texts: where states come from; `drawing` says which (`monosem.lenses.future.futures.Drawing`); its seed also
+                orders the states.
+            lr: in units of the root mean square of the embeddings that it starts from.
+
+        Raises:
+            BadInput: too short a text (it is named), a number that has to be positive.
+        """
+        fixed = cls.of(model, layer, text, target_layer=target_layer, offsets=offsets)
+        per_text, seed = drawing.get("per_text", 16), drawing.get("seed", 0)
+        if min(steps, batch_size, per_text) < 1 or lr <= 0:
+            given = f"{steps}, {batch_size}, {per_text}, {lr}"
+            raise BadInput(f"steps, batch_size, per_text and lr must be positive, got {given}")
+        futures = Futures.of(model, texts, fixed.header.layer, fixed.header.offsets, **drawing)
+        schedule = Schedule(len(futures), seed, -(-steps * batch_size // len(futures)))
+        parts = (futures.take(schedule.take(step * batch_size, batch_size), model.device) for step in range(steps))
+        with Meter("learn soft prompt", total=steps, unit="step", quiet=quiet) as meter:
+            embeddings, losses = _learned(model, fixed, parts, steps, lr, meter)
+        made = {"states": len(futures), "batch_size": batch_size, "lr": lr, "seed": seed, "losses": losses}
+        return cls(embeddings, SoftPromptHeader(**asdict(fixed.header) | made))
+
+    def generate(self, model: Model, x: Any, *, position: int = -1, max_new_tokens: int = 4) -> list[str]:
         """What the model writes after the transplant of each prompt's state at `position`; greedy.
 
         Raises:
             Mismatch: a model of another shape. BadInput: a position that a prompt does not have.
         """
-        self._check(model)
+        self.check(model)
         tokens = model.tokens(x)
-        if not -int(tokens.lengths.min()) <= position < int(tokens.lengths.min()):
-            raise BadInput(f"position {position}: the shortest prompt has {int(tokens.lengths.min())} tokens")
-        site = f"resid_post.{self.fit.layer}"
-        value = model.run(tokens, capture=site, logits=False)[site]
-        index = torch.where(torch.tensor(position < 0), tokens.lengths + position, position)
-        chosen = tokens.mask & (tokens.positions == index[:, None])
-        h = value[chosen.to(value.device)]
+        columns = columns_of(tokens, position)[:, 0]
+        site = f"resid_post.{self.header.layer}"
+        h = model.run(tokens, capture=site, logits=False)[site][torch.arange(len(tokens)), columns]
         ids = torch.full((len(h), len(self.embeddings)), model.pad)
         return model.generate(ids, edits=self.edits(h), max_new_tokens=max_new_tokens).texts
 
     def edits(self, h: Float[Tensor, "batch d_model"]) -> list[Edit]:
         """For a batch whose first tokens stand for the context: its embeddings go in, and h at its last position."""
-        return _edits(self.embeddings, self.fit.target_layer, h)
+        return _edits(self.embeddings, self.header.target_layer, h)
 
+    @analysis
     def evaluate(
-        self,
-        model: Model,
-        texts: Any,
-        n_texts: int | None = None,
-        *,
-        length: int = 256,
-        per_text: int = 16,
-        skip_first: int = 1,
-        batch: int = 32,
-        seed: int = 0,
-        quiet: bool = False,
+        self, model: Model, texts: Any, *, batch_size: int = 32, quiet: bool = False, **drawing: Unpack[Drawing]
     ) -> FutureScores:
-        """How well it foretells, on `per_text` random tokens of each text; columns as for the linear lens."""
-        self._check(model)
-        name = "soft prompt" if self.fit.losses else "fixed prompt"
-        futures = Futures.of(
-            model, texts, self.fit.layer, self.fit.offsets, n_texts, length, per_text, skip_first, seed
-        )
+        """How well it foretells, on random tokens of each text; columns as for the linear lens."""
+        self.check(model)
+        name = "soft prompt" if self.header.losses else "fixed prompt"
+        futures = Futures.of(model, texts, self.header.layer, self.header.offsets, **drawing)
         states = []
         with Meter(f"score {name}", total=len(futures), unit="state", quiet=quiet) as meter:
-            for start in range(0, len(futures), batch):
-                part = futures.take(torch.arange(start, min(start + batch, len(futures))), model.device)
+            for start in range(0, len(futures), batch_size):
+                part = futures.take(torch.arange(start, min(start + batch_size, len(futures))), model.device)
                 with torch.no_grad():
-                    states.append(_states(model, self.embeddings, self.fit.target_layer, part))
+                    states.append(_states(model, self.embeddings, self.header.target_layer, part))
                 meter.advance(len(part))
-        mine = torch.cat(states)
+        last = torch.cat(states)
         parts = []
-        for i, offset in enumerate(self.fit.offsets):
-            lens = lambda part, n=offset: model.unembed(mine[part, n], norm=False)  # noqa: E731
-            own = lambda part, i=i: model.unembed(futures.final[part, i])  # noqa: E731
-            parts.append(score(model, name, [self.fit.layer], offset, [lens], own, futures.ids[:, offset]))
+        for i, offset in enumerate(self.header.offsets):
+            lens = lambda part, n=offset: model.unembed(last[part, n], norm=False)  # noqa: E731
+            reference = lambda part, i=i: model.unembed(futures.final[part, i])  # noqa: E731
+            parts.append(score(model, name, [self.header.layer], offset, [lens], reference, futures.ids[:, offset]))
         return FutureScores.joined(model.name, parts)
 
     @property
     def history(self) -> pd.DataFrame:
         """Step and loss (KL, nats) of the training."""
-        return pd.DataFrame({"step": range(len(self.fit.losses)), "loss": self.fit.losses})
+        return pd.DataFrame({"step": range(len(self.header.losses)), "loss": self.header.losses})
 
-    def _check(self, model: Model) -> None:
-        shape = (model.cfg.d_model, model.cfg.n_layers)
-        if shape != (self.fit.d_model, self.fit.n_layers):
-            raise Mismatch(
-                f"made for {self.fit.model_name} (width {self.fit.d_model}, {self.fit.n_layers} layers); {model.name} "
-                f"has width {shape[0]} and {shape[1]} layers: learn one with monosem.lenses.fit_soft_prompt"
-            )
-
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """A folder with `config.json` and `lens.safetensors`."""
-        return save_lens(path, "soft prompt", asdict(self.fit), {"embeddings": self.embeddings})
+    def numbers(self) -> dict[str, Tensor]:
+        return {"embeddings": self.embeddings}
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """What `save` wrote. Raises `BadFile` for anything else."""
-        config, tensors = load_lens(path, "soft prompt")
-        try:
-            return cls(fit=SoftPromptFit(**config), **tensors)
-        except TypeError as error:
-            raise BadFile(f"{path} is not a soft prompt: {error}") from error
+    def of_parts(cls, header: SoftPromptHeader, numbers: dict[str, Tensor]) -> Self:
+        return cls(header=header, **numbers)
 
 
-def fit_soft_prompt(
-    model: Model,
-    texts: Any,
-    layer: int,
-    *,
-    text: str = CONTEXT,
-    target_layer: int | None = None,
-    offsets: Sequence[int] = (0, 1, 2, 3),
-    n_texts: int | None = None,
-    length: int = 256,
-    per_text: int = 16,
-    skip_first: int = 1,
-    steps: int = 200,
-    batch: int = 16,
-    lr: float = 0.02,
-    seed: int = 0,
-    quiet: bool = False,
-) -> SoftPrompt:
-    """Learn a context, starting from the embeddings of `text`. The model is not changed.
-
-    Loss: KL(model at t + n ‖ model after the transplant and n more tokens of the text), mean over offsets and states.
-    Adam, learning rate falling linearly to zero.
-
-    Args:
-        texts, n_texts, length: where states come from; `per_text` random tokens of each.
-        lr: in units of the root mean square of the embeddings that it starts from.
-        seed: of the choice of tokens and of their order.
-
-    Raises:
-        BadInput: too short a text (it is named), a number that has to be positive.
-    """
-    fixed = SoftPrompt.of(model, layer, text, target_layer, offsets)
-    if min(steps, batch, per_text) < 1 or lr <= 0:
-        raise BadInput(f"steps, batch, per_text and lr must be positive, got {steps}, {batch}, {per_text}, {lr}")
-    futures = Futures.of(model, texts, fixed.fit.layer, fixed.fit.offsets, n_texts, length, per_text, skip_first, seed)
+def _learned(
+    model: Model, fixed: SoftPrompt, parts: Iterable[Futures], steps: int, lr: float, meter: Meter
+) -> tuple[Float[Tensor, "pos d_model"], list[float]]:
+    """The embeddings after a descent over parts of the futures, and the loss of every step."""
     embeddings = fixed.embeddings.to(model.device).clone().requires_grad_()
     size = lr * float(fixed.embeddings.square().mean().sqrt())
     optimizer = torch.optim.Adam([embeddings], lr=size)
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    schedule = Schedule(len(futures), seed, -(-steps * batch // len(futures)))
     losses: list[float] = []
-    with Meter("learn soft prompt", total=steps, unit="step", quiet=quiet) as meter:
-        for step in range(steps):
-            part = futures.take(schedule.take(step * batch, batch), model.device)
-            with torch.enable_grad():
-                states = _states(model, embeddings, fixed.fit.target_layer, part)
-                lens = model.unembed(states[:, fixed.fit.offsets], norm=False)
-                loss = kl(model.unembed(part.final), lens).mean()
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            decay.step()
-            losses.append(float(loss.detach()))
-            meter.advance(1, loss=losses[-1])
-    described = asdict(fixed.fit) | {"states": len(futures), "batch": batch, "lr": lr, "seed": seed, "losses": losses}
-    return SoftPrompt(embeddings.detach().cpu(), SoftPromptFit(**described))
-
-
-@dataclass(frozen=True, eq=False)
-class Futures:
-    """States of some tokens t and what came of them.
-
-    Attributes:
-        h: at the layer, `n d_model`.
-        ids: tokens t + 1 .. t + N + 1 of the text, `n N+1`, N the largest offset.
-        final: last streams at t + offset, `n offset d_model`: through the unembedding, what the model predicted.
-    """
-
-    h: Float[Tensor, "n d_model"]
-    ids: Int[Tensor, "n ahead"]
-    final: Float[Tensor, "n offset d_model"]
-
-    def __len__(self) -> int:
-        return len(self.h)
-
-    def take(self, rows: Int[Tensor, "part"], device: torch.device) -> "Futures":
-        return Futures(self.h[rows].to(device), self.ids[rows].to(device), self.final[rows].to(device))
-
-    @classmethod
-    def of(
-        cls,
-        model: Model,
-        texts: Any,
-        layer: int,
-        offsets: Sequence[int],
-        n_texts: int | None,
-        length: int,
-        per_text: int,
-        skip_first: int,
-        seed: int,
-    ) -> "Futures":
-        """`per_text` random tokens of each text (all of a shorter one), their states on the CPU."""
-        most = max(offsets)
-        prompts = prompts_of(model, texts, n_texts, length, skip_first + most + 1)
-        draw = torch.Generator().manual_seed(seed)
-        names = (f"resid_post.{layer}", f"resid_post.{model.cfg.n_layers - 1}")
-        parts = []
-        for tokens in batches(model, prompts, 8):
-            run = model.run(tokens, capture=set(names), logits=False)
-            for row, count in enumerate(tokens.lengths.tolist()):
-                at = skip_first + torch.randperm(count - skip_first - most - 1, generator=draw)[:per_text]
-                ahead, later = at[:, None] + torch.arange(1, most + 2), at[:, None] + torch.tensor(list(offsets))
-                states = [run[name][row].cpu() for name in names]
-                parts.append((states[0][at], tokens.ids[row].cpu()[ahead], states[1][later]))
-        return cls(*(torch.cat(column) for column in zip(*parts)))
+    for part in parts:
+        with torch.enable_grad():
+            states = _states(model, embeddings, fixed.header.target_layer, part)
+            lens = model.unembed(states[:, fixed.header.offsets], norm=False)
+            loss = kl(model.unembed(part.final), lens).mean()
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        decay.step()
+        losses.append(float(loss.detach()))
+        meter.advance(1, loss=losses[-1])
+    return embeddings.detach().cpu(), losses
 
 
 def _edits(embeddings: Tensor, target_layer: int, h: Float[Tensor, "batch d_model"]) -> list[Edit]:
     length = len(embeddings)
 
     def context(x: Tensor, _: Any) -> Tensor:
-        own = embeddings.to(x.device, x.dtype).expand(len(x), -1, -1)
-        return torch.cat([own, x[:, length:]], 1)
+        given = embeddings.to(x.device, x.dtype).expand(len(x), -1, -1)
+        return torch.cat([given, x[:, length:]], 1)
 
     return [
         Edit(Site("embed"), context, "soft prompt", positions=slice(0, length), scope="prompt"),

@@ -6,207 +6,99 @@ and read the next-token distribution or let M* continue. With T = S, i* = i, f t
 is the logit lens. During generation the edit is made in the prompt (prefill) only.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ...edits import Edit
 from ...errors import BadInput
-from ...models import Model, Site, TokenBatch
-from ...progress import Meter
-from ..states import log_probability, rank, stream
-from .mapping import MapLike, mapped
+from ...models import Layers, Model, Positions, Site, TokenBatch
+from ...models.running.selection import columns_of
+from ...results import analysis
+from ..measures import Measure, log_probability, rank
+from ..states import read_out
+from .affine import MapLike, mapped
+from .host import Host, Transplants
 from .result import PatchscopeResult
+from .target import TOKEN_IDENTITY, TargetPrompt
 
-Position = int | Literal["same"]
 Answer = str | int | Sequence[str | int] | None
 
 
-@dataclass(frozen=True)
-class TargetPrompt:
-    """T and i*: the prompt that an activation is put into, and where.
-
-    Attributes:
-        text: anything that `Model.run` takes, one prompt.
-        position: token that is overwritten, negative from the end, or "same" for the source's own position.
-        read: token after which the next-token distribution is read, or "same" for the overwritten one.
-    """
-
-    text: Any
-    position: Position = -1
-    read: Position = -1
-
-    def tokens(self, model: Model) -> TokenBatch:
-        """Raises `BadInput` when it is not one prompt."""
-        host = model.tokens(self.text).to(model.device)
-        if len(host) != 1:
-            raise BadInput(f"the target is one prompt, got {len(host)}")
-        return host
-
-
-# the paper's two: what token is this, and what entity
-TOKEN_IDENTITY = TargetPrompt("cat->cat; 1135->1135; hello->hello; ?")
-ENTITY_DESCRIPTION = TargetPrompt(
-    "Syria: Syria is a country in the Middle East, "
-    "Leonardo DiCaprio: Leonardo DiCaprio is an American actor, "
-    "Samsung: Samsung is a South Korean multinational major appliance and consumer electronics corporation, x"
-)
-
-
-@dataclass(frozen=True, eq=False)
-class _Cells:
-    """Combinations prompt x layer x position, flat, ordered by target layer: the rows of the batches."""
-
-    h: Float[Tensor, "cell d_target"]
-    target_layer: Int[Tensor, "cell"]
-    at: Int[Tensor, "cell"]  # token of the target that is overwritten
-    read: Int[Tensor, "cell"]  # token of the target that is read
-    order: Int[Tensor, "cell"]  # place of each cell in the grid [prompt, layer, position]
-
-    def __len__(self) -> int:
-        return len(self.h)
-
-    def chunks(self, rows: int) -> Iterator["_Cells"]:
-        for start in range(0, len(self), rows):
-            yield _Cells(*(getattr(self, field.name)[start : start + rows] for field in fields(self)))
-
-
+@analysis
 def patchscope(
     model: Model,
-    source: Any,
-    target: TargetPrompt | str = TOKEN_IDENTITY,
+    x: Any,
+    target: TargetPrompt | Any = TOKEN_IDENTITY,
     *,
-    layers: Iterable[int] | int | None = None,
-    positions: Sequence[int] | int | None = None,
-    target_model: Model | None = None,
-    target_layer: int | Literal["same"] = "same",
-    mapping: MapLike = None,
-    match_norm: bool = False,
-    answer: Answer = None,
+    layers: Layers = None,
+    positions: Positions | None = None,
     site: Literal["resid_pre", "resid_post"] = "resid_post",
+    answer: Answer = None,
     top: int = 5,
-    generate: int = 0,
-    rows: int = 64,
+    max_new_tokens: int = 0,
+    batch_size: int = 64,
     quiet: bool = False,
 ) -> PatchscopeResult:
     """What the target prompt makes of the source's activations, for every prompt x layer x position at once.
 
     Args:
-        source: one prompt or several (S).
-        target: the target prompt (T); a plain text is overwritten at its last token and read after it.
+        x: one source prompt or several (S).
+        target: the target prompt (T), with its model, layer, and the map; a plain text is overwritten at its last token
+            and read after it.
         layers: source layers l; all by default, negative ones count from the last.
         positions: source positions i, negative from the end; by default all of a single prompt, the last of several.
-        target_model: M*; the source's own model by default. Another width needs a `mapping`.
-        target_layer: l*; "same" is the source's layer.
-        mapping: f: None (identity), a function of `[batch, d_model]`, or one for each source layer `{layer: f}`;
-            `Affine.fit` and `affine_between` make them.
-        match_norm: rescale f(h) to the norm of what it overwrites.
+        site: "resid_post" is the stream after layer l, "resid_pre" before it (`resid_pre` of layer 0 is the embedding).
         answer: what ought to be read: "final" (the token that the source model itself predicts there; its mean hit
             rate is the paper's precision@1), "token" (the token at the source position), one token for all, or one
             for each prompt. Gives `log_probability` and `rank`.
-        site: "resid_post" is the stream after layer l, "resid_pre" before it (`resid_pre` of layer 0 is the embedding).
         top: likeliest tokens to keep a cell.
-        generate: also let the model write this many tokens greedily from every cell.
-        rows: cells in a batch.
+        max_new_tokens: also let the model write this many tokens greedily from every cell.
+        batch_size: cells in a batch.
 
     Raises:
-        BadInput: a layer or position that does not exist, an answer that is not one token.
-        Mismatch: the mapped activation does not have the width of the target's stream.
+        UnknownName: a layer that does not exist. BadInput: a position that does not exist, an answer that is not one
+            token. Mismatch: the mapped activation does not have the width of the target's stream.
     """
-    _check(site, top, rows, generate)
-    other = target_model or model
-    prompt = target if isinstance(target, TargetPrompt) else TargetPrompt(target)
-    host = prompt.tokens(other)
-    tokens = model.tokens(source)
+    _check(site, top, batch_size, max_new_tokens)
+    goal = target if isinstance(target, TargetPrompt) else TargetPrompt(target)
+    other = goal.model or model
+    host, tokens = Host(other, goal.tokens(other), site), model.tokens(x)
     wanted = model.layers(layers)
-    targets = wanted if target_layer == "same" else other.layers(target_layer) * len(wanted)
-    other.layers(targets)
-    columns = _columns(tokens, positions)
+    targets = other.layers(wanted if goal.layer == "same" else [goal.layer] * len(wanted))
+    columns = columns_of(tokens, (slice(None) if len(tokens) == 1 else "last") if positions is None else positions)
     index = tokens.positions.cpu().gather(1, columns)
     answers = _answers(model, other, tokens, columns, answer)
-    h = _activations(model, tokens, columns, wanted, site, mapping, other)
-    at = _places(prompt.position, index, host)
-    if match_norm:
-        h = _rescaled(h, other, host, targets, at, site)
-    cells = _cells(h, targets, at, at if prompt.read == "same" else _places(prompt.read, index, host))
-
-    states, texts = _told(other, host, cells, site, rows, generate, quiet)
-    shape = h.shape[:3]
+    sites = [model.site((site, layer)) for layer in wanted]
+    h = _activations(model, tokens, columns, sites, goal.mapping, other)
+    cells = _transplants(host, goal, h, targets, index)
+    states, texts = host.tell(cells, batch_size, max_new_tokens, quiet)
+    ids = tokens.ids.cpu().gather(1, columns).tolist()
     return PatchscopeResult(
         model=other,
-        layers=wanted,
+        sites=sites,
         positions=index,
-        tokens=[[model.str_token(token) for token in row] for row in tokens.ids.cpu().gather(1, columns).tolist()],
-        target=other.text(host.ids[0].tolist(), special=True),
-        target_layer=target_layer,
-        site=site,
-        texts=[texts[i : i + shape[2]] for i in range(0, len(texts), shape[2])] if generate else None,
-        **_numbers(other, states, shape, top, answers),
+        words=[[model.str_token(token) for token in row] for row in ids],
+        target=other.text(host.tokens.ids[0].tolist(), special=True),
+        texts=_in_grid(texts, h.shape[:3]) if max_new_tokens else None,
+        **_numbers(other, states, h.shape[:3], top, answers),
     )
 
 
-def _check(site: str, top: int, rows: int, generate: int) -> None:
+def _check(site: str, top: int, batch_size: int, max_new_tokens: int) -> None:
     if site not in ("resid_pre", "resid_post"):
         raise BadInput(f"a patchscope moves the stream: site is 'resid_post' or 'resid_pre', not {site!r}")
-    if top < 1 or rows < 1 or generate < 0:
-        raise BadInput(f"top and rows must be at least 1 and generate at least 0, got {top}, {rows}, {generate}")
-
-
-def _told(
-    other: Model, host: TokenBatch, cells: "_Cells", site: str, rows: int, generate: int, quiet: bool
-) -> tuple[Float[Tensor, "cell d_model"], list[str]]:
-    """The last stream at the position that is read, and the continuation, of every cell, in the order of the grid."""
-    states = torch.empty(len(cells), other.cfg.d_model, device=other.device, dtype=other.dtype)
-    texts = [""] * len(cells)
-    with Meter("patchscope", total=len(cells), unit="cell", quiet=quiet) as meter:
-        for chunk in cells.chunks(rows):
-            states[chunk.order.to(states.device)] = _final_states(other, host, chunk, site)
-            for place, text in zip(chunk.order.tolist(), _continued(other, host, chunk, site, generate)):
-                texts[place] = text
-            meter.advance(len(chunk))
-    return states, texts
-
-
-def _numbers(other: Model, states: Tensor, shape: torch.Size, top: int, answers: Tensor | None) -> dict[str, Any]:
-    """Likeliest tokens of every cell, and how the answer fares there."""
-    measures = {}
-    if answers is not None:
-        expected = answers[:, None].expand(shape).flatten()
-        measures = {"log_probability": log_probability(expected), "rank": rank(expected)}
-    logits = lambda part: other.unembed(states[part])  # noqa: E731
-    seen = stream([logits], logits, len(states), other.cfg.d_vocab, measures, top)
-    return {
-        "top_ids": seen.top_ids[0].unflatten(0, shape),
-        "top_probabilities": seen.top_probabilities[0].unflatten(0, shape),
-        "answers": answers,
-        "log_probability": seen.measures["log_probability"][0].reshape(shape) if measures else None,
-        "rank": seen.measures["rank"][0].reshape(shape).long() if measures else None,
-    }
-
-
-# ---------------------------------------------------------------------- the source
-
-
-def _columns(tokens: TokenBatch, positions: Sequence[int] | int | None) -> Int[Tensor, "prompt position"]:
-    """Columns of the wanted positions of each prompt, in its padded batch."""
-    lengths = tokens.lengths.cpu()
-    if positions is None:
-        positions = list(range(int(lengths[0]))) if len(tokens) == 1 else [-1]
-    listed = [positions] if isinstance(positions, int) else list(positions)
-    shortest = int(lengths.min())
-    if not listed or any(not -shortest <= position < shortest for position in listed):
-        raise BadInput(f"positions {listed}: the shortest source prompt has tokens 0 to {shortest - 1}")
-    index = torch.tensor([[p if p >= 0 else int(length) + p for p in listed] for length in lengths])
-    return index + tokens.mask.cpu().long().argmax(1)[:, None]  # from each row's first real token
+    if top < 1 or batch_size < 1 or max_new_tokens < 0:
+        given = f"{top}, {batch_size}, {max_new_tokens}"
+        raise BadInput(f"top and batch_size must be at least 1 and max_new_tokens at least 0, got {given}")
 
 
 def _answers(
     model: Model, other: Model, tokens: TokenBatch, columns: Tensor, answer: Answer
 ) -> Int[Tensor, "prompt position"] | None:
+    """The ids of the answers in the target's vocabulary."""
     if answer is None:
         return None
     if answer == "token":
@@ -228,82 +120,40 @@ def _answers(
 
 
 def _activations(
-    model: Model, tokens: TokenBatch, columns: Tensor, layers: list[int], site: str, mapping: MapLike, other: Model
-) -> Float[Tensor, "prompt layer position d_target"]:
+    model: Model, tokens: TokenBatch, columns: Tensor, sites: list[Site], mapping: MapLike, other: Model
+) -> Float[Tensor, "layer prompt position d_target"]:
     """f(h) of every cell."""
-    names = [f"{site}.{layer}" for layer in layers]
-    run = model.run(tokens, capture=names, logits=False)
+    run = model.run(tokens, capture=sites, logits=False)
     rows, where = torch.arange(len(tokens))[:, None], columns.to(model.device)
-    parts = [run[name][rows, where] for name in names]
-    return torch.stack([mapped(h, mapping, at, other.cfg.d_model) for h, at in zip(parts, layers)], 1).to(other.device)
+    parts = [mapped(run[site][rows, where], mapping, site.layer or 0, other.cfg.d_model) for site in sites]
+    return torch.stack(parts).to(other.device)
 
 
-# ---------------------------------------------------------------------- the target
+def _transplants(host: Host, goal: TargetPrompt, h: Tensor, targets: list[int], index: Tensor) -> Transplants:
+    """Every cell with its places in the target."""
+    at = host.places(goal.position, index)
+    h = host.rescaled(h, targets, at) if goal.match_norm else h
+    return Transplants.of(h, targets, at, at if goal.read == "same" else host.places(goal.read, index))
 
 
-def _places(position: Position, index: Tensor, host: TokenBatch) -> Int[Tensor, "prompt position"]:
-    """Token of the target for each source position."""
-    length = host.ids.shape[1]
-    if position == "same":
-        if int(index.max()) >= length:
-            raise BadInput(
-                f"source position {int(index.max())} does not exist in the target, which has {length} tokens"
-            )
-        return index
-    if not -length <= position < length:
-        raise BadInput(f"the target has tokens 0 to {length - 1}, there is no token {position}")
-    return torch.full_like(index, position % length)
+def _numbers(other: Model, states: Tensor, shape: torch.Size, top: int, answers: Tensor | None) -> dict[str, Any]:
+    """Likeliest tokens of every cell, and how the answer fares there."""
+    measures: dict[str, Measure] = {}
+    if answers is not None:
+        expected = answers.expand(shape).flatten()
+        measures = {"log_probability": log_probability(expected), "rank": rank(expected)}
+    logits = lambda part: other.unembed(states[part])  # noqa: E731
+    seen = read_out([logits], logits, len(states), other.cfg.d_vocab, measures, top)
+    return {
+        "answers": answers,
+        "top_ids": seen.top_ids[0].unflatten(0, shape),
+        "top_probabilities": seen.top_probabilities[0].unflatten(0, shape),
+        "log_probability": seen.measures["log_probability"][0].reshape(shape) if measures else None,
+        "rank": seen.measures["rank"][0].reshape(shape).long() if measures else None,
+    }
 
 
-def _rescaled(h: Tensor, other: Model, host: TokenBatch, targets: list[int], at: Tensor, site: str) -> Tensor:
-    """h with the norms of what it is about to overwrite."""
-    names = [f"{site}.{layer}" for layer in targets]
-    base = other.run(host, capture=set(names), logits=False)
-    own = torch.stack([base[name][0][at.to(other.device)] for name in names], 1)
-    norm = torch.linalg.vector_norm
-    ratio = norm(own.float(), dim=-1, keepdim=True) / norm(h.float(), dim=-1, keepdim=True).clamp(min=1e-30)
-    return h.float() * ratio
-
-
-def _cells(h: Tensor, targets: list[int], at: Tensor, read: Tensor) -> _Cells:
-    shape = h.shape[:3]
-    layer = torch.tensor(targets)[None, :, None].expand(shape).flatten()
-    order = layer.argsort(stable=True)
-    where, after = (part[:, None].expand(shape).flatten()[order] for part in (at, read))
-    return _Cells(h.flatten(0, 2)[order.to(h.device)], layer[order], where, after, order)
-
-
-def _edits(cells: _Cells, site: str) -> list[Edit]:
-    """One edit for each target layer of these rows; it writes row r's activation at its position, in the prompt."""
-    at = cells.at[:, None].to(cells.h.device)
-    made = Edit(
-        Site(site, 0),
-        lambda x, _: cells.h[:, None].to(x.device, x.dtype).expand_as(x),
-        "patchscope",
-        scope="prompt",
-        gate=lambda _, moment: moment.positions == at,
-    )
-    return [
-        replace(made, site=Site(site, layer), rows=(cells.target_layer == layer).nonzero()[:, 0].tolist())
-        for layer in cells.target_layer.unique().tolist()
-    ]
-
-
-def _final_states(other: Model, host: TokenBatch, cells: _Cells, site: str) -> Float[Tensor, "cell d_model"]:
-    """The last residual stream at the position that is read. The blocks before the first edit run once for all rows."""
-    rows, first = len(cells), int(cells.target_layer.min())
-    last = f"resid_post.{other.cfg.n_layers - 1}"
-    start = None
-    if first > 0:
-        entry = f"resid_pre.{first}"
-        start = (entry, other.run(host, capture=entry, logits=False)[entry].expand(rows, -1, -1))
-    tokens = TokenBatch(host.ids.expand(rows, -1), host.mask.expand(rows, -1))
-    final = other.run(tokens, capture=last, edits=_edits(cells, site), logits=False, start=start)[last]
-    return final[torch.arange(rows, device=final.device), cells.read.to(final.device)]
-
-
-def _continued(other: Model, host: TokenBatch, cells: _Cells, site: str, tokens: int) -> list[str]:
-    if tokens == 0:
-        return []
-    prompts = host.ids.expand(len(cells), -1)
-    return other.generate(prompts, edits=_edits(cells, site), max_new_tokens=tokens).texts
+def _in_grid(texts: list[str], shape: torch.Size) -> list[list[list[str]]]:
+    layers, prompts, positions = shape
+    rows = [texts[start : start + positions] for start in range(0, len(texts), positions)]
+    return [rows[start : start + prompts] for start in range(0, layers * prompts, prompts)]

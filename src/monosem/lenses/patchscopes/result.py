@@ -1,132 +1,112 @@
-"""What a patchscope read: a grid of prompts x layers x positions."""
+"""What a patchscope read: a grid of layers x prompts x positions."""
 
-import html
-import os
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...errors import BadInput
-from ...files import write_result
-from ...models import Model
-from ...plots import heatmap
+from ...models import Model, Site
+from ...results import Result
+from ..grid import Cell, TokenGrid, likeliest, short_label, token_label
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
 @dataclass(frozen=True, eq=False)
-class PatchscopeResult:
+class PatchscopeResult(Result):
     """What the target prompt made of every activation.
 
     Attributes:
         model: the model that read (the target's).
-        layers: source layers.
+        sites: where the activations were taken, one a layer.
         positions: `prompt position`, source positions as token indices.
-        tokens: source tokens at those positions, for each prompt.
-        top_ids, top_probabilities: `prompt layer position k`, the most likely next tokens.
+        words: source tokens at the positions, for each prompt.
+        target: the target prompt as text.
+        top_ids, top_probabilities: `layer prompt position k`, the likeliest next tokens.
         answers: `prompt position` token ids, or None where no answer was given.
-        log_probability: `prompt layer position` of the answer, in nats.
-        rank: `prompt layer position` of the answer, 1 is the likeliest token.
-        texts: greedy continuations, `texts[prompt * layers + layer][position]`, or None.
+        log_probability: `layer prompt position` of the answer, in nats.
+        rank: `layer prompt position` of the answer, 1 is the likeliest token.
+        texts: greedy continuations, `texts[layer][prompt][position]`, or None.
     """
 
-    model: Model
-    layers: list[int]
-    positions: Int[Tensor, "prompt position"]
-    tokens: list[list[str]]
+    model: Model = field(repr=False)
+    sites: list[Site]
+    positions: Int[Tensor, "prompt position"] = field(repr=False)
+    words: list[list[str]] = field(repr=False)
     target: str
-    target_layer: int | Literal["same"]
-    site: str
-    top_ids: Int[Tensor, "prompt layer position k"]
-    top_probabilities: Float[Tensor, "prompt layer position k"]
-    answers: Int[Tensor, "prompt position"] | None
-    log_probability: Float[Tensor, "prompt layer position"] | None
-    rank: Int[Tensor, "prompt layer position"] | None
-    texts: list[list[str]] | None
+    top_ids: Int[Tensor, "layer prompt position k"] = field(repr=False)
+    top_probabilities: Float[Tensor, "layer prompt position k"] = field(repr=False)
+    answers: Int[Tensor, "prompt position"] | None = field(repr=False)
+    log_probability: Float[Tensor, "layer prompt position"] | None = field(repr=False)
+    rank: Int[Tensor, "layer prompt position"] | None = field(repr=False)
+    texts: list[list[list[str]]] | None = field(repr=False)
 
     def __repr__(self) -> str:
-        prompts, layers, positions = self.top_ids.shape[:3]
+        layers, prompts, positions = self.top_ids.shape[:3]
         return f"PatchscopeResult({prompts} prompts x {layers} layers x {positions} positions into {self.target!r})"
 
     @property
+    def grid(self) -> TokenGrid:
+        """The cells, as tables and heatmaps need them."""
+        return TokenGrid(self.sites, self.words, self.positions, torch.ones_like(self.positions, dtype=torch.bool))
+
+    @property
     def precision(self) -> pd.Series:
-        """Precision@1 by layer: the share of prompts and positions at which the answer is the most likely token.
+        """Precision@1 by layer: the share of prompts and positions at which the answer is the likeliest token.
 
         Raises `BadInput` when no answer was given.
         """
-        return pd.Series((self._rank == 1).double().mean((0, 2)).tolist(), pd.Index(self.layers, name="layer"))
-
-    @property
-    def _rank(self) -> Tensor:
         if self.rank is None:
             raise BadInput("no answer was given to compare with; call patchscope(..., answer='final')")
-        return self.rank
+        layers = pd.Index([site.layer for site in self.sites], name="layer")
+        return pd.Series((self.rank == 1).double().mean((1, 2)).tolist(), layers)
+
+    def top_tokens(self, layer: int, row: int, position: int) -> list[str]:
+        """The likeliest tokens of one cell as text; all three are indices into the grid."""
+        return [self.model.str_token(token) for token in self.top_ids[layer, row, position].tolist()]
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row for each prompt, layer and position: what was read, how likely, and the answer's share."""
-        rows: list[dict[str, Any]] = []
-        for prompt, names in enumerate(self.tokens):
-            for i, layer in enumerate(self.layers):
-                for j, token in enumerate(names):
-                    place = (prompt, i, j)
-                    row: dict[str, Any] = {
-                        "prompt": prompt,
-                        "layer": layer,
-                        "position": int(self.positions[prompt, j]),
-                        "token": token,
-                        "prediction": self.model.str_token(int(self.top_ids[(*place, 0)])),
-                        "probability": float(self.top_probabilities[(*place, 0)]),
-                    }
-                    if self.answers is not None and self.log_probability is not None and self.rank is not None:
-                        row["answer"] = self.model.str_token(int(self.answers[prompt, j]))
-                        row["log_probability"] = float(self.log_probability[place])
-                        row["rank"] = int(self.rank[place])
-                    if self.texts is not None:
-                        row["text"] = self.texts[prompt * len(self.layers) + i][j]
-                    rows.append(row)
-        return pd.DataFrame(rows)
+        """One row a cell: where the activation was taken, what was read, how likely, and how the answer fares."""
+        columns: dict[str, Any] = {
+            "prediction": lambda cell: self.top_tokens(*cell)[0],
+            "probability": self.top_probabilities[..., 0],
+        }
+        if (answers := self.answers) is not None:
+            columns["answer"] = lambda cell: self.model.str_token(int(answers[cell[1:]]))
+            columns |= {"log_probability": self.log_probability, "rank": self.rank}
+        if self.texts is not None:
+            columns["text"] = self._text
+        return self.grid.table(columns)
 
-    def plot(self, prompt: int = 0) -> "Figure":
-        """Layers x positions of one prompt: the decoded token in the cell, coloured by its probability (or that of the
-        answer); the most likely tokens and the continuation under the mouse."""
-        if self.log_probability is None:
-            values, unit = self.top_probabilities[prompt, ..., 0], "probability"
-        else:
-            values, unit = self.log_probability[prompt].exp(), "p(answer)"
-        cells = [[self._cell(prompt, i, j) for j in range(len(self.tokens[prompt]))] for i in range(len(self.layers))]
-        return heatmap(
-            values,
-            self.tokens[prompt],
-            self.layers,
-            text=[[text for text, _ in row] for row in cells],
-            hover=[[hover for _, hover in row] for row in cells],
-            x_title="source token",
-            y_title="source layer",
-            title=f"Patchscope into “{html.escape(_short(self.target))}”",
-            unit=unit,
-            diverging=False,
+    def plot(self, row: int = 0) -> "Figure":
+        """Layers x positions of one prompt: the decoded token in the cell, coloured by its probability (or the
+        probability of the answer); the likeliest tokens and the continuation under the mouse."""
+        answered = self.log_probability is not None
+
+        def hover(cell: Cell) -> list[str]:
+            chances = likeliest(self.top_tokens(*cell), self.top_probabilities[cell].tolist())
+            return chances if self.texts is None else [*chances, token_label(self._text(cell))]
+
+        return self.grid.heatmap(
+            self.log_probability.exp() if answered else self.top_probabilities[..., 0],  # type: ignore[union-attr]
+            row,
+            text=lambda cell: short_label(self.top_tokens(*cell)[0]),
+            hover=hover,
+            title=f"Patchscope into “{token_label(_end(self.target))}”",
+            unit="p(answer)" if answered else "probability",
             limits=(0.0, 1.0),
         )
 
-    def save(self, path: str | os.PathLike[str], **plot: Any) -> Path:
-        """The picture (.html) or the table (.csv, .json, .parquet), by the file's ending; `BadInput` for another."""
-        return write_result(path, self.table, lambda: self.plot(**plot))
-
-    def _cell(self, prompt: int, i: int, j: int) -> tuple[str, str]:
-        ids, ps = self.top_ids[prompt, i, j].tolist(), self.top_probabilities[prompt, i, j].tolist()
-        names = [html.escape(self.model.str_token(token)) for token in ids]
-        lines = [f"layer {self.layers[i]}, {html.escape(self.tokens[prompt][j])!r}"]
-        lines += [f"{p:.3f} {name!r}" for p, name in zip(ps, names)]
-        if self.texts is not None:
-            lines.append(html.escape(self.texts[prompt * len(self.layers) + i][j]))
-        return names[0], "<br>".join(lines)
+    def _text(self, cell: Cell) -> str:
+        layer, row, position = cell
+        return "" if self.texts is None else self.texts[layer][row][position]
 
 
-def _short(text: str, limit: int = 60) -> str:
+def _end(text: str, limit: int = 60) -> str:
     return text if len(text) <= limit else f"…{text[-limit:]}"

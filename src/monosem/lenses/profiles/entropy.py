@@ -4,132 +4,83 @@ Source: Ali, Caso et al., "Entropy-Lens: The Information Signature of Transforme
 entropies of the lens's distributions over layers and generated tokens, without a look at what the tokens are.
 """
 
-import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ...errors import BadInput
-from ...files import write_result
-from ...models import Model, Positions, Site, TokenBatch
+from ...models import Layers, Model, Positions, TokenBatch
 from ...models.running.moment import EditLike
-from ...plots import heatmap
-from ..figures import as_numbers, axis, profile_figure, shown
-from ..states import capture, renyi, sites_at, stream
-from ..tuned.lens import LensLike, translate_of
+from ...results import analysis
+from ..lookup import LensLike, lens_of
+from ..measures import renyi
+from ..states import sites_at, states_of
+from .profile import TokenProfile
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
 @dataclass(frozen=True, eq=False)
-class EntropyProfile:
-    """Entropies over layers and tokens, in nats.
+class EntropyProfile(TokenProfile):
+    """Entropies over layers and tokens, in nats; `values` has "H1" (Shannon's), "H2", ... by their Rényi order.
 
-    Attributes:
-        entropies: Rényi order (1: Shannon) -> `layer batch pos`; NaN where nothing was read.
-        chosen: which tokens were read, `batch pos`. After generation: those that a generated token was predicted from.
+    After generation, `chosen` are the tokens that a generated token was predicted from.
     """
 
-    model: Model = field(repr=False)
-    sites: list[Site]
-    tokens: TokenBatch = field(repr=False)
-    chosen: Bool[Tensor, "batch pos"] = field(repr=False)
-    entropies: dict[float, Float[Tensor, "layer batch pos"]] = field(repr=False)
+    orders: tuple[float, ...]
 
-    def profile(self, order: float = 1.0) -> Float[Tensor, "batch layer"]:
+    def entropies(self, order: float = 1.0) -> Float[Tensor, "layer batch pos"]:
+        """Raises `BadInput` for an order that was not computed."""
+        if order not in self.orders:
+            known = ", ".join(f"{one:g}" for one in self.orders)
+            raise BadInput(
+                f"entropies of order {order:g} were not computed; there are {known}: name it in orders=[...]"
+            )
+        return self.values[f"H{order:g}"]
+
+    def means(self, order: float = 1.0) -> Float[Tensor, "batch layer"]:
         """Mean over each row's tokens."""
-        return self._of(order).nanmean(-1).T
+        return self.entropies(order).nanmean(-1).T
 
     def features(self) -> Float[Tensor, "batch feature"]:
         """A vector a row for classifiers: for each order and layer the mean and the standard deviation over tokens (0
         for a single token), in the order of `feature_names`."""
         parts = []
-        for order in self.entropies:
-            mean = self.profile(order)
-            spread = (self._of(order) - mean.T[..., None]).square().nanmean(-1).sqrt().T
+        for order in self.orders:
+            mean = self.means(order)
+            spread = (self.entropies(order) - mean.T[..., None]).square().nanmean(-1).sqrt().T
             parts += [mean, spread]
         return torch.cat(parts, -1)
 
     @property
     def feature_names(self) -> list[str]:
-        return [
-            f"{name} of H{order:g} at {site}"
-            for order in self.entropies
-            for name in ("mean", "sd")
-            for site in self.sites
-        ]
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """One row a cell."""
-        layers, rows, columns = self.chosen.cpu().expand(len(self.sites), -1, -1).nonzero(as_tuple=True)
-        ids, positions = self.tokens.ids.cpu(), self.tokens.positions.cpu()
-        data: dict[str, Any] = {
-            "site": [str(self.sites[i]) for i in layers],
-            "layer": [self.sites[i].layer for i in layers],
-            "row": rows.tolist(),
-            "position": positions[rows, columns].tolist(),
-            "token": [self.model.str_token(int(i)) for i in ids[rows, columns]],
-        }
-        data |= {f"H{order:g}": grid[layers, rows, columns].tolist() for order, grid in self.entropies.items()}
-        return pd.DataFrame(data)
+        kinds = [(order, kind) for order in self.orders for kind in ("mean", "sd")]
+        return [f"{kind} of H{order:g} at {site}" for order, kind in kinds for site in self.sites]
 
     def plot(self, order: float = 1.0) -> "Figure":
         """Each row's mean over tokens, over layers, with the standard error over tokens."""
-        grid = self._of(order)
-        count = grid[0].isfinite().sum(-1)
-        curves = {}
-        for row in range(grid.shape[1]):
-            cells = grid[:, row][:, grid[0, row].isfinite()]
-            error = cells.std(-1) / count[row].sqrt() if count[row] > 1 else None
-            name = shown(self.model.text(self.tokens.rows()[row])[:40])
-            curves[f"{row}: {name}"] = (as_numbers(cells.mean(-1)), None if error is None else as_numbers(error))
+        self.entropies(order)
         title = f"entropy of each layer's prediction, {self.model.name}"
-        return profile_figure(curves, self.sites, f"H{order:g} (nats)", title)
+        return self.plot_lines(self.samples(f"H{order:g}"), f"H{order:g} (nats)", title)
 
     def plot_tokens(self, row: int = 0, order: float = 1.0) -> "Figure":
         """Layers on y, the tokens of one row on x."""
-        columns = self.chosen[row].nonzero().flatten().cpu()
-        labels, y_title = axis(self.sites)
-        names = [shown(self.model.str_token(int(self.tokens.ids[row, c]))) for c in columns]
-        grid = self._of(order)[:, row][:, columns]
-        return heatmap(
-            grid,
-            names,
-            labels,
-            x_title="input token",
-            y_title=y_title,
-            unit="nats",
-            diverging=False,
-            title=f"entropy H{order:g} of each layer's prediction",
-            limits=(0.0, float(grid.max())),
-        )
-
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """The picture (.html) or the table (.csv, .json, .parquet)."""
-        return write_result(path, self.table, self.plot)
-
-    def _of(self, order: float) -> Float[Tensor, "layer batch pos"]:
-        if order not in self.entropies:
-            known = ", ".join(f"{o:g}" for o in self.entropies)
-            raise BadInput(
-                f"entropies of order {order:g} were not computed; there are {known}: name it in orders=[...]"
-            )
-        return self.entropies[order]
+        title = f"entropy H{order:g} of each layer's prediction"
+        return self.grid.heatmap(self.entropies(order), row, unit="nats", title=title)
 
 
-def entropy(
+@analysis
+def entropy_profile(
     model: Model,
     x: Any,
+    *,
     site: str = "resid_post",
-    layers: Sequence[int] | int | None = None,
+    layers: Layers = None,
     positions: Positions | None = None,
     orders: Sequence[float] = (1.0,),
     max_new_tokens: int = 0,
@@ -137,45 +88,53 @@ def entropy(
     edits: EditLike | Iterable[EditLike] = (),
     quiet: bool = False,
 ) -> EntropyProfile:
-    """Entropies of every layer's prediction, of the tokens given, or of those that the model goes on to write.
+    """Entropies of every layer's prediction, of the tokens given, or of the tokens that the model goes on to write.
 
     Args:
         orders: of the Rényi entropies; 1 is Shannon's, `float("inf")` is -log of the largest probability.
         max_new_tokens: above 0: continue greedily, then read the cells that the new tokens were predicted from
             (`positions` is not used).
-        lens: None for the logit lens, "tuned", or any lens (`translate_of`).
+        lens: None for the logit lens, "tuned", or any lens (as in `read`).
 
     Raises:
         BadInput: no order, a negative one; with a generation: positions, or edits of some tokens only. Others as
-            `logit`.
+            `read`.
     """
-    if not orders or min(orders) < 0:
-        raise BadInput(f"orders must be at least 0, and one at least: {list(orders)}")
-    if max_new_tokens and positions is not None:
-        raise BadInput("give positions, or max_new_tokens, whose cells are chosen by themselves")
     edits = [edits] if hasattr(edits, "apply") else list(edits)  # type: ignore[list-item, arg-type]
-    if max_new_tokens and any(
-        getattr(edit, "scope", "all") != "all" or getattr(edit, "positions", None) is not None for edit in edits
-    ):
-        raise BadInput(
-            "an edit at positions or with a scope would reach other tokens once the continuation is read as a whole; "
-            "with max_new_tokens, edit all tokens"
-        )
+    _check(orders, positions, max_new_tokens, edits)
     sites = sites_at(model, site, layers)
-    translate = translate_of(model, lens)
+    _, translate = lens_of(model, lens)
     written = None
     if max_new_tokens:
         generation = model.generate(x, edits=edits, max_new_tokens=max_new_tokens)
-        x, lengths = generation.ids, generation.prompt.lengths
-        index, ends = x.positions, x.lengths[:, None]
-        # the token at position i was predicted at i - 1; the last one predicts nothing that was written
-        written = x.mask.cpu() & (index.cpu() >= lengths.cpu()[:, None] - 1) & (index.cpu() < ends.cpu() - 1)
-    states = capture(model, x, sites, positions, edits)
-    measures = {float(order): renyi(order) for order in orders}
-    seen = stream(states.lens(translate), states.prediction, len(states), model.cfg.d_vocab, measures, quiet=quiet)
-    grids = {order: states.spread(values) for order, values in seen.measures.items()}
-    chosen = states.chosen.cpu()
-    if written is not None:
-        chosen = chosen & written
-        grids = {order: grid.masked_fill(~chosen, float("nan")) for order, grid in grids.items()}
-    return EntropyProfile(model, sites, states.tokens, chosen, grids)
+        x, written = generation.ids, _written(generation.ids, generation.prompt.lengths)
+    states = states_of(model, x, sites, positions, edits)
+    orders = [float(order) for order in orders]
+    seen = states.read_out(translate, {f"H{order:g}": renyi(order) for order in orders}, quiet=quiet)
+    chosen = states.chosen.cpu() if written is None else states.chosen.cpu() & written
+    grids = {name: states.spread(grid).masked_fill(~chosen, float("nan")) for name, grid in seen.measures.items()}
+    return EntropyProfile(model, sites, states.tokens, chosen, grids, tuple(orders))
+
+
+def _written(tokens: TokenBatch, prompts: Tensor) -> Bool[Tensor, "batch pos"]:
+    """The cells that written tokens were predicted from: the token at position i was predicted at i - 1, and the last
+    one predicts nothing that was written."""
+    index, ends = tokens.positions.cpu(), tokens.lengths.cpu()[:, None]
+    return tokens.mask.cpu() & (index >= prompts.cpu()[:, None] - 1) & (index < ends - 1)
+
+
+def _check(
+    orders: Sequence[float], positions: Positions | None, max_new_tokens: int, edits: Iterable[EditLike]
+) -> None:
+    if not orders or min(orders) < 0:
+        raise BadInput(f"orders must be at least 0, and one at least: {list(orders)}")
+    if not max_new_tokens:
+        return
+    if positions is not None:
+        raise BadInput("give positions, or max_new_tokens, whose cells are chosen by themselves")
+    for edit in edits:
+        if getattr(edit, "scope", "all") != "all" or getattr(edit, "positions", None) is not None:
+            raise BadInput(
+                "an edit at positions or with a scope would reach other tokens once the continuation is read as a "
+                "whole; with max_new_tokens, edit all tokens"
+            )

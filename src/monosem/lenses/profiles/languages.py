@@ -4,10 +4,8 @@ Source: Wendler et al., "Do Llamas Work in English?" (arXiv 2402.10588): prompts
 languages; at each layer the lens's probability of the tokens that begin the answer in each of them.
 """
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -16,13 +14,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...errors import BadInput
-from ...files import write_result
-from ...models import Model, Positions, Site
+from ...models import Layers, Model, Positions
 from ...models.running.moment import EditLike
-from ...statistics import standard_error
-from ..figures import as_numbers, profile_figure
-from ..states import capture, entropy, log_mass, sites_at, stream
-from ..tuned.lens import LensLike, translate_of
+from ...results import analysis
+from ..lookup import LensLike, lens_of
+from ..measures import entropy, log_mass
+from ..states import sites_at, states_of
+from .profile import Profile
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -31,7 +29,7 @@ Words = Sequence[str] | Sequence[Sequence[str]]
 
 
 @dataclass(frozen=True, eq=False)
-class LanguageProfile:
+class LanguageProfile(Profile):
     """Probability of each language over layers.
 
     Attributes:
@@ -41,8 +39,6 @@ class LanguageProfile:
         dropped: tokens that begin words of several languages and so tell nothing; they were left out.
     """
 
-    model: Model = field(repr=False)
-    sites: list[Site]
     probabilities: dict[str, Float[Tensor, "layer row"]] = field(repr=False)
     entropies: Float[Tensor, "layer row"] = field(repr=False)
     tokens: dict[str, list[list[int]]] = field(repr=False)
@@ -57,48 +53,26 @@ class LanguageProfile:
     @property
     def table(self) -> pd.DataFrame:
         """One row a layer and language: mean probability and share, with standard errors over prompts."""
-        rows = []
-        shares = self.shares
-        for name, p in self.probabilities.items():
-            errors = standard_error(p), standard_error(shares[name])
-            rows += [
-                {
-                    "language": name,
-                    "site": str(site),
-                    "layer": site.layer,
-                    "probability": float(p[i].mean()),
-                    "probability_se": float(errors[0][i]),
-                    "share": float(shares[name][i].mean()),
-                    "share_se": float(errors[1][i]),
-                    "entropy": float(self.entropies[i].mean()),
-                }
-                for i, site in enumerate(self.sites)
-            ]
-        return pd.DataFrame(rows)
+        table = self.layer_table("language", {"probability": self.probabilities, "share": self.shares})
+        return table.assign(entropy=self.entropies.mean(-1).tolist() * len(self.probabilities))
 
     def plot(self, value: str = "probability") -> "Figure":
         """One line a language over layers; `value` is "probability" or "share"."""
         if value not in ("probability", "share"):
             raise BadInput(f"value is 'probability' or 'share', not {value!r}")
-        held = self.probabilities if value == "probability" else self.shares
-        curves = {
-            name: (as_numbers(p.mean(-1)), as_numbers(standard_error(p)) if p.shape[1] > 1 else None)
-            for name, p in held.items()
-        }
-        return profile_figure(curves, self.sites, value, f"languages inside {self.model.name}")
-
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """The picture (.html) or the table (.csv, .json, .parquet)."""
-        return write_result(path, self.table, self.plot)
+        samples = self.probabilities if value == "probability" else self.shares
+        return self.plot_lines(samples, value, f"languages inside {self.model.name}")
 
 
+@analysis
 def languages(
     model: Model,
-    prompts: Any,
+    x: Any,
     words: Mapping[str, Words],
+    *,
     site: str = "resid_post",
-    layers: Sequence[int] | int | None = None,
-    positions: Positions | None = "last",
+    layers: Layers = None,
+    positions: Positions = "last",
     lens: LensLike = None,
     edits: EditLike | Iterable[EditLike] = (),
     quiet: bool = False,
@@ -111,25 +85,25 @@ def languages(
             without a space before it (`first_tokens`).
 
     Raises:
-        BadInput: fewer than two languages, a language none of whose tokens is its own, as many lists as there are not
-            prompts. Others as `logit`.
+        BadInput: fewer than two languages, a language that shares all of its tokens with others, another number of
+            lists than prompts. Others as `read`.
     """
     if len(words) < 2:
         raise BadInput("give the words of at least two languages")
-    sites, translate = sites_at(model, site, layers), translate_of(model, lens)
-    states = capture(model, prompts, sites, positions, edits)
+    sites, (_, translate) = sites_at(model, site, layers), lens_of(model, lens)
+    states = states_of(model, x, sites, positions, edits)
     states.check_rows()
     rows = len(states.tokens)
     lists = {name: _per_row(name, given, rows) for name, given in words.items()}
     per_row = any(len(given) > 1 for given in lists.values())
-    sets, dropped = _own_tokens(model, lists, rows if per_row else 1)
+    sets, dropped = _distinct_tokens(model, lists, rows if per_row else 1)
     row_of = states.chosen.nonzero()[:, 0].cpu()
     measures: dict[Any, Any] = {"": entropy}
-    for name, found in sets.items():
-        width = max(map(len, found))
-        table = torch.tensor([ids + [-1] * (width - len(ids)) for ids in found])
-        measures[(name,)] = log_mass(table[row_of] if per_row else table[0])
-    seen = stream(states.lens(translate), states.prediction, len(states), model.cfg.d_vocab, measures, quiet=quiet)
+    for name, ids_by_row in sets.items():
+        width = max(map(len, ids_by_row))
+        ids = torch.tensor([ids + [-1] * (width - len(ids)) for ids in ids_by_row])
+        measures[(name,)] = log_mass(ids[row_of] if per_row else ids[0])
+    seen = states.read_out(translate, measures, quiet=quiet)
     mean = lambda values: states.spread(values).nanmean(-1)  # noqa: E731
     probabilities = {name: mean(seen.measures[(name,)].exp()) for name in sets}
     spelled = sorted({model.str_token(token) for token in dropped})
@@ -137,9 +111,9 @@ def languages(
 
 
 def first_tokens(model: Model, word: str) -> list[int]:
-    """The tokens that a text going on with this word may begin with: the first token of the tokenizer's own split,
-    and every token whose text is a beginning of the word of two characters or more, or all of it; each with and without
-    a space before it. Single letters begin words of every language.
+    """The tokens that a text going on with this word may begin with, each with and without a space before it: the first
+    token of the tokenizer's own split, and every token whose text is a beginning of the word (of two characters or
+    more, for single letters begin words of every language) or all of it.
 
     Raises:
         BadInput: an empty word, a model without a tokenizer.
@@ -147,17 +121,17 @@ def first_tokens(model: Model, word: str) -> list[int]:
     bare = word.strip()
     if not bare or model.tokenizer is None:
         raise BadInput(f"no token begins {word!r}" if not bare else f"{model.name} has no tokenizer")
-    found: dict[int, None] = {}
+    tokens: dict[int, None] = {}
     for text in (f" {bare}", bare):
         split = model.tokenizer(text, add_special_tokens=False).input_ids
         lead = len(text) - len(bare)
         candidates = [text[: lead + n] for n in range(min(2, len(bare)), len(bare) + 1)]
         for ids in (model.tokenizer(part, add_special_tokens=False).input_ids for part in candidates):
             if len(ids) == 1:
-                found[int(ids[0])] = None
+                tokens[int(ids[0])] = None
         if len(model.str_token(int(split[0])).strip()) >= min(2, len(bare)):
-            found[int(split[0])] = None
-    return list(found)
+            tokens[int(split[0])] = None
+    return list(tokens)
 
 
 def _per_row(name: str, given: Words, rows: int) -> list[list[str]]:
@@ -171,25 +145,25 @@ def _per_row(name: str, given: Words, rows: int) -> list[list[str]]:
     return [[item] if isinstance(item, str) else list(item) for item in items]
 
 
-def _own_tokens(
+def _distinct_tokens(
     model: Model, lists: dict[str, list[list[str]]], rows: int
 ) -> tuple[dict[str, list[list[int]]], set[int]]:
-    """Tokens that begin words of one language only, row by row."""
+    """Tokens that begin words of one language only, row by row; and the tokens that begin words of several."""
     sets: dict[str, list[list[int]]] = {name: [] for name in lists}
     dropped: set[int] = set()
     for row in range(rows):
-        found = {}
+        begin = {}
         for name, given in lists.items():
-            chosen = given[row if len(given) > 1 else 0]
-            found[name] = dict.fromkeys(token for word in chosen for token in first_tokens(model, word))
-        for name, ids in found.items():
-            others = {token for other, theirs in found.items() if other != name for token in theirs}
-            own = [token for token in ids if token not in others]
+            words = given[row if len(given) > 1 else 0]
+            begin[name] = dict.fromkeys(token for word in words for token in first_tokens(model, word))
+        for name, ids in begin.items():
+            others = {token for other, tokens in begin.items() if other != name for token in tokens}
+            distinct = [token for token in ids if token not in others]
             dropped |= set(ids) & others
-            if not own:
-                told = f" of prompt {row}" if rows > 1 else ""
+            if not distinct:
+                told = f" in prompt {row}" if rows > 1 else ""
                 raise BadInput(
-                    f"{name} has no token of its own{told}: its words begin as those of the others; add words"
+                    f"{name} has no token of its own{told}: its words begin like words of other languages; add words"
                 )
-            sets[name].append(own)
+            sets[name].append(distinct)
     return sets, dropped

@@ -16,11 +16,13 @@ from ...activations.harvesting import as_store
 from ...errors import BadInput
 from ...files import write_json
 from ...models import Model, Site, TokenBatch
-from ...plots import heatmap
+from ...plots import heatmap, lines
 from ...progress import Meter
-from ..figures import profile_figure
-from ..states import Measure, States, agreement, capture, entropy, kl, log_probability, stream
-from .lens import TunedLens
+from ...results import Result
+from ..grid import layer_axis
+from ..measures import Measure, agreement, entropy, kl, log_probability
+from ..states import Logits, States, read_out, states_of
+from .translators import Translators
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -29,28 +31,34 @@ ARMS = ("tuned", "logit")
 
 
 @dataclass(frozen=True, eq=False)
-class TunedEvaluation:
+class TunedEvaluation(Result):
     """Means over tokens of held-out text.
 
     Attributes:
-        table: one row a translator and a last one for the model itself. For each arm ("tuned", "logit"): `kl` to the
-            model's prediction (nats), `ce` of the text's next token (nats), `bits_per_byte` (the same per byte of
-            text), `entropy` of the lens (nats), `top1`: how often its likeliest token is the model's.
+        layers: the table: one row a translator and a last one for the model itself. For each arm ("tuned", "logit"):
+            `kl` to the model's prediction (nats), `ce` of the text's next token (nats), `bits_per_byte` (the same per
+            byte of text), `entropy` of the lens (nats), `top1`: how often its likeliest token is the model's.
         transfer: KL to the model of translator i (row) used on the states of layer j (column), nats; None if not asked.
         tokens: cells that were read out.
+        sample: how they were drawn: tokens of text, cells, context, seed.
     """
 
-    table: pd.DataFrame
-    transfer: Float[Tensor, "translator layer"] | None
+    layers: pd.DataFrame = field(repr=False)
+    transfer: Float[Tensor, "translator layer"] | None = field(repr=False)
     tokens: int
-    config: dict[str, Any] = field(default_factory=dict)
+    sample: dict[str, Any]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        return self.layers
 
     def plot(self, value: str = "kl") -> "Figure":
         """The tuned and the logit lens over layers."""
         rows = self.table.iloc[:-1]
         curves = {f"{arm} lens": (rows[f"{arm}_{value}"].to_numpy(), None) for arm in ARMS}
-        sites = [Site("resid_pre", layer) for layer in rows.layer]
-        return profile_figure(curves, sites, value, f"{value} on {self.tokens:,} tokens of held-out text")
+        labels, x_title = layer_axis([Site("resid_pre", layer) for layer in rows.layer])
+        title = f"{value} on {self.tokens:,} tokens of held-out text"
+        return lines(curves, labels, x_title=x_title, y_title=value, title=title)
 
     def plot_transfer(self) -> "Figure":
         """The layer-transfer matrix. Raises `BadInput` when it was not asked for."""
@@ -65,47 +73,37 @@ class TunedEvaluation:
             y_title="translator",
             diverging=False,
             title="KL to the model's prediction (log10 nats)",
-            limits=None,
         )
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "tokens": self.tokens,
-            "config": self.config,
+            "config": self.sample,
             "layers": self.table.to_dict(orient="records"),
             "transfer": None if self.transfer is None else self.transfer.tolist(),
         }
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Everything as JSON."""
+    def save(self, path: str | os.PathLike[str], **plot: Any) -> Path:
+        """Everything as .json; else the picture (.html) or the table (.csv, .parquet)."""
+        if Path(path).suffix.lower() != ".json":
+            return super().save(path, **plot)
         write_json(path, self.to_dict())
         return Path(path)
 
 
-def evaluate_tuned(
-    lens: TunedLens,
+def evaluate(
+    translators: Translators,
     model: Model,
     texts: Source,
-    tokens: int = 16_384,
-    cells: int | None = 2048,
-    context: int = 256,
-    transfer: bool = False,
-    seed: int = 0,
-    quiet: bool = False,
+    *,
+    tokens: int,
+    cells: int | None,
+    context: int,
+    transfer: bool,
+    seed: int,
+    quiet: bool,
 ) -> TunedEvaluation:
-    """Measure a tuned lens, and the logit lens beside it, on text that it was not trained on.
-
-    Args:
-        texts: documents, a `TokenStore`, or windows of token ids.
-        tokens: how much of the text to read, from its beginning.
-        cells: how many of these tokens to read out, drawn at random (None: all); the unembedding is what this costs.
-        transfer: also every translator on the states of every layer, on an eighth of the cells.
-
-    Raises:
-        Mismatch: the lens is not of this model. BadInput: too little text.
-    """
-    lens.check(model)
-    lens.to(model.device)
+    """See `TunedLens.evaluate`."""
     store = as_store(model, texts, context)
     windows = store[torch.arange(min(len(store), max(1, tokens // store.context))).numpy()]
     total = windows.numel()
@@ -113,66 +111,66 @@ def evaluate_tuned(
     kept = torch.zeros(total, dtype=torch.bool)
     kept[torch.randperm(total, generator=draw)[: cells or total]] = True
     kept = kept.view(windows.shape)
-    sums: list[Tensor] = []
+    measured: list[Tensor] = []
     crossed: list[Tensor] = []
     with Meter("evaluate lens", int(kept.sum()), "cell", quiet) as meter:
         for start in range(0, len(windows), 4):
-            ids, mine = windows[start : start + 4], kept[start : start + 4]
-            if not bool(mine.any()):
+            part = slice(start, start + 4)
+            if not bool(kept[part].any()):
                 continue
-            states = _states(model, ids, mine, len(lens))
-            sums.append(_measured(lens, model, states))
+            states = _states(model, windows[part], kept[part])
+            measured.append(_measured(translators, states))
             if transfer:
-                crossed.append(_crossed(lens, model, states, max(1, len(states) // 8)))
+                crossed.append(_crossed(translators, states, max(1, len(states) // 8)))
             meter.advance(len(states))
-    found = torch.cat(sums, -1).nanmean(-1)  # arm measure layer
-    means = torch.stack([matrix.mean(-1) for matrix in crossed]).mean(0) if transfer else None
-    config = {"tokens": total, "cells": int(kept.sum()), "context": store.context, "seed": seed}
-    return TunedEvaluation(_table(found, _bytes_per_token(model, windows)), means, int(kept.sum()), config)
+    means = torch.cat(measured, -1).nanmean(-1)  # arm measure layer
+    between = torch.stack([matrix.mean(-1) for matrix in crossed]).mean(0) if transfer else None
+    sample = {"tokens": total, "cells": int(kept.sum()), "context": store.context, "seed": seed}
+    return TunedEvaluation(_table(means, _bytes_per_token(model, windows)), between, int(kept.sum()), sample)
 
 
 MEASURED: tuple[str, ...] = ("kl", "ce", "entropy", "top1")
 
 
-def _states(model: Model, ids: Tensor, kept: Tensor, layers: int) -> States:
+def _states(model: Model, ids: Tensor, kept: Tensor) -> States:
+    layers = model.cfg.n_layers
     sites = [Site("resid_pre", layer) for layer in range(layers)] + [Site("resid_post", layers - 1)]
-    states = capture(model, TokenBatch(ids, torch.ones_like(kept)), sites)
+    states = states_of(model, TokenBatch(ids, torch.ones_like(kept)), sites)
     where = kept.flatten().to(states.final.device)
     by_site = {site: h[where] for site, h in states.by_site.items()}
     return States(model, states.tokens, kept.to(states.chosen.device), by_site, states.final[where])
 
 
-def _measured(lens: TunedLens, model: Model, states: States) -> Float[Tensor, "arm measure layer cell"]:
+def _measured(translators: Translators, states: States) -> Float[Tensor, "arm measure layer cell"]:
     likelihood = log_probability(states.next_ids())
-    measures: dict[str, Measure] = {"kl": kl, "ce": lambda pair: -likelihood(pair), "entropy": entropy}
+    measures: dict[str, Measure] = {"kl": kl, "ce": lambda view: -likelihood(view), "entropy": entropy}
     measures["top1"] = agreement
-    both = states.lens(lens.translate) + states.lens()
-    seen = stream(both, states.prediction, len(states), model.cfg.d_vocab, measures)
+    both = states.lens(translators.translate) + states.lens()
+    seen = read_out(both, states.prediction, len(states), states.model.cfg.d_vocab, measures)
     grid = torch.stack([seen.measures[name] for name in MEASURED])  # measure (arm layer) cell
     return grid.unflatten(1, (2, -1)).transpose(0, 1)
 
 
-def _crossed(lens: TunedLens, model: Model, states: States, cells: int) -> Float[Tensor, "translator layer cell"]:
+def _crossed(translators: Translators, states: States, cells: int) -> Float[Tensor, "translator layer cell"]:
     """KL of every translator on every layer's states, for the first cells."""
+    model = states.model
     inputs = [h[:cells] for h in list(states.by_site.values())[:-1]]
 
-    def at(translator: int, h: Tensor) -> Any:
-        return lambda part: model.unembed(lens[translator](h[part]))
+    def at(translator: int, h: Tensor) -> Logits:
+        return lambda part: model.unembed(translators[translator](h[part]))
 
-    pairs = [at(translator, h) for translator in range(len(lens)) for h in inputs]
-    seen = stream(
-        pairs, lambda part: model.unembed(states.final[:cells][part], norm=False), cells, model.cfg.d_vocab, {"kl": kl}
-    )
-    return seen.measures["kl"].unflatten(0, (len(lens), -1))
+    every = [at(translator, h) for translator in range(len(translators)) for h in inputs]
+    seen = read_out(every, states.prediction, cells, model.cfg.d_vocab, {"kl": kl})
+    return seen.measures["kl"].unflatten(0, (len(translators), -1))
 
 
-def _table(found: Float[Tensor, "arm measure layer"], bytes_per_token: float) -> pd.DataFrame:
-    layers = found.shape[-1]
+def _table(means: Float[Tensor, "arm measure layer"], bytes_per_token: float) -> pd.DataFrame:
+    layers = means.shape[-1]
     data: dict[str, Any] = {
         "site": [f"resid_pre.{layer}" for layer in range(layers - 1)] + [f"resid_post.{layers - 2}"],
         "layer": list(range(layers)),
     }
-    for arm, grid in zip(ARMS, found):
+    for arm, grid in zip(ARMS, means):
         values = dict(zip(MEASURED, grid))
         values["bits_per_byte"] = values["ce"] / math.log(2) / bytes_per_token
         data |= {f"{arm}_{name}": value.tolist() for name, value in values.items()}

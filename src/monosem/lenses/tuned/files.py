@@ -1,107 +1,142 @@
-"""Tuned lenses on disk: our folders (safetensors), and those of the tuned-lens package (config.json, params.pt)."""
+"""Tuned lenses on disk: the header, the layout of the tuned-lens package (config.json, params.pt), and the hash that
+tells for which unembedding a lens was trained."""
 
-import os
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from ...errors import BadFile, UnknownName, did_you_mean
-from ...files import ASSETS, read_json, read_torch, replacing_folder, write_json
-from ..fitted import load_lens, save_lens
-from .lens import TunedLens
+from ...errors import BadFile
+from ...files import read_json, read_torch, replacing_folder, write_json
+from ...models import Model
+from ..fitted import CONFIG, Header
+from .translators import Translators
 
-FOLDER, PARAMETERS, PUBLISHED = "tuned_lens", "params.pt", "linear_tuned_lens"
-
-
-def shipped_tuned() -> list[str]:
-    """Names of the models whose tuned lens is inside the package."""
-    return sorted(config.parents[1].name for config in ASSETS.glob(f"*/{FOLDER}/config.json"))
+PARAMETERS, PUBLISHED = "params.pt", "linear_tuned_lens"
 
 
-def load_tuned(name: str | os.PathLike[str]) -> TunedLens:
-    """A tuned lens: the one shipped for a model ("smollm2"), or a folder, ours or of the tuned-lens package.
+@dataclass(frozen=True)
+class TunedHeader(Header):
+    """What a tuned lens is for; the names on disk are the names of the tuned-lens package.
 
-    Raises:
-        UnknownName: neither a shipped name nor a folder.
-        BadFile: the folder holds no tuned lens, or a broken or hostile one.
+    Attributes:
+        unembed_hash: of the model's unembedding (`unembed_hash`); None where the file does not say.
+        rank: None for full matrices, 0 for a bias alone, else the rank of every A.
+        metadata: how it was made.
     """
-    given = os.fspath(name)
-    folder = ASSETS / given / FOLDER if given in shipped_tuned() else Path(given).expanduser()
-    if not folder.is_dir():
-        near = did_you_mean(given, shipped_tuned())
-        raise UnknownName(
-            f"no tuned lens {given!r}{near}; shipped for: {', '.join(shipped_tuned()) or 'none'}; else give a folder, "
-            "or train one: monosem lens train"
+
+    n_layers: int
+    unembed_hash: str | None = None
+    rank: int | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def plain(self) -> dict[str, Any]:
+        return self.shared() | {"rank": self.rank, "metadata": self.metadata}
+
+    def shared(self) -> dict[str, Any]:
+        """What the tuned-lens package writes, too."""
+        return {
+            "base_model_name_or_path": self.model_name,
+            "d_model": self.d_model,
+            "num_hidden_layers": self.n_layers,
+            "unembed_hash": self.unembed_hash,
+        }
+
+    @classmethod
+    def parse(cls, config: Mapping[str, Any]) -> Self:
+        """Raises `KeyError`, `TypeError` or `ValueError` for a config that does not describe a tuned lens."""
+        return cls(
+            str(config["base_model_name_or_path"]),
+            int(config["d_model"]),
+            int(config["num_hidden_layers"]),
+            config.get("unembed_hash"),
+            config.get("rank"),
+            dict(config.get("metadata") or {}),
         )
-    lens = _published(folder) if (folder / PARAMETERS).exists() else _own(folder)
-    return lens.eval().requires_grad_(False)
 
 
-def write(lens: TunedLens, folder: Path, dtype: torch.dtype | None, published: bool) -> Path:
-    """See `TunedLens.save`."""
-    about = {
-        "base_model_name_or_path": lens.model_name,
-        "d_model": lens.d_model,
-        "num_hidden_layers": len(lens),
-        "unembed_hash": lens.unembed_hash,
-    }
-    if not published:
-        tensors = {name: value.to(dtype or value.dtype) for name, value in lens.translators.state_dict().items()}
-        return save_lens(folder, "tuned", about | {"rank": lens.rank, "metadata": lens.metadata}, tensors)
+def write_published(folder: Path, header: TunedHeader, translators: Translators, dtype: torch.dtype) -> Path:
+    """config.json and params.pt with full matrices, as AlignmentResearch/tuned-lens reads them."""
     state: dict[str, Tensor] = {}
-    for number, translator in enumerate(lens):
-        state[f"{number}.weight"] = translator.matrix.detach().T.to(dtype or torch.float32).cpu().contiguous()
-        state[f"{number}.bias"] = translator.bias.detach().to(dtype or torch.float32).cpu()
+    for number, translator in enumerate(translators):
+        # a Linear stores [out, in]; a translator multiplies from the right
+        state[f"{number}.weight"] = translator.matrix.detach().T.to(dtype).cpu().contiguous()
+        state[f"{number}.bias"] = translator.bias.detach().to(dtype).cpu()
     extra = {"bias": True, "base_model_revision": None, "lens_type": PUBLISHED}
     with replacing_folder(folder) as temporary:
         torch.save(state, temporary / PARAMETERS)
-        write_json(temporary / "config.json", about | extra)
+        write_json(temporary / CONFIG, header.shared() | extra)
     return folder
 
 
-def _own(folder: Path) -> TunedLens:
-    config, tensors = load_lens(folder, "tuned")
-    lens = _empty(folder, config, config.get("rank"))
-    lens.metadata = dict(config.get("metadata") or {})
-    return _filled(lens, tensors, folder)
+def read_published(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config of the tuned-lens package, and the tensors by the names of `Translators`.
 
-
-def _published(folder: Path) -> TunedLens:
-    config = read_json(folder / "config.json")
+    Raises:
+        BadFile: another kind of lens, a broken or hostile file.
+    """
+    config = read_json(folder / CONFIG)
     kind = config.get("lens_type", PUBLISHED)
     if kind != PUBLISHED:
         raise BadFile(f"{folder}: lens_type {kind!r} is not {PUBLISHED!r}")
-    lens = _empty(folder, config, None)
-    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, Tensor] = {}
     for name, value in read_torch(folder / PARAMETERS).items():
         number, _, part = str(name).partition(".")
-        # a Linear stores [out, in]; ours multiply from the right
-        tensors[f"{number}.A" if part == "weight" else name] = value.T if part == "weight" else value
-    if not config.get("bias", True):
-        tensors |= {f"{number}.bias": torch.zeros(lens.d_model) for number in range(len(lens))}
-    return _filled(lens, tensors, folder)
+        numbers[f"{number}.A" if part == "weight" else name] = value.T if part == "weight" else value
+    if not config.get("bias", True) and "d_model" in config:
+        biases = range(int(config.get("num_hidden_layers", 0)))
+        numbers |= {f"{number}.bias": torch.zeros(int(config["d_model"])) for number in biases}
+    return config, numbers
 
 
-def _empty(folder: Path, config: dict[str, Any], rank: int | None) -> TunedLens:
+def filled(folder: Path, config: Mapping[str, Any], numbers: dict[str, Tensor]) -> tuple[TunedHeader, Translators]:
+    """The header and the translators of a file, checked tensor by tensor.
+
+    Raises:
+        BadFile: a config that does not describe a tuned lens, a tensor that is missing, of another shape, not finite,
+            or that belongs to no translator.
+    """
     try:
-        name, hashed = str(config["base_model_name_or_path"]), config.get("unembed_hash")
-        return TunedLens(int(config["num_hidden_layers"]), int(config["d_model"]), rank, name, hashed)
+        header = TunedHeader.parse(config)
+        translators = Translators(header.n_layers, header.d_model, header.rank)
     except (KeyError, TypeError, ValueError) as error:
-        raise BadFile(f"{folder}/config.json does not describe a tuned lens ({error!r})") from error
-
-
-def _filled(lens: TunedLens, tensors: dict[str, Tensor], folder: Path) -> TunedLens:
-    wanted = lens.translators.state_dict()
+        raise BadFile(f"{folder}/{CONFIG} does not describe a tuned lens ({error!r})") from error
+    wanted = translators.state_dict()
     for name, value in wanted.items():
-        found = tensors.get(name)
-        if found is None or found.shape != value.shape:
-            shape = "missing" if found is None else f"of shape {list(found.shape)}"
+        tensor = numbers.get(name)
+        if tensor is None or tensor.shape != value.shape:
+            shape = "missing" if tensor is None else f"of shape {list(tensor.shape)}"
             raise BadFile(f"{folder}: tensor {name!r} is {shape}, expected {list(value.shape)}")
-        if not bool(found.isfinite().all()):
+        if not bool(tensor.isfinite().all()):
             raise BadFile(f"{folder}: tensor {name!r} holds NaN or infinity")
-    if extra := sorted(set(tensors) - set(wanted)):
+    if extra := sorted(set(numbers) - set(wanted)):
         raise BadFile(f"{folder}: tensors that belong to no translator: {', '.join(extra[:5])}")
-    lens.translators.load_state_dict({name: tensors[name].float() for name in wanted})
-    return lens
+    translators.load_state_dict({name: numbers[name].float() for name in wanted})
+    return header, translators.eval().requires_grad_(False)
+
+
+def unembed_hash(model: Model, dtype: torch.dtype | None = None) -> str:
+    """SHA-256 of the unembedding `vocab d_model` as float32, as the tuned-lens package computes it.
+
+    Args:
+        dtype: round the weights to it first, as loading the model in it does.
+    """
+    weight: Tensor = model.hf.get_output_embeddings().weight
+    digest = hashlib.sha256()
+    for part in weight.detach().split(max(1, (1 << 24) // weight.shape[1])):
+        digest.update(part.to(dtype or part.dtype).float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def made_for(model: Model, hashed: str) -> bool:
+    """Whether the hash belongs to the model's unembedding; it may have been taken after rounding to a smaller dtype.
+
+    A rounded model cannot be told from another one, and passes.
+    """
+    if model.dtype != torch.float32:
+        return True
+    return any(unembed_hash(model, dtype) == hashed for dtype in (None, torch.bfloat16, torch.float16))

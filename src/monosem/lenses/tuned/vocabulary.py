@@ -13,7 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...models import Model
-from ..states import Distribution, chunks
+from ..measures import Distribution
+from ..states import chunks
 
 
 @dataclass(frozen=True, eq=False)
