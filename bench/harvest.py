@@ -42,7 +42,7 @@ def monosem_harvest(folder: str, dtype: torch.dtype) -> Read:
     def read(ids: Ids) -> ActivationBatch:
         batch, context = ids.shape
         if context not in everything:  # measures the norms of some windows once, in the untimed call
-            everything[context] = harvest(model, windows(model, context), SITE, batch)
+            everything[context] = harvest(model, windows(model, context), SITE, batch_size=batch)
         return everything[context].read(torch.arange(batch))
 
     return read

@@ -18,8 +18,7 @@ import torch
 import monosem as ms
 from monosem.activations import ActivationShards, harvest
 from monosem.data import TokenStore, interleaved, texts
-from monosem.dictionaries import Dictionary, evaluate, load_dictionary
-from monosem.dictionaries.training import TrainConfig, train
+from monosem.dictionaries import Dictionary, TrainConfig, evaluate, load_dictionary, train_on
 from monosem.latents import build_index
 from monosem.progress import Meter
 
@@ -95,7 +94,7 @@ def main() -> None:
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     stream = shards.stream(batch_tokens=args.batch_tokens, seed=args.seed, epochs=math.ceil(args.epochs), device=device)
-    trained = train(config, stream, folder=args.work / f"training-{config.width}-k{config.k}-seed{config.seed}")
+    trained = train_on(stream, config, folder=args.work / f"training-{config.width}-k{config.k}-seed{config.seed}")
     trained.save(args.out, dtype=torch.bfloat16)
 
     dictionary = load_dictionary(args.out).to(model.device)  # as users will load it: after the rounding to bf16
@@ -130,7 +129,7 @@ def held_out(dictionary: Dictionary, model: ms.Model, args: argparse.Namespace) 
     fired, read = torch.zeros(dictionary.width, dtype=torch.bool), 0
     for label, file in HELD_OUT.items():
         store = TokenStore.build(model, texts(args.corpora / file), CONTEXT, tokens=args.silence_tokens)
-        result = evaluate(dictionary, model, store, tokens=args.evaluation_tokens)
+        result = evaluate(model, dictionary, store, tokens=args.evaluation_tokens)
         found[label] = {k: v for k, v in result.to_dict().items() if k not in ("density", "config")}
         print(label, {k: round(v, 4) for k, v in found[label].items() if isinstance(v, float)}, flush=True)
         own = torch.zeros_like(fired)

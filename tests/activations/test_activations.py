@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monosem.activations import ActivationShards, Schedule, ShuffleBuffer, SkipRule, harvest, stream
+from monosem.activations import ActivationShards, ActivationStream, Schedule, ShuffleBuffer, SkipRule, harvest
 from monosem.data import TokenStore
 from monosem.errors import BadFile, BadInput, Mismatch, UnknownName
 from monosem.models import Model
@@ -37,7 +37,9 @@ def native(model: Model, store: TokenStore, layer: int) -> torch.Tensor:
 
 
 def test_harvest_equals_native_and_knows_its_places(model, store):
-    batches = list(harvest(model, store, ["resid_post.1", ("resid_post", 0), "blocks.0.attn.hook_z"], 5, ALL))
+    batches = list(
+        harvest(model, store, ["resid_post.1", ("resid_post", 0), "blocks.0.attn.hook_z"], batch_size=5, skip=ALL)
+    )
     assert sum(map(len, batches)) == store.tokens
     for layer in (0, 1):
         oracle = native(model, store, layer)
@@ -64,7 +66,7 @@ def test_default_rule_leaves_out_special_tokens_and_first_positions(model, store
 def test_outliers_at_any_site_are_left_out_at_all(model, store, batch_size):
     rule = SkipRule(outlier=1.1, calibration=len(store))
     sites = ["resid_post.0", "resid_post.1"]
-    found = harvest(model, store, sites, batch_size, rule)
+    found = harvest(model, store, sites, batch_size=batch_size, skip=rule)
     batches = list(found)
     ids = store[:]
     wanted = ~torch.isin(ids, torch.tensor(sorted(model.special_ids)))
@@ -112,14 +114,14 @@ def test_harvest_takes_documents_windows_and_dtypes(model, store):
         ({"sites": ["resid_post.1", "blocks.1.hook_resid_post"]}, BadInput, "each once"),
         ({"sites": "pattern.0"}, BadInput, "no row for each token"),
         ({"batch_size": 0}, BadInput, "batch_size"),
-        ({"source": "one string"}, BadInput, "no corpus"),
-        ({"source": ["the cat"], "context": 8}, BadInput, "too few for one window"),
-        ({"source": torch.zeros(2, 65, dtype=torch.long)}, BadInput, "longer than the model's context"),
+        ({"texts": "one string"}, BadInput, "no corpus"),
+        ({"texts": ["the cat"], "context": 8}, BadInput, "too few for one window"),
+        ({"texts": torch.zeros(2, 65, dtype=torch.long)}, BadInput, "longer than the model's context"),
     ],
 )
 def test_bad_harvests(model, store, arguments, error, message):
     with pytest.raises(error, match=message):
-        list(harvest(**{"model": model, "source": store, "sites": "resid_post.1", **arguments}))
+        list(harvest(**{"model": model, "texts": store, "sites": "resid_post.1", **arguments}))
 
 
 def test_bad_rules():
@@ -211,7 +213,7 @@ STREAM = {"batch_tokens": 11, "buffer_tokens": 40, "batch_size": 2, "seed": 3, "
 
 def test_stream_gives_every_kept_row_once_an_epoch(model, store):
     once = torch.cat([batch["resid_post.1"] for batch in harvest(model, store, "resid_post.1", batch_size=2)])
-    whole = stream(model, store, "resid_post.1", **STREAM | {"batch_tokens": 1})
+    whole = ActivationStream.build(model, store, "resid_post.1", **STREAM | {"batch_tokens": 1})
     got = torch.cat(list(whole))
     assert len(got) == 3 * len(once) == whole.skipped["kept"]
     # forward passes of other batches differ in the last bits, so rows are matched by distance
@@ -221,14 +223,14 @@ def test_stream_gives_every_kept_row_once_an_epoch(model, store):
     # every row three times, and rows of equal text (the store repeats sentences) counted together
     same = (torch.cdist(once, once) < 1e-3).double()
     assert torch.allclose(torch.bincount(nearest.indices, minlength=len(once)).double() @ same, 3 * same.sum(0))
-    batches = list(stream(model, store, "resid_post.1", **STREAM))
+    batches = list(ActivationStream.build(model, store, "resid_post.1", **STREAM))
     assert {batch.shape for batch in batches} == {(11, 32)}
     assert len(batches) == 3 * len(once) // 11
 
 
 def test_stream_resumes_bit_for_bit(model, store):
     def fresh():
-        return stream(model, store, "resid_post.1", **STREAM)
+        return ActivationStream.build(model, store, "resid_post.1", **STREAM)
 
     reference = fresh()
     batches, states = [], [reference.state_dict()]
@@ -243,14 +245,14 @@ def test_stream_resumes_bit_for_bit(model, store):
         assert len(rest) == len(batches) - done
         assert all(torch.equal(a, b) for a, b in zip(rest, batches[done:]))
         assert resumed.skipped == reference.skipped
-    other = stream(model, store, "resid_post.1", **STREAM | {"seed": 4})
+    other = ActivationStream.build(model, store, "resid_post.1", **STREAM | {"seed": 4})
     with pytest.raises(Mismatch, match="seed: 3, now 4"):
         other.load_state_dict(states[0])
     assert not torch.equal(next(other), batches[0])
 
 
 def test_state_survives_a_file(model, store, tmp_path):
-    one, two = (stream(model, store, "resid_post.1", **STREAM) for _ in range(2))
+    one, two = (ActivationStream.build(model, store, "resid_post.1", **STREAM) for _ in range(2))
     next(one)
     torch.save(one.state_dict(), tmp_path / "state.pt")
     two.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
@@ -258,7 +260,9 @@ def test_state_survives_a_file(model, store, tmp_path):
 
 
 def test_stream_of_several_sites_keeps_rows_together(model, store):
-    pair = stream(model, store, ["resid_pre.1", "resid_post.0"], **STREAM)  # two names of one activation
+    pair = ActivationStream.build(
+        model, store, ["resid_pre.1", "resid_post.0"], **STREAM
+    )  # two names of one activation
     batch = next(pair)
     assert set(map(str, batch)) == {"resid_pre.1", "resid_post.0"}
     assert torch.equal(*batch.values())
@@ -266,11 +270,11 @@ def test_stream_of_several_sites_keeps_rows_together(model, store):
 
 def test_bad_streams(model, store):
     with pytest.raises(BadInput, match="it must hold both, 27"):
-        stream(model, store, "resid_post.1", **STREAM | {"buffer_tokens": 26})
+        ActivationStream.build(model, store, "resid_post.1", **STREAM | {"buffer_tokens": 26})
     with pytest.raises(BadInput, match="batch_size"):
-        stream(model, store, "resid_post.1", **STREAM | {"batch_size": 0})
+        ActivationStream.build(model, store, "resid_post.1", **STREAM | {"batch_size": 0})
     with pytest.raises(BadInput, match="0 epochs"):
-        stream(model, store, "resid_post.1", **STREAM | {"epochs": 0})
+        ActivationStream.build(model, store, "resid_post.1", **STREAM | {"epochs": 0})
 
 
 # ------------------------------------------------------------------------------------------------------------- shards

@@ -133,7 +133,7 @@ def test_every_number_equals_a_dense_oracle(model, windows, dictionary):
     keep = counted(model, windows, dictionary, outlier=1.3)
     assert 0 < keep.sum() < windows.numel() - len(windows) - 2  # the rule does leave outliers out here
     rule = SkipRule(outlier=1.3)
-    found = evaluate(dictionary, model, windows, batch_size=3, skip=rule, quiet=True)
+    found = evaluate(model, dictionary, windows, batch_size=3, skip=rule, quiet=True)
     for name, value in oracle(model, windows, dictionary, keep, batch_size=3).items():
         np.testing.assert_allclose(getattr(found, name), value, rtol=2e-4, atol=2e-5, err_msg=name)
     assert found.skipped["first"] == 7
@@ -143,14 +143,14 @@ def test_every_number_equals_a_dense_oracle(model, windows, dictionary):
 
 
 def test_batch_size_does_not_matter_but_for_the_legacy_number(model, windows):
-    one, all_ = (evaluate(sae(), model, windows, batch_size=n, quiet=True) for n in (1, 7))
+    one, all_ = (evaluate(model, sae(), windows, batch_size=n, quiet=True) for n in (1, 7))
     for name, value in one.to_dict(density=True).items():
         if name not in ("fve_legacy", "config", "skipped"):
             np.testing.assert_allclose(value, all_.to_dict(density=True)[name], rtol=1e-4, atol=1e-5)
 
 
 def test_a_perfect_dictionary(model, windows):
-    found = evaluate(identity(), model, windows, quiet=True)
+    found = evaluate(model, identity(), windows, quiet=True)
     for name in ("fve", "fve_centred_error", "fve_legacy", "cosine", "l2_ratio", "relative_reconstruction_bias"):
         assert getattr(found, name) == pytest.approx(1, abs=1e-6)
     assert found.ce_recovered == pytest.approx(1, abs=1e-4)
@@ -159,7 +159,7 @@ def test_a_perfect_dictionary(model, windows):
 
 
 def test_a_constant_error_is_punished_by_the_headline_only(model, windows):
-    found = evaluate(identity(bias=0.7), model, windows, quiet=True)
+    found = evaluate(model, identity(bias=0.7), windows, quiet=True)
     assert found.fve_centred_error == pytest.approx(1, abs=1e-6)
     assert found.mse == pytest.approx(D * 0.49, rel=1e-5)
     assert found.fve < 0.95
@@ -168,18 +168,18 @@ def test_a_constant_error_is_punished_by_the_headline_only(model, windows):
 def test_the_mean_explains_nothing(model, windows):
     keep = counted(model, windows, sae(), outlier=10)
     x = model.run(windows, capture="resid_post.1")["resid_post.1"][keep]
-    found = evaluate(constant(x.mean(0)), model, windows, quiet=True)
+    found = evaluate(model, constant(x.mean(0)), windows, quiet=True)
     assert found.fve == pytest.approx(0, abs=1e-5)
     assert found.l0 == 0
     assert found.dead_fraction == 1
-    zeros = evaluate(constant(torch.zeros(D)), model, windows, quiet=True)
+    zeros = evaluate(model, constant(torch.zeros(D)), windows, quiet=True)
     assert zeros.ce_recovered == pytest.approx(0, abs=1e-6)
     assert zeros.kl_score == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("scale", [0.8, 1.3])
 def test_a_scaled_reconstruction_shows_as_its_scale(model, windows, scale):
-    found = evaluate(identity(scale=scale), model, windows, quiet=True)
+    found = evaluate(model, identity(scale=scale), windows, quiet=True)
     assert found.relative_reconstruction_bias == pytest.approx(scale, rel=1e-5)
     assert found.l2_ratio == pytest.approx(scale, rel=1e-5)
     assert found.cosine == pytest.approx(1, abs=1e-6)
@@ -187,12 +187,12 @@ def test_a_scaled_reconstruction_shows_as_its_scale(model, windows, scale):
 
 def test_splicing_everywhere_is_the_splice_edit(model, windows):
     dictionary = sae()
-    found = evaluate(dictionary, model, windows, splice_all=True, quiet=True)
+    found = evaluate(model, dictionary, windows, splice_all=True, quiet=True)
     keep = counted(model, windows, dictionary, outlier=10)[:, :-1]
     logits = model.run(windows, edits=edits.splice(dictionary)).logits
     loss = -logits.log_softmax(-1)[:, :-1].gather(-1, windows[:, 1:, None])[..., 0]
     assert found.ce_spliced == pytest.approx(float(loss[keep].mean()), rel=1e-5)
-    kept_only = evaluate(dictionary, model, windows, quiet=True)
+    kept_only = evaluate(model, dictionary, windows, quiet=True)
     assert kept_only.ce_spliced != pytest.approx(found.ce_spliced, rel=1e-3)
     assert kept_only.fve == pytest.approx(found.fve)
 
@@ -204,37 +204,37 @@ def test_text_windows_and_stores_give_the_same(model):
         "one two three",
     ] * 4
     store = TokenStore.build(model, texts, 16)
-    by_text = evaluate(sae(), model, texts, context=16, quiet=True)
-    assert by_text.to_dict() == evaluate(sae(), model, store, quiet=True).to_dict()
-    assert by_text.to_dict() == evaluate(sae(), model, store[:], quiet=True).to_dict()
-    some = evaluate(sae(), model, store, tokens=40, quiet=True)
+    by_text = evaluate(model, sae(), texts, context=16, quiet=True)
+    assert by_text.to_dict() == evaluate(model, sae(), store, quiet=True).to_dict()
+    assert by_text.to_dict() == evaluate(model, sae(), store[:], quiet=True).to_dict()
+    some = evaluate(model, sae(), store, tokens=40, quiet=True)
     assert some.config["windows"] == 2
-    assert some.to_dict() == evaluate(sae(), model, texts, context=16, tokens=40, quiet=True).to_dict()
+    assert some.to_dict() == evaluate(model, sae(), texts, context=16, tokens=40, quiet=True).to_dict()
 
 
 def test_bad_input(model, windows):
     for documents in ([], [""], ["the cat"]):
         with pytest.raises(BadInput, match="too few for one window"):
-            evaluate(sae(), model, documents, context=16, quiet=True)
+            evaluate(model, sae(), documents, context=16, quiet=True)
     with pytest.raises(BadInput, match="a single string is no corpus"):
-        evaluate(sae(), model, "the cat", quiet=True)
+        evaluate(model, sae(), "the cat", quiet=True)
     with pytest.raises(BadInput):
-        evaluate(sae(), model, torch.ones(3, 8, dtype=torch.long), quiet=True)  # nothing but special tokens
+        evaluate(model, sae(), torch.ones(3, 8, dtype=torch.long), quiet=True)  # nothing but special tokens
     with pytest.raises(BadInput, match="no token of this text counts"):
-        evaluate(sae(), model, torch.ones(3, 8, dtype=torch.long), skip=SkipRule(outlier=None), quiet=True)
+        evaluate(model, sae(), torch.ones(3, 8, dtype=torch.long), skip=SkipRule(outlier=None), quiet=True)
     with pytest.raises(BadInput, match="context 64"):
-        evaluate(sae(), model, torch.full((1, 65), 5), quiet=True)
+        evaluate(model, sae(), torch.full((1, 65), 5), quiet=True)
     for name in ("tokens", "batch_size"):
         with pytest.raises(BadInput, match=f"{name} must be at least 1"):
-            evaluate(sae(), model, windows, **{name: 0}, quiet=True)
+            evaluate(model, sae(), windows, **{name: 0}, quiet=True)
     with pytest.raises(Mismatch, match="width 16"):
-        evaluate(sae(d_in=16, d_out=16), model, windows, quiet=True)
+        evaluate(model, sae(d_in=16, d_out=16), windows, quiet=True)
 
 
 def test_a_result_explains_and_saves_itself(model, windows, tmp_path):
-    found = evaluate(sae(), model, windows, quiet=True)
-    assert found.table.loc["fve", "value"] == found.fve
-    assert "SAELens" in found.table.loc["fve", "meaning"]
+    found = evaluate(model, sae(), windows, quiet=True)
+    assert found.table.set_index("metric").loc["fve", "value"] == found.fve
+    assert "SAELens" in found.table.set_index("metric").loc["fve", "meaning"]
     found.save(tmp_path / "evaluation.json")
     saved = json.loads((tmp_path / "evaluation.json").read_text())
     assert saved["fve"] == found.fve

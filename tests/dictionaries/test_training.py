@@ -15,8 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from monosem.dictionaries import load_dictionary
-from monosem.dictionaries.training import TrainConfig, train
+from monosem.data import texts
+from monosem.dictionaries import evaluate, load_dictionary
+from monosem.dictionaries.training import TrainConfig, train, train_on
 from monosem.dictionaries.training.form import TrainingForm, export
 from monosem.dictionaries.training.forward import sparse_forward
 from monosem.dictionaries.training.state import TrainingState, geometric_median
@@ -74,7 +75,7 @@ def losses(folder: Path) -> list[tuple[int, float, float, float]]:
 @pytest.mark.parametrize("kind", ["topk", "batchtopk"])
 def test_known_features_are_recovered(tmp_path: Path, kind: str) -> None:
     stream = MemoryStream()
-    dictionary = train(config(800, kind=kind, log_every=100), stream, folder=tmp_path, quiet=True)
+    dictionary = train_on(stream, config(800, kind=kind, log_every=100), folder=tmp_path, quiet=True)
     cosines = stream.truth @ dictionary.W_dec.T
     assert cosines.amax(1).mean() > 0.9
     x = next(stream)
@@ -123,7 +124,7 @@ def test_the_exported_dictionary_on_raw_activations_is_the_training_form(kind: s
 def test_the_folder_holds_all_that_made_the_result(tmp_path: Path) -> None:
     settings = config(12, checkpoint_tokens=3 * BATCH)
     seen: list[dict[str, float]] = []
-    trained = train(settings, MemoryStream(), folder=tmp_path, quiet=True, on_step=seen.append)
+    trained = train_on(MemoryStream(), settings, folder=tmp_path, quiet=True, on_step=seen.append)
     loaded = load_dictionary(tmp_path / "dictionary")
     x = next(MemoryStream(5))
     torch.testing.assert_close(loaded(x), trained(x))
@@ -185,7 +186,7 @@ def test_the_threshold_follows_the_smallest_codes() -> None:
 
 def test_same_seed_same_weights(tmp_path: Path) -> None:
     runs = [
-        train(config(seed=s), MemoryStream(), folder=tmp_path / f"{n}", quiet=True) for n, s in enumerate((1, 1, 2))
+        train_on(MemoryStream(), config(seed=s), folder=tmp_path / f"{n}", quiet=True) for n, s in enumerate((1, 1, 2))
     ]
     assert torch.equal(runs[0].W_enc, runs[1].W_enc)
     assert not torch.allclose(runs[0].W_enc, runs[2].W_enc)
@@ -208,10 +209,10 @@ sys.path[:0] = {tests!r}
 import torch
 torch.set_num_threads(1)
 from test_training import MemoryStream, config
-from monosem.dictionaries.training import train
+from monosem.dictionaries.training import train_on
 def slow(record):
     time.sleep(0.05)
-train(config(60, kind="batchtopk", checkpoint_tokens=7 * 256), MemoryStream(), folder={folder!r}, on_step=slow)
+train_on(MemoryStream(), config(60, kind="batchtopk", checkpoint_tokens=7 * 256), folder={folder!r}, on_step=slow)
 """
 
 
@@ -220,7 +221,9 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Pa
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("whole")
-    done = train(config(60, kind="batchtopk", checkpoint_tokens=7 * BATCH), MemoryStream(), folder=folder, quiet=True)
+    done = train_on(
+        MemoryStream(), config(60, kind="batchtopk", checkpoint_tokens=7 * BATCH), folder=folder, quiet=True
+    )
     yield folder, done.W_enc
     torch.set_num_threads(threads)
 
@@ -254,8 +257,8 @@ def test_a_stopped_run_goes_on_as_if_never_stopped(
         assert f"stopped after step {newest} and saved" in stopped.stderr
     settings = config(60, kind="batchtopk", checkpoint_tokens=7 * BATCH)
     resumed_at: list[float] = []
-    resumed = train(
-        settings, MemoryStream(), folder=tmp_path, quiet=True, on_step=lambda record: resumed_at.append(record["step"])
+    resumed = train_on(
+        MemoryStream(), settings, folder=tmp_path, quiet=True, on_step=lambda record: resumed_at.append(record["step"])
     )
     assert resumed_at[0] == newest + 1
     folder, weights = uninterrupted
@@ -271,9 +274,9 @@ def test_stopped_while_calibration_batches_are_waiting(tmp_path: Path, uninterru
     settings = config(60, kind="batchtopk", checkpoint_tokens=7 * BATCH)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(Interrupted, match="step 2"):
-        train(settings, MemoryStream(), folder=tmp_path, quiet=True, on_step=stop)
+        train_on(MemoryStream(), settings, folder=tmp_path, quiet=True, on_step=stop)
     assert signal.getsignal(signal.SIGINT) is before
-    assert torch.equal(train(settings, MemoryStream(), folder=tmp_path, quiet=True).W_enc, uninterrupted[1])
+    assert torch.equal(train_on(MemoryStream(), settings, folder=tmp_path, quiet=True).W_enc, uninterrupted[1])
 
 
 def test_the_second_signal_stops_at_once() -> None:
@@ -285,43 +288,70 @@ def test_the_second_signal_stops_at_once() -> None:
 
 
 def test_a_finished_run_gives_its_result_again(tmp_path: Path) -> None:
-    first = train(config(), MemoryStream(), folder=tmp_path, quiet=True)
-    again = train(config(), MemoryStream(batches=0), folder=tmp_path, quiet=True)
+    first = train_on(MemoryStream(), config(), folder=tmp_path, quiet=True)
+    again = train_on(MemoryStream(batches=0), config(), folder=tmp_path, quiet=True)
     assert torch.equal(first.W_enc, again.W_enc)
     with pytest.raises(BadInput, match="already holds a training run"):
-        train(config(), MemoryStream(), folder=tmp_path, quiet=True, resume=False)
+        train_on(MemoryStream(), config(), folder=tmp_path, quiet=True, resume=False)
 
 
 def test_resuming_with_another_config_names_what_differs(tmp_path: Path) -> None:
-    train(config(5), MemoryStream(), folder=tmp_path, quiet=True)
+    train_on(MemoryStream(), config(5), folder=tmp_path, quiet=True)
     with pytest.raises(Mismatch, match=r"k: 3, now 4; lr: 0\.003, now 0\.001.*choose another folder"):
-        train(config(5, lr=1e-3, k=4), MemoryStream(), folder=tmp_path, quiet=True)
-    train(config(5, log_every=5, checkpoint_seconds=1.0), MemoryStream(), folder=tmp_path, quiet=True)
+        train_on(MemoryStream(), config(5, lr=1e-3, k=4), folder=tmp_path, quiet=True)
+    train_on(MemoryStream(), config(5, log_every=5, checkpoint_seconds=1.0), folder=tmp_path, quiet=True)
 
 
 def test_a_broken_newest_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:
     settings = config(20, checkpoint_tokens=6 * BATCH)
-    whole = train(settings, MemoryStream(), folder=tmp_path, quiet=True)
+    whole = train_on(MemoryStream(), settings, folder=tmp_path, quiet=True)
     newest = max((tmp_path / "checkpoints").glob("*.pt"))
     newest.write_bytes(newest.read_bytes()[:5000])
     with pytest.warns(UserWarning, match="older checkpoint"):
-        again = train(settings, MemoryStream(), folder=tmp_path, quiet=True)
+        again = train_on(MemoryStream(), settings, folder=tmp_path, quiet=True)
     assert torch.equal(whole.W_enc, again.W_enc)
     for path in (tmp_path / "checkpoints").glob("*.pt"):
         path.write_bytes(b"nothing")
     with pytest.warns(UserWarning, match="older"), pytest.raises(BadFile, match="no readable checkpoint"):
-        train(settings, MemoryStream(), folder=tmp_path, quiet=True)
+        train_on(MemoryStream(), settings, folder=tmp_path, quiet=True)
 
 
 def test_a_line_cut_short_by_a_crash_is_dropped(tmp_path: Path) -> None:
     settings = config(8, checkpoint_tokens=4 * BATCH)
-    train(settings, MemoryStream(), folder=tmp_path, quiet=True)
+    train_on(MemoryStream(), settings, folder=tmp_path, quiet=True)
     whole = losses(tmp_path)
     max((tmp_path / "checkpoints").glob("*.pt")).unlink()
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 9, "lo')
-    train(settings, MemoryStream(), folder=tmp_path, quiet=True)
+    train_on(MemoryStream(), settings, folder=tmp_path, quiet=True)
     assert losses(tmp_path) == whole
+
+
+# --- the whole job ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", ["stream", "shards"])
+def test_the_whole_job_from_a_config(tiny_model, tmp_path: Path, source: str) -> None:
+    """Text, activations, training, evaluation and card; run again it gives the same."""
+    model = tiny_model("llama")
+    for name in ("train", "other"):
+        (tmp_path / f"{name}.txt").write_text(" ".join(f"the {word} sat on {name}" for word in "abcdefgh") * 40)
+    settings = TrainConfig(
+        model=model.name, site="resid_post.1", width=48, k=4, tokens=1024, batch_tokens=128, context=16,
+        buffer_tokens=512, texts=[str(tmp_path / "train.txt")], held_out=[str(tmp_path / "other.txt")],
+        held_out_tokens=200, source=source, device="cpu",
+    )  # fmt: skip
+    first = train(settings, folder=tmp_path / "run", model=model, quiet=True)
+    again = train(settings, folder=tmp_path / "run", model=model, quiet=True)
+    assert torch.equal(first.W_enc, again.W_enc)
+    saved = load_dictionary(tmp_path / "run" / "dictionary")
+    assert saved.card["held_out"][str(tmp_path / "other.txt")]["fve"] == pytest.approx(
+        evaluate(model, first, texts(tmp_path / "other.txt"), tokens=200, context=16, quiet=True).fve
+    )
+    assert saved.card["training"] == settings.model_dump(mode="json")
+    assert (tmp_path / "run" / "activations").exists() == (source == "shards")
+    with pytest.raises(BadInput, match="no text to train on"):
+        train(settings.model_copy(update={"texts": []}), folder=tmp_path / "none", model=model, quiet=True)
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
@@ -338,15 +368,15 @@ def test_nan_in_the_stream_names_the_step_and_keeps_the_last_checkpoint(
 ) -> None:
     settings = config(20, checkpoint_tokens=5 * BATCH, kernels=kernels)
     with pytest.raises(BadInput, match=r"batch of step 13 holds NaN.*step-000000010\.pt is still good"):
-        train(settings, spoiled(13, value), folder=tmp_path, quiet=True)
+        train_on(spoiled(13, value), settings, folder=tmp_path, quiet=True)
     assert len(losses(tmp_path)) == 12
-    train(settings, MemoryStream(), folder=tmp_path, quiet=True)
+    train_on(MemoryStream(), settings, folder=tmp_path, quiet=True)
     assert len(losses(tmp_path)) == 20
 
 
 def test_a_loss_that_explodes_names_the_step(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"loss of step \d+ is NaN or infinity; lower lr"):
-        train(config(40, lr=1e30, warmup_steps=0), MemoryStream(), folder=tmp_path, quiet=True)
+        train_on(MemoryStream(), config(40, lr=1e30, warmup_steps=0), folder=tmp_path, quiet=True)
 
 
 def test_useless_first_batches_are_refused(tmp_path: Path) -> None:
@@ -362,24 +392,24 @@ def test_useless_first_batches_are_refused(tmp_path: Path) -> None:
         ]
     ):
         with pytest.raises(BadInput, match=message):
-            train(config(), stream, folder=tmp_path / str(n), quiet=True)
+            train_on(stream, config(), folder=tmp_path / str(n), quiet=True)
 
 
 def test_a_stream_that_ends_early_warns_and_still_gives_a_dictionary(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"ended after 2,560 of 7,680 tokens"):
-        dictionary = train(config(), MemoryStream(batches=10), folder=tmp_path, quiet=True)
+        dictionary = train_on(MemoryStream(batches=10), config(), folder=tmp_path, quiet=True)
     assert dictionary.metadata["training_tokens"] == 2560
 
 
 def test_unwritable_folders_and_full_disks(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInput, match="choose another folder"):
-        train(config(), MemoryStream(), folder=tmp_path / "file" / "run", quiet=True)
+        train_on(MemoryStream(), config(), folder=tmp_path / "file" / "run", quiet=True)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # no file may grow beyond 20 kB: the checkpoint fails
     try:
         with pytest.raises(BadFile, match=r"cannot write .*step-000000003\.pt.*free some space"):
-            train(config(10, checkpoint_tokens=3 * BATCH), MemoryStream(), folder=tmp_path / "run", quiet=True)
+            train_on(MemoryStream(), config(10, checkpoint_tokens=3 * BATCH), folder=tmp_path / "run", quiet=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
@@ -411,9 +441,9 @@ def test_bad_config_files(tmp_path: Path) -> None:
 
 def test_settings_that_cannot_work_here(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="device 'warp' cannot be used here"):
-        train(config(device="warp"), MemoryStream(), folder=tmp_path, quiet=True)
+        train_on(MemoryStream(), config(device="warp"), folder=tmp_path, quiet=True)
     with pytest.raises(BadInput, match="k is 65, but there are only 64 latents"):
-        train(config(k=65), MemoryStream(), folder=tmp_path, quiet=True)
+        train_on(MemoryStream(), config(k=65), folder=tmp_path, quiet=True)
 
 
 def test_every_field_of_the_config_is_described() -> None:

@@ -1,11 +1,11 @@
 """Activations of a model over a corpus: harvested once or streamed, shuffled, without the tokens that mislead."""
 
 from .buffer import ShuffleBuffer
-from .harvesting import ActivationBatch, Harvest, Source, harvest
+from .harvesting import ActivationBatch, Harvest, harvest
 from .schedule import Schedule
 from .shards import ActivationShards, ShardStream
 from .skipping import Skipper, SkipRule
-from .stream import ActivationStream, stream
+from .stream import ActivationStream
 
 __all__ = [
     "ActivationBatch",
@@ -17,7 +17,5 @@ __all__ = [
     "ShuffleBuffer",
     "SkipRule",
     "Skipper",
-    "Source",
     "harvest",
-    "stream",
 ]

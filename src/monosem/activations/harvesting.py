@@ -1,22 +1,18 @@
 """Activations over windows of tokens: several sites from one forward pass, which ends after the last of them."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..data import Document, TokenStore
+from ..data import TextSource, TokenStore, as_store
 from ..errors import BadInput
 from ..models import Model, Site, SiteLike
 from .skipping import Skipper, SkipRule
-
-# a store, bare windows of token ids, or documents that are packed first
-Source = TokenStore | Int[Tensor, "n context"] | Iterable[Document | str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,18 +120,19 @@ class Harvest:
 
 def harvest(
     model: Model,
-    source: Source,
+    texts: TextSource,
     sites: SiteLike | Sequence[SiteLike],
+    *,
     batch_size: int = 16,
     skip: SkipRule | None = None,
     dtype: torch.dtype | None = None,
     context: int = 256,
     thresholds: Mapping[str, float] | None = None,
 ) -> Harvest:
-    """Activations at `sites` for every token of `source` that the skip rule keeps.
+    """Activations at `sites` for every token of `texts` that the skip rule keeps.
 
     Args:
-        source: a `TokenStore`, windows of token ids, or documents (then packed into windows of `context`).
+        texts: a `TokenStore`, windows of token ids, or documents (then packed into windows of `context`).
         sites: one or several, all from one forward pass.
         batch_size: windows a forward pass.
         skip: `SkipRule()` by default: special tokens, the first position, and norm outliers are left out and counted.
@@ -148,7 +145,7 @@ def harvest(
     """
     if batch_size < 1:
         raise BadInput(f"batch_size must be at least 1, not {batch_size}")
-    store = as_store(model, source, context)
+    store = as_store(model, texts, context)
     return Harvest(model, store, as_sites(model, sites), batch_size, skip or SkipRule(), dtype, thresholds)
 
 
@@ -171,20 +168,3 @@ def one_or_many(sites: SiteLike | Sequence[SiteLike]) -> list[SiteLike]:
     if isinstance(sites, tuple) and len(sites) == 2 and isinstance(sites[1], int):
         return [(str(sites[0]), sites[1])]
     return list(sites)  # type: ignore[arg-type]
-
-
-def as_store(model: Any, source: Source, context: int) -> TokenStore:
-    """`source` as a token store; documents are packed in memory.
-
-    Raises:
-        BadInput: a bare string, too little text, windows longer than the model's context.
-    """
-    if isinstance(source, str):
-        raise BadInput("a single string is no corpus; give a list of texts, monosem.data.texts(path), or a TokenStore")
-    if isinstance(source, Tensor | np.ndarray):
-        source = TokenStore.of(source)
-    if not isinstance(source, TokenStore):
-        return TokenStore.build(model, source, context)
-    if source.context > model.cfg.n_ctx:
-        raise BadInput(f"windows of {source.context} tokens are longer than the model's context {model.cfg.n_ctx}")
-    return source

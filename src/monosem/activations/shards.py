@@ -14,12 +14,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..data import TextSource, as_store
 from ..errors import BadFile, BadInput
 from ..files import replacing
 from ..jobs import JobConfig, claim, claimed
 from ..models import Model, Site, SiteLike
 from ..progress import Meter
-from .harvesting import Harvest, Source, as_sites, as_store, one_or_many
+from .harvesting import Harvest, as_sites, one_or_many
 from .schedule import Schedule
 from .skipping import SkipRule
 from .stream import Batch, check_config
@@ -74,7 +75,7 @@ class ActivationShards:
     def build(
         cls,
         model: Model,
-        source: Source,
+        texts: TextSource,
         sites: SiteLike | Sequence[SiteLike],
         path: str | os.PathLike[str],
         *,
@@ -88,7 +89,7 @@ class ActivationShards:
         """Harvest to `path`; a harvest that was cut off goes on with its first missing shard.
 
         Args:
-            source: a `TokenStore`, windows of token ids, or documents (then packed in memory).
+            texts: a `TokenStore`, windows of token ids, or documents (then packed in memory).
             dtype: of the files; the model's by default.
             shard_windows: windows a file.
 
@@ -98,7 +99,7 @@ class ActivationShards:
         """
         if batch_size < 1 or shard_windows < 1:
             raise BadInput(f"batch_size and shard_windows must be at least 1; got {batch_size} and {shard_windows}")
-        store = as_store(model, source, context)
+        store = as_store(model, texts, context)
         rule, wanted = skip or SkipRule(), as_sites(model, sites)
         config = HarvestConfig(
             model=model.name,

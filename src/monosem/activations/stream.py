@@ -8,11 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..data import TextSource
 from ..errors import BadInput, Mismatch
 from ..jobs import differences
 from ..models import Model, Site, SiteLike
 from .buffer import ShuffleBuffer
-from .harvesting import Harvest, Source, as_sites, as_store
+from .harvesting import Harvest, harvest
 from .schedule import Schedule
 from .skipping import SkipRule
 
@@ -60,6 +61,37 @@ class ActivationStream:
             "epochs": epochs,
             "skip": str(harvest.skipper.rule),
         }
+
+    @classmethod
+    def build(
+        cls,
+        model: Model,
+        texts: TextSource,
+        sites: SiteLike | Sequence[SiteLike],
+        *,
+        batch_tokens: int = 4096,
+        buffer_tokens: int = 131_072,
+        batch_size: int = 16,
+        seed: int = 0,
+        epochs: int = 1,
+        skip: SkipRule | None = None,
+        dtype: torch.dtype = torch.float32,
+        context: int = 256,
+    ) -> Self:
+        """Shuffled batches of activations, harvested as they are needed.
+
+        Args:
+            texts: a `TokenStore`, windows of token ids, or documents (then packed in memory into windows of `context`).
+            batch_tokens: rows a batch. buffer_tokens: rows shuffled together (in the model's dtype, on its device).
+            batch_size: windows a forward pass.
+            epochs: passes over the text, each in another order.
+            dtype: of the batches.
+
+        Raises:
+            UnknownName: no such site. BadInput: sizes that do not fit each other, too little text.
+        """
+        source = harvest(model, texts, sites, batch_size=batch_size, skip=skip, context=context)
+        return cls(source, batch_tokens, buffer_tokens, seed, epochs, dtype)
 
     def __iter__(self) -> Self:
         return self
@@ -114,41 +146,8 @@ class ActivationStream:
             self.buffer.add({str(site): x for site, x in batch.activations.items()})
 
 
-def check_config(own: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+def check_config(now: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
     """Raises `Mismatch` naming each setting in which a saved state differs."""
-    different = differences({name: saved.get(name) for name in own}, own)
+    different = differences({name: saved.get(name) for name in now}, now)
     if different:
         raise Mismatch(f"the saved stream had other settings: {'; '.join(different)}; use the same ones, or start anew")
-
-
-def stream(
-    model: Model,
-    source: Source,
-    sites: SiteLike | Sequence[SiteLike],
-    *,
-    batch_tokens: int = 4096,
-    buffer_tokens: int = 131_072,
-    batch_size: int = 16,
-    seed: int = 0,
-    epochs: int = 1,
-    skip: SkipRule | None = None,
-    dtype: torch.dtype = torch.float32,
-    context: int = 256,
-) -> ActivationStream:
-    """Shuffled batches of activations, harvested as they are needed.
-
-    Args:
-        source: a `TokenStore`, windows of token ids, or documents (then packed in memory into windows of `context`).
-        batch_tokens: rows a batch. buffer_tokens: rows shuffled together (kept in the model's dtype, on its device).
-        batch_size: windows a forward pass.
-        epochs: passes over the source, each in another order.
-        dtype: of the batches.
-
-    Raises:
-        UnknownName: no such site. BadInput: sizes that do not fit each other, too little text.
-    """
-    store = as_store(model, source, context)
-    if batch_size < 1:
-        raise BadInput(f"batch_size must be at least 1, not {batch_size}")
-    harvest = Harvest(model, store, as_sites(model, sites), batch_size, skip or SkipRule(), None)
-    return ActivationStream(harvest, batch_tokens, buffer_tokens, seed, epochs, dtype)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from ..errors import BadFile, BadInput
 from . import output
 from .application import group, resumable
-from .loading import DictionaryMachine, corpus
+from .loading import DictionaryMachine
 from .options import (
     Context,
     DictionaryArgument,
@@ -149,14 +149,14 @@ def make_index(
 
     Example: monosem latents index runs/sae/dictionary --text books/ --tokens 1000000
     """
-    from ..data import TokenStore
+    from ..data import TokenStore, corpus
     from ..latents import build_index
 
     sae, lm = machine.load(dictionary, quiet=quiet)
     target = out or (sae.folder or Path()) / "index.sqlite"
     names = ", ".join(map(str, text))
     with resumable(f"what is done is kept beside {target}"):
-        store = TokenStore.build(lm, corpus(lm, text, seed), context, tokens=tokens, quiet=quiet)
+        store = TokenStore.build(lm, corpus(lm, text, seed=seed), context, tokens=tokens, quiet=quiet)
         build_index(sae, lm, store, target, examples=examples, corpus=names, quiet=quiet)
     print(target)
 

@@ -1,14 +1,11 @@
 """Loading what a command names, checked against each other."""
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from .options import MODELS, Device, Dtype, Machine, option
 
 if TYPE_CHECKING:
-    from ..data import Document
     from ..dictionaries import Dictionary
     from ..models import Model
 
@@ -37,15 +34,3 @@ class DictionaryMachine:
         learned.to(model.device)
         learned.check(model)
         return learned, model
-
-
-def corpus(model: "Model", paths: "Sequence[str | Path]", seed: int = 0) -> "Iterable[Document]":
-    """Documents of several paths, mixed and shuffled; conversations in the model's chat format where it has one.
-
-    Raises:
-        BadFile: a path is missing or cannot be read as text.
-    """
-    from ..data import interleaved, texts
-
-    chat = model if getattr(model.tokenizer, "chat_template", None) else None
-    return interleaved([texts(path, chat=chat) for path in paths], seed)

@@ -1,15 +1,13 @@
 """`monosem train` and `monosem evaluate`: make a dictionary from text, and measure it on other text."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import BadInput
 from .application import resumable
-from .loading import DictionaryMachine, corpus
+from .loading import DictionaryMachine
 from .options import (
     MODELS,
     TEXTS,
@@ -17,7 +15,6 @@ from .options import (
     Device,
     DictionaryArgument,
     Dtype,
-    Machine,
     Printing,
     Quiet,
     Set,
@@ -30,9 +27,7 @@ from .options import (
 from .output import as_json, frame, notice
 
 if TYPE_CHECKING:
-    from ..activations import ActivationStream
-    from ..dictionaries.training import TrainConfig
-    from ..models import Model
+    from ..dictionaries import TrainConfig
 
 Config = Annotated[Path | None, argument("[CONFIG]", "The config.yaml of a run; options win over it.")]
 
@@ -56,11 +51,12 @@ class Training:
     lr: Annotated[float | None, option("--lr", "X", "Peak learning rate (default: by the width).")] = None
     seed: Annotated[int | None, option("--seed", "N", "Seed of everything random (default: 0).")] = None
     device: Device = None
+    dtype: Dtype = None
     set: Set = None
 
     def config(self, file: Path | None) -> "TrainConfig":
         """The file, with the options over it. Raises `BadInput` or `BadFile` for what a config cannot hold."""
-        from ..dictionaries.training import TrainConfig
+        from ..dictionaries import TrainConfig
 
         given: dict[str, Any] = {name: value for name, value in vars(self).items() if name not in ("text", "set")}
         given["texts"] = [str(path) for path in self.text] if self.text else None
@@ -72,7 +68,6 @@ def train(
     out: Annotated[Path, option("--out", "DIR", "Folder of the run; the result is DIR/dictionary.")],
     training: Training,
     config: Config = None,
-    dtype: Dtype = None,
     resume: Annotated[bool, typer.Option(help="Go on with the run that DIR holds, or refuse it.")] = True,
     quiet: Quiet = False,
 ) -> None:
@@ -87,37 +82,14 @@ def train(
 
     Example: monosem train runs/sae/config.yaml --seed 1 --set auxk=256 --out runs/second
     """
-    from ..dictionaries.training import train as run_training
+    from ..dictionaries import train as run_training
 
     settings = training.config(config)
     with resumable(f"what is done is kept in {out}"):
-        lm = Machine(dtype, None if settings.device == "auto" else settings.device).load(settings.model, quiet)
-        trained = run_training(settings, activations_of(lm, settings, quiet), folder=out, resume=resume, quiet=quiet)
+        trained = run_training(settings, folder=out, resume=resume, quiet=quiet)
     if not quiet:
         notice(f"{trained}\nmeasure it on other text: monosem evaluate {out / 'dictionary'} --text PATH")
     print(out / "dictionary")
-
-
-def activations_of(model: "Model", settings: "TrainConfig", quiet: bool) -> "ActivationStream":
-    """The stream that a run trains on. Several texts are mixed, so that cutting them at `tokens` keeps the mixture."""
-    from ..activations import stream
-    from ..data import TokenStore
-
-    model.site(settings.site)  # before the text is read
-    if not settings.texts:
-        raise BadInput("no text to train on: give --text PATH or texts: in the config")
-    documents = corpus(model, settings.texts, settings.seed)
-    store = TokenStore.build(model, documents, settings.context, tokens=settings.tokens, quiet=quiet)
-    passes = 2 * math.ceil(settings.tokens / store.tokens)  # more than enough: skipped tokens do not count
-    return stream(
-        model,
-        store,
-        settings.site,
-        batch_tokens=settings.batch_tokens,
-        buffer_tokens=settings.buffer_tokens,
-        seed=settings.seed,
-        epochs=passes,
-    )
 
 
 def evaluate(
@@ -135,14 +107,15 @@ def evaluate(
 
     Example: monosem evaluate smollm2/resid_post.15 --text held-out.txt --tokens 50000
     """
+    from ..data import corpus
     from ..dictionaries import evaluate as measure
 
     sae, lm = machine.load(dictionary, printing.silent)
-    found = measure(sae, lm, corpus(lm, text), tokens=tokens, context=context, quiet=printing.quiet)
+    found = measure(lm, sae, corpus(lm, text), tokens=tokens, context=context, quiet=printing.quiet)
     if save:
         found.save(save)
     if printing.json:
         as_json(found.to_dict())
     else:
         left_out = sum(found.skipped.values())
-        frame(found.table.reset_index(), f"{dictionary} on {found.tokens:,} tokens ({left_out:,} left out)")
+        frame(found.table, f"{dictionary} on {found.tokens:,} tokens ({left_out:,} left out)")

@@ -3,6 +3,7 @@
 from .packing import TokenStore, document_separator, packed, window_prefix
 from .pair_files import read_pairs
 from .pairs import PromptPairs
+from .source import TextSource, as_store, corpus
 from .tasks import TASKS, capitals, greater_than, ioi, pronouns, token_at
 from .text import Document, interleaved, shuffled, texts
 from .token_pairs import TokenPairs
@@ -11,9 +12,12 @@ __all__ = [
     "TASKS",
     "Document",
     "PromptPairs",
+    "TextSource",
     "TokenPairs",
     "TokenStore",
+    "as_store",
     "capitals",
+    "corpus",
     "document_separator",
     "greater_than",
     "interleaved",

@@ -8,6 +8,7 @@ from .formats import FORMATS
 from .loading import load_dictionary, shipped_dictionaries, shipped_dictionary_folder
 from .parts import DictionaryParts, DictionaryTensors
 from .token_norms import TOKEN_NORMS
+from .training import TrainConfig, train, train_on
 
 __all__ = [
     "ENCODERS",
@@ -19,10 +20,13 @@ __all__ = [
     "DictionaryTensors",
     "Evaluation",
     "TokenNorm",
+    "TrainConfig",
     "batch_topk",
     "evaluate",
     "latent_ids",
     "load_dictionary",
     "shipped_dictionaries",
     "shipped_dictionary_folder",
+    "train",
+    "train_on",
 ]

@@ -116,7 +116,7 @@ def build_index(
         build = _Build(dictionary, store, config.model_dump(), partial / STATE, model.cfg.d_vocab)
         build.resume()
         if shards is None:
-            source = harvest(model, store, [dictionary.site], batch_size, rule)
+            source = harvest(model, store, dictionary.site, batch_size=batch_size, skip=rule)
             source.skipper.counts.update(build.skipped)  # goes on counting
             build.skipped = source.skipper.counts
             batches = _from_model(source, build.window, windows)

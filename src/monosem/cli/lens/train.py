@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from ...errors import BadInput
 from ..application import resumable
-from ..loading import corpus
 from ..options import MODELS, TEXTS, Machine, Printing, Seed, Set, Text, fields, option
 from ..output import as_json, frame, notice
 
@@ -74,14 +73,14 @@ def train(
 
     Example: monosem lens train --model smollm2 --text books/ --rank 64 --steps 200 --cells 512 --out runs/lens
     """
-    from ...data import TokenStore
+    from ...data import TokenStore, corpus
     from ...lenses import TunedLens
 
     config = training.config()
     with resumable(f"what is done is kept in {out}"):
         lm = machine.load(model, printing.silent)
         wanted = config.steps * config.windows * config.context
-        documents = corpus(lm, text, config.seed)
+        documents = corpus(lm, text, seed=config.seed)
         store = TokenStore.build(lm, documents, config.context, tokens=wanted, quiet=printing.silent)
         trained = TunedLens.fit(lm, store, config, folder=out, quiet=printing.silent)
     if not printing.silent:

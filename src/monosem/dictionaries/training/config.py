@@ -22,11 +22,22 @@ class TrainConfig(JobConfig):
     )
     tokens: int = Field(gt=0, description="activations to train on in all, repeats counted")
     batch_tokens: int = Field(4096, gt=0, description="activations a step")
-    seed: int = Field(0, description="of the initial weights and, in `monosem train`, of the shuffling")
+    seed: int = Field(0, description="of the initial weights and of the shuffling")
 
-    texts: list[str] = Field(default_factory=list, description="files or folders that the text came from")
-    context: int = Field(256, gt=0, description="tokens a window when the activations were read")
-    buffer_tokens: int = Field(262_144, gt=0, description="activations in the shuffle buffer")
+    texts: list[str] = Field(default_factory=list, description="files or folders that the text comes from")
+    context: int = Field(256, gt=0, description="tokens a window when the activations are read")
+    batch_size: int = Field(16, gt=0, description="windows a forward pass when the activations are read")
+    dtype: str | None = Field(None, description="the model's; None: as load_model chooses")
+    source: Literal["stream", "shards"] = Field(
+        "stream",
+        description="stream: the model runs while the dictionary trains; shards: it runs once, its activations are "
+        "kept on disk and shuffled over the whole text",
+    )
+    buffer_tokens: int = Field(262_144, gt=0, description="activations in the shuffle buffer of a stream")
+    held_out: list[str] = Field(
+        default_factory=list, description="files or folders of other text; the evaluation on each goes into the card"
+    )
+    held_out_tokens: int = Field(100_000, gt=0, description="tokens of each held-out text")
 
     lr: float | None = Field(None, gt=0, description="peak learning rate; None: 2e-4 / sqrt(width / 2^14)")
     warmup_steps: int | None = Field(None, ge=0, description="linear from zero; None: 1000, or a tenth of a short run")

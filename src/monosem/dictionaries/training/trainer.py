@@ -34,16 +34,17 @@ class Stream(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-def train(
-    config: TrainConfig,
+def train_on(
     stream: Stream,
+    config: TrainConfig,
     *,
     folder: str | os.PathLike[str],
     resume: bool = True,
     quiet: bool = False,
     on_step: Callable[[Record], None] | None = None,
 ) -> Dictionary:
-    """Train a dictionary and save it in `folder/dictionary` (SAELens layout), with the config and metrics beside it.
+    """Train a dictionary on a stream of your own and save it in `folder/dictionary` (SAELens layout), with the config
+    and metrics beside it. `train` makes the stream as well.
 
     Run again with the same folder, config and stream, it goes on after the newest checkpoint and gives the same losses
     and weights as a run that was never stopped (same machine and thread count). Ctrl-C and SIGTERM save first.

@@ -11,8 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...activations import Source
-from ...activations.harvesting import as_store
+from ...data import TextSource, as_store
 from ...errors import BadInput
 from ...files import write_json
 from ...models import Model, Site, TokenBatch
@@ -94,7 +93,7 @@ class TunedEvaluation(Result):
 def evaluate(
     translators: Translators,
     model: Model,
-    texts: Source,
+    texts: TextSource,
     *,
     tokens: int,
     cells: int | None,

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...activations import Source
+from ...data import TextSource
 from ...errors import UnknownName, did_you_mean
 from ...files import ASSETS
 from ...models import Model, Site
@@ -59,7 +59,7 @@ class TunedLens(Fitted):
     def fit(
         cls,
         model: Model,
-        texts: Source,
+        texts: TextSource,
         config: TuneConfig | None = None,
         *,
         folder: str | os.PathLike[str] | None = None,
@@ -166,7 +166,7 @@ class TunedLens(Fitted):
     def evaluate(
         self,
         model: Model,
-        texts: Source,
+        texts: TextSource,
         *,
         tokens: int = 16_384,
         cells: int | None = 2048,

@@ -19,9 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ... import __version__
-from ...activations import Source
-from ...activations.harvesting import as_store
-from ...data import TokenStore
+from ...data import TextSource, TokenStore, as_store
 from ...errors import BadInput
 from ...jobs import Checkpoints, Interrupted, Interrupts, Journal, claim
 from ...models import Model
@@ -42,7 +40,7 @@ Keep = Callable[[TunedHeader, Translators, Path], None]
 
 def train(
     model: Model,
-    texts: Source,
+    texts: TextSource,
     config: TuneConfig,
     folder: str | os.PathLike[str] | None,
     *,

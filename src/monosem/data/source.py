@@ -1,0 +1,46 @@
+"""What analyses of a corpus take: a token store, windows of token ids, or documents; and corpora from files."""
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+from torch import Tensor
+
+from ..errors import BadInput
+from .packing import TokenStore
+from .text import Document, interleaved, texts
+
+TextSource = TokenStore | Int[Tensor, "n context"] | Iterable[Document | str]
+
+
+def as_store(model: Any, source: TextSource, context: int, *, tokens: int | None = None) -> TokenStore:
+    """A text source as a token store; documents are packed in memory into windows of `context`.
+
+    Args:
+        tokens: at most so many, in whole windows; None for all.
+
+    Raises:
+        BadInput: a bare string, too little text, windows longer than the model's context, tokens below 1.
+    """
+    if tokens is not None and tokens < 1:
+        raise BadInput(f"tokens must be at least 1, not {tokens}")
+    if isinstance(source, str):
+        raise BadInput("a single string is no corpus; give a list of texts, monosem.data.texts(path), or a TokenStore")
+    if not isinstance(source, TokenStore | Tensor | np.ndarray):
+        return TokenStore.build(model, source, context, tokens=tokens)
+    store = source if isinstance(source, TokenStore) else TokenStore.of(source)
+    if store.context > model.cfg.n_ctx:
+        raise BadInput(f"windows of {store.context} tokens are longer than the model's context {model.cfg.n_ctx}")
+    return store if tokens is None else TokenStore.of(store[: max(1, tokens // store.context)])
+
+
+def corpus(model: Any, paths: Sequence[str | os.PathLike[str]], *, seed: int = 0) -> Iterable[Document]:
+    """Documents of several paths, mixed and shuffled; conversations in the model's chat format where it has one.
+
+    Raises:
+        BadFile: a path is missing or cannot be read as text. BadInput: no path.
+    """
+    chat = model if getattr(model.tokenizer, "chat_template", None) else None
+    return interleaved([texts(path, chat=chat) for path in paths], seed)

@@ -1,0 +1,121 @@
+"""The whole job of making a dictionary: model, text, activations, training, evaluation, card."""
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ... import __version__
+from ...activations import ActivationShards, ActivationStream, ShardStream
+from ...data import TextSource, TokenStore, as_store, corpus
+from ...errors import BadInput
+from ...models import Model, load_model
+from ..dictionary import Dictionary
+from ..evaluation import evaluate
+from .config import TrainConfig
+from .trainer import Record, train_on
+
+
+def train(
+    config: TrainConfig,
+    *,
+    folder: str | os.PathLike[str],
+    model: Model | None = None,
+    texts: TextSource | None = None,
+    resume: bool = True,
+    quiet: bool = False,
+    on_step: Callable[[Record], None] | None = None,
+) -> Dictionary:
+    """Make the dictionary of a config: `folder/dictionary`, beside config.yaml, metrics.jsonl and checkpoints.
+
+    Interrupted (also killed), the same call goes on where it stopped, with the same result.
+
+    Args:
+        model, texts: already loaded ones, instead of those that the config names.
+        resume: False refuses a folder that already holds a run.
+        on_step: called with each record that goes to metrics.jsonl.
+
+    Raises:
+        BadInput: no text, an unusable folder or setting, NaN in a batch or the loss.
+        UnknownName: no such model or site.
+        Mismatch: the folder holds a run with other settings; every setting that differs is named.
+        Interrupted: (a KeyboardInterrupt) stopped by the user, after saving.
+    """
+    home = Path(folder)
+    if model is None:
+        device = None if config.device == "auto" else config.device
+        model = load_model(config.model, device=device, dtype=config.dtype, quiet=quiet)
+    model.site(config.site)  # before the text is read
+    store = _store(config, model, texts, quiet)
+    stream = _SOURCES[config.source](config, model, store, home, quiet)
+    dictionary = train_on(stream, config, folder=home, resume=resume, quiet=quiet, on_step=on_step)
+    if config.held_out:
+        dictionary.card = {**_card(config, store, stream), "held_out": _held_out(config, model, dictionary, quiet)}
+        dictionary.save(home / "dictionary")
+    return dictionary
+
+
+def _store(config: TrainConfig, model: Model, texts: TextSource | None, quiet: bool) -> TokenStore:
+    """The text as windows. Several texts are mixed, so that cutting them at `tokens` keeps the mixture."""
+    if texts is not None:
+        return as_store(model, texts, config.context, tokens=config.tokens)
+    if not config.texts:
+        raise BadInput("no text to train on: give --text PATH or texts: in the config")
+    documents = corpus(model, config.texts, seed=config.seed)
+    return TokenStore.build(model, documents, config.context, tokens=config.tokens, quiet=quiet)
+
+
+def _streamed(config: TrainConfig, model: Model, store: TokenStore, home: Path, quiet: bool) -> ActivationStream:
+    return ActivationStream.build(
+        model,
+        store,
+        config.site,
+        batch_tokens=config.batch_tokens,
+        buffer_tokens=config.buffer_tokens,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        epochs=2 * math.ceil(config.tokens / store.tokens),  # more than enough: skipped tokens do not count
+    )
+
+
+def _from_shards(config: TrainConfig, model: Model, store: TokenStore, home: Path, quiet: bool) -> ShardStream:
+    shards = ActivationShards.build(
+        model, store, config.site, home / "activations", batch_size=config.batch_size, quiet=quiet
+    )
+    return shards.stream(
+        batch_tokens=config.batch_tokens,
+        seed=config.seed,
+        epochs=math.ceil(config.steps * config.batch_tokens / shards.tokens),
+        device=model.device,
+    )
+
+
+_SOURCES: dict[str, Callable[..., ActivationStream | ShardStream]] = {"stream": _streamed, "shards": _from_shards}
+
+
+def _card(config: TrainConfig, store: TokenStore, stream: ActivationStream | ShardStream) -> dict[str, Any]:
+    left_out = {reason: count for reason, count in stream.skipped.items() if reason != "kept"}
+    return {
+        "model": config.model,
+        "site": config.site,
+        "seed": config.seed,
+        "training": config.model_dump(mode="json"),
+        "data": config.texts,
+        "corpus_tokens": store.tokens,
+        "tokens_left_out": left_out,
+        "monosem": __version__,
+        "torch": torch.__version__,
+    }
+
+
+def _held_out(config: TrainConfig, model: Model, dictionary: Dictionary, quiet: bool) -> dict[str, Any]:
+    """The evaluation on each held-out text, by its path."""
+    measured = {}
+    for path in config.held_out:
+        text = corpus(model, [path])
+        found = evaluate(model, dictionary, text, tokens=config.held_out_tokens, context=config.context, quiet=quiet)
+        measured[path] = {name: value for name, value in found.to_dict().items() if name != "config"}
+    return measured
