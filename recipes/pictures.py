@@ -120,7 +120,7 @@ def sweep() -> Any:
 
 
 def comparison() -> Any:
-    return ms.patching.compare(model(), pairs(), "z", over=("layer", "head"), quiet=True).plot()
+    return ms.patching.check_estimate(model(), pairs(), "z", over=("layer", "head"), quiet=True).plot()
 
 
 def paths() -> Any:
@@ -138,7 +138,7 @@ def scrubbing() -> Any:
     moved = ms.patching.Claim("resid_pre.23", lambda e: e["io"], positions="io")
     asked = ms.patching.Claim("resid_pre.23", lambda e: (e["io"], e["s"]), positions="end")
     mover = ms.patching.Claim("attn_out.23", lambda e: e["io"], positions="end", inputs=[moved, asked])
-    return ms.patching.scrub(model(), [mover], given, examples, quiet=True).plot()
+    return ms.patching.scrub(model(), given, [mover], examples=examples, quiet=True).plot()
 
 
 def subspace() -> Any:

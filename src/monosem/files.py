@@ -116,8 +116,11 @@ def write_result(path: str | os.PathLike[str], table: Any, plot: Callable[[], An
         write_text(target, table.to_json(orient="records", force_ascii=False, indent=1) + "\n")
     elif ending == ".parquet":
         require("pyarrow", "tables")
+        infer = require("pandas.api.types", "tables").infer_dtype
+        # a column of a parquet file has one type; positions may be indices and names of spans
+        mixed = [name for name in table.columns if infer(table[name]).startswith("mixed")]
         with replacing(target) as temporary:
-            table.to_parquet(temporary)
+            table.astype(dict.fromkeys(mixed, str)).to_parquet(temporary)
     else:
         raise BadInput(f"cannot tell from {target.name!r} what to write; end it in .html, .csv, .json or .parquet")
     return target

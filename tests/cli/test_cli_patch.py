@@ -12,7 +12,7 @@ from monosem.cli import app
 from monosem.cli.patch.pairs import positions_of
 from monosem.data import read_pairs
 from monosem.models import Model, load_model
-from monosem.patching import attribution, compare, localise, paths, sweep
+from monosem.patching import attribution, check_estimate, localise, paths, sweep
 from tiny import tiny_hf, tiny_tokenizer
 
 CLEAN = ["the cat sat on a", "the dog ran to a", "they ran a big red"]
@@ -84,7 +84,7 @@ def test_json_is_what_the_library_finds(run: Callable[..., Result], home: Path) 
     held = json.loads(done.stdout)
     model = load_model(home / "tiny", quiet=True)
     pairs = read_pairs(model, home / "pairs.csv")
-    found = localise(model, pairs, "log_odds", positions=[-1], controls=0, with_backup=False, quiet=True)
+    found = localise(model, pairs, metric="log_odds", positions=[-1], controls=0, with_backup=False, quiet=True)
     assert [row["layer"] for row in held["found"]] == found.table["layer"].tolist() == [1, 1]
     assert held["found"][1]["head"] == 2
     assert held["sets"][0]["sufficiency"] == pytest.approx(found.sets["sufficiency"][0])
@@ -125,7 +125,7 @@ def test_the_estimate_is_checked(run: Callable[..., Result], home: Path) -> None
     done = json.loads(run(f"patch compare {PLACES} --json").stdout)
     model = load_model(home / "tiny", quiet=True)
     places: dict[str, Any] = {"over": ("layer", "head"), "positions": ["end"], "layers": [1, 2]}
-    want = compare(model, read_pairs(model, home / "pairs.csv"), "z", **places, quiet=True)
+    want = check_estimate(model, read_pairs(model, home / "pairs.csv"), "z", **places, quiet=True)
     assert done["summary"][0]["pearson"] == pytest.approx(want.pearson(), abs=1e-5)
     assert len(done["cells"]) == 8
     assert "where they differ most" in run(f"patch compare {PLACES} -q").stdout
@@ -205,7 +205,7 @@ def test_interrupted_it_leaves_no_half_written_report(
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("monosem.patching.localisation.job.evidence", stop)
+    monkeypatch.setattr("monosem.patching.localisation.job.causal_evidence", stop)
     done = run("patch localise tiny --pairs pairs.csv --positions end", "--out", tmp_path / "r")
     assert done.exit_code == 130
     assert list((tmp_path / "r").iterdir()) == []

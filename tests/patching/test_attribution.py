@@ -13,7 +13,7 @@ from monosem.data import TokenPairs
 from monosem.dictionaries import Dictionary, DictionaryParts, DictionaryTensors
 from monosem.errors import BadInput
 from monosem.models import Model, TokenBatch
-from monosem.patching import attribution, compare, noise, sweep, zero
+from monosem.patching import attribution, check_estimate, noise, sweep, zero
 from tiny import FAMILIES, tiny_hf, tiny_tokenizer
 
 # norms compute in float32 in a float64 model, too: a step this large keeps rounding out of the derivative, and the
@@ -97,7 +97,7 @@ def test_every_estimate_is_the_derivative_along_the_patch(family):
         if not _offered(model, f"{site}.0"):
             continue
         direction = ("noising", "denoising")[number % 2]
-        found = attribution(model, pairs, site, over, METRICS, direction, quiet=True)
+        found = attribution(model, pairs, site, over, metric=METRICS, direction=direction, quiet=True)
         cell = next(i for i, c in enumerate(found.cells) if all(getattr(c, axis) == at for axis, at in where.items()))
         expected = slope(model, pairs, f"{site}.{where['layer']}", index, direction)
         for name, value in expected.items():
@@ -126,12 +126,12 @@ def test_many_sites_share_one_gradient_and_pairs_stay_apart(tiny_model):
 
 def test_neurons_and_keys_add_up_to_their_layer(tiny_model):
     model, pairs = tiny_model("llama"), pairs_of()
-    whole = attribution(model, pairs, "mlp_post", "layer", METRICS, layers=[1], quiet=True)
+    whole = attribution(model, pairs, "mlp_post", "layer", metric=METRICS, layers=[1], quiet=True)
     units = attribution(
-        model, pairs, "mlp_post", ("layer", "neuron"), METRICS, layers=[1], neurons={1: range(48)}, quiet=True
+        model, pairs, "mlp_post", ("layer", "neuron"), metric=METRICS, layers=[1], neurons={1: range(48)}, quiet=True
     )
-    heads = attribution(model, pairs, "pattern", ("layer", "head"), METRICS, quiet=True)
-    cut = attribution(model, pairs, "pattern", ("layer", "position", "head", "key"), METRICS, quiet=True)
+    heads = attribution(model, pairs, "pattern", ("layer", "head"), metric=METRICS, quiet=True)
+    cut = attribution(model, pairs, "pattern", ("layer", "position", "head", "key"), metric=METRICS, quiet=True)
     for name in METRICS:
         assert float(units.effects(name).sum()) == pytest.approx(float(whole.effects(name)), rel=1e-4)
         assert len(cut.cells) == 3 * 4 * 7 * 7
@@ -195,16 +195,16 @@ def test_latents_are_differentiated_along_what_they_write():
 
 def test_values_and_noise_stand_for_the_other_side(tiny_model):
     model, pairs = tiny_model("gemma2"), pairs_of(rows=2)
-    gone = attribution(model, pairs, "z", ("layer", "head"), METRICS, corruption=zero(), quiet=True)
+    gone = attribution(model, pairs, "z", ("layer", "head"), metric=METRICS, corruption=zero(), quiet=True)
     assert gone.direction == "noising"
     run = model.run(pairs.clean, capture="z.1", grad=True)
     value = difference(run.logits[:, -1], pairs, run.logits[:, -1]).sum()
     expected = -(torch.autograd.grad(value, run["z.1"])[0] * run["z.1"]).sum((1, 3))
     torch.testing.assert_close(gone.effects("difference")[4:8].T.float(), expected.detach(), rtol=1e-4, atol=1e-5)
     with pytest.raises(BadInput, match="steps=1"):
-        attribution(model, pairs, "z", ("layer", "head"), METRICS, corruption=zero(), steps=2, quiet=True)
+        attribution(model, pairs, "z", ("layer", "head"), metric=METRICS, corruption=zero(), steps=2, quiet=True)
     # noise so small that its effect is linear
-    small = compare(
+    small = check_estimate(
         model, pairs, "resid_pre", metric=METRICS, corruption=noise(sd=1e-3, samples=2), layers=[1], quiet=True
     )
     assert small.pearson("difference") > 0.999
@@ -220,9 +220,13 @@ def test_a_metric_without_gradient_is_refused(tiny_model):
 
 def test_the_comparison_shows_how_far_to_trust_it(tiny_model, tmp_path):
     model, pairs = tiny_model("qwen3"), pairs_of(rows=3)
-    found = compare(model, pairs, ["z", "mlp_out"], "layer", ["logit_diff", "negative_kl"], steps=4, quiet=True)
-    exact = sweep(model, pairs, ["z", "mlp_out"], "layer", ["logit_diff", "negative_kl"], quiet=True)
-    estimate = attribution(model, pairs, ["z", "mlp_out"], "layer", ["logit_diff", "negative_kl"], steps=4, quiet=True)
+    found = check_estimate(
+        model, pairs, ["z", "mlp_out"], "layer", metric=["logit_diff", "negative_kl"], steps=4, quiet=True
+    )
+    exact = sweep(model, pairs, ["z", "mlp_out"], "layer", metric=["logit_diff", "negative_kl"], quiet=True)
+    estimate = attribution(
+        model, pairs, ["z", "mlp_out"], "layer", metric=["logit_diff", "negative_kl"], steps=4, quiet=True
+    )
     for metric in exact.metrics:
         x, y = (one.effects(metric).mean(1).numpy() for one in (exact, estimate))
         assert found.pearson(metric) == pytest.approx(np.corrcoef(x, y)[0, 1], abs=1e-5)
@@ -251,6 +255,6 @@ def test_on_the_real_model_late_heads_are_estimated_well(smollm2):
         ["When Mary and John went to the store, Mary gave a drink to"],
         right=[" Mary"], wrong=[" John"],
     )  # fmt: skip
-    found = compare(smollm2, pairs, "z", ("layer", "head"), layers=range(20, 30), quiet=True)
+    found = check_estimate(smollm2, pairs, "z", ("layer", "head"), layers=range(20, 30), quiet=True)
     assert found.pearson() > 0.9
     assert float(found.exact.effects().abs().max()) > 0.5

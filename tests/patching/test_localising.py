@@ -17,7 +17,7 @@ from monosem import edits, patching
 from monosem.data import TokenPairs, ioi
 from monosem.errors import BadInput, UnknownName
 from monosem.models import Model, Site, TokenBatch
-from monosem.patching import Cell, backup, evidence, localise, necessity, patch_sets, sufficiency
+from monosem.patching import Cell, backup, causal_evidence, localise, necessity, patch_sets, sufficiency
 from monosem.patching.sets.evidence import answered, pns_bounds
 from tiny import FAMILIES
 
@@ -76,7 +76,7 @@ def test_sets_are_what_plain_runs_with_the_same_writes_give(
 ) -> None:
     model, pairs = tiny_model(family), make_pairs()
     metric = {"first": lambda logits, pairs, clean: logits[:, 3], "gap": lambda x, p, c: x[:, 4] - x[:, 9]}
-    ran = patch_sets(model, pairs, SETS, metric, direction, quiet=True)
+    ran = patch_sets(model, pairs, SETS, metric=metric, direction=direction, quiet=True)
     for i, cells in enumerate(SETS):
         expected = by_hand(model, pairs, cells, direction)
         torch.testing.assert_close(ran.values["first"][i].float(), expected[:, 3], rtol=1e-5, atol=2e-5)
@@ -119,7 +119,7 @@ def test_evidence_is_counted_from_plain_runs(tiny_model: Callable[..., Model]) -
     clean, corrupted = map(difference, both)
     restored, broken = (difference(by_hand(model, pairs, cells, way)) for way in ("denoising", "noising"))
 
-    (found,) = evidence(model, pairs, [cells], quiet=True)
+    (found,) = causal_evidence(model, pairs, [cells], quiet=True)
     assert found.metric == "logit_diff"
     whole = (clean - corrupted).mean()
     assert found.sufficiency.value == pytest.approx(float((restored - corrupted).mean() / whole), abs=1e-4)
@@ -148,7 +148,7 @@ def test_needs_of_heads_are_those_of_plain_runs(tiny_model: Callable[..., Model]
     model, pairs = tiny_model(family), make_pairs()
     taken = (Cell("z", 1, ("end",), head=2), Cell("mlp_out", 0))
     metric = lambda logits, pairs, clean: logits[:, 3] - logits[:, 9]  # noqa: E731
-    found = backup(model, pairs, taken, metric, positions=["end"], candidates=None, threshold=0.01, quiet=True)
+    found = backup(model, pairs, taken, metric=metric, positions=["end"], candidates=None, threshold=0.01, quiet=True)
     assert {(cell.layer, cell.head) for cell in found.heads} == {(la, h) for la in range(3) for h in range(4)} - {
         (1, 2)
     }
@@ -159,14 +159,14 @@ def test_needs_of_heads_are_those_of_plain_runs(tiny_model: Callable[..., Model]
 
     gap = value(()) - value((), "denoising")
     for i, cell in enumerate(found.heads[:5]):
-        assert float(found.without[i]) == pytest.approx((value(()) - value([cell])) / gap, abs=1e-3)
-        assert float(found.given[i]) == pytest.approx((value(taken) - value([*taken, cell])) / gap, abs=1e-3)
+        assert float(found.need[i]) == pytest.approx((value(()) - value([cell])) / gap, abs=1e-3)
+        assert float(found.need_after[i]) == pytest.approx((value(taken) - value([*taken, cell])) / gap, abs=1e-3)
     growth = dict(zip(found.heads, found.growth.tolist()))
-    assert set(found.found) == {
-        c for c, g in growth.items() if g >= 0.01 and g + float(found.without[found.heads.index(c)]) >= 0.01
+    assert set(found.backups) == {
+        c for c, g in growth.items() if g >= 0.01 and g + float(found.need[found.heads.index(c)]) >= 0.01
     }
     assert found.table["growth"].is_monotonic_decreasing
-    few = backup(model, pairs, taken, metric, positions=["end"], candidates=3, quiet=True)
+    few = backup(model, pairs, taken, metric=metric, positions=["end"], candidates=3, quiet=True)
     assert list(few.heads) == list(found.heads[:3])
 
 
@@ -174,7 +174,7 @@ def test_estimates_are_the_slope_of_the_exact_effect(tiny_model: Callable[..., M
     model, pairs = tiny_model("qwen3"), make_pairs()
     taken = (Cell("z", 0, None, head=1),)
     metric = lambda logits, pairs, clean: logits[:, 3] - logits[:, 9]  # noqa: E731
-    found = backup(model, pairs, taken, metric, candidates=1, quiet=True)
+    found = backup(model, pairs, taken, metric=metric, candidates=1, quiet=True)
     step, site = 1e-2, Site("z", 1)
 
     def value(i: int, fixed: bool, share: float, head: int = 3) -> float:
@@ -256,7 +256,7 @@ def test_a_planted_head_is_localised_and_nothing_else(planted: Any) -> None:
     assert (last.pn.count, last.pn.of, last.ps.count, last.ps.of) == (6, 6, 6, 6)
     assert last.pns == (1.0, 1.0)
     assert max(map(abs, (*found.control["sufficiency"], *found.control["necessity"]))) < 1e-4
-    assert found.backup.found == []
+    assert found.backup.backups == []
     assert found.answered == {"clean": 1.0, "corrupted": 0.0}
 
 
@@ -280,7 +280,7 @@ def test_opposing_places_are_listed_apart(tiny_model: Callable[..., Model]) -> N
         quiet=True,
     )
     scores = dict(zip(found.sweep.cells, found.sweep.scores().tolist()))
-    errors = dict(zip(found.sweep.cells, found.sweep.score_error().tolist()))
+    errors = dict(zip(found.sweep.cells, found.sweep.score_se().tolist()))
     passed = {c for c, s in scores.items() if abs(s) >= 0.01 and abs(s) >= 2 * errors[c] and c.site != "resid_post"}
     assert {one.cell for one in found.components} == {c for c in passed if scores[c] > 0}
     assert {one.cell for one in found.opposing} == {c for c in passed if scores[c] < 0}
@@ -355,7 +355,7 @@ def test_the_job_refuses_what_it_cannot_do(planted: Any) -> None:
     with pytest.raises(BadInput, match="nothing is to be localised"):
         localise(model, TokenPairs(pairs.clean, pairs.clean, pairs.right, pairs.wrong, pairs.spans), quiet=True)
     with pytest.raises(BadInput, match="one metric"):
-        localise(model, pairs, ["logit_diff", "probability"], quiet=True)
+        localise(model, pairs, metric=["logit_diff", "probability"], quiet=True)
     with pytest.raises(BadInput, match="chooses among attn_out and mlp_out"):
         localise(model, pairs, sites=["resid_pre"], quiet=True)
     ragged = TokenPairs(pairs.clean, pairs.corrupted, pairs.right, pairs.wrong)
@@ -382,11 +382,11 @@ def test_sets_of_answers_use_probabilities(planted: Any) -> None:
 def test_the_movers_of_smollm2_act_at_the_end(smollm2: Model) -> None:
     pairs = ioi(smollm2, n=2, seed=0, corruption="s2_flip", template="ABBA")
     movers, others = ([Cell("attn_out", layer, ("end",))] for layer in (23, 10))
-    found = evidence(smollm2, pairs, [movers, others], quiet=True)
+    found = causal_evidence(smollm2, pairs, [movers, others], quiet=True)
     assert found[0].sufficiency.value > 0.5
     assert abs(found[1].sufficiency.value) < 0.1
 
 
 def test_names_of_the_room() -> None:
-    for name in ("localise", "evidence", "sufficiency", "necessity", "backup", "patch_sets"):
+    for name in ("localise", "causal_evidence", "sufficiency", "necessity", "backup", "patch_sets"):
         assert callable(getattr(patching, name))

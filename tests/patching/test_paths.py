@@ -127,7 +127,7 @@ def test_every_edge_equals_the_definition(tiny_model, family, freeze_mlps):
     model = tiny_model(family)
     pairs = _pairs(lengths=(12, 8), shared=3)  # the windows of sliding attention are shorter than that
     assert Prefix.of(model, pairs.clean, 3).column == 3  # so that runs do begin at the first change
-    found = paths(model, pairs, SENDERS, RECEIVERS, METRICS, freeze_mlps=freeze_mlps)
+    found = paths(model, pairs, SENDERS, RECEIVERS, metric=METRICS, freeze_mlps=freeze_mlps)
     literal = Literal(model, pairs.clean, pairs.corrupted)
     recorded = {label: literal.recorded(names, freeze_mlps) for label, names in SENDERS.items()}
     assert len(found.cells) == len(SENDERS) * len(RECEIVERS) - 2  # mlp_out.1 comes after q.1.2 and mlp_in.1
@@ -176,7 +176,14 @@ def test_any_sets_of_nodes_equal_the_definition(family, data):
     expected = literal.received(literal.recorded(senders, freeze), receivers)
     try:
         found = paths(
-            model, pairs, {"s": senders}, {"r": receivers}, METRICS, positions=position, freeze_mlps=freeze, quiet=True
+            model,
+            pairs,
+            {"s": senders},
+            {"r": receivers},
+            metric=METRICS,
+            positions=position,
+            freeze_mlps=freeze,
+            quiet=True,
         )
     except BadInput:  # no path: then the definition finds no effect either
         torch.testing.assert_close(expected, model.run(pairs.clean, logits="last").logits, **_CLOSE)
@@ -203,7 +210,7 @@ def _model(family: str) -> Model:
 def test_all_senders_together_bring_the_whole_input(tiny_model, family, freeze_mlps):
     model, pairs = tiny_model(family), _pairs()
     everything = {"everything": ["embed", "z", "mlp_out"]}
-    found = paths(model, pairs, everything, ["logits", "q.2.1", "mlp_in.1"], METRICS, freeze_mlps=freeze_mlps)
+    found = paths(model, pairs, everything, ["logits", "q.2.1", "mlp_in.1"], metric=METRICS, freeze_mlps=freeze_mlps)
     source = model.run(pairs.corrupted, capture=["q.2", "mlp_out.1"], logits="last")
     patched = [edits.patch("mlp_out.1", source["mlp_out.1"]), _written(Site("q", 2), source["q.2"], ["1"])]
     expected = [source.logits, *(model.run(pairs.clean, edits=one, logits="last").logits for one in patched[::-1])]
@@ -217,9 +224,11 @@ def test_all_senders_together_bring_the_whole_input(tiny_model, family, freeze_m
 def test_with_nothing_in_between_a_path_is_activation_patching(tiny_model, family, direction):
     """Behind a head of the last layer come its MLP and the logits, behind the last MLP the logits alone."""
     model, pairs = tiny_model(family), _pairs(lengths=(8, 8))
-    found = paths(model, pairs, ["z.2", "mlp_out.2"], "logits", METRICS, direction=direction, freeze_mlps=False)
+    found = paths(model, pairs, ["z.2", "mlp_out.2"], "logits", metric=METRICS, direction=direction, freeze_mlps=False)
     for site, over, part in (("z", ("layer", "head"), slice(0, 4)), ("mlp_out", ("layer",), slice(4, 5))):
-        whole = sweep(model, pairs, site, over, METRICS, direction=direction, layers=[2], method="naive", quiet=True)
+        whole = sweep(
+            model, pairs, site, over, metric=METRICS, direction=direction, layers=[2], method="naive", quiet=True
+        )
         for name in METRICS:
             torch.testing.assert_close(found.values[name][part], whole.values[name], **_CLOSE)
             torch.testing.assert_close(found.base[name], whole.base[name], **_CLOSE)
@@ -230,8 +239,8 @@ def test_equal_prompts_send_nothing_and_denoising_is_noising_of_flipped_pairs(ti
     same = replace(pairs, corrupted=pairs.clean)
     still = paths(model, same, ["embed", "z.0"], ["k.1", "mlp_in.2", "logits"], freeze_mlps=False)
     assert float(still.effects().abs().max()) < 1e-5
-    there = paths(model, pairs, "z.0", ["v.2", "mlp_in.1", "logits"], METRICS, direction="denoising")
-    back = paths(model, pairs.flipped(), "z.0", ["v.2", "mlp_in.1", "logits"], METRICS, direction="noising")
+    there = paths(model, pairs, "z.0", ["v.2", "mlp_in.1", "logits"], metric=METRICS, direction="denoising")
+    back = paths(model, pairs.flipped(), "z.0", ["v.2", "mlp_in.1", "logits"], metric=METRICS, direction="noising")
     for name in METRICS:
         torch.testing.assert_close(there.values[name], back.values[name], rtol=0, atol=0)
         torch.testing.assert_close(there.clean[name], back.corrupted[name], rtol=0, atol=0)
@@ -239,7 +248,7 @@ def test_equal_prompts_send_nothing_and_denoising_is_noising_of_flipped_pairs(ti
 
 def test_the_direct_effect_is_the_last_stream_with_the_head_replaced(tiny_model):
     model, pairs = tiny_model("llama"), _pairs(lengths=(7, 7))
-    found = paths(model, pairs, "z.1.3", "logits", METRICS)
+    found = paths(model, pairs, "z.1.3", "logits", metric=METRICS)
     clean = model.run(pairs.clean, capture=["resid_post.2", "z.1"])
     other = model.run(pairs.corrupted, capture="z.1")
     weight = model.blocks[1].self_attn.o_proj.weight[:, 24:32]
@@ -252,9 +261,9 @@ def test_the_direct_effect_is_the_last_stream_with_the_head_replaced(tiny_model)
 def test_batches_and_budgets_change_nothing(tiny_model):
     model, pairs = tiny_model("gpt_neox"), _pairs(lengths=(9, 4, 6))
     senders, receivers = ["embed", "z.0", "mlp_out"], ["q.1", "k.2", "mlp_in.1", "mlp_in.2", "logits"]
-    whole = paths(model, pairs, senders, receivers, METRICS, freeze_mlps=False)
-    small = paths(model, pairs, senders, receivers, METRICS, freeze_mlps=False, memory="50KB")
-    alone = [paths(model, pairs[[row]], senders, receivers, METRICS, freeze_mlps=False) for row in range(3)]
+    whole = paths(model, pairs, senders, receivers, metric=METRICS, freeze_mlps=False)
+    small = paths(model, pairs, senders, receivers, metric=METRICS, freeze_mlps=False, memory="50KB")
+    alone = [paths(model, pairs[[row]], senders, receivers, metric=METRICS, freeze_mlps=False) for row in range(3)]
     for name in METRICS:
         torch.testing.assert_close(small.values[name], whole.values[name], **_CLOSE)
         torch.testing.assert_close(torch.cat([one.values[name] for one in alone], 1), whole.values[name], **_CLOSE)
@@ -262,9 +271,9 @@ def test_batches_and_budgets_change_nothing(tiny_model):
 
 def test_spans_name_the_positions(tiny_model):
     model, pairs = tiny_model("llama"), replace(_pairs(), spans={"end": torch.tensor([8, 5])})
-    by_name = paths(model, pairs, "z.0", ["q.1", "logits"], METRICS, positions="end")
-    by_index = paths(model, pairs, "z.0", ["q.1", "logits"], METRICS, positions=[-1])
-    everywhere = paths(model, pairs, "z.0", ["q.1", "logits"], METRICS)
+    by_name = paths(model, pairs, "z.0", ["q.1", "logits"], metric=METRICS, positions="end")
+    by_index = paths(model, pairs, "z.0", ["q.1", "logits"], metric=METRICS, positions=[-1])
+    everywhere = paths(model, pairs, "z.0", ["q.1", "logits"], metric=METRICS)
     for name in METRICS:
         torch.testing.assert_close(by_name.values[name], by_index.values[name], rtol=0, atol=0)
     assert float((by_name.effects() - everywhere.effects()).abs().max()) > 1e-3
@@ -331,7 +340,9 @@ def test_a_real_head_reads_what_the_definition_says(smollm2):
         "When Mary and John went to the store, Mary gave a drink to",
     )
     pairs = TokenPairs.of(smollm2, [names[0]], [names[1]], right=[" Mary"], wrong=[" John"])
-    found = paths(smollm2, pairs, {"heads": ["z.10.3", "z.14.0"]}, ["q.20.2", "logits"], METRICS, freeze_mlps=False)
+    found = paths(
+        smollm2, pairs, {"heads": ["z.10.3", "z.14.0"]}, ["q.20.2", "logits"], metric=METRICS, freeze_mlps=False
+    )
     literal = Literal(smollm2, pairs.clean, pairs.corrupted)
     recorded = literal.recorded(["z.10.3", "z.14.0"], freeze_mlps=False)
     for number, receiver in enumerate(["q.20.2", "logits"]):

@@ -38,7 +38,7 @@ def test_the_whole_model_recovers_everything(tiny_model: Callable[..., Model], f
     name = "n_layer" if family == "gpt2" else "num_hidden_layers"
     more = {"layer_types": ["sliding_attention", "full_attention"]} if family == "gemma2" else {}
     model, pairs = tiny_model(family, **{name: 2}, **more), make_pairs()
-    found = scrub(model, everything(2), pairs, pairs.clean.rows(), samples=2, quiet=True)
+    found = scrub(model, pairs, everything(2), examples=pairs.clean.rows(), samples=2, quiet=True)
     torch.testing.assert_close(found.scrubbed, found.model.expand(2, -1), rtol=1e-5, atol=1e-4)
     # float32 leaves 16 units in the last place of the largest logit, against what there is to recover (GPT-2: 0.0008)
     noise = 16 * torch.finfo(torch.float32).eps * float(model.run(pairs.clean).logits.abs().max())
@@ -50,7 +50,7 @@ def test_the_whole_model_recovers_everything(tiny_model: Callable[..., Model], f
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox", "gpt2"])
 def test_an_empty_hypothesis_recovers_nothing(tiny_model: Callable[..., Model], family: str) -> None:
-    found = scrub(tiny_model(family), Hypothesis(), make_pairs(), samples=3, rows=4, quiet=True)
+    found = scrub(tiny_model(family), make_pairs(), Hypothesis(), samples=3, rows=4, quiet=True)
     torch.testing.assert_close(found.scrubbed, found.random, rtol=1e-5, atol=1e-4)
     assert found.recovered.value == pytest.approx(0, abs=1e-4)
     assert found.table.empty
@@ -58,7 +58,7 @@ def test_an_empty_hypothesis_recovers_nothing(tiny_model: Callable[..., Model], 
 
 def test_random_answers_and_the_metric_are_those_of_plain_runs(tiny_model: Callable[..., Model]) -> None:
     model, pairs = tiny_model("llama"), make_pairs()
-    found = scrub(model, Hypothesis(), pairs, metric="probability", samples=50, quiet=True)
+    found = scrub(model, pairs, Hypothesis(), metric="probability", samples=50, quiet=True)
     logits = torch.stack([model.run([row]).logits[0, -1] for row in ROWS]).softmax(-1)  # type: ignore[index]
     table = logits[:, pairs.right]  # prompt, answer of another prompt
     torch.testing.assert_close(found.model, table.diagonal().double(), rtol=1e-4, atol=1e-6)
@@ -229,7 +229,7 @@ def test_every_hypothesis_is_what_whole_patched_runs_give(
     model, pairs, log = tiny_model(family), make_pairs(), []  # type: ignore[var-annotated]
     monkeypatch.setattr(Recorded, "log", log, raising=False)
     monkeypatch.setattr("monosem.patching.scrubbing.scrub.Draws", Recorded)
-    found = scrub(model, HYPOTHESES[name], pairs, ROWS, samples=1, others=others, seed=3, quiet=True)
+    found = scrub(model, pairs, HYPOTHESES[name], examples=ROWS, samples=1, others=others, seed=3, quiet=True)
     draws = iter(log)
     random, refs = next(draws), torch.arange(len(ROWS))
     logits = Slow(model, draws, others == "each").answer(HYPOTHESES[name], refs, random)
@@ -256,7 +256,11 @@ def plant(model: Model) -> Model:
 def test_a_planted_head_and_its_features(tiny_model: Callable[..., Model]) -> None:
     model, pairs = plant(tiny_model("llama")), make_pairs([[5, 10 + i % 3, 20 + i % 2, 31, 7] for i in range(6)])
     rows = pairs.clean.rows()
-    run = lambda claims: scrub(model, claims, pairs, rows, "negative_kl", samples=20, quiet=True).recovered.value  # noqa: E731
+
+    def run(claims: list[Claim]) -> float:
+        found = scrub(model, pairs, claims, examples=rows, metric="negative_kl", samples=20, quiet=True)
+        return found.recovered.value
+
     both = lambda row: (row[1], row[2])  # noqa: E731
     end = Claim("embed", lambda row: row[4], positions=4)  # equal in all prompts
     assert run([Claim("z.1", both, head=2), end]) == pytest.approx(1, abs=1e-4)
@@ -271,7 +275,7 @@ def test_a_planted_head_and_its_features(tiny_model: Callable[..., Model]) -> No
 
 def test_draws_agree_and_are_counted(tiny_model: Callable[..., Model]) -> None:
     claim = Claim("mlp_out.1", parity, name="parity at 1")
-    found = scrub(tiny_model("llama"), [claim, Claim("embed")], make_pairs(), ROWS, samples=100, quiet=True)
+    found = scrub(tiny_model("llama"), make_pairs(), [claim, Claim("embed")], examples=ROWS, samples=100, quiet=True)
     row = found.table.iloc[0]
     assert row["claim"] == "answer < parity at 1"
     assert (row["values"], row["largest_group"]) == (2, 4)
@@ -287,14 +291,14 @@ def test_draws_agree_and_are_counted(tiny_model: Callable[..., Model]) -> None:
 
 def test_the_same_seed_draws_the_same(tiny_model: Callable[..., Model]) -> None:
     model, pairs = tiny_model("llama"), make_pairs()
-    run = lambda seed: scrub(model, [Claim("mlp_out.1", parity)], pairs, ROWS, seed=seed, quiet=True).scrubbed  # noqa: E731
+    run = lambda seed: scrub(model, pairs, [Claim("mlp_out.1", parity)], examples=ROWS, seed=seed, quiet=True).scrubbed  # noqa: E731
     assert torch.equal(run(1), run(1))
     assert not torch.equal(run(1), run(2))
 
 
 def test_texts_without_answers_use_kl_and_features_of_texts(tiny_model: Callable[..., Model]) -> None:
     texts = ["the cat sat on", "the dog sat on", "the cat ran on", "the dog ran on"]
-    found = scrub(tiny_model("llama"), [Claim("embed", lambda text: "cat" in text)], texts, quiet=True)
+    found = scrub(tiny_model("llama"), texts, [Claim("embed", lambda text: "cat" in text)], quiet=True)
     assert found.metric == "negative_kl"
     assert found.model.tolist() == pytest.approx([0] * 4, abs=1e-5)
     assert found.table["values"].tolist() == [2]
@@ -318,27 +322,31 @@ def test_texts_without_answers_use_kl_and_features_of_texts(tiny_model: Callable
 )
 def test_hypotheses_that_make_no_sense(tiny_model: Callable[..., Model], claims: list[Claim], message: str) -> None:
     with pytest.raises(BadInput, match=message):
-        scrub(tiny_model("llama"), claims, make_pairs(), ROWS, quiet=True)
+        scrub(tiny_model("llama"), make_pairs(), claims, examples=ROWS, quiet=True)
 
 
 def test_prompts_and_options_are_checked(tiny_model: Callable[..., Model]) -> None:
     model = tiny_model("llama")
     with pytest.raises(UnknownName, match="mlp_out"):
-        scrub(model, [Claim("mlp_uot.1")], make_pairs())
+        scrub(model, make_pairs(), [Claim("mlp_uot.1")])
     with pytest.raises(BadInput, match="prompts of one length"):
-        scrub(model, Hypothesis(), ["the cat", "the cat sat"])
+        scrub(model, ["the cat", "the cat sat"], Hypothesis())
     with pytest.raises(BadInput, match="2 examples for 6 prompts"):
-        scrub(model, Hypothesis(), make_pairs(), ["a", "b"])
+        scrub(model, make_pairs(), Hypothesis(), examples=["a", "b"])
     with pytest.raises(BadInput, match="nothing can be recovered"):
-        scrub(model, Hypothesis(), ["the cat", "the cat"], quiet=True)
+        scrub(model, ["the cat", "the cat"], Hypothesis(), quiet=True)
     shifted = make_pairs()
     shifted.spans["who"] = torch.tensor([1, 1, 1, 2, 2, 2])
     with pytest.raises(BadInput, match="lies at different tokens"):
-        scrub(model, [Claim("z.1", positions="who")], shifted, ROWS)
+        scrub(model, shifted, [Claim("z.1", positions="who")], examples=ROWS)
 
 
 def test_parallel_mlps_do_not_read_their_layers_attention(tiny_model: Callable[..., Model]) -> None:
     with pytest.raises(BadInput, match="computed later"):
         scrub(
-            tiny_model("gpt_neox"), [Claim("mlp_out.1", inputs=[Claim("attn_out.1")])], make_pairs(), ROWS, quiet=True
+            tiny_model("gpt_neox"),
+            make_pairs(),
+            [Claim("mlp_out.1", inputs=[Claim("attn_out.1")])],
+            examples=ROWS,
+            quiet=True,
         )

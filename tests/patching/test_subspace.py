@@ -53,7 +53,15 @@ def test_every_arm_is_a_plain_run(tiny_model: Any, family: str, direction: Any) 
         ("mlp_post.0", None, c.d_mlp),
     ):
         vectors = draw.normal(size=(2, width))
-        found = subspace(model, pairs_of(model), torch.from_numpy(vectors), site, "who", head, direction=direction)
+        found = subspace(
+            model,
+            pairs_of(model),
+            torch.from_numpy(vectors),
+            site=site,
+            positions="who",
+            head=head,
+            direction=direction,
+        )
         complement = np.linalg.svd(vectors)[2][2:]
         for arm, basis in (("subspace", vectors), ("rest", complement), ("whole", np.eye(width))):
             expected = by_hand(model, site, head, 4, basis, flip=direction == "noising")
@@ -76,7 +84,7 @@ def test_the_whole_is_a_sweeps_cell_and_the_result_is_a_table_and_a_picture(tiny
     row = found.table.iloc[0]
     assert row.effect == pytest.approx(float((found.values["logit_diff"][0] - found.corrupted["logit_diff"]).mean()))
     assert np.allclose(found.plot("negative_kl").data[0].y, found.table.effect[4:])
-    full = subspace(model, pairs, torch.randn(32, 32), "resid_post.1", ["who", -1])
+    full = subspace(model, pairs, torch.randn(32, 32), site="resid_post.1", positions=["who", -1])
     assert torch.allclose(full.effects()[0], full.effects()[1], atol=1e-4)
     assert float(full.effects()[2].abs().max()) < 1e-4
 
@@ -95,18 +103,18 @@ def test_an_illusion_is_found_and_a_direction_that_is_read_is_none(tiny_model: A
     seen = read.T @ change
     dormant = read @ (answer - seen * (answer @ seen) / (seen @ seen))  # read, and no different between the prompts
     vector = unread / unread.norm() + dormant / dormant.norm()
-    found = subspace(model, pairs, vector, site)
+    found = subspace(model, pairs, vector, site=site)
     effect = dict(zip(found.arms, found.effects()[:, 0].tolist()))
     assert abs(effect["readable"]) < 1e-4 < 0.05 < abs(effect["subspace"])
     assert found.readable_share == pytest.approx(0.5)
     assert found.illusory
     assert any("dormant" in note for note in found.notes)
-    honest = subspace(model, pairs, read @ seen, site)  # all that is read of the difference
+    honest = subspace(model, pairs, read @ seen, site=site)  # all that is read of the difference
     assert honest.readable_share == pytest.approx(1.0)
     assert torch.allclose(honest.effects()[0], honest.effects()[1], atol=1e-4)
     assert honest.illusory is False
     assert honest.notes == []
-    nothing = subspace(model, pairs, unread, site)
+    nothing = subspace(model, pairs, unread, site=site)
     assert float(nothing.effects()[0].abs()) < 1e-4
     assert nothing.readable_share == pytest.approx(0.0, abs=1e-9)
     assert any("random subspaces" in note for note in nothing.notes)

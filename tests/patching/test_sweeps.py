@@ -361,8 +361,9 @@ def test_nothing_stays_behind() -> None:
 
 
 def _trial(model: Model) -> Any:
-    from monosem.patching.corruptions import Prompt
     from monosem.patching.trial import trials
+
+    from monosem.patching.corruptions import Prompt
 
     sites = [model.site(("pattern", layer)) for layer in range(3)]
     pairs = pairs_of(model)
@@ -387,10 +388,10 @@ def test_statistics_over_pairs(several: Sweep) -> None:
     clean, corrupted = several.clean["logit_diff"], several.corrupted["logit_diff"]
     expected = (values.mean(1) - corrupted.mean()) / (clean.mean() - corrupted.mean())
     assert torch.allclose(several.scores(), expected)
-    assert torch.allclose(several.error(), values.std(1) / 3**0.5)
+    assert torch.allclose(several.value_se(), values.std(1) / 3**0.5)
     single = sweep(tiny("llama"), pairs_of(tiny("llama")), layers=[0], quiet=True)
-    assert single.error().isnan().all()
-    assert single.score_error().isnan().all()
+    assert single.value_se().isnan().all()
+    assert single.score_se().isnan().all()
 
 
 def test_the_error_of_a_score_is_that_of_a_ratio() -> None:
@@ -403,7 +404,7 @@ def test_the_error_of_a_score_is_that_of_a_ratio() -> None:
     left = [[i for i in range(n) if i != out] for out in range(n)]
     ratios = torch.stack([(values[0, i] - corrupted[i]).mean() / (clean[i] - corrupted[i]).mean() for i in left])
     jackknife = ((ratios - ratios.mean()).square().sum() * (n - 1) / n).sqrt()
-    assert float(found.score_error()) == pytest.approx(float(jackknife), rel=0.02)
+    assert float(found.score_se()) == pytest.approx(float(jackknife), rel=0.02)
     assert float(found.scores()) == pytest.approx(0.6, abs=4 * float(jackknife))
 
 
@@ -415,7 +416,7 @@ def test_a_tables_rows_and_the_best_cells(several: Sweep) -> None:
     ]
     i = next(i for i, c in enumerate(several.cells) if (c.site, c.layer, c.position) == ("mlp_out", 1, 4))
     assert float(row.value.iloc[0]) == pytest.approx(float(several.values["probability"][i].mean()))
-    best = several.best(3)
+    best = several.top(3)
     assert best.effect.abs().is_monotonic_decreasing
     assert abs(best.effect.iloc[0]) == pytest.approx(float(several.effects().mean(1).abs().max()))
     assert set(best.metric) == {"logit_diff"}

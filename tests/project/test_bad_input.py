@@ -15,9 +15,9 @@ from monosem.patching import (
     Sweep,
     attribution,
     backup,
+    causal_evidence,
     cells_of,
-    compare,
-    evidence,
+    check_estimate,
     localise,
     metrics_of,
     patch_sets,
@@ -113,9 +113,9 @@ def test_a_metric_gives_one_number_a_row(model, pairs):
     for call in (
         lambda: sweep(model, pairs, metric=own_mean, quiet=True),
         lambda: attribution(model, pairs, metric=own_mean, quiet=True),
-        lambda: paths(model, pairs, "z.0", "logits", own_mean, quiet=True),
-        lambda: patch_sets(model, pairs, [()], own_mean, quiet=True),
-        lambda: scrub(model, Hypothesis(), pairs, metric=own_mean, quiet=True),
+        lambda: paths(model, pairs, "z.0", "logits", metric=own_mean, quiet=True),
+        lambda: patch_sets(model, pairs, [()], metric=own_mean, quiet=True),
+        lambda: scrub(model, pairs, Hypothesis(), metric=own_mean, quiet=True),
     ):
         with pytest.raises(BadInput, match="metric 'own_mean' gives shape"):
             call()
@@ -135,10 +135,10 @@ def test_tables_of_metrics(pairs):
 def test_analyses_of_one_metric_do_not_drop_the_others(model, pairs):
     two, cells = ["logit_diff", "probability"], [Cell("z", 0, head=1)]
     for call in (
-        lambda: backup(model, pairs, cells, two, quiet=True),
-        lambda: evidence(model, pairs, [cells], two, quiet=True),
-        lambda: scrub(model, Hypothesis(), pairs, metric=two, quiet=True),
-        lambda: localise(model, pairs, two, quiet=True),
+        lambda: backup(model, pairs, cells, metric=two, quiet=True),
+        lambda: causal_evidence(model, pairs, [cells], metric=two, quiet=True),
+        lambda: scrub(model, pairs, Hypothesis(), metric=two, quiet=True),
+        lambda: localise(model, pairs, metric=two, quiet=True),
     ):
         with pytest.raises(BadInput, match="one metric, not logit_diff, probability"):
             call()
@@ -155,7 +155,7 @@ def test_metrics_of_answers(model, pairs):
 
 def test_localising_refuses_what_is_no_number(model, pairs):
     with pytest.raises(BadInput, match="in pair 0; localise needs finite numbers"):
-        localise(model, pairs, nan, quiet=True)
+        localise(model, pairs, metric=nan, quiet=True)
 
 
 # ---------------------------------------------------------------------- places
@@ -165,7 +165,7 @@ def test_places(model, pairs):
     with pytest.raises(BadInput, match="'denoising' or 'noising', not 'denoise'"):
         patch_sets(model, pairs, [()], direction="denoise", quiet=True)
     with pytest.raises(BadInput, match="'denoising' or 'noising', not 'denoise'"):
-        subspace(model, pairs, torch.ones(32), "resid_post.1", direction="denoise")
+        subspace(model, pairs, torch.ones(32), site="resid_post.1", direction="denoise")
     for cell in (Cell("z", 0, head=4), Cell("z", 0, head=-1), Cell("k", 0, head=2), Cell("resid_pre", 0, head=1)):
         for call in (lambda c: patch_sets(model, pairs, [[c]], quiet=True), lambda c: backup(model, pairs, [c])):
             with pytest.raises(UnknownName, match="head"):
@@ -183,7 +183,7 @@ def test_bars_of_effects_have_the_errors_of_effects(model, pairs):
     found = Sweep(cells, ("layer",), {"m": (base + effect).double()}, ends, ends, "denoising", "by hand")
     expected = effect.std(1) / 3**0.5
     assert found.plot().data[0].error_y.array == pytest.approx(expected.tolist(), rel=1e-4)
-    assert torch.allclose(found.effect_error().float(), expected, rtol=1e-4)
+    assert torch.allclose(found.effect_se().float(), expected, rtol=1e-4)
     assert standard_error(torch.ones(2, 1)).isnan().all()
 
 
@@ -268,7 +268,7 @@ def test_separators_inside_a_text_do_not_end_a_row(model, tmp_path):
 
 
 def test_results_are_written_by_one_function(model, pairs, tmp_path):
-    found = compare(model, pairs, layers=[0], quiet=True)
+    found = check_estimate(model, pairs, layers=[0], quiet=True)
     for result in (found, found.exact):
         for ending in (".csv", ".json", ".parquet"):
             assert result.save(tmp_path / f"a{ending}").stat().st_size > 0

@@ -3,45 +3,51 @@
 from ..statistics import Interval, Share
 from .cells import Cell, cells_of
 from .corruptions import Corruption, mean, noise, positional_mean, resample, zero
-from .estimates.comparison import Comparison, compare
+from .estimates.comparison import EstimateCheck, check_estimate
 from .estimates.gradients import attribution
+from .experiment import Experiment
 from .localisation.job import localise
 from .localisation.result import Component, Localisation
-from .measured import Sweep
-from .paths.paths import Path, Paths, paths
+from .measured import Measured
+from .paths.paths import paths
+from .paths.result import Path, Paths
 from .scoring import METRICS, metrics_of, normalised
 from .scrubbing.hypothesis import Claim, Hypothesis
 from .scrubbing.scrub import Scrubbed, scrub
 from .sets.backups import Backup, backup
-from .sets.evidence import Evidence, evidence, necessity, sufficiency
+from .sets.evidence import CausalEvidence, SetEvidence, causal_evidence, necessity, sufficiency
 from .sets.sets import Joint, patch_sets
 from .subspaces import SubspacePatch, subspace
+from .sweeps.result import Sweep
 from .sweeps.sweep import sweep
 
 __all__ = [
     "METRICS",
     "Backup",
+    "CausalEvidence",
     "Cell",
     "Claim",
-    "Comparison",
     "Component",
     "Corruption",
-    "Evidence",
+    "EstimateCheck",
+    "Experiment",
     "Hypothesis",
     "Interval",
     "Joint",
     "Localisation",
+    "Measured",
     "Path",
     "Paths",
     "Scrubbed",
+    "SetEvidence",
     "Share",
     "SubspacePatch",
     "Sweep",
     "attribution",
     "backup",
+    "causal_evidence",
     "cells_of",
-    "compare",
-    "evidence",
+    "check_estimate",
     "localise",
     "mean",
     "metrics_of",

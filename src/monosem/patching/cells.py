@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, TypedDict
 
 from ..data import TokenPairs
 from ..dictionaries import Dictionary
@@ -21,6 +21,17 @@ AXES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("mlp_pre", "mlp_pre_linear", "mlp_post"), ("position", "neuron")),
 }
 ORDER = ("layer", "position", "head", "key", "neuron", "latent")
+
+
+class Which(TypedDict, total=False):
+    """Which cells: the options of `cells_of`, which sweeps and their estimates pass on."""
+
+    layers: Iterable[int] | None
+    positions: Positions
+    heads: Iterable[int] | None
+    neurons: Mapping[int, Iterable[int]] | None
+    dictionary: Dictionary | None
+    latents: Iterable[int] | None
 
 
 @dataclass(frozen=True)
@@ -58,11 +69,6 @@ class Cell:
     def position(self) -> Position | None:
         """The one position that is patched; None when it is several or all."""
         return self.at[0] if self.at is not None and len(self.at) == 1 else None
-
-    def coordinate(self, axis: str) -> int | str | None:
-        """Where the cell lies along an axis of `ORDER`."""
-        value: int | str | None = getattr(self, axis)
-        return value
 
     def positions(self, pairs: TokenPairs, row: int) -> list[int]:
         """The patched token indices in one row, ascending."""
@@ -108,7 +114,7 @@ def index_of(position: Position, pairs: TokenPairs, row: int) -> int:
 
 
 def check_cell(model: Model, cell: Cell) -> None:
-    """Raises `UnknownName` for a site, layer, head or neuron that the model does not have, or the site not."""
+    """Raises `UnknownName` for a site, layer, head or neuron that the model or the site does not have."""
     model.site(cell.place)
     for axis in ("head", "key", "neuron"):
         if getattr(cell, axis) is not None and axis not in AXES.get(cell.site, ()):
@@ -135,9 +141,9 @@ def cells_of(
     """Every cell of a sweep: site by site, layer by layer, then along the axes in the order of `ORDER`.
 
     Args:
-        sites: names without a layer ("resid_pre"), one or several; with "latent" in `over`, that of the dictionary.
-        over: axes that are cut: "layer" always, and of "position", "head", "key", "neuron", "latent" those that the
-            site has (`AXES`).
+        sites: names without a layer ("resid_pre"), one or several; with "latent" in `over`, the dictionary's site.
+        over: axes that are cut: "layer" always, and of "position", "head", "key", "neuron", "latent" what the site
+            has (`AXES`).
         positions: with "position" in `over`, one cell each; otherwise patched together in every cell. Indices (see
             `Cell.at`), names of spans, or "spans" for all of them. Default: every position, which needs pairs of one
             length, because an index means different things in prompts of different lengths.
@@ -147,13 +153,15 @@ def cells_of(
         UnknownName: a site, axis, layer, head, neuron or latent that is not there.
         BadInput: positions that mean nothing in these pairs; lists that do not go with the axes.
     """
+    if dictionary is not None:
+        dictionary.check(model)
     layers, heads, latents = (None if given is None else list(given) for given in (layers, heads, latents))
-    axes = _axes([over] if isinstance(over, str) else list(over))
+    axes = axes_of(over)
     names = [sites] if isinstance(sites, str) else list(sites)
     chosen = [_site_name(model, site, axes, dictionary) for site in names]
     if "latent" in axes and dictionary is not None:
-        layers = [dictionary.site.layer] if layers is None else list(layers)  # type: ignore[list-item]
-        if list(layers) != [dictionary.site.layer]:
+        layers = [dictionary.site.layer] if layers is None else layers  # type: ignore[list-item]
+        if layers != [dictionary.site.layer]:
             raise BadInput(f"the dictionary reads {dictionary.site}; leave layers out")
     _check_lists(axes, heads=heads, neurons=neurons, latents=latents)
     neurons = neurons and {model.layers(layer)[0]: units for layer, units in neurons.items()}
@@ -161,7 +169,7 @@ def cells_of(
     keys: list[Position | None] = [None]
     if "key" in axes:
         keys = [place[0] for place in _places(pairs, ("position",), None)]  # type: ignore[index]
-    found = []
+    cells = []
     for site in chosen:
         for layer in model.layers(layers):
             across: Sequence[int | None] = _heads(model, site, heads) if "head" in axes else [None]
@@ -169,19 +177,52 @@ def cells_of(
             read: Sequence[int | None] = [None]
             if "latent" in axes and dictionary is not None:
                 read = _within(latents, dictionary.width, "latent")
-            found += [Cell(site, layer, *place) for place in product(places, across, keys, units, read)]
-    if not found:
+            cells += [Cell(site, layer, *place) for place in product(places, across, keys, units, read)]
+    if not cells:
         raise BadInput("no cells to patch; give at least one layer, position, head, neuron or latent")
-    return found
+    return cells
 
 
-def _axes(over: list[str]) -> tuple[str, ...]:
-    for axis in over:
+def places_of(cells: Iterable[Cell]) -> list[Site]:
+    """Every site that some of the cells are part of, once."""
+    return list(dict.fromkeys(cell.place for cell in cells))
+
+
+def columns_of(cells: Sequence[Cell], over: str | Sequence[str], labels: Mapping[Any, str]) -> dict[str, list[Any]]:
+    """Where each cell lies: its site, its coordinate along every axis and, with positions, the token there."""
+    axes = axes_of(over)
+    columns: dict[str, list[Any]] = {"site": [cell.site for cell in cells]}
+    columns |= {axis: [getattr(cell, axis) for cell in cells] for axis in axes}
+    if "position" in axes:
+        columns["token"] = [labels.get(cell.position, "") for cell in cells]
+    return columns
+
+
+def labels_of(model: Model, pairs: TokenPairs, cells: Sequence[Cell]) -> dict[Any, str]:
+    """A token for each position where all pairs agree: the clean one, with the corrupted one where they differ."""
+    labels: dict[Any, str] = {}
+    sides = [pairs.clean.rows(), pairs.corrupted.rows()]
+    for position in dict.fromkeys(cell.position for cell in cells):
+        if isinstance(position, int):
+            seen = [{row[position] for row in side} for side in sides]
+            if all(len(tokens) == 1 for tokens in seen):
+                labels[position] = "/".join(dict.fromkeys(model.str_token(tokens.pop()) for tokens in seen))
+    return labels
+
+
+def axes_of(over: str | Sequence[str]) -> tuple[str, ...]:
+    """The axes in the order of `ORDER`.
+
+    Raises:
+        UnknownName: no such axis. BadInput: "layer" is missing.
+    """
+    given = [over] if isinstance(over, str) else over
+    for axis in given:
         if axis not in ORDER:
             raise UnknownName(f"no axis {axis!r}{did_you_mean(axis, ORDER) or '; axes: ' + ', '.join(ORDER)}")
-    if "layer" not in over:
+    if "layer" not in given:
         raise BadInput("over needs 'layer' (choose one layer with layers=[...])")
-    return tuple(axis for axis in ORDER if axis in over)
+    return tuple(axis for axis in ORDER if axis in given)
 
 
 def _site_name(model: Model, given: SiteLike, axes: Sequence[str], dictionary: Dictionary | None) -> str:

@@ -16,11 +16,29 @@ from ..data import TokenPairs
 from ..edits import Edit
 from ..errors import BadInput
 from ..models import Model, Site, TokenBatch
+from ..models.running.moment import EditLike
 from .cells import Position, index_of
-from .trial import Side
+
+REFERENCE_ROWS = 32  # prompts of a reference that run together
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a pair: a run, and what a patch takes from it.
+
+    Attributes:
+        tokens, edits: the run.
+        values: (site, clean activation without batch axis) -> what is written; None: the run's own activations.
+        latent: what latents are set to when `values` are written; None: latents cannot be set.
+    """
+
+    tokens: TokenBatch
+    edits: Sequence[EditLike] = ()
+    values: Callable[[Site, Tensor], Tensor] | None = None
+    latent: float | None = None
+
 
 Sides = Callable[[int], list[Side]]  # number of the pair -> its other side, once for each draw
-REFERENCE_ROWS = 32  # prompts of a reference that run together
 
 
 class Corruption(Protocol):

@@ -1,231 +1,235 @@
-"""What a sweep found: a value for every cell, pair and metric, with scores, errors, a table and heatmaps."""
+"""What an experiment found: a number for every variant, pair and metric, with scores, errors, a table and a picture."""
 
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import BadInput, UnknownName, did_you_mean, require
-from ..files import write_result
-from ..plots import heatmap, style
+from ..plots import BLUE, style
+from ..results import Result
 from ..statistics import standard_error
-from .cells import Cell
+from .moments import Moments
 from .scoring import normalised
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
+# what tells variants apart: name -> an entry for each variant; arrays, so that there may be a hundred thousand
+Columns = Mapping[str, Sequence[Any] | Tensor | np.ndarray]
+SHOWN_BARS = 30
 
-@dataclass(frozen=True, eq=False)
-class Sweep:
-    """Results of patching every cell, one at a time.
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Measured(Result):
+    """The numbers of an experiment.
 
     Attributes:
-        cells: the patched places, `cells`.
-        over: the axes that the cells differ in, in the order of `cells.ORDER`.
-        values: metric -> its value in every patched run, `cells pairs` (float64).
+        numbers: metric -> its value in every patched run, `variants pairs` (float64); or only the `Moments` over
+            pairs, where there are too many to keep.
         clean, corrupted: metric -> its value in the unpatched runs, `pairs`.
         direction: "denoising": clean values written into the corrupted run; "noising": the other way round.
-        method: how the values came about ("growing", "batched", "naive", "attribution", ...).
-        labels: what to write for a position, such as its token; positions without a label show as themselves.
-        model: the model's name. corruption: what the other side was.
+        columns: what tells the variants apart; the first columns of the table.
+        method: how the values came about. model: the model's name. corruption: what the other side was.
     """
 
-    cells: Sequence[Cell]
-    over: tuple[str, ...]
-    values: dict[str, Float[Tensor, "cells pairs"]]
-    clean: dict[str, Float[Tensor, "pairs"]]
-    corrupted: dict[str, Float[Tensor, "pairs"]]
+    numbers: Mapping[str, Float[Tensor, "variants pairs"] | Moments]
+    clean: Mapping[str, Float[Tensor, "pairs"]]
+    corrupted: Mapping[str, Float[Tensor, "pairs"]]
     direction: str
-    method: str
-    labels: dict[Any, str] = field(default_factory=dict)
+    columns: Columns = field(default_factory=dict)
+    method: str = ""
     model: str = ""
     corruption: str = ""
 
+    @classmethod
+    def of(cls, measured: "Measured", **more: Any) -> Self:
+        """A kind of result that says more about the same numbers; `more`: its own fields, or others for these."""
+        return cls(**{one.name: getattr(measured, one.name) for one in fields(Measured)} | more)
+
+    def __len__(self) -> int:
+        first = next(iter(self.numbers.values()))
+        return len(first.mean if isinstance(first, Moments) else first)
+
     def __repr__(self) -> str:
         pairs = len(next(iter(self.clean.values())))
-        what = f"{len(self.cells)} cells over {', '.join(self.over)}, {pairs} pairs, {', '.join(self.values)}"
-        return f"Sweep({self.direction} of {', '.join(self.sites)} in {self.model or 'a model'}: {what})"
+        what = f"{len(self)} variants over {', '.join(self.columns)}, {pairs} pairs, {', '.join(self.numbers)}"
+        return f"{type(self).__name__}({self.direction} in {self.model or 'a model'}: {what})"
 
     @property
     def metrics(self) -> list[str]:
-        return list(self.values)
+        return list(self.numbers)
 
     @property
-    def sites(self) -> list[str]:
-        return list(dict.fromkeys(cell.site for cell in self.cells))
-
-    @property
-    def base(self) -> dict[str, Float[Tensor, "pairs"]]:
+    def base(self) -> Mapping[str, Float[Tensor, "pairs"]]:
         """The run that was patched: corrupted when denoising, clean when noising."""
         return self.corrupted if self.direction == "denoising" else self.clean
 
+    def gap(self, metric: str | None = None) -> Float[Tensor, "pairs"]:
+        """Clean minus corrupted, of every pair."""
+        name = self.metric_of(metric)
+        return self.clean[name] - self.corrupted[name]
+
+    def take(self, which: Sequence[int] | Tensor) -> Self:
+        """Some of the variants."""
+        index = torch.as_tensor(which, dtype=torch.long)
+        numbers = {
+            name: held.take(index) if isinstance(held, Moments) else held[index] for name, held in self.numbers.items()
+        }
+        return replace(self, numbers=numbers, columns=columns_at(self.columns, index))
+
     # ------------------------------------------------------------------ numbers
-    def mean(self, metric: str | None = None) -> Float[Tensor, "cells"]:
+    @property
+    def values(self) -> dict[str, Float[Tensor, "variants pairs"]]:
+        """Metric -> its value in every patched run.
+
+        Raises:
+            BadInput: only means and spreads over pairs were kept.
+        """
+        kept = {name: held for name, held in self.numbers.items() if not isinstance(held, Moments)}
+        if len(kept) < len(self.numbers):
+            raise BadInput("only means and spreads over pairs were kept: use mean(), effect(), or run with keep=True")
+        return kept
+
+    def mean(self, metric: str | None = None) -> Float[Tensor, "variants"]:
         """Mean over the pairs."""
-        return self.values[self._metric(metric)].mean(1)
+        held = self.numbers[self.metric_of(metric)]
+        return held.mean if isinstance(held, Moments) else held.mean(1)
 
-    def error(self, metric: str | None = None) -> Float[Tensor, "cells"]:
+    def value_se(self, metric: str | None = None) -> Float[Tensor, "variants"]:
         """Standard error of the mean over pairs; NaN for a single pair."""
-        return standard_error(self.values[self._metric(metric)])
+        return self._standard_error(metric)
 
-    def scores(self, metric: str | None = None) -> Float[Tensor, "cells"]:
-        """(patched - corrupted) / (clean - corrupted) of means over pairs: 0 as corrupted, 1 as clean."""
-        name = self._metric(metric)
-        return normalised(self.mean(name), self.clean[name].mean(), self.corrupted[name].mean())
-
-    def score_error(self, metric: str | None = None) -> Float[Tensor, "cells"]:
-        """Standard error of `scores`, a ratio of two means over the same pairs (linearised: delta method)."""
-        name = self._metric(metric)
-        corrupted, gap = self.corrupted[name], self.clean[name] - self.corrupted[name]
-        if len(gap) < 2:
-            return torch.full((len(self.cells),), torch.nan, dtype=gap.dtype)
-        residual = self.values[name] - corrupted - self.scores(name)[:, None] * gap
-        return residual.std(1) / (len(gap) ** 0.5 * gap.mean().abs())
-
-    def effects(self, metric: str | None = None) -> Float[Tensor, "cells pairs"]:
-        """Patched minus unpatched run, of every pair, in the metric's own unit."""
-        name = self._metric(metric)
+    def effects(self, metric: str | None = None) -> Float[Tensor, "variants pairs"]:
+        """Patched minus unpatched run, of every pair, in the metric's own unit; errors as `values`."""
+        name = self.metric_of(metric)
         return self.values[name] - self.base[name]
 
-    def effect_error(self, metric: str | None = None) -> Float[Tensor, "cells"]:
+    def effect(self, metric: str | None = None) -> Float[Tensor, "variants"]:
+        """Mean effect over the pairs."""
+        name = self.metric_of(metric)
+        held = self.numbers[name]
+        return held.mean - self.base[name].mean() if isinstance(held, Moments) else self.effects(name).mean(1)
+
+    def effect_se(self, metric: str | None = None) -> Float[Tensor, "variants"]:
         """Standard error of the mean effect: what the pairs differ in without a patch is not in it."""
-        return standard_error(self.effects(metric))
+        return self._standard_error(metric, **{"corrupted" if self.direction == "denoising" else "clean": 1.0})
 
-    def grid(
-        self, values: Float[Tensor, "cells"] | None = None, site: str | None = None
-    ) -> tuple[Tensor, list[list[Any]]]:
-        """One number a cell (default: the scores) as a dense tensor over the axes, and the coordinates along each.
+    def scores(self, metric: str | None = None) -> Float[Tensor, "variants"]:
+        """(patched - corrupted) / (clean - corrupted) of means over pairs: 0 as corrupted, 1 as clean."""
+        name = self.metric_of(metric)
+        return normalised(self.mean(name), self.clean[name].mean(), self.corrupted[name].mean())
 
-        `sweep.grid(sweep.mean("logit_diff"))[0]` is `layer position` for a sweep over these. NaN: no such cell.
-        """
-        name = self._site(site)
-        numbers = self.scores() if values is None else values
-        own = [i for i, cell in enumerate(self.cells) if cell.site == name]
-        ticks = [list(dict.fromkeys(self.cells[i].coordinate(axis) for i in own)) for axis in self.over]
-        places = [{tick: n for n, tick in enumerate(axis)} for axis in ticks]
-        dense = torch.full([len(axis) for axis in ticks], torch.nan, dtype=torch.float64)
-        for i in own:
-            dense[tuple(at[self.cells[i].coordinate(axis)] for at, axis in zip(places, self.over))] = numbers[i]
-        return dense, ticks
+    def score_se(self, metric: str | None = None) -> Float[Tensor, "variants"]:
+        """Standard error of `scores`, a ratio of two means over the same pairs (linearised: delta method)."""
+        scores = self.scores(metric)
+        return self._standard_error(metric, scores, 1 - scores) / self.gap(metric).mean().abs()
+
+    def _standard_error(self, metric: str | None, clean: Any = 0.0, corrupted: Any = 0.0) -> Float[Tensor, "variants"]:
+        """Standard error of the mean of value - clean · (clean run) - corrupted · (corrupted run)."""
+        name = self.metric_of(metric)
+        held = self.numbers[name]
+        if isinstance(held, Moments):
+            return held.standard_error(clean, corrupted)
+        weights = [torch.as_tensor(weight, dtype=held.dtype).reshape(-1, 1) for weight in (clean, corrupted)]
+        return standard_error(held - weights[0] * self.clean[name] - weights[1] * self.corrupted[name])
+
+    # ------------------------------------------------------------------ tables
+    def rows(self, metric: str | None = None) -> pd.DataFrame:
+        """A row a variant: its columns, then value, effect and score by one metric, each with its standard error."""
+        name = self.metric_of(metric)
+        frame = pd.DataFrame(columns_at(self.columns))
+        columns: dict[str, Any] = {
+            "metric": name, "value": self.mean(name), "value_se": self.value_se(name), "effect": self.effect(name),
+            "effect_se": self.effect_se(name), "score": self.scores(name), "score_se": self.score_se(name),
+        }  # fmt: skip
+        return frame.assign(**{key: one.numpy() if isinstance(one, Tensor) else one for key, one in columns.items()})
 
     @property
     def table(self) -> pd.DataFrame:
-        """A row a cell and metric: where, mean and its standard error over pairs, effect, score and its error."""
-        rows = []
-        for metric in self.metrics:
-            columns = [self.mean(metric), self.error(metric), self.effects(metric).mean(1)]
-            columns += [self.scores(metric), self.score_error(metric)]
-            numbers = torch.stack(columns, 1).tolist()
-            for cell, (mean, error, effect, score, spread) in zip(self.cells, numbers):
-                where = {"site": cell.site} | {axis: cell.coordinate(axis) for axis in self.over}
-                if "position" in self.over:
-                    where["token"] = self.labels.get(cell.position, "")
-                found = {"value": mean, "error": error, "effect": effect, "score": score, "score_error": spread}
-                rows.append(where | {"metric": metric} | found)
-        return pd.DataFrame(rows)
+        """`rows` of every metric, one below the other."""
+        return pd.concat([self.rows(name) for name in self.metrics], ignore_index=True)
 
-    def best(self, n: int = 10, metric: str | None = None) -> pd.DataFrame:
-        """The n cells whose patch moves the metric furthest from the unpatched run, either way; furthest first."""
-        name = self._metric(metric)
-        table = self.table
-        rows = table[table["metric"] == name].reset_index(drop=True)
-        return rows.reindex(rows["effect"].abs().sort_values(ascending=False, kind="stable").index).head(n)
+    def top(self, n: int = 10, by: str | None = None, *, metric: str | None = None) -> pd.DataFrame:
+        """The n rows with the largest numbers, either way; by default the variants that move the metric furthest.
+
+        Args:
+            by: "effect" (default), "score", "value", or another column of numbers. metric: default: the first one.
+
+        Raises:
+            BadInput: n below 1. UnknownName: no such column or metric.
+        """
+        rows, column = self.rows(metric), by or "effect"
+        if n < 1:
+            raise BadInput(f"n counts rows, at least 1, not {n}")
+        if column not in rows.columns:
+            raise UnknownName(f"no column {column!r}{did_you_mean(column, rows.columns) or ''}")
+        order = rows[column].abs().sort_values(ascending=False, kind="stable").index
+        return rows.reindex(order).head(n).reset_index(drop=True)
+
+    def furthest(self, metric: str | None = None) -> int:
+        """The number of the variant with the largest mean effect, either way."""
+        return int(self.effect(metric).abs().nan_to_num(-1).argmax())
 
     # ------------------------------------------------------------------ pictures and files
-    def plot(self, metric: str | None = None, site: str | None = None) -> "Figure":
-        """A heatmap a site: tokens (or heads) on the x axis, layers on the y axis; a line with errors for layers alone.
-
-        Colours are the normalised scores, or the bare effects where clean and corrupted do not differ.
-        """
-        name = self._metric(metric)
-        shown = [self._site(site)] if site is not None else self.sites
-        scores = self.scores(name)
-        scored = bool(scores.isfinite().any())
-        numbers = scores if scored else self.effects(name).mean(1)
-        unit = "score" if scored else f"Δ {name}"
-        if self.over == ("layer",):
-            return self._lines(
-                name, numbers, self.score_error(name) if scored else self.effect_error(name), unit, shown
-            )
-        figures = [self._heatmap(name, numbers, one, unit) for one in shown]
-        return figures[0] if len(figures) == 1 else _side_by_side(figures, shown)
-
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """The picture (.html) or the table (.csv, .json, .parquet), by the file's ending; `BadInput` for another."""
-        table = self.table
-        if "position" in self.over and Path(path).suffix == ".parquet":
-            table["position"] = table["position"].astype(str)  # may be indices and names of spans
-        return write_result(path, table, self.plot)
-
-    def _heatmap(self, metric: str, numbers: Tensor, site: str, unit: str) -> "Figure":
-        dense, ticks = self.grid(numbers, site)
-        across = self.over.index("position") if "position" in self.over else len(self.over) - 1
-        down = [i for i in range(len(self.over)) if i != across]
-        rows = dense.movedim(across, -1).reshape(-1, len(ticks[across]))
-        y = ["·".join(map(str, combination)) for combination in _combinations([ticks[i] for i in down])]
-        x = [
-            self.labels.get(tick, str(tick)) if self.over[across] == "position" else str(tick) for tick in ticks[across]
-        ]
-        hover = [
-            [f"{site}, {'·'.join(self.over[i] for i in down)} {y[r]}<br>{self.over[across]} {ticks[across][c]} {x[c]}"
-             f"<br>{unit} {rows[r, c]:.3f}" for c in range(len(x))] for r in range(len(y))
-        ]  # fmt: skip
-        y_title = "·".join(self.over[i] for i in down)
-        title = f"{site}, {self.direction}, {metric}"
-        return heatmap(rows, x, y, hover=hover, x_title=self.over[across], y_title=y_title, title=title, unit=unit)
-
-    def _lines(self, metric: str, numbers: Tensor, errors: Tensor, unit: str, sites: Sequence[str]) -> "Figure":
+    def plot(self, metric: str | None = None) -> "Figure":
+        """The scores along the one column, if it holds numbers; else bars of the largest effects. Both with errors."""
+        name = self.metric_of(metric)
+        rows = self.rows(name)
+        columns = list(self.columns)
+        if len(columns) == 1 and pd.api.types.is_numeric_dtype(rows[columns[0]]):
+            return self._line(rows, columns[0], name)
+        if len(rows) > SHOWN_BARS:
+            rows = self.top(SHOWN_BARS, metric=name)
         go = require("plotly.graph_objects", "plots")
-        figure = go.Figure()
-        for site in sites:
-            own = [i for i, cell in enumerate(self.cells) if cell.site == site]
-            bars = {"array": errors[own].nan_to_num().tolist(), "visible": bool(errors[own].isfinite().any())}
-            layers = [self.cells[i].layer for i in own]
-            figure.add_scatter(x=layers, y=numbers[own].tolist(), error_y=bars, name=site, mode="lines+markers")
-        return style(figure, "layer", unit, f"{self.direction}, {metric}")
+        labels = rows[columns].astype(str).agg(" · ".join, axis=1)
+        bars = {"array": rows.effect_se.fillna(0.0).tolist()}
+        figure = go.Figure(go.Bar(x=labels.tolist(), y=rows.effect.tolist(), error_y=bars, marker={"color": BLUE}))
+        return style(figure, "", f"Δ {name}", f"{self.direction}, {name}")
 
-    def _metric(self, given: str | None) -> str:
-        name = given or self.metrics[0]
-        if name not in self.values:
-            raise UnknownName(
-                f"no metric {name!r}{did_you_mean(name, self.metrics) or '; has ' + ', '.join(self.metrics)}"
+    def _line(self, rows: pd.DataFrame, column: str, metric: str) -> "Figure":
+        go = require("plotly.graph_objects", "plots")
+        kind, unit = ("score", "score") if rows.score.notna().any() else ("effect", f"Δ {metric}")
+        errors = rows[f"{kind}_se"]
+        bars = {"array": errors.fillna(0.0).tolist(), "visible": bool(errors.notna().any())}
+        line = go.Scatter(x=rows[column].tolist(), y=rows[kind].tolist(), error_y=bars, mode="lines+markers")
+        return style(go.Figure(line), column, unit, f"{self.direction}, {metric}")
+
+    def metric_of(self, name: str | None) -> str:
+        """The metric of that name, or the first one. Raises `UnknownName` where there is no such metric."""
+        chosen = name or self.metrics[0]
+        if chosen not in self.numbers:
+            near = did_you_mean(chosen, self.metrics) or "; has " + ", ".join(self.metrics)
+            raise UnknownName(f"no metric {chosen!r}{near}")
+        return chosen
+
+
+def columns_at(columns: Columns, which: Tensor | None = None) -> dict[str, Any]:
+    """The entries of some variants (None: of all), as pandas takes them."""
+    taken: dict[str, Any] = {}
+    for name, column in columns.items():
+        entries = column.numpy() if isinstance(column, Tensor) else column
+        if which is not None:
+            entries = (
+                entries[which.numpy()] if isinstance(entries, np.ndarray) else [entries[i] for i in which.tolist()]
             )
-        return name
-
-    def _site(self, given: str | None) -> str:
-        if given is None and len(self.sites) > 1:
-            raise BadInput(f"this sweep has the sites {', '.join(self.sites)}; say which with site=")
-        name = given or self.sites[0]
-        if name not in self.sites:
-            raise UnknownName(
-                f"no site {name!r} in this sweep{did_you_mean(name, self.sites)}; it has {', '.join(self.sites)}"
-            )
-        return name
+        taken[name] = entries
+    return taken
 
 
-def _combinations(axes: list[list[Any]]) -> list[tuple[Any, ...]]:
-    found: list[tuple[Any, ...]] = [()]
-    for axis in axes:
-        found = [(*one, tick) for one in found for tick in axis]
-    return found
-
-
-def _side_by_side(figures: list[Any], titles: Sequence[str]) -> Any:
-    """One figure of several heatmaps with one colour scale."""
-    subplots = require("plotly.subplots", "plots")
-    whole = subplots.make_subplots(1, len(figures), subplot_titles=list(titles))
-    top = max(figure.data[0].zmax for figure in figures)
-    for number, figure in enumerate(figures, 1):
-        figure.data[0].update(zmin=-top, zmax=top, showscale=number == len(figures))
-        whole.add_trace(figure.data[0], 1, number)
-        whole.update_xaxes(figure.layout.xaxis, row=1, col=number, overwrite=False)
-        whole.update_yaxes(figure.layout.yaxis, row=1, col=number, overwrite=False)
-    first = figures[0].layout
-    return style(whole, first.xaxis.title.text, first.yaxis.title.text, height=first.height)
+def dense(
+    columns: Columns, axes: Sequence[str], numbers: Float[Tensor, "variants"]
+) -> tuple[Float[Tensor, "..."], list[list[Any]]]:
+    """One number a variant as a tensor over columns, and the entries along each. NaN: there is no such variant."""
+    held = [columns[axis] for axis in axes]
+    codes, ticks = zip(
+        *(pd.factorize(c if isinstance(c, np.ndarray) else pd.Series(c), use_na_sentinel=False) for c in held)
+    )
+    grid = torch.full([len(axis) for axis in ticks], torch.nan, dtype=torch.float64)
+    grid[tuple(torch.from_numpy(code) for code in codes)] = numbers.double()
+    return grid, [axis.tolist() for axis in ticks]

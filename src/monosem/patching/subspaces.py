@@ -1,32 +1,29 @@
 """Patching a direction or subspace of an activation, and whether it is the place that it seems to be.
 
-x' = x + P (s - x), P the projection onto the subspace, x and s the activation in the patched run and in the other one.
+x' = x + P (s - x), P the projection onto the subspace, x and s the activations in the patched run and in the other run.
 Such a patch may change the answer although the model never uses the subspace: a direction with one part that differs
 between the prompts and is not read, and another that is read and never differs, moves along the second by what it sees
 in the first (Makelov, Lange and Nanda 2023, arXiv 2311.17030). So the same is done with the whole activation, with the
 rest of it, with random subspaces, and, where the next layer reads by one matrix, with the part that it can read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..data import TokenPairs
 from ..edits import DirectionLike
-from ..errors import BadInput, require
+from ..errors import BadInput
 from ..models import Model, SiteLike, TokenBatch
-from ..plots import BLUE, style
-from ..statistics import standard_error
+from ..results import analysis
 from .cells import AXES, Cell, Position
-from .corruptions import Prompt
-from .scoring import MetricLike, metrics_of, normalised
-from .tally import Tally, direction_of
-from .trial import Trial, Writes, trials
+from .experiment import Direction, Trial, Writes, patching_experiment
+from .measured import Measured
+from .scoring import MetricLike
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -36,103 +33,77 @@ RANDOM = "random"
 DORMANT = 0.5  # of the subspace's effect, what the part that is read must have at least
 
 
-@dataclass(frozen=True, eq=False)
-class SubspacePatch:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SubspacePatch(Measured):
     """What patching a subspace does, beside what it has to be compared with.
 
     Attributes:
-        arms: "subspace", "whole" (all of the activation), "rest" (all but the subspace), "random" (mean over random
-            subspaces of as many dimensions) and, at `mlp_post` and `z`, "readable": the part of the subspace that is
-            in the row space of the output projection.
-        values: metric -> its value in every patched run, `arms pairs`. clean, corrupted: unpatched runs, `pairs`.
+        columns: `arm`: "subspace", "whole" (all of the activation), "rest" (all but the subspace), "random" (mean over
+            random subspaces of as many dimensions) and, at `mlp_post` and `z`, "readable": the part of the subspace
+            that is in the row space of the output projection.
         spread: metric -> standard deviation of the mean value over the random subspaces.
         readable_share: of the subspace's squared length, what the output projection reads, 0 to 1; None elsewhere.
     """
 
     cell: Cell
     dimensions: int
-    arms: Sequence[str]
-    values: dict[str, Float[Tensor, "arms pairs"]]
-    clean: dict[str, Float[Tensor, "pairs"]]
-    corrupted: dict[str, Float[Tensor, "pairs"]]
     spread: dict[str, float]
-    direction: str
     readable_share: float | None
 
-    def effects(self, metric: str | None = None) -> Float[Tensor, "arms pairs"]:
-        """Patched minus unpatched run."""
-        name = metric or next(iter(self.values))
-        return self.values[name] - (self.corrupted if self.direction == "denoising" else self.clean)[name]
-
-    def scores(self, metric: str | None = None) -> Float[Tensor, "arms"]:
-        """(patched - corrupted) / (clean - corrupted) of means over pairs: 0 as corrupted, 1 as clean."""
-        name = metric or next(iter(self.values))
-        return normalised(self.values[name].mean(1), self.clean[name].mean(), self.corrupted[name].mean())
+    @property
+    def arms(self) -> list[str]:
+        return list(self.columns["arm"])
 
     @property
     def illusory(self) -> bool | None:
         """Whether less than half of the effect is left when only what is read of the subspace is patched; None where no
         single matrix reads the activation: there, compare with the whole (`notes`)."""
-        effect = self._effect
+        effect = self._effects
         return abs(effect["readable"]) < DORMANT * abs(effect["subspace"]) if "readable" in effect else None
 
     @property
     def notes(self) -> list[str]:
         """What speaks against the subspace being the place, by the first metric; empty if nothing does."""
-        effect, found = self._effect, []
-        own, whole = effect["subspace"], effect["whole"]
-        if abs(own) > abs(whole) * (1 + 1e-6):
-            found.append(f"the subspace alone ({own:.3g}) does more than the whole activation ({whole:.3g})")
-        if own * whole < 0:
-            found.append(f"the subspace ({own:.3g}) moves the answer the other way than the whole ({whole:.3g})")
+        effect, notes = self._effects, []
+        subspace, whole = effect["subspace"], effect["whole"]
+        if abs(subspace) > abs(whole) * (1 + 1e-6):
+            notes.append(f"the subspace alone ({subspace:.3g}) does more than the whole activation ({whole:.3g})")
+        if subspace * whole < 0:
+            notes.append(f"the subspace ({subspace:.3g}) moves the answer the other way than the whole ({whole:.3g})")
         if self.illusory:
-            found.append(
-                f"the part of it that the output projection reads does {effect['readable']:.3g} of its {own:.3g}: the "
-                "rest comes from a part that the model cannot read, moving one that is dormant"
+            notes.append(
+                f"the part of it that the output projection reads does {effect['readable']:.3g} of its {subspace:.3g}: "
+                "the rest comes from a part that the model cannot read, moving one that is dormant"
             )
-        if abs(own) <= abs(effect[RANDOM]) + 2 * next(iter(self.spread.values())):
-            found.append(f"random subspaces of {self.dimensions} dimensions do as much ({effect[RANDOM]:.3g})")
-        return found
+        if abs(subspace) <= abs(effect[RANDOM]) + 2 * next(iter(self.spread.values())):
+            notes.append(f"random subspaces of {self.dimensions} dimensions do as much ({effect[RANDOM]:.3g})")
+        return notes
 
     @property
-    def _effect(self) -> dict[str, float]:
-        return dict(zip(self.arms, self.effects().mean(1).tolist()))
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """A row an arm and metric: value, effect and its standard error over pairs, score."""
-        rows = []
-        for metric, values in self.values.items():
-            effects, scores = self.effects(metric), self.scores(metric)
-            errors = standard_error(effects)
-            for i, arm in enumerate(self.arms):
-                numbers = {"value": values[i].mean(), "effect": effects[i].mean(), "error": errors[i]}
-                rows.append({"arm": arm, "metric": metric} | {k: float(v) for k, v in numbers.items()})
-                rows[-1]["score"] = float(scores[i])
-        return pd.DataFrame(rows)
+    def _effects(self) -> dict[str, float]:
+        """The mean effect of each arm by the first metric."""
+        return dict(zip(self.arms, self.effect().tolist()))
 
     def plot(self, metric: str | None = None) -> "Figure":
         """The effect of every arm, with standard errors over pairs."""
-        go = require("plotly.graph_objects", "plots")
-        name = metric or next(iter(self.values))
-        own = self.table[self.table.metric == name]
-        bars = {"array": own.error.fillna(0.0).tolist()}
-        figure = go.Figure(go.Bar(x=own.arm.tolist(), y=own.effect.tolist(), error_y=bars, marker={"color": BLUE}))
-        return style(figure, "", f"Δ {name}", f"{self.dimensions} of the dimensions of {self.cell}, {self.direction}")
+        title = f"{self.dimensions} of the dimensions of {self.cell}, {self.direction}"
+        return super().plot(metric).update_layout(title={"text": title})
 
 
+@analysis
 def subspace(
     model: Model,
     pairs: TokenPairs,
     basis: Basis,
+    *,
     site: SiteLike | None = None,
     positions: Position | Sequence[Position] = -1,
     head: int | None = None,
     metric: MetricLike = "logit_diff",
-    direction: Literal["denoising", "noising"] = "denoising",
-    *,
+    direction: Direction = "denoising",
     random: int = 8,
     seed: int = 0,
+    quiet: bool = False,
 ) -> SubspacePatch:
     """Patch the part of an activation that lies in a subspace, and what it must be compared with.
 
@@ -144,9 +115,35 @@ def subspace(
         random: how many random subspaces to compare with.
 
     Raises:
-        BadInput: vectors of another width, or none that are independent. UnknownName: no such site, span or head.
+        BadInput: vectors of another width, or no independent vector. UnknownName: no such site, span or head.
     """
-    direction = direction_of(direction, Prompt())  # type: ignore[assignment]
+    cell, vectors = _place(model, basis, site, positions, head)
+    projections, share = _projections(model, cell, vectors, random, seed)
+    experiment = patching_experiment(model, pairs, [cell.place], metric, direction)
+
+    def patched(trial: Trial) -> Iterator[tuple[slice, Tensor]]:
+        yield slice(None), _patched(trial, cell, list(projections.values()))
+
+    runs = experiment.run(patched, {"arm": list(projections)}, label="patch subspaces", quiet=quiet)
+    arms = len(projections) - random
+    values, drawn = (
+        {name: value[rows] for name, value in runs.values.items()} for rows in (slice(arms), slice(arms, None))
+    )
+    return SubspacePatch.of(
+        runs,
+        numbers={name: torch.cat([values[name], drawn[name].mean(0, keepdim=True)]) for name in values},
+        columns={"arm": [*list(projections)[:arms], RANDOM]},
+        cell=cell,
+        dimensions=round(float(projections["subspace"].trace())),
+        spread={name: float(value.mean(1).std(correction=0)) for name, value in drawn.items()},
+        readable_share=share,
+    )
+
+
+def _place(
+    model: Model, basis: Basis, site: SiteLike | None, positions: Position | Sequence[Position], head: int | None
+) -> tuple[Cell, Float[Tensor, "k d"]]:
+    """The cell, and an orthonormal basis."""
     if not isinstance(basis, Tensor):
         site, basis = (basis.site if site is None else site), basis.vector
     if site is None:
@@ -155,23 +152,7 @@ def subspace(
     if place.name not in AXES or place.name == "pattern" or (head is not None and place.head_axis is None):
         raise BadInput(f"subspaces of {place}{'' if head is None else f' head {head}'} cannot be patched")
     at = tuple(positions) if isinstance(positions, list | tuple | range) else (positions,)
-    cell = Cell(place.name, place.layer, at, head=head)  # type: ignore[arg-type]
-    projections, share = _projections(model, cell, _orthonormal(basis), random, seed)
-    table, arms = metrics_of(metric), len(projections) - random
-    tally = Tally(table, len(projections), len(pairs))
-    sides = Prompt().sides(model, pairs, [place])
-    for row in range(len(pairs)):
-        (trial,) = trials(model, pairs, row, sides(row), direction, [place], None)
-        tally.add(tally.clean, trial, trial.clean_logits, row, 1.0)
-        tally.add(tally.corrupted, trial, trial.other_logits, row, 1.0)
-        logits = _patched(trial, cell, list(projections.values()))
-        tally.add(tally.values, trial, logits, (list(range(len(projections))), row), 1.0)
-    drawn = {name: values[arms:] for name, values in tally.values.items()}
-    values = {name: torch.cat([v[:arms], drawn[name].mean(0, keepdim=True)]) for name, v in tally.values.items()}
-    spread = {name: float(v.mean(1).std(correction=0)) for name, v in drawn.items()}
-    names = [*list(projections)[:arms], RANDOM]
-    k = round(float(projections["subspace"].trace()))
-    return SubspacePatch(cell, k, names, values, tally.clean, tally.corrupted, spread, direction, share)
+    return Cell(place.name, place.layer, at, head=head), _orthonormal(basis)  # type: ignore[arg-type]
 
 
 def _patched(trial: Trial, cell: Cell, projections: Sequence[Tensor]) -> Float[Tensor, "arms vocab"]:
@@ -200,18 +181,18 @@ def _projections(
     if random < 1:
         raise BadInput("compare with at least one random subspace: random=8")
     whole = torch.eye(width, dtype=torch.float64)
-    own = basis.T @ basis
-    found, share = {"subspace": own, "whole": whole, "rest": whole - own}, None
+    onto = basis.T @ basis
+    projections, share = {"subspace": onto, "whole": whole, "rest": whole - onto}, None
     if (reader := _reader(model, cell)) is not None:
         read = basis @ reader
         share = float(read.square().sum() / k)
         kept = _orthonormal(read) if share > 1e-12 else read[:0]
-        found["readable"] = kept.T @ kept
+        projections["readable"] = kept.T @ kept
     draw = torch.Generator().manual_seed(seed)
     for number in range(random):
         other = _orthonormal(torch.randn(k, width, generator=draw, dtype=torch.float64))
-        found[f"{RANDOM} {number}"] = other.T @ other
-    return found, share
+        projections[f"{RANDOM} {number}"] = other.T @ other
+    return projections, share
 
 
 def _reader(model: Model, cell: Cell) -> Float[Tensor, "d d"] | None:
@@ -238,10 +219,10 @@ def _width(model: Model, cell: Cell) -> int:
 
 
 def _orthonormal(vectors: Tensor) -> Float[Tensor, "k d"]:
-    """An orthonormal basis of what the vectors span, in float64. Raises `BadInput` where that is nothing."""
+    """An orthonormal basis of what the vectors span, in float64. Raises `BadInput` where all vectors are zero."""
     rows = vectors.detach().double().cpu().reshape(-1, vectors.shape[-1])
     _, sizes, right = torch.linalg.svd(rows, full_matrices=False)
-    found = right[sizes > sizes[0] * 1e-6] if bool(sizes[0] > 0) else right[:0]
-    if not len(found):
+    basis = right[sizes > sizes[0] * 1e-6] if bool(sizes[0] > 0) else right[:0]
+    if not len(basis):
         raise BadInput("the vectors are all zero; give at least one direction")
-    return found
+    return basis

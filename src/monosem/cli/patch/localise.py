@@ -62,7 +62,7 @@ def localise(
     found = find(
         model,
         pairs.made(model),
-        metric,
+        metric=metric,
         threshold=thresholds.threshold,
         head_threshold=thresholds.head_threshold,
         sites=names(sites),
@@ -82,24 +82,22 @@ def localise(
 
 
 def _print(found: "Localisation") -> None:
-    from ...patching.localisation.report import headline
-
     config = found.config
     ends = f"{cell(found.clean)} clean, {cell(found.corrupted)} corrupted"
     show(f"{config['task']}, {config['pairs']} pairs, {config['metric']}: {ends}")
     if len(found.table):
-        shown = found.table.drop(columns="error").astype(object)
+        shown = found.table.drop(columns="restored_se").astype(object)
         frame(shown.where(shown.notna(), None), "what passed the threshold")
     rows = [
         (label, len(one.cells), str(one.sufficiency), str(one.necessity), str(one.pn), str(one.ps), _bounds(one.pns))
-        for label, one in found.evidence.items()
+        for label, one in found.evidence.sets.items()
     ]
     if rows:
         table(["together", "places", "sufficiency", "necessity", "PN", "PS", "PNS"], rows)
     if found.backup is not None:
-        heads = ", ".join(f"{one.layer}.{one.head}" for one in found.backup.found) or "none"
+        heads = ", ".join(f"{one.layer}.{one.head}" for one in found.backup.backups) or "none"
         show(f"backup heads: {heads}")
-    show(one_line(headline(found)))
+    show(one_line(found.headline))
     for note in found.notes:
         show(f"note: {note}")
 

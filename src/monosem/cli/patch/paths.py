@@ -54,6 +54,6 @@ def paths(
         as_json(found.table)
     else:
         show(f"{made.source or 'pairs'}, {len(made)} pairs, {found.metrics[0]}")
-        frame(found.best(top), f"largest effects of {len(found.cells):,} paths, {direction}")
+        frame(found.top(top), f"largest effects of {len(found):,} paths, {direction}")
     if out is not None and not printing.quiet:
         notice(f"written: {out}")

@@ -101,12 +101,12 @@ def compare(
 
     Example: monosem patch compare smollm2 --task ioi --n 4 --sites z,mlp_out --over layer
     """
-    from ...patching import compare as both
+    from ...patching import check_estimate
 
     pairs.check(cells.metric)
     model = machine.load(pairs.model, printing.silent)
     made = pairs.made(model)
-    found = both(model, made, **cells.arguments(model, made, printing.silent), steps=steps)
+    found = check_estimate(model, made, **cells.arguments(model, made, printing.silent), steps=steps)
     if out is not None:
         found.save(out)
     if printing.json:
@@ -140,6 +140,6 @@ def _run(
         name = found.metrics[0]
         ends = f"{float(found.clean[name].mean()):.4g} clean, {float(found.corrupted[name].mean()):.4g} corrupted"
         show(f"{made.source or 'pairs'}, {len(made)} pairs, {name}: {ends}")
-        frame(found.best(top), f"largest effects of {len(found.cells):,} places, {found.direction}")
+        frame(found.top(top), f"largest effects of {len(found):,} places, {found.direction}")
     if out is not None and not printing.quiet:
         notice(f"written: {out}")

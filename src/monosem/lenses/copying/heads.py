@@ -156,12 +156,14 @@ def copying_effects(
     """
     pairs = copying_pairs(model, kind, n, words=words, texts=texts, length=length, seed=seed)
     position = -2 if kind == "concept" else -1
-    swept = sweep(model, pairs, "z", ("layer", "head"), metric, "denoising", positions=position, quiet=quiet)
+    swept = sweep(
+        model, pairs, "z", ("layer", "head"), metric=metric, direction="denoising", positions=position, quiet=quiet
+    )
     shape = (model.cfg.n_layers, model.cfg.n_heads)
     clean, corrupted = (float(side[metric].mean()) for side in (swept.clean, swept.corrupted))
     return CopyingEffects(
-        swept.effects(metric).mean(1).reshape(shape).float(),
-        swept.effect_error(metric).reshape(shape).float(),
+        swept.effect(metric).reshape(shape).float(),
+        swept.effect_se(metric).reshape(shape).float(),
         CopyingHeader(model.name, model.cfg.d_model, model.cfg.n_layers, kind, metric, clean, corrupted, len(pairs)),
     )
 

@@ -1,10 +1,8 @@
 """How far attribution patching can be trusted here: the exact sweep and its estimate over the same cells."""
 
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Unpack
 
 import pandas as pd
 import torch
@@ -12,12 +10,15 @@ from torch import Tensor
 
 from ...data import TokenPairs
 from ...errors import require
-from ...files import write_result
 from ...models import Model
 from ...plots import BLUE, FAINT, style
+from ...results import Result, analysis
 from ...statistics import pearson, spearman
-from ..measured import Sweep
+from ..cells import Cell, Which
+from ..corruptions import Corruption
+from ..experiment import Direction
 from ..scoring import MetricLike
+from ..sweeps.result import Sweep
 from ..sweeps.sweep import sweep
 from .gradients import attribution
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class EstimateCheck(Result):
     """An exact sweep and an estimate of it, cell by cell; numbers are about mean effects over the pairs.
 
     Attributes:
@@ -42,11 +43,11 @@ class Comparison:
             f"slope {self.slope(metric):.3f}"
             for metric in self.exact.metrics
         ]
-        return f"Comparison({len(self.exact.cells)} cells; {'; '.join(rows)})"
+        return f"EstimateCheck({len(self.exact.cells)} cells; {'; '.join(rows)})"
 
     def effects(self, metric: str | None = None) -> tuple[Tensor, Tensor]:
         """Mean effects, exact and estimated, `cells` each."""
-        return self.exact.effects(metric).mean(1), self.estimate.effects(metric).mean(1)
+        return self.exact.effect(metric), self.estimate.effect(metric)
 
     def pearson(self, metric: str | None = None) -> float:
         """Linear correlation over cells; NaN where either side is constant."""
@@ -61,13 +62,18 @@ class Comparison:
         exact, estimate = self.effects(metric)
         return float((exact @ estimate) / (exact @ exact))
 
+    def by_site(self) -> "Iterator[tuple[str, EstimateCheck]]":
+        """The check of each site by itself."""
+        for site in self.exact.sites:
+            yield site, replace(self, exact=self.exact.at_site(site), estimate=self.estimate.at_site(site))
+
     @property
     def summary(self) -> pd.DataFrame:
         """A row a metric and site: cells, correlations, slope, largest difference. All sites together first."""
+        parts = [("all", self), *(self.by_site() if len(self.exact.sites) > 1 else ())]
         rows = []
         for metric in self.exact.metrics:
-            for site in [None, *(self.exact.sites if len(self.exact.sites) > 1 else [])]:
-                part = self if site is None else self._of(site)
+            for site, part in parts:
                 exact, estimate = part.effects(metric)
                 numbers = {
                     "cells": len(exact),
@@ -76,89 +82,85 @@ class Comparison:
                     "slope": part.slope(metric),
                     "largest_difference": float((estimate - exact).abs().max()),
                 }
-                rows.append({"metric": metric, "site": site or "all"} | numbers)
+                rows.append({"metric": metric, "site": site} | numbers)
         return pd.DataFrame(rows)
 
     @property
     def table(self) -> pd.DataFrame:
         """A row a cell and metric: where, exact and estimated effect, their difference; largest difference first."""
-        places = self.exact.table
-        columns = [name for name in places.columns if name in ("site", "token", "metric", *self.exact.over)]
-        frame = places[columns].copy()
-        frame["exact"], frame["estimate"] = places["effect"], self.estimate.table["effect"]
+        exact = self.exact.table
+        frame = exact[[name for name in ("site", *self.exact.over, "token", "metric") if name in exact]].copy()
+        frame["exact"], frame["estimate"] = exact["effect"], self.estimate.table["effect"]
         frame["difference"] = frame["estimate"] - frame["exact"]
         order = frame["difference"].abs().sort_values(ascending=False, kind="stable").index
         return frame.reindex(order).reset_index(drop=True)
 
+    @property
+    def best(self) -> Cell:
+        """The cell whose estimate is furthest off, by the first metric."""
+        exact, estimate = self.effects()
+        return self.exact.cells[int((estimate - exact).abs().argmax())]
+
     def disagreements(self, n: int = 10, metric: str | None = None) -> pd.DataFrame:
         """The n cells whose estimate is furthest off."""
-        name = metric or self.exact.metrics[0]
+        name = self.exact.metric_of(metric)
         table = self.table
         return table[table["metric"] == name].head(n).reset_index(drop=True)
 
     def plot(self, metric: str | None = None) -> "Figure":
         """Estimated against exact effects, a point a cell, with the diagonal on which both agree."""
         go = require("plotly.graph_objects", "plots")
-        name = metric or self.exact.metrics[0]
-        exact, estimate = self.effects(name)
-        ends = [float(torch.cat([exact, estimate]).min()), float(torch.cat([exact, estimate]).max())]
+        name = self.exact.metric_of(metric)
+        both = torch.cat(self.effects(name))
+        ends = [float(both.min()), float(both.max())]
         figure = go.Figure()
         figure.add_scatter(x=ends, y=ends, mode="lines", line={"color": FAINT}, name="equal", hoverinfo="skip")
-        sites = self.exact.sites
-        for site in sites:
-            own = [i for i, cell in enumerate(self.exact.cells) if cell.site == site]
+        single = len(self.exact.sites) == 1
+        for site, part in self.by_site():
+            exact, estimate = part.effects(name)
             figure.add_scatter(
-                x=exact[own].tolist(),
-                y=estimate[own].tolist(),
+                x=exact.tolist(),
+                y=estimate.tolist(),
                 mode="markers",
                 name=site,
-                marker={"size": 6, "opacity": 0.7} | ({"color": BLUE} if len(sites) == 1 else {}),
-                text=[str(self.exact.cells[i]) for i in own],
+                marker={"size": 6, "opacity": 0.7} | ({"color": BLUE} if single else {}),
+                text=[str(cell) for cell in part.exact.cells],
                 hovertemplate="%{text}<br>exact %{x:.3f}<br>estimate %{y:.3f}<extra></extra>",
             )
         title = f"{name}: Pearson {self.pearson(name):.2f}, Spearman {self.spearman(name):.2f}"
         return style(figure, f"exact effect ({self.exact.direction})", "estimated effect", title)
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """The picture (.html) or the table (.csv, .json, .parquet), by the file's ending; `BadInput` for another."""
-        table = self.table
-        if "position" in self.exact.over and Path(path).suffix == ".parquet":
-            table["position"] = table["position"].astype(str)  # may be indices and names of spans
-        return write_result(path, table, self.plot)
 
-    def _of(self, site: str) -> "Comparison":
-        return Comparison(_part(self.exact, site), _part(self.estimate, site))
-
-
-def compare(
+@analysis
+def check_estimate(
     model: Model,
     pairs: TokenPairs,
     sites: str | Sequence[str] = "resid_pre",
     over: str | Sequence[str] = ("layer", "position"),
-    metric: MetricLike = "logit_diff",
-    direction: Literal["denoising", "noising"] | None = None,
     *,
+    metric: MetricLike = "logit_diff",
+    direction: Direction | None = None,
+    corruption: Corruption | None = None,
     steps: int = 1,
     memory: str | int = "2GB",
-    **cells: Any,
-) -> Comparison:
-    """The exact sweep and attribution patching over the same cells.
+    quiet: bool = False,
+    **which: Unpack[Which],
+) -> EstimateCheck:
+    """The exact sweep and attribution patching over the same cells; arguments as `sweep`.
 
-        found = ms.patching.compare(model, pairs, ["z", "mlp_out"], over="layer")
-        found                # correlations and slope
-        found.plot()         # scatter with the diagonal
+        check = ms.patching.check_estimate(model, pairs, ["z", "mlp_out"], over="layer")
+        check                # correlations and slope
+        check.plot()         # scatter with the diagonal
 
     Args:
         steps: gradients between base and source (see `attribution`). memory: budget of the exact sweep.
-        cells: which cells, and the rest of what `sweep` and `attribution` both take (layers, positions, heads,
-            neurons, dictionary, latents, corruption, quiet).
     """
-    exact = sweep(model, pairs, sites, over, metric, direction, memory=memory, **cells)
-    return Comparison(exact, attribution(model, pairs, sites, over, metric, direction, steps=steps, **cells))
-
-
-def _part(whole: Sweep, site: str) -> Sweep:
-    """The cells of one site."""
-    own = [i for i, cell in enumerate(whole.cells) if cell.site == site]
-    values = {name: value[own] for name, value in whole.values.items()}
-    return replace(whole, cells=[whole.cells[i] for i in own], values=values)
+    exact = sweep(
+        model, pairs, sites, over, metric=metric, direction=direction, corruption=corruption, memory=memory,
+        quiet=quiet, **which,
+    )  # fmt: skip
+    estimate = attribution(
+        model, pairs, sites, over, metric=metric, direction=direction, corruption=corruption, steps=steps,
+        quiet=quiet, **which,
+    )  # fmt: skip
+    return EstimateCheck(exact, estimate)

@@ -6,7 +6,7 @@ A patch writes `source` where `base` was. The metric then is, to first order,
 
 summed over the cell, with the gradient taken in the base run: corrupted when denoising, clean when noising. Values are
 thus estimates of what `sweep` measures for the same cell, with the same sign: an effect above zero means that the patch
-raises the metric. The gradient is that of the activation which the rest of the model reads (every captured view is
+raises the metric. The gradient is taken at the activation that the rest of the model reads (every captured view is
 joined back into the path), so nothing is missed in fused or reshaped projections.
 
 With `steps` above one the gradient is the mean over runs whose input to the first block lies between the two sides
@@ -14,44 +14,38 @@ With `steps` above one the gradient is the mean over runs whose input to the fir
 gradient at the base is flat or saturated.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
 from ...data import TokenPairs
-from ...dictionaries import Dictionary
 from ...errors import BadInput
 from ...models import Model, Site
-from ...progress import Meter
-from ..cells import Cell, Positions
+from ...results import analysis
+from ..cells import Cell, Which, axes_of, cells_of, columns_of, labels_of, places_of
 from ..corruptions import Corruption
-from ..measured import Sweep
-from ..plan import Plan
+from ..experiment import Direction, Trial, measured, patching_experiment
 from ..scoring import Metric, MetricLike
-from ..trial import Trial
+from ..sweeps.result import Sweep
 
 INPUT = Site("resid_pre", 0)
 
 
+@analysis
 def attribution(
     model: Model,
     pairs: TokenPairs,
     sites: str | Sequence[str] = "resid_pre",
     over: str | Sequence[str] = ("layer", "position"),
-    metric: MetricLike = "logit_diff",
-    direction: Literal["denoising", "noising"] | None = None,
     *,
-    steps: int = 1,
-    layers: Iterable[int] | None = None,
-    positions: Positions = None,
-    heads: Iterable[int] | None = None,
-    neurons: Mapping[int, Iterable[int]] | None = None,
-    dictionary: Dictionary | None = None,
-    latents: Iterable[int] | None = None,
+    metric: MetricLike = "logit_diff",
+    direction: Direction | None = None,
     corruption: Corruption | None = None,
+    steps: int = 1,
     quiet: bool = False,
+    **which: Unpack[Which],
 ) -> Sweep:
     """Estimate `sweep` with the same arguments. One gradient a pair and metric serves all cells of all sites.
 
@@ -59,7 +53,7 @@ def attribution(
         steps: 1: the gradient in the base run; more: the mean over that many runs between base and source.
 
     Raises:
-        UnknownName, BadInput: as `sweep`; a metric that is not differentiable; steps between values that are no run.
+        UnknownName, BadInput: as `sweep`; a metric that is not differentiable; steps towards bare values.
     """
     if steps < 1:
         raise BadInput(f"steps counts gradients, at least 1, not {steps}")
@@ -67,21 +61,19 @@ def attribution(
         raise BadInput(
             f"integrated gradients need a run on both sides, and {corruption.label} gives values: use steps=1"
         )
-    plan = Plan.of(
-        model, pairs, sites, over, metric, direction, corruption, dictionary, also=[INPUT],
-        layers=layers, positions=positions, heads=heads, neurons=neurons, latents=latents,
-    )  # fmt: skip
-    tally = plan.tally
-    with Meter("attribute", len(pairs), "pair", quiet=quiet) as meter:
-        for row in range(len(pairs)):
-            for trial, share in plan.trials(row):
-                base = trial.other_logits if plan.direction == "denoising" else trial.clean_logits
-                tally.add(tally.values, trial, base, (slice(None), row), share)
-                slopes = gradients(trial, plan.places, tally.metrics, steps)
-                for name, effects in _effects(trial, plan.cells, slopes).items():
-                    tally.values[name][:, row] += share * effects
-            meter.advance()
-    return plan.result("attribution" if steps == 1 else f"attribution, {steps} steps")
+    cells = cells_of(model, pairs, sites, over, **which)
+    places, labels = places_of(cells), labels_of(model, pairs, cells)
+    captured = list(dict.fromkeys([*places, INPUT]))
+    experiment = patching_experiment(model, pairs, captured, metric, direction, corruption, which.get("dictionary"))
+
+    def estimated(trial: Trial) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+        base = measured(trial, experiment.metrics, trial.base_logits)
+        slopes = gradients(trial, captured, experiment.metrics, steps)
+        yield slice(None), {name: base[name] + effects for name, effects in _effects(trial, cells, slopes).items()}
+
+    found = experiment.run(estimated, columns_of(cells, over, labels), label="attribute", unit="cell", quiet=quiet)
+    method = "attribution" if steps == 1 else f"attribution, {steps} steps"
+    return Sweep.of(found, cells=cells, over=axes_of(over), labels=labels, method=method)
 
 
 def gradients(

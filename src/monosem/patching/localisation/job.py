@@ -11,18 +11,20 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
+
+import torch
 
 from ...data import TokenPairs
 from ...errors import BadInput
 from ...models import Model
 from ..cells import Cell, Positions
-from ..measured import Sweep
 from ..scoring import Metric, MetricLike, one_metric
 from ..sets.backups import Backup, backup
-from ..sets.evidence import answered, evidence
-from ..sets.sets import Joint, patch_sets
+from ..sets.evidence import CausalEvidence, answered, causal_evidence
+from ..sets.sets import CellSet, Joint, patch_sets
+from ..sweeps.result import Sweep
 from ..sweeps.sweep import sweep
 from .result import Component, Localisation
 
@@ -33,9 +35,9 @@ STREAM = ("resid_pre", "resid_mid", "resid_post")  # everything passes through t
 def localise(
     model: Model,
     pairs: TokenPairs,
+    *,
     metric: MetricLike | None = None,
     threshold: float = 0.05,
-    *,
     sites: Sequence[str] = BRANCHES,
     positions: Positions = None,
     head_threshold: float | None = None,
@@ -62,142 +64,189 @@ def localise(
             pairs of several lengths without spans. UnknownName: no such site, metric or span.
     """
     name, function = one_metric(metric, pairs)
-    table = {name: function}
+    head_threshold = threshold if head_threshold is None else head_threshold
+    places = _positions(pairs, positions)
+    job = _Job(model, pairs, name, function, threshold, head_threshold, seed, {"memory": memory, "quiet": quiet})
+    return job.run(_sites(sites), places, controls, with_backup)
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """What every step needs. `options`: memory and quiet."""
+
+    model: Model
+    pairs: TokenPairs
+    name: str
+    metric: Metric
+    threshold: float
+    head_threshold: float
+    seed: int
+    options: dict[str, Any]
+
+    def run(self, sites: list[str], places: Positions, controls: int, with_backup: bool) -> Localisation:
+        ends = self.ends()
+        swept = self.swept(sites, ("layer", "position"), positions=places)
+        components, opposing = self.chosen(swept, self.threshold)
+        head_sweep, heads, opposing_heads = self.heads(components)
+        sets = _sets(components, heads)
+        last = list(sets.values())[-1] if sets else ()
+        notes = [*self.pairs.notes, *self.remarks(places, ends), *_carriers(components, self.pairs)]
+        if not components:
+            notes.append(
+                f"no place reaches the threshold of {self.threshold:g}: lower it, or the answer is spread over many"
+            )
+        return Localisation(
+            config=self.settings(sites, places, controls),
+            clean=float(ends.clean[self.name].mean()),
+            corrupted=float(ends.corrupted[self.name].mean()),
+            answered={side: float(getattr(ends, side)["answered"].mean()) for side in ("clean", "corrupted")},
+            sweep=swept,
+            head_sweep=head_sweep,
+            components=components,
+            opposing=opposing,
+            heads=heads,
+            opposing_heads=opposing_heads,
+            evidence=self.evidence(sets),
+            control=self.control(last, controls) if last else {},
+            backup=self.backup(last) if last and with_backup else None,
+            notes=notes,
+        )  # fmt: skip
+
+    @property
+    def table(self) -> dict[str, Metric]:
+        return {self.name: self.metric}
+
+    def settings(self, sites: list[str], places: Positions, controls: int) -> dict[str, Any]:
+        return {
+            "model": self.model.name,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "task": self.pairs.source or "pairs",
+            "pairs": len(self.pairs),
+            "metric": self.name,
+            "sites": sites,
+            "threshold": self.threshold,
+            "head_threshold": self.head_threshold,
+            "positions": places if places is not None else "all",
+            "controls": controls,
+            "seed": self.seed,
+        }
+
+    def ends(self) -> Joint:
+        """Both unpatched runs.
+
+        Raises:
+            BadInput: the metric does not tell them apart, or is not finite.
+        """
+        metrics = self.table | {"answered": answered}
+        ends = patch_sets(self.model, self.pairs, [()], metric=metrics, **(self.options | {"quiet": True}))
+        clean, corrupted, gap = ends.clean[self.name], ends.corrupted[self.name], ends.gap(self.name)
+        if not bool(gap.isfinite().all()):
+            bad = int((~gap.isfinite()).nonzero()[0])
+            raise BadInput(
+                f"{self.name} is {float(clean[bad])} clean, {float(corrupted[bad])} corrupted in pair {bad}; "
+                "localise needs finite numbers"
+            )
+        scale = max(float(clean.abs().mean()), float(corrupted.abs().mean()), 1e-6)
+        if abs(float(gap.mean())) < 1e-3 * scale:
+            raise BadInput(
+                f"{self.name} is {float(clean.mean()):.3g} for the clean and {float(corrupted.mean()):.3g} for the "
+                "corrupted prompts, so nothing is to be localised; choose another metric or another corruption"
+            )
+        return ends
+
+    def remarks(self, places: Positions, ends: Joint) -> list[str]:
+        notes = []
+        right = float(ends.clean["answered"].mean())
+        if right < 0.9:
+            notes.append(
+                f"the model answers only {right:.0%} of the clean prompts right; pairs.solved(model) keeps only those"
+            )
+        if float(ends.gap(self.name).mean()) < 0:
+            notes.append(f"{self.name} is higher for the corrupted prompts; scores are shares of that difference")
+        if places is not None:
+            named = "the named positions " + ", ".join(self.pairs.spans)
+            shown = named if isinstance(places, str) and places == "spans" else f"positions {places}"
+            notes.append(f"only {shown} were searched; what happens at other tokens is not seen")
+        if len(self.pairs) < 8:
+            notes.append(f"{len(self.pairs)} pairs are few; intervals are wide")
+        return notes
+
+    def swept(self, sites: str | Sequence[str], over: Sequence[str], **which: Any) -> Sweep:
+        return sweep(
+            self.model, self.pairs, sites, over, metric=self.table, direction="denoising", **which, **self.options
+        )
+
+    def patched(self, sets: Sequence[CellSet], direction: Any, label: str) -> torch.Tensor:
+        """The score of every set."""
+        runs = patch_sets(
+            self.model, self.pairs, sets, metric=self.table, direction=direction, label=label, **self.options
+        )
+        return runs.scores()
+
+    def chosen(self, swept: Sweep, threshold: float) -> tuple[list[Component], list[Component]]:
+        """(over the threshold, below minus the threshold), each checked by noising; strongest first."""
+        scores, errors = swept.scores(), swept.score_se()
+        passed = [
+            i
+            for i, cell in enumerate(swept.cells)
+            if cell.site not in STREAM and abs(scores[i]) >= threshold and not abs(scores[i]) < 2 * errors[i]
+        ]
+        if not passed:
+            return [], []
+        passed.sort(key=lambda i: -abs(float(scores[i])))
+        cells = [swept.cells[i] for i in passed]
+        lost = (1 - self.patched([[cell] for cell in cells], "noising", "noising check")).tolist()
+        made = [
+            Component(cell, float(scores[i]), float(errors[i]), gone, needed=abs(gone) >= threshold)
+            for i, cell, gone in zip(passed, cells, lost)
+        ]
+        return [one for one in made if one.restored > 0], [one for one in made if one.restored < 0]
+
+    def heads(self, components: Sequence[Component]) -> tuple[Sweep | None, list[Component], list[Component]]:
+        """The heads of the attention layers found, at the positions found: sweep, over, below minus the threshold."""
+        attention = [one.cell for one in components if one.cell.site == "attn_out"]
+        if not attention:
+            return None, [], []
+        where = list(dict.fromkeys(cell.position for cell in attention))
+        layers = sorted({cell.layer for cell in attention})
+        swept = self.swept("z", ("layer", "position", "head"), layers=layers, positions=where)
+        return swept, *self.chosen(swept, self.head_threshold)
+
+    def evidence(self, sets: dict[str, tuple[Cell, ...]]) -> CausalEvidence:
+        if not sets:
+            return CausalEvidence({})
+        return causal_evidence(self.model, self.pairs, sets, metric=self.table, seed=self.seed, **self.options)
+
+    def control(self, cells: Sequence[Cell], count: int) -> dict[str, list[float]]:
+        """Sufficiency and necessity of random sets: the same positions, other layers and heads."""
+        if count < 1:
+            return {}
+        draw = random.Random(self.seed)
+        sets = [_random_set(self.model, cells, draw) for _ in range(count)]
+        restored, corrupted = (self.patched(sets, way, "random sets") for way in ("denoising", "noising"))
+        return {"sufficiency": restored.tolist(), "necessity": (1 - corrupted).tolist()}
+
+    def backup(self, cells: Sequence[Cell]) -> Backup:
+        at = list(dict.fromkeys(place for cell in cells for place in cell.at or ()))
+        return backup(
+            self.model, self.pairs, cells, metric=self.table, positions=at or None, threshold=self.threshold,
+            **self.options,
+        )  # fmt: skip
+
+
+def _sites(sites: Sequence[str]) -> list[str]:
     branches = [site for site in sites if site not in STREAM]
     if not branches or not set(branches) <= set(BRANCHES):
         raise BadInput(f"localise chooses among {' and '.join(BRANCHES)}; sites were {', '.join(sites)}")
-    places = _positions(pairs, positions)
-    head_threshold = threshold if head_threshold is None else head_threshold
-    options: dict[str, Any] = {"memory": memory, "quiet": quiet}
-    ends = _ends(model, pairs, table, options)
-    notes = [*pairs.notes, *_remarks(pairs, places, ends, name)]
-
-    swept = sweep(model, pairs, list(sites), ("layer", "position"), table, "denoising", positions=places, **options)
-    components, opposing = _chosen(model, pairs, swept, table, threshold, options)
-    head_sweep, heads, opposing_heads = _heads(model, pairs, components, table, head_threshold, options)
-    sets = _sets(components, heads)
-    found = dict(zip(sets, evidence(model, pairs, list(sets.values()), table, seed=seed, **options))) if sets else {}
-    final = list(sets.values())[-1] if sets else ()
-    notes += _carriers(components, pairs)
-    if not components:
-        notes.append(f"no place reaches the threshold of {threshold:g}: lower it, or the answer is spread over many")
-    asked = {"sites": list(sites), "threshold": threshold, "head_threshold": head_threshold}
-    asked |= {"positions": places if places is not None else "all", "controls": controls, "seed": seed}
-    return Localisation(
-        config=_origin(model, pairs, name) | asked,
-        clean=float(ends.clean[name].mean()),
-        corrupted=float(ends.corrupted[name].mean()),
-        answered={side: float(getattr(ends, side)["answered"].mean()) for side in ("clean", "corrupted")},
-        sweep=swept,
-        head_sweep=head_sweep,
-        components=components,
-        opposing=opposing,
-        heads=heads,
-        opposing_heads=opposing_heads,
-        evidence=found,
-        control=_control(model, pairs, final, table, controls, seed, options) if final else {},
-        backup=_backup(model, pairs, final, table, threshold, options) if final and with_backup else None,
-        notes=notes,
-    )
+    return list(sites)
 
 
-def _origin(model: Model, pairs: TokenPairs, metric: str) -> dict[str, Any]:
-    what = {"model": model.name, "dtype": str(model.dtype).removeprefix("torch.")}
-    return what | {"task": pairs.source or "pairs", "pairs": len(pairs), "metric": metric}
-
-
-def _ends(model: Model, pairs: TokenPairs, table: dict[str, Metric], options: dict[str, Any]) -> Joint:
-    """Both unpatched runs.
-
-    Raises:
-        BadInput: the metric does not tell them apart, or is not finite.
-    """
-    ends = patch_sets(model, pairs, [()], table | {"answered": answered}, **(options | {"quiet": True}))
-    (name,) = table
-    gap = ends.clean[name] - ends.corrupted[name]
-    if not bool(gap.isfinite().all()):
-        bad = int((~gap.isfinite()).nonzero()[0])
-        raise BadInput(
-            f"{name} is {float(ends.clean[name][bad])} clean, {float(ends.corrupted[name][bad])} corrupted "
-            f"in pair {bad}; localise needs finite numbers"
-        )
-    scale = max(float(ends.clean[name].abs().mean()), float(ends.corrupted[name].abs().mean()), 1e-6)
-    if abs(float(gap.mean())) < 1e-3 * scale:
-        means = [float(side[name].mean()) for side in (ends.clean, ends.corrupted)]
-        raise BadInput(
-            f"{name} is {means[0]:.3g} for the clean and {means[1]:.3g} for the corrupted prompts, so nothing is to be "
-            "localised; choose another metric or another corruption"
-        )
-    return ends
-
-
-def _remarks(pairs: TokenPairs, places: Positions, ends: Joint, metric: str) -> list[str]:
-    found = []
-    right = float(ends.clean["answered"].mean())
-    if right < 0.9:
-        found.append(
-            f"the model answers only {right:.0%} of the clean prompts right; pairs.solved(model) keeps only those"
-        )
-    gap = ends.clean[metric] - ends.corrupted[metric]
-    if float(gap.mean()) < 0:
-        found.append(f"{metric} is higher for the corrupted prompts; scores are shares of that difference")
-    if places is not None:
-        shown = "the named positions " + ", ".join(pairs.spans) if places == "spans" else f"positions {places}"
-        found.append(f"only {shown} were searched; what happens at other tokens is not seen")
-    if len(pairs) < 8:
-        found.append(f"{len(pairs)} pairs are few; intervals are wide")
-    return found
-
-
-def _positions(pairs: TokenPairs, given: Positions) -> Positions:
-    if given is not None or len(set(pairs.clean.lengths.tolist())) == 1:
-        return given
+def _positions(pairs: TokenPairs, asked: Positions) -> Positions:
+    if asked is not None or len(set(pairs.clean.lengths.tolist())) == 1:
+        return asked
     if not pairs.spans:
         raise BadInput("the pairs differ in length and name no spans; give positions=[-1, ...], or pairs of one length")
     return "spans"
-
-
-def _chosen(
-    model: Model, pairs: TokenPairs, swept: Sweep, table: dict[str, Metric], threshold: float, options: dict[str, Any]
-) -> tuple[list[Component], list[Component]]:
-    """(over the threshold, below minus the threshold), each checked by noising; strongest first."""
-    scores, errors = swept.scores(), swept.score_error()
-    passed = [
-        i
-        for i, cell in enumerate(swept.cells)
-        if cell.site not in STREAM and abs(scores[i]) >= threshold and not abs(scores[i]) < 2 * errors[i]
-    ]
-    if not passed:
-        return [], []
-    passed.sort(key=lambda i: -abs(float(scores[i])))
-    cells = [swept.cells[i] for i in passed]
-    noised = patch_sets(model, pairs, [[cell] for cell in cells], table, "noising", label="noising check", **options)
-    lost = (1 - noised.scores(next(iter(table)))).tolist()
-    made = [
-        Component(cell, float(scores[i]), float(errors[i]), gone, needed=abs(gone) >= threshold)
-        for i, cell, gone in zip(passed, cells, lost)
-    ]
-    return [one for one in made if one.restored > 0], [one for one in made if one.restored < 0]
-
-
-def _heads(
-    model: Model,
-    pairs: TokenPairs,
-    components: Sequence[Component],
-    table: dict[str, Metric],
-    threshold: float,
-    options: dict[str, Any],
-) -> tuple[Sweep | None, list[Component], list[Component]]:
-    """The heads of the attention layers found, at the positions found: sweep, over, and below minus the threshold."""
-    attention = [one.cell for one in components if one.cell.site == "attn_out"]
-    if not attention:
-        return None, [], []
-    where: Any = list(dict.fromkeys(cell.position for cell in attention))
-    layers = sorted({cell.layer for cell in attention})
-    over = ("layer", "position", "head")
-    swept = sweep(model, pairs, "z", over, table, "denoising", layers=layers, positions=where, **options)
-    found, opposing = _chosen(model, pairs, swept, table, threshold, options)
-    return swept, found, opposing
 
 
 def _sets(components: Sequence[Component], heads: Sequence[Component]) -> dict[str, tuple[Cell, ...]]:
@@ -218,64 +267,29 @@ def _sets(components: Sequence[Component], heads: Sequence[Component]) -> dict[s
 def _carriers(components: Sequence[Component], pairs: TokenPairs) -> list[str]:
     """A remark on components that are little more than the changed token itself."""
     differs = pairs.differs.cpu()
-    found = []
+    carriers = []
     for one in components:
         rows = [one.cell.positions(pairs, row) for row in range(len(pairs))]
         if one.restored > 0.9 and all(bool(differs[row, at].all()) for row, at in enumerate(rows)):
-            found.append(str(one.cell))
-    if not found:
+            carriers.append(str(one.cell))
+    if not carriers:
         return []
-    verb = "restores" if len(found) == 1 else "restore"
+    verb = "restores" if len(carriers) == 1 else "restore"
     return [
-        f"{', '.join(found)} alone {verb} over 90% at a token that was changed, so it may be no more than that token; "
-        "sets with it say little about the rest"
+        f"{', '.join(carriers)} alone {verb} over 90% at a token that was changed, so it may be no more than that "
+        "token; sets with it say little about the rest"
     ]
 
 
-def _control(
-    model: Model,
-    pairs: TokenPairs,
-    cells: Sequence[Cell],
-    table: dict[str, Metric],
-    count: int,
-    seed: int,
-    options: dict[str, Any],
-) -> dict[str, list[float]]:
-    """Sufficiency and necessity of random sets: the same positions, other layers and heads, none that were found."""
-    if count < 1:
-        return {}
-    rng = random.Random(seed)
-    held = set(cells)
-    sets = [_random_set(model, cells, held, rng) for _ in range(count)]
-    (name,) = table
-    restored, corrupted = (
-        patch_sets(model, pairs, sets, table, direction, label="random sets", **options)
-        for direction in ("denoising", "noising")  # type: ignore[arg-type]
-    )
-    return {"sufficiency": restored.scores(name).tolist(), "necessity": (1 - corrupted.scores(name)).tolist()}
-
-
-def _random_set(model: Model, cells: Sequence[Cell], held: set[Cell], rng: random.Random) -> list[Cell]:
-    drawn: set[Cell] = set()
+def _random_set(model: Model, cells: Sequence[Cell], draw: random.Random) -> list[Cell]:
+    chosen: set[Cell] = set()
     for cell in cells:
         options = [
             other
             for layer in range(model.cfg.n_layers)
             for head in (range(model.cfg.n_heads) if cell.head is not None else [None])
-            if (other := replace(cell, layer=layer, head=head)) not in held | drawn
+            if (other := replace(cell, layer=layer, head=head)) not in chosen.union(cells)
         ]
         if options:
-            drawn.add(rng.choice(options))
-    return sorted(drawn, key=str)
-
-
-def _backup(
-    model: Model,
-    pairs: TokenPairs,
-    cells: Sequence[Cell],
-    table: dict[str, Metric],
-    threshold: float,
-    options: dict[str, Any],
-) -> Backup:
-    at = list(dict.fromkeys(place for cell in cells for place in cell.at or ()))
-    return backup(model, pairs, cells, table, positions=at or None, threshold=threshold, **options)
+            chosen.add(draw.choice(options))
+    return sorted(chosen, key=str)

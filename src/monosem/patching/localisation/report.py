@@ -1,23 +1,32 @@
-"""The report of a localisation: `report.html` (self-contained), `report.md`, `results.json`, `config.yaml`."""
+"""The report of a localisation, from its results alone: `report.html` (self-contained), `report.md`, `results.json`.
+
+`write(json.loads(Path("results.json").read_text()), folder)` makes it again.
+"""
 
 import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import yaml
 
 from ... import __version__
 from ...files import writable_folder, write_json, write_text
 from ...pages import embedded, environment, number, plotly_script
 from ...statistics import Interval, Share
-
-if TYPE_CHECKING:
-    from .result import Component, Localisation
+from ..sets.backups import picture as backup_picture
+from ..sweeps.pictures import picture as sweep_picture
 
 ROOM = "monosem.patching"
+GROUPS = (  # title, meaning, kind of place, whether it restores the answer
+    ("Components", "Attention and MLP outputs that restore the answer", "component", True),
+    ("Against", "Places whose clean activation moves the answer away", "component", False),
+    ("Heads", "Heads of the attention layers found", "head", True),
+    ("Heads against", "Heads that move the answer away", "head", False),
+)
 
 # what each number means: name -> (formula, plain words); m is the metric's mean over pairs
 DEFINITIONS = {
@@ -61,83 +70,94 @@ DEFINITIONS = {
 }
 
 
-def write(found: "Localisation", folder: Path) -> Path:
-    """Write the four files; returns the page's path."""
+def write(results: Mapping[str, Any], folder: Path) -> Path:
+    """Write the report and, beside it, `config.yaml`; returns the page's path.
+
+    Args:
+        results: `Localisation.results`, or the same read from `results.json`.
+    """
     writable_folder(folder)
-    facts = _facts(found)
+    facts = _facts(results)
     page = environment(ROOM, escape=True).get_template("localisation.html.jinja")
-    html = page.render(**facts, plots=_plots(found), plotly=plotly_script())
-    write_text(folder / "config.yaml", yaml.safe_dump(found.config, sort_keys=False, allow_unicode=True))
-    write_json(folder / "results.json", _storable(found.results))
+    html = page.render(**facts, plots=_plots(results), plotly=plotly_script())
+    config = yaml.safe_dump(results["config"], sort_keys=False, allow_unicode=True)
+    write_text(folder / "config.yaml", config)
+    write_json(folder / "results.json", results)
     write_text(folder / "report.md", environment(ROOM).get_template("localisation.md.jinja").render(**facts))
     write_text(folder / "report.html", html)
     return folder / "report.html"
 
 
-def headline(found: "Localisation") -> str:
+def headline(results: Mapping[str, Any]) -> str:
     """The finding in one sentence, and what it is compared with."""
-    if not found.components:
-        return f"No single place restores {found.config['threshold']:.0%} of the effect: nothing was localised."
-    label, best = list(found.evidence.items())[-1]
-    what = f"The {len(best.cells)} {label} found restore {_percent(best.sufficiency)} of the effect"
-    said = f"{what}; without them {_percent(best.necessity)} of it is lost."
-    if drawn := found.control.get("sufficiency"):
+    if not any(_group(results, "component", True)):
+        return f"No single place restores {results['config']['threshold']:.0%} of the effect: nothing was localised."
+    label, last = list(results["evidence"].items())[-1]
+    what = f"The {len(last['cells'])} {label} found restore {_percent(last['sufficiency'])} of the effect"
+    said = f"{what}; without them {_percent(last['necessity'])} of it is lost."
+    if drawn := results["control"].get("sufficiency"):
         said += f" Random sets of the same make restore {min(drawn):.0%} to {max(drawn):.0%}."
     return said
 
 
-def _percent(interval: Interval) -> str:
-    if math.isnan(interval.low):
-        return f"{interval.value:.0%}"
-    return f"{interval.value:.0%} [{interval.low:.0%}, {interval.high:.0%}]"
+def origin() -> dict[str, str]:
+    """The versions that the numbers come from."""
+    versions = {name: version(name) for name in ("torch", "transformers")}
+    return {"monosem": __version__, **versions, "python": platform.python_version()}
 
 
-def _facts(found: "Localisation") -> dict[str, Any]:
+def storable(value: Any) -> Any:
+    """The same in plain values that JSON has: NaN becomes null."""
+    if isinstance(value, Mapping):
+        return {key: storable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [storable(item) for item in value]
+    return None if value is pd.NA or (isinstance(value, float) and not math.isfinite(value)) else value
+
+
+def _facts(results: Mapping[str, Any]) -> dict[str, Any]:
     """What both templates show."""
+    config = results["config"]
+    named = {"model": config["model"], "pairs": f"{config['pairs']}: {config['task']}"}
     return {
-        "config": found.config,
-        "found": found,
-        "headline": headline(found),
+        **results,
+        "headline": headline(results),
         "definitions": DEFINITIONS,
-        "groups": [
-            ("Components", "Attention and MLP outputs that restore the answer", found.components, found.sweep.labels),
-            ("Against", "Places whose clean activation moves the answer away", found.opposing, found.sweep.labels),
-            ("Heads", "Heads of the attention layers found", found.heads, found.sweep.labels),
-            ("Heads against", "Heads that move the answer away", found.opposing_heads, found.sweep.labels),
-        ],
-        "row": _row,
-        "sets": [
-            {
-                "label": label,
-                "cells": [str(cell) for cell in one.cells],
-                "sufficiency": str(one.sufficiency),
-                "necessity": str(one.necessity),
-                "pn": _shown(one.pn),
-                "ps": _shown(one.ps),
-                "pns": f"{number(one.pns[0], 2)} to {number(one.pns[1], 2)}",
-                "both": _shown(one.both),
-            }
-            for label, one in found.evidence.items()
-        ],
-        "control": {name: _spread(values) for name, values in found.control.items()},
-        "backups": [] if found.backup is None else found.backup.table.to_dict("records"),
-        "origin": {
-            "model": found.config["model"],
-            "pairs": f"{found.config['pairs']}: {found.config['task']}",
-            "monosem": __version__,
-            "torch": version("torch"),
-            "transformers": version("transformers"),
-            "python": platform.python_version(),
-        },
+        "groups": [(title, meaning, _group(results, kind, restores)) for title, meaning, kind, restores in GROUPS],
+        "sets": [_set(label, one) for label, one in results["evidence"].items()],
+        "control": {name: _spread(values) for name, values in results["control"].items()},
+        "backups": results["tables"].get("backup", []),
+        "origin": named | results["origin"],
     }
 
 
-def _row(one: "Component", labels: dict[Any, str]) -> dict[str, Any]:
-    cell = one.cell
-    where = "all" if cell.at is None else ", ".join(map(str, cell.at))
-    token = labels.get(cell.position, "")
-    name = f"head {cell.layer}.{cell.head}" if cell.head is not None else f"{cell.site}.{cell.layer}"
-    return {"name": name, "position": where, "token": token}
+def _group(results: Mapping[str, Any], kind: str, restores: bool) -> list[dict[str, Any]]:
+    """Rows of one kind of place that restore the answer, or move it away."""
+    rows = [row for row in results["tables"]["found"] if row["kind"] == kind and (row["restored"] > 0) == restores]
+    return [row | {"name": _name(row)} for row in rows]
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    head = row["head"]
+    return f"{row['site']}.{row['layer']}" if head is None else f"head {row['layer']}.{head}"
+
+
+def _set(label: str, one: Mapping[str, Any]) -> dict[str, Any]:
+    intervals = {name: str(_interval(one[name])) for name in ("sufficiency", "necessity")}
+    shares = {name: _shown(Share(**one[name])) for name in ("pn", "ps", "both")}
+    pns = " to ".join(number(bound, 2) for bound in one["pns"])
+    return {"label": label, "cells": one["cells"], **intervals, **shares, "pns": pns}
+
+
+def _interval(one: Mapping[str, float | None]) -> Interval:
+    return Interval(**{name: math.nan if number is None else number for name, number in one.items()})
+
+
+def _percent(one: Mapping[str, float | None]) -> str:
+    interval = _interval(one)
+    if math.isnan(interval.low):
+        return f"{interval.value:.0%}"
+    return f"{interval.value:.0%} [{interval.low:.0%}, {interval.high:.0%}]"
 
 
 def _shown(share: Share) -> str:
@@ -151,29 +171,21 @@ def _spread(values: Sequence[float]) -> str:
     return f"{sum(values) / len(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
-def _plots(found: "Localisation") -> dict[str, dict[str, str]]:
+def _plots(results: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """The figures by name, ready for the page."""
-    plots = {
-        f"sweep_{site}": embedded(
-            found.sweep.plot(site=site),
+    tables = {name: pd.DataFrame(rows) for name, rows in results["tables"].items()}
+    sweep, over, plots = tables["sweep"], ("layer", "position"), {}
+    for site in dict.fromkeys(sweep["site"]):
+        plots[f"sweep_{site}"] = embedded(
+            sweep_picture(sweep, over, "denoising", [site]),
             f"{site} restored in the corrupted run, one layer and position at a time. Blue: the answer comes back "
             "(1 = as in the clean run). Orange: it moves further away.",
         )
-        for site in found.sweep.sites
-    }
-    if found.head_sweep is not None:
+    if "head_sweep" in tables:
         caption = "Every head of the attention layers found, restored alone at the positions found."
-        plots["heads"] = embedded(found.head_sweep.plot(), caption)
-    if found.backup is not None:
+        heads = sweep_picture(tables["head_sweep"], (*over, "head"), "denoising", ["z"])
+        plots["heads"] = embedded(heads, caption)
+    if "backup" in tables:
         caption = "Each dot is a head. Above the dotted line it matters more once what was found is corrupted."
-        plots["backup"] = embedded(found.backup.plot(), caption)
+        plots["backup"] = embedded(backup_picture(tables["backup"]), caption)
     return plots
-
-
-def _storable(value: Any) -> Any:
-    """NaN has no place in JSON: it becomes null."""
-    if isinstance(value, dict):
-        return {key: _storable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_storable(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -11,7 +11,7 @@ from ...edits import Edit
 from ...models import Moment, Site
 from .branches import projections, wide
 from .nodes import Node, NodeSet
-from .senders import Stage, Streams
+from .streams import Stage, Streams
 
 # what a receiver does with its changed input: one tensor for all sender sets, `sets batch pos ...`
 Recorded = dict[Node, Tensor]

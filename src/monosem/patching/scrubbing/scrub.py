@@ -19,8 +19,7 @@ explains the whole metric, 0: nothing.
 The stream at a claim is a sum of known activations, so a claim costs one layer and no run of the model below it.
 """
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,6 +33,7 @@ from ...errors import BadInput, require
 from ...models import Model
 from ...plots import BLUE, GREY, style
 from ...progress import Meter
+from ...results import Result, analysis
 from ...statistics import Interval, bootstrap_ratio
 from ..scoring import MetricLike, measured, one_metric
 from .hypothesis import Claim, Hypothesis, check_claims
@@ -44,13 +44,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Scrubbed:
+class Scrubbed(Result):
     """A tested hypothesis; metrics are `samples examples`, in the metric's unit.
 
     Attributes:
-        scrubbed: of the scrubbed model. random: of the model on a random prompt, with this prompt's answers.
+        scrubbed: the metric of the scrubbed model. random: of the model on a random prompt, with this prompt's answers.
         model: of the model itself, `examples`.
-        table: a row a claim: how many feature values there are, how large their groups, how often the draw was the
+        claims: a row a claim: how many feature values there are, how large their groups, how often the draw was the
             prompt itself (then nothing was tested).
         notes: what to bear in mind.
     """
@@ -59,7 +59,7 @@ class Scrubbed:
     random: Float[Tensor, "samples examples"]
     model: Float[Tensor, "examples"]
     metric: str
-    table: pd.DataFrame
+    claims: pd.DataFrame
     notes: Sequence[str] = field(default_factory=tuple)
 
     @property
@@ -75,6 +75,11 @@ class Scrubbed:
             f"Scrubbed({self.metric}: {means}{float(self.random.mean()):.3g} random; recovered {self.recovered}{notes})"
         )
 
+    @property
+    def table(self) -> pd.DataFrame:
+        """The claims."""
+        return self.claims
+
     def plot(self) -> "Figure":
         """The metric of every prompt, scrubbed against unscrubbed: on the diagonal the hypothesis loses nothing."""
         go = require("plotly.graph_objects", "plots")
@@ -88,68 +93,90 @@ class Scrubbed:
         return style(figure, f"{self.metric}, model", f"{self.metric}, scrubbed", f"recovered {self.recovered}")
 
 
+@analysis
 def scrub(
     model: Model,
+    x: Any,
     hypothesis: Hypothesis | Sequence[Claim],
-    prompts: Any,
+    *,
     examples: Sequence[Any] | None = None,
     metric: MetricLike | None = None,
-    *,
     samples: int = 4,
     others: Literal["one", "each"] = "one",
     seed: int = 0,
-    rows: int = 64,
+    batch_size: int = 64,
     quiet: bool = False,
 ) -> Scrubbed:
     """Test a hypothesis.
 
     Args:
-        prompts: `TokenPairs` (their clean prompts and answers are used), or anything that `model.tokens` takes; all of
-            one length.
+        x: `TokenPairs` (their clean prompts and answers are used), or anything that `model.tokens` takes; all prompts
+            of one length.
         examples: what features are functions of, one for each prompt; default: the prompts' texts.
         metric: as in `sweep`; default: what suits the answers, without answers -KL from the model's own prediction.
         samples: scrubbed computations for each prompt.
         others: places outside the hypothesis that a claim reads come all from "one" random prompt, a new one for each
             claim, or "each" from its own (stricter: mixtures that no prompt brings about).
-        seed: of all draws. rows: prompts that are computed together.
+        seed: of all draws. batch_size: prompts that are computed together.
 
     Raises:
         BadInput: prompts of several lengths, a claim that reads what comes after it, a place claimed twice, a metric
             that a random prompt's answer satisfies as well. UnknownName: a site that is not there.
     """
     hypothesis = hypothesis if isinstance(hypothesis, Hypothesis) else Hypothesis(tuple(hypothesis))
-    pairs = prompts if isinstance(prompts, TokenPairs) else _unanswered(model, prompts)
-    if len(set(pairs.clean.lengths.tolist())) != 1:
-        raise BadInput("causal scrubbing mixes activations of prompts by position: give prompts of one length")
     if samples < 1 or others not in ("one", "each"):
         raise BadInput("samples is at least 1, and others is 'one' or 'each'")
-    pairs = pairs[slice(None)].to(model.device)
-    examples = [model.text(row) for row in pairs.clean.rows()] if examples is None else list(examples)
-    if len(examples) != len(pairs):
-        raise BadInput(f"{len(examples)} examples for {len(pairs)} prompts; give one for each")
+    pairs, examples = _prompts(model, x, examples)
     check_claims(model, hypothesis, pairs)
     name, function = one_metric(metric, pairs)
     tree = Tree(model, pairs, Draws(examples, seed + 1), each=others == "each")
-    score = lambda logits, refs: measured({name: function}, logits, pairs[refs], tree.logits[refs])[name]  # noqa: E731
-    refs = torch.arange(len(pairs)).repeat(samples)
-    randoms = Draws(examples, seed).anything(len(refs))  # the same for every hypothesis
-    parts: dict[str, list[Tensor]] = defaultdict(list)
-    with Meter("scrub", total=len(refs), unit="prompt", quiet=quiet) as meter, torch.no_grad():
-        for chunk, random in zip(refs.split(rows), randoms.split(rows)):
-            parts["random"].append(score(tree.logits[random], chunk))
-            parts["scrubbed"].append(score(tree.answer(hypothesis.inputs, chunk, random), chunk))
-            meter.advance(len(chunk))
-    found = {key: torch.cat(values).reshape(samples, len(pairs)) for key, values in parts.items()}
-    own = score(tree.logits, torch.arange(len(pairs)))
-    if abs(float(own.mean() - found["random"].mean())) < 1e-6:
+    randoms = Draws(examples, seed).anything(samples * len(pairs))  # the same for every hypothesis
+
+    def score(logits: Tensor, refs: Tensor) -> Tensor:
+        return measured({name: function}, logits, pairs[refs], tree.logits[refs])[name]
+
+    scrubbed, random = _scores(tree, hypothesis, score, randoms, batch_size, quiet)
+    whole = score(tree.logits, torch.arange(len(pairs)))
+    if abs(float(whole.mean() - random.mean())) < 1e-6:
         raise BadInput(f"{name} is the same with a random prompt's answer, so nothing can be recovered")
-    table = tree.draws.table(hypothesis)
-    return Scrubbed(found["scrubbed"], found["random"], own, name, table, _remarks(table, len(pairs)))
+    claims = tree.draws.table(hypothesis)
+    return Scrubbed(scrubbed, random, whole, name, claims, _remarks(claims, len(pairs)))
 
 
-def _unanswered(model: Model, prompts: Any) -> TokenPairs:
-    tokens = model.tokens(prompts)
-    return TokenPairs(tokens, tokens)
+def _prompts(model: Model, x: Any, examples: Sequence[Any] | None) -> tuple[TokenPairs, list[Any]]:
+    """The prompts and what features are functions of. Raises `BadInput` where they do not fit."""
+    if isinstance(x, TokenPairs):
+        pairs = x[slice(None)].to(model.device)
+    else:
+        tokens = model.tokens(x)
+        pairs = TokenPairs(tokens, tokens).to(model.device)
+    if len(set(pairs.clean.lengths.tolist())) != 1:
+        raise BadInput("causal scrubbing mixes activations of prompts by position: give prompts of one length")
+    examples = [model.text(row) for row in pairs.clean.rows()] if examples is None else list(examples)
+    if len(examples) != len(pairs):
+        raise BadInput(f"{len(examples)} examples for {len(pairs)} prompts; give one for each")
+    return pairs, examples
+
+
+@torch.no_grad()
+def _scores(
+    tree: Tree,
+    hypothesis: Hypothesis,
+    score: Callable[[Tensor, Tensor], Tensor],
+    randoms: Tensor,
+    batch_size: int,
+    quiet: bool,
+) -> tuple[Float[Tensor, "samples examples"], Float[Tensor, "samples examples"]]:
+    """The metric of the scrubbed model, and with a random prompt's logits."""
+    count = len(tree.pairs)
+    scrubbed, random = [], []
+    with Meter("scrub", total=len(randoms), unit="prompt", quiet=quiet) as meter:
+        refs = torch.arange(count).repeat(len(randoms) // count)
+        for chunk, others in zip(refs.split(batch_size), randoms.split(batch_size)):
+            random.append(score(tree.logits[others], chunk))
+            scrubbed.append(score(tree.answer(hypothesis.inputs, chunk, others), chunk))
+            meter.advance(len(chunk))
+    return torch.cat(scrubbed).reshape(-1, count), torch.cat(random).reshape(-1, count)
 
 
 def _remarks(table: pd.DataFrame, count: int) -> list[str]:

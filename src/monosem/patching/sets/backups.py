@@ -8,9 +8,9 @@ All heads are ranked by a first-order estimate of that growth (two gradients a p
 best of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import pandas as pd
 import torch
@@ -18,12 +18,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...data import TokenPairs
-from ...models import Model, Site
-from ...progress import Meter
-from ..cells import Cell, Position, check_cell
-from ..corruptions import Prompt
+from ...errors import require
+from ...models import Model
+from ...plots import BLUE, GREY, style
+from ...results import Result, analysis
+from ..cells import Cell, Position, check_cell, places_of
+from ..experiment import Trial, Writes, patching_experiment, writes_of
 from ..scoring import Metric, MetricLike, one_metric
-from ..trial import Trial, Writes, trials
 from .sets import CellSet, patch_sets
 
 if TYPE_CHECKING:
@@ -31,84 +32,88 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Backup:
+class Backup(Result):
     """What heads add before and after a set is corrupted, as shares of clean minus corrupted.
 
     Attributes:
-        heads: the heads that were measured exactly. without, given: the need for each in the clean run, and with the
-            set corrupted, `heads`.
+        heads: the heads that were measured exactly.
+        need, need_after: the need for each in the clean run, and with the set corrupted, `heads`.
         estimated: first-order growth of every head of the model, `layer head`.
         threshold: growth from which a head counts as backup.
     """
 
     heads: Sequence[Cell]
-    without: Float[Tensor, "heads"]
-    given: Float[Tensor, "heads"]
+    need: Float[Tensor, "heads"]
+    need_after: Float[Tensor, "heads"]
     estimated: Float[Tensor, "layer head"]
     threshold: float
+    ranked_by: ClassVar[str | None] = "growth"
 
     @property
     def growth(self) -> Float[Tensor, "heads"]:
-        return self.given - self.without
+        return self.need_after - self.need
 
     @property
-    def found(self) -> list[Cell]:
+    def backups(self) -> list[Cell]:
         """Heads whose need grows by the threshold at least, and then reaches it; most first."""
         order = self.growth.argsort(descending=True).tolist()
-        return [self.heads[i] for i in order if min(self.growth[i], self.given[i]) >= self.threshold]
+        return [self.heads[i] for i in order if min(self.growth[i], self.need_after[i]) >= self.threshold]
+
+    @property
+    def best(self) -> Cell:
+        """The head whose need grows most, whether or not it counts as backup."""
+        return self.heads[int(self.growth.argmax())]
 
     @property
     def table(self) -> pd.DataFrame:
         """A row a measured head: need without and with the set corrupted, growth, and whether it counts as backup."""
-        found = set(self.found)
-        rows = [
+        backups = set(self.backups)
+        frame = pd.DataFrame(
             {
-                "layer": cell.layer,
-                "head": cell.head,
-                "need": before,
-                "need_after": after,
-                "growth": after - before,
-                "backup": cell in found,
+                "layer": [cell.layer for cell in self.heads],
+                "head": [cell.head for cell in self.heads],
+                "need": self.need.numpy(),
+                "need_after": self.need_after.numpy(),
+                "growth": self.growth.numpy(),
+                "backup": [cell in backups for cell in self.heads],
             }
-            for cell, before, after in zip(self.heads, self.without.tolist(), self.given.tolist())
-        ]
-        frame = pd.DataFrame(rows, columns=["layer", "head", "need", "need_after", "growth", "backup"])
+        )
         return frame.sort_values("growth", ascending=False, ignore_index=True)
 
     def plot(self) -> "Figure":
         """Need before against need after; backup heads lie above the diagonal."""
-        from ...errors import require
-        from ...plots import BLUE, GREY, style
-
-        go = require("plotly.graph_objects", "plots")
-        found = set(self.found)
-        figure = go.Figure()
-        for name, colour, is_backup in (("measured heads", GREY, False), ("backup", BLUE, True)):
-            rows = [i for i, cell in enumerate(self.heads) if (cell in found) == is_backup]
-            figure.add_scatter(
-                x=self.without[rows].tolist(),
-                y=self.given[rows].tolist(),
-                text=[f"{self.heads[i].layer}.{self.heads[i].head}" for i in rows],
-                mode="markers+text",
-                textposition="top center",
-                name=name,
-                marker={"color": colour, "size": 9},
-                hovertemplate="head %{text}<br>before %{x:.3f}, after %{y:.3f}<extra></extra>",
-            )
-        ends = [
-            float(torch.stack([self.without, self.given]).min()),
-            float(torch.stack([self.without, self.given]).max()),
-        ]
-        figure.add_scatter(x=ends, y=ends, mode="lines", line={"color": GREY, "dash": "dot"}, name="unchanged")
-        return style(figure, "need in the clean run", "need once the set is corrupted")
+        return picture(self.table)
 
 
+def picture(table: pd.DataFrame) -> "Figure":
+    """`Backup.plot`, from the table alone."""
+    go = require("plotly.graph_objects", "plots")
+    figure = go.Figure()
+    for name, colour, is_backup in (("measured heads", GREY, False), ("backup", BLUE, True)):
+        rows = table[table["backup"] == is_backup]
+        figure.add_scatter(
+            x=rows["need"].tolist(),
+            y=rows["need_after"].tolist(),
+            text=(rows["layer"].astype(str) + "." + rows["head"].astype(str)).tolist(),
+            mode="markers+text",
+            textposition="top center",
+            name=name,
+            marker={"color": colour, "size": 9},
+            hovertemplate="head %{text}<br>before %{x:.3f}, after %{y:.3f}<extra></extra>",
+        )
+    needs = table[["need", "need_after"]]
+    ends = [float(needs.min().min()), float(needs.max().max())]
+    figure.add_scatter(x=ends, y=ends, mode="lines", line={"color": GREY, "dash": "dot"}, name="unchanged")
+    return style(figure, "need in the clean run", "need once the set is corrupted")
+
+
+@analysis
 def backup(
     model: Model,
     pairs: TokenPairs,
     cells: CellSet,
-    metric: MetricLike | None = None,
     *,
+    metric: MetricLike | None = None,
     positions: Sequence[Position] | None = None,
     threshold: float = 0.05,
     candidates: int | None = 20,
@@ -130,45 +135,45 @@ def backup(
     at = None if positions is None else tuple(positions)
     for cell in cells:
         check_cell(model, cell)
-    estimated = _estimates(model, pairs, cells, function, at, quiet)
+    estimated = _estimates(model, pairs, cells, {name: function}, at, quiet)
     taken = {(cell.layer, cell.head) for cell in cells if cell.site == "z" and cell.head is not None}
     taken |= {(cell.layer, head) for cell in cells if cell.site == "attn_out" for head in range(model.cfg.n_heads)}
     order = estimated.flatten().argsort(descending=True).tolist()
     places = [(i // model.cfg.n_heads, i % model.cfg.n_heads) for i in order]
     heads = [Cell("z", layer, at, head=head) for layer, head in places if (layer, head) not in taken][:candidates]
     sets = [(), *((head,) for head in heads), tuple(cells), *((*cells, head) for head in heads)]
-    ran = patch_sets(model, pairs, sets, {name: function}, "noising", memory=memory, quiet=quiet, label="backup heads")
-    gap = ran.clean[name].mean() - ran.corrupted[name].mean()
-    value = ran.values[name].mean(1) / gap
+    runs = patch_sets(
+        model, pairs, sets, metric={name: function}, direction="noising", memory=memory, quiet=quiet,
+        label="backup heads",
+    )  # fmt: skip
+    left = runs.scores()
     n = len(heads)
-    return Backup(heads, value[0] - value[1 : n + 1], value[n + 1] - value[n + 2 :], estimated, threshold)
+    return Backup(heads, left[0] - left[1 : n + 1], left[n + 1] - left[n + 2 :], estimated, threshold)
 
 
 def _estimates(
-    model: Model, pairs: TokenPairs, cells: CellSet, metric: Metric, at: tuple[Position, ...] | None, quiet: bool
+    model: Model,
+    pairs: TokenPairs,
+    cells: CellSet,
+    metric: dict[str, Metric],
+    at: tuple[Position, ...] | None,
+    quiet: bool,
 ) -> Float[Tensor, "layer head"]:
     """First-order growth of every head's need, as a share of clean minus corrupted.
 
     The need is estimated as (base - corrupted) z · gradient, in the clean run and in the run with `cells` corrupted.
     """
-    layers = range(model.cfg.n_layers)
-    sites = [Site("z", layer) for layer in layers]
-    captured = list(dict.fromkeys([*sites, *(cell.place for cell in cells)]))
-    total = torch.zeros(len(layers), model.cfg.n_heads, dtype=torch.float64)
-    gap = 0.0
-    other = Prompt().sides(model, pairs, captured)
-    probes = [Cell("z", layer, at) for layer in layers]
-    with Meter("estimate backup", total=len(pairs), unit="pair", quiet=quiet) as meter:
-        for row in range(len(pairs)):
-            (trial,) = trials(model, pairs, row, other(row), "noising", captured, None)
-            writes = [Writes(cell.place, [(0, cell.index(trial.pairs, 0), trial.value(cell))]) for cell in cells]
-            total += _needs(trial, writes, probes, metric) - _needs(trial, [], probes, metric)
-            ends = (
-                metric(logits, trial.pairs, trial.clean_logits) for logits in (trial.clean_logits, trial.other_logits)
-            )
-            gap += float(next(ends)) - float(next(ends))
-            meter.advance()
-    return total / gap
+    probes = [Cell("z", layer, at) for layer in range(model.cfg.n_layers)]
+    ((name, function),) = metric.items()
+
+    def growth(trial: Trial) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+        after = _needs(trial, writes_of(trial, [cells]), probes, function)
+        yield slice(None), {name: (after - _needs(trial, [], probes, function)).flatten()}
+
+    experiment = patching_experiment(model, pairs, places_of([*probes, *cells]), metric, "noising")
+    columns = {"head": range(len(probes) * model.cfg.n_heads)}
+    grown = experiment.run(growth, columns, label="estimate backup", unit="head", quiet=quiet)
+    return (grown.mean() / grown.gap().mean()).unflatten(0, (len(probes), -1))
 
 
 def _needs(

@@ -19,23 +19,30 @@ with "right" for: the right answer is likelier than the wrong one (without answe
   the share of such pairs in which C breaks the one and repairs the other is reported too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import pandas as pd
 from jaxtyping import Bool
 from torch import Tensor
 
 from ...data import TokenPairs
+from ...errors import require
 from ...models import Model
+from ...plots import BLUE, ORANGE, style
+from ...results import Result, analysis
 from ...statistics import Interval, Share, bootstrap_ratio
 from ..cells import Cell
 from ..scoring import Metric, MetricLike, one_metric
 from .sets import CellSet, Joint, patch_sets
 
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
 
 @dataclass(frozen=True)
-class Evidence:
+class SetEvidence:
     """What a set of places does to the answer; the definitions stand at the top of this module.
 
     Attributes:
@@ -53,6 +60,67 @@ class Evidence:
     pns: tuple[float, float]
     both: Share
 
+    @property
+    def shares(self) -> dict[str, Share]:
+        return {"pn": self.pn, "ps": self.ps, "both": self.both}
+
+
+@dataclass(frozen=True, eq=False)
+class CausalEvidence(Result):
+    """The evidence for several sets, by their labels; `evidence["heads"]` and `evidence[0]` give one."""
+
+    sets: Mapping[str, SetEvidence]
+    ranked_by: ClassVar[str | None] = "sufficiency"
+
+    def __len__(self) -> int:
+        return len(self.sets)
+
+    def __getitem__(self, label: str | int) -> SetEvidence:
+        return self.sets[label] if isinstance(label, str) else list(self.sets.values())[label]
+
+    def __repr__(self) -> str:
+        said = (
+            f"{label}: sufficiency {one.sufficiency}, necessity {one.necessity}" for label, one in self.sets.items()
+        )
+        return f"CausalEvidence({'; '.join(said)})"
+
+    @property
+    def best(self) -> SetEvidence:
+        """The set with the largest sufficiency."""
+        return max(self.sets.values(), key=lambda one: one.sufficiency.value)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row a set: size, sufficiency and necessity with intervals, PN, PS and the bounds of PNS."""
+        rows = []
+        for label, one in self.sets.items():
+            row: dict[str, Any] = {"set": label, "cells": len(one.cells)}
+            for name in ("sufficiency", "necessity"):
+                row |= _bounded(name, getattr(one, name))
+            for name, share in one.shares.items():
+                row |= {f"{name}_count": share.count, f"{name}_of": share.of} | _bounded(name, share.interval)
+            rows.append(row | {"pns_low": one.pns[0], "pns_high": one.pns[1]})
+        return pd.DataFrame(rows)
+
+    def plot(self) -> "Figure":
+        """Sufficiency and necessity of every set, with intervals."""
+        go = require("plotly.graph_objects", "plots")
+        figure = go.Figure()
+        for name, colour in (("sufficiency", BLUE), ("necessity", ORANGE)):
+            found: list[Interval] = [getattr(one, name) for one in self.sets.values()]
+            bars = {
+                "symmetric": False,
+                "array": [one.high - one.value for one in found],
+                "arrayminus": [one.value - one.low for one in found],
+            }
+            heights = [one.value for one in found]
+            figure.add_bar(x=list(self.sets), y=heights, error_y=bars, name=name, marker={"color": colour})
+        return style(figure, "", "share of clean minus corrupted")
+
+
+def _bounded(name: str, interval: Interval) -> dict[str, float]:
+    return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
 
 def answered(logits: Tensor, pairs: TokenPairs, clean: Tensor) -> Tensor:
     """1 where the right answer is likelier than the wrong one; without answers, where the clean top token stays."""
@@ -61,54 +129,58 @@ def answered(logits: Tensor, pairs: TokenPairs, clean: Tensor) -> Tensor:
     return (pairs.advantage(logits) > 0).double()
 
 
-def evidence(
+@analysis
+def causal_evidence(
     model: Model,
     pairs: TokenPairs,
-    sets: Sequence[CellSet],
-    metric: MetricLike | None = None,
+    sets: Sequence[CellSet] | Mapping[str, CellSet],
     *,
+    metric: MetricLike | None = None,
     seed: int = 0,
     memory: str | int = "2GB",
     quiet: bool = False,
-) -> list[Evidence]:
+) -> CausalEvidence:
     """Sufficiency, necessity and the probabilities of each set, from two patched runs a pair.
 
     Args:
+        sets: the sets of cells, or `{label: cells}`; without labels they are "set 0", "set 1", ...
         metric: one metric; default: what suits the answers (`default_metric`).
         seed: of the bootstrap over pairs.
 
     Raises:
         BadInput, UnknownName: as `patch_sets`.
     """
+    labelled = sets if isinstance(sets, Mapping) else {f"set {i}": one for i, one in enumerate(sets)}
     name, function = one_metric(metric, pairs)
     table: dict[str, Metric] = {name: function, "answered": answered}
+    cells = list(labelled.values())
     options: dict[str, Any] = {"memory": memory, "quiet": quiet}
-    restored = patch_sets(model, pairs, sets, table, "denoising", label="restore sets", **options)
-    corrupted = patch_sets(model, pairs, sets, table, "noising", label="corrupt sets", **options)
-    return [_evidence(i, name, restored, corrupted, seed) for i in range(len(restored.sets))]
+    restored = patch_sets(model, pairs, cells, metric=table, direction="denoising", label="restore sets", **options)
+    corrupted = patch_sets(model, pairs, cells, metric=table, direction="noising", label="corrupt sets", **options)
+    return CausalEvidence({label: _evidence_of(i, name, restored, corrupted, seed) for i, label in enumerate(labelled)})
 
 
 def sufficiency(
-    model: Model, pairs: TokenPairs, cells: CellSet, metric: MetricLike | None = None, **options: Any
+    model: Model, pairs: TokenPairs, cells: CellSet, *, metric: MetricLike | None = None, **options: Any
 ) -> Interval:
-    """The share of clean minus corrupted that comes back when only `cells` are restored; options as `evidence`."""
-    return evidence(model, pairs, [cells], metric, **options)[0].sufficiency
+    """The share of clean minus corrupted that comes back when only `cells` are restored; options: `causal_evidence`."""
+    return causal_evidence(model, pairs, [cells], metric=metric, **options)[0].sufficiency
 
 
 def necessity(
-    model: Model, pairs: TokenPairs, cells: CellSet, metric: MetricLike | None = None, **options: Any
+    model: Model, pairs: TokenPairs, cells: CellSet, *, metric: MetricLike | None = None, **options: Any
 ) -> Interval:
-    """The share of clean minus corrupted that is lost when only `cells` are corrupted; options as `evidence`."""
-    return evidence(model, pairs, [cells], metric, **options)[0].necessity
+    """The share of clean minus corrupted that is lost when only `cells` are corrupted; options: `causal_evidence`."""
+    return causal_evidence(model, pairs, [cells], metric=metric, **options)[0].necessity
 
 
-def _evidence(i: int, metric: str, restored: Joint, corrupted: Joint, seed: int) -> Evidence:
+def _evidence_of(i: int, metric: str, restored: Joint, corrupted: Joint, seed: int) -> SetEvidence:
     clean, other = restored.clean, restored.corrupted
     right_clean, right_other = clean["answered"] > 0.5, other["answered"] > 0.5
     repaired, broken = restored.values["answered"][i] > 0.5, corrupted.values["answered"][i] < 0.5
     pn, ps = _share(broken, right_clean), _share(repaired, ~right_other)
     gap = clean[metric] - other[metric]
-    return Evidence(
+    return SetEvidence(
         cells=restored.sets[i],
         metric=metric,
         sufficiency=bootstrap_ratio(restored.values[metric][i] - other[metric], gap, seed=seed),

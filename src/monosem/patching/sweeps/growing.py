@@ -27,7 +27,7 @@ from ...models.running.budget import bytes_of, shown
 from ...models.running.moment import EditLike
 from ...models.running.session import Session
 from ..cells import Cell
-from ..trial import Trial, Writes
+from ..experiment import Trial, Writes
 from .whole_runs import Patched
 
 # layer argument -> its axis of token positions (of queries, in a mask)
@@ -160,8 +160,7 @@ def growing(trial: Trial, cells: Sequence[Cell], memory: str | int) -> Patched:
         first = trial.first_change(cell)
         groups[-1 if first is None else first].append(i)
     if unchanged := groups.pop(-1, []):
-        assert trial.base.logits is not None
-        yield unchanged, trial.base.logits.expand(len(unchanged), -1)
+        yield unchanged, trial.base_logits.expand(len(unchanged), -1)
     for start, members in _merged(groups, CALL_TOKENS.get(trial.model.device.type, CALL_TOKENS_ELSEWHERE)):
         members.sort(key=lambda i: _birth(cells[i])[0])
         for chunk in _chunks(tape, members, start, bytes_of(memory)):

@@ -1,49 +1,43 @@
 """The sweep: patch every cell, one at a time, and measure what the model answers."""
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, Unpack
 
 from ...data import TokenPairs
-from ...dictionaries import Dictionary
 from ...errors import UnknownName, did_you_mean
 from ...models import Model
-from ...progress import Meter
-from ..cells import Cell, Positions
+from ...results import analysis
+from ..cells import Cell, Which, axes_of, cells_of, columns_of, labels_of, places_of
 from ..corruptions import Corruption
-from ..measured import Sweep
-from ..plan import Plan
+from ..experiment import Direction, Trial, patching_experiment
 from ..scoring import MetricLike
-from ..trial import Trial
 from .growing import NotApplicable, growing
+from .result import Sweep
 from .whole_runs import Patched, batched, naive
 
 METHODS = {"growing": growing, "batched": batched, "naive": naive}
 
 
+@analysis
 def sweep(
     model: Model,
     pairs: TokenPairs,
     sites: str | Sequence[str] = "resid_pre",
     over: str | Sequence[str] = ("layer", "position"),
-    metric: MetricLike = "logit_diff",
-    direction: Literal["denoising", "noising"] | None = None,
     *,
-    layers: Iterable[int] | None = None,
-    positions: Positions = None,
-    heads: Iterable[int] | None = None,
-    neurons: Mapping[int, Iterable[int]] | None = None,
-    dictionary: Dictionary | None = None,
-    latents: Iterable[int] | None = None,
+    metric: MetricLike = "logit_diff",
+    direction: Direction | None = None,
     corruption: Corruption | None = None,
     method: Literal["growing", "batched", "naive"] = "growing",
     memory: str | int = "2GB",
     quiet: bool = False,
+    **which: Unpack[Which],
 ) -> Sweep:
     """Write each cell's activation from one side of every pair into the run of the other, and measure the answer.
 
     Args:
-        sites, over, layers, positions, heads, neurons, dictionary, latents: which cells; see `cells_of`.
+        sites, over, which: the cells; see `cells_of` (layers, positions, heads, neurons, dictionary, latents).
         metric: names of `METRICS`, functions of (logits after the last token, pairs, clean logits), or several.
         direction: "denoising" writes clean activations into the corrupted run (which place restores the answer?),
             "noising" corrupted ones into the clean run (which place does the answer need?). Default: denoising, and
@@ -58,18 +52,16 @@ def sweep(
     """
     if method not in METHODS:
         raise UnknownName(f"no method {method!r}{did_you_mean(method, METHODS) or '; use ' + ', '.join(METHODS)}")
-    plan = Plan.of(
-        model, pairs, sites, over, metric, direction, corruption, dictionary,
-        layers=layers, positions=positions, heads=heads, neurons=neurons, latents=latents,
-    )  # fmt: skip
+    cells = cells_of(model, pairs, sites, over, **which)
+    experiment = patching_experiment(
+        model, pairs, places_of(cells), metric, direction, corruption, which.get("dictionary")
+    )
     engine = _Engine(method, memory, quiet)
-    with Meter("patch", total=len(plan.cells) * len(pairs), unit="cell", quiet=quiet) as meter:
-        for row in range(len(pairs)):
-            for trial, share in plan.trials(row):
-                for chosen, logits in engine(trial, plan.cells):
-                    plan.tally.add(plan.tally.values, trial, logits, (list(chosen), row), share)
-                    meter.advance(len(chosen) * share)
-    return plan.result(engine.method)
+    labels = labels_of(model, pairs, cells)
+    measured = experiment.run(
+        lambda trial: engine(trial, cells), columns_of(cells, over, labels), label="patch", unit="cell", quiet=quiet
+    )
+    return Sweep.of(measured, cells=cells, over=axes_of(over), labels=labels, method=engine.method)
 
 
 class _Engine:

@@ -1,7 +1,6 @@
 """Patching by whole runs: one run a cell (the plain definition), or several cells as rows of one batch."""
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 
 from jaxtyping import Float
 from torch import Tensor
@@ -10,7 +9,7 @@ from ...models import TokenBatch
 from ...models.running.budget import estimate, rows_that_fit
 from ...models.running.selection import Kept
 from ..cells import Cell
-from ..trial import Trial, Writes
+from ..experiment import Trial, writes_of
 
 Patched = Iterator[tuple[Sequence[int], Float[Tensor, "rows vocab"]]]  # which cells, and their last token's logits
 
@@ -30,12 +29,8 @@ def _runs(trial: Trial, cells: Sequence[Cell], rows: int) -> Patched:
     tokens = trial.base.tokens
     for start in range(0, len(cells), rows):
         chunk = range(start, min(start + rows, len(cells)))
-        by_site = groupby(sorted(enumerate(chunk), key=lambda x: cells[x[1]].place), key=lambda x: cells[x[1]].place)
-        edits = [
-            Writes(site, [(row, cells[i].index(trial.pairs, 0), trial.value(cells[i])) for row, i in members])
-            for site, members in by_site
-        ]
+        edits = [*trial.edits, *writes_of(trial, [[cells[i]] for i in chunk])]
         batch = TokenBatch(tokens.ids.expand(len(chunk), -1), tokens.mask.expand(len(chunk), -1))
-        logits = trial.model.run(batch, edits=[*trial.edits, *edits], logits="last").logits
+        logits = trial.model.run(batch, edits=edits, logits="last").logits
         assert logits is not None
-        yield list(chunk), logits
+        yield chunk, logits

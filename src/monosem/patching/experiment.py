@@ -1,0 +1,296 @@
+"""One experiment: variants of a run, on every pair, and the numbers that each of them gives.
+
+A sweep, its gradient estimate, sets of cells, subspaces and paths are each a generator: given a trial (some pairs with
+one draw of their other side), it yields `(which, outcome)`, the variants that it has computed and their logits. The
+loop around it is the same for all of them: `Experiment.run`.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..data import TokenPairs
+from ..dictionaries import Codes, Dictionary
+from ..errors import BadInput
+from ..models import Model, Moment, Run, Site
+from ..models.running.moment import EditLike
+from ..progress import Meter
+from . import scoring
+from .cells import Cell
+from .corruptions import Corruption, Prompt, Side
+from .measured import Columns, Measured
+from .moments import Moments
+from .scoring import Metric, MetricLike, metrics_of
+
+Direction = Literal["denoising", "noising"]
+Which = slice | range | Sequence[int] | Int[Tensor, "n"]
+# logits after the last token, all pairs of the first variant, then of the second; or the numbers themselves
+Outcome = Float[Tensor, "which*pairs vocab"] | Mapping[str, Float[Tensor, "which*pairs"]]
+KEPT_NUMBERS = 2**26  # values of one metric that are kept one by one (0.5 GB); beyond, only their moments
+
+
+class Draw(Protocol):
+    """Some pairs with one draw of their other side: what the loop must know about a trial."""
+
+    @property
+    def pairs(self) -> TokenPairs: ...
+
+    @property
+    def clean_logits(self) -> Float[Tensor, "pairs vocab"]: ...
+
+    @property
+    def other_logits(self) -> Float[Tensor, "pairs vocab"]: ...
+
+
+T = TypeVar("T", bound=Draw)
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment(Generic[T]):
+    """Pairs, what is measured on them, and which way.
+
+    Attributes:
+        trials: rows of the pairs -> their trials, each with its share in the pair's mean over draws.
+        at_once: pairs that make one trial. model, corruption: names, for the result.
+    """
+
+    pairs: TokenPairs
+    metrics: Mapping[str, Metric]
+    direction: Direction
+    trials: Callable[[slice], Iterable[tuple[T, float]]]
+    at_once: int = 1
+    model: str = ""
+    corruption: str = Prompt.label
+
+    def run(
+        self,
+        variants: Callable[[T], Iterable[tuple[Which, Outcome]]],
+        columns: Columns,
+        *,
+        label: str,
+        unit: str = "run",
+        keep: bool | None = None,
+        quiet: bool = False,
+    ) -> Measured:
+        """Measure every variant on every pair.
+
+        Args:
+            variants: a trial -> which variants are computed, and their logits (or numbers by metric); every variant
+                once a trial, in any order, as many at once as memory allows.
+            columns: what tells the variants apart, an entry for each (`Measured.columns`).
+            keep: whether to keep every value, or only means and spreads over pairs; default: by `KEPT_NUMBERS`.
+        """
+        n, count = len(next(iter(columns.values()))), len(self.pairs)
+        keep = n * count <= KEPT_NUMBERS if keep is None else keep
+        values = {name: torch.zeros(n, count, dtype=torch.float64) if keep else Moments(n) for name in self.metrics}
+        clean, corrupted = (
+            {name: torch.zeros(count, dtype=torch.float64) for name in self.metrics} for _ in ("clean", "corrupted")
+        )
+        with Meter(label, total=n * count, unit=unit, quiet=quiet) as meter:
+            for first in range(0, count, self.at_once):
+                rows = slice(first, min(first + self.at_once, count))
+                part = {
+                    name: torch.zeros(n, rows.stop - first, dtype=torch.float64) if isinstance(held, Moments) else
+                    held[:, rows] for name, held in values.items()
+                }  # fmt: skip
+                for trial, share in self.trials(rows):
+                    self._add(clean, rows, trial, trial.clean_logits, share)
+                    self._add(corrupted, rows, trial, trial.other_logits, share)
+                    done = 0
+                    for which, outcome in variants(trial):
+                        done += (added := self._add(part, _index(which), trial, outcome, share))
+                        meter.advance(share * added)
+                    if done != n * (rows.stop - first):
+                        raise RuntimeError(f"{done} numbers came for {n} variants of {rows.stop - first} pairs")
+                for name, held in values.items():
+                    if isinstance(held, Moments):
+                        held.add(part[name], clean[name][rows], corrupted[name][rows])
+        return Measured(
+            numbers=values, clean=clean, corrupted=corrupted, direction=self.direction, columns=columns,
+            model=self.model, corruption=self.corruption,
+        )  # fmt: skip
+
+    def _add(self, into: Mapping[str, Tensor], where: slice | Tensor, trial: T, outcome: Outcome, share: float) -> int:
+        """Add a draw's share of what some variants gave; returns how many numbers a metric that was."""
+        numbers = outcome if isinstance(outcome, Mapping) else measured(trial, self.metrics, outcome)
+        added = 0
+        for name, value in numbers.items():
+            target, value = into[name], value.detach().double().cpu()
+            target[where] += share * (value.reshape(-1, target.shape[1]) if target.ndim > 1 else value)
+            added = value.numel()
+        return added
+
+
+def measured(
+    trial: Draw, metrics: Mapping[str, Metric], logits: Float[Tensor, "which*pairs vocab"]
+) -> dict[str, Float[Tensor, "which*pairs"]]:
+    """Every metric of runs of a trial's pairs."""
+    pairs, clean, count = trial.pairs, trial.clean_logits, len(trial.pairs)
+    if len(logits) != count:
+        rows = [*range(count)] * (len(logits) // count)
+        pairs, clean = pairs[rows], clean[rows] if count > 1 else clean.expand(len(rows), -1)
+    return scoring.measured(metrics, logits, pairs, clean)
+
+
+def _index(which: Which) -> slice | Tensor:
+    if isinstance(which, range) and which.step == 1:
+        return slice(which.start, which.stop)
+    return which if isinstance(which, slice) else torch.as_tensor(which, dtype=torch.long, device="cpu")
+
+
+# ---------------------------------------------------------------------- trials that write parts of one run into another
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """One pair made ready for patching: the run `base` (tokens and edits), and `source`, whose parts it is given.
+
+    Attributes:
+        pairs: the pair alone.
+        base: the unpatched run, with every site of the experiment. source: site -> what to write, without batch axis.
+        clean_logits, other_logits: the logits after the last token of the clean run and of the other side's run.
+        latent: what latents are set to, where it is not what they are in the source.
+    """
+
+    model: Model
+    pairs: TokenPairs
+    edits: Sequence[EditLike]
+    base: Run
+    source: dict[Site, Tensor]
+    clean_logits: Float[Tensor, "1 vocab"]
+    other_logits: Float[Tensor, "1 vocab"]
+    dictionary: Dictionary | None = None
+    latent: float | None = None
+
+    @cached_property
+    def length(self) -> int:
+        return int(self.base.tokens.lengths[0])
+
+    @property
+    def base_logits(self) -> Float[Tensor, "1 vocab"]:
+        """The logits of the unpatched run."""
+        assert self.base.logits is not None
+        return self.base.logits
+
+    def value(self, cell: Cell) -> Tensor:
+        """What the patch writes at `cell.index(...)`: the source's part; for a latent, base + (f' - f) W_dec."""
+        index = cell.index(self.pairs, 0)
+        base, source = self.base[cell.place][0], self.source[cell.place]
+        if cell.latent is None or self.dictionary is None:
+            return source[index]
+        before = base[index].flatten(1)
+        here, there = (codes.of([cell.latent])[index] for codes in self._codes)
+        there = there if self.latent is None else torch.full_like(there, self.latent)
+        delta = (there - here).float() * self.dictionary.decoder_rows([cell.latent]).float()
+        if (scale := self.dictionary.token_scale(before)) is not None:
+            delta = delta * scale
+        return (before.float() + delta).to(base.dtype).reshape(base[index].shape)
+
+    @cached_property
+    def _codes(self) -> tuple[Codes, Codes]:
+        """What the dictionary reads in the base run and in the source."""
+        assert self.dictionary is not None
+        site = self.dictionary.site
+        here, there = (self.dictionary.encode(x.flatten(1)) for x in (self.base[site][0], self.source[site]))
+        return here, there
+
+    def first_change(self, cell: Cell) -> int | None:
+        """The first position where the patch writes something else than is there; None: the patch changes nothing."""
+        positions = cell.positions(self.pairs, 0)
+        differs = self.value(cell) != self.base[cell.place][0][cell.index(self.pairs, 0)]
+        axis = 1 if cell.site == "pattern" and cell.head is None else 0
+        changed = differs.movedim(axis, 0).flatten(1).any(1) if differs.ndim > 1 else differs
+        return next((position for position, yes in zip(positions, changed.tolist()) if yes), None)
+
+
+@dataclass(frozen=True, eq=False)
+class Writes:
+    """The edit that writes each row's own part of one site: (row, index without batch axis, value)."""
+
+    site: Site
+    parts: Sequence[tuple[int, tuple[Any, ...], Tensor]]
+
+    def apply(self, x: Tensor, moment: Moment) -> tuple[Tensor, bool]:
+        x = x.clone()
+        for row, index, value in self.parts:
+            x[row][index] = value.to(x.device, x.dtype)
+        return x, True
+
+
+def writes_of(trial: Trial, rows: Sequence[Iterable[Cell]]) -> list[Writes]:
+    """The edits of a batch in which each row has cells of its own patched, one edit a site."""
+    parts: dict[Site, list[tuple[int, tuple[Any, ...], Tensor]]] = {}
+    for row, cells in enumerate(rows):
+        for cell in cells:
+            write = (row, cell.index(trial.pairs, 0), trial.value(cell))
+            parts.setdefault(cell.place, []).append(write)
+    return [Writes(site, written) for site, written in parts.items()]
+
+
+def patching_experiment(
+    model: Model,
+    pairs: TokenPairs,
+    places: Sequence[Site],
+    metric: MetricLike,
+    direction: str | None = None,
+    corruption: Corruption | None = None,
+    dictionary: Dictionary | None = None,
+) -> Experiment[Trial]:
+    """An experiment that writes parts of one side's run into the other's, pair by pair.
+
+    Args:
+        places: the sites that its variants write, which both runs must capture.
+
+    Raises:
+        BadInput: another direction, or denoising from bare values. UnknownName: no such metric.
+    """
+    corruption = corruption or Prompt()
+    direction = direction_of(direction, corruption)
+    metrics = metrics_of(metric)
+    sides = corruption.sides(model, pairs, places)
+
+    def trials(rows: slice) -> Iterator[tuple[Trial, float]]:
+        others = sides(rows.start)
+        pair = pairs[[rows.start]].to(model.device)
+        clean = model.run(pair.clean, capture=places, logits="last")
+        for side in others:
+            yield _trial(model, pair, clean, side, direction, places, dictionary), 1 / len(others)
+
+    return Experiment(pairs, metrics, direction, trials, model=model.name, corruption=corruption.label)
+
+
+def _trial(
+    model: Model,
+    pair: TokenPairs,
+    clean: Run,
+    side: Side,
+    direction: Direction,
+    places: Sequence[Site],
+    dictionary: Dictionary | None,
+) -> Trial:
+    """Raises `BadInput` where latents are to be set to values that the corruption does not define for latents."""
+    other = model.run(side.tokens, capture=places, edits=side.edits, logits="last")
+    assert clean.logits is not None
+    assert other.logits is not None
+    base, source = (other, clean) if direction == "denoising" else (clean, other)
+    written = {site: source[site][0] for site in places}
+    if side.values is not None:
+        if dictionary is not None and side.latent is None:
+            raise BadInput("means are of activations, not of latents: sweep latents with zero() or against a run")
+        written = {site: side.values(site, clean[site][0]) for site in places}
+    edits = side.edits if direction == "denoising" else ()
+    return Trial(model, pair, edits, base, written, clean.logits, other.logits, dictionary, side.latent)
+
+
+def direction_of(given: str | None, corruption: Corruption) -> Direction:
+    """The direction asked for, or what suits the corruption. Raises `BadInput` where the two do not go together."""
+    if given not in (None, "denoising", "noising"):
+        raise BadInput(f"direction is 'denoising' or 'noising', not {given!r}")
+    if given == "denoising" and not corruption.is_run:
+        raise BadInput(f"{corruption.label} gives values and no run to restore; use direction='noising'")
+    return given or ("denoising" if corruption.is_run else "noising")  # type: ignore[return-value]
