@@ -146,7 +146,7 @@ def subspace() -> Any:
     sides = (model().run(side, capture="z.20", logits=False) for side in (others.clean, others.corrupted))
     clean, corrupted = (run.last("z.20")[:, 0] for run in sides)
     direction = torch.linalg.svd(clean - corrupted, full_matrices=False).Vh[:1]
-    return ms.patching.subspace(model(), given, direction, "z.20", positions="end", head=0).plot()
+    return ms.patching.subspace(model(), given, direction, site="z.20", positions="end", head=0).plot()
 
 
 def head_scores() -> Any:

@@ -18,6 +18,7 @@ from monosem.data import TokenPairs, ioi
 from monosem.errors import BadInput, UnknownName
 from monosem.models import Model, Site, TokenBatch
 from monosem.patching import Cell, backup, causal_evidence, localise, necessity, patch_sets, sufficiency
+from monosem.patching.localisation.report import write
 from monosem.patching.sets.evidence import answered, pns_bounds
 from tiny import FAMILIES
 
@@ -294,7 +295,7 @@ def test_opposing_places_are_listed_apart(tiny_model: Callable[..., Model]) -> N
         assert one.lost == pytest.approx((m[0] - m[2]) / (m[0] - m[1]), abs=1e-3)
     assert found.backup is None
     assert found.control == {}
-    assert list(found.evidence) == ["components", "heads and MLPs", "heads"]
+    assert list(found.evidence.sets) == ["components", "heads and MLPs", "heads"]
     for label, sites in {
         "components": {"attn_out", "mlp_out"},
         "heads and MLPs": {"z", "mlp_out"},
@@ -331,6 +332,9 @@ def test_the_report_says_what_was_found_and_what_the_numbers_mean(planted: Any, 
         assert "restore 100%" in text
         assert "4 random sets" in text
     held = json.loads((tmp_path / "report" / "results.json").read_text(), parse_constant=pytest.fail)
+    write(held, tmp_path / "again")  # from its numbers alone
+    for name in ("report.md", "report.html", "results.json", "config.yaml"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "report" / name).read_bytes()
     assert held["evidence"]["components"]["cells"] == ["attn_out.1 position end"]
     assert len(held["tables"]["sweep"]) == len(found.sweep.cells)
     config = yaml.safe_load((tmp_path / "report" / "config.yaml").read_text())
@@ -338,6 +342,9 @@ def test_the_report_says_what_was_found_and_what_the_numbers_mean(planted: Any, 
     assert config["positions"] == "spans"
     assert set(found.sets["set"]) == {"components", "heads"}
     assert list(found.table["kind"]) == ["component", "head"]
+    assert found.best == Cell("attn_out", 1, ("end",))
+    assert found.evidence.best.sufficiency.value == pytest.approx(1, abs=1e-4)
+    assert [trace.name for trace in found.evidence.plot().data] == ["sufficiency", "necessity"]
     assert found.plot("attn_out").data[0].z.shape == (3, 2)
 
 

@@ -130,14 +130,14 @@ def test_every_edge_equals_the_definition(tiny_model, family, freeze_mlps):
     found = paths(model, pairs, SENDERS, RECEIVERS, metric=METRICS, freeze_mlps=freeze_mlps)
     literal = Literal(model, pairs.clean, pairs.corrupted)
     recorded = {label: literal.recorded(names, freeze_mlps) for label, names in SENDERS.items()}
-    assert len(found.cells) == len(SENDERS) * len(RECEIVERS) - 2  # mlp_out.1 comes after q.1.2 and mlp_in.1
+    assert len(found.paths) == len(SENDERS) * len(RECEIVERS) - 2  # mlp_out.1 comes after q.1.2 and mlp_in.1
     moved = 0
-    for number, path in enumerate(found.cells):
+    for number, path in enumerate(found.paths):
         expected = literal.received(recorded[path.sender.label], RECEIVERS[path.receiver.label])
         for name, metric in METRICS.items():
             torch.testing.assert_close(found.values[name][number].float(), metric(expected, pairs, None), **_CLOSE)
         moved += bool((found.effects()[number].abs() > 1e-3).any())
-    assert moved >= 0.75 * len(found.cells)  # the comparison is not one of zeros
+    assert moved >= 0.75 * len(found.paths)  # the comparison is not one of zeros
 
 
 NAMES = {"embed": 1, "z": 12, "mlp_out": 3}
@@ -283,16 +283,16 @@ def test_the_result_is_a_table_and_a_picture(tiny_model, tmp_path):
     model, pairs = tiny_model("llama"), _pairs()
     found = paths(model, pairs, ["embed", "z", "mlp_out"], ["q.2.1", "mlp_in.0", "logits"])
     table = found.table
-    assert list(table.columns[:3]) == ["site", "sender", "receiver"]
-    assert len(table) == len(found.cells) == (1 + 8 + 2) + (1 + 4) + (1 + 12 + 3)  # only what lies upstream
+    assert list(table.columns[:3]) == ["sender", "receiver", "metric"]
+    assert len(table) == len(found.paths) == (1 + 8 + 2) + (1 + 4) + (1 + 12 + 3)  # only what lies upstream
     row = table.query("sender == 'z.1.2' and receiver == 'q.2.1'").iloc[0]
-    number = next(i for i, path in enumerate(found.cells) if str(path) == "z.1.2 → q.2.1")
+    number = next(i for i, path in enumerate(found.paths) if str(path) == "z.1.2 → q.2.1")
     assert row["effect"] == pytest.approx(
         float(found.values["logit_diff"][number].mean() - found.clean["logit_diff"].mean())
     )
     gap = float((found.clean["logit_diff"] - found.corrupted["logit_diff"]).mean())
     assert float(found.shares()[number]) == pytest.approx(row["effect"] / gap)
-    heads = found.plot(site="q.2.1")
+    heads = found.plot(receiver="q.2.1")
     assert list(heads.layout.xaxis.ticktext) == ["0", "1", "2", "3", "MLP"]
     assert list(heads.layout.yaxis.ticktext) == ["embed", "0", "1"]
     assert heads.data[0].z[2][2] == pytest.approx(float(found.shares()[number]))

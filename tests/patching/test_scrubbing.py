@@ -50,7 +50,7 @@ def test_the_whole_model_recovers_everything(tiny_model: Callable[..., Model], f
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox", "gpt2"])
 def test_an_empty_hypothesis_recovers_nothing(tiny_model: Callable[..., Model], family: str) -> None:
-    found = scrub(tiny_model(family), make_pairs(), Hypothesis(), samples=3, rows=4, quiet=True)
+    found = scrub(tiny_model(family), make_pairs(), Hypothesis(), samples=3, batch_size=4, quiet=True)
     torch.testing.assert_close(found.scrubbed, found.random, rtol=1e-5, atol=1e-4)
     assert found.recovered.value == pytest.approx(0, abs=1e-4)
     assert found.table.empty

@@ -361,13 +361,13 @@ def test_nothing_stays_behind() -> None:
 
 
 def _trial(model: Model) -> Any:
-    from monosem.patching.trial import trials
-
-    from monosem.patching.corruptions import Prompt
+    from monosem.patching.experiment import patching_experiment
 
     sites = [model.site(("pattern", layer)) for layer in range(3)]
     pairs = pairs_of(model)
-    return trials(model, pairs, 0, Prompt().sides(model, pairs, sites)(0), "denoising", sites, None)[0]
+    ((trial, share),) = patching_experiment(model, pairs, sites, "logit_diff").trials(slice(0, 1))
+    assert share == 1
+    return trial
 
 
 # ---------------------------------------------------------------------- the result
@@ -400,7 +400,8 @@ def test_the_error_of_a_score_is_that_of_a_ratio() -> None:
     clean, corrupted = (torch.randn(n, generator=draw).double() + mean for mean in (3, -2))
     values = corrupted + 0.6 * (clean - corrupted) + 0.3 * torch.randn(1, n, generator=draw).double()
     cells = cells_of(tiny("llama"), pairs_of(tiny("llama")), "resid_pre", "layer", layers=[0])
-    found = Sweep(cells, ("layer",), {"m": values}, {"m": clean}, {"m": corrupted}, "denoising", "by hand")
+    ends = {"clean": {"m": clean}, "corrupted": {"m": corrupted}}
+    found = Sweep(cells=cells, over=("layer",), numbers={"m": values}, **ends, direction="denoising")
     left = [[i for i in range(n) if i != out] for out in range(n)]
     ratios = torch.stack([(values[0, i] - corrupted[i]).mean() / (clean[i] - corrupted[i]).mean() for i in left])
     jackknife = ((ratios - ratios.mean()).square().sum() * (n - 1) / n).sqrt()

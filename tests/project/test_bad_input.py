@@ -26,6 +26,7 @@ from monosem.patching import (
     subspace,
     sweep,
 )
+from monosem.patching.cells import columns_of
 from monosem.statistics import standard_error
 
 CLEAN, CORRUPTED = [[7, 21, 33, 40], [7, 22, 33, 41]], [[7, 21, 34, 40], [7, 22, 35, 41]]
@@ -180,7 +181,10 @@ def test_bars_of_effects_have_the_errors_of_effects(model, pairs):
     base, effect = torch.tensor([-50.0, 0.0, 50.0]), torch.tensor([[1.0, 2.0, 4.0], [0.0, 0.5, 0.1]])
     cells = cells_of(model, pairs, "resid_pre", "layer", layers=[0, 1])
     ends = {"m": base.double()}
-    found = Sweep(cells, ("layer",), {"m": (base + effect).double()}, ends, ends, "denoising", "by hand")
+    found = Sweep(
+        cells=cells, over=("layer",), columns=columns_of(cells, "layer", {}), numbers={"m": (base + effect).double()},
+        clean=ends, corrupted=ends, direction="denoising",
+    )  # fmt: skip
     expected = effect.std(1) / 3**0.5
     assert found.plot().data[0].error_y.array == pytest.approx(expected.tolist(), rel=1e-4)
     assert torch.allclose(found.effect_se().float(), expected, rtol=1e-4)

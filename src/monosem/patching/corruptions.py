@@ -247,7 +247,7 @@ def _along(counts: Tensor, site: Site, total: Tensor) -> Tensor:
 def _valued(
     model: Model, pairs: TokenPairs, values: Callable[[Site, Tensor], Tensor], latent: float | None = None
 ) -> Sides:
-    """Values to write; the scale of the scores is still that of the pair's corrupted prompt."""
+    """Values to write; the corrupted end of the scale is still the pair's corrupted prompt."""
     return lambda row: [Side(pairs.corrupted[[row]].to(model.device), values=values, latent=latent)]
 
 

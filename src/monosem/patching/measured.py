@@ -176,6 +176,12 @@ class Measured(Result):
         """The number of the variant with the largest mean effect, either way."""
         return int(self.effect(metric).abs().nan_to_num(-1).argmax())
 
+    def grid_over(
+        self, axes: Sequence[str], numbers: Float[Tensor, "variants"] | None = None
+    ) -> tuple[Tensor, list[list[Any]]]:
+        """One number a variant (default: the scores) as a dense tensor over columns, and the entries along each."""
+        return dense(columns_at(self.columns), axes, self.scores() if numbers is None else numbers)
+
     # ------------------------------------------------------------------ pictures and files
     def plot(self, metric: str | None = None) -> "Figure":
         """The scores along the one column, if it holds numbers; else bars of the largest effects. Both with errors."""

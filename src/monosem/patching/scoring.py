@@ -10,7 +10,7 @@ from .. import metrics
 from ..data import TokenPairs
 from ..errors import BadInput, UnknownName, did_you_mean
 
-# metric(logits, pairs, clean logits) -> one number a row; logits are those after the last token, `batch vocab`
+# metric(logits, pairs, clean logits) -> one number a row; logits after the last token, `batch vocab`
 Metric = Callable[
     [Float[Tensor, "batch vocab"], TokenPairs, Float[Tensor, "batch vocab"]],
     Float[Tensor, "batch"],
@@ -19,7 +19,7 @@ MetricLike = str | Metric | Sequence[str | Metric] | Mapping[str, Metric]
 
 
 def logit_diff(logits: Tensor, pairs: TokenPairs, clean: Tensor) -> Tensor:
-    """logit of the right answer minus that of the wrong one."""
+    """Logit of the right answer minus logit of the wrong one."""
     return metrics.logit_diff(logits, _single(pairs, "right", logits), _single(pairs, "wrong", logits))
 
 

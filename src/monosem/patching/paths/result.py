@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...errors import UnknownName
 from ...plots import heatmap
-from ..measured import Measured, dense
+from ..measured import Measured
 from .nodes import NodeSet
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Paths(Measured):
 
     def grid(self, values: Float[Tensor, "paths"] | None = None) -> tuple[Tensor, list[list[Any]]]:
         """One number a path (default: the scores), `sender receiver`, and their labels. NaN: there is no such path."""
-        return dense(self.columns, ("sender", "receiver"), self.scores() if values is None else values)
+        return self.grid_over(("sender", "receiver"), values)
 
     def plot(self, metric: str | None = None, receiver: str | None = None) -> "Figure":
         """Heads and MLPs by layer for a single receiver, else senders against receivers.

@@ -1,6 +1,6 @@
 """What senders add to the residual stream when their output is another run's, layer after layer.
 
-The stream after a change is that of the base run plus a difference, and the difference grows at the senders alone:
+The stream after a change is the base run's stream plus a difference, and the difference grows at the senders alone:
 heads that are no senders keep their base output, and MLPs either do too (direct edges) or answer to what reaches them.
 """
 
@@ -34,7 +34,7 @@ class Streams:
     """The base run's stream, and how the senders' outputs differ from it in the source run.
 
     Everything is kept from the first token on at which a sender can change anything (`prefix.column`): earlier tokens
-    are those of the base run, whatever is patched.
+    are as in the base run, whatever is patched.
 
     Args:
         senders: every node that will send, whose differences are kept.

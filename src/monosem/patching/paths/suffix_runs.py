@@ -1,7 +1,7 @@
-"""Runs that begin at a layer and at a token: what lies before both is that of the base run.
+"""Runs that begin at a layer and at a token: what lies before both is as in the base run.
 
 Attention is causal, so a change at one token leaves the earlier ones as they were: later tokens read the keys and
-values that those have in the base run. The native model does the work, as in generation with a cache.
+values that the earlier ones have in the base run. The native model does the work, as in generation with a cache.
 """
 
 from collections.abc import Sequence

@@ -136,7 +136,7 @@ class Tree:
         claimed: dict[Site, list[tuple[Claim, Tensor]]] = defaultdict(list)
         for claim in inputs:
             claimed[place(claim)].append((claim, self.value(claim, refs)))
-        own = self.each and random is not refs  # a leaf's stream is that of one prompt
+        own = self.each and random is not refs  # a leaf's stream comes from one prompt
         pick = (lambda: self.draws.anything(len(refs))) if own else (lambda: random)
 
         def given(name: str, layer: int, otherwise: Callable[[], Tensor]) -> Tensor:

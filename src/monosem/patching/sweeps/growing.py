@@ -133,7 +133,7 @@ class Tape:
     def call(
         self, layer: int, hidden: Float[Tensor, "rows suffix d_model"], start: int, cache: _Cache | None = None
     ) -> Float[Tensor, "rows suffix d_model"]:
-        """The native layer on the tokens from `start` on; earlier keys and values are those of the base run."""
+        """The native layer on the tokens from `start` on; earlier keys and values come from the base run."""
         whole = self.caches[layer]
         if cache is None:
             assert whole.keys is not None
@@ -302,7 +302,7 @@ def _masks(model: Model) -> Iterator[None]:
 
 
 def _near(found: Float[Tensor, "*rows d_model"], expected: Float[Tensor, "*rows d_model"]) -> bool:
-    """Every token by itself: a few tokens have norms a hundred times those of the others, and would hide them."""
+    """Every token by itself: a few tokens have norms a hundred times as large as others, and would hide them."""
     tolerance = 1e-3 if expected.dtype in (torch.float32, torch.float64) else 1e-1
     distance, size = (found - expected).float().norm(dim=-1), expected.float().norm(dim=-1)
     return bool((distance <= tolerance * size).all())

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...errors import BadInput, UnknownName, did_you_mean
 from ..cells import Cell
-from ..measured import Measured, columns_at, dense
+from ..measured import Measured
 from .pictures import picture
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Sweep(Measured):
         part = self.at_site(site)
         rows = [i for i, cell in enumerate(self.cells) if cell.site == part.cells[0].site]
         numbers = self.scores() if values is None else values
-        return dense(columns_at(part.columns), self.over, numbers[rows])
+        return part.grid_over(self.over, numbers[rows])
 
     def plot(self, metric: str | None = None, site: str | None = None) -> "Figure":
         """A heatmap a site: tokens (or heads) on the x axis, layers on the y axis; a line with errors for layers alone.
