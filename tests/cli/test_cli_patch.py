@@ -189,7 +189,7 @@ def test_solved_and_dropped_pairs_are_said(run: Callable[..., Result]) -> None:
         ("patch sweep tiny --pairs pairs.csv --direction denoise", "denoising"),
         ("patch compare tiny", "give --task NAME"),
         ("patch paths tiny --pairs pairs.csv --senders q", "z"),
-        ("patch paths tiny --pairs pairs.csv --direction denoise", "'noising' or 'denoising'"),
+        ("patch paths tiny --pairs pairs.csv --direction denoise", "'denoising' or 'noising'"),
     ],
 )
 def test_what_the_user_can_fix_is_one_line(run: Callable[..., Result], line: str, message: str, tmp_path: Path) -> None:
