@@ -6,12 +6,15 @@ sliding window have window 8 (all layers for Mistral, mixed with full attention 
 """
 
 import math
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from monosem.models import Family, Model
 
 VOCAB = 100
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}  # ids 0, 1, 2
@@ -105,6 +108,25 @@ def tiny_hf(family: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     randomise(model, seed)
     return model.eval().requires_grad_(False)
+
+
+def changed(family: Family, changes: dict[str, Any]) -> Family:
+    """A row with other values: "layers", or "attn.q" and "mlp.before" for what belongs to a branch."""
+    branches = []
+    for row in family.branches:
+        own = {key.partition(".")[2]: v for key, v in changes.items() if key.startswith(f"{row.name}.")}
+        of_row = {key: own.pop(key) for key in list(own) if hasattr(row, key)}
+        *others, mixer = row.mixers
+        of_mixer = {key: own.pop(key) for key in list(own) if hasattr(mixer, key)}
+        parts = {key: value for key, value in (mixer.parts | own).items() if value is not None}
+        branches.append(replace(row, mixers=(*others, replace(mixer, parts=parts, **of_mixer)), **of_row))
+    whole = {key: value for key, value in changes.items() if "." not in key}
+    return replace(family, branches=tuple(branches), **whole)
+
+
+def is_parallel(model: Model) -> bool:
+    """Whether attention and MLP read the same stream."""
+    return model.branch("mlp", 1).reads.name == "resid_pre"
 
 
 def randomise(model: PreTrainedModel, seed: int) -> None:

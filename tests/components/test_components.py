@@ -9,7 +9,7 @@ from monosem import components
 from monosem.components import FactoredMatrix, HeadResults, composition_scores, direct_attribution, head_scores
 from monosem.errors import BadInput, UnknownName
 from monosem.models import Model, TokenBatch
-from tiny import FAMILIES
+from tiny import FAMILIES, is_parallel
 
 IDS = torch.randint(3, 100, (2, 9), generator=torch.Generator().manual_seed(5))
 RIGHT, WRONG = [7, 8], [9, 10]
@@ -70,15 +70,14 @@ def through(module, raw: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
 
 def slow_writes(model: Model, layer: int, captured) -> tuple[torch.Tensor, torch.Tensor]:
     """What heads and neurons add to the stream, all of it at once: `batch pos head|neuron d_model`."""
-    block, family, multiplier = model.blocks[layer], model.family, model.residual_multiplier
+    block = model.blocks[layer]
     found = []
-    for site, path, branch in (
-        ("z", f"{family.attention}.{family.out}", "attn"),
-        ("mlp_post", f"{family.mlp}.{family.down}", "mlp"),
-    ):
+    for site, name, part in (("z", "attn", "out"), ("mlp_post", "mlp", "down")):
         if site == "mlp_post" and not has(model, site, layer):
             found.append(None)
             continue
+        branch = model.branch(name, layer)
+        path = branch.slot.mixer.at(part)
         x = captured[site, layer]
         linear = block.get_submodule(path)
         alone = torch.zeros(*x.shape[:3], x.shape[2] if site == "mlp_post" else x.shape[2] * x.shape[3])
@@ -88,8 +87,7 @@ def slow_writes(model: Model, layer: int, captured) -> tuple[torch.Tensor, torch
             alone[:, :, i, i * width : (i + 1) * width] = x[:, :, i].reshape(*x.shape[:2], width)
         parts = linear(alone) - linear(torch.zeros_like(alone))
         raw = linear(x.flatten(2))
-        norm = model.branch_norm(layer, branch)
-        found.append(through(norm, raw[:, :, None].expand_as(parts), parts) * multiplier)
+        found.append(through(branch.norm_out, raw[:, :, None].expand_as(parts), parts) * branch.scale)
     return found[0], found[1]
 
 
@@ -145,7 +143,7 @@ def test_parts_are_what_the_native_modules_write_through_the_frozen_norm(model):
 def test_a_direction_in_the_stream_is_attributed_without_a_norm(model):
     v = torch.randn(32, generator=torch.Generator().manual_seed(1))
     unit = v / v.norm()
-    sites = ["resid_pre.2", "resid_post.1"] + (["resid_mid.1"] if not model.parallel else [])
+    sites = ["resid_pre.2", "resid_post.1"] + (["resid_mid.1"] if not is_parallel(model) else [])
     for site in sites:
         found = direct_attribution(model, IDS, direction=(site, v), positions=slice(None), by="head")
         expected = model.run(IDS, capture=site)[site] @ unit
@@ -330,11 +328,10 @@ def test_folded_qk_gives_the_scores(tiny_model):
 
 
 def test_folded_ov_gives_what_a_head_writes(model, tiny_model):
-    if not has(model, "pattern") or model.family.clip:
+    if not has(model, "pattern") or model.branch("attn", 1).slot.mixer.clip:
         return  # no pattern to weigh with; values that are clipped on the way are not linear
     model = tiny_model(model.name.removeprefix("tiny-"))  # biases are taken out of it
-    ln1 = model.norm_module(1, "ln1")
-    attention = model.blocks[1].get_submodule(model.family.attention)
+    ln1, attention = model.branch("attn", 1).norm_in, model.branch("attn", 1).module
     for name, parameter in attention.named_parameters():
         if name.endswith("bias"):
             parameter.zero_()
@@ -355,7 +352,7 @@ def test_folded_ov_gives_what_a_head_writes(model, tiny_model):
         # a post-norm's scale is not part of the weights: directions agree, sizes by one number a token
         ratio = (written * expected).sum(-1, keepdim=True) / written.square().sum(-1, keepdim=True)
         close(written * ratio, expected, 1e-3)
-        if model.branch_norm(1, "attn") is None:
+        if model.branch("attn", 1).norm_out is None:
             close(ratio, torch.ones_like(ratio), 1e-3)
     assert components.OV(model).shape == (3, 4, 32, 32)
     close(components.QK(model, folded=True).AB[1, 2], components.QK(model, 1, 2, folded=True).AB)

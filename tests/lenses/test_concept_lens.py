@@ -21,7 +21,7 @@ def native_probability(model, ids, answer, at=None, patch=None):
     handles = []
     if patch is not None:
         layer, head, value = patch
-        out = model.blocks[layer].get_submodule(f"{model.family.attention}.{model.family.out}")
+        out = model.blocks[layer].get_submodule(model.branch("attn", layer).slot.mixer.at("out"))
 
         def overwrite(module, args):
             z = args[0].clone().unflatten(-1, (model.cfg.n_heads, -1))
@@ -84,14 +84,15 @@ def one_head_natively(model, layer, head, h):
     """A prompt of one token, which attends to itself: what attention reads, what the head's projection makes of it, and
     what is added to the stream. The biases on the way are set to zero."""
     block = model.blocks[layer]
-    attention = block.get_submodule(model.family.attention)
-    for name in {model.family.ln1, model.family.attn_norm, model.family.attention}:
+    branch = model.branch("attn", layer)
+    attention, mixer = branch.module, branch.slot.mixer
+    for name in {branch.slot.before, branch.slot.after, mixer.path}:
         for key, value in block.get_submodule(name).named_parameters() if name else ():
             if key.endswith("bias"):
                 value.data.zero_()
     seen = {}
     reads = lambda module, args, kwargs: seen.update(read=args[0] if args else kwargs["hidden_states"])  # noqa: E731
-    out = attention.get_submodule(model.family.out)
+    out = attention.get_submodule(mixer.parts["out"])
     handles = [
         attention.register_forward_pre_hook(reads, with_kwargs=True),
         out.register_forward_hook(lambda module, args, value: seen.update(wrote=value)),
@@ -118,7 +119,7 @@ def test_the_lens_of_one_head_is_what_the_native_head_does(family, tiny_model):
         cosine = torch.cosine_similarity(folded.apply(h), added, dim=-1)
         torch.testing.assert_close(cosine, torch.ones(3), rtol=0, atol=1e-4)
     whole = HeadLens.of(model, HEADS)
-    assert whole.header.folded == (model.family.attn_norm is not None)
+    assert whole.header.folded == (model.branch("attn", 0).norm_out is not None)
     parts = sum(HeadLens.of(model, [one]).matrix for one in HEADS)
     torch.testing.assert_close(whole.matrix, parts, rtol=1e-5, atol=1e-6)
 

@@ -450,8 +450,8 @@ def test_what_neurons_promote_is_the_slope_of_the_logits(family: str, tiny_model
     that the norm divides by held fixed (a vector orthogonal to the state leaves it unchanged to first order)."""
     model = tiny_model(family)
     found = lenses.neurons(model, 1, [3, 40], top=100)
-    mlp = model.blocks[1].get_submodule(model.family.mlp)
-    down = mlp.get_submodule(model.family.down)
+    mlp = model.branch("mlp", 1).module
+    down = mlp.get_submodule(model.branch("mlp", 1).slot.mixer.parts["down"])
     norm, head = model.hf.get_submodule(model.family.final_norm), model.hf.get_output_embeddings().weight
     for row, neuron in enumerate((3, 40)):
         one = torch.zeros(model.cfg.d_mlp)

@@ -1,6 +1,5 @@
 """The spine on every family: tiny models with random gains and biases, native Hugging Face as the oracle."""
 
-import dataclasses
 from functools import cache
 
 import pytest
@@ -10,7 +9,7 @@ from monosem import edits
 from monosem.errors import BadInput, UnknownName
 from monosem.models import PER_LAYER, Model, Site, TokenBatch, verify
 from monosem.models.places.sites import ATTENTION, GLOBAL_ON_REQUEST, ON_REQUEST, READ_ONLY
-from tiny import FAMILIES, tiny_hf, tiny_tokenizer
+from tiny import FAMILIES, changed, tiny_hf, tiny_tokenizer
 
 IDS = torch.randint(3, 100, (3, 11), generator=torch.Generator().manual_seed(5))
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
@@ -69,26 +68,26 @@ def test_identities_in_other_dtypes(dtype):
 @pytest.mark.parametrize(
     ("family", "change", "identity"),
     [
-        ("gemma2", {"attn_norm": None, "ln2": "post_attention_layernorm"}, "resid_pre + attn_out + mlp_out"),
-        ("glm4", {"mlp_norm": None}, "resid_pre + attn_out + mlp_out"),
-        ("granite", {"branch_scale": None}, "resid_pre + attn_out + mlp_out"),
+        ("gemma2", {"attn.after": None, "mlp.before": "post_attention_layernorm"}, "resid_pre + attn_out + mlp_out"),
+        ("glm4", {"mlp.after": None}, "resid_pre + attn_out + mlp_out"),
+        ("granite", {"attn.scale": None, "mlp.scale": None}, "resid_pre + attn_out + mlp_out"),
         ("granite", {"embed_scale": None}, "resid_pre.0 = embed (+ positions)"),
         ("gpt2", {"positions": None}, "resid_pre.0 = embed (+ positions)"),
         ("cohere", {"logit_steps": ()}, "read-out of the last = logits"),
-        ("gpt2", {"fused": "interleaved"}, "pattern · v = z"),
-        ("gpt_neox", {"fused": "stacked"}, "pattern · v = z"),
-        ("llama", {"k": "v_proj", "v": "k_proj"}, "pattern · v = z"),
-        ("phi", {"q": "k_proj", "k": "q_proj"}, "ln1(resid_pre) W_Q + b_Q"),
-        ("gpt_neo", {"q": "k_proj", "k": "q_proj"}, "the first token's q moves no later z"),
-        ("olmo", {"clip": None}, "ln1(resid_pre) W_Q + b_Q"),
-        ("llama", {"ln1": "post_attention_layernorm"}, "ln1(resid_pre) W_Q + b_Q"),
-        ("llama", {"pre": "up_proj", "pre_linear": "gate_proj"}, "mlp_post linear in it"),
-        ("phi3", {"pre_linear": None}, "one neuron each"),
+        ("gpt2", {"attn.fused": "interleaved"}, "pattern · v = z"),
+        ("gpt_neox", {"attn.fused": "stacked"}, "pattern · v = z"),
+        ("llama", {"attn.k": "v_proj", "attn.v": "k_proj"}, "pattern · v = z"),
+        ("phi", {"attn.q": "k_proj", "attn.k": "q_proj"}, "ln1(resid_pre) W_Q + b_Q"),
+        ("gpt_neo", {"attn.q": "k_proj", "attn.k": "q_proj"}, "the first token's q moves no later z"),
+        ("olmo", {"attn.clip": None}, "ln1(resid_pre) W_Q + b_Q"),
+        ("llama", {"attn.before": "post_attention_layernorm"}, "ln1(resid_pre) W_Q + b_Q"),
+        ("llama", {"mlp.pre": "up_proj", "mlp.pre_linear": "gate_proj"}, "mlp_post linear in it"),
+        ("phi3", {"mlp.pre_linear": None}, "one neuron each"),
     ],
 )
 def test_verify_finds_a_wrong_family_row(family, change, identity):
     right = model_of(family)
-    result = verify(Model(right.hf, None, "wrong", family=dataclasses.replace(right.family, **change)), quick=True)
+    result = verify(Model(right.hf, None, "wrong", family=changed(right.family, change)), quick=True)
     assert not result.ok
     assert not result.table.set_index("identity").loc[identity].ok
 
@@ -185,20 +184,20 @@ def test_pattern_edit_equals_removing_a_key(model):
 
 
 def test_resid_mid_edit_equals_a_hand_written_block(model):
-    if model.parallel:
+    mlp = model.branch("mlp", 1)
+    if mlp.reads.name == "resid_pre":
         with pytest.raises(UnknownName, match="parallel"):
             model.run(IDS, capture="resid_mid.1")
         return
-    block, row = model.blocks[1], model.family
     shift = torch.randn(model.cfg.d_model, generator=torch.Generator().manual_seed(1))
     edited = model.run(IDS, capture=["resid_mid.1", "resid_post.1"], edits=edits.add(("resid_mid.1", shift)))
     clean = model.run(IDS, capture=["resid_mid.1"])
     mid = clean["resid_mid.1"] + shift
     torch.testing.assert_close(edited["resid_mid.1"], mid, **TOLERANCE)
-    out = block.get_submodule(row.mlp)(block.get_submodule(row.ln2)(mid) if row.ln2 else mid)
+    out = mlp.module(mlp.norm_in(mid) if mlp.norm_in else mid)
     out = out[0] if isinstance(out, tuple) else out
-    out = block.get_submodule(row.mlp_norm)(out) if row.mlp_norm else out
-    torch.testing.assert_close(edited["resid_post.1"], mid + out * model.residual_multiplier, **TOLERANCE)
+    out = mlp.norm_out(out) if mlp.norm_out else out
+    torch.testing.assert_close(edited["resid_post.1"], mid + out * mlp.scale, **TOLERANCE)
 
 
 def test_other_prompts_residual_gives_its_logits(model):

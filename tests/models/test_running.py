@@ -51,7 +51,7 @@ def test_nothing_stays_on_the_modules_after_an_error(model, logits):
         ({"start": ("resid_post.1", stream)}, BadInput),
         ({"start": ("resid_pre.1", stream), "edits": edits.function("mlp_out.2", explode)}, ZeroDivisionError),
     ]
-    if model.family.router is not None:
+    if model.branch("mlp", 1).kind == "mixture":
         wrong.append(({"edits": edits.scale("router_logits.1", 2.0)}, BadInput))
     for arguments, error in wrong:
         with pytest.raises(error):

@@ -9,7 +9,7 @@ from monosem import edits
 from monosem.errors import BadInput, UnknownName
 from monosem.models import Model, Site
 from monosem.models.places.sites import IN_BLOCK, ONCE, sites_of
-from tiny import FAMILIES, tiny_hf, tiny_tokenizer
+from tiny import FAMILIES, is_parallel, tiny_hf, tiny_tokenizer
 
 IDS = torch.randint(3, 100, (2, 9), generator=torch.Generator().manual_seed(6))
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}
@@ -128,8 +128,9 @@ def test_norm_scales_and_normalised_values_equal_the_formulas(model, which):
     if which == "final":
         module, names = model.hf.get_submodule(model.family.final_norm), ["final_scale", "final_normalized"]
     else:
-        module, names = model.norm_module(1, which), [f"{which}_scale.1", f"{which}_normalized.1"]
-        if module is None or (which == "ln2" and module is model.norm_module(1, "ln1")):
+        branch = model.branch("attn" if which == "ln1" else "mlp", 1)
+        module, names = branch.norm_in, [f"{which}_scale.1", f"{which}_normalized.1"]
+        if module is None or (which == "ln2" and module is model.branch("attn", 1).norm_in):
             with pytest.raises(UnknownName, match="norm"):
                 model.run(IDS, capture=names)
             return
@@ -139,7 +140,7 @@ def test_norm_scales_and_normalised_values_equal_the_formulas(model, which):
     torch.testing.assert_close(run[names[0]], scale, **CLOSE)
     torch.testing.assert_close(run[names[1]], normalised, **CLOSE)
     if which != "final":  # the same names as TransformerLens, and the same value made from the stream
-        late = model.run(IDS, capture=["resid_pre.1", *([] if model.parallel else ["resid_mid.1"])])
+        late = model.run(IDS, capture=["resid_pre.1", *([] if is_parallel(model) else ["resid_mid.1"])])
         torch.testing.assert_close(late["scale", 1, which], scale, **CLOSE)
 
 
@@ -157,7 +158,7 @@ def test_writing_a_norm_s_scale_divides_by_it(model):
 
 
 def test_results_sum_to_the_native_output_and_are_made_for_what_is_asked(model):
-    attention = model.blocks[1].get_submodule(model.family.attention)
+    attention = model.branch("attn", 1).module
     _, output = native_call(model, attention)
     output = output[0] if isinstance(output, tuple) else output
     run = model.run(IDS, capture=["result.1", "attn_raw.1"])
@@ -187,7 +188,7 @@ def test_position_embeddings(family):
 def test_routers_are_read_and_their_weights_written(family):
     model = model_of(family)
     block = model.blocks[1].get_submodule("mlp")
-    _, output = native_call(model, block.get_submodule(model.family.router))
+    _, output = native_call(model, block.get_submodule(model.branch("mlp", 1).slot.mixer.parts["router"]))
     names = ["router_logits.1", "expert_weights.1", "expert_indices.1"]
     run = model.run(IDS, capture=[*names, "mlp_out.1"])
     for name, native in zip(names, output):

@@ -7,7 +7,7 @@ import torch
 
 from monosem.errors import BadInput, UnknownName
 from monosem.models import Model, get_act_name
-from tiny import FAMILIES
+from tiny import FAMILIES, is_parallel
 
 # grouped queries; fused; interleaved and parallel; blocks that return tuples; post-norms; multipliers
 SOME = ["llama", "gpt2", "gpt_neox", "gptj", "gemma2", "granite"]
@@ -211,7 +211,7 @@ def test_zero_ablation_of_a_head_equals_a_native_hook(some):
         z[:, :, head] = 0.0
         return z
 
-    out = some.blocks[1].get_submodule(f"{some.family.attention}.{some.family.out}")
+    out = some.blocks[1].get_submodule(some.branch("attn", 1).slot.mixer.at("out"))
     width = some.cfg.d_head
 
     def zero(module, args):
@@ -353,7 +353,7 @@ def test_streams_and_their_parts_add_up(model, cache):
         close(parts.sum(0), whole)
         assert len(labels) == len(parts)
     assert labels[-1] == "0_mlp_out"
-    streams, labels = cache.accumulated_resid(incl_mid=not model.parallel, return_labels=True)
+    streams, labels = cache.accumulated_resid(incl_mid=not is_parallel(model), return_labels=True)
     assert labels[0] == "0_pre"
     assert labels[-1] == "final_post"
     torch.testing.assert_close(streams[-1], final)
@@ -371,7 +371,7 @@ def test_streams_and_their_parts_add_up(model, cache):
 
 def test_heads_and_neurons_are_what_the_branch_writes(model, cache):
     """Ablating a head natively changes the (raw) attention output by its result; neurons of all rows give the MLP."""
-    out = model.blocks[1].get_submodule(f"{model.family.attention}.{model.family.out}")
+    out = model.blocks[1].get_submodule(model.branch("attn", 1).slot.mixer.at("out"))
     bias = torch.zeros(32) if out.bias is None else out.bias
     seen = {}
     handle = out.register_forward_hook(lambda m, a, output: seen.update(out=output))
@@ -379,16 +379,16 @@ def test_heads_and_neurons_are_what_the_branch_writes(model, cache):
     handle.remove()
     close(cache["result", 1].sum(-2) + bias, seen["out"])
     heads = cache.stack_head_results()[4:8].sum(0)
-    if model.branch_norm(1, "attn") is None:
-        close(heads + model.residual_multiplier * bias, cache["attn_out", 1])
+    if model.branch("attn", 1).norm_out is None:
+        close(heads + model.branch("attn", 1).scale * bias, cache["attn_out", 1])
     if ("mlp_post", 1) not in cache:
         return
     neurons, labels = cache.stack_neuron_results(layer=2, return_labels=True, neuron_slice=slice(3, 6), pos_slice=-1)
     assert labels == [f"L{layer}N{n}" for layer in (0, 1) for n in (3, 4, 5)]
     whole = cache.stack_neuron_results(layer=2, pos_slice=-1)
     close(neurons, torch.cat([whole[3:6], whole[51:54]]))
-    if model.branch_norm(1, "mlp") is None:
-        close(whole[48:].sum(0) + model.residual_multiplier * model.b_out[1], cache["mlp_out", 1][:, -1])
+    if model.branch("mlp", 1).norm_out is None:
+        close(whole[48:].sum(0) + model.branch("mlp", 1).scale * model.b_out[1], cache["mlp_out", 1][:, -1])
     one = cache.get_neuron_results(1, neuron_slice=[4], pos_slice=-1)
     close(one[:, 0], whole[48 + 4])
 
@@ -397,9 +397,9 @@ def test_norms_of_the_cache_are_the_models_own(model, cache):
     seen = {}
     final = model.hf.get_submodule(model.family.final_norm)
     modules = {("final", None): final}
-    for which in ("ln1", "ln2"):
-        module = model.norm_module(1, which)
-        if module is not None and (which == "ln1" or module is not model.norm_module(1, "ln1")):
+    for which, name in (("ln1", "attn"), ("ln2", "mlp")):
+        module = model.branch(name, 1).norm_in
+        if module is not None and (which == "ln1" or module is not model.branch("attn", 1).norm_in):
             modules[which, 1] = module
     handles = [
         m.register_forward_hook(partial(lambda key, m, a, out: seen.update({key: out}), k)) for k, m in modules.items()

@@ -64,7 +64,7 @@ def test_b_writing_resid_mid_changes_the_stream_and_not_only_what_the_mlp_reads(
     """The block saved its residual before the norm, so a hook there does not edit the stream."""
     model = model_of(family)
     shift = torch.randn(32, generator=torch.Generator().manual_seed(1))
-    reader = model.norm_module(1, "ln2") or model.blocks[1].mlp
+    reader = model.branch("mlp", 1).norm_in or model.blocks[1].mlp
     handle = reader.register_forward_pre_hook(lambda m, args: (args[0] + shift, *args[1:]))
     naive = native(model).logits
     handle.remove()
@@ -79,7 +79,7 @@ def test_b_in_bf16_the_mlp_is_given_the_exact_value():
     model = Model(tiny_hf("llama").bfloat16(), None, "bf16")
     wanted = torch.randn(2, 10, 32, generator=torch.Generator().manual_seed(2)).bfloat16()
     seen = []
-    handle = model.norm_module(1, "ln2").register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    handle = model.branch("mlp", 1).norm_in.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
     run = model.run(IDS, capture="resid_mid.1", edits=edits.patch("resid_mid.1", wanted))
     handle.remove()
     torch.testing.assert_close(run["resid_mid.1"], wanted, rtol=0, atol=0)
@@ -94,7 +94,7 @@ def test_c_parallel_blocks_have_no_resid_mid_and_a_shared_norm_is_one_site(famil
     with pytest.raises(UnknownName, match="parallel"):
         model.run(IDS, capture="resid_mid.1")
     if family != "gpt_neox":  # NeoX has two norms
-        with pytest.raises(UnknownName, match="one norm serves both"):
+        with pytest.raises(UnknownName, match="attn and mlp through one norm; use ln1_scale"):
             model.run(IDS, capture="ln2_scale.1")
 
 

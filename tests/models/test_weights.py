@@ -48,8 +48,8 @@ def inputs_of(model: Model, *paths: str) -> dict[str, torch.Tensor]:
 
 
 def test_query_key_value(model):
-    family = model.family
-    x = inputs_of(model, f"{family.attention}.{family.q}")[f"{family.attention}.{family.q}"]
+    path = model.branch("attn", 1).slot.mixer.at("q")
+    x = inputs_of(model, path)[path]
     run = captured(model, "q", "k", "v")
     groups = model.cfg.n_heads // model.cfg.n_kv_heads
     for name in "qkv":
@@ -66,7 +66,7 @@ def test_query_key_value(model):
 
 
 def test_output_projection(model):
-    path = f"{model.family.attention}.{model.family.out}"
+    path = model.branch("attn", 1).slot.mixer.at("out")
     seen = {}
     handle = model.blocks[1].get_submodule(path).register_forward_hook(lambda m, a, out: seen.update(out=out))
     z = captured(model, "z")["z", 1]
@@ -80,15 +80,14 @@ def test_mlp(model):
         with pytest.raises(UnknownName):
             _ = model.W_out[1]
         return
-    family = model.family
     run = captured(model, "mlp_pre", "mlp_post", *(["mlp_pre_linear"] if has(model, "mlp_pre_linear") else []))
     seen = {}
-    mlp = model.blocks[1].get_submodule(family.mlp)
+    mlp, down = model.branch("mlp", 1).module, model.branch("mlp", 1).slot.mixer.parts["down"]
     handles = [
         mlp.register_forward_pre_hook(
             lambda m, args, kwargs: seen.update(x=[*args, *kwargs.values()][0]), with_kwargs=True
         ),
-        mlp.get_submodule(family.down).register_forward_hook(lambda m, a, out: seen.update(out=out)),
+        mlp.get_submodule(down).register_forward_hook(lambda m, a, out: seen.update(out=out)),
     ]
     model.run(IDS)
     for handle in handles:
@@ -173,15 +172,14 @@ def test_packed_weights_are_read_as_they_act(family):
                 setattr(module, name, Packed(child))
     model = Model(hf, tiny_tokenizer(), "packed")
     run = model.run(IDS, capture=["q.1", "z.1", "mlp_post.1", "final_norm"])
-    family_row = model.family
-    out = model.blocks[1].get_submodule(f"{family_row.attention}.{family_row.out}")
-    down = model.blocks[1].get_submodule(f"{family_row.mlp}.{family_row.down}")
+    out = model.blocks[1].get_submodule(model.branch("attn", 1).slot.mixer.at("out"))
+    down = model.blocks[1].get_submodule(model.branch("mlp", 1).slot.mixer.at("down"))
     close(model.W_O[1], out.rows().T.unflatten(0, (4, 8)))
     close(model.W_out[1], down.rows().T)
     close(model.W_U, hf.get_output_embeddings().rows().T)
     if down.bias is not None:
         close(model.b_out[1], down.bias)
-    reader = f"{family_row.attention}.{family_row.q}"
+    reader = model.branch("attn", 1).slot.mixer.at("q")
     x = inputs_of(model, reader)[reader]
     close(torch.einsum("btm,hmd->bthd", x, model.W_Q[1]) + model.b_Q[1], run["q.1"])
 

@@ -56,7 +56,7 @@ class Literal:
         layers = range(model.cfg.n_layers)
         everything = [Site(name, layer) for name in ("z", "mlp_out") for layer in layers] + [Site("embed")]
         self.model, self.tokens = model, base
-        self.mlps = [block.get_submodule(model.family.mlp) for block in model.blocks]
+        self.mlps = [model.branch("mlp", layer).module for layer in layers]
         self.base, self.source = (model.run(tokens, capture=everything) for tokens in (base, source))
         self.where = base.mask if where is None else where
 

@@ -13,6 +13,7 @@ from monosem.errors import BadInput, UnknownName
 from monosem.models import Model, Site, TokenBatch
 from monosem.patching import Claim, Hypothesis, scrub
 from monosem.patching.scrubbing.tree import Draws
+from tiny import is_parallel
 
 ROWS = [[5, 10 + i % 3, 20 + i % 2, 30 + i, 7] for i in range(6)]
 
@@ -108,7 +109,7 @@ class Slow:
         pick = (lambda: next(self.log)) if self.each else (lambda: random)
         sources: dict[Any, Tensor] = {"embed": pick()}
         for layer in self.layers:
-            seen = {name: _before(Site(name, layer), reader, self.model.parallel) for name in ("z", "mlp_out")}
+            seen = {name: _before(Site(name, layer), reader, is_parallel(self.model)) for name in ("z", "mlp_out")}
             shared = random if not self.each or not seen["z"] else None
             sources |= {("z", layer, head): pick() if shared is None else shared for head in self.heads}
             sources["mlp_out", layer] = pick() if seen["mlp_out"] else random
@@ -157,7 +158,9 @@ class Slow:
     def read(self, site: Site, written: list[Any]) -> Tensor:
         """The site when everything before it is written, and it itself is not."""
         kept = [
-            edit for edit in written if edit.site.name == "resid_pre" or _before(edit.site, site, self.model.parallel)
+            edit
+            for edit in written
+            if edit.site.name == "resid_pre" or _before(edit.site, site, is_parallel(self.model))
         ]
         return self.model.run([ROWS[0]], capture=site, edits=kept)[site]
 

@@ -4,7 +4,7 @@ from .buffer import ShuffleBuffer
 from .harvesting import ActivationBatch, Harvest, harvest
 from .schedule import Schedule
 from .shards import ActivationShards, ShardStream
-from .skipping import Skipper, SkipRule, counted_tokens
+from .skipping import Skipper, SkipRule
 from .stream import ActivationStream
 
 __all__ = [
@@ -17,6 +17,5 @@ __all__ = [
     "ShuffleBuffer",
     "SkipRule",
     "Skipper",
-    "counted_tokens",
     "harvest",
 ]

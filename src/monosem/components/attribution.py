@@ -18,11 +18,14 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
+UNITS = ("head", "neuron")
+
+
 @dataclass(frozen=True)
 class Part:
     """One column of the result, or `n` of them (heads or neurons of a layer)."""
 
-    kind: str  # "embed", "pos_embed", "attn", "mlp", "head", "neuron", "attn bias", "mlp bias", "bias"
+    kind: str  # "embed", "pos_embed", "bias", a branch ("attn", "mlp"), its units ("head", "neuron") or "attn bias"
     layer: int | None = None
     n: int | None = None
     index: int | None = None
@@ -31,7 +34,7 @@ class Part:
         return [self] if self.n is None else [Part(self.kind, self.layer, None, i) for i in range(self.n)]
 
     def __str__(self) -> str:
-        if self.kind in ("head", "neuron"):
+        if self.kind in UNITS:
             return f"L{self.layer}{self.kind[0].upper()}{self.index}"
         return self.kind if self.layer is None else f"L{self.layer} {self.kind}"
 
@@ -102,7 +105,7 @@ class DirectAttribution:
 
     def plot(self, title: str = "") -> "Figure":
         """Layers x (heads, attention, MLP, biases): mean contributions; what belongs to no layer is in the last row."""
-        kinds = [k for k in ("attn", "attn bias", "mlp", "mlp bias") if any(p.kind == k for p in self.parts)]
+        kinds = list(dict.fromkeys(p.kind for p in self.parts if p.layer is not None and p.kind not in UNITS))
         neurons = any(p.kind == "neuron" for p in self.parts)
         columns = [f"H{h}" for h in range(self.n_heads)] if any(p.kind == "head" for p in self.parts) else []
         columns += [*kinds, *(["neurons"] if neurons else []), "embed", "pos_embed", "bias"]

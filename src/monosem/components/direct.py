@@ -23,12 +23,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import BadInput, UnknownName
-from ..models import Model, Norm, Run, Site
+from ..errors import BadInput
+from ..models import Branch, Model, Norm, Run, Site
 from .attribution import DirectAttribution, Part
 from .targets import Target, Tokens, direction_target, token_target
 
 By = Literal["layer", "head", "neuron"]
+SPLIT = {"layer": (), "head": ("head",), "neuron": ("head", "neuron")}  # what is taken apart into units
 
 
 def direct_attribution(
@@ -111,30 +112,28 @@ class _Stream:
         model, end = self.model, self.target.site
         last = model.cfg.n_layers - 1
         self.end = Site("resid_post", last) if end is None else end
-        assert self.end.layer is not None
-        # (layer, branch) in the order in which they write
-        upto = {"resid_pre": 0, "resid_mid": 1, "resid_post": 2}[self.end.name]
-        self.branches: list[tuple[int, Literal["attn", "mlp"]]] = [
-            (layer, branch) for layer in range(self.end.layer) for branch in ("attn", "mlp")
-        ] + [(self.end.layer, branch) for branch in ("attn", "mlp")[:upto]]
-        inner = {
-            "attn": "z" if self.by != "layer" else "attn_out",
-            "mlp": "mlp_post" if self.by == "neuron" else "mlp_out",
-        }
-        try:
-            self.sites = [Site("embed"), Site("resid_pre", 0), self.end] + [
-                model.site((inner[branch], layer)) for layer, branch in self.branches
-            ]
-        except UnknownName as error:
-            raise BadInput(f"{error}; attribute by='head' or by='layer' instead") from None
-        self.final = Norm.of(
-            model.hf.get_submodule(model.family.final_norm) if end is None else None, model.cfg.d_model
-        )
-        self.final = self.final.to(model.device)
+        self.branches = model.written_before(self.end)
+        self.sites = [Site("embed"), Site("resid_pre", 0), self.end, *(self.read_site(one) for one in self.branches)]
+        nothing = Norm.of(None, model.cfg.d_model, model.device)  # a direction is read as it stands
+        self.final = model.final_norm if end is None else nothing
         # the slope of what follows the unembedding at 0: its multiplier, the soft cap left aside
         step = torch.tensor([1e-3, -1e-3], dtype=torch.float64)
         ends = model.logit_transform(step)
         self.linear = 1.0 if self.target.tokens is None else float((ends[0] - ends[1]) / 2e-3)
+
+    def splits(self, branch: Branch) -> bool:
+        """Whether the branch's units are parts of their own. Raises `BadInput` for neurons that cannot be read."""
+        if branch.units is None and self.by == "neuron":
+            raise BadInput(
+                f"{branch.name} of layer {branch.layer} of {self.model.name} is a {branch.kind}, whose neurons cannot "
+                "be read; attribute by='head' or by='layer' instead"
+            )
+        return branch.units in SPLIT[self.by]
+
+    def read_site(self, branch: Branch) -> Site:
+        found = branch.inner if self.splits(branch) else branch.out
+        assert found is not None
+        return found
 
     def reads(self) -> Iterator[tuple[Tensor, float, Tensor | None]]:
         """(vectors `row d_model`, weight, token ids or None) of each summand of the target."""
@@ -172,37 +171,31 @@ class _Stream:
         yield Part("embed"), (_dot(embed, v) / scale)[..., None]
         if self.model.family.positions is not None:
             yield Part("pos_embed"), (_dot(run["resid_pre", 0].float() - embed, v) / scale)[..., None]
-        for layer, branch in self.branches:
-            for part, value in self._branch(layer, branch, v):
+        for branch in self.branches:
+            for part, value in self._branch(branch, v):
                 yield part, value / scale[..., None]
         offset = self.offset(u, ids)
         if bool(offset.any()):
             yield Part("bias"), offset[:, None].expand(*scale.shape, 1)
 
-    def _branch(self, layer: int, branch: Literal["attn", "mlp"], v: Tensor) -> Iterator[tuple[Part, Tensor]]:
-        model, run = self.model, self.run
-        if self.by == "layer" or (branch == "mlp" and self.by == "head"):
-            yield Part(branch, layer), _dot(run[f"{branch}_out", layer].float(), v)[..., None]
+    def _branch(self, branch: Branch, v: Float[Tensor, "row d_model"]) -> Iterator[tuple[Part, Tensor]]:
+        """Direction first: the share of a unit is its activation times what its weights have along the direction."""
+        value = self.run[self.read_site(branch)].float()
+        if not self.splits(branch):
+            yield Part(branch.name, branch.layer), _dot(value, v)[..., None]
             return
-        attention = branch == "attn"
-        inner = run["z", layer].flatten(-2) if attention else run["mlp_post", layer]
-        W = model.W_O[layer].flatten(0, 1) if attention else model.W_out[layer]
-        b = (model.b_O if attention else model.b_out)[layer].float()
-        module = model.branch_norm(layer, branch)
-        norm = Norm.of(module, model.cfg.d_model).to(model.device)
-        raw = inner.float() @ W.float() + b if module is not None else inner[..., :1]  # only its size is needed
-        size = norm.scale(raw) / model.residual_multiplier
-        pulled = norm.pull(v)
-        read = pulled @ W.float().T  # row, then heads x d_head or neurons
-        if attention:
-            z, along = run["z", layer].float(), read.unflatten(-1, (model.cfg.n_heads, -1))
-            yield Part("head", layer, model.cfg.n_heads), (z * along[:, None]).sum(-1) / size
+        size, pulled = branch.size(value), branch.pull(v)
+        read = pulled @ branch.weight().flatten(0, -2).float().T  # row, then heads x d_head or neurons
+        if branch.units == "head":
+            along = read.unflatten(-1, (branch.n_units, -1))
+            share = (value * along[:, None]).sum(-1) / size
         else:
-            yield Part("neuron", layer, model.cfg.d_mlp), inner.float() * read[:, None] / size
-        constant = (pulled * b).sum(-1)[:, None, None] / size
-        constant = constant + (v * norm.bias).sum(-1)[:, None, None] * model.residual_multiplier
+            share = value * read[:, None] / size
+        yield Part(str(branch.units), branch.layer, branch.n_units), share
+        constant = (pulled * branch.bias().float()).sum(-1)[:, None, None] / size
+        constant = constant + (v * branch.written_bias).sum(-1)[:, None, None]
         if bool(constant.any()):
-            yield Part(f"{branch} bias", layer), constant.expand(*size.shape[:-1], 1)
+            yield Part(f"{branch.name} bias", branch.layer), constant.expand(*size.shape[:-1], 1)
 
 
 def _dot(x: Float[Tensor, "batch pos d_model"], v: Float[Tensor, "row d_model"]) -> Float[Tensor, "batch pos"]:

@@ -6,6 +6,7 @@
 Everything is right-multiplied, as in "A Mathematical Framework for Transformer Circuits" (Elhage et al. 2021).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from ..errors import BadInput
-from ..models import Model, Norm
+from ..models import Branch, Model
 
 
 class FactoredMatrix:
@@ -163,7 +164,7 @@ def OV(model: Model, layer: int | None = None, head: int | None = None, folded: 
 def full_OV(model: Model, layer: int, head: int) -> FactoredMatrix:
     """W_E OV W_U, `vocab vocab`: which logits a head raises when it attends to each token's embedding, up to norms'
     scales; all gains (ln1, post-norm, final norm) are folded in."""
-    final = Norm.of(model.hf.get_submodule(model.family.final_norm), model.cfg.d_model).to(model.device)
+    final = model.final_norm
     circuit = OV(model, layer, head, folded=True)
     return FactoredMatrix(model.W_E.float() @ circuit.A, (final.centred(circuit.B) * final.gain) @ model.W_U.float())
 
@@ -178,7 +179,7 @@ def copying_scores(model: Model) -> Float[Tensor, "layer head"]:
     """Σλ / Σ|λ| over the eigenvalues of each head's full OV circuit: 1 is a head that only copies, -1 one that only
     suppresses what it attends to (Elhage et al. 2021, "copying / primarily positive eigenvalues")."""
     rows = []
-    final = Norm.of(model.hf.get_submodule(model.family.final_norm), model.cfg.d_model).to(model.device)
+    final = model.final_norm
     through = model.W_U.float() @ model.W_E.float()  # d_model d_model: from the normed stream to logits to embeddings
     for layer in range(model.cfg.n_layers):
         circuit = OV(model, layer, folded=True)
@@ -193,20 +194,17 @@ def _heads(weights: Any, layer: int | None, head: int | None) -> Tensor:
     return weights[index].float()
 
 
-def _gains(model: Model, layer: int | None, which: str) -> list[Norm]:
-    layers = range(model.cfg.n_layers) if layer is None else [range(model.cfg.n_layers)[layer]]
-    modules = [model.norm_module(i, "ln1") if which == "ln1" else model.branch_norm(i, "attn") for i in layers]
-    return [Norm.of(module, model.cfg.d_model).to(model.device) for module in modules]
-
-
-def _read(model: Model, W: Tensor, layer: int | None) -> Tensor:
+def _read(model: Model, W: Float[Tensor, "... d_model d_head"], layer: int | None) -> Tensor:
     """Through the norm in front: rows times its gain, less their mean over the input for a LayerNorm."""
-    parts = [W] if layer is not None else list(W)
-    folded = [n.centred((w * n.gain[:, None]).mT).mT for n, w in zip(_gains(model, layer, "ln1"), parts)]
-    return folded[0] if layer is not None else torch.stack(folded)
+    return _folded(model, W, layer, lambda one, w: one.pre.pull(w.mT).mT)
 
 
-def _write(model: Model, W: Tensor, layer: int | None) -> Tensor:
-    parts = [W] if layer is not None else list(W)
-    folded = [n.centred(w) * n.gain * model.residual_multiplier for n, w in zip(_gains(model, layer, "attn"), parts)]
-    return folded[0] if layer is not None else torch.stack(folded)
+def _write(model: Model, W: Float[Tensor, "... d_head d_model"], layer: int | None) -> Tensor:
+    """Through what is between the projection and the stream, up to the post-norm's scale."""
+    return _folded(model, W, layer, lambda one, w: one.share(w, w.new_ones(())))
+
+
+def _folded(model: Model, W: Tensor, layer: int | None, fold: Callable[[Branch, Tensor], Tensor]) -> Tensor:
+    if layer is not None:
+        return fold(model.branch("attn", layer), W)
+    return torch.stack([fold(model.branch("attn", at), w) for at, w in enumerate(W)])

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import BadInput
-from ..models import Model, Norm, Run
+from ..models import Branch, Model, Positions, Run
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,49 +25,44 @@ class HeadResults:
 
     run: Run
 
-    @staticmethod
-    def of(model: Model, x: Any, positions: Any = None, memory: str | int | None = None) -> "HeadResults":
+    @classmethod
+    def of(
+        cls, model: Model, x: Any, *, positions: Positions | None = None, memory: str | int | None = None
+    ) -> "HeadResults":
         """Results of any layer for these texts (or ids), at all positions or some; z is captured for every layer."""
-        sites = [("z", layer) for layer in range(model.cfg.n_layers)]
-        return HeadResults(model.run(x, sites, logits=False, positions=positions, memory=memory))
+        sites = [branch.inner for branch in _attentions(model) if branch.inner is not None]
+        return cls(model.run(x, sites, logits=False, positions=positions, memory=memory))
 
     def __getitem__(self, index: int | tuple[int, int | Sequence[int]]) -> Float[Tensor, "batch pos *head d_model"]:
         layer, heads = index if isinstance(index, tuple) else (index, slice(None))
-        model = self.run.model
-        layer = range(model.cfg.n_layers)[layer]
-        z, W_O = self.run["z", layer].float(), model.W_O[layer].float()
-        norm, scale = self._norm(layer)
-        if isinstance(heads, int):
-            return norm.frozen(z[..., heads, :] @ W_O[heads], scale) * model.residual_multiplier
-        kept = heads if isinstance(heads, slice) else list(heads)
-        results = torch.einsum("bphd,hdm->bphm", z[..., kept, :], W_O[kept])
-        return norm.frozen(results, scale[..., None, :]) * model.residual_multiplier
+        branch, z = self._read(layer)
+        kept = [heads] if isinstance(heads, int) else heads if isinstance(heads, slice) else list(heads)
+        shares = branch.share(branch.parts(z[..., kept, :], kept), branch.size(z)[..., None, :])
+        return shares[..., 0, :] if isinstance(heads, int) else shares
 
     def along(self, direction: Float[Tensor, "d_model"]) -> Float[Tensor, "layer batch pos head"]:
         """Every head's write along a vector, without making any write: z · (W_O[h] u)."""
         model, u = self.run.model, direction.float().to(self.run.model.device)
         if u.shape != (model.cfg.d_model,):
             raise BadInput(f"the direction must be one vector of {model.cfg.d_model}, not {list(u.shape)}")
-        found = []
+        values = []
         for layer in range(model.cfg.n_layers):
-            norm, scale = self._norm(layer)
-            read = model.W_O[layer].float() @ norm.pull(u)
-            found.append(torch.einsum("bphd,hd->bph", self.run["z", layer].float(), read) / scale)
-        return torch.stack(found) * model.residual_multiplier
+            branch, z = self._read(layer)
+            read = branch.weight().float() @ branch.pull(u)
+            values.append(torch.einsum("bphd,hd->bph", z, read) / branch.size(z))
+        return torch.stack(values)
 
     def norms(self) -> Float[Tensor, "layer batch pos head"]:
         """Size of every head's write; one layer's writes are held at a time."""
         return torch.stack([self[layer].norm(dim=-1) for layer in range(self.run.model.cfg.n_layers)])
 
-    def _norm(self, layer: int) -> tuple[Norm, Tensor]:
-        """The post-norm and the scale that it divided by in this run (1 where there is none)."""
-        model = self.run.model
+    def _read(self, layer: int) -> tuple[Branch, Float[Tensor, "batch pos head d_head"]]:
         if self.run.heads is not None:
             raise BadInput("head results go by the numbers of all heads: capture z without heads=")
-        module = model.branch_norm(layer, "attn")
-        norm = Norm.of(module, model.cfg.d_model).to(model.device)
-        z = self.run["z", layer].float()
-        if module is None:
-            return norm, torch.ones_like(z[..., 0, :1])
-        raw = z.flatten(-2) @ model.W_O[layer].flatten(0, 1).float() + model.b_O[layer].float()
-        return norm, norm.scale(raw)
+        (layer,) = self.run.model.layers(layer)
+        branch = self.run.model.branch("attn", layer)
+        return branch, self.run[branch.inner].float()
+
+
+def _attentions(model: Model) -> list[Branch]:
+    return [one for layer in model.layers() for one in model.branches(layer) if one.units == "head"]

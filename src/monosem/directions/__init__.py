@@ -1,5 +1,6 @@
 """Directions: a vector at a site with its provenance."""
 
-from .direction import Direction
+from .direction import Direction, of_latent
+from .fitting import fit
 
-__all__ = ["Direction"]
+__all__ = ["Direction", "fit", "of_latent"]

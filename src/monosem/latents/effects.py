@@ -11,7 +11,6 @@ from ..errors import BadInput
 from ..models import Model
 
 CHUNK = 256  # latents whose effect on the whole vocabulary is held at once
-STREAM = ("embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")  # sites that are added to the stream
 
 CONVENTION = (
     "decoder row (through W_O at z) × gain of the final norm (less the row's mean, if that is a LayerNorm), "
@@ -21,7 +20,13 @@ CONVENTION = (
 
 def reaches_logits(model: Model, dictionary: Dictionary) -> bool:
     """Whether decoder rows of this dictionary have a direct effect on the logits."""
-    return dictionary.site_out.name in STREAM or (dictionary.site_out.name == "z" and not model.family.attn_norm)
+    site = dictionary.site_out
+    if site.name == "embed" or site.in_stream:
+        return True
+    branch = model.branch_of(site)
+    if branch is None or site == branch.out:
+        return branch is not None
+    return site == branch.inner and branch.units == "head" and branch.norm_out is None  # W_O alone is linear
 
 
 def logit_effects(
@@ -41,16 +46,15 @@ def logit_effects(
     W_U = (W_U - W_U.mean(1, keepdim=True)) * model.final_gain.float()[:, None]
     if isinstance(model.hf.get_submodule(model.family.final_norm), nn.LayerNorm):
         W_U = W_U - W_U.mean(0)  # the same as taking the mean out of every row
-    if dictionary.site_out.name == "z":
-        assert dictionary.site_out.layer is not None
-        W_U = model.W_O[dictionary.site_out.layer].flatten(0, 1).float() @ W_U
+    if (branch := model.branch_of(dictionary.site_out)) is not None and dictionary.site_out == branch.inner:
+        W_U = branch.weight().flatten(0, 1).float() @ W_U
     wanted = torch.arange(dictionary.width) if latents is None else latents
     for chunk in wanted.split(CHUNK):
         yield dictionary.decoder_rows(chunk).float().to(W_U.device) @ W_U
 
 
 def extreme_tokens(
-    model: Model, dictionary: Dictionary, latents: Int[Tensor, "m"] | None = None, *, n: int = 10
+    model: Model, dictionary: Dictionary, n: int = 10, latents: Int[Tensor, "m"] | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(promoted ids, their effects, suppressed ids, their effects), each `latents n`, strongest first.
 

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ..errors import BadInput, UnknownName, require
 from ..models import Model
-from ..models.places.norms import Norm
 from ..plots import BLUE, ORANGE, style
 from ..results import Result, analysis
 from .grid import token_label
@@ -88,7 +87,7 @@ def vectors(
     labels = [str(name) for name in names] if names is not None else [str(number) for number in range(len(rows))]
     if len(labels) != len(rows) or top < 1:
         raise BadInput(f"{len(labels)} names for {len(rows)} vectors, top {top}: give one name each, and top >= 1")
-    norm = Norm.of(model.hf.get_submodule(model.family.final_norm), model.cfg.d_model)
+    norm = model.final_norm
     W_U = model.W_U.float()
     W_U = W_U - W_U.mean(1, keepdim=True)
     parts = []
@@ -114,7 +113,7 @@ def neurons(model: Model, layer: int, indices: Sequence[int] | None = None, *, t
     wanted = list(range(model.cfg.d_mlp)) if indices is None else list(indices)
     if wrong := [i for i in wanted if not 0 <= i < model.cfg.d_mlp]:
         raise UnknownName(f"there is no neuron {wrong[0]}; an MLP of {model.name} has 0 to {model.cfg.d_mlp - 1}")
-    written = model.W_out[layer][wanted].float()
-    post = Norm.of(model.branch_norm(layer, "mlp"), model.cfg.d_model, written.device)
-    written = post.frozen(written, torch.ones(1, device=written.device)) * model.residual_multiplier
+    mlp = model.branch("mlp", layer)
+    rows = mlp.weight()[wanted].float()
+    written = mlp.share(rows, torch.ones(1, device=rows.device))
     return vectors(model, written, top=top, names=[f"neuron {layer}.{i}" for i in wanted])

@@ -6,6 +6,7 @@ from .loading.load import load_model
 from .memory import free, memory
 from .model import Model
 from .native import Layers, Native, Shape
+from .places.branches import Branch
 from .places.families import FAMILIES, Family
 from .places.norms import Norm
 from .places.places import Places
@@ -21,6 +22,7 @@ __all__ = [
     "FAMILIES",
     "GLOBAL",
     "PER_LAYER",
+    "Branch",
     "EditLike",
     "Family",
     "Generation",

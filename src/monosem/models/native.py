@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import BadInput, UnknownName
+from .places.blocks import Block
 from .places.families import LOGIT_STEPS, Family, family_of
 from .places.norms import Norm
 from .tokens import TokenBatch
@@ -82,11 +83,10 @@ class Native:
         self.tokenizer = tokenizer
         self.name = name
         self.family: Family = family or family_of(hf.config)
-        self.parallel = self.family.is_parallel(hf.config)
         self.blocks: nn.ModuleList = hf.get_submodule(self.family.layers)  # type: ignore[assignment]
-        self.residual_multiplier = _constant(hf, self.family.branch_scale)
         self.embed_scale = _constant(hf, self.family.embed_scale)
-        self.cfg = _shape(hf, self.family, self.blocks[0])
+        self.anatomy = [Block.of(self.family, hf.config, block) for block in self.blocks]
+        self.cfg = _shape(hf, self.blocks, self.anatomy)
         self.ambient_edits: list[Any] = []  # of the `editing(...)` blocks around the next run
         self.in_pass = False  # hooks of a session are on the modules
 
@@ -225,21 +225,6 @@ class Native:
                 raw = LOGIT_STEPS[step](raw, constant)
         return raw
 
-    def norm_module(self, layer: int, which: Literal["ln1", "ln2"]) -> nn.Module | None:
-        """The norm that attention ("ln1") or the MLP ("ln2") reads the stream through; None where there is none.
-
-        In parallel blocks with one norm for both (Phi, Cohere, GPT-J) the two are the same module.
-        """
-        block = self.blocks[layer]
-        path = self.family.ln1 if which == "ln1" else self.family.ln2
-        found = None if path is None else getattr(block, path)
-        return self.norm_module(layer, "ln1") if found is None and which == "ln2" and self.parallel else found
-
-    def branch_norm(self, layer: int, branch: Literal["attn", "mlp"]) -> nn.Module | None:
-        """The norm between a branch and the stream (Gemma 2 and 3, OLMo 2 and 3, GLM 4); None where there is none."""
-        path = self.family.attn_norm if branch == "attn" else self.family.mlp_norm
-        return None if path is None else self.blocks[layer].get_submodule(path)
-
     @property
     def final_norm(self) -> Norm:
         """The norm before the unembedding, read off the native module."""
@@ -277,24 +262,32 @@ def _str_token(model: Native, token: int) -> str:
     return text if "�" not in text and text else spelled
 
 
-def _shape(hf: PreTrainedModel, family: Family, block: nn.Module) -> Shape:
+def _shape(hf: PreTrainedModel, blocks: nn.ModuleList, anatomy: list[Block]) -> Shape:
     config: Any = hf.config
-    heads = config.num_attention_heads
+    heads = getattr(config, "num_attention_heads", 0)
     embedding: Any = hf.get_input_embeddings()
-    out: Any = block.get_submodule(f"{family.attention}.{family.out}")
-    down: Any = getattr(block.get_submodule(family.mlp), family.down, None)
     experts: Any = getattr(config, "moe_intermediate_size", None) or getattr(config, "intermediate_size", 0)
+    down = _width_of(blocks, anatomy, "mlp", "down")
     return Shape(
         n_layers=config.num_hidden_layers,
         d_model=config.hidden_size,
         n_heads=heads,
         n_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        d_head=_width_in(out) // heads,  # not d_model / heads in every model
-        d_mlp=int(experts) if down is None else _width_in(down),
+        d_head=(_width_of(blocks, anatomy, "attention", "out") or 0) // max(heads, 1),  # not always d_model / heads
+        d_mlp=int(experts) if down is None else down,
         d_vocab=embedding.weight.shape[0],
         n_ctx=config.max_position_embeddings,
         hf=hf,
     )
+
+
+def _width_of(blocks: nn.ModuleList, anatomy: list[Block], kind: str, part: str) -> int | None:
+    """Number of inputs of a part of the first mixer of this kind; None where no block has one."""
+    for native, block in zip(blocks, anatomy):
+        for slot in block.slots:
+            if slot.mixer.kind == kind:
+                return _width_in(native.get_submodule(slot.mixer.at(part)))
+    return None
 
 
 def _width_in(linear: Any) -> int:

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from ...errors import BadInput
 from ...models import Layers, Model, Site
-from ...models.places.norms import Norm
 from ..corpus import batches, prompts_of
 from ..fitted import Fitted, Header
 from ..measures import rank
@@ -107,7 +106,7 @@ class HeadLens(Fitted):
                 f"heads {chosen[:3]}...: {model.name} has layers 0 to {layers - 1} of heads 0 to {width - 1}"
             )
         if fold is None:
-            fold = model.branch_norm(0, "attn") is not None
+            fold = model.branch("attn", chosen[0][0]).norm_out is not None
         total = torch.zeros(model.cfg.d_model, model.cfg.d_model, device=model.device)
         for layer, head in chosen:
             circuit = model.W_V[layer, head].float() @ model.W_O[layer, head].float()
@@ -226,8 +225,6 @@ class HeadLens(Fitted):
 
 def _folded(model: Model, layer: int, circuit: Float[Tensor, "d_model d_model"]) -> Float[Tensor, "d_model d_model"]:
     """What norm, head and post-norm together do to the direction of a state."""
-    width, device = model.cfg.d_model, model.device
-    before = Norm.of(model.norm_module(layer, "ln1"), width, device)
-    after = Norm.of(model.branch_norm(layer, "attn"), width, device)
-    read = before.pull(circuit.T).T  # h · pull(u) = frozen(h) · u, for every column u
-    return after.frozen(read, torch.ones((), device=device))
+    attention = model.branch("attn", layer)
+    read = attention.pre.pull(circuit.T).T  # h · pull(u) = frozen(h) · u, for every column u
+    return attention.post.frozen(read, torch.ones((), device=model.device))

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from ...errors import UnknownName
 from ..model import Model
 from ..native import refuse_compiled
-from ..places.families import LOGIT_STEPS, Family
+from ..places.families import LOGIT_STEPS, Family, attn, mlp
 from .tracing import Call, is_linear, same, trace, widths
 from .verify import verify
 
@@ -89,11 +89,12 @@ def _rows(hf: PreTrainedModel) -> Iterator[Family]:
     if len(blocks) < hf.config.num_hidden_layers:
         raise _NotFound(f"only {len(blocks)} of {hf.config.num_hidden_layers} blocks of {layers} were called")
     row = Family(hf.config.model_type, (hf.config.model_type,), layers=layers, tuple_blocks=blocks[0].outputs > 1)
-    row = replace(row, **_ends(hf, calls, blocks), clip="clip_qkv" if hasattr(hf.config, "clip_qkv") else None)
-    row = replace(row, **_block(hf, calls, blocks[0]))
-    yield row
-    if row.fused:
-        yield replace(row, fused="interleaved")
+    row = replace(row, **_ends(hf, calls, blocks))
+    attention, rest = _block(hf, calls, blocks[0])
+    attention["clip"] = "clip_qkv" if hasattr(hf.config, "clip_qkv") else None
+    yield replace(row, branches=(attn(**attention), mlp(**rest)))
+    if "fused" in attention:
+        yield replace(row, branches=(attn(**attention | {"fused": "interleaved"}), mlp(**rest)))
 
 
 def _layers(hf: PreTrainedModel) -> str:
@@ -187,7 +188,8 @@ def _close(one: float, other: float) -> bool:
 
 
 # ---------------------------------------------------------------------- a block
-def _block(hf: PreTrainedModel, calls: list[Call], block: Call) -> dict[str, Any]:
+def _block(hf: PreTrainedModel, calls: list[Call], block: Call) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `families.attn` and `families.mlp` are called with."""
     inside = [c for c in calls if c.within(block.path)]
     children = [c for c in inside if "." not in (c.within(block.path) or ".")]
     attention = _attention_of(hf, inside, children, block)
@@ -197,15 +199,16 @@ def _block(hf: PreTrainedModel, calls: list[Call], block: Call) -> dict[str, Any
     if len(others) != 1:
         names = ", ".join(str(c.within(block.path)) for c in others) or "none"
         raise _NotFound(f"a block's one MLP module (candidates: {names})")
-    mlp = others[0]
-    found = _norm_roles(block, norms, attention, mlp)
-    found |= _attention(inside, attention) | _mlp(inside, mlp)
-    found |= {"attention": attention.within(block.path), "mlp": mlp.within(block.path)}
-    a, m = (_output_of(norms, c) for c in (attention, mlp))
-    scale = _ratio(block.made - block.given, a + m)
+    feed = others[0]
+    for_attn, for_mlp = _norm_roles(block, norms, attention, feed)
+    for_attn |= _attention(inside, attention) | {"path": attention.within(block.path)}
+    for_mlp |= _mlp(inside, feed) | {"path": feed.within(block.path)}
+    added = sum(_output_of(norms, c) for c in (attention, feed))
+    assert isinstance(added, Tensor)
+    scale = _ratio(block.made - block.given, added)
     if scale is not None and not _close(scale, 1.0):
-        found["branch_scale"] = _attribute(hf, lambda value: _close(value, scale))
-    return found
+        for_attn["scale"] = for_mlp["scale"] = _attribute(hf, lambda value: _close(value, scale))
+    return for_attn, for_mlp
 
 
 def _attention_of(hf: PreTrainedModel, inside: list[Call], children: list[Call], block: Call) -> Call:
@@ -224,21 +227,19 @@ def _output_of(norms: list[Call], branch: Call) -> Tensor:
     return next((n.made for n in norms if same(n.given, branch.made)), branch.made)
 
 
-def _norm_roles(block: Call, norms: list[Call], attention: Call, mlp: Call) -> dict[str, Any]:
-    """Roles by what the norms read and who reads them."""
+def _norm_roles(block: Call, norms: list[Call], attention: Call, feed: Call) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The norms of attention and MLP, by what the norms read and who reads them."""
 
     def name(found: list[Call]) -> str | None:
         return found[0].within(block.path) if found else None
 
-    into_mlp = [n for n in norms if same(n.made, mlp.given)]
-    read_by_mlp = into_mlp[0].given if into_mlp else mlp.given
-    return {
-        "ln1": name([n for n in norms if same(n.made, attention.given)]),
-        "ln2": name(into_mlp),
-        "attn_norm": name([n for n in norms if same(n.given, attention.made)]),
-        "mlp_norm": name([n for n in norms if same(n.given, mlp.made)]),
-        "parallel": same(read_by_mlp, block.given),
-    }
+    into_mlp = [n for n in norms if same(n.made, feed.given)]
+    read_by_mlp = into_mlp[0].given if into_mlp else feed.given
+    for_attn = {"before": name([n for n in norms if same(n.made, attention.given)])}
+    for_mlp: dict[str, Any] = {"before": name(into_mlp), "parallel": same(read_by_mlp, block.given)}
+    for_attn["after"] = name([n for n in norms if same(n.given, attention.made)])
+    for_mlp["after"] = name([n for n in norms if same(n.given, feed.made)])
+    return for_attn, for_mlp
 
 
 def _attention(inside: list[Call], attention: Call) -> dict[str, Any]:
@@ -257,17 +258,17 @@ def _attention(inside: list[Call], attention: Call) -> dict[str, Any]:
     return {**roles, "out": out.within(attention.path)}
 
 
-def _mlp(inside: list[Call], mlp: Call) -> dict[str, Any]:
-    parts = [c for c in inside if c.within(mlp.path)]
+def _mlp(inside: list[Call], feed: Call) -> dict[str, Any]:
+    parts = [c for c in inside if c.within(feed.path)]
     if routers := [c for c in parts if c.outputs == 3]:
-        return {"router": routers[0].within(mlp.path)}
+        return {"router": routers[0].within(feed.path)}
     linears = [c for c in parts if is_linear(c.module)]
-    down = _one([c for c in linears if same(c.made, mlp.made)], "the MLP's down projection")
-    reads = [c for c in linears if same(c.given, mlp.given)]
-    found: dict[str, Any] = {"down": down.within(mlp.path)}
+    down = _one([c for c in linears if same(c.made, feed.made)], "the MLP's down projection")
+    reads = [c for c in linears if same(c.given, feed.given)]
+    found: dict[str, Any] = {"down": down.within(feed.path)}
     width = widths(down.module)[0]
     if len(reads) == 1:
-        name, wide = reads[0].within(mlp.path), widths(reads[0].module)[1]
+        name, wide = reads[0].within(feed.path), widths(reads[0].module)[1]
         if wide not in (width, 2 * width):
             raise _NotFound(f"an MLP whose first layer is as wide as its second, or twice ({wide} and {width})")
         return found | {"pre": name, "pre_linear": name if wide == 2 * width else None}
@@ -279,4 +280,4 @@ def _mlp(inside: list[Call], mlp: Call) -> dict[str, Any]:
     ]
     gate = _one(gates, "which of the MLP's two first layers is the gate")
     up = reads[1 - reads.index(gate)]
-    return found | {"pre": gate.within(mlp.path), "pre_linear": up.within(mlp.path)}
+    return found | {"pre": gate.within(feed.path), "pre_linear": up.within(feed.path)}

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from ...errors import UnknownName
 from ..model import Model
+from ..places.branches import Branch
 from ..places.sites import ATTENTION, PER_LAYER, ROUTER, Site
+from ..places.weights import bias_of, weight_from
 from ..running.moment import Moment
 from ..running.run import inputs
 from ..tokens import TokenBatch
@@ -68,7 +70,7 @@ class _Patch:
 def verify(model: Model, length: int = 12, seed: int = 0, quick: bool = False) -> Verification:
     """Check the identities on two random token sequences of different length.
 
-    Logits with hooks equal native ones; resid_pre + attn_out + mlp_out = resid_post; resid_mid; the last resid_post's
+    Logits with hooks equal native ones; what a block's branches add makes its streams; the last resid_post's
     read-out; q, k, v are weights times the normed stream; per-head sums through the output projection; pattern times
     values; what q, gate and up alone can do; routers; a site's own value written back changes nothing; another prompt's
     resid_post gives that prompt's logits; padding and the KV cache change nothing.
@@ -124,10 +126,15 @@ def _native(c: _Checks) -> None:
 
 def _streams(c: _Checks) -> None:
     c.add("resid_pre", "resid_pre.0 = embed (+ positions)", c.run["resid_pre.0"], _embedded(c))
-    total = c.layers("resid_pre") + c.layers("attn_out") + c.layers("mlp_out")
-    c.add("resid_post", "resid_pre + attn_out + mlp_out", total, c.layers("resid_post"))
-    if not c.model.parallel:
-        c.add("resid_mid", "resid_pre + attn_out", c.layers("resid_pre") + c.layers("attn_out"), c.layers("resid_mid"))
+    sums: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for layer in range(c.model.cfg.n_layers):
+        for site, parts in c.model.anatomy[layer].sums().items():
+            total = torch.stack([c.run[name, layer] for name in parts]).sum(0)
+            sums.setdefault(f"{site}: {' + '.join(parts)}", []).append((total, c.run[site, layer]))
+    for key, pairs in sums.items():
+        site, _, identity = key.partition(": ")
+        found, expected = (torch.stack(side) for side in zip(*pairs))
+        c.add(site, identity, found, expected)
     last = c.run["resid_post", c.model.cfg.n_layers - 1]
     c.add("resid_post", "read-out of the last = logits", c.model.unembed(last), c.run.logits)  # type: ignore[arg-type]
     readout = c.model.unembed(c.run["final_norm"], norm=False)
@@ -139,38 +146,46 @@ def _embedded(c: _Checks) -> Tensor:
     return embed if c.model.family.positions is None else embed + c.run["pos_embed"]
 
 
+def _attentions(c: _Checks) -> list[Branch]:
+    layers = range(c.model.cfg.n_layers)
+    return [branch for layer in layers for branch in c.model.branches(layer) if branch.kind == "attention"]
+
+
 def _heads(c: _Checks) -> None:
-    _projections(c)
     model, found, expected, mixed = c.model, [], [], []
-    clip = getattr(model.hf.config, model.family.clip) if model.family.clip else None
-    for layer in range(model.cfg.n_layers):
-        result = torch.einsum("bthd,hdm->btm", c.run["z", layer], model.W_O[layer]) + model.b_O[layer]
-        norm = model.branch_norm(layer, "attn")
-        found.append((result if norm is None else norm(result)) * model.residual_multiplier)
-        expected.append(c.run["attn_out", layer])
-        values = c.run["v", layer].repeat_interleave(model.cfg.n_heads // model.cfg.n_kv_heads, dim=2)
-        if Site("pattern", layer) in c.run:
-            values = values if clip is None else values.clamp(-clip, clip)
-            mixed.append(torch.einsum("bhqk,bkhd->bqhd", c.run["pattern", layer], values))
+    attentions = _attentions(c)
+    for branch in attentions:
+        clip = branch.slot.mixer.clip and getattr(model.hf.config, branch.slot.mixer.clip)
+        result = branch.parts(c.run[branch.site("z")]).sum(-2) + branch.bias()
+        found.append(branch.write(result))
+        expected.append(c.run[branch.out])
+        values = c.run[branch.site("v")].repeat_interleave(model.cfg.n_heads // model.cfg.n_kv_heads, dim=2)
+        if branch.site("pattern") in c.run:
+            values = values if not clip else values.clamp(-clip, clip)
+            mixed.append(torch.einsum("bhqk,bkhd->bqhd", c.run[branch.site("pattern")], values))
+    if not attentions:
+        return
+    _projections(c, attentions)
     c.add("z", "sum over heads of z W_O + b_O = attn_out", torch.stack(found), torch.stack(expected))
     if mixed:
-        c.add("pattern", "pattern · v = z", torch.stack(mixed), c.layers("z"))
-        pattern = c.layers("pattern").float()  # with a sink (GPT-OSS) its rows sum to less than one
-        c.add("scores", "softmax = pattern", c.layers("scores").float().softmax(-1), pattern / pattern.sum(-1, True))
+        zs, patterns, scores = (torch.stack([c.run[b.site(n)] for b in attentions]) for n in ("z", "pattern", "scores"))
+        c.add("pattern", "pattern · v = z", torch.stack(mixed), zs)
+        pattern = patterns.float()  # with a sink (GPT-OSS) its rows sum to less than one
+        c.add("scores", "softmax = pattern", scores.float().softmax(-1), pattern / pattern.sum(-1, True))
 
 
-def _projections(c: _Checks) -> None:
+def _projections(c: _Checks, attentions: Sequence[Branch]) -> None:
     model = c.model
-    views = {"q": (model.W_Q, model.b_Q), "k": (model.W_K.kv_heads, model.b_K.kv_heads)}
-    views["v"] = (model.W_V.kv_heads, model.b_V.kv_heads)
-    for name, (weight, bias) in views.items():
+    for name in ("q", "k", "v"):
         made = []
-        for layer in range(model.cfg.n_layers):
-            norm, x = model.norm_module(layer, "ln1"), c.run["resid_pre", layer]
-            x = x if norm is None else norm(x)
-            heads = torch.einsum("btm,hmd->bthd", x, weight[layer]) + bias[layer]
+        for branch in attentions:
+            x, site = branch.read(c.run[branch.reads]), branch.site(name)
+            heads = torch.einsum("btm,hmd->bthd", x, weight_from(model, site)) + bias_of(model, site)
             made.append(heads if heads.shape[-1] == model.cfg.d_head else heads.flatten(1))
-        c.add(name, f"ln1(resid_pre) W_{name.upper()} + b_{name.upper()}", torch.stack(made), c.layers(name))
+        expected = torch.stack([c.run[branch.site(name)] for branch in attentions])
+        reads = attentions[0].slot
+        norm = f"{reads.row.norm}({reads.reads})"
+        c.add(name, f"{norm} W_{name.upper()} + b_{name.upper()}", torch.stack(made), expected)
 
 
 def _roles(c: _Checks) -> None:
@@ -202,7 +217,7 @@ def _routers(c: _Checks) -> None:
     """The chosen experts are those with the largest logits, and the MLP's output is linear in their weights."""
     model = c.model
     layers = [layer for layer in range(model.cfg.n_layers) if _offered(model, "router_logits", layer)]
-    if model.family.router is None or not layers:
+    if not layers:
         return
     run = model.run(c.tokens, capture=[(name, layer) for layer in layers for name in ROUTER], logits=False)
     logits, _, indices = (torch.stack([run[name, layer] for layer in layers]) for name in ROUTER)

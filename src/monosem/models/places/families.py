@@ -1,8 +1,11 @@
 """ONE table: per architecture family, where each site lives in the native Hugging Face modules.
 
 A new family is a new row. Names alone prove nothing (`post_attention_layernorm` is the MLP's pre-norm in Llama and the
-attention's post-norm in Gemma 2), so the identities in `checking/verify.py` check every row. `load_model` infers
-a row for a model type without one (`checking/infer.py`).
+attention's post-norm in Gemma 2), so the identities in `checking/verify.py` check every row. `load_model` infers a row
+for a model type without one (`checking/infer.py`).
+
+A block is a list of branches in the order in which they write into the stream. A branch reads the stream through a
+norm, its mixer computes, and the result is added, through another norm and times a scale where the family has them.
 """
 
 from collections.abc import Callable
@@ -10,128 +13,176 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...errors import UnknownName
+from .mixers import Mixer
+from .sites import declare, stream_before
+
+
+@dataclass(frozen=True)
+class BranchRow:
+    """One branch of a block; paths are relative to the block.
+
+    Attributes:
+        name: prefix of its sites: `attn` has attn_raw and attn_out.
+        mixers: what it may compute: the first whose modules a block has. Blocks with none of them lack the branch.
+        norm: name of the sites of the norm before it: `ln1` has ln1_scale and ln1_normalized.
+        before: the norm through which it reads the stream. after: the norm between it and the stream.
+        parallel: it reads the same stream as the branch before it; or the config attribute that says so.
+        scale: config attribute that it is multiplied by.
+    """
+
+    name: str
+    mixers: tuple[Mixer, ...]
+    norm: str
+    before: str | None = None
+    after: str | None = None
+    parallel: str | bool = False
+    scale: str | None = None
+
+    def __post_init__(self) -> None:
+        names = (f"{self.norm}_scale", f"{self.norm}_normalized", f"{self.name}_raw", f"{self.name}_out")
+        declare(dict.fromkeys(names, ("position",)))
+        for mixer in self.mixers:
+            declare({site: inner.axes for site, inner in mixer.inner(self.name)})
+
+    def mixer(self, block: nn.Module) -> Mixer | None:
+        return next((mixer for mixer in self.mixers if mixer.is_in(block)), None)
+
+
+def attn(
+    before: str | None = "input_layernorm",
+    after: str | None = None,
+    *,
+    path: str = "self_attn",
+    q: str = "q_proj",
+    k: str = "k_proj",
+    v: str = "v_proj",
+    out: str = "o_proj",
+    fused: Literal["stacked", "interleaved"] | None = None,
+    clip: str | None = None,
+    scale: str | None = None,
+) -> BranchRow:
+    """The branch `attn`."""
+    mixer = Mixer("attention", path, {"q": q, "k": k, "v": v, "out": out}, fused, clip)
+    return BranchRow("attn", (mixer,), "ln1", before, after, scale=scale)
+
+
+def mlp(
+    before: str | None = "post_attention_layernorm",
+    after: str | None = None,
+    *,
+    path: str = "mlp",
+    pre: str = "gate_proj",
+    pre_linear: str | None = "up_proj",
+    down: str = "down_proj",
+    router: str | None = None,
+    parallel: str | bool = False,
+    scale: str | None = None,
+) -> BranchRow:
+    """The branch `mlp`.
+
+    Args:
+        pre_linear: the same module as `pre` where one computes [gate | up]; None where the MLP is not gated.
+        router: in a mixture of experts, the module that returns (logits, weights, indices); layers without it have a
+            plain MLP.
+    """
+    gated = {"pre_linear": pre_linear} if pre_linear else {}
+    plain = Mixer("mlp", path, {"pre": pre, **gated, "down": down})
+    mixers = (Mixer("mixture", path, {"router": router}), plain) if router else (plain,)
+    return BranchRow("mlp", mixers, "ln2", before, after, parallel, scale)
 
 
 @dataclass(frozen=True)
 class Family:
-    """Module paths of one architecture; those of a block's parts are relative to it, their parts relative to them."""
+    """Module paths of one architecture."""
 
     name: str
     model_types: tuple[str, ...]
+    branches: tuple[BranchRow, ...] = (attn(), mlp())
     embed: str = "model.embed_tokens"
     positions: str | None = None  # learned positions, added to the token embedding
     embed_scale: str | None = None  # config attribute that the embedding is multiplied by outside its module
     layers: str = "model.layers"
     tuple_blocks: bool = False  # blocks return (stream, weights) instead of the stream
     final_norm: str = "model.norm"
-    attention: str = "self_attn"
-    q: str = "q_proj"
-    k: str = "k_proj"
-    v: str = "v_proj"
-    fused: Literal["stacked", "interleaved"] | None = None  # one module for [q | k | v], or for q k v head by head
-    clip: str | None = None  # config attribute: q, k, v are clipped in place right after their projection
-    out: str = "o_proj"
-    attn_norm: str | None = None  # norm between attention and the stream
-    ln1: str | None = "input_layernorm"
-    ln2: str | None = "post_attention_layernorm"  # the norm that the MLP reads through
-    mlp: str = "mlp"
-    pre: str = "gate_proj"
-    pre_linear: str | None = "up_proj"  # the same module as `pre` where one computes [gate | up]
-    down: str = "down_proj"
-    router: str | None = None  # in a mixture of experts: the module that returns (logits, weights, indices)
-    mlp_norm: str | None = None  # norm between the MLP and the stream
-    parallel: str | bool = False  # attention and MLP both read resid_pre; or the config attribute that says so
-    branch_scale: str | None = None  # config attribute that both branches are multiplied by
     logit_steps: tuple[tuple[str, str], ...] = ()  # what follows the unembedding: (step, config attribute)
 
-    def is_parallel(self, config: Any) -> bool:
-        return bool(getattr(config, self.parallel) if isinstance(self.parallel, str) else self.parallel)
+    def __post_init__(self) -> None:
+        declare(dict.fromkeys(map(stream_before, range(len(self.branches))), ("position",)))
 
 
-_PLAIN_MLP: dict[str, Any] = {"pre": "c_fc", "pre_linear": None, "down": "c_proj"}
 _SOFT_CAP = (("soft_cap", "final_logit_softcapping"),)
-
-_GEMMA2 = Family(
-    "gemma2",
-    ("gemma2", "gemma3_text"),
-    attn_norm="post_attention_layernorm",
-    ln2="pre_feedforward_layernorm",
-    mlp_norm="post_feedforward_layernorm",
-    logit_steps=_SOFT_CAP,
-)
 _GPT2 = Family(
     "gpt2",
     ("gpt2",),
+    (
+        attn("ln_1", path="attn", q="c_attn", k="c_attn", v="c_attn", out="c_proj", fused="stacked"),
+        mlp("ln_2", pre="c_fc", pre_linear=None, down="c_proj"),
+    ),
     embed="transformer.wte",
     positions="transformer.wpe",
     layers="transformer.h",
     final_norm="transformer.ln_f",
-    attention="attn",
-    q="c_attn",
-    k="c_attn",
-    v="c_attn",
-    fused="stacked",
-    out="c_proj",
-    ln1="ln_1",
-    ln2="ln_2",
-    **_PLAIN_MLP,
 )
 
 FAMILIES: tuple[Family, ...] = (
     Family("llama", ("llama", "mistral", "qwen2", "qwen3", "smollm3")),
-    Family("olmo", ("olmo",), clip="clip_qkv"),
+    Family("olmo", ("olmo",), (attn(clip="clip_qkv"), mlp())),
     Family("gemma", ("gemma",)),
-    _GEMMA2,
-    # no norm before the branches, only after them
-    replace(_GEMMA2, name="olmo2", model_types=("olmo2", "olmo3"), ln1=None, ln2=None, logit_steps=()),
+    Family(
+        "gemma2",
+        ("gemma2", "gemma3_text"),
+        (
+            attn(after="post_attention_layernorm"),
+            mlp("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+        ),
+        logit_steps=_SOFT_CAP,
+    ),
+    Family(  # no norm before the branches, only after them
+        "olmo2",
+        ("olmo2", "olmo3"),
+        (attn(None, "post_attention_layernorm"), mlp(None, "post_feedforward_layernorm")),
+    ),
     Family(
         "phi3",
         ("phi3",),
-        q="qkv_proj",
-        k="qkv_proj",
-        v="qkv_proj",
-        fused="stacked",
-        pre="gate_up_proj",
-        pre_linear="gate_up_proj",
+        (
+            attn(q="qkv_proj", k="qkv_proj", v="qkv_proj", fused="stacked"),
+            mlp(pre="gate_up_proj", pre_linear="gate_up_proj"),
+        ),
     ),
-    Family("glm", ("glm",), pre="gate_up_proj", pre_linear="gate_up_proj"),
+    Family("glm", ("glm",), (attn(), mlp(pre="gate_up_proj", pre_linear="gate_up_proj"))),
     Family(
         "glm4",
         ("glm4",),
-        attn_norm="post_self_attn_layernorm",
-        mlp_norm="post_mlp_layernorm",
-        pre="gate_up_proj",
-        pre_linear="gate_up_proj",
+        (
+            attn(after="post_self_attn_layernorm"),
+            mlp(after="post_mlp_layernorm", pre="gate_up_proj", pre_linear="gate_up_proj"),
+        ),
     ),
     Family(
         "granite",
         ("granite",),
+        (attn(scale="residual_multiplier"), mlp(scale="residual_multiplier")),
         embed_scale="embedding_multiplier",
-        branch_scale="residual_multiplier",
         logit_steps=(("divide", "logits_scaling"),),
     ),
     Family(
         "cohere",
         ("cohere", "cohere2"),
-        ln2="input_layernorm",
-        parallel=True,
+        (attn(), mlp("input_layernorm", parallel=True)),
         logit_steps=(("multiply", "logit_scale"),),
     ),
-    Family("stablelm", ("stablelm",), parallel="use_parallel_residual"),  # in parallel blocks both read ln1
-    Family("starcoder2", ("starcoder2",), **_PLAIN_MLP),
+    # in its parallel blocks the MLP reads through attention's norm
+    Family("stablelm", ("stablelm",), (attn(), mlp(parallel="use_parallel_residual"))),
+    Family("starcoder2", ("starcoder2",), (attn(), mlp(pre="c_fc", pre_linear=None, down="c_proj"))),
     Family(
         "phi",
         ("phi",),
+        (attn(out="dense"), mlp("input_layernorm", pre="fc1", pre_linear=None, down="fc2", parallel=True)),
         final_norm="model.final_layernorm",
-        out="dense",
-        ln2="input_layernorm",
-        pre="fc1",
-        pre_linear=None,
-        down="fc2",
-        parallel=True,
     ),
     _GPT2,
     replace(  # TinyStories, GPT-Neo; not on transformers' attention registry
@@ -139,49 +190,40 @@ FAMILIES: tuple[Family, ...] = (
         name="gpt_neo",
         model_types=("gpt_neo",),
         tuple_blocks=True,
-        attention="attn.attention",
-        q="q_proj",
-        k="k_proj",
-        v="v_proj",
-        fused=None,
-        out="out_proj",
+        branches=(attn("ln_1", path="attn.attention", out="out_proj"), _GPT2.branches[1]),
     ),
     Family(  # not on transformers' attention registry
         "gptj",
         ("gptj",),
+        (
+            attn("ln_1", path="attn", out="out_proj"),
+            mlp("ln_1", pre="fc_in", pre_linear=None, down="fc_out", parallel=True),
+        ),
         embed="transformer.wte",
         layers="transformer.h",
         tuple_blocks=True,
         final_norm="transformer.ln_f",
-        attention="attn",
-        out="out_proj",
-        ln1="ln_1",
-        ln2="ln_1",
-        pre="fc_in",
-        pre_linear=None,
-        down="fc_out",
-        parallel=True,
     ),
     Family(
         "gpt_neox",
         ("gpt_neox",),
+        (
+            attn(
+                path="attention",
+                q="query_key_value",
+                k="query_key_value",
+                v="query_key_value",
+                fused="interleaved",
+                out="dense",
+            ),
+            mlp(pre="dense_h_to_4h", pre_linear=None, down="dense_4h_to_h", parallel="use_parallel_residual"),
+        ),
         embed="gpt_neox.embed_in",
         layers="gpt_neox.layers",
         final_norm="gpt_neox.final_layer_norm",
-        attention="attention",
-        q="query_key_value",
-        k="query_key_value",
-        v="query_key_value",
-        fused="interleaved",
-        out="dense",
-        pre="dense_h_to_4h",
-        pre_linear=None,
-        down="dense_4h_to_h",
-        parallel="use_parallel_residual",
     ),
-    # experts are batched parameters without modules: no mlp_pre, mlp_post in their layers
-    Family("mixture", ("mixtral", "qwen2_moe", "qwen3_moe"), router="gate"),
-    Family("gpt_oss", ("gpt_oss",), router="router"),
+    Family("mixture", ("mixtral", "qwen2_moe", "qwen3_moe"), (attn(), mlp(router="gate"))),
+    Family("gpt_oss", ("gpt_oss",), (attn(), mlp(router="router"))),
 )
 
 _BY_TYPE = {model_type: family for family in FAMILIES for model_type in family.model_types}

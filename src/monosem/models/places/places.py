@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ...errors import UnknownName
 from ..native import Native
+from .branches import Branch, branch, branch_of, branches, depth, written_before
 from .points import point
 from .sites import Site, SiteLike
 from .weights import View, bias, embedding_scale, matrix
@@ -19,6 +20,26 @@ class Places(Native):
         parsed = Site.parse(site)
         point(self, parsed)
         return parsed
+
+    def branches(self, layer: int) -> list[Branch]:
+        """The branches of a block, in the order in which they write into the stream."""
+        return branches(self, layer)
+
+    def branch(self, name: str, layer: int) -> Branch:
+        """One branch, such as `("attn", 3)`. Raises `UnknownName` where the layer has no branch of that name."""
+        return branch(self, name, layer)
+
+    def branch_of(self, site: SiteLike) -> Branch | None:
+        """The branch that a site belongs to; None for the stream, and for sites that exist once."""
+        return branch_of(self, Site.parse(site))
+
+    def written_before(self, stream: SiteLike) -> list[Branch]:
+        """The branches that have written into a stream site, in order."""
+        return written_before(self, self.site(stream))
+
+    def depth(self, site: SiteLike) -> int:
+        """How far along the stream a site's value is there (see `branches.depth`)."""
+        return depth(self, self.site(site))
 
     W_Q = View("q")
     W_K = View("k")

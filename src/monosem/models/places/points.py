@@ -2,16 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ...errors import UnknownName
 from ..native import Native
-from .families import Family
-from .sites import ATTENTION, NORMS, ROUTER, Site
+from .blocks import Slot
+from .mixers import Side
+from .sites import Site
 
 
 # ---------------------------------------------------------------------- how a site lies in a module's tensor
@@ -72,27 +73,26 @@ def interleaved(third: int, heads: int) -> Layout:
     )
 
 
-def layout_of(model: Native, view: str) -> Layout:
-    """The layout that a row of the table of places names; the sizes are the model's."""
-    family, cfg = model.family, model.cfg
-    if view == "embedding":
-        return scaled(model.embed_scale)
+def layout_of(model: Native, view: str, slot: Slot | None) -> Layout:
+    """The layout that a place names; the sizes are the model's."""
+    cfg = model.cfg
+    if view == "whole" or slot is None:
+        return scaled(model.embed_scale) if view == "embedding" else whole()
+    mixer = slot.mixer
     if view == "branch":
-        return scaled(model.residual_multiplier)
+        return scaled(slot.scale)
     if view == "z":
         return by_head(cfg.n_heads)
     if view in ("gate", "up"):
-        fused = family.pre == family.pre_linear
+        fused = mixer.parts["pre"] == mixer.parts.get("pre_linear")
         return block((cfg.d_mlp, cfg.d_mlp), ("gate", "up").index(view)) if fused else whole()
-    if view not in ("q", "k", "v"):
-        return whole()
     heads, third = (cfg.n_heads if view == "q" else cfg.n_kv_heads), "qkv".index(view)
-    if family.fused == "stacked":
+    if mixer.fused == "stacked":
         widths = (cfg.n_heads * cfg.d_head, cfg.n_kv_heads * cfg.d_head, cfg.n_kv_heads * cfg.d_head)
         return block(widths, third, heads)
-    if family.fused == "interleaved":
+    if mixer.fused == "interleaved":
         return interleaved(third, heads)
-    clipped = family.clip and getattr(model.hf.config, family.clip) is not None
+    clipped = mixer.clip and getattr(model.hf.config, mixer.clip) is not None
     return by_head_clipped(heads) if clipped else by_head(heads)
 
 
@@ -103,15 +103,19 @@ class Point:
 
     Attributes:
         when: the module's input or output; "inside" an attention function; "around" a norm, whose input it is made of.
+        order: when it is computed, among all sites.
         item: which of the module's outputs it is, where there are several.
         flat: the module sees `batch*pos` rows (routers).
+        sum_of: what a stream between branches is the sum of.
     """
 
     module: nn.Module
-    when: Literal["in", "out", "inside", "around"]
+    when: Side
     layout: Layout
+    order: tuple[int, int]
     item: int = 0
     flat: bool = False
+    sum_of: tuple[str, ...] = ()
 
     def split(self, whole: Tensor) -> Tensor:
         return self.layout.split(whole)
@@ -120,32 +124,15 @@ class Point:
         return self.layout.join(whole, part)
 
 
-# site -> (module path, side, layout); braces are filled from the family's row
-_PLACES: dict[str, tuple[str, Literal["in", "out"], str]] = {
-    "embed": ("{embed}", "out", "embedding"),
-    "pos_embed": ("{positions}", "out", "whole"),
-    "resid_pre": ("{block}", "in", "whole"),
-    "q": ("{block}.{attention}.{q}", "out", "q"),
-    "k": ("{block}.{attention}.{k}", "out", "k"),
-    "v": ("{block}.{attention}.{v}", "out", "v"),
-    "z": ("{block}.{attention}.{out}", "in", "z"),
-    "result": ("{block}.{attention}.{out}", "in", "z"),
-    "attn_raw": ("{block}.{attention}", "out", "whole"),
-    "attn_out": ("{block}.{attn_write}", "out", "branch"),
-    "resid_mid": ("{block}.{mlp_read}", "in", "whole"),
-    "router_logits": ("{block}.{mlp}.{router}", "out", "whole"),
-    "expert_weights": ("{block}.{mlp}.{router}", "out", "whole"),
-    "expert_indices": ("{block}.{mlp}.{router}", "out", "whole"),
-    "mlp_pre": ("{block}.{mlp}.{pre}", "out", "gate"),
-    "mlp_pre_linear": ("{block}.{mlp}.{pre_linear}", "out", "up"),
-    "mlp_post": ("{block}.{mlp}.{down}", "in", "whole"),
-    "mlp_raw": ("{block}.{mlp}", "out", "whole"),
-    "mlp_out": ("{block}.{mlp_write}", "out", "branch"),
-    "resid_post": ("{block}", "out", "whole"),
-    "final_norm": ("{final_norm}", "out", "whole"),
+# site -> (what of the family's row is its module, side, layout), in the order of computation
+_ONCE: dict[str, tuple[str, Side, str]] = {
+    "embed": ("embed", "out", "embedding"),
+    "pos_embed": ("positions", "out", "whole"),
+    "final_scale": ("final_norm", "around", "whole"),
+    "final_normalized": ("final_norm", "around", "whole"),
+    "final_norm": ("final_norm", "out", "whole"),
     "logits": ("", "out", "whole"),
 }
-_NEURONS = ("mlp_pre", "mlp_pre_linear", "mlp_post")
 
 
 def point(model: Native, site: Site) -> Point:
@@ -154,76 +141,32 @@ def point(model: Native, site: Site) -> Point:
     Raises:
         UnknownName: the model has no such layer or place; the message says why.
     """
-    if site.layer is not None and not 0 <= site.layer < model.cfg.n_layers:
+    if site.layer is None:
+        return _point_once(model, site)
+    if not 0 <= site.layer < model.cfg.n_layers:
         raise UnknownName(f"{site}: {model.name} has layers 0 to {model.cfg.n_layers - 1}")
-    if site.name in ATTENTION:
-        return Point(_attention_module(model, site), "inside", whole())
-    if site.name in NORMS:
-        return Point(_norm_module(model, site), "around", whole())
-    if reason := _missing(model, site):
-        raise UnknownName(f"{site}: {reason}")
-    family = model.family
-    template, when, view = _PLACES[site.name]
-    module = model.hf.get_submodule(template.format(block=f"{family.layers}.{site.layer}", **_names(family)))
-    item = ROUTER.index(site.name) if site.name in ROUTER else 0
-    return Point(module, when, layout_of(model, view), item, flat=site.name in ROUTER)
-
-
-def _attention_module(model: Native, site: Site) -> nn.Module:
-    """The attention module of a site's layer, if the architecture calls the registered attention function."""
-    if not model.hf._can_set_attn_implementation():
+    block = model.anatomy[site.layer]
+    place = block.places.get(site.name)
+    if place is None:
+        raise UnknownName(f"{site}: layer {site.layer} of {model.name} {block.why_not(site.name)}")
+    if place.side == "inside" and not model.hf._can_set_attn_implementation():
         kind = type(model.hf).__name__
         raise UnknownName(f"{site}: {kind} is not on transformers' attention registry; use q, k, v, z")
-    return model.blocks[site.layer].get_submodule(model.family.attention)  # type: ignore[index]
+    path, side, view, slot, item, flat, sum_of = place
+    module = model.blocks[site.layer].get_submodule(path)
+    order = site.layer, list(block.places).index(site.name)
+    return Point(module, side, layout_of(model, view, slot), order, item, flat, sum_of)
 
 
-def _norm_module(model: Native, site: Site) -> nn.Module:
-    """The norm that a scale or normalized site belongs to."""
-    which: Any = NORMS[site.name]
-    if which == "final":
-        return model.hf.get_submodule(model.family.final_norm)
-    assert site.layer is not None
-    module = model.norm_module(site.layer, which)
-    if module is None:
-        raise UnknownName(f"{site}: blocks of {model.name} have no norm before this branch, only one after it")
-    if which == "ln2" and module is model.norm_module(site.layer, "ln1"):
-        raise UnknownName(f"{site}: one norm serves both branches of {model.name}; use {site.name.replace('2', '1')}")
-    return module
-
-
-@cache
-def _names(family: Family) -> dict[str, str]:
-    """What fills a path in `_PLACES`, but for the block."""
-    names = {key: value for key, value in vars(family).items() if isinstance(value, str)}
-    names["attn_write"] = family.attn_norm or family.attention
-    names["mlp_read"] = family.ln2 or family.mlp
-    names["mlp_write"] = family.mlp_norm or family.mlp
-    return names
-
-
-def _missing(model: Native, site: Site) -> str | None:
-    """Why a model has no such site, None if it has it."""
-    family = model.family
-    if site.name == "resid_mid" and model.parallel:
-        return f"in {model.name} attention and MLP both read resid_pre (parallel blocks), so there is no resid_mid"
-    if site.name == "pos_embed" and family.positions is None:
-        return f"{model.name} has no learned positions (it rotates queries and keys)"
-    if site.name in ROUTER and not _has(model, site.layer, family.router):
-        return f"layer {site.layer} of {model.name} has no router: it is not a mixture of experts"
-    if site.name in _NEURONS and _has(model, site.layer, family.router):
-        return (
-            f"layer {site.layer} of {model.name} is a mixture of experts, whose neurons are batched parameters without "
-            "a module to read; use mlp_out, router_logits, expert_weights or expert_indices"
-        )
-    if site.name == "mlp_pre_linear" and family.pre_linear is None:
-        return f"the MLP of {model.name} is not gated; use mlp_pre"
-    return None
-
-
-def _has(model: Native, layer: int | None, path: str | None) -> bool:
-    if path is None or layer is None:
-        return False
-    return hasattr(model.blocks[layer].get_submodule(model.family.mlp), path)
+def _point_once(model: Native, site: Site) -> Point:
+    attribute, side, view = _ONCE[site.name]
+    path = getattr(model.family, attribute) if attribute else ""
+    if path is None:
+        raise UnknownName(f"{site}: {model.name} has no learned positions (it rotates queries and keys)")
+    order = list(_ONCE).index(site.name)
+    early = site.name in ("embed", "pos_embed")
+    module = model.hf.get_submodule(path)
+    return Point(module, side, layout_of(model, view, None), (-1 if early else model.cfg.n_layers, order))
 
 
 # Modules return a tensor, a tuple or a ModelOutput, and the choice changes between transformers releases: one helper.

@@ -85,6 +85,35 @@ READ_ONLY = {  # site -> what to write instead
     "expert_indices": "write expert_weights",
 }
 
+# site -> the axes of its tensor without the batch; sites that are not listed: position, and d_model
+AXES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("q", "k", "v", "rot_q", "rot_k", "z", "result"), ("position", "head")),
+    **dict.fromkeys(("scores", "pattern"), ("head", "position", "key")),
+    **dict.fromkeys(("mlp_pre", "mlp_pre_linear", "mlp_post"), ("position", "neuron")),
+    **dict.fromkeys(ROUTER, ("position", "expert")),
+}
+
+
+def stream_before(branch: int) -> str:
+    """The stream that a block's branch of this number reads where branches follow each other."""
+    return "resid_pre" if branch == 0 else f"resid_mid{branch if branch > 1 else ''}"
+
+
+def declare(axes: dict[str, tuple[str, ...]]) -> None:
+    """Make further sites of blocks known: the names of a family's branches, with the axes of their tensors."""
+    for name, own in axes.items():
+        if name in IN_BLOCK:
+            continue
+        IN_BLOCK.append(name)
+        norm, _, form = name.rpartition("_")
+        if form in ("scale", "normalized"):
+            NORMS[name] = norm
+        (ON_REQUEST if form in ("scale", "normalized", "raw") else PER_LAYER).append(name)
+        if own != ("position",):
+            AXES[name] = own
+        HOOKS[name] = f"hook_{name}"
+        ALIASES[HOOKS[name]] = name
+
 
 @dataclass(frozen=True, order=True)
 class Site:
@@ -97,16 +126,24 @@ class Site:
         return self.name if self.layer is None else f"{self.name}.{self.layer}"
 
     @property
+    def axes(self) -> tuple[str, ...]:
+        """Axes without the batch and d_model: "position", and "head", "key", "neuron" or "expert" where it has one."""
+        return AXES.get(self.name, ("position",))
+
+    @property
     def query_axis(self) -> int:
         """The axis of token positions: 2 for scores and patterns (batch head query key), else 1."""
-        return 2 if self.name in ("scores", "pattern") else 1
+        return 1 + self.axes.index("position")
 
     @property
     def head_axis(self) -> int | None:
         """The axis of heads (kv heads at k, v and rot_k); None at sites without."""
-        if self.name in ("scores", "pattern"):
-            return 1
-        return 2 if self.name in ("q", "k", "v", "rot_q", "rot_k", "z", "result") else None
+        return 1 + self.axes.index("head") if "head" in self.axes else None
+
+    @property
+    def in_stream(self) -> bool:
+        """Whether it is the residual stream itself."""
+        return self.name.startswith("resid_")
 
     @property
     def hook_name(self) -> str:

@@ -108,10 +108,10 @@ class View:
             return self
         site = self.site
         if site == "mlp_in":
-            site = "mlp_pre_linear" if model.family.pre_linear else "mlp_pre"
-        elif self.name == "W_gate" and not model.family.pre_linear:
+            site = "mlp_pre_linear" if _gated(model) else "mlp_pre"
+        elif self.name == "W_gate" and not _gated(model):
             raise UnknownName(f"W_gate: the MLP of {model.name} is not gated; use W_in")
-        read = _bias if self.bias else (_read_in if self.into else _read_out)
+        read = bias_of if self.bias else (weight_into if self.into else weight_from)
         groups = model.cfg.n_heads // model.cfg.n_kv_heads if site in ("k", "v") else None
         return LayerWeights(
             self.name,
@@ -129,6 +129,10 @@ class View:
         return (*part, cfg.d_model) if self.into else (*part[:-1], cfg.d_model, part[-1])
 
 
+def _gated(model: Native) -> bool:
+    return any("mlp_pre_linear" in block.places for block in model.anatomy)
+
+
 def embedding_scale(model: Native) -> float:
     """What the rows of the embedding table are multiplied by before they enter the stream."""
     inside = getattr(model.hf.get_input_embeddings(), "embed_scale", 1.0)  # Gemma: within the embedding module
@@ -143,21 +147,21 @@ def _width(model: Native, place: Point, site: Site) -> int:
     return model.cfg.d_mlp if site.name.startswith("mlp") else model.cfg.n_heads * model.cfg.d_head
 
 
-def _read_out(model: Native, site: Site) -> Tensor:
+def weight_from(model: Native, site: Site) -> Tensor:
     """Weight of the module whose output is the site: `[head] d_model width`."""
     place = point(model, site)
     part = place.split(matrix(place.module, _width(model, place, site), model))
     return part.movedim(0, -2)
 
 
-def _read_in(model: Native, site: Site) -> Tensor:
+def weight_into(model: Native, site: Site) -> Tensor:
     """Weight of the module whose input is the site: `[head] width d_model`."""
     place = point(model, site)
     part = place.split(matrix(place.module, _width(model, place, site), model).T)
     return part.movedim(0, -1)
 
 
-def _bias(model: Native, site: Site) -> Tensor:
+def bias_of(model: Native, site: Site) -> Tensor:
     place = point(model, site)
     width = _width(model, place, site)
     found = bias(place.module, width, model)

@@ -12,7 +12,6 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -60,21 +59,16 @@ def derived(run: Activations, site: Site) -> Tensor | None:
         return position_embeddings(run)
     if site.layer is not None and not 0 <= site.layer < run.model.cfg.n_layers:
         return None
-    if site.name == "result":
-        return head_results(run, site.layer)  # type: ignore[arg-type]
+    if site.name.endswith("result"):
+        branch = run.model.branch_of(site)
+        assert branch is not None
+        assert branch.inner is not None
+        return branch.parts(run[branch.inner], slice(None) if run.heads is None else list(run.heads))
     if site.name not in NORMS:
         return None
     norm, x = norm_and_input(run, site.layer, NORMS[site.name])
     scale = norm.scale(x)
     return scale if site.name.endswith("scale") else norm.centred(x) / scale
-
-
-def head_results(run: Activations, layer: int) -> Tensor:
-    """What each kept head hands to the output projection's sum, `batch pos head d_model`; plus b_O it is the output."""
-    W_O = run.model.W_O[layer]
-    if run.heads is not None:
-        W_O = W_O[list(run.heads)]
-    return torch.einsum("...hd,hdm->...hm", run["z", layer], W_O)
 
 
 def position_embeddings(run: Activations) -> Tensor:
@@ -91,5 +85,7 @@ def norm_and_input(run: Activations, layer: int | None, which: str) -> tuple[Nor
     model = run.model
     if layer is None:
         return model.final_norm, run["resid_post", model.cfg.n_layers - 1]
-    norm = Norm.of(model.norm_module(layer, which), model.cfg.d_model, model.device)  # type: ignore[arg-type]
-    return norm, run["resid_pre" if which == "ln1" or model.parallel else "resid_mid", layer]
+    for branch in model.branches(layer):
+        if branch.slot.row.norm == which:
+            return branch.pre, run[branch.reads]
+    raise UnknownName(f"layer {layer} of {model.name} has no norm {which!r}")

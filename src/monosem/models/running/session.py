@@ -14,7 +14,7 @@ from ..places.attention import visiting
 from ..places.norms import Norm
 from ..places.places import Places
 from ..places.points import Point, first_input, point, rewrap, unwrap, with_first_input
-from ..places.sites import IN_BLOCK, NORMS, ONCE, READ_ONLY, Site
+from ..places.sites import NORMS, READ_ONLY, Site
 from .moment import EditLike, Moment
 from .selection import Kept
 
@@ -60,8 +60,9 @@ class Session:
         self.remembered: dict[Site, Tensor] = {}
         self.actions: dict[tuple[nn.Module, str, int], list[Action]] = defaultdict(list)
         self.visits: dict[nn.Module, Callable[[str, Tensor], Tensor]] = {}
-        for site in sorted(self.wanted | set(self.edits), key=_order):
-            self._plan(site, point(model, site))
+        self.points = {site: point(model, site) for site in self.wanted | set(self.edits)}
+        for site, place in sorted(self.points.items(), key=lambda item: item[1].order):
+            self._plan(site, place)
 
     def __enter__(self) -> Self:
         """Raises `BadInput` inside another pass of the same model, whose hooks would act in this one as well."""
@@ -96,7 +97,7 @@ class Session:
 
     def check_captured(self) -> None:
         """Raises `SiteDidNotFire` naming the first site that the pass did not come by."""
-        if missing := sorted(self.wanted - set(self.captured), key=_order):
+        if missing := sorted(self.wanted - set(self.captured), key=lambda site: self.points[site].order):
             raise SiteDidNotFire(
                 f"{missing[0]} was not computed by the modules of this model: a compiled forward or a replacement "
                 "kernel goes past them; load the model without torch.compile and use_kernels"
@@ -140,7 +141,7 @@ class Session:
             self._plan_norm(site, place.module)
         elif site.name == "result":
             self._plan_result(site, place)
-        elif site.name == "resid_mid" and self.edits.get(site):
+        elif place.sum_of and self.edits.get(site):
             self._plan_mid_edit(site, place)
         else:
             self._plan_point(site, place)
@@ -226,35 +227,30 @@ class Session:
         self.actions[place.module, "out", 0].append(action)
 
     def _plan_mid_edit(self, site: Site, read: Point) -> None:
-        """Write resid_mid through attn_out: the native code saved the residual before the norm that reads resid_mid.
+        """Write a stream between branches through the last branch before it: native code saved the residual earlier.
 
-        attn_out becomes f(resid_pre + attn_out) - resid_pre; the norm is given the exact f(...), because in bf16 the
-        subtraction and re-addition may lose one unit in the last place of the larger term.
+        With resid_mid = resid_pre + attn_out, attn_out becomes f(resid_mid) - resid_pre; the norm that reads resid_mid
+        is given the exact f(...), because in bf16 the subtraction and re-addition may lose one unit in the last place
+        of the larger term.
         """
-        before = point(self.model, Site("resid_pre", site.layer))
-        write = point(self.model, Site("attn_out", site.layer))
+        *before, last = (Site(name, site.layer) for name in read.sum_of)
+        write = point(self.model, last)
 
-        def remember(resid_pre: Tensor) -> Tensor:
-            self.remembered[before_site] = resid_pre
-            return resid_pre
+        def remember(at: Site, place: Point, whole: Tensor) -> Tensor:
+            self.remembered[at] = place.split(whole)
+            return whole
 
         def edit(whole: Tensor) -> Tensor:
-            resid_pre = self.remembered[before_site]
-            new = self.remembered[site] = self.visit(site, resid_pre + write.split(whole))
-            return write.join(whole, new - resid_pre)
+            first, *others = (self.remembered[at] for at in before)
+            earlier = sum(others, first)
+            new = self.remembered[site] = self.visit(site, earlier + write.split(whole))
+            return write.join(whole, new - earlier)
 
-        before_site = Site("resid_pre", site.layer)
-        self._add(before, remember)
+        for at in before:
+            place = point(self.model, at)
+            self._add(place, partial(remember, at, place))
         self._add(write, edit)
         self._add(read, lambda _: self.remembered[site])
-
-
-def _order(site: Site) -> tuple[int, int]:
-    """Order of computation, so that actions at one module run in the model's own order."""
-    if site.layer is not None:
-        return site.layer, IN_BLOCK.index(site.name)
-    place = ONCE.index(site.name)
-    return (-1 if site.name in ("embed", "pos_embed") else 10**6), place
 
 
 def _hook(module: nn.Module, when: str, item: int, actions: list[Action]) -> torch.utils.hooks.RemovableHandle:

@@ -6,7 +6,8 @@ multipliers, so that they sum to the stream in every family. Norms include their
 `apply_ln_to_stack(stack)` goes with the model's own `W_U`.
 """
 
-from collections.abc import ItemsView, Iterator, KeysView, ValuesView
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, ValuesView
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -14,11 +15,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...errors import BadInput, UnknownName
-from ..places.norms import Norm
-from ..running.activations import Activations, head_results, norm_and_input, position_embeddings
+from ..places.branches import Branch
+from ..places.sites import Site
+from ..running.activations import Activations, norm_and_input, position_embeddings
+from ..running.selection import Positions
 from .text import residual_directions
 
-PosSlice = int | slice | list[int] | Tensor | None
+PosSlice = Positions | Tensor | None
 Stack = Float[Tensor, "component *batch pos d_model"]
 
 
@@ -53,19 +56,18 @@ class Cache(Activations):
         return_labels: bool = False,
     ) -> Any:
         """The stream before each layer up to `layer` (None or -1: all, and the final one): the logit lens's input."""
-        upto = _layers(self, layer)
-        labels = []
+        upto, n = _layers(self, layer), self.model.cfg.n_layers
+        sites = []
         for i in range(upto):
-            labels += [(f"{i}_pre", "resid_pre", i)] + ([(f"{i}_mid", "resid_mid", i)] if incl_mid else [])
-        if upto == self.model.cfg.n_layers:
-            labels.append(("final_post", "resid_post", upto - 1))
-        else:
-            labels.append((f"{upto}_pre", "resid_pre", upto))
-            labels += [(f"{upto}_mid", "resid_mid", upto)] if mlp_input else []
-        stack = torch.stack([_at(self[site, i], pos_slice) for _, site, i in labels])
-        return _finished(
-            self, stack, [label for label, *_ in labels], layer, mlp_input, apply_ln, pos_slice, return_labels
-        )
+            sites.append(Site("resid_pre", i))
+            sites += _between(self, i) if incl_mid else []
+        end = _end(self, upto, False)
+        sites += [end] + [at for at in [_end(self, upto, mlp_input)] if at != end]
+        names = [f"{site.layer}_{site.name.removeprefix('resid_')}" for site in sites]
+        if upto == n:
+            names[-1] = "final_post"
+        stack = torch.stack([_at(self[site], pos_slice) for site in sites])
+        return _finished(self, stack, names, _Ask(layer, mlp_input, apply_ln, pos_slice, return_labels))
 
     def decompose_resid(
         self,
@@ -84,15 +86,12 @@ class Cache(Activations):
             parts.append(("embed", self["embed"]))
             if _has_positions(self):
                 parts.append(("pos_embed", position_embeddings(self)))
-        for i in range(upto):
-            parts += [(f"{i}_attn_out", self["attn_out", i])] if mode in ("all", "attn") else []
-            parts += [(f"{i}_mlp_out", self["mlp_out", i])] if mode in ("all", "mlp") else []
-        if mlp_input and mode in ("all", "attn"):
-            parts.append((f"{upto}_attn_out", self["attn_out", upto]))
+        for branch in self.model.written_before(_end(self, upto, mlp_input)):
+            if mode in ("all", branch.name):
+                parts.append((f"{branch.layer}_{branch.name}_out", self[branch.out]))
         stack = torch.stack([_at(part, pos_slice) for _, part in parts])
-        return _finished(
-            self, stack, [label for label, _ in parts], layer, mlp_input, apply_ln, pos_slice, return_labels
-        )
+        ask = _Ask(layer, mlp_input, apply_ln, pos_slice, return_labels)
+        return _finished(self, stack, [label for label, _ in parts], ask)
 
     def stack_head_results(
         self,
@@ -103,13 +102,9 @@ class Cache(Activations):
         apply_ln: bool = False,
     ) -> Any:
         """What each head before `layer` (None or -1: all) adds to the stream, labelled L0H0, L0H1, ..."""
-        upto = _layers(self, layer)
-        stack = torch.cat([_head_writes(self, i, pos_slice) for i in range(upto)] or [_empty(self, pos_slice)])
-        heads = self.heads if self.heads is not None else range(self.model.cfg.n_heads)
-        labels = [f"L{i}H{head}" for i in range(upto) for head in heads]
-        return _finished(
-            self, stack, labels, layer, False, apply_ln, pos_slice, return_labels, upto if incl_remainder else None
-        )
+        heads = list(range(self.model.cfg.n_heads) if self.heads is None else self.heads)
+        ask = _Ask(layer, False, apply_ln, pos_slice, return_labels, incl_remainder)
+        return _of_units(self, "head", heads, ask)
 
     def get_neuron_results(
         self,
@@ -118,7 +113,9 @@ class Cache(Activations):
         pos_slice: PosSlice = None,
     ) -> Float[Tensor, "*batch pos neuron d_model"]:
         """What each neuron of a layer adds to the stream: activation times its row of W_out."""
-        return _neuron_writes(self, layer, neuron_slice, pos_slice).movedim(0, -2)
+        chosen = _at(torch.arange(self.model.cfg.d_mlp), neuron_slice, axis=0).reshape(-1).tolist()
+        found = [_unit_writes(self, one, chosen, pos_slice) for one in _made_of(self, [layer], "neuron")]
+        return torch.cat(found).movedim(0, -2)
 
     def stack_neuron_results(
         self,
@@ -130,21 +127,9 @@ class Cache(Activations):
         apply_ln: bool = False,
     ) -> Any:
         """What each neuron before `layer` (None or -1: all) adds to the stream, labelled L0N0, ... Mind the size."""
-        upto = _layers(self, layer)
-        wanted = _at(torch.arange(self.model.cfg.d_mlp), neuron_slice, axis=0).reshape(-1).tolist()
-        parts = [_neuron_writes(self, i, neuron_slice, pos_slice) for i in range(upto)]
-        labels = [f"L{i}N{n}" for i in range(upto) for n in wanted]
-        return _finished(
-            self,
-            torch.cat(parts or [_empty(self, pos_slice)]),
-            labels,
-            layer,
-            False,
-            apply_ln,
-            pos_slice,
-            return_labels,
-            upto if incl_remainder else None,
-        )
+        chosen = _at(torch.arange(self.model.cfg.d_mlp), neuron_slice, axis=0).reshape(-1).tolist()
+        ask = _Ask(layer, False, apply_ln, pos_slice, return_labels, incl_remainder)
+        return _of_units(self, "neuron", chosen, ask)
 
     def apply_ln_to_stack(
         self,
@@ -187,64 +172,63 @@ class Cache(Activations):
         return (scaled * direction).sum(-1)
 
 
-def post_norm(run: Cache, layer: int, branch: Literal["attn", "mlp"]) -> tuple[Norm, Tensor] | None:
-    """The norm between a branch and the stream, and the scale that it divided by in this run; None without one."""
-    model = run.model
-    module = model.branch_norm(layer, branch)
-    if module is None:
-        return None
-    if branch == "attn" and run.heads is not None:
-        raise BadInput("this model has a post-norm after attention: its size needs all heads, capture z without heads=")
-    if branch == "attn":
-        raw = head_results(run, layer).sum(-2) + model.b_O[layer]
-    else:
-        raw = run["mlp_post", layer] @ model.W_out[layer] + model.b_out[layer]
-    norm = Norm.of(module, model.cfg.d_model, model.device)
-    return norm, norm.scale(raw)
+@dataclass(frozen=True)
+class _Ask:
+    """What a stack is finished with."""
+
+    layer: int | None
+    mlp_input: bool
+    apply_ln: bool
+    pos_slice: PosSlice
+    return_labels: bool
+    remainder: bool = False
 
 
-def _head_writes(run: Cache, layer: int, pos_slice: PosSlice) -> Float[Tensor, "head *batch d_model"]:
-    """What each head adds to the stream; positions are cut before anything of size head x d_model is made."""
-    W_O = run.model.W_O[layer] if run.heads is None else run.model.W_O[layer][list(run.heads)]
-    z = _at(run["z", layer], pos_slice, axis=-3)
-    return _written(run, layer, "attn", torch.einsum("...hd,hdm->h...m", z, W_O), pos_slice)
-
-
-def _neuron_writes(
-    run: Cache, layer: int, neurons: PosSlice, pos_slice: PosSlice
-) -> Float[Tensor, "neuron *batch d_model"]:
-    kept = _at(torch.arange(run.model.cfg.d_mlp), neurons, axis=0).reshape(-1).to(run.model.device)
-    active = _at(run["mlp_post", layer], pos_slice)[..., kept]
-    return _written(run, layer, "mlp", torch.einsum("...n,nm->n...m", active, run.model.W_out[layer][kept]), pos_slice)
-
-
-def _written(run: Cache, layer: int, branch: Literal["attn", "mlp"], parts: Tensor, pos_slice: PosSlice) -> Tensor:
-    if (found := post_norm(run, layer, branch)) is not None:
-        norm, scale = found
-        parts = norm.frozen(parts, _at(scale, pos_slice))
-    return parts * run.model.residual_multiplier
-
-
-def _finished(
-    run: Cache,
-    stack: Tensor,
-    labels: list[str],
-    layer: int | None,
-    mlp_input: bool,
-    apply_ln: bool,
-    pos_slice: PosSlice,
-    return_labels: bool,
-    remainder: int | None = None,
-) -> Any:
+def _finished(run: Cache, stack: Tensor, labels: list[str], ask: _Ask) -> Any:
     """The remainder (the stream before that layer, less the stack), the norm and the labels, where asked for."""
-    if remainder is not None:
-        last = remainder == run.model.cfg.n_layers
-        whole = run["resid_post", remainder - 1] if last else run["resid_pre", remainder]
-        stack = torch.cat([stack, (_at(whole, pos_slice) - stack.sum(0))[None]])
+    if ask.remainder:
+        whole = run[_end(run, _layers(run, ask.layer), False)]
+        stack = torch.cat([stack, (_at(whole, ask.pos_slice) - stack.sum(0))[None]])
         labels = [*labels, "remainder"]
-    if apply_ln:
-        stack = run.apply_ln_to_stack(stack, layer, mlp_input, pos_slice)
-    return (stack, labels) if return_labels else stack
+    if ask.apply_ln:
+        stack = run.apply_ln_to_stack(stack, ask.layer, ask.mlp_input, ask.pos_slice)
+    return (stack, labels) if ask.return_labels else stack
+
+
+def _of_units(run: Cache, kind: str, units: list[int], ask: _Ask) -> Any:
+    """The stack of what units of all branches before a layer add to the stream."""
+    found = _made_of(run, range(_layers(run, ask.layer)), kind)
+    stack = torch.cat([_unit_writes(run, one, units, ask.pos_slice) for one in found] or [_empty(run, ask.pos_slice)])
+    labels = [f"L{one.layer}{kind[0].upper()}{unit}" for one in found for unit in units]
+    return _finished(run, stack, labels, ask)
+
+
+def _made_of(run: Cache, layers: Iterable[int], kind: str) -> list[Branch]:
+    return [one for layer in layers for one in run.model.branches(layer) if one.units == kind]
+
+
+def _unit_writes(
+    run: Cache, branch: Branch, units: list[int], pos_slice: PosSlice
+) -> Float[Tensor, "unit *batch d_model"]:
+    """What units of a branch add to the stream; positions are cut before anything of size unit x d_model is made."""
+    assert branch.inner is not None
+    whole = run[branch.inner]
+    inner = _at(whole, pos_slice, axis=-3) if branch.units == "head" else _at(whole, pos_slice)[..., units]
+    parts = branch.parts(inner, units).movedim(-2, 0)
+    return branch.share(parts, _at(branch.size(whole), pos_slice))
+
+
+def _between(run: Cache, layer: int) -> list[Site]:
+    """The streams between the branches of a layer. Raises `UnknownName` where there is none."""
+    streams = dict.fromkeys(branch.reads for branch in run.model.branches(layer))
+    return list(streams)[1:] or [run.model.site(("resid_mid", layer))]
+
+
+def _end(run: Cache, upto: int, mlp_input: bool) -> Site:
+    """The stream before a layer, or where its MLP reads."""
+    if mlp_input and upto < run.model.cfg.n_layers:
+        return run.model.branch("mlp", upto).reads
+    return Site("resid_pre", upto) if upto < run.model.cfg.n_layers else Site("resid_post", upto - 1)
 
 
 def _layers(run: Cache, layer: int | None) -> int:
@@ -270,11 +254,13 @@ def _empty(run: Cache, pos_slice: PosSlice) -> Tensor:
 
 
 def _at(x: Tensor, pos_slice: PosSlice, axis: int = -2) -> Tensor:
-    """Columns of the position axis: an integer drops the axis, slices and lists keep it."""
+    """Columns of the position axis: an integer drops the axis, slices, lists and "last" keep it."""
     if pos_slice is None:
         return x
+    if isinstance(pos_slice, str):
+        pos_slice = [-1]
     if isinstance(pos_slice, int):
         return x.select(axis, pos_slice)
     if isinstance(pos_slice, slice):
-        return x.movedim(axis, 0)[pos_slice].movedim(0, axis)
+        pos_slice = list(range(x.shape[axis]))[pos_slice]
     return x.index_select(axis, torch.as_tensor(pos_slice, device=x.device) % x.shape[axis])

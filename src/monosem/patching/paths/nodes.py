@@ -4,12 +4,12 @@
 |---|---|
 | `embed` | what enters the first block |
 | `z.L.H` | head H of layer L, through the output projection (and the branch's post-norm) |
-| `mlp_out.L` | the MLP of layer L |
+| `mlp_out.L` | the MLP of layer L; likewise every branch without heads |
 
 | receiver | reads |
 |---|---|
 | `q.L.H`, `k.L.G`, `v.L.G` | the query of head H, key or value of kv head G, through the layer's norm |
-| `mlp_in.L` | the MLP of layer L, through its norm |
+| `mlp_in.L` | the MLP of layer L, through its norm; likewise every branch that treats each token alone |
 | `logits` | the unembedding, through the final norm, after the last token |
 
 A name without its head (`z.3`) means every head of the layer, without its layer (`z`) every one in the model.
@@ -20,15 +20,9 @@ from dataclasses import dataclass
 from itertools import product
 
 from ...errors import BadInput, UnknownName, did_you_mean
-from ...models import Model
+from ...models import Branch, Model, Site
 
-# kind -> what tells its nodes apart
-SENDERS: dict[str, tuple[str, ...]] = {"embed": (), "z": ("layer", "head"), "mlp_out": ("layer",)}
-RECEIVERS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("q", "k", "v"), ("layer", "head")),
-    "mlp_in": ("layer",),
-    "logits": (),
-}
+READ_BY_HEADS = ("q", "k", "v")
 
 
 @dataclass(frozen=True)
@@ -42,18 +36,51 @@ class Node:
     def __str__(self) -> str:
         return ".".join(str(part) for part in (self.kind, self.layer, self.head) if part is not None)
 
-    def depth(self, model: Model) -> int:
-        """Place along the stream: a receiver reads what senders of at most its own depth have written.
+    @property
+    def reads_whole(self) -> bool:
+        """Whether it is a whole branch as a receiver, such as mlp_in."""
+        return self.kind.endswith("_in")
 
-        In a block: queries, keys and values read at 3L, heads write at 3L + 1, where the MLP reads (at 3L in parallel
-        blocks, where it does not see the heads of its own layer), and it writes at 3L + 2.
-        """
-        if self.kind == "embed":
-            return 0
+    def branch(self, model: Model) -> Branch | None:
+        """The branch that it is a part of; None for embed and logits."""
         if self.layer is None:
-            return 3 * model.cfg.n_layers
-        within = {"z": 1, "mlp_in": 0 if model.parallel else 1, "mlp_out": 2}
-        return 3 * self.layer + within.get(self.kind, 0)
+            return None
+        return model.branch_of(
+            Site(self.kind.removesuffix("_in") + "_out" if self.reads_whole else self.kind, self.layer)
+        )
+
+    def depth(self, model: Model) -> int:
+        """Place along the stream (`Model.depth`): a receiver reads what senders of a smaller depth have written."""
+        if (branch := self.branch(model)) is None:
+            return model.depth("embed" if self.kind == "embed" else "logits")
+        reads = self.reads_whole or (branch.units == "head" and self.kind != branch.site("z").name)
+        return model.depth(branch.reads if reads else branch.out)
+
+
+def sender_kinds(model: Model) -> dict[str, tuple[str, ...]]:
+    """Kind -> what tells its nodes apart: heads of branches that have them, other branches as a whole."""
+    kinds: dict[str, tuple[str, ...]] = {"embed": ()}
+    for branch in _all_branches(model):
+        if branch.units == "head":
+            kinds[branch.site("z").name] = ("layer", "head")
+        else:
+            kinds[branch.out.name] = ("layer",)
+    return kinds
+
+
+def receiver_kinds(model: Model) -> dict[str, tuple[str, ...]]:
+    """Kind -> what tells its nodes apart: what heads read, pointwise branches as a whole, and the logits."""
+    kinds: dict[str, tuple[str, ...]] = {}
+    for branch in _all_branches(model):
+        if branch.units == "head":
+            kinds |= {branch.site(name).name: ("layer", "head") for name in READ_BY_HEADS}
+        elif branch.pointwise:
+            kinds[f"{branch.name}_in"] = ("layer",)
+    return kinds | {"logits": ()}
+
+
+def _all_branches(model: Model) -> list[Branch]:
+    return [branch for layer in model.layers() for branch in model.branches(layer)]
 
 
 @dataclass(frozen=True)
@@ -76,12 +103,12 @@ def senders_of(model: Model, given: NodesLike) -> list[NodeSet]:
     Raises:
         UnknownName: no such kind, layer or head. BadInput: nothing given.
     """
-    return _sets(model, given, SENDERS, "sender")
+    return _sets(model, given, sender_kinds(model), "sender")
 
 
 def receivers_of(model: Model, given: NodesLike) -> list[NodeSet]:
     """The same for receivers; `logits` stands alone, because it takes in everything that others would pass on."""
-    found = _sets(model, given, RECEIVERS, "receiver")
+    found = _sets(model, given, receiver_kinds(model), "receiver")
     for one in found:
         if len(one.nodes) > 1 and any(node.kind == "logits" for node in one.nodes):
             raise BadInput(f"receivers {one.label!r}: 'logits' must be a set of its own")
@@ -112,7 +139,7 @@ def _expand(model: Model, name: str, kinds: Mapping[str, tuple[str, ...]], what:
     axes = kinds[kind]
     if len(numbers) > len(axes) or not all(number.isdecimal() for number in numbers):
         raise UnknownName(f"no {what} {name!r}; write {'.'.join([kind, *(axis.upper() for axis in axes)])}")
-    heads = model.cfg.n_kv_heads if kind in ("k", "v") else model.cfg.n_heads
+    heads = model.cfg.n_kv_heads if kind.endswith(("k", "v")) else model.cfg.n_heads
     counts = {"layer": model.cfg.n_layers, "head": heads}
     choices = []
     for place, axis in enumerate(axes):
@@ -120,4 +147,14 @@ def _expand(model: Model, name: str, kinds: Mapping[str, tuple[str, ...]], what:
         if chosen[0] >= counts[axis]:
             raise UnknownName(f"no {what} {name!r}: {kind} has {axis}s 0 to {counts[axis] - 1}")
         choices.append(chosen)
-    return [Node(kind, *values) for values in product(*choices)]
+    nodes = [Node(kind, *values) for values in product(*choices)]
+    return [node for node in nodes if _is_there(model, node)] if len(nodes) > 1 else nodes
+
+
+def _is_there(model: Model, node: Node) -> bool:
+    """Layers may differ: "every one in the model" are the nodes of layers that have the branch."""
+    try:
+        node.branch(model)
+    except UnknownName:
+        return False
+    return True

@@ -28,19 +28,17 @@ from ..cells import Positions, index_of
 from ..corruptions import Prompt
 from ..experiment import Direction, Experiment, direction_of
 from ..scoring import MetricLike, metrics_of
-from .nodes import NodeSet, NodesLike, receivers_of, senders_of
-from .receivers import Passage, Reading, logits_of
+from .nodes import NodeSet, NodesLike, receivers_of, sender_kinds, senders_of
+from .receivers import Passage, Reading, ends_block, logits_of
 from .result import Path, Paths
 from .streams import Streams
-
-EVERYTHING = ("embed", "z", "mlp_out")
 
 
 @analysis
 def paths(
     model: Model,
     pairs: TokenPairs,
-    senders: NodesLike = EVERYTHING,
+    senders: NodesLike | None = None,
     receivers: NodesLike = "logits",
     *,
     metric: MetricLike = "logit_diff",
@@ -56,6 +54,7 @@ def paths(
         found.plot(receiver="q.20.3")
 
     Args:
+        senders: default, every sender there is.
         senders, receivers: names as listed in `patching.paths.nodes`, each patched alone; or `{label: [names]}`, all
             nodes of a label together.
         metric: as in a sweep: names of `METRICS`, functions, several at once.
@@ -73,8 +72,13 @@ def paths(
     direction = direction_of(direction, Prompt())
     if model.ambient_edits:
         raise BadInput("path patching inside model.editing(...) would miss its edits; leave that block first")
-    sending, receiving = senders_of(model, senders), receivers_of(model, receivers)
-    chosen = [Path(s, r) for s in sending for r in receiving if _leads(model, s, r)]
+    sending, receiving = (
+        senders_of(model, list(sender_kinds(model)) if senders is None else senders),
+        receivers_of(model, receivers),
+    )
+    first = {one: min(node.depth(model) for node in one.nodes) for one in sending}
+    last = {one: max(node.depth(model) for node in one.nodes) for one in receiving}
+    chosen = [Path(s, r) for s in sending for r in receiving if first[s] < last[r]]
     if not chosen:
         raise BadInput("no path leads from these senders to these receivers: receivers must lie behind senders")
     rows = _rows_at_once(model, pairs, receiving, memory)
@@ -136,9 +140,9 @@ class _Job:
                 ready.setdefault(_batch_key(self.model, path.receiver), []).append((number, passage))
         reading = Reading(streams, frozenset(n for group in ready.values() for _, p in group for n in p.receiver.nodes))
         needed = {last for last, _, _ in ready}
-        for layer, stage in enumerate(streams.stages(sets, max(needed), self.freeze_mlps)):
+        for stage in streams.stages(sets, max(needed), self.freeze_mlps):
             reading.take(stage)
-            for key in [key for key in ready if key[0] == layer]:
+            for key in [key for key in ready if key[0] == stage.depth]:
                 group = ready.pop(key)
                 for first in range(0, len(group), self.batch):
                     numbers, passages = zip(*group[first : first + self.batch])
@@ -147,16 +151,12 @@ class _Job:
 
 
 def _batch_key(model: Model, receiver: NodeSet) -> tuple[int, str, int]:
-    """Receivers with one key run in one batch: the layer after which all are recorded, their form, where runs begin."""
+    """Receivers with one key run in one batch: the depth at which all are recorded, their form, where runs begin."""
+    last = max(node.depth(model) for node in receiver.nodes)
     if receiver.nodes[0].kind == "logits":
-        return model.cfg.n_layers, "logits", model.cfg.n_layers
-    layers = [int(node.layer or 0) for node in receiver.nodes]
-    form = "mlp" if {node.kind for node in receiver.nodes} == {"mlp_in"} and len(layers) == 1 else "run"
-    return max(layers), form, min(layers)
-
-
-def _leads(model: Model, sender: NodeSet, receiver: NodeSet) -> bool:
-    return min(node.depth(model) for node in sender.nodes) <= max(node.depth(model) for node in receiver.nodes)
+        return last, "logits", model.cfg.n_layers
+    form = "change" if ends_block(model, receiver) else "run"
+    return last, form, min(int(node.layer or 0) for node in receiver.nodes)
 
 
 def _chosen(pairs: TokenPairs, positions: Positions) -> Bool[Tensor, "batch pos"]:
@@ -175,8 +175,9 @@ def _chosen(pairs: TokenPairs, positions: Positions) -> Bool[Tensor, "batch pos"
 def _rows_at_once(model: Model, pairs: TokenPairs, receivers: Sequence[NodeSet], memory: str | int) -> int:
     """Runs of one pair that fit the budget together: one block's tensors, the logits, and what receivers record."""
     c, length = model.cfg, pairs.clean.ids.shape[1]
-    widths = {"mlp_in": c.d_model, "logits": c.d_model / length}
-    recorded = sum(widths.get(node.kind, c.d_head) for node in {node for one in receivers for node in one.nodes})
+    nodes = {node for one in receivers for node in one.nodes}
+    widths = [c.d_model if n.reads_whole else c.d_model / length if n.layer is None else c.d_head for n in nodes]
+    recorded = sum(widths)
     block = 12 * c.d_model + 4 * c.d_mlp + 4 * c.n_heads * c.d_head
     need = 4 * (length * (block + recorded) + 3 * c.d_vocab)
     return max(1, int(bytes_of(memory) // need))

@@ -2,16 +2,16 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ...edits import Edit
-from ...models import Moment, Site
-from .branches import projections, wide
-from .nodes import Node, NodeSet
-from .streams import Stage, Streams
+from ...models import Model, Moment, Site
+from .nodes import READ_BY_HEADS, Node, NodeSet
+from .streams import Stage, Streams, wide
 
 # what a receiver does with its changed input: one tensor for all sender sets, `sets batch pos ...`
 Recorded = dict[Node, Tensor]
@@ -25,22 +25,30 @@ class Reading:
     nodes: frozenset[Node]
     found: Recorded = field(default_factory=dict)
 
+    @cached_property
+    def depths(self) -> dict[Node, int]:
+        return {node: node.depth(self.streams.model) for node in self.nodes}
+
     def take(self, stage: Stage) -> None:
         model, streams = self.streams.model, self.streams
-        mine = [node for node in self.nodes if node.layer == stage.layer]
-        if stage.layer is None:
-            rows = torch.arange(stage.pre.shape[1], device=stage.pre.device)
-            for node in mine:
-                self.found[node] = streams.resid_pre[-1][rows, streams.last] + stage.pre[:, rows, streams.last]
-            return
-        stream = (streams.resid_pre[stage.layer] + stage.pre).to(model.dtype).flatten(0, 1)
-        heads = projections(model, stage.layer, {node.kind for node in mine if node.kind != "mlp_in"}, stream)
+        change, rows = stage.difference, torch.arange(stage.difference.shape[1], device=stage.difference.device)
+        mine = [node for node in self.nodes if self.depths[node] == stage.depth]
+        by_branch: dict[str, dict[str, Tensor]] = {}
         for node in mine:
-            if node.kind == "mlp_in":
-                self.found[node] = streams.mlp_change(stage.layer, stage.mid)
+            branch = node.branch(model)
+            if branch is None:
+                self.found[node] = streams.resid_pre[-1][rows, streams.last] + change[:, rows, streams.last]
+            elif node.reads_whole:
+                self.found[node] = streams.answer_change(branch, change)
             else:
-                value = heads[node.kind][..., node.head, :]
-                self.found[node] = value.unflatten(0, stage.pre.shape[:2]).clone()
+                if branch.name not in by_branch:
+                    names = {branch.site(name).name: name for name in READ_BY_HEADS}
+                    wanted = [name for site, name in names.items() if any(one.kind == site for one in mine)]
+                    stream = (streams.base(branch.reads) + change).to(model.dtype).flatten(0, 1)
+                    values = branch.projections(wanted, stream)
+                    by_branch[branch.name] = {branch.site(name).name: value for name, value in values.items()}
+                value = by_branch[branch.name][node.kind][..., node.head, :]
+                self.found[node] = value.unflatten(0, change.shape[:2]).clone()
 
     def keep(self, nodes: Collection[Node]) -> None:
         """Forget what the other receivers recorded."""
@@ -64,7 +72,7 @@ def logits_of(streams: Streams, recorded: Recorded, passages: Sequence[Passage])
     model, first = streams.model, passages[0].receiver.nodes[0]
     if first.kind == "logits":
         return model.unembed(torch.stack([recorded[first][one.sender] for one in passages]))
-    if all(node.kind == "mlp_in" and node.layer == first.layer for one in passages for node in one.receiver.nodes):
+    if all(ends_block(model, one.receiver) for one in passages):
         changes = torch.stack([recorded[one.receiver.nodes[0]][one.sender] for one in passages])
         return _from(streams, int(first.layer or 0) + 1, changes)
     layer = min(int(node.layer or 0) for one in passages for node in one.receiver.nodes)
@@ -72,6 +80,14 @@ def logits_of(streams: Streams, recorded: Recorded, passages: Sequence[Passage])
     return _from(
         streams, layer, none.expand(len(passages), *streams.resid_pre[layer].shape), _edits(streams, recorded, passages)
     )
+
+
+def ends_block(model: Model, receiver: NodeSet) -> bool:
+    """Whether the receiver is one whole branch that nothing in its block reads: its change enters the next block."""
+    branch = receiver.nodes[0].branch(model)
+    if len(receiver.nodes) > 1 or branch is None or not receiver.nodes[0].reads_whole:
+        return False
+    return all(model.depth(one.reads) < model.depth(branch.out) for one in model.branches(branch.layer))
 
 
 def _from(
@@ -93,14 +109,15 @@ def _edits(streams: Streams, recorded: Recorded, passages: Sequence[Passage]) ->
     places: dict[Site, list[tuple[int, Node]]] = {}
     for row, one in enumerate(passages):
         for node in one.receiver.nodes:
-            name = "mlp_out" if node.kind == "mlp_in" else node.kind
-            places.setdefault(Site(name, node.layer), []).append((row, node))
+            branch = node.branch(streams.model)
+            assert branch is not None
+            places.setdefault(branch.out if node.reads_whole else Site(node.kind, node.layer), []).append((row, node))
     edits = []
     for site, entries in places.items():
         rows = torch.tensor([row for row, _ in entries], device=streams.model.device)
         values = torch.stack([recorded[node][passages[row].sender] for row, node in entries])
-        if site.name == "mlp_out":
-            fn = _whole(rows, values + streams.mlp_out[int(site.layer or 0)], len(passages))
+        if entries[0][1].reads_whole:
+            fn = _whole(rows, values + streams.kept[site], len(passages))
         else:
             heads = torch.tensor([node.head for _, node in entries], device=rows.device)
             fn = _heads(rows, heads, values, len(passages))

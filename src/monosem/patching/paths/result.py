@@ -76,16 +76,20 @@ def _by_layer(paths: Sequence[Path], numbers: Tensor, title: str, unit: str) -> 
     """Layers down, heads and the MLP across: one receiver, single senders."""
     nodes = [path.sender.nodes[0] for path in paths]
     heads = sorted({node.head for node in nodes if node.head is not None})
-    columns: list[Any] = [*heads, *([None] if any(node.kind == "mlp_out" for node in nodes) else [])]
+    whole = dict.fromkeys(
+        node.kind.removesuffix("_out") for node in nodes if node.layer is not None and node.head is None
+    )
+    columns: list[Any] = [*heads, *whole]
     layers: list[Any] = sorted({node.layer for node in nodes if node.layer is not None})
     rows = [*([None] if any(node.kind == "embed" for node in nodes) else []), *layers]
     columns = columns or [None]
     grid = torch.full((len(rows), len(columns)), torch.nan, dtype=torch.float64)
     hover = [["" for _ in columns] for _ in rows]
     for path, node, number in zip(paths, nodes, numbers):
-        at = rows.index(node.layer), columns.index(node.head) if node.kind != "embed" else len(columns) - 1
+        column = node.kind.removesuffix("_out") if node.head is None else node.head
+        at = rows.index(node.layer), columns.index(column) if node.kind != "embed" else len(columns) - 1
         grid[at] = number
         hover[at[0]][at[1]] = f"{path}<br>{unit} {number:.3f}"
-    x = ["MLP" if head is None else str(head) for head in columns]
+    x = ["MLP" if column == "mlp" else str(column) for column in columns]
     y = ["embed" if layer is None else str(layer) for layer in rows]
     return heatmap(grid, x, y, hover=hover, x_title="head", y_title="layer", title=title, unit=unit)

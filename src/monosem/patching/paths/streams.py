@@ -11,23 +11,27 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ...models import Model, Site, TokenBatch
-from .branches import head_write, mlp_write, wide
+from ...models import Branch, Model, Site, TokenBatch
 from .nodes import Node, NodeSet
 from .suffix_runs import Prefix
 
 
+def wide(model: Model) -> torch.dtype:
+    """Differences are kept in at least float32."""
+    return torch.promote_types(model.dtype, torch.float32)
+
+
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """The difference of every sender set where the receivers of one layer read; `layer` None is the end of the stream.
+    """The difference of every sender set at one place of the stream that receivers read.
 
     Attributes:
-        pre, mid: `sets batch pos d_model`, at the input of the block, and where its MLP reads.
+        site: the place; the last resid_post for what the final norm reads. depth: how far along the stream it is.
     """
 
-    layer: int | None
-    pre: Float[Tensor, "sets batch pos d_model"]
-    mid: Float[Tensor, "sets batch pos d_model"]
+    site: Site
+    depth: int
+    difference: Float[Tensor, "sets batch pos d_model"]
 
 
 class Streams:
@@ -56,82 +60,93 @@ class Streams:
             self.prefix = Prefix.of(model, base, min(columns))
         column = self.prefix.column
         self.last = base.last - column  # of each row's last token, in what is kept
-        nodes = {node for one in senders for node in one.nodes}
-        heads = sorted({node.layer for node in nodes if node.kind == "z"})  # type: ignore[type-var]
-        mlps = sorted({node.layer for node in nodes if node.kind == "mlp_out"})  # type: ignore[type-var]
-        layers = range(model.cfg.n_layers)
-        stream = [Site(name, layer) for name in ("resid_pre", "attn_out", "mlp_out") for layer in layers]
-        sent = [Site("resid_pre", 0), *(Site("z", at) for at in heads), *(Site("mlp_out", at) for at in mlps)]
-        end = Site("resid_post", model.cfg.n_layers - 1)
-        run = model.run(base, capture=[*stream, *(site for site in sent if site.name == "z"), end], logits="last")
+        everything = [branch for layer in model.layers() for branch in model.branches(layer)]
+        kinds = {(node.kind, node.layer) for one in senders for node in one.nodes}
+        sending = [branch for branch in everything if (_sent_at(branch).name, branch.layer) in kinds]
+        self.end = Site("resid_post", model.cfg.n_layers - 1)
+        stream = [*(Site("resid_pre", layer) for layer in model.layers()), *(branch.out for branch in everything)]
+        sent = [Site("resid_pre", 0), *map(_sent_at, sending)]
+        run = model.run(base, capture=[*stream, *sent, self.end], logits="last")
         other = model.run(source, capture=sent, logits="last")
         assert run.logits is not None
         assert other.logits is not None
         self.logits, self.source_logits = run.logits, other.logits
-        kept = {site: value[:, column:].clone() for site, value in run.activations.items()}
-        self.resid_pre = [kept[Site("resid_pre", layer)] for layer in layers] + [kept[end]]
-        self.attn_out = [kept[Site("attn_out", layer)] for layer in layers]
-        self.mlp_out = [kept[Site("mlp_out", layer)] for layer in layers]
-        self.z = {layer: kept[Site("z", layer)] for layer in heads}
+        self.kept = {site: value[:, column:].clone() for site, value in run.activations.items()}
+        self.resid_pre = [self.kept[Site("resid_pre", layer)] for layer in model.layers()] + [self.kept[self.end]]
         here = changed[:, column:]
         self.sent = {
-            site: (other[site][:, column:].to(wide(model)) - kept[site])
-            * here.reshape(*here.shape, *[1] * (kept[site].ndim - 2))
+            site: (other[site][:, column:].to(wide(model)) - self.kept[site])
+            * here.reshape(*here.shape, *[1] * (self.kept[site].ndim - 2))
             for site in sent
         }
 
-    def mlp_input(self, layer: int) -> Float[Tensor, "batch pos d_model"]:
-        """What the base run's MLP reads, before its norm."""
-        return self.resid_pre[layer] if self.model.parallel else self.resid_pre[layer] + self.attn_out[layer]
+    def base(self, stream: Site) -> Float[Tensor, "batch pos d_model"]:
+        """The base run's stream."""
+        if stream in self.kept:
+            return self.kept[stream]
+        assert stream.layer is not None
+        written = [one for one in self.model.written_before(stream) if one.layer == stream.layer]
+        return sum((self.kept[one.out] for one in written), self.resid_pre[stream.layer])
 
     def stages(self, sets: Sequence[NodeSet], until: int, freeze_mlps: bool) -> Iterator[Stage]:
-        """The differences of some sender sets, from the first layer to `until`, or to the end (`until` = n_layers)."""
-        shape = (len(sets), *self.resid_pre[0].shape)
-        delta = torch.zeros(shape, dtype=wide(self.model), device=self.resid_pre[0].device)
+        """The differences of some sender sets, wherever a branch or (last) the final norm reads, up to a depth."""
+        model, shape = self.model, (len(sets), *self.resid_pre[0].shape)
+        delta = torch.zeros(shape, dtype=wide(model), device=self.resid_pre[0].device)
         if (members := _members(sets, "embed", None))[0]:
             delta[members[0]] += self.sent[Site("resid_pre", 0)]
-        for layer in range(min(until + 1, self.model.cfg.n_layers)):
-            pre = delta
-            delta = self._after_heads(layer, sets, delta)
-            mid = pre if self.model.parallel else delta
-            yield Stage(layer, pre, mid)
-            delta = self._after_mlp(layer, sets, delta, mid, freeze_mlps)
-        if until >= self.model.cfg.n_layers:
-            yield Stage(None, delta, delta)
+        for layer in model.layers():
+            read: dict[Site, Tensor] = {}
+            for branch in model.branches(layer):
+                depth = model.depth(branch.reads)
+                if depth > until:
+                    return
+                if branch.reads not in read:
+                    read[branch.reads] = delta
+                    yield Stage(branch.reads, depth, delta)
+                delta = self._after(branch, sets, delta, read[branch.reads], freeze_mlps)
+        if until >= model.depth(self.end):
+            yield Stage(self.end, model.depth(self.end), delta)
 
-    def _after_heads(self, layer: int, sets: Sequence[NodeSet], delta: Tensor) -> Tensor:
-        members, heads = _members(sets, "z", layer)
-        if not members:
+    def _after(self, branch: Branch, sets: Sequence[NodeSet], delta: Tensor, read: Tensor, freeze: bool) -> Tensor:
+        """The difference behind a branch: its senders send, and a pointwise branch may answer to what it reads."""
+        members, heads = _members(sets, _sent_at(branch).name, branch.layer)
+        if branch.units == "head":
+            return self._after_heads(branch, members, heads, delta) if members else delta
+        reached = []
+        if branch.pointwise and not freeze:
+            reached = [i for i in range(len(sets)) if i not in members and bool(read[i].any())]
+        if not members and not reached:
             return delta
-        difference, weights = self.sent[Site("z", layer)], self.model.W_O[layer].to(delta)
+        delta = delta.clone()
+        if reached:
+            delta[reached] += self.answer_change(branch, read[reached])
+        if members:
+            delta[members] += self.sent[branch.out]
+        return delta
+
+    def _after_heads(self, branch: Branch, members: list[int], heads: list[int], delta: Tensor) -> Tensor:
+        site = _sent_at(branch)
+        difference, weights = self.sent[site], branch.weight().to(delta)
         change = delta.new_zeros((len(set(members)), *delta.shape[1:]))
         rows = {index: row for row, index in enumerate(dict.fromkeys(members))}
         for index, head in zip(members, heads):  # a set's heads go through the branch's post-norm together
             change[rows[index]] += difference[:, :, head] @ weights[head]
         delta = delta.clone()
-        delta[list(rows)] += head_write(self.model, layer, self.z[layer], change)
+        delta[list(rows)] += branch.write_change(self.kept[site], change)
         return delta
 
-    def _after_mlp(self, layer: int, sets: Sequence[NodeSet], delta: Tensor, mid: Tensor, freeze: bool) -> Tensor:
-        members, _ = _members(sets, "mlp_out", layer)
-        if not members and freeze:
-            return delta
-        delta = delta.clone()
-        if not freeze:
-            reached = [i for i in range(len(sets)) if i not in members and bool(mid[i].any())]
-            if reached:
-                delta[reached] += self.mlp_change(layer, mid[reached])
-        if members:
-            delta[members] += self.sent[Site("mlp_out", layer)]
-        return delta
-
-    def mlp_change(
-        self, layer: int, difference: Float[Tensor, "sets batch pos d_model"]
+    def answer_change(
+        self, branch: Branch, difference: Float[Tensor, "sets batch pos d_model"]
     ) -> Float[Tensor, "sets batch pos d_model"]:
-        """By how much the MLP's share of the stream changes when the difference is added to what it reads."""
-        whole = (self.mlp_input(layer) + difference).to(self.model.dtype).flatten(0, 1)
-        out = mlp_write(self.model, layer, whole).unflatten(0, difference.shape[:2])
-        return out.to(difference.dtype) - self.mlp_out[layer]
+        """By how much a pointwise branch's output changes when the difference is added to what it reads."""
+        whole = (self.base(branch.reads) + difference).to(self.model.dtype).flatten(0, 1)
+        out = branch.answer(whole).unflatten(0, difference.shape[:2])
+        return out.to(difference.dtype) - self.kept[branch.out]
+
+
+def _sent_at(branch: Branch) -> Site:
+    """Where a branch's senders are: its heads, or what it adds to the stream."""
+    return branch.site("z") if branch.units == "head" else branch.out
 
 
 def _members(sets: Sequence[NodeSet], kind: str, layer: int | None) -> tuple[list[int], list[int]]:

@@ -6,14 +6,12 @@ from typing import Any
 
 from ...data import TokenPairs
 from ...errors import BadInput
-from ...models import Model, Site, SiteLike
+from ...models import Branch, Model, Site, SiteLike
 from ..cells import Position, index_of
 
 Feature = Callable[[Any], Hashable]
 Inputs = Sequence["Claim"] | Mapping[str, Sequence["Claim"]]
 
-STREAM = ("resid_pre", "resid_mid", "resid_post")
-BRANCHES = ("z", "attn_out", "mlp_out")
 HEAD_INPUTS = ("q", "k", "v")
 
 
@@ -77,15 +75,10 @@ def _by_input(inputs: Inputs | None) -> dict[str, Sequence[Claim]]:
     return dict(inputs) if isinstance(inputs, Mapping) else {"": inputs or ()}
 
 
-def written_at(site: Site) -> int:
-    """Where along the stream a site's value is there: 4 steps a layer (input, attention, middle, MLP)."""
-    return 4 * (site.layer or 0) + {"resid_pre": 0, "resid_mid": 2, "mlp_out": 3, "resid_post": 4}.get(site.name, 1)
-
-
 def read_at(model: Model, site: Site) -> int:
-    """Where along the stream a site's module reads; MLPs of parallel blocks read the block's input."""
-    late = site.name == "mlp_out" and not model.parallel
-    return written_at(site) if site.name in STREAM else 4 * (site.layer or 0) + (2 if late else 0)
+    """How far along the stream a site's branch reads (`Model.depth`); a stream site is its own input."""
+    branch = model.branch_of(site)
+    return model.depth(site if branch is None else branch.reads)
 
 
 def positions_of(claim: Claim, pairs: TokenPairs) -> list[int] | slice:
@@ -108,35 +101,50 @@ def positions_of(claim: Claim, pairs: TokenPairs) -> list[int] | slice:
     return sorted(set(found))
 
 
+def end_of_stream(model: Model) -> int:
+    return model.depth(("resid_post", model.cfg.n_layers - 1))
+
+
+def _claimed_of(branch: Branch) -> tuple[Site | None, ...]:
+    """Where claims about a branch can be: its heads, and what it adds to the stream."""
+    return (branch.inner, branch.out) if branch.units == "head" else (branch.out,)
+
+
+def _claimable(model: Model, layer: int | None) -> str:
+    branches = model.branches(layer or 0)
+    streams = dict.fromkeys(["resid_pre", *(branch.reads.name for branch in branches), "resid_post"])
+    return ", ".join([*(site.name for one in branches for site in _claimed_of(one) if site), *streams])
+
+
 def check_claims(model: Model, hypothesis: Hypothesis, pairs: TokenPairs) -> None:
     """Raises `BadInput` or `UnknownName` for claims that cannot be computed; names the claim."""
     for path, claim in hypothesis.claims():
         site = model.site(place(claim))
-        if site.name not in (*STREAM, *BRANCHES):
-            raise BadInput(f"{path}: claims are about {', '.join((*BRANCHES, *STREAM))} or embed, not {site}")
-        if claim.head is not None and (site.name != "z" or not 0 <= claim.head < model.cfg.n_heads):
+        branch = model.branch_of(site)
+        if not site.in_stream and (branch is None or site not in _claimed_of(branch)):
+            raise BadInput(f"{path}: claims are about {_claimable(model, site.layer)} or embed, not {site}")
+        of_heads = branch is not None and branch.units == "head" and site == branch.inner
+        if claim.head is not None and (not of_heads or not 0 <= claim.head < model.cfg.n_heads):
             raise BadInput(f"{path}: a head goes with z, and there are 0 to {model.cfg.n_heads - 1}")
-        if isinstance(claim.inputs, Mapping) and (site.name != "z" or not set(claim.inputs) <= set(HEAD_INPUTS)):
+        if isinstance(claim.inputs, Mapping) and (not of_heads or not set(claim.inputs) <= set(HEAD_INPUTS)):
             raise BadInput(f"{path}: inputs by name are q, k and v of a z claim")
         for claims in _by_input(claim.inputs).values():
-            _check_inputs(model, path, claims, read_at(model, site), site.name in STREAM, pairs)
-    _check_inputs(model, "answer", hypothesis.inputs, 4 * model.cfg.n_layers, False, pairs)
+            _check_inputs(model, path, claims, read_at(model, site), site.in_stream, pairs)
+    _check_inputs(model, "answer", hypothesis.inputs, end_of_stream(model), False, pairs)
 
 
 def _check_inputs(
     model: Model, path: str, claims: Sequence[Claim], read: int, strictly: bool, pairs: TokenPairs
 ) -> None:
-    taken: set[tuple[Site, int | None, int]] = set()
+    taken: set[tuple[Site | None, int | None, int]] = set()
     for claim in claims:
         site = model.site(place(claim))
-        if written_at(site) + strictly > read:
+        if model.depth(site) + strictly > read:
             raise BadInput(f"{path} cannot read {claim}: it is computed later")
-        heads = (
-            range(model.cfg.n_heads)
-            if site.name == "attn_out" or (site.name == "z" and claim.head is None)
-            else [claim.head]
-        )
-        whole = Site("z", site.layer) if site.name == "attn_out" else site
+        branch = model.branch_of(site)
+        of_heads = branch is not None and branch.units == "head"
+        heads = range(model.cfg.n_heads) if of_heads and claim.head is None else [claim.head]
+        whole = branch.inner if branch is not None and of_heads else site
         at = positions_of(claim, pairs)
         own = {
             (whole, head, position)

@@ -12,10 +12,8 @@ from torch import Tensor
 from ...data import TokenPairs
 from ...edits import patch
 from ...errors import BadInput
-from ...models import Model, Site
-from ...models.places.points import point
-from ..paths.branches import added, mlp_write, projections
-from .hypothesis import HEAD_INPUTS, STREAM, Claim, Hypothesis, place, positions_of, read_at
+from ...models import Branch, Model, Site
+from .hypothesis import HEAD_INPUTS, Claim, Hypothesis, end_of_stream, place, positions_of, read_at
 
 Refs = Int[Tensor, "rows"]  # for each row, the number of a prompt
 Stream = Float[Tensor, "rows pos d_model"]
@@ -90,11 +88,9 @@ class Tree:
 
     def __init__(self, model: Model, pairs: TokenPairs, draws: Draws, each: bool):
         self.model, self.pairs, self.draws, self.each = model, pairs, draws, each
-        layers = range(model.cfg.n_layers)
-        sites = [
-            Site("resid_pre", 0),
-            *(Site(name, layer) for name in ("z", "attn_out", "mlp_out") for layer in layers),
-        ]
+        branches = [branch for layer in model.layers() for branch in model.branches(layer)]
+        heads = [branch.site("z") for branch in branches if branch.units == "head"]
+        sites = [Site("resid_pre", 0), *heads, *(branch.out for branch in branches)]
         runs = [
             model.run(pairs.clean[slice(first, first + RUN_ROWS)], capture=sites, logits="last")
             for first in range(0, len(pairs), RUN_ROWS)
@@ -104,7 +100,7 @@ class Tree:
 
     def answer(self, inputs: Sequence[Claim], refs: Refs, random: Refs) -> Float[Tensor, "rows vocab"]:
         """Logits after the last token, computed from the inputs."""
-        stream = self.stream(4 * self.model.cfg.n_layers, inputs, refs, random)
+        stream = self.stream(end_of_stream(self.model), inputs, refs, random)
         return self.model.unembed(stream[:, -1])
 
     def value(self, claim: Claim, refs: Refs) -> Tensor:
@@ -120,12 +116,10 @@ class Tree:
         if isinstance(claim.inputs, Mapping):
             return self._head(site, claim.inputs, drawn)
         stream = self.stream(read_at(self.model, site), claim.inputs, drawn, self.draws.anything(len(refs)))
-        if site.name in STREAM:
+        branch = self.model.branch_of(site)
+        if branch is None:
             return stream
-        if site.name == "mlp_out":
-            assert site.layer is not None
-            return mlp_write(self.model, site.layer, stream)
-        return self._run(site, stream)
+        return branch.answer(stream) if branch.pointwise else self._run(branch, site, stream)
 
     def stream(self, until: int, inputs: Sequence[Claim], refs: Refs, random: Refs) -> Stream:
         """The residual stream at a depth (`claims.read_at`): claimed places have their values, the others are random.
@@ -139,37 +133,36 @@ class Tree:
         own = self.each and random is not refs  # a leaf's stream comes from one prompt
         pick = (lambda: self.draws.anything(len(refs))) if own else (lambda: random)
 
-        def given(name: str, layer: int, otherwise: Callable[[], Tensor]) -> Tensor:
-            return self._written(otherwise(), claimed.get(Site(name, layer), ()))
+        def given(site: Site, otherwise: Callable[[], Tensor]) -> Tensor:
+            return self._written(otherwise(), claimed.get(site, ()))
 
         model = self.model
         hidden = self.plain[Site("resid_pre", 0)][pick()]
-        for layer in range(model.cfg.n_layers):
-            hidden = given("resid_pre", layer, lambda: hidden)  # noqa: B023
-            if until == 4 * layer:
-                return hidden
-            heads = claimed.get(Site("z", layer), ())
-            attention = given("attn_out", layer, lambda: self._attention(layer, heads, pick, own))  # noqa: B023
-            hidden = given("resid_mid", layer, lambda: hidden + attention)  # noqa: B023
-            if until == 4 * layer + 2:
-                return hidden
-            mlp = given("mlp_out", layer, lambda: self.plain[Site("mlp_out", layer)][pick()])  # noqa: B023
-            hidden = given("resid_post", layer, lambda: hidden + mlp)  # noqa: B023
+        for layer in model.layers():
+            passed: set[Site] = set()
+            for branch in model.branches(layer):
+                if branch.reads not in passed:
+                    passed.add(branch.reads)
+                    hidden = given(branch.reads, lambda: hidden)  # noqa: B023
+                    if until == model.depth(branch.reads):
+                        return hidden
+                heads = claimed.get(branch.inner, ()) if branch.inner else ()
+                hidden = hidden + given(branch.out, lambda: self._output(branch, heads, pick, own))  # noqa: B023
+            hidden = given(Site("resid_post", layer), lambda: hidden)  # noqa: B023
         return hidden
 
-    def _attention(
-        self, layer: int, heads: Sequence[tuple[Claim, Tensor]], pick: Callable[[], Refs], own: bool
+    def _output(
+        self, branch: Branch, heads: Sequence[tuple[Claim, Tensor]], pick: Callable[[], Refs], own: bool
     ) -> Float[Tensor, "rows pos d_model"]:
-        """What attention adds: claimed heads have their values."""
-        if not heads and not own:
-            return self.plain[Site("attn_out", layer)][pick()]
-        site = Site("z", layer)
+        """What a branch adds: claimed heads have their values."""
+        if branch.units != "head" or (not heads and not own):
+            return self.plain[branch.out][pick()]
+        site = branch.site("z")
         if own:
-            z = torch.stack([self.plain[site][pick()][:, :, head] for head in range(self.model.cfg.n_heads)], 2)
+            z = torch.stack([self.plain[site][pick()][:, :, head] for head in range(branch.n_units)], 2)
         else:
             z = self.plain[site][pick()]
-        z = self._written(z, heads)
-        return added(self.model, layer, "attn", point(self.model, site).module(z.flatten(-2)))
+        return branch.write(branch.project(self._written(z, heads)))
 
     def _written(self, x: Tensor, claims: Sequence[tuple[Claim, Tensor]]) -> Tensor:
         if not claims:
@@ -183,18 +176,20 @@ class Tree:
 
     def _head(self, site: Site, inputs: Mapping[str, Sequence[Claim]], drawn: Refs) -> Tensor:
         """z from queries, keys and values that each read their own stream."""
-        assert site.layer is not None
+        branch = self.model.branch_of(site)
+        assert branch is not None
         edits, stream = [], None
         for kind in HEAD_INPUTS:
             random = self.draws.anything(len(drawn))
-            stream = self.stream(4 * site.layer, inputs.get(kind, ()), drawn, random)
-            projected = projections(self.model, site.layer, {kind}, stream)[kind]
-            edits.append(patch(Site(kind, site.layer), projected))
+            stream = self.stream(read_at(self.model, site), inputs.get(kind, ()), drawn, random)
+            edits.append(patch(branch.site(kind), branch.projections([kind], stream)[kind]))
         assert stream is not None
-        return self._run(site, stream, edits)
+        return self._run(branch, site, stream, edits)
 
-    def _run(self, site: Site, stream: Stream, edits: Sequence[Any] = ()) -> Tensor:
-        """The site in its native layer, when the layer reads `stream`."""
+    def _run(self, branch: Branch, site: Site, stream: Stream, edits: Sequence[Any] = ()) -> Tensor:
+        """The site in its native layer, when its branch reads `stream`."""
         tokens = self.pairs.clean[[0] * len(stream)]  # only their number counts: the stream is given
         start = (Site("resid_pre", site.layer), stream)
+        if branch.reads != start[0]:
+            edits = [patch(branch.reads, stream), *edits]
         return self.model.run(tokens, capture=site, edits=edits, logits=False, start=start)[site]

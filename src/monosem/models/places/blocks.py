@@ -1,0 +1,144 @@
+"""A block as data: its branches in the order in which they write, and where each of its sites is."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from .families import BranchRow, Family
+from .mixers import KINDS, Mixer, Side
+from .sites import stream_before
+
+
+class Place(NamedTuple):
+    """A site in a block: the path of a module ("" is the block), what of it, and a layout (`points.layout_of`).
+
+    `slot` is the branch that the site belongs to. `sum_of` names what a stream between branches is the sum of: the
+    stream before, and what was written since, in order.
+    """
+
+    path: str
+    side: Side
+    layout: str = "whole"
+    slot: "Slot | None" = None
+    item: int = 0
+    flat: bool = False
+    sum_of: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """A branch of one block.
+
+    Attributes:
+        number: its place among the block's branches. mixer: what it computes. reads: the stream that it reads.
+        before, after: paths of the norms that the block has around it. own_norm: no earlier branch reads through it.
+        scale: what its output is multiplied by.
+    """
+
+    row: BranchRow
+    number: int
+    mixer: Mixer
+    reads: str
+    before: str | None
+    after: str | None
+    own_norm: bool
+    scale: float
+
+    @property
+    def name(self) -> str:
+        return self.row.name
+
+    def places(self) -> Iterator[tuple[str, Place]]:
+        """Its sites in the order of computation, without the stream that it reads."""
+        if self.before and self.own_norm:
+            for form in ("scale", "normalized"):
+                yield f"{self.row.norm}_{form}", Place(self.before, "around", slot=self)
+        for name, inner in self.mixer.inner(self.name):
+            path = self.mixer.at(inner.part)
+            yield name, Place(path, inner.side, inner.layout, self, inner.item, inner.flat)
+        yield f"{self.name}_raw", Place(self.mixer.path, "out", slot=self)
+        yield f"{self.name}_out", Place(self.after or self.mixer.path, "out", "branch", self)
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """One block: its branches, and its sites in the order of computation."""
+
+    slots: tuple[Slot, ...]
+    places: dict[str, Place]
+
+    @staticmethod
+    def of(family: Family, config: Any, block: nn.Module) -> "Block":
+        """What of the family's row this block has."""
+        slots: list[Slot] = []
+        for row in family.branches:
+            if (mixer := row.mixer(block)) is not None:
+                slots.append(_slot(row, mixer, slots, config, block))
+        places = {"resid_pre": Place("", "in")}
+        written = ["resid_pre"]
+        for slot in slots:
+            if slot.reads not in places:
+                places[slot.reads] = Place(slot.before or slot.mixer.path, "in", sum_of=tuple(written))
+                written = [slot.reads]
+            places.update(slot.places())
+            written.append(f"{slot.name}_out")
+        places["resid_post"] = Place("", "out")
+        return Block(tuple(slots), places)
+
+    def sums(self) -> dict[str, tuple[str, ...]]:
+        """Every stream that branches wrote into -> the sites that it is the sum of."""
+        found = {name: place.sum_of for name, place in self.places.items() if place.sum_of}
+        outs = [f"{slot.name}_out" for slot in self.slots]
+        return found | {"resid_post": ("resid_pre", *outs)}
+
+    def why_not(self, site: str) -> str:
+        """Why the block has no such site, as it follows "layer 3 of gpt2 "; the mixers give reasons of their own."""
+        if site.startswith("resid_"):
+            names = " and ".join(slot.name for slot in self.slots)
+            return f"has no stream between its branches: {names or 'nothing'} all read resid_pre (parallel blocks)"
+        for row_slot in self.slots:
+            if site.startswith(f"{row_slot.row.norm}_"):
+                return _norm_reason(row_slot, self.slots, site)
+        for slot in self.slots:
+            if reason := _mixer_reason(slot, site):
+                return reason
+        parts = ", ".join(f"{slot.name} ({slot.mixer.kind})" for slot in self.slots)
+        return f"has no such site; its branches are {parts}"
+
+
+def _slot(row: BranchRow, mixer: Mixer, earlier: list[Slot], config: Any, block: nn.Module) -> Slot:
+    parallel = bool(getattr(config, row.parallel) if isinstance(row.parallel, str) else row.parallel)
+    beside = earlier[-1] if parallel and earlier else None
+    before = row.before if row.before and attrgetter(row.before)(block) is not None else None
+    if before is None and beside is not None:
+        before = beside.before
+    scale = 1.0 if row.scale is None else float(getattr(config, row.scale))
+    reads = beside.reads if beside else stream_before(len(earlier))
+    own = all(slot.before != before for slot in earlier)
+    return Slot(row, len(earlier), mixer, reads, before, row.after, own, scale)
+
+
+def _norm_reason(slot: Slot, slots: tuple[Slot, ...], site: str) -> str:
+    if slot.before is None:
+        return f"has no norm before {slot.name}, only one after it" if slot.after else f"has no norm before {slot.name}"
+    first = next(other for other in slots if other.before == slot.before)
+    return f"reads {first.name} and {slot.name} through one norm; use {site.replace(slot.row.norm, first.row.norm, 1)}"
+
+
+def _mixer_reason(slot: Slot, site: str) -> str | None:
+    """What the branch's mixer lacks that another mixer of its row, or another architecture, has."""
+    kinds = {kind.site(name, slot.name): key for key, kind in KINDS.items() for name in kind.sites}
+    kind, own = kinds.get(site), slot.mixer.kind
+    if kind is None or (kind != own and not {kind, own} <= {"mlp", "mixture"}):
+        return None
+    if kind == own:
+        return f"has no {site}: its {slot.name} is not gated; use {slot.name}_pre"
+    if own == "mixture":
+        return (
+            "is a mixture of experts, whose neurons are batched parameters without a module to read; "
+            f"use {slot.name}_out, router_logits, expert_weights or expert_indices"
+        )
+    return "has no router: it is not a mixture of experts"

@@ -1,0 +1,288 @@
+"""The bound branches of a block: what each reads, what it computes, and what it writes into the stream.
+
+Nothing outside this folder says "attention, then MLP": the order, what precedes what, and what a branch adds to the
+stream come from here.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ...errors import BadInput, UnknownName
+from ..native import Native
+from .blocks import Place, Slot
+from .mixers import KINDS, Kind
+from .norms import Norm
+from .points import point, unwrap
+from .sites import Site
+from .weights import bias_of, weight_into
+
+
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """A branch of one layer.
+
+    Attributes:
+        name: prefix of its sites, such as "attn" or "mlp". layer: number of its block.
+    """
+
+    model: Native
+    layer: int
+    slot: Slot
+
+    def __repr__(self) -> str:
+        return f"Branch({self.name}.{self.layer}: {self.slot.mixer.kind}, reads {self.reads})"
+
+    # ------------------------------------------------------------------ what it is
+    @property
+    def name(self) -> str:
+        return self.slot.name
+
+    @property
+    def kind(self) -> str:
+        """A row of `mixers.KINDS`: "attention", "mlp" or "mixture"."""
+        return self.slot.mixer.kind
+
+    @property
+    def _kind(self) -> Kind:
+        return KINDS[self.kind]
+
+    @property
+    def reads(self) -> Site:
+        """The stream that it reads."""
+        return Site(self.slot.reads, self.layer)
+
+    @property
+    def raw(self) -> Site:
+        """Its output before a norm after it and its scale."""
+        return Site(f"{self.name}_raw", self.layer)
+
+    @property
+    def out(self) -> Site:
+        """What it adds to the stream."""
+        return Site(f"{self.name}_out", self.layer)
+
+    @property
+    def inner(self) -> Site | None:
+        """The site that its output projection reads (z, mlp_post); None where there is none to read."""
+        name = self._kind.projected
+        return None if name is None else Site(self._kind.site(name, self.name), self.layer)
+
+    @property
+    def units(self) -> str | None:
+        """What the inner site is made of: "head" or "neuron"; None where there is no inner site."""
+        return self._kind.units
+
+    @property
+    def n_units(self) -> int:
+        return {"head": self.model.cfg.n_heads, "neuron": self.model.cfg.d_mlp}.get(self.units or "", 0)
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether it treats every token alone."""
+        return self._kind.pointwise
+
+    @property
+    def scale(self) -> float:
+        """What its output is multiplied by before it is added to the stream."""
+        return self.slot.scale
+
+    def site(self, name: str) -> Site:
+        """A site inside its mixer, "q" or "_pre" as listed in `mixers.KINDS`."""
+        return Site(self._kind.site(name, self.name), self.layer)
+
+    # ------------------------------------------------------------------ the native modules
+    @property
+    def module(self) -> nn.Module:
+        return self._block.get_submodule(self.slot.mixer.path)
+
+    @property
+    def norm_in(self) -> nn.Module | None:
+        """The norm through which it reads the stream."""
+        return None if self.slot.before is None else self._block.get_submodule(self.slot.before)
+
+    @property
+    def norm_out(self) -> nn.Module | None:
+        """The norm between it and the stream (Gemma 2 and 3, OLMo 2 and 3, GLM 4)."""
+        return None if self.slot.after is None else self._block.get_submodule(self.slot.after)
+
+    @property
+    def _block(self) -> nn.Module:
+        return self.model.blocks[self.layer]
+
+    def read(self, stream: Float[Tensor, "*batch pos d_model"]) -> Float[Tensor, "*batch pos d_model"]:
+        """What the mixer is given when the branch reads `stream`; the norm is computed anew."""
+        return stream if self.norm_in is None else self.norm_in(stream)  # type: ignore[no-any-return]
+
+    def write(self, raw: Float[Tensor, "*batch pos d_model"]) -> Float[Tensor, "*batch pos d_model"]:
+        """What is added to the stream for an output of the mixer; the norm is computed anew."""
+        return (raw if self.norm_out is None else self.norm_out(raw)) * self.scale  # type: ignore[no-any-return]
+
+    def projections(
+        self, names: Iterable[str], stream: Float[Tensor, "batch pos d_model"]
+    ) -> dict[str, Float[Tensor, "batch pos ..."]]:
+        """Sites that parts of the mixer compute from what it is given ("q", "k", "v"), when the branch reads `stream`.
+
+        A part that several of them share runs once.
+        """
+        given, done, found = self.read(stream), dict[nn.Module, Tensor](), {}
+        for name in sorted(names):
+            place = point(self.model, self.site(name))
+            if place.module not in done:
+                done[place.module] = place.module(given)
+            found[name] = place.split(done[place.module])
+        return found
+
+    def answer(self, stream: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        """What a pointwise branch adds to the stream when it reads `stream`."""
+        return self.write(unwrap(self.module(self.read(stream))))
+
+    def write_change(
+        self, inner: Tensor, change: Float[Tensor, "*sets batch pos d_model"]
+    ) -> Float[Tensor, "*sets batch pos d_model"]:
+        """By how much what is added to the stream changes when `change` is added to the raw output.
+
+        Without a norm after the branch that is `change` times the scale; a norm is applied to the whole raw output
+        (the projection of `inner`) with and without the change.
+        """
+        if self.norm_out is None:
+            return change * self.scale
+        raw = self.project(inner)
+        return (self.write((raw + change).to(raw.dtype)) - self.write(raw)).to(change.dtype)
+
+    # ------------------------------------------------------------------ the output projection
+    def weight(self) -> Tensor:
+        """From its units to its raw output: `head d_head d_model` or `neuron d_model`, in the model's dtype.
+
+        Raises:
+            UnknownName: the branch has no inner site.
+        """
+        return weight_into(self.model, self._projected())
+
+    def bias(self) -> Float[Tensor, "d_model"]:
+        """The output projection's bias; zeros where it has none."""
+        return bias_of(self.model, self._projected())
+
+    def project(self, inner: Tensor) -> Float[Tensor, "... d_model"]:
+        """Its raw output by the native projection, for any values of the inner site."""
+        place = point(self.model, self._projected())
+        return place.module(place.join(inner, inner))  # type: ignore[no-any-return]
+
+    def parts(self, inner: Tensor, units: Any = slice(None)) -> Float[Tensor, "... unit d_model"]:
+        """What each unit hands to the projection's sum (not yet written: see `share`).
+
+        Args:
+            inner: the inner site, of the chosen units alone. units: which units these are.
+        """
+        weight = self.weight()[units].to(inner.dtype)
+        if self.units == "neuron":
+            return inner[..., None] * weight
+        return torch.einsum("...hd,hdm->...hm", inner, weight)
+
+    def _projected(self) -> Site:
+        if self.inner is None:
+            raise UnknownName(
+                f"layer {self.layer} of {self.model.name}: {self.name} is a {self.kind}, whose parts cannot be read"
+            )
+        return self.inner
+
+    # ------------------------------------------------------------------ writing as a linear map, its norm's size frozen
+    @cached_property
+    def post(self) -> Norm:
+        """The norm between the branch and the stream, read off; where there is none, a norm that changes nothing."""
+        return Norm.of(self.norm_out, self.model.cfg.d_model, self.model.device)
+
+    @cached_property
+    def pre(self) -> Norm:
+        """The norm through which it reads, likewise."""
+        return Norm.of(self.norm_in, self.model.cfg.d_model, self.model.device)
+
+    def size(self, inner: Tensor) -> Float[Tensor, "... 1"]:
+        """What the norm after the branch divides by when the inner site has these values (all units); 1 without one."""
+        flat = inner.flatten(-2) if self.units == "head" else inner
+        if self.norm_out is None:
+            return torch.ones_like(flat[..., :1], dtype=torch.float32)
+        weight = self.weight().reshape(-1, self.model.cfg.d_model).float()
+        if flat.shape[-1] != len(weight):
+            raise BadInput(
+                f"{self.model.name} has a norm after {self.name}, whose size needs all {self.units}s: "
+                f"capture {self.inner} without heads="
+            )
+        return self.post.scale(flat.float() @ weight + self.bias().float())
+
+    def share(self, parts: Float[Tensor, "... d_model"], size: Float[Tensor, "... 1"]) -> Float[Tensor, "... d_model"]:
+        """What parts of the raw output add to the stream; the norm after the branch divides by `size` (frozen).
+
+        Over all units, and the raw bias, the shares sum to the branch's output less `written_bias`.
+        """
+        return (parts if self.norm_out is None else self.post.frozen(parts, size)) * self.scale
+
+    def pull(self, direction: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        """Where to read the raw output instead: share(parts, size) · direction = parts · pull(direction) / size."""
+        return self.post.pull(direction) * self.scale
+
+    @property
+    def written_bias(self) -> Float[Tensor, "d_model"]:
+        """What the norm after the branch adds whatever it is given; zeros in most models."""
+        return self.post.bias * self.scale
+
+
+def branches(model: Native, layer: int) -> list[Branch]:
+    """The branches of a block, in the order in which they write."""
+    (layer,) = model.layers(layer)
+    return [Branch(model, layer, slot) for slot in model.anatomy[layer].slots]
+
+
+def branch(model: Native, name: str, layer: int) -> Branch:
+    """One branch. Raises `UnknownName` where the layer has no branch of that name."""
+    found = branches(model, layer)
+    for one in found:
+        if one.name == name:
+            return one
+    names = ", ".join(one.name for one in found)
+    raise UnknownName(f"layer {layer} of {model.name} has no branch {name!r}; it has {names}")
+
+
+def branch_of(model: Native, site: Site) -> Branch | None:
+    """The branch that a site of a layer belongs to; None for the stream, and for sites that exist once."""
+    if site.layer is None or not 0 <= site.layer < model.cfg.n_layers or site.name not in _places(model, site.layer):
+        point(model, site)  # explains what is not there
+        return None
+    slot = _places(model, site.layer)[site.name].slot
+    return None if slot is None else Branch(model, site.layer, slot)
+
+
+def _places(model: Native, layer: int) -> dict[str, Place]:
+    return model.anatomy[layer].places
+
+
+def written_before(model: Native, stream: Site) -> list[Branch]:
+    """The branches that have written into a stream site, in order."""
+    depth_of = depth(model, stream)
+    everything = [one for layer in range(model.cfg.n_layers) for one in branches(model, layer)]
+    return [one for one in everything if depth(model, one.out) < depth_of]
+
+
+def depth(model: Native, site: Site) -> int:
+    """How far along the stream a site's value is there: what a branch writes precedes a stream site of larger depth.
+
+    A site of a branch can reach what another branch computes if its depth is below the depth of what that one reads.
+    In a block of n branches: 2n + 1 steps, a stream site at even steps, and branch i at step 2i + 1.
+    """
+    if site.layer is None:
+        return -1 if site.name in ("embed", "pos_embed") else model.cfg.n_layers * _steps(model)
+    start, slots = site.layer * _steps(model), model.anatomy[site.layer].slots
+    if (one := branch_of(model, site)) is not None:
+        return start + 2 * one.slot.number + 1
+    if site.name == "resid_post":
+        return start + _steps(model)
+    return start + next((2 * slot.number for slot in slots if slot.reads == site.name), 0)
+
+
+def _steps(model: Native) -> int:
+    return 2 * max(len(block.slots) for block in model.anatomy)

@@ -1,0 +1,132 @@
+"""Kinds of mixers: what a branch of a block computes between the stream that it reads and what it adds to it.
+
+A new kind (linear attention, a state space, a convolution) is a new row of `KINDS`: sites, runs, sweeps, lenses and
+attribution follow from it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from torch import nn
+
+Side = Literal["in", "out", "inside", "around"]
+
+
+class Inner(NamedTuple):
+    """Where a site in a mixer is: the input or output of one of the mixer's parts, or inside its attention function.
+
+    `axes` are the axes of the site's tensor without the batch; `layout` is a row of `points.layout_of`; `item` is which
+    of the part's outputs; `flat` parts see `batch*pos` rows.
+    """
+
+    part: str
+    side: Side
+    layout: str
+    axes: tuple[str, ...]
+    item: int = 0
+    flat: bool = False
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of mixer.
+
+    Attributes:
+        sites: inner sites in the order of computation. A name with a leading underscore follows the branch's name:
+            `_post` is mlp_post in the branch `mlp`; another name stands alone in the branch `plain`.
+        shown_by: the part whose module shows that a block has this mixer.
+        projected: the inner site that the output projection writes into the stream; None: no such projection to read.
+        units: what the projected site is made of, "head" or "neuron".
+        pointwise: every token is treated alone, so that the native module can be called on any stream.
+        plain: the branch whose inner sites have no prefix.
+    """
+
+    sites: dict[str, Inner]
+    shown_by: str
+    projected: str | None = None
+    units: Literal["head", "neuron"] | None = None
+    pointwise: bool = False
+    plain: str = ""
+
+    def site(self, name: str, branch: str) -> str:
+        """The name of an inner site in a branch."""
+        if name.startswith("_"):
+            return f"{branch}{name}"
+        return name if branch == self.plain else f"{branch}_{name}"
+
+
+_HEADS, _PAIRS, _NEURONS = ("position", "head"), ("head", "position", "key"), ("position", "neuron")
+KINDS: dict[str, Kind] = {
+    "attention": Kind(
+        {
+            "q": Inner("q", "out", "q", _HEADS),
+            "k": Inner("k", "out", "k", _HEADS),
+            "v": Inner("v", "out", "v", _HEADS),
+            "rot_q": Inner("", "inside", "whole", _HEADS),
+            "rot_k": Inner("", "inside", "whole", _HEADS),
+            "scores": Inner("", "inside", "whole", _PAIRS),
+            "pattern": Inner("", "inside", "whole", _PAIRS),
+            "z": Inner("out", "in", "z", _HEADS),
+            "result": Inner("out", "in", "z", _HEADS),
+        },
+        shown_by="q",
+        projected="z",
+        units="head",
+        plain="attn",
+    ),
+    "mlp": Kind(
+        {
+            "_pre": Inner("pre", "out", "gate", _NEURONS),
+            "_pre_linear": Inner("pre_linear", "out", "up", _NEURONS),
+            "_post": Inner("down", "in", "whole", _NEURONS),
+        },
+        shown_by="down",
+        projected="_post",
+        units="neuron",
+        pointwise=True,
+    ),
+    "mixture": Kind(  # its experts are batched parameters without modules: no neurons to read
+        {
+            "router_logits": Inner("router", "out", "whole", ("position", "expert"), 0, True),
+            "expert_weights": Inner("router", "out", "whole", ("position", "expert"), 1, True),
+            "expert_indices": Inner("router", "out", "whole", ("position", "expert"), 2, True),
+        },
+        shown_by="router",
+        pointwise=True,
+        plain="mlp",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Mixer:
+    """A mixer of one architecture: its module in the block, and the paths of its parts in that module.
+
+    Attributes:
+        fused: one module for [q | k | v], or for q k v head by head.
+        clip: config attribute; q, k, v are clipped in place right after their projection.
+    """
+
+    kind: str
+    path: str
+    parts: dict[str, str] = field(default_factory=dict)
+    fused: Literal["stacked", "interleaved"] | None = None
+    clip: str | None = None
+
+    def at(self, part: str) -> str:
+        """The path of a part in the block; "" is the mixer's module itself."""
+        return f"{self.path}.{self.parts[part]}" if part else self.path
+
+    def is_in(self, block: nn.Module) -> bool:
+        module: Any = block
+        for name in self.at(KINDS[self.kind].shown_by).split("."):
+            module = getattr(module, name, None)
+        return module is not None
+
+    def inner(self, branch: str) -> Iterator[tuple[str, Inner]]:
+        """The inner sites by their names in a branch; a part that this architecture does not have, has no site."""
+        kind = KINDS[self.kind]
+        for name, inner in kind.sites.items():
+            if not inner.part or inner.part in self.parts:
+                yield kind.site(name, branch), inner
