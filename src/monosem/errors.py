@@ -33,7 +33,7 @@ class Mismatch(MonosemError):
 
 
 class EditDidNotFire(MonosemError, RuntimeError):
-    """An edit was asked for and never reached its site; results would silently be those of the unedited model."""
+    """An edit was asked for and never reached its site; results would silently show the unedited model."""
 
 
 class SiteDidNotFire(MonosemError, RuntimeError):

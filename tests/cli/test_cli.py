@@ -279,7 +279,7 @@ def test_sweep_prints_the_ranking_and_is_not_done_twice(run: Callable[..., Resul
 def test_list_tells_what_is_here(run: Callable[..., Result]) -> None:
     names = {kind: json.loads(run(f"list {kind} --json").stdout) for kind in ("models", "concepts", "families")}
     assert [row["model"] for row in names["models"]] == list(monosem.models.loading.embedded.EMBEDDED)
-    assert {row["concept"] for row in names["concepts"]} == set(monosem.studies.shipped())
+    assert {row["concept"] for row in names["concepts"]} == set(monosem.studies.shipped_concepts())
     assert "gpt2" in {row["family"] for row in names["families"]}
     dictionaries = json.loads(run("list dictionaries --json").stdout)
     assert [row["dictionary"] for row in dictionaries] == monosem.dictionaries.shipped_dictionaries()
@@ -381,7 +381,7 @@ BAD = [  # command, extra arguments (not split), what the message must say
     ("sweep sae --values high --out x", [], "10,20"),
     ("sweep sae --values inf --out x", [], "finite"),
     ("study unpaired.yaml", [], "unpaired prompts: 6 positive and 5 negative"),
-    ("study misspelt.yaml", [], "unknown field 'prompts'"),
+    ("study misspelt.yaml", [], "prompts: no such field"),
     ("study half.yaml", [], "half.yaml"),
     ("study sentimental", [], "sentiment"),
     ("study concept.yaml --latent 64", [], "0 to 63"),

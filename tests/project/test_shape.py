@@ -176,11 +176,13 @@ def ambiguous_names() -> Iterator[str]:
 
 
 def texts() -> Iterator[tuple[str, str]]:
-    """What a user reads: string literals and docstrings of the source, and the pages of the documentation."""
+    """What a user reads: string literals, docstrings and templates of the source, and the documentation."""
     for file, tree in files().items():
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 yield file, node.value
+    for path in SOURCE.rglob("*.jinja"):
+        yield path.relative_to(SOURCE).as_posix(), path.read_text(encoding="utf-8")
     for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]:
         yield path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
 

@@ -17,7 +17,7 @@ from monosem.steering import (
     random_latents,
     summarise,
 )
-from monosem.steering.effects import distinct
+from monosem.steering.outcome import distinct
 from tiny import tiny_hf, tiny_tokenizer
 
 PROMPTS = ["the cat sat on", "a dog", "she was very happy and"]
@@ -45,7 +45,7 @@ def sae():
 
 
 def test_no_edit_changes_nothing(model):
-    found = compare(model, [], PROMPTS, max_new_tokens=5)
+    found = compare(model, PROMPTS, [], max_new_tokens=5)
     assert found.summary["changed"] == 0
     assert found.summary["kl"] == pytest.approx(0, abs=1e-6)
     assert all(row["baseline_text"] == row["edited_text"] for row in found.rows)
@@ -54,7 +54,7 @@ def test_no_edit_changes_nothing(model):
 
 def test_numbers_equal_a_hand_made_comparison(model, sae):
     edit = edits.clamp(sae, 5, 40.0)
-    found = compare(model, edit, PROMPTS, max_new_tokens=6, batch_size=2)
+    found = compare(model, PROMPTS, edit, max_new_tokens=6, batch_size=2)
     for row, prompt in zip(found.rows, PROMPTS):
         p = model.run(prompt).logits[0, -1].log_softmax(-1)
         q = model.run(prompt, edits=edit).logits[0, -1].log_softmax(-1)
@@ -78,9 +78,9 @@ def test_rows_with_their_own_latent_and_value_equal_single_runs(model, sae):
     def rowwise(rows):
         return [edits.clamp(sae, latents[list(rows)], values[list(rows)])]
 
-    together = compare(model, rowwise, PROMPTS, max_new_tokens=4, batch_size=2)
+    together = compare(model, PROMPTS, rowwise, max_new_tokens=4, batch_size=2)
     for i, prompt in enumerate(PROMPTS):
-        alone = compare(model, edits.clamp(sae, int(latents[i]), float(values[i])), [prompt], max_new_tokens=4)
+        alone = compare(model, [prompt], edits.clamp(sae, int(latents[i]), float(values[i])), max_new_tokens=4)
         assert together.rows[i]["kl"] == pytest.approx(alone.rows[0]["kl"], rel=1e-3, abs=1e-5)
         assert together.rows[i]["edited_text"] == alone.rows[0]["edited_text"]
 
@@ -88,14 +88,14 @@ def test_rows_with_their_own_latent_and_value_equal_single_runs(model, sae):
 def test_a_shared_baseline_gives_the_same_and_another_is_refused(model, sae):
     baseline = outcome(model, PROMPTS, max_new_tokens=3)
     edit = edits.clamp(sae, 2, 25.0)
-    shared = compare(model, edit, PROMPTS, max_new_tokens=3, baseline=baseline)
-    assert shared.rows == compare(model, edit, PROMPTS, max_new_tokens=3).rows
+    shared = compare(model, PROMPTS, edit, max_new_tokens=3, baseline=baseline)
+    assert shared.rows == compare(model, PROMPTS, edit, max_new_tokens=3).rows
     with pytest.raises(BadInput, match="other prompts"):
-        compare(model, edit, PROMPTS[:2], baseline=baseline)
+        compare(model, PROMPTS[:2], edit, baseline=baseline)
 
 
 def test_without_continuations(model, sae):
-    found = compare(model, edits.clamp(sae, 2, 25.0), PROMPTS, max_new_tokens=0)
+    found = compare(model, PROMPTS, edits.clamp(sae, 2, 25.0), max_new_tokens=0)
     assert [row["edited_text"] for row in found.rows] == [""] * 3
     assert found.summary["kl"] > 0
     assert math.isnan(found.summary["edited_perplexity"])
@@ -104,11 +104,11 @@ def test_without_continuations(model, sae):
 @pytest.mark.parametrize("prompts", [[], ["a dog", ""]])
 def test_empty_prompts(model, prompts):
     with pytest.raises(BadInput):
-        compare(model, [], prompts)
+        compare(model, prompts, [])
 
 
 def test_comparison_saves_and_shows(model, sae, tmp_path):
-    found = compare(model, edits.clamp(sae, 2, 25.0), PROMPTS, max_new_tokens=2)
+    found = compare(model, PROMPTS, edits.clamp(sae, 2, 25.0), max_new_tokens=2)
     found.save(tmp_path / "c.json")
     assert (tmp_path / "c.json").stat().st_size > 100
     assert len(found.table) == 3
@@ -150,5 +150,5 @@ def test_random_latents_avoid_the_dead_and_widen_when_few_are_near():
 
 def test_summary_of_a_subset_is_that_of_the_subset(model, sae):
     edit = edits.clamp(sae, 5, 40.0)
-    whole = compare(model, edit, PROMPTS, max_new_tokens=3)
+    whole = compare(model, PROMPTS, edit, max_new_tokens=3)
     assert summarise(whole.rows[1:])["kl"] == pytest.approx(np.mean([row["kl"] for row in whole.rows[1:]]))

@@ -10,8 +10,7 @@ from monosem import edits
 from monosem.dictionaries import Dictionary, DictionaryParts, DictionaryTensors
 from monosem.errors import BadInput, Mismatch, UnknownName
 from monosem.models import Model
-from monosem.steering import open_sweep
-from monosem.steering import sweep as run_sweep
+from monosem.steering import LatentSweep, sweep_latents
 from tiny import tiny_hf, tiny_tokenizer
 
 
@@ -30,7 +29,8 @@ def sae():
 
 def go(model, sae, folder, **options):
     settings = {"latents": range(5), "values": [-10.0, 20.0], "max_new_tokens": 4, "batch_size": 3, "quiet": True}
-    return run_sweep(model, sae, folder=folder, **(settings | options))
+    settings |= options
+    return sweep_latents(model, sae, settings.pop("latents"), folder=folder, **settings)
 
 
 @pytest.mark.parametrize("prompt", [None, "the cat sat"])
@@ -58,10 +58,10 @@ def test_files(model, sae, tmp_path):
     assert "the BOS token alone" in text
     stored = pd.read_parquet(tmp_path / "sweep.parquet")
     assert list(zip(stored["latent"], stored["value"])) == [(i, v) for i in range(5) for v in (-10.0, 20.0)]
-    pd.testing.assert_frame_equal(open_sweep(tmp_path).table, found.table)
+    pd.testing.assert_frame_equal(LatentSweep.load(tmp_path).table, found.table)
     found.save(tmp_path / "ranked.csv")
     assert len(pd.read_csv(tmp_path / "ranked.csv")) == 10
-    with pytest.raises(BadInput, match=r"\.parquet or \.csv"):
+    with pytest.raises(BadInput, match="end it in .html, .csv"):
         found.save(tmp_path / "ranked.xls")
 
 
@@ -81,7 +81,7 @@ def test_ctrl_c_keeps_what_is_done_and_goes_on(model, sae, tmp_path, monkeypatch
         go(model, sae, tmp_path / "cut", temperature=1.0)
     assert len(list((tmp_path / "cut" / "parts").glob("*.parquet"))) == 2
     assert (tmp_path / "cut" / "sweep.txt").read_text().count("== latent") == 3
-    assert len(open_sweep(tmp_path / "cut").table) == 6
+    assert len(LatentSweep.load(tmp_path / "cut").table) == 6
     calls.clear()
     calls += [0] * 100
     resumed = go(model, sae, tmp_path / "cut", temperature=1.0)
@@ -91,7 +91,7 @@ def test_ctrl_c_keeps_what_is_done_and_goes_on(model, sae, tmp_path, monkeypatch
 
 def test_another_config_is_refused(model, sae, tmp_path):
     go(model, sae, tmp_path)
-    with pytest.raises(Mismatch, match="another values"):
+    with pytest.raises(Mismatch, match=r"values: \[-10.0, 20.0\], now \[1.0\]"):
         go(model, sae, tmp_path, values=[1.0])
     other = Dictionary(
         DictionaryParts(
@@ -102,7 +102,7 @@ def test_another_config_is_refused(model, sae, tmp_path):
             name="tiny-sae",
         )
     )
-    with pytest.raises(Mismatch, match="another weights"):
+    with pytest.raises(Mismatch, match="weights: "):
         go(model, other, tmp_path)
 
 
@@ -144,7 +144,7 @@ def test_unwritable_folder(model, sae, tmp_path):
 
 def test_config_is_saved(model, sae, tmp_path):
     go(model, sae, tmp_path, seed=7)
-    held = json.loads((tmp_path / "config.json").read_text())
+    held = json.loads((tmp_path / "job.json").read_text())["config"]
     assert (held["seed"], held["latents"], held["prompt"]) == (7, list(range(5)), None)
 
 

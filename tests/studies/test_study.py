@@ -68,7 +68,7 @@ def sae(model):
 
 def go(model, sae, folder, lines=None, **changes):
     say = None if lines is None else lines.append
-    return studies.run(CONFIG | changes, folder, say=say, quiet=True, model=model, dictionary=sae)
+    return studies.run(CONFIG | changes, folder=folder, say=say, quiet=True, model=model, dictionary=sae)
 
 
 @pytest.fixture(scope="module")
@@ -137,9 +137,9 @@ def test_files_of_the_report(finished):
     held = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert held["provenance"]["seed"] == 0
     assert re.fullmatch("[0-9a-f]{16}", held["provenance"]["model_weights"])
-    again = studies.load(result.folder / "config.yaml")
-    assert again == result.config
-    assert studies.open_study(result.folder).results == result.results
+    again = studies.StudyConfig.load(result.folder / "config.yaml")
+    assert again == result.settings
+    assert studies.StudyResult.load(result.folder).results == result.results
 
 
 def test_the_page_is_self_contained(finished):
@@ -193,12 +193,18 @@ def test_a_resumed_study_takes_what_is_done(model, sae, tmp_path, monkeypatch, f
 
 def test_another_study_in_the_folder_is_refused(model, sae, tmp_path):
     go(model, sae, tmp_path, max_new_tokens=1)
-    with pytest.raises(Mismatch, match="another seed, config"):
+    with pytest.raises(Mismatch, match=r"seed: 0, now 1.*--fresh"):
         go(model, sae, tmp_path, max_new_tokens=1, seed=1)
     result = studies.run(
-        CONFIG | {"max_new_tokens": 1, "seed": 1}, tmp_path, None, quiet=True, fresh=True, model=model, dictionary=sae
+        CONFIG | {"max_new_tokens": 1, "seed": 1},
+        folder=tmp_path,
+        say=None,
+        quiet=True,
+        fresh=True,
+        model=model,
+        dictionary=sae,
     )
-    assert result.config.seed == 1
+    assert result.settings.seed == 1
 
 
 def test_a_given_latent_is_the_target(model, sae, tmp_path):
@@ -275,7 +281,7 @@ def test_random_latents_that_steer_as_much_void_the_claim(finished):
 
 @pytest.mark.parametrize("name", ["sentiment", "french", "deception"])
 def test_shipped_concepts_are_paired_and_large_enough(name):
-    config = studies.load(name)
+    config = studies.StudyConfig.load(name)
     assert config.name == name
     assert len(config.positive) == len(config.negative) >= 20
     assert len(config.test) >= 10
@@ -289,7 +295,7 @@ def test_shipped_concepts_are_paired_and_large_enough(name):
 def test_shipped_concepts_are_balanced_in_tokens(name):
     from monosem import load_model
 
-    tokenizer, config = load_model("smollm2", quiet=True), studies.load(name)
+    tokenizer, config = load_model("smollm2", quiet=True), studies.StudyConfig.load(name)
     long, short = (tokenizer.tokens(side).lengths.float().mean() for side in (config.positive, config.negative))
     assert abs(long / short - 1) < 0.1
 
@@ -300,7 +306,7 @@ def test_shipped_concepts_are_balanced_in_tokens(name):
         ({"negative": CONFIG["negative"][:-1]}, "unpaired prompts: 16 positive and 15 negative"),
         ({"test": ["a dog", "  "]}, "test.1: empty prompt"),
         ({"test": []}, "test"),
-        ({"positve": []}, "unknown field 'positve'; did you mean 'positive'"),
+        ({"positve": []}, "positve: no such field; did you mean 'positive'"),
         ({"primary_dose": 3.0}, "primary_dose 3.0 is not one of doses"),
         ({"control": [CONFIG["positive"][0]]}, "must not be used in the search"),
         ({"name": "../escape"}, "name"),
@@ -311,17 +317,17 @@ def test_bad_configs_name_the_field_in_one_line(tmp_path, changes, words):
     path = tmp_path / "concept.yaml"
     path.write_text(yaml.safe_dump(CONFIG | changes))
     with pytest.raises(BadInput, match=re.escape(words)) as caught:
-        studies.load(path)
+        studies.StudyConfig.load(path)
     assert "\n" not in str(caught.value)
 
 
 def test_bad_concept_files(tmp_path):
     with pytest.raises(UnknownName, match="did you mean 'sentiment'"):
-        studies.load("sentimnt")
+        studies.StudyConfig.load("sentimnt")
     for content in ("- a list", "a: [", "\x00"):
         (tmp_path / "x.yaml").write_text(content)
         with pytest.raises(BadFile):
-            studies.load(tmp_path / "x.yaml")
+            studies.StudyConfig.load(tmp_path / "x.yaml")
 
 
 def test_bad_company(model, sae, tmp_path):
@@ -333,7 +339,7 @@ def test_bad_company(model, sae, tmp_path):
     with pytest.raises(UnknownName, match="0 to 23"):
         go(model, sae, tmp_path, latent=24)
     with pytest.raises(UnknownName):
-        studies.run(CONFIG | {"dictionary": "no/such"}, tmp_path, None, model=model)
+        studies.run(CONFIG | {"dictionary": "no/such"}, folder=tmp_path, say=None, model=model)
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInput, match="choose another folder"):
         go(model, sae, tmp_path / "file" / "x")

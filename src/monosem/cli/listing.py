@@ -66,7 +66,9 @@ def concepts(json: Json = False) -> None:
     """Concept files that come with monosem (monosem study NAME)."""
     from .. import studies
 
-    rows = [(name, studies.load(name).title, str(path)) for name, path in studies.shipped().items()]
+    rows = [
+        (name, studies.StudyConfig.load(name).title, str(path)) for name, path in studies.shipped_concepts().items()
+    ]
     show("concepts", ["concept", "title", "file"], rows, json)
 
 

@@ -56,7 +56,9 @@ def steer(
     change = edits.scale_latent if scale else edits.add_latent if add else edits.clamp
     sae, lm = machine.load(dictionary, printing.silent)
     texts = [lm.chat(prompt) for prompt in prompts] if chat else prompts
-    found = compare(lm, change(sae, latent, value), texts, max_new_tokens, temperature=temperature, seed=seed)
+    found = compare(
+        lm, texts, change(sae, latent, value), max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
+    )
     if printing.json:
         as_json({"summary": found.summary, "prompts": found.table})
         return
@@ -87,14 +89,26 @@ def sweep(
 
     Example: monosem sweep smollm2/resid_post.15 --latents 0:100 --values 10,20 --out runs/sweep
     """
-    from ..steering import sweep as run_sweep
+    from ..steering import sweep_latents
 
     doses = decimals(values)
     sae, lm = machine.load(dictionary, printing.quiet)
     chosen = latent_numbers(latents, sae.width)
     with resumable(f"what is done is kept in {out}"):
-        done = run_sweep(lm, sae, chosen, doses, prompt, max_new_tokens, batch, out, seed, temperature, printing.quiet)
-    best = done.table.head(top)[["latent", "value", "kl", "perplexity", "score", "text"]]
+        done = sweep_latents(
+            lm,
+            sae,
+            chosen,
+            values=doses,
+            prompt=prompt,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch,
+            folder=out,
+            seed=seed,
+            temperature=temperature,
+            quiet=printing.quiet,
+        )
+    best = done.top(top)[["latent", "value", "kl", "perplexity", "score", "text"]]
     if printing.json:
         as_json({"baseline": done.baseline, "best": best})
     else:

@@ -22,13 +22,13 @@ def demo(out: Out = None, quiet: Quiet = False) -> None:
 
     Example: monosem demo --out my-first-report
     """
-    from ..studies import DEMO, shipped
+    from ..studies import DEMO, shipped_concepts
 
     done = conduct(DEMO, out, {}, fresh=False, quiet=quiet)
     if quiet:
         return
-    name, target = done.config.dictionary, done.results["sections"]["candidates"]["target"]
-    another = next(concept for concept in shipped() if concept != DEMO)
+    name, target = done.settings.dictionary, done.results["sections"]["candidates"]["target"]
+    another = next(concept for concept in shipped_concepts() if concept != DEMO)
     notice(
         f"""
 What to try next:
@@ -65,11 +65,13 @@ def study(
 def conduct(concept: str, out: Path | None, instead: dict[str, object], fresh: bool, quiet: bool) -> "StudyResult":
     from .. import studies
 
-    config = studies.load(concept)
-    config = studies.load({**config.model_dump(), **instead})
+    config = studies.StudyConfig.load(concept)
+    config = studies.StudyConfig.parse({**config.model_dump(), **instead})
     folder = out or Path("runs") / config.name
     with resumable(f"what is done is kept in {folder}"):
-        done = studies.run(config, folder, say=None if quiet else partial(print, flush=True), quiet=quiet, fresh=fresh)
+        done = studies.run(
+            config, folder=folder, say=None if quiet else partial(print, flush=True), quiet=quiet, fresh=fresh
+        )
     if quiet:
         print(done.html)
     return done

@@ -48,7 +48,10 @@ class JobConfig(BaseModel):
             raise BadFile(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
         if not isinstance(values, dict):
             raise BadFile(f"{path} is not the config of a {cls.job}: expected `field: value` lines")
-        return cls.parse(values)
+        try:
+            return cls.parse(values)
+        except BadInput as error:
+            raise BadInput(f"{path}: {error}") from error
 
     def write(self, path: str | os.PathLike[str], *, header: str = "") -> None:
         """Write YAML that `read` takes. `header`: comment lines before it."""
@@ -60,4 +63,5 @@ def _complaint(config: type[JobConfig], error: Any) -> str:
     name = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         return f"{name}: no such field{did_you_mean(name, config.model_fields)}"
-    return f"{name}: {error['msg']}" if name else str(error["msg"])
+    message = str(error["msg"]).removeprefix("Value error, ")  # pydantic's words before a validator's own
+    return f"{name}: {message}" if name else message

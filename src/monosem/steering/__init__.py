@@ -1,19 +1,20 @@
 """Steering: what edits do to the next token and the continuation, for a few prompts or for every latent."""
 
+from .comparison import Comparison, compare, summarise
 from .controls import after_first, random_latents
-from .effects import Comparison, Outcome, compare, outcome, summarise
-from .sweep import Sweep, SweepConfig, open_sweep, sweep
+from .outcome import Outcome, outcome
+from .sweep import sweep_latents
+from .sweep_result import LatentSweep, SweepConfig
 
 __all__ = [
     "Comparison",
+    "LatentSweep",
     "Outcome",
-    "Sweep",
     "SweepConfig",
     "after_first",
     "compare",
-    "open_sweep",
     "outcome",
     "random_latents",
     "summarise",
-    "sweep",
+    "sweep_latents",
 ]

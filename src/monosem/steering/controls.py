@@ -29,6 +29,7 @@ def random_latents(
     densities: Float[Tensor, "width"],
     latent: int,
     n: int,
+    *,
     exclude: Iterable[int] = (),
     seed: int = 0,
     factor: float = 2.0,

@@ -1,95 +1,32 @@
 """Clamp every latent to every value and read what the model says: resumable, ranked, saved as text and Parquet."""
 
-import hashlib
-import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
 
 from ..dictionaries import Dictionary
 from ..edits import clamp
-from ..errors import BadInput, Mismatch, UnknownName, require
-from ..files import read_json, replacing, writable_folder, write_json, write_text
+from ..errors import BadInput, UnknownName, require
+from ..files import replacing, write_json
+from ..jobs import claim, fingerprint
 from ..metrics import continuation_perplexity, cross_entropy, kl
 from ..models import Model
 from ..progress import Meter
 from .controls import after_first
-from .effects import distinct, logits_of
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
-COLUMNS = ["latent", "value", "kl", "kl_text", "perplexity", "score", "distinct_2", "text"]
+from .outcome import distinct, logits_of
+from .sweep_result import COLUMNS, LatentSweep, SweepConfig, part_path, parts_of, write_report
 
 
-@dataclass(frozen=True)
-class SweepConfig:
-    """What a sweep is; a folder holds one sweep, and another config is refused there."""
-
-    model: str
-    dictionary: str
-    weights: str  # hash of the dictionary's decoder, so that a retrained one is noticed
-    latents: list[int]
-    values: list[float]
-    prompt: str | None  # None: from the BOS token alone
-    max_new_tokens: int
-    temperature: float
-    seed: int
-    batch_size: int  # part of the config, because sampling depends on it
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A finished sweep.
-
-    `table` has one row per (latent, value), best first:
-
-    - `kl`: KL(unsteered ‖ steered) at the next token after the prompt, nats. The effect. From a single token (BOS),
-      which is never edited, it is that of the token after the first generated one.
-    - `kl_text`: the same, averaged over the tokens of the steered continuation.
-    - `perplexity`: of the continuation under the unsteered model. The coherence: high is odd.
-    - `score`: `kl / (1 + max(0, ln perplexity - ln baseline perplexity))`, effect divided by one plus the extra nats a
-      token that the unsteered model finds in the continuation beyond its own. This project's choice, for ranking only.
-    - `distinct_2`: distinct bigrams over bigrams of the continuation; near 0 is a loop.
-    """
-
-    table: pd.DataFrame
-    baseline: dict[str, Any]  # the unsteered model: text, perplexity
-    config: SweepConfig
-    folder: Path
-
-    def plot(self) -> "Figure":
-        """Effect against coherence, one dot a (latent, value)."""
-        express = require("plotly.express", "plots")
-        shown = self.table.assign(text=self.table["text"].str.slice(0, 80), value=self.table["value"].astype(str))
-        labels = {
-            "kl": "effect: KL at the next token (nats)",
-            "perplexity": "perplexity of the continuation (unsteered model)",
-        }
-        figure = express.scatter(
-            shown, x="perplexity", y="kl", color="value", log_x=True, hover_data=["latent", "text"], labels=labels
-        )
-        reference = self.baseline["perplexity"]
-        if not math.isnan(reference):
-            figure.add_vline(x=reference, line_dash="dot", annotation_text="unsteered")
-        return figure
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """The ranked table, as `.csv` or `.parquet` by the ending."""
-        with replacing(path) as temporary:
-            _write(self.table, temporary, Path(path).suffix)
-
-
-def sweep(
+def sweep_latents(
     model: Model,
     dictionary: Dictionary,
     latents: Iterable[int] | None = None,
+    *,
     values: Sequence[float] = (20.0,),
     prompt: str | None = None,
     max_new_tokens: int = 20,
@@ -98,12 +35,12 @@ def sweep(
     seed: int = 0,
     temperature: float = 0.0,
     quiet: bool = False,
-) -> Sweep:
+) -> LatentSweep:
     """Continue one prompt with each latent clamped to each value, many in a batch, error term kept.
 
     Every token but the first is edited, see `after_first`.
 
-    The folder gets `config.json`, `sweep.txt` (a block per latent), `sweep.parquet` (a row per latent and value) and,
+    The folder gets `job.json`, `sweep.txt` (a block per latent), `sweep.parquet` (a row per latent and value) and,
     on the way, `parts/`. Interrupted, it goes on at the first missing batch when called again with the same arguments.
 
     Args:
@@ -126,7 +63,6 @@ def sweep(
     config = SweepConfig(
         model=model.name,
         dictionary=dictionary.name,
-        weights=hashlib.sha256(dictionary.W_dec.detach().float().cpu().numpy().tobytes()).hexdigest()[:16],
         latents=chosen,
         values=[float(value) for value in values],
         prompt=prompt,
@@ -135,18 +71,15 @@ def sweep(
         seed=seed,
         batch_size=batch_size,
     )
-    home = _claim(Path(folder), config)
-    with torch.no_grad():
+    weights = {"weights": fingerprint(dictionary.W_dec)}  # so that a retrained dictionary is noticed
+    with claim(folder, config, work="parts/*.parquet", made_with=weights) as home, torch.no_grad():
+        (home / "parts").mkdir(exist_ok=True)
         baseline = _baseline(model, ids, config)
         _run_parts(model, dictionary, ids, config, baseline, home, quiet)
-    return _collect(home, config, baseline)
-
-
-def open_sweep(folder: str | os.PathLike[str]) -> Sweep:
-    """A sweep that was made before, finished or not (then with the rows that there are)."""
-    home = Path(folder)
-    config = SweepConfig(**read_json(home / "config.json"))
-    return _collect(home, config, read_json(home / "baseline.json"))
+        rows = parts_of(home)
+        _write(rows, home / "sweep.parquet")
+        write_report(home, rows, config, baseline)
+    return LatentSweep(rows, baseline, config, home)
 
 
 def _checked_latents(dictionary: Dictionary, latents: Iterable[int] | None) -> list[int]:
@@ -163,22 +96,6 @@ def _checked_latents(dictionary: Dictionary, latents: Iterable[int] | None) -> l
 
 def _prompt_ids(model: Model, prompt: str | None) -> list[int]:
     return [model.bos] if prompt is None else model.tokens(prompt).rows()[0]
-
-
-def _claim(folder: Path, config: SweepConfig) -> Path:
-    """Make the folder this sweep's, or continue in it."""
-    writable_folder(folder)
-    path = folder / "config.json"
-    if path.exists():
-        held = read_json(path)
-        other = [name for name, value in asdict(config).items() if held.get(name) != value]
-        if other:
-            raise Mismatch(
-                f"{folder} holds a sweep with another {', '.join(other)}; choose another folder or delete it"
-            )
-    else:
-        write_json(path, asdict(config))
-    return writable_folder(folder / "parts").parent
 
 
 def _baseline(model: Model, ids: list[int], config: SweepConfig) -> dict[str, Any]:
@@ -204,17 +121,16 @@ def _run_parts(
 ) -> None:
     write_json(home / "baseline.json", baseline)
     total = len(config.latents) * len(config.values)
-    waiting = [(number, rows) for number, rows in _batches(config) if not _part(home, number).exists()]
+    waiting = [(number, rows) for number, rows in _batches(config) if not part_path(home, number).exists()]
     done = total - sum(len(rows) for _, rows in waiting)
     try:
         with Meter(f"sweep {dictionary.name}", total=total, unit="row", quiet=quiet, start=done) as meter:
             for number, rows in waiting:
                 records = _one_batch(model, dictionary, ids, rows, config, baseline, config.seed + number)
-                with replacing(_part(home, number)) as temporary:
-                    _write(pd.DataFrame(records, columns=COLUMNS), temporary, ".parquet")
+                _write(pd.DataFrame(records, columns=COLUMNS), part_path(home, number))
                 meter.advance(len(rows), kl=sum(record["kl"] for record in records) / len(records))
     except KeyboardInterrupt:
-        _write_text(home, _parts(home), config, baseline)  # what is done can be read at once
+        write_report(home, parts_of(home), config, baseline)  # what is done can be read at once
         raise
 
 
@@ -250,45 +166,6 @@ def _one_batch(
     return records
 
 
-def _part(home: Path, number: int) -> Path:
-    return home / "parts" / f"part-{number:06}.parquet"
-
-
-def _parts(home: Path) -> pd.DataFrame:
-    files = sorted((home / "parts").glob("part-*.parquet"))
-    return pd.concat([pd.read_parquet(file) for file in files]) if files else pd.DataFrame(columns=COLUMNS)
-
-
-def _collect(home: Path, config: SweepConfig, baseline: dict[str, Any]) -> Sweep:
-    rows = _parts(home)
-    with replacing(home / "sweep.parquet") as temporary:
-        _write(rows, temporary, ".parquet")
-    _write_text(home, rows, config, baseline)
-    ranked = rows.sort_values("score", ascending=False, kind="stable", ignore_index=True)
-    return Sweep(ranked, baseline, config, home)
-
-
-def _write_text(home: Path, rows: pd.DataFrame, config: SweepConfig, baseline: dict[str, Any]) -> None:
-    start = "the BOS token alone" if config.prompt is None else json.dumps(config.prompt, ensure_ascii=False)
-    lines = [f"{config.dictionary} on {config.model}, continuing {start}", f"unsteered: {_line(baseline['text'])}", ""]
-    for latent, group in rows.groupby("latent", sort=True):
-        lines.append(f"== latent {latent}")
-        lines += [
-            f"{value:+8g}  KL {effect:7.3f}  perplexity {odd:9.1f}  {_line(text)}"
-            for value, effect, odd, text in zip(group["value"], group["kl"], group["perplexity"], group["text"])
-        ]
-        lines.append("")
-    write_text(home / "sweep.txt", "\n".join(lines))
-
-
-def _line(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)[1:-1]
-
-
-def _write(table: pd.DataFrame, path: Path, ending: str) -> None:
-    if ending == ".parquet":
-        table.to_parquet(path, index=False)
-    elif ending == ".csv":
-        table.to_csv(path, index=False)
-    else:
-        raise BadInput(f"a table is saved as .parquet or .csv, not {ending or 'without an ending'}")
+def _write(table: pd.DataFrame, path: Path) -> None:
+    with replacing(path) as temporary:
+        table.to_parquet(temporary, index=False)

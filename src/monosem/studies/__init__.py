@@ -4,7 +4,7 @@ import monosem as ms
 ms.studies.run("sentiment")              # a shipped concept, or the path of your own YAML
 """
 
-from .config import DEMO, StudyConfig, load, shipped
-from .study import StudyResult, open_study, run
+from .config import DEMO, StudyConfig, shipped_concepts
+from .study import StudyResult, run
 
-__all__ = ["DEMO", "StudyConfig", "StudyResult", "load", "open_study", "run", "shipped"]
+__all__ = ["DEMO", "StudyConfig", "StudyResult", "run", "shipped_concepts"]

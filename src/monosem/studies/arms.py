@@ -36,7 +36,8 @@ class Arm:
 def controls(context: Context, target: int, candidates: Sequence[int]) -> list[int]:
     """Random latents of similar density, never a candidate; the same ones in defence and attack."""
     config = context.config
-    return random_latents(context.statistics.densities, target, config.random_latents, candidates, config.seed)
+    densities, n = context.statistics.densities, config.random_latents
+    return random_latents(densities, target, n, exclude=candidates, seed=config.seed)
 
 
 def measure(context: Context, arms: Sequence[Arm], title: str) -> list[dict[str, Any]]:

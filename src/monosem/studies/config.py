@@ -1,25 +1,30 @@
 """The concept file: what a study is told. YAML in, checked by pydantic, saved beside the result."""
 
-import hashlib
-import json
 import os
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
-from ..errors import BadFile, BadInput, UnknownName, did_you_mean
+from ..errors import UnknownName, did_you_mean
+from ..jobs import JobConfig, fingerprint
 
-Prompt = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
+
+def _not_blank(prompt: str) -> str:
+    if not prompt.strip():
+        raise ValueError("empty prompt")
+    return prompt
+
+
+Prompt = Annotated[str, AfterValidator(_not_blank)]
 DEMO = "french"  # the study that `monosem demo` runs
 
 
-class StudyConfig(BaseModel):
+class StudyConfig(JobConfig):
     """One concept study. Unknown fields are refused, so that a misspelt one is not silently ignored."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    job: ClassVar[str] = "study"
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]  # used in file names
     title: str = ""
@@ -38,9 +43,11 @@ class StudyConfig(BaseModel):
 
     latent: int | None = Field(default=None, ge=0)  # None: chosen by the rule of section B
     candidates: int = Field(default=8, ge=1, le=100)  # latents of the search that are looked at closely
-    doses: list[Annotated[float, Field(ge=0)]] = [0.25, 0.5, 1.0, 1.5, 2.0]  # times the latent's own maximum
+    doses: list[Annotated[float, Field(ge=0)]] = Field(
+        default=[0.25, 0.5, 1.0, 1.5, 2.0]
+    )  # times the latent's own maximum
     primary_dose: float = Field(default=1.0, gt=0)  # the one dose that the conclusion is about, fixed beforehand
-    values: list[float] = [20.0]  # plain values, in the dictionary's units
+    values: list[float] = Field(default=[20.0])  # plain values, in the dictionary's units
     random_latents: int = Field(default=19, ge=3)  # controls for the next token: 19 make p = 0.05 possible
     random_continuations: int = Field(default=3, ge=1)  # of these, so many are continued in full as well
     max_new_tokens: int = Field(default=20, ge=1, le=512)
@@ -67,61 +74,32 @@ class StudyConfig(BaseModel):
     @property
     def fingerprint(self) -> str:
         """Hash of everything in this config."""
-        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()[:16]
+        return fingerprint(self.model_dump_json())
+
+    @classmethod
+    def load(cls, concept: "Self | str | os.PathLike[str] | dict[str, Any]") -> Self:
+        """A config from a concept file, the name of a shipped concept, or a dict.
+
+        Raises:
+            UnknownName: neither a file nor a shipped name.
+            BadFile: not readable, or not a YAML mapping.
+            BadInput: a field is missing, unknown or wrong; the message names it.
+        """
+        if isinstance(concept, cls):
+            return concept
+        if isinstance(concept, dict):
+            return cls.parse(concept)
+        names = shipped_concepts()
+        path = names.get(str(concept)) or Path(concept)  # type: ignore[arg-type]
+        if not path.is_file():
+            near = did_you_mean(str(concept), names)
+            raise UnknownName(
+                f"no concept file {str(concept)!r}{near}; shipped: {', '.join(names)}, or give a YAML file's path"
+            )
+        return cls.read(path)
 
 
-def shipped() -> dict[str, Path]:
+def shipped_concepts() -> dict[str, Path]:
     """Name -> path of the concept files that come with monosem."""
     folder = Path(str(resources.files("monosem.studies") / "concepts"))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-
-
-def load(source: "StudyConfig | str | os.PathLike[str] | dict[str, Any]") -> StudyConfig:
-    """A config from a concept file, the name of a shipped one, or a dict.
-
-    Raises:
-        UnknownName: neither a file nor a shipped name.
-        BadFile: not readable, or not a YAML mapping.
-        BadInput: a field is missing, unknown or wrong; the message names it.
-    """
-    if isinstance(source, StudyConfig):
-        return source
-    if isinstance(source, dict):
-        return _checked(source, "study config")
-    names = shipped()
-    path = names.get(str(source)) or Path(source)
-    if not path.is_file():
-        near = did_you_mean(str(source), names)
-        raise UnknownName(
-            f"no concept file {str(source)!r}{near}; shipped: {', '.join(names)}, or give a YAML file's path"
-        )
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise BadFile(f"cannot read concept file {path}: {reason}") from error
-    if not isinstance(value, dict):
-        raise BadFile(
-            f"{path} is not a concept file: a YAML mapping with name, positive, negative, test, control is needed"
-        )
-    return _checked(value, str(path))
-
-
-def _checked(value: dict[str, Any], origin: str) -> StudyConfig:
-    try:
-        return StudyConfig.model_validate(value)
-    except ValidationError as error:
-        raise BadInput(f"{origin}: {_first(error)}") from error
-
-
-def _first(error: ValidationError) -> str:
-    """The first complaint in one line, with the field's name."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        return f"unknown field {where!r}{did_you_mean(where, StudyConfig.model_fields)}"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] in {"string_pattern_mismatch", "string_too_short"} and where.split(".")[0] != "name":
-        message = "empty prompt"
-    return f"{where}: {message}{more}" if where else f"{message}{more}"

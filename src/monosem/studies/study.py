@@ -1,43 +1,50 @@
 """Run a concept study: section by section, each kept as soon as it is done, then the report."""
 
-import hashlib
 import math
 import os
 import platform
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import torch
-import yaml
 
 from .. import __version__
 from ..dictionaries import Dictionary, load_dictionary
-from ..errors import Mismatch, require
-from ..files import read_json, writable_folder, write_json, write_text
+from ..errors import Mismatch, UnknownName, did_you_mean, require
+from ..files import read_json, writable_folder, write_json
+from ..jobs import claim, module_fingerprint
 from ..latents.index import index_of
 from ..models import Model, load_model
+from ..results import Result
 from . import report
-from .config import StudyConfig, load
+from .config import StudyConfig
 from .context import Context, Say
 from .sections import SECTIONS, Section
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-SAMPLED = 4096  # at least so many values of each weight go into the fingerprint of a model, at most twice as many
-
 
 @dataclass(frozen=True)
-class StudyResult:
+class StudyResult(Result):
     """A finished study: `results` is what `results.json` holds, `folder` is where the report is."""
 
     results: dict[str, Any]
-    config: StudyConfig
+    settings: StudyConfig
     folder: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "config", {"analysis": "studies.run", **self.results["config"]})
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> "StudyResult":
+        """A study that was finished before. Raises `BadFile` when the folder holds none."""
+        results = read_json(Path(folder) / "results.json")
+        return cls(results, StudyConfig.parse(results["config"]), Path(folder))
 
     @property
     def table(self) -> pd.DataFrame:
@@ -52,17 +59,29 @@ class StudyResult:
     def html(self) -> Path:
         return self.folder / "report.html"
 
-    def plot(self) -> dict[str, "Figure"]:
+    @property
+    def figures(self) -> dict[str, "Figure"]:
         """The report's figures by name."""
         return report.figures_of(self.results)
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the report once more, elsewhere."""
-        report.write(self.results, Path(folder))
+    def plot(self, name: str = "dose_concept") -> "Figure":
+        """One figure of the report. Raises `UnknownName` for another name; `figures` has all."""
+        figures = self.figures
+        if name not in figures:
+            raise UnknownName(f"no figure {name!r}{did_you_mean(name, figures) or '; there are ' + ', '.join(figures)}")
+        return figures[name]
+
+    def save(self, path: str | os.PathLike[str], **plot: Any) -> Path:
+        """As any result; a path without an ending is a folder, which gets the whole report once more."""
+        if Path(path).suffix:
+            return super().save(path, **plot)
+        report.write(self.results, Path(path))
+        return Path(path)
 
 
 def run(
     concept: StudyConfig | str | os.PathLike[str] | dict[str, Any],
+    *,
     folder: str | os.PathLike[str] | None = None,
     say: Say | None = print,
     quiet: bool = False,
@@ -89,7 +108,7 @@ def run(
         MissingExtra: plotly is not there (checked before anything is computed).
     """
     require("plotly", "plots")
-    config = load(concept)
+    config = StudyConfig.load(concept)
     tell: Say = say or (lambda line: None)
     home = writable_folder(folder or Path("runs") / config.name)
     loaded = dictionary if dictionary is not None else load_dictionary(config.dictionary)
@@ -97,21 +116,16 @@ def run(
     context = Context(config, lm, loaded, index_of(loaded), home, tell, quiet)
     context.check()
     origin = provenance(lm, loaded, config)
-    _claim(home, config, origin, fresh)
-    sections: dict[str, dict[str, Any]] = {}
-    for section in SECTIONS:
-        sections[section.name] = _section(section, context, sections)
-    results = {"config": config.model_dump(), "provenance": origin, "sections": sections}
-    write_json(home / "results.json", results)
-    report.write(results, home)
+    with _claimed(home, config, origin, fresh):
+        (home / "sections").mkdir(exist_ok=True)
+        config.write(home / "config.yaml", header="".join(f"# {name}: {value}\n" for name, value in origin.items()))
+        sections: dict[str, dict[str, Any]] = {}
+        for section in SECTIONS:
+            sections[section.name] = _section(section, context, sections)
+        results = {"config": config.model_dump(), "provenance": origin, "sections": sections}
+        report.write(results, home)
     tell(f"report: {home / 'report.html'}")
     return StudyResult(results, config, home)
-
-
-def open_study(folder: str | os.PathLike[str]) -> StudyResult:
-    """A study that was finished before."""
-    results = read_json(Path(folder) / "results.json")
-    return StudyResult(results, load(results["config"]), Path(folder))
 
 
 def provenance(model: Model, dictionary: Dictionary, config: StudyConfig) -> dict[str, Any]:
@@ -124,43 +138,23 @@ def provenance(model: Model, dictionary: Dictionary, config: StudyConfig) -> dic
         "seed": config.seed,
         "config": config.fingerprint,
         "model": model.name,
-        "model_weights": _fingerprint(model.hf),
+        "model_weights": module_fingerprint(model.hf),
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
         "dictionary": dictionary.name,
-        "dictionary_weights": _fingerprint(dictionary),
+        "dictionary_weights": module_fingerprint(dictionary),
     }
 
 
-def _fingerprint(module: torch.nn.Module) -> str:
-    """Hash of every parameter's name, shape and some thousand evenly spaced values: quick, and notices training."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(module.named_parameters()):
-        values = parameter.detach().flatten()
-        sample = values[:: max(1, len(values) // SAMPLED)].float().cpu().numpy()
-        digest.update(f"{name} {tuple(parameter.shape)}".encode())
-        digest.update(sample.tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _claim(home: Path, config: StudyConfig, origin: dict[str, Any], fresh: bool) -> None:
-    """Make the folder this study's, or continue in it."""
-    kept, marker = home / "sections", home / "sections" / "provenance.json"
-    if marker.exists() and not fresh:
-        held = read_json(marker)
-        other = [name for name, value in origin.items() if held.get(name) != value]
-        if other:
-            raise Mismatch(
-                f"{home} holds a study with another {', '.join(other)}; choose another folder or start it afresh "
-                "(fresh=True, --fresh)"
-            )
-    else:
-        for old in kept.glob("*.json"):
-            old.unlink()
-    writable_folder(kept)
-    write_json(marker, origin)
-    header = "".join(f"# {name}: {value}\n" for name, value in origin.items())
-    write_text(home / "config.yaml", header + yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True))
+def _claimed(home: Path, config: StudyConfig, origin: dict[str, Any], fresh: bool) -> ExitStack:
+    """The folder as this study's, until the returned context ends. Raises `Mismatch` where it holds another study."""
+    made_with = {name: value for name, value in origin.items() if name not in ("seed", "config")}
+    held = ExitStack()
+    try:
+        held.enter_context(claim(home, config, work="sections/*.json", made_with=made_with, fresh=fresh))
+    except Mismatch as error:
+        raise Mismatch(f"{error}, or start it afresh (fresh=True, --fresh)") from error
+    return held
 
 
 def _plain(value: Any) -> Any:

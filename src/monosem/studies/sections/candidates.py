@@ -153,7 +153,7 @@ def _all_latents(found: Contrast) -> dict[str, list[float]]:
 
 
 def _losses(context: Context, prompts: list[str], edit: edits.Edit | None = None) -> torch.Tensor:
-    """Mean next-token loss of each prompt; that of the unedited model is remembered."""
+    """Mean next-token loss of each prompt; the unedited model's loss is remembered."""
     key = ("losses", *prompts)
     if edit is None and key in context.memory:
         return context.memory[key]

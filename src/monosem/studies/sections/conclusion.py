@@ -3,7 +3,7 @@
 Rules (fixed before any study was run):
 
 - detects: held-out AUROC has its whole 95 % interval above 0.5 and permutation p < 0.05; "well" from 0.8 on.
-- matters (defence): the mean KL on test prompts is higher than that of the random latents (rank p <= 0.05) *and* at
+- matters (defence): the latent has a higher mean KL on test prompts than the random latents (rank p <= 0.05) *and* at
   least one next token changes.
 - spares (side effects): at most one control prompt in ten changes its next token, at a mean KL below 0.05 nats.
 - steers (attack): at the primary dose the concept score of the test continuations rises, its 95 % interval above 0, by
