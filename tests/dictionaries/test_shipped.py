@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from monosem import edits, latents, metrics
+from monosem.activations import counted_tokens
 from monosem.dictionaries import load_dictionary, shipped_dictionaries, shipped_dictionary_folder
 
 NAME = "smollm2/resid_post.15"
@@ -30,7 +31,7 @@ def sae():
 def read(smollm2, sae):
     """Activations of the counted tokens, and the run that they come from."""
     run = smollm2.run(TEXT, capture=sae.site)
-    return run, run[sae.site][latents.counted_tokens(smollm2, run.tokens)]
+    return run, run[sae.site][counted_tokens(smollm2, run.tokens)]
 
 
 def test_it_is_listed_and_belongs_to_the_model(smollm2, sae):
@@ -55,7 +56,7 @@ def test_it_reconstructs_text_that_it_never_saw(sae, read):
 
 def test_splicing_it_in_costs_little_beside_zero_ablation(smollm2, sae, read):
     run, _ = read
-    counted = latents.counted_tokens(smollm2, run.tokens)
+    counted = counted_tokens(smollm2, run.tokens)
     loss = {}
     for name, edit in {"spliced": edits.splice(sae), "zero": edits.scale(sae.site, 0.0)}.items():
         edited = smollm2.run(run.tokens, edits=edit.when(lambda x, moment: counted))
@@ -103,7 +104,7 @@ def test_a_concept_is_found_and_steers(smollm2, sae):
     assert first.held_out_auroc > 0.85
     assert first.p_family < 0.05
     index = latents.index_of(sae)
-    best = max(found.candidates(4), key=lambda latent: float(sae.decoder_rows(latent).norm() * index.maxima[latent]))
+    best = max(found.top(4)["latent"], key=lambda latent: float(sae.decoder_rows(latent).norm() * index.maxima[latent]))
     prompts = concept.control[:4]
     clean = smollm2.run(prompts, logits="last").logits
     steered = smollm2.run(prompts, edits=edits.clamp(sae, best, float(index.maxima[best])), logits="last").logits

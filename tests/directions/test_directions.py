@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from monosem import directions, edits
+from monosem import edits
+from monosem.directions import Direction
 from monosem.errors import BadFile, BadInput, Mismatch, UnknownName
 from monosem.models import Site
 from tiny_latents import MODEL, NEGATIVE, POSITIVE, SAE, SITE
@@ -17,22 +18,22 @@ def pooled_by_hand(prompts, pool):
 
 @pytest.mark.parametrize("pool", ["last", "mean"])
 def test_difference_of_means(pool):
-    found = directions.fit(MODEL, POSITIVE, NEGATIVE, SITE, pool=pool)
+    found = Direction.fit(MODEL, POSITIVE, NEGATIVE, SITE, pool=pool)
     expected = pooled_by_hand(POSITIVE, pool).mean(0) - pooled_by_hand(NEGATIVE, pool).mean(0)
     torch.testing.assert_close(found.vector, expected.float(), rtol=1e-4, atol=1e-5)
     assert found.site == Site.parse(SITE)
 
 
 def test_quality_tells_a_real_difference_from_none():
-    real = directions.fit(MODEL, POSITIVE, NEGATIVE, SITE, pool="mean").provenance
+    real = Direction.fit(MODEL, POSITIVE, NEGATIVE, SITE, pool="mean").provenance
     mixed = POSITIVE[::2] + NEGATIVE[::2], POSITIVE[1::2] + NEGATIVE[1::2]
-    none = directions.fit(MODEL, *mixed, SITE, pool="mean").provenance
+    none = Direction.fit(MODEL, *mixed, SITE, pool="mean").provenance
     assert real["stability"] > none["stability"] + 0.3
     assert real["held_out_auroc"] > max(0.7, none["held_out_auroc"])
 
 
 def test_adding_and_ablating_move_the_projection_as_told():
-    found = directions.fit(MODEL, POSITIVE, NEGATIVE, SITE)
+    found = Direction.fit(MODEL, POSITIVE, NEGATIVE, SITE)
     clean = found.projection(MODEL.run(POSITIVE[:2], capture=SITE)[SITE])
     added = found.projection(MODEL.run(POSITIVE[:2], capture=SITE, edits=edits.add(found, 2.0))[SITE])
     torch.testing.assert_close(
@@ -43,7 +44,7 @@ def test_adding_and_ablating_move_the_projection_as_told():
 
 
 def test_a_latents_row_is_what_clamping_it_adds():
-    row = directions.of_latent(SAE, 5)
+    row = Direction.of_latent(SAE, 5)
     assert torch.equal(row.vector, SAE.W_dec[5])
     one_more = MODEL.run(POSITIVE[:1], capture=SITE, edits=edits.add_latent(SAE, 5, 3.0))[SITE]
     added = MODEL.run(POSITIVE[:1], capture=SITE, edits=edits.add(row, 3.0))[SITE]
@@ -51,30 +52,30 @@ def test_a_latents_row_is_what_clamping_it_adds():
 
 
 def test_files(tmp_path):
-    found = directions.fit(MODEL, POSITIVE, NEGATIVE, SITE)
+    found = Direction.fit(MODEL, POSITIVE, NEGATIVE, SITE)
     found.save(tmp_path / "d.safetensors")
-    again = directions.Direction.load(tmp_path / "d.safetensors")
+    again = Direction.load(tmp_path / "d.safetensors")
     assert torch.equal(again.vector, found.vector)
     assert (again.site, again.model_name, again.provenance) == (found.site, found.model_name, found.provenance)
     assert again.cosine(found) == pytest.approx(1.0)
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "d.safetensors").read_bytes()[:60])
     for bad in ("cut.safetensors", "none.safetensors"):
         with pytest.raises(BadFile):
-            directions.Direction.load(tmp_path / bad)
+            Direction.load(tmp_path / bad)
 
 
 def test_bad_input():
     with pytest.raises(BadInput, match="not zero"):
-        directions.Direction(torch.zeros(32), Site.parse(SITE))
+        Direction(torch.zeros(32), Site.parse(SITE))
     with pytest.raises(BadInput, match="finite"):
-        directions.Direction(torch.tensor([float("nan"), 1.0]), Site.parse(SITE))
+        Direction(torch.tensor([float("nan"), 1.0]), Site.parse(SITE))
     with pytest.raises(UnknownName, match="'dim'"):
-        directions.fit(MODEL, POSITIVE, NEGATIVE, SITE, method="magic")
+        Direction.fit(MODEL, POSITIVE, NEGATIVE, SITE, method="magic")
     with pytest.raises(BadInput, match="of the stream"):
-        directions.fit(MODEL, POSITIVE, NEGATIVE, "q.1")
+        Direction.fit(MODEL, POSITIVE, NEGATIVE, "q.1")
     with pytest.raises(BadInput, match="at least two"):
-        directions.fit(MODEL, POSITIVE[:1], NEGATIVE, SITE)
+        Direction.fit(MODEL, POSITIVE[:1], NEGATIVE, SITE)
     with pytest.raises(Mismatch, match="another"):
-        directions.Direction(torch.ones(32), Site.parse(SITE), "another").check(MODEL)
+        Direction(torch.ones(32), Site.parse(SITE), "another").check(MODEL)
     with pytest.raises(Mismatch, match="8 entries"):
-        directions.Direction(torch.ones(8), Site.parse(SITE)).check(MODEL)
+        Direction(torch.ones(8), Site.parse(SITE)).check(MODEL)

@@ -23,8 +23,8 @@ from monosem.activations import ActivationShards, SkipRule, harvest
 from monosem.data import Document, TokenStore
 from monosem.dictionaries import Dictionary, DictionaryParts, DictionaryTensors
 from monosem.errors import BadFile, BadInput, Mismatch, UnknownName
-from monosem.latents import Index, build_index, index_of
-from monosem.latents.index import EDGES, pack, unpack
+from monosem.latents import Index, IndexConfig, build_index, index_of
+from monosem.latents.layout import EDGES, pack, unpack
 from monosem.latents.spelling import alone, byte_alphabet, readable, token_text
 from monosem.latents.tallies import echoes
 from monosem.models import Model
@@ -46,7 +46,7 @@ STORE = TokenStore.build(MODEL, documents(), context=32)
 @pytest.fixture(scope="module")
 def index(tmp_path_factory) -> Index:
     path = tmp_path_factory.mktemp("index") / "index.sqlite"
-    return build_index(TOPK, MODEL, STORE, path, examples=5, left=4, right=2, corpus="made up", quiet=True)
+    return build_index(MODEL, TOPK, STORE, path, IndexConfig(examples=5, left=4, right=2, corpus="made up"), quiet=True)
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,7 @@ def test_packing_round_trip():
 def test_from_shards_equals_from_the_model(index, tmp_path):
     shards = ActivationShards.build(MODEL, STORE, SITE, tmp_path / "shards", shard_windows=7)
     again = build_index(
-        TOPK, MODEL, STORE, tmp_path / "i.sqlite", examples=5, left=4, right=2, shards=shards, quiet=True
+        MODEL, TOPK, STORE, tmp_path / "i.sqlite", IndexConfig(examples=5, left=4, right=2), shards=shards, quiet=True
     )
     # the shards were made in batches of another size: float32 noise, and at most one step of the half precision that
     # examples are kept in
@@ -181,15 +181,15 @@ def test_from_shards_equals_from_the_model(index, tmp_path):
             assert one == replace(other, activations=pytest.approx(other.activations, rel=1e-3))
     other = TokenStore.build(MODEL, documents(seed=1), context=32)
     with pytest.raises(Mismatch, match="another token store"):
-        build_index(TOPK, MODEL, other, tmp_path / "j.sqlite", shards=shards, quiet=True)
+        build_index(MODEL, TOPK, other, tmp_path / "j.sqlite", shards=shards, quiet=True)
 
 
 def test_search_finds_latents_by_what_they_fire_on_and_promote(index):
     word = index.evidence(7).tokens[0][0].strip()
     hits = index.search(word)
-    assert 7 in set(index.search(word, count=WIDTH).latent)
+    assert 7 in set(index.search(word, n=WIDTH).latent)
     assert {"latent", "fires_on", "promotes", "density", "maximum"} <= set(hits.columns)
-    assert len(index.search('"; DROP TABLE latent; --', count=5)) <= 5
+    assert len(index.search('"; DROP TABLE latent; --', n=5)) <= 5
     with pytest.raises(BadInput, match="nothing to search"):
         index.search("  ")
 
@@ -199,17 +199,18 @@ CHILD = """
     sys.path[:0] = {tests!r}
     import torch
     from test_index import MODEL, STORE, TOPK
-    from monosem.latents import build_index, indexing
-    add, n = indexing._Build.add, [0]
+    from monosem.latents import IndexConfig, build_index
+    from monosem.latents.corpus_pass import CorpusPass
+    add, n = CorpusPass.add, [0]
     def slow(self, batch):
         add(self, batch)
         n[0] += 1
         if n[0] == 4:
             print("four", flush=True)
             sys.stdin.read()
-    indexing._Build.add = slow
-    build_index(TOPK, MODEL, STORE, {path!r}, examples=5, left=4, right=2, corpus="made up", batch_size=4,
-                save_tokens=100, quiet=True)
+    CorpusPass.add = slow
+    config = IndexConfig(examples=5, left=4, right=2, corpus="made up", batch_size=4, save_tokens=100)
+    build_index(MODEL, TOPK, STORE, {path!r}, config, quiet=True)
 """
 
 
@@ -225,9 +226,9 @@ def test_killed_and_resumed_gives_the_same_index(index, tmp_path):
     assert partial.exists()
     assert not path.exists()
     with pytest.raises(Mismatch, match="other settings"):
-        build_index(TOPK, MODEL, STORE, path, examples=3, quiet=True)
-    options = {"examples": 5, "left": 4, "right": 2, "corpus": "made up", "batch_size": 4, "quiet": True}
-    again = build_index(TOPK, MODEL, STORE, path, **options)
+        build_index(MODEL, TOPK, STORE, path, IndexConfig(examples=3), quiet=True)
+    config = IndexConfig(examples=5, left=4, right=2, corpus="made up", batch_size=4)
+    again = build_index(MODEL, TOPK, STORE, path, config, quiet=True)
     assert not partial.exists()
     assert again.meta == index.meta
     np.testing.assert_allclose(again.table.to_numpy(), index.table.to_numpy(), rtol=1e-5)
@@ -238,7 +239,9 @@ def test_killed_and_resumed_gives_the_same_index(index, tmp_path):
 
 
 def test_a_token_limit_reads_so_many_windows(tmp_path):
-    some = build_index(SAE, MODEL, STORE, tmp_path / "i.sqlite", tokens=96, quiet=True, skip=SkipRule(outlier=None))
+    some = build_index(
+        MODEL, SAE, STORE, tmp_path / "i.sqlite", IndexConfig(tokens=96), quiet=True, skip=SkipRule(outlier=None)
+    )
     assert some.meta["windows"] == 3
     assert some.meta["tokens"] <= 96
 
@@ -270,7 +273,7 @@ def test_damage_and_mismatch(index, tmp_path):
     with pytest.raises(BadFile, match="another version"):
         Index(tmp_path / "old.sqlite")
     with pytest.raises(Mismatch):
-        build_index(dictionary(model_name="other"), MODEL, STORE, tmp_path / "x.sqlite")
+        build_index(MODEL, dictionary(model_name="other"), STORE, tmp_path / "x.sqlite")
 
 
 def test_the_index_beside_a_dictionary_is_found(tmp_path):
@@ -279,7 +282,7 @@ def test_the_index_beside_a_dictionary_is_found(tmp_path):
     SAE.save(tmp_path / "sae")
     loaded = load_dictionary(tmp_path / "sae")
     assert index_of(loaded) is None
-    build_index(loaded, MODEL, STORE, tmp_path / "sae" / "index.sqlite", quiet=True)
+    build_index(MODEL, loaded, STORE, tmp_path / "sae" / "index.sqlite", quiet=True)
     found = index_of(load_dictionary(tmp_path / "sae"))
     assert found is not None
     assert found.width == WIDTH
@@ -297,7 +300,7 @@ def test_one_long_document_does_not_crowd_out_the_others(tmp_path):
     rng = np.random.default_rng(2)
     long = Document("long", " ".join(rng.choice(WORDS, 2500)))
     store = TokenStore.build(MODEL, [long, *documents(12)], context=32)
-    found = build_index(TOPK, MODEL, store, tmp_path / "i.sqlite", examples=5, quiet=True)
+    found = build_index(MODEL, TOPK, store, tmp_path / "i.sqlite", IndexConfig(examples=5), quiet=True)
     widely = [i for i in range(WIDTH) if found.table["count"][i] > 300]
     assert widely
     for latent in widely:
@@ -311,7 +314,7 @@ def test_a_site_off_the_stream_has_no_promoted_tokens(tmp_path):
     shapes = {"W_enc": (48, WIDTH), "b_enc": (WIDTH,), "W_dec": (WIDTH, 48), "b_dec": (48,)}
     weights = DictionaryTensors(**{name: torch.randn(shape, generator=rng) for name, shape in shapes.items()})
     inside = Dictionary(DictionaryParts(weights, "relu", site="mlp_post.1", model_name="llama", name="inside"))
-    found = build_index(inside, MODEL, STORE, tmp_path / "i.sqlite", tokens=320, quiet=True)
+    found = build_index(MODEL, inside, STORE, tmp_path / "i.sqlite", IndexConfig(tokens=320), quiet=True)
     assert found.evidence(3).promoted == found.evidence(3).suppressed == []
     assert "not in the stream" in found.meta["effects"]
     assert found.evidence(3).examples
@@ -340,33 +343,33 @@ def partial(tmp_path, monkeypatch):
     """An index that was interrupted when everything was read."""
     path = tmp_path / "i.sqlite"
     with monkeypatch.context() as patch:
-        patch.setattr("monosem.latents.indexing._write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("monosem.latents.indexing.write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            build_index(TOPK, MODEL, STORE, path, batch_size=4, save_tokens=100, quiet=True)
+            build_index(MODEL, TOPK, STORE, path, IndexConfig(batch_size=4, save_tokens=100), quiet=True)
     return path
 
 
 def test_damaged_partial_index(partial):
     (partial.parent / "i.sqlite.partial" / "state.npz").write_bytes(b"PK\x03\x04 cut off")
     with pytest.raises(BadFile, match="delete it to start anew"):
-        build_index(TOPK, MODEL, STORE, partial, quiet=True)
+        build_index(MODEL, TOPK, STORE, partial, quiet=True)
 
 
 def test_a_partial_index_with_another_skip_rule_is_refused(partial):
     with pytest.raises(Mismatch, match=r"other settings \(skip: .*special=True.*, now .*\)"):
-        build_index(TOPK, MODEL, STORE, partial, batch_size=4, skip=SkipRule(special=False), quiet=True)
+        build_index(MODEL, TOPK, STORE, partial, IndexConfig(batch_size=4), skip=SkipRule(special=False), quiet=True)
 
 
 def test_an_index_that_fails_before_it_saves_leaves_nothing(tmp_path):
     with pytest.raises(BadInput, match="no token of this text counts"):
-        build_index(TOPK, MODEL, STORE, tmp_path / "i.sqlite", skip=SkipRule(first=64, outlier=None), quiet=True)
+        build_index(MODEL, TOPK, STORE, tmp_path / "i.sqlite", skip=SkipRule(first=64, outlier=None), quiet=True)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_the_pass(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInput, match="cannot write"):
-        build_index(TOPK, MODEL, STORE, tmp_path / "file" / "i.sqlite", quiet=True)
+        build_index(MODEL, TOPK, STORE, tmp_path / "file" / "i.sqlite", quiet=True)
 
 
 def test_boilerplate_is_shown_once(tmp_path):
@@ -375,7 +378,7 @@ def test_boilerplate_is_shown_once(tmp_path):
     opening = "we they you were it not very happy child house tree sea"
     many = [Document(str(i), f"{opening} {' '.join(rng.choice(WORDS, 24))}") for i in range(60)]
     store = TokenStore.build(MODEL, many, context=32)
-    found = build_index(TOPK, MODEL, store, tmp_path / "i.sqlite", examples=5, left=12, quiet=True)
+    found = build_index(MODEL, TOPK, store, tmp_path / "i.sqlite", IndexConfig(examples=5, left=12), quiet=True)
     frequent = [i for i in range(WIDTH) if found.table["count"][i] > 400]
     assert frequent
     for latent in frequent:

@@ -39,7 +39,7 @@ def test_pooling_against_one_prompt_at_a_time(pool, sae):
 
 def test_top_lists_every_token_and_always_the_last():
     prompts = ["a good e", "a bad e f g"]
-    found = latents.top(MODEL, TOPK, prompts, k=3)
+    found = latents.top(MODEL, TOPK, prompts, n=3)
     for number, prompt in enumerate(prompts):
         run = MODEL.run([prompt], capture=SITE)
         acts = TOPK.encode(run[SITE][0]).dense()
@@ -52,7 +52,7 @@ def test_top_lists_every_token_and_always_the_last():
             assert group.value.tolist() == pytest.approx(values[: min(3, positive)].tolist(), rel=1e-4)
             assert set(group.token) == {run.str_tokens[0][position]}
         assert mine[mine["last"]].position.unique().tolist() == [len(run.str_tokens[0]) - 1]
-    assert set(latents.top(MODEL, TOPK, prompts, tokens="last").table["last"]) == {True}
+    assert set(latents.top(MODEL, TOPK, prompts, positions="last").table["last"]) == {True}
     assert len(found.last) <= 6
 
 
@@ -109,7 +109,7 @@ def test_bad_input():
     with pytest.raises(BadInput, match="empty"):
         latents.top(MODEL, SAE, ["a good e", ""])
     with pytest.raises(UnknownName, match="'all' or 'last'"):
-        latents.top(MODEL, SAE, ["a good e"], tokens="some")
+        latents.top(MODEL, SAE, ["a good e"], positions="some")
     with pytest.raises(UnknownName, match="pool"):
         latents.contrast(MODEL, SAE, POSITIVE, NEGATIVE, pool="median")
     with pytest.raises(Mismatch):
@@ -132,7 +132,7 @@ def test_logit_effects_are_the_derivative_of_the_logits(family):
     expected = slope * x.square().mean().sqrt()
     effect = torch.cat(list(logit_effects(model, sae)))
     torch.testing.assert_close(effect[3], expected - expected.mean(), rtol=1e-3, atol=1e-4)
-    up, values, down, low = latents.extreme_tokens(model, sae, 4)
+    up, values, down, low = latents.extreme_tokens(model, sae, n=4)
     assert up[3].tolist() == effect[3].topk(4).indices.tolist()
     assert low[3].tolist() == pytest.approx(effect[3].sort().values[:4].tolist(), rel=1e-4)
     assert values.shape == (WIDTH, 4)
@@ -151,7 +151,7 @@ def test_logit_effects_at_z_go_through_the_output_projection():
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
     off = Dictionary(DictionaryParts(mapped, "relu", site="mlp_post.1", model_name="llama"))
     with pytest.raises(BadInput, match=r"mlp_post\.1 have no direct effect"):
-        latents.extreme_tokens(MODEL, off, 4)
+        latents.extreme_tokens(MODEL, off, n=4)
 
 
 def gated(bias: float) -> Dictionary:
@@ -169,7 +169,7 @@ def test_prompts_keep_their_numbers_when_some_are_silent():
     assert len(prompts) > 32  # more than one batch
     loudest = latents.pooled(MODEL, gated(0.0), prompts).amax(1)
     cut = float(loudest.median())
-    table = latents.top(MODEL, gated(-cut), prompts, k=1).table
+    table = latents.top(MODEL, gated(-cut), prompts, n=1).table
     expected = (loudest > cut).nonzero()[:, 0].tolist()
     assert 0 < len(expected) < len(prompts)
     assert set(expected) <= set(table.prompt)
@@ -188,7 +188,7 @@ def test_best_tells_apart_before_it_is_large():
     table = pd.DataFrame([(5, 9.0, 0.55), (2, 4.0, 0.9), (1, 3.0, 0.95)], columns=columns)
     assert latents.Contrast(table, {}).best == 2
     assert latents.Contrast(table[:1], {}).best == 5  # where none does
-    assert latents.Contrast(table, {}).candidates(2) == [5, 2]
+    assert latents.Contrast(table, {}).top(2)["latent"].tolist() == [5, 2]
 
 
 def test_a_saved_contrast_is_json(tmp_path):
@@ -201,5 +201,5 @@ def test_a_saved_contrast_is_json(tmp_path):
 
 def test_tokens_keep_the_space_before_them():
     """The decoder of a SentencePiece vocabulary drops it from the first token of a text, which each is by itself."""
-    table = latents.top(MODEL, SAE, "the cat sat", k=1).table
+    table = latents.top(MODEL, SAE, "the cat sat", n=1).table
     assert set(table.token) == {" cat", " sat"}

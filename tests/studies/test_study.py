@@ -361,7 +361,7 @@ def test_with_an_index_evidence_comes_from_its_text(model, sae, tmp_path):
     sae.card = {"seed": 3, "training": {"lr": 0.001, "betas": [0.9, 0.999]}, "held_out": held_out}
     sae.save(tmp_path / "sae")
     sae.card = {}
-    index = build_index(sae, model, store, tmp_path / "sae" / "index.sqlite", quiet=True)
+    index = build_index(model, sae, store, tmp_path / "sae" / "index.sqlite", quiet=True)
     loaded = load_dictionary(str(tmp_path / "sae"))
     result = go(model, loaded, tmp_path / "study", dictionary=str(tmp_path / "sae"), max_new_tokens=1)
     sections = result.results["sections"]

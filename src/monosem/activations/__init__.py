@@ -4,7 +4,7 @@ from .buffer import ShuffleBuffer
 from .harvesting import ActivationBatch, Harvest, harvest
 from .schedule import Schedule
 from .shards import ActivationShards, ShardStream
-from .skipping import Skipper, SkipRule
+from .skipping import Skipper, SkipRule, counted_tokens
 from .stream import ActivationStream
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "ShuffleBuffer",
     "SkipRule",
     "Skipper",
+    "counted_tokens",
     "harvest",
 ]

@@ -9,6 +9,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..errors import BadInput
+from ..models import Model, TokenBatch
+
+
+def counted_tokens(model: Model, tokens: TokenBatch) -> Bool[Tensor, "batch pos"]:
+    """Real tokens that are neither special nor the first of their row (attention sinks, whose norm is an outlier)."""
+    special = torch.tensor(sorted(model.special_ids), dtype=torch.long, device=tokens.ids.device)
+    return tokens.mask & ~torch.isin(tokens.ids, special) & (tokens.positions > 0)
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ class SkipRule:
 
     @classmethod
     def none(cls) -> "SkipRule":
-        """Keep every token (those whose activation is not finite are still left out)."""
+        """Keep every token (only tokens whose activation is not finite are left out)."""
         return cls(special=False, first=0, outlier=None)
 
 
@@ -65,7 +72,7 @@ class Skipper:
             self.thresholds[site] = self.rule.outlier * float(norms.median())
 
     def keep(self, ids: Int[Tensor, "batch pos"], rows: Mapping[str, Float[Tensor, "tokens d"]]) -> Int[Tensor, "kept"]:
-        """Indices into the flattened tokens [batch * pos] of those to keep. A token that is an outlier at one of the
+        """Indices of the tokens to keep, in the flattened [batch * pos]. A token that is an outlier at one of the
         sites is left out at all of them, so that the rows of several sites stay aligned."""
         first = self._first(ids).flatten()
         if self._special.device != ids.device:

@@ -48,7 +48,7 @@ def top(
 
     sae, lm = machine.load(dictionary, quiet=json)
     index = latents.index_of(sae)
-    found = latents.top(lm, sae, prompts, k=count, index=index)
+    found = latents.top(lm, sae, prompts, n=count, index=index)
     if json:
         as_json(found.table)
         return
@@ -93,13 +93,13 @@ def search(
     Example: monosem latents search smollm2/resid_post.15 --text "French"
     """
     if text is not None and positive is None and negative is None:
-        found = index_at(dictionary, index).search(text, count)
+        found = index_at(dictionary, index).search(text, n=count)
     elif text is None and positive is not None and negative is not None:
         from ..latents import contrast
 
         sides = prompt_lines(positive), prompt_lines(negative)
         sae, lm = machine.load(dictionary, quiet=json)
-        found = contrast(lm, sae, *sides, seed=seed).table.head(count)
+        found = contrast(lm, sae, *sides, seed=seed).top(count)
     else:
         raise BadInput("give --positive FILE and --negative FILE, or --text QUERY")
     as_json(found) if json else frame(found)
@@ -122,9 +122,7 @@ def show(
     """
     found = index_at(dictionary, index).evidence(latent)
     if html:
-        from ..files import write_text
-
-        write_text(html, found.as_page())
+        found.save(html)
     if json:
         as_json(found)
         return
@@ -150,14 +148,14 @@ def make_index(
     Example: monosem latents index runs/sae/dictionary --text books/ --tokens 1000000
     """
     from ..data import TokenStore, corpus
-    from ..latents import build_index
+    from ..latents import IndexConfig, build_index
 
     sae, lm = machine.load(dictionary, quiet=quiet)
     target = out or (sae.folder or Path()) / "index.sqlite"
     names = ", ".join(map(str, text))
     with resumable(f"what is done is kept beside {target}"):
         store = TokenStore.build(lm, corpus(lm, text, seed=seed), context, tokens=tokens, quiet=quiet)
-        build_index(sae, lm, store, target, examples=examples, corpus=names, quiet=quiet)
+        build_index(lm, sae, store, target, IndexConfig(examples=examples, corpus=names), quiet=quiet)
     print(target)
 
 

@@ -1,6 +1,5 @@
 """Directions: a vector at a site with its provenance."""
 
-from .direction import Direction, of_latent
-from .fitting import fit
+from .direction import Direction
 
-__all__ = ["Direction", "fit", "of_latent"]
+__all__ = ["Direction"]

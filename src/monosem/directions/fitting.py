@@ -1,56 +1,39 @@
-"""Finding a direction from two sets of prompts."""
+"""Methods that find a direction from two sets of prompts."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..activations import counted_tokens
 from ..data import PromptPairs
 from ..errors import BadInput, UnknownName
-from ..latents import counted_tokens
-from ..models import Model, Site, SiteLike
+from ..models import Model, Site
 from ..statistics import auroc
-from .direction import Direction
 
 Pool = Literal["mean", "last"]
+Side = Float[Tensor, "prompts d_model"]
 
 
-def fit(
-    model: Model,
-    positive: Sequence[str],
-    negative: Sequence[str],
-    site: SiteLike,
-    method: Literal["dim"] = "dim",
-    pool: Pool = "last",
-    seed: int = 0,
-) -> Direction:
-    """The direction from the negative to the positive prompts at a site of the stream.
-
-    `dim`: difference of class means (Marks & Tegmark 2023, arXiv:2310.06824), summed in float64. The provenance says
-    how far to trust it: `stability` is the cosine of the directions of two random halves; `held_out_auroc` is how well
-    the one half's direction tells the other half's prompts apart.
-
-    Args:
-        pool: read each prompt at its last token, or as the mean over its counted tokens (no special tokens, not the
-            first).
-
-    Raises:
-        BadInput: a site that is not of the stream, fewer than two prompts a side. UnknownName: no such method or pool.
-    """
-    place = model.site(site)
-    if method != "dim" or pool not in ("mean", "last"):
-        raise UnknownName(f"method is 'dim' and pool 'mean' or 'last'; got {method!r} and {pool!r}")
+def fitted(
+    model: Model, positive: Sequence[str], negative: Sequence[str], site: Site, method: str, pool: Pool, seed: int
+) -> tuple[Float[Tensor, "d_model"], dict[str, Any]]:
+    """The vector and its provenance; see `Direction.fit`."""
+    if method not in METHODS or pool not in ("mean", "last"):
+        raise UnknownName(
+            f"method is {' or '.join(map(repr, METHODS))} and pool 'mean' or 'last'; got {method!r} and {pool!r}"
+        )
     pairs = PromptPairs(positive, negative, paired=False)
     if min(len(pairs.positive), len(pairs.negative)) < 2:
         raise BadInput("a direction needs at least two prompts a side, to say how stable it is")
-    sides = [_pooled(model, place, side, pool) for side in (pairs.positive, pairs.negative)]
-    vector = sides[0].mean(0) - sides[1].mean(0)
+    find = METHODS[method]
+    up, down = (_pooled(model, site, side, pool) for side in (pairs.positive, pairs.negative))
     generator = torch.Generator().manual_seed(seed)
-    halves = [side[torch.randperm(len(side), generator=generator)].chunk(2) for side in sides]
-    first, second = (up.mean(0) - down.mean(0) for up, down in zip(*halves))
-    provenance = {
+    halves = [side[torch.randperm(len(side), generator=generator)].chunk(2) for side in (up, down)]
+    first, second = (find(*half) for half in zip(*halves))
+    return find(up, down), {
         "method": method,
         "pool": pool,
         "prompts": {"positive": len(pairs.positive), "negative": len(pairs.negative)},
@@ -58,12 +41,18 @@ def fit(
         "stability": float(torch.nn.functional.cosine_similarity(first, second, dim=0)),
         "held_out_auroc": float(auroc((halves[0][1] @ first)[:, None], (halves[1][1] @ first)[:, None])),
     }
-    return Direction(vector, place, model.name, provenance)
 
 
-def _pooled(
-    model: Model, site: Site, prompts: Sequence[str], pool: Pool, batch_size: int = 32
-) -> Float[Tensor, "prompts d_model"]:
+def difference_of_means(positive: Side, negative: Side) -> Float[Tensor, "d_model"]:
+    """Marks & Tegmark 2023, arXiv:2310.06824."""
+    return positive.mean(0) - negative.mean(0)
+
+
+METHODS: dict[str, Callable[[Side, Side], Float[Tensor, "d_model"]]] = {"dim": difference_of_means}
+
+
+def _pooled(model: Model, site: Site, prompts: Sequence[str], pool: Pool, batch_size: int = 32) -> Side:
+    """One float64 row a prompt."""
     parts = []
     for start in range(0, len(prompts), batch_size):
         run = model.run(list(prompts[start : start + batch_size]), capture=[site], logits=False)

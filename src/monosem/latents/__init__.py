@@ -1,11 +1,12 @@
 """Latents: what fires where, what tells prompts apart, and the evidence of what one is about."""
 
+from .config import IndexConfig
 from .contrast import Contrast, contrast
 from .effects import extreme_tokens, logit_effects
 from .evidence import Evidence, Example
 from .index import Index, index_of
 from .indexing import build_index
-from .pooling import counted_tokens, pooled
+from .pooling import pooled
 from .top import Top, top
 
 __all__ = [
@@ -13,10 +14,10 @@ __all__ = [
     "Evidence",
     "Example",
     "Index",
+    "IndexConfig",
     "Top",
     "build_index",
     "contrast",
-    "counted_tokens",
     "extreme_tokens",
     "index_of",
     "logit_effects",

@@ -2,17 +2,21 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from ..data import PromptPairs
 from ..dictionaries import Dictionary
 from ..errors import BadInput
 from ..files import write_json
 from ..models import Model
+from ..results import Result
 from ..statistics import auroc, bootstrap_auroc, consistency, permutation_p
 from .pooling import Pool, pooled
 
@@ -21,7 +25,7 @@ CONFIRMED = 20  # best latents whose held-out AUROC gets a bootstrap interval
 
 
 @dataclass(frozen=True)
-class Contrast:
+class Contrast(Result):
     """`table` has one row a latent that fires on any prompt of the search half, the best score first.
 
     Columns: latent; difference (of means); consistency; score = difference × consistency; auroc; p (permutation, one
@@ -30,22 +34,29 @@ class Contrast:
     held_out_high (95 % bootstrap interval, for the first rows).
     """
 
-    table: pd.DataFrame
-    config: dict[str, Any]
+    rows: pd.DataFrame = field(repr=False)
+    config: dict[str, Any] = field(default_factory=dict)
+
+    ranked_by: ClassVar[str | None] = "score"
+
+    @property
+    def table(self) -> pd.DataFrame:
+        return self.rows
 
     @property
     def best(self) -> int:
         """The highest score among latents with an AUROC of at least `TELLS_APART` on the search half (among all, where
-        none has that): score alone could be owned by a latent that is large and on everywhere."""
+        none reaches it): the score alone could choose a latent that is large and on everywhere."""
         able = self.table[self.table["auroc"] >= TELLS_APART]
         return int((able if len(able) else self.table)["latent"].iloc[0])
 
-    def candidates(self, n: int = 10) -> list[int]:
-        return [int(latent) for latent in self.table["latent"].head(n)]
-
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], **plot: Any) -> Path:
+        """As `Result.save`; in .json the config stands beside the table."""
+        if Path(path).suffix.lower() != ".json":
+            return super().save(path, **plot)
         rows = self.table.astype(object).where(self.table.notna(), None)  # JSON has no NaN
         write_json(path, {"config": self.config, "table": rows.to_dict("records")})
+        return Path(path)
 
 
 def contrast(
@@ -78,10 +89,37 @@ def contrast(
         raise BadInput(f"no latent of {dictionary.name or 'this dictionary'} fires on any of the prompts searched")
     up, down = up[:, fires], down[:, fires]
     out_up, out_down = (pooled(model, dictionary, side, pool)[:, fires] for side in (rest.positive, rest.negative))
+    table = _table(fires, (up, down), (out_up, out_down), paired, permutations, seed)
+    config = {
+        "model": model.name,
+        "dictionary": dictionary.name,
+        "paired": paired,
+        "pool": pool,
+        "held_out": held_out,
+        "permutations": permutations,
+        "seed": seed,
+        "prompts": {"search": len(search.positive), "held_out": len(rest.positive)},
+    }
+    return Contrast(table, config)
+
+
+Side = Float[Tensor, "prompts latents"]
+
+
+def _table(
+    latents: Int[Tensor, "latents"],
+    searched: tuple[Side, Side],
+    held_out: tuple[Side, Side],
+    paired: bool,
+    permutations: int,
+    seed: int,
+) -> pd.DataFrame:
+    """One row a latent, the best score first."""
+    (up, down), (out_up, out_down) = searched, held_out
     difference, steady = up.mean(0) - down.mean(0), consistency(up, down, paired)
     p, p_family = permutation_p(up, down, paired, permutations, seed)
     columns = {
-        "latent": fires,
+        "latent": latents,
         "difference": difference,
         "consistency": steady,
         "score": difference * steady,
@@ -96,17 +134,8 @@ def contrast(
     table = pd.DataFrame({name: column.numpy() for name, column in columns.items()})
     order = torch.argsort(columns["score"], descending=True, stable=True)
     table = table.iloc[order.numpy()].reset_index(drop=True)
-    bounds = [bootstrap_auroc(out_up[:, i], out_down[:, i], paired, seed=seed) for i in order[:CONFIRMED].tolist()]
-    for side in ("low", "high"):
-        table[f"held_out_{side}"] = pd.Series([getattr(bound, side) for bound in bounds], dtype=float)
-    config = {
-        "model": model.name,
-        "dictionary": dictionary.name,
-        "paired": paired,
-        "pool": pool,
-        "held_out": held_out,
-        "permutations": permutations,
-        "seed": seed,
-        "prompts": {"search": len(search.positive), "held_out": len(rest.positive)},
-    }
-    return Contrast(table, config)
+    confirmed = order[:CONFIRMED].tolist()
+    intervals = [bootstrap_auroc(out_up[:, i], out_down[:, i], paired, seed=seed) for i in confirmed]
+    table["held_out_low"] = pd.Series([interval.low for interval in intervals], dtype=float)
+    table["held_out_high"] = pd.Series([interval.high for interval in intervals], dtype=float)
+    return table

@@ -54,7 +54,7 @@ def logit_effects(
 
 
 def extreme_tokens(
-    model: Model, dictionary: Dictionary, n: int = 10, latents: Int[Tensor, "m"] | None = None
+    model: Model, dictionary: Dictionary, latents: Int[Tensor, "m"] | None = None, *, n: int = 10
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(promoted ids, their effects, suppressed ids, their effects), each `latents n`, strongest first.
 

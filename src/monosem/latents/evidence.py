@@ -1,9 +1,16 @@
 """What is known about one latent, and how to show it: in a terminal, in a page."""
 
 import html
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pandas as pd
+
+from ..files import write_text
+from ..results import Result
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -47,7 +54,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Evidence(Result):
     """What an index holds about a latent.
 
     Attributes:
@@ -55,7 +62,7 @@ class Evidence:
         maximum, mean, sd: over the tokens at which it is active.
         quantiles: share -> activation, over active tokens (interpolated in the histogram).
         histogram: (lower edge, upper edge, count) of every bin that is not empty.
-        tokens: (token, times active there, summed activation), most activation first; of the tokens kept, see `build`.
+        tokens: (token, times active there, summed activation), most activation first.
         examples: strongest first, at most one a window and two a document.
         promoted, suppressed: (token, direct effect on its logit per unit of activation), see `effects.CONVENTION`.
     """
@@ -74,6 +81,21 @@ class Evidence:
     promoted: list[tuple[str, float]]
     suppressed: list[tuple[str, float]]
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    ranked_by: ClassVar[str | None] = "maximum"
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row an example, strongest first: maximum, token (the strongest), text, document, position."""
+        rows = [(e.maximum, e.tokens[e.anchor], "".join(e.tokens), e.document, e.position) for e in self.examples]
+        return pd.DataFrame(rows, columns=["maximum", "token", "text", "document", "position"])
+
+    def save(self, path: str | os.PathLike[str], **plot: Any) -> Path:
+        """Everything known as a page (.html, one file without external resources), or the table of examples."""
+        if Path(path).suffix.lower() != ".html":
+            return super().save(path, **plot)
+        write_text(path, self.as_page())
+        return Path(path)
 
     @property
     def summary(self) -> str:

@@ -1,8 +1,6 @@
 """The index of a dictionary: one SQLite file that answers "what is this latent?" in milliseconds, without the model.
 
-Tables: `meta` (key, JSON value); `latent` (numbers, histogram, token lists); `examples` (one compressed blob a latent);
-`document` (id, name); `token` (id, and text, or bytes where they are no whole characters: the tokens that occur);
-`search` (FTS5 over the words a latent fires on and promotes). Written by `indexing.build_index`.
+Written by `build_index`; what lies in the file stands in `layout`.
 """
 
 import contextlib
@@ -13,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -23,11 +21,11 @@ from torch import Tensor
 
 from ..dictionaries import Dictionary
 from ..errors import BadFile, BadInput, Mismatch, MonosemError, UnknownName
+from ..results import Result
 from .evidence import Evidence, Example
+from .layout import EDGES, SCHEMA, quantile, unpack
 from .spelling import alone, readable
 
-SCHEMA = 1
-EDGES = 2.0 ** np.linspace(-10, 14, 65)  # of the 64 histogram bins; values outside fall into the first or last
 SHOWN_WORDS = 12  # of the words that a latent found by a search fires on
 QUANTILES = (0.1, 0.5, 0.9, 0.99)
 
@@ -42,12 +40,14 @@ def index_of(dictionary: Dictionary) -> "Index | None":
     return Index(path, dictionary) if path is not None and path.exists() else None
 
 
-class Index:
-    """An opened index (read-only, also from a read-only folder).
+class Index(Result):
+    """An opened index (read-only, also from a read-only folder); `config` is what `meta` says of its making.
 
     Raises:
         BadFile: missing, damaged, or made by another version. Mismatch: made with other weights than `dictionary`'s.
     """
+
+    ranked_by: ClassVar[str | None] = "density"
 
     def __init__(self, path: str | os.PathLike[str], dictionary: Dictionary | None = None):
         self.path = Path(path)
@@ -58,6 +58,7 @@ class Index:
         with self._reading():
             rows = self._rows("SELECT key, value FROM meta")
             self.meta: dict[str, Any] = {key: json.loads(value) for key, value in rows}
+        self.config = self.meta
         if self.meta.get("schema") != SCHEMA:
             raise BadFile(f"{self.path} was made by another version of monosem; make it again")
         if dictionary is not None and self.meta["weights"] != dictionary.fingerprint:
@@ -83,9 +84,13 @@ class Index:
     def width(self) -> int:
         return int(self.meta["width"])
 
-    @cached_property
+    @property
     def table(self) -> pd.DataFrame:
         """One row a latent: count, density, maximum, mean, sd, skew and kurtosis of its activations where active."""
+        return self._table
+
+    @cached_property
+    def _table(self) -> pd.DataFrame:
         columns = ["latent", "count", "s1", "s2", "s3", "s4", "maximum"]
         with self._reading():
             rows = self._rows("SELECT id, count, s1, s2, s3, s4, maximum FROM latent ORDER BY id")
@@ -142,7 +147,7 @@ class Index:
             maximum=maximum,
             mean=mean,
             sd=max(s2 / count - mean**2, 0.0) ** 0.5 if count else 0.0,
-            quantiles={f"quantile {q:g}": _quantile(bins, q, maximum) for q in QUANTILES} if count else {},
+            quantiles={f"quantile {q:g}": quantile(bins, q, maximum) for q in QUANTILES} if count else {},
             histogram=[(float(EDGES[i]), float(EDGES[i + 1]), int(bins[i])) for i in bins.nonzero()[0]],
             tokens=[(self._token(i), n, total) for i, n, total in json.loads(tokens)],
             examples=self._examples(latent),
@@ -153,8 +158,8 @@ class Index:
             },
         )
 
-    def search(self, text: str, count: int = 20) -> pd.DataFrame:
-        """Latents by the words that they fire on or promote, best match first.
+    def search(self, text: str, *, n: int = 20) -> pd.DataFrame:
+        """At most n latents by the words that they fire on or promote, best match first.
 
         Raises:
             BadInput: nothing to search for. BadFile: damaged.
@@ -165,19 +170,10 @@ class Index:
             raise BadInput("nothing to search for; give a word")
         match = "SELECT rowid, fires, promotes FROM search WHERE search MATCH ?"
         with self._reading():
-            found = self._rows(f"{match} ORDER BY bm25(search, 2.0, 1.0) LIMIT ?", (query, count))
-        shown = [(latent, *(" ".join(text.split()[:SHOWN_WORDS]) for text in texts)) for latent, *texts in found]
-        hits = pd.DataFrame(shown, columns=["latent", "fires_on", "promotes"])
-        return hits.merge(self.table[["latent", "density", "maximum"]], on="latent", how="left")
-
-    def export(self, path: str | os.PathLike[str]) -> None:
-        """The table of all latents as Parquet (extra `tables`)."""
-        from ..errors import require
-        from ..files import replacing
-
-        require("pyarrow", "tables")
-        with replacing(path) as temporary:
-            self.table.to_parquet(temporary)
+            hits = self._rows(f"{match} ORDER BY bm25(search, 2.0, 1.0) LIMIT ?", (query, n))
+        shown = [(latent, *(" ".join(text.split()[:SHOWN_WORDS]) for text in texts)) for latent, *texts in hits]
+        table = pd.DataFrame(shown, columns=["latent", "fires_on", "promotes"])
+        return table.merge(self.table[["latent", "density", "maximum"]], on="latent", how="left")
 
     def _token(self, token: int) -> str:
         return alone(self._vocabulary.get(token, f"<{token}>"))
@@ -204,50 +200,3 @@ class Index:
             )
             for ids, values, anchor, document, position in unpack(rows[0][0])
         ]
-
-
-Piece = tuple[np.ndarray, np.ndarray, int, int, int]  # token ids, activations, anchor, document, position
-
-
-def pack(pieces: list[Piece]) -> bytes:
-    """All examples of a latent, compressed: n, n × (length, anchor, document, position), token ids, activations."""
-    head = np.array(
-        [[len(ids), anchor, document, position] for ids, _, anchor, document, position in pieces], dtype="<u4"
-    )
-    ids = np.concatenate([piece[0] for piece in pieces]).astype("<u4")
-    values = np.concatenate([piece[1] for piece in pieces]).astype("<f2")
-    body = np.array([len(pieces)], dtype="<u4").tobytes() + head.tobytes() + _planes(ids) + _planes(values.view("<u2"))
-    return zlib.compress(body, 9)
-
-
-def unpack(blob: bytes) -> list[Piece]:
-    body = zlib.decompress(blob)
-    n = int(np.frombuffer(body, "<u4", 1)[0])
-    head = np.frombuffer(body, "<u4", 4 * n, 4).reshape(n, 4)
-    total, start = int(head[:, 0].sum()), 4 + 16 * n
-    ids = _unplanes(body[start : start + 4 * total], "<u4")
-    values = _unplanes(body[start + 4 * total :], "<u2").view("<f2").astype(np.float32)
-    cuts = np.cumsum(head[:-1, 0])
-    return [
-        (i, v, int(anchor), int(document), int(position))
-        for i, v, (_, anchor, document, position) in zip(np.split(ids, cuts), np.split(values, cuts), head)
-    ]
-
-
-def _planes(values: np.ndarray) -> bytes:
-    """All first bytes, then all second bytes, ...: high bytes repeat, so that zlib finds them."""
-    return values.view(np.uint8).reshape(len(values), -1).T.tobytes()
-
-
-def _unplanes(raw: bytes, dtype: str) -> np.ndarray:
-    size = np.dtype(dtype).itemsize
-    return np.frombuffer(np.frombuffer(raw, np.uint8).reshape(size, -1).T.tobytes(), dtype)
-
-
-def _quantile(bins: np.ndarray, q: float, maximum: float) -> float:
-    """Interpolated inside its bin, logarithmically; never above the maximum."""
-    total = np.cumsum(bins)
-    at = int(np.searchsorted(total, q * total[-1]))
-    before = total[at - 1] if at else 0
-    share = (q * total[-1] - before) / max(int(bins[at]), 1)
-    return float(min(EDGES[at] * (EDGES[at + 1] / EDGES[at]) ** share, maximum))

@@ -7,21 +7,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..activations import counted_tokens
 from ..dictionaries import Dictionary
 from ..errors import BadInput, UnknownName
-from ..models import Model, Run, TokenBatch
+from ..models import Model, Run
 
 Pool = Literal["max", "mean", "last"]
 
 
-def counted_tokens(model: Model, tokens: TokenBatch) -> Bool[Tensor, "batch pos"]:
-    """Real tokens that are neither special nor the first of their row (attention sinks, whose norm is an outlier)."""
-    special = torch.tensor(sorted(model.special_ids), dtype=torch.long, device=tokens.ids.device)
-    return tokens.mask & ~torch.isin(tokens.ids, special) & (tokens.positions > 0)
-
-
-def read(
-    model: Model, dictionary: Dictionary, prompts: Sequence[str], batch_size: int = 32
+def prompt_runs(
+    model: Model, dictionary: Dictionary, prompts: Sequence[str], *, batch_size: int = 32
 ) -> Iterator[tuple[Run, Bool[Tensor, "batch pos"]]]:
     """Runs of the prompts up to the dictionary's site, and which tokens count.
 
@@ -43,13 +38,13 @@ def read(
 
 
 def pooled(
-    model: Model, dictionary: Dictionary, prompts: Sequence[str], pool: Pool = "max", batch_size: int = 32
+    model: Model, dictionary: Dictionary, prompts: Sequence[str], pool: Pool = "max", *, batch_size: int = 32
 ) -> Float[Tensor, "prompts width"]:
-    """One value a latent for each prompt, from its sparse codes: the largest, the mean, or that of the last token."""
+    """One value a latent for each prompt, from its sparse codes: the largest, the mean, or the last token's."""
     if pool not in ("max", "mean", "last"):
         raise UnknownName(f"pool is 'max', 'mean' or 'last', not {pool!r}")
     parts = []
-    for run, counted in read(model, dictionary, prompts, batch_size):
+    for run, counted in prompt_runs(model, dictionary, prompts, batch_size=batch_size):
         if pool == "last":
             parts.append(dictionary.encode(run.last(dictionary.site)).dense().float().cpu())
             continue

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from .index import EDGES
+from .layout import EDGES
 
 BINS = len(EDGES) - 1
 SPARE = 3  # candidates kept for each example wanted: some fall to the rules on documents and duplicates

@@ -1,26 +1,31 @@
 """The latents that fire most on a prompt."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 import pandas as pd
 
 from ..dictionaries import Dictionary
 from ..errors import UnknownName
 from ..models import Model
-from .pooling import read
-
-if TYPE_CHECKING:
-    from .index import Index
+from ..results import Result
+from .index import Index
+from .pooling import prompt_runs
 
 
 @dataclass(frozen=True)
-class Top:
+class Top(Result):
     """`table`: prompt, position, token, last, rank, latent, value [, of_maximum: value over the latent's maximum]."""
 
-    table: pd.DataFrame
-    config: dict[str, Any]
+    rows: pd.DataFrame = field(repr=False)
+    config: dict[str, Any] = field(default_factory=dict)
+
+    ranked_by: ClassVar[str | None] = "value"
+
+    @property
+    def table(self) -> pd.DataFrame:
+        return self.rows
 
     @property
     def last(self) -> pd.DataFrame:
@@ -32,11 +37,12 @@ def top(
     model: Model,
     dictionary: Dictionary,
     prompts: str | Sequence[str],
-    k: int = 10,
-    tokens: Literal["all", "last"] = "all",
-    index: "Index | None" = None,
+    *,
+    n: int = 10,
+    positions: Literal["all", "last"] = "all",
+    index: Index | None = None,
 ) -> Top:
-    """The k strongest latents of every token, or of the last token of each prompt.
+    """The n strongest latents of every token, or of the last token of each prompt.
 
     Special tokens and the first token of a prompt are left out, but the last token is always shown.
 
@@ -46,27 +52,26 @@ def top(
     Raises:
         BadInput: empty prompts. Mismatch: a dictionary of another model.
     """
-    if tokens not in ("all", "last"):
-        raise UnknownName(f"tokens is 'all' or 'last', not {tokens!r}")
-    given = [prompts] if isinstance(prompts, str) else list(prompts)
+    if positions not in ("all", "last"):
+        raise UnknownName(f"positions is 'all' or 'last', not {positions!r}")
     rows: list[dict[str, Any]] = []
     done = 0  # prompts of earlier batches
-    for run, counted in read(model, dictionary, given):
+    for run, counted in prompt_runs(model, dictionary, [prompts] if isinstance(prompts, str) else list(prompts)):
         for number, strings in enumerate(run.str_tokens):
             ids = run.tokens.mask[number].nonzero()[:, 0]
             codes = dictionary.encode(run[dictionary.site][number, ids])
-            order = codes.values.argsort(-1, descending=True)[:, :k]
+            order = codes.values.argsort(-1, descending=True)[:, :n]
             values, latents = codes.values.gather(-1, order).tolist(), codes.indices.gather(-1, order).tolist()
             for position, token in enumerate(strings):
                 last = position == len(strings) - 1
-                if not last and (tokens == "last" or not bool(counted[number, ids[position]])):
+                if not last and (positions == "last" or not bool(counted[number, ids[position]])):
                     continue
-                found = [(f, v) for f, v in zip(latents[position], values[position]) if v > 0]
+                active = [(f, v) for f, v in zip(latents[position], values[position]) if v > 0]
                 place = {"prompt": done + number, "position": position, "token": token, "last": last}
-                rows += [{**place, "rank": r, "latent": f, "value": v} for r, (f, v) in enumerate(found, 1)]
+                rows += [{**place, "rank": r, "latent": f, "value": v} for r, (f, v) in enumerate(active, 1)]
         done += len(run.tokens)
     columns = ["prompt", "position", "token", "last", "rank", "latent", "value"]
     table = pd.DataFrame(rows, columns=columns)
     if index is not None:
         table["of_maximum"] = table["value"] / index.maxima.numpy()[table["latent"].to_numpy(dtype=int)]
-    return Top(table, {"dictionary": dictionary.name, "model": model.name, "k": k, "tokens": tokens})
+    return Top(table, {"dictionary": dictionary.name, "model": model.name, "n": n, "positions": positions})

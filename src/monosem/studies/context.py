@@ -16,7 +16,7 @@ from ..errors import Mismatch, UnknownName
 from ..latents.effects import extreme_tokens
 from ..latents.evidence import Evidence
 from ..latents.index import Index
-from ..latents.pooling import pooled, read
+from ..latents.pooling import pooled, prompt_runs
 from ..models import Model
 from ..steering import Outcome, outcome
 from .config import StudyConfig
@@ -82,7 +82,7 @@ class Context:
         prompts = [*self.config.positive, *self.config.negative, *self.openings]
         found = [
             self.dictionary.encode(run[self.dictionary.site][counted]).dense().float().cpu()
-            for run, counted in read(self.model, self.dictionary, prompts, self.config.batch_size)
+            for run, counted in prompt_runs(self.model, self.dictionary, prompts, batch_size=self.config.batch_size)
         ]
         active = torch.cat(found)
         source = "the prompts of this study (the dictionary has no index)"
@@ -90,7 +90,7 @@ class Context:
 
     def strongest(self, prompts: Sequence[str]) -> Float[Tensor, "prompts width"]:
         """The highest activation of each latent on each prompt, over its counted tokens."""
-        return pooled(self.model, self.dictionary, prompts, "max", self.config.batch_size)
+        return pooled(self.model, self.dictionary, prompts, "max", batch_size=self.config.batch_size)
 
     def evidence(self, latent: int) -> Evidence | None:
         return None if self.index is None else self.index.evidence(latent)
@@ -99,6 +99,6 @@ class Context:
         """Tokens whose logits the latent's decoder row raises and lowers most; none for sites off the stream."""
         if self.dictionary.d_out != self.model.cfg.d_model:
             return [], []
-        up, _, down, _ = extreme_tokens(self.model, self.dictionary, n, torch.tensor([latent]))
+        up, _, down, _ = extreme_tokens(self.model, self.dictionary, torch.tensor([latent]), n=n)
         name = self.model.str_token
         return [name(i) for i in up[0].tolist()], [name(i) for i in down[0].tolist()]

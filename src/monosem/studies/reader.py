@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..latents.pooling import read
+from ..latents.pooling import prompt_runs
 from ..models import TokenBatch
 from ..statistics import auroc
 from .context import Context
@@ -45,7 +45,7 @@ def fit(context: Context) -> Reader:
 def pooled(context: Context, prompts: Sequence[str]) -> Float[Tensor, "prompts d_model"]:
     """Mean activation of each prompt over its counted tokens (see `latents.pooling`)."""
     site, size = context.dictionary.site, context.config.batch_size
-    found = read(context.model, context.dictionary, prompts, size)
+    found = prompt_runs(context.model, context.dictionary, prompts, batch_size=size)
     return torch.cat([_mean(run[site].float(), counted) for run, counted in found]).cpu()
 
 

@@ -18,62 +18,71 @@ class TrainConfig(JobConfig):
     width: int = Field(gt=0, description="number of latents")
     k: int = Field(gt=0, description="active latents a token (their mean over the batch for batchtopk)")
     kind: Literal["topk", "batchtopk"] = Field(
-        "topk", description="k largest of each token, or k·batch largest of the batch (exported with one threshold)"
+        default="topk",
+        description="k largest of each token, or k·batch largest of the batch (exported with one threshold)",
     )
     tokens: int = Field(gt=0, description="activations to train on in all, repeats counted")
-    batch_tokens: int = Field(4096, gt=0, description="activations a step")
-    seed: int = Field(0, description="of the initial weights and of the shuffling")
+    batch_tokens: int = Field(default=4096, gt=0, description="activations a step")
+    seed: int = Field(default=0, description="of the initial weights and of the shuffling")
 
     texts: list[str] = Field(default_factory=list, description="files or folders that the text comes from")
-    context: int = Field(256, gt=0, description="tokens a window when the activations are read")
-    batch_size: int = Field(16, gt=0, description="windows a forward pass when the activations are read")
-    dtype: str | None = Field(None, description="the model's; None: as load_model chooses")
+    context: int = Field(default=256, gt=0, description="tokens a window when the activations are read")
+    batch_size: int = Field(default=16, gt=0, description="windows a forward pass when the activations are read")
+    dtype: str | None = Field(default=None, description="the model's; None: as load_model chooses")
     source: Literal["stream", "shards"] = Field(
-        "stream",
+        default="stream",
         description="stream: the model runs while the dictionary trains; shards: it runs once, its activations are "
         "kept on disk and shuffled over the whole text",
     )
-    buffer_tokens: int = Field(262_144, gt=0, description="activations in the shuffle buffer of a stream")
+    buffer_tokens: int = Field(default=262_144, gt=0, description="activations in the shuffle buffer of a stream")
     held_out: list[str] = Field(
         default_factory=list, description="files or folders of other text; the evaluation on each goes into the card"
     )
-    held_out_tokens: int = Field(100_000, gt=0, description="tokens of each held-out text")
+    held_out_tokens: int = Field(default=100_000, gt=0, description="tokens of each held-out text")
 
-    lr: float | None = Field(None, gt=0, description="peak learning rate; None: 2e-4 / sqrt(width / 2^14)")
-    warmup_steps: int | None = Field(None, ge=0, description="linear from zero; None: 1000, or a tenth of a short run")
-    decay_share: float = Field(0.2, ge=0, le=1, description="last share of the steps, linear to zero")
-    clip: float = Field(1.0, gt=0, description="largest gradient norm over all parameters")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="Adam's")
+    lr: float | None = Field(default=None, gt=0, description="peak learning rate; None: 2e-4 / sqrt(width / 2^14)")
+    warmup_steps: int | None = Field(
+        default=None, ge=0, description="linear from zero; None: 1000, or a tenth of a short run"
+    )
+    decay_share: float = Field(default=0.2, ge=0, le=1, description="last share of the steps, linear to zero")
+    clip: float = Field(default=1.0, gt=0, description="largest gradient norm over all parameters")
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="Adam's")
 
     auxk: int | None = Field(
-        None, ge=0, description="dead latents a token in the auxiliary loss; None: d_in / 2; 0: off"
+        default=None, ge=0, description="dead latents a token in the auxiliary loss; None: d_in / 2; 0: off"
     )
-    auxk_coefficient: float = Field(1 / 32, ge=0, description="weight of the auxiliary loss")
+    auxk_coefficient: float = Field(default=1 / 32, ge=0, description="weight of the auxiliary loss")
     dead_tokens: int | None = Field(
-        None,
+        default=None,
         gt=0,
         description="a latent silent for so many tokens is dead; None: a tenth of the run, at most 10 million",
     )
 
-    calibration_batches: int = Field(8, gt=0, description="first batches that fix the scale and b_dec; trained on too")
+    calibration_batches: int = Field(
+        default=8, gt=0, description="first batches that fix the scale and b_dec; trained on too"
+    )
     mean_square: Literal["one", "d_in"] = Field(
-        "one", description="activations are divided by one number so that their mean squared norm is this"
+        default="one", description="activations are divided by one number so that their mean squared norm is this"
     )
     b_dec: Literal["median", "mean", "zero"] = Field(
-        "median", description="start of b_dec: geometric median, mean or 0"
+        default="median", description="start of b_dec: geometric median, mean or 0"
     )
 
-    device: str = Field("auto", description="auto: a GPU where there is one")
-    kernels: Literal["auto", "sparse", "dense"] = Field("auto", description="auto: sparse on a CPU, dense on a GPU")
+    device: str = Field(default="auto", description="auto: a GPU where there is one")
+    kernels: Literal["auto", "sparse", "dense"] = Field(
+        default="auto", description="auto: sparse on a CPU, dense on a GPU"
+    )
     precision: Literal["exact", "fast"] = Field(
-        "exact",
+        default="exact",
         description="fast: the encoder's product is bfloat16 on a CPU (candidates only, values stay float32) and "
         "TF32 on a GPU; exact: float32",
     )
 
-    checkpoint_tokens: int | None = Field(None, gt=0, description="tokens between checkpoints; None: only by time")
-    checkpoint_seconds: float = Field(300.0, gt=0, description="seconds between checkpoints")
-    log_every: int = Field(10, gt=0, description="steps between lines of metrics.jsonl")
+    checkpoint_tokens: int | None = Field(
+        default=None, gt=0, description="tokens between checkpoints; None: only by time"
+    )
+    checkpoint_seconds: float = Field(default=300.0, gt=0, description="seconds between checkpoints")
+    log_every: int = Field(default=10, gt=0, description="steps between lines of metrics.jsonl")
 
     @property
     def steps(self) -> int:

@@ -1,0 +1,24 @@
+"""What an index is made of, beside the dictionary, the model and the text."""
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from ..jobs import JobConfig
+
+
+class IndexConfig(JobConfig):
+    """How a latent index is made. Its text and weights are recorded by fingerprint."""
+
+    job: ClassVar[str] = "latent index"
+    # `tokens` and `context` decide by the windows that they give, which are recorded; the others change no number
+    not_decisive: ClassVar[frozenset[str]] = frozenset({"tokens", "context", "corpus", "batch_size", "save_tokens"})
+
+    tokens: int | None = Field(default=None, gt=0, description="read about so many tokens (whole windows); None: all")
+    context: int = Field(default=256, gt=1, description="tokens a window, where documents are given")
+    examples: int = Field(default=20, gt=0, description="examples kept for each latent")
+    left: int = Field(default=24, ge=0, description="tokens shown before the strongest one of an example")
+    right: int = Field(default=8, ge=0, description="tokens shown after it")
+    corpus: str = Field(default="", description="what the text is, with its licence; kept in the index")
+    batch_size: int = Field(default=16, gt=0, description="windows a forward pass")
+    save_tokens: int = Field(default=250_000, gt=0, description="tokens between saves of an unfinished index")

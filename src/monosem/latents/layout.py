@@ -1,0 +1,70 @@
+"""How an index lies in its SQLite file: tables, the bins of histograms, and packed examples.
+
+Tables: `meta` (key, JSON value); `latent` (numbers, histogram, token lists); `examples` (one compressed blob a latent);
+`document` (id, name); `token` (id, and text, or bytes where they are no whole characters: the tokens that occur);
+`search` (FTS5 over the words a latent fires on and promotes).
+"""
+
+import zlib
+
+import numpy as np
+
+SCHEMA = 1
+EDGES = 2.0 ** np.linspace(-10, 14, 65)  # of the 64 histogram bins; values outside fall into the first or last
+
+TABLES = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
+CREATE TABLE latent (id INTEGER PRIMARY KEY, count INTEGER, s1 REAL, s2 REAL, s3 REAL, s4 REAL, maximum REAL,
+                     histogram BLOB, tokens TEXT, promoted TEXT, suppressed TEXT);
+CREATE TABLE examples (latent INTEGER PRIMARY KEY, blob BLOB);
+CREATE TABLE document (id INTEGER PRIMARY KEY, name TEXT);
+CREATE TABLE token (id INTEGER PRIMARY KEY, text TEXT);
+CREATE VIRTUAL TABLE search USING fts5 (fires, promotes);
+"""
+
+
+Piece = tuple[np.ndarray, np.ndarray, int, int, int]  # token ids, activations, anchor, document, position
+
+
+def pack(pieces: list[Piece]) -> bytes:
+    """All examples of a latent, compressed: n, n × (length, anchor, document, position), token ids, activations."""
+    head = np.array(
+        [[len(ids), anchor, document, position] for ids, _, anchor, document, position in pieces], dtype="<u4"
+    )
+    ids = np.concatenate([piece[0] for piece in pieces]).astype("<u4")
+    values = np.concatenate([piece[1] for piece in pieces]).astype("<f2")
+    body = np.array([len(pieces)], dtype="<u4").tobytes() + head.tobytes() + _planes(ids) + _planes(values.view("<u2"))
+    return zlib.compress(body, 9)
+
+
+def unpack(blob: bytes) -> list[Piece]:
+    body = zlib.decompress(blob)
+    n = int(np.frombuffer(body, "<u4", 1)[0])
+    head = np.frombuffer(body, "<u4", 4 * n, 4).reshape(n, 4)
+    total, start = int(head[:, 0].sum()), 4 + 16 * n
+    ids = _unplanes(body[start : start + 4 * total], "<u4")
+    values = _unplanes(body[start + 4 * total :], "<u2").view("<f2").astype(np.float32)
+    cuts = np.cumsum(head[:-1, 0])
+    return [
+        (i, v, int(anchor), int(document), int(position))
+        for i, v, (_, anchor, document, position) in zip(np.split(ids, cuts), np.split(values, cuts), head)
+    ]
+
+
+def _planes(values: np.ndarray) -> bytes:
+    """All first bytes, then all second bytes, ...: high bytes repeat, so that zlib finds them."""
+    return values.view(np.uint8).reshape(len(values), -1).T.tobytes()
+
+
+def _unplanes(raw: bytes, dtype: str) -> np.ndarray:
+    size = np.dtype(dtype).itemsize
+    return np.frombuffer(np.frombuffer(raw, np.uint8).reshape(size, -1).T.tobytes(), dtype)
+
+
+def quantile(bins: np.ndarray, q: float, maximum: float) -> float:
+    """Interpolated inside its bin, logarithmically; never above the maximum."""
+    total = np.cumsum(bins)
+    at = int(np.searchsorted(total, q * total[-1]))
+    before = total[at - 1] if at else 0
+    share = (q * total[-1] - before) / max(int(bins[at]), 1)
+    return float(min(EDGES[at] * (EDGES[at + 1] / EDGES[at]) ** share, maximum))
