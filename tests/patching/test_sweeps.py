@@ -321,6 +321,24 @@ def test_pairs_of_different_length_are_as_if_alone() -> None:
             sweep(model, pairs, positions=missing, quiet=True)
 
 
+def test_positions_and_layers_are_chosen_as_everywhere() -> None:
+    model, pairs = tiny("llama"), pairs_of(tiny("llama"))
+    at = lambda **which: [(cell.layer, cell.position) for cell in cells_of(model, pairs, **which)]  # noqa: E731
+    assert at(layers=-1, positions="last") == [(2, -1)]
+    assert at(layers=[0], positions=slice(1, None, 3)) == [(0, 1), (0, 4), (0, 7)]
+    assert at(layers=slice(1, None), positions=-2) == [(1, -2), (2, -2)]
+    named = pairs_of(model, spans={"last": [3], "noun": [4]})
+    assert [cell.position for cell in cells_of(model, named, layers=0, positions="spans")] == ["last", "noun"]
+    assert [cell.position for cell in cells_of(model, named, layers=0, positions="last")] == ["last"]  # the span
+    ragged = pairs_of(model, [CLEAN, CLEAN[:5]], [CORRUPTED, CORRUPTED[:5]])
+    with pytest.raises(BadInput, match="5 to 8 tokens"):
+        cells_of(model, ragged, positions=slice(1, None))
+    with pytest.raises(BadInput, match="no position"):
+        cells_of(model, pairs, positions=slice(8, None))
+    with pytest.raises(TypeError, match="layer"):
+        sweep(model, pairs, layer=[1], quiet=True)  # type: ignore[call-arg]
+
+
 # ---------------------------------------------------------------------- where the fast way does not apply
 
 

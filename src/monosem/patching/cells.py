@@ -8,10 +8,10 @@ from typing import Any, TypedDict
 from ..data import TokenPairs
 from ..dictionaries import Dictionary
 from ..errors import BadInput, UnknownName, did_you_mean
-from ..models import Model, Site, SiteLike
+from ..models import Layers, Model, Positions, Site, SiteLike
 
 Position = int | str  # a token index of its own row (negative: from the end), or the name of a span
-Positions = Position | Sequence[Position] | None
+SpanPositions = Positions | str | Sequence[Position]  # positions as everywhere, and names of the pairs' spans
 
 # site -> the axes that it can be cut along, besides its layer
 AXES: dict[str, tuple[str, ...]] = {
@@ -26,8 +26,8 @@ ORDER = ("layer", "position", "head", "key", "neuron", "latent")
 class Which(TypedDict, total=False):
     """Which cells: the options of `cells_of`, which sweeps and their estimates pass on."""
 
-    layers: Iterable[int] | None
-    positions: Positions
+    layers: Layers
+    positions: SpanPositions | None
     heads: Iterable[int] | None
     neurons: Mapping[int, Iterable[int]] | None
     dictionary: Dictionary | None
@@ -101,16 +101,47 @@ def index_of(position: Position, pairs: TokenPairs, row: int) -> int:
     length = int(pairs.clean.lengths[row])
     if isinstance(position, str):
         if position not in pairs.spans:
-            held = ", ".join(pairs.spans) or "none"
+            known = ", ".join(pairs.spans) or "none"
             raise UnknownName(
-                f"no span {position!r}{did_you_mean(position, pairs.spans) or f'; the pairs have: {held}'}"
+                f"no span {position!r}{did_you_mean(position, pairs.spans) or f'; the pairs have: {known}'}"
             )
-        found = int(pairs.spans[position][row])
+        index = int(pairs.spans[position][row])
     else:
-        found = position
-    if not -length <= found < length:
+        index = position
+    if not -length <= index < length:
         raise BadInput(f"position {position} is outside pair {row}, which has {length} tokens")
-    return found % length
+    return index % length
+
+
+def listed(pairs: TokenPairs, positions: SpanPositions | None) -> list[Position]:
+    """Positions one by one: indices and names of spans. "spans" means every span, "last" -1, None every position.
+
+    Raises:
+        UnknownName: no such span. BadInput: a position outside a pair; "spans" without spans; None or a slice for pairs
+            of several lengths, in which an index means different things.
+    """
+    if isinstance(positions, str) and positions not in pairs.spans and positions in ("last", "spans"):
+        chosen: list[Position] = [-1] if positions == "last" else list(pairs.spans)
+        if not chosen:
+            raise BadInput(
+                "positions='spans', but the pairs name none; give TokenPairs.of(..., spans={name: positions})"
+            )
+    elif positions is None or isinstance(positions, slice):
+        lengths = sorted(set(pairs.clean.lengths.tolist()))
+        if len(lengths) > 1:
+            raise BadInput(
+                f"the pairs have {lengths[0]} to {lengths[-1]} tokens, so an index means different words in them: give "
+                "positions='spans', positions counted from the end (positions=[-2, -1]), or pairs of one length"
+            )
+        chosen = [*range(lengths[0])[positions or slice(None)]]
+        if not chosen:
+            raise BadInput(f"positions={positions} is no position of pairs of {lengths[0]} tokens")
+    else:
+        chosen = [positions] if isinstance(positions, int | str) else list(positions)
+    for row in range(len(pairs)):
+        for position in chosen:
+            index_of(position, pairs, row)
+    return chosen
 
 
 def check_cell(model: Model, cell: Cell) -> None:
@@ -131,8 +162,8 @@ def cells_of(
     sites: str | Sequence[str] = "resid_pre",
     over: str | Sequence[str] = ("layer", "position"),
     *,
-    layers: Iterable[int] | None = None,
-    positions: Positions = None,
+    layers: Layers = None,
+    positions: SpanPositions | None = None,
     heads: Iterable[int] | None = None,
     neurons: Mapping[int, Iterable[int]] | None = None,
     dictionary: Dictionary | None = None,
@@ -145,8 +176,8 @@ def cells_of(
         over: axes that are cut: "layer" always, and of "position", "head", "key", "neuron", "latent" what the site
             has (`AXES`).
         positions: with "position" in `over`, one cell each; otherwise patched together in every cell. Indices (see
-            `Cell.at`), names of spans, or "spans" for all of them. Default: every position, which needs pairs of one
-            length, because an index means different things in prompts of different lengths.
+            `Cell.at`), a slice, "last", names of spans, or "spans" for all of them. Default: every position. It and
+            slices need pairs of one length: an index means different things in prompts of different lengths.
         heads, layers: default all. neurons: {layer: units}. latents: of the dictionary; both have no default.
 
     Raises:
@@ -155,28 +186,24 @@ def cells_of(
     """
     if dictionary is not None:
         dictionary.check(model)
-    layers, heads, latents = (None if given is None else list(given) for given in (layers, heads, latents))
-    axes = axes_of(over)
+    axes, numbers = axes_of(over), model.layers(layers)
+    heads = None if heads is None else list(heads)
     names = [sites] if isinstance(sites, str) else list(sites)
     chosen = [_site_name(model, site, axes, dictionary) for site in names]
     if "latent" in axes and dictionary is not None:
-        layers = [dictionary.site.layer] if layers is None else layers  # type: ignore[list-item]
-        if layers != [dictionary.site.layer]:
+        if layers is not None and numbers != [dictionary.site.layer]:
             raise BadInput(f"the dictionary reads {dictionary.site}; leave layers out")
+        numbers = model.layers(dictionary.site.layer)
     _check_lists(axes, heads=heads, neurons=neurons, latents=latents)
     neurons = neurons and {model.layers(layer)[0]: units for layer, units in neurons.items()}
     places = _places(pairs, axes, positions)
-    keys: list[Position | None] = [None]
-    if "key" in axes:
-        keys = [place[0] for place in _places(pairs, ("position",), None)]  # type: ignore[index]
+    keys: Sequence[Position | None] = listed(pairs, None) if "key" in axes else [None]
+    read = _within(latents, dictionary.width, "latent") if "latent" in axes and dictionary is not None else [None]
     cells = []
     for site in chosen:
-        for layer in model.layers(layers):
-            across: Sequence[int | None] = _heads(model, site, heads) if "head" in axes else [None]
-            units: Sequence[int | None] = _neurons(model, neurons, layer) if "neuron" in axes else [None]
-            read: Sequence[int | None] = [None]
-            if "latent" in axes and dictionary is not None:
-                read = _within(latents, dictionary.width, "latent")
+        across = _heads(model, site, heads) if "head" in axes else [None]
+        for layer in numbers:
+            units = _within((neurons or {}).get(layer, ()), model.cfg.d_mlp, "neuron") if "neuron" in axes else [None]
             cells += [Cell(site, layer, *place) for place in product(places, across, keys, units, read)]
     if not cells:
         raise BadInput("no cells to patch; give at least one layer, position, head, neuron or latent")
@@ -216,20 +243,21 @@ def axes_of(over: str | Sequence[str]) -> tuple[str, ...]:
     Raises:
         UnknownName: no such axis. BadInput: "layer" is missing.
     """
-    given = [over] if isinstance(over, str) else over
-    for axis in given:
+    axes = [over] if isinstance(over, str) else over
+    for axis in axes:
         if axis not in ORDER:
             raise UnknownName(f"no axis {axis!r}{did_you_mean(axis, ORDER) or '; axes: ' + ', '.join(ORDER)}")
-    if "layer" not in given:
+    if "layer" not in axes:
         raise BadInput("over needs 'layer' (choose one layer with layers=[...])")
-    return tuple(axis for axis in ORDER if axis in given)
+    return tuple(axis for axis in ORDER if axis in axes)
 
 
-def _site_name(model: Model, given: SiteLike, axes: Sequence[str], dictionary: Dictionary | None) -> str:
-    name = Site.parse(given if isinstance(given, Site | tuple) else f"{given}.0").name
+def _site_name(model: Model, site: SiteLike, axes: Sequence[str], dictionary: Dictionary | None) -> str:
+    name = Site.parse(site if isinstance(site, Site | tuple) else f"{site}.0").name
     model.site(Site(name, 0))
     if name not in AXES:
         raise UnknownName(f"{name} cannot be swept; sites: {', '.join(AXES)}")
+    offered = AXES[name]
     if "latent" in axes:
         if dictionary is None or dictionary.site.name != name:
             raise BadInput(f"latents of {name} need dictionary=, one that reads {name}")
@@ -237,9 +265,7 @@ def _site_name(model: Model, given: SiteLike, axes: Sequence[str], dictionary: D
             raise BadInput(
                 f"the dictionary writes {dictionary.site_out}; latents are patched where it reads and writes"
             )
-        offered: tuple[str, ...] = ("position", "latent")
-    else:
-        offered = AXES[name]
+        offered = ("position", "latent")
     for axis in axes:
         if axis != "layer" and axis not in offered:
             raise BadInput(f"{name} has no axis {axis!r}; it can be cut by layer, {', '.join(offered)}")
@@ -247,52 +273,30 @@ def _site_name(model: Model, given: SiteLike, axes: Sequence[str], dictionary: D
 
 
 def _check_lists(axes: Sequence[str], **lists: Any) -> None:
-    for name, given in lists.items():
+    for name, chosen in lists.items():
         axis = name.removesuffix("s")
-        if given is not None and axis not in axes:
+        if chosen is not None and axis not in axes:
             raise BadInput(f"{name}= is given but {axis!r} is not in over; add it")
-        if given is None and axis in axes and axis != "head":
+        if chosen is None and axis in axes and axis != "head":
             raise BadInput(f"over {axis!r} needs {name}=, the ones to patch")
 
 
-def _places(pairs: TokenPairs, axes: Sequence[str], given: Positions) -> list[tuple[Position, ...] | None]:
+def _places(
+    pairs: TokenPairs, axes: Sequence[str], positions: SpanPositions | None
+) -> list[tuple[Position, ...] | None]:
     """Values for `Cell.at`."""
-    cut = "position" in axes
-    if given is None and not cut:
-        return [None]
-    if given is None:
-        lengths = sorted(set(pairs.clean.lengths.tolist()))
-        if len(lengths) > 1:
-            raise BadInput(
-                f"the pairs have {lengths[0]} to {lengths[-1]} tokens, so an index means different words in them: give "
-                "positions='spans', positions counted from the end (positions=[-2, -1]), or pairs of one length"
-            )
-        listed: list[Position] = list(range(lengths[0]))
-    elif given == "spans":
-        listed = list(pairs.spans)
-        if not listed:
-            raise BadInput(
-                "positions='spans', but the pairs name none; give TokenPairs.of(..., spans={name: positions})"
-            )
-    else:
-        listed = [given] if isinstance(given, int | str) else list(given)
-    for row in range(len(pairs)):
-        for position in listed:
-            index_of(position, pairs, row)
-    return [(position,) for position in listed] if cut else [tuple(listed)]
+    if "position" in axes:
+        return [(position,) for position in listed(pairs, positions)]
+    return [None if positions is None else tuple(listed(pairs, positions))]
 
 
-def _within(given: Iterable[int] | None, count: int, what: str) -> list[int]:
-    chosen = list(range(count)) if given is None else [int(number) for number in given]
-    for number in chosen:
+def _within(chosen: Iterable[int] | None, count: int, what: str) -> list[int]:
+    numbers = list(range(count)) if chosen is None else [int(number) for number in chosen]
+    for number in numbers:
         if not 0 <= number < count:
             raise UnknownName(f"no {what} {number}: there are 0 to {count - 1}")
-    return chosen
+    return numbers
 
 
 def _heads(model: Model, site: str, heads: Iterable[int] | None) -> list[int]:
     return _within(heads, model.cfg.n_kv_heads if site in ("k", "v") else model.cfg.n_heads, f"{site} head")
-
-
-def _neurons(model: Model, neurons: Mapping[int, Iterable[int]] | None, layer: int) -> list[int]:
-    return _within((neurons or {}).get(layer, ()), model.cfg.d_mlp, "neuron")

@@ -17,7 +17,7 @@ from ..edits import Edit
 from ..errors import BadInput
 from ..models import Model, Site, TokenBatch
 from ..models.running.moment import EditLike
-from .cells import Position, index_of
+from .cells import Position, SpanPositions, index_of, listed
 
 REFERENCE_ROWS = 32  # prompts of a reference that run together
 
@@ -74,7 +74,7 @@ class Prompt:
 class _Noise:
     sd: float
     samples: int
-    positions: Sequence[Position] | None
+    positions: SpanPositions | None
     seed: int
     is_run: bool = True
 
@@ -84,32 +84,34 @@ class _Noise:
 
     def sides(self, model: Model, pairs: TokenPairs, sites: Sequence[Site]) -> Sides:
         spread = embedding_sd(model, pairs.clean)
+        positions = None if self.positions is None else listed(pairs, self.positions)
 
         def draws(row: int) -> list[Side]:
             tokens = pairs.clean[[row]].to(model.device)
-            where = self._where(pairs, row)
+            where = _differing(pairs, row) if positions is None else _indices(positions, pairs, row)
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + row)
-            found = []
+            sides = []
             for _ in range(self.samples):
                 noise = torch.zeros(tokens.ids.shape[1], model.cfg.d_model)
                 noise[where] = self.sd * spread * torch.randn(len(where), model.cfg.d_model, generator=generator)
-                found.append(Side(tokens, [_added(noise.to(model.device), self.label)]))
-            return found
+                sides.append(Side(tokens, [_added(noise.to(model.device), self.label)]))
+            return sides
 
         return draws
 
-    def _where(self, pairs: TokenPairs, row: int) -> list[int]:
-        if self.positions is not None:
-            return sorted({index_of(position, pairs, row) for position in self.positions})
-        where = pairs.differs[row][pairs.clean.mask[row]].nonzero()[:, 0].tolist()
-        if not where:
-            raise BadInput(f"pair {row} has no differing token to noise; say which with noise(positions=[...])")
-        return where
+
+def _indices(positions: Sequence[Position], pairs: TokenPairs, row: int) -> list[int]:
+    return sorted({index_of(position, pairs, row) for position in positions})
 
 
-def noise(
-    sd: float = 3.0, samples: int = 10, positions: Position | Sequence[Position] | None = None, seed: int = 0
-) -> Corruption:
+def _differing(pairs: TokenPairs, row: int) -> list[int]:
+    where: list[int] = pairs.differs[row][pairs.clean.mask[row]].nonzero()[:, 0].tolist()
+    if not where:
+        raise BadInput(f"pair {row} has no differing token to noise; say which with noise(positions=[...])")
+    return where
+
+
+def noise(sd: float = 3.0, samples: int = 10, positions: SpanPositions | None = None, seed: int = 0) -> Corruption:
     """The clean prompt with Gaussian noise added to token embeddings, as in causal tracing (Meng et al. 2022).
 
     Args:
@@ -124,8 +126,7 @@ def noise(
     """
     if not sd > 0 or samples < 1:
         raise BadInput(f"noise needs sd > 0 and samples >= 1, not {sd} and {samples}")
-    listed = None if positions is None else [positions] if isinstance(positions, int | str) else list(positions)
-    return _Noise(float(sd), int(samples), listed, int(seed))
+    return _Noise(float(sd), int(samples), positions, int(seed))
 
 
 def embedding_sd(model: Model, tokens: TokenBatch) -> float:
@@ -170,18 +171,18 @@ class _Mean:
         means = positional_means(model, tokens, sites) if self.by_position else token_means(model, tokens, sites)
 
         def values(site: Site, clean: Tensor) -> Tensor:
-            found = means[site].to(clean)
+            mean = means[site].to(clean)
             if not self.by_position:
-                return found.expand_as(clean)
+                return mean.expand_as(clean)
             axes = (1, 2) if site.query_axis == 2 else (0,)
-            if any(found.shape[axis] < clean.shape[axis] for axis in axes):
+            if any(mean.shape[axis] < clean.shape[axis] for axis in axes):
                 raise BadInput(
                     f"the reference has no prompt of {clean.shape[axes[0]]} tokens, so there is no mean at the last "
                     "position; give longer prompts, or use mean()"
                 )
             for axis in axes:
-                found = found.narrow(axis, 0, clean.shape[axis])
-            return found
+                mean = mean.narrow(axis, 0, clean.shape[axis])
+            return mean
 
         return _valued(model, pairs, values)
 
@@ -225,12 +226,14 @@ def positional_means(model: Model, tokens: TokenBatch, sites: Sequence[Site]) ->
         for site, value in captured.items():
             for row, length in enumerate(part.lengths.tolist()):
                 real = part.mask[row].to(value.device)
-                own = (value[row][:, real][:, :, real] if site.query_axis == 2 else value[row][real]).double().cpu()
+                values = (value[row][:, real][:, :, real] if site.query_axis == 2 else value[row][real]).double().cpu()
                 if site not in sums:
-                    shape = [longest if n == length and _is_token_axis(site, i) else n for i, n in enumerate(own.shape)]
+                    shape = [
+                        longest if n == length and _is_token_axis(site, i) else n for i, n in enumerate(values.shape)
+                    ]
                     sums[site] = torch.zeros(shape, dtype=torch.float64)
                 block = (slice(None), slice(length), slice(length)) if site.query_axis == 2 else (slice(length),)
-                sums[site][block] += own
+                sums[site][block] += values
     return {site: total / _along(counts, site, total) for site, total in sums.items()}
 
 
@@ -263,12 +266,12 @@ class _Resample:
     is_run: bool = True
 
     def sides(self, model: Model, pairs: TokenPairs, sites: Sequence[Site]) -> Sides:
-        own = self.reference is None
-        rows = (pairs.clean if own else model.tokens(self.reference)).rows()
+        among_pairs = self.reference is None
+        rows = (pairs.clean if among_pairs else model.tokens(self.reference)).rows()
 
         def draws(row: int) -> list[Side]:
             length = int(pairs.clean.lengths[row])
-            fitting = [i for i, ids in enumerate(rows) if len(ids) >= length and not (own and i == row)]
+            fitting = [i for i, ids in enumerate(rows) if len(ids) >= length and not (among_pairs and i == row)]
             if not fitting:
                 raise BadInput(f"no other reference prompt has the {length} tokens of pair {row}; give longer ones")
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + row)
@@ -296,8 +299,8 @@ def resample(reference: Any = None, samples: int = 1, seed: int = 0) -> Corrupti
     return _Resample(reference, int(samples), int(seed))
 
 
-def _reference(model: Model, pairs: TokenPairs, given: Any) -> TokenBatch:
-    return model.tokens([*pairs.clean.rows(), *pairs.corrupted.rows()] if given is None else given)
+def _reference(model: Model, pairs: TokenPairs, reference: Any) -> TokenBatch:
+    return model.tokens([*pairs.clean.rows(), *pairs.corrupted.rows()] if reference is None else reference)
 
 
 def _reference_runs(model: Model, tokens: TokenBatch, sites: Sequence[Site]) -> Any:

@@ -117,7 +117,7 @@ class Experiment(Generic[T]):
 
     def _add(self, into: Mapping[str, Tensor], where: slice | Tensor, trial: T, outcome: Outcome, share: float) -> int:
         """Add a draw's share of what some variants gave; returns how many numbers a metric that was."""
-        numbers = outcome if isinstance(outcome, Mapping) else measured(trial, self.metrics, outcome)
+        numbers = outcome if isinstance(outcome, Mapping) else numbers_of(trial, self.metrics, outcome)
         added = 0
         for name, value in numbers.items():
             target, value = into[name], value.detach().double().cpu()
@@ -126,7 +126,7 @@ class Experiment(Generic[T]):
         return added
 
 
-def measured(
+def numbers_of(
     trial: Draw, metrics: Mapping[str, Metric], logits: Float[Tensor, "which*pairs vocab"]
 ) -> dict[str, Float[Tensor, "which*pairs"]]:
     """Every metric of runs of a trial's pairs."""
@@ -287,10 +287,10 @@ def _trial(
     return Trial(model, pair, edits, base, written, clean.logits, other.logits, dictionary, side.latent)
 
 
-def direction_of(given: str | None, corruption: Corruption) -> Direction:
+def direction_of(direction: str | None, corruption: Corruption) -> Direction:
     """The direction asked for, or what suits the corruption. Raises `BadInput` where the two do not go together."""
-    if given not in (None, "denoising", "noising"):
-        raise BadInput(f"direction is 'denoising' or 'noising', not {given!r}")
-    if given == "denoising" and not corruption.is_run:
+    if direction not in (None, "denoising", "noising"):
+        raise BadInput(f"direction is 'denoising' or 'noising', not {direction!r}")
+    if direction == "denoising" and not corruption.is_run:
         raise BadInput(f"{corruption.label} gives values and no run to restore; use direction='noising'")
-    return given or ("denoising" if corruption.is_run else "noising")  # type: ignore[return-value]
+    return direction or ("denoising" if corruption.is_run else "noising")  # type: ignore[return-value]

@@ -66,16 +66,16 @@ def default_metric(pairs: TokenPairs) -> str:
     return "negative_kl" if any(side is None for side in pairs.answers) else "probability_diff"
 
 
-def metrics_of(given: MetricLike) -> dict[str, Metric]:
+def metrics_of(metric: MetricLike) -> dict[str, Metric]:
     """Names, functions, or several of them, as a table.
 
     Raises:
         UnknownName: no metric of that name. BadInput: none at all, or two of one name.
     """
-    if isinstance(given, Mapping):
-        table = dict(given)
+    if isinstance(metric, Mapping):
+        table = dict(metric)
     else:
-        several = [given] if isinstance(given, str) or callable(given) else list(given)
+        several = [metric] if isinstance(metric, str) or callable(metric) else list(metric)
         table = dict(map(_named, several))
         if len(table) < len(several):
             raise BadInput("two of the metrics have one name; give them as {name: function}")
@@ -84,13 +84,13 @@ def metrics_of(given: MetricLike) -> dict[str, Metric]:
     return table
 
 
-def one_metric(given: MetricLike | None, pairs: TokenPairs) -> tuple[str, Metric]:
+def one_metric(metric: MetricLike | None, pairs: TokenPairs) -> tuple[str, Metric]:
     """Name and function of an analysis' one metric; None: what suits the answers (`default_metric`).
 
     Raises:
         UnknownName: no metric of that name. BadInput: several.
     """
-    table = metrics_of(default_metric(pairs) if given is None else given)
+    table = metrics_of(default_metric(pairs) if metric is None else metric)
     if len(table) != 1:
         raise BadInput(f"this needs one metric, not {', '.join(table)}")
     return next(iter(table.items()))
@@ -104,13 +104,13 @@ def measured(
     Raises:
         BadInput: a metric that does not give one number for each row, such as their mean.
     """
-    found = {}
+    numbers = {}
     for name, metric in metrics.items():
         value = torch.as_tensor(metric(logits, pairs, clean)).detach()
         if value.shape != (len(logits),):
             raise BadInput(f"metric {name!r} gives shape {tuple(value.shape)} for {len(logits)} rows; one number a row")
-        found[name] = value.double().cpu()
-    return found
+        numbers[name] = value.double().cpu()
+    return numbers
 
 
 def normalised(

@@ -20,7 +20,7 @@ from ..edits import DirectionLike
 from ..errors import BadInput
 from ..models import Model, SiteLike, TokenBatch
 from ..results import analysis
-from .cells import AXES, Cell, Position
+from .cells import AXES, Cell, Position, SpanPositions, listed
 from .experiment import Direction, Trial, Writes, patching_experiment
 from .measured import Measured
 from .scoring import MetricLike
@@ -97,7 +97,7 @@ def subspace(
     basis: Basis,
     *,
     site: SiteLike | None = None,
-    positions: Position | Sequence[Position] = -1,
+    positions: SpanPositions = -1,
     head: int | None = None,
     metric: MetricLike = "logit_diff",
     direction: Direction = "denoising",
@@ -117,7 +117,7 @@ def subspace(
     Raises:
         BadInput: vectors of another width, or no independent vector. UnknownName: no such site, span or head.
     """
-    cell, vectors = _place(model, basis, site, positions, head)
+    cell, vectors = _place(model, basis, site, tuple(listed(pairs, positions)), head)
     projections, share = _projections(model, cell, vectors, random, seed)
     experiment = patching_experiment(model, pairs, [cell.place], metric, direction)
 
@@ -141,7 +141,7 @@ def subspace(
 
 
 def _place(
-    model: Model, basis: Basis, site: SiteLike | None, positions: Position | Sequence[Position], head: int | None
+    model: Model, basis: Basis, site: SiteLike | None, at: tuple[Position, ...], head: int | None
 ) -> tuple[Cell, Float[Tensor, "k d"]]:
     """The cell, and an orthonormal basis."""
     if not isinstance(basis, Tensor):
@@ -151,7 +151,6 @@ def _place(
     place = model.site(site)
     if place.name not in AXES or place.name == "pattern" or (head is not None and place.head_axis is None):
         raise BadInput(f"subspaces of {place}{'' if head is None else f' head {head}'} cannot be patched")
-    at = tuple(positions) if isinstance(positions, list | tuple | range) else (positions,)
     return Cell(place.name, place.layer, at, head=head), _orthonormal(basis)  # type: ignore[arg-type]
 
 

@@ -26,7 +26,7 @@ from ...models import Model, Site
 from ...results import analysis
 from ..cells import Cell, Which, axes_of, cells_of, columns_of, labels_of, places_of
 from ..corruptions import Corruption
-from ..experiment import Direction, Trial, measured, patching_experiment
+from ..experiment import Direction, Trial, numbers_of, patching_experiment
 from ..scoring import Metric, MetricLike
 from ..sweeps.result import Sweep
 
@@ -67,13 +67,13 @@ def attribution(
     experiment = patching_experiment(model, pairs, captured, metric, direction, corruption, which.get("dictionary"))
 
     def estimated(trial: Trial) -> Iterator[tuple[slice, dict[str, Tensor]]]:
-        base = measured(trial, experiment.metrics, trial.base_logits)
+        base = numbers_of(trial, experiment.metrics, trial.base_logits)
         slopes = gradients(trial, captured, experiment.metrics, steps)
         yield slice(None), {name: base[name] + effects for name, effects in _effects(trial, cells, slopes).items()}
 
-    found = experiment.run(estimated, columns_of(cells, over, labels), label="attribute", unit="cell", quiet=quiet)
+    run = experiment.run(estimated, columns_of(cells, over, labels), label="attribute", unit="cell", quiet=quiet)
     method = "attribution" if steps == 1 else f"attribution, {steps} steps"
-    return Sweep.of(found, cells=cells, over=axes_of(over), labels=labels, method=method)
+    return Sweep.of(run, cells=cells, over=axes_of(over), labels=labels, method=method)
 
 
 def gradients(
@@ -84,7 +84,7 @@ def gradients(
     Raises:
         BadInput: a metric whose value carries no gradient.
     """
-    found: dict[str, dict[Site, Tensor]] = {name: {} for name in metrics}
+    slopes: dict[str, dict[Site, Tensor]] = {name: {} for name in metrics}
     base, source = trial.base[INPUT], trial.source[INPUT][None]
     for step in range(steps):
         share = 0.0 if steps == 1 else (step + 0.5) / steps
@@ -105,8 +105,8 @@ def gradients(
             parts = torch.autograd.grad(value, sites, retain_graph=number + 1 < len(metrics))
             for place, part in zip(places, parts):
                 mean = part[0].to(torch.promote_types(part.dtype, torch.float32)) / steps
-                found[name][place] = found[name].get(place, 0) + mean
-    return found
+                slopes[name][place] = slopes[name].get(place, 0) + mean
+    return slopes
 
 
 def _effects(trial: Trial, cells: Sequence[Cell], slopes: Mapping[str, Mapping[Site, Tensor]]) -> dict[str, Tensor]:
@@ -116,7 +116,7 @@ def _effects(trial: Trial, cells: Sequence[Cell], slopes: Mapping[str, Mapping[S
         if cell.latent is not None and cell.latent not in (held := latents.setdefault(cell.place, [])):
             held.append(cell.latent)
     columns = {place: {latent: n for n, latent in enumerate(held)} for place, held in latents.items()}
-    found = {}
+    effects = {}
     for name, by_site in slopes.items():
         shares = {
             place: _latent_shares(trial, place, latents[place], slope)
@@ -131,8 +131,8 @@ def _effects(trial: Trial, cells: Sequence[Cell], slopes: Mapping[str, Mapping[S
             if cell.latent is not None:
                 index = (*index, columns[cell.place][cell.latent])
             rows.append(shares[cell.place][index].sum(dtype=torch.float64))
-        found[name] = torch.stack(rows).cpu()
-    return found
+        effects[name] = torch.stack(rows).cpu()
+    return effects
 
 
 def _latent_shares(trial: Trial, place: Site, latents: Sequence[int], slope: Tensor) -> Any:

@@ -19,7 +19,7 @@ import torch
 from ...data import TokenPairs
 from ...errors import BadInput
 from ...models import Model
-from ..cells import Cell, Positions
+from ..cells import Cell, SpanPositions
 from ..scoring import Metric, MetricLike, one_metric
 from ..sets.backups import Backup, backup
 from ..sets.evidence import CausalEvidence, answered, causal_evidence
@@ -39,7 +39,7 @@ def localise(
     metric: MetricLike | None = None,
     threshold: float = 0.05,
     sites: Sequence[str] = BRANCHES,
-    positions: Positions = None,
+    positions: SpanPositions | None = None,
     head_threshold: float | None = None,
     controls: int = 10,
     with_backup: bool = True,
@@ -83,7 +83,7 @@ class _Job:
     seed: int
     options: dict[str, Any]
 
-    def run(self, sites: list[str], places: Positions, controls: int, with_backup: bool) -> Localisation:
+    def run(self, sites: list[str], places: SpanPositions | None, controls: int, with_backup: bool) -> Localisation:
         ends = self.ends()
         swept = self.swept(sites, ("layer", "position"), positions=places)
         components, opposing = self.chosen(swept, self.threshold)
@@ -116,7 +116,7 @@ class _Job:
     def table(self) -> dict[str, Metric]:
         return {self.name: self.metric}
 
-    def settings(self, sites: list[str], places: Positions, controls: int) -> dict[str, Any]:
+    def settings(self, sites: list[str], places: SpanPositions | None, controls: int) -> dict[str, Any]:
         return {
             "model": self.model.name,
             "dtype": str(self.model.dtype).removeprefix("torch."),
@@ -154,7 +154,7 @@ class _Job:
             )
         return ends
 
-    def remarks(self, places: Positions, ends: Joint) -> list[str]:
+    def remarks(self, places: SpanPositions | None, ends: Joint) -> list[str]:
         notes = []
         right = float(ends.clean["answered"].mean())
         if right < 0.9:
@@ -241,7 +241,7 @@ def _sites(sites: Sequence[str]) -> list[str]:
     return list(sites)
 
 
-def _positions(pairs: TokenPairs, asked: Positions) -> Positions:
+def _positions(pairs: TokenPairs, asked: SpanPositions | None) -> SpanPositions | None:
     if asked is not None or len(set(pairs.clean.lengths.tolist())) == 1:
         return asked
     if not pairs.spans:

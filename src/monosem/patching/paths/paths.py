@@ -24,7 +24,7 @@ from ...errors import BadInput
 from ...models import Model
 from ...models.running.budget import bytes_of
 from ...results import analysis
-from ..cells import Positions, index_of
+from ..cells import Position, SpanPositions, index_of, listed
 from ..corruptions import Prompt
 from ..experiment import Direction, Experiment, direction_of
 from ..scoring import MetricLike, metrics_of
@@ -43,7 +43,7 @@ def paths(
     *,
     metric: MetricLike = "logit_diff",
     direction: Direction = "noising",
-    positions: Positions = None,
+    positions: SpanPositions | None = None,
     freeze_mlps: bool = True,
     memory: str | int = "1GB",
     quiet: bool = False,
@@ -83,11 +83,12 @@ def paths(
         raise BadInput("no path leads from these senders to these receivers: receivers must lie behind senders")
     rows = _rows_at_once(model, pairs, receiving, memory)
     at_once = min(rows, len(pairs))
-    job = _Job(model, pairs, chosen, direction, positions, freeze_mlps, rows // at_once)
+    at = None if positions is None else listed(pairs, positions)
+    job = _Job(model, pairs, chosen, direction, at, freeze_mlps, rows // at_once)
     experiment = Experiment(pairs, metrics_of(metric), direction, job.trials, at_once, model=model.name)
     ends = {end: [getattr(path, end).label for path in chosen] for end in ("sender", "receiver")}
-    measured = experiment.run(job.runs, ends, label="paths", quiet=quiet)
-    return Paths.of(measured, paths=chosen, method="direct" if freeze_mlps else "through MLPs")
+    run = experiment.run(job.runs, ends, label="paths", quiet=quiet)
+    return Paths.of(run, paths=chosen, method="direct" if freeze_mlps else "through MLPs")
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +109,7 @@ class _Job:
     pairs: TokenPairs
     paths: Sequence[Path]
     direction: Direction
-    positions: Positions
+    positions: Sequence[Position] | None
     freeze_mlps: bool
     batch: int
 
@@ -159,15 +160,14 @@ def _batch_key(model: Model, receiver: NodeSet) -> tuple[int, str, int]:
     return last, form, min(int(node.layer or 0) for node in receiver.nodes)
 
 
-def _chosen(pairs: TokenPairs, positions: Positions) -> Bool[Tensor, "batch pos"]:
+def _chosen(pairs: TokenPairs, positions: Sequence[Position] | None) -> Bool[Tensor, "batch pos"]:
     """The tokens at which senders are changed."""
     tokens = pairs.clean
     if positions is None:
         return tokens.mask
-    listed = [positions] if isinstance(positions, int | str) else list(positions)
     wanted = torch.zeros_like(tokens.mask)
     for row in range(len(pairs)):
-        for position in listed:
+        for position in positions:
             wanted[row] |= tokens.mask[row] & (tokens.positions[row] == index_of(position, pairs, row))
     return wanted
 

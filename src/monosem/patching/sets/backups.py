@@ -22,7 +22,7 @@ from ...errors import require
 from ...models import Model
 from ...plots import BLUE, GREY, style
 from ...results import Result, analysis
-from ..cells import Cell, Position, check_cell, places_of
+from ..cells import Cell, Position, SpanPositions, check_cell, listed, places_of
 from ..experiment import Trial, Writes, patching_experiment, writes_of
 from ..scoring import Metric, MetricLike, one_metric
 from .sets import CellSet, patch_sets
@@ -114,7 +114,7 @@ def backup(
     cells: CellSet,
     *,
     metric: MetricLike | None = None,
-    positions: Sequence[Position] | None = None,
+    positions: SpanPositions | None = None,
     threshold: float = 0.05,
     candidates: int | None = 20,
     memory: str | int = "2GB",
@@ -132,7 +132,7 @@ def backup(
         BadInput, UnknownName: as `patch_sets`.
     """
     name, function = one_metric(metric, pairs)
-    at = None if positions is None else tuple(positions)
+    at = None if positions is None else tuple(listed(pairs, positions))
     for cell in cells:
         check_cell(model, cell)
     estimated = _estimates(model, pairs, cells, {name: function}, at, quiet)

@@ -107,13 +107,13 @@ class CausalEvidence(Result):
         go = require("plotly.graph_objects", "plots")
         figure = go.Figure()
         for name, colour in (("sufficiency", BLUE), ("necessity", ORANGE)):
-            found: list[Interval] = [getattr(one, name) for one in self.sets.values()]
+            intervals: list[Interval] = [getattr(one, name) for one in self.sets.values()]
             bars = {
                 "symmetric": False,
-                "array": [one.high - one.value for one in found],
-                "arrayminus": [one.value - one.low for one in found],
+                "array": [one.high - one.value for one in intervals],
+                "arrayminus": [one.value - one.low for one in intervals],
             }
-            heights = [one.value for one in found]
+            heights = [one.value for one in intervals]
             figure.add_bar(x=list(self.sets), y=heights, error_y=bars, name=name, marker={"color": colour})
         return style(figure, "", "share of clean minus corrupted")
 

@@ -97,9 +97,9 @@ class Tape:
         stream: list[Tensor] = []
 
         def record(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            hidden, given = _by_name(block, args, kwargs)
+            hidden, others = _by_name(block, args, kwargs)
             stream.append(hidden[0])
-            arguments.append(given)
+            arguments.append(others)
 
         handles = [block.register_forward_pre_hook(record, with_kwargs=True) for block in model.blocks]
         try:
@@ -108,7 +108,7 @@ class Tape:
         finally:
             for handle in handles:
                 handle.remove()
-        names = [_cache_name(block, given) for block, given in zip(model.blocks, arguments)]
+        names = [_cache_name(block, others) for block, others in zip(model.blocks, arguments)]
         tape = Tape(model, tokens, arguments, [*stream, stream_end], [_Cache() for _ in names], names, first)
         try:
             tape._fill()
@@ -140,10 +140,10 @@ class Tape:
             assert whole.values is not None
             cache = _Cache(whole.keys[:, :, :start], whole.values[:, :, :start])
         cut = partial(_cut, start=start, rows=len(hidden))
-        given = {name: cut(name, value) for name, value in self.arguments[layer].items()}
-        if given.get("attention_mask") is None and "attention_mask" in given:
-            given["attention_mask"] = _causal(len(self.stream[0]), hidden.device)[:, :, start:]
-        return unwrap(self.model.blocks[layer](hidden, **given, **{self.cache_names[layer]: cache}))
+        kwargs = {name: cut(name, value) for name, value in self.arguments[layer].items()}
+        if kwargs.get("attention_mask") is None and "attention_mask" in kwargs:
+            kwargs["attention_mask"] = _causal(len(self.stream[0]), hidden.device)[:, :, start:]
+        return unwrap(self.model.blocks[layer](hidden, **kwargs, **{self.cache_names[layer]: cache}))
 
 
 @torch.no_grad()
@@ -175,13 +175,13 @@ def _merged(groups: dict[int, list[int]], call_tokens: int) -> Iterator[tuple[in
     About half of a group's rows are alive in an average layer, and each would hold as many tokens more as the groups
     are apart.
     """
-    found: list[tuple[int, list[int]]] = []
+    merged: list[tuple[int, list[int]]] = []
     for start, members in sorted(groups.items()):
-        if found and len(members) / 2 * (start - found[-1][0]) <= call_tokens:
-            found[-1][1].extend(members)
+        if merged and len(members) / 2 * (start - merged[-1][0]) <= call_tokens:
+            merged[-1][1].extend(members)
         else:
-            found.append((start, list(members)))
-    yield from found
+            merged.append((start, list(members)))
+    yield from merged
 
 
 def _grow(tape: Tape, trial: Trial, cells: Sequence[Cell], start: int) -> Float[Tensor, "rows d_model"]:
@@ -257,14 +257,14 @@ def _by_name(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     """A call's stream, and its other arguments by their names, without the cache (there is none in a run)."""
     bound = inspect.signature(block.forward).bind(*args, **kwargs)
     (_, hidden), *others = bound.arguments.items()
-    given: dict[str, Any] = {}
+    named: dict[str, Any] = {}
     for name, value in others:
         several = bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
-        given |= value if several else {name: value}
-    return hidden, {name: value for name, value in given.items() if name not in _CACHE_NAMES}
+        named |= value if several else {name: value}
+    return hidden, {name: value for name, value in named.items() if name not in _CACHE_NAMES}
 
 
-def _cache_name(block: nn.Module, given: dict[str, Any]) -> str:
+def _cache_name(block: nn.Module, named: dict[str, Any]) -> str:
     accepted = inspect.signature(block.forward).parameters
     for name in _CACHE_NAMES:
         if name in accepted:
@@ -301,8 +301,8 @@ def _masks(model: Model) -> Iterator[None]:
         model.hf.set_attn_implementation(before)
 
 
-def _near(found: Float[Tensor, "*rows d_model"], expected: Float[Tensor, "*rows d_model"]) -> bool:
+def _near(values: Float[Tensor, "*rows d_model"], expected: Float[Tensor, "*rows d_model"]) -> bool:
     """Every token by itself: a few tokens have norms a hundred times as large as others, and would hide them."""
     tolerance = 1e-3 if expected.dtype in (torch.float32, torch.float64) else 1e-1
-    distance, size = (found - expected).float().norm(dim=-1), expected.float().norm(dim=-1)
+    distance, size = (values - expected).float().norm(dim=-1), expected.float().norm(dim=-1)
     return bool((distance <= tolerance * size).all())

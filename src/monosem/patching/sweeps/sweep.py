@@ -58,10 +58,10 @@ def sweep(
     )
     engine = _Engine(method, memory, quiet)
     labels = labels_of(model, pairs, cells)
-    measured = experiment.run(
+    run = experiment.run(
         lambda trial: engine(trial, cells), columns_of(cells, over, labels), label="patch", unit="cell", quiet=quiet
     )
-    return Sweep.of(measured, cells=cells, over=axes_of(over), labels=labels, method=engine.method)
+    return Sweep.of(run, cells=cells, over=axes_of(over), labels=labels, method=engine.method)
 
 
 class _Engine:
