@@ -67,8 +67,8 @@ def token_store(model: ms.Model, args: argparse.Namespace) -> TokenStore:
     if path.exists():
         return TokenStore.open(path)
     paths = [args.chats if name == "chats" else args.corpora / name for name in TRAINING]
-    mixed = interleaved([texts(p, chat=model) for p in paths], args.seed, list(TRAINING.values()))
-    return TokenStore.build(model, mixed, CONTEXT, path, tokens=args.tokens, quiet=False)
+    mixed = interleaved([texts(p, chat=model) for p in paths], seed=args.seed, weights=list(TRAINING.values()))
+    return TokenStore.build(model, mixed, CONTEXT, path=path, tokens=args.tokens, quiet=False)
 
 
 def main() -> None:

@@ -83,8 +83,10 @@ def token_store(model: ms.Model, args: argparse.Namespace) -> TokenStore:
     path = args.work / "windows"
     if path.exists():
         return TokenStore.open(path)
-    mixed = interleaved([texts(args.corpora / p, chat=model) for p in TRAINING], args.seed, list(TRAINING.values()))
-    return TokenStore.build(model, mixed, CONTEXT, path, tokens=args.tokens, quiet=False)
+    mixed = interleaved(
+        [texts(args.corpora / p, chat=model) for p in TRAINING], seed=args.seed, weights=list(TRAINING.values())
+    )
+    return TokenStore.build(model, mixed, CONTEXT, path=path, tokens=args.tokens, quiet=False)
 
 
 def measured(lens: TunedLens, args: argparse.Namespace) -> dict[str, TunedEvaluation]:

@@ -10,6 +10,7 @@ it has changes nothing. `splice` is the other thing, the reconstruct-only arm.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, Literal, Protocol
 
 import torch
@@ -234,7 +235,7 @@ def _latent_edit(
     dictionary: Any, latent: Latent, change: Callable[[Tensor, Tensor], Tensor], amount: Amount, label: str
 ) -> Edit:
     _one_site(dictionary)
-    latents = torch.as_tensor([latent] if isinstance(latent, int) else latent)
+    latents = torch.atleast_1d(torch.as_tensor(latent))  # numbers of a table's column are NumPy's
     if latents.numel() == 0 or int(latents.min()) < 0 or int(latents.max()) >= dictionary.width:
         raise UnknownName(f"{label}: the dictionary has latents 0 to {dictionary.width - 1}")
 
@@ -280,6 +281,6 @@ def _per_row(amount: Amount, x: Tensor, moment: Moment) -> Tensor:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, int | float):
+    if isinstance(value, Real):
         return f"{value:g}" if isinstance(value, float) else str(value)
     return f"{len(value)} values"

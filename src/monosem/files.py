@@ -73,7 +73,7 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def writable_folder(path: str | os.PathLike[str]) -> Path:
-    """Make the folder if need be and check that files can be made in it.
+    """Make the folder where it is missing, and check that files can be made in it.
 
     Raises:
         BadInput: it cannot be made or written to.

@@ -114,7 +114,7 @@ def test_harvest_takes_documents_windows_and_dtypes(model, store):
         ({"sites": ["resid_post.1", "blocks.1.hook_resid_post"]}, BadInput, "each once"),
         ({"sites": "pattern.0"}, BadInput, "no row for each token"),
         ({"batch_size": 0}, BadInput, "batch_size"),
-        ({"texts": "one string"}, BadInput, "no corpus"),
+        ({"texts": "one string"}, BadInput, "not a corpus"),
         ({"texts": ["the cat"], "context": 8}, BadInput, "too few for one window"),
         ({"texts": torch.zeros(2, 65, dtype=torch.long)}, BadInput, "longer than the model's context"),
     ],

@@ -228,7 +228,7 @@ def test_windows_begin_with_the_tokens_that_the_tokenizer_puts_first(tiny_model)
 def test_store_on_disk_equals_store_in_memory(model, tmp_path):
     documents = [Document(f"d{i}", "the cat sat on the mat " * (1 + i % 3)) for i in range(20)]
     memory = TokenStore.build(model, documents, 8)
-    disk = TokenStore.build(model, documents, 8, tmp_path / "store")
+    disk = TokenStore.build(model, documents, 8, path=tmp_path / "store")
     again = TokenStore.open(tmp_path / "store")
     for store in (disk, again):
         assert store.fingerprint == memory.fingerprint
@@ -246,7 +246,7 @@ def test_store_on_disk_equals_store_in_memory(model, tmp_path):
 
 def test_bad_stores(model, tmp_path):
     folder = tmp_path / "store"
-    TokenStore.build(model, ["the cat sat on the mat"] * 5, 8, folder)
+    TokenStore.build(model, ["the cat sat on the mat"] * 5, 8, path=folder)
     (folder / "windows.bin").write_bytes((folder / "windows.bin").read_bytes()[:-1])
     with pytest.raises(BadFile, match="truncated"):
         TokenStore.open(folder)

@@ -218,7 +218,7 @@ def test_solved_keeps_the_pairs_that_the_model_gets_right(model: Model) -> None:
     wrong = [worst[0], best[1], worst[2], best[3]]
     pairs = TokenPairs.of(model, texts, texts, right=right, wrong=wrong)
     for options in ({}, {"top": True}):
-        kept = pairs.solved(model, rows=3, **options)
+        kept = pairs.solved(model, batch_size=3, **options)
         assert kept.clean.rows() == [pairs.clean.rows()[i] for i in (0, 2)]
         assert "2 of 4 pairs kept" in repr(kept)
     with pytest.raises(BadInput, match="answers none of the 2"):
@@ -325,7 +325,7 @@ def test_csv_and_json_say_the_same(model: Model, tmp_path: Path) -> None:
         ("a.csv", "clean,other\nthe cat,the dog\n", "needs a column 'corrupted'; it has clean, other"),
         ("a.csv", "clean,corrupted\nthe cat,\n", "pair 0: 'corrupted' has no text"),
         ("a.csv", "clean,corrupted,right,wrong\nthe cat,the dog,, in\n", "pair 0: 'right' has no answer"),
-        ("a.csv", "clean,corrupted,correct_idx,incorrect_idx\nthe cat,the dog,1,2\n", "answer is not to be found"),
+        ("a.csv", "clean,corrupted,correct_idx,incorrect_idx\nthe cat,the dog,1,2\n", "answer cannot be found"),
         ("a.csv", "clean,corrupted\n", "has no pairs"),
         ("a.json", "[1, 2]", "pair 0: an object with clean and corrupted is needed"),
         ("a.json", "{", "is not valid JSON"),

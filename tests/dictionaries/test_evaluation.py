@@ -216,7 +216,7 @@ def test_bad_input(model, windows):
     for documents in ([], [""], ["the cat"]):
         with pytest.raises(BadInput, match="too few for one window"):
             evaluate(model, sae(), documents, context=16, quiet=True)
-    with pytest.raises(BadInput, match="a single string is no corpus"):
+    with pytest.raises(BadInput, match="a single string is not a corpus"):
         evaluate(model, sae(), "the cat", quiet=True)
     with pytest.raises(BadInput):
         evaluate(model, sae(), torch.ones(3, 8, dtype=torch.long), quiet=True)  # nothing but special tokens

@@ -1,5 +1,6 @@
 """Edits on latents: error term kept, no-op is identity, per row, with a cache; dense re-implementations as oracles."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -97,6 +98,12 @@ def test_clamps_in_generation_equal_full_passes(sae):
             logits = MODEL.run([row], edits=edits.clamp(sae, latent, value)).logits
             row = [*row, int(logits[0, -1].argmax())]
         assert whole == row
+
+
+def test_a_latent_may_come_from_a_table(sae):
+    one, other = (MODEL.run(IDS, edits=edits.clamp(sae, latent, 3.0)).logits for latent in (5, np.int64(5)))
+    assert torch.equal(one, other)
+    assert edits.clamp(sae, np.int64(5), 3.0).label == "clamp 5 to 3"
 
 
 def test_splice_is_the_reconstruction(sae):

@@ -83,7 +83,7 @@ def test_held_out_prompts_play_no_part_in_the_ranking():
     """Changing only held-out prompts leaves every search column as it was."""
     from monosem.data import PromptPairs
 
-    _, rest = PromptPairs(POSITIVE, NEGATIVE).split(0.5, 0)
+    _, rest = PromptPairs(POSITIVE, NEGATIVE).split(0.5, seed=0)
     out = {p: f"{p} h g f" for p in rest.positive}
     first = latents.contrast(MODEL, SAE, POSITIVE, NEGATIVE, permutations=50)
     second = latents.contrast(MODEL, SAE, [out.get(p, p) for p in POSITIVE], NEGATIVE, permutations=50)

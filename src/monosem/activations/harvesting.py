@@ -141,7 +141,7 @@ def harvest(
 
     Raises:
         UnknownName: no such site.
-        BadInput: no site, a site without one row a token (patterns, scores), too little text, bad numbers.
+        BadInput: no site, a site that does not have one row a token (patterns, scores), too little text, bad numbers.
     """
     if batch_size < 1:
         raise BadInput(f"batch_size must be at least 1, not {batch_size}")
@@ -153,12 +153,12 @@ def as_sites(model: Model, sites: SiteLike | Sequence[SiteLike]) -> list[Site]:
     """One site in any spelling, or several, validated against the model.
 
     Raises:
-        BadInput: none given, or one given twice; UnknownName: no such site.
+        BadInput: no site, or one site twice; UnknownName: no such site.
     """
-    found = [model.site(site) for site in one_or_many(sites)]
-    if not found or len(set(found)) != len(found):
-        raise BadInput(f"give at least one site, and each once; got {', '.join(map(str, found)) or 'none'}")
-    return found
+    validated = [model.site(site) for site in one_or_many(sites)]
+    if not validated or len(set(validated)) != len(validated):
+        raise BadInput(f"give at least one site, and each once; got {', '.join(map(str, validated)) or 'none'}")
+    return validated
 
 
 def one_or_many(sites: SiteLike | Sequence[SiteLike]) -> list[SiteLike]:

@@ -127,15 +127,15 @@ class ActivationShards:
 
     def width(self, site: SiteLike) -> int:
         """Length of a row at this site."""
-        return self._shards[0][str(self._own(site))].shape[1]
+        return self._shards[0][str(self._held(site))].shape[1]
 
     def size_of(self, sites: Sequence[SiteLike]) -> int:
         """Bytes that all rows of these sites take."""
-        return sum(shard[str(self._own(site))].nbytes for shard in self._shards for site in sites)
+        return sum(shard[str(self._held(site))].nbytes for shard in self._shards for site in sites)
 
     def loaded(self, site: SiteLike, device: torch.device | str) -> Float[Tensor, "n d"]:
         """All rows of a site, copied to a device."""
-        key = str(self._own(site))
+        key = str(self._held(site))
         out = torch.empty(self.tokens, self.width(site), dtype=self._shards[0][key].dtype, device=device)
         for shard, start in zip(self._shards, self._starts.tolist()):
             out[start : start + len(shard[key])] = shard[key]
@@ -143,7 +143,7 @@ class ActivationShards:
 
     def rows(self, name: SiteLike, indices: Int[Tensor, "n"]) -> Tensor:
         """Rows by index into all shards: of a site (`n d`), or of one of `PLACES` (`n`)."""
-        key = name if isinstance(name, str) and name in PLACES else str(self._own(name))
+        key = name if isinstance(name, str) and name in PLACES else str(self._held(name))
         shard_of = torch.searchsorted(self._starts, indices, right=True) - 1
         first = self._shards[0][key]
         out = torch.empty(len(indices), *first.shape[1:], dtype=first.dtype)
@@ -171,14 +171,14 @@ class ActivationShards:
             resident: keep a copy of all rows on the device, so that a batch is one gather; None does so on an
                 accelerator where they take at most half of the free memory. The batches are the same either way.
         """
-        wanted = self.sites if sites is None else [self._own(site) for site in one_or_many(sites)]
+        wanted = self.sites if sites is None else [self._held(site) for site in one_or_many(sites)]
         return ShardStream(self, wanted, batch_tokens, seed, epochs, dtype, torch.device(device), resident)
 
-    def _own(self, site: SiteLike) -> Site:
-        found = Site.parse(site)
-        if found not in self.sites:
-            raise BadInput(f"these shards hold {', '.join(map(str, self.sites))}, not {found}")
-        return found
+    def _held(self, site: SiteLike) -> Site:
+        wanted = Site.parse(site)
+        if wanted not in self.sites:
+            raise BadInput(f"these shards hold {', '.join(map(str, self.sites))}, not {wanted}")
+        return wanted
 
 
 class ShardStream:
@@ -226,7 +226,7 @@ class ShardStream:
 
     @property
     def skipped(self) -> Counter[str]:
-        """Tokens by what became of them in the harvest, and those that the last batch has no room for."""
+        """Tokens by what became of them in the harvest, and the tokens that the last batch has no room for."""
         return self.shards.skipped + Counter(remainder=len(self.schedule) % self.batch_tokens)
 
     @property

@@ -23,8 +23,8 @@ class SkipRule:
     """Tokens to leave out. The defaults are what training and statistics use.
 
     The norms of a residual stream are not all alike: attention sinks and a few other tokens reach 100 times the median
-    (smollm2 `resid_post.15`: median near 170, outliers up to 26,000, not only at position 0), and would own any mean
-    squared error. The median is estimated once, on `calibration` windows spread over the source, and then kept: a
+    (smollm2 `resid_post.15`: median near 170, outliers up to 26,000, not only at position 0), and would dominate any
+    mean squared error. The median is estimated once, on `calibration` windows spread over the source, and then kept: a
     threshold that ran along with the data would depend on the order of the batches, and a resumed job would differ.
     """
 

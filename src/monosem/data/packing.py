@@ -114,7 +114,7 @@ class Packing:
 
 
 def packed(
-    model: Any, documents: Iterable[Document | str], context: int = 256, separator: int | None = None
+    model: Any, documents: Iterable[Document | str], context: int = 256, *, separator: int | None = None
 ) -> Iterator[Int[Tensor, "n context"]]:
     """Windows of token ids, in the documents' order; the last tokens that do not fill a window are left out.
 
@@ -146,6 +146,7 @@ class TokenStore:
         model: Any,
         documents: Iterable[Document | str],
         context: int = 256,
+        *,
         path: str | os.PathLike[str] | None = None,
         tokens: int | None = None,
         separator: int | None = None,
@@ -198,7 +199,7 @@ class TokenStore:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
-        """Raises `BadFile` when the folder is no token store, or its file is truncated."""
+        """Raises `BadFile` when the folder is not a token store, or its file is truncated."""
         folder = Path(path)
         manifest = read_json(folder / "manifest.json")
         try:

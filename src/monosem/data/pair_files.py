@@ -64,7 +64,7 @@ def read_pairs(
     source = f"{Path(path).name}, {clean_name} against {corrupted_name}"
     spans = _name_spans(model, clean, names) if names else {}
     pairs = TokenPairs.of(
-        model, clean, other, right, wrong, spans, drop_unaligned=drop_unaligned, source=source, notes=notes
+        model, clean, other, right, wrong, spans=spans, drop_unaligned=drop_unaligned, source=source, notes=notes
     )
     pairs.spans["end"] = pairs.clean.lengths - 1
     return pairs
@@ -118,10 +118,10 @@ def _column(rows: Sequence[Row], names: Sequence[str], path: object, wanted: str
         if wanted not in held:
             raise UnknownName(f"{path} has no column {wanted!r}{did_you_mean(wanted, held)}; it has {', '.join(held)}")
         return wanted
-    found = [name for name in names if name in held]
-    if not found:
+    present = [name for name in names if name in held]
+    if not present:
         raise BadFile(f"{path} needs a column {names[0]!r}; it has {', '.join(filter(None, held)) or 'none'}")
-    return found[0]
+    return present[0]
 
 
 def _texts(rows: Sequence[Row], column: str, path: object) -> list[str]:
@@ -184,7 +184,7 @@ def _once_and_twice(text: str, number: int, path: object, ids: tuple[str, str]) 
         if len(once) == len(twice) == 1:
             return once[0], twice[0]
     raise BadFile(
-        f"{path}, pair {number}: the answer is not to be found in {text!r}; add columns 'right' and 'wrong' with the "
+        f"{path}, pair {number}: the answer cannot be found in {text!r}; add columns 'right' and 'wrong' with the "
         f"answers as text, or say answer_ids='keep' if {ids[0]} and {ids[1]} are ids of this model's tokenizer"
     )
 

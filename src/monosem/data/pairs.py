@@ -14,7 +14,7 @@ class PromptPairs:
     """Positive and negative prompts; with `paired`, the i-th of one side belongs to the i-th of the other.
 
     Raises:
-        BadInput: a side that is empty or no list of strings, a blank prompt, or (paired) sides of different length.
+        BadInput: a side that is empty or not a list of strings, a blank prompt, or (paired) sides of different length.
 
     A prompt that occurs twice on a side, or on both sides, gives a warning: it weighs double, or cancels.
     """
@@ -49,7 +49,7 @@ class PromptPairs:
         """All prompts, the positive ones first."""
         return [*self.positive, *self.negative]
 
-    def split(self, held_out: float = 0.5, seed: int = 0) -> tuple[Self, Self]:
+    def split(self, held_out: float = 0.5, *, seed: int = 0) -> tuple[Self, Self]:
         """(kept, held out), drawn by `seed`; pairs stay together, each side is split in the same ratio.
 
         Raises:

@@ -27,7 +27,9 @@ def as_store(model: Any, source: TextSource, context: int, *, tokens: int | None
     if tokens is not None and tokens < 1:
         raise BadInput(f"tokens must be at least 1, not {tokens}")
     if isinstance(source, str):
-        raise BadInput("a single string is no corpus; give a list of texts, monosem.data.texts(path), or a TokenStore")
+        raise BadInput(
+            "a single string is not a corpus; give a list of texts, monosem.data.texts(path), or a TokenStore"
+        )
     if not isinstance(source, TokenStore | Tensor | np.ndarray):
         return TokenStore.build(model, source, context, tokens=tokens)
     store = source if isinstance(source, TokenStore) else TokenStore.of(source)
@@ -43,4 +45,4 @@ def corpus(model: Any, paths: Sequence[str | os.PathLike[str]], *, seed: int = 0
         BadFile: a path is missing or cannot be read as text. BadInput: no path.
     """
     chat = model if getattr(model.tokenizer, "chat_template", None) else None
-    return interleaved([texts(path, chat=chat) for path in paths], seed)
+    return interleaved([texts(path, chat=chat) for path in paths], seed=seed)

@@ -111,7 +111,7 @@ def _ioi_sentence(form: str, order: str, names: tuple[str, str, str], common: Ma
     return Sentence(sentence.text, {name: sentence.places[slot] for name, slot in ends.items()})
 
 
-def greater_than(model: "Model", n: int = 32, seed: int = 0, *, nouns: Sequence[str] = words.EVENTS) -> TokenPairs:
+def greater_than(model: "Model", *, n: int = 32, seed: int = 0, nouns: Sequence[str] = words.EVENTS) -> TokenPairs:
     """Greater-than (Hanna et al. 2023): "The war lasted from the year 1732 to the year 17" goes on with a later year.
 
     How the tokenizer writes years decides what is asked:
@@ -151,7 +151,7 @@ def greater_than(model: "Model", n: int = 32, seed: int = 0, *, nouns: Sequence[
     return _made(model, draw, n, seed, source, ("noun", "start"))
 
 
-def capitals(model: "Model", n: int = 16, seed: int = 0) -> TokenPairs:
+def capitals(model: "Model", *, n: int = 16, seed: int = 0) -> TokenPairs:
     """Facts: "The capital of France is the city of" against the same sentence about another country.
 
     Returns:
@@ -166,14 +166,14 @@ def capitals(model: "Model", n: int = 16, seed: int = 0) -> TokenPairs:
         raise BadInput(f"only {len(countries)} countries and their capitals are single tokens for {model.name}")
 
     def draw(rng: random.Random) -> Pair:
-        form, (own, other) = rng.choice(words.CAPITAL_FORMS), rng.sample(countries, 2)
-        right, wrong = (cities[words.CAPITALS[name]] for name in (own, other))
-        return Pair(filled(form, {"country": own}), filled(form, {"country": other}), right, wrong)
+        form, (country, other) = rng.choice(words.CAPITAL_FORMS), rng.sample(countries, 2)
+        right, wrong = (cities[words.CAPITALS[name]] for name in (country, other))
+        return Pair(filled(form, {"country": country}), filled(form, {"country": other}), right, wrong)
 
     return _made(model, draw, n, seed, f"capitals, seed {seed}", ("country",))
 
 
-def pronouns(model: "Model", n: int = 16, seed: int = 0) -> TokenPairs:
+def pronouns(model: "Model", *, n: int = 16, seed: int = 0) -> TokenPairs:
     """Gendered pronouns: "So Mary is a really good friend, isn't" goes on with she, with a man's name with he.
 
     Returns:
@@ -187,9 +187,9 @@ def pronouns(model: "Model", n: int = 16, seed: int = 0) -> TokenPairs:
 
     def draw(rng: random.Random) -> Pair:
         sides = [("she", rng.choice(list(women))), ("he", rng.choice(list(men)))]
-        (right, own), (wrong, other) = rng.sample(sides, 2)
+        (right, name), (wrong, other) = rng.sample(sides, 2)
         form = rng.choice(words.PRONOUN_FORMS)
-        return Pair(filled(form, {"name": own}), filled(form, {"name": other}), pronoun[right], pronoun[wrong])
+        return Pair(filled(form, {"name": name}), filled(form, {"name": other}), pronoun[right], pronoun[wrong])
 
     return _made(model, draw, n, seed, f"pronouns, seed {seed}", ("name",))
 
@@ -222,7 +222,7 @@ def _made(
     at = {name: [token_at(model, pair.clean.text, pair.clean.places[name][1] - 1) for pair in drawn] for name in spans}
     clean, corrupted = ([side.text for side in sides] for sides in zip(*((one.clean, one.corrupted) for one in drawn)))
     right, wrong = [pair.right for pair in drawn], [pair.wrong for pair in drawn]
-    pairs = TokenPairs.of(model, clean, corrupted, right, wrong, at, source=source)
+    pairs = TokenPairs.of(model, clean, corrupted, right, wrong, spans=at, source=source)
     return replace(pairs, spans=pairs.spans | {"end": pairs.clean.lengths - 1})
 
 
@@ -254,8 +254,8 @@ def _single(model: "Model", candidates: Sequence[str], what: str, at_least: int 
     Raises:
         BadInput: there are fewer than `at_least`.
     """
-    found = _continuations(model, "the", [f" {word}" for word in candidates])
-    usable = {text[1:]: token for text, token in found.items()}
+    single = _continuations(model, "the", [f" {word}" for word in candidates])
+    usable = {text[1:]: token for text, token in single.items()}
     if len(usable) < at_least:
         raise BadInput(
             f"only {len(usable)} of {len(candidates)} {what} are single tokens for {model.name}, {at_least} are needed"

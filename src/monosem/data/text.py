@@ -22,7 +22,7 @@ class Document(NamedTuple):
     """One text of a corpus.
 
     `rendered` says that the text came out of a chat template, so that `<|im_start|>` in it is the special token; in
-    any other text it is nine characters that somebody wrote, and is tokenised as such.
+    any other text it is twelve characters that somebody wrote, and is tokenised as such.
     """
 
     id: str
@@ -30,7 +30,7 @@ class Document(NamedTuple):
     rendered: bool = False
 
 
-def texts(paths: PathLike | Sequence[PathLike], field: str | None = None, chat: Any = None) -> Iterator[Document]:
+def texts(paths: PathLike | Sequence[PathLike], *, field: str | None = None, chat: Any = None) -> Iterator[Document]:
     """Read documents, in the order of `paths`, folders recursively in sorted order.
 
     Args:
@@ -47,14 +47,14 @@ def texts(paths: PathLike | Sequence[PathLike], field: str | None = None, chat: 
             itself shows it, the others when the reading gets there).
         BadInput: rows without a text field (the message names the fields that there are), no chat template.
     """
-    given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    if not given:
+    several = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    if not several:
         raise BadInput("no path was given to read texts from")
-    files = [(Path(path), _files(Path(path))) for path in given]
+    files = [(Path(path), _files(Path(path))) for path in several]
     return _read_all(files, field, _renderer(chat) if chat is not None else None)
 
 
-def shuffled(documents: Iterable[Document], seed: int = 0, window: int = 4096) -> Iterator[Document]:
+def shuffled(documents: Iterable[Document], *, seed: int = 0, window: int = 4096) -> Iterator[Document]:
     """The documents in an order drawn from `seed`; `window` of them are held at a time, so any corpus fits."""
     rng = random.Random(seed)
     held: list[Document] = []
@@ -69,7 +69,7 @@ def shuffled(documents: Iterable[Document], seed: int = 0, window: int = 4096) -
 
 
 def interleaved(
-    sources: Sequence[Iterable[Document]], seed: int = 0, weights: Sequence[float] | None = None
+    sources: Sequence[Iterable[Document]], *, seed: int = 0, weights: Sequence[float] | None = None
 ) -> Iterator[Document]:
     """Mix several sources so that at any point each has given its share of the characters, until all are read.
 
@@ -82,15 +82,15 @@ def interleaved(
     shares = [1.0] * len(sources) if weights is None else [float(w) for w in weights]
     if not sources or len(shares) != len(sources) or not all(w > 0 for w in shares):
         raise BadInput(f"interleaved needs one positive weight a source; got {len(sources)} sources, weights {shares}")
-    streams = {at: shuffled(source, seed + at) for at, source in enumerate(sources)}
-    given = dict.fromkeys(streams, 0.0)
+    streams = {at: shuffled(source, seed=seed + at) for at, source in enumerate(sources)}
+    read = dict.fromkeys(streams, 0.0)  # characters over share
     while streams:
-        at = min(streams, key=lambda i: (given[i], i))
+        at = min(streams, key=lambda i: (read[i], i))
         document = next(streams[at], None)
         if document is None:
             del streams[at]
             continue
-        given[at] += len(document.text) / shares[at]
+        read[at] += len(document.text) / shares[at]
         yield document
 
 
@@ -152,10 +152,10 @@ def _reader(path: Path) -> Callable[[Path], Iterator[Row]] | None:
 def _files(path: Path) -> list[Path]:
     kinds = ", ".join(READERS)
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.is_file() and _reader(file))
-        if not found:
+        files = sorted(file for file in path.rglob("*") if file.is_file() and _reader(file))
+        if not files:
             raise BadFile(f"the folder {path} holds no {kinds} file")
-        return found
+        return files
     if not path.exists():
         raise BadFile(f"{path} does not exist")
     if _reader(path) is None:
@@ -164,9 +164,9 @@ def _files(path: Path) -> list[Path]:
 
 
 def _read_all(
-    given: list[tuple[Path, list[Path]]], field: str | None, render: Callable[[Any], str] | None
+    sources: list[tuple[Path, list[Path]]], field: str | None, render: Callable[[Any], str] | None
 ) -> Iterator[Document]:
-    for path, files in given:
+    for path, files in sources:
         count = 0
         for file in files:
             name = str(file.relative_to(path)) if path.is_dir() else file.name
@@ -214,7 +214,7 @@ def _text_of(row: Row, where: str, field: str | None, render: Callable[[Any], st
 
 
 def _messages(row: Mapping[str, Any], where: str) -> list[dict[str, str]] | None:
-    """The turns of a conversation, or None when the row is none."""
+    """The turns of a conversation, or None when the row is not a conversation."""
     if "messages" in row:
         turns = row["messages"]
         if not isinstance(turns, list) or not all(

@@ -52,8 +52,8 @@ class TokenPairs:
         corrupted: Sequence[str],
         right: Sequence[Answer | Sequence[Answer]] | None = None,
         wrong: Sequence[Answer | Sequence[Answer]] | None = None,
-        spans: Mapping[str, Sequence[int]] | None = None,
         *,
+        spans: Mapping[str, Sequence[int]] | None = None,
         drop_unaligned: bool = False,
         source: str = "",
         notes: Sequence[str] = (),
@@ -71,15 +71,15 @@ class TokenPairs:
             BadInput: sides of different length, pairs whose token counts differ (both tokenisations are shown), an
                 answer that is not one token, a span outside its row; or no pair is left.
         """
-        for what, given in {"clean": clean, "corrupted": corrupted, "right": right, "wrong": wrong}.items():
-            if isinstance(given, str | int):
-                raise BadInput(f"{what} must be a list with one entry for each pair, not {given!r} alone")
+        for what, values in {"clean": clean, "corrupted": corrupted, "right": right, "wrong": wrong}.items():
+            if isinstance(values, str | int):
+                raise BadInput(f"{what} must be a list with one entry for each pair, not {values!r} alone")
         clean, corrupted = list(clean), list(corrupted)
         named = {name: list(at) for name, at in (spans or {}).items()}
         _check_counts(clean, corrupted, right, wrong, named)
         a, b = model.tokens(clean), model.tokens(corrupted)
         bad = _misaligned(model, a, b)
-        answers = [_answers(model, given, bad) for given in (right, wrong)]
+        answers = [_answers(model, side, bad) for side in (right, wrong)]
         if bad and not drop_unaligned:
             more = f" (and {len(bad) - 1} more: {_listed(list(bad)[1:])})" if len(bad) > 1 else ""
             raise BadInput(f"{next(iter(bad.values()))}{more}; reword them, or leave them out (drop_unaligned)")
@@ -111,7 +111,7 @@ class TokenPairs:
         if self.clean.ids.shape != self.corrupted.ids.shape or not torch.equal(self.clean.mask, self.corrupted.mask):
             raise BadInput(
                 "clean and corrupted prompts must have the same numbers of tokens and the same padding; "
-                "TokenPairs.of(model, clean, corrupted) says which pair has not"
+                "TokenPairs.of(model, clean, corrupted) says which pair differs"
             )
 
     def __len__(self) -> int:
@@ -163,19 +163,19 @@ class TokenPairs:
             raise BadInput("these pairs have no right or no wrong answers; give TokenPairs.of(..., right=, wrong=)")
         return metrics.log_odds(logits, right.to(logits.device), wrong.to(logits.device))
 
-    def solved(self, model: "Model", *, top: bool = False, rows: int = 32) -> "TokenPairs":
+    def solved(self, model: "Model", *, top: bool = False, batch_size: int = 32) -> "TokenPairs":
         """The pairs whose clean prompt the model answers right: the right answer is likelier than the wrong one.
 
         Args:
             top: the right answer must be the likeliest of all tokens, which needs no wrong answers.
-            rows: prompts a forward pass.
+            batch_size: prompts a forward pass.
 
         Raises:
             BadInput: the model answers none of them right, or they have no answers.
         """
         kept: list[int] = []
-        for start in range(0, len(self), rows):
-            part = self[slice(start, start + rows)]
+        for start in range(0, len(self), batch_size):
+            part = self[slice(start, start + batch_size)]
             logits = model.run(part.clean, logits="last").logits
             assert logits is not None
             good = part._on_top(logits) if top else part.advantage(logits) > 0
@@ -204,14 +204,14 @@ class TokenPairs:
             rows.append(texts | answers | {"tokens": len(one), "differs": ", ".join(spelled)})
         return pd.DataFrame(rows)
 
-    def show(self, model: "Model", n: int = 3) -> str:
+    def show(self, model: "Model", *, n: int = 3) -> str:
         """The first n pairs token by token, `[...]` around tokens that differ, spans and answers below; to print."""
         right, wrong = self.answers
         lines = [repr(self)]
         for i, rows in enumerate(zip(self.clean.rows()[:n], self.corrupted.rows()[:n])):
-            for side, (own, other) in (("clean    ", rows), ("corrupted", rows[::-1])):
-                tokens = [model.str_token(token) for token in own]
-                marked = [f"[{text}]" if x != y else text for text, x, y in zip(tokens, own, other)]
+            for side, (row, partner) in (("clean    ", rows), ("corrupted", rows[::-1])):
+                tokens = [model.str_token(token) for token in row]
+                marked = [f"[{text}]" if x != y else text for text, x, y in zip(tokens, row, partner)]
                 lines.append(f"{i:3} {side}  {'|'.join(marked)}")
             spans = [f"{name} {int(at[i])}{model.str_token(rows[0][int(at[i])])!r}" for name, at in self.spans.items()]
             answers = f"right {_spelled(model, right, i) or '-'}, wrong {_spelled(model, wrong, i) or '-'}"
@@ -221,17 +221,17 @@ class TokenPairs:
     def _parts(self, change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
         """Every tensor of answers and spans, changed."""
         names = ("right", "wrong", "right_set", "wrong_set")
-        found = {name: None if (value := getattr(self, name)) is None else change(value) for name in names}
-        return found | {"spans": {name: change(at) for name, at in self.spans.items()}}
+        changed = {name: None if (value := getattr(self, name)) is None else change(value) for name in names}
+        return changed | {"spans": {name: change(at) for name, at in self.spans.items()}}
 
 
 def _check_counts(clean: list[str], corrupted: list[str], right: Any, wrong: Any, spans: dict[str, Any]) -> None:
     if len(clean) != len(corrupted):
         raise BadInput(f"{len(clean)} clean but {len(corrupted)} corrupted prompts; pairs need as many of each")
     lists = {"right answers": right, "wrong answers": wrong} | {f"span {name!r}": at for name, at in spans.items()}
-    for what, given in lists.items():
-        if given is not None and len(given) != len(clean):
-            raise BadInput(f"{what}: {len(given)} for {len(clean)} pairs; give one for each")
+    for what, values in lists.items():
+        if values is not None and len(values) != len(clean):
+            raise BadInput(f"{what}: {len(values)} for {len(clean)} pairs; give one for each")
 
 
 def _misaligned(model: "Model", clean: "TokenBatch", corrupted: "TokenBatch") -> dict[int, str]:
@@ -248,14 +248,14 @@ def _misaligned(model: "Model", clean: "TokenBatch", corrupted: "TokenBatch") ->
 
 
 def _answers(
-    model: "Model", given: "Sequence[Answer | Sequence[Answer]] | None", bad: dict[int, str]
+    model: "Model", answers: "Sequence[Answer | Sequence[Answer]] | None", bad: dict[int, str]
 ) -> list[list[int]] | None:
-    """Ids of every pair's answers; rows whose answers are no single tokens are entered in `bad`."""
-    if given is None:
+    """Ids of every pair's answers; rows whose answers are not single tokens are entered in `bad`."""
+    if answers is None:
         return None
     rows = []
-    for number, answers in enumerate(given.tolist() if isinstance(given, Tensor) else given):
-        several = [answers] if isinstance(answers, str | int) else list(answers)
+    for number, answer in enumerate(answers.tolist() if isinstance(answers, Tensor) else answers):
+        several = [answer] if isinstance(answer, str | int) else list(answer)
         if not several:
             bad.setdefault(number, f"pair {number} has an empty set of answers")
         try:

@@ -29,7 +29,7 @@ class DictionaryTensors:
     W_skip: Float[Tensor, "d_out d_in"] | None = None
 
     def present(self) -> dict[str, Tensor]:
-        """name -> tensor, of the tensors that there are."""
+        """name -> tensor, without the tensors that are None."""
         return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
 
     def to(self, dtype: torch.dtype) -> "DictionaryTensors":

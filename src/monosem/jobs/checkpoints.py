@@ -46,10 +46,10 @@ class Checkpoints:
         return path
 
     def newest(self) -> dict[str, Any] | None:
-        """The newest readable checkpoint; None when there is none at all.
+        """The newest readable checkpoint; None when there is no checkpoint.
 
         Raises:
-            BadFile: there are checkpoints, and none can be read.
+            BadFile: there are checkpoints, and no one of them can be read.
         """
         paths = self.paths()
         errors = []

@@ -82,7 +82,7 @@ def contrast(
             fires.
         Mismatch: a dictionary of another model.
     """
-    search, rest = PromptPairs(positive, negative, paired).split(held_out, seed)
+    search, rest = PromptPairs(positive, negative, paired).split(held_out, seed=seed)
     up, down = (pooled(model, dictionary, side, pool) for side in (search.positive, search.negative))
     fires = ((up > 0).any(0) | (down > 0).any(0)).nonzero()[:, 0]
     if not len(fires):

@@ -1,7 +1,7 @@
 """How an index lies in its SQLite file: tables, the bins of histograms, and packed examples.
 
 Tables: `meta` (key, JSON value); `latent` (numbers, histogram, token lists); `examples` (one compressed blob a latent);
-`document` (id, name); `token` (id, and text, or bytes where they are no whole characters: the tokens that occur);
+`document` (id, name); `token` (id, and text, or bytes where they are not whole characters: the tokens that occur);
 `search` (FTS5 over the words a latent fires on and promotes).
 """
 

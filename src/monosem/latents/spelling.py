@@ -15,8 +15,8 @@ def token_text(model: Model, token: int) -> str | bytes:
     text = model.str_token(token)
     if model.tokenizer is None or "\ufffd" not in model.tokenizer.decode([token]):
         return text
-    if found := _BYTE.fullmatch(text):
-        return bytes.fromhex(found[1])
+    if byte := _BYTE.fullmatch(text):
+        return bytes.fromhex(byte[1])
     alphabet = byte_alphabet()
     return bytes(alphabet[c] for c in text) if all(c in alphabet for c in text) else text
 
@@ -29,7 +29,7 @@ def readable(tokens: Iterable[str | bytes]) -> list[str]:
         if isinstance(token, bytes):
             out.append(decoder.decode(token))
         else:
-            out.append(decoder.decode(b"", final=True) + token)  # what was left over is no character
+            out.append(decoder.decode(b"", final=True) + token)  # what was left over is not a character
             decoder.reset()
     if out:
         out[-1] += decoder.decode(b"", final=True)

@@ -101,11 +101,11 @@ class TokenTallies:
     def top(self, n: int) -> dict[int, list[tuple[int, int, float]]]:
         """latent -> [(token, count, summed activation)], most activation first."""
         self.merge()
-        found: dict[int, list[tuple[int, int, float]]] = {}
+        strongest: dict[int, list[tuple[int, int, float]]] = {}
         for i in _strongest(self.key // self.vocabulary, self.mass, n):
             latent, token = divmod(int(self.key[i]), self.vocabulary)
-            found.setdefault(latent, []).append((token, int(self.count[i]), float(self.mass[i])))
-        return found
+            strongest.setdefault(latent, []).append((token, int(self.count[i]), float(self.mass[i])))
+        return strongest
 
     def state(self) -> dict[str, np.ndarray]:
         self.merge()

@@ -61,7 +61,7 @@ class Context:
     @cached_property
     def pairs(self) -> tuple[PromptPairs, PromptPairs]:
         """(search half, held-out half)."""
-        return PromptPairs(self.config.positive, self.config.negative).split(HELD_OUT, self.config.seed)
+        return PromptPairs(self.config.positive, self.config.negative).split(HELD_OUT, seed=self.config.seed)
 
     @property
     def openings(self) -> list[str]:

@@ -63,7 +63,7 @@ def read(path: Path, norm_scaling_factor: float | None = None) -> DictionaryPart
 
     Raises:
         BadFile: missing or broken files, an unknown architecture, tensors of the wrong shape, or a normalisation whose
-            scale is nowhere to be found (the message says how to give it).
+            scale is not in the folder (the message says how to give it).
     """
     cfg = _modern(read_json(path / CONFIG), path)
     if cfg["architecture"] not in ARCHITECTURES:
@@ -219,7 +219,7 @@ Normalisation = Callable[[DictionaryTensors], DictionaryTensors]
 
 
 def _normalisation(cfg: dict[str, Any], path: Path, scale: float | None) -> Normalisation | None:
-    """The fold that takes away the normalisation of the whole stream; None where there is none (or only per token)."""
+    """The fold that takes away the normalisation of the whole stream; None where tokens are normalised or nothing."""
     norm = cfg["normalize_activations"]
     if scale is not None and norm != "expected_average_only_in":
         raise BadInput(f"norm_scaling_factor was given, but {path} has normalize_activations {norm!r}; leave it out")

@@ -24,7 +24,7 @@ class Pass:
     reconstruction: Float[Tensor, "batch d"]
     fired: Bool[Tensor, "width"]
     active: Int[Tensor, ""]  # positive codes in the batch
-    floor: Float[Tensor, ""]  # smallest positive activation; infinity when there is none
+    floor: Float[Tensor, ""]  # smallest positive activation; infinity when no activation is positive
 
 
 def _pass(reconstruction: Tensor, columns: Tensor, values: Tensor, width: int) -> Pass:

@@ -116,6 +116,6 @@ def _held_out(config: TrainConfig, model: Model, dictionary: Dictionary, quiet: 
     measured = {}
     for path in config.held_out:
         text = corpus(model, [path])
-        found = evaluate(model, dictionary, text, tokens=config.held_out_tokens, context=config.context, quiet=quiet)
-        measured[path] = {name: value for name, value in found.to_dict().items() if name != "config"}
+        result = evaluate(model, dictionary, text, tokens=config.held_out_tokens, context=config.context, quiet=quiet)
+        measured[path] = {name: value for name, value in result.to_dict().items() if name != "config"}
     return measured

@@ -57,8 +57,8 @@ def _candidates(x: Tensor, encoder: Encoder, n: int, screen: bool) -> tuple[Tens
         exact = rows_dot(Support.of(columns, width), x, encoder[0]).view_as(columns) + encoder[1][columns]
         values, place = exact.topk(n, sorted=False)
         return columns.gather(1, place), values
-    found = [(top := top_columns(pre, n), pre.gather(1, top)) for pre in _products(x, encoder, x.dtype)]
-    return torch.cat([columns for columns, _ in found]), torch.cat([values for _, values in found])
+    chunks = [(top := top_columns(pre, n), pre.gather(1, top)) for pre in _products(x, encoder, x.dtype)]
+    return torch.cat([columns for columns, _ in chunks]), torch.cat([values for _, values in chunks])
 
 
 def select_topk(centred: Float[Tensor, "batch d"], encoder: Encoder, k: int, screen: bool) -> Support:
