@@ -187,7 +187,7 @@ def test_an_analogy_is_vector_arithmetic(tiny_model):
 def test_scores_rank_heads_and_are_saved(tiny_model, tmp_path):
     scores = torch.tensor([[0.1, -0.2, 0.5], [0.0, 0.9, 0.3]])
     header = CopyingHeader("m", 32, 2, "token", "probability", 0.9, 0.1, 7)
-    held = CopyingEffects(scores, scores.abs(), header)
+    held = CopyingEffects(header, scores, scores.abs())
     assert held.best_heads(3) == [(1, 1), (0, 2), (1, 2)]
     assert held.best == (1, 1)
     assert held.table.iloc[0].to_dict() == {

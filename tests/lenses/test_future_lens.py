@@ -193,7 +193,7 @@ def transplanted(model, embeddings, layer, h, ids):
 def test_a_transplant_is_an_explicit_edit(family, tiny_model):
     model = tiny_model(family)
     prompt = SoftPrompt.of(model, 1, "one two three four", target_layer=0, offsets=(0, 2))
-    wide = SoftPrompt(prompt.embeddings + 0.3, prompt.header)  # not the embeddings of any text
+    wide = SoftPrompt(prompt.header, prompt.embeddings + 0.3)  # not the embeddings of any text
     source = TEXTS[0][:7]
     h = native_states(model, source)[1, 4]
     ids = []

@@ -110,7 +110,7 @@ def test_into_another_model_of_another_width(tiny_model):
     draw = torch.Generator().manual_seed(1)
     header = AffineHeader("", 32, None, d_target=48, ridge=0.0, tokens=0)
     part = lambda *shape: torch.randn(shape, generator=draw)  # noqa: E731
-    maps = {i: Affine(part(32, 48) / 6, part(48), header) for i in range(3)}
+    maps = {i: Affine(header, part(32, 48) / 6, part(48)) for i in range(3)}
     seen = patchscope(small, SOURCE, TargetPrompt(TARGET, 2, layer=1, model=wide, mapping=maps), top=100, quiet=True)
     for layer, h in enumerate(native_states(small, SOURCE)):
         for position in range(5):

@@ -3,7 +3,7 @@ folder with `config.json` (the header) and `lens.safetensors` (the numbers)."""
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -40,28 +40,30 @@ class Header:
         return cls(**config)
 
 
+@dataclass(frozen=True, eq=False)
 class Fitted:
     """Base of what is fitted on texts: `X.fit(model, texts)` makes one, `X.load(path)` reads one that was saved.
 
-    A subclass is a frozen dataclass that gives `numbers` and `of`.
+    A subclass is a dataclass of a header and tensors; one that holds its tensors otherwise has its own `numbers` and
+    `of_parts`.
 
     Attributes:
-        kind: what `config.json` calls it. remedy: how to get one for another model.
+        kind: what `config.json` calls it. made_by: the call that makes one for another model.
     """
 
     kind: ClassVar[str]
-    remedy: ClassVar[str]
-    header_type: ClassVar[type[Header]] = Header
+    made_by: ClassVar[str] = "fit"
+
     header: Header
 
     def numbers(self) -> dict[str, Tensor]:
         """The tensors that are saved."""
-        raise NotImplementedError
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
     @classmethod
     def of_parts(cls, header: Any, numbers: dict[str, Tensor]) -> Self:
         """The lens of a header and its tensors. Raises `TypeError`, `KeyError` or `ValueError` for other tensors."""
-        raise NotImplementedError
+        return cls(header=header, **numbers)
 
     def check(self, model: Model) -> None:
         """Raises `Mismatch` when the model has another shape than the one that the lens was fitted on."""
@@ -70,7 +72,8 @@ class Fitted:
             depth = "" if wanted[1] is None else f"{wanted[1]} layers of "
             raise Mismatch(
                 f"this {self.kind} lens was fitted on {self.header.model_name or 'a model'} with {depth}width "
-                f"{wanted[0]}; {model.name} has {has[1]} layers of width {has[0]}: {self.remedy}"
+                f"{wanted[0]}; {model.name} has {has[1]} layers of width {has[0]}: make one with "
+                f"monosem.lenses.{type(self).__name__}.{self.made_by}"
             )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -85,8 +88,9 @@ class Fitted:
             BadFile: no such folder, a lens of another kind, a broken file.
         """
         config, numbers = read_fitted(path, cls.kind)
+        header_type: Any = next(field.type for field in fields(cls) if field.name == "header")
         try:
-            return cls.of_parts(cls.header_type.parse(config), numbers)
+            return cls.of_parts(header_type.parse(config), numbers)
         except (TypeError, KeyError, ValueError) as error:
             raise BadFile(f"{path} does not hold a {cls.kind} lens that can be read: {error}") from error
 

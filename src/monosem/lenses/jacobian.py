@@ -60,11 +60,9 @@ class JacobianLens(Fitted):
 
     kind: ClassVar[str] = "jacobian"
     name: ClassVar[str] = "Jacobian lens"
-    remedy: ClassVar[str] = "fit one with monosem.lenses.JacobianLens.fit"
-    header_type: ClassVar[type[Header]] = JacobianHeader
 
-    jacobians: dict[int, Float[Tensor, "d_model d_model"]] = field(repr=False)
     header: JacobianHeader
+    jacobians: dict[int, Float[Tensor, "d_model d_model"]] = field(repr=False)
 
     @property
     def layers(self) -> list[int]:
@@ -97,7 +95,7 @@ class JacobianLens(Fitted):
         size = header.d_model
         if bad := [layer for layer, matrix in jacobians.items() if matrix.shape != (size, size)]:
             raise ValueError(f"the matrices of layers {bad} are not {size} x {size}")
-        return cls(jacobians, header)
+        return cls(header, jacobians)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -171,7 +169,7 @@ class JacobianLens(Fitted):
         scale = d / count / len(prompts)
         jacobians = {layer: (total[layer] * scale).cpu() if layer != last else torch.eye(d) for layer in wanted}
         header = JacobianHeader(model.name, d, last + 1, len(prompts), skip_first, skip_last, length, count, seed)
-        return cls(jacobians, header)
+        return cls(header, jacobians)
 
 
 def _probes(count: int, d: int, draw: torch.Generator) -> Float[Tensor, "count d"]:

@@ -17,7 +17,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import pandas as pd
 import torch
@@ -66,13 +66,11 @@ class CopyingEffects(Result, Fitted):
     """
 
     kind: ClassVar[str] = "copying effects"
-    remedy: ClassVar[str] = "measure it with monosem.lenses.copying_effects"
-    header_type: ClassVar[type[Header]] = CopyingHeader
     ranked_by: ClassVar[str | None] = "effect"
 
+    header: CopyingHeader
     effects: Float[Tensor, "layer head"] = field(repr=False)
     errors: Float[Tensor, "layer head"] = field(repr=False)
-    header: CopyingHeader
 
     def best_heads(self, n: int) -> list[tuple[int, int]]:
         """The n best heads as (layer, head), best first. Raises `BadInput` when the model has fewer."""
@@ -109,13 +107,6 @@ class CopyingEffects(Result, Fitted):
             title=f"{self.header.kind.capitalize()} copying in {self.header.model_name}",
             unit="Δ log p (nats)" if self.header.metric == "log_probability" else "Δ p",
         )
-
-    def numbers(self) -> dict[str, Tensor]:
-        return {"effects": self.effects, "errors": self.errors}
-
-    @classmethod
-    def of_parts(cls, header: CopyingHeader, numbers: dict[str, Tensor]) -> Self:
-        return cls(header=header, **numbers)
 
     def check(self, model: Model) -> None:
         """Raises `Mismatch` when the model has other heads."""
@@ -162,9 +153,9 @@ def copying_effects(
     shape = (model.cfg.n_layers, model.cfg.n_heads)
     clean, corrupted = (float(side[metric].mean()) for side in (swept.clean, swept.corrupted))
     return CopyingEffects(
+        CopyingHeader(model.name, model.cfg.d_model, model.cfg.n_layers, kind, metric, clean, corrupted, len(pairs)),
         swept.effect(metric).reshape(shape).float(),
         swept.effect_se(metric).reshape(shape).float(),
-        CopyingHeader(model.name, model.cfg.d_model, model.cfg.n_layers, kind, metric, clean, corrupted, len(pairs)),
     )
 
 

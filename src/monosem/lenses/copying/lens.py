@@ -11,8 +11,8 @@ the bare matrices are not what a head writes, and other models get the paper's b
 without it, smollm2 reads better without (docs/lenses.md).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self, Unpack
 
 import pandas as pd
@@ -48,6 +48,11 @@ class HeadHeader(Header):
     name: str
     folded: bool
 
+    @classmethod
+    def parse(cls, config: Mapping[str, Any]) -> Self:
+        heads = [(int(layer), int(head)) for layer, head in config["heads"]]
+        return super().parse({**config, "heads": heads})
+
 
 @dataclass(frozen=True, eq=False)
 class HeadLens(Fitted):
@@ -58,11 +63,10 @@ class HeadLens(Fitted):
     """
 
     kind: ClassVar[str] = "head"
-    remedy: ClassVar[str] = "make one with monosem.lenses.HeadLens.of"
-    header_type: ClassVar[type[Header]] = HeadHeader
+    made_by: ClassVar[str] = "of"
 
-    matrix: Float[Tensor, "d_model d_model"] = field(repr=False)
     header: HeadHeader
+    matrix: Float[Tensor, "d_model d_model"] = field(repr=False)
 
     @property
     def name(self) -> str:
@@ -111,15 +115,7 @@ class HeadLens(Fitted):
         for layer, head in chosen:
             circuit = model.W_V[layer, head].float() @ model.W_O[layer, head].float()
             total += _folded(model, layer, circuit) if fold else circuit
-        return cls(total.cpu(), HeadHeader(model.name, model.cfg.d_model, None, chosen, name, fold))
-
-    def numbers(self) -> dict[str, Tensor]:
-        return {"matrix": self.matrix}
-
-    @classmethod
-    def of_parts(cls, header: HeadHeader, numbers: dict[str, Tensor]) -> Self:
-        heads = [(int(layer), int(head)) for layer, head in header.heads]
-        return cls(numbers["matrix"], replace(header, heads=heads))
+        return cls(HeadHeader(model.name, model.cfg.d_model, None, chosen, name, fold), total.cpu())
 
     def apply(self, h: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """L h."""

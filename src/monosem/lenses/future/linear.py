@@ -49,12 +49,10 @@ class FutureLens(Fitted):
     """
 
     kind: ClassVar[str] = "future"
-    remedy: ClassVar[str] = "fit one with monosem.lenses.FutureLens.fit"
-    header_type: ClassVar[type[Header]] = FutureHeader
 
+    header: FutureHeader
     weight: Float[Tensor, "layer offset d_model d_model"] = field(repr=False)
     bias: Float[Tensor, "layer offset d_model"] = field(repr=False)
-    header: FutureHeader
     bigrams: Bigrams = field(repr=False)
 
     @classmethod
@@ -108,7 +106,7 @@ class FutureLens(Fitted):
         shape = (model.name, model.cfg.d_model, model.cfg.n_layers)
         header = FutureHeader(*shape, wanted, ahead, tokens, ridge, skip_first, length)
         bigrams = Bigrams.count(prompts, [offset + 1 for offset in ahead], model.cfg.d_vocab)
-        return cls(weight, bias, header, bigrams)
+        return cls(header, weight, bias, bigrams)
 
     @analysis
     def __call__(

@@ -60,11 +60,9 @@ class SoftPrompt(Fitted):
     """
 
     kind: ClassVar[str] = "soft prompt"
-    remedy: ClassVar[str] = "learn one with monosem.lenses.SoftPrompt.fit"
-    header_type: ClassVar[type[Header]] = SoftPromptHeader
 
-    embeddings: Float[Tensor, "pos d_model"] = field(repr=False)
     header: SoftPromptHeader
+    embeddings: Float[Tensor, "pos d_model"] = field(repr=False)
 
     @classmethod
     def of(
@@ -89,7 +87,7 @@ class SoftPrompt(Fitted):
             raise BadInput(f"need offsets of 0 or more, got {list(offsets)}")
         embeddings = model.run(text, capture="embed", logits=False)["embed"][0].float().cpu()
         shape = (model.name, model.cfg.d_model, model.cfg.n_layers)
-        return cls(embeddings, SoftPromptHeader(*shape, source, target, text, ahead))
+        return cls(SoftPromptHeader(*shape, source, target, text, ahead), embeddings)
 
     @classmethod
     def fit(
@@ -131,7 +129,7 @@ class SoftPrompt(Fitted):
         with Meter("learn soft prompt", total=steps, unit="step", quiet=quiet) as meter:
             embeddings, losses = _learned(model, fixed, parts, steps, lr, meter)
         made = {"states": len(futures), "batch_size": batch_size, "lr": lr, "seed": seed, "losses": losses}
-        return cls(embeddings, SoftPromptHeader(**asdict(fixed.header) | made))
+        return cls(SoftPromptHeader(**asdict(fixed.header) | made), embeddings)
 
     def generate(self, model: Model, x: Any, *, position: int = -1, max_new_tokens: int = 4) -> list[str]:
         """What the model writes after the transplant of each prompt's state at `position`; greedy.
@@ -178,13 +176,6 @@ class SoftPrompt(Fitted):
     def history(self) -> pd.DataFrame:
         """Step and loss (KL, nats) of the training."""
         return pd.DataFrame({"step": range(len(self.header.losses)), "loss": self.header.losses})
-
-    def numbers(self) -> dict[str, Tensor]:
-        return {"embeddings": self.embeddings}
-
-    @classmethod
-    def of_parts(cls, header: SoftPromptHeader, numbers: dict[str, Tensor]) -> Self:
-        return cls(header=header, **numbers)
 
 
 def _learned(

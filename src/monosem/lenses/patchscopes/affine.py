@@ -44,12 +44,10 @@ class Affine(Fitted):
     """
 
     kind: ClassVar[str] = "affine"
-    remedy: ClassVar[str] = "fit one with monosem.lenses.Affine.fit"
-    header_type: ClassVar[type[Header]] = AffineHeader
 
+    header: AffineHeader
     weight: Float[Tensor, "d_source d_target"] = field(repr=False)
     bias: Float[Tensor, "d_target"] = field(repr=False)
-    header: AffineHeader
 
     def __call__(self, x: Float[Tensor, "*batch d_source"]) -> Float[Tensor, "*batch d_target"]:
         return x.float() @ self.weight.to(x.device) + self.bias.to(x.device)
@@ -70,7 +68,7 @@ class Affine(Fitted):
         sums = NormalEquations()
         sums.add(x.double(), y.double())
         weight, bias = sums.solve(ridge, "mean")
-        return cls(weight, bias, AffineHeader("", x.shape[1], None, y.shape[1], ridge, len(x)))
+        return cls(AffineHeader("", x.shape[1], None, y.shape[1], ridge, len(x)), weight, bias)
 
     @classmethod
     def fit(
@@ -109,13 +107,6 @@ class Affine(Fitted):
         fitted = cls.of_rows(rows[0], rows[1], ridge=ridge)
         names = replace(fitted.header, model_name=model.name, target_name=target.name)
         return replace(fitted, header=replace(names, site=site, layer=layer, target_layer=target_layer))
-
-    def numbers(self) -> dict[str, Tensor]:
-        return {"weight": self.weight, "bias": self.bias}
-
-    @classmethod
-    def of_parts(cls, header: AffineHeader, numbers: dict[str, Tensor]) -> Self:
-        return cls(header=header, **numbers)
 
 
 def mapped(h: Float[Tensor, "*batch d_source"], mapping: MapLike, layer: int, d_target: int) -> Tensor:

@@ -4,7 +4,7 @@ import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pandas as pd
 import torch
@@ -17,7 +17,7 @@ from ...files import write_json
 from ...models import Model, Site, TokenBatch
 from ...plots import heatmap, lines
 from ...progress import Meter
-from ...results import Result
+from ...results import Result, analysis
 from ..grid import layer_axis
 from ..measures import Measure, agreement, entropy, kl, log_probability
 from ..states import Logits, States, read_out, states_of
@@ -90,19 +90,41 @@ class TunedEvaluation(Result):
         return Path(path)
 
 
+class Translating(Protocol):
+    """A tuned lens."""
+
+    @property
+    def translators(self) -> Translators: ...
+
+    def check(self, model: Model) -> None: ...
+
+
+@analysis
 def evaluate(
-    translators: Translators,
+    lens: Translating,
     model: Model,
     texts: TextSource,
     *,
-    tokens: int,
-    cells: int | None,
-    context: int,
-    transfer: bool,
-    seed: int,
-    quiet: bool,
+    tokens: int = 16_384,
+    cells: int | None = 2048,
+    context: int = 256,
+    transfer: bool = False,
+    seed: int = 0,
+    quiet: bool = False,
 ) -> TunedEvaluation:
-    """See `TunedLens.evaluate`."""
+    """Measure a tuned lens, and the logit lens beside it, on text that it was not trained on.
+
+    Args:
+        texts: documents, a `TokenStore`, or windows of token ids.
+        tokens: how much of the text to read, from its beginning.
+        cells: how many of these tokens to read out, drawn at random (None: all): the unembedding is what costs.
+        transfer: also every translator on the states of every layer, on an eighth of the cells.
+
+    Raises:
+        Mismatch: the lens belongs to another model. BadInput: too little text.
+    """
+    lens.check(model)
+    translators = lens.translators.to(model.device)
     store = as_store(model, texts, context)
     windows = store[torch.arange(min(len(store), max(1, tokens // store.context))).numpy()]
     total = windows.numel()

@@ -21,10 +21,9 @@ from ...data import TextSource
 from ...errors import UnknownName, did_you_mean
 from ...files import ASSETS
 from ...models import Model, Site
-from ...results import analysis
-from ..fitted import Fitted, Header, read_fitted, write_fitted
+from ..fitted import Fitted, read_fitted, write_fitted
 from .config import TuneConfig
-from .evaluation import TunedEvaluation, evaluate
+from .evaluation import evaluate
 from .files import PARAMETERS, TunedHeader, filled, made_for, read_published, unembed_hash, write_published
 from .training import Record, train
 from .translators import Translator, Translators
@@ -38,11 +37,9 @@ class TunedLens(Fitted):
 
     kind: ClassVar[str] = "tuned"
     name: ClassVar[str] = "tuned lens"
-    remedy: ClassVar[str] = "train one with monosem.lenses.TunedLens.fit"
-    header_type: ClassVar[type[Header]] = TunedHeader
 
-    translators: Translators = field(repr=False)
     header: TunedHeader
+    translators: Translators = field(repr=False)
 
     @classmethod
     def of(cls, model: Model, rank: int | None = None) -> Self:
@@ -53,7 +50,7 @@ class TunedLens(Fitted):
         """
         layers, width = model.cfg.n_layers, model.cfg.d_model
         translators = Translators(layers, width, rank).to(model.device)
-        return cls(translators, TunedHeader(model.name, width, layers, unembed_hash(model), rank))
+        return cls(TunedHeader(model.name, width, layers, unembed_hash(model), rank), translators)
 
     @classmethod
     def fit(
@@ -83,12 +80,12 @@ class TunedLens(Fitted):
         """
 
         def keep(header: TunedHeader, translators: Translators, path: Path) -> None:
-            cls(translators, header).save(path)
+            cls(header, translators).save(path)
 
         header, translators = train(
             model, texts, config or TuneConfig(), folder, keep=keep, quiet=quiet, on_step=on_step
         )
-        return cls(translators, header)
+        return cls(header, translators)
 
     @staticmethod
     def shipped() -> list[str]:
@@ -113,7 +110,7 @@ class TunedLens(Fitted):
         published = (folder / PARAMETERS).exists()
         config, numbers = read_published(folder) if published else read_fitted(folder, cls.kind)
         header, translators = filled(folder, config, numbers)
-        return cls(translators, header)
+        return cls(header, translators)
 
     def save(self, path: str | os.PathLike[str], dtype: torch.dtype | None = None, published: bool = False) -> Path:
         """Write a folder that `load` reads: safetensors, or the layout of the tuned-lens package.
@@ -162,40 +159,4 @@ class TunedLens(Fitted):
                 stacklevel=3,
             )
 
-    @analysis
-    def evaluate(
-        self,
-        model: Model,
-        texts: TextSource,
-        *,
-        tokens: int = 16_384,
-        cells: int | None = 2048,
-        context: int = 256,
-        transfer: bool = False,
-        seed: int = 0,
-        quiet: bool = False,
-    ) -> TunedEvaluation:
-        """Measure this lens, and the logit lens beside it, on text that it was not trained on.
-
-        Args:
-            texts: documents, a `TokenStore`, or windows of token ids.
-            tokens: how much of the text to read, from its beginning.
-            cells: how many of these tokens to read out, drawn at random (None: all): the unembedding is what costs.
-            transfer: also every translator on the states of every layer, on an eighth of the cells.
-
-        Raises:
-            Mismatch: the lens belongs to another model. BadInput: too little text.
-        """
-        self.check(model)
-        translators = self.translators.to(model.device)
-        return evaluate(
-            translators,
-            model,
-            texts,
-            tokens=tokens,
-            cells=cells,
-            context=context,
-            transfer=transfer,
-            seed=seed,
-            quiet=quiet,
-        )
+    evaluate = evaluate
