@@ -20,10 +20,10 @@ def prompts_of(model: Model, texts: Any, n: int | None, length: int, skipped: in
     Raises:
         BadInput: fewer texts than asked for, or one that is too short (its number is named).
     """
-    given = texts if isinstance(texts, str | Tensor | TokenBatch) else list(islice(texts, n))
-    if not isinstance(given, str | Tensor | TokenBatch) and not given:
+    taken = texts if isinstance(texts, str | Tensor | TokenBatch) else list(islice(texts, n))
+    if isinstance(taken, list) and not taken:
         raise BadInput("no texts were given")
-    prompts = [row[:length] for row in _rows(model, given)][:n]
+    prompts = [row[:length] for row in _rows(model, taken)][:n]
     if n is not None and len(prompts) < n:
         raise BadInput(f"{n} prompts were asked for, the texts give {len(prompts)}")
     for number, row in enumerate(prompts):
@@ -34,11 +34,11 @@ def prompts_of(model: Model, texts: Any, n: int | None, length: int, skipped: in
     return prompts
 
 
-def _rows(model: Model, given: Any) -> list[list[int]]:
+def _rows(model: Model, texts: Any) -> list[list[int]]:
     """Real ids of each text; texts may be longer than the model's context, because they are cut afterwards."""
-    if isinstance(given, Tensor | TokenBatch):
-        return model.tokens(given).rows()
-    return model._rows(given)
+    if isinstance(texts, Tensor | TokenBatch):
+        return model.tokens(texts).rows()
+    return model._rows(texts)
 
 
 def batches(model: Model, prompts: list[list[int]], batch_size: int) -> Iterator[TokenBatch]:

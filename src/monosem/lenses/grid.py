@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 MARKS = {"\n": "⏎", "\t": "⇥", "\r": "␍"}
 CELL = 12  # characters of a token that fit into a cell
 
-Cell = tuple[int, int, int]  # layer (an index into the sites), row, column
-Column = Tensor | Callable[[Cell], Any]  # numbers `layer row column`, or a function of the cell
+CellIndex = tuple[int, int, int]  # layer (an index into the sites), row, column
+Column = Tensor | Callable[[CellIndex], Any]  # numbers `layer row column`, or a function of the cell
 
 
 def token_label(token: str) -> str:
@@ -81,11 +81,11 @@ class TokenGrid:
             raise BadInput(f"there is no prompt {row}; the result holds {len(self.words)}")
         return self.chosen[row].nonzero().flatten().tolist()
 
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[CellIndex]:
         """Every cell that was read, layer by layer."""
         return [tuple(cell) for cell in self.chosen.expand(len(self.sites), -1, -1).nonzero().tolist()]  # type: ignore[misc]
 
-    def table(self, values: Mapping[str, Column], cells: Sequence[Cell] | None = None) -> pd.DataFrame:
+    def table(self, values: Mapping[str, Column], cells: Sequence[CellIndex] | None = None) -> pd.DataFrame:
         """One row a cell: where it is, and what `values` hold there.
 
         Args:
@@ -112,8 +112,8 @@ class TokenGrid:
         row: int,
         *,
         layers: Sequence[int] | None = None,
-        text: Callable[[Cell], str] | None = None,
-        hover: Callable[[Cell], list[str]] | None = None,
+        text: Callable[[CellIndex], str] | None = None,
+        hover: Callable[[CellIndex], list[str]] | None = None,
         words: Callable[[int], str] | None = None,
         title: str = "",
         unit: str = "",
@@ -155,7 +155,7 @@ class TokenGrid:
             diverging=diverging,
         )
 
-    def _where(self, cell: Cell) -> str:
+    def _where(self, cell: CellIndex) -> str:
         layer, row, column = cell
         token = token_label(self.words[row][column])
         return f"<b>{self.sites[layer]}</b>, position {int(self.positions[row, column])}, after “{token}”"

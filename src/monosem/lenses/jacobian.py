@@ -24,7 +24,7 @@ from ..models.loading.checkpoint import one_line
 from ..progress import Meter
 from .corpus import batches, prompts_of
 from .fitted import Fitted, Header
-from .read import Reading, read
+from .read import ReadOptions, read
 from .results import LensResult
 
 # what torch.load and a dictionary of another shape were seen to raise
@@ -68,7 +68,7 @@ class JacobianLens(Fitted):
     def layers(self) -> list[int]:
         return sorted(self.jacobians)
 
-    def __call__(self, model: Model, x: Any, **options: Unpack[Reading]) -> LensResult:
+    def __call__(self, model: Model, x: Any, **options: Unpack[ReadOptions]) -> LensResult:
         """What each layer's state disposes the model to say, now or later. Options and errors as `monosem.lenses.read`;
         the layers are the fitted ones by default.
 

@@ -1,15 +1,24 @@
 """What `lens=` may be, in every analysis of this room."""
 
 import os
-from typing import Any
+from typing import Protocol
+
+from jaxtyping import Float
+from torch import Tensor
 
 from ..errors import BadInput
-from ..models import Model
+from ..models import Model, Site
 from .states import Translate
 from .tuned.lens import TunedLens
 
-# None, "tuned", the folder of a tuned lens, a lens with `translate(site, states)`, or such a function
-LensLike = Any
+
+class Lens(Protocol):
+    """What maps states into the basis of the last stream."""
+
+    def translate(self, site: Site, h: Float[Tensor, "cell d_model"]) -> Float[Tensor, "cell d_model"]: ...
+
+
+LensLike = Lens | Translate | str | os.PathLike[str] | None
 
 
 def lens_of(model: Model, lens: LensLike) -> tuple[str, Translate | None]:

@@ -22,7 +22,7 @@ from .states import States, Translate, read_out, sites_at, states_of
 Targets = Sequence[str | int] | str | int | None
 
 
-class Reading(TypedDict, total=False):
+class ReadOptions(TypedDict, total=False):
     """The options that every lens of the stream shares; see `read`."""
 
     site: str
@@ -116,12 +116,12 @@ def _followed_ids(states: States, constant: dict[str, int]) -> dict[str, Int[Ten
     }
 
 
-def logit(model: Model, x: Any, **options: Unpack[Reading]) -> LensResult:
+def logit(model: Model, x: Any, **options: Unpack[ReadOptions]) -> LensResult:
     """The logit lens: every layer read as if it were the last. Options and errors as `read`."""
     return read(model, x, lens=None, **options)
 
 
-def tuned(model: Model, x: Any, lens: LensLike = "tuned", **options: Unpack[Reading]) -> LensResult:
+def tuned(model: Model, x: Any, lens: LensLike = "tuned", **options: Unpack[ReadOptions]) -> LensResult:
     """What each layer already knows of the model's prediction; `lens`: a tuned lens, or the folder of one; by default
     the one that is shipped for this model. Options and errors as `read`; the site is resid_post or resid_pre."""
     return read(model, x, lens=lens, **options)

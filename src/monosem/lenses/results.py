@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import UnknownName, did_you_mean
 from ..models import Model, Site, TokenBatch
 from ..results import Result
-from .grid import Cell, Column, TokenGrid, likeliest, short_label, token_label
+from .grid import CellIndex, Column, TokenGrid, likeliest, short_label, token_label
 from .measures import UNITS
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class LensResult(Result):
         """
         numbers = self.values(value, target)
 
-        def hover(cell: Cell) -> list[str]:
+        def hover(cell: CellIndex) -> list[str]:
             chances = likeliest(self.top_tokens(*cell), self.top_probabilities[cell].tolist())
             return [f"{value}: {float(numbers[cell]):.4g}", *chances]
 
@@ -141,14 +141,14 @@ def _subject(value: str, target: str | None) -> str:
     return f" of {token_label(target or 'next')!r}" if target or value in ("rank", "log_probability") else ""
 
 
-def followed(model: Model, given: Sequence[str | int] | str | int | None) -> dict[str, int]:
+def followed(model: Model, targets: Sequence[str | int] | str | int | None) -> dict[str, int]:
     """Tokens to follow at every cell, by name: texts of exactly one token, or ids. A second token of one name gets its
     id added to the name.
 
     Raises:
         BadInput: a text that is not one token, an id outside the vocabulary.
     """
-    items = [] if given is None else [given] if isinstance(given, str | int) else list(given)
+    items = [] if targets is None else [targets] if isinstance(targets, str | int) else list(targets)
     tokens: dict[str, int] = {}
     for item in items:
         token = model.to_single_token(item)

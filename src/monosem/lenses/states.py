@@ -170,19 +170,21 @@ def states_of(
     return States(model, tokens, chosen, by_site, run["final_norm"][chosen.to(run["final_norm"].device)])
 
 
-STREAM_SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
-
-
 def sites_at(model: Model, site: str, layers: Layers = None) -> list[Site]:
-    """One place in the stream at some layers (see `Model.layers`).
+    """One place in the stream at some layers (see `Model.layers`): a stream site, or what a branch adds.
 
     Raises:
         UnknownName: not a place whose state has the model's width, a layer that does not exist, or `resid_mid` of
             parallel blocks. BadInput: no layer.
     """
-    if site not in STREAM_SITES:
-        near = did_you_mean(site, STREAM_SITES) or f"; known: {', '.join(STREAM_SITES)}"
+    wanted = model.layers(layers)
+    branches = [branch for layer in wanted for branch in model.branches(layer)]
+    read_or_written = (place.name for branch in branches for place in (branch.reads, branch.out))
+    known = list(dict.fromkeys(["resid_pre", *read_or_written, "resid_post"]))
+    if site not in known:
+        model.site((site, wanted[0]))  # says why, where the model does not have it
+        near = did_you_mean(site, known) or f"; known: {', '.join(known)}"
         raise UnknownName(
             f"a lens reads a place of the residual stream by its name without a layer, not {site!r}{near}"
         )
-    return [model.site((site, layer)) for layer in model.layers(layers)]
+    return [model.site((site, layer)) for layer in wanted]

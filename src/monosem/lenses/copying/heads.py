@@ -198,11 +198,11 @@ def copying_pairs(
 
 def _pool(model: Model, texts: Any) -> Tensor:
     if texts is not None:
-        given = torch.cat([torch.tensor(row) for row in model.tokens(texts).rows()])
-        given = given[~torch.isin(given, torch.tensor(sorted(model.special_ids)))]
-        if not len(given):
+        ids = torch.cat([torch.tensor(row) for row in model.tokens(texts).rows()])
+        ids = ids[~torch.isin(ids, torch.tensor(sorted(model.special_ids)))]
+        if not len(ids):
             raise BadInput("the texts hold nothing but special tokens; there is nothing to make lists of")
-        return given
+        return ids
     special = torch.zeros(model.cfg.d_vocab, dtype=torch.bool)
     special[[i for i in model.special_ids if i < model.cfg.d_vocab]] = True
     known = min(len(model.tokenizer), model.cfg.d_vocab)  # type: ignore[arg-type]  # padded embeddings have no text

@@ -25,7 +25,7 @@ from ...models import Layers, Model, Site
 from ..corpus import batches, prompts_of
 from ..fitted import Fitted, Header
 from ..measures import rank
-from ..read import Reading, read
+from ..read import ReadOptions, read
 from ..results import LensResult
 from ..states import Logits, read_out
 from .arithmetic import analogies, nearest
@@ -121,7 +121,7 @@ class HeadLens(Fitted):
         """L h."""
         return h.float() @ self.matrix.to(h.device)
 
-    def __call__(self, model: Model, x: Any, **options: Unpack[Reading]) -> LensResult:
+    def __call__(self, model: Model, x: Any, **options: Unpack[ReadOptions]) -> LensResult:
         """What the copying heads would write for each layer's state, through the final norm and the unembedding.
 
         Options and errors as `monosem.lenses.read`.

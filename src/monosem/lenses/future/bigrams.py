@@ -40,8 +40,8 @@ class Bigrams:
     def predict(self, ids: Int[Tensor, "n"], distance: int) -> Int[Tensor, "n k"]:
         """Likeliest tokens first; `distance` is an index into the distances that were counted."""
         at = torch.searchsorted(self.seen, ids).clamp(max=len(self.seen) - 1)
-        found = self.best[distance, at]
-        return torch.where((self.seen[at] == ids)[:, None], found, self.frequent)
+        guesses = self.best[distance, at]
+        return torch.where((self.seen[at] == ids)[:, None], guesses, self.frequent)
 
 
 def _best(key: Tensor, counts: Tensor, seen: Tensor, frequent: Tensor, vocab: int) -> Int[Tensor, "token k"]:

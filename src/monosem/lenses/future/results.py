@@ -13,7 +13,7 @@ from ...errors import UnknownName
 from ...models import Model, Site, TokenBatch
 from ...plots import heatmap
 from ...results import Result
-from ..grid import Cell, Column, TokenGrid, short_label, token_label
+from ..grid import CellIndex, Column, TokenGrid, short_label, token_label
 from ..measures import Measure, View, agreement, kl, log_probability, rank
 from ..states import Logits, read_out
 
@@ -59,10 +59,10 @@ class FutureReading(Result):
             parts.append(part)
         return pd.concat(parts).sort_values(["layer", "offset"], kind="stable", ignore_index=True)
 
-    def _word(self, ids: Tensor, cell: Cell) -> str:
+    def _word(self, ids: Tensor, cell: CellIndex) -> str:
         return self.model.str_token(int(ids[cell]))
 
-    def _text(self, offset: int, cell: Cell) -> str | None:
+    def _text(self, offset: int, cell: CellIndex) -> str | None:
         """The token that the text has at an offset; None after its end."""
         _, row, column = cell
         ids, mask = self.tokens.ids[row], self.tokens.mask[row]
@@ -74,7 +74,7 @@ class FutureReading(Result):
         the alternatives under the mouse."""
         word = self.model.str_token
 
-        def hover(cell: Cell) -> list[str]:
+        def hover(cell: CellIndex) -> list[str]:
             layer, row, column = cell
             lines = []
             for number, offset in enumerate(self.offsets):
@@ -85,7 +85,7 @@ class FutureReading(Result):
                 lines.append(f"t+{offset + 1}: {told}")
             return lines
 
-        def text(cell: Cell) -> str:
+        def text(cell: CellIndex) -> str:
             layer, row, column = cell
             return "".join(short_label(word(i)) for i in self.top_ids[layer, :, row, column, 0].tolist())
 

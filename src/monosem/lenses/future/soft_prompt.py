@@ -121,8 +121,8 @@ class SoftPrompt(Fitted):
         fixed = cls.of(model, layer, text, target_layer=target_layer, offsets=offsets)
         per_text, seed = drawing.get("per_text", 16), drawing.get("seed", 0)
         if min(steps, batch_size, per_text) < 1 or lr <= 0:
-            given = f"{steps}, {batch_size}, {per_text}, {lr}"
-            raise BadInput(f"steps, batch_size, per_text and lr must be positive, got {given}")
+            numbers = f"{steps}, {batch_size}, {per_text}, {lr}"
+            raise BadInput(f"steps, batch_size, per_text and lr must be positive, got {numbers}")
         futures = Futures.of(model, texts, fixed.header.layer, fixed.header.offsets, **drawing)
         schedule = Schedule(len(futures), seed, -(-steps * batch_size // len(futures)))
         parts = (futures.take(schedule.take(step * batch_size, batch_size), model.device) for step in range(steps))
@@ -205,8 +205,8 @@ def _edits(embeddings: Tensor, target_layer: int, h: Float[Tensor, "batch d_mode
     length = len(embeddings)
 
     def context(x: Tensor, _: Any) -> Tensor:
-        given = embeddings.to(x.device, x.dtype).expand(len(x), -1, -1)
-        return torch.cat([given, x[:, length:]], 1)
+        prompt = embeddings.to(x.device, x.dtype).expand(len(x), -1, -1)
+        return torch.cat([prompt, x[:, length:]], 1)
 
     return [
         Edit(Site("embed"), context, "soft prompt", positions=slice(0, length), scope="prompt"),

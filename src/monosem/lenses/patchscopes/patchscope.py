@@ -91,8 +91,8 @@ def _check(site: str, top: int, batch_size: int, max_new_tokens: int) -> None:
     if site not in ("resid_pre", "resid_post"):
         raise BadInput(f"a patchscope moves the stream: site is 'resid_post' or 'resid_pre', not {site!r}")
     if top < 1 or batch_size < 1 or max_new_tokens < 0:
-        given = f"{top}, {batch_size}, {max_new_tokens}"
-        raise BadInput(f"top and batch_size must be at least 1 and max_new_tokens at least 0, got {given}")
+        numbers = f"{top}, {batch_size}, {max_new_tokens}"
+        raise BadInput(f"top and batch_size must be at least 1 and max_new_tokens at least 0, got {numbers}")
 
 
 def _answers(
@@ -108,10 +108,10 @@ def _answers(
         rows = torch.arange(len(tokens))[:, None]
         ids = model.unembed(final[rows, columns.to(final.device)], norm=False).argmax(-1).cpu()
     else:
-        given = [answer] * len(tokens) if isinstance(answer, str | int) else list(answer)
-        if len(given) != len(tokens):
-            raise BadInput(f"{len(given)} answers for {len(tokens)} prompts; give one, or one for each")
-        one = torch.tensor([other.to_single_token(token) for token in given])
+        listed = [answer] * len(tokens) if isinstance(answer, str | int) else list(answer)
+        if len(listed) != len(tokens):
+            raise BadInput(f"{len(listed)} answers for {len(tokens)} prompts; give one, or one for each")
+        one = torch.tensor([other.to_single_token(token) for token in listed])
         return one[:, None].expand(columns.shape)
     if other is not model:  # another vocabulary may spell the same token with another id
         flat = [other.to_single_token(model.str_token(i)) for i in ids.flatten().tolist()]

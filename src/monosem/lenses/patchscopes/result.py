@@ -11,7 +11,7 @@ from torch import Tensor
 from ...errors import BadInput
 from ...models import Model, Site
 from ...results import Result
-from ..grid import Cell, TokenGrid, likeliest, short_label, token_label
+from ..grid import CellIndex, TokenGrid, likeliest, short_label, token_label
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -89,7 +89,7 @@ class PatchscopeResult(Result):
         probability of the answer); the likeliest tokens and the continuation under the mouse."""
         answered = self.log_probability is not None
 
-        def hover(cell: Cell) -> list[str]:
+        def hover(cell: CellIndex) -> list[str]:
             chances = likeliest(self.top_tokens(*cell), self.top_probabilities[cell].tolist())
             return chances if self.texts is None else [*chances, token_label(self._text(cell))]
 
@@ -103,7 +103,7 @@ class PatchscopeResult(Result):
             limits=(0.0, 1.0),
         )
 
-    def _text(self, cell: Cell) -> str:
+    def _text(self, cell: CellIndex) -> str:
         layer, row, position = cell
         return "" if self.texts is None else self.texts[layer][row][position]
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class EntropyProfile(TokenProfile):
-    """Entropies over layers and tokens, in nats; `values` has "H1" (Shannon's), "H2", ... by their Rényi order.
+    """Entropies over layers and tokens, in nats; `measures` has "H1" (Shannon's), "H2", ... by their Rényi order.
 
     After generation, `chosen` are the tokens that a generated token was predicted from.
     """
@@ -41,7 +41,7 @@ class EntropyProfile(TokenProfile):
             raise BadInput(
                 f"entropies of order {order:g} were not computed; there are {known}: name it in orders=[...]"
             )
-        return self.values[f"H{order:g}"]
+        return self.measures[f"H{order:g}"]
 
     def means(self, order: float = 1.0) -> Float[Tensor, "batch layer"]:
         """Mean over each row's tokens."""

@@ -101,13 +101,13 @@ def gap(
     return TokenGap(model, sites, sets[0].tolist(), sets[1].tolist(), odds, masses)
 
 
-def token_set(model: Model, given: Tokens) -> Int[Tensor, "token"]:
+def token_set(model: Model, tokens: Tokens) -> Int[Tensor, "token"]:
     """Ids of texts of one token each, or of ids; each once.
 
     Raises:
         BadInput: no token, a text that is not one token, an id outside the vocabulary.
     """
-    items = [given] if isinstance(given, str | int) else list(given)
+    items = [tokens] if isinstance(tokens, str | int) else list(tokens)
     if not items:
         raise BadInput("a set of tokens is empty; give at least one")
     return torch.tensor(list(dict.fromkeys(map(model.to_single_token, items))))

@@ -94,8 +94,8 @@ def languages(
     states = states_of(model, x, sites, positions, edits)
     states.check_rows()
     rows = len(states.tokens)
-    lists = {name: _per_row(name, given, rows) for name, given in words.items()}
-    per_row = any(len(given) > 1 for given in lists.values())
+    lists = {name: _per_row(name, one, rows) for name, one in words.items()}
+    per_row = any(len(by_row) > 1 for by_row in lists.values())
     sets, dropped = _distinct_tokens(model, lists, rows if per_row else 1)
     row_of = states.chosen.nonzero()[:, 0].cpu()
     measures: dict[Any, Any] = {"": entropy}
@@ -134,10 +134,11 @@ def first_tokens(model: Model, word: str) -> list[int]:
     return list(tokens)
 
 
-def _per_row(name: str, given: Words, rows: int) -> list[list[str]]:
-    if isinstance(given, str):
+def _per_row(name: str, words: Words, rows: int) -> list[list[str]]:
+    """The words of each prompt; a single list where all prompts share it."""
+    if isinstance(words, str):
         raise BadInput(f"the words of {name} are a single string; give a list of words")
-    items = list(given)
+    items = list(words)
     if not items or all(isinstance(item, str) for item in items):
         return [[str(item) for item in items]]
     if len(items) != rows:
@@ -153,8 +154,8 @@ def _distinct_tokens(
     dropped: set[int] = set()
     for row in range(rows):
         begin = {}
-        for name, given in lists.items():
-            words = given[row if len(given) > 1 else 0]
+        for name, by_row in lists.items():
+            words = by_row[row if len(by_row) > 1 else 0]
             begin[name] = dict.fromkeys(token for word in words for token in first_tokens(model, word))
         for name, ids in begin.items():
             others = {token for other, tokens in begin.items() if other != name for token in tokens}

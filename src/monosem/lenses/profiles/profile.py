@@ -66,19 +66,19 @@ class TokenProfile(Profile):
 
     Attributes:
         chosen: which tokens were read, `batch pos`.
-        values: name -> `layer batch pos`; NaN where nothing was read.
+        measures: name -> `layer batch pos`; NaN where nothing was read.
     """
 
     tokens: TokenBatch = field(repr=False)
     chosen: Bool[Tensor, "batch pos"] = field(repr=False)
-    values: dict[str, Float[Tensor, "layer batch pos"]] = field(repr=False)
+    measures: dict[str, Float[Tensor, "layer batch pos"]] = field(repr=False)
 
     def __getitem__(self, value: str) -> Float[Tensor, "layer batch pos"]:
         """Raises `UnknownName`, with a suggestion, when there is no such value."""
-        if value not in self.values:
-            near = did_you_mean(value, self.values) or f"; there are {', '.join(self.values)}"
+        if value not in self.measures:
+            near = did_you_mean(value, self.measures) or f"; there are {', '.join(self.measures)}"
             raise UnknownName(f"no value {value!r} in this {type(self).__name__}{near}")
-        return self.values[value]
+        return self.measures[value]
 
     @property
     def grid(self) -> TokenGrid:
@@ -88,7 +88,7 @@ class TokenProfile(Profile):
     @property
     def table(self) -> pd.DataFrame:
         """One row a cell."""
-        return self.grid.table(self.values)
+        return self.grid.table(self.measures)
 
     def samples(self, value: str) -> dict[str, Line]:
         """The numbers of every prompt's tokens, by the beginning of the prompt."""

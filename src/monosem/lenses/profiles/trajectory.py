@@ -13,7 +13,7 @@ from ...errors import BadInput
 from ...models import Layers, Model, Positions, TokenBatch
 from ...models.running.moment import EditLike
 from ...results import analysis
-from ..grid import Cell, Column, short_label, token_label
+from ..grid import CellIndex, Column, short_label, token_label
 from ..lookup import LensLike, lens_of
 from ..measures import Measure, js, kl, tv
 from ..states import States, read_out, sites_at, states_of
@@ -28,8 +28,8 @@ class Trajectory(TokenProfile):
     """How far the second run is from the first, layer by layer and token by token.
 
     Attributes:
-        values: "kl" (first‖second) and "js" in nats, "tv", "cosine" of the states, "distance" of the states as a share
-            of the first one's norm, "agree" (1 where both have the same likeliest token), each `layer batch pos`.
+        measures: "kl" (first‖second) and "js" in nats, "tv", "cosine" of the states, "distance" of the states as a
+            share of the first one's norm, "agree" (1 where both have the same likeliest token).
         tokens, other: the two batches.
         first_ids, second_ids: the likeliest tokens, `layer batch pos`.
     """
@@ -38,7 +38,7 @@ class Trajectory(TokenProfile):
     first_ids: Int[Tensor, "layer batch pos"] = field(repr=False)
     second_ids: Int[Tensor, "layer batch pos"] = field(repr=False)
 
-    def _word(self, ids: Tensor, cell: Cell) -> str:
+    def _word(self, ids: Tensor, cell: CellIndex) -> str:
         return self.model.str_token(int(ids[cell]))
 
     @property
@@ -49,21 +49,21 @@ class Trajectory(TokenProfile):
             "first": lambda cell: self._word(self.first_ids, cell),
             "second": lambda cell: self._word(self.second_ids, cell),
         }
-        return self.grid.table(names | self.values)
+        return self.grid.table(names | self.measures)
 
     def plot(self, value: str = "js", row: int = 0) -> "Figure":
         """Layers on y, tokens on x, coloured by `value`; a cell shows both likeliest tokens where they differ."""
 
-        def words(cell: Cell) -> tuple[str, str]:
+        def words(cell: CellIndex) -> tuple[str, str]:
             return self._word(self.first_ids, cell), self._word(self.second_ids, cell)
 
-        def text(cell: Cell) -> str:
+        def text(cell: CellIndex) -> str:
             first, second = words(cell)
             return short_label(first) if first == second else f"{short_label(first)} → {short_label(second)}"
 
-        def hover(cell: Cell) -> list[str]:
+        def hover(cell: CellIndex) -> list[str]:
             first, second = map(token_label, words(cell))
-            numbers = [f"{name}: {float(grid[cell]):.4g}" for name, grid in self.values.items()]
+            numbers = [f"{name}: {float(grid[cell]):.4g}" for name, grid in self.measures.items()]
             return [f"first: {first}", f"second: {second}", *numbers]
 
         def column(place: int) -> str:

@@ -14,7 +14,7 @@ from ...models import Model
 from ...progress import Meter
 from .config import TuneConfig
 
-States = tuple[list[Tensor], Tensor, Tensor]  # of every layer, the last one, the next token (-1: there is none)
+BatchStates = tuple[list[Tensor], Tensor, Tensor]  # of every layer, the last one, the next token (-1: there is none)
 
 
 class Batches:
@@ -40,7 +40,7 @@ class Batches:
         self.sites = [f"resid_pre.{layer}" for layer in range(model.cfg.n_layers)]
         self.last = f"resid_post.{model.cfg.n_layers - 1}"
 
-    def take(self, step: int) -> States:
+    def take(self, step: int) -> BatchStates:
         """Some cells of this step's windows: states a layer, what the unembedding read, and the next tokens."""
         config = self.config
         windows = self.schedule.take(step * config.windows, config.windows)
@@ -72,7 +72,7 @@ class Batches:
         states, final, _ = next(self._states(windows, self.last))
         return [float(h.float().square().mean(-1).sqrt().median()) for h in (*states, final)]
 
-    def _states(self, windows: Tensor, last: str, keep: Tensor | None = None) -> Iterator[States]:
+    def _states(self, windows: Tensor, last: str, keep: Tensor | None = None) -> Iterator[BatchStates]:
         """States of some of the windows' tokens, a forward pass at a time."""
         context, size = self.store.context, self.config.windows_at_once
         for start in range(0, len(windows), size):
