@@ -32,6 +32,7 @@ _PUBLIC = {
     "lenses": "monosem.lenses",
     "patching": "monosem.patching",
     "plots": "monosem.plots",
+    "statistics": "monosem.statistics",
     "latents": "monosem.latents",
     "directions": "monosem.directions",
     "steering": "monosem.steering",

@@ -119,7 +119,7 @@ def test_commands_are_those_of_the_command_line(page: str) -> None:
             context = command.make_context(name, list(arguments), parent=context)  # usage errors raise
 
 
-@pytest.mark.parametrize("page", [*EVERY_PAGE, "CONTRIBUTING.md", "bench/README.md"])
+@pytest.mark.parametrize("page", [*EVERY_PAGE, "CONTRIBUTING.md", "bench/README.md", "findings/README.md"])
 def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):

@@ -235,6 +235,13 @@ def test_every_file_is_in_a_room() -> None:
     assert {room(file) for file in files()} - {*ORDER} == set()
 
 
+def test_the_contributors_see_the_same_order() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = page[page.index("| rooms |") : page.index("The larger rooms")]
+    rows = [re.findall(r"`(\w+)`", line.split("|")[1]) for line in table.splitlines()[2:] if line]
+    assert [name for row in rows for name in row] == ORDER[1:]
+
+
 def test_the_looks_see_what_they_should() -> None:
     """`monosem.cli` is a package whose files import each other and rooms below: none of that may go unseen."""
     assert {"errors.py", "cli/output.py"} <= imports()["cli/application.py"]
