@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -53,7 +52,7 @@ def likeliest(words: Iterable[str], probabilities: Iterable[float]) -> list[str]
 
 @dataclass(frozen=True, eq=False)
 class TokenGrid:
-    """The cells of a reading: a layer each, over the tokens of some prompts.
+    """The cells of a reading: layers × the tokens of some prompts.
 
     Attributes:
         sites: the places read, one a layer.
@@ -81,29 +80,19 @@ class TokenGrid:
             raise BadInput(f"there is no prompt {row}; the result holds {len(self.words)}")
         return self.chosen[row].nonzero().flatten().tolist()
 
-    def cells(self) -> list[CellIndex]:
-        """Every cell that was read, layer by layer."""
-        return [tuple(cell) for cell in self.chosen.expand(len(self.sites), -1, -1).nonzero().tolist()]  # type: ignore[misc]
-
-    def table(self, values: Mapping[str, Column], cells: Sequence[CellIndex] | None = None) -> pd.DataFrame:
-        """One row a cell: where it is, and what `values` hold there.
-
-        Args:
-            values: by column, numbers `layer row column`, or a function of the cell.
-            cells: all by default; the same cell may come several times.
-        """
-        places = self.cells() if cells is None else list(cells)
-        layers, rows, columns = torch.tensor(places, dtype=torch.long).reshape(-1, 3).T
+    def table(self, values: Mapping[str, Column]) -> pd.DataFrame:
+        """One row a cell: where it is, and what `values` hold there, by column."""
+        index = self.chosen.expand(len(self.sites), -1, -1).nonzero(as_tuple=True)
+        cells: list[CellIndex] = list(zip(*(axis.tolist() for axis in index)))
         data: dict[str, Any] = {
-            "site": [str(self.sites[layer]) for layer in layers],
-            "layer": [self.sites[layer].layer for layer in layers],
-            "row": rows.tolist(),
-            "position": self.positions[rows, columns].tolist(),
-            "token": [self.words[row][column] for _, row, column in places],
+            "site": [str(self.sites[layer]) for layer, _, _ in cells],
+            "layer": [self.sites[layer].layer for layer, _, _ in cells],
+            "row": [row for _, row, _ in cells],
+            "position": self.positions[index[1:]].tolist(),
+            "token": [self.words[row][column] for _, row, column in cells],
         }
-        for name, held in values.items():
-            numbers = isinstance(held, Tensor)
-            data[name] = held[layers, rows, columns].tolist() if numbers else [held(cell) for cell in places]  # type: ignore[index, operator]
+        for name, value in values.items():
+            data[name] = value[index].tolist() if isinstance(value, Tensor) else [value(cell) for cell in cells]
         return pd.DataFrame(data)
 
     def heatmap(
@@ -135,8 +124,9 @@ class TokenGrid:
             BadInput: there is no such prompt.
         """
         columns = self.columns(row)
-        picked = [range(len(self.sites))[layer] for layer in layers] if layers is not None else range(len(self.sites))
-        numbers = values[list(picked), row][:, columns]
+        every = list(range(len(self.sites)))
+        picked = every if layers is None else [every[layer] for layer in layers]
+        numbers = values[picked, row][:, columns]
         cells = [[(layer, row, column) for column in columns] for layer in picked]
         labels, y_title = layer_axis([self.sites[layer] for layer in picked])
         return heatmap(
@@ -144,9 +134,7 @@ class TokenGrid:
             [words(column) if words else token_label(self.words[row][column]) for column in columns],
             labels,
             text=[[text(cell) for cell in line] for line in cells] if text else None,
-            hover=[["<br>".join([self._where(cell), *hover(cell)]) for cell in line] for line in cells]
-            if hover
-            else None,
+            hover=[[self._under_mouse(cell, hover) for cell in line] for line in cells] if hover else None,
             x_title="input token",
             y_title=y_title,
             title=title,
@@ -155,10 +143,10 @@ class TokenGrid:
             diverging=diverging,
         )
 
-    def _where(self, cell: CellIndex) -> str:
+    def _under_mouse(self, cell: CellIndex, hover: Callable[[CellIndex], list[str]]) -> str:
         layer, row, column = cell
-        token = token_label(self.words[row][column])
-        return f"<b>{self.sites[layer]}</b>, position {int(self.positions[row, column])}, after “{token}”"
+        token, position = token_label(self.words[row][column]), int(self.positions[row, column])
+        return "<br>".join([f"<b>{self.sites[layer]}</b>, position {position}, after “{token}”", *hover(cell)])
 
 
 def colour_limits(numbers: Tensor, from_zero: bool = True) -> tuple[float, float]:

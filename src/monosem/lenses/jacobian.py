@@ -191,7 +191,7 @@ def _accumulate(
     """Add Σ_prompts Σ_probes q qᵀJ to `total`, all layers in one backward pass.
 
     The cotangent is q at every position of V, so that the gradient at t is Σ_{t' >= t} (∂h_final,t' / ∂h_l,t)ᵀ q:
-    causal attention leaves out t' < t by itself.
+    a causal model has no other terms.
     """
     copies = max(1, min(copies, basis.shape[1]))
     steps = -(-basis.shape[1] // copies)

@@ -1,6 +1,6 @@
 """What is measured of a lens's distribution of tokens, cell by cell; every number has its definition here.
 
-A *cell* is one real token of the batch, seen at one layer; padding has none.
+A *cell* is one real token of the batch, seen at one layer; padding has no cells.
 """
 
 from collections.abc import Callable, Iterable

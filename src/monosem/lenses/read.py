@@ -108,7 +108,7 @@ def _numbers(
 
 
 def _followed_ids(states: States, constant: dict[str, int]) -> dict[str, Int[Tensor, "cell"]]:
-    """The token of every target at each cell: "next", "final", and those that stay the same."""
+    """The token of every target at each cell: "next", "final", and the tokens that were asked for."""
     n = len(states)
     final = read_out([states.prediction], states.prediction, n, states.model.cfg.d_vocab, {}, top=1).top_ids[0, :, 0]
     return {"next": states.next_ids().cpu(), "final": final} | {

@@ -1,7 +1,7 @@
 """Ridge regression from sums: the one solver behind tuned lenses, linear future lenses and affine maps.
 
-States come in batches and none is kept: what is kept are the normal equations, in float64, taken around a provisional
-mean, because a coordinate with a large constant part would otherwise lose its variance to rounding.
+States come in batches and are not kept, only their normal equations, in float64, taken around a provisional mean: a
+coordinate with a large constant part would otherwise lose its variance to rounding.
 """
 
 from typing import Literal

@@ -29,7 +29,7 @@ class LensResult(Result):
         measures: name -> `layer batch pos`, in nats where they are entropies (`monosem.lenses.MEASURES`).
         top_ids, top_probabilities: the likeliest tokens, `layer batch pos k`.
         targets: name -> the token that is followed, `batch pos`: "next" (the one that really follows), "final" (the
-            model's own choice), and those that were asked for.
+            model's own choice), and the tokens that were asked for.
         log_probabilities, ranks: of each target, name -> `layer batch pos`; rank 1 is the likeliest token.
     """
 
@@ -93,7 +93,7 @@ class LensResult(Result):
         """One row a cell: where it is, the likeliest token and its probability, every measure, and of every target
         its log-probability and rank. `top` holds all of the likeliest tokens."""
         columns: dict[str, Column] = {
-            "prediction": lambda cell: self.top_tokens(*cell)[0],
+            "prediction": lambda cell: self.model.str_token(int(self.top_ids[cell][0])),
             "probability": self.top_probabilities[..., 0],
             **self.measures,
         }

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 from jaxtyping import Float, Int
@@ -30,6 +30,8 @@ class FutureReading(Result):
     Attributes:
         top_ids, top_probabilities: `layer offset batch pos k`, likeliest first.
     """
+
+    ranked_by: ClassVar[str | None] = "probability"
 
     model: Model = field(repr=False)
     sites: list[Site]
@@ -116,6 +118,8 @@ class FutureScores(Result):
     The baseline's rows (`lens` is "bigram", no layer) have no `kl` and `cross_entropy`.
     """
 
+    ranked_by: ClassVar[str | None] = "precision@1"
+
     model_name: str
     means: pd.DataFrame = field(repr=False)
 
@@ -173,7 +177,7 @@ def score(
     target: Int[Tensor, "n"],
     guesses: Int[Tensor, "n k"] | None = None,
 ) -> pd.DataFrame:
-    """One row a layer for one offset, and one of the baseline when its guesses are given.
+    """One row a layer for one offset, and one row of the baseline where there are guesses.
 
     Args:
         logits: of the lens, for each layer. reference: of the model at t + n. target: the text's tokens at t + n + 1.

@@ -3,7 +3,7 @@
 Pal et al. 2023, "Future Lens", their better way. The context is a row of embeddings, of a text or learned; the state
 h_l of one token is transplanted to its last position after layer l*, and the model goes on from there. Learning moves
 the embeddings alone, so that the model's predictions after the transplant (given the tokens that follow in the text)
-come close, in KL, to those that it made where the state came from.
+come close, in KL, to its predictions where the state came from.
 """
 
 from collections.abc import Iterable, Sequence

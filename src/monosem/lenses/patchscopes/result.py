@@ -1,7 +1,7 @@
 """What a patchscope read: a grid of layers x prompts x positions."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 import torch
@@ -33,6 +33,8 @@ class PatchscopeResult(Result):
         rank: `layer prompt position` of the answer, 1 is the likeliest token.
         texts: greedy continuations, `texts[layer][prompt][position]`, or None.
     """
+
+    ranked_by: ClassVar[str | None] = "probability"
 
     model: Model = field(repr=False)
     sites: list[Site]
@@ -74,7 +76,7 @@ class PatchscopeResult(Result):
     def table(self) -> pd.DataFrame:
         """One row a cell: where the activation was taken, what was read, how likely, and how the answer fares."""
         columns: dict[str, Any] = {
-            "prediction": lambda cell: self.top_tokens(*cell)[0],
+            "prediction": lambda cell: self.model.str_token(int(self.top_ids[cell][0])),
             "probability": self.top_probabilities[..., 0],
         }
         if (answers := self.answers) is not None:

@@ -131,7 +131,7 @@ def _check(
     if not max_new_tokens:
         return
     if positions is not None:
-        raise BadInput("give positions, or max_new_tokens, whose cells are chosen by themselves")
+        raise BadInput("give positions, or max_new_tokens: a generation is read where its tokens were predicted")
     for edit in edits:
         if getattr(edit, "scope", "all") != "all" or getattr(edit, "positions", None) is not None:
             raise BadInput(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 import torch
@@ -33,6 +33,8 @@ class TokenGap(Profile):
         groups: name of a group of prompts -> `layer row` log P(a) - log P(b) in nats, mean over the row's tokens.
         masses: the same for log P(a) and log P(b), `set layer row`.
     """
+
+    ranked_by: ClassVar[str | None] = "log_odds"
 
     a: list[int]
     b: list[int]

@@ -6,7 +6,7 @@ languages; at each layer the lens's probability of the tokens that begin the ans
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 import torch
@@ -38,6 +38,8 @@ class LanguageProfile(Profile):
         tokens: language -> the token ids that stand for it, one list for all rows or one a row.
         dropped: tokens that begin words of several languages and so tell nothing; they were left out.
     """
+
+    ranked_by: ClassVar[str | None] = "probability"
 
     probabilities: dict[str, Float[Tensor, "layer row"]] = field(repr=False)
     entropies: Float[Tensor, "layer row"] = field(repr=False)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 import torch
@@ -33,6 +33,8 @@ class Trajectory(TokenProfile):
         tokens, other: the two batches.
         first_ids, second_ids: the likeliest tokens, `layer batch pos`.
     """
+
+    ranked_by: ClassVar[str | None] = "js"
 
     other: TokenBatch = field(repr=False)
     first_ids: Int[Tensor, "layer batch pos"] = field(repr=False)

@@ -38,9 +38,7 @@ class TuneConfig(JobConfig):
     )
     momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd; Adam has betas 0.9 and 0.999")
     weight_decay: float = Field(default=1e-3, ge=0, description="towards the logit lens (sgd: L2; adam: decoupled)")
-    warmup_steps: int | None = Field(
-        default=None, ge=0, description="None: none for sgd, a tenth of the steps for adam"
-    )
+    warmup_steps: int | None = Field(default=None, ge=0, description="None: 0 for sgd, a tenth of the steps for adam")
     clip: float = Field(default=1.0, gt=0, description="largest gradient norm of a layer")
     init: Literal["zero", "regression"] = Field(
         default="zero", description="zero: the logit lens; regression: least squares"

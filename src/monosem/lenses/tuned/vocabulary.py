@@ -1,8 +1,8 @@
 """A part of the vocabulary that stands for all of it: the unembedding is nearly all of what training a lens costs.
 
 The tokens that the model itself finds likeliest in a batch are taken whole, and of the rest a random sample, each token
-of it weighted by how many it stands for. With logits z + log(weight), softmax sums estimate those over the whole
-vocabulary without bias.
+of it weighted by how many it stands for. With logits z + log(weight), softmax sums estimate the
+sums over the whole vocabulary without bias.
 """
 
 from dataclasses import dataclass
