@@ -1,9 +1,11 @@
-"""What every test file may use: tiny models as `Model`s, and the embedded model."""
+"""What every test file may use: tiny models as `Model`s, tiny dictionaries, and the embedded model."""
 
 from collections.abc import Callable
 
 import pytest
 
+import tiny_dictionaries
+from monosem.dictionaries import Dictionary
 from monosem.models import Model, load_model
 from tiny import tiny_hf, tiny_tokenizer
 
@@ -26,3 +28,9 @@ def tiny_model() -> Callable[..., Model]:
     return lambda family="llama", seed=0, **overrides: Model(
         tiny_hf(family, seed, **overrides), tiny_tokenizer(), name=f"tiny-{family}"
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_dictionary() -> Callable[..., Dictionary]:
+    """`tiny_dictionary("relu", site="z.1")`: a dictionary with random tensors, see `tiny_dictionaries`."""
+    return tiny_dictionaries.tiny_dictionary

@@ -2,11 +2,10 @@
 
 import itertools
 
-import torch
-
-from monosem.dictionaries import Dictionary, DictionaryParts, DictionaryTensors
+from monosem.dictionaries import Dictionary
 from monosem.models import Model
 from tiny import tiny_hf, tiny_tokenizer
+from tiny_dictionaries import random_tensors, tiny_dictionary
 
 MODEL = Model(tiny_hf("llama"), tiny_tokenizer(), "llama")
 SITE = "resid_post.1"
@@ -16,14 +15,8 @@ NEGATIVE = [f"{a} bad {b}" for a, b in itertools.product("abcd", "efgh")]
 
 
 def dictionary(kind: str = "relu", model_name: str = "llama", d: int = 32, **options) -> Dictionary:
-    rng = torch.Generator().manual_seed(0)
-    weights = DictionaryTensors(
-        W_enc=torch.randn(d, WIDTH, generator=rng) / 6,
-        b_enc=torch.randn(WIDTH, generator=rng) / 4,
-        W_dec=torch.randn(WIDTH, d, generator=rng),
-        b_dec=torch.randn(d, generator=rng),
-    )
-    return Dictionary(DictionaryParts(weights, kind, site=SITE, model_name=model_name, name="tiny", **options))
+    tensors = random_tensors(d, WIDTH, 0, (1 / 6, 1 / 4))
+    return tiny_dictionary(kind, tensors, model_name=model_name, name="tiny", **options)
 
 
 SAE = dictionary()

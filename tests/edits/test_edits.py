@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monosem import edits, metrics
-from monosem.dictionaries import Dictionary, DictionaryParts, DictionaryTensors
+from monosem.dictionaries import Dictionary
 from monosem.errors import BadInput, EditDidNotFire, Mismatch, UnknownName
 from monosem.models import Model, TokenBatch
 from tiny import tiny_hf, tiny_tokenizer
+from tiny_dictionaries import random_tensors, tiny_dictionary
 
 IDS = torch.randint(3, 100, (3, 9), generator=torch.Generator().manual_seed(5))
 MODEL = Model(tiny_hf("llama"), tiny_tokenizer(), "llama")
@@ -19,14 +20,7 @@ WIDTH = 48
 
 
 def dictionary(kind: str = "relu", **options) -> Dictionary:
-    rng = torch.Generator().manual_seed(0)
-    weights = DictionaryTensors(
-        W_enc=torch.randn(32, WIDTH, generator=rng) / 6,
-        b_enc=torch.randn(WIDTH, generator=rng) / 4,
-        W_dec=torch.randn(WIDTH, 32, generator=rng),
-        b_dec=torch.randn(32, generator=rng),
-    )
-    return Dictionary(DictionaryParts(weights, kind, **{"site": SITE, "model_name": "llama", **options}))
+    return tiny_dictionary(kind, random_tensors(32, WIDTH, 0, (1 / 6, 1 / 4)), **{"model_name": "llama", **options})
 
 
 KINDS = {

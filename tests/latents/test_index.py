@@ -21,7 +21,6 @@ from transformers import PreTrainedTokenizerFast
 
 from monosem.activations import ActivationShards, SkipRule, harvest
 from monosem.data import Document, TokenStore
-from monosem.dictionaries import Dictionary, DictionaryParts, DictionaryTensors
 from monosem.errors import BadFile, BadInput, Mismatch, UnknownName
 from monosem.latents import Index, IndexConfig, build_index, index_of
 from monosem.latents.layout import EDGES, pack, unpack
@@ -29,6 +28,7 @@ from monosem.latents.spelling import alone, byte_alphabet, readable, token_text
 from monosem.latents.tallies import echoes
 from monosem.models import Model
 from tiny import tiny_hf
+from tiny_dictionaries import random_tensors, tiny_dictionary
 from tiny_latents import MODEL, SAE, SITE, TOPK, WIDTH, dictionary
 
 TEXT = "the cat sat on a good bad e f g h sun moon day night one two three king queen a b c d"
@@ -310,10 +310,7 @@ def test_one_long_document_does_not_crowd_out_the_others(tmp_path):
 
 
 def test_a_site_off_the_stream_has_no_promoted_tokens(tmp_path):
-    rng = torch.Generator().manual_seed(0)
-    shapes = {"W_enc": (48, WIDTH), "b_enc": (WIDTH,), "W_dec": (WIDTH, 48), "b_dec": (48,)}
-    weights = DictionaryTensors(**{name: torch.randn(shape, generator=rng) for name, shape in shapes.items()})
-    inside = Dictionary(DictionaryParts(weights, "relu", site="mlp_post.1", model_name="llama", name="inside"))
+    inside = tiny_dictionary("relu", random_tensors(48, WIDTH, seed=0), site="mlp_post.1", model_name="llama")
     found = build_index(MODEL, inside, STORE, tmp_path / "i.sqlite", IndexConfig(tokens=320), quiet=True)
     assert found.evidence(3).promoted == found.evidence(3).suppressed == []
     assert "not in the stream" in found.meta["effects"]

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from monosem import edits, patching
 from monosem.data import TokenPairs
-from monosem.dictionaries import Dictionary, DictionaryParts, DictionaryTensors
 from monosem.errors import BadInput, MonosemError, UnknownName
 from monosem.models import Model
 from monosem.patching import Sweep, cells_of, sweep
 from tiny import FAMILIES, tiny_hf, tiny_tokenizer
+from tiny_dictionaries import random_tensors, tiny_dictionary
 
 growing_module = sys.modules["monosem.patching.sweeps.growing"]
 CLEAN, CORRUPTED = [7, 21, 33, 40, 52, 61, 70, 18], [7, 21, 34, 40, 55, 61, 70, 18]
@@ -191,10 +191,8 @@ def test_any_cells_any_grouping_any_budget(
 def test_neurons_and_latents_against_edits(monkeypatch: pytest.MonkeyPatch) -> None:
     alone(monkeypatch)
     model = tiny("llama")
-    pairs, draw = pairs_of(model), torch.Generator().manual_seed(3)
-    shapes = {"W_enc": (32, 12), "b_enc": (12,), "W_dec": (12, 32), "b_dec": (32,)}
-    weights = DictionaryTensors(**{name: torch.randn(shape, generator=draw) for name, shape in shapes.items()})
-    dictionary = Dictionary(DictionaryParts(weights, site="resid_post.1", token_norm="layer_norm"))
+    pairs = pairs_of(model)
+    dictionary = tiny_dictionary("relu", random_tensors(width=12), model_name="", token_norm="layer_norm")
     axes = ("layer", "position", "latent")
     found = sweep(model, pairs, "resid_post", axes, dictionary=dictionary, latents=[2, 7], quiet=True)
     clean = model.run([CLEAN], capture="resid_post.1")["resid_post.1"]

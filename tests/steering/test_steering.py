@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from monosem import edits
-from monosem.dictionaries import Dictionary, DictionaryParts, DictionaryTensors
 from monosem.errors import BadInput
 from monosem.models import Model
 from monosem.steering import (
@@ -19,6 +18,7 @@ from monosem.steering import (
 )
 from monosem.steering.outcome import distinct
 from tiny import tiny_hf, tiny_tokenizer
+from tiny_dictionaries import tiny_dictionary
 
 PROMPTS = ["the cat sat on", "a dog", "she was very happy and"]
 
@@ -30,18 +30,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def sae():
-    draw = torch.Generator().manual_seed(3)
-    shapes = {"W_enc": (32, 24), "b_enc": (24,), "W_dec": (24, 32), "b_dec": (32,)}
-    return Dictionary(
-        DictionaryParts(
-            DictionaryTensors(**{name: torch.randn(shape, generator=draw) for name, shape in shapes.items()}),
-            "topk",
-            k=6,
-            site="resid_post.1",
-            model_name="tiny",
-            name="tiny-sae",
-        )
-    )
+    return tiny_dictionary()
 
 
 def test_no_edit_changes_nothing(model):

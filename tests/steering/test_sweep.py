@@ -1,17 +1,18 @@
 """The sweep of latents x values: right numbers, resumable, refuses another config in its folder."""
 
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
-import torch
 
 from monosem import edits
-from monosem.dictionaries import Dictionary, DictionaryParts, DictionaryTensors
+from monosem.dictionaries import Dictionary
 from monosem.errors import BadInput, Mismatch, UnknownName
 from monosem.models import Model
 from monosem.steering import LatentSweep, sweep_latents
 from tiny import tiny_hf, tiny_tokenizer
+from tiny_dictionaries import tiny_dictionary
 
 
 @pytest.fixture(scope="module")
@@ -21,10 +22,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def sae():
-    draw = torch.Generator().manual_seed(3)
-    shapes = {"W_enc": (32, 24), "b_enc": (24,), "W_dec": (24, 32), "b_dec": (32,)}
-    weights = DictionaryTensors(**{name: torch.randn(shape, generator=draw) for name, shape in shapes.items()})
-    return Dictionary(DictionaryParts(weights, "topk", k=6, site="resid_post.1", model_name="tiny", name="tiny-sae"))
+    return tiny_dictionary()
 
 
 def go(model, sae, folder, **options):
@@ -93,15 +91,7 @@ def test_another_config_is_refused(model, sae, tmp_path):
     go(model, sae, tmp_path)
     with pytest.raises(Mismatch, match=r"values: \[-10.0, 20.0\], now \[1.0\]"):
         go(model, sae, tmp_path, values=[1.0])
-    other = Dictionary(
-        DictionaryParts(
-            DictionaryTensors(sae.W_enc, sae.b_enc, sae.W_dec + 1, sae.b_dec),
-            "topk",
-            k=6,
-            site="resid_post.1",
-            name="tiny-sae",
-        )
-    )
+    other = Dictionary(replace(sae.parts, tensors=replace(sae.tensors, W_dec=sae.W_dec + 1)))
     with pytest.raises(Mismatch, match="weights: "):
         go(model, other, tmp_path)
 
