@@ -8,18 +8,12 @@ from typing import Any, TypedDict
 from ..data import TokenPairs
 from ..dictionaries import Dictionary
 from ..errors import BadInput, UnknownName, did_you_mean
-from ..models import Layers, Model, Positions, Site, SiteLike
+from ..models import PER_LAYER, Layers, Model, Positions, Site, SiteLike
 
 Position = int | str  # a token index of its own row (negative: from the end), or the name of a span
 SpanPositions = Positions | str | Sequence[Position]  # positions as everywhere, and names of the pairs' spans
 
-# site -> the axes that it can be cut along, besides its layer
-AXES: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"), ("position",)),
-    **dict.fromkeys(("q", "k", "v", "z"), ("position", "head")),
-    "pattern": ("position", "head", "key"),
-    **dict.fromkeys(("mlp_pre", "mlp_pre_linear", "mlp_post"), ("position", "neuron")),
-}
+NOT_SWEPT = ("rot_q", "rot_k", "scores")  # other forms of q, k and pattern
 ORDER = ("layer", "position", "head", "key", "neuron", "latent")
 
 
@@ -70,6 +64,11 @@ class Cell:
         """The one position that is patched; None when it is several or all."""
         return self.at[0] if self.at is not None and len(self.at) == 1 else None
 
+    @property
+    def position_axis(self) -> int:
+        """The axis of positions in what the patch writes (`Trial.value`)."""
+        return self.place.query_axis - 1 if self.head is None else 0
+
     def positions(self, pairs: TokenPairs, row: int) -> list[int]:
         """The patched token indices in one row, ascending."""
         length = int(pairs.clean.lengths[row])
@@ -86,7 +85,7 @@ class Cell:
     def at_positions(self, positions: Any, key: int | None = None) -> tuple[Any, ...]:
         """`index` for token indices that are known already."""
         everything = slice(None)
-        if self.site == "pattern":
+        if self.place.query_axis == 2:
             return (everything if self.head is None else self.head, positions, everything if key is None else key)
         unit = self.head if self.head is not None else self.neuron
         return (positions,) if unit is None else (positions, unit)
@@ -148,10 +147,10 @@ def check_cell(model: Model, cell: Cell) -> None:
     """Raises `UnknownName` for a site, layer, head or neuron that the model or the site does not have."""
     model.site(cell.place)
     for axis in ("head", "key", "neuron"):
-        if getattr(cell, axis) is not None and axis not in AXES.get(cell.site, ()):
+        if getattr(cell, axis) is not None and axis not in cell.place.axes:
             raise UnknownName(f"{cell.place} has no {axis}s to patch")
     if cell.head is not None:
-        _heads(model, cell.site, [cell.head])
+        _within([cell.head], heads_at(model, cell.place), f"{cell.site} head")
     if cell.neuron is not None:
         _within([cell.neuron], model.cfg.d_mlp, "neuron")
 
@@ -174,7 +173,7 @@ def cells_of(
     Args:
         sites: names without a layer ("resid_pre"), one or several; with "latent" in `over`, the dictionary's site.
         over: axes that are cut: "layer" always, and of "position", "head", "key", "neuron", "latent" what the site
-            has (`AXES`).
+            has (`Site.axes`).
         positions: with "position" in `over`, one cell each; otherwise patched together in every cell. Indices (see
             `Cell.at`), a slice, "last", names of spans, or "spans" for all of them. Default: every position. It and
             slices need pairs of one length: an index means different things in prompts of different lengths.
@@ -186,12 +185,12 @@ def cells_of(
     """
     if dictionary is not None:
         dictionary.check(model)
-    axes, numbers = axes_of(over), model.layers(layers)
+    axes, numbers = axes_of(over), None if layers is None else model.layers(layers)
     heads = None if heads is None else list(heads)
     names = [sites] if isinstance(sites, str) else list(sites)
     chosen = [_site_name(model, site, axes, dictionary) for site in names]
     if "latent" in axes and dictionary is not None:
-        if layers is not None and numbers != [dictionary.site.layer]:
+        if numbers not in (None, [dictionary.site.layer]):
             raise BadInput(f"the dictionary reads {dictionary.site}; leave layers out")
         numbers = model.layers(dictionary.site.layer)
     _check_lists(axes, heads=heads, neurons=neurons, latents=latents)
@@ -201,13 +200,43 @@ def cells_of(
     read = _within(latents, dictionary.width, "latent") if "latent" in axes and dictionary is not None else [None]
     cells = []
     for site in chosen:
-        across = _heads(model, site, heads) if "head" in axes else [None]
-        for layer in numbers:
+        for layer in layers_with(model, site) if numbers is None else numbers:
+            place = model.site(Site(site, layer))
+            across = _within(heads, heads_at(model, place), f"{site} head") if "head" in axes else [None]
             units = _within((neurons or {}).get(layer, ()), model.cfg.d_mlp, "neuron") if "neuron" in axes else [None]
-            cells += [Cell(site, layer, *place) for place in product(places, across, keys, units, read)]
+            cells += [Cell(site, layer, *where) for where in product(places, across, keys, units, read)]
     if not cells:
         raise BadInput("no cells to patch; give at least one layer, position, head, neuron or latent")
     return cells
+
+
+def cuts(site: Site) -> tuple[str, ...]:
+    """The axes that cells of a site can be cut along, besides its layer; none where the site cannot be swept."""
+    swept = site.name in PER_LAYER and site.name not in NOT_SWEPT
+    return tuple(axis for axis in ORDER if axis in site.axes) if swept else ()
+
+
+def layers_with(model: Model, site: str) -> list[int]:
+    """The layers that have a site; blocks may differ.
+
+    Raises:
+        UnknownName: no layer has it.
+    """
+    having: list[int] = []
+    for layer in model.layers():
+        try:
+            model.site(Site(site, layer))
+        except UnknownName:
+            if layer == model.cfg.n_layers - 1 and not having:
+                raise
+            continue
+        having.append(layer)
+    return having
+
+
+def heads_at(model: Model, site: Site) -> int:
+    """How many heads a site has: kv heads at keys and values."""
+    return model.cfg.n_kv_heads if site.name.rpartition("_")[2] in ("k", "v") else model.cfg.n_heads
 
 
 def places_of(cells: Iterable[Cell]) -> list[Site]:
@@ -254,10 +283,9 @@ def axes_of(over: str | Sequence[str]) -> tuple[str, ...]:
 
 def _site_name(model: Model, site: SiteLike, axes: Sequence[str], dictionary: Dictionary | None) -> str:
     name = Site.parse(site if isinstance(site, Site | tuple) else f"{site}.0").name
-    model.site(Site(name, 0))
-    if name not in AXES:
-        raise UnknownName(f"{name} cannot be swept; sites: {', '.join(AXES)}")
-    offered = AXES[name]
+    offered = cuts(model.site(Site(name, layers_with(model, name)[0])))
+    if not offered:
+        raise UnknownName(f"{name} cannot be swept; sites: {', '.join(one for one in PER_LAYER if cuts(Site(one, 0)))}")
     if "latent" in axes:
         if dictionary is None or dictionary.site.name != name:
             raise BadInput(f"latents of {name} need dictionary=, one that reads {name}")
@@ -296,7 +324,3 @@ def _within(chosen: Iterable[int] | None, count: int, what: str) -> list[int]:
         if not 0 <= number < count:
             raise UnknownName(f"no {what} {number}: there are 0 to {count - 1}")
     return numbers
-
-
-def _heads(model: Model, site: str, heads: Iterable[int] | None) -> list[int]:
-    return _within(heads, model.cfg.n_kv_heads if site in ("k", "v") else model.cfg.n_heads, f"{site} head")

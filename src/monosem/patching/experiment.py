@@ -203,8 +203,7 @@ class Trial:
         """The first position where the patch writes something else than is there; None: the patch changes nothing."""
         positions = cell.positions(self.pairs, 0)
         differs = self.value(cell) != self.base[cell.place][0][cell.index(self.pairs, 0)]
-        axis = 1 if cell.site == "pattern" and cell.head is None else 0
-        changed = differs.movedim(axis, 0).flatten(1).any(1) if differs.ndim > 1 else differs
+        changed = differs.movedim(cell.position_axis, 0).flatten(1).any(1) if differs.ndim > 1 else differs
         return next((position for position, yes in zip(positions, changed.tolist()) if yes), None)
 
 

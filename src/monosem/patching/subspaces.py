@@ -20,7 +20,7 @@ from ..edits import DirectionLike
 from ..errors import BadInput
 from ..models import Model, SiteLike, TokenBatch
 from ..results import analysis
-from .cells import AXES, Cell, Position, SpanPositions, listed
+from .cells import Cell, Position, SpanPositions, cuts, heads_at, listed
 from .experiment import Direction, Trial, Writes, patching_experiment
 from .measured import Measured
 from .scoring import MetricLike
@@ -149,7 +149,7 @@ def _place(
     if site is None:
         raise BadInput("a bare vector belongs to no site: give site='resid_post.15'")
     place = model.site(site)
-    if place.name not in AXES or place.name == "pattern" or (head is not None and place.head_axis is None):
+    if "position" not in cuts(place) or "key" in place.axes or (head is not None and place.head_axis is None):
         raise BadInput(f"subspaces of {place}{'' if head is None else f' head {head}'} cannot be patched")
     return Cell(place.name, place.layer, at, head=head), _orthonormal(basis)  # type: ignore[arg-type]
 
@@ -196,25 +196,23 @@ def _projections(
 
 def _reader(model: Model, cell: Cell) -> Float[Tensor, "d d"] | None:
     """The projection onto what the output projection reads."""
-    if cell.site == "mlp_post":
-        weight = model.W_out[cell.layer]
-    elif cell.site == "z":
-        weight = model.W_O[cell.layer].flatten(0, 1) if cell.head is None else model.W_O[cell.layer, cell.head]
-    else:
+    branch = model.branch_of(cell.place)
+    if branch is None or branch.inner != cell.place:
         return None
+    weight = branch.weight() if cell.head is None else branch.weight()[cell.head]
+    weight = weight.reshape(-1, model.cfg.d_model)
     left, sizes, _ = torch.linalg.svd(weight.detach().double().cpu(), full_matrices=False)
     left = left[:, sizes > sizes[0] * 1e-6]
     return left @ left.T
 
 
 def _width(model: Model, cell: Cell) -> int:
-    c = model.cfg
-    heads = {"q": c.n_heads, "z": c.n_heads, "k": c.n_kv_heads, "v": c.n_kv_heads}.get(cell.site)
-    if heads is not None:
-        if cell.head is not None and not 0 <= cell.head < heads:
-            raise BadInput(f"{cell.place} has heads 0 to {heads - 1}, not {cell.head}")
-        return c.d_head * (heads if cell.head is None else 1)
-    return c.d_mlp if "neuron" in AXES[cell.site] else c.d_model
+    if "head" not in cell.place.axes:
+        return model.cfg.d_mlp if "neuron" in cell.place.axes else model.cfg.d_model
+    heads = heads_at(model, cell.place)
+    if cell.head is not None and not 0 <= cell.head < heads:
+        raise BadInput(f"{cell.place} has heads 0 to {heads - 1}, not {cell.head}")
+    return model.cfg.d_head * (heads if cell.head is None else 1)
 
 
 def _orthonormal(vectors: Tensor) -> Float[Tensor, "k d"]:

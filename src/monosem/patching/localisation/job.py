@@ -18,8 +18,8 @@ import torch
 
 from ...data import TokenPairs
 from ...errors import BadInput
-from ...models import Model
-from ..cells import Cell, SpanPositions
+from ...models import Model, Site
+from ..cells import Cell, SpanPositions, layers_with
 from ..scoring import Metric, MetricLike, one_metric
 from ..sets.backups import Backup, backup
 from ..sets.evidence import CausalEvidence, answered, causal_evidence
@@ -28,9 +28,6 @@ from ..sweeps.result import Sweep
 from ..sweeps.sweep import sweep
 from .result import Component, Localisation
 
-BRANCHES = ("attn_out", "mlp_out")
-STREAM = ("resid_pre", "resid_mid", "resid_post")  # everything passes through these, so they are shown and not chosen
-
 
 def localise(
     model: Model,
@@ -38,7 +35,7 @@ def localise(
     *,
     metric: MetricLike | None = None,
     threshold: float = 0.05,
-    sites: Sequence[str] = BRANCHES,
+    sites: Sequence[str] | None = None,
     positions: SpanPositions | None = None,
     head_threshold: float | None = None,
     controls: int = 10,
@@ -52,7 +49,8 @@ def localise(
     Args:
         metric: one metric; default: what suits the answers (`default_metric`).
         threshold: normalised score from which a component counts: its share of clean minus corrupted.
-        sites: "attn_out" and "mlp_out", of which components are chosen, and "resid_pre" (or _mid, _post) for a map.
+        sites: what branches write ("attn_out", "mlp_out"; default: all of them), of which components are chosen, and
+            "resid_pre" (or _mid, _post) for a map.
         positions: as `sweep`; default: every position where all pairs have one length, else the pairs' spans.
         head_threshold: the same for heads; default: `threshold`.
         controls: random sets of the same make to compare with; 0 for none.
@@ -60,14 +58,14 @@ def localise(
         seed: of the random sets and of the bootstrap.
 
     Raises:
-        BadInput: clean and corrupted do not differ by the metric; several metrics; no attn_out or mlp_out in sites;
+        BadInput: clean and corrupted do not differ by the metric; several metrics; no output of a branch in sites;
             pairs of several lengths without spans. UnknownName: no such site, metric or span.
     """
     name, function = one_metric(metric, pairs)
     head_threshold = threshold if head_threshold is None else head_threshold
     places = _positions(pairs, positions)
     job = _Job(model, pairs, name, function, threshold, head_threshold, seed, {"memory": memory, "quiet": quiet})
-    return job.run(_sites(sites), places, controls, with_backup)
+    return job.run(_sites(model, sites), places, controls, with_backup)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +86,7 @@ class _Job:
         swept = self.swept(sites, ("layer", "position"), positions=places)
         components, opposing = self.chosen(swept, self.threshold)
         head_sweep, heads, opposing_heads = self.heads(components)
-        sets = _sets(components, heads)
+        sets = _sets(self.model, components, heads)
         last = list(sets.values())[-1] if sets else ()
         notes = [*self.pairs.notes, *self.remarks(places, ends), *_carriers(components, self.pairs)]
         if not components:
@@ -189,7 +187,7 @@ class _Job:
         passed = [
             i
             for i, cell in enumerate(swept.cells)
-            if cell.site not in STREAM and abs(scores[i]) >= threshold and not abs(scores[i]) < 2 * errors[i]
+            if not cell.place.in_stream and abs(scores[i]) >= threshold and not abs(scores[i]) < 2 * errors[i]
         ]
         if not passed:
             return [], []
@@ -203,13 +201,14 @@ class _Job:
         return [one for one in made if one.restored > 0], [one for one in made if one.restored < 0]
 
     def heads(self, components: Sequence[Component]) -> tuple[Sweep | None, list[Component], list[Component]]:
-        """The heads of the attention layers found, at the positions found: sweep, over, below minus the threshold."""
-        attention = [one.cell for one in components if one.cell.site == "attn_out"]
-        if not attention:
+        """The heads of the branches found, at the positions found: sweep, over, below minus the threshold."""
+        cells = [one.cell for one in components if _heads_of(self.model, one.cell)]
+        if not cells:
             return None, [], []
-        where = list(dict.fromkeys(cell.position for cell in attention))
-        layers = sorted({cell.layer for cell in attention})
-        swept = self.swept("z", ("layer", "position", "head"), layers=layers, positions=where)
+        sites = list(dict.fromkeys(site.name for cell in cells if (site := _heads_of(self.model, cell))))
+        where = list(dict.fromkeys(cell.position for cell in cells))
+        layers = sorted({cell.layer for cell in cells})
+        swept = self.swept(sites, ("layer", "position", "head"), layers=layers, positions=where)
         return swept, *self.chosen(swept, self.head_threshold)
 
     def evidence(self, sets: dict[str, tuple[Cell, ...]]) -> CausalEvidence:
@@ -234,11 +233,19 @@ class _Job:
         )  # fmt: skip
 
 
-def _sites(sites: Sequence[str]) -> list[str]:
-    branches = [site for site in sites if site not in STREAM]
-    if not branches or not set(branches) <= set(BRANCHES):
-        raise BadInput(f"localise chooses among {' and '.join(BRANCHES)}; sites were {', '.join(sites)}")
-    return list(sites)
+def _sites(model: Model, sites: Sequence[str] | None) -> list[str]:
+    outputs = list(dict.fromkeys(branch.out.name for layer in model.layers() for branch in model.branches(layer)))
+    chosen = outputs if sites is None else list(sites)
+    branches = [site for site in chosen if not Site(site, 0).in_stream]
+    if not branches or not set(branches) <= set(outputs):
+        raise BadInput(f"localise chooses among {' and '.join(outputs)}; sites were {', '.join(chosen)}")
+    return chosen
+
+
+def _heads_of(model: Model, cell: Cell) -> Site | None:
+    """The site of the heads that a whole branch is made of; None for branches without heads."""
+    branch = model.branch_of(cell.place)
+    return branch.inner if branch is not None and branch.units == "head" and branch.out == cell.place else None
 
 
 def _positions(pairs: TokenPairs, asked: SpanPositions | None) -> SpanPositions | None:
@@ -249,17 +256,17 @@ def _positions(pairs: TokenPairs, asked: SpanPositions | None) -> SpanPositions 
     return "spans"
 
 
-def _sets(components: Sequence[Component], heads: Sequence[Component]) -> dict[str, tuple[Cell, ...]]:
+def _sets(model: Model, components: Sequence[Component], heads: Sequence[Component]) -> dict[str, tuple[Cell, ...]]:
     """The sets that are patched together; the last one is what random sets and backups are measured against."""
     if not components:
         return {}
     whole = tuple(one.cell for one in components)
-    mlps = tuple(cell for cell in whole if cell.site != "attn_out")
+    rest = tuple(cell for cell in whole if _heads_of(model, cell) is None)
     sets = {"components": whole}
     if heads:
         alone = tuple(one.cell for one in heads)
-        if mlps:
-            sets["heads and MLPs"] = (*alone, *mlps)
+        if rest:
+            sets["heads and MLPs"] = (*alone, *rest)
         sets["heads"] = alone
     return sets
 
@@ -286,7 +293,7 @@ def _random_set(model: Model, cells: Sequence[Cell], draw: random.Random) -> lis
     for cell in cells:
         options = [
             other
-            for layer in range(model.cfg.n_layers)
+            for layer in layers_with(model, cell.site)
             for head in (range(model.cfg.n_heads) if cell.head is not None else [None])
             if (other := replace(cell, layer=layer, head=head)) not in chosen.union(cells)
         ]

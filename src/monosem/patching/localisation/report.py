@@ -183,7 +183,8 @@ def _plots(results: Mapping[str, Any]) -> dict[str, dict[str, str]]:
         )
     if "head_sweep" in tables:
         caption = "Every head of the attention layers found, restored alone at the positions found."
-        heads = sweep_picture(tables["head_sweep"], (*over, "head"), "denoising", ["z"])
+        table = tables["head_sweep"]
+        heads = sweep_picture(table, (*over, "head"), "denoising", list(dict.fromkeys(table["site"])))
         plots["heads"] = embedded(heads, caption)
     if "backup" in tables:
         caption = "Each dot is a head. Above the dotted line it matters more once what was found is corrupted."

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...data import TokenPairs
 from ...errors import require
-from ...models import Model
+from ...models import Branch, Model
 from ...plots import BLUE, GREY, style
 from ...results import Result, analysis
 from ..cells import Cell, Position, SpanPositions, check_cell, listed, places_of
@@ -38,7 +38,7 @@ class Backup(Result):
     Attributes:
         heads: the heads that were measured exactly.
         need, need_after: the need for each in the clean run, and with the set corrupted, `heads`.
-        estimated: first-order growth of every head of the model, `layer head`.
+        estimated: first-order growth of every head of the model, `layer head` (of the layers that have heads).
         threshold: growth from which a head counts as backup.
     """
 
@@ -136,11 +136,16 @@ def backup(
     for cell in cells:
         check_cell(model, cell)
     estimated = _estimates(model, pairs, cells, {name: function}, at, quiet)
-    taken = {(cell.layer, cell.head) for cell in cells if cell.site == "z" and cell.head is not None}
-    taken |= {(cell.layer, head) for cell in cells if cell.site == "attn_out" for head in range(model.cfg.n_heads)}
-    order = estimated.flatten().argsort(descending=True).tolist()
-    places = [(i // model.cfg.n_heads, i % model.cfg.n_heads) for i in order]
-    heads = [Cell("z", layer, at, head=head) for layer, head in places if (layer, head) not in taken][:candidates]
+    branches = head_branches(model)
+    whole = {cell.place for cell in cells if cell.head is None}
+    taken = {(cell.place, cell.head) for cell in cells}
+    heads = []
+    for i in estimated.flatten().argsort(descending=True).tolist():
+        branch, head = branches[i // model.cfg.n_heads], i % model.cfg.n_heads
+        site = branch.site("z")
+        if branch.out not in whole and (site, head) not in taken:
+            heads.append(Cell(site.name, branch.layer, at, head=head))
+    heads = heads[:candidates]
     sets = [(), *((head,) for head in heads), tuple(cells), *((*cells, head) for head in heads)]
     runs = patch_sets(
         model, pairs, sets, metric={name: function}, direction="noising", memory=memory, quiet=quiet,
@@ -149,6 +154,11 @@ def backup(
     left = runs.scores()
     n = len(heads)
     return Backup(heads, left[0] - left[1 : n + 1], left[n + 1] - left[n + 2 :], estimated, threshold)
+
+
+def head_branches(model: Model) -> list[Branch]:
+    """Every branch that is made of heads, in order."""
+    return [one for layer in model.layers() for one in model.branches(layer) if one.units == "head"]
 
 
 def _estimates(
@@ -163,7 +173,7 @@ def _estimates(
 
     The need is estimated as (base - corrupted) z · gradient, in the clean run and in the run with `cells` corrupted.
     """
-    probes = [Cell("z", layer, at) for layer in range(model.cfg.n_layers)]
+    probes = [Cell(branch.site("z").name, branch.layer, at) for branch in head_branches(model)]
     ((name, function),) = metric.items()
 
     def growth(trial: Trial) -> Iterator[tuple[slice, dict[str, Tensor]]]:

@@ -227,11 +227,11 @@ def _birth(cell: Cell) -> tuple[int, bool]:
 def _shifted(trial: Trial, cell: Cell, start: int) -> tuple[tuple[Any, ...], Tensor]:
     """Index and value of a patch in rows that begin at `start` (before it, the patch changes nothing)."""
     positions = cell.positions(trial.pairs, 0)
-    value, axis = trial.value(cell), 1 if cell.site == "pattern" and cell.head is None else 0
+    value = trial.value(cell)
     kept = [n for n, position in enumerate(positions) if position >= start]
-    value = value.index_select(axis, torch.tensor(kept, device=value.device))
+    value = value.index_select(cell.position_axis, torch.tensor(kept, device=value.device))
     whole = list(cell.index(trial.pairs, 0))
-    whole[1 if cell.site == "pattern" else 0] = [positions[n] - start for n in kept]
+    whole[cell.place.query_axis - 1] = [positions[n] - start for n in kept]
     return tuple(whole), value
 
 
