@@ -121,8 +121,11 @@ class TunedLens(Fitted):
         """
         if published:
             return write_published(Path(path), self.header, self.translators, dtype or torch.float32)
-        numbers = {name: value.to(dtype or value.dtype) for name, value in self.translators.state_dict().items()}
+        numbers = {name: value.to(dtype or value.dtype) for name, value in self.numbers().items()}
         return write_fitted(path, self.kind, self.header, numbers)
+
+    def numbers(self) -> dict[str, Tensor]:
+        return self.translators.state_dict()
 
     def __len__(self) -> int:
         return len(self.translators)
