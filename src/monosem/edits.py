@@ -75,7 +75,7 @@ class Edit:
         if scope not in (None, "all", "prompt", "generated"):
             raise BadInput(f"scope is 'all', 'prompt' or 'generated', not {scope!r}")
         if heads is not None and self.site.head_axis is None:
-            raise BadInput(f"{self.site} has no heads; those of attention are at z, result, q, k, v, pattern")
+            raise BadInput(f"{self.site} has no heads; attention has heads at z, result, q, k, v, pattern")
         return replace(
             self,
             positions=self.positions if positions is None else positions,

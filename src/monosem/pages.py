@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 def environment(package: str, escape: bool = False) -> jinja2.Environment:
     """The templates of a room (its folder `templates`) and the shared ones; `escape` for HTML."""
     loader = jinja2.ChoiceLoader([jinja2.PackageLoader(name, "templates") for name in (package, "monosem")])
-    made = jinja2.Environment(
+    templates = jinja2.Environment(
         loader=loader, autoescape=escape, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    made.filters |= {"number": number, "percent": percent, "token": token, "cell": cell, "shade": shade}
-    return made
+    templates.filters |= {"number": number, "percent": percent, "token": token, "cell": cell, "shade": shade}
+    return templates
 
 
 def embedded(figure: "Figure", caption: str) -> dict[str, str]:

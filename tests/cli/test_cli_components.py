@@ -27,12 +27,12 @@ def monosem(*arguments: object) -> Result:
 
 def test_heads_are_scored_and_sorted(tiny: Path, tmp_path: Path) -> None:
     model = load_model(tiny, quiet=True)
-    want = components.head_scores(model, 6, rows=2, seed=3)
+    want = components.head_scores(model, n=6, rows=2, seed=3)
     line = ["heads", tiny, "--n", 6, "--rows", 2, "--seed", 3]
     rows = json.loads(monosem(*line, "--json").stdout)
     assert [row["induction"] for row in rows] == pytest.approx(want.table.induction.to_list(), abs=1e-6)
     done = monosem(*line, "--score", "previous", "--top", 1, "--out", tmp_path / "heads.html")
-    assert want.top("previous", 1)["head"][0] in done.stdout
+    assert want.top(1, by="previous")["head"][0] in done.stdout
     assert (tmp_path / "heads.html").stat().st_size > 100_000
 
 

@@ -188,7 +188,7 @@ def test_rows_of_different_length_and_the_table(llama):
     table = found.table
     assert table.contribution.sum() == pytest.approx(float(found.total.mean()), rel=1e-4)
     assert table[table.kind == "head"].shape[0] == 12
-    assert table.standard_error.notna().all()
+    assert table.contribution_se.notna().all()
     assert found.heads().shape == (3, 4)
     assert float(found.heads()[1, 2]) == pytest.approx(float(table[table.part == "L1H2"].contribution.iloc[0]))
     assert found.top(3).contribution.abs().is_monotonic_decreasing
@@ -489,9 +489,9 @@ def test_detection_of_ones_own_pattern(llama):
 @pytest.mark.smollm2
 def test_a_real_model_has_induction_and_previous_token_heads(smollm2):
     scores = head_scores(smollm2, n=16, rows=2)
-    top = scores.top("induction", 3)
+    top = scores.top(3, by="induction")
     assert top.induction.min() > 0.5
-    assert scores.top("previous", 1).previous.iloc[0] > 0.5
+    assert scores.top(1, by="previous").previous.iloc[0] > 0.5
     assert float(scores["induction"].median()) < 0.1
     assert scores.plot("induction").data[0].z.shape == (30, 9)
     found = direct_attribution(

@@ -3,20 +3,19 @@
 from typing import Annotated
 
 from .application import group
-from .options import Chat, Machine, ModelArgument, OutFile, Printing, Prompts, Seed, option
-from .output import as_json, frame, notice
+from .options import Chat, Machine, ModelArgument, Prompts, Seed, Written, option
+from .output import as_json, frame
 
 
 def heads(
     model: ModelArgument,
     machine: Machine,
-    printing: Printing,
+    written: Written,
     score: Annotated[str, option("--score", "NAME", "Sort by: induction, previous, duplicate or first.")] = "induction",
     n: Annotated[int, option("--n", "N", "Tokens of the random text that is repeated.", min=2)] = 25,
     rows: Annotated[int, option("--rows", "N", "How many random texts.", min=1)] = 8,
     top: Annotated[int, option("--top", "N", "Heads to print.", min=1)] = 10,
     seed: Seed = 0,
-    out: OutFile = None,
 ) -> None:
     """Find induction, previous-token and duplicate heads.
 
@@ -25,28 +24,24 @@ def heads(
     Example: monosem components heads smollm2 --score induction --out heads.html
     """
     from ..components import head_scores
-    from ..files import write_result
 
-    found = head_scores(machine.load(model, printing.silent), n, rows=rows, seed=seed)
-    best = found.top(score, top)
-    if out is not None:
-        write_result(out, found.table, lambda: found.plot(score))
-    as_json(found.table) if printing.json else frame(best, f"{score} heads")
-    if out is not None and not printing.quiet:
-        notice(f"written: {out}")
+    scores = head_scores(machine.load(model, written.silent), n=n, rows=rows, seed=seed)
+    best = scores.top(top, by=score)
+    written.save(scores, score=score)
+    as_json(scores.table) if written.json else frame(best, f"{score} heads")
+    written.say_where()
 
 
 def direct(
     model: ModelArgument,
     prompts: Prompts,
     machine: Machine,
-    printing: Printing,
+    written: Written,
     token: Annotated[str, option("--token", "TOKEN", "The token whose logit is taken apart, mind the space.")],
     wrong: Annotated[str | None, option("--wrong", "TOKEN", "Subtract the logit of this token.")] = None,
     by: Annotated[str, option("--by", "layer|head|neuron", "How fine the parts are.")] = "head",
     top: Annotated[int, option("--top", "N", "Parts to print.", min=1)] = 10,
     chat: Chat = False,
-    out: OutFile = None,
 ) -> None:
     """Take a logit apart into what each part writes.
 
@@ -55,16 +50,13 @@ def direct(
     Example: monosem components direct smollm2 "The capital of France is" --token " Paris" --wrong " Rome"
     """
     from ..components import direct_attribution
-    from ..files import write_result
 
-    lm = machine.load(model, printing.silent)
+    lm = machine.load(model, written.silent)
     texts = [lm.chat(prompt) for prompt in prompts] if chat else prompts
-    found = direct_attribution(lm, texts, token, wrong, by=by)  # type: ignore[arg-type]
-    if out is not None:
-        write_result(out, found.table, found.plot)
-    as_json(found.table) if printing.json else frame(found.top(top), found.target)
-    if out is not None and not printing.quiet:
-        notice(f"written: {out}")
+    parts = direct_attribution(lm, texts, token, wrong, by=by)  # type: ignore[arg-type]
+    written.save(parts)
+    as_json(parts.table) if written.json else frame(parts.top(top), parts.target)
+    written.say_where()
 
 
 app = group("What heads and MLPs read and write.", {"heads": heads, "direct": direct})

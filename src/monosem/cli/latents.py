@@ -48,12 +48,12 @@ def top(
 
     sae, lm = machine.load(dictionary, quiet=json)
     index = latents.index_of(sae)
-    found = latents.top(lm, sae, prompts, n=count, index=index)
+    firing = latents.top(lm, sae, prompts, n=count, index=index)
     if json:
-        as_json(found.table)
+        as_json(firing.table)
         return
     for number, prompt in enumerate(prompts):
-        rows = found.table[found.table["prompt"] == number]
+        rows = firing.table[firing.table["prompt"] == number]
         by_token = rows.groupby(["position", "token"], sort=True)
         fired = [(at, repr(token), listed(group["latent"], group["value"])) for (at, token), group in by_token]
         table(["", "token", "latents (activation)"], fired, prompt)
@@ -93,16 +93,16 @@ def search(
     Example: monosem latents search smollm2/resid_post.15 --text "French"
     """
     if text is not None and positive is None and negative is None:
-        found = index_at(dictionary, index).search(text, n=count)
+        ranked = index_at(dictionary, index).search(text, n=count)
     elif text is None and positive is not None and negative is not None:
         from ..latents import contrast
 
         sides = prompt_lines(positive), prompt_lines(negative)
         sae, lm = machine.load(dictionary, quiet=json)
-        found = contrast(lm, sae, *sides, seed=seed).top(count)
+        ranked = contrast(lm, sae, *sides, seed=seed).top(count)
     else:
         raise BadInput("give --positive FILE and --negative FILE, or --text QUERY")
-    as_json(found) if json else frame(found)
+    as_json(ranked) if json else frame(ranked)
 
 
 def show(
@@ -120,13 +120,13 @@ def show(
 
     Example: monosem latents show smollm2/resid_post.15 123
     """
-    found = index_at(dictionary, index).evidence(latent)
+    evidence = index_at(dictionary, index).evidence(latent)
     if html:
-        found.save(html)
+        evidence.save(html)
     if json:
-        as_json(found)
+        as_json(evidence)
         return
-    text = found.as_text(examples)
+    text = evidence.as_text(examples)
     output.show(text if sys.stdout.isatty() else marked(text))
 
 
@@ -165,10 +165,10 @@ def index_at(dictionary: str, path: Path | None) -> "Index":
     from ..latents import Index, index_of
 
     sae = load_dictionary(dictionary)
-    found = Index(path, sae) if path else index_of(sae)
-    if found is None:
+    chosen = Index(path, sae) if path else index_of(sae)
+    if chosen is None:
         raise BadInput(f"{dictionary} has no index; make one: monosem latents index {dictionary} --text PATH")
-    return found
+    return chosen
 
 
 def prompt_lines(path: Path) -> list[str]:

@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import BadInput
+from .output import as_json, frame, notice
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from ..models import Model
+    from ..results import Result
 
 MODELS = "smollm2, gemma3-270m, a Hugging Face id, a folder or a .gguf file"
 DICTIONARIES = "a shipped name (monosem list dictionaries), a folder, a .pt file or a hub id"
@@ -59,6 +63,30 @@ class Printing:
     def silent(self) -> bool:
         """Whether progress is off: programs that read JSON do not want it either."""
         return self.json or self.quiet
+
+
+@dataclass(frozen=True)
+class Written(Printing):
+    """Where the result goes: the terminal, JSON, and a file."""
+
+    out: OutFile = None
+
+    def check_colour(self, value: str | None) -> dict[str, str]:
+        """The option of a picture. Raises `BadInput` when no picture is written."""
+        if value is not None and self.out is None:
+            raise BadInput("--value colours the picture, and no picture is asked for: add --out FILE.html")
+        return {} if value is None else {"value": value}
+
+    def save(self, result: "Result", **plot: Any) -> None:
+        if self.out is not None:
+            result.save(self.out, **plot)
+
+    def show(self, table: "DataFrame", title: str) -> None:
+        as_json(table) if self.json else frame(table, title)
+
+    def say_where(self) -> None:
+        if self.out is not None and not self.quiet:
+            notice(f"written: {self.out}")
 
 
 @dataclass(frozen=True)
@@ -132,13 +160,13 @@ def fields(given: list[str] | None) -> dict[str, Any]:
     """
     import yaml
 
-    found = {}
+    settings = {}
     for entry in given or []:
         name, equals, value = entry.partition("=")
         if not equals or not name.strip():
             raise BadInput(f"--set {entry}: write KEY=VALUE, such as lr=0.001")
         try:
-            found[name.strip()] = yaml.safe_load(value)
+            settings[name.strip()] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise BadInput(f"--set {entry}: {' '.join(str(error).split())}") from error
-    return found
+    return settings

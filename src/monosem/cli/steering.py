@@ -56,13 +56,13 @@ def steer(
     change = edits.scale_latent if scale else edits.add_latent if add else edits.clamp
     sae, lm = machine.load(dictionary, printing.silent)
     texts = [lm.chat(prompt) for prompt in prompts] if chat else prompts
-    found = compare(
+    comparison = compare(
         lm, texts, change(sae, latent, value), max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
     )
     if printing.json:
-        as_json({"summary": found.summary, "prompts": found.table})
+        as_json({"summary": comparison.summary, "prompts": comparison.table})
         return
-    changes = found.table[["baseline_text", "edited_text", "kl"]].itertuples(index=False)
+    changes = comparison.table[["baseline_text", "edited_text", "kl"]].itertuples(index=False)
     rows = [(prompt, *change) for prompt, change in zip(prompts, changes, strict=True)]
     table(["prompt", "before", "after", "KL"], rows, ruled=True)
 

@@ -58,9 +58,9 @@ class Training:
         """The file, with the options over it. Raises `BadInput` or `BadFile` for what a config cannot hold."""
         from ..dictionaries import TrainConfig
 
-        given: dict[str, Any] = {name: value for name, value in vars(self).items() if name not in ("text", "set")}
-        given["texts"] = [str(path) for path in self.text] if self.text else None
-        chosen = {name: value for name, value in given.items() if value is not None} | fields(self.set)
+        options: dict[str, Any] = {name: value for name, value in vars(self).items() if name not in ("text", "set")}
+        options["texts"] = [str(path) for path in self.text] if self.text else None
+        chosen = {name: value for name, value in options.items() if value is not None} | fields(self.set)
         return TrainConfig.parse((TrainConfig.read(file).model_dump() if file else {}) | chosen)
 
 
@@ -111,11 +111,11 @@ def evaluate(
     from ..dictionaries import evaluate as measure
 
     sae, lm = machine.load(dictionary, printing.silent)
-    found = measure(lm, sae, corpus(lm, text), tokens=tokens, context=context, quiet=printing.quiet)
+    evaluation = measure(lm, sae, corpus(lm, text), tokens=tokens, context=context, quiet=printing.quiet)
     if save:
-        found.save(save)
+        evaluation.save(save)
     if printing.json:
-        as_json(found.to_dict())
+        as_json(evaluation.to_dict())
     else:
-        left_out = sum(found.skipped.values())
-        frame(found.table, f"{dictionary} on {found.tokens:,} tokens ({left_out:,} left out)")
+        left_out = sum(evaluation.skipped.values())
+        frame(evaluation.table, f"{dictionary} on {evaluation.tokens:,} tokens ({left_out:,} left out)")

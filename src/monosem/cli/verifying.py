@@ -37,11 +37,11 @@ def verify(
     from ..models.checking.verify import side_by_side
     from ..models.checking.verify import verify as identities
 
-    found = [identities(load_model(model, dtype=name, device=device, quiet=quiet)) for name in dtype or ["float32"]]
+    checks = [identities(load_model(model, dtype=name, device=device, quiet=quiet)) for name in dtype or ["float32"]]
     if by_site:
-        shown = pd.concat([one.by_site for one in found], axis=1).reset_index()
+        shown = pd.concat([check.by_site for check in checks], axis=1).reset_index()
     else:
-        shown = found[0].table if len(found) == 1 else side_by_side(found)
+        shown = checks[0].table if len(checks) == 1 else side_by_side(checks)
     as_json(shown) if json else frame(shown)
-    if not all(one.ok for one in found):
+    if not all(check.ok for check in checks):
         raise typer.Exit(1)

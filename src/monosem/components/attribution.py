@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import BadInput
 from ..models import TokenBatch
 from ..plots import heatmap
+from ..results import Result
 from ..statistics import standard_error
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Part:
 
 
 @dataclass(frozen=True, eq=False)
-class DirectAttribution:
+class DirectAttribution(Result):
     """What each part contributes.
 
     Attributes:
@@ -87,12 +88,14 @@ class DirectAttribution:
                 "layer": pd.array([p.layer for p in self.parts], dtype="Int64"),
                 "index": pd.array([p.index for p in self.parts], dtype="Int64"),
                 "contribution": self.mean.numpy(),
-                "standard_error": standard_error(self.values.mean(1).T).numpy(),
+                "contribution_se": standard_error(self.values.mean(1).T).numpy(),
             }
         )
 
-    def top(self, n: int = 10) -> pd.DataFrame:
-        """The parts that contribute most, of either sign."""
+    def top(self, n: int = 10, by: str | None = None) -> pd.DataFrame:
+        """The n parts that contribute most, of either sign; or those with the largest values of a column."""
+        if by is not None or n < 1:
+            return super().top(n, by)
         table = self.table
         return table.iloc[np.argsort(-table.contribution.abs().to_numpy())[:n]].reset_index(drop=True)
 

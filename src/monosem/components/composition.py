@@ -8,7 +8,7 @@ rotations between them, whatever their spectra: E‖A R B‖² = ‖A‖² ‖B�
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import pandas as pd
 import torch
@@ -19,6 +19,7 @@ from ..errors import BadInput
 from ..models import Model
 from ..plots import heatmap
 from ..progress import Meter
+from ..results import Result, analysis
 from .factored import OV, QK, FactoredMatrix
 
 if TYPE_CHECKING:
@@ -28,13 +29,15 @@ Kind = Literal["Q", "K", "V"]
 
 
 @dataclass(frozen=True, eq=False)
-class Composition:
+class Composition(Result):
     """Scores of all pairs of heads.
 
     Attributes:
         scores: NaN where the second head is not in a later layer.
         baseline: what unrelated matrices score, 1/√d_model.
     """
+
+    ranked_by: ClassVar[str] = "score"
 
     scores: Float[Tensor, "layer head later_layer later_head"]
     baseline: float
@@ -65,11 +68,12 @@ class Composition:
         """Writers x readers; the colours begin at the baseline."""
         names = [f"L{layer}H{head}" for layer in range(self.scores.shape[0]) for head in range(self.scores.shape[1])]
         grid = self.scores.flatten(2).flatten(0, 1) - self.baseline
-        title = f"{self.kind} composition in {self.model}, above that of unrelated heads"
+        title = f"{self.kind} composition in {self.model}, above the score of unrelated heads"
         return heatmap(grid, names, names, x_title="reader", y_title="writer", title=title, unit="score")
 
 
-def composition_scores(model: Model, kind: Kind = "Q", folded: bool = True) -> Composition:
+@analysis
+def composition_scores(model: Model, kind: Kind = "Q", *, folded: bool = True) -> Composition:
     """Composition scores of every head with every head of a later layer.
 
     Args:

@@ -9,14 +9,14 @@
 | induction | to t - n + 1, what followed it there | the second repeat |
 | first | to the first token (a sink) | all t |
 
-`detect_head` compares the patterns on a given text with a pattern of one's own, as TransformerLens's function does.
+`detect_head` compares the patterns on a given text with a pattern that is given, as TransformerLens's function does.
 Scores are taken inside the attention: no pattern is kept.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pandas as pd
 import torch
@@ -26,6 +26,7 @@ from torch import Tensor
 from ..errors import BadInput, UnknownName, did_you_mean
 from ..models import Model, Moment, Site
 from ..plots import heatmap
+from ..results import Result, analysis
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -34,13 +35,15 @@ SCORES = ("previous", "duplicate", "induction", "first")
 
 
 @dataclass(frozen=True, eq=False)
-class HeadScores:
+class HeadScores(Result):
     """Scores of all heads, from 0 (never) to 1 (all of the attention, always).
 
     Attributes:
         values: score -> `layer head`, mean over the sequences.
         n: length of the repeated part. rows: number of sequences.
     """
+
+    ranked_by: ClassVar[str] = "induction"
 
     values: dict[str, Float[Tensor, "layer head"]]
     n: int
@@ -68,11 +71,6 @@ class HeadScores:
             {"head": names, "layer": [p[0] for p in places], "index": [p[1] for p in places], **columns}
         )
 
-    def top(self, score: str = "induction", n: int = 5) -> pd.DataFrame:
-        """The heads with the highest score."""
-        _ = self[score]
-        return self.table.sort_values(score, ascending=False, ignore_index=True).head(n)
-
     def plot(self, score: str = "induction") -> "Figure":
         """Layers x heads."""
         value = self[score]
@@ -90,7 +88,8 @@ class HeadScores:
         )
 
 
-def head_scores(model: Model, n: int = 25, rows: int = 8, seed: int = 0) -> HeadScores:
+@analysis
+def head_scores(model: Model, *, n: int = 25, rows: int = 8, seed: int = 0) -> HeadScores:
     """Previous-token, duplicate-token, induction and first-token scores of all heads.
 
     Args:

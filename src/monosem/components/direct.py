@@ -1,14 +1,14 @@
 """Direct attribution: what each part of a model writes straight into a logit, a logit difference or a direction.
 
 The stream before the final norm is a sum of what embedding, attention heads, MLPs (or single neurons) and biases wrote.
-With the norms' scales frozen at those of the run, the read-out is linear, so the contributions add up to it exactly:
+With the norms' scales frozen as the run had them, the read-out is linear, so the contributions add up to it exactly:
 
     Σ contributions = logit before the soft cap         (float32: to 1e-4)
 
 - A post-norm between a branch and the stream (Gemma 2 and 3, OLMo 2) is linear too with its scale frozen; its gain and
   scale go into the branch's contributions. Residual and logit multipliers (Granite, Cohere) do as well.
-- LayerNorms subtract the mean: so is it done with the direction. Their biases, and those of the projections, are parts
-  of their own: a head's share holds nothing that does not depend on what the head read.
+- LayerNorms subtract the mean, and so is it done with the direction. Biases, of norms and of projections, are parts of
+  their own: a head's share holds nothing that does not depend on what the head read.
 - A soft cap c·tanh(z/c) is not linear. The default stops before it; `capped=True` multiplies by its derivative at the
   run's own logits instead, the first-order share in the capped logit (these do not add up to it).
 
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ..errors import BadInput
 from ..models import Branch, Model, Norm, Run, Site
+from ..results import analysis
 from .attribution import DirectAttribution, Part
 from .targets import Target, Tokens, direction_target, token_target
 
@@ -32,6 +33,7 @@ By = Literal["layer", "head", "neuron"]
 SPLIT = {"layer": (), "head": ("head",), "neuron": ("head", "neuron")}  # what is taken apart into units
 
 
+@analysis
 def direct_attribution(
     model: Model,
     x: Any,

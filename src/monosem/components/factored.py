@@ -119,7 +119,7 @@ class FactoredMatrix:
 
     @property
     def eigenvalues(self) -> Complex[Tensor, "... r"]:
-        """Those of A B that are not zero by its rank: the eigenvalues of the small B A. Square matrices only."""
+        """The eigenvalues of A B without the zeros that its rank implies: those that B A has. Square matrices only."""
         if self.shape[-1] != self.shape[-2]:
             raise BadInput(f"eigenvalues need a square matrix, this is {list(self.shape[-2:])}")
         return torch.linalg.eigvals(self.B @ self.A)

@@ -34,7 +34,7 @@ class Target:
 
 
 def token_target(model: Model, tokens: Tokens, wrong: Tokens | None, rows: int) -> Target:
-    """The logit of `tokens`, less that of `wrong`; one token for all rows, or one for each.
+    """The logit of `tokens`, less the logit of `wrong`; one token for all rows, or one for each.
 
     Raises:
         BadInput: text that is not one token, an id outside the vocabulary, not one token a row.

@@ -63,13 +63,13 @@ def outcome(
     for start in range(0, len(prompts), batch_size):
         rows = range(start, min(start + batch_size, len(prompts)))
         batch = [prompts[row] for row in rows]
-        made = _edits_for(edits, rows)
-        logits.append(logits_of(model.run(batch, edits=made, logits="last")).cpu())
+        batch_edits = _edits_for(edits, rows)
+        logits.append(logits_of(model.run(batch, edits=batch_edits, logits="last")).cpu())
         if max_new_tokens == 0:
             continue
-        made = _edits_for(edits, rows)
+        batch_edits = _edits_for(edits, rows)
         generated = model.generate(
-            batch, edits=made, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed + start
+            batch, edits=batch_edits, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed + start
         )
         new += generated.new
         texts += generated.texts

@@ -99,9 +99,11 @@ def _prompt_ids(model: Model, prompt: str | None) -> list[int]:
 
 
 def _baseline(model: Model, ids: list[int], config: SweepConfig) -> dict[str, Any]:
-    made = model.generate([ids], max_new_tokens=config.max_new_tokens, temperature=config.temperature, seed=config.seed)
-    perplexity = continuation_perplexity(model, made.ids, made.prompt.lengths)
-    return {"text": made.texts[0], "perplexity": float(perplexity[0])}
+    generated = model.generate(
+        [ids], max_new_tokens=config.max_new_tokens, temperature=config.temperature, seed=config.seed
+    )
+    perplexity = continuation_perplexity(model, generated.ids, generated.prompt.lengths)
+    return {"text": generated.texts[0], "perplexity": float(perplexity[0])}
 
 
 def _batches(config: SweepConfig) -> Iterator[tuple[int, list[tuple[int, float]]]]:
@@ -146,14 +148,14 @@ def _one_batch(
     latents = torch.tensor([latent for latent, _ in rows])
     edit = after_first(clamp(dictionary, latents, torch.tensor([value for _, value in rows])))
     prompts = [ids] * len(rows)
-    made = model.generate(
+    generated = model.generate(
         prompts, edits=edit, max_new_tokens=config.max_new_tokens, temperature=config.temperature, seed=seed
     )
-    whole = [ids + new for new in made.new]
+    whole = [ids + new for new in generated.new]
     steered = logits_of(model.run(whole, edits=edit))
     plain = logits_of(model.run(whole))
     records = []
-    for row, ((latent, value), new, text) in enumerate(zip(rows, made.new, made.texts)):
+    for row, ((latent, value), new, text) in enumerate(zip(rows, generated.new, generated.texts)):
         span = slice(len(ids) - 1, len(ids) - 1 + len(new))
         edited = slice(max(len(ids) - 1, 1), len(ids) - 1 + len(new))  # predictions that an edited token can move
         moved = kl(plain[row, edited], steered[row, edited])

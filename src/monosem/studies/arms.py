@@ -44,12 +44,12 @@ def measure(context: Context, arms: Sequence[Arm], title: str) -> list[dict[str,
     """Every arm against the unedited model: rows (for arms with continuations) and summaries on test and control."""
     reader = context.memory.get("reader") or context.memory.setdefault("reader", reading.fit(context))
     before = _baseline_scores(context, reader)
-    found = []
+    measured = []
     with Meter(title, total=len(arms), unit="arm", quiet=context.quiet) as meter:
         for arm in arms:
-            found.append(_measured(context, arm, reader, before))
+            measured.append(_measured(context, arm, reader, before))
             meter.advance(1, arm=arm.label)
-    return found
+    return measured
 
 
 def _baseline_scores(context: Context, reader: reading.Reader) -> list[float]:
@@ -76,9 +76,9 @@ def _measured(context: Context, arm: Arm, reader: reading.Reader, before: list[f
 
 
 def _summary(rows: list[dict[str, Any]], continued: bool) -> dict[str, Any]:
-    found = summarise(rows)
+    numbers = summarise(rows)
     if not continued:
-        return {name: value for name, value in found.items() if name not in TEXT_SUMMARY}
+        return {name: value for name, value in numbers.items() if name not in TEXT_SUMMARY}
     shifts = [row["edited_concept"] - row["baseline_concept"] for row in rows]
     mean, low, high = bootstrap_mean([shift for shift in shifts if not math.isnan(shift)])
-    return found | {"concept_shift": mean, "concept_low": low, "concept_high": high}
+    return numbers | {"concept_shift": mean, "concept_low": low, "concept_high": high}

@@ -66,9 +66,9 @@ class StudyConfig(JobConfig):
         if self.random_continuations > self.random_latents:
             raise ValueError("random_continuations cannot exceed random_latents")
         searched = {*self.positive, *self.negative}
-        seen = [p for p in [*self.test, *self.control] if p in searched]
-        if seen:
-            raise ValueError(f"test and control prompts must not be used in the search: {seen[0]!r}")
+        used = [p for p in [*self.test, *self.control] if p in searched]
+        if used:
+            raise ValueError(f"test and control prompts must not be used in the search: {used[0]!r}")
         return self
 
     @property

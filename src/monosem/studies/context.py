@@ -80,11 +80,11 @@ class Context:
         if self.index is not None:
             return Statistics(self.index.densities, self.index.maxima, "the dictionary's latent index")
         prompts = [*self.config.positive, *self.config.negative, *self.openings]
-        found = [
+        codes = [
             self.dictionary.encode(run[self.dictionary.site][counted]).dense().float().cpu()
             for run, counted in prompt_runs(self.model, self.dictionary, prompts, batch_size=self.config.batch_size)
         ]
-        active = torch.cat(found)
+        active = torch.cat(codes)
         source = "the prompts of this study (the dictionary has no index)"
         return Statistics((active > 0).float().mean(0), active.amax(0), source)
 

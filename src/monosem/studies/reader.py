@@ -45,8 +45,8 @@ def fit(context: Context) -> Reader:
 def pooled(context: Context, prompts: Sequence[str]) -> Float[Tensor, "prompts d_model"]:
     """Mean activation of each prompt over its counted tokens (see `latents.pooling`)."""
     site, size = context.dictionary.site, context.config.batch_size
-    found = prompt_runs(context.model, context.dictionary, prompts, batch_size=size)
-    return torch.cat([_mean(run[site].float(), counted) for run, counted in found]).cpu()
+    runs = prompt_runs(context.model, context.dictionary, prompts, batch_size=size)
+    return torch.cat([_mean(run[site].float(), counted) for run, counted in runs]).cpu()
 
 
 def scores(

@@ -173,8 +173,8 @@ def _section(section: Section, context: Context, earlier: dict[str, dict[str, An
         result: dict[str, Any] = read_json(path)
     else:
         began = time.monotonic()
-        made = section.make(context, earlier)
-        result = _plain(made | {"seconds": round(time.monotonic() - began, 1)})
+        data = section.make(context, earlier)
+        result = _plain(data | {"seconds": round(time.monotonic() - began, 1)})
         write_json(path, result)
     for line in section.findings(result):
         context.say(f"   {line}")

@@ -3,8 +3,8 @@
 from typing import Annotated
 
 from ...errors import BadInput
-from ..options import Machine, option
-from .options import Lens, Position, Reading, Written
+from ..options import Machine, Written, option
+from .options import Lens, Position, Reading
 
 Words = Annotated[
     list[str], option("--words", "NAME=WORD,...", "A language and its words for the answer. Give two or more.")
@@ -31,16 +31,16 @@ def languages(
     wanted = dict(_words(entry) for entry in words)
     model, texts, options = reading.load(machine, written)
     place = -1 if position is None else position
-    seen = lenses.languages(model, texts, wanted, positions=place, lens=lens, **options)
-    written.save(seen)
-    written.show(seen.table, "probability of each language, mean over the prompts")
+    result = lenses.languages(model, texts, wanted, positions=place, lens=lens, **options)
+    written.save(result)
+    written.show(result.table, "probability of each language, mean over the prompts")
     written.say_where()
 
 
 def _words(entry: str) -> tuple[str, list[str]]:
     """`"French=eau,l'eau"` -> ("French", ["eau", "l'eau"])."""
-    name, _, given = entry.partition("=")
-    chosen = [word.strip() for word in given.split(",") if word.strip()]
+    name, _, listed = entry.partition("=")
+    chosen = [word.strip() for word in listed.split(",") if word.strip()]
     if not name.strip() or not chosen:
         raise BadInput(f"--words {entry}: write NAME=WORD,WORD, such as French=eau")
     return name.strip(), chosen

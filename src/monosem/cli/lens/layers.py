@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from ...errors import BadInput
-from ..options import Machine, option
+from ..options import Machine, Written, option
 from ..output import as_json, table
-from .options import Position, Reading, Top, Value, Written, likeliest
+from .options import Position, Reading, Top, Value, likeliest
 
 if TYPE_CHECKING:
     from ...lenses import LensResult
@@ -55,28 +55,28 @@ def _read(reading: Reading, shown: Shown, lens: str | None, machine: Machine, wr
     model, texts, options = reading.load(machine, written)
     targets = shown.target or []
     options |= {"top": shown.top, "targets": targets}
-    seen = lenses.read(model, texts, lens=lens, **options)
-    written.save(seen, **plot, **({"target": targets[0]} if targets and plot else {}))
+    result = lenses.read(model, texts, lens=lens, **options)
+    written.save(result, **plot, **({"target": targets[0]} if targets and plot else {}))
     if written.json:
-        as_json(seen.table)
+        as_json(result.table)
     else:
         for row in range(len(texts)):
-            _one_token(model, seen, row, -1 if shown.position is None else shown.position, targets)
+            _one_token(model, result, row, -1 if shown.position is None else shown.position, targets)
     written.say_where()
 
 
-def _one_token(model: "Model", seen: "LensResult", row: int, place: int, targets: list[str]) -> None:
+def _one_token(model: "Model", result: "LensResult", row: int, place: int, targets: list[str]) -> None:
     """The table of one token: a line a layer."""
-    columns = seen.chosen[row].nonzero().flatten().tolist()
+    columns = result.chosen[row].nonzero().flatten().tolist()
     if not -len(columns) <= place < len(columns):
         raise BadInput(f"--position {place}: prompt {row} has {len(columns)} tokens")
     column = columns[place]
     rows = []
-    for layer, site in enumerate(seen.sites):
+    for layer, site in enumerate(result.sites):
         cell = (layer, row, column)
-        words = likeliest(seen.top_tokens(*cell), seen.top_probabilities[cell].tolist())
-        numbers = [float(seen[name][cell]) for name in ("entropy", "kl")]
-        rows.append([str(site), *numbers, *(int(seen.ranks[name][cell]) for name in targets), words])
-    token = model.str_token(int(seen.tokens.ids[row, column]))
+        words = likeliest(result.top_tokens(*cell), result.top_probabilities[cell].tolist())
+        numbers = [float(result[name][cell]) for name in ("entropy", "kl")]
+        rows.append([str(site), *numbers, *(int(result.ranks[name][cell]) for name in targets), words])
+    token = model.str_token(int(result.tokens.ids[row, column]))
     titles = ["layer", "entropy", "KL to the end", *(f"rank of {name!r}" for name in targets), "likeliest"]
-    table(titles, rows, f"{seen.lens} after {token!r} (token {columns.index(column)} of prompt {row})")
+    table(titles, rows, f"{result.lens} after {token!r} (token {columns.index(column)} of prompt {row})")

@@ -4,13 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from ...errors import BadInput
-from ..options import Chat, Layers, Machine, ModelArgument, OutFile, Printing, Prompts, layer_numbers, option
-from ..output import as_json, frame, notice
+from ..options import Chat, Layers, Machine, ModelArgument, Printing, Prompts, layer_numbers, option
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
-
     from ...models import Model
 
 Lens = Annotated[str | None, option("--lens", "DIR", "Read through this tuned lens, or the one shipped: tuned.")]
@@ -40,30 +36,6 @@ class Reading:
         texts = [model.chat(prompt) for prompt in self.prompts] if self.chat else self.prompts
         layers = layer_numbers(self.layers, model.cfg.n_layers)
         return model, texts, {"site": self.site, "layers": layers, "quiet": printing.silent}
-
-
-@dataclass(frozen=True)
-class Written(Printing):
-    """Where the result goes: the terminal, JSON, and a file."""
-
-    out: OutFile = None
-
-    def check_colour(self, value: str | None) -> dict[str, str]:
-        """The option of a picture. Raises `BadInput` when no picture is written."""
-        if value is not None and self.out is None:
-            raise BadInput("--value colours the picture, and no picture is asked for: add --out FILE.html")
-        return {} if value is None else {"value": value}
-
-    def save(self, result: Any, **plot: Any) -> None:
-        if self.out is not None:
-            result.save(self.out, **plot)
-
-    def show(self, table: "DataFrame", title: str) -> None:
-        as_json(table) if self.json else frame(table, title)
-
-    def say_where(self) -> None:
-        if self.out is not None and not self.quiet:
-            notice(f"written: {self.out}")
 
 
 def likeliest(words: Sequence[str], probabilities: Sequence[float]) -> str:

@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING, Annotated
 
-from ..options import Machine, option
+from ..options import Machine, Written, option
 from ..output import as_json, table
-from .options import Position, Reading, Top, Written, likeliest
+from .options import Position, Reading, Top, likeliest
 
 if TYPE_CHECKING:
     from ...lenses import PatchscopeResult
@@ -36,7 +36,7 @@ def patchscope(
     model, texts, options = reading.load(machine, written)
     # a file shows every token of a prompt
     whole = position is None and (written.json or written.out is not None)
-    seen = lenses.patchscope(
+    result = lenses.patchscope(
         model,
         texts,
         lenses.TOKEN_IDENTITY if into is None else into,
@@ -45,21 +45,21 @@ def patchscope(
         max_new_tokens=max_new_tokens,
         **options,
     )
-    written.save(seen)
+    written.save(result)
     if written.json:
-        as_json(seen.table)
+        as_json(result.table)
     else:
-        _print(seen)
+        _print(result)
     written.say_where()
 
 
-def _print(seen: "PatchscopeResult") -> None:
+def _print(result: "PatchscopeResult") -> None:
     """One table a prompt: a line a layer."""
-    for row, tokens in enumerate(seen.words):
+    for row, tokens in enumerate(result.words):
         rows = []
-        for i, site in enumerate(seen.sites):
-            chances = seen.top_probabilities[i, row, -1].tolist()
-            text = [] if seen.texts is None else [repr(seen.texts[i][row][-1])]
-            rows.append([site.layer, likeliest(seen.top_tokens(i, row, -1), chances), *text])
-        titles = ["layer", "likeliest", *([] if seen.texts is None else ["written"])]
-        table(titles, rows, f"patchscope of {tokens[-1]!r} (token {int(seen.positions[row, -1])} of prompt {row})")
+        for i, site in enumerate(result.sites):
+            chances = result.top_probabilities[i, row, -1].tolist()
+            text = [] if result.texts is None else [repr(result.texts[i][row][-1])]
+            rows.append([site.layer, likeliest(result.top_tokens(i, row, -1), chances), *text])
+        titles = ["layer", "likeliest", *([] if result.texts is None else ["written"])]
+        table(titles, rows, f"patchscope of {tokens[-1]!r} (token {int(result.positions[row, -1])} of prompt {row})")

@@ -2,9 +2,9 @@
 
 from typing import Annotated
 
-from ..options import Machine, option
+from ..options import Machine, Written, option
 from ..output import as_json, table
-from .options import Lens, Position, Reading, Written
+from .options import Lens, Position, Reading
 
 NewTokens = Annotated[
     int, option("--max-new-tokens", "N", "Read tokens that the model goes on to write, not the prompt's.", min=0)
@@ -26,13 +26,13 @@ def entropy(
     from ... import lenses
 
     model, texts, options = reading.load(machine, written)
-    seen = lenses.entropy_profile(model, texts, max_new_tokens=max_new_tokens, lens=lens, **options)
-    written.save(seen)
+    result = lenses.entropy_profile(model, texts, max_new_tokens=max_new_tokens, lens=lens, **options)
+    written.save(result)
     if written.json:
-        as_json(seen.table)
+        as_json(result.table)
     else:
-        profile = seen.means()
-        rows = [[str(site), *map(float, profile[:, layer])] for layer, site in enumerate(seen.sites)]
+        profile = result.means()
+        rows = [[str(site), *map(float, profile[:, layer])] for layer, site in enumerate(result.sites)]
         tokens = f"the {max_new_tokens} tokens written" if max_new_tokens else "the prompt's tokens"
         columns = [f"prompt {row}" for row in range(len(texts))]
         table(["layer", *columns], rows, f"entropy in nats, mean over {tokens}")
@@ -52,7 +52,7 @@ def gap(
 
     model, texts, options = reading.load(machine, written)
     place = -1 if position is None else position
-    seen = lenses.gap(model, texts, a, b, positions=place, lens=lens, **options)
-    written.save(seen)
-    written.show(seen.table.drop(columns="group"), "log-odds in nats of --a over --b")
+    result = lenses.gap(model, texts, a, b, positions=place, lens=lens, **options)
+    written.save(result)
+    written.show(result.table.drop(columns="group"), "log-odds in nats of --a over --b")
     written.say_where()

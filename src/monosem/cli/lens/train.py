@@ -52,9 +52,9 @@ class Training:
         chosen = {name: value for name, value in recipe.items() if value is not None}
         if self.paper and chosen:
             raise BadInput(f"--paper sets {', '.join(recipe)}; leave --{next(iter(chosen)).replace('_', '-')} out")
-        given = {} if self.paper else QUICK | chosen
-        given |= {"rank": self.rank, "cells": self.cells, "repeat": self.repeat, "seed": self.seed}
-        return TuneConfig.parse(given | fields(self.set))
+        settings = {} if self.paper else QUICK | chosen
+        settings |= {"rank": self.rank, "cells": self.cells, "repeat": self.repeat, "seed": self.seed}
+        return TuneConfig.parse(settings | fields(self.set))
 
 
 def train(
@@ -86,11 +86,11 @@ def train(
     if not printing.silent:
         notice(f"{trained}\nlook through it: monosem lens tuned {model} PROMPT --lens {out / 'lens'}")
     if held_out:
-        found = trained.evaluate(lm, corpus(lm, held_out), context=config.context, quiet=printing.silent)
+        evaluation = trained.evaluate(lm, corpus(lm, held_out), context=config.context, quiet=printing.silent)
         columns = ["site", *(f"{arm}_{name}" for name in ("kl", "top1", "entropy") for arm in ("tuned", "logit"))]
         if printing.json:
-            as_json(found.to_dict())
+            as_json(evaluation.to_dict())
         else:
-            frame(found.table[columns], f"on {found.tokens:,} tokens of held-out text, nats")
+            frame(evaluation.table[columns], f"on {evaluation.tokens:,} tokens of held-out text, nats")
     if not printing.json:
         print(out / "lens")

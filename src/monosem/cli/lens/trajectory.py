@@ -1,8 +1,8 @@
 """`monosem lens trajectory`: two prompts side by side, layer by layer."""
 
 from ...errors import BadInput
-from ..options import Machine
-from .options import Lens, Position, Reading, Value, Written
+from ..options import Machine, Written
+from .options import Lens, Position, Reading, Value
 
 
 def trajectory(
@@ -25,9 +25,9 @@ def trajectory(
         raise BadInput(f"a trajectory compares two prompts; {len(reading.prompts)} were given")
     plot = written.check_colour(value)
     model, texts, options = reading.load(machine, written)
-    seen = lenses.trajectory(model, *texts, lens=lens, **options)
-    written.save(seen, **plot)
-    cells = seen.table
+    result = lenses.trajectory(model, *texts, lens=lens, **options)
+    written.save(result, **plot)
+    cells = result.table
     if not written.json:
         place, places = -1 if position is None else position, sorted(cells.position.unique())
         if not -len(places) <= place < len(places):

@@ -59,7 +59,7 @@ def localise(
         require("plotly", "plots")
         writable_folder(folder)
     model = machine.load(pairs.model, printing.silent)
-    found = find(
+    localisation = find(
         model,
         pairs.made(model),
         metric=metric,
@@ -72,33 +72,40 @@ def localise(
         seed=pairs.seed,
         quiet=printing.silent,
     )
-    page = None if folder is None else found.save(folder)
+    page = None if folder is None else localisation.save(folder)
     if printing.json:
-        as_json({"found": found.table, "sets": found.sets, "notes": list(found.notes), "config": found.config})
+        as_json(
+            {
+                "found": localisation.table,
+                "sets": localisation.sets,
+                "notes": list(localisation.notes),
+                "config": localisation.config,
+            }
+        )
     else:
-        _print(found)
+        _print(localisation)
     if page is not None and not printing.quiet:
         notice(f"report: {page}")
 
 
-def _print(found: "Localisation") -> None:
-    config = found.config
-    ends = f"{cell(found.clean)} clean, {cell(found.corrupted)} corrupted"
+def _print(localisation: "Localisation") -> None:
+    config = localisation.config
+    ends = f"{cell(localisation.clean)} clean, {cell(localisation.corrupted)} corrupted"
     show(f"{config['task']}, {config['pairs']} pairs, {config['metric']}: {ends}")
-    if len(found.table):
-        shown = found.table.drop(columns="restored_se").astype(object)
+    if len(localisation.table):
+        shown = localisation.table.drop(columns="restored_se").astype(object)
         frame(shown.where(shown.notna(), None), "what passed the threshold")
     rows = [
         (label, len(one.cells), str(one.sufficiency), str(one.necessity), str(one.pn), str(one.ps), _bounds(one.pns))
-        for label, one in found.evidence.sets.items()
+        for label, one in localisation.evidence.sets.items()
     ]
     if rows:
         table(["together", "places", "sufficiency", "necessity", "PN", "PS", "PNS"], rows)
-    if found.backup is not None:
-        heads = ", ".join(f"{one.layer}.{one.head}" for one in found.backup.backups) or "none"
+    if localisation.backup is not None:
+        heads = ", ".join(f"{one.layer}.{one.head}" for one in localisation.backup.backups) or "none"
         show(f"backup heads: {heads}")
-    show(one_line(found.headline))
-    for note in found.notes:
+    show(one_line(localisation.headline))
+    for note in localisation.notes:
         show(f"note: {note}")
 
 

@@ -2,15 +2,15 @@
 
 from typing import Annotated
 
-from ..options import Machine, OutFile, Printing, names, option
-from ..output import as_json, frame, notice, show
+from ..options import Machine, Written, names, option
+from ..output import as_json, frame, show
 from .pairs import Metric, Pairs, Positions, metric_of, positions_of
 
 
 def paths(
     pairs: Pairs,
     machine: Machine,
-    printing: Printing,
+    written: Written,
     senders: Annotated[
         str, option("--senders", "LIST", "embed, z.L.H, mlp_out.L; without numbers all of a kind.")
     ] = "embed,z,mlp_out",
@@ -24,7 +24,6 @@ def paths(
         bool, option("--thaw-mlps", None, "Let MLPs between sender and receiver answer to the change.")
     ] = False,
     top: Annotated[int, option("--top", "N", "Paths to print, largest effect first.", min=1)] = 10,
-    out: OutFile = None,
 ) -> None:
     """Patch the path from each sender to each receiver.
 
@@ -35,25 +34,23 @@ def paths(
     from ...patching import paths as patched
 
     pairs.check(metric)
-    model = machine.load(pairs.model, printing.silent)
-    made = pairs.made(model)
-    found = patched(
+    model = machine.load(pairs.model, written.silent)
+    prompts = pairs.made(model)
+    result = patched(
         model,
-        made,
+        prompts,
         senders=names(senders),
         receivers=names(receivers),
-        metric=metric_of(made, metric),
+        metric=metric_of(prompts, metric),
         direction=direction,  # type: ignore[arg-type]
         positions=positions_of(positions),
         freeze_mlps=not thaw_mlps,
-        quiet=printing.silent,
+        quiet=written.silent,
     )
-    if out is not None:
-        found.save(out)
-    if printing.json:
-        as_json(found.table)
+    written.save(result)
+    if written.json:
+        as_json(result.table)
     else:
-        show(f"{made.source or 'pairs'}, {len(made)} pairs, {found.metrics[0]}")
-        frame(found.top(top), f"largest effects of {len(found):,} paths, {direction}")
-    if out is not None and not printing.quiet:
-        notice(f"written: {out}")
+        show(f"{prompts.source or 'pairs'}, {len(prompts)} pairs, {result.metrics[0]}")
+        frame(result.top(top), f"largest effects of {len(result):,} paths, {direction}")
+    written.say_where()

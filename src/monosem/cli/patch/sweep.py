@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from ..options import Layers, Machine, OutFile, Printing, layer_numbers, names, option
-from ..output import as_json, frame, notice, show
+from ..options import Layers, Machine, Written, layer_numbers, names, option
+from ..output import as_json, frame, show
 from .pairs import Metric, Pairs, Positions, metric_of, positions_of
 
 if TYPE_CHECKING:
@@ -47,12 +47,11 @@ def sweep(
     pairs: Pairs,
     cells: Cells,
     machine: Machine,
-    printing: Printing,
+    written: Written,
     method: Annotated[
         str, option("--method", "NAME", "growing, batched or naive: the same numbers, growing is fastest.")
     ] = "growing",
     top: Top = 10,
-    out: OutFile = None,
 ) -> None:
     """Patch every place alone and measure the answer.
 
@@ -63,17 +62,16 @@ def sweep(
     """
     from ...patching import sweep as exact
 
-    _run(exact, pairs, cells, machine, printing, top, out, method=method)
+    _run(exact, pairs, cells, machine, written, top, method=method)
 
 
 def estimate(
     pairs: Pairs,
     cells: Cells,
     machine: Machine,
-    printing: Printing,
+    written: Written,
     steps: Steps = 1,
     top: Top = 10,
-    out: OutFile = None,
 ) -> None:
     """Estimate a sweep from one gradient a pair.
 
@@ -83,17 +81,16 @@ def estimate(
     """
     from ...patching import attribution
 
-    _run(attribution, pairs, cells, machine, printing, top, out, steps=steps)
+    _run(attribution, pairs, cells, machine, written, top, steps=steps)
 
 
 def compare(
     pairs: Pairs,
     cells: Cells,
     machine: Machine,
-    printing: Printing,
+    written: Written,
     steps: Steps = 1,
     top: Top = 10,
-    out: OutFile = None,
 ) -> None:
     """Check the estimate against the exact sweep.
 
@@ -104,18 +101,16 @@ def compare(
     from ...patching import check_estimate
 
     pairs.check(cells.metric)
-    model = machine.load(pairs.model, printing.silent)
-    made = pairs.made(model)
-    found = check_estimate(model, made, **cells.arguments(model, made, printing.silent), steps=steps)
-    if out is not None:
-        found.save(out)
-    if printing.json:
-        as_json({"summary": found.summary, "cells": found.table})
+    model = machine.load(pairs.model, written.silent)
+    prompts = pairs.made(model)
+    result = check_estimate(model, prompts, **cells.arguments(model, prompts, written.silent), steps=steps)
+    written.save(result)
+    if written.json:
+        as_json({"summary": result.summary, "cells": result.table})
     else:
-        frame(found.summary, "exact sweep and estimate")
-        frame(found.disagreements(top), "where they differ most")
-    if out is not None and not printing.quiet:
-        notice(f"written: {out}")
+        frame(result.summary, "exact sweep and estimate")
+        frame(result.disagreements(top), "where they differ most")
+    written.say_where()
 
 
 def _run(
@@ -123,23 +118,20 @@ def _run(
     pairs: Pairs,
     cells: Cells,
     machine: Machine,
-    printing: Printing,
+    written: Written,
     top: int,
-    out: Any,
     **options: Any,
 ) -> None:
     pairs.check(cells.metric)
-    model = machine.load(pairs.model, printing.silent)
-    made = pairs.made(model)
-    found = analysis(model, made, **cells.arguments(model, made, printing.silent), **options)
-    if out is not None:
-        found.save(out)
-    if printing.json:
-        as_json(found.table)
+    model = machine.load(pairs.model, written.silent)
+    prompts = pairs.made(model)
+    result = analysis(model, prompts, **cells.arguments(model, prompts, written.silent), **options)
+    written.save(result)
+    if written.json:
+        as_json(result.table)
     else:
-        name = found.metrics[0]
-        ends = f"{float(found.clean[name].mean()):.4g} clean, {float(found.corrupted[name].mean()):.4g} corrupted"
-        show(f"{made.source or 'pairs'}, {len(made)} pairs, {name}: {ends}")
-        frame(found.top(top), f"largest effects of {len(found):,} places, {found.direction}")
-    if out is not None and not printing.quiet:
-        notice(f"written: {out}")
+        name = result.metrics[0]
+        ends = f"{float(result.clean[name].mean()):.4g} clean, {float(result.corrupted[name].mean()):.4g} corrupted"
+        show(f"{prompts.source or 'pairs'}, {len(prompts)} pairs, {name}: {ends}")
+        frame(result.top(top), f"largest effects of {len(result):,} places, {result.direction}")
+    written.say_where()

@@ -16,8 +16,8 @@ def make(context: Context, earlier: dict[str, dict[str, Any]]) -> dict[str, Any]
     arms = _arms_of(context, target, "target")
     for number, latent in enumerate(randoms):
         arms += _random_arms(context, latent, continued=number < config.random_continuations)
-    found = measure(context, arms, "D attack")
-    primary = [arm for arm in found if arm["dose"] == config.primary_dose]
+    measured = measure(context, arms, "D attack")
+    primary = [arm for arm in measured if arm["dose"] == config.primary_dose]
     return {
         "target": target,
         "randoms": randoms,
@@ -26,7 +26,7 @@ def make(context: Context, earlier: dict[str, dict[str, Any]]) -> dict[str, Any]
         "primary_dose": config.primary_dose,
         "reader_auroc": context.memory["reader"].held_out_auroc,
         "baseline": [{"prompt": p, "text": t} for p, t in zip(context.baseline.prompts, context.baseline.texts)],
-        "arms": found,
+        "arms": measured,
         "p": {part: against_randoms(primary, part) for part in ("test", "control")},
     }
 

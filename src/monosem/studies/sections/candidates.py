@@ -27,10 +27,10 @@ EXAMPLES = 6  # of each candidate's, in the report
 
 def make(context: Context, earlier: dict[str, dict[str, Any]]) -> dict[str, Any]:
     config = context.config
-    found = contrast(
+    search = contrast(
         context.model, context.dictionary, config.positive, config.negative, held_out=HELD_OUT, seed=config.seed
     )
-    rows = _rows(context, found)
+    rows = _rows(context, search)
     target, reason = choose(rows, config.latent, config.primary_dose)
     chosen = next((row for row in rows if row["latent"] == target), None)
     return {
@@ -40,7 +40,7 @@ def make(context: Context, earlier: dict[str, dict[str, Any]]) -> dict[str, Any]
         "score_meaning": SCORE_MEANING,
         "preference": chosen["preference"] if chosen else None,
         "held_out": held_out_check(context, target),
-        "all": _all_latents(found),
+        "all": _all_latents(search),
         "pairs": {"search": len(context.pairs[0].positive), "held_out": len(context.pairs[1].positive)},
     }
 
@@ -148,8 +148,8 @@ def described(context: Context, latent: int) -> dict[str, Any]:
     }
 
 
-def _all_latents(found: Contrast) -> dict[str, list[float]]:
-    return {name: found.table[name].tolist() for name in ("latent", "difference", "auroc")}
+def _all_latents(search: Contrast) -> dict[str, list[float]]:
+    return {name: search.table[name].tolist() for name in ("latent", "difference", "auroc")}
 
 
 def _losses(context: Context, prompts: list[str], edit: edits.Edit | None = None) -> torch.Tensor:
@@ -159,7 +159,7 @@ def _losses(context: Context, prompts: list[str], edit: edits.Edit | None = None
         return context.memory[key]
     run = context.model.run(prompts, edits=[] if edit is None else [edit])
     assert run.logits is not None
-    found = next_token_loss(run.logits, run.tokens).nanmean(-1).cpu()
+    losses = next_token_loss(run.logits, run.tokens).nanmean(-1).cpu()
     if edit is None:
-        context.memory[key] = found
-    return found
+        context.memory[key] = losses
+    return losses

@@ -13,15 +13,15 @@ def make(context: Context, earlier: dict[str, dict[str, Any]]) -> dict[str, Any]
     arms = [Arm("target", f"latent {target} to 0", target, 0.0, 0.0), Arm("reconstruction", "reconstruct only")]
     continued = context.config.random_continuations
     arms += [Arm("random", f"latent {r} to 0", r, 0.0, 0.0, number < continued) for number, r in enumerate(randoms)]
-    found = measure(context, arms, "C defence")
+    measured = measure(context, arms, "C defence")
     active = context.strongest(context.openings)[:, target].tolist()
     cut = len(context.config.test)
     return {
         "target": target,
         "randoms": randoms,
-        "arms": found,
+        "arms": measured,
         "active": {"test": active[:cut], "control": active[cut:]},  # highest activation of the target on each opening
-        "p": {part: against_randoms(found, part) for part in ("test", "control")},
+        "p": {part: against_randoms(measured, part) for part in ("test", "control")},
     }
 
 
