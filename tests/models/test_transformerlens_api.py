@@ -382,6 +382,9 @@ def test_heads_and_neurons_are_what_the_branch_writes(model, cache):
     if model.branch("attn", 1).norm_out is None:
         close(heads + model.branch("attn", 1).scale * bias, cache["attn_out", 1])
     if ("mlp_post", 1) not in cache:
+        for results in (cache.stack_neuron_results, cache.get_neuron_results):
+            with pytest.raises(UnknownName, match="mixture of experts"):
+                results(1)
         return
     neurons, labels = cache.stack_neuron_results(layer=2, return_labels=True, neuron_slice=slice(3, 6), pos_slice=-1)
     assert labels == [f"L{layer}N{n}" for layer in (0, 1) for n in (3, 4, 5)]

@@ -204,7 +204,12 @@ def _of_units(run: Cache, kind: str, units: list[int], ask: _Ask) -> Any:
 
 
 def _made_of(run: Cache, layers: Iterable[int], kind: str) -> list[Branch]:
-    return [one for layer in layers for one in run.model.branches(layer) if one.units == kind]
+    """Branches made of heads or of neurons. Raises `UnknownName` where neurons are asked of a mixture of experts."""
+    branches = [one for layer in layers for one in run.model.branches(layer)]
+    for one in branches:
+        if kind == "neuron" and one.pointwise and one.inner is None:
+            run.model.site((f"{one.name}_post", one.layer))  # says why it cannot be read
+    return [one for one in branches if one.units == kind]
 
 
 def _unit_writes(
