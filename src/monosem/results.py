@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 P = ParamSpec("P")
-R = TypeVar("R")
+R = TypeVar("R", bound="Result")
 SHORT = 20  # a list of settings up to this length is written out, a longer one as its length
 
 
@@ -73,7 +73,10 @@ class Result:
 
 
 def analysis(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorator of functions that return a `Result`: its `config` says which function, with which arguments."""
+    """Decorator of functions that return a `Result`: its `config` says which function, with which arguments.
+
+    What the function itself puts there (how its input was read, say) stays.
+    """
     signature = inspect.signature(function)
 
     @functools.wraps(function)
@@ -84,7 +87,7 @@ def analysis(function: Callable[P, R]) -> Callable[P, R]:
         settings = {name: plain(value) for name, value in bound.arguments.items() if name not in ("self", "cls")}
         name = f"{function.__module__.removeprefix('monosem.').split('.')[0]}.{function.__name__}"
         # results are frozen dataclasses: nobody else writes here
-        object.__setattr__(result, "config", {"analysis": name, **settings})
+        object.__setattr__(result, "config", {"analysis": name, **settings, **result.config})
         return result
 
     return run

@@ -96,9 +96,9 @@ def test_the_index_says_what_the_model_does(smollm2, sae):
 
 def test_a_concept_is_found_and_steers(smollm2, sae):
     """French against English: a latent that tells unseen pairs apart, and that makes the model write French."""
-    from monosem.studies.config import load
+    from monosem.studies import StudyConfig
 
-    concept = load("french")
+    concept = StudyConfig.load("french")
     found = latents.contrast(smollm2, sae, concept.positive, concept.negative, permutations=200)
     first = found.table.iloc[0]
     assert first.held_out_auroc > 0.85

@@ -50,6 +50,18 @@ def test_the_config_says_what_made_a_result() -> None:
     assert Marks([1.0, 2.0, 3.0]).config == {}
 
 
+def test_what_an_analysis_says_of_its_input_stays_in_the_config() -> None:
+    @analysis
+    def measure(model: Namer, texts: list[str]) -> Marks:
+        made = Marks([1.0])
+        object.__setattr__(made, "config", {"windows": 3, "texts": "read"})
+        return made
+
+    assert measure(Namer(), ["x"]).config == {
+        "analysis": "test_results.measure", "model": "tiny", "texts": "read", "windows": 3,
+    }  # fmt: skip
+
+
 def test_saving_goes_by_the_ending(tmp_path: Path) -> None:
     found = Marks([1.0, 3.0, 2.0])
     assert pd.read_csv(found.save(tmp_path / "m.csv")).equals(found.table)

@@ -25,7 +25,7 @@ from ..errors import BadInput
 from ..files import write_json
 from ..models import Model, Site
 from ..progress import Meter
-from ..results import Result
+from ..results import Result, analysis
 from .dictionary import Dictionary
 from .sums import CostSums, FitSums
 
@@ -103,6 +103,7 @@ class Evaluation(Result):
         return Path(path)
 
 
+@analysis
 def evaluate(
     model: Model,
     dictionary: Dictionary,
@@ -143,18 +144,15 @@ def evaluate(
     if not fit.n or not cost.n:
         raise BadInput(f"no token of this text counts (seen: {dict(skipper.counts)}); give other text or another skip")
     config = {
-        "dictionary": dictionary.name,
-        "model": model.name,
         "model_dtype": str(model.dtype).removeprefix("torch."),
         "site": str(dictionary.site),
         "site_out": str(dictionary.site_out),
+        "texts": f"{len(store)} windows of {store.context} tokens",  # however the text was given
         "context": store.context,
         "windows": len(store),
         "text_sha256": store.fingerprint,
-        "batch_size": batch_size,
         "skip": asdict(rule),
         "outlier_norm": dict(skipper.thresholds),
-        "splice_all": splice_all,
     }
     skipped = {reason: count for reason, count in skipper.counts.items() if reason != "kept"}
     return Evaluation(**fit.result(), **cost.result(), skipped=skipped, config=config)

@@ -16,7 +16,7 @@ from ..dictionaries import Dictionary
 from ..errors import BadInput
 from ..files import write_json
 from ..models import Model
-from ..results import Result
+from ..results import Result, analysis
 from ..statistics import auroc, bootstrap_auroc, consistency, permutation_p
 from .pooling import Pool, pooled
 
@@ -59,6 +59,7 @@ class Contrast(Result):
         return Path(path)
 
 
+@analysis
 def contrast(
     model: Model,
     dictionary: Dictionary,
@@ -90,17 +91,7 @@ def contrast(
     up, down = up[:, fires], down[:, fires]
     out_up, out_down = (pooled(model, dictionary, side, pool)[:, fires] for side in (rest.positive, rest.negative))
     table = _table(fires, (up, down), (out_up, out_down), paired, permutations, seed)
-    config = {
-        "model": model.name,
-        "dictionary": dictionary.name,
-        "paired": paired,
-        "pool": pool,
-        "held_out": held_out,
-        "permutations": permutations,
-        "seed": seed,
-        "prompts": {"search": len(search.positive), "held_out": len(rest.positive)},
-    }
-    return Contrast(table, config)
+    return Contrast(table, {"prompts": {"search": len(search.positive), "held_out": len(rest.positive)}})
 
 
 Side = Float[Tensor, "prompts latents"]

@@ -9,7 +9,7 @@ import pandas as pd
 from ..dictionaries import Dictionary
 from ..errors import UnknownName
 from ..models import Model
-from ..results import Result
+from ..results import Result, analysis
 from .index import Index
 from .pooling import prompt_runs
 
@@ -19,7 +19,6 @@ class Top(Result):
     """`table`: prompt, position, token, last, rank, latent, value [, of_maximum: value over the latent's maximum]."""
 
     rows: pd.DataFrame = field(repr=False)
-    config: dict[str, Any] = field(default_factory=dict)
 
     ranked_by: ClassVar[str | None] = "value"
 
@@ -33,6 +32,7 @@ class Top(Result):
         return self.table[self.table["last"]].reset_index(drop=True)
 
 
+@analysis
 def top(
     model: Model,
     dictionary: Dictionary,
@@ -74,4 +74,4 @@ def top(
     table = pd.DataFrame(rows, columns=columns)
     if index is not None:
         table["of_maximum"] = table["value"] / index.maxima.numpy()[table["latent"].to_numpy(dtype=int)]
-    return Top(table, {"dictionary": dictionary.name, "model": model.name, "n": n, "positions": positions})
+    return Top(table)
