@@ -97,38 +97,38 @@ class NodeSet:
 NodesLike = str | Node | Sequence[str | Node] | Mapping[str, str | Node | Sequence[str | Node]]
 
 
-def senders_of(model: Model, given: NodesLike) -> list[NodeSet]:
+def senders_of(model: Model, names: NodesLike) -> list[NodeSet]:
     """Names, each node a set of its own; or `{label: names}`, all nodes of a label one set.
 
     Raises:
         UnknownName: no such kind, layer or head. BadInput: nothing given.
     """
-    return _sets(model, given, sender_kinds(model), "sender")
+    return _sets(model, names, sender_kinds(model), "sender")
 
 
-def receivers_of(model: Model, given: NodesLike) -> list[NodeSet]:
+def receivers_of(model: Model, names: NodesLike) -> list[NodeSet]:
     """The same for receivers; `logits` stands alone, because it takes in everything that others would pass on."""
-    found = _sets(model, given, receiver_kinds(model), "receiver")
-    for one in found:
+    sets = _sets(model, names, receiver_kinds(model), "receiver")
+    for one in sets:
         if len(one.nodes) > 1 and any(node.kind == "logits" for node in one.nodes):
             raise BadInput(f"receivers {one.label!r}: 'logits' must be a set of its own")
-    return found
+    return sets
 
 
-def _sets(model: Model, given: NodesLike, kinds: Mapping[str, tuple[str, ...]], what: str) -> list[NodeSet]:
-    if isinstance(given, Mapping):
-        sets = [NodeSet(str(label), tuple(_nodes(model, names, kinds, what))) for label, names in given.items()]
+def _sets(model: Model, names: NodesLike, kinds: Mapping[str, tuple[str, ...]], what: str) -> list[NodeSet]:
+    if isinstance(names, Mapping):
+        sets = [NodeSet(str(label), tuple(_nodes(model, some, kinds, what))) for label, some in names.items()]
     else:
-        sets = [NodeSet(str(node), (node,)) for node in _nodes(model, given, kinds, what)]
+        sets = [NodeSet(str(node), (node,)) for node in _nodes(model, names, kinds, what)]
     if not sets or not all(one.nodes for one in sets):
         raise BadInput(f"no {what}s given; name at least one of {', '.join(kinds)}")
     return sets
 
 
 def _nodes(
-    model: Model, given: str | Node | Sequence[str | Node], kinds: Mapping[str, tuple[str, ...]], what: str
+    model: Model, chosen: str | Node | Sequence[str | Node], kinds: Mapping[str, tuple[str, ...]], what: str
 ) -> list[Node]:
-    names = [given] if isinstance(given, str | Node) else list(given)
+    names = [chosen] if isinstance(chosen, str | Node) else list(chosen)
     return list(dict.fromkeys(node for name in names for node in _expand(model, str(name), kinds, what)))
 
 

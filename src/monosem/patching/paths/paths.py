@@ -147,7 +147,7 @@ class _Job:
                 group = ready.pop(key)
                 for first in range(0, len(group), self.batch):
                     numbers, passages = zip(*group[first : first + self.batch])
-                    yield numbers, logits_of(streams, reading.found, passages).flatten(0, 1)
+                    yield numbers, logits_of(streams, reading.recorded, passages).flatten(0, 1)
             reading.keep({node for group in ready.values() for _, p in group for node in p.receiver.nodes})
 
 

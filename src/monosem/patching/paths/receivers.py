@@ -23,7 +23,7 @@ class Reading:
 
     streams: Streams
     nodes: frozenset[Node]
-    found: Recorded = field(default_factory=dict)
+    recorded: Recorded = field(default_factory=dict)
 
     @cached_property
     def depths(self) -> dict[Node, int]:
@@ -37,9 +37,9 @@ class Reading:
         for node in mine:
             branch = node.branch(model)
             if branch is None:
-                self.found[node] = streams.resid_pre[-1][rows, streams.last] + change[:, rows, streams.last]
+                self.recorded[node] = streams.resid_pre[-1][rows, streams.last] + change[:, rows, streams.last]
             elif node.reads_whole:
-                self.found[node] = streams.answer_change(branch, change)
+                self.recorded[node] = streams.answer_change(branch, change)
             else:
                 if branch.name not in by_branch:
                     names = {branch.site(name).name: name for name in READ_BY_HEADS}
@@ -48,12 +48,12 @@ class Reading:
                     values = branch.projections(wanted, stream)
                     by_branch[branch.name] = {branch.site(name).name: value for name, value in values.items()}
                 value = by_branch[branch.name][node.kind][..., node.head, :]
-                self.found[node] = value.unflatten(0, change.shape[:2]).clone()
+                self.recorded[node] = value.unflatten(0, change.shape[:2]).clone()
 
     def keep(self, nodes: Collection[Node]) -> None:
         """Forget what the other receivers recorded."""
-        for node in [node for node in self.found if node not in nodes]:
-            del self.found[node]
+        for node in [node for node in self.recorded if node not in nodes]:
+            del self.recorded[node]
 
 
 @dataclass(frozen=True, eq=False)

@@ -151,10 +151,10 @@ def _sent_at(branch: Branch) -> Site:
 
 def _members(sets: Sequence[NodeSet], kind: str, layer: int | None) -> tuple[list[int], list[int]]:
     """Which sets hold senders of a kind in a layer: one entry a node, with its head."""
-    found = [
+    members = [
         (index, -1 if node.head is None else node.head)
         for index, one in enumerate(sets)
         for node in one.nodes
         if Node(node.kind, node.layer) == Node(kind, layer)
     ]
-    return [index for index, _ in found], [head for _, head in found]
+    return [index for index, _ in members], [head for _, head in members]

@@ -65,14 +65,14 @@ class Prefix:
             model.hf(**inputs(tokens), past_key_values=cache, use_cache=True, logits_to_keep=1)
             past: list[Any] = cache.layers
             held = [_Layer(layer.keys[:, :, :column], layer.values[:, :, :column]) for layer in past]
-            found = Prefix(model, tokens, column, held)
-            again = found.run(0, whole["resid_pre.0"][None, :, column:])[0]
+            prefix = Prefix(model, tokens, column, held)
+            again = prefix.run(0, whole["resid_pre.0"][None, :, column:])[0]
         except _REFUSALS:  # a model that keeps its past in another way
             return none
         assert whole.logits is not None
         tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 1e-1
         near = (again - whole.logits).abs().max() <= tolerance * whole.logits.abs().max()
-        return found if bool(near) else none
+        return prefix if bool(near) else none
 
     def run(
         self,

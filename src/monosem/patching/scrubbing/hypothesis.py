@@ -7,7 +7,7 @@ from typing import Any
 from ...data import TokenPairs
 from ...errors import BadInput
 from ...models import Branch, Model, Site, SiteLike
-from ..cells import Position, index_of
+from ..cells import SpanPositions, index_of, listed
 
 Feature = Callable[[Any], Hashable]
 Inputs = Sequence["Claim"] | Mapping[str, Sequence["Claim"]]
@@ -33,7 +33,7 @@ class Claim:
     feature: Feature | None = None
     inputs: Inputs | None = None
     head: int | None = None
-    positions: Sequence[Position] | Position | None = None
+    positions: SpanPositions | None = None
     name: str = ""
 
     def __str__(self) -> str:
@@ -51,17 +51,17 @@ class Hypothesis:
 
     def claims(self) -> list[tuple[str, Claim]]:
         """Every claim with its path from the answer, as the tree has it."""
-        found: list[tuple[str, Claim]] = []
+        claims: list[tuple[str, Claim]] = []
 
         def walk(inputs: Inputs, path: str) -> None:
-            for key, claims in _by_input(inputs).items():
-                for claim in claims:
+            for key, several in _by_input(inputs).items():
+                for claim in several:
                     here = f"{path} < {f'{key} ' if key else ''}{claim}"
-                    found.append((here, claim))
+                    claims.append((here, claim))
                     walk(claim.inputs or (), here)
 
         walk(self.inputs, "answer")
-        return found
+        return claims
 
 
 def place(claim: Claim) -> Site:
@@ -89,16 +89,15 @@ def positions_of(claim: Claim, pairs: TokenPairs) -> list[int] | slice:
     """
     if claim.positions is None:
         return slice(None)
-    given = [claim.positions] if isinstance(claim.positions, int | str) else list(claim.positions)
-    found: list[int] = []
-    for position in given:
+    indices: list[int] = []
+    for position in listed(pairs, claim.positions):
         places = {index_of(position, pairs, row) for row in range(len(pairs))}
         if len(places) > 1:
             raise BadInput(
                 f"{claim}: {position!r} lies at different tokens in different prompts; use prompts of one form"
             )
-        found += places
-    return sorted(set(found))
+        indices += places
+    return sorted(set(indices))
 
 
 def end_of_stream(model: Model) -> int:
@@ -146,11 +145,11 @@ def _check_inputs(
         heads = range(model.cfg.n_heads) if of_heads and claim.head is None else [claim.head]
         whole = branch.inner if branch is not None and of_heads else site
         at = positions_of(claim, pairs)
-        own = {
+        parts = {
             (whole, head, position)
             for head in heads
             for position in (range(int(pairs.clean.lengths[0])) if isinstance(at, slice) else at)
         }
-        if own & taken:
+        if parts & taken:
             raise BadInput(f"{path} reads {claim}, which another of its inputs covers as well")
-        taken |= own
+        taken |= parts

@@ -130,10 +130,10 @@ class Tree:
         claimed: dict[Site, list[tuple[Claim, Tensor]]] = defaultdict(list)
         for claim in inputs:
             claimed[place(claim)].append((claim, self.value(claim, refs)))
-        own = self.each and random is not refs  # a leaf's stream comes from one prompt
-        pick = (lambda: self.draws.anything(len(refs))) if own else (lambda: random)
+        each = self.each and random is not refs  # a leaf's stream comes from one prompt
+        pick = (lambda: self.draws.anything(len(refs))) if each else (lambda: random)
 
-        def given(site: Site, otherwise: Callable[[], Tensor]) -> Tensor:
+        def written(site: Site, otherwise: Callable[[], Tensor]) -> Tensor:
             return self._written(otherwise(), claimed.get(site, ()))
 
         model = self.model
@@ -143,22 +143,22 @@ class Tree:
             for branch in model.branches(layer):
                 if branch.reads not in passed:
                     passed.add(branch.reads)
-                    hidden = given(branch.reads, lambda: hidden)  # noqa: B023
+                    hidden = written(branch.reads, lambda: hidden)  # noqa: B023
                     if until == model.depth(branch.reads):
                         return hidden
                 heads = claimed.get(branch.inner, ()) if branch.inner else ()
-                hidden = hidden + given(branch.out, lambda: self._output(branch, heads, pick, own))  # noqa: B023
-            hidden = given(Site("resid_post", layer), lambda: hidden)  # noqa: B023
+                hidden = hidden + written(branch.out, lambda: self._output(branch, heads, pick, each))  # noqa: B023
+            hidden = written(Site("resid_post", layer), lambda: hidden)  # noqa: B023
         return hidden
 
     def _output(
-        self, branch: Branch, heads: Sequence[tuple[Claim, Tensor]], pick: Callable[[], Refs], own: bool
+        self, branch: Branch, heads: Sequence[tuple[Claim, Tensor]], pick: Callable[[], Refs], each: bool
     ) -> Float[Tensor, "rows pos d_model"]:
         """What a branch adds: claimed heads have their values."""
-        if branch.units != "head" or (not heads and not own):
+        if branch.units != "head" or (not heads and not each):
             return self.plain[branch.out][pick()]
         site = branch.site("z")
-        if own:
+        if each:
             z = torch.stack([self.plain[site][pick()][:, :, head] for head in range(branch.n_units)], 2)
         else:
             z = self.plain[site][pick()]
