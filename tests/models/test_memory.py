@@ -12,6 +12,7 @@ from monosem.models import Model, TokenBatch
 from monosem.models.running.budget import bytes_of, estimate
 from monosem.models.running.selection import Kept
 from monosem.models.transformerlens.hooks import all_sites
+from tiny_dictionaries import tiny_dictionary
 
 ROWS = [[5, 6, 7, 8, 9, 10], [11, 12, 13], [14, 15, 16, 17, 18], [19, 20, 21, 22], [23, 24, 25, 26, 27, 28], [29, 30]]
 
@@ -153,9 +154,7 @@ def test_edits_with_data_for_each_row_reach_their_rows(llama, batch):
 
 
 def test_latent_edits_with_data_for_each_row_reach_their_rows(llama, batch):
-    from test_edits import dictionary
-
-    sae = dictionary()
+    sae = tiny_dictionary("relu")
     for edit in (edits.clamp(sae, [0, 1, 2, 3, 4, 5], 3.0), edits.add_latent(sae, 2, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0])):
         expected = llama.run(batch, edits=edit).logits
         found = llama.run(batch, edits=edit, memory=budget_for(llama, batch, [], 2)).logits
@@ -216,9 +215,7 @@ def test_a_run_stays_under_its_budget(tiny_model, family, sites):
 
 # ---------------------------------------------------------------------- what holds memory
 def test_the_table_names_models_dictionaries_runs_and_tensors(tiny_model):
-    from test_edits import dictionary
-
-    model, sae = tiny_model("llama_tied"), dictionary()
+    model, sae = tiny_model("llama_tied"), tiny_dictionary("relu")
     model.name = "the model that is looked for"
     run = model.run(torch.randint(3, 100, (3, 20)), capture=["resid_post.1", "q.1"])
     loose = torch.zeros(700, 1000)

@@ -187,4 +187,5 @@ def sites_at(model: Model, site: str, layers: Layers = None) -> list[Site]:
         raise UnknownName(
             f"a lens reads a place of the residual stream by its name without a layer, not {site!r}{near}"
         )
-    return [model.site((site, layer)) for layer in wanted]
+    at = model.layers_with(site) if layers is None else wanted
+    return [model.site((site, layer)) for layer in at]

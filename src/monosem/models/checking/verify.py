@@ -190,27 +190,34 @@ def _projections(c: _Checks, attentions: Sequence[Branch]) -> None:
 
 def _roles(c: _Checks) -> None:
     """That q is not k, nor gate up: a token's q acts on its own row alone, the MLP is linear in up alone."""
-    model, layer = c.model, c.model.cfg.n_layers - 1
+    model = c.model
 
-    def run(site: str, fn: Callable[[Tensor], Tensor], read: str) -> Tensor:
-        edit = _Patch(Site(site, layer), fn)
-        return model.run(c.tokens, capture=[(read, layer)], edits=[edit], logits=False)[read, layer]
+    def run(site: Site, fn: Callable[[Tensor], Tensor], read: Site) -> Tensor:
+        return model.run(c.tokens, capture=read, edits=[_Patch(site, fn)], logits=False)[read]
 
     def first_token_turned(q: Tensor) -> Tensor:
         return torch.cat([-q[:, :1], q[:, 1:]], dim=1)
 
-    later = c.run["z", layer][:, 1:]
-    c.add("q", "the first token's q moves no later z", run("q", first_token_turned, "z")[:, 1:], later)
-    if Site("mlp_post", layer) not in c.run:
-        return
-    post, half = c.run["mlp_post", layer], model.cfg.d_mlp // 2
+    for branch in _last_of(c, "head"):
+        z = branch.site("z")
+        turned = run(branch.site("q"), first_token_turned, z)[:, 1:]
+        c.add("q", "the first token's q moves no later z", turned, c.run[z][:, 1:])
+    half = model.cfg.d_mlp // 2
 
     def half_off(x: Tensor) -> Tensor:
         return torch.cat([x[..., :half], torch.zeros_like(x[..., half:])], dim=-1)
 
-    c.add("mlp_pre", "one neuron each", run("mlp_pre", half_off, "mlp_post")[..., :half], post[..., :half])
-    if Site("mlp_pre_linear", layer) in c.run:
-        c.add("mlp_pre_linear", "mlp_post linear in it", run("mlp_pre_linear", lambda x: 2 * x, "mlp_post"), 2 * post)
+    for branch in _last_of(c, "neuron"):
+        pre, linear, post = (branch.site(name) for name in ("_pre", "_pre_linear", "_post"))
+        c.add(pre.name, "one neuron each", run(pre, half_off, post)[..., :half], c.run[post][..., :half])
+        if linear in c.run:
+            c.add(linear.name, "mlp_post linear in it", run(linear, lambda x: 2 * x, post), 2 * c.run[post])
+
+
+def _last_of(c: _Checks, units: str) -> list[Branch]:
+    """The last branch of every name that is made of these units."""
+    everything = [branch for layer in c.model.layers() for branch in c.model.branches(layer) if branch.units == units]
+    return list({branch.name: branch for branch in everything}.values())
 
 
 def _routers(c: _Checks) -> None:

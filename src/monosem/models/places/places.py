@@ -21,6 +21,14 @@ class Places(Native):
         point(self, parsed)
         return parsed
 
+    def layers_with(self, site: str) -> list[int]:
+        """The layers that have a site of this name. Raises `UnknownName` where no layer has it."""
+        name = Site.parse((site, 0)).name
+        found = [layer for layer, block in enumerate(self.anatomy) if name in block.places]
+        if not found:
+            point(self, Site(name, 0))
+        return found
+
     def branches(self, layer: int) -> list[Branch]:
         """The branches of a block, in the order in which they write into the stream."""
         return branches(self, layer)
