@@ -200,7 +200,7 @@ def cells_of(
     read = _within(latents, dictionary.width, "latent") if "latent" in axes and dictionary is not None else [None]
     cells = []
     for site in chosen:
-        for layer in layers_with(model, site) if numbers is None else numbers:
+        for layer in model.layers_with(site) if numbers is None else numbers:
             place = model.site(Site(site, layer))
             across = _within(heads, heads_at(model, place), f"{site} head") if "head" in axes else [None]
             units = _within((neurons or {}).get(layer, ()), model.cfg.d_mlp, "neuron") if "neuron" in axes else [None]
@@ -214,24 +214,6 @@ def cuts(site: Site) -> tuple[str, ...]:
     """The axes that cells of a site can be cut along, besides its layer; none where the site cannot be swept."""
     swept = site.name in PER_LAYER and site.name not in NOT_SWEPT
     return tuple(axis for axis in ORDER if axis in site.axes) if swept else ()
-
-
-def layers_with(model: Model, site: str) -> list[int]:
-    """The layers that have a site; blocks may differ.
-
-    Raises:
-        UnknownName: no layer has it.
-    """
-    having: list[int] = []
-    for layer in model.layers():
-        try:
-            model.site(Site(site, layer))
-        except UnknownName:
-            if layer == model.cfg.n_layers - 1 and not having:
-                raise
-            continue
-        having.append(layer)
-    return having
 
 
 def heads_at(model: Model, site: Site) -> int:
@@ -283,7 +265,7 @@ def axes_of(over: str | Sequence[str]) -> tuple[str, ...]:
 
 def _site_name(model: Model, site: SiteLike, axes: Sequence[str], dictionary: Dictionary | None) -> str:
     name = Site.parse(site if isinstance(site, Site | tuple) else f"{site}.0").name
-    offered = cuts(model.site(Site(name, layers_with(model, name)[0])))
+    offered = cuts(model.site(Site(name, model.layers_with(name)[0])))
     if not offered:
         raise UnknownName(f"{name} cannot be swept; sites: {', '.join(one for one in PER_LAYER if cuts(Site(one, 0)))}")
     if "latent" in axes:

@@ -22,12 +22,11 @@ class Places(Native):
         return parsed
 
     def layers_with(self, site: str) -> list[int]:
-        """The layers that have a site of this name. Raises `UnknownName` where no layer has it."""
+        """The layers that have a site of this name; blocks may differ. Raises `UnknownName` where no layer has it."""
         name = Site.parse((site, 0)).name
-        found = [layer for layer, block in enumerate(self.anatomy) if name in block.places]
-        if not found:
-            point(self, Site(name, 0))
-        return found
+        having = [layer for layer, block in enumerate(self.anatomy) if name in block.places]
+        point(self, Site(name, having[0] if having else 0))  # explains what is not there
+        return having
 
     def branches(self, layer: int) -> list[Branch]:
         """The branches of a block, in the order in which they write into the stream."""

@@ -99,11 +99,6 @@ def stream_before(branch: int) -> str:
     return "resid_pre" if branch == 0 else f"resid_mid{branch if branch > 1 else ''}"
 
 
-def swept() -> list[str]:
-    """Names of the sites of blocks that are of use one by one: neither another form of a site, nor inside attention."""
-    return [name for name in PER_LAYER if name not in ("rot_q", "rot_k", "scores")]
-
-
 def declare(axes: dict[str, tuple[str, ...]]) -> None:
     """Make further sites of blocks known: the names of a family's branches, with the axes of their tensors."""
     for name, own in axes.items():
@@ -149,11 +144,6 @@ class Site:
     def in_stream(self) -> bool:
         """Whether it is the residual stream itself."""
         return self.name.startswith("resid_")
-
-    @property
-    def adds(self) -> bool:
-        """Whether it is what a branch adds to the stream."""
-        return self.name.endswith("_out")
 
     @property
     def hook_name(self) -> str:

@@ -19,7 +19,7 @@ import torch
 from ...data import TokenPairs
 from ...errors import BadInput
 from ...models import Model, Site
-from ..cells import Cell, SpanPositions, layers_with
+from ..cells import Cell, SpanPositions
 from ..scoring import Metric, MetricLike, one_metric
 from ..sets.backups import Backup, backup
 from ..sets.evidence import CausalEvidence, answered, causal_evidence
@@ -293,7 +293,7 @@ def _random_set(model: Model, cells: Sequence[Cell], draw: random.Random) -> lis
     for cell in cells:
         options = [
             other
-            for layer in layers_with(model, cell.site)
+            for layer in model.layers_with(cell.site)
             for head in (range(model.cfg.n_heads) if cell.head is not None else [None])
             if (other := replace(cell, layer=layer, head=head)) not in chosen.union(cells)
         ]
