@@ -497,6 +497,22 @@ def test_training_goes_on_after_ctrl_c_with_the_same_result(
     assert all(torch.equal(a, b) for a, b in zip(stopped.parameters(), whole.parameters(), strict=True))
 
 
+def test_a_lens_goes_on_after_ctrl_c_with_the_same_result(
+    run: Callable[..., Result], home: Path, tmp_path: Path
+) -> None:
+    line = "lens train --model tiny --text text.jsonl --rank 4 --steps 400 --batch-tokens 128 --context 16 --repeat -q"
+    line += f" --set checkpoint_seconds=0.2 --set log_every=1 --out {tmp_path}/{{}}"
+    metrics = tmp_path / "stopped" / "metrics.jsonl"
+    interrupted(home, line.format("stopped"), lambda: metrics.exists() and metrics.read_text().count("\n") > 3)
+    assert metrics.read_text().count("\n") < 400
+    assert list((tmp_path / "stopped" / "checkpoints").glob("*.pt"))
+    for name in ("stopped", "whole"):
+        assert run(line.format(name)).exit_code == 0
+    stopped, whole = (load_file(tmp_path / name / "lens" / "lens.safetensors") for name in ("stopped", "whole"))
+    assert stopped.keys() == whole.keys()
+    assert all(torch.equal(stopped[name], whole[name]) for name in whole)
+
+
 def test_a_sweep_goes_on_after_ctrl_c_with_the_same_result(
     run: Callable[..., Result], home: Path, tmp_path: Path
 ) -> None:

@@ -5,11 +5,12 @@ import inspect
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
+from typing import Any
 
 import pytest
 
@@ -233,6 +234,23 @@ def test_what_is_listed_still_offends(one: str) -> None:
 
 def test_every_file_is_in_a_room() -> None:
     assert {room(file) for file in files()} - {*ORDER} == set()
+
+
+def test_a_run_crosses_at_most_six_files(tiny_model: Callable[..., Any]) -> None:
+    model, crossed = tiny_model("llama"), set()
+
+    def note(frame: FrameType, *_: Any) -> None:
+        path = Path(frame.f_code.co_filename)
+        if path.is_relative_to(SOURCE):
+            crossed.add(path.relative_to(SOURCE).as_posix())
+
+    sys.setprofile(note)
+    try:
+        model.run("the cat sat", capture="resid_post.1")
+    finally:
+        sys.setprofile(None)
+    assert "models/running/run.py" in crossed
+    assert len(crossed) <= 6, crossed
 
 
 def test_the_contributors_see_the_same_order() -> None:
