@@ -6,6 +6,7 @@ read as it acts: each breaks one of these, and the table names the site.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import pandas as pd
 import torch
@@ -129,7 +130,7 @@ def _streams(c: _Checks) -> None:
     sums: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for layer in range(c.model.cfg.n_layers):
         for site, parts in c.model.anatomy[layer].sums().items():
-            total = torch.stack([c.run[name, layer] for name in parts]).sum(0)
+            total = reduce(torch.add, (c.run[name, layer] for name in parts))  # rounds where the model does
             sums.setdefault(f"{site}: {' + '.join(parts)}", []).append((total, c.run[site, layer]))
     for key, pairs in sums.items():
         site, _, identity = key.partition(": ")
@@ -156,7 +157,7 @@ def _heads(c: _Checks) -> None:
     attentions = _attentions(c)
     for branch in attentions:
         clip = branch.slot.mixer.clip and getattr(model.hf.config, branch.slot.mixer.clip)
-        result = branch.parts(c.run[branch.site("z")]).sum(-2) + branch.bias()
+        result = torch.einsum("bthd,hdm->btm", c.run[branch.site("z")], branch.weight()) + branch.bias()
         found.append(branch.write(result))
         expected.append(c.run[branch.out])
         values = c.run[branch.site("v")].repeat_interleave(model.cfg.n_heads // model.cfg.n_kv_heads, dim=2)
