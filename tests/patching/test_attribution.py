@@ -238,6 +238,7 @@ def test_the_comparison_shows_how_far_to_trust_it(tiny_model, tmp_path):
     assert list(worst["metric"]) == ["negative_kl"] * 2
     errors = (estimate.effects("negative_kl") - exact.effects("negative_kl")).mean(1).abs()
     assert abs(worst["difference"][0]) == pytest.approx(float(errors.max()), rel=1e-4)
+    assert found.best == found.exact.cells[int(np.abs(np.subtract(*(x.numpy() for x in found.effects()))).argmax())]
     assert list(found.summary["site"]) == ["all", "z", "mlp_out"] * 2
     figure = found.plot("negative_kl")
     assert [trace.name for trace in figure.data] == ["equal", "z", "mlp_out"]

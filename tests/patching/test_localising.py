@@ -78,6 +78,8 @@ def test_sets_are_what_plain_runs_with_the_same_writes_give(
     model, pairs = tiny_model(family), make_pairs()
     metric = {"first": lambda logits, pairs, clean: logits[:, 3], "gap": lambda x, p, c: x[:, 4] - x[:, 9]}
     ran = patch_sets(model, pairs, SETS, metric=metric, direction=direction, quiet=True)
+    assert ran.table["cells"].tolist() == [len(cells) for cells in SETS] * 2
+    assert ran.best == SETS[ran.table["effect"][: len(SETS)].abs().argmax()]
     for i, cells in enumerate(SETS):
         expected = by_hand(model, pairs, cells, direction)
         torch.testing.assert_close(ran.values["first"][i].float(), expected[:, 3], rtol=1e-5, atol=2e-5)
@@ -167,6 +169,7 @@ def test_needs_of_heads_are_those_of_plain_runs(tiny_model: Callable[..., Model]
         c for c, g in growth.items() if g >= 0.01 and g + float(found.need[found.heads.index(c)]) >= 0.01
     }
     assert found.table["growth"].is_monotonic_decreasing
+    assert (found.best.layer, found.best.head) == tuple(found.top(1)[["layer", "head"]].iloc[0])
     few = backup(model, pairs, taken, metric=metric, positions=["end"], candidates=3, quiet=True)
     assert list(few.heads) == list(found.heads[:3])
 

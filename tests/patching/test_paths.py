@@ -290,6 +290,7 @@ def test_the_result_is_a_table_and_a_picture(tiny_model, tmp_path):
     assert row["effect"] == pytest.approx(
         float(found.values["logit_diff"][number].mean() - found.clean["logit_diff"].mean())
     )
+    assert str(found.best) == " → ".join(found.top(1)[["sender", "receiver"]].iloc[0])
     gap = float((found.clean["logit_diff"] - found.corrupted["logit_diff"]).mean())
     assert float(found.shares()[number]) == pytest.approx(row["effect"] / gap)
     heads = found.plot(receiver="q.2.1")
