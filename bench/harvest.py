@@ -16,7 +16,8 @@ import peers
 from common import LAYERS, SITE, arguments, interleaved, machine, row, windows
 from monosem import load_model
 from monosem.activations import ActivationBatch, Harvest, harvest
-from monosem.models.loading.load import embedded
+from monosem.models.loading.catalogue import EMBEDDED
+from monosem.models.loading.embedded import ensure
 
 SHAPES = [(8, 256)]  # batch, context
 DTYPES = [torch.float32, torch.bfloat16]
@@ -106,7 +107,7 @@ def main() -> None:
     options = arguments(__doc__)
     torch.set_num_threads(options.threads)
     found = {"machine": machine(options.threads, peers.PACKAGES), "rows": []}
-    folder = str(embedded.ensure(embedded.EMBEDDED["smollm2"]))
+    folder = str(ensure(EMBEDDED["smollm2"]))
     model = load_model(folder, quiet=True)
     shapes = [(1, 32)] if options.tiny else SHAPES
     inputs = [windows(model, context)[:batch] for batch, context in shapes]

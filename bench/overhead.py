@@ -21,7 +21,8 @@ from common import arguments, interleaved, machine, row, windows
 from monosem import load_model
 from monosem.errors import UnknownName
 from monosem.models import Model
-from monosem.models.loading.load import embedded
+from monosem.models.loading.catalogue import EMBEDDED
+from monosem.models.loading.embedded import ensure
 from monosem.models.places.sites import PER_LAYER
 
 BATCHES = [(2, 256), (1, 64)]
@@ -157,7 +158,7 @@ def main() -> None:
     options = arguments(__doc__)
     torch.set_num_threads(options.threads)
     found: dict[str, Any] = {"machine": machine(options.threads, peers.PACKAGES)}
-    real = str(embedded.ensure(embedded.EMBEDDED["smollm2"]))
+    real = str(ensure(EMBEDDED["smollm2"]))
     text = windows(load_model(real, quiet=True), 256)
     batches = [(1, 16)] if options.tiny else BATCHES
     found["rows"] = [

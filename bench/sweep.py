@@ -23,7 +23,8 @@ from common import arguments, interleaved, machine, row
 from monosem import load_model, patching
 from monosem.data import TokenPairs
 from monosem.models import Model
-from monosem.models.loading.load import embedded
+from monosem.models.loading.catalogue import EMBEDDED
+from monosem.models.loading.embedded import ensure
 
 CLEAN = "When John and Mary went to the shop, John gave the bag of apples to"
 # every token from the first on is in another context; and the usual case, where only the tokens from one name on are
@@ -146,7 +147,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     os.environ["TQDM_DISABLE"] = "1"
     found: dict[str, Any] = {"machine": machine(options.threads, peers.PACKAGES)}
-    folder = str(embedded.ensure(embedded.EMBEDDED["smollm2"]))
+    folder = str(ensure(EMBEDDED["smollm2"]))
     model = load_model(folder, quiet=True)
     others = {"first": FROM_THE_FIRST, "tenth": FROM_THE_TENTH}
     pairs = {case: TokenPairs.of(model, [CLEAN], [text], [RIGHT], [WRONG]) for case, text in others.items()}

@@ -278,7 +278,7 @@ def test_sweep_prints_the_ranking_and_is_not_done_twice(run: Callable[..., Resul
 
 def test_list_tells_what_is_here(run: Callable[..., Result]) -> None:
     names = {kind: json.loads(run(f"list {kind} --json").stdout) for kind in ("models", "concepts", "families")}
-    assert [row["model"] for row in names["models"]] == list(monosem.models.loading.embedded.EMBEDDED)
+    assert [row["model"] for row in names["models"]] == list(monosem.models.loading.catalogue.EMBEDDED)
     assert {row["concept"] for row in names["concepts"]} == set(monosem.studies.shipped_concepts())
     assert "gpt2" in {row["family"] for row in names["families"]}
     dictionaries = json.loads(run("list dictionaries --json").stdout)

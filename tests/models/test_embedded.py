@@ -14,7 +14,8 @@ import torch
 
 from monosem.errors import BadFile, BadInput
 from monosem.models.loading import embedded, wheels
-from monosem.models.loading.embedded import Embedded, embedded_folder, ensure, find_damage
+from monosem.models.loading.catalogue import EMBEDDED, Embedded
+from monosem.models.loading.embedded import embedded_folder, ensure, find_damage
 from monosem.models.loading.gguf import gguf_tokenizer
 from monosem.models.loading.load import load_hf, load_tokenizer
 from monosem.models.loading.wheels import Packed
@@ -293,7 +294,7 @@ def test_damaged_cache_is_made_again(
 def test_damage_that_the_quick_check_misses_is_repaired_at_loading(
     tiny: Embedded, made: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(embedded.EMBEDDED, "tiny", tiny)
+    monkeypatch.setitem(EMBEDDED, "tiny", tiny)
     folder = embedded_folder(tiny)
     shutil.copytree(made, folder)
     (folder / "model.safetensors").write_bytes(b"\xff" * 5000)

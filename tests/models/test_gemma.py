@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from monosem.models import Model
 from monosem.models.checking.verify import verify
 from monosem.models.loading import embedded
+from monosem.models.loading.catalogue import GEMMA3_270M
 
 pytestmark = pytest.mark.gemma3
 
@@ -100,7 +101,7 @@ def test_weights_are_those_of_the_file(gemma3: Model) -> None:
 
 
 def test_terms_are_kept_beside_the_model(gemma3: Model) -> None:
-    folder = embedded.embedded_folder(embedded.GEMMA3_270M)
+    folder = embedded.embedded_folder(GEMMA3_270M)
     assert "Gemma Terms of Use" in (folder / "GEMMA_TERMS.html").read_text()
 
 

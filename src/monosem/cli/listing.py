@@ -26,7 +26,7 @@ def everything(context: typer.Context) -> None:
 
 def models(json: Json = False) -> None:
     """Models that load by name."""
-    from ..models.loading.embedded import EMBEDDED
+    from ..models.loading.catalogue import EMBEDDED
 
     rows = [
         (

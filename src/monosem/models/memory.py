@@ -50,7 +50,7 @@ def free(*things: Any) -> str:
     how much was freed, as text.
 
     Raises:
-        BadInput: something that is none of these.
+        BadInput: something else.
     """
     before = torch.cuda.memory_reserved() if torch.cuda.is_available() else 0
     freed = 0
@@ -100,7 +100,7 @@ def _of_run(run: Run) -> Iterator[Tensor]:
 
 
 def _storage(tensor: Tensor) -> tuple[tuple[str, int], int] | None:
-    """(identity, bytes) of the memory behind a tensor; None where there is none (meta, sparse, wrappers)."""
+    """(identity, bytes) of the memory behind a tensor; None for meta, sparse and wrapped tensors."""
     if tensor.device.type == "meta" or tensor.layout != torch.strided:
         return None
     try:

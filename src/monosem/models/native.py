@@ -197,7 +197,7 @@ class Native:
 
     @property
     def bos(self) -> int:
-        """The id that a text "from nothing" starts with. Raises `BadInput` when there is none."""
+        """The id that a text "from nothing" starts with. Raises `BadInput` when the model declares none."""
         for source in (self.tokenizer, self.hf.config):
             for name in ("bos_token_id", "eos_token_id"):
                 if isinstance(found := getattr(source, name, None), int):

@@ -172,7 +172,7 @@ def _attribute(hf: PreTrainedModel, holds: Callable[[float], bool]) -> str | Non
 
 
 def _ratio(one: Tensor, other: Tensor) -> float | None:
-    """The constant c with one = c · other, None if there is none."""
+    """The constant c with one = c · other; None if no constant fits."""
     a, b = one.double(), other.double()
     c = float((a * b).sum() / (b * b).sum().clamp(min=1e-30))
     return c if _near(c * b, a) else None

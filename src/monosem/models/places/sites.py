@@ -19,7 +19,7 @@ A site is data. `Site("resid_post", 15)` prints as `resid_post.15`; TransformerL
 | `result.L` | batch pos head d_model | what each head hands to the output projection's sum: z W_O |
 | `attn_raw.L`, `mlp_raw.L` | batch pos d_model | output of the branch, before a post-norm or multiplier |
 | `attn_out.L` | batch pos d_model | what attention adds to the stream: after post-norm and multiplier, if any |
-| `resid_mid.L` | batch pos d_model | the stream between attention and MLP; none in parallel blocks |
+| `resid_mid.L` | batch pos d_model | the stream between the first two branches; absent in parallel blocks |
 | `mlp_pre.L` | batch pos d_mlp | before the activation function (gate projection in gated MLPs) |
 | `mlp_pre_linear.L` | batch pos d_mlp | the up projection of gated MLPs |
 | `mlp_post.L` | batch pos d_mlp | neurons: the input of the down projection |
@@ -28,7 +28,7 @@ A site is data. `Site("resid_post", 15)` prints as `resid_post.15`; TransformerL
 | `expert_indices.L` | batch pos chosen | which experts were chosen (read only) |
 | `mlp_out.L` | batch pos d_model | what the MLP adds to the stream: after post-norm and multiplier, if any |
 | `resid_post.L` | batch pos d_model | output of block L, before the final norm also for the last block |
-| `final_scale`, `final_normalized` | batch pos 1, batch pos d_model | the same of the final norm |
+| `final_scale`, `final_normalized` | batch pos 1, batch pos d_model | likewise, of the final norm |
 | `final_norm` | batch pos d_model | output of the final norm, what the unembedding reads |
 | `logits` | batch pos vocab | after soft cap and scales |
 """
@@ -156,7 +156,7 @@ class Site:
         """Read a site from any of its spellings.
 
         Raises:
-            UnknownName: no such site, a layer missing or given where there is none; the message suggests names.
+            UnknownName: no such site, a missing layer, or a layer of a site that exists once; it suggests names.
         """
         if isinstance(value, Site):
             return value

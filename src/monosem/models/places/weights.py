@@ -13,7 +13,7 @@
 
 An item is a view of the model's own memory wherever the layout allows one: do not write to it. A module that is not a
 plain Linear or Conv1D (4- and 8-bit layers, LoRA adapters, GGUF blocks, offloaded weights) is read as it acts: its
-forward on the identity. The layout of fused projections is that of the sites (`points.py`), so each view and its site
+forward on the identity. Fused projections are laid out as for sites (`points.py`), so each view and its site
 agree: `run["q", l] = x @ W_Q[l] + b_Q[l]`.
 """
 

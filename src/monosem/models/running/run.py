@@ -41,7 +41,7 @@ def run(
     Args:
         x: text, list of texts, token ids, or a `TokenBatch`. No token is added that the tokenizer does not add itself.
         capture: sites to keep, after the edits at that site.
-        edits: applied in the given order, after those of `model.editing(...)`.
+        edits: applied in the given order, after the edits of `model.editing(...)`.
         logits: True for all positions, "last" for the last real token of each row (cheaper), False to stop the pass
             right after the last captured site.
         start: `("resid_pre.7", h)` skips the blocks before 7 and runs on from h, `batch pos d_model`. The tokens are
@@ -52,7 +52,7 @@ def run(
             scores and patterns these are the queries.
         heads: heads that captured sites with heads keep; at k, v and rot_k the kv head that each of them reads.
         memory: such as "4GB": run as few rows at a time as keep what is captured and one pass under this size,
-            estimated from shapes. The result is that of one pass.
+            estimated from shapes. The result equals the result of one pass.
 
     Raises:
         UnknownName: a site that the model does not have.

@@ -154,10 +154,10 @@ class Cache(Activations):
         incorrect_tokens: str | int | Tensor | None = None,
         pos_slice: PosSlice = None,
     ) -> Float[Tensor, "component *batch pos"]:
-        """What each component writes into the logits of `tokens` (less those of `incorrect_tokens`), before a soft cap.
+        """What each component writes into the logits of `tokens` (less `incorrect_tokens`), before a soft cap.
 
         Args:
-            tokens: one token as text or id, or ids `batch` or `batch pos` (that of each row, or each position).
+            tokens: one token as text or id, or ids `batch` or `batch pos` (one for each row, or each position).
         """
         direction = residual_directions(self.model, tokens)
         if incorrect_tokens is not None:
@@ -224,7 +224,7 @@ def _unit_writes(
 
 
 def _between(run: Cache, layer: int) -> list[Site]:
-    """The streams between the branches of a layer. Raises `UnknownName` where there is none."""
+    """The streams between the branches of a layer. Raises `UnknownName` for parallel blocks."""
     streams = dict.fromkeys(branch.reads for branch in run.model.branches(layer))
     return list(streams)[1:] or [run.model.site(("resid_mid", layer))]
 
