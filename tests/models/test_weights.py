@@ -217,3 +217,18 @@ def test_reading_weights_within_a_run_leaves_its_captures_alone(tiny_model):
     run = model.run(IDS, capture="q.1", edits=edits.function("q.1", look))
     assert torch.equal(run["q.1"], plain)
     close(seen[0].permute(1, 0, 2).flatten(1), model.blocks[1].self_attn.q_proj.weight.T)
+
+
+def test_shares_of_units_sum_to_what_the_branch_writes_and_pull_back(model):
+    """Frozen at the run's own size a branch writes linearly, in every family with or without a norm after it."""
+    branches = [branch for branch in model.branches(1) if branch.units]
+    run = model.run(IDS, [site for branch in branches for site in (branch.inner, branch.raw, branch.out)])
+    direction = torch.randn(model.cfg.d_model, generator=torch.Generator().manual_seed(1))
+    for branch in branches:
+        inner = run[branch.inner]
+        parts, size = branch.parts(inner), branch.size(inner)
+        shares = branch.share(parts, size[..., None, :])
+        close(shares.sum(-2) + branch.share(branch.bias(), size) + branch.written_bias, run[branch.out])
+        close(branch.project(inner), run[branch.raw])
+        close(branch.write(run[branch.raw]), run[branch.out])
+        close(shares @ direction, (parts @ branch.pull(direction)) / size)
