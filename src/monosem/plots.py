@@ -8,7 +8,9 @@ import numpy as np
 from .errors import require
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+    from plotly.graph_objects import Figure as Figure
+else:
+    Figure = Any  # plotly is optional, and only the first picture loads it
 
 BLUE, ORANGE, GREY, FAINT = "#3b74d9", "#d9822b", "#7d8590", "rgba(125,133,144,0.35)"
 GRID = "rgba(125,133,144,0.25)"  # readable on light and on dark paper
@@ -17,7 +19,7 @@ SEQUENTIAL = "Viridis"
 LINES = (BLUE, ORANGE, GREY, "#3a9a6b", "#8b5fbf", "#c24a6a")
 
 
-def style(figure: "Figure", x: str = "", y: str = "", title: str = "", height: int = 360) -> "Figure":
+def style(figure: Figure, x: str = "", y: str = "", title: str = "", height: int = 360) -> Figure:
     """The house style: transparent paper, system font, thin grid, axis titles."""
     figure.update_layout(
         template="none",
@@ -50,7 +52,7 @@ def heatmap(
     unit: str = "",
     diverging: bool = True,
     limits: tuple[float, float] | None = None,
-) -> "Figure":
+) -> Figure:
     """A labelled heatmap.
 
     Args:
@@ -97,7 +99,7 @@ def lines(
     y_title: str = "",
     title: str = "",
     zero: bool = False,
-) -> "Figure":
+) -> Figure:
     """Lines over places that are labelled one by one, with a bar of one standard error where there is one.
 
     Args:

@@ -1,7 +1,6 @@
 """The result of a direct attribution: a value for every part, row and position."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -11,13 +10,9 @@ from torch import Tensor
 
 from ..errors import BadInput
 from ..models import TokenBatch
-from ..plots import heatmap
+from ..plots import Figure, heatmap
 from ..results import Result
 from ..statistics import standard_error
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
 
 UNITS = ("head", "neuron")
 
@@ -106,7 +101,7 @@ class DirectAttribution(Result):
             raise BadInput("this attribution is by layer; make it with by='head'")
         return self.mean[chosen].unflatten(0, (-1, self.n_heads))
 
-    def plot(self, title: str = "") -> "Figure":
+    def plot(self, title: str = "") -> Figure:
         """Layers x (heads, attention, MLP, biases): mean contributions; what belongs to no layer is in the last row."""
         kinds = list(dict.fromkeys(p.kind for p in self.parts if p.layer is not None and p.kind not in UNITS))
         neurons = any(p.kind == "neuron" for p in self.parts)

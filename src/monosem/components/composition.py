@@ -8,7 +8,7 @@ rotations between them, whatever their spectra: E‖A R B‖² = ‖A‖² ‖B�
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import pandas as pd
 import torch
@@ -17,13 +17,10 @@ from torch import Tensor
 
 from ..errors import BadInput
 from ..models import Model
-from ..plots import heatmap
+from ..plots import Figure, heatmap
 from ..progress import Meter
 from ..results import Result, analysis
 from .factored import OV, QK, FactoredMatrix
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 Kind = Literal["Q", "K", "V"]
 
@@ -64,7 +61,7 @@ class Composition(Result):
             }
         )
 
-    def plot(self) -> "Figure":
+    def plot(self) -> Figure:
         """Writers x readers; the colours begin at the baseline."""
         names = [f"L{layer}H{head}" for layer in range(self.scores.shape[0]) for head in range(self.scores.shape[1])]
         grid = self.scores.flatten(2).flatten(0, 1) - self.baseline

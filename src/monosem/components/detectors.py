@@ -16,7 +16,7 @@ Scores are taken inside the attention: no pattern is kept.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import pandas as pd
 import torch
@@ -25,11 +25,8 @@ from torch import Tensor
 
 from ..errors import BadInput, UnknownName, did_you_mean
 from ..models import Model, Moment, Site
-from ..plots import heatmap
+from ..plots import Figure, heatmap
 from ..results import Result, analysis
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 SCORES = ("previous", "duplicate", "induction", "first")
 
@@ -71,7 +68,7 @@ class HeadScores(Result):
             {"head": names, "layer": [p[0] for p in places], "index": [p[1] for p in places], **columns}
         )
 
-    def plot(self, score: str = "induction") -> "Figure":
+    def plot(self, score: str = "induction") -> Figure:
         """Layers x heads."""
         value = self[score]
         title = f"{score} score of heads in {self.model}"

@@ -3,7 +3,7 @@
 import html
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from jaxtyping import Bool, Float, Int
@@ -11,10 +11,7 @@ from torch import Tensor
 
 from ..errors import BadInput
 from ..models import Model, Site, TokenBatch
-from ..plots import heatmap
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+from ..plots import Figure, heatmap
 
 MARKS = {"\n": "⏎", "\t": "⇥", "\r": "␍"}
 CELL = 12  # characters of a token that fit into a cell
@@ -109,7 +106,7 @@ class TokenGrid:
         limits: tuple[float, float] | None = None,
         from_zero: bool = True,
         diverging: bool = False,
-    ) -> "Figure":
+    ) -> Figure:
         """Layers on y, the tokens of one prompt on x.
 
         Args:

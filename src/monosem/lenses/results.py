@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import pandas as pd
 from jaxtyping import Float, Int
@@ -10,12 +10,10 @@ from torch import Tensor
 
 from ..errors import UnknownName, did_you_mean
 from ..models import Model, Site, TokenBatch
+from ..plots import Figure
 from ..results import Result
 from .grid import CellIndex, Column, TokenGrid, likeliest, short_label, token_label
 from .measures import UNITS
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 ALWAYS = ("next", "final")  # targets that every result follows
 
@@ -104,7 +102,7 @@ class LensResult(Result):
 
     def plot(
         self, value: str = "probability", row: int = 0, target: str | None = None, layers: Sequence[int] | None = None
-    ) -> "Figure":
+    ) -> Figure:
         """Layers on y, tokens on x; each cell shows the likeliest token and is coloured by `value` (see `values`), a
         rank by its logarithm.
 

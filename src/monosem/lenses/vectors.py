@@ -7,7 +7,6 @@ is left out, so that effects compare within a model, and so are soft caps, which
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
@@ -16,13 +15,10 @@ from torch import Tensor
 
 from ..errors import BadInput, UnknownName, require
 from ..models import Model
-from ..plots import BLUE, ORANGE, style
+from ..plots import BLUE, ORANGE, Figure, style
 from ..results import Result, analysis
 from .grid import token_label
 from .states import ELEMENTS
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +51,7 @@ class VectorReading(Result):
             }
         )
 
-    def plot(self, vector: int = 0) -> "Figure":
+    def plot(self, vector: int = 0) -> Figure:
         """Bars of one vector's effects."""
         go = require("plotly.graph_objects", "plots")
         figure = go.Figure()

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -11,14 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import BadInput, UnknownName, did_you_mean, require
-from ..plots import BLUE, style
+from ..plots import BLUE, Figure, style
 from ..results import Result
 from ..statistics import standard_error
 from .moments import Moments
 from .scoring import normalised
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 # what tells variants apart: name -> an entry for each variant; arrays, so that there may be a hundred thousand
 Columns = Mapping[str, Sequence[Any] | Tensor | np.ndarray]
@@ -183,7 +180,7 @@ class Measured(Result):
         return dense(columns_at(self.columns), axes, self.scores() if numbers is None else numbers)
 
     # ------------------------------------------------------------------ pictures and files
-    def plot(self, metric: str | None = None) -> "Figure":
+    def plot(self, metric: str | None = None) -> Figure:
         """The scores along the one column, if it holds numbers; else bars of the largest effects. Both with errors."""
         name = self.metric_of(metric)
         rows = self.rows(name)
@@ -198,7 +195,7 @@ class Measured(Result):
         figure = go.Figure(go.Bar(x=labels.tolist(), y=rows.effect.tolist(), error_y=bars, marker={"color": BLUE}))
         return style(figure, "", f"Δ {name}", f"{self.direction}, {name}")
 
-    def _line(self, rows: pd.DataFrame, column: str, metric: str) -> "Figure":
+    def _line(self, rows: pd.DataFrame, column: str, metric: str) -> Figure:
         go = require("plotly.graph_objects", "plots")
         kind, unit = ("score", "score") if rows.score.notna().any() else ("effect", f"Δ {metric}")
         errors = rows[f"{kind}_se"]

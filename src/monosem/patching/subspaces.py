@@ -9,7 +9,6 @@ rest of it, with random subspaces, and, where the next layer reads by one matrix
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -19,14 +18,12 @@ from ..data import TokenPairs
 from ..edits import DirectionLike
 from ..errors import BadInput
 from ..models import Model, SiteLike, TokenBatch
+from ..plots import Figure
 from ..results import analysis
 from .cells import Cell, Position, SpanPositions, cuts, heads_at, listed
 from .experiment import Direction, Trial, Writes, patching_experiment
 from .measured import Measured
 from .scoring import MetricLike
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 Basis = DirectionLike | Float[Tensor, "d"] | Float[Tensor, "k d"]
 RANDOM = "random"
@@ -84,7 +81,7 @@ class SubspacePatch(Measured):
         """The mean effect of each arm by the first metric."""
         return dict(zip(self.arms, self.effect().tolist()))
 
-    def plot(self, metric: str | None = None) -> "Figure":
+    def plot(self, metric: str | None = None) -> Figure:
         """The effect of every arm, with standard errors over pairs."""
         title = f"{self.dimensions} of the dimensions of {self.cell}, {self.direction}"
         return super().plot(metric).update_layout(title={"text": title})

@@ -5,7 +5,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import pandas as pd
 from pydantic import Field
@@ -13,10 +13,8 @@ from pydantic import Field
 from ..errors import require
 from ..files import read_json, write_text
 from ..jobs import JobConfig, claimed
+from ..plots import Figure
 from ..results import Result
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 COLUMNS = ["latent", "value", "kl", "kl_text", "perplexity", "score", "distinct_2", "text"]
 
@@ -77,7 +75,7 @@ class LatentSweep(Result):
     def table(self) -> pd.DataFrame:
         return self.rows.sort_values("score", ascending=False, kind="stable", ignore_index=True)
 
-    def plot(self) -> "Figure":
+    def plot(self) -> Figure:
         """Effect against coherence, one dot a (latent, value)."""
         express = require("plotly.express", "plots")
         shown = self.table.assign(text=self.table["text"].str.slice(0, 80), value=self.table["value"].astype(str))

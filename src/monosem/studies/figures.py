@@ -1,13 +1,10 @@
 """The figures of a report, from its results alone. One quiet style; what a figure shows is said in its caption."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import require
-from ..plots import BLUE, FAINT, GREY, GRID, ORANGE, style
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+from ..plots import BLUE, FAINT, GREY, GRID, ORANGE, Figure, style
 
 TARGET, CONTROL, RANDOM = BLUE, ORANGE, GREY
 
@@ -15,7 +12,7 @@ TARGET, CONTROL, RANDOM = BLUE, ORANGE, GREY
 @dataclass(frozen=True)
 class Drawing:
     name: str
-    figure: "Figure"
+    figure: Figure
     caption: str
 
 

@@ -1,18 +1,16 @@
 """The report of a study, from its results alone: `report.html` (self-contained) and `report.md`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from ..files import writable_folder, write_json, write_text
 from ..pages import embedded, environment, plotly_script
+from ..plots import Figure
 from .figures import draw
 from .sections import SECTIONS
 from .sections.dictionary import QUALITY
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 
 def write(results: dict[str, Any], folder: Path) -> None:
@@ -41,7 +39,7 @@ def markdown(results: dict[str, Any]) -> str:
     return environment("monosem.studies").get_template("report.md.jinja").render(**_facts(results))
 
 
-def figures_of(results: dict[str, Any]) -> dict[str, "Figure"]:
+def figures_of(results: dict[str, Any]) -> dict[str, Figure]:
     return {name: drawing.figure for name, drawing in draw(results).items()}
 
 

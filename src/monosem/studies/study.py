@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
@@ -19,14 +19,12 @@ from ..files import read_json, writable_folder, write_json
 from ..jobs import claim, module_fingerprint
 from ..latents.index import index_of
 from ..models import Model, load_model
+from ..plots import Figure
 from ..results import Result
 from . import report
 from .config import StudyConfig
 from .context import Context, Say
 from .sections import SECTIONS, Section
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 
 @dataclass(frozen=True)
@@ -60,11 +58,11 @@ class StudyResult(Result):
         return self.folder / "report.html"
 
     @property
-    def figures(self) -> dict[str, "Figure"]:
+    def figures(self) -> dict[str, Figure]:
         """The report's figures by name."""
         return report.figures_of(self.results)
 
-    def plot(self, name: str = "dose_concept") -> "Figure":
+    def plot(self, name: str = "dose_concept") -> Figure:
         """One figure of the report. Raises `UnknownName` for another name; `figures` has all."""
         figures = self.figures
         if name not in figures:

@@ -17,7 +17,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import pandas as pd
 import torch
@@ -28,13 +28,10 @@ from ...data import TokenPairs, window_prefix
 from ...errors import BadInput, Mismatch, UnknownName
 from ...models import Model, TokenBatch
 from ...patching import sweep
-from ...plots import heatmap
+from ...plots import Figure, heatmap
 from ...results import Result, analysis
 from ..fitted import Fitted, Header
 from .entities import ENTITIES
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 Kind = Literal["token", "concept"]
 Metric = Literal["log_probability", "probability"]
@@ -96,7 +93,7 @@ class CopyingEffects(Result, Fitted):
         }
         return pd.DataFrame(rows).sort_values("effect", ascending=False, ignore_index=True)
 
-    def plot(self) -> "Figure":
+    def plot(self) -> Figure:
         """Layers x heads."""
         return heatmap(
             self.effects,

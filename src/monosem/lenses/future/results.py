@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import pandas as pd
 from jaxtyping import Float, Int
@@ -11,14 +11,11 @@ from torch import Tensor
 
 from ...errors import UnknownName
 from ...models import Model, Site, TokenBatch
-from ...plots import heatmap
+from ...plots import Figure, heatmap
 from ...results import Result
 from ..grid import CellIndex, Column, TokenGrid, short_label, token_label
 from ..measures import Measure, View, agreement, kl, log_probability, rank
 from ..states import Logits, read_out
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 TOPS = (1, 5, 10)  # precision@k
 
@@ -71,7 +68,7 @@ class FutureReading(Result):
         ahead = column + offset + 1
         return self.model.str_token(int(ids[ahead])) if ahead < len(ids) and bool(mask[ahead]) else None
 
-    def plot(self, row: int = 0) -> "Figure":
+    def plot(self, row: int = 0) -> Figure:
         """Layers x tokens of one prompt: in each cell the tokens foretold, coloured by the mean of their probabilities;
         the alternatives under the mouse."""
         word = self.model.str_token
@@ -138,7 +135,7 @@ class FutureScores(Result):
         total[numbers] = total[numbers].div(total["tokens"], axis=0)
         return cls(model_name, total.reset_index().sort_values(["lens", "layer", "offset"], ignore_index=True))
 
-    def plot(self, value: str = "precision@1") -> "Figure":
+    def plot(self, value: str = "precision@1") -> Figure:
         """Layers x offsets, and the baseline's number for each offset on the axis. Raises `UnknownName`: no column."""
         if value not in self.table.columns:
             raise UnknownName(f"no column {value!r}; there are {', '.join(self.table.columns)}")

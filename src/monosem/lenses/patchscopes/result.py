@@ -1,7 +1,7 @@
 """What a patchscope read: a grid of layers x prompts x positions."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
@@ -10,11 +10,9 @@ from torch import Tensor
 
 from ...errors import BadInput
 from ...models import Model, Site
+from ...plots import Figure
 from ...results import Result
 from ..grid import CellIndex, TokenGrid, likeliest, short_label, token_label
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +84,7 @@ class PatchscopeResult(Result):
             columns["text"] = self._text
         return self.grid.table(columns)
 
-    def plot(self, row: int = 0) -> "Figure":
+    def plot(self, row: int = 0) -> Figure:
         """Layers x positions of one prompt: the decoded token in the cell, coloured by its probability (or the
         probability of the answer); the likeliest tokens and the continuation under the mouse."""
         answered = self.log_probability is not None

@@ -6,7 +6,7 @@ entropies of the lens's distributions over layers and generated tokens, without 
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,14 +15,12 @@ from torch import Tensor
 from ...errors import BadInput
 from ...models import Layers, Model, Positions, TokenBatch
 from ...models.running.moment import EditLike
+from ...plots import Figure
 from ...results import analysis
 from ..lookup import LensLike, lens_of
 from ..measures import renyi
 from ..states import sites_at, states_of
 from .profile import TokenProfile
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,13 +60,13 @@ class EntropyProfile(TokenProfile):
         kinds = [(order, kind) for order in self.orders for kind in ("mean", "sd")]
         return [f"{kind} of H{order:g} at {site}" for order, kind in kinds for site in self.sites]
 
-    def plot(self, order: float = 1.0) -> "Figure":
+    def plot(self, order: float = 1.0) -> Figure:
         """Each row's mean over tokens, over layers, with the standard error over tokens."""
         self.entropies(order)
         title = f"entropy of each layer's prediction, {self.model.name}"
         return self.plot_lines(self.samples(f"H{order:g}"), f"H{order:g} (nats)", title)
 
-    def plot_tokens(self, row: int = 0, order: float = 1.0) -> "Figure":
+    def plot_tokens(self, row: int = 0, order: float = 1.0) -> Figure:
         """Layers on y, the tokens of one row on x."""
         title = f"entropy H{order:g} of each layer's prediction"
         return self.grid.heatmap(self.entropies(order), row, unit="nats", title=title)

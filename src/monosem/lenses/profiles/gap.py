@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
@@ -12,14 +12,12 @@ from torch import Tensor
 from ...errors import BadInput
 from ...models import Layers, Model, Positions
 from ...models.running.moment import EditLike
+from ...plots import Figure
 from ...results import analysis
 from ..lookup import LensLike, lens_of
 from ..measures import log_mass
 from ..states import sites_at, states_of
 from .profile import Profile
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 Tokens = Sequence[str | int] | str | int
 
@@ -50,7 +48,7 @@ class TokenGap(Profile):
             table[column] = torch.cat([mass[place].exp().mean(-1) for mass in self.masses.values()]).tolist()
         return table.assign(prompts=[odds.shape[1] for odds in self.groups.values() for _ in self.sites])
 
-    def plot(self) -> "Figure":
+    def plot(self) -> Figure:
         """Mean log-odds over layers, one line a group, with standard errors."""
         sets = [
             " ".join(repr(self.model.str_token(i)) for i in ids[:3]) + ("…" if len(ids) > 3 else "")

@@ -6,7 +6,7 @@ languages; at each layer the lens's probability of the tokens that begin the ans
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
@@ -16,14 +16,12 @@ from torch import Tensor
 from ...errors import BadInput
 from ...models import Layers, Model, Positions
 from ...models.running.moment import EditLike
+from ...plots import Figure
 from ...results import analysis
 from ..lookup import LensLike, lens_of
 from ..measures import entropy, log_mass
 from ..states import sites_at, states_of
 from .profile import Profile
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 Words = Sequence[str] | Sequence[Sequence[str]]
 
@@ -58,7 +56,7 @@ class LanguageProfile(Profile):
         table = self.layer_table("language", {"probability": self.probabilities, "share": self.shares})
         return table.assign(entropy=self.entropies.mean(-1).tolist() * len(self.probabilities))
 
-    def plot(self, value: str = "probability") -> "Figure":
+    def plot(self, value: str = "probability") -> Figure:
         """One line a language over layers; `value` is "probability" or "share"."""
         if value not in ("probability", "share"):
             raise BadInput(f"value is 'probability' or 'share', not {value!r}")

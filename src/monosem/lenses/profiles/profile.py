@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from jaxtyping import Bool, Float
@@ -10,13 +10,10 @@ from torch import Tensor
 
 from ...errors import UnknownName, did_you_mean
 from ...models import Model, Site, TokenBatch
-from ...plots import lines
+from ...plots import Figure, lines
 from ...results import Result
 from ...statistics import standard_error
 from ..grid import TokenGrid, layer_axis, token_label
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 Line = Float[Tensor, "layer sample"]
 
@@ -50,7 +47,7 @@ class Profile(Result):
             data[f"{value}_se"] = [error for name in names for error in standard_error(samples[name]).tolist()]
         return pd.DataFrame(data)
 
-    def plot_lines(self, samples: Mapping[str, Line], y_title: str, title: str, zero: bool = False) -> "Figure":
+    def plot_lines(self, samples: Mapping[str, Line], y_title: str, title: str, zero: bool = False) -> Figure:
         """Means over samples, over layers, with a standard error where there are several samples."""
         curves = {
             token_label(name): (line.mean(-1), standard_error(line) if line.shape[1] > 1 else None)

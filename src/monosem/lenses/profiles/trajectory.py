@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
@@ -12,15 +12,13 @@ from torch import Tensor
 from ...errors import BadInput
 from ...models import Layers, Model, Positions, TokenBatch
 from ...models.running.moment import EditLike
+from ...plots import Figure
 from ...results import analysis
 from ..grid import CellIndex, Column, short_label, token_label
 from ..lookup import LensLike, lens_of
 from ..measures import Measure, js, kl, tv
 from ..states import States, read_out, sites_at, states_of
 from .profile import TokenProfile
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +51,7 @@ class Trajectory(TokenProfile):
         }
         return self.grid.table(names | self.measures)
 
-    def plot(self, value: str = "js", row: int = 0) -> "Figure":
+    def plot(self, value: str = "js", row: int = 0) -> Figure:
         """Layers on y, tokens on x, coloured by `value`; a cell shows both likeliest tokens where they differ."""
 
         def words(cell: CellIndex) -> tuple[str, str]:

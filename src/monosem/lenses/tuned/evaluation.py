@@ -4,7 +4,7 @@ import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import pandas as pd
 import torch
@@ -15,16 +15,13 @@ from ...data import TextSource, as_store
 from ...errors import BadInput
 from ...files import write_json
 from ...models import Model, Site, TokenBatch
-from ...plots import heatmap, lines
+from ...plots import Figure, heatmap, lines
 from ...progress import Meter
 from ...results import Result, analysis
 from ..grid import layer_axis
 from ..measures import Measure, agreement, entropy, kl, log_probability
 from ..states import Logits, States, read_out, states_of
 from .translators import Translators
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 ARMS = ("tuned", "logit")
 
@@ -51,7 +48,7 @@ class TunedEvaluation(Result):
     def table(self) -> pd.DataFrame:
         return self.layers
 
-    def plot(self, value: str = "kl") -> "Figure":
+    def plot(self, value: str = "kl") -> Figure:
         """The tuned and the logit lens over layers."""
         rows = self.table.iloc[:-1]
         curves = {f"{arm} lens": (rows[f"{arm}_{value}"].to_numpy(), None) for arm in ARMS}
@@ -59,7 +56,7 @@ class TunedEvaluation(Result):
         title = f"{value} on {self.tokens:,} tokens of held-out text"
         return lines(curves, labels, x_title=x_title, y_title=value, title=title)
 
-    def plot_transfer(self) -> "Figure":
+    def plot_transfer(self) -> Figure:
         """The layer-transfer matrix. Raises `BadInput` when it was not asked for."""
         if self.transfer is None:
             raise BadInput("the transfer matrix was not computed; evaluate with transfer=True")

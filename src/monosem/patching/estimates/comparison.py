@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Unpack
+from typing import Unpack
 
 import pandas as pd
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from ...data import TokenPairs
 from ...errors import require
 from ...models import Model
-from ...plots import BLUE, FAINT, style
+from ...plots import BLUE, FAINT, Figure, style
 from ...results import Result, analysis
 from ...statistics import pearson, spearman
 from ..cells import Cell, Which
@@ -21,9 +21,6 @@ from ..scoring import MetricLike
 from ..sweeps.result import Sweep
 from ..sweeps.sweep import sweep
 from .gradients import attribution
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +104,7 @@ class EstimateCheck(Result):
         table = self.table
         return table[table["metric"] == name].head(n).reset_index(drop=True)
 
-    def plot(self, metric: str | None = None) -> "Figure":
+    def plot(self, metric: str | None = None) -> Figure:
         """Estimated against exact effects, a point a cell, with the diagonal on which both agree."""
         go = require("plotly.graph_objects", "plots")
         name = self.exact.metric_of(metric)

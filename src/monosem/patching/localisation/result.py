@@ -4,19 +4,17 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
+from ...plots import Figure
 from ...results import Result
 from ..cells import Cell
 from ..sets.backups import Backup
 from ..sets.evidence import CausalEvidence
 from ..sweeps.result import Sweep
 from .report import headline, origin, storable, write
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 COLUMNS = ("kind", "site", "layer", "head", "position", "token", "restored", "restored_se", "lost", "needed")
 
@@ -110,7 +108,7 @@ class Localisation(Result):
         """The finding in one sentence, and what it is compared with."""
         return headline(self.results)
 
-    def plot(self, site: str | None = None) -> "Figure":
+    def plot(self, site: str | None = None) -> Figure:
         """The heatmap of the branch sweep (of one site, or side by side)."""
         return self.sweep.plot(site=site)
 

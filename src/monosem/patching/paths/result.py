@@ -2,19 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ...errors import UnknownName
-from ...plots import heatmap
+from ...plots import Figure, heatmap
 from ..measured import Measured
 from .nodes import NodeSet
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ class Paths(Measured):
         """One number a path (default: the scores), `sender receiver`, and their labels. NaN: there is no such path."""
         return self.grid_over(("sender", "receiver"), values)
 
-    def plot(self, metric: str | None = None, receiver: str | None = None) -> "Figure":
+    def plot(self, metric: str | None = None, receiver: str | None = None) -> Figure:
         """Heads and MLPs by layer for a single receiver, else senders against receivers.
 
         Colours are `shares`, or the bare effects where clean and corrupted do not differ; `receiver` is the label of
@@ -72,7 +69,7 @@ class Paths(Measured):
         return _by_layer([self.paths[i] for i in rows], numbers[rows], title, unit)
 
 
-def _by_layer(paths: Sequence[Path], numbers: Tensor, title: str, unit: str) -> "Figure":
+def _by_layer(paths: Sequence[Path], numbers: Tensor, title: str, unit: str) -> Figure:
     """Layers down, heads and the MLP across: one receiver, single senders."""
     nodes = [path.sender.nodes[0] for path in paths]
     heads = sorted({node.head for node in nodes if node.head is not None})

@@ -21,7 +21,7 @@ The stream at a claim is a sum of known activations, so a claim costs one layer 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -31,16 +31,13 @@ from torch import Tensor
 from ...data import TokenPairs
 from ...errors import BadInput, require
 from ...models import Model
-from ...plots import BLUE, GREY, style
+from ...plots import BLUE, GREY, Figure, style
 from ...progress import Meter
 from ...results import Result, analysis
 from ...statistics import Interval, bootstrap_ratio
 from ..scoring import MetricLike, measured, one_metric
 from .hypothesis import Claim, Hypothesis, check_claims
 from .tree import Draws, Tree
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +77,7 @@ class Scrubbed(Result):
         """The claims."""
         return self.claims
 
-    def plot(self) -> "Figure":
+    def plot(self) -> Figure:
         """The metric of every prompt, scrubbed against unscrubbed: on the diagonal the hypothesis loses nothing."""
         go = require("plotly.graph_objects", "plots")
         figure = go.Figure()

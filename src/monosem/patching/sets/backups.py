@@ -10,7 +10,7 @@ best of them.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import pandas as pd
 import torch
@@ -20,15 +20,12 @@ from torch import Tensor
 from ...data import TokenPairs
 from ...errors import require
 from ...models import Branch, Model
-from ...plots import BLUE, GREY, style
+from ...plots import BLUE, GREY, Figure, style
 from ...results import Result, analysis
 from ..cells import Cell, Position, SpanPositions, check_cell, listed, places_of
 from ..experiment import Trial, Writes, patching_experiment, writes_of
 from ..scoring import Metric, MetricLike, one_metric
 from .sets import CellSet, patch_sets
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,12 +77,12 @@ class Backup(Result):
         )
         return frame.sort_values("growth", ascending=False, ignore_index=True)
 
-    def plot(self) -> "Figure":
+    def plot(self) -> Figure:
         """Need before against need after; backup heads lie above the diagonal."""
         return picture(self.table)
 
 
-def picture(table: pd.DataFrame) -> "Figure":
+def picture(table: pd.DataFrame) -> Figure:
     """`Backup.plot`, from the table alone."""
     go = require("plotly.graph_objects", "plots")
     figure = go.Figure()

@@ -21,7 +21,7 @@ with "right" for: the right answer is likelier than the wrong one (without answe
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import pandas as pd
 from jaxtyping import Bool
@@ -30,15 +30,12 @@ from torch import Tensor
 from ...data import TokenPairs
 from ...errors import require
 from ...models import Model
-from ...plots import BLUE, ORANGE, style
+from ...plots import BLUE, ORANGE, Figure, style
 from ...results import Result, analysis
 from ...statistics import Interval, Share, bootstrap_ratio
 from ..cells import Cell
 from ..scoring import Metric, MetricLike, one_metric
 from .sets import CellSet, Joint, patch_sets
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 
 @dataclass(frozen=True)
@@ -102,7 +99,7 @@ class CausalEvidence(Result):
             rows.append(row | {"pns_low": one.pns[0], "pns_high": one.pns[1]})
         return pd.DataFrame(rows)
 
-    def plot(self) -> "Figure":
+    def plot(self) -> Figure:
         """Sufficiency and necessity of every set, with intervals."""
         go = require("plotly.graph_objects", "plots")
         figure = go.Figure()

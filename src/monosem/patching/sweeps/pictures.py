@@ -2,20 +2,17 @@
 
 from collections.abc import Sequence
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
 
 from ...errors import require
-from ...plots import heatmap, style
+from ...plots import Figure, heatmap, style
 from ..measured import dense
 
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
-
-def picture(rows: pd.DataFrame, over: Sequence[str], direction: str, sites: Sequence[str]) -> "Figure":
+def picture(rows: pd.DataFrame, over: Sequence[str], direction: str, sites: Sequence[str]) -> Figure:
     """Heatmaps of some of the sites, side by side; a line with errors where cells differ by layer alone.
 
     Args:
@@ -30,7 +27,7 @@ def picture(rows: pd.DataFrame, over: Sequence[str], direction: str, sites: Sequ
     return figures[0] if len(figures) == 1 else _side_by_side(figures, sites)
 
 
-def _lines(parts: Sequence[pd.DataFrame], kind: str, unit: str, direction: str) -> "Figure":
+def _lines(parts: Sequence[pd.DataFrame], kind: str, unit: str, direction: str) -> Figure:
     go = require("plotly.graph_objects", "plots")
     figure = go.Figure()
     for part in parts:
@@ -41,7 +38,7 @@ def _lines(parts: Sequence[pd.DataFrame], kind: str, unit: str, direction: str) 
     return style(figure, "layer", unit, f"{direction}, {parts[0]['metric'].iloc[0]}")
 
 
-def _heatmap(part: pd.DataFrame, over: Sequence[str], kind: str, unit: str, direction: str) -> "Figure":
+def _heatmap(part: pd.DataFrame, over: Sequence[str], kind: str, unit: str, direction: str) -> Figure:
     site, metric = part["site"].iloc[0], part["metric"].iloc[0]
     columns = {axis: part[axis].to_numpy() for axis in over}
     grid, ticks = dense(columns, over, torch.tensor(part[kind].to_numpy(dtype=float)))

@@ -2,19 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ...errors import BadInput, UnknownName, did_you_mean
+from ...plots import Figure
 from ..cells import Cell
 from ..measured import Measured
 from .pictures import picture
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -76,7 +74,7 @@ class Sweep(Measured):
         numbers = self.scores() if values is None else values
         return part.grid_over(self.over, numbers[rows])
 
-    def plot(self, metric: str | None = None, site: str | None = None) -> "Figure":
+    def plot(self, metric: str | None = None, site: str | None = None) -> Figure:
         """A heatmap a site: tokens (or heads) on the x axis, layers on the y axis; a line with errors for layers alone.
 
         Colours are the normalised scores, or the bare effects where clean and corrupted do not differ.
