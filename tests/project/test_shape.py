@@ -201,35 +201,19 @@ OFFENCES = [circles, upward_imports, long_files, long_functions, many_parameters
 
 
 # ---------------------------------------------------------------------- the tests
-# While rooms are being rebuilt, known/ROOM.txt lists known offences. `python tests/project/test_shape.py ROOM ...`
-# writes a room's file anew (no file: no offence); the folder and these lines go when the last file has gone.
-KNOWN = Path(__file__).parent / "known"
-
-
-def known(one: str) -> list[str]:
-    path = KNOWN / f"{one}.txt"
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-
-
 @cache
 def offences() -> dict[str, list[str]]:
     """Room (or "names", or "docs") -> what offends."""
-    found: dict[str, list[str]] = defaultdict(list)
-    for offence in [line for look in OFFENCES for line in look()]:
+    by_room: dict[str, list[str]] = defaultdict(list)
+    for offence in sorted(line for look in OFFENCES for line in look()):
         file = offence.partition(":")[0]
-        found["docs" if file.endswith(".md") else room(file)].append(offence)
-    return {one: sorted(lines) for one, lines in found.items()}
+        by_room["docs" if file.endswith(".md") else room(file)].append(offence)
+    return by_room
 
 
 @pytest.mark.parametrize("one", [*ORDER, "names", "docs"])
-def test_nothing_new_offends(one: str) -> None:
-    assert sorted(set(offences().get(one, [])) - set(known(one))) == []
-
-
-@pytest.mark.parametrize("one", [*ORDER, "names", "docs"])
-def test_what_is_listed_still_offends(one: str) -> None:
-    """Run `python tests/project/test_shape.py ROOM` when this fails."""
-    assert sorted(set(known(one)) - set(offences().get(one, []))) == []
+def test_nothing_offends(one: str) -> None:
+    assert offences().get(one, []) == []
 
 
 def test_every_file_is_in_a_room() -> None:
@@ -266,15 +250,3 @@ def test_the_looks_see_what_they_should() -> None:
     assert "__init__.py" in imports()["cli/__init__.py"]
     assert sum(map(len, imports().values())) > 500
     assert len(list(texts())) > 5000
-
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT / "src"))
-    for one in sys.argv[1:] or [*ORDER, "names", "docs"]:
-        path, lines = KNOWN / f"{one}.txt", offences().get(one, [])
-        for line in sorted(set(lines) - set(known(one))):
-            print("NEW:", line)
-        path.unlink(missing_ok=True)
-        if lines:
-            path.parent.mkdir(exist_ok=True)
-            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
