@@ -28,7 +28,8 @@ of each site. An error is the largest absolute one divided by the largest value 
 sequences of 12 tokens, on a CPU. 0 is bit for bit. Limits: {limits}.
 
 "our attention = native" compares the explicit attention that patterns are read from with SDPA; with transformers' own
-eager attention it agrees bit for bit in every family (`tests/test_models.py`). Made by `recipes/verify_table.py`.
+eager attention it agrees bit for bit in every family (`tests/models/test_models.py`). `recipes/verify_table.py` makes
+this page.
 """
 FAMILIES_HEAD = """
 ## Every family, {dtype}
