@@ -4,7 +4,7 @@ The CLI prints a `MonosemError` as one line and exits with code 2; anything else
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from importlib import import_module
 from types import ModuleType
 
@@ -48,6 +48,14 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
     """`"; did you mean 'resid_post.3'?"` or `""` when nothing is near."""
     near = difflib.get_close_matches(str(name), list(options), n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+
+
+def check_name(what: str, name: object, options: Collection[object]) -> None:
+    """Raises `UnknownName` for a name that is not among the options: what is near to it, or else all there are."""
+    if name not in options:
+        known = [str(option) for option in options]
+        near = did_you_mean(str(name), known) or f"; there are {', '.join(known) or 'none'}"
+        raise UnknownName(f"no {what} {name!r}{near}")
 
 
 def require(module: str, extra: str) -> ModuleType:

@@ -93,29 +93,31 @@ def heatmap(
 
 def lines(
     curves: Mapping[str, tuple[Any, Any | None]],
-    x: Sequence[str],
+    x: Sequence[str] | Sequence[float],
     *,
     x_title: str = "",
     y_title: str = "",
     title: str = "",
     zero: bool = False,
 ) -> Figure:
-    """Lines over places that are labelled one by one, with a bar of one standard error where there is one.
+    """Lines with a bar of one standard error where there is one.
 
     Args:
         curves: name (HTML) -> (values, standard errors or None), each with one number a place.
-        x: labels of the places.
+        x: where the places are, or their labels, one by one.
         zero: draw the line y = 0.
     """
     go = require("plotly.graph_objects", "plots")
     figure = go.Figure()
-    places = list(range(len(x)))
+    labelled = any(isinstance(place, str) for place in x)
+    places = list(range(len(x)) if labelled else x)
     for number, (name, (values, error)) in enumerate(curves.items()):
         bar = None if error is None else {"type": "data", "array": np.asarray(error), "thickness": 1, "width": 2}
         line = {"color": LINES[number % len(LINES)], "width": 2}
         figure.add_scatter(x=places, y=np.asarray(values), name=name, mode="lines+markers", line=line, error_y=bar)
-    step = max(1, len(x) // 16)
-    figure.update_xaxes(tickmode="array", tickvals=places[::step], ticktext=list(x[::step]))
+    if labelled:
+        step = max(1, len(x) // 16)
+        figure.update_xaxes(tickmode="array", tickvals=places[::step], ticktext=list(x[::step]))
     if zero:
         figure.add_hline(y=0, line={"color": FAINT, "width": 1})
     return style(figure, x_title, y_title, title)

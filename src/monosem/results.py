@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 
-from .errors import BadInput, UnknownName, did_you_mean
+from .errors import BadInput, check_name
 from .files import write_result
 
 if TYPE_CHECKING:
@@ -45,18 +45,9 @@ class Result:
         Args:
             by: the column; default `ranked_by`, and the order of the table where there is none.
 
-        Raises:
-            BadInput: n below 1. UnknownName: no such column.
+        Errors as `largest`.
         """
-        if n < 1:
-            raise BadInput(f"n counts rows, at least 1, not {n}")
-        table, column = self.table, by or self.ranked_by
-        if column is None:
-            return table.head(n)
-        if column not in table.columns:
-            known = list(map(str, table.columns))
-            raise UnknownName(f"no column {column!r}{did_you_mean(column, known) or '; has ' + ', '.join(known)}")
-        return table.sort_values(column, ascending=False, kind="stable").head(n).reset_index(drop=True)
+        return largest(self.table, by or self.ranked_by, n)
 
     @property
     def best(self) -> Any:
@@ -70,6 +61,21 @@ class Result:
             BadInput: another ending. MissingExtra: .parquet without pyarrow, .html without plotly.
         """
         return write_result(path, self.table, lambda: self.plot(**plot))
+
+
+def largest(table: "pd.DataFrame", column: str | None, n: int, *, either_way: bool = False) -> "pd.DataFrame":
+    """The n rows with the largest values of a column (None: the first n), or values furthest from zero either way.
+
+    Raises:
+        BadInput: n below 1. UnknownName: no such column.
+    """
+    if n < 1:
+        raise BadInput(f"n counts rows, at least 1, not {n}")
+    if column is None:
+        return table.head(n)
+    check_name("column", column, table.columns)
+    key = (lambda values: values.abs()) if either_way else None
+    return table.sort_values(column, ascending=False, kind="stable", key=key, ignore_index=True).head(n)
 
 
 def analysis(function: Callable[P, R]) -> Callable[P, R]:

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..errors import BadInput, UnknownName, did_you_mean
+from ..errors import BadInput, UnknownName, check_name
 from ..models import Model, Moment, Site
 from ..plots import Figure, heatmap
 from ..results import Result, analysis
@@ -52,9 +52,7 @@ class HeadScores(Result):
         return f"HeadScores({layers} x {heads} heads of {self.model}, {self.rows} sequences of 2 x {self.n} tokens)"
 
     def __getitem__(self, score: str) -> Float[Tensor, "layer head"]:
-        if score not in self.values:
-            near = did_you_mean(score, self.values)
-            raise UnknownName(f"no score {score!r}{near or f'; there are {list(self.values)}'}")
+        check_name("score", score, self.values)
         return self.values[score]
 
     @property
@@ -159,9 +157,8 @@ def detect_head(
     """
     if error_measure not in ("mul", "abs"):
         raise UnknownName(f"error_measure is 'mul' or 'abs', not {error_measure!r}")
-    if isinstance(detection_pattern, str) and detection_pattern not in PATTERNS:
-        near = did_you_mean(detection_pattern, PATTERNS)
-        raise UnknownName(f"no detection pattern {detection_pattern!r}{near or f'; there are {list(PATTERNS)}'}")
+    if isinstance(detection_pattern, str):
+        check_name("detection pattern", detection_pattern, PATTERNS)
     layers, width = model.cfg.n_layers, model.cfg.n_heads
     for layer, head in heads or ():
         if not (0 <= layer < layers and 0 <= head < width):

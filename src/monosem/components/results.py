@@ -65,4 +65,4 @@ class HeadResults:
 
 
 def _attentions(model: Model) -> list[Branch]:
-    return [one for layer in model.layers() for one in model.branches(layer) if one.units == "head"]
+    return [one for one in model.branches() if one.units == "head"]

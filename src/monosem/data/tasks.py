@@ -11,7 +11,7 @@ from itertools import islice
 from string import Formatter
 from typing import TYPE_CHECKING, Literal
 
-from ..errors import BadInput, UnknownName, did_you_mean
+from ..errors import BadInput, check_name
 from . import words
 from .token_pairs import TokenPairs
 
@@ -72,11 +72,8 @@ def ioi(
         BadInput: too few names are single tokens; fewer than n pairs exist.
     """
     orders = {"ABBA": ["ABBA"], "BABA": ["BABA"], "mixed": ["ABBA", "BABA"]}
-    if template not in orders:
-        raise UnknownName(f"no template {template!r}{did_you_mean(template, orders) or ': ' + ', '.join(orders)}")
-    if corruption not in _CORRUPTIONS:
-        near = did_you_mean(corruption, _CORRUPTIONS) or f"; there are {', '.join(_CORRUPTIONS)}"
-        raise UnknownName(f"no corruption {corruption!r}{near}")
+    check_name("template", template, orders)
+    check_name("corruption", corruption, _CORRUPTIONS)
     usable = _single(model, names, "names", at_least=5)
     fillers = {"place": _single(model, words.PLACES, "places"), "object": _single(model, words.OBJECTS, "objects")}
 

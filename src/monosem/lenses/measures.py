@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..errors import UnknownName, did_you_mean
+from ..errors import check_name
 
 
 class Distribution:
@@ -92,7 +92,7 @@ MEASURES: dict[str, Measure] = {
     "tv": tv,
     "logsumexp": logsumexp,
 }
-UNITS = {"entropy": "nats", "kl": "nats", "cross_entropy": "nats", "js": "nats", "tv": "", "logsumexp": "nats"}
+UNITS = dict.fromkeys(MEASURES, "nats") | {"tv": ""}
 
 
 def log_probability(ids: Int[Tensor, "cell"]) -> Measure:
@@ -149,7 +149,5 @@ def measures_of(names: Iterable[str]) -> dict[str, Measure]:
     """The measures of these names. Raises `UnknownName` for a name that is not in `MEASURES`."""
     names = [names] if isinstance(names, str) else list(names)
     for name in names:
-        if name not in MEASURES:
-            near = did_you_mean(name, MEASURES)
-            raise UnknownName(f"unknown measure {name!r}{near or '; known: ' + ', '.join(MEASURES)}")
+        check_name("measure", name, MEASURES)
     return {name: MEASURES[name] for name in names}

@@ -8,7 +8,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..errors import UnknownName, did_you_mean
+from ..errors import UnknownName, check_name
 from ..models import Model, Site, TokenBatch
 from ..plots import Figure
 from ..results import Result
@@ -66,10 +66,7 @@ class LensResult(Result):
                 )
             held = self.ranks if value == "rank" else self.log_probabilities
             return held[name].exp() if value == "probability" else held[name]
-        if value not in self.measures:
-            known = [*self.measures, "probability", "log_probability", "rank"]
-            near = did_you_mean(value, known) or f"; there are {', '.join(known)}"
-            raise UnknownName(f"no value {value!r} in this result{near}")
+        check_name("value", value, [*self.measures, "probability", "log_probability", "rank"])
         return self.measures[value]
 
     @property

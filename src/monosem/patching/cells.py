@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 
 from ..data import TokenPairs
 from ..dictionaries import Dictionary
-from ..errors import BadInput, UnknownName, did_you_mean
+from ..errors import BadInput, UnknownName, check_name
 from ..models import PER_LAYER, Layers, Model, Positions, Site, SiteLike
 
 Position = int | str  # a token index of its own row (negative: from the end), or the name of a span
@@ -99,11 +99,7 @@ def index_of(position: Position, pairs: TokenPairs, row: int) -> int:
     """
     length = int(pairs.clean.lengths[row])
     if isinstance(position, str):
-        if position not in pairs.spans:
-            known = ", ".join(pairs.spans) or "none"
-            raise UnknownName(
-                f"no span {position!r}{did_you_mean(position, pairs.spans) or f'; the pairs have: {known}'}"
-            )
+        check_name("span", position, pairs.spans)
         index = int(pairs.spans[position][row])
     else:
         index = position
@@ -256,8 +252,7 @@ def axes_of(over: str | Sequence[str]) -> tuple[str, ...]:
     """
     axes = [over] if isinstance(over, str) else over
     for axis in axes:
-        if axis not in ORDER:
-            raise UnknownName(f"no axis {axis!r}{did_you_mean(axis, ORDER) or '; axes: ' + ', '.join(ORDER)}")
+        check_name("axis", axis, ORDER)
     if "layer" not in axes:
         raise BadInput("over needs 'layer' (choose one layer with layers=[...])")
     return tuple(axis for axis in ORDER if axis in axes)

@@ -17,12 +17,12 @@ from torch import Tensor
 from ..data import TokenPairs
 from ..dictionaries import Codes, Dictionary
 from ..errors import BadInput
-from ..models import Model, Moment, Run, Site
+from ..models import Model, Moment, Run, Site, TokenBatch
 from ..models.running.moment import EditLike
 from ..progress import Meter
 from . import scoring
 from .cells import Cell
-from .corruptions import Corruption, Prompt, Side
+from .corruptions import PROMPT, Corruption, Side
 from .measured import Columns, Measured
 from .moments import Moments
 from .scoring import Metric, MetricLike, metrics_of
@@ -65,7 +65,7 @@ class Experiment(Generic[T]):
     trials: Callable[[slice], Iterable[tuple[T, float]]]
     at_once: int = 1
     model: str = ""
-    corruption: str = Prompt.label
+    corruption: str = PROMPT.label
 
     def run(
         self,
@@ -177,6 +177,16 @@ class Trial:
         assert self.base.logits is not None
         return self.base.logits
 
+    def patched(self, rows: int, edits: Iterable[EditLike], start: Site | None = None) -> Float[Tensor, "rows vocab"]:
+        """The logits after the last token of copies of the base run with edits in them, begun at a place of the stream
+        or (None) at the tokens."""
+        tokens = self.base.tokens
+        batch = TokenBatch(tokens.ids.expand(rows, -1), tokens.mask.expand(rows, -1))
+        begin = None if start is None else (start, self.base[start].expand(rows, -1, -1))
+        logits = self.model.run(batch, edits=[*self.edits, *edits], start=begin, logits="last").logits
+        assert logits is not None
+        return logits
+
     def value(self, cell: Cell) -> Tensor:
         """What the patch writes at `cell.index(...)`: the source's part; for a latent, base + (f' - f) W_dec."""
         index = cell.index(self.pairs, 0)
@@ -248,7 +258,7 @@ def patching_experiment(
     Raises:
         BadInput: another direction, or denoising from bare values. UnknownName: no such metric.
     """
-    corruption = corruption or Prompt()
+    corruption = corruption or PROMPT
     direction = direction_of(direction, corruption)
     metrics = metrics_of(metric)
     sides = corruption.sides(model, pairs, places)

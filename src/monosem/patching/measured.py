@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import BadInput, UnknownName, did_you_mean, require
-from ..plots import BLUE, Figure, style
-from ..results import Result
+from ..errors import BadInput, check_name, require
+from ..plots import BLUE, Figure, lines, style
+from ..results import Result, largest
 from ..statistics import standard_error
 from .moments import Moments
 from .scoring import normalised
@@ -161,13 +161,7 @@ class Measured(Result):
         Raises:
             BadInput: n below 1. UnknownName: no such column or metric.
         """
-        rows, column = self.rows(metric), by or "effect"
-        if n < 1:
-            raise BadInput(f"n counts rows, at least 1, not {n}")
-        if column not in rows.columns:
-            raise UnknownName(f"no column {column!r}{did_you_mean(column, rows.columns) or ''}")
-        order = rows[column].abs().sort_values(ascending=False, kind="stable").index
-        return rows.reindex(order).head(n).reset_index(drop=True)
+        return largest(self.rows(metric), by or "effect", n, either_way=True)
 
     def furthest(self, metric: str | None = None) -> int:
         """The number of the variant with the largest mean effect, either way."""
@@ -186,7 +180,10 @@ class Measured(Result):
         rows = self.rows(name)
         columns = list(self.columns)
         if len(columns) == 1 and pd.api.types.is_numeric_dtype(rows[columns[0]]):
-            return self._line(rows, columns[0], name)
+            kind, unit = shown_in(rows)
+            curves = {name: (rows[kind], rows[f"{kind}_se"])}
+            title = f"{self.direction}, {name}"
+            return lines(curves, rows[columns[0]].tolist(), x_title=columns[0], y_title=unit, title=title)
         if len(rows) > SHOWN_BARS:
             rows = self.top(SHOWN_BARS, metric=name)
         go = require("plotly.graph_objects", "plots")
@@ -195,21 +192,16 @@ class Measured(Result):
         figure = go.Figure(go.Bar(x=labels.tolist(), y=rows.effect.tolist(), error_y=bars, marker={"color": BLUE}))
         return style(figure, "", f"Δ {name}", f"{self.direction}, {name}")
 
-    def _line(self, rows: pd.DataFrame, column: str, metric: str) -> Figure:
-        go = require("plotly.graph_objects", "plots")
-        kind, unit = ("score", "score") if rows.score.notna().any() else ("effect", f"Δ {metric}")
-        errors = rows[f"{kind}_se"]
-        bars = {"array": errors.fillna(0.0).tolist(), "visible": bool(errors.notna().any())}
-        line = go.Scatter(x=rows[column].tolist(), y=rows[kind].tolist(), error_y=bars, mode="lines+markers")
-        return style(go.Figure(line), column, unit, f"{self.direction}, {metric}")
-
     def metric_of(self, name: str | None) -> str:
         """The metric of that name, or the first one. Raises `UnknownName` where there is no such metric."""
         chosen = name or self.metrics[0]
-        if chosen not in self.numbers:
-            near = did_you_mean(chosen, self.metrics) or "; has " + ", ".join(self.metrics)
-            raise UnknownName(f"no metric {chosen!r}{near}")
+        check_name("metric", chosen, self.numbers)
         return chosen
+
+
+def shown_in(rows: pd.DataFrame) -> tuple[str, str]:
+    """The column that a picture of one metric shows, and its unit: the score, or the effect where there is no score."""
+    return ("score", "score") if rows["score"].notna().any() else ("effect", f"Δ {rows['metric'].iloc[0]}")
 
 
 def columns_at(columns: Columns, which: Tensor | None = None) -> dict[str, Any]:

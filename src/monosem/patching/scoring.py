@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import metrics
 from ..data import TokenPairs
-from ..errors import BadInput, UnknownName, did_you_mean
+from ..errors import BadInput, check_name
 
 # metric(logits, pairs, clean logits) -> one number a row; logits after the last token, `batch vocab`
 Metric = Callable[
@@ -128,9 +128,7 @@ def normalised(
 def _named(one: str | Metric) -> tuple[str, Metric]:
     if not isinstance(one, str):
         return getattr(one, "__name__", "metric"), one
-    if one not in METRICS:
-        near = did_you_mean(one, METRICS)
-        raise UnknownName(f"unknown metric {one!r}{near or '; known: ' + ', '.join(METRICS)}")
+    check_name("metric", one, METRICS)
     return one, METRICS[one]
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..data import TokenPairs
 from ..edits import DirectionLike
 from ..errors import BadInput
-from ..models import Model, SiteLike, TokenBatch
+from ..models import Model, SiteLike
 from ..plots import Figure
 from ..results import analysis
 from .cells import Cell, Position, SpanPositions, cuts, heads_at, listed
@@ -160,11 +160,7 @@ def _patched(trial: Trial, cell: Cell, projections: Sequence[Tensor]) -> Float[T
         (row, index, (x + change @ p.to(x.device)).to(base.dtype).reshape(base.shape))
         for row, p in enumerate(projections)
     ]
-    tokens = trial.base.tokens
-    batch = TokenBatch(tokens.ids.expand(len(parts), -1), tokens.mask.expand(len(parts), -1))
-    logits = trial.model.run(batch, edits=[*trial.edits, Writes(cell.place, parts)], logits="last").logits
-    assert logits is not None
-    return logits
+    return trial.patched(len(parts), [Writes(cell.place, parts)])
 
 
 def _projections(

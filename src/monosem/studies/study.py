@@ -14,7 +14,7 @@ import pandas as pd
 
 from .. import __version__
 from ..dictionaries import Dictionary, load_dictionary
-from ..errors import Mismatch, UnknownName, did_you_mean, require
+from ..errors import Mismatch, check_name, require
 from ..files import read_json, writable_folder, write_json
 from ..jobs import claim, module_fingerprint
 from ..latents.index import index_of
@@ -65,8 +65,7 @@ class StudyResult(Result):
     def plot(self, name: str = "dose_concept") -> Figure:
         """One figure of the report. Raises `UnknownName` for another name; `figures` has all."""
         figures = self.figures
-        if name not in figures:
-            raise UnknownName(f"no figure {name!r}{did_you_mean(name, figures) or '; there are ' + ', '.join(figures)}")
+        check_name("figure", name, figures)
         return figures[name]
 
     def save(self, path: str | os.PathLike[str], **plot: Any) -> Path:

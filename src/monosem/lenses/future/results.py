@@ -9,7 +9,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ...errors import UnknownName
+from ...errors import check_name
 from ...models import Model, Site, TokenBatch
 from ...plots import Figure, heatmap
 from ...results import Result
@@ -137,8 +137,7 @@ class FutureScores(Result):
 
     def plot(self, value: str = "precision@1") -> Figure:
         """Layers x offsets, and the baseline's number for each offset on the axis. Raises `UnknownName`: no column."""
-        if value not in self.table.columns:
-            raise UnknownName(f"no column {value!r}; there are {', '.join(self.table.columns)}")
+        check_name("column", value, self.table.columns)
         lens = self.table[self.table["lens"] != "bigram"]
         grid = lens.pivot_table(index="layer", columns="offset", values=value)
         base = self.table[self.table["lens"] == "bigram"].set_index("offset")[value]

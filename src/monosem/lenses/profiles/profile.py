@@ -8,7 +8,7 @@ import pandas as pd
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ...errors import UnknownName, did_you_mean
+from ...errors import check_name
 from ...models import Model, Site, TokenBatch
 from ...plots import Figure, lines
 from ...results import Result
@@ -72,9 +72,7 @@ class TokenProfile(Profile):
 
     def __getitem__(self, value: str) -> Float[Tensor, "layer batch pos"]:
         """Raises `UnknownName`, with a suggestion, when there is no such value."""
-        if value not in self.measures:
-            near = did_you_mean(value, self.measures) or f"; there are {', '.join(self.measures)}"
-            raise UnknownName(f"no value {value!r} in this {type(self).__name__}{near}")
+        check_name("value", value, self.measures)
         return self.measures[value]
 
     @property

@@ -217,7 +217,7 @@ def _roles(c: _Checks) -> None:
 
 def _last_of(c: _Checks, units: str) -> list[Branch]:
     """The last branch of every name that is made of these units."""
-    everything = [branch for layer in c.model.layers() for branch in c.model.branches(layer) if branch.units == units]
+    everything = [branch for branch in c.model.branches() if branch.units == units]
     return list({branch.name: branch for branch in everything}.values())
 
 

@@ -232,10 +232,9 @@ class Branch:
         return self.post.bias * self.scale
 
 
-def branches(model: Native, layer: int) -> list[Branch]:
-    """The branches of a block, in the order in which they write."""
-    (layer,) = model.layers(layer)
-    return [Branch(model, layer, slot) for slot in model.anatomy[layer].slots]
+def branches(model: Native, layer: int | None = None) -> list[Branch]:
+    """The branches of a block (None: of all), in the order in which they write."""
+    return [Branch(model, one, slot) for one in model.layers(layer) for slot in model.anatomy[one].slots]
 
 
 def branch(model: Native, name: str, layer: int) -> Branch:
@@ -264,8 +263,7 @@ def _places(model: Native, layer: int) -> dict[str, Place]:
 def written_before(model: Native, stream: Site) -> list[Branch]:
     """The branches that have written into a stream site, in order."""
     depth_of = depth(model, stream)
-    everything = [one for layer in range(model.cfg.n_layers) for one in branches(model, layer)]
-    return [one for one in everything if depth(model, one.out) < depth_of]
+    return [one for one in branches(model) if depth(model, one.out) < depth_of]
 
 
 def depth(model: Native, site: Site) -> int:

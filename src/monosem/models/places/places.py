@@ -28,8 +28,8 @@ class Places(Native):
         point(self, Site(name, having[0] if having else 0))  # explains what is not there
         return having
 
-    def branches(self, layer: int) -> list[Branch]:
-        """The branches of a block, in the order in which they write into the stream."""
+    def branches(self, layer: int | None = None) -> list[Branch]:
+        """The branches of a block (None: of all), in the order in which they write into the stream."""
         return branches(self, layer)
 
     def branch(self, name: str, layer: int) -> Branch:

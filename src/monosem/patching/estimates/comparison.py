@@ -12,7 +12,7 @@ from ...data import TokenPairs
 from ...errors import require
 from ...models import Model
 from ...plots import BLUE, FAINT, Figure, style
-from ...results import Result, analysis
+from ...results import Result, analysis, largest
 from ...statistics import pearson, spearman
 from ..cells import Cell, Which
 from ..corruptions import Corruption
@@ -89,8 +89,7 @@ class EstimateCheck(Result):
         frame = exact[[name for name in ("site", *self.exact.over, "token", "metric") if name in exact]].copy()
         frame["exact"], frame["estimate"] = exact["effect"], self.estimate.table["effect"]
         frame["difference"] = frame["estimate"] - frame["exact"]
-        order = frame["difference"].abs().sort_values(ascending=False, kind="stable").index
-        return frame.reindex(order).reset_index(drop=True)
+        return largest(frame, "difference", len(frame), either_way=True)
 
     @property
     def best(self) -> Cell:

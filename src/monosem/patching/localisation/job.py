@@ -64,7 +64,9 @@ def localise(
     name, function = one_metric(metric, pairs)
     head_threshold = threshold if head_threshold is None else head_threshold
     places = _positions(pairs, positions)
-    job = _Job(model, pairs, name, function, threshold, head_threshold, seed, {"memory": memory, "quiet": quiet})
+    job = _Job(
+        model, pairs, name, {name: function}, threshold, head_threshold, seed, {"memory": memory, "quiet": quiet}
+    )
     return job.run(_sites(model, sites), places, controls, with_backup)
 
 
@@ -75,7 +77,7 @@ class _Job:
     model: Model
     pairs: TokenPairs
     name: str
-    metric: Metric
+    metric: dict[str, Metric]
     threshold: float
     head_threshold: float
     seed: int
@@ -110,10 +112,6 @@ class _Job:
             notes=notes,
         )  # fmt: skip
 
-    @property
-    def table(self) -> dict[str, Metric]:
-        return {self.name: self.metric}
-
     def settings(self, sites: list[str], places: SpanPositions | None, controls: int) -> dict[str, Any]:
         return {
             "model": self.model.name,
@@ -135,7 +133,7 @@ class _Job:
         Raises:
             BadInput: the metric does not tell them apart, or is not finite.
         """
-        metrics = self.table | {"answered": answered}
+        metrics = self.metric | {"answered": answered}
         ends = patch_sets(self.model, self.pairs, [()], metric=metrics, **(self.options | {"quiet": True}))
         clean, corrupted, gap = ends.clean[self.name], ends.corrupted[self.name], ends.gap(self.name)
         if not bool(gap.isfinite().all()):
@@ -171,13 +169,13 @@ class _Job:
 
     def swept(self, sites: str | Sequence[str], over: Sequence[str], **which: Any) -> Sweep:
         return sweep(
-            self.model, self.pairs, sites, over, metric=self.table, direction="denoising", **which, **self.options
+            self.model, self.pairs, sites, over, metric=self.metric, direction="denoising", **which, **self.options
         )
 
     def patched(self, sets: Sequence[CellSet], direction: Any, label: str) -> torch.Tensor:
         """The score of every set."""
         runs = patch_sets(
-            self.model, self.pairs, sets, metric=self.table, direction=direction, label=label, **self.options
+            self.model, self.pairs, sets, metric=self.metric, direction=direction, label=label, **self.options
         )
         return runs.scores()
 
@@ -214,7 +212,7 @@ class _Job:
     def evidence(self, sets: dict[str, tuple[Cell, ...]]) -> CausalEvidence:
         if not sets:
             return CausalEvidence({})
-        return causal_evidence(self.model, self.pairs, sets, metric=self.table, seed=self.seed, **self.options)
+        return causal_evidence(self.model, self.pairs, sets, metric=self.metric, seed=self.seed, **self.options)
 
     def control(self, cells: Sequence[Cell], count: int) -> dict[str, list[float]]:
         """Sufficiency and necessity of random sets: the same positions, other layers and heads."""
@@ -228,13 +226,13 @@ class _Job:
     def backup(self, cells: Sequence[Cell]) -> Backup:
         at = list(dict.fromkeys(place for cell in cells for place in cell.at or ()))
         return backup(
-            self.model, self.pairs, cells, metric=self.table, positions=at or None, threshold=self.threshold,
+            self.model, self.pairs, cells, metric=self.metric, positions=at or None, threshold=self.threshold,
             **self.options,
         )  # fmt: skip
 
 
 def _sites(model: Model, sites: Sequence[str] | None) -> list[str]:
-    outputs = list(dict.fromkeys(branch.out.name for layer in model.layers() for branch in model.branches(layer)))
+    outputs = list(dict.fromkeys(branch.out.name for branch in model.branches()))
     chosen = outputs if sites is None else list(sites)
     branches = [site for site in chosen if not Site(site, 0).in_stream]
     if not branches or not set(branches) <= set(outputs):

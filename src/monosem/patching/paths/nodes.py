@@ -57,30 +57,26 @@ class Node:
         return model.depth(branch.reads if reads else branch.out)
 
 
+def sent_at(branch: Branch) -> Site:
+    """Where a branch's senders are: its heads, or what it adds to the stream."""
+    return branch.site("z") if branch.units == "head" else branch.out
+
+
 def sender_kinds(model: Model) -> dict[str, tuple[str, ...]]:
     """Kind -> what tells its nodes apart: heads of branches that have them, other branches as a whole."""
-    kinds: dict[str, tuple[str, ...]] = {"embed": ()}
-    for branch in _all_branches(model):
-        if branch.units == "head":
-            kinds[branch.site("z").name] = ("layer", "head")
-        else:
-            kinds[branch.out.name] = ("layer",)
-    return kinds
+    axes = {one: ("layer", "head") if one.units == "head" else ("layer",) for one in model.branches()}
+    return {"embed": (), **{sent_at(branch).name: cut for branch, cut in axes.items()}}
 
 
 def receiver_kinds(model: Model) -> dict[str, tuple[str, ...]]:
     """Kind -> what tells its nodes apart: what heads read, pointwise branches as a whole, and the logits."""
     kinds: dict[str, tuple[str, ...]] = {}
-    for branch in _all_branches(model):
+    for branch in model.branches():
         if branch.units == "head":
             kinds |= {branch.site(name).name: ("layer", "head") for name in READ_BY_HEADS}
         elif branch.pointwise:
             kinds[f"{branch.name}_in"] = ("layer",)
     return kinds | {"logits": ()}
-
-
-def _all_branches(model: Model) -> list[Branch]:
-    return [branch for layer in model.layers() for branch in model.branches(layer)]
 
 
 @dataclass(frozen=True)

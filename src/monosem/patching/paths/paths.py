@@ -25,7 +25,7 @@ from ...models import Model
 from ...models.running.budget import bytes_of
 from ...results import analysis
 from ..cells import Position, SpanPositions, index_of, listed
-from ..corruptions import Prompt
+from ..corruptions import PROMPT
 from ..experiment import Direction, Experiment, direction_of
 from ..scoring import MetricLike, metrics_of
 from .nodes import NodeSet, NodesLike, receivers_of, sender_kinds, senders_of
@@ -69,7 +69,7 @@ def paths(
         UnknownName, BadInput: unknown nodes, metrics or positions; no path from any sender to any receiver; edits that
             are in force (`model.editing`), which would not reach the parts that are computed here.
     """
-    direction = direction_of(direction, Prompt())
+    direction = direction_of(direction, PROMPT)
     if model.ambient_edits:
         raise BadInput("path patching inside model.editing(...) would miss its edits; leave that block first")
     sending, receiving = (

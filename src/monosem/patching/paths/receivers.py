@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -116,28 +117,19 @@ def _edits(streams: Streams, recorded: Recorded, passages: Sequence[Passage]) ->
     for site, entries in places.items():
         rows = torch.tensor([row for row, _ in entries], device=streams.model.device)
         values = torch.stack([recorded[node][passages[row].sender] for row, node in entries])
+        index: tuple[Any, ...] = (rows,)
         if entries[0][1].reads_whole:
-            fn = _whole(rows, values + streams.kept[site], len(passages))
-        else:
-            heads = torch.tensor([node.head for _, node in entries], device=rows.device)
-            fn = _heads(rows, heads, values, len(passages))
-        edits.append(Edit(site, fn, "path"))
+            values = values + streams.kept[site]
+        else:  # rows and heads are one index: n batch pos d_head
+            index = (rows, slice(None), slice(None), torch.tensor([node.head for _, node in entries]).to(rows))
+        edits.append(Edit(site, _writing(index, values, len(passages)), "path"))
     return edits
 
 
-def _heads(rows: Tensor, heads: Tensor, values: Tensor, count: int) -> Callable[[Tensor, Moment], Tensor]:
+def _writing(index: tuple[Any, ...], values: Tensor, count: int) -> Callable[[Tensor, Moment], Tensor]:
     def fn(x: Tensor, moment: Moment) -> Tensor:
         new = x.clone().unflatten(0, (count, -1))
-        new[rows, :, :, heads] = values.to(x.dtype)  # rows and heads are one index: n batch pos d_head
-        return new.flatten(0, 1)
-
-    return fn
-
-
-def _whole(rows: Tensor, values: Tensor, count: int) -> Callable[[Tensor, Moment], Tensor]:
-    def fn(x: Tensor, moment: Moment) -> Tensor:
-        new = x.clone().unflatten(0, (count, -1))
-        new[rows] = values.to(x.dtype)
+        new[index] = values.to(x.dtype)
         return new.flatten(0, 1)
 
     return fn

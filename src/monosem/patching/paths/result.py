@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...errors import UnknownName
+from ...errors import check_name
 from ...plots import Figure, heatmap
 from ..measured import Measured
 from .nodes import NodeSet
@@ -55,8 +55,8 @@ class Paths(Measured):
         """
         name = self.metric_of(metric)
         receivers = list(dict.fromkeys(self.columns["receiver"]))
-        if receiver is not None and receiver not in receivers:
-            raise UnknownName(f"no receiver {receiver!r}; the result has {', '.join(receivers[:8])}")
+        if receiver is not None:
+            check_name("receiver", receiver, receivers)
         chosen = receiver or (receivers[0] if len(receivers) == 1 else None)
         title = f"{'paths' if chosen is None else f'→ {chosen}'}, {self.direction}, {name}"
         numbers, unit = self.shares(name), "share"

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ...models import Branch, Model, Site, TokenBatch
-from .nodes import Node, NodeSet
+from .nodes import Node, NodeSet, sent_at
 from .suffix_runs import Prefix
 
 
@@ -60,12 +60,12 @@ class Streams:
             self.prefix = Prefix.of(model, base, min(columns))
         column = self.prefix.column
         self.last = base.last - column  # of each row's last token, in what is kept
-        everything = [branch for layer in model.layers() for branch in model.branches(layer)]
+        everything = model.branches()
         kinds = {(node.kind, node.layer) for one in senders for node in one.nodes}
-        sending = [branch for branch in everything if (_sent_at(branch).name, branch.layer) in kinds]
+        sending = [branch for branch in everything if (sent_at(branch).name, branch.layer) in kinds]
         self.end = Site("resid_post", model.cfg.n_layers - 1)
         stream = [*(Site("resid_pre", layer) for layer in model.layers()), *(branch.out for branch in everything)]
-        sent = [Site("resid_pre", 0), *map(_sent_at, sending)]
+        sent = [Site("resid_pre", 0), *map(sent_at, sending)]
         run = model.run(base, capture=[*stream, *sent, self.end], logits="last")
         other = model.run(source, capture=sent, logits="last")
         assert run.logits is not None
@@ -109,7 +109,7 @@ class Streams:
 
     def _after(self, branch: Branch, sets: Sequence[NodeSet], delta: Tensor, read: Tensor, freeze: bool) -> Tensor:
         """The difference behind a branch: its senders send, and a pointwise branch may answer to what it reads."""
-        members, heads = _members(sets, _sent_at(branch).name, branch.layer)
+        members, heads = _members(sets, sent_at(branch).name, branch.layer)
         if branch.units == "head":
             return self._after_heads(branch, members, heads, delta) if members else delta
         reached = []
@@ -125,7 +125,7 @@ class Streams:
         return delta
 
     def _after_heads(self, branch: Branch, members: list[int], heads: list[int], delta: Tensor) -> Tensor:
-        site = _sent_at(branch)
+        site = sent_at(branch)
         difference, weights = self.sent[site], branch.weight().to(delta)
         change = delta.new_zeros((len(set(members)), *delta.shape[1:]))
         rows = {index: row for row, index in enumerate(dict.fromkeys(members))}
@@ -142,11 +142,6 @@ class Streams:
         whole = (self.base(branch.reads) + difference).to(self.model.dtype).flatten(0, 1)
         out = branch.answer(whole).unflatten(0, difference.shape[:2])
         return out.to(difference.dtype) - self.kept[branch.out]
-
-
-def _sent_at(branch: Branch) -> Site:
-    """Where a branch's senders are: its heads, or what it adds to the stream."""
-    return branch.site("z") if branch.units == "head" else branch.out
 
 
 def _members(sets: Sequence[NodeSet], kind: str, layer: int | None) -> tuple[list[int], list[int]]:

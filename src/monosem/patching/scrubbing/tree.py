@@ -88,7 +88,7 @@ class Tree:
 
     def __init__(self, model: Model, pairs: TokenPairs, draws: Draws, each: bool):
         self.model, self.pairs, self.draws, self.each = model, pairs, draws, each
-        branches = [branch for layer in model.layers() for branch in model.branches(layer)]
+        branches = model.branches()
         heads = [branch.site("z") for branch in branches if branch.units == "head"]
         sites = [Site("resid_pre", 0), *heads, *(branch.out for branch in branches)]
         runs = [

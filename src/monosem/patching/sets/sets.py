@@ -6,7 +6,7 @@ from itertools import groupby
 
 from ...data import TokenPairs
 from ...errors import BadInput
-from ...models import Model, Site, TokenBatch
+from ...models import Model, Site
 from ...models.running.budget import estimate, rows_that_fit
 from ...models.running.selection import Kept
 from ...results import analysis
@@ -14,8 +14,8 @@ from ..cells import Cell, check_cell, places_of
 from ..experiment import Direction, Trial, patching_experiment, writes_of
 from ..measured import Columns, Measured
 from ..scoring import MetricLike
-from ..sweeps.growing import NotApplicable, growing
-from ..sweeps.whole_runs import Patched, batched
+from ..sweeps.sweep import patched_by
+from ..sweeps.whole_runs import Patched
 
 CellSet = Sequence[Cell]
 MANY = 6  # single cells from which the fast way, which begins with a few whole runs, pays
@@ -72,35 +72,24 @@ def patch_sets(
 
 def _runs(trial: Trial, sets: Sequence[CellSet], order: Sequence[int], memory: str | int) -> Patched:
     """Single cells by the fast way of sweeps; larger sets that begin in the same layer run on together from there."""
-    model, tokens = trial.model, trial.base.tokens
+    model = trial.model
     singles = [i for i in order if len(sets[i]) == 1]
     if len(singles) >= MANY:
-        for chosen, logits in _singles(trial, [sets[i][0] for i in singles], memory):
+        cells = [sets[i][0] for i in singles]
+        for chosen, logits in patched_by("growing", trial, cells, memory):
             yield [singles[i] for i in chosen], logits
         order = [i for i in order if len(sets[i]) != 1]
-    need = estimate(model, tokens, [], Kept(), "last")
+    need = estimate(model, trial.base.tokens, [], Kept(), "last")
     for layer, group in groupby(order, key=lambda i: _first_layer(model, sets[i])):
         members = list(group)
         if layer == model.cfg.n_layers:  # empty sets
             yield members, trial.base_logits.expand(len(members), -1)
             continue
-        site = Site("resid_pre", layer)
         rows = rows_that_fit(need, len(members), memory)
         for first in range(0, len(members), rows):
             chosen = members[first : first + rows]
-            batch = TokenBatch(*(part.expand(len(chosen), -1) for part in (tokens.ids, tokens.mask)))
-            start = (site, trial.base[site].expand(len(chosen), -1, -1))
             edits = writes_of(trial, [sets[i] for i in chosen])
-            ran = model.run(batch, edits=edits, logits="last", start=start)
-            assert ran.logits is not None
-            yield chosen, ran.logits
-
-
-def _singles(trial: Trial, cells: Sequence[Cell], memory: str | int) -> Patched:
-    try:
-        yield from growing(trial, cells, memory)
-    except NotApplicable:  # raised before the first numbers; whole runs give the same ones, slower
-        yield from batched(trial, cells, memory)
+            yield chosen, trial.patched(len(chosen), edits, Site("resid_pre", layer))
 
 
 def _first_layer(model: Model, cells: CellSet) -> int:

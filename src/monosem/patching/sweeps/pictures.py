@@ -8,8 +8,8 @@ import pandas as pd
 import torch
 
 from ...errors import require
-from ...plots import Figure, heatmap, style
-from ..measured import dense
+from ...plots import Figure, heatmap, lines, style
+from ..measured import dense, shown_in
 
 
 def picture(rows: pd.DataFrame, over: Sequence[str], direction: str, sites: Sequence[str]) -> Figure:
@@ -18,24 +18,14 @@ def picture(rows: pd.DataFrame, over: Sequence[str], direction: str, sites: Sequ
     Args:
         rows: the table of a sweep, of one metric and all sites.
     """
-    kind = "score" if rows["score"].notna().any() else "effect"
-    unit = "score" if kind == "score" else f"Δ {rows['metric'].iloc[0]}"
+    kind, unit = shown_in(rows)
     parts = [rows[rows["site"] == site] for site in sites]
     if list(over) == ["layer"]:
-        return _lines(parts, kind, unit, direction)
+        curves = {site: (part[kind], part[f"{kind}_se"]) for site, part in zip(sites, parts)}
+        title = f"{direction}, {rows['metric'].iloc[0]}"
+        return lines(curves, parts[0]["layer"].tolist(), x_title="layer", y_title=unit, title=title)
     figures = [_heatmap(part, over, kind, unit, direction) for part in parts]
     return figures[0] if len(figures) == 1 else _side_by_side(figures, sites)
-
-
-def _lines(parts: Sequence[pd.DataFrame], kind: str, unit: str, direction: str) -> Figure:
-    go = require("plotly.graph_objects", "plots")
-    figure = go.Figure()
-    for part in parts:
-        errors = part[f"{kind}_se"]
-        bars = {"array": errors.fillna(0.0).tolist(), "visible": bool(errors.notna().any())}
-        layers, name = part["layer"].tolist(), part["site"].iloc[0]
-        figure.add_scatter(x=layers, y=part[kind].tolist(), error_y=bars, name=name, mode="lines+markers")
-    return style(figure, "layer", unit, f"{direction}, {parts[0]['metric'].iloc[0]}")
 
 
 def _heatmap(part: pd.DataFrame, over: Sequence[str], kind: str, unit: str, direction: str) -> Figure:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...errors import BadInput, UnknownName, did_you_mean
+from ...errors import BadInput, check_name
 from ...plots import Figure
 from ..cells import Cell
 from ..measured import Measured
@@ -57,9 +57,7 @@ class Sweep(Measured):
         if site is None and len(self.sites) > 1:
             raise BadInput(f"this sweep has the sites {', '.join(self.sites)}; say which with site=")
         name = site or self.sites[0]
-        if name not in self.sites:
-            near = did_you_mean(name, self.sites)
-            raise UnknownName(f"no site {name!r} in this sweep{near}; it has {', '.join(self.sites)}")
+        check_name("site", name, self.sites)
         return self.take([i for i, cell in enumerate(self.cells) if cell.site == name])
 
     def grid(

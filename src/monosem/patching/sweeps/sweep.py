@@ -1,11 +1,11 @@
 """The sweep: patch every cell, one at a time, and measure what the model answers."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, Unpack
 
 from ...data import TokenPairs
-from ...errors import UnknownName, did_you_mean
+from ...errors import check_name
 from ...models import Model
 from ...results import analysis
 from ..cells import Cell, Which, axes_of, cells_of, columns_of, labels_of, places_of
@@ -50,31 +50,37 @@ def sweep(
     Raises:
         UnknownName, BadInput: as `cells_of`; a metric without its answers; denoising from bare values.
     """
-    if method not in METHODS:
-        raise UnknownName(f"no method {method!r}{did_you_mean(method, METHODS) or '; use ' + ', '.join(METHODS)}")
+    check_name("method", method, METHODS)
     cells = cells_of(model, pairs, sites, over, **which)
     experiment = patching_experiment(
         model, pairs, places_of(cells), metric, direction, corruption, which.get("dictionary")
     )
-    engine = _Engine(method, memory, quiet)
     labels = labels_of(model, pairs, cells)
+    used = method
+
+    def fall_back(reason: NotApplicable) -> None:
+        nonlocal used
+        used = "batched"
+        if not quiet:
+            print(f"monosem: {reason}; patching whole runs instead, which is slower", file=sys.stderr, flush=True)
+
     run = experiment.run(
-        lambda trial: engine(trial, cells), columns_of(cells, over, labels), label="patch", unit="cell", quiet=quiet
-    )
-    return Sweep.of(run, cells=cells, over=axes_of(over), labels=labels, method=engine.method)
+        lambda trial: patched_by(used, trial, cells, memory, fall_back),
+        columns_of(cells, over, labels), label="patch", unit="cell", quiet=quiet,
+    )  # fmt: skip
+    return Sweep.of(run, cells=cells, over=axes_of(over), labels=labels, method=used)
 
 
-class _Engine:
-    """The method asked for, or whole runs in batches where the model's layers do not allow it (said once)."""
-
-    def __init__(self, method: str, memory: str | int, quiet: bool):
-        self.method, self.memory, self.quiet = method, memory, quiet
-
-    def __call__(self, trial: Trial, cells: Sequence[Cell]) -> Patched:
-        try:
-            yield from METHODS[self.method](trial, cells, self.memory)
-        except NotApplicable as reason:  # always raised before the first numbers
-            self.method = "batched"
-            if not self.quiet:
-                print(f"monosem: {reason}; patching whole runs instead, which is slower", file=sys.stderr, flush=True)
-            yield from batched(trial, cells, self.memory)
+def patched_by(
+    method: str,
+    trial: Trial,
+    cells: Sequence[Cell],
+    memory: str | int,
+    told: Callable[[NotApplicable], None] = lambda reason: None,
+) -> Patched:
+    """Cells patched by a method, or by whole runs in batches where the model's layers do not allow it (`told` why)."""
+    try:
+        yield from METHODS[method](trial, cells, memory)
+    except NotApplicable as reason:  # always raised before the first numbers
+        told(reason)
+        yield from batched(trial, cells, memory)

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from jaxtyping import Float
 from torch import Tensor
 
-from ...models import TokenBatch
 from ...models.running.budget import estimate, rows_that_fit
 from ...models.running.selection import Kept
 from ..cells import Cell
@@ -26,11 +25,6 @@ def batched(trial: Trial, cells: Sequence[Cell], memory: str | int) -> Patched:
 
 
 def _runs(trial: Trial, cells: Sequence[Cell], rows: int) -> Patched:
-    tokens = trial.base.tokens
     for start in range(0, len(cells), rows):
         chunk = range(start, min(start + rows, len(cells)))
-        edits = [*trial.edits, *writes_of(trial, [[cells[i]] for i in chunk])]
-        batch = TokenBatch(tokens.ids.expand(len(chunk), -1), tokens.mask.expand(len(chunk), -1))
-        logits = trial.model.run(batch, edits=edits, logits="last").logits
-        assert logits is not None
-        yield chunk, logits
+        yield chunk, trial.patched(len(chunk), writes_of(trial, [[cells[i]] for i in chunk]))
