@@ -44,6 +44,12 @@ class MissingExtra(MonosemError, ImportError):
     """An optional package is needed; the message names the extra to install."""
 
 
+def cause(error: BaseException) -> str:
+    """What went wrong, in one line that messages of ours quote."""
+    words = getattr(error, "strerror", None) or str(error)
+    return words.splitlines()[0] if words else type(error).__name__
+
+
 def did_you_mean(name: str, options: Iterable[str]) -> str:
     """`"; did you mean 'resid_post.3'?"` or `""` when nothing is near."""
     near = difflib.get_close_matches(str(name), list(options), n=3, cutoff=0.5)

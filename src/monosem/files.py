@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import BadFile, BadInput, require
+from .errors import BadFile, BadInput, cause, require
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,20 +30,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
     os.close(handle)
     temporary = Path(name)
-    try:
+    with _removed_on_error(temporary, target):
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         temporary.chmod(0o644)
         os.replace(temporary, target)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise BadFile(
-            f"cannot write {target}: {error.strerror or error}; free some space or choose another folder"
-        ) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 @contextlib.contextmanager
@@ -52,7 +44,7 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     writable_folder(target.parent)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-    try:
+    with _removed_on_error(temporary, target):
         yield temporary
         temporary.chmod(0o755)
         if target.exists():
@@ -62,14 +54,24 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
         else:
             os.replace(temporary, target)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise BadFile(
-            f"cannot write {target}: {error.strerror or error}; free some space or choose another folder"
-        ) from error
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _removed_on_error(temporary: Path, target: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise cannot_write(target, error, "free some space or choose another folder") from error
         raise
+
+
+def cannot_write(path: str | os.PathLike[str], error: Exception, advice: str) -> BadFile:
+    return BadFile(f"cannot write {path}: {cause(error)}; {advice}")
 
 
 def writable_folder(path: str | os.PathLike[str]) -> Path:
@@ -84,7 +86,7 @@ def writable_folder(path: str | os.PathLike[str]) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise BadInput(f"cannot write into {folder}: {error.strerror or error}; choose another folder") from error
+        raise BadInput(f"cannot write into {folder}: {cause(error)}; choose another folder") from error
     return folder
 
 
@@ -131,7 +133,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise BadFile(f"cannot read {path}: {error.strerror or error}") from error
+        raise BadFile(f"cannot read {path}: {cause(error)}") from error
     except ValueError as error:
         raise BadFile(f"{path} is not valid JSON: {error}") from error
 
@@ -165,7 +167,7 @@ def read_torch(path: str | os.PathLike[str]) -> dict[str, Any]:
             "convert it to safetensors where you trust it"
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise BadFile(f"{path} is truncated or not a PyTorch file ({str(error).splitlines()[0]})") from error
+        raise BadFile(f"{path} is truncated or not a PyTorch file ({cause(error)})") from error
     if not isinstance(loaded, dict):
         raise BadFile(f"{path} holds a {type(loaded).__name__}, expected a dictionary of tensors")
     return loaded

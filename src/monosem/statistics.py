@@ -169,9 +169,9 @@ def permutation_p(
     generator = torch.Generator().manual_seed(seed)
     n, m = len(positive), len(negative)
     together = torch.cat([positive, negative]).double()
-    weights = torch.stack([_weights(n, m, paired, generator) for _ in range(permutations)])
-    own = torch.cat([torch.full((n,), 1 / n), torch.full((m,), -1 / m)]).double()
-    observed = own @ together
+    means = torch.cat([torch.full((n,), 1 / n), torch.full((m,), -1 / m)]).double()  # times all: a difference of means
+    weights = torch.stack([_relabelled(means, paired, generator) for _ in range(permutations)])
+    observed = means @ together
     width = max(1, CHUNK_ELEMENTS // max(permutations, 1))
     null = [weights @ part for part in together.split(width, dim=1)]
     spread = torch.cat([part.std(0) for part in null]).clamp_min(1e-12)
@@ -183,10 +183,9 @@ def permutation_p(
     return ((1 + hits) / (1 + permutations)).float(), ((1 + family_hits) / (1 + permutations)).float()
 
 
-def _weights(n: int, m: int, paired: bool, generator: torch.Generator) -> Float[Tensor, "prompts"]:
-    """One relabelling, as the weights that turn all prompts into a difference of means."""
-    own = torch.cat([torch.full((n,), 1 / n), torch.full((m,), -1 / m)]).double()
+def _relabelled(means: Float[Tensor, "prompts"], paired: bool, generator: torch.Generator) -> Float[Tensor, "prompts"]:
+    """The weights of a difference of means after one exchange of labels."""
     if not paired:
-        return own[torch.randperm(n + m, generator=generator)]
-    sign = torch.randint(0, 2, (n,), generator=generator).double() * 2 - 1
-    return own * torch.cat([sign, sign])
+        return means[torch.randperm(len(means), generator=generator)]
+    sign = torch.randint(0, 2, (len(means) // 2,), generator=generator).double() * 2 - 1
+    return means * torch.cat([sign, sign])

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from ..errors import BadFile, BadInput
+from ..errors import BadFile, BadInput, cause
 from . import output
 from .application import group, resumable
 from .loading import DictionaryMachine
@@ -176,7 +176,7 @@ def prompt_lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8").rstrip().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise BadFile(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+        raise BadFile(f"cannot read {path}: {cause(error)}") from error
 
 
 def marked(text: "rich.text.Text") -> str:

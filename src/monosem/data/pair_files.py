@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import BadFile, UnknownName, did_you_mean
+from ..errors import BadFile, UnknownName, cause, did_you_mean
 from .tasks import token_at
 from .token_pairs import TokenPairs
 
@@ -80,7 +80,7 @@ def _rows(path: Path) -> Iterable[Row]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise BadFile(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+        raise BadFile(f"cannot read {path}: {cause(error)}") from error
     try:
         rows = list(readers[path.suffix](text))
     except (ValueError, csv.Error) as error:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import BadFile, BadInput, did_you_mean, require
+from ..errors import BadFile, BadInput, cause, did_you_mean, require
 
 PathLike = str | os.PathLike[str]
 Row = str | Mapping[str, Any]
@@ -192,7 +192,7 @@ def _documents(file: Path, name: str, field: str | None, render: Callable[[Any],
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise BadFile(f"{file} is a broken gzip file: {error}") from error
     except OSError as error:
-        raise BadFile(f"cannot read {file}: {error.strerror or error}") from error
+        raise BadFile(f"cannot read {file}: {cause(error)}") from error
 
 
 def _text_of(row: Row, where: str, field: str | None, render: Callable[[Any], str] | None) -> tuple[str, bool]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..errors import BadFile, BadInput, UnknownName, did_you_mean
+from ..errors import BadFile, BadInput, UnknownName, cause, did_you_mean
 from ..files import ASSETS
 from ..models.places.sites import SiteLike
 from .dictionary import Dictionary
@@ -89,10 +89,9 @@ def _from_hub(name: str) -> Path:
     try:
         root = Path(snapshot_download(f"{owner}/{repo}", allow_patterns=patterns))
     except Exception as error:  # the hub's client raises many kinds, offline and not
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UnknownName(
             f"no dictionary {name!r}{_near(name)}: not shipped (shipped: {_shipped_names()}), "
-            f"no such path, and the hub gave nothing ({reason}); download it elsewhere and give its folder"
+            f"no such path, and the hub gave nothing ({cause(error)}); download it elsewhere and give its folder"
         ) from error
     if not (root / inside).exists():
         raise UnknownName(f"the hub repository {owner}/{repo} has no {inside!r}")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..errors import BadFile
-from ..files import read_torch, replacing
+from ..files import cannot_write, read_torch, replacing
 
 KEPT = 2  # the newest may be on a disk that broke while it was written
 
@@ -38,9 +38,7 @@ class Checkpoints:
             with replacing(path) as temporary, open(temporary, "wb") as file:
                 torch.save(content, file)
         except RuntimeError as error:  # torch's own writer, when the disk is full
-            raise BadFile(
-                f"cannot write {path}: {str(error).splitlines()[0]}; free some space and run again"
-            ) from error
+            raise cannot_write(path, error, "free some space and run again") from error
         for old in self.paths()[:-KEPT]:
             old.unlink(missing_ok=True)
         return path
@@ -51,9 +49,8 @@ class Checkpoints:
         Raises:
             BadFile: there are checkpoints, and no one of them can be read.
         """
-        paths = self.paths()
         errors = []
-        for path in reversed(paths):
+        for path in reversed(self.paths()):
             try:
                 return read_torch(path)
             except BadFile as error:

@@ -45,7 +45,7 @@ def claim(
         Mismatch: it holds work with other settings; every setting that differs is named.
         BadFile: it holds work, and its `job.json` is missing or damaged.
     """
-    home = writable_folder(folder)
+    home, record = writable_folder(folder), _record(config, made_with or {})
     with _locked(home, config.job):
         if fresh:
             for path in home.glob(work):
@@ -53,8 +53,8 @@ def claim(
         if any(home.glob(work)):
             if not resume:
                 raise BadInput(f"{home} already holds a {config.job}; resume it or choose another folder")
-            _compare(home, config, made_with or {})
-        write_json(home / FILE, _record(config, made_with or {}))
+            _compare(home, config, record)
+        write_json(home / FILE, record)
         yield home
 
 
@@ -77,13 +77,9 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], but: frozense
     return [f"{name}: {_short(before.get(name))}, now {_short(now.get(name))}" for name in names]
 
 
-def _compare(home: Path, config: JobConfig, made_with: Mapping[str, Any]) -> None:
-    before = _read(home, config.job)
-    now = _record(config, made_with)
-    different = differences(
-        before["made_with"] | before["config"], now["made_with"] | now["config"], config.not_decisive
-    )
-    if different:
+def _compare(home: Path, config: JobConfig, record: Mapping[str, Any]) -> None:
+    before, now = (one["made_with"] | one["config"] for one in (_read(home, config.job), record))
+    if different := differences(before, now, config.not_decisive):
         raise Mismatch(
             f"{home} holds a {config.job} with other settings ({'; '.join(different)}); use the same settings, "
             "choose another folder, or delete this one to start anew"
@@ -109,16 +105,10 @@ def _short(value: Any) -> str:
     return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
 
 
-@contextlib.contextmanager
-def _locked(home: Path, job: str) -> Iterator[None]:
-    lock = filelock.FileLock(home / LOCK, timeout=0)
+def _locked(home: Path, job: str) -> contextlib.AbstractContextManager[Any]:
     try:
-        lock.acquire()
+        return filelock.FileLock(home / LOCK).acquire(timeout=0)
     except filelock.Timeout as error:
         raise BadInput(
             f"another process works on the {job} in {home}; wait until it ends, or choose another folder"
         ) from error
-    try:
-        yield
-    finally:
-        lock.release()

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ..errors import BadFile, BadInput, did_you_mean
+from ..errors import BadFile, BadInput, cause, did_you_mean
 from ..files import write_text
 
 
@@ -43,7 +43,7 @@ class JobConfig(BaseModel):
         try:
             values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
-            raise BadFile(f"cannot read {path}: {error.strerror or error}") from error
+            raise BadFile(f"cannot read {path}: {cause(error)}") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise BadFile(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
         if not isinstance(values, dict):

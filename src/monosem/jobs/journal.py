@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import BadFile, BadInput
-from ..files import write_text
+from ..errors import BadInput
+from ..files import cannot_write, write_text
 
 
 class Journal:
@@ -31,9 +31,7 @@ class Journal:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
-            raise BadFile(
-                f"cannot write {self.path}: {error.strerror or error}; free some space and run again"
-            ) from error
+            raise cannot_write(self.path, error, "free some space and run again") from error
 
 
 def _step_of(line: str) -> float:

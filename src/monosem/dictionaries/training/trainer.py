@@ -15,6 +15,7 @@ from ... import __version__
 from ...errors import BadInput
 from ...files import replacing_folder
 from ...jobs import Checkpoints, Health, Interrupted, Interrupts, Journal, claim
+from ...models.loading.precision import choose_device
 from ...progress import Meter
 from ..dictionary import Dictionary
 from .config import TrainConfig
@@ -263,16 +264,8 @@ def _finish(config: TrainConfig, state: TrainingState, stream: Stream, target: P
 
 
 def _device(config: TrainConfig) -> torch.device:
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(config.device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise BadInput(
-            f"device {config.device!r} cannot be used here ({str(error).splitlines()[0]}); try auto"
-        ) from error
-    return device
+    automatic = "cuda" if torch.cuda.is_available() else "cpu"
+    return choose_device(automatic if config.device == "auto" else config.device)
 
 
 @contextlib.contextmanager

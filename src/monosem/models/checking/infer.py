@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ...errors import UnknownName
+from ...errors import UnknownName, cause
 from ..model import Model
 from ..native import refuse_compiled
 from ..places.families import LOGIT_STEPS, Family, attn, mlp
@@ -70,7 +70,7 @@ def _failed_identity(hf: PreTrainedModel, row: Family) -> str:
     try:
         found = verify(Model(hf, family=row, name=row.name), quick=True)
     except (UnknownName, AttributeError, RuntimeError, TypeError, ValueError) as error:
-        return f"it cannot be read ({str(error).splitlines()[0]})"
+        return f"it cannot be read ({cause(error)})"
     bad = [f"'{r['identity']}' at {r['site']} (relative error {r['error']:.1g})" for r in found.rows if not r["ok"]]
     return f"identity {', '.join(bad[:4])}{' and more' if len(bad) > 4 else ''}" if bad else ""
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTra
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 from transformers.integrations.gguf.reader import read_gguf_metadata
 
-from ...errors import BadFile
+from ...errors import BadFile, cause
 from .checkpoint import explain
 
 # `tokenizer.ggml.pre` names of byte-level vocabularies in which each digit stands alone (llama.cpp, llama-vocab.cpp:
@@ -27,7 +27,7 @@ def check_gguf(path: str | os.PathLike[str]) -> Path:
         with open(file, "rb") as opened:
             magic = opened.read(4)
     except OSError as error:
-        raise BadFile(f"cannot read {file}: {error.strerror or error}") from error
+        raise BadFile(f"cannot read {file}: {cause(error)}") from error
     if magic != b"GGUF":
         raise BadFile(f"{file} is not a GGUF file: it begins with {magic!r} instead of b'GGUF'")
     return file

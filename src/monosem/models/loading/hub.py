@@ -7,7 +7,7 @@ from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from ...errors import BadInput, UnknownName, did_you_mean
+from ...errors import BadInput, UnknownName, cause, did_you_mean
 
 TIMEOUT_SECONDS = 10.0
 
@@ -36,7 +36,7 @@ def ask_hub(name: str, embedded: list[str]) -> bool:
             why = "the Hub has no such model (or it is private: `hf auth login`)"
             raise UnknownName(f"no model {name!r}{meant}; {why if is_valid(name) else kinds}") from error
         except Exception as error:  # the transport errors belong to whichever HTTP client the hub library uses
-            reason = f"cannot be reached ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+            reason = f"cannot be reached ({cause(error)})"
     else:
         reason = "is switched off by HF_HUB_OFFLINE"
     if is_valid(name) and is_cached(name):

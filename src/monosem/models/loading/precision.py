@@ -2,7 +2,7 @@
 
 import torch
 
-from ...errors import BadInput, UnknownName, did_you_mean
+from ...errors import BadInput, UnknownName, cause, did_you_mean
 
 DTYPES = {
     "float32": torch.float32,
@@ -33,8 +33,7 @@ def choose_device(device: DeviceLike = None) -> torch.device:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise BadInput(f"device {str(device)!r} cannot be used here ({reason}); try device='cpu'") from error
+        raise BadInput(f"device {str(device)!r} cannot be used here ({cause(error)}); try device='cpu'") from error
     return chosen
 
 
