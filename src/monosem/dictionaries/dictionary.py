@@ -85,10 +85,6 @@ class Dictionary(nn.Module):
         return self.W_enc.shape[1]
 
     @property
-    def has_site(self) -> bool:
-        return self._site is not None
-
-    @property
     def site(self) -> Site:
         """Where it reads. Raises `BadInput` when the file did not say (or said something that is not a site)."""
         if self._site is None:
@@ -101,10 +97,6 @@ class Dictionary(nn.Module):
     def site_out(self) -> Site:
         """Where its output belongs: `site`, except for transcoders."""
         return self.site if self._site_out is None else self._site_out
-
-    @property
-    def is_transcoder(self) -> bool:
-        return self.parts.is_transcoder
 
     @property
     def tensors(self) -> DictionaryTensors:
@@ -154,10 +146,9 @@ class Dictionary(nn.Module):
         """
         z, norm, lead = self._inputs(x)
         parts = [encode(self._pre(rows), self.kind, self.k, self._threshold()) for rows in self._chunks(z)]
-        slots = max((values.shape[-1] for values, _ in parts), default=0)
-        padded = [(F.pad(v, (0, slots - v.shape[-1])), F.pad(i, (0, slots - i.shape[-1]))) for v, i in parts]
-        values = torch.cat([v for v, _ in padded]) if len(parts) != 1 else padded[0][0]
-        indices = torch.cat([i for _, i in padded]) if len(parts) != 1 else padded[0][1]
+        slots = max(values.shape[-1] for values, _ in parts)
+        padded = [[F.pad(column, (0, slots - column.shape[-1])) for column in part] for part in parts]
+        values, indices = padded[0] if len(parts) == 1 else map(torch.cat, zip(*padded))
         return Codes(values.view(*lead, slots), indices.view(*lead, slots), self.width, norm)
 
     def preactivations(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch width"]:
@@ -197,7 +188,8 @@ class Dictionary(nn.Module):
 
     def token_scale(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch 1"] | None:
         """How much a decoder row counts in raw activation units at each token; None where it always is 1."""
-        return None if self.token_norm == "none" else _scale(self._inputs(x)[1])
+        norm = self._inputs(x)[1]
+        return None if norm is None else norm.scale
 
     # --- decoding ---------------------------------------------------------------------------------------------------
 
@@ -294,8 +286,3 @@ class Dictionary(nn.Module):
             return F.embedding_bag(indices, W_dec, per_sample_weights=values, mode="sum")
         pairs = zip(self._chunks(values), self._chunks(indices))
         return torch.cat([Codes(v, i, self.width).dense() @ W_dec for v, i in pairs])
-
-
-def _scale(norm: TokenNorm | None) -> Tensor:
-    assert norm is not None
-    return norm.scale

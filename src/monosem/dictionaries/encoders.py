@@ -32,7 +32,6 @@ class Encoder:
     each: Callable[[Tensor, Tensor | None], Tensor] | None = None
     select: Callable[[Tensor, int], Selected] | None = None
     needs: str | None = None  # "k", "threshold" or nothing
-    signed: bool = False  # activations may be negative
 
 
 def _relu(pre: Tensor, threshold: Tensor | None) -> Tensor:
@@ -59,7 +58,7 @@ ENCODERS = {
     "relu": Encoder(each=_relu),
     "jumprelu": Encoder(each=_jumprelu, needs="threshold"),
     "topk": Encoder(select=_topk, needs="k"),
-    "abstopk": Encoder(select=_abstopk, needs="k", signed=True),
+    "abstopk": Encoder(select=_abstopk, needs="k"),
 }
 
 

@@ -1,16 +1,15 @@
 """How good a dictionary is on text: sparsity, reconstruction, and what splicing it into the model costs.
 
 Everything is measured on *counted* tokens, which the skip rule keeps (no special tokens, no first positions, no
-outliers by default). Skipped tokens are counted by reason. Each number has one definition, in `MEANINGS`; sums run in
+outliers by default). Skipped tokens are counted by reason. Each number has one definition, beside it; sums run in
 float64. Names of variants follow the tool that reports them.
 """
 
 import math
 import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 import numpy as np
 import pandas as pd
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from .. import edits
 from ..activations import Skipper, SkipRule, harvest
-from ..data import TextSource, TokenStore, as_store
+from ..data import TextSource, as_store
 from ..errors import BadInput
 from ..files import write_json
 from ..models import Model, Site
@@ -29,29 +28,10 @@ from ..results import Result, analysis
 from .dictionary import Dictionary
 from .sums import CostSums, FitSums
 
-MEANINGS = {
-    "fve": "headline: 1 - Σ|x-x̂|² / Σ|x-mean(x)|² over all counted tokens (SAELens explained_variance)",
-    "fve_centred_error": "1 - Σ|e-mean(e)|² / Σ|x-mean(x)|², forgives a constant error (dictionary_learning)",
-    "fve_legacy": "mean over tokens of 1 - |e|² / |x-mean of its batch|² (SAELens explained_variance_legacy)",
-    "l0": "mean number of active latents a token",
-    "cosine": "mean cosine of x and x̂",
-    "mse": "mean over tokens of |x-x̂|², summed over dimensions",
-    "l2_ratio": "mean over tokens of |x̂| / |x|",
-    "relative_reconstruction_bias": "mean |x̂|² / mean x·x̂; below 1 is shrinkage (Rajamanoharan et al. 2024)",
-    "dead_fraction": "share of latents that no counted token activates; depends on how many tokens there are",
-    "ce_clean": "next-token loss (nats) of the unedited model, at counted tokens",
-    "ce_spliced": "the same with the reconstruction spliced in at the counted tokens",
-    "ce_zero": "the same with zeros there",
-    "ce_recovered": "(ce_zero - ce_spliced) / (ce_zero - ce_clean)",
-    "kl": "mean KL(clean‖spliced) of the next-token distribution (nats), at counted tokens",
-    "kl_zero": "the same for zeros",
-    "kl_score": "(kl_zero - kl) / kl_zero",
-}
-
 
 @dataclass(frozen=True)
 class Evaluation(Result):
-    """Result of `evaluate`. What each number means stands in `MEANINGS` (and in `.table`).
+    """Result of `evaluate`. What each number means stands beside it, in `MEANINGS` and in `.table`.
 
     Attributes:
         density: `[width]`, share of counted tokens at which each latent is active.
@@ -60,22 +40,30 @@ class Evaluation(Result):
         config: what was evaluated and how.
     """
 
-    fve: float
-    fve_centred_error: float
-    fve_legacy: float
-    l0: float
-    cosine: float
-    mse: float
-    l2_ratio: float
-    relative_reconstruction_bias: float
-    dead_fraction: float
-    ce_clean: float
-    ce_spliced: float
-    ce_zero: float
-    ce_recovered: float
-    kl: float
-    kl_zero: float
-    kl_score: float
+    fve: Annotated[float, "headline: 1 - Σ|x-x̂|² / Σ|x-mean(x)|² over all counted tokens (SAELens explained_variance)"]
+    fve_centred_error: Annotated[
+        float, "1 - Σ|e-mean(e)|² / Σ|x-mean(x)|², forgives a constant error (dictionary_learning)"
+    ]
+    fve_legacy: Annotated[
+        float, "mean over tokens of 1 - |e|² / |x-mean of its batch|² (SAELens explained_variance_legacy)"
+    ]
+    l0: Annotated[float, "mean number of active latents a token"]
+    cosine: Annotated[float, "mean cosine of x and x̂"]
+    mse: Annotated[float, "mean over tokens of |x-x̂|², summed over dimensions"]
+    l2_ratio: Annotated[float, "mean over tokens of |x̂| / |x|"]
+    relative_reconstruction_bias: Annotated[
+        float, "mean |x̂|² / mean x·x̂; below 1 is shrinkage (Rajamanoharan et al. 2024)"
+    ]
+    dead_fraction: Annotated[
+        float, "share of latents that no counted token activates; depends on how many tokens there are"
+    ]
+    ce_clean: Annotated[float, "next-token loss (nats) of the unedited model, at counted tokens"]
+    ce_spliced: Annotated[float, "the same with the reconstruction spliced in at the counted tokens"]
+    ce_zero: Annotated[float, "the same with zeros there"]
+    ce_recovered: Annotated[float, "(ce_zero - ce_spliced) / (ce_zero - ce_clean)"]
+    kl: Annotated[float, "mean KL(clean‖spliced) of the next-token distribution (nats), at counted tokens"]
+    kl_zero: Annotated[float, "the same for zeros"]
+    kl_score: Annotated[float, "(kl_zero - kl) / kl_zero"]
     tokens: int
     predictions: int
     skipped: dict[str, int]
@@ -101,6 +89,9 @@ class Evaluation(Result):
             return super().save(path, **plot)
         write_json(path, self.to_dict(density=True))
         return Path(path)
+
+
+MEANINGS = {one.name: get_args(one.type)[1] for one in fields(Evaluation) if get_origin(one.type) is Annotated}
 
 
 @analysis
@@ -133,13 +124,13 @@ def evaluate(
     dictionary.check(model)
     store = as_store(model, texts, context, tokens=tokens)
     rule = skip or SkipRule()
-    skipper = harvest(
-        model, store, dictionary.site, batch_size=batch_size, skip=rule
-    ).skipper  # calibrated on windows of this text
+    # calibrated on windows of this text
+    skipper = harvest(model, store, dictionary.site, batch_size=batch_size, skip=rule).skipper
     fit, cost = FitSums(dictionary, model.device), CostSums()
     with Meter("evaluate", total=store.tokens, unit="tok", quiet=quiet) as meter:
-        for ids in _batches(store, batch_size):
-            _measure(dictionary, model, ids.to(model.device), skipper, fit, cost, splice_all)
+        for start in range(0, len(store), batch_size):
+            ids = store[start : start + batch_size].to(model.device)
+            _measure(dictionary, model, ids, skipper, fit, cost, splice_all)
             meter.advance(ids.numel())
     if not fit.n or not cost.n:
         raise BadInput(f"no token of this text counts (seen: {dict(skipper.counts)}); give other text or another skip")
@@ -184,13 +175,6 @@ def _measure(
         zeroed = target.masked_fill(kept[..., None], 0)
     values = (value.reshape(whole.shape) for value in (swapped, zeroed))
     cost.add(run.logits, (_rerun(model, ids, dictionary.site_out, value) for value in values), ids, kept)
-
-
-def _batches(store: TokenStore, batch_size: int) -> Iterator[Int[Tensor, "batch pos"]]:
-    if batch_size < 1:
-        raise BadInput(f"batch_size must be at least 1, not {batch_size}")
-    for start in range(0, len(store), batch_size):
-        yield store[start : start + batch_size]
 
 
 def _rerun(model: Model, ids: Int[Tensor, "batch pos"], site: Site, value: Tensor) -> Float[Tensor, "batch pos vocab"]:

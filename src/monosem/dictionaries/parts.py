@@ -4,7 +4,7 @@ pre = x W_enc + b_enc        codes = phi(pre)        y = codes W_dec + b_dec (+ 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import torch
@@ -68,15 +68,16 @@ class DictionaryParts:
 
     tensors: DictionaryTensors
     kind: str = "relu"
-    k: int | None = field(default=None, kw_only=True)
-    token_norm: str = field(default="none", kw_only=True)
-    site: SiteLike | None = field(default=None, kw_only=True)
-    site_out: SiteLike | None = field(default=None, kw_only=True)
-    per_head: bool = field(default=False, kw_only=True)
-    model_name: str = field(default="", kw_only=True)
-    name: str = field(default="", kw_only=True)
-    metadata: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
-    card: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+    _: KW_ONLY
+    k: int | None = None
+    token_norm: str = "none"
+    site: SiteLike | None = None
+    site_out: SiteLike | None = None
+    per_head: bool = False
+    model_name: str = ""
+    name: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    card: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_transcoder(self) -> bool:

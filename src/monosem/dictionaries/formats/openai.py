@@ -46,6 +46,7 @@ def read(path: Path, norm_scaling_factor: float | None = None) -> DictionaryPart
     check_shapes({name: loaded[name] for name in shapes}, shapes)
     kind, k = _activation(loaded, path)
     site = _site(path)
+    form = {"format": "openai", "activation": loaded["activation"], "apply_b_dec_to_input": True}
     return DictionaryParts(
         fold_decoder_bias(DictionaryTensors(encoder.T, latent_bias, decoder.T, pre_bias)).to(torch.float32),
         kind,
@@ -54,9 +55,7 @@ def read(path: Path, norm_scaling_factor: float | None = None) -> DictionaryPart
         site=site,
         model_name="gpt2",
         name=path.stem if site is None else f"{path.parent.parent.name}/{path.stem}",
-        metadata={
-            "original_form": {"format": "openai", "activation": loaded["activation"], "apply_b_dec_to_input": True}
-        },
+        metadata={"original_form": form},
     )
 
 

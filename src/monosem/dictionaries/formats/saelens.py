@@ -38,16 +38,7 @@ ARCHITECTURES = {
     "jumprelu_skip_transcoder": ("jumprelu", True),
 }
 # (encoder kind, is it a transcoder, has it a skip connection) -> architecture to write
-_WRITTEN = {
-    ("relu", False, False): "standard",
-    ("jumprelu", False, False): "jumprelu",
-    ("topk", False, False): "topk",
-    ("abstopk", False, False): "abstopk",
-    ("relu", True, False): "transcoder",
-    ("relu", True, True): "skip_transcoder",
-    ("jumprelu", True, False): "jumprelu_transcoder",
-    ("jumprelu", True, True): "jumprelu_skip_transcoder",
-}
+_WRITTEN = {(kind, out, "skip" in name): name for name, (kind, out) in ARCHITECTURES.items() if kind != "batchtopk"}
 # the parts of a config that folding changes; kept in metadata["original_form"]
 _FORM = ("architecture", "apply_b_dec_to_input", "normalize_activations", "rescale_acts_by_decoder_norm", "dtype")
 # flat configs of versions before 6: older name -> name
@@ -160,13 +151,11 @@ def _modern(cfg: Any, path: Path) -> dict[str, Any]:
             key: cfg[key] for key in cfg if key not in ("d_in", "d_sae", "device", "dtype", "architecture")
         }
     cfg.setdefault("architecture", "standard")
-    cfg.setdefault("apply_b_dec_to_input", not ARCHITECTURES.get(cfg["architecture"], ("", False))[1])
-    cfg["normalize_activations"] = cfg.get("normalize_activations") or "none"
-    cfg["reshape_activations"] = cfg.get("reshape_activations") or "none"
-    needed = ["d_in", "d_sae"] + (
-        ["k"] if ARCHITECTURES.get(cfg["architecture"], ("",))[0] in ("topk", "abstopk") else []
-    )
-    for key in needed:
+    kind, transcoder = ARCHITECTURES.get(cfg["architecture"], ("", False))
+    cfg.setdefault("apply_b_dec_to_input", not transcoder)
+    for key in ("normalize_activations", "reshape_activations"):
+        cfg[key] = cfg.get(key) or "none"
+    for key in ("d_in", "d_sae", "k") if kind in ("topk", "abstopk") else ("d_in", "d_sae"):
         if not isinstance(cfg.get(key), int):
             raise BadFile(f"{path / CONFIG}: {key!r} must be a whole number, not {cfg.get(key)!r}")
     return cfg
@@ -189,12 +178,8 @@ def _weights(
         threshold = take(tensors, [name], path / WEIGHTS)[0].double()
         threshold = threshold.exp() if name == "log_threshold" else threshold
     elif kind == "batchtopk":
-        threshold = take(tensors, ["topk_threshold"], path / WEIGHTS)[0].double() * torch.ones(
-            width, dtype=torch.float64
-        )
-        if cfg.get(
-            "rescale_acts_by_decoder_norm", True
-        ):  # it is compared with pre * norm; thresholds here are with pre
+        threshold = take(tensors, ["topk_threshold"], path / WEIGHTS)[0].double().expand(width)
+        if cfg.get("rescale_acts_by_decoder_norm", True):  # it is compared with pre * norm; thresholds here with pre
             norm = W_dec.norm(dim=-1)
             threshold = threshold / torch.where(norm > 0, norm, 1)
     skip = take(tensors, ["W_skip"], path / WEIGHTS)[0].double() if "skip" in cfg["architecture"] else None
@@ -246,19 +231,15 @@ def _normalisation(cfg: dict[str, Any], path: Path, scale: float | None) -> Norm
 
 
 def _folded(weights: DictionaryTensors, cfg: dict[str, Any], normalisation: Normalisation | None) -> DictionaryTensors:
-    if cfg["apply_b_dec_to_input"]:
-        weights = fold_decoder_bias(weights)
     rescales = ARCHITECTURES[cfg["architecture"]][0] in ("topk", "abstopk", "batchtopk")
     rescales = rescales and cfg.get("rescale_acts_by_decoder_norm", cfg["architecture"].endswith("batchtopk"))
-    whitening = cfg["normalize_activations"] == "covariance_whitening"
     # Whitening changes row norms in a way that selection must not see, so norms go first. A scale goes before them, as
     # when SAELens itself folds it: activations are then in raw units.
-    if normalisation is not None and not whitening:
-        weights = normalisation(weights)
-    if rescales:
-        weights = fold_decoder_norm(weights)
-    if normalisation is not None and whitening:
-        weights = normalisation(weights)
+    folds = [normalisation, fold_decoder_norm if rescales else None]
+    if cfg["normalize_activations"] == "covariance_whitening":
+        folds.reverse()
+    for fold in (fold_decoder_bias if cfg["apply_b_dec_to_input"] else None, *folds):
+        weights = weights if fold is None else fold(weights)
     return weights.to(torch.float32)
 
 

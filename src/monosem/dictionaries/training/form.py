@@ -46,15 +46,6 @@ class TrainingForm(nn.Module):
         grad.addcmul_((grad * self.W_dec).sum(1, keepdim=True), self.W_dec, value=-1)
 
     @torch.no_grad()
-    def clip_gradients(self, largest: float) -> None:
-        """Scale all gradients so that their common norm is at most `largest`, without waiting for the device."""
-        grads = [p.grad for p in self.parameters() if p.grad is not None]
-        norm = torch.stack([torch.linalg.vector_norm(grad) for grad in grads]).norm()
-        factor = (largest / (norm + 1e-6)).clamp(max=1.0)
-        for grad in grads:
-            grad.mul_(factor)
-
-    @torch.no_grad()
     def normalise_decoder(self) -> None:
         self.W_dec.div_(torch.linalg.vector_norm(self.W_dec, dim=1, keepdim=True))
 

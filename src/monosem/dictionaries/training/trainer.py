@@ -24,6 +24,7 @@ from .forward import BEST_ON, FORWARDS, auxiliary_loss, reconstruction_loss
 from .state import TrainingState
 
 Record = dict[str, float]
+_SHOWN = ("loss", "fve", "l0", "dead")  # of a record, beside the progress bar
 
 
 class Stream(Protocol):
@@ -53,7 +54,7 @@ def train_on(
     Args:
         stream: gives `[batch_tokens, d]` activations, in raw units.
         resume: False refuses a folder that already holds a run.
-        on_step: called with each record that goes to metrics.jsonl (see `_record`).
+        on_step: called with each record that goes to metrics.jsonl (see `train_step`).
 
     Raises:
         BadInput: the folder cannot be written to or is taken, a batch of the wrong shape, NaN in a batch or the loss.
@@ -64,39 +65,39 @@ def train_on(
     claimed = claim(folder, config, work="checkpoints/*.pt", resume=resume)
     with claimed as target, Interrupts() as interrupts, _precision(config, device):
         checkpoints, journal = Checkpoints(target / "checkpoints"), Journal(target / "metrics.jsonl")
-        state = _resumed(config, stream, checkpoints, device) or _begun(config, stream, device, interrupts)
+        if saved := checkpoints.newest():
+            stream.load_state_dict(saved["stream"])
+            state = TrainingState.restore(config, saved["state"], device)
+        else:
+            state = _begun(config, stream, device, interrupts)
         journal.truncate(state.step)
         config.write(target / "config.yaml")
         n = config.batch_tokens
         with Meter(f"train {config.site}", config.steps * n, "tok", quiet, start=state.step * n) as meter:
-
-            def log(record: Record) -> None:
-                record["tokens_per_second"] = meter.rate
-                meter.advance(0, **{name: record[name] for name in _SHOWN})
-                journal.append(record)
-                if on_step:
-                    on_step(record)
-
-            for record in _steps(config, state, stream, checkpoints, device, interrupts):
-                meter.advance(n)
+            for record in _steps(config, state, stream, checkpoints, interrupts):
+                meter.advance(n, **{name: record[name] for name in _SHOWN if record})
                 if record:
-                    log(record)
+                    record["tokens_per_second"] = meter.rate
+                    journal.append(record)
+                    if on_step:
+                        on_step(record)
         return _finish(config, state, stream, target)
 
 
 def _steps(
-    config: TrainConfig,
-    state: TrainingState,
-    stream: Stream,
-    checkpoints: Checkpoints,
-    device: torch.device,
-    interrupts: Interrupts,
+    config: TrainConfig, state: TrainingState, stream: Stream, checkpoints: Checkpoints, interrupts: Interrupts
 ) -> Iterator[Record]:
     """Train to the end, step by step, with checkpoints; gives the record of every step that is logged, else nothing.
 
     A record is given before the checkpoint of its step is made, so that metrics.jsonl lacks no step of a resumed run.
     """
+    device = state.silent.device
     health, saved_step, saved_at = Health(device), state.step, time.monotonic()
+
+    def save() -> None:
+        health.check(checkpoints.last)
+        checkpoints.save(state.step, {"state": state.state_dict(), "stream": stream.state_dict()})
+
     while state.step < config.steps:
         x = _next(state, stream, config)
         if x is None:
@@ -108,20 +109,23 @@ def _steps(
         yield record
         stop = interrupts.asked and state.step < config.steps  # read once: a signal may come at any line
         if due or stop:
-            health.check(checkpoints.last)
-            checkpoints.save(state.step, _content(state, stream))
+            save()
             saved_step, saved_at = state.step, time.monotonic()
         if stop:
             raise Interrupted(f"stopped after step {state.step} and saved in {checkpoints.folder.parent}")
     if saved_step != state.step:
-        health.check(checkpoints.last)
-        checkpoints.save(state.step, _content(state, stream))
+        save()
 
 
 def train_step(
     state: TrainingState, config: TrainConfig, x: Tensor, device: torch.device, health: Health, logged: bool
 ) -> Record:
-    """One optimiser step on a raw batch; gives its record when `logged`, else an empty one and waits for no GPU."""
+    """One optimiser step on a raw batch; gives its record when `logged`, else an empty one and waits for no GPU.
+
+    A record holds this step's numbers (not means over steps, so that a resumed run logs the same). loss: what was
+    minimised; auxk: its auxiliary part; fve: 1 − Σ‖x − x̂‖² / Σ‖x − x̄‖² over the batch; l0: mean positive codes a token;
+    dead: share of latents silent for `dead_after` tokens; lr: the rate of this step.
+    """
     form, optimizer = state.form, state.optimizer
     forward = FORWARDS[BEST_ON.get(device.type, "dense") if config.kernels == "auto" else config.kernels]
     x = x.to(device, torch.float32, non_blocking=True) * state.scale
@@ -137,7 +141,7 @@ def train_step(
     health.watch(state.step + 1, x, loss)
 
     form.project_decoder_gradient()
-    form.clip_gradients(config.clip)
+    torch.nn.utils.clip_grad_norm_(form.parameters(), config.clip)
     for group in optimizer.param_groups:
         group["lr"] = config.lr_at(state.step)
     optimizer.step()
@@ -145,37 +149,13 @@ def train_step(
     form.normalise_decoder()
     state.note(done.fired, done.floor, len(x))
     state.step += 1
-    return _record(state, config, x, residual, loss, unexplained, done.active) if logged else {}
-
-
-_SHOWN = ("loss", "fve", "l0", "dead")
-
-
-@torch.no_grad()
-def _record(
-    state: TrainingState,
-    config: TrainConfig,
-    x: Tensor,
-    residual: Tensor,
-    loss: Tensor,
-    unexplained: Tensor,
-    active: Tensor,
-) -> Record:
-    """This step's numbers (not means over steps, so that a resumed run logs the same).
-
-    loss: what was minimised; auxk: its auxiliary part; fve: 1 − Σ‖x − x̂‖² / Σ‖x − x̄‖² over the batch; l0: mean
-    positive codes a token; dead: share of latents silent for `dead_after` tokens; lr: the rate of this step.
-    """
-    values = torch.stack(
-        [
-            loss,
-            loss - unexplained,
-            1 - residual.square().sum() / (x - x.mean(0)).square().sum(),
-            active / len(x),
-            (state.silent >= config.dead_after).float().mean(),
-        ]
-    )
-    numbers = dict(zip(("loss", "auxk", "fve", "l0", "dead"), values.tolist()))
+    if not logged:
+        return {}
+    with torch.no_grad():
+        spread = (x - x.mean(0)).square().sum()
+        dead = (state.silent >= config.dead_after).float().mean()
+        values = [loss, loss - unexplained, 1 - residual.square().sum() / spread, done.active / len(x), dead]
+        numbers = dict(zip(("loss", "auxk", "fve", "l0", "dead"), torch.stack(values).tolist()))
     step = state.step
     return {"step": step, "tokens": step * config.batch_tokens, **numbers, "lr": config.lr_at(step - 1)}
 
@@ -222,21 +202,6 @@ def _begun(config: TrainConfig, stream: Stream, device: torch.device, interrupts
     if config.k > config.width:
         raise BadInput(f"k is {config.k}, but there are only {config.width} latents")
     return TrainingState.begin(config, batches, device)
-
-
-def _resumed(
-    config: TrainConfig, stream: Stream, checkpoints: Checkpoints, device: torch.device
-) -> TrainingState | None:
-    """The run in the folder, with the stream put back to where it was; None when there is no run."""
-    saved = checkpoints.newest()
-    if saved is None:
-        return None
-    stream.load_state_dict(saved["stream"])
-    return TrainingState.restore(config, saved["state"], device)
-
-
-def _content(state: TrainingState, stream: Stream) -> dict[str, Any]:
-    return {"state": state.state_dict(), "stream": stream.state_dict()}
 
 
 def _due(config: TrainConfig, step: int, saved_at: float) -> bool:
