@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import pytest
 
+import tiny
 import tiny_dictionaries
 from monosem.dictionaries import Dictionary
 from monosem.models import Model, load_model
-from tiny import tiny_hf, tiny_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -24,10 +24,14 @@ def gemma3() -> Model:
 
 @pytest.fixture(scope="session")
 def tiny_model() -> Callable[..., Model]:
-    """`tiny_model("gemma2", seed=1)`: a fresh tiny Model with the tiny tokenizer."""
-    return lambda family="llama", seed=0, **overrides: Model(
-        tiny_hf(family, seed, **overrides), tiny_tokenizer(), name=f"tiny-{family}"
-    )
+    """`tiny_model("gemma2", seed=1)`: a fresh tiny Model with the tiny tokenizer, see `tiny`."""
+    return tiny.tiny_model
+
+
+@pytest.fixture(scope="session")
+def model_of() -> Callable[..., Model]:
+    """`model_of("gemma2")`: the tiny Model that all tests share."""
+    return tiny.model_of
 
 
 @pytest.fixture(scope="session")

@@ -110,6 +110,17 @@ def tiny_hf(family: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     return model.eval().requires_grad_(False)
 
 
+def tiny_model(family: str = "llama", seed: int = 0, name: str | None = None, **overrides: Any) -> Model:
+    """A fresh tiny `Model` with the tiny tokenizer, named after its family unless a name is given."""
+    return Model(tiny_hf(family, seed, **overrides), tiny_tokenizer(), name=name or family)
+
+
+@cache
+def model_of(family: str = "llama", name: str | None = None) -> Model:
+    """The same, one for all tests: not for tests that change the model."""
+    return tiny_model(family, name=name)
+
+
 def changed(family: Family, changes: dict[str, Any]) -> Family:
     """A row with other values: "layers", or "attn.q" and "mlp.before" for what belongs to a branch."""
     branches = []

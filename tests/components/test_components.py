@@ -330,7 +330,7 @@ def test_folded_qk_gives_the_scores(tiny_model):
 def test_folded_ov_gives_what_a_head_writes(model, tiny_model):
     if not has(model, "pattern") or model.branch("attn", 1).slot.mixer.clip:
         return  # no pattern to weigh with; values that are clipped on the way are not linear
-    model = tiny_model(model.name.removeprefix("tiny-"))  # biases are taken out of it
+    model = tiny_model(model.name)  # biases are taken out of it
     ln1, attention = model.branch("attn", 1).norm_in, model.branch("attn", 1).module
     for name, parameter in attention.named_parameters():
         if name.endswith("bias"):

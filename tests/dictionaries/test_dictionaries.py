@@ -25,8 +25,7 @@ from monosem.dictionaries.folds import (
     fold_whitening,
 )
 from monosem.errors import BadInput, Mismatch, UnknownName
-from monosem.models import Model
-from tiny import tiny_hf, tiny_tokenizer
+from tiny import tiny_model
 
 D, F, OUT = 6, 40, 5
 KINDS = [("relu", {}), ("jumprelu", {}), ("batchtopk", {}), ("topk", {"k": 5}), ("abstopk", {"k": 5})]
@@ -357,7 +356,7 @@ def test_whitening_and_activation_scale_folds_are_exact(seed, subtract):
 
 @pytest.fixture(scope="module")
 def model():
-    return Model(tiny_hf("llama"), tiny_tokenizer(), name="tiny")
+    return tiny_model("llama", name="tiny")
 
 
 def test_check_names_what_does_not_fit(model):

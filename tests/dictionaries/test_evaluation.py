@@ -11,15 +11,14 @@ from monosem.activations import SkipRule
 from monosem.data import TokenStore
 from monosem.dictionaries import Dictionary, DictionaryParts, DictionaryTensors, evaluate
 from monosem.errors import BadInput, Mismatch
-from monosem.models import Model
-from tiny import tiny_hf, tiny_tokenizer
+from tiny import tiny_model
 
 D, F, CONTEXT = 32, 50, 12
 
 
 @pytest.fixture(scope="module")
 def model():
-    return Model(tiny_hf("llama"), tiny_tokenizer(), name="tiny")
+    return tiny_model("llama", name="tiny")
 
 
 @pytest.fixture(scope="module")

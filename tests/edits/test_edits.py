@@ -10,11 +10,11 @@ from monosem import edits, metrics
 from monosem.dictionaries import Dictionary
 from monosem.errors import BadInput, EditDidNotFire, Mismatch, UnknownName
 from monosem.models import Model, TokenBatch
-from tiny import tiny_hf, tiny_tokenizer
+from tiny import tiny_hf, tiny_model
 from tiny_dictionaries import random_tensors, tiny_dictionary
 
 IDS = torch.randint(3, 100, (3, 9), generator=torch.Generator().manual_seed(5))
-MODEL = Model(tiny_hf("llama"), tiny_tokenizer(), "llama")
+MODEL = tiny_model("llama")
 SITE = "resid_post.1"
 WIDTH = 48
 

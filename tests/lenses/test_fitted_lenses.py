@@ -28,7 +28,7 @@ MADE = {
 def test_a_fitted_lens_knows_its_model_and_comes_back_from_its_folder(kind, tiny_model, tmp_path):
     model = tiny_model("llama")
     lens = MADE[kind](model)
-    assert (lens.kind, lens.header.model_name, lens.header.d_model) == (kind, "tiny-llama", 32)
+    assert (lens.kind, lens.header.model_name, lens.header.d_model) == (kind, "llama", 32)
     folder = lens.save(tmp_path / "lens")
     back = type(lens).load(folder)
     assert back.header == lens.header

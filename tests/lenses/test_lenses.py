@@ -20,7 +20,7 @@ from monosem import edits, lenses
 from monosem.errors import BadInput, EditDidNotFire, UnknownName
 from monosem.lenses import measures, states
 from monosem.models import Model
-from tiny import FAMILIES, tiny_hf, tiny_tokenizer
+from tiny import FAMILIES, tiny_model
 
 TEXTS = ["the cat sat on the mat", "a big dog ran", "she is very happy and he is not sad"]
 TinyModel = Callable[..., Model]
@@ -39,7 +39,7 @@ def cut(model: Model, blocks: int) -> Tensor:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_layer_is_the_model_with_its_later_blocks_cut_off(family: str) -> None:
-    model = Model(tiny_hf(family), tiny_tokenizer(), family)
+    model = tiny_model(family)
     seen = lenses.logit(model, TEXTS, top=100)
     mask = model.tokens(TEXTS).mask
     for layer in range(3):

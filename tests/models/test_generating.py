@@ -6,7 +6,7 @@ import torch
 from monosem import edits
 from monosem.errors import BadInput, EditDidNotFire, UnknownName
 from monosem.models import Model, TokenBatch
-from tiny import tiny_hf, tiny_tokenizer
+from tiny import tiny_model
 
 IDS = torch.randint(3, 100, (3, 11), generator=torch.Generator().manual_seed(5))
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
@@ -16,12 +16,12 @@ SOME = ["llama", "mistral", "gpt2", "gemma2", "gptj", "cohere2", "gpt_oss"]
 
 @pytest.fixture(scope="module", params=SOME)
 def model(request) -> Model:
-    return Model(tiny_hf(request.param), tiny_tokenizer(), request.param)
+    return tiny_model(request.param)
 
 
 @pytest.fixture(scope="module")
 def llama() -> Model:
-    return Model(tiny_hf("llama"), tiny_tokenizer(), "llama")
+    return tiny_model("llama")
 
 
 def loop_without_cache(model: Model, row: list[int], steps: int, edit=()) -> list[int]:

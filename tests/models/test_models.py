@@ -1,7 +1,5 @@
 """The spine on every family: tiny models with random gains and biases, native Hugging Face as the oracle."""
 
-from functools import cache
-
 import pytest
 import torch
 
@@ -9,7 +7,7 @@ from monosem import edits
 from monosem.errors import BadInput, UnknownName
 from monosem.models import PER_LAYER, Model, Site, TokenBatch, verify
 from monosem.models.places.sites import ATTENTION, GLOBAL_ON_REQUEST, ON_REQUEST, READ_ONLY
-from tiny import FAMILIES, changed, tiny_hf, tiny_tokenizer
+from tiny import FAMILIES, changed, model_of, tiny_hf
 
 IDS = torch.randint(3, 100, (3, 11), generator=torch.Generator().manual_seed(5))
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
@@ -17,11 +15,6 @@ TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 
 MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss")
 UNREGISTERED = ("gptj", "gpt_neo")
-
-
-@cache
-def model_of(family: str) -> Model:
-    return Model(tiny_hf(family), tiny_tokenizer(), family)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -6,7 +6,7 @@ import torch
 from monosem import edits
 from monosem.errors import BadInput, EditDidNotFire
 from monosem.models import Model, TokenBatch
-from tiny import tiny_hf, tiny_tokenizer
+from tiny import tiny_model
 
 IDS = torch.randint(3, 100, (3, 11), generator=torch.Generator().manual_seed(5))
 ROWS = [IDS[0, :4].tolist(), IDS[1].tolist(), IDS[2, :7].tolist()]
@@ -15,12 +15,12 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 @pytest.fixture(scope="module", params=["llama", "gpt2", "gptj", "gemma2", "mixtral"])
 def model(request) -> Model:
-    return Model(tiny_hf(request.param), tiny_tokenizer(), request.param)
+    return tiny_model(request.param)
 
 
 @pytest.fixture(scope="module")
 def llama() -> Model:
-    return Model(tiny_hf("llama"), tiny_tokenizer(), "llama")
+    return tiny_model("llama")
 
 
 def native(model: Model, ids: torch.Tensor = IDS) -> torch.Tensor:
@@ -68,7 +68,7 @@ def test_nothing_stays_on_the_modules_after_an_error(model, logits):
 
 def test_a_run_inside_another_models_run(llama):
     """One model's edit runs another model, both with explicit attention; each keeps its own hooks and captures."""
-    other = Model(tiny_hf("gemma2", seed=3), tiny_tokenizer(), "other")
+    other = tiny_model("gemma2", seed=3, name="other")
     inner = []
 
     def look(x):

@@ -1,7 +1,5 @@
 """Names of sites, and the sites that are computed (norms, per-head results, positions, routers) against native ones."""
 
-from functools import cache
-
 import pytest
 import torch
 
@@ -9,7 +7,7 @@ from monosem import edits
 from monosem.errors import BadInput, UnknownName
 from monosem.models import Model, Site
 from monosem.models.places.sites import IN_BLOCK, ONCE, sites_of
-from tiny import FAMILIES, is_parallel, tiny_hf, tiny_tokenizer
+from tiny import FAMILIES, is_parallel, model_of, tiny_hf
 
 IDS = torch.randint(3, 100, (2, 9), generator=torch.Generator().manual_seed(6))
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}
@@ -17,11 +15,6 @@ CENTRING = {  # LayerNorm, the others have RMSNorm
     *("gpt2", "gpt2_inverse_layer", "gpt_neo", "gptj", "gpt_neox", "gpt_neox_sequential", "phi", "olmo"),
     *("cohere", "cohere2", "starcoder2", "stablelm", "stablelm_parallel"),
 }
-
-
-@cache
-def model_of(family: str) -> Model:
-    return Model(tiny_hf(family), tiny_tokenizer(), family)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -4,7 +4,6 @@ The letters are those of the table in docs/sites-and-runs.md. Where a naive way 
 (otherwise the model at hand would not have the trap), and that monosem's way equals an oracle of its own.
 """
 
-from functools import cache
 from typing import Any
 
 import pytest
@@ -18,15 +17,10 @@ from monosem.errors import BadInput, SiteDidNotFire, UnknownName
 from monosem.models import Model, TokenBatch, load_model, verify
 from monosem.models.places.norms import Norm
 from monosem.models.running.session import _hook
-from tiny import _LLAMA, randomise, tiny_hf, tiny_tokenizer
+from tiny import _LLAMA, model_of, randomise, tiny_hf, tiny_model
 
 IDS = torch.randint(3, 100, (2, 10), generator=torch.Generator().manual_seed(8))
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
-
-
-@cache
-def model_of(family: str) -> Model:
-    return Model(tiny_hf(family), tiny_tokenizer(), family)
 
 
 def native(model: Model, **inputs: Any) -> Any:
@@ -294,7 +288,7 @@ def test_r_compiled_models_are_refused(where):
 @pytest.mark.parametrize("family", ["llama_tied", "gemma", "gpt2"])
 def test_s_weights_are_never_rewritten_and_tied_ones_stay_tied(family):
     """Folding a norm into W_U would corrupt a tied W_E."""
-    model = Model(tiny_hf(family), tiny_tokenizer(), family)
+    model = tiny_model(family)
     before = {name: value.clone() for name, value in model.hf.state_dict().items()}
     verify(model)
     _ = model.W_U, model.W_E, model.final_gain, model.W_O[1]

@@ -12,7 +12,7 @@ from monosem.errors import BadInput
 from monosem.models import Model, Site
 from monosem.patching import sweep
 from monosem.patching.corruptions import embedding_sd, positional_means, token_means
-from tiny import tiny_hf, tiny_tokenizer
+from tiny import tiny_model
 
 ROWS = [[7, 21, 33, 40, 52], [9, 30, 31], [8, 8, 60, 61, 62, 63, 64], [12, 13, 14, 15]]
 OTHERS = [[7, 21, 34, 40, 52], [9, 35, 31], [8, 8, 60, 61, 62, 63, 65], [12, 13, 99, 15]]
@@ -21,7 +21,7 @@ RIGHT, WRONG = 11, 17
 
 @pytest.fixture(scope="module", params=["llama", "gpt2", "gemma2"])
 def model(request: pytest.FixtureRequest) -> Model:
-    return Model(tiny_hf(request.param), tiny_tokenizer(), name="tiny")
+    return tiny_model(request.param, name="tiny")
 
 
 def pairs_of(model: Model, clean: list[list[int]] = ROWS, corrupted: list[list[int]] = OTHERS) -> TokenPairs:
@@ -97,7 +97,7 @@ def test_restoring_the_stream_undoes_the_noise_and_draws_are_averaged(model: Mod
 
 
 def test_noise_goes_where_the_prompts_differ_unless_told() -> None:
-    model = Model(tiny_hf("llama"), tiny_tokenizer(), name="tiny")
+    model = tiny_model("llama", name="tiny")
     side = patching.noise(samples=1).sides(model, pairs_of(model), [])(2)[0]
     embed = model.run(side.tokens, capture="embed", edits=side.edits, logits=False)["embed"][0]
     changed = (embed != model.run([ROWS[2]], capture="embed")["embed"][0]).any(-1)
@@ -196,7 +196,7 @@ def test_resampling_takes_another_prompts_activation_at_the_same_position(model:
 
 
 def test_resampling_draws_evenly_from_the_others_and_is_seeded() -> None:
-    model = Model(tiny_hf("llama"), tiny_tokenizer(), name="tiny")
+    model = tiny_model("llama", name="tiny")
     rows = [[i, 20, 30] for i in range(3, 8)]
     pairs = pairs_of(model, rows, rows)
     drawn = [

@@ -18,7 +18,7 @@ from monosem.models import Model, Site, TokenBatch
 from monosem.patching import paths
 from monosem.patching.paths.suffix_runs import Prefix
 from monosem.patching.sweeps.sweep import sweep
-from tiny import FAMILIES, tiny_hf, tiny_tokenizer
+from tiny import FAMILIES, tiny_model
 
 LENGTHS = (9, 6)  # one row padded
 SENDERS = {
@@ -202,7 +202,7 @@ def _where(pairs: TokenPairs, position: int | None) -> Tensor:
 
 @cache
 def _model(family: str) -> Model:
-    return Model(tiny_hf(family), tiny_tokenizer(), name=family)
+    return tiny_model(family)
 
 
 @pytest.mark.parametrize("freeze_mlps", [True, False])

@@ -18,7 +18,7 @@ from monosem.data import TokenPairs
 from monosem.errors import BadInput, MonosemError, UnknownName
 from monosem.models import Model
 from monosem.patching import Sweep, cells_of, sweep
-from tiny import FAMILIES, tiny_hf, tiny_tokenizer
+from tiny import FAMILIES, tiny_hf, tiny_model, tiny_tokenizer
 from tiny_dictionaries import random_tensors, tiny_dictionary
 
 growing_module = sys.modules["monosem.patching.sweeps.growing"]
@@ -34,7 +34,7 @@ GROUPS = [  # sites that have the same axes, swept in one call
 
 @cache
 def tiny(family: str) -> Model:
-    return Model(tiny_hf(family), tiny_tokenizer(), name=f"tiny-{family}")
+    return tiny_model(family)
 
 
 def pairs_of(model: Model, clean: Any = (CLEAN,), corrupted: Any = (CORRUPTED,), **more: Any) -> TokenPairs:
@@ -354,7 +354,7 @@ def test_edits_around_the_sweep_hold_and_are_not_ignored(capsys: pytest.CaptureF
 
 def test_layers_that_lie_about_their_cache_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """A layer that ignores earlier keys would give wrong numbers; the check finds it and whole runs are used."""
-    model = Model(tiny_hf("llama"), tiny_tokenizer(), name="tiny")
+    model = tiny_model("llama", name="tiny")
     expected = sweep(model, pairs_of(model), quiet=True)
     monkeypatch.setattr(growing_module._Cache, "update", lambda self, k, v, *_, **__: (k, v))
     found = sweep(model, pairs_of(model), quiet=True)
@@ -363,7 +363,7 @@ def test_layers_that_lie_about_their_cache_are_found_out(monkeypatch: pytest.Mon
 
 
 def test_nothing_stays_behind() -> None:
-    model = Model(tiny_hf("gemma2"), tiny_tokenizer(), name="tiny")
+    model = tiny_model("gemma2", name="tiny")
     before, implementation = model.run([CLEAN]).logits, model.hf.config._attn_implementation
     for _ in growing_module.growing(
         _trial(model), cells_of(model, pairs_of(model), "pattern", ("layer", "head")), "2GB"

@@ -8,7 +8,6 @@ import torch
 
 from monosem import edits
 from monosem.errors import BadInput
-from monosem.models import Model
 from monosem.steering import (
     after_first,
     compare,
@@ -17,7 +16,7 @@ from monosem.steering import (
     summarise,
 )
 from monosem.steering.outcome import distinct
-from tiny import tiny_hf, tiny_tokenizer
+from tiny import tiny_model
 from tiny_dictionaries import tiny_dictionary
 
 PROMPTS = ["the cat sat on", "a dog", "she was very happy and"]
@@ -25,7 +24,7 @@ PROMPTS = ["the cat sat on", "a dog", "she was very happy and"]
 
 @pytest.fixture(scope="module")
 def model():
-    return Model(tiny_hf("llama"), tiny_tokenizer(), name="tiny")
+    return tiny_model("llama", name="tiny")
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,13 @@ from monosem.dictionaries import Dictionary
 from monosem.errors import BadInput, Mismatch, UnknownName
 from monosem.models import Model
 from monosem.steering import LatentSweep, sweep_latents
-from tiny import tiny_hf, tiny_tokenizer
+from tiny import tiny_model
 from tiny_dictionaries import tiny_dictionary
 
 
 @pytest.fixture(scope="module")
 def model():
-    return Model(tiny_hf("llama"), tiny_tokenizer(), name="tiny")
+    return tiny_model("llama", name="tiny")
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_bad_input(model, sae, tmp_path, options, error, words):
 
 
 def test_wrong_model(model, sae, tmp_path):
-    other = Model(tiny_hf("llama"), tiny_tokenizer(), name="other")
+    other = tiny_model("llama", name="other")
     with pytest.raises(Mismatch):
         go(other, sae, tmp_path)
 

@@ -11,9 +11,8 @@ import yaml
 from monosem import pages, studies
 from monosem.dictionaries import Dictionary, DictionaryParts, DictionaryTensors
 from monosem.errors import BadFile, BadInput, Mismatch, UnknownName
-from monosem.models import Model
 from monosem.studies.sections import SECTIONS, conclusion
-from tiny import tiny_hf, tiny_tokenizer
+from tiny import tiny_model
 
 FRAMES = ["the cat was {} and it sat", "a dog is {} at night", "she was very {} in the house", "he is {} on the mat"]
 FRAMES += ["they sat in {} rome", "you and I {} the sun", "one man is {} at sea", "two {} dog ran to paris"]
@@ -36,7 +35,7 @@ PLANTED = 7
 
 @pytest.fixture(scope="module")
 def model():
-    return Model(tiny_hf("llama"), tiny_tokenizer(), name="tiny")
+    return tiny_model("llama", name="tiny")
 
 
 @pytest.fixture(scope="module")
@@ -331,7 +330,7 @@ def test_bad_concept_files(tmp_path):
 
 
 def test_bad_company(model, sae, tmp_path):
-    other = Model(tiny_hf("llama"), tiny_tokenizer(), name="other")
+    other = tiny_model("llama", name="other")
     with pytest.raises(Mismatch, match="tiny"):
         go(other, sae, tmp_path)
     with pytest.raises(Mismatch, match=r"resid_post\.0"):
