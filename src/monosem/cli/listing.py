@@ -9,7 +9,7 @@ from .options import Json, ModelArgument
 from .output import as_json, table
 
 app = typer.Typer(
-    help="What is here: models, families, dictionaries, concepts, sites.", invoke_without_command=True, cls=Group
+    help="List models, families, dictionaries, concepts or sites.", invoke_without_command=True, cls=Group
 )
 
 

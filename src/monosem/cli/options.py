@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..results import Result
 
 MODELS = "smollm2, gemma3-270m, a Hugging Face id, a folder or a .gguf file"
-DICTIONARIES = "a shipped name (monosem list dictionaries), a folder, a .pt file or a hub id"
+DICTIONARIES = "a shipped name (monosem list dictionaries), a folder, a .pt file or a Hugging Face id"
 TEXTS = "Text: .txt, .json, .jsonl[.gz], .parquet or a folder. May be repeated."
 
 

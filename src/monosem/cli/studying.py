@@ -17,7 +17,7 @@ Out = Annotated[Path | None, option("--out", "DIR", "Folder of the report (defau
 def demo(out: Out = None, quiet: Quiet = False) -> None:
     """See it work: a concept found, shown and changed.
 
-    Runs one of the shipped studies on the embedded model (SmolLM2-135M, fetched once from PyPI) and the shipped
+    Runs the shipped study of French on the embedded model (SmolLM2-135M, fetched once from PyPI) and the shipped
     dictionary. About three minutes on two cores.
 
     Example: monosem demo --out my-first-report
@@ -53,7 +53,7 @@ def study(
 ) -> None:
     """Study a concept and write a report.
 
-    Finds the concept's latent, switches it off, amplifies it, against controls. The folder gets report.html, report.md,
+    Finds the concept's latent, turns it off and up, against controls. The folder gets report.html, report.md,
     results.json and the config. Interrupted, the same command goes on where it stopped.
 
     Example: monosem study sentiment --out runs/sentiment

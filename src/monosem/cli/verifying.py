@@ -26,7 +26,7 @@ def verify(
 
     Compares what is captured with what the model itself computes: the stream is the sum of its parts, heads sum to the
     attention's output, the read-out gives the logits, a value written back changes nothing, padding changes nothing,
-    generation with and without the cache agree. Works on any model, also on a folder of yours and without a
+    generation with and without the cache agree. Works on any model, even a folder of yours without a
     family row. Errors are relative to the largest value; exits with 1 when one is over its limit.
 
     Example: monosem verify gpt2 --dtype float32 --dtype bfloat16

@@ -24,7 +24,7 @@ def patchscope(
     top: Top = 5,
     max_new_tokens: NewTokens = 0,
 ) -> None:
-    """Show what the model says of a state in another prompt.
+    """Show what the model says about a state in another prompt.
 
     The state of a token at each layer overwrites the last token of another prompt at the same layer; by default of one
     that makes the model repeat a token.

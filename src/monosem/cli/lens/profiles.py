@@ -42,7 +42,7 @@ def entropy(
 def gap(
     reading: Reading, a: A, b: B, machine: Machine, written: Written, position: Position = None, lens: Lens = None
 ) -> None:
-    """Show how far each layer leans to one set of tokens.
+    """Show how far each layer leans towards a set of tokens.
 
     Log-odds in nats of the tokens --a over the tokens --b at one token of every prompt, mean over the prompts.
 
