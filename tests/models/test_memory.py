@@ -184,7 +184,7 @@ def test_a_budget_that_cannot_hold_says_what_to_leave_out(llama):
         llama.run(ids, capture=["z.1"], logits=False, positions="last", memory="10KB")
     with pytest.raises(BadInput, match=r"logits=True"):
         llama.run(ids, memory="20KB")
-    for bad in ("4 apples", "-1GB", 0, "GB"):
+    for bad in ("4 apples", "-1GB", 0, "GB", "1.2.3GB"):
         with pytest.raises(BadInput, match="such as '4GB'"):
             bytes_of(bad)
     assert (bytes_of("4GB"), bytes_of("1.5 KiB"), bytes_of(7)) == (4 * 10**9, 1536, 7)

@@ -1,12 +1,7 @@
 """A Hugging Face causal language model that can be read and written at sites."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Self
-
 from .places.places import Places
 from .running.generation import generate
-from .running.moment import EditLike
 from .running.run import editing, run
 from .transformerlens.calls import TransformerLens
 
@@ -30,9 +25,4 @@ class Model(TransformerLens, Places):
 
     run = run
     generate = generate
-
-    @contextmanager
-    def editing(self, *edits: EditLike) -> Iterator[Self]:
-        """Every run and generation inside uses these edits, before its own."""
-        with editing(self, *edits):
-            yield self
+    editing = editing

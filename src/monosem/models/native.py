@@ -48,19 +48,16 @@ class Shape:
     @property
     def act_fn(self) -> str:
         """Name of the MLP's activation function, as the native config calls it."""
-        config: Any = self.hf.config
         names = ("hidden_activation", "hidden_act", "activation_function")
-        return str(next(v for n in names if (v := getattr(config, n, None)) is not None))
+        return str(next(value for name in names if (value := getattr(self.hf.config, name, None)) is not None))
 
     @property
     def device(self) -> torch.device:
-        embedding: Any = self.hf.get_input_embeddings()
-        return embedding.weight.device  # type: ignore[no-any-return]
+        return self.hf.get_input_embeddings().weight.device  # type: ignore[return-value]
 
     @property
     def dtype(self) -> torch.dtype:
-        embedding: Any = self.hf.get_input_embeddings()
-        return embedding.weight.dtype  # type: ignore[no-any-return]
+        return self.hf.get_input_embeddings().weight.dtype  # type: ignore[return-value]
 
     @property
     def n_params(self) -> int:
@@ -84,7 +81,8 @@ class Native:
         self.name = name
         self.family: Family = family or family_of(hf.config)
         self.blocks: nn.ModuleList = hf.get_submodule(self.family.layers)  # type: ignore[assignment]
-        self.embed_scale = _constant(hf, self.family.embed_scale)
+        scale = self.family.embed_scale
+        self.embed_scale = 1.0 if scale is None else float(getattr(hf.config, scale))
         self.anatomy = [Block.of(self.family, hf.config, block) for block in self.blocks]
         self.cfg = _shape(hf, self.blocks, self.anatomy)
         self.ambient_edits: list[Any] = []  # of the `editing(...)` blocks around the next run
@@ -92,23 +90,23 @@ class Native:
 
     @property
     def device(self) -> torch.device:
-        return self.hf.get_input_embeddings().weight.device
+        return self.cfg.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.hf.get_input_embeddings().weight.dtype
+        return self.cfg.dtype
 
-    def layers(self, given: Layers = None) -> list[int]:
+    def layers(self, layers: Layers = None) -> list[int]:
         """Layer numbers of a selection: one, several, a slice, or None for all; negative numbers count from the end.
 
         Raises:
             UnknownName: a layer that the model does not have. BadInput: a selection of no layer.
         """
         n = self.cfg.n_layers
-        if given is None or isinstance(given, slice):
-            chosen = list(range(n))[given or slice(None)]
+        if layers is None or isinstance(layers, slice):
+            chosen = list(range(n))[layers or slice(None)]
         else:
-            chosen = [int(layer) for layer in ([given] if isinstance(given, int) else given)]
+            chosen = [int(layer) for layer in ([layers] if isinstance(layers, int) else layers)]
         if unknown := [layer for layer in chosen if not -n <= layer < n]:
             raise UnknownName(f"there is no layer {unknown[0]}: {self.name} has layers 0 to {n - 1} (-1 is the last)")
         if not chosen:
@@ -127,11 +125,9 @@ class Native:
         if isinstance(x, TokenBatch):
             batch = x
         elif isinstance(x, Tensor):
-            ids = x[None] if x.ndim == 1 else x
+            ids, kind = x[None] if x.ndim == 1 else x, f"{x.dtype} {tuple(x.shape)}"
             if ids.ndim != 2 or ids.is_floating_point() or ids.numel() == 0:
-                raise BadInput(
-                    f"token ids must be a non-empty integer tensor [batch, pos], got {x.dtype} {tuple(x.shape)}"
-                )
+                raise BadInput(f"token ids must be a non-empty integer tensor [batch, pos], got {kind}")
             batch = TokenBatch(ids.long(), torch.ones_like(ids, dtype=torch.bool))
         else:
             batch = TokenBatch.of(self._rows(x), self.pad, padding)
@@ -188,27 +184,25 @@ class Native:
     @cached_property
     def end_ids(self) -> frozenset[int]:
         """Tokens that end a generation: the generation config's, else the config's, else the tokenizer's."""
-        generation = getattr(self.hf, "generation_config", None)
-        found = getattr(generation, "eos_token_id", None)
-        found = self.hf.config.eos_token_id if found is None else found
-        if found is None and self.tokenizer is not None:
-            found = self.tokenizer.eos_token_id
-        return frozenset([found] if isinstance(found, int) else found or [])
+        for source in (getattr(self.hf, "generation_config", None), self.hf.config, self.tokenizer):
+            if (ids := getattr(source, "eos_token_id", None)) is not None:
+                return frozenset([ids] if isinstance(ids, int) else ids)
+        return frozenset()
 
     @property
     def bos(self) -> int:
         """The id that a text "from nothing" starts with. Raises `BadInput` when the model declares none."""
         for source in (self.tokenizer, self.hf.config):
             for name in ("bos_token_id", "eos_token_id"):
-                if isinstance(found := getattr(source, name, None), int):
-                    return found
+                if isinstance(token := getattr(source, name, None), int):
+                    return token
         raise BadInput(f"{self.name} declares no BOS token; give a prompt")
 
     @property
     def pad(self) -> int:
         """Any valid id does: padding is always masked."""
-        found = getattr(self.tokenizer, "pad_token_id", None)
-        return found if isinstance(found, int) and 0 <= found < self.cfg.d_vocab else 0
+        token = getattr(self.tokenizer, "pad_token_id", None)
+        return token if isinstance(token, int) and 0 <= token < self.cfg.d_vocab else 0
 
     # ------------------------------------------------------------------ weights as they act
     def unembed(self, resid: Float[Tensor, "*batch d_model"], norm: bool = True) -> Float[Tensor, "*batch vocab"]:
@@ -247,10 +241,6 @@ def refuse_compiled(hf: PreTrainedModel) -> None:
             )
 
 
-def _constant(hf: PreTrainedModel, attribute: str | None) -> float:
-    return 1.0 if attribute is None else float(getattr(hf.config, attribute))
-
-
 @lru_cache(maxsize=200_000)
 def _str_token(model: Native, token: int) -> str:
     if model.tokenizer is None:
@@ -286,10 +276,12 @@ def _width_of(blocks: nn.ModuleList, anatomy: list[Block], kind: str, part: str)
     for native, block in zip(blocks, anatomy):
         for slot in block.slots:
             if slot.mixer.kind == kind:
-                return _width_in(native.get_submodule(slot.mixer.at(part)))
+                return widths(native.get_submodule(slot.mixer.at(part)))[0]
     return None
 
 
-def _width_in(linear: Any) -> int:
-    """Number of inputs: Conv1D stores [in, out], and packed weights have any shape."""
-    return int(linear.weight.shape[0] if type(linear).__name__ == "Conv1D" else linear.in_features)
+def widths(linear: Any) -> tuple[int, int]:
+    """Numbers of inputs and outputs: Conv1D stores [in, out], and packed weights have any shape."""
+    if type(linear).__name__ == "Conv1D":
+        return tuple(linear.weight.shape)  # type: ignore[return-value]
+    return linear.in_features, linear.out_features

@@ -8,7 +8,7 @@ the row is used only if the identities of `verify.py` hold on the model itself, 
 
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,9 +18,9 @@ from transformers import PreTrainedModel
 
 from ...errors import UnknownName, cause
 from ..model import Model
-from ..native import refuse_compiled
+from ..native import refuse_compiled, widths
 from ..places.families import LOGIT_STEPS, Family, attn, mlp
-from .tracing import Call, is_linear, same, trace, widths
+from .tracing import Call, is_linear, same, trace
 from .verify import verify
 
 _HOW = "add a row to monosem/models/places/families.py, or pass family=Family(...) to Model"
@@ -68,10 +68,10 @@ def shown(row: Family) -> str:
 
 def _failed_identity(hf: PreTrainedModel, row: Family) -> str:
     try:
-        found = verify(Model(hf, family=row, name=row.name), quick=True)
+        rows = verify(Model(hf, family=row, name=row.name), quick=True).rows
     except (UnknownName, AttributeError, RuntimeError, TypeError, ValueError) as error:
         return f"it cannot be read ({cause(error)})"
-    bad = [f"'{r['identity']}' at {r['site']} (relative error {r['error']:.1g})" for r in found.rows if not r["ok"]]
+    bad = [f"'{r['identity']}' at {r['site']} (relative error {r['error']:.1g})" for r in rows if not r["ok"]]
     return f"identity {', '.join(bad[:4])}{' and more' if len(bad) > 4 else ''}" if bad else ""
 
 
@@ -93,7 +93,7 @@ def _rows(hf: PreTrainedModel) -> Iterator[Family]:
     attention, rest = _block(hf, calls, blocks[0])
     attention["clip"] = "clip_qkv" if hasattr(hf.config, "clip_qkv") else None
     yield replace(row, branches=(attn(**attention), mlp(**rest)))
-    if "fused" in attention:
+    if "qkv" in attention:
         yield replace(row, branches=(attn(**attention | {"fused": "interleaved"}), mlp(**rest)))
 
 
@@ -109,48 +109,38 @@ def _layers(hf: PreTrainedModel) -> str:
 
 def _recorded(hf: PreTrainedModel, what: str) -> type | None:
     table = getattr(hf, "_can_record_outputs", None) or getattr(hf.base_model, "_can_record_outputs", None) or {}
-    found = table.get(what)
-    found = found[0] if isinstance(found, list | tuple) and found else found
-    found = getattr(found, "target_class", found)
-    return found if isinstance(found, type) else None
+    recorder = table.get(what)
+    recorder = recorder[0] if isinstance(recorder, list | tuple) and recorder else recorder
+    module = getattr(recorder, "target_class", recorder)
+    return module if isinstance(module, type) else None
 
 
-def _one(found: list[Call], what: str) -> Call:
-    if not found:
-        raise _NotFound(what)
-    return found[0]
+def _first(calls: Iterable[Call], what: str) -> Call:
+    for call in calls:
+        return call
+    raise _NotFound(what)
 
 
 # ---------------------------------------------------------------------- before and after the blocks
 def _ends(hf: PreTrainedModel, calls: list[Call], blocks: list[Call]) -> dict[str, Any]:
-    embed = _one([c for c in calls if c.module is hf.get_input_embeddings()], "the token embedding was not called")
-    head = _one([c for c in calls if c.module is hf.get_output_embeddings()], "the unembedding was not called")
-    last = blocks[-1].made
-    norm = _one(
-        [c for c in calls if same(c.given, last) and same(c.made, head.given) and not list(c.module.children())],
-        "no norm between the last block and the unembedding",
-    )
-    logits = _one([c for c in calls if c.module is hf], "the model returns no logits").made
-    found: dict[str, Any] = {
-        "embed": embed.path,
-        "final_norm": norm.path,
-        "logit_steps": _logit_step(hf, head.made, logits),
-    }
-    first = blocks[0].given
-    if same(embed.made, first):
-        return found
+    embed = _first((c for c in calls if c.module is hf.get_input_embeddings()), "the token embedding was not called")
+    head = _first((c for c in calls if c.module is hf.get_output_embeddings()), "the unembedding was not called")
+    first, last = blocks[0].read, blocks[-1].wrote
+    norms = (c for c in calls if same(c.read, last) and same(c.wrote, head.read) and not list(c.module.children()))
+    norm = _first(norms, "no norm between the last block and the unembedding")
+    logits = _first((c for c in calls if c.module is hf), "the model returns no logits").wrote
+    ends = {"embed": embed.path, "final_norm": norm.path, "logit_steps": _logit_step(hf, head.wrote, logits)}
+    if same(embed.wrote, first):
+        return ends
     for c in calls:
-        if (
-            isinstance(c.module, nn.Embedding)
-            and c is not embed
-            and same((embed.made + c.made).expand_as(first), first)
-        ):
-            return found | {"positions": c.path}
-    scale = _ratio(first, embed.made)
+        other = isinstance(c.module, nn.Embedding) and c is not embed
+        if other and same((embed.wrote + c.wrote).expand_as(first), first):
+            return ends | {"positions": c.path}
+    scale = _ratio(first, embed.wrote)
     attribute = None if scale is None else _attribute(hf, lambda value: _close(value, scale))
     if attribute is None:
         raise _NotFound("what enters the first block is not the token embedding, with or without positions or a scale")
-    return found | {"embed_scale": attribute}
+    return ends | {"embed_scale": attribute}
 
 
 def _logit_step(hf: PreTrainedModel, raw: Tensor, logits: Tensor) -> tuple[tuple[str, str], ...]:
@@ -205,7 +195,7 @@ def _block(hf: PreTrainedModel, calls: list[Call], block: Call) -> tuple[dict[st
     for_mlp |= _mlp(inside, feed) | {"path": feed.within(block.path)}
     added = sum(_output_of(norms, c) for c in (attention, feed))
     assert isinstance(added, Tensor)
-    scale = _ratio(block.made - block.given, added)
+    scale = _ratio(block.wrote - block.read, added)
     if scale is not None and not _close(scale, 1.0):
         for_attn["scale"] = for_mlp["scale"] = _attribute(hf, lambda value: _close(value, scale))
     return for_attn, for_mlp
@@ -213,10 +203,11 @@ def _block(hf: PreTrainedModel, calls: list[Call], block: Call) -> tuple[dict[st
 
 def _attention_of(hf: PreTrainedModel, inside: list[Call], children: list[Call], block: Call) -> Call:
     recorded = _recorded(hf, "attentions")
-    if recorded is not None and (found := [c for c in inside if isinstance(c.module, recorded)]):
-        return found[0]
+    for c in inside:
+        if recorded is not None and isinstance(c.module, recorded):
+            return c
     named = [c for c in children if "att" in str(c.within(block.path)) and list(c.module.children())]
-    return _one(named, f"no attention module in {block.path} ({type(block.module).__name__})")
+    return _first(named, f"no attention module in {block.path} ({type(block.module).__name__})")
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -224,31 +215,28 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _output_of(norms: list[Call], branch: Call) -> Tensor:
-    return next((n.made for n in norms if same(n.given, branch.made)), branch.made)
+    return next((n.wrote for n in norms if same(n.read, branch.wrote)), branch.wrote)
 
 
 def _norm_roles(block: Call, norms: list[Call], attention: Call, feed: Call) -> tuple[dict[str, Any], dict[str, Any]]:
     """The norms of attention and MLP, by what the norms read and who reads them."""
 
-    def name(found: list[Call]) -> str | None:
-        return found[0].within(block.path) if found else None
+    def around(branch: Call) -> dict[str, Any]:
+        before = (norm.within(block.path) for norm in norms if same(norm.wrote, branch.read))
+        after = (norm.within(block.path) for norm in norms if same(norm.read, branch.wrote))
+        return {"before": next(before, None), "after": next(after, None)}
 
-    into_mlp = [n for n in norms if same(n.made, feed.given)]
-    read_by_mlp = into_mlp[0].given if into_mlp else feed.given
-    for_attn = {"before": name([n for n in norms if same(n.made, attention.given)])}
-    for_mlp: dict[str, Any] = {"before": name(into_mlp), "parallel": same(read_by_mlp, block.given)}
-    for_attn["after"] = name([n for n in norms if same(n.given, attention.made)])
-    for_mlp["after"] = name([n for n in norms if same(n.given, feed.made)])
-    return for_attn, for_mlp
+    read_by_mlp = next((norm.read for norm in norms if same(norm.wrote, feed.read)), feed.read)
+    return around(attention), around(feed) | {"parallel": same(read_by_mlp, block.read)}
 
 
 def _attention(inside: list[Call], attention: Call) -> dict[str, Any]:
     linears = [c for c in inside if c.within(attention.path) and is_linear(c.module)]
-    out = _one([c for c in linears if same(c.made, attention.made)], "attention's output projection")
-    reads = {str(c.within(attention.path)): c for c in linears if same(c.given, attention.given) and c is not out}
+    out = _first([c for c in linears if same(c.wrote, attention.wrote)], "attention's output projection")
+    reads = {str(c.within(attention.path)): c for c in linears if same(c.read, attention.read) and c is not out}
     if len(reads) == 1:
         name = next(iter(reads))
-        return {"q": name, "k": name, "v": name, "fused": "stacked", "out": out.within(attention.path)}
+        return {"qkv": name, "out": out.within(attention.path)}
     roles = {}
     for role, pattern in (("q", r"(w?q$|q_|query)"), ("k", r"(w?k$|k_|key)"), ("v", r"(w?v$|v_|value)")):
         named = [name for name in reads if re.match(pattern, name.rsplit(".", 1)[-1])]
@@ -263,21 +251,19 @@ def _mlp(inside: list[Call], feed: Call) -> dict[str, Any]:
     if routers := [c for c in parts if c.outputs == 3]:
         return {"router": routers[0].within(feed.path)}
     linears = [c for c in parts if is_linear(c.module)]
-    down = _one([c for c in linears if same(c.made, feed.made)], "the MLP's down projection")
-    reads = [c for c in linears if same(c.given, feed.given)]
-    found: dict[str, Any] = {"down": down.within(feed.path)}
+    down = _first([c for c in linears if same(c.wrote, feed.wrote)], "the MLP's down projection")
+    reads = [c for c in linears if same(c.read, feed.read)]
+    parts_of = {"down": down.within(feed.path)}
     width = widths(down.module)[0]
     if len(reads) == 1:
         name, wide = reads[0].within(feed.path), widths(reads[0].module)[1]
         if wide not in (width, 2 * width):
             raise _NotFound(f"an MLP whose first layer is as wide as its second, or twice ({wide} and {width})")
-        return found | {"pre": name, "pre_linear": name if wide == 2 * width else None}
+        return parts_of | {"pre": name, "pre_linear": name if wide == 2 * width else None}
     if len(reads) != 2:
         raise _NotFound(f"an MLP with one or two layers that read its input, not {len(reads)}")
-    activated = [c for c in parts if not is_linear(c.module) and any(same(c.given, r.made) for r in reads)]
-    gates = [r for r in reads if any(same(c.given, r.made) for c in activated)] or [
-        r for r in reads if "gate" in r.path
-    ]
-    gate = _one(gates, "which of the MLP's two first layers is the gate")
+    activated = [c for c in parts if not is_linear(c.module) and any(same(c.read, r.wrote) for r in reads)]
+    gates = [r for r in reads if any(same(c.read, r.wrote) for c in activated)]
+    gate = _first(gates or [r for r in reads if "gate" in r.path], "which of the MLP's two first layers is the gate")
     up = reads[1 - reads.index(gate)]
-    return found | {"pre": gate.within(feed.path), "pre_linear": up.within(feed.path)}
+    return parts_of | {"pre": gate.within(feed.path), "pre_linear": up.within(feed.path)}

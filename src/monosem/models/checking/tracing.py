@@ -16,8 +16,8 @@ class Call:
 
     path: str
     module: nn.Module
-    given: Tensor
-    made: Tensor
+    read: Tensor
+    wrote: Tensor
     outputs: int  # 1 for a tensor, else the length of the tuple
 
     def within(self, path: str) -> str | None:
@@ -32,15 +32,16 @@ def trace(hf: PreTrainedModel, ids: Tensor) -> list[Call]:
     inputs: dict[nn.Module, Tensor] = {}
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
-        if given is not None:
-            inputs[module] = given.clone()
+        for x in (*args, *kwargs.values()):
+            if isinstance(x, Tensor):
+                inputs[module] = x.clone()
+                return
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any, path: str) -> None:
         several = isinstance(output, tuple)
-        made = unwrap(output) if isinstance(output, Tensor) or several or hasattr(output, "logits") else None
-        if isinstance(made, Tensor) and module in inputs:
-            calls.append(Call(path, module, inputs.pop(module), made.clone(), len(output) if several else 1))
+        wrote = unwrap(output) if isinstance(output, Tensor) or several or hasattr(output, "logits") else None
+        if isinstance(wrote, Tensor) and module in inputs:
+            calls.append(Call(path, module, inputs.pop(module), wrote.clone(), len(output) if several else 1))
 
     handles = []
     for path, module in hf.named_modules():
@@ -61,10 +62,3 @@ def same(one: Tensor, other: Tensor) -> bool:
 def is_linear(module: nn.Module) -> bool:
     """Any kind of linear layer: packed and adapted ones keep the names of their sizes."""
     return hasattr(module, "in_features") or type(module).__name__ == "Conv1D"
-
-
-def widths(module: Any) -> tuple[int, int]:
-    """Numbers of inputs and outputs of a linear layer."""
-    if type(module).__name__ == "Conv1D":
-        return tuple(module.weight.shape)  # type: ignore[return-value]
-    return module.in_features, module.out_features

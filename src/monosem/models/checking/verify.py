@@ -4,15 +4,15 @@ A wrong row of the family table, a transformers release that changed a module's 
 read as it acts: each breaks one of these, and the table names the site.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from ...errors import UnknownName
 from ..model import Model
 from ..places.branches import Branch
 from ..places.sites import ATTENTION, PER_LAYER, ROUTER, Site
@@ -49,11 +49,11 @@ class Verification:
         return all(row["ok"] for row in self.rows)
 
 
-def side_by_side(found: Sequence[Verification]) -> pd.DataFrame:
+def side_by_side(results: Sequence[Verification]) -> pd.DataFrame:
     """The same model in several dtypes: one row for each identity, a column of errors for each dtype."""
-    tables = [v.table.set_index(["site", "identity"]) for v in found]
-    errors = pd.concat({v.dtype: t["error"] for v, t in zip(found, tables)}, axis=1)
-    errors["ok"] = pd.concat([t["ok"] for t in tables], axis=1).all(axis=1)
+    tables = {result.dtype: result.table.set_index(["site", "identity"]) for result in results}
+    errors = pd.concat({dtype: table["error"] for dtype, table in tables.items()}, axis=1)
+    errors["ok"] = pd.concat([table["ok"] for table in tables.values()], axis=1).all(axis=1)
     return errors.reset_index()
 
 
@@ -90,184 +90,158 @@ class _Checks:
     def __init__(self, model: Model, tokens: TokenBatch):
         self.model, self.tokens = model, tokens
         self.rows: list[dict[str, object]] = []
-        layers = range(model.cfg.n_layers)
-        self.capture = [Site(name, layer) for layer in layers for name in PER_LAYER if _offered(model, name, layer)]
-        ends = ["embed", "final_norm"] + ([] if model.family.positions is None else ["pos_embed"])
+        self.capture = [Site(name, n) for n in model.layers() for name in PER_LAYER if model.has((name, n))]
+        ends = [name for name in ("embed", "final_norm", "pos_embed") if model.has(name)]
         self.run = model.run(tokens, capture=[*self.capture, *ends])
+        self.explicit: Tensor = self.run.logits  # type: ignore[assignment]
         # the same without scores and patterns: no layer leaves the model's own attention
-        self.plain = model.run(tokens, capture=[Site("resid_post", layer) for layer in range(model.cfg.n_layers)])
+        self.plain = model.run(tokens, capture=[Site("resid_post", layer) for layer in model.layers()])
         with torch.no_grad():
             self.native = model.hf(**inputs(tokens), use_cache=False).logits
 
-    def add(self, site: str, identity: str, found: Tensor, expected: Tensor) -> None:
+    def add(self, site: str, identity: str, value: Tensor, expected: Tensor) -> None:
         error = float("inf")
-        if found.shape == expected.shape:
-            worst = (found.float() - expected.float()).abs().max()
+        if value.shape == expected.shape:
+            worst = (value.float() - expected.float()).abs().max()
             error = float(worst / expected.float().abs().max().clamp(min=1e-12))
         ok = error <= TOLERANCE.get(self.model.dtype, 1e-4)  # NaN compares false
         self.rows.append({"site": site, "identity": identity, "error": error, "ok": ok})
 
-    def layers(self, site: str) -> Tensor:
-        return torch.stack([self.run[site, layer] for layer in range(self.model.cfg.n_layers)])
+    def logits(self, **options: Any) -> Tensor:
+        return self.model.run(self.tokens, **options).logits  # type: ignore[return-value]
 
-
-def _offered(model: Model, name: str, layer: int) -> bool:
-    try:
-        model.site((name, layer))
-    except UnknownName:
-        return False
-    return True
+    def all_of(self, branches: Iterable[Branch], name: str) -> Tensor:
+        """A site of several branches, stacked."""
+        return torch.stack([self.run[branch.site(name)] for branch in branches])
 
 
 def _native(c: _Checks) -> None:
-    c.add("logits", "hooked = native", c.model.run(c.tokens, capture=["resid_post.0"]).logits, c.native)  # type: ignore[arg-type]
-    c.add("logits", "our attention = native", c.run.logits, c.native)  # type: ignore[arg-type]
-    c.add("logits", "last token only = native", c.model.run(c.tokens, logits="last").logits, c.native[:, -1])  # type: ignore[arg-type]
+    c.add("logits", "hooked = native", c.logits(capture=["resid_post.0"]), c.native)
+    c.add("logits", "our attention = native", c.explicit, c.native)
+    c.add("logits", "last token only = native", c.logits(logits="last"), c.native[:, -1])
 
 
 def _streams(c: _Checks) -> None:
-    c.add("resid_pre", "resid_pre.0 = embed (+ positions)", c.run["resid_pre.0"], _embedded(c))
-    sums: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    for layer in range(c.model.cfg.n_layers):
+    embedded = c.run["embed"] + c.run["pos_embed"] if c.model.has("pos_embed") else c.run["embed"]
+    c.add("resid_pre", "resid_pre.0 = embed (+ positions)", c.run["resid_pre.0"], embedded)
+    sums: dict[tuple[str, tuple[str, ...]], list[tuple[Tensor, Tensor]]] = {}
+    for layer in c.model.layers():
         for site, parts in c.model.anatomy[layer].sums().items():
             total = reduce(torch.add, (c.run[name, layer] for name in parts))  # rounds where the model does
-            sums.setdefault(f"{site}: {' + '.join(parts)}", []).append((total, c.run[site, layer]))
-    for key, pairs in sums.items():
-        site, _, identity = key.partition(": ")
-        found, expected = (torch.stack(side) for side in zip(*pairs))
-        c.add(site, identity, found, expected)
+            sums.setdefault((site, parts), []).append((total, c.run[site, layer]))
+    for (site, parts), pairs in sums.items():
+        c.add(site, " + ".join(parts), *(torch.stack(side) for side in zip(*pairs)))
     last = c.run["resid_post", c.model.cfg.n_layers - 1]
-    c.add("resid_post", "read-out of the last = logits", c.model.unembed(last), c.run.logits)  # type: ignore[arg-type]
-    readout = c.model.unembed(c.run["final_norm"], norm=False)
-    c.add("final_norm", "unembedding = logits", readout, c.run.logits)  # type: ignore[arg-type]
-
-
-def _embedded(c: _Checks) -> Tensor:
-    embed = c.run["embed"]
-    return embed if c.model.family.positions is None else embed + c.run["pos_embed"]
-
-
-def _attentions(c: _Checks) -> list[Branch]:
-    layers = range(c.model.cfg.n_layers)
-    return [branch for layer in layers for branch in c.model.branches(layer) if branch.kind == "attention"]
+    c.add("resid_post", "read-out of the last = logits", c.model.unembed(last), c.explicit)
+    c.add("final_norm", "unembedding = logits", c.model.unembed(c.run["final_norm"], norm=False), c.explicit)
 
 
 def _heads(c: _Checks) -> None:
-    model, found, expected, mixed = c.model, [], [], []
-    attentions = _attentions(c)
-    for branch in attentions:
-        clip = branch.slot.mixer.clip and getattr(model.hf.config, branch.slot.mixer.clip)
-        result = torch.einsum("bthd,hdm->btm", c.run[branch.site("z")], branch.weight()) + branch.bias()
-        found.append(branch.write(result))
-        expected.append(c.run[branch.out])
-        values = c.run[branch.site("v")].repeat_interleave(model.cfg.n_heads // model.cfg.n_kv_heads, dim=2)
-        if branch.site("pattern") in c.run:
-            values = values if not clip else values.clamp(-clip, clip)
-            mixed.append(torch.einsum("bhqk,bkhd->bqhd", c.run[branch.site("pattern")], values))
+    model, outputs, mixed = c.model, [], []
+    attentions = [branch for branch in model.branches() if branch.kind == "attention"]
     if not attentions:
         return
+    for branch in attentions:
+        clip = branch.slot.mixer.clip and getattr(model.hf.config, branch.slot.mixer.clip)
+        heads = torch.einsum("bthd,hdm->btm", c.run[branch.site("z")], branch.weight())
+        outputs.append(branch.write(heads + branch.bias()))
+        if branch.site("pattern") in c.run:
+            values = c.run[branch.site("v")].repeat_interleave(model.cfg.n_heads // model.cfg.n_kv_heads, dim=2)
+            values = values.clamp(-clip, clip) if clip else values
+            mixed.append(torch.einsum("bhqk,bkhd->bqhd", c.run[branch.site("pattern")], values))
     _projections(c, attentions)
-    c.add("z", "sum over heads of z W_O + b_O = attn_out", torch.stack(found), torch.stack(expected))
+    expected = torch.stack([c.run[branch.out] for branch in attentions])
+    c.add("z", "sum over heads of z W_O + b_O = attn_out", torch.stack(outputs), expected)
     if mixed:
-        zs, patterns, scores = (torch.stack([c.run[b.site(n)] for b in attentions]) for n in ("z", "pattern", "scores"))
-        c.add("pattern", "pattern · v = z", torch.stack(mixed), zs)
-        pattern = patterns.float()  # with a sink (GPT-OSS) its rows sum to less than one
-        c.add("scores", "softmax = pattern", scores.float().softmax(-1), pattern / pattern.sum(-1, True))
+        c.add("pattern", "pattern · v = z", torch.stack(mixed), c.all_of(attentions, "z"))
+        scores, pattern = c.all_of(attentions, "scores").float(), c.all_of(attentions, "pattern").float()
+        # with a sink (GPT-OSS) a pattern's rows sum to less than one
+        c.add("scores", "softmax = pattern", scores.softmax(-1), pattern / pattern.sum(-1, True))
 
 
 def _projections(c: _Checks, attentions: Sequence[Branch]) -> None:
-    model = c.model
+    model, slot = c.model, attentions[0].slot
     for name in ("q", "k", "v"):
-        made = []
+        projected = []
         for branch in attentions:
             x, site = branch.read(c.run[branch.reads]), branch.site(name)
             heads = torch.einsum("btm,hmd->bthd", x, weight_from(model, site)) + bias_of(model, site)
-            made.append(heads if heads.shape[-1] == model.cfg.d_head else heads.flatten(1))
-        expected = torch.stack([c.run[branch.site(name)] for branch in attentions])
-        reads = attentions[0].slot
-        norm = f"{reads.row.norm}({reads.reads})"
-        c.add(name, f"{norm} W_{name.upper()} + b_{name.upper()}", torch.stack(made), expected)
+            projected.append(heads if heads.shape[-1] == model.cfg.d_head else heads.flatten(1))
+        identity = f"{slot.row.norm}({slot.reads}) W_{name.upper()} + b_{name.upper()}"
+        c.add(name, identity, torch.stack(projected), c.all_of(attentions, name))
 
 
 def _roles(c: _Checks) -> None:
     """That q is not k, nor gate up: a token's q acts on its own row alone, the MLP is linear in up alone."""
-    model = c.model
+    half = c.model.cfg.d_mlp // 2
+    last = {branch.name: branch for branch in c.model.branches()}  # of every name
 
     def run(site: Site, fn: Callable[[Tensor], Tensor], read: Site) -> Tensor:
-        return model.run(c.tokens, capture=read, edits=[_Patch(site, fn)], logits=False)[read]
+        return c.model.run(c.tokens, capture=read, edits=[_Patch(site, fn)], logits=False)[read]
 
     def first_token_turned(q: Tensor) -> Tensor:
         return torch.cat([-q[:, :1], q[:, 1:]], dim=1)
 
-    for branch in _last_of(c, "head"):
-        z = branch.site("z")
-        turned = run(branch.site("q"), first_token_turned, z)[:, 1:]
-        c.add("q", "the first token's q moves no later z", turned, c.run[z][:, 1:])
-    half = model.cfg.d_mlp // 2
-
     def half_off(x: Tensor) -> Tensor:
         return torch.cat([x[..., :half], torch.zeros_like(x[..., half:])], dim=-1)
 
-    for branch in _last_of(c, "neuron"):
-        pre, linear, post = (branch.site(name) for name in ("_pre", "_pre_linear", "_post"))
-        c.add(pre.name, "one neuron each", run(pre, half_off, post)[..., :half], c.run[post][..., :half])
-        if linear in c.run:
-            c.add(linear.name, "mlp_post linear in it", run(linear, lambda x: 2 * x, post), 2 * c.run[post])
-
-
-def _last_of(c: _Checks, units: str) -> list[Branch]:
-    """The last branch of every name that is made of these units."""
-    everything = [branch for branch in c.model.branches() if branch.units == units]
-    return list({branch.name: branch for branch in everything}.values())
+    for branch in last.values():
+        if branch.units == "head":
+            z = branch.site("z")
+            turned = run(branch.site("q"), first_token_turned, z)[:, 1:]
+            c.add("q", "the first token's q moves no later z", turned, c.run[z][:, 1:])
+        elif branch.units == "neuron":
+            pre, linear, post = (branch.site(name) for name in ("_pre", "_pre_linear", "_post"))
+            c.add(pre.name, "one neuron each", run(pre, half_off, post)[..., :half], c.run[post][..., :half])
+            if linear in c.run:
+                c.add(linear.name, "mlp_post linear in it", run(linear, lambda x: 2 * x, post), 2 * c.run[post])
 
 
 def _routers(c: _Checks) -> None:
-    """The chosen experts are those with the largest logits, and the MLP's output is linear in their weights."""
-    model = c.model
-    layers = [layer for layer in range(model.cfg.n_layers) if _offered(model, "router_logits", layer)]
-    if not layers:
+    """The chosen experts are those with the largest logits, and the branch's output is linear in their weights."""
+    routed = [branch for branch in c.model.branches() if branch.kind == "mixture"]
+    if not routed:
         return
-    run = model.run(c.tokens, capture=[(name, layer) for layer in layers for name in ROUTER], logits=False)
-    logits, _, indices = (torch.stack([run[name, layer] for layer in layers]) for name in ROUTER)
+    sites = [branch.site(name) for branch in routed for name in ROUTER]
+    run = c.model.run(c.tokens, capture=sites, logits=False)
+    logits, _, indices = (torch.stack([run[branch.site(name)] for branch in routed]) for name in ROUTER)
     best = logits.topk(indices.shape[-1]).values
-    chosen = logits.gather(-1, indices)
-    c.add("expert_indices", "chosen = the largest logits", chosen.sort(-1, descending=True).values, best)
+    chosen = logits.gather(-1, indices).sort(-1, descending=True).values
+    c.add("expert_indices", "chosen = the largest logits", chosen, best)
+    last = routed[-1]
 
     def output(factor: float) -> Tensor:
-        edit = _Patch(Site("expert_weights", layers[-1]), lambda w: w * factor)
-        return model.run(c.tokens, capture=[("mlp_raw", layers[-1])], edits=[edit], logits=False)["mlp_raw", layers[-1]]
+        edit = _Patch(last.site("expert_weights"), lambda weights: weights * factor)
+        return c.model.run(c.tokens, capture=last.raw, edits=[edit], logits=False)[last.raw]
 
     c.add("expert_weights", "MLP linear in them", output(2.0) - output(1.0), output(1.0) - output(0.0))
 
 
 def _write_back(c: _Checks) -> None:
-    for name in PER_LAYER:
-        at = [site for site in c.capture if site.name == name]
-        if not at:
-            continue
-        logits = c.model.run(c.tokens, edits=[_Patch(site, torch.clone) for site in at]).logits
-        unchanged = c.run.logits if name in ATTENTION else c.native
-        c.add(name, "own value written back = no change", logits, unchanged)  # type: ignore[arg-type]
+    for name in sorted({site.name for site in c.capture}, key=PER_LAYER.index):
+        logits = c.logits(edits=[_Patch(site, torch.clone) for site in c.capture if site.name == name])
+        unchanged = c.explicit if name in ATTENTION else c.native
+        c.add(name, "own value written back = no change", logits, unchanged)
 
 
 def _write_back_together(c: _Checks) -> None:
-    logits = c.model.run(c.tokens, edits=[_Patch(site, torch.clone) for site in c.capture]).logits
-    c.add("all sites", "own values written back = no change", logits, c.run.logits)  # type: ignore[arg-type]
+    logits = c.logits(edits=[_Patch(site, torch.clone) for site in c.capture])
+    c.add("all sites", "own values written back = no change", logits, c.explicit)
 
 
 def _transplant(c: _Checks) -> None:
     layer = c.model.cfg.n_layers // 2
-    other = c.plain["resid_post", layer].flip(0)
-    logits = c.model.run(c.tokens, edits=[_Patch(Site("resid_post", layer), lambda _: other)]).logits
-    c.add("resid_post", "other prompt's value = its logits", logits, c.native.flip(0))  # type: ignore[arg-type]
+    stream = c.plain["resid_post", layer]
+    logits = c.logits(edits=[_Patch(Site("resid_post", layer), lambda _: stream.flip(0))])
+    c.add("resid_post", "other prompt's value = its logits", logits, c.native.flip(0))
     if layer + 1 < c.model.cfg.n_layers:
-        late = c.model.run(c.tokens, start=(Site("resid_pre", layer + 1), c.plain["resid_post", layer])).logits
-        c.add("resid_pre", "started late = logits", late, c.native)  # type: ignore[arg-type]
+        late = c.logits(start=(Site("resid_pre", layer + 1), stream))
+        c.add("resid_pre", "started late = logits", late, c.native)
 
 
 def _padding(c: _Checks) -> None:
-    short = c.tokens.ids[:1, : c.tokens.ids.shape[1] // 2].tolist()
-    rows = [short[0], *c.tokens.ids[1:].tolist()]
+    first, *others = c.tokens.ids.tolist()
+    rows = [first[: len(first) // 2], *others]
     alone = torch.cat([c.model.run([row], logits="last").logits for row in rows])  # type: ignore[misc]
     for side in ("right", "left"):
         batch = TokenBatch.of(rows, c.model.pad, side)
@@ -276,10 +250,7 @@ def _padding(c: _Checks) -> None:
 
 def _cache(c: _Checks) -> None:
     steps = 4
-    made = c.model.generate(c.tokens, max_new_tokens=steps, stop_at_eos=False)
-    full = c.model.run(made.ids).logits
-    assert full is not None
-    greedy = full[:, -steps - 1 : -1]
-    chosen = torch.tensor(made.new, device=full.device)
-    best = greedy.max(-1).values
-    c.add("logits", "cached generation = greedy without cache", greedy.gather(-1, chosen[..., None])[..., 0], best)
+    generated = c.model.generate(c.tokens, max_new_tokens=steps, stop_at_eos=False)
+    logits = c.model.run(generated.ids).logits[:, -steps - 1 : -1]  # type: ignore[index]
+    chosen = logits.gather(-1, torch.tensor(generated.new, device=logits.device)[..., None])[..., 0]
+    c.add("logits", "cached generation = greedy without cache", chosen, logits.max(-1).values)

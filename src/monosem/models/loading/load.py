@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from ...errors import BadFile, BadInput, MonosemError
 from ..checking.infer import infer
 from ..model import Model
-from ..places.families import family_of, has_row
+from ..places.families import BY_TYPE
 from . import embedded, hub
 from .catalogue import EMBEDDED, Embedded
 from .checkpoint import check_finite, explain, hushed, load_weights
@@ -65,7 +65,7 @@ def load_model(
     hf, own, name, notes = load_hf(
         name_or_model, dtype=dtype, device=device, device_map=device_map, tokenizer=tokenizer, quiet=quiet
     )
-    family = family_of(hf.config) if has_row(hf.config) else infer(hf)
+    family = BY_TYPE.get(hf.config.model_type) or infer(hf)
     model = Model(hf, own, name=name, family=family)
     if not quiet:
         chosen = dtype is None and not isinstance(name_or_model, PreTrainedModel)

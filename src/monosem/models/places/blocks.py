@@ -15,8 +15,11 @@ from .sites import stream_before
 class Place(NamedTuple):
     """A site in a block: the path of a module ("" is the block), what of it, and a layout (`points.layout_of`).
 
-    `slot` is the branch that the site belongs to. `sum_of` names what a stream between branches is the sum of: the
-    stream before, and what was written since, in order.
+    Attributes:
+        slot: the branch that the site belongs to.
+        item: which of the module's outputs it is, where there are several.
+        flat: the module sees `batch*pos` rows (routers).
+        sum_of: what a stream between branches is the sum of: the stream before, and what was written since, in order.
     """
 
     path: str
@@ -90,18 +93,17 @@ class Block:
 
     def sums(self) -> dict[str, tuple[str, ...]]:
         """Every stream that branches wrote into -> the sites that it is the sum of."""
-        found = {name: place.sum_of for name, place in self.places.items() if place.sum_of}
-        outs = [f"{slot.name}_out" for slot in self.slots]
-        return found | {"resid_post": ("resid_pre", *outs)}
+        between = {name: place.sum_of for name, place in self.places.items() if place.sum_of}
+        return between | {"resid_post": ("resid_pre", *(f"{slot.name}_out" for slot in self.slots))}
 
     def why_not(self, site: str) -> str:
         """Why the block has no such site, as it follows "layer 3 of gpt2 "; the mixers give reasons of their own."""
         if site.startswith("resid_"):
             names = " and ".join(slot.name for slot in self.slots)
             return f"has no stream between its branches: {names or 'nothing'} all read resid_pre (parallel blocks)"
-        for row_slot in self.slots:
-            if site.startswith(f"{row_slot.row.norm}_"):
-                return _norm_reason(row_slot, self.slots, site)
+        for slot in self.slots:
+            if site.startswith(f"{slot.row.norm}_"):
+                return _norm_reason(slot, self.slots, site)
         for slot in self.slots:
             if reason := _mixer_reason(slot, site):
                 return reason
@@ -117,8 +119,8 @@ def _slot(row: BranchRow, mixer: Mixer, earlier: list[Slot], config: Any, block:
         before = beside.before
     scale = 1.0 if row.scale is None else float(getattr(config, row.scale))
     reads = beside.reads if beside else stream_before(len(earlier))
-    own = all(slot.before != before for slot in earlier)
-    return Slot(row, len(earlier), mixer, reads, before, row.after, own, scale)
+    own_norm = all(slot.before != before for slot in earlier)
+    return Slot(row, len(earlier), mixer, reads, before, row.after, own_norm, scale)
 
 
 def _norm_reason(slot: Slot, slots: tuple[Slot, ...], site: str) -> str:
@@ -130,13 +132,12 @@ def _norm_reason(slot: Slot, slots: tuple[Slot, ...], site: str) -> str:
 
 def _mixer_reason(slot: Slot, site: str) -> str | None:
     """What the branch's mixer lacks that another mixer of its row, or another architecture, has."""
-    kinds = {kind.site(name, slot.name): key for key, kind in KINDS.items() for name in kind.sites}
-    kind, own = kinds.get(site), slot.mixer.kind
-    if kind is None or (kind != own and not {kind, own} <= {"mlp", "mixture"}):
-        return None
-    if kind == own:
+    lacking = next((key for key, kind in KINDS.items() if site in {kind.site(n, slot.name) for n in kind.sites}), None)
+    if lacking == slot.mixer.kind:
         return f"has no {site}: its {slot.name} is not gated; use {slot.name}_pre"
-    if own == "mixture":
+    if {lacking, slot.mixer.kind} != {"mlp", "mixture"}:
+        return None
+    if lacking == "mlp":
         return (
             "is a mixture of experts, whose neurons are batched parameters without a module to read; "
             f"use {slot.name}_out, router_logits, expert_weights or expert_indices"

@@ -1,8 +1,4 @@
-"""The bound branches of a block: what each reads, what it computes, and what it writes into the stream.
-
-Nothing outside this folder says "attention, then MLP": the order, what precedes what, and what a branch adds to the
-stream come from here.
-"""
+"""A branch of a block: what it reads, what it computes, and what it adds to the stream."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,8 +11,7 @@ from torch import Tensor, nn
 
 from ...errors import BadInput, UnknownName
 from ..native import Native
-from .blocks import Place, Slot
-from .mixers import KINDS, Kind
+from .blocks import Slot
 from .norms import Norm
 from .points import point, unwrap
 from .sites import Site
@@ -49,10 +44,6 @@ class Branch:
         return self.slot.mixer.kind
 
     @property
-    def _kind(self) -> Kind:
-        return KINDS[self.kind]
-
-    @property
     def reads(self) -> Site:
         """The stream that it reads."""
         return Site(self.slot.reads, self.layer)
@@ -70,13 +61,13 @@ class Branch:
     @property
     def inner(self) -> Site | None:
         """The site that its output projection reads (z, mlp_post); None for mixers without such a projection."""
-        name = self._kind.projected
-        return None if name is None else Site(self._kind.site(name, self.name), self.layer)
+        name = self.slot.mixer.row.projected
+        return None if name is None else self.site(name)
 
     @property
     def units(self) -> str | None:
         """What the inner site is made of: "head" or "neuron"; None where there is no inner site."""
-        return self._kind.units
+        return self.slot.mixer.row.units
 
     @property
     def n_units(self) -> int:
@@ -85,7 +76,7 @@ class Branch:
     @property
     def pointwise(self) -> bool:
         """Whether it treats every token alone."""
-        return self._kind.pointwise
+        return self.slot.mixer.row.pointwise
 
     @property
     def scale(self) -> float:
@@ -94,26 +85,25 @@ class Branch:
 
     def site(self, name: str) -> Site:
         """A site inside its mixer, "q" or "_pre" as listed in `mixers.KINDS`."""
-        return Site(self._kind.site(name, self.name), self.layer)
+        return Site(self.slot.mixer.row.site(name, self.name), self.layer)
 
     # ------------------------------------------------------------------ the native modules
+    def _native(self, path: str) -> nn.Module:
+        return self.model.blocks[self.layer].get_submodule(path)
+
     @property
     def module(self) -> nn.Module:
-        return self._block.get_submodule(self.slot.mixer.path)
+        return self._native(self.slot.mixer.path)
 
     @property
     def norm_in(self) -> nn.Module | None:
         """The norm through which it reads the stream."""
-        return None if self.slot.before is None else self._block.get_submodule(self.slot.before)
+        return self._native(self.slot.before) if self.slot.before else None
 
     @property
     def norm_out(self) -> nn.Module | None:
         """The norm between it and the stream (Gemma 2 and 3, OLMo 2 and 3, GLM 4)."""
-        return None if self.slot.after is None else self._block.get_submodule(self.slot.after)
-
-    @property
-    def _block(self) -> nn.Module:
-        return self.model.blocks[self.layer]
+        return self._native(self.slot.after) if self.slot.after else None
 
     def read(self, stream: Float[Tensor, "*batch pos d_model"]) -> Float[Tensor, "*batch pos d_model"]:
         """What the mixer is given when the branch reads `stream`; the norm is computed anew."""
@@ -130,13 +120,10 @@ class Branch:
 
         A part that several of them share runs once.
         """
-        given, done, found = self.read(stream), dict[nn.Module, Tensor](), {}
-        for name in sorted(names):
-            place = point(self.model, self.site(name))
-            if place.module not in done:
-                done[place.module] = place.module(given)
-            found[name] = place.split(done[place.module])
-        return found
+        places = {name: point(self.model, self.site(name)) for name in sorted(names)}
+        normed, modules = self.read(stream), dict.fromkeys(place.module for place in places.values())
+        outputs = {module: module(normed) for module in modules}
+        return {name: place.split(outputs[place.module]) for name, place in places.items()}
 
     def answer(self, stream: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         """What a pointwise branch adds to the stream when it reads `stream`."""
@@ -230,57 +217,3 @@ class Branch:
     def written_bias(self) -> Float[Tensor, "d_model"]:
         """What the norm after the branch adds whatever it is given; zeros in most models."""
         return self.post.bias * self.scale
-
-
-def branches(model: Native, layer: int | None = None) -> list[Branch]:
-    """The branches of a block (None: of all), in the order in which they write."""
-    return [Branch(model, one, slot) for one in model.layers(layer) for slot in model.anatomy[one].slots]
-
-
-def branch(model: Native, name: str, layer: int) -> Branch:
-    """One branch. Raises `UnknownName` where the layer has no branch of that name."""
-    found = branches(model, layer)
-    for one in found:
-        if one.name == name:
-            return one
-    names = ", ".join(one.name for one in found)
-    raise UnknownName(f"layer {layer} of {model.name} has no branch {name!r}; it has {names}")
-
-
-def branch_of(model: Native, site: Site) -> Branch | None:
-    """The branch that a site of a layer belongs to; None for the stream, and for sites that exist once."""
-    if site.layer is None or not 0 <= site.layer < model.cfg.n_layers or site.name not in _places(model, site.layer):
-        point(model, site)  # explains what is not there
-        return None
-    slot = _places(model, site.layer)[site.name].slot
-    return None if slot is None else Branch(model, site.layer, slot)
-
-
-def _places(model: Native, layer: int) -> dict[str, Place]:
-    return model.anatomy[layer].places
-
-
-def written_before(model: Native, stream: Site) -> list[Branch]:
-    """The branches that have written into a stream site, in order."""
-    depth_of = depth(model, stream)
-    return [one for one in branches(model) if depth(model, one.out) < depth_of]
-
-
-def depth(model: Native, site: Site) -> int:
-    """How far along the stream a site's value is there: what a branch writes precedes a stream site of larger depth.
-
-    A site of a branch can reach what another branch computes if its depth is below the depth of what that one reads.
-    In a block of n branches: 2n + 1 steps, a stream site at even steps, and branch i at step 2i + 1.
-    """
-    if site.layer is None:
-        return -1 if site.name in ("embed", "pos_embed") else model.cfg.n_layers * _steps(model)
-    start, slots = site.layer * _steps(model), model.anatomy[site.layer].slots
-    if (one := branch_of(model, site)) is not None:
-        return start + 2 * one.slot.number + 1
-    if site.name == "resid_post":
-        return start + _steps(model)
-    return start + next((2 * slot.number for slot in slots if slot.reads == site.name), 0)
-
-
-def _steps(model: Native) -> int:
-    return 2 * max(len(block.slots) for block in model.anatomy)

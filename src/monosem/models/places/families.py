@@ -42,10 +42,12 @@ class BranchRow:
     scale: str | None = None
 
     def __post_init__(self) -> None:
-        names = (f"{self.norm}_scale", f"{self.norm}_normalized", f"{self.name}_raw", f"{self.name}_out")
-        declare(dict.fromkeys(names, ("position",)))
+        declare(f"{self.norm}_scale", ("position",))
+        for name in (f"{self.norm}_normalized", f"{self.name}_raw", f"{self.name}_out"):
+            declare(name)
         for mixer in self.mixers:
-            declare({site: inner.axes for site, inner in mixer.inner(self.name)})
+            for name, inner in mixer.inner(self.name):
+                declare(name, inner.shape)
 
     def mixer(self, block: nn.Module) -> Mixer | None:
         return next((mixer for mixer in self.mixers if mixer.is_in(block)), None)
@@ -60,12 +62,14 @@ def attn(
     k: str = "k_proj",
     v: str = "v_proj",
     out: str = "o_proj",
-    fused: Literal["stacked", "interleaved"] | None = None,
+    qkv: str | None = None,
+    fused: Literal["stacked", "interleaved"] = "stacked",
     clip: str | None = None,
     scale: str | None = None,
 ) -> BranchRow:
-    """The branch `attn`."""
-    mixer = Mixer("attention", path, {"q": q, "k": k, "v": v, "out": out}, fused, clip)
+    """The branch `attn`; `qkv` is one module instead of three, `fused` in one of two ways."""
+    parts = {"q": qkv or q, "k": qkv or k, "v": qkv or v, "out": out}
+    mixer = Mixer("attention", path, parts, fused if qkv else None, clip)
     return BranchRow("attn", (mixer,), "ln1", before, after, scale=scale)
 
 
@@ -110,7 +114,8 @@ class Family:
     logit_steps: tuple[tuple[str, str], ...] = ()  # what follows the unembedding: (step, config attribute)
 
     def __post_init__(self) -> None:
-        declare(dict.fromkeys(map(stream_before, range(len(self.branches))), ("position",)))
+        for number in range(len(self.branches)):
+            declare(stream_before(number))
 
 
 _SOFT_CAP = (("soft_cap", "final_logit_softcapping"),)
@@ -118,7 +123,7 @@ _GPT2 = Family(
     "gpt2",
     ("gpt2",),
     (
-        attn("ln_1", path="attn", q="c_attn", k="c_attn", v="c_attn", out="c_proj", fused="stacked"),
+        attn("ln_1", path="attn", qkv="c_attn", out="c_proj"),
         mlp("ln_2", pre="c_fc", pre_linear=None, down="c_proj"),
     ),
     embed="transformer.wte",
@@ -148,10 +153,7 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         "phi3",
         ("phi3",),
-        (
-            attn(q="qkv_proj", k="qkv_proj", v="qkv_proj", fused="stacked"),
-            mlp(pre="gate_up_proj", pre_linear="gate_up_proj"),
-        ),
+        (attn(qkv="qkv_proj"), mlp(pre="gate_up_proj", pre_linear="gate_up_proj")),
     ),
     Family("glm", ("glm",), (attn(), mlp(pre="gate_up_proj", pre_linear="gate_up_proj"))),
     Family(
@@ -208,14 +210,7 @@ FAMILIES: tuple[Family, ...] = (
         "gpt_neox",
         ("gpt_neox",),
         (
-            attn(
-                path="attention",
-                q="query_key_value",
-                k="query_key_value",
-                v="query_key_value",
-                fused="interleaved",
-                out="dense",
-            ),
+            attn(path="attention", qkv="query_key_value", fused="interleaved", out="dense"),
             mlp(pre="dense_h_to_4h", pre_linear=None, down="dense_4h_to_h", parallel="use_parallel_residual"),
         ),
         embed="gpt_neox.embed_in",
@@ -226,7 +221,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("gpt_oss", ("gpt_oss",), (attn(), mlp(router="router"))),
 )
 
-_BY_TYPE = {model_type: family for family in FAMILIES for model_type in family.model_types}
+BY_TYPE = {model_type: family for family in FAMILIES for model_type in family.model_types}
 
 
 # what may follow the unembedding
@@ -237,15 +232,10 @@ LOGIT_STEPS: dict[str, Callable[[Tensor, float], Tensor]] = {
 }
 
 
-def has_row(config: Any) -> bool:
-    """Whether the table has a row for a Hugging Face config."""
-    return config.model_type in _BY_TYPE
-
-
 def family_of(config: Any) -> Family:
     """The table's row for a Hugging Face config. Raises `UnknownName` for an architecture without one."""
-    if config.model_type not in _BY_TYPE:
+    if config.model_type not in BY_TYPE:
         raise UnknownName(
             f"no family row for model type {config.model_type!r}: load_model infers one; Model takes family=Family(...)"
         )
-    return _BY_TYPE[config.model_type]
+    return BY_TYPE[config.model_type]

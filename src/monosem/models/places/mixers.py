@@ -4,26 +4,28 @@ A new kind (linear attention, a state space, a convolution) is a new row of `KIN
 attribution follow from it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
-Side = Literal["in", "out", "inside", "around"]
+# a module's input or output; inside an attention function; a norm's own, which its input determines; what the parts of
+# a projection's input add to its output
+Side = Literal["in", "out", "inside", "around", "across"]
 
 
 class Inner(NamedTuple):
     """Where a site in a mixer is: the input or output of one of the mixer's parts, or inside its attention function.
 
-    `axes` are the axes of the site's tensor without the batch; `layout` is a row of `points.layout_of`; `item` is which
-    of the part's outputs; `flat` parts see `batch*pos` rows.
+    `layout` is a row of `points.layout_of`; `shape` are the axes of the site's tensor without the batch; `item` is
+    which of the part's outputs; `flat` parts see `batch*pos` rows.
     """
 
     part: str
     side: Side
     layout: str
-    axes: tuple[str, ...]
+    shape: tuple[str, ...]
     item: int = 0
     flat: bool = False
 
@@ -36,6 +38,7 @@ class Kind:
         sites: inner sites in the order of computation. A name with a leading underscore follows the branch's name:
             `_post` is mlp_post in the branch `mlp`; another name stands alone in the branch `plain`.
         shown_by: the part whose module shows that a block has this mixer.
+        working: the most numbers that it holds for a token while it computes, from the model's sizes (`Shape`).
         projected: the inner site that the output projection writes into the stream; None: no such projection to read.
         units: what the projected site is made of, "head" or "neuron".
         pointwise: every token is treated alone, so that the native module can be called on any stream.
@@ -44,6 +47,7 @@ class Kind:
 
     sites: dict[str, Inner]
     shown_by: str
+    working: Callable[[Any], int]
     projected: str | None = None
     units: Literal["head", "neuron"] | None = None
     pointwise: bool = False
@@ -56,21 +60,23 @@ class Kind:
         return name if branch == self.plain else f"{branch}_{name}"
 
 
-_HEADS, _PAIRS, _NEURONS = ("position", "head"), ("head", "position", "key"), ("position", "neuron")
+_HEADS, _KV_HEADS = ("position", "head", "d_head"), ("position", "kv_head", "d_head")
+_PAIRS, _NEURONS, _CHOSEN = ("head", "position", "key"), ("position", "neuron"), ("position", "chosen")
 KINDS: dict[str, Kind] = {
     "attention": Kind(
         {
             "q": Inner("q", "out", "q", _HEADS),
-            "k": Inner("k", "out", "k", _HEADS),
-            "v": Inner("v", "out", "v", _HEADS),
+            "k": Inner("k", "out", "k", _KV_HEADS),
+            "v": Inner("v", "out", "v", _KV_HEADS),
             "rot_q": Inner("", "inside", "whole", _HEADS),
-            "rot_k": Inner("", "inside", "whole", _HEADS),
+            "rot_k": Inner("", "inside", "whole", _KV_HEADS),
             "scores": Inner("", "inside", "whole", _PAIRS),
             "pattern": Inner("", "inside", "whole", _PAIRS),
             "z": Inner("out", "in", "z", _HEADS),
-            "result": Inner("out", "in", "z", _HEADS),
+            "result": Inner("out", "across", "z", ("position", "head", "d_model")),
         },
         shown_by="q",
+        working=lambda cfg: 2 * (cfg.n_heads + 2 * cfg.n_kv_heads) * cfg.d_head,
         projected="z",
         units="head",
         plain="attn",
@@ -82,6 +88,7 @@ KINDS: dict[str, Kind] = {
             "_post": Inner("down", "in", "whole", _NEURONS),
         },
         shown_by="down",
+        working=lambda cfg: 4 * cfg.d_mlp,
         projected="_post",
         units="neuron",
         pointwise=True,
@@ -89,10 +96,11 @@ KINDS: dict[str, Kind] = {
     "mixture": Kind(  # its experts are batched parameters without modules: no neurons to read
         {
             "router_logits": Inner("router", "out", "whole", ("position", "expert"), 0, True),
-            "expert_weights": Inner("router", "out", "whole", ("position", "expert"), 1, True),
-            "expert_indices": Inner("router", "out", "whole", ("position", "expert"), 2, True),
+            "expert_weights": Inner("router", "out", "whole", _CHOSEN, 1, True),
+            "expert_indices": Inner("router", "out", "whole", _CHOSEN, 2, True),
         },
         shown_by="router",
+        working=lambda cfg: 4 * cfg.d_mlp,
         pointwise=True,
         plain="mlp",
     ),
@@ -114,19 +122,22 @@ class Mixer:
     fused: Literal["stacked", "interleaved"] | None = None
     clip: str | None = None
 
+    @property
+    def row(self) -> Kind:
+        return KINDS[self.kind]
+
     def at(self, part: str) -> str:
         """The path of a part in the block; "" is the mixer's module itself."""
         return f"{self.path}.{self.parts[part]}" if part else self.path
 
     def is_in(self, block: nn.Module) -> bool:
         module: Any = block
-        for name in self.at(KINDS[self.kind].shown_by).split("."):
+        for name in self.at(self.row.shown_by).split("."):
             module = getattr(module, name, None)
         return module is not None
 
     def inner(self, branch: str) -> Iterator[tuple[str, Inner]]:
         """The inner sites by their names in a branch; a part that this architecture does not have, has no site."""
-        kind = KINDS[self.kind]
-        for name, inner in kind.sites.items():
+        for name, inner in self.row.sites.items():
             if not inner.part or inner.part in self.parts:
-                yield kind.site(name, branch), inner
+                yield self.row.site(name, branch), inner

@@ -1,4 +1,8 @@
-"""The named places of a model: sites, and the weights that compute them."""
+"""The named places of a model: sites, the branches that they belong to, and the weights that compute them.
+
+Nothing outside this folder says "attention, then MLP": what a block has, its order, and what precedes what come from
+here.
+"""
 
 import torch
 from jaxtyping import Float
@@ -6,7 +10,7 @@ from torch import Tensor
 
 from ...errors import UnknownName
 from ..native import Native
-from .branches import Branch, branch, branch_of, branches, depth, written_before
+from .branches import Branch
 from .points import point
 from .sites import Site, SiteLike
 from .weights import View, bias, embedding_scale, matrix
@@ -24,29 +28,57 @@ class Places(Native):
     def layers_with(self, site: str) -> list[int]:
         """The layers that have a site of this name; blocks may differ. Raises `UnknownName` where no layer has it."""
         name = Site.parse((site, 0)).name
-        having = [layer for layer, block in enumerate(self.anatomy) if name in block.places]
-        point(self, Site(name, having[0] if having else 0))  # explains what is not there
-        return having
+        layers = [layer for layer, block in enumerate(self.anatomy) if name in block.places]
+        point(self, Site(name, layers[0] if layers else 0))  # explains what is not there
+        return layers
+
+    def has(self, site: SiteLike) -> bool:
+        """Whether the model has a site."""
+        try:
+            self.site(site)
+        except UnknownName:
+            return False
+        return True
 
     def branches(self, layer: int | None = None) -> list[Branch]:
         """The branches of a block (None: of all), in the order in which they write into the stream."""
-        return branches(self, layer)
+        return [Branch(self, number, slot) for number in self.layers(layer) for slot in self.anatomy[number].slots]
 
     def branch(self, name: str, layer: int) -> Branch:
         """One branch, such as `("attn", 3)`. Raises `UnknownName` where the layer has no branch of that name."""
-        return branch(self, name, layer)
+        by_name = {branch.name: branch for branch in self.branches(layer)}
+        if name not in by_name:
+            raise UnknownName(f"layer {layer} of {self.name} has no branch {name!r}; it has {', '.join(by_name)}")
+        return by_name[name]
 
     def branch_of(self, site: SiteLike) -> Branch | None:
         """The branch that a site belongs to; None for the stream, and for sites that exist once."""
-        return branch_of(self, Site.parse(site))
+        parsed = self.site(site)
+        slot = None if parsed.layer is None else self.anatomy[parsed.layer].places[parsed.name].slot
+        return None if slot is None else Branch(self, parsed.layer or 0, slot)
 
     def written_before(self, stream: SiteLike) -> list[Branch]:
         """The branches that have written into a stream site, in order."""
-        return written_before(self, self.site(stream))
+        end = self.depth(stream)
+        return [branch for branch in self.branches() if self.depth(branch.out) < end]
 
     def depth(self, site: SiteLike) -> int:
-        """How far along the stream a site's value is there (see `branches.depth`)."""
-        return depth(self, self.site(site))
+        """How far along the stream a site's value is there: a branch writes before the stream sites of larger depth.
+
+        A site of a branch can reach what another branch computes if its depth is below the depth of what that one
+        reads. In a block of n branches: 2n + 1 steps, a stream site at even steps, and branch i at step 2i + 1.
+        """
+        parsed, steps = self.site(site), 2 * max(len(block.slots) for block in self.anatomy)
+        if parsed.layer is None:
+            return -1 if parsed.name in ("embed", "pos_embed") else self.cfg.n_layers * steps
+        if (branch := self.branch_of(parsed)) is not None:
+            step = 2 * branch.slot.number + 1
+        elif parsed.name == "resid_post":
+            step = steps
+        else:
+            readers = [slot for slot in self.anatomy[parsed.layer].slots if slot.reads == parsed.name]
+            step = 2 * readers[0].number if readers else 0
+        return parsed.layer * steps + step
 
     W_Q = View("q")
     W_K = View("k")
@@ -87,5 +119,4 @@ class Places(Native):
     @property
     def b_U(self) -> Float[Tensor, "vocab"]:
         """The unembedding's bias; zeros in most models."""
-        found = bias(self.hf.get_output_embeddings(), self.cfg.d_model, self)
-        return torch.zeros(self.cfg.d_vocab, dtype=self.dtype, device=self.device) if found is None else found
+        return bias(self.hf.get_output_embeddings(), self.cfg.d_model, self)

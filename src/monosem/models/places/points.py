@@ -1,8 +1,6 @@
 """Where a site is read and written in the native modules: a module, its input or output, a layout of that tensor."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -32,13 +30,11 @@ def scaled(by: float) -> Layout:
     return whole() if by == 1 else Layout(lambda whole: whole * by, lambda whole, part: part / by)
 
 
-def by_head(heads: int) -> Layout:
+def by_head(heads: int, clipped: bool = False) -> Layout:
+    """`clipped` in place by the model: what is captured, and what is written, then need memory of their own."""
+    if clipped:
+        return Layout(lambda x: x.unflatten(-1, (heads, -1)).clone(), lambda _, part: part.flatten(-2).clone())
     return Layout(lambda whole: whole.unflatten(-1, (heads, -1)), lambda whole, part: part.flatten(-2))
-
-
-def by_head_clipped(heads: int) -> Layout:
-    """The model clips the module's output in place: what is captured, and what is written, need memory of their own."""
-    return Layout(lambda whole: whole.unflatten(-1, (heads, -1)).clone(), lambda whole, part: part.flatten(-2).clone())
 
 
 def block(sizes: tuple[int, ...], index: int, heads: int | None = None) -> Layout:
@@ -56,21 +52,16 @@ def block(sizes: tuple[int, ...], index: int, heads: int | None = None) -> Layou
     return Layout(split, join)
 
 
-def _split_interleaved(whole: Tensor, third: int, heads: int) -> Tensor:
-    return whole.unflatten(-1, (heads, 3, -1))[..., third, :]
-
-
-def _join_interleaved(whole: Tensor, part: Tensor, third: int, heads: int) -> Tensor:
-    parts = list(whole.unflatten(-1, (heads, 3, -1)).unbind(-2))
-    parts[third] = part
-    return torch.stack(parts, dim=-2).flatten(-3)
-
-
 def interleaved(third: int, heads: int) -> Layout:
     """GPT-NeoX: q k v of head 0, q k v of head 1, ..."""
-    return Layout(
-        partial(_split_interleaved, third=third, heads=heads), partial(_join_interleaved, third=third, heads=heads)
-    )
+
+    def thirds(whole: Tensor) -> list[Tensor]:
+        return list(whole.unflatten(-1, (heads, 3, -1)).unbind(-2))
+
+    def join(whole: Tensor, part: Tensor) -> Tensor:
+        return torch.stack([*thirds(whole)[:third], part, *thirds(whole)[third + 1 :]], dim=-2).flatten(-3)
+
+    return Layout(lambda whole: thirds(whole)[third], join)
 
 
 def layout_of(model: Native, view: str, slot: Slot | None) -> Layout:
@@ -92,36 +83,27 @@ def layout_of(model: Native, view: str, slot: Slot | None) -> Layout:
         return block(widths, third, heads)
     if mixer.fused == "interleaved":
         return interleaved(third, heads)
-    clipped = mixer.clip and getattr(model.hf.config, mixer.clip) is not None
-    return by_head_clipped(heads) if clipped else by_head(heads)
+    return by_head(heads, mixer.clip is not None and getattr(model.hf.config, mixer.clip) is not None)
 
 
 # ---------------------------------------------------------------------- the places
-@dataclass(frozen=True)
-class Point:
-    """`split` takes the site's tensor out of the module's tensor; `join` puts a new one back.
+class Point(NamedTuple):
+    """A site's native place.
 
     Attributes:
-        when: the module's input or output; "inside" an attention function; "around" a norm, whose input it is made of.
+        split: takes the site's tensor out of the module's tensor. join: puts a new one back.
         order: when it is computed, among all sites.
-        item: which of the module's outputs it is, where there are several.
-        flat: the module sees `batch*pos` rows (routers).
-        sum_of: what a stream between branches is the sum of.
+        when, item, flat, sum_of: see `blocks.Place`.
     """
 
     module: nn.Module
-    when: Side
-    layout: Layout
+    split: Callable[[Tensor], Tensor]
+    join: Callable[[Tensor, Tensor], Tensor]
     order: tuple[int, int]
+    when: Side
     item: int = 0
     flat: bool = False
     sum_of: tuple[str, ...] = ()
-
-    def split(self, whole: Tensor) -> Tensor:
-        return self.layout.split(whole)
-
-    def join(self, whole: Tensor, part: Tensor) -> Tensor:
-        return self.layout.join(whole, part)
 
 
 # site -> (what of the family's row is its module, side, layout), in the order of computation
@@ -155,7 +137,7 @@ def point(model: Native, site: Site) -> Point:
     path, side, view, slot, item, flat, sum_of = place
     module = model.blocks[site.layer].get_submodule(path)
     order = site.layer, list(block.places).index(site.name)
-    return Point(module, side, layout_of(model, view, slot), order, item, flat, sum_of)
+    return Point(module, *layout_of(model, view, slot), order, side, item, flat, sum_of)
 
 
 def _point_once(model: Native, site: Site) -> Point:
@@ -163,10 +145,9 @@ def _point_once(model: Native, site: Site) -> Point:
     path = getattr(model.family, attribute) if attribute else ""
     if path is None:
         raise UnknownName(f"{site}: {model.name} has no learned positions (it rotates queries and keys)")
-    order = list(_ONCE).index(site.name)
-    early = site.name in ("embed", "pos_embed")
-    module = model.hf.get_submodule(path)
-    return Point(module, side, layout_of(model, view, None), (-1 if early else model.cfg.n_layers, order))
+    layer = -1 if site.name in ("embed", "pos_embed") else model.cfg.n_layers
+    order = layer, list(_ONCE).index(site.name)
+    return Point(model.hf.get_submodule(path), *layout_of(model, view, None), order, side)
 
 
 # Modules return a tensor, a tuple or a ModelOutput, and the choice changes between transformers releases: one helper.

@@ -41,32 +41,10 @@ from ...errors import UnknownName, did_you_mean
 from ..transformerlens.names import ALIASES, HOOKS
 
 IN_BLOCK = [  # in the order of computation
-    "resid_pre",
-    "ln1_scale",
-    "ln1_normalized",
-    "q",
-    "k",
-    "v",
-    "rot_q",
-    "rot_k",
-    "scores",
-    "pattern",
-    "z",
-    "result",
-    "attn_raw",
-    "attn_out",
-    "resid_mid",
-    "ln2_scale",
-    "ln2_normalized",
-    "router_logits",
-    "expert_weights",
-    "expert_indices",
-    "mlp_pre",
-    "mlp_pre_linear",
-    "mlp_post",
-    "mlp_raw",
-    "mlp_out",
-    "resid_post",
+    *("resid_pre", "ln1_scale", "ln1_normalized", "q", "k", "v", "rot_q", "rot_k", "scores", "pattern", "z", "result"),
+    *("attn_raw", "attn_out", "resid_mid", "ln2_scale", "ln2_normalized"),
+    *("router_logits", "expert_weights", "expert_indices", "mlp_pre", "mlp_pre_linear", "mlp_post"),
+    *("mlp_raw", "mlp_out", "resid_post"),
 ]
 ONCE = ["embed", "pos_embed", "final_scale", "final_normalized", "final_norm", "logits"]
 ATTENTION = ("rot_q", "rot_k", "scores", "pattern")  # live inside the attention function
@@ -74,24 +52,25 @@ NORMS = {  # site -> which norm it belongs to
     f"{norm}_{form}": norm for norm in ("ln1", "ln2", "final") for form in ("scale", "normalized")
 }
 ROUTER = ("router_logits", "expert_weights", "expert_indices")  # the order in which routers return them
-# the same tensors in another form, or large: captured when named, not by "everything"
-_BESIDE = {"pos_embed", "result", "attn_raw", "mlp_raw", *NORMS, *ROUTER}
-PER_LAYER = [name for name in IN_BLOCK if name not in _BESIDE]
-GLOBAL = tuple(name for name in ONCE if name not in _BESIDE)
-ON_REQUEST = [name for name in IN_BLOCK if name in _BESIDE]
-GLOBAL_ON_REQUEST = tuple(name for name in ONCE if name in _BESIDE)
+
+
+def _beside(name: str) -> bool:
+    """The same tensor in another form, or a large one: captured when named, not by "everything"."""
+    return name.endswith(("_scale", "_normalized", "_raw")) or name in ("pos_embed", "result", *ROUTER)
+
+
+PER_LAYER = [name for name in IN_BLOCK if not _beside(name)]
+GLOBAL = tuple(name for name in ONCE if not _beside(name))
+ON_REQUEST = [name for name in IN_BLOCK if _beside(name)]
+GLOBAL_ON_REQUEST = tuple(name for name in ONCE if _beside(name))
 READ_ONLY = {  # site -> what to write instead
     "router_logits": "the router has chosen by then; write expert_weights",
     "expert_indices": "write expert_weights",
 }
 
-# site -> the axes of its tensor without the batch; sites that are not listed: position, and d_model
-AXES: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("q", "k", "v", "rot_q", "rot_k", "z", "result"), ("position", "head")),
-    **dict.fromkeys(("scores", "pattern"), ("head", "position", "key")),
-    **dict.fromkeys(("mlp_pre", "mlp_pre_linear", "mlp_post"), ("position", "neuron")),
-    **dict.fromkeys(ROUTER, ("position", "expert")),
-}
+# site -> the axes of its tensor without the batch; sites that are not listed: position and d_model. Families declare
+# the sites of their branches
+SHAPES: dict[str, tuple[str, ...]] = {"final_scale": ("position",), "logits": ("position", "vocab")}
 
 
 def stream_before(branch: int) -> str:
@@ -99,20 +78,18 @@ def stream_before(branch: int) -> str:
     return "resid_pre" if branch == 0 else f"resid_mid{branch if branch > 1 else ''}"
 
 
-def declare(axes: dict[str, tuple[str, ...]]) -> None:
-    """Make further sites of blocks known: the names of a family's branches, with the axes of their tensors."""
-    for name, own in axes.items():
-        if name in IN_BLOCK:
-            continue
-        IN_BLOCK.append(name)
-        norm, _, form = name.rpartition("_")
-        if form in ("scale", "normalized"):
-            NORMS[name] = norm
-        (ON_REQUEST if form in ("scale", "normalized", "raw") else PER_LAYER).append(name)
-        if own != ("position",):
-            AXES[name] = own
-        HOOKS[name] = f"hook_{name}"
-        ALIASES[HOOKS[name]] = name
+def declare(name: str, shape: tuple[str, ...] = ("position", "d_model")) -> None:
+    """Make a site of blocks known: of a family's branches, with the axes of its tensor."""
+    SHAPES[name] = shape
+    if name in IN_BLOCK:
+        return
+    IN_BLOCK.append(name)
+    norm, _, form = name.rpartition("_")
+    if form in ("scale", "normalized"):
+        NORMS[name] = norm
+    (ON_REQUEST if _beside(name) else PER_LAYER).append(name)
+    HOOKS[name] = f"hook_{name}"
+    ALIASES[HOOKS[name]] = name
 
 
 @dataclass(frozen=True, order=True)
@@ -126,14 +103,20 @@ class Site:
         return self.name if self.layer is None else f"{self.name}.{self.layer}"
 
     @property
+    def shape(self) -> tuple[str, ...]:
+        """Every axis but the batch: `("position", "kv_head", "d_head")`; "position" alone is a number a token."""
+        return SHAPES.get(self.name, ("position", "d_model"))
+
+    @property
     def axes(self) -> tuple[str, ...]:
-        """Axes without the batch and d_model: "position", and "head", "key", "neuron" or "expert" where it has one."""
-        return AXES.get(self.name, ("position",))
+        """What it can be cut along: "position", and "head" (kv heads at k, v and rot_k), "key" or "neuron"."""
+        named = ("head" if axis == "kv_head" else axis for axis in self.shape)
+        return tuple(axis for axis in named if axis in ("position", "head", "key", "neuron"))
 
     @property
     def query_axis(self) -> int:
         """The axis of token positions: 2 for scores and patterns (batch head query key), else 1."""
-        return 1 + self.axes.index("position")
+        return 1 + self.shape.index("position")
 
     @property
     def head_axis(self) -> int | None:
@@ -179,22 +162,22 @@ class Site:
 SiteLike = Site | str | tuple[str, int] | tuple[str, int, str]
 
 
-def _site(name: str, layer: int | None, given: object) -> Site:
+def _site(name: str, layer: int | None, spelling: object) -> Site:
     name = ALIASES.get(name, name)
     if name in ONCE and layer is None:
         return Site(name)
     if name in IN_BLOCK and layer is not None:
         return Site(name, layer)
     if name in IN_BLOCK:
-        raise UnknownName(f"site {given!r} needs a layer, such as '{name}.0'")
+        raise UnknownName(f"site {spelling!r} needs a layer, such as '{name}.0'")
     if name in ONCE:
-        raise UnknownName(f"site {given!r}: '{name}' exists once, write it without a layer")
+        raise UnknownName(f"site {spelling!r}: '{name}' exists once, write it without a layer")
     near = did_you_mean(name, [*IN_BLOCK, *ONCE]) or f"; known: {', '.join([*ONCE, *IN_BLOCK])}"
-    raise UnknownName(f"unknown site {given!r}{near}")
+    raise UnknownName(f"unknown site {spelling!r}{near}")
 
 
-def sites_of(given: "SiteLike | Iterable[SiteLike]") -> list[Site]:
+def sites_of(sites: "SiteLike | Iterable[SiteLike]") -> list[Site]:
     """One site or several, in any spelling; `("q", 3)` is one site, `("q.3", "k.3")` are two."""
-    pair = isinstance(given, tuple) and len(given) > 1 and isinstance(given[1], int)
-    single = isinstance(given, str | Site) or pair
-    return [Site.parse(site) for site in ([given] if single else given)]  # type: ignore[union-attr, arg-type]
+    pair = isinstance(sites, tuple) and len(sites) > 1 and isinstance(sites[1], int)
+    single = isinstance(sites, str | Site) or pair
+    return [Site.parse(site) for site in ([sites] if single else sites)]  # type: ignore[union-attr, arg-type]

@@ -111,22 +111,14 @@ class View:
             site = "mlp_pre_linear" if _gated(model) else "mlp_pre"
         elif self.name == "W_gate" and not _gated(model):
             raise UnknownName(f"W_gate: the MLP of {model.name} is not gated; use W_in")
-        read = bias_of if self.bias else (weight_into if self.into else weight_from)
-        groups = model.cfg.n_heads // model.cfg.n_kv_heads if site in ("k", "v") else None
-        return LayerWeights(
-            self.name,
-            model.cfg.n_layers,
-            lambda layer: read(model, Site(site, layer)),
-            self._shape(model, site),
-            groups,
-        )
-
-    def _shape(self, model: Native, site: str) -> tuple[int, ...]:
-        cfg = model.cfg
-        part = (cfg.d_mlp,) if site.startswith("mlp") else (cfg.n_heads, cfg.d_head)
+        read, cfg = bias_of if self.bias else (weight_into if self.into else weight_from), model.cfg
+        *heads, width = (cfg.d_mlp,) if site.startswith("mlp") else (cfg.n_heads, cfg.d_head)
         if self.bias:
-            return (cfg.d_model,) if self.into else part
-        return (*part, cfg.d_model) if self.into else (*part[:-1], cfg.d_model, part[-1])
+            shape = (cfg.d_model,) if self.into else (*heads, width)
+        else:
+            shape = (*heads, width, cfg.d_model) if self.into else (*heads, cfg.d_model, width)
+        groups = cfg.n_heads // cfg.n_kv_heads if site in ("k", "v") else None
+        return LayerWeights(self.name, cfg.n_layers, lambda layer: read(model, Site(site, layer)), shape, groups)
 
 
 def _gated(model: Native) -> bool:
@@ -150,24 +142,20 @@ def _width(model: Native, place: Point, site: Site) -> int:
 def weight_from(model: Native, site: Site) -> Tensor:
     """Weight of the module whose output is the site: `[head] d_model width`."""
     place = point(model, site)
-    part = place.split(matrix(place.module, _width(model, place, site), model))
-    return part.movedim(0, -2)
+    return place.split(matrix(place.module, _width(model, place, site), model)).movedim(0, -2)
 
 
 def weight_into(model: Native, site: Site) -> Tensor:
     """Weight of the module whose input is the site: `[head] width d_model`."""
     place = point(model, site)
-    part = place.split(matrix(place.module, _width(model, place, site), model).T)
-    return part.movedim(0, -1)
+    return place.split(matrix(place.module, _width(model, place, site), model).T).movedim(0, -1)
 
 
 def bias_of(model: Native, site: Site) -> Tensor:
     place = point(model, site)
     width = _width(model, place, site)
-    found = bias(place.module, width, model)
-    if found is None:
-        found = torch.zeros(matrix(place.module, width, model).shape[1], dtype=model.dtype, device=model.device)
-    return place.split(found[None])[0] if place.when == "out" else found
+    whole = bias(place.module, width, model)
+    return place.split(whole[None])[0] if place.when == "out" else whole
 
 
 # ---------------------------------------------------------------------- one module
@@ -175,13 +163,12 @@ def matrix(module: Any, width: int, model: Native) -> Float[Tensor, "width out"]
     """A linear module's weight, right-multiplied: its own memory if it is plain, else what it does to the identity."""
     if _plain(module):
         return module.weight if isinstance(module, Conv1D) else module.weight.T
-    offset = _act(module, torch.zeros(1, width, dtype=model.dtype, device=model.device))
-    return _act(module, torch.eye(width, dtype=model.dtype, device=model.device)) - offset
+    return _act(module, torch.eye(width, dtype=model.dtype, device=model.device)) - bias(module, width, model)
 
 
-def bias(module: Any, width: int, model: Native) -> Float[Tensor, "out"] | None:
-    """A linear module's bias, None where it has none."""
-    if _plain(module):
+def bias(module: Any, width: int, model: Native) -> Float[Tensor, "out"]:
+    """A linear module's bias; zeros where it has none."""
+    if _plain(module) and module.bias is not None:
         return module.bias  # type: ignore[no-any-return]
     return _act(module, torch.zeros(1, width, dtype=model.dtype, device=model.device))[0]
 

@@ -36,8 +36,9 @@ class Activations:
 
     def __getitem__(self, site: Any) -> Tensor:
         wanted = self._site(site)
-        if (found := self.activations.get(wanted)) is not None or (found := derived(self, wanted)) is not None:
-            return found
+        value = derived(self, wanted) if wanted not in self.activations else self.activations[wanted]
+        if value is not None:
+            return value
         held = [str(s) for s in self.activations]
         hint = did_you_mean(str(wanted), held) or f"; captured: {', '.join(held) or 'nothing'}"
         raise UnknownName(f"{wanted} was not captured{hint}; name it in capture=[...]")

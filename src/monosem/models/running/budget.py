@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 import torch
@@ -19,11 +20,11 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**
 
 def bytes_of(size: str | int | float) -> int:
     """`"4GB"` (10^9), `"512MiB"` (2^20) or a number of bytes. Raises `BadInput` for anything else."""
-    found = re.fullmatch(r"\s*([\d.]+)\s*([a-zA-Z]*)\s*", str(size) if isinstance(size, str) else f"{int(size)}")
-    unit = found[2].upper() if found else None
-    if found is None or unit not in _UNITS or not float(found[1]) > 0:
+    parts = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([a-zA-Z]*)\s*", size if isinstance(size, str) else f"{int(size)}")
+    unit = parts[2].upper() if parts else None
+    if parts is None or unit not in _UNITS or not float(parts[1]) > 0:
         raise BadInput(f"memory is a size such as '4GB' or '512MiB', not {size!r}")
-    return int(float(found[1]) * _UNITS[unit])
+    return int(float(parts[1]) * _UNITS[unit])
 
 
 def shown(size: float) -> str:
@@ -57,51 +58,57 @@ def estimate(
     model: Native, tokens: TokenBatch, sites: Sequence[Site], kept: Kept, logits: bool | Literal["last"]
 ) -> Estimate:
     """What one row of a run without gradients takes, from shapes alone."""
-    c, item, length = model.cfg, torch.finfo(model.dtype).bits // 8, tokens.ids.shape[1]
-    rows = length if kept.columns is None else kept.columns.shape[1]
-    widths = _widths(model, length, c.n_heads if kept.heads is None else len(kept.heads), kept.heads is None)
-    by_site = {site: rows * widths.get(site.name, c.d_model) * item for site in sites}
-    unembedded = {True: length, "last": 1, False: 0}[logits] if logits is not False else 0
-    width = (c.n_heads + 2 * c.n_kv_heads) * c.d_head
-    # the widest moment of a block: the stream, its norm in float32, and either the attention's or the MLP's tensors
-    copies = 1 + getattr(model.hf.config, "num_experts_per_tok", 0)  # a mixture gives each token to several experts
-    block = length * (3 * c.d_model * copies * item + 2 * c.d_model * 4 + max(2 * width, 4 * c.d_mlp * copies) * item)
+    c, config, length = model.cfg, model.hf.config, tokens.ids.shape[1]
+    item = torch.finfo(model.dtype).bits // 8
+    sizes = _sizes(model, tokens, kept)
+    by_site = {site: prod(sizes[axis] for axis in site.shape) * item for site in sites}
+    unembedded = 0 if logits is False else 1 if logits == "last" else length
+    # the widest moment of a block: the stream, its norm in float32, and the tensors of its widest branch; a mixture of
+    # experts holds them once more for each expert that a token is given to
+    rows = [slot.mixer.row for block in model.anatomy for slot in block.slots]
+    copies = 1 + getattr(config, "num_experts_per_tok", 0)
+    widest = max((row.working(c) * (copies if row.pointwise else 1) for row in rows), default=0)
+    block = length * ((3 * c.d_model * copies + widest) * item + 2 * c.d_model * 4)
     # scores as numbers: of the layers asked about, or of all in models that SDPA does not serve (soft caps, sinks)
-    explicit = model.hf.config._attn_implementation == "eager" or any(site.name in ATTENTION for site in sites)
+    explicit = config._attn_implementation == "eager" or any(site.name in ATTENTION for site in sites)
     scores = length * length * (c.n_heads * (5 * item + 8) if explicit else 1 + item)
-    cap = 3 if getattr(model.hf.config, "final_logit_softcapping", None) else 1
+    cap = 3 if getattr(config, "final_logit_softcapping", None) else 1
     head = unembedded * c.d_vocab * item * (cap - 1) + length * c.d_model * 2 * item
     return Estimate(by_site, unembedded * c.d_vocab * item, max(block + scores, head))
 
 
-def _widths(model: Native, length: int, heads: int, whole: bool) -> dict[str, int]:
-    """Numbers that a site holds for each token."""
-    c = model.cfg
-    own = dict.fromkeys(("q", "rot_q", "z"), heads * c.d_head)
-    kv = dict.fromkeys(("k", "v", "rot_k"), (c.n_kv_heads if whole else heads) * c.d_head)
-    pairs = dict.fromkeys(("scores", "pattern"), heads * length)
-    mlp = dict.fromkeys(("mlp_pre", "mlp_pre_linear", "mlp_post"), c.d_mlp)
-    scales = dict.fromkeys(("ln1_scale", "ln2_scale", "final_scale"), 1)
-    experts = dict.fromkeys(("expert_weights", "expert_indices"), getattr(model.hf.config, "num_experts_per_tok", 1))
-    experts["router_logits"] = next((v for n in _EXPERTS if (v := getattr(model.hf.config, n, None))), 1)
-    return own | kv | pairs | mlp | scales | experts | {"logits": c.d_vocab, "result": heads * c.d_model}
+def _sizes(model: Native, tokens: TokenBatch, kept: Kept) -> dict[str, int]:
+    """The size of each axis that sites have (`Site.shape`), of what is kept."""
+    c, config, length = model.cfg, model.hf.config, tokens.ids.shape[1]
+    heads = None if kept.heads is None else len(kept.heads)
+    return {
+        "position": length if kept.columns is None else kept.columns.shape[1],
+        "key": length,
+        "head": heads or c.n_heads,
+        "kv_head": heads or c.n_kv_heads,
+        "d_head": c.d_head,
+        "d_model": c.d_model,
+        "neuron": c.d_mlp,
+        "expert": next((n for name in _EXPERTS if (n := getattr(config, name, None))), 1),
+        "chosen": getattr(config, "num_experts_per_tok", 1),
+        "vocab": c.d_vocab,
+    }
 
 
-def rows_that_fit(found: Estimate, rows: int, memory: str | int) -> int:
+def rows_that_fit(need: Estimate, rows: int, memory: str | int) -> int:
     """How many rows one pass may have so that what is kept of all rows, and one pass, stay under the budget.
 
     Raises:
         BadInput: what is kept, or a single row's pass, does not fit; the message names what to leave out.
     """
     budget = bytes_of(memory)
-    largest = max(found.sites, key=found.sites.__getitem__, default=None)
-    advice = "logits=True" if largest is None or found.logits > found.sites[largest] else str(largest)
-    share = found.logits if advice == "logits=True" else found.sites[largest]  # type: ignore[index]
-    drop = f"the largest part is {advice} ({shown(share * rows)}): leave it out, or give positions=, heads="
-    if found.kept * rows > budget:
-        raise BadInput(f"{rows} rows keep {shown(found.kept * rows)}, over memory={shown(budget)}; {drop}")
-    fits = (budget - found.kept * rows) // max(found.kept + found.working, 1)
+    # the first of equals: a site before the logits
+    largest, share = max([*need.sites.items(), ("logits=True", need.logits)], key=lambda item: item[1])
+    drop = f"the largest part is {largest} ({shown(share * rows)}): leave it out, or give positions=, heads="
+    if need.kept * rows > budget:
+        raise BadInput(f"{rows} rows keep {shown(need.kept * rows)}, over memory={shown(budget)}; {drop}")
+    fits = (budget - need.kept * rows) // max(need.kept + need.working, 1)
     if fits < 1:
-        need = found.kept * (rows + 1) + found.working
-        raise BadInput(f"one row at a time needs {shown(need)}, over memory={shown(budget)}; {drop}, or shorter rows")
+        least = need.kept * (rows + 1) + need.working
+        raise BadInput(f"one row at a time needs {shown(least)}, over memory={shown(budget)}; {drop}, or shorter rows")
     return min(int(fits), rows)

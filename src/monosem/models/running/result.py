@@ -32,10 +32,10 @@ class Run(Cache):
             raise BadInput("the batch dimension was removed; take [-1] of the position axis")
         at = self.tokens.last.to(value.device)
         if self.columns is not None:
-            found = self.columns.to(value.device) == at[:, None]
-            if not bool(found.any(1).all()):
+            is_last = self.columns.to(value.device) == at[:, None]
+            if not bool(is_last.any(1).all()):
                 raise BadInput("this run did not keep the last token of every row; give it positions='last'")
-            at = found.long().argmax(1)
+            at = is_last.long().argmax(1)
         if self._site(site).query_axis == 2:
             value = value.transpose(1, 2)
         return value[torch.arange(len(self.tokens), device=value.device), at]

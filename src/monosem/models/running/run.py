@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -21,6 +21,7 @@ from .result import Run
 from .selection import Kept, Positions
 from .session import Session, Stop
 
+AnyModel = TypeVar("AnyModel", bound=Places)
 Start = tuple[SiteLike, Float[Tensor, "batch pos d_model"]]
 
 
@@ -86,11 +87,11 @@ def run(
 
 
 @contextmanager
-def editing(model: Places, *edits: EditLike) -> Iterator[None]:
+def editing(model: AnyModel, *edits: EditLike) -> Iterator[AnyModel]:
     """Every run and generation inside uses these edits, before its own."""
     model.ambient_edits = [*model.ambient_edits, *edits]
     try:
-        yield
+        yield model
     finally:  # its own, last first: contexts need not end in the order of their nesting
         left = model.ambient_edits[::-1]
         for edit in edits[::-1]:
@@ -98,9 +99,9 @@ def editing(model: Places, *edits: EditLike) -> Iterator[None]:
         model.ambient_edits = left[::-1]
 
 
-def edits_of(model: Places, given: EditLike | Iterable[EditLike]) -> list[EditLike]:
-    """The edits of `model.editing(...)`, then the given ones."""
-    return [*model.ambient_edits, *([given] if hasattr(given, "apply") else given)]  # type: ignore[list-item]
+def edits_of(model: Places, edits: EditLike | Iterable[EditLike]) -> list[EditLike]:
+    """The edits of `model.editing(...)`, then these."""
+    return [*model.ambient_edits, *([edits] if hasattr(edits, "apply") else edits)]  # type: ignore[list-item]
 
 
 def _from_start(model: Places, start: Start, sites: Iterable[Site], edits: list[EditLike]) -> list[EditLike]:
@@ -143,19 +144,19 @@ class _Pass:
 
 def _gathered(forward: _Pass, total: int, rows: int) -> tuple[Tensor | None, dict[Site, Tensor]]:
     """The passes over `rows` rows at a time as one result: each part is copied to its place, none is held twice."""
-    whole: dict[Site | None, Tensor] = {}
+    whole: dict[Any, Tensor] = {}  # by site, and the logits under None
     with Meter("run", total, "rows") as meter:
         for first in range(0, total, rows):
             part = slice(first, min(first + rows, total))
             out, captured = forward(part)
-            found = captured | ({} if out is None else {None: out})  # type: ignore[dict-item]
-            for site, value in found.items():
+            values: dict[Any, Tensor] = captured if out is None else {**captured, None: out}
+            for site, value in values.items():
                 if site not in whole:
                     whole[site] = value.new_empty((total, *value.shape[1:]))
                 whole[site][part] = value
-            del out, captured, found, value
+            del out, captured, values, value
             meter.advance(part.stop - part.start)
-    return whole.pop(None, None), whole  # type: ignore[return-value]
+    return whole.pop(None, None), whole
 
 
 def _check_splittable(edits: Iterable[EditLike]) -> None:
@@ -179,10 +180,10 @@ def inputs(tokens: TokenBatch, column: int = 0) -> dict[str, Tensor]:
     Mask and positions go along whenever there is padding: transformers numbers positions from the left edge, padding
     included, which is wrong for learned positions. Without padding its own defaults are right, and faster.
     """
-    given = {"input_ids": tokens.ids[:, column:]}
-    if tokens.padded:
-        given |= {"attention_mask": tokens.mask.long(), "position_ids": tokens.positions[:, column:]}
-    return given
+    ids = {"input_ids": tokens.ids[:, column:]}
+    if not tokens.padded:
+        return ids
+    return ids | {"attention_mask": tokens.mask.long(), "position_ids": tokens.positions[:, column:]}
 
 
 @contextmanager
@@ -198,30 +199,26 @@ def starting(model: Places, start: Start | None, tokens: TokenBatch) -> Iterator
     if tuple(hidden.shape) != expected:
         raise BadInput(f"start at {site} needs shape {expected}, got {tuple(hidden.shape)}")
     assert site.layer is not None
-    blocks = model.blocks
-    given = blocks[site.layer].register_forward_pre_hook(
+
+    def passed_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return (hidden_states, None) if model.family.tuple_blocks else hidden_states
+
+    skipped = model.blocks[: site.layer]
+    forwards = [block.__dict__.get("forward") for block in skipped]  # accelerate puts one on the instance
+    handle = model.blocks[site.layer].register_forward_pre_hook(
         lambda _, args: (hidden.to(model.device, model.dtype), *args[1:]), prepend=True
     )
-    own = [block.__dict__.get("forward") for block in blocks[: site.layer]]
-    for block in blocks[: site.layer]:
-        block.forward = _passed_on_in_a_tuple if model.family.tuple_blocks else _passed_on
+    for block in skipped:
+        block.forward = passed_on
     try:
         yield
     finally:
-        given.remove()
-        for block, forward in zip(blocks, own):
+        handle.remove()
+        for block, forward in zip(skipped, forwards):
             if forward is None:
                 del block.forward
             else:
                 block.forward = forward
-
-
-def _passed_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return hidden_states
-
-
-def _passed_on_in_a_tuple(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-    return hidden_states, None
 
 
 @contextmanager

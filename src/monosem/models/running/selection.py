@@ -19,9 +19,6 @@ from ..tokens import TokenBatch
 # token indices in a row: 0 is its first real token, negative ones count from the end of the prompt; "last" is -1
 Positions = int | Sequence[int] | slice | Literal["last"]
 
-_BY_HEAD = {"q": 2, "z": 2, "rot_q": 2, "result": 2, "scores": 1, "pattern": 1}  # axis of the query heads
-_BY_KV_HEAD = {"k": 2, "v": 2, "rot_k": 2}
-
 
 @dataclass(frozen=True)
 class Kept:
@@ -30,13 +27,13 @@ class Kept:
     Attributes:
         columns: for each row, the columns of the kept tokens, `batch kept`; None for all.
         heads: query heads; at k, v and rot_k the kv head that each of them reads. None for all.
-        groups: query heads for each kv head.
+        n_heads: query heads of the model.
         width: columns of the token batch; activations of another length (logits of the last token alone) stay whole.
     """
 
     columns: Int[Tensor, "batch kept"] | None = None
     heads: tuple[int, ...] | None = None
-    groups: int = 1
+    n_heads: int = 0
     width: int = 0
 
     @staticmethod
@@ -49,7 +46,7 @@ class Kept:
             if not 0 <= head < model.cfg.n_heads:
                 raise BadInput(f"heads: {model.name} has heads 0 to {model.cfg.n_heads - 1}, not {head}")
         columns = None if positions is None else columns_of(tokens, positions)
-        return Kept(columns, listed, model.cfg.n_heads // model.cfg.n_kv_heads, tokens.ids.shape[1])
+        return Kept(columns, listed, model.cfg.n_heads, tokens.ids.shape[1])
 
     def __bool__(self) -> bool:
         return self.columns is not None or self.heads is not None
@@ -61,11 +58,9 @@ class Kept:
             rows: which rows of the batch the value has, where a pass runs some of them.
         """
         part = value
-        if self.heads is not None and site.name in _BY_HEAD:
-            part = part.index_select(_BY_HEAD[site.name], torch.tensor(self.heads, device=part.device))
-        elif self.heads is not None and site.name in _BY_KV_HEAD:
-            own = [head // self.groups for head in self.heads]
-            part = part.index_select(_BY_KV_HEAD[site.name], torch.tensor(own, device=part.device))
+        if self.heads is not None and (axis := site.head_axis) is not None:
+            heads = torch.tensor(self.heads, device=part.device) // (self.n_heads // part.shape[axis])
+            part = part.index_select(axis, heads)
         if self.columns is not None and part.shape[site.query_axis] == self.width:
             axis = site.query_axis
             columns = self.columns if rows is None else self.columns[rows]

@@ -124,8 +124,8 @@ class Session:
         if site in self.wanted:
             if self.grad and not value.requires_grad:
                 value = value.detach().requires_grad_()
-            found = value if self.grad else value.detach()
-            self.captured[site] = self.keep(site, found, moment.rows) if self.keep and not cut else found
+            seen = value if self.grad else value.detach()
+            self.captured[site] = self.keep(site, seen, moment.rows) if self.keep and not cut else seen
         if self.stop:
             self.pending.discard(site)
             if not self.pending:
@@ -139,7 +139,7 @@ class Session:
             self.visits[place.module] = lambda name, value, layer=site.layer: self.visit(Site(name, layer), value)  # type: ignore[misc]
         elif place.when == "around":
             self._plan_norm(site, place.module)
-        elif site.name == "result":
+        elif place.when == "across":
             self._plan_result(site, place)
         elif place.sum_of and self.edits.get(site):
             self._plan_mid_edit(site, place)
@@ -177,10 +177,7 @@ class Session:
         """
         norm = Norm.of(module, self.model.cfg.d_model, self.model.device)
         write, is_scale = self._writes(site), site.name.endswith("scale")
-        input_of, scale_of = (
-            Site(f"{NORMS[site.name]}_normalized", site.layer),
-            Site(f"{NORMS[site.name]}_scale", site.layer),
-        )
+        input_of, scale_of = (Site(f"{NORMS[site.name]}_{form}", site.layer) for form in ("normalized", "scale"))
 
         def remember(x: Tensor) -> Tensor:
             self.remembered[input_of] = x
@@ -201,13 +198,14 @@ class Session:
         self.actions[module, "out", 0].append(action)
 
     def _plan_result(self, site: Site, place: Point) -> None:
-        """Per-head outputs, made for the kept heads and positions alone unless they are written.
+        """What each head adds to its projection's output, for the kept heads and positions alone unless it is written.
 
         A write goes through the output projection: the sum of what the heads' outputs change by is added to it.
         """
-        z_site = Site("z", site.layer)
-        weight = self.model.W_O[site.layer]  # type: ignore[index]
-        write = self._writes(site)
+        branch = self.model.branch_of(site)
+        assert branch is not None
+        assert branch.inner is not None
+        weight, z_site, write = branch.weight(), branch.inner, self._writes(site)
 
         def remember(whole: Tensor) -> Tensor:
             self.remembered[site] = place.split(whole)
@@ -223,7 +221,7 @@ class Session:
             # through `new` alone, so that gradients reach it
             return new.sum(2) + (out - value.sum(2)).detach() if write else out
 
-        self._add(place, remember)
+        self.actions[place.module, "in", 0].append(remember)
         self.actions[place.module, "out", 0].append(action)
 
     def _plan_mid_edit(self, site: Site, read: Point) -> None:

@@ -56,15 +56,13 @@ class Cache(Activations):
         return_labels: bool = False,
     ) -> Any:
         """The stream before each layer up to `layer` (None or -1: all, and the final one): the logit lens's input."""
-        upto, n = _layers(self, layer), self.model.cfg.n_layers
+        upto = _layers(self, layer)
         sites = []
         for i in range(upto):
-            sites.append(Site("resid_pre", i))
-            sites += _between(self, i) if incl_mid else []
-        end = _end(self, upto, False)
-        sites += [end] + [at for at in [_end(self, upto, mlp_input)] if at != end]
+            sites += [Site("resid_pre", i), *(_between(self, i) if incl_mid else ())]
+        sites += dict.fromkeys((_end(self, upto, False), _end(self, upto, mlp_input)))
         names = [f"{site.layer}_{site.name.removeprefix('resid_')}" for site in sites]
-        if upto == n:
+        if upto == self.model.cfg.n_layers:
             names[-1] = "final_post"
         stack = torch.stack([_at(self[site], pos_slice) for site in sites])
         return _finished(self, stack, names, _Ask(layer, mlp_input, apply_ln, pos_slice, return_labels))
@@ -80,13 +78,12 @@ class Cache(Activations):
         return_labels: bool = False,
     ) -> Any:
         """What embedding, positions, and each attention and MLP before `layer` (None or -1: all) add to the stream."""
-        upto = _layers(self, layer)
         parts: list[tuple[str, Tensor]] = []
         if incl_embeds:
             parts.append(("embed", self["embed"]))
-            if _has_positions(self):
+            if self.model.has("pos_embed"):
                 parts.append(("pos_embed", position_embeddings(self)))
-        for branch in self.model.written_before(_end(self, upto, mlp_input)):
+        for branch in self.model.written_before(_end(self, _layers(self, layer), mlp_input)):
             if mode in ("all", branch.name):
                 parts.append((f"{branch.layer}_{branch.name}_out", self[branch.out]))
         stack = torch.stack([_at(part, pos_slice) for _, part in parts])
@@ -114,8 +111,8 @@ class Cache(Activations):
     ) -> Float[Tensor, "*batch pos neuron d_model"]:
         """What each neuron of a layer adds to the stream: activation times its row of W_out."""
         chosen = _at(torch.arange(self.model.cfg.d_mlp), neuron_slice, axis=0).reshape(-1).tolist()
-        found = [_unit_writes(self, one, chosen, pos_slice) for one in _made_of(self, [layer], "neuron")]
-        return torch.cat(found).movedim(0, -2)
+        writes = [_unit_writes(self, branch, chosen, pos_slice) for branch in _made_of(self, [layer], "neuron")]
+        return torch.cat(writes).movedim(0, -2)
 
     def stack_neuron_results(
         self,
@@ -143,8 +140,8 @@ class Cache(Activations):
         With `mlp_input` it is the norm that the layer's MLP reads through. `pos_slice` is the one that made the stack.
         """
         upto = _layers(self, layer)
-        at = None if upto == self.model.cfg.n_layers else upto
-        norm, x = norm_and_input(self, at, "ln2" if mlp_input else "ln1")
+        final = upto == self.model.cfg.n_layers
+        norm, x = norm_and_input(self, None if final else upto, "ln2" if mlp_input else "ln1")
         return norm.frozen(residual_stack, _at(norm.scale(x), pos_slice))
 
     def logit_attrs(
@@ -197,19 +194,20 @@ def _finished(run: Cache, stack: Tensor, labels: list[str], ask: _Ask) -> Any:
 
 def _of_units(run: Cache, kind: str, units: list[int], ask: _Ask) -> Any:
     """The stack of what units of all branches before a layer add to the stream."""
-    found = _made_of(run, range(_layers(run, ask.layer)), kind)
-    stack = torch.cat([_unit_writes(run, one, units, ask.pos_slice) for one in found] or [_empty(run, ask.pos_slice)])
-    labels = [f"L{one.layer}{kind[0].upper()}{unit}" for one in found for unit in units]
+    branches = _made_of(run, range(_layers(run, ask.layer)), kind)
+    stacks = [_unit_writes(run, branch, units, ask.pos_slice) for branch in branches]
+    stack = torch.cat(stacks or [_at(run["resid_pre", 0], ask.pos_slice)[None][:0]])
+    labels = [f"L{branch.layer}{kind[0].upper()}{unit}" for branch in branches for unit in units]
     return _finished(run, stack, labels, ask)
 
 
 def _made_of(run: Cache, layers: Iterable[int], kind: str) -> list[Branch]:
     """Branches made of heads or of neurons. Raises `UnknownName` where neurons are asked of a mixture of experts."""
-    branches = [one for layer in layers for one in run.model.branches(layer)]
-    for one in branches:
-        if kind == "neuron" and one.pointwise and one.inner is None:
-            run.model.site((f"{one.name}_post", one.layer))  # says why it cannot be read
-    return [one for one in branches if one.units == kind]
+    branches = [branch for layer in layers for branch in run.model.branches(layer)]
+    for branch in branches:
+        if kind == "neuron" and branch.pointwise and branch.inner is None:
+            run.model.site((f"{branch.name}_post", branch.layer))  # says why it cannot be read
+    return [branch for branch in branches if branch.units == kind]
 
 
 def _unit_writes(
@@ -244,18 +242,6 @@ def _layers(run: Cache, layer: int | None) -> int:
     if not 0 <= layer <= n:
         raise UnknownName(f"layer {layer}: {run.model.name} has layers 0 to {n - 1}; None or -1 takes all")
     return layer
-
-
-def _has_positions(run: Cache) -> bool:
-    try:
-        _ = run.model.W_pos
-    except UnknownName:
-        return False
-    return True
-
-
-def _empty(run: Cache, pos_slice: PosSlice) -> Tensor:
-    return _at(run["resid_pre", 0], pos_slice)[None][:0]
 
 
 def _at(x: Tensor, pos_slice: PosSlice, axis: int = -2) -> Tensor:

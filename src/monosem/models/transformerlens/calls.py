@@ -8,7 +8,7 @@ instead of filling the memory.
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, NamedTuple, NoReturn, Self
 
 import torch
@@ -34,6 +34,19 @@ class Output(NamedTuple):
 
     logits: Tensor
     loss: Tensor
+
+
+def next_token_loss(
+    model: Native, logits: Float[Tensor, "batch pos vocab"], tokens: Any, per_token: bool = False
+) -> Float[Tensor, "..."]:
+    """Next-token cross-entropy in nats: the mean over predicted real tokens, or `batch pos-1` (0 at padding)."""
+    batch = model.tokens(tokens).to(logits.device)
+    if batch.ids.shape[1] < 2:
+        raise BadInput("a loss needs at least two tokens in a row: one to predict the other")
+    chosen = logits[:, :-1].float().log_softmax(-1).gather(-1, batch.ids[:, 1:, None])[..., 0]
+    real = batch.mask[:, 1:] & batch.mask[:, :-1]
+    each = torch.where(real, -chosen, 0.0)
+    return each if per_token else each.sum() / real.sum()
 
 
 class TransformerLens(Text):
@@ -109,22 +122,20 @@ class TransformerLens(Text):
         with self.hooks(fwd_hooks, bwd_hooks):
             return self(x, return_type, stop_at_layer, prepend_bos, loss_per_token)
 
-    @contextmanager
     def hooks(
         self,
         fwd_hooks: Iterable[tuple[Filter, HookFunction]] = (),
         bwd_hooks: Iterable[tuple[Filter, HookFunction]] = (),
-    ) -> Iterator[Self]:
+    ) -> AbstractContextManager[Self]:
         """`with model.hooks(fwd_hooks=[...]):` every run and generation inside uses them; nothing stays after it."""
         points: dict[Site, HookPoint] = {}
-        made = [
+        edits = [
             Hook(points.setdefault(site, HookPoint(site)), fn, backward)
-            for given, backward in ((fwd_hooks, False), (bwd_hooks, True))
-            for names, fn in given
+            for hooks, backward in ((fwd_hooks, False), (bwd_hooks, True))
+            for names, fn in hooks
             for site in named_sites(self, names)
         ]
-        with editing(self, *made):
-            yield self
+        return editing(self, *edits)
 
     def add_hook(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Always raises `BadInput`: a hook that stays is how results come to depend on what ran before."""
@@ -140,11 +151,7 @@ class TransformerLens(Text):
     def set_use_attn_result(self, use_attn_result: bool = True) -> None:
         """Nothing to set: `cache["result", layer]` is computed from z when it is asked for."""
 
-    def loss_fn(
-        self, logits: Float[Tensor, "batch pos vocab"], tokens: Any, per_token: bool = False
-    ) -> Float[Tensor, "..."]:
-        """Next-token cross-entropy in nats: the mean over predicted real tokens, or `batch pos-1` (0 at padding)."""
-        return next_token_loss(self, logits, tokens, per_token)
+    loss_fn = next_token_loss
 
 
 def _run(
@@ -172,13 +179,13 @@ def _run(
         whole.columns = kept.columns
         return stream, whole
     needed = return_type is not None or not sites
-    found = run(model, tokens, sites, logits=needed, grad=grad, positions=pos_slice)
-    if return_type is None or found.logits is None:
-        return None, found
+    whole = run(model, tokens, sites, logits=needed, grad=grad, positions=pos_slice)
+    if return_type is None or whole.logits is None:
+        return None, whole
     if return_type == "logits":
-        return found.logits, found
-    loss = next_token_loss(model, found.logits, tokens, per_token)
-    return (loss if return_type == "loss" else Output(found.logits, loss)), found
+        return whole.logits, whole
+    loss = next_token_loss(model, whole.logits, tokens, per_token)
+    return (loss if return_type == "loss" else Output(whole.logits, loss)), whole
 
 
 def _stream_before(model: Places, layer: int) -> Site:
@@ -208,16 +215,3 @@ def _dropping_later(model: Places, stop_at_layer: int) -> Iterator[None]:
         yield
     finally:
         model.ambient_edits = before
-
-
-def next_token_loss(
-    model: Native, logits: Float[Tensor, "batch pos vocab"], tokens: Any, per_token: bool = False
-) -> Float[Tensor, "..."]:
-    """Cross-entropy in nats; see `TransformerLens.loss_fn`."""
-    batch = model.tokens(tokens).to(logits.device)
-    if batch.ids.shape[1] < 2:
-        raise BadInput("a loss needs at least two tokens in a row: one to predict the other")
-    chosen = logits[:, :-1].float().log_softmax(-1).gather(-1, batch.ids[:, 1:, None])[..., 0]
-    real = batch.mask[:, 1:] & batch.mask[:, :-1]
-    each = torch.where(real, -chosen, 0.0)
-    return each if per_token else each.sum() / real.sum()

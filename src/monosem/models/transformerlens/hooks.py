@@ -56,9 +56,9 @@ class Hook:
             x = x if x.requires_grad else x.detach().requires_grad_()
             x.register_hook(lambda grad: self.fn(grad, hook=self.point))
             return x, True
-        given = x.clone()  # a function may write into what it is given, and return it or nothing
-        new = self.fn(given, hook=self.point)
-        new = given if new is None else new
+        copy = x.clone()  # a function may write into what it is given, and return it or nothing
+        new = self.fn(copy, hook=self.point)
+        new = copy if new is None else new
         if new.shape != x.shape:
             raise BadInput(f"{self} returned shape {tuple(new.shape)} for an activation of shape {tuple(x.shape)}")
         return new.to(x.dtype), True
@@ -67,13 +67,8 @@ class Hook:
 def all_sites(model: Places, on_request: bool = False) -> list[Site]:
     """Every site that this model has, layer by layer; those that are captured only when named with `on_request`."""
     layered, once = (ON_REQUEST, GLOBAL_ON_REQUEST) if on_request else (PER_LAYER, GLOBAL)
-    found = []
-    for site in [Site(n, layer) for layer in range(model.cfg.n_layers) for n in layered] + [Site(n) for n in once]:
-        try:
-            found.append(model.site(site))
-        except UnknownName:
-            continue
-    return found
+    sites = [Site(name, layer) for layer in model.layers() for name in layered] + [Site(name) for name in once]
+    return [site for site in sites if model.has(site)]
 
 
 def named_sites(model: Places, names: Names) -> list[Site]:
@@ -85,11 +80,10 @@ def named_sites(model: Places, names: Names) -> list[Site]:
     if names is None:
         return all_sites(model)
     if callable(names):
-        found = [site for site in all_sites(model) if names(site.hook_name)]
-        found = found or [site for site in all_sites(model, on_request=True) if names(site.hook_name)]
-        if not found:
-            raise UnknownName("the names_filter function chose no activation; names look like blocks.0.hook_resid_pre")
-        return found
+        for on_request in (False, True):
+            if sites := [site for site in all_sites(model, on_request) if names(site.hook_name)]:
+                return sites
+        raise UnknownName("the names_filter function chose no activation; names look like blocks.0.hook_resid_pre")
     if isinstance(names, str) or (isinstance(names, tuple) and len(names) > 1 and isinstance(names[1], int)):
         names = [names]  # type: ignore[list-item]
     return [model.site(name) for name in names]
@@ -99,5 +93,5 @@ def get_act_name(name: str, layer: int | None = None, layer_type: str | None = N
     """The TransformerLens name of an activation: `get_act_name("resid_post", 5)` is `blocks.5.hook_resid_post`."""
     if name in ("scale", "normalized") and layer is None:
         return f"ln_final.hook_{name}"
-    given = (name, layer, layer_type or "ln1") if layer is not None else name
-    return Site.parse(given).hook_name  # type: ignore[arg-type]
+    site = name if layer is None else (name, layer, layer_type or "ln1")
+    return Site.parse(site).hook_name

@@ -16,6 +16,57 @@ from ..places.places import Places
 from ..tokens import TokenBatch
 
 
+def single_token(model: Native, text: str | int) -> int:
+    """The id of a text that is exactly one token, without BOS; an id stands for itself.
+
+    Raises:
+        BadInput: text of no or several tokens (they are shown), an id outside the vocabulary, no tokenizer.
+    """
+    if not isinstance(text, str):
+        if not 0 <= (token := int(text)) < model.cfg.d_vocab:
+            raise BadInput(f"token id {token} is outside the vocabulary of {model.cfg.d_vocab}")
+        return token
+    if model.tokenizer is None:
+        raise BadInput(f"{model.name} has no tokenizer: give the id itself, or load the model with tokenizer=...")
+    ids = list(model.tokenizer(text, add_special_tokens=False).input_ids)
+    if len(ids) != 1:
+        split = " | ".join(map(model.str_token, ids))
+        hint = "" if text.startswith(" ") else "; a word inside a text mostly starts with a space, as ' Mary'"
+        raise BadInput(f"{text!r} is {len(ids)} tokens ({split}), one is needed{hint}")
+    return int(ids[0])
+
+
+def residual_directions(model: Places, tokens: str | int | Tensor | list[int]) -> Float[Tensor, "*shape d_model"]:
+    """The column of W_U of each token: the direction of the final (normed) stream that raises its logit."""
+    if isinstance(tokens, str):
+        tokens = single_token(model, tokens)
+    ids = torch.as_tensor(tokens, device=model.device)
+    if ids.is_floating_point() or ids.numel() == 0 or not (0 <= int(ids.min()) <= int(ids.max()) < model.cfg.d_vocab):
+        raise BadInput(f"tokens must be ids from 0 to {model.cfg.d_vocab - 1}, got {tokens!r}")
+    directions = model.W_U.T[ids]
+    return directions[0] if directions.ndim == 2 and len(directions) == 1 else directions
+
+
+def _are_texts(x: Any) -> bool:
+    return isinstance(x, list) and bool(x) and isinstance(x[0], str)
+
+
+def _rows(model: Native, x: Any, prepend_bos: bool | None) -> list[list[int]]:
+    if isinstance(x, Tensor) and x.ndim == 0:
+        return [[int(x)]]
+    return token_batch(model, x, prepend_bos).rows()
+
+
+def token_batch(model: Native, x: Any, prepend_bos: bool | None) -> TokenBatch:
+    """The batch of anything that a run takes; of TEXTS, with the BOS token put there or taken away where asked."""
+    batch = model.tokens(x)
+    if prepend_bos is None or not (isinstance(x, str) or _are_texts(x)):
+        return batch
+    bos = model.bos
+    bare = [row[1:] if row[0] == bos else row for row in batch.rows()]
+    return TokenBatch.of([[bos, *row] if prepend_bos else row for row in bare], model.pad)
+
+
 class Text(Places):
     """Text and token ids, as a `HookedTransformer` converts them."""
 
@@ -30,13 +81,7 @@ class Text(Places):
         """Tokens as strings: a list for one text (or `pos`, or `1 pos` ids), a list of lists for several."""
         rows = _rows(self, x, prepend_bos)
         spelled = [[self.str_token(token) for token in row] for row in rows]
-        return (
-            spelled
-            if isinstance(x, list) and x and isinstance(x[0], str)
-            else spelled[0]
-            if len(spelled) == 1
-            else spelled
-        )
+        return spelled if len(spelled) > 1 or _are_texts(x) else spelled[0]
 
     def to_string(self, tokens: Any) -> Any:
         """Ids to text, special tokens included: a string for `pos` (or one id), a list of strings for `batch pos`."""
@@ -45,13 +90,8 @@ class Text(Places):
             return self.text(ids.reshape(-1).tolist(), special=True)
         return [self.text(row, special=True) for row in ids.tolist()]
 
-    def to_single_token(self, text: str | int) -> int:
-        """The id of a text that is exactly one token, without BOS; an id stands for itself.
-
-        Raises:
-            BadInput: text of no or several tokens (they are shown), an id outside the vocabulary, no tokenizer.
-        """
-        return single_token(self, text)
+    to_single_token = single_token
+    tokens_to_residual_directions = residual_directions
 
     def to_single_str_token(self, token: int) -> str:
         """One token as text."""
@@ -74,51 +114,3 @@ class Text(Places):
             tokens = [self.str_token(other) for other in rows[0]]
             raise BadInput(f"{self.str_token(wanted)!r} is not among the tokens {tokens}")
         return places[0 if mode == "first" else -1]
-
-    def tokens_to_residual_directions(self, tokens: str | int | Tensor | list[int]) -> Float[Tensor, "*shape d_model"]:
-        """The column of W_U of each token: the direction of the final (normed) stream that raises its logit."""
-        return residual_directions(self, tokens)
-
-
-def single_token(model: Native, text: str | int) -> int:
-    """See `Text.to_single_token`."""
-    if not isinstance(text, str):
-        if not 0 <= (token := int(text)) < model.cfg.d_vocab:
-            raise BadInput(f"token id {token} is outside the vocabulary of {model.cfg.d_vocab}")
-        return token
-    if model.tokenizer is None:
-        raise BadInput(f"{model.name} has no tokenizer: give the id itself, or load the model with tokenizer=...")
-    ids = list(model.tokenizer(text, add_special_tokens=False).input_ids)
-    if len(ids) != 1:
-        split = " | ".join(map(model.str_token, ids))
-        hint = "" if text.startswith(" ") else "; a word inside a text mostly starts with a space, as ' Mary'"
-        raise BadInput(f"{text!r} is {len(ids)} tokens ({split}), one is needed{hint}")
-    return int(ids[0])
-
-
-def residual_directions(model: Places, tokens: str | int | Tensor | list[int]) -> Float[Tensor, "*shape d_model"]:
-    """See `Text.tokens_to_residual_directions`."""
-    if isinstance(tokens, str):
-        tokens = single_token(model, tokens)
-    ids = torch.as_tensor(tokens, device=model.device)
-    if ids.is_floating_point() or ids.numel() == 0 or not (0 <= int(ids.min()) <= int(ids.max()) < model.cfg.d_vocab):
-        raise BadInput(f"tokens must be ids from 0 to {model.cfg.d_vocab - 1}, got {tokens!r}")
-    directions = model.W_U.T[ids]
-    return directions[0] if directions.ndim == 2 and len(directions) == 1 else directions
-
-
-def _rows(model: Native, x: Any, prepend_bos: bool | None) -> list[list[int]]:
-    if isinstance(x, Tensor) and x.ndim == 0:
-        return [[int(x)]]
-    return token_batch(model, x, prepend_bos).rows()
-
-
-def token_batch(model: Native, x: Any, prepend_bos: bool | None) -> TokenBatch:
-    """The batch of anything that a run takes; of TEXTS, with the BOS token put there or taken away where asked."""
-    batch = model.tokens(x)
-    texts = isinstance(x, str) or (isinstance(x, list) and bool(x) and isinstance(x[0], str))
-    if prepend_bos is None or not texts:
-        return batch
-    bos = model.bos
-    bare = [row[1:] if row[0] == bos else row for row in batch.rows()]
-    return TokenBatch.of([[bos, *row] if prepend_bos else row for row in bare], model.pad)
