@@ -45,7 +45,7 @@ class Edit:
         heads: heads to edit, of the site's own (kv heads at k, v and rot_k); None for all.
         scope: "prompt" tokens, "generated" tokens, or "all".
         gate: which tokens to edit, decided from the activation itself; a closed gate is not a missed edit.
-        by_row: every row is edited alone (per-row data goes through `moment.own`), so that a run may split the batch.
+        by_row: every row is edited alone (with `moment.rows_of` of data by row), so that a run may split the batch.
     """
 
     site: Site
@@ -76,13 +76,8 @@ class Edit:
             raise BadInput(f"scope is 'all', 'prompt' or 'generated', not {scope!r}")
         if heads is not None and self.site.head_axis is None:
             raise BadInput(f"{self.site} has no heads; attention has heads at z, result, q, k, v, pattern")
-        return replace(
-            self,
-            positions=self.positions if positions is None else positions,
-            rows=self.rows if rows is None else rows,
-            scope=scope or self.scope,
-            heads=self.heads if heads is None else heads,
-        )
+        narrower: dict[str, Any] = {"positions": positions, "rows": rows, "scope": scope, "heads": heads}
+        return replace(self, **{name: value for name, value in narrower.items() if value is not None})
 
     def when(self, gate: Gate) -> "Edit":
         """The same edit where `gate(x, moment)`, a boolean `batch pos`, is true."""
@@ -110,8 +105,8 @@ class Edit:
         assert axis is not None
         if bad := [head for head in listed if not 0 <= head < x.shape[axis]]:
             raise BadInput(f"{self}: heads are 0 to {x.shape[axis] - 1}, not {bad[0]}")
-        own = torch.isin(torch.arange(x.shape[axis]), torch.tensor(listed)).to(x.device)
-        return own.reshape(*[1] * axis, -1, *[1] * (x.ndim - axis - 1))
+        chosen = torch.isin(torch.arange(x.shape[axis]), torch.tensor(listed)).to(x.device)
+        return chosen.reshape(*[1] * axis, -1, *[1] * (x.ndim - axis - 1))
 
     def _chosen(self, moment: Moment) -> Bool[Tensor, "batch pos"]:
         chosen = moment.mask
@@ -122,9 +117,12 @@ class Edit:
         if self.positions is not None:
             chosen = chosen & at_positions(self.positions, moment.positions, lengths)
         if self.rows is not None:
-            kept = torch.zeros(moment.batch or len(chosen), dtype=torch.bool, device=chosen.device)
-            kept[torch.as_tensor(self.rows, device=chosen.device)] = True
-            chosen = chosen & moment.own(kept)[:, None]
+            n = moment.batch or len(chosen)
+            if bad := [row for row in self.rows if not -n <= row < n]:
+                raise BadInput(f"{self}: the batch has rows 0 to {n - 1}, not {bad[0]}")
+            in_rows = torch.zeros(n, dtype=torch.bool, device=chosen.device)
+            in_rows[torch.as_tensor(self.rows, device=chosen.device)] = True
+            chosen = chosen & moment.rows_of(in_rows)[:, None]
         return chosen
 
 
@@ -146,25 +144,25 @@ def patch(site: SiteLike, value: Tensor | float) -> Edit:
     parsed = Site.parse(site)
 
     def fn(x: Tensor, moment: Moment) -> Tensor:
-        given = torch.as_tensor(value, device=x.device)
-        given = moment.own(given) if given.ndim == x.ndim else given
+        new = torch.as_tensor(value, device=x.device)
+        new = moment.rows_of(new) if new.ndim == x.ndim else new
         axis = parsed.query_axis - x.ndim  # from the right, so that a missing batch axis does not matter
         try:
-            if given.ndim >= -axis and given.shape[axis] > 1:
-                given = _chunk(given, axis, x, moment)
-            return given.expand_as(x)
+            if new.ndim >= -axis and new.shape[axis] > 1:
+                new = _chunk(new, axis, x, moment)
+            return new.expand_as(x)
         except RuntimeError:
-            raise BadInput(f"patch at {parsed}: value {tuple(given.shape)} does not fit {tuple(x.shape)}") from None
+            raise BadInput(f"patch at {parsed}: value {tuple(new.shape)} does not fit {tuple(x.shape)}") from None
 
     return Edit(parsed, fn, "patch", by_row=True)
 
 
-def _chunk(given: Tensor, axis: int, x: Tensor, moment: Moment) -> Tensor:
+def _chunk(whole: Tensor, axis: int, x: Tensor, moment: Moment) -> Tensor:
     """The columns of a whole value that this chunk has."""
     if moment.columns is None:
-        return given.narrow(axis, moment.column, min(x.shape[axis], given.shape[axis] - moment.column))
-    wanted = moment.columns.to(x.device).reshape(-1, *[1] * (-1 - axis), 1)  # logits alone come so
-    return given.expand(len(x), *given.shape[axis:]).gather(1, wanted.expand(-1, -1, *x.shape[2:]))
+        return whole.narrow(axis, moment.column, min(x.shape[axis], whole.shape[axis] - moment.column))
+    columns = moment.columns.to(x.device).reshape(-1, *[1] * (-1 - axis), 1)  # logits alone come so
+    return whole.expand(len(x), *whole.shape[axis:]).gather(1, columns.expand(-1, -1, *x.shape[2:]))
 
 
 def scale(site: SiteLike, factor: float) -> Edit:
@@ -241,7 +239,7 @@ def _latent_edit(
 
     def fn(x: Tensor, moment: Moment) -> Tensor:
         flat = x.flatten(2)  # z is batch pos head d_head, read by dictionaries as batch pos d_in
-        rows = latents.to(x.device).expand(len(x)) if len(latents) == 1 else moment.own(latents.to(x.device))
+        rows = latents.to(x.device).expand(len(x)) if len(latents) == 1 else moment.rows_of(latents.to(x.device))
         if len(rows) != len(x):
             raise BadInput(f"{label}: {len(rows)} latents for {len(x)} rows; give one, or one a row")
         if len(latents) == 1:
@@ -273,11 +271,11 @@ def _site_and_vector(direction: DirectionLike | tuple[SiteLike, Tensor]) -> tupl
 
 def _per_row(amount: Amount, x: Tensor, moment: Moment) -> Tensor:
     """A number, or one a row, as `batch|1 1 ...` against x."""
-    given = torch.as_tensor(amount, dtype=torch.float32, device=x.device)
-    given = moment.own(given) if given.ndim == 1 else given
-    if given.ndim == 1 and len(given) not in (1, len(x)):
-        raise BadInput(f"{len(given)} values for {len(x)} rows; give one, or one a row")
-    return given.reshape(-1, *([1] * (x.ndim - 1)))
+    values = torch.as_tensor(amount, dtype=torch.float32, device=x.device)
+    values = moment.rows_of(values) if values.ndim == 1 else values
+    if values.ndim == 1 and len(values) not in (1, len(x)):
+        raise BadInput(f"{len(values)} values for {len(x)} rows; give one, or one a row")
+    return values.reshape(-1, *([1] * (x.ndim - 1)))
 
 
 def _shown(value: Any) -> str:

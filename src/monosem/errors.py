@@ -47,7 +47,7 @@ class MissingExtra(MonosemError, ImportError):
 def cause(error: BaseException) -> str:
     """What went wrong, in one line that messages of ours quote."""
     words = getattr(error, "strerror", None) or str(error)
-    return words.splitlines()[0] if words else type(error).__name__
+    return next((line.strip() for line in words.splitlines() if line.strip()), type(error).__name__)
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:

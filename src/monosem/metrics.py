@@ -74,5 +74,5 @@ def continuation_perplexity(
     """
     losses = next_token_loss(model.run(tokens).logits, tokens)  # type: ignore[arg-type]
     predicted = tokens.positions[:, 1:].to(losses.device)
-    own = predicted >= prompt_lengths.to(losses.device)[:, None]
-    return losses.masked_fill(~own, float("nan")).nanmean(-1).exp().cpu()
+    in_prompt = predicted < prompt_lengths.to(losses.device)[:, None]
+    return losses.masked_fill(in_prompt, float("nan")).nanmean(-1).exp().cpu()

@@ -11,6 +11,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 EVERY_SECONDS = 10.0  # how often a line is printed where there is no terminal
 
 
+def say(line: str, quiet: bool = False) -> None:
+    """One line for the user, on stderr."""
+    if not quiet:
+        print(f"monosem: {line}", file=sys.stderr, flush=True)
+
+
 class Meter:
     """`with Meter("harvest", total=1_000_000, unit="tok") as meter: meter.advance(4096, loss=0.31)`.
 

@@ -138,6 +138,9 @@ def test_gates_and_rows():
     rows = activation(edits.add((SITE, vector), 2.0).at(rows=[1]))
     torch.testing.assert_close(rows[1], X[1] + 2)
     assert torch.equal(rows[[0, 2]], X[[0, 2]])
+    assert torch.equal(activation(edits.add((SITE, vector), 2.0).at(rows=[-2])), rows)
+    with pytest.raises(BadInput, match="rows 0 to 2, not 9"):
+        activation(edits.add((SITE, vector)).at(rows=[1, 9]))
     MODEL.run(IDS, edits=edits.add((SITE, vector)).when(lambda x, m: torch.zeros_like(m.mask)))  # closed, not missed
 
 

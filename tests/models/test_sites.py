@@ -87,6 +87,8 @@ def test_a_pair_is_one_site_and_a_tuple_of_names_is_several():
     assert sites_of(("q", 3)) == [Site("q", 3)]
     assert sites_of(("q.3", "k.3")) == [Site("q", 3), Site("k", 3)]
     assert sites_of(()) == []
+    with pytest.raises(UnknownName, match="bare layer number"):
+        sites_of(3)
 
 
 # ---------------------------------------------------------------------- values, against native modules

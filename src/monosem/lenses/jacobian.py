@@ -18,9 +18,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..errors import BadFile, BadInput, Mismatch
+from ..errors import BadFile, BadInput, Mismatch, cause
 from ..models import Layers, Model, Site, TokenBatch
-from ..models.loading.checkpoint import one_line
 from ..progress import Meter
 from .corpus import batches, prompts_of
 from .fitted import Fitted, Header
@@ -109,7 +108,7 @@ class JacobianLens(Fitted):
             header = JacobianHeader(Path(path).stem, int(held["d_model"]), None, int(held.get("n_prompts", 0)))
             return cls.of_parts(header, held["J"])
         except _BROKEN as error:
-            raise BadFile(f"{path} is not a published Jacobian lens: {one_line(error)}") from error
+            raise BadFile(f"{path} is not a published Jacobian lens: {cause(error)}") from error
 
     def check(self, model: Model) -> None:
         """Raises `Mismatch` when the model has another shape than the one that the lens was fitted on."""

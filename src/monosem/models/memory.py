@@ -83,8 +83,8 @@ def _roots(modules: list[nn.Module], models: list[Model]) -> list[nn.Module]:
 
 
 def _name(module: nn.Module) -> str:
-    own = getattr(module, "name", None)
-    return f"{type(module).__name__} {own}" if isinstance(own, str) and own else type(module).__name__
+    kind, name = type(module).__name__, getattr(module, "name", None)
+    return f"{kind} {name}" if isinstance(name, str) and name else kind
 
 
 def _of_module(module: nn.Module) -> Iterator[Tensor]:
@@ -99,23 +99,19 @@ def _of_run(run: Run) -> Iterator[Tensor]:
         yield run.logits
 
 
-def _storage(tensor: Tensor) -> tuple[tuple[str, int], int] | None:
-    """(identity, bytes) of the memory behind a tensor; None for meta, sparse and wrapped tensors."""
-    if tensor.device.type == "meta" or tensor.layout != torch.strided:
-        return None
-    try:
-        storage = tensor.untyped_storage()
-    except (RuntimeError, NotImplementedError):
-        return None
-    return ((str(tensor.device), storage.data_ptr()), storage.nbytes())
-
-
 def _new(tensors: Iterable[Tensor], seen: set[tuple[str, int]]) -> Iterator[tuple[Tensor, int]]:
+    """Tensors whose memory was not seen yet, and its bytes; meta, sparse and wrapped tensors have none."""
     for tensor in tensors:
-        found = _storage(tensor)
-        if found is not None and found[1] and found[0] not in seen:
-            seen.add(found[0])
-            yield tensor, found[1]
+        if tensor.device.type == "meta" or tensor.layout != torch.strided:
+            continue
+        try:
+            storage = tensor.untyped_storage()
+            place, size = (str(tensor.device), storage.data_ptr()), storage.nbytes()
+        except (RuntimeError, NotImplementedError):
+            continue
+        if size and place not in seen:
+            seen.add(place)
+            yield tensor, size
 
 
 def _rows(what: str, name: str, tensors: Iterable[Tensor], seen: set[tuple[str, int]]) -> list[dict[str, Any]]:
@@ -133,12 +129,12 @@ def _rows(what: str, name: str, tensors: Iterable[Tensor], seen: set[tuple[str, 
 
 def _loose(tensors: list[Tensor], seen: set[tuple[str, int]]) -> list[dict[str, Any]]:
     """A row for each large tensor, one for all small ones of a kind."""
-    found = list(_new(tensors, seen))
-    rows = []
-    for tensor, size in found:
+    rows, small = [], []
+    for tensor, size in _new(tensors, seen):
         if size >= SMALL:
             rows += _rows("tensor", str(list(tensor.shape)), [tensor], set())
-    small = [tensor for tensor, size in found if size < SMALL]
+        else:
+            small.append(tensor)
     return rows + _rows("tensor", f"smaller than {shown(SMALL)}", small, set())
 
 

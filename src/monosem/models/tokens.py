@@ -6,8 +6,14 @@ from functools import cached_property
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import BadInput
+
+
+def last_column(mask: Bool[Tensor, "batch pos"]) -> Int[Tensor, "batch"]:
+    """Column of the last real token of each row; -1 in rows without one."""
+    return torch.where(mask, torch.arange(mask.shape[1], device=mask.device), -1).amax(-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,14 +38,9 @@ class TokenBatch:
         for number, row in enumerate(rows):
             if not row:
                 raise BadInput(f"prompt {number} is empty; to start from nothing, generate with no prompt (BOS alone)")
-        width = max(map(len, rows))
-        ids = torch.full((len(rows), width), pad, dtype=torch.long)
-        mask = torch.zeros(len(rows), width, dtype=torch.bool)
-        for number, row in enumerate(rows):
-            where = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
-            ids[number, where] = torch.tensor(row, dtype=torch.long)
-            mask[number, where] = True
-        return TokenBatch(ids, mask)
+        ids = pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], True, pad, side)
+        lengths, columns = torch.tensor([[len(row)] for row in rows]), torch.arange(ids.shape[1])
+        return TokenBatch(ids, columns < lengths if side == "right" else columns >= ids.shape[1] - lengths)
 
     def __len__(self) -> int:
         return self.ids.shape[0]
@@ -60,8 +61,7 @@ class TokenBatch:
     @cached_property
     def last(self) -> Int[Tensor, "batch"]:
         """Column of the last real token of each row."""
-        columns = torch.arange(self.ids.shape[1], device=self.ids.device)
-        return torch.where(self.mask, columns, -1).amax(-1)
+        return last_column(self.mask)
 
     def rows(self) -> list[list[int]]:
         """The real ids of each row, without padding."""

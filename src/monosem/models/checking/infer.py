@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from math import isclose
 from typing import Any
 
 import torch
@@ -137,7 +138,7 @@ def _ends(hf: PreTrainedModel, calls: list[Call], blocks: list[Call]) -> dict[st
         if other and same((embed.wrote + c.wrote).expand_as(first), first):
             return ends | {"positions": c.path}
     scale = _ratio(first, embed.wrote)
-    attribute = None if scale is None else _attribute(hf, lambda value: _close(value, scale))
+    attribute = None if scale is None else _attribute(hf, lambda value: isclose(value, scale, rel_tol=1e-2))
     if attribute is None:
         raise _NotFound("what enters the first block is not the token embedding, with or without positions or a scale")
     return ends | {"embed_scale": attribute}
@@ -173,10 +174,6 @@ def _near(one: Tensor, other: Tensor) -> bool:
     return bool(worst <= (1e-4 if other.dtype in (torch.float32, torch.float64) else 2e-2) * other.abs().max())
 
 
-def _close(one: float, other: float) -> bool:
-    return abs(one - other) <= 1e-2 * abs(other)
-
-
 # ---------------------------------------------------------------------- a block
 def _block(hf: PreTrainedModel, calls: list[Call], block: Call) -> tuple[dict[str, Any], dict[str, Any]]:
     """What `families.attn` and `families.mlp` are called with."""
@@ -196,8 +193,8 @@ def _block(hf: PreTrainedModel, calls: list[Call], block: Call) -> tuple[dict[st
     added = sum(_output_of(norms, c) for c in (attention, feed))
     assert isinstance(added, Tensor)
     scale = _ratio(block.wrote - block.read, added)
-    if scale is not None and not _close(scale, 1.0):
-        for_attn["scale"] = for_mlp["scale"] = _attribute(hf, lambda value: _close(value, scale))
+    if scale is not None and not isclose(scale, 1.0, rel_tol=1e-2):
+        for_attn["scale"] = for_mlp["scale"] = _attribute(hf, lambda value: isclose(value, scale, rel_tol=1e-2))
     return for_attn, for_mlp
 
 

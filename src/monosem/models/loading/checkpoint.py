@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import pickle
 import struct
 from collections.abc import Iterator
@@ -14,24 +13,12 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 
-from ...errors import BadFile, BadInput
+from ...errors import BadFile, BadInput, cause
 
 # everything that transformers, safetensors, gguf and torch were seen to raise on damaged or unsuitable files
 _FILE_ERRORS = (
-    OSError,
-    ValueError,
-    KeyError,
-    IndexError,
-    TypeError,
-    AttributeError,
-    RuntimeError,
-    UnicodeDecodeError,
-    MemoryError,
-    EOFError,
-    struct.error,
-    SafetensorError,
-    json.JSONDecodeError,
-    pickle.UnpicklingError,
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, MemoryError, EOFError),
+    *(struct.error, SafetensorError, pickle.UnpicklingError),
 )
 
 
@@ -62,7 +49,7 @@ def load_weights(
             ignore_mismatched_sizes=True,  # reported, and refused below with the names
         )
     except ImportError as error:
-        raise BadInput(f"cannot load {name}: {one_line(error)}") from error
+        raise BadInput(f"cannot load {name}: {cause(error)}") from error
     except _FILE_ERRORS as error:
         raise BadFile(f"cannot load {name}: {explain(error)}") from error
     lost = sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])])
@@ -97,17 +84,13 @@ def explain(error: BaseException) -> str:
     if isinstance(error, pickle.UnpicklingError) or "weights_only" in text or "Unsupported global" in text:
         return "its pickled weights hold more than tensors and could run code; ask for a safetensors version"
     if isinstance(error, SafetensorError) or ("safetensor" in text.lower() and "header" in text.lower()):
-        return f"a safetensors file is truncated or damaged ({one_line(error)}); download it again"
+        return f"a safetensors file is truncated or damaged ({cause(error)}); download it again"
     if isinstance(error, struct.error | IndexError | EOFError) or "reshape" in text or "buffer" in text:
-        return f"the file is truncated or damaged ({one_line(error)}); download it again"
+        return f"the file is truncated or damaged ({cause(error)}); download it again"
     if "gated repo" in text:
         return "its licence must be accepted on its page at the Hub first; then run `hf auth login`"
-    return one_line(error)
-
-
-def one_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    file = getattr(error, "filename", None)
+    return f"{cause(error)}: {file}" if file else cause(error)
 
 
 @contextlib.contextmanager

@@ -5,11 +5,10 @@ minimum, that neither bf16 nor fp16 holds exactly (Q8_0: 11 bits times 8), and a
 without being copied.
 """
 
-import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,9 @@ import platformdirs
 
 from ...errors import BadFile, BadInput
 from ...files import read_json, replacing_folder, writable_folder, write_json
+from ...progress import say
 from .catalogue import Embedded
-from .wheels import collect, copy, say, sha256_of
+from .wheels import collect, sha256_of
 
 MANIFEST = "manifest.json"
 SMALL = 20_000_000  # bytes: files up to this size are hashed at every load
@@ -72,18 +72,13 @@ def ensure(model: Embedded, quiet: bool = False, again: bool = False) -> Path:
     return folder
 
 
-@contextlib.contextmanager
-def _locked(path: Path, model: Embedded, quiet: bool) -> Iterator[None]:
+def _locked(path: Path, model: Embedded, quiet: bool) -> AbstractContextManager[Any]:
     lock = filelock.FileLock(path)
     try:
-        lock.acquire(timeout=1)
+        return lock.acquire(timeout=1)
     except filelock.Timeout:
         say(f"{model.name}: another process is making it; waiting", quiet)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+        return lock.acquire()
 
 
 # ---------------------------------------------------------------------- the check of the cache
@@ -142,11 +137,11 @@ def join(model: Embedded, parts: list[Path], work: Path) -> Path:
     with open(whole, "wb") as file:
         for part in parts:
             with open(part, "rb") as opened:
-                copy(opened.read, file.write)
+                shutil.copyfileobj(opened, file)
             if part.parent == work:
                 part.unlink()
-    if (found := sha256_of(whole)) != model.sha256:
-        raise BadFile(f"the parts of {model.name} do not make the file expected: sha256 {found}, not {model.sha256}")
+    if (sha256 := sha256_of(whole)) != model.sha256:
+        raise BadFile(f"the parts of {model.name} do not make the file expected: sha256 {sha256}, not {model.sha256}")
     return whole
 
 
@@ -176,8 +171,8 @@ def convert(model: Embedded, source: Path, target: Path) -> None:
 
 
 def _check_conversion(model: Embedded, hf: Any, tokenizer: Any) -> None:
-    made = {key: getattr(hf.config, key, None) for key in model.expected}
-    wrong = [f"{key} {made[key]!r} instead of {value!r}" for key, value in model.expected.items() if made[key] != value]
+    facts = {key: (getattr(hf.config, key, None), value) for key, value in model.expected.items()}
+    wrong = [f"{key} {value!r} instead of {known!r}" for key, (value, known) in facts.items() if value != known]
     for text, ids in model.splits:
         if (split := tokenizer(text)["input_ids"]) != ids:
             wrong.append(f"tokens {split} of {text!r} instead of {ids}")

@@ -1,7 +1,6 @@
 """`load_model`: one function for the embedded models, Hub ids, folders, GGUF files and models already loaded."""
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ...errors import BadFile, BadInput, MonosemError
+from ...progress import say
 from ..checking.infer import infer
 from ..model import Model
 from ..places.families import BY_TYPE
@@ -23,12 +23,8 @@ ModelLike = str | os.PathLike[str] | PreTrainedModel
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase | None, str, list[str]]
 
 _TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json"),
+    *("vocab.json", "vocab.txt", "spiece.model"),
 )
 
 
@@ -62,15 +58,14 @@ def load_model(
         BadFile: damaged, hostile or incomplete files.
         BadInput: a Hub that cannot be reached, a device that this machine does not have.
     """
-    hf, own, name, notes = load_hf(
+    hf, tokenizer, name, notes = load_hf(
         name_or_model, dtype=dtype, device=device, device_map=device_map, tokenizer=tokenizer, quiet=quiet
     )
     family = BY_TYPE.get(hf.config.model_type) or infer(hf)
-    model = Model(hf, own, name=name, family=family)
-    if not quiet:
-        chosen = dtype is None and not isinstance(name_or_model, PreTrainedModel)
-        for line in [describe(name, model.dtype, model.device, chosen), *(f"{name}: {note}" for note in notes)]:
-            print(f"monosem: {line}", file=sys.stderr, flush=True)
+    model = Model(hf, tokenizer, name=name, family=family)
+    chosen = dtype is None and not isinstance(name_or_model, PreTrainedModel)
+    for line in [describe(name, model.dtype, model.device, chosen), *(f"{name}: {note}" for note in notes)]:
+        say(line, quiet)
     return model
 
 
@@ -85,23 +80,18 @@ def load_hf(
 ) -> Loaded:
     """The Hugging Face model (eval, no gradients), its tokenizer if there is one, its name, and notes for the user."""
     if isinstance(name_or_model, PreTrainedModel):
-        hf, own, name, notes = _from_loaded(name_or_model, dtype, device, tokenizer is None)
+        hf, models_own, name, notes = _from_loaded(name_or_model, dtype, device, tokenizer is None)
     elif isinstance(name_or_model, str | os.PathLike) and str(name_or_model):
         place = None if device_map is not None else choose_device(device)
-        wanted = {
-            "dtype": choose_dtype(dtype, place or choose_device()),
-            "device": place,
-            "device_map": device_map,
-        }
+        precision = choose_dtype(dtype, place or choose_device())
+        wanted = {"dtype": precision, "device": place, "device_map": device_map}
         with hushed(quiet):
-            hf, own, name, notes = _from_name(str(name_or_model), wanted, tokenizer is None, quiet)
+            hf, models_own, name, notes = _from_name(str(name_or_model), wanted, tokenizer is None, quiet)
     else:
         raise BadInput(f"a model is a name, a path or a Hugging Face model, not {type(name_or_model).__name__}")
     if isinstance(tokenizer, str | os.PathLike):
-        own = load_tokenizer(str(tokenizer))
-    elif tokenizer is not None:
-        own = tokenizer
-    return hf.eval().requires_grad_(False), own, name, notes
+        tokenizer = load_tokenizer(str(tokenizer))
+    return hf.eval().requires_grad_(False), models_own if tokenizer is None else tokenizer, name, notes
 
 
 def _from_name(name: str, wanted: dict[str, Any], with_tokenizer: bool, quiet: bool) -> Loaded:
@@ -123,19 +113,19 @@ def _from_embedded(model: Embedded, wanted: dict[str, Any], quiet: bool) -> Load
     folder = embedded.ensure(model, quiet)
     try:
         with hushed():
-            hf, own, _, notes = _from_folder(folder, wanted, True)
+            hf, tokenizer, _, notes = _from_folder(folder, wanted, True)
     except BadFile:  # damage that the quick check does not see
         folder = embedded.ensure(model, quiet, again=True)
         with hushed():
-            hf, own, _, notes = _from_folder(folder, wanted, True)
+            hf, tokenizer, _, notes = _from_folder(folder, wanted, True)
     hf.config.name_or_path = model.name
-    return hf, own, model.name, notes
+    return hf, tokenizer, model.name, notes
 
 
 def _from_gguf(path: Path, wanted: dict[str, Any], with_tokenizer: bool) -> Loaded:
     hf, notes = load_weights(*gguf_model_arguments(path), path.name, **wanted)
-    own, more = gguf_tokenizer(path) if with_tokenizer else (None, [])
-    return hf, own, path.stem, [*notes, *more]
+    tokenizer, more = gguf_tokenizer(path) if with_tokenizer else (None, [])
+    return hf, tokenizer, path.stem, [*notes, *more]
 
 
 def _from_folder(path: Path, wanted: dict[str, Any], with_tokenizer: bool) -> Loaded:
@@ -145,16 +135,12 @@ def _from_folder(path: Path, wanted: dict[str, Any], with_tokenizer: bool) -> Lo
         raise BadFile(f"{path} has no config.json; {hint}")
     arguments = {"pretrained_model_name_or_path": str(path), "local_files_only": True}
     hf, notes = load_weights(AutoModelForCausalLM, arguments, str(path), **wanted)
-    if not with_tokenizer:
-        return hf, None, path.resolve().name, notes
-    if any((path / name).exists() for name in _TOKENIZER_FILES):
-        return hf, load_tokenizer(str(path)), path.resolve().name, notes
-    return (
-        hf,
-        None,
-        path.resolve().name,
-        [*notes, "no tokenizer in the folder, so text is not accepted; tokenizer= takes one"],
-    )
+    tokenizer = None
+    if with_tokenizer and any((path / name).exists() for name in _TOKENIZER_FILES):
+        tokenizer = load_tokenizer(str(path))
+    elif with_tokenizer:
+        notes.append("no tokenizer in the folder, so text is not accepted; tokenizer= takes one")
+    return hf, tokenizer, path.resolve().name, notes
 
 
 def _from_hub(name: str, wanted: dict[str, Any], with_tokenizer: bool) -> Loaded:
@@ -174,13 +160,13 @@ def _from_loaded(hf: PreTrainedModel, dtype: DtypeLike, device: DeviceLike, with
     precision = choose_dtype(dtype, place or hf.device) if dtype is not None else None
     if place is not None or precision is not None:
         nn.Module.to(hf, device=place, dtype=precision)
-    own, notes = None, []
+    tokenizer, notes = None, []
     if with_tokenizer and source:
         try:
-            own = load_tokenizer(source)
+            tokenizer = load_tokenizer(source)
         except MonosemError as error:
             notes = [f"no tokenizer, so text is not accepted ({error}); tokenizer= takes one"]
-    return hf, own, name, notes
+    return hf, tokenizer, name, notes
 
 
 def load_tokenizer(source: str, local: bool | None = None) -> PreTrainedTokenizerBase:

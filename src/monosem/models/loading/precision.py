@@ -5,14 +5,10 @@ import torch
 from ...errors import BadInput, UnknownName, cause, did_you_mean
 
 DTYPES = {
-    "float32": torch.float32,
-    "fp32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
-    "float16": torch.float16,
-    "fp16": torch.float16,
-    "float64": torch.float64,
-    "fp64": torch.float64,
+    **dict.fromkeys(("float32", "fp32"), torch.float32),
+    **dict.fromkeys(("bfloat16", "bf16"), torch.bfloat16),
+    **dict.fromkeys(("float16", "fp16"), torch.float16),
+    **dict.fromkeys(("float64", "fp64"), torch.float64),
 }
 
 DtypeLike = str | torch.dtype | None

