@@ -19,7 +19,6 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 import peers
 from common import arguments, interleaved, machine, row, windows
 from monosem import load_model
-from monosem.errors import UnknownName
 from monosem.models import Model
 from monosem.models.loading.catalogue import EMBEDDED
 from monosem.models.loading.embedded import ensure
@@ -47,10 +46,7 @@ def monosem_passes(folder: str, ids: Ids, layer: int) -> dict[str, tuple[Pass, i
 
 def offered(model: Model, name: str) -> bool:
     """`result`, a vector of the stream for every head, is left out as it is by TransformerLens."""
-    try:
-        return name != "result" and bool(model.site((name, 0)))
-    except UnknownName:
-        return False
+    return name != "result" and model.has((name, 0))
 
 
 def lens_passes(folder: str, ids: Ids, layer: int) -> dict[str, tuple[Pass, int]]:
