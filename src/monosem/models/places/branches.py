@@ -1,7 +1,6 @@
 """A branch of a block: what it reads, what it computes, and what it adds to the stream."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -18,70 +17,35 @@ from .sites import Site
 from .weights import bias_of, weight_into
 
 
-@dataclass(frozen=True, eq=False)
 class Branch:
     """A branch of one layer.
 
     Attributes:
-        name: prefix of its sites, such as "attn" or "mlp". layer: number of its block.
+        layer: number of its block. name: prefix of its sites, such as "attn" or "mlp".
+        kind: a row of `mixers.KINDS`: "attention", "mlp" or "mixture".
+        reads: the stream that it reads. raw: its output before a norm after it and its scale.
+        out: what it adds to the stream. scale: what its output is multiplied by before that.
+        inner: the site that its output projection reads (z, mlp_post); None for mixers without such a projection.
+        units: what the inner site is made of: "head" or "neuron"; None where there is no inner site.
+        pointwise: it treats every token alone.
     """
 
-    model: Native
-    layer: int
-    slot: Slot
+    def __init__(self, model: Native, layer: int, slot: Slot):
+        self.model, self.layer, self.slot = model, layer, slot
+        self.name, self.kind, self.scale = slot.name, slot.mixer.kind, slot.scale
+        self.reads, self.raw, self.out = (
+            Site(name, layer) for name in (slot.reads, f"{slot.name}_raw", f"{slot.name}_out")
+        )
+        row = slot.mixer.row
+        self.units, self.pointwise = row.units, row.pointwise
+        self.inner = self.site(row.projected) if row.projected else None
 
     def __repr__(self) -> str:
-        return f"Branch({self.name}.{self.layer}: {self.slot.mixer.kind}, reads {self.reads})"
-
-    # ------------------------------------------------------------------ what it is
-    @property
-    def name(self) -> str:
-        return self.slot.name
-
-    @property
-    def kind(self) -> str:
-        """A row of `mixers.KINDS`: "attention", "mlp" or "mixture"."""
-        return self.slot.mixer.kind
-
-    @property
-    def reads(self) -> Site:
-        """The stream that it reads."""
-        return Site(self.slot.reads, self.layer)
-
-    @property
-    def raw(self) -> Site:
-        """Its output before a norm after it and its scale."""
-        return Site(f"{self.name}_raw", self.layer)
-
-    @property
-    def out(self) -> Site:
-        """What it adds to the stream."""
-        return Site(f"{self.name}_out", self.layer)
-
-    @property
-    def inner(self) -> Site | None:
-        """The site that its output projection reads (z, mlp_post); None for mixers without such a projection."""
-        name = self.slot.mixer.row.projected
-        return None if name is None else self.site(name)
-
-    @property
-    def units(self) -> str | None:
-        """What the inner site is made of: "head" or "neuron"; None where there is no inner site."""
-        return self.slot.mixer.row.units
+        return f"Branch({self.name}.{self.layer}: {self.kind}, reads {self.reads})"
 
     @property
     def n_units(self) -> int:
         return {"head": self.model.cfg.n_heads, "neuron": self.model.cfg.d_mlp}.get(self.units or "", 0)
-
-    @property
-    def pointwise(self) -> bool:
-        """Whether it treats every token alone."""
-        return self.slot.mixer.row.pointwise
-
-    @property
-    def scale(self) -> float:
-        """What its output is multiplied by before it is added to the stream."""
-        return self.slot.scale
 
     def site(self, name: str) -> Site:
         """A site inside its mixer, "q" or "_pre" as listed in `mixers.KINDS`."""
