@@ -151,6 +151,9 @@ def test_the_cache_takes_the_stream_apart(model):
     assert labels[1:] == [f"{branch.layer}_{branch.name}_out" for branch in branches(model)]
     close(cache.stack_head_results(incl_remainder=True).sum(0), cache["resid_post", -1])
     close(cache.stack_neuron_results(incl_remainder=True).sum(0), cache["resid_post", -1])
+    for branch, mlp_input in ((model.branches(1)[0], False), (model.branch("mlp", 1), True)):
+        stream = cache[branch.reads]
+        close(cache.apply_ln_to_stack(stream[None], 1, mlp_input)[0], branch.read(stream))
 
 
 def test_lenses_and_scrubbing_read_them(model, pairs):

@@ -60,7 +60,7 @@ class Places(Native):
     def written_before(self, stream: SiteLike) -> list[Branch]:
         """The branches that have written into a stream site, in order."""
         end = self.depth(stream)
-        return [branch for branch in self.branches() if self.depth(branch.out) < end]
+        return [branch for branch in self.branches() if self._depth(branch.out) < end]
 
     def depth(self, site: SiteLike) -> int:
         """How far along the stream a site's value is there: a branch writes before the stream sites of larger depth.
@@ -68,17 +68,20 @@ class Places(Native):
         A site of a branch can reach what another branch computes if its depth is below the depth of what that one
         reads. In a block of n branches: 2n + 1 steps, a stream site at even steps, and branch i at step 2i + 1.
         """
-        parsed, steps = self.site(site), 2 * max(len(block.slots) for block in self.anatomy)
-        if parsed.layer is None:
-            return -1 if parsed.name in ("embed", "pos_embed") else self.cfg.n_layers * steps
-        if (branch := self.branch_of(parsed)) is not None:
-            step = 2 * branch.slot.number + 1
-        elif parsed.name == "resid_post":
+        return self._depth(self.site(site))
+
+    def _depth(self, site: Site) -> int:
+        steps = 2 * max(len(block.slots) for block in self.anatomy)
+        if site.layer is None:
+            return -1 if site.name in ("embed", "pos_embed") else self.cfg.n_layers * steps
+        block = self.anatomy[site.layer]
+        if (slot := block.places[site.name].slot) is not None:
+            step = 2 * slot.number + 1
+        elif site.name == "resid_post":
             step = steps
         else:
-            readers = [slot for slot in self.anatomy[parsed.layer].slots if slot.reads == parsed.name]
-            step = 2 * readers[0].number if readers else 0
-        return parsed.layer * steps + step
+            step = next((2 * slot.number for slot in block.slots if slot.reads == site.name), 0)
+        return site.layer * steps + step
 
     W_Q = View("q")
     W_K = View("k")

@@ -168,9 +168,11 @@ def matrix(module: Any, width: int, model: Native) -> Float[Tensor, "width out"]
 
 def bias(module: Any, width: int, model: Native) -> Float[Tensor, "out"]:
     """A linear module's bias; zeros where it has none."""
-    if _plain(module) and module.bias is not None:
+    if not _plain(module):
+        return _act(module, torch.zeros(1, width, dtype=model.dtype, device=model.device))[0]
+    if module.bias is not None:
         return module.bias  # type: ignore[no-any-return]
-    return _act(module, torch.zeros(1, width, dtype=model.dtype, device=model.device))[0]
+    return torch.zeros(matrix(module, width, model).shape[1], dtype=model.dtype, device=model.device)
 
 
 def _plain(module: nn.Module) -> bool:

@@ -52,8 +52,8 @@ def run(
             real token, negative counts from its end), a list, a slice or "last". The axis stays, also for one. At
             scores and patterns these are the queries.
         heads: heads that captured sites with heads keep; at k, v and rot_k the kv head that each of them reads.
-        memory: such as "4GB": run as few rows at a time as keep what is captured and one pass under this size,
-            estimated from shapes. The result equals the result of one pass.
+        memory: such as "4GB": run as many rows at a time as fit, with all that is captured, into this size (estimated
+            from shapes). The result equals the result of one pass.
 
     Raises:
         UnknownName: a site that the model does not have.

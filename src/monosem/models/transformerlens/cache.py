@@ -140,8 +140,11 @@ class Cache(Activations):
         With `mlp_input` it is the norm that the layer's MLP reads through. `pos_slice` is the one that made the stack.
         """
         upto = _layers(self, layer)
-        final = upto == self.model.cfg.n_layers
-        norm, x = norm_and_input(self, None if final else upto, "ln2" if mlp_input else "ln1")
+        if upto == self.model.cfg.n_layers:
+            norm, x = norm_and_input(self, None, "final")
+        else:
+            branch = self.model.branch("mlp", upto) if mlp_input else self.model.branches(upto)[0]
+            norm, x = branch.pre, self[branch.reads]
         return norm.frozen(residual_stack, _at(norm.scale(x), pos_slice))
 
     def logit_attrs(
