@@ -1,6 +1,7 @@
 """How every command is made and ends: grouped options, near names, one-line errors, exit codes, Ctrl-C, pipes."""
 
 import contextlib
+import copy
 import dataclasses
 import inspect
 import os
@@ -8,10 +9,11 @@ import shlex
 import sys
 import typing
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+from typer.models import ArgumentInfo, OptionInfo
 
 from ..errors import MonosemError, did_you_mean
 from .output import notice
@@ -104,33 +106,42 @@ def register(app: typer.Typer, commands: dict[str, Callable[..., Any]]) -> None:
 
 
 def ungrouped(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with each parameter that is a dataclass of options replaced by these options."""
-    groups: dict[str, tuple[type, list[str]]] = {}
-    flat: list[inspect.Parameter] = []
+    """The function with each parameter that is a dataclass of options replaced by these options.
+
+    The help shows the command's own options first, then the options of its groups, last the options that many groups
+    inherit.
+    """
+    groups: dict[str, tuple[Any, list[str]]] = {}
+    ranked: list[tuple[int, inspect.Parameter]] = []
     for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
-        kind = parameter.annotation
-        if not dataclasses.is_dataclass(kind):
-            flat.append(parameter.replace(kind=parameter.KEYWORD_ONLY))
+        if not dataclasses.is_dataclass(parameter.annotation):
+            ranked.append((0, named(parameter)))
             continue
-        hints = typing.get_type_hints(kind, include_extras=True)
-        groups[name] = (typing.cast(type, kind), [field.name for field in dataclasses.fields(kind)])
-        flat += [
-            inspect.Parameter(
-                field.name,
-                parameter.KEYWORD_ONLY,
-                default=parameter.empty if field.default is dataclasses.MISSING else field.default,
-                annotation=hints[field.name],
-            )
-            for field in dataclasses.fields(kind)
-        ]
+        group: Any = parameter.annotation
+        fields = inspect.signature(group, eval_str=True).parameters
+        groups[name] = (group, list(fields))
+        for field, one in fields.items():
+            argument = isinstance(one.annotation.__metadata__[0], ArgumentInfo)  # arguments keep their order
+            depth = next(i for i, base in enumerate(group.__mro__, 1) if field in inspect.get_annotations(base))
+            ranked.append((0 if argument else depth, named(one)))
 
     def command(**given: Any) -> Any:
         made = {name: kind(**{field: given.pop(field) for field in fields}) for name, (kind, fields) in groups.items()}
         return function(**given, **made)
 
-    command.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
-    command.__doc__ = function.__doc__
+    ordered = [parameter for _, parameter in sorted(ranked, key=lambda pair: pair[0])]
+    command.__signature__ = inspect.Signature(ordered)  # type: ignore[attr-defined]
     return command
+
+
+def named(parameter: inspect.Parameter) -> inspect.Parameter:
+    """The parameter as typer takes it: an option has its name, and the short ones that it is declared with."""
+    kind, declared = typing.get_args(parameter.annotation)
+    info = copy.copy(declared)
+    names = info.param_decls or ()
+    if isinstance(info, OptionInfo) and not any(name.startswith("--") for name in names):
+        info.param_decls = (f"--{parameter.name.replace('_', '-')}", *names)
+    return parameter.replace(kind=parameter.KEYWORD_ONLY, annotation=Annotated[kind, info])
 
 
 def help_without_command(context: typer.Context) -> None:

@@ -3,18 +3,15 @@
 from typing import Annotated
 
 from .application import group
-from .options import Chat, Machine, ModelArgument, Prompts, Seed, Written, option
-from .output import as_json, frame
+from .options import Analysis, Prompts, Seed, Top, option
 
 
 def heads(
-    model: ModelArgument,
-    machine: Machine,
-    written: Written,
-    score: Annotated[str, option("--score", "NAME", "Sort by: induction, previous, duplicate or first.")] = "induction",
-    n: Annotated[int, option("--n", "N", "Tokens of the random text that is repeated.", min=2)] = 25,
-    rows: Annotated[int, option("--rows", "N", "How many random texts.", min=1)] = 8,
-    top: Annotated[int, option("--top", "N", "Heads to print.", min=1)] = 10,
+    asked: Analysis,
+    score: Annotated[str, option("NAME", "Sort by: induction, previous, duplicate or first.")] = "induction",
+    n: Annotated[int, option("N", "Tokens of the random text that is repeated.", min=2)] = 25,
+    rows: Annotated[int, option("N", "How many random texts.", min=1)] = 8,
+    top: Top = 10,
     seed: Seed = 0,
 ) -> None:
     """Find induction, previous-token and duplicate heads.
@@ -25,23 +22,16 @@ def heads(
     """
     from ..components import head_scores
 
-    scores = head_scores(machine.load(model, written.silent), n=n, rows=rows, seed=seed)
-    best = scores.top(top, by=score)
-    written.save(scores, score=score)
-    as_json(scores.table) if written.json else frame(best, f"{score} heads")
-    written.say_where()
+    scores = head_scores(asked.load(), n=n, rows=rows, seed=seed)
+    asked.give(scores, scores.top(top, by=score), f"{score} heads", score=score)
 
 
 def direct(
-    model: ModelArgument,
-    prompts: Prompts,
-    machine: Machine,
-    written: Written,
-    token: Annotated[str, option("--token", "TOKEN", "The token whose logit is taken apart, mind the space.")],
-    wrong: Annotated[str | None, option("--wrong", "TOKEN", "Subtract the logit of this token.")] = None,
-    by: Annotated[str, option("--by", "layer|head|neuron", "How fine the parts are.")] = "head",
-    top: Annotated[int, option("--top", "N", "Parts to print.", min=1)] = 10,
-    chat: Chat = False,
+    asked: Prompts,
+    token: Annotated[str, option("TOKEN", "The token whose logit is taken apart, mind the space.")],
+    wrong: Annotated[str | None, option("TOKEN", "Subtract the logit of this token.")] = None,
+    by: Annotated[str, option("layer|head|neuron", "How fine the parts are.")] = "head",
+    top: Top = 10,
 ) -> None:
     """Take a logit apart into what each part writes.
 
@@ -51,12 +41,9 @@ def direct(
     """
     from ..components import direct_attribution
 
-    lm = machine.load(model, written.silent)
-    texts = [lm.chat(prompt) for prompt in prompts] if chat else prompts
-    parts = direct_attribution(lm, texts, token, wrong, by=by)  # type: ignore[arg-type]
-    written.save(parts)
-    as_json(parts.table) if written.json else frame(parts.top(top), parts.target)
-    written.say_where()
+    model = asked.load()
+    parts = direct_attribution(model, asked.texts(model), token, wrong, by=by)  # type: ignore[arg-type]
+    asked.give(parts, parts.top(top), parts.target)
 
 
 app = group("What heads and MLPs read and write.", {"heads": heads, "direct": direct})

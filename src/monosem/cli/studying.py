@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from .application import resumable
-from .options import Quiet, argument, option
+from .options import Quiet, argument, flag, option
 from .output import notice
 
 if TYPE_CHECKING:
     from ..studies import StudyResult
 
-Out = Annotated[Path | None, option("--out", "DIR", "Folder of the report (default: runs/NAME).")]
+Out = Annotated[Path | None, option("DIR", "Folder of the report (default: runs/NAME).")]
 
 
 def demo(out: Out = None, quiet: Quiet = False) -> None:
@@ -44,11 +44,11 @@ What to try next:
 def study(
     concept: Annotated[str, argument("CONCEPT", "A concept file (YAML) or a shipped name (monosem list concepts).")],
     out: Out = None,
-    model: Annotated[str | None, option("--model", "MODEL", "Instead of the file's model.")] = None,
-    dictionary: Annotated[str | None, option("--dictionary", "NAME", "Instead of the file's dictionary.")] = None,
-    latent: Annotated[int | None, option("--latent", "N", "This latent instead of the best candidate.", min=0)] = None,
-    seed: Annotated[int | None, option("--seed", "N", "Instead of the file's seed.")] = None,
-    fresh: Annotated[bool, option("--fresh", None, "Forget what an earlier run left in the folder.")] = False,
+    model: Annotated[str | None, option("MODEL", "Instead of the file's model.")] = None,
+    dictionary: Annotated[str | None, option("NAME", "Instead of the file's dictionary.")] = None,
+    latent: Annotated[int | None, option("N", "This latent instead of the best candidate.", min=0)] = None,
+    seed: Annotated[int | None, option("N", "Instead of the file's seed.")] = None,
+    fresh: Annotated[bool, flag("Forget what an earlier run left in the folder.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Study a concept and write a report.
@@ -69,9 +69,8 @@ def conduct(concept: str, out: Path | None, instead: dict[str, object], fresh: b
     config = studies.StudyConfig.parse({**config.model_dump(), **instead})
     folder = out or Path("runs") / config.name
     with resumable(f"what is done is kept in {folder}"):
-        done = studies.run(
-            config, folder=folder, say=None if quiet else partial(print, flush=True), quiet=quiet, fresh=fresh
-        )
+        say = None if quiet else partial(print, flush=True)
+        done = studies.run(config, folder=folder, say=say, quiet=quiet, fresh=fresh)
     if quiet:
         print(done.html)
     return done

@@ -4,24 +4,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from .application import resumable
-from .loading import DictionaryMachine
 from .options import (
     MODELS,
     TEXTS,
     Context,
     Device,
-    DictionaryArgument,
     Dtype,
-    Printing,
+    OnDictionary,
     Quiet,
     Set,
     Text,
     TokenLimit,
     argument,
     fields,
+    flag,
     option,
 )
 from .output import as_json, frame, notice
@@ -36,20 +33,18 @@ Config = Annotated[Path | None, argument("[CONFIG]", "The config.yaml of a run; 
 class Training:
     """The fields of the config that are set most; `None` leaves a field as the file or the default has it."""
 
-    model: Annotated[str | None, option("--model", "MODEL", f"The model: {MODELS}.")] = None
-    site: Annotated[str | None, option("--site", "SITE", "Where it reads, such as resid_post.15.")] = None
-    text: Annotated[list[Path] | None, option("--text", "PATH", TEXTS)] = None
-    width: Annotated[int | None, option("--width", "N", "Number of latents.")] = None
-    k: Annotated[int | None, option("--k -k", "N", "Active latents a token.")] = None
-    tokens: Annotated[
-        int | None, option("--tokens", "N", "Tokens to train on; a shorter text is read again and again.")
-    ] = None
-    kind: Annotated[str | None, option("--kind", "topk|batchtopk", "Default: topk.")] = None
-    context: Annotated[int | None, option("--context", "N", "Tokens a window (default: 256).")] = None
-    batch_tokens: Annotated[int | None, option("--batch-tokens", "N", "Tokens a step (default: 4096).")] = None
-    buffer_tokens: Annotated[int | None, option("--buffer-tokens", "N", "Tokens that are shuffled together.")] = None
-    lr: Annotated[float | None, option("--lr", "X", "Peak learning rate (default: by the width).")] = None
-    seed: Annotated[int | None, option("--seed", "N", "Seed of everything random (default: 0).")] = None
+    model: Annotated[str | None, option("MODEL", f"The model: {MODELS}.")] = None
+    site: Annotated[str | None, option("SITE", "Where it reads, such as resid_post.15.")] = None
+    text: Annotated[list[Path] | None, option("PATH", TEXTS)] = None
+    width: Annotated[int | None, option("N", "Number of latents.")] = None
+    k: Annotated[int | None, option("N", "Active latents a token.", "-k")] = None
+    tokens: Annotated[int | None, option("N", "Tokens to train on; a shorter text is read again and again.")] = None
+    kind: Annotated[str | None, option("topk|batchtopk", "Default: topk.")] = None
+    context: Annotated[int | None, option("N", "Tokens a window (default: 256).")] = None
+    batch_tokens: Annotated[int | None, option("N", "Tokens a step (default: 4096).")] = None
+    buffer_tokens: Annotated[int | None, option("N", "Tokens that are shuffled together.")] = None
+    lr: Annotated[float | None, option("X", "Peak learning rate (default: by the width).")] = None
+    seed: Annotated[int | None, option("N", "Seed of everything random (default: 0).")] = None
     device: Device = None
     dtype: Dtype = None
     set: Set = None
@@ -65,10 +60,10 @@ class Training:
 
 
 def train(
-    out: Annotated[Path, option("--out", "DIR", "Folder of the run; the result is DIR/dictionary.")],
+    out: Annotated[Path, option("DIR", "Folder of the run; the result is DIR/dictionary.")],
     training: Training,
     config: Config = None,
-    resume: Annotated[bool, typer.Option(help="Go on with the run that DIR holds, or refuse it.")] = True,
+    resume: Annotated[bool, flag("Go on with the run that DIR holds, or refuse it.", "--resume/--no-resume")] = True,
     quiet: Quiet = False,
 ) -> None:
     """Train a sparse dictionary on a model's activations.
@@ -93,13 +88,11 @@ def train(
 
 
 def evaluate(
-    dictionary: DictionaryArgument,
+    asked: OnDictionary,
     text: Text,
-    machine: DictionaryMachine,
-    printing: Printing,
     tokens: TokenLimit = 100_000,
     context: Context = 256,
-    save: Annotated[Path | None, option("--save", "FILE", "Write everything as JSON, with the config.")] = None,
+    save: Annotated[Path | None, option("FILE", "Write everything as JSON, with the config.")] = None,
 ) -> None:
     """Measure a dictionary on text it was not trained on.
 
@@ -110,12 +103,12 @@ def evaluate(
     from ..data import corpus
     from ..dictionaries import evaluate as measure
 
-    sae, lm = machine.load(dictionary, printing.silent)
-    evaluation = measure(lm, sae, corpus(lm, text), tokens=tokens, context=context, quiet=printing.quiet)
+    sae, lm = asked.load()
+    evaluation = measure(lm, sae, corpus(lm, text), tokens=tokens, context=context, quiet=asked.silent)
     if save:
         evaluation.save(save)
-    if printing.json:
+    if asked.json:
         as_json(evaluation.to_dict())
     else:
         left_out = sum(evaluation.skipped.values())
-        frame(evaluation.table, f"{dictionary} on {evaluation.tokens:,} tokens ({left_out:,} left out)")
+        frame(evaluation.table, f"{asked.dictionary} on {evaluation.tokens:,} tokens ({left_out:,} left out)")

@@ -4,23 +4,20 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, Json, ModelArgument, Quiet, option
+from .options import Device, ModelArgument, Printing, flag, option
 from .output import as_json, frame
 
 Dtypes = Annotated[
-    list[str] | None,
-    option("--dtype", "NAME", "float32, bfloat16, float16, float64 (default: float32). May be repeated."),
+    list[str] | None, option("NAME", "float32, bfloat16, float16, float64 (default: float32). May be repeated.")
 ]
-BySite = Annotated[bool, option("--by-site", None, "One row a site: its largest error.")]
 
 
 def verify(
+    printing: Printing,
     model: ModelArgument = "smollm2",
     dtype: Dtypes = None,
-    by_site: BySite = False,
+    by_site: Annotated[bool, flag("One row a site: its largest error.")] = False,
     device: Device = None,
-    json: Json = False,
-    quiet: Quiet = False,
 ) -> None:
     """Check that a model is read and written correctly.
 
@@ -37,11 +34,12 @@ def verify(
     from ..models.checking.verify import side_by_side
     from ..models.checking.verify import verify as identities
 
-    checks = [identities(load_model(model, dtype=name, device=device, quiet=quiet)) for name in dtype or ["float32"]]
+    models = (load_model(model, dtype=name, device=device, quiet=printing.silent) for name in dtype or ["float32"])
+    checks = [identities(one) for one in models]
     if by_site:
         shown = pd.concat([check.by_site for check in checks], axis=1).reset_index()
     else:
         shown = checks[0].table if len(checks) == 1 else side_by_side(checks)
-    as_json(shown) if json else frame(shown)
+    as_json(shown) if printing.json else frame(shown)
     if not all(check.ok for check in checks):
         raise typer.Exit(1)

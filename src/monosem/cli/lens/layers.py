@@ -3,31 +3,29 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from ...errors import BadInput
-from ..options import Machine, Written, option
-from ..output import as_json, table
-from .options import Position, Reading, Top, Value, likeliest
+from ..options import option
+from ..output import table
+from .options import Likeliest, Position, Reading, Value, likeliest, token_at
 
 if TYPE_CHECKING:
     from ...lenses import LensResult
     from ...models import Model
 
-TunedLens = Annotated[str, option("--lens", "DIR", "A tuned lens (default: the one shipped for MODEL).")]
+Targets = Annotated[list[str] | None, option("TOKEN", "A token to follow, mind the space. May be repeated.")]
+TunedLens = Annotated[str, option("DIR", "A tuned lens (default: the one shipped for MODEL).")]
 
 
-@dataclass(frozen=True)
-class Shown:
+@dataclass(frozen=True, kw_only=True)
+class LayerReading(Reading):
     """Which tokens are shown and followed."""
 
-    position: Position = None
-    top: Top = 5
-    target: Annotated[
-        list[str] | None, option("--target", "TOKEN", "A token to follow, mind the space. May be repeated.")
-    ] = None
+    position: Position = -1
+    top: Likeliest = 5
+    target: Targets = None
     value: Value = None
 
 
-def logit(reading: Reading, shown: Shown, machine: Machine, written: Written) -> None:
+def logit(reading: LayerReading) -> None:
     """Read every layer as if it were the last.
 
     Shows the likeliest next tokens of each layer, its entropy and how far it is from the end (KL, nats), after one
@@ -35,42 +33,38 @@ def logit(reading: Reading, shown: Shown, machine: Machine, written: Written) ->
 
     Example: monosem lens logit smollm2 "The capital of France is" --target " Paris" --out lens.html
     """
-    _read(reading, shown, None, machine, written)
+    _read(reading, None)
 
 
-def tuned(reading: Reading, shown: Shown, machine: Machine, written: Written, lens: TunedLens = "tuned") -> None:
+def tuned(reading: LayerReading, lens: TunedLens = "tuned") -> None:
     """Read every layer through learnt translators.
 
     As `monosem lens logit`, through a tuned lens: one affine map a layer, trained to say what the model will say.
 
     Example: monosem lens tuned smollm2 "The capital of France is" --position 3
     """
-    _read(reading, shown, lens, machine, written)
+    _read(reading, lens)
 
 
-def _read(reading: Reading, shown: Shown, lens: str | None, machine: Machine, written: Written) -> None:
+def _read(reading: LayerReading, lens: str | None) -> None:
     from ... import lenses
 
-    plot = written.check_colour(shown.value)
-    model, texts, options = reading.load(machine, written)
-    targets = shown.target or []
-    options |= {"top": shown.top, "targets": targets}
-    result = lenses.read(model, texts, lens=lens, **options)
-    written.save(result, **plot, **({"target": targets[0]} if targets and plot else {}))
-    if written.json:
-        as_json(result.table)
-    else:
+    plot, targets = reading.colour(reading.value), reading.target or []
+    model = reading.load()
+    texts = reading.texts(model)
+    result = lenses.read(model, texts, lens=lens, top=reading.top, targets=targets, **reading.options(model))
+
+    def shown() -> None:
         for row in range(len(texts)):
-            _one_token(model, result, row, -1 if shown.position is None else shown.position, targets)
-    written.say_where()
+            _one_token(model, result, row, reading.position, targets)
+
+    reading.give(result, shown, **plot, **({"target": targets[0]} if targets and plot else {}))
 
 
-def _one_token(model: "Model", result: "LensResult", row: int, place: int, targets: list[str]) -> None:
+def _one_token(model: "Model", result: "LensResult", row: int, position: int, targets: list[str]) -> None:
     """The table of one token: a line a layer."""
     columns = result.chosen[row].nonzero().flatten().tolist()
-    if not -len(columns) <= place < len(columns):
-        raise BadInput(f"--position {place}: prompt {row} has {len(columns)} tokens")
-    column = columns[place]
+    column = token_at(position, columns, f"prompt {row} has")
     rows = []
     for layer, site in enumerate(result.sites):
         cell = (layer, row, column)

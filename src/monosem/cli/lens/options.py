@@ -4,38 +4,43 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from ..options import Chat, Layers, Machine, ModelArgument, Printing, Prompts, layer_numbers, option
+from ...errors import BadInput
+from ..options import Layers, Prompts, layer_numbers, option
 
 if TYPE_CHECKING:
     from ...models import Model
 
-Lens = Annotated[str | None, option("--lens", "DIR", "Read through this tuned lens, or the one shipped: tuned.")]
-Top = Annotated[int, option("--top", "N", "Likeliest tokens to show.", min=1)]
-Value = Annotated[
-    str | None, option("--value", "NAME", "What colours the picture: probability, entropy, rank, kl, js...")
-]
-Position = Annotated[
-    int | None, option("--position", "N", "The token to show in the table, from 0 or -1 for the last.")
-]
-Site = Annotated[str, option("--site", "NAME", "resid_post, resid_pre, resid_mid, attn_out or mlp_out.")]
+Lens = Annotated[str | None, option("DIR", "Read through this tuned lens, or the one shipped: tuned.")]
+Likeliest = Annotated[int, option("N", "Likeliest tokens to show.", min=1)]
+Value = Annotated[str | None, option("NAME", "What colours the picture: probability, entropy, rank, kl, js...")]
+Position = Annotated[int, option("N", "The token to show in the table, from 0 or -1 for the last.")]
+Site = Annotated[str, option("NAME", "resid_post, resid_pre, resid_mid, attn_out or mlp_out.")]
 
 
-@dataclass(frozen=True)
-class Reading:
+@dataclass(frozen=True, kw_only=True)
+class Reading(Prompts):
     """A model, its prompts, and the layers at which it is read."""
 
-    model: ModelArgument
-    prompts: Prompts
     site: Site = "resid_post"
     layers: Layers = None
-    chat: Chat = False
 
-    def load(self, machine: Machine, printing: Printing) -> "tuple[Model, list[str], dict[str, Any]]":
-        """The model, the texts, and the options that every lens takes."""
-        model = machine.load(self.model, printing.silent)
-        texts = [model.chat(prompt) for prompt in self.prompts] if self.chat else self.prompts
+    def options(self, model: "Model") -> dict[str, Any]:
+        """The options that every lens takes."""
         layers = layer_numbers(self.layers, model.cfg.n_layers)
-        return model, texts, {"site": self.site, "layers": layers, "quiet": printing.silent}
+        return {"site": self.site, "layers": layers, "quiet": self.silent}
+
+    def colour(self, value: str | None) -> dict[str, str]:
+        """The option of a picture. Raises `BadInput` when no picture is written."""
+        if value is not None and self.out is None:
+            raise BadInput("--value colours the picture, and no picture is asked for: add --out FILE.html")
+        return {} if value is None else {"value": value}
+
+
+def token_at(position: int, tokens: Sequence[int], whose: str) -> int:
+    """The token at `--position`. Raises `BadInput` where `whose` (a prompt has, prompts have) tokens are fewer."""
+    if not -len(tokens) <= position < len(tokens):
+        raise BadInput(f"--position {position}: {whose} {len(tokens)} tokens")
+    return tokens[position]
 
 
 def likeliest(words: Sequence[str], probabilities: Sequence[float]) -> str:

@@ -2,27 +2,23 @@
 
 from typing import TYPE_CHECKING, Annotated
 
-from ..options import Machine, Written, option
-from ..output import as_json, table
-from .options import Position, Reading, Top, likeliest
+from ..options import option
+from ..output import table
+from .options import Likeliest, Reading, likeliest
 
 if TYPE_CHECKING:
     from ...lenses import PatchscopeResult
 
-Into = Annotated[
-    str | None, option("--into", "TEXT", "The prompt whose last token is overwritten (default: token identity).")
-]
-NewTokens = Annotated[int, option("--max-new-tokens", "N", "Write so many tokens after it.", min=0)]
+Into = Annotated[str | None, option("TEXT", "The prompt whose last token is overwritten (default: token identity).")]
+Position = Annotated[int | None, option("N", "The token that is moved (default: the last; all in JSON and in a file).")]
 
 
 def patchscope(
     reading: Reading,
-    machine: Machine,
-    written: Written,
     into: Into = None,
     position: Position = None,
-    top: Top = 5,
-    max_new_tokens: NewTokens = 0,
+    top: Likeliest = 5,
+    max_new_tokens: Annotated[int, option("N", "Write so many tokens after it.", min=0)] = 0,
 ) -> None:
     """Show what the model says about a state in another prompt.
 
@@ -33,24 +29,13 @@ def patchscope(
     """
     from ... import lenses
 
-    model, texts, options = reading.load(machine, written)
-    # a file shows every token of a prompt
-    whole = position is None and (written.json or written.out is not None)
-    result = lenses.patchscope(
-        model,
-        texts,
-        lenses.TOKEN_IDENTITY if into is None else into,
-        positions=None if whole else -1 if position is None else position,
-        top=top,
-        max_new_tokens=max_new_tokens,
-        **options,
-    )
-    written.save(result)
-    if written.json:
-        as_json(result.table)
-    else:
-        _print(result)
-    written.say_where()
+    model = reading.load()
+    if position is None and not (reading.json or reading.out):
+        position = -1
+    options = reading.options(model) | {"positions": position, "top": top, "max_new_tokens": max_new_tokens}
+    target = lenses.TOKEN_IDENTITY if into is None else into
+    result = lenses.patchscope(model, reading.texts(model), target, **options)
+    reading.give(result, lambda: _print(result))
 
 
 def _print(result: "PatchscopeResult") -> None:

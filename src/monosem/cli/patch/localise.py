@@ -6,39 +6,35 @@ from typing import TYPE_CHECKING, Annotated
 
 from ...errors import require
 from ..application import one_line
-from ..options import Machine, Printing, names, option
+from ..options import OnModel, flag, names, option
 from ..output import as_json, cell, frame, notice, show, table
-from .pairs import Metric, Pairs, Positions, positions_of
+from .pairs import Pairs, Positions, positions_of
 
 if TYPE_CHECKING:
     from ...patching import Localisation
 
+Share = Annotated[float, option("SHARE", "Share of the effect from which a place counts.", min=0.0)]
+HeadShare = Annotated[float | None, option("SHARE", "The same for heads (default: --threshold).", min=0.0)]
+Sites = Annotated[str, option("LIST", "attn_out and mlp_out to choose from; resid_pre, for a map.")]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Thresholds:
     """From which effect a place counts, and with what it is compared."""
 
-    threshold: Annotated[
-        float, option("--threshold", "SHARE", "Share of the effect from which a place counts.", min=0.0)
-    ] = 0.05
-    head_threshold: Annotated[
-        float | None, option("--head-threshold", "SHARE", "The same for heads (default: --threshold).", min=0.0)
-    ] = None
-    controls: Annotated[int, option("--controls", "N", "Random sets to compare with.", min=0)] = 10
-    no_backup: Annotated[bool, option("--no-backup", None, "Do not look for backup heads (saves a third).")] = False
+    threshold: Share = 0.05
+    head_threshold: HeadShare = None
+    controls: Annotated[int, option("N", "Random sets to compare with.", min=0)] = 10
+    no_backup: Annotated[bool, flag("Do not look for backup heads (saves a third).")] = False
 
 
 def localise(
     pairs: Pairs,
     thresholds: Thresholds,
-    machine: Machine,
-    printing: Printing,
-    metric: Metric = None,
-    sites: Annotated[
-        str, option("--sites", "LIST", "attn_out and mlp_out to choose from; resid_pre, for a map.")
-    ] = "attn_out,mlp_out",
+    asked: OnModel,
+    sites: Sites = "attn_out,mlp_out",
     positions: Positions = None,
-    out: Annotated[Path | None, option("--out", "DIR", "Folder of the report (default: runs/patch-TASK).")] = None,
+    out: Annotated[Path | None, option("DIR", "Folder of the report (default: runs/patch-TASK).")] = None,
 ) -> None:
     """Find the layers and heads that make an answer.
 
@@ -53,16 +49,16 @@ def localise(
     from ...files import writable_folder
     from ...patching import localise as find
 
-    pairs.check(metric)
-    folder = out or (None if printing.json else Path("runs") / f"patch-{pairs.name}")
+    pairs.check()
+    folder = out or (None if asked.json else Path("runs") / f"patch-{pairs.name}")
     if folder is not None:
         require("plotly", "plots")
         writable_folder(folder)
-    model = machine.load(pairs.model, printing.silent)
+    model, prompts = pairs.load(asked)
     localisation = find(
         model,
-        pairs.made(model),
-        metric=metric,
+        prompts,
+        metric=pairs.metric,
         threshold=thresholds.threshold,
         head_threshold=thresholds.head_threshold,
         sites=names(sites),
@@ -70,21 +66,15 @@ def localise(
         controls=thresholds.controls,
         with_backup=not thresholds.no_backup,
         seed=pairs.seed,
-        quiet=printing.silent,
+        quiet=asked.silent,
     )
     page = None if folder is None else localisation.save(folder)
-    if printing.json:
-        as_json(
-            {
-                "found": localisation.table,
-                "sets": localisation.sets,
-                "notes": list(localisation.notes),
-                "config": localisation.config,
-            }
-        )
+    if asked.json:
+        found = {"found": localisation.table, "sets": localisation.sets, "notes": list(localisation.notes)}
+        as_json(found | {"config": localisation.config})
     else:
         _print(localisation)
-    if page is not None and not printing.quiet:
+    if page is not None and not asked.quiet:
         notice(f"report: {page}")
 
 

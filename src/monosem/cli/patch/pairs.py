@@ -1,11 +1,11 @@
-"""The pairs of prompts that all commands of `monosem patch` take."""
+"""What all commands of `monosem patch` take: the pairs of prompts, and how an answer is measured."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ...errors import BadInput, UnknownName, did_you_mean
-from ..options import ModelArgument, Seed, names, option
+from ..options import OnModel, Seed, flag, names, option
 
 if TYPE_CHECKING:
     from ...data import TokenPairs
@@ -13,30 +13,28 @@ if TYPE_CHECKING:
 
 Metric = Annotated[
     str | None,
-    option("--metric", "NAME", "logit_diff, probability_diff, log_odds, negative_kl, ... (default: by the answers)."),
+    option("NAME", "logit_diff, probability_diff, log_odds, negative_kl, ... (default: by the answers)."),
 ]
 Positions = Annotated[
     str | None,
-    option("--positions", "LIST", "Indices or span names, such as end,s2 or -1; spans for all spans (default: all)."),
+    option("LIST", "Indices or span names, such as end,s2 or -1; spans for all spans (default: all)."),
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pairs:
-    """A task or a file of pairs, and what is kept of it."""
+    """A task or a file of pairs, what is kept of it, and the metric of its answers."""
 
-    model: ModelArgument
-    task: Annotated[str | None, option("--task", "NAME", "ioi, greater_than, capitals or pronouns.")] = None
-    pairs: Annotated[Path | None, option("--pairs", "FILE", "Instead: pairs from .csv, .json or .jsonl.")] = None
-    n: Annotated[int | None, option("--n", "N", "How many pairs (default: 16, or the whole file).", min=1)] = None
-    template: Annotated[str | None, option("--template", "NAME", "ioi: ABBA, BABA or mixed.")] = None
-    corruption: Annotated[str | None, option("--corruption", "NAME", "ioi: abc, s2_flip or random_names.")] = None
-    corrupted: Annotated[str | None, option("--corrupted", "COLUMN", "The file's column of corrupted prompts.")] = None
-    drop_unaligned: Annotated[
-        bool, option("--drop-unaligned", None, "Leave out pairs of the file that do not align, instead of stopping.")
-    ] = False
-    solved: Annotated[bool, option("--solved", None, "Keep only pairs that the model answers right.")] = False
+    task: Annotated[str | None, option("NAME", "ioi, greater_than, capitals or pronouns.")] = None
+    pairs: Annotated[Path | None, option("FILE", "Instead: pairs from .csv, .json or .jsonl.")] = None
+    n: Annotated[int | None, option("N", "How many pairs (default: 16, or the whole file).", min=1)] = None
+    template: Annotated[str | None, option("NAME", "ioi: ABBA, BABA or mixed.")] = None
+    corruption: Annotated[str | None, option("NAME", "ioi: abc, s2_flip or random_names.")] = None
+    corrupted: Annotated[str | None, option("COLUMN", "The file's column of corrupted prompts.")] = None
+    drop_unaligned: Annotated[bool, flag("Leave out pairs of the file that do not align, instead of stopping.")] = False
+    solved: Annotated[bool, flag("Keep only pairs that the model answers right.")] = False
     seed: Seed = 0
+    metric: Metric = None
 
     @property
     def name(self) -> str:
@@ -48,7 +46,7 @@ class Pairs:
         given = {"template": self.template, "corruption": self.corruption}
         return {name: value for name, value in given.items() if value is not None}
 
-    def check(self, metric: str | None = None) -> None:
+    def check(self) -> None:
         """Raises `BadInput` or `UnknownName` for options that do not go together, before anything is loaded."""
         from ...data import TASKS
         from ...patching import metrics_of
@@ -62,19 +60,28 @@ class Pairs:
             raise BadInput(f"--{next(iter(self._of_ioi))} goes with --task ioi")
         if self.pairs is None and (self.corrupted is not None or self.drop_unaligned):
             raise BadInput("--corrupted and --drop-unaligned go with --pairs")
-        if metric is not None:
-            metrics_of(metric)
+        if self.metric is not None:
+            metrics_of(self.metric)
 
-    def made(self, model: "Model") -> "TokenPairs":
+    def load(self, asked: OnModel) -> "tuple[Model, TokenPairs]":
+        """The model and its pairs, after `check`."""
         from ...data import TASKS, read_pairs
 
+        self.check()
+        model = asked.load()
         if self.pairs is not None:
             kept = {"corrupted": self.corrupted, "drop_unaligned": self.drop_unaligned, "limit": self.n}
             pairs = read_pairs(model, self.pairs, **kept)  # type: ignore[arg-type]
         else:
             task = TASKS[str(self.task).replace("-", "_")]
             pairs = task(model, n=self.n or 16, seed=self.seed, **self._of_ioi)
-        return pairs.solved(model) if self.solved else pairs
+        return model, pairs.solved(model) if self.solved else pairs
+
+    def metric_of(self, pairs: "TokenPairs") -> str:
+        """The metric that is asked for, or the one that fits the answers."""
+        from ...patching.scoring import default_metric
+
+        return self.metric or default_metric(pairs)
 
 
 def positions_of(text: str | None) -> Any:
@@ -82,12 +89,3 @@ def positions_of(text: str | None) -> Any:
     if text is None or text == "spans":
         return text
     return [int(part) if part.lstrip("-").isdigit() else part for part in names(text)]
-
-
-def metric_of(pairs: "TokenPairs", given: str | None) -> str:
-    """The metric that is asked for, or the one that fits the answers."""
-    if given is not None:
-        return given
-    from ...patching.scoring import default_metric
-
-    return default_metric(pairs)

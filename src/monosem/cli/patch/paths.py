@@ -2,28 +2,24 @@
 
 from typing import Annotated
 
-from ..options import Machine, Written, names, option
-from ..output import as_json, frame, show
-from .pairs import Metric, Pairs, Positions, metric_of, positions_of
+from ..options import Analysis, Top, flag, names, option
+from ..output import frame, show
+from .pairs import Pairs, Positions, positions_of
+
+Senders = Annotated[str, option("LIST", "embed, z.L.H, mlp_out.L; without numbers all of a kind.")]
+Receivers = Annotated[str, option("LIST", "logits, q.L.H, k.L.H, v.L.H or mlp_in.L.")]
+Direction = Annotated[str, option("NAME", "noising: corrupted values along the path. denoising: clean ones.")]
 
 
 def paths(
     pairs: Pairs,
-    machine: Machine,
-    written: Written,
-    senders: Annotated[
-        str, option("--senders", "LIST", "embed, z.L.H, mlp_out.L; without numbers all of a kind.")
-    ] = "embed,z,mlp_out",
-    receivers: Annotated[str, option("--receivers", "LIST", "logits, q.L.H, k.L.H, v.L.H or mlp_in.L.")] = "logits",
-    metric: Metric = None,
+    asked: Analysis,
+    senders: Senders = "embed,z,mlp_out",
+    receivers: Receivers = "logits",
     positions: Positions = None,
-    direction: Annotated[
-        str, option("--direction", "NAME", "noising: corrupted values along the path. denoising: clean ones.")
-    ] = "noising",
-    thaw_mlps: Annotated[
-        bool, option("--thaw-mlps", None, "Let MLPs between sender and receiver answer to the change.")
-    ] = False,
-    top: Annotated[int, option("--top", "N", "Paths to print, largest effect first.", min=1)] = 10,
+    direction: Direction = "noising",
+    thaw_mlps: Annotated[bool, flag("Let MLPs between sender and receiver answer to the change.")] = False,
+    top: Top = 10,
 ) -> None:
     """Patch the path from each sender to each receiver.
 
@@ -33,24 +29,21 @@ def paths(
     """
     from ...patching import paths as patched
 
-    pairs.check(metric)
-    model = machine.load(pairs.model, written.silent)
-    prompts = pairs.made(model)
+    model, prompts = pairs.load(asked)
     result = patched(
         model,
         prompts,
         senders=names(senders),
         receivers=names(receivers),
-        metric=metric_of(prompts, metric),
+        metric=pairs.metric_of(prompts),
         direction=direction,  # type: ignore[arg-type]
         positions=positions_of(positions),
         freeze_mlps=not thaw_mlps,
-        quiet=written.silent,
+        quiet=asked.silent,
     )
-    written.save(result)
-    if written.json:
-        as_json(result.table)
-    else:
+
+    def shown() -> None:
         show(f"{prompts.source or 'pairs'}, {len(prompts)} pairs, {result.metrics[0]}")
         frame(result.top(top), f"largest effects of {len(result):,} paths, {direction}")
-    written.say_where()
+
+    asked.give(result, shown)

@@ -3,56 +3,48 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from ..options import Layers, Machine, Written, layer_numbers, names, option
-from ..output import as_json, frame, show
-from .pairs import Metric, Pairs, Positions, metric_of, positions_of
+from ..options import Analysis, Layers, Top, layer_numbers, names, option
+from ..output import frame, show
+from .pairs import Pairs, Positions, positions_of
 
 if TYPE_CHECKING:
     from ...data import TokenPairs
-    from ...models import Model
 
-Direction = Annotated[
-    str | None, option("--direction", "NAME", "denoising: clean into corrupted (default). noising: the other way.")
-]
-Top = Annotated[int, option("--top", "N", "Places to print, largest effect first.", min=1)]
-Steps = Annotated[int, option("--steps", "N", "Gradients between base and source; more is closer.", min=1)]
+Over = Annotated[str, option("LIST", "What cells differ in: layer, position, head (others are patched whole).")]
+Direction = Annotated[str | None, option("NAME", "denoising: clean into corrupted (default). noising: the other way.")]
+Method = Annotated[str, option("NAME", "growing, batched or naive: the same numbers, growing is fastest.")]
+Steps = Annotated[int, option("N", "Gradients between base and source; more is closer.", min=1)]
 
 
-@dataclass(frozen=True)
-class Cells:
-    """Which places are patched, one at a time."""
+@dataclass(frozen=True, kw_only=True)
+class Cells(Analysis):
+    """Which places of a model are patched, one at a time."""
 
-    sites: Annotated[str, option("--sites", "LIST", "Such as resid_pre, attn_out,mlp_out or z.")] = "resid_pre"
-    over: Annotated[
-        str, option("--over", "LIST", "What cells differ in: layer, position, head (others are patched whole).")
-    ] = "layer,position"
+    sites: Annotated[str, option("LIST", "Such as resid_pre, attn_out,mlp_out or z.")] = "resid_pre"
+    over: Over = "layer,position"
     layers: Layers = None
     positions: Positions = None
     direction: Direction = None
-    metric: Metric = None
 
-    def arguments(self, model: "Model", pairs: "TokenPairs", quiet: bool) -> dict[str, Any]:
-        return {
-            "sites": names(self.sites),
-            "over": names(self.over),
-            "metric": metric_of(pairs, self.metric),
-            "direction": self.direction,
-            "layers": layer_numbers(self.layers, model.cfg.n_layers),
-            "positions": positions_of(self.positions),
-            "quiet": quiet,
-        }
+    def run(self, analysis: Any, pairs: Pairs, **options: Any) -> "tuple[TokenPairs, Any]":
+        """The pairs, and what an analysis of `monosem.patching` says about the cells on them."""
+        model, prompts = pairs.load(self)
+        result = analysis(
+            model,
+            prompts,
+            sites=names(self.sites),
+            over=names(self.over),
+            metric=pairs.metric_of(prompts),
+            direction=self.direction,
+            layers=layer_numbers(self.layers, model.cfg.n_layers),
+            positions=positions_of(self.positions),
+            quiet=self.silent,
+            **options,
+        )
+        return prompts, result
 
 
-def sweep(
-    pairs: Pairs,
-    cells: Cells,
-    machine: Machine,
-    written: Written,
-    method: Annotated[
-        str, option("--method", "NAME", "growing, batched or naive: the same numbers, growing is fastest.")
-    ] = "growing",
-    top: Top = 10,
-) -> None:
+def sweep(pairs: Pairs, cells: Cells, method: Method = "growing", top: Top = 10) -> None:
     """Patch every place alone and measure the answer.
 
     Writes each activation from one prompt of every pair into the run of the other. The score is the share of the
@@ -62,17 +54,10 @@ def sweep(
     """
     from ...patching import sweep as exact
 
-    _run(exact, pairs, cells, machine, written, top, method=method)
+    _give(cells, *cells.run(exact, pairs, method=method), top)
 
 
-def estimate(
-    pairs: Pairs,
-    cells: Cells,
-    machine: Machine,
-    written: Written,
-    steps: Steps = 1,
-    top: Top = 10,
-) -> None:
+def estimate(pairs: Pairs, cells: Cells, steps: Steps = 1, top: Top = 10) -> None:
     """Estimate a sweep from one gradient a pair.
 
     Attribution patching: fast, and wrong where the model is far from linear; `monosem patch compare` shows how wrong.
@@ -81,17 +66,10 @@ def estimate(
     """
     from ...patching import attribution
 
-    _run(attribution, pairs, cells, machine, written, top, steps=steps)
+    _give(cells, *cells.run(attribution, pairs, steps=steps), top)
 
 
-def compare(
-    pairs: Pairs,
-    cells: Cells,
-    machine: Machine,
-    written: Written,
-    steps: Steps = 1,
-    top: Top = 10,
-) -> None:
+def compare(pairs: Pairs, cells: Cells, steps: Steps = 1, top: Top = 10) -> None:
     """Check the estimate against the exact sweep.
 
     Correlations over the places, slope, and the places at which the two differ most.
@@ -100,38 +78,20 @@ def compare(
     """
     from ...patching import check_estimate
 
-    pairs.check(cells.metric)
-    model = machine.load(pairs.model, written.silent)
-    prompts = pairs.made(model)
-    result = check_estimate(model, prompts, **cells.arguments(model, prompts, written.silent), steps=steps)
-    written.save(result)
-    if written.json:
-        as_json({"summary": result.summary, "cells": result.table})
-    else:
+    _, result = cells.run(check_estimate, pairs, steps=steps)
+
+    def shown() -> None:
         frame(result.summary, "exact sweep and estimate")
         frame(result.disagreements(top), "where they differ most")
-    written.say_where()
+
+    cells.give(result, shown, json={"summary": result.summary, "cells": result.table})
 
 
-def _run(
-    analysis: Any,
-    pairs: Pairs,
-    cells: Cells,
-    machine: Machine,
-    written: Written,
-    top: int,
-    **options: Any,
-) -> None:
-    pairs.check(cells.metric)
-    model = machine.load(pairs.model, written.silent)
-    prompts = pairs.made(model)
-    result = analysis(model, prompts, **cells.arguments(model, prompts, written.silent), **options)
-    written.save(result)
-    if written.json:
-        as_json(result.table)
-    else:
+def _give(cells: Cells, prompts: "TokenPairs", result: Any, top: int) -> None:
+    def shown() -> None:
         name = result.metrics[0]
         ends = f"{float(result.clean[name].mean()):.4g} clean, {float(result.corrupted[name].mean()):.4g} corrupted"
         show(f"{prompts.source or 'pairs'}, {len(prompts)} pairs, {name}: {ends}")
         frame(result.top(top), f"largest effects of {len(result):,} places, {result.direction}")
-    written.say_where()
+
+    cells.give(result, shown)
