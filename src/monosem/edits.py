@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .errors import BadInput, Mismatch, UnknownName
 from .models import Moment, Positions, Site, SiteLike
+from .models.numbers import whole_numbers
 from .models.running.selection import at_positions
 
 Scope = Literal["all", "prompt", "generated"]
@@ -101,11 +102,11 @@ class Edit:
 
     def _of_heads(self, x: Tensor) -> Bool[Tensor, "..."]:
         """Which entries of x belong to the heads, in a shape that broadcasts."""
-        axis, listed = self.site.head_axis, [self.heads] if isinstance(self.heads, int) else list(self.heads or ())
+        axis, listed = self.site.head_axis, whole_numbers(self.heads, "heads")
         assert axis is not None
         if bad := [head for head in listed if not 0 <= head < x.shape[axis]]:
             raise BadInput(f"{self}: heads are 0 to {x.shape[axis] - 1}, not {bad[0]}")
-        chosen = torch.isin(torch.arange(x.shape[axis]), torch.tensor(listed)).to(x.device)
+        chosen = torch.isin(torch.arange(x.shape[axis]), torch.tensor(listed, dtype=torch.long)).to(x.device)
         return chosen.reshape(*[1] * axis, -1, *[1] * (x.ndim - axis - 1))
 
     def _chosen(self, moment: Moment) -> Bool[Tensor, "batch pos"]:

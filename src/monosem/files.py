@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 ASSETS = Path(__file__).parent / "assets"  # dictionaries and lenses that ship with the package
 
+# what a result can be written as -> the module and the extra that this needs
+RESULT_ENDINGS = {".html": ("plotly", "plots"), ".csv": (), ".json": (), ".parquet": ("pyarrow", "tables")}
+
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -99,6 +102,23 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def result_path(path: str | os.PathLike[str]) -> Path:
+    """Where a result can be written; asked before a long analysis, so that it is not lost to a wrong name.
+
+    Raises:
+        BadInput: another ending than .html, .csv, .json and .parquet, or a folder that cannot be written to.
+        MissingExtra: .parquet without pyarrow, .html without plotly.
+    """
+    target = Path(path)
+    if target.suffix.lower() not in RESULT_ENDINGS:
+        *others, last = RESULT_ENDINGS
+        raise BadInput(f"cannot tell from {target.name!r} what to write; end it in {', '.join(others)} or {last}")
+    if needed := RESULT_ENDINGS[target.suffix.lower()]:
+        require(*needed)
+    writable_folder(target.parent)
+    return target
+
+
 def write_result(path: str | os.PathLike[str], table: Any, plot: Callable[[], Any]) -> Path:
     """A result's picture (.html) or table (.csv, .json, .parquet), by the ending of the file's name.
 
@@ -106,9 +126,9 @@ def write_result(path: str | os.PathLike[str], table: Any, plot: Callable[[], An
         table: a pandas frame. plot: makes the Plotly figure, when it is wanted.
 
     Raises:
-        BadInput: another ending. MissingExtra: .parquet without pyarrow, .html without plotly.
+        BadInput, MissingExtra: as `result_path`.
     """
-    target = Path(path)
+    target = result_path(path)
     ending = target.suffix.lower()
     if ending == ".html":
         write_text(target, plot().to_html(include_plotlyjs=True))
@@ -116,15 +136,12 @@ def write_result(path: str | os.PathLike[str], table: Any, plot: Callable[[], An
         write_text(target, table.to_csv(index=False))
     elif ending == ".json":
         write_text(target, table.to_json(orient="records", force_ascii=False, indent=1) + "\n")
-    elif ending == ".parquet":
-        require("pyarrow", "tables")
+    else:
         infer = require("pandas.api.types", "tables").infer_dtype
         # a column of a parquet file has one type; positions may be indices and names of spans
         mixed = [name for name in table.columns if infer(table[name]).startswith("mixed")]
         with replacing(target) as temporary:
             table.astype(dict.fromkeys(mixed, str)).to_parquet(temporary)
-    else:
-        raise BadInput(f"cannot tell from {target.name!r} what to write; end it in .html, .csv, .json or .parquet")
     return target
 
 

@@ -406,7 +406,16 @@ BAD = [  # command, extra arguments (not split), what the message must say
     # settings by name
     (f"{TRAIN} --tokens 99 --set lr --out x", [], "write KEY=VALUE"),
     (f"{TRAIN} --tokens 99 --set auxx=3 --out x", [], "auxx"),
+    (f"{TRAIN} --tokens 512 --set width=true --out x", [], "width: true is not a value"),
+    (f"{TRAIN} --tokens 512 --set betas=[2,0.9] --out x", [], "betas"),
+    (f"{TRAIN} --tokens 512 --set buffer_tokens=99999999999999 --out x", [], "out of memory"),
+    (f"{TRAIN} --tokens 512 --set held_out=[nothing.txt] --out x", [], "nothing.txt"),
+    (f"{TRAIN} --tokens 512 --seed {2**70} --out x", [], "seed"),
+    (f"components heads tiny --seed {2**70}", [], "--seed"),
     ("verify --jsn", [], "--jsn"),
+    # before the model is loaded: what a long analysis found is not lost to a wrong name
+    ("lens logit ./nothing --out x.pdf", ["the cat"], ".parquet"),
+    ("components heads ./nothing --out /dev/null/x.csv", [], "/dev/null"),
 ]
 
 
@@ -434,6 +443,9 @@ def test_folders_of_other_jobs_are_refused(run: Callable[..., Result], tmp_path:
     assert run(f"{SWEEP} {tmp_path}/s").exit_code == 0
     again = run(f"{SWEEP} {tmp_path}/s --values 3")
     assert (again.exit_code, "values" in again.stderr) == (2, True)
+    again = run(f"{TRAIN} --tokens 2000 --out {tmp_path}/s")
+    assert (again.exit_code, "holds a sweep of latents, not a training run" in again.stderr) == (2, True)
+    assert run(f"{SWEEP} {tmp_path}/s").exit_code == 0
     assert run(f"{TRAIN} --tokens 2000 --out {tmp_path}/t").exit_code == 0
     again = run(f"{TRAIN} --tokens 2000 --seed 3 --out {tmp_path}/t")
     assert (again.exit_code, "seed: 0, now 3" in again.stderr) == (2, True)

@@ -193,7 +193,8 @@ def test_solved_and_dropped_pairs_are_said(run: Callable[..., Result]) -> None:
     ],
 )
 def test_what_the_user_can_fix_is_one_line(run: Callable[..., Result], line: str, message: str, tmp_path: Path) -> None:
-    done = run(f"{line} --quiet", *([] if "--out" in line else ["--out", tmp_path / "r"]))
+    out = [] if "--out" in line else ["--out", tmp_path / ("r" if "localise" in line else "r.csv")]
+    done = run(f"{line} --quiet", *out)
     assert done.exit_code == 2, done.output
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -212,6 +213,6 @@ def test_interrupted_it_leaves_no_half_written_report(
 
 
 def test_positions_are_numbers_or_names() -> None:
-    assert positions_of("end, s2,-1,4") == ["end", "s2", -1, 4]
+    assert positions_of("end, s2,-1,4,--5,²") == ["end", "s2", -1, 4, "--5", "²"]
     assert positions_of("spans") == "spans"
     assert positions_of(None) is None

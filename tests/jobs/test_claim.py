@@ -13,6 +13,7 @@ from pydantic import Field
 
 from monosem.errors import BadFile, BadInput, Mismatch
 from monosem.jobs import JobConfig, claim, claimed, differences, fingerprint, module_fingerprint
+from monosem.jobs.config import Seed
 
 
 class Config(JobConfig):
@@ -99,6 +100,39 @@ def test_damaged_or_other_records(tmp_path: Path) -> None:
     record.unlink()
     with pytest.raises(BadFile, match="cannot read"):
         begin(tmp_path, Config(size=1))
+
+
+class Cake(JobConfig):
+    job: ClassVar[str] = "cake"
+
+    seed: Seed = 0
+    low_fat: bool | None = None
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_the_work_of_another_kind_of_job_stays_its_own(tmp_path: Path, fresh: bool) -> None:
+    begin(tmp_path, Config(size=1))
+    before = (tmp_path / "job.json").read_text()
+    refused = pytest.raises(BadFile, match="holds a pie, not a cake; choose another folder")
+    with refused, claim(tmp_path, Cake(), work="layers/*.txt", fresh=fresh):
+        pass
+    assert (tmp_path / "job.json").read_text() == before
+    begin(tmp_path, Config(size=1))  # goes on
+
+
+def test_a_claim_in_which_nothing_was_made_is_anybodys(tmp_path: Path) -> None:
+    with claim(tmp_path, Cake(), work="layers/*.txt"):
+        (tmp_path / "layers").mkdir()
+    begin(tmp_path, Config(size=1))
+
+
+def test_bools_are_no_numbers_and_seeds_fit_every_generator() -> None:
+    assert Cake.parse({"low_fat": True}).low_fat
+    with pytest.raises(BadInput, match="pie: size: true is not a value of this field"):
+        Config.parse({"size": True})
+    for seed in (-1, 2**32):
+        with pytest.raises(BadInput, match="cake: seed: "):
+            Cake.parse({"seed": seed})
 
 
 def test_long_values_are_cut_in_messages() -> None:

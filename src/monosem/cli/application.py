@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import inspect
 import os
+import re
 import shlex
 import sys
 import typing
@@ -19,6 +20,9 @@ from ..errors import MonosemError, did_you_mean
 from .output import notice
 
 INTERRUPTED, USER_ERROR, PIPE_CLOSED = 130, 2, 141  # 128 + SIGINT, as argparse and click, 128 + SIGPIPE
+
+# what torch says when an allocation fails, on the CPU and on a GPU (its classes would have to be imported)
+NO_MEMORY = re.compile("can't allocate memory|not enough memory|OutOfMemoryError|Storage size calculation overflowed")
 
 # The public BadParameter is a usage error; its base catches unknown commands, missing values and the rest as well.
 UsageError: Any = typer.BadParameter.__base__
@@ -73,6 +77,11 @@ class Application(Group):
             return result
         except MonosemError as error:
             notice(f"error: {one_line(str(error))}")
+            raise typer.Exit(USER_ERROR) from error
+        except (MemoryError, RuntimeError) as error:
+            if not (isinstance(error, MemoryError) or NO_MEMORY.search(f"{type(error).__name__} {error}")):
+                raise
+            notice(f"error: out of memory; use a smaller model, batch, width or context ({one_line(str(error))})")
             raise typer.Exit(USER_ERROR) from error
         except KeyboardInterrupt as interrupt:
             notice("interrupted")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import BadInput
+from ..files import result_path
 from .output import as_json, frame, notice
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ TokenLimit = Annotated[int, option("N", "How much of the text to use.", min=1)]
 Context = Annotated[int, option("N", "Tokens a window.", min=2)]
 Device = Annotated[str | None, option("NAME", "cpu, cuda, cuda:1, mps (default: the best one here).")]
 Dtype = Annotated[str | None, option("NAME", "float32, bfloat16, float16 (default: what suits the device).")]
-Seed = Annotated[int, option("N", "Seed of everything random.")]
+Seed = Annotated[int, option("N", "Seed of everything random.", min=0, max=2**32 - 1)]
 Top = Annotated[int, option("N", "Rows to print, the largest first.", min=1)]
 Json = Annotated[bool, flag("Print JSON for programs.")]
 Quiet = Annotated[bool, flag("No progress and no notices.", "-q")]
@@ -120,6 +121,10 @@ class Analysis(OnModel):
     """An analysis of a model, and where its result goes: the terminal, JSON, and a file."""
 
     out: OutFile = None
+
+    def __post_init__(self) -> None:
+        if self.out is not None:
+            result_path(self.out)
 
     def give(
         self,

@@ -102,7 +102,10 @@ def evaluate(
     """
     from ..data import corpus
     from ..dictionaries import evaluate as measure
+    from ..files import writable_folder
 
+    if save:
+        writable_folder(save.parent)
     sae, lm = asked.load()
     evaluation = measure(lm, sae, corpus(lm, text), tokens=tokens, context=context, quiet=asked.silent)
     if save:

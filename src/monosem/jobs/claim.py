@@ -32,7 +32,7 @@ def claim(
 ) -> Iterator[Path]:
     """Make a folder this job's while the block lasts: a new one, or one in which the same job was begun.
 
-    A folder without work is taken whatever it was claimed for: nothing is lost. The settings are kept in `job.json`.
+    A folder in which nothing was made is taken whatever it was claimed for. The settings are kept in `job.json`.
 
     Args:
         work: pattern of the files that the job makes on its way, such as "checkpoints/*.pt".
@@ -43,10 +43,12 @@ def claim(
     Raises:
         BadInput: the folder cannot be written to, another process works in it, or it holds work and `resume` is False.
         Mismatch: it holds work with other settings; every setting that differs is named.
-        BadFile: it holds work, and its `job.json` is missing or damaged.
+        BadFile: it holds what another kind of job made, or work whose `job.json` is missing or damaged.
     """
     home, record = writable_folder(folder), _record(config, made_with or {})
     with _locked(home, config.job):
+        if any(path.is_file() and path.name not in (FILE, LOCK) for path in home.rglob("*")):
+            _check_owner(home, config.job)
         if fresh:
             for path in home.glob(work):
                 path.unlink()
@@ -95,9 +97,18 @@ def _read(home: Path, job: str) -> dict[str, Any]:
     record = read_json(home / FILE)
     if not isinstance(record, dict) or not all(isinstance(record.get(key), dict) for key in ("config", "made_with")):
         raise BadFile(f"{home / FILE} is damaged; delete {home} to start anew")
-    if record.get("job") != job:
-        raise BadFile(f"{home} holds a {record.get('job')}, not a {job}; choose another folder")
+    _check_owner(home, job)
     return record
+
+
+def _check_owner(home: Path, job: str) -> None:
+    """Raises `BadFile` where the folder is another kind of job's; what no `job.json` explains is nobody's."""
+    try:
+        record = read_json(home / FILE)
+    except BadFile:
+        return
+    if isinstance(record, dict) and record.get("job") != job:
+        raise BadFile(f"{home} holds a {record.get('job')}, not a {job}; choose another folder")
 
 
 def _short(value: Any) -> str:

@@ -3,13 +3,15 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import BadFile, BadInput, cause, did_you_mean
 from ..files import write_text
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every random generator takes
 
 
 class JobConfig(BaseModel):
@@ -19,6 +21,14 @@ class JobConfig(BaseModel):
 
     job: ClassVar[str]  # what the job makes, as messages name it: "training run"
     not_decisive: ClassVar[frozenset[str]] = frozenset()  # fields that may change when a job goes on
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_bool_is_a_number(cls, values: Any) -> Any:
+        for name, field in cls.model_fields.items():
+            if isinstance(values.get(name), bool) and bool not in (field.annotation, *get_args(field.annotation)):
+                raise ValueError(f"{name}: {str(values[name]).lower()} is not a value of this field")
+        return values
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:

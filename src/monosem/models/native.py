@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import BadInput, UnknownName
+from .numbers import whole_numbers, whole_slice
 from .places.blocks import Block
 from .places.families import LOGIT_STEPS, Family, family_of
 from .places.norms import Norm
@@ -100,13 +101,13 @@ class Native:
         """Layer numbers of a selection: one, several, a slice, or None for all; negative numbers count from the end.
 
         Raises:
-            UnknownName: a layer that the model does not have. BadInput: a selection of no layer.
+            UnknownName: a layer that the model does not have. BadInput: a selection of no layer, or not of numbers.
         """
         n = self.cfg.n_layers
         if layers is None or isinstance(layers, slice):
-            chosen = list(range(n))[layers or slice(None)]
+            chosen = list(range(n))[whole_slice(layers or slice(None), "layers")]
         else:
-            chosen = [int(layer) for layer in ([layers] if isinstance(layers, int) else layers)]
+            chosen = whole_numbers(layers, "layers")
         if unknown := [layer for layer in chosen if not -n <= layer < n]:
             raise UnknownName(f"there is no layer {unknown[0]}: {self.name} has layers 0 to {n - 1} (-1 is the last)")
         if not chosen:

@@ -9,6 +9,7 @@ from ..data import TokenPairs
 from ..dictionaries import Dictionary
 from ..errors import BadInput, UnknownName, check_name
 from ..models import PER_LAYER, Layers, Model, Positions, Site, SiteLike
+from ..models.numbers import whole_number, whole_numbers, whole_slice
 
 Position = int | str  # a token index of its own row (negative: from the end), or the name of a span
 SpanPositions = Positions | str | Sequence[Position]  # positions as everywhere, and names of the pairs' spans
@@ -128,11 +129,15 @@ def listed(pairs: TokenPairs, positions: SpanPositions | None) -> list[Position]
                 f"the pairs have {lengths[0]} to {lengths[-1]} tokens, so an index means different words in them: give "
                 "positions='spans', positions counted from the end (positions=[-2, -1]), or pairs of one length"
             )
-        chosen = [*range(lengths[0])[positions or slice(None)]]
+        chosen = [*range(lengths[0])[whole_slice(positions or slice(None), "positions")]]
         if not chosen:
             raise BadInput(f"positions={positions} is no position of pairs of {lengths[0]} tokens")
     else:
-        chosen = [positions] if isinstance(positions, int | str) else list(positions)
+        named = isinstance(positions, str) or not isinstance(positions, Iterable)
+        entries: Any = [positions] if named or getattr(positions, "ndim", 1) == 0 else positions
+        chosen = [one if isinstance(one, str) else whole_number(one, "positions") for one in entries]
+        if not chosen:
+            raise BadInput("no cells to patch, positions is empty: give at least one, or None for all")
     for row in range(len(pairs)):
         for position in chosen:
             index_of(position, pairs, row)
@@ -182,7 +187,7 @@ def cells_of(
     if dictionary is not None:
         dictionary.check(model)
     axes, numbers = axes_of(over), None if layers is None else model.layers(layers)
-    heads = None if heads is None else list(heads)
+    heads = None if heads is None else whole_numbers(heads, "heads")
     names = [sites] if isinstance(sites, str) else list(sites)
     chosen = [_site_name(model, site, axes, dictionary) for site in names]
     if "latent" in axes and dictionary is not None:
@@ -296,7 +301,7 @@ def _places(
 
 
 def _within(chosen: Iterable[int] | None, count: int, what: str) -> list[int]:
-    numbers = list(range(count)) if chosen is None else [int(number) for number in chosen]
+    numbers = list(range(count)) if chosen is None else whole_numbers(chosen, what)
     for number in numbers:
         if not 0 <= number < count:
             raise UnknownName(f"no {what} {number}: there are 0 to {count - 1}")

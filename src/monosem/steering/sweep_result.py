@@ -13,6 +13,7 @@ from pydantic import Field
 from ..errors import require
 from ..files import read_json, write_text
 from ..jobs import JobConfig, claimed
+from ..jobs.config import Seed
 from ..plots import Figure
 from ..results import Result
 
@@ -31,7 +32,7 @@ class SweepConfig(JobConfig):
     prompt: str | None = Field(default=None, description="what is continued; None: the BOS token alone")
     max_new_tokens: int = Field(default=20, description="length of the continuations")
     temperature: float = Field(default=0.0, description="0 is greedy")
-    seed: int = Field(default=0, description="of the sampling")
+    seed: Seed = Field(default=0, description="of the sampling")
     batch_size: int = Field(default=64, description="continuations made at once; sampling depends on it")
 
 

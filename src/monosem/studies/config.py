@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from ..errors import UnknownName, did_you_mean
 from ..jobs import JobConfig, fingerprint
+from ..jobs.config import Seed
 
 
 def _not_blank(prompt: str) -> str:
@@ -52,7 +53,7 @@ class StudyConfig(JobConfig):
     random_continuations: int = Field(default=3, ge=1)  # of these, so many are continued in full as well
     max_new_tokens: int = Field(default=20, ge=1, le=512)
     batch_size: int = Field(default=32, ge=1)
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

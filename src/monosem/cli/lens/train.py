@@ -71,12 +71,13 @@ def train(
     with resumable(f"what is done is kept in {out}"):
         lm = training.load()
         wanted = config.steps * config.windows * config.context
+        measured = corpus(lm, held_out) if held_out else None  # missing text is no surprise after the training
         store = TokenStore.build(lm, corpus(lm, text, seed=config.seed), config.context, tokens=wanted, quiet=quiet)
         trained = TunedLens.fit(lm, store, config, folder=out, quiet=quiet)
     if not quiet:
         notice(f"{trained}\nlook through it: monosem lens tuned {training.model} PROMPT --lens {out / 'lens'}")
-    if held_out:
-        evaluation = trained.evaluate(lm, corpus(lm, held_out), context=config.context, quiet=quiet)
+    if measured is not None:
+        evaluation = trained.evaluate(lm, measured, context=config.context, quiet=quiet)
         columns = ["site", *(f"{arm}_{name}" for name in ("kl", "top1", "entropy") for arm in ("tuned", "logit"))]
         if training.json:
             as_json(evaluation.to_dict())

@@ -1,5 +1,6 @@
 """What all commands of `monosem patch` take: the pairs of prompts, and how an answer is measured."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -88,4 +89,4 @@ def positions_of(text: str | None) -> Any:
     """`"end,s2,-1"` -> ["end", "s2", -1]; `"spans"` stays."""
     if text is None or text == "spans":
         return text
-    return [int(part) if part.lstrip("-").isdigit() else part for part in names(text)]
+    return [int(part) if re.fullmatch("-?[0-9]+", part) else part for part in names(text)]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 Over = Annotated[str, option("LIST", "What cells differ in: layer, position, head (others are patched whole).")]
 Direction = Annotated[str | None, option("NAME", "denoising: clean into corrupted (default). noising: the other way.")]
 Method = Annotated[str, option("NAME", "growing, batched or naive: the same numbers, growing is fastest.")]
-Steps = Annotated[int, option("N", "Gradients between base and source; more is closer.", min=1)]
+Steps = Annotated[int, option("N", "Gradients between base and source; more is closer.", min=1, max=10**6)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,10 +1,13 @@
 """What a training run is: every number that decides its result, one described field each, saved beside the result."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from ...jobs import JobConfig
+from ...jobs.config import Seed
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainConfig(JobConfig):
@@ -23,7 +26,7 @@ class TrainConfig(JobConfig):
     )
     tokens: int = Field(gt=0, description="activations to train on in all, repeats counted")
     batch_tokens: int = Field(default=4096, gt=0, description="activations a step")
-    seed: int = Field(default=0, description="of the initial weights and of the shuffling")
+    seed: Seed = Field(default=0, description="of the initial weights and of the shuffling")
 
     texts: list[str] = Field(default_factory=list, description="files or folders that the text comes from")
     context: int = Field(default=256, gt=0, description="tokens a window when the activations are read")
@@ -46,7 +49,7 @@ class TrainConfig(JobConfig):
     )
     decay_share: float = Field(default=0.2, ge=0, le=1, description="last share of the steps, linear to zero")
     clip: float = Field(default=1.0, gt=0, description="largest gradient norm over all parameters")
-    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="Adam's")
+    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.999), description="Adam's")
 
     auxk: int | None = Field(
         default=None, ge=0, description="dead latents a token in the auxiliary loss; None: d_in / 2; 0: off"

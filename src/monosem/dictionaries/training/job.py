@@ -49,6 +49,8 @@ def train(
         device = None if config.device == "auto" else config.device
         model = load_model(config.model, device=device, dtype=config.dtype, quiet=quiet)
     model.site(config.site)  # before the text is read
+    for path in config.held_out:  # missing text is no surprise after hours of training
+        corpus(model, [path])
     store = _store(config, model, texts, quiet)
     stream = _SOURCES[config.source](config, model, store, home, quiet)
     dictionary = train_on(stream, config, folder=home, resume=resume, quiet=quiet, on_step=on_step)

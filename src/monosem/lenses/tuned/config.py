@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from ...jobs import JobConfig
+from ...jobs.config import Seed
 
 
 class TuneConfig(JobConfig):
@@ -45,7 +46,7 @@ class TuneConfig(JobConfig):
     )
     init_tokens: int = Field(default=65_536, gt=0, description="tokens for the regression")
     repeat: bool = Field(default=False, description="read the text again and again if it is too short")
-    seed: int = Field(default=0, description="of the order of the windows and of the cells")
+    seed: Seed = Field(default=0, description="of the order of the windows and of the cells")
     windows_at_once: int = Field(default=8, gt=0, description="windows a forward pass")
     checkpoint_seconds: float = Field(default=300.0, gt=0, description="seconds between checkpoints")
     log_every: int = Field(default=10, gt=0, description="steps between lines of metrics.jsonl")

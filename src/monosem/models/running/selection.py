@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...errors import BadInput
 from ..native import Native
+from ..numbers import whole_numbers, whole_slice
 from ..places.sites import Site
 from ..tokens import TokenBatch
 
@@ -41,7 +42,7 @@ class Kept:
         model: Native, tokens: TokenBatch, positions: Positions | None = None, heads: int | Sequence[int] | None = None
     ) -> "Kept":
         """Raises `BadInput` for a position or head that is not there, and for rows that would keep unequal numbers."""
-        listed = None if heads is None else (heads,) if isinstance(heads, int) else tuple(map(int, heads))
+        listed = None if heads is None else tuple(whole_numbers(heads, "heads"))
         for head in listed or ():
             if not 0 <= head < model.cfg.n_heads:
                 raise BadInput(f"heads: {model.name} has heads 0 to {model.cfg.n_heads - 1}, not {head}")
@@ -74,7 +75,7 @@ def columns_of(tokens: TokenBatch, positions: Positions) -> Int[Tensor, "batch k
     """Columns of token positions. Raises `BadInput` for a position that is not there, or unequal numbers of them."""
     lengths = tokens.lengths.tolist()
     if isinstance(positions, slice):
-        wanted = [list(range(*_stepping(positions).indices(length))) for length in lengths]
+        wanted = [list(range(*whole_slice(positions, "positions").indices(length))) for length in lengths]
     else:
         wanted = [[p + length if p < 0 else p for p in _listed(positions)] for length in lengths]
     if len({len(row) for row in wanted}) > 1 or not wanted[0]:
@@ -93,7 +94,7 @@ def at_positions(
     """Which tokens are meant, numbered by `index` in rows with prompts of `lengths`; generated tokens have an index
     from the length on, which an open slice includes."""
     if isinstance(positions, slice):
-        return _in_slice(_stepping(positions), index, lengths)
+        return _in_slice(whole_slice(positions, "positions"), index, lengths)
     chosen = torch.zeros_like(index, dtype=torch.bool)
     for position in _listed(positions):
         chosen |= index == (position if position >= 0 else lengths + position)
@@ -101,15 +102,9 @@ def at_positions(
 
 
 def _listed(positions: int | Sequence[int] | Literal["last"]) -> list[int]:
-    if positions == "last":
+    if isinstance(positions, str) and positions == "last":
         return [-1]
-    return [positions] if isinstance(positions, int) else [int(p) for p in positions]
-
-
-def _stepping(positions: slice) -> slice:
-    if positions.step == 0:
-        raise BadInput("positions as a slice have a step other than 0")
-    return positions
+    return whole_numbers(positions, "positions")
 
 
 def _in_slice(positions: slice, index: Int[Tensor, "batch pos"], lengths: Int[Tensor, "batch 1"]) -> Tensor:

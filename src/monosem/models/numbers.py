@@ -1,0 +1,37 @@
+"""Whole numbers as users give them: of Python, NumPy or torch, one or several, or a slice of them."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from ..errors import BadInput
+
+
+def whole_number(given: Any, what: str) -> int:
+    """One number. Raises `BadInput` for anything else, bools too: a mask would be read as the numbers 0 and 1.
+
+    Args:
+        what: the numbers are called in the error.
+    """
+    number = given.tolist() if hasattr(given, "tolist") else given
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise BadInput(
+            f"{what}: {number!r} is not a whole number; give one such as 3 or -1, a list of them, or a slice"
+        )
+    return number
+
+
+def whole_numbers(given: Any, what: str) -> list[int]:
+    """One number or several as a list; errors as `whole_number`."""
+    listed = given.tolist() if hasattr(given, "tolist") else given
+    several = isinstance(listed, Iterable) and not isinstance(listed, str)
+    return [whole_number(number, what) for number in (listed if several else [listed])]
+
+
+def whole_slice(given: slice, what: str) -> slice:
+    """The slice with bounds of Python's own numbers. Raises `BadInput` for other bounds, and for a step of 0."""
+    start, stop, step = (
+        None if bound is None else whole_number(bound, what) for bound in (given.start, given.stop, given.step)
+    )
+    if step == 0:
+        raise BadInput(f"{what} as a slice have a step other than 0")
+    return slice(start, stop, step)
