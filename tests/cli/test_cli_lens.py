@@ -143,6 +143,7 @@ def test_what_is_wrong_is_one_line(home: Path) -> None:
         (["logit", tiny, PROMPT, "--out", "x.png"], "end it in .html"),
         (["logit", tiny, PROMPT, "--value", "rank"], "add --out"),
         (["trajectory", tiny, PROMPT, OTHER, "--value", "js"], "add --out"),
+        (["trajectory", tiny, PROMPT, OTHER, "--value", "rank"], "there are kl, js, tv"),
         (["logit", tiny, PROMPT, "--into", OTHER], "No such option: --into"),
         (["entropy", tiny, PROMPT, "--target", " cat"], "No such option: --target"),
         (["patchscope", tiny, PROMPT, "--into", OTHER, "--site", "attn_out"], "a patchscope moves the stream"),

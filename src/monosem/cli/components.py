@@ -28,7 +28,7 @@ def heads(
 
 def direct(
     asked: Prompts,
-    token: Annotated[str, option("TOKEN", "The token whose logit is taken apart, mind the space.")],
+    token: Annotated[str, option("TOKEN", "The token whose logit is taken apart, with its leading space.")],
     wrong: Annotated[str | None, option("TOKEN", "Subtract the logit of this token.")] = None,
     by: Annotated[str, option("layer|head|neuron", "How fine the parts are.")] = "head",
     top: Top = 10,

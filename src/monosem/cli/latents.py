@@ -66,9 +66,9 @@ def words(evidence: "Evidence") -> str:
 
 def search(
     asked: OnDictionary,
-    positive: Annotated[Path | None, option("FILE", "Prompts that have it, one a line.")] = None,
-    negative: Annotated[Path | None, option("FILE", "Their partners without it, line by line.")] = None,
-    text: Annotated[str | None, option("QUERY", "Instead: words that the examples in the index have.")] = None,
+    positive: Annotated[Path | None, option("FILE", "Prompts with the concept, one a line.")] = None,
+    negative: Annotated[Path | None, option("FILE", "The same prompts without it, line by line.")] = None,
+    text: Annotated[str | None, option("QUERY", "Instead: words that latents fire on or promote.")] = None,
     count: Count = 10,
     index: IndexFile = None,
     seed: Seed = 0,

@@ -10,14 +10,14 @@ from .application import Group, register
 from .options import Json, ModelArgument
 from .output import as_json, table
 
-app = typer.Typer(
-    help="List models, families, dictionaries, concepts or sites.", invoke_without_command=True, cls=Group
-)
+app = typer.Typer(invoke_without_command=True, cls=Group)
 
 
 @app.callback()
 def everything(context: typer.Context) -> None:
-    """List the shipped models, dictionaries and concepts (or only one kind).
+    """List models, families, dictionaries, concepts or sites.
+
+    Without a kind: the models, dictionaries and concepts that come with the package.
 
     Example: monosem list sites smollm2
     """

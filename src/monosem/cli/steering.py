@@ -66,7 +66,7 @@ def steer(
 
 def sweep(
     asked: OnDictionary,
-    out: Annotated[Path, option("DIR", "Folder of the results; a sweep that is there goes on.")],
+    out: Annotated[Path, option("DIR", "Folder of the results; a sweep begun there is continued.")],
     latents: Annotated[str | None, option("RANGE", "Such as 0:100 or 3,17,200:210 (default: all).")] = None,
     values: Annotated[str, option("LIST", "Values to set each latent to, separated by commas.")] = "20",
     prompt: Annotated[str | None, option("TEXT", "What is continued (default: from BOS alone).")] = None,

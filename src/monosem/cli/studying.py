@@ -44,10 +44,10 @@ What to try next:
 def study(
     concept: Annotated[str, argument("CONCEPT", "A concept file (YAML) or a shipped name (monosem list concepts).")],
     out: Out = None,
-    model: Annotated[str | None, option("MODEL", "Instead of the file's model.")] = None,
-    dictionary: Annotated[str | None, option("NAME", "Instead of the file's dictionary.")] = None,
-    latent: Annotated[int | None, option("N", "This latent instead of the best candidate.", min=0)] = None,
-    seed: Annotated[int | None, option("N", "Instead of the file's seed.")] = None,
+    model: Annotated[str | None, option("MODEL", "Use this model, not the file's.")] = None,
+    dictionary: Annotated[str | None, option("NAME", "Use this dictionary, not the file's.")] = None,
+    latent: Annotated[int | None, option("N", "Study this latent, not the best candidate.", min=0)] = None,
+    seed: Annotated[int | None, option("N", "Use this seed, not the file's.")] = None,
     fresh: Annotated[bool, flag("Forget what an earlier run left in the folder.")] = False,
     quiet: Quiet = False,
 ) -> None:

@@ -38,7 +38,7 @@ class Training:
     text: Annotated[list[Path] | None, option("PATH", TEXTS)] = None
     width: Annotated[int | None, option("N", "Number of latents.")] = None
     k: Annotated[int | None, option("N", "Active latents a token.", "-k")] = None
-    tokens: Annotated[int | None, option("N", "Tokens to train on; a shorter text is read again and again.")] = None
+    tokens: Annotated[int | None, option("N", "Tokens to train on; a shorter text is read repeatedly.")] = None
     kind: Annotated[str | None, option("topk|batchtopk", "Default: topk.")] = None
     context: Annotated[int | None, option("N", "Tokens a window (default: 256).")] = None
     batch_tokens: Annotated[int | None, option("N", "Tokens a step (default: 4096).")] = None

@@ -16,7 +16,7 @@ def verify(
     printing: Printing,
     model: ModelArgument = "smollm2",
     dtype: Dtypes = None,
-    by_site: Annotated[bool, flag("One row a site: its largest error.")] = False,
+    by_site: Annotated[bool, flag("One row for each site: its largest error.")] = False,
     device: Device = None,
 ) -> None:
     """Check that a model is read and written correctly.

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ...lenses import LensResult
     from ...models import Model
 
-Targets = Annotated[list[str] | None, option("TOKEN", "A token to follow, mind the space. May be repeated.")]
+Targets = Annotated[list[str] | None, option("TOKEN", "A token to follow, with its leading space. May be repeated.")]
 TunedLens = Annotated[str, option("DIR", "A tuned lens (default: the one shipped for MODEL).")]
 
 

@@ -10,10 +10,10 @@ from ..options import Layers, Prompts, layer_numbers, option
 if TYPE_CHECKING:
     from ...models import Model
 
-Lens = Annotated[str | None, option("DIR", "Read through this tuned lens, or the one shipped: tuned.")]
+Lens = Annotated[str | None, option("DIR", "A tuned lens, or tuned for the shipped one (default: logit lens).")]
 Likeliest = Annotated[int, option("N", "Likeliest tokens to show.", min=1)]
 Value = Annotated[str | None, option("NAME", "What colours the picture: probability, entropy, rank, kl, js...")]
-Position = Annotated[int, option("N", "The token to show in the table, from 0 or -1 for the last.")]
+Position = Annotated[int, option("N", "The token to show in the table: 0 is the first, -1 the last.")]
 Site = Annotated[str, option("NAME", "resid_post, resid_pre, resid_mid, attn_out or mlp_out.")]
 
 

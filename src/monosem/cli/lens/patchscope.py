@@ -18,7 +18,7 @@ def patchscope(
     into: Into = None,
     position: Position = None,
     top: Likeliest = 5,
-    max_new_tokens: Annotated[int, option("N", "Write so many tokens after it.", min=0)] = 0,
+    max_new_tokens: Annotated[int, option("N", "How many tokens to write after it.", min=0)] = 0,
 ) -> None:
     """Show what the model says about a state in another prompt.
 

@@ -2,12 +2,13 @@
 
 from typing import Annotated
 
-from ...errors import BadInput
+from ...errors import BadInput, check_name
 from ..options import option
 from ..output import table
-from .options import Lens, Position, Reading, Value, token_at
+from .options import Lens, Position, Reading, token_at
 
-NewTokens = Annotated[int, option("N", "Read tokens that the model goes on to write, not the prompt's.", min=0)]
+Difference = Annotated[str | None, option("NAME", "What colours the picture: kl, js, tv, cosine, distance or agree.")]
+NewTokens = Annotated[int, option("N", "Read the tokens that the model writes, not the prompt's.", min=0)]
 Words = Annotated[list[str], option("NAME=WORD,...", "A language and its words for the answer. Give two or more.")]
 
 
@@ -72,17 +73,20 @@ def languages(reading: Reading, words: Words, position: Position = -1, lens: Len
     reading.give(result, result.table, "probability of each language, mean over the prompts")
 
 
-def trajectory(reading: Reading, position: Position = -1, value: Value = None, lens: Lens = None) -> None:
-    """Compare two prompts of as many tokens, layer by layer.
+def trajectory(reading: Reading, position: Position = -1, value: Difference = None, lens: Lens = None) -> None:
+    """Compare two prompts of equal length, layer by layer.
 
     How far apart the two are at one token: KL and Jensen-Shannon divergence of what they predict, cosine of the states.
 
     Example: monosem lens trajectory smollm2 "The capital of France is" "The capital of Italy is" --out a.html
     """
     from ... import lenses
+    from ...lenses.profiles.trajectory import DIFFERENCES
 
     if len(reading.prompts) != 2:
         raise BadInput(f"a trajectory compares two prompts; {len(reading.prompts)} were given")
+    if value is not None:
+        check_name("measure", value, DIFFERENCES)
     plot = reading.colour(value)
     model = reading.load()
     first, second = reading.texts(model)

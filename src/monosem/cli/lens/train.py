@@ -30,11 +30,11 @@ class Training(OnModel):
     batch_tokens: Annotated[int | None, option("N", "Tokens of text a step (default: 4096).", min=2)] = None
     cells: Annotated[int | None, option("N", "Tokens of a step that are read out (default: all).", min=1)] = None
     context: Annotated[int | None, option("N", "Tokens a window (default: 256).", min=2)] = None
-    optimizer: Annotated[str | None, option("adam|sgd", "How to descend (default: adam).")] = None
+    optimizer: Annotated[str | None, option("adam|sgd", "The optimiser (default: adam).")] = None
     lr: Annotated[float | None, option("X", "Peak learning rate (default: by the optimiser).")] = None
     init: Init = None
     paper: Annotated[bool, flag("The paper's recipe: SGD from zero, 250 steps of 262,144 tokens.")] = False
-    repeat: Annotated[bool, flag("Read the text again and again if it is too short.")] = False
+    repeat: Annotated[bool, flag("Read the text repeatedly if it is too short.")] = False
     seed: Seed = 0
     set: Set = None
 

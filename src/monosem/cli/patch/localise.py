@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Share = Annotated[float, option("SHARE", "Share of the effect from which a place counts.", min=0.0)]
 HeadShare = Annotated[float | None, option("SHARE", "The same for heads (default: --threshold).", min=0.0)]
-Sites = Annotated[str, option("LIST", "attn_out and mlp_out to choose from; resid_pre, for a map.")]
+Sites = Annotated[str, option("LIST", "Outputs to search: attn_out, mlp_out; add resid_pre for a map of the stream.")]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ from ..options import Analysis, Top, flag, names, option
 from ..output import frame, show
 from .pairs import Pairs, Positions, positions_of
 
-Senders = Annotated[str, option("LIST", "embed, z.L.H, mlp_out.L; without numbers all of a kind.")]
-Receivers = Annotated[str, option("LIST", "logits, q.L.H, k.L.H, v.L.H or mlp_in.L.")]
+Senders = Annotated[str, option("LIST", "embed, z.L.H or mlp_out.L; z alone means all heads.")]
+Receivers = Annotated[str, option("LIST", "logits, q.L.H, k.L.G, v.L.G (G: kv head) or mlp_in.L.")]
 Direction = Annotated[str, option("NAME", "noising: corrupted values along the path. denoising: clean ones.")]
 
 

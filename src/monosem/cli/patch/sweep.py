@@ -10,10 +10,10 @@ from .pairs import Pairs, Positions, positions_of
 if TYPE_CHECKING:
     from ...data import TokenPairs
 
-Over = Annotated[str, option("LIST", "What cells differ in: layer, position, head (others are patched whole).")]
+Over = Annotated[str, option("LIST", "Axes that are patched one by one: layer, position, head; others whole.")]
 Direction = Annotated[str | None, option("NAME", "denoising: clean into corrupted (default). noising: the other way.")]
 Method = Annotated[str, option("NAME", "growing, batched or naive: the same numbers, growing is fastest.")]
-Steps = Annotated[int, option("N", "Gradients between base and source; more is closer.", min=1, max=10**6)]
+Steps = Annotated[int, option("N", "Average the gradients of so many runs between base and source.", min=1, max=10**6)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,8 @@ from ..measures import Measure, js, kl, tv
 from ..states import States, read_out, sites_at, states_of
 from .profile import TokenProfile
 
+DIFFERENCES = ("kl", "js", "tv", "cosine", "distance", "agree")  # what a trajectory measures at every token
+
 
 @dataclass(frozen=True, eq=False)
 class Trajectory(TokenProfile):
