@@ -71,7 +71,7 @@ def test_the_planted_head_and_the_report(run: Callable[..., Result], home: Path,
     assert "attn_out" in done.stdout
     assert "backup heads: none" in done.stdout
     assert "1.00 [1.00, 1.00]" in done.stdout
-    assert "Random sets of the same make restore" in done.stdout
+    assert "Random sets of the same shape restore" in done.stdout
     assert "report.html" in done.stderr
     names = {path.name for path in (tmp_path / "r").iterdir()}
     assert names == {"report.html", "report.md", "results.json", "config.yaml"}

@@ -5,7 +5,7 @@
 3. **Noising check.** Each component alone is corrupted in the clean run: does the answer also need it?
 4. **Heads.** The attention layers found are swept by head, at the positions found; the same threshold, the same check.
 5. **Together.** All that was found is restored, and corrupted, at once: sufficiency, necessity, PN, PS, PNS. The same
-   is done with random sets of the same make.
+   is done with random sets of the same shape.
 6. **Backup.** With all of it corrupted, which other heads begin to matter?
 """
 
@@ -53,7 +53,7 @@ def localise(
             "resid_pre" (or _mid, _post) for a map.
         positions: as `sweep`; default: every position where all pairs have one length, else the pairs' spans.
         head_threshold: the same for heads; default: `threshold`.
-        controls: random sets of the same make to compare with; 0 for none.
+        controls: random sets of the same shape to compare with; 0 for none.
         with_backup: whether to look for backup heads.
         seed: of the random sets and of the bootstrap.
 

@@ -96,7 +96,7 @@ def headline(results: Mapping[str, Any]) -> str:
     what = f"The {len(last['cells'])} {label} found restore {_percent(last['sufficiency'])} of the effect"
     said = f"{what}; without them {_percent(last['necessity'])} of it is lost."
     if drawn := results["control"].get("sufficiency"):
-        said += f" Random sets of the same make restore {min(drawn):.0%} to {max(drawn):.0%}."
+        said += f" Random sets of the same shape restore {min(drawn):.0%} to {max(drawn):.0%}."
     return said
 
 

@@ -56,7 +56,7 @@ class Localisation(Result):
         heads, opposing_heads: the same for heads, at the positions found.
         evidence: what sets do: "components" (whole branches), "heads and MLPs" (heads instead of whole attention
             branches), "heads" (these alone).
-        control: sufficiency and necessity of random sets of the same make as the last of these.
+        control: sufficiency and necessity of random sets of the same shape as the last of these.
         backup: which other heads matter more once the last set is corrupted; None when it was not asked for.
         notes: what to bear in mind, one sentence each.
     """

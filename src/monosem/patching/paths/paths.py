@@ -29,7 +29,7 @@ from ..corruptions import PROMPT
 from ..experiment import Direction, Experiment, direction_of
 from ..scoring import MetricLike, metrics_of
 from .nodes import NodeSet, NodesLike, receivers_of, sender_kinds, senders_of
-from .receivers import Passage, Reading, ends_block, logits_of
+from .readings import Passage, Reading, ends_block, logits_of
 from .result import Path, Paths
 from .streams import Streams
 
