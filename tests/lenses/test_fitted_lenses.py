@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from monosem import lenses
 from monosem.errors import BadFile, BadInput, Mismatch
@@ -39,6 +40,17 @@ def test_a_fitted_lens_knows_its_model_and_comes_back_from_its_folder(kind, tiny
     other = tiny_model("llama", **({"num_attention_heads": 2} if kind == "copying effects" else {"hidden_size": 48}))
     with pytest.raises(Mismatch, match="other heads" if kind == "copying effects" else "width 32; .* make one with"):
         back.check(other)
+
+    held = load_file(folder / "lens.safetensors")
+    for name, tensor in held.items():
+        broken = {"shape": tensor[..., None], "empty": torch.zeros(0)}
+        if tensor.is_floating_point() and name != "errors":
+            broken["NaN"] = torch.full_like(tensor, torch.nan)
+        for change in broken.values():
+            save_file(held | {name: change}, folder / "lens.safetensors")
+            with pytest.raises(BadFile, match="does not hold|tensor"):
+                type(lens).load(folder)
+    save_file(held, folder / "lens.safetensors")
 
     config = json.loads((folder / "config.json").read_text())
     assert config["lens"] == kind

@@ -87,8 +87,24 @@ def imports() -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for file, tree in files().items():
         nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
-        found[file] = {name for node in nodes for name in imported(file, node)} - {file}
+        names = {name for node in nodes for name in imported(file, node)} | set(named(tree))
+        found[file] = names - {file}
     return found
+
+
+def named(tree: ast.Module) -> Iterator[str]:
+    """Files of the package that code names otherwise: `monosem.lenses` of the whole package, `import_module("...")`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "monosem":
+            found = target(node.attr)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            text = getattr(node.args[0], "value", None) if node.args else None
+            head, *rest = text.split(".") if isinstance(text, str) else [""]
+            found = target(*rest) if head == "monosem" else None
+        else:
+            continue
+        if found:
+            yield found
 
 
 def functions(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
@@ -249,4 +265,6 @@ def test_the_looks_see_what_they_should() -> None:
     assert {"errors.py", "cli/output.py"} <= imports()["cli/application.py"]
     assert "__init__.py" in imports()["cli/__init__.py"]
     assert sum(map(len, imports().values())) > 500
+    hidden = "import monosem\nmonosem.lenses.read\nimport_module('monosem.models.model')\nmonosem.__version__"
+    assert set(named(ast.parse(hidden))) == {"lenses/__init__.py", "models/model.py"}
     assert len(list(texts())) > 5000

@@ -287,6 +287,11 @@ def _open_shard(path: Path, sites: list[str]) -> tuple[dict[str, Tensor], dict[s
     try:
         with safe_open(path, "pt") as file:
             about = json.loads(file.metadata()["about"])
-            return {name: file.get_tensor(name) for name in (*sites, *PLACES)}, about
+            tensors = {name: file.get_tensor(name) for name in (*sites, *PLACES)}
+        if not all(isinstance(about[key], dict) for key in ("skipped", "thresholds")):
+            raise TypeError("what the harvest counted is missing")
+        if len({len(tensor) for tensor in tensors.values()}) > 1 or any(tensors[site].ndim != 2 for site in sites):
+            raise ValueError("its tensors do not fit together")
+        return tensors, about
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise BadFile(f"{path} is damaged ({error}); delete it and run the harvest again") from error

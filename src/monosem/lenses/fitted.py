@@ -53,6 +53,7 @@ class Fitted:
 
     kind: ClassVar[str]
     made_by: ClassVar[str] = "fit"
+    may_be_nan: ClassVar[frozenset[str]] = frozenset()  # tensors in which NaN means that there is no number
 
     header: Header
 
@@ -64,6 +65,21 @@ class Fitted:
     def of_parts(cls, header: Any, numbers: dict[str, Tensor]) -> Self:
         """The lens of a header and its tensors. Raises `TypeError`, `KeyError` or `ValueError` for other tensors."""
         return cls(header=header, **numbers)
+
+    def shapes(self) -> dict[str, tuple[int | None, ...]]:
+        """The shapes that the header promises, by the names of `numbers`; None is any size."""
+        return {}
+
+    def check_numbers(self) -> None:
+        """Raises `ValueError` for a tensor that is not finite, or of another shape than the header promises."""
+        shapes = self.shapes()
+        for name, tensor in self.numbers().items():
+            wanted = shapes.get(name, tensor.shape)
+            if len(wanted) != tensor.ndim or any(w not in (None, size) for w, size in zip(wanted, tensor.shape)):
+                listed = ", ".join("any" if size is None else str(size) for size in wanted)
+                raise ValueError(f"tensor {name!r} is of shape {list(tensor.shape)}, expected [{listed}]")
+            if name not in self.may_be_nan and not bool(tensor.isfinite().all()):
+                raise ValueError(f"tensor {name!r} holds NaN or infinity")
 
     def check(self, model: Model) -> None:
         """Raises `Mismatch` when the model has another shape than the one that the lens was fitted on."""
@@ -85,14 +101,16 @@ class Fitted:
         """What `save` wrote.
 
         Raises:
-            BadFile: no such folder, a lens of another kind, a broken file.
+            BadFile: no such folder, a lens of another kind, a broken file, tensors of another shape or not finite.
         """
         config, numbers = read_fitted(path, cls.kind)
         header_type: Any = next(field.type for field in fields(cls) if field.name == "header")
         try:
-            return cls.of_parts(header_type.parse(config), numbers)
+            lens = cls.of_parts(header_type.parse(config), numbers)
+            lens.check_numbers()
         except (TypeError, KeyError, ValueError) as error:
             raise BadFile(f"{path} does not hold a {cls.kind} lens that can be read: {error}") from error
+        return lens
 
 
 def write_fitted(path: str | os.PathLike[str], kind: str, header: Header, numbers: Mapping[str, Tensor]) -> Path:

@@ -106,9 +106,11 @@ class JacobianLens(Fitted):
         try:
             held = torch.load(path, map_location="cpu", weights_only=True)
             header = JacobianHeader(Path(path).stem, int(held["d_model"]), None, int(held.get("n_prompts", 0)))
-            return cls.of_parts(header, held["J"])
+            lens = cls.of_parts(header, held["J"])
+            lens.check_numbers()
         except _BROKEN as error:
             raise BadFile(f"{path} is not a published Jacobian lens: {cause(error)}") from error
+        return lens
 
     def check(self, model: Model) -> None:
         """Raises `Mismatch` when the model has another shape than the one that the lens was fitted on."""

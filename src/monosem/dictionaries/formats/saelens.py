@@ -151,6 +151,9 @@ def _modern(cfg: Any, path: Path) -> dict[str, Any]:
             key: cfg[key] for key in cfg if key not in ("d_in", "d_sae", "device", "dtype", "architecture")
         }
     cfg.setdefault("architecture", "standard")
+    for key, of_type in (("architecture", str), ("metadata", dict)):
+        if not isinstance(cfg[key], of_type):
+            raise BadFile(f"{path / CONFIG}: {key!r} must be a {of_type.__name__}, not {cfg[key]!r}")
     kind, transcoder = ARCHITECTURES.get(cfg["architecture"], ("", False))
     cfg.setdefault("apply_b_dec_to_input", not transcoder)
     for key in ("normalize_activations", "reshape_activations"):

@@ -64,10 +64,14 @@ class CopyingEffects(Result, Fitted):
 
     kind: ClassVar[str] = "copying effects"
     ranked_by: ClassVar[str | None] = "effect"
+    may_be_nan: ClassVar[frozenset[str]] = frozenset({"errors"})  # of a single prompt
 
     header: CopyingHeader
     effects: Float[Tensor, "layer head"] = field(repr=False)
     errors: Float[Tensor, "layer head"] = field(repr=False)
+
+    def shapes(self) -> dict[str, tuple[int | None, ...]]:
+        return {"effects": (self.header.n_layers, None), "errors": tuple(self.effects.shape)}
 
     def best_heads(self, n: int) -> list[tuple[int, int]]:
         """The n best heads as (layer, head), best first. Raises `BadInput` when the model has fewer."""

@@ -68,6 +68,9 @@ class HeadLens(Fitted):
     header: HeadHeader
     matrix: Float[Tensor, "d_model d_model"] = field(repr=False)
 
+    def shapes(self) -> dict[str, tuple[int | None, ...]]:
+        return {"matrix": (self.header.d_model, self.header.d_model)}
+
     @property
     def name(self) -> str:
         return self.header.name

@@ -191,6 +191,12 @@ class FutureLens(Fitted):
 
         return [at(layer, h) for layer, h in zip(layers, states)]
 
+    def shapes(self) -> dict[str, tuple[int | None, ...]]:
+        maps = (len(self.header.layers), len(self.header.offsets), self.header.d_model)
+        best = (maps[1], len(self.bigrams.seen), *self.bigrams.frequent.shape)
+        counted = {"bigrams.seen": (None,), "bigrams.frequent": (None,), "bigrams.best": best}
+        return {"weight": (*maps, maps[2]), "bias": maps} | counted
+
     def numbers(self) -> dict[str, Tensor]:
         counted = {f"bigrams.{name}": value for name, value in vars(self.bigrams).items()}
         return {"weight": self.weight, "bias": self.bias} | counted

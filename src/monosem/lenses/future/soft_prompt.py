@@ -64,6 +64,9 @@ class SoftPrompt(Fitted):
     header: SoftPromptHeader
     embeddings: Float[Tensor, "pos d_model"] = field(repr=False)
 
+    def shapes(self) -> dict[str, tuple[int | None, ...]]:
+        return {"embeddings": (None, self.header.d_model)}
+
     @classmethod
     def of(
         cls,

@@ -49,6 +49,10 @@ class Affine(Fitted):
     weight: Float[Tensor, "d_source d_target"] = field(repr=False)
     bias: Float[Tensor, "d_target"] = field(repr=False)
 
+    def shapes(self) -> dict[str, tuple[int | None, ...]]:
+        d_target = self.header.d_target
+        return {"weight": (self.header.d_model, d_target), "bias": (d_target,)}
+
     def __call__(self, x: Float[Tensor, "*batch d_source"]) -> Float[Tensor, "*batch d_target"]:
         return x.float() @ self.weight.to(x.device) + self.bias.to(x.device)
 

@@ -102,6 +102,9 @@ def filled(folder: Path, config: Mapping[str, Any], numbers: dict[str, Tensor]) 
     """
     try:
         header = TunedHeader.parse(config)
+        sizes = {size for tensor in numbers.values() for size in tensor.shape}
+        if not 0 < header.n_layers <= len(numbers) or header.d_model not in sizes:
+            raise ValueError(f"the tensors are not of {header.n_layers} layers of width {header.d_model}")
         translators = Translators(header.n_layers, header.d_model, header.rank)
     except (KeyError, TypeError, ValueError) as error:
         raise BadFile(f"{folder}/{CONFIG} does not describe a tuned lens ({error!r})") from error
