@@ -87,7 +87,7 @@ def test_damaged_or_other_records(tmp_path: Path) -> None:
     record = tmp_path / "job.json"
     whole = json.loads(record.read_text())
     for text, message in (
-        ("{", "not valid JSON"),
+        ("{", "not valid JSON.*delete .* to start anew"),
         ("[]", "damaged; delete .* to start anew"),
         (json.dumps(whole | {"job": "cake"}), "holds a cake, not a pie"),
     ):

@@ -1,20 +1,22 @@
 """Blocks of another make: MLP first, only an MLP, two MLPs. A row makes them readable: no technique knows of them."""
 
+import copy
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP, LlamaRMSNorm
+from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, LlamaMLP, LlamaRMSNorm
 
 from monosem import components, edits, lenses, patching
 from monosem.data import TokenPairs
-from monosem.errors import UnknownName
+from monosem.errors import Mismatch, UnknownName
 from monosem.models import Family, Model, verify
 from monosem.models.places.families import attn, mlp
 from monosem.patching.paths.nodes import sender_kinds
 from tiny import randomise, tiny_hf, tiny_tokenizer
+from tiny_dictionaries import random_tensors, tiny_dictionary
 
 IDS = torch.randint(3, 100, (2, 7), generator=torch.Generator().manual_seed(0))
 
@@ -31,9 +33,21 @@ class Block(LlamaDecoderLayer):
             elif branch == "mlp":
                 out = self.mlp(self.post_attention_layernorm(hidden_states))
             else:
-                out = self.mlp2(self.third_layernorm(hidden_states))
+                more = kwargs if isinstance(self.mlp2, Attending) else {}
+                out = self.mlp2(self.third_layernorm(hidden_states), **more)
             hidden_states = hidden_states + out
         return hidden_states
+
+
+class Attending(nn.Module):
+    """A second attention in the place of a second MLP, on the rotation that the first one was given."""
+
+    def __init__(self, attention: nn.Module):
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
+        return self.attention(hidden_states=x, **kwargs)[0]
 
 
 SECOND = replace(mlp("third_layernorm", path="mlp2"), name="mlp2", norm="ln3")
@@ -163,6 +177,44 @@ def test_lenses_and_scrubbing_read_them(model, pairs):
     whole = patching.Hypothesis([patching.Claim("resid_post.2", inputs=None)])
     assert patching.scrub(model, pairs, whole, quiet=True).table is not None
     assert patching.scrub(model, pairs, patching.Hypothesis([same]), quiet=True).table is not None
+
+
+def test_a_second_attention_is_read_and_written_inside():
+    hf = tiny_hf("llama")
+    for layer in hf.model.layers:
+        layer.__class__, layer.order = Block, ("attn", "mlp2", "mlp")
+        layer.third_layernorm, attention = LlamaRMSNorm(32), LlamaAttention(hf.config, layer.self_attn.layer_idx)
+        layer.mlp2 = Attending(attention)
+    randomise(hf, 1)
+    second = replace(attn("third_layernorm", path="mlp2.attention"), name="attn2", norm="ln3")
+    model = Model(hf.eval(), tiny_tokenizer(), "two attentions", family=Family("two", (), (attn(), second, mlp())))
+    names = ["attn2_rot_q.1", "attn2_scores.1", "attn2_pattern.1", "attn2_v.1", "attn2_z.1", "pattern.1"]
+    run = model.run(IDS, names)
+    v = run["attn2_v.1"].repeat_interleave(2, dim=2)
+    close(torch.einsum("bhqk,bkhd->bqhd", run["attn2_pattern.1"], v), run["attn2_z.1"])
+    zeroed = model.run(IDS, ["attn2_z.1", "pattern.1"], edits.scale("attn2_pattern.1", 0.0))
+    assert zeroed["attn2_z.1"].count_nonzero() == 0
+    close(zeroed["pattern.1"], run["pattern.1"])
+
+
+def test_neurons_may_differ_in_number_from_layer_to_layer(pairs):
+    hf = tiny_hf("llama")
+    narrow = copy.deepcopy(hf.config)
+    narrow.intermediate_size = 20
+    hf.model.layers[1].mlp = LlamaMLP(narrow)
+    randomise(hf, 1)
+    model = Model(hf.eval(), tiny_tokenizer(), "narrow")
+    assert [branch.n_units for branch in model.branches() if branch.units == "neuron"] == [48, 20, 48]
+    assert len(patching.cells_of(model, pairs, "mlp_post", ("layer", "neuron"), neurons={1: [19], 2: [47]})) == 2
+    with pytest.raises(UnknownName, match="no neuron 20: there are 0 to 19"):
+        patching.cells_of(model, pairs, "mlp_post", ("layer", "neuron"), neurons={1: [20]})
+    found = components.direct_attribution(model, IDS, tokens=5, by="neuron")
+    assert found.error < 1e-4
+    assert [sum(p.kind == "neuron" and p.layer == layer for p in found.parts) for layer in range(3)] == [48, 20, 48]
+    tensors = random_tensors(d=20)
+    tiny_dictionary("relu", tensors, site="mlp_post.1", model_name="narrow").check(model)
+    with pytest.raises(Mismatch, match="width 20 at mlp_post.2, .* has 48"):
+        tiny_dictionary("relu", tensors, site="mlp_post.2", model_name="narrow").check(model)
 
 
 def test_what_a_layer_does_not_have_is_explained():

@@ -153,8 +153,16 @@ def test_numbers_are_kept_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_generator_that_leaves_variants_out_is_found_out() -> None:
     experiment, _, _ = make(2)
-    with pytest.raises(RuntimeError, match="3 numbers came for 5 variants of 1 pairs"):
+    with pytest.raises(RuntimeError, match="of 5 variants, 2 did not; variant 3 came 0 times"):
         experiment.run(mixed(torch.zeros(3), 3), {"share": range(5)}, label="mix", quiet=True)
+
+
+def test_a_generator_that_gives_a_variant_twice_is_found_out() -> None:
+    """As many numbers as variants, and one of them is of the wrong variant."""
+    experiment, _, _ = make(2)
+    twice = lambda trial: [([0, 0, 2], {"logit_diff": torch.ones(3)})]  # noqa: E731
+    with pytest.raises(RuntimeError, match="of 3 variants, 2 did not; variant 0 came 2 times"):
+        experiment.run(twice, {"share": range(3)}, label="mix", quiet=True)
 
 
 def test_the_numbers_of_a_result_by_hand() -> None:

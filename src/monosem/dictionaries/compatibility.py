@@ -1,19 +1,10 @@
 """Whether a dictionary can belong to a model: its name, its sites and their widths."""
 
 from collections.abc import Iterable
-from typing import Any
 
 from ..errors import Mismatch, UnknownName
 from ..models import Model
 from ..models.places.sites import Site
-
-PER_HEAD = ("z", "q", "rot_q", "k", "v", "rot_k")  # sites whose activations are `[..., head, d_head]`
-
-# the width of a site in terms of a model's config; d_model where not listed
-_WIDTHS: dict[str, Any] = {name: lambda cfg: cfg.n_heads * cfg.d_head for name in ("z", "q", "rot_q")}
-_WIDTHS |= {name: lambda cfg: cfg.n_kv_heads * cfg.d_head for name in ("k", "v", "rot_k")}
-_WIDTHS |= {name: lambda cfg: cfg.d_mlp for name in ("mlp_pre", "mlp_pre_linear", "mlp_post")}
-_WIDTHS |= {"logits": lambda cfg: cfg.d_vocab}
 
 _MODEL_ALIASES = {"gpt2-small": "gpt2", "smollm2": "smollm2-135m-instruct"}
 
@@ -37,12 +28,23 @@ def check_compatible(name: str, model_name: str, widths: Iterable[tuple[Site, in
             raise Mismatch(
                 f"dictionary {name!r} belongs at {site}, which {model.name!r} does not have: {error}"
             ) from error
-        expected = _WIDTHS.get(site.name, lambda cfg: cfg.d_model)(model.cfg)
+        expected = _width(model, site)
         if width != expected:
             raise Mismatch(
                 f"dictionary {name!r} has width {width} at {site}, model {model.name!r} has {expected}; "
                 "it was made for another model"
             )
+
+
+def _width(model: Model, site: Site) -> int:
+    """Numbers that a dictionary reads of a token: all heads of sites with heads, else the last axis (0: no such)."""
+    cfg, branch = model.cfg, model.branch_of(site)
+    heads = {"head": cfg.n_heads * cfg.d_head, "kv_head": cfg.n_kv_heads * cfg.d_head}
+    if site.shape[-1] == "d_head":
+        return heads[site.shape[-2]]
+    if site.shape[-1] == "neuron":
+        return branch.n_units if branch else 0
+    return {"d_model": cfg.d_model, "vocab": cfg.d_vocab}.get(site.shape[-1], 0)
 
 
 def _plain_name(name: str) -> str:

@@ -23,7 +23,7 @@ from ..jobs import fingerprint
 from ..models import Model
 from ..models.places.sites import Site
 from .codes import Codes, TokenNorm, latent_ids
-from .compatibility import PER_HEAD, check_compatible
+from .compatibility import check_compatible
 from .encoders import ENCODERS, encode
 from .formats import FORMATS
 from .parts import DictionaryParts, DictionaryTensors
@@ -65,7 +65,7 @@ class Dictionary(nn.Module):
             self.register_parameter(name, kept)
         self._site = None if parts.site is None else Site.parse(parts.site)
         self._site_out = self._site if parts.site_out is None else Site.parse(parts.site_out)
-        self.per_head = parts.per_head or (self._site is not None and self._site.name in PER_HEAD)
+        self.per_head = parts.per_head or (self._site is not None and self._site.shape[-1] == "d_head")
         self.model_name, self.name = parts.model_name, parts.name
         self.folder: Path | None = None  # where it was read from; its latent index lies there too
 

@@ -94,7 +94,10 @@ def _record(config: JobConfig, made_with: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(home: Path, job: str) -> dict[str, Any]:
-    record = read_json(home / FILE)
+    try:
+        record = read_json(home / FILE)
+    except BadFile as error:
+        raise BadFile(f"{error}; choose another folder, or delete {home} to start anew") from error
     if not isinstance(record, dict) or not all(isinstance(record.get(key), dict) for key in ("config", "made_with")):
         raise BadFile(f"{home / FILE} is damaged; delete {home} to start anew")
     _check_owner(home, job)

@@ -153,7 +153,7 @@ def check_cell(model: Model, cell: Cell) -> None:
     if cell.head is not None:
         _within([cell.head], heads_at(model, cell.place), f"{cell.site} head")
     if cell.neuron is not None:
-        _within([cell.neuron], model.cfg.d_mlp, "neuron")
+        _within([cell.neuron], _neurons_at(model, cell.place), "neuron")
 
 
 def cells_of(
@@ -204,7 +204,9 @@ def cells_of(
         for layer in model.layers_with(site) if numbers is None else numbers:
             place = model.site(Site(site, layer))
             across = _within(heads, heads_at(model, place), f"{site} head") if "head" in axes else [None]
-            units = _within((neurons or {}).get(layer, ()), model.cfg.d_mlp, "neuron") if "neuron" in axes else [None]
+            units: Sequence[int | None] = [None]
+            if "neuron" in axes:
+                units = _within((neurons or {}).get(layer, ()), _neurons_at(model, place), "neuron")
             cells += [Cell(site, layer, *where) for where in product(places, across, keys, units, read)]
     if not cells:
         raise BadInput("no cells to patch; give at least one layer, position, head, neuron or latent")
@@ -219,7 +221,13 @@ def cuts(site: Site) -> tuple[str, ...]:
 
 def heads_at(model: Model, site: Site) -> int:
     """How many heads a site has: kv heads at keys and values."""
-    return model.cfg.n_kv_heads if site.name.rpartition("_")[2] in ("k", "v") else model.cfg.n_heads
+    return model.cfg.n_kv_heads if "kv_head" in site.shape else model.cfg.n_heads
+
+
+def _neurons_at(model: Model, site: Site) -> int:
+    """How many neurons the branch of a site has."""
+    branch = model.branch_of(site)
+    return model.cfg.d_mlp if branch is None or branch.units != "neuron" else branch.n_units
 
 
 def places_of(cells: Iterable[Cell]) -> list[Site]:

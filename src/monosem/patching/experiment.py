@@ -86,6 +86,7 @@ class Experiment(Generic[T]):
             keep: whether to keep every value, or only means and spreads over pairs; default: by `KEPT_NUMBERS`.
         """
         n, count = len(next(iter(columns.values()))), len(self.pairs)
+        every = torch.arange(n)
         keep = n * count <= KEPT_NUMBERS if keep is None else keep
         values = {name: torch.zeros(n, count, dtype=torch.float64) if keep else Moments(n) for name in self.metrics}
         clean, corrupted = (
@@ -101,12 +102,17 @@ class Experiment(Generic[T]):
                 for trial, share in self.trials(rows):
                     self._add(clean, rows, trial, trial.clean_logits, share)
                     self._add(corrupted, rows, trial, trial.other_logits, share)
-                    done = 0
+                    times = torch.zeros(n, dtype=torch.long)
                     for which, outcome in variants(trial):
-                        done += (added := self._add(part, _index(which), trial, outcome, share))
+                        where = _index(which)
+                        added = self._add(part, where, trial, outcome, share)
+                        times.index_add_(0, chosen := every[where], torch.ones_like(chosen))
                         meter.advance(share * added)
-                    if done != n * (rows.stop - first):
-                        raise RuntimeError(f"{done} numbers came for {n} variants of {rows.stop - first} pairs")
+                    if wrong := (times != 1).nonzero().flatten().tolist():
+                        raise RuntimeError(
+                            f"every variant comes once a trial: of {n} variants, {len(wrong)} did not; "
+                            f"variant {wrong[0]} came {int(times[wrong[0]])} times"
+                        )
                 for name, held in values.items():
                     if isinstance(held, Moments):
                         held.add(part[name], clean[name][rows], corrupted[name][rows])

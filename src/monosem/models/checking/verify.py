@@ -190,7 +190,7 @@ def _roles(c: _Checks) -> None:
             z = branch.site("z")
             turned = run(branch.site("q"), first_token_turned, z)[:, 1:]
             c.add("q", "the first token's q moves no later z", turned, c.run[z][:, 1:])
-        elif branch.units == "neuron":
+        elif branch.kind == "mlp":
             pre, linear, post = (branch.site(name) for name in ("_pre", "_pre_linear", "_post"))
             c.add(pre.name, "one neuron each", run(pre, half_off, post)[..., :half], c.run[post][..., :half])
             if linear in c.run:

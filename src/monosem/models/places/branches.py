@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ...errors import BadInput, UnknownName
-from ..native import Native
+from ..native import Native, widths
 from .blocks import Slot
 from .norms import Norm
 from .points import point, unwrap
@@ -45,7 +45,10 @@ class Branch:
 
     @property
     def n_units(self) -> int:
-        return {"head": self.model.cfg.n_heads, "neuron": self.model.cfg.d_mlp}.get(self.units or "", 0)
+        """How many heads or neurons; neurons may differ in number from layer to layer."""
+        if self.inner is None:
+            return 0
+        return self.model.cfg.n_heads if self.units == "head" else widths(point(self.model, self.inner).module)[0]
 
     def site(self, name: str) -> Site:
         """A site inside its mixer, "q" or "_pre" as listed in `mixers.KINDS`."""

@@ -136,7 +136,9 @@ class Session:
         if self.edits.get(site) and site.name in READ_ONLY:
             raise BadInput(f"{site} cannot be written: {READ_ONLY[site.name]}")
         if place.when == "inside":
-            self.visits[place.module] = lambda name, value, layer=site.layer: self.visit(Site(name, layer), value)  # type: ignore[misc]
+            branch = self.model.branch_of(site)
+            assert branch is not None
+            self.visits[place.module] = lambda name, value: self.visit(branch.site(name), value)
         elif place.when == "around":
             self._plan_norm(site, place.module)
         elif place.when == "across":
