@@ -6,8 +6,25 @@ import torch
 from monosem import edits
 from monosem.errors import BadInput, EditDidNotFire, UnknownName
 from monosem.models import Model, TokenBatch
-from tiny import tiny_model
+from tiny import FAMILIES, tiny_model
 
+CAPTURED = (
+    *(
+        "resid_pre",
+        "ln1_normalized",
+        "ln1_scale",
+        "q",
+        "k",
+        "v",
+        "rot_q",
+        "rot_k",
+        "z",
+        "result",
+        "attn_out",
+        "mlp_pre",
+    ),
+    *("mlp_post", "expert_weights", "router_logits", "mlp_out", "resid_mid", "resid_post"),
+)
 IDS = torch.randint(3, 100, (3, 11), generator=torch.Generator().manual_seed(5))
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 # each has its own cache, positions or block outputs; `verify` compares cached with uncached logits for every family
@@ -130,3 +147,44 @@ def test_generation_errors(llama):
         llama.generate([IDS[0].tolist()], temperature=-1)
     with pytest.raises(EditDidNotFire):
         llama.generate([IDS[0].tolist()], edits=edits.scale("z.0", 0).at(positions=50))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_captured_activations_equal_a_run_over_the_final_ids(family):
+    """Prompts of unequal length, a row that ends early, edits of every chunk, each kind of site."""
+    model = tiny_model(family)
+    vector = torch.randn(model.cfg.d_model, generator=torch.Generator().manual_seed(2))
+    rows = [IDS[0, :3].tolist(), IDS[1].tolist(), IDS[2, :6].tolist()]
+    end = edits.function("logits", lambda x: x.index_fill(-1, torch.tensor([1]), 1e4)).at(rows=[2], positions=7)
+    change = [edits.add(("resid_pre.1", vector), 2.0).at(positions=slice(1, None)), end]
+    sites = [f"{name}.{layer}" for name in CAPTURED for layer in (0, 2) if model.has((name, layer))]
+    sites += [name for name in ("embed", "pos_embed", "final_norm", "final_scale", "logits") if model.has(name)]
+    made = model.generate(rows, edits=change, max_new_tokens=7, capture=sites)
+    assert made.new[2][-1] == 1
+    assert len(made.new[2]) < 7
+    truth = model.run(made.ids, capture=sites, edits=change)
+    for site in sites:
+        assert made[site].shape == truth[site].shape
+        mask = made.ids.mask
+        torch.testing.assert_close(made[site][mask], truth[site][mask], rtol=1e-4, atol=2e-5)
+    last = sites[0]
+    torch.testing.assert_close(made.run.last(last), truth.last(last), **TOLERANCE)
+
+
+def test_capture_adds_nothing_to_the_text_and_takes_derived_sites(llama):
+    rows = [IDS[0, :3].tolist(), IDS[1].tolist()]
+    plain, made = (llama.generate(rows, max_new_tokens=5, capture=c) for c in ((), ["z.1", "resid_post.2"]))
+    assert plain.new == made.new
+    truth = llama.run(made.ids, capture=["result.1"])["result.1"]
+    torch.testing.assert_close(made["result.1"][made.ids.mask], truth[made.ids.mask], **TOLERANCE)
+    with pytest.raises(UnknownName, match="capture"):
+        plain["z.1"]
+    with pytest.raises(BadInput, match=r"model\.run\(generation\.ids"):
+        llama.generate(rows, max_new_tokens=5, capture=["pattern.1"])
+
+
+def test_the_logits_of_the_first_token_come_with_the_generation(model):
+    rows = [IDS[0, :3].tolist(), IDS[1].tolist()]
+    edit = edits.scale("resid_mid.1" if model.has("resid_mid.1") else "resid_pre.1", 1.3)
+    made = model.generate(rows, edits=edit, max_new_tokens=2)
+    torch.testing.assert_close(made.logits, model.run(rows, edits=edit, logits="last").logits, **TOLERANCE)

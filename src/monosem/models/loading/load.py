@@ -12,6 +12,7 @@ from ...progress import say
 from ..checking.infer import infer
 from ..model import Model
 from ..places.families import BY_TYPE
+from ..running.sampling import sampling_notes
 from . import embedded, hub
 from .catalogue import EMBEDDED, Embedded
 from .checkpoint import check_finite, explain, hushed, load_weights
@@ -64,6 +65,7 @@ def load_model(
     family = BY_TYPE.get(hf.config.model_type) or infer(hf)
     model = Model(hf, tokenizer, name=name, family=family)
     chosen = dtype is None and not isinstance(name_or_model, PreTrainedModel)
+    notes += sampling_notes(hf)
     for line in [describe(name, model.dtype, model.device, chosen), *(f"{name}: {note}" for note in notes)]:
         say(line, quiet)
     return model

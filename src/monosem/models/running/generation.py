@@ -1,38 +1,49 @@
-"""Continuations with edits and the KV cache: greedy or sampled, batched, from prompts or from BOS alone."""
+"""Continuations with edits and the KV cache: greedy or drawn, batched, from prompts or from BOS alone."""
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
-from transformers import DynamicCache, LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import DynamicCache
 
 from ...errors import BadInput
 from ..places.places import Places
+from ..places.sites import Site, SiteLike, sites_of
 from ..tokens import TokenBatch
 from .moment import EditLike
+from .result import Run
 from .run import edits_of, inputs, moment
+from .sampling import Choose, Sampling, chooser, settings_of
 from .session import Session
 
 
 @dataclass
 class Generation:
-    """Continuations of a batch of prompts.
+    """Continuations of a batch of prompts; `generation["resid_post.5"]` is what `capture` kept at the tokens of `ids`.
 
     Attributes:
         prompt: the prompts, left padded.
         new: new token ids of each row, up to and including an end-of-text token.
         texts: the continuations as text, without special tokens.
         ids: prompt and continuation of each row, right padded, ready for `model.run`.
+        logits: of the first new token of each row, after the edits, before `sampling`: `batch vocab`.
+        run: what was captured of prompt and continuation, as `model.run(generation.ids, capture, edits)` has it.
     """
 
     prompt: TokenBatch
     new: list[list[int]]
     texts: list[str]
     ids: TokenBatch
+    logits: Float[Tensor, "batch vocab"]
+    run: Run
+
+    def __getitem__(self, site: SiteLike) -> Tensor:
+        return self.run[site]
 
 
 def generate(
@@ -40,23 +51,34 @@ def generate(
     x: Any = None,
     edits: EditLike | Iterable[EditLike] = (),
     max_new_tokens: int = 20,
-    temperature: float = 0.0,
+    temperature: float | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int = 0,
     stop_at_eos: bool = True,
     rows: int = 1,
+    capture: Iterable[SiteLike] | SiteLike = (),
+    sampling: Sampling = None,
 ) -> Generation:
     """Continue prompts, with the same result as repeated full forward passes without a cache.
+
+    The next token is the likeliest one, whatever the model's folder asks for; `sampling` follows more.
 
     Args:
         x: as for `run`; None starts from the model's BOS token alone, `rows` times (for edits that differ by row).
         edits: applied to the prompt and to every generated token (narrow with `.at(scope=...)`).
-        temperature: 0 is greedy; above 0 samples, seeded: the same batch and seed give the same text.
-        top_k, top_p: as in transformers, for sampling.
+        temperature: 0 is greedy; above 0 draws, seeded: the same batch and seed give the same text.
+        top_k, top_p: as in transformers, for draws.
+        capture: sites to keep of the prompts and of every new token, after the edits there. Scores and patterns are not
+            kept: each new token has one key more.
+        sampling: "model" follows the `generation_config` of the model's folder; a mapping follows its settings, named
+            as in transformers: `{"repetition_penalty": 1.2, "no_repeat_ngram_size": 3}`. Each row is chosen as if it
+            were alone, whatever is padded. What is named beside it (temperature, top_k, top_p) goes before it.
 
     Raises:
-        BadInput: empty prompts, or prompt and continuation longer than the model's context.
+        BadInput: empty prompts, prompt and continuation longer than the model's context, or settings that are not
+            followed here (beam search, watermarks, ...).
+        UnknownName: a setting that does not exist, or a site that the model does not have.
         EditDidNotFire: an edit that reached no token.
     """
     prompt = model.tokens([[model.bos]] * rows if x is None else x, padding="left").to(model.device)
@@ -66,54 +88,92 @@ def generate(
             f"cannot generate {max_new_tokens} tokens after {prompt.ids.shape[1]}: "
             f"need at least 1, and {model.name} has a context of {model.cfg.n_ctx}"
         )
-    session = Session(model, (), edits_of(model, edits))
-    choose = _chooser(temperature, top_k, top_p, seed, model.device)
-    ends = torch.tensor(sorted(model.end_ids) if stop_at_eos else [], device=model.device, dtype=torch.long)
-
-    tokens, column = prompt, 0
-    cache = DynamicCache(config=model.hf.config)
-    done = torch.zeros(len(prompt), dtype=torch.bool, device=model.device)
+    settings = settings_of(model, sampling, temperature, top_k, top_p)
+    session = Session(model, _per_token(sites_of(capture)), edits_of(model, edits))
+    choose = chooser(model, settings, prompt, max_new_tokens, seed)
+    ends = model.end_ids if stop_at_eos else frozenset[int]()
     with torch.no_grad(), session:
-        for _ in range(max_new_tokens):
-            options = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
-            call = partial(model.hf, **inputs(tokens, column), **options)
-            out = session.forward(moment(tokens, prompt.lengths, column), call)
-            chosen = choose(tokens.ids, out.logits[:, -1])
-            column = tokens.ids.shape[1]
-            tokens = TokenBatch(
-                torch.cat([tokens.ids, chosen[:, None]], 1), torch.cat([tokens.mask, torch.ones_like(done)[:, None]], 1)
-            )
-            done |= torch.isin(chosen, ends)
-            if bool(done.all()):
-                break
+        made = _decode(session, prompt, choose, max_new_tokens, ends)
     session.check_fired()
-    return _generation(model, prompt, tokens, set(ends.tolist()))
+    return _generation(model, prompt, made, ends)
 
 
-def _chooser(temperature: float, top_k: int | None, top_p: float | None, seed: int, device: torch.device) -> Any:
-    if temperature < 0:
-        raise BadInput(f"temperature must be 0 (greedy) or more, got {temperature}")
-    if temperature == 0:
-        return lambda ids, logits: logits.argmax(-1)
-    warpers = LogitsProcessorList([TemperatureLogitsWarper(float(temperature))])
-    if top_k is not None:
-        warpers.append(TopKLogitsWarper(top_k))
-    if top_p is not None:
-        warpers.append(TopPLogitsWarper(top_p))
-    generator = torch.Generator(device=device).manual_seed(seed)
+@dataclass
+class _Decoded:
+    """Prompts and what was chosen after them, `batch pos`; rows that ended go on with tokens that mean nothing."""
 
-    def sample(ids: Int[Tensor, "batch pos"], logits: Float[Tensor, "batch vocab"]) -> Int[Tensor, "batch"]:
-        probabilities = warpers(ids, logits.float()).softmax(-1)  # type: ignore[arg-type]
-        return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
-
-    return sample
+    tokens: TokenBatch
+    logits: Float[Tensor, "batch vocab"]
+    captured: dict[Site, list[Tensor]]  # a part for each pass, position on axis 1
 
 
-def _generation(model: Places, prompt: TokenBatch, tokens: TokenBatch, ends: set[int]) -> Generation:
+def _per_token(sites: list[Site]) -> list[Site]:
+    for site in sites:
+        if "key" in site.axes:
+            raise BadInput(
+                f"{site} is not kept while tokens are generated, because each new one has one key more; "
+                "run them afterwards: model.run(generation.ids, capture=..., edits=...)"
+            )
+    return sites
+
+
+def _decode(
+    session: Session, prompt: TokenBatch, choose: Choose, max_new_tokens: int, ends: frozenset[int]
+) -> _Decoded:
+    """Choose token after token until every row has ended. Where sites are captured, the last token is run as well."""
+    model, tokens, column = session.model, prompt, 0
+    cache = DynamicCache(config=model.hf.config)
+    end_ids = torch.tensor(sorted(ends), device=model.device, dtype=torch.long)
+    done = torch.zeros(len(prompt), dtype=torch.bool, device=model.device)
+    captured: dict[Site, list[Tensor]] = defaultdict(list)
+    options = {"past_key_values": cache, "use_cache": True}
+    if Site("logits") not in session.wanted:
+        options["logits_to_keep"] = 1
+
+    def step() -> Tensor:
+        call = partial(model.hf, **inputs(tokens, column), **options)
+        logits: Tensor = session.forward(moment(tokens, prompt.lengths, column), call).logits[:, -1]
+        session.check_captured()
+        for site in session.wanted:
+            value = session.captured[site]  # rotated keys come with the earlier ones from the cache
+            captured[site].append(value[:, column - tokens.ids.shape[1] :])
+        return logits
+
+    first = logits = step()
+    while True:
+        chosen = choose(tokens.ids, logits)
+        column = tokens.ids.shape[1]
+        tokens = _longer(tokens, chosen)
+        done |= torch.isin(chosen, end_ids)
+        ended = column + 1 == prompt.ids.shape[1] + max_new_tokens or bool(done.all())
+        if not ended or session.wanted:
+            logits = step()
+        if ended:
+            return _Decoded(tokens, first, captured)
+
+
+def _longer(tokens: TokenBatch, chosen: Tensor) -> TokenBatch:
+    real: Bool[Tensor, "batch 1"] = torch.ones_like(chosen, dtype=torch.bool)[:, None]
+    return TokenBatch(torch.cat([tokens.ids, chosen[:, None]], 1), torch.cat([tokens.mask, real], 1))
+
+
+def _generation(model: Places, prompt: TokenBatch, made: _Decoded, ends: frozenset[int]) -> Generation:
     new = []
-    for row in tokens.ids[:, prompt.ids.shape[1] :].tolist():
+    for row in made.tokens.ids[:, prompt.ids.shape[1] :].tolist():
         end = next((i for i, token in enumerate(row) if token in ends), len(row) - 1)
         new.append(row[: end + 1])
     whole = [old + fresh for old, fresh in zip(prompt.rows(), new)]
     texts = [model.text(row) for row in new]
-    return Generation(prompt, new, texts, TokenBatch.of(whole, model.pad))
+    ids = TokenBatch.of(whole, model.pad)
+    captured = {site: _from_the_left(torch.cat(parts, 1), prompt, ids) for site, parts in made.captured.items()}
+    return Generation(prompt, new, texts, ids, made.logits, Run(model, ids, None, captured))
+
+
+def _from_the_left(
+    value: Float[Tensor, "batch pos ..."], prompt: TokenBatch, ids: TokenBatch
+) -> Float[Tensor, "batch pos ..."]:
+    """An activation of left padded prompts and what follows, cut to the real tokens of each row, right padded."""
+    first = prompt.ids.shape[1] - prompt.lengths.to(value.device)
+    columns = first[:, None] + torch.arange(ids.ids.shape[1], device=value.device)
+    rows = torch.arange(len(value), device=value.device)[:, None]
+    return value[rows, columns.clamp(max=value.shape[1] - 1)]

@@ -1,0 +1,188 @@
+"""How the next token is chosen: the likeliest, or as settings say that transformers' own processors follow.
+
+Generation is greedy and plain unless it is told otherwise; what a model's folder asks for (`generation_config`) is said
+when the model is loaded and followed with `sampling="model"`.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedModel
+
+from ...errors import BadInput, UnknownName, cause, did_you_mean
+from ..native import Native
+from ..tokens import TokenBatch
+
+Sampling = Literal["model"] | Mapping[str, Any] | None
+Choose = Callable[[Int[Tensor, "batch pos"], Float[Tensor, "batch vocab"]], Int[Tensor, "batch"]]
+
+# setting of transformers' GenerationConfig -> its value that changes nothing
+_DRAW: dict[str, Any] = {  # these act only where tokens are drawn
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": None,
+    "top_h": None,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+}
+_SHAPE: dict[str, Any] = {
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "sequence_bias": None,
+    "bad_words_ids": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "exponential_decay_length_penalty": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "remove_invalid_values": False,
+    "renormalize_logits": False,
+}
+FOLLOWED = {"do_sample": False} | _DRAW | _SHAPE
+# what is not done here -> its value that changes nothing, and its name in words
+_REFUSED: dict[str, tuple[Any, str]] = {
+    "num_beams": (1, "beam search"),
+    "num_beam_groups": (1, "beam search"),
+    "diversity_penalty": (0.0, "beam search"),
+    "constraints": (None, "constrained beam search"),
+    "force_words_ids": (None, "constrained beam search"),
+    "num_return_sequences": (1, "several continuations of a prompt"),
+    "penalty_alpha": (0.0, "contrastive search"),
+    "dola_layers": (None, "DoLa decoding"),
+    "guidance_scale": (1.0, "classifier-free guidance"),
+    "watermarking_config": (None, "watermarks"),
+    "prompt_lookup_num_tokens": (None, "assisted generation"),
+    "assistant_early_exit": (None, "assisted generation"),
+    "use_mtp": (False, "multi-token prediction"),
+    "token_healing": (False, "token healing"),
+    "stop_strings": (None, "stopping at strings"),
+    "max_time": (None, "a time limit"),
+    "encoder_repetition_penalty": (1.0, "an encoder"),
+    "encoder_no_repeat_ngram_size": (0, "an encoder"),
+}
+_TOP_K = 50  # what transformers draws from where neither the folder nor the caller says how many
+
+
+def asked_for(hf: PreTrainedModel) -> dict[str, Any]:
+    """The settings of a model's folder that change what it generates under transformers: name -> value."""
+    config = getattr(hf, "generation_config", None)
+    neutral = FOLLOWED | {name: value for name, (value, _) in _REFUSED.items()}
+    given = {name: getattr(config, name, None) for name in neutral}
+    return {
+        name: value
+        for name, value in given.items()
+        if value is not None and value != neutral[name] and (name not in _DRAW or given["do_sample"])
+    }
+
+
+def sampling_notes(hf: PreTrainedModel) -> list[str]:
+    """A line for the user where the folder asks for more than the likeliest token."""
+    asked = asked_for(hf)
+    if not asked:
+        return []
+    shown = ", ".join(f"{name}={value!r}" if len(repr(value)) < 40 else name for name, value in asked.items())
+    return [f"its folder asks for {shown}; generation here is greedy and plain, sampling='model' follows the folder"]
+
+
+def settings_of(
+    model: Native, sampling: Sampling, temperature: float | None, top_k: int | None, top_p: float | None
+) -> dict[str, Any]:
+    """The settings that a generation follows; empty for plain greedy choice.
+
+    Raises:
+        UnknownName: a setting that transformers does not have. BadInput: one that cannot be followed here.
+    """
+    if isinstance(sampling, Mapping):
+        chosen = dict(sampling)
+        chosen.setdefault("do_sample", bool(chosen.get("temperature")))
+    elif sampling == "model":
+        chosen = asked_for(model.hf)
+        if chosen.get("do_sample"):
+            chosen = {"top_k": getattr(model.hf.generation_config, "top_k", None)} | chosen
+            chosen["top_k"] = _TOP_K if chosen["top_k"] is None else chosen["top_k"]
+    elif sampling is None:
+        chosen = {}
+    else:
+        raise BadInput(f"sampling is 'model', or settings such as {{'repetition_penalty': 1.2}}, not {sampling!r}")
+    if temperature is not None:
+        chosen |= {"temperature": temperature, "do_sample": temperature > 0}
+    chosen |= {name: value for name, value in (("top_k", top_k), ("top_p", top_p)) if value is not None}
+    _check(model, chosen)
+    if not chosen.get("do_sample"):
+        return {name: value for name, value in chosen.items() if name in _SHAPE and value != _SHAPE[name]}
+    return {name: value for name, value in chosen.items() if name in FOLLOWED}
+
+
+def _check(model: Native, chosen: Mapping[str, Any]) -> None:
+    for name, value in chosen.items():
+        if name in _REFUSED:
+            neutral, words = _REFUSED[name]
+            if value not in (None, neutral):
+                raise BadInput(f"{name}={value!r}: {words} is not done here; use model.hf.generate, or leave it out")
+        elif name not in FOLLOWED:
+            raise UnknownName(
+                f"generation has no setting {name!r}{did_you_mean(name, FOLLOWED)}; it follows {', '.join(FOLLOWED)}"
+            )
+    temperature = chosen.get("temperature")
+    if temperature is not None and not temperature >= 0:
+        raise BadInput(f"temperature must be 0 (greedy) or more, got {temperature}")
+    if chosen.get("do_sample") and temperature == 0:
+        raise BadInput("do_sample=True draws tokens, and temperature=0 does not: leave one of them out")
+
+
+def chooser(model: Native, settings: Mapping[str, Any], prompt: TokenBatch, max_new_tokens: int, seed: int) -> Choose:
+    """A function from ids so far (left padded) and logits of the next token to the next token of each row.
+
+    Rows with prompts of one length have processors of their own, which see no padding: every row is chosen as if it
+    were alone. Draws are seeded: the same batch and seed give the same tokens.
+
+    Raises:
+        BadInput: a value that transformers refuses.
+    """
+    if not settings:
+        return lambda ids, logits: logits.argmax(-1)
+    lengths = prompt.lengths.tolist()
+    groups = [
+        (torch.tensor([row for row, other in enumerate(lengths) if other == length], device=model.device), length)
+        for length in sorted(set(lengths))
+    ]
+    processors = [_processors(model, settings, length, max_new_tokens) for _, length in groups]
+    generator = torch.Generator(device=model.device).manual_seed(seed)
+    width = prompt.ids.shape[1]
+
+    def choose(ids: Int[Tensor, "batch pos"], logits: Float[Tensor, "batch vocab"]) -> Int[Tensor, "batch"]:
+        scores = logits.to(torch.float32, copy=True)
+        for (rows, length), process in zip(groups, processors):
+            own: Any = ids[rows, width - length :]
+            try:
+                scores[rows] = process(own, scores[rows])
+            except ValueError as error:  # ids outside the vocabulary are found so late
+                raise BadInput(f"sampling: {cause(error)}") from error
+        if not settings.get("do_sample"):
+            return scores.argmax(-1)
+        return torch.multinomial(scores.softmax(-1), 1, generator=generator)[:, 0]
+
+    return choose
+
+
+def _processors(model: Native, settings: Mapping[str, Any], length: int, max_new_tokens: int) -> LogitsProcessorList:
+    """What `hf.generate` makes of the settings for prompts of this length."""
+    ends = sorted(model.end_ids)
+    wanted = dict(settings)
+    if wanted.get("min_new_tokens"):
+        wanted["min_length"] = 0
+    try:
+        config = GenerationConfig(**wanted, num_beams=1, max_length=length + max_new_tokens)
+        config._eos_token_tensor = torch.tensor(ends, device=model.device) if ends else None
+        return GenerationMixin._get_logits_processor(  # type: ignore[misc]
+            model.hf, generation_config=config, input_ids_seq_length=length, device=str(model.device)
+        )
+    except (ValueError, TypeError) as error:
+        raise BadInput(f"sampling: {cause(error)}") from error
