@@ -236,7 +236,7 @@ def test_every_file_is_in_a_room() -> None:
     assert {room(file) for file in files()} - {*ORDER} == set()
 
 
-def test_a_run_crosses_at_most_six_files(tiny_model: Callable[..., Any]) -> None:
+def test_a_run_crosses_at_most_seven_files(tiny_model: Callable[..., Any]) -> None:
     model, crossed = tiny_model("llama"), set()
 
     def note(frame: FrameType, *_: Any) -> None:
@@ -250,7 +250,7 @@ def test_a_run_crosses_at_most_six_files(tiny_model: Callable[..., Any]) -> None
     finally:
         sys.setprofile(None)
     assert "models/running/run.py" in crossed
-    assert len(crossed) <= 6, crossed
+    assert len(crossed) <= 7, crossed
 
 
 def test_the_contributors_see_the_same_order() -> None:

@@ -159,7 +159,7 @@ class _Stream:
 
     def slope(self, logits: Float[Tensor, "batch pos"]) -> Float[Tensor, "batch pos"]:
         """Derivative of the soft cap at the run's logits (1 without one), the multiplier left aside."""
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             z = (logits / self.linear).detach().requires_grad_()
             (slope,) = torch.autograd.grad(self.model.logit_transform(z).sum(), z)
         return slope / self.linear

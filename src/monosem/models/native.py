@@ -1,6 +1,8 @@
 """The native half of a model: its modules, sizes, norms and read-out, and text to tokens and back."""
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any, Literal
@@ -16,8 +18,12 @@ from .places.blocks import Block
 from .places.families import LOGIT_STEPS, Family, family_of
 from .places.norms import Norm
 from .tokens import TokenBatch
+from .turns import Turns, turn
 
 Layers = int | Iterable[int] | slice | None
+
+# (model, edit) of the `editing(...)` blocks that this thread or task is in
+_AMBIENT: ContextVar[tuple[tuple["Native", Any], ...]] = ContextVar("monosem_ambient_edits", default=())
 
 
 @dataclass(frozen=True)
@@ -86,8 +92,20 @@ class Native:
         self.embed_scale = 1.0 if scale is None else float(getattr(hf.config, scale))
         self.anatomy = [Block.of(self.family, hf.config, block) for block in self.blocks]
         self.cfg = _shape(hf, self.blocks, self.anatomy)
-        self.ambient_edits: list[Any] = []  # of the `editing(...)` blocks around the next run
-        self.in_pass = False  # hooks of a session are on the modules
+
+    def turn(self) -> AbstractContextManager[Turns]:
+        """Within, this thread has the native modules alone, in eval mode; other threads that want them wait."""
+        return turn(self.hf)
+
+    @property
+    def ambient_edits(self) -> list[Any]:
+        """Edits of the `editing(...)` blocks around the next run, in this thread or task."""
+        return [edit for model, edit in _AMBIENT.get() if model is self]
+
+    @ambient_edits.setter
+    def ambient_edits(self, edits: Iterable[Any]) -> None:
+        others = (pair for pair in _AMBIENT.get() if pair[0] is not self)
+        _AMBIENT.set((*others, *((self, edit) for edit in edits)))
 
     @property
     def device(self) -> torch.device:
@@ -209,9 +227,10 @@ class Native:
     def unembed(self, resid: Float[Tensor, "*batch d_model"], norm: bool = True) -> Float[Tensor, "*batch vocab"]:
         """Final norm (skipped with `norm=False`), unembedding and every transform after it (soft cap, scales)."""
         resid = resid.to(self.device, self.dtype)
-        if norm:
-            resid = self.hf.get_submodule(self.family.final_norm).forward(resid)
-        return self.logit_transform(self.hf.get_output_embeddings().forward(resid))  # no hooks of a pass in progress
+        with self.turn():  # `forward`: no hooks of a pass in progress
+            if norm:
+                resid = self.hf.get_submodule(self.family.final_norm).forward(resid)
+            return self.logit_transform(self.hf.get_output_embeddings().forward(resid))
 
     def logit_transform(self, raw: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
         """What the model does to the unembedding's output: soft cap (Gemma 2), division (Granite), scale (Cohere)."""
@@ -223,7 +242,12 @@ class Native:
     @property
     def final_norm(self) -> Norm:
         """The norm before the unembedding, read off the native module."""
-        return Norm.of(self.hf.get_submodule(self.family.final_norm), self.cfg.d_model, self.device)
+        return self.norm(self.hf.get_submodule(self.family.final_norm))
+
+    def norm(self, module: nn.Module | None) -> Norm:
+        """One of its norms (None: no norm), read off the native module."""
+        with self.turn():
+            return Norm.of(module, self.cfg.d_model, self.device)
 
     @property
     def final_gain(self) -> Float[Tensor, "d_model"]:

@@ -16,6 +16,7 @@ from ...errors import BadInput
 from ...files import replacing_folder
 from ...jobs import Checkpoints, Health, Interrupted, Interrupts, Journal, claim
 from ...models.loading.precision import choose_device
+from ...models.turns import refuse_inference_mode
 from ...progress import Meter
 from ..dictionary import Dictionary
 from .config import TrainConfig
@@ -61,6 +62,7 @@ def train_on(
         Mismatch: the folder holds a run with another config; every field that differs is named.
         Interrupted: (a KeyboardInterrupt) stopped by the user, after saving: the same call goes on.
     """
+    refuse_inference_mode("training a dictionary")
     device = _device(config)
     claimed = claim(folder, config, work="checkpoints/*.pt", resume=resume)
     with claimed as target, Interrupts() as interrupts, _precision(config, device):

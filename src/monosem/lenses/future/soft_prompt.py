@@ -21,6 +21,7 @@ from ...errors import BadInput
 from ...metrics import kl
 from ...models import Model, Site
 from ...models.running.selection import columns_of
+from ...models.turns import refuse_inference_mode
 from ...progress import Meter
 from ...results import analysis
 from ..fitted import Fitted, Header
@@ -121,6 +122,7 @@ class SoftPrompt(Fitted):
         Raises:
             BadInput: too short a text (it is named), a number that has to be positive.
         """
+        refuse_inference_mode("SoftPrompt.fit", model.hf)
         fixed = cls.of(model, layer, text, target_layer=target_layer, offsets=offsets)
         per_text, seed = drawing.get("per_text", 16), drawing.get("seed", 0)
         if min(steps, batch_size, per_text) < 1 or lr <= 0:

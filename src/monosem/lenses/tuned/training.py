@@ -23,6 +23,7 @@ from ...data import TextSource, TokenStore, as_store
 from ...errors import BadInput
 from ...jobs import Checkpoints, Interrupted, Interrupts, Journal, claim
 from ...models import Model
+from ...models.turns import refuse_inference_mode
 from ...progress import Meter
 from ..measures import Distribution
 from ..states import chunks
@@ -49,6 +50,7 @@ def train(
     on_step: Callable[[Record], None] | None = None,
 ) -> tuple[TunedHeader, Translators]:
     """See `TunedLens.fit`. `keep` writes the lens so far into a folder."""
+    refuse_inference_mode("TunedLens.fit")
     store = as_store(model, texts, config.context)
     training = Training(model, store, config, folder, keep)
     made_with = {"model": model.name, "text": store.fingerprint, "layers": model.cfg.n_layers}

@@ -41,7 +41,8 @@ class Vocabulary:
             return self.model.unembed(resid, norm)
         resid = resid.to(self.model.device, self.model.dtype)
         if norm:
-            resid = self.model.hf.get_submodule(self.model.family.final_norm)(resid)
+            with self.model.turn():
+                resid = self.model.hf.get_submodule(self.model.family.final_norm).forward(resid)
         raw = torch.nn.functional.linear(resid, self.weight, self.bias)
         return self.model.logit_transform(raw).float() + self.log_weight
 

@@ -1,6 +1,8 @@
 """One forward pass with every module's input and output noted: what a model's modules do, whatever they are called."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..places.points import unwrap
+from ..turns import turn
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,21 +40,17 @@ def trace(hf: PreTrainedModel, ids: Tensor) -> list[Call]:
                 inputs[module] = x.clone()
                 return
 
-    def after(module: nn.Module, args: tuple[Any, ...], output: Any, path: str) -> None:
+    def after(module: nn.Module, args: tuple[Any, ...], output: Any, *, path: str) -> None:
         several = isinstance(output, tuple)
         wrote = unwrap(output) if isinstance(output, Tensor) or several or hasattr(output, "logits") else None
         if isinstance(wrote, Tensor) and module in inputs:
             calls.append(Call(path, module, inputs.pop(module), wrote.clone(), len(output) if several else 1))
 
-    handles = []
-    for path, module in hf.named_modules():
-        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-        handles.append(module.register_forward_hook(lambda m, a, o, path=path: after(m, a, o, path)))
-    try:
+    with turn(hf), ExitStack() as hooks:
+        for path, module in hf.named_modules():
+            hooks.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+            hooks.callback(module.register_forward_hook(partial(after, path=path)).remove)
         hf(ids, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
     return calls
 
 

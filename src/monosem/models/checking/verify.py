@@ -96,7 +96,7 @@ class _Checks:
         self.explicit: Tensor = self.run.logits  # type: ignore[assignment]
         # the same without scores and patterns: no layer leaves the model's own attention
         self.plain = model.run(tokens, capture=[Site("resid_post", layer) for layer in model.layers()])
-        with torch.no_grad():
+        with torch.no_grad(), model.turn():
             self.native = model.hf(**inputs(tokens), use_cache=False).logits
 
     def add(self, site: str, identity: str, value: Tensor, expected: Tensor) -> None:

@@ -74,11 +74,13 @@ class Branch:
 
     def read(self, stream: Float[Tensor, "*batch pos d_model"]) -> Float[Tensor, "*batch pos d_model"]:
         """What the mixer is given when the branch reads `stream`; the norm is computed anew."""
-        return stream if self.norm_in is None else self.norm_in(stream)  # type: ignore[no-any-return]
+        with self.model.turn():
+            return stream if self.norm_in is None else self.norm_in(stream)  # type: ignore[no-any-return]
 
     def write(self, raw: Float[Tensor, "*batch pos d_model"]) -> Float[Tensor, "*batch pos d_model"]:
         """What is added to the stream for an output of the mixer; the norm is computed anew."""
-        return (raw if self.norm_out is None else self.norm_out(raw)) * self.scale  # type: ignore[no-any-return]
+        with self.model.turn():
+            return (raw if self.norm_out is None else self.norm_out(raw)) * self.scale  # type: ignore[no-any-return]
 
     def projections(
         self, names: Iterable[str], stream: Float[Tensor, "batch pos d_model"]
@@ -89,12 +91,14 @@ class Branch:
         """
         places = {name: point(self.model, self.site(name)) for name in sorted(names)}
         normed, modules = self.read(stream), dict.fromkeys(place.module for place in places.values())
-        outputs = {module: module(normed) for module in modules}
+        with self.model.turn():
+            outputs = {module: module(normed) for module in modules}
         return {name: place.split(outputs[place.module]) for name, place in places.items()}
 
     def answer(self, stream: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         """What a pointwise branch adds to the stream when it reads `stream`."""
-        return self.write(unwrap(self.module(self.read(stream))))
+        with self.model.turn():
+            return self.write(unwrap(self.module(self.read(stream))))
 
     def write_change(
         self, inner: Tensor, change: Float[Tensor, "*sets batch pos d_model"]
@@ -125,7 +129,8 @@ class Branch:
     def project(self, inner: Tensor) -> Float[Tensor, "... d_model"]:
         """Its raw output by the native projection, for any values of the inner site."""
         place = point(self.model, self._projected())
-        return place.module(place.join(inner, inner))  # type: ignore[no-any-return]
+        with self.model.turn():
+            return place.module(place.join(inner, inner))  # type: ignore[no-any-return]
 
     def parts(self, inner: Tensor, units: Any = slice(None)) -> Float[Tensor, "... unit d_model"]:
         """What each unit hands to the projection's sum (not yet written: see `share`).
@@ -149,12 +154,12 @@ class Branch:
     @cached_property
     def post(self) -> Norm:
         """The norm between the branch and the stream, read off; without one, a norm that changes nothing."""
-        return Norm.of(self.norm_out, self.model.cfg.d_model, self.model.device)
+        return self.model.norm(self.norm_out)
 
     @cached_property
     def pre(self) -> Norm:
         """The norm through which it reads, likewise."""
-        return Norm.of(self.norm_in, self.model.cfg.d_model, self.model.device)
+        return self.model.norm(self.norm_in)
 
     def size(self, inner: Tensor) -> Float[Tensor, "... 1"]:
         """What the norm after the branch divides by when the inner site has these values (all units); 1 without one."""

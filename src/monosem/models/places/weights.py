@@ -163,13 +163,14 @@ def matrix(module: Any, width: int, model: Native) -> Float[Tensor, "width out"]
     """A linear module's weight, right-multiplied: its own memory if it is plain, else what it does to the identity."""
     if _plain(module):
         return module.weight if isinstance(module, Conv1D) else module.weight.T
-    return _act(module, torch.eye(width, dtype=model.dtype, device=model.device)) - bias(module, width, model)
+    eye = torch.eye(width, dtype=model.dtype, device=model.device)
+    return _act(module, eye, model) - bias(module, width, model)
 
 
 def bias(module: Any, width: int, model: Native) -> Float[Tensor, "out"]:
     """A linear module's bias; zeros where it has none."""
     if not _plain(module):
-        return _act(module, torch.zeros(1, width, dtype=model.dtype, device=model.device))[0]
+        return _act(module, torch.zeros(1, width, dtype=model.dtype, device=model.device), model)[0]
     if module.bias is not None:
         return module.bias  # type: ignore[no-any-return]
     return torch.zeros(matrix(module, width, model).shape[1], dtype=model.dtype, device=model.device)
@@ -183,6 +184,7 @@ def _plain(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _act(module: nn.Module, x: Tensor) -> Tensor:
+def _act(module: nn.Module, x: Tensor, model: Native) -> Tensor:
     """The module's forward without its hooks: captures and edits of a run in progress have no part in its weights."""
-    return module.forward(x)  # type: ignore[no-any-return]
+    with model.turn():
+        return module.forward(x)  # type: ignore[no-any-return]

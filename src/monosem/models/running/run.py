@@ -61,7 +61,7 @@ def run(
         SiteDidNotFire: a compiled or replaced forward goes past a captured site.
         BadInput: empty or over-long prompts, ids outside the vocabulary; a start of the wrong shape, or sites and edits
             before it; positions or heads that are not there; a memory budget that a single row exceeds, or edits that
-            cannot be split by rows.
+            cannot be split by rows; gradients inside `torch.inference_mode()`.
     """
     if model.device.type == "meta":
         raise BadInput(f"{model.name} was freed: load it again")
@@ -88,7 +88,7 @@ def run(
 
 @contextmanager
 def editing(model: AnyModel, *edits: EditLike) -> Iterator[AnyModel]:
-    """Every run and generation inside uses these edits, before its own."""
+    """Every run and generation inside, of this thread or task, uses these edits, before its own."""
     model.ambient_edits = [*model.ambient_edits, *edits]
     try:
         yield model

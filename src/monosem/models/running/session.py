@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from ...errors import BadInput, EditDidNotFire, SiteDidNotFire
 from ..places.attention import visiting
-from ..places.norms import Norm
 from ..places.places import Places
 from ..places.points import Point, first_input, point, rewrap, unwrap, with_first_input
 from ..places.sites import NORMS, READ_ONLY, Site
+from ..turns import refuse_inference_mode
 from .moment import EditLike, Moment
 from .selection import Kept
 
@@ -38,7 +38,8 @@ class Session:
         keep: cuts out the part of a captured value that is kept.
 
     Raises:
-        UnknownName: a site that the model does not have. BadInput: an edit at a site that cannot be written.
+        UnknownName: a site that the model does not have.
+        BadInput: an edit at a site that cannot be written; gradients inside `torch.inference_mode()`.
     """
 
     def __init__(
@@ -51,6 +52,8 @@ class Session:
         grad: bool = False,
         keep: Kept | None = None,
     ):
+        if grad:
+            refuse_inference_mode("run(grad=True)", model.hf)
         self.model, self.stop, self.grad, self.keep = model, stop, grad, keep
         self.wanted = set(capture)
         self.edits: dict[Site, list[EditLike]] = defaultdict(list)
@@ -65,17 +68,20 @@ class Session:
             self._plan(site, place)
 
     def __enter__(self) -> Self:
-        """Raises `BadInput` inside another pass of the same model, whose hooks would act in this one as well."""
-        if self.model.in_pass:
+        """Waits for other threads. Raises `BadInput` inside another pass of the same Hugging Face model in this thread,
+        whose hooks would act in this one as well."""
+        stack = ExitStack()
+        turns = stack.enter_context(self.model.turn())
+        if turns.in_pass:
+            stack.close()
             raise BadInput(
                 f"an edit or hook runs {self.model.name} while {self.model.name} is running: "
                 "run what the edit needs beforehand"
             )
         self.captured: dict[Site, Tensor] = {}
         self.pending = self.wanted | set(self.edits)
-        self.stack = ExitStack()
-        self.model.in_pass = True
-        self.stack.callback(setattr, self.model, "in_pass", False)
+        self.stack, turns.in_pass = stack, True
+        stack.callback(setattr, turns, "in_pass", False)
         try:
             for (module, when, item), actions in self.actions.items():
                 self.stack.callback(_hook(module, when, item, actions).remove)
@@ -177,7 +183,7 @@ class Session:
 
         y = normalised · gain + bias; another scale s' gives (y - bias) · s / s' + bias.
         """
-        norm = Norm.of(module, self.model.cfg.d_model, self.model.device)
+        norm = self.model.norm(module)
         write, is_scale = self._writes(site), site.name.endswith("scale")
         input_of, scale_of = (Site(f"{NORMS[site.name]}_{form}", site.layer) for form in ("normalized", "scale"))
 

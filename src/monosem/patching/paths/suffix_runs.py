@@ -62,7 +62,8 @@ class Prefix:
         try:
             cache = DynamicCache()  # without a config: it keeps all tokens, also those that left a sliding window
             whole = model.run(tokens, capture="resid_pre.0", logits="last")
-            model.hf(**inputs(tokens), past_key_values=cache, use_cache=True, logits_to_keep=1)
+            with torch.no_grad(), model.turn():
+                model.hf(**inputs(tokens), past_key_values=cache, use_cache=True, logits_to_keep=1)
             past: list[Any] = cache.layers
             held = [_Layer(layer.keys[:, :, :column], layer.values[:, :, :column]) for layer in past]
             prefix = Prefix(model, tokens, column, held)

@@ -289,16 +289,18 @@ def _causal(length: int, device: torch.device) -> Tensor:
 
 @contextmanager
 def _masks(model: Model) -> Iterator[None]:
-    """Attention functions that build their own masks (flash, flex) give way to one that takes them as they are."""
-    before = model.hf.config._attn_implementation
-    if before in _OWN_MASKS or not model.hf._can_set_attn_implementation():
-        yield
-        return
-    model.hf.set_attn_implementation(NAME)
-    try:
-        yield
-    finally:
-        model.hf.set_attn_implementation(before)
+    """The model's turn; attention functions that build their own masks (flash, flex) give way to one that takes them
+    as they are."""
+    with model.turn():
+        before = model.hf.config._attn_implementation
+        if before in _OWN_MASKS or not model.hf._can_set_attn_implementation():
+            yield
+            return
+        model.hf.set_attn_implementation(NAME)
+        try:
+            yield
+        finally:
+            model.hf.set_attn_implementation(before)
 
 
 def _near(values: Float[Tensor, "*rows d_model"], expected: Float[Tensor, "*rows d_model"]) -> bool:
