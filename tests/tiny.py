@@ -11,6 +11,8 @@ from functools import cache
 from typing import Any
 
 import torch
+import transformers
+from packaging.version import Version
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -99,6 +101,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_moe": ("qwen3_moe", _MOE | {"num_experts": 4, "norm_topk_prob": True}),
     "gpt_oss": ("gpt_oss", _MOE | {"num_local_experts": 4, "sliding_window": 8}),
 }
+
+# families off transformers' attention registry, where nothing inside attention can be read
+UNREGISTERED = ("gpt_neo",) if Version(transformers.__version__) >= Version("5.24") else ("gpt_neo", "gptj")
 
 
 def tiny_hf(family: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:

@@ -7,14 +7,13 @@ from monosem import edits
 from monosem.errors import BadInput, UnknownName
 from monosem.models import PER_LAYER, Model, Site, TokenBatch, verify
 from monosem.models.places.sites import ATTENTION, GLOBAL_ON_REQUEST, ON_REQUEST, READ_ONLY
-from tiny import FAMILIES, changed, model_of, tiny_hf
+from tiny import FAMILIES, UNREGISTERED, changed, model_of, tiny_hf
 
 IDS = torch.randint(3, 100, (3, 11), generator=torch.Generator().manual_seed(5))
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 
 
 MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss")
-UNREGISTERED = ("gptj", "gpt_neo")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -1,11 +1,16 @@
 """What a pass leaves behind, also after an error; what lies before a start; what may not disturb a pass on its way."""
 
+import warnings
+
 import pytest
 import torch
+import transformers
+from transformers import Cache
 
 from monosem import edits
 from monosem.errors import BadInput, EditDidNotFire
 from monosem.models import Model, TokenBatch
+from monosem.models.running.cache import cache_name
 from tiny import tiny_model
 
 IDS = torch.randint(3, 100, (3, 11), generator=torch.Generator().manual_seed(5))
@@ -215,3 +220,43 @@ def test_edits_inside_a_run_that_stops_at_a_layer(model):
         handle.remove()
     assert (expected - plain).abs().max() > 0.1
     assert traces(model) == []
+
+
+class _Cached(torch.nn.Module):
+    def forward(self, hidden_states, past: Cache | None = None, use_cache=True, cache_position=None): ...
+
+
+class _Written(torch.nn.Module):
+    def forward(self, hidden_states, memory: "transformers.Cache | None" = None, use_cache=True): ...
+
+
+class _Bare(torch.nn.Module):
+    def forward(self, hidden_states, use_cache=True, layer_past=None): ...
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(_Cached(), "past"), (_Written(), "memory"), (_Bare(), "layer_past"), (torch.nn.Linear(1, 1), None)],
+)
+def test_the_cache_is_found_by_the_type_of_its_parameter(module, name):
+    assert cache_name(module) == name
+
+
+def test_every_family_names_its_cache_as_transformers_does(model):
+    """A forward that takes the cache under the name that we found fills it."""
+    for module in (model.hf, *model.blocks):
+        assert cache_name(module) in ("past_key_values", "layer_past", "cache")
+    past = transformers.DynamicCache(config=model.hf.config)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("error")
+        model.hf(torch.tensor([[3, 4, 5]]), use_cache=True, **{cache_name(model.hf): past})
+    assert past.get_seq_length() == 3
+
+
+def test_generation_and_late_starts_warn_of_nothing(model):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.generate([[3, 4, 5]], max_new_tokens=2)
+        run = model.run([[3, 4, 5]], "resid_pre.1")
+        late = model.run([[3, 4, 5]], start=("resid_pre.1", run["resid_pre.1"]))
+    torch.testing.assert_close(late.logits, run.logits)

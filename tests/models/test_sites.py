@@ -7,7 +7,7 @@ from monosem import edits
 from monosem.errors import BadInput, UnknownName
 from monosem.models import Model, Site
 from monosem.models.places.sites import IN_BLOCK, ONCE, sites_of
-from tiny import FAMILIES, is_parallel, model_of, tiny_hf
+from tiny import FAMILIES, UNREGISTERED, is_parallel, model_of, tiny_hf
 
 IDS = torch.randint(3, 100, (2, 9), generator=torch.Generator().manual_seed(6))
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}
@@ -215,7 +215,7 @@ def test_blocks_of_a_mixture_may_differ():
         model.run(IDS, capture="router_logits.0")
 
 
-@pytest.mark.parametrize("family", ["gptj", "gpt_neo"])
+@pytest.mark.parametrize("family", UNREGISTERED)
 @pytest.mark.parametrize("name", ["pattern.1", "scores.1", "rot_q.1", "rot_k.1"])
 def test_off_the_attention_registry_only_what_is_inside_attention_is_refused(family, name):
     with pytest.raises(UnknownName, match="attention registry"):

@@ -320,10 +320,10 @@ def test_t_norms_are_read_by_what_they_do(family, gain, bias):
 
 
 @pytest.mark.parametrize(
-    ("family", "site"), [("gptj", "resid_post.1"), ("gpt_oss", "mlp_out.1"), ("llama", "attn_out.1")]
+    ("family", "site"), [("gpt_neo", "resid_post.1"), ("gpt_oss", "mlp_out.1"), ("llama", "attn_out.1")]
 )
 def test_u_modules_that_return_tuples_are_unwrapped_and_wrapped_again(family, site):
-    """Blocks of GPT-J, MLPs of GPT-OSS and all attention modules return more than their tensor."""
+    """Blocks of GPT-Neo, MLPs of GPT-OSS and all attention modules return more than their tensor."""
     model = model_of(family)
     module = {"resid_post.1": model.blocks[1], "mlp_out.1": None, "attn_out.1": None}[site]
     module = module or model.blocks[1].get_submodule("mlp" if site == "mlp_out.1" else "self_attn")

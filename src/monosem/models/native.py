@@ -132,6 +132,18 @@ class Native:
             raise BadInput("the selection of layers is empty; give at least one layer, or None for all")
         return [layer % n for layer in chosen]
 
+    @cached_property
+    def tuple_blocks(self) -> bool:
+        """Whether blocks return (stream, ...) instead of the stream, as one token shows: releases differ."""
+        seen: list[Any] = []
+        handle = self.blocks[0].register_forward_hook(lambda module, args, output: seen.append(output))
+        try:
+            with torch.no_grad(), self.turn():
+                self.hf(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device), use_cache=False)
+        finally:
+            handle.remove()
+        return not isinstance(seen[0], Tensor)
+
     # ------------------------------------------------------------------ tokens
     def tokens(self, x: Any, padding: Literal["right", "left"] = "right") -> TokenBatch:
         """Text, texts, ids (list of lists or tensor) or a `TokenBatch` as one padded batch.

@@ -89,7 +89,7 @@ def _rows(hf: PreTrainedModel) -> Iterator[Family]:
     blocks = [c for c in calls if re.fullmatch(re.escape(layers) + r"\.\d+", c.path)]
     if len(blocks) < hf.config.num_hidden_layers:
         raise _NotFound(f"only {len(blocks)} of {hf.config.num_hidden_layers} blocks of {layers} were called")
-    row = Family(hf.config.model_type, (hf.config.model_type,), layers=layers, tuple_blocks=blocks[0].outputs > 1)
+    row = Family(hf.config.model_type, (hf.config.model_type,), layers=layers)
     row = replace(row, **_ends(hf, calls, blocks))
     attention, rest = _block(hf, calls, blocks[0])
     attention["clip"] = "clip_qkv" if hasattr(hf.config, "clip_qkv") else None

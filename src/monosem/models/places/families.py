@@ -109,7 +109,6 @@ class Family:
     positions: str | None = None  # learned positions, added to the token embedding
     embed_scale: str | None = None  # config attribute that the embedding is multiplied by outside its module
     layers: str = "model.layers"
-    tuple_blocks: bool = False  # blocks return (stream, weights) instead of the stream
     final_norm: str = "model.norm"
     logit_steps: tuple[tuple[str, str], ...] = ()  # what follows the unembedding: (step, config attribute)
 
@@ -191,10 +190,9 @@ FAMILIES: tuple[Family, ...] = (
         _GPT2,
         name="gpt_neo",
         model_types=("gpt_neo",),
-        tuple_blocks=True,
         branches=(attn("ln_1", path="attn.attention", out="out_proj"), _GPT2.branches[1]),
     ),
-    Family(  # not on transformers' attention registry
+    Family(  # on transformers' attention registry from 5.24 on
         "gptj",
         ("gptj",),
         (
@@ -203,7 +201,6 @@ FAMILIES: tuple[Family, ...] = (
         ),
         embed="transformer.wte",
         layers="transformer.h",
-        tuple_blocks=True,
         final_norm="transformer.ln_f",
     ),
     Family(

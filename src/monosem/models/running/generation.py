@@ -15,6 +15,7 @@ from ...errors import BadInput
 from ..places.places import Places
 from ..places.sites import Site, SiteLike, sites_of
 from ..tokens import TokenBatch
+from .cache import cache_name
 from .moment import EditLike
 from .result import Run
 from .run import edits_of, inputs, moment
@@ -126,7 +127,7 @@ def _decode(
     end_ids = torch.tensor(sorted(ends), device=model.device, dtype=torch.long)
     done = torch.zeros(len(prompt), dtype=torch.bool, device=model.device)
     captured: dict[Site, list[Tensor]] = defaultdict(list)
-    options = {"past_key_values": cache, "use_cache": True}
+    options = {str(cache_name(model.hf)): cache, "use_cache": True}
     if Site("logits") not in session.wanted:
         options["logits_to_keep"] = 1
 

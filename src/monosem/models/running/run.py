@@ -136,7 +136,7 @@ class _Pass:
         at.rows, at.batch = rows, len(self.tokens)
         out = None
         late, last = starting(model, start, tokens), last_only(model, tokens, self.logits)
-        with torch.set_grad_enabled(session.grad), session, late, last, suppress(Stop):
+        with torch.set_grad_enabled(session.grad), late, session, last, suppress(Stop):
             out = session.forward(at, partial(model.hf, **inputs(tokens), use_cache=False)).logits
         session.check_captured()
         return (out[:, 0] if out is not None and self.logits == "last" else out), session.captured
@@ -201,24 +201,26 @@ def starting(model: Places, start: Start | None, tokens: TokenBatch) -> Iterator
     assert site.layer is not None
 
     def passed_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return (hidden_states, None) if model.family.tuple_blocks else hidden_states
+        return (hidden_states, None) if in_tuples else hidden_states
 
-    skipped = model.blocks[: site.layer]
-    forwards = [block.__dict__.get("forward") for block in skipped]  # accelerate puts one on the instance
-    handle = model.blocks[site.layer].register_forward_pre_hook(
-        lambda _, args: (hidden.to(model.device, model.dtype), *args[1:]), prepend=True
-    )
-    for block in skipped:
-        block.forward = passed_on
-    try:
-        yield
-    finally:
-        handle.remove()
-        for block, forward in zip(skipped, forwards):
-            if forward is None:
-                del block.forward
-            else:
-                block.forward = forward
+    with model.turn():  # before the session, whose hooks the look at the blocks would call
+        in_tuples = model.tuple_blocks
+        skipped = model.blocks[: site.layer]
+        forwards = [block.__dict__.get("forward") for block in skipped]  # accelerate puts one on the instance
+        handle = model.blocks[site.layer].register_forward_pre_hook(
+            lambda _, args: (hidden.to(model.device, model.dtype), *args[1:]), prepend=True
+        )
+        for block in skipped:
+            block.forward = passed_on
+        try:
+            yield
+        finally:
+            handle.remove()
+            for block, forward in zip(skipped, forwards):
+                if forward is None:
+                    del block.forward
+                else:
+                    block.forward = forward
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from transformers.cache_utils import DynamicLayer
 
 from ...edits import Edit
 from ...models import Model, Site, TokenBatch
+from ...models.running.cache import cache_name
 from ...models.running.run import inputs, last_only, moment, starting
 from ...models.running.session import Session
 
@@ -63,7 +64,7 @@ class Prefix:
             cache = DynamicCache()  # without a config: it keeps all tokens, also those that left a sliding window
             whole = model.run(tokens, capture="resid_pre.0", logits="last")
             with torch.no_grad(), model.turn():
-                model.hf(**inputs(tokens), past_key_values=cache, use_cache=True, logits_to_keep=1)
+                model.hf(**inputs(tokens), **{str(cache_name(model.hf)): cache}, use_cache=True, logits_to_keep=1)
             past: list[Any] = cache.layers
             held = [_Layer(layer.keys[:, :, :column], layer.values[:, :, :column]) for layer in past]
             prefix = Prefix(model, tokens, column, held)
@@ -96,8 +97,8 @@ class Prefix:
             return out.unflatten(0, (copies, batch))
         suffix = TokenBatch(tokens.ids[:, self.column :], tokens.mask[:, self.column :])
         late, last = starting(model, start, suffix), last_only(model, suffix, "last")
-        with torch.no_grad(), Session(model, (), edits) as session, late, last:
-            options = {"past_key_values": Cache(layers=list(self.layers)), "use_cache": True}
+        with torch.no_grad(), late, Session(model, (), edits) as session, last:
+            options = {str(cache_name(model.hf)): Cache(layers=list(self.layers)), "use_cache": True}
             call = partial(model.hf, **inputs(tokens, self.column), **options)
             out = session.forward(moment(tokens, tokens.lengths, self.column), call).logits
         session.check_fired()

@@ -24,6 +24,7 @@ from ...models import Model, Moment, Site, TokenBatch
 from ...models.places.attention import NAME
 from ...models.places.points import unwrap
 from ...models.running.budget import bytes_of, shown
+from ...models.running.cache import cache_name
 from ...models.running.moment import EditLike
 from ...models.running.session import Session
 from ..cells import Cell
@@ -32,7 +33,6 @@ from .whole_runs import Patched
 
 # layer argument -> its axis of token positions (of queries, in a mask)
 _TOKEN_AXIS = {"attention_mask": -2, "position_ids": -1, "cache_position": -1, "position_embeddings": -2}
-_CACHE_NAMES = ("past_key_values", "layer_past", "past_key_value")
 # a call of a layer costs about as much as this many tokens in it: measured on a CPU with 135M parameters; else a guess
 CALL_TOKENS = {"cpu": 16}
 CALL_TOKENS_ELSEWHERE = 512
@@ -108,7 +108,7 @@ class Tape:
         finally:
             for handle in handles:
                 handle.remove()
-        names = [_cache_name(block, others) for block, others in zip(model.blocks, arguments)]
+        names = [_cache_name(block) for block in model.blocks]
         tape = Tape(model, tokens, arguments, [*stream, stream_end], [_Cache() for _ in names], names, first)
         try:
             tape._fill()
@@ -255,20 +255,18 @@ def _chunks(tape: Tape, members: list[int], start: int, budget: int) -> Iterator
 
 def _by_name(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
     """A call's stream, and its other arguments by their names, without the cache (there is none in a run)."""
-    bound = inspect.signature(block.forward).bind(*args, **kwargs)
+    bound, cache = inspect.signature(block.forward).bind(*args, **kwargs), cache_name(block)
     (_, hidden), *others = bound.arguments.items()
     named: dict[str, Any] = {}
     for name, value in others:
         several = bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
         named |= value if several else {name: value}
-    return hidden, {name: value for name, value in named.items() if name not in _CACHE_NAMES}
+    return hidden, {name: value for name, value in named.items() if name != cache}
 
 
-def _cache_name(block: nn.Module, named: dict[str, Any]) -> str:
-    accepted = inspect.signature(block.forward).parameters
-    for name in _CACHE_NAMES:
-        if name in accepted:
-            return name
+def _cache_name(block: nn.Module) -> str:
+    if name := cache_name(block):
+        return name
     raise NotApplicable(f"{type(block).__name__} takes no cache of keys and values")
 
 
