@@ -17,6 +17,8 @@ from .numbers import whole_numbers, whole_slice
 from .places.blocks import Block
 from .places.families import LOGIT_STEPS, Family, family_of
 from .places.norms import Norm
+from .places.reach import context_of, window_of
+from .places.rotations import rotations_of
 from .tokens import TokenBatch
 from .turns import Turns, turn
 
@@ -92,6 +94,8 @@ class Native:
         self.embed_scale = 1.0 if scale is None else float(getattr(hf.config, scale))
         self.anatomy = [Block.of(self.family, hf.config, block) for block in self.blocks]
         self.cfg = _shape(hf, self.blocks, self.anatomy)
+        self.rotations = rotations_of(hf)
+        self.window = window_of(hf.config)
 
     def turn(self) -> AbstractContextManager[Turns]:
         """Within, this thread has the native modules alone, in eval mode; other threads that want them wait."""
@@ -151,7 +155,8 @@ class Native:
         The tokenizer's own defaults hold; a BOS token that the text begins with (chat templates) is not doubled.
 
         Raises:
-            BadInput: nothing, an empty prompt, ids outside the vocabulary, longer than the context, no tokenizer.
+            BadInput: nothing, an empty prompt, ids outside the vocabulary, longer than the context, no tokenizer;
+                padding between the tokens of a row where attention windows would count it.
         """
         if isinstance(x, TokenBatch):
             batch = x
@@ -168,6 +173,11 @@ class Native:
         if (longest := int(batch.lengths.max())) > self.cfg.n_ctx:
             raise BadInput(
                 f"a prompt has {longest} tokens, {self.name} has a context of {self.cfg.n_ctx}; shorten or split it"
+            )
+        if self.window is not None and batch.ids.shape[1] > self.window and (gap := batch.gap) is not None:
+            raise BadInput(
+                f"prompt {gap} has padding between its tokens, which the attention windows of {self.name} count as "
+                "tokens; put the padding at one end"
             )
         return batch
 
@@ -303,7 +313,7 @@ def _shape(hf: PreTrainedModel, blocks: nn.ModuleList, anatomy: list[Block]) -> 
         d_head=(_width_of(blocks, anatomy, "attention", "out") or 0) // max(heads, 1),  # not always d_model / heads
         d_mlp=int(experts) if down is None else down,
         d_vocab=embedding.weight.shape[0],
-        n_ctx=config.max_position_embeddings,
+        n_ctx=context_of(config),
         hf=hf,
     )
 

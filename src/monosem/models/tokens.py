@@ -63,6 +63,12 @@ class TokenBatch:
         """Column of the last real token of each row."""
         return last_column(self.mask)
 
+    @cached_property
+    def gap(self) -> int | None:
+        """The first row with padding between its real tokens, if there is one."""
+        parted = (self.last - self.mask.long().argmax(-1) + 1 != self.lengths).nonzero()
+        return int(parted[0]) if len(parted) else None
+
     def rows(self) -> list[list[int]]:
         """The real ids of each row, without padding."""
         return [ids[mask].tolist() for ids, mask in zip(self.ids, self.mask)]

@@ -7,12 +7,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
 from ...errors import BadInput
 from ..places.places import Places
+from ..places.rotations import turned_anew
 from ..places.sites import Site, SiteLike, sites_of
 from ..tokens import TokenBatch
 from .cache import cache_name
@@ -123,15 +124,20 @@ def _decode(
 ) -> _Decoded:
     """Choose token after token until every row has ended. Where sites are captured, the last token is run as well."""
     model, tokens, column = session.model, prompt, 0
-    cache = DynamicCache(config=model.hf.config)
     end_ids = torch.tensor(sorted(ends), device=model.device, dtype=torch.long)
     done = torch.zeros(len(prompt), dtype=torch.bool, device=model.device)
     captured: dict[Site, list[Tensor]] = defaultdict(list)
-    options = {str(cache_name(model.hf)): cache, "use_cache": True}
+    name = str(cache_name(model.hf))
+    options: dict[str, Any] = {name: DynamicCache(config=model.hf.config), "use_cache": True}
     if Site("logits") not in session.wanted:
         options["logits_to_keep"] = 1
 
     def step() -> Tensor:
+        nonlocal column
+        turned = turned_anew(model.rotations, tokens.lengths - 1, tokens.lengths) & tokens.mask[:, -1]
+        if bool(turned.any()):  # keys of earlier tokens are wrong now: all tokens are run again
+            options[name], column = DynamicCache(config=model.hf.config), 0
+            captured.clear()
         call = partial(model.hf, **inputs(tokens, column), **options)
         logits: Tensor = session.forward(moment(tokens, prompt.lengths, column), call).logits[:, -1]
         session.check_captured()
@@ -144,7 +150,8 @@ def _decode(
     while True:
         chosen = choose(tokens.ids, logits)
         column = tokens.ids.shape[1]
-        tokens = _longer(tokens, chosen)
+        # where the length of a row counts, a row that ended keeps it
+        tokens = _longer(tokens, chosen, ~done if model.rotations else torch.ones_like(done))
         done |= torch.isin(chosen, end_ids)
         ended = column + 1 == prompt.ids.shape[1] + max_new_tokens or bool(done.all())
         if not ended or session.wanted:
@@ -153,9 +160,8 @@ def _decode(
             return _Decoded(tokens, first, captured)
 
 
-def _longer(tokens: TokenBatch, chosen: Tensor) -> TokenBatch:
-    real: Bool[Tensor, "batch 1"] = torch.ones_like(chosen, dtype=torch.bool)[:, None]
-    return TokenBatch(torch.cat([tokens.ids, chosen[:, None]], 1), torch.cat([tokens.mask, real], 1))
+def _longer(tokens: TokenBatch, chosen: Int[Tensor, "batch"], real: Bool[Tensor, "batch"]) -> TokenBatch:
+    return TokenBatch(torch.cat([tokens.ids, chosen[:, None]], 1), torch.cat([tokens.mask, real[:, None]], 1))
 
 
 def _generation(model: Places, prompt: TokenBatch, made: _Decoded, ends: frozenset[int]) -> Generation:

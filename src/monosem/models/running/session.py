@@ -13,6 +13,7 @@ from ...errors import BadInput, EditDidNotFire, SiteDidNotFire
 from ..places.attention import visiting
 from ..places.places import Places
 from ..places.points import Point, first_input, point, rewrap, unwrap, with_first_input
+from ..places.rotations import row_by_row
 from ..places.sites import NORMS, READ_ONLY, Site
 from ..turns import refuse_inference_mode
 from .moment import EditLike, Moment
@@ -83,6 +84,8 @@ class Session:
         self.stack, turns.in_pass = stack, True
         stack.callback(setattr, turns, "in_pass", False)
         try:
+            if self.model.rotations:
+                self.stack.enter_context(row_by_row(self.model.rotations))
             for (module, when, item), actions in self.actions.items():
                 self.stack.callback(_hook(module, when, item, actions).remove)
             if self.visits:

@@ -63,7 +63,7 @@ class Prefix:
         try:
             cache = DynamicCache()  # without a config: it keeps all tokens, also those that left a sliding window
             whole = model.run(tokens, capture="resid_pre.0", logits="last")
-            with torch.no_grad(), model.turn():
+            with torch.no_grad(), Session(model, (), ()):
                 model.hf(**inputs(tokens), **{str(cache_name(model.hf)): cache}, use_cache=True, logits_to_keep=1)
             past: list[Any] = cache.layers
             held = [_Layer(layer.keys[:, :, :column], layer.values[:, :, :column]) for layer in past]
