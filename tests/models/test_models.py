@@ -124,8 +124,10 @@ def test_captured_values_match_the_documented_shapes(model):
             expected = (3, 11, heads[site.name], cfg.d_head)
         elif site.name in ("scores", "pattern"):
             expected = (3, cfg.n_heads, 11, 11)
-        elif site.name.startswith("mlp_p"):
+        elif site.name.startswith("mlp_p") or site.name == "mlp_up":
             expected = (3, 11, cfg.d_mlp)
+        elif site.name == "logits_raw":
+            expected = (3, 11, cfg.d_vocab)
         elif site.name == "result":
             expected = (3, 11, cfg.n_heads, cfg.d_model)
         elif site.name in last:

@@ -57,10 +57,13 @@ class Slot:
     def places(self) -> Iterator[tuple[str, Place]]:
         """Its sites in the order of computation, without the stream that it reads."""
         if self.before and self.own_norm:
+            yield f"{self.row.norm}_input", Place(self.before, "in", slot=self)
             for form in ("scale", "normalized"):
                 yield f"{self.row.norm}_{form}", Place(self.before, "around", slot=self)
+            yield f"{self.row.norm}_output", Place(self.before, "out", slot=self)
+        yield f"{self.name}_input", Place(self.mixer.path, "in", slot=self)
         for name, inner in self.mixer.inner(self.name):
-            path = self.mixer.at(inner.part)
+            path = self.mixer.at(self.mixer.part(inner))
             yield name, Place(path, inner.side, inner.layout, self, inner.item, inner.flat)
         yield f"{self.name}_raw", Place(self.mixer.path, "out", slot=self)
         yield f"{self.name}_out", Place(self.after or self.mixer.path, "out", "branch", self)
@@ -125,7 +128,8 @@ def _slot(row: BranchRow, mixer: Mixer, earlier: list[Slot], config: Any, block:
 
 def _norm_reason(slot: Slot, slots: tuple[Slot, ...], site: str) -> str:
     if slot.before is None:
-        return f"has no norm before {slot.name}, only one after it" if slot.after else f"has no norm before {slot.name}"
+        after = ", only one after it" if slot.after else ""
+        return f"has no norm before {slot.name}{after}; {slot.name} is given {slot.name}_input"
     first = next(other for other in slots if other.before == slot.before)
     return f"reads {first.name} and {slot.name} through one norm; use {site.replace(slot.row.norm, first.row.norm, 1)}"
 

@@ -25,9 +25,9 @@ class BranchRow:
     """One branch of a block; paths are relative to the block.
 
     Attributes:
-        name: prefix of its sites: `attn` has attn_raw and attn_out.
+        name: prefix of its sites: `attn` has attn_input, attn_raw and attn_out.
         mixers: what it may compute: the first whose modules a block has. Blocks with none of them lack the branch.
-        norm: name of the sites of the norm before it: `ln1` has ln1_scale and ln1_normalized.
+        norm: name of the sites of the norm before it: `ln1` has ln1_input, ln1_scale, ln1_normalized and ln1_output.
         before: the norm through which it reads the stream. after: the norm between it and the stream.
         parallel: it reads the same stream as the branch before it; or the config attribute that says so.
         scale: config attribute that it is multiplied by.
@@ -43,8 +43,10 @@ class BranchRow:
 
     def __post_init__(self) -> None:
         declare(f"{self.norm}_scale", ("position",))
-        for name in (f"{self.norm}_normalized", f"{self.name}_raw", f"{self.name}_out"):
-            declare(name)
+        for name in ("input", "normalized", "output"):
+            declare(f"{self.norm}_{name}")
+        for name in ("input", "raw", "out"):
+            declare(f"{self.name}_{name}")
         for mixer in self.mixers:
             for name, inner in mixer.inner(self.name):
                 declare(name, inner.shape)

@@ -19,7 +19,7 @@ class Inner(NamedTuple):
     """Where a site in a mixer is: the input or output of one of the mixer's parts, or inside its attention function.
 
     `layout` is a row of `points.layout_of`; `shape` are the axes of the site's tensor without the batch; `item` is
-    which of the part's outputs; `flat` parts see `batch*pos` rows.
+    which of the part's outputs; `flat` parts see `batch*pos` rows; `instead` is the part where a mixer lacks the first.
     """
 
     part: str
@@ -28,6 +28,7 @@ class Inner(NamedTuple):
     shape: tuple[str, ...]
     item: int = 0
     flat: bool = False
+    instead: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ KINDS: dict[str, Kind] = {
         {
             "_pre": Inner("pre", "out", "gate", _NEURONS),
             "_pre_linear": Inner("pre_linear", "out", "up", _NEURONS),
+            "_up": Inner("pre_linear", "out", "up", _NEURONS, instead="pre"),
             "_post": Inner("down", "in", "whole", _NEURONS),
         },
         shown_by="down",
@@ -130,6 +132,10 @@ class Mixer:
         """The path of a part in the block; "" is the mixer's module itself."""
         return f"{self.path}.{self.parts[part]}" if part else self.path
 
+    def part(self, inner: Inner) -> str:
+        """The part that an inner site is at."""
+        return inner.instead if inner.instead and inner.part not in self.parts else inner.part
+
     def is_in(self, block: nn.Module) -> bool:
         module: Any = block
         for name in self.at(self.row.shown_by).split("."):
@@ -139,5 +145,5 @@ class Mixer:
     def inner(self, branch: str) -> Iterator[tuple[str, Inner]]:
         """The inner sites by their names in a branch; a part that this architecture does not have, has no site."""
         for name, inner in self.row.sites.items():
-            if not inner.part or inner.part in self.parts:
+            if not inner.part or self.part(inner) in self.parts:
                 yield self.row.site(name, branch), inner

@@ -110,9 +110,11 @@ class Point(NamedTuple):
 _ONCE: dict[str, tuple[str, Side, str]] = {
     "embed": ("embed", "out", "embedding"),
     "pos_embed": ("positions", "out", "whole"),
+    "final_input": ("final_norm", "in", "whole"),
     "final_scale": ("final_norm", "around", "whole"),
     "final_normalized": ("final_norm", "around", "whole"),
     "final_norm": ("final_norm", "out", "whole"),
+    "logits_raw": ("unembed", "out", "whole"),
     "logits": ("", "out", "whole"),
 }
 
@@ -142,12 +144,16 @@ def point(model: Native, site: Site) -> Point:
 
 def _point_once(model: Native, site: Site) -> Point:
     attribute, side, view = _ONCE[site.name]
-    path = getattr(model.family, attribute) if attribute else ""
-    if path is None:
-        raise UnknownName(f"{site}: {model.name} has no learned positions (it rotates queries and keys)")
+    if attribute == "unembed":
+        module: nn.Module = model.hf.get_output_embeddings()
+    else:
+        path = getattr(model.family, attribute) if attribute else ""
+        if path is None:
+            raise UnknownName(f"{site}: {model.name} has no learned positions (it rotates queries and keys)")
+        module = model.hf.get_submodule(path)
     layer = -1 if site.name in ("embed", "pos_embed") else model.cfg.n_layers
     order = layer, list(_ONCE).index(site.name)
-    return Point(model.hf.get_submodule(path), *layout_of(model, view, None), order, side)
+    return Point(module, *layout_of(model, view, None), order, side)
 
 
 # Modules return a tensor, a tuple or a ModelOutput, and the choice changes between transformers releases: one helper.

@@ -8,8 +8,11 @@ A site is data. `Site("resid_post", 15)` prints as `resid_post.15`; TransformerL
 | `embed` | batch pos d_model | token embedding, as the model adds it to the stream (Gemma: already scaled) |
 | `pos_embed` | batch pos d_model | learned positions (GPT-2, GPT-Neo) |
 | `resid_pre.L` | batch pos d_model | input of block L |
+| `ln1_input.L`, `ln2_input.L` | batch pos d_model | the stream as the norm before attention (the MLP) is given it |
 | `ln1_scale.L`, `ln2_scale.L` | batch pos 1 | what the norm before attention (the MLP) divides by |
 | `ln1_normalized.L`, `ln2_normalized.L` | batch pos d_model | after centring and division, before gain and bias |
+| `ln1_output.L`, `ln2_output.L` | batch pos d_model | the norm's output, with gain and bias |
+| `attn_input.L`, `mlp_input.L` | batch pos d_model | what the branch's own modules are given, after the norm |
 | `q.L` | batch pos head d_head | query projection, before qk-norm and rotation |
 | `k.L`, `v.L` | batch pos kv_head d_head | key and value projections (kv heads, not heads) |
 | `rot_q.L`, `rot_k.L` | batch pos head d_head | what the scores are computed from: after qk-norm and rotation |
@@ -22,14 +25,17 @@ A site is data. `Site("resid_post", 15)` prints as `resid_post.15`; TransformerL
 | `resid_mid.L` | batch pos d_model | the stream between the first two branches; absent in parallel blocks |
 | `mlp_pre.L` | batch pos d_mlp | before the activation function (gate projection in gated MLPs) |
 | `mlp_pre_linear.L` | batch pos d_mlp | the up projection of gated MLPs |
+| `mlp_up.L` | batch pos d_mlp | mlp_pre_linear in gated MLPs, mlp_pre in others |
 | `mlp_post.L` | batch pos d_mlp | neurons: the input of the down projection |
 | `router_logits.L` | batch pos expert | mixtures of experts: what the router chooses by (read only) |
 | `expert_weights.L` | batch pos chosen | weights of the chosen experts |
 | `expert_indices.L` | batch pos chosen | which experts were chosen (read only) |
 | `mlp_out.L` | batch pos d_model | what the MLP adds to the stream: after post-norm and multiplier, if any |
 | `resid_post.L` | batch pos d_model | output of block L, before the final norm also for the last block |
+| `final_input` | batch pos d_model | the stream as the final norm is given it |
 | `final_scale`, `final_normalized` | batch pos 1, batch pos d_model | likewise, of the final norm |
 | `final_norm` | batch pos d_model | output of the final norm, what the unembedding reads |
+| `logits_raw` | batch pos vocab | the unembedding's output, before soft cap and scales |
 | `logits` | batch pos vocab | after soft cap and scales |
 """
 
@@ -38,15 +44,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ...errors import UnknownName, did_you_mean
-from ..transformerlens.names import ALIASES, HOOKS
+from ..transformerlens.names import ALIASES, HOOKS, REFUSED
 
 IN_BLOCK = [  # in the order of computation
-    *("resid_pre", "ln1_scale", "ln1_normalized", "q", "k", "v", "rot_q", "rot_k", "scores", "pattern", "z", "result"),
-    *("attn_raw", "attn_out", "resid_mid", "ln2_scale", "ln2_normalized"),
-    *("router_logits", "expert_weights", "expert_indices", "mlp_pre", "mlp_pre_linear", "mlp_post"),
+    *("resid_pre", "ln1_input", "ln1_scale", "ln1_normalized", "ln1_output", "attn_input"),
+    *("q", "k", "v", "rot_q", "rot_k", "scores", "pattern", "z", "result", "attn_raw", "attn_out"),
+    *("resid_mid", "ln2_input", "ln2_scale", "ln2_normalized", "ln2_output", "mlp_input"),
+    *("router_logits", "expert_weights", "expert_indices", "mlp_pre", "mlp_pre_linear", "mlp_up", "mlp_post"),
     *("mlp_raw", "mlp_out", "resid_post"),
 ]
-ONCE = ["embed", "pos_embed", "final_scale", "final_normalized", "final_norm", "logits"]
+ONCE = [
+    *("embed", "pos_embed", "final_input", "final_scale", "final_normalized", "final_norm", "logits_raw", "logits"),
+]
 ATTENTION = ("rot_q", "rot_k", "scores", "pattern")  # live inside the attention function
 NORMS = {  # site -> which norm it belongs to
     f"{norm}_{form}": norm for norm in ("ln1", "ln2", "final") for form in ("scale", "normalized")
@@ -54,9 +63,12 @@ NORMS = {  # site -> which norm it belongs to
 ROUTER = ("router_logits", "expert_weights", "expert_indices")  # the order in which routers return them
 
 
+_BESIDE = ("_input", "_output", "_scale", "_normalized", "_raw", "_up")
+
+
 def _beside(name: str) -> bool:
     """The same tensor in another form, or a large one: captured when named, not by "everything"."""
-    return name.endswith(("_scale", "_normalized", "_raw")) or name in ("pos_embed", "result", *ROUTER)
+    return name.endswith(_BESIDE) or name in ("pos_embed", "result", *ROUTER)
 
 
 PER_LAYER = [name for name in IN_BLOCK if not _beside(name)]
@@ -70,7 +82,11 @@ READ_ONLY = {  # site -> what to write instead
 
 # site -> the axes of its tensor without the batch; sites that are not listed: position and d_model. Families declare
 # the sites of their branches
-SHAPES: dict[str, tuple[str, ...]] = {"final_scale": ("position",), "logits": ("position", "vocab")}
+SHAPES: dict[str, tuple[str, ...]] = {
+    "final_scale": ("position",),
+    "logits_raw": ("position", "vocab"),
+    "logits": ("position", "vocab"),
+}
 
 
 def stream_before(branch: int) -> str:
@@ -172,6 +188,8 @@ def _site(name: str, layer: int | None, spelling: object) -> Site:
         raise UnknownName(f"site {spelling!r} needs a layer, such as '{name}.0'")
     if name in ONCE:
         raise UnknownName(f"site {spelling!r}: '{name}' exists once, write it without a layer")
+    if name in REFUSED:
+        raise UnknownName(f"{spelling!r} is no site here: {REFUSED[name]}")
     near = did_you_mean(name, [*IN_BLOCK, *ONCE]) or f"; known: {', '.join([*ONCE, *IN_BLOCK])}"
     raise UnknownName(f"unknown site {spelling!r}{near}")
 

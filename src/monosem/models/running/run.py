@@ -83,7 +83,8 @@ def run(
     forward = _Pass(session, tokens, logits, start)
     out, captured = forward() if rows == len(tokens) else _gathered(forward, len(tokens), rows)
     session.check_fired()
-    return Run(model, tokens, out, captured, *((kept.columns, kept.heads) if kept else ()))
+    edited = frozenset(model.site(edit.site) for edit in all_edits)
+    return Run(model, tokens, out, captured, *((kept.columns, kept.heads) if kept else (None, None)), edited)
 
 
 @contextmanager

@@ -124,7 +124,7 @@ class Session:
     def visit(self, site: Site, value: Tensor, cut: bool = False) -> Tensor:
         """Edits, then capture. `cut`: the value is already the part that is kept."""
         moment = self.moment
-        if site.name == "logits" and value.shape[1] != moment.mask.shape[1]:
+        if site.shape[-1] == "vocab" and value.shape[1] != moment.mask.shape[1]:
             moment = moment.last  # only the last token of each row was unembedded
         for edit in self.edits.get(site, ()):
             value, reached = edit.apply(value, moment)
@@ -133,6 +133,8 @@ class Session:
         if site in self.wanted:
             if self.grad and not value.requires_grad:
                 value = value.detach().requires_grad_()
+            elif self.grad and site.name.endswith("_input"):
+                value = value.view_as(value)  # the tensor is the stream's too, and this gradient is one reader's
             seen = value if self.grad else value.detach()
             self.captured[site] = self.keep(site, seen, moment.rows) if self.keep and not cut else seen
         if self.stop:

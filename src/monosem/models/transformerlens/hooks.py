@@ -11,6 +11,7 @@ from ...errors import BadInput, UnknownName
 from ..places.places import Places
 from ..places.sites import GLOBAL, GLOBAL_ON_REQUEST, ON_REQUEST, PER_LAYER, Site
 from ..running.moment import Moment
+from .names import ALIASES
 
 Filter = str | Callable[[str], bool]
 Names = Filter | Iterable[str] | None
@@ -64,11 +65,29 @@ class Hook:
         return new.to(x.dtype), True
 
 
-def all_sites(model: Places, on_request: bool = False) -> list[Site]:
-    """Every site that this model has, layer by layer; those that are captured only when named with `on_request`."""
-    layered, once = (ON_REQUEST, GLOBAL_ON_REQUEST) if on_request else (PER_LAYER, GLOBAL)
+def all_sites(model: Places, every: bool = False) -> list[Site]:
+    """The sites that a run keeps when none is named, layer by layer; with `every` all that this model has."""
+    layered = [*PER_LAYER, *(ON_REQUEST if every else ())]
+    once = [*GLOBAL, *(GLOBAL_ON_REQUEST if every else ())]
     sites = [Site(name, layer) for layer in model.layers() for name in layered] + [Site(name) for name in once]
     return [site for site in sites if model.has(site)]
+
+
+def spellings(site: Site) -> list[str]:
+    """All names of a site in TransformerLens's versions, the one in caches first."""
+    block = "" if site.layer is None else f"blocks.{site.layer}."
+    others = [f"{block}{alias}" for alias, name in ALIASES.items() if name == site.name and "hook" in alias]
+    return list(dict.fromkeys([site.hook_name, *others]))
+
+
+def _chosen(model: Places, names: Callable[[str], bool]) -> list[Site]:
+    """What a function of names chooses: among the names of 3.x that are always there, or else among all names."""
+    sites = all_sites(model, every=True)
+    usual = set(all_sites(model))
+    usual |= {site for site in sites if site.name.endswith(("_scale", "_normalized"))}
+    return [site for site in sites if site in usual and names(site.hook_name)] or [
+        site for site in sites if any(names(spelled) for spelled in spellings(site))
+    ]
 
 
 def named_sites(model: Places, names: Names) -> list[Site]:
@@ -80,9 +99,8 @@ def named_sites(model: Places, names: Names) -> list[Site]:
     if names is None:
         return all_sites(model)
     if callable(names):
-        for on_request in (False, True):
-            if sites := [site for site in all_sites(model, on_request) if names(site.hook_name)]:
-                return sites
+        if sites := _chosen(model, names):
+            return sites
         raise UnknownName("the names_filter function chose no activation; names look like blocks.0.hook_resid_pre")
     if isinstance(names, str) or (isinstance(names, tuple) and len(names) > 1 and isinstance(names[1], int)):
         names = [names]  # type: ignore[list-item]
