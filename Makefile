@@ -5,10 +5,10 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types format browser bench clean
+.PHONY: help setup demo test test-oldest lint types format browser bench clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## make .venv with everything that development needs
 
@@ -24,6 +24,13 @@ demo: $(READY)  ## find, show, switch off and amplify a concept in a real model,
 
 test: lint types browser  ## lint, type check and every test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+# PyPI's torch 2.6 brings CUDA, gigabytes of it
+OLDEST ?= torch==2.6.0 transformers==5.23.0
+test-oldest:  ## the tests with the oldest allowed torch and transformers (own environment, .venv-oldest)
+	@test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	@.venv-oldest/bin/pip install --quiet --disable-pip-version-check -e '.[dev]' $(OLDEST)
+	OMP_NUM_THREADS=1 .venv-oldest/bin/pytest -n 2
 
 lint: $(READY)  ## style, without changing anything
 	$(BIN)/ruff check
@@ -52,4 +59,4 @@ bench:  ## measure against SAELens, TransformerLens and nnsight (own environment
 	.venv-bench/bin/python bench/run.py
 
 clean:  ## remove .venv, caches and builds
-	rm -rf .venv .venv-bench .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+	rm -rf .venv .venv-oldest .venv-bench .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build

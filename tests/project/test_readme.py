@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.version import Version
 from typer.main import get_command
 
 import monosem as ms
@@ -150,3 +151,12 @@ def test_readme_runs(smollm2: Model, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert ran >= 25
     assert space["run"]["resid_post.15"].shape == (1, 3, smollm2.cfg.d_model)
     assert space["found"].best >= 0
+
+
+def test_the_oldest_versions_that_are_tested_are_the_oldest_that_are_allowed():
+    """`make test-oldest` runs what pyproject.toml allows, and `make test` at least that."""
+    allowed = dict(re.findall(r'"(torch|transformers)>=([\d.]+)"', (ROOT / "pyproject.toml").read_text()))
+    oldest = dict(re.findall(r"(torch|transformers)==([\d.]+)", (ROOT / "Makefile").read_text()))
+    pinned = dict(re.findall(r"^(torch|transformers)==([\d.]+)", (ROOT / "constraints.txt").read_text(), re.M))
+    for name in ("torch", "transformers"):
+        assert Version(oldest[name]) == Version(allowed[name]) <= Version(pinned[name])

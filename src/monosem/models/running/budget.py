@@ -7,6 +7,7 @@ from math import prod
 from typing import Literal
 
 import torch
+from packaging.version import Version
 
 from ...errors import BadInput
 from ..native import Native
@@ -15,6 +16,8 @@ from ..tokens import TokenBatch
 from .selection import Kept
 
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")  # the config's name across families
+# torch 2.6 computes grouped heads' scores as numbers on a CPU, 2.13 does not; those between were not measured
+_GROUPED_BY_NUMBERS = Version(torch.__version__).release < (2, 13)
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -71,6 +74,7 @@ def estimate(
     block = length * ((3 * c.d_model * copies + widest) * item + 2 * c.d_model * 4)
     # scores as numbers: of the layers asked about, or of all in models that SDPA does not serve (soft caps, sinks)
     explicit = config._attn_implementation == "eager" or any(site.name in ATTENTION for site in sites)
+    explicit |= _GROUPED_BY_NUMBERS and c.n_kv_heads != c.n_heads
     scores = length * length * (c.n_heads * (5 * item + 8) if explicit else 1 + item)
     cap = 3 if getattr(config, "final_logit_softcapping", None) else 1
     head = unembedded * c.d_vocab * item * (cap - 1) + length * c.d_model * 2 * item
