@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..data import TextSource, TokenStore, as_store
 from ..errors import BadInput
-from ..models import Model, Site, SiteLike
+from ..models import Model, Site, SiteLike, TokenBatch
 from .skipping import Skipper, SkipRule
 
 
@@ -99,7 +99,7 @@ class Harvest:
 
     def _run(self, windows: Int[Tensor, "batch"]) -> tuple[Int[Tensor, "batch pos"], dict[str, Float[Tensor, "t d"]]]:
         ids = self.store[windows.numpy()].to(self.model.device)
-        run = self.model.run(ids, capture=self.sites, logits=False)
+        run = self.model.run(TokenBatch.whole(ids), capture=self.sites, logits=False)
         rows = {}
         for site in self.sites:
             x = run[site]

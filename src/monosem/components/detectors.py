@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import BadInput, UnknownName, check_name
-from ..models import Model, Moment, Site
+from ..models import Model, Moment, Site, TokenBatch
 from ..plots import Figure, heatmap
 from ..results import Result, analysis
 
@@ -135,7 +135,7 @@ PATTERNS: dict[str, Callable[[Tensor], Tensor]] = {
 
 def detect_head(
     model: Model,
-    text: str | Sequence[str] | Tensor,
+    text: Any,
     detection_pattern: str | Float[Tensor, "query key"] = "induction_head",
     heads: Sequence[tuple[int, int]] | None = None,
     *,
@@ -146,6 +146,7 @@ def detect_head(
     """How well each head's attention on a text follows a pattern, mean over the texts.
 
     Args:
+        text: a prompt or several, as for `Model.run`.
         detection_pattern: "previous_token_head", "duplicate_token_head", "induction_head", or a lower triangle.
         heads: (layer, head) pairs to score; the others are -1.
         exclude_bos, exclude_current_token: leave out attention to the first token, or of tokens to themselves.
@@ -163,9 +164,8 @@ def detect_head(
     for layer, head in heads or ():
         if not (0 <= layer < layers and 0 <= head < width):
             raise UnknownName(f"no head {(layer, head)}: there are layers 0 to {layers - 1} of heads 0 to {width - 1}")
-    given = text if isinstance(text, Tensor) else [text] if isinstance(text, str) else list(text)
     totals = []
-    for row in model.tokens(given).rows():
+    for row in model.tokens(text).rows():
         ids = torch.tensor(row)
         wanted = PATTERNS[detection_pattern](ids) if isinstance(detection_pattern, str) else detection_pattern.float()
         if wanted.shape != (len(ids), len(ids)) or bool(wanted.triu(1).any()):
@@ -217,5 +217,5 @@ def _watched(
 ) -> Float[Tensor, "layer ..."]:
     watches = [_Watch(Site("pattern", layer), measure) for layer in range(model.cfg.n_layers)]
     last: Any = Site("pattern", model.cfg.n_layers - 1)
-    model.run(ids, last, edits=watches, logits=False, positions=-1)
+    model.run(TokenBatch.whole(ids), last, edits=watches, logits=False, positions=-1)
     return torch.stack([watch.found for watch in watches if watch.found is not None])

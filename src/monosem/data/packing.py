@@ -260,6 +260,10 @@ def _batches(documents: Iterable[Document | str]) -> Iterator[list[Document]]:
     size = 0
     for number, item in enumerate(documents):
         document = Document(str(number), item) if isinstance(item, str) else item
+        if not isinstance(document, Document):
+            raise BadInput(
+                f"document {number} is a {type(item).__name__}: a corpus is texts, or windows of ids as one tensor"
+            )
         batch.append(document)
         size += len(document.text)
         if len(batch) >= BATCH_DOCUMENTS or size >= BATCH_CHARACTERS:

@@ -70,7 +70,8 @@ class PromptPairs:
 
 
 def _check_side(side: str, prompts: Sequence[str]) -> None:
-    if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
+    listed = not isinstance(prompts, str) and not hasattr(prompts, "keys")  # a tokenizer's output gives its keys
+    if not listed or not all(isinstance(prompt, str) for prompt in prompts):
         raise BadInput(f"the {side} prompts must be a list of strings")
     if not prompts:
         raise BadInput(f"there are no {side} prompts")

@@ -30,6 +30,11 @@ def as_store(model: Any, source: TextSource, context: int, *, tokens: int | None
         raise BadInput(
             "a single string is not a corpus; give a list of texts, monosem.data.texts(path), or a TokenStore"
         )
+    if hasattr(source, "keys") or hasattr(source, "mask"):  # what a tokenizer returned, a TokenBatch
+        batch = model.tokens(source)
+        if batch.padded:
+            raise BadInput("windows of a corpus have no padding; give the texts themselves, or rows of one length")
+        source = batch.ids
     if not isinstance(source, TokenStore | Tensor | np.ndarray):
         return TokenStore.build(model, source, context, tokens=tokens)
     store = source if isinstance(source, TokenStore) else TokenStore.of(source)

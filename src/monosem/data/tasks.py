@@ -281,7 +281,7 @@ def token_at(model: "Model", text: str, character: int) -> int:
     tokenizer = model.tokenizer
     if tokenizer is None or not tokenizer.is_fast:
         raise BadInput(f"{model.name}'s tokenizer does not tell where tokens stand in a text; give spans as positions")
-    special = not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))  # as model.tokens has it
+    special = model.adds_specials(text)
     offsets = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True).offset_mapping
     for index, (start, end) in enumerate(offsets):
         if start <= character < end:

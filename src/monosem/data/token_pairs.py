@@ -48,8 +48,8 @@ class TokenPairs:
     @staticmethod
     def of(
         model: "Model",
-        clean: Sequence[str],
-        corrupted: Sequence[str],
+        clean: Any,
+        corrupted: Any,
         right: Sequence[Answer | Sequence[Answer]] | None = None,
         wrong: Sequence[Answer | Sequence[Answer]] | None = None,
         *,
@@ -61,6 +61,7 @@ class TokenPairs:
         """Tokenise and check the pairs.
 
         Args:
+            clean, corrupted: prompts as for `Model.run`, one of each for a pair.
             right, wrong: answers as text (exactly one token each, mind the leading space) or token ids; or a list of
                 such answers for every pair.
             spans: token positions of each row, counted from its first token.
@@ -74,23 +75,20 @@ class TokenPairs:
         for what, values in {"clean": clean, "corrupted": corrupted, "right": right, "wrong": wrong}.items():
             if isinstance(values, str | int):
                 raise BadInput(f"{what} must be a list with one entry for each pair, not {values!r} alone")
-        clean, corrupted = list(clean), list(corrupted)
+        a, b = (model.tokens(side, padding="right") for side in (clean, corrupted))
         named = {name: list(at) for name, at in (spans or {}).items()}
-        _check_counts(clean, corrupted, right, wrong, named)
-        a, b = model.tokens(clean), model.tokens(corrupted)
+        _check_counts(a, b, right, wrong, named)
         bad = _misaligned(model, a, b)
         answers = [_answers(model, side, bad) for side in (right, wrong)]
         if bad and not drop_unaligned:
             more = f" (and {len(bad) - 1} more: {_listed(list(bad)[1:])})" if len(bad) > 1 else ""
             raise BadInput(f"{next(iter(bad.values()))}{more}; reword them, or leave them out (drop_unaligned)")
-        if len(bad) == len(clean):
-            raise BadInput(f"none of the {len(clean)} pairs can be used; the first: {next(iter(bad.values()))}")
+        if len(bad) == len(a):
+            raise BadInput(f"none of the {len(a)} pairs can be used; the first: {next(iter(bad.values()))}")
         for name, at in named.items():
             _check_span(name, at, a, bad)
-        left_out = [f"{len(bad)} of {len(clean)} pairs left out ({_listed(list(bad))}); {why}" for why in bad.values()][
-            :1
-        ]
-        kept = [row for row in range(len(clean)) if row not in bad]
+        left_out = [f"{len(bad)} of {len(a)} pairs left out ({_listed(list(bad))}); {why}" for why in bad.values()][:1]
+        kept = [row for row in range(len(a)) if row not in bad]
         right_ids, wrong_ids = (None if rows is None else [rows[row] for row in kept] for rows in answers)
         return TokenPairs(
             a[kept],
@@ -225,7 +223,7 @@ class TokenPairs:
         return changed | {"spans": {name: change(at) for name, at in self.spans.items()}}
 
 
-def _check_counts(clean: list[str], corrupted: list[str], right: Any, wrong: Any, spans: dict[str, Any]) -> None:
+def _check_counts(clean: "TokenBatch", corrupted: "TokenBatch", right: Any, wrong: Any, spans: dict[str, Any]) -> None:
     if len(clean) != len(corrupted):
         raise BadInput(f"{len(clean)} clean but {len(corrupted)} corrupted prompts; pairs need as many of each")
     lists = {"right answers": right, "wrong answers": wrong} | {f"span {name!r}": at for name, at in spans.items()}

@@ -22,7 +22,7 @@ from ..activations import Skipper, SkipRule, harvest
 from ..data import TextSource, as_store
 from ..errors import BadInput
 from ..files import write_json
-from ..models import Model, Site
+from ..models import Model, Site, TokenBatch
 from ..progress import Meter
 from ..results import Result, analysis
 from .dictionary import Dictionary
@@ -159,7 +159,7 @@ def _measure(
     splice_all: bool,
 ) -> None:
     """One batch: the clean run, then runs from its activations with the reconstruction and with zeros put in."""
-    run = model.run(ids, capture={dictionary.site, dictionary.site_out})
+    run = model.run(TokenBatch.whole(ids), capture={dictionary.site, dictionary.site_out})
     whole = run[dictionary.site_out]  # heads stand apart at z; flattened below, as dictionaries want them
     x, target = run[dictionary.site].flatten(2), whole.flatten(2)
     kept = torch.zeros(ids.numel(), dtype=torch.bool, device=ids.device)
@@ -182,5 +182,5 @@ def _rerun(model: Model, ids: Int[Tensor, "batch pos"], site: Site, value: Tenso
     left out where a run can start there."""
     layer = site.layer
     if site.name == "resid_post" and layer is not None and layer + 1 < model.cfg.n_layers and not model.ambient_edits:
-        return model.run(ids, start=(("resid_pre", layer + 1), value)).logits  # type: ignore[return-value]
-    return model.run(ids, edits=edits.patch(site, value)).logits  # type: ignore[return-value]
+        return model.run(TokenBatch.whole(ids), start=(("resid_pre", layer + 1), value)).logits  # type: ignore[return-value]
+    return model.run(TokenBatch.whole(ids), edits=edits.patch(site, value)).logits  # type: ignore[return-value]

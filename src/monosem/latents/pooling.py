@@ -1,7 +1,7 @@
 """Latents of prompts: which tokens count, and one number a latent for each prompt."""
 
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -16,7 +16,7 @@ Pool = Literal["max", "mean", "last"]
 
 
 def prompt_runs(
-    model: Model, dictionary: Dictionary, prompts: Sequence[str], *, batch_size: int = 32
+    model: Model, dictionary: Dictionary, prompts: Any, *, batch_size: int = 32
 ) -> Iterator[tuple[Run, Bool[Tensor, "batch pos"]]]:
     """Runs of the prompts up to the dictionary's site, and which tokens count.
 
@@ -25,20 +25,19 @@ def prompt_runs(
         Mismatch: a dictionary of another model.
     """
     dictionary.check(model)
-    if not prompts:
-        raise BadInput("no prompts given; give at least one")
-    for start in range(0, len(prompts), batch_size):
-        run = model.run(list(prompts[start : start + batch_size]), capture=[dictionary.site], logits=False)
+    tokens = model.tokens(prompts)
+    for start in range(0, len(tokens), batch_size):
+        run = model.run(tokens[start : start + batch_size], capture=[dictionary.site], logits=False)
         counted = counted_tokens(model, run.tokens)
         empty = (~counted.any(1)).nonzero()
         if len(empty):
-            prompt = prompts[start + int(empty[0])]
+            prompt = model.text(run.tokens.rows()[int(empty[0])], special=True)
             raise BadInput(f"prompt {prompt!r} has no token that counts (the first token and special ones do not)")
         yield run, counted
 
 
 def pooled(
-    model: Model, dictionary: Dictionary, prompts: Sequence[str], pool: Pool = "max", *, batch_size: int = 32
+    model: Model, dictionary: Dictionary, prompts: Any, pool: Pool = "max", *, batch_size: int = 32
 ) -> Float[Tensor, "prompts width"]:
     """One value a latent for each prompt, from its sparse codes: the largest, the mean, or the last token's."""
     if pool not in ("max", "mean", "last"):

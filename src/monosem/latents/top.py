@@ -1,6 +1,5 @@
 """The latents that fire most on a prompt."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -36,7 +35,7 @@ class Top(Result):
 def top(
     model: Model,
     dictionary: Dictionary,
-    prompts: str | Sequence[str],
+    prompts: Any,
     *,
     n: int = 10,
     positions: Literal["all", "last"] = "all",
@@ -47,6 +46,7 @@ def top(
     Special tokens and the first token of a prompt are left out, but the last token is always shown.
 
     Args:
+        prompts: one or several, as for `Model.run`.
         index: adds how large each value is beside the latent's maximum there.
 
     Raises:
@@ -56,7 +56,7 @@ def top(
         raise UnknownName(f"positions is 'all' or 'last', not {positions!r}")
     rows: list[dict[str, Any]] = []
     done = 0  # prompts of earlier batches
-    for run, counted in prompt_runs(model, dictionary, [prompts] if isinstance(prompts, str) else list(prompts)):
+    for run, counted in prompt_runs(model, dictionary, prompts):
         for number, strings in enumerate(run.str_tokens):
             ids = run.tokens.mask[number].nonzero()[:, 0]
             codes = dictionary.encode(run[dictionary.site][number, ids])

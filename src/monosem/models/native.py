@@ -1,10 +1,9 @@
-"""The native half of a model: its modules, sizes, norms and read-out, and text to tokens and back."""
+"""The native half of a model: its modules, sizes, norms and read-out, and prompts as token batches."""
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import BadInput, UnknownName
+from . import prompts
 from .numbers import whole_numbers, whole_slice
 from .places.blocks import Block
 from .places.families import LOGIT_STEPS, Family, family_of
@@ -21,6 +21,7 @@ from .places.reach import context_of, window_of
 from .places.rotations import rotations_of
 from .tokens import TokenBatch
 from .turns import Turns, turn
+from .vocabulary import Vocabulary
 
 Layers = int | Iterable[int] | slice | None
 
@@ -74,7 +75,7 @@ class Shape:
         return sum(p.numel() for p in self.hf.parameters())
 
 
-class Native:
+class Native(Vocabulary):
     """A Hugging Face model (`hf`, never rewritten) with its tokenizer and the row of the family table that reads it."""
 
     def __init__(
@@ -149,27 +150,22 @@ class Native:
         return not isinstance(seen[0], Tensor)
 
     # ------------------------------------------------------------------ tokens
-    def tokens(self, x: Any, padding: Literal["right", "left"] = "right") -> TokenBatch:
-        """Text, texts, ids (list of lists or tensor) or a `TokenBatch` as one padded batch.
+    def tokens(self, x: Any, padding: Literal["right", "left"] | None = None, mask: Any = None) -> TokenBatch:
+        """A text, chat or row of ids, several of them, or what a tokenizer returned, as one batch: `models.prompts`.
 
-        The tokenizer's own defaults hold; a BOS token that the text begins with (chat templates) is not doubled.
+        The tokenizer's own defaults hold; a prefix that the text begins with (chat templates) is not doubled.
+
+        Args:
+            padding: the side where shorter rows are filled up. None: "right", but columns that were given stay as they
+                are (a `TokenBatch`, a table of ids with its mask).
+            mask: which of the given token ids are real (1, or True), of the shape of the ids.
 
         Raises:
-            BadInput: nothing, an empty prompt, ids outside the vocabulary, longer than the context, no tokenizer;
-                padding between the tokens of a row where attention windows would count it.
+            BadInput: nothing, an empty prompt, no kind of prompt, ids outside the vocabulary, longer than the context,
+                no tokenizer; padding between the tokens of a row where attention windows would count it.
         """
-        if isinstance(x, TokenBatch):
-            batch = x
-        elif isinstance(x, Tensor):
-            ids, kind = x[None] if x.ndim == 1 else x, f"{x.dtype} {tuple(x.shape)}"
-            if ids.ndim != 2 or ids.is_floating_point() or ids.numel() == 0:
-                raise BadInput(f"token ids must be a non-empty integer tensor [batch, pos], got {kind}")
-            batch = TokenBatch(ids.long(), torch.ones_like(ids, dtype=torch.bool))
-        else:
-            batch = TokenBatch.of(self._rows(x), self.pad, padding)
-        low, high = int(batch.ids.min()), int(batch.ids.max())
-        if low < 0 or high >= self.cfg.d_vocab:
-            raise BadInput(f"token id {low if low < 0 else high} is outside the vocabulary of {self.cfg.d_vocab}")
+        batch = prompts.read(self, x, mask, padding or "right")
+        batch = batch if padding is None else batch.laid(padding, self.pad)
         if (longest := int(batch.lengths.max())) > self.cfg.n_ctx:
             raise BadInput(
                 f"a prompt has {longest} tokens, {self.name} has a context of {self.cfg.n_ctx}; shorten or split it"
@@ -180,70 +176,6 @@ class Native:
                 "tokens; put the padding at one end"
             )
         return batch
-
-    def _rows(self, x: Any) -> list[list[int]]:
-        items = [x] if isinstance(x, str) else list(x)
-        if items and isinstance(items[0], int):
-            items = [items]
-        if not all(isinstance(item, str) for item in items):
-            return [list(map(int, item)) for item in items]
-        if self.tokenizer is None:
-            raise BadInput(f"{self.name} has no tokenizer: pass token ids, or load it with tokenizer=...")
-        bos = self.tokenizer.bos_token
-        return [
-            list(self.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos))).input_ids)
-            for text in items
-        ]
-
-    def chat(self, messages: str | list[dict[str, str]], system: str | None = None) -> str:
-        """The model's chat template applied; a plain string is one user turn. Ends where the assistant is to answer."""
-        if self.tokenizer is None or not self.tokenizer.chat_template:
-            raise BadInput(f"{self.name} has no chat template; write the prompt out as plain text")
-        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-        if system is not None:
-            turns = [{"role": "system", "content": system}, *turns]
-        return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-
-    def text(self, ids: list[int], special: bool = False) -> str:
-        """Ids back to text."""
-        if self.tokenizer is None:
-            return " ".join(map(str, ids))
-        return str(self.tokenizer.decode(ids, skip_special_tokens=not special, clean_up_tokenization_spaces=False))
-
-    def str_token(self, token: int) -> str:
-        """One token as text; bytes that are not a whole character are written as the vocabulary spells them."""
-        return _str_token(self, token)
-
-    @cached_property
-    def special_ids(self) -> frozenset[int]:
-        """Tokens that are markup, not text; left out of statistics and training."""
-        if self.tokenizer is None:
-            return frozenset()
-        added = getattr(self.tokenizer, "added_tokens_decoder", {})
-        return frozenset(self.tokenizer.all_special_ids) | {i for i, token in added.items() if token.special}
-
-    @cached_property
-    def end_ids(self) -> frozenset[int]:
-        """Tokens that end a generation: the generation config's, else the config's, else the tokenizer's."""
-        for source in (getattr(self.hf, "generation_config", None), self.hf.config, self.tokenizer):
-            if (ids := getattr(source, "eos_token_id", None)) is not None:
-                return frozenset([ids] if isinstance(ids, int) else ids)
-        return frozenset()
-
-    @property
-    def bos(self) -> int:
-        """The id that a text "from nothing" starts with. Raises `BadInput` when the model declares none."""
-        for source in (self.tokenizer, self.hf.config):
-            for name in ("bos_token_id", "eos_token_id"):
-                if isinstance(token := getattr(source, name, None), int):
-                    return token
-        raise BadInput(f"{self.name} declares no BOS token; give a prompt")
-
-    @property
-    def pad(self) -> int:
-        """Any valid id does: padding is always masked."""
-        token = getattr(self.tokenizer, "pad_token_id", None)
-        return token if isinstance(token, int) and 0 <= token < self.cfg.d_vocab else 0
 
     # ------------------------------------------------------------------ weights as they act
     def unembed(self, resid: Float[Tensor, "*batch d_model"], norm: bool = True) -> Float[Tensor, "*batch vocab"]:
@@ -286,17 +218,6 @@ def refuse_compiled(hf: PreTrainedModel) -> None:
             raise BadInput(
                 f"{where} is compiled by torch.compile, which hooks cannot look into; pass the model as loaded"
             )
-
-
-@lru_cache(maxsize=200_000)
-def _str_token(model: Native, token: int) -> str:
-    if model.tokenizer is None:
-        return f"<{token}>"
-    text = str(model.tokenizer.decode([token], clean_up_tokenization_spaces=False))
-    spelled = str(model.tokenizer.convert_ids_to_tokens(token))
-    if spelled.startswith("▁") and not text.startswith(" "):
-        text = f" {text}"  # decoders of SentencePiece vocabularies drop the space of the first token of a text
-    return text if "�" not in text and text else spelled
 
 
 def _shape(hf: PreTrainedModel, blocks: nn.ModuleList, anatomy: list[Block]) -> Shape:

@@ -16,6 +16,10 @@ def last_column(mask: Bool[Tensor, "batch pos"]) -> Int[Tensor, "batch"]:
     return torch.where(mask, torch.arange(mask.shape[1], device=mask.device), -1).amax(-1)
 
 
+def empty_prompt(number: int) -> BadInput:
+    return BadInput(f"prompt {number} is empty; to start from nothing, generate with no prompt (BOS alone)")
+
+
 @dataclass(frozen=True, eq=False)
 class TokenBatch:
     """Token ids and which of them are real; padding never changes a result, because mask and positions travel along.
@@ -37,10 +41,22 @@ class TokenBatch:
             raise BadInput("no prompts given; give at least one")
         for number, row in enumerate(rows):
             if not row:
-                raise BadInput(f"prompt {number} is empty; to start from nothing, generate with no prompt (BOS alone)")
+                raise empty_prompt(number)
         ids = pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], True, pad, side)
         lengths, columns = torch.tensor([[len(row)] for row in rows]), torch.arange(ids.shape[1])
         return TokenBatch(ids, columns < lengths if side == "right" else columns >= ids.shape[1] - lengths)
+
+    @staticmethod
+    def whole(ids: Int[Tensor, "batch pos"]) -> "TokenBatch":
+        """Rows without padding, such as windows of a corpus."""
+        return TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool))
+
+    def laid(self, side: str, pad: int) -> "TokenBatch":
+        """The rows padded on this side, without gaps between tokens; the batch itself where it is so already."""
+        step = self.mask[:, 1:].int() - self.mask[:, :-1].int()
+        if not bool((step > 0 if side == "right" else step < 0).any()):
+            return self
+        return TokenBatch.of(self.rows(), pad, side).to(self.ids.device)
 
     def __len__(self) -> int:
         return self.ids.shape[0]

@@ -61,7 +61,7 @@ class Comparison(Result):
 @analysis
 def compare(
     model: Model,
-    x: str | Sequence[str],
+    x: Any,
     edits: EditSource,
     *,
     max_new_tokens: int = 20,
@@ -78,7 +78,7 @@ def compare(
     construction).
 
     Args:
-        x: a prompt, or several.
+        x: a prompt or several, as for `Model.run`.
         edits: edits, or a function from the row numbers of a batch to edits, for rows that differ in latent or value.
         top: how many of the likeliest next tokens to keep.
         baseline: `outcome(model, x, ...)` of the unedited model, to share it between arms.
@@ -89,7 +89,7 @@ def compare(
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
     if baseline is None:
         baseline = outcome(model, x, (), batch_size=batch_size, **options)
-    elif baseline.prompts != prompts_of(x):
+    elif baseline.prompts != prompts_of(model, x, model.tokens(x)):
         raise BadInput("the baseline was made with other prompts; make it with outcome(model, x)")
     edited = outcome(model, x, edits, batch_size=batch_size, **options)
     return Comparison.between(model, baseline, edited, top=top)

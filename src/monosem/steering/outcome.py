@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import torch
@@ -10,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..edits import Edit
-from ..errors import BadInput
 from ..metrics import continuation_perplexity
-from ..models import Model, Run
+from ..models import Model, Run, TokenBatch
+from ..models.prompts import texts_of
 from ..results import Result, analysis
 
 # Edits for every prompt, or a function that makes them for the prompts of one batch (row numbers into the prompt list)
@@ -39,7 +40,7 @@ class Outcome(Result):
 @analysis
 def outcome(
     model: Model,
-    x: str | Sequence[str],
+    x: Any,
     edits: EditSource = (),
     *,
     max_new_tokens: int = 20,
@@ -50,19 +51,18 @@ def outcome(
     """Run the model over prompts in batches, next token and continuation, greedily unless a temperature is given.
 
     Args:
-        x: a prompt, or several.
+        x: a prompt or several, as for `Model.run`.
         edits: edits, or a function from the row numbers of a batch to edits, for rows that differ in latent or value.
 
     Raises:
         BadInput: no prompt, or an empty one.
     """
-    prompts = prompts_of(x)
-    if not prompts:
-        raise BadInput("no prompts to compare; give at least one")
+    tokens = model.tokens(x)
+    prompts = prompts_of(model, x, tokens)
     logits, new, texts, perplexities = [], [], [], []
     for start in range(0, len(prompts), batch_size):
         rows = range(start, min(start + batch_size, len(prompts)))
-        batch = [prompts[row] for row in rows]
+        batch = tokens[rows.start : rows.stop]
         batch_edits = _edits_for(edits, rows)
         logits.append(logits_of(model.run(batch, edits=batch_edits, logits="last")).cpu())
         if max_new_tokens == 0:
@@ -79,8 +79,9 @@ def outcome(
     return Outcome(prompts, torch.cat(logits), new, texts, perplexities or [math.nan for _ in blank])
 
 
-def prompts_of(x: str | Sequence[str]) -> list[str]:
-    return [x] if isinstance(x, str) else list(x)
+def prompts_of(model: Model, x: Any, tokens: TokenBatch) -> list[str]:
+    """Each prompt as text: as given, else as its tokens spell it."""
+    return texts_of(x) or [model.text(row, special=True) for row in tokens.rows()]
 
 
 def distinct(tokens: Sequence[Hashable], n: int = 2) -> float:

@@ -19,7 +19,7 @@ from ...activations import Schedule
 from ...edits import Edit
 from ...errors import BadInput
 from ...metrics import kl
-from ...models import Model, Site
+from ...models import Model, Site, TokenBatch
 from ...models.running.selection import columns_of
 from ...models.turns import refuse_inference_mode
 from ...progress import Meter
@@ -231,7 +231,7 @@ def _states(
     """What the unembedding reads at the context's last position and after each further token of the text."""
     length = len(embeddings)
     context = torch.full((len(futures), length), model.pad, device=model.device)
-    ids = torch.cat([context, futures.ids[:, :-1]], 1)
+    ids = TokenBatch.whole(torch.cat([context, futures.ids[:, :-1]], 1))
     edits = _edits(embeddings, target_layer, futures.h)
     run = model.run(ids, capture="final_norm", edits=edits, logits=False, grad=torch.is_grad_enabled())
     return run["final_norm"][:, length - 1 :]

@@ -10,7 +10,7 @@ from ...activations import Schedule
 from ...data import TokenStore
 from ...errors import BadInput
 from ...jobs import Interrupted, Interrupts
-from ...models import Model
+from ...models import Model, TokenBatch
 from ...progress import Meter
 from .config import TuneConfig
 
@@ -82,6 +82,6 @@ class Batches:
             if not len(cells):
                 continue
             cells = cells.to(ids.device)
-            run = self.model.run(ids, capture=[*self.sites, last], logits=False)
+            run = self.model.run(TokenBatch.whole(ids), capture=[*self.sites, last], logits=False)
             following = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=-1).flatten()[cells]
             yield [run[site].flatten(0, 1)[cells] for site in self.sites], run[last].flatten(0, 1)[cells], following

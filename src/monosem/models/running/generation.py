@@ -32,7 +32,8 @@ class Generation:
         prompt: the prompts, left padded.
         new: new token ids of each row, up to and including an end-of-text token.
         texts: the continuations as text, without special tokens.
-        ids: prompt and continuation of each row, right padded, ready for `model.run`.
+        ids: prompt and continuation of each row, right padded, ready for `model.run` (which also takes the whole
+            `Generation`, as `model.generate` does to go on).
         logits: of the first new token of each row, after the edits, before `sampling`: `batch vocab`.
         run: what was captured of prompt and continuation, as `model.run(generation.ids, capture, edits)` has it.
     """
@@ -67,7 +68,8 @@ def generate(
     The next token is the likeliest one, whatever the model's folder asks for; `sampling` follows more.
 
     Args:
-        x: as for `run`; None starts from the model's BOS token alone, `rows` times (for edits that differ by row).
+        x: as for `run`, or a `Generation` to go on from (rows that ended, too). None starts from the model's
+            BOS token alone, `rows` times (for edits that differ by row).
         edits: applied to the prompt and to every generated token (narrow with `.at(scope=...)`).
         temperature: 0 is greedy; above 0 draws, seeded: the same batch and seed give the same text.
         top_k, top_p: as in transformers, for draws.
@@ -84,14 +86,15 @@ def generate(
         EditDidNotFire: an edit that reached no token.
     """
     prompt = model.tokens([[model.bos]] * rows if x is None else x, padding="left").to(model.device)
-    longest = prompt.ids.shape[1] + max_new_tokens
-    if max_new_tokens < 1 or longest > model.cfg.n_ctx:
+    sites, longest = _per_token(sites_of(capture)), int(prompt.lengths.max())
+    read = longest + max_new_tokens - (not sites)  # the last token is read for what is captured there
+    if max_new_tokens < 1 or read > model.cfg.n_ctx:
         raise BadInput(
-            f"cannot generate {max_new_tokens} tokens after {prompt.ids.shape[1]}: "
+            f"cannot generate {max_new_tokens} tokens after {longest}: "
             f"need at least 1, and {model.name} has a context of {model.cfg.n_ctx}"
         )
     settings = settings_of(model, sampling, temperature, top_k, top_p)
-    session = Session(model, _per_token(sites_of(capture)), edits_of(model, edits))
+    session = Session(model, sites, edits_of(model, edits))
     choose = chooser(model, settings, prompt, max_new_tokens, seed)
     ends = model.end_ids if stop_at_eos else frozenset[int]()
     with torch.no_grad(), session:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...errors import BadInput
 from ..native import Native
 from ..places.places import Places
+from ..prompts import texts_of
 from ..tokens import TokenBatch
 
 
@@ -47,10 +48,6 @@ def residual_directions(model: Places, tokens: str | int | Tensor | list[int]) -
     return directions[0] if directions.ndim == 2 and len(directions) == 1 else directions
 
 
-def _are_texts(x: Any) -> bool:
-    return isinstance(x, list) and bool(x) and isinstance(x[0], str)
-
-
 def _rows(model: Native, x: Any, prepend_bos: bool | None) -> list[list[int]]:
     if isinstance(x, Tensor) and x.ndim == 0:
         return [[int(x)]]
@@ -58,30 +55,32 @@ def _rows(model: Native, x: Any, prepend_bos: bool | None) -> list[list[int]]:
 
 
 def token_batch(model: Native, x: Any, prepend_bos: bool | None) -> TokenBatch:
-    """The batch of anything that a run takes; of TEXTS, with the BOS token put there or taken away where asked."""
+    """The batch of anything that a run takes; of TEXTS, with the BOS token (or the tokenizer's own prefix) put there or
+    taken away where asked."""
     batch = model.tokens(x)
-    if prepend_bos is None or not (isinstance(x, str) or _are_texts(x)):
+    if prepend_bos is None or texts_of(x) is None:
         return batch
-    bos = model.bos
-    bare = [row[1:] if row[0] == bos else row for row in batch.rows()]
-    return TokenBatch.of([[bos, *row] if prepend_bos else row for row in bare], model.pad)
+    start = model.prefix or [model.bos]
+    bare = [row[len(start) :] if row[: len(start)] == start else row for row in batch.rows()]
+    return TokenBatch.of([[*start, *row] if prepend_bos else row for row in bare], model.pad)
 
 
 class Text(Places):
     """Text and token ids, as a `HookedTransformer` converts them."""
 
-    def to_tokens(self, text: str | list[str], prepend_bos: bool | None = None) -> Int[Tensor, "batch pos"]:
-        """Token ids; shorter texts are padded on the right, where padding changes no result of a real token.
+    def to_tokens(self, x: Any, prepend_bos: bool | None = None) -> Int[Tensor, "batch pos"]:
+        """Token ids of anything that `run` takes; shorter rows are padded on the right, where padding changes no result
+        of a real token.
 
         A tensor of ids carries no mask: for the last token of each text, or a loss, pass the texts themselves to `run`.
         """
-        return token_batch(self, text, prepend_bos).ids.to(self.device)
+        return token_batch(self, x, prepend_bos).ids.to(self.device)
 
     def to_str_tokens(self, x: Any, prepend_bos: bool | None = None) -> Any:
         """Tokens as strings: a list for one text (or `pos`, or `1 pos` ids), a list of lists for several."""
         rows = _rows(self, x, prepend_bos)
         spelled = [[self.str_token(token) for token in row] for row in rows]
-        return spelled if len(spelled) > 1 or _are_texts(x) else spelled[0]
+        return spelled if len(spelled) > 1 or (texts_of(x) is not None and not isinstance(x, str)) else spelled[0]
 
     def to_string(self, tokens: Any) -> Any:
         """Ids to text, special tokens included: a string for `pos` (or one id), a list of strings for `batch pos`."""
