@@ -202,7 +202,7 @@ def test_separator_rule():
 @pytest.mark.smollm2
 def test_smollm2_documents_are_separated_as_in_its_pretraining(smollm2):
     assert data.document_separator(smollm2.tokenizer) == 0  # <|endoftext|>, not its eos <|im_end|>
-    assert data.window_prefix(smollm2.tokenizer) == []
+    assert smollm2.prefix == []
     literal, turn = "Markup like <|im_end|> in a text.", smollm2.chat("Hi")
     store = TokenStore.build(smollm2, [Document("a", literal), Document("b", turn, rendered=True)], 8)
     text, _, chat = "|".join(map(str, store[:].flatten().tolist())).partition("|0|1|")
@@ -217,7 +217,7 @@ def test_windows_begin_with_the_tokens_that_the_tokenizer_puts_first(tiny_model)
     model = tiny_model()
     core = model.tokenizer.backend_tokenizer
     core.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
-    assert data.window_prefix(model.tokenizer) == [0]
+    assert model.prefix == [0]
     store = TokenStore.build(model, ["the cat sat on the mat", "a dog ran"], context=4)
     joined = [*model.tokenizer("the cat sat on the mat", add_special_tokens=False).input_ids, 1]
     joined += [*model.tokenizer("a dog ran", add_special_tokens=False).input_ids, 1]

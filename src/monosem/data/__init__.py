@@ -1,6 +1,6 @@
 """Text to tokens: reading corpora, packing them into windows of token ids, and checked pairs of prompts."""
 
-from .packing import TokenStore, document_separator, packed, window_prefix
+from .packing import TokenStore, document_separator, packed
 from .pair_files import read_pairs
 from .pairs import PromptPairs
 from .source import TextSource, as_store, corpus
@@ -28,5 +28,4 @@ __all__ = [
     "shuffled",
     "texts",
     "token_at",
-    "window_prefix",
 ]

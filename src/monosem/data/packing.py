@@ -41,14 +41,6 @@ def document_separator(tokenizer: Any) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def window_prefix(tokenizer: Any) -> list[int]:
-    """The tokens that this tokenizer puts before every text by itself (BOS for Llama and Gemma, none for SmolLM2)."""
-    whole = tokenizer("a")["input_ids"]
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    start = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
-    return [int(token) for token in whole[:start]]
-
-
 @dataclass
 class Packing:
     """How documents become windows, and the count of what happened to them.
@@ -74,7 +66,7 @@ class Packing:
         tokenizer = model.tokenizer
         if tokenizer is None:
             raise BadInput(f"{model.name} has no tokenizer: give windows of token ids instead of documents")
-        prefix = window_prefix(tokenizer)
+        prefix = model.prefix
         limit = model.cfg.n_ctx
         if not len(prefix) + 2 <= context <= limit:
             raise BadInput(f"context {context} is not within {len(prefix) + 2} and {limit}, the model's own context")

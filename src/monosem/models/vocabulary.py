@@ -68,7 +68,7 @@ class Vocabulary:
         if not turns:
             raise BadInput("a chat needs at least one message")
         answered = turns[-1].get("role") == "assistant"
-        options = {"continue_final_message": answered, "add_generation_prompt": not answered}
+        options: dict[str, Any] = {"continue_final_message": answered, "add_generation_prompt": not answered}
         try:
             return str(self.tokenizer.apply_chat_template(turns, tokenize=False, **options))
         except Exception as error:  # templates are programs of their own, and raise what they like

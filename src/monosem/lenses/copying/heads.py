@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...data import TokenPairs, window_prefix
+from ...data import TokenPairs
 from ...errors import BadInput, Mismatch, UnknownName
 from ...models import Model, TokenBatch
 from ...patching import sweep
@@ -181,7 +181,7 @@ def copying_pairs(
     draw = torch.Generator().manual_seed(seed)
     pool = _pool(model, texts)
     pick = lambda count: pool[torch.randint(len(pool), (count,), generator=draw)].tolist()  # noqa: E731
-    prefix = window_prefix(model.tokenizer)
+    prefix = model.prefix
     newline = list(model.tokenizer("\n", add_special_tokens=False).input_ids)[-1:]
     entities = _entities(model, words, n, draw) if kind == "concept" else [pick(2 + i % 4) for i in range(n)]
     if length <= max(map(len, entities)):
