@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import BadInput
 from ..models import Model, TokenBatch
-from ..models.prompts import read, texts_of
+from ..models.tokens import read, texts_of
 
 
 def prompts_of(model: Model, texts: Any, n: int | None, length: int, skipped: int) -> list[list[int]]:

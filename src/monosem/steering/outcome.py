@@ -13,7 +13,7 @@ from torch import Tensor
 from ..edits import Edit
 from ..metrics import continuation_perplexity
 from ..models import Model, Run, TokenBatch
-from ..models.prompts import texts_of
+from ..models.tokens import texts_of
 from ..results import Result, analysis
 
 # Edits for every prompt, or a function that makes them for the prompts of one batch (row numbers into the prompt list)

@@ -40,8 +40,7 @@ def run(
     """One forward pass. Only what is named is kept, and no hook stays behind.
 
     Args:
-        x: a prompt or several: texts, token ids, chat messages, what a tokenizer returned, a `TokenBatch` (the list is
-            in `models.prompts`). No token is added that the tokenizer does not add itself.
+        x: a prompt or several, of any kind that `models.tokens` lists. No token is added that the tokenizer does not.
         capture: sites to keep, after the edits at that site.
         edits: applied in the given order, after the edits of `model.editing(...)`.
         logits: True for all positions, "last" for the last real token of each row (cheaper), False to stop the pass

@@ -13,8 +13,7 @@ from torch import Tensor
 from ...errors import BadInput
 from ..native import Native
 from ..places.places import Places
-from ..prompts import texts_of
-from ..tokens import TokenBatch
+from ..tokens import TokenBatch, texts_of
 
 
 def single_token(model: Native, text: str | int) -> int:
