@@ -173,7 +173,7 @@ class Native:
         if self.window is not None and batch.ids.shape[1] > self.window and (gap := batch.gap) is not None:
             raise BadInput(
                 f"prompt {gap} has padding between its tokens, which the attention windows of {self.name} count as "
-                "tokens; put the padding at one end"
+                "tokens; put it at one end: model.tokens(batch, padding='right')"
             )
         return batch
 

@@ -4,11 +4,12 @@ import contextlib
 import io
 import pickle
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
@@ -16,9 +17,9 @@ from transformers import PreTrainedModel
 from ...errors import BadFile, BadInput, cause
 
 # everything that transformers, safetensors, gguf and torch were seen to raise on damaged or unsuitable files
-_FILE_ERRORS = (
+FILE_ERRORS = (
     *(OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, MemoryError, EOFError),
-    *(struct.error, SafetensorError, pickle.UnpicklingError),
+    *(struct.error, SafetensorError, pickle.UnpicklingError, StrictDataclassError, ArithmeticError),
 )
 
 
@@ -50,15 +51,19 @@ def load_weights(
         )
     except ImportError as error:
         raise BadInput(f"cannot load {name}: {cause(error)}") from error
-    except _FILE_ERRORS as error:
+    except FILE_ERRORS as error:
         raise BadFile(f"cannot load {name}: {explain(error)}") from error
     lost = sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])])
     if lost:  # transformers would go on with random numbers in their place
         raise BadFile(f"cannot load {name}: {len(lost)} weights are missing or of another shape ({_some(lost)})")
     check_finite(hf, name)
-    ignored = sorted(report["unexpected_keys"])
-    notes = [f"{len(ignored)} unused tensors in the file ({_some(ignored)})"] if ignored else []
-    return hf, notes
+    return hf, unused_tensors(report["unexpected_keys"])
+
+
+def unused_tensors(names: Iterable[str]) -> list[str]:
+    """A note on them, if there are any."""
+    ignored = sorted(names)
+    return [f"{len(ignored)} unused tensors in the file ({_some(ignored)})"] if ignored else []
 
 
 def _some(names: list[str]) -> str:
@@ -80,6 +85,8 @@ def check_finite(module: nn.Module, name: str) -> None:
 
 def explain(error: BaseException) -> str:
     """One line for the user, in plain words for the causes that are known."""
+    if isinstance(error, StrictDataclassError) and error.__cause__ is not None:
+        return explain(error.__cause__)  # the fault itself; the rest says which validator found it
     text = f"{type(error).__name__} {error}"
     if isinstance(error, pickle.UnpicklingError) or "weights_only" in text or "Unsupported global" in text:
         return "its pickled weights hold more than tensors and could run code; ask for a safetensors version"

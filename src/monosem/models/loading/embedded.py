@@ -154,11 +154,11 @@ def convert(model: Embedded, source: Path, target: Path) -> None:
     """
     import torch
 
-    from .checkpoint import hushed, load_weights
-    from .gguf import gguf_model_arguments, gguf_tokenizer
+    from .checkpoint import hushed
+    from .gguf import gguf_tokenizer, load_gguf
 
     with hushed():
-        hf, _ = load_weights(*gguf_model_arguments(source), model.name, dtype=torch.float32)
+        hf, _ = load_gguf(source, dtype=torch.float32)
         tokenizer, _ = gguf_tokenizer(source)
     tokenizer.model_max_length = model.context
     hf.config.name_or_path = model.name

@@ -5,12 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 from transformers.integrations.gguf.reader import read_gguf_metadata
+from transformers.integrations.gguf.utils import is_gguf_arch_supported
+from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
 from ...errors import BadFile, cause
-from .checkpoint import explain
+from .checkpoint import explain, load_weights, unused_tensors
+from .gguf_config import Described, described
+from .gguf_rope import TENSORS
 
 # `tokenizer.ggml.pre` names of byte-level vocabularies in which each digit stands alone (llama.cpp, llama-vocab.cpp:
 # these names share the expressions `\p{N}` and GPT-2's). transformers 5.23 knows none of them and splits with GPT-2's
@@ -33,14 +37,35 @@ def check_gguf(path: str | os.PathLike[str]) -> Path:
     return file
 
 
-def gguf_model_arguments(path: Path) -> tuple[Any, dict[str, Any]]:
-    """Class and arguments that load the file's model with every weight dequantised (exactly, when in float32)."""
+def load_gguf(path: Path, **wanted: Any) -> tuple[PreTrainedModel, list[str]]:
+    """The file's model with every weight dequantised (exactly, when in float32), and notes for the user.
+
+    Raises:
+        BadFile: damaged, or it asks for something that transformers does not compute; the key or tensor is named.
+    """
+    file = described(path)
     arguments = {
         "pretrained_model_name_or_path": str(path.parent),
         "gguf_file": path.name,
+        "config": file.config,
         "quantization_config": GgufConfig(dequantize=True),
     }
-    return AutoModelForCausalLM, arguments
+    hf, notes = load_weights(AutoModelForCausalLM, arguments, path.name, **wanted)
+    return hf, [*file.notes, *notes, *_unused(file, hf, path.name)]
+
+
+def _unused(file: Described, hf: PreTrainedModel, name: str) -> list[str]:
+    """Tensors that transformers went past without a word. Raises `BadFile` where they belong to a block in use."""
+    if is_gguf_arch_supported(file.architecture):  # reported by the loading itself
+        return []
+    processor = TENSOR_PROCESSORS.get(file.architecture, TensorProcessor)(config={})
+    known = {key.removesuffix(".weight") for key in get_gguf_hf_weights_map(hf, processor)}
+    left = [t for t in file.tensors if t.removesuffix(".weight") not in known and t not in TENSORS]
+    blocks = tuple(f"blk.{layer}." for layer in range(hf.config.num_hidden_layers))
+    if lost := [tensor for tensor in left if tensor.startswith(blocks) and not tensor.endswith("attn_rot_embd.weight")]:
+        few = ", ".join(lost[:3]) + (", ..." if len(lost) > 3 else "")
+        raise BadFile(f"cannot load {name}: transformers' {hf.config.model_type} has no place for {few}")
+    return unused_tensors(left)
 
 
 def gguf_tokenizer(path: Path) -> tuple[PreTrainedTokenizerBase, list[str]]:

@@ -16,7 +16,7 @@ from ..running.sampling import sampling_notes
 from . import embedded, hub
 from .catalogue import EMBEDDED, Embedded
 from .checkpoint import check_finite, explain, hushed, load_weights
-from .gguf import check_gguf, gguf_model_arguments, gguf_tokenizer
+from .gguf import check_gguf, gguf_tokenizer, load_gguf
 from .precision import DeviceLike, DtypeLike, choose_device, choose_dtype, describe
 
 TokenizerLike = PreTrainedTokenizerBase | str | os.PathLike[str] | None
@@ -125,7 +125,7 @@ def _from_embedded(model: Embedded, wanted: dict[str, Any], quiet: bool) -> Load
 
 
 def _from_gguf(path: Path, wanted: dict[str, Any], with_tokenizer: bool) -> Loaded:
-    hf, notes = load_weights(*gguf_model_arguments(path), path.name, **wanted)
+    hf, notes = load_gguf(path, **wanted)
     tokenizer, more = gguf_tokenizer(path) if with_tokenizer else (None, [])
     return hf, tokenizer, path.stem, [*notes, *more]
 

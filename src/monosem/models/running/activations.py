@@ -8,7 +8,7 @@
 | `ln2_....L`, `mlp_input.L` | likewise before the MLP | `resid_mid.L` (parallel blocks: `resid_pre.L`) |
 | `final_input`, `final_scale`, `final_normalized` | likewise of the final norm | `resid_post` of the last layer |
 | `mlp_up.L` | the up projection in gated MLPs, else the only one | `mlp_pre_linear.L` or `mlp_pre.L` |
-| `attn_raw.L`, `mlp_raw.L` | `attn_out.L`; with a norm or scale after the branch, z through W_O | `attn_out.L` or `z.L` |
+| `attn_raw.L`, `mlp_raw.L` | `attn_out.L`; with a norm or scale after it, z through W_O | `attn_out.L` or `z.L` |
 | `logits_raw` | the unembedding | `final_norm` |
 | `pos_embed` | learned positions of the tokens | nothing |
 
