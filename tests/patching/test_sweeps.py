@@ -340,13 +340,14 @@ def test_positions_and_layers_are_chosen_as_everywhere() -> None:
 # ---------------------------------------------------------------------- where the fast way does not apply
 
 
-def test_edits_around_the_sweep_hold_and_are_not_ignored(capsys: pytest.CaptureFixture[str]) -> None:
+def test_edits_around_the_sweep_hold_and_are_not_ignored() -> None:
     model = tiny("llama")
     half = edits.scale("attn_out.1", 0.5)
     with model.editing(half):
-        found = sweep(model, pairs_of(model), layers=[0])
-        assert found.method == "batched"
-        assert "edits inside the layers" in capsys.readouterr().err
+        with pytest.warns(UserWarning, match="edits inside the layers.*whole runs") as warned:
+            found = sweep(model, pairs_of(model, [CLEAN] * 2, [CORRUPTED] * 2), layers=[0], quiet=True)
+        assert len(warned) == 1  # not one for each pair
+        assert found.method == found.config["method"] == "batched"
         hand = by_hand(model, CORRUPTED, CLEAN, "resid_pre", 0, 2)
     assert found.mean()[2] == pytest.approx(hand, abs=1e-5)
     assert sweep(model, pairs_of(model), layers=[0], quiet=True).mean()[2] != pytest.approx(hand, abs=1e-3)
@@ -357,7 +358,8 @@ def test_layers_that_lie_about_their_cache_are_found_out(monkeypatch: pytest.Mon
     model = tiny_model("llama", name="tiny")
     expected = sweep(model, pairs_of(model), quiet=True)
     monkeypatch.setattr(growing_module._Cache, "update", lambda self, k, v, *_, **__: (k, v))
-    found = sweep(model, pairs_of(model), quiet=True)
+    with pytest.warns(UserWarning, match="whole runs instead"):
+        found = sweep(model, pairs_of(model), quiet=True)
     assert (expected.method, found.method) == ("growing", "batched")
     assert torch.allclose(found.mean(), expected.mean(), atol=1e-5)
 
@@ -365,9 +367,8 @@ def test_layers_that_lie_about_their_cache_are_found_out(monkeypatch: pytest.Mon
 def test_nothing_stays_behind() -> None:
     model = tiny_model("gemma2", name="tiny")
     before, implementation = model.run([CLEAN]).logits, model.hf.config._attn_implementation
-    for _ in growing_module.growing(
-        _trial(model), cells_of(model, pairs_of(model), "pattern", ("layer", "head")), "2GB"
-    ):
+    sets = [(cell,) for cell in cells_of(model, pairs_of(model), "pattern", ("layer", "head"))]
+    for _ in growing_module.growing(_trial(model), sets, "2GB"):
         assert model.hf.config._attn_implementation == implementation
         assert torch.is_grad_enabled()
         break  # a sweep that is given up in the middle

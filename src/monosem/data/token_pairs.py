@@ -65,12 +65,13 @@ class TokenPairs:
             right, wrong: answers as text (exactly one token each, mind the leading space) or token ids; or a list of
                 such answers for every pair.
             spans: token positions of each row, counted from its first token.
-            drop_unaligned: leave out pairs that do not align or whose answers are not single tokens, instead of
-                refusing them all; `notes` says how many and which.
+            drop_unaligned: leave out pairs that do not align, or whose answers are not single tokens or are the same,
+                instead of refusing them all; `notes` says how many and which.
 
         Raises:
             BadInput: sides of different length, pairs whose token counts differ (both tokenisations are shown), an
-                answer that is not one token, a span outside its row; or no pair is left.
+                answer that is not one token, a wrong answer that is the right one, a span outside its row; or no pair
+                is left.
         """
         for what, values in {"clean": clean, "corrupted": corrupted, "right": right, "wrong": wrong}.items():
             if isinstance(values, str | int):
@@ -80,6 +81,10 @@ class TokenPairs:
         _check_counts(a, b, right, wrong, named)
         bad = _misaligned(model, a, b)
         answers = [_answers(model, side, bad) for side in (right, wrong)]
+        for row, (one, other) in enumerate(zip(answers[0] or (), answers[1] or ())):
+            if set(one) == set(other):
+                shown = ", ".join(f"{model.str_token(token)!r} ({token})" for token in one)
+                bad.setdefault(row, f"{_equal(row)}, {shown}, so every difference of the two is 0")
         if bad and not drop_unaligned:
             more = f" (and {len(bad) - 1} more: {_listed(list(bad)[1:])})" if len(bad) > 1 else ""
             raise BadInput(f"{next(iter(bad.values()))}{more}; reword them, or leave them out (drop_unaligned)")
@@ -103,7 +108,8 @@ class TokenPairs:
         )
 
     def __post_init__(self) -> None:
-        """Raises `BadInput` when there is no pair, or a position does not mean the same in both prompts of a pair."""
+        """Raises `BadInput` when there is no pair, a position does not mean the same in both prompts of a pair, or the
+        right answers of a pair are its wrong ones."""
         if not len(self.clean):
             raise BadInput("there are no pairs; give or keep at least one")
         if self.clean.ids.shape != self.corrupted.ids.shape or not torch.equal(self.clean.mask, self.corrupted.mask):
@@ -111,6 +117,10 @@ class TokenPairs:
                 "clean and corrupted prompts must have the same numbers of tokens and the same padding; "
                 "TokenPairs.of(model, clean, corrupted) says which pair differs"
             )
+        right, wrong = (None if side is None else side.tolist() for side in self.answers)
+        for row, (one, other) in enumerate(zip(right or (), wrong or ())):
+            if set(one) - {-1} == set(other) - {-1}:
+                raise BadInput(f"{_equal(row)} (token ids {one}), so every difference of the two is 0; give another one")
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -262,6 +272,10 @@ def _answers(
             bad.setdefault(number, f"answer of pair {number}: {error}")
             rows.append([0])
     return rows
+
+
+def _equal(row: int) -> str:
+    return f"right and wrong answer of pair {row} are the same"
 
 
 def _single(rows: list[list[int]] | None) -> Tensor | None:

@@ -6,19 +6,20 @@ be restored, or bare **values** (zero, means), which can only be written into th
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..data import TokenPairs
 from ..edits import Edit
-from ..errors import BadInput
+from ..errors import BadInput, check_name
 from ..models import Model, Site, TokenBatch
 from ..models.running.moment import EditLike
 from .cells import SpanPositions, index_of, listed
 
+NOISE_SCALES = ("prompts", "noised", "vocabulary")  # embeddings whose standard deviation is the unit of noise
 REFERENCE_ROWS = 32  # prompts of a reference that run together
 
 
@@ -69,35 +70,46 @@ def _pairs_own(
 PROMPT = Corruption("corrupted prompt", lambda model, pairs, sites: _pairs_own(model, pairs))  # the default
 
 
-def noise(sd: float = 3.0, samples: int = 10, positions: SpanPositions | None = None, seed: int = 0) -> Corruption:
+def noise(
+    sd: float = 3.0,
+    samples: int = 10,
+    positions: SpanPositions | Bool[Tensor, "batch pos"] | None = None,
+    seed: int = 0,
+    *,
+    of: Literal["prompts", "noised", "vocabulary"] | float = "prompts",
+) -> Corruption:
     """The clean prompt with Gaussian noise added to token embeddings, as in causal tracing (Meng et al. 2022).
 
     Args:
-        sd: of the noise, in units of the standard deviation of the embeddings of the pairs' clean tokens (over tokens
-            and dimensions together; 3 in the paper).
+        sd: of the noise, in units of `of` (3 in the paper).
         samples: draws for each pair; results are averaged over them.
-        positions: noised tokens, indices or span names; default: where clean and corrupted prompt differ.
+        positions: noised tokens, indices or span names, or a mask `batch pos` in the layout of the pairs' clean tokens;
+            default: where clean and corrupted prompt differ.
         seed: draws depend on it and on the number of the pair alone.
+        of: the standard deviation of which embeddings, over tokens and dimensions together: of the pairs' clean
+            "prompts", of their "noised" tokens (the paper's code: subjects), or of the whole "vocabulary"; or a number.
 
     Raises:
-        BadInput: sd or samples not positive; when swept, a pair whose prompts do not differ and no positions.
+        BadInput: sd, samples or the number not positive; when swept, a pair without a token to noise.
+        UnknownName: no such embeddings.
     """
-    if not sd > 0 or samples < 1:
-        raise BadInput(f"noise needs sd > 0 and samples >= 1, not {sd} and {samples}")
-    label = f"embedding noise of {sd:g} sd"
+    if not sd > 0 or samples < 1 or (not isinstance(of, str) and not of > 0):
+        raise BadInput(f"noise needs sd > 0, samples >= 1 and a number of > 0, not {sd}, {samples} and {of}")
+    if isinstance(of, str):
+        check_name("scale of noise", of, NOISE_SCALES)
+    label = f"embedding noise of {sd:g} sd" if isinstance(of, str) else f"embedding noise of {sd * of:g}"
 
     def sides(model: Model, pairs: TokenPairs, sites: Sequence[Site]) -> Sides:
-        size = sd * embedding_sd(model, pairs.clean)
-        chosen = None if positions is None else listed(pairs, positions)
+        where = _noised(pairs, positions)
+        size = sd * (_noise_scale(model, pairs, where, of) if isinstance(of, str) else of)
 
         def draws(row: int) -> list[Side]:
             tokens = pairs.clean[[row]].to(model.device)
-            where = _differing(pairs, row) if chosen is None else sorted({index_of(at, pairs, row) for at in chosen})
             generator = _generator(seed, row)
             made = []
             for _ in range(samples):
                 drawn = torch.zeros(tokens.ids.shape[1], model.cfg.d_model)
-                drawn[where] = size * torch.randn(len(where), model.cfg.d_model, generator=generator)
+                drawn[where[row]] = size * torch.randn(len(where[row]), model.cfg.d_model, generator=generator)
                 made.append(Side(tokens, [_added(drawn.to(model.device), label)]))
             return made
 
@@ -110,17 +122,40 @@ def _generator(seed: int, row: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + row)
 
 
-def _differing(pairs: TokenPairs, row: int) -> list[int]:
-    where: list[int] = pairs.differs[row][pairs.clean.mask[row]].nonzero()[:, 0].tolist()
-    if not where:
-        raise BadInput(f"pair {row} has no differing token to noise; say which with noise(positions=[...])")
+def _noised(pairs: TokenPairs, positions: SpanPositions | Tensor | None) -> list[list[int]]:
+    """The token indices of every pair that get noise."""
+    if isinstance(positions, Tensor) and positions.dtype == torch.bool:
+        mask = positions
+        if mask.shape != pairs.clean.mask.shape:
+            raise BadInput(f"a mask of positions is {tuple(pairs.clean.mask.shape)} here, not {tuple(mask.shape)}")
+    elif positions is None:
+        mask = pairs.differs
+    else:
+        chosen = listed(pairs, positions)
+        return [sorted({index_of(at, pairs, row) for at in chosen}) for row in range(len(pairs))]
+    mask, real = mask.cpu(), pairs.clean.mask.cpu()
+    where = [mask[row][real[row]].nonzero()[:, 0].tolist() for row in range(len(pairs))]
+    for row, indices in enumerate(where):
+        if not indices:
+            raise BadInput(f"pair {row} has no differing token to noise; say which with noise(positions=[...])")
     return where
 
 
-def embedding_sd(model: Model, tokens: TokenBatch) -> float:
-    """Standard deviation over real tokens and dimensions of the embeddings, as the model adds them to the stream."""
+def _noise_scale(model: Model, pairs: TokenPairs, where: Sequence[Sequence[int]], of: str) -> float:
+    if of == "vocabulary":
+        return float(model.W_E.float().std())
+    noised = pairs.clean.mask.cpu().clone()
+    if of == "noised":
+        for row, indices in enumerate(where):
+            noised[row] &= torch.isin(pairs.clean.positions[row].cpu(), torch.tensor(indices))
+    return embedding_sd(model, pairs.clean, noised)
+
+
+def embedding_sd(model: Model, tokens: TokenBatch, chosen: Bool[Tensor, "batch pos"] | None = None) -> float:
+    """Standard deviation over real tokens (or the chosen ones) and dimensions of the embeddings, as the model adds them
+    to the stream."""
     values = model.run(tokens, capture="embed", logits=False)["embed"]
-    return float(values[tokens.mask.to(values.device)].float().std())
+    return float(values[(tokens.mask if chosen is None else chosen).to(values.device)].float().std())
 
 
 def _added(noise: Float[Tensor, "pos d_model"], label: str) -> Edit:

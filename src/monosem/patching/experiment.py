@@ -57,6 +57,8 @@ class Experiment(Generic[T]):
     Attributes:
         trials: rows of the pairs -> their trials, each with its share in the pair's mean over draws.
         at_once: pairs that make one trial. model, corruption: names, for the result.
+        has_scale: whether scores are asked for, so that the two runs of every pair must differ; where bare values are
+            written instead of another run's, effects say enough.
     """
 
     pairs: TokenPairs
@@ -66,6 +68,7 @@ class Experiment(Generic[T]):
     at_once: int = 1
     model: str = ""
     corruption: str = PROMPT.label
+    has_scale: bool = True
 
     def run(
         self,
@@ -84,9 +87,11 @@ class Experiment(Generic[T]):
                 once a trial, in any order, as many at once as memory allows.
             columns: what tells the variants apart, an entry for each (`Measured.columns`).
             keep: whether to keep every value, or only means and spreads over pairs; default: by `KEPT_NUMBERS`.
+
+        Raises:
+            BadInput: a number that is not finite, or a pair whose clean and corrupted runs are the same.
         """
         n, count = len(next(iter(columns.values()))), len(self.pairs)
-        every = torch.arange(n)
         keep = n * count <= KEPT_NUMBERS if keep is None else keep
         values = {name: torch.zeros(n, count, dtype=torch.float64) if keep else Moments(n) for name in self.metrics}
         clean, corrupted = (
@@ -99,20 +104,7 @@ class Experiment(Generic[T]):
                     name: torch.zeros(n, rows.stop - first, dtype=torch.float64) if isinstance(held, Moments) else
                     held[:, rows] for name, held in values.items()
                 }  # fmt: skip
-                for trial, share in self.trials(rows):
-                    self._add(clean, rows, trial, trial.clean_logits, share)
-                    self._add(corrupted, rows, trial, trial.other_logits, share)
-                    times = torch.zeros(n, dtype=torch.long)
-                    for which, outcome in variants(trial):
-                        where = _index(which)
-                        added = self._add(part, where, trial, outcome, share)
-                        times.index_add_(0, chosen := every[where], torch.ones_like(chosen))
-                        meter.advance(share * added)
-                    if wrong := (times != 1).nonzero().flatten().tolist():
-                        raise RuntimeError(
-                            f"every variant comes once a trial: of {n} variants, {len(wrong)} did not; "
-                            f"variant {wrong[0]} came {int(times[wrong[0]])} times"
-                        )
+                self._measure(rows, variants, clean, corrupted, part, meter)
                 for name, held in values.items():
                     if isinstance(held, Moments):
                         held.add(part[name], clean[name][rows], corrupted[name][rows])
@@ -121,15 +113,71 @@ class Experiment(Generic[T]):
             model=self.model, corruption=self.corruption,
         )  # fmt: skip
 
-    def _add(self, into: Mapping[str, Tensor], where: slice | Tensor, trial: T, outcome: Outcome, share: float) -> int:
-        """Add a draw's share of what some variants gave; returns how many numbers a metric that was."""
+    def _measure(
+        self,
+        rows: slice,
+        variants: Callable[[T], Iterable[tuple[Which, Outcome]]],
+        clean: Mapping[str, Tensor],
+        corrupted: Mapping[str, Tensor],
+        part: Mapping[str, Float[Tensor, "variants rows"]],
+        meter: Meter,
+    ) -> None:
+        """Add what some pairs give: both ends to `clean` and `corrupted`, every variant to `part`."""
+        every = torch.arange(len(next(iter(part.values()))))
+        same = torch.ones(rows.stop - rows.start, dtype=torch.bool)
+        for trial, share in self.trials(rows):
+            self._add(clean, rows, trial, trial.clean_logits, share, rows.start)
+            self._add(corrupted, rows, trial, trial.other_logits, share, rows.start)
+            same &= (trial.clean_logits == trial.other_logits).flatten(1).all(1).cpu()
+            times = torch.zeros(len(every), dtype=torch.long)
+            for which, outcome in variants(trial):
+                where = _index(which)
+                added = self._add(part, where, trial, outcome, share, rows.start)
+                times.index_add_(0, chosen := every[where], torch.ones_like(chosen))
+                meter.advance(share * added)
+            if wrong := (times != 1).nonzero().flatten().tolist():
+                raise RuntimeError(
+                    f"every variant comes once a trial: of {len(every)} variants, {len(wrong)} did not; "
+                    f"variant {wrong[0]} came {int(times[wrong[0]])} times"
+                )
+        if self.has_scale and bool(same.any()):
+            pair = rows.start + int(same.nonzero()[0])
+            numbers = ", ".join(f"{name} {clean[name][pair]:.4g} and {corrupted[name][pair]:.4g}" for name in clean)
+            raise BadInput(
+                f"the clean and the corrupted run of pair {pair} are the same ({numbers}), so there is nothing to "
+                "patch; give a prompt that differs, leave the pair out, or take another corruption, such as noise"
+            )
+
+    def _add(
+        self, into: Mapping[str, Tensor], where: slice | Tensor, trial: T, outcome: Outcome, share: float, pair: int
+    ) -> int:
+        """Add a draw's share of what some runs gave; returns how many numbers a metric that was.
+
+        Args:
+            pair: the number of the trial's first pair.
+
+        Raises:
+            BadInput: a number that is not finite, which every mean and score would hide.
+        """
         numbers = outcome if isinstance(outcome, Mapping) else numbers_of(trial, self.metrics, outcome)
         added = 0
         for name, value in numbers.items():
             target, value = into[name], value.detach().double().cpu()
+            if not bool(value.isfinite().all()):
+                bad = int((~value.isfinite()).nonzero()[0])
+                raise BadInput(
+                    f"{name} is {float(value[bad])} in a {'patched' if target.ndim > 1 else 'clean or corrupted'} run "
+                    f"of pair {pair + bad % len(trial.pairs)}; {_remedy(outcome)}"
+                )
             target[where] += share * (value.reshape(-1, target.shape[1]) if target.ndim > 1 else value)
             added = value.numel()
         return added
+
+
+def _remedy(outcome: Outcome) -> str:
+    if isinstance(outcome, Tensor) and not bool(outcome.isfinite().all()):
+        return "the model's logits are not finite: load it in float32 or bfloat16, or patch less"
+    return "the logits are finite, so it is the metric that is not defined there: take another, or leave the pair out"
 
 
 def numbers_of(
@@ -276,7 +324,9 @@ def patching_experiment(
         for side in others:
             yield _trial(model, pair, clean, side, direction, places, dictionary), 1 / len(others)
 
-    return Experiment(pairs, metrics, direction, trials, model=model.name, corruption=corruption.label)
+    return Experiment(
+        pairs, metrics, direction, trials, model=model.name, corruption=corruption.label, has_scale=corruption.is_run
+    )
 
 
 def _trial(

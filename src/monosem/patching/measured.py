@@ -33,6 +33,7 @@ class Measured(Result):
         direction: "denoising": clean values written into the corrupted run; "noising": the other way round.
         columns: what tells the variants apart; the first columns of the table.
         method: how the values came about. model: the model's name. corruption: what the other side was.
+        config: as in every `Result`; here `method` is what computed, which may not be what was asked for.
     """
 
     numbers: Mapping[str, Float[Tensor, "variants pairs"] | Moments]
@@ -43,6 +44,7 @@ class Measured(Result):
     method: str = ""
     model: str = ""
     corruption: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, measured: "Measured", **more: Any) -> Self:

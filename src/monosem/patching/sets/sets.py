@@ -14,10 +14,9 @@ from ..cells import Cell, check_cell, places_of
 from ..experiment import Direction, Trial, patching_experiment, writes_of
 from ..measured import Columns, Measured
 from ..scoring import MetricLike
-from ..sweeps.sweep import patched_by
-from ..sweeps.whole_runs import Patched
+from ..sweeps.engine import Engine
+from ..sweeps.whole_runs import CellSet, Patched
 
-CellSet = Sequence[Cell]
 MANY = 6  # single cells from which the fast way, which begins with a few whole runs, pays
 
 
@@ -66,17 +65,19 @@ def patch_sets(
     captured = list(dict.fromkeys([*places_of(cells), *(Site("resid_pre", layer) for layer in starts)]))
     experiment = patching_experiment(model, pairs, captured, metric, direction)
     columns: Columns = {"set": [", ".join(map(str, one)) for one in listed], "cells": [len(one) for one in listed]}
-    runs = experiment.run(lambda trial: _runs(trial, listed, order, memory), columns, label=label, quiet=quiet)
-    return Joint.of(runs, sets=listed)
+    engine = Engine()
+    runs = experiment.run(lambda trial: _runs(trial, listed, order, engine, memory), columns, label=label, quiet=quiet)
+    return Joint.of(runs, sets=listed, **engine.ran)
 
 
-def _runs(trial: Trial, sets: Sequence[CellSet], order: Sequence[int], memory: str | int) -> Patched:
+def _runs(
+    trial: Trial, sets: Sequence[CellSet], order: Sequence[int], engine: Engine, memory: str | int
+) -> Patched:
     """Single cells by the fast way of sweeps; larger sets that begin in the same layer run on together from there."""
     model = trial.model
     singles = [i for i in order if len(sets[i]) == 1]
     if len(singles) >= MANY:
-        cells = [sets[i][0] for i in singles]
-        for chosen, logits in patched_by("growing", trial, cells, memory):
+        for chosen, logits in engine(trial, [sets[i] for i in singles], memory):
             yield [singles[i] for i in chosen], logits
         order = [i for i in order if len(sets[i]) != 1]
     need = estimate(model, trial.base.tokens, [], Kept(), "last")

@@ -1,4 +1,4 @@
-"""Fast sweeps: every cell is a row that is born in its layer and runs on from there, only from its first token on.
+"""Fast sweeps: every cell (or set of cells) is a row that is born in its layer and runs on from there, only from its first token on.
 
 Two facts save the work. A patch in layer l leaves the layers before l as they were, so one pass over the layers serves
 all cells: at layer l the rows of the cells of l join the batch. A patch at position p leaves earlier positions as they
@@ -29,7 +29,7 @@ from ...models.running.moment import EditLike
 from ...models.running.session import Session
 from ..cells import Cell
 from ..experiment import Trial, Writes
-from .whole_runs import Patched
+from .whole_runs import CellSet, Patched
 
 # layer argument -> its axis of token positions (of queries, in a mask)
 _TOKEN_AXIS = {"attention_mask": -2, "position_ids": -1, "cache_position": -1, "position_embeddings": -2}
@@ -147,25 +147,26 @@ class Tape:
 
 
 @torch.no_grad()
-def growing(trial: Trial, cells: Sequence[Cell], memory: str | int) -> Patched:
-    """All cells, grouped by the first position that they change.
+def growing(trial: Trial, sets: Sequence[CellSet], memory: str | int) -> Patched:
+    """Every set of cells as a row, grouped by the first position that they change.
 
     Raises:
         NotApplicable: this model's layers cannot be called so.
     """
+    births = [min(_entry(cell)[0] for cell in cells) for cells in sets]
     with _masks(trial.model):
-        tape = Tape.of(trial.model, trial.base.tokens, trial.edits, min(_birth(cell)[0] for cell in cells))
+        tape = Tape.of(trial.model, trial.base.tokens, trial.edits, min(births))
     groups: dict[int, list[int]] = defaultdict(list)
-    for i, cell in enumerate(cells):
-        first = trial.first_change(cell)
-        groups[-1 if first is None else first].append(i)
+    for i, cells in enumerate(sets):
+        changes = [first for cell in cells if (first := trial.first_change(cell)) is not None]
+        groups[min(changes, default=-1)].append(i)
     if unchanged := groups.pop(-1, []):
         yield unchanged, trial.base_logits.expand(len(unchanged), -1)
     for start, members in _merged(groups, CALL_TOKENS.get(trial.model.device.type, CALL_TOKENS_ELSEWHERE)):
-        members.sort(key=lambda i: _birth(cells[i])[0])
+        members.sort(key=lambda i: births[i])
         for chunk in _chunks(tape, members, start, bytes_of(memory)):
             with _masks(trial.model):
-                hidden = _grow(tape, trial, [cells[i] for i in chunk], start)
+                hidden = _grow(tape, trial, [sets[i] for i in chunk], start)
             yield chunk, trial.model.unembed(hidden)
 
 
@@ -184,19 +185,22 @@ def _merged(groups: dict[int, list[int]], call_tokens: int) -> Iterator[tuple[in
     yield from merged
 
 
-def _grow(tape: Tape, trial: Trial, cells: Sequence[Cell], start: int) -> Float[Tensor, "rows d_model"]:
-    """One pass over the layers; the stream after the last layer at the last token, a row a cell (sorted by birth)."""
-    births = [_birth(cell) for cell in cells]
+def _grow(tape: Tape, trial: Trial, sets: Sequence[CellSet], start: int) -> Float[Tensor, "rows d_model"]:
+    """One pass over the layers; the stream after the last layer at the last token, a row a set (sorted by birth)."""
+    patches: dict[int, list[tuple[int, Cell]]] = defaultdict(list)  # layer -> the rows that are patched there
+    births = [min(_entry(cell)[0] for cell in cells) for cells in sets]
+    for row, cells in enumerate(sets):
+        for cell in cells:
+            patches[_entry(cell)[0]].append((row, cell))
     hidden: Tensor = tape.stream[0].new_empty(0, len(tape.stream[0]) - start, tape.stream[0].shape[1])
-    for layer in range(births[0][0], len(tape.stream)):
-        born = range(len(hidden), len(hidden) + sum(birth == layer for birth, _ in births))
-        newborn = tape.stream[layer][start:].expand(len(born), -1, -1)
-        hidden = torch.cat([hidden, newborn]) if born else hidden
+    for layer in range(births[0], len(tape.stream)):
+        if born := births.count(layer):
+            hidden = torch.cat([hidden, tape.stream[layer][start:].expand(born, -1, -1)])
         inside: dict[Site, list[Any]] = defaultdict(list)
-        for row in born:
-            index, value = _shifted(trial, cells[row], start)
-            if births[row][1]:
-                inside[cells[row].place].append((row, index, value))
+        for row, cell in patches[layer]:
+            index, value = _shifted(trial, cell, start)
+            if _entry(cell)[1]:
+                inside[cell.place].append((row, index, value))
             else:
                 hidden[row][index] = value.to(hidden.dtype)
         if layer < len(tape.arguments):
@@ -217,8 +221,9 @@ def _edited_call(tape: Tape, layer: int, hidden: Tensor, start: int, edits: Sequ
     return hidden
 
 
-def _birth(cell: Cell) -> tuple[int, bool]:
-    """The layer in which a cell's row joins, and whether the patch is made inside the layer (else: on its input)."""
+def _entry(cell: Cell) -> tuple[int, bool]:
+    """The layer of a patch (the first one of a row is where the row joins), and whether it is made inside the layer
+    (else: on its input)."""
     if cell.site == "resid_post":
         return cell.layer + 1, False
     return cell.layer, cell.site != "resid_pre"

@@ -1,22 +1,17 @@
 """The sweep: patch every cell, one at a time, and measure what the model answers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, Unpack
 
 from ...data import TokenPairs
-from ...errors import check_name
 from ...models import Model
-from ...progress import say
 from ...results import analysis
-from ..cells import Cell, Which, axes_of, cells_of, columns_of, labels_of, places_of
+from ..cells import Which, axes_of, cells_of, columns_of, labels_of, places_of
 from ..corruptions import Corruption
-from ..experiment import Direction, Trial, patching_experiment
+from ..experiment import Direction, patching_experiment
 from ..scoring import MetricLike
-from .growing import NotApplicable, growing
+from .engine import Engine
 from .result import Sweep
-from .whole_runs import Patched, batched, naive
-
-METHODS = {"growing": growing, "batched": batched, "naive": naive}
 
 
 @analysis
@@ -44,42 +39,23 @@ def sweep(
             noising for corruptions that are bare values.
         corruption: the other side; default: the pair's corrupted prompt. `noise`, `resample`, `zero`, `mean`, ...
         method: "growing" computes only what a patch can change (`growing.py`); "batched" and "naive" run the whole
-            model for every cell. All give the same numbers up to rounding.
+            model for every cell. All give the same numbers up to rounding. Where the layers do not allow the growing
+            sweep, whole runs are patched instead: a Python warning says why, and `method` of the result is "batched".
         memory: what patched rows may take at once, beside the model and the activations of one pair.
 
     Raises:
         UnknownName, BadInput: as `cells_of`; a metric without its answers; denoising from bare values.
     """
-    check_name("method", method, METHODS)
+    engine = Engine(method)
     cells = cells_of(model, pairs, sites, over, **which)
     experiment = patching_experiment(
         model, pairs, places_of(cells), metric, direction, corruption, which.get("dictionary")
     )
     labels = labels_of(model, pairs, cells)
-    used = method
-
-    def fall_back(reason: NotApplicable) -> None:
-        nonlocal used
-        used = "batched"
-        say(f"{reason}; patching whole runs instead, which is slower", quiet)
-
+    alone = [(cell,) for cell in cells]
     run = experiment.run(
-        lambda trial: patched_by(used, trial, cells, memory, fall_back),
+        lambda trial: engine(trial, alone, memory),
         columns_of(cells, over, labels), label="patch", unit="cell", quiet=quiet,
     )  # fmt: skip
-    return Sweep.of(run, cells=cells, over=axes_of(over), labels=labels, method=used)
+    return Sweep.of(run, cells=cells, over=axes_of(over), labels=labels, **engine.ran)
 
-
-def patched_by(
-    method: str,
-    trial: Trial,
-    cells: Sequence[Cell],
-    memory: str | int,
-    told: Callable[[NotApplicable], None] = lambda reason: None,
-) -> Patched:
-    """Cells patched by a method, or by whole runs in batches where the model's layers do not allow it (`told` why)."""
-    try:
-        yield from METHODS[method](trial, cells, memory)
-    except NotApplicable as reason:  # always raised before the first numbers
-        told(reason)
-        yield from batched(trial, cells, memory)

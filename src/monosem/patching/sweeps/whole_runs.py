@@ -1,4 +1,4 @@
-"""Patching by whole runs: one run a cell (the plain definition), or several cells as rows of one batch."""
+"""Patching by whole runs: one run a set of cells (the plain definition), or several of them as rows of one batch."""
 
 from collections.abc import Iterator, Sequence
 
@@ -10,21 +10,22 @@ from ...models.running.selection import Kept
 from ..cells import Cell
 from ..experiment import Trial, writes_of
 
-Patched = Iterator[tuple[Sequence[int], Float[Tensor, "rows vocab"]]]  # which cells, and their last token's logits
+CellSet = Sequence[Cell]  # the cells of one row, patched together
+Patched = Iterator[tuple[Sequence[int], Float[Tensor, "rows vocab"]]]  # which sets, and their last token's logits
 
 
-def naive(trial: Trial, cells: Sequence[Cell], memory: str | int) -> Patched:
-    """One whole run for each cell."""
-    return _runs(trial, cells, 1)
+def naive(trial: Trial, sets: Sequence[CellSet], memory: str | int) -> Patched:
+    """One whole run for each set of cells."""
+    return _runs(trial, sets, 1)
 
 
-def batched(trial: Trial, cells: Sequence[Cell], memory: str | int) -> Patched:
-    """Whole runs with as many cells as rows as the memory budget holds."""
+def batched(trial: Trial, sets: Sequence[CellSet], memory: str | int) -> Patched:
+    """Whole runs with as many sets as rows as the memory budget holds."""
     need = estimate(trial.model, trial.base.tokens, [], Kept(), "last")
-    return _runs(trial, cells, rows_that_fit(need, len(cells), memory))
+    return _runs(trial, sets, rows_that_fit(need, len(sets), memory))
 
 
-def _runs(trial: Trial, cells: Sequence[Cell], rows: int) -> Patched:
-    for start in range(0, len(cells), rows):
-        chunk = range(start, min(start + rows, len(cells)))
-        yield chunk, trial.patched(len(chunk), writes_of(trial, [[cells[i]] for i in chunk]))
+def _runs(trial: Trial, sets: Sequence[CellSet], rows: int) -> Patched:
+    for start in range(0, len(sets), rows):
+        chunk = range(start, min(start + rows, len(sets)))
+        yield chunk, trial.patched(len(chunk), writes_of(trial, [sets[i] for i in chunk]))
