@@ -12,7 +12,7 @@ from monosem.cli import app
 from monosem.cli.patch.pairs import positions_of
 from monosem.data import read_pairs
 from monosem.models import Model, load_model
-from monosem.patching import attribution, check_estimate, localise, paths, sweep
+from monosem.patching import attribution, check_estimate, localise, paths, sweep, trace
 from tiny import tiny_hf, tiny_tokenizer
 
 CLEAN = ["the cat sat on a", "the dog ran to a", "they ran a big red"]
@@ -216,3 +216,20 @@ def test_positions_are_numbers_or_names() -> None:
     assert positions_of("end, s2,-1,4,--5,²") == ["end", "s2", -1, 4, "--5", "²"]
     assert positions_of("spans") == "spans"
     assert positions_of(None) is None
+
+
+def test_trace_prints_what_the_function_finds(run: Callable[..., Result], home: Path, tmp_path: Path) -> None:
+    prompt = "the cat sat on the mat"
+    line = "patch trace tiny --subject cat --samples 2 --of 0.5 --sd 1 --layers 0,1"
+    rows = json.loads(run(f"{line} --window 2 --sites attn_out --json", prompt).stdout)
+    found = trace(
+        load_model(home / "tiny", quiet=True), prompt, "cat", sites="attn_out", window=2, layers=[0, 1], samples=2,
+        of=0.5, sd=1.0, quiet=True,
+    )  # fmt: skip
+    assert [row["value"] for row in rows] == pytest.approx(found.mean().tolist(), abs=1e-6)
+    assert [row["token"] for row in rows[:2]] == [" the", " cat*"]
+    page = tmp_path / "trace.html"
+    done = run(line, prompt, "--answer", " dog", "--out", page)
+    assert "1 prompts, answers ' dog'" in done.stdout
+    assert page.exists()
+    assert "stands 0 times in prompt 0" in run("patch trace tiny --subject dog", prompt).stderr

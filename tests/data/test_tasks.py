@@ -178,6 +178,20 @@ def test_unaligned_pairs_are_listed_or_left_out(model: Model) -> None:
         TokenPairs.of(model, clean[1:2], corrupted[1:2], drop_unaligned=True)
 
 
+def test_a_right_answer_that_is_the_wrong_one_is_refused(model: Model) -> None:
+    """Every difference of the two would be 0, and every score 0 / 0."""
+    prompts = ["the cat sat", "the dog sat"]
+    with pytest.raises(BadInput, match=r"right and wrong answer of pair 1 are the same, ' in' \(\d+\)"):
+        TokenPairs.of(model, prompts, prompts[::-1], right=[" on", " in"], wrong=[" in", " in"])
+    with pytest.raises(BadInput, match="pair 0 are the same"):  # in another order
+        TokenPairs.of(model, prompts[:1], prompts[1:], right=[[" on", " in"]], wrong=[[" in", " on"]])
+    kept = TokenPairs.of(model, prompts, prompts[::-1], right=[" on", " in"], wrong=[" in", " in"], drop_unaligned=True)
+    assert len(kept) == 1
+    assert "1 of 2 pairs left out (1)" in kept.notes[0]
+    with pytest.raises(BadInput, match=r"pair 0 are the same \(token ids \[7\]\)"):  # made by hand
+        TokenPairs(kept.clean, kept.corrupted, torch.tensor([7]), torch.tensor([7]))
+
+
 def test_pairs_of_mixed_lengths_select_and_show_what_differs(model: Model) -> None:
     pairs = TokenPairs.of(
         model,

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -163,6 +163,40 @@ def test_a_generator_that_gives_a_variant_twice_is_found_out() -> None:
     twice = lambda trial: [([0, 0, 2], {"logit_diff": torch.ones(3)})]  # noqa: E731
     with pytest.raises(RuntimeError, match="of 3 variants, 2 did not; variant 0 came 2 times"):
         experiment.run(twice, {"share": range(3)}, label="mix", quiet=True)
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_two_runs_that_are_the_same_are_refused_with_the_numbers(at_once: int) -> None:
+    """Their scores would be 0 / 0."""
+    experiment, clean, corrupted = make(3, at_once)
+    corrupted[:, 1] = clean[1]
+    value = float(difference(clean)[1])
+    with pytest.raises(BadInput, match=f"pair 1 are the same .logit_diff {value:.4g} and {value:.4g}."):
+        experiment.run(mixed(torch.linspace(0, 1, 4), 4), {"share": range(4)}, label="mix", quiet=True)
+    bare = replace(experiment, has_scale=False)  # values, such as means, have no run to compare with
+    assert bare.run(mixed(torch.ones(1), 1), {"share": range(1)}, label="mix", quiet=True).effect().isfinite().all()
+
+
+@pytest.mark.parametrize("where", ["clean", "corrupted", "patched", "metric"])
+def test_numbers_that_are_not_finite_are_refused(where: str) -> None:
+    """They would make every mean over pairs NaN, and `top` would hide them."""
+    metric = {"mine": lambda logits, pairs, clean: (logits[:, 3] - logits[:, 5]).where(logits[:, 0] < 90, torch.nan)}
+    experiment, clean, corrupted = make(4, 2, metrics=metric)
+    bad = {"clean": clean[2], "corrupted": corrupted[0, 2]}.get(where)
+    if bad is not None:
+        bad[:] = torch.nan
+    if where == "metric":
+        clean[2, 0] = 100
+
+    def variants(trial: Made) -> Iterator[tuple[range, Tensor]]:
+        logits = trial.other_logits.clone()
+        if where == "patched" and trial.rows.start == 2:
+            logits[0] = torch.inf
+        yield range(1), logits
+
+    message = "metric that is not defined" if where == "metric" else "logits are not finite"
+    with pytest.raises(BadInput, match=f"mine is nan in a .* run of pair 2; .*{message}"):
+        experiment.run(variants, {"which": range(1)}, label="mix", quiet=True)
 
 
 def test_the_numbers_of_a_result_by_hand() -> None:

@@ -362,8 +362,11 @@ def test_nothing_found_is_a_result(planted: Any, tmp_path: Path) -> None:
 
 def test_the_job_refuses_what_it_cannot_do(planted: Any) -> None:
     model, pairs, _ = planted
-    with pytest.raises(BadInput, match="nothing is to be localised"):
+    with pytest.raises(BadInput, match=r"run of pair 0 are the same \(logit_diff (.*) and \1, answered"):
         localise(model, TokenPairs(pairs.clean, pairs.clean, pairs.right, pairs.wrong, pairs.spans), quiet=True)
+    constant = {"constant": lambda logits, pairs, clean: torch.ones(len(logits))}
+    with pytest.raises(BadInput, match="nothing is to be localised"):
+        localise(model, pairs, metric=constant, quiet=True)
     with pytest.raises(BadInput, match="one metric"):
         localise(model, pairs, metric=["logit_diff", "probability"], quiet=True)
     with pytest.raises(BadInput, match="chooses among attn_out and mlp_out"):

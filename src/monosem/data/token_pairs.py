@@ -120,7 +120,9 @@ class TokenPairs:
         right, wrong = (None if side is None else side.tolist() for side in self.answers)
         for row, (one, other) in enumerate(zip(right or (), wrong or ())):
             if set(one) - {-1} == set(other) - {-1}:
-                raise BadInput(f"{_equal(row)} (token ids {one}), so every difference of the two is 0; give another one")
+                raise BadInput(
+                    f"{_equal(row)} (token ids {one}), so every difference of the two is 0; give another one"
+                )
 
     def __len__(self) -> int:
         return len(self.clean)

@@ -20,6 +20,7 @@ from .sets.sets import Joint, patch_sets
 from .subspaces import SubspacePatch, subspace
 from .sweeps.result import Sweep
 from .sweeps.sweep import sweep
+from .sweeps.trace import Trace, trace
 
 __all__ = [
     "METRICS",
@@ -43,6 +44,7 @@ __all__ = [
     "Share",
     "SubspacePatch",
     "Sweep",
+    "Trace",
     "attribution",
     "backup",
     "causal_evidence",
@@ -62,5 +64,6 @@ __all__ = [
     "subspace",
     "sufficiency",
     "sweep",
+    "trace",
     "zero",
 ]

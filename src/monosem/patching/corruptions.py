@@ -131,7 +131,7 @@ def _noised(pairs: TokenPairs, positions: SpanPositions | Tensor | None) -> list
     elif positions is None:
         mask = pairs.differs
     else:
-        chosen = listed(pairs, positions)
+        chosen = listed(pairs, positions)  # type: ignore[arg-type]  # no mask
         return [sorted({index_of(at, pairs, row) for at in chosen}) for row in range(len(pairs))]
     mask, real = mask.cpu(), pairs.clean.mask.cpu()
     where = [mask[row][real[row]].nonzero()[:, 0].tolist() for row in range(len(pairs))]

@@ -4,8 +4,16 @@ from ..application import group
 from .localise import localise
 from .paths import paths
 from .sweep import compare, estimate, sweep
+from .trace import trace
 
 app = group(
     "Which places make an answer: clean against corrupted prompts.",
-    {"localise": localise, "sweep": sweep, "estimate": estimate, "compare": compare, "paths": paths},
+    {
+        "localise": localise,
+        "sweep": sweep,
+        "estimate": estimate,
+        "compare": compare,
+        "trace": trace,
+        "paths": paths,
+    },
 )

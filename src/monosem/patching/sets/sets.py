@@ -20,7 +20,7 @@ from ..sweeps.whole_runs import CellSet, Patched
 MANY = 6  # single cells from which the fast way, which begins with a few whole runs, pays
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Joint(Measured):
     """What happens when all cells of a set are patched at once; `sets` are the variants."""
 
@@ -70,9 +70,7 @@ def patch_sets(
     return Joint.of(runs, sets=listed, **engine.ran)
 
 
-def _runs(
-    trial: Trial, sets: Sequence[CellSet], order: Sequence[int], engine: Engine, memory: str | int
-) -> Patched:
+def _runs(trial: Trial, sets: Sequence[CellSet], order: Sequence[int], engine: Engine, memory: str | int) -> Patched:
     """Single cells by the fast way of sweeps; larger sets that begin in the same layer run on together from there."""
     model = trial.model
     singles = [i for i in order if len(sets[i]) == 1]

@@ -1,4 +1,6 @@
-"""Fast sweeps: every cell (or set of cells) is a row that is born in its layer and runs on from there, only from its first token on.
+"""Fast sweeps: every cell is a row that is born in its layer and runs on from there, only from its first token on.
+
+A set of cells is one row as well: it is born with its first cell and meets the others on its way.
 
 Two facts save the work. A patch in layer l leaves the layers before l as they were, so one pass over the layers serves
 all cells: at layer l the rows of the cells of l join the batch. A patch at position p leaves earlier positions as they

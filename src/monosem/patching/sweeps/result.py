@@ -33,7 +33,9 @@ class Sweep(Measured):
     def __repr__(self) -> str:
         pairs = len(next(iter(self.clean.values())))
         what = f"{len(self.cells)} cells over {', '.join(self.over)}, {pairs} pairs, {', '.join(self.values)}"
-        return f"Sweep({self.direction} of {', '.join(self.sites)} in {self.model or 'a model'}: {what})"
+        return (
+            f"{type(self).__name__}({self.direction} of {', '.join(self.sites)} in {self.model or 'a model'}: {what})"
+        )
 
     @property
     def sites(self) -> list[str]:

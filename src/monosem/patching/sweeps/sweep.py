@@ -58,4 +58,3 @@ def sweep(
         columns_of(cells, over, labels), label="patch", unit="cell", quiet=quiet,
     )  # fmt: skip
     return Sweep.of(run, cells=cells, over=axes_of(over), labels=labels, **engine.ran)
-

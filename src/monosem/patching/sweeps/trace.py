@@ -40,7 +40,7 @@ class Noise(TypedDict, total=False):
     of: Literal["prompts", "noised", "vocabulary"] | float
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Trace(Sweep):
     """A sweep whose corrupted runs have noise on the subject; `effect` is the average indirect effect.
 
