@@ -1,6 +1,6 @@
 """`monosem patch trace`: noise on a subject's tokens, and which states bring the answer back."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from ..options import Layers, Prompts, Seed, Top, layer_numbers, names, option
 from ..output import frame, show
@@ -58,7 +58,7 @@ def trace(
     prompts.give(result, shown)
 
 
-def _scale(text: str) -> float | str:
+def _scale(text: str) -> Any:
     try:
         return float(text)
     except ValueError:
