@@ -81,10 +81,7 @@ class TokenPairs:
         _check_counts(a, b, right, wrong, named)
         bad = _misaligned(model, a, b)
         answers = [_answers(model, side, bad) for side in (right, wrong)]
-        for row, (one, other) in enumerate(zip(answers[0] or (), answers[1] or ())):
-            if set(one) == set(other):
-                shown = ", ".join(f"{model.str_token(token)!r} ({token})" for token in one)
-                bad.setdefault(row, f"{_equal(row)}, {shown}, so every difference of the two is 0")
+        _check_distinct(model, *answers, bad)
         if bad and not drop_unaligned:
             more = f" (and {len(bad) - 1} more: {_listed(list(bad)[1:])})" if len(bad) > 1 else ""
             raise BadInput(f"{next(iter(bad.values()))}{more}; reword them, or leave them out (drop_unaligned)")
@@ -274,6 +271,16 @@ def _answers(
             bad.setdefault(number, f"answer of pair {number}: {error}")
             rows.append([0])
     return rows
+
+
+def _check_distinct(
+    model: "Model", right: list[list[int]] | None, wrong: list[list[int]] | None, bad: dict[int, str]
+) -> None:
+    """Enter rows whose right answers are their wrong ones in `bad`."""
+    for row, (one, other) in enumerate(zip(right or (), wrong or ())):
+        if set(one) == set(other):
+            shown = ", ".join(f"{model.str_token(token)!r} ({token})" for token in one)
+            bad.setdefault(row, f"{_equal(row)}, {shown}, so every difference of the two is 0")
 
 
 def _equal(row: int) -> str:

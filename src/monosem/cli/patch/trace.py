@@ -1,5 +1,6 @@
 """`monosem patch trace`: noise on a subject's tokens, and which states bring the answer back."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from ..options import Layers, Prompts, Seed, Top, layer_numbers, names, option
@@ -16,8 +17,28 @@ Samples = Annotated[int, option("N", "Draws of noise that are averaged.", min=1)
 Metric = Annotated[str, option("NAME", "probability, log_probability, negative_kl, ...")]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """What is added to the embeddings of the subject."""
+
+    sd: Sd = 3.0
+    of: Of = "noised"
+    samples: Samples = 10
+    seed: Seed = 0
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """As `patching.trace` takes them."""
+        try:
+            of: Any = float(self.of)
+        except ValueError:
+            of = self.of
+        return {"sd": self.sd, "of": of, "samples": self.samples, "seed": self.seed}
+
+
 def trace(
     prompts: Prompts,
+    noise: Noise,
     subject: Subject,
     answer: Answer = None,
     sites: Sites = "resid_post",
@@ -25,10 +46,6 @@ def trace(
     layers: Layers = None,
     positions: Positions = None,
     metric: Metric = "probability",
-    sd: Sd = 3.0,
-    of: Of = "noised",
-    samples: Samples = 10,
-    seed: Seed = 0,
     top: Top = 10,
 ) -> None:
     """Trace where a fact about a subject is recalled.
@@ -44,8 +61,8 @@ def trace(
     subjects = subject if len(subject) > 1 else subject[0]
     result = traced(
         model, prompts.texts(model), subjects, answer, sites=names(sites), window=window, metric=metric,
-        layers=layer_numbers(layers, model.cfg.n_layers), positions=positions_of(positions), sd=sd, samples=samples,
-        seed=seed, of=_scale(of), quiet=prompts.silent,
+        layers=layer_numbers(layers, model.cfg.n_layers), positions=positions_of(positions),
+        quiet=prompts.silent, **noise.options,
     )  # fmt: skip
 
     def shown() -> None:
@@ -56,10 +73,3 @@ def trace(
         frame(result.top(top), f"largest effects of {len(result):,} restored places, window {window}")
 
     prompts.give(result, shown)
-
-
-def _scale(text: str) -> Any:
-    try:
-        return float(text)
-    except ValueError:
-        return text

@@ -3,8 +3,8 @@
 Locating and Editing Factual Associations in GPT (arXiv 2202.05262), section 2: the corrupted run is the prompt itself
 with Gaussian noise on the embeddings of the subject's tokens; a state, or the outputs of one kind in a window of
 layers, is restored to what it is in the clean run; the indirect effect is what that adds to the probability of the
-answer. Noise and windows are those of the authors' code (`experiments/causal_trace.py`): three standard deviations of
-the subjects' embeddings, ten draws, a window from centre - w // 2 up to centre + (w + 1) // 2, cut at the ends.
+answer. Noise and windows are as in the authors' code (`experiments/causal_trace.py`): three standard deviations of the
+subjects' embeddings, ten draws, a window from centre - w // 2 up to centre + (w + 1) // 2, cut at the ends.
 """
 
 from collections.abc import Sequence
@@ -170,7 +170,9 @@ def _tokens_of(model: Model, ids: list[int], words: str, number: int) -> list[in
             "tokens, as slice(2, 5)"
         )
     if model.tokens([text]).rows()[0] != ids:
-        raise BadInput(f"the tokens of prompt {number} are not those of its text; give the subject's, as slice(2, 5)")
+        raise BadInput(
+            f"the tokens of prompt {number} are not what its text is read as; give the subject's, as slice(2, 5)"
+        )
     start = text.index(words)
     return list(range(token_at(model, text, start), token_at(model, text, start + len(words) - 1) + 1))
 
