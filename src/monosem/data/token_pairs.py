@@ -81,7 +81,7 @@ class TokenPairs:
         _check_counts(a, b, right, wrong, named)
         bad = _misaligned(model, a, b)
         answers = [_answers(model, side, bad) for side in (right, wrong)]
-        _check_distinct(model, *answers, bad)
+        _check_distinct(model, answers[0], answers[1], bad)
         if bad and not drop_unaligned:
             more = f" (and {len(bad) - 1} more: {_listed(list(bad)[1:])})" if len(bad) > 1 else ""
             raise BadInput(f"{next(iter(bad.values()))}{more}; reword them, or leave them out (drop_unaligned)")
