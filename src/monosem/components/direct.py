@@ -50,7 +50,7 @@ def direct_attribution(
 
     Args:
         x: text, texts, ids or a `TokenBatch`.
-        tokens: whose logit: text of exactly one token or an id; one for all rows, or one for each.
+        tokens: whose logit: text of one token (at "last": after the prompt) or an id; one for all rows, or for each.
         wrong: tokens whose logit is subtracted.
         direction: instead of tokens: a `Direction` or `(site, vector)` with a site in the stream; what the components
             before that site write along v̂.
@@ -65,7 +65,8 @@ def direct_attribution(
     """
     _check(tokens, direction, by)
     batch = model.tokens(x)
-    target = direction_target(model, direction) if tokens is None else token_target(model, tokens, wrong, len(batch))
+    end = positions == "last"
+    target = direction_target(model, direction) if tokens is None else token_target(model, tokens, wrong, batch, end)
     stream = _Stream(model, target, by)
     where = slice(None) if positions is None else positions  # all, which rows of different length cannot keep
     run = model.run(batch, stream.sites, logits=False, positions=where, memory=memory)

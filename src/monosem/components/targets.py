@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import BadInput
-from ..models import Model, Site
+from ..models import Model, Site, TokenBatch
 
 Tokens = str | int | Sequence[str | int] | Int[Tensor, "batch"]
 
@@ -33,13 +33,18 @@ class Target:
     label: str
 
 
-def token_target(model: Model, tokens: Tokens, wrong: Tokens | None, rows: int) -> Target:
+def token_target(
+    model: Model, tokens: Tokens, wrong: Tokens | None, prompts: TokenBatch, after: bool = False
+) -> Target:
     """The logit of `tokens`, less the logit of `wrong`; one token for all rows, or one for each.
+
+    Args:
+        after: whether the tokens are read after the prompts, and go on their texts.
 
     Raises:
         BadInput: text that is not one token, an id outside the vocabulary, not one token a row.
     """
-    given = [_ids(model, t, rows) for t in ([tokens] if wrong is None else [tokens, wrong])]
+    given = [_ids(model, t, prompts, after) for t in ([tokens] if wrong is None else [tokens, wrong])]
     width = max(len(ids) for ids in given)
     ids = torch.stack([ids.expand(width) for ids in given])
     names = [_name(model, part) for part in given]
@@ -63,12 +68,15 @@ def direction_target(model: Model, direction: Any) -> Target:
     return Target(unit[None, None], (1.0,), None, None if site.name == "final_norm" else site, f"direction at {site}")
 
 
-def _ids(model: Model, tokens: Tokens, rows: int) -> Int[Tensor, "row"]:
+def _ids(model: Model, tokens: Tokens, prompts: TokenBatch, after: bool) -> Int[Tensor, "row"]:
     listed = [tokens] if isinstance(tokens, str | int) else list(tokens)
-    ids = torch.tensor([model.to_single_token(token) for token in listed])
-    if len(ids) not in (1, rows):
-        raise BadInput(f"{len(ids)} tokens for {rows} rows; give one, or one for each row")
-    return ids
+    if len(listed) not in (1, len(prompts)):
+        raise BadInput(f"{len(listed)} tokens for {len(prompts)} rows; give one, or one for each row")
+    if not after:
+        return torch.tensor([model.to_single_token(token) for token in listed])
+    each = listed * len(prompts) if len(listed) == 1 else listed
+    ids = [model.to_single_token(token, prompt) for token, prompt in zip(each, prompts.rows())]
+    return torch.tensor(ids[:1] if len(listed) == 1 and len(set(ids)) == 1 else ids)
 
 
 def _name(model: Model, ids: Tensor) -> str:

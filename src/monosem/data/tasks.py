@@ -262,8 +262,8 @@ def _single(model: "Model", candidates: Sequence[str], what: str, at_least: int 
 
 def _continuations(model: "Model", prefix: str, options: Sequence[str]) -> dict[str, int]:
     """option -> id, of the options that add exactly one token to the prefix."""
-    before, *rows = _rows(model, [prefix, *(prefix + option for option in options)])
-    return {option: row[-1] for option, row in zip(options, rows) if row[:-1] == before}
+    added = {option: model.continuation(prefix, option) for option in options}
+    return {option: ids[0] for option, ids in added.items() if ids is not None and len(ids) == 1}
 
 
 def _rows(model: "Model", texts: list[str]) -> list[list[int]]:

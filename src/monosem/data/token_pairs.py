@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import metrics
 from ..errors import BadInput
+from ..models.tokens import texts_of
 
 if TYPE_CHECKING:
     from ..models import Model, TokenBatch
@@ -62,8 +63,8 @@ class TokenPairs:
 
         Args:
             clean, corrupted: prompts as for `Model.run`, one of each for a pair.
-            right, wrong: answers as text (exactly one token each, mind the leading space) or token ids; or a list of
-                such answers for every pair.
+            right, wrong: answers as text (exactly one token each after the clean prompt, mind the leading space) or
+                token ids; or a list of such answers for every pair.
             spans: token positions of each row, counted from its first token.
             drop_unaligned: leave out pairs that do not align, or whose answers are not single tokens or are the same,
                 instead of refusing them all; `notes` says how many and which.
@@ -80,7 +81,8 @@ class TokenPairs:
         named = {name: list(at) for name, at in (spans or {}).items()}
         _check_counts(a, b, right, wrong, named)
         bad = _misaligned(model, a, b)
-        answers = [_answers(model, side, bad) for side in (right, wrong)]
+        prompts = texts_of(clean) or a.rows()
+        answers = [_answers(model, side, prompts, bad) for side in (right, wrong)]
         _check_distinct(model, answers[0], answers[1], bad)
         if bad and not drop_unaligned:
             more = f" (and {len(bad) - 1} more: {_listed(list(bad)[1:])})" if len(bad) > 1 else ""
@@ -255,9 +257,12 @@ def _misaligned(model: "Model", clean: "TokenBatch", corrupted: "TokenBatch") ->
 
 
 def _answers(
-    model: "Model", answers: "Sequence[Answer | Sequence[Answer]] | None", bad: dict[int, str]
+    model: "Model",
+    answers: "Sequence[Answer | Sequence[Answer]] | None",
+    prompts: Sequence[str | list[int]],
+    bad: dict[int, str],
 ) -> list[list[int]] | None:
-    """Ids of every pair's answers; rows whose answers are not single tokens are entered in `bad`."""
+    """Ids of every pair's answers after its prompt; rows whose answers are not single tokens are entered in `bad`."""
     if answers is None:
         return None
     rows = []
@@ -266,7 +271,7 @@ def _answers(
         if not several:
             bad.setdefault(number, f"pair {number} has an empty set of answers")
         try:
-            rows.append([model.to_single_token(one) for one in several] or [0])
+            rows.append([model.to_single_token(one, prompts[number]) for one in several] or [0])
         except BadInput as error:
             bad.setdefault(number, f"answer of pair {number}: {error}")
             rows.append([0])

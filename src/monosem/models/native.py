@@ -196,20 +196,16 @@ class Native:
 
     def encoded(self, text: str) -> list[int]:
         """The tokens of a prompt, with what the tokenizer adds where that belongs; none for a text without tokens."""
-        own = self.bare(text)
-        assert self.tokenizer is not None
-        return list(self.tokenizer(text).input_ids) if own and self.adds_specials(text) else own
+        specials = self.adds_specials(text)
+        ids = self.bare(text) if self.tokenizer is None or not specials else list(self.tokenizer(text).input_ids)
+        some = len(ids) > len(self.prefix) + 1 or bool(self.bare(text))  # else it may be what is added, and no more
+        return ids if some else []
 
     def adds_specials(self, text: str) -> bool:
         """Whether the tokenizer's additions belong around a text: not where its prefix begins the text already, perhaps
         after blanks, as in a rendered chat."""
         prefix = self.prefix
-        return not prefix or self.bare(text.lstrip())[: len(prefix)] != prefix
-
-    def continuation(self, before: str, text: str) -> list[int] | None:
-        """The tokens that a text adds to the text before it; None where both together are split otherwise."""
-        first, whole = self.encoded(before), self.encoded(before + text)
-        return whole[len(first) :] if whole[: len(first)] == first else None
+        return not prefix or self.bare(text.lstrip()[: 64 * len(prefix)])[: len(prefix)] != prefix
 
     def chat(self, messages: str | list[dict[str, Any]], system: str | None = None) -> str:
         """The model's chat template applied; a plain string is one user turn.

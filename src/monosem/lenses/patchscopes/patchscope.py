@@ -70,7 +70,8 @@ def patchscope(
     targets = other.layers(wanted if goal.layer == "same" else [goal.layer] * len(wanted))
     columns = columns_of(tokens, (slice(None) if len(tokens) == 1 else "last") if positions is None else positions)
     index = tokens.positions.cpu().gather(1, columns)
-    answers = _answers(model, other, tokens, columns, answer)
+    after = host.tokens.rows()[0] if goal.read == -1 else None  # the prompt that an answer in words goes on
+    answers = _answers(model, other, tokens, columns, answer, after)
     sites = [model.site((site, layer)) for layer in wanted]
     h = _activations(model, tokens, columns, sites, goal.mapping, other)
     cells = _transplants(host, goal, h, targets, index)
@@ -96,7 +97,7 @@ def _check(site: str, top: int, batch_size: int, max_new_tokens: int) -> None:
 
 
 def _answers(
-    model: Model, other: Model, tokens: TokenBatch, columns: Tensor, answer: Answer
+    model: Model, other: Model, tokens: TokenBatch, columns: Tensor, answer: Answer, after: list[int] | None
 ) -> Int[Tensor, "prompt position"] | None:
     """The ids of the answers in the target's vocabulary."""
     if answer is None:
@@ -111,7 +112,7 @@ def _answers(
         listed = [answer] * len(tokens) if isinstance(answer, str | int) else list(answer)
         if len(listed) != len(tokens):
             raise BadInput(f"{len(listed)} answers for {len(tokens)} prompts; give one, or one for each")
-        one = torch.tensor([other.to_single_token(token) for token in listed])
+        one = torch.tensor([other.to_single_token(token, after) for token in listed])
         return one[:, None].expand(columns.shape)
     if other is not model:  # another vocabulary may spell the same token with another id
         flat = [other.to_single_token(model.str_token(i)) for i in ids.flatten().tolist()]

@@ -12,34 +12,78 @@ from torch import Tensor
 
 from ...errors import BadInput
 from ..native import Native
+from ..numbers import whole_number
 from ..places.places import Places
 from ..tokens import TokenBatch, texts_of
 
 
-def single_token(model: Native, text: str | int) -> int:
+def single_token(model: Native, text: str | int, before: str | list[int] | None = None) -> int:
     """The id of a text that is exactly one token, without BOS; an id stands for itself.
 
+    Args:
+        before: the prompt that the text goes on. The token is then the one that both together have after the prompt;
+            where they are split otherwise, it is the token of the text alone.
+
     Raises:
-        BadInput: text of no or several tokens (they are shown), an id outside the vocabulary, no tokenizer.
+        BadInput: text of no or several tokens (they are shown, with the spelling that is one token), text that would
+            be one word with the prompt's last one, an id outside the vocabulary, no tokenizer.
     """
     if not isinstance(text, str):
-        if not 0 <= (token := int(text)) < model.cfg.d_vocab:
+        if not 0 <= (token := whole_number(text, "a token")) < model.cfg.d_vocab:
             raise BadInput(f"token id {token} is outside the vocabulary of {model.cfg.d_vocab}")
         return token
     if model.tokenizer is None:
         raise BadInput(f"{model.name} has no tokenizer: give the id itself, or load the model with tokenizer=...")
-    ids = list(model.tokenizer(text, add_special_tokens=False).input_ids)
+    ids = model.bare(text)
+    if len(ids) == 1 and model.str_token(ids[0]) == text:
+        return ids[0]
+    if before and len(after := continuation(model, before, text) or []) == 1:
+        if (
+            len(ids) == 1
+            and ids != after
+            and _one_word(before if isinstance(before, str) else model.text(before), text)
+        ):
+            raise BadInput(
+                f"{text!r} would be one word with the prompt's last; write {' ' + text!r}, or the token's id"
+            )
+        return after[0]
     if len(ids) != 1:
         split = " | ".join(map(model.str_token, ids))
-        hint = "" if text.startswith(" ") else "; a word inside a text mostly starts with a space, as ' Mary'"
-        raise BadInput(f"{text!r} is {len(ids)} tokens ({split}), one is needed{hint}")
-    return int(ids[0])
+        raise BadInput(f"{text!r} is {len(ids)} tokens ({split}), one is needed{_spelling(model, text)}")
+    return ids[0]
 
 
-def residual_directions(model: Places, tokens: str | int | Tensor | list[int]) -> Float[Tensor, "*shape d_model"]:
+def continuation(model: Native, before: str | list[int], text: str) -> list[int] | None:
+    """The tokens that a text adds to the prompt before it; None where both together are split otherwise."""
+    if isinstance(before, str):
+        first = model.encoded(before)
+    else:  # ids: their text must be split into the same ids again
+        first, prefix = list(before), model.prefix
+        own = first[len(prefix) :] if first[: len(prefix)] == prefix else first
+        before = model.text(own, special=True)
+    whole = model.encoded(before + text)
+    return whole[len(first) :] if whole[: len(first)] == first and model.encoded(before) == first else None
+
+
+def _one_word(before: str, text: str) -> bool:
+    return before[-1:].isalnum() and text[:1].isalnum()
+
+
+def _spelling(model: Native, text: str) -> str:
+    """What to write instead of a text of several tokens: some tokenizers put a space before every text."""
+    bare = text.strip()
+    other = bare if text != bare else f" {bare}"
+    if bare and len(model.bare(other)) == 1:
+        return f"; write {other!r}"
+    return "" if text.startswith(" ") else "; a word inside a text mostly starts with a space, as ' Mary'"
+
+
+def residual_directions(
+    model: Places, tokens: str | int | Tensor | list[int] | list[str]
+) -> Float[Tensor, "*shape d_model"]:
     """The column of W_U of each token: the direction of the final (normed) stream that raises its logit."""
-    if isinstance(tokens, str):
-        tokens = single_token(model, tokens)
+    if (texts := texts_of(tokens)) is not None:
+        tokens = [single_token(model, text) for text in texts]
     ids = torch.as_tensor(tokens, device=model.device)
     if ids.is_floating_point() or ids.numel() == 0 or not (0 <= int(ids.min()) <= int(ids.max()) < model.cfg.d_vocab):
         raise BadInput(f"tokens must be ids from 0 to {model.cfg.d_vocab - 1}, got {tokens!r}")
@@ -89,6 +133,7 @@ class Text(Places):
         return [self.text(row, special=True) for row in ids.tolist()]
 
     to_single_token = single_token
+    continuation = continuation
     tokens_to_residual_directions = residual_directions
 
     def to_single_str_token(self, token: int) -> str:
