@@ -9,6 +9,7 @@ from torch import Tensor
 from monosem import edits
 from monosem.errors import BadInput
 from monosem.models import Model, TokenBatch
+from monosem.models.checking.verify import verify
 from tiny import tiny_hf, tiny_model, tiny_tokenizer
 
 LIMIT = 12  # tokens of the original context of the models below
@@ -156,6 +157,18 @@ def test_edits_captures_gradients_and_parts_of_a_batch(model):
     (gradient,) = torch.autograd.grad(graph.logits[0, 4, 7], graph["resid_pre.1"])
     assert gradient[0].any()
     assert not gradient[1:].any()
+
+
+def test_the_identities_hold_across_the_limit(model):
+    bad = [row for row in verify(model).rows if not row["ok"]]
+    assert bad == []
+
+
+def test_factors_that_are_all_alike_depend_on_no_length():
+    assert (
+        tiny_model("llama", rope_parameters=longrope(4) | {"long_factor": longrope(4)["short_factor"]}).rotations == []
+    )
+    assert len(model_of("llama-longrope").rotations) == 1
 
 
 def test_context_of_scaled_models():

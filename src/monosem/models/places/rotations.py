@@ -50,11 +50,13 @@ def rotations_of(hf: nn.Module) -> list[Rotation]:
     """Every rotation of a model that depends on the length; most models have none."""
     found = []
     for module in hf.modules():
-        kinds, config = getattr(module, "rope_type", None), getattr(module, "config", None)
+        kinds: Any = getattr(module, "rope_type", None)
         for layer_type, kind in (kinds if isinstance(kinds, dict) else {None: kinds}).items():
             if kind == "longrope":
-                parameters = config.rope_parameters if layer_type is None else config.rope_parameters[layer_type]  # type: ignore[union-attr]
-                found.append(Rotation(module, layer_type, kind, parameters["original_max_position_embeddings"]))
+                config: Any = module.config
+                rope = config.rope_parameters if layer_type is None else config.rope_parameters[layer_type]
+                if rope["long_factor"] != rope["short_factor"]:
+                    found.append(Rotation(module, layer_type, kind, rope["original_max_position_embeddings"]))
             elif isinstance(kind, str) and "dynamic" in kind:
                 found.append(Rotation(module, layer_type, "dynamic", module.original_max_seq_len))  # type: ignore[arg-type]
     return found
