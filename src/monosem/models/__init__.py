@@ -7,6 +7,7 @@ from .memory import free, memory
 from .model import Model
 from .native import Layers, Native, Shape
 from .places.branches import Branch
+from .places.factored import FactoredMatrix
 from .places.families import FAMILIES, Family
 from .places.norms import Norm
 from .places.places import Places
@@ -24,6 +25,7 @@ __all__ = [
     "PER_LAYER",
     "Branch",
     "EditLike",
+    "FactoredMatrix",
     "Family",
     "Generation",
     "HookPoint",

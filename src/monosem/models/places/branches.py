@@ -68,6 +68,14 @@ class Branch:
         return self._native(self.slot.before) if self.slot.before else None
 
     @property
+    def norm(self) -> str | None:
+        """The name of that norm's sites, which branches may share; None without one."""
+        if self.slot.before is None:
+            return None
+        slots = self.model.anatomy[self.layer].slots
+        return next(slot.row.norm for slot in slots if slot.before == self.slot.before)
+
+    @property
     def norm_out(self) -> nn.Module | None:
         """The norm between it and the stream (Gemma 2 and 3, OLMo 2 and 3, GLM 4)."""
         return self._native(self.slot.after) if self.slot.after else None

@@ -8,7 +8,7 @@
 | `ln2_....L`, `mlp_input.L` | likewise before the MLP | `resid_mid.L` (parallel blocks: `resid_pre.L`) |
 | `final_input`, `final_scale`, `final_normalized` | likewise of the final norm | `resid_post` of the last layer |
 | `mlp_up.L` | the up projection in gated MLPs, else the only one | `mlp_pre_linear.L` or `mlp_pre.L` |
-| `attn_raw.L`, `mlp_raw.L` | `attn_out.L`; with a norm or scale after it, z through W_O | `attn_out.L` or `z.L` |
+| `attn_raw.L`, `mlp_raw.L` | what is added; z through W_O where a norm or scale follows | `attn_out.L` or `z.L` |
 | `logits_raw` | the unembedding | `final_norm` |
 | `pos_embed` | learned positions of the tokens | nothing |
 
@@ -100,9 +100,7 @@ def _between(branch: Branch, name: str) -> list[str]:
         return [branch.out.name] if _is_plain(branch) else [f"{branch.name}_result", "result", name]
     if name.endswith(("result", "_up")):
         return [name]
-    first = next(one for one in branch.model.branches(branch.layer) if one.slot.before == branch.slot.before)  # type: ignore[attr-defined]
-    norm = [f"{first.slot.row.norm}_{form}" for form in _FORMS]
-    return _upto(name, [*norm, f"{branch.name}_input"])
+    return _upto(name, [*(f"{branch.norm}_{form}" for form in _FORMS), f"{branch.name}_input"])
 
 
 def _of_norm(module: Any, norm: Norm, x: Tensor, form: str) -> Tensor:

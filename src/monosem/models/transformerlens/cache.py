@@ -3,30 +3,33 @@
 Every stack is `component batch pos d_model` (`component batch d_model` for an integer `pos_slice`), in the order of the
 model. Components are what is ADDED to the stream: after post-norms (their scale frozen at the run's) and residual
 multipliers, so that they sum to the stream in every family. Norms include their gain: models are never folded, so
-`apply_ln_to_stack(stack)` goes with the model's own `W_U`.
+`apply_ln_to_stack(stack)` goes with the model's own `W_U`. Positions: see `slices`.
 """
 
-from collections.abc import ItemsView, Iterable, Iterator, KeysView, ValuesView
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import ItemsView, Iterator, KeysView, ValuesView
+from typing import Any, Literal, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...errors import BadInput, UnknownName
-from ..places.branches import Branch
+from ...errors import BadInput, check_name
 from ..places.sites import Site
-from ..running.activations import Activations, norm_and_input, position_embeddings
-from ..running.selection import Positions
-from .text import residual_directions
+from ..running.activations import Activations
+from ..tokens import TokenBatch
+from .absent import ABSENT_FROM_CACHES, refuse
+from .slices import PosSlice, Slice, along, at_positions, indices
+from .stacks import Ask, biases, embeddings, finished, layers_before, norm_at, of_branches, stream_end, units_before
+from .text import Tokens, residual_directions
 
-PosSlice = Positions | Tensor | None
 Stack = Float[Tensor, "component *batch pos d_model"]
 
 
 class Cache(Activations):
     """The activations as a mapping by TransformerLens names, and the stream taken apart."""
+
+    def __getattr__(self, name: str) -> Any:
+        refuse(type(self).__name__, name, ABSENT_FROM_CACHES)
 
     def _named(self) -> dict[str, Tensor]:
         return {site.hook_name: value for site, value in self.activations.items()}
@@ -46,6 +49,42 @@ class Cache(Activations):
     def items(self) -> ItemsView[str, Tensor]:
         return self._named().items()
 
+    def to(self, device: torch.device | str) -> Self:
+        """Move what was captured, in place, and the logits."""
+        self.activations = {site: value.to(device) for site, value in self.activations.items()}
+        self.logits = None if self.logits is None else self.logits.to(device)
+        return self
+
+    def apply_slice_to_batch_dim(self, batch_slice: Slice) -> Self:
+        """The cache of some rows; of one row, without the batch axis, for an integer. Raises `BadInput` without one."""
+        if not self.has_batch_dim:
+            raise BadInput("the batch dimension was removed: there are no rows to choose from")
+        rows = indices(len(self.tokens), batch_slice, "batch_slice")
+        listed = [rows] if isinstance(rows, int) else rows
+        columns = None if self.columns is None else self.columns[listed]
+        logits = None if self.logits is None else self.logits[listed]
+        part = type(self)(
+            self.model,
+            TokenBatch(self.tokens.ids[listed], self.tokens.mask[listed]),
+            logits,
+            {site: value[rows] for site, value in self.activations.items()},
+            columns,
+            self.heads,
+            self.edited,
+        )
+        part.has_pos_dim, part.has_batch_dim = self.has_pos_dim, not isinstance(rows, int)
+        return part
+
+    def compute_head_results(self) -> None:
+        """Nothing to do: `cache["result", layer]` is computed from z when it is asked for."""
+
+    def stack_activation(
+        self, activation_name: str, layer: int | None = None, sublayer_type: str | None = None
+    ) -> Float[Tensor, "layer ..."]:
+        """One activation of every layer before `layer` (None or -1: all)."""
+        kind = () if sublayer_type is None else (sublayer_type,)
+        return torch.stack([self[(activation_name, at, *kind)] for at in range(layers_before(self, layer))])
+
     def accumulated_resid(
         self,
         layer: int | None = None,
@@ -55,17 +94,24 @@ class Cache(Activations):
         mlp_input: bool = False,
         return_labels: bool = False,
     ) -> Any:
-        """The stream before each layer up to `layer` (None or -1: all, and the final one): the logit lens's input."""
-        upto = _layers(self, layer)
+        """The stream before each layer up to `layer` (None or -1: all, and the final one): the logit lens's input.
+
+        With `apply_ln` and all layers, each stream goes through the final norm with a scale of its own, and the norm's
+        bias; up to a layer, all go through that layer's norm with this run's scale.
+        """
+        upto = layers_before(self, layer)
         sites = []
         for i in range(upto):
-            sites += [Site("resid_pre", i), *(_between(self, i) if incl_mid else ())]
-        sites += dict.fromkeys((_end(self, upto, False), _end(self, upto, mlp_input)))
+            sites += [Site("resid_pre", i), *(_streams_between(self, i) if incl_mid else ())]
+        sites += dict.fromkeys((stream_end(self, upto, False), stream_end(self, upto, mlp_input)))
         names = [f"{site.layer}_{site.name.removeprefix('resid_')}" for site in sites]
-        if upto == self.model.cfg.n_layers:
+        final = upto == self.model.cfg.n_layers
+        if final:
             names[-1] = "final_post"
-        stack = torch.stack([_at(self[site], pos_slice) for site in sites])
-        return _finished(self, stack, names, _Ask(layer, mlp_input, apply_ln, pos_slice, return_labels))
+        stack = torch.stack([at_positions(self, self[site], pos_slice) for site in sites])
+        if apply_ln:
+            stack = self.apply_ln_to_stack(stack, layer, mlp_input, pos_slice, recompute_ln=final)
+        return (stack, names) if return_labels else stack
 
     def decompose_resid(
         self,
@@ -78,17 +124,11 @@ class Cache(Activations):
         return_labels: bool = False,
     ) -> Any:
         """What embedding, positions, and each attention and MLP before `layer` (None or -1: all) add to the stream."""
-        parts: list[tuple[str, Tensor]] = []
-        if incl_embeds:
-            parts.append(("embed", self["embed"]))
-            if self.model.has("pos_embed"):
-                parts.append(("pos_embed", position_embeddings(self)))
-        for branch in self.model.written_before(_end(self, _layers(self, layer), mlp_input)):
-            if mode in ("all", branch.name):
-                parts.append((f"{branch.layer}_{branch.name}_out", self[branch.out]))
-        stack = torch.stack([_at(part, pos_slice) for _, part in parts])
-        ask = _Ask(layer, mlp_input, apply_ln, pos_slice, return_labels)
-        return _finished(self, stack, [label for label, _ in parts], ask)
+        check_name("mode", mode, ("all", *dict.fromkeys(branch.name for branch in self.model.branches())))
+        ask = Ask(layer, mlp_input, apply_ln, pos_slice, return_labels)
+        branches = [branch for branch in ask.branches(self) if mode in ("all", branch.name)]
+        parts = [*(embeddings(self, ask) if incl_embeds else ()), *of_branches(self, branches, ask)]
+        return finished(self, parts, ask)
 
     def stack_head_results(
         self,
@@ -99,34 +139,64 @@ class Cache(Activations):
         apply_ln: bool = False,
     ) -> Any:
         """What each head before `layer` (None or -1: all) adds to the stream, labelled L0H0, L0H1, ..."""
-        heads = list(range(self.model.cfg.n_heads) if self.heads is None else self.heads)
-        ask = _Ask(layer, False, apply_ln, pos_slice, return_labels, incl_remainder)
-        return _of_units(self, "head", heads, ask)
+        ask = Ask(layer, False, apply_ln, pos_slice, return_labels, incl_remainder)
+        return finished(self, units_before(self, "head", None, ask), ask)
 
     def get_neuron_results(
         self,
         layer: int,
-        neuron_slice: PosSlice = None,
+        neuron_slice: Slice = None,
         pos_slice: PosSlice = None,
+        project_output_onto: Float[Tensor, "d_model *outputs"] | None = None,
     ) -> Float[Tensor, "*batch pos neuron d_model"]:
-        """What each neuron of a layer adds to the stream: activation times its row of W_out."""
-        chosen = _at(torch.arange(self.model.cfg.d_mlp), neuron_slice, axis=0).reshape(-1).tolist()
-        writes = [_unit_writes(self, branch, chosen, pos_slice) for branch in _made_of(self, [layer], "neuron")]
-        return torch.cat(writes).movedim(0, -2)
+        """What each neuron of a layer adds to the stream: activation times its row of W_out.
+
+        An integer `neuron_slice` drops the axis. `project_output_onto` gives projections of what is added instead.
+        """
+        (at,) = self.model.layers(layer)
+        ask = Ask(at + 1, False, False, pos_slice, False, onto=project_output_onto)
+        writes: Any = finished(self, units_before(self, "neuron", neuron_slice, ask, layers=[at]), ask)
+        if isinstance(indices(self.model.cfg.d_mlp, neuron_slice, "neuron_slice"), int):
+            return writes[0]  # type: ignore[no-any-return]
+        return writes.movedim(0, -1 if ask.is_vector else -2)  # type: ignore[no-any-return]
 
     def stack_neuron_results(
         self,
         layer: int | None = None,
         pos_slice: PosSlice = None,
-        neuron_slice: PosSlice = None,
+        neuron_slice: Slice = None,
         return_labels: bool = False,
         incl_remainder: bool = False,
         apply_ln: bool = False,
+        project_output_onto: Float[Tensor, "d_model *outputs"] | None = None,
+        mlp_input: bool = False,
     ) -> Any:
-        """What each neuron before `layer` (None or -1: all) adds to the stream, labelled L0N0, ... Mind the size."""
-        chosen = _at(torch.arange(self.model.cfg.d_mlp), neuron_slice, axis=0).reshape(-1).tolist()
-        ask = _Ask(layer, False, apply_ln, pos_slice, return_labels, incl_remainder)
-        return _of_units(self, "neuron", chosen, ask)
+        """What each neuron before `layer` (None or -1: all) adds to the stream, labelled L0N0, ... Mind the size.
+
+        `project_output_onto` gives projections of the components instead, `d_model` or `d_model outputs`, and never
+        makes the components.
+        """
+        ask = Ask(layer, mlp_input, apply_ln, pos_slice, return_labels, incl_remainder, project_output_onto)
+        return finished(self, units_before(self, "neuron", neuron_slice, ask), ask)
+
+    def get_full_resid_decomposition(
+        self,
+        layer: int | None = None,
+        mlp_input: bool = False,
+        expand_neurons: bool = True,
+        apply_ln: bool = False,
+        pos_slice: PosSlice = None,
+        return_labels: bool = False,
+        project_output_onto: Float[Tensor, "d_model *outputs"] | None = None,
+    ) -> Any:
+        """The stream before `layer` as heads, neurons (or MLPs), embeddings and the sum of all biases, in this order."""
+        ask = Ask(layer, mlp_input, apply_ln, pos_slice, return_labels, onto=project_output_onto)
+        pointwise = [branch for branch in ask.branches(self) if branch.units != "head"]
+        parts = units_before(self, "head", None, ask)
+        parts += units_before(self, "neuron", None, ask) if expand_neurons else of_branches(self, pointwise, ask)
+        expanded = [branch for branch in ask.branches(self) if expand_neurons or branch.units == "head"]
+        parts += [*embeddings(self, ask), ("bias", biases(self, expanded, ask))]
+        return finished(self, parts, ask)
 
     def apply_ln_to_stack(
         self,
@@ -134,30 +204,56 @@ class Cache(Activations):
         layer: int | None = None,
         mlp_input: bool = False,
         pos_slice: PosSlice = None,
+        batch_slice: Slice = None,
+        has_batch_dim: bool = True,
+        recompute_ln: bool = False,
     ) -> Stack:
         """The norm before `layer` (None or -1: the final norm) with this run's scale: centred / scale · gain, no bias.
 
-        With `mlp_input` it is the norm that the layer's MLP reads through. `pos_slice` is the one that made the stack.
+        Args:
+            mlp_input: the norm that the layer's MLP reads through.
+            pos_slice: the one that made the stack.
+            batch_slice: rows to keep; of a stack without a batch axis (`has_batch_dim=False`), the rows that it is of.
+            recompute_ln: each component through the final norm with a scale of its own, and the norm's bias.
+
+        Raises:
+            BadInput: a stack whose rows or positions are not the run's, after these slices.
         """
-        upto = _layers(self, layer)
-        if upto == self.model.cfg.n_layers:
-            norm, x = norm_and_input(self, None, "final")
-        else:
-            branch = self.model.branch("mlp", upto) if mlp_input else self.model.branches(upto)[0]
-            norm, x = branch.pre, self[branch.reads]
-        return norm.frozen(residual_stack, _at(norm.scale(x), pos_slice))
+        has_batch = has_batch_dim and self.has_batch_dim
+        if batch_slice is not None and has_batch:
+            residual_stack = along(residual_stack, batch_slice, "batch_slice", 1)
+        norm, scale = norm_at(self, layer, mlp_input)
+        if recompute_ln and layers_before(self, layer) == self.model.cfg.n_layers:
+            return norm.frozen(residual_stack, norm.scale(residual_stack)) + norm.bias
+        scale = at_positions(self, scale, pos_slice)
+        if batch_slice is not None:
+            if not self.has_batch_dim:
+                raise BadInput("the batch dimension was removed: leave out batch_slice=")
+            scale = along(scale, batch_slice, "batch_slice")
+        elif self.has_batch_dim and not has_batch and len(self.tokens) == 1:
+            scale = scale[0]
+        if residual_stack.shape[1:-1] != scale.shape[:-1]:
+            raise BadInput(
+                f"the stack has components of shape {list(residual_stack.shape[1:])}, the run's norm has one scale for "
+                f"each of {list(scale.shape[:-1])}: give the pos_slice=, batch_slice= and has_batch_dim= of the stack"
+            )
+        return norm.frozen(residual_stack, scale)
 
     def logit_attrs(
         self,
         residual_stack: Stack,
-        tokens: str | int | Tensor,
-        incorrect_tokens: str | int | Tensor | None = None,
+        tokens: Tokens,
+        incorrect_tokens: Tokens | None = None,
         pos_slice: PosSlice = None,
+        batch_slice: Slice = None,
+        has_batch_dim: bool = True,
     ) -> Float[Tensor, "component *batch pos"]:
         """What each component writes into the logits of `tokens` (less `incorrect_tokens`), before a soft cap.
 
         Args:
-            tokens: one token as text or id, or ids `batch` or `batch pos` (one for each row, or each position).
+            tokens: one token as text or id; or several: `batch` (one for each row), `pos` (one for each position, of
+                another number than the rows; else `1 pos`) or `batch pos`.
+            pos_slice, batch_slice, has_batch_dim: as for `apply_ln_to_stack`.
         """
         direction = residual_directions(self.model, tokens)
         if incorrect_tokens is not None:
@@ -165,96 +261,21 @@ class Cache(Activations):
             if other.shape != direction.shape:
                 raise BadInput(f"tokens and incorrect_tokens differ in shape: {direction.shape} and {other.shape}")
             direction = direction - other
-        scaled = self.apply_ln_to_stack(residual_stack, pos_slice=pos_slice)
+        scaled = self.apply_ln_to_stack(residual_stack, None, False, pos_slice, batch_slice, has_batch_dim)
         direction = direction.float().to(scaled.device)
-        if direction.ndim == 2 and scaled.ndim == 4:  # one for each row, over all positions
-            direction = direction[:, None]
-        return (scaled * direction).sum(-1)
+        asked = list(direction.shape[:-1])
+        if direction.ndim == 2 and scaled.ndim == 4 and len(direction) == scaled.shape[1]:
+            direction = direction[:, None]  # one for each row, over all positions
+        try:
+            return (scaled * direction.expand(scaled.shape[1:])).sum(-1)
+        except RuntimeError:
+            raise BadInput(
+                f"tokens of shape {asked} for a stack of rows and positions {list(scaled.shape[1:-1])}: give one "
+                "token, one for each row, or one for each row and position"
+            ) from None
 
 
-@dataclass(frozen=True)
-class _Ask:
-    """What a stack is finished with."""
-
-    layer: int | None
-    mlp_input: bool
-    apply_ln: bool
-    pos_slice: PosSlice
-    return_labels: bool
-    remainder: bool = False
-
-
-def _finished(run: Cache, stack: Tensor, labels: list[str], ask: _Ask) -> Any:
-    """The remainder (the stream before that layer, less the stack), the norm and the labels, where asked for."""
-    if ask.remainder:
-        whole = run[_end(run, _layers(run, ask.layer), False)]
-        stack = torch.cat([stack, (_at(whole, ask.pos_slice) - stack.sum(0))[None]])
-        labels = [*labels, "remainder"]
-    if ask.apply_ln:
-        stack = run.apply_ln_to_stack(stack, ask.layer, ask.mlp_input, ask.pos_slice)
-    return (stack, labels) if ask.return_labels else stack
-
-
-def _of_units(run: Cache, kind: str, units: list[int], ask: _Ask) -> Any:
-    """The stack of what units of all branches before a layer add to the stream."""
-    branches = _made_of(run, range(_layers(run, ask.layer)), kind)
-    stacks = [_unit_writes(run, branch, units, ask.pos_slice) for branch in branches]
-    stack = torch.cat(stacks or [_at(run["resid_pre", 0], ask.pos_slice)[None][:0]])
-    labels = [f"L{branch.layer}{kind[0].upper()}{unit}" for branch in branches for unit in units]
-    return _finished(run, stack, labels, ask)
-
-
-def _made_of(run: Cache, layers: Iterable[int], kind: str) -> list[Branch]:
-    """Branches made of heads or of neurons. Raises `UnknownName` where neurons are asked of a mixture of experts."""
-    branches = [branch for layer in layers for branch in run.model.branches(layer)]
-    for branch in branches:
-        if kind == "neuron" and branch.pointwise and branch.inner is None:
-            run.model.site((f"{branch.name}_post", branch.layer))  # says why it cannot be read
-    return [branch for branch in branches if branch.units == kind]
-
-
-def _unit_writes(
-    run: Cache, branch: Branch, units: list[int], pos_slice: PosSlice
-) -> Float[Tensor, "unit *batch d_model"]:
-    """What units of a branch add to the stream; positions are cut before anything of size unit x d_model is made."""
-    assert branch.inner is not None
-    whole = run[branch.inner]
-    inner = _at(whole, pos_slice, axis=-3) if branch.units == "head" else _at(whole, pos_slice)[..., units]
-    parts = branch.parts(inner, units).movedim(-2, 0)
-    return branch.share(parts, _at(branch.size(whole), pos_slice))
-
-
-def _between(run: Cache, layer: int) -> list[Site]:
+def _streams_between(run: Cache, layer: int) -> list[Site]:
     """The streams between the branches of a layer. Raises `UnknownName` for parallel blocks."""
     streams = dict.fromkeys(branch.reads for branch in run.model.branches(layer))
     return list(streams)[1:] or [run.model.site(("resid_mid", layer))]
-
-
-def _end(run: Cache, upto: int, mlp_input: bool) -> Site:
-    """The stream before a layer, or where its MLP reads."""
-    if mlp_input and upto < run.model.cfg.n_layers:
-        return run.model.branch("mlp", upto).reads
-    return Site("resid_pre", upto) if upto < run.model.cfg.n_layers else Site("resid_post", upto - 1)
-
-
-def _layers(run: Cache, layer: int | None) -> int:
-    """Number of layers that come before `layer`."""
-    n = run.model.cfg.n_layers
-    if layer is None or layer == -1:
-        return n
-    if not 0 <= layer <= n:
-        raise UnknownName(f"layer {layer}: {run.model.name} has layers 0 to {n - 1}; None or -1 takes all")
-    return layer
-
-
-def _at(x: Tensor, pos_slice: PosSlice, axis: int = -2) -> Tensor:
-    """Columns of the position axis: an integer drops the axis, slices, lists and "last" keep it."""
-    if pos_slice is None:
-        return x
-    if isinstance(pos_slice, str):
-        pos_slice = [-1]
-    if isinstance(pos_slice, int):
-        return x.select(axis, pos_slice)
-    if isinstance(pos_slice, slice):
-        pos_slice = list(range(x.shape[axis]))[pos_slice]
-    return x.index_select(axis, torch.as_tensor(pos_slice, device=x.device) % x.shape[axis])

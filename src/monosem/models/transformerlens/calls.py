@@ -102,6 +102,7 @@ class TransformerLens(Text):
         out, run = _run(self, tokens, sites, return_type, stop_at_layer, None, loss_per_token, pos_slice)
         if isinstance(pos_slice, int):
             run.activations = {site: value.squeeze(site.query_axis) for site, value in run.activations.items()}
+            run.has_pos_dim = False
         return out, run.remove_batch_dim() if remove_batch_dim else run
 
     def run_with_hooks(

@@ -16,6 +16,9 @@ from ..numbers import whole_number
 from ..places.places import Places
 from ..tokens import TokenBatch, texts_of
 
+# one token as text or id, or several in any shape
+Tokens = str | int | Tensor | list[str] | list[int]
+
 
 def single_token(model: Native, text: str | int, before: str | list[int] | None = None) -> int:
     """The id of a text that is exactly one token, without BOS; an id stands for itself.
@@ -78,17 +81,24 @@ def _spelling(model: Native, text: str) -> str:
     return "" if text.startswith(" ") else "; a word inside a text mostly starts with a space, as ' Mary'"
 
 
-def residual_directions(
-    model: Places, tokens: str | int | Tensor | list[int] | list[str]
-) -> Float[Tensor, "*shape d_model"]:
-    """The column of W_U of each token: the direction of the final (normed) stream that raises its logit."""
-    if (texts := texts_of(tokens)) is not None:
-        tokens = [single_token(model, text) for text in texts]
-    ids = torch.as_tensor(tokens, device=model.device)
-    if ids.is_floating_point() or ids.numel() == 0 or not (0 <= int(ids.min()) <= int(ids.max()) < model.cfg.d_vocab):
-        raise BadInput(f"tokens must be ids from 0 to {model.cfg.d_vocab - 1}, got {tokens!r}")
-    directions = model.W_U.T[ids]
-    return directions[0] if directions.ndim == 2 and len(directions) == 1 else directions
+def residual_directions(model: Places, tokens: Tokens) -> Float[Tensor, "*shape d_model"]:
+    """The column of W_U of each token: the direction of the final (normed) stream that raises its logit.
+
+    Of one token, in whatever shape, `d_model`. Raises `BadInput` for what is neither an id nor the text of one token.
+    """
+    if isinstance(tokens, str):
+        tokens = single_token(model, tokens)
+    if isinstance(tokens, list | tuple) and tokens and all(isinstance(token, str | int) for token in tokens):
+        tokens = [single_token(model, token) for token in tokens]
+    try:
+        ids = torch.as_tensor(tokens, device=model.device)
+        kinds = ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool or ids.numel() == 0
+    except (TypeError, ValueError, RuntimeError):
+        kinds = True
+    if kinds or not (0 <= int(ids.min()) <= int(ids.max()) < model.cfg.d_vocab):
+        raise BadInput(f"tokens must be ids from 0 to {model.cfg.d_vocab - 1}, or texts of one token, got {tokens!r}")
+    directions = model.W_U.T[ids.long()]
+    return directions.reshape(-1) if ids.numel() == 1 else directions
 
 
 def _rows(model: Native, x: Any, prepend_bos: bool | None) -> list[list[int]]:
