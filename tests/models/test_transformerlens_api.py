@@ -275,7 +275,7 @@ def test_nothing_stays_after_an_error(llama):
         llama.run_with_hooks(IDS, fwd_hooks=[("hook_embed", lambda value, hook: value[..., 0])])
     with pytest.raises(UnknownName):
         llama.run_with_hooks(IDS, fwd_hooks=[("blocks.9.hook_mlp_out", fail)])
-    with pytest.raises(BadInput, match="run_with_hooks"):
+    with pytest.raises(UnknownName, match="run_with_hooks"):
         llama.add_hook("hook_embed", fail)
     llama.reset_hooks()
     llama.set_use_attn_result(True)

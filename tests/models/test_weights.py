@@ -232,3 +232,42 @@ def test_shares_of_units_sum_to_what_the_branch_writes_and_pull_back(model):
         close(branch.project(inner), run[branch.raw])
         close(branch.write(run[branch.raw]), run[branch.out])
         close(shares @ direction, (parts @ branch.pull(direction)) / size)
+
+
+def test_a_weight_over_all_layers_is_a_tensor_that_is_read_when_it_is_used(tiny_model):
+    """`torch.einsum` and einops take tensors; sizes are known without reading a layer."""
+    model = tiny_model("llama")
+    read = []
+    W_V = model.W_V
+    whole, one = W_V.read, W_V.stacked()
+    W_V.read = lambda layer: read.append(layer) or whole(layer)
+    assert isinstance(W_V, torch.Tensor)
+    assert (W_V.shape, W_V.ndim, W_V.size(1), W_V.dtype) == ((3, 4, 32, 8), 4, 4, torch.float32)
+    assert (W_V.device, W_V.numel(), len(W_V), W_V.is_floating_point()) == (model.device, 3072, 3, True)
+    assert "W_V[3, 4, 32, 8]" in repr(W_V)
+    assert read == []
+    assert torch.equal(W_V[1, 3], one[1, 3])
+    assert read == [1]
+    x = torch.randn(5, 32, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(torch.einsum("lhmd,bm->lhbd", W_V, x), x @ one)
+    for used, expected in (
+        (W_V @ model.W_O, one @ model.W_O.stacked()),
+        (2 * W_V - one, one),
+        (W_V.reshape(12, 32, 8), one.reshape(12, 32, 8)),
+        (torch.stack([W_V, W_V])[1], one),
+        (W_V.norm(dim=-1), one.norm(dim=-1)),
+        (W_V.to(torch.float64), one.double()),
+        (torch.linalg.svdvals(W_V), torch.linalg.svdvals(one)),
+    ):
+        assert type(used) is torch.Tensor
+        torch.testing.assert_close(used, expected)
+    assert W_V.numpy().shape == (3, 4, 32, 8)
+    assert W_V.tolist() == one.tolist()
+    for change in (
+        lambda: W_V.mul_(2),
+        lambda: W_V.__setitem__(0, 1.0),
+        lambda: W_V.__imul__(2),
+        lambda: torch.nn.init.zeros_(W_V),
+    ):
+        with pytest.raises(BadInput, match="read only"):
+            change()

@@ -3,6 +3,7 @@
 from .places.places import Places
 from .running.generation import generate
 from .running.run import editing, run
+from .transformerlens.arguments import GENERATE_ARGUMENTS, accepting
 from .transformerlens.calls import TransformerLens
 
 
@@ -24,5 +25,5 @@ class Model(TransformerLens, Places):
         return f"Model({self.name}: {sizes}, {self.dtype}, {self.device})"
 
     run = run
-    generate = generate
+    generate = accepting(GENERATE_ARGUMENTS)(generate)
     editing = editing

@@ -17,6 +17,7 @@ forward on the identity. Fused projections are laid out as for sites (`points.py
 agree: `run["q", l] = x @ W_Q[l] + b_Q[l]`.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -31,27 +32,46 @@ from .points import Point, point
 from .sites import Site
 
 
-class LayerWeights:
+class LayerWeights(Tensor):
     """One kind of weight over all layers: `W[3]` is layer 3's tensor, `W[3, 1]` its head 1, `W[2:5]` several stacked.
 
-    Nothing is read before it is indexed; `W.stacked()` is the one tensor `layer ...` that TransformerLens holds.
+    A tensor `layer ...` that is read layer by layer: its shape and dtype are known, and nothing is read before it is
+    indexed. Any other use (einsum, arithmetic, einops) makes the one tensor that TransformerLens holds: `W.stacked()`.
     """
 
-    def __init__(
-        self, name: str, layers: int, read: Callable[[int], Tensor], shape: tuple[int, ...], groups: int | None = None
-    ):
-        self.name, self.read, self.groups = name, read, groups
-        self.shape = torch.Size((layers, *shape))
+    label: str
+    read: Callable[[int], Tensor]
+    model: Native
+    groups: int | None
+
+    @staticmethod
+    def of(
+        model: Native, name: str, read: Callable[[int], Tensor], shape: tuple[int, ...], groups: int | None = None
+    ) -> "LayerWeights":
+        size = (model.cfg.n_layers, *shape)
+        weights = Tensor._make_wrapper_subclass(LayerWeights, size, dtype=model.dtype, device=model.device)  # type: ignore[attr-defined]
+        weights.label, weights.read, weights.groups, weights.model = name, read, groups, model
+        return weights  # type: ignore[no-any-return]
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        with torch._C.DisableTorchFunctionSubclass():
+            if func in _KNOWN:
+                return func(*args, **kwargs)
+            if _IN_PLACE.fullmatch(func.__name__) and isinstance(args[0], LayerWeights):
+                raise BadInput(f"{args[0].label} is read only: weights are changed in the modules of model.hf")
+            return func(*_dense(args), **_dense(kwargs))
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        return func(*_dense(args), **_dense(kwargs or {}))  # where torch's own code goes past the function above
 
     def __len__(self) -> int:
         return self.shape[0]
 
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    def __repr__(self) -> str:
-        return f"{self.name}{list(self.shape)}, read layer by layer: {self.name}[layer]"
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"{self.label}{list(self.shape)}, read layer by layer: {self.label}[layer]"
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self[layer] for layer in range(len(self)))
@@ -78,13 +98,13 @@ class LayerWeights:
     def kv_heads(self) -> "LayerWeights":
         """The same by kv head, not repeated. Raises `BadInput` for weights that have no kv heads."""
         if self.groups is None:
-            raise BadInput(f"{self.name} has no kv heads; W_K, W_V, b_K and b_V do")
+            raise BadInput(f"{self.label} has no kv heads; W_K, W_V, b_K and b_V do")
         shape = (self.shape[1] // self.groups, *self.shape[2:])
-        return LayerWeights(f"{self.name}.kv_heads", len(self), self.read, shape)
+        return LayerWeights.of(self.model, f"{self.label}.kv_heads", self.read, shape)
 
     def _layer(self, layer: int, rest: list[Any]) -> Tensor:
         if not -len(self) <= layer < len(self):
-            raise UnknownName(f"{self.name}[{layer}]: there are layers 0 to {len(self) - 1}")
+            raise UnknownName(f"{self.label}[{layer}]: there are layers 0 to {len(self) - 1}")
         whole = self.read(range(len(self))[layer])
         if self.groups is None or self.groups == 1:
             return whole[tuple(rest)]
@@ -92,6 +112,29 @@ class LayerWeights:
             head = range(self.shape[1])[rest[0]]
             return whole[(head // self.groups, *rest[1:])]
         return whole.repeat_interleave(self.groups, dim=0)[tuple(rest)]
+
+
+# what is known of the whole tensor without reading it
+_KNOWN = {
+    *(
+        getattr(Tensor, name).__get__
+        for name in ("shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_sparse", "is_cuda", "nbytes")
+    ),
+    *(Tensor.size, Tensor.dim, Tensor.ndimension, Tensor.numel, Tensor.nelement, Tensor.element_size),
+    *(Tensor.is_floating_point, Tensor.is_complex, Tensor.__hash__),
+}
+
+
+_IN_PLACE = re.compile(r"__setitem__|__i(add|sub|mul|truediv|matmul|pow|and|or)__|[^_].*[^_]_")
+
+
+def _dense(given: Any) -> Any:
+    """The same arguments with whole tensors."""
+    if isinstance(given, LayerWeights):
+        return given.stacked()
+    if isinstance(given, list | tuple) and type(given) in (list, tuple):
+        return type(given)(map(_dense, given))
+    return {name: _dense(value) for name, value in given.items()} if isinstance(given, dict) else given
 
 
 class View:
@@ -118,7 +161,7 @@ class View:
         else:
             shape = (*heads, width, cfg.d_model) if self.into else (*heads, cfg.d_model, width)
         groups = cfg.n_heads // cfg.n_kv_heads if site in ("k", "v") else None
-        return LayerWeights(self.name, cfg.n_layers, lambda layer: read(model, Site(site, layer)), shape, groups)
+        return LayerWeights.of(model, self.name, lambda layer: read(model, Site(site, layer)), shape, groups)
 
 
 def _gated(model: Native) -> bool:

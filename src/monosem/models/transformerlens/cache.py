@@ -17,7 +17,7 @@ from ...errors import BadInput, check_name
 from ..places.sites import Site
 from ..running.activations import Activations
 from ..tokens import TokenBatch
-from .absent import ABSENT_FROM_CACHES, refuse
+from .absent import ABSENT_FROM_CACHES, put_absent
 from .slices import PosSlice, Slice, along, at_positions, indices
 from .stacks import Ask, biases, embeddings, finished, layers_before, norm_at, of_branches, stream_end, units_before
 from .text import Tokens, residual_directions
@@ -27,9 +27,6 @@ Stack = Float[Tensor, "component *batch pos d_model"]
 
 class Cache(Activations):
     """The activations as a mapping by TransformerLens names, and the stream taken apart."""
-
-    def __getattr__(self, name: str) -> Any:
-        refuse(type(self).__name__, name, ABSENT_FROM_CACHES)
 
     def _named(self) -> dict[str, Tensor]:
         return {site.hook_name: value for site, value in self.activations.items()}
@@ -189,7 +186,7 @@ class Cache(Activations):
         return_labels: bool = False,
         project_output_onto: Float[Tensor, "d_model *outputs"] | None = None,
     ) -> Any:
-        """The stream before `layer` as heads, neurons (or MLPs), embeddings and the sum of all biases, in this order."""
+        """The stream before `layer` as heads, neurons (or MLPs), embeddings and the sum of all biases, in order."""
         ask = Ask(layer, mlp_input, apply_ln, pos_slice, return_labels, onto=project_output_onto)
         pointwise = [branch for branch in ask.branches(self) if branch.units != "head"]
         parts = units_before(self, "head", None, ask)
@@ -273,6 +270,9 @@ class Cache(Activations):
                 f"tokens of shape {asked} for a stack of rows and positions {list(scaled.shape[1:-1])}: give one "
                 "token, one for each row, or one for each row and position"
             ) from None
+
+
+put_absent(Cache, ABSENT_FROM_CACHES)
 
 
 def _streams_between(run: Cache, layer: int) -> list[Site]:

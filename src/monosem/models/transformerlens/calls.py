@@ -9,7 +9,8 @@ instead of filling the memory.
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Literal, NamedTuple, NoReturn, Self
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from jaxtyping import Float
@@ -23,8 +24,13 @@ from ..running.budget import bytes_of, estimate, shown
 from ..running.result import Run
 from ..running.run import editing, run
 from ..running.selection import Kept, Positions
+from ..tokens import TokenBatch
+from .absent import ABSENT_FROM_MODELS, put_absent
+from .arguments import CACHE_ARGUMENTS, HOOK_ARGUMENTS, accepting
 from .hooks import Filter, Hook, HookFunction, HookPoint, Names, named_sites
-from .text import Text, token_batch
+from .slices import PosSlice, positions_of
+from .text import token_batch
+from .weights import Weights
 
 Returned = Literal["logits", "loss", "both"] | None
 
@@ -36,8 +42,9 @@ class Output(NamedTuple):
     loss: Tensor
 
 
+@accepting(HOOK_ARGUMENTS)
 def next_token_loss(
-    model: Native, logits: Float[Tensor, "batch pos vocab"], tokens: Any, per_token: bool = False
+    model: Native, logits: Float[Tensor, "batch pos vocab"], tokens: Any, *, per_token: bool = False
 ) -> Float[Tensor, "..."]:
     """Next-token cross-entropy in nats: the mean over predicted real tokens, or `batch pos-1` (0 at padding)."""
     batch = model.tokens(tokens).to(logits.device)
@@ -49,80 +56,116 @@ def next_token_loss(
     return each if per_token else each.sum() / real.sum()
 
 
-class TransformerLens(Text):
-    """The calls of a `HookedTransformer`."""
+@dataclass(frozen=True)
+class Call:
+    """How TransformerLens's calls of a model run it.
 
+    Attributes:
+        return_type: "logits", "loss", "both" or None.
+        stop_at_layer: run only the layers before it: the result is the stream there. Negative ones count from the end.
+        start_at_layer: the input is the stream there, `batch pos d_model`, and the layers before it are not run.
+        prepend_bos: put a BOS token first (once), or take it away; None leaves that to the tokenizer.
+        loss_per_token: the loss of each predicted token instead of their mean.
+        tokens: with `start_at_layer`, the tokens: for a loss, and for rows of unequal length.
+    """
+
+    return_type: Returned = "logits"
+    stop_at_layer: int | None = None
+    start_at_layer: int | None = None
+    prepend_bos: bool | None = None
+    loss_per_token: bool = False
+    tokens: Any = None
+
+
+class TransformerLens(Weights):
+    """The calls of a `HookedTransformer`; `Call` says what their arguments mean."""
+
+    @accepting(HOOK_ARGUMENTS)
     def __call__(
         self,
         x: Any,
         return_type: Returned = "logits",
+        *,
         stop_at_layer: int | None = None,
+        start_at_layer: int | None = None,
         prepend_bos: bool | None = None,
         loss_per_token: bool = False,
+        tokens: Any = None,
     ) -> Any:
         """`model(tokens)`: logits `batch pos vocab`, loss, both, or None; with `stop_at_layer` the stream before it."""
-        out, _ = _run(self, x, [], return_type, stop_at_layer, prepend_bos, loss_per_token)
-        return out
+        call = Call(return_type, stop_at_layer, start_at_layer, prepend_bos, loss_per_token, tokens)
+        return _run(self, call, *_input(self, call, x), [])[0]
 
+    @accepting(CACHE_ARGUMENTS)
     def run_with_cache(
         self,
         x: Any,
+        *,
         names_filter: Names = None,
         return_type: Returned = "logits",
         stop_at_layer: int | None = None,
+        start_at_layer: int | None = None,
         remove_batch_dim: bool = False,
-        pos_slice: Positions | None = None,
+        pos_slice: PosSlice = None,
         prepend_bos: bool | None = None,
         loss_per_token: bool = False,
+        tokens: Any = None,
         memory: str | int = "4GB",
     ) -> tuple[Any, Run]:
         """`logits, cache = model.run_with_cache(tokens)`; the cache is the `Run`: `cache["resid_post", 5]`.
 
         Args:
             names_filter: what to keep: a name, several, a function of the name, or None for everything.
-            stop_at_layer: run only the layers before it; the first result is then the stream there.
             remove_batch_dim: drop the batch axis of what is cached (one prompt only).
-            pos_slice: positions to keep (queries at scores and patterns); an integer drops the axis.
+            pos_slice: positions to keep (queries at scores and patterns), counted in each row's real tokens; an integer
+                drops the axis, `(2, 5)` is the slice 2:5.
             memory: the largest cache that is made.
 
         Raises:
             BadInput: the cache would be larger than `memory`.
         """
-        sites = _before(self, named_sites(self, names_filter), stop_at_layer)
-        tokens = token_batch(self, x, prepend_bos)
-        kept = Kept.of(self, tokens, pos_slice)
-        size = estimate(self, tokens, sites, kept, False)
-        if size.kept * len(tokens) > bytes_of(memory):
+        call = Call(return_type, stop_at_layer, start_at_layer, prepend_bos, loss_per_token, tokens)
+        batch, hidden = _input(self, call, x)
+        sites, positions = _reached(self, call, named_sites(self, names_filter)), positions_of(pos_slice)
+        kept = Kept.of(self, batch, positions)
+        size = estimate(self, batch, sites, kept, False)
+        if size.kept * len(batch) > bytes_of(memory):
             largest = max(size.sites, key=size.sites.__getitem__)
-            total, share = shown(size.kept * len(tokens)), shown(size.sites[largest] * len(tokens))
+            total, share = shown(size.kept * len(batch)), shown(size.sites[largest] * len(batch))
             raise BadInput(
                 f"caching {len(sites)} activations would take {total} ({largest} alone {share}), over memory="
                 f"{memory!r}: name what you need in names_filter=, give pos_slice=, or raise memory="
             )
-        out, run = _run(self, tokens, sites, return_type, stop_at_layer, None, loss_per_token, pos_slice)
-        if isinstance(pos_slice, int):
+        out, run = _run(self, call, batch, hidden, sites, positions)
+        if isinstance(positions, int):
             run.activations = {site: value.squeeze(site.query_axis) for site, value in run.activations.items()}
             run.has_pos_dim = False
         return out, run.remove_batch_dim() if remove_batch_dim else run
 
+    @accepting(HOOK_ARGUMENTS)
     def run_with_hooks(
         self,
         x: Any,
         fwd_hooks: Iterable[tuple[Filter, HookFunction]] = (),
         bwd_hooks: Iterable[tuple[Filter, HookFunction]] = (),
+        *,
         return_type: Returned = "logits",
         stop_at_layer: int | None = None,
+        start_at_layer: int | None = None,
         prepend_bos: bool | None = None,
         loss_per_token: bool = False,
+        tokens: Any = None,
     ) -> Any:
         """`model.run_with_hooks(tokens, fwd_hooks=[("blocks.5.hook_resid_post", fn)])`.
 
         `fn(activation, hook)` may return a new activation, or change the given one and return it or None. A name may be
         a function of names. Hooks at one place act in the given order.
         """
+        call = Call(return_type, stop_at_layer, start_at_layer, prepend_bos, loss_per_token, tokens)
         with self.hooks(fwd_hooks, bwd_hooks):
-            return self(x, return_type, stop_at_layer, prepend_bos, loss_per_token)
+            return _run(self, call, *_input(self, call, x), [])[0]
 
+    @accepting(HOOK_ARGUMENTS)
     def hooks(
         self,
         fwd_hooks: Iterable[tuple[Filter, HookFunction]] = (),
@@ -138,14 +181,6 @@ class TransformerLens(Text):
         ]
         return editing(self, *edits)
 
-    def add_hook(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Always raises `BadInput`: a hook that stays is how results come to depend on what ran before."""
-        raise BadInput(
-            "no hook outlives its call here: use run_with_hooks(...) or `with model.hooks(fwd_hooks=[...]):`"
-        )
-
-    add_perma_hook = add_hook
-
     def reset_hooks(self, *args: Any, **kwargs: Any) -> None:
         """Nothing to do: no hook outlives its call or its `with`."""
 
@@ -155,38 +190,66 @@ class TransformerLens(Text):
     loss_fn = next_token_loss
 
 
+put_absent(TransformerLens, ABSENT_FROM_MODELS)
+
+
+def _input(model: Places, call: Call, x: Any) -> tuple[TokenBatch, Tensor | None]:
+    """The tokens, and the stream that the run starts from where it does."""
+    if call.start_at_layer is None:
+        if call.tokens is not None:
+            raise BadInput("tokens= goes with start_at_layer=, whose input is a stream: give the tokens as the prompts")
+        return token_batch(model, x, call.prepend_bos), None
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim not in (2, 3):
+        raise BadInput("with start_at_layer= the input is the stream there, batch pos d_model")
+    hidden = x if x.ndim == 3 else x[None]
+    if call.tokens is None:
+        if call.return_type in ("loss", "both"):
+            raise BadInput("a loss needs the tokens: give tokens= with start_at_layer=")
+        blank = torch.zeros(hidden.shape[:2], dtype=torch.long, device=model.device)
+        return TokenBatch(blank, torch.ones_like(blank, dtype=torch.bool)), hidden
+    return token_batch(model, call.tokens, call.prepend_bos), hidden
+
+
 def _run(
     model: Places,
-    x: Any,
+    call: Call,
+    tokens: TokenBatch,
+    hidden: Tensor | None,
     sites: list[Site],
-    return_type: Returned,
-    stop_at_layer: int | None,
-    prepend_bos: bool | None,
-    per_token: bool,
     pos_slice: Positions | None = None,
 ) -> tuple[Any, Run]:
-    if return_type not in ("logits", "loss", "both", None):
-        near = did_you_mean(str(return_type), ["logits", "loss", "both"])
-        raise BadInput(f"return_type is 'logits', 'loss', 'both' or None, not {return_type!r}{near}")
-    tokens = token_batch(model, x, prepend_bos)
+    if call.return_type not in ("logits", "loss", "both", None):
+        near = did_you_mean(str(call.return_type), ["logits", "loss", "both"])
+        raise BadInput(f"return_type is 'logits', 'loss', 'both' or None, not {call.return_type!r}{near}")
     grad = any(getattr(edit, "backward", False) for edit in model.ambient_edits)
-    if stop_at_layer is not None:
-        at = _stream_before(model, stop_at_layer)
-        with _dropping_later(model, stop_at_layer):
-            whole = run(model, tokens, [*sites, at], logits=False, grad=grad)
+    start = None if hidden is None else (_start(model, call), hidden)
+    if call.stop_at_layer is not None:
+        at = _stream_before(model, call.stop_at_layer)
+        with _dropping_later(model, call):
+            whole = run(model, tokens, [*sites, at], logits=False, grad=grad, start=start)
         stream = whole.activations[at]
         kept = Kept.of(model, tokens, pos_slice)
         whole.activations = {site: kept(site, value) for site, value in whole.activations.items() if site in sites}
         whole.columns = kept.columns
         return stream, whole
-    needed = return_type is not None or not sites
-    whole = run(model, tokens, sites, logits=needed, grad=grad, positions=pos_slice)
-    if return_type is None or whole.logits is None:
+    needed = call.return_type is not None or not sites
+    whole = run(model, tokens, sites, logits=needed, grad=grad, positions=pos_slice, start=start)
+    if call.return_type is None or whole.logits is None:
         return None, whole
-    if return_type == "logits":
+    if call.return_type == "logits":
         return whole.logits, whole
-    loss = next_token_loss(model, whole.logits, tokens, per_token)
-    return (loss if return_type == "loss" else Output(whole.logits, loss)), whole
+    loss = next_token_loss(model, whole.logits, tokens, per_token=call.loss_per_token)
+    return (loss if call.return_type == "loss" else Output(whole.logits, loss)), whole
+
+
+def _start(model: Places, call: Call) -> Site:
+    n, layer = model.cfg.n_layers, call.start_at_layer
+    if not isinstance(layer, int) or not -n <= layer < n:
+        raise UnknownName(f"start_at_layer={layer}: {model.name} has {n} layers; model.unembed reads the final stream")
+    stop = n if call.stop_at_layer is None else call.stop_at_layer
+    if (stop if stop >= 0 else stop + n) <= layer % n:
+        raise BadInput(f"start_at_layer={layer} and stop_at_layer={call.stop_at_layer} leave no layer to run")
+    return Site("resid_pre", layer % n)
 
 
 def _stream_before(model: Places, layer: int) -> Site:
@@ -196,21 +259,24 @@ def _stream_before(model: Places, layer: int) -> Site:
     return Site("resid_post", n - 1) if layer == n else Site("resid_pre", layer % n)
 
 
-def _before(model: Places, sites: list[Site], stop_at_layer: int | None) -> list[Site]:
-    """The sites that a run which stops before a layer reaches."""
-    if stop_at_layer is None:
+def _reached(model: Places, call: Call, sites: list[Site]) -> list[Site]:
+    """The sites that a run comes by which starts at a layer, or stops before one."""
+    if call.start_at_layer is not None:
+        first = _start(model, call).layer or 0
+        sites = [s for s in sites if s.name not in ("embed", "pos_embed") and (s.layer is None or s.layer >= first)]
+    if call.stop_at_layer is None:
         return sites
-    at = _stream_before(model, stop_at_layer)
+    at = _stream_before(model, call.stop_at_layer)
     upto = model.cfg.n_layers if at.name == "resid_post" else at.layer
     assert upto is not None
     return [s for s in sites if s.name in ("embed", "pos_embed") or (s.layer is not None and s.layer < upto)]
 
 
 @contextmanager
-def _dropping_later(model: Places, stop_at_layer: int) -> Iterator[None]:
+def _dropping_later(model: Places, call: Call) -> Iterator[None]:
     """Hooks of layers that are not run are left out, as in TransformerLens; edits of other kinds still must fire."""
     before = model.ambient_edits
-    reached = set(_before(model, [model.site(edit.site) for edit in before], stop_at_layer))
+    reached = set(_reached(model, call, [model.site(edit.site) for edit in before]))
     model.ambient_edits = [e for e in before if not isinstance(e, Hook) or model.site(e.site) in reached]
     try:
         yield

@@ -14,6 +14,7 @@ from ...errors import BadInput
 from ..native import Native
 from ..numbers import whole_number
 from ..places.places import Places
+    @accepting(TOKEN_ARGUMENTS)
 from ..tokens import TokenBatch, texts_of
 
 # one token as text or id, or several in any shape
@@ -121,14 +122,21 @@ def token_batch(model: Native, x: Any, prepend_bos: bool | None) -> TokenBatch:
 class Text(Places):
     """Text and token ids, as a `HookedTransformer` converts them."""
 
+<<<<<<< HEAD
     def to_tokens(self, x: Any, prepend_bos: bool | None = None) -> Int[Tensor, "batch pos"]:
         """Token ids of anything that `run` takes; shorter rows are padded on the right, where padding changes no result
         of a real token.
+=======
+    @accepting(TOKEN_ARGUMENTS)
+    def to_tokens(self, text: str | list[str], prepend_bos: bool | None = None) -> Int[Tensor, "batch pos"]:
+        """Token ids; shorter texts are padded on the right, where padding changes no result of a real token.
+>>>>>>> 02bccc3 (TransformerLens's calls: start_at_layer, do_sample, circuits, and names and arguments that are not taken over say why; weights over all layers are tensors)
 
         A tensor of ids carries no mask: for the last token of each text, or a loss, pass the texts themselves to `run`.
         """
         return token_batch(self, x, prepend_bos).ids.to(self.device)
 
+    @accepting(TOKEN_ARGUMENTS)
     def to_str_tokens(self, x: Any, prepend_bos: bool | None = None) -> Any:
         """Tokens as strings: a list for one text (or `pos`, or `1 pos` ids), a list of lists for several."""
         rows = _rows(self, x, prepend_bos)
@@ -150,6 +158,7 @@ class Text(Places):
         """One token as text."""
         return self.str_token(int(token))
 
+    @accepting(TOKEN_ARGUMENTS)
     def get_token_position(
         self,
         token: str | int,
