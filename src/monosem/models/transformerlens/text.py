@@ -87,10 +87,8 @@ def residual_directions(model: Places, tokens: Tokens) -> Float[Tensor, "*shape 
 
     Of one token, in whatever shape, `d_model`. Raises `BadInput` for what is neither an id nor the text of one token.
     """
-    if isinstance(tokens, str):
-        tokens = single_token(model, tokens)
-    if isinstance(tokens, list | tuple) and tokens and all(isinstance(token, str | int) for token in tokens):
-        tokens = [single_token(model, token) for token in tokens]
+    if (texts := texts_of(tokens)) is not None:
+        tokens = [single_token(model, text) for text in texts]
     try:
         ids = torch.as_tensor(tokens, device=model.device)
         kinds = ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool or ids.numel() == 0
@@ -122,15 +120,10 @@ def token_batch(model: Native, x: Any, prepend_bos: bool | None) -> TokenBatch:
 class Text(Places):
     """Text and token ids, as a `HookedTransformer` converts them."""
 
-<<<<<<< HEAD
+    @accepting(TOKEN_ARGUMENTS)
     def to_tokens(self, x: Any, prepend_bos: bool | None = None) -> Int[Tensor, "batch pos"]:
         """Token ids of anything that `run` takes; shorter rows are padded on the right, where padding changes no result
         of a real token.
-=======
-    @accepting(TOKEN_ARGUMENTS)
-    def to_tokens(self, text: str | list[str], prepend_bos: bool | None = None) -> Int[Tensor, "batch pos"]:
-        """Token ids; shorter texts are padded on the right, where padding changes no result of a real token.
->>>>>>> 02bccc3 (TransformerLens's calls: start_at_layer, do_sample, circuits, and names and arguments that are not taken over say why; weights over all layers are tensors)
 
         A tensor of ids carries no mask: for the last token of each text, or a loss, pass the texts themselves to `run`.
         """
