@@ -14,8 +14,8 @@ from ...errors import BadInput
 from ..native import Native
 from ..numbers import whole_number
 from ..places.places import Places
-    @accepting(TOKEN_ARGUMENTS)
 from ..tokens import TokenBatch, texts_of
+from .arguments import TOKEN_ARGUMENTS, accepting
 
 # one token as text or id, or several in any shape
 Tokens = str | int | Tensor | list[str] | list[int]
