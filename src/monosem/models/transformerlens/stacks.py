@@ -135,7 +135,7 @@ def _unit_writes(run: Activations, branch: Branch, units: list[int], ask: Ask) -
 
 
 def biases(run: Activations, branches: Iterable[Branch], ask: Ask) -> Float[Tensor, "*batch pos d_model"]:
-    """What the biases of branches add to the stream, those after their units' sums and those of norms after them."""
+    """What the biases of branches add to the stream, after their units' sums and in the norms after them."""
     total = torch.zeros_like(run[ask.end(run)], dtype=torch.float32)
     for branch in branches:
         assert branch.inner is not None
