@@ -6,10 +6,18 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from tiny import tiny_hf
+from tiny import FAMILIES, randomise, tiny_hf
 
+_OTHERS: dict[str, tuple[str, dict[str, Any]]] = {  # not in the table of families: model type, config
+    "nemotron": ("nemotron", FAMILIES["llama"][1] | {"partial_rotary_factor": 0.25, "norm_eps": 1e-2}),
+    "falcon": (
+        "falcon",
+        {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "bias": False}
+        | {"multi_query": True, "parallel_attn": True, "max_position_embeddings": 64, "rope_theta": 500.0},
+    ),
+}
 # architecture of the file -> (family of `tiny.py`, config)
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
@@ -28,11 +36,13 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
             "layer_types": ["sliding_attention"] * 5 + ["full_attention"],
         },
     ),
-    "stablelm": ("stablelm", {"partial_rotary_factor": 0.5}),
-    "starcoder2": ("starcoder2", {"sliding_window": 8}),
+    "stablelm": ("stablelm", {"partial_rotary_factor": 0.5, "rope_theta": 500.0}),
+    "starcoder2": ("starcoder2", {"sliding_window": 8, "rope_theta": 500.0}),
     "gpt2": ("gpt2", {}),
+    "nemotron": ("nemotron", {}),
+    "falcon": ("falcon", {}),
 }
-_EPS = ("rms_norm_eps", "layer_norm_eps", "norm_epsilon", "layer_norm_epsilon")
+_EPS = ("rms_norm_eps", "layer_norm_eps", "norm_eps", "norm_epsilon", "layer_norm_epsilon")
 _KEYS = {  # key after the architecture -> names in the config, and the type of the value
     "block_count": (("num_hidden_layers",), "uint32"),
     "context_length": (("max_position_embeddings",), "uint32"),
@@ -52,7 +62,12 @@ _KEYS = {  # key after the architecture -> names in the config, and the type of 
 
 def gguf_hf(arch: str, **config: Any) -> PreTrainedModel:
     family, settings = KINDS[arch]
-    return tiny_hf(family, **(settings | config))
+    if family in FAMILIES:
+        return tiny_hf(family, **(settings | config))
+    kind, base = _OTHERS[family]
+    hf = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **(base | settings | config)), dtype=torch.float32)
+    randomise(hf, 0)
+    return hf.eval().requires_grad_(False)
 
 
 def metadata_of(arch: str, config: Any) -> dict[str, tuple[Any, str]]:
@@ -84,8 +99,7 @@ def write_kind(
     keys: dict[str, tuple[Any, str] | None] | None = None,
     tensors: dict[str, Any] | None = None,
 ) -> Path:
-    """Write a model, with further metadata keys (None leaves one out; names without `.` get the architecture's prefix
-    by the caller) and further tensors."""
+    """Write a model, with further metadata (key -> value and type; None leaves a key out) and further tensors."""
     writer = gguf.GGUFWriter(path, arch)
     for key, pair in (metadata_of(arch, hf.config) | (keys or {})).items():
         if pair is not None:
@@ -118,7 +132,7 @@ def tensors_of(arch: str, hf: PreTrainedModel) -> dict[str, np.ndarray]:
         if arch == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
             heads = hf.config.num_attention_heads if "q_proj" in name else hf.config.num_key_value_heads
             value = value.reshape(heads, 2, -1, value.shape[1]).transpose(1, 2).reshape(value.shape)
-        if arch.startswith("gemma") and "norm" in name:
+        if (arch.startswith("gemma") and "norm" in name) or (arch == "nemotron" and name.endswith("norm.weight")):
             value = value + 1
         if arch == "gpt2" and value.ndim == 2 and name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
             value = value.T

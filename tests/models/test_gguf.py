@@ -175,6 +175,16 @@ def test_layers_of_gemma3_follow_the_file(pattern: tuple[Any, str], tmp_path: Pa
     torch.testing.assert_close(loaded(IDS).logits, hf(IDS).logits, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("arch", "layers"), [("gemma2", 46), ("gemma3", 62)])
+def test_the_largest_gemmas_divide_by_the_width_that_their_sizes_give(arch: str, layers: int, tmp_path: Path) -> None:
+    """As llama.cpp has it: 4608 / 32 and 5376 / 32 in the 27B models, whose heads are 128 wide."""
+    sizes = {"num_hidden_layers": layers, "layer_types": None, "head_dim": 12, "query_pre_attn_scalar": 8}
+    hf = gguf_hf(arch, **sizes)
+    loaded = load(write_kind(tmp_path / "t.gguf", arch, hf))[0]
+    assert loaded.config.query_pre_attn_scalar == hf.config.hidden_size // hf.config.num_attention_heads == 8
+    torch.testing.assert_close(loaded(IDS).logits, hf(IDS).logits, rtol=1e-5, atol=1e-5)
+
+
 def test_tokens_are_the_files_own(tmp_path: Path) -> None:
     keys = {"phi3.tokenizer": None, "tokenizer.ggml.eos_token_id": (7, "uint32")}
     config = load(write_kind(tmp_path / "t.gguf", "phi3", gguf_hf("phi3"), keys))[0].config

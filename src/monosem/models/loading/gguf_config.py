@@ -25,7 +25,7 @@ from .gguf_rope import Keys, count, number
 # architectures whose keys are all known here: what is in no table changes nothing that transformers computes
 ARCHITECTURES = frozenset({
     *("llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "phi3", "gemma2", "gemma3", "stablelm", "starcoder2"),
-    *("gpt2", "nemotron", "falcon", "bloom"),
+    *("gpt2", "nemotron", "falcon"),
 })  # fmt: skip
 # key -> its reader, and the config's names for it; the first that a config has is set
 _FIELDS: dict[str, tuple[Callable[[Keys, str, Any], Any], tuple[str, ...]]] = {
@@ -71,6 +71,7 @@ _HARMLESS = frozenset({
     *("use_parallel_residual", "tensor_data_layout", "rope.scaling.finetuned"),
     *("attention.key_length", "attention.value_length", "attention.sliding_window", "attention.sliding_window_pattern"),
 })  # fmt: skip
+_GEMMA = frozenset({"gemma2", "gemma3"})
 _WINDOWED = frozenset({"phi3", "gemma2", "gemma3", "starcoder2"})  # for each of them, all layers or a fixed pattern
 _FLOATS = {0: np.float32, 1: np.float16}
 _SHARED = ("general.", "tokenizer.", "quantize.", "imatrix.", "split.", "GGUF.")  # of no architecture
@@ -181,13 +182,13 @@ def _completed(config: Any, header: Header) -> list[str]:
             off = key.endswith("softcapping") and value == 0
             setattr(config, name, None if off else read(keys, key, None))
         elif key in _NEUTRAL:
-            if value not in _NEUTRAL[key] and (architecture, key) not in _SPECIAL:
+            if value not in _NEUTRAL[key] and not (key == "attention.scale" and architecture in _GEMMA):
                 raise BadFile(f"{key} is {value!r}, which transformers' {config.model_type} does not compute")
         elif key not in _HARMLESS | gguf_rope.READ:
             unread.append(f"{architecture}.{key}")
     d_head = _set_head(config, architecture, keys)
     _set_windows(config, architecture, keys)
-    if architecture in ("gemma2", "gemma3"):
+    if architecture in _GEMMA:
         _set_gemma_scale(config, keys, d_head)
     if rope := getattr(config, "rope_parameters", None):
         context = count(keys, "context_length", config.max_position_embeddings)
@@ -199,12 +200,6 @@ def _completed(config: Any, header: Header) -> list[str]:
         raise BadFile(f"{architecture}.rope.scaling.* scales rotations, and this architecture has none")
     config.validate()
     return _named(unread)
-
-
-_SPECIAL = frozenset({
-    ("bloom", "attention.max_alibi_bias"),  # always 8
-    *(("gemma2", "attention.scale"), ("gemma3", "attention.scale")),
-})  # fmt: skip
 
 
 def _check_unscaled(header: Header) -> None:
