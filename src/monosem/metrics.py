@@ -1,5 +1,6 @@
 """Metrics: plain functions of logits, one definition each. All in nats, computed in float32."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -52,10 +53,10 @@ def log_odds(
 
 
 def next_token_loss(logits: Float[Tensor, "batch pos vocab"], tokens: "TokenBatch") -> Float[Tensor, "batch pos-1"]:
-    """Cross-entropy of each next token; NaN where either token is padding."""
+    """Cross-entropy of each next token; NaN where either token is padding. The last logits may be missing."""
     ids = tokens.ids.to(logits.device)
     real = (tokens.mask[:, 1:] & tokens.mask[:, :-1]).to(logits.device)
-    return cross_entropy(logits[:, :-1], ids[:, 1:]).masked_fill(~real, float("nan"))
+    return cross_entropy(logits[:, : ids.shape[1] - 1], ids[:, 1:]).masked_fill(~real, float("nan"))
 
 
 def recovered(base: float, zero: float, edited: float) -> float:
@@ -72,7 +73,9 @@ def continuation_perplexity(
         tokens: prompt and continuation, as `Generation.ids`.
         prompt_lengths: real prompt tokens of each row.
     """
-    losses = next_token_loss(model.run(tokens).logits, tokens)  # type: ignore[arg-type]
+    full = int(tokens.lengths.max()) > model.cfg.n_ctx  # the last token was written, and need not be read
+    read = replace(tokens, ids=tokens.ids[:, :-1], mask=tokens.mask[:, :-1]) if full else tokens
+    losses = next_token_loss(model.run(read).logits, tokens)  # type: ignore[arg-type]
     predicted = tokens.positions[:, 1:].to(losses.device)
     in_prompt = predicted < prompt_lengths.to(losses.device)[:, None]
     return losses.masked_fill(in_prompt, float("nan")).nanmean(-1).exp().cpu()

@@ -471,8 +471,9 @@ def test_detection_of_ones_own_pattern(llama):
     own = components.detect_head(llama, texts, "previous_token_head")
     alone = torch.stack([components.detect_head(llama, text, "previous_token_head") for text in texts])
     torch.testing.assert_close(own, alone.mean(0))
-    some = components.detect_head(llama, texts, "previous_token_head", heads=[(1, 2)])
-    assert float(some[1, 2]) == pytest.approx(float(own[1, 2]))
+    for heads in ([(1, 2)], {1: [2]}):
+        some = components.detect_head(llama, texts, "previous_token_head", heads=heads)
+        assert float(some[1, 2]) == pytest.approx(float(own[1, 2]))
     assert (some == -1).sum() == 11
     ones = torch.ones(3, 3).tril()
     torch.testing.assert_close(components.detect_head(llama, "the cat sat", ones), torch.ones(3, 4))

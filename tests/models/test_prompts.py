@@ -10,11 +10,15 @@ import torch
 from tokenizers import processors
 from transformers import BatchEncoding
 
-from monosem import lenses
+from monosem import edits, latents, lenses
+from monosem.components import detect_head, direct_attribution
 from monosem.data import PromptPairs, TokenPairs, as_store
 from monosem.errors import BadInput
+from monosem.lenses.corpus import prompts_of
 from monosem.models import Model, TokenBatch
+from monosem.steering import compare, outcome
 from tiny import tiny_hf, tiny_model, tiny_tokenizer
+from tiny_dictionaries import tiny_dictionary
 
 TEXTS = ["the cat sat on the mat", "a dog ran"]
 TEMPLATE = (
@@ -26,7 +30,7 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    made = tiny_model("llama")
+    made = tiny_model("llama", name="tiny")
     made.tokenizer.chat_template = TEMPLATE
     return made
 
@@ -109,6 +113,41 @@ def test_every_spelling_of_the_same_prompts_gives_the_same_numbers(model, spelli
     assert made.new == [continued(model, row, 5) for row in rows]
     ids = model.to_tokens(given())
     assert ids[run.tokens.mask].tolist() == [token for row in rows for token in row]
+
+
+def numbers(found) -> torch.Tensor:
+    """All numbers of a table, or a tensor."""
+    return (
+        found if isinstance(found, torch.Tensor) else torch.tensor(found.table.select_dtypes("number").to_numpy(float))
+    )
+
+
+# what takes prompts, besides runs, generation and the lenses that read them
+CONSUMERS = {
+    "gap": lambda m, x: lenses.gap(m, x(), " cat", " dog", quiet=True),
+    "trajectory": lambda m, x: lenses.trajectory(m, x(), second_edits=edits.scale("z.1", 0.0), quiet=True),
+    "entropy": lambda m, x: lenses.entropy_profile(m, x(), max_new_tokens=3, quiet=True),
+    "languages": lambda m, x: lenses.languages(m, x(), {"a": ["cat"], "b": ["dog"]}, quiet=True),
+    "patchscope": lambda m, x: lenses.patchscope(m, x(), "the cat", positions=-1, answer="token", quiet=True),
+    "fitted lenses": lambda m, x: torch.tensor(prompts_of(m, x(), 2, 3, 1)),
+    "attribution": lambda m, x: direct_attribution(m, x(), " cat", by="layer"),
+    "detect_head": lambda m, x: detect_head(m, x()),
+    "latents": lambda m, x: latents.top(m, tiny_dictionary(), x()),
+    "steering": lambda m, x: compare(m, x(), edits.scale("z.1", 0.0), max_new_tokens=3),
+    "pairs": lambda m, x: TokenPairs.of(m, x(), x(), [5, 6]).clean.ids,
+    "loss": lambda m, x: m.loss_fn(m(x()), x(), per_token=True).sum(1),
+    "str tokens": lambda m, x: torch.tensor([len(row) for row in m.to_str_tokens(x())]),
+}
+
+
+@pytest.mark.filterwarnings("error:.*padding token")
+@pytest.mark.parametrize("consumer", CONSUMERS)
+def test_every_consumer_reads_prompts_alike(model, consumer):
+    ask = CONSUMERS[consumer]
+    expected = numbers(ask(model, lambda: TEXTS))
+    for spelling in ("a generator of texts", "tensors", "an encoding", "an encoding of lists", "ids with a mask"):
+        found = numbers(ask(model, lambda spelling=spelling: SPELLINGS[spelling](model)))
+        torch.testing.assert_close(found, expected, **CLOSE, equal_nan=True)
 
 
 @pytest.mark.parametrize(
@@ -278,6 +317,10 @@ def test_the_last_token_at_the_edge_of_the_context(family):
     )
     made = model.generate([row[:60]], max_new_tokens=5, stop_at_eos=False)
     assert made.new == native[:, 60:].tolist() == [continued(model, row[:60], 5)]
+    whole = outcome(model, [row[:60]], max_new_tokens=5)
+    losses = -alone(model, made.ids.rows()[0][:-1])[59:].log_softmax(-1)[torch.arange(5), made.new[0]]
+    if len(whole.new[0]) == 5:
+        assert whole.perplexities[0] == pytest.approx(float(losses.mean().exp()), rel=1e-4)
     for options in ({"max_new_tokens": 6}, {"max_new_tokens": 5, "capture": "resid_post.1"}):
         with pytest.raises(BadInput, match="context of 64"):
             model.generate([row[:60]], **options)

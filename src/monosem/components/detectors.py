@@ -13,7 +13,7 @@
 Scores are taken inside the attention: no pattern is kept.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -137,7 +137,7 @@ def detect_head(
     model: Model,
     text: Any,
     detection_pattern: str | Float[Tensor, "query key"] = "induction_head",
-    heads: Sequence[tuple[int, int]] | None = None,
+    heads: Sequence[tuple[int, int]] | Mapping[int, Sequence[int]] | None = None,
     *,
     exclude_bos: bool = False,
     exclude_current_token: bool = False,
@@ -148,7 +148,7 @@ def detect_head(
     Args:
         text: a prompt or several, as for `Model.run`.
         detection_pattern: "previous_token_head", "duplicate_token_head", "induction_head", or a lower triangle.
-        heads: (layer, head) pairs to score; the others are -1.
+        heads: (layer, head) pairs to score, or layer -> heads; the others are -1.
         exclude_bos, exclude_current_token: leave out attention to the first token, or of tokens to themselves.
         error_measure: "mul": the share of the attention that is on the pattern, ΣAD/ΣA. "abs": 1 - T·mean|A - D|.
 
@@ -161,6 +161,8 @@ def detect_head(
     if isinstance(detection_pattern, str):
         check_name("detection pattern", detection_pattern, PATTERNS)
     layers, width = model.cfg.n_layers, model.cfg.n_heads
+    if isinstance(heads, Mapping):
+        heads = [(layer, head) for layer, several in heads.items() for head in several]
     for layer, head in heads or ():
         if not (0 <= layer < layers and 0 <= head < width):
             raise UnknownName(f"no head {(layer, head)}: there are layers 0 to {layers - 1} of heads 0 to {width - 1}")

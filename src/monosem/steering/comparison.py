@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -86,6 +86,7 @@ def compare(
     Raises:
         BadInput: no prompt, an empty one, or a baseline of other prompts.
     """
+    x = list(x) if isinstance(x, Iterator) else x  # read twice
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
     if baseline is None:
         baseline = outcome(model, x, (), batch_size=batch_size, **options)

@@ -95,7 +95,10 @@ def _checked_latents(dictionary: Dictionary, latents: Iterable[int] | None) -> l
 
 
 def _prompt_ids(model: Model, prompt: str | None) -> list[int]:
-    return [model.bos] if prompt is None else model.tokens(prompt).rows()[0]
+    rows = [[model.bos]] if prompt is None else model.tokens(prompt).rows()
+    if len(rows) != 1:
+        raise BadInput(f"a sweep continues one prompt, not {len(rows)}")
+    return rows[0]
 
 
 def _baseline(model: Model, ids: list[int], config: SweepConfig) -> dict[str, Any]:

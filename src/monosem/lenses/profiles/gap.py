@@ -88,7 +88,8 @@ def gap(
     if both := set(sets[0].tolist()) & set(sets[1].tolist()):
         raise BadInput(f"tokens in both sets: {', '.join(repr(model.str_token(i)) for i in sorted(both))}")
     sites, (_, translate) = sites_at(model, site, layers), lens_of(model, lens)
-    groups = x if isinstance(x, Mapping) else {"prompts": x}
+    named = isinstance(x, Mapping) and not {"input_ids", "role"} & set(x)  # else it is a prompt itself
+    groups = x if named else {"prompts": x}
     odds, masses = {}, {}
     for name, group in groups.items():
         states = states_of(model, group, sites, positions, edits)

@@ -120,6 +120,7 @@ def trajectory(
     sites, (_, translate) = sites_at(model, site, layers), lens_of(model, lens)
     for place in sites:
         other_model.site(place)
+    x = model.tokens(x)
     a = states_of(model, x, sites, positions, first_edits)
     b = states_of(other_model, x if other is None else other, sites, positions, second_edits)
     _check_aligned(a, b)

@@ -18,6 +18,7 @@ from torch import Tensor
 from ...data import TokenPairs, token_at
 from ...errors import BadInput
 from ...models import Layers, Model
+from ...models.tokens import texts_of
 from ...plots import Figure
 from ...results import analysis
 from ..cells import Cell, SpanPositions, axes_of, cells_of, columns_of, labels_of, places_of
@@ -133,13 +134,13 @@ def _prompts(model: Model, x: Any, right: Sequence[str | int] | None) -> TokenPa
         if right is not None:
             raise BadInput("these pairs bring their answers; leave right= out, or give the prompts alone")
         return replace(x, corrupted=x.clean)
-    rows = model.tokens(x).rows()
+    tokens = model.tokens(x)
     if right is None:
-        logits = model.run(x, logits="last").logits
+        logits = model.run(tokens, logits="last").logits
         assert logits is not None
         right = logits.argmax(-1).tolist()
-    texts = [x] if isinstance(x, str) else x if isinstance(x, list | tuple) and isinstance(x[0], str) else rows
-    return TokenPairs.of(model, texts, texts, right, source="causal tracing")  # type: ignore[arg-type]
+    given = texts_of(x) or tokens
+    return TokenPairs.of(model, given, given, right, source="causal tracing")
 
 
 def _subjects(model: Model, pairs: TokenPairs, subject: Subject | Sequence[Subject]) -> list[list[int]]:
