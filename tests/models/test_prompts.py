@@ -94,7 +94,7 @@ def test_every_spelling_of_the_same_prompts_gives_the_same_numbers(model, spelli
 
     run = model.run(given())
     assert run.tokens.rows() == rows
-    _, cache = model.run_with_cache(given(), "resid_post.2")
+    _, cache = model.run_with_cache(given(), names_filter="resid_post.2")
     called = model(given())
     for number, expected in enumerate(logits):
         mask = run.tokens.mask[number]
