@@ -116,7 +116,7 @@ def test_parts_are_what_the_native_modules_write_through_the_frozen_norm(model):
         (name, layer) for layer in range(3) for name in ("z", "mlp_post", "attn_out", "mlp_out") if has(model, name)
     ]
     run = model.run(IDS, capture=[*sites, "resid_post.2", "embed"])
-    final = model.hf.get_submodule(model.family.final_norm)
+    final = model.part(model.family.final_norm)
     resid = run["resid_post.2"]
     u = model.hf.get_output_embeddings().weight[7] - model.hf.get_output_embeddings().weight[9]
     scale = float(model.logit_transform(torch.tensor(1e-3, dtype=torch.float64)) / 1e-3)

@@ -180,7 +180,7 @@ def transplanted(model, embeddings, layer, h, ids):
     def embed(module, args, out):
         return torch.cat([embeddings[None], out[:, len(embeddings) :]], 1)
 
-    table = model.hf.get_submodule(model.family.embed)
+    table = model.part(model.family.embed)
     handles = [model.blocks[layer].register_forward_hook(overwrite), table.register_forward_hook(embed)]
     with torch.no_grad():
         logits = model.hf(torch.tensor([[3] * len(embeddings) + ids]), use_cache=False).logits[0]

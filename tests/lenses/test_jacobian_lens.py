@@ -112,7 +112,7 @@ def test_reading_is_the_unembedding_of_j_h(family, tiny_model):
     lens = JacobianLens.fit(model, PROMPTS, layers=[0, 2], skip_first=2, quiet=True)
     seen = lens(model, [PROMPTS[1]], top=100)
     h = model.run([PROMPTS[1]], capture="resid_post.0")["resid_post.0"][0]
-    final = model.hf.get_submodule(model.family.final_norm)(torch.einsum("oi,ti->to", lens.jacobians[0], h))
+    final = model.part(model.family.final_norm)(torch.einsum("oi,ti->to", lens.jacobians[0], h))
     logits = model.hf.get_output_embeddings()(final)
     if family == "gemma2":
         logits = 3 * torch.tanh(logits / 3)

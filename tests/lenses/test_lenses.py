@@ -14,7 +14,7 @@ import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 from monosem import edits, lenses
 from monosem.errors import BadInput, EditDidNotFire, UnknownName
@@ -29,8 +29,8 @@ TinyModel = Callable[..., Model]
 def cut(model: Model, blocks: int) -> Tensor:
     """Native logits of the same model with only its first blocks: what the logit lens at the last of them means."""
     short = copy.deepcopy(model.hf)
-    path, _, name = model.family.layers.rpartition(".")
-    setattr(short.get_submodule(path), name, nn.ModuleList(list(short.get_submodule(model.family.layers))[:blocks]))
+    blocks_of = short.base_model.get_submodule(model.family.layers)
+    del blocks_of[blocks:]
     tokens = model.tokens(TEXTS)
     inputs = {"input_ids": tokens.ids, "attention_mask": tokens.mask.long(), "position_ids": tokens.positions}
     with torch.no_grad():
@@ -452,7 +452,7 @@ def test_what_neurons_promote_is_the_slope_of_the_logits(family: str, tiny_model
     found = lenses.neurons(model, 1, [3, 40], top=100)
     mlp = model.branch("mlp", 1).module
     down = mlp.get_submodule(model.branch("mlp", 1).slot.mixer.parts["down"])
-    norm, head = model.hf.get_submodule(model.family.final_norm), model.hf.get_output_embeddings().weight
+    norm, head = model.part(model.family.final_norm), model.hf.get_output_embeddings().weight
     for row, neuron in enumerate((3, 40)):
         one = torch.zeros(model.cfg.d_mlp)
         one[neuron] = 1.0

@@ -76,7 +76,7 @@ def test_the_published_layout_is_read_as_its_formula_says(family: str, tiny_mode
         before = lenses.tuned(model, TEXTS[0], lens, site="resid_pre", top=100)
         after = lenses.tuned(model, TEXTS[0], lens, site="resid_post", top=100)
     hidden = model.hf(model.tokens(TEXTS[0]).ids, output_hidden_states=True).hidden_states
-    norm = model.hf.get_submodule(model.family.final_norm)
+    norm = model.part(model.family.final_norm)
     for i in range(layers):
         linear = torch.nn.Linear(d, d)
         linear.load_state_dict({"weight": state[f"{i}.weight"].float(), "bias": state[f"{i}.bias"].float()})

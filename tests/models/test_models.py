@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from monosem import edits
 from monosem.errors import BadInput, UnknownName
-from monosem.models import PER_LAYER, Model, Site, TokenBatch, verify
+from monosem.models import PER_LAYER, Model, Site, TokenBatch, load_model, verify
 from monosem.models.places.sites import ATTENTION, GLOBAL_ON_REQUEST, ON_REQUEST, READ_ONLY
 from tiny import FAMILIES, UNREGISTERED, changed, model_of, tiny_hf
 
@@ -318,3 +319,28 @@ def test_bad_prompts(llama):
         Model(tiny_hf("llama"), None, "bare").run("text")
     with pytest.raises(BadInput, match="nothing to run for"):
         llama.run(IDS, logits=False)
+
+
+def test_sizes_follow_the_model(tiny_model):
+    model = tiny_model("llama")
+    model.hf.resize_token_embeddings(110)
+    assert model.cfg.d_vocab == model.cfg.d_vocab_out == 110
+    logits = model.run([[105, 3, 7]]).logits
+    torch.testing.assert_close(logits, model.hf(input_ids=torch.tensor([[105, 3, 7]])).logits)
+    assert model.W_E.shape == (110, 32)
+    assert model.W_U.shape == (32, 110)
+    with pytest.raises(BadInput, match="vocabulary of 110"):
+        model.run([[110]])
+
+
+def test_the_activation_function_is_named_whatever_the_config_calls_it():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 100}
+    layout = {"alibi": True, "multi_query": False, "parallel_attn": False, "new_decoder_architecture": False}
+    config = AutoConfig.for_model("falcon", **sizes, **layout, ffn_hidden_size=48, bias=True)
+    hf = AutoModelForCausalLM.from_config(config)
+    assert load_model(hf, quiet=True).cfg.act_fn == config.activation == "gelu"
+    assert {kind: model_of(kind).cfg.act_fn for kind in ("gemma2", "gpt2", "llama")} == {
+        "gemma2": "gelu_pytorch_tanh",
+        "gpt2": "gelu_new",
+        "llama": "silu",
+    }

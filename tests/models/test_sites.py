@@ -121,7 +121,7 @@ def eps_of(module: torch.nn.Module) -> float:
 @pytest.mark.parametrize("which", ["ln1", "ln2", "final"])
 def test_norm_scales_and_normalised_values_equal_the_formulas(model, which):
     if which == "final":
-        module, names = model.hf.get_submodule(model.family.final_norm), ["final_scale", "final_normalized"]
+        module, names = model.part(model.family.final_norm), ["final_scale", "final_normalized"]
     else:
         branch = model.branch("attn" if which == "ln1" else "mlp", 1)
         module, names = branch.norm_in, [f"{which}_scale.1", f"{which}_normalized.1"]
@@ -140,7 +140,7 @@ def test_norm_scales_and_normalised_values_equal_the_formulas(model, which):
 
 
 def test_writing_a_norm_s_scale_divides_by_it(model):
-    module = model.hf.get_submodule(model.family.final_norm)
+    module = model.part(model.family.final_norm)
     given, _ = native_call(model, module)
     frozen = torch.full((*IDS.shape, 1), 2.5)
     found = model.run(IDS, capture="final_norm", edits=edits.patch("final_scale", frozen))["final_norm"]

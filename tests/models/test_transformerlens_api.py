@@ -398,7 +398,7 @@ def test_heads_and_neurons_are_what_the_branch_writes(model, cache):
 
 def test_norms_of_the_cache_are_the_models_own(model, cache):
     seen = {}
-    final = model.hf.get_submodule(model.family.final_norm)
+    final = model.part(model.family.final_norm)
     modules = {("final", None): final}
     for which, name in (("ln1", "attn"), ("ln2", "mlp")):
         module = model.branch(name, 1).norm_in
@@ -421,7 +421,7 @@ def test_norms_of_the_cache_are_the_models_own(model, cache):
 
 
 def test_logit_attributions_sum_to_the_logit_before_the_cap(model, cache):
-    norm = model.hf.get_submodule(model.family.final_norm)
+    norm = model.part(model.family.final_norm)
     bias = getattr(norm, "bias", None)
     bias = torch.zeros(32) if bias is None else bias
     expected = before_cap(model)

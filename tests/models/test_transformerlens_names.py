@@ -22,8 +22,8 @@ def places(model: Model) -> dict[str, tuple[torch.nn.Module, str]]:
     found = {
         "unembed.hook_out": (model.hf.get_output_embeddings(), "out"),
         "hook_unembed": (model.hf.get_output_embeddings(), "out"),
-        "ln_final.hook_in": (model.hf.get_submodule(model.family.final_norm), "in"),
-        "ln_final.hook_out": (model.hf.get_submodule(model.family.final_norm), "out"),
+        "ln_final.hook_in": (model.part(model.family.final_norm), "in"),
+        "ln_final.hook_out": (model.part(model.family.final_norm), "out"),
     }
     for name, norm in (("attn", "ln1"), ("mlp", "ln2")):
         branch = model.branch(name, 1)

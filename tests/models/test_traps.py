@@ -311,7 +311,7 @@ def test_s_weights_are_never_rewritten_and_tied_ones_stay_tied(family):
 def test_t_norms_are_read_by_what_they_do(family, gain, bias):
     """Gain w or 1 + w or none, epsilon under three names, some with a bias."""
     model = model_of(family)
-    module = model.hf.get_submodule(model.family.final_norm)
+    module = model.part(model.family.final_norm)
     norm = Norm.of(module, 32)
     torch.testing.assert_close(norm.gain, gain(module), **CLOSE)
     torch.testing.assert_close(norm.bias, bias(module) if bias else torch.zeros(32), **CLOSE)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..dictionaries import Dictionary
 from ..errors import BadInput
@@ -44,7 +44,7 @@ def logit_effects(
         raise BadInput(f"latents at {dictionary.site_out} have no direct effect on the logits: it is not in the stream")
     W_U = model.W_U.float()
     W_U = (W_U - W_U.mean(1, keepdim=True)) * model.final_gain.float()[:, None]
-    if isinstance(model.hf.get_submodule(model.family.final_norm), nn.LayerNorm):
+    if model.final_norm.centres:
         W_U = W_U - W_U.mean(0)  # the same as taking the mean out of every row
     if (branch := model.branch_of(dictionary.site_out)) is not None and dictionary.site_out == branch.inner:
         W_U = branch.weight().flatten(0, 1).float() @ W_U

@@ -12,8 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.activations import ACT2FN
 
 from ..errors import BadInput, UnknownName
+from .language import is_multimodal, language_model, text_config
 from .numbers import whole_numbers, whole_slice
 from .places.blocks import Block
 from .places.families import LOGIT_STEPS, Family, family_of
@@ -39,9 +41,14 @@ class Shape:
     n_kv_heads: int
     d_head: int
     d_mlp: int
-    d_vocab: int
     n_ctx: int
     hf: PreTrainedModel = field(repr=False, compare=False)
+
+    @property
+    def d_vocab(self) -> int:
+        """Rows of the embedding, which `resize_token_embeddings` may change."""
+        embedding: Any = self.hf.get_input_embeddings()
+        return int(embedding.weight.shape[0])
 
     @property
     def n_key_value_heads(self) -> int:
@@ -58,12 +65,26 @@ class Shape:
     @property
     def act_fn(self) -> str:
         """Name of the MLP's activation function, as the native config calls it."""
-        names = ("hidden_activation", "hidden_act", "activation_function")
-        return str(next(value for name in names if (value := getattr(self.hf.config, name, None)) is not None))
+        config = text_config(self.hf)
+        names = ("hidden_activation", "hidden_act", "activation_function", *sorted(vars(config)))
+        named = (value for name in names if "act" in name and isinstance(value := getattr(config, name, None), str))
+        return next((value for value in named if value in ACT2FN), "unknown")
 
     @property
     def device(self) -> torch.device:
-        return self.hf.get_input_embeddings().weight.device  # type: ignore[return-value]
+        """Where the token ids go; of a model whose weights are elsewhere (offloaded), the device that it computes on.
+
+        "meta" after `free`.
+        """
+        embedding = self.hf.get_input_embeddings()
+        device: torch.device = embedding.weight.device  # type: ignore[assignment]
+        if device.type == "meta":
+            for module in embedding.modules():
+                hook = getattr(module, "_hf_hook", None)  # accelerate's, one or several
+                for one in getattr(hook, "hooks", [hook]):
+                    if (computes := getattr(one, "execution_device", None)) is not None:
+                        return torch.device(computes)
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -76,7 +97,11 @@ class Shape:
 
 
 class Native:
-    """A Hugging Face model (`hf`, never rewritten) with its tokenizer and the row of the family table that reads it."""
+    """A Hugging Face model (`hf`, never rewritten) with its tokenizer and the row of the family table that reads it.
+
+    Attributes:
+        config: of the language model. multimodal: the language model is a part of `hf`, which is run on text alone.
+    """
 
     def __init__(
         self,
@@ -89,18 +114,23 @@ class Native:
         self.hf = hf.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
-        self.family: Family = family or family_of(hf.config)
-        self.blocks: nn.ModuleList = hf.get_submodule(self.family.layers)  # type: ignore[assignment]
+        self.config, self.multimodal = text_config(hf), is_multimodal(hf)
+        self.family: Family = family or family_of(self.config)
+        self.blocks: nn.ModuleList = self.part(self.family.layers)  # type: ignore[assignment]
         scale = self.family.embed_scale
-        self.embed_scale = 1.0 if scale is None else float(getattr(hf.config, scale))
-        self.anatomy = [Block.of(self.family, hf.config, block) for block in self.blocks]
+        self.embed_scale = 1.0 if scale is None else float(getattr(self.config, scale))
+        self.anatomy = [Block.of(self.family, self.config, block) for block in self.blocks]
         self.cfg = _shape(hf, self.blocks, self.anatomy)
-        self.rotations = rotations_of(hf)
-        self.window = window_of(hf.config)
+        self.rotations = rotations_of(language_model(hf))
+        self.window = window_of(self.config)
 
     def turn(self) -> AbstractContextManager[Turns]:
         """Within, this thread has the native modules alone, in eval mode; other threads that want them wait."""
         return turn(self.hf)
+
+    def part(self, path: str) -> nn.Module:
+        """A module of the language model, by its path there."""
+        return language_model(self.hf).get_submodule(path)
 
     @property
     def ambient_edits(self) -> list[Any]:
@@ -262,7 +292,7 @@ class Native:
     @cached_property
     def end_ids(self) -> frozenset[int]:
         """Tokens that end a generation: the generation config's, else the config's, else the tokenizer's."""
-        for source in (getattr(self.hf, "generation_config", None), self.hf.config, self.tokenizer):
+        for source in (getattr(self.hf, "generation_config", None), self.config, self.tokenizer):
             if (ids := getattr(source, "eos_token_id", None)) is not None:
                 return frozenset([ids] if isinstance(ids, int) else ids)
         return frozenset()
@@ -284,7 +314,7 @@ class Native:
     def _declared(self, *names: str) -> Iterator[int]:
         """Ids of the vocabulary under the first of these names, then the next."""
         for name in names:
-            for source in (self.tokenizer, getattr(self.hf, "generation_config", None), self.hf.config):
+            for source in (self.tokenizer, getattr(self.hf, "generation_config", None), self.hf.config, self.config):
                 ids = getattr(source, name, None)
                 for token in ids if isinstance(ids, list | tuple) else [ids]:
                     if isinstance(token, int) and 0 <= token < self.cfg.d_vocab:
@@ -296,20 +326,20 @@ class Native:
         resid = resid.to(self.device, self.dtype)
         with self.turn():  # `forward`: no hooks of a pass in progress
             if norm:
-                resid = self.hf.get_submodule(self.family.final_norm).forward(resid)
+                resid = self.part(self.family.final_norm).forward(resid)
             return self.logit_transform(self.hf.get_output_embeddings().forward(resid))
 
     def logit_transform(self, raw: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
         """What the model does to the unembedding's output: soft cap (Gemma 2), division (Granite), scale (Cohere)."""
         for step, attribute in self.family.logit_steps:
-            if constant := getattr(self.hf.config, attribute):
+            if constant := getattr(self.config, attribute):
                 raw = LOGIT_STEPS[step](raw, constant)
         return raw
 
     @property
     def final_norm(self) -> Norm:
         """The norm before the unembedding, read off the native module."""
-        return self.norm(self.hf.get_submodule(self.family.final_norm))
+        return self.norm(self.part(self.family.final_norm))
 
     def norm(self, module: nn.Module | None) -> Norm:
         """One of its norms (None: no norm), read off the native module."""
@@ -347,9 +377,8 @@ def _str_token(model: Native, token: int) -> str:
 
 
 def _shape(hf: PreTrainedModel, blocks: nn.ModuleList, anatomy: list[Block]) -> Shape:
-    config: Any = hf.config
+    config = text_config(hf)
     heads = getattr(config, "num_attention_heads", 0)
-    embedding: Any = hf.get_input_embeddings()
     experts: Any = getattr(config, "moe_intermediate_size", None) or getattr(config, "intermediate_size", 0)
     down = _width_of(blocks, anatomy, "mlp", "down")
     return Shape(
@@ -359,7 +388,6 @@ def _shape(hf: PreTrainedModel, blocks: nn.ModuleList, anatomy: list[Block]) -> 
         n_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
         d_head=(_width_of(blocks, anatomy, "attention", "out") or 0) // max(heads, 1),  # not always d_model / heads
         d_mlp=int(experts) if down is None else down,
-        d_vocab=embedding.weight.shape[0],
         n_ctx=context_of(config),
         hf=hf,
     )

@@ -42,7 +42,7 @@ class Vocabulary:
         resid = resid.to(self.model.device, self.model.dtype)
         if norm:
             with self.model.turn():
-                resid = self.model.hf.get_submodule(self.model.family.final_norm).forward(resid)
+                resid = self.model.part(self.model.family.final_norm).forward(resid)
         raw = torch.nn.functional.linear(resid, self.weight, self.bias)
         return self.model.logit_transform(raw).float() + self.log_weight
 

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...errors import UnknownName, cause
+from ..language import is_multimodal, language_model, text_config
 from ..model import Model
 from ..native import refuse_compiled, widths
-from ..places.families import LOGIT_STEPS, Family, attn, mlp
+from ..places.families import BY_TYPE, LOGIT_STEPS, Family, attn, mlp
 from .tracing import Call, is_linear, same, trace
 from .verify import verify
 
@@ -31,6 +32,26 @@ class InferredFamily(UserWarning):
     """A model type without a row is read through a row that was inferred from its modules."""
 
 
+def row_of(hf: PreTrainedModel) -> Family:
+    """The table's row for its language model, else an inferred one.
+
+    A multimodal model may run its language model in another way than the same language model alone (other masks, other
+    positions, logits without the scale after them), so the identities are checked on it.
+
+    Raises:
+        UnknownName: as `infer`, or an identity fails on a multimodal model.
+    """
+    row = BY_TYPE.get(text_config(hf).model_type)
+    if row is None:
+        return infer(hf)
+    if not is_multimodal(hf):
+        return row
+    for other in (replace(row, logit_steps=()), row):
+        if not (failure := _failed_identity(hf, other)):
+            return other
+    raise UnknownName(f"the language model of {type(hf).__name__} ({row.name}) cannot be read on text alone: {failure}")
+
+
 def infer(hf: PreTrainedModel) -> Family:
     """A verified row for this model, with an `InferredFamily` warning that shows it.
 
@@ -38,7 +59,7 @@ def infer(hf: PreTrainedModel) -> Family:
         UnknownName: what could not be found, or which identity failed for the best row.
     """
     refuse_compiled(hf)
-    kind, failure = hf.config.model_type, ""
+    kind, failure = text_config(hf).model_type, ""
     try:
         candidates = list(_rows(hf))
     except _NotFound as error:
@@ -82,17 +103,17 @@ class _NotFound(Exception):
 
 def _rows(hf: PreTrainedModel) -> Iterator[Family]:
     """Rows that the trace allows: two where q, k and v are fused and both layouts have the right size."""
-    embedding: Any = hf.get_input_embeddings()
-    ids = torch.arange(6, device=embedding.weight.device)[None]
-    calls = trace(hf, ids)
+    config, embedding = text_config(hf), hf.get_input_embeddings()
+    calls = trace(hf, torch.arange(6, device=embedding.weight.device)[None])  # type: ignore[arg-type]
     layers = _layers(hf)
-    blocks = [c for c in calls if re.fullmatch(re.escape(layers) + r"\.\d+", c.path)]
-    if len(blocks) < hf.config.num_hidden_layers:
-        raise _NotFound(f"only {len(blocks)} of {hf.config.num_hidden_layers} blocks of {layers} were called")
-    row = Family(hf.config.model_type, (hf.config.model_type,), layers=layers)
+    modules = {*language_model(hf).get_submodule(layers).children()}
+    blocks = [c for c in calls if c.module in modules]
+    if len(blocks) < config.num_hidden_layers:
+        raise _NotFound(f"only {len(blocks)} of {config.num_hidden_layers} blocks of {layers} were called")
+    row = Family(config.model_type, (config.model_type,), layers=layers)
     row = replace(row, **_ends(hf, calls, blocks))
     attention, rest = _block(hf, calls, blocks[0])
-    attention["clip"] = "clip_qkv" if hasattr(hf.config, "clip_qkv") else None
+    attention["clip"] = "clip_qkv" if hasattr(config, "clip_qkv") else None
     yield replace(row, branches=(attn(**attention), mlp(**rest)))
     if "qkv" in attention:
         yield replace(row, branches=(attn(**attention | {"fused": "interleaved"}), mlp(**rest)))
@@ -100,16 +121,17 @@ def _rows(hf: PreTrainedModel) -> Iterator[Family]:
 
 def _layers(hf: PreTrainedModel) -> str:
     """The list of blocks: of the class that transformers records hidden states of, as long as the config says."""
-    recorded = _recorded(hf, "hidden_states")
-    for path, module in hf.named_modules():
-        whole = isinstance(module, nn.ModuleList) and len(module) == hf.config.num_hidden_layers > 0
+    recorded, layers = _recorded(hf, "hidden_states"), getattr(text_config(hf), "num_hidden_layers", 0)
+    for path, module in language_model(hf).named_modules():
+        whole = isinstance(module, nn.ModuleList) and len(module) == layers > 0
         if whole and (recorded is None or isinstance(module[0], recorded)):
             return path
     raise _NotFound("no list of blocks as long as config.num_hidden_layers")
 
 
 def _recorded(hf: PreTrainedModel, what: str) -> type | None:
-    table = getattr(hf, "_can_record_outputs", None) or getattr(hf.base_model, "_can_record_outputs", None) or {}
+    holders = (language_model(hf),) if is_multimodal(hf) else (hf, language_model(hf))
+    table: dict[str, Any] = next((t for one in holders if (t := getattr(one, "_can_record_outputs", None))), {})
     recorder = table.get(what)
     recorder = recorder[0] if isinstance(recorder, list | tuple) and recorder else recorder
     module = getattr(recorder, "target_class", recorder)
@@ -130,18 +152,30 @@ def _ends(hf: PreTrainedModel, calls: list[Call], blocks: list[Call]) -> dict[st
     norms = (c for c in calls if same(c.read, last) and same(c.wrote, head.read) and not list(c.module.children()))
     norm = _first(norms, "no norm between the last block and the unembedding")
     logits = _first((c for c in calls if c.module is hf), "the model returns no logits").wrote
-    ends = {"embed": embed.path, "final_norm": norm.path, "logit_steps": _logit_step(hf, head.wrote, logits)}
+    ends = {
+        "embed": _path(hf, embed),
+        "final_norm": _path(hf, norm),
+        "logit_steps": _logit_step(hf, head.wrote, logits),
+    }
     if same(embed.wrote, first):
         return ends
     for c in calls:
         other = isinstance(c.module, nn.Embedding) and c is not embed
         if other and same((embed.wrote + c.wrote).expand_as(first), first):
-            return ends | {"positions": c.path}
+            return ends | {"positions": _path(hf, c)}
     scale = _ratio(first, embed.wrote)
     attribute = None if scale is None else _attribute(hf, lambda value: isclose(value, scale, rel_tol=1e-2))
     if attribute is None:
         raise _NotFound("what enters the first block is not the token embedding, with or without positions or a scale")
     return ends | {"embed_scale": attribute}
+
+
+def _path(hf: PreTrainedModel, call: Call) -> str:
+    """A module's path in the language model."""
+    for path, module in language_model(hf).named_modules():
+        if module is call.module:
+            return path
+    raise _NotFound(f"{call.path} lies outside the language model")
 
 
 def _logit_step(hf: PreTrainedModel, raw: Tensor, logits: Tensor) -> tuple[tuple[str, str], ...]:
@@ -155,7 +189,7 @@ def _logit_step(hf: PreTrainedModel, raw: Tensor, logits: Tensor) -> tuple[tuple
 
 def _attribute(hf: PreTrainedModel, holds: Callable[[float], bool]) -> str | None:
     """The first number of the config for which something holds; those that are called a scale before the others."""
-    named = sorted(vars(hf.config).items(), key=lambda item: not re.search(r"scal|mult|cap", item[0]))
+    named = sorted(vars(text_config(hf)).items(), key=lambda item: not re.search(r"scal|mult|cap", item[0]))
     for name, value in named:
         if isinstance(value, int | float) and not isinstance(value, bool) and value and holds(float(value)):
             return name

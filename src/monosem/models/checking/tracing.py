@@ -47,10 +47,14 @@ def trace(hf: PreTrainedModel, ids: Tensor) -> list[Call]:
             calls.append(Call(path, module, inputs.pop(module), wrote.clone(), len(output) if several else 1))
 
     with turn(hf), ExitStack() as hooks:
+        linear = ""  # what is inside a linear layer (an adapter's parts) is not looked at
         for path, module in hf.named_modules():
+            if linear and path.startswith(f"{linear}."):
+                continue
+            linear = path if is_linear(module) else linear
             hooks.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
             hooks.callback(module.register_forward_hook(partial(after, path=path)).remove)
-        hf(ids, use_cache=False)
+        hf(input_ids=ids, use_cache=False)
     return calls
 
 

@@ -97,7 +97,7 @@ class _Checks:
         # the same without scores and patterns: no layer leaves the model's own attention
         self.plain = model.run(tokens, capture=[Site("resid_post", layer) for layer in model.layers()])
         with torch.no_grad(), model.turn():
-            self.native = model.hf(**inputs(tokens), use_cache=False).logits
+            self.native = model.hf(**inputs(model, tokens), use_cache=False).logits
 
     def add(self, site: str, identity: str, value: Tensor, expected: Tensor) -> None:
         error = float("inf")
@@ -119,6 +119,10 @@ def _native(c: _Checks) -> None:
     c.add("logits", "hooked = native", c.logits(capture=["resid_post.0"]), c.native)
     c.add("logits", "our attention = native", c.explicit, c.native)
     c.add("logits", "last token only = native", c.logits(logits="last"), c.native[:, -1])
+    other = TokenBatch(c.tokens.ids.clone(), c.tokens.mask)
+    other.ids[:, -1] = (other.ids[:, -1] + 1) % c.model.cfg.d_vocab
+    changed: Tensor = c.model.run(other).logits  # type: ignore[assignment]
+    c.add("logits", "a later token changes no earlier one", changed[:, :-1], c.native[:, :-1])
 
 
 def _streams(c: _Checks) -> None:
@@ -142,7 +146,7 @@ def _heads(c: _Checks) -> None:
     if not attentions:
         return
     for branch in attentions:
-        clip = branch.slot.mixer.clip and getattr(model.hf.config, branch.slot.mixer.clip)
+        clip = branch.slot.mixer.clip and getattr(model.config, branch.slot.mixer.clip)
         heads = torch.einsum("bthd,hdm->btm", c.run[branch.site("z")], branch.weight())
         outputs.append(branch.write(heads + branch.bias()))
         if branch.site("pattern") in c.run:

@@ -12,7 +12,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM, PreTrainedModel
 
 from ...errors import BadFile, BadInput, cause
 
@@ -21,6 +21,23 @@ FILE_ERRORS = (
     *(OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, MemoryError, EOFError),
     *(struct.error, SafetensorError, pickle.UnpicklingError, StrictDataclassError, ArithmeticError),
 )
+
+
+def load_pretrained(
+    source: str, local: bool, name: str, dtype: torch.dtype | None, **where: Any
+) -> tuple[PreTrainedModel, list[str]]:
+    """`load_weights` of a folder or Hub id, by the class that its config calls for.
+
+    A multimodal checkpoint is loaded as a whole: a class of its language model alone would find none of its weights.
+    """
+    arguments = {"pretrained_model_name_or_path": source, "local_files_only": local}
+    loader: Any = AutoModelForCausalLM
+    with contextlib.suppress(*_FILE_ERRORS, ImportError):  # `load_weights` meets them again, and explains them
+        config = AutoConfig.from_pretrained(source, local_files_only=local)
+        whole = type(config) in AutoModelForMultimodalLM._model_mapping
+        if whole and (config.get_text_config() is not config or type(config) not in loader._model_mapping):
+            loader = AutoModelForMultimodalLM
+    return load_weights(loader, arguments, name, dtype, **where)
 
 
 def load_weights(

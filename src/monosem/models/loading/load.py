@@ -5,17 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ...errors import BadFile, BadInput, MonosemError
 from ...progress import say
-from ..checking.infer import infer
+from ..checking.infer import row_of
 from ..model import Model
-from ..places.families import BY_TYPE
 from ..running.sampling import sampling_notes
 from . import embedded, hub
 from .catalogue import EMBEDDED, Embedded
-from .checkpoint import check_finite, explain, hushed, load_weights
+from .checkpoint import check_finite, explain, hushed, load_pretrained
 from .gguf import check_gguf, gguf_tokenizer, load_gguf
 from .precision import DeviceLike, DtypeLike, choose_device, choose_dtype, describe
 
@@ -62,7 +61,7 @@ def load_model(
     hf, tokenizer, name, notes = load_hf(
         name_or_model, dtype=dtype, device=device, device_map=device_map, tokenizer=tokenizer, quiet=quiet
     )
-    family = BY_TYPE.get(hf.config.model_type) or infer(hf)
+    family = row_of(hf)
     model = Model(hf, tokenizer, name=name, family=family)
     chosen = dtype is None and not isinstance(name_or_model, PreTrainedModel)
     notes += sampling_notes(hf)
@@ -135,8 +134,7 @@ def _from_folder(path: Path, wanted: dict[str, Any], with_tokenizer: bool) -> Lo
         inside = sorted(p.name for p in path.glob("*.gguf"))
         hint = f"give the file itself: {path / inside[0]}" if inside else "is it a Hugging Face model's folder?"
         raise BadFile(f"{path} has no config.json; {hint}")
-    arguments = {"pretrained_model_name_or_path": str(path), "local_files_only": True}
-    hf, notes = load_weights(AutoModelForCausalLM, arguments, str(path), **wanted)
+    hf, notes = load_pretrained(str(path), True, str(path), **wanted)
     tokenizer = None
     if with_tokenizer and any((path / name).exists() for name in _TOKENIZER_FILES):
         tokenizer = load_tokenizer(str(path))
@@ -148,8 +146,7 @@ def _from_folder(path: Path, wanted: dict[str, Any], with_tokenizer: bool) -> Lo
 def _from_hub(name: str, wanted: dict[str, Any], with_tokenizer: bool) -> Loaded:
     local = hub.ask_hub(name, list(EMBEDDED))
     notes = ["the Hub was not asked or did not answer; this is the copy in its local cache"] if local else []
-    arguments = {"pretrained_model_name_or_path": name, "local_files_only": local}
-    hf, more = load_weights(AutoModelForCausalLM, arguments, name, **wanted)
+    hf, more = load_pretrained(name, local, name, **wanted)
     return hf, load_tokenizer(name, local) if with_tokenizer else None, name, [*notes, *more]
 
 

@@ -18,6 +18,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from ..language import is_multimodal, language_model, text_config
+
 NAME = "monosem"
 
 # visits an activation on its way: (site name, value) -> value
@@ -86,11 +88,29 @@ def visiting(hf: PreTrainedModel, visits: dict[nn.Module, Visit]) -> Iterator[No
     if not visits:
         yield
         return
-    before = hf.config._attn_implementation
     token = _VISITS.set(visits)
     try:
-        hf.set_attn_implementation(NAME)
+        with attending(hf):
+            yield
+    finally:
+        _VISITS.reset(token)
+
+
+def can_attend(hf: PreTrainedModel) -> bool:
+    """Whether its language model is on transformers' attention registry."""
+    part = language_model(hf) if is_multimodal(hf) else hf
+    return isinstance(part, PreTrainedModel) and part._can_set_attn_implementation()
+
+
+@contextmanager
+def attending(hf: PreTrainedModel) -> Iterator[None]:
+    """Within, the language model uses the function of this file, also for the masks that a multimodal model makes."""
+    config, text = hf.config, text_config(hf)
+    places: dict[str, Any] = {key: text for key in config.sub_configs if getattr(config, key, None) is text}
+    places[""] = config
+    before = {key: place._attn_implementation for key, place in places.items()}
+    try:
+        hf.set_attn_implementation(dict.fromkeys(places, NAME))
         yield
     finally:
         hf.set_attn_implementation(before)
-        _VISITS.reset(token)

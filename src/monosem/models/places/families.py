@@ -102,16 +102,16 @@ def mlp(
 
 @dataclass(frozen=True)
 class Family:
-    """Module paths of one architecture."""
+    """Module paths of one architecture, as its language model names them (`models/language.py`): no "model." before."""
 
     name: str
     model_types: tuple[str, ...]
     branches: tuple[BranchRow, ...] = (attn(), mlp())
-    embed: str = "model.embed_tokens"
+    embed: str = "embed_tokens"
     positions: str | None = None  # learned positions, added to the token embedding
     embed_scale: str | None = None  # config attribute that the embedding is multiplied by outside its module
-    layers: str = "model.layers"
-    final_norm: str = "model.norm"
+    layers: str = "layers"
+    final_norm: str = "norm"
     logit_steps: tuple[tuple[str, str], ...] = ()  # what follows the unembedding: (step, config attribute)
 
     def __post_init__(self) -> None:
@@ -127,14 +127,20 @@ _GPT2 = Family(
         attn("ln_1", path="attn", qkv="c_attn", out="c_proj"),
         mlp("ln_2", pre="c_fc", pre_linear=None, down="c_proj"),
     ),
-    embed="transformer.wte",
-    positions="transformer.wpe",
-    layers="transformer.h",
-    final_norm="transformer.ln_f",
+    embed="wte",
+    positions="wpe",
+    layers="h",
+    final_norm="ln_f",
 )
 
 FAMILIES: tuple[Family, ...] = (
-    Family("llama", ("llama", "mistral", "qwen2", "qwen3", "smollm3")),
+    Family(
+        "llama",
+        (
+            *("llama", "mistral", "qwen2", "qwen3", "smollm3"),
+            *("qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text"),
+        ),
+    ),
     Family("olmo", ("olmo",), (attn(clip="clip_qkv"), mlp())),
     Family("gemma", ("gemma",)),
     Family(
@@ -185,7 +191,7 @@ FAMILIES: tuple[Family, ...] = (
         "phi",
         ("phi",),
         (attn(out="dense"), mlp("input_layernorm", pre="fc1", pre_linear=None, down="fc2", parallel=True)),
-        final_norm="model.final_layernorm",
+        final_norm="final_layernorm",
     ),
     _GPT2,
     replace(  # TinyStories, GPT-Neo; not on transformers' attention registry
@@ -201,9 +207,9 @@ FAMILIES: tuple[Family, ...] = (
             attn("ln_1", path="attn", out="out_proj"),
             mlp("ln_1", pre="fc_in", pre_linear=None, down="fc_out", parallel=True),
         ),
-        embed="transformer.wte",
-        layers="transformer.h",
-        final_norm="transformer.ln_f",
+        embed="wte",
+        layers="h",
+        final_norm="ln_f",
     ),
     Family(
         "gpt_neox",
@@ -212,11 +218,11 @@ FAMILIES: tuple[Family, ...] = (
             attn(path="attention", qkv="query_key_value", fused="interleaved", out="dense"),
             mlp(pre="dense_h_to_4h", pre_linear=None, down="dense_4h_to_h", parallel="use_parallel_residual"),
         ),
-        embed="gpt_neox.embed_in",
-        layers="gpt_neox.layers",
-        final_norm="gpt_neox.final_layer_norm",
+        embed="embed_in",
+        layers="layers",
+        final_norm="final_layer_norm",
     ),
-    Family("mixture", ("mixtral", "qwen2_moe", "qwen3_moe"), (attn(), mlp(router="gate"))),
+    Family("mixture", ("mixtral", "qwen2_moe", "qwen3_moe", "qwen3_vl_moe_text"), (attn(), mlp(router="gate"))),
     Family("gpt_oss", ("gpt_oss",), (attn(), mlp(router="router"))),
 )
 

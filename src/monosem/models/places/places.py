@@ -112,7 +112,7 @@ class Places(Native):
         """Learned positions. Raises `UnknownName` in models that rotate queries and keys instead."""
         if self.family.positions is None:
             raise UnknownName(f"W_pos: {self.name} has no learned positions (it rotates queries and keys)")
-        return self.hf.get_submodule(self.family.positions).weight  # type: ignore[return-value]
+        return self.part(self.family.positions).weight  # type: ignore[return-value]
 
     @property
     def W_U(self) -> Float[Tensor, "d_model vocab"]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ...errors import UnknownName
 from ..native import Native
+from .attention import can_attend
 from .blocks import Slot
 from .mixers import Side
 from .sites import Site
@@ -83,7 +84,7 @@ def layout_of(model: Native, view: str, slot: Slot | None) -> Layout:
         return block(widths, third, heads)
     if mixer.fused == "interleaved":
         return interleaved(third, heads)
-    return by_head(heads, mixer.clip is not None and getattr(model.hf.config, mixer.clip) is not None)
+    return by_head(heads, mixer.clip is not None and getattr(model.config, mixer.clip) is not None)
 
 
 # ---------------------------------------------------------------------- the places
@@ -133,7 +134,7 @@ def point(model: Native, site: Site) -> Point:
     place = block.places.get(site.name)
     if place is None:
         raise UnknownName(f"{site}: layer {site.layer} of {model.name} {block.why_not(site.name)}")
-    if place.side == "inside" and not model.hf._can_set_attn_implementation():
+    if place.side == "inside" and not can_attend(model.hf):
         kind = type(model.hf).__name__
         raise UnknownName(f"{site}: {kind} is not on transformers' attention registry; use q, k, v, z")
     path, side, view, slot, item, flat, sum_of = place
@@ -150,7 +151,7 @@ def _point_once(model: Native, site: Site) -> Point:
         path = getattr(model.family, attribute) if attribute else ""
         if path is None:
             raise UnknownName(f"{site}: {model.name} has no learned positions (it rotates queries and keys)")
-        module = model.hf.get_submodule(path)
+        module = model.part(path) if path else model.hf
     layer = -1 if site.name in ("embed", "pos_embed") else model.cfg.n_layers
     order = layer, list(_ONCE).index(site.name)
     return Point(module, *layout_of(model, view, None), order, side)

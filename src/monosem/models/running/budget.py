@@ -61,7 +61,7 @@ def estimate(
     model: Native, tokens: TokenBatch, sites: Sequence[Site], kept: Kept, logits: bool | Literal["last"]
 ) -> Estimate:
     """What one row of a run without gradients takes, from shapes alone."""
-    c, config, length = model.cfg, model.hf.config, tokens.ids.shape[1]
+    c, config, length = model.cfg, model.config, tokens.ids.shape[1]
     item = torch.finfo(model.dtype).bits // 8
     sizes = _sizes(model, tokens, kept)
     by_site = {site: prod(sizes[axis] for axis in site.shape) * item for site in sites}
@@ -83,7 +83,7 @@ def estimate(
 
 def _sizes(model: Native, tokens: TokenBatch, kept: Kept) -> dict[str, int]:
     """The size of each axis that sites have (`Site.shape`), of what is kept."""
-    c, config, length = model.cfg, model.hf.config, tokens.ids.shape[1]
+    c, config, length = model.cfg, model.config, tokens.ids.shape[1]
     heads = None if kept.heads is None else len(kept.heads)
     return {
         "position": length if kept.columns is None else kept.columns.shape[1],

@@ -131,7 +131,7 @@ def _decode(
     done = torch.zeros(len(prompt), dtype=torch.bool, device=model.device)
     captured: dict[Site, list[Tensor]] = defaultdict(list)
     name = str(cache_name(model.hf))
-    options: dict[str, Any] = {name: DynamicCache(config=model.hf.config), "use_cache": True}
+    options: dict[str, Any] = {name: DynamicCache(config=model.config), "use_cache": True}
     if Site("logits") not in session.wanted:
         options["logits_to_keep"] = 1
 
@@ -139,9 +139,9 @@ def _decode(
         nonlocal column
         turned = turned_anew(model.rotations, tokens.lengths - 1, tokens.lengths) & tokens.mask[:, -1]
         if bool(turned.any()):  # keys of earlier tokens are wrong now: all tokens are run again
-            options[name], column = DynamicCache(config=model.hf.config), 0
+            options[name], column = DynamicCache(config=model.config), 0
             captured.clear()
-        call = partial(model.hf, **inputs(tokens, column), **options)
+        call = partial(model.hf, **inputs(model, tokens, column), **options)
         logits: Tensor = session.forward(moment(tokens, prompt.lengths, column), call).logits[:, -1]
         session.check_captured()
         for site in session.wanted:

@@ -138,7 +138,7 @@ class _Pass:
         out = None
         late, last = starting(model, start, tokens), last_only(model, tokens, self.logits)
         with torch.set_grad_enabled(session.grad), late, session, last, suppress(Stop):
-            out = session.forward(at, partial(model.hf, **inputs(tokens), use_cache=False)).logits
+            out = session.forward(at, partial(model.hf, **inputs(model, tokens), use_cache=False)).logits
         session.check_captured()
         return (out[:, 0] if out is not None and self.logits == "last" else out), session.captured
 
@@ -175,14 +175,15 @@ def moment(tokens: TokenBatch, prompt_lengths: Tensor, column: int) -> Moment:
     return Moment(tokens.mask[:, part], tokens.positions[:, part], prompt_lengths, column, tokens.ids[:, part])
 
 
-def inputs(tokens: TokenBatch, column: int = 0) -> dict[str, Tensor]:
+def inputs(model: Places, tokens: TokenBatch, column: int = 0) -> dict[str, Tensor]:
     """Model inputs for the columns from `column` on (earlier ones are in the cache).
 
     Mask and positions go along whenever there is padding: transformers numbers positions from the left edge, padding
-    included, which is wrong for learned positions. Without padding its own defaults are right, and faster.
+    included, which is wrong for learned positions. Without padding its own defaults are right, and faster; but a
+    multimodal model's defaults remember the last picture.
     """
     ids = {"input_ids": tokens.ids[:, column:]}
-    if not tokens.padded:
+    if not (tokens.padded or model.multimodal):
         return ids
     return ids | {"attention_mask": tokens.mask.long(), "position_ids": tokens.positions[:, column:]}
 

@@ -64,7 +64,9 @@ class Prefix:
             cache = DynamicCache()  # without a config: it keeps all tokens, also those that left a sliding window
             whole = model.run(tokens, capture="resid_pre.0", logits="last")
             with torch.no_grad(), Session(model, (), ()):
-                model.hf(**inputs(tokens), **{str(cache_name(model.hf)): cache}, use_cache=True, logits_to_keep=1)
+                model.hf(
+                    **inputs(model, tokens), **{str(cache_name(model.hf)): cache}, use_cache=True, logits_to_keep=1
+                )
             past: list[Any] = cache.layers
             held = [_Layer(layer.keys[:, :, :column], layer.values[:, :, :column]) for layer in past]
             prefix = Prefix(model, tokens, column, held)
@@ -99,7 +101,7 @@ class Prefix:
         late, last = starting(model, start, suffix), last_only(model, suffix, "last")
         with torch.no_grad(), late, Session(model, (), edits) as session, last:
             options = {str(cache_name(model.hf)): Cache(layers=list(self.layers)), "use_cache": True}
-            call = partial(model.hf, **inputs(tokens, self.column), **options)
+            call = partial(model.hf, **inputs(model, tokens, self.column), **options)
             out = session.forward(moment(tokens, tokens.lengths, self.column), call).logits
         session.check_fired()
         return out[:, 0].unflatten(0, (copies, batch))

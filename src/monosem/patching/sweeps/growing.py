@@ -12,7 +12,7 @@ rotations, positions) are recorded once and cut to the tokens from p on; nothing
 import inspect
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ...errors import BadInput, MonosemError
 from ...models import Model, Moment, Site, TokenBatch
-from ...models.places.attention import NAME
+from ...models.places.attention import NAME, attending, can_attend
 from ...models.places.points import unwrap
 from ...models.running.budget import bytes_of, shown
 from ...models.running.cache import cache_name
@@ -297,15 +297,9 @@ def _masks(model: Model) -> Iterator[None]:
     """The model's turn; attention functions that build their own masks (flash, flex) give way to one that takes them
     as they are."""
     with model.turn():
-        before = model.hf.config._attn_implementation
-        if before in _OWN_MASKS or not model.hf._can_set_attn_implementation():
+        own = model.config._attn_implementation in _OWN_MASKS or not can_attend(model.hf)
+        with nullcontext() if own else attending(model.hf):
             yield
-            return
-        model.hf.set_attn_implementation(NAME)
-        try:
-            yield
-        finally:
-            model.hf.set_attn_implementation(before)
 
 
 def _near(values: Float[Tensor, "*rows d_model"], expected: Float[Tensor, "*rows d_model"]) -> bool:

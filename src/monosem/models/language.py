@@ -1,0 +1,47 @@
+"""The part of a Hugging Face model that reads text: the whole of a language model, a part of a multimodal one.
+
+A multimodal model (Gemma 3, Qwen-VL, LLaVA, ...) holds a language model beside its towers for pictures and sound. It is
+run as a whole on text alone, which goes past the towers; places, sizes and config belong to the language model.
+"""
+
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..errors import UnknownName, cause
+
+
+def text_config(hf: PreTrainedModel) -> Any:
+    """The config of the language model; the model's own where it is nothing else.
+
+    Raises:
+        UnknownName: an encoder and a decoder, or several language models.
+    """
+    kind = type(hf).__name__
+    try:
+        config = hf.config.get_text_config()
+    except ValueError as error:
+        raise UnknownName(f"{kind} holds several language models ({cause(error)}): pass one of them") from error
+    if hf.config.is_encoder_decoder or config.is_encoder_decoder:
+        raise UnknownName(f"{kind} is an encoder and a decoder; monosem reads models that only continue text")
+    return config
+
+
+def is_multimodal(hf: PreTrainedModel) -> bool:
+    """Whether the language model is a part of it."""
+    return text_config(hf) is not hf.config
+
+
+def language_model(hf: PreTrainedModel) -> nn.Module:
+    """The module with embedding, blocks and final norm, without the unembedding.
+
+    Raises:
+        UnknownName: as `text_config`, or no module with that config.
+    """
+    if not is_multimodal(hf):
+        return hf.base_model
+    part = hf.get_decoder()
+    if getattr(part, "config", None) is not text_config(hf):
+        raise UnknownName(f"no language model was found in {type(hf).__name__}: pass the language model itself")
+    return part.base_model if isinstance(part, PreTrainedModel) else part
