@@ -20,8 +20,9 @@ from .numbers import whole_numbers, whole_slice
 from .places.blocks import Block
 from .places.families import LOGIT_STEPS, Family, family_of
 from .places.norms import Norm
-from .places.reach import context_of, window_of
+from .places.reach import window_of
 from .places.rotations import rotations_of
+from .sizes import sizes_of
 from .tokens import TokenBatch, read
 from .turns import Turns, turn
 
@@ -120,7 +121,7 @@ class Native:
         scale = self.family.embed_scale
         self.embed_scale = 1.0 if scale is None else float(getattr(self.config, scale))
         self.anatomy = [Block.of(self.family, self.config, block) for block in self.blocks]
-        self.cfg = _shape(hf, self.blocks, self.anatomy)
+        self.cfg = Shape(**sizes_of(self.config, self.blocks, self.anatomy), hf=hf)
         self.rotations = rotations_of(language_model(hf))
         self.window = window_of(self.config)
 
@@ -374,36 +375,3 @@ def _str_token(model: Native, token: int) -> str:
     if spelled.startswith("▁") and not text.startswith(" "):
         text = f" {text}"  # decoders of SentencePiece vocabularies drop the space of the first token of a text
     return text if "�" not in text and text else spelled
-
-
-def _shape(hf: PreTrainedModel, blocks: nn.ModuleList, anatomy: list[Block]) -> Shape:
-    config = text_config(hf)
-    heads = getattr(config, "num_attention_heads", 0)
-    experts: Any = getattr(config, "moe_intermediate_size", None) or getattr(config, "intermediate_size", 0)
-    down = _width_of(blocks, anatomy, "mlp", "down")
-    return Shape(
-        n_layers=config.num_hidden_layers,
-        d_model=config.hidden_size,
-        n_heads=heads,
-        n_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        d_head=(_width_of(blocks, anatomy, "attention", "out") or 0) // max(heads, 1),  # not always d_model / heads
-        d_mlp=int(experts) if down is None else down,
-        n_ctx=context_of(config),
-        hf=hf,
-    )
-
-
-def _width_of(blocks: nn.ModuleList, anatomy: list[Block], kind: str, part: str) -> int | None:
-    """Number of inputs of a part of the first mixer of this kind; None where no block has one."""
-    for native, block in zip(blocks, anatomy):
-        for slot in block.slots:
-            if slot.mixer.kind == kind:
-                return widths(native.get_submodule(slot.mixer.at(part)))[0]
-    return None
-
-
-def widths(linear: Any) -> tuple[int, int]:
-    """Numbers of inputs and outputs: Conv1D stores [in, out], and packed weights have any shape."""
-    if type(linear).__name__ == "Conv1D":
-        return tuple(linear.weight.shape)  # type: ignore[return-value]
-    return linear.in_features, linear.out_features

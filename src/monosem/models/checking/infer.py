@@ -20,8 +20,9 @@ from transformers import PreTrainedModel
 from ...errors import UnknownName, cause
 from ..language import is_multimodal, language_model, text_config
 from ..model import Model
-from ..native import refuse_compiled, widths
+from ..native import refuse_compiled
 from ..places.families import BY_TYPE, LOGIT_STEPS, Family, attn, mlp
+from ..sizes import widths
 from .tracing import Call, is_linear, same, trace
 from .verify import verify
 

@@ -32,7 +32,7 @@ def load_pretrained(
     """
     arguments = {"pretrained_model_name_or_path": source, "local_files_only": local}
     loader: Any = AutoModelForCausalLM
-    with contextlib.suppress(*_FILE_ERRORS, ImportError):  # `load_weights` meets them again, and explains them
+    with contextlib.suppress(*FILE_ERRORS, ImportError):  # `load_weights` meets them again, and explains them
         config = AutoConfig.from_pretrained(source, local_files_only=local)
         whole = type(config) in AutoModelForMultimodalLM._model_mapping
         if whole and (config.get_text_config() is not config or type(config) not in loader._model_mapping):

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ...errors import BadInput, UnknownName
-from ..native import Native, widths
+from ..native import Native
+from ..sizes import widths
 from .blocks import Slot
 from .norms import Norm
 from .points import point, unwrap
