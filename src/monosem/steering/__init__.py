@@ -2,7 +2,7 @@
 
 from .comparison import Comparison, compare, summarise
 from .controls import after_first, random_latents
-from .outcome import Outcome, outcome
+from .outcome import Outcome, outcome, outcomes
 from .sweep import sweep_latents
 from .sweep_result import LatentSweep, SweepConfig
 
@@ -14,6 +14,7 @@ __all__ = [
     "after_first",
     "compare",
     "outcome",
+    "outcomes",
     "random_latents",
     "summarise",
     "sweep_latents",

@@ -17,7 +17,8 @@ from ..metrics import kl
 from ..models import Model
 from ..results import Result, analysis
 from ..statistics import bootstrap_mean, wilson
-from .outcome import EditSource, Outcome, distinct, outcome, prompts_of
+from .outcome import Outcome, distinct, outcome, prompts_of
+from .rows import EditSource
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def compare(
     baseline: Outcome | None = None,
     temperature: float = 0.0,
     seed: int = 0,
-    batch_size: int = 32,
+    batch_size: int = 128,
 ) -> Comparison:
     """Each prompt with and without the edits: next token, KL, continuation, perplexity.
 

@@ -1,23 +1,21 @@
 """What a model does with some prompts, edited or not: the next token and the continuation."""
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..edits import Edit
-from ..metrics import continuation_perplexity
-from ..models import Model, Run, TokenBatch
-from ..models.tokens import texts_of
+from ..errors import BadInput
+from ..models import Model, Run, SiteLike
+from ..progress import Meter
 from ..results import Result, analysis
-
-# Edits for every prompt, or a function that makes them for the prompts of one batch (row numbers into the prompt list)
-EditSource = Edit | Sequence[Edit] | Callable[[Sequence[int]], Sequence[Edit]]
+from .passes import Passes
+from .reading import readings
+from .rows import EditSource
 
 
 @dataclass(frozen=True)
@@ -29,6 +27,7 @@ class Outcome(Result):
     new: list[list[int]]  # token ids of each continuation; empty lists when none was asked for
     texts: list[str]
     perplexities: list[float]  # of each continuation under the unedited model; NaN when it is empty
+    means: list[Float[Tensor, "d"] | None]  # of the site `read` over each continuation; None when it is empty
 
     @property
     def table(self) -> pd.DataFrame:
@@ -40,43 +39,82 @@ class Outcome(Result):
 @analysis
 def outcome(
     model: Model,
-    x: Any,
+    x: str | Sequence[str],
     edits: EditSource = (),
     *,
     max_new_tokens: int = 20,
     temperature: float = 0.0,
     seed: int = 0,
-    batch_size: int = 32,
+    read: SiteLike | None = None,
+    batch_size: int = 128,
 ) -> Outcome:
     """Run the model over prompts in batches, next token and continuation, greedily unless a temperature is given.
 
     Args:
-        x: a prompt or several, as for `Model.run`.
+        x: a prompt, or several.
         edits: edits, or a function from the row numbers of a batch to edits, for rows that differ in latent or value.
+        read: a site whose mean over each continuation's tokens is taken in the unedited model (`Outcome.means`).
 
     Raises:
         BadInput: no prompt, or an empty one.
     """
-    tokens = model.tokens(x)
-    prompts = prompts_of(model, x, tokens)
-    logits, new, texts, perplexities = [], [], [], []
-    for start in range(0, len(prompts), batch_size):
-        rows = range(start, min(start + batch_size, len(prompts)))
-        batch = tokens[rows.start : rows.stop]
-        batch_edits = _edits_for(edits, rows)
-        logits.append(logits_of(model.run(batch, edits=batch_edits, logits="last")).cpu())
-        if max_new_tokens == 0:
-            continue
-        batch_edits = _edits_for(edits, rows)
-        generated = model.generate(
-            batch, edits=batch_edits, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed + start
-        )
-        new += generated.new
-        texts += generated.texts
-        perplexities += continuation_perplexity(model, generated.ids, generated.prompt.lengths).tolist()
-    blank = [] if new else list(prompts)
-    new, texts = new or [[] for _ in blank], texts or ["" for _ in blank]
-    return Outcome(prompts, torch.cat(logits), new, texts, perplexities or [math.nan for _ in blank])
+    return outcomes(
+        model,
+        x,
+        [edits],
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        read=read,
+        batch_size=batch_size,
+        quiet=True,
+    )[0]
+
+
+def outcomes(
+    model: Model,
+    x: str | Sequence[str],
+    arms: Sequence[EditSource],
+    *,
+    max_new_tokens: int | Sequence[int] = 20,
+    temperature: float = 0.0,
+    seed: int = 0,
+    read: SiteLike | None = None,
+    batch_size: int = 128,
+    title: str = "arms",
+    quiet: bool = False,
+) -> list[Outcome]:
+    """An outcome for each arm, as `outcome` gives it, several arms at a time: each is some more rows of one batch.
+
+    Prompts of similar length run together, whatever their order. Layers before the first edit run once for all arms
+    that look at the next token alone, and equal continuations are read once. Arms run one after the other, and their
+    prompts in the given order, where an edit may need all rows at once (`by_row=False`), where tokens are drawn, and
+    inside `model.editing(...)`.
+
+    Args:
+        arms: edits of each, as for `outcome`.
+        max_new_tokens: for all arms, or for each; 0 looks at the next token alone.
+        batch_size: rows, which are arms × prompts, at a time.
+
+    Raises:
+        BadInput: no prompt, or an empty one. EditDidNotFire: an edit that reaches no token of any prompt.
+    """
+    prompts = prompts_of(x)
+    if not prompts:
+        raise BadInput("no prompts to compare; give at least one")
+    rows, site = model.tokens(prompts).rows(), None if read is None else model.site(read)
+    lengths = [max_new_tokens] * len(arms) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+    with Meter(title, total=len(arms) * len(prompts), unit="row", quiet=quiet) as meter:
+        made = Passes(model, rows, temperature, seed, batch_size, meter)(arms, lengths)
+        texts = [(prompt, new) for arm in made for prompt, new in zip(rows, arm.new)]
+        read_back = readings(model, texts, site, batch_size)
+    found = []
+    for number, arm in enumerate(made):
+        own = read_back[number * len(prompts) : (number + 1) * len(prompts)]
+        texts_of_arm = [model.text(new) for new in arm.new]
+        perplexities, means = [reading.perplexity for reading in own], [reading.mean for reading in own]
+        found.append(Outcome(prompts, torch.stack(arm.logits), arm.new, texts_of_arm, perplexities, means))
+    return found
 
 
 def prompts_of(model: Model, x: Any, tokens: TokenBatch) -> list[str]:
@@ -97,9 +135,3 @@ def logits_of(run: Run) -> Float[Tensor, "batch *pos vocab"]:
     """The logits of a run that was asked for them, in float32."""
     assert run.logits is not None
     return run.logits.float()
-
-
-def _edits_for(edits: EditSource, rows: Sequence[int]) -> list[Edit]:
-    if isinstance(edits, Edit):
-        return [edits]
-    return list(edits(rows) if callable(edits) else edits)

@@ -6,9 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .. import edits
-from ..progress import Meter
 from ..statistics import bootstrap_mean
-from ..steering import Comparison, after_first, outcome, random_latents, summarise
+from ..steering import Comparison, Outcome, after_first, outcomes, random_latents, summarise
 from . import reader as reading
 from .context import Context
 
@@ -42,34 +41,28 @@ def controls(context: Context, target: int, candidates: Sequence[int]) -> list[i
 
 def measure(context: Context, arms: Sequence[Arm], title: str) -> list[dict[str, Any]]:
     """Every arm against the unedited model: rows (for arms with continuations) and summaries on test and control."""
-    reader = context.memory.get("reader") or context.memory.setdefault("reader", reading.fit(context))
-    before = _baseline_scores(context, reader)
-    measured = []
-    with Meter(title, total=len(arms), unit="arm", quiet=context.quiet) as meter:
-        for arm in arms:
-            measured.append(_measured(context, arm, reader, before))
-            meter.advance(1, arm=arm.label)
-    return measured
-
-
-def _baseline_scores(context: Context, reader: reading.Reader) -> list[float]:
-    if "baseline_scores" not in context.memory:
-        base = context.baseline
-        context.memory["baseline_scores"] = reading.scores(context, reader, base.prompts, base.new)
-    return list(context.memory["baseline_scores"])
-
-
-def _measured(context: Context, arm: Arm, reader: reading.Reader, before: list[float]) -> dict[str, Any]:
     config, openings = context.config, context.openings
-    edit = arm.edit(context)
-    options: dict[str, Any] = {"max_new_tokens": config.max_new_tokens if arm.continued else 0}
-    after = outcome(context.model, openings, edit, batch_size=config.batch_size, **options)
+    reader = context.memory.get("reader") or context.memory.setdefault("reader", reading.fit(context))
+    before = reader.scores(context.baseline)
+    found = outcomes(
+        context.model,
+        openings,
+        [arm.edit(context) for arm in arms],
+        max_new_tokens=[config.max_new_tokens if arm.continued else 0 for arm in arms],
+        read=context.dictionary.site,
+        batch_size=config.batch_size,
+        title=title,
+        quiet=context.quiet,
+    )
+    return [_measured(context, arm, after, before, reader.scores(after)) for arm, after in zip(arms, found)]
+
+
+def _measured(context: Context, arm: Arm, after: Outcome, old: list[float], new: list[float]) -> dict[str, Any]:
     rows = Comparison.between(context.model, context.baseline, after).rows
     if arm.continued:
-        later = reading.scores(context, reader, openings, after.new)
-        for row, old, new in zip(rows, before, later):
-            row |= {"baseline_concept": old, "edited_concept": new}
-    cut = len(config.test)
+        for row, old_score, new_score in zip(rows, old, new):
+            row |= {"baseline_concept": old_score, "edited_concept": new_score}
+    cut = len(context.config.test)
     parts = {"test": rows[:cut], "control": rows[cut:]}
     shown = parts if arm.continued and arm.kind != "random" else {}
     return asdict(arm) | {name: _summary(part, arm.continued) for name, part in parts.items()} | {"rows": shown}

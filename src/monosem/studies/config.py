@@ -52,7 +52,7 @@ class StudyConfig(JobConfig):
     random_latents: int = Field(default=19, ge=3)  # controls for the next token: 19 make p = 0.05 possible
     random_continuations: int = Field(default=3, ge=1)  # of these, so many are continued in full as well
     max_new_tokens: int = Field(default=20, ge=1, le=512)
-    batch_size: int = Field(default=32, ge=1)
+    batch_size: int = Field(default=128, ge=1)  # rows of a pass: prompts × arms
     seed: Seed = 0
 
     @model_validator(mode="after")

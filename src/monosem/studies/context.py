@@ -72,7 +72,7 @@ class Context:
     def baseline(self) -> Outcome:
         """What the unedited model does with the openings."""
         options: dict[str, Any] = {"max_new_tokens": self.config.max_new_tokens, "batch_size": self.config.batch_size}
-        return outcome(self.model, self.openings, **options)
+        return outcome(self.model, self.openings, read=self.dictionary.site, **options)
 
     @cached_property
     def statistics(self) -> Statistics:

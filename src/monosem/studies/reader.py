@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..latents.pooling import prompt_runs
-from ..models import TokenBatch
 from ..statistics import auroc
+from ..steering import Outcome
 from .context import Context
 
 
@@ -29,6 +29,10 @@ class Reader:
 
     def score(self, pooled: Float[Tensor, "texts d_model"]) -> Float[Tensor, "texts"]:
         return pooled @ self.direction - self.offset
+
+    def scores(self, outcome: Outcome) -> list[float]:
+        """Score of each continuation, as the unedited model reads it after its prompt; NaN for an empty one."""
+        return [math.nan if mean is None else float(self.score(mean)) for mean in outcome.means]
 
 
 def fit(context: Context) -> Reader:
@@ -47,24 +51,6 @@ def pooled(context: Context, prompts: Sequence[str]) -> Float[Tensor, "prompts d
     site, size = context.dictionary.site, context.config.batch_size
     runs = prompt_runs(context.model, context.dictionary, prompts, batch_size=size)
     return torch.cat([_mean(run[site].float(), counted) for run, counted in runs]).cpu()
-
-
-def scores(
-    context: Context, reader: Reader, prompts: Sequence[str], continuations: Sequence[Sequence[int]]
-) -> list[float]:
-    """Score of each continuation, read after its prompt by the unedited model; NaN for an empty one."""
-    found: list[float] = []
-    size = context.config.batch_size
-    for start in range(0, len(prompts), size):
-        heads = context.model.tokens(list(prompts[start : start + size])).rows()
-        tails = [list(tail) for tail in continuations[start : start + size]]
-        batch = TokenBatch.of([head + tail for head, tail in zip(heads, tails)], context.model.pad)
-        run = context.model.run(batch, capture=[context.dictionary.site], logits=False)
-        begins = torch.tensor([len(head) for head in heads])[:, None]
-        counted = batch.mask & (batch.positions >= begins)
-        values = reader.score(_mean(run[context.dictionary.site].float(), counted).cpu())
-        found += [float(value) if tail else math.nan for value, tail in zip(values, tails)]
-    return found
 
 
 def _mean(x: Float[Tensor, "batch pos d"], counted: Tensor) -> Float[Tensor, "batch d"]:

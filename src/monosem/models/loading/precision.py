@@ -66,6 +66,13 @@ def has_native_bf16(device: torch.device) -> bool:
     return False
 
 
+def multiplies(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the device multiplies matrices of this dtype at full speed, as far as torch says."""
+    if device.type != "cpu" or dtype in (torch.float32, torch.float64):
+        return True
+    return has_native_bf16(device) if dtype == torch.bfloat16 else torch.cpu._is_amx_fp16_supported()
+
+
 def describe(name: str, dtype: torch.dtype, device: torch.device, chosen_here: bool) -> str:
     """`smollm2: float32 on cpu (this CPU computes bf16 natively: dtype='bf16' harvests about twice as fast)`."""
     line = f"{name}: {str(dtype).removeprefix('torch.')} on {device}"

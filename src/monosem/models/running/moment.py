@@ -30,13 +30,19 @@ class Moment:
     prompt_lengths: Int[Tensor, "batch"]
     column: int
     ids: Int[Tensor, "batch pos"]
-    rows: slice | None = None
+    rows: slice | Int[Tensor, "part"] | None = None
     batch: int = 0
     columns: Int[Tensor, "batch 1"] | None = None
 
     def rows_of(self, per_row: Tensor) -> Tensor:
         """These rows of a tensor with one item for each row of the whole batch; other tensors stay as they are."""
         return per_row[self.rows] if self.rows is not None and len(per_row) == self.batch else per_row
+
+    def of_rows(self, part: slice, rows: Int[Tensor, "part"] | None, batch: int) -> "Moment":
+        """The same for some rows alone, `rows` of a whole batch of `batch` of their own; None: they are the whole."""
+        cut = {name: getattr(self, name)[part] for name in ("mask", "positions", "prompt_lengths", "ids")}
+        columns = None if self.columns is None else self.columns[part]
+        return replace(self, **cut, rows=rows, batch=batch if rows is not None else 0, columns=columns)
 
     @property
     def last(self) -> "Moment":

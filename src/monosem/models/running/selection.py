@@ -52,7 +52,7 @@ class Kept:
     def __bool__(self) -> bool:
         return self.columns is not None or self.heads is not None
 
-    def __call__(self, site: Site, value: Tensor, rows: slice | None = None) -> Tensor:
+    def __call__(self, site: Site, value: Tensor, rows: slice | Tensor | None = None) -> Tensor:
         """The kept part of a site's activation, with memory of its own wherever it is a part.
 
         Args:

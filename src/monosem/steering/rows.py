@@ -1,0 +1,136 @@
+"""Rows of several arms in one batch: every arm's edits act on that arm's rows alone, as if the arm ran by itself."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from ..edits import Edit
+from ..errors import EditDidNotFire
+from ..models import Model, Moment, Site
+
+# Edits for every prompt, or a function that makes them for the prompts of one batch (row numbers into the prompt list)
+EditSource = Edit | Sequence[Edit] | Callable[[Sequence[int]], Sequence[Edit]]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Arms × prompts that run together, arm after arm."""
+
+    arms: range
+    prompts: list[int]  # numbers of the prompts
+
+    def rows(self, arm: int) -> slice:
+        """The rows of an arm in the batch."""
+        first = (arm - self.arms.start) * len(self.prompts)
+        return slice(first, first + len(self.prompts))
+
+
+@dataclass(frozen=True, eq=False)
+class Share:
+    """An edit of one arm, at the arm's rows of a batch.
+
+    Attributes:
+        rows: these rows. prompts: the numbers of their prompts among all of them, `total`; None for an edit that was
+            made for these rows.
+        reached: gets the edit when it has reached a token; an edit may reach one chunk's prompts and not another's.
+    """
+
+    edit: Edit
+    rows: slice
+    prompts: Int[Tensor, "rows"] | None
+    total: int
+    reached: set[Edit]
+    by_row: bool = True
+
+    @property
+    def site(self) -> Site:
+        return self.edit.site
+
+    def __str__(self) -> str:
+        return str(self.edit)
+
+    def apply(self, x: Tensor, moment: Moment) -> tuple[Tensor, bool]:
+        part, reached = self.edit.apply(x[self.rows], moment.of_rows(self.rows, self.prompts, self.total))
+        if reached:
+            self.reached.add(self.edit)
+            x = x.clone()
+            x[self.rows] = part
+        return x, True
+
+
+def chunks(lengths: Sequence[int], arms: int, batch_size: int) -> Iterator[Chunk]:
+    """At most `batch_size` rows at a time, of prompts of similar length, so that little is padded."""
+    order = sorted(range(len(lengths)), key=lambda number: lengths[number])
+    together = min(arms, batch_size)
+    for first in range(0, arms, together):
+        part = range(first, min(first + together, arms))
+        width = max(batch_size // len(part), 1)
+        for start in range(0, len(order), width):
+            yield Chunk(part, order[start : start + width])
+
+
+def shares(arms: Sequence[EditSource], chunk: Chunk, total: int, reached: set[Edit]) -> list[Share]:
+    """The edits of a chunk."""
+    numbers, found = torch.tensor(chunk.prompts), []
+    for arm in chunk.arms:
+        source = arms[arm]
+        made = callable(source)
+        prompts = None if made else numbers
+        found += [Share(e, chunk.rows(arm), prompts, total, reached) for e in edits_for(source, chunk.prompts)]
+    return found
+
+
+def edits_for(source: EditSource, rows: Sequence[int]) -> list[Edit]:
+    if isinstance(source, Edit):
+        return [source]
+    return list(source(rows) if callable(source) else source)
+
+
+def may_share(source: EditSource) -> bool:
+    """Whether an arm's edits treat every row alone, so that other rows may stand beside it, in any order."""
+    return callable(source) or all(edit.by_row for edit in edits_for(source, ()))
+
+
+def check_reached(arms: Sequence[EditSource], reached: set[Edit], length: int) -> None:
+    """Raises `EditDidNotFire` for an edit that reached no token in any chunk. Of `length` new tokens the last is not run,
+    so that edits of generated tokens have nothing to reach below two."""
+    for source in arms:
+        for edit in [] if callable(source) else edits_for(source, ()):
+            if edit not in reached and (edit.scope != "generated" or length > 1):
+                raise EditDidNotFire(f"{edit} reached no token; check its positions and scope")
+
+
+class Beginning:
+    """The unedited stream where the first edited layer reads it: all that the layers before do to the prompts.
+
+    It is computed once and shared by all arms. With one arm, or an edit in the first layer, there is nothing to share.
+    """
+
+    def __init__(self, model: Model, rows: Sequence[list[int]], arms: Sequence[EditSource], batch_size: int):
+        sites = [edit.site for arm in arms for edit in edits_for(arm, range(len(rows)))]
+        self.layer = min((_layer(model, site) for site in sites), default=0) if len(arms) > 1 else 0
+        self.site, self.streams = Site("resid_pre", self.layer), dict[int, Tensor]()
+        if self.layer == 0:
+            return
+        for chunk in chunks([len(row) for row in rows], 1, batch_size):
+            run = model.run([rows[number] for number in chunk.prompts], capture=self.site, logits=False)
+            for number, stream, mask in zip(chunk.prompts, run[self.site], run.tokens.mask):
+                self.streams[number] = stream[mask]
+
+    def of(self, chunk: Chunk) -> tuple[Site, Float[Tensor, "rows pos d_model"]] | None:
+        """Where a chunk's pass starts."""
+        if self.layer == 0:
+            return None
+        padded = pad_sequence([self.streams[number] for number in chunk.prompts], batch_first=True)
+        return self.site, padded.repeat(len(chunk.arms), 1, 1)
+
+
+def _layer(model: Model, site: Site) -> int:
+    """The layer in which an edit begins to act."""
+    if site.layer is not None:
+        return site.layer
+    return 0 if site.name in ("embed", "pos_embed") else model.cfg.n_layers - 1
