@@ -14,7 +14,7 @@ from ..models import Model, Run, SiteLike
 from ..progress import Meter
 from ..results import Result, analysis
 from .passes import Passes
-from .reading import readings
+from .reading import Readings
 from .rows import EditSource
 
 
@@ -102,18 +102,16 @@ def outcomes(
     prompts = prompts_of(x)
     if not prompts:
         raise BadInput("no prompts to compare; give at least one")
-    rows, site = model.tokens(prompts).rows(), None if read is None else model.site(read)
+    rows, readings = model.tokens(prompts).rows(), Readings(model, None if read is None else model.site(read))
     lengths = [max_new_tokens] * len(arms) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     with Meter(title, total=len(arms) * len(prompts), unit="row", quiet=quiet) as meter:
-        made = Passes(model, rows, temperature, seed, batch_size, meter)(arms, lengths)
-        texts = [(prompt, new) for arm in made for prompt, new in zip(rows, arm.new)]
-        read_back = readings(model, texts, site, batch_size)
+        made = Passes(model, rows, readings, temperature, seed, batch_size, meter)(arms, lengths)
     found = []
-    for number, arm in enumerate(made):
-        own = read_back[number * len(prompts) : (number + 1) * len(prompts)]
-        texts_of_arm = [model.text(new) for new in arm.new]
+    for arm in made:
+        own = [readings[text] for text in zip(rows, arm.new)]
         perplexities, means = [reading.perplexity for reading in own], [reading.mean for reading in own]
-        found.append(Outcome(prompts, torch.stack(arm.logits), arm.new, texts_of_arm, perplexities, means))
+        texts = [model.text(new) for new in arm.new]
+        found.append(Outcome(prompts, torch.stack(arm.logits), arm.new, texts, perplexities, means))
     return found
 
 

@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..edits import Edit
-from ..models import Model
+from ..models import Model, Site
 from ..progress import Meter
-from .rows import Beginning, EditSource, check_reached, chunks, edits_for, may_share, shares
+from .reading import Readings
+from .rows import Beginning, EditSource, check_reached, chunks, edits_for, first_layer, may_share, shares
 
 
 @dataclass
@@ -22,19 +23,23 @@ class Made:
     new: list[list[int]]
 
 
+Rows = tuple[list[Tensor], list[list[int]]]  # the next token's logits of each row, and its continuation
+
+
 @dataclass
 class Passes:
     """Prompts as token ids, and how arms are run over them, `batch_size` rows at a time."""
 
     model: Model
     rows: list[list[int]]
+    readings: Readings
     temperature: float
     seed: int
     batch_size: int
     meter: Meter
 
     def __call__(self, arms: Sequence[EditSource], lengths: Sequence[int]) -> list[Made]:
-        """What each arm makes; `lengths`: the number of new tokens of each."""
+        """What each arm makes; `lengths`: the number of new tokens of each. The texts are read as they are made."""
         alone = self.temperature > 0 or bool(self.model.ambient_edits)
         made: dict[int, Made] = {}
         groups: dict[int, list[int]] = {}
@@ -50,10 +55,10 @@ class Passes:
     def _apart(self, arm: EditSource, length: int) -> Made:
         """One arm over the prompts in their order."""
         made = Made([], [])
-        for start in range(0, len(self.rows), self.batch_size):
-            numbers = range(start, min(start + self.batch_size, len(self.rows)))
-            edits = edits_for(arm, numbers)
-            logits, new = self._run([self.rows[number] for number in numbers], edits, length, self.seed + start)
+        for first in range(0, len(self.rows), self.batch_size):
+            numbers = range(first, min(first + self.batch_size, len(self.rows)))
+            batch, edits = [self.rows[number] for number in numbers], edits_for(arm, numbers)
+            logits, new = self._next(batch, edits) if length == 0 else self._more(batch, edits, length, first)
             made.logits += logits
             made.new += new
         return made
@@ -61,31 +66,40 @@ class Passes:
     def _together(self, arms: Sequence[EditSource], length: int) -> list[Made]:
         """Arms × prompts as the rows of each batch."""
         total, reached = len(self.rows), set[Edit]()
+        layer = first_layer(self.model, arms, total)
+        begin = Beginning(self.model, self.rows, layer, self.batch_size) if layer and not length else None
         made = [Made([torch.empty(0)] * total, [[]] * total) for _ in arms]
-        lengths = [len(row) for row in self.rows]
-        begin = Beginning(self.model, self.rows, arms, self.batch_size) if length == 0 else None
-        for chunk in chunks(lengths, len(arms), self.batch_size):
+        for chunk in chunks([len(row) for row in self.rows], len(arms), self.batch_size):
             batch = [self.rows[number] for _ in chunk.arms for number in chunk.prompts]
-            start = begin.of(chunk) if begin else None
-            logits, new = self._run(batch, shares(arms, chunk, total, reached), length, start=start)
+            edits = shares(arms, chunk, total, reached)
+            if length == 0:
+                logits, new = self._next(batch, edits, begin and begin.of(chunk))
+            else:
+                logits, new = self._more(batch, edits, length, stream=Site("resid_pre", layer) if layer else None)
             for row, (arm, number) in enumerate((arm, number) for arm in chunk.arms for number in chunk.prompts):
                 made[arm].logits[number], made[arm].new[number] = logits[row], new[row]
         check_reached(arms, reached, length)
         return made
 
-    def _run(
-        self, batch: list[list[int]], edits: Sequence[Any], length: int, seed: int = 0, start: Any = None
-    ) -> tuple[list[Tensor], list[list[int]]]:
-        """The next token's logits and the continuations of some rows, from one pass."""
-        new: list[list[int]] = [[] for _ in batch]
-        if length == 0:
-            run = self.model.run(batch, edits=edits, logits="last", start=start)
-            assert run.logits is not None
-            logits = run.logits
-        else:
-            made = self.model.generate(
-                batch, edits=edits, max_new_tokens=length, temperature=self.temperature, seed=seed
-            )
-            logits, new = made.logits, made.new
+    def _next(self, batch: list[list[int]], edits: Sequence[Any], start: Any = None) -> Rows:
+        """The next token's logits of some rows."""
+        run = self.model.run(batch, edits=edits, logits="last", start=start)
         self.meter.advance(len(batch))
-        return list(logits.float().cpu()), new
+        assert run.logits is not None
+        return list(run.logits.float().cpu()), [[] for _ in batch]
+
+    def _more(
+        self, batch: list[list[int]], edits: Sequence[Any], length: int, first: int = 0, stream: Site | None = None
+    ) -> Rows:
+        """The next token's logits and the continuations, read as well. `stream`: where no edit has acted yet."""
+        made = self.model.generate(
+            batch,
+            edits=edits,
+            max_new_tokens=length,
+            temperature=self.temperature,
+            seed=self.seed + first,
+            capture=[stream] if stream else [],
+        )
+        self.readings.add(batch, made.new, None if stream is None else (stream, made[stream]))
+        self.meter.advance(len(batch))
+        return list(made.logits.float().cpu()), made.new

@@ -96,41 +96,39 @@ def may_share(source: EditSource) -> bool:
 
 
 def check_reached(arms: Sequence[EditSource], reached: set[Edit], length: int) -> None:
-    """Raises `EditDidNotFire` for an edit that reached no token in any chunk. Of `length` new tokens the last is not run,
-    so that edits of generated tokens have nothing to reach below two."""
+    """Raises `EditDidNotFire` for an edit that reached no token in any chunk.
+
+    Edits of generated tokens have nothing to reach where fewer than two are made: the last of them is not run.
+    """
     for source in arms:
         for edit in [] if callable(source) else edits_for(source, ()):
             if edit not in reached and (edit.scope != "generated" or length > 1):
                 raise EditDidNotFire(f"{edit} reached no token; check its positions and scope")
 
 
+def first_layer(model: Model, arms: Sequence[EditSource], total: int) -> int:
+    """The first layer that an edit of some arm acts in; what the layers before it do, they do without edits."""
+    sites = [edit.site for arm in arms for edit in edits_for(arm, range(total))]
+    return min((_layer(model, site) for site in sites), default=0)
+
+
+def _layer(model: Model, site: Site) -> int:
+    if site.layer is not None:
+        return site.layer
+    return 0 if site.name in ("embed", "pos_embed") else model.cfg.n_layers - 1
+
+
 class Beginning:
-    """The unedited stream where the first edited layer reads it: all that the layers before do to the prompts.
+    """The unedited stream of each prompt where the first edited layer reads it, computed once for all arms."""
 
-    It is computed once and shared by all arms. With one arm, or an edit in the first layer, there is nothing to share.
-    """
-
-    def __init__(self, model: Model, rows: Sequence[list[int]], arms: Sequence[EditSource], batch_size: int):
-        sites = [edit.site for arm in arms for edit in edits_for(arm, range(len(rows)))]
-        self.layer = min((_layer(model, site) for site in sites), default=0) if len(arms) > 1 else 0
-        self.site, self.streams = Site("resid_pre", self.layer), dict[int, Tensor]()
-        if self.layer == 0:
-            return
+    def __init__(self, model: Model, rows: Sequence[list[int]], layer: int, batch_size: int):
+        self.site, self.streams = Site("resid_pre", layer), dict[int, Tensor]()
         for chunk in chunks([len(row) for row in rows], 1, batch_size):
             run = model.run([rows[number] for number in chunk.prompts], capture=self.site, logits=False)
             for number, stream, mask in zip(chunk.prompts, run[self.site], run.tokens.mask):
                 self.streams[number] = stream[mask]
 
-    def of(self, chunk: Chunk) -> tuple[Site, Float[Tensor, "rows pos d_model"]] | None:
+    def of(self, chunk: Chunk) -> tuple[Site, Float[Tensor, "rows pos d_model"]]:
         """Where a chunk's pass starts."""
-        if self.layer == 0:
-            return None
         padded = pad_sequence([self.streams[number] for number in chunk.prompts], batch_first=True)
         return self.site, padded.repeat(len(chunk.arms), 1, 1)
-
-
-def _layer(model: Model, site: Site) -> int:
-    """The layer in which an edit begins to act."""
-    if site.layer is not None:
-        return site.layer
-    return 0 if site.name in ("embed", "pos_embed") else model.cfg.n_layers - 1
