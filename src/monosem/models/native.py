@@ -25,6 +25,7 @@ from .places.rotations import rotations_of
 from .sizes import sizes_of
 from .tokens import TokenBatch, read
 from .turns import Turns, turn
+from .unembedding import unembedded
 
 Layers = int | Iterable[int] | slice | None
 
@@ -328,7 +329,7 @@ class Native:
         with self.turn():  # `forward`: no hooks of a pass in progress
             if norm:
                 resid = self.part(self.family.final_norm).forward(resid)
-            return self.logit_transform(self.hf.get_output_embeddings().forward(resid))
+            return self.logit_transform(unembedded(self.hf.get_output_embeddings(), resid))
 
     def logit_transform(self, raw: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
         """What the model does to the unembedding's output: soft cap (Gemma 2), division (Granite), scale (Cohere)."""

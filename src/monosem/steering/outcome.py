@@ -3,14 +3,15 @@
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import BadInput
-from ..models import Model, Run, SiteLike
+from ..models import Model, Run, SiteLike, TokenBatch
+from ..models.tokens import texts_of
 from ..progress import Meter
 from ..results import Result, analysis
 from .passes import Passes
@@ -39,7 +40,7 @@ class Outcome(Result):
 @analysis
 def outcome(
     model: Model,
-    x: str | Sequence[str],
+    x: Any,
     edits: EditSource = (),
     *,
     max_new_tokens: int = 20,
@@ -51,7 +52,7 @@ def outcome(
     """Run the model over prompts in batches, next token and continuation, greedily unless a temperature is given.
 
     Args:
-        x: a prompt, or several.
+        x: a prompt or several, as for `Model.run`.
         edits: edits, or a function from the row numbers of a batch to edits, for rows that differ in latent or value.
         read: a site whose mean over each continuation's tokens is taken in the unedited model (`Outcome.means`).
 
@@ -73,7 +74,7 @@ def outcome(
 
 def outcomes(
     model: Model,
-    x: str | Sequence[str],
+    x: Any,
     arms: Sequence[EditSource],
     *,
     max_new_tokens: int | Sequence[int] = 20,
@@ -99,10 +100,9 @@ def outcomes(
     Raises:
         BadInput: no prompt, or an empty one. EditDidNotFire: an edit that reaches no token of any prompt.
     """
-    prompts = prompts_of(x)
-    if not prompts:
-        raise BadInput("no prompts to compare; give at least one")
-    rows, readings = model.tokens(prompts).rows(), Readings(model, None if read is None else model.site(read))
+    tokens = model.tokens(x)
+    prompts, rows = prompts_of(model, x, tokens), tokens.rows()
+    readings = Readings(model, None if read is None else model.site(read))
     lengths = [max_new_tokens] * len(arms) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     with Meter(title, total=len(arms) * len(prompts), unit="row", quiet=quiet) as meter:
         made = Passes(model, rows, readings, temperature, seed, batch_size, meter)(arms, lengths)
