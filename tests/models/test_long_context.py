@@ -5,10 +5,11 @@ from functools import cache
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from monosem import edits
 from monosem.errors import BadInput
-from monosem.models import Model, TokenBatch
+from monosem.models import Model, TokenBatch, load_model
 from monosem.models.checking.verify import verify
 from tiny import tiny_hf, tiny_model, tiny_tokenizer
 
@@ -181,6 +182,17 @@ def test_context_of_scaled_models():
     assert tiny_model("qwen2", rope_parameters=linear).cfg.n_ctx == 64
     with pytest.raises(BadInput, match="context of 48"):
         model_of("llama-dynamic").run([[5] * 49])
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "phi"])
+def test_another_dtype_keeps_the_frequencies(family, tmp_path):
+    """A model that was loaded in float32 becomes what transformers loads in bf16, at late positions, too."""
+    tiny_hf(family, max_position_embeddings=512).save_pretrained(tmp_path)
+    hf = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    moved = load_model(hf, dtype="bf16", tokenizer=tiny_tokenizer(), quiet=True)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    ids = torch.tensor(rows([400]))
+    assert torch.equal(moved.hf(ids).logits, loaded(ids).logits)
 
 
 # ------------------------------------------------------------------ windows, which count columns

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -158,7 +159,7 @@ def _from_loaded(hf: PreTrainedModel, dtype: DtypeLike, device: DeviceLike, with
     place = choose_device(device) if device is not None else None
     precision = choose_dtype(dtype, place or hf.device) if dtype is not None else None
     if place is not None or precision is not None:
-        nn.Module.to(hf, device=place, dtype=precision)
+        _move(hf, place, precision)
     tokenizer, notes = None, []
     if with_tokenizer and source:
         try:
@@ -166,6 +167,15 @@ def _from_loaded(hf: PreTrainedModel, dtype: DtypeLike, device: DeviceLike, with
         except MonosemError as error:
             notes = [f"no tokenizer, so text is not accepted ({error}); tokenizer= takes one"]
     return hf, tokenizer, name, notes
+
+
+def _move(hf: PreTrainedModel, device: torch.device | None, dtype: torch.dtype | None) -> None:
+    """In place. Buffers that no checkpoint has, such as frequencies of rotations, keep their precision, as they do when
+    transformers loads a model in this dtype: a frequency in bf16 turns the 500th token by up to a radian too far."""
+    buffers = [(m, name, m._buffers[name]) for m in hf.modules() for name in m._non_persistent_buffers_set]
+    nn.Module.to(hf, device=device, dtype=dtype)
+    for module, name, buffer in buffers:
+        module._buffers[name] = buffer if buffer is None or device is None else buffer.to(device)
 
 
 def load_tokenizer(source: str, local: bool | None = None) -> PreTrainedTokenizerBase:
