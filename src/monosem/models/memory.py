@@ -61,7 +61,9 @@ def free(*things: Any) -> str:
         elif isinstance(thing, Model | nn.Module):
             module = thing.hf if isinstance(thing, Model) else thing
             freed += _size(_of_module(module))
-            module.to("meta")
+            for one in module.modules():  # accelerate keeps offloaded weights in its hooks
+                one.__dict__.pop("_hf_hook", None)
+            nn.Module.to(module, "meta")
         else:
             raise BadInput(f"free takes models, dictionaries, modules and runs; for a {type(thing).__name__} use del")
     gc.collect()

@@ -78,15 +78,7 @@ class Shape:
 
         "meta" after `free`.
         """
-        embedding = self.hf.get_input_embeddings()
-        device: torch.device = embedding.weight.device  # type: ignore[assignment]
-        if device.type == "meta":
-            for module in embedding.modules():
-                hook = getattr(module, "_hf_hook", None)  # accelerate's, one or several
-                for one in getattr(hook, "hooks", [hook]):
-                    if (computes := getattr(one, "execution_device", None)) is not None:
-                        return torch.device(computes)
-        return device
+        return device_of(self.hf)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -352,6 +344,18 @@ class Native:
     def final_gain(self) -> Float[Tensor, "d_model"]:
         """What the final norm multiplies by (Gemma stores it minus one)."""
         return self.final_norm.gain.to(self.dtype)
+
+
+def device_of(hf: PreTrainedModel) -> torch.device:
+    """The device of the embedding; where its weights are elsewhere, the one that accelerate brings them to."""
+    embedding: Any = hf.get_input_embeddings()
+    if embedding.weight.device.type == "meta":
+        for module in embedding.modules():
+            hook = getattr(module, "_hf_hook", None)  # one, or several in one
+            for one in getattr(hook, "hooks", [hook]):
+                if (computes := getattr(one, "execution_device", None)) is not None:
+                    return torch.device(computes)
+    return embedding.weight.device  # type: ignore[no-any-return]
 
 
 def refuse_compiled(hf: PreTrainedModel) -> None:

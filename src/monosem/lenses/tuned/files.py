@@ -128,7 +128,7 @@ def unembed_hash(model: Model, dtype: torch.dtype | None = None) -> str:
     Args:
         dtype: round the weights to it first, as loading the model in it does.
     """
-    weight: Tensor = model.hf.get_output_embeddings().weight
+    weight = model.W_U.T
     digest = hashlib.sha256()
     for part in weight.detach().split(max(1, (1 << 24) // weight.shape[1])):
         digest.update(part.to(dtype or part.dtype).float().cpu().contiguous().numpy().tobytes())

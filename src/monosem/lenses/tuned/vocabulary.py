@@ -67,6 +67,4 @@ class Vocabulary:
         stands_for = torch.tensor(len(rest) / max(len(drawn), 1)).log()
         log_weight = torch.cat([torch.zeros(len(whole)), stands_for.expand(len(drawn))]).to(final.device)
         ids = torch.cat([whole, drawn])
-        bias = getattr(model.hf.get_output_embeddings(), "bias", None)
-        weight = model.W_U[:, ids].T.contiguous()
-        return cls(model, ids, log_weight, weight, None if bias is None else bias[ids])
+        return cls(model, ids, log_weight, model.W_U[:, ids].T.contiguous(), model.b_U[ids])

