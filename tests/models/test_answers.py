@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 from monosem import components, lenses
 from monosem.data import TokenPairs
 from monosem.errors import BadInput
+from monosem.lenses.copying.heads import copying_pairs
 from monosem.models import Model
 from tiny import SPECIAL, VOCAB, tiny_hf, tiny_model
 
@@ -91,3 +92,10 @@ def test_directions_of_several_texts(model):
     ids = [id_of(" Paris"), id_of(" Rome")]
     expected = model.hf.lm_head.weight[ids]
     torch.testing.assert_close(model.tokens_to_residual_directions(["Paris", "Rome"]), expected)
+
+
+def test_entities_are_the_tokens_that_a_text_goes_on_with(model):
+    """Not the space by itself that stands first when a word is tokenised alone."""
+    pairs = copying_pairs(model, "concept", words=["cat Paris"], n=2, length=8)
+    assert pairs.right.tolist() == [id_of(" Paris")] * 2
+    assert [row[-1] for row in pairs.clean.rows()] == [id_of(" cat")] * 2

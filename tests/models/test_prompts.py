@@ -357,6 +357,8 @@ def test_the_last_token_at_the_edge_of_the_context(family):
         ({"input_ids": [[5, 6]], "position_ids": [[3, 4]]}, "position_ids"),
         ({"input_ids": [[5, 6]], "attention_mask": [[1]]}, "places in the mask"),
         ([[{"role": "user", "content": "a"}, "b"]], "conversation 0"),
+        ([{"role": "user", "contents": "a"}], "role and content"),
+        ([[{"role": "user", "content": "a"}], [{"role": "user"}]], "role and content"),
         ([], "no prompts given"),
         (torch.zeros(0, 3, dtype=torch.long), "no prompts given"),
         ("", "prompt 0 is empty"),

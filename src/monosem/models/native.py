@@ -1,6 +1,6 @@
 """The native half of a model: its modules, sizes, norms and read-out, and text to tokens and back."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -237,16 +237,19 @@ class Native:
         Ends where the assistant is to answer; an assistant's turn at the end is left open, to be continued.
 
         Raises:
-            BadInput: the tokenizer has no chat template, or the template refuses the messages.
+            BadInput: messages without role or content, no chat template, or one that refuses the messages.
         """
         if self.tokenizer is None or not self.tokenizer.chat_template:
             raise BadInput(f"{self.name} has no chat template; write the prompt out as plain text")
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
         if system is not None:
             turns = [{"role": "system", "content": system}, *turns]
-        if not turns:
-            raise BadInput("a chat needs at least one message")
-        answered = turns[-1].get("role") == "assistant"
+        said = (
+            isinstance(turn, Mapping) and "role" in turn and {"content", "tool_calls"} & set(turn) for turn in turns
+        )
+        if not turns or not all(said):
+            raise BadInput("a chat is one message or more, each a dict with role and content")
+        answered = turns[-1]["role"] == "assistant" and bool(turns[-1].get("content"))
         options: dict[str, Any] = {"continue_final_message": answered, "add_generation_prompt": not answered}
         try:
             return str(self.tokenizer.apply_chat_template(turns, tokenize=False, **options))

@@ -212,8 +212,7 @@ def _pool(model: Model, texts: Any) -> Tensor:
 
 def _entities(model: Model, words: Sequence[str], n: int, draw: torch.Generator) -> list[list[int]]:
     """n entities of two to five tokens, with the space before them, in random order; used again when they run out."""
-    assert model.tokenizer is not None
-    split = [list(model.tokenizer(f" {word.strip()}", add_special_tokens=False).input_ids) for word in words]
+    split = [model.continuation("the", f" {word.strip()}") or [] for word in words]
     split = [ids for ids in split if 2 <= len(ids) <= 5]
     if not split:
         raise BadInput(f"none of the {len(words)} words has two to five tokens for {model.name}; give longer ones")
