@@ -136,6 +136,42 @@ def test_means_count_every_real_token_once(model: Model, site: str) -> None:
     assert torch.allclose(positional_means(model, left, [place])[place].float(), by_position, atol=1e-5)
 
 
+@pytest.mark.parametrize("site", ["resid_mid", "z", "mlp_post"])
+def test_the_mean_at_the_last_token_is_over_each_rows_own(model: Model, site: str) -> None:
+    place = Site(site, 1)
+    expected = torch.stack([x[-1] for x in each_alone(model, f"{site}.1")]).mean(0)
+    for padding in ("right", "left"):
+        tokens = model.tokens(ROWS, padding=padding)
+        assert torch.allclose(token_means(model, tokens, [place], last=True)[place].float(), expected, atol=1e-5)
+    pairs = pairs_of(model, ROWS[:1], OTHERS[:1])
+    found = sweep(model, pairs, site, layers=[1], positions=[-1], corruption=patching.last_mean(ROWS), quiet=True)
+    write = edits.patch(place, expected).at(positions=-1)
+    assert float(found.mean()) == pytest.approx(difference(model.run([ROWS[0]], edits=write).logits), abs=1e-5)
+    assert (found.direction, found.corruption) == ("noising", "mean at the last token")
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_one_wild_token_does_not_drown_a_mean(model: Model, last: bool) -> None:
+    """A token whose stream is 100 times as long as the others' is left out, everywhere where it is."""
+    rows = [[7, 21, 33, 40], [9, 30, 31, 44], [8, 60, 61, 62], [12, 13, 14, 15]]
+    place = Site("resid_pre", 1)
+    wild = edits.scale("resid_pre.1", 200).at(rows=[2], positions=-1)
+    calm = model.run(rows, capture=place)[place]
+    with model.editing(wild):
+        kept, all_of_them = (
+            token_means(model, model.tokens(rows), [place], last=last, outlier=outlier)[place].float()
+            for outlier in (patching.corruptions.OUTLIER, None)
+        )
+    others = torch.ones(4, 4, dtype=torch.bool)
+    others[2, -1] = False
+    expected = calm[[0, 1, 3], -1].mean(0) if last else calm[others].mean(0)
+    assert torch.allclose(kept, expected, atol=1e-5)
+    assert float(all_of_them.norm()) > 5 * float(expected.norm())
+    for make in (patching.mean, patching.last_mean):
+        with pytest.raises(BadInput, match="outlier counts medians"):
+            make(outlier=0.5)
+
+
 def test_positional_means_of_patterns(model: Model) -> None:
     place = Site("pattern", 1)
     alone = each_alone(model, "pattern.1")

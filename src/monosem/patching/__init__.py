@@ -2,7 +2,7 @@
 
 from ..statistics import Interval, Share
 from .cells import Cell, cells_of
-from .corruptions import Corruption, mean, noise, positional_mean, resample, zero
+from .corruptions import Corruption, last_mean, mean, noise, positional_mean, resample, zero
 from .estimates.comparison import EstimateCheck, check_estimate
 from .estimates.gradients import attribution
 from .experiment import Experiment
@@ -50,6 +50,7 @@ __all__ = [
     "causal_evidence",
     "cells_of",
     "check_estimate",
+    "last_mean",
     "localise",
     "mean",
     "metrics_of",

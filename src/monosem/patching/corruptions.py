@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..activations import SkipRule
 from ..data import TokenPairs
 from ..edits import Edit
 from ..errors import BadInput, check_name
@@ -19,6 +20,7 @@ from ..models import Model, Site, TokenBatch
 from ..models.running.moment import EditLike
 from .cells import SpanPositions, index_of, listed
 
+OUTLIER = SkipRule.outlier  # the rule of harvests and statistics: norms above so many medians
 NOISE_SCALES = ("prompts", "noised", "vocabulary")  # embeddings whose standard deviation is the unit of noise
 REFERENCE_ROWS = 32  # prompts of a reference that run together
 
@@ -201,18 +203,38 @@ def zero() -> Corruption:
     return Corruption("zero", lambda model, pairs, sites: _pairs_own(model, pairs, zeros, latent=0.0), is_run=False)
 
 
-def mean(reference: Any = None) -> Corruption:
+def mean(reference: Any = None, *, outlier: float | None = OUTLIER) -> Corruption:
     """The mean over all real tokens of a reference: one value for every position.
 
     Args:
         reference: text, texts, ids or a `TokenBatch`; default: clean and corrupted prompts of the pairs.
+        outlier: tokens whose norm at a site is above so many medians are left out of its mean there: a few attention
+            sinks, with norms a hundred times the others', would be all of it. None keeps them.
     """
+    return _one_value("mean", reference, outlier, last=False)
+
+
+def last_mean(reference: Any = None, *, outlier: float | None = OUTLIER) -> Corruption:
+    """The mean over the last tokens of a reference's prompts: one value for every position that is patched.
+
+    With the last position alone (`positions=-1`) it puts what the reference's prompts have there on average into
+    another prompt, as function vectors do (Todd et al. 2024).
+
+    Args:
+        reference, outlier: as in `mean`.
+    """
+    return _one_value("mean at the last token", reference, outlier, last=True)
+
+
+def _one_value(label: str, reference: Any, outlier: float | None, last: bool) -> Corruption:
+    if outlier is not None and not outlier > 1:
+        raise BadInput(f"outlier counts medians of the norm, above 1, or is None; not {outlier}")
 
     def sides(model: Model, pairs: TokenPairs, sites: Sequence[Site]) -> Sides:
-        means = token_means(model, _reference(model, pairs, reference), sites)
+        means = token_means(model, _reference(model, pairs, reference), sites, last=last, outlier=outlier)
         return _pairs_own(model, pairs, lambda site, clean: means[site].to(clean).expand_as(clean))
 
-    return Corruption("mean", sides, is_run=False)
+    return Corruption(label, sides, is_run=False)
 
 
 def positional_mean(reference: Any = None) -> Corruption:
@@ -238,8 +260,11 @@ def positional_mean(reference: Any = None) -> Corruption:
     return Corruption("positional mean", sides, is_run=False)
 
 
-def token_means(model: Model, tokens: TokenBatch, sites: Sequence[Site]) -> dict[Site, Tensor]:
-    """Mean over all real tokens, for every site, without batch and position axis.
+def token_means(
+    model: Model, tokens: TokenBatch, sites: Sequence[Site], *, last: bool = False, outlier: float | None = OUTLIER
+) -> dict[Site, Tensor]:
+    """Mean over all real tokens (or the last one of each row) but outliers, for every site, without batch and position
+    axis. The median that outliers are told by is of the first `REFERENCE_ROWS` rows.
 
     Raises:
         BadInput: a pattern, whose rows mean different keys at different positions.
@@ -248,9 +273,15 @@ def token_means(model: Model, tokens: TokenBatch, sites: Sequence[Site]) -> dict
         if site.query_axis == 2:
             raise BadInput(f"a mean of {site} over positions has no meaning; use positional_mean() or zero()")
     sums = {site: torch.zeros((), dtype=torch.float64) for site in sites}
+    counts, limits = dict.fromkeys(sites, 0), dict[Site, float]()
     for part, site, value in _reference_runs(model, tokens, sites):
-        sums[site] = sums[site] + value[part.mask.to(value.device)].double().sum(0).cpu()
-    return {site: total / int(tokens.mask.sum()) for site, total in sums.items()}
+        x = value[range(len(value)), part.last] if last else value[part.mask.to(value.device)]
+        norms = torch.linalg.vector_norm(x.flatten(1), dim=1, dtype=torch.float32)
+        limit = limits.setdefault(site, (outlier or torch.inf) * float(norms.median()) or torch.inf)
+        kept = norms <= limit
+        sums[site] = sums[site] + x[kept].double().sum(0).cpu()
+        counts[site] += int(kept.sum())
+    return {site: total / counts[site] for site, total in sums.items()}
 
 
 def positional_means(model: Model, tokens: TokenBatch, sites: Sequence[Site]) -> dict[Site, Tensor]:
