@@ -36,6 +36,17 @@ def logit_diff(
     return pair[..., 0] - pair[..., 1]
 
 
+def joint_log_probability(
+    logits: Float[Tensor, "*batch step vocab"], answer: Int[Tensor, "*batch step"]
+) -> Float[Tensor, "*batch"]:
+    """log p(answer) = sum over its tokens of log p(token | what comes before it); -1 marks no token (shorter answers).
+
+    Args:
+        logits: at each step, after the answer's earlier tokens (teacher-forced).
+    """
+    return -cross_entropy(logits, answer.clamp(min=0)).masked_fill(answer < 0, 0.0).sum(-1)
+
+
 def set_log_probability(
     logits: Float[Tensor, "*batch vocab"], answers: Int[Tensor, "*batch answer"]
 ) -> Float[Tensor, "*batch"]:

@@ -38,6 +38,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for clean, corrupted in zip(CLEAN, CORRUPTED):
         rows.append([clean, corrupted, *answers(model, clean, corrupted)])
     (folder / "pairs.csv").write_text("\n".join(",".join(row) for row in rows) + "\n")
+    (folder / "joint.csv").write_text("clean,corrupted,right,wrong\nthe cat sat,the dog sat, on mat, to the sea\n")
     (folder / "ragged.csv").write_text("clean,corrupted\nthe cat,the cat sat\nthe dog,the cat\n")
     return folder
 
@@ -175,6 +176,8 @@ def test_solved_and_dropped_pairs_are_said(run: Callable[..., Result]) -> None:
         ("patch localise tiny --task iou", "did you mean 'ioi'"),
         ("patch localise tiny --task capitals --template ABBA", "--template goes with --task ioi"),
         ("patch localise tiny --task ioi --drop-unaligned", "go with --pairs"),
+        ("patch sweep tiny --task ioi --joint", "--joint go with --pairs"),
+        ("patch localise tiny --pairs joint.csv --joint", "these answers have several"),
         ("patch localise tiny --pairs pairs.csv --metric logitdiff", "did you mean 'logit_diff'"),
         ("patch localise tiny --pairs nothing.csv", "cannot read nothing.csv"),
         ("patch localise tiny --pairs ragged.csv", "or leave them out (drop_unaligned)"),
@@ -216,6 +219,16 @@ def test_positions_are_numbers_or_names() -> None:
     assert positions_of("end, s2,-1,4,--5,²") == ["end", "s2", -1, 4, "--5", "²"]
     assert positions_of("spans") == "spans"
     assert positions_of(None) is None
+
+
+def test_answers_of_several_tokens(run: Callable[..., Result], home: Path) -> None:
+    model = load_model(home / "tiny", quiet=True)
+    pairs = read_pairs(model, home / "joint.csv", joint=True)
+    found = sweep(model, pairs, "attn_out", "layer", metric="log_odds", quiet=True)
+    done = json.loads(run("patch sweep tiny --pairs joint.csv --joint --sites attn_out --over layer --json").stdout)
+    assert [row["value"] for row in done] == pytest.approx(found.mean().tolist(), abs=1e-5)
+    assert done[0]["metric"] == "log_odds"
+    assert "one is needed" in run("patch sweep tiny --pairs joint.csv").stderr
 
 
 def test_trace_prints_what_the_function_finds(run: Callable[..., Result], home: Path, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ def read_pairs(
     corrupted: str | None = None,
     answer_ids: Literal["recompute", "keep"] = "recompute",
     drop_unaligned: bool = False,
+    joint: bool = False,
     limit: int | None = None,
 ) -> TokenPairs:
     """Pairs from a `.csv`, `.json` or `.jsonl` file, checked like `TokenPairs.of`.
@@ -49,6 +50,7 @@ def read_pairs(
     Args:
         corrupted: the column of the corrupted prompts, where there are several (such as "corrupted_hard").
         drop_unaligned: leave out pairs that do not align or whose answers are not single tokens; `notes` counts them.
+        joint: answers may be several tokens, as in `TokenPairs.of`; one answer a side and pair.
         limit: at most so many rows, from the start.
 
     Raises:
@@ -64,8 +66,9 @@ def read_pairs(
     source = f"{Path(path).name}, {clean_name} against {corrupted_name}"
     spans = _name_spans(model, clean, names) if names else {}
     pairs = TokenPairs.of(
-        model, clean, other, right, wrong, spans=spans, drop_unaligned=drop_unaligned, source=source, notes=notes
-    )
+        model, clean, other, right, wrong, spans=spans, drop_unaligned=drop_unaligned, joint=joint, source=source,
+        notes=notes,
+    )  # fmt: skip
     pairs.spans["end"] = pairs.clean.lengths - 1
     return pairs
 

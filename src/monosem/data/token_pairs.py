@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import metrics
 from ..errors import BadInput
 from ..models.tokens import texts_of
+from .joint import joint_answers, joint_ids
 
 if TYPE_CHECKING:
     from ..models import Model, TokenBatch
@@ -32,6 +33,8 @@ class TokenPairs:
         spans: named token positions of each row ("io", "s1", "end", ...), `batch`; None entries never occur.
         right_set, wrong_set: several answers a row (a year after another one is any of many), `batch answer`; -1 fills
             up shorter sets.
+        right_tokens, wrong_tokens: answers of several tokens, one a row, `batch step`; -1 fills up shorter ones. They
+            are measured by their joint probability (`joint`), and right, wrong and the sets are None.
         source: what the pairs are, for reports: "IOI, mixed templates, corruption abc, seed 0".
         notes: what was assumed or left out while they were made, one sentence each.
     """
@@ -45,6 +48,8 @@ class TokenPairs:
     wrong_set: Int[Tensor, "batch answer"] | None = None
     source: str = ""
     notes: tuple[str, ...] = ()
+    right_tokens: Int[Tensor, "batch step"] | None = None
+    wrong_tokens: Int[Tensor, "batch step"] | None = None
 
     @staticmethod
     def of(
@@ -56,6 +61,7 @@ class TokenPairs:
         *,
         spans: Mapping[str, Sequence[int]] | None = None,
         drop_unaligned: bool = False,
+        joint: bool = False,
         source: str = "",
         notes: Sequence[str] = (),
     ) -> "TokenPairs":
@@ -68,6 +74,7 @@ class TokenPairs:
             spans: token positions of each row, counted from its first token.
             drop_unaligned: leave out pairs that do not align, or whose answers are not single tokens or are the same,
                 instead of refusing them all; `notes` says how many and which.
+            joint: answers may be several tokens, whose joint probability is measured (a list: the ids of one answer).
 
         Raises:
             BadInput: sides of different length, pairs whose token counts differ (both tokenisations are shown), an
@@ -82,8 +89,9 @@ class TokenPairs:
         _check_counts(a, b, right, wrong, named)
         bad = _misaligned(model, a, b)
         prompts = texts_of(clean) or a.rows()
-        answers = [_answers(model, side, prompts, bad) for side in (right, wrong)]
-        _check_distinct(model, answers[0], answers[1], bad)
+        read: Any = joint_ids if joint else _answers
+        answers = [read(model, side, prompts, bad) for side in (right, wrong)]
+        _check_distinct(model, answers[0], answers[1], list if joint else set, bad)
         if bad and not drop_unaligned:
             more = f" (and {len(bad) - 1} more: {_listed(list(bad)[1:])})" if len(bad) > 1 else ""
             raise BadInput(f"{next(iter(bad.values()))}{more}; reword them, or leave them out (drop_unaligned)")
@@ -93,18 +101,9 @@ class TokenPairs:
             _check_span(name, at, a, bad)
         left_out = [f"{len(bad)} of {len(a)} pairs left out ({_listed(list(bad))}); {why}" for why in bad.values()][:1]
         kept = [row for row in range(len(a)) if row not in bad]
-        right_ids, wrong_ids = (None if rows is None else [rows[row] for row in kept] for rows in answers)
-        return TokenPairs(
-            a[kept],
-            b[kept],
-            _single(right_ids),
-            _single(wrong_ids),
-            {name: torch.as_tensor(at)[kept] for name, at in named.items()},
-            _several(right_ids),
-            _several(wrong_ids),
-            source,
-            (*notes, *left_out),
-        )
+        where = {name: torch.as_tensor(at)[kept] for name, at in named.items()}
+        held = _held([None if rows is None else [rows[row] for row in kept] for rows in answers], joint)
+        return TokenPairs(a[kept], b[kept], spans=where, source=source, notes=(*notes, *left_out), **held)
 
     def __post_init__(self) -> None:
         """Raises `BadInput` when there is no pair, a position does not mean the same in both prompts of a pair, or the
@@ -116,9 +115,10 @@ class TokenPairs:
                 "clean and corrupted prompts must have the same numbers of tokens and the same padding; "
                 "TokenPairs.of(model, clean, corrupted) says which pair differs"
             )
-        right, wrong = (None if side is None else side.tolist() for side in self.answers)
+        right, wrong = (None if side is None else side.tolist() for side in self._told)
         for row, (one, other) in enumerate(zip(right or (), wrong or ())):
-            if set(one) - {-1} == set(other) - {-1}:
+            same = [one, other] if self.joint else [set(one), set(other)]
+            if [token for token in same[0] if token >= 0] == [token for token in same[1] if token >= 0]:
                 raise BadInput(
                     f"{_equal(row)} (token ids {one}), so every difference of the two is 0; give another one"
                 )
@@ -161,12 +161,24 @@ class TokenPairs:
         )
         return right, wrong
 
+    @property
+    def joint(self) -> bool:
+        """Whether answers are several tokens, of which only the joint probability can be measured."""
+        return self.right_tokens is not None or self.wrong_tokens is not None
+
+    @property
+    def _told(self) -> tuple[Tensor | None, Tensor | None]:
+        """The ids of right and wrong answers, however they are meant."""
+        return (self.right_tokens, self.wrong_tokens) if self.joint else self.answers
+
     def advantage(self, logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch"]:
         """Log odds of the right answers against the wrong ones, in nats: the logit difference for single tokens.
 
         Raises:
-            BadInput: the pairs have no right or no wrong answers.
+            BadInput: the pairs have no right or no wrong answers, or answers of several tokens.
         """
+        if self.joint:
+            raise BadInput("answers of several tokens are not told by the logits after the prompt; see joint_answers")
         right, wrong = self.answers
         if right is None or wrong is None:
             raise BadInput("these pairs have no right or no wrong answers; give TokenPairs.of(..., right=, wrong=)")
@@ -185,14 +197,27 @@ class TokenPairs:
         kept: list[int] = []
         for start in range(0, len(self), batch_size):
             part = self[slice(start, start + batch_size)]
-            logits = model.run(part.clean, logits="last").logits
-            assert logits is not None
-            good = part._on_top(logits) if top else part.advantage(logits) > 0
+            good = part._solved_jointly(model, top) if self.joint else part._solved(model, top)
             kept += [start + row for row in good.nonzero().flatten().tolist()]
         if not kept:
             raise BadInput(f"{model.name} answers none of the {len(self)} clean prompts right; nothing to explain")
         note = f"{len(kept)} of {len(self)} pairs kept, those that {model.name} answers right"
         return replace(self[kept], notes=(*self.notes, note))
+
+    def _solved(self, model: "Model", top: bool) -> Tensor:
+        logits = model.run(self.clean, logits="last").logits
+        assert logits is not None
+        return self._on_top(logits) if top else self.advantage(logits) > 0
+
+    def _solved_jointly(self, model: "Model", top: bool) -> Tensor:
+        if self.right_tokens is None or (self.wrong_tokens is None and not top):
+            raise BadInput("these pairs have no right or no wrong answers; give TokenPairs.of(..., right=, wrong=)")
+        right, on_top = joint_answers(model, self.clean, self.right_tokens)
+        return (
+            on_top
+            if self.wrong_tokens is None or top
+            else (right > joint_answers(model, self.clean, self.wrong_tokens)[0])
+        )
 
     def _on_top(self, logits: Tensor) -> Tensor:
         right, _ = self.answers
@@ -203,19 +228,19 @@ class TokenPairs:
     # ------------------------------------------------------------------ to look at
     def table(self, model: "Model") -> pd.DataFrame:
         """A row a pair: both texts, the answers, the number of tokens and what differs where."""
-        right, wrong = self.answers
+        right, wrong = self._told
         rows = []
         for i, (one, other) in enumerate(zip(self.clean.rows(), self.corrupted.rows())):
             changed = [at for at, (x, y) in enumerate(zip(one, other)) if x != y]
             spelled = [f"{at}: {model.str_token(one[at])!r} → {model.str_token(other[at])!r}" for at in changed]
             texts = {"clean": model.text(one), "corrupted": model.text(other)}
-            answers = {"right": _spelled(model, right, i), "wrong": _spelled(model, wrong, i)}
+            answers = {"right": _spelled(model, right, i, self.joint), "wrong": _spelled(model, wrong, i, self.joint)}
             rows.append(texts | answers | {"tokens": len(one), "differs": ", ".join(spelled)})
         return pd.DataFrame(rows)
 
     def show(self, model: "Model", *, n: int = 3) -> str:
         """The first n pairs token by token, `[...]` around tokens that differ, spans and answers below; to print."""
-        right, wrong = self.answers
+        right, wrong = self._told
         lines = [repr(self)]
         for i, rows in enumerate(zip(self.clean.rows()[:n], self.corrupted.rows()[:n])):
             for side, (row, partner) in (("clean    ", rows), ("corrupted", rows[::-1])):
@@ -223,13 +248,14 @@ class TokenPairs:
                 marked = [f"[{text}]" if x != y else text for text, x, y in zip(tokens, row, partner)]
                 lines.append(f"{i:3} {side}  {'|'.join(marked)}")
             spans = [f"{name} {int(at[i])}{model.str_token(rows[0][int(at[i])])!r}" for name, at in self.spans.items()]
-            answers = f"right {_spelled(model, right, i) or '-'}, wrong {_spelled(model, wrong, i) or '-'}"
+            told = [_spelled(model, side, i, self.joint) or "-" for side in (right, wrong)]
+            answers = f"right {told[0]}, wrong {told[1]}"
             lines.append(f"    {'; '.join([answers, *spans])}")
         return "\n".join(lines)
 
     def _parts(self, change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
         """Every tensor of answers and spans, changed."""
-        names = ("right", "wrong", "right_set", "wrong_set")
+        names = ("right", "wrong", "right_set", "wrong_set", "right_tokens", "wrong_tokens")
         changed = {name: None if (value := getattr(self, name)) is None else change(value) for name in names}
         return changed | {"spans": {name: change(at) for name, at in self.spans.items()}}
 
@@ -279,11 +305,11 @@ def _answers(
 
 
 def _check_distinct(
-    model: "Model", right: list[list[int]] | None, wrong: list[list[int]] | None, bad: dict[int, str]
+    model: "Model", right: list[list[int]] | None, wrong: list[list[int]] | None, kind: Any, bad: dict[int, str]
 ) -> None:
-    """Enter rows whose right answers are their wrong ones in `bad`."""
+    """Enter rows whose right answers are their wrong ones in `bad`; kind: `set` where their order means nothing."""
     for row, (one, other) in enumerate(zip(right or (), wrong or ())):
-        if set(one) == set(other):
+        if kind(one) == kind(other):
             shown = ", ".join(f"{model.str_token(token)!r} ({token})" for token in one)
             bad.setdefault(row, f"{_equal(row)}, {shown}, so every difference of the two is 0")
 
@@ -292,16 +318,18 @@ def _equal(row: int) -> str:
     return f"right and wrong answer of pair {row} are the same"
 
 
-def _single(rows: list[list[int]] | None) -> Tensor | None:
-    """One id a row, where every row has one."""
-    return torch.tensor([row[0] for row in rows]) if rows and all(len(row) == 1 for row in rows) else None
-
-
-def _several(rows: list[list[int]] | None) -> Tensor | None:
-    if not rows or all(len(row) == 1 for row in rows):
-        return None
-    width = max(map(len, rows))
-    return torch.tensor([row + [-1] * (width - len(row)) for row in rows])
+def _held(sides: Sequence[list[list[int]] | None], joint: bool) -> dict[str, Tensor]:
+    """The fields of right and wrong answers: one token a row, a set of them, or the tokens of one answer."""
+    joint = joint and any(len(row) > 1 for rows in sides for row in rows or ())
+    held = {}
+    for name, rows in zip(("right", "wrong"), sides):
+        if rows and not joint and all(len(row) == 1 for row in rows):
+            held[name] = torch.tensor([row[0] for row in rows])
+        elif rows:
+            width = max(map(len, rows))
+            filled = torch.tensor([row + [-1] * (width - len(row)) for row in rows])
+            held[f"{name}_tokens" if joint else f"{name}_set"] = filled
+    return held
 
 
 def _check_span(name: str, at: list[int], tokens: "TokenBatch", bad: dict[int, str]) -> None:
@@ -310,8 +338,10 @@ def _check_span(name: str, at: list[int], tokens: "TokenBatch", bad: dict[int, s
             raise BadInput(f"span {name!r} of pair {row} is at {place}, but the prompt has {length} tokens")
 
 
-def _spelled(model: "Model", answers: Tensor | None, row: int) -> str:
+def _spelled(model: "Model", answers: Tensor | None, row: int, joint: bool) -> str:
     ids = [] if answers is None else [token for token in answers[row].tolist() if token >= 0]
+    if joint and ids:
+        return repr("".join(map(model.str_token, ids)))
     shown = " ".join(repr(model.str_token(token)) for token in ids[:5])
     return f"{shown} … ({len(ids)})" if len(ids) > 5 else shown
 

@@ -16,7 +16,7 @@ from ..activations import SkipRule
 from ..data import TokenPairs
 from ..edits import Edit
 from ..errors import BadInput, check_name
-from ..models import Model, Site, TokenBatch
+from ..models import Model, Moment, Site, TokenBatch
 from ..models.running.moment import EditLike
 from .cells import SpanPositions, index_of, listed
 
@@ -161,7 +161,10 @@ def embedding_sd(model: Model, tokens: TokenBatch, chosen: Bool[Tensor, "batch p
 
 
 def _added(noise: Float[Tensor, "pos d_model"], label: str) -> Edit:
-    return Edit(Site("embed"), lambda x, _: x.float() + noise, label)
+    def fn(x: Tensor, moment: Moment) -> Tensor:  # an answer may follow the prompt
+        return x.float() + torch.nn.functional.pad(noise, (0, 0, 0, x.shape[1] - len(noise)))
+
+    return Edit(Site("embed"), fn, label)
 
 
 def resample(reference: Any = None, samples: int = 1, seed: int = 0) -> Corruption:
@@ -245,7 +248,7 @@ def positional_mean(reference: Any = None) -> Corruption:
 
         def values(site: Site, clean: Tensor) -> Tensor:
             here = means[site].to(clean)
-            for axis in _token_axes(site):
+            for axis in token_axes(site):
                 length = clean.shape[axis]
                 if here.shape[axis] < length:
                     raise BadInput(
@@ -292,22 +295,22 @@ def positional_means(model: Model, tokens: TokenBatch, sites: Sequence[Site]) ->
         for row, mask in enumerate(part.mask.to(value.device)):
             real, here = mask.nonzero()[:, 0], value[row]
             shape = list(here.shape)
-            for axis in _token_axes(site):
+            for axis in token_axes(site):
                 here, shape[axis] = here.index_select(axis, real), longest
             total = sums.setdefault(site, torch.zeros(shape, dtype=torch.float64))
-            for axis in _token_axes(site):
+            for axis in token_axes(site):
                 total = total.narrow(axis, 0, len(real))
             total += here.double().cpu()
     # a query is there in as many rows as it has keys from
     counts = (tokens.lengths.cpu()[:, None] > torch.arange(longest)).sum(0).double()
-    axes = {site: _token_axes(site)[0] for site in sums}
+    axes = {site: token_axes(site)[0] for site in sums}
     return {
         site: total / counts.reshape(*[1] * axes[site], -1, *[1] * (total.ndim - axes[site] - 1))
         for site, total in sums.items()
     }
 
 
-def _token_axes(site: Site) -> tuple[int, ...]:
+def token_axes(site: Site) -> tuple[int, ...]:
     """The axes of token positions, without a batch axis; of a pattern `head query key`."""
     return (1, 2) if site.query_axis == 2 else (0,)
 

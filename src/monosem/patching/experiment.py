@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..data import TokenPairs
+from ..data.joint import continued
 from ..dictionaries import Codes, Dictionary
 from ..errors import BadInput
 from ..models import Model, Moment, Run, Site, TokenBatch
@@ -22,15 +23,20 @@ from ..models.running.moment import EditLike
 from ..progress import Meter
 from . import scoring
 from .cells import Cell
-from .corruptions import PROMPT, Corruption, Side
+from .corruptions import PROMPT, Corruption, Side, token_axes
 from .measured import Columns, Measured
 from .moments import Moments
 from .scoring import Metric, MetricLike, metrics_of
 
 Direction = Literal["denoising", "noising"]
 Which = slice | range | Sequence[int] | Int[Tensor, "n"]
-# logits after the last token, all pairs of the first variant, then of the second; or the numbers themselves
-Outcome = Float[Tensor, "which*pairs vocab"] | Mapping[str, Float[Tensor, "which*pairs"]]
+# logits after the last token, all pairs of the first variant, then of the second; or the numbers themselves. Of answers
+# of several tokens a trial is of one side, and the logits are of each step (`Trial.read`)
+Outcome = (
+    Float[Tensor, "which*pairs vocab"]
+    | Float[Tensor, "which*pairs step vocab"]
+    | Mapping[str, Float[Tensor, "which*pairs"]]
+)
 KEPT_NUMBERS = 2**26  # values of one metric that are kept one by one (0.5 GB); beyond, only their moments
 
 
@@ -183,11 +189,15 @@ def _remedy(outcome: Outcome) -> str:
 def numbers_of(
     trial: Draw, metrics: Mapping[str, Metric], logits: Float[Tensor, "which*pairs vocab"]
 ) -> dict[str, Float[Tensor, "which*pairs"]]:
-    """Every metric of runs of a trial's pairs."""
+    """Every metric of runs of a trial's pairs; of a side of an answer of several tokens, what it adds to the metric."""
     pairs, clean, count = trial.pairs, trial.clean_logits, len(trial.pairs)
     if len(logits) != count:
         rows = [*range(count)] * (len(logits) // count)
-        pairs, clean = pairs[rows], clean[rows] if count > 1 else clean.expand(len(rows), -1)
+        pairs, clean = pairs[rows], clean[rows] if count > 1 else clean.expand(len(rows), *clean.shape[1:])
+    if isinstance(trial, Trial) and trial.answer is not None:
+        side = trial.answer
+        numbers = scoring.jointly_measured(metrics, logits, side.tokens, side.name, pairs, clean)
+        return {name: side.count * value for name, value in numbers.items()}  # a side has a share of the trial's
     return scoring.measured(metrics, logits, pairs, clean)
 
 
@@ -201,13 +211,29 @@ def _index(which: Which) -> slice | Tensor:
 
 
 @dataclass(frozen=True, eq=False)
+class AnswerSide:
+    """The right or the wrong answer of a pair, where answers are several tokens.
+
+    Attributes:
+        name: "right" or "wrong". tokens: its ids, `step`. count: how many sides the pair has.
+    """
+
+    name: str
+    tokens: Int[Tensor, "step"]
+    count: int
+
+
+@dataclass(frozen=True, eq=False)
 class Trial:
     """One pair made ready for patching: the run `base` (tokens and edits), and `source`, whose parts it is given.
 
     Attributes:
         pairs: the pair alone.
         base: the unpatched run, with every site of the experiment. source: site -> what to write, without batch axis.
-        clean_logits, other_logits: the logits after the last token of the clean run and of the other side's run.
+        base_logits, clean_logits, other_logits: the logits after the last token (at each step of an answer of several
+            tokens: `1 step vocab`) of the unpatched run, of the clean run and of the other side's run.
+        answer: the side that this trial measures, where answers have several tokens; its tokens but the last one follow
+            the prompt in the runs, and are never patched.
         latent: what latents are set to, where it is not what they are in the source.
     """
 
@@ -216,30 +242,30 @@ class Trial:
     edits: Sequence[EditLike]
     base: Run
     source: dict[Site, Tensor]
-    clean_logits: Float[Tensor, "1 vocab"]
-    other_logits: Float[Tensor, "1 vocab"]
+    base_logits: Float[Tensor, "1 *step vocab"]
+    clean_logits: Float[Tensor, "1 *step vocab"]
+    other_logits: Float[Tensor, "1 *step vocab"]
     dictionary: Dictionary | None = None
     latent: float | None = None
+    answer: AnswerSide | None = None
 
-    @cached_property
-    def length(self) -> int:
-        return int(self.base.tokens.lengths[0])
+    def unpatched(self, rows: int) -> Float[Tensor, "rows *step vocab"]:
+        """The logits of the unpatched run, for variants that change nothing."""
+        return self.base_logits.expand(rows, *self.base_logits.shape[1:])
 
-    @property
-    def base_logits(self) -> Float[Tensor, "1 vocab"]:
-        """The logits of the unpatched run."""
-        assert self.base.logits is not None
-        return self.base.logits
-
-    def patched(self, rows: int, edits: Iterable[EditLike], start: Site | None = None) -> Float[Tensor, "rows vocab"]:
-        """The logits after the last token of copies of the base run with edits in them, begun at a place of the stream
-        or (None) at the tokens."""
+    def patched(
+        self, rows: int, edits: Iterable[EditLike], start: Site | None = None
+    ) -> Float[Tensor, "rows *step vocab"]:
+        """The logits after the last token (or at each step) of copies of the base run with edits in them, begun at a
+        place of the stream or (None) at the tokens."""
         tokens = self.base.tokens
         batch = TokenBatch(tokens.ids.expand(rows, -1), tokens.mask.expand(rows, -1))
         begin = None if start is None else (start, self.base[start].expand(rows, -1, -1))
-        logits = self.model.run(batch, edits=[*self.edits, *edits], start=begin, logits="last").logits
-        assert logits is not None
-        return logits
+        return _read(self.model, batch, [], [*self.edits, *edits], self.answer, begin)[1]
+
+    def read(self, stream: Float[Tensor, "rows pos d_model"]) -> Float[Tensor, "rows *step vocab"]:
+        """The logits of a stream behind the last layer: after the last token, or at each step of the answer."""
+        return self.model.unembed(stream[:, -1] if self.answer is None else stream[:, -len(self.answer.tokens) :])
 
     def value(self, cell: Cell) -> Tensor:
         """What the patch writes at `cell.index(...)`: the source's part; for a latent, base + (f' - f) W_dec."""
@@ -315,41 +341,86 @@ def patching_experiment(
     corruption = corruption or PROMPT
     direction = direction_of(direction, corruption)
     metrics = metrics_of(metric)
+    scoring.check_answers(metrics, pairs)
     sides = corruption.sides(model, pairs, places)
 
     def trials(rows: slice) -> Iterator[tuple[Trial, float]]:
         others = sides(rows.start)
         pair = pairs[[rows.start]].to(model.device)
-        clean = model.run(pair.clean, capture=places, logits="last")
-        for side in others:
-            yield _trial(model, pair, clean, side, direction, places, dictionary), 1 / len(others)
+        answers = _answers(pair)
+        for answer in answers:
+            clean = _read(model, _followed(pair.clean, answer), places, (), answer)
+            for side in others:
+                trial = _trial(model, pair, clean, side, direction, places, dictionary, answer)
+                yield trial, 1 / len(others) / len(answers)
 
     return Experiment(
         pairs, metrics, direction, trials, model=model.name, corruption=corruption.label, has_scale=corruption.is_run
     )
 
 
+def _answers(pair: TokenPairs) -> list[AnswerSide | None]:
+    """What trials of a pair measure: the next token (None), or the sides of answers of several tokens."""
+    held = {"right": pair.right_tokens, "wrong": pair.wrong_tokens}
+    given = {name: tokens[0][tokens[0] >= 0] for name, tokens in held.items() if tokens is not None}
+    return [AnswerSide(name, tokens, len(given)) for name, tokens in given.items()] or [None]
+
+
+def _followed(tokens: TokenBatch, answer: AnswerSide | None) -> TokenBatch:
+    return tokens if answer is None else continued(tokens, answer.tokens[None])
+
+
+def _read(
+    model: Model,
+    tokens: TokenBatch,
+    places: Sequence[Site],
+    edits: Sequence[EditLike],
+    answer: AnswerSide | None,
+    start: tuple[Site, Tensor] | None = None,
+) -> tuple[Run, Float[Tensor, "rows *step vocab"]]:
+    """A run with its logits after the last token, or at each step of an answer that follows the prompt."""
+    if answer is None:
+        run = model.run(tokens, capture=places, edits=edits, start=start, logits="last")
+        assert run.logits is not None
+        return run, run.logits
+    last = Site("resid_post", model.cfg.n_layers - 1)
+    run = model.run(tokens, capture=[*places, last], edits=edits, start=start, logits=False)
+    return run, model.unembed(run[last][:, -len(answer.tokens) :])
+
+
 def _trial(
     model: Model,
     pair: TokenPairs,
-    clean: Run,
+    clean: tuple[Run, Tensor],
     side: Side,
     direction: Direction,
     places: Sequence[Site],
     dictionary: Dictionary | None,
+    answer: AnswerSide | None,
 ) -> Trial:
     """Raises `BadInput` where latents are to be set to values that the corruption does not define for latents."""
-    other = model.run(side.tokens, capture=places, edits=side.edits, logits="last")
-    assert clean.logits is not None
-    assert other.logits is not None
+    other = _read(model, _followed(side.tokens, answer), places, side.edits, answer)
     base, source = (other, clean) if direction == "denoising" else (clean, other)
-    written = {site: source[site][0] for site in places}
+    written = {site: source[0][site][0] for site in places}
     if side.values is not None:
         if dictionary is not None and side.latent is None:
             raise BadInput("means are of activations, not of latents: sweep latents with zero() or against a run")
-        written = {site: side.values(site, clean[site][0]) for site in places}
+        written = {site: _valued(side, site, clean[0][site][0], int(pair.clean.lengths[0])) for site in places}
     edits = side.edits if direction == "denoising" else ()
-    return Trial(model, pair, edits, base, written, clean.logits, other.logits, dictionary, side.latent)
+    return Trial(
+        model, pair, edits, base[0], written, base[1], clean[1], other[1], dictionary, side.latent, answer
+    )  # fmt: skip
+
+
+def _valued(side: Side, site: Site, clean: Tensor, length: int) -> Tensor:
+    """What bare values are at a site, at the tokens of the prompt; the answer's own stay."""
+    assert side.values is not None
+    here, whole = clean, clean.clone()
+    part = whole
+    for axis in token_axes(site):
+        here, part = here.narrow(axis, 0, length), part.narrow(axis, 0, length)
+    part.copy_(side.values(site, here))
+    return whole
 
 
 def direction_of(direction: str | None, corruption: Corruption) -> Direction:

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from .. import metrics
 from ..data import TokenPairs
 from ..errors import BadInput, check_name
+from ..metrics import joint_log_probability
 
 # metric(logits, pairs, clean logits) -> one number a row; logits after the last token, `batch vocab`
 Metric = Callable[
@@ -49,6 +50,15 @@ def probability_diff(logits: Tensor, pairs: TokenPairs, clean: Tensor) -> Tensor
     return metrics.set_log_probability(logits, right).exp() - metrics.set_log_probability(logits, wrong).exp()
 
 
+# what can be measured of answers of several tokens: which sides' log-probabilities count, as what; the wrong one's is
+# subtracted
+JOINT: dict[Metric, tuple[tuple[str, ...], Callable[[Tensor], Tensor]]] = {
+    log_probability: (("right",), lambda joint: joint),
+    probability: (("right",), torch.exp),
+    log_odds: (("right", "wrong"), lambda joint: joint),
+    probability_diff: (("right", "wrong"), torch.exp),
+}
+
 METRICS: dict[str, Metric] = {
     "logit_diff": logit_diff,
     "probability": probability,
@@ -60,7 +70,10 @@ METRICS: dict[str, Metric] = {
 
 
 def default_metric(pairs: TokenPairs) -> str:
-    """What suits the answers: logit difference of single tokens, probability difference of sets, KL without any."""
+    """What suits the answers: logit difference of single tokens, probability difference of sets, log odds of answers of
+    several tokens, KL without any."""
+    if pairs.joint:
+        return "negative_kl" if None in (pairs.right_tokens, pairs.wrong_tokens) else "log_odds"
     if pairs.right is not None and pairs.wrong is not None:
         return "logit_diff"
     return "negative_kl" if any(side is None for side in pairs.answers) else "probability_diff"
@@ -110,6 +123,52 @@ def measured(
         if value.shape != (len(logits),):
             raise BadInput(f"metric {name!r} gives shape {tuple(value.shape)} for {len(logits)} rows; one number a row")
         numbers[name] = value.double().cpu()
+    return numbers
+
+
+def check_answers(metrics: Mapping[str, Metric], pairs: TokenPairs) -> None:
+    """Raises `BadInput` for a metric that answers of several tokens do not have, or whose answers are missing."""
+    for name, metric in metrics.items() if pairs.joint else ():
+        if metric is logit_diff:
+            raise BadInput("these answers have several tokens, and no one logit: use log_odds, or log_probability")
+        for side in JOINT[metric][0] if metric in JOINT else ():
+            if getattr(pairs, f"{side}_tokens") is None:
+                raise BadInput(
+                    f"{name} needs {side} answers; give them to TokenPairs.of(..., {side}=[...], joint=True)"
+                )
+
+
+def refuse_joint(pairs: TokenPairs, what: str) -> None:
+    """Raises `BadInput` for answers of several tokens, in an analysis that reads the next token alone."""
+    if pairs.joint:
+        raise BadInput(
+            f"{what} reads the one token after the prompt, and these answers have several: "
+            "sweep, trace, patch_sets and subspace measure their joint probability"
+        )
+
+
+def jointly_measured(
+    metrics: Mapping[str, Metric],
+    logits: Float[Tensor, "rows step vocab"],
+    answer: Int[Tensor, "step"],
+    side: str,
+    pairs: TokenPairs,
+    clean: Float[Tensor, "rows step vocab"],
+) -> dict[str, Float[Tensor, "rows"]]:
+    """What one side's answer adds to every metric, in float64 on the CPU: right minus wrong is the metric.
+
+    A metric that is not of the answers, such as KL, is of the first step, and comes with the first side alone.
+    """
+    others = {name: metric for name, metric in metrics.items() if metric not in JOINT}
+    numbers = measured(others, logits[:, 0], pairs, clean[:, 0])
+    first = side == ("right" if pairs.right_tokens is not None else "wrong")
+    numbers = {name: value if first else 0 * value for name, value in numbers.items()}
+    joint = joint_log_probability(logits, answer.to(logits.device).expand(len(logits), -1)).detach().double().cpu()
+    for name, metric in metrics.items():
+        if metric in JOINT:
+            sides, scaled = JOINT[metric]
+            sign = 1.0 if side == "right" else -1.0
+            numbers[name] = sign * scaled(joint) if side in sides else torch.zeros_like(joint)
     return numbers
 
 

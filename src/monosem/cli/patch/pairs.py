@@ -33,6 +33,7 @@ class Pairs:
     corruption: Annotated[str | None, option("NAME", "ioi: abc, s2_flip or random_names.")] = None
     corrupted: Annotated[str | None, option("COLUMN", "The file's column of corrupted prompts.")] = None
     drop_unaligned: Annotated[bool, flag("Leave out pairs of the file that do not align, instead of stopping.")] = False
+    joint: Annotated[bool, flag("Answers of the file may be several tokens: their joint probability counts.")] = False
     solved: Annotated[bool, flag("Keep only pairs that the model answers right.")] = False
     seed: Seed = 0
     metric: Metric = None
@@ -59,8 +60,8 @@ class Pairs:
             raise UnknownName(f"no task {self.task!r}{near}")
         if self._of_ioi and self.task != "ioi":
             raise BadInput(f"--{next(iter(self._of_ioi))} goes with --task ioi")
-        if self.pairs is None and (self.corrupted is not None or self.drop_unaligned):
-            raise BadInput("--corrupted and --drop-unaligned go with --pairs")
+        if self.pairs is None and (self.corrupted is not None or self.drop_unaligned or self.joint):
+            raise BadInput("--corrupted, --drop-unaligned and --joint go with --pairs")
         if self.metric is not None:
             metrics_of(self.metric)
 
@@ -72,6 +73,7 @@ class Pairs:
         model = asked.load()
         if self.pairs is not None:
             kept = {"corrupted": self.corrupted, "drop_unaligned": self.drop_unaligned, "limit": self.n}
+            kept["joint"] = self.joint
             pairs = read_pairs(model, self.pairs, **kept)  # type: ignore[arg-type]
         else:
             task = TASKS[str(self.task).replace("-", "_")]

@@ -27,7 +27,7 @@ from ...results import analysis
 from ..cells import Cell, Which, axes_of, cells_of, columns_of, labels_of, places_of
 from ..corruptions import Corruption
 from ..experiment import Direction, Trial, numbers_of, patching_experiment
-from ..scoring import Metric, MetricLike
+from ..scoring import Metric, MetricLike, refuse_joint
 from ..sweeps.result import Sweep
 
 INPUT = Site("resid_pre", 0)
@@ -61,6 +61,7 @@ def attribution(
         raise BadInput(
             f"integrated gradients need a run on both sides, and {corruption.label} gives values: use steps=1"
         )
+    refuse_joint(pairs, "attribution")
     cells = cells_of(model, pairs, sites, over, **which)
     places, labels = places_of(cells), labels_of(model, pairs, cells)
     captured = list(dict.fromkeys([*places, INPUT]))

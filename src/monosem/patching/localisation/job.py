@@ -20,7 +20,7 @@ from ...data import TokenPairs
 from ...errors import BadInput
 from ...models import Model, Site
 from ..cells import Cell, SpanPositions
-from ..scoring import Metric, MetricLike, one_metric
+from ..scoring import Metric, MetricLike, one_metric, refuse_joint
 from ..sets.backups import Backup, backup
 from ..sets.evidence import CausalEvidence, answered, causal_evidence
 from ..sets.sets import CellSet, Joint, patch_sets
@@ -61,6 +61,7 @@ def localise(
         BadInput: clean and corrupted do not differ by the metric; several metrics; no output of a branch in sites;
             pairs of several lengths without spans. UnknownName: no such site, metric or span.
     """
+    refuse_joint(pairs, "localise")
     name, function = one_metric(metric, pairs)
     head_threshold = threshold if head_threshold is None else head_threshold
     places = _positions(pairs, positions)

@@ -27,7 +27,7 @@ from ...results import analysis
 from ..cells import Position, SpanPositions, index_of, listed
 from ..corruptions import PROMPT
 from ..experiment import Direction, Experiment, direction_of
-from ..scoring import MetricLike, metrics_of
+from ..scoring import MetricLike, metrics_of, refuse_joint
 from .nodes import NodeSet, NodesLike, receivers_of, sender_kinds, senders_of
 from .readings import Passage, Reading, ends_block, logits_of
 from .result import Path, Paths
@@ -81,6 +81,7 @@ def paths(
     chosen = [Path(s, r) for s in sending for r in receiving if first[s] < last[r]]
     if not chosen:
         raise BadInput("no path leads from these senders to these receivers: receivers must lie behind senders")
+    refuse_joint(pairs, "paths")
     rows = _rows_at_once(model, pairs, receiving, memory)
     at_once = min(rows, len(pairs))
     at = None if positions is None else listed(pairs, positions)

@@ -35,7 +35,7 @@ from ...plots import BLUE, GREY, Figure, style
 from ...progress import Meter
 from ...results import Result, analysis
 from ...statistics import Interval, bootstrap_ratio
-from ..scoring import MetricLike, measured, one_metric
+from ..scoring import MetricLike, measured, one_metric, refuse_joint
 from .hypothesis import Claim, Hypothesis, check_claims
 from .tree import Draws, Tree
 
@@ -125,6 +125,7 @@ def scrub(
         raise BadInput("samples is at least 1, and others is 'one' or 'each'")
     pairs, examples = _prompts(model, x, examples)
     check_claims(model, hypothesis, pairs)
+    refuse_joint(pairs, "scrub")
     name, function = one_metric(metric, pairs)
     tree = Tree(model, pairs, Draws(examples, seed + 1), each=others == "each")
     randoms = Draws(examples, seed).anything(samples * len(pairs))  # the same for every hypothesis

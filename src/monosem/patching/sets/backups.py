@@ -24,7 +24,7 @@ from ...plots import BLUE, GREY, Figure, style
 from ...results import Result, analysis
 from ..cells import Cell, Position, SpanPositions, check_cell, listed, places_of
 from ..experiment import Trial, Writes, patching_experiment, writes_of
-from ..scoring import Metric, MetricLike, one_metric
+from ..scoring import Metric, MetricLike, one_metric, refuse_joint
 from .sets import CellSet, patch_sets
 
 
@@ -128,6 +128,7 @@ def backup(
     Raises:
         BadInput, UnknownName: as `patch_sets`.
     """
+    refuse_joint(pairs, "backup")
     name, function = one_metric(metric, pairs)
     at = None if positions is None else tuple(listed(pairs, positions))
     for cell in cells:

@@ -34,7 +34,7 @@ from ...plots import BLUE, ORANGE, Figure, style
 from ...results import Result, analysis
 from ...statistics import Interval, Share, bootstrap_ratio
 from ..cells import Cell
-from ..scoring import Metric, MetricLike, one_metric
+from ..scoring import Metric, MetricLike, one_metric, refuse_joint
 from .sets import CellSet, Joint, patch_sets
 
 
@@ -148,6 +148,7 @@ def causal_evidence(
         BadInput, UnknownName: as `patch_sets`.
     """
     labelled = sets if isinstance(sets, Mapping) else {f"set {i}": one for i, one in enumerate(sets)}
+    refuse_joint(pairs, "causal_evidence")
     name, function = one_metric(metric, pairs)
     table: dict[str, Metric] = {name: function, "answered": answered}
     cells = list(labelled.values())

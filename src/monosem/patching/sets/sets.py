@@ -82,7 +82,7 @@ def _runs(trial: Trial, sets: Sequence[CellSet], order: Sequence[int], engine: E
     for layer, group in groupby(order, key=lambda i: _first_layer(model, sets[i])):
         members = list(group)
         if layer == model.cfg.n_layers:  # empty sets
-            yield members, trial.base_logits.expand(len(members), -1)
+            yield members, trial.unpatched(len(members))
             continue
         rows = rows_that_fit(need, len(members), memory)
         for first in range(0, len(members), rows):

@@ -163,13 +163,13 @@ def growing(trial: Trial, sets: Sequence[CellSet], memory: str | int) -> Patched
         changes = [first for cell in cells if (first := trial.first_change(cell)) is not None]
         groups[min(changes, default=-1)].append(i)
     if unchanged := groups.pop(-1, []):
-        yield unchanged, trial.base_logits.expand(len(unchanged), -1)
+        yield unchanged, trial.unpatched(len(unchanged))
     for start, members in _merged(groups, CALL_TOKENS.get(trial.model.device.type, CALL_TOKENS_ELSEWHERE)):
         members.sort(key=lambda i: births[i])
         for chunk in _chunks(tape, members, start, bytes_of(memory)):
             with _masks(trial.model):
                 hidden = _grow(tape, trial, [sets[i] for i in chunk], start)
-            yield chunk, trial.model.unembed(hidden)
+            yield chunk, trial.read(hidden)
 
 
 def _merged(groups: dict[int, list[int]], call_tokens: int) -> Iterator[tuple[int, list[int]]]:
@@ -187,8 +187,8 @@ def _merged(groups: dict[int, list[int]], call_tokens: int) -> Iterator[tuple[in
     yield from merged
 
 
-def _grow(tape: Tape, trial: Trial, sets: Sequence[CellSet], start: int) -> Float[Tensor, "rows d_model"]:
-    """One pass over the layers; the stream after the last layer at the last token, a row a set (sorted by birth)."""
+def _grow(tape: Tape, trial: Trial, sets: Sequence[CellSet], start: int) -> Float[Tensor, "rows pos d_model"]:
+    """One pass over the layers; the stream after the last layer from `start` on, a row a set (sorted by birth)."""
     patches: dict[int, list[tuple[int, Cell]]] = defaultdict(list)  # layer -> the rows that are patched there
     births = [min(_entry(cell)[0] for cell in cells) for cells in sets]
     for row, cells in enumerate(sets):
@@ -207,7 +207,7 @@ def _grow(tape: Tape, trial: Trial, sets: Sequence[CellSet], start: int) -> Floa
                 hidden[row][index] = value.to(hidden.dtype)
         if layer < len(tape.arguments):
             hidden = _edited_call(tape, layer, hidden, start, [Writes(site, parts) for site, parts in inside.items()])
-    return hidden[:, -1]
+    return hidden
 
 
 def _edited_call(tape: Tape, layer: int, hidden: Tensor, start: int, edits: Sequence[Writes]) -> Tensor:

@@ -86,7 +86,7 @@ def trace(
             prompts and the answers are used.
         subject: the words whose embeddings are noised, one for all prompts or one for each: text that stands once in
             the prompt, a slice or range of token indices, or the name of a span of the pairs.
-        right: an answer for each prompt; default: what the model says next.
+        right: an answer of one or more tokens for each prompt; default: the token that the model says next.
         sites: what is restored, such as resid_post, mlp_out, attn_out.
         window: how many layers at once, around every layer; 1 restores single states (the paper: 1 for the stream, 10
             of 48 layers for MLPs and attention).
@@ -119,7 +119,7 @@ def trace(
         lambda trial: engine(trial, sets, memory), columns_of(cells, AXES, labels), label="trace", quiet=quiet
     )
     told = {"cells": cells, "over": axes_of(AXES), "labels": labels, "window": window, "subject": mask}
-    return Trace.of(run, **told, answers=tuple(map(model.str_token, pairs.right.tolist())), **engine.ran)  # type: ignore[union-attr]
+    return Trace.of(run, **told, answers=_spelled(model, pairs), **engine.ran)
 
 
 def windowed(model: Model, centre: Cell, window: int) -> tuple[Cell, ...]:
@@ -140,7 +140,14 @@ def _prompts(model: Model, x: Any, right: Sequence[str | int] | None) -> TokenPa
         assert logits is not None
         right = logits.argmax(-1).tolist()
     given = texts_of(x) or tokens
-    return TokenPairs.of(model, given, given, right, source="causal tracing")
+    return TokenPairs.of(model, given, given, right, joint=True, source="causal tracing")
+
+
+def _spelled(model: Model, pairs: TokenPairs) -> tuple[str, ...]:
+    """The right answer of every prompt as text; none where the pairs bring none."""
+    right = pairs.right_tokens if pairs.joint else pairs.answers[0]
+    rows = [] if right is None else right.tolist()
+    return tuple("".join(model.str_token(token) for token in row if token >= 0) for row in rows)
 
 
 def _subjects(model: Model, pairs: TokenPairs, subject: Subject | Sequence[Subject]) -> list[list[int]]:
