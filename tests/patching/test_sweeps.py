@@ -378,7 +378,7 @@ def test_nothing_stays_behind() -> None:
 
 
 def _trial(model: Model) -> Any:
-    from monosem.patching.experiment import patching_experiment
+    from monosem.patching.trials import patching_experiment
 
     sites = [model.site(("pattern", layer)) for layer in range(3)]
     pairs = pairs_of(model)

@@ -21,9 +21,10 @@ from ..models import Model, SiteLike
 from ..plots import Figure
 from ..results import analysis
 from .cells import Cell, Position, SpanPositions, cuts, heads_at, listed
-from .experiment import Direction, Trial, Writes, patching_experiment
+from .experiment import Direction
 from .measured import Measured
 from .scoring import MetricLike
+from .trials import Trial, Writes, patching_experiment
 
 Basis = DirectionLike | Float[Tensor, "d"] | Float[Tensor, "k d"]
 RANDOM = "random"

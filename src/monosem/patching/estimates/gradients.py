@@ -26,9 +26,10 @@ from ...models import Model, Site
 from ...results import analysis
 from ..cells import Cell, Which, axes_of, cells_of, columns_of, labels_of, places_of
 from ..corruptions import Corruption
-from ..experiment import Direction, Trial, numbers_of, patching_experiment
+from ..experiment import Direction, numbers_of
 from ..scoring import Metric, MetricLike, refuse_joint
 from ..sweeps.result import Sweep
+from ..trials import Trial, patching_experiment
 
 INPUT = Site("resid_pre", 0)
 

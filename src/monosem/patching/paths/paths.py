@@ -26,8 +26,9 @@ from ...models.running.budget import bytes_of
 from ...results import analysis
 from ..cells import Position, SpanPositions, index_of, listed
 from ..corruptions import PROMPT
-from ..experiment import Direction, Experiment, direction_of
+from ..experiment import Direction, Experiment
 from ..scoring import MetricLike, metrics_of, refuse_joint
+from ..trials import direction_of
 from .nodes import NodeSet, NodesLike, receivers_of, sender_kinds, senders_of
 from .readings import Passage, Reading, ends_block, logits_of
 from .result import Path, Paths

@@ -23,8 +23,8 @@ from ...models import Branch, Model
 from ...plots import BLUE, GREY, Figure, style
 from ...results import Result, analysis
 from ..cells import Cell, Position, SpanPositions, check_cell, listed, places_of
-from ..experiment import Trial, Writes, patching_experiment, writes_of
 from ..scoring import Metric, MetricLike, one_metric, refuse_joint
+from ..trials import Trial, Writes, patching_experiment, writes_of
 from .sets import CellSet, patch_sets
 
 

@@ -11,11 +11,12 @@ from ...models.running.budget import estimate, rows_that_fit
 from ...models.running.selection import Kept
 from ...results import analysis
 from ..cells import Cell, check_cell, places_of
-from ..experiment import Direction, Trial, patching_experiment, writes_of
+from ..experiment import Direction
 from ..measured import Columns, Measured
 from ..scoring import MetricLike
 from ..sweeps.engine import Engine
 from ..sweeps.whole_runs import CellSet, Patched
+from ..trials import Trial, patching_experiment, writes_of
 
 MANY = 6  # single cells from which the fast way, which begins with a few whole runs, pays
 

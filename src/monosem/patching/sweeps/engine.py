@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import check_name
-from ..experiment import Trial
+from ..trials import Trial
 from .growing import NotApplicable, growing
 from .whole_runs import CellSet, Patched, batched, naive
 

@@ -30,7 +30,7 @@ from ...models.running.cache import cache_name
 from ...models.running.moment import EditLike
 from ...models.running.session import Session
 from ..cells import Cell
-from ..experiment import Trial, Writes
+from ..trials import Trial, Writes
 from .whole_runs import CellSet, Patched
 
 # layer argument -> its axis of token positions (of queries, in a mask)

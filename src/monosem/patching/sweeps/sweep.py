@@ -8,8 +8,9 @@ from ...models import Model
 from ...results import analysis
 from ..cells import Which, axes_of, cells_of, columns_of, labels_of, places_of
 from ..corruptions import Corruption
-from ..experiment import Direction, patching_experiment
+from ..experiment import Direction
 from ..scoring import MetricLike
+from ..trials import patching_experiment
 from .engine import Engine
 from .result import Sweep
 

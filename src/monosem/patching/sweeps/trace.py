@@ -23,8 +23,8 @@ from ...plots import Figure
 from ...results import analysis
 from ..cells import Cell, SpanPositions, axes_of, cells_of, columns_of, labels_of, places_of
 from ..corruptions import noise
-from ..experiment import patching_experiment
 from ..scoring import MetricLike
+from ..trials import patching_experiment
 from .engine import Engine
 from .result import Sweep
 

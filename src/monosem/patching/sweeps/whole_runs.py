@@ -8,7 +8,7 @@ from torch import Tensor
 from ...models.running.budget import estimate, rows_that_fit
 from ...models.running.selection import Kept
 from ..cells import Cell
-from ..experiment import Trial, writes_of
+from ..trials import Trial, writes_of
 
 CellSet = Sequence[Cell]  # the cells of one row, patched together
 Patched = Iterator[tuple[Sequence[int], Float[Tensor, "rows vocab"]]]  # which sets, and their last token's logits
