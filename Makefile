@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-oldest lint types format browser bench clean
+.PHONY: help setup demo test test-oldest test-peers lint types format browser bench clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,5 +58,16 @@ bench:  ## measure against SAELens, TransformerLens and nnsight (own environment
 		--target .venv-bench/transformer-lens-4 transformer-lens==4.3.0
 	.venv-bench/bin/python bench/run.py
 
+PEERS := .venv-peers
+
+# both versions of TransformerLens are called transformer_lens: 3.9 has a folder of its own
+test-peers:  ## TransformerLens 4.3 and 3.9 beside monosem: names and numbers (own environment, .venv-peers)
+	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -r peers/requirements.txt -e .
+	@test -d $(PEERS)/transformer-lens-3 || $(PEERS)/bin/pip install --quiet --disable-pip-version-check --no-deps \
+		--target $(PEERS)/transformer-lens-3 transformer-lens==3.9.0 better-abc==0.0.3
+	OMP_NUM_THREADS=1 $(PEERS)/bin/python -m pytest peers
+	OMP_NUM_THREADS=1 PYTHONPATH=$(PEERS)/transformer-lens-3 $(PEERS)/bin/python -m pytest peers
+
 clean:  ## remove .venv, caches and builds
-	rm -rf .venv .venv-oldest .venv-bench .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+	rm -rf .venv .venv-oldest .venv-bench .venv-peers .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build

@@ -191,7 +191,7 @@ def test_batch_dimension_and_positions(llama):
     _, some = llama.run_with_cache(IDS, pos_slice=slice(2, 5))
     for name, value in whole.items():
         axis = 2 if name.endswith(("pattern", "attn_scores")) else 1
-        torch.testing.assert_close(last[name], value.select(axis, -1), rtol=0, atol=0)
+        torch.testing.assert_close(last[name], value.narrow(axis, -1, 1), rtol=0, atol=0)
         torch.testing.assert_close(some[name], value.narrow(axis, 2, 3), rtol=0, atol=0)
 
 

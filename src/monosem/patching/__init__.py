@@ -1,6 +1,7 @@
 """Patching: which places carry what makes the model answer differently on clean and corrupted prompts."""
 
 from ..statistics import Interval, Share
+from . import transformerlens
 from .cells import Cell, cells_of
 from .corruptions import Corruption, last_mean, mean, noise, positional_mean, resample, zero
 from .estimates.comparison import EstimateCheck, check_estimate
@@ -66,5 +67,6 @@ __all__ = [
     "sufficiency",
     "sweep",
     "trace",
+    "transformerlens",
     "zero",
 ]

@@ -42,7 +42,6 @@ class Activations:
     heads: tuple[int, ...] | None = None
     edited: frozenset[Site] = frozenset()
     has_batch_dim: bool = True
-    has_pos_dim: bool = True
 
     def __getitem__(self, site: Any) -> Tensor:
         wanted = self._site(site)
@@ -147,7 +146,6 @@ def position_embeddings(run: Activations) -> Tensor:
     if run.columns is not None:
         positions = positions.gather(1, run.columns.to(positions.device))
     value = run.model.W_pos[positions]
-    value = value if run.has_pos_dim else value[:, 0]
     return value if run.has_batch_dim else value[0]
 
 

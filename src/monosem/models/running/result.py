@@ -24,7 +24,6 @@ class Run(Cache):
         heads: the kept heads, if the run kept only some; else None.
         edited: the sites that edits wrote.
         has_batch_dim: False after `remove_batch_dim()`.
-        has_pos_dim: False for `run_with_cache(pos_slice=-1)`, which keeps one position of each row, without the axis.
     """
 
     def last(self, site: Any) -> Float[Tensor, "batch ..."]:
@@ -37,8 +36,6 @@ class Run(Cache):
             is_last = self.columns.to(value.device) == at[:, None]
             if not bool(is_last.any(1).all()):
                 raise BadInput("this run did not keep the last token of every row; give it positions='last'")
-            if not self.has_pos_dim:
-                return value
             at = is_last.long().argmax(1)
         if self._site(site).query_axis == 2:
             value = value.transpose(1, 2)

@@ -90,14 +90,29 @@ ABSENT_FROM_MODELS = {
     "hf_generate": "use model.hf.generate(...), or model.generate(x, sampling=...)",
     "n_params_total": "use model.cfg.n_params",
     "set_tokenizer": "use ms.load_model(model.hf, tokenizer=...)",
-    **dict.fromkeys(
-        ("mps", "move_model_modules_to_device"), "load the model where it is to be: load_model(device=...)"
-    ),
+    **dict.fromkeys(("to", "cpu", "cuda", "mps", "move_model_modules_to_device"), "use ms.load_model(..., device=...)"),
     "close": "use ms.models.free(model)",
+    "forward": "call the model: model(x), or model.run(x)",
+    **dict.fromkeys(
+        ("parameters", "named_parameters", "state_dict", "load_state_dict", "train"), "it is the model's own: model.hf"
+    ),
+    "embed": 'use model.W_E[ids], or model.run(x, capture="embed")',
+    "pos_embed": 'use model.W_pos, or model.run(x, capture="pos_embed")',
+    "ln_final": "model.unembed(stream) goes through the final norm, and model.final_norm says what the norm does",
+    "rotary_emb": "rotations are inside attention: the sites rot_q.L and rot_k.L are after them",
+    **dict.fromkeys(("hook_embed", "hook_pos_embed", "hook_unembed", "hook_tokens"), _POINTS),
+    **dict.fromkeys(("adapter", "real_components", "processor"), _NATIVE),
+    "compatibility_mode": _WEIGHTS,
+    **dict.fromkeys(("context_level", "is_caching", "clear_contexts"), HOOKS),
+    "dataset": _TRAINING,
 }
 ABSENT_FROM_CACHES = {
     **dict.fromkeys(("compute_ssm_state", "compute_ssm_effective_attention", "ssm_layers"), _STATES),
     "toggle_autodiff": "it switches gradients for the whole program; use model.run(x, capture=..., grad=True)",
+    "logit_lens": (
+        "use ms.lenses.logit(model, x); or cache.accumulated_resid(apply_ln=True) @ model.W_U + model.b_U, then "
+        "model.logit_transform where there is a soft cap"
+    ),
     "cache_dict": "the cache is the mapping: dict(cache.items())",
     "has_embed": 'use "embed" in cache',
     "has_pos_embed": 'use model.has("pos_embed")',

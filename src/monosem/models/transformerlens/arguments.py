@@ -11,7 +11,7 @@ P, R = ParamSpec("P"), TypeVar("R")
 Reader = Callable[[str, Any, dict[str, Any]], None]  # its name, its value, and the other arguments, which it may change
 
 
-def _refused(reason: str, *same: Any) -> Reader:
+def refused(reason: str, *same: Any) -> Reader:
     """An argument whose values in `same` are what happens anyway."""
 
     def check(name: str, value: Any, others: dict[str, Any]) -> None:
@@ -39,37 +39,37 @@ def _refuse(name: str, value: Any, reason: str) -> NoReturn:
 _MASK = "pass what the tokenizer gives, with its attention_mask, as the prompts"
 _SIDE = "padding changes no result of a real token; runs pad right, and generation pads left"
 HOOK_ARGUMENTS = {
-    "reset_hooks_end": _refused(HOOKS, True),
-    "clear_contexts": _refused("what hooks keep in hook.ctx ends with their call", True, False),
-    "padding_side": _refused(_SIDE, None),
-    "attention_mask": _refused(_MASK, None),
-    "past_kv_cache": _refused("use model.generate(...)", None),
+    "reset_hooks_end": refused(HOOKS, True),
+    "clear_contexts": refused("what hooks keep in hook.ctx ends with their call", True, False),
+    "padding_side": refused(_SIDE, None),
+    "attention_mask": refused(_MASK, None),
+    "past_kv_cache": refused("use model.generate(...)", None),
 }
 CACHE_ARGUMENTS = {
     **HOOK_ARGUMENTS,
-    "incl_bwd": _refused("use run = model.run(x, capture=..., grad=True) and torch.autograd.grad", False),
-    "return_cache_object": _refused("use dict(cache.items())", True),
-    "device": _refused("use cache.to(device)", None),
+    "incl_bwd": refused("use run = model.run(x, capture=..., grad=True) and torch.autograd.grad", False),
+    "return_cache_object": refused("use dict(cache.items())", True),
+    "device": refused("use cache.to(device)", None),
 }
 TOKEN_ARGUMENTS = {
-    "padding_side": _refused(_SIDE, None),
-    "move_to_device": _refused("use ids.cpu()", True),
-    "truncate": _refused("prompts over the context are refused: shorten or split them", False),
+    "padding_side": refused(_SIDE, None),
+    "move_to_device": refused("use ids.cpu()", True),
+    "truncate": refused("prompts over the context are refused: shorten or split them", False),
 }
 GENERATE_ARGUMENTS = {
     "do_sample": _do_sample,
-    "use_past_kv_cache": _refused("the cache changes no result", True, False),
-    "verbose": _refused("", True, False),
-    "freq_penalty": _refused('use sampling={"repetition_penalty": ...}, which transformers defines', 0, 0.0),
-    "repetition_penalty": _refused('use sampling={"repetition_penalty": ...}', 1, 1.0),
-    "eos_token_id": _refused('use sampling={"eos_token_id": ...} or stop_at_eos=False', None),
-    "prepend_bos": _refused("use model.to_tokens(texts, prepend_bos=...) as the prompts", None),
-    "padding_side": _refused(_SIDE, None),
-    "attention_mask": _refused(_MASK, None),
-    "return_type": _refused("a Generation holds texts, ids, logits and what was captured", None),
-    "output_logits": _refused("use generation.logits, or model.run(generation.ids)", False),
-    "return_cache": _refused("use capture=[...]", False),
-    "names_filter": _refused("use capture=[...]", None),
+    "use_past_kv_cache": refused("the cache changes no result", True, False),
+    "verbose": refused("", True, False),
+    "freq_penalty": refused('use sampling={"repetition_penalty": ...}, which transformers defines', 0, 0.0),
+    "repetition_penalty": refused('use sampling={"repetition_penalty": ...}', 1, 1.0),
+    "eos_token_id": refused('use sampling={"eos_token_id": ...} or stop_at_eos=False', None),
+    "prepend_bos": refused("use model.to_tokens(texts, prepend_bos=...) as the prompts", None),
+    "padding_side": refused(_SIDE, None),
+    "attention_mask": refused(_MASK, None),
+    "return_type": refused("a Generation holds texts, ids, logits and what was captured", None),
+    "output_logits": refused("use generation.logits, or model.run(generation.ids)", False),
+    "return_cache": refused("use capture=[...]", False),
+    "names_filter": refused("use capture=[...]", None),
 }
 
 

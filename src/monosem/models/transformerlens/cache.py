@@ -69,7 +69,7 @@ class Cache(Activations):
             self.heads,
             self.edited,
         )
-        part.has_pos_dim, part.has_batch_dim = self.has_pos_dim, not isinstance(rows, int)
+        part.has_batch_dim = not isinstance(rows, int)
         return part
 
     def compute_head_results(self) -> None:

@@ -117,8 +117,8 @@ class TransformerLens(Weights):
         Args:
             names_filter: what to keep: a name, several, a function of the name, or None for everything.
             remove_batch_dim: drop the batch axis of what is cached (one prompt only).
-            pos_slice: positions to keep (queries at scores and patterns), counted in each row's real tokens; an integer
-                drops the axis, `(2, 5)` is the slice 2:5.
+            pos_slice: positions to keep (queries at scores and patterns), counted in each row's real tokens: a number
+                (the axis stays), a list, or a slice; `(2, 5)` is the slice 2:5.
             memory: the largest cache that is made.
 
         Raises:
@@ -137,9 +137,6 @@ class TransformerLens(Weights):
                 f"{memory!r}: name what you need in names_filter=, give pos_slice=, or raise memory="
             )
         out, run = _run(self, call, batch, hidden, sites, positions)
-        if isinstance(positions, int):
-            run.activations = {site: value.squeeze(site.query_axis) for site, value in run.activations.items()}
-            run.has_pos_dim = False
         return out, run.remove_batch_dim() if remove_batch_dim else run
 
     @accepting(HOOK_ARGUMENTS)

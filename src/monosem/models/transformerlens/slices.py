@@ -38,8 +38,6 @@ def at_positions(run: Activations, x: Tensor, pos_slice: PosSlice, axis: int = -
     positions = positions_of(pos_slice)
     if positions is None:
         return x
-    if not run.has_pos_dim:
-        raise BadInput("this run kept one position of each row, without an axis: leave out pos_slice=")
     tokens = run.tokens
     if run.columns is not None:  # among the kept ones
         tokens = TokenBatch(run.columns, torch.ones_like(run.columns, dtype=torch.bool))

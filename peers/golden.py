@@ -1,0 +1,67 @@
+"""Write what TransformerLens computes on tiny models, for tests that run without it.
+
+.venv-peers/bin/python peers/golden.py
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lens import IDS, OTHER, VERSION, lens
+
+FILE = Path(__file__).parents[1] / "tests" / "models" / "transformerlens_golden.json"
+
+
+def number(value: torch.Tensor) -> list[float]:
+    """Two numbers that stand for a tensor: its sum, weighted by a wave over its elements, and its size."""
+    flat = value.detach().double().reshape(-1)
+    flat = torch.where(flat > -1e4, flat, 0.0)  # masked scores
+    wave = torch.cos(torch.arange(len(flat), dtype=torch.float64) * 0.7)
+    return [round(float(flat @ wave), 5), round(float(flat.norm()), 5)]
+
+
+def metric(logits: torch.Tensor) -> torch.Tensor:
+    return (logits[:, -1, 7] - logits[:, -1, 8]).mean()
+
+
+def stacks(cache: Any, folded: Any) -> dict[str, torch.Tensor]:
+    return {
+        "accumulated_resid": cache.accumulated_resid(apply_ln=True),
+        "decompose_resid": cache.decompose_resid(pos_slice=-1),
+        "stack_head_results": cache.stack_head_results(incl_remainder=True, pos_slice=(2, 5)),
+        "stack_neuron_results": cache.stack_neuron_results(2, neuron_slice=[1, 4], pos_slice=-1),
+        "get_full_resid_decomposition": cache.get_full_resid_decomposition(pos_slice=-1),
+        "logit_attrs": folded.logit_attrs(folded.decompose_resid(pos_slice=-1), 7, 8, pos_slice=-1),
+    }
+
+
+def patches(patching: Any, model: Any, clean: Any) -> dict[str, torch.Tensor]:
+    names = ("resid_pre", "attn_head_out_all_pos", "attn_head_pattern_all_pos", "mlp_out")
+    return {name: getattr(patching, f"get_act_patch_{name}")(model, IDS[:, :5], clean, metric) for name in names}
+
+
+def main() -> None:
+    from transformer_lens import patching
+
+    golden: dict[str, Any] = {"transformer_lens": VERSION}
+    for family in ("gpt2", "llama"):
+        model = lens(family)
+        model.set_use_attn_result(True)
+        cache = model.run_with_cache(IDS)[1]
+        folded = lens(family, fold_ln=True).run_with_cache(IDS)[1]
+        golden[family] = {
+            "activations": {name: number(value) for name, value in cache.items() if value.is_floating_point()},
+            "stacks": {name: number(value) for name, value in stacks(cache, folded).items()},
+            "patches": {
+                name: number(value)
+                for name, value in patches(patching, model, model.run_with_cache(OTHER[:, :5])[1]).items()
+            },
+            "circuits": {"OV": number(model.OV.AB), "QK": number(model.QK.AB)},
+        }
+    FILE.write_text(json.dumps(golden, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
