@@ -113,7 +113,7 @@ def test_a_cache_of_one_position(some):
 
 def test_every_stream_through_the_final_norm_has_a_scale_of_its_own(some):
     _, cache = some.run_with_cache(IDS)
-    norm = some.hf.get_submodule(some.family.final_norm)
+    norm = some.part(some.family.final_norm)
     streams = cache.accumulated_resid()
     close(cache.accumulated_resid(apply_ln=True), torch.stack([norm(stream) for stream in streams]))
     close(cache.accumulated_resid(apply_ln=True)[-1], cache["final_norm"])
