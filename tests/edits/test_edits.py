@@ -170,7 +170,7 @@ def test_heads(family, site):
 
 
 def test_heads_that_are_not_there():
-    with pytest.raises(BadInput, match="heads are 0 to 3, not 4"):
+    with pytest.raises(BadInput, match="z.1 has heads 0 to 3, not 4"):
         MODEL.run(IDS, edits=edits.scale("z.1", 0.0).at(heads=4))
     with pytest.raises(BadInput, match="no heads"):
         edits.scale(SITE, 0.0).at(heads=0)

@@ -10,6 +10,7 @@ from ..dictionaries import Dictionary
 from ..errors import BadInput, UnknownName, check_name
 from ..models import PER_LAYER, Layers, Model, Positions, Site, SiteLike
 from ..models.numbers import whole_number, whole_numbers, whole_slice
+from ..models.running.selection import heads_at
 
 Position = int | str  # a token index of its own row (negative: from the end), or the name of a span
 SpanPositions = Positions | str | Sequence[Position]  # positions as everywhere, and names of the pairs' spans
@@ -217,11 +218,6 @@ def cuts(site: Site) -> tuple[str, ...]:
     """The axes that cells of a site can be cut along, besides its layer; none where the site cannot be swept."""
     swept = site.name in PER_LAYER and site.name not in NOT_SWEPT
     return tuple(axis for axis in ORDER if axis in site.axes) if swept else ()
-
-
-def heads_at(model: Model, site: Site) -> int:
-    """How many heads a site has: kv heads at keys and values."""
-    return model.cfg.n_kv_heads if "kv_head" in site.shape else model.cfg.n_heads
 
 
 def _neurons_at(model: Model, site: Site) -> int:

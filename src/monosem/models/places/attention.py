@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
@@ -22,8 +22,8 @@ from ..language import is_multimodal, language_model, text_config
 
 NAME = "monosem"
 
-# visits an activation on its way: (site name, value) -> value
-Visit = Callable[[str, Tensor], Tensor]
+# visits an activation on its way: (site name, value, at scores and pattern: which keys a query may see) -> value
+Visit = Callable[[str, Tensor, Tensor | None], Tensor]
 _VISITS: ContextVar[dict[nn.Module, Visit] | None] = ContextVar("monosem_attention_visits", default=None)
 
 
@@ -41,34 +41,43 @@ def attention_forward(
     """Attention as transformers' eager functions compute it, with stops at rot_q, rot_k, scores and pattern.
 
     s = scaling q kᵀ; soft cap c: s = c tanh(s/c); mask; sinks: one more column in the softmax, dropped after it;
-    p = softmax in float32, cast back; out = p v. Keys and values of grouped heads are repeated.
+    p = softmax in float32, cast back; out = p v. Keys and values of grouped heads are repeated. Whatever scores become
+    when they are visited, the softmax leaves out the keys that the mask hides.
     """
     visit = (_VISITS.get() or {}).get(module)
     if visit is None and softcap is None and s_aux is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    visit = visit or (lambda _, x: x)
-
-    query = visit("rot_q", query.transpose(1, 2)).transpose(1, 2)
-    key = visit("rot_k", key.transpose(1, 2)).transpose(1, 2)
+    if visit is not None:
+        query = visit("rot_q", query.transpose(1, 2), None).transpose(1, 2)
+        key = visit("rot_k", key.transpose(1, 2), None).transpose(1, 2)
     groups = query.shape[1] // key.shape[1]
     scores = query @ repeat_kv(key, groups).transpose(2, 3) * (scaling or query.shape[-1] ** -0.5)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    scores = visit("scores", scores + _bias(attention_mask, scores))
+    visible = _visible(attention_mask, scores)
+    if attention_mask is not None and attention_mask.dtype != torch.bool:
+        scores = scores + attention_mask[..., : scores.shape[-1]]
+    scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
+    if visit is not None:
+        scores = visit("scores", scores, visible)
+        hidden = ~visible & visible.any(dim=-1, keepdim=True)  # padding sees nothing, and stays finite
+        scores = scores.masked_fill(hidden, -torch.inf)
     pattern = scores.softmax(dim=-1, dtype=torch.float32) if s_aux is None else _softmax_with_sinks(scores, s_aux)
-    pattern = visit("pattern", pattern.to(query.dtype))
+    pattern = pattern.to(query.dtype)
+    if visit is not None:
+        pattern = visit("pattern", pattern, visible)
     return (pattern @ repeat_kv(value, groups)).transpose(1, 2).contiguous(), None
 
 
-def _bias(mask: Tensor | None, scores: Float[Tensor, "batch head query key"]) -> Tensor:
-    """Additive form of the mask; None means causal, aligned at the lower right (queries are the newest tokens)."""
+def _visible(
+    mask: Tensor | None, scores: Float[Tensor, "batch head query key"]
+) -> Bool[Tensor, "batch|1 head|1 query key"]:
+    """Which keys a query may see; no mask means causal, aligned at the lower right (queries are the newest tokens)."""
+    n_query, n_key = scores.shape[-2:]
     if mask is None:
-        n_query, n_key = scores.shape[-2:]
-        mask = torch.ones(n_query, n_key, dtype=torch.bool, device=scores.device).tril(n_key - n_query)
-    if mask.dtype != torch.bool:
-        return mask[..., : scores.shape[-1]]
-    lowest = torch.finfo(scores.dtype).min
-    return torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, lowest)[..., : scores.shape[-1]]
+        return torch.ones(1, 1, n_query, n_key, dtype=torch.bool, device=scores.device).tril(n_key - n_query)
+    mask = mask[..., :n_key]
+    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
 
 
 def _softmax_with_sinks(scores: Tensor, s_aux: Tensor) -> Float[Tensor, "batch head query key"]:

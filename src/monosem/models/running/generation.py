@@ -94,7 +94,7 @@ def generate(
             f"need at least 1, and {model.name} has a context of {model.cfg.n_ctx}"
         )
     settings = settings_of(model, sampling, temperature, top_k, top_p)
-    session = Session(model, sites, edits_of(model, edits))
+    session = Session(model, sites, edits_of(model, edits), room=max_new_tokens - (not sites))
     choose = chooser(model, settings, prompt, max_new_tokens, seed)
     ends = model.end_ids if stop_at_eos else frozenset[int]()
     with torch.no_grad(), session:

@@ -1,56 +1,106 @@
 """What an edit is told about an activation, and what a session needs of an edit."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
+import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from ...errors import BadInput
+from ..native import Native
 from ..places.sites import Site
-from ..tokens import last_column
+from ..tokens import TokenBatch
 
 
 @dataclass
 class Moment:
     """What an edit is told about the activation that it changes.
 
+    A pass with a KV cache sees one chunk of the tokens at a time; `mask`, `positions` and `ids` are of the chunk (at
+    rot_k: of all keys, those of the cache included), `tokens` are all tokens so far.
+
     Attributes:
-        mask: which tokens of this chunk are real, `batch pos`.
-        positions: index of each token among the real tokens of its row, counted from the start of the prompt.
+        tokens: the (padded) whole sequence so far.
         prompt_lengths: number of prompt tokens of each row, `batch`.
-        column: column of the first token of this chunk in the (padded) whole sequence; > 0 with a KV cache.
-        ids: token ids of this chunk.
+        column: column of the first token of this chunk in the whole sequence; > 0 with a KV cache.
         rows: which rows of the whole batch these are, when it runs in parts; None for all of them.
         batch: number of rows of the whole batch.
         columns: for a chunk of each row's last token alone, which columns these are in the whole sequence.
+        room: how many generated tokens the pass may still see after the prompt; 0 in a run.
+        model: whose pass it is.
+        visible: at scores and pattern, which keys each query may see, `batch|1 head|1 query key`.
+        chosen: the tokens that the edit is narrowed to (`Edit.at`), `batch pos`. heads: likewise; None for all.
     """
 
-    mask: Bool[Tensor, "batch pos"]
-    positions: Int[Tensor, "batch pos"]
+    tokens: TokenBatch
     prompt_lengths: Int[Tensor, "batch"]
-    column: int
-    ids: Int[Tensor, "batch pos"]
+    column: int = 0
     rows: slice | Int[Tensor, "part"] | None = None
     batch: int = 0
     columns: Int[Tensor, "batch 1"] | None = None
+    room: int = 0
+    model: Native | None = None
+    visible: Bool[Tensor, "batch head query key"] | None = None
+    chosen: Bool[Tensor, "batch pos"] | None = None
+    heads: tuple[int, ...] | None = None
+
+    def part(self, whole: Tensor) -> Tensor:
+        """The columns of this chunk, of a tensor with all columns so far, `batch column`."""
+        return whole[:, self.column :] if self.columns is None else whole.gather(1, self.columns)
+
+    @cached_property
+    def mask(self) -> Bool[Tensor, "batch pos"]:
+        """Which tokens of this chunk are real."""
+        return self.part(self.tokens.mask)
+
+    @cached_property
+    def positions(self) -> Int[Tensor, "batch pos"]:
+        """Index of each token among the real tokens of its row, counted from the start of the prompt."""
+        return self.part(self.tokens.positions)
+
+    @cached_property
+    def ids(self) -> Int[Tensor, "batch pos"]:
+        """Token ids of this chunk."""
+        return self.part(self.tokens.ids)
+
+    @property
+    def size(self) -> int:
+        """Number of rows of the whole batch."""
+        return self.batch or len(self.tokens)
+
+    def row(self, number: int) -> int:
+        """The number in the whole batch of a row of this part."""
+        return number if self.rows is None else int(torch.arange(self.size)[self.rows][number])
 
     def rows_of(self, per_row: Tensor) -> Tensor:
-        """These rows of a tensor with one item for each row of the whole batch; other tensors stay as they are."""
-        return per_row[self.rows] if self.rows is not None and len(per_row) == self.batch else per_row
+        """These rows of a tensor with one item for each row of the whole batch. Raises `BadInput` for another number."""
+        if len(per_row) != self.size:
+            raise BadInput(f"{len(per_row)} values for {self.size} rows; give one, or one a row")
+        return per_row if self.rows is None else per_row[self.rows]
 
     def of_rows(self, part: slice, rows: Int[Tensor, "part"] | None, batch: int) -> "Moment":
         """The same for some rows alone, `rows` of a whole batch of `batch` of their own; None: they are the whole."""
-        cut = {name: getattr(self, name)[part] for name in ("mask", "positions", "prompt_lengths", "ids")}
-        columns = None if self.columns is None else self.columns[part]
-        return replace(self, **cut, rows=rows, batch=batch if rows is not None else 0, columns=columns)
+        tokens, columns, visible = TokenBatch(self.tokens.ids[part], self.tokens.mask[part]), self.columns, self.visible
+        return replace(
+            self,
+            tokens=tokens,
+            prompt_lengths=self.prompt_lengths[part],
+            rows=rows,
+            batch=batch if rows is not None else 0,
+            columns=None if columns is None else columns[part],
+            visible=visible if visible is None or len(visible) == 1 else visible[part],
+        )
 
     @property
     def last(self) -> "Moment":
         """The same for the last real token of each row alone (`batch 1`)."""
-        at = last_column(self.mask)[:, None]
-        mask, positions, ids = (part.gather(1, at) for part in (self.mask, self.positions, self.ids))
-        column = self.column + self.mask.shape[1] - 1
-        return replace(self, mask=mask, positions=positions, column=column, ids=ids, columns=self.column + at)
+        return replace(self, column=self.tokens.ids.shape[1] - 1, columns=self.tokens.last[:, None])
+
+    def of_keys(self, count: int) -> "Moment":
+        """The same for the last `count` tokens so far: the keys that the queries of this chunk are compared with."""
+        return replace(self, column=self.tokens.ids.shape[1] - count)
 
 
 class EditLike(Protocol):

@@ -51,7 +51,8 @@ def run(
         positions: token positions that captured sites keep, cut out inside the hook: an index (0 is a row's first
             real token, negative counts from its end), a list, a slice or "last". The axis stays, also for one. At
             scores and patterns these are the queries.
-        heads: heads that captured sites with heads keep; at k, v and rot_k the kv head that each of them reads.
+        heads: heads that captured sites with heads keep, by the site's own numbers (`.at(heads=)` counts likewise): kv
+            heads at k, v and rot_k, of which query head h reads number h // (n_heads // n_kv_heads).
         memory: such as "4GB": run as many rows at a time as fit, with all that is captured, into this size (estimated
             from shapes). The result equals the result of one pass.
 
@@ -71,7 +72,7 @@ def run(
         raise BadInput("nothing to run for: capture a site or ask for logits")
     if start is not None:
         all_edits = _from_start(model, start, sites, all_edits)
-    kept = None if positions is None and heads is None else Kept.of(model, tokens, positions, heads)
+    kept = None if positions is None and heads is None else Kept.of(model, tokens, positions, heads, sites)
     if grad and (kept or memory is not None):
         raise BadInput("gradients need whole activations of all rows: leave out positions=, heads= and memory=")
     session = Session(model, sites, all_edits, stop=logits is False, grad=grad, keep=kept)
@@ -171,8 +172,7 @@ def _check_splittable(edits: Iterable[EditLike]) -> None:
 
 def moment(tokens: TokenBatch, prompt_lengths: Tensor, column: int) -> Moment:
     """The moment of the chunk of `tokens` that begins at `column`."""
-    part = slice(column, None)
-    return Moment(tokens.mask[:, part], tokens.positions[:, part], prompt_lengths, column, tokens.ids[:, part])
+    return Moment(tokens, prompt_lengths, column, batch=len(tokens))
 
 
 def inputs(model: Places, tokens: TokenBatch, column: int = 0) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 A kept part is always a copy of its own, so that the whole activation is freed as soon as the model is done with it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,27 +27,29 @@ class Kept:
 
     Attributes:
         columns: for each row, the columns of the kept tokens, `batch kept`; None for all.
-        heads: query heads; at k, v and rot_k the kv head that each of them reads. None for all.
-        n_heads: query heads of the model.
+        heads: heads by the numbers of each site: query heads, and kv heads at k, v and rot_k. None for all.
         width: columns of the token batch; activations of another length (logits of the last token alone) stay whole.
     """
 
     columns: Int[Tensor, "batch kept"] | None = None
     heads: tuple[int, ...] | None = None
-    n_heads: int = 0
     width: int = 0
 
     @staticmethod
     def of(
-        model: Native, tokens: TokenBatch, positions: Positions | None = None, heads: int | Sequence[int] | None = None
+        model: Native,
+        tokens: TokenBatch,
+        positions: Positions | None = None,
+        heads: int | Sequence[int] | None = None,
+        sites: Iterable[Site] = (),
     ) -> "Kept":
         """Raises `BadInput` for a position or head that is not there, and for rows that would keep unequal numbers."""
-        listed = None if heads is None else tuple(whole_numbers(heads, "heads"))
-        for head in listed or ():
-            if not 0 <= head < model.cfg.n_heads:
-                raise BadInput(f"heads: {model.name} has heads 0 to {model.cfg.n_heads - 1}, not {head}")
+        chosen = None if heads is None else tuple(whole_numbers(heads, "heads"))
+        for site in sites:
+            if chosen is not None and site.head_axis is not None:
+                check_heads(site, chosen, heads_at(model, site), model.cfg.n_heads)
         columns = None if positions is None else columns_of(tokens, positions)
-        return Kept(columns, listed, model.cfg.n_heads, tokens.ids.shape[1])
+        return Kept(columns, chosen, tokens.ids.shape[1])
 
     def __bool__(self) -> bool:
         return self.columns is not None or self.heads is not None
@@ -60,8 +62,7 @@ class Kept:
         """
         part = value
         if self.heads is not None and (axis := site.head_axis) is not None:
-            heads = torch.tensor(self.heads, device=part.device) // (self.n_heads // part.shape[axis])
-            part = part.index_select(axis, heads)
+            part = part.index_select(axis, torch.tensor(self.heads, device=part.device))
         if self.columns is not None and part.shape[site.query_axis] == self.width:
             axis = site.query_axis
             columns = self.columns if rows is None else self.columns[rows]
@@ -71,13 +72,25 @@ class Kept:
         return part
 
 
+def heads_at(model: Native, site: Site) -> int:
+    """How many heads a site has: kv heads at k, v and rot_k."""
+    return model.cfg.n_kv_heads if "kv_head" in site.shape else model.cfg.n_heads
+
+
+def check_heads(site: Site, heads: Iterable[int], count: int, n_heads: int) -> None:
+    """Raises `BadInput` for a head that a site with `count` heads does not have; a model has `n_heads` query heads."""
+    if bad := [head for head in heads if not 0 <= head < count]:
+        grouped = f" (kv heads: query head h reads kv head h // {n_heads // count})" if 0 < count < n_heads else ""
+        raise BadInput(f"{site} has heads 0 to {count - 1}{grouped}, not {bad[0]}")
+
+
 def columns_of(tokens: TokenBatch, positions: Positions) -> Int[Tensor, "batch kept"]:
     """Columns of token positions. Raises `BadInput` for a position that is not there, or unequal numbers of them."""
     lengths = tokens.lengths.tolist()
     if isinstance(positions, slice):
         wanted = [list(range(*whole_slice(positions, "positions").indices(length))) for length in lengths]
     else:
-        wanted = [[p + length if p < 0 else p for p in _listed(positions)] for length in lengths]
+        wanted = [[p + length if p < 0 else p for p in listed(positions)] for length in lengths]
     if len({len(row) for row in wanted}) > 1 or not wanted[0]:
         counts = sorted({len(row) for row in wanted})
         raise BadInput(f"positions={positions} keeps {counts} tokens of the rows; it must be one number, above 0")
@@ -96,12 +109,13 @@ def at_positions(
     if isinstance(positions, slice):
         return _in_slice(whole_slice(positions, "positions"), index, lengths)
     chosen = torch.zeros_like(index, dtype=torch.bool)
-    for position in _listed(positions):
+    for position in listed(positions):
         chosen |= index == (position if position >= 0 else lengths + position)
     return chosen
 
 
-def _listed(positions: int | Sequence[int] | Literal["last"]) -> list[int]:
+def listed(positions: int | Sequence[int] | Literal["last"]) -> list[int]:
+    """Positions one by one; errors as `whole_number`."""
     if isinstance(positions, str) and positions == "last":
         return [-1]
     return whole_numbers(positions, "positions")

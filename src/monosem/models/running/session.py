@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any, Self, TypeVar
 
@@ -10,12 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import BadInput, EditDidNotFire, SiteDidNotFire
-from ..places.attention import visiting
+from ..places.attention import Visit, visiting
+from ..places.branches import Branch
+from ..places.norms import Norm
 from ..places.places import Places
 from ..places.points import Point, first_input, point, rewrap, unwrap, with_first_input
 from ..places.rotations import row_by_row
 from ..places.sites import NORMS, READ_ONLY, Site
 from ..turns import refuse_inference_mode
+from .effects import check_attended, check_logits, checked
 from .moment import EditLike, Moment
 from .selection import Kept
 
@@ -37,6 +41,7 @@ class Session:
         stop: end the pass (`Stop`) after the last wanted site.
         grad: captured values stay on the graph.
         keep: cuts out the part of a captured value that is kept.
+        room: how many generated tokens go through the model; None in a run.
 
     Raises:
         UnknownName: a site that the model does not have.
@@ -52,18 +57,20 @@ class Session:
         stop: bool = False,
         grad: bool = False,
         keep: Kept | None = None,
+        room: int | None = None,
     ):
         if grad:
             refuse_inference_mode("run(grad=True)", model.hf)
-        self.model, self.stop, self.grad, self.keep = model, stop, grad, keep
+        self.model, self.stop, self.grad, self.keep, self.room = model, stop, grad, keep, room
         self.wanted = set(capture)
         self.edits: dict[Site, list[EditLike]] = defaultdict(list)
         for edit in edits:
             self.edits[edit.site].append(edit)
         self.fired: set[int] = set()
+        self.generated = False  # whether a pass has come by a generated token
         self.remembered: dict[Site, Tensor] = {}
         self.actions: dict[tuple[nn.Module, str, int], list[Action]] = defaultdict(list)
-        self.visits: dict[nn.Module, Callable[[str, Tensor], Tensor]] = {}
+        self.visits: dict[nn.Module, Visit] = {}
         self.points = {site: point(model, site) for site in self.wanted | set(self.edits)}
         for site, place in sorted(self.points.items(), key=lambda item: item[1].order):
             self._plan(site, place)
@@ -100,9 +107,17 @@ class Session:
         self.remembered.clear()
 
     def forward(self, moment: Moment, call: Callable[[], Result]) -> Result:
-        """A call of the model (or of a part of it) on the tokens of this moment."""
-        self.moment = moment
-        return call()
+        """A call of the model (or of a part of it) on the tokens of this moment.
+
+        Raises:
+            BadInput: with edits, logits that are NaN.
+        """
+        self.moment = replace(moment, model=self.model, room=self.room or 0)
+        self.generated |= moment.column > 0
+        out = call()
+        if isinstance(logits := getattr(out, "logits", None), Tensor):
+            check_logits([edit for edits in self.edits.values() for edit in edits], logits, self.moment)
+        return out
 
     def check_captured(self) -> None:
         """Raises `SiteDidNotFire` naming the first site that the pass did not come by."""
@@ -113,23 +128,30 @@ class Session:
             )
 
     def check_fired(self) -> None:
-        """Raises `EditDidNotFire` naming the first edit that reached no token."""
+        """Raises `EditDidNotFire` naming the first edit that reached no token.
+
+        An edit of generated tokens had none to reach where generation ended with its first: that token was chosen from
+        what the prompt's last one gave.
+        """
         for edits in self.edits.values():
             for edit in edits:
+                if self.room is not None and not self.generated and getattr(edit, "scope", None) == "generated":
+                    continue
                 if id(edit) not in self.fired:
                     raise EditDidNotFire(
                         f"{edit} reached no token; check its positions and scope, and that the run goes so far"
                     )
 
-    def visit(self, site: Site, value: Tensor, cut: bool = False) -> Tensor:
+    def visit(self, site: Site, value: Tensor, cut: bool = False, moment: Moment | None = None) -> Tensor:
         """Edits, then capture. `cut`: the value is already the part that is kept."""
-        moment = self.moment
+        moment = moment or self.moment
         if site.shape[-1] == "vocab" and value.shape[1] != moment.mask.shape[1]:
             moment = moment.last  # only the last token of each row was unembedded
         for edit in self.edits.get(site, ()):
-            value, reached = edit.apply(value, moment)
+            new, reached = edit.apply(value, moment)
             if reached:
                 self.fired.add(id(edit))
+                value = new if new is value else checked(edit, value, new, moment)
         if site in self.wanted:
             if self.grad and not value.requires_grad:
                 value = value.detach().requires_grad_()
@@ -143,13 +165,22 @@ class Session:
                 raise Stop
         return value
 
+    def _visit_inside(self, branch: Branch, name: str, value: Tensor, visible: Tensor | None) -> Tensor:
+        """A visit of attention: keys are those of the cache, too, which holds them as they were before edits."""
+        site, moment = branch.site(name), self.moment
+        if name == "rot_k":
+            moment = moment.of_keys(value.shape[1])
+        if name == "pattern" and (edits := self.edits.get(branch.site("scores"))):
+            check_attended(edits, value)
+        return self.visit(site, value, moment=replace(moment, visible=visible))
+
     def _plan(self, site: Site, place: Point) -> None:
         if self.edits.get(site) and site.name in READ_ONLY:
             raise BadInput(f"{site} cannot be written: {READ_ONLY[site.name]}")
         if place.when == "inside":
             branch = self.model.branch_of(site)
             assert branch is not None
-            self.visits[place.module] = lambda name, value: self.visit(branch.site(name), value)
+            self.visits[place.module] = partial(self._visit_inside, branch)
         elif place.when == "around":
             self._plan_norm(site, place.module)
         elif place.when == "across":

@@ -58,6 +58,8 @@ class Hook:
             x.register_hook(lambda grad: self.fn(grad, hook=self.point))
             return x, True
         copy = x.clone()  # a function may write into what it is given, and return it or nothing
+        if moment.visible is not None and self.site.name.endswith("scores"):
+            copy = copy.masked_fill(~moment.visible, -torch.inf)  # as there; put back afterwards
         new = self.fn(copy, hook=self.point)
         new = copy if new is None else new
         if new.shape != x.shape:

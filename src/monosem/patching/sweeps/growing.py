@@ -214,10 +214,9 @@ def _edited_call(tape: Tape, layer: int, hidden: Tensor, start: int, edits: Sequ
     if not edits:
         return tape.call(layer, hidden, start)
     with Session(tape.model, [], edits) as session:
-        mask = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
-        positions = torch.arange(start, start + hidden.shape[1], device=hidden.device).expand_as(mask)
-        lengths = torch.full((len(hidden),), len(tape.stream[0]), device=hidden.device)
-        moment = Moment(mask, positions, lengths, start, tape.tokens.ids[:, start:].expand_as(mask))
+        rows = [0] * len(hidden)
+        tokens = TokenBatch(tape.tokens.ids[rows], tape.tokens.mask[rows])
+        moment = Moment(tokens, tokens.lengths, start)
         hidden = session.forward(moment, partial(tape.call, layer, hidden, start))
         session.check_fired()
     return hidden

@@ -1,0 +1,120 @@
+"""Edits that replace, scale, add, project out or do anything to an activation."""
+
+from collections.abc import Callable, Sequence
+from numbers import Integral, Real
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import BadInput
+from ..models import Moment, Run, Site, SiteLike, TokenBatch
+from .edit import Edit
+from .values import TOKEN_AXES, Value
+
+Amount = float | Float[Tensor, "batch"] | Sequence[float]
+
+
+class DirectionLike(Protocol):
+    """What `add` and `ablate` need of a direction."""
+
+    site: Site
+    vector: Float[Tensor, "d_model"]
+
+
+def function(site: SiteLike, fn: Callable[[Tensor], Tensor], label: str = "function", by_row: bool = False) -> Edit:
+    """Any function of the activation, which it is given a copy of.
+
+    Args:
+        fn: at `scores`, keys that a query may not see are NaN for it, at `pattern` 0 (`Edit`). `Edit(site, fn, label)`
+            takes a function of activation and `Moment`, which knows positions, ids and which keys are visible.
+        by_row: it treats every row alone, so that `run(..., memory=)` may split the batch.
+    """
+    return Edit(Site.parse(site), lambda x, _: fn(x.clone()), label, by_row=by_row)
+
+
+def patch(
+    site: SiteLike, value: Tensor | float | Run, *, axes: str | None = None, tokens: TokenBatch | None = None
+) -> Edit:
+    """Replace the activation by `value`.
+
+    Args:
+        value: a number; a tensor; or a run, whose activation at the site is taken. A run's value follows its tokens: by
+            row, and by index among the row's real tokens, wherever padding is; what the run kept (`positions=`,
+            `heads=`) is what can be written.
+        axes: which axes a tensor has, in its order, such as "batch d_model", "position d_model" or "batch head d_head";
+            along the others it is the same for all. Not needed for all axes of the site, or the last ones without
+            tokens (`d_model`; `head d_head`). Names are those of `Site.shape`, and "batch".
+        tokens: the batch that a tensor with positions belongs to; needed where rows have unequal lengths.
+
+    Raises:
+        BadInput: axes that can be read in several ways; when run, other sizes than the activation's, or tokens that
+            the value has nothing for.
+    """
+    parsed = Site.parse(site)
+    given = Value.of(parsed, value, axes, "patch", tokens)
+    edit = Edit(parsed, lambda x, moment: given.fit(x, moment).expand_as(x), "patch", by_row=True)
+    return edit if given.heads is None else edit.at(heads=given.heads)
+
+
+def scale(site: SiteLike, factor: Amount) -> Edit:
+    """Multiply the activation; 0 is zero ablation (at scores: uniform attention to the keys that a query may see)."""
+    return Edit(
+        Site.parse(site), lambda x, m: x.float() * per_row(factor, x, m), f"scale by {shown(factor)}", by_row=True
+    )
+
+
+def add(direction: DirectionLike | tuple[SiteLike, Tensor], amount: Amount = 1.0, *, axes: str | None = None) -> Edit:
+    """x + amount · v. A `Direction` knows its site; a bare vector comes as `(site, vector)`.
+
+    Args:
+        amount: one for all rows, or one for each.
+        axes: of a vector that differs by row, position or head, as in `patch`.
+    """
+    site, vector = _site_and_vector(direction)
+    given = Value.of(site, vector, axes, "add")
+
+    def fn(x: Tensor, moment: Moment) -> Tensor:
+        return x.float() + per_row(amount, x, moment) * given.fit(x, moment).float()
+
+    return Edit(site, fn, f"add {shown(amount)}", by_row=True)
+
+
+def ablate(
+    direction: DirectionLike | tuple[SiteLike, Tensor], amount: float = 1.0, *, axes: str | None = None
+) -> Edit:
+    """x - amount · (x · v̂) v̂: remove what x has along the (normalised) direction, of each head by itself where the site
+    has heads. Raises `BadInput` for a site whose last axis is no vector's. `axes` as in `add`."""
+    site, vector = _site_and_vector(direction)
+    given = Value.of(site, vector, axes, "ablate")
+    if not given.axes or given.axes[-1] in (*TOKEN_AXES, "head", "1"):
+        raise BadInput(f"{given.what}: a direction is a vector, not {list(given.tensor.shape)} at {site}")
+
+    def fn(x: Tensor, moment: Moment) -> Tensor:
+        unit = torch.nn.functional.normalize(given.fit(x, moment).float(), dim=-1)
+        return x.float() - amount * (x.float() * unit).sum(-1, keepdim=True) * unit
+
+    return Edit(site, fn, f"ablate {amount:g}", by_row=True)
+
+
+def _site_and_vector(direction: DirectionLike | tuple[SiteLike, Tensor]) -> tuple[Site, Tensor]:
+    if isinstance(direction, tuple):
+        return Site.parse(direction[0]), direction[1]
+    return direction.site, direction.vector
+
+
+def per_row(amount: Amount, x: Tensor, moment: Moment) -> Tensor:
+    """A number, or one a row, as `batch|1 1 ...` against x. Raises `BadInput` for another number of them."""
+    values = torch.as_tensor(amount, dtype=torch.float32, device=x.device)
+    if values.ndim > 1:
+        raise BadInput(f"amounts are one number, or one a row, not {list(values.shape)}")
+    values = moment.rows_of(values) if values.ndim == 1 else values
+    return values.reshape(-1, *([1] * (x.ndim - 1)))
+
+
+def shown(value: Any) -> str:
+    value = value.item() if isinstance(value, Tensor) and value.ndim == 0 else value
+    if isinstance(value, Real):
+        return str(int(value)) if isinstance(value, Integral) else f"{float(value):g}"
+    return f"{len(value)} values"

@@ -1,0 +1,188 @@
+"""An edit, and which tokens, rows and heads it is narrowed to."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from ..errors import BadInput, EditDidNotFire
+from ..models import Moment, Positions, Site
+from ..models.numbers import whole_numbers
+from ..models.running.selection import at_positions, check_heads, listed
+from ..models.running.roles import turn_mask
+from ..models.transformerlens.text import single_token
+
+Scope = Literal["all", "prompt", "generated"]
+Gate = Callable[[Tensor, Moment], Bool[Tensor, "batch pos"]]
+Token = int | str
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """`fn(x, moment)` at a site; x has its shape (`monosem.models.places.sites`), or one chunk of it with a KV cache.
+
+    At `scores`, keys that a query may not see are NaN for `fn`, so that no arithmetic reads them unnoticed; at `pattern`
+    they are 0. Whatever `fn` makes of them, they stay hidden. At `rot_k` x has all keys, those of the cache included.
+
+    Attributes:
+        positions: token indices in a row (0 = its first real token, negative counts from the end of the prompt),
+            a slice of the same, "last" for the last prompt token, None for all.
+        rows: batch rows to edit; None for all.
+        heads: heads to edit, by the site's own numbers (kv heads at k, v and rot_k); None for all.
+        scope: "prompt" tokens, "generated" tokens (which the model has written and now reads), or "all".
+        gate: which tokens to edit, decided from the activation itself; a closed gate is not a missed edit.
+        by_row: every row is edited alone (with `moment.rows_of` of data by row), so that a run may split the batch.
+        tokens: ids of tokens to edit, or texts of one token each; None for all.
+        role: whose turn of a chat to edit ("user", "assistant", ...), without the tokens that open and close it.
+    """
+
+    site: Site
+    fn: Callable[[Tensor, Moment], Tensor]
+    label: str
+    positions: Positions | None = None
+    rows: int | Sequence[int] | None = None
+    scope: Scope = "all"
+    gate: Gate | None = None
+    by_row: bool = False
+    heads: int | Sequence[int] | None = None
+    tokens: Token | Sequence[Token] | None = None
+    role: str | None = None
+
+    def __str__(self) -> str:
+        return f"edit {self.label} at {self.site}"
+
+    def at(
+        self,
+        positions: Positions | None = None,
+        rows: int | Sequence[int] | None = None,
+        scope: Scope | None = None,
+        heads: int | Sequence[int] | None = None,
+        tokens: Token | Sequence[Token] | None = None,
+        role: str | None = None,
+    ) -> "Edit":
+        """The same edit at some token positions, batch rows or heads, or only on the prompt or the generated tokens.
+
+        What is not given stays as it is: `.at(rows=[1]).at(positions=-1)` is both. Every row must have the positions
+        (a slice: one of them at least; in a run also the tokens and the role), else the edit is refused.
+
+        Args:
+            tokens: ids, or texts of one token each such as "<|im_start|>": wherever they stand.
+            role: "user", "assistant", ...: what it says in a chat that the model's template wrote.
+        """
+        if scope not in (None, "all", "prompt", "generated"):
+            raise BadInput(f"scope is 'all', 'prompt' or 'generated', not {scope!r}")
+        if heads is not None and self.site.head_axis is None:
+            raise BadInput(f"{self.site} has no heads; attention has heads at z, result, q, k, v, pattern")
+        narrower: dict[str, Any] = {"positions": positions, "rows": rows, "scope": scope, "heads": heads}
+        narrower |= {"tokens": tokens, "role": role}
+        return replace(self, **{name: value for name, value in narrower.items() if value is not None})
+
+    def when(self, gate: Gate) -> "Edit":
+        """The same edit where `gate(x, moment)`, a boolean `batch pos`, is true."""
+        return replace(self, gate=gate)
+
+    def apply(self, x: Tensor, moment: Moment) -> tuple[Tensor, bool]:
+        """The edited activation, and whether any token was reached.
+
+        Raises:
+            EditDidNotFire: a row that the edit does not reach. BadInput: what `fn` returns does not fit.
+        """
+        chosen = self._chosen(moment)
+        if not bool(chosen.any()):
+            return x, False
+        heads = None if self.heads is None else tuple(whole_numbers(self.heads, "heads"))
+        moment, seen = replace(moment, chosen=chosen, heads=heads), x
+        if moment.visible is not None and self.site.name.endswith("scores"):
+            seen = x.masked_fill(~moment.visible, torch.nan)
+        new = self.fn(seen, moment)
+        if not isinstance(new, Tensor) or new.shape != x.shape:
+            shape = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
+            raise BadInput(f"{self} returned shape {shape} for an activation of shape {tuple(x.shape)}")
+        new = new.to(x.dtype)
+        if self.gate is not None:
+            chosen = chosen & self.gate(seen, moment)
+        if bool(chosen.all()) and heads is None:
+            return new, True
+        where = spread(chosen, x, self.site.query_axis)
+        return torch.where(where if heads is None else where & self._of_heads(x, heads, moment), new, x), True
+
+    def _of_heads(self, x: Tensor, heads: tuple[int, ...], moment: Moment) -> Bool[Tensor, "..."]:
+        """Which entries of x belong to the heads, in a shape that broadcasts."""
+        axis = self.site.head_axis
+        assert axis is not None
+        check_heads(self.site, heads, x.shape[axis], moment.model.cfg.n_heads if moment.model else x.shape[axis])
+        chosen = torch.isin(torch.arange(x.shape[axis]), torch.tensor(heads, dtype=torch.long)).to(x.device)
+        return chosen.reshape(*[1] * axis, -1, *[1] * (x.ndim - axis - 1))
+
+    # ------------------------------------------------------------------ tokens
+    def _chosen(self, moment: Moment) -> Bool[Tensor, "batch pos"]:
+        chosen, in_rows = moment.mask, self._rows(moment)
+        lengths = moment.prompt_lengths[:, None]
+        if self.scope != "all":
+            in_prompt = moment.positions < lengths
+            chosen = chosen & (in_prompt if self.scope == "prompt" else ~in_prompt)
+        if self.positions is not None:
+            if moment.column == 0 and (moment.room or self.scope != "generated"):
+                self._check_positions(moment, in_rows)
+            chosen = chosen & at_positions(self.positions, moment.positions, lengths)
+        if self.tokens is not None:
+            chosen = chosen & torch.isin(moment.ids, self._ids(moment))
+        if self.role is not None:
+            assert moment.model is not None
+            chosen = chosen & moment.part(turn_mask(moment.model, moment.tokens, self.role))
+        chosen = chosen & in_rows[:, None]
+        narrowed = (self.positions, self.tokens, self.role) != (None, None, None)
+        if narrowed and moment.room == 0 and self.scope != "generated":
+            self._check_rows(moment, in_rows & ~chosen.any(1))
+        return chosen
+
+    def _rows(self, moment: Moment) -> Bool[Tensor, "batch"]:
+        """Which rows of this part are edited."""
+        device = moment.mask.device
+        if self.rows is None:
+            return torch.ones(len(moment.mask), dtype=torch.bool, device=device)
+        rows, n = whole_numbers(self.rows, "rows"), moment.size
+        if bad := [row for row in rows if not -n <= row < n]:
+            raise BadInput(f"{self}: the batch has rows 0 to {n - 1}, not {bad[0]}")
+        chosen = torch.zeros(n, dtype=torch.bool, device=device)
+        chosen[torch.tensor(rows, dtype=torch.long, device=device)] = True
+        return moment.rows_of(chosen)
+
+    def _ids(self, moment: Moment) -> Tensor:
+        """The ids that `tokens` names."""
+        assert moment.model is not None
+        several = isinstance(self.tokens, Sequence | Tensor) and not isinstance(self.tokens, str)
+        named = list(self.tokens) if several else [self.tokens]
+        return torch.tensor([single_token(moment.model, token) for token in named], device=moment.mask.device)
+
+    def _check_positions(self, moment: Moment, in_rows: Bool[Tensor, "batch"]) -> None:
+        """Raises `EditDidNotFire` for a position that a row lacks, also with all tokens that may be generated."""
+        lengths = moment.prompt_lengths
+        ends = lengths + moment.room
+        if isinstance(self.positions, slice):
+            index = torch.arange(int(ends.max()), device=lengths.device).expand(len(lengths), -1)
+            here = at_positions(self.positions, index, lengths[:, None]) & (index < ends[:, None])
+            return self._check_rows(moment, in_rows & ~here.any(1))
+        for position in listed(self.positions):
+            lacks = lengths + position < 0 if position < 0 else ends <= position
+            self._check_rows(moment, in_rows & lacks, f"position {position}")
+        return None
+
+    def _check_rows(self, moment: Moment, missed: Bool[Tensor, "batch"], what: str = "such token") -> None:
+        """Raises `EditDidNotFire` naming the first of the rows that are missed."""
+        if not bool(missed.any()):
+            return
+        row = int(missed.nonzero()[0, 0])
+        tokens = int(moment.prompt_lengths[row])
+        raise EditDidNotFire(
+            f"{self} reaches no token of row {moment.row(row)}: it has {tokens} tokens and no {what}; choose another one, "
+            "or the rows that have it with .at(rows=[...])"
+        )
+
+
+def spread(chosen: Tensor, x: Tensor, axis: int) -> Tensor:
+    """`batch pos` to a shape that broadcasts over x, whose positions are on `axis`."""
+    return chosen.reshape(chosen.shape[0], *([1] * (axis - 1)), chosen.shape[1], *([1] * (x.ndim - axis - 1)))

@@ -1,0 +1,87 @@
+"""Edits on latents of a dictionary, error term kept, and its reconstruction alone."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ..errors import BadInput, Mismatch, UnknownName
+from ..models import Moment
+from .changes import Amount, per_row, shown
+from .edit import Edit
+
+Latent = int | Int[Tensor, "batch"] | Sequence[int]
+
+
+def clamp(dictionary: Any, latent: Latent, value: Amount) -> Edit:
+    """Set a latent to a value, error term kept: x + (value - f_i) W_dec[i].
+
+    Args:
+        latent: one latent for all rows, or one for each row of the batch.
+        value: in the latent's own units; one for all rows, or one for each.
+    """
+    return _latent_edit(dictionary, latent, lambda f, v: v - f, value, f"clamp {shown(latent)} to {shown(value)}")
+
+
+def scale_latent(dictionary: Any, latent: Latent, factor: Amount) -> Edit:
+    """Multiply a latent's activation, error term kept; does nothing where the latent is silent."""
+    return _latent_edit(
+        dictionary, latent, lambda f, v: (v - 1) * f, factor, f"scale {shown(latent)} by {shown(factor)}"
+    )
+
+
+def add_latent(dictionary: Any, latent: Latent, amount: Amount) -> Edit:
+    """Add to a latent's activation, whatever it is."""
+    return _latent_edit(
+        dictionary, latent, lambda f, v: v.expand_as(f), amount, f"add {shown(amount)} of {shown(latent)}"
+    )
+
+
+def ablate_latent(dictionary: Any, latent: Latent) -> Edit:
+    """Clamp to zero, error term kept: removes exactly what the latent contributes."""
+    return replace(clamp(dictionary, latent, 0.0), label=f"ablate {shown(latent)}")
+
+
+def splice(dictionary: Any) -> Edit:
+    """Replace the activation by the dictionary's reconstruction: the reconstruct-only arm, error term lost."""
+    _one_site(dictionary)
+    return Edit(dictionary.site, lambda x, _: dictionary(x), "splice", by_row=True)
+
+
+def _latent_edit(
+    dictionary: Any, latent: Latent, change: Callable[[Tensor, Tensor], Tensor], amount: Amount, label: str
+) -> Edit:
+    _one_site(dictionary)
+    latents = torch.as_tensor(latent)  # numbers of a table's column are NumPy's
+    if latents.ndim > 1:
+        raise BadInput(f"{label}: latents are one, or one a row, not {list(latents.shape)}")
+    if latents.numel() == 0 or int(latents.min()) < 0 or int(latents.max()) >= dictionary.width:
+        raise UnknownName(f"{label}: the dictionary has latents 0 to {dictionary.width - 1}")
+
+    def fn(x: Tensor, moment: Moment) -> Tensor:
+        flat = x.flatten(2)  # z is batch pos head d_head, read by dictionaries as batch pos d_in
+        if latents.ndim and len(latents) != moment.size:
+            raise BadInput(f"{label}: {len(latents)} latents for {moment.size} rows; give one, or one a row")
+        rows = moment.rows_of(latents.to(x.device)) if latents.ndim else latents.to(x.device).expand(len(x))
+        if not latents.ndim:
+            active = dictionary.latent_activations(flat, rows[:1])[..., 0].float()
+        else:
+            active = dictionary.latent_activations_rowwise(flat, rows).float()
+        changed = change(active, per_row(amount, x, moment).flatten(1))
+        delta = changed[..., None] * dictionary.decoder_rows(rows).float()[:, None]
+        if (factor := dictionary.token_scale(flat)) is not None:
+            delta = delta * factor
+        return x.float() + delta.reshape(x.shape)
+
+    return Edit(dictionary.site, fn, label, by_row=True)
+
+
+def _one_site(dictionary: Any) -> None:
+    if dictionary.site != dictionary.site_out:
+        raise Mismatch(
+            f"this dictionary reads {dictionary.site} and writes {dictionary.site_out}; "
+            "latent edits and splicing need a dictionary that reads and writes one site"
+        )

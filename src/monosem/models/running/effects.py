@@ -1,0 +1,58 @@
+"""What an edit made of an activation: hidden places put back, numbers that cannot be refused."""
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from ...errors import BadInput
+from ..places.sites import Site
+from .moment import EditLike, Moment
+
+# what an edit may write that is not finite: scores of keys not to attend to, logits of tokens not to choose
+_MAY_BE_MINUS_INFINITE = ("scores", "logits")
+
+
+def checked(edit: EditLike, old: Tensor, new: Tensor, moment: Moment) -> Tensor:
+    """The edited activation with every key that a query may not see as it was.
+
+    Raises:
+        BadInput: it is not finite where the activation was: an overflow, or an edit that reads hidden scores.
+    """
+    if moment.visible is not None:
+        new = torch.where(moment.visible, new, old)
+    if not bool(new.isfinite().all()) and bool((bad := _bad(edit.site, old, new)).any()):
+        value, where = new[bad][0].item(), bad.nonzero()[0].tolist()
+        hint = f"{old.dtype} holds up to {torch.finfo(old.dtype).max:g}: give smaller values, or load with dtype='fp32'"
+        if moment.visible is not None and edit.site.name.endswith("scores"):
+            hint = "keys that a query may not see are NaN: read around them (nanmean, or moment.visible)"
+        raise BadInput(f"{edit} makes {value} of {old[bad][0].item():g} (row {moment.row(where[0])}); {hint}")
+    return new
+
+
+def _bad(site: Site, old: Tensor, new: Tensor) -> Bool[Tensor, "..."]:
+    allowed = site.name.endswith(_MAY_BE_MINUS_INFINITE)
+    return old.isfinite() & ~(new.isfinite() | (new.isneginf() if allowed else False))
+
+
+def check_attended(edits: list[EditLike], pattern: Tensor) -> None:
+    """Raises `BadInput` where edits of the scores have left a token nothing to attend to."""
+    if bool((bad := pattern.isnan()).any()):
+        row, head, query = bad.nonzero()[0].tolist()[:3]
+        raise BadInput(
+            f"{edits[0]} leaves query {query} of row {row} no key to attend to in head {head} (all are -inf): "
+            "leave it one, such as its own"
+        )
+
+
+def check_logits(edits: list[EditLike], logits: Tensor, moment: Moment) -> None:
+    """Raises `BadInput` where the logits of a real token are NaN in a pass with edits: it overflowed on the way."""
+    if not edits or not bool(logits.isnan().any()):
+        return
+    moment = moment if logits.shape[1] == moment.mask.shape[1] else moment.last
+    rows = (logits.isnan().any(-1) & moment.mask).any(-1).nonzero()[:, 0].tolist()
+    if rows:
+        raise BadInput(
+            f"with {', '.join(map(str, edits[:3]))} the logits of row {moment.row(rows[0])} are NaN: a later layer passed "
+            f"{torch.finfo(logits.dtype).max:g}, the largest {logits.dtype}, or divided by 0; give smaller values, or "
+            "load with dtype='fp32'"
+        )
