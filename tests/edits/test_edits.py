@@ -197,7 +197,7 @@ def test_patching_with_a_scalar_a_vector_and_another_run():
     assert torch.equal(activation(edits.patch(SITE, 0.0)), torch.zeros_like(X))
     assert torch.equal(activation(edits.patch(SITE, other[0, 0])), other[0, 0].expand_as(X))
     assert torch.equal(activation(edits.patch(SITE, other)), other)
-    with pytest.raises(BadInput, match="does not fit"):
+    with pytest.raises(BadInput, match="has 5 along 'd_model', not 32"):
         activation(edits.patch(SITE, torch.zeros(5)))
 
 

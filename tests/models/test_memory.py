@@ -35,9 +35,11 @@ def columns(batch: TokenBatch, row: int) -> list[int]:
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "gemma2"])
 def test_positions_and_heads_are_those_of_the_whole_run(tiny_model, family, batch):
     model = tiny_model(family)
-    sites = all_sites(model)
+    sites, most = all_sites(model), model.cfg.n_kv_heads - 1
     whole = model.run(batch, capture=sites)
-    part = model.run(batch, capture=sites, positions=[0, -1], heads=[3, 1])
+    kv = [site for site in sites if site.name in ("k", "v", "rot_k")]
+    part = model.run(batch, capture=[site for site in sites if site not in kv], positions=[0, -1], heads=[3, 1])
+    part.activations |= model.run(batch, capture=kv, positions=[0, -1], heads=[most, 0]).activations
     for site in sites:
         expected = whole[site]
         rows = torch.arange(len(batch))
@@ -49,8 +51,7 @@ def test_positions_and_heads_are_those_of_the_whole_run(tiny_model, family, batc
             if site.name in ("q", "z", "rot_q"):
                 expected = expected[:, :, [3, 1]]
             if site.name in ("k", "v", "rot_k"):
-                groups = model.cfg.n_heads // model.cfg.n_kv_heads
-                expected = expected[:, :, [3 // groups, 1 // groups]]
+                expected = expected[:, :, [most, 0]]
         torch.testing.assert_close(part[site], expected, rtol=0, atol=0, msg=str(site))
         torch.testing.assert_close(part.last(site), part[site].select(site.query_axis, 1), rtol=0, atol=0)
 
@@ -73,6 +74,10 @@ def test_forms_of_positions(llama, batch):
         llama.run(batch, capture="z.1", positions=slice(1, None))
     with pytest.raises(BadInput, match="heads 0 to 3, not 4"):
         llama.run(batch, capture="z.1", heads=4)
+    with pytest.raises(BadInput, match=r"k.1 has heads 0 to 1 \(kv heads: query head h reads kv head h // 2\), not 3"):
+        llama.run(batch, capture=["z.1", "k.1"], heads=3)
+    with pytest.raises(BadInput, match=r"k.1 has heads 0 to 1 \(kv heads: query head h reads kv head h // 2\), not 3"):
+        llama.run(batch, edits=edits.scale("k.1", 0.0).at(heads=3))
     with pytest.raises(BadInput, match="whole activations"):
         llama.run(batch, capture="z.1", positions=0, grad=True)
     with pytest.raises(BadInput, match="positions='last'"):
@@ -84,7 +89,7 @@ def test_the_whole_activation_is_not_kept_behind_a_part(tiny_model):
     for family in ("llama", "gpt2", "gpt_neox"):
         model = tiny_model(family)
         run = model.run(
-            ids, capture=["q.1", "v.1", "pattern.1", "resid_post.1"], positions=[3], heads=[2], logits=False
+            ids, capture=["q.1", "v.1", "pattern.1", "resid_post.1"], positions=[3], heads=[1], logits=False
         )
         for site, value in run.activations.items():
             assert value.untyped_storage().nbytes() == value.numel() * 4, site
@@ -132,12 +137,15 @@ def test_a_run_in_parts_equals_one_pass(tiny_model, batch, rows):
 
 def test_edits_with_data_for_each_row_reach_their_rows(llama, batch):
     generator = torch.Generator().manual_seed(3)
-    whole = llama.run(batch, capture=["resid_post.0", "z.1"])
+    whole = llama.run(batch, capture=["attn_out.0", "resid_post.0", "z.1"])
     vector = torch.randn(32, generator=generator)
     given = [
         edits.patch(
-            "resid_post.0", whole["resid_post.0"] + torch.randn(whole["resid_post.0"].shape, generator=generator)
+            "resid_post.0",
+            whole["resid_post.0"] + torch.randn(whole["resid_post.0"].shape, generator=generator),
+            tokens=batch,
         ),
+        edits.patch("attn_out.0", whole).at(positions=-1),
         edits.add(("resid_post.1", vector), torch.arange(6.0)),
         edits.scale("z.1", 0.3).at(rows=[1, -1], positions=-1),
         edits.ablate(("mlp_out.2", vector)).at(positions="last"),

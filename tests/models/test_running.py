@@ -184,8 +184,8 @@ def test_kept_heads_of_results_that_are_written(llama):
 def test_patching_the_logits_of_the_last_token_takes_each_rows_own(llama, side):
     batch = TokenBatch.of(ROWS, 2, side)
     value = torch.randn(3, 11, 100, generator=torch.Generator().manual_seed(1))
-    whole = llama.run(batch, edits=edits.patch("logits", value)).logits
-    found = llama.run(batch, edits=edits.patch("logits", value), logits="last").logits
+    whole = llama.run(batch, edits=edits.patch("logits", value, tokens=batch)).logits
+    found = llama.run(batch, edits=edits.patch("logits", value, tokens=batch), logits="last").logits
     torch.testing.assert_close(found, whole[torch.arange(3), batch.last], rtol=0, atol=0)
 
 
