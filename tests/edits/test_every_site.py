@@ -73,12 +73,14 @@ def in_generation(edit: edits.Edit, scope: str, narrowing: str) -> edits.Edit:
     return narrowed[narrowing].at(scope=scope)
 
 
-def in_whole_pass(edit: edits.Edit, scope: str, narrowing: str, row: int, length: int, prompt: int) -> edits.Edit | None:
-    """The same for one row in a run over all `length` tokens, of which none counts as generated; None: none is meant."""
+def in_whole_pass(
+    edit: edits.Edit, scope: str, narrowing: str, row: int, length: int, prompt: int
+) -> edits.Edit | None:
+    """The same for one row in a run over `length` tokens, of which none counts as generated; None: none is meant."""
     positions = {"all": range(length), "prompt": range(prompt), "generated": range(prompt, length)}[scope]
     if narrowing == "positions":
         positions = [position for position in positions if 1 <= position < 5]
-    if narrowing == "rows" and row == 0 or not positions:
+    if (narrowing == "rows" and row == 0) or not positions:
         return None
     edit = edit.at(positions=list(positions))
     if narrowing == "heads":

@@ -1,10 +1,10 @@
 """Edits: pure functions from an activation to an activation, attached to a site.
 
 Every constructor returns an `Edit`; narrow it with `.at(positions=, rows=, heads=, scope=, tokens=, role=)` and
-`.when(gate)`. Edits compose in the order in which they are given, compute in float32 and are cast back, mean the same in
-`run` and in `generate` (with the KV cache), and touch neither padding nor what a query may not see. Nothing is guessed:
-values say which axes they have and which tokens they belong to. An edit that reaches no token, or not every row that it
-names, raises `EditDidNotFire`; one whose result is not finite raises `BadInput`.
+`.when(gate)`. Edits compose in the order in which they are given, compute in float32 and are cast back, mean the same
+in `run` and in `generate` (with the KV cache), and touch neither padding nor what a query may not see. Nothing is
+guessed: values say which axes they have and which tokens they belong to. An edit that reaches no token, or misses a row
+that it names, raises `EditDidNotFire`; one whose result is not finite raises `BadInput`.
 
 Editing one latent keeps the dictionary's error term: x' = x + (c - f_i) W_dec[i], so setting a latent to the value that
 it has changes nothing. `splice` is the other thing, the reconstruct-only arm.

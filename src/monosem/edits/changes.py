@@ -81,9 +81,7 @@ def add(direction: DirectionLike | tuple[SiteLike, Tensor], amount: Amount = 1.0
     return Edit(site, fn, f"add {shown(amount)}", by_row=True)
 
 
-def ablate(
-    direction: DirectionLike | tuple[SiteLike, Tensor], amount: float = 1.0, *, axes: str | None = None
-) -> Edit:
+def ablate(direction: DirectionLike | tuple[SiteLike, Tensor], amount: float = 1.0, *, axes: str | None = None) -> Edit:
     """x - amount · (x · v̂) v̂: remove what x has along the (normalised) direction, of each head by itself where the site
     has heads. Raises `BadInput` for a site whose last axis is no vector's. `axes` as in `add`."""
     site, vector = _site_and_vector(direction)

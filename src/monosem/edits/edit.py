@@ -1,6 +1,6 @@
 """An edit, and which tokens, rows and heads it is narrowed to."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -11,8 +11,8 @@ from torch import Tensor
 from ..errors import BadInput, EditDidNotFire
 from ..models import Moment, Positions, Site
 from ..models.numbers import whole_numbers
-from ..models.running.selection import at_positions, check_heads, listed
 from ..models.running.roles import turn_mask
+from ..models.running.selection import at_positions, check_heads, listed
 from ..models.transformerlens.text import single_token
 
 Scope = Literal["all", "prompt", "generated"]
@@ -24,8 +24,8 @@ Token = int | str
 class Edit:
     """`fn(x, moment)` at a site; x has its shape (`monosem.models.places.sites`), or one chunk of it with a KV cache.
 
-    At `scores`, keys that a query may not see are NaN for `fn`, so that no arithmetic reads them unnoticed; at `pattern`
-    they are 0. Whatever `fn` makes of them, they stay hidden. At `rot_k` x has all keys, those of the cache included.
+    At `scores`, keys that a query may not see are NaN for `fn`, so that no arithmetic reads them unnoticed; at
+    `pattern` they are 0. Whatever `fn` makes of them, they stay hidden. At `rot_k` x has all keys, with the cache's.
 
     Attributes:
         positions: token indices in a row (0 = its first real token, negative counts from the end of the prompt),
@@ -154,8 +154,8 @@ class Edit:
     def _ids(self, moment: Moment) -> Tensor:
         """The ids that `tokens` names."""
         assert moment.model is not None
-        several = isinstance(self.tokens, Sequence | Tensor) and not isinstance(self.tokens, str)
-        named = list(self.tokens) if several else [self.tokens]
+        given: Any = self.tokens.tolist() if isinstance(self.tokens, Tensor) else self.tokens
+        named = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
         return torch.tensor([single_token(moment.model, token) for token in named], device=moment.mask.device)
 
     def _check_positions(self, moment: Moment, in_rows: Bool[Tensor, "batch"]) -> None:
@@ -166,7 +166,7 @@ class Edit:
             index = torch.arange(int(ends.max()), device=lengths.device).expand(len(lengths), -1)
             here = at_positions(self.positions, index, lengths[:, None]) & (index < ends[:, None])
             return self._check_rows(moment, in_rows & ~here.any(1))
-        for position in listed(self.positions):
+        for position in listed(self.positions or 0):
             lacks = lengths + position < 0 if position < 0 else ends <= position
             self._check_rows(moment, in_rows & lacks, f"position {position}")
         return None
@@ -178,8 +178,8 @@ class Edit:
         row = int(missed.nonzero()[0, 0])
         tokens = int(moment.prompt_lengths[row])
         raise EditDidNotFire(
-            f"{self} reaches no token of row {moment.row(row)}: it has {tokens} tokens and no {what}; choose another one, "
-            "or the rows that have it with .at(rows=[...])"
+            f"{self} reaches no token of row {moment.row(row)}: it has {tokens} tokens and no {what}; choose another "
+            "one, or the rows that have it with .at(rows=[...])"
         )
 
 

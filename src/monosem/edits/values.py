@@ -102,7 +102,7 @@ class Value:
         return f"{list(self.tensor.shape)} ({' '.join(self.axes)})"
 
     def _check_reading(self, x: Tensor, moment: Moment) -> None:
-        """Raises `BadInput` where the sizes of heads' features fit other axes as well: `d_head` heads, or as many rows."""
+        """Raises `BadInput` where heads' features could be other axes: as many heads as `d_head`, as many rows."""
         if "head" not in axes_of(self.site) or self.tensor.ndim not in (1, 2):
             return
         sizes = dict(zip(axes_of(self.site), x.shape)) | {"batch": moment.size}
@@ -111,8 +111,8 @@ class Value:
         if others and self.tensor.shape[-1] == sizes[axes_of(self.site)[-1]]:
             readings = [" ".join(self.axes), *(" ".join([name, *self.axes[1:]]) for name in others)]
             raise BadInput(
-                f"{self.what}: a value {list(self.tensor.shape)} can be {' or '.join(map(repr, readings))}: say which with "
-                "axes="
+                f"{self.what}: a value {list(self.tensor.shape)} can be {' or '.join(map(repr, readings))}: say which "
+                "with axes="
             )
 
     # ------------------------------------------------------------------ tokens
@@ -131,8 +131,8 @@ class Value:
         found = inside & (slot >= 0)
         missing = moment.mask.new_zeros(1) if needed is None else needed & ~found
         if bool(missing.any()):
-            row, at = missing.nonzero()[0].tolist()
-            index, length = int(positions[row, at]), int(moment.prompt_lengths[row])
+            row, column = missing.nonzero()[0].tolist()
+            index, length = int(positions[row, column]), int(moment.prompt_lengths[row])
             hint = (
                 "it is generated, so narrow the edit with .at(scope='prompt')"
                 if index >= length
@@ -144,9 +144,9 @@ class Value:
         if slot.shape[1] == value.shape[axis] and bool((slot == torch.arange(slot.shape[1], device=slot.device)).all()):
             return value
         value, slot = value.expand(len(slot), *value.shape[1:]), slot.to(value.device)
-        index_shape = (len(slot), *[1] * (axis - 1), slot.shape[1], *[1] * (value.ndim - axis - 1))
-        index = slot.clamp(min=0).reshape(index_shape)
-        return value.gather(axis, index.expand(*value.shape[:axis], -1, *value.shape[axis + 1 :]))
+        shape = (len(slot), *[1] * (axis - 1), slot.shape[1], *[1] * (value.ndim - axis - 1))
+        where = slot.clamp(min=0).reshape(shape)
+        return value.gather(axis, where.expand(*value.shape[:axis], -1, *value.shape[axis + 1 :]))
 
     def _slots(self, size: int, moment: Moment) -> Int[Tensor, "batch|1 index"]:
         """For each token index of a row, where along its axis the value has it; -1 where it does not."""
@@ -169,13 +169,15 @@ class Value:
         if bool(wrong.any()):
             row = int(wrong.nonzero()[0, 0])
             raise BadInput(
-                f"{self.what}: row {moment.row(row)} has {int(lengths[row])} tokens and the value's {int(own[row])}; take "
-                "what you mean from it, such as run.last(site) with axes='batch d_model'"
+                f"{self.what}: row {moment.row(row)} has {int(lengths[row])} tokens and the value's {int(own[row])}; "
+                "take what you mean from it, such as run.last(site) with axes='batch d_model'"
             )
         if columns is not None:
             mask, index = mask.gather(1, columns), index.gather(1, columns)
         if size != index.shape[1]:
-            raise BadInput(f"{self.what}: the value {self._shown} has {size} tokens, and tokens= {index.shape[1]} columns")
+            raise BadInput(
+                f"{self.what}: the value {self._shown} has {size} tokens, and tokens= {index.shape[1]} columns"
+            )
         slots = torch.full((len(index), int(own.max()) + 1), -1, device=lengths.device)
         at = torch.arange(size, device=lengths.device).expand_as(index)
         return slots.scatter(1, torch.where(mask, index, slots.shape[1] - 1), at)[:, :-1]
@@ -184,13 +186,13 @@ class Value:
         lengths = moment.prompt_lengths
         if len(set(lengths.tolist())) > 1:
             raise BadInput(
-                f"{self.what}: rows of the batch have {int(lengths.min())} to {int(lengths.max())} tokens, so columns of the "
-                "value may be other tokens: give the run that it comes from (patch(site, run)), or tokens="
+                f"{self.what}: the rows have {int(lengths.min())} to {int(lengths.max())} tokens, so columns of "
+                "the value may be other tokens: give the run that it comes from (patch(site, run)), or tokens="
             )
         row = int((lengths != size).nonzero()[0, 0])
         raise BadInput(
-            f"{self.what}: the value {self._shown} has {size} tokens, row {moment.row(row)} {int(lengths[row])}; cut it to "
-            "the tokens that you mean"
+            f"{self.what}: the value {self._shown} has {size} tokens, row {moment.row(row)} {int(lengths[row])}; "
+            "cut it to the tokens that you mean"
         )
 
     def _of_heads(self, value: Tensor, x: Tensor, moment: Moment) -> Tensor:
@@ -203,7 +205,9 @@ class Value:
         if lacks:
             raise BadInput(f"{self.what}: the run kept heads {list(self.heads)}, the edit reaches {min(lacks)}")
         index = torch.tensor(self.heads, device=x.device)
-        return x.to(value.dtype).index_copy(axis, index, value.expand(*x.shape[:axis], len(index), *x.shape[axis + 1 :]))
+        return x.to(value.dtype).index_copy(
+            axis, index, value.expand(*x.shape[:axis], len(index), *x.shape[axis + 1 :])
+        )
 
 
 def _seen(moment: Moment) -> Bool[Tensor, "batch key"] | None:

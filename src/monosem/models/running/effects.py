@@ -52,7 +52,7 @@ def check_logits(edits: list[EditLike], logits: Tensor, moment: Moment) -> None:
     rows = (logits.isnan().any(-1) & moment.mask).any(-1).nonzero()[:, 0].tolist()
     if rows:
         raise BadInput(
-            f"with {', '.join(map(str, edits[:3]))} the logits of row {moment.row(rows[0])} are NaN: a later layer passed "
-            f"{torch.finfo(logits.dtype).max:g}, the largest {logits.dtype}, or divided by 0; give smaller values, or "
-            "load with dtype='fp32'"
+            f"with {', '.join(map(str, edits[:3]))} the logits of row {moment.row(rows[0])} are NaN: a later layer "
+            f"passed {torch.finfo(logits.dtype).max:g}, the largest {logits.dtype}, or divided by 0; give smaller "
+            "values, or load with dtype='fp32'"
         )

@@ -75,7 +75,7 @@ class Moment:
         return number if self.rows is None else int(torch.arange(self.size)[self.rows][number])
 
     def rows_of(self, per_row: Tensor) -> Tensor:
-        """These rows of a tensor with one item for each row of the whole batch. Raises `BadInput` for another number."""
+        """These rows of a tensor with one item for each row of the whole batch. Raises `BadInput` for fewer or more."""
         if len(per_row) != self.size:
             raise BadInput(f"{len(per_row)} values for {self.size} rows; give one, or one a row")
         return per_row if self.rows is None else per_row[self.rows]

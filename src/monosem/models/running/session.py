@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from ...errors import BadInput, EditDidNotFire, SiteDidNotFire
 from ..places.attention import Visit, visiting
 from ..places.branches import Branch
-from ..places.norms import Norm
 from ..places.places import Places
 from ..places.points import Point, first_input, point, rewrap, unwrap, with_first_input
 from ..places.rotations import row_by_row
