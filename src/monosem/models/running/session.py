@@ -112,7 +112,8 @@ class Session:
             BadInput: with edits, logits that are NaN.
         """
         self.moment = replace(moment, model=self.model, room=self.room or 0)
-        self.generated |= moment.column > 0
+        if self.room:
+            self.generated |= bool((moment.tokens.lengths > moment.prompt_lengths).any())
         out = call()
         if isinstance(logits := getattr(out, "logits", None), Tensor):
             check_logits([edit for edits in self.edits.values() for edit in edits], logits, self.moment)
