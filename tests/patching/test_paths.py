@@ -75,13 +75,13 @@ class Literal:
         model, changes = self.model, []
         for layer in range(model.cfg.n_layers):
             heads = [int(name.split(".")[2]) for name in senders if name.startswith(f"z.{layer}.")]
-            changes.append(edits.patch(("z", layer), self.sent(Site("z", layer), heads)))
+            changes.append(edits.patch(("z", layer), self.sent(Site("z", layer), heads), tokens=self.tokens))
             if f"mlp_out.{layer}" in senders:
-                changes.append(edits.patch(("mlp_out", layer), self.sent(Site("mlp_out", layer))))
+                changes.append(edits.patch(("mlp_out", layer), self.sent(Site("mlp_out", layer)), tokens=self.tokens))
             elif freeze_mlps:
-                changes.append(edits.patch(("mlp_out", layer), self.base["mlp_out", layer]))
+                changes.append(edits.patch(("mlp_out", layer), self.base))
         if "embed" in senders:
-            changes.append(edits.patch("embed", self.sent(Site("embed"))))
+            changes.append(edits.patch("embed", self.sent(Site("embed")), tokens=self.tokens))
         read = [Site(name, layer) for name in "qkv" for layer in range(model.cfg.n_layers)]
         inputs: dict[int, Tensor] = {}
 
@@ -212,7 +212,7 @@ def test_all_senders_together_bring_the_whole_input(tiny_model, family, freeze_m
     everything = {"everything": ["embed", "z", "mlp_out"]}
     found = paths(model, pairs, everything, ["logits", "q.2.1", "mlp_in.1"], metric=METRICS, freeze_mlps=freeze_mlps)
     source = model.run(pairs.corrupted, capture=["q.2", "mlp_out.1"], logits="last")
-    patched = [edits.patch("mlp_out.1", source["mlp_out.1"]), _written(Site("q", 2), source["q.2"], ["1"])]
+    patched = [edits.patch("mlp_out.1", source), _written(Site("q", 2), source["q.2"], ["1"])]
     expected = [source.logits, *(model.run(pairs.clean, edits=one, logits="last").logits for one in patched[::-1])]
     for number, logits in enumerate(expected):
         for name, metric in METRICS.items():

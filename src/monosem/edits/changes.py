@@ -45,7 +45,7 @@ def patch(
             `heads=`) is what can be written.
         axes: which axes a tensor has, in its order, such as "batch d_model", "position d_model" or "batch head d_head";
             along the others it is the same for all. Not needed for all axes of the site, or the last ones without
-            tokens (`d_model`; `head d_head`). Names are those of `Site.shape`, and "batch".
+            tokens (`d_model`; `head d_head`). Names are "batch" and what `Site.shape` says.
         tokens: the batch that a tensor with positions belongs to; needed where rows have unequal lengths.
 
     Raises:

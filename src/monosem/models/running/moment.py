@@ -19,7 +19,7 @@ class Moment:
     """What an edit is told about the activation that it changes.
 
     A pass with a KV cache sees one chunk of the tokens at a time; `mask`, `positions` and `ids` are of the chunk (at
-    rot_k: of all keys, those of the cache included), `tokens` are all tokens so far.
+    rot_k: of all keys, with the cache's), `tokens` are all tokens so far.
 
     Attributes:
         tokens: the (padded) whole sequence so far.

@@ -51,8 +51,7 @@ def run(
         positions: token positions that captured sites keep, cut out inside the hook: an index (0 is a row's first
             real token, negative counts from its end), a list, a slice or "last". The axis stays, also for one. At
             scores and patterns these are the queries.
-        heads: heads that captured sites with heads keep, by the site's own numbers (`.at(heads=)` counts likewise): kv
-            heads at k, v and rot_k, of which query head h reads number h // (n_heads // n_kv_heads).
+        heads: heads that captured sites with heads keep, by the site's own numbers: kv heads at k, v and rot_k.
         memory: such as "4GB": run as many rows at a time as fit, with all that is captured, into this size (estimated
             from shapes). The result equals the result of one pass.
 

@@ -115,7 +115,7 @@ class Session:
         if self.room:
             self.generated |= bool((moment.tokens.lengths > moment.prompt_lengths).any())
         out = call()
-        if isinstance(logits := getattr(out, "logits", None), Tensor):
+        if self.edits and isinstance(logits := getattr(out, "logits", None), Tensor):
             check_logits([edit for edits in self.edits.values() for edit in edits], logits, self.moment)
         return out
 
@@ -166,7 +166,7 @@ class Session:
         return value
 
     def _visit_inside(self, branch: Branch, name: str, value: Tensor, visible: Tensor | None) -> Tensor:
-        """A visit of attention: keys are those of the cache, too, which holds them as they were before edits."""
+        """A visit of attention. Rotated keys come with the cache's, which holds them as they were before edits."""
         site, moment = branch.site(name), self.moment
         if name == "rot_k":
             moment = moment.of_keys(value.shape[1])
@@ -202,11 +202,10 @@ class Session:
 
         def action(whole: Tensor) -> Tensor:
             part = place.split(whole)
-            rows, columns = self.moment.mask.shape
             if place.flat:
-                part = part.unflatten(0, (rows, columns))
+                part = part.unflatten(0, self.moment.mask.shape)
             elif site.name == "pos_embed":  # the same for every row, where nothing is padded
-                part = part.expand(rows, -1, -1)
+                part = part.expand(len(self.moment.tokens), -1, -1)
             part = self.visit(site, part)
             if not write:
                 return whole
