@@ -208,7 +208,7 @@ def test_a_runs_rows_of_other_lengths_are_refused():
     with pytest.raises(BadInput, match="knows its tokens"):
         edits.patch(SITE, MODEL.run(OTHERS, capture=SITE), axes="batch position d_model")
     with pytest.raises(BadInput, match="dropped an axis"):
-        edits.patch(SITE, MODEL.run_with_cache(OTHERS, SITE, pos_slice=-1)[1])
+        edits.patch(SITE, MODEL.run_with_cache(OTHERS, names_filter=SITE, pos_slice=-1)[1])
 
 
 @pytest.mark.parametrize("memory", [None, "1MB"])

@@ -124,9 +124,13 @@ def test_data_by_prompt_follow_their_prompts(sae):
 
 def test_an_edit_may_reach_some_prompts_only_but_one_at_least(sae):
     model = tiny_model("llama")
-    late = edits.scale("resid_post.1", 0.5).at(positions=6)  # the longest prompt alone
+    late = edits.scale("resid_post.1", 0.5).at(positions=6)  # which the longest prompt alone has
     lengths = model.tokens(PROMPTS).lengths.tolist()
     assert sorted(lengths)[-2] <= 6 < max(lengths)
+    short = next(row for row, length in enumerate(lengths) if length <= 6)
+    with pytest.raises(EditDidNotFire, match=rf"no token of row {short}: it has {lengths[short]} tokens"):
+        outcomes(model, PROMPTS, [(), late.at(rows=[lengths.index(max(lengths)), short])], max_new_tokens=0, quiet=True)
+    late = late.at(rows=[lengths.index(max(lengths))])
     plain, edited = outcomes(model, PROMPTS, [(), late], max_new_tokens=0, batch_size=2, quiet=True)
     moved = (plain.logits - edited.logits).abs().amax(1) > 1e-4
     assert moved.tolist() == [length == max(lengths) for length in lengths]
