@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from monosem import edits
-from monosem.errors import BadFile, UnknownName
+from monosem.errors import BadFile, BadInput, UnknownName
 from monosem.models import InferredFamily, Model, load_model, verify
 from monosem.models.turns import TrainingMode
 from tiny import _LLAMA, randomise, tiny_hf, tiny_tokenizer
@@ -99,6 +99,11 @@ def test_merged_switched_off_and_added_after_wrapping() -> None:
     with pytest.warns(TrainingMode):
         found = later.run(IDS, edits=edits.scale("q.0", 1.0)).logits
     torch.testing.assert_close(found, logits_of(added.eval()), **CLOSE)
+
+
+def test_the_class_itself_takes_no_model_of_peft() -> None:
+    with pytest.raises(BadInput, match="load_model"):
+        Model(adapted("lora"))
 
 
 def test_what_is_on_is_said(capsys: pytest.CaptureFixture[str]) -> None:

@@ -104,6 +104,10 @@ class Native:
         name: str = "model",
         family: Family | None = None,
     ):
+        if not isinstance(hf, PreTrainedModel):
+            raise BadInput(
+                f"Model takes a Hugging Face model, not a {type(hf).__name__}; load_model takes peft's as well"
+            )
         refuse_compiled(hf)
         self.hf = hf.eval().requires_grad_(False)
         self.tokenizer = tokenizer

@@ -83,7 +83,8 @@ def unwrapped(model: Any) -> PreTrainedModel:
     if not isinstance(base, PreTrainedModel):
         raise BadInput(f"a peft model around a {type(base).__name__}; monosem takes one around a Hugging Face model")
     ids = torch.arange(6, device=base.device if base.device.type != "meta" else "cpu")[None]
-    with torch.no_grad(), turn(model), turn(base):
+    model.eval()  # as every model that is loaded
+    with torch.no_grad(), turn(base):
         whole, inner = (one(input_ids=ids, use_cache=False).logits for one in (model, base))
     if not torch.allclose(whole, inner, rtol=1e-3, atol=1e-3 * float(whole.abs().max())):
         raise UnknownName(f"{type(model).__name__}: its adapter acts outside the layers, where it cannot be read")
