@@ -134,7 +134,7 @@ def test_an_edit_may_reach_some_prompts_only_but_one_at_least(sae):
     plain, edited = outcomes(model, PROMPTS, [(), late], max_new_tokens=0, batch_size=2, quiet=True)
     moved = (plain.logits - edited.logits).abs().amax(1) > 1e-4
     assert moved.tolist() == [length == max(lengths) for length in lengths]
-    with pytest.raises(EditDidNotFire, match="reached no token"):
+    with pytest.raises(EditDidNotFire, match="reaches no token of row 0"):
         outcomes(model, PROMPTS, [(), late.at(positions=20)], max_new_tokens=0, quiet=True)
 
 
