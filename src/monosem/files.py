@@ -119,11 +119,11 @@ def result_path(path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def write_result(path: str | os.PathLike[str], table: Any, plot: Callable[[], Any]) -> Path:
+def write_result(path: str | os.PathLike[str], table: Any, page: Callable[[], str]) -> Path:
     """A result's picture (.html) or table (.csv, .json, .parquet), by the ending of the file's name.
 
     Args:
-        table: a pandas frame. plot: makes the Plotly figure, when it is wanted.
+        table: a pandas frame. page: makes the picture's page, when it is wanted.
 
     Raises:
         BadInput, MissingExtra: as `result_path`.
@@ -131,7 +131,7 @@ def write_result(path: str | os.PathLike[str], table: Any, plot: Callable[[], An
     target = result_path(path)
     ending = target.suffix.lower()
     if ending == ".html":
-        write_text(target, plot().to_html(include_plotlyjs=True))
+        write_text(target, page())
     elif ending == ".csv":
         write_text(target, table.to_csv(index=False))
     elif ending == ".json":

@@ -1,5 +1,7 @@
 """Reports as pages: templates with one style, figures that need no network, short numbers."""
 
+import base64
+import gzip
 import json
 import math
 from functools import cache
@@ -11,6 +13,8 @@ from .errors import require
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
+
+WIDE = 100  # columns of a heatmap from which its page is a grid that scrolls
 
 
 @cache
@@ -33,6 +37,32 @@ def embedded(figure: "Figure", caption: str) -> dict[str, str]:
 def plotly_script() -> str:
     """plotly.js itself, so that the page fetches nothing. Raises `MissingExtra` without plotly."""
     return str(require("plotly.offline", "plots").get_plotlyjs())
+
+
+def page_of(figure: "Figure") -> str:
+    """A figure as a page of its own: with plotly.js in it, but wide heatmaps as a grid that scrolls and zooms.
+
+    A heatmap of hundreds of tokens is a blur where it is as wide as the screen, and plotly.js alone is 5 MB: the grid
+    draws what is in view, words where cells are wide enough, and its numbers are compressed.
+    """
+    held: list[Any] = [getattr(trace, "meta", None) for trace in figure.data]
+    if not all(trace.type == "heatmap" and meta for trace, meta in zip(figure.data, held)) or not any(
+        len(meta["x"]) > WIDE for meta in held
+    ):
+        return str(figure.to_html(include_plotlyjs=True))
+    title = figure.layout.title.text or held[0]["title"]
+    grids = [_grid(trace) | {"title": meta["title"]} for trace, meta in zip(figure.data, held)]
+    packed = gzip.compress(json.dumps(grids, ensure_ascii=False, separators=(",", ":")).encode(), mtime=0)
+    page = environment("monosem", escape=True).get_template("grid.html.jinja")
+    return page.render(title=title, data=base64.b64encode(packed).decode())
+
+
+def _grid(trace: Any) -> dict[str, Any]:
+    """A heatmap as the grid's script takes it: colours as numbers, values to four digits."""
+    z = [[float(f"{value:.4g}") if math.isfinite(value) else None for value in row] for row in trace.z]
+    colors = [[share, [int(color[i : i + 2], 16) for i in (1, 3, 5)]] for share, color in trace.colorscale]
+    text, hover = (None if one is None else [list(row) for row in one] for one in (trace.text, trace.customdata))
+    return {**trace.meta, "z": z, "low": trace.zmin, "high": trace.zmax, "colors": colors, "text": text, "hover": hover}
 
 
 def number(value: float | None, digits: int = 3) -> str:

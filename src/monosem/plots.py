@@ -16,6 +16,7 @@ BLUE, ORANGE, GREY, FAINT = "#3b74d9", "#d9822b", "#7d8590", "rgba(125,133,144,0
 GRID = "rgba(125,133,144,0.25)"  # readable on light and on dark paper
 DIVERGING = [[0.0, "#c2571a"], [0.5, "#f7f7f7"], [1.0, "#2b62c4"]]  # white is zero; negative orange, positive blue
 SEQUENTIAL = "Viridis"
+WORDS_FIT = 45  # columns of a heatmap in whose cells words can be read
 LINES = (BLUE, ORANGE, GREY, "#3a9a6b", "#8b5fbf", "#c24a6a")
 
 
@@ -58,11 +59,13 @@ def heatmap(
     Args:
         values: `rows columns`, tensor or array; NaN cells stay empty.
         x, y: labels of columns and rows; the same label may come twice (tokens do).
-        text: what is written in the cells; hover: HTML shown under the mouse instead of the bare value.
+        text: what is written in the cells, where they are wide enough for words.
+        hover: HTML shown under the mouse instead of the bare value.
         diverging: colours around zero (white), symmetric; else a sequential scale.
         limits: the ends of the colour scale; default: from the values.
     """
     go = require("plotly.graph_objects", "plots")
+    readable = text is not None and len(x) <= WORDS_FIT
     grid = np.asarray(values.detach().float().cpu() if hasattr(values, "detach") else values, dtype=float)
     finite = grid[np.isfinite(grid)]
     top = float(np.abs(finite).max()) if finite.size else 1.0
@@ -75,12 +78,20 @@ def heatmap(
             colorscale=DIVERGING if diverging else SEQUENTIAL,
             colorbar={"title": {"text": unit}, "thickness": 12, "outlinewidth": 0},
             text=text,
-            texttemplate="%{text}" if text is not None else None,
+            texttemplate="%{text}" if readable else None,
             textfont={"size": 10},
             customdata=hover,
             hovertemplate="%{customdata}<extra></extra>" if hover is not None else None,
             xgap=1 if len(x) <= 60 else 0,
             ygap=1 if len(y) <= 60 else 0,
+            meta={
+                "x": [*map(str, x)],
+                "y": [*map(str, y)],
+                "xTitle": x_title,
+                "yTitle": y_title,
+                "title": title,
+                "unit": unit,
+            },
         )
     )
     # places are numbered and labelled, because equal labels (the same token twice) would fall together; where there

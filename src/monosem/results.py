@@ -60,7 +60,9 @@ class Result:
         Raises:
             BadInput: another ending. MissingExtra: .parquet without pyarrow, .html without plotly.
         """
-        return write_result(path, self.table, lambda: self.plot(**plot))
+        from .pages import page_of  # templates, which only pictures need
+
+        return write_result(path, self.table, lambda: page_of(self.plot(**plot)))
 
 
 def largest(table: "pd.DataFrame", column: str | None, n: int, *, either_way: bool = False) -> "pd.DataFrame":
