@@ -3,11 +3,13 @@
 from .comparison import Comparison, compare, summarise
 from .controls import after_first, random_latents
 from .outcome import Outcome, outcome, outcomes
+from .rows import EditSource
 from .sweep import sweep_latents
 from .sweep_result import LatentSweep, SweepConfig
 
 __all__ = [
     "Comparison",
+    "EditSource",
     "LatentSweep",
     "Outcome",
     "SweepConfig",

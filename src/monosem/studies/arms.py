@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import edits
 from ..statistics import bootstrap_mean
-from ..steering import Comparison, Outcome, after_first, outcomes, random_latents, summarise
+from ..steering import Comparison, EditSource, after_first, outcomes, random_latents, summarise
 from . import reader as reading
 from .context import Context
 
@@ -41,24 +41,32 @@ def controls(context: Context, target: int, candidates: Sequence[int]) -> list[i
 
 def measure(context: Context, arms: Sequence[Arm], title: str) -> list[dict[str, Any]]:
     """Every arm against the unedited model: rows (for arms with continuations) and summaries on test and control."""
-    config, openings = context.config, context.openings
-    reader = context.memory.get("reader") or context.memory.setdefault("reader", reading.fit(context))
-    before = reader.scores(context.baseline)
-    found = outcomes(
+    config, memory = context.config, context.memory
+    reader = memory.get("reader") or memory.setdefault("reader", reading.fit(context))
+    unedited: list[EditSource] = [] if "baseline" in memory else [()]
+    lengths = [config.max_new_tokens if arm.continued else 0 for arm in arms]
+    made = outcomes(
         context.model,
-        openings,
-        [arm.edit(context) for arm in arms],
-        max_new_tokens=[config.max_new_tokens if arm.continued else 0 for arm in arms],
+        context.openings,
+        [*unedited, *(arm.edit(context) for arm in arms)],
+        max_new_tokens=[config.max_new_tokens for _ in unedited] + lengths,
         read=context.dictionary.site,
         batch_size=config.batch_size,
         title=title,
         quiet=context.quiet,
     )
-    return [_measured(context, arm, after, before, reader.scores(after)) for arm, after in zip(arms, found)]
+    if unedited:
+        memory["baseline"], *made = made
+    baseline = memory["baseline"]
+    before = reader.scores(baseline)
+    return [
+        _measured(context, arm, Comparison.between(context.model, baseline, after), before, reader.scores(after))
+        for arm, after in zip(arms, made)
+    ]
 
 
-def _measured(context: Context, arm: Arm, after: Outcome, old: list[float], new: list[float]) -> dict[str, Any]:
-    rows = Comparison.between(context.model, context.baseline, after).rows
+def _measured(context: Context, arm: Arm, found: Comparison, old: list[float], new: list[float]) -> dict[str, Any]:
+    rows = found.rows
     if arm.continued:
         for row, old_score, new_score in zip(rows, old, new):
             row |= {"baseline_concept": old_score, "edited_concept": new_score}

@@ -18,7 +18,6 @@ from ..latents.evidence import Evidence
 from ..latents.index import Index
 from ..latents.pooling import pooled, prompt_runs
 from ..models import Model
-from ..steering import Outcome, outcome
 from .config import StudyConfig
 
 HELD_OUT = 0.5  # share of the pairs that neither the search nor the choice of the target sees
@@ -67,12 +66,6 @@ class Context:
     def openings(self) -> list[str]:
         """Test prompts, then control prompts."""
         return [*self.config.test, *self.config.control]
-
-    @cached_property
-    def baseline(self) -> Outcome:
-        """What the unedited model does with the openings."""
-        options: dict[str, Any] = {"max_new_tokens": self.config.max_new_tokens, "batch_size": self.config.batch_size}
-        return outcome(self.model, self.openings, read=self.dictionary.site, **options)
 
     @cached_property
     def statistics(self) -> Statistics:

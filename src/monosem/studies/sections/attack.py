@@ -17,6 +17,7 @@ def make(context: Context, earlier: dict[str, dict[str, Any]]) -> dict[str, Any]
     for number, latent in enumerate(randoms):
         arms += _random_arms(context, latent, continued=number < config.random_continuations)
     measured = measure(context, arms, "D attack")
+    baseline = context.memory["baseline"]
     primary = [arm for arm in measured if arm["dose"] == config.primary_dose]
     return {
         "target": target,
@@ -25,7 +26,7 @@ def make(context: Context, earlier: dict[str, dict[str, Any]]) -> dict[str, Any]
         "maximum_source": context.statistics.source,
         "primary_dose": config.primary_dose,
         "reader_auroc": context.memory["reader"].held_out_auroc,
-        "baseline": [{"prompt": p, "text": t} for p, t in zip(context.baseline.prompts, context.baseline.texts)],
+        "baseline": [{"prompt": p, "text": t} for p, t in zip(baseline.prompts, baseline.texts)],
         "arms": measured,
         "p": {part: against_randoms(primary, part) for part in ("test", "control")},
     }

@@ -15,6 +15,7 @@ import torch
 from ... import edits
 from ...latents.contrast import Contrast, contrast
 from ...metrics import next_token_loss
+from ...models import Run, Site
 from ...statistics import auroc, bootstrap_auroc, bootstrap_mean, permutation_p
 from ...steering import after_first
 from ..context import HELD_OUT, Context
@@ -153,13 +154,16 @@ def _all_latents(search: Contrast) -> dict[str, list[float]]:
 
 
 def _losses(context: Context, prompts: list[str], edit: edits.Edit | None = None) -> torch.Tensor:
-    """Mean next-token loss of each prompt; the unedited model's loss is remembered."""
-    key = ("losses", *prompts)
-    if edit is None and key in context.memory:
-        return context.memory[key]
-    run = context.model.run(prompts, edits=[] if edit is None else [edit])
+    """Mean next-token loss of each prompt. The unedited run's is remembered, with the stream that edits start at."""
+    model, key, begin = context.model, ("losses", *prompts), Site("resid_pre", context.dictionary.site.layer)
+    if key not in context.memory:
+        run = model.run(prompts, capture=begin if begin.layer else ())
+        start = (begin, run[begin]) if begin.layer else None
+        context.memory[key] = _mean_loss(run), start
+    known, start = context.memory[key]
+    return known if edit is None else _mean_loss(model.run(prompts, edits=[edit], start=start))
+
+
+def _mean_loss(run: Run) -> torch.Tensor:
     assert run.logits is not None
-    losses = next_token_loss(run.logits, run.tokens).nanmean(-1).cpu()
-    if edit is None:
-        context.memory[key] = losses
-    return losses
+    return next_token_loss(run.logits, run.tokens).nanmean(-1).cpu()
