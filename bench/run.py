@@ -100,6 +100,17 @@ def median_seconds(row: Result) -> float:
     return row["batch"][0] * row["batch"][1] / row["tokens_per_second"]
 
 
+def generation_tables(results: list[Result]) -> str:
+    lines = by_case(
+        results,
+        "rows",
+        lambda row: row["case"],
+        speeds,
+    )
+    head = ["new tokens/s", "slowest – fastest", "its time by the first row's"]
+    return "\n".join(table([case, *head], rows) for case, rows in lines.items())
+
+
 def step_table(results: list[Result]) -> str:
     result = results[0]
     head = ["tokens/s", "slowest – fastest", "`monosem TopK` is × as fast", "explained variance at first → last look"]
@@ -120,6 +131,7 @@ BENCHMARKS = {
     "sweep": Benchmark("Patching sweep of resid_pre, 30 layers × 16 positions, smollm2", sweep_tables),
     "overhead": Benchmark("A pass with sites captured", overhead_tables),
     "harvest": Benchmark("Harvest at resid_post.15 of smollm2", harvest_tables),
+    "generate": Benchmark("Generation with smollm2, float32", generation_tables, processes=1),
     "sae_step": Benchmark("SAE training step", step_table, processes=1),
 }
 

@@ -54,7 +54,7 @@ def test_gradients_and_heads_that_are_more_than_a_product_go_the_native_way(mode
     plain = model.unembed(states(model, 20), norm=False)
     doubled = Doubled(head.in_features, head.out_features, bias=False, dtype=model.dtype)
     doubled.weight.data = head.weight.data
-    model.hf.set_output_embeddings(doubled)
+    model.hf.set_output_embeddings(doubled.eval())
     cap = model.hf.config.final_logit_softcapping
     expected = cap * torch.tanh(2 * torch.atanh(plain.double() / cap))
     torch.testing.assert_close(model.unembed(states(model, 20), norm=False).double(), expected, rtol=5e-2, atol=5e-2)
