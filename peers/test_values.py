@@ -145,7 +145,8 @@ def test_activation_patching(family: str, name: str) -> None:
     clean = model.run_with_cache(one)[1]
     found = getattr(ours, function)(model, two, clean, metric)
     if BRIDGE and (family, name) == ("gpt2", "resid_mid"):
-        # 4.3 writes its hook_resid_mid of GPT-2 into the MLP's input alone, unlike 3.9 and its own Llama
+        # 4.3's resid_mid is the MLP's input; where gradients are kept, as in its GPT-2, a patch is no write in place,
+        # and does not reach the stream (findings/transformer_lens_resid_mid.sh)
         assert (found - expected).abs().max() > 0.1
         found = ours._patcher("ln2_input", "pos")(model, two, clean, metric)
     close(found, expected)
