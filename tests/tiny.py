@@ -51,6 +51,7 @@ _NEOX: dict[str, Any] = _IDS | {
     "rotary_pct": 0.5,
 }
 
+_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 150000.0}
 _MOE: dict[str, Any] = _LLAMA | {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
 _GPT2: dict[str, Any] = _IDS | {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_inner": 48, "n_positions": 64}
 
@@ -99,7 +100,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("mixtral", _MOE | {"num_local_experts": 4}),
     "qwen2_moe": ("qwen2_moe", _MOE | {"num_experts": 4, "shared_expert_intermediate_size": 24}),
     "qwen3_moe": ("qwen3_moe", _MOE | {"num_experts": 4, "norm_topk_prob": True}),
-    "gpt_oss": ("gpt_oss", _MOE | {"num_local_experts": 4, "sliding_window": 8}),
+    "gpt_oss": ("gpt_oss", _MOE | {"num_local_experts": 4, "sliding_window": 8, "rope_parameters": _YARN}),
 }
 
 # families off transformers' attention registry, where nothing inside attention can be read
