@@ -247,3 +247,17 @@ def test_continuation_perplexity_counts_only_the_continuation():
         logits = MODEL.run([row]).logits[0]
         losses = metrics.cross_entropy(logits[start - 1 : -1], torch.tensor(row[start:]))
         assert float(value) == pytest.approx(float(losses.mean().exp()), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        lambda x, moment: x.norm(dim=(1, 2)) > 0,  # one a row: with as many rows as tokens it was taken for columns
+        lambda x, moment: x.norm(dim=-1, keepdim=True) > 0,
+        lambda x, moment: x.norm(dim=-1),
+        lambda x, moment: True,
+    ],
+)
+def test_a_gate_says_yes_or_no_for_each_token(gate):
+    with pytest.raises(BadInput, match="one boolean a token"):
+        MODEL.run([[5, 6, 7]] * 3, edits=edits.scale("resid_post.1", 0.0).when(gate))

@@ -173,8 +173,7 @@ def test_a_patch_that_lacks_generated_tokens_says_what_to_do(site):
 
 def test_a_value_with_generated_tokens_reaches_them():
     made = MODEL.generate(UNEQUAL, max_new_tokens=4, stop_at_eos=False)
-    ids = TokenBatch.of([row[::-1] for row in made.ids.rows()], 2)
-    source = MODEL.run(ids, capture=SITE)
+    source = MODEL.run(made.ids, capture=SITE, edits=edits.scale(SITE, -2.0))
     again = MODEL.generate(UNEQUAL, edits=edits.patch(SITE, source), max_new_tokens=4, stop_at_eos=False)
     for i, row in enumerate(UNEQUAL):
         for _ in range(4):
@@ -207,8 +206,22 @@ def test_a_runs_rows_of_other_lengths_are_refused():
         logits(UNEQUAL, edits.patch(SITE, MODEL.run(OTHERS[:2], capture=SITE)))
     with pytest.raises(BadInput, match="knows its tokens"):
         edits.patch(SITE, MODEL.run(OTHERS, capture=SITE), axes="batch position d_model")
-    with pytest.raises(BadInput, match="dropped an axis"):
-        edits.patch(SITE, MODEL.run_with_cache(OTHERS, names_filter=SITE, pos_slice=-1)[1])
+
+
+def test_a_longer_prompts_run_is_no_value_for_generated_tokens():
+    longer = MODEL.run([[*row, 5, 6, 7] for row in OTHERS], capture=SITE)
+    with pytest.raises(BadInput, match="row 0 has 3 tokens and the value's 6"):
+        MODEL.generate(UNEQUAL, edits=edits.patch(SITE, longer), max_new_tokens=3)
+
+
+@pytest.mark.parametrize("site", ["pattern.1", "scores.1"])
+def test_kept_queries_of_a_pattern_have_all_keys(site):
+    whole = MODEL.run(Y, capture=site)
+    part = MODEL.run(Y, capture=site, positions=[3, 1, 2, 0])
+    torch.testing.assert_close(logits(X, edits.patch(site, part)), logits(X, edits.patch(site, whole)), **CLOSE)
+    some = edits.patch(site, MODEL.run(Y, capture=site, positions=[1, -1])).at(positions=[1, -1])
+    expected = logits(X, edits.patch(site, whole).at(positions=[1, 3]))
+    torch.testing.assert_close(logits(X, some), expected, **CLOSE)
 
 
 @pytest.mark.parametrize("memory", [None, "1MB"])

@@ -149,8 +149,9 @@ def test_generation_errors(llama):
         llama.generate([IDS[0].tolist()], edits=edits.scale("z.0", 0).at(positions=50))
 
 
+@pytest.mark.parametrize("logits", [["logits"], ["logits_raw"], ["logits", "logits_raw"]])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_captured_activations_equal_a_run_over_the_final_ids(family):
+def test_captured_activations_equal_a_run_over_the_final_ids(family, logits):
     """Prompts of unequal length, a row that ends early, edits of every chunk, each kind of site."""
     model = tiny_model(family)
     vector = torch.randn(model.cfg.d_model, generator=torch.Generator().manual_seed(2))
@@ -158,7 +159,7 @@ def test_captured_activations_equal_a_run_over_the_final_ids(family):
     end = edits.function("logits", lambda x: x.index_fill(-1, torch.tensor([1]), 1e4)).at(rows=[2], positions=7)
     change = [edits.add(("resid_pre.1", vector), 2.0).at(positions=slice(1, None)), end]
     sites = [f"{name}.{layer}" for name in CAPTURED for layer in (0, 2) if model.has((name, layer))]
-    sites += [name for name in ("embed", "pos_embed", "final_norm", "final_scale", "logits") if model.has(name)]
+    sites += [name for name in ("embed", "pos_embed", "final_norm", "final_scale", *logits) if model.has(name)]
     made = model.generate(rows, edits=change, max_new_tokens=7, capture=sites)
     assert made.new[2][-1] == 1
     assert len(made.new[2]) < 7
@@ -181,6 +182,13 @@ def test_capture_adds_nothing_to_the_text_and_takes_derived_sites(llama):
         plain["z.1"]
     with pytest.raises(BadInput, match=r"model\.run\(generation\.ids"):
         llama.generate(rows, max_new_tokens=5, capture=["pattern.1"])
+
+
+def test_nothing_is_computed_past_an_edit_after_a_generation(llama):
+    made = llama.generate(IDS, edits=edits.scale("ln1_output.1", 0.0), max_new_tokens=2, capture=["resid_pre.1", "z.1"])
+    for site in ("ln1_output.1", "attn_input.1"):
+        with pytest.raises(UnknownName, match=r"an edit at ln1_output\.1 changed it"):
+            made[site]
 
 
 def test_the_logits_of_the_first_token_come_with_the_generation(model):

@@ -141,6 +141,8 @@ def test_what_lies_before_a_start_is_refused(llama):
         if site != "pattern.1":
             with pytest.raises(BadInput, match=r"before the start at resid_pre\.2"):
                 llama.run(IDS, edits=edits.scale(site, 0.0), start=start)
+    with pytest.raises(BadInput, match=r"embed lies before the start"):
+        llama.run(IDS, edits=edits.scale("embed", 0.0), start=start)
     run = llama.run(IDS, capture=["embed", "resid_pre.2", "pattern.2"], start=start)
     whole = llama.run(IDS, capture=["embed", "pattern.2"])
     for site in ("embed", "pattern.2"):
@@ -160,17 +162,51 @@ def test_edits_around_a_late_start_act_from_there_on(llama):
     torch.testing.assert_close(again, with_both.logits, **CLOSE)
 
 
-def test_sets_are_patched_under_edits_of_earlier_layers(llama):
+def test_an_edit_around_a_run_that_starts_at_it_is_refused(llama):
+    """The stream of a run inside `editing` has the edit already; hooks act on it, as in TransformerLens."""
+    doubled = edits.scale("resid_pre.2", 2.0)
+    with llama.editing(doubled):
+        stream = llama.run(IDS, capture="resid_pre.2")["resid_pre.2"]
+        with pytest.raises(BadInput, match="may have it already"):
+            llama.run(IDS, start=("resid_pre.2", stream))
+    found = llama.run_with_hooks(
+        stream / 2, fwd_hooks=[("blocks.2.hook_resid_pre", lambda x, hook: x * 2)], start_at_layer=2
+    )
+    torch.testing.assert_close(found, llama.run(IDS, edits=doubled).logits, **CLOSE)
+
+
+@pytest.mark.parametrize("site", ["attn_out.0", "resid_pre.1", "resid_pre.2", "embed"])
+def test_sets_are_patched_under_edits_of_earlier_layers(llama, site):
     from monosem.data import TokenPairs
     from monosem.patching import Cell, patch_sets
 
     pairs = TokenPairs.of(llama, [ROWS[1]], [[9, *ROWS[1][1:]]], [11], [12])
-    half = edits.scale("attn_out.0", 0.5)
+    half = edits.scale(site, 1.5)
     value = llama.run(pairs.clean, capture="mlp_out.2", edits=half)["mlp_out.2"]
     logits = llama.run(pairs.corrupted, edits=[half, edits.patch("mlp_out.2", value)]).logits[0, -1]
     with llama.editing(half):
         found = patch_sets(llama, pairs, [[Cell("mlp_out", 2)]], quiet=True)
     assert float(found.values["logit_diff"]) == pytest.approx(float(logits[11] - logits[12]), abs=1e-4)
+
+
+@pytest.mark.parametrize("site", ["resid_pre.1", "resid_pre.2"])
+def test_one_activation_is_patched_under_edits(llama, site):
+    from monosem.patching.transformerlens import get_act_patch_attn_out
+
+    around = edits.scale(site, 1.5)
+    clean, corrupted = IDS[:1], IDS[1:2]
+
+    def metric(logits):
+        return logits[0, -1, 11] - logits[0, -1, 12]
+
+    with llama.editing(around):
+        cache = llama.run_with_cache(clean)[1]
+        found = get_act_patch_attn_out(llama, corrupted, cache, metric)
+    for layer in range(3):
+        at = ("attn_out", layer)
+        write = edits.patch(at, cache[at][0, 3]).at(positions=3)
+        truth = metric(llama.run(corrupted, edits=[around, write]).logits)
+        torch.testing.assert_close(found[layer, 3], truth, **CLOSE)
 
 
 # ---------------------------------------------------------------------- parts

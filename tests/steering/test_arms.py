@@ -8,6 +8,7 @@ import torch
 from monosem import edits
 from monosem.errors import BadInput, EditDidNotFire
 from monosem.steering import after_first, outcomes
+from monosem.steering.rows import may_share
 from tiny import tiny_model
 from tiny_dictionaries import tiny_dictionary
 
@@ -73,7 +74,7 @@ def fixed(edit, length):
 
 @pytest.mark.parametrize("batch_size", [3, 128])
 def test_arms_together_equal_arms_by_hand(model, sae, batch_size):
-    arms = arms_of(model, sae)
+    arms = [arm for arm in arms_of(model, sae) if batch_size > len(PROMPTS) or may_share(arm)]
     late = [n for n, arm in enumerate(arms) if isinstance(arm, edits.Edit) and arm.scope == "generated"]
     lengths = [NEW if number % 3 or number in late else 0 for number in range(len(arms))]
     found = outcomes(
@@ -156,6 +157,25 @@ def test_inside_editing_the_arms_run_one_after_the_other(sae):
         truth = [model.run(PROMPTS, edits=arm, logits="last").logits for arm in arms]
     for made, logits in zip(found, truth):
         torch.testing.assert_close(made.logits, logits, rtol=1e-4, atol=1e-4)
+
+
+def test_rows_that_an_arm_names_are_rows_of_all_prompts(sae):
+    model = tiny_model("llama")
+    arm = edits.clamp(sae, 5, 40.0).at(rows=[0, 3])
+    with model.editing(edits.scale("z.0", 0.5)):
+        found = outcomes(model, PROMPTS, [arm], max_new_tokens=0, batch_size=2, quiet=True)[0]
+        truth = model.run(PROMPTS, edits=arm, logits="last").logits
+    torch.testing.assert_close(found.logits, truth, rtol=1e-4, atol=1e-4)
+    drawn = outcomes(model, PROMPTS, [arm], max_new_tokens=1, batch_size=2, temperature=1.0, quiet=True)[0]
+    torch.testing.assert_close(drawn.logits, model.run(PROMPTS, edits=arm, logits="last").logits, rtol=1e-4, atol=1e-4)
+
+
+def test_batches_that_part_what_an_edit_needs_are_refused(sae):
+    model = tiny_model("llama")
+    mixed = edits.function("resid_post.0", lambda x: x - x.mean(0, keepdim=True))
+    for around, arm in (([], mixed), ([mixed], ()), ([edits.scale("z.0", 0.5).at(rows=[0])], ())):
+        with model.editing(*around), pytest.raises(BadInput, match="batch_size=2 splits 5 prompts"):
+            outcomes(model, PROMPTS, [arm], max_new_tokens=0, batch_size=2, quiet=True)
 
 
 def test_drawn_arms_do_not_depend_on_each_other(sae):

@@ -103,11 +103,22 @@ class Edit:
             raise BadInput(f"{self} returned shape {shape} for an activation of shape {tuple(x.shape)}")
         new = new.to(x.dtype)
         if self.gate is not None:
-            chosen = chosen & self.gate(seen, moment)
+            chosen = chosen & self._opened(seen, moment)
         if bool(chosen.all()) and heads is None:
             return new, True
         where = spread(chosen, x, self.site.query_axis)
         return torch.where(where if heads is None else where & self._of_heads(x, heads, moment), new, x), True
+
+    def _opened(self, x: Tensor, moment: Moment) -> Bool[Tensor, "batch pos"]:
+        """Where the gate is open. Raises `BadInput` for one that does not answer for each token."""
+        assert self.gate is not None
+        gate: Any = self.gate(x, moment)
+        if not isinstance(gate, Tensor) or gate.dtype != torch.bool or gate.shape != moment.mask.shape:
+            shape = f"{gate.dtype} of shape {tuple(gate.shape)}" if isinstance(gate, Tensor) else type(gate).__name__
+            raise BadInput(
+                f"{self}: its gate gives {shape}; one boolean a token, {tuple(moment.mask.shape)}, is needed"
+            )
+        return gate
 
     def _of_heads(self, x: Tensor, heads: tuple[int, ...], moment: Moment) -> Bool[Tensor, "..."]:
         """Which entries of x belong to the heads, in a shape that broadcasts."""

@@ -86,7 +86,7 @@ class Value:
             self._check_size("batch", len(new), moment.size)
             new = new if moment.rows is None else new[moment.rows]
         if "position" in self.axes:
-            new = self._taken(new, names.index("position"), moment.positions, moment.chosen, moment)
+            new = self._taken(new, names.index("position"), moment.positions, moment.chosen, moment, self.columns)
         if "key" in self.axes:
             keys = moment.of_keys(x.shape[-1])
             new = self._taken(new, names.index("key"), keys.positions, _seen(moment), moment)
@@ -123,9 +123,10 @@ class Value:
         positions: Int[Tensor, "batch pos"],
         needed: Bool[Tensor, "batch pos"] | None,
         moment: Moment,
+        columns: Int[Tensor, "batch kept"] | None = None,
     ) -> Tensor:
         """The value's entries along an axis for the tokens with these indices in their rows."""
-        slots = self._slots(value.shape[axis], moment)
+        slots = self._slots(value.shape[axis], moment, columns)
         inside = positions < slots.shape[1]
         slot = slots.expand(len(positions), -1).gather(1, positions.clamp(max=slots.shape[1] - 1))
         found = inside & (slot >= 0)
@@ -148,7 +149,9 @@ class Value:
         where = slot.clamp(min=0).reshape(shape)
         return value.gather(axis, where.expand(*value.shape[:axis], -1, *value.shape[axis + 1 :]))
 
-    def _slots(self, size: int, moment: Moment) -> Int[Tensor, "batch|1 index"]:
+    def _slots(
+        self, size: int, moment: Moment, columns: Int[Tensor, "batch kept"] | None
+    ) -> Int[Tensor, "batch|1 index"]:
         """For each token index of a row, where along its axis the value has it; -1 where it does not."""
         lengths = moment.prompt_lengths
         if self.tokens is None:
@@ -162,10 +165,12 @@ class Value:
         else:
             self._check_size("batch", len(tokens), 1)
             rows = slice(None)
-        columns = None if self.columns is None else self.columns.to(lengths.device)[rows]
+        columns = None if columns is None else columns.to(lengths.device)[rows]
         mask, index = tokens.mask[rows], tokens.positions[rows]
         own = mask.sum(-1).expand_as(lengths)
-        wrong = own < lengths if moment.room else own != lengths
+        wrong = own != lengths
+        if moment.room and bool(wrong.any()):  # the value may go on, of a run of this prompt with what was generated
+            wrong &= ~torch.tensor(_continues(TokenBatch(tokens.ids[rows], mask), moment), device=lengths.device)
         if bool(wrong.any()):
             row = int(wrong.nonzero()[0, 0])
             raise BadInput(
@@ -208,6 +213,13 @@ class Value:
         return x.to(value.dtype).index_copy(
             axis, index, value.expand(*x.shape[:axis], len(index), *x.shape[axis + 1 :])
         )
+
+
+def _continues(tokens: TokenBatch, moment: Moment) -> list[bool]:
+    """For each row of the moment whether the value's tokens begin with its prompt."""
+    prompts = [row[:length] for row, length in zip(moment.tokens.rows(), moment.prompt_lengths.tolist())]
+    rows = tokens.rows() * (len(prompts) if len(tokens) == 1 else 1)
+    return [row[: len(prompt)] == prompt for row, prompt in zip(rows, prompts)]
 
 
 def _seen(moment: Moment) -> Bool[Tensor, "batch key"] | None:

@@ -63,6 +63,8 @@ def _layer(model: Model, tokens: TokenBatch, cache: Run, metric: Metric, site: S
     """The metric for every index of one layer."""
     stream = Site("resid_pre", site.layer)
     corrupted = model.run(tokens, capture=[stream, site], logits=False)
+    # inside `hooks` or `editing` the stream may have their edits already
+    start = None if model.ambient_edits else (stream, corrupted[stream])
     clean = cache[site] if cache.has_batch_dim else cache[site][None]
     if clean.shape != corrupted[site].shape:
         raise BadInput(
@@ -82,7 +84,7 @@ def _layer(model: Model, tokens: TokenBatch, cache: Run, metric: Metric, site: S
             x[at] = clean[at].to(x)
             return x
 
-        run = model.run(tokens, edits=function(site, patched), start=(stream, corrupted[stream]))
+        run = model.run(tokens, edits=function(site, patched), start=start)
         value = torch.as_tensor(metric(run.logits))  # type: ignore[arg-type]
         if value.numel() != 1:
             raise BadInput(

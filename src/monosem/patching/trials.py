@@ -15,6 +15,7 @@ from ..dictionaries import Codes, Dictionary
 from ..errors import BadInput
 from ..models import Model, Moment, Run, Site, TokenBatch
 from ..models.running.moment import EditLike
+from ..models.running.run import lies_before
 from .cells import Cell
 from .corruptions import PROMPT, Corruption, Side, token_axes
 from .experiment import Direction, Experiment
@@ -71,8 +72,14 @@ class Trial:
         place of the stream or (None) at the tokens."""
         tokens = self.base.tokens
         batch = TokenBatch(tokens.ids.expand(rows, -1), tokens.mask.expand(rows, -1))
+        start = None if self.model.ambient_edits else start  # the base run's stream may have those edits already
         begin = None if start is None else (start, self.base[start].expand(rows, -1, -1))
-        return _read(self.model, batch, [], [*self.edits, *edits], self.answer, begin)[1]
+        own = self.edits if start is None else self.edits_after(start)
+        return _read(self.model, batch, [], [*own, *edits], self.answer, begin)[1]
+
+    def edits_after(self, start: Site) -> list[EditLike]:
+        """The base run's edits that its stream there does not have yet."""
+        return [edit for edit in self.edits if edit.site != start and not lies_before(edit.site, start)]
 
     def read(self, stream: Float[Tensor, "rows pos d_model"]) -> Float[Tensor, "rows *step vocab"]:
         """The logits of a stream behind the last layer: after the last token, or at each step of the answer."""

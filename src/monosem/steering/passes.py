@@ -9,10 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..edits import Edit
+from ..errors import BadInput
 from ..models import Model, Site
 from ..progress import Meter
 from .reading import Readings
-from .rows import Beginning, EditSource, check_reached, chunks, edits_for, first_layer, may_share, shares
+from .rows import Beginning, Chunk, EditSource, check_reached, chunks, first_layer, may_share, shares
 
 
 @dataclass
@@ -54,13 +55,23 @@ class Passes:
 
     def _apart(self, arm: EditSource, length: int) -> Made:
         """One arm over the prompts in their order."""
-        made = Made([], [])
+        around = self.model.ambient_edits
+        whole = not all(getattr(edit, "by_row", False) and getattr(edit, "rows", None) is None for edit in around)
+        if len(self.rows) > self.batch_size and (whole or not may_share(arm)):
+            raise BadInput(
+                f"batch_size={self.batch_size} splits {len(self.rows)} prompts, and an edit may need all of them at "
+                "once, or one of model.editing(...) names rows: declare it by_row=True if it treats every row alone, "
+                "or raise batch_size="
+            )
+        made, reached = Made([], []), set[Edit]()
         for first in range(0, len(self.rows), self.batch_size):
             numbers = range(first, min(first + self.batch_size, len(self.rows)))
-            batch, edits = [self.rows[number] for number in numbers], edits_for(arm, numbers)
+            batch = [self.rows[number] for number in numbers]
+            edits = shares([arm], Chunk(range(1), list(numbers)), len(self.rows), reached)
             logits, new = self._next(batch, edits) if length == 0 else self._more(batch, edits, length, first)
             made.logits += logits
             made.new += new
+        check_reached([arm], reached, length)
         return made
 
     def _together(self, arms: Sequence[EditSource], length: int) -> list[Made]:

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..edits import Edit
 from ..errors import EditDidNotFire
 from ..models import Model, Moment, Site
+from ..models.places.sites import EMBEDDINGS
 
 # Edits for every prompt, or a function that makes them for the prompts of one batch (row numbers into the prompt list)
 EditSource = Edit | Sequence[Edit] | Callable[[Sequence[int]], Sequence[Edit]]
@@ -115,7 +116,7 @@ def first_layer(model: Model, arms: Sequence[EditSource], total: int) -> int:
 def _layer(model: Model, site: Site) -> int:
     if site.layer is not None:
         return site.layer
-    return 0 if site.name in ("embed", "pos_embed") else model.cfg.n_layers - 1
+    return 0 if site.name in EMBEDDINGS else model.cfg.n_layers - 1
 
 
 class Beginning:

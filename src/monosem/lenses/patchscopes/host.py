@@ -113,7 +113,7 @@ class Host:
         rows, first = len(cells), int(cells.target_layer.min())
         last = f"resid_post.{self.model.cfg.n_layers - 1}"
         start = None
-        if first > 0:
+        if first > 0 and not self.model.ambient_edits:
             entry = f"resid_pre.{first}"
             start = (entry, self.model.run(self.tokens, capture=entry, logits=False)[entry].expand(rows, -1, -1))
         tokens = TokenBatch(self.tokens.ids.expand(rows, -1), self.tokens.mask.expand(rows, -1))

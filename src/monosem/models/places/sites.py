@@ -60,6 +60,7 @@ ATTENTION = ("rot_q", "rot_k", "scores", "pattern")  # live inside the attention
 NORMS = {  # site -> which norm it belongs to
     f"{norm}_{form}": norm for norm in ("ln1", "ln2", "final") for form in ("scale", "normalized")
 }
+EMBEDDINGS = ("embed", "pos_embed")  # what is added up before the first block
 ROUTER = ("router_logits", "expert_weights", "expert_indices")  # the order in which routers return them
 
 

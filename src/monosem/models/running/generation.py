@@ -100,7 +100,7 @@ def generate(
     with torch.no_grad(), session:
         made = _decode(session, prompt, choose, max_new_tokens, ends)
     session.check_fired()
-    return _generation(model, prompt, made, ends)
+    return _generation(session, prompt, made, ends)
 
 
 @dataclass
@@ -132,7 +132,7 @@ def _decode(
     captured: dict[Site, list[Tensor]] = defaultdict(list)
     name = str(cache_name(model.hf))
     options: dict[str, Any] = {name: DynamicCache(config=model.config), "use_cache": True}
-    if Site("logits") not in session.wanted:
+    if not any(site.shape[-1] == "vocab" for site in session.wanted):
         options["logits_to_keep"] = 1
 
     def step() -> Tensor:
@@ -167,8 +167,8 @@ def _longer(tokens: TokenBatch, chosen: Int[Tensor, "batch"], real: Bool[Tensor,
     return TokenBatch(torch.cat([tokens.ids, chosen[:, None]], 1), torch.cat([tokens.mask, real[:, None]], 1))
 
 
-def _generation(model: Places, prompt: TokenBatch, made: _Decoded, ends: frozenset[int]) -> Generation:
-    new = []
+def _generation(session: Session, prompt: TokenBatch, made: _Decoded, ends: frozenset[int]) -> Generation:
+    model, new = session.model, []
     for row in made.tokens.ids[:, prompt.ids.shape[1] :].tolist():
         end = next((i for i, token in enumerate(row) if token in ends), len(row) - 1)
         new.append(row[: end + 1])
@@ -176,7 +176,8 @@ def _generation(model: Places, prompt: TokenBatch, made: _Decoded, ends: frozens
     texts = [model.text(row) for row in new]
     ids = TokenBatch.of(whole, model.pad)
     captured = {site: _from_the_left(torch.cat(parts, 1), prompt, ids) for site, parts in made.captured.items()}
-    return Generation(prompt, new, texts, ids, made.logits, Run(model, ids, None, captured))
+    run = Run(model, ids, None, captured, edited=session.edited)
+    return Generation(prompt, new, texts, ids, made.logits, run)
 
 
 def _from_the_left(

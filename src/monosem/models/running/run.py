@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...errors import BadInput
 from ...progress import Meter
 from ..places.places import Places
-from ..places.sites import Site, SiteLike, sites_of
+from ..places.sites import EMBEDDINGS, Site, SiteLike, sites_of
 from ..tokens import TokenBatch
 from .budget import estimate, rows_that_fit
 from .moment import EditLike, Moment
@@ -46,7 +46,8 @@ def run(
         logits: True for all positions, "last" for the last real token of each row (cheaper), False to stop the pass
             right after the last captured site.
         start: `("resid_pre.7", h)` skips the blocks before 7 and runs on from h, `batch pos d_model`. The tokens are
-            still needed: they give mask and positions. Edits of `model.editing(...)` that lie before it are left out.
+            still needed: they give mask and positions. Edits of `model.editing(...)` that lie before it (embeddings,
+            too) are left out; one at the start itself is refused, because h may have it already.
         grad: keep the graph, so that `torch.autograd.grad(metric, run[site])` works for every captured site.
         positions: token positions that captured sites keep, cut out inside the hook: an index (0 is a row's first
             real token, negative counts from its end), a list, a slice or "last". The axis stays, also for one. At
@@ -83,8 +84,7 @@ def run(
     forward = _Pass(session, tokens, logits, start)
     out, captured = forward() if rows == len(tokens) else _gathered(forward, len(tokens), rows)
     session.check_fired()
-    edited = frozenset(model.site(edit.site) for edit in all_edits)
-    return Run(model, tokens, out, captured, *((kept.columns, kept.heads) if kept else (None, None)), edited)
+    return Run(model, tokens, out, captured, *((kept.columns, kept.heads) if kept else (None, None)), session.edited)
 
 
 @contextmanager
@@ -108,15 +108,25 @@ def edits_of(model: Places, edits: EditLike | Iterable[EditLike]) -> list[EditLi
 def _from_start(model: Places, start: Start, sites: Iterable[Site], edits: list[EditLike]) -> list[EditLike]:
     """The edits that a pass from this start comes by. Refuses captures and edits of blocks that are skipped."""
     first, ambient = model.site(start[0]), {id(edit) for edit in model.ambient_edits}
-
-    def skipped(site: Site) -> bool:
-        return None not in (site.layer, first.layer) and site.layer < first.layer  # type: ignore[operator]
-
-    late = [edit for edit in edits if not (id(edit) in ambient and skipped(edit.site))]
-    for site in [*sites, *(edit.site for edit in late)]:
-        if skipped(site):
+    late = [edit for edit in edits if not (id(edit) in ambient and lies_before(edit.site, first))]
+    captured = [site for site in sites if site.name not in EMBEDDINGS]  # these are made of the tokens all the same
+    for site in [*captured, *(edit.site for edit in late)]:
+        if lies_before(site, first):
             raise BadInput(f"{site} lies before the start at {first}, so it is not computed: start earlier")
+    for edit in late:
+        if id(edit) in ambient and edit.site == first:
+            raise BadInput(
+                f"{edit}, of model.editing(...), is where the run starts, and what it starts from may have it already: "
+                "give it as edits= to act on that, or start outside of editing"
+            )
     return late
+
+
+def lies_before(site: Site, start: Site) -> bool:
+    """Whether a pass that starts at a place of the stream has left a site behind."""
+    if site.layer is None:
+        return site.name in EMBEDDINGS
+    return start.layer is not None and site.layer < start.layer
 
 
 @dataclass

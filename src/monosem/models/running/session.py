@@ -119,6 +119,11 @@ class Session:
             check_logits([edit for edits in self.edits.values() for edit in edits], logits, self.moment)
         return out
 
+    @property
+    def edited(self) -> frozenset[Site]:
+        """The sites that edits write."""
+        return frozenset(self.edits)
+
     def check_captured(self) -> None:
         """Raises `SiteDidNotFire` naming the first site that the pass did not come by."""
         if missing := sorted(self.wanted - set(self.captured), key=lambda site: self.points[site].order):

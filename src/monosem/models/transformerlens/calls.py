@@ -222,15 +222,16 @@ def _run(
     start = None if hidden is None else (_start(model, call), hidden)
     if call.stop_at_layer is not None:
         at = _stream_before(model, call.stop_at_layer)
-        with _dropping_later(model, call):
-            whole = run(model, tokens, [*sites, at], logits=False, grad=grad, start=start)
+        with _own_hooks(model, call) as hooks:
+            whole = run(model, tokens, [*sites, at], hooks, logits=False, grad=grad, start=start)
         stream = whole.activations[at]
         kept = Kept.of(model, tokens, pos_slice)
         whole.activations = {site: kept(site, value) for site, value in whole.activations.items() if site in sites}
         whole.columns = kept.columns
         return stream, whole
     needed = call.return_type is not None or not sites
-    whole = run(model, tokens, sites, logits=needed, grad=grad, positions=pos_slice, start=start)
+    with _own_hooks(model, call) as hooks:
+        whole = run(model, tokens, sites, hooks, logits=needed, grad=grad, positions=pos_slice, start=start)
     if call.return_type is None or whole.logits is None:
         return None, whole
     if call.return_type == "logits":
@@ -270,12 +271,17 @@ def _reached(model: Places, call: Call, sites: list[Site]) -> list[Site]:
 
 
 @contextmanager
-def _dropping_later(model: Places, call: Call) -> Iterator[None]:
-    """Hooks of layers that are not run are left out, as in TransformerLens; edits of other kinds still must fire."""
+def _own_hooks(model: Places, call: Call) -> Iterator[list[Hook]]:
+    """The hooks around the call as edits of its own: they act on the stream that it starts from, and those of layers
+    that are not run are left out, as in TransformerLens; edits of other kinds still must fire."""
     before = model.ambient_edits
-    reached = set(_reached(model, call, [model.site(edit.site) for edit in before]))
-    model.ambient_edits = [e for e in before if not isinstance(e, Hook) or model.site(e.site) in reached]
+    if call.start_at_layer is None and call.stop_at_layer is None:
+        yield []
+        return
+    hooks = [edit for edit in before if isinstance(edit, Hook)]
+    reached = set(_reached(model, call, [model.site(edit.site) for edit in hooks]))
+    model.ambient_edits = [edit for edit in before if not isinstance(edit, Hook)]
     try:
-        yield
+        yield [edit for edit in hooks if model.site(edit.site) in reached]
     finally:
         model.ambient_edits = before

@@ -94,7 +94,7 @@ def gradients(
         run = trial.model.run(
             trial.base.tokens,
             capture=[*places, INPUT],  # the input, so that all of the stream carries gradients
-            edits=trial.edits,
+            edits=trial.edits_after(INPUT),
             start=(INPUT, stream),
             logits="last",
             grad=True,
