@@ -272,7 +272,7 @@ def _reached(model: Places, call: Call, sites: list[Site]) -> list[Site]:
 
 @contextmanager
 def _own_hooks(model: Places, call: Call) -> Iterator[list[Hook]]:
-    """The hooks around the call as edits of its own: they act on the stream that it starts from, and those of layers
+    """The hooks around the call as edits of its own: they act on the stream that it starts from, and hooks of layers
     that are not run are left out, as in TransformerLens; edits of other kinds still must fire."""
     before = model.ambient_edits
     if call.start_at_layer is None and call.stop_at_layer is None:
