@@ -35,6 +35,8 @@ def test_numbers_of_every_kind(model, pairs, kind):
     edited = model.run([[7, 21, 33]], capture="z.1", edits=cut)["z.1"]
     assert edited[0, 1, 3].count_nonzero() == 0
     assert edited.count_nonzero() == whole.count_nonzero() - edited.shape[-1]
+    two = edits.scale("z.1", 0.0).at(positions=np.array([0, 2]))
+    assert model.run([[7, 21, 33]], capture="z.1", edits=two)["z.1"].abs().sum((0, 2, 3)).nonzero().tolist() == [[1]]
 
 
 @pytest.mark.parametrize("bad", [*BAD, "0", MASK])

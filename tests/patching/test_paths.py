@@ -234,11 +234,11 @@ def test_with_nothing_in_between_a_path_is_activation_patching(tiny_model, famil
             torch.testing.assert_close(found.base[name], whole.base[name], **_CLOSE)
 
 
-def test_equal_prompts_send_nothing_and_denoising_is_noising_of_flipped_pairs(tiny_model):
+def test_equal_prompts_are_refused_and_denoising_is_noising_of_flipped_pairs(tiny_model):
     model, pairs = tiny_model("gemma3_text"), _pairs()
     same = replace(pairs, corrupted=pairs.clean)
-    still = paths(model, same, ["embed", "z.0"], ["k.1", "mlp_in.2", "logits"], freeze_mlps=False)
-    assert float(still.effects().abs().max()) < 1e-5
+    with pytest.raises(BadInput, match="pair 0 are the same"):
+        paths(model, same, ["embed", "z.0"], ["k.1", "mlp_in.2", "logits"], freeze_mlps=False)
     there = paths(model, pairs, "z.0", ["v.2", "mlp_in.1", "logits"], metric=METRICS, direction="denoising")
     back = paths(model, pairs.flipped(), "z.0", ["v.2", "mlp_in.1", "logits"], metric=METRICS, direction="noising")
     for name in METRICS:
@@ -300,7 +300,7 @@ def test_the_result_is_a_table_and_a_picture(tiny_model, tmp_path):
     assert len(found.plot().data[0].x or found.plot().data[0].z[0]) == 3
     several = paths(model, pairs, {"two": ["z.0.1", "z.1.0"], "embed": "embed"}, "logits").plot()
     assert list(several.layout.yaxis.ticktext) == ["two", "embed"]
-    flat = paths(model, replace(pairs, corrupted=pairs.clean), "z", "logits").plot()  # no gap to take a share of
+    flat = replace(found, corrupted=found.clean).plot()  # no gap to take a share of
     assert flat.data[0].colorbar.title.text == "Δ logit_diff"
     found.save(tmp_path / "paths.csv")
     assert (tmp_path / "paths.csv").read_text().count("\n") == len(table) + 1

@@ -155,7 +155,7 @@ def test_metrics_of_answers(model, pairs):
 
 
 def test_localising_refuses_what_is_no_number(model, pairs):
-    with pytest.raises(BadInput, match="in pair 0; localise needs finite numbers"):
+    with pytest.raises(BadInput, match="nan is nan in a clean or corrupted run of pair 0"):
         localise(model, pairs, metric=nan, quiet=True)
 
 

@@ -177,7 +177,7 @@ class Edit:
             index = torch.arange(int(ends.max()), device=lengths.device).expand(len(lengths), -1)
             here = at_positions(self.positions, index, lengths[:, None]) & (index < ends[:, None])
             return self._check_rows(moment, in_rows & ~here.any(1))
-        for position in listed(self.positions or 0):
+        for position in listed(0 if self.positions is None else self.positions):
             lacks = lengths + position < 0 if position < 0 else ends <= position
             self._check_rows(moment, in_rows & lacks, f"position {position}")
         return None
