@@ -282,8 +282,6 @@ def test_impossible_weights():
     ]:
         with pytest.raises(BadInput, match=message):
             Dictionary(DictionaryParts(DictionaryTensors(**(good | {name: value}))))
-    with pytest.raises(BadInput, match="undone on the output"):
-        Dictionary(DictionaryParts(made(d_out=OUT), token_norm="layer_norm"))
 
 
 seeds = st.integers(0, 10**6)
@@ -369,7 +367,7 @@ def test_check_names_what_does_not_fit(model):
     for change, message in [
         ({"model_name": "gpt2"}, "made for 'gpt2', not 'tiny'.*model_name='tiny'"),
         ({"d_in": 16}, "has width 16 at resid_post.1, model 'tiny' has 32"),
-        ({"d_out": 16}, "has width 16 at resid_post.1"),
+        ({"d_out": 16, "site_out": "resid_post.2"}, "has width 16 at resid_post.2"),
         ({"site": "resid_post.3"}, "belongs at resid_post.3, which 'tiny' does not have"),
         ({"site": "k.1"}, "has width 32 at k.1, model 'tiny' has 16"),
     ]:

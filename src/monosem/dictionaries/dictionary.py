@@ -64,7 +64,8 @@ class Dictionary(nn.Module):
             kept = None if tensor is None else nn.Parameter(tensor.detach().contiguous(), requires_grad=False)
             self.register_parameter(name, kept)
         self._site = None if parts.site is None else Site.parse(parts.site)
-        self._site_out = self._site if parts.site_out is None else Site.parse(parts.site_out)
+        self._site_out = None if parts.site_out is None else Site.parse(parts.site_out)
+        self.transcoder = parts.is_transcoder
         self.per_head = parts.per_head or (self._site is not None and self._site.shape[-1] == "d_head")
         self.model_name, self.name = parts.model_name, parts.name
         self.folder: Path | None = None  # where it was read from; its latent index lies there too
@@ -87,16 +88,20 @@ class Dictionary(nn.Module):
     @property
     def site(self) -> Site:
         """Where it reads. Raises `BadInput` when the file did not say (or said something that is not a site)."""
-        if self._site is None:
-            hook = self.metadata.get("hook_name") or self.metadata.get("hf_hook_name")
-            said = f"its file says {hook!r}, which is not a site" if hook else "its file does not say"
-            raise BadInput(f"where dictionary {self.name!r} reads is unknown: {said}; give load_dictionary(..., site=)")
-        return self._site
+        return self._known(self._site, "reads", "")
 
     @property
     def site_out(self) -> Site:
-        """Where its output belongs: `site`, except for transcoders."""
-        return self.site if self._site_out is None else self._site_out
+        """Where its output belongs: `site`, except for transcoders.
+
+        Raises `BadInput` for a transcoder whose file did not say (or said something that is not a site).
+        """
+        return self._known(self._site_out, "writes", "_out") if self.transcoder else self.site
+
+    @property
+    def has_site_out(self) -> bool:
+        """Whether it is known where its output belongs."""
+        return self._site_out is not None or not self.transcoder
 
     @property
     def tensors(self) -> DictionaryTensors:
@@ -113,6 +118,7 @@ class Dictionary(nn.Module):
             token_norm=self.token_norm,
             site=self._site,
             site_out=self._site_out,
+            transcoder=self.transcoder,
             per_head=self.per_head,
             model_name=self.model_name,
             name=self.name,
@@ -132,8 +138,10 @@ class Dictionary(nn.Module):
         return f"{self.kind}{k}, d_in={self.d_in}, width={self.width}, d_out={self.d_out}{where}"
 
     def check(self, model: Model) -> None:
-        """Raise `Mismatch` unless this dictionary can belong to the model: name, site and width."""
-        widths = ((self.site, self.d_in), (self.site_out, self.d_out))
+        """Raise `Mismatch` unless this dictionary can belong to the model: name, sites (that are known) and widths."""
+        widths = [(self.site, self.d_in)]
+        if self.has_site_out:
+            widths.append((self.site_out, self.d_out))
         check_compatible(self.name, self.model_name, widths, model)
 
     # --- encoding ---------------------------------------------------------------------------------------------------
@@ -211,7 +219,7 @@ class Dictionary(nn.Module):
         lead, slots = codes.values.shape[:-1], codes.values.shape[-1]
         values, indices = (part.reshape(math.prod(lead), slots) for part in (codes.values, codes.indices))
         y = (self._decoded(values, indices) + self._compute(self.b_dec)).view(*lead, self.d_out)
-        if self.token_norm != "none":
+        if self.token_norm != "none" and not self.transcoder:
             if codes.norm is None:
                 raise BadInput(
                     f"these codes lack the token statistics that {self.token_norm} needs; make them with encode()"
@@ -249,6 +257,15 @@ class Dictionary(nn.Module):
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
+    def _known(self, site: Site | None, does: str, suffix: str) -> Site:
+        if site is None:
+            hook = self.metadata.get(f"hook_name{suffix}") or self.metadata.get(f"hf_hook_name{suffix}")
+            said = f"its file says {hook!r}, which is not a site" if hook else "its file does not say"
+            raise BadInput(
+                f"where dictionary {self.name!r} {does} is unknown: {said}; give load_dictionary(..., site{suffix}=)"
+            )
+        return site
+
     def _compute(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.W_enc.device, torch.promote_types(self.W_enc.dtype, torch.float32))
 
@@ -267,9 +284,9 @@ class Dictionary(nn.Module):
         )
 
     def _inputs(self, x: Tensor) -> tuple[Float[Tensor, "n d_in"], TokenNorm | None, torch.Size]:
-        """Rows as the encoder reads them, the statistics taken out, and the leading shape."""
+        """Rows as the encoder reads them, the statistics that the output needs, and the leading shape."""
         x, norm = TOKEN_NORMS[self.token_norm](self._compute(self._flat(x)))
-        return x.reshape(-1, self.d_in), norm, x.shape[:-1]
+        return x.reshape(-1, self.d_in), None if self.transcoder else norm, x.shape[:-1]
 
     def _pre(self, z: Float[Tensor, "n d_in"], ids: Int[Tensor, "m"] | None = None) -> Float[Tensor, "n m"]:
         W, b = (self.W_enc, self.b_enc) if ids is None else (self.W_enc[:, ids], self.b_enc[ids])

@@ -11,7 +11,7 @@ from ..errors import BadFile, BadInput, UnknownName, cause, did_you_mean
 from ..files import ASSETS
 from ..models.places.sites import SiteLike
 from .dictionary import Dictionary
-from .formats import FORMATS
+from .formats import FORMATS, OTHER_FORMATS
 
 
 def shipped_dictionaries() -> list[str]:
@@ -54,8 +54,7 @@ def load_dictionary(
     path = _find(os.fspath(name))
     checkpoint = next((one for one in FORMATS.values() if one.detect(path)), None)
     if checkpoint is None:
-        known = "; ".join(f"{key}: {one.looks_like}" for key, one in FORMATS.items())
-        raise BadFile(f"{path} is not a dictionary in a known format ({known})")
+        raise BadFile(_unknown_format(path))
     told: dict[str, Any] = {"site": site, "site_out": site_out, "model_name": model_name}
     try:
         parts = checkpoint.read(path, norm_scaling_factor)
@@ -96,6 +95,13 @@ def _from_hub(name: str) -> Path:
     if not (root / inside).exists():
         raise UnknownName(f"the hub repository {owner}/{repo} has no {inside!r}")
     return root / inside
+
+
+def _unknown_format(path: Path) -> str:
+    known = "; ".join(f"{key}: {one.looks_like}" for key, one in FORMATS.items())
+    tool = next((tool for name, tool in OTHER_FORMATS.items() if path.name == name or (path / name).is_file()), None)
+    looks = f"looks like one of {tool}, which is not read" if tool else "is not a dictionary in a known format"
+    return f"{path} {looks} (known: {known})"
 
 
 def _shipped_names() -> str:

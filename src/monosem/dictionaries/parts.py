@@ -59,8 +59,10 @@ class DictionaryParts:
         tensors: already folded into the canonical form.
         kind: a row of `ENCODERS`, or "batchtopk" (needs a threshold; at inference it is a jumprelu).
         k: places a token, for topk and abstopk.
-        token_norm: a row of `TOKEN_NORMS`: normalisation that no fold can take away.
-        site, site_out: where it reads and where its output belongs (default: the same).
+        token_norm: a row of `TOKEN_NORMS`: normalisation that no fold can take away. It is undone on the output, except
+            by transcoders, whose output is another activation.
+        site, site_out: where it reads and where its output belongs (None: at `site`; of a transcoder: unknown).
+        transcoder: said to be one; `is_transcoder` also sees the tensors and the sites.
         per_head: activations may come as `[..., head, d_head]` and are flattened.
         model_name: the model that it was made for; "" where the file does not say.
         card: what is published with it.
@@ -73,6 +75,7 @@ class DictionaryParts:
     token_norm: str = "none"
     site: SiteLike | None = None
     site_out: SiteLike | None = None
+    transcoder: bool = False
     per_head: bool = False
     model_name: str = ""
     name: str = ""
@@ -81,18 +84,20 @@ class DictionaryParts:
 
     @property
     def is_transcoder(self) -> bool:
-        """Whether it writes elsewhere than it reads, or has a skip connection."""
+        """Whether it is said to be one, writes elsewhere than it reads, or has a skip connection."""
         elsewhere = self.site_out is not None and Site.parse(self.site_out) != (self.site and Site.parse(self.site))
         tensors = self.tensors
-        return elsewhere or tensors.W_skip is not None or tensors.W_enc.shape[0] != tensors.W_dec.shape[1]
+        return (
+            self.transcoder
+            or elsewhere
+            or tensors.W_skip is not None
+            or tensors.W_enc.shape[0] != tensors.W_dec.shape[1]
+        )
 
     def check(self) -> None:
         """Raise `BadInput` for an unknown kind, options that do not fit it, or tensors that cannot be used."""
         _check_options(self)
         self.tensors.check()
-        d_in, d_out = self.tensors.W_enc.shape[0], self.tensors.W_dec.shape[1]
-        if self.token_norm != "none" and d_out != d_in:
-            raise BadInput(f"token_norm {self.token_norm!r} is undone on the output, so d_out must be d_in ({d_in})")
 
 
 def _check_options(parts: DictionaryParts) -> None:

@@ -1,4 +1,5 @@
-"""Normalisation of each token that no fold can take away: done on the input, undone on the output. A row each."""
+"""Normalisation of each token that no fold can take away: done on the input, undone on the output
+(not by transcoders, whose output is another activation). A row each."""
 
 import math
 from collections.abc import Callable

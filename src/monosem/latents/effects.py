@@ -20,6 +20,8 @@ CONVENTION = (
 
 def reaches_logits(model: Model, dictionary: Dictionary) -> bool:
     """Whether decoder rows of this dictionary have a direct effect on the logits."""
+    if not dictionary.has_site_out:
+        return False
     site = dictionary.site_out
     if site.name == "embed" or site.in_stream:
         return True

@@ -105,7 +105,8 @@ def _about(model: Model, so_far: CorpusPass, windows: int) -> dict[str, Any]:
     """What the index says of its making, beside what decides it."""
     dictionary, config = so_far.dictionary, so_far.config
     skipped = {reason: count for reason, count in sorted(so_far.skipped.items()) if reason != "kept"}
-    direct = CONVENTION if reaches_logits(model, dictionary) else f"none: {dictionary.site_out} is not in the stream"
+    place = f"{dictionary.site_out} is not in the stream" if dictionary.has_site_out else "where it writes is unknown"
+    direct = CONVENTION if reaches_logits(model, dictionary) else f"none: {place}"
     return {
         **config.model_dump(include={"examples", "left", "right", "corpus"}),
         "effects": direct,

@@ -1,5 +1,6 @@
 """What every format needs: the row that describes it, tensors by name, and sites as files name them."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +38,25 @@ def take(tensors: dict[str, Any], names: list[str], path: Path) -> list[Tensor]:
     return [tensors[name] for name in names]
 
 
-def site_or_none(hook_name: str | None) -> Site | None:
-    """The site of a hook name that a file gives; None when it is not one of ours (the name stays in the metadata)."""
+# what a module path of Hugging Face's Gemma 2 and 3 means, within its layer: exact where a hook's name is not. SAELens
+# calls the input of Gemma Scope 2's transcoders hook_mlp_in, which is before the norm; they read what comes after it
+_MODULES = {
+    "output": "resid_post",
+    "self_attn.o_proj.input": "z",
+    "pre_feedforward_layernorm.output": "ln2_output",
+    "post_feedforward_layernorm.output": "mlp_out",
+}
+
+
+def site_or_none(hook_name: Any, module: Any = None) -> Site | None:
+    """The site that a file names; None when it is not one of ours (the names stay in the metadata).
+
+    Args:
+        hook_name: in TransformerLens's style. module: path of a module and its side, which counts where it is known.
+    """
+    found = re.fullmatch(r"(?:.+\.)?layers\.(\d+)\.(.+)", module) if isinstance(module, str) else None
+    if found and found[2] in _MODULES:
+        return Site(_MODULES[found[2]], int(found[1]))
     try:
         return Site.parse(hook_name) if hook_name else None
     except UnknownName:

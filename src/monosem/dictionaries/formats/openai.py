@@ -30,7 +30,7 @@ LOCATIONS = {
 
 
 def detect(path: Path) -> bool:
-    return path.is_file() and path.suffix == ".pt"
+    return path.is_file() and path.suffix == ".pt" and path.name != "ae.pt"  # that is dictionary_learning's
 
 
 def read(path: Path, norm_scaling_factor: float | None = None) -> DictionaryParts:
@@ -38,6 +38,9 @@ def read(path: Path, norm_scaling_factor: float | None = None) -> DictionaryPart
     if norm_scaling_factor is not None:
         raise BadInput(f"norm_scaling_factor was given, but {path} needs none; leave it out")
     loaded = read_torch(path)
+    if not {"pre_bias", "latent_bias"} & loaded.keys():
+        held = ", ".join(map(str, loaded)) or "nothing"
+        raise BadFile(f"{path} is not a dictionary in a known format: of .pt files OpenAI's are read; it holds {held}")
     pre_bias, encoder, latent_bias, decoder = (t.double() for t in take(loaded, KEYS, path))
     if encoder.ndim != 2:
         raise BadFile(f"{path}: encoder.weight has shape {list(encoder.shape)}, expected [width, d_in]")

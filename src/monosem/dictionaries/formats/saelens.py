@@ -28,6 +28,7 @@ LAYOUT_VERSION = "6.0.0"  # SAELens reads files without a version as the older, 
 ARCHITECTURES = {
     "standard": ("relu", False),
     "jumprelu": ("jumprelu", False),
+    "gated": ("jumprelu", False),  # the same function, see `_ungated`
     "topk": ("topk", False),
     "abstopk": ("abstopk", False),
     "batchtopk": ("batchtopk", False),
@@ -37,8 +38,17 @@ ARCHITECTURES = {
     "jumprelu_transcoder": ("jumprelu", True),
     "jumprelu_skip_transcoder": ("jumprelu", True),
 }
+# architectures of SAELens whose codes are no function of one token's pre-activations
+OTHER_FORMS = {
+    "temporal": "it predicts codes from earlier tokens",
+    "matching_pursuit": "it finds one code after the other in what is left",
+}
 # (encoder kind, is it a transcoder, has it a skip connection) -> architecture to write
-_WRITTEN = {(kind, out, "skip" in name): name for name, (kind, out) in ARCHITECTURES.items() if kind != "batchtopk"}
+_WRITTEN = {
+    (kind, out, "skip" in name): name
+    for name, (kind, out) in ARCHITECTURES.items()
+    if kind != "batchtopk" and name != "gated"
+}
 # the parts of a config that folding changes; kept in metadata["original_form"]
 _FORM = ("architecture", "apply_b_dec_to_input", "normalize_activations", "rescale_acts_by_decoder_norm", "dtype")
 # flat configs of versions before 6: older name -> name
@@ -46,7 +56,9 @@ _RENAMED = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index
 
 
 def detect(path: Path) -> bool:
-    return path.is_dir() and (path / CONFIG).is_file()
+    """By its files: sparsify and latentsae have a cfg.json too, beside sae.safetensors."""
+    own, other = (path / WEIGHTS).is_file(), (path / "sae.safetensors").is_file()
+    return (path / CONFIG).is_file() and (own or not other)
 
 
 def read(path: Path, norm_scaling_factor: float | None = None) -> DictionaryParts:
@@ -57,6 +69,8 @@ def read(path: Path, norm_scaling_factor: float | None = None) -> DictionaryPart
             scale is not in the folder (the message says how to give it).
     """
     cfg = _modern(read_json(path / CONFIG), path)
+    if reason := OTHER_FORMS.get(cfg["architecture"]):
+        raise BadFile(f"{path}: SAELens dictionaries of architecture {cfg['architecture']!r} are not read: {reason}")
     if cfg["architecture"] not in ARCHITECTURES:
         near = did_you_mean(cfg["architecture"], ARCHITECTURES)
         raise BadFile(f"{path}: unknown architecture {cfg['architecture']!r}{near}; known: {', '.join(ARCHITECTURES)}")
@@ -75,8 +89,9 @@ def read(path: Path, norm_scaling_factor: float | None = None) -> DictionaryPart
         kind,
         k=cfg["k"] if kind in ("topk", "abstopk") else None,
         token_norm=norm if norm in TOKEN_NORMS else "none",
-        site=site_or_none(metadata.get("hook_name")),
-        site_out=site_or_none(metadata.get("hook_name_out")) if transcoder else None,
+        site=site_or_none(metadata.get("hook_name"), metadata.get("hf_hook_name")),
+        site_out=site_or_none(metadata.get("hook_name_out"), metadata.get("hf_hook_name_out")) if transcoder else None,
+        transcoder=transcoder,
         per_head=cfg["reshape_activations"] == "hook_z",
         model_name=metadata.get("model_name") or "",
         name=path.name,
@@ -111,10 +126,11 @@ def _config(parts: DictionaryParts, architecture: str, dtype: torch.dtype) -> di
     metadata = {"sae_lens_version": LAYOUT_VERSION, **json.loads(json.dumps(dict(parts.metadata), default=str))}
     metadata["model_name"] = parts.model_name
     site = None if parts.site is None else Site.parse(parts.site)
-    if site is not None:
-        metadata["hook_name"] = site.hook_name
-        if parts.is_transcoder:
-            metadata["hook_name_out"] = (site if parts.site_out is None else Site.parse(parts.site_out)).hook_name
+    for suffix, place in {"": parts.site, "_out": parts.site_out if parts.is_transcoder else None}.items():
+        if place is not None:
+            metadata[f"hook_name{suffix}"] = Site.parse(place).hook_name
+            if site_or_none(None, metadata.get(f"hf_hook_name{suffix}")) not in (None, Site.parse(place)):
+                del metadata[f"hf_hook_name{suffix}"]  # it says another place than the caller
     flattens_z = parts.per_head and (site is None or site.name == "z")
     (d_in, width), d_out = parts.tensors.W_enc.shape, parts.tensors.W_dec.shape[1]
     cfg: dict[str, Any] = {
@@ -170,8 +186,11 @@ def _weights(
     """The tensors as they are on disk (nothing folded), checked, in float64."""
     width, d_in = cfg["d_sae"], cfg["d_in"]
     d_out = cfg.get("d_out", d_in) if transcoder else d_in
-    vectors = {"b_enc": (width,), "b_dec": (d_out,), "threshold": (width,), "log_threshold": (width,)}
+    names = ("b_enc", "threshold", "log_threshold", "b_gate", "b_mag", "r_mag")
+    vectors = {"b_dec": (d_out,), **dict.fromkeys(names, (width,))}
     check_shapes(tensors, {"W_enc": (d_in, width), "W_dec": (width, d_out), "W_skip": (d_out, d_in), **vectors})
+    if cfg["architecture"] == "gated":
+        tensors = tensors | _ungated(tensors, path)
     W_enc, b_enc, W_dec, b_dec = (
         t.double() for t in take(tensors, ["W_enc", "b_enc", "W_dec", "b_dec"], path / WEIGHTS)
     )
@@ -187,6 +206,18 @@ def _weights(
             threshold = threshold / torch.where(norm > 0, norm, 1)
     skip = take(tensors, ["W_skip"], path / WEIGHTS)[0].double() if "skip" in cfg["architecture"] else None
     return _finetuned(DictionaryTensors(W_enc, b_enc, W_dec, b_dec, threshold, skip), tensors, cfg, path)
+
+
+def _ungated(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Gated encoders (Rajamanoharan et al. 2024, arXiv 2404.16014) with tied weights are exactly a JumpReLU:
+
+    codes = relu(pre) where x W_enc + b_gate > 0, pre being x W_enc exp(r_mag) + b_mag; that gate is open where
+    pre > b_mag - exp(r_mag) b_gate.
+    """
+    names = ["W_enc", "b_gate", "b_mag", "r_mag"]
+    W_enc, b_gate, b_mag, r_mag = (t.double() for t in take(tensors, names, path / WEIGHTS))
+    gain = r_mag.exp()
+    return {"W_enc": W_enc * gain, "b_enc": b_mag, "threshold": b_mag - gain * b_gate}
 
 
 def _finetuned(
