@@ -1,5 +1,6 @@
 """Loading from folders, the Hub, and models that are loaded already; dtype and device; damaged and hostile files."""
 
+import json
 import os
 import pickle
 import shutil
@@ -14,7 +15,9 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
+from typer.testing import CliRunner
 
+from monosem.cli import app
 from monosem.errors import BadFile, BadInput, MonosemError, UnknownName
 from monosem.models import load_model
 from monosem.models.loading.checkpoint import check_finite
@@ -437,3 +440,83 @@ def test_smollm2_bf16_is_near(smollm2: Any) -> None:
             squares.append(error().square())
     allowed = 4 * torch.stack(squares).mean(0).sqrt()
     assert bool((found <= allowed).all()), (found / allowed).tolist()
+
+
+# ---------------------------------------------------------------------- code that a folder brings
+CODE = """
+import pathlib
+pathlib.Path({marker!r}).touch()
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+
+class OwnTokenizer(PreTrainedTokenizerFast):
+    pass
+"""
+OWN = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+
+
+def bring_code(folder: Path, marker: Path, files: dict[str, dict[str, Any]]) -> None:
+    """Python code beside the weights, which the named files ask for."""
+    (folder / "own.py").write_text(CODE.format(marker=str(marker)))
+    for name, keys in files.items():
+        path = folder / name
+        path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | keys))
+
+
+@pytest.fixture
+def willing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A user who answers every question with yes; copies of foreign code go to the test's folder."""
+    monkeypatch.setattr("builtins.input", lambda *prompt: "y")
+    for module in ("dynamic_module_utils", "utils", "utils.hub"):
+        monkeypatch.setattr(f"transformers.{module}.HF_MODULES_CACHE", str(tmp_path / "code"), raising=False)
+
+
+@pytest.mark.usefixtures("willing")
+@pytest.mark.parametrize("what", ["model", "tokenizer", "adapter"])
+def test_code_of_a_folder_runs_only_when_it_is_allowed(folder: Path, tmp_path: Path, what: str) -> None:
+    marker, source = tmp_path / "ran", folder
+    expected = load(folder)[0](IDS).logits
+    if what == "tokenizer":
+        names = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": [None, "own.OwnTokenizer"]}}
+        bring_code(folder, marker, {"tokenizer_config.json": names})
+    else:
+        bring_code(folder, marker, {"config.json": {"model_type": "own", "auto_map": OWN}})
+    if what == "adapter":
+        peft = pytest.importorskip("peft")
+        source = tmp_path / "adapter"
+        peft.get_peft_model(tiny_hf("llama"), peft.LoraConfig(target_modules=["q_proj"])).save_pretrained(source)
+        config = json.loads((source / "adapter_config.json").read_text())
+        (source / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(folder)}))
+    with pytest.raises(BadFile, match="trust_remote_code=True, or --trust-remote-code") as error:
+        load(source)
+    one_line(error)
+    assert not marker.exists()
+    hf, tokenizer, *_ = load(source, trust_remote_code=True)
+    assert marker.exists()
+    assert torch.equal(hf(IDS).logits, expected)
+    assert type(tokenizer).__name__ == ("OwnTokenizer" if what == "tokenizer" else "TokenizersBackend")
+
+
+@pytest.mark.usefixtures("willing")
+def test_native_classes_come_before_code(folder: Path, tmp_path: Path) -> None:
+    bring_code(folder, tmp_path / "ran", {"config.json": {"auto_map": OWN}})
+    assert type(load(folder)[0]).__name__ == "LlamaForCausalLM"
+    assert load_tokenizer(str(folder)) is not None
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.usefixtures("willing")
+def test_the_command_line_allows_code_by_name(folder: Path, tmp_path: Path) -> None:
+    bring_code(folder, tmp_path / "ran", {"config.json": {"model_type": "own", "auto_map": OWN}})
+    command = ["list", "sites", str(folder), "--json"]
+    refused = CliRunner().invoke(app, command, input="y\n")
+    assert refused.exit_code == 2
+    assert not (tmp_path / "ran").exists()
+    allowed = CliRunner().invoke(app, [*command, "--trust-remote-code"])
+    assert allowed.exit_code == 0
+    assert any(row["site"] == "resid_post.L" for row in json.loads(allowed.stdout))

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from .application import Group, register
-from .options import Json, ModelArgument
+from .options import Json, ModelArgument, Trust
 from .output import as_json, table
 
 app = typer.Typer(invoke_without_command=True, cls=Group)
@@ -62,13 +62,13 @@ def concepts(json: Json = False) -> None:
     show("concepts", ["concept", "title", "file"], rows, json)
 
 
-def sites(model: ModelArgument = "smollm2", json: Json = False) -> None:
+def sites(model: ModelArgument = "smollm2", trust_remote_code: Trust = False, json: Json = False) -> None:
     """Sites of a model: the places that can be read and written."""
     from ..errors import UnknownName
     from ..models import load_model
     from ..models.places.sites import IN_BLOCK, ONCE
 
-    loaded = load_model(model, quiet=True)
+    loaded = load_model(model, trust_remote_code=trust_remote_code, quiet=True)
     rows = []
     for name in (*ONCE, *IN_BLOCK):
         with contextlib.suppress(UnknownName):  # places that this model does not have

@@ -60,6 +60,7 @@ Quiet = Annotated[bool, flag("No progress and no notices.", "-q")]
 Chat = Annotated[bool, flag("Each prompt is a user's turn in the model's chat format.")]
 Layers = Annotated[str | None, option("RANGE", "Such as 0:10 or 3,7,-1 (default: all).")]
 OutFile = Annotated[Path | None, option("FILE", "Write the picture (.html) or the table (.csv, .json, .parquet).")]
+Trust = Annotated[bool, flag("Run Python code that the model's folder or page brings. Not run by default.")]
 Set = Annotated[list[str] | None, option("KEY=VALUE", "Any other field of the config. May be repeated.")]
 
 
@@ -83,11 +84,18 @@ class OnModel(Printing):
     model: ModelArgument
     dtype: Dtype = None
     device: Device = None
+    trust_remote_code: Trust = False
 
     def load(self) -> "Model":
-        from ..models import load_model
+        return loaded(self, self.model)
 
-        return load_model(self.model, device=self.device, dtype=self.dtype, quiet=self.silent)
+
+def loaded(options: "OnModel | OnDictionary", name: str) -> "Model":
+    """The model of this name, as the options say."""
+    from ..models import load_model
+
+    trust = options.trust_remote_code
+    return load_model(name, device=options.device, dtype=options.dtype, trust_remote_code=trust, quiet=options.silent)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +106,7 @@ class OnDictionary(Printing):
     model: Annotated[str | None, option("MODEL", f"Another model than the dictionary's own: {MODELS}.")] = None
     dtype: Dtype = None
     device: Device = None
+    trust_remote_code: Trust = False
 
     def load(self) -> "tuple[Dictionary, Model]":
         """The dictionary and its model, or the model that is named instead.
@@ -107,10 +116,9 @@ class OnDictionary(Printing):
             UnknownName: there is no such dictionary or model.
         """
         from ..dictionaries import load_dictionary
-        from ..models import load_model
 
         sae = load_dictionary(self.dictionary)
-        model = load_model(self.model or sae.model_name, device=self.device, dtype=self.dtype, quiet=self.silent)
+        model = loaded(self, self.model or sae.model_name)
         sae.to(model.device)
         sae.check(model)
         return sae, model

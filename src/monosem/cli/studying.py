@@ -2,10 +2,10 @@
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from .application import resumable
-from .options import Quiet, argument, flag, option
+from .options import Quiet, Trust, argument, flag, option
 from .output import notice
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def study(
     dictionary: Annotated[str | None, option("NAME", "Use this dictionary, not the file's.")] = None,
     latent: Annotated[int | None, option("N", "Study this latent, not the best candidate.", min=0)] = None,
     seed: Annotated[int | None, option("N", "Use this seed, not the file's.")] = None,
+    trust_remote_code: Trust = False,
     fresh: Annotated[bool, flag("Forget what an earlier run left in the folder.")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -59,10 +60,19 @@ def study(
     Example: monosem study sentiment --out runs/sentiment
     """
     instead = {"model": model, "dictionary": dictionary, "latent": latent, "seed": seed}
-    conduct(concept, out, {name: value for name, value in instead.items() if value is not None}, fresh, quiet)
+    conduct(
+        concept,
+        out,
+        {name: value for name, value in instead.items() if value is not None},
+        fresh,
+        quiet,
+        trust_remote_code,
+    )
 
 
-def conduct(concept: str, out: Path | None, instead: dict[str, object], fresh: bool, quiet: bool) -> "StudyResult":
+def conduct(
+    concept: str, out: Path | None, instead: dict[str, object], fresh: bool, quiet: bool, trust: bool = False
+) -> "StudyResult":
     from .. import studies
 
     config = studies.StudyConfig.load(concept)
@@ -70,7 +80,8 @@ def conduct(concept: str, out: Path | None, instead: dict[str, object], fresh: b
     folder = out or Path("runs") / config.name
     with resumable(f"what is done is kept in {folder}"):
         say = None if quiet else partial(print, flush=True)
-        done = studies.run(config, folder=folder, say=say, quiet=quiet, fresh=fresh)
+        options: dict[str, Any] = {"quiet": quiet, "fresh": fresh, "trust_remote_code": trust}
+        done = studies.run(config, folder=folder, say=say, **options)
     if quiet:
         print(done.html)
     return done

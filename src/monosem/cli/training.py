@@ -16,6 +16,7 @@ from .options import (
     Set,
     Text,
     TokenLimit,
+    Trust,
     argument,
     fields,
     flag,
@@ -63,6 +64,7 @@ def train(
     out: Annotated[Path, option("DIR", "Folder of the run; the result is DIR/dictionary.")],
     training: Training,
     config: Config = None,
+    trust_remote_code: Trust = False,
     resume: Annotated[bool, flag("Go on with the run that DIR holds, or refuse it.", "--resume/--no-resume")] = True,
     quiet: Quiet = False,
 ) -> None:
@@ -81,7 +83,7 @@ def train(
 
     settings = training.config(config)
     with resumable(f"what is done is kept in {out}"):
-        trained = run_training(settings, folder=out, resume=resume, quiet=quiet)
+        trained = run_training(settings, folder=out, trust_remote_code=trust_remote_code, resume=resume, quiet=quiet)
     if not quiet:
         notice(f"{trained}\nmeasure it on other text: monosem evaluate {out / 'dictionary'} --text PATH")
     print(out / "dictionary")

@@ -1,10 +1,10 @@
 """`monosem verify`: identities that a supported model must satisfy."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from .options import Device, ModelArgument, Printing, flag, option
+from .options import Device, ModelArgument, Printing, Trust, flag, option
 from .output import as_json, frame
 
 Dtypes = Annotated[
@@ -18,6 +18,7 @@ def verify(
     dtype: Dtypes = None,
     by_site: Annotated[bool, flag("One row for each site: its largest error.")] = False,
     device: Device = None,
+    trust_remote_code: Trust = False,
 ) -> None:
     """Check that a model is read and written correctly.
 
@@ -34,7 +35,8 @@ def verify(
     from ..models.checking.verify import side_by_side
     from ..models.checking.verify import verify as identities
 
-    models = (load_model(model, dtype=name, device=device, quiet=printing.silent) for name in dtype or ["float32"])
+    options: dict[str, Any] = {"device": device, "trust_remote_code": trust_remote_code, "quiet": printing.silent}
+    models = (load_model(model, dtype=name, **options) for name in dtype or ["float32"])
     checks = [identities(one) for one in models]
     if by_site:
         shown = pd.concat([check.by_site for check in checks], axis=1).reset_index()

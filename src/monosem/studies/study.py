@@ -85,6 +85,7 @@ def run(
     fresh: bool = False,
     model: Model | None = None,
     dictionary: Dictionary | None = None,
+    trust_remote_code: bool = False,
 ) -> StudyResult:
     """A concept study from its config to its report.
 
@@ -98,6 +99,7 @@ def run(
         quiet: no progress bars.
         fresh: forget earlier sections in the folder.
         model, dictionary: already loaded ones, instead of those that the config names.
+        trust_remote_code: as in `load_model`; a concept file cannot allow it.
 
     Raises:
         BadInput, BadFile, UnknownName: the config is wrong (the message names the field), or the folder not writable.
@@ -109,7 +111,9 @@ def run(
     tell: Say = say or (lambda line: None)
     home = writable_folder(folder or Path("runs") / config.name)
     loaded = dictionary if dictionary is not None else load_dictionary(config.dictionary)
-    lm = model if model is not None else load_model(config.model, dtype=config.dtype)
+    lm = model
+    if lm is None:
+        lm = load_model(config.model, dtype=config.dtype, trust_remote_code=trust_remote_code)
     context = Context(config, lm, loaded, index_of(loaded), home, tell, quiet)
     context.check()
     origin = provenance(lm, loaded, config)

@@ -25,6 +25,7 @@ def train(
     folder: str | os.PathLike[str],
     model: Model | None = None,
     texts: TextSource | None = None,
+    trust_remote_code: bool = False,
     resume: bool = True,
     quiet: bool = False,
     on_step: Callable[[Record], None] | None = None,
@@ -35,6 +36,7 @@ def train(
 
     Args:
         model, texts: already loaded ones, instead of those that the config names.
+        trust_remote_code: as in `load_model`; a config cannot allow it.
         resume: False refuses a folder that already holds a run.
         on_step: called with each record that goes to metrics.jsonl.
 
@@ -47,7 +49,8 @@ def train(
     home = Path(folder)
     if model is None:
         device = None if config.device == "auto" else config.device
-        model = load_model(config.model, device=device, dtype=config.dtype, quiet=quiet)
+        options: dict[str, Any] = {"device": device, "dtype": config.dtype, "trust_remote_code": trust_remote_code}
+        model = load_model(config.model, **options, quiet=quiet)
     model.site(config.site)  # before the text is read
     for path in config.held_out:  # missing text is no surprise after hours of training
         corpus(model, [path])

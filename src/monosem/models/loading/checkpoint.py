@@ -24,16 +24,17 @@ FILE_ERRORS = (
 
 
 def load_pretrained(
-    source: str, local: bool, name: str, dtype: torch.dtype | None, **where: Any
+    source: str, local: bool, name: str, dtype: torch.dtype | None, trust_remote_code: bool = False, **where: Any
 ) -> tuple[PreTrainedModel, list[str]]:
     """`load_weights` of a folder or Hub id, by the class that its config calls for.
 
     A multimodal checkpoint is loaded as a whole: a class of its language model alone would find none of its weights.
     """
-    arguments = {"pretrained_model_name_or_path": source, "local_files_only": local}
+    place = {"local_files_only": local, "trust_remote_code": trust_remote_code}
+    arguments = {"pretrained_model_name_or_path": source, **place}
     loader: Any = AutoModelForCausalLM
     with contextlib.suppress(*FILE_ERRORS, ImportError):  # `load_weights` meets them again, and explains them
-        config = AutoConfig.from_pretrained(source, local_files_only=local)
+        config = AutoConfig.from_pretrained(source, **place)
         whole = type(config) in AutoModelForMultimodalLM._model_mapping
         if whole and (config.get_text_config() is not config or type(config) not in loader._model_mapping):
             loader = AutoModelForMultimodalLM
@@ -111,6 +112,11 @@ def explain(error: BaseException) -> str:
         return f"a safetensors file is truncated or damaged ({cause(error)}); download it again"
     if isinstance(error, struct.error | IndexError | EOFError) or "reshape" in text or "buffer" in text:
         return f"the file is truncated or damaged ({cause(error)}); download it again"
+    if "trust_remote_code" in text:
+        return (
+            "it needs Python code of its own (auto_map), and such code is not run; if you trust where it comes from, "
+            "allow it: trust_remote_code=True, or --trust-remote-code"
+        )
     if "gated repo" in text:
         return "its licence must be accepted on its page at the Hub first; then run `hf auth login`"
     file = getattr(error, "filename", None)

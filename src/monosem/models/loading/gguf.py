@@ -49,6 +49,7 @@ def load_gguf(path: Path, **wanted: Any) -> tuple[PreTrainedModel, list[str]]:
         "gguf_file": path.name,
         "config": file.config,
         "quantization_config": GgufConfig(dequantize=True),
+        "trust_remote_code": False,
     }
     hf, notes = load_weights(AutoModelForCausalLM, arguments, path.name, **wanted)
     return hf, [*file.notes, *notes, *_unused(file, hf, path.name)]
@@ -72,7 +73,7 @@ def gguf_tokenizer(path: Path) -> tuple[PreTrainedTokenizerBase, list[str]]:
     """The file's tokenizer, and notes for the user where it may split text differently from the original."""
     try:
         metadata, _ = read_gguf_metadata(str(path), [_TOKENS])
-        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises plain Exception
         raise BadFile(f"cannot load the tokenizer of {path}: {explain(error)}") from error
     if metadata.get("tokenizer.ggml.model") != "gpt2":  # SentencePiece vocabularies have one way of splitting

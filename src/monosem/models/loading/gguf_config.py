@@ -100,7 +100,7 @@ def described(path: Path) -> Described:
         known = header.architecture in ARCHITECTURES
         if not known:
             _check_unscaled(header)
-        config = AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
+        config = AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name, trust_remote_code=False)
         notes = _completed(config, header) if known else _unread(config, header)
         _check_size(config, header)
     except BadFile as error:
@@ -164,7 +164,10 @@ def _check_whole(header: Header) -> None:
 def _check_size(config: PreTrainedConfig, header: Header) -> None:
     """Before memory is taken for the sizes that a file claims."""
     with torch.device("meta"):
-        wanted = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
+        wanted = sum(
+            parameter.numel()
+            for parameter in AutoModelForCausalLM.from_config(config, trust_remote_code=False).parameters()
+        )
     held = sum(prod(shape) for shape, *_ in header.table.values())
     if wanted > 2 * held:
         raise BadFile(f"its sizes make a model of {wanted:,} parameters, and it holds {held:,}")

@@ -37,6 +37,7 @@ def load_model(
     device: DeviceLike = None,
     device_map: Any = None,
     tokenizer: TokenizerLike = None,
+    trust_remote_code: bool = False,
     quiet: bool = False,
 ) -> Model:
     """A language model that can be read and written at sites.
@@ -54,6 +55,8 @@ def load_model(
         device: default CUDA, else MPS, else CPU; a loaded model stays where it is.
         device_map: as in transformers, to spread a model over devices; then `device` is not used.
         tokenizer: a tokenizer, or the folder or Hub id of one, instead of the model's own.
+        trust_remote_code: run Python code that the model's or tokenizer's folder or Hub page brings (`auto_map`), with
+            all rights of this process. By default it is not run, and what cannot be loaded without it is refused.
         quiet: print nothing about what was chosen (stderr otherwise).
 
     Raises:
@@ -62,7 +65,13 @@ def load_model(
         BadInput: a Hub that cannot be reached, a device that this machine does not have.
     """
     hf, tokenizer, name, notes = load_hf(
-        name_or_model, dtype=dtype, device=device, device_map=device_map, tokenizer=tokenizer, quiet=quiet
+        name_or_model,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        tokenizer=tokenizer,
+        trust_remote_code=trust_remote_code,
+        quiet=quiet,
     )
     family = row_of(hf)
     model = Model(hf, tokenizer, name=name, family=family)
@@ -80,23 +89,25 @@ def load_hf(
     device: DeviceLike = None,
     device_map: Any = None,
     tokenizer: TokenizerLike = None,
+    trust_remote_code: bool = False,
     quiet: bool = False,
 ) -> Loaded:
     """The Hugging Face model (eval, no gradients), its tokenizer if there is one, its name, and notes for the user."""
     if is_peft(name_or_model):
         name_or_model = unwrapped(name_or_model)
     if isinstance(name_or_model, PreTrainedModel):
-        hf, models_own, name, notes = _from_loaded(name_or_model, dtype, device, tokenizer is None)
+        hf, models_own, name, notes = _from_loaded(name_or_model, dtype, device, tokenizer is None, trust_remote_code)
     elif isinstance(name_or_model, str | os.PathLike) and str(name_or_model):
         place = None if device_map is not None else choose_device(device)
         precision = choose_dtype(dtype, place or choose_device())
         wanted = {"dtype": precision, "device": place, "device_map": device_map}
+        wanted["trust_remote_code"] = trust_remote_code
         with hushed(quiet):
             hf, models_own, name, notes = _from_name(str(name_or_model), wanted, tokenizer is None, quiet)
     else:
         raise BadInput(f"a model is a name, a path or a Hugging Face model, not {type(name_or_model).__name__}")
     if isinstance(tokenizer, str | os.PathLike):
-        tokenizer = load_tokenizer(str(tokenizer))
+        tokenizer = load_tokenizer(str(tokenizer), trust_remote_code=trust_remote_code)
     notes = [*adapter_notes(hf), *notes]
     return hf.eval().requires_grad_(False), models_own if tokenizer is None else tokenizer, name, notes
 
@@ -132,7 +143,7 @@ def _from_embedded(model: Embedded, wanted: dict[str, Any], quiet: bool) -> Load
 
 
 def _from_gguf(path: Path, wanted: dict[str, Any], with_tokenizer: bool) -> Loaded:
-    hf, notes = load_gguf(path, **wanted)
+    hf, notes = load_gguf(path, **{name: wanted[name] for name in ("dtype", "device", "device_map")})
     tokenizer, more = gguf_tokenizer(path) if with_tokenizer else (None, [])
     return hf, tokenizer, path.stem, [*notes, *more]
 
@@ -145,7 +156,7 @@ def _from_folder(path: Path, wanted: dict[str, Any], with_tokenizer: bool) -> Lo
     hf, notes = load_pretrained(str(path), True, str(path), **wanted)
     tokenizer = None
     if with_tokenizer and any((path / name).exists() for name in _TOKENIZER_FILES):
-        tokenizer = load_tokenizer(str(path))
+        tokenizer = load_tokenizer(str(path), trust_remote_code=wanted["trust_remote_code"])
     elif with_tokenizer:
         notes.append("no tokenizer in the folder, so text is not accepted; tokenizer= takes one")
     return hf, tokenizer, path.resolve().name, notes
@@ -160,7 +171,7 @@ def _from_adapter(path: Path, wanted: dict[str, Any], with_tokenizer: bool, quie
     hf = with_adapter(hf, path)
     check_finite(hf, str(path))
     if with_tokenizer and own:
-        tokenizer = load_tokenizer(str(path))
+        tokenizer = load_tokenizer(str(path), trust_remote_code=wanted["trust_remote_code"])
     return hf, tokenizer, path.resolve().name, notes
 
 
@@ -171,10 +182,13 @@ def _from_hub(name: str, wanted: dict[str, Any], with_tokenizer: bool) -> Loaded
         hf, tokenizer, _, more = _from_adapter(folder, wanted, with_tokenizer, True)
         return hf, tokenizer, name, [*notes, *more]
     hf, more = load_pretrained(name, local, name, **wanted)
-    return hf, load_tokenizer(name, local) if with_tokenizer else None, name, [*notes, *more]
+    tokenizer = load_tokenizer(name, local, wanted["trust_remote_code"]) if with_tokenizer else None
+    return hf, tokenizer, name, [*notes, *more]
 
 
-def _from_loaded(hf: PreTrainedModel, dtype: DtypeLike, device: DeviceLike, with_tokenizer: bool) -> Loaded:
+def _from_loaded(
+    hf: PreTrainedModel, dtype: DtypeLike, device: DeviceLike, with_tokenizer: bool, trust_remote_code: bool
+) -> Loaded:
     """A model the user loaded stays as it is, unless a dtype or device is asked for (then it is moved in place)."""
     source = str(hf.config.name_or_path or "")
     name = Path(source).resolve().name if source and Path(source).is_dir() else source or hf.config.model_type
@@ -186,7 +200,7 @@ def _from_loaded(hf: PreTrainedModel, dtype: DtypeLike, device: DeviceLike, with
     tokenizer, notes = None, []
     if with_tokenizer and source:
         try:
-            tokenizer = load_tokenizer(source)
+            tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
         except MonosemError as error:
             notes = [f"no tokenizer, so text is not accepted ({error}); tokenizer= takes one"]
     return hf, tokenizer, name, notes
@@ -201,8 +215,11 @@ def _move(hf: PreTrainedModel, device: torch.device | None, dtype: torch.dtype |
         module._buffers[name] = buffer if buffer is None or device is None else buffer.to(device)
 
 
-def load_tokenizer(source: str, local: bool | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: str, local: bool | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """A tokenizer from an embedded model's name, a folder, a `.gguf` file or a Hub id.
+
+    Args:
+        trust_remote_code: as in `load_model`.
 
     Raises:
         BadFile: it cannot be read; UnknownName, BadInput: as `load_model`.
@@ -216,6 +233,6 @@ def load_tokenizer(source: str, local: bool | None = None) -> PreTrainedTokenize
     if local is None:
         local = hub.ask_hub(source, list(EMBEDDED))
     try:
-        return AutoTokenizer.from_pretrained(source, local_files_only=local)
+        return AutoTokenizer.from_pretrained(source, local_files_only=local, trust_remote_code=trust_remote_code)
     except Exception as error:  # the tokenizers library raises plain Exception on a damaged file
         raise BadFile(f"cannot load the tokenizer of {source}: {explain(error)}") from error
