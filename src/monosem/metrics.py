@@ -65,8 +65,10 @@ def log_odds(
 
 def next_token_loss(logits: Float[Tensor, "batch pos vocab"], tokens: "TokenBatch") -> Float[Tensor, "batch pos-1"]:
     """Cross-entropy of each next token; NaN where either token is padding. The last logits may be missing."""
-    ids = tokens.ids.to(logits.device)
-    real = (tokens.mask[:, 1:] & tokens.mask[:, :-1]).to(logits.device)
+    tokens = tokens.to(logits.device)
+    ids, real = tokens.ids, tokens.mask[:, 1:] & (tokens.before >= 0)
+    if tokens.gap is not None:  # padding between tokens: each is predicted by the real one before it
+        logits = logits[torch.arange(len(logits))[:, None], tokens.before.clamp(min=0)]
     return cross_entropy(logits[:, : ids.shape[1] - 1], ids[:, 1:]).masked_fill(~real, float("nan"))
 
 

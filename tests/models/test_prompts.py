@@ -15,10 +15,10 @@ from monosem.components import detect_head, direct_attribution
 from monosem.data import PromptPairs, TokenPairs, as_store
 from monosem.errors import BadInput
 from monosem.lenses.corpus import prompts_of
-from monosem.metrics import continuation_perplexity
+from monosem.metrics import continuation_perplexity, next_token_loss
 from monosem.models import Model, TokenBatch
 from monosem.steering import compare
-from tiny import tiny_hf, tiny_model, tiny_tokenizer
+from tiny import model_of, tiny_hf, tiny_model, tiny_tokenizer
 from tiny_dictionaries import tiny_dictionary
 
 TEXTS = ["the cat sat on the mat", "a dog ran"]
@@ -417,3 +417,18 @@ def test_ids_beyond_the_tokenizer_are_shown_as_numbers():
     assert model.text([*cat, 120, 121, *cat]) == "the cat<120><121>the cat"
     assert model.to_string([*cat, 120]) == "the cat<120>"
     assert model.run([[*cat, 120]]).str_tokens == [[" the", " cat", "<120>"]]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_padding_between_tokens_is_no_token(family):
+    """What is kept by position, and losses, against the rows without padding."""
+    model = model_of(family)
+    ids, mask = torch.tensor([[5, 9, 6, 7, 9, 8], [5, 9, 6, 7, 10, 8]]), torch.ones(2, 6)
+    mask[0, [1, 4]] = 0
+    parted, rows = model.tokens(ids, mask=mask), [[5, 6, 7, 8], [5, 9, 6, 7, 10, 8]]
+    for positions in ([1, -1], slice(-3, None), "last"):
+        kept = [model.run(x, capture="resid_post.1", positions=positions)["resid_post.1"] for x in (parted, rows)]
+        torch.testing.assert_close(*kept, rtol=1e-4, atol=1e-5)
+    assert float(model(parted, return_type="loss")) == pytest.approx(float(model(rows, return_type="loss")), rel=1e-5)
+    losses = [next_token_loss(model.run(x).logits, model.tokens(x)).nanmean() for x in (parted, rows)]
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)

@@ -106,6 +106,12 @@ class TokenBatch:
         return last_column(self.mask)
 
     @cached_property
+    def before(self) -> Int[Tensor, "batch pos-1"]:
+        """Column of the last real token before each token but the first; -1 where there is none."""
+        columns = torch.arange(self.mask.shape[1] - 1, device=self.mask.device)
+        return torch.where(self.mask[:, :-1], columns, -1).cummax(1).values
+
+    @cached_property
     def gap(self) -> int | None:
         """The first row with padding between its real tokens, if there is one."""
         parted = (self.last - self.mask.long().argmax(-1) + 1 != self.lengths).nonzero()

@@ -97,8 +97,8 @@ def columns_of(tokens: TokenBatch, positions: Positions) -> Int[Tensor, "batch k
     for number, (row, length) in enumerate(zip(wanted, lengths)):
         if bad := [p for p in row if not 0 <= p < length]:
             raise BadInput(f"positions: prompt {number} has {length} tokens, position {bad[0]} is not one of them")
-    first = tokens.mask.long().argmax(-1, keepdim=True).cpu()
-    return torch.tensor(wanted) + first
+    real = [mask.nonzero()[:, 0] for mask in tokens.mask.cpu()]  # not side by side where padding is between them
+    return torch.stack([columns[torch.tensor(row)] for columns, row in zip(real, wanted)])
 
 
 def at_positions(

@@ -50,8 +50,11 @@ def next_token_loss(
     batch = model.tokens(tokens).to(logits.device)
     if batch.ids.shape[1] < 2:
         raise BadInput("a loss needs at least two tokens in a row: one to predict the other")
-    chosen = logits[:, :-1].float().log_softmax(-1).gather(-1, batch.ids[:, 1:, None])[..., 0]
-    real = batch.mask[:, 1:] & batch.mask[:, :-1]
+    if batch.gap is not None:  # padding between tokens: each is predicted by the real one before it
+        logits = logits[torch.arange(len(batch))[:, None], batch.before.clamp(min=0)]
+    given = logits[:, : batch.ids.shape[1] - 1].float()
+    chosen = given.log_softmax(-1).gather(-1, batch.ids[:, 1:, None])[..., 0]
+    real = batch.mask[:, 1:] & (batch.before >= 0)
     each = torch.where(real, -chosen, 0.0)
     return each if per_token else each.sum() / real.sum()
 
