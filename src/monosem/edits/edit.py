@@ -145,7 +145,7 @@ class Edit:
             assert moment.model is not None
             chosen = chosen & moment.part(turn_mask(moment.model, moment.tokens, self.role))
         chosen = chosen & in_rows[:, None]
-        narrowed = (self.positions, self.tokens, self.role) != (None, None, None)
+        narrowed = any(part is not None for part in (self.positions, self.tokens, self.role))
         if narrowed and moment.room == 0 and self.scope != "generated":
             self._check_rows(moment, in_rows & ~chosen.any(1))
         return chosen
