@@ -8,10 +8,10 @@ import transformers
 from transformers import Cache
 
 from monosem import edits
-from monosem.errors import BadInput, EditDidNotFire
+from monosem.errors import BadInput, EditDidNotFire, MonosemError
 from monosem.models import Model, TokenBatch
 from monosem.models.running.cache import cache_name
-from tiny import tiny_model
+from tiny import model_of, tiny_model
 
 IDS = torch.randint(3, 100, (3, 11), generator=torch.Generator().manual_seed(5))
 ROWS = [IDS[0, :4].tolist(), IDS[1].tolist(), IDS[2, :7].tolist()]
@@ -296,3 +296,40 @@ def test_generation_and_late_starts_warn_of_nothing(model):
         run = model.run([[3, 4, 5]], "resid_pre.1")
         late = model.run([[3, 4, 5]], start=("resid_pre.1", run["resid_pre.1"]))
     torch.testing.assert_close(late.logits, run.logits)
+
+
+# ---------------------------------------------------------------------- options of a run that are none
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"capture": None},
+        {"capture": torch.tensor(1)},
+        {"logits": "first"},
+        {"logits": None},
+        {"start": 5},
+        {"start": ("resid_pre.1",)},
+        {"start": ("resid_pre.1", 5)},
+        {"start": ("resid_pre.1", torch.full((1, 3, 32), torch.nan))},
+        {"start": ("resid_pre.1", torch.zeros(1, 3, 32, device="meta"))},
+        {"heads": [], "capture": "z.1"},
+        {"memory": float("nan")},
+        {"memory": []},
+        {"memory": True},
+    ],
+    ids=repr,
+)
+def test_options_of_a_run_that_cannot_be_are_refused(options):
+    with pytest.raises(MonosemError) as caught:
+        model_of("llama").run([[5, 6, 7]], **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_prompts_without_order_numbers_or_whole_characters_are_refused():
+    model = model_of("llama")
+    for bad in ({5, 6}, {"a"}, torch.tensor([[1, 2]], device="meta"), "a\ud800b"):
+        with pytest.raises(BadInput):
+            model.run(bad)
+    with pytest.raises(BadInput, match="padding="):
+        model.tokens([[5, 6]], padding="middle")
+    with pytest.raises(BadInput, match="position -5 is not one of them"):
+        model.run([[5, 6, 7]], capture="z.1", positions=-5)

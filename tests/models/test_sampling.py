@@ -117,7 +117,7 @@ def test_a_folder_that_draws_takes_transformers_default_top_k(tmp_path):
         ({"prompt_lookup_num_tokens": 3}, BadInput, "assisted"),
         ({"guidance_scale": 2.0}, BadInput, "guidance"),
         ({"repetition_penality": 1.2}, UnknownName, "repetition_penalty"),
-        ({"repetition_penalty": -1.0}, BadInput, "positive"),
+        ({"repetition_penalty": -1.0}, BadInput, "a number above 0"),
         ({"suppress_tokens": [5], "bad_words_ids": [[500]]}, BadInput, "500"),
         ({"do_sample": True, "temperature": 0}, BadInput, "temperature=0"),
         ("modle", BadInput, "'model'"),
@@ -134,3 +134,53 @@ def test_a_folder_that_asks_for_beams_is_refused_only_when_it_is_followed(tmp_pa
     assert model.generate(ROWS, max_new_tokens=2).new
     with pytest.raises(BadInput, match="beam search"):
         model.generate(ROWS, sampling="model", max_new_tokens=2)
+
+
+# ---------------------------------------------------------------------- what is no setting
+@pytest.mark.parametrize("bad", [0, -1, 2.5, "3", None, True, float("nan"), 10**9, 10**30])
+def test_a_number_of_tokens_that_cannot_be_is_refused(bad):
+    with pytest.raises(BadInput, match="max_new_tokens is a whole number|has a context of 64; ask for fewer"):
+        tiny_model("llama").generate(ROWS, max_new_tokens=bad)
+
+
+BAD_SETTINGS = {
+    "temperature": ["x", float("nan"), float("inf"), -1, [1]],
+    "top_k": [-1, 1.5, "a", True],
+    "top_p": [-1, 1.5, "x", float("nan")],
+    "min_p": [5],
+    "do_sample": ["yes", 1],
+    "repetition_penalty": ["x", 0, float("nan"), True],
+    "no_repeat_ngram_size": [-1, 1.5],
+    "min_length": ["5", -1],
+    "suppress_tokens": ["a", [5000], [1.5], list(range(100))],
+    "bad_words_ids": [5, [5], [[999]]],
+    "forced_eos_token_id": ["x", 5000],
+    "forced_bos_token_id": [5000],
+    "exponential_decay_length_penalty": [5, (1,)],
+    "sequence_bias": [{}, [1]],
+}
+
+
+@pytest.mark.parametrize(("name", "bad"), [(name, bad) for name, values in BAD_SETTINGS.items() for bad in values])
+def test_values_of_settings_that_cannot_be_are_refused(name, bad):
+    draws = {} if name in ("temperature", "do_sample") else {"do_sample": True}
+    with pytest.raises(BadInput) as caught:
+        tiny_model("llama").generate(ROWS, sampling=draws | {name: bad}, max_new_tokens=3)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("options", [{"seed": 1.5}, {"seed": None}, {"seed": 2**64}, {"temperature": "0.5"}])
+def test_options_of_draws_that_cannot_be_are_refused(options):
+    with pytest.raises(BadInput, match="seed is|temperature is"):
+        tiny_model("llama").generate(ROWS, **({"temperature": 1.0} | options))
+    with pytest.raises(BadInput, match="rows is a whole number"):
+        tiny_model("llama").generate(rows=1.5)
+
+
+def test_settings_of_draws_in_a_greedy_generation_are_not_passed_over():
+    model = tiny_model("llama")
+    for options in ({"top_k": 5}, {"top_p": 0.5}, {"sampling": {"min_p": 0.1}}):
+        with pytest.raises(BadInput, match="shapes draws, and this generation is greedy: add temperature"):
+            model.generate(ROWS, **options)
+    greedy = model.generate(ROWS, max_new_tokens=3).new
+    assert model.generate(ROWS, max_new_tokens=3, top_k=5, temperature=0.0).new == greedy

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import BadInput
 from ..models import Moment, Run, Site, SiteLike, TokenBatch
 from .edit import Edit
-from .values import TOKEN_AXES, Value
+from .values import TOKEN_AXES, Value, numbers
 
 Amount = float | Float[Tensor, "batch"] | Sequence[float]
 
@@ -31,6 +31,8 @@ def function(site: SiteLike, fn: Callable[[Tensor], Tensor], label: str = "funct
             takes a function of activation and `Moment`, which knows positions, ids and which keys are visible.
         by_row: it treats every row alone, so that `run(..., memory=)` may split the batch.
     """
+    if not callable(fn):
+        raise BadInput(f"function takes a function of the activation, not {fn!r}")
     return Edit(Site.parse(site), lambda x, _: fn(x.clone()), label, by_row=by_row)
 
 
@@ -81,38 +83,53 @@ def add(direction: DirectionLike | tuple[SiteLike, Tensor], amount: Amount = 1.0
     return Edit(site, fn, f"add {shown(amount)}", by_row=True)
 
 
-def ablate(direction: DirectionLike | tuple[SiteLike, Tensor], amount: float = 1.0, *, axes: str | None = None) -> Edit:
+def ablate(
+    direction: DirectionLike | tuple[SiteLike, Tensor], amount: Amount = 1.0, *, axes: str | None = None
+) -> Edit:
     """x - amount · (x · v̂) v̂: remove what x has along the (normalised) direction, of each head by itself where the site
     has heads. Raises `BadInput` for a site whose last axis is no vector's. `axes` as in `add`."""
     site, vector = _site_and_vector(direction)
-    given = Value.of(site, vector, axes, "ablate")
+    given, amount = Value.of(site, vector, axes, "ablate"), _amounts(amount)
     if not given.axes or given.axes[-1] in (*TOKEN_AXES, "head", "1"):
         raise BadInput(f"{given.what}: a direction is a vector, not {list(given.tensor.shape)} at {site}")
 
+    if not bool(given.tensor.any()):
+        raise BadInput(f"{given.what}: a vector of zeros has no direction")
+
     def fn(x: Tensor, moment: Moment) -> Tensor:
         unit = torch.nn.functional.normalize(given.fit(x, moment).float(), dim=-1)
-        return x.float() - amount * (x.float() * unit).sum(-1, keepdim=True) * unit
+        return x.float() - per_row(amount, x, moment) * (x.float() * unit).sum(-1, keepdim=True) * unit
 
-    return Edit(site, fn, f"ablate {amount:g}", by_row=True)
+    return Edit(site, fn, f"ablate {shown(amount)}", by_row=True)
 
 
 def _site_and_vector(direction: DirectionLike | tuple[SiteLike, Tensor]) -> tuple[Site, Tensor]:
-    if isinstance(direction, tuple):
+    if isinstance(direction, tuple) and len(direction) == 2:
         return Site.parse(direction[0]), direction[1]
-    return direction.site, direction.vector
+    if not (hasattr(direction, "site") and hasattr(direction, "vector")):
+        raise BadInput(f"a direction is a Direction, or a site and its vector: (site, vector), not {direction!r:.60}")
+    return direction.site, direction.vector  # type: ignore[union-attr]
 
 
 def per_row(amount: Amount, x: Tensor, moment: Moment) -> Tensor:
     """A number, or one a row, as `batch|1 1 ...` against x. Raises `BadInput` for another number of them."""
-    values = torch.as_tensor(amount, dtype=torch.float32, device=x.device)
-    if values.ndim > 1:
-        raise BadInput(f"amounts are one number, or one a row, not {list(values.shape)}")
+    values = _amounts(amount).to(x.device)
     values = moment.rows_of(values) if values.ndim == 1 else values
     return values.reshape(-1, *([1] * (x.ndim - 1)))
+
+
+def _amounts(amount: Any) -> Tensor:
+    """Raises `BadInput` for what is neither a finite number nor a row of them."""
+    values = numbers(amount, "an amount", torch.float64)
+    if values.ndim > 1:
+        raise BadInput(f"amounts are one number, or one a row, not {list(values.shape)}")
+    if not bool(values.isfinite().all()):
+        raise BadInput(f"an amount must be finite, not {values[~values.isfinite()][0].item():g}")
+    return values.float()
 
 
 def shown(value: Any) -> str:
     value = value.item() if isinstance(value, Tensor) and value.ndim == 0 else value
     if isinstance(value, Real):
         return str(int(value)) if isinstance(value, Integral) else f"{float(value):g}"
-    return f"{len(value)} values"
+    return f"{len(value)} values" if hasattr(value, "__len__") else str(value)

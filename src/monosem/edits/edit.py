@@ -81,7 +81,9 @@ class Edit:
         return replace(self, **{name: value for name, value in narrower.items() if value is not None})
 
     def when(self, gate: Gate) -> "Edit":
-        """The same edit where `gate(x, moment)`, a boolean `batch pos`, is true."""
+        """The same edit where `gate(x, moment)`, a boolean `batch pos`, is true. Raises `BadInput` for no function."""
+        if not callable(gate):
+            raise BadInput(f"{self}: a gate is a function of activation and moment, not {gate!r}")
         return replace(self, gate=gate)
 
     def apply(self, x: Tensor, moment: Moment) -> tuple[Tensor, bool]:
@@ -91,9 +93,9 @@ class Edit:
             EditDidNotFire: a row that the edit does not reach. BadInput: what `fn` returns does not fit.
         """
         chosen = self._chosen(moment)
-        if not bool(chosen.any()):
-            return x, False
         heads = None if self.heads is None else tuple(whole_numbers(self.heads, "heads"))
+        if not bool(chosen.any()) or heads == ():
+            return x, False
         moment, seen = replace(moment, chosen=chosen, heads=heads), x
         if moment.visible is not None and self.site.name.endswith("scores"):
             seen = x.masked_fill(~moment.visible, torch.nan)
@@ -101,6 +103,8 @@ class Edit:
         if not isinstance(new, Tensor) or new.shape != x.shape:
             shape = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
             raise BadInput(f"{self} returned shape {shape} for an activation of shape {tuple(x.shape)}")
+        if new.is_complex() or new.device != x.device:
+            raise BadInput(f"{self} returned {new.dtype} on {new.device} for an activation {x.dtype} on {x.device}")
         new = new.to(x.dtype)
         if self.gate is not None:
             chosen = chosen & self._opened(seen, moment)
@@ -178,7 +182,9 @@ class Edit:
             here = at_positions(self.positions, index, lengths[:, None]) & (index < ends[:, None])
             return self._check_rows(moment, in_rows & ~here.any(1))
         for position in listed(0 if self.positions is None else self.positions):
-            lacks = lengths + position < 0 if position < 0 else ends <= position
+            far = position > 2**62 or position < -(2**62)  # torch has no such numbers
+            lacks = torch.full_like(lengths, far, dtype=torch.bool)
+            lacks = lacks if far else lengths + position < 0 if position < 0 else ends <= position
             self._check_rows(moment, in_rows & lacks, f"position {position}")
         return None
 

@@ -12,6 +12,7 @@ from ..errors import BadInput, Mismatch, UnknownName
 from ..models import Moment
 from .changes import Amount, per_row, shown
 from .edit import Edit
+from .values import numbers
 
 Latent = int | Int[Tensor, "batch"] | Sequence[int]
 
@@ -55,9 +56,9 @@ def _latent_edit(
     dictionary: Any, latent: Latent, change: Callable[[Tensor, Tensor], Tensor], amount: Amount, label: str
 ) -> Edit:
     _one_site(dictionary)
-    latents = torch.as_tensor(latent)  # numbers of a table's column are NumPy's
-    if latents.ndim > 1:
-        raise BadInput(f"{label}: latents are one, or one a row, not {list(latents.shape)}")
+    latents = numbers(latent, label)  # of a table's column they are NumPy's
+    if latents.ndim > 1 or latents.is_floating_point() or latents.dtype == torch.bool:
+        raise BadInput(f"{label}: a latent is a whole number; give one, or one a row, not {latent!r:.60}")
     if latents.numel() == 0 or int(latents.min()) < 0 or int(latents.max()) >= dictionary.width:
         raise UnknownName(f"{label}: the dictionary has latents 0 to {dictionary.width - 1}")
 

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ..errors import BadInput
-from ..models import Moment, Run, Site, TokenBatch
+from ..models import Generation, Moment, Run, Site, TokenBatch
 
 TOKEN_AXES = ("batch", "position", "key")
 # other names of axes, as tables of sites and TransformerLens write them
@@ -53,15 +53,18 @@ class Value:
             BadInput: axes that the site does not have, or a tensor that can be read in several ways.
         """
         what = f"{what} at {site}"
+        value = value.run if isinstance(value, Generation) else value
         if isinstance(value, Run):
             if axes is not None or tokens is not None:
                 raise BadInput(f"{what}: a run knows its tokens and axes; leave out axes= and tokens=")
             tensor = value[site] if value.has_batch_dim else value[site][None]
-            if tensor.ndim != len(axes_of(site)):
-                raise BadInput(f"{what}: this run dropped an axis of {site}; give the tensor and axes=")
             heads = None if site.head_axis is None else value.heads
             return Value(site, tensor, axes_of(site), what, value.tokens, value.columns, heads)
-        tensor = torch.as_tensor(value)
+        if not isinstance(tokens, TokenBatch | None):
+            raise BadInput(
+                f"{what}: tokens= is a TokenBatch, as run.tokens or model.tokens(prompts), not {tokens!r:.40}"
+            )
+        tensor = numbers(value, what)
         if axes is None:
             return Value(site, tensor, _read(site, tensor, what), what, tokens, named=False)
         return Value(site, *_ordered(site, tensor, axes, what), what, tokens)
@@ -229,6 +232,20 @@ def _seen(moment: Moment) -> Bool[Tensor, "batch key"] | None:
     return (moment.visible & moment.chosen[:, None, :, None]).any(dim=1).any(dim=1)
 
 
+def numbers(value: Any, what: str, dtype: torch.dtype | None = None) -> Tensor:
+    """A number, or several, as a tensor. Raises `BadInput` for what is none."""
+    try:
+        tensor = torch.as_tensor(value)
+        tensor = tensor if dtype is None else torch.as_tensor(value, dtype=dtype)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise BadInput(f"{what}: numbers or a tensor are needed, not a {type(value).__name__}") from None
+    if tensor.is_complex() or tensor.is_meta or tensor.layout != torch.strided:
+        raise BadInput(
+            f"{what}: a dense tensor of real numbers is needed, not {tensor.dtype} ({tensor.layout}, {tensor.device})"
+        )
+    return tensor
+
+
 # ---------------------------------------------------------------------- axes by name
 def _read(site: Site, tensor: Tensor, what: str) -> tuple[str, ...]:
     """The axes of a tensor that nobody named: all of the site, or the last ones that are not of tokens."""
@@ -249,6 +266,8 @@ def _read(site: Site, tensor: Tensor, what: str) -> tuple[str, ...]:
 def _ordered(site: Site, tensor: Tensor, axes: str | Sequence[str], what: str) -> tuple[Tensor, tuple[str, ...]]:
     """The tensor with its axes in the site's order, without those named "1", and the names."""
     names = axes_of(site)
+    if not isinstance(axes, str | list | tuple):
+        raise BadInput(f"{what}: axes= names the axes in the tensor's order, as 'batch d_model', not {axes!r}")
     given = [_SAME.get(name, name) for name in (axes.split() if isinstance(axes, str) else axes)]
     kept = [name for name in given if name != "1"]
     known = [name for name in names if name != "1"]

@@ -192,6 +192,8 @@ class Native:
             BadInput: nothing, an empty prompt, no kind of prompt, ids outside the vocabulary, longer than the context,
                 no tokenizer; padding between the tokens of a row where attention windows would count it.
         """
+        if padding not in ("right", "left", None):
+            raise BadInput(f"padding= is 'right' or 'left', not {padding!r}")
         batch = read(self, x, mask, padding or "right")
         batch = batch if padding is None else batch.laid(padding, self.pad)
         if (longest := int(batch.lengths.max())) > self.cfg.n_ctx:

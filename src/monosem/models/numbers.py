@@ -20,6 +20,22 @@ def whole_number(given: Any, what: str) -> int:
     return number
 
 
+def count(given: Any, what: str, least: int | None = 1) -> int:
+    """A whole number of at least `least` (None: any that is no text and no bool); else raises `BadInput`."""
+    number = given.item() if hasattr(given, "item") and getattr(given, "ndim", 0) == 0 else given
+    if isinstance(number, bool) or not isinstance(number, int) or (least is not None and number < least):
+        raise BadInput(f"{what} is a whole number{'' if least is None else f', {least} or more'}, not {given!r}")
+    return number
+
+
+def seed_of(given: Any) -> int:
+    """A seed that torch takes. Raises `BadInput` for anything else."""
+    seed = count(given, "seed", least=None)
+    if not -(2**63) <= seed < 2**64:
+        raise BadInput(f"seed is a whole number from 0 to 2**64 - 1, not {seed}")
+    return seed
+
+
 def whole_numbers(given: Any, what: str) -> list[int]:
     """One number or several as a list; errors as `whole_number`."""
     listed = given.tolist() if hasattr(given, "tolist") else given

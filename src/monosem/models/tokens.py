@@ -171,7 +171,7 @@ def _rows(model: Any, x: Any) -> Iterator[Row]:
         raise BadInput(f"prompt {first} is {one} and prompt {second} is {other}; give prompts of one kind")
     for kind in kinds:
         if kind not in READERS:
-            raise BadInput(f"{MEANS}; not {kind}" + ("" if len(items) == 1 else ", several times"))
+            raise BadInput(f"{MEANS}; not {kind}")
         yield from READERS[kind](model, items)
 
 
@@ -185,6 +185,8 @@ def _items(x: Any) -> list[Any]:
         if x.ndim not in (1, 2):
             raise BadInput(f"token ids are [pos] or [batch, pos], not {_called(x)}")
         return [x] if x.ndim == 1 else list(x)
+    if isinstance(x, set | frozenset):
+        raise BadInput(f"{MEANS}; a set has no order: give a list")
     if not isinstance(x, Iterable) or isinstance(x, bytes | bytearray):
         raise BadInput(f"{MEANS}; not {_called(x)}")
     return list(x)
@@ -209,7 +211,9 @@ def _kind(item: Any) -> str:
 
 
 def _texts(model: Any, items: list[Any]) -> Iterator[Row]:
-    for text in items:
+    for number, text in enumerate(items):
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise BadInput(f"prompt {number} has half a character (a surrogate), as badly decoded files do; repair it")
         yield _whole(model.encoded(text))
 
 
@@ -262,6 +266,8 @@ def _whole(ids: list[int]) -> Row:
 
 def _ids(values: Any, where: str) -> Tensor:
     ids = _vector(values, where)
+    if ids.is_meta:
+        raise BadInput(f"{where}: these token ids are on the device 'meta', which holds no numbers")
     whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
     if not whole or (isinstance(values, Sequence) and any(isinstance(value, bool | np.bool_) for value in values)):
         raise BadInput(f"{where}: token ids must be integers, not {_called(values)}")
@@ -347,4 +353,4 @@ def _called(x: Any) -> str:
         return f"{x.dtype} {list(x.shape)}"
     if _is_keyed(x):
         return f"a {type(x).__name__} with the keys {', '.join(map(str, list(x.keys())[:6]))}"
-    return f"a {type(x).__name__} ({str(x)[:40]!r})" if x is not None else "None"
+    return f"{str(x)[:40]!r} ({type(x).__name__})" if x is not None else "None"

@@ -198,5 +198,7 @@ def _site(name: str, layer: int | None, spelling: object) -> Site:
 def sites_of(sites: "SiteLike | Iterable[SiteLike]") -> list[Site]:
     """One site or several, in any spelling; `("q", 3)` is one site, `("q.3", "k.3")` are two."""
     pair = isinstance(sites, tuple) and len(sites) > 1 and isinstance(sites[1], int)
-    single = isinstance(sites, str | Site | int) or pair
+    single = (
+        isinstance(sites, str | Site) or pair or not (hasattr(sites, "__iter__") and getattr(sites, "ndim", 1) != 0)
+    )
     return [Site.parse(site) for site in ([sites] if single else sites)]  # type: ignore[union-attr, arg-type]

@@ -23,7 +23,8 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**
 
 def bytes_of(size: str | int | float) -> int:
     """`"4GB"` (10^9), `"512MiB"` (2^20) or a number of bytes. Raises `BadInput` for anything else."""
-    parts = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([a-zA-Z]*)\s*", size if isinstance(size, str) else f"{int(size)}")
+    text = f"{size:.0f}" if isinstance(size, int | float) and not isinstance(size, bool) else str(size)
+    parts = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([a-zA-Z]*)\s*", text)
     unit = parts[2].upper() if parts else None
     if parts is None or unit not in _UNITS or not float(parts[1]) > 0:
         raise BadInput(f"memory is a size such as '4GB' or '512MiB', not {size!r}")

@@ -22,7 +22,9 @@ def checked(edit: EditLike, old: Tensor, new: Tensor, moment: Moment) -> Tensor:
         new = torch.where(moment.visible, new, old)
     if not bool(new.isfinite().all()) and bool((bad := _bad(edit.site, old, new)).any()):
         value, where = new[bad][0].item(), bad.nonzero()[0].tolist()
-        hint = f"{old.dtype} holds up to {torch.finfo(old.dtype).max:g}: give smaller values, or load with dtype='fp32'"
+        hint = f"{old.dtype} holds up to {torch.finfo(old.dtype).max:g}: give smaller values"
+        hint += "" if old.dtype == torch.float32 else ", or load with dtype='fp32'"
+        hint = "is the edit's own value NaN, or does it divide by 0?" if value != value else hint
         if moment.visible is not None and edit.site.name.endswith("scores"):
             hint = "keys that a query may not see are NaN: read around them (nanmean, or moment.visible)"
         raise BadInput(f"{edit} makes {value} of {old[bad][0].item():g} (row {moment.row(where[0])}); {hint}")

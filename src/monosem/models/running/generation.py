@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from ...errors import BadInput
+from ..numbers import count
 from ..places.places import Places
 from ..places.rotations import turned_anew
 from ..places.sites import Site, SiteLike, sites_of
@@ -85,13 +86,14 @@ def generate(
         UnknownName: a setting that does not exist, or a site that the model does not have.
         EditDidNotFire: an edit that reached no token.
     """
-    prompt = model.tokens([[model.bos]] * rows if x is None else x, padding="left").to(model.device)
+    max_new_tokens = count(max_new_tokens, "max_new_tokens")
+    prompt = model.tokens([[model.bos]] * count(rows, "rows") if x is None else x, padding="left").to(model.device)
     sites, longest = _per_token(sites_of(capture)), int(prompt.lengths.max())
     read = longest + max_new_tokens - (not sites)  # the last token is read for what is captured there
-    if max_new_tokens < 1 or read > model.cfg.n_ctx:
+    if read > model.cfg.n_ctx:
         raise BadInput(
-            f"cannot generate {max_new_tokens} tokens after {longest}: "
-            f"need at least 1, and {model.name} has a context of {model.cfg.n_ctx}"
+            f"cannot generate {max_new_tokens} tokens after {longest}: {model.name} has a context of "
+            f"{model.cfg.n_ctx}; ask for fewer, or shorten the prompt"
         )
     settings = settings_of(model, sampling, temperature, top_k, top_p)
     session = Session(model, sites, edits_of(model, edits), room=max_new_tokens - (not sites))

@@ -66,6 +66,8 @@ def run(
     """
     if model.device.type == "meta":
         raise BadInput(f"{model.name} was freed: load it again")
+    if logits not in (True, False, "last"):
+        raise BadInput(f"logits= is True (every token), 'last' or False, not {logits!r:.40}")
     tokens = model.tokens(x).to(model.device)
     sites, all_edits = sites_of(capture), edits_of(model, edits)
     if logits is False and not sites:
@@ -90,7 +92,7 @@ def run(
 @contextmanager
 def editing(model: AnyModel, *edits: EditLike) -> Iterator[AnyModel]:
     """Every run and generation inside, of this thread or task, uses these edits, before its own."""
-    model.ambient_edits = [*model.ambient_edits, *edits]
+    model.ambient_edits = [*model.ambient_edits, *map(_edit, edits)]
     try:
         yield model
     finally:  # its own, last first: contexts need not end in the order of their nesting
@@ -101,12 +103,23 @@ def editing(model: AnyModel, *edits: EditLike) -> Iterator[AnyModel]:
 
 
 def edits_of(model: Places, edits: EditLike | Iterable[EditLike]) -> list[EditLike]:
-    """The edits of `model.editing(...)`, then these."""
-    return [*model.ambient_edits, *([edits] if hasattr(edits, "apply") else edits)]  # type: ignore[list-item]
+    """The edits of `model.editing(...)`, then these. Raises `BadInput` for what is no edit."""
+    given: Any = [edits] if hasattr(edits, "apply") or not isinstance(edits, Iterable) else edits
+    return [*model.ambient_edits, *map(_edit, given)]
+
+
+def _edit(given: Any) -> EditLike:
+    if not (hasattr(given, "apply") and isinstance(getattr(given, "site", None), Site)):
+        raise BadInput(f"edits are what monosem.edits makes, such as edits.scale('z.3', 0.0), not {given!r:.60}")
+    return given  # type: ignore[no-any-return]
 
 
 def _from_start(model: Places, start: Start, sites: Iterable[Site], edits: list[EditLike]) -> list[EditLike]:
     """The edits that a pass from this start comes by. Refuses captures and edits of blocks that are skipped."""
+    if not (isinstance(start, tuple) and len(start) == 2 and isinstance(start[1], Tensor)):
+        raise BadInput("start= is a site and a tensor batch pos d_model, such as ('resid_pre.7', h)")
+    if start[1].is_meta or not bool(start[1].isfinite().all()):
+        raise BadInput("start= holds no numbers, or numbers that are not finite: a run from there says nothing")
     first, ambient = model.site(start[0]), {id(edit) for edit in model.ambient_edits}
     late = [edit for edit in edits if not (id(edit) in ambient and lies_before(edit.site, first))]
     captured = [site for site in sites if site.name not in EMBEDDINGS]  # these are made of the tokens all the same

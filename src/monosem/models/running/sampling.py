@@ -4,7 +4,8 @@ Generation is greedy and plain unless it is told otherwise; what a model's folde
 when the model is loaded and followed with `sampling="model"`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from math import isfinite
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,7 @@ from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList,
 
 from ...errors import BadInput, UnknownName, cause, did_you_mean
 from ..native import Native
+from ..numbers import seed_of
 from ..tokens import TokenBatch
 
 Sampling = Literal["model"] | Mapping[str, Any] | None
@@ -45,6 +47,31 @@ _SHAPE: dict[str, Any] = {
     "remove_invalid_values": False,
     "renormalize_logits": False,
 }
+
+
+def _number(value: Any, least: float, most: float = float("inf")) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) and least <= value <= most
+
+
+_FLAG = (lambda value: isinstance(value, bool), "True or False")
+_WHOLE = (lambda value: _number(value, 0) and isinstance(value, int), "a whole number, 0 or more")
+_SHARE = (lambda value: _number(value, 0, 1), "a number from 0 to 1")
+# setting -> what its values must be; transformers finds out later, in its own words, or never
+_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "do_sample": _FLAG,
+    "remove_invalid_values": _FLAG,
+    "renormalize_logits": _FLAG,
+    "temperature": (lambda value: _number(value, 0), "0 (greedy) or a number above it"),
+    "repetition_penalty": (lambda value: _number(value, 0) and value > 0, "a number above 0"),
+    "exponential_decay_length_penalty": (
+        lambda value: isinstance(value, list | tuple) and len(value) == 2 and all(_number(one, 0) for one in value),
+        "a pair (number of tokens, factor)",
+    ),
+    **dict.fromkeys(("top_k", "no_repeat_ngram_size", "min_length", "min_new_tokens"), _WHOLE),
+    **dict.fromkeys(("top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"), _SHARE),
+}
+# settings of token ids, which may stand in lists
+_OF_IDS = ("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id")
 FOLLOWED = {"do_sample": False} | _DRAW | _SHAPE
 # what is not done here -> its value that changes nothing, and its name in words
 _REFUSED: dict[str, tuple[Any, str]] = {
@@ -100,8 +127,7 @@ def settings_of(
         UnknownName: a setting that transformers does not have. BadInput: one that cannot be followed here.
     """
     if isinstance(sampling, Mapping):
-        chosen = dict(sampling)
-        chosen.setdefault("do_sample", bool(chosen.get("temperature")))
+        chosen = {name: _plain(value) for name, value in sampling.items()}
     elif sampling == "model":
         chosen = asked_for(model.hf)
         if chosen.get("do_sample"):
@@ -111,10 +137,19 @@ def settings_of(
         chosen = {}
     else:
         raise BadInput(f"sampling is 'model', or settings such as {{'repetition_penalty': 1.2}}, not {sampling!r}")
-    if temperature is not None:
-        chosen |= {"temperature": temperature, "do_sample": temperature > 0}
-    chosen |= {name: value for name, value in (("top_k", top_k), ("top_p", top_p)) if value is not None}
+    beside = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    chosen |= {name: _plain(value) for name, value in beside.items() if value is not None}
     _check(model, chosen)
+    if temperature is not None:
+        chosen["do_sample"] = chosen["temperature"] > 0
+    elif "do_sample" not in chosen:
+        chosen["do_sample"] = bool(chosen.get("temperature"))
+        if "temperature" not in chosen and sampling != "model" and (idle := [name for name in chosen if name in _DRAW]):
+            raise BadInput(
+                f"{idle[0]} shapes draws, and this generation is greedy: add temperature=1.0, or leave it out"
+            )
+    if chosen["do_sample"] and chosen.get("temperature") == 0:
+        raise BadInput("do_sample=True draws tokens, and temperature=0 does not: leave one of them out")
     if not chosen.get("do_sample"):
         return {name: value for name, value in chosen.items() if name in _SHAPE and value != _SHAPE[name]}
     return {name: value for name, value in chosen.items() if name in FOLLOWED}
@@ -130,11 +165,27 @@ def _check(model: Native, chosen: Mapping[str, Any]) -> None:
             raise UnknownName(
                 f"generation has no setting {name!r}{did_you_mean(name, FOLLOWED)}; it follows {', '.join(FOLLOWED)}"
             )
-    temperature = chosen.get("temperature")
-    if temperature is not None and not temperature >= 0:
-        raise BadInput(f"temperature must be 0 (greedy) or more, got {temperature}")
-    if chosen.get("do_sample") and temperature == 0:
-        raise BadInput("do_sample=True draws tokens, and temperature=0 does not: leave one of them out")
+        if value is None:
+            continue
+        if name in _VALUES and not _VALUES[name][0](value):
+            raise BadInput(f"{name} is {_VALUES[name][1]}, not {value!r}")
+        if name in _OF_IDS and (bad := [token for token in _flat(value) if not _is_id(model, token)]):
+            raise BadInput(f"{name}: {bad[0]!r} is no token id; {model.name} has ids 0 to {model.cfg.d_vocab - 1}")
+
+
+def _plain(value: Any) -> Any:
+    """A number of NumPy or torch as Python's, an array as lists."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _flat(value: Any) -> list[Any]:
+    """The items of lists in lists."""
+    several = isinstance(value, Iterable) and not isinstance(value, str)
+    return [item for one in value for item in _flat(one)] if several else [value]
+
+
+def _is_id(model: Native, token: Any) -> bool:
+    return isinstance(token, int) and not isinstance(token, bool) and 0 <= token < model.cfg.d_vocab
 
 
 def chooser(model: Native, settings: Mapping[str, Any], prompt: TokenBatch, max_new_tokens: int, seed: int) -> Choose:
@@ -154,7 +205,7 @@ def chooser(model: Native, settings: Mapping[str, Any], prompt: TokenBatch, max_
         for length in sorted(set(lengths))
     ]
     processors = [_processors(model, settings, length, max_new_tokens) for _, length in groups]
-    generator = torch.Generator(device=model.device).manual_seed(seed)
+    generator = torch.Generator(device=model.device).manual_seed(seed_of(seed))
     width = prompt.ids.shape[1]
 
     def choose(ids: Int[Tensor, "batch pos"], logits: Float[Tensor, "batch vocab"]) -> Int[Tensor, "batch"]:
@@ -163,8 +214,10 @@ def chooser(model: Native, settings: Mapping[str, Any], prompt: TokenBatch, max_
             own: Any = ids[rows, width - length :]
             try:
                 scores[rows] = process(own, scores[rows])
-            except ValueError as error:  # ids outside the vocabulary are found so late
+            except (ValueError, IndexError) as error:  # ids outside the vocabulary are found so late
                 raise BadInput(f"sampling: {cause(error)}") from error
+        if bool((scores.amax(-1) == -torch.inf).any()):
+            raise BadInput(f"sampling: {', '.join(settings)} leave no token to choose; leave some of them out")
         if not settings.get("do_sample"):
             return scores.argmax(-1)
         return torch.multinomial(scores.softmax(-1), 1, generator=generator)[:, 0]
@@ -184,5 +237,5 @@ def _processors(model: Native, settings: Mapping[str, Any], length: int, max_new
         return GenerationMixin._get_logits_processor(  # type: ignore[misc]
             model.hf, generation_config=config, input_ids_seq_length=length, device=str(model.device)
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, IndexError) as error:
         raise BadInput(f"sampling: {cause(error)}") from error

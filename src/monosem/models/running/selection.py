@@ -45,6 +45,8 @@ class Kept:
     ) -> "Kept":
         """Raises `BadInput` for a position or head that is not there, and for rows that would keep unequal numbers."""
         chosen = None if heads is None else tuple(whole_numbers(heads, "heads"))
+        if chosen == ():
+            raise BadInput("heads=[] keeps no head; name one at least, or leave heads= out")
         for site in sites:
             if chosen is not None and site.head_axis is not None:
                 check_heads(site, chosen, heads_at(model, site), model.cfg.n_heads)
@@ -90,13 +92,13 @@ def columns_of(tokens: TokenBatch, positions: Positions) -> Int[Tensor, "batch k
     if isinstance(positions, slice):
         wanted = [list(range(*whole_slice(positions, "positions").indices(length))) for length in lengths]
     else:
+        for number, length in enumerate(lengths):
+            if bad := [p for p in listed(positions) if not -length <= p < length]:
+                raise BadInput(f"positions: prompt {number} has {length} tokens, position {bad[0]} is not one of them")
         wanted = [[p + length if p < 0 else p for p in listed(positions)] for length in lengths]
     if len({len(row) for row in wanted}) > 1 or not wanted[0]:
         counts = sorted({len(row) for row in wanted})
         raise BadInput(f"positions={positions} keeps {counts} tokens of the rows; it must be one number, above 0")
-    for number, (row, length) in enumerate(zip(wanted, lengths)):
-        if bad := [p for p in row if not 0 <= p < length]:
-            raise BadInput(f"positions: prompt {number} has {length} tokens, position {bad[0]} is not one of them")
     real = [mask.nonzero()[:, 0] for mask in tokens.mask.cpu()]  # not side by side where padding is between them
     return torch.stack([columns[torch.tensor(row)] for columns, row in zip(real, wanted)])
 
