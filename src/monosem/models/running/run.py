@@ -66,12 +66,9 @@ def run(
     """
     if model.device.type == "meta":
         raise BadInput(f"{model.name} was freed: load it again")
-    if logits not in (True, False, "last"):
-        raise BadInput(f"logits= is True (every token), 'last' or False, not {logits!r:.40}")
     tokens = model.tokens(x).to(model.device)
     sites, all_edits = sites_of(capture), edits_of(model, edits)
-    if logits is False and not sites:
-        raise BadInput("nothing to run for: capture a site or ask for logits")
+    _check_asked(sites, logits)
     if start is not None:
         all_edits = _from_start(model, start, sites, all_edits)
     kept = None if positions is None and heads is None else Kept.of(model, tokens, positions, heads, sites)
@@ -112,6 +109,13 @@ def _edit(given: Any) -> EditLike:
     if not (hasattr(given, "apply") and isinstance(getattr(given, "site", None), Site)):
         raise BadInput(f"edits are what monosem.edits makes, such as edits.scale('z.3', 0.0), not {given!r:.60}")
     return given  # type: ignore[no-any-return]
+
+
+def _check_asked(sites: list[Site], logits: Any) -> None:
+    if logits not in (True, False, "last"):
+        raise BadInput(f"logits= is True (every token), 'last' or False, not {logits!r:.40}")
+    if logits is False and not sites:
+        raise BadInput("nothing to run for: capture a site or ask for logits")
 
 
 def _from_start(model: Places, start: Start, sites: Iterable[Site], edits: list[EditLike]) -> list[EditLike]:
