@@ -184,6 +184,17 @@ def test_capture_adds_nothing_to_the_text_and_takes_derived_sites(llama):
         llama.generate(rows, max_new_tokens=5, capture=["pattern.1"])
 
 
+@pytest.mark.parametrize("where", [{"scope": "generated"}, {"scope": "prompt"}, {"positions": [0, -1]},
+    {"positions": "last"}, {"positions": slice(None, -1)}])  # fmt: skip
+def test_edits_that_ask_for_the_end_of_the_prompt_refuse_a_generation_as_prompt(llama, where):
+    edit, made = edits.scale("resid_post.1", 0.5), llama.generate(IDS, max_new_tokens=2)
+    for call in (llama.run, llama.generate):
+        with pytest.raises(BadInput, match="where the prompt ends"):
+            call(made, edits=edit.at(**where))
+    assert torch.equal(llama.run(made, edits=edit.at(positions=[0, 1])).logits,
+        llama.run(made.ids, edits=edit.at(positions=[0, 1])).logits)  # fmt: skip
+
+
 def test_nothing_is_computed_past_an_edit_after_a_generation(llama):
     made = llama.generate(IDS, edits=edits.scale("ln1_output.1", 0.0), max_new_tokens=2, capture=["resid_pre.1", "z.1"])
     for site in ("ln1_output.1", "attn_input.1"):

@@ -20,7 +20,7 @@ from ..tokens import TokenBatch
 from .cache import cache_name
 from .moment import EditLike
 from .result import Run
-from .run import edits_of, inputs, moment
+from .run import edits_of, inputs, moment, refuse_parted
 from .sampling import Choose, Sampling, chooser, settings_of
 from .session import Session
 
@@ -36,7 +36,8 @@ class Generation:
         ids: prompt and continuation of each row, right padded, ready for `model.run` (which also takes the whole
             `Generation`, as `model.generate` does to go on).
         logits: of the first new token of each row, after the edits, before `sampling`: `batch vocab`.
-        run: what was captured of prompt and continuation, as `model.run(generation.ids, capture, edits)` has it.
+        run: what was captured of prompt and continuation, as `model.run(generation.ids, capture, edits)` has it with
+            edits that do not depend on where the prompt ends.
     """
 
     prompt: TokenBatch
@@ -96,7 +97,9 @@ def generate(
             f"{model.cfg.n_ctx}; ask for fewer, or shorten the prompt"
         )
     settings = settings_of(model, sampling, temperature, top_k, top_p)
-    session = Session(model, sites, edits_of(model, edits), room=max_new_tokens - (not sites))
+    all_edits = edits_of(model, edits)
+    refuse_parted(x, all_edits)
+    session = Session(model, sites, all_edits, room=max_new_tokens - (not sites))
     choose = chooser(model, settings, prompt, max_new_tokens, seed)
     ends = model.end_ids if stop_at_eos else frozenset[int]()
     with torch.no_grad(), session:

@@ -18,7 +18,7 @@ from ..tokens import TokenBatch
 from .budget import estimate, rows_that_fit
 from .moment import EditLike, Moment
 from .result import Run
-from .selection import Kept, Positions
+from .selection import Kept, Positions, from_the_end
 from .session import Session, Stop
 
 AnyModel = TypeVar("AnyModel", bound=Places)
@@ -68,6 +68,7 @@ def run(
         raise BadInput(f"{model.name} was freed: load it again")
     tokens = model.tokens(x).to(model.device)
     sites, all_edits = sites_of(capture), edits_of(model, edits)
+    refuse_parted(x, all_edits)
     _check_asked(sites, logits)
     if start is not None:
         all_edits = _from_start(model, start, sites, all_edits)
@@ -116,6 +117,19 @@ def _check_asked(sites: list[Site], logits: Any) -> None:
         raise BadInput(f"logits= is True (every token), 'last' or False, not {logits!r:.40}")
     if logits is False and not sites:
         raise BadInput("nothing to run for: capture a site or ask for logits")
+
+
+def refuse_parted(x: Any, edits: Iterable[EditLike]) -> None:
+    """Raises `BadInput` for an edit that depends on where a prompt ends, of a `Generation`: its new tokens are no longer
+    told from its prompt."""
+    if not isinstance(getattr(x, "prompt", None), TokenBatch):
+        return
+    for edit in edits:
+        if getattr(edit, "scope", "all") != "all" or from_the_end(getattr(edit, "positions", None)):
+            raise BadInput(
+                f"{edit} depends on where the prompt ends, and a Generation is read as a prompt with all its tokens: "
+                "generate all tokens at once, or give generation.ids if the whole is meant as the prompt"
+            )
 
 
 def _from_start(model: Places, start: Start, sites: Iterable[Site], edits: list[EditLike]) -> list[EditLike]:

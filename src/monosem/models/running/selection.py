@@ -116,6 +116,14 @@ def at_positions(
     return chosen
 
 
+def from_the_end(positions: Positions | None) -> bool:
+    """Whether some of the positions are counted from the end of the prompt."""
+    if isinstance(positions, slice):
+        backwards = positions.step is not None and positions.step < 0
+        return backwards or any(bound is not None and bound < 0 for bound in (positions.start, positions.stop))
+    return positions is not None and any(position < 0 for position in listed(positions))
+
+
 def listed(positions: int | Sequence[int] | Literal["last"]) -> list[int]:
     """Positions one by one; errors as `whole_number`."""
     if isinstance(positions, str) and positions == "last":
