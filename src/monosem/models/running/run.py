@@ -120,8 +120,8 @@ def _check_asked(sites: list[Site], logits: Any) -> None:
 
 
 def refuse_parted(x: Any, edits: Iterable[EditLike]) -> None:
-    """Raises `BadInput` for an edit that depends on where a prompt ends, of a `Generation`: its new tokens are no longer
-    told from its prompt."""
+    """Raises `BadInput` where x is a `Generation`, whose new tokens are not told from its prompt any more, and an edit
+    depends on where the prompt ends."""
     if not isinstance(getattr(x, "prompt", None), TokenBatch):
         return
     for edit in edits:
