@@ -25,10 +25,12 @@ class Result:
     Attributes:
         config: the settings of the analysis that made it, in plain values (`analysis` fills it in).
         ranked_by: the column that `top` and `best` go by, its largest values first.
+        either_way: whether values of that column are large in magnitude, whatever their sign.
     """
 
     config: Mapping[str, Any] = {}
     ranked_by: ClassVar[str | None] = None
+    either_way: ClassVar[bool] = False
 
     @property
     def table(self) -> "pd.DataFrame":
@@ -47,7 +49,8 @@ class Result:
 
         Errors as `largest`.
         """
-        return largest(self.table, by or self.ranked_by, n)
+        column = by or self.ranked_by
+        return largest(self.table, column, n, either_way=self.either_way and column == self.ranked_by)
 
     @property
     def best(self) -> Any:

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from monosem.activations import ActivationShards, SkipRule, harvest
 from monosem.data import Document, TokenStore
+from monosem.dictionaries import Dictionary
 from monosem.errors import BadFile, BadInput, Mismatch, UnknownName
 from monosem.latents import Index, IndexConfig, build_index, index_of
 from monosem.latents.layout import EDGES, pack, unpack
@@ -83,6 +84,19 @@ def test_numbers_equal_brute_force(index, dense):
             q = float(name.split()[1])
             nearest = np.quantile(own, q, method="inverted_cdf")
             assert nearest / (EDGES[1] / EDGES[0]) <= value <= nearest * (EDGES[1] / EDGES[0]) * 1.001
+
+
+def test_no_quantile_is_below_the_threshold(tmp_path):
+    highest = torch.stack([SAE.encode(b[SITE]).dense().amax(0) for b in harvest(MODEL, STORE, SITE)]).amax(0)
+    edge = torch.tensor(EDGES)[np.searchsorted(EDGES, highest.numpy()) - 1]  # of the bin in which all active ones lie
+    threshold = torch.where(highest > 0, edge + 0.8 * (highest - edge), 1).float()
+    sae = Dictionary(replace(SAE.parts, kind="jumprelu", tensors=replace(SAE.tensors, threshold=threshold)))
+    made = build_index(MODEL, sae, STORE, tmp_path / "i.sqlite", quiet=True)
+    found = [e for e in map(made.evidence, range(WIDTH)) if e.count]
+    assert len(found) > 5
+    for evidence in found:
+        low, high = float(threshold[evidence.latent]), evidence.maximum
+        assert all(low <= value <= high for value in evidence.quantiles.values())
 
 
 def test_examples_are_the_strongest_and_their_context_is_the_text(index, dense):

@@ -32,6 +32,9 @@ class Contrast(Result):
     latent); p_family (corrected for looking at all latents); rate_positive, rate_negative (share of prompts on which it
     fires); and on the half that the ranking did not see: held_out_difference, held_out_auroc, held_out_low,
     held_out_high (95 % bootstrap interval, for the first rows).
+
+    Where codes have signs (abstopk), column sign is -1 for latents that are negative on average on the positive prompts
+    (on the negative ones, where they are silent on the positive); their numbers are for the latent turned around.
     """
 
     rows: pd.DataFrame = field(repr=False)
@@ -85,12 +88,19 @@ def contrast(
     """
     search, rest = PromptPairs(positive, negative, paired).split(held_out, seed=seed)
     up, down = (pooled(model, dictionary, side, pool) for side in (search.positive, search.negative))
-    fires = ((up > 0).any(0) | (down > 0).any(0)).nonzero()[:, 0]
+    fires = ((up != 0).any(0) | (down != 0).any(0)).nonzero()[:, 0]
     if not len(fires):
         raise BadInput(f"no latent of {dictionary.name or 'this dictionary'} fires on any of the prompts searched")
     up, down = up[:, fires], down[:, fires]
-    out_up, out_down = (pooled(model, dictionary, side, pool)[:, fires] for side in (rest.positive, rest.negative))
+    sign = torch.where(torch.where((up != 0).any(0), up.mean(0), down.mean(0)) < 0, -1.0, 1.0)
+    up, down = up * sign, down * sign
+    out_up, out_down = (
+        pooled(model, dictionary, side, pool)[:, fires] * sign for side in (rest.positive, rest.negative)
+    )
     table = _table(fires, (up, down), (out_up, out_down), paired, permutations, seed)
+    if (sign < 0).any():
+        signs = dict(zip(fires.tolist(), sign.int().tolist()))
+        table.insert(1, "sign", table["latent"].map(signs))
     return Contrast(table, {"prompts": {"search": len(search.positive), "held_out": len(rest.positive)}})
 
 
@@ -117,8 +127,8 @@ def _table(
         "auroc": auroc(up, down),
         "p": p,
         "p_family": p_family,
-        "rate_positive": (up > 0).float().mean(0),
-        "rate_negative": (down > 0).float().mean(0),
+        "rate_positive": (up != 0).float().mean(0),
+        "rate_negative": (down != 0).float().mean(0),
         "held_out_difference": out_up.mean(0) - out_down.mean(0),
         "held_out_auroc": auroc(out_up, out_down),
     }

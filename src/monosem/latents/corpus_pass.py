@@ -47,7 +47,7 @@ class CorpusPass:
     def add(self, batch: ActivationBatch) -> None:
         """Count the kept tokens of some whole windows."""
         codes = self.dictionary.encode(batch[self.dictionary.site])
-        rows, places = (codes.values > 0).nonzero(as_tuple=True)
+        rows, places = (codes.values != 0).nonzero(as_tuple=True)
         whole = (codes.indices[rows, places], batch.windows[rows], batch.positions[rows], batch.tokens[rows])
         latents, windows, positions, tokens = (column.cpu().numpy().astype(np.int64) for column in whole)
         values = codes.values[rows, places].float().cpu().numpy()

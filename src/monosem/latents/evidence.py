@@ -28,8 +28,9 @@ class Example:
     """A piece of text in which a latent fires.
 
     Attributes:
-        tokens, activations: token strings and the latent's activation at each (0 at tokens that do not count). Where a
-            character is spread over several tokens, it stands at the last of them and the others are empty.
+        tokens, activations: token strings and the latent's activation at each (0 at tokens that do not count; negative
+            only where codes have signs). Where a character is spread over several tokens, it stands at the last of them
+            and the others are empty.
         anchor: index of the strongest token. document: its document's id. position: of the anchor in its window.
     """
 
@@ -41,13 +42,14 @@ class Example:
 
     @property
     def maximum(self) -> float:
+        """The activation at the strongest token, with its sign."""
         return self.activations[self.anchor]
 
     def shown(self) -> Iterator[tuple[str, float]]:
         """(text, activation) of what can be seen: an empty token counts with the one that ends its character."""
         carried = 0.0
         for token, value in zip(self.tokens, self.activations):
-            carried = max(carried, value)
+            carried = max(carried, value, key=abs)
             if token:
                 yield token, carried
                 carried = 0.0
@@ -59,10 +61,11 @@ class Evidence(Result):
 
     Attributes:
         count, density: counted tokens at which it is active, and their share.
-        maximum, mean, sd: over the tokens at which it is active.
-        quantiles: share -> activation, over active tokens (interpolated in the histogram).
-        histogram: (lower edge, upper edge, count) of every bin that is not empty.
-        tokens: (token, times active there, summed activation), most activation first.
+        maximum: the largest magnitude. mean, sd: of the activations where it is active, with their signs.
+        quantiles: share -> magnitude, over active tokens (interpolated in the histogram).
+        histogram: (lower edge, upper edge, count) of every bin of magnitudes that is not empty.
+        tokens: (token, times active there, summed activation), most activation first; where codes have signs, a token
+            with both stands here twice.
         examples: strongest first, at most one a window and two a document.
         promoted, suppressed: (token, direct effect on its logit per unit of activation), see `effects.CONVENTION`.
     """
@@ -83,6 +86,7 @@ class Evidence(Result):
     provenance: dict[str, Any] = field(default_factory=dict)
 
     ranked_by: ClassVar[str | None] = "maximum"
+    either_way: ClassVar[bool] = True
 
     @property
     def table(self) -> pd.DataFrame:
@@ -118,7 +122,8 @@ class Evidence(Result):
             out.append("  ".join(f"{visible(token)!r}" for token, _ in listed[:10]) + "\n")
         if self.tokens:
             out.append("  fires on   ", style="bold")
-            out.append("  ".join(f"{visible(token)!r} ×{count}" for token, count, _ in self.tokens[:10]) + "\n")
+            shown = (f"{visible(token)!r} ×{count}{_sign(total)}" for token, count, total in self.tokens[:10])
+            out.append("  ".join(shown) + "\n")
         for example in self.examples[:examples]:
             out.append(f"  {example.maximum:7.1f}  ", style="bold")
             for token, value in example.shown():
@@ -130,11 +135,11 @@ class Evidence(Result):
         """A fragment without scripts or style sheets: token background as strong as its share of the maximum."""
         rows = "".join(_example_html(example, self.maximum) for example in self.examples[:examples])
         lists = "".join(
-            f"<p><b>{title}</b> {_tokens_html(token for token, *_ in listed[:10])}</p>"
+            f"<p><b>{title}</b> {_tokens_html(listed[:10])}</p>"
             for title, listed in (
                 ("Promotes", self.promoted),
                 ("Suppresses", self.suppressed),
-                ("Fires most on", self.tokens),
+                ("Fires most on", [(f"{token}{_sign(total)}", total) for token, _, total in self.tokens]),
             )
         )
         return f'<div class="evidence"><p>{html.escape(self.summary)}</p>{lists}<ol>{rows}</ol></div>'
@@ -166,9 +171,15 @@ class Evidence(Result):
         return f'<svg viewBox="0 0 {14 * len(self.histogram)} 100" role="img">{bars}</svg>'
 
 
+def _sign(total: float) -> str:
+    return " (−)" if total < 0 else ""
+
+
 def _style(share: float) -> str:
-    if share <= 0:
+    if share == 0:
         return ""
+    if share < 0:
+        return "bold black on bright_cyan" if share < -0.66 else "black on cyan" if share < -0.33 else "cyan"
     return "bold black on bright_yellow" if share > 0.66 else "black on yellow" if share > 0.33 else "yellow"
 
 
@@ -176,16 +187,17 @@ def _example_html(example: Example, maximum: float) -> str:
     spans = []
     for token, value in example.shown():
         text = html.escape(visible(token))
-        if value > 0 and maximum:
+        if value and maximum:
             weight = "font-weight:600;" if value == example.maximum else ""
-            shade = f"background:rgba(255,160,0,{0.12 + 0.75 * min(value / maximum, 1):.2f});{weight}"
+            colour = "255,160,0" if value > 0 else "0,150,220"
+            shade = f"background:rgba({colour},{0.12 + 0.75 * min(abs(value) / maximum, 1):.2f});{weight}"
             text = f'<span style="{shade}" title="{value:.2f}">{text}</span>'
         spans.append(text)
     return f'<li value="{round(example.maximum)}">{"".join(spans)}</li>'
 
 
-def _tokens_html(tokens: Any) -> str:
-    return " ".join(f"<code>{html.escape(visible(token))}</code>" for token in tokens)
+def _tokens_html(listed: list[tuple[str, float]]) -> str:
+    return " ".join(f"<code>{html.escape(visible(token))}</code>" for token, _ in listed)
 
 
 _PAGE = """<!doctype html>

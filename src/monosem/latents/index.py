@@ -43,6 +43,8 @@ def index_of(dictionary: Dictionary) -> "Index | None":
 class Index(Result):
     """An opened index (read-only, also from a read-only folder); `config` is what `meta` says of its making.
 
+    Opened with its dictionary, quantiles are never below the latent's threshold.
+
     Raises:
         BadFile: missing, damaged, or made by another version. Mismatch: made with other weights than `dictionary`'s.
     """
@@ -59,6 +61,7 @@ class Index(Result):
             rows = self._rows("SELECT key, value FROM meta")
             self.meta: dict[str, Any] = {key: json.loads(value) for key, value in rows}
         self.config = self.meta
+        self._threshold = None if dictionary is None else dictionary.threshold
         if self.meta.get("schema") != SCHEMA:
             raise BadFile(f"{self.path} was made by another version of monosem; make it again")
         if dictionary is not None and self.meta["weights"] != dictionary.fingerprint:
@@ -86,7 +89,10 @@ class Index(Result):
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row a latent: count, density, maximum, mean, sd, skew and kurtosis of its activations where active."""
+        """One row a latent: count, density, maximum (of magnitudes), and moments of its activations where active.
+
+        They are mean, sd, skew and kurtosis; kurtosis is Pearson's, 3 for a normal distribution (not the excess).
+        """
         return self._table
 
     @cached_property
@@ -101,7 +107,7 @@ class Index(Result):
         m1, m2, m3, m4 = (raw[f"s{i}"] / n for i in (1, 2, 3, 4))
         variance = (m2 - m1**2).clip(lower=0)
         sd = variance**0.5
-        safe = sd.where(sd > 1e-6 * m1)
+        safe = sd.where(sd > 1e-6 * m1.abs())
         return pd.DataFrame(
             {
                 "latent": raw["latent"],
@@ -122,7 +128,7 @@ class Index(Result):
 
     @cached_property
     def maxima(self) -> Float[Tensor, "width"]:
-        """The largest activation of each latent; 0 where it never fired."""
+        """The largest activation of each latent, in magnitude; 0 where it never fired."""
         return torch.tensor(self.table["maximum"].to_numpy(copy=True), dtype=torch.float32)
 
     def evidence(self, latent: int) -> Evidence:
@@ -139,6 +145,7 @@ class Index(Result):
         )
         bins = np.frombuffer(zlib.decompress(histogram), dtype="<u4")
         mean = s1 / count if count else 0.0
+        lowest = 0.0 if self._threshold is None else float(self._threshold[latent])
         return Evidence(
             latent=latent,
             dictionary=self.meta["dictionary"],
@@ -147,7 +154,7 @@ class Index(Result):
             maximum=maximum,
             mean=mean,
             sd=max(s2 / count - mean**2, 0.0) ** 0.5 if count else 0.0,
-            quantiles={f"quantile {q:g}": quantile(bins, q, maximum) for q in QUANTILES} if count else {},
+            quantiles={f"quantile {q:g}": quantile(bins, q, maximum, lowest) for q in QUANTILES} if count else {},
             histogram=[(float(EDGES[i]), float(EDGES[i + 1]), int(bins[i])) for i in bins.nonzero()[0]],
             tokens=[(self._token(i), n, total) for i, n, total in json.loads(tokens)],
             examples=self._examples(latent),

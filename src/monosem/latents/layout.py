@@ -61,10 +61,10 @@ def _unplanes(raw: bytes, dtype: str) -> np.ndarray:
     return np.frombuffer(np.frombuffer(raw, np.uint8).reshape(size, -1).T.tobytes(), dtype)
 
 
-def quantile(bins: np.ndarray, q: float, maximum: float) -> float:
-    """Interpolated inside its bin, logarithmically; never above the maximum."""
+def quantile(bins: np.ndarray, q: float, maximum: float, lowest: float = 0.0) -> float:
+    """Interpolated inside its bin, logarithmically; never above the maximum, nor below what an active latent has."""
     total = np.cumsum(bins)
     at = int(np.searchsorted(total, q * total[-1]))
     before = total[at - 1] if at else 0
     share = (q * total[-1] - before) / max(int(bins[at]), 1)
-    return float(min(EDGES[at] * (EDGES[at + 1] / EDGES[at]) ** share, maximum))
+    return float(min(max(EDGES[at] * (EDGES[at + 1] / EDGES[at]) ** share, lowest), maximum))

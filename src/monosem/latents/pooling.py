@@ -39,7 +39,8 @@ def prompt_runs(
 def pooled(
     model: Model, dictionary: Dictionary, prompts: Any, pool: Pool = "max", *, batch_size: int = 32
 ) -> Float[Tensor, "prompts width"]:
-    """One value a latent for each prompt, from its sparse codes: the largest, the mean, or the last token's."""
+    """One value a latent for each prompt, from its sparse codes, with its sign: the largest in magnitude, the mean, or
+    the last token's."""
     if pool not in ("max", "mean", "last"):
         raise UnknownName(f"pool is 'max', 'mean' or 'last', not {pool!r}")
     parts = []
@@ -51,7 +52,11 @@ def pooled(
         codes = dictionary.encode(run[dictionary.site][counted])
         out = torch.zeros(len(run.tokens), dictionary.width, device=codes.values.device)
         place = (rows[:, None] * dictionary.width + codes.indices).flatten()
-        how = "amax" if pool == "max" else "sum"
-        out.view(-1).scatter_reduce_(0, place, codes.values.float().flatten(), how)
-        parts.append((out if pool == "max" else out / counted.sum(1, keepdim=True)).cpu())
+        values = codes.values.float().flatten()
+        if pool == "mean":
+            out.view(-1).scatter_reduce_(0, place, values, "sum")
+            parts.append((out / counted.sum(1, keepdim=True)).cpu())
+            continue
+        highest, lowest = (out.view(-1).scatter_reduce(0, place, values, how) for how in ("amax", "amin"))
+        parts.append(torch.where(highest >= -lowest, highest, lowest).view_as(out).cpu())
     return torch.cat(parts)

@@ -17,8 +17,8 @@ PAIRS = 4_000_000  # (latent, token) pairs held before the rarest are let go
 class Firings:
     """The active places of some whole windows, sorted by (latent, window, position).
 
-    Shapes are `n`: latent, index of the window, of the document, position in the window, token id, activation, and a
-    number that is the same where the text up to here is (`echoes`).
+    Shapes are `n`: latent, index of the window, of the document, position in the window, token id, activation (signed;
+    what is strong is large in magnitude), and a number that is the same where the text up to here is (`echoes`).
     """
 
     latent: Int[np.ndarray, "n"]
@@ -36,7 +36,8 @@ class Firings:
 
 
 class Numbers:
-    """Count, sums of the first four powers, maximum and histogram of each latent's activations where it is active."""
+    """Count and sums of the first four powers of each latent's activations where it is active; maximum and histogram of
+    their magnitudes."""
 
     def __init__(self, width: int):
         self.width = width
@@ -52,8 +53,8 @@ class Numbers:
         for sums in self.sums:
             power = power * value
             sums += np.bincount(f.latent, weights=power, minlength=self.width)
-        np.maximum.at(self.maximum, f.latent, f.value)
-        bins = np.clip(np.searchsorted(EDGES, value, side="right") - 1, 0, BINS - 1)
+        np.maximum.at(self.maximum, f.latent, np.abs(f.value))
+        bins = np.clip(np.searchsorted(EDGES, np.abs(value), side="right") - 1, 0, BINS - 1)
         self.histogram += np.bincount(f.latent * BINS + bins, minlength=self.width * BINS).reshape(self.width, BINS)
 
     def state(self) -> dict[str, np.ndarray]:
@@ -65,7 +66,7 @@ class Numbers:
 
 
 class TokenTallies:
-    """How often, and how strongly in all, each latent fires on each token.
+    """How often, and how strongly in all, each latent fires on each token; with each sign, where codes have signs.
 
     When there are more pairs than `PAIRS`, each latent keeps its strongest, so that on a large corpus the numbers of
     rare tokens are lower bounds.
@@ -73,14 +74,15 @@ class TokenTallies:
 
     def __init__(self, vocabulary: int, keep: int = 64):
         self.vocabulary, self.keep = vocabulary, keep
-        self.key = np.zeros(0, dtype=np.int64)  # latent * vocabulary + token, sorted
+        self.key = np.zeros(0, dtype=np.int64)  # (latent * vocabulary + token) * 2 + (activation < 0), sorted
         self.count = np.zeros(0, dtype=np.int64)
         self.mass: np.ndarray = np.zeros(0)
         self._new: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._held = 0
 
     def add(self, f: Firings) -> None:
-        key, inverse = np.unique(f.latent * self.vocabulary + f.token, return_inverse=True)
+        keys = (f.latent * self.vocabulary + f.token) * 2 + (f.value < 0)
+        key, inverse = np.unique(keys, return_inverse=True)
         mass = np.bincount(inverse, weights=f.value)
         self._new.append((key, np.bincount(inverse).astype(np.int64), mass))
         self._held += len(key)
@@ -95,24 +97,30 @@ class TokenTallies:
         self.mass = np.bincount(inverse, weights=masses)
         self._new, self._held = [], 0
         if len(self.key) > PAIRS:
-            kept = np.sort(_strongest(self.key // self.vocabulary, self.mass, self.keep))
+            kept = np.sort(self._strongest(self.keep))
             self.key, self.count, self.mass = self.key[kept], self.count[kept], self.mass[kept]
 
     def top(self, n: int) -> dict[int, list[tuple[int, int, float]]]:
-        """latent -> [(token, count, summed activation)], most activation first."""
+        """latent -> [(token, count, summed activation)], most activation (in magnitude) first."""
         self.merge()
         strongest: dict[int, list[tuple[int, int, float]]] = {}
-        for i in _strongest(self.key // self.vocabulary, self.mass, n):
-            latent, token = divmod(int(self.key[i]), self.vocabulary)
+        for i in self._strongest(n):
+            latent, token = divmod(int(self.key[i]) // 2, self.vocabulary)
             strongest.setdefault(latent, []).append((token, int(self.count[i]), float(self.mass[i])))
         return strongest
 
+    def _strongest(self, n: int) -> np.ndarray:
+        """Indices of the n heaviest entries of each latent, latents in order, heaviest first."""
+        latents = self.key // (2 * self.vocabulary)
+        order = np.lexsort((-np.abs(self.mass), latents))
+        return order[_rank_in_group(latents[order]) < n]
+
     def state(self) -> dict[str, np.ndarray]:
         self.merge()
-        return {"key": self.key, "token_count": self.count, "mass": self.mass}
+        return {"signed_key": self.key, "token_count": self.count, "mass": self.mass}
 
     def load(self, state: dict[str, np.ndarray]) -> None:
-        self.key, self.count, self.mass = state["key"], state["token_count"], state["mass"]
+        self.key, self.count, self.mass = state["signed_key"], state["token_count"], state["mass"]
 
 
 class Candidates:
@@ -139,11 +147,12 @@ class Candidates:
         self._new: list[dict[str, np.ndarray]] = []
 
     def add(self, f: Firings) -> None:
-        order = np.lexsort((f.position, -f.value, f.window, f.latent))
+        strength = np.abs(f.value)
+        order = np.lexsort((f.position, -strength, f.window, f.latent))
         first = np.ones(len(order), dtype=bool)
         first[1:] = (np.diff(f.latent[order]) != 0) | (np.diff(f.window[order]) != 0)
         best = order[first]
-        best = best[f.value[best] > self.floor[f.latent[best]]]
+        best = best[strength[best] > self.floor[f.latent[best]]]
         columns = {name: getattr(f, name)[best] for name in self.held if name != "around"}
         self._new.append({**columns, "around": self._around(f, best)})
         if sum(len(new["latent"]) for new in self._new) > max(len(self.held["latent"]) // 2, UNRANKED):
@@ -155,14 +164,14 @@ class Candidates:
         columns = {name: np.concatenate([part[name] for part in parts]) for name in self.held}
         self._new = []
         # strongest first, ties in the order of the corpus: the result does not depend on how the stream was cut
-        order = np.lexsort((columns["window"], -columns["value"], columns["latent"]))
+        order = np.lexsort((columns["window"], -np.abs(columns["value"]), columns["latent"]))
         order = order[_rank_within(columns["latent"][order], columns["echo"][order]) < 1]
         order = order[_rank_within(columns["latent"][order], columns["document"][order]) < self.per_document]
         kept = order[_rank_in_group(columns["latent"][order]) < self.limit]
         self.held = {name: column[kept] for name, column in columns.items()}
         full = np.bincount(self.held["latent"], minlength=self.width) >= self.limit
         lowest = np.full(self.width, np.inf, dtype=np.float32)
-        np.minimum.at(lowest, self.held["latent"], self.held["value"])
+        np.minimum.at(lowest, self.held["latent"], np.abs(self.held["value"]))
         self.floor = np.where(full, lowest, 0).astype(np.float32)
 
     def _around(self, f: Firings, chosen: Int[np.ndarray, "m"]) -> Float[np.ndarray, "m span"]:
@@ -171,11 +180,12 @@ class Candidates:
         windows = 1 + int(f.window.max(initial=0))
         key = (f.latent * windows + f.window) * span + f.position + self.left
         out = np.zeros((len(chosen), self.left + 1 + self.right), dtype=np.float16)
+        largest = np.finfo(np.float16).max
         for at, offset in enumerate(range(-self.left, self.right + 1)):
             wanted = key[chosen] + offset
             place = np.searchsorted(key, wanted).clip(max=len(key) - 1) if len(key) else np.zeros(0, dtype=int)
             hit = key[place] == wanted
-            out[hit, at] = np.minimum(f.value[place[hit]], np.finfo(np.float16).max)
+            out[hit, at] = f.value[place[hit]].clip(-largest, largest)
         return out
 
     def state(self) -> dict[str, np.ndarray]:
@@ -216,9 +226,3 @@ def echoes(rows: Int[np.ndarray, "n context"], border: int, span: int) -> Int[np
             inside &= shifted != border
         out = out * np.uint64(0x9E3779B97F4A7C15) + np.where(inside, shifted + 1, 0).astype(np.uint64)
     return out.view(np.int64)
-
-
-def _strongest(groups: np.ndarray, weights: np.ndarray, n: int) -> np.ndarray:
-    """Indices of the n heaviest of each group, groups in order, heaviest first."""
-    order = np.lexsort((-weights, groups))
-    return order[_rank_in_group(groups[order]) < n]

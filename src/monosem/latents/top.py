@@ -20,6 +20,7 @@ class Top(Result):
     rows: pd.DataFrame = field(repr=False)
 
     ranked_by: ClassVar[str | None] = "value"
+    either_way: ClassVar[bool] = True
 
     @property
     def table(self) -> pd.DataFrame:
@@ -41,7 +42,7 @@ def top(
     positions: Literal["all", "last"] = "all",
     index: Index | None = None,
 ) -> Top:
-    """The n strongest latents of every token, or of the last token of each prompt.
+    """The n strongest latents (in magnitude) of every token, or of the last token of each prompt.
 
     Special tokens and the first token of a prompt are left out, but the last token is always shown.
 
@@ -60,13 +61,13 @@ def top(
         for number, strings in enumerate(run.str_tokens):
             ids = run.tokens.mask[number].nonzero()[:, 0]
             codes = dictionary.encode(run[dictionary.site][number, ids])
-            order = codes.values.argsort(-1, descending=True)[:, :n]
+            order = codes.values.abs().argsort(-1, descending=True)[:, :n]
             values, latents = codes.values.gather(-1, order).tolist(), codes.indices.gather(-1, order).tolist()
             for position, token in enumerate(strings):
                 last = position == len(strings) - 1
                 if not last and (positions == "last" or not bool(counted[number, ids[position]])):
                     continue
-                active = [(f, v) for f, v in zip(latents[position], values[position]) if v > 0]
+                active = [(f, v) for f, v in zip(latents[position], values[position]) if v != 0]
                 place = {"prompt": done + number, "position": position, "token": token, "last": last}
                 rows += [{**place, "rank": r, "latent": f, "value": v} for r, (f, v) in enumerate(active, 1)]
         done += len(run.tokens)

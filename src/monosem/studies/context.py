@@ -79,10 +79,10 @@ class Context:
         ]
         active = torch.cat(codes)
         source = "the prompts of this study (the dictionary has no index)"
-        return Statistics((active > 0).float().mean(0), active.amax(0), source)
+        return Statistics((active != 0).float().mean(0), active.abs().amax(0), source)
 
     def strongest(self, prompts: Sequence[str]) -> Float[Tensor, "prompts width"]:
-        """The highest activation of each latent on each prompt, over its counted tokens."""
+        """The activation of each latent that is largest in magnitude on each prompt, over its counted tokens."""
         return pooled(self.model, self.dictionary, prompts, "max", batch_size=self.config.batch_size)
 
     def evidence(self, latent: int) -> Evidence | None:

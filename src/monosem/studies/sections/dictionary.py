@@ -88,7 +88,7 @@ def _top(context: Context) -> list[dict[str, Any]]:
                 "latent": latent,
                 "positive": float(sides["positive"][:, latent].mean()),
                 "negative": float(sides["negative"][:, latent].mean()),
-                "active": float((sides["positive"][:, latent] > 0).float().mean()),
+                "active": float((sides["positive"][:, latent] != 0).float().mean()),
                 "density": float(context.statistics.densities[latent]),
                 "promoted": context.written_tokens(latent, 5)[0],
             }
