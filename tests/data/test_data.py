@@ -82,9 +82,9 @@ def test_conversations_are_rendered_or_joined(tmp_path, chat_tokenizer):
     ("name", "content", "message"),
     [
         ("a.txt", " \n", "holds no text"),
-        ("a.jsonl", '{"text": "x"}\n{"text": ', "line 2: not valid JSON"),
+        ("a.jsonl", '\n{"text": ', "line 2: not valid JSON"),
         ("a.json", '{"text": "x"}', "holds a JSON dict"),
-        ("a.json", "[1]", "row 1 is a JSON int"),
+        ("a.json", "[1]", "row 1: a JSON int"),
         ("a.json", "[", "not valid JSON"),
         ("a.pdf", "x", "of a kind that cannot be read"),
     ],

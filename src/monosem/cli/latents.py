@@ -9,13 +9,13 @@ from . import output
 from .application import group, resumable
 from .options import (
     Context,
+    Corpus,
     DictionaryArgument,
     Json,
     LatentArgument,
     OnDictionary,
     PromptArguments,
     Seed,
-    Text,
     TokenLimit,
     option,
 )
@@ -121,7 +121,7 @@ def show(
 
 def make_index(
     asked: OnDictionary,
-    text: Text,
+    corpus: Corpus,
     out: Annotated[Path | None, option("FILE", "Default: index.sqlite beside the dictionary.")] = None,
     tokens: TokenLimit = 1_000_000,
     examples: Annotated[int, option("N", "Examples kept for each latent.", min=1)] = 20,
@@ -134,14 +134,15 @@ def make_index(
 
     Example: monosem latents index runs/sae/dictionary --text books/ --tokens 1000000
     """
-    from ..data import TokenStore, corpus
+    from ..data import TokenStore
     from ..latents import IndexConfig, build_index
 
     sae, lm = asked.load()
     target = out or (sae.folder or Path()) / "index.sqlite"
-    config = IndexConfig(examples=examples, corpus=", ".join(map(str, text)))
+    config = IndexConfig(examples=examples, corpus=", ".join(map(str, corpus.text)))
     with resumable(f"what is done is kept beside {target}"):
-        store = TokenStore.build(lm, corpus(lm, text, seed=seed), context, tokens=tokens, quiet=asked.silent)
+        documents = corpus.documents(lm, seed, asked.silent)
+        store = TokenStore.build(lm, documents, context, tokens=tokens, quiet=asked.silent)
         build_index(lm, sae, store, target, config, quiet=asked.silent)
     as_json({"index": target}) if asked.json else print(target)
 

@@ -4,7 +4,7 @@ Options that belong together are a dataclass: a command takes it as one paramete
 the name of its parameter or field: `drop_unaligned` is `--drop-unaligned`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +18,7 @@ from .output import as_json, frame, notice
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from ..data import Document
     from ..dictionaries import Dictionary
     from ..models import Model
     from ..results import Result
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 MODELS = "smollm2, gemma3-270m, a Hugging Face id, a folder or a .gguf file"
 DICTIONARIES = "a shipped name (monosem list dictionaries), a folder, a .pt file or a Hugging Face id"
 TEXTS = "Text: .txt, .json, .jsonl[.gz], .parquet or a folder. May be repeated."
+MOST_SKIPPED = "Stop when more of a path's rows give no text (default: 0.1)."
 
 
 def option(metavar: str | None, help: str, *names: str, **limits: Any) -> Any:
@@ -49,6 +51,8 @@ DictionaryArgument = Annotated[str, argument("DICTIONARY", f"The dictionary: {DI
 LatentArgument = Annotated[int, argument("LATENT", "The number of the latent.", min=0)]
 PromptArguments = Annotated[list[str], argument("PROMPT...", "One or more prompts.")]
 Text = Annotated[list[Path], option("PATH", TEXTS)]
+TextField = Annotated[str | None, option("NAME", "Column of the text (default: text, or a conversation's columns).")]
+MostSkipped = Annotated[float, option("SHARE", MOST_SKIPPED, min=0, max=1)]
 TokenLimit = Annotated[int, option("N", "How much of the text to use.", min=1)]
 Context = Annotated[int, option("N", "Tokens a window.", min=2)]
 Device = Annotated[str | None, option("NAME", "cpu, cuda, cuda:1, mps (default: the best one here).")]
@@ -122,6 +126,24 @@ class OnDictionary(Printing):
         sae.to(model.device)
         sae.check(model)
         return sae, model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Text from files, and how it is read."""
+
+    text: Text
+    field: TextField = None
+    most_skipped: MostSkipped = 0.1
+
+    def documents(self, model: "Model", seed: int = 0, quiet: bool = False) -> "Iterable[Document]":
+        return self.of(self.text, model, seed, quiet)
+
+    def of(self, paths: list[Path], model: "Model", seed: int = 0, quiet: bool = False) -> "Iterable[Document]":
+        """Other text, read in the same way."""
+        from ..data import corpus
+
+        return corpus(model, paths, seed=seed, field=self.field, most_skipped=self.most_skipped, quiet=quiet)
 
 
 @dataclass(frozen=True, kw_only=True)

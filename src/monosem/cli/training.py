@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 from .application import resumable
 from .options import (
     MODELS,
+    MOST_SKIPPED,
     TEXTS,
     Context,
+    Corpus,
     Device,
     Dtype,
     OnDictionary,
     Quiet,
     Set,
-    Text,
+    TextField,
     TokenLimit,
     Trust,
     argument,
@@ -37,6 +39,8 @@ class Training:
     model: Annotated[str | None, option("MODEL", f"The model: {MODELS}.")] = None
     site: Annotated[str | None, option("SITE", "Where it reads, such as resid_post.15.")] = None
     text: Annotated[list[Path] | None, option("PATH", TEXTS)] = None
+    field: TextField = None
+    most_skipped: Annotated[float | None, option("SHARE", MOST_SKIPPED, min=0, max=1)] = None
     width: Annotated[int | None, option("N", "Number of latents.")] = None
     k: Annotated[int | None, option("N", "Active latents a token.", "-k")] = None
     tokens: Annotated[int | None, option("N", "Tokens to train on; a shorter text is read repeatedly.")] = None
@@ -91,7 +95,7 @@ def train(
 
 def evaluate(
     asked: OnDictionary,
-    text: Text,
+    corpus: Corpus,
     tokens: TokenLimit = 100_000,
     context: Context = 256,
     save: Annotated[Path | None, option("FILE", "Write everything as JSON, with the config.")] = None,
@@ -102,14 +106,14 @@ def evaluate(
 
     Example: monosem evaluate smollm2/resid_post.15 --text held-out.txt --tokens 50000
     """
-    from ..data import corpus
     from ..dictionaries import evaluate as measure
     from ..files import writable_folder
 
     if save:
         writable_folder(save.parent)
     sae, lm = asked.load()
-    evaluation = measure(lm, sae, corpus(lm, text), tokens=tokens, context=context, quiet=asked.silent)
+    documents = corpus.documents(lm, quiet=asked.silent)
+    evaluation = measure(lm, sae, documents, tokens=tokens, context=context, quiet=asked.silent)
     if save:
         evaluation.save(save)
     if asked.json:

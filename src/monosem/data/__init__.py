@@ -4,6 +4,7 @@ from .packing import TokenStore, document_separator, packed
 from .pair_files import read_pairs
 from .pairs import PromptPairs
 from .source import TextSource, as_store, corpus
+from .tally import SkippedRows
 from .tasks import TASKS, capitals, greater_than, ioi, pronouns, token_at
 from .text import Document, interleaved, shuffled, texts
 from .token_pairs import TokenPairs
@@ -12,6 +13,7 @@ __all__ = [
     "TASKS",
     "Document",
     "PromptPairs",
+    "SkippedRows",
     "TextSource",
     "TokenPairs",
     "TokenStore",

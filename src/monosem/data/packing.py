@@ -16,11 +16,13 @@ from torch import Tensor
 from ..errors import BadFile, BadInput
 from ..files import read_json, replacing_folder, write_json
 from ..progress import Meter
-from .text import Document
+from .text import Document, without_surrogates
 
 BATCH_DOCUMENTS = 256  # documents a call of the tokenizer: it spreads them over the cores
 BATCH_CHARACTERS = 2_000_000  # and no more than these, so that books do not pile up in memory
 SEPARATOR = "<|endoftext|>"  # what pre-training puts between documents wherever a vocabulary has it
+# what it puts there otherwise: Llama 3 and SmolLM3, Command-R, DeepSeek, Gemma, Llama 2 and Mistral
+SEPARATORS = ("<|end_of_text|>", "<EOS_TOKEN>", "<｜end▁of▁sentence｜>", "<eos>", "</s>")
 
 Windows = Int[np.ndarray, "n context"]
 
@@ -28,7 +30,8 @@ Windows = Int[np.ndarray, "n context"]
 def document_separator(tokenizer: Any) -> int:
     """The token that stood between documents in pre-training: `<|endoftext|>` where the vocabulary has it, else eos.
 
-    The eos of a chat model is often its end-of-turn token (SmolLM2, Qwen2: `<|im_end|>`): it never separates documents.
+    The eos of a chat model is often its end-of-turn token (SmolLM2, Qwen2: `<|im_end|>`, Llama 3: `<|eot_id|>`), which
+    separates turns: an eos that is not among `SEPARATORS` is taken only where the vocabulary has none of them.
 
     Raises:
         BadInput: the tokenizer has neither.
@@ -38,7 +41,8 @@ def document_separator(tokenizer: Any) -> int:
         return int(vocabulary[SEPARATOR])
     if tokenizer.eos_token_id is None:
         raise BadInput("this tokenizer declares no eos token to put between documents; pass separator=<token id>")
-    return int(tokenizer.eos_token_id)
+    known = () if tokenizer.eos_token in SEPARATORS else SEPARATORS
+    return int(next((vocabulary[token] for token in known if token in vocabulary), tokenizer.eos_token_id))
 
 
 @dataclass
@@ -256,7 +260,7 @@ def _batches(documents: Iterable[Document | str]) -> Iterator[list[Document]]:
             raise BadInput(
                 f"document {number} is a {type(item).__name__}: a corpus is texts, or windows of ids as one tensor"
             )
-        batch.append(document)
+        batch.append(document._replace(text=without_surrogates(document.text)))
         size += len(document.text)
         if len(batch) >= BATCH_DOCUMENTS or size >= BATCH_CHARACTERS:
             yield batch

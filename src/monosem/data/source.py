@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import BadInput
 from .packing import TokenStore
+from .tally import MOST_SKIPPED
 from .text import Document, interleaved, texts
 
 TextSource = TokenStore | Int[Tensor, "n context"] | Iterable[Document | str]
@@ -43,11 +44,24 @@ def as_store(model: Any, source: TextSource, context: int, *, tokens: int | None
     return store if tokens is None else TokenStore.of(store[: max(1, tokens // store.context)])
 
 
-def corpus(model: Any, paths: Sequence[str | os.PathLike[str]], *, seed: int = 0) -> Iterable[Document]:
+def corpus(
+    model: Any,
+    paths: Sequence[str | os.PathLike[str]],
+    *,
+    seed: int = 0,
+    field: str | None = None,
+    most_skipped: float = MOST_SKIPPED,
+    quiet: bool = False,
+) -> Iterable[Document]:
     """Documents of several paths, mixed and shuffled; conversations in the model's chat format where it has one.
 
+    Args:
+        field, most_skipped, quiet: as in `texts`.
+
     Raises:
-        BadFile: a path is missing or cannot be read as text. BadInput: no path.
+        BadFile, BadInput: as `texts`.
     """
     chat = model if getattr(model.tokenizer, "chat_template", None) else None
-    return interleaved([texts(path, chat=chat) for path in paths], seed=seed)
+    return interleaved(
+        [texts(path, field=field, chat=chat, most_skipped=most_skipped, quiet=quiet) for path in paths], seed=seed
+    )

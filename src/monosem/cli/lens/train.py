@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from ...errors import BadInput
 from ..application import resumable
-from ..options import MODELS, TEXTS, OnModel, Seed, Set, Text, fields, flag, option
+from ..options import MODELS, TEXTS, Corpus, OnModel, Seed, Set, fields, flag, option
 from ..output import as_json, frame, notice
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Training(OnModel):
 
 
 def train(
-    text: Text,
+    corpus: Corpus,
     out: Annotated[Path, option("DIR", "Folder of the run; the result is DIR/lens.")],
     training: Training,
     held_out: Annotated[list[Path] | None, option("PATH", f"Measure the result here. {TEXTS}")] = None,
@@ -64,15 +64,18 @@ def train(
 
     Example: monosem lens train --model smollm2 --text books/ --rank 64 --steps 200 --cells 512 --out runs/lens
     """
-    from ...data import TokenStore, corpus
+    from ...data import TokenStore
     from ...lenses import TunedLens
 
     config, quiet = training.config(), training.silent
     with resumable(f"what is done is kept in {out}"):
         lm = training.load()
         wanted = config.steps * config.windows * config.context
-        measured = corpus(lm, held_out) if held_out else None  # missing text is no surprise after the training
-        store = TokenStore.build(lm, corpus(lm, text, seed=config.seed), config.context, tokens=wanted, quiet=quiet)
+        measured = (
+            corpus.of(held_out, lm, quiet=quiet) if held_out else None
+        )  # missing text is no surprise after the training
+        documents = corpus.documents(lm, config.seed, quiet)
+        store = TokenStore.build(lm, documents, config.context, tokens=wanted, quiet=quiet)
         trained = TunedLens.fit(lm, store, config, folder=out, quiet=quiet)
     if not quiet:
         notice(f"{trained}\nlook through it: monosem lens tuned {training.model} PROMPT --lens {out / 'lens'}")

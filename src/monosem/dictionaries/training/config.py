@@ -4,6 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from ...data.tally import MOST_SKIPPED
 from ...jobs import JobConfig
 from ...jobs.config import Seed
 
@@ -14,7 +15,9 @@ class TrainConfig(JobConfig):
     """A training run of a TopK (arXiv 2406.04093) or BatchTopK (arXiv 2412.06410) sparse autoencoder."""
 
     job: ClassVar[str] = "training run"
-    not_decisive: ClassVar[frozenset[str]] = frozenset({"checkpoint_tokens", "checkpoint_seconds", "log_every"})
+    not_decisive: ClassVar[frozenset[str]] = frozenset(
+        {"most_skipped", "checkpoint_tokens", "checkpoint_seconds", "log_every"}
+    )
 
     model: str = Field(description="model that the activations come from (its monosem name or hub id)")
     site: str = Field(description="where they were read, e.g. resid_post.15")
@@ -29,6 +32,10 @@ class TrainConfig(JobConfig):
     seed: Seed = Field(default=0, description="of the initial weights and of the shuffling")
 
     texts: list[str] = Field(default_factory=list, description="files or folders that the text comes from")
+    field: str | None = Field(default=None, description="column of the text; None: text, or a conversation's columns")
+    most_skipped: float = Field(
+        default=MOST_SKIPPED, ge=0, le=1, description="share of a path's rows without text above which reading stops"
+    )
     context: int = Field(default=256, gt=0, description="tokens a window when the activations are read")
     batch_size: int = Field(default=16, gt=0, description="windows a forward pass when the activations are read")
     dtype: str | None = Field(default=None, description="the model's; None: as load_model chooses")

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 
 from ... import __version__
 from ...activations import ActivationShards, ActivationStream, ShardStream
-from ...data import TextSource, TokenStore, as_store, corpus
+from ...data import Document, TextSource, TokenStore, as_store, corpus
 from ...errors import BadInput
 from ...models import Model, load_model
 from ..dictionary import Dictionary
@@ -53,7 +53,7 @@ def train(
         model = load_model(config.model, **options, quiet=quiet)
     model.site(config.site)  # before the text is read
     for path in config.held_out:  # missing text is no surprise after hours of training
-        corpus(model, [path])
+        _documents(config, model, [path], quiet)
     store = _store(config, model, texts, quiet)
     stream = _SOURCES[config.source](config, model, store, home, quiet)
     dictionary = train_on(stream, config, folder=home, resume=resume, quiet=quiet, on_step=on_step)
@@ -69,8 +69,13 @@ def _store(config: TrainConfig, model: Model, texts: TextSource | None, quiet: b
         return as_store(model, texts, config.context, tokens=config.tokens)
     if not config.texts:
         raise BadInput("no text to train on: give --text PATH or texts: in the config")
-    documents = corpus(model, config.texts, seed=config.seed)
+    documents = _documents(config, model, config.texts, quiet, config.seed)
     return TokenStore.build(model, documents, config.context, tokens=config.tokens, quiet=quiet)
+
+
+def _documents(config: TrainConfig, model: Model, paths: list[str], quiet: bool, seed: int = 0) -> Iterable[Document]:
+    options: dict[str, Any] = {"field": config.field, "most_skipped": config.most_skipped, "quiet": quiet}
+    return corpus(model, paths, seed=seed, **options)
 
 
 def _streamed(config: TrainConfig, model: Model, store: TokenStore, home: Path, quiet: bool) -> ActivationStream:
@@ -120,7 +125,7 @@ def _held_out(config: TrainConfig, model: Model, dictionary: Dictionary, quiet: 
     """The evaluation on each held-out text, by its path."""
     measured = {}
     for path in config.held_out:
-        text = corpus(model, [path])
+        text = _documents(config, model, [path], quiet)
         result = evaluate(model, dictionary, text, tokens=config.held_out_tokens, context=config.context, quiet=quiet)
         measured[path] = {name: value for name, value in result.to_dict().items() if name != "config"}
     return measured
