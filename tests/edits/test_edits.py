@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from monosem import edits, metrics
 from monosem.dictionaries import Dictionary
 from monosem.errors import BadInput, EditDidNotFire, Mismatch, UnknownName
-from monosem.models import Model, TokenBatch
+from monosem.models import Model, Site, TokenBatch
 from tiny import tiny_hf, tiny_model
 from tiny_dictionaries import random_tensors, tiny_dictionary
 
@@ -261,3 +261,19 @@ def test_continuation_perplexity_counts_only_the_continuation():
 def test_a_gate_says_yes_or_no_for_each_token(gate):
     with pytest.raises(BadInput, match="one boolean a token"):
         MODEL.run([[5, 6, 7]] * 3, edits=edits.scale("resid_post.1", 0.0).when(gate))
+
+
+def test_a_function_may_write_into_the_activation_that_it_is_given():
+    """What the edit is not narrowed to stays, and so does what was captured of the same tensor before."""
+
+    def write(x, moment):
+        x[:, 1:] *= 2
+        return x
+
+    site = Site("resid_pre", 2)
+    edit = edits.Edit(site, write, "in place").at(rows=[1], positions=[0, -1])
+    found = MODEL.run(IDS, edits=edit, capture=["resid_post.1", site])
+    expected = MODEL.run(IDS, edits=edits.scale(site, 2.0).at(rows=[1], positions=-1), capture=["resid_post.1", site])
+    for one in ("resid_post.1", site):
+        torch.testing.assert_close(found[one], expected[one])
+    torch.testing.assert_close(found.logits, expected.logits)

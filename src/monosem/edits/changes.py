@@ -33,7 +33,7 @@ def function(site: SiteLike, fn: Callable[[Tensor], Tensor], label: str = "funct
     """
     if not callable(fn):
         raise BadInput(f"function takes a function of the activation, not {fn!r}")
-    return Edit(Site.parse(site), lambda x, _: fn(x.clone()), label, by_row=by_row)
+    return Edit(Site.parse(site), lambda x, _: fn(x), label, by_row=by_row)
 
 
 def patch(

@@ -81,7 +81,8 @@ class Edit:
         return replace(self, **{name: value for name, value in narrower.items() if value is not None})
 
     def when(self, gate: Gate) -> "Edit":
-        """The same edit where `gate(x, moment)`, a boolean `batch pos`, is true. Raises `BadInput` for no function."""
+        """The same edit where `gate(x, moment)`, a boolean `batch pos`, is true; of each row alone, for batches may be
+        split. Raises `BadInput` for no function."""
         if not callable(gate):
             raise BadInput(f"{self}: a gate is a function of activation and moment, not {gate!r}")
         return replace(self, gate=gate)
@@ -99,7 +100,7 @@ class Edit:
         moment, seen = replace(moment, chosen=chosen, heads=heads), x
         if moment.visible is not None and self.site.name.endswith("scores"):
             seen = x.masked_fill(~moment.visible, torch.nan)
-        new = self.fn(seen, moment)
+        new = self.fn(seen.clone(), moment)  # functions may write into it
         if not isinstance(new, Tensor) or new.shape != x.shape:
             shape = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
             raise BadInput(f"{self} returned shape {shape} for an activation of shape {tuple(x.shape)}")
