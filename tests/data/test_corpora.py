@@ -11,6 +11,7 @@ import yaml
 from typer.testing import CliRunner
 
 from monosem.cli import app
+from monosem.cli.latents import prompt_lines
 from monosem.data import SkippedRows, TokenStore, document_separator, shuffled, texts
 from monosem.errors import BadFile, BadInput, MonosemError
 from tiny import tiny_hf, tiny_tokenizer
@@ -83,7 +84,7 @@ def test_a_named_field_holds_turns_or_text(tmp_path: Path, chat: Any) -> None:
 
 
 def test_columns_are_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    row = {"id": 1, "instruction": "U", "input": "", "output": "A", "source": "web"}
+    row = {"id": 1, "text": None, "instruction": "U", "input": "", "output": "A", "source": "web"}
     file = write(tmp_path / "a.jsonl", row, row, {"text": "T"})
     read(file)
     said = capsys.readouterr().err.splitlines()
@@ -187,6 +188,11 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path, encoding: str, kind: str) 
 def test_marks_inside_joined_files_are_no_text(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes("".join(f'\ufeff{{"text": "\ufeff{word}"}}\n' for word in "ab").encode())
     assert read(tmp_path / "a.jsonl") == ["a", "b"]
+
+
+def test_a_mark_is_no_part_of_a_prompt(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\ntwo\n", encoding="utf-8-sig")
+    assert prompt_lines(tmp_path / "a.txt") == ["one", "two"]
 
 
 def test_half_a_surrogate_pair_is_replaced(tmp_path: Path, tiny_model: Any) -> None:

@@ -162,7 +162,7 @@ def index_at(dictionary: str, path: Path | None) -> "Index":
 def prompt_lines(path: Path) -> list[str]:
     """The lines of a file; blank ones at the end do not count, others are kept and refused later by their number."""
     try:
-        return path.read_text(encoding="utf-8").rstrip().splitlines()
+        return path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise BadFile(f"cannot read {path}: {cause(error)}") from error
 

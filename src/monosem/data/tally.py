@@ -2,8 +2,9 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..errors import BadFile, MonosemError
 from ..progress import say
@@ -35,14 +36,14 @@ class Tally:
     def skipped(self) -> int:
         return self._reasons.total()
 
-    def use(self, row: Iterable[str], columns: tuple[str, ...]) -> None:
+    def use(self, row: str | Mapping[str, Any], columns: tuple[str, ...]) -> None:
         """Count a row that gave a text; say its columns when they are the first such ones."""
         self._count()
-        if not columns or columns in self._shapes:
+        if isinstance(row, str) or columns in self._shapes:
             return
         self._shapes.add(columns)
         if len(self._shapes) <= SHAPES:
-            left = [str(name) for name in row if name not in columns]
+            left = [str(name) for name in row if name not in columns and row[name] is not None]
             rest = f"; not used: {', '.join(left[:12])}{', ...' if len(left) > 12 else ''}" if left else ""
             say(f"{self.path}: texts from {', '.join(columns)}{rest}", self.quiet)
 
