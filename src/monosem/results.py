@@ -74,8 +74,8 @@ def largest(table: "pd.DataFrame", column: str | None, n: int, *, either_way: bo
     Raises:
         BadInput: n below 1. UnknownName: no such column.
     """
-    if n < 1:
-        raise BadInput(f"n counts rows, at least 1, not {n}")
+    if isinstance(n, bool) or not hasattr(n, "__index__") or n < 1:
+        raise BadInput(f"n counts rows: a whole number, 1 or more, not {n!r}")
     if column is None:
         return table.head(n)
     check_name("column", column, table.columns)

@@ -125,7 +125,7 @@ def test_what_cannot_be_traced_is_refused(model: Model) -> None:
         (slice(6, 8), {}, "6 tokens"),
         ([slice(1, 2)], {}, "1 subjects for 2 prompts"),
         (slice(1, 2), {"window": 0}, "window"),
-        (slice(1, 2), {"of": 0.0}, "noise needs"),
+        (slice(1, 2), {"of": 0.0}, "of= is .* or a number above 0"),
     ):
         with pytest.raises(BadInput, match=message):
             trace(model, ROWS, subject, answers, quiet=True, **more)  # type: ignore[arg-type]

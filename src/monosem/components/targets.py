@@ -1,6 +1,6 @@
 """What a contribution is measured along: a token's logit, the difference of two, or a direction in the stream."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,7 +69,7 @@ def direction_target(model: Model, direction: Any) -> Target:
 
 
 def _ids(model: Model, tokens: Tokens, prompts: TokenBatch, after: bool) -> Int[Tensor, "row"]:
-    listed = [tokens] if isinstance(tokens, str | int) else list(tokens)
+    listed = list(tokens) if isinstance(tokens, Iterable) and not isinstance(tokens, str) else [tokens]
     if len(listed) not in (1, len(prompts)):
         raise BadInput(f"{len(listed)} tokens for {len(prompts)} rows; give one, or one for each row")
     if not after:

@@ -293,7 +293,7 @@ def _answers(
         return None
     rows = []
     for number, answer in enumerate(answers.tolist() if isinstance(answers, Tensor) else answers):
-        several = [answer] if isinstance(answer, str | int) else list(answer)
+        several: list[Any] = list(answer) if isinstance(answer, list | tuple | set) else [answer]
         if not several:
             bad.setdefault(number, f"pair {number} has an empty set of answers")
         try:

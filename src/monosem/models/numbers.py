@@ -28,6 +28,14 @@ def count(given: Any, what: str, least: int | None = 1) -> int:
     return number
 
 
+def above(given: Any, what: str, least: float = 0.0, others: str = "") -> float:
+    """A finite number above `least`. Raises `BadInput` for anything else; `others` says what may stand for it."""
+    number = given.item() if hasattr(given, "item") and getattr(given, "ndim", 0) == 0 else given
+    if isinstance(number, bool) or not isinstance(number, int | float) or not least < number < float("inf"):
+        raise BadInput(f"{what} is {others}a number above {least:g}, not {given!r}")
+    return number
+
+
 def seed_of(given: Any) -> int:
     """A seed that torch takes. Raises `BadInput` for anything else."""
     seed = count(given, "seed", least=None)

@@ -1,5 +1,6 @@
 """Cells: the places that a sweep patches one at a time, one `Cell` a place."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -189,7 +190,7 @@ def cells_of(
         dictionary.check(model)
     axes, numbers = axes_of(over), None if layers is None else model.layers(layers)
     heads = None if heads is None else whole_numbers(heads, "heads")
-    names = [sites] if isinstance(sites, str) else list(sites)
+    names: list[Any] = list(sites) if isinstance(sites, list | tuple | set) else [sites]
     chosen = [_site_name(model, site, axes, dictionary) for site in names]
     if "latent" in axes and dictionary is not None:
         if numbers not in (None, [dictionary.site.layer]):
@@ -259,7 +260,7 @@ def axes_of(over: str | Sequence[str]) -> tuple[str, ...]:
     Raises:
         UnknownName: no such axis. BadInput: "layer" is missing.
     """
-    axes = [over] if isinstance(over, str) else over
+    axes = over if isinstance(over, list | tuple | set) else [over]
     for axis in axes:
         check_name("axis", axis, ORDER)
     if "layer" not in axes:
@@ -268,6 +269,10 @@ def axes_of(over: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _site_name(model: Model, site: SiteLike, axes: Sequence[str], dictionary: Dictionary | None) -> str:
+    if not isinstance(site, str | Site | tuple):
+        raise BadInput(f"sites= are names such as 'z', not {site!r:.40}")
+    if isinstance(site, str) and re.fullmatch(r".+\.\d+", site):
+        raise BadInput(f"a sweep takes a site's name without its layer: {site.rpartition('.')[0]!r}, and layers=[...]")
     name = Site.parse(site if isinstance(site, Site | tuple) else f"{site}.0").name
     offered = cuts(model.site(Site(name, model.layers_with(name)[0])))
     if not offered:

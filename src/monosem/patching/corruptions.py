@@ -17,6 +17,7 @@ from ..data import TokenPairs
 from ..edits import Edit
 from ..errors import BadInput, check_name
 from ..models import Model, Moment, Site, TokenBatch
+from ..models.numbers import above, count, seed_of
 from ..models.running.moment import EditLike
 from .cells import SpanPositions, index_of, listed
 
@@ -95,10 +96,11 @@ def noise(
         BadInput: sd, samples or the number not positive; when swept, a pair without a token to noise.
         UnknownName: no such embeddings.
     """
-    if not sd > 0 or samples < 1 or (not isinstance(of, str) and not of > 0):
-        raise BadInput(f"noise needs sd > 0, samples >= 1 and a number of > 0, not {sd}, {samples} and {of}")
+    sd, samples, seed = above(sd, "sd"), count(samples, "samples"), seed_of(seed)
     if isinstance(of, str):
         check_name("scale of noise", of, NOISE_SCALES)
+    else:
+        of = above(of, "of=", others=f"{', '.join(NOISE_SCALES)} or ")
     label = f"embedding noise of {sd:g} sd" if isinstance(of, str) else f"embedding noise of {sd * of:g}"
 
     def sides(model: Model, pairs: TokenPairs, sites: Sequence[Site]) -> Sides:
@@ -121,7 +123,7 @@ def noise(
 
 
 def _generator(seed: int, row: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed * 1_000_003 + row)
+    return torch.Generator().manual_seed((seed * 1_000_003 + row) % 2**64)
 
 
 def _noised(pairs: TokenPairs, positions: SpanPositions | Tensor | None) -> list[list[int]]:
@@ -230,8 +232,8 @@ def last_mean(reference: Any = None, *, outlier: float | None = OUTLIER) -> Corr
 
 
 def _one_value(label: str, reference: Any, outlier: float | None, last: bool) -> Corruption:
-    if outlier is not None and not outlier > 1:
-        raise BadInput(f"outlier counts medians of the norm, above 1, or is None; not {outlier}")
+    if outlier is not None:
+        above(outlier, "outlier=, in medians of the norm,", 1, others="None or ")
 
     def sides(model: Model, pairs: TokenPairs, sites: Sequence[Site]) -> Sides:
         means = token_means(model, _reference(model, pairs, reference), sites, last=last, outlier=outlier)

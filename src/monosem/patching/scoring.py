@@ -1,6 +1,7 @@
 """Metrics of a patched run, by name, and the normalised score: the plain functions of `monosem.metrics` on pairs."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -88,7 +89,7 @@ def metrics_of(metric: MetricLike) -> dict[str, Metric]:
     if isinstance(metric, Mapping):
         table = dict(metric)
     else:
-        several = [metric] if isinstance(metric, str) or callable(metric) else list(metric)
+        several: list[Any] = list(metric) if isinstance(metric, list | tuple) else [metric]
         table = dict(map(_named, several))
         if len(table) < len(several):
             raise BadInput("two of the metrics have one name; give them as {name: function}")
@@ -186,6 +187,8 @@ def normalised(
 
 def _named(one: str | Metric) -> tuple[str, Metric]:
     if not isinstance(one, str):
+        if not callable(one):
+            raise BadInput(f"a metric is one of {', '.join(METRICS)}, or a function, not {one!r:.40}")
         return getattr(one, "__name__", "metric"), one
     check_name("metric", one, METRICS)
     return one, METRICS[one]

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..models import Model, Run, SiteLike, TokenBatch
+from ..models.numbers import count
 from ..models.tokens import texts_of
 from ..progress import Meter
 from ..results import Result, analysis
@@ -103,7 +104,8 @@ def outcomes(
     tokens = model.tokens(x)
     prompts, rows = prompts_of(model, x, tokens), tokens.rows()
     readings = Readings(model, None if read is None else model.site(read))
-    lengths = [max_new_tokens] * len(arms) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+    several = isinstance(max_new_tokens, list | tuple)
+    lengths = [count(n, "max_new_tokens", 0) for n in (max_new_tokens if several else [max_new_tokens] * len(arms))]  # type: ignore[union-attr]
     with Meter(title, total=len(arms) * len(prompts), unit="row", quiet=quiet) as meter:
         made = Passes(model, rows, readings, temperature, seed, batch_size, meter)(arms, lengths)
     found = []

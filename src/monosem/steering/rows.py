@@ -1,7 +1,8 @@
 """Rows of several arms in one batch: every arm's edits act on that arm's rows alone, as if the arm ran by itself."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..edits import Edit
-from ..errors import EditDidNotFire
+from ..errors import BadInput, EditDidNotFire
 from ..models import Model, Moment, Site
 from ..models.places.sites import EMBEDDINGS
 
@@ -88,7 +89,10 @@ def shares(arms: Sequence[EditSource], chunk: Chunk, total: int, reached: set[Ed
 def edits_for(source: EditSource, rows: Sequence[int]) -> list[Edit]:
     if isinstance(source, Edit):
         return [source]
-    return list(source(rows) if callable(source) else source)
+    made: Any = source(rows) if callable(source) else source
+    if not isinstance(made, Iterable) or not all(isinstance(edit, Edit) for edit in made):
+        raise BadInput(f"an arm is an edit, several, or a function that makes them for some prompts, not {made!r:.60}")
+    return list(made)
 
 
 def may_share(source: EditSource) -> bool:

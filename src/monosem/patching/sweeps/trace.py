@@ -18,6 +18,7 @@ from torch import Tensor
 from ...data import TokenPairs, token_at
 from ...errors import BadInput
 from ...models import Layers, Model
+from ...models.numbers import count
 from ...models.tokens import texts_of
 from ...plots import Figure
 from ...results import analysis
@@ -99,8 +100,7 @@ def trace(
         BadInput: a subject that is not in its prompt, or there more than once; window below 1; as `sweep`.
         UnknownName: as `sweep`.
     """
-    if window < 1:
-        raise BadInput(f"window counts layers, at least 1, not {window}")
+    window = count(window, "window=, a number of layers,")
     pairs = _prompts(model, x, right)
     chosen = _subjects(model, pairs, subject)
     pairs = replace(pairs, spans=pairs.spans | _spans(pairs, chosen))
@@ -153,6 +153,9 @@ def _spelled(model: Model, pairs: TokenPairs) -> tuple[str, ...]:
 def _subjects(model: Model, pairs: TokenPairs, subject: Subject | Sequence[Subject]) -> list[list[int]]:
     """The token indices of every prompt's subject."""
     rows = pairs.clean.rows()
+    several = isinstance(subject, Sequence) and all(isinstance(one, Subject) for one in subject)
+    if not isinstance(subject, Subject) and not several:
+        raise BadInput(f"a subject is its words, a span's name, or its tokens as slice(2, 5), not {subject!r:.40}")
     each = [subject] * len(rows) if isinstance(subject, Subject) else list(subject)
     if len(each) != len(rows):
         raise BadInput(f"{len(each)} subjects for {len(rows)} prompts; give one for all, or one for each")
