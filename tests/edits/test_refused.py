@@ -100,6 +100,7 @@ def test_masks_and_huge_numbers_are_no_positions():
     refused(lambda: edits.scale("z.1", 0.0).at(positions=10**30), "position 1000", EditDidNotFire)
     refused(lambda: edits.scale("z.1", 0.0).at(positions=-(10**30)), "position -1000", EditDidNotFire)
     refused(lambda: edits.scale("z.1", 0.0).at(role=["user"]), "role= is one name")
+    refused(lambda: edits.scale("z.1", 0.0).at(role="user "), "role= is one name")
 
 
 @pytest.mark.parametrize("axes", [5, {"batch": 0}])

@@ -17,7 +17,7 @@ def turn_mask(model: Native, tokens: TokenBatch, role: str) -> Bool[Tensor, "bat
     Raises:
         BadInput: no chat template, one without special tokens at its turns, or without this role.
     """
-    if not isinstance(role, str) or not role:
+    if not isinstance(role, str) or not role or role != role.strip():
         raise BadInput(f"role= is one name, such as 'user' or 'assistant', not {role!r}")
     opening = _opening(model, role)
     bare = opening[: len(opening) - next(i for i, id in enumerate(opening[::-1]) if not _is_space(model, id))]
