@@ -47,7 +47,8 @@ class MissingExtra(MonosemError, ImportError):
 def cause(error: BaseException) -> str:
     """What went wrong, in one line that messages of ours quote."""
     words = getattr(error, "strerror", None) or str(error)
-    return next((line.strip() for line in words.splitlines() if line.strip()), type(error).__name__)
+    lines = [line.strip() for line in words.splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])  # torch: "Error(s) in loading state_dict for X:"
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:

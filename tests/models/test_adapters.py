@@ -164,6 +164,10 @@ def test_adapter_folders_that_cannot_be_loaded(base: Path, tmp_path: Path) -> No
     tiny_hf("gpt2").save_pretrained(tmp_path / "other")
     refused("cannot load the adapter", base_model_name_or_path=str(tmp_path / "other"))
     refused("does not fit", target_modules=["q_proj"])
+    refused("cannot load the adapter.*size mismatch", r=said["r"] + 1)
+    refused("which is an adapter as well", base_model_name_or_path=str(folder))
+    (folder / "adapter_model.safetensors").rename(folder / "elsewhere")
+    refused("no weights")
     (folder / "adapter_config.json").write_text("{")
     with pytest.raises(BadFile, match="cannot read"):
         load_model(folder, quiet=True)

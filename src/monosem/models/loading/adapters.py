@@ -18,6 +18,7 @@ from ..turns import turn
 from .checkpoint import FILE_ERRORS, explain
 
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # of a whole model
+_ADAPTED = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 def is_peft(x: object) -> bool:
@@ -36,7 +37,7 @@ def base_of(path: Path) -> str:
     """The base model that an adapter's folder names: a path (also seen from the folder), a name or a Hub id.
 
     Raises:
-        BadFile: no base, or a file that cannot be read.
+        BadFile: no base, one that is an adapter itself, or a file that cannot be read.
     """
     try:
         base = json.loads((path / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
@@ -44,7 +45,10 @@ def base_of(path: Path) -> str:
         raise BadFile(f"cannot read {path / 'adapter_config.json'}: {cause(error)}") from error
     if not isinstance(base, str) or not base:
         raise BadFile(f"{path} is an adapter that names no base model; pass a model of peft that has both")
-    return str(path / base) if not Path(base).is_dir() and (path / base).is_dir() else base
+    found = str(path / base) if not Path(base).is_dir() and (path / base).is_dir() else base
+    if is_adapter(Path(found)):
+        raise BadFile(f"{path} is an adapter of {base!r}, which is an adapter as well: merge that into its model first")
+    return found
 
 
 def with_adapter(hf: PreTrainedModel, path: Path) -> PreTrainedModel:
@@ -57,6 +61,8 @@ def with_adapter(hf: PreTrainedModel, path: Path) -> PreTrainedModel:
         import peft
     except ImportError as error:
         raise BadInput(f"{path} is an adapter, and peft is not installed: pip install 'monosem[adapters]'") from error
+    if not any((path / name).is_file() for name in _ADAPTED):
+        raise BadFile(f"{path} has an adapter_config.json and no weights; an adapter's are in {' or '.join(_ADAPTED)}")
     try:
         config = peft.PeftConfig.from_pretrained(str(path))
         config.inference_mode = True
