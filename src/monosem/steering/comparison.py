@@ -76,7 +76,7 @@ def compare(
 
     KL is KL(unedited ‖ edited) of the next-token distribution, in nats. Perplexity of both continuations is taken under
     the *unedited* model, so it says how odd the text would look to the model as it was (its own greedy text is low by
-    construction).
+    construction). Inside `model.editing(...)` "unedited" means with the edits of the block, in all of these.
 
     Args:
         x: a prompt or several, as for `Model.run`.
