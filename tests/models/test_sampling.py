@@ -182,5 +182,7 @@ def test_settings_of_draws_in_a_greedy_generation_are_not_passed_over():
     for options in ({"top_k": 5}, {"top_p": 0.5}, {"sampling": {"min_p": 0.1}}):
         with pytest.raises(BadInput, match="shapes draws, and this generation is greedy: add temperature"):
             model.generate(ROWS, **options)
+    with pytest.raises(BadInput, match="temperature shapes draws, and this generation is greedy: add do_sample=True"):
+        model.generate(ROWS, sampling={"temperature": 0.5, "do_sample": False})
     greedy = model.generate(ROWS, max_new_tokens=3).new
     assert model.generate(ROWS, max_new_tokens=3, top_k=5, temperature=0.0).new == greedy

@@ -144,10 +144,11 @@ def settings_of(
         chosen["do_sample"] = chosen["temperature"] > 0
     elif "do_sample" not in chosen:
         chosen["do_sample"] = bool(chosen.get("temperature"))
-        if "temperature" not in chosen and sampling != "model" and (idle := [name for name in chosen if name in _DRAW]):
-            raise BadInput(
-                f"{idle[0]} shapes draws, and this generation is greedy: add temperature=1.0, or leave it out"
-            )
+    greedy_by_word = chosen.get("temperature") == 0  # then settings of draws may stand beside it
+    idle = [name for name in chosen if name in _DRAW and chosen[name] not in (None, _DRAW[name])]
+    if idle and not chosen["do_sample"] and not greedy_by_word and sampling != "model":
+        add = "do_sample=True" if "temperature" in chosen else "temperature=1.0"
+        raise BadInput(f"{idle[0]} shapes draws, and this generation is greedy: add {add}, or leave it out")
     if chosen["do_sample"] and chosen.get("temperature") == 0:
         raise BadInput("do_sample=True draws tokens, and temperature=0 does not: leave one of them out")
     if not chosen.get("do_sample"):
