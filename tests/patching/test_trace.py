@@ -105,6 +105,9 @@ def test_the_subject_is_found_in_the_text_and_the_answer_is_the_models_own() -> 
     assert list(found.answers) == [model.str_token(token) for token in top]
     assert all(value > 1 / model.cfg.d_vocab for value in found.clean["probability"])
     assert "restored" in found.plot().layout.title.text
+    for right in (" dog", [" dog"], top[0]):
+        alone = trace(model, texts[0], "cat sat", right, samples=1, layers=0, quiet=True)
+        assert list(alone.answers) == [" dog" if right != top[0] else model.str_token(top[0])]
     with pytest.raises(BadInput, match="stands 0 times in prompt 0"):
         trace(model, texts, "bird", quiet=True)
     with pytest.raises(BadInput, match="stands 2 times"):

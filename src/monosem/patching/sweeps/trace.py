@@ -69,7 +69,7 @@ def trace(
     model: Model,
     x: Any,
     subject: Subject | Sequence[Subject],
-    right: Sequence[str | int] | None = None,
+    right: str | int | Sequence[str | int] | None = None,
     *,
     sites: str | Sequence[str] = "resid_post",
     window: int = 1,
@@ -87,7 +87,8 @@ def trace(
             prompts and the answers are used.
         subject: the words whose embeddings are noised, one for all prompts or one for each: text that stands once in
             the prompt, a slice or range of token indices, or the name of a span of the pairs.
-        right: an answer of one or more tokens for each prompt; default: the token that the model says next.
+        right: an answer of one or more tokens for each prompt (of one prompt, the answer alone will do); default: the
+            token that the model says next.
         sites: what is restored, such as resid_post, mlp_out, attn_out.
         window: how many layers at once, around every layer; 1 restores single states (the paper: 1 for the stream, 10
             of 48 layers for MLPs and attention).
@@ -128,19 +129,20 @@ def windowed(model: Model, centre: Cell, window: int) -> tuple[Cell, ...]:
     return tuple(replace(centre, layer=layer) for layer in model.layers_with(centre.site) if layer in layers)
 
 
-def _prompts(model: Model, x: Any, right: Sequence[str | int] | None) -> TokenPairs:
+def _prompts(model: Model, x: Any, right: str | int | Sequence[str | int] | None) -> TokenPairs:
     """The prompts against themselves, with their answers."""
     if isinstance(x, TokenPairs):
         if right is not None:
             raise BadInput("these pairs bring their answers; leave right= out, or give the prompts alone")
         return replace(x, corrupted=x.clean)
     tokens = model.tokens(x)
-    if right is None:
+    answers: Any = [right] if isinstance(right, str | int) and len(tokens) == 1 else right
+    if answers is None:
         logits = model.run(tokens, logits="last").logits
         assert logits is not None
-        right = logits.argmax(-1).tolist()
+        answers = logits.argmax(-1).tolist()
     given = texts_of(x) or tokens
-    return TokenPairs.of(model, given, given, right, joint=True, source="causal tracing")
+    return TokenPairs.of(model, given, given, answers, joint=True, source="causal tracing")
 
 
 def _spelled(model: Model, pairs: TokenPairs) -> tuple[str, ...]:
