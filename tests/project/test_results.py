@@ -37,7 +37,7 @@ def test_top_and_best_go_by_rank() -> None:
     assert found.best["name"] == "b"
     with pytest.raises(UnknownName, match="did you mean 'mark'"):
         found.top(by="marks")
-    with pytest.raises(BadInput, match="at least 1"):
+    with pytest.raises(BadInput, match="n counts rows: a whole number, 1 or more, not 0"):
         found.top(0)
 
 
