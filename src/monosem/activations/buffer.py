@@ -42,11 +42,6 @@ class ShuffleBuffer:
         self._held: Int[Tensor, "held"] = torch.empty(0, dtype=torch.long)  # occupied slots, in the order of serving
         self._stale = False  # rows were added since the order was drawn
 
-    @staticmethod
-    def row_bytes(widths: Mapping[str, int], dtype: torch.dtype) -> int:
-        """Bytes a token takes, to turn a size in bytes into a capacity."""
-        return sum(widths.values()) * dtype.itemsize
-
     def __len__(self) -> int:
         return len(self._held)
 

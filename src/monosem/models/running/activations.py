@@ -149,15 +149,10 @@ def position_embeddings(run: Activations) -> Tensor:
     return value if run.has_batch_dim else value[0]
 
 
-def norm_and_input(run: Activations, layer: int | None, which: str) -> tuple[Norm, Tensor]:
-    """A norm, and what this run gave it: "ln1" or "ln2" of a layer; the final norm where the layer is None."""
-    model = run.model
-    if layer is None:
-        return model.final_norm, run["resid_post", model.cfg.n_layers - 1]
-    for branch in model.branches(layer):
-        if branch.slot.row.norm == which:
-            return branch.pre, run[branch.reads]
-    raise UnknownName(f"layer {layer} of {model.name} has no norm {which!r}")
+def raw_logits(run: Activations) -> Tensor:
+    """What the unembedding made, before any soft cap or scale."""
+    with run.model.turn():
+        return run.model.hf.get_output_embeddings().forward(run["final_norm"])  # type: ignore[no-any-return]
 
 
 # how a site is computed: those that exist once, and by the end of its name those of a branch
@@ -166,7 +161,7 @@ _DERIVED: dict[str, Callable[[Activations], Tensor]] = {
     "final_input": _final("input"),
     "final_scale": _final("scale"),
     "final_normalized": _final("normalized"),
-    "logits_raw": lambda run: run.model.hf.get_output_embeddings().forward(run["final_norm"]),
+    "logits_raw": raw_logits,
 }
 _OF_BRANCH: dict[str, Callable[[Activations, Branch], Tensor | None]] = {
     "result": _result,
