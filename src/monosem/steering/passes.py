@@ -11,6 +11,7 @@ from torch import Tensor
 from ..edits import Edit
 from ..errors import BadInput
 from ..models import Model, Site
+from ..models.running.prompt_rows import once
 from ..progress import Meter
 from .reading import Readings
 from .rows import Beginning, Chunk, EditSource, check_reached, chunks, first_layer, may_share, shares
@@ -86,7 +87,8 @@ class Passes:
             if length == 0:
                 logits, new = self._next(batch, edits, begin and begin.of(chunk))
             else:
-                logits, new = self._more(batch, edits, length, stream=Site("resid_pre", layer) if layer else None)
+                with once(self.model, layer, len(chunk.prompts), len(chunk.arms)):
+                    logits, new = self._more(batch, edits, length, stream=Site("resid_pre", layer) if layer else None)
             for row, (arm, number) in enumerate((arm, number) for arm in chunk.arms for number in chunk.prompts):
                 made[arm].logits[number], made[arm].new[number] = logits[row], new[row]
         check_reached(arms, reached, length)
