@@ -91,18 +91,6 @@ def bootstrap_ratio(
     return Interval(value, low, high)
 
 
-def bootstrap_auroc(
-    positive: Float[Tensor, "n"], negative: Float[Tensor, "m"], paired: bool, *, seed: int = 0, draws: int = 1000
-) -> Interval:
-    """The AUROC of one statistic, resampling pairs (or each side by itself)."""
-    generator = torch.Generator().manual_seed(seed)
-    n, m = len(positive), len(negative)
-    first = torch.randint(0, n, (n, draws), generator=generator)
-    second = first if paired else torch.randint(0, m, (m, draws), generator=generator)
-    low, high = _percentiles(auroc(positive[first], negative[second]))
-    return Interval(float(auroc(positive[:, None], negative[:, None])), low, high)
-
-
 def _percentiles(drawn: Float[Tensor, "draws"]) -> tuple[float, float]:
     low, high = drawn.quantile(torch.tensor(PERCENTILES, dtype=drawn.dtype)).tolist()
     return low, high
@@ -142,6 +130,39 @@ def auroc(positive: Float[Tensor, "n latents"], negative: Float[Tensor, "m laten
     below = torch.searchsorted(ranked, values)  # negatives below each positive; `right` counts those that tie as well
     below_or_equal = torch.searchsorted(ranked, values, right=True)
     return ((below + below_or_equal).double().mean(1) / (2 * len(negative))).float()
+
+
+def auroc_interval(positive: Float[Tensor, "n"], negative: Float[Tensor, "m"]) -> Interval:
+    """The AUROC of one statistic with the interval of `auroc_bounds`."""
+    area = auroc(positive[:, None], negative[:, None])
+    low, high = auroc_bounds(area, len(positive), len(negative))
+    return Interval(float(area), float(low), float(high))
+
+
+def auroc_bounds(area: Float[Tensor, "*any"], n: int, m: int) -> tuple[Float[Tensor, "*any"], Float[Tensor, "*any"]]:
+    """95 % interval of AUROCs from `n` positive and `m` negative values: Newcombe 2006, Stat. Med. 25:559, method 5.
+
+    The areas from which the observed one is less than 1.96 of their own standard errors away (Hanley & McNeil 1982,
+    with the mean of both sample sizes for each). It says something at 0 and 1 as well, where a bootstrap is certain:
+    1.00 is [0.83, 1.00] from 12 and 12 values, [0.39, 1.00] from 2 and 2. It is cautious for values in pairs that go up
+    and down together.
+    """
+    area, inner = area.double(), (n + m) / 2 - 1
+
+    def beyond(other: Tensor) -> Tensor:
+        """Whether the observed area is further than 1.96 standard errors from `other`."""
+        spread = 1 + inner * ((1 - other) / (2 - other) + other / (1 + other))
+        return (area - other).abs() > Z95 * (other * (1 - other) * spread / (n * m)).clamp_min(0).sqrt()
+
+    bounds = []
+    for end in (0.0, 1.0):
+        out, within = torch.full_like(area, end), area.clone()
+        for _ in range(60):
+            middle = (out + within) / 2
+            far = beyond(middle)
+            out, within = torch.where(far, middle, out), torch.where(far, within, middle)
+        bounds.append(torch.where(area == end, end, (out + within) / 2).float())
+    return bounds[0], bounds[1]
 
 
 def consistency(

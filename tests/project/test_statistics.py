@@ -16,7 +16,8 @@ from sklearn.metrics import roc_auc_score
 from monosem.statistics import (
     Share,
     auroc,
-    bootstrap_auroc,
+    auroc_bounds,
+    auroc_interval,
     bootstrap_mean,
     bootstrap_ratio,
     consistency,
@@ -159,13 +160,37 @@ def test_consistency():
     assert float(consistency(positive, negative, paired=False)) == pytest.approx(2 / 3 - 1 / 3)
 
 
-def test_bootstrap_interval_holds_the_value_and_shrinks_with_more_prompts():
-    rng = torch.Generator().manual_seed(1)
-    widths = []
-    for n in (10, 160):
-        a, b = torch.randn(n, generator=rng) + 1, torch.randn(n, generator=rng)
-        value, low, high = bootstrap_auroc(a, b, paired=False)
-        assert low <= value <= high
-        assert value == float(auroc(a[:, None], b[:, None]))
-        widths.append(high - low)
-    assert widths[1] < widths[0] / 2
+def test_interval_of_an_auroc_is_honest_at_the_ceiling():
+    ones = auroc_interval(torch.arange(12.0) + 100, torch.arange(12.0))
+    assert (ones.value, ones.high) == (1.0, 1.0)
+    assert 0.75 < ones.low < 0.9
+    few = auroc_interval(torch.tensor([3.0, 4.0]), torch.tensor([1.0, 2.0]))
+    assert few.low < 0.5  # 2 pairs cannot exclude chance
+    for n in (1, 5, 40):  # one value against one: the share "above" of one trial, as Wilson has it
+        assert float(auroc_bounds(torch.tensor(1.0), n, n)[0]) >= wilson(1, 1).low - 1e-6
+    assert float(auroc_bounds(torch.tensor(1.0), 1, 1)[0]) == pytest.approx(wilson(1, 1).low, abs=1e-6)
+
+
+def test_bounds_of_an_auroc_solve_their_equation():
+    """|observed - bound| = 1.96 standard errors at the bound (Hanley & McNeil's, with the mean of both sizes)."""
+    n, m = 9, 15
+    for value in (0.2, 0.5, 0.83, 0.97):
+        low, high = (float(x) for x in auroc_bounds(torch.tensor(value, dtype=torch.float64), n, m))
+        assert low < value < high
+        for bound in (low, high):
+            q1, q2 = bound / (2 - bound), 2 * bound**2 / (1 + bound)
+            size = (n + m) / 2 - 1
+            variance = bound * (1 - bound) + size * (q1 - bound**2) + size * (q2 - bound**2)
+            assert abs(value - bound) == pytest.approx(1.959964 * (variance / (n * m)) ** 0.5, rel=1e-4)
+    mirrored = auroc_bounds(torch.tensor([0.2, 0.8]), n, m)
+    assert mirrored[0].tolist() == pytest.approx((1 - mirrored[1].flip(0)).tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize(("shift", "n"), [(1.0, 12), (2.3, 12), (2.3, 6)])
+def test_interval_of_an_auroc_covers_the_truth(shift, n):
+    """Normal values `shift` apart: the true area is Phi(shift / sqrt 2)."""
+    draws, rng = 2000, torch.Generator().manual_seed(0)
+    up, down = torch.randn(n, draws, generator=rng) + shift, torch.randn(n, draws, generator=rng)
+    low, high = auroc_bounds(auroc(up, down), n, n)
+    truth = 0.5 * (1 + math.erf(shift / 2))
+    assert float(((low <= truth) & (truth <= high)).float().mean()) > 0.93

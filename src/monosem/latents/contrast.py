@@ -17,21 +17,21 @@ from ..errors import BadInput
 from ..files import write_json
 from ..models import Model
 from ..results import Result, analysis
-from ..statistics import auroc, bootstrap_auroc, consistency, permutation_p
+from ..statistics import auroc, auroc_bounds, consistency, permutation_p
 from .pooling import Pool, pooled
 
-TELLS_APART = 0.7  # AUROC on the search half that `Contrast.best` asks for
-CONFIRMED = 20  # best latents whose held-out AUROC gets a bootstrap interval
+TELLS_APART = 0.7  # AUROC on the search half that `Contrast.candidates` puts first
 
 
 @dataclass(frozen=True)
 class Contrast(Result):
     """`table` has one row a latent that fires on any prompt of the search half, the best score first.
 
-    Columns: latent; difference (of means); consistency; score = difference × consistency; auroc; p (permutation, one
-    latent); p_family (corrected for looking at all latents); rate_positive, rate_negative (share of prompts on which it
-    fires); and on the half that the ranking did not see: held_out_difference, held_out_auroc, held_out_low,
-    held_out_high (95 % bootstrap interval, for the first rows).
+    Columns: latent; difference (of means); consistency; score = difference × consistency; auroc with its 95 % interval
+    auroc_low, auroc_high (`statistics.auroc_bounds`); p (permutation, one latent); p_family (corrected for looking at
+    all latents); rate_positive, rate_negative (share of prompts on which it fires); and on the half that the ranking
+    did not see: held_out_difference, held_out_auroc, held_out_low, held_out_high. `config["prompts"]` has the
+    numbers of prompts: an interval from a few of them is wide.
 
     Where codes have signs (abstopk), column sign is -1 for latents that are negative on average on the positive prompts
     (on the negative ones, where they are silent on the positive); their numbers are for the latent turned around.
@@ -48,10 +48,25 @@ class Contrast(Result):
 
     @property
     def best(self) -> int:
-        """The highest score among latents with an AUROC of at least `TELLS_APART` on the search half (among all, where
-        none reaches it): the score alone could choose a latent that is large and on everywhere."""
-        able = self.table[self.table["auroc"] >= TELLS_APART]
-        return int((able if len(able) else self.table)["latent"].iloc[0])
+        """The first of `candidates`."""
+        return int(self.candidates(1)["latent"].iloc[0])
+
+    def candidates(self, n: int) -> pd.DataFrame:
+        """The `n` rows that are the likeliest to carry the concept, by the search half alone.
+
+        Latents with an AUROC of at least `TELLS_APART` come first. Within these, and within the others, by score times
+        (2 auroc_low - 1), 0 where chance lies within the interval, and times (1 - rate_negative / 2): the score alone
+        could choose a latent that is large and on everywhere, and a high AUROC of a few prompts is luck.
+        """
+        table = self.table
+        order = pd.DataFrame(
+            {
+                "apart": table["auroc"] >= TELLS_APART,
+                "worth": table["score"] * (2 * table["auroc_low"] - 1).clip(0) * (1 - table["rate_negative"] / 2),
+                "auroc": table["auroc_low"],
+            }
+        ).sort_values(["apart", "worth", "auroc"], ascending=False, kind="stable")
+        return table.loc[order.index[:n]].reset_index(drop=True)
 
     def save(self, path: str | os.PathLike[str], **plot: Any) -> Path:
         """As `Result.save`; in .json the config stands beside the table."""
@@ -119,24 +134,26 @@ def _table(
     (up, down), (out_up, out_down) = searched, held_out
     difference, steady = up.mean(0) - down.mean(0), consistency(up, down, paired)
     p, p_family = permutation_p(up, down, paired, permutations, seed)
+    area, out_area = auroc(up, down), auroc(out_up, out_down)
+    low, high = auroc_bounds(area, len(up), len(down))
+    out_low, out_high = auroc_bounds(out_area, len(out_up), len(out_down))
     columns = {
         "latent": latents,
         "difference": difference,
         "consistency": steady,
         "score": difference * steady,
-        "auroc": auroc(up, down),
+        "auroc": area,
+        "auroc_low": low,
+        "auroc_high": high,
         "p": p,
         "p_family": p_family,
         "rate_positive": (up != 0).float().mean(0),
         "rate_negative": (down != 0).float().mean(0),
         "held_out_difference": out_up.mean(0) - out_down.mean(0),
-        "held_out_auroc": auroc(out_up, out_down),
+        "held_out_auroc": out_area,
+        "held_out_low": out_low,
+        "held_out_high": out_high,
     }
     table = pd.DataFrame({name: column.numpy() for name, column in columns.items()})
     order = torch.argsort(columns["score"], descending=True, stable=True)
-    table = table.iloc[order.numpy()].reset_index(drop=True)
-    confirmed = order[:CONFIRMED].tolist()
-    intervals = [bootstrap_auroc(out_up[:, i], out_down[:, i], paired, seed=seed) for i in confirmed]
-    table["held_out_low"] = pd.Series([interval.low for interval in intervals], dtype=float)
-    table["held_out_high"] = pd.Series([interval.high for interval in intervals], dtype=float)
-    return table
+    return table.iloc[order.numpy()].reset_index(drop=True)

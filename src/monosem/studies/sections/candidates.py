@@ -16,7 +16,7 @@ from ... import edits
 from ...latents.contrast import Contrast, contrast
 from ...metrics import next_token_loss
 from ...models import Run, Site
-from ...statistics import auroc, bootstrap_auroc, bootstrap_mean, permutation_p
+from ...statistics import auroc_interval, bootstrap_mean, permutation_p
 from ...steering import after_first
 from ..context import HELD_OUT, Context
 
@@ -74,18 +74,18 @@ def choose(rows: list[dict[str, Any]], wanted: int | None, dose: float) -> tuple
 
 
 def held_out_check(context: Context, target: int) -> dict[str, Any]:
-    """The target on the half that nothing was chosen on: AUROC, its bootstrap interval over pairs, permutation p."""
+    """The target on the half that nothing was chosen on: AUROC with its interval, permutation p."""
     _, held_out = context.pairs
     seed = context.config.seed
     positive, negative = (context.strongest(side)[:, [target]] for side in (held_out.positive, held_out.negative))
-    _, low, high = bootstrap_auroc(positive[:, 0], negative[:, 0], paired=True, seed=seed)
+    area, low, high = auroc_interval(positive[:, 0], negative[:, 0])
     p, _ = permutation_p(positive, negative, paired=True, permutations=SHUFFLES, seed=seed)
     gain, gain_low, gain_high = bootstrap_mean(preferences(context, target, held_out.positive, held_out.negative))
     return {
         "positive": positive[:, 0].tolist(),
         "negative": negative[:, 0].tolist(),
         "prompts": {"positive": list(held_out.positive), "negative": list(held_out.negative)},
-        "auroc": float(auroc(positive, negative)),
+        "auroc": area,
         "auroc_low": low,
         "auroc_high": high,
         "p": float(p),
