@@ -37,6 +37,27 @@ def stacks(cache: Any, folded: Any) -> dict[str, torch.Tensor]:
     }
 
 
+def logit_lenses(cache: Any) -> dict[str, torch.Tensor]:
+    """What the logit lens of 4.x gives of every option."""
+    top = cache.logit_lens(top_k=3, positions=(2, 6), return_type="probs")
+    named = cache.logit_lens(targets=[7, 8], incl_mid=True, positions=None, return_type="log_probs")
+    rows = cache.logit_lens(targets=OTHER, positions=None, layers=[0, -1])
+    moved = cache.logit_lens(vocab=[4, 9, 60], lens=lambda entry, place: entry * (place + 1) + 0.1, apply_ln=False)
+    return {
+        "whole": cache.logit_lens().values,
+        "whole entropy": cache.logit_lens(positions=None).readout.entropy,
+        "top": top.values,
+        "top ids": top.readout.top_ids.double(),
+        "named": named.values,
+        "named ranks": named.rank_trajectory(8).double(),
+        "rows": rows.values,
+        "row ranks": rows.rank_trajectory().double(),
+        "moved": moved.values,
+        "one row": cache.logit_lens(batch_slice=1, positions=None, top_k=2).values,
+        "table": torch.tensor(cache.logit_lens(layers=[1], batch_slice=0).to_dataframe(top_k=4).probability.tolist()),
+    }
+
+
 def patches(patching: Any, model: Any, clean: Any) -> dict[str, torch.Tensor]:
     names = ("resid_pre", "attn_head_out_all_pos", "attn_head_pattern_all_pos", "mlp_out")
     return {name: getattr(patching, f"get_act_patch_{name}")(model, IDS[:, :5], clean, metric) for name in names}
@@ -54,6 +75,7 @@ def main() -> None:
         golden[family] = {
             "activations": {name: number(value) for name, value in cache.items() if value.is_floating_point()},
             "stacks": {name: number(value) for name, value in stacks(cache, folded).items()},
+            "logit_lens": {name: number(value) for name, value in logit_lenses(cache).items()},
             "patches": {
                 name: number(value)
                 for name, value in patches(patching, model, model.run_with_cache(OTHER[:, :5])[1]).items()

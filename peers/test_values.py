@@ -97,6 +97,28 @@ def test_stacks(family: str, model: Model) -> None:
         close(mine.get_neuron_results(1, 4, -1), theirs.get_neuron_results(1, 4, -1))
 
 
+@pytest.mark.skipif(not BRIDGE, reason="3.9 has no logit lens")
+def test_the_logit_lens_of_a_cache(family: str, model: Model) -> None:
+    theirs, mine = lens(family).run_with_cache(IDS)[1], model.run_with_cache(IDS)[1]
+    for options in (
+        {"positions": None, "incl_mid": family != "gpt_neox"},
+        {"top_k": 4, "return_type": "log_probs", "positions": (2, 5)},
+        {"targets": OTHER, "positions": None, "return_type": "probs"},
+        {"targets": [7, 8], "batch_slice": 0, "layers": [0, 2]},
+    ):
+        expected, found = theirs.logit_lens(**options), mine.logit_lens(**options)
+        assert (found.labels, found.has_batch_dim) == (expected.labels, expected.has_batch_dim)
+        close(found.values, expected.values, str(options))
+        close(found.readout.entropy, expected.readout.entropy, str(options))
+        for name in ("top_ids", "target_ids", "target_ranks"):
+            own, other = getattr(found.readout, name), getattr(expected.readout, name)
+            assert (own is None) == (other is None), name
+            assert own is None or torch.equal(own, other), name
+        table, other = found.to_dataframe(top_k=3), expected.to_dataframe(top_k=3)
+        assert list(table.columns) == list(other.columns)
+        assert table.token_index.tolist() == other.token_index.tolist()
+
+
 def test_a_norm_before_a_layer(family: str, model: Model) -> None:
     """The same up to the norm's gain, which TransformerLens folds into the weights that read it."""
     theirs, mine = lens(family).run_with_cache(IDS)[1], model.run_with_cache(IDS)[1]

@@ -66,6 +66,71 @@ def test_stacks_and_circuits(model):
         check(getattr(model, name).AB, expected, name)
 
 
+def test_the_logit_lens_of_a_cache(model):
+    cache = model.run_with_cache(IDS)[1]
+    top = cache.logit_lens(top_k=3, positions=(2, 6), return_type="probs")
+    named = cache.logit_lens(targets=[7, 8], incl_mid=True, positions=None, return_type="log_probs")
+    rows = cache.logit_lens(targets=OTHER, positions=None, layers=[0, -1])
+    moved = cache.logit_lens(vocab=[4, 9, 60], lens=lambda entry, place: entry * (place + 1) + 0.1, apply_ln=False)
+    found = {
+        "whole": cache.logit_lens().values,
+        "whole entropy": cache.logit_lens(positions=None).readout.entropy,
+        "top": top.values,
+        "top ids": top.readout.top_ids.double(),
+        "named": named.values,
+        "named ranks": named.rank_trajectory(8).double(),
+        "rows": rows.values,
+        "row ranks": rows.rank_trajectory().double(),
+        "moved": moved.values,
+        "one row": cache.logit_lens(batch_slice=1, positions=None, top_k=2).values,
+        "table": torch.tensor(cache.logit_lens(layers=[1], batch_slice=0).to_dataframe(top_k=4).probability.tolist()),
+    }
+    assert set(found) == set(GOLDEN[model.name]["logit_lens"])
+    for name, value in found.items():
+        check(value, GOLDEN[model.name]["logit_lens"][name], name)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "granite", "cohere2"])
+def test_the_logit_lens_of_a_cache_ends_in_the_models_own_logits(family, tiny_model):
+    """With soft caps and scales; in a padded batch at each row's own last token."""
+    model = tiny_model(family)
+    logits, cache = model.run_with_cache(IDS)
+    lens = cache.logit_lens(positions=None, incl_mid=family != "cohere2", chunk_size=5)
+    torch.testing.assert_close(lens.values[-1], logits)
+    assert [lens.labels[0], lens.labels[-1]] == ["0_pre", "final_post"]
+    padded = model.run_with_cache([[5, 9, 17], [7, 8, 20, 33]])[1].logit_lens(top_k=1)
+    expected = [int(model([row])[0, -1].argmax()) for row in ([5, 9, 17], [7, 8, 20, 33])]
+    assert padded.readout.top_ids[-1, :, 0].tolist() == expected
+    assert padded.top_tokens(model.tokenizer)["final_post"][0] == [model.tokenizer.decode([expected[0]])]
+    named = model.run_with_cache([[5, 9, 17]])[1].logit_lens(targets=["London", expected[0]])
+    assert named.rank_trajectory(expected[0])[-1].tolist() == [0]
+    assert named.rank_trajectory("London")[-1].item() > 0
+    assert named.target_names == ["London", None]
+
+
+def test_a_logit_lens_that_cannot_be_is_refused(tiny_model):
+    cache = tiny_model("gpt2").run_with_cache(IDS)[1]
+    for options, words in [
+        ({"top_k": 3, "vocab": [4]}, "one of vocab="),
+        ({"top_k": 0}, "top_k=0"),
+        ({"vocab": [500]}, "from 0 to"),
+        ({"targets": torch.zeros(3, 9, dtype=torch.long), "positions": None}, r"targets of shape \[3, 9\]"),
+        ({"targets": torch.tensor([0.5])}, "not a whole number"),
+        ({"positions": 20}, "position 20"),
+        ({"batch_slice": 4}, "batch_slice"),
+        ({"chunk_size": 0}, "chunk_size"),
+    ]:
+        with pytest.raises(BadInput, match=words):
+            cache.logit_lens(**options)
+    for options, words in [({"layers": [4]}, "no entry 4"), ({"return_type": "logit"}, "logits")]:
+        with pytest.raises(UnknownName, match=words):
+            cache.logit_lens(**options)
+    with pytest.raises(BadInput, match="give targets="):
+        cache.logit_lens().rank_trajectory()
+    with pytest.raises(UnknownName, match="not among the targets"):
+        cache.logit_lens(targets=[7, 8]).rank_trajectory(9)
+
+
 def difference(logits: torch.Tensor) -> torch.Tensor:
     return (logits[:, -1, 7] - logits[:, -1, 8]).mean()
 

@@ -109,10 +109,6 @@ ABSENT_FROM_MODELS = {
 ABSENT_FROM_CACHES = {
     **dict.fromkeys(("compute_ssm_state", "compute_ssm_effective_attention", "ssm_layers"), _STATES),
     "toggle_autodiff": "it switches gradients for the whole program; use model.run(x, capture=..., grad=True)",
-    "logit_lens": (
-        "use ms.lenses.logit(model, x); or cache.accumulated_resid(apply_ln=True) @ model.W_U + model.b_U, then "
-        "model.logit_transform where there is a soft cap"
-    ),
     "cache_dict": "the cache is the mapping: dict(cache.items())",
     "has_embed": 'use "embed" in cache',
     "has_pos_embed": 'use model.has("pos_embed")',

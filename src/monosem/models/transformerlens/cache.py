@@ -6,18 +6,19 @@ multipliers, so that they sum to the stream in every family. Norms include their
 `apply_ln_to_stack(stack)` goes with the model's own `W_U`. Positions: see `slices`.
 """
 
-from collections.abc import ItemsView, Iterator, KeysView, ValuesView
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Sequence, ValuesView
 from typing import Any, Literal, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...errors import BadInput, check_name
+from ...errors import BadInput, UnknownName, check_name
 from ..places.sites import Site
 from ..running.activations import Activations
 from ..tokens import TokenBatch
 from .absent import ABSENT_FROM_CACHES, put_absent
+from .readout import LogitLens, Selection, Targets, read_logits
 from .slices import PosSlice, Slice, along, at_positions, indices
 from .stacks import Ask, biases, embeddings, finished, layers_before, norm_at, of_branches, stream_end, units_before
 from .text import Tokens, residual_directions
@@ -235,6 +236,56 @@ class Cache(Activations):
                 f"each of {list(scale.shape[:-1])}: give the pos_slice=, batch_slice= and has_batch_dim= of the stack"
             )
         return norm.frozen(residual_stack, scale)
+
+    def logit_lens(
+        self,
+        *,
+        layers: Sequence[int] | None = None,
+        incl_mid: bool = False,
+        positions: PosSlice = -1,
+        batch_slice: Slice = None,
+        lens: Callable[[Tensor, int], Tensor] | None = None,
+        apply_ln: bool = True,
+        vocab: Sequence[int] | Tensor | None = None,
+        targets: Targets = None,
+        return_type: str = "logits",
+        top_k: int | None = None,
+        chunk_size: int = 64,
+        enable_grad: bool = False,
+    ) -> LogitLens:
+        """Every stream of `accumulated_resid` as if it were the last: final norm, unembedding, soft caps and scales.
+
+        Args:
+            layers: entries to keep, by their place in the stack, negative from its end.
+            positions: as a `pos_slice`; the last token by default, whose axis is dropped.
+            lens: a function of an entry and its place, before the norm: a translator.
+            vocab, targets, top_k: at most one of them: ids to keep; tokens to keep with their ranks (a tensor has one
+                for each row, from the right); the number of likeliest ones to keep. Without them all are kept.
+            return_type: "logits", "log_probs" (nats) or "probs".
+            chunk_size: rows whose logits are held at once. enable_grad: keep the graph.
+
+        Raises:
+            UnknownName: no such entry or `return_type`. BadInput: no such position, row or token.
+        """
+        selection = Selection.of(self.model, vocab, targets, top_k)
+        stack, labels = self.accumulated_resid(incl_mid=incl_mid, pos_slice=positions, return_labels=True)
+        kept = list(range(len(labels))) if layers is None else list(layers)
+        if wrong := [place for place in kept if not -len(labels) <= place < len(labels)]:
+            raise UnknownName(f"no entry {wrong[0]}: the stack has {len(labels)}, {', '.join(labels)}")
+        kept, stack = [place % len(labels) for place in kept], stack[kept]
+        has_batch_dim = self.has_batch_dim
+        if batch_slice is not None:
+            if not has_batch_dim:
+                raise BadInput("the batch dimension was removed: leave out batch_slice=")
+            axes, stack = stack.ndim, along(stack, batch_slice, "batch_slice", 1)
+            has_batch_dim = stack.ndim == axes
+        with torch.set_grad_enabled(enable_grad):
+            if lens is not None:
+                stack = torch.stack([lens(entry, place) for entry, place in zip(stack, kept)])
+            readout = read_logits(
+                self.model, stack, selection, return_type=return_type, norm=apply_ln, chunk_size=chunk_size
+            )
+        return LogitLens(readout, [labels[place] for place in kept], has_batch_dim)
 
     def logit_attrs(
         self,
