@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monosem import components
+from monosem import components, edits
 from monosem.components import FactoredMatrix, HeadResults, composition_scores, direct_attribution, head_scores
 from monosem.errors import BadInput, UnknownName
 from monosem.models import Model, TokenBatch
@@ -500,3 +500,41 @@ def test_a_real_model_has_induction_and_previous_token_heads(smollm2):
     )
     assert found.error < 1e-4
     assert float(found.total) > 0
+
+
+# ---------------------------------------------------------------------- inside editing
+@pytest.mark.parametrize("by", ["layer", "head", "neuron"])
+@pytest.mark.parametrize(
+    "site",
+    ["embed", "z.1", "mlp_post.1", "attn_out.1", "mlp_out.1", "resid_mid.1", "resid_post.1", "final_norm", "logits"],
+)
+def test_inside_editing_parts_add_up_to_the_models_own_logits_or_are_refused(llama, site, by):
+    held = {"embed", "z.1", "mlp_post.1"}
+    held |= {"layer": {"attn_out.1", "mlp_out.1"}, "head": {"mlp_out.1"}, "neuron": set()}[by]
+    with llama.editing(edits.function(site, lambda x: x * 1.7 + 0.3)):
+        if site not in held:
+            with pytest.raises(BadInput, match="would not add up"):
+                direct_attribution(llama, IDS, 7, 9, by=by)
+            return
+        found = direct_attribution(llama, IDS, 7, 9, by=by)
+        logits = llama.run(IDS, logits="last").logits
+    close(found.values.sum(-1)[:, 0], logits[:, 7] - logits[:, 9])
+
+
+def test_edits_behind_a_direction_are_no_matter_to_it(llama):
+    there = ("resid_post.0", torch.ones(32))
+    plain = direct_attribution(llama, IDS, direction=there)
+    with llama.editing(edits.scale("resid_post.1", 0.5), edits.scale("final_norm", 0.5)):
+        close(direct_attribution(llama, IDS, direction=there).values, plain.values)
+    with llama.editing(edits.scale("resid_post.0", 0.5)), pytest.raises(BadInput, match="add up"):
+        direct_attribution(llama, IDS, direction=there)
+
+
+def test_head_results_are_not_read_past_an_edit_of_their_sum(llama):
+    with llama.editing(edits.scale("attn_out.1", 0.0)):
+        results = HeadResults.of(llama, IDS)
+    assert results[0].shape == (2, 9, 4, 32)
+    with pytest.raises(BadInput, match="attn_out.1 changed what the heads of layer 1 add"):
+        results[1]
+    with llama.editing(edits.scale("z.1", 0.0)):
+        assert float(HeadResults.of(llama, IDS)[1].abs().max()) == 0

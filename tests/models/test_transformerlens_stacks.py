@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from monosem import edits
 from monosem.errors import BadInput, UnknownName
 from monosem.models import Model
 from tiny import is_parallel
@@ -224,3 +225,25 @@ def test_one_activation_of_every_layer(llama):
     assert cache.stack_activation("scale", 2, "ln2").shape == (2, 2, 9, 1)
     with pytest.raises(UnknownName, match="needs a layer|exists once"):
         cache.stack_activation("embed")
+
+
+@pytest.mark.parametrize(
+    ("site", "held"),
+    [
+        ("z.0", True),
+        ("mlp_post.0", True),
+        ("resid_pre.2", True),
+        ("attn_out.0", False),
+        ("mlp_out.0", False),
+        ("resid_post.0", False),
+        ("resid_mid.0", False),
+    ],
+)
+def test_a_whole_decomposition_adds_up_or_is_refused_where_an_edit_changed_the_stream(llama, site, held):
+    layer = 1
+    run = llama.run(IDS, capture=["embed", "z.0", "mlp_post.0", "resid_pre.1"], edits=edits.scale(site, 0.5))
+    if not held:
+        with pytest.raises(BadInput, match="would not add up"):
+            run.get_full_resid_decomposition(layer)
+        return
+    close(run.get_full_resid_decomposition(layer).sum(0), run["resid_pre.1"])

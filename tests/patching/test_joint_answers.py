@@ -167,3 +167,16 @@ def test_what_has_no_joint_answer_is_refused(model: Model) -> None:
         with pytest.raises(BadInput, match="several"):
             call()
     assert set(METRICS) == {*ALL, "logit_diff"}
+
+
+@pytest.mark.parametrize("site", ["final_norm", "logits"])
+def test_edits_in_force_behind_the_last_layer_count(model: Model, site: str) -> None:
+    with model.editing(edits.function(site, lambda x: x * 0.5)):
+        found = patch_sets(model, pairs_of(model), [[Cell("mlp_out", 1, (-1,))]], metric="log_odds", quiet=True)
+        for row in range(2):
+            values = model.run([CLEAN[row]], capture="mlp_out.1")["mlp_out.1"][0, -1]
+            at = edits.patch("mlp_out.1", values).at(positions=len(CLEAN[row]) - 1)
+            assert found.values["log_odds"][0, row] == pytest.approx(
+                by_hand(model, row, OTHER[row], at)["log_odds"], abs=1e-4
+            )
+            assert found.clean["log_odds"][row] == pytest.approx(by_hand(model, row, CLEAN[row])["log_odds"], abs=1e-4)

@@ -353,3 +353,9 @@ def test_parallel_mlps_do_not_read_their_layers_attention(tiny_model: Callable[.
             examples=ROWS,
             quiet=True,
         )
+
+
+def test_edits_in_force_are_refused(tiny_model: Callable[..., Model]) -> None:
+    model = tiny_model("llama")
+    with model.editing(edits.scale("resid_post.0", 0.5)), pytest.raises(BadInput, match="would miss its edits"):
+        scrub(model, make_pairs(), [Claim("z.1", feature=str)], quiet=True)

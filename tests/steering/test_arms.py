@@ -159,6 +159,15 @@ def test_inside_editing_the_arms_run_one_after_the_other(sae):
         torch.testing.assert_close(made.logits, logits, rtol=1e-4, atol=1e-4)
 
 
+def test_inside_editing_perplexities_have_edits_of_the_logits():
+    model = tiny_model("llama")
+    with model.editing(edits.scale("logits", 0.5)):
+        found = outcomes(model, [[7, 21, 33]], [()], max_new_tokens=5, quiet=True)[0]
+        whole = model.run([[7, 21, 33, *found.new[0]]]).logits[0].log_softmax(-1)
+    losses = [-float(whole[2 + n, token]) for n, token in enumerate(found.new[0])]
+    assert found.perplexities[0] == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-4)
+
+
 def test_rows_that_an_arm_names_are_rows_of_all_prompts(sae):
     model = tiny_model("llama")
     arm = edits.clamp(sae, 5, 40.0).at(rows=[0, 3])

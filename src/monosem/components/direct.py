@@ -61,7 +61,8 @@ def direct_attribution(
         memory: as for `Model.run`.
 
     Raises:
-        BadInput: no target or two; text that is not one token; neurons of an MLP without neurons of its own (MoE).
+        BadInput: no target or two; text that is not one token; neurons of an MLP without neurons of its own (MoE);
+            edits of `model.editing(...)` that no part holds (of the stream, or of what is read from it).
     """
     _check(tokens, direction, by)
     batch = model.tokens(x)
@@ -123,6 +124,12 @@ class _Stream:
         step = torch.tensor([1e-3, -1e-3], dtype=torch.float64)
         ends = model.logit_transform(step)
         self.linear = 1.0 if self.target.tokens is None else float((ends[0] - ends[1]) / 2e-3)
+        for edit in model.ambient_edits:
+            if not model.is_held(edit.site, end, self.read_site):
+                raise BadInput(
+                    f"{edit}, of model.editing(...), changes what no part holds, so the parts would not add up: leave "
+                    "that block, or edit what heads, neurons or branches write"
+                )
 
     def splits(self, branch: Branch) -> bool:
         """Whether the branch's units are parts of their own. Raises `BadInput` for neurons that cannot be read."""

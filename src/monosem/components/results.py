@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import BadInput
-from ..models import Branch, Model, Positions, Run
+from ..models import Branch, Model, Positions, Run, Site
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,22 @@ class HeadResults:
             raise BadInput("head results go by the numbers of all heads: capture z without heads=")
         (layer,) = self.run.model.layers(layer)
         branch = self.run.model.branch("attn", layer)
+        self._check_edits(branch)
         return branch, self.run[branch.inner].float()
+
+    def _check_edits(self, branch: Branch) -> None:
+        """Raises `BadInput` where an edit changed what the heads of a layer add, after z."""
+        model = self.run.model
+        for site in self.run.edited:
+            of = model.branch_of(site)
+            if of and (of.layer, of.name) == (branch.layer, branch.name) and not model.is_held(site, None, _inner):
+                raise BadInput(
+                    f"the edit at {site} changed what the heads of layer {branch.layer} add: edit z, or before"
+                )
+
+
+def _inner(branch: Branch) -> Site:
+    return branch.inner or branch.out
 
 
 def _attentions(model: Model) -> list[Branch]:

@@ -201,9 +201,10 @@ def _read(
         run = model.run(tokens, capture=places, edits=edits, start=start, logits="last")
         assert run.logits is not None
         return run, run.logits
-    last = Site("resid_post", model.cfg.n_layers - 1)
-    run = model.run(tokens, capture=[*places, last], edits=edits, start=start, logits=False)
-    return run, model.unembed(run[last][:, -len(answer.tokens) :])
+    last, steps = Site("resid_post", model.cfg.n_layers - 1), slice(-len(answer.tokens), None)
+    whole = bool(model.ambient_edits)  # they may act after the last layer
+    run = model.run(tokens, capture=[*places, last], edits=edits, start=start, logits=whole)
+    return run, run.logits[:, steps] if run.logits is not None else model.unembed(run[last][:, steps])
 
 
 def _trial(

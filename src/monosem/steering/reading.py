@@ -58,12 +58,13 @@ class Readings:
     def _read(self, texts: Sequence[Text], start: tuple[Site, Tensor] | None) -> list[Reading]:
         model = self.model
         tokens = model.tokens([[*prompt, *new] for prompt, new in texts]).to(model.device)
-        run = model.run(tokens, capture={END, self.site or END}, logits=False, start=start)
+        edited = any(edit.site.shape[-1] == "vocab" for edit in model.ambient_edits)  # after what is unembedded here
+        run = model.run(tokens, capture={END, self.site or END}, logits=edited, start=start)
         begins = torch.tensor([[len(prompt)] for prompt, _ in texts], device=model.device)
         new = tokens.mask & (tokens.positions >= begins)
-        states, targets = run[END][:, :-1][new[:, 1:]], tokens.ids[new]
+        states, targets = (run[END] if run.logits is None else run.logits)[:, :-1][new[:, 1:]], tokens.ids[new]
         losses = [
-            cross_entropy(model.unembed(part, norm=False), target)
+            cross_entropy(part if edited else model.unembed(part, norm=False), target)
             for part, target in zip(states.split(UNEMBEDDED), targets.split(UNEMBEDDED))
         ]
         parts = torch.cat(losses).split([len(continuation) for _, continuation in texts])

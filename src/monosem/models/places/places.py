@@ -4,6 +4,8 @@ Nothing outside this folder says "attention, then MLP": what a block has, its or
 here.
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -12,7 +14,7 @@ from ...errors import UnknownName
 from ..native import Native
 from .branches import Branch
 from .points import point
-from .sites import Site, SiteLike
+from .sites import EMBEDDINGS, Site, SiteLike
 from .weights import View, bias, embedding_table, matrix
 
 
@@ -61,6 +63,21 @@ class Places(Native):
         """The branches that have written into a stream site, in order."""
         end = self.depth(stream)
         return [branch for branch in self.branches() if self._depth(branch.out) < end]
+
+    def is_held(self, site: SiteLike, end: Site | None, read: Callable[[Branch], Site]) -> bool:
+        """Whether the parts that a stream is taken apart into have what an edit makes of a site.
+
+        Args:
+            end: the stream; what comes after it is no matter. None: the logits.
+            read: the site of a branch whose values are its part (with what the embeddings add).
+        """
+        parsed = self.site(site)
+        if parsed.layer is None:
+            return parsed.name in EMBEDDINGS or end is not None
+        if end is not None and self.depth(parsed) > self.depth(end):
+            return True
+        branch = self.branch_of(parsed)
+        return branch is not None and point(self, parsed).order <= point(self, read(branch)).order
 
     def depth(self, site: SiteLike) -> int:
         """How far along the stream a site's value is there: a branch writes before the stream sites of larger depth.

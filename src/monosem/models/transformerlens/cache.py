@@ -20,7 +20,18 @@ from ..tokens import TokenBatch
 from .absent import ABSENT_FROM_CACHES, put_absent
 from .readout import LogitLens, Selection, Targets, read_logits
 from .slices import PosSlice, Slice, along, at_positions, indices
-from .stacks import Ask, biases, embeddings, finished, layers_before, norm_at, of_branches, stream_end, units_before
+from .stacks import (
+    Ask,
+    biases,
+    check_held,
+    embeddings,
+    finished,
+    layers_before,
+    norm_at,
+    of_branches,
+    stream_end,
+    units_before,
+)
 from .text import Tokens, residual_directions
 
 Stack = Float[Tensor, "component *batch pos d_model"]
@@ -187,8 +198,13 @@ class Cache(Activations):
         return_labels: bool = False,
         project_output_onto: Float[Tensor, "d_model *outputs"] | None = None,
     ) -> Any:
-        """The stream before `layer` as heads, neurons (or MLPs), embeddings and the sum of all biases, in order."""
+        """The stream before `layer` as heads, neurons (or MLPs), embeddings and the sum of all biases, in order.
+
+        Raises:
+            BadInput: an edit of the run changed the stream where no part has it, so that the parts would not add up.
+        """
         ask = Ask(layer, mlp_input, apply_ln, pos_slice, return_labels, onto=project_output_onto)
+        check_held(self, ask, ("head", "neuron") if expand_neurons else ("head",))
         pointwise = [branch for branch in ask.branches(self) if branch.units != "head"]
         parts = units_before(self, "head", None, ask)
         parts += units_before(self, "neuron", None, ask) if expand_neurons else of_branches(self, pointwise, ask)

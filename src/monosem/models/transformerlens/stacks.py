@@ -88,6 +88,20 @@ def norm_at(run: Activations, layer: int | None, mlp_input: bool) -> tuple[Norm,
     return branch.pre, run[f"{branch.norm}_scale", upto]
 
 
+def check_held(run: Activations, ask: Ask, units: tuple[str, ...]) -> None:
+    """Raises `BadInput` where an edit changed what the parts add up to and none of them has, when branches are taken
+    apart into these units."""
+
+    def read(branch: Branch) -> Site:
+        return branch.inner if branch.units in units and branch.inner is not None else branch.out
+
+    for site in run.edited:
+        if not run.model.is_held(site, ask.end(run), read):
+            raise BadInput(
+                f"the edit at {site} changed what no part holds, so the parts would not add up to the stream"
+            )
+
+
 def embeddings(run: Activations, ask: Ask) -> Parts:
     parts = [("embed", run["embed"])]
     if run.model.has("pos_embed"):

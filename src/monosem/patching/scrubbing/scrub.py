@@ -118,8 +118,11 @@ def scrub(
 
     Raises:
         BadInput: prompts of several lengths, a claim that reads what comes after it, a place claimed twice, a metric
-            that a random prompt's answer satisfies as well. UnknownName: a site that is not there.
+            that a random prompt's answer satisfies as well; edits that are in force (`model.editing`), which would not
+            reach the streams that are put together here. UnknownName: a site that is not there.
     """
+    if model.ambient_edits:
+        raise BadInput("causal scrubbing inside model.editing(...) would miss its edits; leave that block first")
     hypothesis = hypothesis if isinstance(hypothesis, Hypothesis) else Hypothesis(tuple(hypothesis))
     if samples < 1 or others not in ("one", "each"):
         raise BadInput("samples is at least 1, and others is 'one' or 'each'")
