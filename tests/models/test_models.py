@@ -272,6 +272,21 @@ def test_gradients_reach_every_captured_site_and_match_finite_differences(family
         assert slope == pytest.approx(float(gradient.norm()), rel=0.05, abs=1e-3), site
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "gpt_neox"])
+@pytest.mark.parametrize("site", ["ln1_scale.1", "final_scale", "ln1_normalized.1", "final_normalized"])
+def test_gradients_of_a_norms_sites_that_are_captured_alone(family, site):
+    model = model_of(family)
+    run = model.run(IDS[:1], capture=site, grad=True)
+    (gradient,) = torch.autograd.grad(run.logits[0, -1, 7], run[site])
+
+    def moved(size):
+        return float(
+            model.run(IDS[:1], edits=edits.function(site, lambda x: x + size * gradient.sign())).logits[0, -1, 7]
+        )
+
+    assert float(gradient.abs().sum()) == pytest.approx((moved(1e-2) - moved(-1e-2)) / 2e-2, rel=0.05)
+
+
 def test_hooks_are_gone_after_an_exception_and_contexts_nest(llama):
     def explode(x):
         raise ZeroDivisionError

@@ -61,8 +61,8 @@ def direct_attribution(
         memory: as for `Model.run`.
 
     Raises:
-        BadInput: no target or two; text that is not one token; neurons of an MLP without neurons of its own (MoE);
-            edits of `model.editing(...)` that no part holds (of the stream, or of what is read from it).
+        BadInput: no target or two; text that is not one token; neurons of an MLP without neurons of its own (MoE); edits
+            of `model.editing(...)` that no part holds.
     """
     _check(tokens, direction, by)
     batch = model.tokens(x)
@@ -70,9 +70,8 @@ def direct_attribution(
     target = direction_target(model, direction) if tokens is None else token_target(model, tokens, wrong, batch, end)
     stream = _Stream(model, target, by)
     where = slice(None) if positions is None else positions  # all, which rows of different length cannot keep
-    run = model.run(batch, stream.sites, logits=False, positions=where, memory=memory)
+    run = stream.run = model.run(batch, stream.sites, logits=False, positions=where, memory=memory)
     assert run.columns is not None
-    stream.run = run
     values, totals, parts = [], [], []
     for vectors, weight, ids in stream.reads():
         found = list(stream.contributions(vectors, ids))

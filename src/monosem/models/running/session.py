@@ -234,7 +234,8 @@ class Session:
 
         def action(y: Tensor) -> Tensor:
             x, scale = self.remembered[input_of], self.remembered[scale_of]
-            new = self.visit(site, scale if is_scale else norm.centred(x) / scale)
+            # the scale as a tensor of its own: what is divided below is the norm's, and has another gradient
+            new = self.visit(site, scale.view_as(scale) if is_scale else norm.centred(x) / scale)
             if not write:
                 return y
             if is_scale:  # what the normalised value is then divided by
