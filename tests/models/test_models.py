@@ -274,9 +274,9 @@ def test_gradients_reach_every_captured_site_and_match_finite_differences(family
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "gpt_neox"])
 @pytest.mark.parametrize("site", ["ln1_scale.1", "final_scale", "ln1_normalized.1", "final_normalized"])
-def test_gradients_of_a_norms_sites_that_are_captured_alone(family, site):
+def test_gradients_of_a_norms_sites_one_by_one_behind_another_site(family, site):
     model = model_of(family)
-    run = model.run(IDS[:1], capture=site, grad=True)
+    run = model.run(IDS[:1], capture=["resid_pre.0", site], grad=True)
     (gradient,) = torch.autograd.grad(run.logits[0, -1, 7], run[site])
 
     def moved(size):

@@ -61,8 +61,8 @@ def direct_attribution(
         memory: as for `Model.run`.
 
     Raises:
-        BadInput: no target or two; text that is not one token; neurons of an MLP without neurons of its own (MoE); edits
-            of `model.editing(...)` that no part holds.
+        BadInput: no target or two; text that is not one token; neurons of an MLP without neurons of its own (MoE);
+            edits of `model.editing(...)` that no part holds.
     """
     _check(tokens, direction, by)
     batch = model.tokens(x)
