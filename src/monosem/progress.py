@@ -1,6 +1,5 @@
 """Progress with rate and ETA for anything that may take more than two seconds."""
 
-import sys
 import time
 from types import TracebackType
 from typing import Self
@@ -8,13 +7,15 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from .terminal import notice, printable
+
 EVERY_SECONDS = 10.0  # how often a line is printed where there is no terminal
 
 
 def say(line: str, quiet: bool = False) -> None:
     """One line for the user, on stderr."""
     if not quiet:
-        print(f"monosem: {line}", file=sys.stderr, flush=True)
+        notice(f"monosem: {line}")
 
 
 class Meter:
@@ -25,7 +26,7 @@ class Meter:
     """
 
     def __init__(self, description: str, total: float | None, unit: str = "it", quiet: bool = False, start: float = 0):
-        self.description, self.total, self.unit, self.quiet = description, total, unit, quiet
+        self.description, self.total, self.unit, self.quiet = printable(description), total, unit, quiet
         self.done = self.first = start
         self.stats: dict[str, object] = {}
         self.console = Console(stderr=True)
@@ -34,8 +35,10 @@ class Meter:
     def __enter__(self) -> Self:
         self.began = self.printed = time.monotonic()
         if not self.quiet and self.console.is_terminal:
-            columns = [TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn()]
-            extra = [TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn()]
+            # names of models and dictionaries are no markup
+            columns = [TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn()]
+            note = TextColumn("{task.fields[note]}", markup=False)
+            extra = [note, TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn()]
             self.bar = Progress(*columns, *extra, console=self.console, transient=True)
             self.bar.start()
             self.task = self.bar.add_task(self.description, total=self.total, completed=int(self.done), note="")
@@ -47,7 +50,7 @@ class Meter:
         if self.bar is not None:
             self.bar.stop()
         if not self.quiet and kind is None and time.monotonic() - self.began > 2:
-            print(f"{self.description}: {self._note()} in {time.monotonic() - self.began:.0f} s", file=sys.stderr)
+            notice(f"{self.description}: {self._note()} in {time.monotonic() - self.began:.0f} s")
 
     @property
     def rate(self) -> float:
@@ -62,7 +65,7 @@ class Meter:
         elif not self.quiet and time.monotonic() - self.printed > EVERY_SECONDS:
             self.printed = time.monotonic()
             of = f"/{self.total:,.0f}, ETA {self._eta()}" if self.total else ""
-            print(f"{self.description}: {self.done:,.0f}{of} {self._note()}", file=sys.stderr, flush=True)
+            notice(f"{self.description}: {self.done:,.0f}{of} {self._note()}")
 
     def _eta(self) -> str:
         left = (self.total or 0) - self.done

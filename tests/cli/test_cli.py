@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import random
 import re
 import shutil
 import signal
@@ -27,56 +26,16 @@ from monosem.cli import app
 from monosem.cli.application import leaves
 from monosem.cli.options import fields, latent_numbers
 from monosem.cli.output import cell, plain
-from monosem.dictionaries import Dictionary, DictionaryParts, DictionaryTensors, load_dictionary
+from monosem.dictionaries import load_dictionary
 from monosem.errors import BadInput
-from tiny import tiny_hf, tiny_tokenizer
-
-SITE, WIDTH = "resid_post.1", 64
-HAPPY = [f"the {who} is happy and good" for who in ("cat", "dog", "man", "woman", "child", "moon")]
-SAD = [line.replace("happy and good", "sad and bad") for line in HAPPY]
-CONCEPT = {
-    "name": "feeling",
-    "positive": HAPPY,
-    "negative": SAD,
-    "test": ["the man was", "she is", "a house"],
-    "control": ["three four five", "one two"],
-    "candidates": 4,
-    "doses": [0.5, 1.0],
-    "random_latents": 4,
-    "random_continuations": 3,
-    "max_new_tokens": 8,
-}
-
-
-def save_model(folder: Path, **overrides: Any) -> Path:
-    tiny_hf("llama", **overrides).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
-
-
-def make_dictionary(model: Path | str, d: int = 32) -> Dictionary:
-    draw = torch.Generator().manual_seed(0)
-    rows = torch.randn(WIDTH, d, generator=draw)
-    rows = rows / rows.norm(dim=1, keepdim=True)
-    weights = DictionaryTensors(rows.T.clone(), torch.zeros(WIDTH), rows, torch.zeros(d))
-    return Dictionary(DictionaryParts(weights, "topk", k=4, site=SITE, model_name=str(model), name="sae"))
+from tiny import tiny_hf
+from tiny_home import HAPPY, SAD, SITE, WIDTH, make_home, save_model
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, a dictionary of it, text, prompts and a concept; do not write to what is there."""
-    folder = tmp_path_factory.mktemp("home")
-    model = save_model(folder / "tiny")
-    make_dictionary(model).save(folder / "sae")
-    rng = random.Random(0)
-    words = "the a cat dog sat on mat ran to big small red blue and or is was it he she they we you"
-    rows = [json.dumps({"text": " ".join(rng.choices(words.split(), k=200))}) for _ in range(100)]
-    (folder / "text.jsonl").write_text("\n".join(rows))
-    (folder / "happy.txt").write_text("\n".join(HAPPY) + "\n")
-    (folder / "sad.txt").write_text("\n".join(SAD) + "\n")
-    concept = CONCEPT | {"model": str(model), "dictionary": str(folder / "sae")}
-    (folder / "concept.yaml").write_text(yaml.safe_dump(concept))
-    return folder
+    return make_home(tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture
@@ -176,12 +135,6 @@ def test_a_change_by_nothing_changes_nothing(how: str, run: Callable[..., Result
     row = json.loads(run(f"steer sae 3 {how} --json", "the cat").stdout)["prompts"][0]
     assert row["kl"] == pytest.approx(0, abs=1e-6)
     assert row["edited_text"] == row["baseline_text"]
-
-
-def test_a_negative_value_is_given_after_two_dashes(run: Callable[..., Result]) -> None:
-    done = run("steer --json --max-new-tokens 2 -- sae 3 -20", "the cat")
-    assert done.exit_code == 0
-    assert json.loads(done.stdout)["prompts"][0]["kl"] > 0
 
 
 def test_top_lists_the_codes_of_each_token(run: Callable[..., Result], home: Path) -> None:
@@ -451,16 +404,6 @@ def test_folders_of_other_jobs_are_refused(run: Callable[..., Result], tmp_path:
     assert (again.exit_code, "seed: 0, now 3" in again.stderr) == (2, True)
     again = run(f"{TRAIN} --tokens 2000 --no-resume --out {tmp_path}/t")
     assert (again.exit_code, "already holds" in again.stderr) == (2, True)
-
-
-def test_a_bug_keeps_its_traceback(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*args: Any, **options: Any) -> None:
-        raise ZeroDivisionError("a bug")
-
-    monkeypatch.setattr("monosem.models.load_model", broken)
-    done = run("verify tiny")
-    assert done.exit_code == 1
-    assert isinstance(done.exception, ZeroDivisionError)
 
 
 # ---------------------------------------------------------------------------------------------------- Ctrl-C and pipes

@@ -1,5 +1,7 @@
 """The command line. Nothing heavy is imported until a command runs, so that `monosem --help` is immediate."""
 
+import io
+import sys
 from typing import Annotated
 
 import typer
@@ -27,9 +29,12 @@ def show_version(wanted: bool) -> None:
 Version = Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")]
 
 
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error. Also works after a command.")]
+
+
 @app.callback(invoke_without_command=True)
-def options(context: typer.Context, version: Version = False) -> None:
-    help_without_command(context)
+def options(context: typer.Context, version: Version = False, debug: Debug = False) -> None:
+    help_without_command(context)  # --debug is taken out before the command line is parsed
 
 
 register(
@@ -50,6 +55,9 @@ for name, module in GROUPS.items():
 
 
 def main() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal's encoding may lack characters of a text
+            stream.reconfigure(errors="backslashreplace")
     app(prog_name="monosem")
 
 

@@ -3,26 +3,35 @@
 import contextlib
 import copy
 import dataclasses
+import errno
 import inspect
 import os
 import re
 import shlex
 import sys
+import traceback
 import typing
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 from typer.models import ArgumentInfo, OptionInfo
 
 from ..errors import MonosemError, did_you_mean
-from .output import notice
+from ..terminal import notice, one_line
 
-INTERRUPTED, USER_ERROR, PIPE_CLOSED = 130, 2, 141  # 128 + SIGINT, as argparse and click, 128 + SIGPIPE
+# 128 + SIGINT, as argparse and click, 128 + SIGPIPE, as Python after a traceback
+INTERRUPTED, USER_ERROR, PIPE_CLOSED, FAULT = 130, 2, 141, 1
 
 # what torch says when an allocation fails, on the CPU and on a GPU (its classes would have to be imported)
 NO_MEMORY = re.compile("can't allocate memory|not enough memory|OutOfMemoryError|Storage size calculation overflowed")
+
+# what the system says when there is no room to write (a full disk, a quota, the largest file that is allowed)
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+NEGATIVE = re.compile(r"-(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?|-inf|-nan", re.IGNORECASE)
 
 # The public BadParameter is a usage error; its base catches unknown commands, missing values and the rest as well.
 UsageError: Any = typer.BadParameter.__base__
@@ -56,39 +65,125 @@ class Group(TyperGroup):
         return f"{ctx.command_path} has the commands {', '.join(self.commands)}"
 
 
-class Application(Group):
-    """The root command. Errors that the user can fix are one line on stderr; the rest are bugs, with a traceback."""
+class Command(TyperCommand):
+    """A command. A negative number is a value and no option, so that it needs no `--` before it."""
 
-    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def make_parser(self, ctx: Any) -> Any:
+        parser = super().make_parser(ctx)
+        as_option = parser._process_opts
+
+        def process(word: str, state: Any) -> None:
+            state.largs.append(word) if NEGATIVE.fullmatch(word) else as_option(word, state)
+
+        parser._process_opts = process  # type: ignore[method-assign, assignment]
+        return parser
+
+
+class Application(Group):
+    """The root command. Whatever ends a command is one line on stderr and an exit code; see `ending`."""
+
+    debug = False
+
+    def main(self, args: Any = None, *more: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        words = list(sys.argv[1:] if args is None else args)
+        self.debug = taken(words, "--debug")
         try:
-            code = super().main(*args, standalone_mode=False, **extra)  # type: ignore[misc]
+            with plain_warnings():
+                code = self._code(words, *more, **extra)
+        except BrokenPipeError:  # of a message
+            code = closed()
+        except SystemExit as error:  # typer's answer to a closed pipe
+            if not isinstance(error.__context__, BrokenPipeError):
+                raise
+            code = closed()
+        if standalone_mode:
+            sys.exit(code)
+        return code
+
+    def _code(self, *args: Any, **extra: Any) -> int:
+        try:
+            return int(super().main(*args, standalone_mode=False, **extra) or 0)  # type: ignore[misc]
         except UsageError as error:
             where = error.ctx.command_path if error.ctx else "monosem"
             notice(f"error: {one_line(error.format_message())} (see {where} --help)")
-            code = USER_ERROR
-        if standalone_mode:
-            sys.exit(code or 0)
-        return code
+            return USER_ERROR
+        except Exception as error:
+            return ending(error, self.debug)
 
     def invoke(self, ctx: Any) -> Any:
         try:
             result = super().invoke(ctx)
-            sys.stdout.flush()  # a closed pipe has to show here, not while the interpreter shuts down
+            flush()  # a closed pipe has to show here, not while the interpreter shuts down
             return result
-        except MonosemError as error:
-            notice(f"error: {one_line(str(error))}")
-            raise typer.Exit(USER_ERROR) from error
-        except (MemoryError, RuntimeError) as error:
-            if not (isinstance(error, MemoryError) or NO_MEMORY.search(f"{type(error).__name__} {error}")):
-                raise
-            notice(f"error: out of memory; use a smaller model, batch, width or context ({one_line(str(error))})")
-            raise typer.Exit(USER_ERROR) from error
-        except KeyboardInterrupt as interrupt:
-            notice("interrupted")
-            raise typer.Exit(INTERRUPTED) from interrupt
-        except BrokenPipeError as error:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(PIPE_CLOSED) from error
+        except (typer.Exit, typer.Abort, UsageError, BrokenPipeError):
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            raise typer.Exit(ending(error, self.debug)) from error
+
+
+def taken(words: list[str], flag: str) -> bool:
+    """Whether a flag stands anywhere among the words of a command line, before `--`; it is taken out."""
+    end = words.index("--") if "--" in words else len(words)
+    found = flag in words[:end]
+    words[:end] = [word for word in words[:end] if word != flag]
+    return found
+
+
+def ending(error: BaseException, debug: bool) -> int:
+    """Say in one line why a command ended (with `--debug` after the traceback); the exit code."""
+    if debug:
+        notice("".join(traceback.format_exception(error)).rstrip())
+    if isinstance(error, KeyboardInterrupt):
+        notice("interrupted")
+        return INTERRUPTED
+    if isinstance(error, MonosemError):
+        notice(f"error: {one_line(str(error))}")
+        return USER_ERROR
+    told = one_line(str(error))
+    if isinstance(error, MemoryError) or NO_MEMORY.search(f"{type(error).__name__} {error}"):
+        notice(f"error: out of memory; use a smaller model, batch, width or context ({told})")
+        return USER_ERROR
+    if isinstance(error, OSError) and error.errno in FULL:
+        with contextlib.suppress(OSError):
+            flush()
+        notice(f"error: {told}; free some space, or write elsewhere")
+        return USER_ERROR
+    kind = type(error).__name__
+    notice(f"error: {kind}{': ' if told else ''}{told} (a fault in monosem; --debug shows where it happened)")
+    return FAULT
+
+
+def flush() -> None:
+    """Write what waits on stdout. What cannot be written is dropped, or the interpreter would try once more."""
+    try:
+        if sys.stdout is not None:  # a program that is started without one has None
+            sys.stdout.flush()
+    except OSError:
+        closed()
+        raise
+
+
+def closed() -> int:
+    """Nobody reads the output any more: drop what is left of it. The exit code."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+            continue
+        with contextlib.suppress(OSError, ValueError):  # not a file, in tests
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return PIPE_CLOSED
+
+
+@contextlib.contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Warnings are one line each, without the place in the source."""
+
+    def show(message: Warning | str, *args: Any, **options: Any) -> None:
+        notice(f"warning: {one_line(str(message))}")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def leaves(command: Any, *path: str) -> Iterator[tuple[str, ...]]:
@@ -111,7 +206,7 @@ def register(app: typer.Typer, commands: dict[str, Callable[..., Any]]) -> None:
     """Add commands; their docstrings are their help, each paragraph as one line that the terminal wraps."""
     for name, function in commands.items():
         paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
-        app.command(name, help="\n\n".join(map(one_line, paragraphs)))(ungrouped(function))
+        app.command(name, help="\n\n".join(map(one_line, paragraphs)), cls=Command)(ungrouped(function))
 
 
 def ungrouped(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -156,10 +251,6 @@ def named(parameter: inspect.Parameter) -> inspect.Parameter:
 def help_without_command(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         print(context.get_help())
-
-
-def one_line(message: str) -> str:
-    return " ".join(message.split())
 
 
 @contextlib.contextmanager

@@ -144,7 +144,7 @@ def make_index(
         documents = corpus.documents(lm, seed, asked.silent)
         store = TokenStore.build(lm, documents, context, tokens=tokens, quiet=asked.silent)
         build_index(lm, sae, store, target, config, quiet=asked.silent)
-    as_json({"index": target}) if asked.json else print(target)
+    as_json({"index": target}) if asked.json else output.line(target)
 
 
 def index_at(dictionary: str, path: Path | None) -> "Index":

@@ -13,7 +13,8 @@ import typer
 
 from ..errors import BadInput
 from ..files import result_path
-from .output import as_json, frame, notice
+from ..terminal import notice
+from .output import as_json, frame
 
 if TYPE_CHECKING:
     from pandas import DataFrame

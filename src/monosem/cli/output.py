@@ -3,25 +3,31 @@
 import dataclasses
 import json
 import math
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any
+
+from ..terminal import STEERING, printable
 
 if TYPE_CHECKING:
     from pandas import DataFrame
     from rich.console import RenderableType
 
 WIDE = 160  # columns of a table that goes to a file or a pipe
+_ESCAPED = re.compile(f"[{''.join(map(chr, STEERING))}]")  # json.dumps itself escapes what lies below
 
 
-def notice(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+def line(text: object) -> None:
+    """One line on stdout."""
+    print(printable(str(text)), flush=True)
 
 
 def as_json(value: Any) -> None:
     """Numpy and torch values become numbers and lists, dataclasses objects, data frames lists of objects, NaN null."""
-    print(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+    print(_ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def plain(value: Any) -> Any:
@@ -47,8 +53,16 @@ def show(*parts: "RenderableType") -> None:
     console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else WIDE)
     with console.capture() as captured:
         for part in parts:
-            console.print(part, soft_wrap=isinstance(part, str))
+            console.print(_shown(part), soft_wrap=isinstance(part, str))
     print(captured.get(), end="")
+
+
+def _shown(part: Any) -> Any:
+    from rich.text import Text
+
+    if isinstance(part, Text):
+        part.plain = printable(part.plain)
+    return printable(part) if isinstance(part, str) else part
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None, ruled: bool = False) -> None:
@@ -60,11 +74,11 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | No
     rows = [list(row) for row in rows]
     shown = Table(box=box.SIMPLE_HEAD, show_lines=ruled)
     shown.pad_edge = False
-    for place, name in enumerate(columns):
+    for place, name in enumerate(map(printable, columns)):
         numbers = all(isinstance(row[place], Real) for row in rows)
         shown.add_column(name, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
-        shown.add_row(*(value if isinstance(value, Text) else Text(cell(value)) for value in row))
+        shown.add_row(*(_shown(value if isinstance(value, Text) else Text(cell(value))) for value in row))
     show(*([Text(title, style="bold")] if title else []), shown)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from ..errors import BadInput
+from ..terminal import notice
 from .application import resumable
 from .options import (
     Chat,
@@ -20,7 +21,7 @@ from .options import (
     option,
     texts_of,
 )
-from .output import as_json, frame, notice, table
+from .output import as_json, frame, table
 
 NewTokens = Annotated[int, option("N", "Length of the continuations.", min=1)]
 Temperature = Annotated[float, option("T", "0 is greedy.", min=0)]
@@ -41,7 +42,7 @@ def steer(
     """Turn one latent up, down or off and compare.
 
     Shows the continuation of every prompt before and after, and how far the next token's distribution moved (KL, nats).
-    The rest of the activation is kept as it is. A negative VALUE needs -- before the arguments.
+    The rest of the activation is kept as it is.
 
     Example: monosem steer smollm2/resid_post.15 123 20 "The film was" "My day was"
     """

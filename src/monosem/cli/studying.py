@@ -1,12 +1,12 @@
 """`monosem demo` and `monosem study`: a whole concept study, ending in a report."""
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from ..terminal import notice
 from .application import resumable
 from .options import Quiet, Trust, argument, flag, option
-from .output import notice
+from .output import line
 
 if TYPE_CHECKING:
     from ..studies import StudyResult
@@ -79,9 +79,9 @@ def conduct(
     config = studies.StudyConfig.parse({**config.model_dump(), **instead})
     folder = out or Path("runs") / config.name
     with resumable(f"what is done is kept in {folder}"):
-        say = None if quiet else partial(print, flush=True)
+        say = None if quiet else line
         options: dict[str, Any] = {"quiet": quiet, "fresh": fresh, "trust_remote_code": trust}
         done = studies.run(config, folder=folder, say=say, **options)
     if quiet:
-        print(done.html)
+        line(done.html)
     return done

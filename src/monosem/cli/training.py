@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from ..terminal import notice
 from .application import resumable
 from .options import (
     MODELS,
@@ -24,7 +25,7 @@ from .options import (
     flag,
     option,
 )
-from .output import as_json, frame, notice
+from .output import as_json, frame, line
 
 if TYPE_CHECKING:
     from ..dictionaries import TrainConfig
@@ -90,7 +91,7 @@ def train(
         trained = run_training(settings, folder=out, trust_remote_code=trust_remote_code, resume=resume, quiet=quiet)
     if not quiet:
         notice(f"{trained}\nmeasure it on other text: monosem evaluate {out / 'dictionary'} --text PATH")
-    print(out / "dictionary")
+    line(out / "dictionary")
 
 
 def evaluate(

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ...errors import BadInput
+from ...terminal import notice
 from ..application import resumable
 from ..options import MODELS, TEXTS, Corpus, OnModel, Seed, Set, fields, flag, option
-from ..output import as_json, frame, notice
+from ..output import as_json, frame, line
 
 if TYPE_CHECKING:
     from ...lenses import TuneConfig
@@ -87,4 +88,4 @@ def train(
         else:
             frame(evaluation.table[columns], f"on {evaluation.tokens:,} tokens of held-out text, nats")
     if not training.json:
-        print(out / "lens")
+        line(out / "lens")

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from ...errors import require
-from ..application import one_line
+from ...terminal import notice, one_line
 from ..options import OnModel, flag, names, option
-from ..output import as_json, cell, frame, notice, show, table
+from ..output import as_json, cell, frame, show, table
 from .pairs import Pairs, Positions, positions_of
 
 if TYPE_CHECKING:

@@ -1,0 +1,229 @@
+"""How commands end: one line for whatever went wrong, quiet pipes, plain warnings, nothing that steers a terminal."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from monosem.cli import app
+from monosem.cli.application import NEGATIVE, taken
+from monosem.progress import Meter
+from monosem.terminal import printable
+from tiny_home import make_home
+
+PROCESS = [sys.executable, "-c", "from monosem.cli import main; main()"]
+ESCAPES = "\x1b[31m\x9b1m\x07\r\u202eevil\u2066\x7f"  # colours, bell, return, text turned round
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_home(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture
+def run(home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    monkeypatch.chdir(home)
+    return lambda line, *more: CliRunner().invoke(app, [*line.split(), *map(str, more)], prog_name="monosem")
+
+
+def failing(error: BaseException) -> Callable[..., None]:
+    def fail(*args: Any, **options: Any) -> None:
+        raise error
+
+    return fail
+
+
+# ---------------------------------------------------------------------------------------------------------- one line
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (ZeroDivisionError("a\nbug"), 1, "error: ZeroDivisionError: a bug (a fault in monosem; --debug shows where"),
+        (KeyError("name"), 1, "error: KeyError: 'name' (a fault"),
+        (AssertionError(), 1, "error: AssertionError (a fault"),
+        (RecursionError("too deep"), 1, "error: RecursionError: too deep"),
+        (MemoryError(), 2, "error: out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 2, "error: out of memory"),
+        (OSError(errno.ENOSPC, "No space left on device", "/x"), 2, "No space left on device: '/x'; free some space"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_whatever_is_raised_is_one_line(
+    error: BaseException, code: int, says: str, run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("monosem.models.load_model", failing(error))
+    done = run("verify tiny")
+    assert (done.exit_code, done.stderr.count("\n")) == (code, 1)
+    assert says in done.stderr
+    for line in ("--debug verify tiny", "verify tiny --debug"):
+        again = run(line)
+        assert again.exit_code == code
+        assert again.stderr.startswith("Traceback")
+        assert again.stderr.splitlines()[-1] == done.stderr.rstrip()
+    assert "--debug" in run("--help").stdout
+
+
+def test_debug_shows_where_an_error_of_ours_comes_from(run: Callable[..., Result]) -> None:
+    plain, traced = run("verify ./nothing"), run("verify ./nothing --debug")
+    assert (plain.exit_code, traced.exit_code) == (2, 2)
+    assert "load.py" in traced.stderr
+    assert traced.stderr.endswith(plain.stderr)
+
+
+def test_a_flag_after_two_dashes_is_a_text() -> None:
+    words = ["steer", "--debug", "--", "--debug"]
+    assert taken(words, "--debug")
+    assert words == ["steer", "--", "--debug"]
+    assert not taken(words, "--debug")
+
+
+# ----------------------------------------------------------------------------------------------------------- pipes
+@pytest.mark.parametrize("line", ["list concepts", "steer nothing 1 2 x", "--help"])
+def test_readers_that_go_away_are_no_error(line: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    for streams in ({"stdout": writing, "stderr": writing}, {"stdout": writing, "stderr": subprocess.PIPE}):
+        done = subprocess.run([*PROCESS, *line.split()], text=True, **streams)  # type: ignore[call-overload]
+        wrote = streams["stderr"] == writing or not line.startswith("steer")
+        assert done.returncode == (141 if wrote else 2)
+        assert "Traceback" not in (done.stderr or "")
+        assert "Exception ignored" not in (done.stderr or "")
+    os.close(writing)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_output_that_does_not_fit_is_said() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*PROCESS, "list", "concepts"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert "No space left on device" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_terminal_without_the_letters(home: Path) -> None:
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    line = [*PROCESS, "latents", "top", "sae", "the cat \u2500 \U0001f600", "-q"]
+    done = subprocess.run(line, env=environment, cwd=home, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"the cat \u2500 \U0001f600" in done.stdout
+
+
+# ---------------------------------------------------------------------------------------------------------- warnings
+def test_warnings_are_plain_lines(run: Callable[..., Result], home: Path, tmp_path: Path) -> None:
+    rows = [*(home / "text.jsonl").read_text().splitlines(), '{"text": null}']
+    (tmp_path / "holes.jsonl").write_text("\n".join(rows))
+    done = run(f"evaluate sae --text {tmp_path}/holes.jsonl --tokens 999999 --context 32 --quiet")
+    assert done.exit_code == 0, done.output
+    where = f"{tmp_path}/holes.jsonl, line 101"
+    assert done.stderr == f"warning: {tmp_path}/holes.jsonl: 1 of 101 rows skipped; {where}: 'text' is null\n"
+    with warnings.catch_warnings(record=True) as caught:  # the library's own way stays
+        warnings.simplefilter("always")
+        warnings.warn("still caught", stacklevel=1)
+    assert [str(one.message) for one in caught] == ["still caught"]
+
+
+# -------------------------------------------------------------------------------------------------- negative numbers
+def test_negative_values_need_no_dashes_before(run: Callable[..., Result]) -> None:
+    found = [
+        json.loads(run(line, *more).stdout)["prompts"]
+        for line, more in (
+            ("steer sae 3 -20 --json --max-new-tokens 2", ["the cat"]),
+            ("steer --json --max-new-tokens 2 sae 3 -2e1", ["the cat"]),
+            ("steer --json --max-new-tokens 2 -- sae 3 -20", ["the cat"]),
+        )
+    ]
+    assert found[0] == found[1] == found[2]
+    assert found[0][0]["kl"] > 0
+    assert "sae 3 -inf" not in (done := run("steer sae 3 -inf", "the cat")).stderr
+    assert "finite" in done.stderr
+    assert "-x" in run("steer sae 3 -x", "the cat").stderr
+
+
+@pytest.mark.parametrize("word", ["-5", "-0.5", "-.5", "-5.", "-1e3", "-1E-3", "-inf", "-NaN"])
+def test_words_that_are_negative_numbers(word: str) -> None:
+    assert NEGATIVE.fullmatch(word)
+    assert float(word) <= 0 or "n" in word.lower()
+
+
+@pytest.mark.parametrize("word", ["5", "-k", "-", "--5", "-q", "-5k", "-e3", "-1:2"])
+def test_words_that_are_not(word: str) -> None:
+    assert not NEGATIVE.fullmatch(word)
+
+
+# ------------------------------------------------------------------------------------------------------ the terminal
+def steers(text: str) -> list[str]:
+    """Characters that a terminal obeys instead of showing, found by another rule: Unicode's own categories."""
+    import unicodedata
+
+    kinds = {"RLE", "LRE", "RLO", "LRO", "PDF", "RLI", "LRI", "FSI", "PDI"}
+    return [
+        one
+        for one in text
+        if (unicodedata.category(one) in ("Cc", "Cs") and one not in "\n\t") or unicodedata.bidirectional(one) in kinds
+    ]
+
+
+def test_every_character_that_steers_is_shown_by_one_that_does_not() -> None:
+    everything = "".join(map(chr, range(sys.maxunicode + 1)))
+    shown = printable(everything)
+    assert len(shown) == len(everything)
+    assert steers(shown) == []
+    changed = {one for one, other in zip(everything, shown, strict=True) if one != other}
+    assert changed == set(steers(everything))
+    assert printable("a\x1b[31m b\n") == "a␛[31m b\n"
+
+
+def test_prompts_and_files_do_not_steer_the_terminal(run: Callable[..., Result], home: Path, tmp_path: Path) -> None:
+    evil = f"the {ESCAPES} cat"
+    (tmp_path / "happy.txt").write_text("\n".join([f"the {ESCAPES} is happy"] * 4))
+    (tmp_path / "broken.yaml").write_text(f"{ESCAPES}: [")
+    pairs = [{"clean": evil, "corrupted": evil, "right": ESCAPES, "wrong": "x"}]
+    (tmp_path / "pairs.json").write_text(json.dumps(pairs))
+    config = json.loads((home / "sae" / "cfg.json").read_text())
+    (tmp_path / "sae").mkdir()
+    (tmp_path / "sae" / "cfg.json").write_text(json.dumps(config | {"architecture": ESCAPES}))
+    (tmp_path / "sae" / "sae_weights.safetensors").write_bytes(b"")
+    lines: list[tuple[str, list[str]]] = [
+        ("steer sae 3 20 --max-new-tokens 2", [evil]),
+        ("steer sae 3 20 --max-new-tokens 2 --json", [evil]),
+        ("latents top sae -k 2", [evil]),
+        ("latents top sae -k 2 --json", [evil]),
+        ("lens logit tiny", [evil]),
+        ("lens logit tiny --json", [evil]),
+        ("components direct tiny --token", [ESCAPES, evil]),
+        (f"latents search sae --positive {tmp_path}/happy.txt --negative sad.txt", []),
+        (f"study {tmp_path}/broken.yaml", []),
+        (f"steer {tmp_path}/sae 3 20 x", []),
+        (f"patch sweep tiny --pairs {tmp_path}/pairs.json", []),
+        ("steer", [ESCAPES, "3", "20", "x"]),
+        ("verify", [ESCAPES]),
+        ("verify", [f"--{ESCAPES}"]),
+        (ESCAPES, []),
+        ("train --model tiny --set", [f"{ESCAPES}=1", "--out", "x"]),
+    ]
+    for line, more in lines:
+        done = CliRunner().invoke(app, [*line.split(" "), *more], prog_name="monosem", color=True)
+        assert steers(done.stdout) == [], line
+        assert steers(done.stderr.replace("\r", "")) == [], line  # bars of other packages begin lines anew
+        assert done.exit_code in (0, 2), (line, done.stderr)
+
+
+def test_json_says_the_same_text(run: Callable[..., Result]) -> None:
+    evil = f"the {ESCAPES} cat"
+    assert json.loads(run("steer sae 3 20 --max-new-tokens 2 --json", evil).stdout)["prompts"][0]["prompt"] == evil
+
+
+def test_names_in_progress_are_no_markup(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rich.console.Console.is_terminal", property(lambda self: True))
+    with Meter("sweep a[/b]\x1b[2J", total=2) as meter:
+        meter.advance(1, note="[/x]")
+    shown = capsys.readouterr().err
+    assert "a[/b]␛[2J" in shown
+    assert "\x1b[2J" not in shown
