@@ -2,8 +2,10 @@
 
 import random
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Self
 
 from ..errors import BadInput
@@ -13,8 +15,12 @@ from ..errors import BadInput
 class PromptPairs:
     """Positive and negative prompts; with `paired`, the i-th of one side belongs to the i-th of the other.
 
+    Attributes:
+        groups: the group of each pair (its style, topic, author, ...), so that whole groups can be held out.
+
     Raises:
-        BadInput: a side that is empty or not a list of strings, a blank prompt, or (paired) sides of different length.
+        BadInput: a side that is empty or not a list of strings, a blank prompt, (paired) sides of different length, or
+            groups that are not one for each pair.
 
     A prompt that occurs twice on a side, or on both sides, gives a warning: it weighs double, or cancels.
     """
@@ -22,6 +28,7 @@ class PromptPairs:
     positive: Sequence[str]
     negative: Sequence[str]
     paired: bool = True
+    groups: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         for side, prompts in (("positive", self.positive), ("negative", self.negative)):
@@ -30,6 +37,10 @@ class PromptPairs:
         n, m = len(self.positive), len(self.negative)
         if self.paired and n != m:
             raise BadInput(f"{n} positive but {m} negative prompts: pairs need as many of each (or say paired=False)")
+        if self.groups is not None:
+            if not self.paired or isinstance(self.groups, str) or len(self.groups) != n:
+                raise BadInput(f"groups are one name for each of the {n} pairs (paired=True)")
+            object.__setattr__(self, "groups", tuple(self.groups))
         both = set(self.positive) & set(self.negative)
         if both:
             warnings.warn(f"{len(both)} prompts stand on both sides, e.g. {min(both)!r}", stacklevel=3)
@@ -49,24 +60,50 @@ class PromptPairs:
         """All prompts, the positive ones first."""
         return [*self.positive, *self.negative]
 
+    def take(self, pairs: Sequence[int]) -> Self:
+        """Some of the pairs, by number, in the order given."""
+        return self._of(pairs, pairs)
+
     def split(self, held_out: float = 0.5, *, seed: int = 0) -> tuple[Self, Self]:
         """(kept, held out), drawn by `seed`; pairs stay together, each side is split in the same ratio.
+
+        Of two groups or more, whole groups are held out, as near to the share `held_out` as they come.
 
         Raises:
             BadInput: a part would have no prompts on one side.
         """
-        rng = random.Random(seed)
-        sizes = (len(self.positive), len(self.negative))
+        rng, sizes = random.Random(seed), (len(self.positive), len(self.negative))
+        if self.groups is not None and len(set(self.groups)) > 1:
+            drawn = _groups_drawn(self.groups, held_out, rng)
+            out = [i for i, group in enumerate(self.groups) if group in drawn]
+            return self._parted([out, out])
         orders = [rng.sample(range(n), n) for n in sizes]
         if self.paired:
             orders[1] = orders[0]
         cuts = [round(n * held_out) for n in sizes]
         if any(not 0 < cut < n for cut, n in zip(cuts, sizes)):
             raise BadInput(f"cannot hold out {held_out:.0%} of {sizes[0]} positive and {sizes[1]} negative prompts")
-        sides = (self.positive, self.negative)
-        kept = [[side[i] for i in sorted(order[cut:])] for side, order, cut in zip(sides, orders, cuts)]
-        out = [[side[i] for i in sorted(order[:cut])] for side, order, cut in zip(sides, orders, cuts)]
-        return type(self)(kept[0], kept[1], self.paired), type(self)(out[0], out[1], self.paired)
+        return self._parted([order[:cut] for order, cut in zip(orders, cuts)])
+
+    def _parted(self, out: Sequence[Sequence[int]]) -> tuple[Self, Self]:
+        """(the other prompts, those in `out`, which numbers those of each side); each part in its order."""
+        sizes = (len(self.positive), len(self.negative))
+        kept = [sorted({*range(n)}.difference(numbers)) for numbers, n in zip(out, sizes)]
+        return self._of(*kept), self._of(*map(sorted, out))
+
+    def _of(self, positive: Sequence[int], negative: Sequence[int]) -> Self:
+        groups = None if self.groups is None else [self.groups[i] for i in positive]
+        sides = [self.positive[i] for i in positive], [self.negative[i] for i in negative]
+        return type(self)(*sides, self.paired, groups)
+
+
+def _groups_drawn(groups: Sequence[str], share: float, rng: random.Random) -> set[str]:
+    """Groups in random order until they hold as near to `share` of the pairs as they come; one is left at least."""
+    sizes = Counter(groups)
+    order = rng.sample(list(sizes), len(sizes))
+    held = list(accumulate(sizes[group] for group in order[:-1]))
+    cut = min(range(len(held)), key=lambda i: abs(held[i] - share * len(groups)))
+    return set(order[: cut + 1])
 
 
 def _check_side(side: str, prompts: Sequence[str]) -> None:

@@ -21,6 +21,7 @@ class JobConfig(BaseModel):
 
     job: ClassVar[str]  # what the job makes, as messages name it: "training run"
     not_decisive: ClassVar[frozenset[str]] = frozenset()  # fields that may change when a job goes on
+    shorthands: ClassVar[frozenset[str]] = frozenset()  # names that a config turns into fields of its own
 
     @model_validator(mode="before")
     @classmethod
@@ -72,6 +73,6 @@ class JobConfig(BaseModel):
 def _complaint(config: type[JobConfig], error: Any) -> str:
     name = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        return f"{name}: no such field{did_you_mean(name, config.model_fields)}"
+        return f"{name}: no such field{did_you_mean(str(error['loc'][-1]), {*config.model_fields, *config.shorthands})}"
     message = str(error["msg"]).removeprefix("Value error, ")  # pydantic's words before a validator's own
     return f"{name}: {message}" if name else message

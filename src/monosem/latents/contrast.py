@@ -86,22 +86,31 @@ def contrast(
     *,
     paired: bool = True,
     pool: Pool = "max",
-    held_out: float = 0.5,
+    held_out: float | PromptPairs = 0.5,
     permutations: int = 1000,
     seed: int = 0,
 ) -> Contrast:
     """Rank latents by how much more they fire on the positive prompts, and check the ranking on held-out prompts.
 
-    Prompts are split once by `seed` (pairs stay together). Score = mean difference × consistency, consistency being the
-    share of pairs in which the positive prompt is above its partner: a latent that is huge on one prompt only does not
-    win. Everything but the held_out columns comes from the search half.
+    Score = mean difference × consistency, consistency being the share of pairs in which the positive prompt is above
+    its partner: a latent that is huge on one prompt only does not win. Everything but the held_out columns comes from
+    the search half.
+
+    Args:
+        held_out: share of the prompts that the ranking does not see, split off once by `seed` (pairs stay together);
+            or other prompts, of another kind perhaps, and then the ranking sees all of `positive` and `negative`.
 
     Raises:
         BadInput: unpaired lists (with `paired`), empty prompts, too few prompts to split, prompts on which no latent
             fires.
         Mismatch: a dictionary of another model.
     """
-    search, rest = PromptPairs(positive, negative, paired).split(held_out, seed=seed)
+    search = PromptPairs(positive, negative, paired)
+    search, rest = (search, held_out) if isinstance(held_out, PromptPairs) else search.split(held_out, seed=seed)
+    if rest.paired != paired:
+        raise BadInput(
+            f"held_out has paired={rest.paired}, the prompts of the search have paired={paired}; they must be alike"
+        )
     up, down = (pooled(model, dictionary, side, pool) for side in (search.positive, search.negative))
     fires = ((up != 0).any(0) | (down != 0).any(0)).nonzero()[:, 0]
     if not len(fires):

@@ -5,29 +5,28 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic import Field, model_validator
 
+from ..data import PromptPairs
 from ..errors import UnknownName, did_you_mean
 from ..jobs import JobConfig, fingerprint
 from ..jobs.config import Seed
+from .prompts import Name, Prompt, Style, StyleName, as_styles, check_distinct
 
-
-def _not_blank(prompt: str) -> str:
-    if not prompt.strip():
-        raise ValueError("empty prompt")
-    return prompt
-
-
-Prompt = Annotated[str, AfterValidator(_not_blank)]
+FEWEST_PAIRS = 4
 DEMO = "french"  # the study that `monosem demo` runs
 
 
 class StudyConfig(JobConfig):
-    """One concept study. Unknown fields are refused, so that a misspelt one is not silently ignored."""
+    """One concept study. Unknown fields are refused, so that a misspelt one is not silently ignored.
+
+    `positive` and `negative`, given instead of `styles`, are prompts of one style.
+    """
 
     job: ClassVar[str] = "study"
+    shorthands: ClassVar[frozenset[str]] = frozenset({"positive", "negative"})
 
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]  # used in file names
+    name: Name  # of the report's folder
     title: str = ""
     description: str = ""
     purpose: str = ""  # why the study is done; printed in the report
@@ -37,8 +36,7 @@ class StudyConfig(JobConfig):
     dictionary: str = "smollm2/resid_post.15"
     site: str | None = None  # None: the dictionary's own; anything else must be the same site
 
-    positive: list[Prompt] = Field(min_length=4)  # prompts that carry the concept ...
-    negative: list[Prompt] = Field(min_length=4)  # ... and their partners, line by line, that do not
+    styles: dict[StyleName, Style] = Field(min_length=1)  # prompts that carry the concept, and their partners
     test: list[Prompt] = Field(min_length=1)  # openings to be continued, not used in the search
     control: list[Prompt] = Field(min_length=1)  # openings that have nothing to do with the concept
 
@@ -55,22 +53,37 @@ class StudyConfig(JobConfig):
     batch_size: int = Field(default=128, ge=1)  # rows of a pass: prompts × arms
     seed: Seed = 0
 
+    @model_validator(mode="before")
+    @classmethod
+    def _in_styles(cls, values: Any) -> Any:
+        return as_styles(values)
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if len(self.positive) != len(self.negative):
-            raise ValueError(
-                f"unpaired prompts: {len(self.positive)} positive and {len(self.negative)} negative; "
-                "line i of one must be the partner of line i of the other"
-            )
+        if len(self.positive) < FEWEST_PAIRS:
+            raise ValueError(f"{len(self.positive)} pairs of prompts; a study needs {FEWEST_PAIRS} at least")
         if self.primary_dose not in self.doses:
             raise ValueError(f"primary_dose {self.primary_dose} is not one of doses {self.doses}")
         if self.random_continuations > self.random_latents:
             raise ValueError("random_continuations cannot exceed random_latents")
-        searched = {*self.positive, *self.negative}
-        used = [p for p in [*self.test, *self.control] if p in searched]
-        if used:
-            raise ValueError(f"test and control prompts must not be used in the search: {used[0]!r}")
+        check_distinct(self.styles, [*self.test, *self.control])
         return self
+
+    @property
+    def positive(self) -> list[str]:
+        """The prompts of all styles that carry the concept ..."""
+        return [prompt for style in self.styles.values() for prompt in style.positive]
+
+    @property
+    def negative(self) -> list[str]:
+        """... and their partners, line by line, that do not."""
+        return [prompt for style in self.styles.values() for prompt in style.negative]
+
+    @property
+    def pairs(self) -> PromptPairs:
+        """All pairs, each with the name of its style."""
+        styles = [name for name, style in self.styles.items() for _ in style.positive]
+        return PromptPairs(self.positive, self.negative, groups=styles)
 
     @property
     def fingerprint(self) -> str:

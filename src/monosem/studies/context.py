@@ -19,8 +19,8 @@ from ..latents.index import Index
 from ..latents.pooling import pooled, prompt_runs
 from ..models import Model
 from .config import StudyConfig
+from .prompts import Split, split
 
-HELD_OUT = 0.5  # share of the pairs that neither the search nor the choice of the target sees
 Say = Callable[[str], None]
 
 
@@ -58,9 +58,14 @@ class Context:
             )
 
     @cached_property
+    def split(self) -> Split:
+        """The pairs by what they are for."""
+        return split(self.config.pairs, self.config.seed)
+
+    @property
     def pairs(self) -> tuple[PromptPairs, PromptPairs]:
-        """(search half, held-out half)."""
-        return PromptPairs(self.config.positive, self.config.negative).split(HELD_OUT, seed=self.config.seed)
+        """(search, held out)."""
+        return self.split.search, self.split.held_out
 
     @property
     def openings(self) -> list[str]:

@@ -18,7 +18,7 @@ from ...metrics import next_token_loss
 from ...models import Run, Site
 from ...statistics import auroc_interval, bootstrap_mean, permutation_p
 from ...steering import after_first
-from ..context import HELD_OUT, Context
+from ..context import Context
 
 MINIMUM_AUROC = 0.7  # on the search half; a candidate below it is not considered while another reaches it
 SHUFFLES = 2000
@@ -28,8 +28,9 @@ EXAMPLES = 6  # of each candidate's, in the report
 
 def make(context: Context, earlier: dict[str, dict[str, Any]]) -> dict[str, Any]:
     config = context.config
+    pairs, held_out = context.pairs
     search = contrast(
-        context.model, context.dictionary, config.positive, config.negative, held_out=HELD_OUT, seed=config.seed
+        context.model, context.dictionary, pairs.positive, pairs.negative, held_out=held_out, seed=config.seed
     )
     rows = _rows(context, search)
     target, reason = choose(rows, config.latent, config.primary_dose)
