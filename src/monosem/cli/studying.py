@@ -57,6 +57,10 @@ def study(
     Finds the concept's latent, turns it off and up, against controls. The folder gets report.html, report.md,
     results.json and the config. Interrupted, the same command goes on where it stopped.
 
+    A concept file holds name, styles, test and control. styles has a block for each style of prompt (statement,
+    question, ...) with two lists, positive and negative, partners line by line; whole styles are held out. test and
+    control are openings to be continued. monosem list concepts has files to copy; docs/studies.md has all fields.
+
     Example: monosem study sentiment --out runs/sentiment
     """
     instead = {"model": model, "dictionary": dictionary, "latent": latent, "seed": seed}

@@ -86,7 +86,7 @@ class PromptPairs:
         return self._parted([order[:cut] for order, cut in zip(orders, cuts)])
 
     def _parted(self, out: Sequence[Sequence[int]]) -> tuple[Self, Self]:
-        """(the other prompts, those in `out`, which numbers those of each side); each part in its order."""
+        """(kept, held out), each in its order; `out` has the numbers of the prompts of each side that are held out."""
         sizes = (len(self.positive), len(self.negative))
         kept = [sorted({*range(n)}.difference(numbers)) for numbers, n in zip(out, sizes)]
         return self._of(*kept), self._of(*map(sorted, out))
