@@ -21,12 +21,15 @@ from monosem.files import ASSETS
 from monosem.lenses import TuneConfig, TunedLens
 from monosem.lenses.regression import NormalEquations
 from monosem.lenses.tuned import training as tuning
+from monosem.lenses.tuned.files import printed_hash
 from monosem.lenses.tuned.vocabulary import Vocabulary
 from monosem.models import Model
 from tiny import tiny_hf
 
 TEXTS = ["the cat sat on the mat", "a big dog ran"]
 TinyModel = Callable[..., Model]
+GOLDEN = Path(__file__).parent / "golden" / "tuned_lens"
+NUMBERS = json.loads((GOLDEN / "numbers.json").read_text())
 SMALL: dict[str, Any] = {"context": 16, "batch_tokens": 64, "steps": 30, "log_every": 5}
 
 
@@ -52,6 +55,49 @@ def test_untrained_it_is_the_logit_lens(family: str, rank: int | None, tiny_mode
         assert torch.equal(seen.top_ids, plain.top_ids)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_lens_of_the_tuned_lens_package_is_read_as_it_reads_it(family: str, tiny_model: TinyModel) -> None:
+    """Files and logits that tuned-lens 0.2.0 wrote (`peers/tuned_lens_golden.py`)."""
+    model = tiny_model(family)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # its hash is of this model's unembedding
+        lens = TunedLens.load(GOLDEN / family)
+        ids = torch.randint(3, 100, (1, 6), generator=torch.Generator().manual_seed(5))
+        seen = lenses.tuned(model, ids, lens, site="resid_pre", positions="last", top=100)
+    for layer, want in enumerate(NUMBERS["logits"][family]):
+        want = torch.tensor(want).log_softmax(-1)
+        got = torch.zeros_like(want).scatter(-1, seen.top_ids[layer, 0, -1], seen.top_probabilities[layer, 0, -1].log())
+        torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+    other = Model(tiny_hf(family, seed=5))
+    with pytest.warns(UserWarning, match="another unembedding"):
+        lens.check(other)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_an_exported_lens_has_the_hash_of_the_tuned_lens_package(
+    family: str, tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    model = tiny_model(family)
+    trained = TunedLens.fit(model, windows(), TuneConfig(**SMALL | {"steps": 1}), quiet=True)
+    wanted = json.loads((GOLDEN / family / "config.json").read_text())
+    for number, lens in enumerate((TunedLens.of(model), trained, TunedLens.load(trained.save(tmp_path / "own")))):
+        lens.save(tmp_path / str(number), published=True)
+        written = json.loads((tmp_path / str(number) / "config.json").read_text())
+        assert written["unembed_hash"] == wanted["unembed_hash"]
+        assert set(written) == set(wanted)
+
+
+def test_the_hash_of_the_tuned_lens_package() -> None:
+    with np.printoptions(precision=2, threshold=5, suppress=True, linewidth=20):  # what a user prints changes nothing
+        for name, hashed in NUMBERS["hashes"].items():
+            shape = tuple(map(int, name.split("x")))
+            whole = np.arange(np.prod(shape)).reshape(shape) * 7919 % 1009 - 500
+            matrix = (whole / 2.0 ** (whole % 13)).astype(np.float32)
+            assert printed_hash(matrix) == hashed, name
+            ends = np.concatenate([matrix[:4], matrix[-4:]]) if shape[0] > 8 else matrix
+            assert printed_hash(ends, matrix.size) == hashed or matrix.size <= 1000, name
+
+
 @pytest.mark.parametrize("family", ["gemma2", "gpt2", "llama"])
 def test_the_published_layout_is_read_as_its_formula_says(family: str, tiny_model: TinyModel, tmp_path: Path) -> None:
     """lens_i(h) = unembed(h + W_i h + b_i) on the stream before block i, with awkward values: a permutation that is not
@@ -64,10 +110,11 @@ def test_the_published_layout_is_read_as_its_formula_says(family: str, tiny_mode
         weight = torch.eye(d).roll(i + 1, 0) * torch.linspace(-2, 3, d) + 0.1 * torch.randn(d, d, generator=draw)
         state[f"{i}.weight"], state[f"{i}.bias"] = weight.half(), (10.0**i * torch.randn(d, generator=draw)).half()
     head = model.hf.get_output_embeddings().weight
+    printed = np.array_str(head.detach().float().numpy(), precision=1)
     torch.save(state, tmp_path / "params.pt")
     config = {"base_model_name_or_path": "tiny", "d_model": d, "num_hidden_layers": layers, "bias": True}
     config |= {"base_model_revision": None, "lens_type": "linear_tuned_lens"}
-    config["unembed_hash"] = hashlib.sha256(head.detach().float().numpy().tobytes()).hexdigest()
+    config["unembed_hash"] = hashlib.sha256(printed.encode()).hexdigest()
     (tmp_path / "config.json").write_text(json.dumps(config))
 
     lens = TunedLens.load(tmp_path)

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ...errors import BadFile
@@ -17,6 +19,8 @@ from ..fitted import CONFIG, Header
 from .translators import Translators
 
 PARAMETERS, PUBLISHED = "params.pt", "linear_tuned_lens"
+PRINTED = 1000  # numbers of the largest matrix that NumPy prints whole
+NUMPY_PRINTS: Any = {"suppress": False, "floatmode": "maxprec", "sign": "-", "formatter": None}  # whatever the user set
 
 
 @dataclass(frozen=True)
@@ -24,18 +28,24 @@ class TunedHeader(Header):
     """What a tuned lens is for; the names on disk are the names of the tuned-lens package.
 
     Attributes:
-        unembed_hash: of the model's unembedding (`unembed_hash`); None where the file does not say.
+        unembed_hash: of the model's unembedding, by the rule of the tuned-lens package (`unembed_hash`).
         rank: None for full matrices, 0 for a bias alone, else the rank of every A.
         metadata: how it was made.
+        weights_hash: of all of its weights (`weights_hash`). Both hashes are None where the file does not say.
     """
 
     n_layers: int
     unembed_hash: str | None = None
     rank: int | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    weights_hash: str | None = None
 
     def plain(self) -> dict[str, Any]:
-        return self.shared() | {"rank": self.rank, "metadata": self.metadata}
+        return self.shared() | {
+            "weights_hash": self.weights_hash,
+            "rank": self.rank,
+            "metadata": self.metadata,
+        }
 
     def shared(self) -> dict[str, Any]:
         """What the tuned-lens package writes, too."""
@@ -47,6 +57,12 @@ class TunedHeader(Header):
         }
 
     @classmethod
+    def of(cls, model: Model, rank: int | None, metadata: dict[str, Any] | None = None) -> Self:
+        """Of a lens that is made for this model."""
+        shape = (model.name, model.cfg.d_model, model.cfg.n_layers)
+        return cls(*shape, unembed_hash(model), rank, metadata or {}, weights_hash(model))
+
+    @classmethod
     def parse(cls, config: Mapping[str, Any]) -> Self:
         """Raises `KeyError`, `TypeError` or `ValueError` for a config that does not describe a tuned lens."""
         return cls(
@@ -56,6 +72,7 @@ class TunedHeader(Header):
             config.get("unembed_hash"),
             config.get("rank"),
             dict(config.get("metadata") or {}),
+            config.get("weights_hash"),
         )
 
 
@@ -122,8 +139,8 @@ def filled(folder: Path, config: Mapping[str, Any], numbers: dict[str, Tensor]) 
     return header, translators.eval().requires_grad_(False)
 
 
-def unembed_hash(model: Model, dtype: torch.dtype | None = None) -> str:
-    """SHA-256 of the unembedding `vocab d_model` as float32, as the tuned-lens package computes it.
+def weights_hash(model: Model, dtype: torch.dtype | None = None) -> str:
+    """SHA-256 of all weights of the unembedding, `vocab d_model` as float32.
 
     Args:
         dtype: round the weights to it first, as loading the model in it does.
@@ -135,11 +152,33 @@ def unembed_hash(model: Model, dtype: torch.dtype | None = None) -> str:
     return digest.hexdigest()
 
 
-def made_for(model: Model, hashed: str) -> bool:
-    """Whether the hash belongs to the model's unembedding; it may have been taken after rounding to a smaller dtype.
+def unembed_hash(model: Model, dtype: torch.dtype | None = None) -> str:
+    """The hash that the tuned-lens package (0.1.1, 0.2.0) takes of the unembedding; `dtype` as in `weights_hash`."""
+    weight = model.W_U.T.detach()
+    small = len(weight) <= 8 or weight.numel() <= PRINTED
+    ends = weight if small else torch.cat([weight[:4], weight[-4:]])  # NumPy prints three rows of each
+    return printed_hash(ends.to(dtype or ends.dtype).float().cpu().numpy(), weight.numel())
 
-    A rounded model cannot be told from another one, and passes.
+
+def printed_hash(matrix: Float[np.ndarray, "vocab d_model"], size: int | None = None) -> str:
+    """SHA-256 of a matrix as NumPy prints it with one decimal: of a large one, three rows and columns from each end.
+
+    Args:
+        size: numbers of the matrix where the rows in its middle are left out.
     """
-    if model.dtype != torch.float32:
+    whole = (size or matrix.size) <= PRINTED
+    with np.printoptions(threshold=matrix.size if whole else 0, edgeitems=3, linewidth=75, **NUMPY_PRINTS):
+        return hashlib.sha256(np.array_str(matrix, precision=1).encode()).hexdigest()
+
+
+def made_for(model: Model, header: TunedHeader) -> bool:
+    """Whether the lens was made for the model's unembedding; hashes may have been taken after rounding to a smaller
+    dtype.
+
+    A rounded model cannot be told from another one, and passes; so does a lens without a hash.
+    """
+    exact = header.weights_hash is not None
+    hashed, rule = (header.weights_hash, weights_hash) if exact else (header.unembed_hash, unembed_hash)
+    if not hashed or model.dtype != torch.float32:
         return True
-    return any(unembed_hash(model, dtype) == hashed for dtype in (None, torch.bfloat16, torch.float16))
+    return any(rule(model, dtype) == hashed for dtype in (None, torch.bfloat16, torch.float16))

@@ -24,7 +24,7 @@ from ...models import Model, Site
 from ..fitted import Fitted, read_fitted, write_fitted
 from .config import TuneConfig
 from .evaluation import evaluate
-from .files import PARAMETERS, TunedHeader, filled, made_for, read_published, unembed_hash, write_published
+from .files import PARAMETERS, TunedHeader, filled, made_for, read_published, write_published
 from .training import Record, train
 from .translators import Translator, Translators
 
@@ -48,9 +48,8 @@ class TunedLens(Fitted):
         Raises:
             BadInput: a rank below 0 or above the width.
         """
-        layers, width = model.cfg.n_layers, model.cfg.d_model
-        translators = Translators(layers, width, rank).to(model.device)
-        return cls(TunedHeader(model.name, width, layers, unembed_hash(model), rank), translators)
+        translators = Translators(model.cfg.n_layers, model.cfg.d_model, rank).to(model.device)
+        return cls(TunedHeader.of(model, rank), translators)
 
     @classmethod
     def fit(
@@ -154,8 +153,7 @@ class TunedLens(Fitted):
     def check(self, model: Model) -> None:
         """Raise `Mismatch` when it cannot belong to this model; warn when it was trained for another unembedding."""
         super().check(model)
-        hashed = self.header.unembed_hash
-        if hashed and not made_for(model, hashed):
+        if not made_for(model, self.header):
             warnings.warn(
                 f"this tuned lens was trained for {self.header.model_name or 'a model'} with another unembedding than "
                 f"the one of {model.name}; its predictions may be off",

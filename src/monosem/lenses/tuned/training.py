@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from ..measures import Distribution
 from ..states import chunks
 from .batches import Batches
 from .config import TuneConfig
-from .files import TunedHeader, unembed_hash
+from .files import TunedHeader
 from .optimizer import optimizer_of
 from .starts import least_squares
 from .translators import Translators
@@ -98,7 +99,7 @@ class Training:
             raise BadInput("vocab_sample works with loss='kl' only: the text's next token may not be in the sample")
         self.model, self.config, self.keep, self.step = model, config, keep, 0
         self.translators = Translators(model.cfg.n_layers, model.cfg.d_model, config.rank).to(model.device)
-        self.hash = unembed_hash(model)
+        self.header = TunedHeader.of(model, config.rank)
         self.batches = Batches(model, store, config)
         self.folder = None if folder is None else Path(folder)
         self.tokens_read = 0
@@ -157,8 +158,7 @@ class Training:
             "model_dtype": str(model.dtype).removeprefix("torch."),
             "monosem_version": __version__,
         }
-        header = TunedHeader(model.name, model.cfg.d_model, model.cfg.n_layers, self.hash, config.rank, metadata)
-        return header, translators.eval().requires_grad_(False).to(model.device)
+        return replace(self.header, metadata=metadata), translators.eval().requires_grad_(False).to(model.device)
 
     @property
     def _checkpoints(self) -> Checkpoints:
