@@ -230,6 +230,10 @@ def test_metrics_against_their_formulas():
     reference = torch.nn.functional.kl_div(q.log_softmax(-1), p.softmax(-1), reduction="none").sum(-1)
     torch.testing.assert_close(metrics.kl(p, q), reference)
     torch.testing.assert_close(metrics.kl(p, p), torch.zeros(5))
+    p[:, 0], q[:, 0] = -torch.inf, -torch.inf  # a token that no one may choose
+    torch.testing.assert_close(metrics.kl(p, q), metrics.kl(p[:, 1:], q[:, 1:]))
+    assert metrics.kl(q, torch.zeros_like(q)).isfinite().all()
+    assert metrics.kl(torch.zeros_like(q), q).isposinf().all()
     torch.testing.assert_close(
         metrics.cross_entropy(p, target), torch.nn.functional.cross_entropy(p, target, reduction="none")
     )

@@ -96,6 +96,16 @@ def test_the_last_tokens_attributions_of_a_padded_batch_are_its_logits(llama):
     close(last.logit_attrs(last.decompose_resid(), answers).sum(0)[:, 0], logits)
 
 
+@pytest.mark.parametrize("family", ["granite", "cohere", "cohere2", "gemma2"])
+def test_attributions_have_the_multiplier_of_the_logits(tiny_model, family):
+    model = tiny_model(family)
+    logits, cache = model.run_with_cache(IDS)
+    if cap := getattr(model.config, "final_logit_softcapping", None):
+        logits = (logits.double() / cap).atanh() * cap
+    found = cache.logit_attrs(cache.decompose_resid(), 7, 9).sum(0)
+    close(found, (logits[..., 7] - logits[..., 9]).float())
+
+
 def test_a_cache_of_one_position(some):
     """Learned positions, too, are those of the kept tokens; a second slice counts among the kept ones."""
     _, whole = some.run_with_cache(ROWS)

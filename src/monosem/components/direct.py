@@ -119,10 +119,7 @@ class _Stream:
         self.sites = [Site("embed"), Site("resid_pre", 0), self.end, *(self.read_site(one) for one in self.branches)]
         nothing = Norm.of(None, model.cfg.d_model, model.device)  # a direction is read as it stands
         self.final = model.final_norm if end is None else nothing
-        # the slope of what follows the unembedding at 0: its multiplier, the soft cap left aside
-        step = torch.tensor([1e-3, -1e-3], dtype=torch.float64)
-        ends = model.logit_transform(step)
-        self.linear = 1.0 if self.target.tokens is None else float((ends[0] - ends[1]) / 2e-3)
+        self.linear = 1.0 if self.target.tokens is None else model.logit_slope
         for edit in model.ambient_edits:
             if not model.is_held(edit.site, end, self.read_site):
                 raise BadInput(

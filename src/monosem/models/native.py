@@ -340,6 +340,12 @@ class Native:
         return raw
 
     @property
+    def logit_slope(self) -> float:
+        """What the unembedding's output is multiplied by (Granite, Cohere; else 1), any soft cap left aside."""
+        up, down = self.logit_transform(torch.tensor([1e-3, -1e-3], dtype=torch.float64))
+        return float((up - down) / 2e-3)
+
+    @property
     def final_norm(self) -> Norm:
         """The norm before the unembedding, read off the native module."""
         return self.norm(self.part(self.family.final_norm))

@@ -312,7 +312,8 @@ class Cache(Activations):
         batch_slice: Slice = None,
         has_batch_dim: bool = True,
     ) -> Float[Tensor, "component *batch pos"]:
-        """What each component writes into the logits of `tokens` (less `incorrect_tokens`), before a soft cap.
+        """What each component writes into the logits of `tokens` (less `incorrect_tokens`), before a soft cap; with the
+        model's multiplier of logits (Granite, Cohere).
 
         Args:
             tokens: one token as text or id; or several: `batch` (one for each row), `pos` (one for each position, of
@@ -326,7 +327,7 @@ class Cache(Activations):
                 raise BadInput(f"tokens and incorrect_tokens differ in shape: {direction.shape} and {other.shape}")
             direction = direction - other
         scaled = self.apply_ln_to_stack(residual_stack, None, False, pos_slice, batch_slice, has_batch_dim)
-        direction = direction.float().to(scaled.device)
+        direction = direction.float().to(scaled.device) * self.model.logit_slope
         asked = list(direction.shape[:-1])
         if direction.ndim == 2 and scaled.ndim == 4 and len(direction) == scaled.shape[1]:
             direction = direction[:, None]  # one for each row, over all positions
