@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def kl(p: Float[Tensor, "*batch vocab"], q: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch"]:
-    """KL(p‖q) of two sets of logits: what is lost by predicting with q where p holds; of a token with p = 0, nothing."""
+    """KL(p‖q) of two sets of logits: what is lost by predicting with q where p holds (0 of a token with p = 0)."""
     log_p, log_q = p.float().log_softmax(-1), q.float().log_softmax(-1)
     return (log_p.exp() * (log_p - log_q)).masked_fill(log_p.isneginf(), 0.0).sum(-1)
 

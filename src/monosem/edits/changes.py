@@ -24,8 +24,8 @@ class DirectionLike(Protocol):
 
 
 def function(site: SiteLike, fn: Callable[[Tensor], Tensor], label: str = "function", by_row: bool = False) -> Edit:
-    """Any function of the activation, which it is given a copy of: the columns as they pass, with padding, and token after
-    token in generation. Tokens are chosen with `.at`, not by their column.
+    """Any function of the activation, which it is given a copy of: the columns as they pass, with padding, and token
+    after token in generation. Tokens are chosen with `.at`, not by their column.
 
     Args:
         fn: at `scores`, keys that a query may not see are NaN for it, at `pattern` 0 (`Edit`). `Edit(site, fn, label)`
