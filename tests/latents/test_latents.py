@@ -116,14 +116,14 @@ def test_bad_input():
         latents.top(MODEL, dictionary(model_name="another"), ["a good e"])
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2", "gpt_neox", "granite", "cohere"])
 def test_logit_effects_are_the_derivative_of_the_logits(family):
     """Against autograd through the model's own final norm, at a stream orthogonal to the row (there the norm's scale
     does not change to first order): derivative × scale = effect, up to a constant over the vocabulary."""
     model = Model(tiny_hf(family), None, family)
     sae = dictionary(model_name=family)
     row = sae.W_dec[3]
-    layer_norm = family in ("gpt2", "gpt_neox")
+    layer_norm = family in ("gpt2", "gpt_neox", "cohere")
     moved = row - row.mean() if layer_norm else row
     x = torch.randn(32, generator=torch.Generator().manual_seed(5))
     x = x - x.mean() if layer_norm else x
@@ -139,19 +139,21 @@ def test_logit_effects_are_the_derivative_of_the_logits(family):
     assert down.shape == (WIDTH, 4)
 
 
-def test_logit_effects_at_z_go_through_the_output_projection():
-    weights = SAE.tensors
-    at_z = Dictionary(DictionaryParts(weights, "relu", site="z.1", model_name="llama", per_head=True))
-    written = [MODEL.hf.get_submodule("model.layers.1.self_attn.o_proj")(row) for row in weights.W_dec]
+@pytest.mark.parametrize(("family", "multiplier"), [("llama", 1.0), ("granite", 0.6)])
+def test_logit_effects_at_z_go_through_the_output_projection(family, multiplier):
+    weights, model = SAE.tensors, Model(tiny_hf(family), None, family)
+    at_z = Dictionary(DictionaryParts(weights, "relu", site="z.1", model_name=family, per_head=True))
+    project = model.hf.get_submodule("model.layers.1.self_attn.o_proj")
+    written = [project(row) * multiplier for row in weights.W_dec]
     mapped = DictionaryTensors(
         W_enc=weights.W_enc, b_enc=weights.b_enc, W_dec=torch.stack(written), b_dec=weights.b_dec
     )
-    at_out = Dictionary(DictionaryParts(mapped, "relu", site="attn_out.1", model_name="llama"))
-    one, other = (torch.cat(list(logit_effects(MODEL, sae))) for sae in (at_z, at_out))
+    at_out = Dictionary(DictionaryParts(mapped, "relu", site="attn_out.1", model_name=family))
+    one, other = (torch.cat(list(logit_effects(model, sae))) for sae in (at_z, at_out))
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-    off = Dictionary(DictionaryParts(mapped, "relu", site="mlp_post.1", model_name="llama"))
+    off = Dictionary(DictionaryParts(mapped, "relu", site="mlp_post.1", model_name=family))
     with pytest.raises(BadInput, match=r"mlp_post\.1 have no direct effect"):
-        latents.extreme_tokens(MODEL, off, n=4)
+        latents.extreme_tokens(model, off, n=4)
 
 
 def gated(bias: float) -> Dictionary:

@@ -194,6 +194,11 @@ def test_positions_padding_and_edits(tiny_model: TinyModel) -> None:
     assert torch.equal(zeroed.targets["final"][tokens.mask], want)
     with pytest.raises(EditDidNotFire):
         lenses.logit(model, TEXTS, edits=edits.scale("resid_post.1", 0.5).at(positions=[60]))
+    for late in (edits.scale("logits", 0.5), edits.scale("logits_raw", 0.5)):
+        with pytest.raises(BadInput, match="behind what a lens reads"):
+            lenses.logit(model, TEXTS, edits=late)
+        with model.editing(late), pytest.raises(BadInput, match="behind what a lens reads"):
+            lenses.logit(model, TEXTS)
 
 
 def test_what_is_wrong_is_said(tiny_model: TinyModel) -> None:

@@ -38,6 +38,7 @@ def logit_effects(
 
     Only the direct path ("logit lens" of the row): what later layers make of it is not in it. The norm's division by
     the size of the stream is left out, and so is the mean over the vocabulary, which no probability depends on.
+    Multipliers of a branch and of the logits (Granite, Cohere) are in it, a soft cap is not.
 
     Raises:
         BadInput: the dictionary's site does not write to the stream (mlp_post, q, k, ...), so there is no direct path.
@@ -45,11 +46,11 @@ def logit_effects(
     if not reaches_logits(model, dictionary):
         raise BadInput(f"latents at {dictionary.site_out} have no direct effect on the logits: it is not in the stream")
     W_U = model.W_U.float()
-    W_U = (W_U - W_U.mean(1, keepdim=True)) * model.final_gain.float()[:, None]
+    W_U = (W_U - W_U.mean(1, keepdim=True)) * model.final_gain.float()[:, None] * model.logit_slope
     if model.final_norm.centres:
         W_U = W_U - W_U.mean(0)  # the same as taking the mean out of every row
     if (branch := model.branch_of(dictionary.site_out)) is not None and dictionary.site_out == branch.inner:
-        W_U = branch.weight().flatten(0, 1).float() @ W_U
+        W_U = branch.scale * branch.weight().flatten(0, 1).float() @ W_U
     wanted = torch.arange(dictionary.width) if latents is None else latents
     for chunk in wanted.split(CHUNK):
         yield dictionary.decoder_rows(chunk).float().to(W_U.device) @ W_U

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..errors import BadInput, UnknownName, did_you_mean
 from ..models import Layers, Model, Positions, Site, TokenBatch
 from ..models.running.moment import EditLike
+from ..models.running.run import edits_of
 from ..models.running.selection import at_positions
 from ..progress import Meter
 from .measures import Distribution, Measure, View
@@ -157,8 +158,14 @@ def states_of(
         positions: as in `Edit.at`: token indices in a row (negative from its end), a slice, "last", None for all.
 
     Raises:
-        UnknownName: a site that the model does not have. BadInput: no row has a token at the positions.
+        UnknownName: a site that the model does not have. BadInput: no row has a token at the positions; edits of the
+            logits, which a lens does not see.
     """
+    late = [edit for edit in edits_of(model, edits) if edit.site.shape[-1] == "vocab"]
+    if late:
+        raise BadInput(
+            f"{late[0]} acts behind what a lens reads, so it would be left out; leave it out, or use model.run"
+        )
     run = model.run(x, capture=[*sites, "final_norm"], edits=edits, logits=False)
     tokens = run.tokens
     chosen = tokens.mask
