@@ -1,6 +1,7 @@
 """Evaluation: every number against a dense numpy oracle, and cases whose answer is known."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from monosem.data import TokenStore
 from monosem.dictionaries import Dictionary, DictionaryParts, DictionaryTensors, evaluate
 from monosem.errors import BadInput, Mismatch
 from tiny import tiny_model
+from tiny_dictionaries import random_tensors, tiny_dictionary
 
 D, F, CONTEXT = 32, 50, 12
 
@@ -79,14 +81,14 @@ def oracle(model, windows, dictionary, keep, batch_size=None):
     e, xs, ys = (t - y)[m], t[m], y[m]
     n = len(e)
     spliced = torch.where(keep.reshape(*keep.shape, *[1] * (target.ndim - 2)), dictionary(x).view_as(target), target)
-    zero = torch.where(keep.reshape(*keep.shape, *[1] * (target.ndim - 2)), 0, target)
+    counted = torch.where(keep.reshape(*keep.shape, *[1] * (target.ndim - 2)), 0, target)
     logits = {"clean": run.logits}
-    for name, value in (("spliced", spliced), ("zero", zero)):
+    for name, value in (("spliced", spliced), ("zero", torch.zeros_like(target)), ("zero_counted", counted)):
         logits[name] = model.run(windows, edits=edits.patch(dictionary.site_out, value)).logits
     logp = {name: log_softmax(value.double().numpy())[:, :-1][m[:, :-1]] for name, value in logits.items()}
     next_id = windows[:, 1:].numpy()[m[:, :-1]]
     ce = {name: -value[np.arange(len(next_id)), next_id].mean() for name, value in logp.items()}
-    kl = {name: (np.exp(logp["clean"]) * (logp["clean"] - logp[name])).sum(-1).mean() for name in ("spliced", "zero")}
+    kl = {name: (np.exp(logp["clean"]) * (logp["clean"] - logp[name])).sum(-1).mean() for name in logp}
     legacy = []
     for start in range(0, len(windows), batch_size or len(windows)):
         part = slice(start, start + (batch_size or len(windows)))
@@ -110,6 +112,10 @@ def oracle(model, windows, dictionary, keep, batch_size=None):
         "kl": kl["spliced"],
         "kl_zero": kl["zero"],
         "kl_score": (kl["zero"] - kl["spliced"]) / kl["zero"],
+        "ce_zero_counted": ce["zero_counted"],
+        "ce_recovered_counted": (ce["zero_counted"] - ce["spliced"]) / (ce["zero_counted"] - ce["clean"]),
+        "kl_zero_counted": kl["zero_counted"],
+        "kl_score_counted": (kl["zero_counted"] - kl["spliced"]) / kl["zero_counted"],
         "tokens": n,
         "predictions": len(next_id),
         "density": (acts != 0).mean(0),
@@ -172,8 +178,11 @@ def test_the_mean_explains_nothing(model, windows):
     assert found.l0 == 0
     assert found.dead_fraction == 1
     zeros = evaluate(model, constant(torch.zeros(D)), windows, quiet=True)
-    assert zeros.ce_recovered == pytest.approx(0, abs=1e-6)
-    assert zeros.kl_score == pytest.approx(0, abs=1e-6)
+    assert zeros.ce_recovered_counted == pytest.approx(0, abs=1e-6)  # the skipped tokens keep theirs in both
+    assert zeros.kl_score_counted == pytest.approx(0, abs=1e-6)
+    everywhere = evaluate(model, constant(torch.zeros(D)), windows, splice_all=True, quiet=True)
+    assert everywhere.ce_recovered == pytest.approx(0, abs=1e-6)
+    assert everywhere.kl_score == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("scale", [0.8, 1.3])
@@ -194,6 +203,19 @@ def test_splicing_everywhere_is_the_splice_edit(model, windows):
     kept_only = evaluate(model, dictionary, windows, quiet=True)
     assert kept_only.ce_spliced != pytest.approx(found.ce_spliced, rel=1e-3)
     assert kept_only.fve == pytest.approx(found.fve)
+
+
+def test_saelens_own_evaluation_gives_the_same():
+    """`run_evals` of SAELens 6.54.12 on the same weights and windows (peers/saelens_evaluation.py wrote its numbers)."""
+    golden = json.loads((Path(__file__).parent / "golden" / "saelens_evaluation.json").read_text())
+    dictionary = tiny_dictionary("topk", random_tensors(D, F, 0, (0.1, 0.3)), k=6)
+    windows, rule = torch.tensor(golden["windows"]), SkipRule(first=0, outlier=None)
+    found = evaluate(tiny_model("llama", name="tiny"), dictionary, windows, batch_size=2, skip=rule, quiet=True)
+    its_kl = [name for name in golden["expected"] if name.startswith("kl")]  # counts the last position as well
+    for name, value in golden["expected"].items():
+        if name not in its_kl:
+            np.testing.assert_allclose(getattr(found, name), value, rtol=1e-4, atol=1e-5, err_msg=name)
+    assert found.ce_recovered_counted != pytest.approx(found.ce_recovered, rel=1e-3)  # special tokens keep theirs
 
 
 def test_text_windows_and_stores_give_the_same(model):

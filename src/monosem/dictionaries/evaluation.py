@@ -59,11 +59,19 @@ class Evaluation(Result):
     ]
     ce_clean: Annotated[float, "next-token loss (nats) of the unedited model, at counted tokens"]
     ce_spliced: Annotated[float, "the same with the reconstruction spliced in at the counted tokens"]
-    ce_zero: Annotated[float, "the same with zeros there"]
-    ce_recovered: Annotated[float, "(ce_zero - ce_spliced) / (ce_zero - ce_clean)"]
+    ce_zero: Annotated[float, "the same with zeros at every position, skipped ones too (SAELens)"]
+    ce_recovered: Annotated[float, "(ce_zero - ce_spliced) / (ce_zero - ce_clean) (SAELens ce_loss_score)"]
     kl: Annotated[float, "mean KL(clean‖spliced) of the next-token distribution (nats), at counted tokens"]
-    kl_zero: Annotated[float, "the same for zeros"]
-    kl_score: Annotated[float, "(kl_zero - kl) / kl_zero"]
+    kl_zero: Annotated[float, "the same for zeros at every position"]
+    kl_score: Annotated[float, "(kl_zero - kl) / kl_zero (SAELens kl_div_score)"]
+    ce_zero_counted: Annotated[
+        float, "with zeros at the counted tokens only: skipped ones, such as attention sinks, keep their activation"
+    ]
+    ce_recovered_counted: Annotated[
+        float, "ce_recovered against ce_zero_counted; flatters where that is worse than knowing nothing"
+    ]
+    kl_zero_counted: Annotated[float, "KL for zeros at the counted tokens only"]
+    kl_score_counted: Annotated[float, "kl_score against kl_zero_counted"]
     tokens: int
     predictions: int
     skipped: dict[str, int]
@@ -114,8 +122,9 @@ def evaluate(
         tokens: how much of the text to use; None for all.
         batch_size: windows a forward pass.
         skip: which tokens are left out; `SkipRule()` by default.
-        splice_all: splice (and zero) at every position. By default skipped tokens keep their own activation, as in
-            SAELens: a dictionary that never saw attention sinks would otherwise be judged by them alone.
+        splice_all: splice at every position. By default skipped tokens keep their own activation: a dictionary that
+            never saw attention sinks would otherwise be judged by them alone. SAELens' own evaluation is
+            `skip=SkipRule(first=0, outlier=None)`: it splices and counts all tokens that are not special.
 
     Raises:
         Mismatch: a dictionary of another model or width.
@@ -158,7 +167,8 @@ def _measure(
     cost: CostSums,
     splice_all: bool,
 ) -> None:
-    """One batch: the clean run, then runs from its activations with the reconstruction and with zeros put in."""
+    """One batch: the clean run, then runs from its activations with the reconstruction and with zeros put in, these
+    everywhere and at the counted tokens."""
     run = model.run(TokenBatch.whole(ids), capture={dictionary.site, dictionary.site_out})
     whole = run[dictionary.site_out]  # heads stand apart at z; flattened below, as dictionaries want them
     x, target = run[dictionary.site].flatten(2), whole.flatten(2)
@@ -169,12 +179,16 @@ def _measure(
         return
     rebuilt = fit.add(x, target, kept)
     if splice_all:
-        swapped, zeroed = dictionary.decode(dictionary.encode(x), like=x), torch.zeros_like(target)
+        swapped = dictionary.decode(dictionary.encode(x), like=x)
     else:
         swapped = torch.where(kept[..., None], rebuilt, target)
-        zeroed = target.masked_fill(kept[..., None], 0)
-    values = (value.reshape(whole.shape) for value in (swapped, zeroed))
-    cost.add(run.logits, (_rerun(model, ids, dictionary.site_out, value) for value in values), ids, kept)
+    arms = {
+        "spliced": swapped,
+        "zero": torch.zeros_like(target),
+        "zero_counted": target.masked_fill(kept[..., None], 0),
+    }
+    logits = ((name, _rerun(model, ids, dictionary.site_out, x.reshape(whole.shape))) for name, x in arms.items())
+    cost.add(run.logits, logits, ids, kept)
 
 
 def _rerun(model: Model, ids: Int[Tensor, "batch pos"], site: Site, value: Tensor) -> Float[Tensor, "batch pos vocab"]:

@@ -1,6 +1,7 @@
 """Running sums of an evaluation over counted tokens, in float64: how well a dictionary fits, and what it costs."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -89,35 +90,38 @@ class CostSums:
 
     def __init__(self) -> None:
         self.n = 0
-        self.sums = dict.fromkeys(("ce_clean", "ce_spliced", "ce_zero", "kl", "kl_zero"), 0.0)
+        self.sums: defaultdict[str, float] = defaultdict(float)
 
     def add(
         self,
         clean: Tensor | None,
-        edited: Iterator[Float[Tensor, "batch pos vocab"]],
+        edited: Iterator[tuple[str, Float[Tensor, "batch pos vocab"]]],
         ids: Int[Tensor, "batch pos"],
         kept: Bool[Tensor, "batch pos"],
     ) -> None:
-        """`edited` gives the logits with the reconstruction, then the logits with zeros (one after the other)."""
+        """`edited` gives the arms "spliced", "zero" and "zero_counted" with their logits, one after the other."""
         assert clean is not None
         rows, columns = kept[:, :-1].nonzero(as_tuple=True)
         self.n += len(rows)
         chunks = list(zip(rows.split(LOGIT_ROWS), columns.split(LOGIT_ROWS)))
         for row, column in chunks:
             self._sum("ce_clean", metrics.cross_entropy(clean[row, column], ids[row, column + 1]))
-        for logits, ce, kl in zip(edited, ("ce_spliced", "ce_zero"), ("kl", "kl_zero")):
+        for arm, logits in edited:
             for row, column in chunks:
-                self._sum(ce, metrics.cross_entropy(logits[row, column], ids[row, column + 1]))
-                self._sum(kl, metrics.kl(clean[row, column], logits[row, column]))
+                self._sum(f"ce_{arm}", metrics.cross_entropy(logits[row, column], ids[row, column + 1]))
+                self._sum(f"kl_{arm}", metrics.kl(clean[row, column], logits[row, column]))
 
     def _sum(self, name: str, per_token: Tensor) -> None:
         self.sums[name] += float(per_token.double().sum())
 
     def result(self) -> dict[str, Any]:
         mean = {name: total / self.n for name, total in self.sums.items()}
-        recovered = _ratio(mean["ce_zero"] - mean["ce_spliced"], mean["ce_zero"] - mean["ce_clean"])
-        score = _ratio(mean["kl_zero"] - mean["kl"], mean["kl_zero"])
-        return mean | {"ce_recovered": recovered, "kl_score": score, "predictions": self.n}
+        mean["kl"] = mean.pop("kl_spliced")
+        for variant in ("", "_counted"):
+            ce_zero, kl_zero = mean[f"ce_zero{variant}"], mean[f"kl_zero{variant}"]
+            mean[f"ce_recovered{variant}"] = _ratio(ce_zero - mean["ce_spliced"], ce_zero - mean["ce_clean"])
+            mean[f"kl_score{variant}"] = _ratio(kl_zero - mean["kl"], kl_zero)
+        return mean | {"predictions": self.n}
 
 
 def _ratio(numerator: float, denominator: float) -> float:
