@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 import monosem as ms
-from monosem.activations import ActivationShards, harvest
+from monosem.activations import ActivationShards, SkipRule, harvest
 from monosem.data import TokenStore, interleaved, texts
 from monosem.dictionaries import Dictionary, TrainConfig, evaluate, load_dictionary, train_on
 from monosem.latents import IndexConfig, build_index
@@ -125,14 +125,25 @@ def main() -> None:
     print(f"saved {args.out}")
 
 
+def quality(model: ms.Model, dictionary: Dictionary, store: TokenStore, tokens: int) -> dict[str, Any]:
+    """The evaluation with the skip rule, and as SAELens does it: the attention sink is spliced and counted, too."""
+    rules = {"": SkipRule(), "as_saelens": SkipRule(first=0, outlier=None)}
+    measured = {name: evaluate(model, dictionary, store, tokens=tokens, skip=rule) for name, rule in rules.items()}
+    plain = {
+        name: {k: v for k, v in result.to_dict().items() if k not in ("density", "config")}
+        | {"skip_rule": result.config["skip"]}
+        for name, result in measured.items()
+    }
+    return plain[""] | {"as_saelens": plain["as_saelens"]}
+
+
 def held_out(dictionary: Dictionary, model: ms.Model, args: argparse.Namespace) -> dict[str, Any]:
     """The evaluation on each held-out text, and the share of latents that stay silent on longer stretches of them."""
     found: dict[str, Any] = {}
     fired, read = torch.zeros(dictionary.width, dtype=torch.bool), 0
     for label, file in HELD_OUT.items():
         store = TokenStore.build(model, texts(args.corpora / file), CONTEXT, tokens=args.silence_tokens)
-        result = evaluate(model, dictionary, store, tokens=args.evaluation_tokens)
-        found[label] = {k: v for k, v in result.to_dict().items() if k not in ("density", "config")}
+        found[label] = quality(model, dictionary, store, args.evaluation_tokens)
         print(label, {k: round(v, 4) for k, v in found[label].items() if isinstance(v, float)}, flush=True)
         own = torch.zeros_like(fired)
         with Meter(f"silent latents on {label}", store.tokens, "tok") as meter:

@@ -198,16 +198,6 @@ def test_from_shards_equals_from_the_model(index, tmp_path):
         build_index(MODEL, TOPK, other, tmp_path / "j.sqlite", shards=shards, quiet=True)
 
 
-def test_search_finds_latents_by_what_they_fire_on_and_promote(index):
-    word = index.evidence(7).tokens[0][0].strip()
-    hits = index.search(word)
-    assert 7 in set(index.search(word, n=WIDTH).latent)
-    assert {"latent", "fires_on", "promotes", "density", "maximum"} <= set(hits.columns)
-    assert len(index.search('"; DROP TABLE latent; --', n=5)) <= 5
-    with pytest.raises(BadInput, match="nothing to search"):
-        index.search("  ")
-
-
 CHILD = """
     import sys
     sys.path[:0] = {tests!r}

@@ -68,29 +68,39 @@ def search(
     asked: OnDictionary,
     positive: Annotated[Path | None, option("FILE", "Prompts with the concept, one a line.")] = None,
     negative: Annotated[Path | None, option("FILE", "The same prompts without it, line by line.")] = None,
-    text: Annotated[str | None, option("QUERY", "Instead: words that latents fire on or promote.")] = None,
+    text: Annotated[str | None, option("WORDS", "Instead: words that latents fire on, near, or promote.")] = None,
+    like: Annotated[list[str] | None, option("TEXT", "Instead: a text that latents fire on; may be repeated.")] = None,
     count: Count = 10,
     index: IndexFile = None,
     seed: Seed = 0,
 ) -> None:
-    """Find latents by contrasting prompts, or by words.
+    """Find latents by contrasting prompts, by words, or by texts.
 
-    Half of the prompts is held out: the ranking does not see it, and the held-out AUROC is measured on it.
+    By prompts: half of them is held out: the ranking does not see it, and the held-out AUROC is measured on it. By words:
+    in the stored examples. By texts: they are encoded, and what fires on them but rarely elsewhere comes first.
 
     Example: monosem latents search smollm2/resid_post.15 --positive happy.txt --negative sad.txt
 
     Example: monosem latents search smollm2/resid_post.15 --text "French"
+
+    Example: monosem latents search smollm2/resid_post.15 --like "def area(r): return 3 * r"
     """
-    if text is not None and positive is None and negative is None:
+    ways = [text is not None, bool(like), positive is not None or negative is not None]
+    if sum(ways) != 1 or (positive is None) != (negative is None):
+        raise BadInput("give --positive FILE and --negative FILE, or --text WORDS, or --like TEXT")
+    if text is not None:
         ranked = index_at(asked.dictionary, index).search(text, n=count)
-    elif text is None and positive is not None and negative is not None:
+    elif like:
+        found = index_at(asked.dictionary, index)
+        ranked = found.search(examples=like, model=asked.load()[1], n=count)
+    else:
         from ..latents import contrast
 
+        assert positive is not None
+        assert negative is not None
         sides = prompt_lines(positive), prompt_lines(negative)
         sae, lm = asked.load()
         ranked = contrast(lm, sae, *sides, seed=seed).top(count)
-    else:
-        raise BadInput("give --positive FILE and --negative FILE, or --text QUERY")
     as_json(ranked) if asked.json else frame(ranked)
 
 

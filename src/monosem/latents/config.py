@@ -17,6 +17,8 @@ class IndexConfig(JobConfig):
     tokens: int | None = Field(default=None, gt=0, description="read about so many tokens (whole windows); None: all")
     context: int = Field(default=256, gt=1, description="tokens a window, where documents are given")
     examples: int = Field(default=20, gt=0, description="examples kept for each latent")
+    bands: int = Field(default=5, gt=0, description="intervals of equal width, from 0 to a latent's maximum")
+    band_examples: int = Field(default=2, ge=0, description="examples drawn from each interval")
     left: int = Field(default=24, ge=0, description="tokens shown before the strongest one of an example")
     right: int = Field(default=8, ge=0, description="tokens shown after it")
     corpus: str = Field(default="", description="what the text is, with its licence; kept in the index")

@@ -4,7 +4,8 @@ import json
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,30 @@ from ..data import TokenStore
 from ..dictionaries import Dictionary
 from ..errors import BadFile
 from ..files import replacing
+from .candidates import Columns, Drawn, Strongest, lots
 from .config import IndexConfig
-from .layout import Piece
-from .tallies import Candidates, Firings, Numbers, TokenTallies, echoes
+from .layout import Piece, band_of
+from .tallies import Firings, Numbers, TokenTallies, echoes
 
 PER_DOCUMENT = 2
 ECHO = 8  # two examples with the same token after the same 8 tokens are one
+
+
+@dataclass
+class _Used:
+    """What examples of a latent are from."""
+
+    windows: set[int] = field(default_factory=set)
+    echoes: set[int] = field(default_factory=set)
+    documents: Counter[int] = field(default_factory=Counter)
+
+
+def _by_latent(columns: Columns) -> Iterator[tuple[int, np.ndarray]]:
+    """Each latent with the indices of its places, in their order."""
+    latents = columns["latent"]
+    for group in np.split(np.arange(len(latents)), np.flatnonzero(np.diff(latents)) + 1):
+        if len(group):
+            yield int(latents[group[0]]), group
 
 
 class CorpusPass:
@@ -28,7 +47,7 @@ class CorpusPass:
 
     Attributes:
         window: windows done. tokens: tokens counted. skipped: tokens left out, by reason.
-        numbers, words, candidates: what is tallied of every latent.
+        numbers, words, strongest, drawn: what is tallied of every latent.
     """
 
     def __init__(self, dictionary: Dictionary, store: TokenStore, config: IndexConfig, state: Path, vocabulary: int):
@@ -39,8 +58,10 @@ class CorpusPass:
         self.numbers = Numbers(dictionary.width)
         self.words = TokenTallies(vocabulary)
         self.echo = min(ECHO, config.left)
-        self.candidates = Candidates(dictionary.width, config.examples, PER_DOCUMENT, config.left, config.right)
-        self.parts = (self.numbers, self.words, self.candidates)
+        around = config.left, config.right
+        self.strongest = Strongest.of(dictionary.width, config.examples, PER_DOCUMENT, *around)
+        self.drawn = Drawn.of(dictionary.width, config.band_examples, *around)
+        self.parts = (self.numbers, self.words, self.strongest, self.drawn)
         if state.exists():
             self._resume()
 
@@ -80,21 +101,41 @@ class CorpusPass:
 
     def examples(self) -> Iterator[tuple[int, list[Piece]]]:
         """latent -> its examples, strongest first, after the rules on documents and duplicates."""
-        self.candidates.rank()
-        columns = self.candidates.held
-        cuts = np.flatnonzero(np.diff(columns["latent"])) + 1
-        for group in np.split(np.arange(len(columns["latent"])), cuts):
-            kept: list[Piece] = []
-            used: dict[int, int] = {}
-            for i in group:
-                document = int(columns["document"][i])
-                if used.get(document, 0) >= PER_DOCUMENT or len(kept) >= self.config.examples:
-                    continue
-                ids, values, anchor = self._piece(columns, i)
-                used[document] = used.get(document, 0) + 1
-                kept.append((ids, values, anchor, document, int(columns["position"][i])))
-            if kept:
-                yield int(columns["latent"][group[0]]), kept
+        self.strongest.rank()
+        columns = self.strongest.held
+        for latent, group in _by_latent(columns):
+            yield latent, self._pieces(columns, group, self.config.examples)
+
+    def bands(self) -> Iterator[tuple[int, list[Piece]]]:
+        """latent -> examples drawn from each interval of its activations, the strongest interval first."""
+        self.drawn.rank()
+        columns, each = self.drawn.held, self.config.band_examples
+        lot = lots(columns["latent"], columns["window"], columns["position"])
+        for latent, group in _by_latent(columns):
+            maximum = float(self.numbers.maximum[latent])
+            inside: dict[int, list[int]] = {}
+            for i in group[np.argsort(lot[group])].tolist():
+                value = float(columns["around"][i, self.config.left])  # as it is kept
+                inside.setdefault(band_of(value, maximum, self.config.bands), []).append(i)
+            used = _Used()
+            pieces = [self._pieces(columns, inside[band], each, used) for band in sorted(inside, reverse=True)]
+            if any(pieces):
+                yield latent, [piece for some in pieces for piece in some]
+
+    def _pieces(self, columns: Columns, order: Iterable[int], n: int, used: "_Used | None" = None) -> list[Piece]:
+        """At most n places: of one window, or with one wording, one; of one document a few."""
+        used, kept = used or _Used(), []
+        for i in order:
+            if len(kept) >= n:
+                break
+            window, echo, document = (int(columns[name][i]) for name in ("window", "echo", "document"))
+            if window in used.windows or echo in used.echoes or used.documents[document] >= PER_DOCUMENT:
+                continue
+            used.windows.add(window)
+            used.echoes.add(echo)
+            used.documents[document] += 1
+            kept.append((*self._piece(columns, i), document, int(columns["position"][i])))
+        return kept
 
     def _piece(self, columns: dict[str, np.ndarray], i: int) -> tuple[np.ndarray, np.ndarray, int]:
         """Token ids and activations around a candidate, cut at the window's and the document's borders."""

@@ -56,6 +56,23 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Band:
+    """An interval of a latent's activations, and examples drawn from the tokens at which its activation lies in it.
+
+    The maximum is all that top examples show; what a latent is about must hold further down, too.
+
+    Attributes:
+        low, high: of magnitudes, low < |activation| <= high. share: of the active tokens (interpolated in the
+            histogram). examples: at most one a window and two a document; what lies in the interval stands at `anchor`.
+    """
+
+    low: float
+    high: float
+    share: float
+    examples: list[Example]
+
+
+@dataclass(frozen=True)
 class Evidence(Result):
     """What an index holds about a latent.
 
@@ -67,6 +84,8 @@ class Evidence(Result):
         tokens: (token, times active there, summed activation), most activation first; where codes have signs, a token
             with both stands here twice.
         examples: strongest first, at most one a window and two a document.
+        bands: intervals of equal width from 0 to the maximum with examples drawn from each, the strongest first;
+            intervals without an active token are left out. Empty where the index has none.
         promoted, suppressed: (token, direct effect on its logit per unit of activation), see `effects.CONVENTION`.
     """
 
@@ -84,6 +103,7 @@ class Evidence(Result):
     promoted: list[tuple[str, float]]
     suppressed: list[tuple[str, float]]
     provenance: dict[str, Any] = field(default_factory=dict)
+    bands: list[Band] = field(default_factory=list)
 
     ranked_by: ClassVar[str | None] = "maximum"
     either_way: ClassVar[bool] = True
@@ -125,11 +145,21 @@ class Evidence(Result):
             shown = (f"{visible(token)!r} ×{count}{_sign(total)}" for token, count, total in self.tokens[:10])
             out.append("  ".join(shown) + "\n")
         for example in self.examples[:examples]:
-            out.append(f"  {example.maximum:7.1f}  ", style="bold")
-            for token, value in example.shown():
-                out.append(visible(token), style=_style(value / self.maximum if self.maximum else 0.0))
-            out.append(f"   ({example.document})\n", style="dim")
+            self._write(out, example)
+        for band in self.bands if examples else []:
+            out.append(f"  {self._interval(band)}\n", style="bold")
+            for example in band.examples:
+                self._write(out, example)
         return out
+
+    def _write(self, out: "Text", example: Example) -> None:
+        out.append(f"  {example.maximum:7.1f}  ", style="bold")
+        for token, value in example.shown():
+            out.append(visible(token), style=_style(value / self.maximum if self.maximum else 0.0))
+        out.append(f"   ({example.document})\n", style="dim")
+
+    def _interval(self, band: Band) -> str:
+        return f"{band.low:.1f} to {band.high:.1f} ({band.share:.1%} of its active tokens), drawn evenly"
 
     def as_html(self, examples: int = 10) -> str:
         """A fragment without scripts or style sheets: token background as strong as its share of the maximum."""
@@ -153,6 +183,11 @@ class Evidence(Result):
         return _PAGE.format(
             title=title,
             evidence=self.as_html(examples=len(self.examples)),
+            bands="".join(
+                f"<h3>{html.escape(self._interval(band))}</h3>"
+                f"<ol>{''.join(_example_html(example, self.maximum) for example in band.examples)}</ol>"
+                for band in self.bands
+            ),
             cells=cells,
             bars=self._bars(),
             source=source,
@@ -206,7 +241,7 @@ _PAGE = """<!doctype html>
 code{{background:#8882;border-radius:4px;padding:0 .3em;white-space:pre}}li{{margin:.3em 0}}
 th{{text-align:left;padding-right:1em;font-weight:500}}svg{{width:100%;height:8rem;fill:#e08a00}}
 @media(prefers-color-scheme:dark){{body{{background:#16181c;color:#e6e6e6}}}}</style></head>
-<body><h1>{title}</h1>{evidence}
+<body><h1>{title}</h1>{evidence}{bands}
 <h2>Activations where it is active</h2>{bars}<p>Histogram, from weak to strong (logarithmic bins).</p>
 <table>{cells}</table><h2>Where this comes from</h2><p>{source}</p></body></html>
 """

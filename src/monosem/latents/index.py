@@ -8,7 +8,7 @@ import json
 import os
 import sqlite3
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,12 +21,13 @@ from torch import Tensor
 
 from ..dictionaries import Dictionary
 from ..errors import BadFile, BadInput, Mismatch, MonosemError, UnknownName
+from ..models import Model, load_model
 from ..results import Result
-from .evidence import Evidence, Example
-from .layout import EDGES, SCHEMA, quantile, unpack
+from .evidence import Band, Evidence, Example
+from .layout import EDGES, SCHEMA, Piece, band_of, quantile, share_below, unpack
+from .queries import ExampleText, by_texts, by_words
 from .spelling import alone, readable
 
-SHOWN_WORDS = 12  # of the words that a latent found by a search fires on
 QUANTILES = (0.1, 0.5, 0.9, 0.99)
 
 
@@ -61,6 +62,7 @@ class Index(Result):
             rows = self._rows("SELECT key, value FROM meta")
             self.meta: dict[str, Any] = {key: json.loads(value) for key, value in rows}
         self.config = self.meta
+        self.dictionary = dictionary
         self._threshold = None if dictionary is None else dictionary.threshold
         if self.meta.get("schema") != SCHEMA:
             raise BadFile(f"{self.path} was made by another version of monosem; make it again")
@@ -100,7 +102,8 @@ class Index(Result):
         columns = ["latent", "count", "s1", "s2", "s3", "s4", "maximum"]
         with self._reading():
             rows = self._rows("SELECT id, count, s1, s2, s3, s4, maximum FROM latent ORDER BY id")
-            raw = pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[2:], float))
+            numbers = dict.fromkeys(columns[:2], int) | dict.fromkeys(columns[2:], float)
+            raw = pd.DataFrame(rows, columns=columns).astype(numbers)
             if raw["latent"].tolist() != list(range(self.width)):
                 raise ValueError(f"{len(raw)} of {self.width} latents")
         n = raw["count"].where(raw["count"] > 0)
@@ -163,24 +166,63 @@ class Index(Result):
             provenance={
                 key: self.meta[key] for key in ("model", "site", "tokens", "corpus", "skip") if key in self.meta
             },
+            bands=self._bands(latent, bins, maximum),
         )
 
-    def search(self, text: str, *, n: int = 20) -> pd.DataFrame:
-        """At most n latents by the words that they fire on or promote, best match first.
+    def search(
+        self,
+        text: str | None = None,
+        *,
+        examples: Sequence[str] | None = None,
+        model: Model | None = None,
+        n: int = 20,
+    ) -> pd.DataFrame:
+        """At most n latents by what they fire on, best match first: by words, or by texts that are encoded.
+
+        `search("French")` looks for words in the stored examples (of several, each counts). Column `on` is the share of
+        a latent's activation over its examples that lies at the word, `near` the share in examples that have it
+        anywhere; score is the sum of share × ln(share / its mean over all latents) of both. Latents that only promote
+        the word come last.
+
+        `search(examples=["def f(x):", ...])` and `search("def f(x):", model=model)` find latents that fire on such
+        texts: score is the mean share of the latent's maximum × the share of texts in which it fires × ln(1 / density).
+
+        Column `matched` says what was found: `fires on it`, `fires near it`, `promotes it`, or the tokens of the texts
+        at which the latent is strongest. `fires_on` and `promotes` are what the index says of the latent.
+
+        Args:
+            text: words; with a `model`, a text to encode. examples: texts that have in common what is looked for.
+            model: that the dictionary is of; by default loaded by the name that the index holds, where texts are given.
 
         Raises:
-            BadInput: nothing to search for. BadFile: damaged.
+            BadInput: nothing or both to search for; an index without its dictionary. BadFile: damaged.
         """
-        words = [word.replace('"', "") for word in text.split()]
-        query = " OR ".join(f'"{word}"' for word in words if word)
-        if not query:
-            raise BadInput("nothing to search for; give a word")
-        match = "SELECT rowid, fires, promotes FROM search WHERE search MATCH ?"
+        if (text is None) == (examples is None):
+            raise BadInput("search for words (text), or for texts like some (examples)")
+        if text is not None and model is None:
+            with self._reading():
+                promoted = [row[0] for row in self._rows("SELECT promoted FROM latent ORDER BY id")]
+                found = by_words(text, self._example_text, promoted, self._vocabulary).head(n)
+        else:
+            if self.dictionary is None:
+                raise BadInput("texts are encoded with the dictionary; open the index with it: Index(path, dictionary)")
+            texts = [text] if text is not None else list(examples or [])
+            counts = np.maximum(self.table["count"].to_numpy(), 1)  # a latent that never fired is a rare one
+            lm = load_model(self.meta["model"]) if model is None else model
+            densities = counts / self.meta["tokens"]
+            found = by_texts(lm, self.dictionary, texts, self.maxima.numpy(), densities, n)
         with self._reading():
-            hits = self._rows(f"{match} ORDER BY bm25(search, 2.0, 1.0) LIMIT ?", (query, n))
-        shown = [(latent, *(" ".join(text.split()[:SHOWN_WORDS]) for text in texts)) for latent, *texts in hits]
-        table = pd.DataFrame(shown, columns=["latent", "fires_on", "promotes"])
-        return table.merge(self.table[["latent", "density", "maximum"]], on="latent", how="left")
+            for column, listed in (("fires_on", "tokens"), ("promotes", "promoted")):
+                found[column] = [self._words(latent, listed) for latent in found["latent"].tolist()]
+        return found.merge(self.table[["latent", "density", "maximum"]], on="latent", how="left")
+
+    def _words(self, latent: int, column: str) -> str:
+        ((listed,),) = self._rows(f"SELECT {column} FROM latent WHERE id = ?", (latent,))
+        return " ".join(self._token(entry[0]).strip() for entry in json.loads(listed))
+
+    @cached_property
+    def _example_text(self) -> ExampleText:
+        return ExampleText.read(self._rows("SELECT latent, blob FROM examples"), self._vocabulary)
 
     def _token(self, token: int) -> str:
         return alone(self._vocabulary.get(token, f"<{token}>"))
@@ -193,17 +235,26 @@ class Index(Result):
     def _documents(self) -> dict[int, str]:
         return dict(self._rows("SELECT id, name FROM document"))
 
-    def _examples(self, latent: int) -> list[Example]:
-        rows = self._rows("SELECT blob FROM examples WHERE latent = ?", (latent,))
-        if not rows:
+    def _examples(self, latent: int, table: str = "examples") -> list[Example]:
+        rows = self._rows(f"SELECT blob FROM {table} WHERE latent = ?", (latent,))
+        return [self._example(piece) for piece in unpack(rows[0][0])] if rows else []
+
+    def _example(self, piece: Piece) -> Example:
+        ids, values, anchor, document, position = piece
+        tokens = readable(self._vocabulary.get(i, f"<{i}>") for i in ids.tolist())
+        return Example(tokens, values.tolist(), anchor, self._documents.get(document, "?"), position)
+
+    def _bands(self, latent: int, bins: np.ndarray, maximum: float) -> list[Band]:
+        n = self.meta.get("bands", 0)
+        if not n or not bins.any():
             return []
+        inside: dict[int, list[Example]] = {}
+        for example in self._examples(latent, "bands"):
+            inside.setdefault(band_of(example.maximum, maximum, n), []).append(example)
+        edges = [maximum * i / n for i in range(n + 1)]
+        below = [0.0, *(share_below(bins, edge) for edge in edges[1:-1]), 1.0]
         return [
-            Example(
-                readable(self._vocabulary.get(i, f"<{i}>") for i in ids.tolist()),
-                values.tolist(),
-                anchor,
-                self._documents.get(document, "?"),
-                position,
-            )
-            for ids, values, anchor, document, position in unpack(rows[0][0])
+            Band(edges[i], edges[i + 1], below[i + 1] - below[i], inside.get(i, []))
+            for i in reversed(range(n))
+            if below[i + 1] > below[i] or i in inside
         ]

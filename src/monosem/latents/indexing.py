@@ -42,9 +42,9 @@ def build_index(
 ) -> Index:
     """Index a dictionary over a corpus.
 
-    For every latent: count, moments, maximum and histogram of its activations, the tokens that it fires on, and its
-    strongest examples: one a window, at most two a document, no two with the same token after the same eight
-    (boilerplate would fill the list). Their context is `left` and `right` of the strongest token, cut at document
+    For every latent: count, moments, maximum and histogram of its activations, the tokens that it fires on, its
+    strongest examples, and some drawn from each of a few intervals of its activations: one a window, at most two a
+    document, no two with the same token after the same eight (boilerplate would fill the list). Their context is `left` and `right` of the strongest token, cut at document
     borders. Special tokens, first positions and outliers do not count; how many they were is in the index
     (`Index.meta["skipped"]`).
 
@@ -108,7 +108,8 @@ def _about(model: Model, so_far: CorpusPass, windows: int) -> dict[str, Any]:
     place = f"{dictionary.site_out} is not in the stream" if dictionary.has_site_out else "where it writes is unknown"
     direct = CONVENTION if reaches_logits(model, dictionary) else f"none: {place}"
     return {
-        **config.model_dump(include={"examples", "left", "right", "corpus"}),
+        **config.model_dump(include={"examples", "bands", "band_examples", "left", "right", "corpus"}),
+        "context": so_far.store.context,
         "effects": direct,
         "skipped": skipped or {"all reasons": windows * so_far.store.context - so_far.tokens},
     }

@@ -1,15 +1,12 @@
-"""Running counts over a stream of sparse codes, for all latents at once: numbers, tokens, strongest examples."""
+"""Running counts over a stream of sparse codes, for all latents at once: numbers and tokens."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from .layout import EDGES
+from .layout import BINS, bins_of
 
-BINS = len(EDGES) - 1
-SPARE = 3  # candidates kept for each example wanted: some fall to the rules on documents and duplicates
-UNRANKED = 200_000  # candidates that come in before they are ranked
 PAIRS = 4_000_000  # (latent, token) pairs held before the rarest are let go
 
 
@@ -54,8 +51,8 @@ class Numbers:
             power = power * value
             sums += np.bincount(f.latent, weights=power, minlength=self.width)
         np.maximum.at(self.maximum, f.latent, np.abs(f.value))
-        bins = np.clip(np.searchsorted(EDGES, np.abs(value), side="right") - 1, 0, BINS - 1)
-        self.histogram += np.bincount(f.latent * BINS + bins, minlength=self.width * BINS).reshape(self.width, BINS)
+        cells = np.bincount(f.latent * BINS + bins_of(value), minlength=self.width * BINS)
+        self.histogram += cells.reshape(self.width, BINS)
 
     def state(self) -> dict[str, np.ndarray]:
         return {"count": self.count, "sums": self.sums, "maximum": self.maximum, "histogram": self.histogram}
@@ -113,7 +110,7 @@ class TokenTallies:
         """Indices of the n heaviest entries of each latent, latents in order, heaviest first."""
         latents = self.key // (2 * self.vocabulary)
         order = np.lexsort((-np.abs(self.mass), latents))
-        return order[_rank_in_group(latents[order]) < n]
+        return order[rank_in_group(latents[order]) < n]
 
     def state(self) -> dict[str, np.ndarray]:
         self.merge()
@@ -123,93 +120,19 @@ class TokenTallies:
         self.key, self.count, self.mass = state["signed_key"], state["token_count"], state["mass"]
 
 
-class Candidates:
-    """The strongest windows of each latent, with its activations around the strongest token of each.
-
-    One candidate a window and a wording, a few a document: neither boilerplate nor one long document can crowd out the
-    others. A place enters only if it beats the latent's weakest kept candidate, so that after the first batches few do;
-    what enters is ranked when there is much of it.
-    """
-
-    def __init__(self, width: int, examples: int, per_document: int, left: int, right: int):
-        self.width, self.limit, self.left, self.right = width, examples * SPARE, left, right
-        self.per_document = per_document * SPARE
-        self.floor = np.zeros(width, dtype=np.float32)
-        self.held: dict[str, np.ndarray] = {
-            "latent": np.zeros(0, dtype=np.int64),
-            "window": np.zeros(0, dtype=np.int64),
-            "document": np.zeros(0, dtype=np.int64),
-            "position": np.zeros(0, dtype=np.int64),
-            "value": np.zeros(0, dtype=np.float32),
-            "echo": np.zeros(0, dtype=np.int64),
-            "around": np.zeros((0, left + 1 + right), dtype=np.float16),
-        }
-        self._new: list[dict[str, np.ndarray]] = []
-
-    def add(self, f: Firings) -> None:
-        strength = np.abs(f.value)
-        order = np.lexsort((f.position, -strength, f.window, f.latent))
-        first = np.ones(len(order), dtype=bool)
-        first[1:] = (np.diff(f.latent[order]) != 0) | (np.diff(f.window[order]) != 0)
-        best = order[first]
-        best = best[strength[best] > self.floor[f.latent[best]]]
-        columns = {name: getattr(f, name)[best] for name in self.held if name != "around"}
-        self._new.append({**columns, "around": self._around(f, best)})
-        if sum(len(new["latent"]) for new in self._new) > max(len(self.held["latent"]) // 2, UNRANKED):
-            self.rank()
-
-    def rank(self) -> None:
-        """Merge what is new and keep the strongest."""
-        parts = [self.held, *self._new]
-        columns = {name: np.concatenate([part[name] for part in parts]) for name in self.held}
-        self._new = []
-        # strongest first, ties in the order of the corpus: the result does not depend on how the stream was cut
-        order = np.lexsort((columns["window"], -np.abs(columns["value"]), columns["latent"]))
-        order = order[_rank_within(columns["latent"][order], columns["echo"][order]) < 1]
-        order = order[_rank_within(columns["latent"][order], columns["document"][order]) < self.per_document]
-        kept = order[_rank_in_group(columns["latent"][order]) < self.limit]
-        self.held = {name: column[kept] for name, column in columns.items()}
-        full = np.bincount(self.held["latent"], minlength=self.width) >= self.limit
-        lowest = np.full(self.width, np.inf, dtype=np.float32)
-        np.minimum.at(lowest, self.held["latent"], np.abs(self.held["value"]))
-        self.floor = np.where(full, lowest, 0).astype(np.float32)
-
-    def _around(self, f: Firings, chosen: Int[np.ndarray, "m"]) -> Float[np.ndarray, "m span"]:
-        """Activations of the same latent at the neighbouring positions, 0 where it is silent."""
-        span = 1 + int(f.position.max(initial=0)) + self.left + self.right
-        windows = 1 + int(f.window.max(initial=0))
-        key = (f.latent * windows + f.window) * span + f.position + self.left
-        out = np.zeros((len(chosen), self.left + 1 + self.right), dtype=np.float16)
-        largest = np.finfo(np.float16).max
-        for at, offset in enumerate(range(-self.left, self.right + 1)):
-            wanted = key[chosen] + offset
-            place = np.searchsorted(key, wanted).clip(max=len(key) - 1) if len(key) else np.zeros(0, dtype=int)
-            hit = key[place] == wanted
-            out[hit, at] = f.value[place[hit]].clip(-largest, largest)
-        return out
-
-    def state(self) -> dict[str, np.ndarray]:
-        self.rank()
-        return {f"candidate_{name}": column for name, column in self.held.items()}
-
-    def load(self, state: dict[str, np.ndarray]) -> None:
-        self.held = {name: state[f"candidate_{name}"] for name in self.held}
-        self.rank()
-
-
-def _rank_in_group(groups: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+def rank_in_group(groups: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
     """0, 1, 2, ... within each run of equal values."""
     index = np.arange(len(groups))
     starts = np.concatenate([[True], np.diff(groups) != 0]) if len(groups) else np.zeros(0, dtype=bool)
     return index - np.maximum.accumulate(np.where(starts, index, 0)) if len(groups) else index
 
 
-def _rank_within(latent: Int[np.ndarray, "n"], label: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+def rank_within(latent: Int[np.ndarray, "n"], label: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
     """How many earlier entries are of the same latent and have the same label."""
     together = np.lexsort((label, latent))  # stable
     new = (np.diff(latent[together]) != 0) | (np.diff(label[together]) != 0)
     rank = np.empty(len(latent), dtype=np.int64)
-    rank[together] = _rank_in_group(np.concatenate([[0], np.cumsum(new)])) if len(latent) else 0
+    rank[together] = rank_in_group(np.concatenate([[0], np.cumsum(new)])) if len(latent) else 0
     return rank
 
 

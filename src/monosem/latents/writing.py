@@ -12,10 +12,9 @@ from ..models import Model
 from .corpus_pass import CorpusPass
 from .effects import extreme_tokens, reaches_logits
 from .layout import SCHEMA, TABLES, pack
-from .spelling import alone, token_text
+from .spelling import token_text
 
 SHOWN_TOKENS = 12  # of the tokens that a latent fires on, promotes, suppresses
-SEARCHED_TOKENS = 48  # of the tokens that a latent fires on
 
 
 def write(path: Path, counted: CorpusPass, model: Model, about: Mapping[str, Any]) -> None:
@@ -49,22 +48,22 @@ def _write_examples(connection: sqlite3.Connection, counted: CorpusPass) -> tupl
     """Gives the documents and the tokens that occur in the examples."""
     documents: set[int] = set()
     tokens: set[int] = set()
-    for latent, pieces in counted.examples():
-        connection.execute("INSERT INTO examples VALUES (?, ?)", (latent, pack(pieces)))
-        tokens.update(*(piece[0].tolist() for piece in pieces))
-        documents.update(piece[3] for piece in pieces)
+    for table, found in (("examples", counted.examples()), ("bands", counted.bands())):
+        for latent, pieces in found:
+            connection.execute(f"INSERT INTO {table} VALUES (?, ?)", (latent, pack(pieces)))
+            tokens.update(*(piece[0].tolist() for piece in pieces))
+            documents.update(piece[3] for piece in pieces)
     return documents, tokens
 
 
 def _write_latents(connection: sqlite3.Connection, counted: CorpusPass, model: Model) -> set[int]:
     """Gives the tokens that occur in the lists of latents."""
-    effects, words = _effects(model, counted.dictionary), counted.words.top(SEARCHED_TOKENS)
+    effects, words = _effects(model, counted.dictionary), counted.words.top(SHOWN_TOKENS)
     numbers = counted.numbers
     tokens: set[int] = set()
     for latent in range(counted.dictionary.width):
         promoted, suppressed = effects[latent]
-        fires_on = words.get(latent, [])
-        fires = [(i, n, round(total, 2)) for i, n, total in fires_on[:SHOWN_TOKENS]]
+        fires = [(i, n, round(total, 2)) for i, n, total in words.get(latent, [])]
         tokens.update(entry[0] for entry in (*promoted, *suppressed))
         tokens.update(entry[0] for entry in fires)
         row: tuple[Any, ...] = (
@@ -76,8 +75,6 @@ def _write_latents(connection: sqlite3.Connection, counted: CorpusPass, model: M
             *(json.dumps(listed, separators=(",", ":")) for listed in (fires, promoted, suppressed)),
         )
         connection.execute("INSERT INTO latent VALUES (?,?,?,?,?,?,?,?,?,?,?)", row)
-        texts = [" ".join(alone(token_text(model, i)).strip() for i, *_ in listed) for listed in (fires_on, promoted)]
-        connection.execute("INSERT INTO search (rowid, fires, promotes) VALUES (?, ?, ?)", (latent, *texts))
     return tokens
 
 

@@ -1,0 +1,154 @@
+"""Places of a corpus that may become examples of a latent: the strongest, and some drawn evenly from every strength."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from .layout import BINS, bins_of
+from .tallies import Firings, rank_in_group, rank_within
+
+SPARE = 3  # candidates kept for each example wanted: some fall to the rules on documents and duplicates
+UNRANKED = 200_000  # candidates that come in before they are ranked
+_DTYPES = {"latent": "i8", "window": "i8", "document": "i8", "position": "i8", "value": "f4", "echo": "i8"}
+
+Columns = dict[str, np.ndarray]
+
+
+@dataclass
+class Places:
+    """Candidates with the latent's activations around each; what comes in is ranked when there is much of it.
+
+    Attributes:
+        width: of the dictionary. limit: kept of each group. left, right: how far the text around a place goes.
+        held: columns as in `Firings`, and `around [n, left + 1 + right]`.
+    """
+
+    width: int
+    limit: int
+    left: int
+    right: int
+
+    def __post_init__(self) -> None:
+        self.held: Columns = {name: np.zeros(0, dtype) for name, dtype in _DTYPES.items()}
+        self.held["around"] = np.zeros((0, self.left + 1 + self.right), dtype=np.float16)
+        self._new: list[Columns] = []
+
+    def rank(self) -> None:
+        """Merge what is new and keep the best."""
+        raise NotImplementedError
+
+    def _enter(self, f: Firings, chosen: Int[np.ndarray, "m"]) -> None:
+        columns = {name: getattr(f, name)[chosen] for name in _DTYPES}
+        self._new.append({**columns, "around": self._around(f, chosen)})
+        if sum(len(new["latent"]) for new in self._new) > max(len(self.held["latent"]) // 2, UNRANKED):
+            self.rank()
+
+    def _merged(self) -> Columns:
+        parts, self._new = [self.held, *self._new], []
+        return {name: np.concatenate([part[name] for part in parts]) for name in self.held}
+
+    def _around(self, f: Firings, chosen: Int[np.ndarray, "m"]) -> Float[np.ndarray, "m span"]:
+        """Activations of the same latent at the neighbouring positions, 0 where it is silent."""
+        span = 1 + int(f.position.max(initial=0)) + self.left + self.right
+        windows = 1 + int(f.window.max(initial=0))
+        key = (f.latent * windows + f.window) * span + f.position + self.left
+        out = np.zeros((len(chosen), self.left + 1 + self.right), dtype=np.float16)
+        largest = np.finfo(np.float16).max
+        for at, offset in enumerate(range(-self.left, self.right + 1)):
+            wanted = key[chosen] + offset
+            place = np.searchsorted(key, wanted).clip(max=len(key) - 1) if len(key) else np.zeros(0, dtype=int)
+            hit = key[place] == wanted
+            out[hit, at] = f.value[place[hit]].clip(-largest, largest)
+        return out
+
+    def state(self) -> Columns:
+        self.rank()
+        return {f"{type(self).__name__}_{name}": column for name, column in self.held.items()}
+
+    def load(self, state: Columns) -> None:
+        self.held = {name: state[f"{type(self).__name__}_{name}"] for name in self.held}
+        self.rank()
+
+
+class Strongest(Places):
+    """The strongest windows of each latent, at the strongest token of each.
+
+    One candidate a window and a wording, a few a document: neither boilerplate nor one long document can crowd out the
+    others. A place enters only if it beats the latent's weakest kept candidate, so that after the first batches few do.
+    """
+
+    per_document: int
+    floor: Float[np.ndarray, "width"]
+
+    @classmethod
+    def of(cls, width: int, examples: int, per_document: int, left: int, right: int) -> "Strongest":
+        made = cls(width, examples * SPARE, left, right)
+        made.per_document, made.floor = per_document * SPARE, np.zeros(width, dtype=np.float32)
+        return made
+
+    def add(self, f: Firings) -> None:
+        strength = np.abs(f.value)
+        order = np.lexsort((f.position, -strength, f.window, f.latent))
+        first = np.ones(len(order), dtype=bool)
+        first[1:] = (np.diff(f.latent[order]) != 0) | (np.diff(f.window[order]) != 0)
+        best = order[first]
+        self._enter(f, best[strength[best] > self.floor[f.latent[best]]])
+
+    def rank(self) -> None:
+        columns = self._merged()
+        # strongest first, ties in the order of the corpus: the result does not depend on how the stream was cut
+        order = np.lexsort((columns["window"], -np.abs(columns["value"]), columns["latent"]))
+        order = order[rank_within(columns["latent"][order], columns["echo"][order]) < 1]
+        order = order[rank_within(columns["latent"][order], columns["document"][order]) < self.per_document]
+        kept = order[rank_in_group(columns["latent"][order]) < self.limit]
+        self.held = {name: column[kept] for name, column in columns.items()}
+        full = np.bincount(self.held["latent"], minlength=self.width) >= self.limit
+        lowest = np.full(self.width, np.inf, dtype=np.float32)
+        np.minimum.at(lowest, self.held["latent"], np.abs(self.held["value"]))
+        self.floor = np.where(full, lowest, 0).astype(np.float32)
+
+
+class Drawn(Places):
+    """Of each latent and each bin of its histogram a few places, drawn evenly from all of them.
+
+    A place's lot is a number made of the place itself; the smallest lots are kept. So the draw depends neither on how
+    the stream was cut nor on a state, and the smallest lots of several bins together are a draw from these bins.
+    """
+
+    ceiling: Int[np.ndarray, "cells"]
+
+    @classmethod
+    def of(cls, width: int, each: int, left: int, right: int) -> "Drawn":
+        made = cls(width, each * SPARE, left, right)
+        made.ceiling = np.full(width * BINS, np.iinfo(np.int64).max)
+        return made
+
+    def add(self, f: Firings) -> None:
+        cell, lot = f.latent * BINS + bins_of(f.value), lots(f.latent, f.window, f.position)
+        chosen = np.flatnonzero(lot < self.ceiling[cell])
+        order = chosen[np.lexsort((lot[chosen], cell[chosen]))]
+        self._enter(f, order[rank_in_group(cell[order]) < self.limit])
+
+    def rank(self) -> None:
+        columns = self._merged()
+        lot = lots(columns["latent"], columns["window"], columns["position"])
+        cell = columns["latent"] * BINS + bins_of(columns["value"])
+        order = np.lexsort((lot, cell))
+        kept = order[rank_in_group(cell[order]) < self.limit]
+        self.held = {name: column[kept] for name, column in columns.items()}
+        full = np.bincount(cell[kept], minlength=len(self.ceiling)) >= self.limit
+        highest = np.zeros_like(self.ceiling)
+        np.maximum.at(highest, cell[kept], lot[kept])
+        self.ceiling = np.where(full, highest, np.iinfo(np.int64).max)
+
+
+def lots(*place: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+    """A number from 0 to 2**63 for each place, as if drawn (the finaliser of SplitMix64 over its coordinates)."""
+    mixed = np.zeros(len(place[0]), dtype=np.uint64)
+    for coordinate in place:
+        mixed = mixed * np.uint64(0x9E3779B97F4A7C15) + coordinate.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        mixed = mixed ^ (mixed >> np.uint64(31))
+    return (mixed >> np.uint64(1)).astype(np.int64)
