@@ -176,9 +176,12 @@ def test_index_then_show_then_search(run: Callable[..., Result], home: Path, tmp
     assert text.count("«") >= 3  # where there are no colours, the strongest tokens are marked
     assert f"Latent {latent}" in page.read_text()
 
-    word = shown["tokens"][0][0].strip()
-    hits = json.loads(run(f"latents search {sae} --text {word} --json -k {WIDTH}").stdout)
-    assert latent in [hit["latent"] for hit in hits]
+    hits = json.loads(run(f"latents search {sae} --text cat --json -k {WIDTH}").stdout)
+    assert [hit["latent"] for hit in hits] == index.search("cat", n=WIDTH)["latent"].tolist() != []
+    model = monosem.load_model(home / "tiny", quiet=True)
+    found = json.loads(run(f"latents search {sae} --json -k 3 --like", "the cat sat", "--like", "a good day").stdout)
+    expected = index.search(examples=["the cat sat", "a good day"], model=model, n=3)
+    assert [(row["latent"], row["matched"]) for row in found] == list(zip(expected["latent"], expected["matched"]))
     assert "fires on" in run(f"latents top {sae}", "the cat").stdout
 
 
@@ -326,6 +329,8 @@ BAD = [  # command, extra arguments (not split), what the message must say
     ("latents search sae --positive happy.txt --negative gap.txt", [], "negative prompt 2"),
     ("latents search sae --positive happy.txt --negative nothing.txt", [], "nothing.txt"),
     ("latents search sae --positive happy.txt", [], "--negative"),
+    ("latents search sae --text cat --like cat", [], "or --like TEXT"),
+    ("latents search sae --like", ["the cat"], "monosem latents index"),
     ("latents index sae --text text.jsonl --context 100", [], "64"),
     ("evaluate sae --text text.jsonl --tokens 0", [], "--tokens"),
     ("evaluate sae --text hostile.pt", [], "hostile.pt"),
