@@ -1,7 +1,7 @@
-"""What SAELens' own evaluation says of a dictionary: the oracle of `evaluate(..., skip=SkipRule(first=0, outlier=None))`.
+"""What SAELens' own evaluation says of a dictionary: oracle of `evaluate(..., skip=SkipRule(first=0, outlier=None))`.
 
-    .venv-bench/bin/python peers/saelens_evaluation.py                        # tiny, for the tests that run without it
-    .venv-bench/bin/python peers/saelens_evaluation.py PATH/wikitext2/test.txt    # the shipped one, beside monosem's
+.venv-bench/bin/python peers/saelens_evaluation.py                        # tiny, for the tests that run without it
+.venv-bench/bin/python peers/saelens_evaluation.py PATH/wikitext2/test.txt    # the shipped one, beside monosem's
 """
 
 import json

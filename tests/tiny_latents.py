@@ -2,6 +2,9 @@
 
 import itertools
 
+import numpy as np
+
+from monosem.data import Document, TokenStore
 from monosem.dictionaries import Dictionary
 from monosem.models import Model
 from tiny import tiny_hf, tiny_tokenizer
@@ -21,3 +24,37 @@ def dictionary(kind: str = "relu", model_name: str = "llama", d: int = 32, **opt
 
 SAE = dictionary()
 TOPK = dictionary("topk", k=5)
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "good",
+    "bad",
+    "e",
+    "f",
+    "g",
+    "h",
+    "sun",
+    "moon",
+    "day",
+    "night",
+    "one",
+    "two",
+    "three",
+    "king",
+    "queen",
+    "a",
+    "b",
+    "c",
+    "d",
+]
+
+
+def documents(n: int = 30, seed: int = 0) -> list[Document]:
+    rng = np.random.default_rng(seed)
+    return [Document(f"doc{i}", " ".join(rng.choice(WORDS, rng.integers(8, 60)))) for i in range(n)]
+
+
+STORE = TokenStore.build(MODEL, documents(), context=32)

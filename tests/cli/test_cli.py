@@ -6,6 +6,7 @@ import pickle
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -68,7 +69,7 @@ def test_every_command_of_the_design_is_there() -> None:
         "patch": ["localise", "sweep", "estimate", "compare", "paths", "trace"],
         "lens": ["logit", "tuned", "entropy", "gap", "languages", "trajectory", "patchscope", "train"],
         "components": ["heads", "direct"],
-        "latents": ["top", "search", "show", "index"],
+        "latents": ["top", "search", "show", "check", "index"],
         "list": ["models", "dictionaries", "concepts", "sites", "families"],
     }
     assert set(COMMANDS) == {*alone, *(f"{group} {name}" for group, names in groups.items() for name in names)}
@@ -183,6 +184,13 @@ def test_index_then_show_then_search(run: Callable[..., Result], home: Path, tmp
     expected = index.search(examples=["the cat sat", "a good day"], model=model, n=3)
     assert [(row["latent"], row["matched"]) for row in found] == list(zip(expected["latent"], expected["matched"]))
     assert "fires on" in run(f"latents top {sae}", "the cat").stdout
+
+    checked = run(f"latents check {sae} --with-model --json")
+    assert checked.exit_code == 0
+    assert {row["broken"] for row in json.loads(checked.stdout)} == {0}
+    with sqlite3.connect(sae / "index.sqlite") as connection:
+        connection.execute("UPDATE latent SET count = count + 1 WHERE id = 0")
+    assert run(f"latents check {sae}").exit_code == 1
 
 
 def test_train_then_evaluate(run: Callable[..., Result], home: Path, tmp_path: Path) -> None:

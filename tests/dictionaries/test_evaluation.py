@@ -206,7 +206,7 @@ def test_splicing_everywhere_is_the_splice_edit(model, windows):
 
 
 def test_saelens_own_evaluation_gives_the_same():
-    """`run_evals` of SAELens 6.54.12 on the same weights and windows (peers/saelens_evaluation.py wrote its numbers)."""
+    """`run_evals` of SAELens 6.54.12 on the same weights and windows; peers/saelens_evaluation.py wrote its numbers."""
     golden = json.loads((Path(__file__).parent / "golden" / "saelens_evaluation.json").read_text())
     dictionary = tiny_dictionary("topk", random_tensors(D, F, 0, (0.1, 0.3)), k=6)
     windows, rule = torch.tensor(golden["windows"]), SkipRule(first=0, outlier=None)

@@ -1,5 +1,6 @@
 """Examples drawn from intervals of activation, against all active tokens found the slow way."""
 
+import itertools
 import math
 
 import numpy as np
@@ -17,7 +18,9 @@ LEFT, RIGHT, BANDS, EACH = 4, 2, 4, 3
 
 
 def built(folder, sae=SAE, **config) -> Index:
-    options = IndexConfig(**{"examples": 5, "left": LEFT, "right": RIGHT, "bands": BANDS, "band_examples": EACH} | config)
+    options = IndexConfig(
+        **{"examples": 5, "left": LEFT, "right": RIGHT, "bands": BANDS, "band_examples": EACH} | config
+    )
     return build_index(MODEL, sae, STORE, folder / "i.sqlite", options, quiet=True)
 
 
@@ -43,7 +46,7 @@ def test_an_example_lies_in_its_interval_and_is_what_the_model_does(index, dense
         found = {round(band.low, 3): band for band in evidence.bands}
         lows = [band.low for band in evidence.bands]
         assert lows == sorted(lows, reverse=True)
-        for low, high in zip(edges, edges[1:]):
+        for low, high in itertools.pairwise(edges):
             inside = int(((acts > low) & (acts <= high)).sum())
             band = found.get(round(low, 3))
             if band is None:
@@ -78,7 +81,7 @@ def test_shares_are_those_of_the_histogram(index, dense):
 
 
 def test_the_draw_is_even(tmp_path, dense):
-    """Over all latents, the ranks of drawn tokens within their interval have the mean and the spread of an even draw."""
+    """Over all latents, the ranks of drawn tokens in their interval have the mean and the spread of an even draw."""
     index = built(tmp_path, bands=1, band_examples=1)
     places = []
     for latent in range(WIDTH):

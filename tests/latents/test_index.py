@@ -30,18 +30,7 @@ from monosem.latents.tallies import echoes
 from monosem.models import Model
 from tiny import tiny_hf
 from tiny_dictionaries import random_tensors, tiny_dictionary
-from tiny_latents import MODEL, SAE, SITE, TOPK, WIDTH, dictionary
-
-TEXT = "the cat sat on a good bad e f g h sun moon day night one two three king queen a b c d"
-WORDS = TEXT.split()
-
-
-def documents(n: int = 30, seed: int = 0) -> list[Document]:
-    rng = np.random.default_rng(seed)
-    return [Document(f"doc{i}", " ".join(rng.choice(WORDS, rng.integers(8, 60)))) for i in range(n)]
-
-
-STORE = TokenStore.build(MODEL, documents(), context=32)
+from tiny_latents import MODEL, SAE, SITE, STORE, TOPK, WIDTH, WORDS, dictionary, documents
 
 
 @pytest.fixture(scope="module")

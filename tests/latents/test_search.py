@@ -7,8 +7,8 @@ import torch
 
 from monosem.errors import BadInput, Mismatch
 from monosem.latents import Index, IndexConfig, build_index
-from test_index import STORE
-from tiny_latents import MODEL, SITE, TOPK, WIDTH
+from tiny import tiny_model
+from tiny_latents import MODEL, SITE, STORE, TOPK, WIDTH
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,5 @@ def test_what_cannot_be_searched_for(index):
             index.search(**nothing)
     with pytest.raises(BadInput, match="open the index with it"):
         Index(index.path).search(examples=["a b c"], model=MODEL)
-    from tiny import tiny_model
-
     with pytest.raises(Mismatch):
         index.search(examples=["a b c"], model=tiny_model("gpt2", name="other"))

@@ -4,6 +4,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import typer
+
 from ..errors import BadFile, BadInput, cause
 from . import output
 from .application import group, resumable
@@ -17,6 +19,7 @@ from .options import (
     PromptArguments,
     Seed,
     TokenLimit,
+    flag,
     option,
 )
 from .output import as_json, cell, frame, table
@@ -76,8 +79,9 @@ def search(
 ) -> None:
     """Find latents by contrasting prompts, by words, or by texts.
 
-    By prompts: half of them is held out: the ranking does not see it, and the held-out AUROC is measured on it. By words:
-    in the stored examples. By texts: they are encoded, and what fires on them but rarely elsewhere comes first.
+    By prompts: half of them is held out: the ranking does not see it, and the held-out AUROC is measured on it.
+    By words: in the stored examples. By texts: they are encoded, and what fires on them but rarely elsewhere comes
+    first.
 
     Example: monosem latents search smollm2/resid_post.15 --positive happy.txt --negative sad.txt
 
@@ -127,6 +131,25 @@ def show(
         return
     text = evidence.as_text(examples)
     output.show(text if sys.stdout.isatty() else marked(text))
+
+
+def check(
+    asked: OnDictionary,
+    index: IndexFile = None,
+    with_model: Annotated[bool, flag("Load the model, too, and compare with it.", "--with-model")] = False,
+) -> None:
+    """Check that an index file is what its builder makes.
+
+    Counts, order, duplicates, cuts, thresholds, fingerprints: one row a rule. Exits with 1 when one is broken.
+
+    Example: monosem latents check runs/sae/dictionary --with-model
+    """
+    from ..latents import check_index
+
+    found = check_index(index_at(asked.dictionary, index), model=asked.load()[1] if with_model else None)
+    as_json(found.table) if asked.json else frame(found.table)
+    if not found.ok:
+        raise typer.Exit(1)
 
 
 def make_index(
@@ -188,5 +211,5 @@ def marked(text: "rich.text.Text") -> str:
 
 app = group(
     "Latents: what fires, what tells prompts apart, what one is about.",
-    {"top": top, "search": search, "show": show, "index": make_index},
+    {"top": top, "search": search, "show": show, "check": check, "index": make_index},
 )

@@ -7,6 +7,7 @@ from .evidence import Evidence, Example
 from .index import Index, index_of
 from .indexing import build_index
 from .pooling import pooled
+from .rules import IndexCheck, check_index
 from .top import Top, top
 
 __all__ = [
@@ -14,9 +15,11 @@ __all__ = [
     "Evidence",
     "Example",
     "Index",
+    "IndexCheck",
     "IndexConfig",
     "Top",
     "build_index",
+    "check_index",
     "contrast",
     "extreme_tokens",
     "index_of",

@@ -124,7 +124,8 @@ class CorpusPass:
 
     def _pieces(self, columns: Columns, order: Iterable[int], n: int, used: "_Used | None" = None) -> list[Piece]:
         """At most n places: of one window, or with one wording, one; of one document a few."""
-        used, kept = used or _Used(), []
+        used = used or _Used()
+        kept: list[Piece] = []
         for i in order:
             if len(kept) >= n:
                 break

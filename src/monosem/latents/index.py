@@ -58,8 +58,8 @@ class Index(Result):
             raise BadFile(f"no index {self.path}; make one with `monosem latents index`")
         uri = f"file:{self.path.resolve().as_posix().replace('?', '%3f').replace('#', '%23')}?mode=ro&immutable=1"
         self.connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
-        with self._reading():
-            rows = self._rows("SELECT key, value FROM meta")
+        with self.reading():
+            rows = self.rows("SELECT key, value FROM meta")
             self.meta: dict[str, Any] = {key: json.loads(value) for key, value in rows}
         self.config = self.meta
         self.dictionary = dictionary
@@ -72,11 +72,12 @@ class Index(Result):
                 "make it again with `monosem latents index`"
             )
 
-    def _rows(self, query: str, values: tuple[Any, ...] = ()) -> list[Any]:
+    def rows(self, query: str, values: tuple[Any, ...] = ()) -> list[Any]:
+        """What an SQL query gives (tables: `layout.TABLES`)."""
         return self.connection.execute(query, values).fetchall()
 
     @contextlib.contextmanager
-    def _reading(self) -> Iterator[None]:
+    def reading(self) -> Iterator[None]:
         """What a damaged file brings about, from SQLite down to a number in a blob, is one error."""
         try:
             yield
@@ -84,6 +85,12 @@ class Index(Result):
             raise
         except (sqlite3.DatabaseError, zlib.error, ValueError, TypeError, ArithmeticError, LookupError) as error:
             raise BadFile(f"{self.path} is not a latent index or is damaged ({error}); make it again") from error
+
+    @property
+    def blobs(self) -> list[str]:
+        """The tables of packed examples: without "bands" in an index that was made before they were."""
+        tables = {name for (name,) in self.rows("SELECT name FROM sqlite_master")}
+        return [name for name in ("examples", "bands") if name in tables]
 
     @property
     def width(self) -> int:
@@ -100,8 +107,8 @@ class Index(Result):
     @cached_property
     def _table(self) -> pd.DataFrame:
         columns = ["latent", "count", "s1", "s2", "s3", "s4", "maximum"]
-        with self._reading():
-            rows = self._rows("SELECT id, count, s1, s2, s3, s4, maximum FROM latent ORDER BY id")
+        with self.reading():
+            rows = self.rows("SELECT id, count, s1, s2, s3, s4, maximum FROM latent ORDER BY id")
             numbers = dict.fromkeys(columns[:2], int) | dict.fromkeys(columns[2:], float)
             raw = pd.DataFrame(rows, columns=columns).astype(numbers)
             if raw["latent"].tolist() != list(range(self.width)):
@@ -139,11 +146,11 @@ class Index(Result):
         number = int(latent)
         if not 0 <= number < self.width:
             raise UnknownName(f"no latent {latent}: {self.meta['dictionary']} has latents 0 to {self.width - 1}")
-        with self._reading():
+        with self.reading():
             return self._evidence(number)
 
     def _evidence(self, latent: int) -> Evidence:
-        ((count, s1, s2, maximum, histogram, tokens, promoted, suppressed),) = self._rows(
+        ((count, s1, s2, maximum, histogram, tokens, promoted, suppressed),) = self.rows(
             "SELECT count, s1, s2, maximum, histogram, tokens, promoted, suppressed FROM latent WHERE id = ?", (latent,)
         )
         bins = np.frombuffer(zlib.decompress(histogram), dtype="<u4")
@@ -200,8 +207,8 @@ class Index(Result):
         if (text is None) == (examples is None):
             raise BadInput("search for words (text), or for texts like some (examples)")
         if text is not None and model is None:
-            with self._reading():
-                promoted = [row[0] for row in self._rows("SELECT promoted FROM latent ORDER BY id")]
+            with self.reading():
+                promoted = [row[0] for row in self.rows("SELECT promoted FROM latent ORDER BY id")]
                 found = by_words(text, self._example_text, promoted, self._vocabulary).head(n)
         else:
             if self.dictionary is None:
@@ -211,32 +218,32 @@ class Index(Result):
             lm = load_model(self.meta["model"]) if model is None else model
             densities = counts / self.meta["tokens"]
             found = by_texts(lm, self.dictionary, texts, self.maxima.numpy(), densities, n)
-        with self._reading():
+        with self.reading():
             for column, listed in (("fires_on", "tokens"), ("promotes", "promoted")):
                 found[column] = [self._words(latent, listed) for latent in found["latent"].tolist()]
         return found.merge(self.table[["latent", "density", "maximum"]], on="latent", how="left")
 
     def _words(self, latent: int, column: str) -> str:
-        ((listed,),) = self._rows(f"SELECT {column} FROM latent WHERE id = ?", (latent,))
+        ((listed,),) = self.rows(f"SELECT {column} FROM latent WHERE id = ?", (latent,))
         return " ".join(self._token(entry[0]).strip() for entry in json.loads(listed))
 
     @cached_property
     def _example_text(self) -> ExampleText:
-        return ExampleText.read(self._rows("SELECT latent, blob FROM examples"), self._vocabulary)
+        return ExampleText.read(self.rows("SELECT latent, blob FROM examples"), self._vocabulary)
 
     def _token(self, token: int) -> str:
         return alone(self._vocabulary.get(token, f"<{token}>"))
 
     @cached_property
     def _vocabulary(self) -> dict[int, str | bytes]:
-        return dict(self._rows("SELECT id, text FROM token"))
+        return dict(self.rows("SELECT id, text FROM token"))
 
     @cached_property
     def _documents(self) -> dict[int, str]:
-        return dict(self._rows("SELECT id, name FROM document"))
+        return dict(self.rows("SELECT id, name FROM document"))
 
     def _examples(self, latent: int, table: str = "examples") -> list[Example]:
-        rows = self._rows(f"SELECT blob FROM {table} WHERE latent = ?", (latent,))
+        rows = self.rows(f"SELECT blob FROM {table} WHERE latent = ?", (latent,))
         return [self._example(piece) for piece in unpack(rows[0][0])] if rows else []
 
     def _example(self, piece: Piece) -> Example:

@@ -44,9 +44,9 @@ def build_index(
 
     For every latent: count, moments, maximum and histogram of its activations, the tokens that it fires on, its
     strongest examples, and some drawn from each of a few intervals of its activations: one a window, at most two a
-    document, no two with the same token after the same eight (boilerplate would fill the list). Their context is `left` and `right` of the strongest token, cut at document
-    borders. Special tokens, first positions and outliers do not count; how many they were is in the index
-    (`Index.meta["skipped"]`).
+    document, no two with the same token after the same eight (boilerplate would fill the list). Their context is
+    `left` and `right` of the strongest token, cut at document borders. Special tokens, first positions and outliers
+    do not count; how many they were is in the index (`Index.meta["skipped"]`).
 
     Interrupted, it goes on where it stopped when called again (the folder `PATH.partial` keeps the state), and gives
     the same index.
