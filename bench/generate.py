@@ -14,7 +14,7 @@ from common import arguments, interleaved, machine, row
 from monosem import edits, load_dictionary, load_model
 from monosem.dictionaries import Dictionary
 from monosem.models import Model
-from monosem.steering import after_first, outcome, outcomes
+from monosem.steering import outcome, outcomes
 from monosem.studies import StudyConfig
 
 NATIVE, ALONE = "Hugging Face generate", "an arm after the other"
@@ -24,7 +24,7 @@ LATENTS = [11, 402, 1377, 2048, 2901, 3333, 4077, 5120]
 def generations(model: Model, dictionary: Dictionary, prompts: list[str], new: int) -> dict[str, Callable[[], Any]]:
     batch = model.tokens(prompts, padding="left")
     options = {"max_new_tokens": new, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-    edit = after_first(edits.clamp(dictionary, LATENTS[0], 20.0))
+    edit = edits.clamp(dictionary, LATENTS[0], 20.0)
 
     def native() -> list[list[int]]:
         made = model.hf.generate(batch.ids, attention_mask=batch.mask.long(), **options)
@@ -38,7 +38,7 @@ def generations(model: Model, dictionary: Dictionary, prompts: list[str], new: i
 
 
 def arms(model: Model, dictionary: Dictionary, prompts: list[str], new: int) -> dict[str, Callable[[], Any]]:
-    changes = [after_first(edits.clamp(dictionary, latent, 20.0)) for latent in LATENTS]
+    changes = [edits.clamp(dictionary, latent, 20.0) for latent in LATENTS]
 
     def alone() -> list[list[str]]:
         return [outcome(model, prompts, edit, max_new_tokens=new).texts for edit in changes]

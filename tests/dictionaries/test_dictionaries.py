@@ -392,5 +392,5 @@ def test_clamping_to_the_value_it_has_changes_nothing_and_splice_is_the_reconstr
     moved = (dose[site] - x)[0, -1].flatten()
     scale = d.token_scale(x)
     assert torch.allclose(moved, 3 * d.decoder_rows(latent)[0] * (1 if scale is None else scale[0, -1]), atol=1e-4)
-    spliced = model.run(ids, capture=site, edits=edits.splice(d))
+    spliced = model.run(ids, capture=site, edits=edits.splice(d, everywhere=True))
     assert torch.equal(spliced[site], d(x))

@@ -197,7 +197,7 @@ def test_splicing_everywhere_is_the_splice_edit(model, windows):
     dictionary = sae()
     found = evaluate(model, dictionary, windows, splice_all=True, quiet=True)
     keep = counted(model, windows, dictionary, outlier=10)[:, :-1]
-    logits = model.run(windows, edits=edits.splice(dictionary)).logits
+    logits = model.run(windows, edits=edits.splice(dictionary, everywhere=True)).logits
     loss = -logits.log_softmax(-1)[:, :-1].gather(-1, windows[:, 1:, None])[..., 0]
     assert found.ce_spliced == pytest.approx(float(loss[keep].mean()), rel=1e-5)
     kept_only = evaluate(model, dictionary, windows, quiet=True)

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from monosem import edits, latents, metrics
-from monosem.activations import counted_tokens
 from monosem.dictionaries import load_dictionary, shipped_dictionaries, shipped_dictionary_folder
 
 NAME = "smollm2/resid_post.15"
@@ -31,7 +30,7 @@ def sae():
 def read(smollm2, sae):
     """Activations of the counted tokens, and the run that they come from."""
     run = smollm2.run(TEXT, capture=sae.site)
-    return run, run[sae.site][counted_tokens(smollm2, run.tokens)]
+    return run, run[sae.site][sae.skipper(smollm2).counted(run.tokens, {str(sae.site): run[sae.site]})]
 
 
 def test_it_is_listed_and_belongs_to_the_model(smollm2, sae):
@@ -56,7 +55,7 @@ def test_it_reconstructs_text_that_it_never_saw(sae, read):
 
 def test_splicing_it_in_costs_little_beside_zero_ablation(smollm2, sae, read):
     run, _ = read
-    counted = counted_tokens(smollm2, run.tokens)
+    counted = sae.skipper(smollm2).counted(run.tokens, {str(sae.site): run[sae.site]})
     loss = {}
     for name, edit in {"spliced": edits.splice(sae), "zero": edits.scale(sae.site, 0.0)}.items():
         edited = smollm2.run(run.tokens, edits=edit.when(lambda x, moment: counted))

@@ -46,7 +46,7 @@ def test_adding_and_ablating_move_the_projection_as_told():
 def test_a_latents_row_is_what_clamping_it_adds():
     row = Direction.of_latent(SAE, 5)
     assert torch.equal(row.vector, SAE.W_dec[5])
-    one_more = MODEL.run(POSITIVE[:1], capture=SITE, edits=edits.add_latent(SAE, 5, 3.0))[SITE]
+    one_more = MODEL.run(POSITIVE[:1], capture=SITE, edits=edits.add_latent(SAE, 5, 3.0, everywhere=True))[SITE]
     added = MODEL.run(POSITIVE[:1], capture=SITE, edits=edits.add(row, 3.0))[SITE]
     torch.testing.assert_close(one_more, added, rtol=1e-4, atol=1e-5)
 

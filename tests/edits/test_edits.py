@@ -51,7 +51,7 @@ def test_clamp_is_x_plus_difference_times_row(sae):
     changed[..., latent] = 2.5
     scale = sae.token_scale(X)
     oracle = X + (changed - dense) @ sae.W_dec * (1 if scale is None else scale)
-    torch.testing.assert_close(activation(edits.clamp(sae, latent, 2.5)), oracle, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(activation(edits.clamp(sae, latent, 2.5, everywhere=True)), oracle, rtol=1e-4, atol=1e-4)
 
 
 def test_scale_add_and_ablate_are_clamps_to_other_values(sae):
@@ -59,9 +59,9 @@ def test_scale_add_and_ablate_are_clamps_to_other_values(sae):
     f = sae.encode(X).dense()[..., latent]
     row = sae.W_dec[latent] * (1 if sae.token_scale(X) is None else sae.token_scale(X))
     for edit, target in [
-        (edits.scale_latent(sae, latent, 3.0), 3 * f),
-        (edits.add_latent(sae, latent, 1.5), f + 1.5),
-        (edits.ablate_latent(sae, latent), 0 * f),
+        (edits.scale_latent(sae, latent, 3.0, everywhere=True), 3 * f),
+        (edits.add_latent(sae, latent, 1.5, everywhere=True), f + 1.5),
+        (edits.ablate_latent(sae, latent, everywhere=True), 0 * f),
     ]:
         torch.testing.assert_close(activation(edit), X + (target - f)[..., None] * row, rtol=1e-4, atol=1e-4)
 
@@ -101,7 +101,7 @@ def test_a_latent_may_come_from_a_table(sae):
 
 
 def test_splice_is_the_reconstruction(sae):
-    torch.testing.assert_close(activation(edits.splice(sae)), sae(X), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(activation(edits.splice(sae, everywhere=True)), sae(X), rtol=1e-5, atol=1e-5)
 
 
 def test_padding_is_never_edited(sae):

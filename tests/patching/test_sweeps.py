@@ -199,7 +199,7 @@ def test_neurons_and_latents_against_edits(monkeypatch: pytest.MonkeyPatch) -> N
     assert [cell.layer for cell in found.cells] == [1] * 16
     for cell, value in zip(found.cells, found.mean().tolist()):
         target = float(dictionary.latent_activations(clean, [cell.latent])[0, cell.position, 0])
-        clamp = edits.clamp(dictionary, cell.latent, target).at(positions=cell.position)
+        clamp = edits.clamp(dictionary, cell.latent, target, everywhere=True).at(positions=cell.position)
         logits = model.run([CORRUPTED], edits=clamp).logits[0, -1]
         assert value == pytest.approx(float(logits[RIGHT] - logits[WRONG]), abs=1e-5 * scale(model))
     silent = sweep(
@@ -207,7 +207,7 @@ def test_neurons_and_latents_against_edits(monkeypatch: pytest.MonkeyPatch) -> N
         corruption=patching.zero(), quiet=True,
     )  # fmt: skip
     for cell, value in zip(silent.cells, silent.mean().tolist()):
-        logits = model.run([CLEAN], edits=edits.ablate_latent(dictionary, cell.latent)).logits[0, -1]
+        logits = model.run([CLEAN], edits=edits.ablate_latent(dictionary, cell.latent, everywhere=True)).logits[0, -1]
         assert value == pytest.approx(float(logits[RIGHT] - logits[WRONG]), abs=1e-5 * scale(model))
     with pytest.raises(BadInput, match="not of latents"):
         sweep(

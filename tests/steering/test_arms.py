@@ -7,7 +7,7 @@ import torch
 
 from monosem import edits
 from monosem.errors import BadInput, EditDidNotFire
-from monosem.steering import after_first, outcomes
+from monosem.steering import outcomes
 from monosem.steering.rows import may_share
 from tiny import tiny_model
 from tiny_dictionaries import tiny_dictionary
@@ -33,7 +33,7 @@ def arms_of(model, sae):
         []
         if sae.d_in != model.cfg.d_model
         else [
-            after_first(edits.clamp(sae, 5, 40.0)),
+            edits.clamp(sae, 5, 40.0),
             edits.clamp(sae, latents, values),
             lambda rows: [edits.clamp(sae, latents[list(rows)], values[list(rows)])],
             edits.splice(sae),

@@ -9,7 +9,6 @@ import torch
 from monosem import edits
 from monosem.errors import BadInput
 from monosem.steering import (
-    after_first,
     compare,
     outcome,
     random_latents,
@@ -107,15 +106,6 @@ def test_distinct_finds_loops():
     assert distinct([1, 2, 3, 4]) == 1
     assert distinct([1, 2] * 10) == pytest.approx(2 / 19)
     assert math.isnan(distinct([1]))
-
-
-def test_after_first_leaves_the_first_token_alone(model, sae):
-    edit = after_first(edits.clamp(sae, 5, 40.0))
-    plain, edited = (model.run(PROMPTS, capture=sae.site, edits=e)[sae.site] for e in ((), edit))
-    moved = (plain - edited).norm(dim=-1) > 1e-6
-    real = model.tokens(PROMPTS).mask
-    assert not moved[:, 0].any()
-    assert bool(moved[:, 1:][real[:, 1:]].all())
 
 
 def test_random_latents_have_similar_density():

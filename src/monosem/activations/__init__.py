@@ -2,9 +2,10 @@
 
 from .buffer import ShuffleBuffer
 from .harvesting import ActivationBatch, Harvest, harvest
+from .medians import median_norms
 from .schedule import Schedule
 from .shards import ActivationShards, ShardStream
-from .skipping import Skipper, SkipRule, counted_tokens
+from .skipping import Skipper, SkipRule
 from .stream import ActivationStream
 
 __all__ = [
@@ -17,6 +18,6 @@ __all__ = [
     "ShuffleBuffer",
     "SkipRule",
     "Skipper",
-    "counted_tokens",
     "harvest",
+    "median_norms",
 ]

@@ -230,6 +230,15 @@ class ShardStream:
         return self.shards.skipped + Counter(remainder=len(self.schedule) % self.batch_tokens)
 
     @property
+    def skip(self) -> SkipRule:
+        return SkipRule.parse(self.shards.config.skip)
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """Site -> norm above which a token was left out as an outlier."""
+        return self.shards.thresholds
+
+    @property
     def batches_at_most(self) -> int:
         """The number of batches (exact here)."""
         return len(self.schedule) // self.batch_tokens

@@ -1,46 +1,58 @@
-"""Which tokens are left out of training and statistics, and how many were."""
+"""Which tokens are left out of training, statistics and latent edits, and how many were."""
 
+import ast
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..errors import BadInput
-from ..models import Model, TokenBatch
+from ..models import Model, Site, TokenBatch
+from .medians import median_norms, norms_of
 
-
-def counted_tokens(model: Model, tokens: TokenBatch) -> Bool[Tensor, "batch pos"]:
-    """Real tokens that are neither special nor the first of their row (attention sinks, whose norm is an outlier)."""
-    special = torch.tensor(sorted(model.special_ids), dtype=torch.long, device=tokens.ids.device)
-    return tokens.mask & ~torch.isin(tokens.ids, special) & (tokens.positions > 0)
+REASONS = ("first", "special", "not finite", "outlier")  # a token is left out for the first of them that holds
 
 
 @dataclass(frozen=True)
 class SkipRule:
-    """Tokens to leave out. The defaults are what training and statistics use.
+    """Tokens to leave out. The defaults are what training, statistics and latent edits use.
 
     The norms of a residual stream are not all alike: attention sinks and a few other tokens reach 100 times the median
     (smollm2 `resid_post.15`: median near 170, outliers up to 26,000, not only at position 0), and would dominate any
     mean squared error. The median is estimated once, on `calibration` windows spread over the source, and then kept: a
     threshold that ran along with the data would depend on the order of the batches, and a resumed job would differ.
+    Where there is no source, such as for the prompts of an experiment, it is that of `median_norms`.
     """
 
     special: bool = True  # tokens that the tokenizer declares special (separators, chat markup)
-    first: int = 1  # this many positions at the start of each window
+    first: int = 1  # this many positions at the start of each window or prompt
     outlier: float | None = 10.0  # norms above this many medians, at any of the wanted sites; None keeps them
     calibration: int = 16  # windows that the median is estimated on
 
     def __post_init__(self) -> None:
-        if self.first < 0 or self.calibration < 1 or (self.outlier is not None and not self.outlier > 1):
+        good = isinstance(self.special, bool) and all(type(n) is int for n in (self.first, self.calibration))
+        good = good and (self.outlier is None or type(self.outlier) in (int, float))
+        if not good or self.first < 0 or self.calibration < 1 or (self.outlier is not None and not self.outlier > 1):
             raise BadInput(f"a skip rule needs first >= 0, calibration >= 1 and outlier > 1 or None; got {self}")
 
     @classmethod
     def none(cls) -> "SkipRule":
         """Keep every token (only tokens whose activation is not finite are left out)."""
         return cls(special=False, first=0, outlier=None)
+
+    @classmethod
+    def parse(cls, text: str) -> "SkipRule":
+        """The rule that `str` wrote. Raises `BadInput` for another text."""
+        written = dict(re.findall(r"(\w+)=([\w.+-]+)", text))
+        try:
+            return cls(**{one.name: ast.literal_eval(written[one.name]) for one in fields(cls)})
+        except (KeyError, ValueError, SyntaxError) as error:
+            raise BadInput(f"not a skip rule: {text!r:.100}") from error
 
 
 class Skipper:
@@ -60,12 +72,29 @@ class Skipper:
         self._special = torch.zeros(vocabulary, dtype=torch.bool)
         self._special[torch.tensor(ids, dtype=torch.long)] = True
 
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        sites: Sequence[Site],
+        rule: SkipRule | None = None,
+        thresholds: Mapping[str, float] | None = None,
+    ) -> Self:
+        """For prompts: thresholds that are not given are the rule's many `median_norms`, whatever the prompts are."""
+        skipper = cls(rule or SkipRule(), model.special_ids, model.cfg.d_vocab)
+        outlier, known = skipper.rule.outlier, dict(thresholds or {})
+        if outlier is not None:
+            unknown = [site for site in sites if str(site) not in known]
+            known |= {str(site): outlier * norm for site, norm in median_norms(model, unknown).items()}
+            skipper.thresholds = {str(site): known[str(site)] for site in sites}
+        return skipper
+
     def calibrate(self, ids: Int[Tensor, "batch pos"], rows: Mapping[str, Float[Tensor, "tokens d"]]) -> None:
         """Set the thresholds (of a rule that has outliers) from the activations of some windows."""
         assert self.rule.outlier is not None
-        wanted = ~(self._first(ids) | self._special.to(ids.device)[ids]).flatten()
+        wanted = ~((_indices(ids) < self.rule.first) | self._is_special(ids)).flatten()
         for site, x in rows.items():
-            norms = _norms(x)
+            norms = norms_of(x, 1)
             norms = norms[wanted & norms.isfinite()]
             if not len(norms):
                 raise BadInput(f"{site}: no finite activation to take the median norm of; check the text and the dtype")
@@ -74,43 +103,76 @@ class Skipper:
     def keep(self, ids: Int[Tensor, "batch pos"], rows: Mapping[str, Float[Tensor, "tokens d"]]) -> Int[Tensor, "kept"]:
         """Indices of the tokens to keep, in the flattened [batch * pos]. A token that is an outlier at one of the
         sites is left out at all of them, so that the rows of several sites stay aligned."""
-        first = self._first(ids).flatten()
-        if self._special.device != ids.device:
-            self._special = self._special.to(ids.device)
-        special = self._special[ids.flatten()]
-        finite = torch.ones_like(first)
-        within = torch.ones_like(first)
-        for site, x in rows.items():
-            norms = _norms(x)
-            finite &= norms.isfinite()
-            if site in self.thresholds:
-                within &= norms <= self.thresholds[site]
-        return self._count(first, special, finite, within)
+        left_out = self.left_out(ids.flatten(), _indices(ids).flatten(), rows)
+        return self._kept(torch.ones_like(ids.flatten(), dtype=torch.bool), left_out).nonzero().flatten()
 
-    def _count(
+    def counted(self, tokens: TokenBatch, x: Mapping[str, Float[Tensor, "batch pos ..."]]) -> Bool[Tensor, "batch pos"]:
+        """The real tokens of prompts that count, by their activations at some sites."""
+        return self._kept(tokens.mask, self.left_out(tokens.ids, tokens.positions, x))
+
+    def check_last(
         self,
-        first: Bool[Tensor, "tokens"],
-        special: Bool[Tensor, "tokens"],
-        finite: Bool[Tensor, "tokens"],
-        within: Bool[Tensor, "tokens"],
-    ) -> Int[Tensor, "kept"]:
-        left = ~first
-        totals = [left.sum()]
-        for good in (~special, finite, within):
-            left = left & good
-            totals.append(left.sum())
-        numbers = [first.numel(), *torch.stack(totals).tolist()]  # one transfer from the accelerator for all counts
-        for reason, before, after in zip(("first", "special", "not finite", "outlier"), numbers, numbers[1:]):
+        model: Model,
+        tokens: TokenBatch,
+        x: Mapping[str, Float[Tensor, "batch pos ..."]],
+        reasons: Sequence[str] = REASONS,
+    ) -> None:
+        """Raises `BadInput` where the last token of a prompt is left out for one of these reasons."""
+        left_out, rows = self.left_out(tokens.ids, tokens.positions, x), torch.arange(len(tokens))
+        for reason in reasons:
+            if bool((bad := left_out[reason][rows, tokens.last]).any()):
+                ids = tokens.rows()[int(bad.nonzero()[0])]
+                raise BadInput(
+                    f"prompt {model.text(ids, special=True)!r:.100} ends with {model.str_token(ids[-1])!r}, which does "
+                    f"not count ({reason}): end it otherwise, pool over all tokens, or give another skip rule"
+                )
+
+    def left_out(
+        self, ids: Int[Tensor, "*tokens"], index: Int[Tensor, "*tokens"], x: Mapping[str, Float[Tensor, "..."]]
+    ) -> dict[str, Bool[Tensor, "*tokens"]]:
+        """For each reason, the tokens that it would leave out; nothing is counted.
+
+        Args:
+            index: of each token in its window or prompt, the first being 0.
+            x: site -> its activations.
+        """
+        norms = {site: norms_of(one, ids.ndim).to(ids.device) for site, one in x.items()}
+        bad, outlier = torch.zeros_like(ids, dtype=torch.bool), torch.zeros_like(ids, dtype=torch.bool)
+        for site, norm in norms.items():
+            bad |= ~norm.isfinite()
+            if site in self.thresholds:
+                outlier |= norm > self.thresholds[site]
+        return dict(zip(REASONS, (index < self.rule.first, self._is_special(ids), bad, outlier)))
+
+    def summary(self) -> dict[str, Any]:
+        """What was left out and by which rule, for the config of a result."""
+        left_out = {reason: self.counts[reason] for reason in REASONS if self.counts[reason]}
+        return {
+            "kept": self.counts["kept"],
+            "left_out": left_out,
+            "skip": asdict(self.rule),
+            "outlier_norm": dict(self.thresholds),
+        }
+
+    def _kept(
+        self, real: Bool[Tensor, "*tokens"], left_out: Mapping[str, Bool[Tensor, "*tokens"]]
+    ) -> Bool[Tensor, "*tokens"]:
+        """The tokens without a reason to be left out, which are counted as all others are, by their first reason."""
+        kept, totals = real, [real.sum()]
+        for tokens in left_out.values():
+            kept = kept & ~tokens
+            totals.append(kept.sum())
+        numbers = torch.stack(totals).tolist()  # one transfer from the accelerator for all counts
+        for reason, before, after in zip(left_out, numbers, numbers[1:]):
             self.counts[reason] += before - after
         self.counts["kept"] += numbers[-1]
-        return left.nonzero().flatten()
+        return kept
 
-    def _first(self, ids: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
-        first = torch.zeros(ids.shape, dtype=torch.bool, device=ids.device)
-        first[:, : self.rule.first] = True
-        return first
+    def _is_special(self, ids: Int[Tensor, "*tokens"]) -> Bool[Tensor, "*tokens"]:
+        if self._special.device != ids.device:
+            self._special = self._special.to(ids.device)
+        return self._special[ids]
 
 
-def _norms(x: Float[Tensor, "tokens d"]) -> Float[Tensor, "tokens"]:
-    """Euclidean norms, accumulated in float32 (a float16 norm overflows at 65,504)."""
-    return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
+def _indices(ids: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
+    return torch.arange(ids.shape[1], device=ids.device).expand_as(ids)

@@ -112,6 +112,15 @@ class ActivationStream:
         return self.harvest.skipped
 
     @property
+    def skip(self) -> SkipRule:
+        return self.harvest.skipper.rule
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """Site -> norm above which a token is left out as an outlier."""
+        return self.harvest.thresholds
+
+    @property
     def batches_at_most(self) -> int:
         """Batches if no token were skipped: the real number is known only at the end."""
         return len(self.schedule) * self.harvest.store.context // self.batch_tokens

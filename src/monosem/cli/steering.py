@@ -30,10 +30,11 @@ Temperature = Annotated[float, option("T", "0 is greedy.", min=0)]
 def steer(
     asked: OnDictionary,
     latent: LatentArgument,
-    value: Annotated[float, argument("VALUE", "Set the latent to this at every token; 0 switches it off.")],
+    value: Annotated[float, argument("VALUE", "Set the latent to this; 0 switches it off.")],
     prompts: PromptArguments,
     scale: Annotated[bool, flag("Multiply the latent by VALUE instead of setting it.")] = False,
     add: Annotated[bool, flag("Add VALUE to the latent instead of setting it.")] = False,
+    everywhere: Annotated[bool, flag("Also at tokens that the dictionary was not trained on.")] = False,
     chat: Chat = False,
     max_new_tokens: NewTokens = 20,
     temperature: Temperature = 0.0,
@@ -42,7 +43,8 @@ def steer(
     """Turn one latent up, down or off and compare.
 
     Shows the continuation of every prompt before and after, and how far the next token's distribution moved (KL, nats).
-    The rest of the activation is kept as it is.
+    The rest of the activation is kept as it is, and so are tokens that the dictionary was not trained on: the first of
+    a prompt, special tokens and norm outliers.
 
     Example: monosem steer smollm2/resid_post.15 123 20 "The film was" "My day was"
     """
@@ -55,7 +57,7 @@ def steer(
         raise BadInput(f"VALUE must be a finite number, not {value}")
     change = edits.scale_latent if scale else edits.add_latent if add else edits.clamp
     sae, lm = asked.load()
-    edit, texts = change(sae, latent, value), texts_of(lm, prompts, chat)
+    edit, texts = change(sae, latent, value, everywhere=everywhere), texts_of(lm, prompts, chat)
     comparison = compare(lm, texts, edit, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     if asked.json:
         as_json({"summary": comparison.summary, "prompts": comparison.table})

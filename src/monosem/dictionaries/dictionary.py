@@ -12,15 +12,17 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ..activations import Skipper, SkipRule
 from ..errors import BadInput, Mismatch, UnknownName, did_you_mean
 from ..jobs import fingerprint
-from ..models import Model
+from ..models import Model, Moment
 from ..models.places.sites import Site
 from .codes import Codes, TokenNorm, latent_ids
 from .compatibility import check_compatible
@@ -28,6 +30,7 @@ from .encoders import ENCODERS, encode
 from .formats import FORMATS
 from .parts import DictionaryParts, DictionaryTensors
 from .token_norms import TOKEN_NORMS
+from .trained_on import rule_of
 
 DENSE_ELEMENTS = 2**26  # pre-activations held at once: 256 MiB of float32
 SPARSE_SHARE = 8  # decode densely when more than 1 latent in this many is active: a matmul then beats gathering rows
@@ -56,6 +59,7 @@ class Dictionary(nn.Module):
         super().__init__()
         parts.check()
         self.metadata, self.card = dict(parts.metadata), dict(parts.card)
+        rule_of(self.metadata)  # raises where it is none
         self.kind, self.k, self.token_norm = parts.kind, parts.k, parts.token_norm
         if self.kind == "batchtopk":
             self.kind = "jumprelu"
@@ -132,6 +136,25 @@ class Dictionary(nn.Module):
         tensors = (self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.threshold)
         return fingerprint(f"{self.kind} {self.k} {self.token_norm}", *(t for t in tensors if t is not None))
 
+    @property
+    def skip(self) -> SkipRule:
+        """Which tokens it was not trained on, as its file says (`trained_on`); the default where it does not.
+
+        Statistics leave them out, and so do edits of its latents.
+        """
+        return rule_of(self.metadata)[0]
+
+    @property
+    def outlier_norm(self) -> float | None:
+        """Norm at `site` above which a token was an outlier in training; None where the file does not say."""
+        return rule_of(self.metadata)[1]
+
+    def skipper(self, model: Model) -> Skipper:
+        """Tells which tokens of this model it was trained on. A norm of outliers that its file does not say is measured
+        once for each model and site (`activations.median_norms`: one forward pass of about 700 tokens)."""
+        norm = self.outlier_norm
+        return Skipper.of(model, [self.site], self.skip, {} if norm is None else {str(self.site): norm})
+
     def extra_repr(self) -> str:
         where = "" if self._site is None else f", site={self._site}"
         k = "" if self.k is None else f"(k={self.k})"
@@ -143,6 +166,17 @@ class Dictionary(nn.Module):
         if self.has_site_out:
             widths.append((self.site_out, self.d_out))
         check_compatible(self.name, self.model_name, widths, model)
+
+    # --- for edits ---------------------------------------------------------------------------------------------------
+
+    def prepare(self, model: Model) -> None:
+        """Measure, before a pass, what `left_out` needs in it."""
+        self.skipper(model)
+
+    def left_out(self, x: Float[Tensor, "batch pos *d_in"], moment: Moment) -> dict[str, Bool[Tensor, "batch pos"]]:
+        """For each reason, the tokens of a moment that it was not trained on; x is the activation at its site."""
+        model: Any = moment.model
+        return self.skipper(model).left_out(moment.ids, moment.positions, {str(self.site): x})
 
     # --- encoding ---------------------------------------------------------------------------------------------------
 

@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 
+from ..activations import SkipRule
 from ..errors import BadFile, BadInput, UnknownName, cause, did_you_mean
 from ..files import ASSETS
 from ..models.places.sites import SiteLike
 from .dictionary import Dictionary
 from .formats import FORMATS, OTHER_FORMATS
+from .trained_on import KEY, written
 
 
 def shipped_dictionaries() -> list[str]:
@@ -37,6 +39,7 @@ def load_dictionary(
     site_out: SiteLike | None = None,
     model_name: str | None = None,
     norm_scaling_factor: float | None = None,
+    skip: SkipRule | None = None,
 ) -> Dictionary:
     """Load a dictionary into the canonical form.
 
@@ -46,6 +49,8 @@ def load_dictionary(
         site, site_out, model_name: where it belongs, where the file does not say or says it wrongly.
         norm_scaling_factor: sqrt(d_in) / mean input norm, for SAELens files with `expected_average_only_in` that lack
             it.
+        skip: which tokens it was not trained on, where the file does not say; `SkipRule()`, the default: the first of a
+            text, special tokens and norm outliers. `SkipRule.none()`: it was trained on every token.
 
     Raises:
         UnknownName: nothing of that name (shipped names are listed).
@@ -58,6 +63,7 @@ def load_dictionary(
     told: dict[str, Any] = {"site": site, "site_out": site_out, "model_name": model_name}
     try:
         parts = checkpoint.read(path, norm_scaling_factor)
+        told["metadata"] = {**parts.metadata, KEY: written(skip)} if skip else None
         dictionary = Dictionary(replace(parts, **{key: value for key, value in told.items() if value}))
     except BadInput as error:
         raise BadFile(f"{path}: {error}") from error

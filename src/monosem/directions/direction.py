@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..activations import SkipRule
 from ..dictionaries import Dictionary
 from ..errors import BadFile, BadInput, Mismatch
 from ..files import replacing
@@ -53,6 +54,7 @@ class Direction:
         method: Literal["dim"] = "dim",
         pool: Pool = "last",
         seed: int = 0,
+        skip: SkipRule | None = None,
     ) -> Self:
         """The direction from the negative to the positive prompts at a site of the stream.
 
@@ -61,15 +63,17 @@ class Direction:
         how well the first half's direction tells the second half's prompts apart.
 
         Args:
-            pool: read each prompt at its last token, or as the mean over its counted tokens (no special tokens, not
-                the first).
+            pool: read each prompt at its last token, or as the mean over its tokens that count.
+            skip: which tokens do not count; default: the first, special ones and norm outliers. At the last token only
+                outliers do not, and are refused. The provenance says how many were left out.
 
         Raises:
-            BadInput: a site that is not of the stream, fewer than two prompts a side.
+            BadInput: a site that is not of the stream, fewer than two prompts a side, a prompt without a token that
+                counts.
             UnknownName: no such method or pool.
         """
         place = model.site(site)
-        vector, provenance = fitted(model, positive, negative, place, method, pool, seed)
+        vector, provenance = fitted(model, positive, negative, place, method, pool, seed, skip)
         return cls(vector, place, model.name, provenance)
 
     @classmethod

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..activations import counted_tokens
+from ..activations import Skipper, SkipRule
 from ..data import PromptPairs
 from ..errors import BadInput, UnknownName
 from ..models import Model, Site
@@ -18,7 +18,14 @@ Side = Float[Tensor, "prompts d_model"]
 
 
 def fitted(
-    model: Model, positive: Sequence[str], negative: Sequence[str], site: Site, method: str, pool: Pool, seed: int
+    model: Model,
+    positive: Sequence[str],
+    negative: Sequence[str],
+    site: Site,
+    method: str,
+    pool: Pool,
+    seed: int,
+    skip: SkipRule | None,
 ) -> tuple[Float[Tensor, "d_model"], dict[str, Any]]:
     """The vector and its provenance; see `Direction.fit`."""
     if method not in METHODS or pool not in ("mean", "last"):
@@ -28,8 +35,8 @@ def fitted(
     pairs = PromptPairs(positive, negative, paired=False)
     if min(len(pairs.positive), len(pairs.negative)) < 2:
         raise BadInput("a direction needs at least two prompts a side, to say how stable it is")
-    find = METHODS[method]
-    up, down = (_pooled(model, site, side, pool) for side in (pairs.positive, pairs.negative))
+    find, skipper = METHODS[method], Skipper.of(model, [site], skip)
+    up, down = (_pooled(model, site, side, pool, skipper) for side in (pairs.positive, pairs.negative))
     generator = torch.Generator().manual_seed(seed)
     halves = [side[torch.randperm(len(side), generator=generator)].chunk(2) for side in (up, down)]
     first, second = (find(*half) for half in zip(*halves))
@@ -38,6 +45,7 @@ def fitted(
         "pool": pool,
         "prompts": {"positive": len(pairs.positive), "negative": len(pairs.negative)},
         "seed": seed,
+        **({"tokens": skipper.summary()} if pool == "mean" else {}),
         "stability": float(torch.nn.functional.cosine_similarity(first, second, dim=0)),
         "held_out_auroc": float(auroc((halves[0][1] @ first)[:, None], (halves[1][1] @ first)[:, None])),
     }
@@ -51,7 +59,9 @@ def difference_of_means(positive: Side, negative: Side) -> Float[Tensor, "d_mode
 METHODS: dict[str, Callable[[Side, Side], Float[Tensor, "d_model"]]] = {"dim": difference_of_means}
 
 
-def _pooled(model: Model, site: Site, prompts: Sequence[str], pool: Pool, batch_size: int = 32) -> Side:
+def _pooled(
+    model: Model, site: Site, prompts: Sequence[str], pool: Pool, skipper: Skipper, batch_size: int = 32
+) -> Side:
     """One float64 row a prompt."""
     parts = []
     for start in range(0, len(prompts), batch_size):
@@ -60,10 +70,11 @@ def _pooled(model: Model, site: Site, prompts: Sequence[str], pool: Pool, batch_
         if x.ndim != 3 or x.shape[-1] != model.cfg.d_model:
             raise BadInput(f"{site} has shape {list(x.shape)}: a direction is fitted at a site of the stream")
         if pool == "last":
+            skipper.check_last(model, run.tokens, {str(site): x}, ("not finite", "outlier"))
             parts.append(run.last(site).double().cpu())
             continue
-        counted = counted_tokens(model, run.tokens)
+        counted = skipper.counted(run.tokens, {str(site): x})
         if not bool(counted.any(1).all()):
-            raise BadInput("a prompt has no token that counts (the first token and special ones do not)")
+            raise BadInput("a prompt has no token that counts: all are first, special or outliers in norm")
         parts.append(((x.double() * counted[..., None]).sum(1) / counted.sum(1, keepdim=True)).cpu())
     return torch.cat(parts)

@@ -1,15 +1,15 @@
 """An edit, and which tokens, rows and heads it is narrowed to."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from ..errors import BadInput, EditDidNotFire
-from ..models import Moment, Positions, Site
+from ..models import Model, Moment, Positions, Site
 from ..models.numbers import whole_numbers
 from ..models.running.roles import turn_mask
 from ..models.running.selection import at_positions, check_heads, listed
@@ -18,6 +18,18 @@ from ..models.transformerlens.text import single_token
 Scope = Literal["all", "prompt", "generated"]
 Gate = Callable[[Tensor, Moment], Bool[Tensor, "batch pos"]]
 Token = int | str
+
+
+class Trained(Protocol):
+    """What an edit asks a dictionary about the tokens that it was trained on."""
+
+    def prepare(self, model: Any) -> None:
+        """Called before a pass of the model, as nothing can be run inside one."""
+        ...
+
+    def left_out(self, x: Tensor, moment: Moment) -> Mapping[str, Bool[Tensor, "batch pos"]]:
+        """For each reason, the tokens that it was not trained on."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +49,8 @@ class Edit:
         by_row: every row is edited alone (with `moment.rows_of` of data by row), so that a run may split the batch.
         tokens: ids of tokens to edit, or texts of one token each; None for all.
         role: whose turn of a chat to edit ("user", "assistant", ...), without the tokens that open and close it.
+        dictionary: tokens that it was not trained on are left out: `everywhere=True` of an edit of latents makes it
+            None. An index in `positions`, or a special token in `tokens`, that would be left out is refused.
     """
 
     site: Site
@@ -50,6 +64,7 @@ class Edit:
     heads: int | Sequence[int] | None = None
     tokens: Token | Sequence[Token] | None = None
     role: str | None = None
+    dictionary: Trained | None = None
 
     def __str__(self) -> str:
         return f"edit {self.label} at {self.site}"
@@ -87,6 +102,11 @@ class Edit:
             raise BadInput(f"{self}: a gate is a function of activation and moment, not {gate!r}")
         return replace(self, gate=gate)
 
+    def prepare(self, model: Model) -> None:
+        """Called before the pass in which the edit is applied."""
+        if self.dictionary is not None:
+            self.dictionary.prepare(model)
+
     def apply(self, x: Tensor, moment: Moment) -> tuple[Tensor, bool]:
         """The edited activation, and whether any token was reached.
 
@@ -94,6 +114,8 @@ class Edit:
             EditDidNotFire: a row that the edit does not reach. BadInput: what `fn` returns does not fit.
         """
         chosen = self._chosen(moment)
+        if self.dictionary is not None and bool(chosen.any()):
+            chosen = self._trained_on(self.dictionary, x, chosen, moment)
         heads = None if self.heads is None else tuple(whole_numbers(self.heads, "heads"))
         if not bool(chosen.any()) or heads == ():
             return x, False
@@ -154,6 +176,35 @@ class Edit:
         if narrowed and moment.room == 0 and self.scope != "generated":
             self._check_rows(moment, in_rows & ~chosen.any(1))
         return chosen
+
+    def _trained_on(
+        self, dictionary: Trained, x: Tensor, chosen: Bool[Tensor, "batch pos"], moment: Moment
+    ) -> Bool[Tensor, "batch pos"]:
+        """The chosen tokens that the dictionary was trained on, by their activation before any edit of it.
+
+        Raises:
+            EditDidNotFire: others of a prompt that are named, or all that are chosen in a row (in generation, some may
+            come).
+        """
+        left_out = dictionary.left_out(x if moment.before is None else moment.before, moment)
+        bad = torch.stack(list(left_out.values())).any(0)
+        kept, named = chosen & ~bad, chosen & bad & (moment.positions < moment.prompt_lengths[:, None])
+        if self.positions is None or isinstance(self.positions, slice):
+            named = named & left_out["special"] if self.tokens is not None else torch.zeros_like(named)
+        no_more = self.scope == "prompt" or (moment.room == 0 and self.scope == "all")
+        missed = chosen.any(1) & ~kept.any(1) & no_more
+        refused = named | (chosen & missed[:, None])
+        if bool(refused.any()):
+            row, column = refused.nonzero()[0].tolist()
+            reason = next(name for name, tokens in left_out.items() if bool(tokens[row, column]))
+            token = int(moment.ids[row, column])
+            shown = repr(moment.model.str_token(token)) if moment.model is not None else str(token)
+            raise EditDidNotFire(
+                f"{self}: its dictionary was not trained on {'any token' if bool(missed[row]) else 'what is named'} "
+                f"of row {moment.row(row)} (token {int(moment.positions[row, column])}, {shown}: {reason}); choose "
+                "other tokens, or make it with everywhere=True to act on these, too"
+            )
+        return kept
 
     def _rows(self, moment: Moment) -> Bool[Tensor, "batch"]:
         """Which rows of this part are edited."""

@@ -17,43 +17,52 @@ from .values import numbers
 Latent = int | Int[Tensor, "batch"] | Sequence[int]
 
 
-def clamp(dictionary: Any, latent: Latent, value: Amount) -> Edit:
+def clamp(dictionary: Any, latent: Latent, value: Amount, *, everywhere: bool = False) -> Edit:
     """Set a latent to a value, error term kept: x + (value - f_i) W_dec[i].
 
     Args:
         latent: one latent for all rows, or one for each row of the batch.
         value: in the latent's own units; one for all rows, or one for each.
+        everywhere: also tokens that the dictionary was not trained on (its `skip` rule; by default the first of a text,
+            special tokens and norm outliers), where codes mean nothing.
     """
-    return _latent_edit(dictionary, latent, lambda f, v: v - f, value, f"clamp {shown(latent)} to {shown(value)}")
+    label = f"clamp {shown(latent)} to {shown(value)}"
+    return _latent_edit(dictionary, latent, lambda f, v: v - f, value, label, everywhere)
 
 
-def scale_latent(dictionary: Any, latent: Latent, factor: Amount) -> Edit:
-    """Multiply a latent's activation, error term kept; does nothing where the latent is silent."""
-    return _latent_edit(
-        dictionary, latent, lambda f, v: (v - 1) * f, factor, f"scale {shown(latent)} by {shown(factor)}"
-    )
+def scale_latent(dictionary: Any, latent: Latent, factor: Amount, *, everywhere: bool = False) -> Edit:
+    """Multiply a latent's activation, error term kept; does nothing where the latent is silent. `everywhere` as in
+    `clamp`."""
+    label = f"scale {shown(latent)} by {shown(factor)}"
+    return _latent_edit(dictionary, latent, lambda f, v: (v - 1) * f, factor, label, everywhere)
 
 
-def add_latent(dictionary: Any, latent: Latent, amount: Amount) -> Edit:
-    """Add to a latent's activation, whatever it is."""
-    return _latent_edit(
-        dictionary, latent, lambda f, v: v.expand_as(f), amount, f"add {shown(amount)} of {shown(latent)}"
-    )
+def add_latent(dictionary: Any, latent: Latent, amount: Amount, *, everywhere: bool = False) -> Edit:
+    """Add to a latent's activation, whatever it is. `everywhere` as in `clamp`."""
+    label = f"add {shown(amount)} of {shown(latent)}"
+    return _latent_edit(dictionary, latent, lambda f, v: v.expand_as(f), amount, label, everywhere)
 
 
-def ablate_latent(dictionary: Any, latent: Latent) -> Edit:
-    """Clamp to zero, error term kept: removes exactly what the latent contributes."""
-    return replace(clamp(dictionary, latent, 0.0), label=f"ablate {shown(latent)}")
+def ablate_latent(dictionary: Any, latent: Latent, *, everywhere: bool = False) -> Edit:
+    """Clamp to zero, error term kept: removes exactly what the latent contributes. `everywhere` as in `clamp`."""
+    return replace(clamp(dictionary, latent, 0.0, everywhere=everywhere), label=f"ablate {shown(latent)}")
 
 
-def splice(dictionary: Any) -> Edit:
-    """Replace the activation by the dictionary's reconstruction: the reconstruct-only arm, error term lost."""
+def splice(dictionary: Any, *, everywhere: bool = False) -> Edit:
+    """Replace the activation by the dictionary's reconstruction: the reconstruct-only arm, error term lost.
+    `everywhere` as in `clamp`."""
     _one_site(dictionary)
-    return Edit(dictionary.site, lambda x, _: dictionary(x), "splice", by_row=True)
+    trained = None if everywhere else dictionary
+    return Edit(dictionary.site, lambda x, _: dictionary(x), "splice", by_row=True, dictionary=trained)
 
 
 def _latent_edit(
-    dictionary: Any, latent: Latent, change: Callable[[Tensor, Tensor], Tensor], amount: Amount, label: str
+    dictionary: Any,
+    latent: Latent,
+    change: Callable[[Tensor, Tensor], Tensor],
+    amount: Amount,
+    label: str,
+    everywhere: bool,
 ) -> Edit:
     _one_site(dictionary)
     latents = numbers(latent, label)  # of a table's column they are NumPy's
@@ -77,7 +86,7 @@ def _latent_edit(
             delta = delta * factor
         return x.float() + delta.reshape(x.shape)
 
-    return Edit(dictionary.site, fn, label, by_row=True)
+    return Edit(dictionary.site, fn, label, by_row=True, dictionary=None if everywhere else dictionary)
 
 
 def _one_site(dictionary: Any) -> None:

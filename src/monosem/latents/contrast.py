@@ -94,7 +94,8 @@ def contrast(
 
     Score = mean difference × consistency, consistency being the share of pairs in which the positive prompt is above
     its partner: a latent that is huge on one prompt only does not win. Everything but the held_out columns comes from
-    the search half.
+    the search half. Tokens that the dictionary was not trained on (`Dictionary.skip`) are left out; `config["tokens"]`
+    says how many.
 
     Args:
         held_out: share of the prompts that the ranking does not see, split off once by `seed` (pairs stay together);
@@ -102,7 +103,7 @@ def contrast(
 
     Raises:
         BadInput: unpaired lists (with `paired`), empty prompts, too few prompts to split, prompts on which no latent
-            fires.
+            fires, or without a token that counts.
         Mismatch: a dictionary of another model.
     """
     search = PromptPairs(positive, negative, paired)
@@ -111,7 +112,8 @@ def contrast(
         raise BadInput(
             f"held_out has paired={rest.paired}, the prompts of the search have paired={paired}; they must be alike"
         )
-    up, down = (pooled(model, dictionary, side, pool) for side in (search.positive, search.negative))
+    skipper = dictionary.skipper(model)
+    up, down = (pooled(model, dictionary, side, pool, skipper=skipper) for side in (search.positive, search.negative))
     fires = ((up != 0).any(0) | (down != 0).any(0)).nonzero()[:, 0]
     if not len(fires):
         raise BadInput(f"no latent of {dictionary.name or 'this dictionary'} fires on any of the prompts searched")
@@ -119,13 +121,15 @@ def contrast(
     sign = torch.where(torch.where((up != 0).any(0), up.mean(0), down.mean(0)) < 0, -1.0, 1.0)
     up, down = up * sign, down * sign
     out_up, out_down = (
-        pooled(model, dictionary, side, pool)[:, fires] * sign for side in (rest.positive, rest.negative)
+        pooled(model, dictionary, side, pool, skipper=skipper)[:, fires] * sign
+        for side in (rest.positive, rest.negative)
     )
     table = _table(fires, (up, down), (out_up, out_down), paired, permutations, seed)
     if (sign < 0).any():
         signs = dict(zip(fires.tolist(), sign.int().tolist()))
         table.insert(1, "sign", table["latent"].map(signs))
-    return Contrast(table, {"prompts": {"search": len(search.positive), "held_out": len(rest.positive)}})
+    prompts = {"search": len(search.positive), "held_out": len(rest.positive)}
+    return Contrast(table, {"prompts": prompts, "tokens": skipper.summary()})
 
 
 Side = Float[Tensor, "prompts latents"]

@@ -7,49 +7,60 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..activations import counted_tokens
+from ..activations import Skipper
 from ..dictionaries import Dictionary
 from ..errors import BadInput, UnknownName
 from ..models import Model, Run
 
 Pool = Literal["max", "mean", "last"]
+UNCOUNTED = "the first of their prompt, special, or outliers in norm"
 
 
 def prompt_runs(
-    model: Model, dictionary: Dictionary, prompts: Any, *, batch_size: int = 32
+    model: Model, dictionary: Dictionary, prompts: Any, *, batch_size: int = 32, skipper: Skipper | None = None
 ) -> Iterator[tuple[Run, Bool[Tensor, "batch pos"]]]:
-    """Runs of the prompts up to the dictionary's site, and which tokens count.
+    """Runs of the prompts up to the dictionary's site, and which tokens count: those that it was trained on.
+
+    Args:
+        skipper: `dictionary.skipper(model)`, to have its counts as well.
 
     Raises:
         BadInput: no prompts, an empty one, or one without a token that counts.
         Mismatch: a dictionary of another model.
     """
     dictionary.check(model)
-    tokens = model.tokens(prompts)
+    tokens, skipper = model.tokens(prompts), skipper or dictionary.skipper(model)
     for start in range(0, len(tokens), batch_size):
         run = model.run(tokens[start : start + batch_size], capture=[dictionary.site], logits=False)
-        counted = counted_tokens(model, run.tokens)
+        counted = skipper.counted(run.tokens, {str(dictionary.site): run[dictionary.site]})
         empty = (~counted.any(1)).nonzero()
         if len(empty):
             prompt = model.text(run.tokens.rows()[int(empty[0])], special=True)
-            raise BadInput(f"prompt {prompt!r} has no token that counts (the first token and special ones do not)")
+            raise BadInput(f"prompt {prompt!r} has no token that counts: all are {UNCOUNTED}")
         yield run, counted
 
 
 def pooled(
-    model: Model, dictionary: Dictionary, prompts: Any, pool: Pool = "max", *, batch_size: int = 32
+    model: Model,
+    dictionary: Dictionary,
+    prompts: Any,
+    pool: Pool = "max",
+    *,
+    batch_size: int = 32,
+    skipper: Skipper | None = None,
 ) -> Float[Tensor, "prompts width"]:
     """One value a latent for each prompt, from its sparse codes, with its sign: the largest in magnitude, the mean, or
-    the last token's."""
+    the last token's. Errors as `prompt_runs`, and for a last token that does not count."""
     if pool not in ("max", "mean", "last"):
         raise UnknownName(f"pool is 'max', 'mean' or 'last', not {pool!r}")
-    parts = []
-    for run, counted in prompt_runs(model, dictionary, prompts, batch_size=batch_size):
+    parts, site, skipper = [], dictionary.site, skipper or dictionary.skipper(model)
+    for run, counted in prompt_runs(model, dictionary, prompts, batch_size=batch_size, skipper=skipper):
         if pool == "last":
-            parts.append(dictionary.encode(run.last(dictionary.site)).dense().float().cpu())
+            skipper.check_last(model, run.tokens, {str(site): run[site]})
+            parts.append(dictionary.encode(run.last(site)).dense().float().cpu())
             continue
         rows = counted.nonzero()[:, 0]
-        codes = dictionary.encode(run[dictionary.site][counted])
+        codes = dictionary.encode(run[site][counted])
         out = torch.zeros(len(run.tokens), dictionary.width, device=codes.values.device)
         place = (rows[:, None] * dictionary.width + codes.indices).flatten()
         values = codes.values.float().flatten()

@@ -18,6 +18,7 @@ class Top(Result):
     """`table`: prompt, position, token, last, rank, latent, value [, of_maximum: value over the latent's maximum]."""
 
     rows: pd.DataFrame = field(repr=False)
+    config: dict[str, Any] = field(default_factory=dict, repr=False)
 
     ranked_by: ClassVar[str | None] = "value"
     either_way: ClassVar[bool] = True
@@ -44,28 +45,33 @@ def top(
 ) -> Top:
     """The n strongest latents (in magnitude) of every token, or of the last token of each prompt.
 
-    Special tokens and the first token of a prompt are left out, but the last token is always shown.
+    Tokens that the dictionary was not trained on (`Dictionary.skip`: by default the first of a prompt, special tokens
+    and norm outliers) are left out; `config["tokens"]` says how many.
 
     Args:
         prompts: one or several, as for `Model.run`.
         index: adds how large each value is beside the latent's maximum there.
 
     Raises:
-        BadInput: empty prompts. Mismatch: a dictionary of another model.
+        BadInput: empty prompts, or without a token that counts; with positions="last", last tokens that do not count.
+        Mismatch: a dictionary of another model.
     """
     if positions not in ("all", "last"):
         raise UnknownName(f"positions is 'all' or 'last', not {positions!r}")
     rows: list[dict[str, Any]] = []
     done = 0  # prompts of earlier batches
-    for run, counted in prompt_runs(model, dictionary, prompts):
+    skipper, site = dictionary.skipper(model), dictionary.site
+    for run, counted in prompt_runs(model, dictionary, prompts, skipper=skipper):
+        if positions == "last":
+            skipper.check_last(model, run.tokens, {str(site): run[site]})
         for number, strings in enumerate(run.str_tokens):
             ids = run.tokens.mask[number].nonzero()[:, 0]
-            codes = dictionary.encode(run[dictionary.site][number, ids])
+            codes = dictionary.encode(run[site][number, ids])
             order = codes.values.abs().argsort(-1, descending=True)[:, :n]
             values, latents = codes.values.gather(-1, order).tolist(), codes.indices.gather(-1, order).tolist()
             for position, token in enumerate(strings):
                 last = position == len(strings) - 1
-                if not last and (positions == "last" or not bool(counted[number, ids[position]])):
+                if not bool(counted[number, ids[position]]) or (positions == "last" and not last):
                     continue
                 active = [(f, v) for f, v in zip(latents[position], values[position]) if v != 0]
                 place = {"prompt": done + number, "position": position, "token": token, "last": last}
@@ -75,4 +81,4 @@ def top(
     table = pd.DataFrame(rows, columns=columns)
     if index is not None:
         table["of_maximum"] = table["value"] / index.maxima.numpy()[table["latent"].to_numpy(dtype=int)]
-    return Top(table)
+    return Top(table, {"tokens": skipper.summary()})

@@ -1,7 +1,7 @@
 """Steering: what edits do to the next token and the continuation, for a few prompts or for every latent."""
 
 from .comparison import Comparison, compare, summarise
-from .controls import after_first, random_latents
+from .controls import random_latents
 from .outcome import Outcome, outcome, outcomes
 from .rows import EditSource
 from .sweep import sweep_latents
@@ -13,7 +13,6 @@ __all__ = [
     "LatentSweep",
     "Outcome",
     "SweepConfig",
-    "after_first",
     "compare",
     "outcome",
     "outcomes",

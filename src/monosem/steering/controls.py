@@ -5,24 +5,12 @@ often, and the arm in which the activation is only replaced by its reconstructio
 """
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..edits import Edit
 from ..errors import BadInput
-
-
-def after_first(edit: Edit) -> Edit:
-    """The same edit at every token but the first of a text.
-
-    The first position is an attention sink: its activation is an outlier (at smollm2's resid_post.15 of norm 25,000,
-    where 170 is usual) that dictionaries are not trained on. There they give latents activations of thousands that
-    mean nothing, and clamping one of those breaks the sink, and with it the text, whatever the latent is about.
-    """
-    return replace(edit, positions=slice(1, None))
 
 
 def random_latents(

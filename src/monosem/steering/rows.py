@@ -13,6 +13,7 @@ from ..edits import Edit
 from ..errors import BadInput, EditDidNotFire
 from ..models import Model, Moment, Site
 from ..models.places.sites import EMBEDDINGS
+from ..models.running.effects import unreached
 
 # Edits for every prompt, or a function that makes them for the prompts of one batch (row numbers into the prompt list)
 EditSource = Edit | Sequence[Edit] | Callable[[Sequence[int]], Sequence[Edit]]
@@ -54,6 +55,9 @@ class Share:
 
     def __str__(self) -> str:
         return str(self.edit)
+
+    def prepare(self, model: Model) -> None:
+        self.edit.prepare(model)
 
     def apply(self, x: Tensor, moment: Moment) -> tuple[Tensor, bool]:
         part, reached = self.edit.apply(x[self.rows], moment.of_rows(self.rows, self.prompts, self.total))
@@ -108,7 +112,7 @@ def check_reached(arms: Sequence[EditSource], reached: set[Edit], length: int) -
     for source in arms:
         for edit in [] if callable(source) else edits_for(source, ()):
             if edit not in reached and (edit.scope != "generated" or length > 1):
-                raise EditDidNotFire(f"{edit} reached no token; check its positions and scope")
+                raise EditDidNotFire(unreached(edit))
 
 
 def first_layer(model: Model, arms: Sequence[EditSource], total: int) -> int:

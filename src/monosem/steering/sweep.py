@@ -17,7 +17,6 @@ from ..jobs import claim, fingerprint
 from ..metrics import continuation_perplexity, cross_entropy, kl
 from ..models import Model
 from ..progress import Meter
-from .controls import after_first
 from .outcome import distinct, logits_of
 from .sweep_result import COLUMNS, LatentSweep, SweepConfig, part_path, parts_of, write_report
 
@@ -38,7 +37,7 @@ def sweep_latents(
 ) -> LatentSweep:
     """Continue one prompt with each latent clamped to each value, many in a batch, error term kept.
 
-    Every token but the first is edited, see `after_first`.
+    Tokens that the dictionary was not trained on (`Dictionary.skip`), such as the first, are left as they are.
 
     The folder gets `job.json`, `sweep.txt` (a block per latent), `sweep.parquet` (a row per latent and value) and,
     on the way, `parts/`. Interrupted, it goes on at the first missing batch when called again with the same arguments.
@@ -149,14 +148,17 @@ def _one_batch(
     seed: int,
 ) -> list[dict[str, Any]]:
     latents = torch.tensor([latent for latent, _ in rows])
-    edit = after_first(clamp(dictionary, latents, torch.tensor([value for _, value in rows])))
+    edit = clamp(dictionary, latents, torch.tensor([value for _, value in rows]))
     prompts = [ids] * len(rows)
     generated = model.generate(
-        prompts, edits=edit, max_new_tokens=config.max_new_tokens, temperature=config.temperature, seed=seed
+        prompts,
+        edits=edit,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        seed=seed,
+        capture="logits",
     )
-    whole = [ids + new for new in generated.new]
-    steered = logits_of(model.run(whole, edits=edit))
-    plain = logits_of(model.run(whole))
+    steered, plain = generated["logits"].float(), logits_of(model.run(generated.ids))
     records = []
     for row, ((latent, value), new, text) in enumerate(zip(rows, generated.new, generated.texts)):
         span = slice(len(ids) - 1, len(ids) - 1 + len(new))

@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import edits
 from ..statistics import bootstrap_mean
-from ..steering import Comparison, EditSource, after_first, outcomes, random_latents, summarise
+from ..steering import Comparison, EditSource, outcomes, random_latents, summarise
 from . import reader as reading
 from .context import Context
 
@@ -28,8 +28,8 @@ class Arm:
 
     def edit(self, context: Context) -> edits.Edit:
         if self.latent is None or self.value is None:
-            return after_first(edits.splice(context.dictionary))
-        return after_first(edits.clamp(context.dictionary, self.latent, self.value))
+            return edits.splice(context.dictionary)
+        return edits.clamp(context.dictionary, self.latent, self.value)
 
 
 def controls(context: Context, target: int, candidates: Sequence[int]) -> list[int]:

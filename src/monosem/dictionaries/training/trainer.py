@@ -12,13 +12,16 @@ import torch
 from torch import Tensor
 
 from ... import __version__
+from ...activations import SkipRule
 from ...errors import BadInput
 from ...files import replacing_folder
 from ...jobs import Checkpoints, Health, Interrupted, Interrupts, Journal, claim
+from ...models import Site
 from ...models.loading.precision import choose_device
 from ...models.turns import refuse_inference_mode
 from ...progress import Meter
 from ..dictionary import Dictionary
+from ..trained_on import KEY, written
 from .config import TrainConfig
 from .form import export
 from .forward import BEST_ON, FORWARDS, auxiliary_loss, reconstruction_loss
@@ -224,6 +227,8 @@ def _finish(config: TrainConfig, state: TrainingState, stream: Stream, target: P
     }
     if hasattr(stream, "skipped"):
         metadata["skipped"] = dict(stream.skipped)
+    if isinstance(rule := getattr(stream, "skip", None), SkipRule):
+        metadata[KEY] = written(rule, getattr(stream, "thresholds", {}).get(str(Site.parse(config.site))))
     dictionary = export(state.form, config, state.scale, float(state.threshold), metadata)
     with replacing_folder(target / "dictionary") as temporary:
         dictionary.save(temporary)

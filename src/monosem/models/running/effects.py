@@ -41,6 +41,13 @@ def _bad(site: Site, old: Tensor, new: Tensor) -> Bool[Tensor, "..."]:
     return old.isfinite() & ~(new.isfinite() | (new.isneginf() if allowed else False))
 
 
+def unreached(edit: EditLike) -> str:
+    """What to say of an edit that reached no token."""
+    narrowed = getattr(edit, "dictionary", None) is not None
+    hint = ", or with everywhere=True if it is to act where its dictionary was not trained" if narrowed else ""
+    return f"{edit} reached no token; check its positions and scope, and that the run goes so far{hint}"
+
+
 def check_attended(edits: list[EditLike], pattern: Tensor) -> None:
     """Raises `BadInput` where edits of the scores have left a token nothing to attend to."""
     if bool((bad := pattern.isnan()).any()):

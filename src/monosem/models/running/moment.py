@@ -32,6 +32,7 @@ class Moment:
         model: whose pass it is.
         visible: at scores and pattern, which keys each query may see, `batch|1 head|1 query key`.
         chosen: the tokens that the edit is narrowed to (`Edit.at`), `batch pos`. heads: likewise; None for all.
+        before: the activation as it came here, before the edits at this site.
     """
 
     tokens: TokenBatch
@@ -45,6 +46,7 @@ class Moment:
     visible: Bool[Tensor, "batch head query key"] | None = None
     chosen: Bool[Tensor, "batch pos"] | None = None
     heads: tuple[int, ...] | None = None
+    before: Tensor | None = None
 
     def part(self, whole: Tensor) -> Tensor:
         """The columns of this chunk, of a tensor with all columns so far, `batch column`."""
@@ -83,6 +85,7 @@ class Moment:
     def of_rows(self, part: slice, rows: Int[Tensor, "part"] | None, batch: int) -> "Moment":
         """The same for some rows alone, `rows` of a whole batch of `batch` of their own; None: they are the whole."""
         tokens, columns, visible = TokenBatch(self.tokens.ids[part], self.tokens.mask[part]), self.columns, self.visible
+        before = self.before
         return replace(
             self,
             tokens=tokens,
@@ -91,6 +94,7 @@ class Moment:
             batch=batch if rows is not None else 0,
             columns=None if columns is None else columns[part],
             visible=visible if visible is None or len(visible) == 1 else visible[part],
+            before=None if before is None else before[part],
         )
 
     @property

@@ -1,5 +1,6 @@
 """Hooks for the length of one run or generation: captures and edits go in, nothing stays behind."""
 
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -18,7 +19,7 @@ from ..places.points import Point, first_input, point, rewrap, unwrap, with_firs
 from ..places.rotations import row_by_row
 from ..places.sites import NORMS, READ_ONLY, Site
 from ..turns import refuse_inference_mode
-from .effects import check_attended, check_logits, checked
+from .effects import check_attended, check_logits, checked, unreached
 from .moment import EditLike, Moment
 from .selection import Kept
 
@@ -73,6 +74,9 @@ class Session:
         self.points = {site: point(model, site) for site in self.wanted | set(self.edits)}
         for site, place in sorted(self.points.items(), key=lambda item: item[1].order):
             self._plan(site, place)
+        for edit in itertools.chain(*self.edits.values()):
+            if prepare := getattr(edit, "prepare", None):
+                prepare(model)
 
     def __enter__(self) -> Self:
         """Waits for other threads. Raises `BadInput` inside another pass of the same Hugging Face model in this thread,
@@ -143,15 +147,14 @@ class Session:
                 if self.room is not None and not self.generated and getattr(edit, "scope", None) == "generated":
                     continue
                 if id(edit) not in self.fired:
-                    raise EditDidNotFire(
-                        f"{edit} reached no token; check its positions and scope, and that the run goes so far"
-                    )
+                    raise EditDidNotFire(unreached(edit))
 
     def visit(self, site: Site, value: Tensor, cut: bool = False, moment: Moment | None = None) -> Tensor:
         """Edits, then capture. `cut`: the value is already the part that is kept."""
         moment = moment or self.moment
         if site.shape[-1] == "vocab" and value.shape[1] != moment.mask.shape[1]:
             moment = moment.last  # only the last token of each row was unembedded
+        moment = replace(moment, before=value) if site in self.edits else moment
         for edit in self.edits.get(site, ()):
             new, reached = edit.apply(value, moment)
             if reached:

@@ -17,7 +17,6 @@ from ...latents.contrast import Contrast, contrast
 from ...metrics import next_token_loss
 from ...models import Run, Site
 from ...statistics import auroc_interval, bootstrap_mean, permutation_p
-from ...steering import after_first
 from ..context import Context
 
 MINIMUM_AUROC = 0.7  # on the search half; a candidate below it is not considered while another reaches it
@@ -99,7 +98,7 @@ def held_out_check(context: Context, target: int) -> dict[str, Any]:
 def preferences(context: Context, latent: int, positive: Any, negative: Any) -> list[float]:
     """By pair: how much likelier amplifying makes the positive prompt than the negative one, nats a token."""
     value = context.config.primary_dose * float(context.statistics.maxima[latent])
-    edit = after_first(edits.clamp(context.dictionary, latent, value))
+    edit = edits.clamp(context.dictionary, latent, value)
     gains = [
         (_losses(context, side) - _losses(context, side, edit)).tolist() for side in (list(positive), list(negative))
     ]

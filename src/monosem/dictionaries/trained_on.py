@@ -1,0 +1,42 @@
+"""Which tokens a dictionary was trained on, as its metadata says it: `metadata["skip_rule"]`.
+
+    {"special": true, "first": 1, "outlier": 10.0, "calibration": 16, "outlier_norm": 1687.8}
+
+is a `SkipRule`, and the norm above which a token was an outlier in training. Files of other tools do not say; for them
+the default rule holds, and the norm is measured (`activations.median_norms`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from ..activations import SkipRule
+from ..errors import BadInput
+
+KEY = "skip_rule"
+
+
+def written(rule: SkipRule, outlier_norm: float | None = None) -> dict[str, Any]:
+    """The entry of the metadata."""
+    return asdict(rule) | ({} if outlier_norm is None else {"outlier_norm": float(outlier_norm)})
+
+
+def rule_of(metadata: Mapping[str, Any]) -> tuple[SkipRule, float | None]:
+    """The rule and the norm of an outlier, None where it is not known.
+
+    Raises:
+        BadInput: an entry that is no rule.
+    """
+    entry = metadata.get(KEY)
+    if entry is None:
+        return SkipRule(), None
+    if not isinstance(entry, Mapping):
+        raise BadInput(f"metadata: {KEY!r} must be an object, not {entry!r:.60}")
+    fields = dict(entry)
+    norm = fields.pop("outlier_norm", None)
+    if norm is not None and not (type(norm) in (int, float) and norm > 0):
+        raise BadInput(f"metadata: {KEY!r} has an outlier_norm of {norm!r:.60}, not a number above 0")
+    try:
+        return SkipRule(**fields), norm
+    except TypeError as error:
+        raise BadInput(f"metadata: {KEY!r} has other fields than a skip rule: {', '.join(map(str, fields))}") from error
