@@ -64,6 +64,28 @@ def test_splicing_it_in_costs_little_beside_zero_ablation(smollm2, sae, read):
     assert metrics.recovered(clean, loss["zero"], loss["spliced"]) > 0.9
 
 
+def test_outliers_inside_a_prompt_do_not_count_and_are_not_edited(smollm2, sae):
+    """The bracket of "open(" is as large as a first token."""
+    prompts = ["open(n, y)", "The file is open"]
+    run = smollm2.run(prompts, capture=sae.site)
+    x = run[sae.site]
+    norms = x.norm(dim=-1)
+    assert norms[0, 1] > 10_000
+    usual = run.tokens.mask & (norms < 1000)
+    assert not usual[:, 0].any()
+    assert torch.equal(sae.skipper(smollm2).counted(run.tokens, {str(sae.site): x}), usual)
+    kl = {
+        everywhere: metrics.kl(run.logits, smollm2.run(prompts, edits=edits.splice(sae, everywhere=everywhere)).logits)
+        for everywhere in (False, True)
+    }
+    assert kl[False][usual].mean() < 0.6 < 2 < kl[True][usual].mean()
+    edited = smollm2.run(prompts, capture=sae.site, edits=edits.clamp(sae, 4077, 40.0))[sae.site]
+    assert torch.equal(((edited - x).norm(dim=-1) > 1) & run.tokens.mask, usual)
+    shown = latents.top(smollm2, sae, prompts)
+    assert set(zip(shown.table["prompt"], shown.table["position"])) == set(map(tuple, usual.nonzero().tolist()))
+    assert shown.config["tokens"]["left_out"] == {"first": 2, "outlier": int((~usual & run.tokens.mask)[:, 1:].sum())}
+
+
 def test_its_card_is_measured(sae):
     card = sae.card
     assert card["tokens_kept"] >= 5_000_000
