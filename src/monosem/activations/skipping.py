@@ -26,7 +26,7 @@ class SkipRule:
     (smollm2 `resid_post.15`: median near 170, outliers up to 26,000, not only at position 0), and would dominate any
     mean squared error. The median is estimated once, on `calibration` windows spread over the source, and then kept: a
     threshold that ran along with the data would depend on the order of the batches, and a resumed job would differ.
-    Where there is no source, such as for the prompts of an experiment, it is that of `median_norms`.
+    Where there is no source, such as for the prompts of an experiment, `median_norms` gives it.
     """
 
     special: bool = True  # tokens that the tokenizer declares special (separators, chat markup)
