@@ -85,16 +85,24 @@ def compare(
         baseline: `outcome(model, x, ...)` of the unedited model, to share it between arms.
 
     Raises:
-        BadInput: no prompt, an empty one, or a baseline of other prompts.
+        BadInput: no prompt, an empty one, or a baseline of other prompts, another model or other settings.
     """
     x = list(x) if isinstance(x, Iterator) else x  # read twice
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
     if baseline is None:
         baseline = outcome(model, x, (), batch_size=batch_size, **options)
-    elif baseline.prompts != prompts_of(model, x, model.tokens(x)):
-        raise BadInput("the baseline was made with other prompts; make it with outcome(model, x)")
+    else:
+        _check_baseline(baseline, prompts_of(model, x, model.tokens(x)), {"model": model.name, **options})
     edited = outcome(model, x, edits, batch_size=batch_size, **options)
     return Comparison.between(model, baseline, edited, top=top)
+
+
+def _check_baseline(baseline: Outcome, prompts: list[str], asked: dict[str, Any]) -> None:
+    if baseline.prompts != prompts:
+        raise BadInput("the baseline was made with other prompts; make it with outcome(model, x)")
+    for name, value in asked.items():
+        if (held := baseline.config.get(name, value)) != value:
+            raise BadInput(f"the baseline was made with {name}={held!r}, not {value!r}; make it with the same settings")
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
