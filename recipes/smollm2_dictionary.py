@@ -149,7 +149,7 @@ def held_out(dictionary: Dictionary, model: ms.Model, args: argparse.Namespace) 
         with Meter(f"silent latents on {label}", store.tokens, "tok") as meter:
             for batch in harvest(model, store, SITE, batch_size=8):
                 codes = dictionary.encode(batch[SITE])
-                own[codes.indices[codes.values > 0].cpu()] = True
+                own[codes.indices[codes.values != 0].cpu()] = True
                 meter.advance(8 * CONTEXT)
         found[label] |= {"silent": float((~own).float().mean()), "silent_tokens": store.tokens}
         fired, read = fired | own, read + store.tokens

@@ -223,6 +223,8 @@ def test_saelens_round_trip_is_exact(tmp_path, architecture, dtype):
     second = load_dictionary(tmp_path / "again")
     for name, tensor in first.state_dict().items():
         assert torch.equal(second.state_dict()[name], tensor.to(dtype).float())
+    cfg = json.loads((tmp_path / "again" / "cfg.json").read_text())
+    assert cfg["dtype"] == "float32"  # SAELens converts the weights to it and computes in it
     assert second.metadata == first.metadata
     assert second.card == first.card
     assert (second.kind, second.k, second.site) == (first.kind, first.k, first.site)

@@ -184,6 +184,34 @@ def test_a_file_of_dictionary_learning_is_not_called_openais(tmp_path, where):
         load_dictionary(tmp_path if where == "folder" else path)
 
 
+@pytest.mark.parametrize(
+    ("names", "tool"),
+    [
+        (["config.yaml", "layer_0.safetensors", "layer_1.safetensors"], "circuit-tracer"),
+        (["W_enc_0.safetensors", "W_dec_0.safetensors"], "circuit-tracer"),
+        (["config.json", "sae_weights.safetensors"], "llamascopium"),
+        (["params.npz"], "Gemma Scope"),
+        (["layers.3.mlp/cfg.json", "layers.3.mlp/sae.safetensors"], "sparsify or latentsae"),  # one folder up
+    ],
+)
+def test_layouts_of_other_tools_are_called_by_their_names(tmp_path, names, tool):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(BadFile, match=f"looks like one of {tool}, which is not read"):
+        load_dictionary(tmp_path)
+
+
+def test_a_part_of_a_folder_or_the_folder_above_says_what_to_give(tmp_path):
+    own = folder(tmp_path / "release" / "layer_3", weights())
+    folder(tmp_path / "release" / "layer_4", weights())
+    for name in ("sae_weights.safetensors", "cfg.json"):
+        with pytest.raises(BadFile, match=f"part of a dictionary; give the folder, .*{own.name}$"):
+            load_dictionary(own / name)
+    with pytest.raises(BadFile, match=f"holds 2 dictionaries in folders of their own; give one, such as .*{own.name}$"):
+        load_dictionary(tmp_path / "release")
+
+
 @pytest.mark.parametrize("architecture", ["temporal", "matching_pursuit"])
 def test_architectures_of_another_form_are_named_without_a_wrong_hint(tmp_path, architecture):
     with pytest.raises(BadFile, match=f"'{architecture}' are not read: it ") as error:

@@ -1,5 +1,7 @@
 """The dictionary that monosem ships, on the real model and on text written for this test."""
 
+import json
+
 import pytest
 import torch
 
@@ -40,6 +42,12 @@ def test_it_is_listed_and_belongs_to_the_model(smollm2, sae):
     assert sae.width >= 4608
     size = sum(path.stat().st_size for path in shipped_dictionary_folder(NAME).iterdir())
     assert size < 45e6
+
+
+def test_saelens_computes_with_it_in_float32():
+    """Its weights are stored in bf16; SAELens converts them to the config's dtype, and computes in that."""
+    cfg = json.loads((shipped_dictionary_folder(NAME) / "cfg.json").read_text())
+    assert cfg["dtype"] == "float32"
 
 
 def test_it_reconstructs_text_that_it_never_saw(sae, read):

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from monosem import latents
+from monosem import edits, latents
 from monosem.data import TokenStore
 from monosem.dictionaries import Dictionary, evaluate
 from monosem.latents.layout import EDGES
@@ -108,6 +108,21 @@ def test_turning_latents_around_changes_no_index(index, tmp_path):
         mine, its = index.evidence(latent), other.evidence(latent)
         assert [(e.document, e.position) for e in mine.examples] == [(e.document, e.position) for e in its.examples]
         assert its.quantiles == pytest.approx(mine.quantiles, rel=1e-3)
+
+
+def test_a_dose_follows_the_sign_of_its_latent(index, dense, tmp_path):
+    """k times the maximum, in the latent's own direction, moves the stream the same way whatever its sign is."""
+    mass = dense.flatten(0, 1).sum(0)
+    assert index.signs.tolist() == [-1.0 if total < 0 else 1.0 for total in mass]
+    assert (index.signs < 0).any()
+    other = latents.build_index(MODEL, TURNED, STORE, tmp_path / "i.sqlite", quiet=True)
+    for latent in index.top(6, by="count")["latent"].tolist():
+        runs = []
+        for sae, held in ((SIGNED, index), (TURNED, other)):
+            dose = 2 * float(held.signs[latent] * held.maxima[latent])
+            runs.append(MODEL.run("a good b", edits=edits.clamp(sae, latent, dose)).logits)
+        torch.testing.assert_close(runs[0], runs[1], atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(runs[0], MODEL.run("a good b").logits, atol=1e-3)
 
 
 def test_top_and_pooling(index):

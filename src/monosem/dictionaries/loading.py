@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +105,25 @@ def _from_hub(name: str) -> Path:
 
 
 def _unknown_format(path: Path) -> str:
+    """Whose it looks like, or which folder near it is meant."""
+    if path.is_file() and any(one.detect(path.parent) for one in FORMATS.values()):
+        return f"{path} is a part of a dictionary; give the folder, {path.parent}"
     known = "; ".join(f"{key}: {one.looks_like}" for key, one in FORMATS.items())
-    tool = next((tool for name, tool in OTHER_FORMATS.items() if path.name == name or (path / name).is_file()), None)
+    inside = sorted(folder for folder in path.glob("*") if folder.is_dir()) if path.is_dir() else []
+    readable = [folder for folder in inside if any(one.detect(folder) for one in FORMATS.values())]
+    if readable:
+        return f"{path} holds {len(readable)} dictionaries in folders of their own; give one, such as {readable[0]}"
+    tool = next((tool for place in (path, *inside[:1]) if (tool := _tool(place))), None)
     looks = f"looks like one of {tool}, which is not read" if tool else "is not a dictionary in a known format"
     return f"{path} {looks} (known: {known})"
+
+
+def _tool(path: Path) -> str | None:
+    """Whose format a file or folder looks like, of those that are not read."""
+    for names, tool in OTHER_FORMATS.items():
+        if all(any(path.glob(name)) for name in names) if path.is_dir() else fnmatch(path.name, names[0]):
+            return tool
+    return None
 
 
 def _shipped_names() -> str:

@@ -141,6 +141,14 @@ class Index(Result):
         """The largest activation of each latent, in magnitude; 0 where it never fired."""
         return torch.tensor(self.table["maximum"].to_numpy(copy=True), dtype=torch.float32)
 
+    @cached_property
+    def signs(self) -> Float[Tensor, "width"]:
+        """1, or -1 for latents whose activations are negative on the whole (only where codes have signs: abstopk).
+
+        k times a latent's maximum, in the direction in which it fires, is `k * signs[i] * maxima[i]`.
+        """
+        return torch.where(torch.tensor(self.table["mean"].to_numpy(copy=True)) < 0, -1.0, 1.0)
+
     def evidence(self, latent: int) -> Evidence:
         """Everything the index holds about a latent. Raises `UnknownName` outside 0..width-1, `BadFile` if damaged."""
         number = int(latent)

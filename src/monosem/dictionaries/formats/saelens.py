@@ -136,7 +136,7 @@ def _config(parts: DictionaryParts, architecture: str, dtype: torch.dtype) -> di
     cfg: dict[str, Any] = {
         "d_in": d_in,
         "d_sae": width,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": "float64" if dtype == torch.float64 else "float32",  # SAELens computes in it; weights may be narrower
         "device": "cpu",
         "architecture": architecture,
         "apply_b_dec_to_input": False,
