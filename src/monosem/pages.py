@@ -4,6 +4,7 @@ import base64
 import gzip
 import json
 import math
+import re
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,14 @@ def environment(package: str, escape: bool = False) -> jinja2.Environment:
     templates = jinja2.Environment(
         loader=loader, autoescape=escape, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    templates.filters |= {"number": number, "percent": percent, "token": token, "cell": cell, "shade": shade}
+    templates.filters |= {
+        "number": number,
+        "percent": percent,
+        "token": token,
+        "code": code,
+        "plain": plain,
+        "shade": shade,
+    }
     return templates
 
 
@@ -84,9 +92,15 @@ def token(text: str) -> str:
     return text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")
 
 
-def cell(text: Any) -> str:
-    """Text that cannot break a Markdown table."""
-    return json.dumps(str(text), ensure_ascii=False)[1:-1].replace("|", "\\|").replace("`", "'").replace('\\"', '"')
+def code(text: Any) -> str:
+    """Foreign text as Markdown shows it literally, also in a table: no HTML, no emphasis, line breaks as `\\n`."""
+    written = json.dumps(str(text), ensure_ascii=False)[1:-1].replace('\\"', '"')
+    return f"`{written.replace('|', chr(92) + '|').replace('`', chr(39))}`" if written else ""
+
+
+def plain(text: Any) -> str:
+    """Foreign words inside Markdown prose: what could be markup or HTML is escaped."""
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(str(text).split()))
 
 
 def shade(activation: float, maximum: float) -> str:

@@ -108,6 +108,23 @@ def spearman(x: Float[Tensor, "n"], y: Float[Tensor, "n"]) -> float:
     return pearson(_ranks(x), _ranks(y))
 
 
+def correlation_interval(
+    x: Sequence[Float[Tensor, "_"]], y: Sequence[Float[Tensor, "_"]], *, z: float = Z95
+) -> Interval:
+    """Correlation of ranks within groups (strata), taken together: each group's ranks less their mean, over its size.
+
+    The interval is Fisher's, with Bonett & Wright's factor for ranks (2000, Psychometrika 65:23), `z` standard errors
+    on each side. NaN, with the interval -1 to 1, where a side is constant in every group, or with under 6 values.
+    """
+    sides = [torch.cat([(_ranks(g) - (len(g) - 1) / 2) / len(g) for g in groups]) for groups in (x, y)]
+    free = len(sides[0]) - 2 - len(x)  # 3 in one group, and one more for each further mean
+    value = pearson(*sides)
+    if math.isnan(value) or free < 3:
+        return Interval(value, -1.0, 1.0)
+    middle, half = math.atanh(max(min(value, 1 - 1e-12), 1e-12 - 1)), z * math.sqrt((1 + value**2 / 2) / free)
+    return Interval(value, math.tanh(middle - half), math.tanh(middle + half))
+
+
 def _ranks(x: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
     _, place, count = torch.unique(x, return_inverse=True, return_counts=True)
     last = count.cumsum(0).double()

@@ -1,17 +1,18 @@
 """Concept studies: configs, a planted latent that must be found, resuming, honest conclusions, the report's files."""
 
-import copy
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 import yaml
+from markdown_it import MarkdownIt
 
 from monosem import pages, studies
 from monosem.dictionaries import Dictionary, DictionaryParts, DictionaryTensors
 from monosem.errors import BadFile, BadInput, Mismatch, UnknownName
-from monosem.studies.sections import SECTIONS, conclusion
+from monosem.studies.sections import SECTIONS
 from tiny import tiny_model
 
 FRAMES = ["the cat was {} and it sat", "a dog is {} at night", "she was very {} in the house", "he is {} on the mat"]
@@ -31,6 +32,7 @@ CONFIG = {
     "max_new_tokens": 4,
 }
 PLANTED = 7
+KINDS = ["target", "several", "reconstruction", "nothing"]  # of the ablation's arms, before the random latents
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +80,14 @@ def finished(model, sae, tmp_path_factory):
 
 def test_the_planted_latent_is_found(finished):
     result, _ = finished
-    found = result.results["sections"]["candidates"]
-    assert found["target"] == PLANTED
-    assert found["held_out"]["auroc"] > 0.75
-    assert found["held_out"]["auroc_low"] <= found["held_out"]["auroc"] <= found["held_out"]["auroc_high"]
-    assert found["held_out"]["p"] < 0.05
+    found, target = (result.results["sections"][name] for name in ("candidates", "target"))
+    assert found["target"] == found["order"][0] == target["latent"] == PLANTED
+    assert sorted(found["order"]) == sorted(row["latent"] for row in found["candidates"])
+    assert target["held_out"]["auroc"] > 0.75
+    assert target["held_out"]["auroc_low"] <= target["held_out"]["auroc"] <= target["held_out"]["auroc_high"]
+    assert target["held_out"]["p"] < 0.05
     assert result.results["sections"]["conclusion"]["claims"][0]["verdict"] == "yes"
-    held, search = (set(found["held_out"]["prompts"][side]) for side in ("positive", "negative"))
+    held, search = (set(target["held_out"]["prompts"][side]) for side in ("positive", "negative"))
     assert len(held) == len(search) == len(CONFIG["positive"]) // 2
 
 
@@ -92,39 +95,76 @@ def test_numbers_of_the_arms_are_those_of_hand_made_edits(model, sae, finished):
     from monosem import edits
 
     result, _ = finished
-    defence = result.results["sections"]["defence"]
-    assert [arm["kind"] for arm in defence["arms"]] == ["target", "reconstruction"] + ["random"] * 4
-    made = [edits.clamp(sae, PLANTED, 0.0), edits.splice(sae)]
-    for arm, edit in zip(defence["arms"], [edit.at(positions=slice(1, None)) for edit in made]):
+    ablation, steering = (result.results["sections"][name] for name in ("ablation", "steering"))
+    assert [arm["kind"] for arm in ablation["arms"]] == KINDS + ["random"] * 4
+    order = result.results["sections"]["candidates"]["order"]
+    made = [[edits.clamp(sae, PLANTED, 0.0)], [edits.clamp(sae, i, 0.0) for i in order], [edits.splice(sae)], []]
+    direction = next(arm for arm in steering["arms"] if arm["kind"] == "direction")
+    made.append([edits.add((sae.site, mean_difference(model, sae, result)), direction["value"])])
+    for arm, several in zip([*ablation["arms"][:4], direction], made):
+        edit = [one.at(positions=slice(1, None)) for one in several]
         for part in ("test", "control"):
             p = model.run(CONFIG[part], logits="last").logits.log_softmax(-1)
             q = model.run(CONFIG[part], edits=edit, logits="last").logits.log_softmax(-1)
             kl = (p.exp() * (p - q)).sum(-1)
             assert arm[part]["kl"] == pytest.approx(float(kl.mean()), rel=1e-3, abs=1e-6)
             assert arm[part]["changed"] == int((p.argmax(-1) != q.argmax(-1)).sum())
-    assert PLANTED not in defence["randoms"]
-    assert not {row["latent"] for row in result.results["sections"]["candidates"]["candidates"]} & set(
-        defence["randoms"]
-    )
+    assert direction["value"] == pytest.approx(steering["maximum"] * float(sae.tensors.W_dec[PLANTED].norm()), rel=1e-5)
+    assert not {PLANTED, *order} & set(ablation["randoms"])
 
 
-def test_attack_is_in_units_of_the_latents_own_maximum(model, finished):
+def mean_difference(model, sae, result):
+    """Unit vector of the search half's difference of means, each prompt being the mean of its tokens but the first."""
+    held_out = {p for side in result.results["sections"]["target"]["held_out"]["prompts"].values() for p in side}
+    means = []
+    for side in ("positive", "negative"):
+        runs = [
+            model.run(p, capture=sae.site, logits=False)[sae.site][0, 1:] for p in CONFIG[side] if p not in held_out
+        ]
+        means.append(torch.stack([run.mean(0) for run in runs]).mean(0))
+    return (means[0] - means[1]) / (means[0] - means[1]).norm()
+
+
+def test_controls_are_active_on_the_tokens_in_question(model, sae, finished):
+    """Those tokens are where the target is active on test prompts; p is from just the prompts that have one."""
+    ablation = finished[0].results["sections"]["ablation"]
+    activity, prompts = [], []
+    for number, prompt in enumerate(CONFIG["test"]):
+        codes = sae.encode(model.run(prompt, capture=sae.site, logits=False)[sae.site][0, 1:]).dense()
+        here = codes[codes[:, PLANTED] > 0]
+        activity += [here.abs() * sae.tensors.W_dec.norm(dim=1)]
+        prompts += [number] if len(here) else []
+    activity = torch.cat(activity)
+    matching, where = ablation["matching"], ablation["where_active"]
+    assert (matching["tokens"], where["n"]) == (len(activity), len(prompts))
+    assert matching["target"] == pytest.approx(float(activity[:, PLANTED].mean()), rel=1e-4)
+    assert matching["randoms"] == pytest.approx(activity.mean(0)[ablation["randoms"]].tolist(), rel=1e-4, abs=1e-6)
+    assert matching["active"] == int((activity.mean(0)[ablation["randoms"]] > 0).sum()) == 4
+    mean = [sum(arm["kls"]["test"][row] for row in prompts) / len(prompts) for arm in ablation["arms"]]
+    assert where["kl"] == pytest.approx(mean[0])
+    assert where["p"] == (1 + sum(kl >= mean[0] for kl in mean[4:])) / 5
+
+
+def test_steering_is_in_units_of_the_latents_own_maximum(model, finished):
     result, _ = finished
-    attack = result.results["sections"]["attack"]
-    targets = [arm for arm in attack["arms"] if arm["kind"] == "target"]
-    assert [arm["value"] for arm in targets] == pytest.approx([0.5 * attack["maximum"], attack["maximum"], 20.0])
-    for arm in attack["arms"]:
-        assert len(arm["rows"].get("test", [])) == (3 if arm["kind"] == "target" else 0)
-    primary = [arm for arm in attack["arms"] if arm["kind"] == "random" and arm["dose"] == 1.0]
+    steering = result.results["sections"]["steering"]
+    targets = [arm for arm in steering["arms"] if arm["kind"] == "target"]
+    assert [arm["value"] for arm in targets] == pytest.approx([0.5 * steering["maximum"], steering["maximum"], 20.0])
+    for arm in steering["arms"]:
+        assert len(arm["rows"].get("test", [])) == (0 if arm["kind"] == "random" else 3)
+        assert len(arm["rows"].get("control", [])) == (2 if arm["kind"] in ("target", "several", "direction") else 0)
+    primary = [arm for arm in steering["arms"] if arm["kind"] == "random" and arm["dose"] == 1.0]
     assert len(primary) == 4
-    assert sum(arm["continued"] for arm in primary) == 3
+    assert sum(arm["continued"] == ["test"] for arm in primary) == 3
+    runners_up = [arm["latent"] for arm in steering["arms"] if arm["kind"] == "candidate"]
+    assert runners_up == result.results["sections"]["candidates"]["order"][1:4]
 
 
 def test_findings_are_said_as_they_come(finished):
     _, lines = finished
     for section in SECTIONS:
         assert any(line.strip().startswith(f"{section.letter}. ") for line in lines)
-    assert any(f"target: latent {PLANTED}" in line for line in lines)
+    assert any(f"by the rule: latent {PLANTED}" in line for line in lines)
     assert lines[-1].endswith("report.html")
 
 
@@ -149,22 +189,28 @@ def test_the_page_is_self_contained(finished):
     assert "default-src 'none'" in page
     for section in SECTIONS:
         assert f'<section id="{section.letter}">' in page
-    for name in ("search", "held_out", "defence", "dose_kl", "dose_changed", "dose_concept", "dose_perplexity"):
+    for name in ("search", "held_out", "ablation", "dose_kl", "dose_changed", "dose_concept", "dose_perplexity"):
         assert f'id="plot-{name}"' in page
 
 
 def test_prompts_cannot_break_the_report(model, sae, tmp_path):
     nasty = "the </script><b>cat</b> | `dog`\nsat {{ 1 }}"
-    result = go(model, sae, tmp_path, test=[nasty], max_new_tokens=2)
+    about = {"title": "<i>cats</i>", "description": "*all* <u>cats</u> | dogs"}
+    result = go(model, sae, tmp_path, test=[nasty], max_new_tokens=2, **about)
     page = result.html.read_text()
     assert "<b>cat</b>" not in page
-    table = [line for line in (tmp_path / "report.md").read_text().splitlines() if "cat</b>" in line]
+    written = (tmp_path / "report.md").read_text()
+    table = [line for line in written.splitlines() if "cat</b>" in line and line.startswith("|")]
     assert table
     assert all(len(re.findall(r"(?<!\\)\|", line)) == 9 for line in table)
+    tokens = MarkdownIt("commonmark").enable("table").parse(written)
+    inside = [child for token in tokens for child in token.children or []]
+    assert not [token for token in [*tokens, *inside] if token.type.startswith("html")]
+    assert any(token.type == "code_inline" and "<b>cat</b>" in token.content for token in inside)
 
 
 def test_a_resumed_study_takes_what_is_done(model, sae, tmp_path, monkeypatch, finished):
-    real, calls = SECTIONS[3].make, []
+    real, calls = SECTIONS[4].make, []
     cut = [*SECTIONS]
 
     def interrupted(context, earlier):
@@ -173,21 +219,47 @@ def test_a_resumed_study_takes_what_is_done(model, sae, tmp_path, monkeypatch, f
             raise KeyboardInterrupt
         return real(context, earlier)
 
-    cut[3] = type(SECTIONS[3])(
-        SECTIONS[3].letter, SECTIONS[3].name, SECTIONS[3].title, interrupted, SECTIONS[3].findings
-    )
+    cut[4] = replace(SECTIONS[4], make=interrupted)
     monkeypatch.setattr("monosem.studies.study.SECTIONS", tuple(cut))
     with pytest.raises(KeyboardInterrupt):
         go(model, sae, tmp_path)
-    kept = sorted(path.name for path in (tmp_path / "sections").glob("?-*.json"))
-    assert kept == ["A-dictionary.json", "B-candidates.json", "C-defence.json"]
-    stamps = {name: (tmp_path / "sections" / name).stat().st_mtime_ns for name in kept}
+    own = f"latent-{PLANTED}"
+    first = {"A-dictionary.json", "B-candidates.json", f"{own}/B-target.json", f"{own}/C-ablation.json"}
+    stamps = stamps_of(tmp_path)
+    assert set(stamps) == first
     resumed = go(model, sae, tmp_path)
-    assert stamps == {name: (tmp_path / "sections" / name).stat().st_mtime_ns for name in kept}
-    for results in (resumed.results, whole := copy.deepcopy(finished[0].results)):
+    assert stamps == {name: stamp for name, stamp in stamps_of(tmp_path).items() if name in first}
+    for results in (resumed.results, whole := json.loads(json.dumps(finished[0].results))):
         for section in results["sections"].values():
             section.pop("seconds")
     assert resumed.results["sections"] == whole["sections"]
+
+
+def stamps_of(folder):
+    """When each section's file was written."""
+    home = folder / "sections"
+    return {str(path.relative_to(home)): path.stat().st_mtime_ns for path in home.rglob("*.json")}
+
+
+def test_another_latent_of_the_same_study_takes_over_the_search(model, sae, tmp_path):
+    first = go(model, sae, tmp_path, max_new_tokens=1)
+    stamps, second = stamps_of(tmp_path), first.results["sections"]["candidates"]["order"][1]
+    other = go(model, sae, tmp_path, max_new_tokens=1, latent=second)
+    assert other.results["sections"]["ablation"]["target"] == second
+    assert f"Latent {second} " in other.headline
+    assert "comes 2 of 4" in other.results["sections"]["target"]["reason"]
+    assert stamps == {name: stamp for name, stamp in stamps_of(tmp_path).items() if f"latent-{second}/" not in name}
+    alone = go(model, sae, tmp_path / "alone", max_new_tokens=1, latent=second)
+    for results in (first.results, other.results, alone.results):
+        for section in results["sections"].values():
+            section.pop("seconds")
+    assert other.results["sections"] == alone.results["sections"]
+    stamps = stamps_of(tmp_path)
+    again = go(model, sae, tmp_path, max_new_tokens=1)
+    assert stamps == stamps_of(tmp_path)
+    assert again.headline == first.headline
+    with pytest.raises(Mismatch, match="seed: 0, now 1"):
+        go(model, sae, tmp_path, max_new_tokens=1, latent=second, seed=1)
 
 
 def test_another_study_in_the_folder_is_refused(model, sae, tmp_path):
@@ -208,74 +280,8 @@ def test_another_study_in_the_folder_is_refused(model, sae, tmp_path):
 
 def test_a_given_latent_is_the_target(model, sae, tmp_path):
     result = go(model, sae, tmp_path, latent=3, max_new_tokens=1)
-    assert result.results["sections"]["defence"]["target"] == 3
-    assert "given" in result.results["sections"]["candidates"]["reason"]
-
-
-def fabricated(results, changes):
-    """The results with some numbers replaced: {(section, arm kind, dose, part): {key: value}}."""
-    made = copy.deepcopy(results["sections"])
-    for (section, kind, dose, part), numbers in changes.items():
-        for arm in made[section]["arms"]:
-            if arm["kind"] == kind and arm["dose"] == dose:
-                arm[part].update(numbers)
-    return made
-
-
-NOTHING = {"changed": 0, "changed_rate": 0.0, "changed_low": 0.0, "changed_high": 0.3, "kl": 1e-6}
-STILL = {"concept_shift": 0.0, "concept_low": -0.1, "concept_high": 0.1}
-
-
-def verdicts(sections):
-    return {claim["rule"]: claim["verdict"] for claim in conclusion.conclude(sections)}
-
-
-def test_no_effect_gives_a_conclusion_of_no_effect(finished):
-    sections = fabricated(
-        finished[0].results,
-        {
-            ("defence", "target", 0.0, "test"): NOTHING,
-            ("defence", "target", 0.0, "control"): NOTHING,
-            ("attack", "target", 1.0, "test"): NOTHING | STILL,
-        },
-    )
-    sections["defence"]["p"]["test"] = 0.6
-    sections["candidates"]["held_out"] |= {"auroc": 0.55, "auroc_low": 0.35, "auroc_high": 0.75, "p": 0.4}
-    found = verdicts(sections)
-    assert (found["detects"], found["matters"], found["steers"]) == ("no", "no", "no")
-    assert found["spares"] == "yes"
-    said = conclusion.headline(sections, conclusion.conclude(sections))
-    assert "is not shown to detect" in said
-    assert "is not shown to move continuations" in said
-    text = " ".join(claim["text"] for claim in conclusion.conclude(sections))
-    assert "more than switching off a random one is not shown" in text
-
-
-def test_a_strong_effect_gives_a_conclusion_of_one(finished):
-    sections = fabricated(
-        finished[0].results,
-        {
-            ("defence", "target", 0.0, "test"): {"changed": 2, "changed_rate": 0.67, "kl": 0.8},
-            ("defence", "target", 0.0, "control"): NOTHING,
-            ("attack", "target", 1.0, "test"): {"concept_shift": 0.9, "concept_low": 0.5, "concept_high": 1.2},
-            ("attack", "random", 1.0, "test"): {"concept_shift": 0.1},
-        },
-    )
-    sections["defence"]["p"]["test"] = 0.05
-    sections["candidates"]["held_out"] |= {"auroc": 0.95, "auroc_low": 0.85, "auroc_high": 1.0, "p": 0.001}
-    found = verdicts(sections)
-    assert [found[rule] for rule in ("detects", "matters", "spares", "steers")] == ["yes"] * 4
-
-
-def test_random_latents_that_steer_as_much_void_the_claim(finished):
-    sections = fabricated(
-        finished[0].results,
-        {
-            ("attack", "target", 1.0, "test"): {"concept_shift": 0.9, "concept_low": 0.5, "concept_high": 1.2},
-            ("attack", "random", 1.0, "test"): {"concept_shift": 1.0},
-        },
-    )
-    assert verdicts(sections)["steers"] == "no"
+    assert result.results["sections"]["ablation"]["target"] == 3
+    assert "asked for" in result.results["sections"]["target"]["reason"]
 
 
 @pytest.mark.parametrize(
@@ -335,7 +341,9 @@ def test_with_an_index_evidence_comes_from_its_text(model, sae, tmp_path):
 
     texts = [*CONFIG["positive"], *CONFIG["negative"]] * 2
     store = TokenStore.build(model, [Document(str(i), text) for i, text in enumerate(texts)], context=32)
-    held_out = {"wikitext2": {"l0": 6.0, "fve": 0.81, "ce_recovered": 0.97, "skipped": {}}, "silent_on_all": 0.01}
+    silent = {"dead_fraction": 0.25, "tokens_read": 100, "silent": 0.125, "silent_tokens": 54321}
+    numbers = {"l0": 6.0, "fve": 0.81, "ce_recovered": 0.97, "skipped": {}}
+    held_out = {"wikitext2": numbers | silent, "other": numbers | {"dead_fraction": 0.5, "tokens_read": 98765}}
     sae.card = {"seed": 3, "training": {"lr": 0.001, "betas": [0.9, 0.999]}, "held_out": held_out}
     sae.save(tmp_path / "sae")
     sae.card = {}
@@ -345,16 +353,21 @@ def test_with_an_index_evidence_comes_from_its_text(model, sae, tmp_path):
     sections = result.results["sections"]
     chosen = next(row for row in sections["candidates"]["candidates"] if row["latent"] == PLANTED)
     evidence = index.evidence(PLANTED)
-    assert chosen["maximum"] == sections["attack"]["maximum"] == pytest.approx(evidence.maximum)
+    assert chosen["maximum"] == sections["steering"]["maximum"] == pytest.approx(evidence.maximum)
     assert [[word for word, _ in example] for example in chosen["examples"]] == [
         e.tokens for e in evidence.examples[:6]
     ]
     assert chosen["promoted"] == [token for token, _ in evidence.promoted[:8]]
+    assert chosen["fires_on"] == [token for token, _, _ in evidence.tokens[:8]]
+    assert sections["dictionary"]["statistics_tokens"] == index.meta["tokens"]
     assert sections["dictionary"]["quality"][0]["fve"] == 0.81
     assert sections["dictionary"]["card"]["training: lr"] == "0.001"
     for text in (result.html.read_text(), (result.folder / "report.md").read_text()):
         assert "wikitext2" in text
         assert "0.810" in text
+        assert re.search(r"0\.125\D+54,321", text)  # as the card says it, over the tokens that the card says
+        assert re.search(r"0\.500\D+98,765", text)
+        assert f"{index.meta['tokens']:,} tokens" in text
     assert sections["validation"]["page"] == f"latent-{PLANTED}.html"
     assert (result.folder / f"latent-{PLANTED}.html").stat().st_size > 500
     assert result.html.read_text().count('class="example"') >= len(chosen["examples"]) > 0

@@ -27,15 +27,13 @@ def demo(out: Out = None, quiet: Quiet = False) -> None:
     done = conduct(DEMO, out, {}, fresh=False, quiet=quiet)
     if quiet:
         return
-    name, target = done.settings.dictionary, done.results["sections"]["candidates"]["target"]
     another = next(concept for concept in shipped_concepts() if concept != DEMO)
+    told = "".join(f"\n  {command}\n      {what}" for what, command in done.commands)
     notice(
         f"""
 What to try next:
-  open {done.html}
-  monosem latents show {name} {target}
-  monosem steer {name} {target} 20 "Once upon a time"
-  monosem latents top {name} "your own prompt"
+  open {done.html}{told}
+  monosem latents top {done.settings.dictionary} "your own prompt"
   monosem study {another}
   monosem list"""
     )
@@ -46,7 +44,12 @@ def study(
     out: Out = None,
     model: Annotated[str | None, option("MODEL", "Use this model, not the file's.")] = None,
     dictionary: Annotated[str | None, option("NAME", "Use this dictionary, not the file's.")] = None,
-    latent: Annotated[int | None, option("N", "Study this latent, not the best candidate.", min=0)] = None,
+    latent: Annotated[
+        int | None,
+        option(
+            "N", "Study this latent, not the best candidate; in the folder of a study, without a new search.", min=0
+        ),
+    ] = None,
     seed: Annotated[int | None, option("N", "Use this seed, not the file's.")] = None,
     trust_remote_code: Trust = False,
     fresh: Annotated[bool, flag("Forget what an earlier run left in the folder.")] = False,
@@ -54,8 +57,9 @@ def study(
 ) -> None:
     """Study a concept and write a report.
 
-    Finds the concept's latent, turns it off and up, against controls. The folder gets report.html, report.md,
-    results.json and the config. Interrupted, the same command goes on where it stopped.
+    Finds the concept's latent, ablates and amplifies it, against controls. The folder gets report.html, report.md,
+    results.json and the config. Interrupted, the same command goes on where it stopped; with --latent it studies
+    another candidate and keeps the search.
 
     A concept file holds name, styles, test and control. styles has a block for each style of prompt (statement,
     question, ...) with two lists, positive and negative, partners line by line; whole styles are held out. test and

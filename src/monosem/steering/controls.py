@@ -1,7 +1,7 @@
 """Control arms: what does *any* latent do, and what does the dictionary's own error do?
 
-An effect of one latent means little alone. Beside it belong the same intervention on random latents that fire about as
-often, and the arm in which the activation is only replaced by its reconstruction (`monosem.edits.splice`).
+An effect of one latent means little alone. Beside it belong the same intervention on random latents that are as active
+on the same tokens, and the arm in which the activation is only replaced by its reconstruction (`monosem.edits.splice`).
 """
 
 from collections.abc import Iterable
@@ -14,38 +14,39 @@ from ..errors import BadInput
 
 
 def random_latents(
-    densities: Float[Tensor, "width"],
+    alike: Float[Tensor, "*measures width"],
     latent: int,
     n: int,
     *,
     exclude: Iterable[int] = (),
     seed: int = 0,
-    factor: float = 2.0,
 ) -> list[int]:
-    """`n` latents drawn at random among those whose density lies within `factor` of the latent's.
+    """`n` latents drawn at random among the 2n that are most like the latent in some measures.
 
-    Where too few lie so near, the nearest in log density are drawn from instead (at least 2n of them), so that the
-    answer always exists. Latents that never fired are left out, unless `latent` itself never fired.
+    To ablate a silent latent does nothing, so a latent that is silent on the tokens in question is no control. Measures
+    that make good ones are the mean activation on just these tokens (ablation) and the maximum (amplification). The
+    distance is the difference in logarithm, summed over the measures. A measure that is 0 for `latent` itself is left
+    out. Where there are too few others, latents that are 0 in a measure are drawn, then those to exclude.
 
     Args:
-        densities: share of tokens at which each latent is active.
-        exclude: latents that must not be drawn (the candidates); `latent` never is.
+        alike: values of 0 and more; a row for each measure, or one measure.
+        exclude: latents that should not be drawn (the candidates); `latent` never is.
 
     Raises:
         BadInput: the dictionary has fewer than n other latents.
     """
-    width = len(densities)
-    logs = densities.double().clamp_min(1e-12).log()
-    distance = (logs - logs[latent]).abs()
-    usable = torch.ones(width, dtype=torch.bool) if densities[latent] == 0 else densities > 0
-    usable[[latent, *exclude]] = False
-    if int(usable.sum()) < n:
-        usable = torch.ones(width, dtype=torch.bool)
-        usable[latent] = False
-    if int(usable.sum()) < n:
+    width = alike.shape[-1]
+    if width <= n:
         raise BadInput(f"{n} random control latents wanted, but the dictionary has only {width}; ask for fewer")
-    distance = torch.where(usable, distance, torch.inf)
-    near = int((distance <= torch.tensor(factor).log()).sum())
-    pool = distance.argsort(stable=True)[: min(max(near, 2 * n), int(usable.sum()))]
-    order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))
-    return [int(i) for i in pool[order[:n]]]
+    measures = alike.double().reshape(-1, width)
+    logs = measures[measures[:, latent] > 0].clamp_min(1e-300).log()
+    distance = (logs - logs[:, [latent]]).abs().sum(0)
+    silent = (logs < -600).any(0)
+    tier = silent.int()  # 0: good ones; 1: silent ones; 2: excluded ones
+    tier[list(exclude)] = 2
+    tier[latent] = 3
+    order = sorted(range(width), key=lambda i: (int(tier[i]), float(distance[i])))
+    good = int((tier == 0).sum())
+    pool = order[: max(n, min(2 * n, good))]
+    drawn = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))[:n]
+    return [pool[int(i)] for i in drawn]

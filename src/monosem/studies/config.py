@@ -25,6 +25,7 @@ class StudyConfig(JobConfig):
 
     job: ClassVar[str] = "study"
     shorthands: ClassVar[frozenset[str]] = frozenset({"positive", "negative"})
+    not_decisive: ClassVar[frozenset[str]] = frozenset({"latent"})  # its sections have a folder of their own
 
     name: Name  # of the report's folder
     title: str = ""
@@ -40,7 +41,7 @@ class StudyConfig(JobConfig):
     test: list[Prompt] = Field(min_length=1)  # openings to be continued, not used in the search
     control: list[Prompt] = Field(min_length=1)  # openings that have nothing to do with the concept
 
-    latent: int | None = Field(default=None, ge=0)  # None: chosen by the rule of section B
+    latent: int | None = Field(default=None, ge=0)  # None: chosen by the rule of section B; another may follow later
     candidates: int = Field(default=8, ge=1, le=100)  # latents of the search that are looked at closely
     doses: list[Annotated[float, Field(ge=0)]] = Field(
         default=[0.25, 0.5, 1.0, 1.5, 2.0]
@@ -48,7 +49,9 @@ class StudyConfig(JobConfig):
     primary_dose: float = Field(default=1.0, gt=0)  # the one dose that the conclusion is about, fixed beforehand
     values: list[float] = Field(default=[20.0])  # plain values, in the dictionary's units
     random_latents: int = Field(default=19, ge=3)  # controls for the next token: 19 make p = 0.05 possible
-    random_continuations: int = Field(default=3, ge=1)  # of these, so many are continued in full as well
+    random_continuations: int | None = Field(default=None, ge=1)  # of these, continued at the primary dose; None: all
+    runners_up: int = Field(default=3, ge=0)  # candidates that are amplified as well
+    together: int = Field(default=4, ge=1)  # the target and the next best, edited at once; 1: no such arm
     max_new_tokens: int = Field(default=20, ge=1, le=512)
     batch_size: int = Field(default=128, ge=1)  # rows of a pass: prompts × arms
     seed: Seed = 0
@@ -64,7 +67,7 @@ class StudyConfig(JobConfig):
             raise ValueError(f"{len(self.positive)} pairs of prompts; a study needs {FEWEST_PAIRS} at least")
         if self.primary_dose not in self.doses:
             raise ValueError(f"primary_dose {self.primary_dose} is not one of doses {self.doses}")
-        if self.random_continuations > self.random_latents:
+        if (self.random_continuations or 0) > self.random_latents:
             raise ValueError("random_continuations cannot exceed random_latents")
         check_distinct(self.styles, [*self.test, *self.control])
         return self

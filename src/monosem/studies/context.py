@@ -1,5 +1,6 @@
 """What every section of a study works with: the config, the loaded model and dictionary, and how often latents fire."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,10 +27,16 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Statistics:
-    """How often each latent fires and how high, and where that was measured."""
+    """How often each latent fires and how high, and where that was measured.
+
+    Attributes:
+        densities: share of tokens. usual: the same on text that is not about the concept. tokens: how many there were.
+    """
 
     densities: Float[Tensor, "width"]
+    usual: Float[Tensor, "width"]
     maxima: Float[Tensor, "width"]
+    tokens: int
     source: str
 
 
@@ -76,15 +83,53 @@ class Context:
     def statistics(self) -> Statistics:
         """From the dictionary's index; without one from the study's own prompts (few tokens: only a rough guide)."""
         if self.index is not None:
-            return Statistics(self.index.densities, self.index.maxima, "the dictionary's latent index")
-        prompts = [*self.config.positive, *self.config.negative, *self.openings]
-        codes = [
-            self.dictionary.encode(run[self.dictionary.site][counted]).dense().float().cpu()
-            for run, counted in prompt_runs(self.model, self.dictionary, prompts, batch_size=self.config.batch_size)
-        ]
-        active = torch.cat(codes)
+            densities, read = self.index.densities, int(self.index.meta["tokens"])
+            return Statistics(densities, densities, self.index.maxima, read, "the dictionary's latent index")
+        about = self.codes([*self.config.positive, *self.config.test])
+        other = self.codes([*self.config.negative, *self.config.control])
+        active, usual = torch.cat([about, other]) != 0, (other != 0).float().mean(0)
+        maxima = torch.maximum(about.abs().amax(0), other.abs().amax(0))
         source = "the prompts of this study (the dictionary has no index)"
-        return Statistics((active != 0).float().mean(0), active.abs().amax(0), source)
+        return Statistics(active.float().mean(0), usual, maxima, len(active), source)
+
+    @cached_property
+    def decoder_lengths(self) -> Float[Tensor, "width"]:
+        """Of each latent's decoder row: what one unit of its activation writes."""
+        return self.dictionary.decoder_rows(torch.arange(self.dictionary.width)).float().norm(dim=-1).cpu()
+
+    def codes(self, prompts: Sequence[str]) -> Float[Tensor, "tokens width"]:
+        """The activation of each latent at every counted token of some prompts."""
+        runs = prompt_runs(self.model, self.dictionary, prompts, batch_size=self.config.batch_size)
+        site = self.dictionary.site
+        return torch.cat([self.dictionary.encode(run[site][counted]).dense().float().cpu() for run, counted in runs])
+
+    def along(self, prompts: Sequence[str], latent: int) -> list[list[tuple[str, float]]]:
+        """(token, activation of the latent) of every counted token, prompt by prompt."""
+        wanted, texts = torch.tensor([latent], device=self.model.device), []
+        for run, counted in prompt_runs(self.model, self.dictionary, prompts, batch_size=self.config.batch_size):
+            for ids, x, mask in zip(run.tokens.ids, run[self.dictionary.site], counted):
+                values = self.dictionary.latent_activations(x[mask.to(x.device)], wanted)[:, 0].tolist()
+                texts.append([(self.model.str_token(int(i)), v) for i, v in zip(ids[mask.to(ids.device)], values)])
+        return texts
+
+    def fires_on(self, latent: int, n: int = 8) -> list[str]:
+        """The tokens that the latent is most active on: of the index's text, without an index of the study's pairs."""
+        evidence = self.evidence(latent)
+        if evidence is not None:
+            return [token for token, _, _ in evidence.tokens[:n]]
+        tokens, codes = self.own
+        mass = Counter[str]()
+        for token, value in zip(tokens, codes[:, latent].abs().tolist()):
+            mass[token] += value
+        return [token for token, value in mass.most_common(n) if value]
+
+    @cached_property
+    def own(self) -> tuple[list[str], Float[Tensor, "tokens width"]]:
+        """Every counted token of the pairs, and the activation of each latent at it."""
+        prompts, tokens = [*self.config.positive, *self.config.negative], []
+        for run, counted in prompt_runs(self.model, self.dictionary, prompts, batch_size=self.config.batch_size):
+            tokens += [self.model.str_token(int(i)) for i in run.tokens.ids[counted.to(run.tokens.ids.device)]]
+        return tokens, self.codes(prompts)
 
     def strongest(self, prompts: Sequence[str]) -> Float[Tensor, "prompts width"]:
         """The activation of each latent that is largest in magnitude on each prompt, over its counted tokens."""

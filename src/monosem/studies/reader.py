@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..latents.pooling import prompt_runs
-from ..statistics import auroc
+from ..statistics import Interval, auroc_interval
 from ..steering import Outcome
 from .context import Context
 
@@ -25,10 +25,16 @@ from .context import Context
 class Reader:
     direction: Float[Tensor, "d_model"]  # scaled, so that score = activation @ direction - offset
     offset: float
-    held_out_auroc: float
+    held_out: Interval  # AUROC on the held-out pairs
+    pairs: int  # how many these are
 
     def score(self, pooled: Float[Tensor, "texts d_model"]) -> Float[Tensor, "texts"]:
         return pooled @ self.direction - self.offset
+
+    @property
+    def facts(self) -> dict[str, float]:
+        """How well it tells the held-out pairs apart."""
+        return {"auroc": self.held_out.value, "low": self.held_out.low, "high": self.held_out.high, "pairs": self.pairs}
 
     def scores(self, outcome: Outcome) -> list[float]:
         """Score of each continuation, as the unedited model reads it after its prompt; NaN for an empty one."""
@@ -41,9 +47,9 @@ def fit(context: Context) -> Reader:
     positive, negative = pooled(context, search.positive), pooled(context, search.negative)
     difference = positive.mean(0) - negative.mean(0)
     direction = difference / difference.square().sum().clamp_min(1e-12)
-    reader = Reader(direction, float(negative.mean(0) @ direction), math.nan)
-    up, down = (reader.score(pooled(context, side)) for side in (held_out.positive, held_out.negative))
-    return Reader(direction, reader.offset, float(auroc(up[:, None], down[:, None])))
+    offset = float(negative.mean(0) @ direction)
+    up, down = (pooled(context, side) @ direction - offset for side in (held_out.positive, held_out.negative))
+    return Reader(direction, offset, auroc_interval(up, down), len(up))
 
 
 def pooled(context: Context, prompts: Sequence[str]) -> Float[Tensor, "prompts d_model"]:

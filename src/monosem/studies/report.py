@@ -1,5 +1,6 @@
 """The report of a study, from its results alone: `report.html` (self-contained) and `report.md`."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ from ..pages import embedded, environment, plotly_script
 from ..plots import Figure
 from .figures import draw
 from .sections import SECTIONS
+from .sections.conclusion import BASELINES
 from .sections.dictionary import QUALITY
+from .sections.steering import strongest_example
+from .sections.target import FEW_PAIRS
 
 
 def write(results: dict[str, Any], folder: Path) -> None:
@@ -44,9 +48,9 @@ def figures_of(results: dict[str, Any]) -> dict[str, Figure]:
 
 
 def arms_table(results: dict[str, Any]) -> pd.DataFrame:
-    """One row an arm of defence and attack, with its numbers on test and on control prompts."""
+    """One row an arm of ablation and steering, with its numbers on test and on control prompts."""
     rows = []
-    for section in ("defence", "attack"):
+    for section in ("ablation", "steering"):
         for arm in results["sections"][section]["arms"]:
             row = {"section": section, **{key: arm[key] for key in ("kind", "label", "latent", "value", "dose")}}
             row |= {f"{part}_{key}": value for part in ("test", "control") for key, value in arm[part].items()}
@@ -56,47 +60,88 @@ def arms_table(results: dict[str, Any]) -> pd.DataFrame:
 
 def _facts(results: dict[str, Any]) -> dict[str, Any]:
     sections = results["sections"]
-    attack, defence = sections["attack"], sections["defence"]
-    targets = [arm for arm in attack["arms"] if arm["kind"] == "target"]
+    ablation, steering = sections["ablation"], sections["steering"]
+    arms = {kind: [arm for arm in ablation["arms"] if arm["kind"] == kind] for kind in ("target", "reconstruction")}
+    targets = [arm for arm in steering["arms"] if arm["kind"] == "target"]
+    primary = next(arm for arm in targets if arm["dose"] == steering["primary_dose"])
+    outcomes = {arm["latent"]: arm["test"] for arm in [*steering["arms"], primary] if _is_runner_up(arm, primary)}
     return {
         "config": results["config"],
         "origin": results["provenance"],
         "titles": {section.name: (section.letter, section.title) for section in SECTIONS},
         "quality": QUALITY,
         "targets": targets,
-        "primary": next(arm for arm in targets if arm["dose"] == attack["primary_dose"]),
-        "ablated": defence["arms"][0],
-        "spliced": defence["arms"][1],
-        "defence_table": _summaries(defence["arms"]),
-        "attack_table": _summaries(attack["arms"]),
+        "primary": primary,
+        "outcomes": outcomes,
+        "baselines": [arm for arm in steering["arms"] if arm["kind"] in BASELINES],
+        "ablated": arms["target"][0],
+        "spliced": arms["reconstruction"][0],
+        "ablation_table": _summaries(ablation["arms"]),
+        "steering_table": _summaries(steering["arms"]),
+        "few_pairs": FEW_PAIRS,
+        "commands": commands(results),
         **sections,
     }
 
 
+def _is_runner_up(arm: dict[str, Any], primary: dict[str, Any]) -> bool:
+    return arm["kind"] == "candidate" or arm is primary
+
+
+def commands(results: dict[str, Any]) -> list[tuple[str, str]]:
+    """(what it shows, command): how to see the same texts, in the precision and on the device of the study."""
+    config, origin, sections = results["config"], results["provenance"], results["sections"]
+    steering, target = sections["steering"], sections["target"]["latent"]
+    arm = next(a for a in steering["arms"] if a["kind"] == "target" and a["dose"] == steering["primary_dose"])
+    prompt = strongest_example(arm)["prompt"]
+    on = ["--model", config["model"], "--dtype", origin["dtype"], "--device", origin["device"]]
+    steer = ["monosem", "steer", config["dictionary"], str(target)]
+    more = ["--max-new-tokens", str(config["max_new_tokens"]), *on]
+    value = repr(float(arm["value"]))
+    runner_up = next((latent for latent in sections["candidates"]["order"] if latent != target), None)
+    made = [
+        ("the strongest example of section D again", [*steer, value, *more, "--", prompt]),
+        ("the same opening with the latent ablated", [*steer, "0", *more, "--", prompt]),
+        ("what else is known about the latent", ["monosem", "latents", "show", config["dictionary"], str(target)]),
+    ]
+    if runner_up is not None:
+        study = ["monosem", "study", "config.yaml", "--latent", str(runner_up), "--out", "."]
+        made.append(("in the folder of the report: the runner-up studied as well, without a new search", study))
+    return [(what, shlex.join(command)) for what, command in made]
+
+
 def _summaries(arms: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of a summary table: every arm but the random ones, which are put together by dose as mean and range."""
+    """Rows of a summary table: every arm but the random ones, which are put together as mean and range. Random latents
+    that were continued and those that were not stand in rows of their own, so that a row has one n."""
     rows: list[dict[str, Any]] = [
-        {"label": arm["label"], "kind": arm["kind"], "dose": arm["dose"], "value": arm["value"]}
+        {"label": arm["label"], "kind": arm["kind"], "dose": arm["dose"], "value": arm["value"], "latents": 1}
         | {part: {key: (arm[part].get(key), None, None) for key in SHOWN} for part in ("test", "control")}
-        | {"intervals": {part: _interval(arm[part]) for part in ("test", "control")}, "n": 1}
+        | {"intervals": {part: _interval(arm[part]) for part in ("test", "control")}}
+        | {"n": {part: arm[part]["n"] for part in ("test", "control")}}
+        | {"changed": {part: arm[part]["changed"] for part in ("test", "control")}}
         for arm in arms
         if arm["kind"] != "random"
     ]
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for arm in arms:
         if arm["kind"] == "random":
-            groups.setdefault((arm["dose"], None if arm["dose"] is not None else arm["value"]), []).append(arm)
-    for (dose, value), group in groups.items():
+            plain = None if arm["dose"] is not None else arm["value"]
+            groups.setdefault((arm["dose"], plain, bool(arm["continued"])), []).append(arm)
+    for (dose, value, continued), group in groups.items():
         to = f"{value:g}" if dose is None else "0" if dose == 0 else f"{dose:g} × own maximum"
+        also = "" if continued or dose == 0 else ", next token alone"
         rows.append(
             {
-                "label": f"{len(group)} random latent{'s' if len(group) > 1 else ''} to {to}",
+                "label": f"{len(group)} random latent{'s' if len(group) > 1 else ''} to {to}{also}",
                 "kind": "random",
                 "dose": dose,
                 "value": value,
+                "latents": len(group),
             }
             | {part: {key: _spread(group, part, key) for key in SHOWN} for part in ("test", "control")}
-            | {"intervals": {}, "n": len(group)}
+            | {"intervals": {}}
+            | {"n": {part: group[0][part]["n"] for part in ("test", "control")}}
+            | {"changed": {part: sum(arm[part]["changed"] for arm in group) for part in ("test", "control")}}
         )
     return sorted(rows, key=lambda row: (row["dose"] is None, row["dose"] or 0))
 
@@ -111,5 +156,5 @@ def _spread(arms: list[dict[str, Any]], part: str, key: str) -> Triple:
 
 
 def _interval(summary: dict[str, Any]) -> dict[str, tuple[float | None, float | None]]:
-    names = {"changed_rate": "changed", "kl": "kl", "concept_shift": "concept"}
+    names = {"changed_rate": "changed", "kl": "kl", "concept_shift": "concept", "edited_perplexity": "perplexity"}
     return {key: (summary.get(f"{name}_low"), summary.get(f"{name}_high")) for key, name in names.items()}

@@ -62,6 +62,11 @@ class StudyResult(Result):
         """The report's figures by name."""
         return report.figures_of(self.results)
 
+    @property
+    def commands(self) -> list[tuple[str, str]]:
+        """(what it shows, command) to see texts of the report again, in its precision, and to go on."""
+        return report.commands(self.results)
+
     def plot(self, name: str = "dose_concept") -> Figure:
         """One figure of the report. Raises `UnknownName` for another name; `figures` has all."""
         figures = self.figures
@@ -90,7 +95,8 @@ def run(
     """A concept study from its config to its report.
 
     Each section is saved when it is done and taken from there when the same study is run again in the same folder, so
-    Ctrl-C loses the section that was running and nothing else.
+    Ctrl-C loses the section that was running and nothing else. The same study of another latent (`latent` in the
+    config) in the same folder takes over the search; the report is then of that latent, and the first one's is kept.
 
     Args:
         concept: a config, a concept file, or the name of a shipped one.
@@ -152,7 +158,7 @@ def _claimed(home: Path, config: StudyConfig, origin: dict[str, Any], fresh: boo
     made_with = {name: value for name, value in origin.items() if name not in ("seed", "config")}
     held = ExitStack()
     try:
-        held.enter_context(claim(home, config, work="sections/*.json", made_with=made_with, fresh=fresh))
+        held.enter_context(claim(home, config, work="sections/**/*.json", made_with=made_with, fresh=fresh))
     except Mismatch as error:
         raise Mismatch(f"{error}, or start it afresh (fresh=True, --fresh)") from error
     return held
@@ -168,7 +174,7 @@ def _plain(value: Any) -> Any:
 
 
 def _section(section: Section, context: Context, earlier: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    path = context.folder / "sections" / f"{section.letter}-{section.name}.json"
+    path = _path(section, context, earlier)
     context.say(f"\n{section.letter}. {section.title}")
     if path.exists():
         result: dict[str, Any] = read_json(path)
@@ -176,7 +182,17 @@ def _section(section: Section, context: Context, earlier: dict[str, dict[str, An
         began = time.monotonic()
         data = section.make(context, earlier)
         result = _plain(data | {"seconds": round(time.monotonic() - began, 1)})
+        path.parent.mkdir(exist_ok=True)
         write_json(path, result)
     for line in section.findings(result):
         context.say(f"   {line}")
     return result
+
+
+def _path(section: Section, context: Context, earlier: dict[str, dict[str, Any]]) -> Path:
+    """Where a section is kept: what is about the target latent in that latent's folder."""
+    home, file = context.folder / "sections", f"{section.letter}-{section.name}.json"
+    if not section.of_target:
+        return home / file
+    latent = context.config.latent
+    return home / f"latent-{earlier['candidates']['target'] if latent is None else latent}" / file

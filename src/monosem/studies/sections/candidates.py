@@ -1,28 +1,38 @@
-"""B: which latents tell the concept apart, and which of them becomes the target.
+"""B: which latents tell the concept apart, and which of them the rule makes the target.
 
 The search ranks latents on one half of the pairs. The target is then chosen among the best of them by a causal test on
-the same half: of the latents whose amplification makes the positive prompts likelier *relative to* the negative ones,
-the one that does so most ("preference"). That detecting and steering are different abilities of a latent, and that
-choosing by the second pays, is the lesson of Arad et al. 2025 (arXiv:2505.20063); the preference is this project's own
-measure. The held-out half is only looked at afterwards.
+the same half, the preference: by how much amplification makes the positive prompts likelier than the negative ones.
+That detecting and steering are different abilities of a latent, and that choosing by the second pays, is the lesson of
+Arad et al. 2025 (arXiv:2505.20063); preference and merit are this project's own measures. The held-out half is only
+looked at afterwards.
+
+The rule (fixed before any study was run). Merit, in nats a token, is
+
+    the lower end of the preference's 95 % interval, over the pairs of the search half
+    - coherence cost: by how much amplification makes the positive prompts themselves less likely (0 if it does not)
+    - density cost: DENSITY_COST × share of tokens on which the latent is active in text at large
+
+The target is the candidate with the highest merit among those whose AUROC on the search half is at least MINIMUM_AUROC
+with its whole 95 % interval; with fewer pairs than that takes, among those that reach the best lower end there is.
 """
 
 from typing import Any
 
-import numpy as np
 import torch
 
 from ... import edits
 from ...latents.contrast import Contrast, contrast
 from ...metrics import next_token_loss
 from ...models import Run, Site
-from ...statistics import auroc_interval, bootstrap_mean, permutation_p
+from ...statistics import bootstrap_mean
 from ..context import Context
 
-MINIMUM_AUROC = 0.7  # on the search half; a candidate below it is not considered while another reaches it
-SHUFFLES = 2000
+MINIMUM_AUROC = 0.7
+DENSITY_COST = 2.0  # nats a token: 5 % of all tokens cost a tenth of a nat
 SCORE_MEANING = "difference times the share of pairs in which the positive prompt is above its partner."
 EXAMPLES = 6  # of each candidate's, in the report
+SEARCHED = ("difference", "score", "auroc", "auroc_low", "auroc_high", "p", "p_family")  # columns of the search
+HELD_OUT_AREA = ("held_out_auroc", "held_out_low", "held_out_high")
 
 
 def make(context: Context, earlier: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -32,117 +42,115 @@ def make(context: Context, earlier: dict[str, dict[str, Any]]) -> dict[str, Any]
         context.model, context.dictionary, pairs.positive, pairs.negative, held_out=held_out, seed=config.seed
     )
     rows = _rows(context, search)
-    target, reason = choose(rows, config.latent, config.primary_dose)
-    chosen = next((row for row in rows if row["latent"] == target), None)
+    order = ranking(rows)
     return {
         "candidates": rows,
-        "target": target,
-        "reason": reason,
+        "order": order,
+        "target": order[0],
+        "reason": reason(rows, order, config.primary_dose),
         "score_meaning": SCORE_MEANING,
-        "preference": chosen["preference"] if chosen else None,
-        "held_out": held_out_check(context, target),
         "all": _all_latents(search),
-        "pairs": {"search": len(context.pairs[0].positive), "held_out": len(context.pairs[1].positive)},
+        "pairs": {"search": len(pairs.positive), "held_out": len(held_out.positive)},
     }
 
 
-def choose(rows: list[dict[str, Any]], wanted: int | None, dose: float) -> tuple[int, str]:
-    """The target latent and why, from what the search half says alone.
+def ranking(rows: list[dict[str, Any]]) -> list[int]:
+    """The candidates by the rule, the target first, from what the search half says alone."""
+    asked = needed(rows)
+    ordered = sorted(rows, key=lambda row: (row["auroc_low"] >= asked, row["merit"]), reverse=True)
+    return [row["latent"] for row in ordered]
 
-    Rule: among candidates with search AUROC of at least `MINIMUM_AUROC` (all, if none has), the highest preference.
-    """
-    if wanted is not None:
-        return wanted, "The latent was given in the study's config; no choice was made."
-    able = [row for row in rows if row["auroc"] >= MINIMUM_AUROC]
-    best = max(able or rows, key=lambda row: row["preference"])
-    rank = rows.index(best) + 1
-    pool = (
-        f"Of the {len(rows)} best candidates by score, {len(able)} tell the search half apart with AUROC of at least "
-        f"{MINIMUM_AUROC:g}."
-        if able
-        else f"None of the {len(rows)} best candidates reaches a search AUROC of {MINIMUM_AUROC:g}; all stayed in."
+
+def needed(rows: list[dict[str, Any]]) -> float:
+    """What the lower end of a candidate's AUROC must reach."""
+    return min(MINIMUM_AUROC, max(row["auroc_low"] for row in rows))
+
+
+def reason(rows: list[dict[str, Any]], order: list[int], dose: float) -> str:
+    asked, of = needed(rows), {row["latent"]: row for row in rows}
+    best, able = of[order[0]], sum(row["auroc_low"] >= asked for row in rows)
+    lower = "" if asked == MINIMUM_AUROC else f" (none reaches {MINIMUM_AUROC:g})"
+    text = (
+        f"Of {len(rows)} candidates, {able} tell the search half apart with an AUROC whose 95 % interval starts at "
+        f"{asked:.2f} or higher{lower}. Of these latent {best['latent']} has the highest merit, {best['merit']:+.3f} "
+        f"nats a token: amplified to {dose:g} x its maximum, it makes the positive prompts likelier than the negative "
+        f"ones by {best['preference']:+.3f} (at least {best['preference_low']:+.3f} with 95 % confidence), less "
+        f"{best['coherence_cost']:.3f} for coherence and {best['density_cost']:.3f} for density."
     )
-    sign = (
-        "makes the positive prompts likelier, relative to the negative ones, most"
-        if best["preference"] > 0
-        else "disfavours the positive prompts least (none of them favours them)"
-    )
-    return best["latent"], (
-        f"{pool} Amplifying latent {best['latent']} (rank {rank} by score) to {dose:g} x its maximum {sign}: "
-        f"{best['preference']:+.3f} nats a token, on the search half. The held-out half had no part in the choice."
-    )
+    if best["preference_low"] <= 0:
+        text += " That it favours the positive prompts at all is not certain."
+    if len(order) > 1:
+        text += f" Runner-up: latent {order[1]}, {of[order[1]]['merit']:+.3f}."
+    return f"{text} The held-out half had no part in the choice."
 
 
-def held_out_check(context: Context, target: int) -> dict[str, Any]:
-    """The target on the half that nothing was chosen on: AUROC with its interval, permutation p."""
-    _, held_out = context.pairs
-    seed = context.config.seed
-    positive, negative = (context.strongest(side)[:, [target]] for side in (held_out.positive, held_out.negative))
-    area, low, high = auroc_interval(positive[:, 0], negative[:, 0])
-    p, _ = permutation_p(positive, negative, paired=True, permutations=SHUFFLES, seed=seed)
-    gain, gain_low, gain_high = bootstrap_mean(preferences(context, target, held_out.positive, held_out.negative))
-    return {
-        "positive": positive[:, 0].tolist(),
-        "negative": negative[:, 0].tolist(),
-        "prompts": {"positive": list(held_out.positive), "negative": list(held_out.negative)},
-        "auroc": area,
-        "auroc_low": low,
-        "auroc_high": high,
-        "p": float(p),
-        "preference": gain,
-        "preference_low": gain_low,
-        "preference_high": gain_high,
-    }
-
-
-def preferences(context: Context, latent: int, positive: Any, negative: Any) -> list[float]:
-    """By pair: how much likelier amplifying makes the positive prompt than the negative one, nats a token."""
+def gains(context: Context, latent: int, prompts: Any) -> list[float]:
+    """By prompt: how much likelier amplifying the latent makes it, nats a token."""
     value = context.config.primary_dose * float(context.statistics.maxima[latent])
     edit = edits.clamp(context.dictionary, latent, value)
-    gains = [
-        (_losses(context, side) - _losses(context, side, edit)).tolist() for side in (list(positive), list(negative))
-    ]
-    return [up - down for up, down in zip(*gains)]
+    known = list(prompts)
+    gained: list[float] = (_losses(context, known) - _losses(context, known, edit)).tolist()
+    return gained
 
 
 def findings(result: dict[str, Any]) -> list[str]:
-    lines = [
-        f"latent {row['latent']:>5}: score {row['score']:.2f}, AUROC {row['auroc']:.2f}, held out "
-        f"{row['held_out_auroc']:.2f}, preference {row['preference']:+.3f}, "
-        f"promotes {', '.join(map(repr, row['promoted'][:4]))}"
-        for row in result["candidates"][:5]
-    ]
-    held = result["held_out"]
+    rows = {row["latent"]: row for row in result["candidates"]}
     return [
-        *lines,
-        f"target: latent {result['target']}. {result['reason']}",
-        f"on {len(held['positive'])} held-out pairs: AUROC {held['auroc']:.2f} "
-        f"[{held['auroc_low']:.2f}, {held['auroc_high']:.2f}], p = {held['p']:.4f}",
+        *(
+            f"latent {latent:>5}: merit {rows[latent]['merit']:+.3f}, AUROC {_area(rows[latent], '')}, "
+            f"held out {_area(rows[latent], 'held_out_')}, fires on {_shown(rows[latent]['fires_on'][:4])}"
+            for latent in result["order"][:5]
+        ),
+        f"by the rule: latent {result['target']}. {result['reason']}",
     ]
+
+
+def _area(row: dict[str, Any], where: str) -> str:
+    low, high = ("held_out_low", "held_out_high") if where else ("auroc_low", "auroc_high")
+    return f"{row[f'{where}auroc']:.2f} [{row[low]:.2f}, {row[high]:.2f}]"
+
+
+def _shown(tokens: list[str]) -> str:
+    return ", ".join(map(repr, tokens))
 
 
 def _rows(context: Context, found: Contrast) -> list[dict[str, Any]]:
-    """The best of the search with their preference and evidence, best score first."""
-    search, _ = context.pairs
+    """The best of the search with what the rule weighs and their evidence."""
     rows = []
-    for entry in found.table.head(context.config.candidates).to_dict("records"):
+    for entry in found.candidates(context.config.candidates).to_dict("records"):
         latent = int(entry["latent"])
-        known = {
-            name: float(entry[name]) for name in ("difference", "score", "auroc", "p", "p_family", "held_out_auroc")
-        }
-        preference = float(np.mean(preferences(context, latent, search.positive, search.negative)))
-        rows.append({"latent": latent, **known, "preference": preference, **described(context, latent)})
+        known = {name: float(entry[name]) for name in SEARCHED + HELD_OUT_AREA}
+        rows.append({"latent": latent, **known, **_merit(context, latent), **described(context, latent)})
     return rows
 
 
+def _merit(context: Context, latent: int) -> dict[str, float]:
+    search, _ = context.pairs
+    up, down = (gains(context, latent, side) for side in (search.positive, search.negative))
+    preference, low, high = bootstrap_mean([a - b for a, b in zip(up, down)], seed=context.config.seed)
+    gain = sum(up) / len(up)
+    coherence, density = max(0.0, -gain), DENSITY_COST * float(context.statistics.usual[latent])
+    return {
+        "preference": preference,
+        "preference_low": low,
+        "preference_high": high,
+        "gain": gain,  # of the positive prompts
+        "coherence_cost": coherence,
+        "density_cost": density,
+        "merit": low - coherence - density,
+    }
+
+
 def described(context: Context, latent: int) -> dict[str, Any]:
-    """What is known about a latent: how often and how high it fires, the tokens it writes, examples from the index."""
+    """What is known about a latent: how often and how high it fires, on which tokens, which tokens it writes, examples
+    from the index."""
     evidence = context.evidence(latent)
     promoted, suppressed = context.written_tokens(latent)
     examples = [] if evidence is None else [list(zip(e.tokens, e.activations)) for e in evidence.examples[:EXAMPLES]]
     return {
         "density": float(context.statistics.densities[latent]),
         "maximum": float(context.statistics.maxima[latent]),
+        "fires_on": context.fires_on(latent),
         "promoted": promoted,
         "suppressed": suppressed,
         "examples": examples,

@@ -13,7 +13,6 @@ QUALITY = {
     "cosine": "cosine",
     "ce_recovered": "loss recovered",
     "kl": "KL (nats)",
-    "dead_fraction": "silent latents",
 }
 
 
@@ -27,6 +26,7 @@ def make(context: Context, earlier: dict[str, dict[str, Any]]) -> dict[str, Any]
         "card": facts(dictionary.card),
         "quality": quality(dictionary.card),
         "statistics": context.statistics.source,
+        "statistics_tokens": context.statistics.tokens,
         "model": {"name": model.name, "layers": model.cfg.n_layers, "d_model": model.cfg.d_model},
         "tokens": {side: _mean_length(context, prompts) for side, prompts in _sides(context).items()},
         "prompts": {side: len(prompts) for side, prompts in _sides(context).items()}
@@ -51,11 +51,22 @@ def findings(result: dict[str, Any]) -> list[str]:
 
 
 def quality(card: dict[str, Any]) -> list[dict[str, Any]]:
-    """The card's held-out evaluations, one row a text."""
+    """The card's held-out evaluations, one row a text; with the tokens that each number is from."""
     texts = {
         name: held for name, held in (card.get("held_out") or {}).items() if isinstance(held, dict) and "l0" in held
     }
-    return [{"text": name, **{key: held.get(key) for key in QUALITY}} for name, held in texts.items()]
+    return [
+        {"text": name, **{key: held.get(key) for key in QUALITY}, "tokens": held.get("tokens_read"), **silence(held)}
+        for name, held in texts.items()
+    ]
+
+
+def silence(held: dict[str, Any]) -> dict[str, Any]:
+    """The share of latents that never fired, and over how many tokens, as the card says it: the share over more tokens
+    where that was measured by itself."""
+    if held.get("silent") is not None:
+        return {"silent": held["silent"], "silent_tokens": held.get("silent_tokens")}
+    return {"silent": held.get("dead_fraction"), "silent_tokens": held.get("tokens_read")}
 
 
 def facts(card: dict[str, Any]) -> dict[str, str]:
@@ -90,6 +101,7 @@ def _top(context: Context) -> list[dict[str, Any]]:
                 "negative": float(sides["negative"][:, latent].mean()),
                 "active": float((sides["positive"][:, latent] != 0).float().mean()),
                 "density": float(context.statistics.densities[latent]),
+                "fires_on": context.fires_on(latent, 6),
                 "promoted": context.written_tokens(latent, 5)[0],
             }
         )

@@ -13,7 +13,7 @@ TIMEOUT_SECONDS = 5
 
 
 def make(context: Context, earlier: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    target = earlier["candidates"]["target"]
+    target = earlier["target"]["latent"]
     public, why_not = neuronpedia(context.dictionary.metadata.get("neuronpedia_id"), target)
     evidence = context.evidence(target)
     page = None

@@ -1,0 +1,130 @@
+"""D: the target latent amplified, in units of its own maximum and to plain values, beside its controls.
+
+Controls are random latents at the same multiples of their own maxima. Baselines are the runners-up of section B,
+several latents at once, and the difference of means added at every token, as long as what the target writes.
+"""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from ..arms import PARTS, Arm, measure
+from ..context import Context
+from .ablation import against_randoms, several
+
+ALL_DOSES = 3  # random latents whose next token is looked at at every dose, and that are continued at the highest
+
+
+def make(context: Context, earlier: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    config = context.config
+    target, randoms = earlier["target"]["latent"], earlier["ablation"]["randoms"]
+    maxima = context.statistics.maxima
+    arms = _arms_of(context, target, "target")
+    for number, latent in enumerate(randoms):
+        arms += _random_arms(context, latent, number)
+    arms += _baselines(context, target, earlier["candidates"])
+    measured = measure(context, arms, "D steering")
+    baseline = [context.memory["baseline", part] for part in PARTS]
+    primary = [arm for arm in measured if arm["dose"] == config.primary_dose]
+    for arm in primary:
+        if (odd := arm["test"].get("edited_perplexity")) is not None:
+            arm["test"]["ratio"] = odd / arm["test"]["baseline_perplexity"]
+    return {
+        "target": target,
+        "randoms": randoms,
+        "maximum": float(maxima[target]),
+        "maximum_source": context.statistics.source,
+        "primary_dose": config.primary_dose,
+        "reader": context.memory["reader"].facts,
+        "baseline": [{"prompt": p, "text": t} for part in baseline for p, t in zip(part.prompts, part.texts)],
+        "arms": measured,
+        "p": {part: against_randoms(primary, part) for part in PARTS},
+        "p_concept": _p(primary, "concept_shift"),
+        "p_ratio": _p(primary, "ratio"),
+    }
+
+
+def findings(result: dict[str, Any]) -> list[str]:
+    primary = next(arm for arm in result["arms"] if arm["kind"] == "target" and arm["dose"] == result["primary_dose"])
+    test, control = primary["test"], primary["control"]
+    lines = [
+        f"{primary['label']}: the next token changes on {test['changed']}/{test['n']} test and "
+        f"{control['changed']}/{control['n']} control prompts, {test['texts_changed']}/{test['n']} continuations change"
+    ]
+    if test["concept_shift"] is None or test["edited_perplexity"] is None:
+        return [*lines, "the amplified model wrote nothing that could be read"]
+    example = strongest_example(primary)
+    return [
+        *lines,
+        f"concept score of the continuations {test['concept_shift']:+.2f} "
+        f"[{test['concept_low']:+.2f}, {test['concept_high']:+.2f}] "
+        "(0: like the negative prompts, 1: like the positive)",
+        *_compared(result),
+        f"perplexity {test['baseline_perplexity'] or 0:.1f} -> {test['edited_perplexity']:.1f}",
+        f"e.g. {example['prompt']!r}",
+        f"  before: {example['baseline_text']!r}",
+        f"  after:  {example['edited_text']!r}",
+    ]
+
+
+def strongest_example(arm: dict[str, Any]) -> dict[str, Any]:
+    """The test prompt whose continuation moved furthest towards the concept."""
+    return max(arm["rows"]["test"], key=_shift)
+
+
+def _compared(result: dict[str, Any]) -> list[str]:
+    arms = [arm for arm in result["arms"] if arm["kind"] in ("candidate", "several", "direction")]
+    known = [(arm["label"], arm["test"]["concept_shift"]) for arm in arms if arm["test"]["concept_shift"] is not None]
+    return ["beside it: " + "; ".join(f"{label} {shift:+.2f}" for label, shift in known)] if known else []
+
+
+def _p(arms: list[dict[str, Any]], key: str) -> float | None:
+    target = next(arm for arm in arms if arm["kind"] == "target")
+    value = target["test"].get(key)
+    return None if value is None or math.isnan(value) else against_randoms(arms, "test", key)
+
+
+def _shift(row: dict[str, Any]) -> float:
+    if row["edited_concept"] is None or row["baseline_concept"] is None:
+        return -math.inf
+    return float(row["edited_concept"] - row["baseline_concept"])
+
+
+def _random_arms(context: Context, latent: int, number: int) -> list[Arm]:
+    """The primary dose for every random latent, the first of them continued; the other doses for a few."""
+    config = context.config
+    wanted = config.random_continuations or config.random_latents
+    written = {max(config.doses): min(ALL_DOSES, wanted), config.primary_dose: wanted}  # dose -> latents continued
+    return [
+        replace(arm, continued=("test",) if number < written.get(arm.dose or 0.0, 0) else ())
+        for arm in _arms_of(context, latent, "random")
+        if number < ALL_DOSES or arm.dose == config.primary_dose
+    ]
+
+
+def _arms_of(context: Context, latent: int, kind: str) -> list[Arm]:
+    top, config = float(context.statistics.maxima[latent]), context.config
+    doses = [Arm(kind, f"latent {latent} to {dose:g} x max", latent, dose * top, dose) for dose in config.doses]
+    times = [f" ({value / top:.2f} x max)" if top else "" for value in config.values]
+    plain = [Arm(kind, f"latent {latent} to {v:g}{share}", latent, v) for v, share in zip(config.values, times)]
+    return doses + plain
+
+
+def _baselines(context: Context, target: int, candidates: dict[str, Any]) -> list[Arm]:
+    """At the primary dose: the runners-up (test prompts), several latents that share the dose, the mean difference."""
+    config, maxima, dose = context.config, context.statistics.maxima, context.config.primary_dose
+    others = [latent for latent in candidates["order"] if latent != target][: config.runners_up]
+    arms = [
+        Arm("candidate", f"latent {i} to {dose:g} x max", i, dose * float(maxima[i]), dose, continued=("test",))
+        for i in others
+    ]
+    together = several(target, candidates, config.together)
+    if len(together) > 1:
+        share = dose / math.sqrt(len(together))  # so that all of them together write as much as one of them would
+        parts = tuple((latent, share * float(maxima[latent])) for latent in together)
+        label = f"latents {', '.join(map(str, together))} to {share:.2g} x max each"
+        arms.append(Arm("several", label, dose=dose, latents=parts))
+    length = dose * float(maxima[target] * context.decoder_lengths[target])
+    if context.dictionary.d_in == context.model.cfg.d_model and length:
+        arms.append(Arm("direction", f"difference of means, length {length:.1f}", value=length, dose=dose))
+    return arms
