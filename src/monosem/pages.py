@@ -30,7 +30,7 @@ def environment(package: str, escape: bool = False) -> jinja2.Environment:
         "percent": percent,
         "token": token,
         "code": code,
-        "plain": plain,
+        "prose": prose,
         "shade": shade,
     }
     return templates
@@ -98,7 +98,7 @@ def code(text: Any) -> str:
     return f"`{written.replace('|', chr(92) + '|').replace('`', chr(39))}`" if written else ""
 
 
-def plain(text: Any) -> str:
+def prose(text: Any) -> str:
     """Foreign words inside Markdown prose: what could be markup or HTML is escaped."""
     return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(str(text).split()))
 
