@@ -79,6 +79,10 @@ def test_a_shared_baseline_gives_the_same_and_another_is_refused(model, sae):
     assert shared.rows == compare(model, PROMPTS, edit, max_new_tokens=3).rows
     with pytest.raises(BadInput, match="other prompts"):
         compare(model, PROMPTS[:2], edit, baseline=baseline)
+    other = tiny_model("llama", name="other")
+    for asked, options in ((model, {"max_new_tokens": 4}), (model, {"temperature": 1.0}), (other, {})):
+        with pytest.raises(BadInput, match="the baseline was made with"):
+            compare(asked, PROMPTS, edit, baseline=baseline, **({"max_new_tokens": 3} | options))
 
 
 def test_without_continuations(model, sae):
