@@ -67,7 +67,7 @@ def test_every_command_of_the_design_is_there() -> None:
     alone = ["demo", "study", "verify", "train", "evaluate", "steer", "sweep"]
     groups = {
         "patch": ["localise", "sweep", "estimate", "compare", "paths", "trace"],
-        "lens": ["logit", "tuned", "entropy", "gap", "languages", "trajectory", "patchscope", "train"],
+        "lens": ["logit", "tuned", "read", "entropy", "gap", "languages", "trajectory", "patchscope", "train"],
         "components": ["heads", "direct"],
         "latents": ["top", "search", "show", "check", "index"],
         "list": ["models", "dictionaries", "concepts", "sites", "families"],

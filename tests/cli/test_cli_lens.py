@@ -85,6 +85,32 @@ def test_the_other_kinds(home: Path, tmp_path: Path) -> None:
         assert page.stat().st_size > 100_000
 
 
+def test_a_lens_from_a_file_wherever_a_lens_is_taken(home: Path, tmp_path: Path) -> None:
+    model = load_model(home / "tiny", quiet=True)
+    lens = lenses.JacobianLens.fit(model, [PROMPT], layers=[1], skip_first=1, quiet=True)
+    file = tmp_path / "lens.pt"
+    torch.save({"J": {1: lens.jacobians[1]}, "n_prompts": 1, "d_model": 32, "source_layers": [1]}, file)
+    places = ["resid_post.1", "resid_post.2"]
+    for kind, extra in (
+        ("read", []),
+        ("tuned", []),
+        ("entropy", []),
+        ("gap", ["--a", " good", "--b", " bad"]),
+        ("languages", ["--words", "one=cat", "--words", "two=dog"]),
+        ("trajectory", [OTHER]),
+    ):
+        line = ["lens", kind, home / "tiny", PROMPT, *extra, "--lens", file]
+        rows = json.loads(succeed(*line, "--json"))
+        assert list(dict.fromkeys(row["site"] for row in rows)) == places
+        page = tmp_path / f"{kind}.html"
+        out = succeed(*line, "--out", page, "-q")
+        assert "Jacobian lens" in out
+        assert "Jacobian lens of tiny" in page.read_text()
+    rows = json.loads(succeed("lens", "read", home / "tiny", PROMPT, "--lens", file, "--json"))
+    assert [row["kl"] for row in rows] == pytest.approx(lens(model, PROMPT).table.kl.to_list(), abs=1e-5)
+    assert "holds no lens" in monosem("lens", "read", home / "tiny", PROMPT, "--lens", tmp_path).output
+
+
 def test_languages(home: Path, tmp_path: Path) -> None:
     line = [
         "lens",

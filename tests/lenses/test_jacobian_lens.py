@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from monosem.errors import BadFile, BadInput, Mismatch
+from monosem import lenses
+from monosem.errors import BadFile, BadInput, Mismatch, UnknownName
 from monosem.lenses.jacobian import JacobianLens
 
 # norms before, after and on both sides of a branch, parallel blocks, tuples, soft caps, sinks, multipliers
@@ -161,6 +162,54 @@ def test_a_published_file_is_read(tiny_model, tmp_path):
             JacobianLens.load(tmp_path / "broken.pt")
 
 
+def test_a_loaded_lens_is_the_model_at_the_last_layer_and_is_taken_by_every_analysis(tiny_model, tmp_path):
+    """From a published file, which has no last layer, and one that was fitted at some layers only."""
+    model = tiny_model("llama")
+    some = JacobianLens.fit(model, PROMPTS, layers=[0], skip_first=2, quiet=True)
+    matrix = some.jacobians[0].half()
+    file = tmp_path / "lens.pt"
+    torch.save({"J": {0: matrix}, "n_prompts": 2, "source_layers": [0], "d_model": 32}, file)
+    h = model.run([PROMPTS[0]], capture="resid_post.0")["resid_post.0"][0]
+    first = model.unembed(h @ matrix.float().T).softmax(-1)
+    last = model.hf(torch.tensor([PROMPTS[0]])).logits[0].softmax(-1)
+    a, b = 11, 12
+    for lens in (str(file), file, some.save(tmp_path / "folder"), JacobianLens.load(file), some):
+        seen = lenses.read(model, [PROMPTS[0]], lens=lens)
+        assert [site.layer for site in seen.sites] == [0, 2]
+        assert seen.lens == "Jacobian lens"
+        for layer, want in enumerate((first, last)):
+            torch.testing.assert_close(
+                seen.top_probabilities[layer, 0, :, 0], want.max(-1).values, rtol=1e-2, atol=1e-3
+            )
+        profile = lenses.entropy_profile(model, [PROMPTS[0]], lens=lens)
+        want = torch.stack([-(p * p.log()).sum(-1) for p in (first, last)])
+        torch.testing.assert_close(profile["H1"][:, 0], want, rtol=1e-2, atol=1e-3)
+        gap = lenses.gap(model, [PROMPTS[0]], a, b, lens=lens)
+        odds = torch.stack([(p[-1, a] / p[-1, b]).log() for p in (first, last)])
+        torch.testing.assert_close(gap.groups["prompts"][:, 0], odds, rtol=1e-2, atol=1e-2)
+        two = lenses.trajectory(model, [PROMPTS[0]], [PROMPTS[0][:-1] + [5]], lens=lens)
+        assert two.sites == profile.sites == gap.sites == seen.sites
+        assert "Jacobian lens" in two.plot().layout.title.text
+        words = lenses.languages(model, [PROMPTS[0]], {"one": ["London"], "two": ["capital"]}, lens=lens)
+        assert words.sites == seen.sites
+    before = some(model, [PROMPTS[0]], site="resid_pre")  # the same state, one layer later
+    assert [site.layer for site in before.sites] == [1]
+    torch.testing.assert_close(before["entropy"][0], some(model, [PROMPTS[0]])["entropy"][0])
+
+
+def test_a_lens_that_does_not_map_states_says_how_it_reads(tiny_model, tmp_path):
+    model = tiny_model("llama")
+    prompt = lenses.SoftPrompt.of(model, 1, "the cat").save(tmp_path / "prompt")
+    for analysis in (lenses.read, lenses.entropy_profile):
+        with pytest.raises(BadInput, match="SoftPrompt.generate"):
+            analysis(model, [PROMPTS[0]], lens=prompt)
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(BadFile, match="holds no lens"):
+            analysis(model, [PROMPTS[0]], lens=tmp_path / "empty")
+        with pytest.raises(UnknownName, match="no tuned lens"):
+            analysis(model, [PROMPTS[0]], lens=tmp_path / "missing")
+
+
 def test_what_is_refused(tiny_model):
     model = tiny_model("llama")
     with pytest.raises(BadInput, match="prompt 0 has 7 tokens and needs more than 10"):
@@ -174,6 +223,8 @@ def test_what_is_refused(tiny_model):
     with pytest.raises(BadInput, match="no Jacobian was fitted for resid_post.0"):
         lens(model, [PROMPTS[0]], layers=[0, 1])
     with pytest.raises(BadInput, match="no Jacobian was fitted for resid_pre.1"):
-        lens(model, [PROMPTS[0]], site="resid_pre")
+        lens(model, [PROMPTS[0]], site="resid_pre", layers=1)
+    with pytest.raises(BadInput, match="no Jacobian was fitted for attn_out"):
+        lens(model, [PROMPTS[0]], site="attn_out")
     with pytest.raises(Mismatch, match="width 32"):
         lens(tiny_model("llama", hidden_size=48), PROMPTS[0])

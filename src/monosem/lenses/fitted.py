@@ -49,13 +49,20 @@ class Fitted:
 
     Attributes:
         kind: what `config.json` calls it. made_by: the call that makes one for another model.
+        kinds: every subclass by its kind.
     """
 
     kind: ClassVar[str]
     made_by: ClassVar[str] = "fit"
+    called: ClassVar[str] = "__call__"  # how it is used where it does not map states into the last stream
+    kinds: ClassVar[dict[str, type["Fitted"]]] = {}
     may_be_nan: ClassVar[frozenset[str]] = frozenset()  # tensors in which NaN means that there is no number
 
     header: Header
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        Fitted.kinds[cls.kind] = cls
 
     def numbers(self) -> dict[str, Tensor]:
         """The tensors that are saved."""
@@ -92,6 +99,17 @@ class Fitted:
                 f"monosem.lenses.{type(self).__name__}.{self.made_by}"
             )
 
+    def on(self, model: Model) -> Self:
+        """The lens as it reads this model. Errors as `check`."""
+        self.check(model)
+        return self
+
+    @classmethod
+    def claims(cls, path: Path) -> bool:
+        """Whether a file or folder is one that `load` reads."""
+        config = read_json(path / CONFIG) if (path / CONFIG).is_file() else None
+        return isinstance(config, dict) and config.get("lens") == cls.kind
+
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a folder that `load` reads, whole or not at all."""
         return write_fitted(path, self.kind, self.header, self.numbers())
@@ -111,6 +129,18 @@ class Fitted:
         except (TypeError, KeyError, ValueError) as error:
             raise BadFile(f"{path} does not hold a {cls.kind} lens that can be read: {error}") from error
         return lens
+
+
+def load_any(path: str | os.PathLike[str]) -> Fitted:
+    """A saved lens of any kind.
+
+    Raises:
+        BadFile: it holds no lens, or a broken one.
+    """
+    for cls in Fitted.kinds.values():
+        if cls.claims(Path(path)):
+            return cls.load(path)
+    raise BadFile(f"{path} holds no lens; give 'tuned', or what `monosem lens train` or a lens's save(...) wrote")
 
 
 def write_fitted(path: str | os.PathLike[str], kind: str, header: Header, numbers: Mapping[str, Tensor]) -> Path:

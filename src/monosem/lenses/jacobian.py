@@ -10,7 +10,7 @@ lens is the case J = I.
 
 import os
 import pickle
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self, Unpack
 
@@ -28,6 +28,11 @@ from .results import LensResult
 
 # what torch.load and a dictionary of another shape were seen to raise
 _BROKEN = (OSError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, ValueError)
+
+SHIFTS = {
+    "resid_post": 0,
+    "resid_pre": 1,
+}  # blocks before a state of this name, less its layer's number, from the first
 
 
 @dataclass(frozen=True)
@@ -74,16 +79,34 @@ class JacobianLens(Fitted):
         Raises:
             Mismatch: the lens belongs to a model of another shape. BadInput: a layer that was not fitted.
         """
-        if options.get("layers") is None:
-            options["layers"] = self.layers
         options.setdefault("quiet", True)
         return read(model, x, lens=self, **options)
 
     def translate(self, site: Site, h: Float[Tensor, "cell d_model"]) -> Float[Tensor, "cell d_model"]:
-        """J_l h of states at `resid_post.l`. Raises `BadInput` for another site, or a layer that was not fitted."""
-        if site.name != "resid_post" or site.layer not in self.jacobians:
+        """J_l h of states after block l, `resid_post.l` or `resid_pre.l+1`. Raises `BadInput` for another place, or a
+        layer that was not fitted."""
+        after = None if site.layer is None or site.name not in SHIFTS else site.layer - SHIFTS[site.name]
+        if after not in self.jacobians:
             raise BadInput(f"no Jacobian was fitted for {site}; there are Jacobians of resid_post at {self.layers}")
-        return h.float() @ self.jacobians[site.layer].to(h.device).T
+        return h.float() @ self.jacobians[after].to(h.device).T
+
+    def layers_at(self, site: str) -> list[int] | None:
+        """The layers of a site that it reads; None for a site that it does not know."""
+        if site not in SHIFTS:
+            return None
+        last = self.header.n_layers
+        shifted = [layer + SHIFTS[site] for layer in self.layers]
+        return [layer for layer in shifted if last is None or layer < last]
+
+    @classmethod
+    def claims(cls, path: Path) -> bool:
+        return (path.is_file() and path.suffix == ".pt") or super().claims(path)
+
+    def on(self, model: Model) -> Self:
+        """With the identity at the model's last layer, which published files leave out. Errors as `check`."""
+        lens, last = super().on(model), model.cfg.n_layers - 1
+        header = replace(lens.header, n_layers=last + 1)
+        return replace(lens, header=header, jacobians={last: torch.eye(self.header.d_model)} | lens.jacobians)
 
     def numbers(self) -> dict[str, Tensor]:
         return {str(layer): matrix for layer, matrix in self.jacobians.items()}

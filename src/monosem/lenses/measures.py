@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ..errors import check_name
 
+LARGEST_JS = 0.6931471  # log 2, rounded down: float32's own rounding would pass the bound
+
 
 class Distribution:
     """Token distributions of some cells, in float32; computed when they are first asked for."""
@@ -58,7 +60,7 @@ def cross_entropy(view: View) -> Tensor:
 def kl(view: View) -> Tensor:
     """KL(p‖q) = Σ p (log p - log q), in nats: what the lens lacks of the model's prediction."""
     # the difference first, so that equal distributions give exactly 0
-    return torch.linalg.vecdot(view.reference.probability, view.reference.log - view.lens.log)
+    return torch.linalg.vecdot(view.reference.probability, view.reference.log - view.lens.log).clamp_min(0.0)
 
 
 def js(view: View) -> Tensor:
@@ -66,12 +68,12 @@ def js(view: View) -> Tensor:
     # in place, for new arrays of this size cost more than the arithmetic
     mixture = (view.lens.probability + view.reference.probability).mul_(0.5)
     mixed = -torch.linalg.vecdot(mixture, mixture.clamp_min(torch.finfo(torch.float32).tiny).log_())
-    return mixed - 0.5 * (view.lens.entropy + view.reference.entropy)
+    return (mixed - 0.5 * (view.lens.entropy + view.reference.entropy)).clamp(0.0, LARGEST_JS)
 
 
 def tv(view: View) -> Tensor:
     """Total variation ½ Σ |p - q|: the largest difference in probability that any set of tokens has; 0 to 1."""
-    return 0.5 * (view.lens.probability - view.reference.probability).abs_().sum(-1)
+    return (0.5 * (view.lens.probability - view.reference.probability).abs_().sum(-1)).clamp_max(1.0)
 
 
 def logsumexp(view: View) -> Tensor:

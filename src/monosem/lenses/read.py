@@ -14,10 +14,10 @@ from torch import Tensor
 from ..models import Layers, Model, Positions
 from ..models.running.moment import EditLike
 from ..results import analysis
-from .lookup import LensLike, lens_of
+from .lookup import LensLike, sight
 from .measures import MEASURES, Measure, log_probability, measures_of, rank
 from .results import LensResult, followed
-from .states import States, Translate, read_out, sites_at, states_of
+from .states import States, Translate, read_out, states_of
 
 Targets = Sequence[str | int] | str | int | None
 
@@ -55,13 +55,13 @@ def read(
 
     Args:
         x: prompt, prompts, ids, or a `TokenBatch`.
-        lens: None for the logit lens, "tuned" for the tuned lens shipped for the model, the folder of a tuned lens, any
-            lens of this room, or a function `(site, states) -> states` from `cell d_model` in float32 to the basis of
+        lens: None for the logit lens, "tuned" for the tuned lens shipped for the model, a lens of this room or the file
+            of one, or a function `(site, states) -> states` from `cell d_model` in float32 to the basis of
             the last stream.
         name: what tables and figures call the lens; its own name by default.
         site: "resid_post", "resid_pre", "resid_mid", or what a branch adds, "attn_out", "mlp_out". A branch is
             normalised by its own size here; for its exact share in a logit use `monosem.components`.
-        layers: None for all; negative ones count from the last.
+        layers: None for all (that the lens was fitted for); negative ones count from the last.
         positions: None for all tokens, "last", indices (negative from the end of each row), or a slice.
         top: likeliest tokens to keep a cell.
         targets: tokens to follow through the layers (text of one token, or ids), besides "next" and "final".
@@ -74,12 +74,11 @@ def read(
     """
     wanted = measures_of(measures)
     constant = followed(model, targets)
-    own_name, translate = lens_of(model, lens)
-    sites = sites_at(model, site, layers)
-    states = states_of(model, x, sites, positions, edits)
+    seen = sight(model, lens, site, layers)
+    states = states_of(model, x, seen.sites, positions, edits)
     ids = _followed_ids(states, constant)
-    numbers = _numbers(states, translate, wanted, ids, max(top, 1), quiet)
-    return LensResult(model=model, lens=name or own_name, sites=sites, tokens=states.tokens, **numbers)
+    numbers = _numbers(states, seen.translate, wanted, ids, max(top, 1), quiet)
+    return LensResult(model=model, lens=name or seen.lens, sites=seen.sites, tokens=states.tokens, **numbers)
 
 
 def _numbers(
@@ -122,6 +121,6 @@ def logit(model: Model, x: Any, **options: Unpack[ReadOptions]) -> LensResult:
 
 
 def tuned(model: Model, x: Any, lens: LensLike = "tuned", **options: Unpack[ReadOptions]) -> LensResult:
-    """What each layer already knows of the model's prediction; `lens`: a tuned lens, or the folder of one; by default
-    the one that is shipped for this model. Options and errors as `read`; the site is resid_post or resid_pre."""
+    """What each layer already knows of the model's prediction; `lens`: a tuned lens, or the file of one; by default the
+    one that is shipped for this model. Options and errors as `read`; the site is resid_post or resid_pre."""
     return read(model, x, lens=lens, **options)

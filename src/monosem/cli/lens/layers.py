@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 Targets = Annotated[list[str] | None, option("TOKEN", "A token to follow, with its leading space. May be repeated.")]
 TunedLens = Annotated[str, option("DIR", "A tuned lens (default: the one shipped for MODEL).")]
+AnyLens = Annotated[str, option("PATH", "The file or folder of a tuned, Jacobian or head lens.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,17 @@ def tuned(reading: LayerReading, lens: TunedLens = "tuned") -> None:
     As `monosem lens logit`, through a tuned lens: one affine map a layer, trained to say what the model will say.
 
     Example: monosem lens tuned smollm2 "The capital of France is" --position 3
+    """
+    _read(reading, lens)
+
+
+def read(reading: LayerReading, lens: AnyLens) -> None:
+    """Read every layer through a lens of your own.
+
+    As `monosem lens logit`, through what `monosem lens train` wrote, or a published file: a tuned lens, a Jacobian
+    lens, or a lens made of heads.
+
+    Example: monosem lens read smollm2 "The capital of France is" --lens runs/jacobian/lens
     """
     _read(reading, lens)
 

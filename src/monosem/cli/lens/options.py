@@ -10,7 +10,9 @@ from ..options import Layers, Prompts, layer_numbers, option
 if TYPE_CHECKING:
     from ...models import Model
 
-Lens = Annotated[str | None, option("DIR", "A tuned lens, or tuned for the shipped one (default: logit lens).")]
+Lens = Annotated[
+    str | None, option("PATH", "The file or folder of a lens, or tuned for the shipped one (default: logit lens).")
+]
 Likeliest = Annotated[int, option("N", "Likeliest tokens to show.", min=1)]
 Value = Annotated[str | None, option("NAME", "What colours the picture: probability, entropy, rank, kl, js...")]
 Position = Annotated[int, option("N", "The token to show in the table: 0 is the first, -1 the last.")]

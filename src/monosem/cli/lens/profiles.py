@@ -31,7 +31,7 @@ def entropy(reading: Reading, max_new_tokens: NewTokens = 0, lens: Lens = None) 
         rows = [[str(site), *map(float, profile[:, layer])] for layer, site in enumerate(result.sites)]
         tokens = f"the {max_new_tokens} tokens written" if max_new_tokens else "the prompt's tokens"
         columns = [f"prompt {row}" for row in range(len(profile))]
-        table(["layer", *columns], rows, f"entropy in nats, mean over {tokens}")
+        table(["layer", *columns], rows, f"{result.lens}: entropy in nats, mean over {tokens}")
 
     reading.give(result, shown)
 
@@ -53,7 +53,7 @@ def gap(
 
     model = reading.load()
     result = lenses.gap(model, reading.texts(model), a, b, positions=position, lens=lens, **reading.options(model))
-    reading.give(result, result.table.drop(columns="group"), "log-odds in nats of --a over --b")
+    reading.give(result, result.table.drop(columns="group"), f"{result.lens}: log-odds in nats of --a over --b")
 
 
 def languages(reading: Reading, words: Words, position: Position = -1, lens: Lens = None) -> None:
@@ -70,7 +70,7 @@ def languages(reading: Reading, words: Words, position: Position = -1, lens: Len
     model = reading.load()
     options = reading.options(model) | {"positions": position, "lens": lens}
     result = lenses.languages(model, reading.texts(model), wanted, **options)
-    reading.give(result, result.table, "probability of each language, mean over the prompts")
+    reading.give(result, result.table, f"{result.lens}: probability of each language, mean over the prompts")
 
 
 def trajectory(reading: Reading, position: Position = -1, value: Difference = None, lens: Lens = None) -> None:
@@ -94,7 +94,9 @@ def trajectory(reading: Reading, position: Position = -1, value: Difference = No
     cells = result.table
     place = token_at(position, sorted(cells.position.unique()), "the prompts have")
     columns = ["site", "token", "other_token", "first", "second", "kl", "js", "cosine"]
-    reading.give(result, cells.loc[cells.position == place, columns], "the two prompts at one token", **plot)
+    reading.give(
+        result, cells.loc[cells.position == place, columns], f"{result.lens}: the two prompts at one token", **plot
+    )
 
 
 def _words(entry: str) -> tuple[str, list[str]]:

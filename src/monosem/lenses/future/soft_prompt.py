@@ -61,6 +61,7 @@ class SoftPrompt(Fitted):
     """
 
     kind: ClassVar[str] = "soft prompt"
+    called: ClassVar[str] = "generate"
 
     header: SoftPromptHeader
     embeddings: Float[Tensor, "pos d_model"] = field(repr=False)

@@ -17,9 +17,9 @@ from ...models import Layers, Model, Positions, TokenBatch
 from ...models.running.moment import EditLike
 from ...plots import Figure
 from ...results import analysis
-from ..lookup import LensLike, lens_of
+from ..lookup import LensLike, sight
 from ..measures import renyi
-from ..states import sites_at, states_of
+from ..states import states_of
 from .profile import TokenProfile
 
 
@@ -63,12 +63,12 @@ class EntropyProfile(TokenProfile):
     def plot(self, order: float = 1.0) -> Figure:
         """Each row's mean over tokens, over layers, with the standard error over tokens."""
         self.entropies(order)
-        title = f"entropy of each layer's prediction, {self.model.name}"
+        title = self.title("entropy of each layer's prediction")
         return self.plot_lines(self.samples(f"H{order:g}"), f"H{order:g} (nats)", title)
 
     def plot_tokens(self, row: int = 0, order: float = 1.0) -> Figure:
         """Layers on y, the tokens of one row on x."""
-        title = f"entropy H{order:g} of each layer's prediction"
+        title = self.title(f"entropy H{order:g} of each layer's prediction")
         return self.grid.heatmap(self.entropies(order), row, unit="nats", title=title)
 
 
@@ -100,18 +100,17 @@ def entropy_profile(
     """
     edits = [edits] if hasattr(edits, "apply") else list(edits)  # type: ignore[list-item, arg-type]
     _check(orders, positions, max_new_tokens, edits)
-    sites = sites_at(model, site, layers)
-    _, translate = lens_of(model, lens)
+    through = sight(model, lens, site, layers)
     written = None
     if max_new_tokens:
         generation = model.generate(x, edits=edits, max_new_tokens=max_new_tokens)
         x, written = generation.ids, _written(generation.ids, generation.prompt.lengths)
-    states = states_of(model, x, sites, positions, edits)
+    states = states_of(model, x, through.sites, positions, edits)
     orders = [float(order) for order in orders]
-    seen = states.read_out(translate, {f"H{order:g}": renyi(order) for order in orders}, quiet=quiet)
+    seen = states.read_out(through.translate, {f"H{order:g}": renyi(order) for order in orders}, quiet=quiet)
     chosen = states.chosen.cpu() if written is None else states.chosen.cpu() & written
     grids = {name: states.spread(grid).masked_fill(~chosen, float("nan")) for name, grid in seen.measures.items()}
-    return EntropyProfile(model, sites, states.tokens, chosen, grids, tuple(orders))
+    return EntropyProfile(model, through.sites, through.lens, states.tokens, chosen, grids, tuple(orders))
 
 
 def _written(tokens: TokenBatch, prompts: Tensor) -> Bool[Tensor, "batch pos"]:

@@ -14,9 +14,10 @@ from ...models import Layers, Model, Positions
 from ...models.running.moment import EditLike
 from ...plots import Figure
 from ...results import analysis
-from ..lookup import LensLike, lens_of
+from ..grid import token_label
+from ..lookup import LensLike, sight
 from ..measures import log_mass
-from ..states import sites_at, states_of
+from ..states import states_of
 from .profile import Profile
 
 Tokens = Sequence[str | int] | str | int
@@ -51,10 +52,10 @@ class TokenGap(Profile):
     def plot(self) -> Figure:
         """Mean log-odds over layers, one line a group, with standard errors."""
         sets = [
-            " ".join(repr(self.model.str_token(i)) for i in ids[:3]) + ("…" if len(ids) > 3 else "")
+            " ".join(token_label(repr(self.model.str_token(i))) for i in ids[:3]) + ("…" if len(ids) > 3 else "")
             for ids in (self.a, self.b)
         ]
-        title = f"log-odds of {sets[0]} over {sets[1]}"
+        title = self.title(f"log-odds of {sets[0]} over {sets[1]}")
         return self.plot_lines(self.groups, "log-odds (nats)", title, zero=True)
 
 
@@ -87,19 +88,19 @@ def gap(
     sets = [token_set(model, a), token_set(model, b)]
     if both := set(sets[0].tolist()) & set(sets[1].tolist()):
         raise BadInput(f"tokens in both sets: {', '.join(repr(model.str_token(i)) for i in sorted(both))}")
-    sites, (_, translate) = sites_at(model, site, layers), lens_of(model, lens)
+    through = sight(model, lens, site, layers)
     named = isinstance(x, Mapping) and not {"input_ids", "role"} & set(x)  # else it is a prompt itself
     groups = x if named else {"prompts": x}
     odds, masses = {}, {}
     for name, group in groups.items():
-        states = states_of(model, group, sites, positions, edits)
+        states = states_of(model, group, through.sites, positions, edits)
         states.check_rows()
         measures = {0: log_mass(sets[0]), 1: log_mass(sets[1])}
-        seen = states.read_out(translate, measures, quiet=quiet)
+        seen = states.read_out(through.translate, measures, quiet=quiet)
         mass = torch.stack([states.spread(seen.measures[i]) for i in (0, 1)])
         odds[str(name)] = (mass[0] - mass[1]).nanmean(-1)
         masses[str(name)] = mass.nanmean(-1)
-    return TokenGap(model, sites, sets[0].tolist(), sets[1].tolist(), odds, masses)
+    return TokenGap(model, through.sites, through.lens, sets[0].tolist(), sets[1].tolist(), odds, masses)
 
 
 def token_set(model: Model, tokens: Tokens) -> Int[Tensor, "token"]:

@@ -18,9 +18,9 @@ from ...models import Layers, Model, Positions
 from ...models.running.moment import EditLike
 from ...plots import Figure
 from ...results import analysis
-from ..lookup import LensLike, lens_of
+from ..lookup import LensLike, sight
 from ..measures import entropy, log_mass
-from ..states import sites_at, states_of
+from ..states import states_of
 from .profile import Profile
 
 Words = Sequence[str] | Sequence[Sequence[str]]
@@ -61,7 +61,7 @@ class LanguageProfile(Profile):
         if value not in ("probability", "share"):
             raise BadInput(f"value is 'probability' or 'share', not {value!r}")
         samples = self.probabilities if value == "probability" else self.shares
-        return self.plot_lines(samples, value, f"languages inside {self.model.name}")
+        return self.plot_lines(samples, value, self.title("words of languages"))
 
 
 @analysis
@@ -90,8 +90,8 @@ def languages(
     """
     if len(words) < 2:
         raise BadInput("give the words of at least two languages")
-    sites, (_, translate) = sites_at(model, site, layers), lens_of(model, lens)
-    states = states_of(model, x, sites, positions, edits)
+    through = sight(model, lens, site, layers)
+    states = states_of(model, x, through.sites, positions, edits)
     states.check_rows()
     rows = len(states.tokens)
     lists = {name: _per_row(name, one, rows) for name, one in words.items()}
@@ -103,11 +103,11 @@ def languages(
         width = max(map(len, ids_by_row))
         ids = torch.tensor([ids + [-1] * (width - len(ids)) for ids in ids_by_row])
         measures[(name,)] = log_mass(ids[row_of] if per_row else ids[0])
-    seen = states.read_out(translate, measures, quiet=quiet)
+    seen = states.read_out(through.translate, measures, quiet=quiet)
     mean = lambda values: states.spread(values).nanmean(-1)  # noqa: E731
     probabilities = {name: mean(seen.measures[(name,)].exp()) for name in sets}
     spelled = sorted({model.str_token(token) for token in dropped})
-    return LanguageProfile(model, sites, probabilities, mean(seen.measures[""]), sets, spelled)
+    return LanguageProfile(model, through.sites, through.lens, probabilities, mean(seen.measures[""]), sets, spelled)
 
 
 def first_tokens(model: Model, word: str) -> list[int]:

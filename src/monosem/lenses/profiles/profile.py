@@ -23,11 +23,16 @@ class Profile(Result):
     """Numbers over layers.
 
     Attributes:
-        sites: the places read, one a layer.
+        sites: the places read, one a layer. lens: the name of the lens that they were seen through.
     """
 
     model: Model = field(repr=False)
     sites: list[Site]
+    lens: str
+
+    def title(self, what: str) -> str:
+        """What a picture shows, of which model, and through which lens."""
+        return f"{self.lens} of {self.model.name}: {what}"
 
     def layer_table(self, key: str, values: Mapping[str, Mapping[str, Line]]) -> pd.DataFrame:
         """One row a line and layer: the means over samples of every value, and `<value>_se`, their standard errors (NaN

@@ -15,9 +15,9 @@ from ...models.running.moment import EditLike
 from ...plots import Figure
 from ...results import analysis
 from ..grid import CellIndex, Column, short_label, token_label
-from ..lookup import LensLike, lens_of
+from ..lookup import LensLike, sight
 from ..measures import Measure, js, kl, tv
-from ..states import States, read_out, sites_at, states_of
+from ..states import States, read_out, states_of
 from .profile import TokenProfile
 
 DIFFERENCES = ("kl", "js", "tv", "cosine", "distance", "agree")  # what a trajectory measures at every token
@@ -80,7 +80,7 @@ class Trajectory(TokenProfile):
             text=text,
             hover=hover,
             words=column,
-            title=f"two runs of {self.model.name}: {value}",
+            title=self.title(f"two runs, {value}"),
             diverging=value == "cosine",
             limits=(-1.0, 1.0) if value == "cosine" else None,
         )
@@ -117,7 +117,8 @@ def trajectory(
     if other is None and other_model is model and not first_edits and not second_edits:
         raise BadInput("both runs are the same: give other=, second_edits= or second_model=")
     _check_shapes(model, other_model)
-    sites, (_, translate) = sites_at(model, site, layers), lens_of(model, lens)
+    through = sight(model, lens, site, layers)
+    sites, translate = through.sites, through.translate
     for place in sites:
         other_model.site(place)
     x = model.tokens(x)
@@ -135,7 +136,9 @@ def trajectory(
     values["distance"] = torch.stack([(x - y).norm(dim=-1) / x.norm(dim=-1) for x, y in states])
     values["agree"] = (first == second).float()
     spread = {name: a.spread(value) for name, value in values.items()}
-    return Trajectory(model, sites, a.tokens, a.chosen.cpu(), spread, b.tokens, a.spread(first), a.spread(second))
+    return Trajectory(
+        model, sites, through.lens, a.tokens, a.chosen.cpu(), spread, b.tokens, a.spread(first), a.spread(second)
+    )
 
 
 def _check_shapes(model: Model, other: Model) -> None:

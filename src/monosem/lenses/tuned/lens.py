@@ -142,6 +142,14 @@ class TunedLens(Fitted):
         self.translators.to(device)
         return self
 
+    @classmethod
+    def claims(cls, path: Path) -> bool:
+        return (path / PARAMETERS).is_file() or super().claims(path)
+
+    def on(self, model: Model) -> Self:
+        """Checked, and on the model's device. Errors as `check`."""
+        return super().on(model).to(model.device)
+
     def translate(self, site: Site, h: Float[Tensor, "cell d_model"]) -> Float[Tensor, "cell d_model"]:
         """States at `resid_pre.L` or `resid_post.L`, as the last layer would hold them.
 
