@@ -207,3 +207,13 @@ def test_the_logits_of_the_first_token_come_with_the_generation(model):
     edit = edits.scale("resid_mid.1" if model.has("resid_mid.1") else "resid_pre.1", 1.3)
     made = model.generate(rows, edits=edit, max_new_tokens=2)
     torch.testing.assert_close(made.logits, model.run(rows, edits=edit, logits="last").logits, **TOLERANCE)
+
+
+def test_prompt_and_continuation_joined_are_the_whole_text():
+    """The tiny tokenizer's decoder drops the space at the start of a text, as Llama 2's does."""
+    model = tiny_model("llama")
+    made = model.generate(["the cat sat", "a dog"], max_new_tokens=6, stop_at_eos=False)
+    for text, prompt, ids in zip(made.texts, ("the cat sat", "a dog"), made.ids.rows()):
+        assert prompt + text == model.tokenizer.decode(ids, skip_special_tokens=True)
+    alone = Model(model.hf).generate([[5, 7]], max_new_tokens=3)
+    assert alone.texts == [" ".join(map(str, alone.new[0]))]

@@ -72,6 +72,13 @@ def test_rows_with_their_own_latent_and_value_equal_single_runs(model, sae):
         assert together.rows[i]["edited_text"] == alone.rows[0]["edited_text"]
 
 
+def test_prompt_and_continuation_joined_are_the_whole_text(model):
+    found = outcome(model, PROMPTS, max_new_tokens=3)
+    for prompt, text, new in zip(PROMPTS, found.texts, found.new):
+        ids = model.tokens(prompt).rows()[0] + new
+        assert prompt + text == model.tokenizer.decode(ids, skip_special_tokens=True)
+
+
 def test_a_shared_baseline_gives_the_same_and_another_is_refused(model, sae):
     baseline = outcome(model, PROMPTS, max_new_tokens=3)
     edit = edits.clamp(sae, 2, 25.0)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..models import Model, Run, SiteLike, TokenBatch
 from ..models.numbers import count
+from ..models.running.generation import written
 from ..models.tokens import texts_of
 from ..progress import Meter
 from ..results import Result, analysis
@@ -112,7 +113,7 @@ def outcomes(
     for arm in made:
         own = [readings[text] for text in zip(rows, arm.new)]
         perplexities, means = [reading.perplexity for reading in own], [reading.mean for reading in own]
-        texts = [model.text(new) for new in arm.new]
+        texts = [written(model, row, new) for row, new in zip(rows, arm.new)]
         found.append(Outcome(prompts, torch.stack(arm.logits), arm.new, texts, perplexities, means))
     return found
 

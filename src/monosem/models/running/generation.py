@@ -32,7 +32,7 @@ class Generation:
     Attributes:
         prompt: the prompts, left padded.
         new: new token ids of each row, up to and including an end-of-text token.
-        texts: the continuations as text, without special tokens.
+        texts: the continuations as text, without special tokens: what comes after the prompt's text.
         ids: prompt and continuation of each row, right padded, ready for `model.run` (which also takes the whole
             `Generation`, as `model.generate` does to go on).
         logits: of the first new token of each row, after the edits, before `sampling`: `batch vocab`.
@@ -178,11 +178,20 @@ def _generation(session: Session, prompt: TokenBatch, made: _Decoded, ends: froz
         end = next((i for i, token in enumerate(row) if token in ends), len(row) - 1)
         new.append(row[: end + 1])
     whole = [old + fresh for old, fresh in zip(prompt.rows(), new)]
-    texts = [model.text(row) for row in new]
+    texts = [written(model, old, fresh) for old, fresh in zip(prompt.rows(), new)]
     ids = TokenBatch.of(whole, model.pad)
     captured = {site: _from_the_left(torch.cat(parts, 1), prompt, ids) for site, parts in made.captured.items()}
     run = Run(model, ids, None, captured, edited=session.edited)
     return Generation(prompt, new, texts, ids, made.logits, run)
+
+
+def written(model: Places, before: list[int], new: list[int]) -> str:
+    """What new tokens add to the text of the tokens before them, without special tokens. SentencePiece decoders drop the
+    space at the start of a text, so a continuation alone would lose it."""
+    if model.tokenizer is None:
+        return model.text(new)
+    head, whole = model.text(before), model.text([*before, *new])
+    return whole[len(head) :] if whole.startswith(head) else model.text(new)
 
 
 def _from_the_left(
