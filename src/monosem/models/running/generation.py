@@ -186,8 +186,10 @@ def _generation(session: Session, prompt: TokenBatch, made: _Decoded, ends: froz
 
 
 def written(model: Places, before: list[int], new: list[int]) -> str:
-    """What new tokens add to the text of the tokens before them, without special tokens. SentencePiece decoders drop the
-    space at the start of a text, so a continuation alone would lose it."""
+    """What new tokens add to the text of the tokens before them, without special tokens.
+
+    SentencePiece decoders drop the space at the start of a text, so a continuation alone would lose it.
+    """
     if model.tokenizer is None:
         return model.text(new)
     head, whole = model.text(before), model.text([*before, *new])
