@@ -1,9 +1,11 @@
 """The command line as a user drives it: help, results against the library, bad input, Ctrl-C and resume, pipes."""
 
+import html
 import json
 import os
 import pickle
 import re
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -513,6 +515,34 @@ def test_a_study_goes_on_after_ctrl_c_with_the_same_result(
     for section in (*stopped["sections"].values(), *whole["sections"].values()):
         del section["seconds"]
     assert stopped["sections"] == whole["sections"]
+
+
+def test_a_report_suggests_commands_that_show_its_texts_again(
+    run: Callable[..., Result], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(f"study concept.yaml --out {tmp_path} --quiet").exit_code == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    arms = [arm for section in ("steering", "ablation") for arm in results["sections"][section]["arms"]]
+    shown = [arm for arm in arms if arm["kind"] == "target" and arm["dose"] in (1.0, 0.0)]
+    page = html.unescape((tmp_path / "report.html").read_text())
+    written = (tmp_path / "report.md").read_text()
+    commands = re.findall(r"<pre>(monosem .*?)</pre>", page, flags=re.DOTALL)
+    assert len(commands) == 4
+    assert all(command in written for command in commands)
+    for arm, command in zip(shown, commands):  # amplified, then ablated
+        _, *line = shlex.split(command)
+        done = run("", *line[:-2], "--json", *line[-2:])
+        prompt = json.loads(done.stdout)["prompts"][0]
+        row = next(row for row in arm["rows"]["test"] if row["prompt"] == line[-1])
+        assert prompt["edited_text"] == row["edited_text"]
+        assert prompt["baseline_text"] == row["baseline_text"]
+        assert prompt["kl"] == pytest.approx(row["kl"], rel=1e-3, abs=1e-6)
+    _, *line = shlex.split(commands[3])
+    monkeypatch.chdir(tmp_path)
+    assert run("", *line, "--quiet").exit_code == 0
+    again = json.loads((tmp_path / "results.json").read_text())["sections"]
+    assert again["target"]["latent"] == results["sections"]["candidates"]["order"][1]
+    assert again["candidates"] == results["sections"]["candidates"]
 
 
 def test_a_reader_that_goes_away_is_no_error(home: Path) -> None:

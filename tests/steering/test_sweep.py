@@ -41,6 +41,9 @@ def test_rows_equal_single_clamps(model, sae, tmp_path, prompt):
         edit = edits.clamp(sae, int(row.latent), float(row.value)).at(positions=slice(1, None))
         made = model.generate(ids, edits=edit, max_new_tokens=4)
         assert row.text == made.texts[0]
+        if prompt is None:  # a clamp from no context is the same thing in `generate`
+            plain = edits.clamp(sae, int(row.latent), float(row.value))
+            assert row.text == model.generate(edits=plain, max_new_tokens=4).texts[0]
         start = [model.bos, made.new[0][0]] if prompt is None else prompt  # BOS itself is not edited
         p, q = (
             model.run([start] if prompt is None else start, edits=e).logits[0, -1].log_softmax(-1) for e in ((), edit)

@@ -160,6 +160,24 @@ def test_steering_is_in_units_of_the_latents_own_maximum(model, finished):
     assert runners_up == result.results["sections"]["candidates"]["order"][1:4]
 
 
+def test_a_latent_that_is_negative_is_studied_turned_around(model, sae, tmp_path):
+    """Codes with signs: which of a latent's two directions is called positive is arbitrary."""
+    made, turns = [], torch.where(torch.arange(sae.width) % 2 == 0, 1.0, -1.0)
+    for name, sign in (("one", torch.ones(sae.width)), ("other", turns)):
+        weights = sae.tensors
+        turned = (weights.W_enc * sign, weights.b_enc * sign, weights.W_dec * sign[:, None], weights.b_dec)
+        parts = DictionaryParts(DictionaryTensors(*turned), "abstopk", k=6, site=sae.site, model_name="tiny", name=name)
+        made.append(go(model, Dictionary(parts), tmp_path / name, max_new_tokens=2, values=[0.0]).results["sections"])
+    one, other = made
+    assert one["candidates"]["order"] == other["candidates"]["order"]
+    assert any(turns[latent] < 0 for latent in one["candidates"]["order"])
+    assert one["target"]["held_out"]["auroc"] == pytest.approx(other["target"]["held_out"]["auroc"])
+    for section in ("ablation", "steering"):
+        for first, second in zip(one[section]["arms"], other[section]["arms"], strict=True):
+            assert first["latent"] == second["latent"]
+            assert first["test"]["kl"] == pytest.approx(second["test"]["kl"], rel=1e-2, abs=1e-5)
+
+
 def test_findings_are_said_as_they_come(finished):
     _, lines = finished
     for section in SECTIONS:

@@ -31,13 +31,20 @@ class Statistics:
 
     Attributes:
         densities: share of tokens. usual: the same on text that is not about the concept. tokens: how many there were.
+        maxima: the largest magnitude. signs: -1 for latents whose codes are negative on the whole (abstopk), else 1.
     """
 
     densities: Float[Tensor, "width"]
     usual: Float[Tensor, "width"]
     maxima: Float[Tensor, "width"]
+    signs: Float[Tensor, "width"]
     tokens: int
     source: str
+
+    @property
+    def tops(self) -> Float[Tensor, "width"]:
+        """The maximum of each latent with its sign: what a dose of 1 clamps it to."""
+        return self.maxima * self.signs
 
 
 @dataclass
@@ -84,13 +91,15 @@ class Context:
         """From the dictionary's index; without one from the study's own prompts (few tokens: only a rough guide)."""
         if self.index is not None:
             densities, read = self.index.densities, int(self.index.meta["tokens"])
-            return Statistics(densities, densities, self.index.maxima, read, "the dictionary's latent index")
+            source, index = "the dictionary's latent index", self.index
+            return Statistics(densities, densities, index.maxima, index.signs, read, source)
         about = self.codes([*self.config.positive, *self.config.test])
         other = self.codes([*self.config.negative, *self.config.control])
         active, usual = torch.cat([about, other]) != 0, (other != 0).float().mean(0)
         maxima = torch.maximum(about.abs().amax(0), other.abs().amax(0))
         source = "the prompts of this study (the dictionary has no index)"
-        return Statistics(active.float().mean(0), usual, maxima, len(active), source)
+        signs = torch.where(about.sum(0) + other.sum(0) < 0, -1.0, 1.0)
+        return Statistics(active.float().mean(0), usual, maxima, signs, len(active), source)
 
     @cached_property
     def decoder_lengths(self) -> Float[Tensor, "width"]:
@@ -104,12 +113,15 @@ class Context:
         return torch.cat([self.dictionary.encode(run[site][counted]).dense().float().cpu() for run, counted in runs])
 
     def along(self, prompts: Sequence[str], latent: int) -> list[list[tuple[str, float]]]:
-        """(token, activation of the latent) of every counted token, prompt by prompt."""
+        """(token, activation of the latent) of every counted token, prompt by prompt, turned as in `strongest`."""
+        sign = float(self.statistics.signs[latent])
         wanted, texts = torch.tensor([latent], device=self.model.device), []
         for run, counted in prompt_runs(self.model, self.dictionary, prompts, batch_size=self.config.batch_size):
             for ids, x, mask in zip(run.tokens.ids, run[self.dictionary.site], counted):
                 values = self.dictionary.latent_activations(x[mask.to(x.device)], wanted)[:, 0].tolist()
-                texts.append([(self.model.str_token(int(i)), v) for i, v in zip(ids[mask.to(ids.device)], values)])
+                texts.append(
+                    [(self.model.str_token(int(i)), sign * v) for i, v in zip(ids[mask.to(ids.device)], values)]
+                )
         return texts
 
     def fires_on(self, latent: int, n: int = 8) -> list[str]:
@@ -132,8 +144,11 @@ class Context:
         return tokens, self.codes(prompts)
 
     def strongest(self, prompts: Sequence[str]) -> Float[Tensor, "prompts width"]:
-        """The activation of each latent that is largest in magnitude on each prompt, over its counted tokens."""
-        return pooled(self.model, self.dictionary, prompts, "max", batch_size=self.config.batch_size)
+        """The activation of each latent that is largest in magnitude on each prompt, over its counted tokens; latents
+        that are negative on the whole are turned around."""
+        return self.statistics.signs * pooled(
+            self.model, self.dictionary, prompts, "max", batch_size=self.config.batch_size
+        )
 
     def evidence(self, latent: int) -> Evidence | None:
         return None if self.index is None else self.index.evidence(latent)

@@ -86,7 +86,7 @@ def reason(rows: list[dict[str, Any]], order: list[int], dose: float) -> str:
 
 def gains(context: Context, latent: int, prompts: Any) -> list[float]:
     """By prompt: how much likelier amplifying the latent makes it, nats a token."""
-    value = context.config.primary_dose * float(context.statistics.maxima[latent])
+    value = context.config.primary_dose * float(context.statistics.tops[latent])
     edit = edits.clamp(context.dictionary, latent, value)
     known = list(prompts)
     gained: list[float] = (_losses(context, known) - _losses(context, known, edit)).tolist()

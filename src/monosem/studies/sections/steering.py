@@ -18,7 +18,6 @@ ALL_DOSES = 3  # random latents whose next token is looked at at every dose, and
 def make(context: Context, earlier: dict[str, dict[str, Any]]) -> dict[str, Any]:
     config = context.config
     target, randoms = earlier["target"]["latent"], earlier["ablation"]["randoms"]
-    maxima = context.statistics.maxima
     arms = _arms_of(context, target, "target")
     for number, latent in enumerate(randoms):
         arms += _random_arms(context, latent, number)
@@ -32,7 +31,7 @@ def make(context: Context, earlier: dict[str, dict[str, Any]]) -> dict[str, Any]
     return {
         "target": target,
         "randoms": randoms,
-        "maximum": float(maxima[target]),
+        "maximum": float(context.statistics.tops[target]),
         "maximum_source": context.statistics.source,
         "primary_dose": config.primary_dose,
         "reader": context.memory["reader"].facts,
@@ -103,7 +102,7 @@ def _random_arms(context: Context, latent: int, number: int) -> list[Arm]:
 
 
 def _arms_of(context: Context, latent: int, kind: str) -> list[Arm]:
-    top, config = float(context.statistics.maxima[latent]), context.config
+    top, config = float(context.statistics.tops[latent]), context.config
     doses = [Arm(kind, f"latent {latent} to {dose:g} x max", latent, dose * top, dose) for dose in config.doses]
     times = [f" ({value / top:.2f} x max)" if top else "" for value in config.values]
     plain = [Arm(kind, f"latent {latent} to {v:g}{share}", latent, v) for v, share in zip(config.values, times)]
@@ -112,19 +111,19 @@ def _arms_of(context: Context, latent: int, kind: str) -> list[Arm]:
 
 def _baselines(context: Context, target: int, candidates: dict[str, Any]) -> list[Arm]:
     """At the primary dose: the runners-up (test prompts), several latents that share the dose, the mean difference."""
-    config, maxima, dose = context.config, context.statistics.maxima, context.config.primary_dose
+    config, tops, dose = context.config, context.statistics.tops, context.config.primary_dose
     others = [latent for latent in candidates["order"] if latent != target][: config.runners_up]
     arms = [
-        Arm("candidate", f"latent {i} to {dose:g} x max", i, dose * float(maxima[i]), dose, continued=("test",))
+        Arm("candidate", f"latent {i} to {dose:g} x max", i, dose * float(tops[i]), dose, continued=("test",))
         for i in others
     ]
     together = several(target, candidates, config.together)
     if len(together) > 1:
         share = dose / math.sqrt(len(together))  # so that all of them together write as much as one of them would
-        parts = tuple((latent, share * float(maxima[latent])) for latent in together)
+        parts = tuple((latent, share * float(tops[latent])) for latent in together)
         label = f"latents {', '.join(map(str, together))} to {share:.2g} x max each"
         arms.append(Arm("several", label, dose=dose, latents=parts))
-    length = dose * float(maxima[target] * context.decoder_lengths[target])
+    length = dose * float(context.statistics.maxima[target] * context.decoder_lengths[target])
     if context.dictionary.d_in == context.model.cfg.d_model and length:
         arms.append(Arm("direction", f"difference of means, length {length:.1f}", value=length, dose=dose))
     return arms
