@@ -49,7 +49,8 @@ class Task:
     @staticmethod
     def of(model: Any, name: str, seed: int) -> "Task":
         words = TASKS[name].split()
-        usable = [pair for pair in zip(words[::2], words[1::2]) if len(model.tokens([f" {pair[1]}"]).rows()[0]) == 1]
+        pairs = zip(words[::2], words[1::2])
+        usable = [pair for pair in pairs if len(model.continuation("A:", f" {pair[1]}") or []) == 1]
         random.Random(seed).shuffle(usable)
         return Task(usable[: len(usable) // 2], usable[len(usable) // 2 :])
 

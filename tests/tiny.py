@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import transformers
 from packaging.version import Version
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from monosem.models import Family, Model
@@ -193,3 +193,17 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     core.decoder = decoders.Metaspace(prepend_scheme="first")
     return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", **SPECIAL, model_max_length=64)
+
+
+def spaced_tokenizer(pieces: list[str]) -> PreTrainedTokenizerFast:
+    """As Llama 2: a space is put before every text, so that " Paris" alone is a space and "▁Paris".
+
+    The special tokens and <unk> are 0 to 3; the pieces follow.
+    """
+    every = [*SPECIAL.values(), "<unk>", *pieces]
+    core = Tokenizer(models.Unigram([(piece, 0.0 if len(piece) > 1 else -5.0) for piece in every], unk_id=3))
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    core.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(content=" ", left=1, right=0)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", **SPECIAL)

@@ -2,41 +2,32 @@
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers
-from transformers import PreTrainedTokenizerFast
 
 from monosem import components, lenses
 from monosem.data import TokenPairs
 from monosem.errors import BadInput
 from monosem.lenses.copying.heads import copying_pairs
 from monosem.models import Model
-from tiny import SPECIAL, VOCAB, tiny_hf, tiny_model
+from tiny import VOCAB, spaced_tokenizer, tiny_hf, tiny_model
 
-PIECES = [*SPECIAL.values(), "<unk>", "\u2581", "\u2581the", "\u2581capital", "\u2581is", "\u2581Paris", "\u2581Rome"]
+PIECES = ["\u2581", "\u2581the", "\u2581capital", "\u2581is", "\u2581Paris", "\u2581Rome"]
 PIECES += ["Rome", "\u2581'", "'", "s", "\u2581a", "\u2581cat", "\u2581cats", "2", "\u25812", "1", "\u25811", "+", "="]
-PIECES += [f"<extra{i}>" for i in range(VOCAB - len(PIECES))]
+PIECES += [f"<extra{i}>" for i in range(VOCAB - 4 - len(PIECES))]
 
 
 def id_of(piece: str) -> int:
-    return PIECES.index(piece.replace(" ", "\u2581"))
+    return 4 + PIECES.index(piece.replace(" ", "\u2581"))
 
 
 @pytest.fixture(scope="module")
 def model() -> Model:
     """As Llama 2: a space is put before every text, so that " Paris" alone is a space and " Paris"."""
-    core = Tokenizer(models.Unigram([(piece, 0.0 if len(piece) > 1 else -5.0) for piece in PIECES], unk_id=3))
-    core.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
-    core.decoder = decoders.Sequence(
-        [decoders.Replace("\u2581", " "), decoders.Fuse(), decoders.Strip(content=" ", left=1, right=0)]
-    )
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", **SPECIAL)
-    return Model(tiny_hf("llama"), tokenizer, "spaced")
+    return Model(tiny_hf("llama"), spaced_tokenizer(PIECES), "spaced")
 
 
-def test_the_refusal_names_the_spelling_that_works(model):
+def test_a_word_is_one_token_as_it_is_shown_and_as_it_is_read_alone(model):
     assert model.to_str_tokens("the capital is") == [" the", " capital", " is"]
-    with pytest.raises(BadInput, match="write 'Paris'"):
-        model.to_single_token(" Paris")
+    assert model.to_single_token(" Paris") == id_of(" Paris")
     assert model.to_single_token("Paris") == id_of(" Paris")
     usual = tiny_model("llama")
     with pytest.raises(BadInput, match="is 4 tokens"):

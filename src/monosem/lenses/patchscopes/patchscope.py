@@ -115,7 +115,9 @@ def _answers(
         one = torch.tensor([other.to_single_token(token, after) for token in listed])
         return one[:, None].expand(columns.shape)
     if other is not model:  # another vocabulary may spell the same token with another id
-        flat = [other.to_single_token(model.str_token(i)) for i in ids.flatten().tolist()]
+        spelled = [model.str_token(i) for i in ids.flatten().tolist()]
+        exact = [other.shown_as(text) for text in spelled]
+        flat = [other.to_single_token(text) if i is None else i for i, text in zip(exact, spelled)]
         ids = torch.tensor(flat).reshape(ids.shape)
     return ids
 

@@ -123,14 +123,12 @@ def first_tokens(model: Model, word: str) -> list[int]:
         raise BadInput(f"no token begins {word!r}" if not bare else f"{model.name} has no tokenizer")
     tokens: dict[int, None] = {}
     for text in (f" {bare}", bare):
-        split = model.tokenizer(text, add_special_tokens=False).input_ids
         lead = len(text) - len(bare)
-        candidates = [text[: lead + n] for n in range(min(2, len(bare)), len(bare) + 1)]
-        for ids in (model.tokenizer(part, add_special_tokens=False).input_ids for part in candidates):
-            if len(ids) == 1:
-                tokens[int(ids[0])] = None
-        if len(model.str_token(int(split[0])).strip()) >= min(2, len(bare)):
-            tokens[int(split[0])] = None
+        candidates = (model.shown_as(text[: lead + n]) for n in range(min(2, len(bare)), len(bare) + 1))
+        tokens |= dict.fromkeys(token for token in candidates if token is not None)
+        first = model.continuation("a" if lead else "\n", text) or model.bare(text)
+        if len(model.str_token(first[0]).strip()) >= min(2, len(bare)):
+            tokens[first[0]] = None
     return list(tokens)
 
 

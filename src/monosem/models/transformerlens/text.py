@@ -4,6 +4,7 @@ Whether a BOS token comes first is the tokenizer's decision; `prepend_bos=True` 
 away. TransformerLens's default is its own policy instead, which is the most frequent surprise in its issue tracker.
 """
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -23,6 +24,9 @@ Tokens = str | int | Tensor | list[str] | list[int]
 
 def single_token(model: Native, text: str | int, before: str | list[int] | None = None) -> int:
     """The id of a text that is exactly one token, without BOS; an id stands for itself.
+
+    What `str_token` shows of a token is read as that token, also " Max" where the tokenizer puts a space before every
+    text and would split " Max" by itself; "Max" is the token that the tokenizer makes of it alone (there " Max", too).
 
     Args:
         before: the prompt that the text goes on. The token is then the one that both together have after the prompt;
@@ -51,10 +55,31 @@ def single_token(model: Native, text: str | int, before: str | list[int] | None 
                 f"{text!r} would be one word with the prompt's last; write {' ' + text!r}, or the token's id"
             )
         return after[0]
+    if len(ids) != 1 and (shown := shown_as(model, text)) is not None:
+        return shown
     if len(ids) != 1:
         split = " | ".join(map(model.str_token, ids))
         raise BadInput(f"{text!r} is {len(ids)} tokens ({split}), one is needed{_spelling(model, text)}")
     return ids[0]
+
+
+def shown_as(model: Native, text: str) -> int | None:
+    """The token that `str_token` shows as this text; None where there is none.
+
+    Looked for by itself, among the pieces of SentencePiece, and as what a text goes on with.
+    """
+    found = (i for i in _candidates(model, text) if i is not None and i < model.cfg.d_vocab)
+    return next((i for i in found if model.str_token(i) == text), None)
+
+
+def _candidates(model: Native, text: str) -> Iterator[int | None]:
+    if model.tokenizer is None:
+        return
+    yield from model.bare(text)[:1]
+    for piece in (text, text.replace(" ", "▁")):
+        yield model.tokenizer.convert_tokens_to_ids(piece)
+    for before in ("a", "."):
+        yield from (continuation(model, before, text) or [])[:1]
 
 
 def continuation(model: Native, before: str | list[int], text: str) -> list[int] | None:
@@ -145,6 +170,7 @@ class Text(Places):
 
     to_single_token = single_token
     continuation = continuation
+    shown_as = shown_as
     tokens_to_residual_directions = residual_directions
 
     def to_single_str_token(self, token: int) -> str:
