@@ -68,16 +68,18 @@ def shown_as(model: Native, text: str) -> int | None:
 
     Looked for by itself, among the pieces of SentencePiece, and as what a text goes on with.
     """
-    found = (i for i in _candidates(model, text) if i is not None and i < model.cfg.d_vocab)
+    found = (i for i in _candidates(model, text) if i < model.cfg.d_vocab)
     return next((i for i in found if model.str_token(i) == text), None)
 
 
-def _candidates(model: Native, text: str) -> Iterator[int | None]:
+def _candidates(model: Native, text: str) -> Iterator[int]:
     if model.tokenizer is None:
         return
     yield from model.bare(text)[:1]
     for piece in (text, text.replace(" ", "▁")):
-        yield model.tokenizer.convert_tokens_to_ids(piece)
+        token = model.tokenizer.convert_tokens_to_ids(piece)
+        if isinstance(token, int):
+            yield token
     for before in ("a", "."):
         yield from (continuation(model, before, text) or [])[:1]
 
