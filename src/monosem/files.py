@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pickle
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -71,6 +72,23 @@ def _removed_on_error(temporary: Path, target: Path) -> Iterator[None]:
         if isinstance(error, OSError):
             raise cannot_write(target, error, "free some space or choose another folder") from error
         raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process left half-written by `replacing` and `replacing_folder`, where no other one writes.
+
+    A folder that was taken away for a new one, which never came, is put back.
+    """
+    for path in folder.glob(".*"):
+        found = re.fullmatch(r"\.(.+)\.[a-z0-9_]{8}\.(tmp|old)", path.name)
+        if found is None:
+            continue
+        if found[2] == "old" and (path / "old").exists() and not (folder / found[1]).exists():
+            os.replace(path / "old", folder / found[1])
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def cannot_write(path: str | os.PathLike[str], error: Exception, advice: str) -> BadFile:

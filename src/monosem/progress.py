@@ -5,11 +5,11 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .terminal import notice, printable
 
-EVERY_SECONDS = 10.0  # how often a line is printed where there is no terminal
+FIRST_SECONDS, EVERY_SECONDS = 1.0, 10.0  # when a line is printed where there is no terminal: first, and then
 
 
 def say(line: str, quiet: bool = False) -> None:
@@ -23,6 +23,9 @@ class Meter:
 
     Draws a bar on a terminal; prints a line every ten seconds elsewhere (logs, CI); silent with `quiet=True`.
     Everything goes to stderr, so that stdout stays machine-readable.
+
+    Attributes:
+        seconds_left: what the job itself expects; None: all that is left at the rate so far.
     """
 
     def __init__(self, description: str, total: float | None, unit: str = "it", quiet: bool = False, start: float = 0):
@@ -31,17 +34,19 @@ class Meter:
         self.stats: dict[str, object] = {}
         self.console = Console(stderr=True)
         self.bar: Progress | None = None
+        self.seconds_left: float | None = None
 
     def __enter__(self) -> Self:
-        self.began = self.printed = time.monotonic()
+        self.began = time.monotonic()
+        self.printed = self.began + FIRST_SECONDS - EVERY_SECONDS
         if not self.quiet and self.console.is_terminal:
             # names of models and dictionaries are no markup
             columns = [TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn()]
             note = TextColumn("{task.fields[note]}", markup=False)
-            extra = [note, TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn()]
+            extra = [note, TimeElapsedColumn(), TextColumn("ETA {task.fields[eta]}")]
             self.bar = Progress(*columns, *extra, console=self.console, transient=True)
             self.bar.start()
-            self.task = self.bar.add_task(self.description, total=self.total, completed=int(self.done), note="")
+            self.task = self.bar.add_task(self.description, total=self.total, completed=int(self.done), note="", eta="")
         return self
 
     def __exit__(
@@ -61,15 +66,16 @@ class Meter:
         self.done += amount
         self.stats.update(stats)
         if self.bar is not None:
-            self.bar.update(self.task, completed=self.done, note=self._note())
+            self.bar.update(self.task, completed=self.done, note=self._note(), eta=self._eta())
         elif not self.quiet and time.monotonic() - self.printed > EVERY_SECONDS:
             self.printed = time.monotonic()
             of = f"/{self.total:,.0f}, ETA {self._eta()}" if self.total else ""
             notice(f"{self.description}: {self.done:,.0f}{of} {self._note()}")
 
     def _eta(self) -> str:
-        left = (self.total or 0) - self.done
-        seconds = int(left / self.rate) if self.rate > 0 else 0
+        if self.total is None or (self.seconds_left is None and self.rate <= 0):
+            return "-:--:--"
+        seconds = int((self.total - self.done) / self.rate if self.seconds_left is None else self.seconds_left)
         return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
 
     def _note(self) -> str:

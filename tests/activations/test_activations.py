@@ -251,6 +251,55 @@ def test_stream_resumes_bit_for_bit(model, store):
     assert not torch.equal(next(other), batches[0])
 
 
+def test_a_stream_reads_no_more_than_it_serves_and_each_window_once(model, store, monkeypatch):
+    """The buffer is no larger than what is asked for, the first batch comes early, and reading is told of."""
+    read, run, told = [], Model.run, []
+
+    def counted(self, tokens, *args, **kwargs):
+        read.append(tokens.ids)
+        return run(self, tokens, *args, **kwargs)
+
+    many = torch.cat([store[:]] * 12)  # 1,344 windows' rows and more
+    options = {"batch_tokens": 32, "buffer_tokens": 100_000, "batch_size": 2, "epochs": 4, "tokens": 512}
+    stream = ActivationStream.build(model, many, "resid_post.1", **options)
+    stream.on_read = told.append
+    monkeypatch.setattr(Model, "run", counted)
+    assert stream.buffer.capacity == stream.unread == 512
+    first = next(stream)
+    assert 4 * 32 <= sum(told) <= 4 * 32 + 2 * 8  # four batches are mixed; no more is waited for
+    assert stream.unread == 512 - sum(told)
+    batches = [first, *(next(stream) for _ in range(15))]
+    assert sum(map(len, batches)) == 512
+    assert sum(told) == stream.skipped["kept"] < 512 + 2 * 8
+    assert stream.unread == 0
+    assert len(read) == len(told) < len(many) // 2  # within the first epoch, which visits each window once
+
+
+def test_a_stream_stopped_while_it_reads_goes_on_bit_for_bit(model, store):
+    def fresh():
+        return ActivationStream.build(model, store, "resid_post.1", **STREAM)
+
+    reference = list(fresh())
+    for passes in (1, 3, 7):
+        stopped, saved, told = fresh(), {}, []
+
+        def stop(rows, stopped=stopped, saved=saved, told=told, passes=passes):
+            told.append(rows)
+            if len(told) == passes:
+                saved.update(stopped.state_dict())
+                raise KeyboardInterrupt
+
+        stopped.on_read = stop
+        before = []
+        with pytest.raises(KeyboardInterrupt):
+            before.extend(stopped)
+        resumed = fresh()
+        resumed.load_state_dict(saved)
+        got = [*before, *resumed]
+        assert len(got) == len(reference)
+        assert all(torch.equal(a, b) for a, b in zip(got, reference))
+
+
 def test_state_survives_a_file(model, store, tmp_path):
     one, two = (ActivationStream.build(model, store, "resid_post.1", **STREAM) for _ in range(2))
     next(one)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -15,15 +16,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from monosem.data import texts
+from monosem import progress
+from monosem.data import TokenStore, texts
 from monosem.dictionaries import evaluate, load_dictionary
 from monosem.dictionaries.training import TrainConfig, train, train_on
 from monosem.dictionaries.training.form import TrainingForm, export
 from monosem.dictionaries.training.forward import sparse_forward
-from monosem.dictionaries.training.state import TrainingState, geometric_median
+from monosem.dictionaries.training.starts import geometric_median
+from monosem.dictionaries.training.state import TrainingState
 from monosem.dictionaries.training.trainer import train_step
-from monosem.errors import BadFile, BadInput, Mismatch
+from monosem.errors import BadFile, BadInput, Mismatch, UnknownName
 from monosem.jobs import Health, Interrupted, Interrupts
+from monosem.models import Model
 
 D, FEATURES, BATCH = 32, 64, 256
 
@@ -65,8 +69,11 @@ def config(steps: int = 30, **changes: Any) -> TrainConfig:
 
 
 def losses(folder: Path) -> list[tuple[int, float, float, float]]:
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [(r["step"], r["loss"], r["fve"], r["dead"]) for r in records]
+    return [(r["step"], r["loss"], r["fve"], r["dead"]) for r in journal(folder) if "end" not in r]
+
+
+def journal(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 # --- what comes out ---------------------------------------------------------------------------------------------------
@@ -113,7 +120,8 @@ def test_the_exported_dictionary_on_raw_activations_is_the_training_form(kind: s
     form, x = random_form(), torch.randn(500, D)
     done = sparse_forward(form, x, kind, 5, False)
     # strictly above the threshold is active at inference: just below the smallest code of this batch keeps them all
-    dictionary = export(form, config(kind=kind, k=5), scale, float(done.floor) * (1 - 1e-6), {})
+    threshold = float(done.floor) * (1 - 1e-6) if kind == "batchtopk" else None
+    dictionary = export(form, config(kind=kind, k=5), scale, threshold, "run", {})
     raw = x / scale
     torch.testing.assert_close(dictionary(raw) * scale, done.reconstruction, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(dictionary.W_dec.norm(dim=1), torch.ones(FEATURES))
@@ -174,13 +182,12 @@ def test_the_geometric_median_ignores_outliers() -> None:
     torch.testing.assert_close(geometric_median(line, tolerance=0, most=500), torch.tensor([1.0, 0]), atol=1e-2, rtol=0)
 
 
-def test_the_threshold_follows_the_smallest_codes() -> None:
+def test_silence_is_counted_in_tokens() -> None:
     stream, settings = MemoryStream(), config()
-    state = TrainingState.begin(settings, [next(stream)], torch.device("cpu"))
-    fired = torch.arange(FEATURES) < 10
-    for floor, expected in ((torch.inf, torch.inf), (2.0, 2.0), (1.0, 1.99), (torch.inf, 1.99)):
-        state.note(fired, torch.tensor(floor), BATCH)
-        assert float(state.threshold) == pytest.approx(expected)
+    x = next(stream)
+    state = TrainingState.begin(settings, [x], torch.device("cpu"))
+    for _ in range(4):
+        state.note(x, torch.arange(FEATURES) < 10)
     assert state.silent.tolist() == [0] * 10 + [4 * BATCH] * (FEATURES - 10)
 
 
@@ -354,6 +361,70 @@ def test_the_whole_job_from_a_config(tiny_model, tmp_path: Path, source: str) ->
         train(settings.model_copy(update={"texts": []}), folder=tmp_path / "none", model=model, quiet=True)
 
 
+def job(tmp_path: Path, **changes: Any) -> TrainConfig:
+    """4,000 words and more, of which 1,024 are trained on."""
+    (tmp_path / "train.txt").write_text(" ".join(f"the {word} sat on the {word}" for word in "abcdefgh") * 100)
+    fields = {"model": "tiny", "site": "resid_post.1", "width": 48, "k": 4, "tokens": 1024, "batch_tokens": 64}
+    fields |= {"context": 16, "batch_size": 2, "buffer_tokens": 4096, "device": "cpu", "log_every": 1, "lr": 3e-3}
+    return TrainConfig.parse(fields | {"texts": [str(tmp_path / "train.txt")]} | changes)
+
+
+def counted_runs(monkeypatch: pytest.MonkeyPatch, at: int | None = None, do: Any = None) -> list[Tensor]:
+    """The token ids of every run of a model from now on; before run number `at`, `do()` is called."""
+    run, seen = Model.run, []
+
+    def counted(self: Model, tokens: Any, *args: Any, **options: Any) -> Any:
+        seen.append(tokens.ids)
+        if len(seen) == at:
+            do()
+        return run(self, tokens, *args, **options)
+
+    monkeypatch.setattr(Model, "run", counted)
+    return seen
+
+
+def test_a_run_reads_each_token_once_and_no_more_than_it_trains_on(
+    tiny_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = counted_runs(monkeypatch)
+    done = train(job(tmp_path), folder=tmp_path / "run", model=tiny_model("llama"), quiet=True)
+    read = torch.cat(runs[8:])  # the first eight runs, of 16 windows, find the median norm
+    assert 1024 <= read.numel() <= 1.15 * 1024
+    assert done.card["tokens_read"] == read.numel()
+    again = TokenStore.build(tiny_model("llama"), texts(tmp_path / "train.txt"), 16, tokens=int(1024 * 1.1))
+    left = [row.tolist() for row in again[:]]
+    for row in read.tolist():
+        left.remove(row)  # fails where a window was read twice
+
+
+def test_ctrl_c_while_the_first_batches_are_read(tiny_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, settings = tiny_model("llama"), job(tmp_path)
+    whole = train(settings, folder=tmp_path / "whole", model=model, quiet=True)
+    with monkeypatch.context() as patch:
+        runs = counted_runs(patch, at=12, do=lambda: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(Interrupted, match="stopped after step 0 and saved"):
+            train(settings, folder=tmp_path / "run", model=model, quiet=True)
+    assert len(runs) == 12  # it stops after this pass, not after the batch
+    runs = counted_runs(monkeypatch)
+    again = train(settings, folder=tmp_path / "run", model=model, quiet=True)
+    assert torch.equal(again.W_enc, whole.W_enc)
+    assert 1024 <= torch.cat(runs[8:]).numel() + 4 * 32 <= 1.15 * 1024  # what was read is not read again
+
+
+def test_reading_is_part_of_the_progress(
+    tiny_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "FIRST_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "EVERY_SECONDS", 0.0)
+    train(job(tmp_path), folder=tmp_path / "run", model=tiny_model("llama"))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train resid_post.1: ")]
+    first = re.fullmatch(r"train resid_post.1: 0/1,024, ETA 0:00:\d\d 0.0 tok/s  read (\d+)", lines[0])
+    assert first
+    assert int(first[1]) <= 32  # said after the first pass of the model
+    assert any("64/1,024" in line and "loss" in line for line in lines)
+    assert re.search(r"1,024/1,024, ETA 0:00:00 .* read 1,0\d\d", lines[-1])
+
+
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 
@@ -442,8 +513,19 @@ def test_bad_config_files(tmp_path: Path) -> None:
 def test_settings_that_cannot_work_here(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="device 'warp' cannot be used here"):
         train_on(MemoryStream(), config(device="warp"), folder=tmp_path, quiet=True)
-    with pytest.raises(BadInput, match="k is 65, but there are only 64 latents"):
-        train_on(MemoryStream(), config(k=65), folder=tmp_path, quiet=True)
+
+
+def test_what_cannot_fit_is_found_before_the_model_is_loaded(tmp_path: Path) -> None:
+    for k in (65, 10**12):
+        with pytest.raises(BadInput, match=f"k is {k:,}, but there are only 64 latents"):
+            config(k=k)
+    settings = config(buffer_tokens=1000).model_copy(update={"model": "./no-such-model"})
+    with pytest.raises(BadInput, match=r"buffer_tokens is 1,000, but .* 4,352 \(batch_tokens"):
+        train(settings, folder=tmp_path / "run", quiet=True)
+    start = settings.model_copy(update={"buffer_tokens": 5000, "start": str(tmp_path / "nothing")})
+    with pytest.raises(UnknownName, match="no dictionary"):
+        train(start, folder=tmp_path / "run", quiet=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_every_field_of_the_config_is_described() -> None:

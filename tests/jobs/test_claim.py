@@ -150,3 +150,44 @@ def test_fingerprints_notice_kind_and_values() -> None:
     with torch.no_grad():
         module.bias[2] += 1
     assert module_fingerprint(module) != before
+
+
+def test_a_job_that_fails_before_it_made_anything_leaves_no_folder(tmp_path: Path) -> None:
+    def fail(folder: Path, made: str | None = None) -> None:
+        with claim(folder, Config(size=1), work="parts/*.txt") as home:
+            (home / "parts").mkdir(exist_ok=True)
+            if made:
+                (home / made).write_text("")
+            raise BadInput("no luck")
+
+    (tmp_path / "mine").mkdir()
+    for folder, made in (("runs/a/b", None), ("runs/kept", "notes.txt"), ("mine", None)):
+        with pytest.raises(BadInput, match="no luck"):
+            fail(tmp_path / folder, made)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "runs"]  # the caller's own folder stays
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["kept"]
+    begin(tmp_path / "runs" / "a" / "b", Config(size=2))
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:
+    """Files and folders as kill -9 inside `replacing` and `replacing_folder` leaves them."""
+    begin(tmp_path, Config(size=1))
+    code = f"""
+        import os, pathlib, signal
+        from monosem.files import replacing, replacing_folder
+        home = pathlib.Path({str(tmp_path)!r})
+        with replacing(home / "parts" / "1.txt") as one, replacing_folder(home / "result") as other:
+            one.write_text("half")
+            (other / "half").write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False)
+    old = tmp_path / ".kept.abcd1234.old" / "old"  # killed between the two renames of replacing_folder
+    old.mkdir(parents=True)
+    (old / "file").write_text("whole")
+    (tmp_path / ".mine.tmp").write_text("not ours")
+    assert len(list(tmp_path.glob(".result.*.tmp"))) == len(list((tmp_path / "parts").glob(".1.txt.*.tmp"))) == 1
+    begin(tmp_path, Config(size=1))
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", ".mine.tmp", "job.json", "kept", "parts"]
+    assert (tmp_path / "kept" / "file").read_text() == "whole"
+    assert [p.name for p in (tmp_path / "parts").iterdir()] == ["0.txt"]

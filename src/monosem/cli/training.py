@@ -51,6 +51,9 @@ class Training:
     buffer_tokens: Annotated[int | None, option("N", "Tokens that are shuffled together.")] = None
     lr: Annotated[float | None, option("X", "Peak learning rate (default: by the width).")] = None
     seed: Annotated[int | None, option("N", "Seed of everything random (default: 0).")] = None
+    start: Annotated[str | None, option("DICTIONARY", "Start from its weights; DIR of a finished run trains on.")] = (
+        None
+    )
     device: Device = None
     dtype: Dtype = None
     set: Set = None
@@ -77,7 +80,8 @@ def train(
 
     TopK or BatchTopK. Special tokens, first positions and outliers are left out and counted. Interrupted (also killed),
     the same command goes on where it stopped, with the same result. DIR gets config.yaml, metrics.jsonl, checkpoints
-    and the dictionary.
+    and the dictionary, which is there from the first checkpoint on. A result that is none (FVE below 0, most latents
+    dead, a file that is not what was trained) is saved as unfinished, and the command fails.
 
     Example: monosem train --model smollm2 --site resid_post.15 --text books/ --width 4608 -k 32 --tokens 5000000 --out
     runs/sae

@@ -1,6 +1,8 @@
 """Loading a dictionary by name: shipped with the package, a folder, a file, or a hub id."""
 
 import os
+import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -11,6 +13,7 @@ import torch
 from ..activations import SkipRule
 from ..errors import BadFile, BadInput, UnknownName, cause, did_you_mean
 from ..files import ASSETS
+from ..jobs.claim import FILE as JOB
 from ..models.places.sites import SiteLike
 from .dictionary import Dictionary
 from .formats import FORMATS, OTHER_FORMATS
@@ -45,7 +48,8 @@ def load_dictionary(
     """Load a dictionary into the canonical form.
 
     Args:
-        name: a shipped name (`shipped_dictionaries()`), a folder or file on disk, or `owner/repo[/folder]` on the hub.
+        name: a shipped name (`shipped_dictionaries()`), a folder or file on disk, the folder of a training run (also of
+            one that goes on or was killed: its latest state), or `owner/repo[/folder]` on the hub.
         dtype: of the weights; default float32. Arithmetic is in float32 in any case.
         site, site_out, model_name: where it belongs, where the file does not say or says it wrongly.
         norm_scaling_factor: sqrt(d_in) / mean input norm, for SAELens files with `expected_average_only_in` that lack
@@ -58,6 +62,8 @@ def load_dictionary(
         BadFile: the checkpoint is broken, hostile, of an unknown format, or incomplete; the message says what to do.
     """
     path = _find(os.fspath(name))
+    if (path / JOB).is_file() and (path / "dictionary").is_dir():
+        path = path / "dictionary"
     checkpoint = next((one for one in FORMATS.values() if one.detect(path)), None)
     if checkpoint is None:
         raise BadFile(_unknown_format(path))
@@ -68,6 +74,8 @@ def load_dictionary(
         dictionary = Dictionary(replace(parts, **{key: value for key, value in told.items() if value}))
     except BadInput as error:
         raise BadFile(f"{path}: {error}") from error
+    if dictionary.card.get("finished") is False:
+        warnings.warn(f"{path} is of a training run that is not finished: {_unfinished(dictionary.card)}", stacklevel=2)
     dictionary.folder = path if path.is_dir() else path.parent
     if path.is_relative_to(ASSETS):
         dictionary.name = path.relative_to(ASSETS).as_posix()
@@ -124,6 +132,10 @@ def _tool(path: Path) -> str | None:
         if all(any(path.glob(name)) for name in names) if path.is_dir() else fnmatch(path.name, names[0]):
             return tool
     return None
+
+
+def _unfinished(card: Mapping[str, Any]) -> str:
+    return "; ".join(card.get("problems") or ()) or f"step {card.get('step')} of {card.get('steps')}"
 
 
 def _shipped_names() -> str:

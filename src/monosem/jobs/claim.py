@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 import filelock
 
 from ..errors import BadFile, BadInput, Mismatch
-from ..files import read_json, writable_folder, write_json
+from ..files import read_json, remove_leftovers, writable_folder, write_json
 from .config import JobConfig
 
 FILE = "job.json"  # {"job": what it makes, "config": its settings, "made_with": what else decides the result}
@@ -32,7 +33,8 @@ def claim(
 ) -> Iterator[Path]:
     """Make a folder this job's while the block lasts: a new one, or one in which the same job was begun.
 
-    A folder in which nothing was made is taken whatever it was claimed for. The settings are kept in `job.json`.
+    A folder in which nothing was made is taken whatever it was claimed for. The settings are kept in `job.json`. What a
+    killed process left half-written is removed, and a new folder in which the block fails before it made anything.
 
     Args:
         work: pattern of the files that the job makes on its way, such as "checkpoints/*.pt".
@@ -45,10 +47,13 @@ def claim(
         Mismatch: it holds work with other settings; every setting that differs is named.
         BadFile: it holds what another kind of job made, or work whose `job.json` is missing or damaged.
     """
-    home, record = writable_folder(folder), _record(config, made_with or {})
-    with _locked(home, config.job):
+    record, new = _record(config, made_with or {}), [path for path in _and_parents(folder) if not path.exists()]
+    home = writable_folder(folder)
+    with _locked(home, config.job), _removed_when_empty(home, new):
         if any(path.is_file() and path.name not in (FILE, LOCK) for path in home.rglob("*")):
             _check_owner(home, config.job)
+        for place in {home, (home / work).parent}:
+            remove_leftovers(place)
         if fresh:
             for path in home.glob(work):
                 path.unlink()
@@ -77,6 +82,26 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], but: frozense
     """`name: value before, now value` for every name whose values differ."""
     names = [name for name in {**now, **before} if name not in but and before.get(name) != now.get(name)]
     return [f"{name}: {_short(before.get(name))}, now {_short(now.get(name))}" for name in names]
+
+
+def _and_parents(folder: str | os.PathLike[str]) -> list[Path]:
+    path = Path(folder)
+    return [path, *path.parents]
+
+
+@contextlib.contextmanager
+def _removed_when_empty(home: Path, new: list[Path]) -> Iterator[None]:
+    """When the block fails: remove the folders that are new, if nothing was made in them."""
+    try:
+        yield
+    except BaseException:
+        made = any(path.is_file() and path.name not in (FILE, LOCK) for path in home.rglob("*"))
+        if home in new and not made:
+            shutil.rmtree(home, ignore_errors=True)
+            for parent in new[1:]:
+                with contextlib.suppress(OSError):  # something else is in it by now
+                    parent.rmdir()
+        raise
 
 
 def _compare(home: Path, config: JobConfig, record: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from ..files import cannot_write, write_text
 
 
 class Journal:
-    """Appends records; after a resume it holds no step twice."""
+    """Appends records of steps, and one of the end; after a resume it holds no step twice, and no end."""
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
@@ -36,7 +36,8 @@ class Journal:
 
 def _step_of(line: str) -> float:
     try:
-        return float(json.loads(line)["step"])
+        record = json.loads(line)
+        return float("inf") if "end" in record else float(record["step"])
     except (ValueError, KeyError, TypeError):
         return float("inf")
 

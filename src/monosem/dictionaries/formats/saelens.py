@@ -94,7 +94,7 @@ def read(path: Path, norm_scaling_factor: float | None = None) -> DictionaryPart
         transcoder=transcoder,
         per_head=cfg["reshape_activations"] == "hook_z",
         model_name=metadata.get("model_name") or "",
-        name=path.name,
+        name=str(metadata.pop("name", None) or path.name),
         metadata=metadata,
         card=read_json(card) if card.is_file() else {},
     )
@@ -124,7 +124,7 @@ def write(parts: DictionaryParts, folder: Path, dtype: torch.dtype) -> None:
 
 def _config(parts: DictionaryParts, architecture: str, dtype: torch.dtype) -> dict[str, Any]:
     metadata = {"sae_lens_version": LAYOUT_VERSION, **json.loads(json.dumps(dict(parts.metadata), default=str))}
-    metadata["model_name"] = parts.model_name
+    metadata |= {"model_name": parts.model_name, **({"name": parts.name} if parts.name else {})}
     site = None if parts.site is None else Site.parse(parts.site)
     for suffix, place in {"": parts.site, "_out": parts.site_out if parts.is_transcoder else None}.items():
         if place is not None:

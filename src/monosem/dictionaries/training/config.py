@@ -1,14 +1,15 @@
 """What a training run is: every number that decides its result, one described field each, saved beside the result."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ...data.tally import MOST_SKIPPED
 from ...jobs import JobConfig
 from ...jobs.config import Seed
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+FIRST_CHECKPOINT = 60.0  # seconds after which a run makes its first checkpoint, however far apart the others are
 
 
 class TrainConfig(JobConfig):
@@ -30,6 +31,11 @@ class TrainConfig(JobConfig):
     tokens: int = Field(gt=0, description="activations to train on in all, repeats counted")
     batch_tokens: int = Field(default=4096, gt=0, description="activations a step")
     seed: Seed = Field(default=0, description="of the initial weights and of the shuffling")
+    start: str | None = Field(
+        default=None,
+        description="dictionary whose weights training starts from: the folder of a run, another folder or a name; "
+        "None: random weights",
+    )
 
     texts: list[str] = Field(default_factory=list, description="files or folders that the text comes from")
     field: str | None = Field(default=None, description="column of the text; None: text, or a conversation's columns")
@@ -44,7 +50,9 @@ class TrainConfig(JobConfig):
         description="stream: the model runs while the dictionary trains; shards: it runs once, its activations are "
         "kept on disk and shuffled over the whole text",
     )
-    buffer_tokens: int = Field(default=262_144, gt=0, description="activations in the shuffle buffer of a stream")
+    buffer_tokens: int = Field(
+        default=262_144, gt=0, description="most activations in the shuffle buffer of a stream, never more than tokens"
+    )
     held_out: list[str] = Field(
         default_factory=list, description="files or folders of other text; the evaluation on each goes into the card"
     )
@@ -69,7 +77,12 @@ class TrainConfig(JobConfig):
     )
 
     calibration_batches: int = Field(
-        default=8, gt=0, description="first batches that fix the scale and b_dec; trained on too"
+        default=4, gt=0, description="first batches that fix the scale and b_dec; trained on too"
+    )
+    outlier: float | None = Field(
+        default=10.0,
+        gt=1,
+        description="activations whose norm is above so many medians of the first batches are left out; None: kept",
     )
     mean_square: Literal["one", "d_in"] = Field(
         default="one", description="activations are divided by one number so that their mean squared norm is this"
@@ -91,8 +104,16 @@ class TrainConfig(JobConfig):
     checkpoint_tokens: int | None = Field(
         default=None, gt=0, description="tokens between checkpoints; None: only by time"
     )
-    checkpoint_seconds: float = Field(default=300.0, gt=0, description="seconds between checkpoints")
+    checkpoint_seconds: float = Field(
+        default=300.0, gt=0, description="seconds between checkpoints; the first is made within a minute"
+    )
     log_every: int = Field(default=10, gt=0, description="steps between lines of metrics.jsonl")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.k > self.width:
+            raise ValueError(f"k is {self.k:,}, but there are only {self.width:,} latents; make k smaller")
+        return self
 
     @property
     def steps(self) -> int:

@@ -6,7 +6,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ...errors import BadInput
 from ..dictionary import Dictionary
 from ..folds import fold_decoder_bias, fold_decoder_norm, fold_scale
 from ..parts import DictionaryParts, DictionaryTensors
@@ -51,36 +50,37 @@ class TrainingForm(nn.Module):
 
 
 def export(
-    form: TrainingForm, config: TrainConfig, scale: float, threshold: float, metadata: dict[str, Any]
+    form: TrainingForm, config: TrainConfig, scale: float, threshold: float | None, run: str, metadata: dict[str, Any]
 ) -> Dictionary:
     """The canonical dictionary, which reads and writes raw activations.
 
     Training saw x·scale; that and the subtracted b_dec are folded into the weights, and then the norm 1/scale that all
     decoder rows get by it (the same for all latents, so TopK chooses the same). Rows end with unit norm; codes and
-    threshold are in units of the raw activation.
+    threshold are in units of the raw activation. The name ends in a part of the weights' fingerprint.
+
+    Args:
+        threshold: of BatchTopK, in the form's units; None for TopK.
 
     Raises:
-        BadInput: weights that are not finite, or a BatchTopK run in which no latent ever fired.
+        BadInput: weights that are not finite.
     """
     weights = {name: p.detach().to("cpu", torch.float64) for name, p in form.named_parameters()}
-    batchtopk = config.kind == "batchtopk"
-    if batchtopk and not 0 < threshold < float("inf"):
-        raise BadInput("no latent has fired yet, so there is no threshold to export; train for longer or on other data")
     canonical = DictionaryTensors(
         W_enc=weights["W_enc"].T,
         b_enc=weights["b_enc"],
         W_dec=weights["W_dec"],
         b_dec=weights["b_dec"],
-        threshold=torch.full((form.width,), threshold, dtype=torch.float64) if batchtopk else None,
+        threshold=None if threshold is None else torch.full((form.width,), threshold, dtype=torch.float64),
     )
     canonical = fold_decoder_norm(fold_scale(fold_decoder_bias(canonical), scale)).to(torch.float32)
     parts = DictionaryParts(
         canonical,
         config.kind,
-        k=None if batchtopk else config.k,
+        k=config.k if threshold is None else None,
         site=config.site,
         model_name=config.model,
-        name=f"{config.model}/{config.site}",
         metadata=metadata,
     )
-    return Dictionary(parts)
+    dictionary = Dictionary(parts)
+    dictionary.name = f"{config.model}/{config.site}/{run}-{dictionary.fingerprint[:6]}"
+    return dictionary

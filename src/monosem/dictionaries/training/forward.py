@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from .config import TrainConfig
 from .form import TrainingForm
 from .selection import SELECTIONS
 from .sparse import decode_at, encode_at
@@ -58,11 +59,13 @@ def dense_forward(form: TrainingForm, x: Float[Tensor, "batch d"], kind: str, k:
     return _pass(codes @ form.W_dec + form.b_dec, columns.flatten(), values.flatten(), form.width)
 
 
-FORWARDS: dict[str, Callable[[TrainingForm, Tensor, str, int, bool], Pass]] = {
-    "sparse": sparse_forward,
-    "dense": dense_forward,
-}
+Forward = Callable[[TrainingForm, Tensor, str, int, bool], Pass]
+FORWARDS: dict[str, Forward] = {"sparse": sparse_forward, "dense": dense_forward}
 BEST_ON = {"cpu": "sparse", "cuda": "dense"}
+
+
+def forward_of(config: TrainConfig, device: torch.device) -> Forward:
+    return FORWARDS[BEST_ON.get(device.type, "dense") if config.kernels == "auto" else config.kernels]
 
 
 def reconstruction_loss(residual: Float[Tensor, "batch d"], variance: float) -> Float[Tensor, ""]:

@@ -12,11 +12,19 @@ from ... import __version__
 from ...activations import ActivationShards, ActivationStream, ShardStream
 from ...data import Document, TextSource, TokenStore, as_store, corpus
 from ...errors import BadInput
+from ...files import write_json
 from ...models import Model, load_model
 from ..dictionary import Dictionary
 from ..evaluation import evaluate
+from ..formats.saelens import CARD
 from .config import TrainConfig
+from .outcome import FOLDER
+from .starts import start_of
 from .trainer import Record, train_on
+
+SPARE = (
+    1.1  # text to read tokens from, for each token to train on: special tokens, first positions, outliers are left out
+)
 
 
 def train(
@@ -32,7 +40,8 @@ def train(
 ) -> Dictionary:
     """Make the dictionary of a config: `folder/dictionary`, beside config.yaml, metrics.jsonl and checkpoints.
 
-    Interrupted (also killed), the same call goes on where it stopped, with the same result.
+    Interrupted (also killed), the same call goes on where it stopped, with the same result. A token is read once, where
+    the text has as many as are trained on.
 
     Args:
         model, texts: already loaded ones, instead of those that the config names.
@@ -41,12 +50,15 @@ def train(
         on_step: called with each record that goes to metrics.jsonl.
 
     Raises:
-        BadInput: no text, an unusable folder or setting, NaN in a batch or the loss.
+        BadInput: no text, an unusable folder or setting, NaN in a batch or the loss, a result that is none (as
+            `train_on`).
         UnknownName: no such model or site.
         Mismatch: the folder holds a run with other settings; every setting that differs is named.
         Interrupted: (a KeyboardInterrupt) stopped by the user, after saving.
     """
     home = Path(folder)
+    _check_sizes(config)
+    start_of(config)
     if model is None:
         device = None if config.device == "auto" else config.device
         options: dict[str, Any] = {"device": device, "dtype": config.dtype, "trust_remote_code": trust_remote_code}
@@ -57,20 +69,32 @@ def train(
     store = _store(config, model, texts, quiet)
     stream = _SOURCES[config.source](config, model, store, home, quiet)
     dictionary = train_on(stream, config, folder=home, resume=resume, quiet=quiet, on_step=on_step)
+    dictionary.card = {**dictionary.card, **_card(config, store, stream)}
     if config.held_out:
-        dictionary.card = {**_card(config, store, stream), "held_out": _held_out(config, model, dictionary, quiet)}
-        dictionary.save(home / "dictionary")
+        dictionary.card["held_out"] = _held_out(config, model, dictionary, quiet)
+    write_json(home / FOLDER / CARD, dictionary.card)
     return dictionary
 
 
+def _check_sizes(config: TrainConfig) -> None:
+    """Before the model is loaded: whether the buffer can hold what goes through it."""
+    needed = config.batch_tokens + config.batch_size * config.context
+    if config.source == "stream" and config.buffer_tokens < needed:
+        raise BadInput(
+            f"buffer_tokens is {config.buffer_tokens:,}, but the buffer must hold a batch and a forward pass: "
+            f"{needed:,} (batch_tokens + batch_size · context)"
+        )
+
+
 def _store(config: TrainConfig, model: Model, texts: TextSource | None, quiet: bool) -> TokenStore:
-    """The text as windows. Several texts are mixed, so that cutting them at `tokens` keeps the mixture."""
+    """The text as windows. Several texts are mixed, so that cutting them keeps the mixture."""
+    limit = int(config.tokens * SPARE) if config.source == "stream" else config.tokens
     if texts is not None:
-        return as_store(model, texts, config.context, tokens=config.tokens)
+        return as_store(model, texts, config.context, tokens=limit)
     if not config.texts:
         raise BadInput("no text to train on: give --text PATH or texts: in the config")
     documents = _documents(config, model, config.texts, quiet, config.seed)
-    return TokenStore.build(model, documents, config.context, tokens=config.tokens, quiet=quiet)
+    return TokenStore.build(model, documents, config.context, tokens=limit, quiet=quiet)
 
 
 def _documents(config: TrainConfig, model: Model, paths: list[str], quiet: bool, seed: int = 0) -> Iterable[Document]:
@@ -88,6 +112,7 @@ def _streamed(config: TrainConfig, model: Model, store: TokenStore, home: Path, 
         batch_size=config.batch_size,
         seed=config.seed,
         epochs=2 * math.ceil(config.tokens / store.tokens),  # more than enough: skipped tokens do not count
+        tokens=config.steps * config.batch_tokens,
     )
 
 
@@ -115,6 +140,7 @@ def _card(config: TrainConfig, store: TokenStore, stream: ActivationStream | Sha
         "training": config.model_dump(mode="json"),
         "data": config.texts,
         "corpus_tokens": store.tokens,
+        "tokens_read": sum(count for reason, count in stream.skipped.items() if reason != "remainder"),
         "tokens_left_out": left_out,
         "monosem": __version__,
         "torch": torch.__version__,

@@ -11,28 +11,27 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ... import __version__
-from ...activations import SkipRule
 from ...errors import BadInput
-from ...files import replacing_folder
 from ...jobs import Checkpoints, Health, Interrupted, Interrupts, Journal, claim
-from ...models import Site
 from ...models.loading.precision import choose_device
 from ...models.turns import refuse_inference_mode
-from ...progress import Meter
+from ...progress import say
 from ..dictionary import Dictionary
-from ..trained_on import KEY, written
-from .config import TrainConfig
-from .form import export
-from .forward import BEST_ON, FORWARDS, auxiliary_loss, reconstruction_loss
+from .config import FIRST_CHECKPOINT, TrainConfig
+from .forward import auxiliary_loss, forward_of, reconstruction_loss
+from .outcome import FOLDER, save_outcome
+from .pace import Pace
 from .state import TrainingState
 
 Record = dict[str, float]
-_SHOWN = ("loss", "fve", "l0", "dead")  # of a record, beside the progress bar
 
 
 class Stream(Protocol):
-    """Batches of activations, and where it is in them: from a loaded state on it gives the same batches again."""
+    """Batches of activations, and where it is in them: from a loaded state on it gives the same batches again.
+
+    A stream that takes its time for a batch may have `on_read`, which it calls with the number of rows whenever some
+    were read and its state could be saved, and `wanted` and `unread`, the rows to read in all and from there on.
+    """
 
     def __next__(self) -> Any: ...  # Float[Tensor, "batch d"]; streams of several sites give something else
 
@@ -53,7 +52,9 @@ def train_on(
     and metrics beside it. `train` makes the stream as well.
 
     Run again with the same folder, config and stream, it goes on after the newest checkpoint and gives the same losses
-    and weights as a run that was never stopped (same machine and thread count). Ctrl-C and SIGTERM save first.
+    and weights as a run that was never stopped (same machine and thread count). Ctrl-C and SIGTERM save first. With
+    every checkpoint the dictionary is saved as it is, so that the latest state of a killed run can be loaded; its card
+    says whether the run is `finished`.
 
     Args:
         stream: gives `[batch_tokens, d]` activations, in raw units.
@@ -61,65 +62,163 @@ def train_on(
         on_step: called with each record that goes to metrics.jsonl (see `train_step`).
 
     Raises:
-        BadInput: the folder cannot be written to or is taken, a batch of the wrong shape, NaN in a batch or the loss.
-        Mismatch: the folder holds a run with another config; every field that differs is named.
+        BadInput: the folder cannot be written to or is taken, a batch of the wrong shape, NaN in a batch or the loss;
+            or what was made is no use (FVE below 0, most latents dead, a file that is not what was trained): it is
+            saved, as not finished.
+        Mismatch: the folder holds a run with another config (every field that differs is named), or `start` does not
+            fit the stream.
         Interrupted: (a KeyboardInterrupt) stopped by the user, after saving: the same call goes on.
     """
     refuse_inference_mode("training a dictionary")
     device = _device(config)
     claimed = claim(folder, config, work="checkpoints/*.pt", resume=resume)
     with claimed as target, Interrupts() as interrupts, _precision(config, device):
-        checkpoints, journal = Checkpoints(target / "checkpoints"), Journal(target / "metrics.jsonl")
-        if saved := checkpoints.newest():
-            stream.load_state_dict(saved["stream"])
-            state = TrainingState.restore(config, saved["state"], device)
-        else:
-            state = _begun(config, stream, device, interrupts)
-        journal.truncate(state.step)
-        config.write(target / "config.yaml")
-        n = config.batch_tokens
-        with Meter(f"train {config.site}", config.steps * n, "tok", quiet, start=state.step * n) as meter:
-            for record in _steps(config, state, stream, checkpoints, interrupts):
-                meter.advance(n, **{name: record[name] for name in _SHOWN if record})
+        run = _Run(config, stream, target, interrupts, device)
+        with Pace(config, stream, run.step, quiet) as pace, run.told_of_reading(pace):
+            for record in run.steps(pace):
                 if record:
-                    record["tokens_per_second"] = meter.rate
-                    journal.append(record)
+                    record["tokens_per_second"] = pace.meter.rate
+                    run.journal.append(record)
                     if on_step:
                         on_step(record)
-        return _finish(config, state, stream, target)
+        return run.finish(quiet)
 
 
-def _steps(
-    config: TrainConfig, state: TrainingState, stream: Stream, checkpoints: Checkpoints, interrupts: Interrupts
-) -> Iterator[Record]:
-    """Train to the end, step by step, with checkpoints; gives the record of every step that is logged, else nothing.
+class _Run:
+    """A run in its folder: what has been read and trained on, and when it is saved."""
 
-    A record is given before the checkpoint of its step is made, so that metrics.jsonl lacks no step of a resumed run.
-    """
-    device = state.silent.device
-    health, saved_step, saved_at = Health(device), state.step, time.monotonic()
+    def __init__(self, config: TrainConfig, stream: Stream, target: Path, interrupts: Interrupts, device: torch.device):
+        self.config, self.stream, self.target, self.interrupts = config, stream, target.resolve(), interrupts
+        self.checkpoints, self.journal = Checkpoints(target / "checkpoints"), Journal(target / "metrics.jsonl")
+        self.health, self.device = Health(device), device
+        self.saved_step, self.saved_at, self.wait = -1, time.monotonic(), FIRST_CHECKPOINT
+        self.first: list[Tensor] = []  # calibration batches, until there is a state
+        self.state: TrainingState | None = None
+        if saved := self.checkpoints.newest():
+            stream.load_state_dict(saved["stream"])
+            self.first = saved["first"]
+            self.state = saved["state"] and TrainingState.restore(config, saved["state"], device)
+            self.saved_step = self.step
+        self.journal.truncate(self.step)
 
-    def save() -> None:
-        health.check(checkpoints.last)
-        checkpoints.save(state.step, {"state": state.state_dict(), "stream": stream.state_dict()})
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self.state.step if self.state else 0
 
-    while state.step < config.steps:
-        x = _next(state, stream, config)
-        if x is None:
-            break
-        record = train_step(state, config, x, device, health, logged=(state.step + 1) % config.log_every == 0)
-        due = _due(config, state.step, saved_at)
-        if record or due or device.type == "cpu":  # on a GPU this waits
-            health.check(checkpoints.last)
-        yield record
-        stop = interrupts.asked and state.step < config.steps  # read once: a signal may come at any line
+    @contextlib.contextmanager
+    def told_of_reading(self, pace: Pace) -> Iterator[None]:
+        """While it lasts, the stream says when it has read something: the user sees it, and the run can be saved."""
+        if not hasattr(self.stream, "on_read"):
+            yield
+            return
+
+        def noted(rows: int) -> None:
+            pace.noted(rows)
+            self.pause(self._due())
+
+        self.stream.on_read = noted
+        try:
+            yield
+        finally:
+            self.stream.on_read = None
+
+    def steps(self, pace: Pace) -> Iterator[Record]:
+        """Train to the end, step by step, with checkpoints; gives the record of each logged step, else nothing.
+
+        A record is given before the checkpoint of its step is made, so that metrics.jsonl lacks no step of a resumed
+        run.
+        """
+        config, state = self.config, self._begun(pace)
+        while state.step < config.steps:
+            x = state.pending.pop(0) if state.pending else self._read(pace, state.form.W_dec.shape[1])
+            if x is None:
+                self._warn_of_end()
+                break
+            logged = (state.step + 1) % config.log_every == 0
+            record = train_step(state, config, x, self.device, self.health, logged)
+            due = self._due(stepped=True)
+            if record or due or self.device.type == "cpu":  # on a GPU this waits
+                self.health.check(self.checkpoints.last)
+            pace.stepped(record)
+            yield record
+            if state.step < config.steps:
+                self.pause(due)
+        if self.saved_step != state.step:
+            self._save()
+
+    def pause(self, due: bool) -> None:
+        """Between two steps, or two passes of the model: save what is due, and stop where the user asked for it."""
+        stop = self.interrupts.asked  # read once: a signal may come at any line
         if due or stop:
-            save()
-            saved_step, saved_at = state.step, time.monotonic()
+            self._save()
+            if self.state and self.state.step:
+                save_outcome(self.config, self.state, self.stream, self.target, finished=False)
         if stop:
-            raise Interrupted(f"stopped after step {state.step} and saved in {checkpoints.folder.parent}")
-    if saved_step != state.step:
-        save()
+            raise Interrupted(f"stopped after step {self.step} and saved in {self.target}")
+
+    def finish(self, quiet: bool) -> Dictionary:
+        """Save and measure the result. Raises `BadInput` when it is none."""
+        assert self.state is not None
+        outcome = save_outcome(self.config, self.state, self.stream, self.target, finished=True)
+        if outcome is None:
+            raise BadInput(
+                "training ended, but no latent fires, so there is no dictionary; train for longer, or raise lr"
+            )
+        self.journal.append({"step": self.step, "end": outcome.measured})
+        if outcome.problems:
+            raise BadInput(
+                f"training ended, but the dictionary is not finished: {'; '.join(outcome.problems)}. It is saved in "
+                f"{self.target / FOLDER}, marked as unfinished"
+            )
+        fit, left_out = outcome.saved, int(self.state.outliers)
+        out = f"; {left_out:,} outliers were left out" if left_out else ""
+        say(f"as saved: FVE {fit.fve:.3f} at L0 {fit.l0:.1f}, {outcome.dead:.1%} of the latents dead{out}", quiet)
+        return outcome.dictionary
+
+    def _begun(self, pace: Pace) -> TrainingState:
+        """The state, of a new run calibrated on the stream's first batches."""
+        if self.state is None:
+            while len(self.first) < min(self.config.calibration_batches, self.config.steps):
+                x = self._read(pace, self.first[0].shape[1] if self.first else None)
+                if x is None:
+                    break
+                self.first.append(x.clone())
+                if self.interrupts.asked:
+                    self.pause(due=True)
+            if not self.first:
+                raise BadInput("the stream is empty: it gave no batch; give it more text or make batch_tokens smaller")
+            self.state, self.first = TrainingState.begin(self.config, self.first, self.device), []
+        return self.state
+
+    def _read(self, pace: Pace, d: int | None) -> Tensor | None:
+        """The next batch, checked; None at the end of the stream."""
+        with pace.reading():
+            try:
+                return _checked(next(self.stream), self.config, d)
+            except StopIteration:
+                return None
+
+    def _save(self) -> None:
+        self.health.check(self.checkpoints.last)
+        self.config.write(self.target / "config.yaml")
+        state = self.state and self.state.state_dict()
+        self.checkpoints.save(self.step, {"state": state, "first": self.first, "stream": self.stream.state_dict()})
+        self.saved_step, self.saved_at, self.wait = self.step, time.monotonic(), self.config.checkpoint_seconds
+
+    def _due(self, stepped: bool = False) -> bool:
+        """Whether a checkpoint is due, by time or (after a step) by tokens."""
+        if time.monotonic() - self.saved_at >= min(self.wait, self.config.checkpoint_seconds):
+            return True
+        every, n = self.config.checkpoint_tokens, self.config.batch_tokens
+        return stepped and every is not None and self.step * n // every > (self.step - 1) * n // every
+
+    def _warn_of_end(self) -> None:
+        warnings.warn(
+            f"the stream ended after {self.step * self.config.batch_tokens:,} of {self.config.tokens:,} tokens, before "
+            "the learning rate had fallen; set tokens to what the stream holds, or give it more epochs",
+            stacklevel=4,
+        )
 
 
 def train_step(
@@ -132,11 +231,10 @@ def train_step(
     dead: share of latents silent for `dead_after` tokens; lr: the rate of this step.
     """
     form, optimizer = state.form, state.optimizer
-    forward = FORWARDS[BEST_ON.get(device.type, "dense") if config.kernels == "auto" else config.kernels]
-    x = x.to(device, torch.float32, non_blocking=True) * state.scale
+    x = state.scaled(x.to(device, torch.float32, non_blocking=True))
     state.find_dead(config.dead_after)
 
-    done = forward(form, x, config.kind, config.k, config.precision == "fast")
+    done = forward_of(config, device)(form, x, config.kind, config.k, config.precision == "fast")
     residual = x - done.reconstruction
     loss = unexplained = reconstruction_loss(residual, state.variance)
     k_aux = config.auxk_of(x.shape[1])
@@ -152,7 +250,7 @@ def train_step(
     optimizer.step()
     optimizer.zero_grad()
     form.normalise_decoder()
-    state.note(done.fired, done.floor, len(x))
+    state.note(x, done.fired)
     state.step += 1
     if not logged:
         return {}
@@ -165,22 +263,6 @@ def train_step(
     return {"step": step, "tokens": step * config.batch_tokens, **numbers, "lr": config.lr_at(step - 1)}
 
 
-def _next(state: TrainingState, stream: Stream, config: TrainConfig) -> Tensor | None:
-    """The next batch, checked; None at the end of the stream."""
-    if state.pending:
-        return state.pending.pop(0)
-    try:
-        return _checked(next(stream), config, state.form.W_dec.shape[1])
-    except StopIteration:
-        done, wanted = state.step * config.batch_tokens, config.tokens
-        warnings.warn(
-            f"the stream ended after {done:,} of {wanted:,} tokens, before the learning rate had fallen; "
-            "set tokens to what the stream holds, or give it more epochs",
-            stacklevel=3,
-        )
-        return None
-
-
 def _checked(x: Any, config: TrainConfig, d: int | None = None) -> Tensor:
     if not isinstance(x, Tensor):
         raise BadInput(
@@ -190,49 +272,6 @@ def _checked(x: Any, config: TrainConfig, d: int | None = None) -> Tensor:
         expected = f"[{config.batch_tokens}, {d or 'd'}]"
         raise BadInput(f"the stream gave a batch of shape {list(x.shape)}, expected {expected} (batch_tokens × width)")
     return x
-
-
-def _begun(config: TrainConfig, stream: Stream, device: torch.device, interrupts: Interrupts) -> TrainingState:
-    """A new run, calibrated on the stream's first batches."""
-    batches: list[Tensor] = []
-    for _ in range(min(config.calibration_batches, config.steps)):
-        if interrupts.asked:
-            raise Interrupted("stopped before the first step; nothing was trained yet")
-        try:
-            batches.append(_checked(next(stream), config, batches[0].shape[1] if batches else None).clone())
-        except StopIteration:
-            break
-    if not batches:
-        raise BadInput("the stream is empty: it gave no batch; give it more text or make batch_tokens smaller")
-    if config.k > config.width:
-        raise BadInput(f"k is {config.k}, but there are only {config.width} latents")
-    return TrainingState.begin(config, batches, device)
-
-
-def _due(config: TrainConfig, step: int, saved_at: float) -> bool:
-    """Whether a checkpoint is due after this step, by tokens or by time."""
-    if time.monotonic() - saved_at >= config.checkpoint_seconds:
-        return True
-    every = config.checkpoint_tokens
-    return every is not None and step * config.batch_tokens // every > (step - 1) * config.batch_tokens // every
-
-
-def _finish(config: TrainConfig, state: TrainingState, stream: Stream, target: Path) -> Dictionary:
-    metadata: dict[str, Any] = {
-        "context_size": config.context,
-        "seed": config.seed,
-        "training_tokens": state.step * config.batch_tokens,
-        "monosem_version": __version__,
-        "training": config.model_dump(mode="json"),
-    }
-    if hasattr(stream, "skipped"):
-        metadata["skipped"] = dict(stream.skipped)
-    if isinstance(rule := getattr(stream, "skip", None), SkipRule):
-        metadata[KEY] = written(rule, getattr(stream, "thresholds", {}).get(str(Site.parse(config.site))))
-    dictionary = export(state.form, config, state.scale, float(state.threshold), metadata)
-    with replacing_folder(target / "dictionary") as temporary:
-        dictionary.save(temporary)
-    return dictionary
 
 
 def _device(config: TrainConfig) -> torch.device:
