@@ -257,3 +257,15 @@ def test_a_whole_decomposition_adds_up_or_is_refused_where_an_edit_changed_the_s
             run.get_full_resid_decomposition(layer)
         return
     close(run.get_full_resid_decomposition(layer).sum(0), run["resid_pre.1"])
+
+
+@pytest.mark.parametrize("heads", [[1, 3], [3, 1], [2], [0, 1, 2], (1, 3)])
+def test_heads_that_were_kept_stand_under_their_own_numbers(llama, heads):
+    sites = [*(f"z.{layer}" for layer in llama.layers()), "embed", "mlp_post.0", "resid_pre.1", "resid_post.2"]
+    whole = llama.run(ROWS, capture=sites).stack_head_results().unflatten(0, (3, 4))
+    run = llama.run(ROWS, capture=sites, heads=heads)
+    stack, labels = run.stack_head_results(return_labels=True)
+    assert labels == [f"L{layer}H{head}" for layer in range(3) for head in heads]
+    close(stack.unflatten(0, (3, len(heads))), whole[:, list(heads)])
+    with pytest.raises(BadInput, match="do not add up"):
+        run.get_full_resid_decomposition(1)

@@ -89,8 +89,12 @@ def norm_at(run: Activations, layer: int | None, mlp_input: bool) -> tuple[Norm,
 
 
 def check_held(run: Activations, ask: Ask, units: tuple[str, ...]) -> None:
-    """Raises `BadInput` where an edit changed what the parts add up to and none of them has, when branches are taken
-    apart into these units."""
+    """Raises `BadInput` where the parts do not add up to the stream, when branches are taken apart into these units: some
+    heads alone were kept, or an edit changed what no part has."""
+    if run.heads is not None:
+        raise BadInput(
+            f"this run kept heads {list(run.heads)} alone, which do not add up to the stream: leave heads= out"
+        )
 
     def read(branch: Branch) -> Site:
         return branch.inner if branch.units in units and branch.inner is not None else branch.out
@@ -126,7 +130,8 @@ def units_before(run: Activations, kind: str, chosen: Slice, ask: Ask, layers: I
             run.model.site((f"{branch.name}_post", branch.layer))  # says why it cannot be read
         if branch.units != kind:
             continue
-        units = indices(branch.n_units, run.heads if kind == "head" else chosen, f"{kind}_slice")
+        kept = chosen if kind == "neuron" or run.heads is None else list(run.heads)  # a tuple would be a slice
+        units = indices(branch.n_units, kept, f"{kind}_slice")
         units = [units] if isinstance(units, int) else units
         labels = [f"L{branch.layer}{kind[0].upper()}{unit}" for unit in units]
         parts += zip(labels, _unit_writes(run, branch, units, ask))
