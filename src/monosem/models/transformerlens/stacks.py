@@ -89,8 +89,10 @@ def norm_at(run: Activations, layer: int | None, mlp_input: bool) -> tuple[Norm,
 
 
 def check_held(run: Activations, ask: Ask, units: tuple[str, ...]) -> None:
-    """Raises `BadInput` where the parts do not add up to the stream, when branches are taken apart into these units: some
-    heads alone were kept, or an edit changed what no part has."""
+    """Raises `BadInput` where the parts do not add up to the stream, when branches are taken apart into these units.
+
+    That is where some heads alone were kept, or an edit changed what no part has.
+    """
     if run.heads is not None:
         raise BadInput(
             f"this run kept heads {list(run.heads)} alone, which do not add up to the stream: leave heads= out"
