@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from monosem import progress
+from monosem.activations import SkipRule, harvest
 from monosem.data import TokenStore, texts
 from monosem.dictionaries import evaluate, load_dictionary
 from monosem.dictionaries.training import TrainConfig, train, train_on
@@ -357,6 +358,10 @@ def test_the_whole_job_from_a_config(tiny_model, tmp_path: Path, source: str) ->
     )
     assert saved.card["training"] == settings.model_dump(mode="json")
     assert (tmp_path / "run" / "activations").exists() == (source == "shards")
+    # which tokens it was trained on: the rule, and the norm that outliers were told by
+    assert saved.skip == SkipRule()
+    store = TokenStore.build(model, texts(tmp_path / "train.txt"), 16, tokens=1024, quiet=True)
+    assert saved.outlier_norm == harvest(model, store, "resid_post.1").thresholds["resid_post.1"]
     with pytest.raises(BadInput, match="no text to train on"):
         train(settings.model_copy(update={"texts": []}), folder=tmp_path / "none", model=model, quiet=True)
 

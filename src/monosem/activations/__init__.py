@@ -5,7 +5,7 @@ from .harvesting import ActivationBatch, Harvest, harvest
 from .medians import median_norms
 from .schedule import Schedule
 from .shards import ActivationShards, ShardStream
-from .skipping import Skipper, SkipRule
+from .skipping import Skipper, SkipRule, left_out_words
 from .stream import ActivationStream
 
 __all__ = [
@@ -19,5 +19,6 @@ __all__ = [
     "SkipRule",
     "Skipper",
     "harvest",
+    "left_out_words",
     "median_norms",
 ]

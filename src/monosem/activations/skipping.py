@@ -55,6 +55,13 @@ class SkipRule:
             raise BadInput(f"not a skip rule: {text!r:.100}") from error
 
 
+def left_out_words(summary: Mapping[str, Any]) -> str:
+    """What was left out, in words: "5 tokens left out (4 first, 1 outlier)"; of `Skipper.summary`."""
+    reasons = [f"{count:,} {reason}" for reason, count in summary["left_out"].items()]
+    total = sum(summary["left_out"].values())
+    return f"{total:,} tokens left out ({', '.join(reasons)})" if reasons else "no token left out"
+
+
 class Skipper:
     """Applies a `SkipRule` to batches and counts.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import BadFile, BadInput, cause
+from ..terminal import notice
 from . import output
 from .application import group, resumable
 from .options import (
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import rich.text
 
     from ..latents import Evidence, Index
+    from ..results import Result
 
 Count = Annotated[int, option("N", "How many latents.", "-k", min=1)]
 IndexFile = Annotated[Path | None, option("FILE", "Another index than the dictionary's own.")]
@@ -57,6 +59,15 @@ def top(asked: OnDictionary, prompts: PromptArguments, count: Count = 10) -> Non
         if index is not None:
             last["fires on"] = [words(index.evidence(latent)) for latent in last["latent"]]
         frame(last.rename(columns={"of_maximum": "of its maximum"}), "last token")
+    say_left_out(asked, firing)
+
+
+def say_left_out(asked: OnDictionary, result: "Result") -> None:
+    """How many tokens the dictionary was not trained on, which the result leaves out."""
+    from ..activations import left_out_words
+
+    if not asked.silent:
+        notice(left_out_words(result.config["tokens"]))
 
 
 def listed(latents: "Iterable[int]", values: "Iterable[float]") -> str:
@@ -95,8 +106,8 @@ def search(
     if text is not None:
         ranked = index_at(asked.dictionary, index).search(text, n=count)
     elif like:
-        found = index_at(asked.dictionary, index)
-        ranked = found.search(examples=like, model=asked.load()[1], n=count)
+        own = index_at(asked.dictionary, index)
+        ranked = own.search(examples=like, model=asked.load()[1], n=count)
     else:
         from ..latents import contrast
 
@@ -104,7 +115,9 @@ def search(
         assert negative is not None
         sides = prompt_lines(positive), prompt_lines(negative)
         sae, lm = asked.load()
-        ranked = contrast(lm, sae, *sides, seed=seed).top(count)
+        found = contrast(lm, sae, *sides, seed=seed)
+        ranked = found.top(count)
+        say_left_out(asked, found)
     as_json(ranked) if asked.json else frame(ranked)
 
 

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..activations import Skipper
+from ..dictionaries import Dictionary
 from ..models import Model, Run, SiteLike, TokenBatch
 from ..models.numbers import count
 from ..models.running.generation import written
@@ -30,7 +32,8 @@ class Outcome(Result):
     new: list[list[int]]  # token ids of each continuation; empty lists when none was asked for
     texts: list[str]
     perplexities: list[float]  # of each continuation under the unedited model; NaN when it is empty
-    means: list[Float[Tensor, "d"] | None]  # of the site `read` over each continuation; None when it is empty
+    means: list[Float[Tensor, "d"] | None]  # of the site `read` over each continuation; None where no token counts
+    left_out: list[int]  # tokens of each continuation that its mean leaves out: special ones and norm outliers
 
     @property
     def table(self) -> pd.DataFrame:
@@ -48,7 +51,7 @@ def outcome(
     max_new_tokens: int = 20,
     temperature: float = 0.0,
     seed: int = 0,
-    read: SiteLike | None = None,
+    read: SiteLike | Dictionary | None = None,
     batch_size: int = 128,
 ) -> Outcome:
     """Run the model over prompts in batches, next token and continuation, greedily unless a temperature is given.
@@ -56,7 +59,8 @@ def outcome(
     Args:
         x: a prompt or several, as for `Model.run`.
         edits: edits, or a function from the row numbers of a batch to edits, for rows that differ in latent or value.
-        read: a site whose mean over each continuation's tokens is taken in the unedited model (`Outcome.means`).
+        read: a site whose mean over each continuation's tokens is taken in the unedited model (`Outcome.means`),
+            without special tokens and norm outliers; of a dictionary, its site, without what it was not trained on.
 
     Raises:
         BadInput: no prompt, or an empty one.
@@ -82,7 +86,7 @@ def outcomes(
     max_new_tokens: int | Sequence[int] = 20,
     temperature: float = 0.0,
     seed: int = 0,
-    read: SiteLike | None = None,
+    read: SiteLike | Dictionary | None = None,
     batch_size: int = 128,
     title: str = "arms",
     quiet: bool = False,
@@ -104,7 +108,7 @@ def outcomes(
     """
     tokens = model.tokens(x)
     prompts, rows = prompts_of(model, x, tokens), tokens.rows()
-    readings = Readings(model, None if read is None else model.site(read))
+    readings = _readings(model, read)
     several = isinstance(max_new_tokens, list | tuple)
     lengths = [count(n, "max_new_tokens", 0) for n in (max_new_tokens if several else [max_new_tokens] * len(arms))]  # type: ignore[union-attr]
     with Meter(title, total=len(arms) * len(prompts), unit="row", quiet=quiet) as meter:
@@ -114,8 +118,18 @@ def outcomes(
         own = [readings[text] for text in zip(rows, arm.new)]
         perplexities, means = [reading.perplexity for reading in own], [reading.mean for reading in own]
         texts = [written(model, row, new) for row, new in zip(rows, arm.new)]
-        found.append(Outcome(prompts, torch.stack(arm.logits), arm.new, texts, perplexities, means))
+        left_out = [reading.left_out for reading in own]
+        found.append(Outcome(prompts, torch.stack(arm.logits), arm.new, texts, perplexities, means, left_out))
     return found
+
+
+def _readings(model: Model, read: SiteLike | Dictionary | None) -> Readings:
+    if read is None:
+        return Readings(model, None)
+    if isinstance(read, Dictionary):
+        return Readings(model, read.site, read.skipper(model))
+    site = model.site(read)
+    return Readings(model, site, Skipper.of(model, [site]))
 
 
 def prompts_of(model: Model, x: Any, tokens: TokenBatch) -> list[str]:

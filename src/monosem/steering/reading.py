@@ -1,15 +1,16 @@
 """What the unedited model reads in continuations: their perplexity, and the mean of an activation over their tokens."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..activations import Skipper
 from ..metrics import cross_entropy
-from ..models import Model, Site
+from ..models import Model, Run, Site
 
 UNEMBEDDED = 512  # tokens whose logits are held at once
 END = Site("final_norm")  # what the unembedding reads
@@ -17,10 +18,12 @@ END = Site("final_norm")  # what the unembedding reads
 
 @dataclass(frozen=True)
 class Reading:
-    """Of one text: exp of the mean loss of its continuation; the mean activation over it, where a site was given."""
+    """Of one text: exp of the mean loss of its continuation; the mean activation over its tokens that count, where a
+    site was given, and the number of those that do not."""
 
     perplexity: float = math.nan
     mean: Float[Tensor, "d"] | None = None
+    left_out: int = 0
 
 
 Text = tuple[tuple[int, ...], tuple[int, ...]]  # ids of a prompt and of its continuation
@@ -28,10 +31,15 @@ Text = tuple[tuple[int, ...], tuple[int, ...]]  # ids of a prompt and of its con
 
 @dataclass
 class Readings:
-    """The reading of every text that was added; equal texts are read once. An empty continuation has NaN and None."""
+    """The reading of every text that was added; equal texts are read once. An empty continuation has NaN and None.
+
+    Attributes:
+        skipper: which tokens count for means at the site.
+    """
 
     model: Model
     site: Site | None
+    skipper: Skipper | None = None
     found: dict[Text, Reading] = field(default_factory=dict)
 
     def __getitem__(self, text: tuple[Sequence[int], Sequence[int]]) -> Reading:
@@ -71,6 +79,15 @@ class Readings:
         perplexities = [float(part.mean().exp()) for part in parts]
         if self.site is None:
             return [Reading(perplexity) for perplexity in perplexities]
-        values, real = run[self.site], new.to(run[self.site].device)
-        means = [value[mask].flatten(1).float().mean(0).cpu() for value, mask in zip(values, real)]
-        return [Reading(perplexity, mean) for perplexity, mean in zip(perplexities, means)]
+        return [Reading(perplexity, *mean) for perplexity, mean in zip(perplexities, self._means(run, new))]
+
+    def _means(self, run: Run, new: Bool[Tensor, "batch pos"]) -> Iterator[tuple[Float[Tensor, "d"] | None, int]]:
+        """Of each text the mean over its new tokens that count, None where none does, and how many do not."""
+        assert self.site is not None
+        values, tokens, counted = run[self.site], run.tokens, new
+        if self.skipper is not None:
+            left_out = self.skipper.left_out(tokens.ids, tokens.positions, {str(self.site): values})
+            counted = new & ~torch.stack(list(left_out.values())).any(0)
+        for value, mask, total in zip(values, counted.to(values.device), new.sum(1).tolist()):
+            part = value[mask].flatten(1).float()
+            yield (part.mean(0).cpu() if len(part) else None), total - len(part)

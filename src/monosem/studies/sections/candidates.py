@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from ... import edits
+from ...activations import left_out_words
 from ...latents.contrast import Contrast, contrast
 from ...metrics import next_token_loss
 from ...models import Run, Site
@@ -50,6 +51,7 @@ def make(context: Context, earlier: dict[str, dict[str, Any]]) -> dict[str, Any]
         "reason": reason(rows, order, config.primary_dose),
         "score_meaning": SCORE_MEANING,
         "all": _all_latents(search),
+        "tokens": search.config["tokens"],
         "pairs": {"search": len(pairs.positive), "held_out": len(held_out.positive)},
     }
 
@@ -102,6 +104,7 @@ def findings(result: dict[str, Any]) -> list[str]:
             for latent in result["order"][:5]
         ),
         f"by the rule: latent {result['target']}. {result['reason']}",
+        f"in these prompts: {left_out_words(result['tokens'])}",
     ]
 
 
