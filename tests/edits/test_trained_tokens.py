@@ -193,6 +193,15 @@ def test_without_a_tokenizer_drawn_tokens_are_read():
     assert moved[:, 1:][REAL[:, 1:]].all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_models_of_every_dtype(dtype):
+    model = tiny_model("llama", seed=5)
+    model.hf.to(dtype)
+    sae = tiny_dictionary("relu", model_name="")
+    edited, plain = (model.run(ROWS[2:], capture=SITE, edits=e)[SITE] for e in (edits.add_latent(sae, 5, 9.0), ()))
+    assert ((edited - plain).float().norm(dim=-1) > 1).tolist() == [[False, True, True, True, True]]
+
+
 def test_the_rule_is_saved_and_read_back(tmp_path):
     rule = {"special": False, "first": 2, "outlier": 4.0, "calibration": 3, "outlier_norm": 77.5}
     tiny_dictionary("relu", metadata={"skip_rule": rule}).save(tmp_path / "own")

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monosem import edits, patching
+from monosem.activations import SkipRule
 from monosem.data import TokenPairs
 from monosem.errors import BadInput, MonosemError, UnknownName
 from monosem.models import Model
@@ -199,16 +200,26 @@ def test_neurons_and_latents_against_edits(monkeypatch: pytest.MonkeyPatch) -> N
     assert [cell.layer for cell in found.cells] == [1] * 16
     for cell, value in zip(found.cells, found.mean().tolist()):
         target = float(dictionary.latent_activations(clean, [cell.latent])[0, cell.position, 0])
-        clamp = edits.clamp(dictionary, cell.latent, target, everywhere=True).at(positions=cell.position)
-        logits = model.run([CORRUPTED], edits=clamp).logits[0, -1]
+        clamp = [edits.clamp(dictionary, cell.latent, target).at(positions=cell.position)]
+        logits = model.run([CORRUPTED], edits=clamp if cell.position else []).logits[0, -1]  # not trained on the first
         assert value == pytest.approx(float(logits[RIGHT] - logits[WRONG]), abs=1e-5 * scale(model))
     silent = sweep(
         model, pairs, "resid_post", ("layer", "latent"), dictionary=dictionary, latents=[2, 7],
         corruption=patching.zero(), quiet=True,
     )  # fmt: skip
     for cell, value in zip(silent.cells, silent.mean().tolist()):
-        logits = model.run([CLEAN], edits=edits.ablate_latent(dictionary, cell.latent, everywhere=True)).logits[0, -1]
+        logits = model.run([CLEAN], edits=edits.ablate_latent(dictionary, cell.latent)).logits[0, -1]
         assert value == pytest.approx(float(logits[RIGHT] - logits[WRONG]), abs=1e-5 * scale(model))
+    for compute in (sweep, patching.attribution):
+        with pytest.raises(BadInput, match=r"not trained on token 0 .* skip=SkipRule.none\(\)"):
+            compute(model, pairs, "resid_post", axes, dictionary=dictionary, latents=[2], positions=[0, 1], quiet=True)
+    told = {"skip_rule": vars(SkipRule.none())}
+    everywhere = tiny_dictionary("relu", dictionary.tensors, model_name="", token_norm="layer_norm", metadata=told)
+    first = sweep(model, pairs, "resid_post", axes, dictionary=everywhere, latents=[2], positions=[0], quiet=True)
+    target = float(dictionary.latent_activations(clean, [2])[0, 0, 0])
+    clamp = edits.clamp(everywhere, 2, target).at(positions=0)
+    logits = model.run([CORRUPTED], edits=clamp).logits[0, -1]
+    assert first.mean()[0] == pytest.approx(float(logits[RIGHT] - logits[WRONG]), abs=1e-5 * scale(model))
     with pytest.raises(BadInput, match="not of latents"):
         sweep(
             model, pairs, "resid_post", ("layer", "latent"), dictionary=dictionary, latents=[2],

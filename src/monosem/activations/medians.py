@@ -51,8 +51,9 @@ def median_norms(model: Model, sites: Sequence[Site]) -> dict[Site, float]:
 
 
 def norms_of(x: Float[Tensor, "..."], axes: int) -> Float[Tensor, "*tokens"]:
-    """Euclidean norms, in float32 (a float16 norm overflows at 65,504), of what lies after the first axes."""
-    return torch.linalg.vector_norm(x.detach().flatten(axes), dim=-1, dtype=torch.float32)
+    """Euclidean norms, at least in float32 (a float16 norm overflows at 65,504), of what lies after the first axes."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return torch.linalg.vector_norm(x.detach().flatten(axes), dim=-1, dtype=wide)
 
 
 def _text(model: Model) -> TokenBatch:

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..data import TokenPairs
@@ -47,6 +47,7 @@ class Trial:
         answer: the side that this trial measures, where answers have several tokens; its tokens but the last one follow
             the prompt in the runs, and are never patched.
         latent: what latents are set to, where it is not what they are in the source.
+        source_tokens: whose activations the source has; None for bare values.
     """
 
     model: Model
@@ -60,6 +61,7 @@ class Trial:
     dictionary: Dictionary | None = None
     latent: float | None = None
     answer: AnswerSide | None = None
+    source_tokens: TokenBatch | None = None
 
     def unpatched(self, rows: int) -> Float[Tensor, "rows *step vocab"]:
         """The logits of the unpatched run, for variants that change nothing."""
@@ -86,7 +88,8 @@ class Trial:
         return self.model.unembed(stream[:, -1] if self.answer is None else stream[:, -len(self.answer.tokens) :])
 
     def value(self, cell: Cell) -> Tensor:
-        """What the patch writes at `cell.index(...)`: the source's part; for a latent, base + (f' - f) W_dec."""
+        """What the patch writes at `cell.index(...)`: the source's part; for a latent, base + (f' - f) W_dec where the
+        dictionary was trained, and base elsewhere."""
         index = cell.index(self.pairs, 0)
         base, source = self.base[cell.place][0], self.source[cell.place]
         if cell.latent is None or self.dictionary is None:
@@ -97,7 +100,30 @@ class Trial:
         delta = (there - here).float() * self.dictionary.decoder_rows([cell.latent]).float()
         if (scale := self.dictionary.token_scale(before)) is not None:
             delta = delta * scale
+        delta = delta * self.trained[index][..., None]
         return (before.float() + delta).to(base.dtype).reshape(base[index].shape)
+
+    @cached_property
+    def trained(self) -> Bool[Tensor, "pos"]:
+        """The tokens that the dictionary was trained on, in both runs."""
+        assert self.dictionary is not None
+        site, skipper = self.dictionary.site, self.dictionary.skipper(self.model)
+        counted = skipper.counted(self.base.tokens, {str(site): self.base[site]})[0]
+        if self.source_tokens is not None:
+            counted = counted & skipper.counted(self.source_tokens, {str(site): self.source[site][None]})[0]
+        return counted
+
+    def check_trained(self, cells: Sequence[Cell]) -> None:
+        """Raises `BadInput` for a latent's cell at tokens that were named, none of which the dictionary was trained on:
+        its patch would change nothing."""
+        for cell in cells:
+            positions = cell.positions(self.pairs, 0)
+            if cell.latent is not None and not bool(self.trained[positions].any()):
+                token = self.model.str_token(int(self.base.tokens.ids[0, positions[0]]))
+                raise BadInput(
+                    f"the dictionary was not trained on token {positions[0]} ({token!r}) of a pair: first, special, or "
+                    "an outlier in norm; leave the position out, or load the dictionary with skip=SkipRule.none()"
+                )
 
     @cached_property
     def _codes(self) -> tuple[Codes, Codes]:
@@ -226,8 +252,9 @@ def _trial(
             raise BadInput("means are of activations, not of latents: sweep latents with zero() or against a run")
         written = {site: _valued(side, site, clean[0][site][0], int(pair.clean.lengths[0])) for site in places}
     edits = side.edits if direction == "denoising" else ()
+    own = source[0].tokens if side.values is None else None
     return Trial(
-        model, pair, edits, base[0], written, base[1], clean[1], other[1], dictionary, side.latent, answer
+        model, pair, edits, base[0], written, base[1], clean[1], other[1], dictionary, side.latent, answer, own
     )  # fmt: skip
 
 

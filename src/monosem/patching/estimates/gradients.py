@@ -68,7 +68,11 @@ def attribution(
     captured = list(dict.fromkeys([*places, INPUT]))
     experiment = patching_experiment(model, pairs, captured, metric, direction, corruption, which.get("dictionary"))
 
+    named = which.get("dictionary") is not None and which.get("positions") is not None
+
     def estimated(trial: Trial) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+        if named:
+            trial.check_trained(cells)
         base = numbers_of(trial, experiment.metrics, trial.base_logits)
         slopes = gradients(trial, captured, experiment.metrics, steps)
         yield slice(None), {name: base[name] + effects for name, effects in _effects(trial, cells, slopes).items()}
@@ -147,4 +151,4 @@ def _latent_shares(trial: Trial, place: Site, latents: Sequence[int], slope: Ten
     along = slope @ dictionary.decoder_rows(list(latents)).to(slope).T
     if (scale := dictionary.token_scale(base)) is not None:
         along = along * scale.to(slope)
-    return (there - here) * along
+    return (there - here) * along * trial.trained[:, None]

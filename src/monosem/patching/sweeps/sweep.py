@@ -10,9 +10,10 @@ from ..cells import Which, axes_of, cells_of, columns_of, labels_of, places_of
 from ..corruptions import Corruption
 from ..experiment import Direction
 from ..scoring import MetricLike
-from ..trials import patching_experiment
+from ..trials import Trial, patching_experiment
 from .engine import Engine
 from .result import Sweep
+from .whole_runs import Patched
 
 
 @analysis
@@ -33,7 +34,8 @@ def sweep(
     """Write each cell's activation from one side of every pair into the run of the other, and measure the answer.
 
     Args:
-        sites, over, which: the cells; see `cells_of` (layers, positions, heads, neurons, dictionary, latents).
+        sites, over, which: the cells; see `cells_of` (layers, positions, heads, neurons, dictionary, latents). Latents
+            are patched at the tokens that the dictionary was trained on (`Dictionary.skip`), as edits of them are.
         metric: names of `METRICS`, functions of (logits after the last token, pairs, clean logits), or several.
         direction: "denoising" writes clean activations into the corrupted run (which place restores the answer?),
             "noising" corrupted ones into the clean run (which place does the answer need?). Default: denoising, and
@@ -45,7 +47,8 @@ def sweep(
         memory: what patched rows may take at once, beside the model and the activations of one pair.
 
     Raises:
-        UnknownName, BadInput: as `cells_of`; a metric without its answers; denoising from bare values.
+        UnknownName, BadInput: as `cells_of`; a metric without its answers; denoising from bare values; named positions
+            that the dictionary was not trained on.
     """
     engine = Engine(method)
     cells = cells_of(model, pairs, sites, over, **which)
@@ -54,8 +57,14 @@ def sweep(
     )
     labels = labels_of(model, pairs, cells)
     alone = [(cell,) for cell in cells]
+    named = which.get("dictionary") is not None and which.get("positions") is not None
+
+    def patched(trial: Trial) -> Patched:
+        if named:
+            trial.check_trained(cells)
+        return engine(trial, alone, memory)
+
     run = experiment.run(
-        lambda trial: engine(trial, alone, memory),
-        columns_of(cells, over, labels), label="patch", unit="cell", quiet=quiet,
+        patched, columns_of(cells, over, labels), label="patch", unit="cell", quiet=quiet,
     )  # fmt: skip
     return Sweep.of(run, cells=cells, over=axes_of(over), labels=labels, **engine.ran)
