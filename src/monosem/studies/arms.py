@@ -101,7 +101,7 @@ def _part(
         config.test if part == "test" else config.control,
         [*unedited, *changes],
         max_new_tokens=[config.max_new_tokens for _ in unedited] + lengths,
-        read=context.dictionary.site,
+        read=context.dictionary,
         batch_size=config.batch_size,
         title=f"{title}, {part} prompts",
         quiet=context.quiet,
