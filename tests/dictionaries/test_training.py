@@ -361,7 +361,8 @@ def test_the_whole_job_from_a_config(tiny_model, tmp_path: Path, source: str) ->
     # which tokens it was trained on: the rule, and the norm that outliers were told by
     assert saved.skip == SkipRule()
     store = TokenStore.build(model, texts(tmp_path / "train.txt"), 16, tokens=1024, quiet=True)
-    assert saved.outlier_norm == harvest(model, store, "resid_post.1").thresholds["resid_post.1"]
+    found = harvest(model, store, "resid_post.1").thresholds["resid_post.1"]  # of the same text, perhaps otherwise cut
+    assert saved.outlier_norm == pytest.approx(found, rel=0.05)
     with pytest.raises(BadInput, match="no text to train on"):
         train(settings.model_copy(update={"texts": []}), folder=tmp_path / "none", model=model, quiet=True)
 
