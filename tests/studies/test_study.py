@@ -158,6 +158,29 @@ def test_steering_is_in_units_of_the_latents_own_maximum(model, finished):
     assert sum(arm["continued"] == ["test"] for arm in primary) == 3
     runners_up = [arm["latent"] for arm in steering["arms"] if arm["kind"] == "candidate"]
     assert runners_up == result.results["sections"]["candidates"]["order"][1:4]
+    shifts = {row["prompt"]: row["edited_concept"] - row["baseline_concept"] for row in targets[1]["rows"]["test"]}
+    assert steering["alone"] == {"prompt": max(shifts, key=shifts.get), "same": True}
+
+
+def test_the_example_of_the_commands_is_one_that_does_not_depend_on_the_batch(
+    model, sae, tmp_path, monkeypatch, finished
+):
+    from monosem.studies.sections import steering
+
+    real, told = steering.compare, finished[0].results["sections"]["steering"]["alone"]["prompt"]
+
+    def otherwise(model, x, edits, **options):
+        found = real(model, x, edits, **options)
+        return replace(found, rows=[row | {"edited_text": "other"} if x == told else row for row in found.rows])
+
+    monkeypatch.setattr(steering, "compare", otherwise)
+    result = go(model, sae, tmp_path)
+    another = result.results["sections"]["steering"]["alone"]
+    assert another["same"]
+    assert another["prompt"] != told
+    assert another["prompt"] in result.commands[0][1]
+    monkeypatch.setattr(steering, "TRIES", 1)
+    assert "by itself its text comes out otherwise" in go(model, sae, tmp_path / "one").commands[0][0]
 
 
 def test_a_latent_that_is_negative_is_studied_turned_around(model, sae, tmp_path):

@@ -13,7 +13,6 @@ from .figures import draw
 from .sections import SECTIONS
 from .sections.conclusion import BASELINES
 from .sections.dictionary import QUALITY
-from .sections.steering import strongest_example
 from .sections.target import FEW_PAIRS
 
 
@@ -93,14 +92,17 @@ def commands(results: dict[str, Any]) -> list[tuple[str, str]]:
     config, origin, sections = results["config"], results["provenance"], results["sections"]
     steering, target = sections["steering"], sections["target"]["latent"]
     arm = next(a for a in steering["arms"] if a["kind"] == "target" and a["dose"] == steering["primary_dose"])
-    prompt = strongest_example(arm)["prompt"]
+    prompt, same = steering["alone"]["prompt"], steering["alone"]["same"]
+    but = (
+        "" if same else f" (in {origin['dtype']} rounding depends on the batch: by itself its text comes out otherwise)"
+    )
     on = ["--model", config["model"], "--dtype", origin["dtype"], "--device", origin["device"]]
     steer = ["monosem", "steer", config["dictionary"], str(target)]
     more = ["--max-new-tokens", str(config["max_new_tokens"]), *on]
     value = repr(float(arm["value"]))
     runner_up = next((latent for latent in sections["candidates"]["order"] if latent != target), None)
     made = [
-        ("the strongest example of section D again", [*steer, value, *more, "--", prompt]),
+        (f"an example of section D again{but}", [*steer, value, *more, "--", prompt]),
         ("the same opening with the latent ablated", [*steer, "0", *more, "--", prompt]),
         ("what else is known about the latent", ["monosem", "latents", "show", config["dictionary"], str(target)]),
     ]

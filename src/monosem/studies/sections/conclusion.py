@@ -86,6 +86,8 @@ def limits(context: Context, results: Results) -> list[str]:
         "The concept score is a linear reading of the same model's activations (AUROC "
         f"{_interval(reader['auroc'], reader['low'], reader['high'])} on {reader['pairs']} held-out pairs), not a "
         "human judgement; read the continuations.",
+        "The search knows two sides only: a latent of anything that the positive prompts have and the negative ones "
+        "lack would do as well. What the target fires on elsewhere (section B) says how special it is.",
         "A concept may be spread over many latents: that one of them does little when ablated does not show that the "
         "model does not use the concept.",
         "Perplexity is taken under the unedited model, which finds any change of topic or language odd.",
@@ -146,9 +148,9 @@ def _matters(results: Results) -> Claim:
         beats = where["p"] <= ALPHA
         verdict = "yes" if beats and where["changed"] else "unclear" if beats else "no"
         p = p_said(where["p"], 1 / (1 + of), f"{of} controls")
-        numbers = f"{where['changed']} of {n} next tokens, {p}"
+        numbers = f"{where['changed']} of {n} next tokens, {p_said(where['p'], 1 / (1 + of))}"
         detail = (
-            f"on the {n} of {total} test prompts on which it is active {where['changed']} next tokens change, KL "
+            f"on the {n} of {total} test prompts on which it is active {changes(where['changed'])}, KL "
             f"{where['kl']:.3f} nats; under {of} random latents as active there the median is "
             f"{_median(where['random_kls']):.3f} and the highest {max(where['random_kls']):.3f}; {p}"
         )
@@ -184,13 +186,14 @@ def _steers(results: Results) -> Claim:
         best = rises and test["concept_shift"] > max(rivals, default=0.0)
         verdict = "yes" if rises and p <= ALPHA else "unclear" if best and few else "no"
         shift = f"{test['concept_shift']:+.2f} [{test['concept_low']:+.2f}, {test['concept_high']:+.2f}]"
-        p_text = p_said(p, 1 / (1 + len(rivals)), f"{len(rivals)} controls")
-        numbers = f"concept score {shift}, {n} prompts, {p_text}"
+        floor = 1 / (1 + len(rivals))
+        numbers = f"concept score {shift}, {n} prompts, {p_said(p, floor)}"
         what = {"yes": "moves", "unclear": "may move", "no": "does not clearly move"}[verdict]
         text = (
             f"Amplifying the latent to {dose:g} x its maximum {what} the continuations of test prompts towards the "
-            f"concept ({numbers}; under random latents the median is {_median(rivals):+.2f}, the highest "
-            f"{max(rivals, default=0.0):+.2f}). Next token: {_rate(test)}.{_beside(section, BASELINES)}"
+            f"concept (concept score {shift}, {n} prompts; {p_said(p, floor, f'{len(rivals)} controls')}: under random "
+            f"latents the median is {_median(rivals):+.2f}, the highest {max(rivals, default=0.0):+.2f}). "
+            f"Next token: {_rate(test)}.{_beside(section, BASELINES)}"
         )
     weakness = f"steering rests on {n} test prompts ({numbers})"
     if verdict == "no":
@@ -214,7 +217,7 @@ def _spares(results: Results) -> Claim:
         f"{name}, control prompts are {what[verdicts[name]]} ({_rate(control)}, KL {control['kl']:.3f} nats)"
         for name, control in arms.items()
     ]
-    also = p_said(section["p"]["control"], 0, "")
+    also = p_said(section["p"]["control"])
     text = f"{told[0][:1].upper()}{told[0][1:]}; {told[1]} (against random latents, amplified alike: {also})."
     changed, kl = arms[worst]["changed"], arms[worst]["kl"]
     return {
@@ -265,10 +268,16 @@ def findings(result: dict[str, Any]) -> list[str]:
     return [result["headline"], *(f"[{claim['verdict']}] {claim['text']}" for claim in result["claims"])]
 
 
-def p_said(p: float, floor: float, of: str) -> str:
-    """A p, and whether it could have been lower."""
-    digits = 4 if p < 0.01 else 2
-    return f"p = {p:.{digits}f}" + (f", the least that {of} can show" if p <= floor * 1.001 else "")
+def p_said(p: float, floor: float = 0.0, of: str = "") -> str:
+    """A p, and whether it could have been lower; `of`: from what it is."""
+    text = f"p = {p:.{4 if p < 0.01 else 2}f}"
+    if p > floor * 1.001:
+        return text
+    return f"{text}, the least that {of} can show" if of else f"{text}, its floor"
+
+
+def changes(n: int) -> str:
+    return f"{n} next token changes" if n == 1 else f"{n} next tokens change"
 
 
 BASELINES = ("candidate", "several", "direction")
@@ -306,6 +315,6 @@ def _interval(value: float, low: float, high: float) -> str:
 
 def _rate(summary: dict[str, Any]) -> str:
     return (
-        f"{summary['changed']} of {summary['n']} next tokens change "
+        f"{summary['changed']} of {summary['n']} next tokens {'changes' if summary['changed'] == 1 else 'change'} "
         f"[{summary['changed_low']:.0%}, {summary['changed_high']:.0%}]"
     )

@@ -8,10 +8,13 @@ import math
 from dataclasses import replace
 from typing import Any
 
+from ...edits import clamp
+from ...steering import compare
 from ..arms import PARTS, Arm, measure
 from ..context import Context
 from .ablation import against_randoms, several
 
+TRIES = 4  # test prompts that are run by themselves, to find one whose texts do not depend on the batch
 ALL_DOSES = 3  # random latents whose next token is looked at at every dose, and that are continued at the highest
 
 
@@ -28,6 +31,7 @@ def make(context: Context, earlier: dict[str, dict[str, Any]]) -> dict[str, Any]
     for arm in primary:
         if (odd := arm["test"].get("edited_perplexity")) is not None:
             arm["test"]["ratio"] = odd / arm["test"]["baseline_perplexity"]
+    target_arm = next(arm for arm in primary if arm["kind"] == "target")
     return {
         "target": target,
         "randoms": randoms,
@@ -37,6 +41,7 @@ def make(context: Context, earlier: dict[str, dict[str, Any]]) -> dict[str, Any]
         "reader": context.memory["reader"].facts,
         "baseline": [{"prompt": p, "text": t} for part in baseline for p, t in zip(part.prompts, part.texts)],
         "arms": measured,
+        "alone": _alone(context, target_arm),
         "p": {part: against_randoms(primary, part) for part in PARTS},
         "p_concept": _p(primary, "concept_shift"),
         "p_ratio": _p(primary, "ratio"),
@@ -52,7 +57,7 @@ def findings(result: dict[str, Any]) -> list[str]:
     ]
     if test["concept_shift"] is None or test["edited_perplexity"] is None:
         return [*lines, "the amplified model wrote nothing that could be read"]
-    example = strongest_example(primary)
+    example = by_shift(primary)[0]
     return [
         *lines,
         f"concept score of the continuations {test['concept_shift']:+.2f} "
@@ -66,9 +71,21 @@ def findings(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def strongest_example(arm: dict[str, Any]) -> dict[str, Any]:
-    """The test prompt whose continuation moved furthest towards the concept."""
-    return max(arm["rows"]["test"], key=_shift)
+def by_shift(arm: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of the test prompts, first that whose continuation moved furthest towards the concept."""
+    return sorted(arm["rows"]["test"], key=_shift, reverse=True)
+
+
+def _alone(context: Context, arm: dict[str, Any]) -> dict[str, Any]:
+    """A test prompt whose texts come out the same when it is run by itself, as a command would; of some tried, the one
+    that moved furthest. In 16 bits rounding depends on the batch, and with it which of two likely tokens is written."""
+    edit = clamp(context.dictionary, arm["latent"], arm["value"])
+    rows = by_shift(arm)
+    for row in rows[:TRIES]:
+        found = compare(context.model, row["prompt"], edit, max_new_tokens=context.config.max_new_tokens).rows[0]
+        if all(found[name] == row[name] for name in ("baseline_text", "edited_text")):
+            return {"prompt": row["prompt"], "same": True}
+    return {"prompt": rows[0]["prompt"], "same": False}
 
 
 def _compared(result: dict[str, Any]) -> list[str]:
@@ -86,7 +103,8 @@ def _p(arms: list[dict[str, Any]], key: str) -> float | None:
 def _shift(row: dict[str, Any]) -> float:
     if row["edited_concept"] is None or row["baseline_concept"] is None:
         return -math.inf
-    return float(row["edited_concept"] - row["baseline_concept"])
+    shift = float(row["edited_concept"] - row["baseline_concept"])
+    return -math.inf if math.isnan(shift) else shift
 
 
 def _random_arms(context: Context, latent: int, number: int) -> list[Arm]:
