@@ -3,18 +3,15 @@
 import contextlib
 import json
 import os
-import pickle
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .errors import BadFile, BadInput, cause, require
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 ASSETS = Path(__file__).parent / "assets"  # dictionaries and lenses that ship with the package
 
@@ -22,19 +19,22 @@ ASSETS = Path(__file__).parent / "assets"  # dictionaries and lenses that ship w
 RESULT_ENDINGS = {".html": ("plotly", "plots"), ".csv": (), ".json": (), ".parquet": ("pyarrow", "tables")}
 
 
+LONGEST_NAME = 255  # bytes, on all usual file systems
+STALE_SECONDS = 24 * 3600  # a temporary file that nobody has written to for so long is of a process that was killed
+# what torch's own writer says on a full disk, in a RuntimeError
+_TORCH_WRITER = re.compile("PytorchStreamWriter|inline_container|file write failed")
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path`, on any error it is removed.
 
     Raises:
-        BadInput: the folder cannot be written to.
+        BadInput: the folder cannot be written to. BadFile: the file cannot, or the disk is full.
     """
     target = Path(path)
     writable_folder(target.parent)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-    os.close(handle)
-    temporary = Path(name)
-    with _removed_on_error(temporary, target):
+    with _beside(target, folder=False) as temporary:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
@@ -44,54 +44,97 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """As `replacing`, for a whole folder; an older folder of that name goes only when the new one is complete."""
-    target = Path(path)
+    """As `replacing`, for a whole folder; an older folder of that name goes only when the new one is complete.
+
+    Raises:
+        BadInput: it would replace the current folder, or a folder in which other things lie.
+    """
+    target = Path(os.path.abspath(path))
+    if target in (here := Path(os.path.abspath("."))).parents or target == here:
+        raise BadInput(f"{path} is the current folder or holds it; give a folder of its own")
     writable_folder(target.parent)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-    with _removed_on_error(temporary, target):
+    with _beside(target, folder=True) as temporary:
         yield temporary
         temporary.chmod(0o755)
         if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-            os.replace(target, old / "old")
+            _check_replaceable(target, temporary)
+            old = Path(tempfile.mkdtemp(prefix=_prefix(target), suffix=".old", dir=target.parent))
+            os.replace(target, old / target.name)
             os.replace(temporary, target)
             shutil.rmtree(old, ignore_errors=True)
         else:
             os.replace(temporary, target)
 
 
+def _check_replaceable(target: Path, new: Path) -> None:
+    """Raises `BadInput` where the old folder holds what the new one does not have: it is more than an older version."""
+    if not target.is_dir():
+        raise BadInput(f"{target} is a file; choose another folder")
+    if others := sorted({one.name for one in target.iterdir()} - {one.name for one in new.iterdir()}):
+        raise BadInput(f"{target} holds other files ({', '.join(others[:3])}); choose another folder")
+
+
 @contextlib.contextmanager
-def _removed_on_error(temporary: Path, target: Path) -> Iterator[None]:
+def _beside(target: Path, folder: bool) -> Iterator[Path]:
+    """A temporary file or folder in the target's folder, removed on any error, with the leftovers of killed runs."""
+    temporary = None
+    remove_leftovers(target.parent, _prefix(target), STALE_SECONDS)
     try:
-        yield
-    except BaseException as error:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
+        if folder:
+            temporary = Path(tempfile.mkdtemp(prefix=_prefix(target), suffix=".tmp", dir=target.parent))
         else:
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
+            handle, name = tempfile.mkstemp(prefix=_prefix(target), suffix=".tmp", dir=target.parent)
+            os.close(handle)
+            temporary = Path(name)
+        yield temporary
+    except BaseException as error:
+        if temporary is not None:
+            _remove(temporary)
+        if _is_no_room(error):
             raise cannot_write(target, error, "free some space or choose another folder") from error
         raise
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process left half-written by `replacing` and `replacing_folder`, where no other one writes.
+def _prefix(target: Path) -> str:
+    return f".{target.name[:40]}."  # with the random part within the length of a name
+
+
+def remove_leftovers(folder: Path, prefix: str = ".", seconds: float = 0.0) -> None:
+    """Remove what a killed process left half-written by `replacing` and `replacing_folder`, of so many seconds ago.
 
     A folder that was taken away for a new one, which never came, is put back.
     """
-    for path in folder.glob(".*"):
-        found = re.fullmatch(r"\.(.+)\.[a-z0-9_]{8}\.(tmp|old)", path.name)
-        if found is None:
+    names = re.compile(re.escape(prefix) + r".*\w{8}\.(tmp|old)", re.DOTALL)
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if (found := names.fullmatch(path.name)) is None:
             continue
-        if found[2] == "old" and (path / "old").exists() and not (folder / found[1]).exists():
-            os.replace(path / "old", folder / found[1])
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # another process may have removed it
+            if time.time() - path.stat().st_mtime < seconds:
+                continue
+            for kept in path.iterdir() if found[1] == "old" else ():
+                if not (folder / kept.name).exists():
+                    os.replace(kept, folder / kept.name)
+            _remove(path)
 
 
-def cannot_write(path: str | os.PathLike[str], error: Exception, advice: str) -> BadFile:
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _is_no_room(error: BaseException) -> bool:
+    """Whether a writer failed on the file system: each library has its own error for it."""
+    kind = f"{type(error).__module__}.{type(error).__name__}"  # these libraries may not be imported for it
+    return (
+        isinstance(error, OSError)
+        or kind.endswith(("SafetensorError", "sqlite3.OperationalError"))
+        or (isinstance(error, RuntimeError) and _TORCH_WRITER.search(str(error)) is not None)
+    )
+
+
+def cannot_write(path: str | os.PathLike[str], error: BaseException, advice: str) -> BadFile:
     return BadFile(f"cannot write {path}: {cause(error)}; {advice}")
 
 
@@ -111,9 +154,32 @@ def writable_folder(path: str | os.PathLike[str]) -> Path:
     return folder
 
 
+def check_writable(path: str | os.PathLike[str]) -> Path:
+    """Whether a file can be written at a path, whose folder may be missing; nothing is made.
+
+    Raises:
+        BadInput: no folder can be made there or written into, or the name is too long.
+    """
+    target = Path(path)
+    try:
+        if target.is_dir():
+            raise IsADirectoryError("it is a folder")
+        if len(os.fsencode(target.name)) > LONGEST_NAME:
+            raise OSError("the name is too long")
+        near = target.parent
+        while not near.exists():
+            near = near.parent
+        with tempfile.TemporaryFile(dir=near):
+            pass
+    except OSError as error:
+        raise BadInput(f"cannot write {target}: {cause(error)}; choose another place") from error
+    return target
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # half a surrogate pair, which no encoding has, may come from a file's JSON
+        temporary.write_text(text, encoding="utf-8", errors="replace")
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -124,7 +190,7 @@ def result_path(path: str | os.PathLike[str]) -> Path:
     """Where a result can be written; asked before a long analysis, so that it is not lost to a wrong name.
 
     Raises:
-        BadInput: another ending than .html, .csv, .json and .parquet, or a folder that cannot be written to.
+        BadInput: another ending than .html, .csv, .json and .parquet, or a place that cannot be written to.
         MissingExtra: .parquet without pyarrow, .html without plotly.
     """
     target = Path(path)
@@ -133,8 +199,7 @@ def result_path(path: str | os.PathLike[str]) -> Path:
         raise BadInput(f"cannot tell from {target.name!r} what to write; end it in {', '.join(others)} or {last}")
     if needed := RESULT_ENDINGS[target.suffix.lower()]:
         require(*needed)
-    writable_folder(target.parent)
-    return target
+    return check_writable(target)
 
 
 def write_result(path: str | os.PathLike[str], table: Any, page: Callable[[], str]) -> Path:
@@ -161,48 +226,3 @@ def write_result(path: str | os.PathLike[str], table: Any, page: Callable[[], st
         with replacing(target) as temporary:
             table.astype(dict.fromkeys(mixed, str)).to_parquet(temporary)
     return target
-
-
-def read_json(path: str | os.PathLike[str]) -> Any:
-    """Raises `BadFile` when the file is missing or is not JSON."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadFile(f"cannot read {path}: {cause(error)}") from error
-    except ValueError as error:
-        raise BadFile(f"{path} is not valid JSON: {error}") from error
-
-
-def read_safetensors(path: str | os.PathLike[str]) -> "dict[str, Tensor]":
-    """Raises `BadFile` when the file is missing, truncated or not safetensors."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not Path(path).is_file():
-        raise BadFile(f"{path} is missing")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise BadFile(f"{path} is truncated or not a safetensors file ({error}); copy or download it again") from error
-
-
-def read_torch(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A `.pt` file of tensors and plain values. Code in it is refused, never run.
-
-    Raises:
-        BadFile: missing, broken, not a dictionary, or holds anything but tensors and plain values.
-    """
-    import torch
-
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise BadFile(
-            f"{path} was refused: it holds something other than tensors and plain values, which could run code; "
-            "convert it to safetensors where you trust it"
-        ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise BadFile(f"{path} is truncated or not a PyTorch file ({cause(error)})") from error
-    if not isinstance(loaded, dict):
-        raise BadFile(f"{path} holds a {type(loaded).__name__}, expected a dictionary of tensors")
-    return loaded

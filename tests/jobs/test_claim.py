@@ -182,7 +182,7 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> N
             os.kill(os.getpid(), signal.SIGKILL)
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False)
-    old = tmp_path / ".kept.abcd1234.old" / "old"  # killed between the two renames of replacing_folder
+    old = tmp_path / ".kept.abcd1234.old" / "kept"  # killed between the two renames of replacing_folder
     old.mkdir(parents=True)
     (old / "file").write_text("whole")
     (tmp_path / ".mine.tmp").write_text("not ours")

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import BadFile, BadInput, cause
+from ..errors import BadInput
+from ..reading import read_text
 from ..terminal import notice
 from . import output
 from .application import group, resumable
@@ -207,10 +208,7 @@ def index_at(dictionary: str, path: Path | None) -> "Index":
 
 def prompt_lines(path: Path) -> list[str]:
     """The lines of a file; blank ones at the end do not count, others are kept and refused later by their number."""
-    try:
-        return path.read_text(encoding="utf-8-sig").rstrip().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadFile(f"cannot read {path}: {cause(error)}") from error
+    return read_text(path).rstrip().splitlines()
 
 
 def marked(text: "rich.text.Text") -> str:

@@ -13,6 +13,7 @@ import typer
 
 from ..errors import BadInput
 from ..files import result_path
+from ..reading import parse_yaml
 from ..terminal import notice
 from .output import as_json, frame
 
@@ -117,12 +118,14 @@ class OnDictionary(Printing):
         """The dictionary and its model, or the model that is named instead.
 
         Raises:
-            Mismatch: the dictionary was made for another model.
+            Mismatch: the dictionary was made for another model. BadInput: its file names none, and none is given.
             UnknownName: there is no such dictionary or model.
         """
         from ..dictionaries import load_dictionary
 
         sae = load_dictionary(self.dictionary)
+        if not (self.model or sae.model_name):
+            raise BadInput(f"{self.dictionary} does not say which model it was made for; give --model MODEL")
         model = loaded(self, self.model or sae.model_name)
         sae.to(model.device)
         sae.check(model)
@@ -257,15 +260,13 @@ def fields(given: list[str] | None) -> dict[str, Any]:
     Raises:
         BadInput: an entry without `=`, or a value that YAML cannot read.
     """
-    import yaml
-
     settings = {}
     for entry in given or []:
         name, equals, value = entry.partition("=")
         if not equals or not name.strip():
             raise BadInput(f"--set {entry}: write KEY=VALUE, such as lr=0.001")
         try:
-            settings[name.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise BadInput(f"--set {entry}: {' '.join(str(error).split())}") from error
+            settings[name.strip()] = parse_yaml(value)
+        except ValueError as error:
+            raise BadInput(f"--set {entry}: {error}") from error
     return settings

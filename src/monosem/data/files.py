@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import BadFile, cause, require
+from ..reading import existing, parse_json, regular_file
 from .rows import BadRow
 
 Rows = Iterator[tuple[str, Any]]  # where it stands in the file, and the row, or the `BadRow` that it is
@@ -26,13 +27,12 @@ MARKS = (  # the longer before its own beginning
 def files_of(path: Path) -> list[Path]:
     """The file, or all files of a folder that can be read. Raises `BadFile` when there is none."""
     kinds = ", ".join(READERS)
-    if path.is_dir():
+    if existing(path) is not None and path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file() and _reader(file))
         if not files:
             raise BadFile(f"the folder {path} holds no {kinds} file")
         return files
-    if not path.exists():
-        raise BadFile(f"{path} does not exist")
+    regular_file(path)
     if _reader(path) is None:
         raise BadFile(f"{path} is of a kind that cannot be read as text; known: {kinds}, .gz of these, folders")
     return [path]
@@ -73,20 +73,19 @@ def _line_rows(path: Path) -> Rows:
 
 def _json(text: str) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except json.JSONDecodeError as error:
         return BadRow(f"not valid JSON ({error.msg})", BadFile)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         return BadRow(f"JSON that cannot be read ({cause(error)})", BadFile)
 
 
 def _list_rows(path: Path) -> Rows:
+    text = _decoded(path)
     try:
-        value = json.loads(_decoded(path))
-    except json.JSONDecodeError as error:
+        value = parse_json(text)
+    except ValueError as error:
         raise BadFile(f"{path} is not valid JSON: {error}") from error
-    except RecursionError as error:
-        raise BadFile(f"{path} cannot be read: {cause(error)}") from error
     if not isinstance(value, list):
         raise BadFile(f"{path} holds a JSON {type(value).__name__}; a list of strings or of objects is needed")
     for number, row in enumerate(value, 1):

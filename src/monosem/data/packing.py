@@ -14,8 +14,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..errors import BadFile, BadInput
-from ..files import read_json, replacing_folder, write_json
+from ..files import replacing_folder, write_json
 from ..progress import Meter
+from ..reading import read_object
 from .text import Document, without_surrogates
 
 BATCH_DOCUMENTS = 256  # documents a call of the tokenizer: it spreads them over the cores
@@ -197,13 +198,15 @@ class TokenStore:
     def open(cls, path: str | os.PathLike[str]) -> Self:
         """Raises `BadFile` when the folder is not a token store, or its file is truncated."""
         folder = Path(path)
-        manifest = read_json(folder / "manifest.json")
+        manifest = read_object(folder / "manifest.json")
         try:
-            dtype = np.dtype(manifest["dtype"])
+            dtype = np.dtype(str(manifest["dtype"]))
             packing = Packing(*(manifest[name] for name in Packing.__dataclass_fields__))
             shape = (int(manifest["windows"]), packing.context)
             fingerprint = str(manifest["fingerprint"])
-        except (KeyError, TypeError) as error:
+            if dtype.kind not in "iu" or min(shape) < 1:
+                raise ValueError(f"{dtype} {list(shape)}")
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise BadFile(f"{folder}/manifest.json does not describe a token store: {error}") from error
         file = folder / "windows.bin"
         size = file.stat().st_size if file.exists() else 0

@@ -2,14 +2,14 @@
 
 import csv
 import io
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import BadFile, UnknownName, cause, did_you_mean
+from ..errors import BadFile, UnknownName, did_you_mean
+from ..reading import parse_json, read_text
 from .tasks import token_at
 from .token_pairs import TokenPairs
 
@@ -80,10 +80,7 @@ def _rows(path: Path) -> Iterable[Row]:
     readers = {".csv": _csv, ".tsv": lambda text: _csv(text, "\t"), ".json": _json, ".jsonl": _jsonl}
     if path.suffix not in readers:
         raise BadFile(f"{path}: pairs are read from {', '.join(readers)}")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadFile(f"cannot read {path}: {cause(error)}") from error
+    text = read_text(path)
     try:
         rows = list(readers[path.suffix](text))
     except (ValueError, csv.Error) as error:
@@ -103,7 +100,7 @@ def _csv(text: str, separator: str = ",") -> Iterable[Row]:
 
 
 def _json(text: str) -> Iterable[Row]:
-    value = json.loads(text)
+    value = parse_json(text)
     if isinstance(value, dict):
         value = value.get("prompts", value)
     if not isinstance(value, list):
@@ -112,7 +109,7 @@ def _json(text: str) -> Iterable[Row]:
 
 
 def _jsonl(text: str) -> Iterable[Row]:
-    return [json.loads(line) for line in text.split("\n") if line.strip()]
+    return [parse_json(line) for line in text.split("\n") if line.strip()]
 
 
 def _column(rows: Sequence[Row], names: Sequence[str], path: object, wanted: str | None = None) -> str:

@@ -15,6 +15,7 @@ from ..errors import BadFile, BadInput, UnknownName, cause, did_you_mean
 from ..files import ASSETS
 from ..jobs.claim import FILE as JOB
 from ..models.places.sites import SiteLike
+from ..reading import existing
 from .dictionary import Dictionary
 from .formats import FORMATS, OTHER_FORMATS
 from .trained_on import KEY, written
@@ -85,10 +86,9 @@ def load_dictionary(
 def _find(name: str) -> Path:
     if name in shipped_dictionaries():
         return ASSETS / name
-    path = Path(name).expanduser()
-    if path.exists():
+    if (path := existing(name)) is not None:
         return path.resolve()
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") < 1:
+    if Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") < 1:
         raise UnknownName(f"no dictionary {name!r}{_near(name)}; no such path; shipped: {_shipped_names()}")
     return _from_hub(name)
 

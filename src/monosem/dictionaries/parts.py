@@ -96,8 +96,8 @@ class DictionaryParts:
 
     def check(self) -> None:
         """Raise `BadInput` for an unknown kind, options that do not fit it, or tensors that cannot be used."""
-        _check_options(self)
         self.tensors.check()
+        _check_options(self)
 
 
 def _check_options(parts: DictionaryParts) -> None:
@@ -111,8 +111,9 @@ def _check_options(parts: DictionaryParts) -> None:
     for option, value in {"k": parts.k, "threshold": parts.tensors.threshold}.items():
         if (ENCODERS[kind].needs == option) != (value is not None):
             raise BadInput(f"a {kind} dictionary {'needs' if value is None else 'has no'} {option}")
-    if parts.k is not None and parts.k < 1:
-        raise BadInput(f"k must be at least 1, not {parts.k}")
+    width = parts.tensors.W_enc.shape[-1]
+    if parts.k is not None and not 1 <= parts.k <= width:
+        raise BadInput(f"k must be from 1 to the width, {width}, not {parts.k}")
 
 
 def check_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:

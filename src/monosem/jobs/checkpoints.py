@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from ..errors import BadFile
-from ..files import cannot_write, read_torch, replacing
+from ..files import replacing
+from ..reading import read_torch
 
 KEPT = 2  # the newest may be on a disk that broke while it was written
 
@@ -34,11 +35,8 @@ class Checkpoints:
             BadInput, BadFile: the folder cannot be written to, or the disk is full; older checkpoints stay.
         """
         path = self.folder / f"step-{step:09d}.pt"
-        try:
-            with replacing(path) as temporary, open(temporary, "wb") as file:
-                torch.save(content, file)
-        except RuntimeError as error:  # torch's own writer, when the disk is full
-            raise cannot_write(path, error, "free some space and run again") from error
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            torch.save(content, file)
         for old in self.paths()[:-KEPT]:
             old.unlink(missing_ok=True)
         return path

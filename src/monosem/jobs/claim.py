@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import filelock
 
 from ..errors import BadFile, BadInput, Mismatch
-from ..files import read_json, remove_leftovers, writable_folder, write_json
+from ..files import remove_leftovers, writable_folder, write_json
+from ..reading import read_json
 from .config import JobConfig
 
 FILE = "job.json"  # {"job": what it makes, "config": its settings, "made_with": what else decides the result}

@@ -2,22 +2,24 @@
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ..errors import BadFile, BadInput, cause, did_you_mean
+from ..errors import BadFile, BadInput, did_you_mean
 from ..files import write_text
+from ..reading import read_yaml
 
+MOST_COMPLAINTS = 10  # in one message
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every random generator takes
 
 
 class JobConfig(BaseModel):
     """The settings of a job that owns a folder; `claim` compares them when the job goes on."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # infinity and NaN are no settings, and no JSON
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     job: ClassVar[str]  # what the job makes, as messages name it: "training run"
     not_decisive: ClassVar[frozenset[str]] = frozenset()  # fields that may change when a job goes on
@@ -39,9 +41,9 @@ class JobConfig(BaseModel):
             BadInput: an unknown or missing field, or a value out of its range; one line that names every such field.
         """
         try:
-            return cls(**values)
+            return cls(**{str(name): value for name, value in values.items()})
         except ValidationError as error:
-            complaints = "; ".join(_complaint(cls, each) for each in error.errors())
+            complaints = "; ".join(_complaint(cls, each) for each in error.errors()[:MOST_COMPLAINTS])
             raise BadInput(f"{cls.job}: {complaints}") from error
 
     @classmethod
@@ -51,12 +53,7 @@ class JobConfig(BaseModel):
         Raises:
             BadFile: the file is missing, not YAML, or not a table. BadInput: as `parse`.
         """
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise BadFile(f"cannot read {path}: {cause(error)}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise BadFile(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        values = read_yaml(path)
         if not isinstance(values, dict):
             raise BadFile(f"{path} is not the config of a {cls.job}: expected `field: value` lines")
         try:

@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import BadFile, Mismatch
-from ..files import read_json, replacing_folder, write_json
+from ..files import replacing_folder, write_json
 from ..models import Model
+from ..reading import read_json, read_safetensors
 
 CONFIG, NUMBERS = "config.json", "lens.safetensors"
 
@@ -126,7 +126,7 @@ class Fitted:
         try:
             lens = cls.of_parts(header_type.parse(config), numbers)
             lens.check_numbers()
-        except (TypeError, KeyError, ValueError) as error:
+        except (TypeError, LookupError, ValueError, AttributeError, OverflowError) as error:
             raise BadFile(f"{path} does not hold a {cls.kind} lens that can be read: {error}") from error
         return lens
 
@@ -162,7 +162,4 @@ def read_fitted(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any]
     held = config.pop("lens", None) if isinstance(config, dict) else None
     if held != kind:
         raise BadFile(f"{path} holds {f'a {held!r} lens' if held else 'no lens'}, not a {kind!r} lens")
-    try:
-        return config, load_file(Path(path) / NUMBERS)
-    except (OSError, SafetensorError) as error:
-        raise BadFile(f"cannot read {Path(path) / NUMBERS}: {error}; save the lens again") from error
+    return config, read_safetensors(Path(path) / NUMBERS)

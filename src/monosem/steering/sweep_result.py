@@ -11,10 +11,11 @@ import pandas as pd
 from pydantic import Field
 
 from ..errors import require
-from ..files import read_json, write_text
+from ..files import write_text
 from ..jobs import JobConfig, claimed
 from ..jobs.config import Seed
 from ..plots import Figure
+from ..reading import read_object
 from ..results import Result
 
 COLUMNS = ["latent", "value", "kl", "kl_text", "perplexity", "score", "distinct_2", "text"]
@@ -70,7 +71,7 @@ class LatentSweep(Result):
         """
         home = Path(folder)
         settings = claimed(home, SweepConfig)
-        return cls(parts_of(home), read_json(home / "baseline.json"), settings, home)
+        return cls(parts_of(home), read_object(home / "baseline.json"), settings, home)
 
     @property
     def table(self) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from ..data import PromptPairs
 from ..errors import UnknownName, did_you_mean
 from ..jobs import JobConfig, fingerprint
 from ..jobs.config import Seed
+from ..reading import existing
 from .prompts import Name, Prompt, Style, StyleName, as_styles, check_distinct
 
 FEWEST_PAIRS = 4
@@ -107,8 +108,8 @@ class StudyConfig(JobConfig):
         if isinstance(concept, dict):
             return cls.parse(concept)
         names = shipped_concepts()
-        path = names.get(str(concept)) or Path(concept)  # type: ignore[arg-type]
-        if not path.is_file():
+        path = names.get(str(concept)) or existing(concept)  # type: ignore[arg-type]
+        if path is None:
             near = did_you_mean(str(concept), names)
             raise UnknownName(
                 f"no concept file {str(concept)!r}{near}; shipped: {', '.join(names)}, or give a YAML file's path"

@@ -14,12 +14,13 @@ import pandas as pd
 
 from .. import __version__
 from ..dictionaries import Dictionary, load_dictionary
-from ..errors import Mismatch, check_name, require
-from ..files import read_json, writable_folder, write_json
+from ..errors import BadFile, Mismatch, check_name, require
+from ..files import writable_folder, write_json
 from ..jobs import claim, module_fingerprint
 from ..latents.index import index_of
 from ..models import Model, load_model
 from ..plots import Figure
+from ..reading import read_object
 from ..results import Result
 from . import report
 from .config import StudyConfig
@@ -41,8 +42,10 @@ class StudyResult(Result):
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> "StudyResult":
         """A study that was finished before. Raises `BadFile` when the folder holds none."""
-        results = read_json(Path(folder) / "results.json")
-        return cls(results, StudyConfig.parse(results["config"]), Path(folder))
+        results = read_object(Path(folder) / "results.json")
+        if not isinstance(config := results.get("config"), dict):
+            raise BadFile(f"{Path(folder) / 'results.json'} is damaged or no study's; run the study again")
+        return cls(results, StudyConfig.parse(config), Path(folder))
 
     @property
     def table(self) -> pd.DataFrame:
@@ -177,7 +180,7 @@ def _section(section: Section, context: Context, earlier: dict[str, dict[str, An
     path = _path(section, context, earlier)
     context.say(f"\n{section.letter}. {section.title}")
     if path.exists():
-        result: dict[str, Any] = read_json(path)
+        result: dict[str, Any] = read_object(path)
     else:
         began = time.monotonic()
         data = section.make(context, earlier)

@@ -31,10 +31,15 @@ class Format:
 
 
 def take(tensors: dict[str, Any], names: list[str], path: Path) -> list[Tensor]:
-    """Tensors by name; raises `BadFile` that names the missing ones."""
+    """Tensors by name. Raises `BadFile` that names those that are missing, or hold no plain floating-point numbers."""
     missing = [name for name in names if not isinstance(tensors.get(name), Tensor)]
     if missing:
         raise BadFile(f"{path} lacks the tensors {', '.join(missing)}; it has {', '.join(map(str, tensors)) or 'none'}")
+    for name in names:
+        tensor = tensors[name]
+        if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+            kind = " ".join(str(one).removeprefix("torch.") for one in (tensor.layout, tensor.dtype, tensor.device))
+            raise BadFile(f"{path}: {name} is a {kind} tensor; weights are plain floating-point numbers")
     return [tensors[name] for name in names]
 
 
@@ -58,6 +63,6 @@ def site_or_none(hook_name: Any, module: Any = None) -> Site | None:
     if found and found[2] in _MODULES:
         return Site(_MODULES[found[2]], int(found[1]))
     try:
-        return Site.parse(hook_name) if hook_name else None
+        return Site.parse(hook_name) if hook_name and isinstance(hook_name, str) else None
     except UnknownName:
         return None

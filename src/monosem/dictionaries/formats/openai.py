@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from ...errors import BadFile, BadInput
-from ...files import read_torch
 from ...models.places.sites import Site
+from ...reading import read_torch
 from ..folds import fold_decoder_bias
 from ..parts import DictionaryParts, DictionaryTensors, check_shapes
 from .common import Format, take
@@ -70,7 +70,7 @@ def _activation(loaded: dict[str, Any], path: Path) -> tuple[str, int | None]:
         raise BadFile(f"{path}: unknown activation {name!r}; known: ReLU, TopK")
     state = loaded.get("activation_state_dict")
     state = state if isinstance(state, dict) else {}
-    if not isinstance(state.get("k"), int) or state.get("postact_fn", "ReLU") != "ReLU":
+    if type(state.get("k")) is not int or state.get("postact_fn", "ReLU") != "ReLU":
         raise BadFile(
             f"{path}: a TopK activation needs a whole k and postact_fn ReLU; activation_state_dict is {state}"
         )

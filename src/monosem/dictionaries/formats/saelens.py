@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...errors import BadFile, BadInput, did_you_mean
-from ...files import read_json, read_safetensors, replacing, writable_folder, write_json
+from ...files import replacing, writable_folder, write_json
 from ...models.places.sites import Site
+from ...reading import read_object, read_safetensors
 from ..folds import fold_activation_scale, fold_decoder_bias, fold_decoder_norm, fold_scale, fold_whitening
 from ..parts import DictionaryParts, DictionaryTensors, check_shapes
 from ..token_norms import TOKEN_NORMS
@@ -49,6 +50,22 @@ _WRITTEN = {
     for name, (kind, out) in ARCHITECTURES.items()
     if kind != "batchtopk" and name != "gated"
 }
+# the types of what is read, in a config, in its metadata and in flat configs
+_TYPES: dict[str, type] = {
+    **dict.fromkeys(
+        ("architecture", "normalize_activations", "reshape_activations", "activation_fn", "model_name"), str
+    ),
+    **dict.fromkeys(("apply_b_dec_to_input", "rescale_acts_by_decoder_norm", "finetuning_scaling_factor"), bool),
+    **dict.fromkeys(("d_in", "d_sae", "d_out"), int),
+    **dict.fromkeys(("metadata", "activation_fn_kwargs"), dict),
+}
+_SCALED, _WHITENED = "expected_average_only_in", "covariance_whitening"
+# options of SAELens and what they can be; another one would be another function
+_OPTIONS = {
+    "normalize_activations": [_SCALED, _WHITENED, *TOKEN_NORMS],
+    "reshape_activations": ["none", "hook_z"],
+    "activation_fn": ["relu", "topk"],
+}
 # the parts of a config that folding changes; kept in metadata["original_form"]
 _FORM = ("architecture", "apply_b_dec_to_input", "normalize_activations", "rescale_acts_by_decoder_norm", "dtype")
 # flat configs of versions before 6: older name -> name
@@ -68,7 +85,7 @@ def read(path: Path, norm_scaling_factor: float | None = None) -> DictionaryPart
         BadFile: missing or broken files, an unknown architecture, tensors of the wrong shape, or a normalisation whose
             scale is not in the folder (the message says how to give it).
     """
-    cfg = _modern(read_json(path / CONFIG), path)
+    cfg = _modern(read_object(path / CONFIG), path)
     if reason := OTHER_FORMS.get(cfg["architecture"]):
         raise BadFile(f"{path}: SAELens dictionaries of architecture {cfg['architecture']!r} are not read: {reason}")
     if cfg["architecture"] not in ARCHITECTURES:
@@ -96,7 +113,7 @@ def read(path: Path, norm_scaling_factor: float | None = None) -> DictionaryPart
         model_name=metadata.get("model_name") or "",
         name=str(metadata.pop("name", None) or path.name),
         metadata=metadata,
-        card=read_json(card) if card.is_file() else {},
+        card=read_object(card) if card.is_file() else {},
     )
 
 
@@ -151,33 +168,51 @@ def _config(parts: DictionaryParts, architecture: str, dtype: torch.dtype) -> di
     return cfg
 
 
-def _modern(cfg: Any, path: Path) -> dict[str, Any]:
-    """A config with every key that `read` uses; flat ones of before version 6 are rearranged."""
-    if not isinstance(cfg, dict):
-        raise BadFile(f"{path / CONFIG} holds a {type(cfg).__name__}, expected an object")
+def _modern(cfg: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A config with every key that `read` uses; flat ones of before version 6 are rearranged.
+
+    Raises:
+        BadFile: a value of another type, or an option that SAELens does not have.
+    """
     if "metadata" not in cfg:
         cfg = {_RENAMED.get(key, key): value for key, value in cfg.items()}
+        _check_types(cfg, path)
         if isinstance(cfg.get("normalize_activations"), bool):
             cfg["normalize_activations"] = "expected_average_only_in" if cfg["normalize_activations"] else "none"
         if cfg.get("activation_fn") == "topk":
             cfg |= {"architecture": "topk", "k": (cfg.get("activation_fn_kwargs") or {}).get("k")}
-        if "hook_z" in (cfg.get("hook_name") or ""):
+        if "hook_z" in str(cfg.get("hook_name")):
             cfg.setdefault("reshape_activations", "hook_z")
         cfg["metadata"] = {
             key: cfg[key] for key in cfg if key not in ("d_in", "d_sae", "device", "dtype", "architecture")
         }
     cfg.setdefault("architecture", "standard")
-    for key, of_type in (("architecture", str), ("metadata", dict)):
-        if not isinstance(cfg[key], of_type):
-            raise BadFile(f"{path / CONFIG}: {key!r} must be a {of_type.__name__}, not {cfg[key]!r}")
+    _check_types(cfg, path)
+    _check_types(cfg["metadata"], path)
     kind, transcoder = ARCHITECTURES.get(cfg["architecture"], ("", False))
     cfg.setdefault("apply_b_dec_to_input", not transcoder)
     for key in ("normalize_activations", "reshape_activations"):
         cfg[key] = cfg.get(key) or "none"
     for key in ("d_in", "d_sae", "k") if kind in ("topk", "abstopk") else ("d_in", "d_sae"):
-        if not isinstance(cfg.get(key), int):
-            raise BadFile(f"{path / CONFIG}: {key!r} must be a whole number, not {cfg.get(key)!r}")
+        if type(cfg.get(key)) is not int:
+            raise BadFile(f"{path / CONFIG}: {key!r} must be a whole number, not {cfg.get(key)!r:.80}")
+    for key, known in _OPTIONS.items():
+        if cfg.get(key) not in (None, *known):
+            near = did_you_mean(cfg[key], known)
+            raise BadFile(f"{path}: unknown {key} {cfg[key]!r:.80}{near}; known: {', '.join(known)}")
     return cfg
+
+
+def _check_types(cfg: dict[str, Any], path: Path) -> None:
+    """Raises `BadFile` for a value of another type than SAELens writes. None is no value."""
+    for key, kind in _TYPES.items():
+        value = cfg.get(key)
+        if value is None and key not in ("metadata", "architecture"):
+            continue
+        flag = isinstance(value, bool) and key == "normalize_activations"  # before version 6
+        if key in cfg and not flag and type(value) is not kind:
+            words = {str: "a text", dict: "an object", bool: "true or false", int: "a whole number"}
+            raise BadFile(f"{path / CONFIG}: {key!r} must be {words[kind]}, not {value!r:.80}")
 
 
 def _weights(
@@ -187,7 +222,7 @@ def _weights(
     width, d_in = cfg["d_sae"], cfg["d_in"]
     d_out = cfg.get("d_out", d_in) if transcoder else d_in
     names = ("b_enc", "threshold", "log_threshold", "b_gate", "b_mag", "r_mag")
-    vectors = {"b_dec": (d_out,), **dict.fromkeys(names, (width,))}
+    vectors = {"b_dec": (d_out,), **dict.fromkeys((*names, *_FACTORS), (width,))}
     check_shapes(tensors, {"W_enc": (d_in, width), "W_dec": (width, d_out), "W_skip": (d_out, d_in), **vectors})
     if cfg["architecture"] == "gated":
         tensors = tensors | _ungated(tensors, path)
@@ -200,7 +235,10 @@ def _weights(
         threshold = take(tensors, [name], path / WEIGHTS)[0].double()
         threshold = threshold.exp() if name == "log_threshold" else threshold
     elif kind == "batchtopk":
-        threshold = take(tensors, ["topk_threshold"], path / WEIGHTS)[0].double().expand(width)
+        (threshold,) = take(tensors, ["topk_threshold"], path / WEIGHTS)
+        if threshold.numel() != 1:
+            raise BadFile(f"{path / WEIGHTS}: topk_threshold has shape {list(threshold.shape)}, expected one number")
+        threshold = threshold.double().reshape(1).expand(width)
         if cfg.get("rescale_acts_by_decoder_norm", True):  # it is compared with pre * norm; thresholds here with pre
             norm = W_dec.norm(dim=-1)
             threshold = threshold / torch.where(norm > 0, norm, 1)
@@ -224,7 +262,8 @@ def _finetuned(
     weights: DictionaryTensors, tensors: dict[str, Tensor], cfg: dict[str, Any], path: Path
 ) -> DictionaryTensors:
     """Older files may hold a factor that multiplies the activations."""
-    factor = tensors.get("finetuning_scaling_factor", tensors.get("scaling_factor"))
+    held = [name for name in _FACTORS if name in tensors]
+    factor = take(tensors, held[:1], path / WEIGHTS)[0] if held else None
     if factor is None or bool((factor == 1).all()):
         return weights
     if not cfg.get("finetuning_scaling_factor") or not bool((factor > 0).all()):
@@ -234,33 +273,32 @@ def _finetuned(
     return fold_activation_scale(weights, factor.double())
 
 
+_FACTORS = ("finetuning_scaling_factor", "scaling_factor")
 Normalisation = Callable[[DictionaryTensors], DictionaryTensors]
 
 
 def _normalisation(cfg: dict[str, Any], path: Path, scale: float | None) -> Normalisation | None:
     """The fold that takes away the normalisation of the whole stream; None where tokens are normalised or nothing."""
     norm = cfg["normalize_activations"]
-    if scale is not None and norm != "expected_average_only_in":
+    if scale is not None and norm != _SCALED:
         raise BadInput(f"norm_scaling_factor was given, but {path} has normalize_activations {norm!r}; leave it out")
-    if norm == "expected_average_only_in":
+    if norm == _SCALED:
         scaler = path / "activation_scaler.json"
         if scale is None and scaler.is_file():
-            scale = read_json(scaler).get("scaling_factor")
-        if scale is None or not scale > 0:
+            scale = read_object(scaler).get("scaling_factor")
+        if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < float("inf"):
             raise BadFile(
                 f"{path} expects inputs scaled to norm sqrt(d_in), and does not hold the scale; give "
                 "load_dictionary(..., norm_scaling_factor=sqrt(d_in) / mean norm of its training activations)"
             )
         factor = float(scale)
         return lambda weights: fold_scale(weights, factor)
-    if norm == "covariance_whitening":
-        file = path / "activation_whitening.safetensors"
-        mean, matrix, inverse = (
-            t.double() for t in take(read_safetensors(file), ["mean", "matrix", "inverse_matrix"], file)
-        )
+    if norm == _WHITENED:
+        file, size = path / "activation_whitening.safetensors", cfg["d_in"]
+        tensors = read_safetensors(file)
+        check_shapes(tensors, {"mean": (size,), "matrix": (size, size), "inverse_matrix": (size, size)})
+        mean, matrix, inverse = (t.double() for t in take(tensors, ["mean", "matrix", "inverse_matrix"], file))
         return lambda weights: fold_whitening(weights, mean, matrix, inverse)
-    if norm not in TOKEN_NORMS:
-        raise BadFile(f"{path}: unknown normalize_activations {norm!r}")
     return None
 
 
@@ -270,7 +308,7 @@ def _folded(weights: DictionaryTensors, cfg: dict[str, Any], normalisation: Norm
     # Whitening changes row norms in a way that selection must not see, so norms go first. A scale goes before them, as
     # when SAELens itself folds it: activations are then in raw units.
     folds = [normalisation, fold_decoder_norm if rescales else None]
-    if cfg["normalize_activations"] == "covariance_whitening":
+    if cfg["normalize_activations"] == _WHITENED:
         folds.reverse()
     for fold in (fold_decoder_bias if cfg["apply_b_dec_to_input"] else None, *folds):
         weights = weights if fold is None else fold(weights)

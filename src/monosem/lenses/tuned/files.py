@@ -13,8 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...errors import BadFile
-from ...files import read_json, read_torch, replacing_folder, write_json
+from ...files import replacing_folder, write_json
 from ...models import Model
+from ...reading import read_object, read_torch
 from ..fitted import CONFIG, Header
 from .translators import Translators
 
@@ -96,17 +97,22 @@ def read_published(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         BadFile: another kind of lens, a broken or hostile file.
     """
-    config = read_json(folder / CONFIG)
+    config = read_object(folder / CONFIG)
     kind = config.get("lens_type", PUBLISHED)
     if kind != PUBLISHED:
         raise BadFile(f"{folder}: lens_type {kind!r} is not {PUBLISHED!r}")
     numbers: dict[str, Tensor] = {}
     for name, value in read_torch(folder / PARAMETERS).items():
+        if not isinstance(value, Tensor):
+            raise BadFile(f"{folder / PARAMETERS}: {name!r} is a {type(value).__name__}, not a tensor")
         number, _, part = str(name).partition(".")
         numbers[f"{number}.A" if part == "weight" else name] = value.T if part == "weight" else value
-    if not config.get("bias", True) and "d_model" in config:
-        biases = range(int(config.get("num_hidden_layers", 0)))
-        numbers |= {f"{number}.bias": torch.zeros(int(config["d_model"])) for number in biases}
+    if not config.get("bias", True):
+        numbers |= {
+            f"{name[:-1]}bias": matrix.new_zeros(len(matrix))
+            for name, matrix in numbers.items()
+            if name.endswith(".A") and matrix.ndim
+        }
     return config, numbers
 
 
@@ -122,8 +128,10 @@ def filled(folder: Path, config: Mapping[str, Any], numbers: dict[str, Tensor]) 
         sizes = {size for tensor in numbers.values() for size in tensor.shape}
         if not 0 < header.n_layers <= len(numbers) or header.d_model not in sizes:
             raise ValueError(f"the tensors are not of {header.n_layers} layers of width {header.d_model}")
+        if header.rank is not None and not 0 <= header.rank <= header.d_model:
+            raise ValueError(f"rank {header.rank} for width {header.d_model}")
         translators = Translators(header.n_layers, header.d_model, header.rank)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise BadFile(f"{folder}/{CONFIG} does not describe a tuned lens ({error!r})") from error
     wanted = translators.state_dict()
     for name, value in wanted.items():

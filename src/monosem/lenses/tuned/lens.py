@@ -21,6 +21,7 @@ from ...data import TextSource
 from ...errors import UnknownName, did_you_mean
 from ...files import ASSETS
 from ...models import Model, Site
+from ...reading import existing
 from ..fitted import Fitted, read_fitted, write_fitted
 from .config import TuneConfig
 from .evaluation import evaluate
@@ -100,7 +101,7 @@ class TunedLens(Fitted):
             BadFile: the folder holds no tuned lens, or a broken or hostile one.
         """
         name, shipped = os.fspath(path), cls.shipped()
-        folder = ASSETS / name / FOLDER if name in shipped else Path(name).expanduser()
+        folder = ASSETS / name / FOLDER if name in shipped else existing(name) or Path(name)
         if not folder.is_dir():
             raise UnknownName(
                 f"no tuned lens {name!r}{did_you_mean(name, shipped)}; shipped for: {', '.join(shipped) or 'none'}; "

@@ -4,7 +4,6 @@ An adapter that is built into the layers (LoRA, DoRA, IA3, LoHa, OFT, ...) is a 
 runs and weights have it. One that acts around the model (prompt and prefix tuning, ...) is refused.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ...errors import BadFile, BadInput, UnknownName, cause
+from ...errors import BadFile, BadInput, UnknownName
+from ...reading import read_object
 from ..turns import turn
 from .checkpoint import FILE_ERRORS, explain
 
@@ -39,10 +39,7 @@ def base_of(path: Path) -> str:
     Raises:
         BadFile: no base, one that is an adapter itself, or a file that cannot be read.
     """
-    try:
-        base = json.loads((path / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except FILE_ERRORS as error:
-        raise BadFile(f"cannot read {path / 'adapter_config.json'}: {cause(error)}") from error
+    base = read_object(path / "adapter_config.json").get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise BadFile(f"{path} is an adapter that names no base model; pass a model of peft that has both")
     found = str(path / base) if not Path(base).is_dir() and (path / base).is_dir() else base

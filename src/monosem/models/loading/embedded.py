@@ -16,8 +16,9 @@ import filelock
 import platformdirs
 
 from ...errors import BadFile, BadInput
-from ...files import read_json, replacing_folder, writable_folder, write_json
+from ...files import replacing_folder, writable_folder, write_json
 from ...progress import say
+from ...reading import read_object
 from .catalogue import Embedded
 from .wheels import collect, sha256_of
 
@@ -101,7 +102,7 @@ def find_damage(folder: Path) -> str | None:
     when it was touched since the manifest was written.
     """
     try:
-        files = read_json(folder / MANIFEST)["files"]
+        files = read_object(folder / MANIFEST)["files"]
         for name, facts in files.items():
             path = folder / name
             now = path.stat()

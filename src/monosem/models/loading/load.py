@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ...errors import BadFile, BadInput, MonosemError
 from ...progress import say
+from ...reading import existing
 from ..checking.infer import row_of
 from ..model import Model
 from ..running.sampling import sampling_notes
@@ -105,7 +106,8 @@ def load_hf(
         with hushed(quiet):
             hf, models_own, name, notes = _from_name(str(name_or_model), wanted, tokenizer is None, quiet)
     else:
-        raise BadInput(f"a model is a name, a path or a Hugging Face model, not {type(name_or_model).__name__}")
+        given = repr(name_or_model) if isinstance(name_or_model, str) else type(name_or_model).__name__
+        raise BadInput(f"a model is a name, a path or a Hugging Face model, not {given}")
     if isinstance(tokenizer, str | os.PathLike):
         tokenizer = load_tokenizer(str(tokenizer), trust_remote_code=trust_remote_code)
     notes = [*adapter_notes(hf), *notes]
@@ -113,9 +115,9 @@ def load_hf(
 
 
 def _from_name(name: str, wanted: dict[str, Any], with_tokenizer: bool, quiet: bool) -> Loaded:
-    path = Path(name).expanduser()
     if name in EMBEDDED:
         return _from_embedded(EMBEDDED[name], wanted, quiet)
+    path = existing(name) or Path(name)
     if name.lower().endswith(".gguf"):
         return _from_gguf(check_gguf(path), wanted, with_tokenizer)
     if path.is_dir():
@@ -228,8 +230,8 @@ def load_tokenizer(source: str, local: bool | None = None, trust_remote_code: bo
         source = str(embedded.ensure(EMBEDDED[source]))
     if source.lower().endswith(".gguf"):
         return gguf_tokenizer(check_gguf(source))[0]
-    if Path(source).expanduser().is_dir():
-        source, local = str(Path(source).expanduser()), True
+    if (path := existing(source)) is not None and path.is_dir():
+        source, local = str(path), True
     if local is None:
         local = hub.ask_hub(source, list(EMBEDDED))
     try:
