@@ -176,4 +176,4 @@ def read_torch(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 80 else f"{name[:60]}...{name[-10:]}"
+    return name if len(name) <= 200 else f"{name[:100]}...{name[-40:]}"

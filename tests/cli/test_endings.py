@@ -227,3 +227,28 @@ def test_names_in_progress_are_no_markup(capsys: pytest.CaptureFixture[str], mon
     shown = capsys.readouterr().err
     assert "a[/b]␛[2J" in shown
     assert "\x1b[2J" not in shown
+
+
+# --------------------------------------------------------------------------------------------------- texts and numbers
+def test_half_a_character_is_refused_wherever_a_word_is_read(run: Callable[..., Result]) -> None:
+    half = "\udcff"  # what Python makes of a byte that is not UTF-8, on a command line
+    for line, more in (
+        ("steer sae 3 20", [half]),
+        ("lens logit tiny --target", [half, "the cat"]),
+        ("lens languages tiny --words", [f"English={half}", "--words", "French=le", "the cat"]),
+        ("components direct tiny --token", [half, "the cat"]),
+        ("patch trace tiny --subject cat --answer", [half, "the cat sat"]),
+    ):
+        done = run(line, *more)
+        assert (done.exit_code, "half a character" in done.stderr) == (2, True), done.stderr
+
+
+def test_numbers_that_nothing_can_count_are_refused(run: Callable[..., Result]) -> None:
+    huge = str(10**30)
+    for line in (
+        f"components heads tiny --rows {huge}",
+        f"latents show sae 3 --examples {huge}",
+        f"steer sae {huge} 1",
+    ):
+        done = run(line, "the cat") if line.startswith("steer") else run(line)
+        assert (done.exit_code, "no count here is above" in done.stderr) == (2, True), done.stderr

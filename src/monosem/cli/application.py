@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.models import ArgumentInfo, OptionInfo
 
-from ..errors import MonosemError, did_you_mean
+from ..errors import BadInput, MonosemError, did_you_mean
 from ..terminal import notice, one_line
 
 # 128 + SIGINT, as argparse and click, 128 + SIGPIPE, as Python after a traceback
@@ -31,6 +31,7 @@ NO_MEMORY = re.compile("can't allocate memory|not enough memory|OutOfMemoryError
 # what the system says when there is no room to write (a full disk, a quota, the largest file that is allowed)
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
+LARGEST = 2**62  # what tensors count with
 NEGATIVE = re.compile(r"-(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?|-inf|-nan", re.IGNORECASE)
 
 # The public BadParameter is a usage error; its base catches unknown commands, missing values and the rest as well.
@@ -230,6 +231,9 @@ def ungrouped(function: Callable[..., Any]) -> Callable[..., Any]:
             ranked.append((0 if argument else depth, named(one)))
 
     def command(**given: Any) -> Any:
+        for name, value in given.items():
+            if isinstance(value, int) and abs(value) > LARGEST:
+                raise BadInput(f"--{name.replace('_', '-')} {value:.3g}: no count here is above {LARGEST:.3g}")
         made = {name: kind(**{field: given.pop(field) for field in fields}) for name, (kind, fields) in groups.items()}
         return function(**given, **made)
 

@@ -23,7 +23,7 @@ from .places.norms import Norm
 from .places.reach import window_of
 from .places.rotations import rotations_of
 from .sizes import sizes_of
-from .tokens import TokenBatch, read
+from .tokens import TokenBatch, check_text, read
 from .turns import Turns, turn
 from .unembedding import unembedded
 
@@ -219,13 +219,15 @@ class Native:
         return [int(token) for token in whole[: starts[0]]] if starts else []
 
     def bare(self, text: str) -> list[int]:
-        """The tokens of a text alone, with nothing added. Raises `BadInput` without a tokenizer."""
+        """The tokens of a text alone, with nothing added. Raises `BadInput` without a tokenizer; as `check_text`."""
         if self.tokenizer is None:
             raise BadInput(f"{self.name} has no tokenizer: pass token ids, or load it with tokenizer=...")
+        check_text(text, repr(text)[:60])
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def encoded(self, text: str) -> list[int]:
         """The tokens of a prompt, with what the tokenizer adds where that belongs; none for a text without tokens."""
+        check_text(text, repr(text)[:60])
         specials = self.adds_specials(text)
         ids = self.bare(text) if self.tokenizer is None or not specials else list(self.tokenizer(text).input_ids)
         some = len(ids) > len(self.prefix) + 1 or bool(self.bare(text))  # else it may be what is added, and no more

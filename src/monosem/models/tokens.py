@@ -210,10 +210,15 @@ def _kind(item: Any) -> str:
     return _called(item)
 
 
+def check_text(text: str, what: str) -> None:
+    """Raises `BadInput` for a text that no tokenizer can read."""
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise BadInput(f"{what} has half a character (a surrogate), as badly decoded files do; repair it")
+
+
 def _texts(model: Any, items: list[Any]) -> Iterator[Row]:
     for number, text in enumerate(items):
-        if any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise BadInput(f"prompt {number} has half a character (a surrogate), as badly decoded files do; repair it")
+        check_text(text, f"prompt {number}")
         yield _whole(model.encoded(text))
 
 
