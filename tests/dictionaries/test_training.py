@@ -206,7 +206,37 @@ def test_learning_rate_rises_holds_and_falls() -> None:
     assert rates[0] == pytest.approx(0.1)
     assert rates[9:81] == [1.0] * 72
     assert rates[80:] == pytest.approx([(100 - step) / 20 for step in range(80, 100)])
-    assert TrainConfig.parse({**config().model_dump(), "lr": None, "width": 2**14}).peak_lr == 2e-4
+
+
+@pytest.mark.parametrize(
+    ("steps", "width", "batch", "expected"),
+    [
+        (100_000, 2**14, 4096, 2e-4),  # long runs: the constant of Gao et al.
+        (10**6, 2**14, 4096, 2e-4),
+        (100_000, 2**12, 4096, 4e-4),
+        (10_000, 2**14, 4096, 6.3e-4),
+        (600, 4608, 4096, 3.8e-3),  # of 8e-4, 2e-3 and 5e-3 the last was best, without dead latents
+        (150, 1024, 4096, 8e-3),
+        (150, 1024, 1024, 4e-3),  # as measured: docs/dictionaries.md
+        (600, 1024, 256, 2e-3),
+        (150, 4096, 1024, 2e-3),
+        (600, 4096, 131_072, 4e-3),  # not measured above 4096: not more than there
+        (25, 64, 4096, 1e-2),
+    ],
+)
+def test_the_default_learning_rate(steps: int, width: int, batch: int, expected: float) -> None:
+    settings = config(width=width, batch_tokens=batch, tokens=steps * batch, lr=None)
+    assert settings.peak_lr == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("kind", ["topk", "batchtopk"])
+@pytest.mark.parametrize("width", [8, 64, 512])
+def test_the_default_learning_rate_does_not_diverge(tmp_path: Path, width: int, kind: str) -> None:
+    seen: list[dict[str, float]] = []
+    settings = config(150, width=width, kind=kind, lr=None)
+    train_on(MemoryStream(), settings, folder=tmp_path, quiet=True, on_step=seen.append)
+    fve = [record["fve"] for record in seen]
+    assert min(fve[-10:]) > max(fve[:30]) - 0.02 > 0.05
 
 
 # --- stopping and going on --------------------------------------------------------------------------------------------
