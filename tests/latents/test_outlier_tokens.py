@@ -5,7 +5,7 @@ import torch
 
 from monosem import latents
 from monosem.activations import Skipper, SkipRule, left_out_words
-from monosem.dictionaries import Dictionary
+from monosem.dictionaries import Dictionary, evaluate
 from monosem.directions import Direction
 from monosem.errors import BadInput
 from monosem.models import Model
@@ -123,6 +123,27 @@ def test_means_of_continuations(model, sae):
                     assert found.means[row] is None
     finally:
         hook.remove()
+
+
+def test_evaluation_and_index_follow_the_dictionarys_rule(model, tmp_path):
+    ids = torch.randint(4, 99, (6, 12), generator=torch.Generator().manual_seed(1))
+    norms = torch.stack(
+        [model.hf(row[None], output_hidden_states=True).hidden_states[2][0].norm(dim=-1) for row in ids]
+    )
+    limit = float(norms[:, 3:].flatten().quantile(0.7))
+    rule = {"special": False, "first": 3, "outlier": 5.0, "outlier_norm": limit}
+    sae = tiny_dictionary(
+        "relu", random_tensors(32, 24, 0, (1 / 6, 1 / 4)), model_name="", metadata={"skip_rule": rule}
+    )
+    counted = int((norms[:, 3:] <= limit).sum())
+    assert 0 < counted < 6 * 9
+    found = evaluate(model, sae, ids, quiet=True)
+    assert found.tokens == counted
+    assert found.skipped["first"] == 18
+    assert found.config["outlier_norm"] == {SITE: limit}
+    index = latents.build_index(model, sae, ids, tmp_path / "i.sqlite", latents.IndexConfig(context=12), quiet=True)
+    assert index.meta["tokens"] == counted
+    assert index.meta["skip"] == str(sae.skip)
 
 
 def test_counts_of_windows_and_of_prompts_are_the_same(model):

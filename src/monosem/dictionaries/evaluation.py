@@ -121,7 +121,7 @@ def evaluate(
         texts: texts or `Document`s (packed into windows of `context`), windows of token ids, or a `TokenStore`.
         tokens: how much of the text to use; None for all.
         batch_size: windows a forward pass.
-        skip: which tokens are left out; `SkipRule()` by default.
+        skip: which tokens are left out; by default what the dictionary was not trained on (`Dictionary.skip`).
         splice_all: splice at every position. By default skipped tokens keep their own activation: a dictionary that
             never saw attention sinks would otherwise be judged by them alone. SAELens' own evaluation is
             `skip=SkipRule(first=0, outlier=None)`: it splices and counts all tokens that are not special.
@@ -132,9 +132,9 @@ def evaluate(
     """
     dictionary.check(model)
     store = as_store(model, texts, context, tokens=tokens)
-    rule = skip or SkipRule()
-    # calibrated on windows of this text
-    skipper = harvest(model, store, dictionary.site, batch_size=batch_size, skip=rule).skipper
+    rule, thresholds = skip or dictionary.skip, None if skip else dictionary.skipper(model).thresholds
+    source = harvest(model, store, dictionary.site, batch_size=batch_size, skip=rule, thresholds=thresholds)
+    skipper = source.skipper
     fit, cost = FitSums(dictionary, model.device), CostSums()
     with Meter("evaluate", total=store.tokens, unit="tok", quiet=quiet) as meter:
         for start in range(0, len(store), batch_size):

@@ -54,13 +54,14 @@ def build_index(
     Args:
         texts: a `TokenStore`, windows of token ids, or documents (then packed in memory).
         shards: activations of the same store, harvested earlier: no model pass is needed then.
+        skip: which tokens do not count; by default what the dictionary was not trained on (`Dictionary.skip`).
 
     Raises:
         Mismatch: dictionary, model, store and shards do not belong together, or a partial index has other settings.
         BadInput: nothing to index, or an unwritable folder. BadFile: the disk is full, or a damaged partial index.
     """
     dictionary.check(model)
-    config, rule, target = config or IndexConfig(), skip or SkipRule(), Path(path)
+    config, rule, target = config or IndexConfig(), skip or dictionary.skip, Path(path)
     store = texts if isinstance(texts, TokenStore) else as_store(model, texts, config.context, tokens=config.tokens)
     windows = len(store) if config.tokens is None else min(len(store), max(1, config.tokens // store.context))
     if shards is not None:
@@ -78,7 +79,7 @@ def build_index(
     partial = target.with_name(target.name + ".partial")
     with claim(partial, config, work=STATE, made_with=made_with), _removed_if_empty(partial):
         so_far = CorpusPass(dictionary, store, config, partial / STATE, model.cfg.d_vocab)
-        source = _from_model(model, so_far, rule, windows) if shards is None else _from_shards(shards, so_far, windows)
+        source = _from_model(model, so_far, skip, windows) if shards is None else _from_shards(shards, so_far, windows)
         _read(so_far, source, windows, quiet)
         with replacing(target) as temporary:
             write(temporary, so_far, model, made_with | _about(model, so_far, windows))
@@ -134,9 +135,13 @@ def _check_shards(shards: ActivationShards, dictionary: Dictionary, model: Model
         raise Mismatch(f"the shards hold {held} of {shards.config.model}, not {dictionary.site} of {model.name}")
 
 
-def _from_model(model: Model, so_far: CorpusPass, rule: SkipRule, end: int) -> Batches:
+def _from_model(model: Model, so_far: CorpusPass, skip: SkipRule | None, end: int) -> Batches:
     size = so_far.config.batch_size
-    source = harvest(model, so_far.store, so_far.dictionary.site, batch_size=size, skip=rule)
+    dictionary = so_far.dictionary
+    thresholds = None if skip else dictionary.skipper(model).thresholds
+    source = harvest(
+        model, so_far.store, dictionary.site, batch_size=size, skip=skip or dictionary.skip, thresholds=thresholds
+    )
     source.skipper.counts.update(so_far.skipped)  # goes on counting
     so_far.skipped = source.skipper.counts
     for first in range(so_far.window, end, size):
