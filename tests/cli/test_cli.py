@@ -140,6 +140,18 @@ def test_a_change_by_nothing_changes_nothing(how: str, run: Callable[..., Result
     assert row["edited_text"] == row["baseline_text"]
 
 
+def test_what_is_left_out_is_said_and_can_be_edited(run: Callable[..., Result], home: Path) -> None:
+    model, sae = monosem.load_model(home / "tiny", quiet=True), load_dictionary(home / "sae")
+    for flags, everywhere in (("", False), ("--everywhere", True)):
+        edit = monosem.edits.add_latent(sae, 3, 20.0, everywhere=everywhere)
+        expected = monosem.steering.compare(model, ["the cat sat"], edit, max_new_tokens=3).summary["kl"]
+        shown = json.loads(run(f"steer sae 3 20 --add --max-new-tokens 3 --json {flags}", "the cat sat").stdout)
+        assert shown["summary"]["kl"] == pytest.approx(expected, rel=1e-4)
+    assert "1 token left out (1 first)" in run("latents top sae", "the cat sat").stderr
+    assert "left out" in run("latents search sae --positive happy.txt --negative sad.txt").stderr
+    assert run("latents top sae --quiet", "the cat sat").stderr == ""
+
+
 def test_top_lists_the_codes_of_each_token(run: Callable[..., Result], home: Path) -> None:
     table = pd.DataFrame(json.loads(run("latents top sae --json -k 4", "the cat sat").stdout))
     model, sae = monosem.load_model(home / "tiny", quiet=True), load_dictionary(home / "sae")

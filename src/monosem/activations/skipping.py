@@ -59,7 +59,7 @@ def left_out_words(summary: Mapping[str, Any]) -> str:
     """What was left out, in words: "5 tokens left out (4 first, 1 outlier)"; of `Skipper.summary`."""
     reasons = [f"{count:,} {reason}" for reason, count in summary["left_out"].items()]
     total = sum(summary["left_out"].values())
-    return f"{total:,} tokens left out ({', '.join(reasons)})" if reasons else "no token left out"
+    return f"{total:,} token{'s' * (total != 1)} left out ({', '.join(reasons)})" if reasons else "no token left out"
 
 
 class Skipper:
