@@ -76,8 +76,9 @@ def compare(
 
     KL is KL(unedited ‖ edited) of the next-token distribution, in nats. Perplexity of both continuations is taken under
     the *unedited* model, so it says how odd the text would look to the model as it was (its own greedy text is low by
-    construction). An edit of latents leaves alone what its dictionary was not trained on: from a prompt of nothing else,
-    such as a single token, it begins with the first new token, and the KL is 0. Inside `model.editing(...)` "unedited" means with the edits of the block, in all of these.
+    construction). An edit of latents leaves alone what its dictionary was not trained on: after a prompt of nothing
+    else, such as a single token, it begins with the first new token, and the KL is 0. Inside `model.editing(...)`
+    "unedited" means with the edits of the block, in all of these.
 
     Args:
         x: a prompt or several, as for `Model.run`.
