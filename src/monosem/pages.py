@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 from .errors import require
+from .plots import WORDS_FIT
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-WIDE = 100  # columns of a heatmap from which its page is a grid that scrolls
+WIDE = 100  # columns of a heatmap without words from which its page is a grid that scrolls
 
 
 @cache
@@ -55,10 +56,10 @@ def page_of(figure: "Figure") -> str:
     """
     held: list[Any] = [getattr(trace, "meta", None) for trace in figure.data]
     if not all(trace.type == "heatmap" and meta for trace, meta in zip(figure.data, held)) or not any(
-        len(meta["x"]) > WIDE for meta in held
+        len(meta["x"]) > (WIDE if trace.text is None else WORDS_FIT) for trace, meta in zip(figure.data, held)
     ):
         return str(figure.to_html(include_plotlyjs=True))
-    title = figure.layout.title.text or held[0]["title"]
+    title = held[0]["title"]
     grids = [_grid(trace) | {"title": meta["title"]} for trace, meta in zip(figure.data, held)]
     packed = gzip.compress(json.dumps(grids, ensure_ascii=False, separators=(",", ":")).encode(), mtime=0)
     page = environment("monosem", escape=True).get_template("grid.html.jinja")

@@ -1,6 +1,5 @@
 """Layers × tokens: the one table of cells and the one heatmap of everything that lenses see."""
 
-import html
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from ..errors import BadInput
 from ..models import Model, Site, TokenBatch
-from ..plots import Figure, heatmap
+from ..plots import Figure, heatmap, literal
 
 MARKS = {"\n": "⏎", "\t": "⇥", "\r": "␍"}
 CELL = 12  # characters of a token that fit into a cell
@@ -20,13 +19,19 @@ CellIndex = tuple[int, int, int]  # layer (an index into the sites), row, column
 Column = Tensor | Callable[[CellIndex], Any]  # numbers `layer row column`, or a function of the cell
 
 
-def token_label(token: str) -> str:
-    """A token as a label: white space is visible, HTML is not markup."""
+def visible(token: str) -> str:
+    """A token as a label: white space can be seen, and so can characters that print nothing."""
     for blank, mark in MARKS.items():
         token = token.replace(blank, mark)
+    token = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in token)
     bare = token.strip(" ")
     spaces = "␣" * (len(token) if not bare else len(token) - len(token.rstrip(" ")))
-    return html.escape((" " if bare and token.startswith(" ") else "") + bare + spaces, quote=False)
+    return (" " if bare and token.startswith(" ") else "") + bare + spaces
+
+
+def token_label(token: str) -> str:
+    """`visible` as HTML, for cells and what is under the mouse."""
+    return literal(visible(token))
 
 
 def short_label(token: str) -> str:
@@ -106,6 +111,7 @@ class TokenGrid:
         limits: tuple[float, float] | None = None,
         from_zero: bool = True,
         diverging: bool = False,
+        less_is_better: bool = False,
     ) -> Figure:
         """Layers on y, the tokens of one prompt on x.
 
@@ -128,7 +134,7 @@ class TokenGrid:
         labels, y_title = layer_axis([self.sites[layer] for layer in picked])
         return heatmap(
             numbers,
-            [words(column) if words else token_label(self.words[row][column]) for column in columns],
+            [words(column) if words else visible(self.words[row][column]) for column in columns],
             labels,
             text=[[text(cell) for cell in line] for line in cells] if text else None,
             hover=[[self._under_mouse(cell, hover) for cell in line] for line in cells] if hover else None,
@@ -138,6 +144,7 @@ class TokenGrid:
             unit=unit,
             limits=limits or colour_limits(numbers, from_zero),
             diverging=diverging,
+            less_is_better=less_is_better,
         )
 
     def _under_mouse(self, cell: CellIndex, hover: Callable[[CellIndex], list[str]]) -> str:

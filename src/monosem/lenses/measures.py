@@ -94,6 +94,7 @@ MEASURES: dict[str, Measure] = {
     "tv": tv,
     "logsumexp": logsumexp,
 }
+LESS_IS_BETTER = frozenset({"entropy", "kl", "cross_entropy", "js", "tv", "rank"})  # surer, or nearer to the model
 UNITS = dict.fromkeys(MEASURES, "nats") | {"tv": ""}
 
 

@@ -12,8 +12,8 @@ from ..errors import UnknownName, check_name
 from ..models import Model, Site, TokenBatch
 from ..plots import Figure
 from ..results import Result
-from .grid import CellIndex, Column, TokenGrid, likeliest, short_label, token_label
-from .measures import UNITS
+from .grid import CellIndex, Column, TokenGrid, likeliest, short_label, visible
+from .measures import LESS_IS_BETTER, UNITS
 
 ALWAYS = ("next", "final")  # targets that every result follows
 
@@ -127,13 +127,14 @@ class LensResult(Result):
             title=title,
             limits=(0.0, 1.0) if value in ("probability", "tv") else None,
             from_zero=value != "logsumexp",
+            less_is_better=value in LESS_IS_BETTER,
         )
 
 
 def _subject(value: str, target: str | None) -> str:
     if target is None and value == "probability":
         return " of the likeliest token"
-    return f" of {token_label(target or 'next')!r}" if target or value in ("rank", "log_probability") else ""
+    return f" of {visible(target or 'next')!r}" if target or value in ("rank", "log_probability") else ""
 
 
 def followed(model: Model, targets: Sequence[str | int] | str | int | None) -> dict[str, int]:

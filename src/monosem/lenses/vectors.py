@@ -17,7 +17,7 @@ from ..errors import BadInput, UnknownName, require
 from ..models import Model
 from ..plots import BLUE, ORANGE, Figure, style
 from ..results import Result, analysis
-from .grid import token_label
+from .grid import visible
 from .states import ELEMENTS
 
 
@@ -58,7 +58,7 @@ class VectorReading(Result):
         sides = ((self.promoted, self.up, BLUE, "promoted"), (self.suppressed, self.down, ORANGE, "suppressed"))
         for ids, effects, colour, name in sides:
             # the id keeps two tokens of one spelling apart
-            labels = [f"{token_label(self.model.str_token(i))} · {i}" for i in ids[vector].tolist()]
+            labels = [f"{visible(self.model.str_token(i))} · {i}" for i in ids[vector].tolist()]
             figure.add_bar(x=labels, y=effects[vector].tolist(), marker={"color": colour}, name=name)
         return style(figure, "token", "effect on the logit", self.names[vector])
 

@@ -18,7 +18,7 @@ from ..data import TokenPairs
 from ..edits import DirectionLike
 from ..errors import BadInput
 from ..models import Model, SiteLike
-from ..plots import Figure
+from ..plots import Figure, literal
 from ..results import analysis
 from .cells import Cell, Position, SpanPositions, cuts, heads_at, listed
 from .experiment import Direction
@@ -85,7 +85,7 @@ class SubspacePatch(Measured):
     def plot(self, metric: str | None = None) -> Figure:
         """The effect of every arm, with standard errors over pairs."""
         title = f"{self.dimensions} of the dimensions of {self.cell}, {self.direction}"
-        return super().plot(metric).update_layout(title={"text": title})
+        return super().plot(metric).update_layout(title={"text": literal(title)})
 
 
 @analysis

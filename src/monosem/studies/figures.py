@@ -119,9 +119,8 @@ def ablation(section: dict[str, Any]) -> Drawing:
             name=name,
             marker={"color": colour, "size": size, "symbol": symbol},
         )
-    style(figure, "mean KL at the next token (nats, log scale)", "")
+    style(figure, "mean KL at the next token (nats, log scale)", "", height=260)
     figure.update_xaxes(type="log", dtick=1, exponentformat="power")
-    figure.update_layout(height=260)
     caption = (
         "A latent that matters for the concept lies right of the random latents on test prompts and among them on "
         "control prompts. Reconstruct only is the price of the dictionary's own error. No edit is the model run once "

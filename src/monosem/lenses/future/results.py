@@ -142,7 +142,7 @@ class FutureScores(Result):
         grid = lens.pivot_table(index="layer", columns="offset", values=value)
         base = self.table[self.table["lens"] == "bigram"].set_index("offset")[value]
         labels = [
-            f"t+{n + 1}" + (f"<br>bigram {base[n]:.2f}" if n in base and pd.notna(base[n]) else "")
+            f"t+{n + 1}" + (f"\nbigram {base[n]:.2f}" if n in base and pd.notna(base[n]) else "")
             for n in map(int, grid.columns)
         ]
         return heatmap(
@@ -155,6 +155,7 @@ class FutureScores(Result):
             title=f"Future lens of {self.model_name}",
             unit=value,
             diverging=False,
+            less_is_better=value in ("surprisal", "kl", "cross_entropy"),
         )
 
 

@@ -12,7 +12,7 @@ from ...errors import BadInput
 from ...models import Model, Site
 from ...plots import Figure
 from ...results import Result
-from ..grid import CellIndex, TokenGrid, likeliest, short_label, token_label
+from ..grid import CellIndex, TokenGrid, likeliest, short_label, token_label, visible
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +98,7 @@ class PatchscopeResult(Result):
             row,
             text=lambda cell: short_label(self.top_tokens(*cell)[0]),
             hover=hover,
-            title=f"Patchscope into “{token_label(_end(self.target))}”",
+            title=f"Patchscope into “{visible(_end(self.target))}”",
             unit="p(answer)" if answered else "probability",
             limits=(0.0, 1.0),
         )

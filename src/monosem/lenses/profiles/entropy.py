@@ -69,7 +69,7 @@ class EntropyProfile(TokenProfile):
     def plot_tokens(self, row: int = 0, order: float = 1.0) -> Figure:
         """Layers on y, the tokens of one row on x."""
         title = self.title(f"entropy H{order:g} of each layer's prediction")
-        return self.grid.heatmap(self.entropies(order), row, unit="nats", title=title)
+        return self.grid.heatmap(self.entropies(order), row, unit="nats", title=title, less_is_better=True)
 
 
 @analysis

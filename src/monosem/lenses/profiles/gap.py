@@ -14,7 +14,6 @@ from ...models import Layers, Model, Positions
 from ...models.running.moment import EditLike
 from ...plots import Figure
 from ...results import analysis
-from ..grid import token_label
 from ..lookup import LensLike, sight
 from ..measures import log_mass
 from ..states import states_of
@@ -52,7 +51,7 @@ class TokenGap(Profile):
     def plot(self) -> Figure:
         """Mean log-odds over layers, one line a group, with standard errors."""
         sets = [
-            " ".join(token_label(repr(self.model.str_token(i))) for i in ids[:3]) + ("…" if len(ids) > 3 else "")
+            " ".join(repr(self.model.str_token(i)) for i in ids[:3]) + ("…" if len(ids) > 3 else "")
             for ids in (self.a, self.b)
         ]
         title = self.title(f"log-odds of {sets[0]} over {sets[1]}")

@@ -13,7 +13,7 @@ from ...models import Model, Site, TokenBatch
 from ...plots import Figure, lines
 from ...results import Result
 from ...statistics import standard_error
-from ..grid import TokenGrid, layer_axis, token_label
+from ..grid import TokenGrid, layer_axis, visible
 
 Line = Float[Tensor, "layer sample"]
 
@@ -55,7 +55,7 @@ class Profile(Result):
     def plot_lines(self, samples: Mapping[str, Line], y_title: str, title: str, zero: bool = False) -> Figure:
         """Means over samples, over layers, with a standard error where there are several samples."""
         curves = {
-            token_label(name): (line.mean(-1), standard_error(line) if line.shape[1] > 1 else None)
+            visible(name): (line.mean(-1), standard_error(line) if line.shape[1] > 1 else None)
             for name, line in samples.items()
         }
         labels, x_title = layer_axis(self.sites)

@@ -14,12 +14,13 @@ from ...models import Layers, Model, Positions, TokenBatch
 from ...models.running.moment import EditLike
 from ...plots import Figure
 from ...results import analysis
-from ..grid import CellIndex, Column, short_label, token_label
+from ..grid import CellIndex, Column, short_label, token_label, visible
 from ..lookup import LensLike, sight
 from ..measures import Measure, js, kl, tv
 from ..states import States, read_out, states_of
 from .profile import TokenProfile
 
+LIMITS = {"cosine": (-1.0, 1.0), "tv": (0.0, 1.0), "agree": (0.0, 1.0)}
 DIFFERENCES = ("kl", "js", "tv", "cosine", "distance", "agree")  # what a trajectory measures at every token
 
 
@@ -70,7 +71,7 @@ class Trajectory(TokenProfile):
 
         def column(place: int) -> str:
             first, second = (
-                token_label(self.model.str_token(int(batch.ids[row, place]))) for batch in (self.tokens, self.other)
+                visible(self.model.str_token(int(batch.ids[row, place]))) for batch in (self.tokens, self.other)
             )
             return first if first == second else f"{first} /{second}"
 
@@ -82,7 +83,8 @@ class Trajectory(TokenProfile):
             words=column,
             title=self.title(f"two runs, {value}"),
             diverging=value == "cosine",
-            limits=(-1.0, 1.0) if value == "cosine" else None,
+            less_is_better=value not in ("cosine", "agree"),
+            limits=LIMITS.get(value),
         )
 
 

@@ -68,6 +68,7 @@ class TunedEvaluation(Result):
             x_title="states of layer",
             y_title="translator",
             diverging=False,
+            less_is_better=True,
             title="KL to the model's prediction (log10 nats)",
         )
 

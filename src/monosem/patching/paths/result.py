@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...errors import check_name
-from ...plots import Figure, heatmap
+from ...plots import Figure, heatmap, literal
 from ..measured import Measured
 from .nodes import NodeSet
 
@@ -86,7 +86,7 @@ def _by_layer(paths: Sequence[Path], numbers: Tensor, title: str, unit: str) -> 
         column = node.kind.removesuffix("_out") if node.head is None else node.head
         at = rows.index(node.layer), columns.index(column) if node.kind != "embed" else len(columns) - 1
         grid[at] = number
-        hover[at[0]][at[1]] = f"{path}<br>{unit} {number:.3f}"
+        hover[at[0]][at[1]] = f"{literal(path)}<br>{literal(unit)} {number:.3f}"
     x = ["MLP" if column == "mlp" else str(column) for column in columns]
     y = ["embed" if layer is None else str(layer) for layer in rows]
     return heatmap(grid, x, y, hover=hover, x_title="head", y_title="layer", title=title, unit=unit)

@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 from ...errors import require
-from ...plots import Figure, heatmap, lines, style
+from ...plots import Figure, heatmap, lines, literal, style
 from ..measured import dense, shown_in
 
 
@@ -42,7 +42,7 @@ def _heatmap(part: pd.DataFrame, over: Sequence[str], kind: str, unit: str, dire
         x = [tokens[tick] or str(tick) for tick in ticks[across]]
     y_title = "·".join(over[i] for i in down)
     hover = [
-        [f"{site}, {y_title} {y[r]}<br>{over[across]} {ticks[across][c]} {x[c]}<br>{unit} {rows[r, c]:.3f}"
+        [f"{site}, {y_title} {y[r]}<br>{over[across]} {ticks[across][c]} {literal(x[c])}<br>{unit} {rows[r, c]:.3f}"
          for c in range(len(x))] for r in range(len(y))
     ]  # fmt: skip
     title = f"{site}, {direction}, {metric}"
@@ -59,5 +59,5 @@ def _side_by_side(figures: list[Any], titles: Sequence[str]) -> Any:
         whole.add_trace(figure.data[0], 1, number)
         whole.update_xaxes(figure.layout.xaxis, row=1, col=number, overwrite=False)
         whole.update_yaxes(figure.layout.yaxis, row=1, col=number, overwrite=False)
-    first = figures[0].layout
-    return style(whole, first.xaxis.title.text, first.yaxis.title.text, height=first.height)
+    first = figures[0]
+    return style(whole, first.data[0].meta["xTitle"], first.data[0].meta["yTitle"], height=first.layout.height)

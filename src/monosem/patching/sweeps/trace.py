@@ -20,7 +20,7 @@ from ...errors import BadInput
 from ...models import Layers, Model
 from ...models.numbers import count
 from ...models.tokens import texts_of
-from ...plots import Figure
+from ...plots import Figure, literal
 from ...results import analysis
 from ..cells import Cell, SpanPositions, axes_of, cells_of, columns_of, labels_of, places_of
 from ..corruptions import noise
@@ -61,7 +61,7 @@ class Trace(Sweep):
         figure = super().plot(metric, site)
         what = ", ".join(self.sites if site is None else [site])
         layers = f"{self.window} layers of " if self.window > 1 else ""
-        return figure.update_layout(title={"text": f"{layers}{what} restored, {self.corruption}"})
+        return figure.update_layout(title={"text": literal(f"{layers}{what} restored, {self.corruption}")})
 
 
 @analysis
