@@ -65,8 +65,9 @@ def test_splicing_it_in_costs_little_beside_zero_ablation(smollm2, sae, read):
     run, _ = read
     counted = sae.skipper(smollm2).counted(run.tokens, {str(sae.site): run[sae.site]})
     loss = {}
-    for name, edit in {"spliced": edits.splice(sae), "zero": edits.scale(sae.site, 0.0)}.items():
-        edited = smollm2.run(run.tokens, edits=edit.when(lambda x, moment: counted))
+    spliced = edits.splice(sae).when(lambda x, moment: counted)
+    for name, edit in {"spliced": spliced, "zero": edits.scale(sae.site, 0.0)}.items():
+        edited = smollm2.run(run.tokens, edits=edit)
         loss[name] = float(metrics.next_token_loss(edited.logits, run.tokens).nanmean())
     clean = float(metrics.next_token_loss(run.logits, run.tokens).nanmean())
     assert metrics.recovered(clean, loss["zero"], loss["spliced"]) > 0.9
@@ -98,7 +99,16 @@ def test_its_card_is_measured(sae):
     card = sae.card
     assert card["tokens_kept"] >= 5_000_000
     for text in ("wikitext2", "tinystories"):
-        assert {"l0", "fve", "ce_recovered", "dead_fraction"} <= set(card["held_out"][text])
+        held = card["held_out"][text]
+        assert {"l0", "fve", "ce_recovered", "dead_fraction"} <= set(held)
+        assert held["skip_rule"] == {"special": True, "first": 1, "outlier": 10.0, "calibration": 16}
+        assert held["as_saelens"]["skip_rule"] == held["skip_rule"] | {"first": 0, "outlier": None}
+        assert held["as_saelens"]["fve"] < held["fve"] / 1.5  # the attention sink is in it
+        for numbers in (held, held["as_saelens"]):
+            for zero in ("zero", "zero_counted"):
+                recovered = f"ce_recovered{zero.removeprefix('zero')}"
+                share = metrics.recovered(numbers["ce_clean"], numbers[f"ce_{zero}"], numbers["ce_spliced"])
+                assert share == pytest.approx(numbers[recovered], abs=1e-4)
 
 
 def test_the_index_says_what_the_model_does(smollm2, sae):

@@ -4,7 +4,6 @@ A rule is a row of `FILE_RULES` (one answer for the file) or of `LATENT_RULES` (
 """
 
 import json
-import re
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ..activations import SkipRule
 from ..dictionaries import Dictionary
 from ..errors import BadInput
 from ..models import Model
@@ -246,8 +246,7 @@ def _cuts(e: Entry) -> Iterator[bool]:
 
 def _first_positions(e: Entry) -> Iterator[bool]:
     """The skip rule's first positions are silent."""
-    rule = re.search(r"first=(\d+)", str(e.meta.get("skip")))
-    first = int(rule[1]) if rule else 0
+    first = SkipRule.parse(str(e.meta["skip"])).first
     for _, values, anchor, _, position in e.pieces:
         yield position >= first and not values[: max(0, first - (position - anchor))].any()
 
