@@ -9,7 +9,7 @@ from ...jobs import JobConfig
 from ...jobs.config import Seed
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
-FIRST_CHECKPOINT = 60.0  # seconds after which a run makes its first checkpoint, however far apart the others are
+FIRST_CHECKPOINT = 30.0  # seconds after which a run makes its first one, between two passes or steps: within a minute
 
 
 class TrainConfig(JobConfig):
