@@ -60,6 +60,23 @@ def test_nothing_sticks_out_on_a_phone(page):
     assert wide[0] <= wide[1]
 
 
+def test_line_breaks_of_texts_are_kept(page):
+    for kind in ("prompt", "text"):
+        cells = page.find_elements("css selector", f"td.{kind}")
+        assert cells
+        assert all(cell.value_of_css_property("white-space").startswith("pre-wrap") for cell in cells[:5])
+
+
+def test_what_a_latent_fires_on_comes_before_what_it_promotes(page):
+    for table in page.find_elements("css selector", "#A table, #B table"):
+        heads = [cell.get_attribute("textContent") for cell in table.find_elements("css selector", "th")]
+        if "promotes" in heads:
+            assert heads.index("fires on") < heads.index("promotes")
+    for listed in page.find_elements("css selector", "#B dl"):
+        terms = [term.get_attribute("textContent") for term in listed.find_elements("css selector", "dt")]
+        assert terms == ["fires on", "active on", "promotes", "suppresses"]
+
+
 def test_axes_are_named(page):
     for name in PLOTS:
         titles = page.find_elements("css selector", f"#plot-{name} .xtitle")

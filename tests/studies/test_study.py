@@ -201,6 +201,23 @@ def test_a_latent_that_is_negative_is_studied_turned_around(model, sae, tmp_path
             assert first["test"]["kl"] == pytest.approx(second["test"]["kl"], rel=1e-2, abs=1e-5)
 
 
+def test_dose_curves_begin_at_the_ablation_and_have_intervals_and_controls(finished):
+    sections, figures = finished[0].results["sections"], finished[0].figures
+    arms = [*sections["ablation"]["arms"], *sections["steering"]["arms"]]
+    keys = {"kl": ("kl", "kl_low", "kl_high"), "changed": ("changed_rate", "changed_low", "changed_high")}
+    for name, (key, low, high) in keys.items():
+        for part in ("test", "control"):
+            line = next(trace for trace in figures[f"dose_{name}"].data if trace.name == f"target, {part} prompts")
+            numbers = {arm["dose"]: arm[part] for arm in arms if arm["kind"] == "target" and arm["dose"] is not None}
+            assert list(line.x) == [0.0, 0.5, 1.0]
+            assert list(line.y) == [numbers[dose][key] for dose in line.x]
+            for dose, y, up, down in zip(line.x, line.y, line.error_y.array, line.error_y.arrayminus, strict=True):
+                assert (y - down, y + up) == pytest.approx((numbers[dose][low], numbers[dose][high]))
+            line = next(trace for trace in figures[f"dose_{name}"].data if trace.name == f"random, {part} prompts")
+            assert list(line.x) == [0.0, 0.5, 1.0]
+            assert list(line.customdata) == [4, 3, 4]  # latents at each dose
+
+
 def test_findings_are_said_as_they_come(finished):
     _, lines = finished
     for section in SECTIONS:
