@@ -1,4 +1,4 @@
-"""The tutorial runs from top to bottom in a fresh kernel, and says what its text says."""
+"""The notebooks run from top to bottom in a fresh kernel, and say what their committed copies say."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,16 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-NOTEBOOK = Path(__file__).parents[2] / "docs" / "notebooks" / "ioi.ipynb"
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "docs" / "notebooks"
+QUICK = {  # what a test puts after the parameters of a notebook
+    "lab": """
+new_tokens, openings = 3, 2
+report = {"max_new_tokens": 2, "random_latents": 3, "random_continuations": 1, "doses": [1.0], "values": [],
+          "candidates": 1, "test": ["My first day at school was"], "control": ["The capital of Japan is"]}
+""",
+    "practical": "first, every, new_tokens = 16, 1024, 4",
+}
 
 
 def printed(notebook: nbformat.NotebookNode) -> str:
@@ -20,7 +29,7 @@ def printed(notebook: nbformat.NotebookNode) -> str:
 @pytest.mark.smollm2
 def test_ioi_tutorial(monkeypatch):
     monkeypatch.setenv("PLOTLY_RENDERER", "plotly_mimetype")
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook = nbformat.read(FOLDER / "ioi.ipynb", as_version=4)
     stored = printed(notebook)
     for cell in notebook.cells:
         if cell.cell_type == "code":
@@ -37,3 +46,61 @@ def test_ioi_tutorial(monkeypatch):
     assert len(after) == len(before) == 5
     assert after == pytest.approx(before, abs=0.02)
     assert "' Mary'" in now
+
+
+def run_quickly(name, folder):
+    """(as committed, as run in `folder` with small sizes)."""
+    committed = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    made = nbformat.from_dict(committed)
+    for cell in made.cells:
+        if cell.cell_type == "code":
+            cell.outputs = []
+            if "parameters" in cell.metadata.get("tags", []):
+                cell.source += "\n" + QUICK[name]
+    NotebookClient(made, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+    return committed, made
+
+
+def check_stable(committed, made):
+    """Cells that no size changes give the committed words, and its numbers nearly."""
+    number = r"[-+]?\d+(?:\.\d+)?"
+    stable = [i for i, cell in enumerate(committed.cells) if "stable" in cell.metadata.get("tags", [])]
+    assert len(stable) >= 2
+    for i in stable:
+        old, new = (printed(nbformat.from_dict({**book, "cells": [book.cells[i]]})) for book in (committed, made))
+        assert re.sub(number, "#", new).split() == re.sub(number, "#", old).split()
+        values = [[float(value) for value in re.findall(number, text)] for text in (new, old)]
+        assert values[0] == pytest.approx(values[1], abs=0.02, rel=0.02)
+
+
+@pytest.mark.smollm2
+def test_lab(monkeypatch, tmp_path):
+    monkeypatch.setenv("PLOTLY_RENDERER", "plotly_mimetype")
+    committed, made = run_quickly("lab", tmp_path)
+    check_stable(committed, made)
+    assert "Latent" in (tmp_path / "evidence.html").read_text()
+    assert {"report.html", "report.md", "results.json"} <= {path.name for path in (tmp_path / "report").iterdir()}
+    assert (tmp_path / "report" / "report.md").read_text().count("target") > 1
+
+
+@pytest.mark.smollm2
+def test_practical(tmp_path):
+    committed, made = run_quickly("practical", tmp_path)
+    check_stable(committed, made)
+    assert len((tmp_path / "sentences.txt").read_text().splitlines()) == 8
+    swept = re.findall(r"^== latent (\d+)$", (tmp_path / "sweep" / "sweep.txt").read_text(), re.MULTILINE)
+    assert swept == [str(i) for i in range(16)]
+    assert "== latent 5120" in (tmp_path / "sweep-all" / "sweep.txt").read_text()
+
+
+@pytest.mark.parametrize("name", ["lab", "practical"])
+def test_notebooks_are_small_linked_and_say_what_other_models_need(name):
+    path = FOLDER / f"{name}.ipynb"
+    assert path.stat().st_size < 300_000
+    for page in ("README.md", "docs/README.md"):
+        assert f"notebooks/{name}.ipynb" in (ROOT / page).read_text()
+    text = "".join(cell.source for cell in nbformat.read(path, as_version=4).cells)
+    assert all(model in text for model in ("GPT-2 small", "Gemma", "Llama"))
+    code = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in code)  # it is kept as it ran
+    assert not any(output.output_type == "error" for cell in code for output in cell.outputs)

@@ -7,7 +7,7 @@ import torch
 
 from monosem import edits
 from monosem.errors import BadInput, EditDidNotFire
-from monosem.steering import outcomes
+from monosem.steering import compare, comparisons, outcomes
 from monosem.steering.rows import may_share
 from tiny import tiny_model
 from tiny_dictionaries import tiny_dictionary
@@ -198,3 +198,15 @@ def test_drawn_arms_do_not_depend_on_each_other(sae):
 def test_no_prompts():
     with pytest.raises(BadInput, match="no prompts"):
         outcomes(tiny_model("llama"), [], [()], quiet=True)
+
+
+def test_comparisons_by_name_equal_one_after_the_other(model):
+    arms = {"half": edits.scale("resid_post.0", 0.5), "none": edits.scale("mlp_out.1", 0.0)}
+    found = comparisons(model, PROMPTS, arms, max_new_tokens=NEW)
+    assert list(found) == list(arms)
+    for name, edit in arms.items():
+        alone = compare(model, PROMPTS, edit, max_new_tokens=NEW)
+        assert found[name].table["edited_text"].tolist() == alone.table["edited_text"].tolist()
+        assert found[name].table["kl"].tolist() == pytest.approx(alone.table["kl"].tolist(), abs=1e-4)
+    with pytest.raises(BadInput, match="edits by name"):
+        comparisons(model, PROMPTS, {})

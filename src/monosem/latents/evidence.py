@@ -174,6 +174,10 @@ class Evidence(Result):
         )
         return f'<div class="evidence"><p>{html.escape(self.summary)}</p>{lists}<ol>{rows}</ol></div>'
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return self.as_html()
+
     def as_page(self) -> str:
         """A whole page of everything known, in one file without external resources."""
         facts = {"mean when active": self.mean, "standard deviation": self.sd, **self.quantiles}

@@ -1,6 +1,6 @@
 """Steering: what edits do to the next token and the continuation, for a few prompts or for every latent."""
 
-from .comparison import Comparison, compare, summarise
+from .comparison import Comparison, compare, comparisons, summarise
 from .controls import random_latents
 from .outcome import Outcome, outcome, outcomes
 from .rows import EditSource
@@ -14,6 +14,7 @@ __all__ = [
     "Outcome",
     "SweepConfig",
     "compare",
+    "comparisons",
     "outcome",
     "outcomes",
     "random_latents",

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +17,7 @@ from ..metrics import kl
 from ..models import Model
 from ..results import Result, analysis
 from ..statistics import bootstrap_mean, wilson
-from .outcome import Outcome, distinct, outcome, prompts_of
+from .outcome import Outcome, distinct, outcome, outcomes, prompts_of
 from .rows import EditSource
 
 
@@ -105,6 +105,29 @@ def _check_baseline(baseline: Outcome, prompts: list[str], asked: dict[str, Any]
     for name, value in asked.items():
         if (held := baseline.config.get(name, value)) != value:
             raise BadInput(f"the baseline was made with {name}={held!r}, not {value!r}; make it with the same settings")
+
+
+def comparisons(
+    model: Model,
+    x: Any,
+    arms: Mapping[str, EditSource],
+    *,
+    max_new_tokens: int = 20,
+    top: int = 5,
+    temperature: float = 0.0,
+    seed: int = 0,
+    batch_size: int = 128,
+) -> dict[str, Comparison]:
+    """`compare` for several edits at once, by name: {"off": edit, "+20": edit}. They share batches and the baseline.
+
+    Raises:
+        BadInput: no prompt, an empty one, or no arms.
+    """
+    if not arms:
+        raise BadInput('comparisons needs edits by name, such as {"off": edit}')
+    options: dict[str, Any] = {"temperature": temperature, "seed": seed, "batch_size": batch_size}
+    plain, *edited = outcomes(model, x, [(), *arms.values()], max_new_tokens=max_new_tokens, quiet=True, **options)
+    return {name: Comparison.between(model, plain, made, top=top) for name, made in zip(arms, edited)}
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -52,6 +52,21 @@ class Run(Cache):
             self.has_batch_dim = False
         return self
 
+    def next_tokens(self, n: int = 5) -> list[list[tuple[str, float]]]:
+        """The n likeliest tokens after each prompt, the likeliest first, each with its probability.
+
+        Raises:
+            BadInput: a run without logits.
+        """
+        if self.logits is None:
+            raise BadInput("this run made no logits: run it without logits=False")
+        logits = self.logits
+        if logits.ndim == 3:
+            logits = logits[torch.arange(len(logits), device=logits.device), self.tokens.last.to(logits.device)]
+        best = logits.float().softmax(-1).topk(min(n, logits.shape[-1]))
+        named = zip(best.values.tolist(), best.indices.tolist())
+        return [[(self.model.str_token(token), p) for p, token in zip(*row)] for row in named]
+
     @property
     def str_tokens(self) -> list[list[str]]:
         return [[self.model.str_token(token) for token in row] for row in self.tokens.rows()]
