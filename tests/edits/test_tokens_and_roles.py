@@ -93,6 +93,42 @@ def test_what_the_assistant_writes_is_its_own(kind):
         assert made.ids.rows()[row] == ids
 
 
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_special_tokens_are_left_out_or_edited_alone(kind):
+    model = chat_model(kind)
+    texts, zero = [model.chat(CHAT), model.chat(CHAT[:1])], edits.scale(SITE, 0.0)
+    marks = {*TEMPLATES[kind][0], "<s>"}
+    every = [[model.str_token(token).strip() for token in row] for row in model.tokens(texts).rows()]
+    rest = [[token for token in row if token not in marks] for row in every]
+    found = [[token for token in row if token != "<pad>"] for row in edited(model, texts, zero.at(special=False))]
+    assert found == rest
+    alone = [[token for token in row if token != "<pad>"] for row in edited(model, texts, zero.at(special=True))]
+    assert alone == [[token for token in row if token in marks] for row in every]
+    assert edited(model, texts[:1], zero.at(special=False, role="user")) == [["q", "cat", "sat", "z", "the", "dog"]]
+
+
+def test_special_tokens_with_a_cache():
+    """Against whole passes in which the positions are named; what is generated is edited, too."""
+    model = chat_model("chatml")
+    edit = edits.add((SITE, torch.randn(32, generator=torch.Generator().manual_seed(2))), 6.0)
+    text = model.chat(CHAT)
+    made = model.generate([text], edits=edit.at(special=False), max_new_tokens=5, stop_at_eos=False)
+    (ids,) = model.tokens([text]).rows()
+    marks = model.special_ids - {model.tokenizer.unk_token_id}  # which stands for what cannot be spelt
+    for _ in range(5):
+        where = [i for i, token in enumerate(ids) if token not in marks]
+        ids.append(int(model.run([ids], edits=edit.at(positions=where)).logits[0, -1].argmax()))
+    assert made.ids.rows()[0] == ids
+
+
+def test_special_is_yes_or_no_and_reaches_something():
+    model, zero = chat_model("chatml"), edits.scale(SITE, 0.0)
+    with pytest.raises(BadInput, match="special= is False"):
+        zero.at(special="no")
+    with pytest.raises(EditDidNotFire, match="row 0.*no such token"):
+        model.run([[*model.special_ids][:2]], edits=zero.at(special=False))
+
+
 def test_models_without_turns():
     with pytest.raises(BadInput, match="no chat template"):
         tiny_model("llama").run("the cat", edits=edits.scale(SITE, 0.0).at(role="user"))

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import BadInput, EditDidNotFire
 from ..models import Model, Moment, Positions, Site
 from ..models.numbers import whole_numbers
-from ..models.running.roles import turn_mask
+from ..models.running.roles import markup, turn_mask
 from ..models.running.selection import at_positions, check_heads, listed
 from ..models.transformerlens.text import single_token
 
@@ -49,6 +49,7 @@ class Edit:
         by_row: every row is edited alone (with `moment.rows_of` of data by row), so that a run may split the batch.
         tokens: ids of tokens to edit, or texts of one token each; None for all.
         role: whose turn of a chat to edit ("user", "assistant", ...), without the tokens that open and close it.
+        special: False leaves out special tokens (BOS, what opens and closes a chat's turns), True edits them alone.
         dictionary: tokens that it was not trained on are left out: `everywhere=True` of an edit of latents makes it
             None. An index in `positions`, or a special token in `tokens`, that would be left out is refused.
     """
@@ -64,6 +65,7 @@ class Edit:
     heads: int | Sequence[int] | None = None
     tokens: Token | Sequence[Token] | None = None
     role: str | None = None
+    special: bool | None = None
     dictionary: Trained | None = None
 
     def __str__(self) -> str:
@@ -77,6 +79,7 @@ class Edit:
         heads: int | Sequence[int] | None = None,
         tokens: Token | Sequence[Token] | None = None,
         role: str | None = None,
+        special: bool | None = None,
     ) -> "Edit":
         """The same edit at some token positions, batch rows or heads, or only on the prompt or the generated tokens.
 
@@ -86,13 +89,16 @@ class Edit:
         Args:
             tokens: ids, or texts of one token each such as "<|im_start|>": wherever they stand.
             role: "user", "assistant", ...: what it says in a chat that the model's template wrote.
+            special: False for all tokens but special ones, as one steers past the markup of a chat; True for these.
         """
         if scope not in (None, "all", "prompt", "generated"):
             raise BadInput(f"scope is 'all', 'prompt' or 'generated', not {scope!r}")
+        if special not in (None, True, False):
+            raise BadInput(f"special= is False (all but special tokens) or True (these alone), not {special!r}")
         if heads is not None and self.site.head_axis is None:
             raise BadInput(f"{self.site} has no heads; attention has heads at z, result, q, k, v, pattern")
         narrower: dict[str, Any] = {"positions": positions, "rows": rows, "scope": scope, "heads": heads}
-        narrower |= {"tokens": tokens, "role": role}
+        narrower |= {"tokens": tokens, "role": role, "special": special}
         return replace(self, **{name: value for name, value in narrower.items() if value is not None})
 
     def when(self, gate: Gate) -> "Edit":
@@ -171,8 +177,12 @@ class Edit:
         if self.role is not None:
             assert moment.model is not None
             chosen = chosen & moment.part(turn_mask(moment.model, moment.tokens, self.role))
+        if self.special is not None:
+            assert moment.model is not None
+            ids = torch.tensor(sorted(markup(moment.model)), dtype=torch.long, device=moment.ids.device)
+            chosen = chosen & (torch.isin(moment.ids, ids) == self.special)
         chosen = chosen & in_rows[:, None]
-        narrowed = any(part is not None for part in (self.positions, self.tokens, self.role))
+        narrowed = any(part is not None for part in (self.positions, self.tokens, self.role, self.special))
         if narrowed and moment.room == 0 and self.scope != "generated":
             self._check_rows(moment, in_rows & ~chosen.any(1))
         return chosen

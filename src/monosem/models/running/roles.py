@@ -24,7 +24,7 @@ def turn_mask(model: Native, tokens: TokenBatch, role: str) -> Bool[Tensor, "bat
     # the space that ends an opening may be one token with what the role says
     starts = _after(tokens.ids, opening) | (_after(tokens.ids, bare) & ~_after(tokens.ids, opening, len(bare)))
     columns = torch.arange(tokens.ids.shape[1], device=tokens.ids.device)
-    special = torch.isin(tokens.ids, torch.tensor(sorted(_special(model)), device=tokens.ids.device))
+    special = torch.isin(tokens.ids, torch.tensor(sorted(markup(model)), device=tokens.ids.device))
     opened, ended = (torch.where(here, columns, -1).cummax(1).values for here in (starts, special))
     return tokens.mask & (opened >= 0) & (opened > ended)
 
@@ -41,8 +41,9 @@ def _after(ids: Tensor, sequence: tuple[int, ...], past: int | None = None) -> B
     return found
 
 
-def _special(model: Native) -> frozenset[int]:
-    """Markup: the special tokens but the one for what the tokenizer cannot spell, which stands inside texts."""
+def markup(model: Native) -> frozenset[int]:
+    """The special tokens (BOS, what opens and closes turns) but the one for what the tokenizer cannot spell, which
+    stands inside texts."""
     return model.special_ids - {getattr(model.tokenizer, "unk_token_id", None)}
 
 
@@ -72,7 +73,7 @@ def _opening(model: Native, role: str) -> tuple[int, ...]:
             raise BadInput(f"the chat template of {model.name} opens the turns of user and assistant, not of {role!r}")
         text = text.replace("user", role)
     ids = tuple(model.tokenizer(text, add_special_tokens=False).input_ids)
-    if not _special(model).intersection(ids):
+    if not markup(model).intersection(ids):
         raise BadInput(f"the chat template of {model.name} opens turns with no special token: give positions=")
     return ids
 
