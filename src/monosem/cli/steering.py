@@ -1,10 +1,11 @@
 """`monosem steer` and `monosem sweep`: change latents and see what the model says."""
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from ..errors import BadInput
+from ..errors import BadInput, check_name
 from ..terminal import notice
 from .application import resumable
 from .options import (
@@ -23,8 +24,26 @@ from .options import (
 )
 from .output import as_json, frame, table
 
+if TYPE_CHECKING:
+    from ..edits import Edit
+
+PARTS = ("all", "prompt", "generated")
 NewTokens = Annotated[int, option("N", "Length of the continuations.", min=1)]
 Temperature = Annotated[float, option("T", "0 is greedy.", min=0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """Which tokens an edit acts on."""
+
+    everywhere: Annotated[bool, flag("Also at tokens that the dictionary was not trained on.")] = False
+    role: Annotated[str | None, option("NAME", "Only at what this role says in a chat: user, assistant.")] = None
+    part: Annotated[str, option("PART", f"At which tokens: {', '.join(PARTS)}.")] = "all"
+
+    def narrow(self, edit: "Edit") -> "Edit":
+        """Raises `UnknownName` for another part."""
+        check_name("part", self.part, PARTS)
+        return edit.at(scope=self.part, role=self.role)  # type: ignore[arg-type]
 
 
 def steer(
@@ -32,9 +51,9 @@ def steer(
     latent: LatentArgument,
     value: Annotated[float, argument("VALUE", "Set the latent to this; 0 switches it off.")],
     prompts: PromptArguments,
+    where: Where,
     scale: Annotated[bool, flag("Multiply the latent by VALUE instead of setting it.")] = False,
     add: Annotated[bool, flag("Add VALUE to the latent instead of setting it.")] = False,
-    everywhere: Annotated[bool, flag("Also at tokens that the dictionary was not trained on.")] = False,
     chat: Chat = False,
     max_new_tokens: NewTokens = 20,
     temperature: Temperature = 0.0,
@@ -57,7 +76,8 @@ def steer(
         raise BadInput(f"VALUE must be a finite number, not {value}")
     change = edits.scale_latent if scale else edits.add_latent if add else edits.clamp
     sae, lm = asked.load()
-    edit, texts = change(sae, latent, value, everywhere=everywhere), texts_of(lm, prompts, chat)
+    edit = where.narrow(change(sae, latent, value, everywhere=where.everywhere))
+    texts = texts_of(lm, prompts, chat)
     comparison = compare(lm, texts, edit, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     if asked.json:
         as_json({"summary": comparison.summary, "prompts": comparison.table})
