@@ -282,6 +282,27 @@ def test_pairs():
         pairs.split(0.01)
 
 
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_groups_of_pairs_are_held_out_whole(share):
+    groups = ["x"] * 5 + ["y"] * 3 + ["z"] * 2
+    pairs = PromptPairs([f"good {i}" for i in range(10)], [f"bad {i}" for i in range(10)], groups=groups)
+    for seed in range(6):
+        kept, held_out = pairs.split(share, seed=seed)
+        assert not set(kept.groups) & set(held_out.groups)
+        for part in (kept, held_out):
+            assert [(up, groups[int(up[-1])]) for up in part.positive] == list(zip(part.positive, part.groups))
+        assert sorted([*kept, *held_out]) == sorted(pairs)
+    taken = pairs.take([7, 0])
+    assert (list(taken), taken.groups) == ([("good 7", "bad 7"), ("good 0", "bad 0")], ("y", "x"))
+    alone = PromptPairs(pairs.positive, pairs.negative, groups=["x"] * 10).split(share, seed=1)
+    assert list(alone[1]) == list(PromptPairs(pairs.positive, pairs.negative).split(share, seed=1)[1])
+    for wrong in (["x"] * 9, "xxxxxxxxxx"):
+        with pytest.raises(BadInput, match="one name for each of the 10 pairs"):
+            PromptPairs(pairs.positive, pairs.negative, groups=wrong)
+    with pytest.raises(BadInput, match="paired=True"):
+        PromptPairs(["a"], ["b"], paired=False, groups=["x"])
+
+
 @pytest.mark.parametrize(
     ("positive", "negative", "message"),
     [
