@@ -48,6 +48,12 @@ def fold_decoder_norm(w: DictionaryTensors) -> DictionaryTensors:
     return replace(fold_activation_scale(w, norm), W_dec=unit)
 
 
+def fold_centring(w: DictionaryTensors) -> DictionaryTensors:
+    """For weights that read each token's x without its mean over d_in: (x - mean(x)) W = x (W - mean(W))."""
+    skip = None if w.W_skip is None else w.W_skip - w.W_skip.mean(1, keepdim=True)
+    return replace(w, W_enc=w.W_enc - w.W_enc.mean(0, keepdim=True), W_skip=skip)
+
+
 def fold_whitening(
     w: DictionaryTensors,
     mean: Float[Tensor, "d_in"],

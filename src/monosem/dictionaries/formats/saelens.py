@@ -17,7 +17,14 @@ from ...errors import BadFile, BadInput, did_you_mean
 from ...files import replacing, writable_folder, write_json
 from ...models.places.sites import Site
 from ...reading import read_object, read_safetensors
-from ..folds import fold_activation_scale, fold_decoder_bias, fold_decoder_norm, fold_scale, fold_whitening
+from ..folds import (
+    fold_activation_scale,
+    fold_centring,
+    fold_decoder_bias,
+    fold_decoder_norm,
+    fold_scale,
+    fold_whitening,
+)
 from ..parts import DictionaryParts, DictionaryTensors, check_shapes
 from ..token_norms import TOKEN_NORMS
 from .common import Format, site_or_none, take
@@ -68,6 +75,8 @@ _OPTIONS = {
 }
 # the parts of a config that folding changes; kept in metadata["original_form"]
 _FORM = ("architecture", "apply_b_dec_to_input", "normalize_activations", "rescale_acts_by_decoder_norm", "dtype")
+# where the activations of a model with centred writing weights have no mean
+CENTRED = {"embed", "pos_embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"}
 # flat configs of versions before 6: older name -> name
 _RENAMED = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index", "activation_fn_str": "activation_fn"}
 
@@ -302,6 +311,14 @@ def _normalisation(cfg: dict[str, Any], path: Path, scale: float | None) -> Norm
     return None
 
 
+def _centred(cfg: dict[str, Any]) -> bool:
+    """Whether it reads the stream of a model whose writing weights TransformerLens has centred (GPT-2 small's
+    `gpt2-small-res-jb`): each token's vector, and what each branch adds, without its mean."""
+    kwargs, place = cfg["metadata"].get("model_from_pretrained_kwargs"), str(cfg["metadata"].get("hook_name") or "")
+    asked = isinstance(kwargs, dict) and kwargs.get("center_writing_weights") is True
+    return asked and place.rpartition(".")[2].removeprefix("hook_") in CENTRED
+
+
 def _folded(weights: DictionaryTensors, cfg: dict[str, Any], normalisation: Normalisation | None) -> DictionaryTensors:
     rescales = ARCHITECTURES[cfg["architecture"]][0] in ("topk", "abstopk", "batchtopk")
     rescales = rescales and cfg.get("rescale_acts_by_decoder_norm", cfg["architecture"].endswith("batchtopk"))
@@ -310,6 +327,7 @@ def _folded(weights: DictionaryTensors, cfg: dict[str, Any], normalisation: Norm
     folds = [normalisation, fold_decoder_norm if rescales else None]
     if cfg["normalize_activations"] == _WHITENED:
         folds.reverse()
+    folds.append(fold_centring if _centred(cfg) else None)
     for fold in (fold_decoder_bias if cfg["apply_b_dec_to_input"] else None, *folds):
         weights = weights if fold is None else fold(weights)
     return weights.to(torch.float32)
