@@ -11,9 +11,12 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "notebooks"
 QUICK = {  # what a test puts after the parameters of a notebook
     "lab": """
-new_tokens, openings = 3, 2
+from monosem.studies import StudyConfig
+new_tokens, openings = 2, 2
+styles = list(StudyConfig.load("sentiment").styles.items())[:2]
+few = {name: {"positive": style.positive[:3], "negative": style.negative[:3]} for name, style in styles}
 report = {"max_new_tokens": 2, "random_latents": 3, "random_continuations": 1, "doses": [1.0], "values": [],
-          "candidates": 1, "test": ["My first day at school was"], "control": ["The capital of Japan is"]}
+          "candidates": 1, "styles": few, "test": ["My first day at school was"], "control": ["Lead is heavier than"]}
 """,
     "practical": "first, every, new_tokens = 16, 1024, 4",
 }
