@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from monosem import edits
+from monosem.activations import median_norms
 from monosem.models.running import prompt_rows
 from monosem.steering import outcomes
 from tiny import FAMILIES, tiny_model
@@ -20,6 +21,7 @@ def made(model):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_first_pass_sees_a_prompt_once(family, monkeypatch):
     model = tiny_model(family, dtype=torch.float64)
+    median_norms(model, [model.site(f"resid_post.{LAYER}")])  # which continuations' means need, measured once
     inner: list[int] = []
     counted = [module for module in model.blocks[0].modules() if isinstance(module, torch.nn.Linear)][:1]
     handles = [module.register_forward_hook(lambda _, args, out: inner.append(out.numel())) for module in counted]
