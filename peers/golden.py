@@ -11,6 +11,7 @@ import torch
 
 from lens import IDS, OTHER, VERSION, lens
 
+LENS = Path(__file__).parents[1] / "tests" / "lenses" / "golden" / "jacobian_llama.pt"
 FILE = Path(__file__).parents[1] / "tests" / "models" / "transformerlens_golden.json"
 
 
@@ -63,6 +64,15 @@ def patches(patching: Any, model: Any, clean: Any) -> dict[str, torch.Tensor]:
     return {name: getattr(patching, f"get_act_patch_{name}")(model, IDS[:, :5], clean, metric) for name in names}
 
 
+def jacobian_lens() -> Any:
+    """A Jacobian lens of the prompts IDS, fitted by TransformerLens."""
+    from transformer_lens.tools.analysis import JacobianLens
+
+    model = lens("llama")
+    model.to_tokens = lambda prompt, **_: IDS[int(prompt)][None]  # prompts by their number
+    return JacobianLens.fit(model, ["0", "1"], corpus="tiny", skip_first_positions=2, show_progress=False)
+
+
 def main() -> None:
     from transformer_lens import patching
 
@@ -82,6 +92,7 @@ def main() -> None:
             },
             "circuits": {"OV": number(model.OV.AB), "QK": number(model.QK.AB)},
         }
+    jacobian_lens().save(str(LENS))
     FILE.write_text(json.dumps(golden, indent=1) + "\n")
 
 

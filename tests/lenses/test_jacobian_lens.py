@@ -1,11 +1,16 @@
 """The Jacobian lens against whole Jacobians by torch.autograd.functional, summed by hand, and against linear blocks."""
 
+import signal
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from monosem import lenses
 from monosem.errors import BadFile, BadInput, Mismatch, UnknownName
+from monosem.jobs import Interrupted
+from monosem.lenses.average_jacobian import Average
 from monosem.lenses.jacobian import JacobianLens
 
 # norms before, after and on both sides of a branch, parallel blocks, tuples, soft caps, sinks, multipliers
@@ -132,7 +137,7 @@ def test_saving_and_loading(tiny_model, tmp_path):
     assert (again.header.prompts, again.header.probes, again.header.seed) == (1, 8, 5)
     assert all(torch.equal(again.jacobians[i], lens.jacobians[i]) for i in lens.layers)
     (tmp_path / "lens" / "lens.safetensors").write_bytes(b"broken")
-    with pytest.raises(BadFile, match="cannot read"):
+    with pytest.raises(BadFile, match="lens.safetensors"):
         JacobianLens.load(tmp_path / "lens")
     (tmp_path / "lens" / "config.json").write_text('{"lens": "tuned"}')
     with pytest.raises(BadFile, match="a 'tuned' lens"):
@@ -208,6 +213,75 @@ def test_a_lens_that_does_not_map_states_says_how_it_reads(tiny_model, tmp_path)
             analysis(model, [PROMPTS[0]], lens=tmp_path / "empty")
         with pytest.raises(UnknownName, match="no tuned lens"):
             analysis(model, [PROMPTS[0]], lens=tmp_path / "missing")
+
+
+def test_an_interrupted_fit_goes_on_with_the_same_result(tiny_model, tmp_path, monkeypatch):
+    model = tiny_model("llama")
+    texts = [torch.randint(3, 100, (n,), generator=DRAW).tolist() for n in (7, 6, 5, 8, 7)]
+    options = {"skip_first": 2, "probes": 8, "batch_size": 2, "quiet": True}
+    whole = JacobianLens.fit(model, texts, **options)
+    for stop in (1, 3, 9, 14):  # inside a batch of prompts, and in later ones
+        folder = tmp_path / str(stop)
+        made = []
+        steps = Average._steps
+
+        def stopped(self, steps=steps, stop=stop, made=made):
+            for number, each in enumerate(steps(self)):
+                made.append(each)
+                if number == stop:
+                    signal.raise_signal(signal.SIGINT)
+                yield each
+
+        monkeypatch.setattr(Average, "_steps", stopped)
+        with pytest.raises(Interrupted):
+            JacobianLens.fit(model, texts, folder=folder, **options)
+        monkeypatch.setattr(Average, "_steps", steps)
+        again = JacobianLens.fit(model, texts, folder=folder, **options)
+        assert len(made) == stop + 1
+        assert all(torch.equal(again.jacobians[layer], whole.jacobians[layer]) for layer in (0, 1, 2))
+        assert again.header == whole.header == JacobianLens.load(folder / "lens").header
+    with pytest.raises(Mismatch, match="seed"):
+        JacobianLens.fit(model, texts, folder=folder, seed=4, **options)
+    with pytest.raises(Mismatch, match="prompts"):
+        JacobianLens.fit(model, texts[1:], folder=folder, **options)
+
+
+def test_merged_parts_are_the_whole(tiny_model):
+    model = tiny_model("gpt2")
+    whole = JacobianLens.fit(model, PROMPTS, skip_first=2, quiet=True)
+    parts = [JacobianLens.fit(model, [prompt], skip_first=2, quiet=True) for prompt in PROMPTS]
+    merged = JacobianLens.merge(parts)
+    assert merged.header == whole.header
+    for layer in (0, 1, 2):
+        torch.testing.assert_close(merged.jacobians[layer], whole.jacobians[layer], rtol=1e-4, atol=1e-6)
+    three = JacobianLens.merge([merged, parts[0]])  # two prompts and one
+    expected = (2 * merged.jacobians[0] + parts[0].jacobians[0]) / 3
+    torch.testing.assert_close(three.jacobians[0], expected, rtol=1e-4, atol=1e-6)
+    with pytest.raises(Mismatch, match="settings"):
+        JacobianLens.merge([parts[0], JacobianLens.fit(model, PROMPTS, skip_first=3, quiet=True)])
+    with pytest.raises(BadInput, match="give lenses"):
+        JacobianLens.merge([])
+
+
+def test_files_of_another_tool(tiny_model, tmp_path):
+    """A lens that TransformerLens 4.3 fitted on the same prompts and saved (`peers/golden.py`), and its layout."""
+    model = tiny_model("llama")
+    file = Path(__file__).parent / "golden" / "jacobian_llama.pt"
+    theirs = JacobianLens.load(file)
+    texts = torch.randint(3, 100, (2, 9), generator=torch.Generator().manual_seed(5)).tolist()
+    own = JacobianLens.fit(model, texts, skip_first=2, quiet=True)
+    assert (theirs.layers, theirs.header.prompts) == ([0, 1], 2)
+    for layer in (0, 1):
+        torch.testing.assert_close(own.jacobians[layer], theirs.jacobians[layer], rtol=2e-3, atol=2e-3)
+    own.save(tmp_path / "own.pt", published=True)
+    written, given = (torch.load(path, weights_only=True) for path in (tmp_path / "own.pt", file))
+    for name in ("n_prompts", "source_layers", "d_model"):
+        assert written[name] == given[name]
+    assert {layer: matrix.dtype for layer, matrix in written["J"].items()} == {0: torch.float16, 1: torch.float16}
+    assert set(written) == set(given) - {"metadata"}
+    sums = {layer: 2 * matrix.float() for layer, matrix in given["J"].items()}
+    torch.save({"jacobian_sum": sums, "n_done": 2, "next_idx": 2, "source_layers": [0, 1]}, tmp_path / "checkpoint.pt")
+    assert torch.equal(JacobianLens.load(tmp_path / "checkpoint.pt").jacobians[1], theirs.jacobians[1])
 
 
 def test_what_is_refused(tiny_model):

@@ -10,24 +10,27 @@ lens is the case J = I.
 
 import os
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self, Unpack
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import BadFile, BadInput, Mismatch, cause
-from ..models import Layers, Model, Site, TokenBatch
-from ..progress import Meter
-from .corpus import batches, prompts_of
+from ..files import replacing
+from ..models import Layers, Model, Site
+from .average_jacobian import Average, JacobianConfig
+from .corpus import prompts_of
 from .fitted import Fitted, Header
 from .read import ReadOptions, read
 from .results import LensResult
 
 # what torch.load and a dictionary of another shape were seen to raise
 _BROKEN = (OSError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, ValueError)
+_BROKEN_SUMS = (ZeroDivisionError, StopIteration)
 
 SHIFTS = {
     "resid_post": 0,
@@ -121,19 +124,60 @@ class JacobianLens(Fitted):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """What `save` wrote, or a published `.pt` file (matrices and the number of prompts), read without running code
-        in it. Raises `BadFile` for anything else."""
+        """What `save` wrote, or a `.pt` file of the reference code (a published lens, a checkpoint of a fit), read
+        without running code in it. Raises `BadFile` for anything else."""
         if not Path(path).is_file():
             return super().load(path)
         # the format of the reference code: {"J": {layer: d x d, half precision}, "n_prompts", "d_model", ...}
         try:
             held = torch.load(path, map_location="cpu", weights_only=True)
-            header = JacobianHeader(Path(path).stem, int(held["d_model"]), None, int(held.get("n_prompts", 0)))
+            done = int(held.get("n_done", held.get("n_prompts", 0)))
+            if "jacobian_sum" in held:  # its checkpoint, a sum over the prompts done
+                matrices = {layer: matrix.float() / done for layer, matrix in held["jacobian_sum"].items()}
+                held |= {"J": matrices, "d_model": len(next(iter(matrices.values())))}
+            header = JacobianHeader(Path(path).stem, int(held["d_model"]), None, done)
             lens = cls.of_parts(header, held["J"])
             lens.check_numbers()
-        except _BROKEN as error:
+        except (*_BROKEN, *_BROKEN_SUMS) as error:
             raise BadFile(f"{path} is not a published Jacobian lens: {cause(error)}") from error
         return lens
+
+    def save(self, path: str | os.PathLike[str], published: bool = False) -> Path:
+        """Write a folder that `load` reads, or, published, a `.pt` file that the reference code reads: matrices in half
+        precision without the last layer's, and the number of prompts."""
+        if not published:
+            return super().save(path)
+        last = None if self.header.n_layers is None else self.header.n_layers - 1
+        held = {layer: matrix.half() for layer, matrix in self.jacobians.items() if layer != last}
+        counted = {"n_prompts": self.header.prompts, "source_layers": sorted(held), "d_model": self.header.d_model}
+        with replacing(path) as temporary:
+            torch.save({"J": held} | counted, temporary)
+        return Path(path)
+
+    @classmethod
+    def merge(cls, lenses: Sequence[Self]) -> Self:
+        """One lens of several that were fitted on different prompts: their mean, weighted by the prompts of each.
+
+        Raises:
+            BadInput: no lens, or one that does not say how many prompts it is of. Mismatch: lenses of other models,
+                layers or settings (only seeds may differ).
+        """
+        if not lenses or any(lens.header.prompts < 1 for lens in lenses):
+            raise BadInput("give lenses to merge, each with the number of its prompts")
+        first = lenses[0]
+        for other in lenses[1:]:
+            same = replace(other.header, prompts=first.header.prompts, seed=first.header.seed)
+            if same != first.header or other.layers != first.layers:
+                raise Mismatch(f"lenses of different models, layers or settings: {first.header} and {other.header}")
+        total = sum(lens.header.prompts for lens in lenses)
+        merged = {
+            layer: sum(
+                (lens.jacobians[layer] * (lens.header.prompts / total) for lens in lenses[1:]),
+                first.jacobians[layer] * (first.header.prompts / total),
+            )
+            for layer in first.layers
+        }
+        return cls(replace(first.header, prompts=total), merged)
 
     def check(self, model: Model) -> None:
         """Raises `Mismatch` when the model has another shape than the one that the lens was fitted on."""
@@ -155,6 +199,7 @@ class JacobianLens(Fitted):
         probes: int | None = None,
         batch_size: int = 16,
         seed: int = 0,
+        folder: str | os.PathLike[str] | None = None,
         quiet: bool = False,
     ) -> Self:
         """The average Jacobian of the last stream by the streams before it, exact or estimated.
@@ -173,8 +218,12 @@ class JacobianLens(Fitted):
             probes: directions a prompt; None is all of them (exact).
             batch_size: sequences in a batch; with fewer prompts, several directions of a prompt go at once.
             seed: of the probes.
+            folder: keep checkpoints here; the same call goes on where it stopped, with the same result, which is then
+                in `folder/lens`.
 
         Raises:
+            Interrupted: (a KeyboardInterrupt) stopped by the user, after saving. Mismatch: the folder holds a fit with
+                other settings, prompts or of another model.
             BadInput: too short a prompt (it is named), fewer prompts than asked for, a probe count outside 1..d_model.
         """
         d, last = model.cfg.d_model, model.cfg.n_layers - 1
@@ -183,61 +232,12 @@ class JacobianLens(Fitted):
         if not 1 <= count <= d or batch_size < 1 or length < 2 or min(skip_first, skip_last) < 0:
             raise BadInput(f"need probes within 1..{d}, batch_size >= 1, length >= 2 and no negative skips")
         prompts = prompts_of(model, texts, n, length, skip_first + skip_last)
-        total = {layer: torch.zeros(d, d, device=model.device) for layer in wanted if layer != last}
-        draw = torch.Generator().manual_seed(seed)
-        with Meter("fit Jacobian lens", total=len(prompts) * count, unit="vjp", quiet=quiet) as meter:
-            for tokens in batches(model, prompts if total else [], batch_size):
-                basis = torch.stack([_probes(count, d, draw) for _ in range(len(tokens))]).to(model.device)
-                copies = batch_size // len(tokens)
-                _accumulate(model, tokens, basis, total, _valid(tokens, skip_first, skip_last), copies, meter)
-        scale = d / count / len(prompts)
-        jacobians = {layer: (total[layer] * scale).cpu() if layer != last else torch.eye(d) for layer in wanted}
+        settings = {"skip_first": skip_first, "skip_last": skip_last, "length": length, "seed": seed}
+        config = JacobianConfig.parse(settings | {"layers": wanted, "probes": count, "batch_size": batch_size})
+        average = Average(model, prompts, config)
+        average.run(folder, quiet)
         header = JacobianHeader(model.name, d, last + 1, len(prompts), skip_first, skip_last, length, count, seed)
-        return cls(header, jacobians)
-
-
-def _probes(count: int, d: int, draw: torch.Generator) -> Float[Tensor, "count d"]:
-    """Orthonormal rows: all of the standard basis, or random ones."""
-    if count == d:
-        return torch.eye(d)
-    return torch.linalg.qr(torch.randn(d, count, generator=draw)).Q.T
-
-
-def _accumulate(
-    model: Model,
-    tokens: TokenBatch,
-    basis: Float[Tensor, "prompt probe d"],
-    total: dict[int, Tensor],
-    valid: Bool[Tensor, "prompt pos"],
-    copies: int,
-    meter: Meter,
-) -> None:
-    """Add Σ_prompts Σ_probes q qᵀJ to `total`, all layers in one backward pass.
-
-    The cotangent is q at every position of V, so that the gradient at t is Σ_{t' >= t} (∂h_final,t' / ∂h_l,t)ᵀ q:
-    a causal model has no other terms.
-    """
-    copies = max(1, min(copies, basis.shape[1]))
-    steps = -(-basis.shape[1] // copies)
-    padded = torch.nn.functional.pad(basis, (0, 0, 0, steps * copies - basis.shape[1]))
-    cotangents = padded.unflatten(1, (steps, copies)).transpose(0, 1).flatten(1, 2)  # step (prompt copy) d
-    tokens = TokenBatch(tokens.ids.repeat_interleave(copies, 0), tokens.mask.repeat_interleave(copies, 0))
-    valid = valid.repeat_interleave(copies, 0)
-    share = (valid / valid.sum(1, keepdim=True))[..., None]
-
-    layers = list(total)
-    names = [f"resid_post.{layer}" for layer in [*layers, model.cfg.n_layers - 1]]
-    run = model.run(tokens, capture=names, logits=False, grad=True)
-    *sources, final = (run[name] for name in names)
-    for step, q in enumerate(cotangents):
-        everywhere = (q[:, None] * valid[..., None]).to(final.dtype)
-        gradients = torch.autograd.grad(final, sources, everywhere, retain_graph=step < steps - 1)
-        for layer, gradient in zip(layers, gradients):
-            total[layer] += q.T @ (gradient.float() * share).sum(1)
-        meter.advance(len(basis) * min(copies, basis.shape[1] - step * copies))
-
-
-def _valid(tokens: TokenBatch, skip_first: int, skip_last: int) -> Bool[Tensor, "batch pos"]:
-    """The positions V of each prompt."""
-    behind = tokens.positions < tokens.lengths[:, None] - skip_last
-    return tokens.mask & (tokens.positions >= skip_first) & behind
+        lens = cls(header, average.matrices)
+        if folder is not None:
+            lens.save(Path(folder) / "lens")
+        return lens
