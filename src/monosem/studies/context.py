@@ -81,11 +81,6 @@ class Context:
         """(search, held out)."""
         return self.split.search, self.split.held_out
 
-    @property
-    def openings(self) -> list[str]:
-        """Test prompts, then control prompts."""
-        return [*self.config.test, *self.config.control]
-
     @cached_property
     def statistics(self) -> Statistics:
         """From the dictionary's index; without one from the study's own prompts (few tokens: only a rough guide)."""

@@ -30,7 +30,6 @@ from ..context import Context
 
 MINIMUM_AUROC = 0.7
 DENSITY_COST = 2.0  # nats a token: 5 % of all tokens cost a tenth of a nat
-SCORE_MEANING = "difference times the share of pairs in which the positive prompt is above its partner."
 EXAMPLES = 6  # of each candidate's, in the report
 SEARCHED = ("difference", "score", "auroc", "auroc_low", "auroc_high", "p", "p_family")  # columns of the search
 HELD_OUT_AREA = ("held_out_auroc", "held_out_low", "held_out_high")
@@ -49,7 +48,6 @@ def make(context: Context, earlier: dict[str, dict[str, Any]]) -> dict[str, Any]
         "order": order,
         "target": order[0],
         "reason": reason(rows, order, config.primary_dose),
-        "score_meaning": SCORE_MEANING,
         "all": _all_latents(search),
         "tokens": search.config["tokens"],
         "pairs": {"search": len(pairs.positive), "held_out": len(held_out.positive)},
