@@ -486,6 +486,16 @@ def test_training_goes_on_after_ctrl_c_with_the_same_result(
     assert all(torch.equal(a, b) for a, b in zip(stopped.parameters(), whole.parameters(), strict=True))
 
 
+def test_a_finished_training_is_trained_on(run: Callable[..., Result], tmp_path: Path) -> None:
+    assert run(f"{TRAIN} --tokens 10240 --out {tmp_path}/first").exit_code == 0
+    assert run(f"{TRAIN} --tokens 2560 --lr 1e-9 --start {tmp_path}/first --out {tmp_path}/second").exit_code == 0
+    first, second = (load_dictionary(tmp_path / name) for name in ("first", "second"))
+    torch.testing.assert_close(first.W_dec, second.W_dec)
+    other = run(f"{TRAIN} --tokens 2560 --model ./nothing --width 64 --start {tmp_path}/first --out {tmp_path}/third")
+    assert (other.exit_code, "48 latents, not 64; set width" in other.stderr) == (2, True)
+    assert not (tmp_path / "third").exists()
+
+
 def test_a_lens_goes_on_after_ctrl_c_with_the_same_result(
     run: Callable[..., Result], home: Path, tmp_path: Path
 ) -> None:
