@@ -80,7 +80,7 @@ def judged(found: dict[str, Any]) -> dict[str, Any]:
         names = ", ".join(feature["name"] for feature in found["features"])
         verdict, said = (
             "yes",
-            f"the sides also differ in {names}, but within the sides its activation does not follow them",
+            f"the sides also differ in {names}; no sign that its activation follows them within a side",
         )
     else:
         verdict, said = "yes", f"none of {len(found['looked_at'])} features of the surface tells the sides apart"
