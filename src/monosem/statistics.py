@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 Z95 = 1.959963984540054  # 97.5 % quantile of the standard normal
@@ -69,6 +69,22 @@ def standard_error(values: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]
 
 
 # ---------------------------------------------------------------------- bootstrap
+def clustered_error(values: Float[Tensor, "*batch n"], cluster: Int[Tensor, "n"]) -> Float[Tensor, "*batch"]:
+    """Standard error of the mean over the last axis, its NaN left out, where values of one cluster (tokens of one text)
+    may depend on each other: √(G / (G - 1) Σ_g (Σ_{i in g} (x_i - mean))²) / n, G clusters (Liang and Zeger 1986, of a
+    mean). With a value a cluster it is `standard_error`; NaN for a single cluster."""
+    known = values.isfinite()
+    n = known.sum(-1)
+    residuals = torch.where(known, values - values.nanmean(-1, keepdim=True), 0.0)
+    _, index = cluster.to(values.device).unique(return_inverse=True)
+    groups = int(index.max()) + 1
+    if groups < 2:
+        return torch.full_like(values[..., 0], torch.nan)
+    sums = torch.zeros(*values.shape[:-1], groups, dtype=values.dtype, device=values.device)
+    sums.index_add_(-1, index, residuals)
+    return (groups / (groups - 1) * sums.square().sum(-1)).sqrt() / n
+
+
 def bootstrap_mean(values: Sequence[float], *, seed: int = 0, draws: int = 10_000) -> Interval:
     """The mean with its percentile-bootstrap interval (Efron & Tibshirani 1993, ch. 13); NaN without values."""
     sample = np.asarray(values, dtype=np.float64)

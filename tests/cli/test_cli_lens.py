@@ -213,6 +213,35 @@ def test_training_and_looking_through_the_result(home: Path, tmp_path: Path) -> 
     assert torch.equal(lens[0].bias, lenses.TunedLens.load(run / "lens")[0].bias)
 
 
+def test_other_kinds_of_lenses_are_trained(home: Path, tmp_path: Path) -> None:
+    model = load_model(home / "tiny", quiet=True)
+    line = ["lens", "train", "--model", home / "tiny", "--text", home / "text.jsonl", "--set", "windows=6"]
+    line += ["--set", "length=24", "-q"]
+    kinds = {
+        "jacobian": (["layers=[1]", "skip_first=2", "probes=4"], lenses.JacobianLens),
+        "future": (["layers=[0,2]", "offsets=[0,1]"], lenses.FutureLens),
+        "head": (["prompts=2", "heads=3"], lenses.HeadLens),
+        "soft-prompt": (["layer=1", "steps=2", "batch_size=4"], lenses.SoftPrompt),
+    }
+    for kind, (settings, cls) in kinds.items():
+        chosen = [part for setting in settings for part in ("--set", setting)]
+        run = tmp_path / kind
+        assert succeed(*line, "--kind", kind, *chosen, "--out", run).strip() == str(run / "lens")
+        lens = cls.load(run / "lens")
+        lens.check(model)
+        if kind in ("jacobian", "head"):
+            rows = json.loads(succeed("lens", "read", home / "tiny", PROMPT, "--lens", run / "lens", "--json"))
+            assert [row["kl"] for row in rows] == pytest.approx(lens(model, PROMPT).table.kl.to_list(), abs=1e-5)
+    assert lenses.JacobianLens.load(tmp_path / "jacobian" / "lens").header.probes == 4
+    assert lenses.FutureLens.load(tmp_path / "future" / "lens").header.offsets == [0, 1]
+    for extra, message in (
+        (["--kind", "jacobien"], "jacobian"),
+        (["--kind", "future", "--set", "probes=3"], "no setting of a future lens 'probes'"),
+        (["--kind", "head", "--rank", 3], "--rank is of tuned lenses"),
+    ):
+        assert message in monosem(*line, *extra, "--out", tmp_path / "bad").stderr
+
+
 def test_ranges_of_layers() -> None:
     assert layer_numbers(None, 5) is None
     assert layer_numbers("0:2,-1,1", 5) == [0, 1, 4]

@@ -108,6 +108,8 @@ def test_scores_by_hand(tiny_model):
             assert row["tokens"] == count
             for k in (1, 5, 10):
                 assert row[f"precision@{k}"] == pytest.approx(hits[k] / count)
+                hit = np.repeat([1.0, 0.0], [hits[k], count - hits[k]])
+                assert row[f"precision@{k}_se"] == pytest.approx(hit.std(ddof=1) / count**0.5, abs=1e-9)
             assert row["agreement"] == pytest.approx(agree / count)
             assert row["surprisal"] == pytest.approx(surprise / count, rel=1e-3)
             assert row["cross_entropy"] == pytest.approx(loss / count, rel=1e-3)

@@ -420,6 +420,8 @@ def test_evaluation_against_whole_logits(tiny_model: TinyModel) -> None:
             log_q = model.unembed(h).log_softmax(-1)
             row = found.table.iloc[layer]
             kl = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+            by_window = (log_p.exp() * (log_p - log_q)).sum(-1).mean(-1)
+            assert row[f"{arm}_kl_se"] == pytest.approx(float(by_window.std() / 6**0.5), abs=1e-5)
             ce = torch.nn.functional.cross_entropy(log_q[:, :-1].flatten(0, 1), text[:, 1:].flatten())
             size = sum(len(model.text(line[1:].tolist()).encode()) for line in text) / (6 * 15)
             assert row[f"{arm}_kl"] == pytest.approx(float(kl), abs=1e-5)

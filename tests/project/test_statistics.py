@@ -20,11 +20,13 @@ from monosem.statistics import (
     auroc_interval,
     bootstrap_mean,
     bootstrap_ratio,
+    clustered_error,
     consistency,
     pearson,
     permutation_p,
     rank_p,
     spearman,
+    standard_error,
     wilson,
 )
 
@@ -194,3 +196,18 @@ def test_interval_of_an_auroc_covers_the_truth(shift, n):
     low, high = auroc_bounds(auroc(up, down), n, n)
     truth = 0.5 * (1 + math.erf(shift / 2))
     assert float(((low <= truth) & (truth <= high)).float().mean()) > 0.93
+
+
+def test_errors_of_clusters_are_the_slow_formula() -> None:
+    draw = torch.Generator().manual_seed(0)
+    values = torch.randn(2, 12, generator=draw, dtype=torch.float64)
+    values[1, 3] = torch.nan
+    cluster = torch.tensor([5, 5, 5, 5, 2, 2, 2, 7, 7, 7, 7, 7])
+    for row, found in zip(values, clustered_error(values, cluster)):
+        known = [(float(x), int(c)) for x, c in zip(row, cluster) if x == x]
+        mean = sum(x for x, _ in known) / len(known)
+        sums = [sum(x - mean for x, c in known if c == wanted) for wanted in (2, 5, 7)]
+        assert float(found) == pytest.approx((3 / 2 * sum(s * s for s in sums)) ** 0.5 / len(known))
+    alone = clustered_error(values[:1], torch.arange(12))
+    torch.testing.assert_close(alone, standard_error(values[:1]))
+    assert bool(clustered_error(values, torch.zeros(12, dtype=torch.long)).isnan().all())

@@ -9,6 +9,7 @@ from ...terminal import notice
 from ..application import resumable
 from ..options import MODELS, TEXTS, Corpus, OnModel, Seed, Set, fields, flag, option
 from ..output import as_json, frame, line
+from .kinds import made, settings_of
 
 if TYPE_CHECKING:
     from ...lenses import TuneConfig
@@ -19,6 +20,9 @@ QUICK = {"steps": 250, "batch_tokens": 4096, "context": 256, "optimizer": "adam"
 Init = Annotated[
     str | None, option("regression|zero", "Start from least squares or the logit lens (default: regression).")
 ]
+
+
+Kind = Annotated[str, option("NAME", "tuned, jacobian, future, head or soft-prompt.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,17 +61,26 @@ def train(
     out: Annotated[Path, option("DIR", "Folder of the run; the result is DIR/lens.")],
     training: Training,
     held_out: Annotated[list[Path] | None, option("PATH", f"Measure the result here. {TEXTS}")] = None,
+    kind: Kind = "tuned",
 ) -> None:
-    """Train a tuned lens for a model.
+    """Train a lens for a model: a tuned one, or of another --kind.
 
     One affine translator a layer learns to predict what the model will say. Interrupted (also killed), the same command
     goes on where it stopped.
+
+    Other kinds have settings of their own, by --set: windows and length (of the text); layers, probes (jacobian);
+    layers, offsets (future); layer, steps, offsets (soft-prompt); copying=token or concept, heads (head).
+
+    Example: monosem lens train --kind jacobian --model smollm2 --text books/ --out runs/jacobian
 
     Example: monosem lens train --model smollm2 --text books/ --rank 64 --steps 200 --cells 512 --out runs/lens
     """
     from ...data import TokenStore
     from ...lenses import TunedLens
 
+    if kind != "tuned":
+        _other(kind, corpus, out, training)
+        return
     config, quiet = training.config(), training.silent
     with resumable(f"what is done is kept in {out}"):
         lm = training.load()
@@ -89,3 +102,29 @@ def train(
             frame(evaluation.table[columns], f"on {evaluation.tokens:,} tokens of held-out text, nats")
     if not training.json:
         line(out / "lens")
+
+
+def _other(kind: str, corpus: Corpus, out: Path, training: Training) -> None:
+    """A lens of another kind. Raises `BadInput` for options of tuned lenses."""
+    import numpy as np
+
+    from ...data import TokenStore
+
+    options, windows, length = settings_of(kind, fields(training.set))
+    recipe = [name for name in ("rank", "cells", *QUICK, "lr") if getattr(training, name) is not None]
+    if recipe or training.paper or training.repeat:
+        name = (recipe or ["paper" if training.paper else "repeat"])[0].replace("_", "-")
+        raise BadInput(f"--{name} is of tuned lenses; settings of a {kind} lens go by --set")
+    if kind != "future":
+        options["seed"] = training.seed
+    if kind == "head":
+        options.pop("seed")
+    with resumable(f"what is done is kept in {out}"):
+        lm = training.load()
+        documents = corpus.documents(lm, training.seed, training.silent)
+        store = TokenStore.build(lm, documents, length, tokens=windows * length, quiet=training.silent)
+        texts = store[np.arange(min(windows, len(store)))].tolist()
+        lens = made(kind, lm, texts, out, options | {"quiet": training.silent})
+    if not training.quiet:
+        notice(f"{lens}")
+    line(out / "lens")

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ...errors import BadInput
 from ...models import Layers, Model, Site
+from ...statistics import clustered_error
 from ..corpus import batches, prompts_of
 from ..fitted import Fitted, Header
 from ..measures import rank
@@ -153,13 +154,14 @@ class HeadLens(Fitted):
         """How well the lens reads out the token that a state stands at, against the bare logit lens.
 
         Returns:
-            A row a layer: share of tokens whose own id is the likeliest (`top1`) or among the ten likeliest (`top10`),
-            and the median rank, of the lens and (`logit_...`) of the logit lens.
+            A row a layer: share of tokens whose own id is the likeliest (`top1`) or among the ten likeliest
+            (`top10`), with standard errors by texts (`..._se`), and the median rank, of the lens and (`logit_...`) of
+            the logit lens.
         """
         self.check(model)
         wanted = model.layers(layers)
         names = [f"resid_post.{layer}" for layer in wanted]
-        ranks = []
+        ranks, texts_of = list[Tensor](), list[Tensor]()
         for tokens in batches(model, prompts_of(model, texts, n, length, skip_first), batch_size):
             run = model.run(tokens, capture=names, logits=False)
             chosen = tokens.mask & (tokens.positions >= skip_first)
@@ -169,11 +171,14 @@ class HeadLens(Fitted):
             ids = tokens.ids[chosen]
             seen = read_out(logits, logits[0], len(ids), model.cfg.d_vocab, {"rank": rank(ids)})
             ranks.append(seen.measures["rank"])
+            texts_of.append(chosen.nonzero()[:, 0].cpu() + batch_size * len(texts_of))
         every = torch.cat(ranks, 1).unflatten(0, (2, -1))
         columns: dict[str, list[Any]] = {"layer": wanted}
         for place, prefix in enumerate(("", "logit_")):
-            columns[f"{prefix}top1"] = (every[place] <= 1).double().mean(-1).tolist()
-            columns[f"{prefix}top10"] = (every[place] <= 10).double().mean(-1).tolist()
+            for most in (1, 10):
+                hits = (every[place] <= most).double()
+                columns[f"{prefix}top{most}"] = hits.mean(-1).tolist()
+                columns[f"{prefix}top{most}_se"] = clustered_error(hits, torch.cat(texts_of)).tolist()
             columns[f"{prefix}median_rank"] = every[place].median(-1).values.tolist()
         return pd.DataFrame(columns)
 

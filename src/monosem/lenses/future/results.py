@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import pandas as pd
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from ..measures import Measure, View, agreement, kl, log_probability, rank
 from ..states import Logits, read_out
 
 TOPS = (1, 5, 10)  # precision@k
+SQUARE = " squared"  # of columns in parts that are not yet joined
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +114,7 @@ class FutureScores(Result):
     | `cross_entropy` | -log q of the text's token, nats |
     | `tokens` | how many |
 
+    Each has its standard error `<column>_se` over tokens, as if these were independent.
     The baseline's rows (`lens` is "bigram", no layer) have no `kl` and `cross_entropy`.
     """
 
@@ -133,6 +136,9 @@ class FutureScores(Result):
         weighted = every[numbers].mul(every["tokens"], axis=0).join(every[[*keys, "tokens"]])
         total = weighted.groupby(keys, dropna=False, sort=False).sum(min_count=1)
         total[numbers] = total[numbers].div(total["tokens"], axis=0)
+        for name in [name for name in numbers if not name.endswith(SQUARE)]:
+            variance = (total.pop(f"{name}{SQUARE}") - total[name] ** 2).clip(lower=0.0)
+            total[f"{name}_se"] = (variance / (total["tokens"] - 1)) ** 0.5
         return cls(model_name, total.reset_index().sort_values(["lens", "layer", "offset"], ignore_index=True))
 
     def plot(self, value: str = "precision@1") -> Figure:
@@ -190,10 +196,10 @@ def score(
     seen = read_out(logits, reference, n, vocab, measures).measures
     rows: list[dict[str, Any]] = []
     for at, layer in enumerate(layers):
-        row: dict[str, Any] = {"lens": lens, "layer": layer, "offset": offset}
-        row |= {f"precision@{k}": float((seen["rank"][at] <= k).double().mean()) for k in TOPS}
-        row |= {name: float(seen[name][at].double().mean()) for name in ("agreement", "surprisal", "kl")}
-        rows.append(row | {"cross_entropy": -float(seen["log_probability"][at].double().mean()), "tokens": n})
+        values = {f"precision@{k}": seen["rank"][at] <= k for k in TOPS}
+        values |= {name: seen[name][at] for name in ("agreement", "surprisal", "kl")}
+        values["cross_entropy"] = -seen["log_probability"][at]
+        rows.append({"lens": lens, "layer": layer, "offset": offset} | _moments(values) | {"tokens": n})
     if guesses is not None:
         rows.append(_baseline(offset, reference, target, guesses, vocab))
     return pd.DataFrame(rows)
@@ -205,10 +211,15 @@ def _baseline(offset: int, reference: Logits, target: Tensor, guesses: Tensor, v
         [reference], reference, len(target), vocab, {"p": log_probability(best), "rank": rank(best)}
     ).measures
     hits = guesses == target[:, None]
+    values = {f"precision@{k}": hits[:, :k].any(1) for k in TOPS}
+    values |= {"agreement": seen["rank"][0] == 1, "surprisal": -seen["p"][0]}
+    missing = torch.full((len(target),), torch.nan)
+    values |= {"kl": missing, "cross_entropy": missing}
     row: dict[str, Any] = {"lens": "bigram", "layer": float("nan"), "offset": offset}
-    row |= {f"precision@{k}": float(hits[:, :k].any(1).double().mean()) for k in TOPS}
-    row |= {
-        "agreement": float((seen["rank"][0] == 1).double().mean()),
-        "surprisal": -float(seen["p"][0].double().mean()),
-    }
-    return row | {"kl": float("nan"), "cross_entropy": float("nan"), "tokens": len(target)}
+    return row | _moments(values) | {"tokens": len(target)}
+
+
+def _moments(values: dict[str, Tensor]) -> dict[str, float]:
+    """The means of some numbers, and of their squares."""
+    means = {name: float(each.double().mean()) for name, each in values.items()}
+    return means | {f"{name}{SQUARE}": float(each.double().square().mean()) for name, each in values.items()}

@@ -14,6 +14,7 @@ from ...models import Layers, Model, Positions
 from ...models.running.moment import EditLike
 from ...plots import Figure
 from ...results import analysis
+from ...statistics import standard_error
 from ..lookup import LensLike, sight
 from ..measures import log_mass
 from ..states import states_of
@@ -42,10 +43,13 @@ class TokenGap(Profile):
     @property
     def table(self) -> pd.DataFrame:
         """One row a layer and group: mean log-odds with its standard error over prompts (NaN for a single one), and
-        the mean probabilities of both sets (geometric means over the tokens of a row, where several are read)."""
+        the mean probabilities of both sets with theirs (geometric means over the tokens of a row, where several are
+        read)."""
         table = self.layer_table("group", {"log_odds": self.groups})
         for place, column in enumerate(("p_a", "p_b")):
-            table[column] = torch.cat([mass[place].exp().mean(-1) for mass in self.masses.values()]).tolist()
+            masses = [mass[place].exp() for mass in self.masses.values()]
+            table[column] = torch.cat([mass.mean(-1) for mass in masses]).tolist()
+            table[f"{column}_se"] = torch.cat([standard_error(mass) for mass in masses]).tolist()
         return table.assign(prompts=[odds.shape[1] for odds in self.groups.values() for _ in self.sites])
 
     def plot(self) -> Figure:

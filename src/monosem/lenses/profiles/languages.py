@@ -18,6 +18,7 @@ from ...models import Layers, Model, Positions
 from ...models.running.moment import EditLike
 from ...plots import Figure
 from ...results import analysis
+from ...statistics import standard_error
 from ..lookup import LensLike, sight
 from ..measures import entropy, log_mass
 from ..states import states_of
@@ -54,7 +55,8 @@ class LanguageProfile(Profile):
     def table(self) -> pd.DataFrame:
         """One row a layer and language: mean probability and share, with standard errors over prompts."""
         table = self.layer_table("language", {"probability": self.probabilities, "share": self.shares})
-        return table.assign(entropy=self.entropies.mean(-1).tolist() * len(self.probabilities))
+        n, errors = len(self.probabilities), standard_error(self.entropies)
+        return table.assign(entropy=self.entropies.mean(-1).tolist() * n, entropy_se=errors.tolist() * n)
 
     def plot(self, value: str = "probability") -> Figure:
         """One line a language over layers; `value` is "probability" or "share"."""

@@ -18,6 +18,7 @@ from ...models import Model, Site, TokenBatch
 from ...plots import Figure, heatmap, lines
 from ...progress import Meter
 from ...results import Result, analysis
+from ...statistics import clustered_error
 from ..grid import layer_axis
 from ..measures import Measure, agreement, entropy, kl, log_probability
 from ..states import Logits, States, read_out, states_of
@@ -33,7 +34,8 @@ class TunedEvaluation(Result):
     Attributes:
         layers: the table: one row a translator and a last one for the model itself. For each arm ("tuned", "logit"):
             `kl` to the model's prediction (nats), `ce` of the text's next token (nats), `bits_per_byte` (the same per
-            byte of text), `entropy` of the lens (nats), `top1`: how often its likeliest token is the model's.
+            byte of text), `entropy` of the lens (nats), `top1`: how often its likeliest token is the model's. Each with
+            its standard error `<column>_se`, by windows of text, whose tokens are not independent.
         transfer: KL to the model of translator i (row) used on the states of layer j (column), nats; None if not asked.
         tokens: cells that were read out.
         sample: how they were drawn: tokens of text, cells, context, seed.
@@ -51,7 +53,8 @@ class TunedEvaluation(Result):
     def plot(self, value: str = "kl") -> Figure:
         """The tuned and the logit lens over layers."""
         rows = self.table.iloc[:-1]
-        curves = {f"{arm} lens": (rows[f"{arm}_{value}"].to_numpy(), None) for arm in ARMS}
+        column = lambda name: rows[name].to_numpy()  # noqa: E731
+        curves = {f"{arm} lens": (column(f"{arm}_{value}"), column(f"{arm}_{value}_se")) for arm in ARMS}
         labels, x_title = layer_axis([Site("resid_pre", layer) for layer in rows.layer])
         title = f"{value} on {self.tokens:,} tokens of held-out text"
         return lines(curves, labels, x_title=x_title, y_title=value, title=title)
@@ -142,10 +145,12 @@ def evaluate(
             if transfer:
                 crossed.append(_crossed(translators, states, max(1, len(states) // 8)))
             meter.advance(len(states))
-    means = torch.cat(measured, -1).nanmean(-1)  # arm measure layer
+    every = torch.cat(measured, -1)  # arm measure layer cell
+    windows_of = kept.nonzero()[:, 0]
+    means, errors = every.nanmean(-1), clustered_error(every, windows_of)
     between = torch.stack([matrix.mean(-1) for matrix in crossed]).mean(0) if transfer else None
     sample = {"tokens": total, "cells": int(kept.sum()), "context": store.context, "seed": seed}
-    return TunedEvaluation(_table(means, _bytes_per_token(model, windows)), between, int(kept.sum()), sample)
+    return TunedEvaluation(_table(means, errors, _bytes_per_token(model, windows)), between, int(kept.sum()), sample)
 
 
 MEASURED: tuple[str, ...] = ("kl", "ce", "entropy", "top1")
@@ -183,16 +188,19 @@ def _crossed(translators: Translators, states: States, cells: int) -> Float[Tens
     return seen.measures["kl"].unflatten(0, (len(translators), -1))
 
 
-def _table(means: Float[Tensor, "arm measure layer"], bytes_per_token: float) -> pd.DataFrame:
+def _table(
+    means: Float[Tensor, "arm measure layer"], errors: Float[Tensor, "arm measure layer"], bytes_per_token: float
+) -> pd.DataFrame:
     layers = means.shape[-1]
     data: dict[str, Any] = {
         "site": [f"resid_pre.{layer}" for layer in range(layers - 1)] + [f"resid_post.{layers - 2}"],
         "layer": list(range(layers)),
     }
-    for arm, grid in zip(ARMS, means):
-        values = dict(zip(MEASURED, grid))
-        values["bits_per_byte"] = values["ce"] / math.log(2) / bytes_per_token
-        data |= {f"{arm}_{name}": value.tolist() for name, value in values.items()}
+    for end, numbers in (("", means), ("_se", errors)):
+        for arm, grid in zip(ARMS, numbers):
+            values = dict(zip(MEASURED, grid))
+            values["bits_per_byte"] = values["ce"] / math.log(2) / bytes_per_token
+            data |= {f"{arm}_{name}{end}": value.tolist() for name, value in values.items()}
     return pd.DataFrame(data)
 
 
