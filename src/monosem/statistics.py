@@ -13,9 +13,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .errors import BadInput
+
 Z95 = 1.959963984540054  # 97.5 % quantile of the standard normal
 PERCENTILES = (0.025, 0.975)  # of a bootstrap: its 95 % interval
 CHUNK_ELEMENTS = 2**24  # elements of the largest temporary array (128 MB in float64)
+
+
+def finite(value: float, what: str) -> float:
+    """The number itself. Raises `BadInput` for NaN and infinity, which a table would show as nothing."""
+    if not math.isfinite(value):
+        raise BadInput(
+            f"{what} is {value}, which is no effect: an edit or a layer left the numbers; give smaller values"
+        )
+    return value
 
 
 class Interval(NamedTuple):

@@ -287,14 +287,31 @@ def test_an_edit_that_overflows_is_refused_with_the_numbers(dtype):
     from tiny import tiny_hf
 
     half = Model(tiny_hf("llama").to(dtype), None, "half")
-    big = 1e5 if dtype == torch.float16 else 1e39
-    with pytest.raises(BadInput, match=rf"scale by .* at resid_post.1 makes -?inf of .*{dtype} holds up to"):
-        half.generate(X, edits=edits.scale(SITE, big), max_new_tokens=2)
+    big = 1e5 if dtype == torch.float16 else 3e38
+    with pytest.raises(BadInput, match=rf"scale by .* at mlp_post.1 makes -?inf of .*{dtype} holds up to"):
+        half.generate(X, edits=[edits.scale("mlp_post.1", 1e2), edits.scale("mlp_post.1", big)], max_new_tokens=2)
     with pytest.raises(BadInput, match="makes nan of"):
         half.run(X, edits=edits.patch(SITE, float("nan")))
     with pytest.raises(BadInput, match="the logits of row 0 are NaN"):
         half.run(X, edits=edits.scale("ln2_scale.1", 0.0))
     half.run(X, edits=edits.function("logits", lambda x: x.index_fill(-1, torch.tensor([5]), -torch.inf)))
+
+
+@pytest.mark.parametrize("size", [1e20, 3e38])
+def test_an_edit_whose_square_overflows_is_refused(size):
+    """The norm after it would divide the token by infinity: finite logits, of nothing."""
+    for edit in (edits.patch(SITE, size), edits.add((SITE, torch.ones(32)), size), edits.scale("mlp_out.0", size)):
+        for call in (lambda e: logits(X, e), lambda e: MODEL.generate(X, edits=e, max_new_tokens=2)):
+            with pytest.raises(BadInput, match=r"numbers beyond 1e\+17 overflows in the next norm"):
+                call(edit)
+    assert logits(X, edits.patch(SITE, 1e16)).isfinite().all()
+    assert logits(X, edits.patch("scores.1", -1e30)).isfinite().all()  # scores are no vectors
+
+
+@pytest.mark.parametrize("value", [1e39, 1e300, float("inf"), float("nan")])
+def test_amounts_are_finite_as_the_model_computes(value):
+    with pytest.raises(BadInput, match="an amount must be finite in float32, not"):
+        logits(X, edits.scale(SITE, value))
 
 
 # ---------------------------------------------------------------------- rows that are missed

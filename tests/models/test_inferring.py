@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from monosem.errors import UnknownName
+from monosem.errors import BadInput, UnknownName
 from monosem.models import InferredFamily, Model, load_model, native, verify
 from monosem.models.checking.infer import infer
 from monosem.models.places.families import family_of
@@ -91,3 +91,13 @@ def test_a_row_of_ones_own(monkeypatch):
     row = replace(family_of(hf.config), name="mine")
     monkeypatch.setattr(native, "family_of", lambda config: pytest.fail("the table is not asked"))
     assert Model(hf, family=row).family.name == "mine"
+
+
+@pytest.mark.parametrize(("factor", "says"), [(0.0, "degenerate: its logits run from 0 to 0"), (1e16, "computes ")])
+def test_a_model_whose_numbers_say_nothing_is_not_verified(factor: float, says: str) -> None:
+    hf = tiny_hf("llama")
+    with torch.no_grad():
+        for parameter in hf.parameters():
+            parameter.mul_(factor)
+    with pytest.raises(BadInput, match=says):
+        verify(load_model(hf, quiet=True))

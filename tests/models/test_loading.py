@@ -166,10 +166,16 @@ def test_non_finite_weights_of_a_loaded_model() -> None:
         load(hf)
 
 
-def test_large_finite_weights_pass() -> None:
+def test_weights_that_no_norm_could_square_are_refused() -> None:
     module = torch.nn.Linear(64, 64)
-    module.weight.data.fill_(3e38)  # the sum overflows, the weights do not
+    module.weight.data.fill_(1e16)
     check_finite(module, "m")
+    module.weight.data[3, 5] = -1e38
+    with pytest.raises(BadFile, match=r"m has 1 values beyond 1e\+17 in weight, such as -1e\+38"):
+        check_finite(module, "m")
+    module.weight.data[3, 5] = torch.inf
+    with pytest.raises(BadFile, match="m has 1 NaN or infinite values in weight, such as inf"):
+        check_finite(module, "m")
 
 
 @pytest.mark.parametrize("keep", [3, 500, 0.6, -1])

@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+import torch
 
 from monosem import edits
 from monosem.dictionaries import Dictionary
-from monosem.errors import BadInput, Mismatch, UnknownName
+from monosem.errors import BadFile, BadInput, Mismatch, UnknownName
 from monosem.models import Model
 from monosem.steering import LatentSweep, sweep_latents
 from tiny import tiny_model
@@ -144,3 +145,45 @@ def test_config_is_saved(model, sae, tmp_path):
 def test_plot(model, sae, tmp_path):
     figure = go(model, sae, tmp_path).plot()
     assert sum(len(trace.x) for trace in figure.data) == 10
+
+
+@pytest.mark.parametrize("value", [1e300, 1e39, 1e18, -1e39])
+def test_values_that_no_model_computes_with_are_refused_before_anything_is_made(model, sae, tmp_path, value):
+    with pytest.raises(BadInput, match=r"at most 1e\+17"):
+        go(model, sae, tmp_path / "x", values=[1.0, value])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_effects_that_are_no_numbers_stop_it(model, sae, tmp_path, monkeypatch):
+    from monosem.steering import sweep as module
+
+    monkeypatch.setattr(module, "kl", lambda p, q: (p - q).sum(-1) * float("nan"))
+    with pytest.raises(BadInput, match="the KL of latent 0 at -10 is nan, which is no effect"):
+        go(model, sae, tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []  # nor does it leave an empty folder
+
+
+def test_the_folder_knows_weights_and_dtype(model, sae, tmp_path):
+    go(model, sae, tmp_path)
+    half = tiny_model("llama", name="tiny")
+    half.hf.to(torch.float64)
+    with pytest.raises(Mismatch, match="dtype: 'float32', now 'float64'"):
+        go(half, sae, tmp_path)
+    other = tiny_model("llama", name="tiny")
+    with torch.no_grad():
+        other.hf.model.layers[0].mlp.down_proj.weight[0, 0] += 1
+    with pytest.raises(Mismatch, match="model_weights: "):
+        go(other, sae, tmp_path)
+    trained = Dictionary(replace(sae.parts, tensors=replace(sae.tensors, W_enc=sae.W_enc + 1)))
+    with pytest.raises(Mismatch, match="weights: "):
+        go(model, trained, tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", pd.DataFrame({"latent": [1]}), pd.DataFrame({"x": [[1]]})])
+def test_a_damaged_part_is_named(model, sae, tmp_path, content):
+    go(model, sae, tmp_path)
+    part = next((tmp_path / "parts").iterdir())
+    content.to_parquet(part) if isinstance(content, pd.DataFrame) else part.write_bytes(content)
+    for call in (lambda: go(model, sae, tmp_path), lambda: LatentSweep.load(tmp_path)):
+        with pytest.raises(BadFile, match=f"{part.name}.* run the sweep again"):
+            call()

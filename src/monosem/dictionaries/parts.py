@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import BadInput, did_you_mean
+from ..models.numbers import LARGEST
 from ..models.places.sites import Site, SiteLike
 from .encoders import ENCODERS
 from .token_norms import TOKEN_NORMS
@@ -36,7 +37,7 @@ class DictionaryTensors:
         return DictionaryTensors(**{name: tensor.to(dtype) for name, tensor in self.present().items()})
 
     def check(self) -> None:
-        """Raise `BadInput` for a tensor of the wrong shape or with values that are not finite; it is named."""
+        """Raise `BadInput` for a tensor of the wrong shape or with values that cannot be computed with; it is named."""
         if self.W_enc.ndim != 2 or self.W_dec.ndim != 2 or 0 in self.W_enc.shape:
             shapes = f"{tuple(self.W_enc.shape)} and {tuple(self.W_dec.shape)}"
             raise BadInput(f"W_enc must be [d_in, width] and W_dec [width, d_out], not {shapes}")
@@ -44,11 +45,10 @@ class DictionaryTensors:
         expected = {"W_enc": (d_in, width), "b_enc": (width,), "W_dec": (width, d_out), "b_dec": (d_out,)}
         check_shapes(self.present(), expected | {"threshold": (width,), "W_skip": (d_out, d_in)})
         for name, tensor in self.present().items():
-            bad = int((~torch.isfinite(tensor)).sum())
-            if bad:
-                raise BadInput(
-                    f"{name} has {bad} values that are not finite (NaN or infinity); the dictionary is unusable"
-                )
+            if tensor.numel() and not all(-LARGEST <= end <= LARGEST for end in tensor.aminmax()):
+                bad = tensor[~(tensor.abs() <= LARGEST)]
+                kind = f"beyond {LARGEST:g}" if bad.isfinite().all() else "that are not finite (NaN or infinity)"
+                raise BadInput(f"{name} has {len(bad)} values {kind}, such as {bad[0]:g}; the dictionary is unusable")
 
 
 @dataclass(frozen=True)

@@ -124,9 +124,9 @@ def _amounts(amount: Any) -> Tensor:
     values = numbers(amount, "an amount", torch.float64)
     if values.ndim > 1:
         raise BadInput(f"amounts are one number, or one a row, not {list(values.shape)}")
-    if not bool(values.isfinite().all()):
-        raise BadInput(f"an amount must be finite, not {values[~values.isfinite()][0].item():g}")
-    return values.float()
+    if not bool((held := values.float()).isfinite().all()):
+        raise BadInput(f"an amount must be finite in float32, not {values[~held.isfinite()][0].item():g}")
+    return held
 
 
 def shown(value: Any) -> str:

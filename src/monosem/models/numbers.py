@@ -5,6 +5,8 @@ from typing import Any
 
 from ..errors import BadInput
 
+LARGEST = 1e17  # of activations and weights: the squares of some thousand such numbers still sum up in float32
+
 
 def whole_number(given: Any, what: str) -> int:
     """One number. Raises `BadInput` for anything else, bools too: a mask would be read as the numbers 0 and 1.

@@ -16,7 +16,7 @@ from ..files import write_json
 from ..metrics import kl
 from ..models import Model
 from ..results import Result, analysis
-from ..statistics import bootstrap_mean, wilson
+from ..statistics import bootstrap_mean, finite, wilson
 from .outcome import Outcome, distinct, outcome, outcomes, prompts_of
 from .rows import EditSource
 
@@ -166,7 +166,7 @@ def _rows(model: Model, before: Outcome, after: Outcome, top: int) -> list[dict[
                 "edited_token": second[0][0],
                 "edited_probability": second[0][1],
                 "changed": bool(p[i].argmax() != q[i].argmax()),
-                "kl": divergence[i],
+                "kl": finite(divergence[i], f"the KL of prompt {i} ({prompt[:40]!r})"),
                 "baseline_text": before.texts[i],
                 "edited_text": after.texts[i],
                 "baseline_perplexity": before.perplexities[i],

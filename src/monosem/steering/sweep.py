@@ -13,10 +13,12 @@ from ..dictionaries import Dictionary
 from ..edits import clamp
 from ..errors import BadInput, UnknownName, require
 from ..files import replacing, write_json
-from ..jobs import claim, fingerprint
+from ..jobs import claim, module_fingerprint
 from ..metrics import continuation_perplexity, cross_entropy, kl
 from ..models import Model
+from ..models.numbers import LARGEST
 from ..progress import Meter
+from ..statistics import finite
 from .outcome import distinct, logits_of
 from .sweep_result import COLUMNS, LatentSweep, SweepConfig, part_path, parts_of, write_report
 
@@ -54,13 +56,14 @@ def sweep_latents(
     require("pyarrow", "tables")
     dictionary.check(model)
     chosen = _checked_latents(dictionary, latents)
-    if not values or not all(math.isfinite(value) for value in values):
-        raise BadInput(f"values must be one or more finite numbers, not {list(values)}")
+    if not values or not all(abs(value) <= LARGEST for value in values):
+        raise BadInput(f"values must be one or more finite numbers, at most {LARGEST:g}, not {list(values)}")
     ids = _prompt_ids(model, prompt)
     if len(ids) + max_new_tokens < 3:
         raise BadInput("from a single token at least 2 new tokens are needed: the first token is never edited")
     config = SweepConfig(
         model=model.name,
+        dtype=str(model.dtype).removeprefix("torch."),
         dictionary=dictionary.name,
         latents=chosen,
         values=[float(value) for value in values],
@@ -70,8 +73,9 @@ def sweep_latents(
         seed=seed,
         batch_size=batch_size,
     )
-    weights = {"weights": fingerprint(dictionary.W_dec)}  # so that a retrained dictionary is noticed
-    with claim(folder, config, work="parts/*.parquet", made_with=weights) as home, torch.no_grad():
+    # so that another model of the name, or a dictionary that was trained again, is noticed
+    made_with = {"weights": dictionary.fingerprint, "model_weights": module_fingerprint(model.hf)}
+    with claim(folder, config, work="parts/*.parquet", made_with=made_with) as home, torch.no_grad():
         (home / "parts").mkdir(exist_ok=True)
         baseline = _baseline(model, ids, config)
         _run_parts(model, dictionary, ids, config, baseline, home, quiet)
@@ -123,7 +127,6 @@ def _run_parts(
     home: Path,
     quiet: bool,
 ) -> None:
-    write_json(home / "baseline.json", baseline)
     total = len(config.latents) * len(config.values)
     waiting = [(number, rows) for number, rows in _batches(config) if not part_path(home, number).exists()]
     done = total - sum(len(rows) for _, rows in waiting)
@@ -131,6 +134,7 @@ def _run_parts(
         with Meter(f"sweep {dictionary.name}", total=total, unit="row", quiet=quiet, start=done) as meter:
             for number, rows in waiting:
                 records = _one_batch(model, dictionary, ids, rows, config, baseline, config.seed + number)
+                write_json(home / "baseline.json", baseline)  # with the first part: a sweep that fails leaves nothing
                 _write(pd.DataFrame(records, columns=COLUMNS), part_path(home, number))
                 meter.advance(len(rows), kl=sum(record["kl"] for record in records) / len(records))
     except KeyboardInterrupt:
@@ -165,10 +169,15 @@ def _one_batch(
         edited = slice(max(len(ids) - 1, 1), len(ids) - 1 + len(new))  # predictions that an edited token can move
         moved = kl(plain[row, edited], steered[row, edited])
         first, along = (float(moved[0]), float(moved.mean())) if len(moved) else (0.0, math.nan)
+        for effect in (first, along) if len(moved) else (first,):
+            finite(effect, f"the KL of latent {latent} at {value:g}")
         target = torch.tensor(new, device=plain.device)
         nats = float(cross_entropy(plain[row, span], target).mean()) if new else math.nan
         score = first / (1 + max(0.0, nats - math.log(baseline["perplexity"])))
-        values = [latent, value, first, along, math.exp(nats), score, distinct(new), text]
+        perplexity = math.inf if nats > 700 else math.exp(nats)  # which no float holds
+        if new:
+            finite(perplexity, f"the perplexity of latent {latent} at {value:g}")
+        values = [latent, value, first, along, perplexity, score, distinct(new), text]
         records.append(dict(zip(COLUMNS, values)))
     return records
 

@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 import pandas as pd
 from pydantic import Field
 
-from ..errors import require
+from ..errors import BadFile, cause, require
 from ..files import write_text
 from ..jobs import JobConfig, claimed
 from ..jobs.config import Seed
 from ..plots import Figure
-from ..reading import read_object
+from ..reading import read_object, regular_file
 from ..results import Result
 
 COLUMNS = ["latent", "value", "kl", "kl_text", "perplexity", "score", "distinct_2", "text"]
@@ -27,6 +27,7 @@ class SweepConfig(JobConfig):
     job: ClassVar[str] = "sweep of latents"
 
     model: str = Field(description="name of the model")
+    dtype: str = Field(description="dtype that the model ran in")
     dictionary: str = Field(description="name of the dictionary")
     latents: list[int] = Field(description="the latents that are clamped")
     values: list[float] = Field(description="the values that each latent is clamped to")
@@ -101,7 +102,19 @@ def part_path(home: Path, number: int) -> Path:
 
 def parts_of(home: Path) -> pd.DataFrame:
     files = sorted((home / "parts").glob("part-*.parquet"))
-    return pd.concat([pd.read_parquet(file) for file in files]) if files else pd.DataFrame(columns=COLUMNS)
+    return pd.concat([_part(file) for file in files]) if files else pd.DataFrame(columns=COLUMNS)
+
+
+def _part(file: Path) -> pd.DataFrame:
+    """Raises `BadFile` for what is no part of a sweep."""
+    try:
+        rows = pd.read_parquet(regular_file(file))
+        kinds = [rows[name].dtype.kind for name in COLUMNS]
+    except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's own errors are among these
+        raise BadFile(f"{file} is damaged ({cause(error)}); remove it, and run the sweep again") from error
+    if any(kind not in ("O" if name == "text" else "iuf") for name, kind in zip(COLUMNS, kinds)):
+        raise BadFile(f"{file} holds other columns than a sweep's; remove it, and run the sweep again")
+    return rows
 
 
 def write_report(home: Path, rows: pd.DataFrame, config: SweepConfig, baseline: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ...errors import BadInput
 from ..model import Model
 from ..places.branches import Branch
 from ..places.sites import ATTENTION, PER_LAYER, ROUTER, Site
@@ -98,6 +99,21 @@ class _Checks:
         self.plain = model.run(tokens, capture=[Site("resid_post", layer) for layer in model.layers()])
         with torch.no_grad(), model.turn():
             self.native = model.hf(**inputs(model, tokens), use_cache=False).logits
+        self._check_alive()
+
+    def _check_alive(self) -> None:
+        """Raises `BadInput` where nothing can be verified: numbers that are not finite, or that are all the same."""
+        for site in self.capture:
+            values = self.run[site]
+            if site.name != "scores" and not bool(values.isfinite().all()):  # hidden keys have no score
+                bad = values[~values.isfinite()][0].item()
+                raise BadInput(f"{self.model.name} computes {bad:g} at {site}, so that no identity says anything")
+        low, high = (float(end) for end in self.native.float().aminmax())
+        if not low < high < float("inf"):
+            raise BadInput(
+                f"{self.model.name} is degenerate: its logits run from {low:g} to {high:g}, whatever the tokens, so "
+                "that every identity holds and none says anything; are the weights those of a trained model?"
+            )
 
     def add(self, site: str, identity: str, value: Tensor, expected: Tensor) -> None:
         error = float("inf")

@@ -5,6 +5,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from ...errors import BadInput
+from ..numbers import LARGEST
 from ..places.sites import Site
 from .moment import EditLike, Moment
 
@@ -16,10 +17,12 @@ def checked(edit: EditLike, old: Tensor, new: Tensor, moment: Moment) -> Tensor:
     """The edited activation with every key that a query may not see as it was.
 
     Raises:
-        BadInput: it is not finite where the activation was: an overflow, or an edit that reads hidden scores.
+        BadInput: it is not finite where the activation was: an overflow, or an edit that reads hidden scores. Or the
+            next norm would square it to infinity, and so divide the token away, without a word.
     """
     if moment.visible is not None:
         new = torch.where(moment.visible, new, old)
+    _check_squares(edit, old, new, moment)
     if _suspicious(new) and bool((bad := _bad(edit.site, old, new)).any()):
         value, where = new[bad][0].item(), bad.nonzero()[0].tolist()
         hint = f"{old.dtype} holds up to {torch.finfo(old.dtype).max:g}: give smaller values"
@@ -29,6 +32,19 @@ def checked(edit: EditLike, old: Tensor, new: Tensor, moment: Moment) -> Tensor:
             hint = "keys that a query may not see are NaN: read around them (nanmean, or moment.visible)"
         raise BadInput(f"{edit} makes {value} of {old[bad][0].item():g} (row {moment.row(where[0])}); {hint}")
     return new
+
+
+def _check_squares(edit: EditLike, old: Tensor, new: Tensor, moment: Moment) -> None:
+    if edit.site.shape[-1:] != ("d_model",) or not new.numel():
+        return
+    if any(abs(float(end)) > LARGEST for end in new.detach().aminmax()):  # NaN and infinity have their own words
+        bad = new.isfinite() & (new.abs() > LARGEST) & (old.abs() <= LARGEST)
+        if bool(bad.any()):
+            row = moment.row(bad.nonzero()[0].tolist()[0])
+            raise BadInput(
+                f"{edit} makes {new[bad][0].item():g} of {old[bad][0].item():g} (row {row}): the square of numbers "
+                f"beyond {LARGEST:g} overflows in the next norm; give smaller values"
+            )
 
 
 def _suspicious(x: Tensor) -> bool:
@@ -59,14 +75,18 @@ def check_attended(edits: list[EditLike], pattern: Tensor) -> None:
 
 
 def check_logits(edits: list[EditLike], logits: Tensor, moment: Moment) -> None:
-    """Raises `BadInput` where the logits of a real token are NaN in a pass with edits: it overflowed on the way."""
-    if not edits or not _suspicious(logits) or not bool(logits.isnan().any()):
+    """Raises `BadInput` where the logits of a real token are NaN or infinite: the pass overflowed on the way."""
+    if not _suspicious(logits) or not bool((bad := logits.isnan() | logits.isposinf()).any()):
         return
     moment = moment if logits.shape[1] == moment.mask.shape[1] else moment.last
-    rows = (logits.isnan().any(-1) & moment.mask).any(-1).nonzero()[:, 0].tolist()
-    if rows:
-        raise BadInput(
-            f"with {', '.join(map(str, edits[:3]))} the logits of row {moment.row(rows[0])} are NaN: a later layer "
-            f"passed {torch.finfo(logits.dtype).max:g}, the largest {logits.dtype}, or divided by 0; give smaller "
-            "values, or load with dtype='fp32'"
-        )
+    found = (bad.any(-1) & moment.mask).nonzero().tolist()
+    if not found:
+        return
+    row, column = found[0]
+    value = logits[row, column][bad[row, column]][0].item()
+    with_edits = f"with {', '.join(map(str, edits[:3]))} " if edits else ""
+    advice = "give smaller values, or load with dtype='fp32'" if edits else "load the model with dtype='fp32' or 'bf16'"
+    raise BadInput(
+        f"{with_edits}the logits of row {moment.row(row)} are {'NaN' if value != value else value}: a layer passed "
+        f"{torch.finfo(logits.dtype).max:g}, the largest {logits.dtype}, or divided by 0; {advice}"
+    )

@@ -113,13 +113,13 @@ class Session:
         """A call of the model (or of a part of it) on the tokens of this moment.
 
         Raises:
-            BadInput: with edits, logits that are NaN.
+            BadInput: logits that are NaN or infinite.
         """
         self.moment = replace(moment, model=self.model, room=self.room or 0)
         if self.room:
             self.generated |= bool((moment.tokens.lengths > moment.prompt_lengths).any())
         out = call()
-        if self.edits and isinstance(logits := getattr(out, "logits", None), Tensor):
+        if isinstance(logits := getattr(out, "logits", None), Tensor):
             check_logits([edit for edits in self.edits.values() for edit in edits], logits, self.moment)
         return out
 
