@@ -85,7 +85,8 @@ def check_logits(edits: list[EditLike], logits: Tensor, moment: Moment) -> None:
     row, column = found[0]
     value = logits[row, column][bad[row, column]][0].item()
     with_edits = f"with {', '.join(map(str, edits[:3]))} " if edits else ""
-    advice = "give smaller values, or load with dtype='fp32'" if edits else "load the model with dtype='fp32' or 'bf16'"
+    advice = "give smaller values" if edits else "are its weights those of a trained model?"
+    advice += "" if logits.dtype == torch.float32 else " Or load it with dtype='fp32'"
     raise BadInput(
         f"{with_edits}the logits of row {moment.row(row)} are {'NaN' if value != value else value}: a layer passed "
         f"{torch.finfo(logits.dtype).max:g}, the largest {logits.dtype}, or divided by 0; {advice}"
