@@ -178,6 +178,14 @@ def test_weights_that_no_norm_could_square_are_refused() -> None:
         check_finite(module, "m")
 
 
+@pytest.mark.parametrize("key", ["num_hidden_layers", "num_key_value_heads"])
+def test_absurd_numbers_of_parts_are_refused_before_they_are_built(folder: Path, key: str) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {key: 10**9}))
+    with pytest.raises(BadFile, match=f"{key} is 1e.09 in config.json, more than any model has"):
+        load(folder)
+
+
 @pytest.mark.parametrize("keep", [3, 500, 0.6, -1])
 def test_truncated_safetensors(folder: Path, keep: float) -> None:
     path = folder / "model.safetensors"

@@ -12,11 +12,12 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM, PretrainedConfig, PreTrainedModel
 
 from ...errors import BadFile, BadInput, cause
 from ..numbers import LARGEST
 
+MOST_PARTS = 10_000
 # everything that transformers, safetensors, gguf and torch were seen to raise on damaged or unsuitable files
 FILE_ERRORS = (
     *(OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, MemoryError, EOFError),
@@ -36,10 +37,19 @@ def load_pretrained(
     loader: Any = AutoModelForCausalLM
     with contextlib.suppress(*FILE_ERRORS, ImportError):  # `load_weights` meets them again, and explains them
         config = AutoConfig.from_pretrained(source, **place)
+        check_sizes(config, name)
         whole = type(config) in AutoModelForMultimodalLM._model_mapping
         if whole and (config.get_text_config() is not config or type(config) not in loader._model_mapping):
             loader = AutoModelForMultimodalLM
     return load_weights(loader, arguments, name, dtype, **where)
+
+
+def check_sizes(config: PretrainedConfig, name: str) -> None:
+    """Raises `BadFile` for more layers, heads or experts than any model has: building them would take for ever."""
+    for part in {id(one): one for one in (config, config.get_text_config())}.values():
+        for key, value in part.to_dict().items():
+            if isinstance(value, int) and "num" in key and value > MOST_PARTS:
+                raise BadFile(f"{name}: {key} is {value:g} in config.json, more than any model has ({MOST_PARTS:,})")
 
 
 def load_weights(
