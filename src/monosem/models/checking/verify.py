@@ -112,7 +112,7 @@ class _Checks:
         if not low < high < float("inf"):
             raise BadInput(
                 f"{self.model.name} is degenerate: its logits run from {low:g} to {high:g}, whatever the tokens, so "
-                "that every identity holds and none says anything; are the weights those of a trained model?"
+                "that every identity holds and none says anything; was it trained?"
             )
 
     def add(self, site: str, identity: str, value: Tensor, expected: Tensor) -> None:
