@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from monosem.cli import app
@@ -252,3 +254,27 @@ def test_numbers_that_nothing_can_count_are_refused(run: Callable[..., Result]) 
     ):
         done = run(line, "the cat") if line.startswith("steer") else run(line)
         assert (done.exit_code, "no count here is above" in done.stderr) == (2, True), done.stderr
+
+
+def test_no_active_latent_is_an_answer(run: Callable[..., Result], home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "sae", tmp_path / "silent")
+    file = tmp_path / "silent" / "sae_weights.safetensors"
+    tensors = load_file(file)
+    save_file(tensors | {"b_enc": tensors["b_enc"] - 1e6}, file)
+    shown, listed = (run(f"latents top {tmp_path}/silent -q {how}", "the cat") for how in ("", "--json"))
+    assert (shown.exit_code, shown.stderr) == (0, "")
+    assert "last token" in shown.stdout
+    assert json.loads(listed.stdout) == []
+
+
+def test_pipes_are_refused_instead_of_waited_for(run: Callable[..., Result], tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.txt"
+    os.mkfifo(pipe)
+    for line in (
+        f"latents search sae --positive {pipe} --negative sad.txt",
+        f"evaluate sae --text {pipe}",
+        f"study {pipe}",
+        f"train {pipe} --out {tmp_path}/x",
+    ):
+        done = run(line)
+        assert (done.exit_code, "a pipe or a device" in done.stderr) == (2, True), (line, done.stderr)

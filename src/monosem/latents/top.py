@@ -78,7 +78,7 @@ def top(
                 rows += [{**place, "rank": r, "latent": f, "value": v} for r, (f, v) in enumerate(active, 1)]
         done += len(run.tokens)
     columns = ["prompt", "position", "token", "last", "rank", "latent", "value"]
-    table = pd.DataFrame(rows, columns=columns)
+    table = pd.DataFrame(rows, columns=columns).astype({"last": bool})  # also where no latent is active
     if index is not None:
         table["of_maximum"] = table["value"] / index.maxima.numpy()[table["latent"].to_numpy(dtype=int)]
     return Top(table, {"tokens": skipper.summary()})
