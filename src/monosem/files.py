@@ -1,7 +1,9 @@
 """Writing so that nothing is ever half-written: a temporary name in the same folder, fsync, rename."""
 
 import contextlib
+import dataclasses
 import json
+import math
 import os
 import re
 import shutil
@@ -186,6 +188,23 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def json_value(value: Any) -> Any:
+    """A value as JSON holds it, with all digits: tables as lists of objects, NaN and infinity as null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: json_value(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if hasattr(value, "to_dict") and hasattr(value, "columns"):
+        return json_value(value.to_dict(orient="records"))
+    if isinstance(value, dict):
+        return {str(key): json_value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [json_value(item) for item in value]
+    if hasattr(value, "tolist"):
+        return json_value(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, str | int | float) else str(value)
+
+
 def result_path(path: str | os.PathLike[str]) -> Path:
     """Where a result can be written; asked before a long analysis, so that it is not lost to a wrong name.
 
@@ -218,7 +237,7 @@ def write_result(path: str | os.PathLike[str], table: Any, page: Callable[[], st
     elif ending == ".csv":
         write_text(target, table.to_csv(index=False))
     elif ending == ".json":
-        write_text(target, table.to_json(orient="records", force_ascii=False, indent=1) + "\n")
+        write_text(target, json.dumps(json_value(table), indent=1, ensure_ascii=False) + "\n")
     else:
         infer = require("pandas.api.types", "tables").infer_dtype
         # a column of a parquet file has one type; positions may be indices and names of spans

@@ -50,9 +50,11 @@ def joint_log_probability(
 def set_log_probability(
     logits: Float[Tensor, "*batch vocab"], answers: Int[Tensor, "*batch answer"]
 ) -> Float[Tensor, "*batch"]:
-    """Log of the summed probability of several answers; -1 marks no answer (rows with fewer)."""
-    logits = logits.float()
-    chosen = logits.gather(-1, answers.clamp(min=0)).masked_fill(answers < 0, -torch.inf)
+    """Log of the summed probability of several answers, each counted once; -1 marks no answer (rows with fewer)."""
+    logits, answers = logits.float(), answers.sort(-1).values
+    repeated = torch.zeros_like(answers, dtype=torch.bool)
+    repeated[..., 1:] = answers[..., 1:] == answers[..., :-1]
+    chosen = logits.gather(-1, answers.clamp(min=0)).masked_fill((answers < 0) | repeated, -torch.inf)
     return chosen.logsumexp(-1) - logits.logsumexp(-1)
 
 

@@ -28,9 +28,10 @@ import monosem
 from monosem.cli import app
 from monosem.cli.application import leaves
 from monosem.cli.options import fields, latent_numbers
-from monosem.cli.output import cell, plain
+from monosem.cli.output import cell
 from monosem.dictionaries import load_dictionary
 from monosem.errors import BadInput
+from monosem.files import json_value
 from tiny import tiny_hf
 from tiny_home import HAPPY, SAD, SITE, WIDTH, make_home, save_model
 
@@ -610,7 +611,7 @@ def test_ranges_that_are_none(text: str) -> None:
 
 def test_json_has_no_numbers_that_json_has_not() -> None:
     value = {"a": float("nan"), 1: (torch.tensor([1.5, float("inf")]), pd.DataFrame({"x": [1, 2]})), "p": Path("f")}
-    assert json.loads(json.dumps(plain(value), allow_nan=False)) == {
+    assert json.loads(json.dumps(json_value(value), allow_nan=False)) == {
         "a": None,
         "1": [[1.5, None], [{"x": 1}, {"x": 2}]],
         "p": "f",

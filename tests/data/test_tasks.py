@@ -152,6 +152,20 @@ def test_metrics_of_sets_are_sums_of_probabilities(tokens: list[int], data: st.D
     torch.testing.assert_close(found.double(), sides[0] - sides[1], rtol=1e-5, atol=1e-6)
 
 
+def test_an_answer_that_stands_twice_in_a_set_counts_once(model: Model) -> None:
+    logits = torch.randn(1, 100, generator=torch.Generator().manual_seed(0))
+    pairs = TokenPairs.of(
+        model, ["the cat sat"], ["the dog sat"], right=[[" on", "on", " the"]], wrong=[[" in", " in"]]
+    )
+    on, the, inside = (model.to_single_token(text) for text in (" on", " the", " in"))
+    exact = logits[0].double().softmax(-1)
+    found = METRICS["probability_diff"](logits, pairs, logits)
+    torch.testing.assert_close(found[0].double(), exact[on] + exact[the] - exact[inside], rtol=1e-5, atol=1e-6)
+    sides = torch.tensor([[the, on, -1, on, the]]), torch.tensor([[inside, inside, inside]])  # made by hand
+    wanted = ((exact[on] + exact[the]) / exact[inside]).log()
+    torch.testing.assert_close(metrics.log_odds(logits, *sides)[0].double(), wanted, rtol=1e-5, atol=1e-6)
+
+
 def test_log_odds_of_single_tokens_are_the_logit_difference(model: Model) -> None:
     pairs = TokenPairs.of(model, ["the cat sat"], ["the dog sat"], right=[" on"], wrong=[" in"])
     logits = torch.randn(1, 100, generator=torch.Generator().manual_seed(0))
@@ -331,6 +345,8 @@ def test_csv_and_json_say_the_same(model: Model, tmp_path: Path) -> None:
         assert pairs.spans["end"].tolist() == [2, 2]
     (tmp_path / "e.json").write_text(json.dumps([["the cat sat", "the dog sat"]]))
     assert read_pairs(model, tmp_path / "e.json").right is None
+    (tmp_path / "f.json").write_text(json.dumps([rows[0] | {"right": 7}]))
+    assert read_pairs(model, tmp_path / "f.json", answer_ids="keep").right.tolist() == [7]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -341,6 +357,8 @@ def test_csv_and_json_say_the_same(model: Model, tmp_path: Path) -> None:
         ("a.csv", "clean,corrupted,right,wrong\nthe cat,the dog,, in\n", "pair 0: 'right' has no answer"),
         ("a.csv", "clean,corrupted,correct_idx,incorrect_idx\nthe cat,the dog,1,2\n", "answer cannot be found"),
         ("a.csv", "clean,corrupted\n", "has no pairs"),
+        ("a.json", '[{"clean": "the cat", "corrupted": "the dog", "right": 7, "wrong": " in"}]', "is the number 7"),
+        ("a.json", '[{"clean": "a", "corrupted": "the", "right": " in", "wrong": [" on", 7]}]', "is the number 7"),
         ("a.json", "[1, 2]", "pair 0: an object with clean and corrupted is needed"),
         ("a.json", "{", "is not valid JSON"),
         ("a.json", '{"clean": "x"}', "a list of pairs is needed"),

@@ -7,16 +7,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tokenizers import processors
+from tokenizers import models, processors
 from transformers import BatchEncoding
 
 from monosem import edits, latents, lenses
 from monosem.components import detect_head, direct_attribution
 from monosem.data import PromptPairs, TokenPairs, as_store
-from monosem.errors import BadInput
+from monosem.errors import BadInput, Mismatch
 from monosem.lenses.corpus import prompts_of
 from monosem.metrics import continuation_perplexity, next_token_loss
 from monosem.models import Model, TokenBatch
+from monosem.patching import sweep
 from monosem.steering import compare
 from tiny import model_of, tiny_hf, tiny_model, tiny_tokenizer
 from tiny_dictionaries import tiny_dictionary
@@ -432,3 +433,25 @@ def test_padding_between_tokens_is_no_token(family):
     assert float(model(parted, return_type="loss")) == pytest.approx(float(model(rows, return_type="loss")), rel=1e-5)
     losses = [next_token_loss(model.run(x).logits, model.tokens(x)).nanmean() for x in (parted, rows)]
     torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
+
+
+def test_prompts_of_another_tokenizer_are_refused() -> None:
+    one = tiny_model("llama", name="one")
+    twin, other = tiny_model("llama", seed=1, name="twin"), tiny_model("llama", name="other")
+    twin.tokenizer, words = tiny_tokenizer(), tiny_tokenizer()
+    vocab = words.get_vocab()
+    turned = [*range(3), *(id + 1 if id < 99 else 3 for id in range(3, 100))]  # every word has the next one's id
+    words.backend_tokenizer.model = models.WordLevel({word: turned[id] for word, id in vocab.items()}, "<pad>")
+    other.tokenizer = words
+    pairs = TokenPairs.of(one, TEXTS[:1], ["the dog sat on the mat"], right=[" on"], wrong=[" in"])
+    made = one.generate("the cat", max_new_tokens=2)
+    batch, left = one.tokens(TEXTS), one.tokens(TEXTS, padding="left")
+    for given in (batch, batch[[1]], left, pairs.clean, pairs[[0]].clean, made):
+        twin.run(given)
+        with pytest.raises(Mismatch, match="tokenised for another model"):
+            other.run(given)
+    with pytest.raises(Mismatch, match="tokenised for another model"):
+        sweep(other, pairs, quiet=True)
+    with pytest.raises(Mismatch, match="tokenised for another model"):
+        pairs.solved(other)
+    assert other.run(one.tokens(TEXTS[:1]).ids).logits is not None  # bare ids say nothing of where they are from

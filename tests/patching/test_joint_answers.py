@@ -127,6 +127,8 @@ def test_answers_are_read_after_their_prompt_or_refused() -> None:
         TokenPairs.of(model, prompts, prompts[::-1], [" on mat", " in"], [" on mat", " on"], joint=True)
     with pytest.raises(BadInput, match="one word with the prompt's last"):
         TokenPairs.of(model, prompts, prompts[::-1], ["mat on", " in"], joint=True)
+    with pytest.raises(BadInput, match=r"\[' on', ' mat'\] is a set of answers"):  # not the text " on mat"
+        TokenPairs.of(model, prompts, prompts[::-1], [[" on", " mat"], " in"], [" mat on", " on the"], joint=True)
 
 
 def test_pairs_that_are_solved(model: Model) -> None:

@@ -542,3 +542,15 @@ def test_on_a_real_model(smollm2: Model) -> None:
         cell = layers.index(layer) * dense.shape[1] + position % dense.shape[1]
         expected = float(logits[right] - logits[wrong])
         assert found.mean()[cell] == pytest.approx(expected, abs=1e-5 * float(logits.abs().max()))
+
+
+def test_lines_of_sites_that_some_layers_lack_stand_at_their_layers() -> None:
+    pytest.importorskip("plotly")
+    model = tiny_model("qwen2_moe", mlp_only_layers=[1])
+    pairs = TokenPairs.of(model, [[7, 8, 9]], [[7, 9, 9]], [11], [12])
+    found = sweep(model, pairs, ["mlp_out", "mlp_post"], "layer", quiet=True)
+    for order in (["mlp_out", "mlp_post"], ["mlp_post", "mlp_out"]):
+        for line in sweep(model, pairs, order, "layer", quiet=True).plot().data:
+            rows = found.table[found.table["site"] == line.name]
+            drawn = {x: y for x, y in zip(line.x, line.y) if y == y}
+            assert drawn == pytest.approx(dict(zip(rows["layer"], rows["score"])))

@@ -1,5 +1,6 @@
 """What all results share: rows by rank, files by their ending, and the settings that made them."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,10 @@ def test_what_an_analysis_says_of_its_input_stays_in_the_config() -> None:
 def test_saving_goes_by_the_ending(tmp_path: Path) -> None:
     found = Marks([1.0, 3.0, 2.0])
     assert pd.read_csv(found.save(tmp_path / "m.csv")).equals(found.table)
+    small = Marks([1.23456789012345e-12, float("nan"), -2.5e-300])
+    held = pd.read_json(small.save(tmp_path / "m.json"), precise_float=True)
+    assert held["mark"].tolist()[::2] == small.values[::2]
+    assert json.loads((tmp_path / "m.json").read_text())[1] == {"name": "b", "mark": None, "size": 2}
     with pytest.raises(BadInput, match="no picture"):
         found.save(tmp_path / "m.html")
     assert not (tmp_path / "m.html").exists()

@@ -1,6 +1,5 @@
 """Results go to stdout, everything else to stderr; `--json` prints one JSON value and nothing else."""
 
-import dataclasses
 import json
 import math
 import re
@@ -9,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
+from ..files import json_value
 from ..terminal import STEERING, printable
 
 if TYPE_CHECKING:
@@ -26,24 +26,8 @@ def line(text: object) -> None:
 
 def as_json(value: Any) -> None:
     """Numpy and torch values become numbers and lists, dataclasses objects, data frames lists of objects, NaN null."""
-    text = json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(json_value(value), indent=2, ensure_ascii=False, allow_nan=False)
     print(_ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
-
-
-def plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if hasattr(value, "to_dict") and hasattr(value, "columns"):
-        return plain(value.to_dict(orient="records"))
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
 def show(*parts: "RenderableType") -> None:

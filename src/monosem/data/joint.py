@@ -41,7 +41,13 @@ def _ids(model: "Model", answer: JointAnswer, prompt: str | list[int]) -> list[i
         if before[-1:].isalnum() and answer[:1].isalnum():
             raise BadInput(f"{answer!r} would be one word with the prompt's last; write {' ' + answer!r}, or its ids")
     else:
-        ids = [model.to_single_token(one) for one in ([answer] if isinstance(answer, int) else answer)]
+        several = [answer] if isinstance(answer, int) else list(answer)
+        if any(isinstance(one, str) for one in several):
+            raise BadInput(
+                f"{several} is a set of answers, and of several tokens there is one a pair: give its whole text, as "
+                "' New York', or its ids"
+            )
+        ids = [model.to_single_token(one) for one in several]
     if not ids:
         raise BadInput("it is empty")
     return ids

@@ -45,7 +45,7 @@ def read_pairs(
     Columns of token ids (`correct_idx`, `incorrect_idx`) are of whatever tokenizer made the file. With
     `answer_ids="recompute"` they are not used: the answers are found in the text, which works for indirect-object
     sentences ("... X and Y ... X ... to": right is the name that comes once, wrong the one that comes twice); `notes`
-    says so. With "keep" the ids are taken as this model's.
+    says so. With "keep" the ids are taken as this model's, and so are answers that are numbers, which are refused else.
 
     Args:
         corrupted: the column of the corrupted prompts, where there are several (such as "corrupted_hard").
@@ -144,7 +144,8 @@ def _answers(
     sides = [next((name for name in names if name in held), None) for names in (RIGHT, WRONG)]
     if any(sides):
         right, wrong = (
-            None if name is None else [_given(row, name, n, path) for n, row in enumerate(rows)] for name in sides
+            None if name is None else [_given(row, name, n, path, answer_ids) for n, row in enumerate(rows)]
+            for name in sides
         )
         return right, wrong, [], []
     ids = next((pair for pair in IDS if set(pair) <= set(held)), None)
@@ -161,11 +162,16 @@ def _answers(
     return [f" {once}" for once, _ in names], [f" {twice}" for _, twice in names], [note], names
 
 
-def _given(row: Row, name: str, number: int, path: object) -> Any:
+def _given(row: Row, name: str, number: int, path: object, answer_ids: str) -> Any:
     value = row.get(name)
     several = value if isinstance(value, list) else [value]
     if not several or not all(isinstance(one, str | int) and one != "" for one in several):
         raise BadFile(f"{path}, pair {number}: {name!r} has no answer")
+    if answer_ids != "keep" and (bare := [one for one in several if not isinstance(one, str)]):
+        raise BadFile(
+            f'{path}, pair {number}: {name!r} is the number {bare[0]!r}; write the answer as text, "{bare[0]}", or say '
+            "answer_ids='keep' if it is a token id of this model"
+        )
     return several[0] if len(several) == 1 else several
 
 

@@ -70,7 +70,7 @@ class TokenPairs:
         Args:
             clean, corrupted: prompts as for `Model.run`, one of each for a pair.
             right, wrong: answers as text (exactly one token each after the clean prompt, mind the leading space) or
-                token ids; or a list of such answers for every pair.
+                token ids; or a list of such answers for every pair, in which each counts once.
             spans: token positions of each row, counted from its first token.
             drop_unaligned: leave out pairs that do not align, or whose answers are not single tokens or are the same,
                 instead of refusing them all; `notes` says how many and which.
@@ -297,7 +297,7 @@ def _answers(
         if not several:
             bad.setdefault(number, f"pair {number} has an empty set of answers")
         try:
-            rows.append([model.to_single_token(one, prompts[number]) for one in several] or [0])
+            rows.append([*dict.fromkeys(model.to_single_token(one, prompts[number]) for one in several)] or [0])
         except BadInput as error:
             bad.setdefault(number, f"answer of pair {number}: {error}")
             rows.append([0])

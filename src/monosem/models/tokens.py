@@ -9,7 +9,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +19,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..errors import BadInput
+from ..errors import BadInput, Mismatch
 
 MEANS = "prompts are texts, token ids, chat messages, what a tokenizer returned, or a TokenBatch"
 # what tokenizers return besides, and none of these models reads
@@ -50,14 +50,16 @@ def empty_prompt(number: int) -> BadInput:
 class TokenBatch:
     """Token ids and which of them are real; padding never changes a result, because mask and positions travel along.
 
-    Shapes: `ids`, `mask`, `positions` are `batch pos`; `lengths`, `last` are `batch`.
+    Shapes: `ids`, `mask`, `positions` are `batch pos`; `lengths`, `last` are `batch`. `tokenizer` is what made the ids
+    from texts; None where they were given as ids.
     """
 
     ids: Int[Tensor, "batch pos"]
     mask: Bool[Tensor, "batch pos"]
+    tokenizer: Any = field(default=None, repr=False)
 
     @staticmethod
-    def of(rows: list[list[int]], pad: int, side: str = "right") -> "TokenBatch":
+    def of(rows: list[list[int]], pad: int, side: str = "right", tokenizer: Any = None) -> "TokenBatch":
         """Pad rows of ids to one length on the `"right"` or `"left"`.
 
         Raises:
@@ -70,7 +72,8 @@ class TokenBatch:
                 raise empty_prompt(number)
         ids = pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], True, pad, side)
         lengths, columns = torch.tensor([[len(row)] for row in rows]), torch.arange(ids.shape[1])
-        return TokenBatch(ids, columns < lengths if side == "right" else columns >= ids.shape[1] - lengths)
+        mask = columns < lengths if side == "right" else columns >= ids.shape[1] - lengths
+        return TokenBatch(ids, mask, tokenizer)
 
     @staticmethod
     def whole(ids: Int[Tensor, "batch pos"]) -> "TokenBatch":
@@ -82,7 +85,7 @@ class TokenBatch:
         step = self.mask[:, 1:].int() - self.mask[:, :-1].int()
         if not bool((step > 0 if side == "right" else step < 0).any()):
             return self
-        return TokenBatch.of(self.rows(), pad, side).to(self.ids.device)
+        return TokenBatch.of(self.rows(), pad, side, self.tokenizer).to(self.ids.device)
 
     def __len__(self) -> int:
         return self.ids.shape[0]
@@ -122,13 +125,13 @@ class TokenBatch:
         return [ids[mask].tolist() for ids, mask in zip(self.ids, self.mask)]
 
     def to(self, device: torch.device | str) -> "TokenBatch":
-        return TokenBatch(self.ids.to(device), self.mask.to(device))
+        return replace(self, ids=self.ids.to(device), mask=self.mask.to(device))
 
     def __getitem__(self, rows: slice | list[int] | Tensor) -> "TokenBatch":
         """Some of the rows, trimmed of columns that are padding in all of them."""
         mask = self.mask[rows]
         keep = mask.any(0)
-        return TokenBatch(self.ids[rows][:, keep], mask[:, keep])
+        return replace(self, ids=self.ids[rows][:, keep], mask=mask[:, keep])
 
 
 # ---------------------------------------------------------------------- prompts
@@ -141,14 +144,19 @@ def read(model: Any, x: Any, mask: Any = None, side: str = "right") -> TokenBatc
 
     Raises:
         BadInput: none of these kinds, nothing, an empty prompt, ids outside the vocabulary, no tokenizer.
+        Mismatch: a batch of another model's tokenizer, whose ids mean other tokens here.
     """
     x = getattr(x, "ids", None) if isinstance(getattr(x, "ids", None), TokenBatch) else x  # of a Generation
     if mask is not None:
         if isinstance(x, TokenBatch) or _is_keyed(x) or texts_of(x) is not None:
             raise BadInput("mask= says which of some token ids are real; give the ids as a tensor or as lists")
         x = {"input_ids": x, "attention_mask": mask}
-    batch = x if isinstance(x, TokenBatch) else _batch(model, list(_rows(model, x)), side)
-    return _checked(model, batch)
+    if isinstance(x, TokenBatch):
+        return _checked(model, x)
+    items = _items(x)
+    batch = _batch(model, list(_rows(model, items)), side)
+    spelled = bool(items) and _kind(items[0]) in SPELLED
+    return _checked(model, replace(batch, tokenizer=model.tokenizer if spelled else None))
 
 
 def texts_of(x: Any) -> list[str] | None:
@@ -162,9 +170,8 @@ def texts_of(x: Any) -> list[str] | None:
 
 
 # ---------------------------------------------------------------------- rows
-def _rows(model: Any, x: Any) -> Iterator[Row]:
+def _rows(model: Any, items: list[Any]) -> Iterator[Row]:
     """Each prompt."""
-    items = _items(x)
     kinds = {_kind(item): number for number, item in reversed(list(enumerate(items)))}
     if len(kinds) > 1:
         (second, other), (first, one) = sorted(((number, kind) for kind, number in kinds.items()), reverse=True)[-2:]
@@ -263,6 +270,8 @@ READERS: dict[str, Callable[[Any, list[Any]], Iterator[Row]]] = {
     "a tokenizer's output": _encodings,
 }
 
+SPELLED = ("a text", "a message", "a conversation")  # what the model's own tokenizer makes ids of
+
 
 # ---------------------------------------------------------------------- one row
 def _whole(ids: list[int]) -> Row:
@@ -333,7 +342,9 @@ def _warn_of_padding(model: Any, ids: Tensor) -> None:
 
 
 def _checked(model: Any, batch: TokenBatch) -> TokenBatch:
-    """The batch, with valid ids at padding. Raises `BadInput` for an empty row, or real ids outside the vocabulary."""
+    """The batch, with valid ids at padding. Raises `BadInput` for an empty row, or real ids outside the vocabulary, and
+    `Mismatch` for ids of another tokenizer."""
+    _check_tokens(model, batch)
     if not len(batch):
         raise BadInput("no prompts given; give at least one")
     if not bool(batch.mask.any(1).all()):
@@ -344,7 +355,26 @@ def _checked(model: Any, batch: TokenBatch) -> TokenBatch:
     if bool((outside & batch.mask).any()):
         token = int(batch.ids[outside & batch.mask][0])
         raise BadInput(f"token id {token} is outside the vocabulary of {model.cfg.d_vocab}")
-    return TokenBatch(batch.ids.masked_fill(outside, model.pad), batch.mask)
+    return replace(batch, ids=batch.ids.masked_fill(outside, model.pad))
+
+
+def _check_tokens(model: Any, batch: TokenBatch) -> None:
+    """Raises `Mismatch` where an id is another token for this model's tokenizer than for the one that made it."""
+    if batch.tokenizer is None or model.tokenizer is None or batch.tokenizer is model.tokenizer:
+        return
+    ids = batch.ids[batch.mask].unique().tolist()
+    there, here = ([_piece(one, token) for token in ids] for one in (batch.tokenizer, model.tokenizer))
+    for token, one, other in zip(ids, there, here):
+        if one != other:
+            raise Mismatch(
+                f"these prompts were tokenised for another model: token {token} is {one!r} there and {other!r} for "
+                f"{model.name}; make them with this model"
+            )
+
+
+def _piece(tokenizer: Any, token: int) -> str | None:
+    """The token of an id, None where the tokenizer has none."""
+    return tokenizer.convert_ids_to_tokens(token) if token < len(tokenizer) else None  # type: ignore[no-any-return]
 
 
 def _is_keyed(x: Any) -> bool:

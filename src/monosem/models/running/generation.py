@@ -179,7 +179,7 @@ def _generation(session: Session, prompt: TokenBatch, made: _Decoded, ends: froz
         new.append(row[: end + 1])
     whole = [old + fresh for old, fresh in zip(prompt.rows(), new)]
     texts = [written(model, old, fresh) for old, fresh in zip(prompt.rows(), new)]
-    ids = TokenBatch.of(whole, model.pad)
+    ids = TokenBatch.of(whole, model.pad, tokenizer=model.tokenizer)
     captured = {site: _from_the_left(torch.cat(parts, 1), prompt, ids) for site, parts in made.captured.items()}
     run = Run(model, ids, None, captured, edited=session.edited)
     return Generation(prompt, new, texts, ids, made.logits, run)

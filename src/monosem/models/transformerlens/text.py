@@ -141,7 +141,7 @@ def token_batch(model: Native, x: Any, prepend_bos: bool | None) -> TokenBatch:
         return batch
     start = model.prefix or [model.bos]
     bare = [row[len(start) :] if row[: len(start)] == start else row for row in batch.rows()]
-    return TokenBatch.of([[*start, *row] if prepend_bos else row for row in bare], model.pad)
+    return TokenBatch.of([[*start, *row] if prepend_bos else row for row in bare], model.pad, tokenizer=batch.tokenizer)
 
 
 class Text(Places):

@@ -21,9 +21,11 @@ def picture(rows: pd.DataFrame, over: Sequence[str], direction: str, sites: Sequ
     kind, unit = shown_in(rows)
     parts = [rows[rows["site"] == site] for site in sites]
     if list(over) == ["layer"]:
-        curves = {site: (part[kind], part[f"{kind}_se"]) for site, part in zip(sites, parts)}
+        layers = sorted({layer for part in parts for layer in part["layer"]})  # some sites are not in every layer
+        by_layer = [part.set_index("layer").reindex(layers) for part in parts]
+        curves = {site: (part[kind], part[f"{kind}_se"]) for site, part in zip(sites, by_layer)}
         title = f"{direction}, {rows['metric'].iloc[0]}"
-        return lines(curves, parts[0]["layer"].tolist(), x_title="layer", y_title=unit, title=title)
+        return lines(curves, layers, x_title="layer", y_title=unit, title=title)
     figures = [_heatmap(part, over, kind, unit, direction) for part in parts]
     return figures[0] if len(figures) == 1 else _side_by_side(figures, sites)
 
