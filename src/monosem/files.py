@@ -148,10 +148,11 @@ def writable_folder(path: str | os.PathLike[str]) -> Path:
     """
     folder = Path(path)
     try:
+        str(folder).encode()  # libraries that write there take UTF-8 names alone
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except OSError as error:
+    except (OSError, UnicodeEncodeError) as error:
         raise BadInput(f"cannot write into {folder}: {cause(error)}; choose another folder") from error
     return folder
 

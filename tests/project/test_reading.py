@@ -15,6 +15,7 @@ import yaml
 
 from monosem.errors import BadFile, BadInput, MonosemError
 from monosem.files import check_writable, remove_leftovers, replacing, replacing_folder, result_path, write_text
+from monosem.jobs import claim
 from monosem.reading import (
     existing,
     parse_json,
@@ -27,6 +28,7 @@ from monosem.reading import (
     read_yaml,
     regular_file,
 )
+from monosem.steering.sweep_result import SweepConfig
 
 READERS = [read_text, read_json, read_object, read_yaml, read_safetensors, read_torch]
 
@@ -246,3 +248,11 @@ for name, code in {WRITERS!r}.items():
     with replacing(tmp_path / "a") as path:
         path.write_text("x")
     assert regular_file(tmp_path / "a").read_text() == "x"
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "\udcff"])
+def test_folders_that_cannot_be_are_refused(name: str, tmp_path: Path) -> None:
+    config = SweepConfig(model="m", dtype="float32", dictionary="d", latents=[1], values=[1.0])
+    with pytest.raises(BadInput, match="cannot write into"), claim(tmp_path / name, config, work="*.txt"):
+        pass
+    assert files(tmp_path) == set()

@@ -48,7 +48,7 @@ def claim(
         Mismatch: it holds work with other settings; every setting that differs is named.
         BadFile: it holds what another kind of job made, or work whose `job.json` is missing or damaged.
     """
-    record, new = _record(config, made_with or {}), [path for path in _and_parents(folder) if not path.exists()]
+    record, new = _record(config, made_with or {}), [path for path in _and_parents(folder) if not os.path.exists(path)]
     home = writable_folder(folder)
     with _locked(home, config.job), _removed_when_empty(home, new):
         if any(path.is_file() and path.name not in (FILE, LOCK) for path in home.rglob("*")):
