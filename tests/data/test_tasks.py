@@ -253,6 +253,12 @@ def test_solved_keeps_the_pairs_that_the_model_gets_right(model: Model) -> None:
         pairs[[1, 3]].solved(model)
 
 
+@pytest.mark.parametrize("at", [[1.7], [True], ["1"], [[1, 2]]])
+def test_positions_of_spans_are_whole_numbers(model: Model, at: list[Any]) -> None:
+    with pytest.raises(BadInput, match="span 'noun'"):
+        TokenPairs.of(model, ["the cat sat"], ["the dog sat"], right=[" on"], wrong=[" in"], spans={"noun": at})
+
+
 def test_token_at_finds_the_token_of_a_character(model: Model) -> None:
     text = "the cat sat on zz"
     assert [token_at(model, text, text.index(word)) for word in ("the", "cat", "sat", "on")] == [0, 1, 2, 3]

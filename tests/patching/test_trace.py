@@ -3,15 +3,18 @@
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
+import transformers
+from tokenizers.pre_tokenizers import ByteLevel
 
 from monosem import edits, patching
-from monosem.data import TokenPairs
+from monosem.data import TokenPairs, token_at, tokens_at
 from monosem.errors import BadInput, UnknownName
 from monosem.models import Model
 from monosem.patching import sweep, trace
 from monosem.patching.corruptions import embedding_sd
-from tiny import tiny_model
+from tiny import tiny_hf, tiny_model
 
 ROWS = [[7, 21, 33, 40, 52, 18], [9, 30, 31, 44, 45, 20]]
 ANSWER = 11
@@ -139,3 +142,17 @@ def test_what_cannot_be_traced_is_refused(model: Model) -> None:
         trace(model, pairs, slice(1, 2), answers, quiet=True)
     with pytest.raises(BadInput, match="mask of positions is"):
         sweep(model, pairs, corruption=patching.noise(positions=torch.ones(2, 3, dtype=torch.bool)), quiet=True)
+
+
+def test_all_tokens_of_a_character_are_noised_and_counted() -> None:
+    letters = {letter: number for number, letter in enumerate(sorted(ByteLevel.alphabet()))}
+    words = tokenizers.Tokenizer(tokenizers.models.BPE(letters, []))
+    words.pre_tokenizer, words.decoder = ByteLevel(add_prefix_space=False), tokenizers.decoders.ByteLevel()
+    bytewise = transformers.PreTrainedTokenizerFast(tokenizer_object=words)
+    model = Model(tiny_hf("llama", vocab_size=256), bytewise, name="bytes")
+    text = "a 東京 b"
+    first, last = len(b"a "), len("a 東京".encode()) - 1
+    found = trace(model, text, "東京", layers=[0], samples=1, quiet=True)
+    assert found.subject[0].nonzero().flatten().tolist() == list(range(first, last + 1))
+    assert token_at(model, text, text.index("京")) == last
+    assert tokens_at(model, text, 0, 2) == [0, 1]

@@ -5,7 +5,7 @@ from .pair_files import read_pairs
 from .pairs import PromptPairs
 from .source import TextSource, as_store, corpus
 from .tally import SkippedRows
-from .tasks import TASKS, capitals, greater_than, ioi, pronouns, token_at
+from .tasks import TASKS, capitals, greater_than, ioi, pronouns, token_at, tokens_at
 from .text import Document, interleaved, shuffled, texts
 from .token_pairs import TokenPairs
 
@@ -30,4 +30,5 @@ __all__ = [
     "shuffled",
     "texts",
     "token_at",
+    "tokens_at",
 ]

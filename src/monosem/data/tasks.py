@@ -272,18 +272,25 @@ def _rows(model: "Model", texts: list[str]) -> list[list[int]]:
     return model.tokens(texts).rows()
 
 
-def token_at(model: "Model", text: str, character: int) -> int:
-    """The index, as in `model.tokens(text)`, of the token that holds a character.
+def tokens_at(model: "Model", text: str, start: int, stop: int) -> list[int]:
+    """The indices, as in `model.tokens(text)`, of the tokens that hold some of the characters `start` to `stop` - 1.
+
+    A character may be spread over several tokens: an emoji mostly is.
 
     Raises:
-        BadInput: the tokenizer cannot say where its tokens stand in the text, or no token holds the character.
+        BadInput: the tokenizer cannot say where its tokens stand in the text, or no token holds the characters.
     """
     tokenizer = model.tokenizer
     if tokenizer is None or not tokenizer.is_fast:
         raise BadInput(f"{model.name}'s tokenizer does not tell where tokens stand in a text; give spans as positions")
     special = model.adds_specials(text)
     offsets = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True).offset_mapping
-    for index, (start, end) in enumerate(offsets):
-        if start <= character < end:
-            return index
-    raise BadInput(f"no token holds character {character} of {text!r}")
+    found = [index for index, (first, end) in enumerate(offsets) if first < stop and end > start]
+    if not found:
+        raise BadInput(f"no token holds character {start} of {text!r}")
+    return found
+
+
+def token_at(model: "Model", text: str, character: int) -> int:
+    """The index, as in `model.tokens(text)`, of the last token that holds a character; errors as `tokens_at`."""
+    return tokens_at(model, text, character, character + 1)[-1]

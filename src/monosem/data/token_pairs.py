@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import metrics
 from ..errors import BadInput
+from ..models.numbers import whole_numbers
 from ..models.tokens import texts_of
 from .joint import joint_answers, joint_ids
 
@@ -85,7 +86,7 @@ class TokenPairs:
             if isinstance(values, str | int):
                 raise BadInput(f"{what} must be a list with one entry for each pair, not {values!r} alone")
         a, b = (model.tokens(side, padding="right") for side in (clean, corrupted))
-        named = {name: list(at) for name, at in (spans or {}).items()}
+        named = {name: whole_numbers(at, f"span {name!r}") for name, at in (spans or {}).items()}
         _check_counts(a, b, right, wrong, named)
         bad = _misaligned(model, a, b)
         prompts = texts_of(clean) or a.rows()

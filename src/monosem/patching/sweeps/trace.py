@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from ...data import TokenPairs, token_at
+from ...data import TokenPairs, tokens_at
 from ...errors import BadInput
 from ...models import Layers, Model
 from ...models.numbers import count
@@ -187,7 +187,7 @@ def _tokens_of(model: Model, ids: list[int], words: str, number: int) -> list[in
             f"the tokens of prompt {number} are not what its text is read as; give the subject's, as slice(2, 5)"
         )
     start = text.index(words)
-    return list(range(token_at(model, text, start), token_at(model, text, start + len(words) - 1) + 1))
+    return tokens_at(model, text, start, start + len(words))
 
 
 def _spans(pairs: TokenPairs, chosen: Sequence[Sequence[int]]) -> dict[str, Tensor]:
