@@ -17,6 +17,7 @@ from .errors import BadInput
 
 Z95 = 1.959963984540054  # 97.5 % quantile of the standard normal
 PERCENTILES = (0.025, 0.975)  # of a bootstrap: its 95 % interval
+EXACT = 12  # pairs up to which all exchanges of labels are gone through
 CHUNK_ELEMENTS = 2**24  # elements of the largest temporary array (128 MB in float64)
 
 
@@ -229,15 +230,21 @@ def permutation_p(
     Labels are exchanged within pairs, or (unpaired) among all prompts. The statistic is the difference of means. The
     second p compares each latent's difference, in standard deviations of its own null, with the largest such value over
     all latents in each permutation (max-statistic of Westfall & Young). Both are (1 + hits) / (1 + permutations), so
-    they are never 0.
+    they are never 0. Of up to `EXACT` pairs all exchanges are gone through (to exchange nothing is one), and both are
+    the exact share of hits, at least 2 ** -pairs.
     """
     generator = torch.Generator().manual_seed(seed)
     n, m = len(positive), len(negative)
     together = torch.cat([positive, negative]).double()
     means = torch.cat([torch.full((n,), 1 / n), torch.full((m,), -1 / m)]).double()  # times all: a difference of means
-    weights = torch.stack([_relabelled(means, paired, generator) for _ in range(permutations)])
+    exact = paired and n <= EXACT
+    if exact:
+        signs = 1 - 2.0 * torch.cartesian_prod(*[torch.arange(2)] * n).reshape(-1, n).double()
+        weights = means * torch.cat([signs, signs], 1)
+    else:
+        weights = torch.stack([_relabelled(means, paired, generator) for _ in range(permutations)])
     observed = means @ together
-    width = max(1, CHUNK_ELEMENTS // max(permutations, 1))
+    width = max(1, CHUNK_ELEMENTS // max(len(weights), 1))
     null = [weights @ part for part in together.split(width, dim=1)]
     spread = torch.cat([part.std(0) for part in null]).clamp_min(1e-12)
     edge = 1e-9 * together.abs().amax(0)  # a tie with the observed value is a hit, whatever the order of summation
@@ -245,7 +252,8 @@ def permutation_p(
     highest = torch.stack([(part / s).amax(1) for part, s in zip(null, spread.split(width))]).amax(0)
     z = (observed - edge) / spread
     family_hits = len(highest) - torch.searchsorted(highest.sort().values, z)
-    return ((1 + hits) / (1 + permutations)).float(), ((1 + family_hits) / (1 + permutations)).float()
+    beside = 0 if exact else 1  # what was observed is among all exchanges, but not among drawn ones
+    return tuple(((beside + one) / (beside + len(weights))).float() for one in (hits, family_hits))  # type: ignore[return-value]
 
 
 def _relabelled(means: Float[Tensor, "prompts"], paired: bool, generator: torch.Generator) -> Float[Tensor, "prompts"]:

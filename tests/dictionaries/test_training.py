@@ -427,10 +427,21 @@ def test_a_run_reads_each_token_once_and_no_more_than_it_trains_on(
     read = torch.cat(runs[8:])  # the first eight runs, of 16 windows, find the median norm
     assert 1024 <= read.numel() <= 1.15 * 1024
     assert done.card["tokens_read"] == read.numel()
-    again = TokenStore.build(tiny_model("llama"), texts(tmp_path / "train.txt"), 16, tokens=int(1024 * 1.1))
+    again = TokenStore.build(tiny_model("llama"), texts(tmp_path / "train.txt"), 16, tokens=2048)
     left = [row.tolist() for row in again[:]]
     for row in read.tolist():
         left.remove(row)  # fails where a window was read twice
+
+
+@pytest.mark.parametrize("source", ["stream", "shards"])
+def test_text_full_of_special_tokens_is_read_once(tiny_model, tmp_path: Path, source: str) -> None:
+    """Chats are a fifth special tokens: so much more text is read, where there is so much."""
+    model, draw = tiny_model("llama"), torch.Generator().manual_seed(0)
+    windows = torch.randint(3, 100, (400, 16), generator=draw)
+    windows[torch.rand(windows.shape, generator=draw) < 0.4] = 0  # <s>
+    card = train(job(tmp_path, source=source), folder=tmp_path / "run", model=model, texts=windows, quiet=True).card
+    assert card["tokens_read"] <= card["corpus_tokens"] < windows.numel() / 2
+    assert card["tokens_read"] - sum(card["tokens_left_out"].values()) >= 1024
 
 
 def test_ctrl_c_while_the_first_batches_are_read(tiny_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 import bisect
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -26,6 +26,7 @@ SEPARATOR = "<|endoftext|>"  # what pre-training puts between documents wherever
 SEPARATORS = ("<|end_of_text|>", "<EOS_TOKEN>", "<｜end▁of▁sentence｜>", "<eos>", "</s>")
 
 Windows = Int[np.ndarray, "n context"]
+Counter = Callable[[Windows], Int[np.ndarray, "n"]]  # how many tokens of each window count
 
 
 def document_separator(tokenizer: Any) -> int:
@@ -146,6 +147,7 @@ class TokenStore:
         *,
         path: str | os.PathLike[str] | None = None,
         tokens: int | None = None,
+        counted: Counter | None = None,
         separator: int | None = None,
         quiet: bool = True,
     ) -> Self:
@@ -153,15 +155,15 @@ class TokenStore:
 
         Args:
             path: a folder to keep the windows in (atomic; an older one is replaced); None keeps them in memory.
-            tokens: stop as soon as there are this many tokens in whole windows; None reads all documents.
+            tokens: at most so many, in whole windows; None reads all documents.
+            counted: how many tokens of each window count towards `tokens`; None: all.
             separator: token id between documents; None is `document_separator`.
 
         Raises:
             BadInput: as `packed`; BadFile when the folder cannot be written.
         """
         packing = Packing.of(model, context, separator)
-        limit = None if tokens is None else max(1, tokens // context)
-        chunks = _limited(packing.windows(model.tokenizer, documents), limit)
+        chunks = limited(packing.windows(model.tokenizer, documents), tokens, counted)
         dtype = np.dtype("<u2" if len(model.tokenizer) <= 1 << 16 else "<u4")
         with Meter("tokenise", total=tokens, unit="tok", quiet=quiet) as meter:
             chunks = _counted(chunks, meter)
@@ -291,16 +293,21 @@ def _tokenized(tokenizer: Any, batch: Sequence[Document]) -> list[list[int]]:
     return ids
 
 
-def _limited(chunks: Iterator[Windows], limit: int | None) -> Iterator[Windows]:
-    left = limit
+def limited(chunks: Iterable[Windows], tokens: int | None, counted: Counter | None = None) -> Iterator[Windows]:
+    """The first windows that have at most so many tokens that count, at least one window; None: all."""
+    left, some = tokens, False
     for chunk in chunks:
         if left is None:
             yield chunk
             continue
-        yield chunk[:left]
-        left -= len(chunk)
-        if left <= 0:
+        sums = np.cumsum(np.full(len(chunk), chunk.shape[1]) if counted is None else counted(chunk))
+        fit = int(np.searchsorted(sums, left, side="right"))
+        kept = max(fit, 0 if some else 1)
+        if kept:
+            yield chunk[:kept]
+        if kept < len(chunk) or kept > fit:
             return
+        left, some = left - int(sums[-1]), True
 
 
 def _counted(chunks: Iterator[Windows], meter: Meter) -> Iterator[Windows]:

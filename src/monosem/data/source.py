@@ -9,18 +9,22 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..errors import BadInput
-from .packing import TokenStore
+from .packing import Counter, TokenStore, limited
 from .tally import MOST_SKIPPED
 from .text import Document, interleaved, texts
 
+CHUNK = 65_536  # windows that are counted at once
 TextSource = TokenStore | Int[Tensor, "n context"] | Iterable[Document | str]
 
 
-def as_store(model: Any, source: TextSource, context: int, *, tokens: int | None = None) -> TokenStore:
+def as_store(
+    model: Any, source: TextSource, context: int, *, tokens: int | None = None, counted: Counter | None = None
+) -> TokenStore:
     """A text source as a token store; documents are packed in memory into windows of `context`.
 
     Args:
         tokens: at most so many, in whole windows; None for all.
+        counted: how many tokens of each window count towards `tokens`; None: all.
 
     Raises:
         BadInput: a bare string, too little text, windows longer than the model's context, tokens below 1.
@@ -37,11 +41,14 @@ def as_store(model: Any, source: TextSource, context: int, *, tokens: int | None
             raise BadInput("windows of a corpus have no padding; give the texts themselves, or rows of one length")
         source = batch.ids
     if not isinstance(source, TokenStore | Tensor | np.ndarray):
-        return TokenStore.build(model, source, context, tokens=tokens)
+        return TokenStore.build(model, source, context, tokens=tokens, counted=counted)
     store = source if isinstance(source, TokenStore) else TokenStore.of(source)
     if store.context > model.cfg.n_ctx:
         raise BadInput(f"windows of {store.context} tokens are longer than the model's context {model.cfg.n_ctx}")
-    return store if tokens is None else TokenStore.of(store[: max(1, tokens // store.context)])
+    if tokens is None:
+        return store
+    chunks = (store.windows[start : start + CHUNK] for start in range(0, len(store), CHUNK))
+    return TokenStore.of(store[: sum(map(len, limited(chunks, tokens, counted)))])
 
 
 def corpus(

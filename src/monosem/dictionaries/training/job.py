@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Int
 
 from ... import __version__
-from ...activations import ActivationShards, ActivationStream, ShardStream
+from ...activations import ActivationShards, ActivationStream, ShardStream, SkipRule
 from ...data import Document, TextSource, TokenStore, as_store, corpus
 from ...errors import BadInput
 from ...files import write_json
@@ -22,9 +24,7 @@ from .outcome import FOLDER
 from .starts import start_of
 from .trainer import Record, train_on
 
-SPARE = (
-    1.1  # text to read tokens from, for each token to train on: special tokens, first positions, outliers are left out
-)
+SPARE = 1.03  # tokens of text that count, for each token to train on: outliers are known only when they are read
 
 
 def train(
@@ -88,13 +88,18 @@ def _check_sizes(config: TrainConfig) -> None:
 
 def _store(config: TrainConfig, model: Model, texts: TextSource | None, quiet: bool) -> TokenStore:
     """The text as windows. Several texts are mixed, so that cutting them keeps the mixture."""
-    limit = int(config.tokens * SPARE) if config.source == "stream" else config.tokens
+    limit = int(config.steps * config.batch_tokens * SPARE) + config.context
+    first, special = SkipRule().first, sorted(model.special_ids)
+
+    def counted(windows: Int[np.ndarray, "n context"]) -> Int[np.ndarray, "n"]:
+        return np.count_nonzero(~np.isin(windows[:, first:], special), axis=1)
+
     if texts is not None:
-        return as_store(model, texts, config.context, tokens=limit)
+        return as_store(model, texts, config.context, tokens=limit, counted=counted)
     if not config.texts:
         raise BadInput("no text to train on: give --text PATH or texts: in the config")
     documents = _documents(config, model, config.texts, quiet, config.seed)
-    return TokenStore.build(model, documents, config.context, tokens=limit, quiet=quiet)
+    return TokenStore.build(model, documents, config.context, tokens=limit, counted=counted, quiet=quiet)
 
 
 def _documents(config: TrainConfig, model: Model, paths: list[str], quiet: bool, seed: int = 0) -> Iterable[Document]:
