@@ -2,6 +2,7 @@
 
 import warnings
 from collections import UserDict
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ from transformers import BatchEncoding
 
 from monosem import edits, latents, lenses
 from monosem.components import detect_head, direct_attribution
-from monosem.data import PromptPairs, TokenPairs, as_store
+from monosem.data import PromptPairs, TokenPairs, TokenStore, as_store
 from monosem.errors import BadInput, Mismatch
 from monosem.lenses.corpus import prompts_of
 from monosem.metrics import continuation_perplexity, next_token_loss
@@ -435,7 +436,7 @@ def test_padding_between_tokens_is_no_token(family):
     torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
 
 
-def test_prompts_of_another_tokenizer_are_refused() -> None:
+def test_prompts_of_another_tokenizer_are_refused(tmp_path: Path) -> None:
     one = tiny_model("llama", name="one")
     twin, other = tiny_model("llama", seed=1, name="twin"), tiny_model("llama", name="other")
     twin.tokenizer, words = tiny_tokenizer(), tiny_tokenizer()
@@ -454,4 +455,10 @@ def test_prompts_of_another_tokenizer_are_refused() -> None:
         sweep(other, pairs, quiet=True)
     with pytest.raises(Mismatch, match="tokenised for another model"):
         pairs.solved(other)
+    folder = tmp_path / "store"
+    stored = TokenStore.build(one, ["the cat sat on the mat"] * 9, 8, path=folder)
+    for store in (stored, TokenStore.open(folder), TokenStore.build(one, ["the cat sat on the mat"] * 9, 8)):
+        assert as_store(twin, store, 8) is store
+        with pytest.raises(Mismatch, match="these windows were tokenised for another model"):
+            as_store(other, store, 8)
     assert other.run(one.tokens(TEXTS[:1]).ids).logits is not None  # bare ids say nothing of where they are from

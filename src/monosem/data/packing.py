@@ -3,7 +3,7 @@
 import bisect
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import BadFile, BadInput
 from ..files import replacing_folder, write_json
+from ..models.tokens import check_pieces, pieces_of
 from ..progress import Meter
 from ..reading import read_object
 from .text import Document, without_surrogates
@@ -133,10 +134,15 @@ class TokenStore:
 
     `store[indices]` gives Int[Tensor, "n context"]. A corpus is tokenised once; shuffling, epochs and resuming are then
     only a matter of indices.
+
+    Attributes:
+        pieces: what ids of the first window are for the tokenizer that made them; empty where it is not known.
     """
 
-    def __init__(self, windows: Windows, packing: Packing, fingerprint: str):
-        self.windows, self.packing, self.fingerprint = windows, packing, fingerprint
+    def __init__(
+        self, windows: Windows, packing: Packing, fingerprint: str, pieces: Mapping[int, str | None] | None = None
+    ):
+        self.windows, self.packing, self.fingerprint, self.pieces = windows, packing, fingerprint, pieces or {}
 
     @classmethod
     def build(
@@ -172,11 +178,14 @@ class TokenStore:
                 if not parts:
                     raise _too_short(packing)
                 windows = np.concatenate(parts)
-                return cls(windows, packing.ending(len(windows)), _fingerprint(windows, context))
-            return cls._build_on_disk(Path(path), chunks, packing, dtype)
+                pieces = pieces_of(model.tokenizer, np.unique(windows[0]).tolist())
+                return cls(windows, packing.ending(len(windows)), _fingerprint(windows, context), pieces)
+            return cls._build_on_disk(Path(path), chunks, packing, dtype, model.tokenizer)
 
     @classmethod
-    def _build_on_disk(cls, path: Path, chunks: Iterator[Windows], packing: Packing, dtype: np.dtype[Any]) -> Self:
+    def _build_on_disk(
+        cls, path: Path, chunks: Iterator[Windows], packing: Packing, dtype: np.dtype[Any], tokenizer: Any
+    ) -> Self:
         with replacing_folder(path) as folder:
             count = 0
             with open(folder / "windows.bin", "wb") as file:
@@ -192,6 +201,7 @@ class TokenStore:
                 "windows": count,
                 "fingerprint": _fingerprint(windows, packing.context),
                 **asdict(packing.ending(count)),
+                "pieces": [[*piece] for piece in pieces_of(tokenizer, np.unique(windows[0]).tolist()).items()],
             }
             write_json(folder / "manifest.json", manifest)
         return cls.open(path)
@@ -206,6 +216,7 @@ class TokenStore:
             packing = Packing(*(manifest[name] for name in Packing.__dataclass_fields__))
             shape = (int(manifest["windows"]), packing.context)
             fingerprint = str(manifest["fingerprint"])
+            pieces = {int(token): piece for token, piece in manifest.get("pieces", [])}
             if dtype.kind not in "iu" or min(shape) < 1:
                 raise ValueError(f"{dtype} {list(shape)}")
         except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -214,7 +225,7 @@ class TokenStore:
         size = file.stat().st_size if file.exists() else 0
         if size != shape[0] * shape[1] * dtype.itemsize:
             raise BadFile(f"{file} is truncated ({size} bytes for {shape[0]} windows of {shape[1]}); build it again")
-        return cls(np.memmap(file, dtype, "r", shape=shape), packing, fingerprint)
+        return cls(np.memmap(file, dtype, "r", shape=shape), packing, fingerprint, pieces)
 
     @classmethod
     def of(cls, windows: Int[Tensor, "n context"] | Windows) -> Self:
@@ -234,6 +245,10 @@ class TokenStore:
 
     def __getitem__(self, indices: Any) -> Int[Tensor, "n context"]:
         return torch.from_numpy(np.asarray(self.windows[indices]).astype(np.int64))
+
+    def check(self, model: Any) -> None:
+        """Raises `Mismatch` for windows of another model's tokenizer, whose ids mean other tokens here."""
+        check_pieces(model, self.pieces, "these windows were")
 
     @property
     def context(self) -> int:

@@ -28,6 +28,7 @@ def as_store(
 
     Raises:
         BadInput: a bare string, too little text, windows longer than the model's context, tokens below 1.
+        Mismatch: a store of another model's tokenizer.
     """
     if tokens is not None and tokens < 1:
         raise BadInput(f"tokens must be at least 1, not {tokens}")
@@ -43,6 +44,7 @@ def as_store(
     if not isinstance(source, TokenStore | Tensor | np.ndarray):
         return TokenStore.build(model, source, context, tokens=tokens, counted=counted)
     store = source if isinstance(source, TokenStore) else TokenStore.of(source)
+    store.check(model)
     if store.context > model.cfg.n_ctx:
         raise BadInput(f"windows of {store.context} tokens are longer than the model's context {model.cfg.n_ctx}")
     if tokens is None:

@@ -63,6 +63,7 @@ def build_index(
     dictionary.check(model)
     config, rule, target = config or IndexConfig(), skip or dictionary.skip, Path(path)
     store = texts if isinstance(texts, TokenStore) else as_store(model, texts, config.context, tokens=config.tokens)
+    store.check(model)
     windows = len(store) if config.tokens is None else min(len(store), max(1, config.tokens // store.context))
     if shards is not None:
         _check_shards(shards, dictionary, model, store)

@@ -8,7 +8,7 @@
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -360,21 +360,24 @@ def _checked(model: Any, batch: TokenBatch) -> TokenBatch:
 
 def _check_tokens(model: Any, batch: TokenBatch) -> None:
     """Raises `Mismatch` where an id is another token for this model's tokenizer than for the one that made it."""
-    if batch.tokenizer is None or model.tokenizer is None or batch.tokenizer is model.tokenizer:
-        return
-    ids = batch.ids[batch.mask].unique().tolist()
-    there, here = ([_piece(one, token) for token in ids] for one in (batch.tokenizer, model.tokenizer))
-    for token, one, other in zip(ids, there, here):
-        if one != other:
+    if batch.tokenizer is not None and batch.tokenizer is not model.tokenizer:
+        check_pieces(model, pieces_of(batch.tokenizer, batch.ids[batch.mask].unique().tolist()), "these prompts were")
+
+
+def pieces_of(tokenizer: Any, ids: Iterable[int]) -> dict[int, str | None]:
+    """The token of each id, None where the tokenizer has none."""
+    return {token: tokenizer.convert_ids_to_tokens(token) if 0 <= token < len(tokenizer) else None for token in ids}
+
+
+def check_pieces(model: Any, pieces: Mapping[int, str | None], what: str) -> None:
+    """Raises `Mismatch` where an id is another token for this model's tokenizer; `what` begins the message."""
+    here = {} if model.tokenizer is None else pieces_of(model.tokenizer, pieces)
+    for token, piece in here.items():
+        if piece != pieces[token]:
             raise Mismatch(
-                f"these prompts were tokenised for another model: token {token} is {one!r} there and {other!r} for "
-                f"{model.name}; make them with this model"
+                f"{what} tokenised for another model: token {token} is {pieces[token]!r:.40} there and {piece!r} for "
+                f"{model.name}; tokenise them for this model"
             )
-
-
-def _piece(tokenizer: Any, token: int) -> str | None:
-    """The token of an id, None where the tokenizer has none."""
-    return tokenizer.convert_ids_to_tokens(token) if token < len(tokenizer) else None  # type: ignore[no-any-return]
 
 
 def _is_keyed(x: Any) -> bool:
