@@ -142,7 +142,8 @@ def test_controls_are_active_on_the_tokens_in_question(model, sae, finished):
     assert matching["active"] == int((activity.mean(0)[ablation["randoms"]] > 0).sum()) == 4
     mean = [sum(arm["kls"]["test"][row] for row in prompts) / len(prompts) for arm in ablation["arms"]]
     assert where["kl"] == pytest.approx(mean[0])
-    assert where["p"] == (1 + sum(kl >= mean[0] for kl in mean[4:])) / 5
+    alike = [kl for kl, one in zip(mean[4:], matching["randoms"], strict=True) if one >= matching["target"] / 2]
+    assert (where["alike"], where["p"]) == (len(alike), (1 + sum(kl >= mean[0] for kl in alike)) / (1 + len(alike)))
 
 
 def test_steering_is_in_units_of_the_latents_own_maximum(model, finished):

@@ -10,7 +10,7 @@ from scipy import stats
 
 from monosem.statistics import correlation_interval
 from monosem.studies import surface
-from monosem.studies.sections import candidates, conclusion
+from monosem.studies.sections import ablation, candidates, conclusion
 
 NOTHING = {"changed": 0, "changed_rate": 0.0, "changed_low": 0.0, "changed_high": 0.24, "kl": 1e-6, "n": 12}
 SOME = {"changed": 3, "changed_rate": 0.25, "changed_low": 0.09, "changed_high": 0.53, "kl": 0.8, "n": 12}
@@ -35,7 +35,8 @@ def sections(randoms=19):
         },
         "ablation": {
             "arms": [arm("target", 0.0, SOME)],
-            "where_active": {"n": 8, "kl": 1.2, "changed": 3, "random_kls": [0.1] * randoms, "p": 1 / (1 + randoms)},
+            "where_active": {"n": 8, "kl": 1.2, "changed": 3, "random_kls": [0.1] * randoms, "alike": randoms,
+                             "p": 1 / (1 + randoms)},
         },
         "steering": {
             "primary_dose": 1.0,
@@ -70,7 +71,7 @@ def test_where_everything_holds_the_smallest_sample_is_the_weakest_link():
 
 def test_no_effect_is_no_claim():
     made = sections()
-    made["ablation"]["where_active"] |= {"p": 0.6, "changed": 0}
+    made["ablation"]["where_active"] |= {"p": 0.6, "changed": 0, "kl": 0.05}
     made["target"]["held_out"] |= {"auroc": 0.55, "auroc_low": 0.35, "auroc_high": 0.75, "p": 0.4}
     made["steering"]["arms"][0]["test"] |= {"concept_shift": 0.0, "concept_low": -0.1, "concept_high": 0.1}
     made["steering"]["p_concept"] = 0.7
@@ -112,6 +113,21 @@ def test_a_change_without_another_token_is_not_yet_one_that_matters():
     made = sections()
     made["ablation"]["where_active"]["changed"] = 0
     assert verdicts(made)["matters"] == "unclear"
+
+
+@pytest.mark.parametrize(("kl", "verdict"), [(0.168, "unclear"), (0.03, "no")])
+def test_controls_that_are_less_active_carry_no_claim(kl, verdict):
+    """French: the target writes 24 at its tokens, the controls 19 and 2 to 6. Ablated, all of these change less."""
+    made = sections()
+    arms = [{"kind": "target", "kls": {"test": [kl]}, "changes": {"test": [True]}}]
+    arms += [
+        {"kind": "random", "kls": {"test": [0.046 if i == 0 else 0.002]}, "changes": {"test": [0]}} for i in range(19)
+    ]
+    where = ablation.where_active(arms, [0], {"target": 24.0, "randoms": [19.0] + [2.9] * 18})
+    assert (where["alike"], where["p"]) == (1, 0.5 if kl > 0.046 else 1.0)
+    made["ablation"]["where_active"] = where
+    assert verdicts(made)["matters"] == verdict
+    assert "only 1 of 19 random latents is at least half as active" in said(made)
 
 
 def test_random_latents_that_steer_as_much_void_the_claim():

@@ -51,7 +51,7 @@ def reader_of(context: Context) -> reading.Reader:
 
 
 def controls(context: Context, target: int, candidates: Sequence[int]) -> tuple[list[int], dict[str, Any]]:
-    """Random latents that are as active as the target where it is active on the test prompts, and of like maximum.
+    """Random latents that are most like the target in activity where it is active on the test prompts, and in maximum.
 
     Never a candidate; the same ones in ablation and steering. Activity is the mean over these tokens of what the latent
     writes: its activation times the length of its decoder row. Where the target is silent on all test prompts, the

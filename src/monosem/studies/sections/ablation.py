@@ -6,6 +6,8 @@ from ...statistics import rank_p
 from ..arms import PARTS, Arm, controls, measure
 from ..context import Context
 
+ALIKE = 0.5  # share of the target's activity from which a random latent counts as one that is as active
+
 
 def make(context: Context, earlier: dict[str, dict[str, Any]]) -> dict[str, Any]:
     target, found = earlier["target"]["latent"], earlier["candidates"]
@@ -32,7 +34,7 @@ def make(context: Context, earlier: dict[str, dict[str, Any]]) -> dict[str, Any]
         "matching": matching,
         "arms": measured,
         "active": strongest,  # the target's activation of the largest magnitude on each opening
-        "where_active": where_active(measured, active),
+        "where_active": where_active(measured, active, matching),
         "p": {part: against_randoms(measured, part) for part in PARTS},
     }
 
@@ -42,18 +44,25 @@ def several(target: int, candidates: dict[str, Any], n: int) -> list[int]:
     return [target, *(latent for latent in candidates["order"] if latent != target)][:n]
 
 
-def where_active(arms: list[dict[str, Any]], active: list[int]) -> dict[str, Any]:
-    """The arms on the test prompts on which the target is active alone: what p and the conclusion are about."""
+def where_active(arms: list[dict[str, Any]], active: list[int], matching: dict[str, Any]) -> dict[str, Any]:
+    """The arms on the test prompts on which the target is active alone: what p and the conclusion are about.
+
+    p is the rank among the random latents that are at least half as active as the target on the same tokens: that a
+    large change does more than a small one says nothing.
+    """
     kls = [sum(arm["kls"]["test"][row] for row in active) / max(len(active), 1) for arm in arms]
     changed = [sum(arm["changes"]["test"][row] for row in active) for arm in arms]
     randoms = [number for number, arm in enumerate(arms) if arm["kind"] == "random"]
+    random_kls = [kls[number] for number in randoms]
+    alike = [kl for kl, one in zip(random_kls, matching["randoms"]) if one >= ALIKE * matching["target"]]
     return {
         "n": len(active),
         "kl": kls[0],
         "changed": changed[0],
-        "random_kls": [kls[number] for number in randoms],
+        "random_kls": random_kls,
         "random_changed": [changed[number] for number in randoms],
-        "p": rank_p(kls[0], [kls[number] for number in randoms]),
+        "alike": len(alike),
+        "p": rank_p(kls[0], alike),
     }
 
 
@@ -72,7 +81,8 @@ def findings(result: dict[str, Any]) -> list[str]:
         f"{arm['label']}: the next token changes on {_of(arm['test'])} test and {_of(arm['control'])} control prompts",
         f"(reconstruct-only changes {_of(spliced['test'])} and {_of(spliced['control'])})",
         f"it was active on {where['n']} of {n} test prompts; there KL {where['kl']:.3f} nats, p = {where['p']:.2f} "
-        f"against {len(result['randoms'])} random latents, {matching['active']} of them active on the same tokens",
+        f"against the {where['alike']} of {len(result['randoms'])} random latents that are at least half as active on "
+        f"the same tokens ({matching['active']} are active at all)",
     ]
 
 

@@ -6,7 +6,8 @@ Rules (fixed before any study was run). A verdict is "yes", "no", or "unclear": 
   starts at 0.8. Fewer than 5 held-out pairs are too few.
 - surface: see `studies.surface`.
 - matters (ablation): on the test prompts on which the latent is active, a higher mean KL than under the random latents
-  that are as active on the same tokens (rank p <= 0.05), and at least one next token changes (else "unclear").
+  that are at least half as active on the same tokens (rank p <= 0.05), and at least one next token changes (else
+  "unclear"). "unclear" as well where these are too few for such a p, and no random latent has a KL as high.
 - steers: at the primary dose the concept score of the test continuations rises, its 95 % interval above 0, and by more
   than under random latents at the same multiple of their own maxima (rank p <= 0.05).
 - spares (side effects), ablated and amplified alike: at most one control prompt in ten changes its next token, with at
@@ -43,7 +44,7 @@ SAID = {
         "no": "is not shown to move continuations towards the concept",
     },
     "matters": {
-        "yes": "changes predictions when ablated, more than random latents that are as active",
+        "yes": "changes predictions when ablated, more than random latents at least half as active",
         "unclear": "may matter more than random latents when ablated",
         "no": "is not shown to matter more than random latents when ablated",
     },
@@ -82,7 +83,7 @@ def limits(context: Context, results: Results) -> list[str]:
         f"The latent was active on {active} of {n} test prompts; where it is silent, ablating it changes nothing.",
         f"{matching['active']} of {len(matching['randoms'])} random latents are active on the tokens in question, at a "
         f"median of {_median(matching['randoms']):.2g} against the target's {matching['target']:.2g} (activation times "
-        "decoder length): what they cannot match, p does not count.",
+        "decoder length): to take away more changes more, so only those at least half as active count for p.",
         "The concept score is a linear reading of the same model's activations (AUROC "
         f"{_interval(reader['auroc'], reader['low'], reader['high'])} on {reader['pairs']} held-out pairs), not a "
         "human judgement; read the continuations.",
@@ -145,20 +146,28 @@ def _matters(results: Results) -> Claim:
         verdict, text = "unclear", f"The latent is silent on all {total} test prompts: there is nothing to ablate."
         weakness = f"{numbers}, so its ablation shows nothing"
     else:
-        beats = where["p"] <= ALPHA
-        verdict = "yes" if beats and where["changed"] else "unclear" if beats else "no"
-        p = p_said(where["p"], 1 / (1 + of), f"{of} controls")
-        numbers = f"{where['changed']} of {n} next tokens, {p_said(where['p'], 1 / (1 + of))}"
+        alike, beats = where["alike"], where["p"] <= ALPHA
+        few = 1 / (1 + alike) > ALPHA
+        above = few and where["kl"] > max(where["random_kls"])
+        verdict = "yes" if beats and where["changed"] else "unclear" if beats or above else "no"
+        of_alike = f"{alike} of {of} random latents {'is' if alike == 1 else 'are'} at least half as active"
+        against = f"only {of_alike}" if few and alike < of else p_said(where["p"], 1 / (1 + alike))
+        numbers = f"{where['changed']} of {n} next tokens, {against}"
+        p = p_said(where["p"], 1 / (1 + alike), f"{alike} control{'s' * (alike != 1)}") if alike else "so there is no p"
         detail = (
             f"on the {n} of {total} test prompts on which it is active {changes(where['changed'])}, KL "
-            f"{where['kl']:.3f} nats; under {of} random latents as active there the median is "
-            f"{_median(where['random_kls']):.3f} and the highest {max(where['random_kls']):.3f}; {p}"
+            f"{where['kl']:.3f} nats; under {of} random latents the median is {_median(where['random_kls']):.3f} and "
+            f"the highest {max(where['random_kls']):.3f}; {of_alike} there: {p}"
         )
         start = {
             "yes": "Ablating the latent changes predictions more than ablating random latents does",
             "unclear": "Ablating the latent moves predictions more than random latents do, but changes no next token",
             "no": "That ablating the latent matters more than ablating a random one is not shown",
         }[verdict]
+        if above:
+            start = (
+                "Ablating the latent moves predictions more than any random latent, but too few of these are as active"
+            )
         text = f"{start} ({detail})."
         weakness = f"ablation rests on the {n} of {total} test prompts on which it is active, {numbers}"
     return {
