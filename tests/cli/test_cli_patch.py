@@ -93,6 +93,12 @@ def test_json_is_what_the_library_finds(run: Callable[..., Result], home: Path) 
     assert not (home / "runs").exists()
 
 
+def test_no_folder_is_left_by_what_fails_before_it_begins(run: Callable[..., Result], tmp_path: Path) -> None:
+    for line in ("patch localise nowhere --pairs pairs.csv --out", "evaluate nowhere --text text.jsonl --save"):
+        assert run(f"{line} {tmp_path}/new/place").exit_code == 2
+        assert not (tmp_path / "new").exists()
+
+
 PLACES = "tiny --pairs pairs.csv --sites z --over layer,head --positions end --layers 1:"
 
 

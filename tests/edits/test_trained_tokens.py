@@ -229,6 +229,8 @@ def test_another_rule_is_followed(model):
 
 BAD = [[], "first", {"first": -1}, {"first": "1"}, {"outlier": float("nan")}, {"outlier": 0.5}, {"last": 2}]
 BAD += [{"outlier_norm": "a"}, {"outlier_norm": float("nan")}, {"outlier_norm": -1.0}, {"special": 3}, 4]
+BAD += [{"first": 2**63}, {"first": 10**30}, {"calibration": 10**30}, {"outlier": 10**400}, {"outlier_norm": 10**400}]
+BAD += [{"outlier": float("inf")}, {"outlier_norm": float("inf")}]
 
 
 @pytest.mark.parametrize("rule", BAD)

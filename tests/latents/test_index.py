@@ -1,5 +1,6 @@
 """The latent index against a brute-force computation over the same windows, and as a file that can be broken."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -326,6 +327,18 @@ def test_damage_inside_the_file(index, tmp_path):
         except BadFile:
             refused += 1
     assert refused > 20
+
+
+@pytest.mark.parametrize(
+    ("table", "column"), [("token", "text"), ("latent", "tokens"), ("latent", "s1"), ("examples", "blob")]
+)
+def test_values_that_are_missing_inside_the_file(index, tmp_path, table, column):
+    path = tmp_path / "nulls.sqlite"
+    shutil.copy(index.path, path)
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(f"UPDATE {table} SET {column} = NULL")
+    with pytest.raises(BadFile, match="make it again"):
+        read_all(path)
 
 
 @pytest.fixture

@@ -379,12 +379,14 @@ def test_bad_company(model, sae, tmp_path):
         go(other, sae, tmp_path)
     with pytest.raises(Mismatch, match=r"resid_post\.0"):
         go(model, sae, tmp_path, site="resid_post.0")
+    new = tmp_path / "runs" / "new"
     with pytest.raises(UnknownName, match="0 to 23"):
-        go(model, sae, tmp_path, latent=24)
+        go(model, sae, new, latent=24)
     with pytest.raises(UnknownName):
-        studies.run(CONFIG | {"dictionary": "no/such"}, folder=tmp_path, say=None, model=model)
+        studies.run(CONFIG | {"dictionary": "no/such"}, folder=new, say=None, model=model)
+    assert not new.parent.exists()
     (tmp_path / "file").write_text("")
-    with pytest.raises(BadInput, match="choose another folder"):
+    with pytest.raises(BadInput, match="choose another place"):
         go(model, sae, tmp_path / "file" / "x")
 
 

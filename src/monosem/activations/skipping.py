@@ -2,6 +2,7 @@
 
 import ast
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -15,6 +16,7 @@ from ..errors import BadInput
 from ..models import Model, Site, TokenBatch
 from .medians import median_norms, norms_of
 
+LARGEST = 2**31  # what counts positions and windows here
 REASONS = ("first", "special", "not finite", "outlier")  # a token is left out for the first of them that holds
 
 
@@ -36,9 +38,14 @@ class SkipRule:
 
     def __post_init__(self) -> None:
         good = isinstance(self.special, bool) and all(type(n) is int for n in (self.first, self.calibration))
-        good = good and (self.outlier is None or type(self.outlier) in (int, float))
-        if not good or self.first < 0 or self.calibration < 1 or (self.outlier is not None and not self.outlier > 1):
-            raise BadInput(f"a skip rule needs first >= 0, calibration >= 1 and outlier > 1 or None; got {self}")
+        good = good and 0 <= self.first < LARGEST and 1 <= self.calibration < LARGEST
+        if self.outlier is not None:  # an integer may be beyond all floats
+            good = good and type(self.outlier) in (int, float) and 1 < self.outlier <= sys.float_info.max
+        if not good:
+            raise BadInput(
+                f"a skip rule needs first >= 0, calibration >= 1 (both below {LARGEST:,}) and a finite outlier > 1 or "
+                f"None; got {self!r:.200}"
+            )
 
     @classmethod
     def none(cls) -> "SkipRule":

@@ -112,10 +112,10 @@ def evaluate(
     Example: monosem evaluate smollm2/resid_post.15 --text held-out.txt --tokens 50000
     """
     from ..dictionaries import evaluate as measure
-    from ..files import writable_folder
+    from ..files import check_writable
 
     if save:
-        writable_folder(save.parent)
+        check_writable(save)
     sae, lm = asked.load()
     documents = corpus.documents(lm, quiet=asked.silent)
     evaluation = measure(lm, sae, documents, tokens=tokens, context=context, quiet=asked.silent)

@@ -6,6 +6,7 @@ is a `SkipRule`, and the norm above which a token was an outlier in training. Fi
 the default rule holds, and the norm is measured (`activations.median_norms`).
 """
 
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -34,8 +35,8 @@ def rule_of(metadata: Mapping[str, Any]) -> tuple[SkipRule, float | None]:
         raise BadInput(f"metadata: {KEY!r} must be an object, not {entry!r:.60}")
     fields = dict(entry)
     norm = fields.pop("outlier_norm", None)
-    if norm is not None and not (type(norm) in (int, float) and norm > 0):
-        raise BadInput(f"metadata: {KEY!r} has an outlier_norm of {norm!r:.60}, not a number above 0")
+    if norm is not None and not (type(norm) in (int, float) and 0 < norm <= sys.float_info.max):
+        raise BadInput(f"metadata: {KEY!r} has an outlier_norm of {norm!r:.60}, not a finite number above 0")
     try:
         return SkipRule(**fields), norm
     except TypeError as error:

@@ -29,6 +29,8 @@ from .queries import ExampleText, by_texts, by_words
 from .spelling import alone, readable
 
 QUANTILES = (0.1, 0.5, 0.9, 0.99)
+# what a file that was changed was seen to bring about
+_DAMAGE = (sqlite3.DatabaseError, zlib.error, ValueError, TypeError, AttributeError, ArithmeticError, LookupError)
 
 
 def index_of(dictionary: Dictionary) -> "Index | None":
@@ -83,7 +85,7 @@ class Index(Result):
             yield
         except MonosemError:
             raise
-        except (sqlite3.DatabaseError, zlib.error, ValueError, TypeError, ArithmeticError, LookupError) as error:
+        except _DAMAGE as error:
             raise BadFile(f"{self.path} is not a latent index or is damaged ({error}); make it again") from error
 
     @property

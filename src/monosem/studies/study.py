@@ -15,7 +15,7 @@ import pandas as pd
 from .. import __version__
 from ..dictionaries import Dictionary, load_dictionary
 from ..errors import BadFile, Mismatch, check_name, require
-from ..files import writable_folder, write_json
+from ..files import check_writable, write_json
 from ..jobs import claim, module_fingerprint
 from ..latents.index import index_of
 from ..models import Model, load_model
@@ -118,7 +118,8 @@ def run(
     require("plotly", "plots")
     config = StudyConfig.load(concept)
     tell: Say = say or (lambda line: None)
-    home = writable_folder(folder or Path("runs") / config.name)
+    home = Path(folder or Path("runs") / config.name)
+    check_writable(home / "report.html")  # which makes nothing: what fails below leaves no empty folder
     loaded = dictionary if dictionary is not None else load_dictionary(config.dictionary)
     lm = model
     if lm is None:

@@ -46,14 +46,14 @@ def localise(
 
     Example: monosem patch localise smollm2 --pairs mine.csv --metric negative_kl
     """
-    from ...files import writable_folder
+    from ...files import check_writable
     from ...patching import localise as find
 
     pairs.check()
     folder = out or (None if asked.json else Path("runs") / f"patch-{pairs.name}")
     if folder is not None:
         require("plotly", "plots")
-        writable_folder(folder)
+        check_writable(folder / "report.html")
     model, prompts = pairs.load(asked)
     localisation = find(
         model,
