@@ -189,7 +189,7 @@ def test_solved_and_dropped_pairs_are_said(run: Callable[..., Result]) -> None:
         ("patch localise tiny --pairs ragged.csv", "or leave them out (drop_unaligned)"),
         ("patch localise tiny --pairs pairs.csv --sites resid_pre", "chooses among attn_out and mlp_out"),
         ("patch localise tiny --pairs pairs.csv --positions middle", "no span 'middle'"),
-        ("patch localise tiny --pairs pairs.csv --out pairs.csv/x", "choose another folder"),
+        ("patch localise tiny --pairs pairs.csv --out pairs.csv/x", "choose another place"),
         ("patch sweep tiny --task iou", "did you mean 'ioi'"),
         ("patch sweep tiny --pairs pairs.csv --sites resid_pots", "did you mean 'resid_post'"),
         ("patch sweep tiny --pairs pairs.csv --over token", "no axis 'token'"),
