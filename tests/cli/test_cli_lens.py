@@ -213,6 +213,14 @@ def test_training_and_looking_through_the_result(home: Path, tmp_path: Path) -> 
     assert torch.equal(lens[0].bias, lenses.TunedLens.load(run / "lens")[0].bias)
 
 
+NO_SETTINGS = [
+    *(("future", entry) for entry in ("offsets=x", "offsets=[-1]", "ridge=nan", "ridge=-1", "batch_size=0")),
+    *(("head", entry) for entry in ("prompts=x", "heads=x", "heads=0", "fold=x", "copying=x", "windows=1")),
+    *(("soft-prompt", entry) for entry in ("steps=x", "lr=nan", "offsets=x", "skip_first=-1", "per_text=0", "text=3")),
+    *(("jacobian", entry) for entry in ("layers=x", "probes=0", "skip_first=-1", "length=x", "batch_size=true")),
+]
+
+
 def test_other_kinds_of_lenses_are_trained(home: Path, tmp_path: Path) -> None:
     model = load_model(home / "tiny", quiet=True)
     line = ["lens", "train", "--model", home / "tiny", "--text", home / "text.jsonl", "--set", "windows=6"]
@@ -236,10 +244,43 @@ def test_other_kinds_of_lenses_are_trained(home: Path, tmp_path: Path) -> None:
     assert lenses.FutureLens.load(tmp_path / "future" / "lens").header.offsets == [0, 1]
     for extra, message in (
         (["--kind", "jacobien"], "jacobian"),
-        (["--kind", "future", "--set", "probes=3"], "no setting of a future lens 'probes'"),
+        (["--kind", "future", "--set", "probes=3"], "future lens: probes: no such field"),
         (["--kind", "head", "--rank", 3], "--rank is of tuned lenses"),
+        (["--kind", "head", "--held-out", home / "text.jsonl"], "--held-out measures tuned lenses"),
+        *((["--kind", kind, "--set", entry], entry.split("=")[0]) for kind, entry in NO_SETTINGS),
     ):
-        assert message in monosem(*line, *extra, "--out", tmp_path / "bad").stderr
+        done = monosem(*line, *extra, "--out", tmp_path / "bad")
+        assert done.exit_code == 2
+        assert message in done.stderr
+        assert not (tmp_path / "bad").exists()
+
+
+def test_a_folder_keeps_the_lens_that_it_holds(home: Path, tmp_path: Path) -> None:
+    line = ["lens", "train", "--model", home / "tiny", "--text", home / "text.jsonl", "-q", "--out", tmp_path / "run"]
+    head = ["--kind", "head", "--set", "windows=6", "--set", "length=24", "--set", "prompts=2"]
+    said = json.loads(succeed(*line, *head, "--set", "heads=3", "--json"))
+    assert said == {"lens": str(tmp_path / "run" / "lens")}
+    kept = (tmp_path / "run" / "lens" / "lens.safetensors").read_bytes()
+    succeed(*line, *head, "--set", "heads=3")
+    for other in (
+        [*head, "--set", "heads=2"],
+        ["--kind", "future", "--set", "length=24"],
+        ["--steps", 1, "--context", 16],
+    ):
+        refused = monosem(*line, *other)
+        assert refused.exit_code == 2
+        assert "holds a head lens" in refused.stderr
+    assert (tmp_path / "run" / "lens" / "lens.safetensors").read_bytes() == kept
+
+
+def test_settings_reach_the_lens(home: Path, tmp_path: Path) -> None:
+    line = ["lens", "train", "--model", home / "tiny", "--text", home / "text.jsonl", "-q", "--set", "windows=4"]
+    succeed(*line, "--kind", "jacobian", "--set", "length=40", "--set", "probes=2", "--out", tmp_path / "jacobian")
+    assert lenses.JacobianLens.load(tmp_path / "jacobian" / "lens").header.length == 40
+    # 1e-3 is text to YAML
+    soft = ["--kind", "soft-prompt", "--set", "length=24", "--set", "lr=1e-3", "--set", "steps=1"]
+    succeed(*line, *soft, "--out", tmp_path / "soft")
+    assert lenses.SoftPrompt.load(tmp_path / "soft" / "lens").header.lr == 1e-3
 
 
 def test_ranges_of_layers() -> None:

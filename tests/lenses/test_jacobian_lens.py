@@ -244,6 +244,16 @@ def test_an_interrupted_fit_goes_on_with_the_same_result(tiny_model, tmp_path, m
         JacobianLens.fit(model, texts, folder=folder, seed=4, **options)
     with pytest.raises(Mismatch, match="prompts"):
         JacobianLens.fit(model, texts[1:], folder=folder, **options)
+    other = tiny_model("llama", seed=1)
+    other.name = model.name
+    with pytest.raises(Mismatch, match="model_weights"):
+        JacobianLens.fit(other, texts, folder=folder, **options)
+    model.hf.double()  # the same weights, another precision
+    try:
+        with pytest.raises(Mismatch, match="dtype"):
+            JacobianLens.fit(model, texts, folder=folder, **options)
+    finally:
+        model.hf.float()
 
 
 def test_merged_parts_are_the_whole(tiny_model):

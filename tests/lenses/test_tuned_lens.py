@@ -350,6 +350,10 @@ def test_interrupted_and_resumed_it_is_the_same(tiny_model: TinyModel, tmp_path:
         TunedLens.fit(model, text, config.model_copy(update={"lr": 0.5}), folder=tmp_path / "parts", quiet=True)
     with pytest.raises(Mismatch, match="text"):
         TunedLens.fit(model, windows(60, seed=8), config, folder=tmp_path / "parts", quiet=True)
+    other = tiny_model("llama", seed=1)
+    other.name = model.name
+    with pytest.raises(Mismatch, match="model_weights"):
+        TunedLens.fit(other, text, config, folder=tmp_path / "parts", quiet=True)
 
 
 def test_stopped_in_the_regression_nothing_is_kept(tiny_model: TinyModel, tmp_path: Path) -> None:

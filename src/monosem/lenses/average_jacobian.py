@@ -18,6 +18,7 @@ from ..jobs import Checkpoints, Interrupted, Interrupts, JobConfig, claim
 from ..jobs.config import Seed
 from ..models import Model, TokenBatch
 from ..progress import Meter
+from .corpus import traits
 
 
 class JacobianConfig(JobConfig):
@@ -63,7 +64,7 @@ class Average:
     def run(self, folder: str | os.PathLike[str] | None, quiet: bool) -> None:
         """Sum up all prompts, from the checkpoint in the folder on. Raises `Interrupted`, and as `claim`."""
         checkpoints = None if folder is None else Checkpoints(Path(folder) / "checkpoints")
-        made_with = {"model": self.model.name, "layers": self.last + 1, "prompts": self._fingerprint}
+        made_with = traits(self.model) | {"layers": self.last + 1, "prompts": self._fingerprint}
         claimed = claim(folder, self.config, work="checkpoints/*.pt", made_with=made_with) if folder else nullcontext()
         vjps = self.config.probes
         with claimed, Interrupts() as interrupts:

@@ -5,6 +5,7 @@ from itertools import islice
 from typing import Any
 
 from ..errors import BadInput
+from ..jobs import module_fingerprint
 from ..models import Model, TokenBatch
 from ..models.tokens import read, texts_of
 
@@ -32,6 +33,11 @@ def prompts_of(model: Model, texts: Any, n: int | None, length: int, skipped: in
                 f"prompt {number} has {len(row)} tokens and needs more than {skipped}: give longer texts, or skip fewer"
             )
     return rows
+
+
+def traits(model: Model) -> dict[str, str]:
+    """What a lens depends on in its model, for the record of the job that fits it."""
+    return {"model": model.name, "model_weights": module_fingerprint(model.hf), "dtype": str(model.dtype)}
 
 
 def batches(model: Model, prompts: list[list[int]], batch_size: int) -> Iterator[TokenBatch]:

@@ -4,12 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from ...errors import BadInput
+from ...errors import BadInput, check_name
 from ...terminal import notice
 from ..application import resumable
 from ..options import MODELS, TEXTS, Corpus, OnModel, Seed, Set, fields, flag, option
 from ..output import as_json, frame, line
-from .kinds import made, settings_of
 
 if TYPE_CHECKING:
     from ...lenses import TuneConfig
@@ -79,6 +78,8 @@ def train(
     from ...lenses import TunedLens
 
     if kind != "tuned":
+        if held_out:
+            raise BadInput(f"--held-out measures tuned lenses; evaluate a {kind} lens in Python")
         _other(kind, corpus, out, training)
         return
     config, quiet = training.config(), training.silent
@@ -98,10 +99,9 @@ def train(
         columns = ["site", *(f"{arm}_{name}" for name in ("kl", "top1", "entropy") for arm in ("tuned", "logit"))]
         if training.json:
             as_json(evaluation.to_dict())
-        else:
-            frame(evaluation.table[columns], f"on {evaluation.tokens:,} tokens of held-out text, nats")
-    if not training.json:
-        line(out / "lens")
+            return
+        frame(evaluation.table[columns], f"on {evaluation.tokens:,} tokens of held-out text, nats")
+    _said(out / "lens", training.json)
 
 
 def _other(kind: str, corpus: Corpus, out: Path, training: Training) -> None:
@@ -109,22 +109,26 @@ def _other(kind: str, corpus: Corpus, out: Path, training: Training) -> None:
     import numpy as np
 
     from ...data import TokenStore
+    from ...lenses.jobs import KINDS
 
-    options, windows, length = settings_of(kind, fields(training.set))
-    recipe = [name for name in ("rank", "cells", *QUICK, "lr") if getattr(training, name) is not None]
-    if recipe or training.paper or training.repeat:
-        name = (recipe or ["paper" if training.paper else "repeat"])[0].replace("_", "-")
-        raise BadInput(f"--{name} is of tuned lenses; settings of a {kind} lens go by --set")
-    if kind != "future":
-        options["seed"] = training.seed
-    if kind == "head":
-        options.pop("seed")
+    check_name("kind of lens", kind, ["tuned", *KINDS])
+    recipe = [name for name in ("rank", "cells", *QUICK, "lr", "paper", "repeat") if getattr(training, name)]
+    if recipe:
+        raise BadInput(f"--{recipe[0].replace('_', '-')} is of tuned lenses; settings of a {kind} lens go by --set")
+    config = KINDS[kind].parse({"seed": training.seed} | fields(training.set))
     with resumable(f"what is done is kept in {out}"):
         lm = training.load()
-        documents = corpus.documents(lm, training.seed, training.silent)
-        store = TokenStore.build(lm, documents, length, tokens=windows * length, quiet=training.silent)
-        texts = store[np.arange(min(windows, len(store)))].tolist()
-        lens = made(kind, lm, texts, out, options | {"quiet": training.silent})
-    if not training.quiet:
+        documents = corpus.documents(lm, config.seed, training.silent)
+        tokens = config.windows * config.length
+        store = TokenStore.build(lm, documents, config.length, tokens=tokens, quiet=training.silent)
+        texts = store[np.arange(min(config.windows, len(store)))].tolist()
+        if len(texts) < config.windows and not training.silent:
+            notice(f"the text has {len(texts)} windows of {config.length} tokens, not {config.windows}: these are used")
+        lens = config.run(lm, texts, out, training.silent)
+    if not training.silent:
         notice(f"{lens}")
-    line(out / "lens")
+    _said(out / "lens", training.json)
+
+
+def _said(lens: Path, json: bool) -> None:
+    as_json({"lens": lens}) if json else line(lens)

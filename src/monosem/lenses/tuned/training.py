@@ -26,6 +26,7 @@ from ...jobs import Checkpoints, Interrupted, Interrupts, Journal, claim
 from ...models import Model
 from ...models.turns import refuse_inference_mode
 from ...progress import Meter
+from ..corpus import traits
 from ..measures import Distribution
 from ..states import chunks
 from .batches import Batches
@@ -54,7 +55,7 @@ def train(
     refuse_inference_mode("TunedLens.fit")
     store = as_store(model, texts, config.context)
     training = Training(model, store, config, folder, keep)
-    made_with = {"model": model.name, "text": store.fingerprint, "layers": model.cfg.n_layers}
+    made_with = traits(model) | {"text": store.fingerprint, "layers": model.cfg.n_layers}
     claimed = claim(folder, config, work="checkpoints/*.pt", made_with=made_with) if folder else nullcontext()
     with claimed, Interrupts() as interrupts:
         if not training.resume():
