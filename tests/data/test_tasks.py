@@ -351,6 +351,9 @@ def test_csv_and_json_say_the_same(model: Model, tmp_path: Path) -> None:
         assert pairs.spans["end"].tolist() == [2, 2]
     (tmp_path / "e.json").write_text(json.dumps([["the cat sat", "the dog sat"]]))
     assert read_pairs(model, tmp_path / "e.json").right is None
+    for limit in (0, -1, True):  # -1 left the last row out
+        with pytest.raises(BadInput, match="limit is a whole number"):
+            read_pairs(model, tmp_path / "a.json", limit=limit)
     (tmp_path / "f.json").write_text(json.dumps([rows[0] | {"right": 7}]))
     assert read_pairs(model, tmp_path / "f.json", answer_ids="keep").right.tolist() == [7]  # type: ignore[union-attr]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import BadFile, UnknownName, did_you_mean
+from ..models.numbers import count
 from ..reading import parse_json, read_text
 from .tasks import token_at
 from .token_pairs import TokenPairs
@@ -57,7 +58,7 @@ def read_pairs(
         BadFile: missing, not readable, a column is missing, or the answers cannot be found; names row and column.
         BadInput: pairs that do not align. UnknownName: no column `corrupted`.
     """
-    rows = list(_rows(Path(path)))[:limit]
+    rows = list(_rows(Path(path)))[: None if limit is None else count(limit, "limit")]
     if not rows:
         raise BadFile(f"{path} has no pairs")
     clean_name, corrupted_name = _column(rows, CLEAN, path), _column(rows, CORRUPTED, path, corrupted)
