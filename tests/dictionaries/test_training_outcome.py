@@ -131,6 +131,20 @@ def test_a_wild_row_on_the_way_is_left_out_and_counted(tmp_path: Path, capsys: p
     assert not torch.allclose(kept.W_dec, ruffled.W_dec, atol=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["topk", "batchtopk"])
+def test_rows_that_are_left_out_have_no_share_in_k(tmp_path: Path, kind: str) -> None:
+    """Of a stream with a third of outliers, the file has k latents a row that counts, and the card says so."""
+
+    def alter(n: int, x: Tensor) -> Tensor:
+        x[::3] *= 1e4
+        return x
+
+    with pytest.warns(UserWarning, match="outliers"):
+        train_on(MemoryStream(alter=alter), config(60, kind=kind), folder=tmp_path, quiet=True)
+    assert fit(load_dictionary(tmp_path), fresh())[1] == pytest.approx(3.0, rel=0.1)
+    assert end(tmp_path)["saved"]["l0"] == pytest.approx(3.0, rel=0.1)
+
+
 # --- the latest state, and going on from it ---------------------------------------------------------------------------
 
 

@@ -37,7 +37,7 @@ def jumprelu() -> Dictionary:
 
 
 def built(folder: Path, sae: Dictionary) -> Index:
-    config = IndexConfig(examples=5, left=6, right=2, corpus="made up")
+    config = IndexConfig(examples=5, left=6, right=2)
     return build_index(MODEL, sae, STORE, folder / "i.sqlite", config, quiet=True)
 
 
@@ -111,7 +111,7 @@ def special(piece):
 
 BROKEN = [
     ("it is of this schema", None),  # an index of another schema is not opened at all
-    ("it says what it is made of", meta("corpus", "")),
+    ("it says what it is made of", meta("source", "")),
     ("it says how much is kept", sql("DELETE FROM meta WHERE key = 'band_examples'")),
     ("it is of these weights", None),  # nor one of other weights
     ("it is of this site", meta("site", "resid_post.0")),

@@ -27,8 +27,8 @@ from .writing import SHOWN_TOKENS
 
 HALF = 2e-3  # relative error of what is kept in half precision
 SAMPLED = 32  # latents whose promoted tokens are computed again
-SAID = ("model", "site", "dtype", "skip", "weights", "store", "windows", "context", "source", "corpus", "effects")
-KEPT = ("examples", "bands", "band_examples", "left", "right")
+SAID = ("model", "site", "dtype", "skip", "weights", "store", "windows", "context", "source", "effects")
+KEPT = ("corpus", "examples", "bands", "band_examples", "left", "right")
 
 
 @dataclass(frozen=True)

@@ -88,9 +88,10 @@ def save_outcome(config: TrainConfig, state: TrainingState, stream: Any, home: P
         BadInput, BadFile: weights that are not finite, a folder that cannot be written to, a full disk.
     """
     rows = torch.cat(state.recent)
+    rows = rows[rows.isfinite().all(1)]  # without outliers, which would share in k
     calibration, check = (rows[::2], rows[1::2]) if len(rows) >= HALVES else (rows, rows)
-    chosen = _chosen(config, state, calibration)
-    if not bool(chosen.active):
+    chosen = _chosen(config, state, calibration) if len(rows) else None
+    if chosen is None or not bool(chosen.active):
         return None
     trained = chosen if check is calibration else _chosen(config, state, check)
     threshold = float(chosen.floor) if config.kind == "batchtopk" else None

@@ -89,18 +89,19 @@ class TrainingState:
 
     @torch.no_grad()
     def scaled(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
-        """A raw batch as the form reads it; outliers become b_dec, which has nothing to explain. Waits for no GPU."""
+        """A raw batch as the form reads it; outliers become b_dec, which has nothing to explain. Some rows are kept, on
+        the device, with NaN for outliers. Waits for no GPU."""
         x = x * self.scale
-        wild = self._wild(x)
+        wild = self._wild(x)[:, None]
         self.outliers += wild.sum()
-        return torch.where(wild[:, None], self.form.b_dec, x)
+        stride = -(-len(x) // RECENT_ROWS)
+        self.recent = [*self.recent[1 - RECENT_BATCHES :], torch.where(wild, torch.nan, x)[::stride].clone()]
+        return torch.where(wild, self.form.b_dec, x)
 
     @torch.no_grad()
     def note(self, x: Float[Tensor, "batch d"], fired: Bool[Tensor, "width"]) -> None:
-        """Count silence and keep some rows of a batch that was trained on, on the device."""
+        """Count the silence of a batch that was trained on."""
         self.silent = torch.where(fired, 0, self.silent + len(x))
-        stride = -(-len(x) // RECENT_ROWS)
-        self.recent = [*self.recent[1 - RECENT_BATCHES :], x[::stride].clone()]
 
     def find_dead(self, after: int) -> None:
         """Look up which latents have been silent for `after` tokens; every `DEAD_EVERY` steps."""
