@@ -98,7 +98,12 @@ def test_arms_together_equal_arms_by_hand(model, sae, batch_size):
             native = model.hf(ids, output_hidden_states=True)
             losses = -native.logits[0].log_softmax(-1)[range(len(row) - 1, len(whole) - 1), whole[len(row) :]]
             assert made.perplexities[number] == pytest.approx(math.exp(losses.mean()), rel=1e-3)
-            mean = native.hidden_states[2][0, len(row) :].mean(0)
+            read = [at for at in range(len(row), len(whole)) if whole[at] not in model.special_ids]
+            assert made.left_out[number] == len(whole) - len(row) - len(read)
+            if not read:
+                assert made.means[number] is None
+                continue
+            mean = native.hidden_states[2][0, read].mean(0)
             torch.testing.assert_close(made.means[number], mean, rtol=1e-4, atol=1e-4)
 
 
