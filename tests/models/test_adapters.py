@@ -169,5 +169,5 @@ def test_adapter_folders_that_cannot_be_loaded(base: Path, tmp_path: Path) -> No
     (folder / "adapter_model.safetensors").rename(folder / "elsewhere")
     refused("no weights")
     (folder / "adapter_config.json").write_text("{")
-    with pytest.raises(BadFile, match="cannot read"):
+    with pytest.raises(BadFile, match="is not valid JSON"):
         load_model(folder, quiet=True)
