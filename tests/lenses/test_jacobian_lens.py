@@ -161,7 +161,14 @@ def test_a_published_file_is_read(tiny_model, tmp_path):
     torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-3)
     with pytest.raises(Mismatch, match="width 32"):
         again(tiny_model("llama", hidden_size=48), [PROMPTS[0]])
-    for broken in ({"J": {0: torch.eye(5)}, "d_model": 32}, {"K": 1}, [1]):
+    square = torch.eye(32)
+    of_numbers = [
+        {"J": {0: square}, "d_model": 32, "n_prompts": float("inf")},
+        {"J": {}, "d_model": 32, "n_prompts": 2},
+        {"J": {-1: square}, "d_model": 32, "n_prompts": 2},
+        {"J": {0: square.cfloat()}, "d_model": 32, "n_prompts": 2},
+    ]
+    for broken in ({"J": {0: torch.eye(5)}, "d_model": 32}, {"K": 1}, [1], *of_numbers):
         torch.save(broken, tmp_path / "broken.pt")
         with pytest.raises(BadFile, match="broken.pt"):
             JacobianLens.load(tmp_path / "broken.pt")
@@ -269,8 +276,10 @@ def test_merged_parts_are_the_whole(tiny_model):
     torch.testing.assert_close(three.jacobians[0], expected, rtol=1e-4, atol=1e-6)
     with pytest.raises(Mismatch, match="settings"):
         JacobianLens.merge([parts[0], JacobianLens.fit(model, PROMPTS, skip_first=3, quiet=True)])
-    with pytest.raises(BadInput, match="give lenses"):
-        JacobianLens.merge([])
+    for nothing in ([], "lens.pt", 3, [parts[0], None]):
+        with pytest.raises(BadInput, match="give Jacobian lenses"):
+            JacobianLens.merge(nothing)
+    torch.testing.assert_close(JacobianLens.merge(iter(parts)).jacobians[0], merged.jacobians[0])
 
 
 def test_files_of_another_tool(tiny_model, tmp_path):

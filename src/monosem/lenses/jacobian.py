@@ -10,7 +10,7 @@ lens is the case J = I.
 
 import os
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self, Unpack
@@ -30,7 +30,7 @@ from .results import LensResult
 
 # what torch.load and a dictionary of another shape were seen to raise
 _BROKEN = (OSError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, ValueError)
-_BROKEN_SUMS = (ZeroDivisionError, StopIteration)
+_BROKEN_SUMS = (ArithmeticError, StopIteration)
 
 SHIFTS = {
     "resid_post": 0,
@@ -118,6 +118,8 @@ class JacobianLens(Fitted):
     def of_parts(cls, header: JacobianHeader, numbers: dict[str, Tensor]) -> Self:
         jacobians = {int(name): matrix.float() for name, matrix in numbers.items()}
         size = header.d_model
+        if not jacobians or min(jacobians) < 0 or any(matrix.is_complex() for matrix in numbers.values()):
+            raise ValueError(f"it needs a real matrix for each of some layers from 0 on, not for {sorted(jacobians)}")
         if bad := [layer for layer, matrix in jacobians.items() if matrix.shape != (size, size)]:
             raise ValueError(f"the matrices of layers {bad} are not {size} x {size}")
         return cls(header, jacobians)
@@ -155,15 +157,18 @@ class JacobianLens(Fitted):
         return Path(path)
 
     @classmethod
-    def merge(cls, lenses: Sequence[Self]) -> Self:
+    def merge(cls, lenses: Iterable[Self]) -> Self:
         """One lens of several that were fitted on different prompts: their mean, weighted by the prompts of each.
 
         Raises:
-            BadInput: no lens, or one that does not say how many prompts it is of. Mismatch: lenses of other models,
-                layers or settings (only seeds may differ).
+            BadInput: no lens, something else, or one that does not say how many prompts it is of.
+            Mismatch: lenses of other models, layers or settings (only seeds may differ).
         """
-        if not lenses or any(lens.header.prompts < 1 for lens in lenses):
-            raise BadInput("give lenses to merge, each with the number of its prompts")
+        lenses = list(lenses) if isinstance(lenses, Iterable) else [lenses]
+        if not lenses or any(not isinstance(lens, cls) or lens.header.prompts < 1 for lens in lenses):
+            raise BadInput(
+                "give Jacobian lenses to merge, each with the number of its prompts; JacobianLens.load reads a file"
+            )
         first = lenses[0]
         for other in lenses[1:]:
             same = replace(other.header, prompts=first.header.prompts, seed=first.header.seed)

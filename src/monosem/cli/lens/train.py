@@ -1,5 +1,6 @@
 """`monosem lens train`: a tuned lens from text."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -116,7 +117,8 @@ def _other(kind: str, corpus: Corpus, out: Path, training: Training) -> None:
     if recipe:
         raise BadInput(f"--{recipe[0].replace('_', '-')} is of tuned lenses; settings of a {kind} lens go by --set")
     config = KINDS[kind].parse({"seed": training.seed} | fields(training.set))
-    with resumable(f"what is done is kept in {out}"):
+    interruption = resumable(f"what is done is kept in {out}") if kind == "jacobian" else nullcontext()
+    with interruption:  # other kinds are fitted in one go
         lm = training.load()
         documents = corpus.documents(lm, config.seed, training.silent)
         tokens = config.windows * config.length
