@@ -19,7 +19,7 @@ import monosem as ms
 from monosem.activations import ActivationShards
 from monosem.data import TokenStore, interleaved, texts
 from monosem.dictionaries import TrainConfig
-from monosem.dictionaries.training.forward import sparse_forward
+from monosem.dictionaries.training.forward import forward_of
 from monosem.dictionaries.training.state import TrainingState
 from monosem.dictionaries.training.trainer import train_step
 from monosem.jobs import Health
@@ -64,7 +64,7 @@ def measured(source: ActivationShards, held_out: torch.Tensor, config: TrainConf
     with torch.no_grad():
         error = torch.zeros(())
         for rows in held_out.split(2048):
-            done = sparse_forward(state.form, rows * state.scale, "topk", config.k, False)
+            done = forward_of(config, CPU)(state.form, rows * state.scale, config)
             error += (rows - done.reconstruction / state.scale).square().sum()
     spread = (held_out - held_out.mean(0)).square().sum()
     dead = (state.silent >= config.dead_after).float().mean()

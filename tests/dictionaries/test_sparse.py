@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from monosem.dictionaries.training.form import TrainingForm
-from monosem.dictionaries.training.forward import auxiliary_loss, dense_forward, sparse_forward
+from monosem.dictionaries.training.forward import auxiliary_loss
+from monosem.dictionaries.training.kinds import KINDS
 from monosem.dictionaries.training.selection import select_batchtopk, select_topk, top_columns
+from monosem.dictionaries.training.settings import DictionarySettings
 from monosem.dictionaries.training.sparse import Support, decode_at, encode_at, rows_dot, transposed_sum, weighted_sum
 
 
@@ -123,10 +125,10 @@ def oracle_auxiliary(form: TrainingForm, x: Tensor, residual: Tensor, dead: Tens
 def test_sparse_step_equals_dense_autograd(kind: str, dead: list[int]) -> None:
     """Reconstruction, counters and every gradient, AuxK included (fewer and more dead latents than k_aux)."""
     x, ids = 2 * torch.randn(200, 24), torch.tensor(dead, dtype=torch.long)
-    grads = []
-    for forward, auxiliary in ((sparse_forward, auxiliary_loss), (dense_forward, oracle_auxiliary)):
+    grads, how = [], DictionarySettings(site="resid_post.1", kind=kind, width=512, k=6)
+    for kernels, auxiliary in (("sparse", auxiliary_loss), ("dense", oracle_auxiliary)):
         form = random_form(512, 24)
-        done = forward(form, x, kind, 6, False)
+        done = KINDS[kind].forward[kernels](form, x, how)
         residual = x - done.reconstruction
         loss = residual.square().sum(1).mean()
         if dead:

@@ -21,8 +21,9 @@ from monosem.activations import SkipRule, harvest
 from monosem.data import TokenStore, texts
 from monosem.dictionaries import evaluate, load_dictionary
 from monosem.dictionaries.training import TrainConfig, train, train_on
-from monosem.dictionaries.training.form import TrainingForm, export
-from monosem.dictionaries.training.forward import sparse_forward
+from monosem.dictionaries.training.export import export
+from monosem.dictionaries.training.form import TrainingForm
+from monosem.dictionaries.training.forward import forward_of
 from monosem.dictionaries.training.starts import geometric_median
 from monosem.dictionaries.training.state import TrainingState
 from monosem.dictionaries.training.trainer import train_step
@@ -118,11 +119,11 @@ def random_form() -> TrainingForm:
 @pytest.mark.parametrize("kind", ["topk", "batchtopk"])
 @pytest.mark.parametrize("scale", [1.0, 0.006])
 def test_the_exported_dictionary_on_raw_activations_is_the_training_form(kind: str, scale: float) -> None:
-    form, x = random_form(), torch.randn(500, D)
-    done = sparse_forward(form, x, kind, 5, False)
+    form, x, settings = random_form(), torch.randn(500, D), config(kind=kind, k=5)
+    done = forward_of(settings, x.device)(form, x, settings)
     # strictly above the threshold is active at inference: just below the smallest code of this batch keeps them all
     threshold = float(done.floor) * (1 - 1e-6) if kind == "batchtopk" else None
-    dictionary = export(form, config(kind=kind, k=5), scale, threshold, "run", {})
+    dictionary = export(form, settings, scale, threshold, "run", {})
     raw = x / scale
     torch.testing.assert_close(dictionary(raw) * scale, done.reconstruction, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(dictionary.W_dec.norm(dim=1), torch.ones(FEATURES))
@@ -152,7 +153,7 @@ def test_logged_numbers_are_those_of_the_definitions() -> None:
     batches = [next(stream) for _ in range(4)]
     state = TrainingState.begin(settings, batches, cpu)
     x = next(stream)
-    done = sparse_forward(state.form, x * state.scale, "topk", 3, False)
+    done = forward_of(settings, cpu)(state.form, x * state.scale, settings)
     record = train_step(state, settings, x, cpu, Health(cpu), logged=True)
     error = (x - done.reconstruction.detach() / state.scale).square().sum()
     assert record["fve"] == pytest.approx(float(1 - error / (x - x.mean(0)).square().sum()), abs=1e-5)
@@ -538,7 +539,7 @@ def test_unwritable_folders_and_full_disks(tmp_path: Path) -> None:
     [
         ({"widht": 3}, "widht: no such field; did you mean 'width'"),
         ({"k": 0}, "k: Input should be greater than 0"),
-        ({"kind": "relu", "lr": -1}, "kind: .*; lr: "),
+        ({"kind": "topp", "lr": -1}, "kind: no kind 'topp'; did you mean 'topk'.*; lr: "),
         ({"tokens": None}, "tokens: "),
         ({"kernels": "triton"}, "kernels: "),
     ],

@@ -45,7 +45,7 @@ class Training:
     width: Annotated[int | None, option("N", "Number of latents.")] = None
     k: Annotated[int | None, option("N", "Active latents a token.", "-k")] = None
     tokens: Annotated[int | None, option("N", "Tokens to train on; a shorter text is read repeatedly.")] = None
-    kind: Annotated[str | None, option("topk|batchtopk", "Default: topk.")] = None
+    kind: Annotated[str | None, option("topk|batchtopk|matryoshka", "How latents are chosen (default: topk).")] = None
     context: Annotated[int | None, option("N", "Tokens a window (default: 256).")] = None
     batch_tokens: Annotated[int | None, option("N", "Tokens a step (default: 4096).")] = None
     buffer_tokens: Annotated[int | None, option("N", "Tokens that are shuffled together.")] = None
@@ -78,8 +78,9 @@ def train(
 ) -> None:
     """Train a sparse dictionary on a model's activations.
 
-    TopK or BatchTopK. Special tokens, first positions and outliers are left out and counted. Interrupted (also killed),
-    the same command goes on where it stopped, with the same result. DIR gets config.yaml, metrics.jsonl, checkpoints
+    TopK, BatchTopK or Matryoshka (BatchTopK whose first latents rebuild alone). Special tokens, first positions and
+    outliers are left out and counted. Interrupted (also killed), the same command goes on where it stopped, with the
+    same result. DIR gets config.yaml, metrics.jsonl, checkpoints
     and the dictionary, which is there from the first checkpoint on. A result that is none (FVE below 0, most latents
     dead, a file that is not what was trained) is saved as unfinished, and the command fails.
 

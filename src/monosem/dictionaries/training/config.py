@@ -1,42 +1,27 @@
 """What a training run is: every number that decides its result, one described field each, saved beside the result."""
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ...data.tally import MOST_SKIPPED
-from ...jobs import JobConfig
-from ...jobs.config import Seed
+from ...errors import did_you_mean
+from .kinds import KINDS, OWN
+from .settings import DictionarySettings
 
-Beta = Annotated[float, Field(ge=0, lt=1)]
 FIRST_CHECKPOINT = 30.0  # seconds after which a run makes its first one, between two passes or steps: within a minute
 
 
-class TrainConfig(JobConfig):
-    """A training run of a TopK (arXiv 2406.04093) or BatchTopK (arXiv 2412.06410) sparse autoencoder."""
+class TrainConfig(DictionarySettings):
+    """A training run: one dictionary, and what it is trained on."""
 
-    job: ClassVar[str] = "training run"
     not_decisive: ClassVar[frozenset[str]] = frozenset(
         {"most_skipped", "checkpoint_tokens", "checkpoint_seconds", "log_every"}
     )
 
     model: str = Field(description="model that the activations come from (its monosem name or hub id)")
-    site: str = Field(description="where they were read, e.g. resid_post.15")
-    width: int = Field(gt=0, description="number of latents")
-    k: int = Field(gt=0, description="active latents a token (their mean over the batch for batchtopk)")
-    kind: Literal["topk", "batchtopk"] = Field(
-        default="topk",
-        description="k largest of each token, or k·batch largest of the batch (exported with one threshold)",
-    )
     tokens: int = Field(gt=0, description="activations to train on in all, repeats counted")
     batch_tokens: int = Field(default=4096, gt=0, description="activations a step")
-    seed: Seed = Field(default=0, description="of the initial weights and of the shuffling")
-    start: str | None = Field(
-        default=None,
-        description="dictionary whose weights training starts from: the folder of a run, another folder or a name; "
-        "None: random weights",
-    )
-
     texts: list[str] = Field(default_factory=list, description="files or folders that the text comes from")
     field: str | None = Field(default=None, description="column of the text; None: text, or a conversation's columns")
     most_skipped: float = Field(
@@ -58,26 +43,6 @@ class TrainConfig(JobConfig):
     )
     held_out_tokens: int = Field(default=100_000, gt=0, description="tokens of each held-out text")
 
-    lr: float | None = Field(
-        default=None, gt=0, description="peak learning rate; None: by width, batch_tokens and steps (`peak_lr`)"
-    )
-    warmup_steps: int | None = Field(
-        default=None, ge=0, description="linear from zero; None: 1000, or a tenth of a short run"
-    )
-    decay_share: float = Field(default=0.2, ge=0, le=1, description="last share of the steps, linear to zero")
-    clip: float = Field(default=1.0, gt=0, description="largest gradient norm over all parameters")
-    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.999), description="Adam's")
-
-    auxk: int | None = Field(
-        default=None, ge=0, description="dead latents a token in the auxiliary loss; None: d_in / 2; 0: off"
-    )
-    auxk_coefficient: float = Field(default=1 / 32, ge=0, description="weight of the auxiliary loss")
-    dead_tokens: int | None = Field(
-        default=None,
-        gt=0,
-        description="a latent silent for so many tokens is dead; None: a tenth of the run, at most 10 million",
-    )
-
     calibration_batches: int = Field(
         default=4, gt=0, description="first batches that fix the scale and b_dec; trained on too"
     )
@@ -89,20 +54,7 @@ class TrainConfig(JobConfig):
     mean_square: Literal["one", "d_in"] = Field(
         default="one", description="activations are divided by one number so that their mean squared norm is this"
     )
-    b_dec: Literal["median", "mean", "zero"] = Field(
-        default="median", description="start of b_dec: geometric median, mean or 0"
-    )
-
     device: str = Field(default="auto", description="auto: a GPU where there is one")
-    kernels: Literal["auto", "sparse", "dense"] = Field(
-        default="auto", description="auto: sparse on a CPU, dense on a GPU"
-    )
-    precision: Literal["exact", "fast"] = Field(
-        default="exact",
-        description="fast: the encoder's product is bfloat16 on a CPU (candidates only, values stay float32) and "
-        "TF32 on a GPU; exact: float32",
-    )
-
     checkpoint_tokens: int | None = Field(
         default=None, gt=0, description="tokens between checkpoints; None: only by time"
     )
@@ -111,10 +63,23 @@ class TrainConfig(JobConfig):
     )
     log_every: int = Field(default=10, gt=0, description="steps between lines of metrics.jsonl")
 
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, kind: str) -> str:
+        if kind not in KINDS:
+            raise ValueError(f"no kind {kind!r}{did_you_mean(kind, KINDS)}; known: {', '.join(KINDS)}")
+        return kind
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.k > self.width:
             raise ValueError(f"k is {self.k:,}, but there are only {self.width:,} latents; make k smaller")
+        kind = KINDS[self.kind]
+        if foreign := [name for name in sorted(OWN.difference(kind.own)) if getattr(self, name) is not None]:
+            owner = " or ".join(name for name, other in KINDS.items() if foreign[0] in other.own)
+            raise ValueError(f"{foreign[0]} is of kind {owner}, not of {self.kind}; leave it out")
+        if wrong := kind.complaint(self):
+            raise ValueError(wrong)
         return self
 
     @property
@@ -146,6 +111,3 @@ class TrainConfig(JobConfig):
         rise = (step + 1) / warmup if step < warmup else 1.0
         fall = (self.steps - step) / decay if self.steps - step < decay else 1.0
         return self.peak_lr * min(rise, fall)
-
-    def auxk_of(self, d_in: int) -> int:
-        return d_in // 2 if self.auxk is None else self.auxk

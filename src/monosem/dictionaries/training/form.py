@@ -1,15 +1,8 @@
 """The autoencoder in the form in which it is trained, and what keeps its decoder rows at unit norm."""
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-
-from ..dictionary import Dictionary
-from ..folds import fold_decoder_bias, fold_decoder_norm, fold_scale
-from ..parts import DictionaryParts, DictionaryTensors
-from .config import TrainConfig
 
 
 class TrainingForm(nn.Module):
@@ -47,40 +40,3 @@ class TrainingForm(nn.Module):
     @torch.no_grad()
     def normalise_decoder(self) -> None:
         self.W_dec.div_(torch.linalg.vector_norm(self.W_dec, dim=1, keepdim=True))
-
-
-def export(
-    form: TrainingForm, config: TrainConfig, scale: float, threshold: float | None, run: str, metadata: dict[str, Any]
-) -> Dictionary:
-    """The canonical dictionary, which reads and writes raw activations.
-
-    Training saw x·scale; that and the subtracted b_dec are folded into the weights, and then the norm 1/scale that all
-    decoder rows get by it (the same for all latents, so TopK chooses the same). Rows end with unit norm; codes and
-    threshold are in units of the raw activation. The name ends in a part of the weights' fingerprint.
-
-    Args:
-        threshold: of BatchTopK, in the form's units; None for TopK.
-
-    Raises:
-        BadInput: weights that are not finite.
-    """
-    weights = {name: p.detach().to("cpu", torch.float64) for name, p in form.named_parameters()}
-    canonical = DictionaryTensors(
-        W_enc=weights["W_enc"].T,
-        b_enc=weights["b_enc"],
-        W_dec=weights["W_dec"],
-        b_dec=weights["b_dec"],
-        threshold=None if threshold is None else torch.full((form.width,), threshold, dtype=torch.float64),
-    )
-    canonical = fold_decoder_norm(fold_scale(fold_decoder_bias(canonical), scale)).to(torch.float32)
-    parts = DictionaryParts(
-        canonical,
-        config.kind,
-        k=config.k if threshold is None else None,
-        site=config.site,
-        model_name=config.model,
-        metadata=metadata,
-    )
-    dictionary = Dictionary(parts)
-    dictionary.name = f"{config.model}/{config.site}/{run}-{dictionary.fingerprint[:6]}"
-    return dictionary

@@ -1,79 +1,31 @@
-"""One forward pass of the training form, sparse or dense, and the losses.
-
-The two give the same numbers. On a CPU the sparse one is several times faster; on a GPU, where a dense product of these
-sizes takes less than a millisecond and gathers do not, the dense one is simpler and fast.
-"""
-
-from collections.abc import Callable
-from dataclasses import dataclass
+"""Which forward pass a run uses, and the losses."""
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from .config import TrainConfig
 from .form import TrainingForm
-from .selection import SELECTIONS
-from .sparse import decode_at, encode_at
+from .kinds import KINDS, Forward, Pass
+from .settings import DictionarySettings
 
-
-@dataclass
-class Pass:
-    """What the loop needs of a forward pass. Everything stays on the device."""
-
-    reconstruction: Float[Tensor, "batch d"]
-    fired: Bool[Tensor, "width"]
-    active: Int[Tensor, ""]  # positive codes in the batch
-    floor: Float[Tensor, ""]  # smallest positive activation; infinity when no activation is positive
-
-
-def _pass(reconstruction: Tensor, columns: Tensor, values: Tensor, width: int) -> Pass:
-    values, positive = values.detach(), values.detach() > 0
-    fired = torch.zeros(width, dtype=torch.int32, device=values.device)
-    fired.index_add_(0, columns, positive.int())
-    floor = torch.where(positive, values, torch.inf).amin() if values.numel() else values.new_tensor(torch.inf)
-    return Pass(reconstruction, fired > 0, positive.sum(), floor)
-
-
-def sparse_forward(form: TrainingForm, x: Float[Tensor, "batch d"], kind: str, k: int, fast: bool) -> Pass:
-    """Choose the active latents without gradient, then compute only those codes with it."""
-    with torch.no_grad():
-        support = SELECTIONS[kind](x - form.b_dec, (form.W_enc.detach(), form.b_enc.detach()), k, fast)
-    values = encode_at(x, form.b_dec, form.W_enc, form.b_enc, support)
-    return _pass(decode_at(values, form.W_dec, support) + form.b_dec, support.columns, values, form.width)
-
-
-def dense_forward(form: TrainingForm, x: Float[Tensor, "batch d"], kind: str, k: int, fast: bool) -> Pass:
-    """The same through ordinary autograd and [batch, width] arrays. `fast` (TF32) is set by the loop."""
-    pre = F.linear(x - form.b_dec, form.W_enc, form.b_enc)
-    if kind == "batchtopk":
-        flat = pre.relu().flatten()
-        values, places = flat.topk(min(k * len(x), flat.numel()), sorted=False)
-        codes = torch.zeros_like(flat).scatter(0, places, values).view_as(pre)
-        columns = places % form.width
-    else:
-        values, columns = pre.topk(k, sorted=False)
-        values = values.relu()
-        codes = torch.zeros_like(pre).scatter(1, columns, values)
-    return _pass(codes @ form.W_dec + form.b_dec, columns.flatten(), values.flatten(), form.width)
-
-
-Forward = Callable[[TrainingForm, Tensor, str, int, bool], Pass]
-FORWARDS: dict[str, Forward] = {"sparse": sparse_forward, "dense": dense_forward}
 BEST_ON = {"cpu": "sparse", "cuda": "dense"}
 
 
-def forward_of(config: TrainConfig, device: torch.device) -> Forward:
-    return FORWARDS[BEST_ON.get(device.type, "dense") if config.kernels == "auto" else config.kernels]
+def forward_of(settings: DictionarySettings, device: torch.device) -> Forward:
+    kernels = BEST_ON.get(device.type, "dense") if settings.kernels == "auto" else settings.kernels
+    return KINDS[settings.kind].forward[kernels]
 
 
-def reconstruction_loss(residual: Float[Tensor, "batch d"], variance: float) -> Float[Tensor, ""]:
-    """Mean squared error norm over the variance of the calibration batches: the fraction of variance unexplained.
+def unexplained(
+    form: TrainingForm, done: Pass, y: Float[Tensor, "batch d"], settings: DictionarySettings, variance: float
+) -> Float[Tensor, ""]:
+    """Mean squared error norm over the variance of the calibration batches: the fraction of variance unexplained; its
+    mean over prefixes for kind matryoshka.
 
     The variance is a constant of the run, so that a batch's spread does not change the weight of its errors.
     """
-    return residual.square().sum() / (len(residual) * variance)
+    return KINDS[settings.kind].error(form, done, y) / (len(y) * variance)
 
 
 def auxiliary_loss(

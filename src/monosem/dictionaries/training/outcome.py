@@ -17,8 +17,9 @@ from ..formats import FORMATS
 from ..formats.saelens import CARD
 from ..trained_on import KEY, written
 from .config import TrainConfig
-from .form import export
-from .forward import Pass, forward_of
+from .export import export
+from .forward import forward_of
+from .kinds import KINDS, Pass
 from .state import TrainingState
 
 FOLDER = "dictionary"  # in the folder of the run
@@ -81,8 +82,9 @@ class Outcome(NamedTuple):
 def save_outcome(config: TrainConfig, state: TrainingState, stream: Any, home: Path, finished: bool) -> Outcome | None:
     """Write `home/dictionary`; None (and nothing is written) when no latent fires yet.
 
-    A threshold that BatchTopK needs at inference is the smallest code among the last batches' activations, chosen with
-    the weights as they are now. The card says whether the run that made the dictionary is finished.
+    A threshold that BatchTopK and Matryoshka need at inference is the smallest code among the last batches'
+    activations, chosen with the weights as they are now. The card says whether the run that made the dictionary is
+    finished.
 
     Raises:
         BadInput, BadFile: weights that are not finite, a folder that cannot be written to, a full disk.
@@ -94,7 +96,7 @@ def save_outcome(config: TrainConfig, state: TrainingState, stream: Any, home: P
     if chosen is None or not bool(chosen.active):
         return None
     trained = chosen if check is calibration else _chosen(config, state, check)
-    threshold = float(chosen.floor) if config.kind == "batchtopk" else None
+    threshold = float(chosen.floor) if KINDS[config.kind].one_threshold else None
     dictionary = export(state.form, config, state.scale, threshold, home.name, _metadata(config, state, stream))
     with replacing_folder(home / FOLDER) as temporary:
         dictionary.save(temporary)
@@ -129,8 +131,7 @@ def _metadata(config: TrainConfig, state: TrainingState, stream: Any) -> dict[st
 
 
 def _chosen(config: TrainConfig, state: TrainingState, rows: Float[Tensor, "n d"]) -> Pass:
-    forward = forward_of(config, rows.device)
-    return forward(state.form, rows, config.kind, config.k, config.precision == "fast")
+    return forward_of(config, rows.device)(state.form, rows, config)
 
 
 def _as_saved(folder: Path, x: Float[Tensor, "n d"]) -> Fit:

@@ -18,7 +18,7 @@ from ...models.turns import refuse_inference_mode
 from ...progress import say
 from ..dictionary import Dictionary
 from .config import FIRST_CHECKPOINT, TrainConfig
-from .forward import auxiliary_loss, forward_of, reconstruction_loss
+from .forward import auxiliary_loss, forward_of, unexplained
 from .outcome import FOLDER, save_outcome
 from .pace import Pace
 from .state import TrainingState
@@ -234,9 +234,9 @@ def train_step(
     x = state.scaled(x.to(device, torch.float32, non_blocking=True))
     state.find_dead(config.dead_after)
 
-    done = forward_of(config, device)(form, x, config.kind, config.k, config.precision == "fast")
+    done = forward_of(config, device)(form, x, config)
     residual = x - done.reconstruction
-    loss = unexplained = reconstruction_loss(residual, state.variance)
+    loss = rebuilding = unexplained(form, done, x, config, state.variance)
     k_aux = config.auxk_of(x.shape[1])
     if len(state.dead) and k_aux and config.auxk_coefficient:
         loss = loss + config.auxk_coefficient * auxiliary_loss(form, x, residual, state.dead, k_aux)
@@ -257,7 +257,7 @@ def train_step(
     with torch.no_grad():
         spread = (x - x.mean(0)).square().sum()
         dead = (state.silent >= config.dead_after).float().mean()
-        values = [loss, loss - unexplained, 1 - residual.square().sum() / spread, done.active / len(x), dead]
+        values = [loss, loss - rebuilding, 1 - residual.square().sum() / spread, done.active / len(x), dead]
         numbers = dict(zip(("loss", "auxk", "fve", "l0", "dead"), torch.stack(values).tolist()))
     step = state.step
     return {"step": step, "tokens": step * config.batch_tokens, **numbers, "lr": config.lr_at(step - 1)}

@@ -1,0 +1,102 @@
+"""Matryoshka BatchTopK (Bussmann et al. 2025, arXiv 2503.17547): the first latents alone have to rebuild, too.
+
+The loss is the mean, over prefixes of the latents, of the error of what that prefix rebuilds with b_dec. Early latents
+become general ones and late ones special, with less absorption of the former by the latter.
+
+No dense codes: a token's places are in order of latents, so that they fall into groups between two prefixes; one sparse
+product gives each group's part, and sums over the groups before it are the prefixes.
+"""
+
+import itertools
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..form import TrainingForm
+from ..settings import DictionarySettings
+from ..sparse import Support, decode_at
+from .kind import Kind, Pass, counted
+from .topk import chosen, dense_batch_codes
+
+SHARES = (16, 8, 4, 2)  # of the width, for the prefixes where none are given
+
+
+def widths_of(settings: DictionarySettings) -> list[int]:
+    """The prefixes, each longer than the one before; the last is all latents."""
+    given = settings.matryoshka_widths or [settings.width // share for share in SHARES if settings.width >= share]
+    return sorted({*given, settings.width})
+
+
+def _sparse(form: TrainingForm, x: Tensor, settings: DictionarySettings) -> Pass:
+    support, values = chosen(form, x, settings, "batchtopk")
+    widths = torch.tensor(widths_of(settings), device=x.device)
+    group = torch.searchsorted(widths, support.columns, right=True)  # the first prefix that each place is in
+    counts = torch.bincount(support.rows * len(widths) + group, minlength=len(x) * len(widths))
+    grouped = Support(support.columns, counts.cumsum(0) - counts, form.width)
+    parts = decode_at(values, form.W_dec, grouped).view(len(x), len(widths), -1)
+    return _pass(form, parts, support.columns, values)
+
+
+def _dense(form: TrainingForm, x: Tensor, settings: DictionarySettings) -> Pass:
+    codes, values, columns = dense_batch_codes(form, x, settings.k)
+    ends = itertools.pairwise([0, *widths_of(settings)])
+    parts = torch.stack([codes[:, start:end] @ form.W_dec[start:end] for start, end in ends], 1)
+    return _pass(form, parts, columns, values)
+
+
+def _pass(form: TrainingForm, parts: Float[Tensor, "batch groups d"], columns: Tensor, values: Tensor) -> Pass:
+    done = counted(parts.detach().sum(1) + form.b_dec.detach(), columns, values, form.width)
+    done.parts = parts
+    return done
+
+
+class _PrefixErrors(torch.autograd.Function):
+    """Σ over prefixes of ‖target − its parts‖², with one array of the size of `parts` and few passes over it."""
+
+    @staticmethod
+    def forward(ctx: Any, parts: Tensor, target: Tensor) -> Tensor:  # type: ignore[override]
+        errors = torch.empty_like(parts)
+        for group in range(parts.shape[1]):
+            torch.sub(target, parts[:, group], out=errors[:, group])
+            target = errors[:, group]
+        ctx.save_for_backward(errors)
+        return torch.linalg.vector_norm(errors).square()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """A part is in its own prefix and all longer ones."""
+        (errors,) = ctx.saved_tensors
+        grads, total = torch.empty_like(errors), torch.zeros_like(errors[:, 0])
+        for group in reversed(range(errors.shape[1])):
+            total.add_(errors[:, group])
+            torch.mul(total, -2 * grad, out=grads[:, group])
+        return grads, -grads[:, 0]
+
+
+def _error(form: TrainingForm, done: Pass, y: Float[Tensor, "batch d"]) -> Float[Tensor, ""]:
+    assert done.parts is not None
+    return _PrefixErrors.apply(done.parts, y - form.b_dec) / done.parts.shape[1]
+
+
+def _complaint(settings: DictionarySettings) -> str | None:
+    given = settings.matryoshka_widths
+    if given is None or (given == sorted(set(given)) and given[-1:] <= [settings.width]):
+        return None
+    return f"matryoshka_widths must grow and be at most the width, {settings.width:,}: {given}"
+
+
+MATRYOSHKA = Kind(
+    use="as batchtopk, and the first latents rebuild alone: general latents first, special ones later",
+    forward={"sparse": _sparse, "dense": _dense},
+    saved="jumprelu",
+    architecture="matryoshka_batchtopk",
+    error=_error,
+    one_threshold=True,
+    own=("matryoshka_widths",),
+    complaint=_complaint,
+    metadata=lambda settings: {"matryoshka_widths": widths_of(settings)},
+)

@@ -1,0 +1,67 @@
+"""What one dictionary of a training run is: the settings that its form, its encoder and its losses read."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from ...jobs import JobConfig
+from ...jobs.config import Seed
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Width = Annotated[int, Field(gt=0)]
+
+
+class DictionarySettings(JobConfig):
+    """Fields of a config that belong to one dictionary; `TrainConfig` adds what the run that makes it has."""
+
+    job: ClassVar[str] = "training run"
+
+    site: str = Field(description="where the activations are read, e.g. resid_post.15")
+    width: int = Field(gt=0, description="number of latents")
+    kind: str = Field(default="topk", description="how latents are chosen: a row of `KINDS`")
+    k: int = Field(gt=0, description="active latents a token (their mean over the batch for batchtopk, matryoshka)")
+    matryoshka_widths: list[Width] | None = Field(
+        default=None,
+        description="first latents that rebuild the activations alone, of kind matryoshka; None: a 16th, an 8th, a 4th "
+        "and half of the width; the width itself is always the last",
+    )
+    seed: Seed = Field(default=0, description="of the initial weights and of the shuffling")
+    start: str | None = Field(
+        default=None,
+        description="dictionary whose weights training starts from: the folder of a run, another folder or a name; "
+        "None: random weights",
+    )
+
+    lr: float | None = Field(
+        default=None, gt=0, description="peak learning rate; None: by width, batch_tokens and steps (`peak_lr`)"
+    )
+    warmup_steps: int | None = Field(
+        default=None, ge=0, description="linear from zero; None: 1000, or a tenth of a short run"
+    )
+    decay_share: float = Field(default=0.2, ge=0, le=1, description="last share of the steps, linear to zero")
+    clip: float = Field(default=1.0, gt=0, description="largest gradient norm over all parameters")
+    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.999), description="Adam's")
+
+    auxk: int | None = Field(
+        default=None, ge=0, description="dead latents a token in the auxiliary loss; None: d_in / 2; 0: off"
+    )
+    auxk_coefficient: float = Field(default=1 / 32, ge=0, description="weight of the auxiliary loss")
+    dead_tokens: int | None = Field(
+        default=None,
+        gt=0,
+        description="a latent silent for so many tokens is dead; None: a tenth of the run, at most 10 million",
+    )
+    b_dec: Literal["median", "mean", "zero"] = Field(
+        default="median", description="start of b_dec: geometric median, mean or 0"
+    )
+    kernels: Literal["auto", "sparse", "dense"] = Field(
+        default="auto", description="auto: sparse on a CPU, dense on a GPU"
+    )
+    precision: Literal["exact", "fast"] = Field(
+        default="exact",
+        description="fast: the encoder's product is bfloat16 on a CPU (candidates only, values stay float32) and "
+        "TF32 on a GPU; exact: float32",
+    )
+
+    def auxk_of(self, d_in: int) -> int:
+        return d_in // 2 if self.auxk is None else self.auxk
