@@ -1,5 +1,6 @@
 """Which tokens are whose in a chat: turns found by the special tokens with which the model's template opens them."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -11,6 +12,9 @@ from ..native import Native
 from ..tokens import TokenBatch
 
 
+SAID = ("first", "second", "third")  # what user, assistant and user say in the chats that show a template's turns
+
+
 def turn_mask(model: Native, tokens: TokenBatch, role: str) -> Bool[Tensor, "batch column"]:
     """The tokens that a role says: from after the tokens that open its turn up to the next special token.
 
@@ -19,10 +23,17 @@ def turn_mask(model: Native, tokens: TokenBatch, role: str) -> Bool[Tensor, "bat
     """
     if not isinstance(role, str) or not role or role != role.strip():
         raise BadInput(f"role= is one name, such as 'user' or 'assistant', not {role!r}")
-    opening = _opening(model, role)
-    bare = opening[: len(opening) - next(i for i, id in enumerate(opening[::-1]) if not _is_space(model, id))]
-    # the space that ends an opening may be one token with what the role says
-    starts = _after(tokens.ids, opening) | (_after(tokens.ids, bare) & ~_after(tokens.ids, opening, len(bare)))
+    return _opened(model, tokens, _openings(model, role))
+
+
+def _opened(model: Native, tokens: TokenBatch, openings: tuple[tuple[int, ...], ...]) -> Bool[Tensor, "batch column"]:
+    """The tokens from after one of these sequences of ids up to the next special token."""
+    starts = torch.zeros_like(tokens.mask)
+    for opening in openings:
+        bare = opening[: len(opening) - next(i for i, id in enumerate(opening[::-1]) if not _is_space(model, id))]
+        # the space that ends an opening may be one token with what the role says
+        joined = _after(tokens.ids, bare) & ~_after(tokens.ids, opening, len(bare))
+        starts = starts | _after(tokens.ids, opening) | joined
     columns = torch.arange(tokens.ids.shape[1], device=tokens.ids.device)
     special = torch.isin(tokens.ids, torch.tensor(sorted(markup(model)), device=tokens.ids.device))
     opened, ended = (torch.where(here, columns, -1).cummax(1).values for here in (starts, special))
@@ -52,12 +63,12 @@ def _is_space(model: Native, token: int) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _opening(model: Native, role: str) -> tuple[int, ...]:
-    """The ids with which a role's turn begins, in the middle of a chat."""
+def _openings(model: Native, role: str) -> tuple[tuple[int, ...], ...]:
+    """The ids with which a role's turn begins, in the middle of a chat; the assistant's in the last turn, too, which
+    some templates open otherwise (Qwen 3, with an empty thought)."""
     if model.tokenizer is None or not model.tokenizer.chat_template:
         raise BadInput(f"{model.name} has no chat template, so no role {role!r}: give positions= or tokens=")
-    said = ["first", "second", "third"]
-    turns = [{"role": name, "content": text} for name, text in zip(("user", "assistant", "user"), said)]
+    turns = [{"role": name, "content": text} for name, text in zip(("user", "assistant", "user"), SAID)]
     try:
         one, two, three = (
             str(model.tokenizer.apply_chat_template(turns[:n], tokenize=False, add_generation_prompt=False))
@@ -66,16 +77,35 @@ def _opening(model: Native, role: str) -> tuple[int, ...]:
     except Exception as error:  # whatever a template raises
         raise BadInput(f"the chat template of {model.name} takes no plain chat ({cause(error)})") from error
     if role == "assistant":
-        text = _between(two, *said[:2]).removeprefix(one.partition(said[0])[2])
+        texts = [_between(chat, *SAID[:2]).removeprefix(one.partition(SAID[0])[2]) for chat in (three, two)]
     else:
-        text = _between(three, *said[1:]).removeprefix(two.partition(said[1])[2])
+        text = _between(three, *SAID[1:]).removeprefix(two.partition(SAID[1])[2])
         if role != "user" and "user" not in text:
             raise BadInput(f"the chat template of {model.name} opens the turns of user and assistant, not of {role!r}")
-        text = text.replace("user", role)
-    ids = tuple(model.tokenizer(text, add_special_tokens=False).input_ids)
-    if not markup(model).intersection(ids):
+        texts = [text]
+    openings = _ids(model, texts)
+    if not all(markup(model).intersection(ids) for ids in openings):
         raise BadInput(f"the chat template of {model.name} opens turns with no special token: give positions=")
-    return ids
+    _check_told(model, (one, two, three), SAID[1:2] if role == "assistant" else SAID[::2], openings)
+    return openings if role in ("user", "assistant") else _ids(model, [text.replace("user", role) for text in texts])
+
+
+def _ids(model: Native, texts: list[str]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(model.bare(text)) for text in dict.fromkeys(texts))
+
+
+def _check_told(model: Native, chats: Sequence[str], own: Sequence[str], openings: tuple[tuple[int, ...], ...]) -> None:
+    """Raises `BadInput` where a turn so opened leaves out some of its role's words, or runs on into the next turn, as in
+    Llama 2's template, which has no special token between a question and its answer."""
+    for chat in chats:
+        ids = torch.tensor([model.bare(chat)])
+        mask = _opened(model, TokenBatch.whole(ids), openings)
+        text = "".join(model.text(ids[mask].tolist(), special=True).split())
+        if any((word in text) != (word in own and word in chat) for word in SAID):
+            raise BadInput(
+                f"the special tokens in the chat template of {model.name} do not tell where the turn of one role ends "
+                "and the next begins: give positions="
+            )
 
 
 def _between(text: str, before: str, after: str) -> str:
