@@ -31,6 +31,12 @@ TEMPLATES = {
         "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
     ),
+    "qwen3": (  # the assistant's last turn begins with its thought, earlier ones do not
+        ["<|im_start|>", "<|im_end|>"],
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{% if loop.last and m.role == 'assistant' %}think a\n{% endif %}"
+        "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    ),
 }
 CHAT = [
     {"role": "user", "content": "q cat sat"},
@@ -71,6 +77,27 @@ def test_what_a_role_says(kind):
         assert edited(model, [asked], zero.at(role="system")) == [["x", "sat"]]
         with pytest.raises(EditDidNotFire, match="no such token"):
             edited(model, [text], zero.at(role="system"))
+
+
+def test_every_turn_of_the_assistant_where_its_last_one_opens_otherwise():
+    model = chat_model("qwen3")
+    text = model.tokenizer.apply_chat_template([*CHAT, {"role": "assistant", "content": "k is good"}], tokenize=False)
+    said = edited(model, [text], edits.scale(SITE, 0.0).at(role="assistant"))[0]
+    assert said[:3] == ["w", "was", "big"]
+    assert said[-3:] == ["k", "is", "good"]
+    assert {"q", "z", "dog"}.isdisjoint(said)
+
+
+def test_turns_that_no_special_token_parts():
+    """Llama 2's: the answer follows the question, and a role's turn would be both."""
+    model = chat_model("chatml")
+    model.tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}<|im_start|>i {{ m.content }} j{% else %} {{ m.content }} "
+        "<|im_end|>{% endif %}{% endfor %}"
+    )
+    text = model.tokenizer.apply_chat_template(CHAT, tokenize=False)
+    with pytest.raises(BadInput, match="do not tell where the turn"):
+        model.run([text], edits=edits.scale(SITE, 0.0).at(role="user"))
 
 
 @pytest.mark.parametrize("kind", TEMPLATES)

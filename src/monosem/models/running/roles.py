@@ -11,7 +11,6 @@ from ...errors import BadInput, cause
 from ..native import Native
 from ..tokens import TokenBatch
 
-
 SAID = ("first", "second", "third")  # what user, assistant and user say in the chats that show a template's turns
 
 
@@ -95,7 +94,7 @@ def _ids(model: Native, texts: list[str]) -> tuple[tuple[int, ...], ...]:
 
 
 def _check_told(model: Native, chats: Sequence[str], own: Sequence[str], openings: tuple[tuple[int, ...], ...]) -> None:
-    """Raises `BadInput` where a turn so opened leaves out some of its role's words, or runs on into the next turn, as in
+    """Raises `BadInput` where a turn so opened leaves out some of its role's words, or runs on into the next, as in
     Llama 2's template, which has no special token between a question and its answer."""
     for chat in chats:
         ids = torch.tensor([model.bare(chat)])
