@@ -25,7 +25,8 @@ class Codes(NamedTuple):
 
     A row with fewer active latents than others is padded with value 0 at index 0; a padded entry adds nothing to
     any of the sums below. A latent occurs at most once a row (padding aside). `norm` is set only by dictionaries that
-    normalise each token, so that `decode(codes)` needs nothing else.
+    normalise each token, `predicted` by those that predict a part of the activation from earlier tokens (it is added to
+    what is decoded), so that `decode(codes)` needs nothing else.
 
     Shapes: `values` and `indices` are `[..., k]`, with k the largest number of active latents of any row.
     """
@@ -34,6 +35,7 @@ class Codes(NamedTuple):
     indices: Int[Tensor, "*batch k"]
     width: int
     norm: TokenNorm | None = None
+    predicted: Float[Tensor, "*batch d_out"] | None = None
 
     def dense(self) -> Float[Tensor, "*batch width"]:
         """The same codes as one column a latent."""

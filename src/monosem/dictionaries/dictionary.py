@@ -2,6 +2,7 @@
 
     pre = x W_enc + b_enc        codes = phi(pre)        y = codes W_dec + b_dec (+ x W_skip^T)
 
+(of a gated linear unit: pre = (x W_enc + b_enc) sigmoid(x W_glu + b_glu)).
 Arithmetic is done in float32 (float64 for float64 weights) whatever dtype `x` has. Codes and latent activations are
 returned in that dtype; reconstructions are cast back to the dtype of `x`.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ class Dictionary(nn.Module):
     """An SAE or transcoder of one site, made of its parts.
 
     Shapes: `W_enc [d_in, width]`, `b_enc [width]`, `W_dec [width, d_out]`, `b_dec [d_out]`,
-    `threshold [width]` (jumprelu), `W_skip [d_out, d_in]` (skip transcoders).
+    `threshold [width]` (jumprelu), `W_skip [d_out, d_in]` (skip transcoders), `W_glu` and `b_glu` as W_enc and b_enc
+    (gated linear units), and what the kind alone has (`Encoder.extra`).
 
     A "batchtopk" is kept as the jumprelu that it is at inference; `per_head` is on by itself for z, q, k, v sites.
 
@@ -54,19 +56,22 @@ class Dictionary(nn.Module):
     b_dec: Float[Tensor, "d_out"]
     threshold: Float[Tensor, "width"] | None
     W_skip: Float[Tensor, "d_out d_in"] | None
+    W_glu: Float[Tensor, "d_in width"] | None
+    b_glu: Float[Tensor, "width"] | None
 
     def __init__(self, parts: DictionaryParts):
         super().__init__()
         parts.check()
         self.metadata, self.card = dict(parts.metadata), dict(parts.card)
         rule_of(self.metadata)  # raises where it is none
-        self.kind, self.k, self.token_norm = parts.kind, parts.k, parts.token_norm
+        self.kind, self.k, self.token_norm, self.options = parts.kind, parts.k, parts.token_norm, dict(parts.options)
         if self.kind == "batchtopk":
             self.kind = "jumprelu"
             self.metadata.setdefault("training_architecture", "batchtopk")
-        for name, tensor in vars(parts.tensors).items():
-            kept = None if tensor is None else nn.Parameter(tensor.detach().contiguous(), requires_grad=False)
-            self.register_parameter(name, kept)
+        for name in ("threshold", "W_skip", "W_glu", "b_glu"):
+            self.register_parameter(name, None)
+        for name, tensor in parts.tensors.present().items():
+            self.register_parameter(name, nn.Parameter(tensor.detach().contiguous(), requires_grad=False))
         self._site = None if parts.site is None else Site.parse(parts.site)
         self._site_out = None if parts.site_out is None else Site.parse(parts.site_out)
         self.transcoder = parts.is_transcoder
@@ -90,6 +95,11 @@ class Dictionary(nn.Module):
         return self.W_enc.shape[1]
 
     @property
+    def whole_texts(self) -> bool:
+        """Whether codes of a token depend on the tokens before it, so that it reads whole texts."""
+        return ENCODERS[self.kind].whole_texts
+
+    @property
     def site(self) -> Site:
         """Where it reads. Raises `BadInput` when the file did not say (or said something that is not a site)."""
         return self._known(self._site, "reads", "")
@@ -110,7 +120,7 @@ class Dictionary(nn.Module):
     @property
     def tensors(self) -> DictionaryTensors:
         """The tensors themselves (not a copy)."""
-        return DictionaryTensors(**{name: getattr(self, name) for name in DictionaryTensors.__dataclass_fields__})
+        return DictionaryTensors.of(dict(self.named_parameters(recurse=False)))
 
     @property
     def parts(self) -> DictionaryParts:
@@ -119,6 +129,7 @@ class Dictionary(nn.Module):
             self.tensors,
             self.kind,
             k=self.k,
+            options=self.options,
             token_norm=self.token_norm,
             site=self._site,
             site_out=self._site_out,
@@ -133,8 +144,11 @@ class Dictionary(nn.Module):
     @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits for its weights and how it encodes, to notice that it was trained again."""
-        tensors = (self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.threshold)
-        return fingerprint(f"{self.kind} {self.k} {self.token_norm}", *(t for t in tensors if t is not None))
+        tensors = [self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.threshold, self.W_glu, self.b_glu]
+        tensors += self.tensors.extra.values()
+        options = f" {sorted(self.options.items())}" if self.options else ""
+        told = f"{self.kind} {self.k} {self.token_norm}{options}"
+        return fingerprint(told, *(t for t in tensors if t is not None))
 
     @property
     def skip(self) -> SkipRule:
@@ -185,9 +199,14 @@ class Dictionary(nn.Module):
 
         Raises:
             Mismatch: the last axis is not d_in (nor the last two together, where `per_head`).
+            BadInput: activations that are not `[batch, pos, d_in]`, where codes depend on earlier tokens
+                (`whole_texts`).
         """
         z, norm, lead = self._inputs(x)
-        parts = [encode(self._pre(rows), self.kind, self.k, self._threshold()) for rows in self._chunks(z)]
+        if self.whole_texts:
+            values, indices, predicted = self._found(z.view(*self._text_shape(lead), self.d_in))
+            return Codes(values, indices, self.width, norm, predicted)
+        parts = [self._encoded(rows) for rows in self._chunks(z)]
         slots = max(values.shape[-1] for values, _ in parts)
         padded = [[F.pad(column, (0, slots - column.shape[-1])) for column in part] for part in parts]
         values, indices = padded[0] if len(parts) == 1 else map(torch.cat, zip(*padded))
@@ -223,8 +242,7 @@ class Dictionary(nn.Module):
             codes = self.encode(x)
             return torch.where(codes.indices == ids[:, None, None], codes.values, 0).sum(-1)
         z, _, lead = self._inputs(x)
-        columns, bias = self._compute(self.W_enc[:, ids]), self._compute(self.b_enc[ids])
-        pre = torch.einsum("bpd,db->bp", z.view(*lead, self.d_in), columns) + bias[:, None]
+        pre = self._affine(z.view(*lead, self.d_in), lambda z, W, b: torch.einsum("bpd,db->bp", z, W) + b[:, None], ids)
         threshold = self._threshold()
         return encoder.each(pre, None if threshold is None else threshold[ids][:, None])
 
@@ -253,6 +271,8 @@ class Dictionary(nn.Module):
         lead, slots = codes.values.shape[:-1], codes.values.shape[-1]
         values, indices = (part.reshape(math.prod(lead), slots) for part in (codes.values, codes.indices))
         y = (self._decoded(values, indices) + self._compute(self.b_dec)).view(*lead, self.d_out)
+        if codes.predicted is not None:
+            y = y + self._compute(codes.predicted)
         if self.token_norm != "none" and not self.transcoder:
             if codes.norm is None:
                 raise BadInput(
@@ -322,9 +342,39 @@ class Dictionary(nn.Module):
         x, norm = TOKEN_NORMS[self.token_norm](self._compute(self._flat(x)))
         return x.reshape(-1, self.d_in), None if self.transcoder else norm, x.shape[:-1]
 
+    def _text_shape(self, lead: torch.Size) -> torch.Size:
+        if len(lead) != 2:
+            raise BadInput(
+                f"a {self.kind} dictionary's codes of a token depend on the tokens before it: give whole texts "
+                f"[batch, pos, d_in], not {[*lead, self.d_in]}"
+            )
+        return lead
+
+    def _found(self, z: Float[Tensor, "*batch d_in"]) -> tuple[Tensor, Tensor, Tensor | None]:
+        find = ENCODERS[self.kind].find
+        assert find is not None
+        return find(
+            z, {name: self._compute(t) for name, t in self.named_parameters(recurse=False)}, self.k, self.options
+        )
+
+    def _encoded(self, z: Float[Tensor, "n d_in"]) -> tuple[Tensor, Tensor]:
+        if ENCODERS[self.kind].find is None:
+            return encode(self._pre(z), self.kind, self.k, self._threshold())
+        return self._found(z)[:2]
+
     def _pre(self, z: Float[Tensor, "n d_in"], ids: Int[Tensor, "m"] | None = None) -> Float[Tensor, "n m"]:
-        W, b = (self.W_enc, self.b_enc) if ids is None else (self.W_enc[:, ids], self.b_enc[ids])
-        return torch.addmm(self._compute(b), z, self._compute(W))
+        return self._affine(z, lambda z, W, b: torch.addmm(b, z, W), ids)
+
+    def _affine(
+        self, z: Tensor, affine: Callable[[Tensor, Tensor, Tensor], Tensor], ids: Int[Tensor, "m"] | None
+    ) -> Tensor:
+        """Pre-activations of all latents, or of some, by a function of input, weights and bias."""
+
+        def of(W: Tensor, b: Tensor) -> Tensor:
+            return affine(z, *(self._compute(t if ids is None else t[..., ids]) for t in (W, b)))
+
+        pre = of(self.W_enc, self.b_enc)
+        return pre if self.W_glu is None or self.b_glu is None else pre * of(self.W_glu, self.b_glu).sigmoid()
 
     def _chunks(self, rows: Tensor) -> tuple[Tensor, ...]:
         return rows.split(max(1, DENSE_ELEMENTS // self.width))

@@ -4,34 +4,57 @@
 |---|---|---|---|
 | relu | max(pre, 0) | | Bricken et al. 2023, Towards Monosemanticity |
 | jumprelu | max(pre, 0) where pre > threshold | threshold | Rajamanoharan et al. 2024, arXiv 2407.14435 |
+| jump | pre where pre > threshold, also below 0 | threshold | circuit-tracer's JumpReLU, of a negative threshold |
+| absjump | pre where \\|pre\\| > threshold | threshold | prefscope's signed BatchTopK at inference |
 | topk | the k largest of each token, then max(., 0) | k | Gao et al. 2024, arXiv 2406.04093 |
-| abstopk | the k largest magnitudes of each token, sign kept | k | SAELens `abstopk` |
+| jumptopk | the k largest of each token's jumprelu | k, threshold | latentsae's BatchTopK and JumpReLU |
+| abstopk | the k largest magnitudes of each token, sign kept | k | SAELens `abstopk`, arXiv 2510.00404 |
+| groupmax | the largest of each of k groups of neighbours, then max(., 0) | k | sparsify `groupmax` |
+| matching_pursuit | one latent after the other, of what is left | see `pursuit` | SAELens `matching_pursuit` |
+| temporal | topk of what earlier tokens do not predict | see `temporal` | arXiv 2511.01836 |
 
 BatchTopK (Bussmann et al. 2024, arXiv 2412.06410) selects over a whole training batch (`batch_topk`) and has no such
 meaning for a single token: at inference it IS a jumprelu with one threshold for all latents, and is stored as that.
+A gated linear unit (`W_glu`, `b_glu`) is no kind: it makes other pre-activations, for any kind.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from .pursuit import pursue
+from .temporal import novel_codes, temporal_shapes
+
 Selected = tuple[Float[Tensor, "n slots"], Int[Tensor, "n slots"]]
+Found = tuple[Tensor, Tensor, Tensor | None]
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """One kind. Exactly one of `each` and `select` is set.
+    """One kind. Exactly one of `each`, `select` and `find` is set.
 
     each: `(pre [..., F], threshold [F] | None) -> acts [..., F]`, each latent from its own pre-activation only.
-    select: `(pre [n, F], k) -> (values [n, k], indices [n, k])`, where latents compete for k places.
+    select: `(pre [n, F], k) -> (values [n, k], indices [n, k])`, where latents compete for k places; with a threshold,
+        of `jumprelu(pre)`.
+    find: `(z, tensors, k, options) -> (values, indices, predicted)`, from the input and all tensors by name;
+        `predicted [..., d_out]` is what the reconstruction holds beside the codes (None: nothing).
+    needs: "k", "threshold", both or neither.
+    options: what else it is told (`DictionaryParts.options`), and the type of each.
+    extra: d_in and width to names and shapes of further tensors (`DictionaryTensors.extra`); -1 is any size.
+    whole_texts: `find` reads `[batch, pos, d_in]`: codes of a token depend on those before it.
     """
 
     each: Callable[[Tensor, Tensor | None], Tensor] | None = None
     select: Callable[[Tensor, int], Selected] | None = None
-    needs: str | None = None  # "k", "threshold" or nothing
+    find: Callable[[Tensor, Mapping[str, Tensor], int | None, Mapping[str, Any]], Found] | None = None
+    needs: tuple[str, ...] = ()
+    options: Mapping[str, type] = field(default_factory=dict)
+    extra: Callable[[int, int], Mapping[str, tuple[int, ...]]] = lambda d_in, width: {}
+    whole_texts: bool = False
 
 
 def _relu(pre: Tensor, threshold: Tensor | None) -> Tensor:
@@ -44,6 +67,16 @@ def _jumprelu(pre: Tensor, threshold: Tensor | None) -> Tensor:
     return pre.relu() * (pre > threshold)
 
 
+def _jump(pre: Tensor, threshold: Tensor | None) -> Tensor:
+    assert threshold is not None
+    return pre * (pre > threshold)
+
+
+def _absjump(pre: Tensor, threshold: Tensor | None) -> Tensor:
+    assert threshold is not None
+    return pre * (pre.abs() > threshold)
+
+
 def _topk(pre: Float[Tensor, "n width"], k: int) -> Selected:
     values, indices = pre.topk(min(k, pre.shape[-1]), dim=-1)
     return _without_zeros(values.relu(), indices)
@@ -54,20 +87,34 @@ def _abstopk(pre: Float[Tensor, "n width"], k: int) -> Selected:
     return _without_zeros(pre.gather(-1, indices), indices)
 
 
+def _groupmax(pre: Float[Tensor, "n width"], k: int) -> Selected:
+    values, places = pre.relu().unflatten(-1, (k, -1)).max(-1)
+    first = torch.arange(0, pre.shape[-1], pre.shape[-1] // k, device=pre.device)
+    return _without_zeros(values, places + first)
+
+
 ENCODERS = {
     "relu": Encoder(each=_relu),
-    "jumprelu": Encoder(each=_jumprelu, needs="threshold"),
-    "topk": Encoder(select=_topk, needs="k"),
-    "abstopk": Encoder(select=_abstopk, needs="k"),
+    "jumprelu": Encoder(each=_jumprelu, needs=("threshold",)),
+    "jump": Encoder(each=_jump, needs=("threshold",)),
+    "absjump": Encoder(each=_absjump, needs=("threshold",)),
+    "topk": Encoder(select=_topk, needs=("k",)),
+    "jumptopk": Encoder(select=_topk, needs=("k", "threshold")),
+    "abstopk": Encoder(select=_abstopk, needs=("k",)),
+    "groupmax": Encoder(select=_groupmax, needs=("k",)),
+    "matching_pursuit": Encoder(find=pursue, options={"steps": int, "tolerance": float, "stop_at_repeat": bool}),
+    "temporal": Encoder(
+        find=novel_codes, needs=("k",), options={"heads": int, "eps": float}, extra=temporal_shapes, whole_texts=True
+    ),
 }
 
 
 def encode(pre: Float[Tensor, "n width"], kind: str, k: int | None, threshold: Tensor | None) -> Selected:
-    """Pre-activations to padded sparse values and indices."""
+    """Pre-activations to padded sparse values and indices, of a kind that needs no more than these."""
     encoder = ENCODERS[kind]
     if encoder.select is not None:
         assert k is not None
-        return encoder.select(pre, k)
+        return encoder.select(pre if threshold is None else _jumprelu(pre, threshold), k)
     assert encoder.each is not None
     acts = encoder.each(pre, threshold)
     return pack(acts, acts.detach() != 0)

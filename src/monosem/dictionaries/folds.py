@@ -2,9 +2,9 @@
 
     pre = x W_enc + b_enc        acts = phi(pre)        y = acts W_dec + b_dec (+ x W_skip^T)
 
-A training framework may subtract the decoder bias, scale or whiten the input, or rescale by decoder norms. Each of
-these is affine and can be folded into the weights, so that everything after loading deals with one form. The readers
-compute folds in float64, which makes them exact up to one rounding to float32.
+(and of the gate of a gated linear unit). A training framework may subtract the decoder bias, scale or whiten the
+input, or rescale by decoder norms. Each of these is affine and can be folded into the weights, so that everything after
+loading deals with one form. The readers compute folds in float64: they are exact up to one rounding to float32.
 """
 
 from dataclasses import replace
@@ -18,7 +18,7 @@ from .parts import DictionaryTensors
 
 def fold_decoder_bias(w: DictionaryTensors) -> DictionaryTensors:
     """For encoders that read `x - b_dec`: (x - b_dec) W_enc + b_enc = x W_enc + (b_enc - b_dec W_enc)."""
-    return replace(w, b_enc=w.b_enc - w.b_dec @ w.W_enc)
+    return _shifted(w, w.b_dec)
 
 
 def fold_scale(w: DictionaryTensors, scale_in: float, scale_out: float | None = None) -> DictionaryTensors:
@@ -29,7 +29,10 @@ def fold_scale(w: DictionaryTensors, scale_in: float, scale_out: float | None = 
     """
     scale_out = scale_in if scale_out is None else scale_out
     skip = None if w.W_skip is None else w.W_skip * (scale_in / scale_out)
-    return replace(w, W_enc=w.W_enc * scale_in, W_dec=w.W_dec / scale_out, b_dec=w.b_dec / scale_out, W_skip=skip)
+    glu = None if w.W_glu is None else w.W_glu * scale_in
+    return replace(
+        w, W_enc=w.W_enc * scale_in, W_dec=w.W_dec / scale_out, b_dec=w.b_dec / scale_out, W_skip=skip, W_glu=glu
+    )
 
 
 def fold_activation_scale(w: DictionaryTensors, factor: Float[Tensor, "width"]) -> DictionaryTensors:
@@ -51,7 +54,8 @@ def fold_decoder_norm(w: DictionaryTensors) -> DictionaryTensors:
 def fold_centring(w: DictionaryTensors) -> DictionaryTensors:
     """For weights that read each token's x without its mean over d_in: (x - mean(x)) W = x (W - mean(W))."""
     skip = None if w.W_skip is None else w.W_skip - w.W_skip.mean(1, keepdim=True)
-    return replace(w, W_enc=w.W_enc - w.W_enc.mean(0, keepdim=True), W_skip=skip)
+    glu = None if w.W_glu is None else w.W_glu - w.W_glu.mean(0, keepdim=True)
+    return replace(w, W_enc=w.W_enc - w.W_enc.mean(0, keepdim=True), W_skip=skip, W_glu=glu)
 
 
 def fold_whitening(
@@ -64,7 +68,22 @@ def fold_whitening(
 
     With a subtracted decoder bias, fold that first.
     """
-    W_enc = matrix @ w.W_enc
-    return replace(
-        w, W_enc=W_enc, b_enc=w.b_enc - mean @ W_enc, W_dec=w.W_dec @ inverse, b_dec=w.b_dec @ inverse + mean
-    )
+    glu = None if w.W_glu is None else matrix @ w.W_glu
+    raw = replace(w, W_enc=matrix @ w.W_enc, W_glu=glu, W_dec=w.W_dec @ inverse, b_dec=w.b_dec @ inverse + mean)
+    return _shifted(raw, mean)
+
+
+def _shifted(w: DictionaryTensors, by: Float[Tensor, "d_in"]) -> DictionaryTensors:
+    """For encoders that read `x - by`."""
+    glu = None if w.W_glu is None or w.b_glu is None else w.b_glu - by @ w.W_glu
+    return replace(w, b_enc=w.b_enc - by @ w.W_enc, b_glu=glu)
+
+
+def fold_mean(w: DictionaryTensors, mean: Float[Tensor, "d_in"]) -> DictionaryTensors:
+    """For weights that read `x - mean` and whose output is without that mean."""
+    return replace(_shifted(w, mean), b_dec=w.b_dec + mean)
+
+
+def at_least(threshold: Float[Tensor, "width"]) -> Float[Tensor, "width"]:
+    """For codes kept where `pre >= threshold`: the largest float32 below it, as here `pre > threshold` counts."""
+    return torch.nextafter(threshold.float(), torch.tensor(-torch.inf)).to(threshold.dtype)

@@ -18,6 +18,7 @@ from ..models.places.sites import SiteLike
 from ..reading import existing
 from .dictionary import Dictionary
 from .formats import FORMATS, OTHER_FORMATS
+from .formats.common import PYTORCH, Hints, Place
 from .trained_on import KEY, written
 
 
@@ -44,6 +45,8 @@ def load_dictionary(
     site_out: SiteLike | None = None,
     model_name: str | None = None,
     norm_scaling_factor: float | None = None,
+    kind: str | None = None,
+    k: int | None = None,
     skip: SkipRule | None = None,
 ) -> Dictionary:
     """Load a dictionary into the canonical form.
@@ -55,6 +58,7 @@ def load_dictionary(
         site, site_out, model_name: where it belongs, where the file does not say or says it wrongly.
         norm_scaling_factor: sqrt(d_in) / mean input norm, for SAELens files with `expected_average_only_in` that lack
             it.
+        kind, k: its encoder (a name of `ENCODERS`) and its places a token, for files that do not say.
         skip: which tokens it was not trained on, where the file does not say; `SkipRule()`, the default: the first of a
             text, special tokens and norm outliers. `SkipRule.none()`: it was trained on every token.
 
@@ -65,12 +69,16 @@ def load_dictionary(
     path = _find(os.fspath(name))
     if (path / JOB).is_file() and (path / "dictionary").is_dir():
         path = path / "dictionary"
-    checkpoint = next((one for one in FORMATS.values() if one.detect(path)), None)
+    place, hints = Place(path), Hints(norm_scaling_factor, kind, k)
+    checkpoint = next((one for one in FORMATS.values() if one.detect(place)), None)
     if checkpoint is None:
-        raise BadFile(_unknown_format(path))
+        raise BadFile(_unknown_format(place))
     told: dict[str, Any] = {"site": site, "site_out": site_out, "model_name": model_name}
     try:
-        parts = checkpoint.read(path, norm_scaling_factor)
+        for name, value in vars(hints).items():
+            if value is not None and name not in checkpoint.hints:
+                raise BadInput(f"{name} was given, but such a file says all that it needs; leave it out")
+        parts = checkpoint.read(place, hints)
         told["metadata"] = {**parts.metadata, KEY: written(skip)} if skip else None
         dictionary = Dictionary(replace(parts, **{key: value for key, value in told.items() if value}))
     except BadInput as error:
@@ -112,18 +120,26 @@ def _from_hub(name: str) -> Path:
     return root / inside
 
 
-def _unknown_format(path: Path) -> str:
-    """Whose it looks like, or which folder near it is meant."""
-    if path.is_file() and any(one.detect(path.parent) for one in FORMATS.values()):
+def _unknown_format(place: Place) -> str:
+    """What it holds, whose it looks like, or which folder near it is meant."""
+    path = place.path
+    if path.is_file() and _readable(path.parent):
         return f"{path} is a part of a dictionary; give the folder, {path.parent}"
     known = "; ".join(f"{key}: {one.looks_like}" for key, one in FORMATS.items())
-    inside = sorted(folder for folder in path.glob("*") if folder.is_dir()) if path.is_dir() else []
-    readable = [folder for folder in inside if any(one.detect(folder) for one in FORMATS.values())]
+    if place.is_pytorch:
+        held = ", ".join(map(str, place.state)) or "nothing"
+        return f"{path} is not a dictionary in a known format; it holds {held:.300} (known: {known})"
+    inside = sorted(path.glob("*")) if path.is_dir() else []
+    readable = [one for one in inside if one.suffix not in PYTORCH and _readable(one)]
     if readable:
-        return f"{path} holds {len(readable)} dictionaries in folders of their own; give one, such as {readable[0]}"
-    tool = next((tool for place in (path, *inside[:1]) if (tool := _tool(place))), None)
+        return f"{path} holds {len(readable)} dictionaries; give one, such as {readable[0]}"
+    tool = next((tool for one in (path, *inside[:1]) if (tool := _tool(one))), None)
     looks = f"looks like one of {tool}, which is not read" if tool else "is not a dictionary in a known format"
     return f"{path} {looks} (known: {known})"
+
+
+def _readable(path: Path) -> bool:
+    return any(one.detect(Place(path)) for one in FORMATS.values())
 
 
 def _tool(path: Path) -> str | None:

@@ -66,9 +66,9 @@ def top(
             skipper.check_last(model, run.tokens, {str(site): run[site]})
         for number, strings in enumerate(run.str_tokens):
             ids = run.tokens.mask[number].nonzero()[:, 0]
-            codes = dictionary.encode(run[site][number, ids])
-            order = codes.values.abs().argsort(-1, descending=True)[:, :n]
-            values, latents = codes.values.gather(-1, order).tolist(), codes.indices.gather(-1, order).tolist()
+            codes = dictionary.encode(run[site][number, ids].unsqueeze(0))
+            order = codes.values.abs().argsort(-1, descending=True)[..., :n]
+            values, latents = codes.values.gather(-1, order)[0].tolist(), codes.indices.gather(-1, order)[0].tolist()
             for position, token in enumerate(strings):
                 last = position == len(strings) - 1
                 if not bool(counted[number, ids[position]]) or (positions == "last" and not last):

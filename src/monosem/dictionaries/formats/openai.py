@@ -12,12 +12,11 @@ from typing import Any
 
 import torch
 
-from ...errors import BadFile, BadInput
+from ...errors import BadFile
 from ...models.places.sites import Site
-from ...reading import read_torch
 from ..folds import fold_decoder_bias
 from ..parts import DictionaryParts, DictionaryTensors, check_shapes
-from .common import Format, take
+from .common import Format, Hints, Place, take
 
 KEYS = ["pre_bias", "encoder.weight", "latent_bias", "decoder.weight"]
 LOCATIONS = {
@@ -29,18 +28,13 @@ LOCATIONS = {
 }
 
 
-def detect(path: Path) -> bool:
-    return path.is_file() and path.suffix == ".pt" and path.name != "ae.pt"  # that is dictionary_learning's
+def detect(place: Place) -> bool:
+    return bool({"pre_bias", "latent_bias"} & place.state.keys())
 
 
-def read(path: Path, norm_scaling_factor: float | None = None) -> DictionaryParts:
-    """Raises `BadFile` for any other layout, `BadInput` when `norm_scaling_factor` is given (no file needs one)."""
-    if norm_scaling_factor is not None:
-        raise BadInput(f"norm_scaling_factor was given, but {path} needs none; leave it out")
-    loaded = read_torch(path)
-    if not {"pre_bias", "latent_bias"} & loaded.keys():
-        held = ", ".join(map(str, loaded)) or "nothing"
-        raise BadFile(f"{path} is not a dictionary in a known format: of .pt files OpenAI's are read; it holds {held}")
+def read(place: Place, hints: Hints) -> DictionaryParts:
+    """Raises `BadFile` for tensors that are missing or do not fit, or another activation."""
+    path, loaded = place.path, place.state
     pre_bias, encoder, latent_bias, decoder = (t.double() for t in take(loaded, KEYS, path))
     if encoder.ndim != 2:
         raise BadFile(f"{path}: encoder.weight has shape {list(encoder.shape)}, expected [width, d_in]")

@@ -14,6 +14,7 @@ from ...files import replacing_folder, write_json
 from ...models import Site
 from ..dictionary import Dictionary
 from ..formats import FORMATS
+from ..formats.common import Hints, Place
 from ..formats.saelens import CARD
 from ..trained_on import KEY, written
 from .config import TrainConfig
@@ -135,6 +136,6 @@ def _chosen(config: TrainConfig, state: TrainingState, rows: Float[Tensor, "n d"
 
 
 def _as_saved(folder: Path, x: Float[Tensor, "n d"]) -> Fit:
-    dictionary = Dictionary(FORMATS["saelens"].read(folder, None)).to(x.device)
+    dictionary = Dictionary(FORMATS["saelens"].read(Place(folder), Hints())).to(x.device)
     codes = dictionary.encode(x)
     return Fit.of(x, dictionary.decode(codes, like=x), int((codes.values != 0).sum()))
