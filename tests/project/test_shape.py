@@ -30,6 +30,7 @@ ROOMS = [
     "latents",
     "steering studies",
     "cli",
+    "__main__",
 ]
 ORDER = " ".join(ROOMS).split()
 

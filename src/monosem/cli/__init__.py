@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from ..terminal import answer_interrupts
 from . import components, latents, lens, listing, patch, steering, studying, training, verifying
 from .application import Application, help_without_command, register
 
@@ -55,6 +56,7 @@ for name, module in GROUPS.items():
 
 
 def main() -> None:
+    answer_interrupts()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal's encoding may lack characters of a text
             stream.reconfigure(errors="backslashreplace")

@@ -20,10 +20,10 @@ from typer.core import TyperCommand, TyperGroup
 from typer.models import ArgumentInfo, OptionInfo
 
 from ..errors import BadInput, MonosemError, did_you_mean
-from ..terminal import notice, one_line
+from ..terminal import INTERRUPTED, notice, one_line
 
-# 128 + SIGINT, as argparse and click, 128 + SIGPIPE, as Python after a traceback
-INTERRUPTED, USER_ERROR, PIPE_CLOSED, FAULT = 130, 2, 141, 1
+# 128 + SIGPIPE, as Python after a traceback
+USER_ERROR, PIPE_CLOSED, FAULT = 2, 141, 1
 
 # what torch says when an allocation fails, on the CPU and on a GPU (its classes would have to be imported)
 NO_MEMORY = re.compile("can't allocate memory|not enough memory|OutOfMemoryError|Storage size calculation overflowed")
@@ -67,16 +67,30 @@ class Group(TyperGroup):
 
 
 class Command(TyperCommand):
-    """A command. A negative number is a value and no option, so that it needs no `--` before it."""
+    """A command. A negative number is a value and no option, so that it needs no `--` before it.
+
+    An empty word is refused wherever it stands: it is what a shell makes of a variable that is not set, and as a path
+    it would be the current folder.
+    """
 
     def make_parser(self, ctx: Any) -> Any:
         parser = super().make_parser(ctx)
-        as_option = parser._process_opts
+        as_option, parse = parser._process_opts, parser.parse_args
 
         def process(word: str, state: Any) -> None:
             state.largs.append(word) if NEGATIVE.fullmatch(word) else as_option(word, state)
 
+        def parsed(args: list[str]) -> Any:
+            given, *rest = parse(args)
+            for one in self.params:
+                value = given.get(one.name)
+                if "" in (value if isinstance(value, list | tuple) else [value]):
+                    name = one.opts[0] if one.param_type_name == "option" else one.human_readable_name
+                    raise UsageError(f"{name} is empty: give a value, or leave it out", ctx=ctx)
+            return given, *rest
+
         parser._process_opts = process  # type: ignore[method-assign, assignment]
+        parser.parse_args = parsed  # type: ignore[method-assign]
         return parser
 
 
@@ -97,6 +111,8 @@ class Application(Group):
             if not isinstance(error.__context__, BrokenPipeError):
                 raise
             code = closed()
+        except KeyboardInterrupt as error:
+            code = ending(error, self.debug)
         if standalone_mode:
             sys.exit(code)
         return code
@@ -110,6 +126,12 @@ class Application(Group):
             return USER_ERROR
         except Exception as error:
             return ending(error, self.debug)
+
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        try:
+            return super().make_context(*args, **extra)
+        except KeyboardInterrupt as error:  # typer would say nothing
+            raise typer.Exit(ending(error, self.debug)) from error
 
     def invoke(self, ctx: Any) -> Any:
         try:
