@@ -22,7 +22,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from typer.main import get_command
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 import monosem
 from monosem.cli import app
@@ -33,22 +33,7 @@ from monosem.dictionaries import load_dictionary
 from monosem.errors import BadInput
 from monosem.files import json_value
 from tiny import tiny_hf
-from tiny_home import HAPPY, SAD, SITE, WIDTH, make_home, save_model
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model, a dictionary of it, text, prompts and a concept; do not write to what is there."""
-    return make_home(tmp_path_factory.mktemp("home"))
-
-
-@pytest.fixture
-def run(home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """`run("steer sae 3 20", "the cat")`: the first argument is split at spaces; the current folder is `home`."""
-    monkeypatch.chdir(home)
-    runner = CliRunner()
-    return lambda line, *more: runner.invoke(app, [*line.split(), *map(str, more)], prog_name="monosem")
-
+from tiny_home import HAPPY, SAD, SITE, WIDTH, save_model
 
 TRAIN = f"train --model tiny --site {SITE} --text text.jsonl --width 48 -k 4 --context 32 --batch-tokens 256"
 TRAIN += " --buffer-tokens 2048 --quiet"

@@ -4,36 +4,27 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from monosem.cli import app
-from monosem.cli.application import NEGATIVE, taken
+from monosem.cli.application import NEGATIVE, UsageError, leaves, taken
 from monosem.progress import Meter
 from monosem.terminal import printable
-from tiny_home import make_home
 
 PROCESS = [sys.executable, "-c", "from monosem.cli import main; main()"]
 ESCAPES = "\x1b[31m\x9b1m\x07\r\u202eevil\u2066\x7f"  # colours, bell, return, text turned round
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_home(tmp_path_factory.mktemp("home"))
-
-
-@pytest.fixture
-def run(home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    monkeypatch.chdir(home)
-    return lambda line, *more: CliRunner().invoke(app, [*line.split(), *map(str, more)], prog_name="monosem")
 
 
 def failing(error: BaseException) -> Callable[..., None]:
@@ -278,3 +269,96 @@ def test_pipes_are_refused_instead_of_waited_for(run: Callable[..., Result], tmp
     ):
         done = run(line)
         assert (done.exit_code, "a pipe or a device" in done.stderr) == (2, True), (line, done.stderr)
+
+
+# ---------------------------------------------------------------------------------------------------------- empty words
+PROGRAM: Any = get_command(app)
+
+
+def command_at(path: Sequence[str]) -> Any:
+    command = PROGRAM
+    for name in path:
+        command = command.commands[name]
+    return command
+
+
+def options_with_a_value() -> list[tuple[str, str]]:
+    """(command, option) of every option that takes a value."""
+    found = []
+    for path in leaves(PROGRAM):
+        options = [one for one in command_at(path).params if one.param_type_name == "option" and not one.is_flag]
+        found += [(" ".join(path), name) for one in options for name in one.opts]
+    return found
+
+
+def test_an_empty_word_is_refused_for_every_option(run: Callable[..., Result]) -> None:
+    every = options_with_a_value()
+    assert {("train", "--out"), ("train", "--start"), ("study", "--out"), ("latents search", "--index")} <= set(every)
+    for line, name in every:
+        for words in ([name, ""], [f"{name}="] if name.startswith("--") else [name, ""]):
+            with pytest.raises(UsageError, match="is empty: give a value, or leave it out"):
+                command_at(line.split()).make_context(line, list(words))
+    done = run("train --out", "")
+    assert (done.exit_code, done.stderr) == (
+        2,
+        "error: --out is empty: give a value, or leave it out (see monosem train --help)\n",
+    )
+
+
+def test_an_empty_argument_is_refused_and_the_current_folder_is_a_name(run: Callable[..., Result]) -> None:
+    for line, name in (("train", "CONFIG"), ("study", "CONCEPT"), ("latents top", "DICTIONARY"), ("verify", "MODEL")):
+        done = run(line, "")
+        assert (done.exit_code, f"{name}" in done.stderr, "is empty" in done.stderr) == (2, True, True), done.stderr
+    assert "is empty" not in run("study concept.yaml --model ./nothing --out .").stderr
+
+
+# --------------------------------------------------------------------------------------------------------------- Ctrl-C
+@pytest.mark.parametrize("delay", [0.1, 0.25, 0.5, 0.9, 1.4])
+def test_ctrl_c_while_the_program_starts(delay: float, home: Path) -> None:
+    """The delays lie in the imports of typer, numpy, torch and transformers, on machines of different speed."""
+    begin = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    words = [sys.executable, "-c", f"{begin}from monosem.__main__ import main; main()", "verify", "tiny"]
+    process = subprocess.Popen(words, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(delay)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=120)
+    assert (process.returncode, told) == (130, "interrupted\n")
+
+
+NATIVE = """
+import os, signal
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    for _ in range(1000): pass
+except BaseException:
+    os.abort()  # what C++ that calls Python does with an exception
+"""
+
+
+def test_nothing_is_raised_into_what_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "native.py").write_text(NATIVE)
+    (tmp_path / "outer.py").write_text("import native")
+    begin = "import os, signal; signal.signal(signal.SIGINT, signal.{}); from monosem.terminal import answer_interrupts"
+    for handler, code, rest, says in (
+        ("default_int_handler", 130, "import outer", "interrupted\n"),
+        ("SIG_IGN", 0, "import outer", ""),
+        ("default_int_handler", 7, INTERRUPT, ""),
+    ):
+        words = [sys.executable, "-c", f"{begin.format(handler)}; answer_interrupts()\n{rest}"]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (code, says)
+
+
+INTERRUPT = """
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    for _ in range(1000): pass
+except KeyboardInterrupt:
+    raise SystemExit(7)
+"""
+
+
+def test_ctrl_c_while_a_line_is_parsed_is_said(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("monosem.cli.application.Application.parse_args", failing(KeyboardInterrupt()))
+    done = run("list")
+    assert (done.exit_code, done.stderr) == (130, "interrupted\n")

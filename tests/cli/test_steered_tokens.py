@@ -8,14 +8,8 @@ from typer.testing import CliRunner
 from monosem import edits, load_dictionary, load_model
 from monosem.cli import app
 from monosem.steering import compare
-from tiny_home import make_home
 
 PROMPTS = ["the cat sat on", "a dog"]
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return make_home(tmp_path_factory.mktemp("home"))
 
 
 def steered(home, *options):

@@ -85,7 +85,7 @@ class Command(TyperCommand):
             for one in self.params:
                 value = given.get(one.name)
                 if "" in (value if isinstance(value, list | tuple) else [value]):
-                    name = one.opts[0] if one.param_type_name == "option" else one.human_readable_name
+                    name = one.opts[0] if one.param_type_name == "option" else str(one.metavar).strip("[]")
                     raise UsageError(f"{name} is empty: give a value, or leave it out", ctx=ctx)
             return given, *rest
 

@@ -28,7 +28,10 @@ def files_of(path: Path) -> list[Path]:
     """The file, or all files of a folder that can be read. Raises `BadFile` when there is none."""
     kinds = ", ".join(READERS)
     if existing(path) is not None and path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file() and _reader(file))
+        try:
+            files = sorted(file for file in path.rglob("*") if file.is_file() and _reader(file))
+        except OSError as error:  # such as a folder of somebody else
+            raise BadFile(f"cannot look through the folder {path}: {cause(error)}; name its files") from error
         if not files:
             raise BadFile(f"the folder {path} holds no {kinds} file")
         return files

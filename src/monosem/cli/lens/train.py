@@ -75,8 +75,9 @@ def train(
 
     Example: monosem lens train --model smollm2 --text books/ --rank 64 --steps 200 --cells 512 --out runs/lens
     """
-    from ...data import TokenStore
+    from ...data import TokenStore, as_store
     from ...lenses import TunedLens
+    from ...lenses.tuned.evaluation import TOKENS
 
     if kind != "tuned":
         if held_out:
@@ -87,9 +88,10 @@ def train(
     with resumable(f"what is done is kept in {out}"):
         lm = training.load()
         wanted = config.steps * config.windows * config.context
-        measured = (
-            corpus.of(held_out, lm, quiet=quiet) if held_out else None
-        )  # missing text is no surprise after the training
+        measured = None
+        if held_out:  # read before the training: what is wrong with it is no surprise after hours
+            other = corpus.of(held_out, lm, quiet=quiet)
+            measured = as_store(lm, other, config.context, tokens=max(TOKENS, config.context))
         documents = corpus.documents(lm, config.seed, quiet)
         store = TokenStore.build(lm, documents, config.context, tokens=wanted, quiet=quiet)
         trained = TunedLens.fit(lm, store, config, folder=out, quiet=quiet)

@@ -67,7 +67,8 @@ class Outcome(NamedTuple):
                 f"{trained.l0:.1f}: train for longer, so that the last batches are alike"
             )
         elif saved.fve < 0:
-            found.append(f"it rebuilds activations worse than their mean does (FVE {saved.fve:.3f}): train for longer")
+            worse = f"it rebuilds activations worse than their mean does (FVE {saved.fve:.3f})"
+            found.append(f"{worse}: lower lr, or train for longer")
         if self.dead > MANY_DEAD:
             found.append(f"{self.dead:.0%} of its latents are dead: make width smaller, or train for longer")
         return found

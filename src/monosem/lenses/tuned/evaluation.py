@@ -25,6 +25,7 @@ from ..states import Logits, States, read_out, states_of
 from .translators import Translators
 
 ARMS = ("tuned", "logit")
+TOKENS = 16_384  # of held-out text, from its beginning
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +107,7 @@ def evaluate(
     model: Model,
     texts: TextSource,
     *,
-    tokens: int = 16_384,
+    tokens: int = TOKENS,
     cells: int | None = 2048,
     context: int = 256,
     transfer: bool = False,
@@ -126,7 +127,7 @@ def evaluate(
     """
     lens.check(model)
     translators = lens.translators.to(model.device)
-    store = as_store(model, texts, context)
+    store = as_store(model, texts, context, tokens=max(tokens, context))
     windows = store[torch.arange(min(len(store), max(1, tokens // store.context))).numpy()]
     total = windows.numel()
     draw = torch.Generator().manual_seed(seed)
