@@ -245,12 +245,25 @@ def test_list_tells_what_is_here(run: Callable[..., Result]) -> None:
     assert [row["model"] for row in names["models"]] == list(monosem.models.loading.catalogue.EMBEDDED)
     assert {row["concept"] for row in names["concepts"]} == set(monosem.studies.shipped_concepts())
     assert "gpt2" in {row["family"] for row in names["families"]}
-    dictionaries = json.loads(run("list dictionaries --json").stdout)
-    assert [row["dictionary"] for row in dictionaries] == monosem.dictionaries.shipped_dictionaries()
+    shipped = json.loads(run("list dictionaries --model smollm2 --json").stdout)
+    assert [row["name"] for row in shipped] == monosem.dictionaries.shipped_dictionaries()
     sites = json.loads(run("list sites tiny --json").stdout)
     assert {"site": "resid_post.L", "L": "0 to 2"} in sites
     whole = run("list").stdout
     assert all(name in whole for name in ("smollm2", "sentiment"))
+
+
+def test_list_dictionaries_shows_one_by_one_what_is_few_and_counts_what_is_many(run: Callable[..., Result]) -> None:
+    few = run("list dictionaries --model gpt2 --layer 3")
+    assert "gpt2-small-res-jb/blocks.3.hook_resid_pre" in few.stdout
+    many = run("list dictionaries --model gemma-2-2b --site resid_post")
+    assert "gemma-scope-2b-pt-res-canonical" in many.stdout
+    assert "narrow it with" in many.stderr
+    for line in ("list dictionaries", "list dictionaries --model gemma-2-2b"):
+        assert len(run(line).stdout.splitlines()) < 100
+    assert len(run("list dictionaries --model gemma-2-2b --site z --all").stdout.splitlines()) > 312
+    assert json.loads(run("list dictionaries --model gpt2 --width 1m --json").stdout) == []
+    assert run("list dictionaries --model gpt2 --width 1m").stdout == "no dictionary fits\n"
 
 
 def test_sites_that_a_model_has_not_are_not_listed(run: Callable[..., Result], tmp_path: Path, tiny_model: Any) -> None:

@@ -2,13 +2,17 @@
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import typer
 
+from ..terminal import notice
 from .application import Group, register
-from .options import Json, ModelArgument, Trust
-from .output import as_json, table
+from .options import Json, ModelArgument, Trust, flag, option
+from .output import as_json, line, table
+
+FEW = 40  # dictionaries that are listed one by one
 
 app = typer.Typer(invoke_without_command=True, cls=Group)
 
@@ -22,7 +26,7 @@ def everything(context: typer.Context) -> None:
     Example: monosem list sites smollm2
     """
     if context.invoked_subcommand is None:
-        for part in (models, dictionaries, concepts):
+        for part in (models, shipped_dictionaries, concepts):
             part()
 
 
@@ -46,11 +50,54 @@ def families(json: Json = False) -> None:
     show("families", ["family", "model types"], rows, json)
 
 
-def dictionaries(json: Json = False) -> None:
-    """Dictionaries that come with monosem."""
-    from ..dictionaries import shipped_dictionaries
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Which dictionaries."""
 
-    show("dictionaries", ["dictionary"], [(name,) for name in shipped_dictionaries()], json)
+    model: Annotated[str | None, option("MODEL", "For this model, such as gemma-2-2b.")] = None
+    site: Annotated[str | None, option("SITE", "That read here: resid_post, or resid_post.12.")] = None
+    layer: Annotated[int | None, option("N", "That read at this layer.", min=0)] = None
+    width: Annotated[str | None, option("N", "Of this width: 16384, 16k or 1m.")] = None
+    release: Annotated[str | None, option("TEXT", "Whose release's name holds this text.")] = None
+
+
+def dictionaries(
+    wanted: Wanted,
+    all: Annotated[bool, flag("Each dictionary, however many fit.")] = False,
+    json: Json = False,
+) -> None:
+    """Dictionaries that load by name: shipped and published.
+
+    A row for each model; with an option, for each release; and for each dictionary where few fit. Nothing is
+    downloaded. A name of the list (also Neuronpedia's id) loads that dictionary.
+
+    Example: monosem list dictionaries --model gemma-2-2b --site resid_post --layer 12 --width 16k
+    """
+    from ..dictionaries import releases
+    from ..dictionaries.published.releases import rows
+
+    found = releases(**vars(wanted))
+    narrowed = any(value is not None for value in vars(wanted).values())
+    counted = f"dictionaries: {len(found):,}, in {len(found.groups('release'))} releases"
+    if json:
+        as_json(rows(found))
+    elif not found:
+        line("no dictionary fits")
+    elif all or (narrowed and len(found) <= FEW):
+        columns = ["name", "site", "site_out", "width", "l0", "neuronpedia"]
+        table(columns, [[one[column] for column in columns] for one in rows(found)], counted)
+    else:
+        groups = found.groups("release" if narrowed else "model")
+        table(list(groups[0]), [list(one.values()) for one in groups], counted)
+        options = "--site, --layer, --width, --release" if narrowed else "--model, --site, --layer, --width, --release"
+        notice(f"narrow it with {options}, or --all")
+
+
+def shipped_dictionaries() -> None:
+    from ..dictionaries import releases, shipped_dictionaries
+
+    show("dictionaries", ["dictionary"], [(name,) for name in shipped_dictionaries()], False)
+    notice(f"{len(releases()):,} dictionaries load by name: monosem list dictionaries")
 
 
 def concepts(json: Json = False) -> None:

@@ -7,6 +7,7 @@ from .evaluation import Evaluation, evaluate
 from .formats import FORMATS
 from .loading import load_dictionary, shipped_dictionaries, shipped_dictionary_folder
 from .parts import DictionaryParts, DictionaryTensors
+from .published import Published, Releases, releases
 from .token_norms import TOKEN_NORMS
 from .training import TrainConfig, train, train_on
 
@@ -19,12 +20,15 @@ __all__ = [
     "DictionaryParts",
     "DictionaryTensors",
     "Evaluation",
+    "Published",
+    "Releases",
     "TokenNorm",
     "TrainConfig",
     "batch_topk",
     "evaluate",
     "latent_ids",
     "load_dictionary",
+    "releases",
     "shipped_dictionaries",
     "shipped_dictionary_folder",
     "train",

@@ -15,7 +15,7 @@ def check_compatible(name: str, model_name: str, widths: Iterable[tuple[Site, in
     Args:
         widths: each site of the dictionary, and the width that its activations have.
     """
-    made_for, this = _plain_name(model_name), _plain_name(model.name)
+    made_for, this = plain_name(model_name), plain_name(model.name)
     if made_for and this and made_for != this:
         raise Mismatch(
             f"dictionary {name!r} was made for {model_name!r}, not {model.name!r}; if that is the same "
@@ -47,7 +47,7 @@ def _width(model: Model, site: Site) -> int:
     return {"d_model": cfg.d_model, "vocab": cfg.d_vocab}.get(site.shape[-1], 0)
 
 
-def _plain_name(name: str) -> str:
+def plain_name(name: str) -> str:
     """`HuggingFaceTB/SmolLM2-135M-Instruct` and `smollm2` are one model."""
     plain = name.rstrip("/").rpartition("/")[2].lower()
     return _MODEL_ALIASES.get(plain, plain)

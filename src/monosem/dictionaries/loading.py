@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..activations import SkipRule
-from ..errors import BadFile, BadInput, UnknownName, cause, did_you_mean
+from ..errors import BadFile, BadInput, UnknownName, did_you_mean
 from ..files import ASSETS
 from ..jobs.claim import FILE as JOB
 from ..models.places.sites import SiteLike
@@ -19,6 +19,10 @@ from ..reading import existing
 from .dictionary import Dictionary
 from .formats import FORMATS, OTHER_FORMATS
 from .formats.common import PYTORCH, Hints, Place
+from .parts import DictionaryParts
+from .published import Published, fetched, named
+from .published.hub import silence
+from .published.registry import NEURONPEDIA, near
 from .trained_on import KEY, written
 
 
@@ -53,7 +57,8 @@ def load_dictionary(
 
     Args:
         name: a shipped name (`shipped_dictionaries()`), a folder or file on disk, the folder of a training run (also of
-            one that goes on or was killed: its latest state), or `owner/repo[/folder]` on the hub.
+            one that goes on or was killed: its latest state), the name of a published one (`releases()`: release/id, or
+            Neuronpedia's id), or `owner/repo[/folder]` on the hub.
         dtype: of the weights; default float32. Arithmetic is in float32 in any case.
         site, site_out, model_name: where it belongs, where the file does not say or says it wrongly.
         norm_scaling_factor: sqrt(d_in) / mean input norm, for SAELens files with `expected_average_only_in` that lack
@@ -66,19 +71,19 @@ def load_dictionary(
         UnknownName: nothing of that name (shipped names are listed).
         BadFile: the checkpoint is broken, hostile, of an unknown format, or incomplete; the message says what to do.
     """
-    path = _find(os.fspath(name))
+    path, published = _find(os.fspath(name))
     if (path / JOB).is_file() and (path / "dictionary").is_dir():
         path = path / "dictionary"
-    place, hints = Place(path), Hints(norm_scaling_factor, kind, k)
+    known = published.config if published else {}
+    place, hints = Place(path), Hints(norm_scaling_factor, kind, k, known)
     checkpoint = next((one for one in FORMATS.values() if one.detect(place)), None)
     if checkpoint is None:
         raise BadFile(_unknown_format(place))
     told: dict[str, Any] = {"site": site, "site_out": site_out, "model_name": model_name}
     try:
-        for name, value in vars(hints).items():
-            if value is not None and name not in checkpoint.hints:
-                raise BadInput(f"{name} was given, but such a file says all that it needs; leave it out")
+        hints.check(checkpoint.hints)
         parts = checkpoint.read(place, hints)
+        parts = parts if published is None else _with_facts(parts, published)
         told["metadata"] = {**parts.metadata, KEY: written(skip)} if skip else None
         dictionary = Dictionary(replace(parts, **{key: value for key, value in told.items() if value}))
     except BadInput as error:
@@ -91,32 +96,54 @@ def load_dictionary(
     return dictionary.to(device=device, dtype=dtype)
 
 
-def _find(name: str) -> Path:
+def _find(name: str) -> tuple[Path, Published | None]:
+    """Where a dictionary lies, downloaded where it is not here, and what the registry says about it."""
     if name in shipped_dictionaries():
-        return ASSETS / name
-    if (path := existing(name)) is not None:
-        return path.resolve()
+        return ASSETS / name, None
+    if not name.startswith(NEURONPEDIA) and (path := existing(name)) is not None:
+        return path.resolve(), None
+    if (published := named(name)) is not None:
+        return fetched(published), published
     if Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") < 1:
         raise UnknownName(f"no dictionary {name!r}{_near(name)}; no such path; shipped: {_shipped_names()}")
-    return _from_hub(name)
+    return _from_hub(name), None
+
+
+def _with_facts(parts: DictionaryParts, published: Published) -> DictionaryParts:
+    """The parts of a checkpoint, with what the registry knows and its files do not say."""
+    facts = {"release": published.release, "sae_id": published.id, "neuronpedia_id": published.neuronpedia}
+    return replace(
+        parts,
+        site=parts.site or published.site,
+        site_out=parts.site_out or published.site_out,
+        model_name=published.model,
+        name=published.name,
+        metadata={**parts.metadata, **{key: value for key, value in facts.items() if value}},
+    )
 
 
 def _from_hub(name: str) -> Path:
-    """Fetch `owner/repo[/folder or file]` into the hub's cache."""
-    from huggingface_hub import snapshot_download
+    """Fetch `owner/repo[/folder or file]` into the hub's cache; of a whole repository only what lies in no folder."""
+    from huggingface_hub import list_repo_files, snapshot_download
 
     owner, repo, *rest = name.split("/")
     inside = "/".join(rest)
-    patterns = [inside, f"{inside}/*"] if inside else None
     try:
+        files = [] if inside else list_repo_files(f"{owner}/{repo}")
+        patterns = [inside, f"{inside}/*"] if inside else [file for file in files if "/" not in file]
         root = Path(snapshot_download(f"{owner}/{repo}", allow_patterns=patterns))
     except Exception as error:  # the hub's client raises many kinds, offline and not
+        what, place = f" --include '{inside}/*'" if inside else "", "/".join(["DIR", *rest])
         raise UnknownName(
-            f"no dictionary {name!r}{_near(name)}: not shipped (shipped: {_shipped_names()}), "
-            f"no such path, and the hub gave nothing ({cause(error)}); download it elsewhere and give its folder"
+            f"no dictionary {name!r}{_near(name)}: not shipped (shipped: {_shipped_names()}), no published name "
+            f"(monosem list dictionaries), no such path, and the hub gave nothing ({silence(error)}); where there is a "
+            f"network: hf download {owner}/{repo}{what} --local-dir DIR, then load_dictionary({place!r})"
         ) from error
     if not (root / inside).exists():
         raise UnknownName(f"the hub repository {owner}/{repo} has no {inside!r}")
+    folders = sorted({os.path.dirname(file) for file in files} - {""})
+    if folders and not any(one.detect(Place(root)) for one in FORMATS.values()):
+        raise UnknownName(f"{owner}/{repo} has {len(folders)} folders; give one, such as {owner}/{repo}/{folders[0]}")
     return root / inside
 
 
@@ -159,4 +186,4 @@ def _shipped_names() -> str:
 
 
 def _near(name: str) -> str:
-    return did_you_mean(name, shipped_dictionaries())
+    return did_you_mean(name, shipped_dictionaries()) or near(name)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import BadFile, UnknownName
+from ...errors import BadFile, BadInput, UnknownName
 from ...models.places.sites import Site
 from ...reading import read_torch
 from ..parts import DictionaryParts, DictionaryTensors
@@ -50,11 +50,22 @@ class Place:
 
 @dataclass(frozen=True)
 class Hints:
-    """What the caller says of a checkpoint whose files do not."""
+    """What the caller says of a checkpoint whose files do not.
+
+    Attributes:
+        published: entries of its config that the registry knows; the caller's word counts first, then theirs.
+    """
 
     norm_scaling_factor: float | None = None
     kind: str | None = None
     k: int | None = None
+    published: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self, known: tuple[str, ...]) -> None:
+        """Raise `BadInput` for what the caller says and files of a format never need."""
+        for name in ("norm_scaling_factor", "kind", "k"):
+            if getattr(self, name) is not None and name not in known:
+                raise BadInput(f"{name} was given, but such a file says all that it needs; leave it out")
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ _WRITTEN = {
     for name, (kind, out) in ARCHITECTURES.items()
     if kind != "batchtopk" and name != "gated"
 }
+_OF_MODEL = ("model_from_pretrained_kwargs",)  # what the registry may know and stands in a config's metadata
 # the parts of a config that folding changes; kept in metadata["original_form"]
 _FORM = ("architecture", "apply_b_dec_to_input", "normalize_activations", "rescale_acts_by_decoder_norm", "dtype")
 
@@ -48,7 +49,8 @@ def read(place: Place, hints: Hints) -> DictionaryParts:
             scale is not in the folder (the message says how to give it).
     """
     path = place.path
-    cfg = modern(read_object(path / CONFIG), path)
+    cfg = modern({**read_object(path / CONFIG), **hints.published}, path)
+    cfg["metadata"] = {**cfg["metadata"], **{key: hints.published[key] for key in _OF_MODEL if key in hints.published}}
     if cfg["architecture"] not in ARCHITECTURES:
         near = did_you_mean(cfg["architecture"], ARCHITECTURES)
         raise BadFile(f"{path}: unknown architecture {cfg['architecture']!r}{near}; known: {', '.join(ARCHITECTURES)}")

@@ -106,8 +106,8 @@ def stream_scale(cfg: dict[str, Any], path: Path, told: float | None) -> float:
     if norm != SCALED:
         return 1.0
     scaler, scale = path / "activation_scaler.json", told
-    if scale is None and scaler.is_file():
-        scale = read_object(scaler).get("scaling_factor")
+    if scale is None:
+        scale = read_object(scaler).get("scaling_factor") if scaler.is_file() else cfg.get("norm_scaling_factor")
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < float("inf"):
         raise BadFile(
             f"{path} expects inputs scaled to norm sqrt(d_in), and does not hold the scale; give "

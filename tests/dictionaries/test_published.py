@@ -1,0 +1,342 @@
+"""Published dictionaries: what the registry says, and loading by name from a hub that is a folder.
+
+The facts here were read in SAELens 6.54.12's own list; `make test-peers` compares all of it.
+"""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import pytest
+
+from monosem.dictionaries import load_dictionary, releases
+from monosem.dictionaries.published import Published, named
+from monosem.dictionaries.published.registry import FILE
+from monosem.errors import BadInput, UnknownName
+from tiny_saelens import METADATA, D, X, folder, relu, same, weights
+
+COMMIT = "0" * 40
+FLAT = {"metadata": None, "hook_point": "blocks.3.hook_resid_pre", "model_name": "gpt2-small"}
+JB = "gpt2-small-res-jb/blocks.3.hook_resid_pre"
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty cache of the hub, no network, and where a repository's files lie in it."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+    def at(repo: str) -> Path:
+        place = tmp_path / "hub" / f"models--{repo.replace('/', '--')}"
+        (place / "refs").mkdir(parents=True, exist_ok=True)
+        (place / "refs" / "main").write_text(COMMIT)
+        return place / "snapshots" / COMMIT
+
+    return at
+
+
+def saelens(path: Path, **cfg) -> dict[str, np.ndarray]:
+    """A folder as SAELens wrote it before version 6: flat, saying nothing of the model's processing."""
+    w = weights()
+    folder(path, w, **cfg)
+    flat = json.loads((path / "cfg.json").read_text()) | FLAT
+    (path / "cfg.json").write_text(json.dumps({key: value for key, value in flat.items() if value is not None}))
+    return w
+
+
+def codes(w: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
+    return relu((x - w["b_dec"]) @ w["W_enc"] + w["b_enc"])
+
+
+# ---------------------------------------------------------------------- what there is
+
+FACTS = [
+    Published(
+        "gpt2-small-res-jb",
+        "jbloom/GPT2-Small-SAEs-Reformatted",
+        "gpt2",
+        "saelens",
+        "blocks.3.hook_resid_pre",
+        "blocks.3.hook_resid_pre",
+        site_name="resid_pre",
+        layer=3,
+        width=24576,
+        l0=23.0,
+        neuronpedia="gpt2-small/3-res-jb",
+        overrides={"model_from_pretrained_kwargs": {"center_writing_weights": True}},
+    ),
+    Published(
+        "gemma-scope-2b-pt-res-canonical",
+        "google/gemma-scope-2b-pt-res",
+        "google/gemma-2-2b",
+        "gemma_scope",
+        "layer_12/width_16k/canonical",
+        "layer_12/width_16k/average_l0_82",
+        site_name="resid_post",
+        layer=12,
+        width=16384,
+        l0=82,
+        neuronpedia="gemma-2-2b/12-gemmascope-res-16k",
+    ),
+    Published(
+        "gemma-scope-2-4b-pt-transcoders-all",
+        "google/gemma-scope-2-4b-pt",
+        "google/gemma-3-4b-pt",
+        "gemma_scope_2",
+        "layer_10_width_262k_l0_small_affine",
+        "transcoder_all/layer_10_width_262k_l0_small_affine",
+        site_name="ln2_output",
+        site_out_name="mlp_out",
+        layer=10,
+        width=262144,
+        l0=18,
+    ),
+    Published(
+        "llama_scope_lxa_32x",
+        "fnlp/Llama3_1-8B-Base-LXA-32x",
+        "meta-llama/Llama-3.1-8B",
+        "llama_scope",
+        "l0a_32x",
+        "Llama3_1-8B-Base-L0A-32x",
+        site_name="attn_out",
+        layer=0,
+        width=131072,
+        l0=50,
+        neuronpedia="llama3.1-8b/0-llamascope-att-131k",
+        scale=112.21917808219177,
+    ),
+]
+
+
+@pytest.mark.parametrize("fact", FACTS, ids=lambda one: one.release)
+def test_the_registry_has_the_facts(fact):
+    assert named(fact.name) == fact
+    assert fact in releases(model=fact.model, site=fact.site, width=fact.width, release=fact.release).dictionaries
+
+
+def test_all_of_them_are_there_and_the_file_is_small():
+    every = [one for one in releases() if one.layout != "shipped"]
+    listed = [one for one in every if "/" not in one.release]
+    assert (len({one.release for one in listed}), len(listed)) == (170, 13857)
+    assert len({one.name for one in every}) == len(every)
+    assert FILE.stat().st_size < 100_000
+    assert not [one.name for one in listed if one.site is None]
+
+
+def test_what_saelens_has_wrong_is_right():
+    """Its transcoders of Gemma Scope 2 read before the norm, and its attention dictionaries a z that is not flat."""
+    second = releases(release="gemma-scope-2-")
+    places = Counter((one.path.split("/")[0].removesuffix("_all"), one.site_name, one.site_out_name) for one in second)
+    assert places == {
+        ("transcoder", "ln2_output", "mlp_out"): 3576,
+        ("attn_out", "z", None): 1580,
+        ("resid_post", "resid_post", None): 2024,
+        ("mlp_out", "mlp_out", None): 1604,
+    }
+    assert {one.model for one in releases(release="gemma-scope-9b-it-res")} == {"google/gemma-2-9b-it"}
+    mistaken = named("gemma-scope-9b-pt-res/layer_2/width_16k/average_l0_8")
+    assert mistaken is not None
+    assert mistaken.neuronpedia is None  # SAELens: layer 20's
+    wide = named("gemma-scope-9b-pt-res-canonical/layer_20/width_524k/canonical")
+    assert wide is not None
+    assert (wide.l0, wide.path) == (48, "layer_20/width_524k/average_l0_48")  # SAELens: 78
+
+
+def test_filters():
+    found = releases(model="gemma-2-2b", site="resid_post", layer=12, width="16k")
+    assert {(one.model, one.site, one.width) for one in found} == {("google/gemma-2-2b", "resid_post.12", 16384)}
+    assert found.names == releases(model="google/gemma-2-2b", site="blocks.12.hook_resid_post", width=16384).names
+    table = found.by_release.set_index("release")
+    assert table.loc["gemma-scope-2b-pt-res", "dictionaries"] == 5
+    assert list(found.table["name"]) == found.names
+    assert found.config["analysis"] == "dictionaries.releases"
+    assert len(releases(width="1m")) == len(releases(width=2**20)) > 0
+    assert len(releases(model="gpt2", width="1m")) == 0
+    assert releases(model="smollm2").names == ["smollm2/resid_post.15"]
+    models = releases().by_model.set_index("model")
+    assert models["dictionaries"].sum() == len(releases())
+    with pytest.raises(UnknownName, match="did you mean 'gemma-2-9b' or 'gemma-2-2b'"):
+        releases(model="gemma-2-3b")
+    with pytest.raises(UnknownName, match="did you mean 'resid_post'"):
+        releases(site="resid_pots")
+    with pytest.raises(UnknownName, match="no published release whose name holds 'gemma-scoop'"):
+        releases(release="gemma-scoop")
+    with pytest.raises(BadInput, match="16384, 16k or 1m"):
+        releases(width="wide")
+    with pytest.raises(BadInput, match="is at layer 12, and layer 3"):
+        releases(site="resid_post.12", layer=3)
+
+
+# ---------------------------------------------------------------------- loading
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        JB,
+        "neuronpedia:gpt2-small/3-res-jb",
+        "gpt2-small/3-res-jb",
+        "https://www.neuronpedia.org/gpt2-small/3-res-jb/123",
+        "jbloom/GPT2-Small-SAEs-Reformatted/blocks.3.hook_resid_pre",
+    ],
+)
+def test_every_name_loads_the_same_dictionary(hub, name):
+    w = saelens(hub("jbloom/GPT2-Small-SAEs-Reformatted") / "blocks.3.hook_resid_pre")
+    read = load_dictionary(name)
+    centred = X - X.mean(
+        -1, keepdims=True
+    )  # trained on a model with centred writing weights, which its file leaves out
+    acts = codes(w, centred)
+    same(read, acts, acts @ w["W_dec"] + w["b_dec"])
+    assert (str(read.site), read.model_name, read.name) == ("resid_pre.3", "gpt2", JB)
+    facts = {
+        "release": "gpt2-small-res-jb",
+        "sae_id": "blocks.3.hook_resid_pre",
+        "neuronpedia_id": "gpt2-small/3-res-jb",
+    }
+    assert facts.items() <= read.metadata.items()
+    read.save(hub("mine") / "again")
+    assert facts.items() <= load_dictionary(hub("mine") / "again").metadata.items()
+
+
+def test_the_scale_that_only_the_registry_knows(hub):
+    name = "gpt2-small-mlp-tm/blocks.1.hook_mlp_out"
+    place = hub("tommmcgrath/gpt2-small-mlp-out-saes") / "sae_group_gpt2_blocks.1.hook_mlp_out_24576:v0"
+    w = saelens(place, normalize_activations="expected_average_only_in")
+    s = 2.3693984005104283
+    acts = codes(w, s * (X - X.mean(-1, keepdims=True)))
+    y = (acts @ w["W_dec"] + w["b_dec"]) / s
+    same(load_dictionary(name), acts, y)
+    other = load_dictionary(name, norm_scaling_factor=1.0)  # what the caller says counts
+    assert np.abs(other.W_enc.numpy() * s - load_dictionary(name).W_enc.numpy()).max() < 1e-5
+    saelens(place)  # SAELens gives the scale and its file needs none: it is left alone
+    acts = codes(w, X - X.mean(-1, keepdims=True))
+    same(load_dictionary(name), acts, acts @ w["W_dec"] + w["b_dec"])
+
+
+def test_a_normalisation_that_only_the_registry_knows(hub):
+    w = saelens(hub("JoshEngels/Mistral-7B-Residual-Stream-SAEs") / "mistral_7b_layer_8")
+    read = load_dictionary("mistral-7b-res-wg/blocks.8.hook_resid_pre")
+    scale = np.linalg.norm(X, axis=-1, keepdims=True) / np.sqrt(D)
+    acts = codes(w, X / scale)
+    same(read, acts, (acts @ w["W_dec"] + w["b_dec"]) * scale)
+    assert read.model_name == "mistralai/Mistral-7B-v0.1"
+
+
+def test_only_what_is_needed_is_fetched(hub, monkeypatch):
+    asked = []
+    real = huggingface_hub.hf_hub_download
+
+    def download(repo, file):
+        asked.append((repo, file))
+        return real(repo, file)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    place = hub("jbloom/GPT2-Small-SAEs-Reformatted") / "blocks.3.hook_resid_pre"
+    saelens(place)
+    (place / "sparsity.safetensors").write_bytes(b"not needed")
+    load_dictionary(JB)
+    repo = "jbloom/GPT2-Small-SAEs-Reformatted"
+    assert asked == [(repo, f"blocks.3.hook_resid_pre/{name}") for name in ("cfg.json", "sae_weights.safetensors")]
+
+
+def test_what_the_caller_says_counts(hub):
+    saelens(hub("jbloom/GPT2-Small-SAEs-Reformatted") / "blocks.3.hook_resid_pre")
+    read = load_dictionary(JB, site="resid_post.2", model_name="mine")
+    assert (str(read.site), read.model_name) == ("resid_post.2", "mine")
+
+
+def test_a_path_counts_before_a_published_name(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder(tmp_path / "gpt2-small" / "3-res-jb", weights(), metadata=METADATA | {"hook_name": "blocks.7.hook_mlp_out"})
+    assert str(load_dictionary("gpt2-small/3-res-jb").site) == "mlp_out.7"
+    with pytest.raises(UnknownName, match="gpt2-small-res-jb"):
+        load_dictionary("neuronpedia:gpt2-small/3-res-jb")
+
+
+# ---------------------------------------------------------------------- what does not work
+
+
+@pytest.mark.parametrize(
+    ("name", "command", "call"),
+    [
+        (
+            "gemma-2-2b/12-gemmascope-res-16k",
+            "hf download google/gemma-scope-2b-pt-res layer_12/width_16k/average_l0_82/params.npz;",
+            "load_dictionary('DIR/layer_12/width_16k/average_l0_82', site='resid_post.12', "
+            "model_name='google/gemma-2-2b')",
+        ),
+        (JB, "blocks.3.hook_resid_pre/cfg.json blocks.3.hook_resid_pre/sae_weights.safetensors;", None),
+        (
+            "llama_scope_lxa_32x/l0a_32x",
+            "hf download fnlp/Llama3_1-8B-Base-LXA-32x Llama3_1-8B-Base-L0A-32x/hyperparams.json "
+            "Llama3_1-8B-Base-L0A-32x/checkpoints/final.safetensors;",
+            "load_dictionary('DIR/Llama3_1-8B-Base-L0A-32x', site='attn_out.0'",
+        ),
+        (
+            "gpt2-small-hook-z-kk/blocks.0.hook_z",
+            "gpt2-small_L0_Hcat_z_lr1.20e-03_l11.80e+00_ds24576_bs4096_dc1.00e-06_rsanthropic_rie25000_nr4_v9_cfg.json;",
+            "site='z.0'",
+        ),
+        (
+            "gpt2-small-mlp-tm/blocks.1.hook_mlp_out",
+            "hf download tommmcgrath/gpt2-small-mlp-out-saes "
+            "'sae_group_gpt2_blocks.1.hook_mlp_out_24576:v0/cfg.json' '",
+            None,
+        ),
+        (
+            "mntss/clt-131k",
+            "hf download mntss/clt-131k --include 'config.yaml' --include 'W_enc_*",
+            "load_dictionary('DIR'",
+        ),
+    ],
+)
+def test_without_a_network_it_says_what_to_do(hub, name, command, call):
+    with pytest.raises(UnknownName, match="no network, and not in its cache") as caught:
+        load_dictionary(name)
+    message = str(caught.value)
+    assert command in message
+    assert (call is None and "--local-dir" not in message) or (call or "?") in message
+    assert "\n" not in message
+
+
+def test_names_that_are_nearly_right():
+    with pytest.raises(UnknownName, match=r"none of them 'blocks.30.hook_resid_pre'; did you mean 'blocks.3.hook"):
+        load_dictionary("gpt2-small-res-jb/blocks.30.hook_resid_pre")
+    with pytest.raises(UnknownName, match=r"has 13 dictionaries, give one; such as blocks.0.hook_resid_pre"):
+        load_dictionary("gpt2-small-res-jb")
+    with pytest.raises(UnknownName, match="did you mean 'gemma-2-2b/12-gemmascope-res-16k'"):
+        load_dictionary("neuronpedia:gemma-2-2b/12-gemmascope-res-17k")
+    with pytest.raises(UnknownName, match=r"write to all later layers.*load_dictionary\('mntss/clt-gemma-2-2b-2.5M'\)"):
+        load_dictionary("mntss-gemma-2-2b-2.5m-clt-as-per-layer/layer_3")
+
+
+def test_terms_that_are_not_accepted(monkeypatch):
+    class GatedRepoError(Exception):
+        pass
+
+    def refuse(*_):
+        raise GatedRepoError("403")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    with pytest.raises(UnknownName, match=r"accepted at https://huggingface.co/google/gemma-scope-2b-pt-res; then: hf"):
+        load_dictionary("gemma-2-2b/12-gemmascope-res-16k")
+
+
+def test_of_a_repository_with_many_folders_nothing_is_fetched_but_their_names(hub, monkeypatch):
+    asked = []
+    files = ["README.md", "layer_3/cfg.json", "layer_3/sae_weights.safetensors", "layer_4/cfg.json"]
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda repo: files)
+
+    def snapshot(repo, allow_patterns):
+        asked.append(allow_patterns)
+        place = hub(repo)
+        place.mkdir(parents=True, exist_ok=True)
+        return str(place)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    with pytest.raises(UnknownName, match="some/saes has 2 folders; give one, such as some/saes/layer_3"):
+        load_dictionary("some/saes")
+    assert asked == [["README.md"]]
