@@ -335,6 +335,25 @@ def test_entropy_of_what_is_written_is_that_of_the_cells_it_came_from(tiny_model
         lenses.entropy_profile(model, TEXTS, max_new_tokens=2, positions="last")
 
 
+def test_entropy_of_what_is_written_under_edits(tiny_model: TinyModel) -> None:
+    """Against what the generation itself kept; an edit that would reach other tokens of the whole is refused."""
+    model = tiny_model("llama")
+    edit = edits.add(("resid_post.0", torch.ones(model.cfg.d_model)), 2.0)
+    for around in (edit.at(positions=-1), edit.at(positions=slice(-2, None)), edit.at(scope="prompt")):
+        with pytest.raises(BadInput, match="positions from the end"):
+            lenses.entropy_profile(model, TEXTS, max_new_tokens=3, edits=around)
+        with model.editing(around), pytest.raises(BadInput, match="positions from the end"):
+            lenses.entropy_profile(model, TEXTS, max_new_tokens=3)
+    with model.editing(edit.at(positions=slice(1, None))):
+        found = lenses.entropy_profile(model, TEXTS[:1], max_new_tokens=3)
+        made = model.generate(TEXTS[:1], max_new_tokens=3, capture="resid_post.2")
+    start = int(made.prompt.lengths[0])
+    log_q = model.unembed(made["resid_post.2"][0, start - 1 : -1]).log_softmax(-1)
+    torch.testing.assert_close(
+        found.entropies()[-1, 0][found.chosen[0]], -(log_q.exp() * log_q).sum(-1), atol=1e-5, rtol=1e-4
+    )
+
+
 @pytest.mark.parametrize("family", ["gemma2", "gpt2", "gpt_neox"])
 def test_the_gap_is_the_log_odds_of_two_sets(family: str, tiny_model: TinyModel) -> None:
     model = tiny_model(family)

@@ -53,6 +53,19 @@ def test_rows_equal_single_clamps(model, sae, tmp_path, prompt):
     assert found.baseline["text"] == model.generate(ids, max_new_tokens=4).texts[0]
 
 
+def test_an_edit_around_a_sweep_that_knows_where_the_prompt_ends(model, sae, tmp_path):
+    """The whole continuation is read again, where the prompt's last token is another one."""
+    edit = edits.add(("resid_post.0", torch.ones(32)), 3.0)
+    with model.editing(edit.at(positions=-1)), pytest.raises(BadInput, match="where the prompt ends"):
+        go(model, sae, tmp_path / "last", prompt="the cat sat")
+    with model.editing(edit.at(positions=2)):
+        found = go(model, sae, tmp_path / "third", prompt="the cat sat")
+        for row in found.table.itertuples():
+            clamp = edits.clamp(sae, int(row.latent), float(row.value)).at(positions=slice(1, None))
+            p, q = (model.run("the cat sat", edits=e).logits[0, -1].log_softmax(-1) for e in ((), clamp))
+            assert row.kl == pytest.approx(float((p.exp() * (p - q)).sum()), rel=1e-3, abs=1e-5)
+
+
 def test_files(model, sae, tmp_path):
     found = go(model, sae, tmp_path)
     text = (tmp_path / "sweep.txt").read_text()

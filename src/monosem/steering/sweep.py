@@ -162,7 +162,10 @@ def _one_batch(
         seed=seed,
         capture="logits",
     )
-    steered, plain = generated["logits"].float(), logits_of(model.run(generated.ids))
+    steered, plain = (
+        generated["logits"].float(),
+        logits_of(model.run(generated)),
+    )  # edits around it know where its prompt ends, or are refused
     records = []
     for row, ((latent, value), new, text) in enumerate(zip(rows, generated.new, generated.texts)):
         span = slice(len(ids) - 1, len(ids) - 1 + len(new))

@@ -15,6 +15,7 @@ from torch import Tensor
 from ...errors import BadInput
 from ...models import Layers, Model, Positions, TokenBatch
 from ...models.running.moment import EditLike
+from ...models.running.run import edits_of, knows_the_prompt
 from ...plots import Figure
 from ...results import analysis
 from ..lookup import LensLike, sight
@@ -95,11 +96,12 @@ def entropy_profile(
         lens: None for the logit lens, "tuned", or any lens (as in `read`).
 
     Raises:
-        BadInput: no order, a negative one; with a generation: positions, or edits of some tokens only. Others as
+        BadInput: no order, a negative one; with a generation: positions, or edits that depend on where the prompt
+            ends (also of `model.editing`). Others as
             `read`.
     """
     edits = [edits] if hasattr(edits, "apply") else list(edits)  # type: ignore[list-item, arg-type]
-    _check(orders, positions, max_new_tokens, edits)
+    _check(orders, positions, max_new_tokens, edits_of(model, edits))
     through = sight(model, lens, site, layers)
     written = None
     if max_new_tokens:
@@ -130,8 +132,8 @@ def _check(
     if positions is not None:
         raise BadInput("give positions, or max_new_tokens: a generation is read where its tokens were predicted")
     for edit in edits:
-        if getattr(edit, "scope", "all") != "all" or getattr(edit, "positions", None) is not None:
+        if knows_the_prompt(edit):
             raise BadInput(
-                "an edit at positions or with a scope would reach other tokens once the continuation is read as a "
-                "whole; with max_new_tokens, edit all tokens"
+                f"{edit} has a scope, or positions from the end, and would reach other tokens once the continuation is "
+                "read as a whole; with max_new_tokens, edit all tokens"
             )

@@ -125,11 +125,16 @@ def refuse_parted(x: Any, edits: Iterable[EditLike]) -> None:
     if not isinstance(getattr(x, "prompt", None), TokenBatch):
         return
     for edit in edits:
-        if getattr(edit, "scope", "all") != "all" or from_the_end(getattr(edit, "positions", None)):
+        if knows_the_prompt(edit):
             raise BadInput(
                 f"{edit} depends on where the prompt ends, and a Generation is read as a prompt with all its tokens: "
                 "generate all tokens at once, or give generation.ids if the whole is meant as the prompt"
             )
+
+
+def knows_the_prompt(edit: EditLike) -> bool:
+    """Whether an edit reaches other tokens where a continuation is read as a part of the prompt."""
+    return getattr(edit, "scope", "all") != "all" or from_the_end(getattr(edit, "positions", None))
 
 
 def _from_start(model: Places, start: Start, sites: Iterable[Site], edits: list[EditLike]) -> list[EditLike]:
