@@ -263,7 +263,7 @@ def test_saving_what_saelens_cannot_hold_is_refused(tmp_path):
     )
     with pytest.raises(BadInput, match="no architecture for a topk transcoder"):
         dictionary.save(tmp_path / "x")
-    with pytest.raises(UnknownName, match="known: saelens"):
+    with pytest.raises(UnknownName, match="there are saelens, sparsify, circuit-tracer"):
         dictionary.save(tmp_path / "x", format="gguf")
     assert not (tmp_path / "x").exists()
 

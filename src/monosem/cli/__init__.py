@@ -8,7 +8,7 @@ import typer
 
 from .. import __version__
 from ..terminal import answer_interrupts
-from . import components, latents, lens, listing, patch, steering, studying, training, verifying
+from . import components, converting, latents, lens, listing, patch, steering, studying, training, verifying
 from .application import Application, help_without_command, register
 
 app = typer.Typer(
@@ -46,6 +46,7 @@ register(
         "verify": verifying.verify,
         "train": training.train,
         "evaluate": training.evaluate,
+        "convert": converting.convert,
         "steer": steering.steer,
         "sweep": steering.sweep,
     },

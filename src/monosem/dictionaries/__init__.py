@@ -10,11 +10,13 @@ from .parts import DictionaryParts, DictionaryTensors
 from .published import Published, Releases, releases
 from .token_norms import TOKEN_NORMS
 from .training import TrainConfig, train, train_on
+from .writers import WRITERS
 
 __all__ = [
     "ENCODERS",
     "FORMATS",
     "TOKEN_NORMS",
+    "WRITERS",
     "Codes",
     "Dictionary",
     "DictionaryParts",

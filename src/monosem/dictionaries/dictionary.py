@@ -21,17 +21,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..activations import Skipper, SkipRule
-from ..errors import BadInput, Mismatch, UnknownName, did_you_mean
+from ..errors import BadInput, Mismatch, check_name
 from ..jobs import fingerprint
 from ..models import Model, Moment
 from ..models.places.sites import Site
 from .codes import Codes, TokenNorm, latent_ids
 from .compatibility import check_compatible
 from .encoders import ENCODERS, encode
-from .formats import FORMATS
 from .parts import DictionaryParts, DictionaryTensors
 from .token_norms import TOKEN_NORMS
 from .trained_on import rule_of
+from .writers import WRITERS
 
 DENSE_ELEMENTS = 2**26  # pre-activations held at once: 256 MiB of float32
 SPARSE_SHARE = 8  # decode densely when more than 1 latent in this many is active: a matmul then beats gathering rows
@@ -296,18 +296,15 @@ class Dictionary(nn.Module):
         return self.W_dec[latent_ids(latents, self.width).to(self.W_dec.device)]
 
     def save(self, folder: str | os.PathLike[str], format: str = "saelens", dtype: torch.dtype | None = None) -> None:
-        """Write it to a folder in a format that other tools read (default: SAELens v6), with the card beside it.
+        """Write it to a folder in a format that other tools read (`WRITERS`; default: SAELens v6, with the card beside
+        it).
 
         Raises:
             UnknownName: no such format.
             BadInput: the format cannot hold this dictionary, or the folder cannot be written to.
         """
-        writers = {name: one.write for name, one in FORMATS.items() if one.write is not None}
-        if format not in writers:
-            raise UnknownName(
-                f"no format {format!r} to save in{did_you_mean(format, writers)}; known: {', '.join(writers)}"
-            )
-        writers[format](self.parts, Path(folder), dtype or self.W_enc.dtype)
+        check_name("format to save in", format, WRITERS)
+        WRITERS[format](self.parts, Path(folder), dtype or self.W_enc.dtype)
 
     # --- inside -----------------------------------------------------------------------------------------------------
 

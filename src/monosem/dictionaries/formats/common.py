@@ -70,19 +70,17 @@ class Hints:
 
 @dataclass(frozen=True)
 class Format:
-    """How to recognise a checkpoint at a place, and how to read and write it.
+    """How to recognise a checkpoint at a place, and how to read it. `writers` has the other way.
 
     Attributes:
         looks_like: for messages: "a folder with cfg.json and sae_weights.safetensors".
         read: Raises `BadFile` or `BadInput`.
-        write: parts, to a folder, in a dtype; None where monosem does not write the format.
         hints: names of the `Hints` that its files may need.
     """
 
     looks_like: str
     detect: Callable[[Place], bool]
     read: Callable[[Place, Hints], DictionaryParts]
-    write: Callable[[DictionaryParts, Path, torch.dtype], None] | None = None
     hints: tuple[str, ...] = ()
 
 

@@ -1,0 +1,31 @@
+"""`monosem convert`: a dictionary in another format."""
+
+from pathlib import Path
+from typing import Annotated
+
+from .options import DictionaryArgument, option
+from .output import line
+
+
+def convert(
+    dictionary: DictionaryArgument,
+    to: Annotated[str, option("FORMAT", "saelens, sparsify or circuit-tracer.")],
+    out: Annotated[Path, option("DIR", "Folder to write; sparsify wants it named after the module (layers.3.mlp).")],
+    site: Annotated[str | None, option("SITE", "Where it reads, if its file does not say.")] = None,
+    site_out: Annotated[str | None, option("SITE", "Where a transcoder writes, if its file does not say.")] = None,
+    model: Annotated[str | None, option("MODEL", "The model it was made for, if its file does not say.")] = None,
+    dtype: Annotated[str, option("NAME", "Of the weights: float32, bfloat16, float16.")] = "float32",
+) -> None:
+    """Write a dictionary in the format of another tool.
+
+    The other tool then computes the same codes and reconstructions. What its format cannot hold is refused. Layers of a
+    circuit-tracer set are written one by one into the same folder.
+
+    Example: monosem convert gemma-2-2b/12-gemmascope-res-16k --to saelens --out ./sae
+    """
+    from ..dictionaries import load_dictionary
+    from ..models.loading.precision import choose_dtype
+
+    loaded = load_dictionary(dictionary, site=site, site_out=site_out, model_name=model)
+    loaded.save(out, to, choose_dtype(dtype, loaded.W_enc.device))
+    line(out)

@@ -1,0 +1,17 @@
+"""Formats that dictionaries are written in: a row each; each is read back as the same function."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ..parts import DictionaryParts
+from . import circuit_tracer, saelens, sparsify
+
+Writer = Callable[[DictionaryParts, Path, torch.dtype], None]
+
+WRITERS: dict[str, Writer] = {
+    "saelens": saelens.write,
+    "sparsify": sparsify.write,
+    "circuit-tracer": circuit_tracer.write,
+}
