@@ -1,6 +1,7 @@
 """Reading what others wrote: every file is read whole and checked, or refused in one line; no code in it is run."""
 
 import functools
+import io
 import json
 import math
 import os
@@ -151,8 +152,11 @@ def read_safetensors(path: str | os.PathLike[str]) -> "dict[str, Tensor]":
         raise BadFile(f"{path} is truncated or not a safetensors file ({error}); copy or download it again") from error
 
 
-def read_torch(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_torch(path: str | os.PathLike[str], after: int = 0) -> dict[str, Any]:
     """A `.pt` file of tensors and plain values. Code in it is refused, never run.
+
+    Args:
+        after: how many bytes stand before what PyTorch wrote.
 
     Raises:
         BadFile: missing, broken, not a dictionary, or holds anything but tensors and plain values.
@@ -160,7 +164,10 @@ def read_torch(path: str | os.PathLike[str]) -> dict[str, Any]:
     import torch
 
     try:
-        loaded = torch.load(regular_file(path), map_location="cpu", weights_only=True)
+        source: Any = regular_file(path)
+        if after:
+            source = io.BytesIO(source.read_bytes()[after:])
+        loaded = torch.load(source, map_location="cpu", weights_only=True)
     except BadFile:
         raise
     except pickle.UnpicklingError as error:

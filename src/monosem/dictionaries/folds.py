@@ -84,6 +84,21 @@ def fold_mean(w: DictionaryTensors, mean: Float[Tensor, "d_in"]) -> DictionaryTe
     return replace(_shifted(w, mean), b_dec=w.b_dec + mean)
 
 
+def fold_gate(w: DictionaryTensors, b_gate: Float[Tensor, "width"], r_mag: Float[Tensor, "width"]) -> DictionaryTensors:
+    """Gated encoders (Rajamanoharan et al. 2024, arXiv 2404.16014) with tied weights are exactly a JumpReLU:
+
+    codes = relu(pre) where x W_enc + b_gate > 0, pre being x W_enc exp(r_mag) + b_mag (`w.b_enc`); that gate is open
+    where pre > b_mag - exp(r_mag) b_gate.
+    """
+    gain = r_mag.exp()
+    return replace(w, W_enc=w.W_enc * gain, threshold=w.b_enc - gain * b_gate)
+
+
+def fold_gain(w: DictionaryTensors, gain: Float[Tensor, "d_in"], bias: Float[Tensor, "d_in"]) -> DictionaryTensors:
+    """For encoders that read `x * gain + bias`."""
+    return replace(w, W_enc=w.W_enc * gain[:, None], b_enc=w.b_enc + bias @ w.W_enc)
+
+
 def at_least(threshold: Float[Tensor, "width"]) -> Float[Tensor, "width"]:
     """For codes kept where `pre >= threshold`: the largest float32 below it, as here `pre > threshold` counts."""
     return torch.nextafter(threshold.float(), torch.tensor(-torch.inf)).to(threshold.dtype)

@@ -100,8 +100,8 @@ def _find(name: str) -> tuple[Path, Published | None]:
     """Where a dictionary lies, downloaded where it is not here, and what the registry says about it."""
     if name in shipped_dictionaries():
         return ASSETS / name, None
-    if not name.startswith(NEURONPEDIA) and (path := existing(name)) is not None:
-        return path.resolve(), None
+    if not name.startswith(NEURONPEDIA) and (path := existing(name) or existing(f"{name}.safetensors")) is not None:
+        return path.resolve(), None  # or folder/layer_5, of layer_5.safetensors
     if (published := named(name)) is not None:
         return fetched(published), published
     if Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") < 1:

@@ -27,8 +27,15 @@ def _constant_norm(x: Tensor) -> Normalised:
     return x / scale.clamp(min=torch.finfo(x.dtype).tiny), TokenNorm(torch.zeros_like(scale), scale)
 
 
+def _layer_norm_in(x: Tensor) -> Normalised:
+    """PyTorch's LayerNorm, (x - mean) / sqrt(variance + 1e-5), of what is encoded alone: the output is as it is."""
+    normed = torch.nn.functional.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS)
+    return normed, TokenNorm(torch.zeros_like(x[..., :1]), torch.ones_like(x[..., :1]))
+
+
 TOKEN_NORMS: dict[str, Callable[[Tensor], Normalised]] = {
     "none": lambda x: (x, None),
     "layer_norm": _layer_norm,
     "constant_norm_rescale": _constant_norm,
+    "layer_norm_in": _layer_norm_in,
 }

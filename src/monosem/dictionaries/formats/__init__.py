@@ -1,19 +1,47 @@
-"""Checkpoint formats: one small file each, and a row here. The first one that recognises a path reads it."""
+"""Checkpoint formats: one small file each, and a row here. The first one that recognises a place reads it."""
 
-from . import openai, saelens
+from . import (
+    bussmann,
+    circuit_tracer,
+    dictionary_learning,
+    gemma_scope,
+    hypothesaes,
+    latentsae,
+    llama_scope,
+    llamascopium,
+    openai,
+    overcomplete,
+    saelens,
+    saev,
+    sparsify,
+    state_dicts,
+    temporal_saes,
+)
 from .common import Format
 
 FORMATS: dict[str, Format] = {
     "saelens": saelens.FORMAT,
     "openai": openai.FORMAT,
+    "sparsify": sparsify.FORMAT,
+    "latentsae": latentsae.FORMAT,
+    "gemma_scope": gemma_scope.FORMAT,
+    "gemma_scope_2": gemma_scope.FORMAT_2,
+    "llama_scope": llama_scope.FORMAT,
+    "llama_scope_r1": llama_scope.FORMAT_R1,
+    "llamascopium": llamascopium.FORMAT,
+    "circuit_tracer": circuit_tracer.FORMAT,
+    "temporal_saes": temporal_saes.FORMAT,
+    "dictionary_learning": dictionary_learning.FORMAT,
+    "bussmann": bussmann.FORMAT,
+    "hypothesaes": hypothesaes.FORMAT,
+    "prefscope": hypothesaes.FORMAT_PREFSCOPE,
+    "saev": saev.FORMAT,
+    "overcomplete": overcomplete.FORMAT,
+    **state_dicts.FORMATS,
 }
 # names of files that lie together -> whose they are: formats that are not read, for messages
 OTHER_FORMATS = {
-    ("sae.safetensors",): "sparsify or latentsae",
-    ("ae.pt",): "dictionary_learning",
-    ("params.npz",): "Gemma Scope",
-    ("layer_*.safetensors",): "circuit-tracer",
-    ("W_enc_*.safetensors",): "circuit-tracer",
-    ("W_dec_*.safetensors",): "circuit-tracer",
-    ("config.json", "sae_weights.safetensors"): "llamascopium",
+    ("W_enc_*.safetensors",): "circuit-tracer (a cross-layer transcoder)",
+    ("W_dec_*.safetensors",): "circuit-tracer (a cross-layer transcoder)",
+    ("config.json", "sae_weights.dcp"): "llamascopium (a distributed checkpoint; save it as safetensors)",
 }

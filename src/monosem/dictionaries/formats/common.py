@@ -128,6 +128,17 @@ def canonical(
     return weights
 
 
+def keys_of(path: Path) -> set[str]:
+    """Names of the tensors of a safetensors file; none where it is no such file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as held:
+            return set(held.keys())
+    except (SafetensorError, OSError, ValueError):
+        return set()
+
+
 def scalar(tensors: Mapping[str, Any], name: str, path: Path) -> float:
     """A number that is stored as a tensor. Raises `BadFile` for anything else."""
     (tensor,) = take(tensors, [name], path)

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import BadFile, did_you_mean
-from ..token_norms import TOKEN_NORMS
 
 CONFIG = "cfg.json"
 
@@ -12,7 +11,7 @@ CONFIG = "cfg.json"
 ARCHITECTURES = {
     "standard": ("relu", False),
     "jumprelu": ("jumprelu", False),
-    "gated": ("jumprelu", False),  # the same function, see `_ungated`
+    "gated": ("jumprelu", False),  # the same function, see `fold_gate`
     "topk": ("topk", False),
     "abstopk": ("abstopk", False),
     "batchtopk": ("batchtopk", False),
@@ -36,7 +35,7 @@ _TYPES: dict[str, type] = {
 SCALED, WHITENED, BY_A_NUMBER = "expected_average_only_in", "covariance_whitening", "constant_scalar_rescale"
 # options of SAELens and what they can be; another one would be another function
 _OPTIONS = {
-    "normalize_activations": [SCALED, WHITENED, BY_A_NUMBER, *TOKEN_NORMS],
+    "normalize_activations": [SCALED, WHITENED, BY_A_NUMBER, "none", "layer_norm", "constant_norm_rescale"],
     "reshape_activations": ["none", "hook_z"],
     "activation_fn": ["relu", "topk"],
 }

@@ -14,6 +14,7 @@ from ..folds import (
     fold_centring,
     fold_decoder_bias,
     fold_decoder_norm,
+    fold_gate,
     fold_scale,
     fold_whitening,
 )
@@ -35,13 +36,12 @@ def stored(
     names = ("b_enc", "threshold", "log_threshold", "b_gate", "b_mag", "r_mag")
     vectors = {"b_dec": (d_out,), **dict.fromkeys((*names, *_FACTORS), (width,))}
     check_shapes(tensors, {"W_enc": (d_in, width), "W_dec": (width, d_out), "W_skip": (d_out, d_in), **vectors})
-    if cfg["architecture"] == "gated":
-        tensors = tensors | _ungated(tensors, path)
+    gated = cfg["architecture"] == "gated"
     W_enc, b_enc, W_dec, b_dec = (
-        t.double() for t in take(tensors, ["W_enc", "b_enc", "W_dec", "b_dec"], path / WEIGHTS)
+        t.double() for t in take(tensors, ["W_enc", "b_mag" if gated else "b_enc", "W_dec", "b_dec"], path / WEIGHTS)
     )
     threshold = None
-    if kind == "jumprelu":
+    if kind == "jumprelu" and not gated:
         name = "log_threshold" if "log_threshold" in tensors else "threshold"
         threshold = take(tensors, [name], path / WEIGHTS)[0].double()
         threshold = threshold.exp() if name == "log_threshold" else threshold
@@ -54,19 +54,10 @@ def stored(
             norm = W_dec.norm(dim=-1)
             threshold = threshold / torch.where(norm > 0, norm, 1)
     skip = take(tensors, ["W_skip"], path / WEIGHTS)[0].double() if "skip" in cfg["architecture"] else None
-    return _finetuned(DictionaryTensors(W_enc, b_enc, W_dec, b_dec, threshold, skip), tensors, cfg, path)
-
-
-def _ungated(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Gated encoders (Rajamanoharan et al. 2024, arXiv 2404.16014) with tied weights are exactly a JumpReLU:
-
-    codes = relu(pre) where x W_enc + b_gate > 0, pre being x W_enc exp(r_mag) + b_mag; that gate is open where
-    pre > b_mag - exp(r_mag) b_gate.
-    """
-    names = ["W_enc", "b_gate", "b_mag", "r_mag"]
-    W_enc, b_gate, b_mag, r_mag = (t.double() for t in take(tensors, names, path / WEIGHTS))
-    gain = r_mag.exp()
-    return {"W_enc": W_enc * gain, "b_enc": b_mag, "threshold": b_mag - gain * b_gate}
+    weights = DictionaryTensors(W_enc, b_enc, W_dec, b_dec, threshold, skip)
+    if gated:
+        weights = fold_gate(weights, *(t.double() for t in take(tensors, ["b_gate", "r_mag"], path / WEIGHTS)))
+    return _finetuned(weights, tensors, cfg, path)
 
 
 def _finetuned(

@@ -1,0 +1,105 @@
+"""llamascopium 2.0.0b34 (OpenMOSS Language-Model-SAEs): `config.json` + `sae_weights.safetensors`.
+
+    pre = x s_in W_E + b_E (times sigmoid(x s_in W_E_glu + b_E_glu))        y = (codes W_D + b_D) / s_out
+    codes: pre where pre n > threshold (jumprelu), where pre n is among the k largest (topk); n = |W_D row|, or 1 where
+    sparsity_include_decoder_norm is false
+
+s = sqrt(d) / mean norm in the data (dataset-wise), 1 (inference), or of each token (token-wise). Codes of topk come out
+times n, with unit decoder rows, so that the k largest are chosen as there; all others are in the file's own units.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import BadFile
+from ...reading import read_object, read_safetensors
+from ..folds import fold_decoder_norm, fold_scale
+from ..parts import DictionaryParts
+from .common import Format, Hints, Place, canonical, choice, flag, keys_of, number, scalar, site_or_none, take
+
+CONFIG, WEIGHTS = "config.json", "sae_weights.safetensors"
+_NAMES = {"W_enc": "W_E", "b_enc": "b_E", "W_dec": "W_D"}
+_GLU = {"W_glu": "W_E_glu", "b_glu": "b_E_glu"}
+_ACTIVATIONS = ["relu", "jumprelu", "topk"]
+_NORMS = ["dataset-wise", "inference", "token-wise"]
+NORM = "dataset_average_activation_norm"
+
+
+def detect(place: Place) -> bool:
+    return place.has(CONFIG, WEIGHTS) and "encoder.weight" not in keys_of(place.path / WEIGHTS)
+
+
+def read(place: Place, hints: Hints) -> DictionaryParts:
+    """Raises `BadFile` for models that are no SAE or transcoder, and what selects over a batch; they are named."""
+    path, file, held_in = place.path, place.path / CONFIG, place.path / WEIGHTS
+    cfg, held = read_object(file), read_safetensors(held_in)
+    if cfg.get("sae_type", "sae") != "sae":
+        raise BadFile(
+            f"{path}: llamascopium's {cfg['sae_type']!r:.40} is not read: it is no SAE or transcoder of one site"
+        )
+    if str(cfg.get("act_fn")).startswith("batch"):
+        raise BadFile(
+            f"{path}: act_fn {cfg['act_fn']!r:.40} selects over a batch and stores no threshold; convert it first"
+        )
+    kind = choice({"act_fn": "relu"} | cfg, "act_fn", _ACTIVATIONS, file)
+    names = _NAMES | ({"b_dec": "b_D"} if flag(cfg, "use_decoder_bias", True, file) else {})
+    names |= _GLU if flag(cfg, "use_glu_encoder", False, file) else {}
+    d_out = held["W_D"].shape[-1] if isinstance(held.get("W_D"), Tensor) else 0
+    weights = canonical(held, names, held_in, default={"b_dec": lambda width, d_in: torch.zeros(d_out)})
+    by_norm = flag(cfg, "sparsity_include_decoder_norm", True, file)
+    if kind == "jumprelu":
+        (log_threshold,) = take(held, ["activation_function.log_jumprelu_threshold"], held_in)
+        threshold = log_threshold.double().exp()
+        norm = weights.W_dec.norm(dim=-1) if by_norm else torch.ones_like(threshold)
+        weights = replace(weights, threshold=threshold / torch.where(norm > 0, norm, 1))
+        weights.check()
+    elif kind == "topk" and by_norm:
+        weights = fold_decoder_norm(weights)
+    hook, out = cfg.get("hook_point_in"), cfg.get("hook_point_out", cfg.get("hook_point_in"))
+    transcoder, mode = out != hook, choice({"norm_activation": "dataset-wise"} | cfg, "norm_activation", _NORMS, file)
+    if mode == "dataset-wise":
+        if hints.norm_scaling_factor is not None:
+            weights = fold_scale(weights, hints.norm_scaling_factor)
+        else:
+            weights = fold_scale(weights, *(_scale(held, cfg, name, held_in) for name in (hook, out)))
+    if mode == "token-wise" and transcoder:
+        raise BadFile(f"{path}: a transcoder whose output is scaled by the output's own norm cannot be run without it")
+    return DictionaryParts(
+        weights.to(torch.float32),
+        kind,
+        k=number({"top_k": 50} | cfg, "top_k", file, int) if kind == "topk" else None,
+        token_norm="constant_norm_rescale" if mode == "token-wise" else "none",
+        site=site_or_none(hook),
+        site_out=site_or_none(out) if transcoder else None,
+        transcoder=transcoder,
+        model_name=str(cfg.get("model_name") or ""),
+        name=path.name,
+        metadata={
+            "original_form": {"format": "llamascopium", **cfg},
+            "hook_name": hook,
+            **({"hook_name_out": out} if transcoder else {}),
+        },
+    )
+
+
+def _scale(held: Mapping[str, Tensor], cfg: Mapping[str, Any], hook: Any, path: Path) -> float:
+    if f"{NORM}.{hook}" not in held:
+        raise BadFile(
+            f"{path} lacks {NORM}.{hook}, by which activations are scaled; give "
+            "load_dictionary(..., norm_scaling_factor=sqrt(d_in) / mean norm of its training activations)"
+        )
+    norm = scalar(held, f"{NORM}.{hook}", path)
+    if norm <= 0:
+        raise BadFile(f"{path}: {NORM}.{hook} is {norm:g}; a mean norm is above 0")
+    return math.sqrt(number(cfg, "d_model", path.parent / CONFIG, int)) / norm
+
+
+FORMAT = Format(
+    "a folder with config.json and sae_weights.safetensors (W_E, W_D)", detect, read, hints=("norm_scaling_factor",)
+)
