@@ -182,3 +182,17 @@ def test_edits_in_force_behind_the_last_layer_count(model: Model, site: str) -> 
                 by_hand(model, row, OTHER[row], at)["log_odds"], abs=1e-4
             )
             assert found.clean["log_odds"][row] == pytest.approx(by_hand(model, row, CLEAN[row])["log_odds"], abs=1e-4)
+
+
+@pytest.mark.parametrize("where", [{"positions": -1}, {"scope": "prompt"}])
+def test_edits_in_force_that_know_where_the_prompt_ends(model: Model, where: dict[str, Any]) -> None:
+    """The answer follows the prompt, and they would act on its tokens; by index they are as by hand."""
+    pairs = pairs_of(model)
+    edit = edits.function("mlp_out.0", lambda x: x * -1.5)
+    with model.editing(edit.at(**where)):
+        for call in (lambda: sweep(model, pairs, layers=[0], positions=[1], quiet=True), lambda: pairs.solved(model)):
+            with pytest.raises(BadInput, match="an answer of several tokens follows"):
+                call()
+    with model.editing(edit.at(positions=1)):
+        found = patch_sets(model, pairs, [[Cell("mlp_out", 1, (-1,))]], metric="log_odds", quiet=True)
+        assert found.clean["log_odds"][0] == pytest.approx(by_hand(model, 0, CLEAN[0])["log_odds"], abs=1e-4)

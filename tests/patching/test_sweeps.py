@@ -13,9 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monosem import edits, patching
+from monosem import edits, latents, lenses, patching
 from monosem.activations import SkipRule
 from monosem.data import TokenPairs
+from monosem.directions import Direction
 from monosem.errors import BadInput, MonosemError, UnknownName
 from monosem.models import Model
 from monosem.patching import Sweep, cells_of, sweep
@@ -362,6 +363,21 @@ def test_edits_around_the_sweep_hold_and_are_not_ignored() -> None:
         hand = by_hand(model, CORRUPTED, CLEAN, "resid_pre", 0, 2)
     assert found.mean()[2] == pytest.approx(hand, abs=1e-5)
     assert sweep(model, pairs_of(model), layers=[0], quiet=True).mean()[2] != pytest.approx(hand, abs=1e-3)
+
+
+def test_edits_around_that_name_rows_are_refused() -> None:
+    """The rows of a sweep's batches are cells: some would be edited and others not."""
+    model = tiny_model("llama", name="tiny")
+    with model.editing(edits.scale("attn_out.1", 0.5).at(rows=[0])):
+        for call in (
+            lambda: sweep(model, pairs_of(model), layers=[0], quiet=True),
+            lambda: pairs_of(model).solved(model),
+            lambda: lenses.patchscope(model, [CLEAN], [CORRUPTED], quiet=True),
+            lambda: Direction.fit(model, ["the cat", "a dog"], ["the sun", "a man"], site="resid_post.1"),
+            lambda: latents.pooled(model, tiny_dictionary(), ["the cat", "a dog"]),
+        ):
+            with pytest.raises(BadInput, match="names rows"):
+                call()
 
 
 def test_layers_that_lie_about_their_cache_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:

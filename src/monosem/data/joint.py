@@ -9,12 +9,14 @@ from torch import Tensor
 
 from .. import metrics
 from ..errors import BadInput
+from ..models.running.run import refuse_ends
 from ..models.tokens import TokenBatch
 from ..models.transformerlens.text import continuation
 
 if TYPE_CHECKING:
     from ..models import Model
 
+FOLLOWED = "an answer of several tokens follows it in the run"
 JointAnswer = str | int | Sequence[int]  # text, one id, or the ids of one answer in order
 
 
@@ -63,7 +65,12 @@ def continued(tokens: TokenBatch, answers: Int[Tensor, "batch step"]) -> TokenBa
 def joint_answers(
     model: "Model", prompts: TokenBatch, answers: Int[Tensor, "batch step"]
 ) -> tuple[Float[Tensor, "batch"], Bool[Tensor, "batch"]]:
-    """log p(answer | prompt) of each row in nats, and whether each of its tokens is the likeliest one."""
+    """log p(answer | prompt) of each row in nats, and whether each of its tokens is the likeliest one.
+
+    Raises:
+        BadInput: edits of `model.editing(...)` that depend on where the prompt ends.
+    """
+    refuse_ends(model, FOLLOWED)
     logits = model.run(continued(prompts, answers)).logits
     assert logits is not None
     steps = prompts.lengths.to(logits.device)[:, None] - 1 + torch.arange(answers.shape[1], device=logits.device)

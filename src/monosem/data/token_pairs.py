@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import metrics
 from ..errors import BadInput
 from ..models.numbers import whole_numbers
+from ..models.running.run import refuse_rows
 from ..models.tokens import texts_of
 from .joint import joint_answers, joint_ids
 
@@ -193,8 +194,10 @@ class TokenPairs:
             batch_size: prompts a forward pass.
 
         Raises:
-            BadInput: the model answers none of them right, or they have no answers.
+            BadInput: the model answers none of them right, or they have no answers; edits of `model.editing(...)` that
+                name rows.
         """
+        refuse_rows(model, "solved")
         kept: list[int] = []
         for start in range(0, len(self), batch_size):
             part = self[slice(start, start + batch_size)]

@@ -11,6 +11,7 @@ from ..activations import Skipper, SkipRule
 from ..data import PromptPairs
 from ..errors import BadInput, UnknownName
 from ..models import Model, Site
+from ..models.running.run import refuse_rows
 from ..statistics import auroc
 
 Pool = Literal["mean", "last"]
@@ -63,6 +64,7 @@ def _pooled(
     model: Model, site: Site, prompts: Sequence[str], pool: Pool, skipper: Skipper, batch_size: int = 32
 ) -> Side:
     """One float64 row a prompt."""
+    refuse_rows(model, "a fit")
     parts = []
     for start in range(0, len(prompts), batch_size):
         run = model.run(list(prompts[start : start + batch_size]), capture=[site], logits=False)

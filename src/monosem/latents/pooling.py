@@ -11,6 +11,7 @@ from ..activations import Skipper
 from ..dictionaries import Dictionary
 from ..errors import BadInput, UnknownName
 from ..models import Model, Run
+from ..models.running.run import refuse_rows
 
 Pool = Literal["max", "mean", "last"]
 UNCOUNTED = "the first of their prompt, special, or outliers in norm"
@@ -25,10 +26,12 @@ def prompt_runs(
         skipper: `dictionary.skipper(model)`, to have its counts as well.
 
     Raises:
-        BadInput: no prompts, an empty one, or one without a token that counts.
+        BadInput: no prompts, an empty one, or one without a token that counts; edits of `model.editing(...)` that name
+            rows.
         Mismatch: a dictionary of another model.
     """
     dictionary.check(model)
+    refuse_rows(model, "pooling")
     tokens, skipper = model.tokens(prompts), skipper or dictionary.skipper(model)
     for start in range(0, len(tokens), batch_size):
         run = model.run(tokens[start : start + batch_size], capture=[dictionary.site], logits=False)

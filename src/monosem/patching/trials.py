@@ -10,12 +10,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..data import TokenPairs
-from ..data.joint import continued
+from ..data.joint import FOLLOWED, continued
 from ..dictionaries import Codes, Dictionary
 from ..errors import BadInput
 from ..models import Model, Moment, Run, Site, TokenBatch
 from ..models.running.moment import EditLike
-from ..models.running.run import lies_before
+from ..models.running.run import lies_before, refuse_ends, refuse_rows
 from .cells import Cell
 from .corruptions import PROMPT, Corruption, Side, token_axes
 from .experiment import Direction, Experiment
@@ -180,8 +180,12 @@ def patching_experiment(
         places: the sites that its variants write, which both runs must capture.
 
     Raises:
-        BadInput: another direction, or denoising from bare values. UnknownName: no such metric.
+        BadInput: another direction, or denoising from bare values; edits of `model.editing(...)` that name rows, or
+            (with answers of several tokens) depend on where the prompt ends. UnknownName: no such metric.
     """
+    refuse_rows(model, "patching")
+    if pairs.joint:
+        refuse_ends(model, FOLLOWED)
     corruption = corruption or PROMPT
     direction = direction_of(direction, corruption)
     metrics = metrics_of(metric)

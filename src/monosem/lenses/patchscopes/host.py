@@ -10,6 +10,7 @@ from torch import Tensor
 from ...edits import Edit
 from ...errors import BadInput
 from ...models import Model, Site, TokenBatch
+from ...models.running.run import refuse_rows
 from ...progress import Meter
 from .target import Position
 
@@ -82,6 +83,7 @@ class Host:
     ) -> tuple[Float[Tensor, "cell d_model"], list[str]]:
         """The last stream at the position that is read, and the continuation, of every cell, in the grid's order."""
         model = self.model
+        refuse_rows(model, "a patchscope")
         states = torch.empty(len(cells), model.cfg.d_model, device=model.device, dtype=model.dtype)
         texts = [""] * len(cells)
         with Meter("patchscope", total=len(cells), unit="cell", quiet=quiet) as meter:

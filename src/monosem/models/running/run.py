@@ -137,6 +137,26 @@ def knows_the_prompt(edit: EditLike) -> bool:
     return getattr(edit, "scope", "all") != "all" or from_the_end(getattr(edit, "positions", None))
 
 
+def refuse_rows(model: Places, what: str) -> None:
+    """Raises `BadInput` where an edit of `model.editing(...)` names rows, and `what` makes batches of its own."""
+    for edit in model.ambient_edits:
+        if getattr(edit, "rows", None) is not None:
+            raise BadInput(
+                f"{edit}, of model.editing(...), names rows, and {what} makes batches of its own: narrow the edit by "
+                "positions or tokens, or leave that block"
+            )
+
+
+def refuse_ends(model: Places, what: str) -> None:
+    """Raises `BadInput` where an edit of `model.editing(...)` depends on where the prompt ends; `what` says why not."""
+    for edit in model.ambient_edits:
+        if knows_the_prompt(edit):
+            raise BadInput(
+                f"{edit}, of model.editing(...), depends on where the prompt ends, and {what}: count its positions "
+                "from the start, name its tokens, or leave that block"
+            )
+
+
 def _from_start(model: Places, start: Start, sites: Iterable[Site], edits: list[EditLike]) -> list[EditLike]:
     """The edits that a pass from this start comes by. Refuses captures and edits of blocks that are skipped."""
     if not (isinstance(start, tuple) and len(start) == 2 and isinstance(start[1], Tensor)):
