@@ -6,8 +6,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
-from monosem.activations import ActivationShards, ActivationStream, Schedule, ShuffleBuffer, SkipRule, harvest
+from monosem.activations import (
+    ActivationShards,
+    ActivationStream,
+    Schedule,
+    ShuffleBuffer,
+    SkipRule,
+    harvest,
+    skip_rule,
+)
 from monosem.data import TokenStore
 from monosem.errors import BadFile, BadInput, Mismatch, UnknownName
 from monosem.models import Model
@@ -421,6 +430,35 @@ def test_bad_shards(model, store, shards, tmp_path):
         ActivationShards(tmp_path)
     ActivationShards.build(model, store, SITES, tmp_path, **SHARDS)
     file = tmp_path / "shard-00001.safetensors"
-    file.write_bytes(file.read_bytes()[:-10])
+    whole = file.read_bytes()
+    save_file(load_file(file), file, {"about": "[" * 100_000})
+    with pytest.raises(BadFile, match=r"shard-00001.safetensors is damaged \(it is nested too deep"):
+        ActivationShards(tmp_path)
+    file.write_bytes(whole[:-10])
     with pytest.raises(BadFile, match=r"shard-00001.safetensors is damaged"):
         ActivationShards(tmp_path)
+
+
+def test_rules_as_a_user_says_them():
+    said = {
+        "all": SkipRule.none(),
+        "default": SkipRule(),
+        "first=4, outlier=none": SkipRule(first=4, outlier=None),
+        "special=False,outlier=25": SkipRule(special=False, outlier=25),
+    }
+    for text, rule in said.items():
+        assert skip_rule(text) == rule
+    for text in (
+        "",
+        "none",
+        "first",
+        "first=",
+        "first=1,",
+        "x=1",
+        "first=1.5",
+        "outlier=1",
+        "special=3",
+        "first=" + "-" * 10**5,
+    ):
+        with pytest.raises(BadInput, match=r"write all \(a dictionary trained on every token\), default, or fields"):
+            skip_rule(text)

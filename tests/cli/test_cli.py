@@ -25,6 +25,7 @@ from typer.main import get_command
 from typer.testing import Result
 
 import monosem
+from monosem.activations import SkipRule
 from monosem.cli import app
 from monosem.cli.application import leaves
 from monosem.cli.options import fields, latent_numbers
@@ -150,6 +151,22 @@ def test_top_lists_the_codes_of_each_token(run: Callable[..., Result], home: Pat
     assert all(token in shown for token in ("' cat'", "' sat'", "last token"))
 
 
+def test_what_a_foreign_dictionary_was_trained_on_can_be_said(run: Callable[..., Result], home: Path) -> None:
+    model = monosem.load_model(home / "tiny", quiet=True)
+    for said, rule in (("all", SkipRule.none()), ("first=2", SkipRule(first=2)), ("default", None)):
+        sae = load_dictionary(home / "sae", skip=rule)
+        expected = monosem.latents.top(model, sae, ["the cat sat on the mat"], n=4).table
+        rows = json.loads(run(f"latents top sae --json -k 4 --trained-on {said}", "the cat sat on the mat").stdout)
+        assert [row["position"] for row in rows] == expected["position"].tolist()
+        changed = monosem.edits.add_latent(sae, 3, 20.0)
+        kl = monosem.steering.compare(model, ["the cat sat"], changed, max_new_tokens=1).summary["kl"]
+        line = f"steer sae 3 20 --add --max-new-tokens 1 --json --trained-on {said}"
+        assert json.loads(run(line, "the cat sat").stdout)["summary"]["kl"] == pytest.approx(kl, rel=1e-4)
+    assert (
+        len({load_dictionary(home / "sae", skip=rule).skip for rule in (SkipRule.none(), SkipRule(first=2), None)}) == 3
+    )
+
+
 def test_search_ranks_by_contrast(run: Callable[..., Result], home: Path) -> None:
     rows = json.loads(run("latents search sae --positive happy.txt --negative sad.txt --json -k 3").stdout)
     model, sae = monosem.load_model(home / "tiny", quiet=True), load_dictionary(home / "sae")
@@ -183,6 +200,11 @@ def test_index_then_show_then_search(run: Callable[..., Result], home: Path, tmp
     found = json.loads(run(f"latents search {sae} --json -k 3 --like", "the cat sat", "--like", "a good day").stdout)
     expected = index.search(examples=["the cat sat", "a good day"], model=model, n=3)
     assert [(row["latent"], row["matched"]) for row in found] == list(zip(expected["latent"], expected["matched"]))
+    assert expected.attrs["tokens"]["left_out"] == {"first": 2}
+    assert (
+        "2 tokens left out (2 first)"
+        in run(f"latents search {sae} -k 3 --like", "the cat sat", "--like", "a good day").stderr
+    )
     assert "fires on" in run(f"latents top {sae}", "the cat").stdout
 
     checked = run(f"latents check {sae} --with-model --json")
@@ -350,6 +372,9 @@ BAD = [  # command, extra arguments (not split), what the message must say
     ("latents search sae --positive happy.txt --negative gap.txt", [], "negative prompt 2"),
     ("latents search sae --positive happy.txt --negative nothing.txt", [], "nothing.txt"),
     ("latents search sae --positive happy.txt", [], "--negative"),
+    ("latents top sae --trained-on some", ["the cat"], "write all (a dictionary trained on every token), default"),
+    ("latents top sae --trained-on first=-1", ["the cat"], "first >= 0"),
+    ("study concept.yaml --trained-on outlier=x", [], "write all"),
     ("latents search sae --text cat --like cat", [], "or --like TEXT"),
     ("latents search sae --like", ["the cat"], "monosem latents index"),
     ("latents index sae --text text.jsonl --context 100", [], "64"),
@@ -538,6 +563,7 @@ def test_a_study_goes_on_after_ctrl_c_with_the_same_result(
         done = run(f"study concept.yaml --out {tmp_path}/{name} --quiet")
         assert done.exit_code == 0
         assert done.stdout.strip() == f"{tmp_path}/{name}/report.html"
+        assert done.stderr == ""
     assert first.stat().st_mtime_ns == kept
     stopped, whole = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("stopped", "whole"))
     for section in (*stopped["sections"].values(), *whole["sections"].values()):

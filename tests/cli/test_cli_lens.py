@@ -240,6 +240,9 @@ def test_other_kinds_of_lenses_are_trained(home: Path, tmp_path: Path) -> None:
         if kind in ("jacobian", "head"):
             rows = json.loads(succeed("lens", "read", home / "tiny", PROMPT, "--lens", run / "lens", "--json"))
             assert [row["kl"] for row in rows] == pytest.approx(lens(model, PROMPT).table.kl.to_list(), abs=1e-5)
+    told = {kind: monosem(*line[:-1], "--kind", kind, "--out", tmp_path / kind).stderr for kind in kinds}
+    begins_again = {kind for kind, text in told.items() if f"a {kind} lens is made in one go: interrupted" in text}
+    assert begins_again == {"future", "head", "soft-prompt"}
     assert lenses.JacobianLens.load(tmp_path / "jacobian" / "lens").header.probes == 4
     assert lenses.FutureLens.load(tmp_path / "future" / "lens").header.offsets == [0, 1]
     for extra, message in (

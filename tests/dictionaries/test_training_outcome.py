@@ -91,6 +91,27 @@ def test_a_dictionary_of_dead_latents_is_no_result(tmp_path: Path) -> None:
     assert end(tmp_path)["dead"] > 0.5
 
 
+def test_dead_latents_are_not_known_before_they_can_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 9 steps none can be silent for 10: it said 0.0 %."""
+    for steps, known in ((9, False), (10, True), (30, True)):
+        run = tmp_path / str(steps)
+        train_on(MemoryStream(), config(steps, width=512, dead_tokens=None), folder=run)
+        dead = {
+            line["step"]: line["dead"] for line in map(json.loads, (run / "metrics.jsonl").open()) if "end" not in line
+        }
+        assert [step for step, share in dead.items() if share is None] == list(range(1, min(steps, 9) + 1))
+        assert end(run)["dead"] == dead[steps]
+        told = capsys.readouterr().err
+        assert ("too few steps to say how many of the latents dead" in told) != known
+        if known:
+            saved = load_dictionary(run / "dictionary")
+            seen = torch.cat([fresh(), fresh()])
+            assert dead[steps] == pytest.approx(
+                float((~(saved.encode(seen).dense() > 0).any(0)).float().mean()), abs=0.15
+            )
+            assert f"{dead[steps]:.1%} of the latents dead" in told
+
+
 def test_each_dictionary_has_a_name_of_its_own(tmp_path: Path) -> None:
     for run in ("a/sae", "b/sae"):
         train_on(MemoryStream(), config(5, seed=ord(run[0])), folder=tmp_path / run, quiet=True)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from monosem import edits
 from monosem.directions import Direction
@@ -79,3 +80,10 @@ def test_bad_input():
         Direction(torch.ones(32), Site.parse(SITE), "another").check(MODEL)
     with pytest.raises(Mismatch, match="8 entries"):
         Direction(torch.ones(8), Site.parse(SITE)).check(MODEL)
+
+
+def test_a_provenance_that_is_nested_without_end_is_refused(tmp_path):
+    about = {"site": SITE, "model": "x", "provenance": "[" * 100_000}
+    save_file({"vector": torch.ones(3)}, tmp_path / "direction", about)
+    with pytest.raises(BadFile, match="does not hold a direction"):
+        Direction.load(tmp_path / "direction")

@@ -143,6 +143,7 @@ def test_promoted_tokens_and_texts_to_show(index):
     assert evidence.suppressed[0][1] == pytest.approx(float(effect.min()), rel=1e-3)
     text = evidence.as_text().plain
     assert "latent 7 of tiny" in text
+    assert repr(evidence) == f"<Evidence of {text.splitlines()[0]}>"
     assert evidence.examples[0].document in text
     page = evidence.as_page()
     assert "http" not in page.replace("http://www.w3.org", "")

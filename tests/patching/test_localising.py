@@ -353,6 +353,10 @@ def test_the_report_says_what_was_found_and_what_the_numbers_mean(planted: Any, 
 
 def test_nothing_found_is_a_result(planted: Any, tmp_path: Path) -> None:
     model, pairs, _ = planted
+    for wrong in (math.inf, math.nan, -0.1, True, "0.05"):
+        for name in ("threshold", "head_threshold"):
+            with pytest.raises(BadInput, match=f"^{name} is a share of the effect"):
+                localise(model, pairs, quiet=True, **{name: wrong})
     found = localise(model, pairs, threshold=5.0, quiet=True)
     assert not found.components
     assert any("no place reaches" in note for note in found.notes)

@@ -5,7 +5,7 @@ from .harvesting import ActivationBatch, Harvest, harvest
 from .medians import median_norms
 from .schedule import Schedule
 from .shards import ActivationShards, ShardStream
-from .skipping import Skipper, SkipRule, left_out_words
+from .skipping import Skipper, SkipRule, left_out_words, skip_rule
 from .stream import ActivationStream
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "harvest",
     "left_out_words",
     "median_norms",
+    "skip_rule",
 ]

@@ -20,6 +20,7 @@ from ..files import replacing
 from ..jobs import JobConfig, claim, claimed
 from ..models import Model, Site, SiteLike
 from ..progress import Meter
+from ..reading import parse_json
 from .harvesting import Harvest, as_sites, one_or_many
 from .schedule import Schedule
 from .skipping import SkipRule
@@ -295,7 +296,7 @@ def _open_shard(path: Path, sites: list[str]) -> tuple[dict[str, Tensor], dict[s
         raise BadFile(f"{path} is missing: the harvest was cut off; run it again, it goes on where it stopped")
     try:
         with safe_open(path, "pt") as file:
-            about = json.loads(file.metadata()["about"])
+            about = parse_json(file.metadata()["about"])
             tensors = {name: file.get_tensor(name) for name in (*sites, *PLACES)}
         if not all(isinstance(about[key], dict) for key in ("skipped", "thresholds")):
             raise TypeError("what the harvest counted is missing")

@@ -62,6 +62,24 @@ class SkipRule:
             raise BadInput(f"not a skip rule: {text!r:.100}") from error
 
 
+def skip_rule(text: str) -> SkipRule:
+    """A rule as a user says it: "all" (every token is kept), "default", or fields that differ from the default, such
+    as "first=4,outlier=none". Raises `BadInput`."""
+    named = {"all": SkipRule.none(), "default": SkipRule()}
+    if text in named:
+        return named[text]
+    words: dict[str, Any] = {"true": True, "false": False, "none": None}
+    try:
+        given = dict(part.lower().replace(" ", "").split("=") for part in text.split(","))
+        return SkipRule(**{name: words[one] if one in words else ast.literal_eval(one) for name, one in given.items()})
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
+        why = f" ({error})" if isinstance(error, BadInput) else ""
+        raise BadInput(
+            f"{text!r:.100} does not say which tokens are left out{why}; write all (a dictionary trained on every "
+            "token), default, or fields such as first=1,special=true,outlier=10"
+        ) from error
+
+
 def left_out_words(summary: Mapping[str, Any]) -> str:
     """What was left out, in words: "5 tokens left out (4 first, 1 outlier)"; of `Skipper.summary`."""
     reasons = [f"{count:,} {reason}" for reason, count in summary["left_out"].items()]

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     import rich.text
 
     from ..latents import Evidence, Index
-    from ..results import Result
 
 Count = Annotated[int, option("N", "How many latents.", "-k", min=1)]
 IndexFile = Annotated[Path | None, option("FILE", "Another index than the dictionary's own.")]
@@ -60,15 +59,15 @@ def top(asked: OnDictionary, prompts: PromptArguments, count: Count = 10) -> Non
         if index is not None:
             last["fires on"] = [words(index.evidence(latent)) for latent in last["latent"]]
         frame(last.rename(columns={"of_maximum": "of its maximum"}), "last token")
-    say_left_out(asked, firing)
+    say_left_out(asked, firing.config["tokens"])
 
 
-def say_left_out(asked: OnDictionary, result: "Result") -> None:
-    """How many tokens the dictionary was not trained on, which the result leaves out."""
+def say_left_out(asked: OnDictionary, tokens: dict[str, Any]) -> None:
+    """How many tokens the dictionary was not trained on, which a result leaves out."""
     from ..activations import left_out_words
 
     if not asked.silent:
-        notice(left_out_words(result.config["tokens"]))
+        notice(left_out_words(tokens))
 
 
 def listed(latents: "Iterable[int]", values: "Iterable[float]") -> str:
@@ -109,6 +108,7 @@ def search(
     elif like:
         own = index_at(asked.dictionary, index)
         ranked = own.search(examples=like, model=asked.load()[1], n=count)
+        say_left_out(asked, ranked.attrs["tokens"])
     else:
         from ..latents import contrast
 
@@ -118,7 +118,7 @@ def search(
         sae, lm = asked.load()
         found = contrast(lm, sae, *sides, seed=seed)
         ranked = found.top(count)
-        say_left_out(asked, found)
+        say_left_out(asked, found.config["tokens"])
     as_json(ranked) if asked.json else frame(ranked)
 
 

@@ -67,6 +67,14 @@ Chat = Annotated[bool, flag("Each prompt is a user's turn in the model's chat fo
 Layers = Annotated[str | None, option("RANGE", "Such as 0:10 or 3,7,-1 (default: all).")]
 OutFile = Annotated[Path | None, option("FILE", "Write the picture (.html) or the table (.csv, .json, .parquet).")]
 Trust = Annotated[bool, flag("Run Python code that the model's folder or page brings. Not run by default.")]
+TrainedOn = Annotated[
+    str | None,
+    option(
+        "RULE",
+        "Where the file does not say: all (trained on every token), default (not on first, special and outlying ones), "
+        "or fields such as first=1,special=true,outlier=10.",
+    ),
+]
 Set = Annotated[list[str] | None, option("KEY=VALUE", "Any other field of the config. May be repeated.")]
 
 
@@ -110,6 +118,7 @@ class OnDictionary(Printing):
 
     dictionary: DictionaryArgument
     model: Annotated[str | None, option("MODEL", f"Another model than the dictionary's own: {MODELS}.")] = None
+    trained_on: TrainedOn = None
     dtype: Dtype = None
     device: Device = None
     trust_remote_code: Trust = False
@@ -121,9 +130,11 @@ class OnDictionary(Printing):
             Mismatch: the dictionary was made for another model. BadInput: its file names none, and none is given.
             UnknownName: there is no such dictionary or model.
         """
+        from ..activations import skip_rule
         from ..dictionaries import load_dictionary
 
-        sae = load_dictionary(self.dictionary)
+        skip = None if self.trained_on is None else skip_rule(self.trained_on)
+        sae = load_dictionary(self.dictionary, skip=skip)
         if not (self.model or sae.model_name):
             raise BadInput(f"{self.dictionary} does not say which model it was made for; give --model MODEL")
         model = loaded(self, self.model or sae.model_name)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from ..terminal import notice
 from .application import resumable
-from .options import Quiet, Trust, argument, flag, option
+from .options import Quiet, TrainedOn, Trust, argument, flag, option
 from .output import line
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def study(
     out: Out = None,
     model: Annotated[str | None, option("MODEL", "Use this model, not the file's.")] = None,
     dictionary: Annotated[str | None, option("NAME", "Use this dictionary, not the file's.")] = None,
+    trained_on: TrainedOn = None,
     latent: Annotated[
         int | None,
         option(
@@ -67,7 +68,7 @@ def study(
 
     Example: monosem study sentiment --out runs/sentiment
     """
-    instead = {"model": model, "dictionary": dictionary, "latent": latent, "seed": seed}
+    instead = {"model": model, "dictionary": dictionary, "trained_on": trained_on, "latent": latent, "seed": seed}
     conduct(
         concept,
         out,

@@ -17,6 +17,7 @@ from ..dictionaries import Dictionary
 from ..errors import BadFile, BadInput, Mismatch
 from ..files import replacing
 from ..models import Model, Site, SiteLike
+from ..reading import parse_json
 from .fitting import Pool, fitted
 
 
@@ -116,7 +117,7 @@ class Direction:
         try:
             with safe_open(path, "pt") as file:
                 about = file.metadata()
-                site, provenance = Site.parse(about["site"]), json.loads(about["provenance"])
+                site, provenance = Site.parse(about["site"]), parse_json(about["provenance"])
                 return cls(file.get_tensor("vector"), site, about["model"], provenance)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise BadFile(f"{path} does not hold a direction ({error})") from error

@@ -72,7 +72,7 @@ class Band:
     examples: list[Example]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evidence(Result):
     """What an index holds about a latent.
 
@@ -131,6 +131,10 @@ class Evidence(Result):
             f"latent {self.latent} of {self.dictionary}: active at {self.density:.3%} of tokens "
             f"({self.count:,}), maximum {self.maximum:.1f}, mean when active {self.mean:.1f}"
         )
+
+    def __repr__(self) -> str:
+        """In a line: the examples alone are thousands of characters."""
+        return f"<Evidence of {self.summary}>"
 
     def as_text(self, examples: int = 10) -> "Text":
         """For the terminal: active tokens are marked, the stronger the brighter."""

@@ -204,6 +204,8 @@ class Index(Result):
         `search(examples=["def f(x):", ...])` and `search("def f(x):", model=model)` find latents that fire on such
         texts: score is the mean share of the latent's maximum × the share of texts in which it fires × ln(1 / density).
 
+        What was left out of the texts is in the table's `attrs["tokens"]`, as `config["tokens"]` of other results.
+
         Column `matched` says what was found: `fires on it`, `fires near it`, `promotes it`, or the tokens of the texts
         at which the latent is strongest. `fires_on` and `promotes` are what the index says of the latent.
 
@@ -231,7 +233,9 @@ class Index(Result):
         with self.reading():
             for column, listed in (("fires_on", "tokens"), ("promotes", "promoted")):
                 found[column] = [self._words(latent, listed) for latent in found["latent"].tolist()]
-        return found.merge(self.table[["latent", "density", "maximum"]], on="latent", how="left")
+        whole = found.merge(self.table[["latent", "density", "maximum"]], on="latent", how="left")
+        whole.attrs = found.attrs
+        return whole
 
     def _words(self, latent: int, column: str) -> str:
         ((listed,),) = self.rows(f"SELECT {column} FROM latent WHERE id = ?", (latent,))

@@ -141,7 +141,8 @@ def by_texts(
     fired: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # latent, value, index into `words`
     words: list[str] = []
     done = 0
-    for run, counted in prompt_runs(model, dictionary, texts):
+    skipper = dictionary.skipper(model)
+    for run, counted in prompt_runs(model, dictionary, texts, skipper=skipper):
         rows, places = counted.nonzero(as_tuple=True)
         codes = dictionary.encode(run[dictionary.site][counted])
         token, slot = (codes.values != 0).nonzero(as_tuple=True)
@@ -159,7 +160,9 @@ def by_texts(
     order = np.argsort(-score, kind="stable")[:n]
     order = order[score[order] > 0]
     matched = [_named(value[latent == one], [words[i] for i in word[latent == one]]) for one in order]
-    return pd.DataFrame({"latent": order, "score": score[order], "matched": matched, "texts": share[order]})
+    found = pd.DataFrame({"latent": order, "score": score[order], "matched": matched, "texts": share[order]})
+    found.attrs["tokens"] = skipper.summary()
+    return found
 
 
 def _named(values: Float[np.ndarray, "n"], words: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from ..activations import SkipRule, skip_rule
 from ..data import PromptPairs
 from ..errors import UnknownName, did_you_mean
 from ..jobs import JobConfig, fingerprint
@@ -36,6 +37,7 @@ class StudyConfig(JobConfig):
     model: str = "smollm2"
     dtype: str = "auto"  # the fastest that the machine computes natively; the report says which it was
     dictionary: str = "smollm2/resid_post.15"
+    trained_on: str | None = None  # on which tokens the dictionary was trained, where its file does not say
     site: str | None = None  # None: the dictionary's own; anything else must be the same site
 
     styles: dict[StyleName, Style] = Field(min_length=1)  # prompts that carry the concept, and their partners
@@ -70,6 +72,7 @@ class StudyConfig(JobConfig):
             raise ValueError(f"primary_dose {self.primary_dose} is not one of doses {self.doses}")
         if (self.random_continuations or 0) > self.random_latents:
             raise ValueError("random_continuations cannot exceed random_latents")
+        _ = self.skip  # refused here when it is no rule
         check_distinct(self.styles, [*self.test, *self.control])
         return self
 
@@ -88,6 +91,11 @@ class StudyConfig(JobConfig):
         """All pairs, each with the name of its style."""
         styles = [name for name, style in self.styles.items() for _ in style.positive]
         return PromptPairs(self.positive, self.negative, groups=styles)
+
+    @property
+    def skip(self) -> SkipRule | None:
+        """What `trained_on` says."""
+        return None if self.trained_on is None else skip_rule(self.trained_on)
 
     @property
     def fingerprint(self) -> str:

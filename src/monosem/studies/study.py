@@ -120,10 +120,10 @@ def run(
     tell: Say = say or (lambda line: None)
     home = Path(folder or Path("runs") / config.name)
     check_writable(home / "report.html")  # which makes nothing: what fails below leaves no empty folder
-    loaded = dictionary if dictionary is not None else load_dictionary(config.dictionary)
+    loaded = dictionary if dictionary is not None else load_dictionary(config.dictionary, skip=config.skip)
     lm = model
     if lm is None:
-        lm = load_model(config.model, dtype=config.dtype, trust_remote_code=trust_remote_code)
+        lm = load_model(config.model, dtype=config.dtype, trust_remote_code=trust_remote_code, quiet=quiet)
     context = Context(config, lm, loaded, index_of(loaded), home, tell, quiet)
     context.check()
     origin = provenance(lm, loaded, config)

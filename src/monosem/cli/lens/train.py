@@ -66,7 +66,8 @@ def train(
     """Train a lens for a model: a tuned one, or of another --kind.
 
     One affine translator a layer learns to predict what the model will say. Interrupted (also killed), the same command
-    goes on where it stopped.
+    goes on where it stopped, as for a Jacobian lens; future, head and soft-prompt lenses are made in one go and begin
+    again.
 
     Other kinds have settings of their own, by --set: windows and length (of the text); layers, probes (jacobian);
     layers, offsets (future); layer, steps, offsets (soft-prompt); copying=token or concept, heads (head).
@@ -118,9 +119,11 @@ def _other(kind: str, corpus: Corpus, out: Path, training: Training) -> None:
     recipe = [name for name in ("rank", "cells", *QUICK, "lr", "paper", "repeat") if getattr(training, name)]
     if recipe:
         raise BadInput(f"--{recipe[0].replace('_', '-')} is of tuned lenses; settings of a {kind} lens go by --set")
+    if kind != "jacobian" and not training.silent:
+        notice(f"a {kind} lens is made in one go: interrupted, it begins again")
     config = KINDS[kind].parse({"seed": training.seed} | fields(training.set))
     interruption = resumable(f"what is done is kept in {out}") if kind == "jacobian" else nullcontext()
-    with interruption:  # other kinds are fitted in one go
+    with interruption:
         lm = training.load()
         documents = corpus.documents(lm, config.seed, training.silent)
         tokens = config.windows * config.length

@@ -48,14 +48,14 @@ class Outcome(NamedTuple):
 
     Attributes:
         saved: of the file as it was saved and read again. trained: of the same weights, chosen from as in training.
-        dead: share of latents silent for `dead_after` tokens.
+        dead: share of latents silent for `dead_after` tokens; None after fewer than that.
     """
 
     dictionary: Dictionary
     rows: int
     saved: Fit
     trained: Fit
-    dead: float
+    dead: float | None
 
     @property
     def problems(self) -> list[str]:
@@ -69,7 +69,7 @@ class Outcome(NamedTuple):
         elif saved.fve < 0:
             worse = f"it rebuilds activations worse than their mean does (FVE {saved.fve:.3f})"
             found.append(f"{worse}: lower lr, or train for longer")
-        if self.dead > MANY_DEAD:
+        if self.dead is not None and self.dead > MANY_DEAD:
             found.append(f"{self.dead:.0%} of its latents are dead: make width smaller, or train for longer")
         return found
 
@@ -107,7 +107,7 @@ def save_outcome(config: TrainConfig, state: TrainingState, stream: Any, home: P
             len(check),
             _as_saved(temporary, check / state.scale),
             Fit.of(check, trained.reconstruction, int(trained.active)),
-            float((state.silent >= config.dead_after).double().mean()),
+            state.dead_share(config),
         )
         ended = finished and not outcome.problems
         progress = {"finished": ended, "step": state.step, "steps": config.steps}

@@ -47,8 +47,8 @@ class Pace:
         if rows:
             self._show(0)
 
-    def stepped(self, record: dict[str, float]) -> None:
-        self._show(self.batch, **{name: record[name] for name in _SHOWN if record})
+    def stepped(self, record: dict[str, Any]) -> None:
+        self._show(self.batch, **{name: record[name] for name in _SHOWN if record.get(name) is not None})
 
     def _show(self, amount: int, **stats: float) -> None:
         meter, unread = self.meter, getattr(self.stream, "unread", None)

@@ -108,6 +108,12 @@ class TrainingState:
         if self.step % DEAD_EVERY == 0:
             self.dead = (self.silent >= after).nonzero().flatten()
 
+    def dead_share(self, config: TrainConfig) -> float | None:
+        """The share of latents silent for `config.dead_after` tokens; None while so many were not yet seen."""
+        if self.step * config.batch_tokens < config.dead_after:
+            return None
+        return float((self.silent >= config.dead_after).double().mean())
+
     def _wild(self, x: Float[Tensor, "batch d"]) -> Bool[Tensor, "batch"]:
         norms = _norms(x)
         return (norms > self.limit) & norms.isfinite()  # what is not finite is no outlier but an error, found later

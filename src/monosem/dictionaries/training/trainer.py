@@ -23,7 +23,7 @@ from .outcome import FOLDER, save_outcome
 from .pace import Pace
 from .state import TrainingState
 
-Record = dict[str, float]
+Record = dict[str, float | None]
 
 
 class Stream(Protocol):
@@ -173,7 +173,8 @@ class _Run:
             )
         fit, left_out = outcome.saved, int(self.state.outliers)
         out = f"; {left_out:,} outliers were left out" if left_out else ""
-        say(f"as saved: FVE {fit.fve:.3f} at L0 {fit.l0:.1f}, {outcome.dead:.1%} of the latents dead{out}", quiet)
+        share = "too few steps to say how many" if outcome.dead is None else f"{outcome.dead:.1%}"
+        say(f"as saved: FVE {fit.fve:.3f} at L0 {fit.l0:.1f}, {share} of the latents dead{out}", quiet)
         return outcome.dictionary
 
     def _begun(self, pace: Pace) -> TrainingState:
@@ -228,7 +229,7 @@ def train_step(
 
     A record holds this step's numbers (not means over steps, so that a resumed run logs the same). loss: what was
     minimised; auxk: its auxiliary part; fve: 1 − Σ‖x − x̂‖² / Σ‖x − x̄‖² over the batch; l0: mean positive codes a token;
-    dead: share of latents silent for `dead_after` tokens; lr: the rate of this step.
+    dead: share of latents silent for `dead_after` tokens, None before so many; lr: the rate of this step.
     """
     form, optimizer = state.form, state.optimizer
     x = state.scaled(x.to(device, torch.float32, non_blocking=True))
@@ -256,11 +257,11 @@ def train_step(
         return {}
     with torch.no_grad():
         spread = (x - x.mean(0)).square().sum()
-        dead = (state.silent >= config.dead_after).float().mean()
-        values = [loss, loss - rebuilding, 1 - residual.square().sum() / spread, done.active / len(x), dead]
-        numbers = dict(zip(("loss", "auxk", "fve", "l0", "dead"), torch.stack(values).tolist()))
+        values = [loss, loss - rebuilding, 1 - residual.square().sum() / spread, done.active / len(x)]
+        numbers = dict(zip(("loss", "auxk", "fve", "l0"), torch.stack(values).tolist()))
     step = state.step
-    return {"step": step, "tokens": step * config.batch_tokens, **numbers, "lr": config.lr_at(step - 1)}
+    about = {"step": step, "tokens": step * config.batch_tokens}
+    return about | numbers | {"dead": state.dead_share(config), "lr": config.lr_at(step - 1)}
 
 
 def _checked(x: Any, config: TrainConfig, d: int | None = None) -> Tensor:

@@ -9,6 +9,7 @@
 6. **Backup.** With all of it corrupted, which other heads begin to matter?
 """
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -58,12 +59,15 @@ def localise(
         seed: of the random sets and of the bootstrap.
 
     Raises:
-        BadInput: clean and corrupted do not differ by the metric; several metrics; no output of a branch in sites;
-            pairs of several lengths without spans. UnknownName: no such site, metric or span.
+        BadInput: clean and corrupted do not differ by the metric; several metrics; no output of a branch in sites; a
+            threshold that is no share; pairs of several lengths without spans. UnknownName: no such site, metric or span.
     """
     refuse_joint(pairs, "localise")
     name, function = one_metric(metric, pairs)
     head_threshold = threshold if head_threshold is None else head_threshold
+    for what, share in (("threshold", threshold), ("head_threshold", head_threshold)):
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < math.inf:
+            raise BadInput(f"{what} is a share of the effect, 0 or more, such as 0.05, not {share!r}")
     places = _positions(pairs, positions)
     job = _Job(
         model, pairs, name, {name: function}, threshold, head_threshold, seed, {"memory": memory, "quiet": quiet}

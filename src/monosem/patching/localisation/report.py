@@ -186,7 +186,7 @@ def _plots(results: Mapping[str, Any]) -> dict[str, dict[str, str]]:
         table = tables["head_sweep"]
         heads = sweep_picture(table, (*over, "head"), "denoising", list(dict.fromkeys(table["site"])))
         plots["heads"] = embedded(heads, caption)
-    if "backup" in tables:
+    if len(tables.get("backup", ())):  # no row where every head of the model is in what was found
         caption = "Each dot is a head. Above the dotted line it matters more once what was found is corrupted."
         plots["backup"] = embedded(backup_picture(tables["backup"]), caption)
     return plots
