@@ -66,14 +66,6 @@ def run(home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     return lambda line, *more: CliRunner().invoke(app, [*line.split(), *map(str, more)], prog_name="monosem")
 
 
-def test_a_report_without_a_head_that_could_stand_in(run: Callable[..., Result], tmp_path: Path) -> None:
-    """The only heads are in what was found: there is none to measure."""
-    done = run("patch localise tiny --pairs pairs.csv --head-threshold 1e9 --threshold 0 -q", "--out", tmp_path / "r")
-    assert (done.exit_code, done.stderr) == (0, "")
-    assert "backup heads: none" in done.stdout
-    assert (tmp_path / "r" / "report.html").exists()
-
-
 def test_the_planted_head_and_the_report(run: Callable[..., Result], home: Path, tmp_path: Path) -> None:
     done = run("patch localise tiny --pairs pairs.csv --positions end --controls 3", "--out", tmp_path / "r")
     assert done.exit_code == 0, done.output

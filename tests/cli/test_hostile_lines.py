@@ -145,3 +145,11 @@ def test_a_folder_that_cannot_be_looked_through(run: Callable[..., Result], monk
     monkeypatch.setattr(Path, "rglob", closed)
     done = run("evaluate sae --text .")
     assert (done.exit_code, "cannot look through the folder .: Permission denied" in done.stderr) == (2, True)
+
+
+def test_a_report_where_no_head_is_left_that_could_stand_in(folder: Path) -> None:
+    """All attention branches are in what was found, so that no head is measured."""
+    done = CliRunner().invoke(app, [*LINES["localise"], "--head-threshold", "1"], prog_name="monosem")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "backup heads: none" in done.stdout
+    assert (folder / "OUT" / "report.html").exists()

@@ -59,8 +59,9 @@ def localise(
         seed: of the random sets and of the bootstrap.
 
     Raises:
-        BadInput: clean and corrupted do not differ by the metric; several metrics; no output of a branch in sites; a
-            threshold that is no share; pairs of several lengths without spans. UnknownName: no such site, metric or span.
+        BadInput: clean and corrupted do not differ by the metric; several metrics; no output of a branch in sites;
+            a threshold that is no share; pairs of several lengths without spans.
+        UnknownName: no such site, metric or span.
     """
     refuse_joint(pairs, "localise")
     name, function = one_metric(metric, pairs)
