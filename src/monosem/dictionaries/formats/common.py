@@ -61,6 +61,11 @@ class Hints:
     k: int | None = None
     published: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def scale(self) -> float | None:
+        """The caller's factor of the input, or the registry's."""
+        return self.norm_scaling_factor or self.published.get("norm_scaling_factor")
+
     def check(self, known: tuple[str, ...]) -> None:
         """Raise `BadInput` for what the caller says and files of a format never need."""
         for name in ("norm_scaling_factor", "kind", "k"):

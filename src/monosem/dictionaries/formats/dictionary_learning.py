@@ -44,6 +44,8 @@ CLASSES = {
     "BatchTopKSAE": DictClass("batchtopk", _LINEAR | {"b_dec": "b_dec"}),
     "MatryoshkaBatchTopKSAE": DictClass("batchtopk", _PLAIN),
 }
+# a tensor that one class alone has
+_MARKS = {"bias": "AutoEncoder", "group_sizes": "MatryoshkaBatchTopKSAE"}
 
 
 def detect(place: Place) -> bool:
@@ -106,8 +108,8 @@ def _class_of(state: Mapping[str, Any], file: Path) -> str:
         for name, one in CLASSES.items()
         if {theirs.removesuffix("^T") for theirs in one.names.values()} <= state.keys()
     ]
-    if "bias" in state:
-        held = [name for name in held if name == "AutoEncoder"]
+    for mark, name in _MARKS.items():
+        held = [one for one in held if (one == name) == (mark in state)]
     if len(held) != 1:
         which = (
             f"it can be a {' or a '.join(held)}" if held else f"no class has its tensors: {', '.join(map(str, state))}"

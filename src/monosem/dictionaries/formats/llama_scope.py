@@ -53,8 +53,8 @@ def read_r1(place: Place, hints: Hints) -> DictionaryParts:
     """Raises `BadFile` where the scale is neither in the config nor given."""
     path, file = place.path, place.path / CONFIG_R1
     cfg = read_object(file)
-    if hints.norm_scaling_factor is not None:
-        scale_in = scale_out = hints.norm_scaling_factor
+    if hints.scale is not None:
+        scale_in = scale_out = hints.scale
     else:
         scale_in, scale_out = scales(cfg, number(cfg, "d_model", file, int), file)
     held = read_safetensors(path / WEIGHTS_R1)

@@ -64,8 +64,8 @@ def read(place: Place, hints: Hints) -> DictionaryParts:
     hook, out = cfg.get("hook_point_in"), cfg.get("hook_point_out", cfg.get("hook_point_in"))
     transcoder, mode = out != hook, choice({"norm_activation": "dataset-wise"} | cfg, "norm_activation", _NORMS, file)
     if mode == "dataset-wise":
-        if hints.norm_scaling_factor is not None:
-            weights = fold_scale(weights, hints.norm_scaling_factor)
+        if hints.scale is not None:
+            weights = fold_scale(weights, hints.scale)
         else:
             weights = fold_scale(weights, *(_scale(held, cfg, name, held_in) for name in (hook, out)))
     if mode == "token-wise" and transcoder:

@@ -81,13 +81,13 @@ STATE_DICTS = {
     "goodfire": StateDict(
         "a .pt or .pth file with encoder_linear.weight and decoder_linear.weight",
         {name: theirs.replace("coder.", "coder_linear.") for name, theirs in _LINEAR.items()},
-        r"(?P<model>Llama-[\w.]+B-Instruct)-SAE-l(?P<layer>\d{1,9})|$",
+        r"(?P<model>Llama-[\w.-]+B-Instruct)-SAE-l(?P<layer>\d{1,9})|$",
         lambda found: (Site("resid_post", int(found["layer"])), f"meta-llama/{found['model']}"),
     ),
     "qresearch": StateDict(
         "a .pt file with encoder.weight, encoder.bias, decoder.weight, decoder.bias",
         _LINEAR,
-        r"(?P<model>DeepSeek-R1-Distill-[\w.]+B)-SAE-l(?P<layer>\d{1,9})|$",
+        r"(?P<model>DeepSeek-R1-Distill-[\w.-]+B)-SAE-l(?P<layer>\d{1,9})|$",
         lambda found: (Site("resid_post", int(found["layer"])), f"deepseek-ai/{found['model']}"),
         only=True,
     ),
@@ -134,7 +134,6 @@ def _reader(name: str, one: StateDict) -> Callable[[Place, Hints], DictionaryPar
         kind, k = _encoder(one, hints, path)
         if name == "deeplens":
             weights = _with_gain(weights, held, path)
-            kind = "abstopk" if kind == "topk" and k else kind
         metadata: dict[str, Any] = {"original_form": {"format": name}}
         if one.beside:
             cfg = read_object(_beside(path))
