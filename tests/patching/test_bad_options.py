@@ -68,3 +68,9 @@ def test_arms_and_lengths_of_a_comparison():
     for bad in (-1, 1.5, "a", 10**9):
         with pytest.raises(BadInput):
             steering.compare(MODEL, "abc", edits.scale("z.1", 0.0), max_new_tokens=bad)
+
+
+def test_cells_where_sets_are_meant():
+    cell = patching.Cell("z", 1, (-1,), head=1)
+    for call in (patching.patch_sets, patching.causal_evidence):
+        assert "a set is a list of cells" in refused(lambda call=call: call(MODEL, PAIRS, [cell], quiet=True))

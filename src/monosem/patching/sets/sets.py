@@ -51,9 +51,12 @@ def patch_sets(
     changed. The empty set gives the unpatched run.
 
     Raises:
-        BadInput: no sets; latents, which need a sweep; another direction. UnknownName: no such place.
+        BadInput: no sets, or cells instead; latents, which need a sweep; another direction. UnknownName: no such place.
     """
-    listed = [tuple(one) for one in sets]
+    given = list(sets)
+    if any(isinstance(one, Cell) for one in given):
+        raise BadInput(f"a set is a list of cells, and {given[0]} stands alone: give [[cell, ...], ...]")
+    listed = [tuple(one) for one in given]
     if not listed:
         raise BadInput("no sets of cells to patch; give at least one")
     if any(cell.latent is not None for one in listed for cell in one):
