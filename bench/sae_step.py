@@ -24,7 +24,7 @@ from monosem import load_model
 from monosem.activations import harvest
 from monosem.dictionaries.training.config import TrainConfig
 from monosem.dictionaries.training.state import TrainingState
-from monosem.dictionaries.training.trainer import train_step
+from monosem.dictionaries.training.step import train_step
 from monosem.jobs import Health
 
 FULL = {"width": 8192, "k": 32, "batch": 4096, "batches": 4}

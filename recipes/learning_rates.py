@@ -21,7 +21,7 @@ from monosem.data import TokenStore, interleaved, texts
 from monosem.dictionaries import TrainConfig
 from monosem.dictionaries.training.forward import forward_of
 from monosem.dictionaries.training.state import TrainingState
-from monosem.dictionaries.training.trainer import train_step
+from monosem.dictionaries.training.step import train_step
 from monosem.jobs import Health
 
 SITE, CPU = "resid_post.15", torch.device("cpu")

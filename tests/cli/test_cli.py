@@ -243,6 +243,22 @@ def test_a_config_file_is_the_same_as_options_and_options_win(run: Callable[...,
     assert not torch.equal(a, c)
 
 
+def test_several_dictionaries_and_a_transcoder_from_one_pass(run: Callable[..., Result], tmp_path: Path) -> None:
+    more = ["--dictionary", "wide width=64 seed=2", "--dictionary", "out kind=batchtopk site_out=mlp_out.1"]
+    done = run(f"{TRAIN} --tokens 2000 --out {tmp_path}/both", *more)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.split() == [f"{tmp_path}/both/{name}/dictionary" for name in ("wide", "out")]
+    assert load_dictionary(tmp_path / "both" / "wide").width == 64
+    assert str(load_dictionary(tmp_path / "both" / "out").site_out) == "mlp_out.1"
+    alone = run(f"{TRAIN} --tokens 2000 --out {tmp_path}/out --kind batchtopk --site-out mlp_out.1 --skip-connection")
+    assert alone.exit_code == 0, alone.output
+    assert load_dictionary(tmp_path / "out").W_skip is not None
+    again = run(f"train {tmp_path}/both/config.yaml --out {tmp_path}/again --quiet")
+    assert again.exit_code == 0, again.output
+    first, second = (load_dictionary(tmp_path / where / "wide").W_dec for where in ("both", "again"))
+    assert torch.equal(first, second)
+
+
 def test_any_field_of_the_config_can_be_set(run: Callable[..., Result], tmp_path: Path) -> None:
     done = run(f"{TRAIN} --tokens 2000 --out {tmp_path}/a --set auxk=8 --set lr=1e-3 --set warmup_steps=2")
     assert done.exit_code == 0, done.output

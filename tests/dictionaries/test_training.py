@@ -26,7 +26,7 @@ from monosem.dictionaries.training.form import TrainingForm
 from monosem.dictionaries.training.forward import forward_of
 from monosem.dictionaries.training.starts import geometric_median
 from monosem.dictionaries.training.state import TrainingState
-from monosem.dictionaries.training.trainer import train_step
+from monosem.dictionaries.training.step import train_step
 from monosem.errors import BadFile, BadInput, Mismatch, UnknownName
 from monosem.jobs import Health, Interrupted, Interrupts
 from monosem.models import Model
@@ -123,7 +123,7 @@ def test_the_exported_dictionary_on_raw_activations_is_the_training_form(kind: s
     done = forward_of(settings, x.device)(form, x, settings)
     # strictly above the threshold is active at inference: just below the smallest code of this batch keeps them all
     threshold = float(done.floor) * (1 - 1e-6) if kind == "batchtopk" else None
-    dictionary = export(form, settings, scale, threshold, "run", {})
+    dictionary = export(form, settings, (scale, scale), threshold, "run", {})
     raw = x / scale
     torch.testing.assert_close(dictionary(raw) * scale, done.reconstruction, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(dictionary.W_dec.norm(dim=1), torch.ones(FEATURES))
@@ -507,7 +507,8 @@ def test_useless_first_batches_are_refused(tmp_path: Path) -> None:
             (MemoryStream(batches=0), "stream is empty"),
             (MemoryStream(alter=lambda n, x: x[:9]), r"shape \[9, 32\], expected \[256, d\]"),
             (MemoryStream(alter=lambda n, x: x if n < 3 else x[:, :5]), r"shape \[256, 5\], expected \[256, 32\]"),
-            (MemoryStream(alter=lambda n, x: {"resid_post.1": x}), "gave a dict"),  # type: ignore[arg-type, return-value]
+            (MemoryStream(alter=lambda n, x: [x]), "gave a list; this run needs resid_post.1"),  # type: ignore[arg-type, return-value]
+            (MemoryStream(alter=lambda n, x: {"z.1": x}), "activations of z.1; this run needs resid_post.1"),  # type: ignore[arg-type, return-value]
         ]
     ):
         with pytest.raises(BadInput, match=message):

@@ -58,8 +58,9 @@ def test_a_file_that_differs_from_training_is_no_result(
 ) -> None:
     export = outcome.export
 
-    def broken(form: Any, config: Any, scale: float, threshold: float, *rest: Any) -> Dictionary:
-        return export(form, config, scale * wrong.get("scale", 1), threshold * wrong.get("threshold", 1), *rest)
+    def broken(form: Any, config: Any, scales: Any, threshold: float, *rest: Any) -> Dictionary:
+        scales = [scale * wrong.get("scale", 1) for scale in scales]
+        return export(form, config, scales, threshold * wrong.get("threshold", 1), *rest)
 
     monkeypatch.setattr(outcome, "export", broken)
     with pytest.raises(
@@ -248,7 +249,7 @@ def test_a_finished_run_is_trained_on(tmp_path: Path) -> None:
 
 def test_the_form_that_starts_from_a_dictionary_computes_what_it_does(tmp_path: Path) -> None:
     first = train_on(MemoryStream(), config(50), folder=tmp_path, quiet=True)
-    form = started_form(config(start=str(tmp_path)), torch.zeros(D), 0.03)
+    form = started_form(config(start=str(tmp_path)), [torch.zeros(D)], [0.03], [])
     x = fresh()
     pre = (0.03 * x - form.b_dec) @ form.W_enc.T + form.b_enc
     torch.testing.assert_close(pre / 0.03, first.preactivations(x), atol=2e-3, rtol=1e-4)
@@ -273,6 +274,6 @@ def test_latents_of_a_start_that_write_nothing_begin_anew(tmp_path: Path) -> Non
     with torch.no_grad():
         first.W_dec[3] = 0
     first.save(tmp_path / "holes")
-    form = started_form(config(start=str(tmp_path / "holes")), torch.zeros(D), 1.0)
+    form = started_form(config(start=str(tmp_path / "holes")), [torch.zeros(D)], [1.0], [])
     assert math.isclose(float(form.W_dec[3].detach().norm()), 1, rel_tol=1e-5)
     assert len(form.W_dec) == FEATURES

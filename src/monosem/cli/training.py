@@ -28,7 +28,7 @@ from .options import (
 from .output import as_json, frame, line
 
 if TYPE_CHECKING:
-    from ..dictionaries import TrainConfig
+    from ..dictionaries.training.config import AnyConfig
 
 Config = Annotated[Path | None, argument("[CONFIG]", "The config.yaml of a run; options win over it.")]
 
@@ -39,6 +39,10 @@ class Training:
 
     model: Annotated[str | None, option("MODEL", f"The model: {MODELS}.")] = None
     site: Annotated[str | None, option("SITE", "Where it reads, such as resid_post.15.")] = None
+    site_out: Annotated[str | None, option("SITE", "Where a transcoder's output belongs, such as mlp_out.15.")] = None
+    skip_connection: Annotated[
+        bool | None, flag("A transcoder's input also adds to its output.", "--skip-connection/--no-skip-connection")
+    ] = None
     text: Annotated[list[Path] | None, option("PATH", TEXTS)] = None
     field: TextField = None
     most_skipped: Annotated[float | None, option("SHARE", MOST_SKIPPED, min=0, max=1)] = None
@@ -54,18 +58,30 @@ class Training:
     start: Annotated[str | None, option("DICTIONARY", "Start from its weights; DIR of a finished run trains on.")] = (
         None
     )
+    dictionary: Annotated[
+        list[str] | None,
+        option("'NAME KEY=VALUE ...'", "One of several from one pass of the model, with fields of its own; repeat it."),
+    ] = None
     device: Device = None
     dtype: Dtype = None
     set: Set = None
 
-    def config(self, file: Path | None) -> "TrainConfig":
+    def config(self, file: Path | None) -> "AnyConfig":
         """The file, with the options over it. Raises `BadInput` or `BadFile` for what a config cannot hold."""
-        from ..dictionaries import TrainConfig
+        from ..dictionaries.training.config import config_of, read_config
 
-        options: dict[str, Any] = {name: value for name, value in vars(self).items() if name not in ("text", "set")}
+        others = ("text", "set", "dictionary")
+        options: dict[str, Any] = {name: value for name, value in vars(self).items() if name not in others}
         options["texts"] = [str(path) for path in self.text] if self.text else None
+        options["dictionaries"] = dict(_named(words) for words in self.dictionary) if self.dictionary else None
         chosen = {name: value for name, value in options.items() if value is not None} | fields(self.set)
-        return TrainConfig.parse((TrainConfig.read(file).model_dump() if file else {}) | chosen)
+        return config_of((read_config(file).model_dump() if file else {}) | chosen)
+
+
+def _named(words: str) -> tuple[str, dict[str, Any]]:
+    """ "wide width=8192 k=64" -> its name and fields."""
+    name, *entries = words.split()
+    return name, fields(entries)
 
 
 def train(
@@ -80,23 +96,28 @@ def train(
 
     TopK, BatchTopK or Matryoshka (BatchTopK whose first latents rebuild alone). Special tokens, first positions and
     outliers are left out and counted. Interrupted (also killed), the same command goes on where it stopped, with the
-    same result. DIR gets config.yaml, metrics.jsonl, checkpoints
-    and the dictionary, which is there from the first checkpoint on. A result that is none (FVE below 0, most latents
-    dead, a file that is not what was trained) is saved as unfinished, and the command fails.
+    same result. DIR gets config.yaml, metrics.jsonl, checkpoints and the dictionary, which is there from the first
+    checkpoint on; of several dictionaries, DIR/NAME gets the metrics and the dictionary. A result that is none (FVE
+    below 0, most latents dead, a file that is not what was trained) is saved as unfinished, and the command fails.
 
     Example: monosem train --model smollm2 --site resid_post.15 --text books/ --width 4608 -k 32 --tokens 5000000 --out
     runs/sae
 
     Example: monosem train runs/sae/config.yaml --seed 1 --set auxk=256 --out runs/second
+
+    Example: monosem train runs/sae/config.yaml --dictionary 'small width=1024' --dictionary 'late site=resid_post.25'
+    --out runs/two
     """
-    from ..dictionaries import train as run_training
+    from ..dictionaries.training.job import train_each
 
     settings = training.config(config)
     with resumable(f"what is done is kept in {out}"):
-        trained = run_training(settings, folder=out, trust_remote_code=trust_remote_code, resume=resume, quiet=quiet)
-    if not quiet:
-        notice(f"{trained}\nmeasure it on other text: monosem evaluate {out / 'dictionary'} --text PATH")
-    line(out / "dictionary")
+        trained = train_each(settings, folder=out, trust_remote_code=trust_remote_code, resume=resume, quiet=quiet)
+    for name, dictionary in trained.items():
+        folder = out / name / "dictionary"
+        if not quiet:
+            notice(f"{dictionary}\nmeasure it on other text: monosem evaluate {folder} --text PATH")
+        line(folder)
 
 
 def evaluate(

@@ -9,7 +9,7 @@ from .loading import load_dictionary, shipped_dictionaries, shipped_dictionary_f
 from .parts import DictionaryParts, DictionaryTensors
 from .published import Published, Releases, releases
 from .token_norms import TOKEN_NORMS
-from .training import TrainConfig, train, train_on
+from .training import SeveralConfig, TrainConfig, train, train_on, train_several, train_several_on
 from .writers import WRITERS
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Evaluation",
     "Published",
     "Releases",
+    "SeveralConfig",
     "TokenNorm",
     "TrainConfig",
     "batch_topk",
@@ -35,4 +36,6 @@ __all__ = [
     "shipped_dictionary_folder",
     "train",
     "train_on",
+    "train_several",
+    "train_several_on",
 ]

@@ -13,7 +13,6 @@ import torch
 from ..activations import SkipRule
 from ..errors import BadFile, BadInput, UnknownName, did_you_mean
 from ..files import ASSETS
-from ..jobs.claim import FILE as JOB
 from ..models.places.sites import SiteLike
 from ..reading import existing
 from .dictionary import Dictionary
@@ -24,6 +23,8 @@ from .published import Published, fetched, named
 from .published.hub import silence
 from .published.registry import NEURONPEDIA, near
 from .trained_on import KEY, written
+
+METRICS = "metrics.jsonl"  # what a training run writes beside its dictionary
 
 
 def shipped_dictionaries() -> list[str]:
@@ -72,7 +73,7 @@ def load_dictionary(
         BadFile: the checkpoint is broken, hostile, of an unknown format, or incomplete; the message says what to do.
     """
     path, published = _find(os.fspath(name))
-    if (path / JOB).is_file() and (path / "dictionary").is_dir():
+    if (path / METRICS).is_file() and (path / "dictionary").is_dir():
         path = path / "dictionary"
     known = published.config if published else {}
     place, hints = Place(path), Hints(norm_scaling_factor, kind, k, known)

@@ -80,9 +80,19 @@ def claimed(folder: str | os.PathLike[str], config: type[Config]) -> Config:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], but: frozenset[str] = frozenset()) -> list[str]:
-    """`name: value before, now value` for every name whose values differ."""
+    """`name: value before, now value` for every name whose values differ; `name.key` inside of tables."""
+    before, now = _flat(before), _flat(now)
     names = [name for name in {**now, **before} if name not in but and before.get(name) != now.get(name)]
     return [f"{name}: {_short(before.get(name))}, now {_short(now.get(name))}" for name in names]
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables inside of tables as `name.key`."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        inside = _flat(value) if isinstance(value, dict) and value else None
+        flat |= {name: value} if inside is None else {f"{name}.{key}": one for key, one in inside.items()}
+    return flat
 
 
 def _and_parents(folder: str | os.PathLike[str]) -> list[Path]:

@@ -1,20 +1,30 @@
 """What a training run is: every number that decides its result, one described field each, saved beside the result."""
 
-from typing import ClassVar, Literal, Self
+import os
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from ...data.tally import MOST_SKIPPED
-from ...errors import did_you_mean
+from ...errors import BadInput, did_you_mean
+from ...jobs import JobConfig
+from ...jobs.config import Seed
+from ...models import Site
+from ...reading import read_yaml
 from .kinds import KINDS, OWN
 from .settings import DictionarySettings
 
+CHECKPOINTS = "checkpoints"  # folder in the run's
+TRANSCODERS = ("relu", "jumprelu")  # kinds of transcoders that SAELens' layout holds
 FIRST_CHECKPOINT = 30.0  # seconds after which a run makes its first one, between two passes or steps: within a minute
 
 
-class TrainConfig(DictionarySettings):
-    """A training run: one dictionary, and what it is trained on."""
+class RunSettings(JobConfig):
+    """What the dictionaries of a run share: text, activations, device, checkpoints."""
 
+    job: ClassVar[str] = "training run"
     not_decisive: ClassVar[frozenset[str]] = frozenset(
         {"most_skipped", "checkpoint_tokens", "checkpoint_seconds", "log_every"}
     )
@@ -63,6 +73,14 @@ class TrainConfig(DictionarySettings):
     )
     log_every: int = Field(default=10, gt=0, description="steps between lines of metrics.jsonl")
 
+    @property
+    def steps(self) -> int:
+        return max(self.tokens // self.batch_tokens, 1)
+
+
+class TrainConfig(RunSettings, DictionarySettings):
+    """A training run of one dictionary."""
+
     @field_validator("kind")
     @classmethod
     def _known(cls, kind: str) -> str:
@@ -80,11 +98,12 @@ class TrainConfig(DictionarySettings):
             raise ValueError(f"{foreign[0]} is of kind {owner}, not of {self.kind}; leave it out")
         if wrong := kind.complaint(self):
             raise ValueError(wrong)
+        if self.site_out is not None and kind.saved not in TRANSCODERS:
+            others = " or ".join(name for name, other in KINDS.items() if other.saved in TRANSCODERS)
+            raise ValueError(f"kind: no file format holds a {self.kind} transcoder; take {others}")
+        if self.skip_connection and self.site_out is None:
+            raise ValueError("skip_connection is of a transcoder; give site_out, or leave it out")
         return self
-
-    @property
-    def steps(self) -> int:
-        return max(self.tokens // self.batch_tokens, 1)
 
     @property
     def peak_lr(self) -> float:
@@ -111,3 +130,76 @@ class TrainConfig(DictionarySettings):
         rise = (step + 1) / warmup if step < warmup else 1.0
         fall = (self.steps - step) / decay if self.steps - step < decay else 1.0
         return self.peak_lr * min(rise, fall)
+
+    @property
+    def each(self) -> dict[str, "TrainConfig"]:
+        return {"": self}
+
+
+class SeveralConfig(RunSettings):
+    """A training run of several dictionaries, from one pass of the model.
+
+    Fields of a dictionary may stand beside `dictionaries`: they are for all that do not say otherwise.
+    """
+
+    shorthands: ClassVar[frozenset[str]] = frozenset(DictionarySettings.model_fields)
+
+    seed: Seed = Field(default=0, description="of the shuffling, and of the weights of dictionaries that have none")
+    dictionaries: dict[str, dict[str, Any]] = Field(
+        min_length=1, description="name (and folder) of each dictionary, and the fields that are its own"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _for_all(cls, values: Any) -> Any:
+        common = {"seed": 0} | {name: values[name] for name in cls.shorthands if name in values}
+        entries = values.get("dictionaries")
+        if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
+            return values
+        own = {str(name): common | entry for name, entry in entries.items()}
+        return {name: value for name, value in values.items() if name == "seed" or name not in common} | {
+            "dictionaries": own
+        }
+
+    @model_validator(mode="after")
+    def _each_fits(self) -> Self:
+        for name, entry in self.dictionaries.items():
+            if not re.fullmatch(r"[A-Za-z0-9_][\w.-]*", name) or name == CHECKPOINTS:
+                raise ValueError(f"dictionaries: {name!r} is no name for a folder; use letters, digits, . _ -")
+            if shared := sorted(entry.keys() & RunSettings.model_fields.keys()):
+                raise ValueError(f"dictionaries.{name}.{shared[0]}: all dictionaries of a run share {shared[0]}")
+        for name in self.dictionaries:
+            try:
+                self._config(name)
+            except BadInput as error:
+                raise ValueError(f"dictionaries.{name}: {str(error).removeprefix(f'{self.job}: ')}") from error
+        return self
+
+    def _config(self, name: str) -> TrainConfig:
+        shared = {field: getattr(self, field) for field in [*RunSettings.model_fields, "seed"]}
+        return TrainConfig.parse(shared | self.dictionaries[name])
+
+    @property
+    def each(self) -> dict[str, TrainConfig]:
+        """Name -> config of that dictionary alone."""
+        return {name: self._config(name) for name in self.dictionaries}
+
+
+AnyConfig = TrainConfig | SeveralConfig
+
+
+def sites_of(config: AnyConfig) -> list[str]:
+    """All sites that a run reads, in the order in which they are named first."""
+    return list(dict.fromkeys(str(Site.parse(site)) for one in config.each.values() for site in one.sites))
+
+
+def config_of(values: Mapping[str, Any]) -> AnyConfig:
+    """The config of plain values: of several dictionaries where they have `dictionaries`. Raises `BadInput`."""
+    return (SeveralConfig if "dictionaries" in values else TrainConfig).parse(values)
+
+
+def read_config(path: str | os.PathLike[str]) -> AnyConfig:
+    """The config of a YAML file, of one dictionary or of several. Raises `BadFile`, `BadInput`."""
+    values = read_yaml(path)
+    several = isinstance(values, dict) and "dictionaries" in values
+    return (SeveralConfig if several else TrainConfig).read(path)

@@ -18,14 +18,14 @@ def forward_of(settings: DictionarySettings, device: torch.device) -> Forward:
 
 
 def unexplained(
-    form: TrainingForm, done: Pass, y: Float[Tensor, "batch d"], settings: DictionarySettings, variance: float
+    done: Pass, y: Float[Tensor, "batch d"], settings: DictionarySettings, variance: float
 ) -> Float[Tensor, ""]:
     """Mean squared error norm over the variance of the calibration batches: the fraction of variance unexplained; its
     mean over prefixes for kind matryoshka.
 
     The variance is a constant of the run, so that a batch's spread does not change the weight of its errors.
     """
-    return KINDS[settings.kind].error(form, done, y) / (len(y) * variance)
+    return KINDS[settings.kind].error(done, y) / (len(y) * variance)
 
 
 def auxiliary_loss(
@@ -42,7 +42,7 @@ def auxiliary_loss(
     are dead, as SAELens and sparsify do. Only the dead latents' columns are computed.
     """
     target = residual.detach()
-    pre = F.linear(x - form.b_dec, form.W_enc.index_select(0, dead), form.b_enc.index_select(0, dead))
+    pre = F.linear(x - form.centre, form.W_enc.index_select(0, dead), form.b_enc.index_select(0, dead))
     codes = pre.relu()
     if k < len(dead):
         places = pre.detach().topk(k, sorted=False).indices

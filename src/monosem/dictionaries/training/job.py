@@ -19,10 +19,11 @@ from ...models import Model, load_model
 from ..dictionary import Dictionary
 from ..evaluation import evaluate
 from ..formats.saelens import CARD
-from .config import TrainConfig
+from .config import AnyConfig, SeveralConfig, TrainConfig, sites_of
 from .outcome import FOLDER
 from .starts import start_of
-from .trainer import Record, train_on
+from .step import Record
+from .trainer import trained_on
 
 SPARE = 1.03  # tokens of text that count, for each token to train on: outliers are known only when they are read
 
@@ -56,27 +57,70 @@ def train(
         Mismatch: the folder holds a run with other settings; every setting that differs is named.
         Interrupted: (a KeyboardInterrupt) stopped by the user, after saving.
     """
+    given = None if on_step is None else lambda name, record: on_step(record)
+    options: dict[str, Any] = {"model": model, "texts": texts, "trust_remote_code": trust_remote_code}
+    return train_each(config, folder=folder, resume=resume, quiet=quiet, on_step=given, **options)[""]
+
+
+def train_several(
+    config: SeveralConfig,
+    *,
+    folder: str | os.PathLike[str],
+    model: Model | None = None,
+    texts: TextSource | None = None,
+    trust_remote_code: bool = False,
+    resume: bool = True,
+    quiet: bool = False,
+    on_step: Callable[[str, Record], None] | None = None,
+) -> dict[str, Dictionary]:
+    """Make several dictionaries from one pass of the model: `train` for each, in `folder/NAME`.
+
+    Interrupted, the same call goes on where it stopped, with the same results.
+
+    Raises:
+        As `train`.
+    """
+    options: dict[str, Any] = {"model": model, "texts": texts, "trust_remote_code": trust_remote_code}
+    return train_each(config, folder=folder, resume=resume, quiet=quiet, on_step=on_step, **options)
+
+
+def train_each(
+    config: AnyConfig,
+    *,
+    folder: str | os.PathLike[str],
+    model: Model | None = None,
+    texts: TextSource | None = None,
+    trust_remote_code: bool = False,
+    resume: bool = True,
+    quiet: bool = False,
+    on_step: Callable[[str, Record], None] | None = None,
+) -> dict[str, Dictionary]:
+    """`train` or `train_several`, as the config says; the only name is "" for a run of one dictionary."""
     home = Path(folder)
     _check_sizes(config)
-    start_of(config)
+    for one in config.each.values():
+        start_of(one)
     if model is None:
         device = None if config.device == "auto" else config.device
         options: dict[str, Any] = {"device": device, "dtype": config.dtype, "trust_remote_code": trust_remote_code}
         model = load_model(config.model, **options, quiet=quiet)
-    model.site(config.site)  # before the text is read
+    for site in sites_of(config):
+        model.site(site)  # before the text is read
     for path in config.held_out:  # missing text is no surprise after hours of training
         _documents(config, model, [path], quiet)
     store = _store(config, model, texts, quiet)
     stream = _SOURCES[config.source](config, model, store, home, quiet)
-    dictionary = train_on(stream, config, folder=home, resume=resume, quiet=quiet, on_step=on_step)
-    dictionary.card = {**dictionary.card, **_card(config, store, stream)}
-    if config.held_out:
-        dictionary.card["held_out"] = _held_out(config, model, dictionary, quiet)
-    write_json(home / FOLDER / CARD, dictionary.card)
-    return dictionary
+    trained = trained_on(stream, config, home, resume, quiet, on_step)
+    for name, dictionary in trained.items():
+        one = config.each[name]
+        dictionary.card = {**dictionary.card, **_card(one, store, stream)}
+        if config.held_out:
+            dictionary.card["held_out"] = _held_out(one, model, dictionary, quiet)
+        write_json(home / name / FOLDER / CARD, dictionary.card)
+    return trained
 
 
-def _check_sizes(config: TrainConfig) -> None:
+def _check_sizes(config: AnyConfig) -> None:
     """Before the model is loaded: whether the buffer can hold what goes through it."""
     needed = config.batch_tokens + config.batch_size * config.context
     if config.source == "stream" and config.buffer_tokens < needed:
@@ -86,7 +130,7 @@ def _check_sizes(config: TrainConfig) -> None:
         )
 
 
-def _store(config: TrainConfig, model: Model, texts: TextSource | None, quiet: bool) -> TokenStore:
+def _store(config: AnyConfig, model: Model, texts: TextSource | None, quiet: bool) -> TokenStore:
     """The text as windows. Several texts are mixed, so that cutting them keeps the mixture."""
     limit = int(config.steps * config.batch_tokens * SPARE) + config.context
     first, special = SkipRule().first, sorted(model.special_ids)
@@ -102,16 +146,16 @@ def _store(config: TrainConfig, model: Model, texts: TextSource | None, quiet: b
     return TokenStore.build(model, documents, config.context, tokens=limit, counted=counted, quiet=quiet)
 
 
-def _documents(config: TrainConfig, model: Model, paths: list[str], quiet: bool, seed: int = 0) -> Iterable[Document]:
+def _documents(config: AnyConfig, model: Model, paths: list[str], quiet: bool, seed: int = 0) -> Iterable[Document]:
     options: dict[str, Any] = {"field": config.field, "most_skipped": config.most_skipped, "quiet": quiet}
     return corpus(model, paths, seed=seed, **options)
 
 
-def _streamed(config: TrainConfig, model: Model, store: TokenStore, home: Path, quiet: bool) -> ActivationStream:
+def _streamed(config: AnyConfig, model: Model, store: TokenStore, home: Path, quiet: bool) -> ActivationStream:
     return ActivationStream.build(
         model,
         store,
-        config.site,
+        sites_of(config),
         batch_tokens=config.batch_tokens,
         buffer_tokens=config.buffer_tokens,
         batch_size=config.batch_size,
@@ -121,9 +165,9 @@ def _streamed(config: TrainConfig, model: Model, store: TokenStore, home: Path, 
     )
 
 
-def _from_shards(config: TrainConfig, model: Model, store: TokenStore, home: Path, quiet: bool) -> ShardStream:
+def _from_shards(config: AnyConfig, model: Model, store: TokenStore, home: Path, quiet: bool) -> ShardStream:
     shards = ActivationShards.build(
-        model, store, config.site, home / "activations", batch_size=config.batch_size, quiet=quiet
+        model, store, sites_of(config), home / "activations", batch_size=config.batch_size, quiet=quiet
     )
     return shards.stream(
         batch_tokens=config.batch_tokens,
@@ -141,6 +185,7 @@ def _card(config: TrainConfig, store: TokenStore, stream: ActivationStream | Sha
     return {
         "model": config.model,
         "site": config.site,
+        **({} if config.site_out is None else {"site_out": config.site_out}),
         "seed": config.seed,
         "training": config.model_dump(mode="json"),
         "data": config.texts,

@@ -21,7 +21,7 @@ from .config import TrainConfig
 from .export import export
 from .forward import forward_of
 from .kinds import KINDS, Pass
-from .state import TrainingState
+from .state import TrainingState, sides
 
 FOLDER = "dictionary"  # in the folder of the run
 HALVES = 2048  # rows from which the threshold is set on one half of them and checked on the other
@@ -36,11 +36,11 @@ class Fit(NamedTuple):
     l0: float
 
     @classmethod
-    def of(cls, x: Float[Tensor, "n d"], rebuilt: Float[Tensor, "n d"], active: int) -> "Fit":
-        x = x.double()
-        spread = float((x - x.mean(0)).square().sum())
-        error = float((x - rebuilt).square().sum())
-        return cls(1 - error / spread if spread else math.nan, active / len(x))
+    def of(cls, y: Float[Tensor, "n d"], rebuilt: Float[Tensor, "n d"], active: int) -> "Fit":
+        y = y.double()
+        spread = float((y - y.mean(0)).square().sum())
+        error = float((y - rebuilt).square().sum())
+        return cls(1 - error / spread if spread else math.nan, active / len(y))
 
 
 class Outcome(NamedTuple):
@@ -91,22 +91,25 @@ def save_outcome(config: TrainConfig, state: TrainingState, stream: Any, home: P
     Raises:
         BadInput, BadFile: weights that are not finite, a folder that cannot be written to, a full disk.
     """
-    rows = torch.cat(state.recent)
-    rows = rows[rows.isfinite().all(1)]  # without outliers, which would share in k
-    calibration, check = (rows[::2], rows[1::2]) if len(rows) >= HALVES else (rows, rows)
-    chosen = _chosen(config, state, calibration) if len(rows) else None
+    both = [torch.cat(part) for part in zip(*map(sides, state.recent))]
+    kept = torch.stack([x.isfinite().all(1) for x in both]).all(0)  # without outliers, which would share in k
+    rows = [x[kept] for x in both]
+    halves = [slice(0, None, 2), slice(1, None, 2)] if len(rows[0]) >= HALVES else [slice(None)] * 2
+    chosen = _chosen(config, state, rows[0][halves[0]]) if len(rows[0]) else None
     if chosen is None or not bool(chosen.active):
         return None
-    trained = chosen if check is calibration else _chosen(config, state, check)
+    x, y = (side[halves[1]] for side in (rows[0], rows[-1]))
+    trained = _chosen(config, state, x)
     threshold = float(chosen.floor) if KINDS[config.kind].one_threshold else None
-    dictionary = export(state.form, config, state.scale, threshold, home.name, _metadata(config, state, stream))
+    scales = (state.scale, state.scale_out)
+    dictionary = export(state.form, config, scales, threshold, home.name, _metadata(config, state, stream))
     with replacing_folder(home / FOLDER) as temporary:
         dictionary.save(temporary)
         outcome = Outcome(
             dictionary,
-            len(check),
-            _as_saved(temporary, check / state.scale),
-            Fit.of(check, trained.reconstruction, int(trained.active)),
+            len(x),
+            _as_saved(temporary, x / state.scale, y / state.scale_out),
+            Fit.of(y, trained.reconstruction, int(trained.active)),
             state.dead_share(config),
         )
         ended = finished and not outcome.problems
@@ -136,7 +139,7 @@ def _chosen(config: TrainConfig, state: TrainingState, rows: Float[Tensor, "n d"
     return forward_of(config, rows.device)(state.form, rows, config)
 
 
-def _as_saved(folder: Path, x: Float[Tensor, "n d"]) -> Fit:
+def _as_saved(folder: Path, x: Float[Tensor, "n d_in"], y: Float[Tensor, "n d_out"]) -> Fit:
     dictionary = Dictionary(FORMATS["saelens"].read(Place(folder), Hints())).to(x.device)
     codes = dictionary.encode(x)
-    return Fit.of(x, dictionary.decode(codes, like=x), int((codes.values != 0).sum()))
+    return Fit.of(y, dictionary.decode(codes, like=x), int((codes.values != 0).sum()))

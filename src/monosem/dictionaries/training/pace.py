@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ...progress import Meter
-from .config import TrainConfig
+from .config import AnyConfig
 
 _SHOWN = ("loss", "fve", "l0", "dead")  # of a record, beside the progress bar
 
@@ -15,9 +15,10 @@ _SHOWN = ("loss", "fve", "l0", "dead")  # of a record, beside the progress bar
 class Pace:
     """`with Pace(...) as pace:`, `with pace.reading(): ...` around what reads, `pace.stepped(record)` after a step."""
 
-    def __init__(self, config: TrainConfig, stream: Any, step: int, quiet: bool):
-        self.stream, self.batch = stream, config.batch_tokens
-        self.meter = Meter(f"train {config.site}", config.steps * self.batch, "tok", quiet, start=step * self.batch)
+    def __init__(self, config: AnyConfig, stream: Any, step: int, quiet: bool):
+        self.stream, self.batch, several = stream, config.batch_tokens, len(config.each)
+        name = f"train {several} dictionaries" if several > 1 else f"train {next(iter(config.each.values())).site}"
+        self.meter = Meter(name, config.steps * self.batch, "tok", quiet, start=step * self.batch)
         self.read, self.read_seconds = 0, 0.0
 
     def __enter__(self) -> Self:
@@ -47,10 +48,16 @@ class Pace:
         if rows:
             self._show(0)
 
-    def stepped(self, record: dict[str, Any]) -> None:
-        self._show(self.batch, **{name: record[name] for name in _SHOWN if record.get(name) is not None})
+    def stepped(self, records: list[dict[str, Any]]) -> None:
+        """One step, with the record of each dictionary, empty where none was made."""
+        shown: dict[str, Any] = {}
+        for name in _SHOWN:
+            values = [record[name] for record in records if record.get(name) is not None]
+            if values:
+                shown[name] = values[0] if len(values) == 1 else f"{min(values):.3g} to {max(values):.3g}"
+        self._show(self.batch, **shown)
 
-    def _show(self, amount: int, **stats: float) -> None:
+    def _show(self, amount: int, **stats: Any) -> None:
         meter, unread = self.meter, getattr(self.stream, "unread", None)
         left = (meter.total or 0) - meter.done - amount
         stepped = meter.done + amount - meter.first

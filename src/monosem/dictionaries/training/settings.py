@@ -17,6 +17,12 @@ class DictionarySettings(JobConfig):
     job: ClassVar[str] = "training run"
 
     site: str = Field(description="where the activations are read, e.g. resid_post.15")
+    site_out: str | None = Field(
+        default=None, description="for a transcoder: where its output belongs, e.g. mlp_out.15; None: at site, an SAE"
+    )
+    skip_connection: bool = Field(
+        default=False, description="of a transcoder: its input also adds to its output, by a matrix"
+    )
     width: int = Field(gt=0, description="number of latents")
     kind: str = Field(default="topk", description="how latents are chosen: a row of `KINDS`")
     k: int = Field(gt=0, description="active latents a token (their mean over the batch for batchtopk, matryoshka)")
@@ -62,6 +68,11 @@ class DictionarySettings(JobConfig):
         description="fast: the encoder's product is bfloat16 on a CPU (candidates only, values stay float32) and "
         "TF32 on a GPU; exact: float32",
     )
+
+    @property
+    def sites(self) -> list[str]:
+        """Where it reads and, of a transcoder, where it writes."""
+        return [self.site] if self.site_out is None else [self.site, self.site_out]
 
     def auxk_of(self, d_in: int) -> int:
         return d_in // 2 if self.auxk is None else self.auxk

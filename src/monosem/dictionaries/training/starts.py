@@ -10,6 +10,7 @@ from ..folds import fold_decoder_norm
 from ..loading import load_dictionary
 from .config import TrainConfig
 from .form import TrainingForm
+from .kinds import KINDS
 
 MEDIAN_SAMPLES = 16_384
 
@@ -44,35 +45,68 @@ def start_of(config: TrainConfig) -> Dictionary | None:
     """
     if config.start is None:
         return None
-    start = load_dictionary(config.start)
+    start, other = load_dictionary(config.start), "start from another one, or anew"
     if start.width != config.width:
         raise Mismatch(f"start {config.start} has {start.width:,} latents, not {config.width:,}; set width to that")
-    if start.token_norm != "none" or start.transcoder:
-        form = "is a transcoder" if start.transcoder else f"normalises tokens by {start.token_norm}"
-        raise Mismatch(f"start {config.start} {form}, which cannot be trained; start from another one, or anew")
+    if start.token_norm != "none":
+        raise Mismatch(
+            f"start {config.start} normalises tokens by {start.token_norm}, which cannot be trained; {other}"
+        )
+    if start.transcoder != (config.site_out is not None):
+        form, wanted = ("a transcoder", "an SAE") if start.transcoder else ("an SAE", "a transcoder")
+        raise Mismatch(f"start {config.start} is {form}, but this run trains {wanted} (site_out); {other}")
+    if start.W_skip is not None and not config.skip_connection:
+        raise Mismatch(f"start {config.start} has a skip connection; set skip_connection, or {other}")
     return start
 
 
 @torch.no_grad()
-def started_form(config: TrainConfig, b_dec: Float[Tensor, "d"], scale: float) -> TrainingForm:
-    """The form before the first step, for activations that are multiplied by `scale`.
+def started_form(
+    config: TrainConfig, centres: list[Float[Tensor, "d"]], scales: list[float], rows: list[Float[Tensor, "n d"]]
+) -> TrainingForm:
+    """The form before the first step, for activations that are multiplied by their scale. Each list has one entry, of a
+    transcoder two: what is read, and what is rebuilt.
+
+    Latents of a transcoder first write what goes with them: W_dec[f] is along the mean of (w_f · x) y over the rows.
 
     Raises:
         Mismatch: `start_of`'s, or it reads rows of another length.
     """
-    form, start = TrainingForm(config.width, b_dec, config.seed), start_of(config)
-    if start is None:
-        return form
-    if start.d_in != len(b_dec):
-        raise Mismatch(f"start {config.start} reads rows of {start.d_in}, but the stream gives rows of {len(b_dec)}")
-    # pre = x W + b in raw units; the form's is s·pre = (s·x - s·b_dec) W + s·(b + b_dec W), its output s·y
+    b_dec, start, b_in = centres[-1], start_of(config), None if config.site_out is None else centres[0]
+    own = KINDS[config.kind].own_parameters(config)
+    form = TrainingForm(config.width, b_dec, config.seed, b_in=b_in, skip=config.skip_connection, own=own)
+    if start is not None:
+        _fill(form, config, start, scales)
+    elif b_in is not None:
+        together = (rows[0] - b_in).T @ (rows[1] - b_dec)
+        written = form.W_enc @ together
+        form.W_dec.copy_(torch.where(written.any(1, keepdim=True), written, form.W_dec))
+        form.normalise_decoder()
+    return form
+
+
+def _fill(form: TrainingForm, config: TrainConfig, start: Dictionary, scales: list[float]) -> None:
+    """With a dictionary's weights. For r = s_out / s_in, the form's pre-activations are s_out times those in raw units:
+    r (x' − centre) W + s_out b + r centre W, of scaled inputs x' and centres."""
+    widths = (len(form.centre), len(form.b_dec))
+    if (start.d_in, start.d_out) != widths:
+        reads = f"reads rows of {start.d_in}" + ("" if form.b_in is None else f" and writes rows of {start.d_out}")
+        gives = " and ".join(dict.fromkeys(map(str, widths)))
+        raise Mismatch(f"start {config.start} {reads}, but the stream gives rows of {gives}")
     weights = fold_decoder_norm(start.tensors.to(torch.float64))
+    scale, ratio = scales[-1], scales[-1] / scales[0]
+    b_dec = scale * weights.b_dec
+    centre = b_dec if form.b_in is None else form.b_in.detach().cpu().double()
     values = {
-        "W_enc": weights.W_enc.T,
-        "b_enc": scale * (weights.b_enc + weights.b_dec @ weights.W_enc),
+        "W_enc": ratio * weights.W_enc.T,
+        "b_enc": scale * weights.b_enc + ratio * centre @ weights.W_enc,
         "W_dec": torch.where(weights.W_dec.any(1, keepdim=True), weights.W_dec, form.W_dec.cpu().double()),
-        "b_dec": scale * weights.b_dec,
+        "b_dec": b_dec,
     }
+    if form.W_skip is not None and weights.W_skip is not None:
+        values["W_skip"] = ratio * weights.W_skip
+        values["b_dec"] = b_dec + values["W_skip"] @ centre
     for name, value in values.items():
         getattr(form, name).copy_(value)
-    return form
+    if "threshold" in form.own and weights.threshold is not None:
+        form.own["threshold"].copy_(scale * weights.threshold)

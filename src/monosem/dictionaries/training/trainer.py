@@ -1,10 +1,10 @@
-"""Training a sparse dictionary from a stream of activations: the loop, from first batch to saved dictionary."""
+"""Training sparse dictionaries from a stream of activations: the loop, from first batch to saved dictionaries."""
 
 import contextlib
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,29 +12,29 @@ import torch
 from torch import Tensor
 
 from ...errors import BadInput
-from ...jobs import Checkpoints, Health, Interrupted, Interrupts, Journal, claim
+from ...files import writable_folder
+from ...jobs import Checkpoints, Interrupted, Interrupts, claim
+from ...models import Site
 from ...models.loading.precision import choose_device
 from ...models.turns import refuse_inference_mode
-from ...progress import say
 from ..dictionary import Dictionary
-from .config import FIRST_CHECKPOINT, TrainConfig
-from .forward import auxiliary_loss, forward_of, unexplained
-from .outcome import FOLDER, save_outcome
+from .config import CHECKPOINTS, FIRST_CHECKPOINT, AnyConfig, SeveralConfig, TrainConfig, sites_of
+from .member import Member
 from .pace import Pace
-from .state import TrainingState
+from .step import Record
 
-Record = dict[str, float | None]
+Rows = dict[str, Tensor]  # site -> [batch_tokens, d]
 
 
 class Stream(Protocol):
     """Batches of activations, and where it is in them: from a loaded state on it gives the same batches again.
 
-    A stream that takes its time for a batch may have `on_read`, which it calls with the number of rows whenever some
-    were read and its state could be saved, and `wanted` and `unread`, the rows to read in all and from there on.
+    A batch is a tensor [batch_tokens, d] of one site, or {site: tensor} with aligned rows of several. A stream that
+    takes its time for a batch may have `on_read`, which it calls with the number of rows whenever some were read and
+    its state could be saved, and `wanted` and `unread`, the rows to read in all and from there on.
     """
 
-    def __next__(self) -> Any: ...  # Float[Tensor, "batch d"]; streams of several sites give something else
-
+    def __next__(self) -> Any: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
@@ -57,7 +57,7 @@ def train_on(
     says whether the run is `finished`.
 
     Args:
-        stream: gives `[batch_tokens, d]` activations, in raw units.
+        stream: gives `[batch_tokens, d]` activations, in raw units; for a transcoder, of both its sites.
         resume: False refuses a folder that already holds a run.
         on_step: called with each record that goes to metrics.jsonl (see `train_step`).
 
@@ -69,42 +69,82 @@ def train_on(
             fit the stream.
         Interrupted: (a KeyboardInterrupt) stopped by the user, after saving: the same call goes on.
     """
+    given = None if on_step is None else lambda name, record: on_step(record)
+    return trained_on(stream, config, folder, resume, quiet, given)[""]
+
+
+def train_several_on(
+    stream: Stream,
+    config: SeveralConfig,
+    *,
+    folder: str | os.PathLike[str],
+    resume: bool = True,
+    quiet: bool = False,
+    on_step: Callable[[str, Record], None] | None = None,
+) -> dict[str, Dictionary]:
+    """Train several dictionaries on the batches of one stream: `train_on` for each, in `folder/NAME`, in step.
+
+    The stream gives the activations of all their sites. Checkpoints are of all together, in `folder/checkpoints`, so
+    that the run goes on exactly.
+
+    Args:
+        on_step: called with the name of a dictionary and its record.
+
+    Raises:
+        BadInput, Mismatch, Interrupted: as `train_on`; what was made of the others is kept.
+    """
+    return trained_on(stream, config, folder, resume, quiet, on_step)
+
+
+def trained_on(
+    stream: Stream,
+    config: AnyConfig,
+    folder: str | os.PathLike[str],
+    resume: bool,
+    quiet: bool,
+    on_step: Callable[[str, Record], None] | None,
+) -> dict[str, Dictionary]:
+    """`train_on` for each config of a run; the only name is "" for a run of one dictionary."""
     refuse_inference_mode("training a dictionary")
     device = _device(config)
-    claimed = claim(folder, config, work="checkpoints/*.pt", resume=resume)
+    claimed = claim(folder, config, work=f"{CHECKPOINTS}/*.pt", resume=resume)
     with claimed as target, Interrupts() as interrupts, _precision(config, device):
         run = _Run(config, stream, target, interrupts, device)
         with Pace(config, stream, run.step, quiet) as pace, run.told_of_reading(pace):
-            for record in run.steps(pace):
-                if record:
+            for records in run.steps(pace):
+                for member, record in records:
                     record["tokens_per_second"] = pace.meter.rate
-                    run.journal.append(record)
+                    member.journal.append(record)
                     if on_step:
-                        on_step(record)
+                        on_step(member.name, record)
         return run.finish(quiet)
 
 
 class _Run:
     """A run in its folder: what has been read and trained on, and when it is saved."""
 
-    def __init__(self, config: TrainConfig, stream: Stream, target: Path, interrupts: Interrupts, device: torch.device):
+    def __init__(self, config: AnyConfig, stream: Stream, target: Path, interrupts: Interrupts, device: torch.device):
         self.config, self.stream, self.target, self.interrupts = config, stream, target.resolve(), interrupts
-        self.checkpoints, self.journal = Checkpoints(target / "checkpoints"), Journal(target / "metrics.jsonl")
-        self.health, self.device = Health(device), device
+        self.members = [Member(name, one, self.target / name, device) for name, one in config.each.items()]
+        self.checkpoints, self.device, self.sites = Checkpoints(target / CHECKPOINTS), device, sites_of(config)
         self.saved_step, self.saved_at, self.wait = -1, time.monotonic(), FIRST_CHECKPOINT
-        self.first: list[Tensor] = []  # calibration batches, until there is a state
-        self.state: TrainingState | None = None
+        self.first: list[Rows] = []  # calibration batches, until there is a state
+        self.widths: dict[str, int] = {}  # of each site
         if saved := self.checkpoints.newest():
             stream.load_state_dict(saved["stream"])
-            self.first = saved["first"]
-            self.state = saved["state"] and TrainingState.restore(config, saved["state"], device)
+            self.first = [self._by_site(batch) for batch in saved["first"]]
+            for member in self.members:
+                member.restore(saved["state"] and (saved["state"][member.name] if member.name else saved["state"]))
+                self.widths |= member.widths
             self.saved_step = self.step
-        self.journal.truncate(self.step)
+        for member in self.members:
+            writable_folder(member.folder)
+            member.journal.truncate(self.step)
 
     @property
     def step(self) -> int:
         """Steps done."""
-        return self.state.step if self.state else 0
+        return self.members[0].step
 
     @contextlib.contextmanager
     def told_of_reading(self, pace: Pace) -> Iterator[None]:
@@ -123,28 +163,30 @@ class _Run:
         finally:
             self.stream.on_read = None
 
-    def steps(self, pace: Pace) -> Iterator[Record]:
-        """Train to the end, step by step, with checkpoints; gives the record of each logged step, else nothing.
+    def steps(self, pace: Pace) -> Iterator[list[tuple[Member, Record]]]:
+        """Train to the end, step by step, with checkpoints; gives the records of each logged step, else nothing.
 
         A record is given before the checkpoint of its step is made, so that metrics.jsonl lacks no step of a resumed
         run.
         """
-        config, state = self.config, self._begun(pace)
-        while state.step < config.steps:
-            x = state.pending.pop(0) if state.pending else self._read(pace, state.form.W_dec.shape[1])
-            if x is None:
+        config = self.config
+        self._begin(pace)
+        while self.step < config.steps:
+            waiting = self.members[0].waiting  # calibration batches, of each member or of none
+            rows = None if waiting else self._read(pace)
+            if not waiting and rows is None:
                 self._warn_of_end()
                 break
-            logged = (state.step + 1) % config.log_every == 0
-            record = train_step(state, config, x, self.device, self.health, logged)
+            logged = (self.step + 1) % config.log_every == 0
+            records = [(member, member.stepped(rows, logged)) for member in self.members]
             due = self._due(stepped=True)
-            if record or due or self.device.type == "cpu":  # on a GPU this waits
-                self.health.check(self.checkpoints.last)
-            pace.stepped(record)
-            yield record
-            if state.step < config.steps:
+            if logged or due or self.device.type == "cpu":  # on a GPU this waits
+                self._check_health()
+            pace.stepped([record for _, record in records])
+            yield records if logged else []
+            if self.step < config.steps:
                 self.pause(due)
-        if self.saved_step != state.step:
+        if self.saved_step != self.step:
             self._save()
 
     def pause(self, due: bool) -> None:
@@ -152,60 +194,77 @@ class _Run:
         stop = self.interrupts.asked  # read once: a signal may come at any line
         if due or stop:
             self._save()
-            if self.state and self.state.step:
-                save_outcome(self.config, self.state, self.stream, self.target, finished=False)
+            if self.step:
+                for member in self.members:
+                    member.save_outcome(self.stream)
         if stop:
             raise Interrupted(f"stopped after step {self.step} and saved in {self.target}")
 
-    def finish(self, quiet: bool) -> Dictionary:
-        """Save and measure the result. Raises `BadInput` when it is none."""
-        assert self.state is not None
-        outcome = save_outcome(self.config, self.state, self.stream, self.target, finished=True)
-        if outcome is None:
-            raise BadInput(
-                "training ended, but no latent fires, so there is no dictionary; train for longer, or raise lr"
-            )
-        self.journal.append({"step": self.step, "end": outcome.measured})
-        if outcome.problems:
-            raise BadInput(
-                f"training ended, but the dictionary is not finished: {'; '.join(outcome.problems)}. It is saved in "
-                f"{self.target / FOLDER}, marked as unfinished"
-            )
-        fit, left_out = outcome.saved, int(self.state.outliers)
-        out = f"; {left_out:,} outliers were left out" if left_out else ""
-        share = "too few steps to say how many" if outcome.dead is None else f"{outcome.dead:.1%}"
-        say(f"as saved: FVE {fit.fve:.3f} at L0 {fit.l0:.1f}, {share} of the latents dead{out}", quiet)
-        return outcome.dictionary
+    def finish(self, quiet: bool) -> dict[str, Dictionary]:
+        """Save and measure the results. Raises `BadInput` when one is none, after all were saved."""
+        made, failed = {}, []
+        for member in self.members:
+            try:
+                made[member.name] = member.finish(self.stream, quiet)
+            except BadInput as error:
+                failed.append(error)
+        if failed:
+            raise failed[0] if len(self.members) == 1 else BadInput("; ".join(map(str, failed)))
+        return made
 
-    def _begun(self, pace: Pace) -> TrainingState:
-        """The state, of a new run calibrated on the stream's first batches."""
-        if self.state is None:
-            while len(self.first) < min(self.config.calibration_batches, self.config.steps):
-                x = self._read(pace, self.first[0].shape[1] if self.first else None)
-                if x is None:
-                    break
-                self.first.append(x.clone())
-                if self.interrupts.asked:
-                    self.pause(due=True)
-            if not self.first:
-                raise BadInput("the stream is empty: it gave no batch; give it more text or make batch_tokens smaller")
-            self.state, self.first = TrainingState.begin(self.config, self.first, self.device), []
-        return self.state
+    def _begin(self, pace: Pace) -> None:
+        """A new run is calibrated on the stream's first batches."""
+        if self.members[0].state is not None:
+            return
+        while len(self.first) < min(self.config.calibration_batches, self.config.steps):
+            rows = self._read(pace)
+            if rows is None:
+                break
+            self.first.append({site: x.clone() for site, x in rows.items()})
+            if self.interrupts.asked:
+                self.pause(due=True)
+        if not self.first:
+            raise BadInput("the stream is empty: it gave no batch; give it more text or make batch_tokens smaller")
+        for member in self.members:
+            member.begin(self.first)
+        self.first = []
 
-    def _read(self, pace: Pace, d: int | None) -> Tensor | None:
+    def _read(self, pace: Pace) -> Rows | None:
         """The next batch, checked; None at the end of the stream."""
         with pace.reading():
             try:
-                return _checked(next(self.stream), self.config, d)
+                rows = self._by_site(next(self.stream))
             except StopIteration:
                 return None
+        for site, x in rows.items():
+            d, n = self.widths.setdefault(site, x.shape[-1]), self.config.batch_tokens
+            if x.ndim != 2 or x.shape != (n, d):
+                at = f" at {site}" if len(rows) > 1 else ""
+                expected = f"[{n}, {d if self.step or self.first else 'd'}] (batch_tokens × width)"
+                raise BadInput(f"the stream gave a batch of shape {list(x.shape)}{at}, expected {expected}")
+        return rows
+
+    def _by_site(self, batch: Any) -> Rows:
+        """A tensor is of the one site. Raises `BadInput` for what is none, or lacks a site."""
+        if isinstance(batch, Tensor) and len(self.sites) == 1:
+            return {self.sites[0]: batch}
+        given = {str(Site.parse(site)): x for site, x in batch.items()} if isinstance(batch, Mapping) else {}
+        if missing := [site for site in self.sites if not isinstance(given.get(site), Tensor)]:
+            has = f"activations of {', '.join(given)}" if given else f"a {type(batch).__name__}"
+            raise BadInput(f"the stream gave {has}; this run needs {', '.join(missing)}")
+        return {site: given[site] for site in self.sites}
 
     def _save(self) -> None:
-        self.health.check(self.checkpoints.last)
+        self._check_health()
         self.config.write(self.target / "config.yaml")
-        state = self.state and self.state.state_dict()
+        states = {member.name: member.state and member.state.state_dict() for member in self.members}
+        state = states.get("", states)  # of a run of one, that state
         self.checkpoints.save(self.step, {"state": state, "first": self.first, "stream": self.stream.state_dict()})
         self.saved_step, self.saved_at, self.wait = self.step, time.monotonic(), self.config.checkpoint_seconds
+
+    def _check_health(self) -> None:
+        for member in self.members:
+            member.check_health(self.checkpoints.last)
 
     def _due(self, stepped: bool = False) -> bool:
         """Whether a checkpoint is due, by time or (after a step) by tokens."""
@@ -222,70 +281,18 @@ class _Run:
         )
 
 
-def train_step(
-    state: TrainingState, config: TrainConfig, x: Tensor, device: torch.device, health: Health, logged: bool
-) -> Record:
-    """One optimiser step on a raw batch; gives its record when `logged`, else an empty one and waits for no GPU.
-
-    A record holds this step's numbers (not means over steps, so that a resumed run logs the same). loss: what was
-    minimised; auxk: its auxiliary part; fve: 1 − Σ‖x − x̂‖² / Σ‖x − x̄‖² over the batch; l0: mean positive codes a token;
-    dead: share of latents silent for `dead_after` tokens, None before so many; lr: the rate of this step.
-    """
-    form, optimizer = state.form, state.optimizer
-    x = state.scaled(x.to(device, torch.float32, non_blocking=True))
-    state.find_dead(config.dead_after)
-
-    done = forward_of(config, device)(form, x, config)
-    residual = x - done.reconstruction
-    loss = rebuilding = unexplained(form, done, x, config, state.variance)
-    k_aux = config.auxk_of(x.shape[1])
-    if len(state.dead) and k_aux and config.auxk_coefficient:
-        loss = loss + config.auxk_coefficient * auxiliary_loss(form, x, residual, state.dead, k_aux)
-    loss.backward()
-    health.watch(state.step + 1, x, loss)
-
-    form.project_decoder_gradient()
-    torch.nn.utils.clip_grad_norm_(form.parameters(), config.clip)
-    for group in optimizer.param_groups:
-        group["lr"] = config.lr_at(state.step)
-    optimizer.step()
-    optimizer.zero_grad()
-    form.normalise_decoder()
-    state.note(x, done.fired)
-    state.step += 1
-    if not logged:
-        return {}
-    with torch.no_grad():
-        spread = (x - x.mean(0)).square().sum()
-        values = [loss, loss - rebuilding, 1 - residual.square().sum() / spread, done.active / len(x)]
-        numbers = dict(zip(("loss", "auxk", "fve", "l0"), torch.stack(values).tolist()))
-    step = state.step
-    about = {"step": step, "tokens": step * config.batch_tokens}
-    return about | numbers | {"dead": state.dead_share(config), "lr": config.lr_at(step - 1)}
-
-
-def _checked(x: Any, config: TrainConfig, d: int | None = None) -> Tensor:
-    if not isinstance(x, Tensor):
-        raise BadInput(
-            f"the stream gave a {type(x).__name__}; training needs a stream of one site, which gives tensors"
-        )
-    if x.ndim != 2 or len(x) != config.batch_tokens or d not in (None, x.shape[1]):
-        expected = f"[{config.batch_tokens}, {d or 'd'}]"
-        raise BadInput(f"the stream gave a batch of shape {list(x.shape)}, expected {expected} (batch_tokens × width)")
-    return x
-
-
-def _device(config: TrainConfig) -> torch.device:
+def _device(config: AnyConfig) -> torch.device:
     automatic = "cuda" if torch.cuda.is_available() else "cpu"
     return choose_device(automatic if config.device == "auto" else config.device)
 
 
 @contextlib.contextmanager
-def _precision(config: TrainConfig, device: torch.device) -> Iterator[None]:
+def _precision(config: AnyConfig, device: torch.device) -> Iterator[None]:
     """TF32 matrix products on a GPU while a `fast` run lasts."""
     before = torch.get_float32_matmul_precision()
     if device.type == "cuda":
-        torch.set_float32_matmul_precision("high" if config.precision == "fast" else "highest")
+        fast = all(one.precision == "fast" for one in config.each.values())
+        torch.set_float32_matmul_precision("high" if fast else "highest")
     try:
         yield
     finally:

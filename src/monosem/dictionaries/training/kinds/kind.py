@@ -20,12 +20,13 @@ class Pass:
     active: Int[Tensor, ""]  # codes that are not 0 in the batch
     floor: Float[Tensor, ""]  # smallest positive activation; infinity when no activation is positive
     parts: Float[Tensor, "batch groups d"] | None = None  # what groups of latents add to it, where that matters
+    offset: Tensor | None = None  # and what it holds beside them
 
 
-Forward = Callable[[TrainingForm, Tensor, DictionarySettings], Pass]  # x [batch, d], divided by the run's scale
+Forward = Callable[[TrainingForm, Tensor, DictionarySettings], Pass]  # of x [batch, d_in]
 
 
-def squared_error(form: TrainingForm, done: Pass, y: Float[Tensor, "batch d"]) -> Float[Tensor, ""]:
+def squared_error(done: Pass, y: Float[Tensor, "batch d"]) -> Float[Tensor, ""]:
     """Summed over the batch."""
     return (y - done.reconstruction).square().sum()
 
@@ -37,11 +38,12 @@ class Kind:
     Attributes:
         use: when to choose it, one line.
         forward: "sparse", "dense" -> forward pass; both give the same numbers.
-        error: what of a pass is to become small: (form, pass, target) -> squared error, summed over the batch.
+        error: what of a pass is to become small: (pass, target) -> squared error, summed over the batch.
         saved: kind of the canonical dictionary (a row of `ENCODERS`).
         architecture: SAELens' name of it in training.
         one_threshold: the file has one threshold for all latents: the smallest code of the last batches.
         own: names of settings that belong to this kind, not to every one.
+        own_parameters: first values [width] of what is learned beside the matrices and biases that every kind has.
         complaint: what is wrong with the settings, None where nothing is.
     """
 
@@ -49,10 +51,11 @@ class Kind:
     forward: Mapping[str, Forward]
     saved: str
     architecture: str
-    error: Callable[[TrainingForm, Pass, Tensor], Tensor] = squared_error
+    error: Callable[[Pass, Tensor], Tensor] = squared_error
     one_threshold: bool = False
     own: tuple[str, ...] = ()
     complaint: Callable[[DictionarySettings], str | None] = lambda settings: None
+    own_parameters: Callable[[DictionarySettings], dict[str, Tensor]] = lambda settings: {}
     metadata: Callable[[DictionarySettings], dict[str, object]] = lambda settings: {}
 
 

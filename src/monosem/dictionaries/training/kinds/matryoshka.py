@@ -1,7 +1,7 @@
 """Matryoshka BatchTopK (Bussmann et al. 2025, arXiv 2503.17547): the first latents alone have to rebuild, too.
 
-The loss is the mean, over prefixes of the latents, of the error of what that prefix rebuilds with b_dec. Early latents
-become general ones and late ones special, with less absorption of the former by the latter.
+The loss is the mean, over prefixes of the latents, of the error of what that prefix rebuilds with b_dec (and the skip
+connection). Early latents become general ones and late ones special, with less absorption of the former by the latter.
 
 No dense codes: a token's places are in order of latents, so that they fall into groups between two prefixes; one sparse
 product gives each group's part, and sums over the groups before it are the prefixes.
@@ -37,19 +37,22 @@ def _sparse(form: TrainingForm, x: Tensor, settings: DictionarySettings) -> Pass
     counts = torch.bincount(support.rows * len(widths) + group, minlength=len(x) * len(widths))
     grouped = Support(support.columns, counts.cumsum(0) - counts, form.width)
     parts = decode_at(values, form.W_dec, grouped).view(len(x), len(widths), -1)
-    return _pass(form, parts, support.columns, values)
+    return _pass(form, x, parts, support.columns, values)
 
 
 def _dense(form: TrainingForm, x: Tensor, settings: DictionarySettings) -> Pass:
     codes, values, columns = dense_batch_codes(form, x, settings.k)
     ends = itertools.pairwise([0, *widths_of(settings)])
     parts = torch.stack([codes[:, start:end] @ form.W_dec[start:end] for start, end in ends], 1)
-    return _pass(form, parts, columns, values)
+    return _pass(form, x, parts, columns, values)
 
 
-def _pass(form: TrainingForm, parts: Float[Tensor, "batch groups d"], columns: Tensor, values: Tensor) -> Pass:
-    done = counted(parts.detach().sum(1) + form.b_dec.detach(), columns, values, form.width)
-    done.parts = parts
+def _pass(
+    form: TrainingForm, x: Tensor, parts: Float[Tensor, "batch groups d_out"], columns: Tensor, values: Tensor
+) -> Pass:
+    offset = form.offset(x)
+    done = counted(parts.detach().sum(1) + offset.detach(), columns, values, form.width)
+    done.parts, done.offset = parts, offset
     return done
 
 
@@ -77,9 +80,10 @@ class _PrefixErrors(torch.autograd.Function):
         return grads, -grads[:, 0]
 
 
-def _error(form: TrainingForm, done: Pass, y: Float[Tensor, "batch d"]) -> Float[Tensor, ""]:
+def _error(done: Pass, y: Float[Tensor, "batch d"]) -> Float[Tensor, ""]:
     assert done.parts is not None
-    return _PrefixErrors.apply(done.parts, y - form.b_dec) / done.parts.shape[1]
+    assert done.offset is not None
+    return _PrefixErrors.apply(done.parts, y - done.offset) / done.parts.shape[1]
 
 
 def _complaint(settings: DictionarySettings) -> str | None:

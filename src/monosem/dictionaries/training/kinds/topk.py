@@ -22,15 +22,15 @@ def chosen(
     """Choose the active latents without gradient, then compute only those codes with it."""
     with torch.no_grad():
         encoder = (form.W_enc.detach(), form.b_enc.detach())
-        support = SELECTIONS[selection](x - form.b_dec, encoder, settings.k, settings.precision == "fast")
-    return support, encode_at(x, form.b_dec, form.W_enc, form.b_enc, support)
+        support = SELECTIONS[selection](x - form.centre, encoder, settings.k, settings.precision == "fast")
+    return support, encode_at(x, form.centre, form.W_enc, form.b_enc, support)
 
 
 def dense_batch_codes(
     form: TrainingForm, x: Float[Tensor, "batch d"], k: int
 ) -> tuple[Float[Tensor, "batch width"], Tensor, Tensor]:
     """Codes with the k·batch largest of the whole batch; their values and their columns, in no order."""
-    pre = F.linear(x - form.b_dec, form.W_enc, form.b_enc)
+    pre = F.linear(x - form.centre, form.W_enc, form.b_enc)
     flat = pre.relu().flatten()
     values, places = flat.topk(min(k * len(x), flat.numel()), sorted=False)
     return torch.zeros_like(flat).scatter(0, places, values).view_as(pre), values, places % form.width
@@ -38,21 +38,21 @@ def dense_batch_codes(
 
 def _sparse(form: TrainingForm, x: Tensor, settings: DictionarySettings) -> Pass:
     support, values = chosen(form, x, settings, settings.kind)
-    return counted(decode_at(values, form.W_dec, support) + form.b_dec, support.columns, values, form.width)
+    return counted(decode_at(values, form.W_dec, support) + form.offset(x), support.columns, values, form.width)
 
 
 def _dense(form: TrainingForm, x: Tensor, settings: DictionarySettings) -> Pass:
     """Through ordinary autograd and [batch, width] arrays. TF32 is set by the loop."""
-    pre = F.linear(x - form.b_dec, form.W_enc, form.b_enc)
+    pre = F.linear(x - form.centre, form.W_enc, form.b_enc)
     values, columns = pre.topk(settings.k, sorted=False)
     values = values.relu()
     codes = torch.zeros_like(pre).scatter(1, columns, values)
-    return counted(codes @ form.W_dec + form.b_dec, columns.flatten(), values.flatten(), form.width)
+    return counted(codes @ form.W_dec + form.offset(x), columns.flatten(), values.flatten(), form.width)
 
 
 def _dense_batch(form: TrainingForm, x: Tensor, settings: DictionarySettings) -> Pass:
     codes, values, columns = dense_batch_codes(form, x, settings.k)
-    return counted(codes @ form.W_dec + form.b_dec, columns, values, form.width)
+    return counted(codes @ form.W_dec + form.offset(x), columns, values, form.width)
 
 
 TOPK = Kind(
