@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from monosem.dictionaries import Dictionary, DictionaryParts, DictionaryTensors, load_dictionary
+from monosem import edits, latents
+from monosem.dictionaries import Dictionary, DictionaryParts, DictionaryTensors, evaluate, load_dictionary
 from monosem.errors import BadInput, MonosemError
+from monosem.models import Model
+from tiny import tiny_hf, tiny_tokenizer
+from tiny_dictionaries import random_tensors, tiny_dictionary
 from tiny_saelens import RNG, D, F, X, folder, relu, same, weights
 
 # ---------------------------------------------------------------------- formulas
@@ -188,3 +192,134 @@ def test_temporal_codes_depend_on_earlier_tokens(tmp_path, tied, applied, factor
             np.testing.assert_allclose(dictionary(x)[text], y, atol=3e-5)
         with pytest.raises(BadInput, match="depend on the tokens before it: give whole texts"):
             dictionary.encode(x[0])
+
+
+# ---------------------------------------------------------------------- what uses a dictionary
+
+MODEL = Model(tiny_hf("llama"), tiny_tokenizer(), "tiny")
+SITE, WIDTH, SIZE = "resid_post.1", 24, 32
+
+
+def extra(**about) -> DictionaryTensors:
+    """Random tensors for the tiny model, with more of them."""
+    draw = torch.Generator().manual_seed(7)
+    held = {name: torch.randn(shape, generator=draw) for name, shape in about.items()}
+    return DictionaryTensors.of(random_tensors(SIZE, WIDTH).present() | held)
+
+
+def temporal_tensors() -> DictionaryTensors:
+    shapes = {"b_in": (SIZE,)}
+    for name, rows in (("k", 4), ("q", 4), ("v", WIDTH), ("o", WIDTH)):
+        shapes |= {f"{name}_weight": (1, rows, WIDTH), f"{name}_bias": (1, rows)}
+    return extra(**shapes)
+
+
+KINDS = {
+    "jump": lambda: tiny_dictionary("jump", extra(threshold=(WIDTH,))),
+    "absjump": lambda: tiny_dictionary("absjump", extra(threshold=(WIDTH,))),
+    "jumptopk": lambda: tiny_dictionary("jumptopk", extra(threshold=(WIDTH,))),
+    "groupmax": lambda: tiny_dictionary("groupmax", k=6),
+    "glu": lambda: tiny_dictionary("relu", extra(W_glu=(SIZE, WIDTH), b_glu=(WIDTH,))),
+    "glu topk": lambda: tiny_dictionary("topk", extra(W_glu=(SIZE, WIDTH), b_glu=(WIDTH,))),
+    "matching_pursuit": lambda: tiny_dictionary(
+        "matching_pursuit", options={"steps": 6, "tolerance": 0.1, "stop_at_repeat": True}
+    ),
+    "temporal": lambda: tiny_dictionary("temporal", temporal_tensors(), k=6, options={"heads": 2, "eps": 1e-6}),
+    "layer_norm_in": lambda: tiny_dictionary("relu", token_norm="layer_norm_in"),
+}
+
+
+@pytest.fixture(params=KINDS)
+def dictionary(request) -> Dictionary:
+    return KINDS[request.param]()
+
+
+TEXTS = ["a good b", "the cat"]
+
+
+def test_edits_of_one_latent_and_of_one_a_row(dictionary):
+    clean = MODEL.run("a good b", capture=SITE)[SITE]
+    codes = dictionary.encode(clean).dense()
+    latent = int((codes[0, 1:] != 0).sum(0).argmax())
+    rows = dictionary.W_dec
+    for made, change in (
+        (edits.clamp(dictionary, latent, 2.5, everywhere=True), 2.5 - codes[..., latent]),
+        (edits.ablate_latent(dictionary, latent, everywhere=True), -codes[..., latent]),
+        (edits.add_latent(dictionary, latent, 3.0, everywhere=True), torch.full_like(codes[..., latent], 3.0)),
+    ):
+        edited = MODEL.run("a good b", edits=[made], capture=SITE)[SITE]
+        torch.testing.assert_close(edited, clean + change[..., None] * rows[latent], atol=2e-4, rtol=1e-4)
+    by_row = edits.clamp(dictionary, [latent, 3], 2.5, everywhere=True)
+    both = MODEL.run(["a good b", "a good b"], edits=[by_row], capture=SITE)
+    for row, one in enumerate((latent, 3)):
+        wanted = clean[0] + (2.5 - codes[0, :, one])[:, None] * rows[one]
+        torch.testing.assert_close(both[SITE][row], wanted, atol=2e-4, rtol=1e-4)
+    spliced = MODEL.run("a good b", edits=[edits.splice(dictionary, everywhere=True)], capture=SITE)[SITE]
+    torch.testing.assert_close(spliced, dictionary(clean), atol=2e-4, rtol=1e-4)
+
+
+def test_some_latents_only_are_the_same_numbers(dictionary):
+    x = MODEL.run(torch.randint(4, 60, (2, 5)), capture=SITE)[SITE]
+    dense = dictionary.encode(x).dense()
+    torch.testing.assert_close(dictionary.latent_activations(x, [5, 1]), dense[..., [5, 1]], atol=1e-5, rtol=1e-5)
+    rowwise = dictionary.latent_activations_rowwise(x, [5, 1])
+    torch.testing.assert_close(rowwise, torch.stack([dense[0, :, 5], dense[1, :, 1]]), atol=1e-5, rtol=1e-5)
+
+
+def test_what_reads_a_corpus_works_or_says_why_not(dictionary, tmp_path):
+    ids = torch.randint(4, 60, (6, 16), generator=torch.Generator().manual_seed(0))
+    jobs = [
+        lambda: evaluate(MODEL, dictionary, ids, tokens=None, quiet=True).l0,
+        lambda: latents.build_index(MODEL, dictionary, ids, tmp_path / "index.sqlite", quiet=True).densities.sum(),
+    ]
+    for job in jobs:
+        if dictionary.whole_texts:
+            with pytest.raises(BadInput, match="depend on the tokens before it"):
+                job()
+        else:
+            assert job() > 0
+    codes = dictionary.encode(MODEL.run("a good b", capture=SITE)[SITE])
+    table = latents.top(MODEL, dictionary, "a good b", n=WIDTH).table
+    last = table[table["last"]].set_index("latent")["value"]
+    dense = codes.dense()[0, -1]
+    assert set(last.index) == set(dense.nonzero()[:, 0].tolist())
+    np.testing.assert_allclose(last.to_numpy(), dense[last.index.tolist()], rtol=1e-4)
+
+
+def test_whole_texts_alone_are_edited():
+    dictionary = KINDS["temporal"]()
+    made = edits.clamp(dictionary, 3, 2.0, everywhere=True)
+    with pytest.raises(BadInput, match="on texts of one length"):
+        MODEL.run(TEXTS, edits=[made])
+    with pytest.raises(BadInput, match="a step of generation with a cache"):
+        MODEL.generate("a good b", edits=[made], max_new_tokens=3)
+    with pytest.raises(BadInput, match="otherwise than from pre-activations"):
+        dictionary.preactivations(torch.zeros(1, 2, SIZE))
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"matching_pursuit", "temporal"}))
+def test_what_saelens_cannot_hold_is_refused(tmp_path, kind):
+    with pytest.raises(
+        BadInput, match="SAELens (has no architecture for a .* SAE|has no gated linear|does not normalise tokens so)"
+    ):
+        KINDS[kind]().save(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "about", "message"),
+    [
+        ("jump", {}, "a jump dictionary needs threshold"),
+        ("jumptopk", {"threshold": torch.zeros(WIDTH), "k": None}, "a jumptopk dictionary needs k"),
+        ("relu", {"W_glu": torch.zeros(SIZE, WIDTH)}, "W_glu and b_glu belong together"),
+        ("relu", {"W_glu": torch.zeros(WIDTH, SIZE), "b_glu": torch.zeros(WIDTH)}, "W_glu has shape .* transposed"),
+        ("relu", {"strange": torch.zeros(3)}, "a relu dictionary has these further tensors: none"),
+        ("matching_pursuit", {}, "has these options: steps .int., tolerance .float., stop_at_repeat .bool."),
+        ("temporal", {"k": 6}, "has these options: heads"),
+    ],
+)
+def test_parts_that_do_not_fit_their_kind_are_named(kind, about, message):
+    told = {"k": about.pop("k", 6 if kind == "jumptopk" else None)}
+    held = random_tensors(SIZE, WIDTH).present() | about
+    with pytest.raises(BadInput, match=message):
+        tiny_dictionary(kind, DictionaryTensors.of(held), **told)

@@ -213,7 +213,9 @@ class Dictionary(nn.Module):
         return Codes(values.view(*lead, slots), indices.view(*lead, slots), self.width, norm)
 
     def preactivations(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch width"]:
-        """What the activation function reads, dense."""
+        """What the activation function reads, dense. Raises `BadInput` for kinds that have none such."""
+        if ENCODERS[self.kind].find is not None:
+            raise BadInput(f"a {self.kind} dictionary finds its codes otherwise than from pre-activations")
         z, _, lead = self._inputs(x)
         return self._pre(z).view(*lead, self.width)
 

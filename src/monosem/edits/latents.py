@@ -53,7 +53,12 @@ def splice(dictionary: Any, *, everywhere: bool = False) -> Edit:
     `everywhere` as in `clamp`."""
     _one_site(dictionary)
     trained = None if everywhere else dictionary
-    return Edit(dictionary.site, lambda x, _: dictionary(x), "splice", by_row=True, dictionary=trained)
+
+    def fn(x: Tensor, moment: Moment) -> Tensor:
+        _whole(dictionary, moment, "splice")
+        return dictionary(x)
+
+    return Edit(dictionary.site, fn, "splice", by_row=True, dictionary=trained)
 
 
 def _latent_edit(
@@ -72,6 +77,7 @@ def _latent_edit(
         raise UnknownName(f"{label}: the dictionary has latents 0 to {dictionary.width - 1}")
 
     def fn(x: Tensor, moment: Moment) -> Tensor:
+        _whole(dictionary, moment, label)
         flat = x.flatten(2)  # z is batch pos head d_head, read by dictionaries as batch pos d_in
         if latents.ndim and len(latents) != moment.size:
             raise BadInput(f"{label}: {len(latents)} latents for {moment.size} rows; give one, or one a row")
@@ -87,6 +93,15 @@ def _latent_edit(
         return x.float() + delta.reshape(x.shape)
 
     return Edit(dictionary.site, fn, label, by_row=True, dictionary=None if everywhere else dictionary)
+
+
+def _whole(dictionary: Any, moment: Moment, label: str) -> None:
+    """Raises `BadInput` where codes depend on the tokens before, and not all are here, or padding is among them."""
+    if dictionary.whole_texts and (moment.column or moment.columns is not None or not bool(moment.mask.all())):
+        raise BadInput(
+            f"{label}: a {dictionary.kind} dictionary's codes depend on all tokens before, which a step of generation "
+            "with a cache lacks, and which padding would change; use run, on texts of one length"
+        )
 
 
 def _one_site(dictionary: Any) -> None:

@@ -11,9 +11,8 @@ import torch
 from ...errors import BadFile, did_you_mean
 from ...reading import read_object, read_safetensors
 from ..parts import DictionaryParts
-from ..token_norms import TOKEN_NORMS
 from .common import Format, Hints, Place, site_or_none
-from .saelens_config import ARCHITECTURES, CONFIG, modern
+from .saelens_config import ARCHITECTURES, CONFIG, TOKEN_NORMS, modern
 from .saelens_kinds import SPECIAL
 from .saelens_weights import WEIGHTS, folded, normalisation, stored, stream_scale
 

@@ -33,9 +33,10 @@ _TYPES: dict[str, type] = {
     **dict.fromkeys(("metadata", "activation_fn_kwargs"), dict),
 }
 SCALED, WHITENED, BY_A_NUMBER = "expected_average_only_in", "covariance_whitening", "constant_scalar_rescale"
+TOKEN_NORMS = ("none", "layer_norm", "constant_norm_rescale")  # of ours, those that SAELens has
 # options of SAELens and what they can be; another one would be another function
 _OPTIONS = {
-    "normalize_activations": [SCALED, WHITENED, BY_A_NUMBER, "none", "layer_norm", "constant_norm_rescale"],
+    "normalize_activations": [SCALED, WHITENED, BY_A_NUMBER, *TOKEN_NORMS],
     "reshape_activations": ["none", "hook_z"],
     "activation_fn": ["relu", "topk"],
 }

@@ -45,7 +45,7 @@ def held_by(
     if parts.tensors.W_glu is not None:
         raise BadInput(f"{tool} has no gated linear unit, which this dictionary has")
     if parts.token_norm not in token_norms:
-        raise BadInput(f"{tool} normalises no tokens, and this dictionary has token_norm {parts.token_norm!r}")
+        raise BadInput(f"{tool} does not normalise tokens so: this dictionary has token_norm {parts.token_norm!r}")
     if square and d_in != d_out:
         raise BadInput(f"{tool} has outputs as wide as inputs, and this dictionary has d_in {d_in} and d_out {d_out}")
     return made

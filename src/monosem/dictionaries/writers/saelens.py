@@ -10,11 +10,10 @@ from ...files import writable_folder, write_json
 from ...models.places.sites import Site
 from ..formats.common import site_or_none
 from ..formats.saelens import CARD
-from ..formats.saelens_config import ARCHITECTURES, CONFIG
+from ..formats.saelens_config import ARCHITECTURES, CONFIG, TOKEN_NORMS
 from ..formats.saelens_kinds import SPECIAL
 from ..formats.saelens_weights import WEIGHTS
 from ..parts import DictionaryParts
-from ..token_norms import TOKEN_NORMS
 from .common import held_by, write_tensors
 
 LAYOUT_VERSION = "6.0.0"  # SAELens reads files without a version as the older, flat layout
@@ -37,7 +36,7 @@ def write(parts: DictionaryParts, folder: Path, dtype: torch.dtype) -> None:
     """
     out, skip = parts.is_transcoder, parts.tensors.W_skip is not None
     kinds = [kind for kind, *rest in _WRITTEN if rest == [out, skip]]
-    parts = held_by("SAELens", parts, kinds, token_norms=list(TOKEN_NORMS))
+    parts = held_by("SAELens", parts, kinds, token_norms=TOKEN_NORMS)
     form = (parts.kind, out, skip)
     target, cfg = writable_folder(folder), _config(parts, _WRITTEN[form], dtype)
     held = parts.tensors.present()
