@@ -137,7 +137,7 @@ def test_signed_thresholds_that_are_not_negative_are_saelens_jumprelu(tmp_path):
             "sparsify has no architecture for a jumprelu SAE",
         ),
         ("sparsify", made("abstopk", k=K), "no architecture for a abstopk"),
-        ("sparsify", made("topk", k=K, token_norm="layer_norm"), "normalises no tokens, and.*'layer_norm'"),
+        ("sparsify", made("topk", k=K, token_norm="layer_norm"), "does not normalise tokens so.*'layer_norm'"),
         ("sparsify", made("topk", k=K, d_out=5, **SITES), "d_in 6 and d_out 5"),
         ("circuit-tracer", made("topk", k=K, **SITES), "circuit-tracer has no architecture for a topk transcoder"),
         ("circuit-tracer", made("relu", site=None), r"an unknown place is none: give load_dictionary\(..., site=\)"),
