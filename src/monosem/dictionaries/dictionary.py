@@ -29,6 +29,7 @@ from .codes import Codes, TokenNorm, latent_ids
 from .compatibility import check_compatible
 from .encoders import ENCODERS, encode
 from .parts import DictionaryParts, DictionaryTensors
+from .places import InnerPlaces
 from .token_norms import TOKEN_NORMS
 from .trained_on import rule_of
 from .writers import WRITERS
@@ -37,7 +38,7 @@ DENSE_ELEMENTS = 2**26  # pre-activations held at once: 256 MiB of float32
 SPARSE_SHARE = 8  # decode densely when more than 1 latent in this many is active: a matmul then beats gathering rows
 
 
-class Dictionary(nn.Module):
+class Dictionary(InnerPlaces, nn.Module):
     """An SAE or transcoder of one site, made of its parts.
 
     Shapes: `W_enc [d_in, width]`, `b_enc [width]`, `W_dec [width, d_out]`, `b_dec [d_out]`,

@@ -12,7 +12,8 @@ it has changes nothing. `splice` is the other thing, the reconstruct-only arm.
 
 from .changes import Amount, DirectionLike, ablate, add, function, patch, scale
 from .edit import Edit, Gate, Scope
-from .latents import Latent, ablate_latent, add_latent, clamp, scale_latent, splice
+from .latents import Latent, ablate_latent, add_latent, clamp, scale_latent
+from .splicing import Splice, observer, splice
 
 __all__ = [
     "Amount",
@@ -21,12 +22,14 @@ __all__ = [
     "Gate",
     "Latent",
     "Scope",
+    "Splice",
     "ablate",
     "ablate_latent",
     "add",
     "add_latent",
     "clamp",
     "function",
+    "observer",
     "patch",
     "scale",
     "scale_latent",

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import BadInput, EditDidNotFire
 from ..models import Model, Moment, Positions, Site
 from ..models.numbers import whole_numbers
+from ..models.places.sites import Inner
 from ..models.running.roles import markup, turn_mask
 from ..models.running.selection import at_positions, check_heads, listed
 from ..models.transformerlens.text import single_token
@@ -51,7 +52,8 @@ class Edit:
         role: whose turn of a chat to edit ("user", "assistant", ...), without the tokens that open and close it.
         special: False leaves out special tokens (BOS, what opens and closes a chat's turns), True edits them alone.
         dictionary: tokens that it was not trained on are left out: `everywhere=True` of an edit of latents makes it
-            None. An index in `positions`, or a special token in `tokens`, that would be left out is refused.
+            None. An index in `positions`, or a special token in `tokens`, that would be left out is refused. At a place
+            inside a dictionary (`Dictionary.latents`) it is that one, unless the edit is `.at(everywhere=True)`.
     """
 
     site: Site
@@ -67,6 +69,7 @@ class Edit:
     role: str | None = None
     special: bool | None = None
     dictionary: Trained | None = None
+    everywhere: bool = False
 
     def __str__(self) -> str:
         return f"edit {self.label} at {self.site}"
@@ -80,6 +83,7 @@ class Edit:
         tokens: Token | Sequence[Token] | None = None,
         role: str | None = None,
         special: bool | None = None,
+        everywhere: bool | None = None,
     ) -> "Edit":
         """The same edit at some token positions, batch rows or heads, or only on the prompt or the generated tokens.
 
@@ -90,6 +94,7 @@ class Edit:
             tokens: ids, or texts of one token each such as "<|im_start|>": wherever they stand.
             role: "user", "assistant", ...: what it says in a chat that the model's template wrote.
             special: False for all tokens but special ones, as one steers past the markup of a chat; True for these.
+            everywhere: True acts on tokens that an edit's dictionary was not trained on, too.
         """
         if scope not in (None, "all", "prompt", "generated"):
             raise BadInput(f"scope is 'all', 'prompt' or 'generated', not {scope!r}")
@@ -98,7 +103,7 @@ class Edit:
         if heads is not None and self.site.head_axis is None:
             raise BadInput(f"{self.site} has no heads; attention has heads at z, result, q, k, v, pattern")
         narrower: dict[str, Any] = {"positions": positions, "rows": rows, "scope": scope, "heads": heads}
-        narrower |= {"tokens": tokens, "role": role, "special": special}
+        narrower |= {"tokens": tokens, "role": role, "special": special, "everywhere": everywhere}
         return replace(self, **{name: value for name, value in narrower.items() if value is not None})
 
     def when(self, gate: Gate) -> "Edit":
@@ -110,8 +115,14 @@ class Edit:
 
     def prepare(self, model: Model) -> None:
         """Called before the pass in which the edit is applied."""
-        if self.dictionary is not None:
-            self.dictionary.prepare(model)
+        if self.trained is not None:
+            self.trained.prepare(model)
+
+    @property
+    def trained(self) -> Trained | None:
+        """The dictionary whose untrained tokens are left out."""
+        inside = self.site.owner if isinstance(self.site, Inner) else None
+        return None if self.everywhere else self.dictionary or inside
 
     def apply(self, x: Tensor, moment: Moment) -> tuple[Tensor, bool]:
         """The edited activation, and whether any token was reached.
@@ -120,8 +131,8 @@ class Edit:
             EditDidNotFire: a row that the edit does not reach. BadInput: what `fn` returns does not fit.
         """
         chosen = self._chosen(moment)
-        if self.dictionary is not None and bool(chosen.any()):
-            chosen = self._trained_on(self.dictionary, x, chosen, moment)
+        if (trained := self.trained) is not None and bool(chosen.any()):
+            chosen = self._trained_on(trained, x, chosen, moment)
         heads = None if self.heads is None else tuple(whole_numbers(self.heads, "heads"))
         if not bool(chosen.any()) or heads == ():
             return x, False

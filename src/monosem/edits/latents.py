@@ -1,4 +1,4 @@
-"""Edits on latents of a dictionary, error term kept, and its reconstruction alone."""
+"""Edits on latents of a dictionary, error term kept."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..errors import BadInput, Mismatch, UnknownName
+from ..errors import BadInput, UnknownName
 from ..models import Moment
 from .changes import Amount, per_row, shown
 from .edit import Edit
@@ -48,19 +48,6 @@ def ablate_latent(dictionary: Any, latent: Latent, *, everywhere: bool = False) 
     return replace(clamp(dictionary, latent, 0.0, everywhere=everywhere), label=f"ablate {shown(latent)}")
 
 
-def splice(dictionary: Any, *, everywhere: bool = False) -> Edit:
-    """Replace the activation by the dictionary's reconstruction: the reconstruct-only arm, error term lost.
-    `everywhere` as in `clamp`."""
-    _one_site(dictionary)
-    trained = None if everywhere else dictionary
-
-    def fn(x: Tensor, moment: Moment) -> Tensor:
-        _whole(dictionary, moment, "splice")
-        return dictionary(x)
-
-    return Edit(dictionary.site, fn, "splice", by_row=True, dictionary=trained)
-
-
 def _latent_edit(
     dictionary: Any,
     latent: Latent,
@@ -69,19 +56,27 @@ def _latent_edit(
     label: str,
     everywhere: bool,
 ) -> Edit:
-    _one_site(dictionary)
     latents = numbers(latent, label)  # of a table's column they are NumPy's
     if latents.ndim > 1 or latents.is_floating_point() or latents.dtype == torch.bool:
         raise BadInput(f"{label}: a latent is a whole number; give one, or one a row, not {latent!r:.60}")
     if latents.numel() == 0 or int(latents.min()) < 0 or int(latents.max()) >= dictionary.width:
         raise UnknownName(f"{label}: the dictionary has latents 0 to {dictionary.width - 1}")
 
-    def fn(x: Tensor, moment: Moment) -> Tensor:
-        _whole(dictionary, moment, label)
-        flat = x.flatten(2)  # z is batch pos head d_head, read by dictionaries as batch pos d_in
+    def rows_of(x: Tensor, moment: Moment) -> Tensor:
         if latents.ndim and len(latents) != moment.size:
             raise BadInput(f"{label}: {len(latents)} latents for {moment.size} rows; give one, or one a row")
-        rows = moment.rows_of(latents.to(x.device)) if latents.ndim else latents.to(x.device).expand(len(x))
+        return moment.rows_of(latents.to(x.device)) if latents.ndim else latents.to(x.device).expand(len(x))
+
+    def inside(codes: Tensor, moment: Moment) -> Tensor:
+        at = rows_of(codes, moment)[:, None, None].expand(*codes.shape[:2], 1)
+        active = codes.gather(-1, at)[..., 0]
+        changed = change(active, per_row(amount, codes, moment).flatten(1))
+        return codes.scatter_add(-1, at, changed[..., None].to(codes))
+
+    def fn(x: Tensor, moment: Moment) -> Tensor:
+        check_whole(dictionary, moment, label)
+        flat = x.flatten(2)  # z is batch pos head d_head, read by dictionaries as batch pos d_in
+        rows = rows_of(x, moment)
         if not latents.ndim:
             active = dictionary.latent_activations(flat, rows[:1])[..., 0].float()
         else:
@@ -92,21 +87,15 @@ def _latent_edit(
             delta = delta * factor
         return x.float() + delta.reshape(x.shape)
 
+    if dictionary.site != dictionary.site_out:  # a transcoder's are changed where it writes
+        return Edit(dictionary.latents, inside, label, by_row=True, everywhere=everywhere)
     return Edit(dictionary.site, fn, label, by_row=True, dictionary=None if everywhere else dictionary)
 
 
-def _whole(dictionary: Any, moment: Moment, label: str) -> None:
+def check_whole(dictionary: Any, moment: Moment, label: str) -> None:
     """Raises `BadInput` where codes depend on the tokens before, and not all are here, or padding is among them."""
     if dictionary.whole_texts and (moment.column or moment.columns is not None or not bool(moment.mask.all())):
         raise BadInput(
             f"{label}: a {dictionary.kind} dictionary's codes depend on all tokens before, which a step of generation "
             "with a cache lacks, and which padding would change; use run, on texts of one length"
-        )
-
-
-def _one_site(dictionary: Any) -> None:
-    if dictionary.site != dictionary.site_out:
-        raise Mismatch(
-            f"this dictionary reads {dictionary.site} and writes {dictionary.site_out}; "
-            "latent edits and splicing need a dictionary that reads and writes one site"
         )

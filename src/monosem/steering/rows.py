@@ -53,6 +53,10 @@ class Share:
     def site(self) -> Site:
         return self.edit.site
 
+    @property
+    def reads(self) -> Sequence[Site]:
+        return getattr(self.edit, "reads", ())
+
     def __str__(self) -> str:
         return str(self.edit)
 

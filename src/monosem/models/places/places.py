@@ -14,7 +14,7 @@ from ...errors import UnknownName
 from ..native import Native
 from .branches import Branch
 from .points import point
-from .sites import EMBEDDINGS, Site, SiteLike
+from .sites import EMBEDDINGS, Inner, Site, SiteLike
 from .weights import View, bias, embedding_table, matrix
 
 
@@ -24,7 +24,7 @@ class Places(Native):
     def site(self, site: SiteLike) -> Site:
         """The validated site. Raises `UnknownName`, with a suggestion, when the model does not have it."""
         parsed = Site.parse(site)
-        point(self, parsed)
+        point(self, parsed.host if isinstance(parsed, Inner) else parsed)
         return parsed
 
     def layers_with(self, site: str) -> list[int]:

@@ -41,7 +41,8 @@ A site is data. `Site("resid_post", 15)` prints as `resid_post.15`; TransformerL
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from ...errors import UnknownName, did_you_mean
 from ..transformerlens.names import ALIASES, HOOKS, REFUSED
@@ -174,6 +175,50 @@ class Site:
                 return _site(plain[1], int(plain[2]), value)
             return _site(text, None, value)
         raise UnknownName(f"{value!r} is not a site; write 'resid_post.15' (a bare layer number never is a site)")
+
+
+@dataclass(frozen=True, eq=False)
+class Inner(Site):
+    """A place inside what is put at a site, such as the latents of a dictionary (`Dictionary.latents`).
+
+    It is captured and edited as any site. Where no edit puts its owner there, the owner looks on: what it reads and
+    rebuilds is computed, and the activation changes only by what edits of inner places change.
+
+    Attributes:
+        host: the site that the owner's output belongs to.
+        owner: what it is inside of: a dictionary. `owner.observer()` is the edit that looks on, and a pass asks
+            `owner.left_out` which tokens mean nothing to it.
+        inside: its axes after the position.
+        sizes: the length of each of them.
+        hook: what SAELens calls it.
+    """
+
+    host: Site = field(kw_only=True)
+    owner: Any = field(kw_only=True)
+    inside: tuple[str, ...] = field(kw_only=True)
+    sizes: tuple[int, ...] = field(kw_only=True)
+    hook: str = field(kw_only=True)
+
+    def __str__(self) -> str:
+        return f"{self.host}.{self.name}"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Inner) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    @property
+    def _key(self) -> tuple[Any, ...]:
+        return self.name, self.host, id(self.owner)
+
+    @property
+    def shape(self) -> tuple[str, ...]:
+        return ("position", *self.inside)
+
+    @property
+    def hook_name(self) -> str:
+        return f"{self.host.hook_name}.{self.hook}"
 
 
 SiteLike = Site | str | tuple[str, int] | tuple[str, int, str]

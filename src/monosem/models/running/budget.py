@@ -11,7 +11,7 @@ from packaging.version import Version
 
 from ...errors import BadInput
 from ..native import Native
-from ..places.sites import ATTENTION, Site
+from ..places.sites import ATTENTION, Inner, Site
 from ..tokens import TokenBatch
 from .selection import Kept
 
@@ -65,7 +65,8 @@ def estimate(
     c, config, length = model.cfg, model.config, tokens.ids.shape[1]
     item = torch.finfo(model.dtype).bits // 8
     sizes = _sizes(model, tokens, kept)
-    by_site = {site: prod(sizes[axis] for axis in site.shape) * item for site in sites}
+    inner = {site: dict(zip(site.inside, site.sizes)) for site in sites if isinstance(site, Inner)}
+    by_site = {site: prod((sizes | inner.get(site, {}))[axis] for axis in site.shape) * item for site in sites}
     unembedded = 0 if logits is False else 1 if logits == "last" else length
     # the widest moment of a block: the stream, its norm in float32, and the tensors of its widest branch; a mixture of
     # experts holds them once more for each expert that a token is given to

@@ -59,7 +59,7 @@ def _bad(site: Site, old: Tensor, new: Tensor) -> Bool[Tensor, "..."]:
 
 def unreached(edit: EditLike) -> str:
     """What to say of an edit that reached no token."""
-    narrowed = getattr(edit, "dictionary", None) is not None
+    narrowed = getattr(edit, "trained", None) is not None
     hint = ", or with everywhere=True if it is to act where its dictionary was not trained" if narrowed else ""
     return f"{edit} reached no token; check its positions and scope, and that the run goes so far{hint}"
 

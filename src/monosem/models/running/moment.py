@@ -1,6 +1,6 @@
 """What an edit is told about an activation, and what a session needs of an edit."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -33,6 +33,8 @@ class Moment:
         visible: at scores and pattern, which keys each query may see, `batch|1 head|1 query key`.
         chosen: the tokens that the edit is narrowed to (`Edit.at`), `batch pos`. heads: likewise; None for all.
         before: the activation as it came here, before the edits at this site.
+        notes: activations of this pass at the sites that an edit `reads` beside its own.
+        inside: comes by places inside an edit; None where nobody asked for any.
     """
 
     tokens: TokenBatch
@@ -47,6 +49,8 @@ class Moment:
     chosen: Bool[Tensor, "batch pos"] | None = None
     heads: tuple[int, ...] | None = None
     before: Tensor | None = None
+    notes: dict[Site, Tensor] = field(default_factory=dict)
+    inside: "Inside | None" = None
 
     def part(self, whole: Tensor) -> Tensor:
         """The columns of this chunk, of a tensor with all columns so far, `batch column`."""
@@ -95,6 +99,8 @@ class Moment:
             columns=None if columns is None else columns[part],
             visible=visible if visible is None or len(visible) == 1 else visible[part],
             before=None if before is None else before[part],
+            notes={site: x[part] for site, x in self.notes.items()},
+            inside=None,  # what is captured there has all rows
         )
 
     @property
@@ -105,6 +111,22 @@ class Moment:
     def of_keys(self, count: int) -> "Moment":
         """The same for the last `count` tokens so far: the keys that the queries of this chunk are compared with."""
         return replace(self, column=self.tokens.ids.shape[1] - count)
+
+
+class Inside(Protocol):
+    """Places inside an edit, as a session comes by them."""
+
+    def asked(self, site: Site) -> bool:
+        """Whether it is captured or edited."""
+        ...
+
+    def written(self, site: Site) -> bool:
+        """Whether it is edited."""
+        ...
+
+    def visit(self, site: Site, value: Tensor, *, moment: Moment) -> Tensor:
+        """The value after the edits there, which is captured where that was asked for."""
+        ...
 
 
 class EditLike(Protocol):

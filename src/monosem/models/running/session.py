@@ -17,7 +17,7 @@ from ..places.branches import Branch
 from ..places.places import Places
 from ..places.points import Point, first_input, point, rewrap, unwrap, with_first_input
 from ..places.rotations import row_by_row
-from ..places.sites import NORMS, READ_ONLY, Site
+from ..places.sites import NORMS, READ_ONLY, Inner, Site
 from ..turns import refuse_inference_mode
 from .effects import check_attended, check_logits, checked, unreached
 from .moment import EditLike, Moment
@@ -66,15 +66,20 @@ class Session:
         self.edits: dict[Site, list[EditLike]] = defaultdict(list)
         for edit in edits:
             self.edits[edit.site].append(edit)
+        self.observers = self._observers()
+        beside = itertools.chain(*self.edits.values(), *self.observers.values())
+        self.noted = {site for edit in beside for site in getattr(edit, "reads", ())}
         self.fired: set[int] = set()
         self.generated = False  # whether a pass has come by a generated token
         self.remembered: dict[Site, Tensor] = {}
         self.actions: dict[tuple[nn.Module, str, int], list[Action]] = defaultdict(list)
         self.visits: dict[nn.Module, Visit] = {}
-        self.points = {site: point(model, site) for site in self.wanted | set(self.edits)}
-        for site, place in sorted(self.points.items(), key=lambda item: item[1].order):
-            self._plan(site, place)
-        for edit in itertools.chain(*self.edits.values()):
+        self.points = {site: point(model, _host(site)) for site in self.wanted | set(self.edits)}
+        places = {site for site in self.points if not isinstance(site, Inner)} | set(self.observers) | self.noted
+        self.points |= {site: point(model, site) for site in places}
+        for site in sorted(places, key=lambda site: self.points[site].order):
+            self._plan(site, self.points[site])
+        for edit in itertools.chain(*self.edits.values(), *self.observers.values()):
             if prepare := getattr(edit, "prepare", None):
                 prepare(model)
 
@@ -108,6 +113,8 @@ class Session:
     def __exit__(self, *error: object) -> None:
         self.stack.close()
         self.remembered.clear()
+        if hasattr(self, "moment"):
+            self.moment.notes.clear()
 
     def forward(self, moment: Moment, call: Callable[[], Result]) -> Result:
         """A call of the model (or of a part of it) on the tokens of this moment.
@@ -115,7 +122,7 @@ class Session:
         Raises:
             BadInput: logits that are NaN or infinite.
         """
-        self.moment = replace(moment, model=self.model, room=self.room or 0)
+        self.moment = replace(moment, model=self.model, room=self.room or 0, notes={}, inside=self)
         if self.room:
             self.generated |= bool((moment.tokens.lengths > moment.prompt_lengths).any())
         out = call()
@@ -128,7 +135,7 @@ class Session:
     @property
     def edited(self) -> frozenset[Site]:
         """The sites that edits write."""
-        return frozenset(self.edits)
+        return frozenset({*self.edits, *(site for site in self.observers if self._observed(site))})
 
     def check_captured(self) -> None:
         """Raises `SiteDidNotFire` naming the first site that the pass did not come by."""
@@ -156,8 +163,9 @@ class Session:
         moment = moment or self.moment
         if site.shape[-1] == "vocab" and value.shape[1] != moment.mask.shape[1]:
             moment = moment.last  # only the last token of each row was unembedded
-        moment = replace(moment, before=value) if site in self.edits else moment
-        for edit in self.edits.get(site, ()):
+        if site in self.edits and not isinstance(site, Inner):  # before edits inside one, it is the edit's activation
+            moment = replace(moment, before=value)
+        for edit in (*self.edits.get(site, ()), *self.observers.get(site, ())):
             new, reached = edit.apply(value, moment)
             if reached:
                 self.fired.add(id(edit))
@@ -169,11 +177,40 @@ class Session:
                 value = value.view_as(value)  # the tensor is the stream's too, and this gradient is one reader's
             seen = value if self.grad else value.detach()
             self.captured[site] = self.keep(site, seen, moment.rows) if self.keep and not cut else seen
+        if site in self.noted:
+            moment.notes[site] = value
         if self.stop:
             self.pending.discard(site)
             if not self.pending:
                 raise Stop
         return value
+
+    # ------------------------------------------------------------------ places inside an edit
+    def asked(self, site: Site) -> bool:
+        """Whether a place is captured or edited."""
+        return site in self.wanted or site in self.edits
+
+    def written(self, site: Site) -> bool:
+        """Whether a place is edited."""
+        return site in self.edits
+
+    def _observers(self) -> dict[Site, list[EditLike]]:
+        """By host, the edits that look on for the inner places whose owner no edit puts there."""
+        spliced = {id(owner) for edit in itertools.chain(*self.edits.values()) if (owner := getattr(edit, "owner", None))}
+        inner = (site for site in (*self.wanted, *self.edits) if isinstance(site, Inner))
+        owners = {id(site.owner): site for site in inner if id(site.owner) not in spliced}
+        found: dict[Site, list[EditLike]] = defaultdict(list)
+        for site in owners.values():
+            found[site.host].append(site.owner.observer())
+        return found
+
+    def _observed(self, host: Site) -> bool:
+        """Whether the activation at a host changes by edits of its inner places."""
+        return any(isinstance(site, Inner) and site.host == host for site in self.edits)
+
+    def _joined(self, host: Site) -> bool:
+        """Whether what an observer gives is on the path to the logits."""
+        return host in self.observers and (self.grad or self._observed(host))
 
     def _visit_inside(self, branch: Branch, name: str, value: Tensor, visible: Tensor | None) -> Tensor:
         """A visit of attention. Rotated keys come with the cache's, which holds them as they were before edits."""
@@ -185,7 +222,7 @@ class Session:
         return self.visit(site, value, moment=replace(moment, visible=visible))
 
     def _plan(self, site: Site, place: Point) -> None:
-        if self.edits.get(site) and site.name in READ_ONLY:
+        if (self.edits.get(site) or self._observed(site)) and site.name in READ_ONLY:
             raise BadInput(f"{site} cannot be written: {READ_ONLY[site.name]}")
         if place.when == "inside":
             branch = self.model.branch_of(site)
@@ -195,14 +232,14 @@ class Session:
             self._plan_norm(site, place.module)
         elif place.when == "across":
             self._plan_result(site, place)
-        elif place.sum_of and self.edits.get(site):
+        elif place.sum_of and (self.edits.get(site) or self._joined(site)):
             self._plan_mid_edit(site, place)
         else:
             self._plan_point(site, place)
 
     def _writes(self, site: Site) -> bool:
         """A view that was captured for gradients must be on the path to the logits, so it is joined back."""
-        return bool(self.edits.get(site)) or (self.grad and site in self.wanted)
+        return bool(self.edits.get(site)) or self._joined(site) or (self.grad and site in self.wanted)
 
     def _add(self, place: Point, action: Action) -> None:
         self.actions[place.module, place.when, place.item].append(action)
@@ -303,6 +340,11 @@ class Session:
             self._add(place, partial(remember, at, place))
         self._add(write, edit)
         self._add(read, lambda _: self.remembered[site])
+
+
+def _host(site: Site) -> Site:
+    """The site itself, or the one that an inner place belongs to."""
+    return site.host if isinstance(site, Inner) else site
 
 
 def _hook(module: nn.Module, when: str, item: int, actions: list[Action]) -> torch.utils.hooks.RemovableHandle:

@@ -1,0 +1,43 @@
+"""The places inside a dictionary that is put into a model: what `model.run` captures and edits there."""
+
+from typing import Any
+
+from .. import edits
+from ..models.places.sites import Inner, Site
+
+
+class InnerPlaces:
+    """`model.run(x, capture=[sae.latents], edits=[edits.scale(sae.latents, 2.0)])`.
+
+    A capture alone changes nothing. Edits keep the error term: the activation changes by what the edited latents write.
+    `edits.splice` puts the reconstruction itself there.
+    """
+
+    site: Site
+    site_out: Site
+    width: int
+    d_out: int
+
+    @property
+    def latents(self) -> Inner:
+        """Activations of all latents, dense: `batch pos width`."""
+        return self._place("latents", ("latent",), (self.width,), "hook_sae_acts_post")
+
+    @property
+    def reconstruction(self) -> Inner:
+        """What is decoded of them, in the shape of `site_out`."""
+        return self._place("reconstruction", self.site_out.shape[1:], (), "hook_sae_recons")
+
+    @property
+    def error(self) -> Inner:
+        """The activation at `site_out` less the reconstruction, before edits, in the shape of `site_out`."""
+        return self._place("error", self.site_out.shape[1:], (), "hook_sae_error")
+
+    def observer(self) -> edits.Edit:
+        """What a session puts at `site_out` where no edit splices the dictionary."""
+        return edits.observer(self)
+
+    def _place(self, name: str, axes: tuple[str, ...], sizes: tuple[int, ...], hook: str) -> Inner:
+        owner: Any = self
+        host = self.site_out
+        return Inner(name, host.layer, host=host, owner=owner, inside=axes, sizes=sizes, hook=hook)

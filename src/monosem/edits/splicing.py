@@ -1,0 +1,127 @@
+"""A dictionary put into the model: its reconstruction instead of the activation, with or without the error term.
+
+    latents = encode(x)      reconstruction = decode(latents)      error = x - reconstruction      y = the sum of the two
+
+Inside, `dictionary.latents`, `dictionary.reconstruction` and `dictionary.error` are places of their own, which are
+captured and edited as sites are.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import BadInput
+from ..models import Moment, Site
+from .edit import Edit
+from .latents import check_whole
+
+
+def splice(dictionary: Any, *, error: bool = False, everywhere: bool = False) -> Edit:
+    """Put a dictionary where it belongs: the activation becomes its reconstruction. A transcoder's replaces the output
+    at `site_out` by what it makes of `site`.
+
+    Args:
+        error: keep the error term, a constant of the prompt through which no gradient flows (as `use_error_term` in
+            SAELens): nothing changes but by edits of `dictionary.latents`, and gradients go through the latents.
+        everywhere: also tokens that the dictionary was not trained on (its `skip` rule; by default the first of a text,
+            special tokens and norm outliers), where codes mean nothing.
+
+    Raises:
+        BadInput: it is not known where a dictionary reads or writes.
+    """
+    label = "splice with its error" if error else "splice"
+    return Splice(
+        dictionary.site_out,
+        lambda x, _: x,
+        label,
+        by_row=True,
+        dictionary=None if everywhere else dictionary,
+        owner=dictionary,
+        error=error,
+    )
+
+
+def observer(dictionary: Any) -> Edit:
+    """What a session puts at a dictionary's site for captures and edits of its inner places: it changes nothing but by
+    these edits, and no gradient at another site."""
+    return replace(splice(dictionary, error=True, everywhere=True), label="look on", observes=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Splice(Edit):
+    """The edit of `splice`.
+
+    Attributes:
+        owner: the dictionary.
+        error: whether the error term is kept.
+        observes: whether it stands there for its inner places alone.
+    """
+
+    owner: Any = None
+    error: bool = False
+    observes: bool = False
+
+    @property
+    def reads(self) -> Sequence[Site]:
+        """Other sites that it reads."""
+        return [] if self.owner.site == self.owner.site_out else [self.owner.site]
+
+    def apply(self, x: Tensor, moment: Moment) -> tuple[Tensor, bool]:
+        """As every edit. Inner places are visited at all tokens, whichever of them the edit is narrowed to."""
+        read = x if not self.reads else moment.notes.get(self.owner.site)
+        if read is None:
+            raise BadInput(f"{self}: {self.owner.site}, which the transcoder reads, does not lie before this place")
+        moment = replace(moment, before=read)
+        new = self._put(x, read, moment)
+        return super(Splice, replace(self, fn=lambda *_: new)).apply(x, moment)
+
+    def _put(self, x: Float[Tensor, "batch pos *d"], read: Tensor, moment: Moment) -> Float[Tensor, "batch pos *d"]:
+        owner, inside = self.owner, moment.inside
+        check_whole(owner, moment, str(self))
+        latents, rebuilt, error = owner.latents, owner.reconstruction, owner.error
+        if inside is None or not any(map(inside.asked, (latents, rebuilt, error))):
+            return x if self.error else self._rebuilt(owner.encode(read.flatten(2)), read, x)
+        if not self.error and inside.asked(error):
+            raise BadInput(f"{self} loses the error, so there is no {error}: make it with error=True")
+        written = any(map(inside.written, (latents, rebuilt, error)))
+        codes = owner.encode(read.flatten(2))
+        before = codes.dense()
+        if self.observes and not written:
+            before = before.detach()  # read by nothing else: gradients elsewhere stay the model's own
+        after = inside.visit(latents, before, moment=moment)
+        parts = not self.error or inside.asked(rebuilt) or inside.asked(error)
+        if parts or (after.requires_grad and not self.observes):
+            return self._whole(x, read, (before, after), codes, moment)
+        if after is before:
+            return x
+        change = (after - before) @ owner.W_dec.to(after)
+        change = change if codes.norm is None else change * codes.norm.scale
+        return (x.float() + change.reshape(x.shape)).to(x.dtype)
+
+    def _whole(
+        self, x: Tensor, read: Tensor, latents: tuple[Tensor, Tensor], codes: Any, moment: Moment
+    ) -> Float[Tensor, "batch pos *d"]:
+        """Reconstruction and error one by one, where somebody asks for them."""
+        owner, inside = self.owner, moment.inside
+        assert inside is not None
+        before, after = latents
+        rebuilt = inside.visit(owner.reconstruction, self._rebuilt(_codes(after, codes), read, x), moment=moment)
+        if not self.error:
+            return rebuilt
+        clean = self._rebuilt(_codes(before, codes), read, x)
+        error = (x - clean) if self.observes else (x - clean).detach()
+        return rebuilt + inside.visit(owner.error, error, moment=moment)
+
+    def _rebuilt(self, codes: Any, read: Tensor, x: Tensor) -> Tensor:
+        made: Tensor = self.owner.decode(codes, like=read.flatten(2))
+        return made.reshape(x.shape).to(x.dtype)
+
+
+def _codes(dense: Float[Tensor, "batch pos width"], like: Any) -> Any:
+    """Every latent as a code, so that gradients reach silent ones, too."""
+    indices = torch.arange(dense.shape[-1], device=dense.device).expand(dense.shape)
+    return like._replace(values=dense, indices=indices)

@@ -1,0 +1,209 @@
+"""Dictionaries inside the model: their latents captured, edited and differentiated. Own hooks on the bare Hugging Face
+model are the oracle."""
+
+import pytest
+import torch
+
+from monosem import edits
+from monosem.dictionaries import Dictionary
+from monosem.errors import BadInput, EditDidNotFire
+from monosem.models import Model
+from tiny import tiny_model
+from tiny_dictionaries import random_tensors, tiny_dictionary
+
+ROWS = [[10, 11, 12, 13, 14, 15], [20, 21, 22, 23]]
+PLAIN = {"skip_rule": {"special": False, "first": 0, "outlier": None}}
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return tiny_model("llama")
+
+
+def dictionary(kind="relu", site="resid_post.1", width=24, seed=0, metadata=PLAIN, **options) -> Dictionary:
+    tensors = random_tensors(32, width, seed, (1 / 6, 1 / 4), **options.pop("tensors", {}))
+    return tiny_dictionary(kind, tensors, site=site, model_name="", metadata=metadata, **options)
+
+
+SAES = {
+    "relu": {},
+    "topk": {"kind": "topk", "k": 4},
+    "layer norm": {"kind": "topk", "k": 4, "token_norm": "layer_norm"},
+    "heads": {"site": "z.1"},
+    "between branches": {"site": "resid_mid.1"},
+    "MLP": {"site": "mlp_out.0"},
+    "transcoder": {"site": "ln2_output.1", "site_out": "mlp_out.1", "transcoder": True},
+}
+
+
+@pytest.mark.parametrize("kind", SAES)
+def test_a_capture_of_latents_changes_nothing(model, kind):
+    sae = dictionary(**SAES[kind])
+    with torch.no_grad():
+        plain = model.run(ROWS, capture=[sae.site, sae.site_out])
+        run = model.run(ROWS, capture=[sae.latents, sae.reconstruction, sae.error, sae.site])
+    assert torch.equal(run.logits, plain.logits) or kind == "between branches"
+    torch.testing.assert_close(run.logits, plain.logits)
+    x, y = plain[sae.site], plain[sae.site_out]
+    codes = sae.encode(x.flatten(2))
+    torch.testing.assert_close(run[sae.latents], codes.dense())
+    rebuilt = sae.decode(codes, like=x.flatten(2)).reshape(y.shape)
+    torch.testing.assert_close(run[sae.reconstruction], rebuilt)
+    torch.testing.assert_close(run[sae.error], y - rebuilt)
+    alone = model.run(ROWS, capture=sae.latents, logits=False)
+    assert torch.equal(alone[sae.latents], run[sae.latents])
+    assert alone.edited == frozenset()
+    last = model.run(ROWS, capture=sae.latents, positions="last")
+    assert torch.equal(last[sae.latents][1, 0], run[sae.latents][1, 3])
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SAES if kind != "transcoder"])
+def test_an_edit_of_latents_is_the_edit_of_the_activation(model, kind):
+    sae = dictionary(**SAES[kind])
+
+    def set_one(codes):
+        return codes.index_fill(-1, torch.tensor([5]), 3.0)
+
+    inside = model.run(ROWS, edits=edits.function(sae.latents, set_one).at(positions=[1, 3]))
+    outside = model.run(ROWS, edits=edits.clamp(sae, 5, 3.0).at(positions=[1, 3]))
+    torch.testing.assert_close(inside.logits, outside.logits, atol=2e-5, rtol=1e-4)
+    assert not torch.allclose(inside.logits, model.run(ROWS).logits, atol=1e-3)
+    assert inside.edited == {sae.site, sae.latents}
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_latents_of_a_transcoder_are_changed_where_it_writes(model, skip):
+    tensors = {"W_skip": torch.randn(32, 32) / 8} if skip else {}
+    coder = dictionary(site="ln2_output.1", site_out="mlp_out.1", transcoder=True, tensors={})
+    if skip:
+        coder.W_skip = torch.nn.Parameter(tensors["W_skip"], requires_grad=False)
+    block = model.hf.model.layers[1]
+
+    def manual(error: bool, change) -> torch.Tensor:
+        def hook(module, args, out):
+            x = args[0]
+            codes = (x @ coder.W_enc + coder.b_enc).relu()
+
+            def decode(codes):
+                y = codes @ coder.W_dec + coder.b_dec
+                return y + x @ coder.W_skip.T if skip else y
+
+            return decode(change(codes)) + (out - decode(codes) if error else 0)
+
+        handle = block.mlp.register_forward_hook(hook)
+        try:
+            return model.hf(torch.tensor([ROWS[0]])).logits
+        finally:
+            handle.remove()
+
+    def clamped(codes):
+        return codes.index_fill(-1, torch.tensor([7]), 2.5)
+
+    def close(edit, expected):
+        torch.testing.assert_close(model.run([ROWS[0]], edits=edit).logits, expected, atol=1e-5, rtol=1e-4)
+
+    close(edits.splice(coder), manual(False, lambda codes: codes))
+    close(edits.splice(coder, error=True), manual(True, lambda codes: codes))
+    close(edits.clamp(coder, 7, 2.5), manual(True, clamped))
+    both = [edits.splice(coder), edits.function(coder.latents, clamped)]
+    close(both, manual(False, clamped))
+    made = model.generate([ROWS[0]], edits=edits.clamp(coder, 7, 2.5), max_new_tokens=4, capture=coder.latents)
+    again = model.run(made.ids, edits=edits.clamp(coder, 7, 2.5), capture=coder.latents)
+    torch.testing.assert_close(made[coder.latents], again[coder.latents], atol=1e-5, rtol=1e-4)
+    assert bool((made[coder.latents][0, :, 7] == 2.5).all())
+
+
+@pytest.mark.parametrize("kind", SAES)
+def test_gradients_at_latents_are_those_of_what_they_write(model, kind):
+    sae, before = dictionary(**SAES[kind]), "resid_pre.0"
+    run = model.run(ROWS, capture=[sae.latents, before], grad=True)
+    plain = model.run(ROWS, capture=[sae.site_out, sae.site, before], grad=True)
+    of_latents, upstream = torch.autograd.grad(run.logits[0, -1, 3], [run[sae.latents], run[before]])
+    of_site, expected = torch.autograd.grad(plain.logits[0, -1, 3], [plain[sae.site_out], plain[before]])
+    written = of_site.flatten(2) @ sae.W_dec.T
+    scale = sae.token_scale(plain[sae.site].flatten(2))
+    torch.testing.assert_close(of_latents, written if scale is None else written * scale, atol=1e-6, rtol=1e-4)
+    assert bool((of_latents != 0).any())
+    torch.testing.assert_close(upstream, expected, atol=1e-6, rtol=1e-4)  # a capture changes no other gradient
+
+
+@pytest.mark.parametrize("error", [False, True])
+@pytest.mark.parametrize("kind", ["relu", "layer norm"])
+def test_gradients_of_a_splice_go_through_the_latents(model, kind, error):
+    sae = dictionary(**SAES[kind])
+    ids, block = torch.tensor([ROWS[0]]), model.hf.model.layers[1]
+    held = {}
+
+    def hook(module, args, out):
+        x = out[0] if isinstance(out, tuple) else out
+        codes = sae.encode(x)
+        held["codes"] = codes.dense()
+        held["codes"].retain_grad()
+        codes = codes._replace(
+            values=held["codes"], indices=torch.arange(24).expand(held["codes"].shape)
+        )
+        rebuilt = sae.decode(codes, like=x)
+        new = rebuilt + ((x - rebuilt).detach() if error else 0)
+        return (new, *out[1:]) if isinstance(out, tuple) else new
+
+    embedded = model.hf.get_input_embeddings()(ids).detach().requires_grad_()
+    handle = block.register_forward_hook(hook)
+    try:
+        logits = model.hf(inputs_embeds=embedded).logits
+    finally:
+        handle.remove()
+    logits[0, -1, 3].backward()
+    edit = edits.splice(sae, error=error)
+    run = model.run([ROWS[0]], capture=[sae.latents, "embed"], edits=edit, grad=True)
+    torch.testing.assert_close(run.logits, logits, atol=1e-5, rtol=1e-4)
+    of_latents, of_embed = torch.autograd.grad(run.logits[0, -1, 3], [run[sae.latents], run["embed"]])
+    torch.testing.assert_close(of_latents, held["codes"].grad, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(of_embed, embedded.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_several_dictionaries_at_once(model):
+    early, late = dictionary(seed=1, site="resid_post.0"), dictionary(seed=2, site="resid_post.1", width=40)
+    second = dictionary(seed=3, site="resid_post.1", width=16)
+    run = model.run(ROWS, capture=[early.latents, late.latents, second.latents], edits=edits.splice(early))
+    assert run[late.latents].shape == (2, 6, 40)
+    assert run[second.latents].shape == (2, 6, 16)
+    spliced = model.run(ROWS, capture="resid_post.1", edits=edits.splice(early))
+    torch.testing.assert_close(run[late.latents], late.encode(spliced["resid_post.1"]).dense())
+    torch.testing.assert_close(run[second.latents], second.encode(spliced["resid_post.1"]).dense())
+    grown = model.run([ROWS[0]], capture=[early.latents, late.latents], grad=True, edits=edits.splice(late, error=True))
+    (across,) = torch.autograd.grad(grown[late.latents][0, -1].sum(), [grown[early.latents]])
+    assert bool((across != 0).any())  # an effect of early latents on late ones
+
+
+def test_untrained_tokens_are_left_out_of_edits_of_latents(model):
+    sae = dictionary(metadata={"skip_rule": {"special": True, "first": 1, "outlier": None}})
+    edit = edits.scale(sae.latents, 2.0)
+    torch.testing.assert_close(
+        model.run(ROWS, edits=edit).logits, model.run(ROWS, edits=edit.at(positions=slice(1, None))).logits
+    )
+    every = model.run(ROWS, edits=edit.at(everywhere=True), capture=["resid_post.1", sae.latents])
+    plain = model.run(ROWS, capture="resid_post.1")
+    wanted = plain["resid_post.1"] + sae.encode(plain["resid_post.1"]).dense() @ sae.W_dec
+    for row, ids in enumerate(ROWS):
+        torch.testing.assert_close(
+            every["resid_post.1"][row, : len(ids)], wanted[row, : len(ids)], atol=1e-5, rtol=1e-4
+        )
+    with pytest.raises(EditDidNotFire, match="everywhere=True"):
+        model.run(ROWS, edits=edit.at(positions=0))
+
+
+def test_the_error_of_a_splice_without_error_does_not_exist(model):
+    sae = dictionary()
+    with pytest.raises(BadInput, match="error=True"):
+        model.run(ROWS, edits=edits.splice(sae), capture=sae.error)
+    without = model.run(ROWS, edits=[edits.splice(sae, error=True), edits.scale(sae.error, 0.0)])
+    torch.testing.assert_close(without.logits, model.run(ROWS, edits=edits.splice(sae)).logits, atol=1e-5, rtol=1e-4)
+
+
+def test_a_memory_budget_counts_latents(model):
+    sae = dictionary(width=4096)
+    whole = model.run(ROWS, capture=sae.latents)
+    parts = model.run(ROWS, capture=sae.latents, memory=400_000)
+    torch.testing.assert_close(parts[sae.latents][0], whole[sae.latents][0])
+    with pytest.raises(BadInput, match=r"resid_post\.1\.latents"):
+        model.run(ROWS, capture=sae.latents, memory=150_000)
