@@ -139,9 +139,7 @@ def test_gradients_of_a_splice_go_through_the_latents(model, kind, error):
         codes = sae.encode(x)
         held["codes"] = codes.dense()
         held["codes"].retain_grad()
-        codes = codes._replace(
-            values=held["codes"], indices=torch.arange(24).expand(held["codes"].shape)
-        )
+        codes = codes._replace(values=held["codes"], indices=torch.arange(24).expand(held["codes"].shape))
         rebuilt = sae.decode(codes, like=x)
         new = rebuilt + ((x - rebuilt).detach() if error else 0)
         return (new, *out[1:]) if isinstance(out, tuple) else new

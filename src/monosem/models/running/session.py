@@ -196,7 +196,9 @@ class Session:
 
     def _observers(self) -> dict[Site, list[EditLike]]:
         """By host, the edits that look on for the inner places whose owner no edit puts there."""
-        spliced = {id(owner) for edit in itertools.chain(*self.edits.values()) if (owner := getattr(edit, "owner", None))}
+        spliced = {
+            id(owner) for edit in itertools.chain(*self.edits.values()) if (owner := getattr(edit, "owner", None))
+        }
         inner = (site for site in (*self.wanted, *self.edits) if isinstance(site, Inner))
         owners = {id(site.owner): site for site in inner if id(site.owner) not in spliced}
         found: dict[Site, list[EditLike]] = defaultdict(list)
