@@ -1,6 +1,6 @@
 """A dictionary put into the model: its reconstruction instead of the activation, with or without the error term.
 
-    latents = encode(x)      reconstruction = decode(latents)      error = x - reconstruction      y = the sum of the two
+    latents = encode(x)    reconstruction = decode(latents)    error = x - reconstruction    y = reconstruction + error
 
 Inside, `dictionary.latents`, `dictionary.reconstruction` and `dictionary.error` are places of their own, which are
 captured and edited as sites are.
