@@ -13,10 +13,13 @@ class InnerPlaces:
     `edits.splice` puts the reconstruction itself there.
     """
 
-    site: Site
-    site_out: Site
-    width: int
-    d_out: int
+    @property
+    def site_out(self) -> Site:
+        raise NotImplementedError
+
+    @property
+    def width(self) -> int:
+        raise NotImplementedError
 
     @property
     def latents(self) -> Inner:

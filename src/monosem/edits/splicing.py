@@ -20,7 +20,7 @@ from .edit import Edit
 from .latents import check_whole
 
 
-def splice(dictionary: Any, *, error: bool = False, everywhere: bool = False) -> Edit:
+def splice(dictionary: Any, *, error: bool = False, everywhere: bool = False) -> "Splice":
     """Put a dictionary where it belongs: the activation becomes its reconstruction. A transcoder's replaces the output
     at `site_out` by what it makes of `site`.
 

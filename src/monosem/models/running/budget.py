@@ -65,7 +65,7 @@ def estimate(
     c, config, length = model.cfg, model.config, tokens.ids.shape[1]
     item = torch.finfo(model.dtype).bits // 8
     sizes = _sizes(model, tokens, kept)
-    inner = {site: dict(zip(site.inside, site.sizes)) for site in sites if isinstance(site, Inner)}
+    inner: dict[Site, dict[str, int]] = {s: dict(zip(s.inside, s.sizes)) for s in sites if isinstance(s, Inner)}
     by_site = {site: prod((sizes | inner.get(site, {}))[axis] for axis in site.shape) * item for site in sites}
     unembedded = 0 if logits is False else 1 if logits == "last" else length
     # the widest moment of a block: the stream, its norm in float32, and the tensors of its widest branch; a mixture of
