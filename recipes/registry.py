@@ -86,8 +86,6 @@ MORE: list[dict[str, Any]] = [
     {"repo": "mntss/clt-gemma-2-2b-2.5M", "model": "google/gemma-2-2b"} | _CLT,
     {"repo": "mntss/clt-llama-3.2-1b-524k", "model": "meta-llama/Llama-3.2-1B"} | _CLT,
     {"repo": "mntss/clt-131k", "model": "openai/gpt-oss-20b"} | _CLT,
-    {"repo": "mntss/transcoder-Llama-3.2-1B", "model": "meta-llama/Llama-3.2-1B", "ids": [""]}
-    | {"layout": "circuit_tracer_set"},
 ]
 
 

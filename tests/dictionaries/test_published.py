@@ -4,12 +4,15 @@ The facts here were read in SAELens 6.54.12's own list; `make test-peers` compar
 """
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import huggingface_hub
 import numpy as np
 import pytest
+import torch
+from safetensors.numpy import save_file
 
 from monosem.dictionaries import load_dictionary, releases
 from monosem.dictionaries.published import Published, named
@@ -225,6 +228,35 @@ def test_a_normalisation_that_only_the_registry_knows(hub):
     assert read.model_name == "mistralai/Mistral-7B-v0.1"
 
 
+def test_a_folder_of_sparsify_says_too_little_and_the_registry_knows(hub):
+    name = "EleutherAI/skip-transcoder-Llama-3.2-1B-131k/layers.3.mlp"
+    peer = Path(__file__).parent / "golden" / "sparsify_skip_transcoder"
+    shutil.copytree(peer / "layers.3.mlp", hub("EleutherAI/skip-transcoder-Llama-3.2-1B-131k") / "layers.3.mlp")
+    read, expected = load_dictionary(name), json.loads((peer / "expected.json").read_text())
+    np.testing.assert_allclose(read(torch.tensor(expected["x"])), expected["recon"], atol=1e-5)
+    assert (str(read.site), str(read.site_out), read.model_name) == (
+        "mlp_input.3",
+        "mlp_out.3",
+        "meta-llama/Llama-3.2-1B",
+    )
+
+
+def test_the_scale_of_the_r1_release_is_in_the_registry_alone(hub):
+    w = weights(D, "threshold")
+    place = hub("fnlp/Llama-Scope-R1-Distill") / "800M-Slimpajama-0-OpenR1-Math-220k" / "L1R"
+    place.mkdir(parents=True)
+    named_ = {"encoder.weight": w["W_enc"].T, "encoder.bias": w["b_enc"], "decoder.weight": w["W_dec"].T}
+    named_ |= {"decoder.bias": w["b_dec"], "log_jumprelu_threshold": np.log(w["threshold"])}
+    save_file({key: np.ascontiguousarray(value) for key, value in named_.items()}, place / "sae_weights.safetensors")
+    said = {"d_model": D, "expansion_factor": 4, "hook_point_in": "blocks.1.hook_resid_post"}
+    (place / "config.json").write_text(json.dumps(said))
+    name, s = "llama_scope_r1_distill/l1r_800m_slimpajama", 37.07457226753229
+    pre = s * X @ w["W_enc"] + w["b_enc"]
+    acts = relu(pre) * (pre > w["threshold"])
+    same(load_dictionary(name), acts, (acts @ w["W_dec"] + w["b_dec"]) / s)
+    assert load_dictionary(name).model_name == "deepseek-ai/DeepSeek-R1-Distill-Llama-8B"
+
+
 def test_only_what_is_needed_is_fetched(hub, monkeypatch):
     asked = []
     real = huggingface_hub.hf_hub_download
@@ -286,11 +318,6 @@ def test_a_path_counts_before_a_published_name(hub, tmp_path, monkeypatch):
             "'sae_group_gpt2_blocks.1.hook_mlp_out_24576:v0/cfg.json' '",
             None,
         ),
-        (
-            "mntss/clt-131k",
-            "hf download mntss/clt-131k --include 'config.yaml' --include 'W_enc_*",
-            "load_dictionary('DIR'",
-        ),
     ],
 )
 def test_without_a_network_it_says_what_to_do(hub, name, command, call):
@@ -309,8 +336,13 @@ def test_names_that_are_nearly_right():
         load_dictionary("gpt2-small-res-jb")
     with pytest.raises(UnknownName, match="did you mean 'gemma-2-2b/12-gemmascope-res-16k'"):
         load_dictionary("neuronpedia:gemma-2-2b/12-gemmascope-res-17k")
-    with pytest.raises(UnknownName, match=r"write to all later layers.*load_dictionary\('mntss/clt-gemma-2-2b-2.5M'\)"):
-        load_dictionary("mntss-gemma-2-2b-2.5m-clt-as-per-layer/layer_3")
+
+
+@pytest.mark.parametrize("name", ["mntss-gemma-2-2b-2.5m-clt-as-per-layer/layer_3", "mntss/clt-gemma-2-2b-2.5M"])
+def test_cross_layer_transcoders_are_refused_before_they_are_fetched(name):
+    """SAELens sums the decoders of a layer, which reconstructs nothing."""
+    with pytest.raises(UnknownName, match="a cross-layer transcoder, whose latents write to all later layers"):
+        load_dictionary(name)
 
 
 def test_terms_that_are_not_accepted(monkeypatch):

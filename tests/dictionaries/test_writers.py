@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors import safe_open
 from safetensors.numpy import load_file
+from safetensors.torch import load_file as tensors_of
 
 from monosem.dictionaries import WRITERS, Dictionary, DictionaryParts, DictionaryTensors, load_dictionary
 from monosem.errors import BadInput, Mismatch, UnknownName
 from tiny_saelens import D, F, K, X, relu, topk, weights
 
+INPUT = torch.from_numpy(X).float()
 SITES = {"site": "ln2_normalized.1", "site_out": "mlp_out.1", "transcoder": True}
 
 
@@ -28,8 +31,7 @@ def made(kind: str = "relu", *, skip: bool = False, d_out: int = D, threshold: n
     )
 
 
-def computed(dictionary: Dictionary) -> tuple[np.ndarray, np.ndarray]:
-    x = torch.from_numpy(X).float()
+def computed(dictionary: Dictionary, x: torch.Tensor = INPUT) -> tuple[np.ndarray, np.ndarray]:
     codes = dictionary.encode(x)
     return codes.dense().numpy(), dictionary.decode(codes, like=x).numpy()
 
@@ -165,10 +167,43 @@ def test_unknown_formats_are_named(tmp_path):
     assert set(WRITERS) == {"saelens", "sparsify", "circuit-tracer"}
 
 
+GOLDEN = Path(__file__).parent / "golden"
+ROUND = [
+    ("sparsify_bf16", "sparsify", "layers.3.mlp"),
+    ("sparsify_groupmax", "sparsify", "layers.3.mlp"),
+    ("sparsify_skip_transcoder", "sparsify", "layers.3.mlp"),
+    ("circuittracer_plt_jumprelu", "circuit-tracer", "layer_1.safetensors"),
+    ("circuittracer_plt_skip_relu", "circuit-tracer", "layer_1.safetensors"),
+]
+
+
+@pytest.mark.parametrize(("name", "format", "inside"), ROUND, ids=[name for name, *_ in ROUND])
+def test_a_peers_file_is_written_back_as_it_was(tmp_path, name, format, inside):
+    old = GOLDEN / name / inside
+    dictionary = load_dictionary(old)
+    file = old if old.is_file() else old / "sae.safetensors"
+    new = tmp_path / "other name" if format == "sparsify" else tmp_path
+    with safe_open(file, "pt") as held:
+        dtype = held.get_tensor(next(iter(held.keys()))).dtype
+    dictionary.save(new, format=format, dtype=dtype)
+    before, after = tensors_of(file), tensors_of(new / file.name)
+    assert before.keys() == after.keys()
+    for key, tensor in before.items():
+        assert tensor.dtype == after[key].dtype
+        # b_enc - b_dec W_enc and back again; a negative threshold of theirs stays
+        torch.testing.assert_close(after[key], tensor, rtol=2e-2 if dtype == torch.bfloat16 else 1e-6, atol=1e-6)
+    again = load_dictionary(new if old.is_dir() else new / file.name)
+    x = torch.randn(9, dictionary.d_in, generator=torch.Generator().manual_seed(0))
+    agree(computed(again, x), computed(dictionary, x))
+    for about in ("site", "site_out", "transcoder", "kind", "k", "model_name"):
+        assert getattr(again, about) == getattr(dictionary, about)
+    if old.is_dir():
+        cfg = json.loads((new / "cfg.json").read_text())
+        assert json.loads((old / "cfg.json").read_text()).items() <= cfg.items()
+
+
 @pytest.mark.parametrize("format", ["saelens", "sparsify", "circuit-tracer"])
 def test_the_dtype_of_a_file(tmp_path, format):
     made().save(tmp_path, format=format, dtype=torch.bfloat16)
     (file,) = tmp_path.glob("*.safetensors")
-    from safetensors.torch import load_file as tensors
-
-    assert {tensor.dtype for tensor in tensors(file).values()} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in tensors_of(file).values()} == {torch.bfloat16}

@@ -15,9 +15,10 @@ from ...models.places.sites import Site
 from ...reading import read_object, read_safetensors
 from ..folds import fold_decoder_bias
 from ..parts import DictionaryParts
-from .common import Format, Hints, Place, canonical, choice, flag, module_site, number
+from .common import Format, Hints, Place, canonical, choice, flag, module_site, number, site_or_none
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
+OWN = "monosem"  # of its config: what monosem wrote of a dictionary and sparsify has no place for
 NAMES = {"W_enc": "encoder.weight^T", "b_enc": "encoder.bias", "W_dec": "W_dec", "b_dec": "b_dec"}
 ACTIVATIONS = {"topk": "topk", "groupmax": "groupmax"}
 
@@ -37,14 +38,17 @@ def read(place: Place, hints: Hints) -> DictionaryParts:
     weights = canonical(held, NAMES | ({"W_skip": "W_skip"} if skips else {}), path / WEIGHTS)
     check_size(cfg, weights.W_enc.shape, file)
     site, site_out = sites(path, transcode)
+    own = cfg.pop(OWN, None)
+    own = own if isinstance(own, dict) else {}
     return DictionaryParts(
         (weights if transcode else fold_decoder_bias(weights)).to(torch.float32),
         kind,
         k=number({"k": 32} | cfg, "k", file, int),
-        site=site,
-        site_out=site_out,
+        site=site_or_none(own.get("site")) or site,
+        site_out=site_or_none(own.get("site_out")) or site_out,
         transcoder=transcode,
-        name=path.name,
+        model_name=str(own.get("model_name") or ""),
+        name=str(own.get("name") or path.name),
         metadata={"original_form": {"format": "sparsify", **cfg}, "hookpoint": path.name},
     )
 

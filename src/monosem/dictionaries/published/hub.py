@@ -1,7 +1,6 @@
 """Fetching a published dictionary: exactly the files that reading it needs, into the hub's cache."""
 
 import contextlib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,6 @@ LAYOUTS: dict[str, tuple[list[str], list[str]]] = {
     "file_with_cfg": (["{path}", "{stem}_cfg.json"], []),
     "circuit_tracer_layer": (["{path}"], ["config.yaml", "wandb-config.yaml", "wanb-config.yaml"]),
 }
-# layout of a whole repository -> patterns of its files
-SETS = {
-    "circuit_tracer_clt": ["config.yaml", "W_enc_*.safetensors", "W_dec_*.safetensors"],
-    "circuit_tracer_set": ["config.yaml", "layer_*.safetensors"],
-}
 
 
 def files(one: Published) -> tuple[list[str], list[str]]:
@@ -42,16 +36,14 @@ def fetched(one: Published) -> Path:
     Raises:
         UnknownName: the hub gives nothing (no network, terms to accept, gone); the message says what to do.
     """
-    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub import hf_hub_download
 
-    if one.layout not in LAYOUTS and one.layout not in SETS:
+    if one.layout not in LAYOUTS:
         raise UnknownName(
-            f"{one.name} is one layer of a cross-layer transcoder, whose latents write to all later layers too; "
-            f"load all of it: load_dictionary({one.repo!r})"
+            f"{one.name} is {'one layer of ' if one.id else ''}a cross-layer transcoder, whose latents write to all later "
+            "layers, too; load_dictionary reads dictionaries that write to one site, and circuit-tracer reads this one"
         )
     try:
-        if one.layout in SETS:
-            return Path(snapshot_download(one.repo, allow_patterns=SETS[one.layout]))
         needed, optional = files(one)
         found = [Path(hf_hub_download(one.repo, name)) for name in needed]
     except Exception as error:  # the hub's client raises many kinds, offline and not
@@ -68,8 +60,7 @@ def advice(one: Published, error: BaseException) -> str:
         return f"{one.repo} wants its terms accepted at https://huggingface.co/{one.repo}; then: hf auth login"
     told = {"site": one.site, "site_out": one.site_out, "model_name": one.model, "norm_scaling_factor": one.scale}
     given = "".join(f", {key}={value!r}" for key, value in told.items() if value is not None)
-    place = f"DIR/{one.path}".rstrip("/")
-    folder = f"; or add --local-dir DIR, and load_dictionary({place!r}{given})"
+    folder = f"; or add --local-dir DIR, and load_dictionary('DIR/{one.path}'{given})"
     return (
         f"the hub gave nothing ({silence(error)}); where there is a network, run: {command(one)}; then this name is "
         f"found in its cache, also in a copy of it (HF_HOME){'' if one.overrides else folder}"
@@ -84,12 +75,8 @@ def silence(error: BaseException) -> str:
 
 def command(one: Published) -> str:
     """What downloads it with the hub's own tool."""
-    names = [f"--include '{pattern}'" for pattern in SETS[one.layout]] if one.layout in SETS else _flat(files(one))
+    names = [f"'{name}'" if set(name) & set(" ':") else name for part in files(one) for name in part]
     return f"hf download {one.repo} {' '.join(names)}"
-
-
-def _flat(parts: Iterable[list[str]]) -> list[str]:
-    return [f"'{name}'" if set(name) & set(" ':") else name for part in parts for name in part]
 
 
 def _optional(download: Any, repo: str, name: str) -> None:

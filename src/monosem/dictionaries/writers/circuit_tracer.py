@@ -15,10 +15,9 @@ from ...errors import BadInput, Mismatch
 from ...files import writable_folder, write_text
 from ...models.places.sites import Site, SiteLike
 from ...reading import read_yaml
+from ..formats.circuit_tracer import CONFIG
 from ..parts import DictionaryParts
 from .common import held_by, write_tensors
-
-CONFIG = "config.yaml"
 
 
 def write(parts: DictionaryParts, folder: Path, dtype: torch.dtype) -> None:

@@ -11,11 +11,9 @@ import torch
 
 from ...files import writable_folder, write_json
 from ...models.places.sites import Site
+from ..formats.sparsify import CONFIG, OWN, WEIGHTS
 from ..parts import DictionaryParts
 from .common import held_by, write_tensors
-
-CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
-OWN = "monosem"
 
 
 def write(parts: DictionaryParts, folder: Path, dtype: torch.dtype) -> None:
@@ -44,11 +42,19 @@ def write(parts: DictionaryParts, folder: Path, dtype: torch.dtype) -> None:
         "skip_connection": weights.W_skip is not None,
         "transcode": out,
         "d_in": d_in,
+        **_trained(parts),
         OWN: {"name": parts.name, "model_name": parts.model_name, **_sites(parts)},
     }
     target = writable_folder(folder)
     write_tensors(target / WEIGHTS, tensors, dtype)
     write_json(target / CONFIG, cfg)
+
+
+def _trained(parts: DictionaryParts) -> dict[str, Any]:
+    """How it was trained, where a file of sparsify said it; it changes no codes."""
+    form = parts.metadata.get("original_form")
+    said = form if isinstance(form, dict) and form.get("format") == "sparsify" else {}
+    return {key: said[key] for key in ("expansion_factor", "normalize_decoder", "multi_topk") if key in said}
 
 
 def _sites(parts: DictionaryParts) -> dict[str, str]:
