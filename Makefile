@@ -60,16 +60,20 @@ bench:  ## measure against SAELens, TransformerLens and nnsight (own environment
 
 PEERS := .venv-peers
 
-# both versions of TransformerLens are called transformer_lens: 3.9 has a folder of its own
-test-peers:  ## TransformerLens 4.3 and 3.9 and tuned-lens beside monosem (own environment, .venv-peers)
+# Both versions of TransformerLens are called transformer_lens: 3.9 has a folder of its own. So have the dictionary
+# packages, which ask for versions that exclude each other, and SAELens for TransformerLens before 4
+test-peers:  ## TransformerLens, tuned-lens and four dictionary packages beside monosem (own environment, .venv-peers)
 	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	@$(PEERS)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -r peers/requirements.txt -e .
 	@test -d $(PEERS)/transformer-lens-3 || $(PEERS)/bin/pip install --quiet --disable-pip-version-check --no-deps \
 		--target $(PEERS)/transformer-lens-3 transformer-lens==3.9.0 better-abc==0.0.3
 	@test -d $(PEERS)/tuned-lens || $(PEERS)/bin/pip install --quiet --disable-pip-version-check --no-deps \
 		--target $(PEERS)/tuned-lens tuned-lens==0.2.0
+	@test -d $(PEERS)/dictionaries || $(PEERS)/bin/pip install --quiet --disable-pip-version-check --no-deps \
+		--target $(PEERS)/dictionaries sae-lens==6.54.12 eai-sparsify==1.3.3 dictionary-learning==0.1.0 circuit-tracer==0.5.0
 	OMP_NUM_THREADS=1 $(PEERS)/bin/python -m pytest peers
-	OMP_NUM_THREADS=1 PYTHONPATH=$(PEERS)/transformer-lens-3:$(PEERS)/tuned-lens $(PEERS)/bin/python -m pytest peers
+	OMP_NUM_THREADS=1 PYTHONPATH=$(PEERS)/transformer-lens-3:$(PEERS)/tuned-lens:$(PEERS)/dictionaries \
+		$(PEERS)/bin/python -m pytest peers
 
 clean:  ## remove .venv, caches and builds
 	rm -rf .venv .venv-oldest .venv-bench .venv-peers .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build

@@ -64,7 +64,7 @@ RELEASE_WIDTHS = {
 KEPT = ("model_from_pretrained_kwargs", "normalize_activations")  # of config_overrides: what changes the codes
 
 _LLAMA = [f"layers.{layer}.mlp" for layer in range(16)]
-_MLP = {"layout": "sparsify", "site": "mlp_input", "site_out": "mlp_out"}
+_MLP = {"layout": "sparsify", "site": "mlp_input", "site_out": "mlp_raw"}
 _CLT = {"layout": "circuit_tracer_clt", "ids": [""]}  # where they read stands in their config.yaml
 # repositories that circuit-tracer's and sparsify's own pages name, with the folders that the hub lists there
 MORE: list[dict[str, Any]] = [

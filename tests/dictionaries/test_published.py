@@ -236,7 +236,7 @@ def test_a_folder_of_sparsify_says_too_little_and_the_registry_knows(hub):
     np.testing.assert_allclose(read(torch.tensor(expected["x"])), expected["recon"], atol=1e-5)
     assert (str(read.site), str(read.site_out), read.model_name) == (
         "mlp_input.3",
-        "mlp_out.3",
+        "mlp_raw.3",
         "meta-llama/Llama-3.2-1B",
     )
 

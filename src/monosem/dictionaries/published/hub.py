@@ -40,8 +40,8 @@ def fetched(one: Published) -> Path:
 
     if one.layout not in LAYOUTS:
         raise UnknownName(
-            f"{one.name} is {'one layer of ' if one.id else ''}a cross-layer transcoder, whose latents write to all later "
-            "layers, too; load_dictionary reads dictionaries that write to one site, and circuit-tracer reads this one"
+            f"{one.name} is {'one layer of ' if one.id else ''}a cross-layer transcoder, whose latents write to all "
+            "later layers, too; load_dictionary reads dictionaries that write to one site; circuit-tracer reads it"
         )
     try:
         needed, optional = files(one)
