@@ -146,6 +146,37 @@ def test_controls_are_active_on_the_tokens_in_question(model, sae, finished):
     assert (where["alike"], where["p"]) == (len(alike), (1 + sum(kl >= mean[0] for kl in alike)) / (1 + len(alike)))
 
 
+def test_as_large_a_change_along_other_directions(model, sae, finished):
+    """Hooks of PyTorch take a vector of the ablation's length away, prompt by prompt, at all tokens but the first."""
+    ablation = finished[0].results["sections"]["ablation"]
+    where, drawn = ablation["where_active"], ablation["directions"]
+    candidates = [row["latent"] for row in finished[0].results["sections"]["candidates"]["candidates"]]
+    assert set(drawn) == set(range(sae.width)) - {PLANTED, *candidates}  # there are fewer than 99
+    assert len(where["along_kls"]) == len(drawn)
+    prompts = [row for row, value in enumerate(ablation["active"]["test"]) if value]
+    block = model.hf.get_submodule(f"model.layers.{sae.site.layer}")
+    for latent in drawn[:3]:
+        direction, kls = sae.tensors.W_dec[latent] / sae.tensors.W_dec[latent].norm(), []
+
+        def hook(module, inputs, output, direction=direction):
+            x = output[0] if isinstance(output, tuple) else output
+            size = sae.encode(x[0]).dense()[:, PLANTED].abs() * sae.tensors.W_dec[PLANTED].norm()
+            size[0] = 0
+            changed = x - size[None, :, None] * direction
+            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+        for prompt in (CONFIG["test"][row] for row in prompts):
+            ids = model.tokens(prompt).ids
+            with torch.no_grad():
+                before = model.hf(ids).logits[0, -1].double().log_softmax(-1)
+                handle = block.register_forward_hook(hook)
+                after = model.hf(ids).logits[0, -1].double().log_softmax(-1)
+                handle.remove()
+            kls.append(float((before.exp() * (before - after)).sum()))
+        assert where["along_kls"][drawn.index(latent)] == pytest.approx(sum(kls) / len(kls), rel=1e-3, abs=1e-7)
+    assert where["p_along"] == (1 + sum(kl >= where["kl"] for kl in where["along_kls"])) / (1 + len(drawn))
+
+
 def test_steering_is_in_units_of_the_latents_own_maximum(model, finished):
     result, _ = finished
     steering = result.results["sections"]["steering"]

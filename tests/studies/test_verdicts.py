@@ -36,7 +36,8 @@ def sections(randoms=19):
         "ablation": {
             "arms": [arm("target", 0.0, SOME)],
             "where_active": {"n": 8, "kl": 1.2, "changed": 3, "random_kls": [0.1] * randoms, "alike": randoms,
-                             "p": 1 / (1 + randoms)},
+                             "p": 1 / (1 + randoms), "along_kls": [0.2] * 5 * randoms,
+                             "p_along": 1 / (1 + 5 * randoms)},
         },
         "steering": {
             "primary_dose": 1.0,
@@ -59,19 +60,21 @@ def test_where_everything_holds_the_smallest_sample_is_the_weakest_link():
     made = sections()
     assert set(verdicts(made).values()) == {"yes"}
     assert "12 pairs" in said(made)
-    assert said(made).count("p = 0.05, its floor") == 3
+    assert said(made).count("p = 0.05, its floor") == 1
+    assert said(made).count("p = 0.01, its floor") == 2
     assert said(made).endswith(
         "Weakest link: ablation rests on the 8 of 12 test prompts on which it is active, 3 of 8 next tokens, "
-        "p = 0.05, its floor."
+        "p = 0.01, its floor."
     )
     text = " ".join(claim["text"] for claim in conclusion.conclude(made))
     assert "p = 0.0005, the least that 12 pairs and 2,000 shuffles can show" in text
-    assert text.count("p = 0.05, the least that 19 controls can show") == 2
+    assert text.count("p = 0.05, the least that 19 controls can show") == 1
+    assert "decoder rows of 95 random latents: median 0.200, highest 0.200, p = 0.01, the least that 95 direc" in text
 
 
 def test_no_effect_is_no_claim():
     made = sections()
-    made["ablation"]["where_active"] |= {"p": 0.6, "changed": 0, "kl": 0.05}
+    made["ablation"]["where_active"] |= {"p_along": 0.6, "changed": 0, "kl": 0.05}
     made["target"]["held_out"] |= {"auroc": 0.55, "auroc_low": 0.35, "auroc_high": 0.75, "p": 0.4}
     made["steering"]["arms"][0]["test"] |= {"concept_shift": 0.0, "concept_low": -0.1, "concept_high": 0.1}
     made["steering"]["p_concept"] = 0.7
@@ -115,19 +118,35 @@ def test_a_change_without_another_token_is_not_yet_one_that_matters():
     assert verdicts(made)["matters"] == "unclear"
 
 
-@pytest.mark.parametrize(("kl", "verdict"), [(0.168, "unclear"), (0.03, "no")])
-def test_controls_that_are_less_active_carry_no_claim(kl, verdict):
+@pytest.mark.parametrize(
+    ("kl", "directions", "verdict"),
+    [(0.168, 99, "yes"), (0.09, 99, "no"), (0.168, 12, "unclear"), (0.09, 12, "no"), (0.168, 0, "unclear")],
+)
+def test_controls_that_are_less_active_carry_no_claim_and_as_large_changes_do(kl, directions, verdict):
     """French: the target writes 24 at its tokens, the controls 19 and 2 to 6. Ablated, all of these change less."""
     made = sections()
     arms = [{"kind": "target", "kls": {"test": [kl]}, "changes": {"test": [True]}}]
     arms += [
         {"kind": "random", "kls": {"test": [0.046 if i == 0 else 0.002]}, "changes": {"test": [0]}} for i in range(19)
     ]
-    where = ablation.where_active(arms, [0], {"target": 24.0, "randoms": [19.0] + [2.9] * 18})
-    assert (where["alike"], where["p"]) == (1, 0.5 if kl > 0.046 else 1.0)
+    along = ([0.11] * 8 + [0.01] * 91)[:directions]
+    where = ablation.where_active(arms, [0], {"target": 24.0, "randoms": [19.0] + [2.9] * 18}, along)
+    assert (where["alike"], where["p"]) == (1, 0.5)
+    assert where["p_along"] == (1 + sum(one >= kl for one in along)) / (1 + directions)
     made["ablation"]["where_active"] = where
     assert verdicts(made)["matters"] == verdict
-    assert "only 1 of 19 random latents is at least half as active" in said(made)
+    claim = next(claim for claim in conclusion.conclude(made) if claim["rule"] == "matters")
+    assert "1 of them at least half as active there: p = 0.50" in claim["text"]
+    assert ("but these are few" in claim["text"]) == (verdict == "unclear")
+
+
+def test_latents_as_active_that_do_as_much_leave_doubt():
+    made = sections()
+    made["ablation"]["where_active"] |= {"alike": 19, "p": 0.35}
+    assert verdicts(made)["matters"] == "unclear"
+    assert "not more than ablating random latents that are about as active" in conclusion.conclude(made)[2]["text"]
+    made["ablation"]["where_active"] |= {"alike": 5}  # too few to say so
+    assert verdicts(made)["matters"] == "yes"
 
 
 def test_random_latents_that_steer_as_much_void_the_claim():

@@ -6,14 +6,19 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .. import edits
-from ..statistics import bootstrap_mean
+from ..metrics import kl
+from ..models import Moment
+from ..statistics import bootstrap_mean, finite
 from ..steering import Comparison, EditSource, outcomes, random_latents, summarise
 from . import reader as reading
 from .context import Context
 
 PARTS = ("test", "control")
+DIRECTIONS = 99  # random ones beside the target's in the ablation: p = 0.01 is the least that they can show
+MOST_ROWS, FEWEST_DIRECTIONS = 1200, 19  # directions × prompts that are run for it; 19 make p = 0.05 possible
 TEXT_SUMMARY = ("texts_changed", "baseline_perplexity", "edited_perplexity", "distinct_2")
 
 
@@ -73,6 +78,52 @@ def controls(context: Context, target: int, candidates: Sequence[int]) -> tuple[
         "maximum": float(written[target]),
         "maxima": written[drawn].tolist(),
     }
+
+
+def along_others(
+    context: Context, target: int, prompts: Sequence[int], candidates: Sequence[int]
+) -> tuple[list[int], list[float]]:
+    """What a change as large as the target's ablation does along other directions: decoder rows of random latents.
+
+    At each token the ablation changes the activation by a vector; here one of the same length along the decoder row of
+    another latent, whether or not that one is active there, is taken away instead. It tells whether the target's
+    direction matters, or only how much is taken away.
+
+    Args:
+        prompts: numbers of the test prompts that are looked at. candidates: latents that are not drawn.
+
+    Returns:
+        The latents whose rows were drawn, and for each the mean KL of the next token over the prompts, in nats.
+    """
+    dictionary, config = context.dictionary, context.config
+    others = [i for i in range(dictionary.width) if i not in {target, *candidates}]
+    n = min(DIRECTIONS, max(MOST_ROWS // max(len(prompts), 1), FEWEST_DIRECTIONS), len(others)) if prompts else 0
+    order = torch.randperm(len(others), generator=torch.Generator().manual_seed(config.seed))
+    drawn = [others[i] for i in order[:n].tolist()]
+    ablation = edits.ablate_latent(dictionary, target)
+    rows = dictionary.decoder_rows(torch.tensor(drawn, dtype=torch.long)).float() if drawn else ()
+    made = outcomes(
+        context.model,
+        [config.test[number] for number in prompts],
+        [_along(ablation, row / row.norm().clamp_min(1e-12)) for row in rows],
+        max_new_tokens=0,
+        batch_size=config.batch_size,
+        title="C ablation, as much along random directions",
+        quiet=context.quiet,
+    ) if drawn else []  # fmt: skip
+    before = context.memory["baseline", "test"].logits[list(prompts)]
+    means = [float(kl(before, after.logits).mean()) for after in made]
+    return drawn, [finite(mean, f"the KL along latent {latent}") for latent, mean in zip(drawn, means)]
+
+
+def _along(ablation: edits.Edit, direction: Tensor) -> edits.Edit:
+    """The ablation with its change of each token turned into another direction (a unit vector), as long as it was."""
+
+    def fn(x: Tensor, moment: Moment) -> Tensor:
+        change = (ablation.fn(x, moment) - x.float()).flatten(2)
+        return x.float() - (change.norm(dim=-1, keepdim=True) * direction).reshape(x.shape)
+
+    return replace(ablation, fn=fn, label=f"{ablation.label}, along another direction")
 
 
 def measure(context: Context, arms: Sequence[Arm], title: str) -> list[dict[str, Any]]:

@@ -91,6 +91,7 @@ def ablation(section: dict[str, Any]) -> Drawing:
     go = require("plotly.graph_objects", "plots")
     looks = {
         "nothing": ("no edit (rounding)", FAINT, 10, "x"),
+        "along": ("as much along random directions", RANDOM, 6, "line-ns-open"),
         "random": ("random latents to 0", RANDOM, 8, "circle"),
         "reconstruction": ("reconstruct only", CONTROL, 12, "diamond"),
         "several": ("several latents to 0", TARGET, 12, "star-open"),
@@ -110,6 +111,9 @@ def ablation(section: dict[str, Any]) -> Drawing:
             for arm in section["arms"]
             if arm["kind"] == kind and rows
         ]
+        if kind == "along":
+            where, named = section["where_active"]["along_kls"], section["directions"]
+            points = [(one, parts["test"][0], f"decoder row of {latent}") for one, latent in zip(where, named)]
         figure.add_scatter(
             x=[max(kl, 1e-6) for kl, _, _ in points],
             y=[part for _, part, _ in points],
@@ -123,7 +127,8 @@ def ablation(section: dict[str, Any]) -> Drawing:
     figure.update_xaxes(type="log", dtick=1, exponentformat="power")
     caption = (
         "A latent that matters for the concept lies right of the random latents on test prompts and among them on "
-        "control prompts. Reconstruct only is the price of the dictionary's own error. No edit is the model run once "
+        "control prompts. Strokes: as much as the target's ablation takes away, taken away along the decoder rows of "
+        "random latents. Reconstruct only is the price of the dictionary's own error. No edit is the model run once "
         "more in another batch: what lies at or left of it is rounding. No effect at all is drawn at 0.000001."
     )
     return Drawing("ablation", figure, caption)

@@ -5,9 +5,10 @@ Rules (fixed before any study was run). A verdict is "yes", "no", or "unclear": 
 - detects: held-out AUROC has its whole 95 % interval above 0.5 and permutation p < 0.05; "well" where the interval
   starts at 0.8. Fewer than 5 held-out pairs are too few.
 - surface: see `studies.surface`.
-- matters (ablation): on the test prompts on which the latent is active, a higher mean KL than under the random latents
-  that are at least half as active on the same tokens (rank p <= 0.05), and at least one next token changes (else
-  "unclear"). "unclear" as well where these are too few for such a p, and no random latent has a KL as high.
+- matters (ablation): on the test prompts on which the latent is active, a higher mean KL than under changes that are as
+  large, token by token, along the decoder rows of random latents (rank p <= 0.05), and at least one next token changes.
+  "unclear" where no token changes, where these rows are too few for such a p and none has a KL as high, or where random
+  latents that are at least half as active on the same tokens are enough for such a p, and their p is above it.
 - steers: at the primary dose the concept score of the test continuations rises, its 95 % interval above 0, and by more
   than under random latents at the same multiple of their own maxima (rank p <= 0.05).
 - spares (side effects), ablated and amplified alike: at most one control prompt in ten changes its next token, with at
@@ -26,6 +27,12 @@ ALPHA = 0.05
 GOOD_AUROC = 0.8
 SPARED_RATE, SPARED_MOST, SPARED_KL = 0.1, 0.25, 0.05
 COHERENT = 3.0
+AS_LARGE = "more than as large a change along random directions"
+DOUBTS = (  # of the ablation: what makes more than that "unclear"
+    "these are few",
+    "not more than ablating random latents that are about as active",
+    "changes no next token",
+)
 
 Claim = dict[str, Any]  # rule, question, verdict, text; said: in the headline; weakness: its limit; n: what it rests on
 Results = dict[str, dict[str, Any]]
@@ -44,9 +51,9 @@ SAID = {
         "no": "is not shown to move continuations towards the concept",
     },
     "matters": {
-        "yes": "changes predictions when ablated, more than random latents at least half as active",
-        "unclear": "may matter more than random latents when ablated",
-        "no": "is not shown to matter more than random latents when ablated",
+        "yes": "changes predictions when ablated, more than as large a change along random directions",
+        "unclear": "may matter when ablated",
+        "no": "is not shown to matter when ablated more than as large a change along random directions",
     },
 }
 
@@ -83,7 +90,8 @@ def limits(context: Context, results: Results) -> list[str]:
         f"The latent was active on {active} of {n} test prompts; where it is silent, ablating it changes nothing.",
         f"{matching['active']} of {len(matching['randoms'])} random latents are active on the tokens in question, at a "
         f"median of {_median(matching['randoms']):.2g} against the target's {matching['target']:.2g} (activation times "
-        "decoder length): to take away more changes more, so only those at least half as active count for p.",
+        "decoder length): to take away more changes more. So the p of the ablation is against changes of equal length "
+        "along the decoder rows of random latents; most of these are silent there, and nothing of theirs is removed.",
         "The concept score is a linear reading of the same model's activations (AUROC "
         f"{_interval(reader['auroc'], reader['low'], reader['high'])} on {reader['pairs']} held-out pairs), not a "
         "human judgement; read the continuations.",
@@ -146,28 +154,26 @@ def _matters(results: Results) -> Claim:
         verdict, text = "unclear", f"The latent is silent on all {total} test prompts: there is nothing to ablate."
         weakness = f"{numbers}, so its ablation shows nothing"
     else:
-        alike, beats = where["alike"], where["p"] <= ALPHA
-        few = 1 / (1 + alike) > ALPHA
-        above = few and where["kl"] > max(where["random_kls"])
-        verdict = "yes" if beats and where["changed"] else "unclear" if beats or above else "no"
-        of_alike = f"{alike} of {of} random latents {'is' if alike == 1 else 'are'} at least half as active"
-        against = f"only {of_alike}" if few and alike < of else p_said(where["p"], 1 / (1 + alike))
-        numbers = f"{where['changed']} of {n} next tokens, {against}"
-        p = p_said(where["p"], 1 / (1 + alike), f"{alike} control{'s' * (alike != 1)}") if alike else "so there is no p"
+        along, alike = where["along_kls"], where["alike"]
+        floor = 1 / (1 + len(along))
+        few = floor > ALPHA
+        more = where["kl"] > max(along, default=0.0) if few else where["p_along"] <= ALPHA
+        rivalled = 1 / (1 + alike) <= ALPHA < where["p"]
+        doubt = next((why for why, holds in zip(DOUBTS, (few, rivalled, not where["changed"])) if holds), None)
+        verdict = "no" if not more else "unclear" if doubt else "yes"
+        p = f"p = {where['p']:.2f}" if alike else "so there is no p"
+        numbers = f"{where['changed']} of {n} next tokens, {p_said(where['p_along'], floor)}"
         detail = (
             f"on the {n} of {total} test prompts on which it is active {changes(where['changed'])}, KL "
-            f"{where['kl']:.3f} nats; under {of} random latents the median is {_median(where['random_kls']):.3f} and "
-            f"the highest {max(where['random_kls']):.3f}; {of_alike} there: {p}"
+            f"{where['kl']:.3f} nats; a change as large at each token, along the decoder rows of {len(along)} random "
+            f"latents: median {_median(along):.3f}, highest {max(along, default=0.0):.3f}, "
+            f"{p_said(where['p_along'], floor, f'{len(along)} directions')}; {of} random latents ablated themselves: "
+            f"median {_median(where['random_kls']):.3f}, highest {max(where['random_kls']):.3f}, {alike} of them at "
+            f"least half as active there: {p}"
         )
-        start = {
-            "yes": "Ablating the latent changes predictions more than ablating random latents does",
-            "unclear": "Ablating the latent moves predictions more than random latents do, but changes no next token",
-            "no": "That ablating the latent matters more than ablating a random one is not shown",
-        }[verdict]
-        if above:
-            start = (
-                "Ablating the latent moves predictions more than any random latent, but too few of these are as active"
-            )
+        start = f"That ablating the latent matters {AS_LARGE} is not shown"
+        if more:
+            start = f"Ablating the latent changes predictions {AS_LARGE}{f', but {doubt}' if doubt else ''}"
         text = f"{start} ({detail})."
         weakness = f"ablation rests on the {n} of {total} test prompts on which it is active, {numbers}"
     return {
