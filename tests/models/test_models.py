@@ -272,6 +272,18 @@ def test_gradients_reach_every_captured_site_and_match_finite_differences(family
         assert slope == pytest.approx(float(gradient.norm()), rel=0.05, abs=1e-3), site
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "olmo2", "granite", "glm4", "phi", "gpt_oss"])
+def test_gradients_of_a_site_alone_are_those_of_a_run_whose_graph_begins_at_the_embedding(family):
+    """Where nothing before a site is on the graph, every reader of it must be, such as both of resid_mid."""
+    model = model_of(family)
+    others = ("embed", "pos_embed", "router_logits", "expert_indices")
+    for site in (site for site in offered(model) if site.layer in (1, None) and site.name not in others):
+        runs = [model.run(IDS[:1], capture=sites, grad=True) for sites in ([site], ["embed", site])]
+        alone, whole = (torch.autograd.grad(run.logits[0, -1, 7], run[site])[0] for run in runs)
+        torch.testing.assert_close(alone, whole, rtol=1e-4, atol=1e-5, msg=str(site))
+        torch.testing.assert_close(runs[0].logits, runs[1].logits, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "gpt_neox"])
 @pytest.mark.parametrize("site", ["ln1_scale.1", "final_scale", "ln1_normalized.1", "final_normalized"])
 def test_gradients_of_a_norms_sites_one_by_one_behind_another_site(family, site):

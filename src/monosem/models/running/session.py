@@ -237,6 +237,8 @@ class Session:
         elif place.sum_of and (self.edits.get(site) or self._joined(site)):
             self._plan_mid_edit(site, place)
         else:
+            if place.sum_of and self.grad:
+                self._add(point(self.model, Site(place.sum_of[-1], site.layer)), _on_a_graph)
             self._plan_point(site, place)
 
     def _writes(self, site: Site) -> bool:
@@ -347,6 +349,12 @@ class Session:
 def _host(site: Site) -> Site:
     """The site itself, or the one that an inner place belongs to."""
     return site.host if isinstance(site, Inner) else site
+
+
+def _on_a_graph(x: Tensor) -> Tensor:
+    """What a stream between branches is a sum of: so the sum is on the graph when it is captured, and the captured
+    tensor is the one that native code goes on with. A leaf put in at the norm would be the norm's alone."""
+    return x if x.requires_grad else x.detach().requires_grad_()
 
 
 def _hook(module: nn.Module, when: str, item: int, actions: list[Action]) -> torch.utils.hooks.RemovableHandle:
