@@ -29,6 +29,7 @@ def pursue(
         before = acts.detach() != 0
         acts = acts.scatter_add(1, chosen[:, None], values[:, None])
         left = left - values[:, None] * rows
+        ongoing = ongoing & left.detach().isfinite().all(-1)  # long rows make it grow without end
         if options["stop_at_repeat"]:
             ongoing = ongoing & ((acts.detach() != 0) != before).any(1)
         if options["tolerance"] > 0:

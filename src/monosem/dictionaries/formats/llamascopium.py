@@ -50,7 +50,7 @@ def read(place: Place, hints: Hints) -> DictionaryParts:
     kind = choice({"act_fn": "relu"} | cfg, "act_fn", _ACTIVATIONS, file)
     names = _NAMES | ({"b_dec": "b_D"} if flag(cfg, "use_decoder_bias", True, file) else {})
     names |= _GLU if flag(cfg, "use_glu_encoder", False, file) else {}
-    d_out = held["W_D"].shape[-1] if isinstance(held.get("W_D"), Tensor) else 0
+    d_out = held["W_D"].shape[-1] if "W_D" in held and held["W_D"].ndim == 2 else 0
     weights = canonical(held, names, held_in, default={"b_dec": lambda width, d_in: torch.zeros(d_out)})
     by_norm = flag(cfg, "sparsity_include_decoder_norm", True, file)
     if kind == "jumprelu":

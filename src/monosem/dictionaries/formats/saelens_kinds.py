@@ -16,6 +16,7 @@ from .common import flag, number, take
 from .saelens_config import CONFIG
 from .saelens_weights import WEIGHTS
 
+MOST_STEPS = 100_000
 EPS = 1e-6  # SAELens adds it to the norm of what is predicted
 
 Read = tuple[DictionaryTensors, int | None, dict[str, Any]]
@@ -37,6 +38,8 @@ def _read_pursuit(held: dict[str, Tensor], cfg: dict[str, Any], path: Path, scal
     W_dec, b_dec = (t.double() for t in take(held, ["W_dec", "b_dec"], path / WEIGHTS))
     b_dec = b_dec / scale if cfg["apply_b_dec_to_input"] else torch.zeros_like(b_dec)
     steps = d_in if cfg.get("max_iterations") is None else number(cfg, "max_iterations", path / CONFIG, int)
+    if steps > MOST_STEPS:
+        raise BadFile(f"{path / CONFIG}: 'max_iterations' is {steps}; more than {MOST_STEPS:,} would not end")
     tolerance = cfg.get("residual_threshold", 1e-2)
     if type(tolerance) not in (int, float) or not 0 <= tolerance < float("inf"):
         raise BadFile(f"{path / CONFIG}: 'residual_threshold' must be a number from 0 on, not {tolerance!r:.80}")
@@ -56,6 +59,8 @@ def _read_temporal(held: dict[str, Tensor], cfg: dict[str, Any], path: Path, sca
     width, d_in, file = cfg["d_sae"], cfg["d_in"], path / CONFIG
     told = {"n_heads": 8, "n_attn_layers": 1, "bottleneck_factor": 64} | cfg
     heads, layers, factor = (number(told, key, file, int) for key in ("n_heads", "n_attn_layers", "bottleneck_factor"))
+    if layers > len(held):
+        raise BadFile(f"{path / WEIGHTS} has {len(held)} tensors, too few for {layers} layers of attention")
     if width % (heads * factor):
         raise BadFile(f"{file}: d_sae {width} is no multiple of n_heads {heads} times bottleneck_factor {factor}")
     applied, tied = cfg["apply_b_dec_to_input"], flag(cfg, "tied_weights", True, file)

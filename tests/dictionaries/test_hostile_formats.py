@@ -1,0 +1,331 @@
+"""Damaged and hostile checkpoints of every format, drawn by hypothesis: read and usable, or one line of ours."""
+
+import contextlib
+import json
+import math
+import os
+import pickle
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from test_formats import openai_file
+from test_kinds import temporal_folder
+from test_published_formats import as_torch, coder, config, hypothesis_state, learned, linear, pytorch, safe, scopium
+
+from monosem.dictionaries import FORMATS, load_dictionary
+from monosem.dictionaries.formats.common import Place
+from monosem.errors import BadFile, MonosemError
+from tiny_saelens import D, F, X, folder, weights
+
+QUICK = settings(
+    max_examples=int(os.environ.get("HOSTILE", 20)),
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+W = weights(D, "threshold")
+PLAIN = weights()
+PURSUIT = {"W_dec": W["W_dec"], "b_dec": W["b_dec"]}
+MADE: dict[str, Callable[[Path], Any]] = {
+    "saelens": lambda path: folder(path, W, architecture="jumprelu"),
+    "saelens matching pursuit": lambda path: folder(path, PURSUIT, architecture="matching_pursuit", max_iterations=4),
+    "saelens temporal": lambda path: temporal_folder(path, True, True),
+    "openai": lambda path: openai_file(path / "8.pt", "TopK"),
+    "dictionary_learning": lambda path: learned(path, "AutoEncoderTopK", linear(W, b_dec="b_dec"), k=4),
+    "sparsify": lambda path: coder(path, W, {"activation": "topk"}),
+    "latentsae": lambda path: coder(path, W, {"sae_type": "TOPK", "mean_center": True}, input_mean=W["b_dec"]),
+    "gemma_scope": lambda path: (path.mkdir(), np.savez(path / "params.npz", **W)),
+    "gemma_scope_2": lambda path: (
+        safe(path / "params.safetensors", {name.lower(): value for name, value in W.items()}),
+        config(path / "config.json", {"architecture": "jump_relu", "hf_hook_point_in": "model.layers.3.output"}),
+    ),
+    "llama_scope": lambda path: (
+        safe(path / "checkpoints" / "final.safetensors", linear(W, b_dec="decoder.bias")),
+        config(
+            path / "hyperparams.json",
+            {"d_model": D, "jump_relu_threshold": 0.5, "dataset_average_activation_norm": {"in": 3.0, "out": 2.0}},
+        ),
+    ),
+    "llama_scope_r1": lambda path: (
+        safe(
+            path / "sae_weights.safetensors", linear(W, b_dec="decoder.bias") | {"log_jumprelu_threshold": W["b_enc"]}
+        ),
+        config(path / "config.json", {"d_model": D, "dataset_average_activation_norm": {"in": 3.0}}),
+    ),
+    "llamascopium": lambda path: scopium(path, W, "jumprelu", None, norm_activation="dataset-wise"),
+    "circuit_tracer": lambda path: (
+        safe(
+            path / "layer_3.safetensors", PLAIN | {"W_enc": W["W_enc"].T, "activation_function.threshold": W["b_enc"]}
+        ),
+        config(path / "config.yaml", {"model_kind": "transcoder_set", "feature_input_hook": "hook_resid_mid"}),
+    ),
+    "temporal_saes": lambda path: (
+        safe(path / "latest_ckpt.safetensors", temporal_as_published(path)),
+        config(path / "conf.yaml", {"sae": {"n_heads": 2, "n_attn_layers": 2, "bottleneck_factor": 4, "kval_topk": 3}}),
+    ),
+    "bussmann": lambda path: (
+        pytorch(path / "sae.pt", PLAIN),
+        config(path / "config.json", {"sae_type": "topk", "top_k": 4, "input_unit_norm": True}),
+    ),
+    "hypothesaes": lambda path: pytorch(
+        path / "h.pt", {"config": {"k_active_neurons": 4}, "state_dict": hypothesis_state(W, 0.5)}
+    ),
+    "prefscope": lambda path: pytorch(
+        path / "p.pt", {"config": {"sae_type": "batchtopk"}, "state_dict": hypothesis_state(W, 0.5)}
+    ),
+    "saev": lambda path: saev(path / "s.pt"),
+    "overcomplete": lambda path: pytorch(
+        path / "o.pt",
+        {
+            "encoder.final_block.0.weight": W["W_enc"].T,
+            "encoder.final_block.0.bias": W["b_enc"],
+            "dictionary._weights": W["W_dec"],
+            "dictionary.multiplier": torch.tensor(0.1),
+            "thresholds": W["b_enc"],
+        },
+    ),
+    "goodfire": lambda path: pytorch(
+        path / "Llama-3.1-8B-Instruct-SAE-l19.pth",
+        {name.replace("coder.", "coder_linear."): value for name, value in linear(W, b_dec="decoder.bias").items()},
+    ),
+    "qresearch": lambda path: pytorch(path / "q.pt", linear(W, b_dec="decoder.bias")),
+    "qwen_scope": lambda path: pytorch(
+        path / "SAE-Res-Qwen3-1.7B-Base-W32K-L0_4" / "layer2.sae.pt",
+        PLAIN | {"W_enc": W["W_enc"].T, "W_dec": W["W_dec"].T},
+    ),
+    "mistral_sae": lambda path: pytorch(
+        path / "m.pt", {"w_enc": W["W_enc"], "w_dec": W["W_dec"], "b_enc": W["b_enc"], "b_pre": W["b_dec"]}
+    ),
+    "deeplens": lambda path: pytorch(path / "d.pt", linear(W) | {"norm.weight": W["b_dec"], "norm.bias": W["b_dec"]}),
+    "attention_sae": lambda path: (
+        pytorch(path / "a.pt", PLAIN),
+        config(path / "a_cfg.json", {"act_name": "blocks.5.attn.hook_z"}),
+    ),
+}
+HINTS: dict[str, dict[str, Any]] = {"mistral_sae": {"k": 4}, "deeplens": {"kind": "topk", "k": 4}}
+
+
+def temporal_as_published(path: Path) -> dict[str, np.ndarray]:
+    _, w = temporal_folder(path.with_name("own"), True, True)
+    return {{"W_dec": "D", "b_dec": "b"}.get(name, name): value for name, value in w.items()}
+
+
+def saev(path: Path) -> None:
+    path.parent.mkdir()
+    with open(path, "wb") as file:
+        file.write(json.dumps({"d_vit": D, "exp_factor": 4}).encode() + b"\n")
+        torch.save(as_torch(PLAIN), file)
+
+
+def weights_file(path: Path) -> Path:
+    """The file of the tensors."""
+    endings = (".safetensors", ".npz", ".pt", ".pth")
+    return next(one for one in sorted(path.rglob("*")) if one.suffix in endings)
+
+
+def loaded(name: str, path: Path) -> Any:
+    """Of a folder, or of the file where that is the checkpoint."""
+    file = weights_file(path)
+    is_file = not any(one.detect(Place(path)) for one in FORMATS.values()) and file.is_file()
+    return load_dictionary(file if is_file else path, **HINTS.get(name, {}))
+
+
+def refused_or_used(name: str, path: Path) -> None:
+    """What is read computes; what is not is an error of ours, in one line."""
+    error = ""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            dictionary = loaded(name, path)
+            x = torch.from_numpy(X).float()
+            x = torch.zeros(1, 3, dictionary.d_in) if dictionary.d_in != D or dictionary.whole_texts else x
+            dictionary(x)
+            _ = str(dictionary), dictionary.fingerprint
+            with contextlib.suppress(MonosemError):
+                _ = dictionary.site, dictionary.site_out
+        except MonosemError as refused:
+            error = str(refused)
+    assert "\n" not in error
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("formats")
+    for name, make in MADE.items():
+        make(place / name)
+    return place
+
+
+@pytest.fixture
+def fresh(home: Path, tmp_path: Path) -> Callable[[str], Path]:
+    def copied(name: str) -> Path:
+        shutil.rmtree(tmp_path / name, ignore_errors=True)
+        return Path(shutil.copytree(home / name, tmp_path / name))
+
+    return copied
+
+
+def test_every_format_is_among_them(home: Path) -> None:
+    assert {name.split()[0] for name in MADE} == set(FORMATS)
+    for name in MADE:
+        assert loaded(name, home / name).width in (F, 16)
+
+
+odd_texts = st.sampled_from(
+    ["", "\x1b[2J", "\ud800", "a" * 300, "../..", "nan", "none", "model.layers.99999999999.mlp"]
+)
+odd_numbers = st.sampled_from([0, -1, 3, 7, 10**12, 10**30, 1.5, -0.0, 1e300, 1e-300, math.inf, math.nan])
+leaves = st.one_of(st.none(), st.booleans(), odd_numbers, odd_texts)
+values = st.recursive(
+    leaves, lambda one: st.lists(one, max_size=3) | st.dictionaries(odd_texts, one, max_size=3), max_leaves=4
+)
+
+
+def spots(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield path
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, one in inside:
+        yield from spots(one, (*path, key))
+
+
+def changed(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    if not path:
+        return new
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = changed(copy[path[0]], path[1:], new)
+    return copy
+
+
+CONFIGS = ("cfg.json", "config.json", "hyperparams.json", "config.yaml", "conf.yaml", "a_cfg.json")
+
+
+@pytest.mark.parametrize("name", [name for name in MADE if name.split()[0] not in ("openai", "gemma_scope")])
+def test_values_of_any_kind_in_a_config(home: Path, fresh: Any, name: str) -> None:
+    files = [one.name for one in (home / name).rglob("*") if one.name in CONFIGS]
+    if not files:
+        pytest.skip("its files have no config")
+    read = yaml.safe_load if files[0].endswith(".yaml") else json.loads
+    whole = read((home / name / files[0]).read_text())
+
+    @QUICK
+    @given(st.sampled_from(list(spots(whole))), values)
+    def check(path: tuple[Any, ...], new: Any) -> None:
+        target = fresh(name)
+        config(target / files[0], changed(whole, path, new))
+        refused_or_used(name, target)
+
+    check()
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_bytes_of_any_kind(home: Path, fresh: Any, name: str) -> None:
+    file = weights_file(home / name)
+    whole = file.read_bytes()
+
+    @QUICK
+    @given(st.integers(0, len(whole)), st.binary(max_size=12), st.integers(0, 40) | st.just(10**6))
+    def check(at: int, new: bytes, cut: int) -> None:
+        target = fresh(name)
+        (target / file.relative_to(home / name)).write_bytes(whole[:at] + new + whole[at + cut :])
+        refused_or_used(name, target)
+
+    check()
+
+
+def tensors_of(file: Path) -> dict[str, Any]:
+    if file.suffix == ".safetensors":
+        return load_file(file)
+    if file.suffix == ".npz":
+        return {name: torch.from_numpy(value) for name, value in np.load(file).items()}
+    return torch.load(file, weights_only=True)
+
+
+def written(tensors: dict[str, Any], file: Path) -> None:
+    if file.suffix == ".safetensors":
+        save_file({name: t.contiguous() for name, t in tensors.items()}, file)
+    elif file.suffix == ".npz":
+        np.savez(file, **{name: t.numpy() for name, t in tensors.items()})
+    else:
+        torch.save(tensors, file)
+
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.bool, torch.complex64, torch.uint8]
+SHAPES = [(), (0,), (1,), (D,), (F,), (D, F), (F, D), (1, D, F), (F, 0)]
+
+
+@pytest.mark.parametrize("name", [name for name in MADE if name != "saev"])
+def test_tensors_of_any_kind(home: Path, fresh: Any, name: str) -> None:
+    file = weights_file(home / name)
+    whole = tensors_of(file)
+    inner = whole.get("state_dict", whole)
+    names = [key for key, value in inner.items() if isinstance(value, torch.Tensor)]
+    dtypes = [one for one in DTYPES if file.suffix != ".npz" or one != torch.bfloat16]
+
+    @QUICK
+    @given(
+        st.sampled_from([*names, "unknown"]),
+        st.sampled_from([None, *dtypes]),
+        st.sampled_from(SHAPES),
+        st.sampled_from([0.0, 1.0, -1.0, 1e38, math.inf, math.nan]),
+    )
+    def check(key: str, dtype: torch.dtype | None, shape: tuple[int, ...], size: float) -> None:
+        target = fresh(name)
+        new = torch.full(shape, size) if dtype is None or dtype.is_floating_point else torch.ones(shape)
+        held = {other: value for other, value in inner.items() if other != key}
+        held |= {} if dtype is None else {key: new.to(dtype)}
+        written(
+            {**whole, "state_dict": held} if "state_dict" in whole else held, target / file.relative_to(home / name)
+        )
+        refused_or_used(name, target)
+
+    check()
+
+
+class Hostile:
+    def __init__(self, target: Path):
+        self.target = target
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("name", [name for name in MADE if name.split()[0] not in ("saelens", "saev", "gemma_scope")])
+def test_code_in_a_pickle_is_refused_and_not_run(home: Path, fresh: Any, name: str, tmp_path: Path) -> None:
+    target, trap = fresh(name), tmp_path / "ran"
+    file = weights_file(target)
+    if file.suffix == ".safetensors":
+        pytest.skip("its files are no pickles")
+    torch.save({**tensors_of(file), "more": Hostile(trap)}, file)
+    with pytest.raises(BadFile, match="refused: it holds something other than tensors"):
+        loaded(name, target)
+    file.write_bytes(pickle.dumps({"more": Hostile(trap)}))
+    with pytest.raises(BadFile):
+        loaded(name, target)
+    assert not trap.exists()
+
+
+def test_code_behind_other_front_doors(home: Path, fresh: Any, tmp_path: Path) -> None:
+    trap, target = tmp_path / "ran", fresh("saev")
+    file = weights_file(target)
+    with open(file, "wb") as out:
+        out.write(json.dumps({"d_vit": D}).encode() + b"\n")
+        torch.save({"W_enc": Hostile(trap)}, out)
+    with pytest.raises(BadFile, match="refused: it holds something other than tensors"):
+        loaded("saev", target)
+    target = fresh("gemma_scope")
+    np.savez(target / "params.npz", W_enc=np.array([Hostile(trap)], dtype=object))
+    with pytest.raises(BadFile, match="no archive of plain numbers"):
+        loaded("gemma_scope", target)
+    assert not trap.exists()
