@@ -5,16 +5,17 @@ from typing import Any
 
 import pytest
 import torch
-from test_sparse import random_form
+from test_sparse import mask_of, random_form
 from test_training import BATCH, FEATURES, D, MemoryStream, config
 from torch import Tensor
 
 from monosem.dictionaries import load_dictionary
 from monosem.dictionaries.training import train_on
 from monosem.dictionaries.training.form import TrainingForm
-from monosem.dictionaries.training.forward import unexplained
-from monosem.dictionaries.training.kinds import KINDS
+from monosem.dictionaries.training.forward import auxiliary_loss, unexplained
+from monosem.dictionaries.training.kinds import KINDS, Moment
 from monosem.dictionaries.training.kinds.matryoshka import widths_of
+from monosem.dictionaries.training.selection import select_abstopk
 from monosem.errors import BadInput
 
 MATRYOSHKA = {"kind": "matryoshka", "matryoshka_widths": [8, 24]}
@@ -75,13 +76,195 @@ def test_the_first_latents_of_a_matryoshka_rebuild_alone(tmp_path: Path) -> None
     assert explained["matryoshka"] > explained["batchtopk"] + 0.1
 
 
+# --- kinds with a penalty ---------------------------------------------------------------------------------------------
+
+
+def whole_loss(settings: Any, form: TrainingForm, x: Tensor, done_share: float, variance: float) -> Tensor:
+    """As a step computes it."""
+    kind = KINDS[settings.kind]
+    done = kind.forward["dense"](form, x, settings)
+    loss = unexplained(done, x, settings, variance)
+    assert kind.penalty is not None
+    return loss + kind.penalty(form, done, x, settings, Moment(done_share, variance**0.5))
+
+
+def form_of(settings: Any) -> TrainingForm:
+    form = random_form(FEATURES, D)
+    for name, value in KINDS[settings.kind].own_parameters(settings).items():
+        form.own[name] = torch.nn.Parameter(value + 0.3 * torch.rand(FEATURES))
+    return form
+
+
+@pytest.mark.parametrize(
+    ("share", "weight", "p"), [(0.05, 0.2, 1.0), (0.5, 0.4, 1.0), (0.75, 0.4, 0.6), (1.0, 0.4, 0.2)]
+)
+def test_the_l1_loss_rises_and_anneals(share: float, weight: float, p: float) -> None:
+    """Weight 0.4 after a tenth of the run, half of it at a twentieth; from half of the run on p goes from 1 to 0.2."""
+    settings = config(kind="relu", k=None, sparsity=0.4, p_end=0.2)
+    x, form, slow = 2 * torch.randn(100, D), form_of(settings), form_of(settings)
+    loss = whole_loss(settings, form, x, share, 3.0)
+    codes = ((x - slow.b_dec) @ slow.W_enc.T + slow.b_enc).relu()
+    error = (x - codes @ slow.W_dec - slow.b_dec).square().sum(1).mean() / 3.0
+    l1 = codes.sum(1).mean() / 3.0**0.5
+    assert float(loss) == pytest.approx(float(error + weight * l1), rel=1e-5)
+    unit = codes / 3.0**0.5
+    powers = torch.where(unit > 0, (unit + 1e-3) ** p, 0.0).sum(1).mean() if p < 1 else l1
+    expected = gradients(slow, error + weight * (l1 / powers).detach() * powers)
+    torch.testing.assert_close(gradients(form, loss), expected, atol=1e-6, rtol=1e-4)
+
+
+def test_the_gated_loss_is_that_of_its_paper() -> None:
+    """And its auxiliary part teaches the decoder nothing."""
+    settings = config(kind="gated", k=None, sparsity=0.4, sparsity_warmup=0.0)
+    x, form, slow = 2 * torch.randn(100, D), form_of(settings), form_of(settings)
+    loss = whole_loss(settings, form, x, 0.0, 3.0)
+    z = x - slow.b_dec
+    gate = z @ slow.W_enc.T + slow.b_enc
+    magnitude = (z @ (slow.W_enc.T * slow.own["r_mag"].exp()) + slow.own["b_mag"]).relu()
+    error = (x - (magnitude * (gate > 0).float()) @ slow.W_dec - slow.b_dec).square().sum(1).mean()
+    frozen = (x - gate.relu() @ slow.W_dec.detach() - slow.b_dec.detach()).square().sum(1).mean()
+    expected = error / 3.0 + frozen / 3.0 + 0.4 * gate.relu().sum(1).mean() / 3.0**0.5
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(gradients(form, loss), gradients(slow, expected), atol=1e-5, rtol=1e-4)
+
+
+JUMPS = [{"target_l0": 5.0}, {"penalty": "step", "sparsity": 0.01}, {"penalty": "tanh", "sparsity": 0.01}]
+
+
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("changes", JUMPS)
+def test_the_jumprelu_gradients_are_those_of_the_estimator(changes: dict[str, Any], both: bool) -> None:
+    """Of the codes' gradient g by plain autograd: θ gets −Σ (θ / ε) g in the window, pre g above θ (or both)."""
+    straight = {"straight_through": "both" if both else "threshold", "bandwidth": 0.4}
+    settings = config(kind="jumprelu", k=None, sparsity_warmup=0.0, **straight, **changes)
+    x, form = 2 * torch.randn(100, D), form_of(settings)
+    found = gradients(form, whole_loss(settings, form, x, 0.0, 3.0))
+    with torch.no_grad():
+        pre = (x - form.b_dec) @ form.W_enc.T + form.b_enc
+        theta = form.own["threshold"]
+        inside = ((pre - theta) / 0.4).abs() < 0.5
+    codes = (pre * (pre > theta)).detach().requires_grad_()
+    active = (pre > theta).float().requires_grad_()
+    l0 = active.sum(1).mean()
+    penalties = {
+        None: 0.3 * (l0 / 5 - 1) ** 2, "step": 0.01 * l0, "tanh": 0.01 * (4 * codes / 3.0**0.5).tanh().sum(1).mean()
+    }  # fmt: skip
+    error = (x - codes @ form.W_dec.detach() - form.b_dec.detach()).square().sum(1).mean() / 3.0
+    (error + penalties[changes.get("penalty")] + 0 * l0).backward()
+    estimated = inside * (theta * codes.grad + active.grad) / 0.4  # type: ignore[operator]
+    torch.testing.assert_close(found["own.threshold"], -estimated.sum(0).detach(), atol=1e-5, rtol=1e-4)
+    of_pre = codes.grad * (pre > theta) + (estimated if both else 0)  # type: ignore[operator]
+    torch.testing.assert_close(found["b_enc"], of_pre.sum(0).detach(), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found["W_enc"], (of_pre.T @ (x - form.b_dec)).detach(), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("target", [2.0, 6.0])
+def test_jumprelu_comes_to_the_l0_that_was_asked_for(tmp_path: Path, target: float) -> None:
+    trained = train_on(MemoryStream(), of("jumprelu", 400, target_l0=target), folder=tmp_path, quiet=True)
+    found = float(trained.encode(next(MemoryStream(seed=7))).l0().float().mean())
+    assert found == pytest.approx(target, rel=0.35)
+    assert trained.threshold is not None
+    assert len(trained.threshold.unique()) > FEATURES / 2
+    assert trained.threshold.min() >= 0
+
+
+def test_a_larger_penalty_makes_sparser_codes(tmp_path: Path) -> None:
+    for kind in ("relu", "gated"):
+        l0 = []
+        for weight in (0.1, 1.0):
+            settings = of(kind, 200, sparsity=weight)
+            seen: list[Any] = []
+            train_on(MemoryStream(), settings, folder=tmp_path / f"{kind}{weight}", quiet=True, on_step=seen.append)
+            l0.append(seen[-1]["l0"])
+            assert 0 < seen[-1]["sparsity"] < seen[-1]["loss"]
+        assert l0[1] < 0.6 * l0[0]
+
+
+# --- abstopk and matching pursuit -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("screen", [False, True])
+def test_abstopk_selection_is_exact(screen: bool) -> None:
+    form = random_form(512, 24)
+    x = torch.randn(1500, 24)
+    pre = x @ form.W_enc.T + form.b_enc
+    support = select_abstopk(x, (form.W_enc.detach(), form.b_enc.detach()), 6, screen)
+    expected = torch.zeros_like(pre, dtype=torch.bool).scatter(1, pre.abs().topk(6).indices, True)
+    assert torch.equal(mask_of(support, 1500), expected)
+
+
+def test_the_sparse_signed_step_is_the_dense_one_with_autograd() -> None:
+    settings, dead = config(kind="abstopk", k=6), torch.arange(0, 64, 3)
+    x, found = 2 * torch.randn(200, D), []
+    for kernels in ("sparse", "dense"):
+        form = random_form(FEATURES, D)
+        done = KINDS["abstopk"].forward[kernels](form, x, settings)
+        residual = x - done.reconstruction
+        loss = residual.square().sum(1).mean() + auxiliary_loss(form, x, residual, dead, 4, signed=True)
+        assert int(done.active) == 6 * 200
+        found.append((loss, done.fired, gradients(form, loss)))
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-4)
+
+
+def test_the_signed_auxiliary_loss_ranks_by_magnitude() -> None:
+    form, x, dead = random_form(FEATURES, D), torch.randn(50, D), torch.tensor([3, 9, 11, 40])
+    residual = torch.randn(50, D)
+    pre = ((x - form.b_dec) @ form.W_enc.T + form.b_enc)[:, dead]
+    codes = pre * torch.zeros_like(pre).scatter(1, pre.abs().topk(2).indices, 1.0)
+    error = (residual - codes @ form.W_dec[dead]).square().mean() / (residual - residual.mean(0)).square().mean()
+    torch.testing.assert_close(auxiliary_loss(form, x, residual, dead, 2, signed=True), error)
+
+
+def test_matching_pursuit_and_its_gradients_are_those_of_plain_autograd() -> None:
+    settings, x = config(kind="matching_pursuit", k=5), 2 * torch.randn(60, D)
+    form, slow = random_form(FEATURES, D), random_form(FEATURES, D)
+    done = KINDS["matching_pursuit"].forward["dense"](form, x, settings)
+    left, chosen = x - slow.b_dec, torch.zeros(60, FEATURES)
+    for _ in range(5):
+        products = left @ slow.W_dec.T
+        best = products.detach().argmax(1)
+        value = products[torch.arange(60), best].relu()
+        chosen[torch.arange(60), best] += value.detach()
+        left = left - value[:, None] * slow.W_dec[best]
+    torch.testing.assert_close(done.reconstruction, x - left, atol=1e-5, rtol=1e-5)
+    assert int(done.active) == int((chosen > 0).sum())
+    assert torch.equal(done.fired, (chosen > 0).any(0))
+    ours = gradients(form, (x - done.reconstruction).square().sum())
+    theirs = gradients(slow, left.square().sum())
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "relu"}, "k is of kind topk or .*, not of relu; leave it out"),
+        ({"k": None}, "k: kind topk needs it"),
+        ({"kind": "jumprelu", "k": None}, "the quadratic penalty needs target_l0"),
+        ({"kind": "jumprelu", "k": None, "penalty": "step", "target_l0": 3}, "the step penalty has no target_l0"),
+        ({"sparsity": 1.0}, "sparsity is of kind jumprelu or gated or relu, not of topk"),
+        ({"kind": "gated", "k": None, "kernels": "sparse"}, "kernels: kind gated has only dense ones"),
+        ({"kind": "matching_pursuit", "auxk": 3}, "auxk: kind matching_pursuit has no use for it"),
+        ({"kind": "abstopk", "site_out": "mlp_out.1"}, "no file format holds a abstopk transcoder; take batchtopk or"),
+    ],
+)
+def test_settings_that_a_kind_does_not_have(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        config(**changes)
+
+
 # --- every kind -------------------------------------------------------------------------------------------------------
 
-CASES = {"topk": {}, "batchtopk": {}, "matryoshka": MATRYOSHKA}
+FREE = {"k": None}
+CASES: dict[str, dict[str, Any]] = {
+    "matryoshka": MATRYOSHKA,
+    "jumprelu": FREE | {"target_l0": 3.0},
+    "gated": FREE,
+    "relu": FREE,
+}
 
 
 def of(kind: str, steps: int = 30, **changes: Any) -> Any:
-    return config(steps, **{"kind": kind} | CASES[kind] | changes)
+    return config(steps, **{"kind": kind} | CASES.get(kind, {}) | changes)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -95,6 +278,7 @@ def test_features_are_recovered_and_the_file_does_what_training_did(tmp_path: Pa
     fve = 1 - float((x - loaded(x)).square().sum() / (x - x.mean(0)).square().sum())
     assert fve > 0.6
     assert fve == pytest.approx(seen[-1]["fve"], abs=0.05)
+    assert loaded.metadata["training_architecture"] == KINDS[kind].architecture
     assert float(loaded.encode(x).l0().float().mean()) == pytest.approx(seen[-1]["l0"], rel=0.15)
 
 

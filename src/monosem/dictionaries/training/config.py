@@ -90,12 +90,18 @@ class TrainConfig(RunSettings, DictionarySettings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.k > self.width:
+        if self.k is not None and self.k > self.width:
             raise ValueError(f"k is {self.k:,}, but there are only {self.width:,} latents; make k smaller")
         kind = KINDS[self.kind]
         if foreign := [name for name in sorted(OWN.difference(kind.own)) if getattr(self, name) is not None]:
             owner = " or ".join(name for name, other in KINDS.items() if foreign[0] in other.own)
             raise ValueError(f"{foreign[0]} is of kind {owner}, not of {self.kind}; leave it out")
+        if missing := [name for name in kind.needed if getattr(self, name) is None]:
+            raise ValueError(f"{missing[0]}: kind {self.kind} needs it")
+        if useless := [name for name in kind.refused if getattr(self, name) is not None]:
+            raise ValueError(f"{useless[0]}: kind {self.kind} has no use for it; leave it out")
+        if self.kernels not in ("auto", *kind.forward):
+            raise ValueError(f"kernels: kind {self.kind} has only {' and '.join(kind.forward)} ones")
         if wrong := kind.complaint(self):
             raise ValueError(wrong)
         if self.site_out is not None and kind.saved not in TRANSCODERS:
@@ -117,6 +123,11 @@ class TrainConfig(RunSettings, DictionarySettings):
             return self.lr
         batch, steps = min(self.batch_tokens, 4096), min(max(self.steps, 1000), 100_000)
         return min(2e-4 * (2**14 / self.width * batch / 4096 * 100_000 / steps) ** 0.5, 0.01)
+
+    def auxk_of(self, d_in: int) -> int:
+        """Dead latents a token in the auxiliary loss; 0: there is none."""
+        kind = KINDS[self.kind]
+        return (d_in // 2 if kind.revives and "auxk" not in kind.refused else 0) if self.auxk is None else self.auxk
 
     @property
     def dead_after(self) -> int:

@@ -5,11 +5,12 @@ from typing import Any
 import torch
 
 from ..dictionary import Dictionary
+from ..encoders import ENCODERS
 from ..folds import fold_decoder_norm, fold_scale
 from ..parts import DictionaryParts, DictionaryTensors
 from .config import TrainConfig
 from .form import TrainingForm
-from .kinds import KINDS
+from .kinds import KINDS, Kind
 
 
 def export(
@@ -34,11 +35,12 @@ def export(
         BadInput: weights that are not finite.
     """
     kind = KINDS[config.kind]
-    canonical = fold_decoder_norm(fold_scale(_tensors(form, threshold), *scales)).to(torch.float32)
+    canonical = fold_decoder_norm(fold_scale(_tensors(form, kind, threshold), *scales)).to(torch.float32)
     parts = DictionaryParts(
         canonical,
         kind.saved,
-        k=config.k if threshold is None else None,
+        k=config.k if "k" in ENCODERS[kind.saved].needs else None,
+        options=kind.options(config),
         site=config.site,
         site_out=config.site_out,
         transcoder=config.site_out is not None,
@@ -50,9 +52,12 @@ def export(
     return dictionary
 
 
-def _tensors(form: TrainingForm, threshold: float | None) -> DictionaryTensors:
+def _tensors(form: TrainingForm, kind: Kind, threshold: float | None) -> DictionaryTensors:
     """In the form's units, for inputs that are not centred."""
     weights = {name: p.detach().to("cpu", torch.float64) for name, p in form.state_dict().items()}
+    weights |= kind.canonical(weights)
+    if threshold is not None:
+        weights["threshold"] = torch.full((form.width,), threshold, dtype=torch.float64)
     centre, skip = weights.get("b_in", weights["b_dec"]), weights.get("W_skip")
     W_enc = weights["W_enc"].T
     return DictionaryTensors(
@@ -60,6 +65,6 @@ def _tensors(form: TrainingForm, threshold: float | None) -> DictionaryTensors:
         b_enc=weights["b_enc"] - centre @ W_enc,
         W_dec=weights["W_dec"],
         b_dec=weights["b_dec"] if skip is None else weights["b_dec"] - skip @ centre,
-        threshold=None if threshold is None else torch.full((form.width,), threshold, dtype=torch.float64),
+        threshold=weights.get("threshold"),
         W_skip=skip,
     )

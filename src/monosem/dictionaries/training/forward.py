@@ -13,8 +13,9 @@ BEST_ON = {"cpu": "sparse", "cuda": "dense"}
 
 
 def forward_of(settings: DictionarySettings, device: torch.device) -> Forward:
-    kernels = BEST_ON.get(device.type, "dense") if settings.kernels == "auto" else settings.kernels
-    return KINDS[settings.kind].forward[kernels]
+    forward = KINDS[settings.kind].forward
+    best = BEST_ON.get(device.type, "dense") if settings.kernels == "auto" else settings.kernels
+    return forward.get(best, next(iter(forward.values())))
 
 
 def unexplained(
@@ -34,6 +35,7 @@ def auxiliary_loss(
     residual: Float[Tensor, "batch d"],
     dead: Int[Tensor, "n"],
     k: int,
+    signed: bool = False,
 ) -> Float[Tensor, ""]:
     """AuxK: how badly the k most active dead latents explain what the living ones left over.
 
@@ -43,9 +45,10 @@ def auxiliary_loss(
     """
     target = residual.detach()
     pre = F.linear(x - form.centre, form.W_enc.index_select(0, dead), form.b_enc.index_select(0, dead))
-    codes = pre.relu()
+    codes = pre if signed else pre.relu()
     if k < len(dead):
-        places = pre.detach().topk(k, sorted=False).indices
+        ranked = pre.detach().abs() if signed else pre.detach()
+        places = ranked.topk(k, sorted=False).indices
         codes = codes * torch.zeros_like(codes).scatter_(1, places, 1.0)
     error = (target - codes @ form.W_dec.index_select(0, dead)).square().sum(1).mean()
     variance = (target - target.mean(0)).square().sum(1).mean()

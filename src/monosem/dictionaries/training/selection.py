@@ -49,21 +49,27 @@ def _products(x: Tensor, encoder: Encoder, dtype: torch.dtype) -> Iterator[Tenso
         yield torch.addmm(bias, chunk, weight, out=buffer[: len(chunk)])
 
 
-def _candidates(x: Tensor, encoder: Encoder, n: int, screen: bool) -> tuple[Tensor, Tensor]:
-    """Columns and exact float32 pre-activations [batch, n] of the n largest of every token."""
+def _columns(x: Tensor, encoder: Encoder, n: int, screen: bool, signed: bool = False) -> Int[Tensor, "batch n"]:
+    """Columns of the n largest pre-activations of every token; `signed`: of the largest magnitudes."""
     width = len(encoder[1])
     if screen and SCREEN * n < width:
-        columns = torch.cat([top_columns(pre, SCREEN * n) for pre in _products(x, encoder, torch.bfloat16)])
+        products = _products(x, encoder, torch.bfloat16)
+        columns = torch.cat([top_columns(pre.abs_() if signed else pre, SCREEN * n) for pre in products])
         exact = rows_dot(Support.of(columns, width), x, encoder[0]).view_as(columns) + encoder[1][columns]
-        values, place = exact.topk(n, sorted=False)
-        return columns.gather(1, place), values
-    chunks = [(top := top_columns(pre, n), pre.gather(1, top)) for pre in _products(x, encoder, x.dtype)]
-    return torch.cat([columns for columns, _ in chunks]), torch.cat([values for _, values in chunks])
+        place = (exact.abs_() if signed else exact).topk(n, sorted=False).indices
+        return columns.gather(1, place)
+    products = _products(x, encoder, x.dtype)
+    return torch.cat([top_columns(pre.abs_() if signed else pre, n) for pre in products])
 
 
 def select_topk(centred: Float[Tensor, "batch d"], encoder: Encoder, k: int, screen: bool) -> Support:
     """The k largest pre-activations of each token."""
-    return Support.of(_candidates(centred, encoder, k, screen)[0], len(encoder[1]))
+    return Support.of(_columns(centred, encoder, k, screen), len(encoder[1]))
+
+
+def select_abstopk(centred: Float[Tensor, "batch d"], encoder: Encoder, k: int, screen: bool) -> Support:
+    """The k largest magnitudes of each token."""
+    return Support.of(_columns(centred, encoder, k, screen, signed=True), len(encoder[1]))
 
 
 def select_batchtopk(centred: Float[Tensor, "batch d"], encoder: Encoder, k: int, screen: bool) -> Support:
@@ -115,4 +121,5 @@ def _above(x: Tensor, encoder: Encoder, bound: float, screen: bool) -> tuple[Sup
 SELECTIONS: dict[str, Callable[[Tensor, Encoder, int, bool], Support]] = {
     "topk": select_topk,
     "batchtopk": select_batchtopk,
+    "abstopk": select_abstopk,
 }

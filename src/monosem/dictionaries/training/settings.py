@@ -25,11 +25,36 @@ class DictionarySettings(JobConfig):
     )
     width: int = Field(gt=0, description="number of latents")
     kind: str = Field(default="topk", description="how latents are chosen: a row of `KINDS`")
-    k: int = Field(gt=0, description="active latents a token (their mean over the batch for batchtopk, matryoshka)")
+    k: int | None = Field(
+        default=None,
+        gt=0,
+        description="active latents a token (their mean over the batch for batchtopk, matryoshka; steps of "
+        "matching_pursuit); relu, gated and jumprelu have none",
+    )
     matryoshka_widths: list[Width] | None = Field(
         default=None,
         description="first latents that rebuild the activations alone, of kind matryoshka; None: a 16th, an 8th, a 4th "
         "and half of the width; the width itself is always the last",
+    )
+    sparsity: float | None = Field(
+        default=None, ge=0, description="weight of the penalty of relu, gated, jumprelu; None: the kind's own"
+    )
+    sparsity_warmup: float | None = Field(
+        default=None, ge=0, le=1, description="first share of the run, over which that weight rises from 0; None: 0.1"
+    )
+    p_end: float | None = Field(
+        default=None, gt=0, le=1, description="of relu, gated: exponent of the penalty at the end of the run; None: 1"
+    )
+    penalty: Literal["quadratic", "step", "tanh"] | None = Field(
+        default=None, description="of jumprelu: (L0 / target_l0 - 1)², L0, or its smooth form; None: quadratic"
+    )
+    target_l0: float | None = Field(default=None, gt=0, description="of jumprelu: active latents a token to aim at")
+    bandwidth: float | None = Field(
+        default=None, gt=0, description="of jumprelu: width of the window in which thresholds learn; None: 0.02"
+    )
+    first_threshold: float | None = Field(default=None, ge=0, description="of jumprelu, of all latents; None: 0.02")
+    straight_through: Literal["threshold", "both"] | None = Field(
+        default=None, description="of jumprelu: what learns from the window; both: pre-activations, too"
     )
     seed: Seed = Field(default=0, description="of the initial weights and of the shuffling")
     start: str | None = Field(
@@ -49,7 +74,9 @@ class DictionarySettings(JobConfig):
     betas: tuple[Beta, Beta] = Field(default=(0.9, 0.999), description="Adam's")
 
     auxk: int | None = Field(
-        default=None, ge=0, description="dead latents a token in the auxiliary loss; None: d_in / 2; 0: off"
+        default=None,
+        ge=0,
+        description="dead latents a token in the auxiliary loss; None: d_in / 2, for relu, gated, jumprelu 0; 0: off",
     )
     auxk_coefficient: float = Field(default=1 / 32, ge=0, description="weight of the auxiliary loss")
     dead_tokens: int | None = Field(
@@ -73,6 +100,3 @@ class DictionarySettings(JobConfig):
     def sites(self) -> list[str]:
         """Where it reads and, of a transcoder, where it writes."""
         return [self.site] if self.site_out is None else [self.site, self.site_out]
-
-    def auxk_of(self, d_in: int) -> int:
-        return d_in // 2 if self.auxk is None else self.auxk

@@ -87,12 +87,13 @@ def transposed_sum(
 class _EncodeAt(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, b_dec: Tensor, W_enc: Tensor, b_enc: Tensor, support: Support
+        ctx: Any, x: Tensor, b_dec: Tensor, W_enc: Tensor, b_enc: Tensor, support: Support, signed: bool
     ) -> Tensor:
         centred = x - b_dec
-        values = (rows_dot(support, centred, W_enc) + b_enc[support.columns]).relu_()
+        values = rows_dot(support, centred, W_enc) + b_enc[support.columns]
+        values = values if signed else values.relu_()
         ctx.save_for_backward(centred, W_enc, values)
-        ctx.support = support
+        ctx.support, ctx.signed = support, signed
         return values
 
     @staticmethod
@@ -100,13 +101,13 @@ class _EncodeAt(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         centred, W_enc, values = ctx.saved_tensors
         support: Support = ctx.support
-        grad = grad * (values > 0)  # a selected place that ReLU set to zero gets no gradient
+        grad = grad if ctx.signed else grad * (values > 0)  # a selected place that ReLU set to zero gets no gradient
         grad_b_enc = grad.new_zeros(support.width).index_add_(0, support.columns, grad)
         grad_W_enc = transposed_sum(support, grad, centred)
         # Σ_b Σ_f of grad · W_enc[f]: summed over tokens before the product, so one matrix-vector product is enough
         grad_b_dec = -(grad_b_enc @ W_enc)
         grad_x = weighted_sum(support, grad, W_enc) if ctx.needs_input_grad[0] else None
-        return grad_x, grad_b_dec, grad_W_enc, grad_b_enc, None
+        return grad_x, grad_b_dec, grad_W_enc, grad_b_enc, None, None
 
 
 class _DecodeAt(torch.autograd.Function):
@@ -130,9 +131,11 @@ def encode_at(
     W_enc: Float[Tensor, "width d"],
     b_enc: Float[Tensor, "width"],
     support: Support,
+    signed: bool = False,
 ) -> Float[Tensor, "places"]:
-    """relu((x − b_dec) · W_enc[f] + b_enc[f]) at every place; gradients reach only the selected latents."""
-    return _EncodeAt.apply(x, b_dec, W_enc, b_enc, support)
+    """relu((x − b_dec) · W_enc[f] + b_enc[f]) at every place, `signed` without relu; gradients reach only the selected
+    latents."""
+    return _EncodeAt.apply(x, b_dec, W_enc, b_enc, support, signed)
 
 
 def decode_at(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..form import TrainingForm
 from ..settings import DictionarySettings
@@ -21,9 +22,20 @@ class Pass:
     floor: Float[Tensor, ""]  # smallest positive activation; infinity when no activation is positive
     parts: Float[Tensor, "batch groups d"] | None = None  # what groups of latents add to it, where that matters
     offset: Tensor | None = None  # and what it holds beside them
+    codes: Float[Tensor, "batch width"] | None = None  # dense ones, for kinds with a penalty
+    pre: Float[Tensor, "batch width"] | None = None  # what the kind decides by which latents are active
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When and on what a penalty is computed."""
+
+    done: float  # share of the run's steps that were made
+    unit: float  # root of the variance of what is rebuilt: codes in this unit do not depend on the run's scale
 
 
 Forward = Callable[[TrainingForm, Tensor, DictionarySettings], Pass]  # of x [batch, d_in]
+Penalty = Callable[[TrainingForm, Pass, Tensor, DictionarySettings, Moment], Tensor]  # y [batch, d_out] -> a number
 
 
 def squared_error(done: Pass, y: Float[Tensor, "batch d"]) -> Float[Tensor, ""]:
@@ -37,13 +49,18 @@ class Kind:
 
     Attributes:
         use: when to choose it, one line.
-        forward: "sparse", "dense" -> forward pass; both give the same numbers.
-        error: what of a pass is to become small: (pass, target) -> squared error, summed over the batch.
+        forward: "sparse", "dense" -> forward pass; where there are both, they give the same numbers.
         saved: kind of the canonical dictionary (a row of `ENCODERS`).
         architecture: SAELens' name of it in training.
+        error: what of a pass is to become small: (pass, target) -> squared error, summed over the batch.
+        penalty: what is added to the loss so that codes become sparse; None where the forward pass chooses k.
         one_threshold: the file has one threshold for all latents: the smallest code of the last batches.
-        own: names of settings that belong to this kind, not to every one.
+        revives: whether the auxiliary loss for dead latents is on where the settings say nothing.
+        own: names of settings that belong to this kind, not to every one. needed: that have to be given. refused: that
+            it has no use for, though others have.
         own_parameters: first values [width] of what is learned beside the matrices and biases that every kind has.
+        constrain: what holds for the parameters after every step.
+        canonical: weights by name, in float64, to W_enc [width, d_in], b_enc and what else the canonical form has.
         complaint: what is wrong with the settings, None where nothing is.
     """
 
@@ -52,17 +69,43 @@ class Kind:
     saved: str
     architecture: str
     error: Callable[[Pass, Tensor], Tensor] = squared_error
+    penalty: Penalty | None = None
     one_threshold: bool = False
+    revives: bool = True
     own: tuple[str, ...] = ()
-    complaint: Callable[[DictionarySettings], str | None] = lambda settings: None
+    needed: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
     own_parameters: Callable[[DictionarySettings], dict[str, Tensor]] = lambda settings: {}
+    constrain: Callable[[TrainingForm], None] = lambda form: None
+    canonical: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda weights: {}
+    options: Callable[[DictionarySettings], dict[str, object]] = lambda settings: {}
     metadata: Callable[[DictionarySettings], dict[str, object]] = lambda settings: {}
+    complaint: Callable[[DictionarySettings], str | None] = lambda settings: None
+
+
+def encoded(form: TrainingForm, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch width"]:
+    """Pre-activations, dense."""
+    return F.linear(x - form.centre, form.W_enc, form.b_enc)
 
 
 def counted(reconstruction: Tensor, columns: Tensor, values: Tensor, width: int) -> Pass:
     """The pass with these codes: values at columns, in no order."""
-    values, positive = values.detach(), values.detach() > 0
+    values = values.detach()
+    active, positive = values != 0, values > 0
     fired = torch.zeros(width, dtype=torch.int32, device=values.device)
-    fired.index_add_(0, columns, positive.int())
+    fired.index_add_(0, columns, active.int())
     floor = torch.where(positive, values, torch.inf).amin() if values.numel() else values.new_tensor(torch.inf)
-    return Pass(reconstruction, fired > 0, positive.sum(), floor)
+    return Pass(reconstruction, fired > 0, active.sum(), floor)
+
+
+def rebuilt(form: TrainingForm, x: Float[Tensor, "batch d_in"], codes: Float[Tensor, "batch width"]) -> Pass:
+    """The pass with these dense codes."""
+    active = codes.detach() != 0
+    infinity = codes.new_tensor(torch.inf)
+    return Pass(codes @ form.W_dec + form.offset(x), active.any(0), active.sum(), infinity, codes=codes)
+
+
+def risen(settings: DictionarySettings, moment: Moment) -> float:
+    """What a penalty counts by now: from 0 up to 1 over the first `sparsity_warmup` of the run."""
+    share = 0.1 if settings.sparsity_warmup is None else settings.sparsity_warmup
+    return min(moment.done / share, 1.0) if share else 1.0

@@ -41,6 +41,7 @@ def _sparse(form: TrainingForm, x: Tensor, settings: DictionarySettings) -> Pass
 
 
 def _dense(form: TrainingForm, x: Tensor, settings: DictionarySettings) -> Pass:
+    assert settings.k is not None
     codes, values, columns = dense_batch_codes(form, x, settings.k)
     ends = itertools.pairwise([0, *widths_of(settings)])
     parts = torch.stack([codes[:, start:end] @ form.W_dec[start:end] for start, end in ends], 1)
@@ -100,7 +101,8 @@ MATRYOSHKA = Kind(
     architecture="matryoshka_batchtopk",
     error=_error,
     one_threshold=True,
-    own=("matryoshka_widths",),
+    own=("k", "matryoshka_widths"),
+    needed=("k",),
     complaint=_complaint,
     metadata=lambda settings: {"matryoshka_widths": widths_of(settings)},
 )

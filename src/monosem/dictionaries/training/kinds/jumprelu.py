@@ -1,0 +1,118 @@
+"""JumpReLU with a threshold for each latent that is learned (Rajamanoharan et al. 2024, arXiv 2407.14435).
+
+codes = pre where pre > θ. The derivative by θ is estimated in a window of the width of `bandwidth` around it:
+−(θ / ε) rect((pre − θ) / ε) of the codes, −(1 / ε) rect((pre − θ) / ε) of the number of active latents. With
+`straight_through: both` the pre-activations get the opposite, too (Anthropic's January 2025 update).
+
+The penalty is of the mean number of active latents, L0: `quadratic` (L0 / target_l0 − 1)², `step` L0, or `tanh` the
+mean of Σ tanh(4 · codes), codes in units of the root variance.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..form import TrainingForm
+from ..settings import DictionarySettings
+from .kind import Kind, Moment, Pass, encoded, rebuilt, risen
+
+BANDWIDTH, THRESHOLD, SLOPE = 0.02, 0.02, 4.0  # see docs/training.md
+DEFAULTS = {"quadratic": 0.3, "step": 1e-3, "tanh": 1e-3}
+
+
+class _Jump(torch.autograd.Function):
+    """pre where pre > θ, or 1 there (`count`)."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, pre: Tensor, threshold: Tensor, width: float, both: bool, count: bool
+    ) -> Tensor:
+        above = pre > threshold
+        ctx.save_for_backward(pre, threshold, above)
+        ctx.width, ctx.both, ctx.count = width, both, count
+        return above.to(pre.dtype) if count else pre * above
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        pre, threshold, above = ctx.saved_tensors
+        inside = (pre - threshold).abs() < ctx.width / 2
+        height = 1.0 if ctx.count else threshold
+        estimated = grad * inside * height / ctx.width
+        grad_pre = torch.zeros_like(pre) if ctx.count else grad * above
+        return grad_pre + estimated if ctx.both else grad_pre, -estimated.sum(0), None, None, None
+
+
+def jump(form: TrainingForm, pre: Tensor, settings: DictionarySettings, count: bool) -> Tensor:
+    bandwidth = BANDWIDTH if settings.bandwidth is None else settings.bandwidth
+    result: Tensor = _Jump.apply(pre, form.own["threshold"], bandwidth, settings.straight_through == "both", count)
+    return result
+
+
+def forward(form: TrainingForm, x: Tensor, settings: DictionarySettings) -> Pass:
+    pre = encoded(form, x)
+    done = rebuilt(form, x, jump(form, pre, settings, count=False))
+    done.pre = pre
+    return done
+
+
+def _l0(form: TrainingForm, done: Pass, settings: DictionarySettings) -> Tensor:
+    assert done.pre is not None
+    return jump(form, done.pre, settings, count=True).sum(1).mean()
+
+
+def _quadratic(form: TrainingForm, done: Pass, settings: DictionarySettings, unit: float) -> Tensor:
+    assert settings.target_l0 is not None
+    return (_l0(form, done, settings) / settings.target_l0 - 1).square()
+
+
+def _step(form: TrainingForm, done: Pass, settings: DictionarySettings, unit: float) -> Tensor:
+    return _l0(form, done, settings)
+
+
+def _tanh(form: TrainingForm, done: Pass, settings: DictionarySettings, unit: float) -> Tensor:
+    assert done.codes is not None
+    return (SLOPE * done.codes / unit).tanh().sum(1).mean()
+
+
+PENALTIES: dict[str, Callable[..., Tensor]] = {"quadratic": _quadratic, "step": _step, "tanh": _tanh}
+
+
+def _penalty(form: TrainingForm, done: Pass, y: Tensor, settings: DictionarySettings, moment: Moment) -> Tensor:
+    name = settings.penalty or "quadratic"
+    weight = DEFAULTS[name] if settings.sparsity is None else settings.sparsity
+    return weight * risen(settings, moment) * PENALTIES[name](form, done, settings, moment.unit)
+
+
+def _complaint(settings: DictionarySettings) -> str | None:
+    aimed = settings.penalty in (None, "quadratic")
+    if aimed == (settings.target_l0 is not None):
+        return None
+    return f"the {settings.penalty or 'quadratic'} penalty {'needs' if aimed else 'has no'} target_l0"
+
+
+@torch.no_grad()
+def _constrain(form: TrainingForm) -> None:
+    form.own["threshold"].clamp_(min=0)
+
+
+JUMPRELU = Kind(
+    use="a threshold for each latent, learned for the L0 that you ask for; the best fit of long runs",
+    forward={"dense": forward},
+    saved="jumprelu",
+    architecture="jumprelu",
+    penalty=_penalty,
+    revives=False,
+    own=("sparsity", "sparsity_warmup", "penalty", "target_l0", "bandwidth", "first_threshold", "straight_through"),
+    own_parameters=lambda settings: {
+        "threshold": torch.full(
+            (settings.width,), THRESHOLD if settings.first_threshold is None else settings.first_threshold
+        )
+    },
+    constrain=_constrain,
+    canonical=lambda weights: {"threshold": weights["own.threshold"]},
+    complaint=_complaint,
+)
