@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 
+from monosem import edits
 from monosem.errors import BadInput, UnknownName
 from monosem.models import Model, get_act_name
 from tiny import FAMILIES, is_parallel
@@ -303,6 +304,27 @@ def test_backward_hooks_see_the_gradient(llama):
     for name, gradient in zip(names, expected):
         torch.testing.assert_close(seen[name], gradient)
     assert all(p.grad is None for p in llama.hf.parameters())
+
+
+@pytest.mark.parametrize("returned", [lambda grad: grad * 0, lambda grad: (grad * 0,)])
+def test_backward_hooks_may_return_another_gradient(llama, returned):
+    """Bare, or in a tuple as torch's own hooks of modules do; against a branch that is cut off the graph."""
+    seen = {}
+    hooks = [
+        ("blocks.1.hook_attn_out", lambda grad, hook: returned(grad)),
+        ("blocks.1.hook_resid_pre", lambda grad, hook: seen.update(grad=grad.clone())),
+    ]
+    with llama.hooks(bwd_hooks=hooks):
+        llama(IDS)[:, -1, 5].sum().backward()
+    cut = edits.function("attn_out.1", lambda x: x.detach())
+    run = llama.run(IDS, capture="resid_pre.1", edits=cut, grad=True)
+    (expected,) = torch.autograd.grad(run.logits[:, -1, 5].sum(), run["resid_pre.1"])
+    torch.testing.assert_close(seen["grad"], expected)
+    for bad in (lambda grad, hook: grad[0], lambda grad, hook: 1.0):
+        with llama.hooks(bwd_hooks=[("blocks.1.hook_attn_out", bad)]):
+            loss = llama(IDS)[:, -1, 5].sum()
+        with pytest.raises(BadInput, match="for a gradient of shape"):
+            loss.backward()
 
 
 # ---------------------------------------------------------------------- tokens

@@ -55,7 +55,7 @@ class Hook:
             raise BadInput(f"{self} sees gradients and this pass keeps none: call the model, or model.run(grad=True)")
         if self.backward:
             x = x if x.requires_grad else x.detach().requires_grad_()
-            x.register_hook(lambda grad: self.fn(grad, hook=self.point))
+            x.register_hook(self._gradient)
             return x, True
         copy = x.clone()  # a function may write into what it is given, and return it or nothing
         if moment.visible is not None and self.site.name.endswith("scores"):
@@ -65,6 +65,15 @@ class Hook:
         if new.shape != x.shape:
             raise BadInput(f"{self} returned shape {tuple(new.shape)} for an activation of shape {tuple(x.shape)}")
         return new.to(x.dtype), True
+
+    def _gradient(self, grad: Tensor) -> Tensor | None:
+        """What goes on backwards: what the function returns, also in a tuple as TransformerLens has it, or `grad`."""
+        new: Any = self.fn(grad, hook=self.point)
+        new = new[0] if isinstance(new, tuple) and len(new) == 1 else new
+        if new is not None and not (isinstance(new, Tensor) and new.shape == grad.shape):
+            shape = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
+            raise BadInput(f"{self} returned {shape} for a gradient of shape {tuple(grad.shape)}")
+        return new
 
 
 def all_sites(model: Places, every: bool = False) -> list[Site]:
