@@ -446,3 +446,13 @@ def test_an_empty_token_shows_its_strength_at_the_character_it_begins():
     example = Example(["a", "", "é", "b"], [0.0, 3.0, 1.0, 0.5], 1, "d", 1)
     assert list(example.shown()) == [("a", 0.0), ("é", 3.0), ("b", 0.5)]
     assert example.maximum == 3.0
+
+
+@pytest.mark.parametrize(("table", "column"), [("latent", "tokens"), ("latent", "promoted"), ("meta", "value")])
+def test_values_that_are_nested_without_end(index, tmp_path, table, column):
+    path = tmp_path / "nested.sqlite"
+    shutil.copy(index.path, path)
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(f"UPDATE {table} SET {column} = ?", ("[" * 100_000,))
+    with pytest.raises(BadFile, match="make it again"):
+        read_all(path)

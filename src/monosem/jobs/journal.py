@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import BadInput
 from ..files import cannot_write, write_text
+from ..reading import parse_json
 
 
 class Journal:
@@ -36,7 +37,7 @@ class Journal:
 
 def _step_of(line: str) -> float:
     try:
-        record = json.loads(line)
+        record = parse_json(line)
         return float("inf") if "end" in record else float(record["step"])
     except (ValueError, KeyError, TypeError):
         return float("inf")

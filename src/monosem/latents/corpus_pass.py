@@ -16,6 +16,7 @@ from ..data import TokenStore
 from ..dictionaries import Dictionary
 from ..errors import BadFile
 from ..files import replacing
+from ..reading import parse_json
 from .candidates import Columns, Drawn, Strongest, lots
 from .config import IndexConfig
 from .layout import Piece, band_of
@@ -93,7 +94,7 @@ class CorpusPass:
             with np.load(self.state, allow_pickle=False) as held:
                 state = dict(held)
             self.window, self.tokens = int(state["window"]), int(state["tokens"])
-            self.skipped = Counter(json.loads(str(state["skipped"])))
+            self.skipped = Counter(parse_json(str(state["skipped"])))
             for part in self.parts:
                 part.load(state)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:

@@ -4,7 +4,6 @@ Written by `build_index`; what lies in the file stands in `layout`.
 """
 
 import contextlib
-import json
 import os
 import sqlite3
 import zlib
@@ -22,6 +21,7 @@ from torch import Tensor
 from ..dictionaries import Dictionary
 from ..errors import BadFile, BadInput, Mismatch, MonosemError, UnknownName
 from ..models import Model, load_model
+from ..reading import parse_json
 from ..results import Result
 from .evidence import Band, Evidence, Example
 from .layout import EDGES, SCHEMA, Piece, band_of, quantile, share_below, unpack
@@ -62,7 +62,7 @@ class Index(Result):
         self.connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
         with self.reading():
             rows = self.rows("SELECT key, value FROM meta")
-            self.meta: dict[str, Any] = {key: json.loads(value) for key, value in rows}
+            self.meta: dict[str, Any] = {key: parse_json(value) for key, value in rows}
         self.config = self.meta
         self.dictionary = dictionary
         self._threshold = None if dictionary is None else dictionary.threshold
@@ -176,10 +176,10 @@ class Index(Result):
             sd=max(s2 / count - mean**2, 0.0) ** 0.5 if count else 0.0,
             quantiles={f"quantile {q:g}": quantile(bins, q, maximum, lowest) for q in QUANTILES} if count else {},
             histogram=[(float(EDGES[i]), float(EDGES[i + 1]), int(bins[i])) for i in bins.nonzero()[0]],
-            tokens=[(self._token(i), n, total) for i, n, total in json.loads(tokens)],
+            tokens=[(self._token(i), n, total) for i, n, total in parse_json(tokens)],
             examples=self._examples(latent),
-            promoted=[(self._token(i), value) for i, value in json.loads(promoted)],
-            suppressed=[(self._token(i), value) for i, value in json.loads(suppressed)],
+            promoted=[(self._token(i), value) for i, value in parse_json(promoted)],
+            suppressed=[(self._token(i), value) for i, value in parse_json(suppressed)],
             provenance={
                 key: self.meta[key] for key in ("model", "site", "tokens", "corpus", "skip") if key in self.meta
             },
@@ -239,7 +239,7 @@ class Index(Result):
 
     def _words(self, latent: int, column: str) -> str:
         ((listed,),) = self.rows(f"SELECT {column} FROM latent WHERE id = ?", (latent,))
-        return " ".join(self._token(entry[0]).strip() for entry in json.loads(listed))
+        return " ".join(self._token(entry[0]).strip() for entry in parse_json(listed))
 
     @cached_property
     def _example_text(self) -> ExampleText:

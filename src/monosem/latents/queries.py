@@ -1,6 +1,5 @@
 """What `Index.search` looks for: words in what latents fire on, and texts of which the codes are read."""
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -12,6 +11,7 @@ from jaxtyping import Float, Int
 from ..dictionaries import Dictionary
 from ..errors import BadInput
 from ..models import Model
+from ..reading import parse_json
 from .layout import unpacked
 from .pooling import prompt_runs
 
@@ -108,7 +108,7 @@ def by_words(
     wanted = {word.lower() for word in words}
     ids = {i for i, name in vocabulary.items() if isinstance(name, str) and name.strip().lower() in wanted}
     for latent, listed in enumerate(promoted) if ids else ():
-        kinds["promotes it"][latent] = max((effect for i, effect in json.loads(listed) if i in ids), default=0.0)
+        kinds["promotes it"][latent] = max((effect for i, effect in parse_json(listed) if i in ids), default=0.0)
     score = kinds["fires on it"] + kinds["fires near it"]
     order = np.lexsort((-kinds["promotes it"], -score))
     order = order[(score + kinds["promotes it"])[order] > 0]

@@ -3,7 +3,6 @@
 A rule is a row of `FILE_RULES` (one answer for the file) or of `LATENT_RULES` (answers for each latent).
 """
 
-import json
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +17,7 @@ from ..activations import SkipRule
 from ..dictionaries import Dictionary
 from ..errors import BadInput
 from ..models import Model
+from ..reading import parse_json
 from ..results import Result, analysis
 from .corpus_pass import ECHO, PER_DOCUMENT
 from .effects import extreme_tokens, reaches_logits
@@ -135,9 +135,9 @@ def entries(index: Index, dictionary: Dictionary) -> Iterator[Entry]:
             tuple(sums),
             maximum,
             np.frombuffer(zlib.decompress(histogram), dtype="<u4"),
-            json.loads(tokens),
-            json.loads(promoted),
-            json.loads(suppressed),
+            parse_json(tokens),
+            parse_json(promoted),
+            parse_json(suppressed),
             pieces["examples"],
             pieces.get("bands", []),
             meta,
@@ -316,11 +316,11 @@ def _effects(index: Index, dictionary: Dictionary, model: Model) -> Iterator[boo
     """The effects of the listed tokens, and that none is larger, for some latents spread over the dictionary."""
     listed = {i: row for i, *row in index.rows("SELECT id, promoted, suppressed FROM latent")}
     if not reaches_logits(model, dictionary):
-        yield all(json.loads(column) == [] for row in listed.values() for column in row)
+        yield all(parse_json(column) == [] for row in listed.values() for column in row)
         return
     some = torch.linspace(0, dictionary.width - 1, min(SAMPLED, dictionary.width)).long().unique()
     _, up, _, down = extreme_tokens(model, dictionary, some, n=SHOWN_TOKENS)
     for latent, *sides in zip(some.tolist(), up.tolist(), down.tolist()):
         for column, expected in zip(listed.get(latent, ("[]", "[]")), sides):
-            effects = [value for _, value in json.loads(column)]
+            effects = [value for _, value in parse_json(column)]
             yield len(effects) == len(expected) and np.allclose(effects, expected, rtol=0.02, atol=1e-3)
