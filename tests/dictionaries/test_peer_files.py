@@ -15,7 +15,7 @@ from monosem.dictionaries import Dictionary, evaluate, load_dictionary
 from monosem.errors import BadFile, BadInput
 from monosem.models import Model
 from tiny import tiny_hf, tiny_tokenizer
-from tiny_saelens import METADATA, OUT, D, F, X, folder, relu, same, weights
+from tiny_saelens import METADATA, OUT, D, F, X, folder, relu, same, topk, weights
 
 TRANSCODER = {"architecture": "transcoder", "apply_b_dec_to_input": False}
 
@@ -185,3 +185,32 @@ def test_a_part_of_a_folder_or_the_folder_above_says_what_to_give(tmp_path):
             load_dictionary(own / name)
     with pytest.raises(BadFile, match=f"holds 2 dictionaries; give one, such as .*{own.name}$"):
         load_dictionary(tmp_path / "release")
+
+
+def test_a_folder_of_pytorch_files_names_one(tmp_path):
+    for name in ("0.pt", "1.pt"):
+        torch.save({"pre_bias": torch.zeros(D)}, tmp_path / name)
+    with pytest.raises(BadFile, match="is a folder of PyTorch files; give one, such as .*0.pt"):
+        load_dictionary(tmp_path)
+
+
+def test_a_folder_of_nemotron_lens_names_a_module(tmp_path):
+    """A SAELens folder without a version, whose hook is the path of a module of Hugging Face's model."""
+    w = weights(D, "threshold")
+    metadata = {"model_name": "nvidia/nemotron", "hook_name": "backbone.layers.2"}
+    path = folder(tmp_path / "w23", w, architecture="jumprelu", apply_b_dec_to_input=False, metadata=metadata)
+    pre = X @ w["W_enc"] + w["b_enc"]
+    acts = relu(pre) * (pre > w["threshold"])
+    read = load_dictionary(path)
+    same(read, acts, acts @ w["W_dec"] + w["b_dec"])
+    assert str(read.site) == "resid_post.2"
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_the_flag_of_norms_that_are_one_says_nothing(tmp_path, flag):
+    """SAELens folds norms when it exports a topk, and keeps rescale_acts_by_decoder_norm as it was."""
+    w = weights()
+    w["W_dec"] /= np.linalg.norm(w["W_dec"], axis=1, keepdims=True)
+    read = load_dictionary(folder(tmp_path / "f", w, architecture="topk", k=4, rescale_acts_by_decoder_norm=flag))
+    acts = topk((X - w["b_dec"]) @ w["W_enc"] + w["b_enc"])
+    same(read, acts, acts @ w["W_dec"] + w["b_dec"])

@@ -669,3 +669,29 @@ def test_temporal_saes_as_published(tmp_path):
     np.testing.assert_allclose(codes.dense()[0], acts, atol=1e-5)
     np.testing.assert_allclose(dictionary.decode(codes)[0], y, atol=3e-5)
     assert str(dictionary.site) == "resid_post.12"
+
+
+def test_tensors_that_the_tool_itself_would_refuse_are_refused(tmp_path):
+    w = weights(D, "W_skip")
+    held = linear(w, b_dec="b_dec") | {"k": torch.tensor(4), "threshold": torch.tensor(0.5), "post_bias": w["b_dec"]}
+    with pytest.raises(BadFile, match="has tensors that no such file has, post_bias"):
+        load_dictionary(learned(tmp_path / "a", "BatchTopKSAE", held))
+    with pytest.raises(BadFile, match="has tensors that no such file has, W_skip"):
+        load_dictionary(coder(tmp_path / "layers.3", w, {"skip_connection": False}, W_skip=w["W_skip"]))
+    with pytest.raises(BadFile, match="has tensors that no such file has, input_mean"):
+        load_dictionary(coder(tmp_path / "layers.4", w, {"sae_type": "TOPK"}, input_mean=w["b_dec"]))
+
+
+def test_llamascopium_where_the_tool_looks_for_weights(tmp_path):
+    w = weights()
+    path, s_in, s_out = scopium(tmp_path / "L1", w, "relu", None)
+    acts = relu(s_in * X @ w["W_enc"] + w["b_enc"])
+    from safetensors.torch import load_file
+
+    held = load_file(path / "sae_weights.safetensors")
+    (path / "sae_weights.safetensors").unlink()
+    pytorch(path / "checkpoints" / "final.pt", {"sae": held})
+    same(load_dictionary(path), acts, (acts @ w["W_dec"] + w["b_dec"]) / s_out)
+    pytorch(path / "checkpoints" / "final.pt", held)
+    with pytest.raises(BadFile, match="lacks the table 'sae'"):
+        load_dictionary(path)

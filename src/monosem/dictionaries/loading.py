@@ -153,21 +153,23 @@ def _unknown_format(place: Place) -> str:
     path = place.path
     if path.is_file() and _readable(path.parent):
         return f"{path} is a part of a dictionary; give the folder, {path.parent}"
-    known = "; ".join(f"{key}: {one.looks_like}" for key, one in FORMATS.items())
+    known = f"known: {', '.join(FORMATS)}"
     if place.is_pytorch:
         held = ", ".join(map(str, place.state)) or "nothing"
-        return f"{path} is not a dictionary in a known format; it holds {held:.300} (known: {known})"
+        return f"{path} is not a dictionary in a known format; it holds {held:.300} ({known})"
     inside = sorted(path.glob("*")) if path.is_dir() else []
-    readable = [one for one in inside if one.suffix not in PYTORCH and _readable(one)]
-    if readable:
+    if readable := [one for one in inside if _readable(one)]:
         return f"{path} holds {len(readable)} dictionaries; give one, such as {readable[0]}"
+    if files := [one for one in inside if one.suffix in PYTORCH]:
+        return f"{path} is a folder of PyTorch files; give one, such as {files[0]}"
     tool = next((tool for one in (path, *inside[:1]) if (tool := _tool(one))), None)
     looks = f"looks like one of {tool}, which is not read" if tool else "is not a dictionary in a known format"
-    return f"{path} {looks} (known: {known})"
+    return f"{path} {looks} ({known})"
 
 
 def _readable(path: Path) -> bool:
-    return any(one.detect(Place(path)) for one in FORMATS.values())
+    """Whether a dictionary lies there; PyTorch files, which can be large, are not opened for it."""
+    return path.suffix not in PYTORCH and any(one.detect(Place(path)) for one in FORMATS.values())
 
 
 def _tool(path: Path) -> str | None:

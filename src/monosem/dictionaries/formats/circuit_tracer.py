@@ -38,7 +38,7 @@ def detect(place: Place) -> bool:
 def read(place: Place, hints: Hints) -> DictionaryParts:
     """Raises `BadFile` for tensors that do not fit, or a config that is no such config."""
     path = place.path
-    weights = canonical(read_safetensors(path), _NAMES, path, folds=False)
+    weights = canonical(read_safetensors(path), _NAMES, path, folds=False, also=())
     cfg = _config(path.parent)
     found = _FILE.fullmatch(path.stem)
     layer = int(found[1]) if found else 0
@@ -75,4 +75,4 @@ def _config(folder: Path) -> Mapping[str, Any]:
     return cfg
 
 
-FORMAT = Format("a file layer_{i}.safetensors with W_enc, W_dec, b_enc, b_dec", detect, read)
+FORMAT = Format(detect, read)

@@ -1,7 +1,7 @@
 """What every format needs: the row that describes it, tensors by name, and sites as files name them."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -78,12 +78,10 @@ class Format:
     """How to recognise a checkpoint at a place, and how to read it. `writers` has the other way.
 
     Attributes:
-        looks_like: for messages: "a folder with cfg.json and sae_weights.safetensors".
         read: Raises `BadFile` or `BadInput`.
         hints: names of the `Hints` that its files may need.
     """
 
-    looks_like: str
     detect: Callable[[Place], bool]
     read: Callable[[Place, Hints], DictionaryParts]
     hints: tuple[str, ...] = ()
@@ -109,6 +107,7 @@ def canonical(
     *,
     folds: bool = True,
     default: Mapping[str, Callable[[int, int], Tensor]] | None = None,
+    also: Collection[str] | None = None,
 ) -> DictionaryTensors:
     """The file's tensors by our names, checked.
 
@@ -116,7 +115,11 @@ def canonical(
         names: ours -> the file's; "encoder.weight^T" is transposed, "W_skip?" may be missing.
         folds: keep float64, for exact folds; else float32.
         default: ours -> width and d_in to what it is where the file has none.
+        also: further tensors that such a file may have; others are refused, as the tool itself does. None: any.
     """
+    known = {theirs.rstrip("?").removesuffix("^T") for theirs in names.values()} | {*(also or ())}
+    if also is not None and (unknown := sorted(str(name) for name in tensors if name not in known)):
+        raise BadFile(f"{path} has tensors that no such file has, {', '.join(unknown):.200}: another function?")
     held: dict[str, Tensor] = {}
     for ours, theirs in names.items():
         name = theirs.rstrip("?").removesuffix("^T")

@@ -28,21 +28,25 @@ _PLAIN = {name: name for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
 
 @dataclass(frozen=True)
 class DictClass:
-    """kind: ours; "batchtopk" has one threshold. names: our tensors -> the file's. subtracts: b_dec before encoding."""
+    """kind: ours; "batchtopk" has one threshold. names: our tensors -> the file's. subtracts: b_dec before encoding.
+    also: its other tensors."""
 
     kind: str
     names: Mapping[str, str]
     subtracts: bool = True
+    also: tuple[str, ...] = ()
 
 
 CLASSES = {
     "AutoEncoder": DictClass("relu", _LINEAR | {"b_dec": "bias"}),
     "AutoEncoderNew": DictClass("relu", _LINEAR | {"b_dec": "decoder.bias"}, subtracts=False),
-    "GatedAutoEncoder": DictClass("gated", _LINEAR | {"b_enc": "mag_bias", "b_dec": "decoder_bias"}),
+    "GatedAutoEncoder": DictClass(
+        "gated", _LINEAR | {"b_enc": "mag_bias", "b_dec": "decoder_bias"}, also=("gate_bias", "r_mag")
+    ),
     "JumpReluAutoEncoder": DictClass("jumprelu", _PLAIN | {"threshold": "threshold"}, subtracts=False),
-    "AutoEncoderTopK": DictClass("topk", _LINEAR | {"b_dec": "b_dec"}),
-    "BatchTopKSAE": DictClass("batchtopk", _LINEAR | {"b_dec": "b_dec"}),
-    "MatryoshkaBatchTopKSAE": DictClass("batchtopk", _PLAIN),
+    "AutoEncoderTopK": DictClass("topk", _LINEAR | {"b_dec": "b_dec"}, also=("k", "threshold")),
+    "BatchTopKSAE": DictClass("batchtopk", _LINEAR | {"b_dec": "b_dec"}, also=("k", "threshold")),
+    "MatryoshkaBatchTopKSAE": DictClass("batchtopk", _PLAIN, also=("k", "threshold", "group_sizes")),
 }
 # a tensor that one class alone has
 _MARKS = {"bias": "AutoEncoder", "group_sizes": "MatryoshkaBatchTopKSAE"}
@@ -67,7 +71,7 @@ def read(place: Place, hints: Hints) -> DictionaryParts:
         raise BadFile(f"{found}: 'trainer' must be an object, not {trainer!r:.80}")
     name = choice(trainer, "dict_class", CLASSES, found) if found else _class_of(state, file)
     known = CLASSES[name]
-    weights = canonical(state, known.names, file)
+    weights = canonical(state, known.names, file, also=known.also)
     kind, k = known.kind, None
     if kind == "gated":
         b_gate, r_mag = (t.double() for t in take(state, ["gate_bias", "r_mag"], file))
@@ -128,4 +132,4 @@ def _site(trainer: Mapping[str, Any], buffer: Any) -> Site | None:
     return Site("resid_post", layer) if name is None and type(layer) is int and layer >= 0 else None
 
 
-FORMAT = Format("a folder with ae.pt and config.json", detect, read, hints=("k",))
+FORMAT = Format(detect, read, hints=("k",))

@@ -126,8 +126,7 @@ def _guessed(path: Path) -> dict[str, Any]:
 
 
 FORMAT = Format(
-    "a folder with params.npz",
     lambda place: place.has(ARRAYS) or (place.path.name == ARRAYS and place.path.is_file()),
     read,
 )
-FORMAT_2 = Format("a folder with params.safetensors and config.json", lambda place: place.has(WEIGHTS), read_2)
+FORMAT_2 = Format(lambda place: place.has(WEIGHTS), read_2)

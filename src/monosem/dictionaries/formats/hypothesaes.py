@@ -19,6 +19,7 @@ from ..parts import DictionaryParts, DictionaryTensors
 from .common import Format, Hints, Place, canonical, choice, flag, number, scalar, take
 
 _NAMES = {"W_enc": "encoder.weight^T", "b_enc": "neuron_bias", "W_dec": "decoder.weight^T", "b_dec": "input_bias"}
+_ALSO = ("threshold", "steps_since_activation", "log_threshold")
 _TYPES = {"batchtopk": "absjump", "simple-topk": "abstopk", "jumprelu": "jumprelu"}
 
 
@@ -40,7 +41,7 @@ def detect_prefscope(place: Place) -> bool:
 def read(place: Place, hints: Hints) -> DictionaryParts:
     """hypothesaes. Raises `BadFile` for a config without k."""
     (held, cfg), path = _contents(place), place.path
-    weights = canonical(held, _NAMES, path)
+    weights = canonical(held, _NAMES, path, also=_ALSO)
     if not flag(cfg, "use_batch_topk", False, path):
         return _parts(weights, "topk", number(cfg, "k_active_neurons", path, int), "hypothesaes", cfg, path)
     threshold = scalar(held, "threshold", path)
@@ -56,7 +57,7 @@ def read_prefscope(place: Place, hints: Hints) -> DictionaryParts:
     if (path.parent / "whiten.npz").is_file():
         raise BadFile(f"{path} reads inputs that whiten.npz whitens beforehand; not read")
     name = choice({"sae_type": "batchtopk"} | dict(cfg), "sae_type", _TYPES, path)
-    weights, k = canonical(held, _NAMES, path), None
+    weights, k = canonical(held, _NAMES, path, also=_ALSO), None
     if name == "batchtopk":
         weights = replace(weights, threshold=torch.full_like(weights.b_enc, scalar(held, "threshold", path)))
     elif name == "jumprelu":
@@ -75,5 +76,5 @@ def _parts(
     return DictionaryParts(folded, kind, k=k, name=path.stem, metadata={"original_form": form})
 
 
-FORMAT = Format("a .pt file with config and state_dict (neuron_bias, input_bias)", detect, read)
-FORMAT_PREFSCOPE = Format("the same with sae_type, such as sae_model.pt", detect_prefscope, read_prefscope)
+FORMAT = Format(detect, read)
+FORMAT_PREFSCOPE = Format(detect_prefscope, read_prefscope)

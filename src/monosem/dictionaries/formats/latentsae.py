@@ -39,7 +39,7 @@ def read(place: Place, hints: Hints) -> DictionaryParts:
     if name not in KINDS:
         why = f"is not read: {NOT_READ[name]}" if name in NOT_READ else f"is unknown; known: {', '.join(KINDS)}"
         raise BadFile(f"{path}: latentsae's sae_type {cfg['sae_type']!r:.40} {why}")
-    weights = canonical(held, NAMES, weights_file)
+    weights = canonical(held, NAMES, weights_file, also=_further(cfg, name, file))
     check_size(cfg, weights.W_enc.shape, file)
     width = weights.W_enc.shape[1]
     weights = replace(weights, W_skip=_skip(held, cfg, path))
@@ -68,6 +68,15 @@ def read(place: Place, hints: Hints) -> DictionaryParts:
     )
 
 
+def _further(cfg: Mapping[str, Any], name: str, path: Path) -> list[str]:
+    """Tensors that belong to its options."""
+    by_batch = name == "BATCHTOPK" or flag(cfg, "matryoshka_use_batchtopk", False, path)
+    held = ["batchtopk_threshold"] * by_batch + ["log_threshold"] * (name == "JUMPRELU")
+    held += ["input_mean"] * flag(cfg, "mean_center", False, path)
+    skips = ["W_skip.weight", "W_skip_up.weight", "W_skip_down.weight"]
+    return held + skips * flag(cfg, "use_skip", False, path)
+
+
 def _matryoshka_k(cfg: Mapping[str, Any], path: Path) -> int:
     """Of its largest level."""
     last = str(cfg.get("matryoshka_ks", "")).rpartition(",")[2].strip()
@@ -94,4 +103,4 @@ def _centred(weights: DictionaryTensors, mean: Tensor, path: Path) -> Dictionary
     return folded if folded.W_skip is None else replace(folded, b_dec=folded.b_dec - folded.W_skip @ mean)
 
 
-FORMAT = Format("a folder with cfg.json (with sae_type) and sae.safetensors", detect, read)
+FORMAT = Format(detect, read)

@@ -96,11 +96,8 @@ def _parts(path: Path, cfg: Mapping[str, Any], weights: Any, name: str) -> Dicti
     )
 
 
-FORMAT = Format(
-    "a folder with hyperparams.json and checkpoints/final.safetensors", lambda place: place.has(CONFIG, WEIGHTS), read
-)
+FORMAT = Format(lambda place: place.has(CONFIG, WEIGHTS), read)
 FORMAT_R1 = Format(
-    "a folder with config.json and sae_weights.safetensors (encoder.weight, log_jumprelu_threshold)",
     detect_r1,
     read_r1,
     hints=("norm_scaling_factor",),

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from ...errors import BadFile
-from ...reading import read_object, read_safetensors
+from ...reading import read_object, read_safetensors, read_torch
 from ..folds import fold_decoder_norm, fold_scale
 from ..parts import DictionaryParts
 from .common import Format, Hints, Place, canonical, choice, flag, keys_of, number, scalar, site_or_none, take
 
-CONFIG, WEIGHTS = "config.json", "sae_weights.safetensors"
+CONFIG = "config.json"
+_STEMS = ("sae_weights", "checkpoints/pruned", "checkpoints/final")
 _NAMES = {"W_enc": "W_E", "b_enc": "b_E", "W_dec": "W_D"}
 _GLU = {"W_glu": "W_E_glu", "b_glu": "b_E_glu"}
 _ACTIVATIONS = ["relu", "jumprelu", "topk"]
@@ -32,13 +33,21 @@ NORM = "dataset_average_activation_norm"
 
 
 def detect(place: Place) -> bool:
-    return place.has(CONFIG, WEIGHTS) and "encoder.weight" not in keys_of(place.path / WEIGHTS)
+    file = _weights_file(place)
+    return file is not None and (file.suffix == ".pt" or "encoder.weight" not in keys_of(file))
+
+
+def _weights_file(place: Place) -> Path | None:
+    """Where the tool itself looks for weights, in its order."""
+    names = [f"{stem}.{ending}" for stem in _STEMS for ending in ("safetensors", "pt")]
+    return next((place.path / name for name in names if place.has(CONFIG, name)), None)
 
 
 def read(place: Place, hints: Hints) -> DictionaryParts:
     """Raises `BadFile` for models that are no SAE or transcoder, and what selects over a batch; they are named."""
-    path, file, held_in = place.path, place.path / CONFIG, place.path / WEIGHTS
-    cfg, held = read_object(file), read_safetensors(held_in)
+    path, file, held_in = place.path, place.path / CONFIG, _weights_file(place)
+    assert held_in is not None
+    cfg, held = read_object(file), _tensors(held_in)
     if cfg.get("sae_type", "sae") != "sae":
         raise BadFile(
             f"{path}: llamascopium's {cfg['sae_type']!r:.40} is not read: it is no SAE or transcoder of one site"
@@ -50,7 +59,8 @@ def read(place: Place, hints: Hints) -> DictionaryParts:
     kind = choice({"act_fn": "relu"} | cfg, "act_fn", _ACTIVATIONS, file)
     names = _NAMES | ({"b_dec": "b_D"} if flag(cfg, "use_decoder_bias", True, file) else {})
     names |= _GLU if flag(cfg, "use_glu_encoder", False, file) else {}
-    d_out = held["W_D"].shape[-1] if "W_D" in held and held["W_D"].ndim == 2 else 0
+    W_D = held.get("W_D")
+    d_out = W_D.shape[-1] if isinstance(W_D, Tensor) and W_D.ndim == 2 else 0
     weights = canonical(held, names, held_in, default={"b_dec": lambda width, d_in: torch.zeros(d_out)})
     by_norm = flag(cfg, "sparsity_include_decoder_norm", True, file)
     if kind == "jumprelu":
@@ -88,6 +98,15 @@ def read(place: Place, hints: Hints) -> DictionaryParts:
     )
 
 
+def _tensors(file: Path) -> Mapping[str, Tensor]:
+    if file.suffix != ".pt":
+        return read_safetensors(file)
+    held = read_torch(file).get("sae")
+    if not isinstance(held, dict):
+        raise BadFile(f"{file} lacks the table 'sae' of tensors")
+    return held
+
+
 def _scale(held: Mapping[str, Tensor], cfg: Mapping[str, Any], hook: Any, path: Path) -> float:
     if f"{NORM}.{hook}" not in held:
         raise BadFile(
@@ -97,9 +116,7 @@ def _scale(held: Mapping[str, Tensor], cfg: Mapping[str, Any], hook: Any, path: 
     norm = scalar(held, f"{NORM}.{hook}", path)
     if norm <= 0:
         raise BadFile(f"{path}: {NORM}.{hook} is {norm:g}; a mean norm is above 0")
-    return math.sqrt(number(cfg, "d_model", path.parent / CONFIG, int)) / norm
+    return math.sqrt(number(cfg, "d_model", path, int)) / norm
 
 
-FORMAT = Format(
-    "a folder with config.json and sae_weights.safetensors (W_E, W_D)", detect, read, hints=("norm_scaling_factor",)
-)
+FORMAT = Format(detect, read, hints=("norm_scaling_factor",))

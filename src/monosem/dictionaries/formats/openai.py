@@ -78,4 +78,4 @@ def _site(path: Path) -> Site | None:
     return Site(LOCATIONS[location[1]], int(path.stem))
 
 
-FORMAT = Format("a .pt file with pre_bias, encoder.weight, latent_bias, decoder.weight", detect, read)
+FORMAT = Format(detect, read)

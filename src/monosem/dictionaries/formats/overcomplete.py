@@ -51,6 +51,4 @@ def read(place: Place, hints: Hints) -> DictionaryParts:
     )
 
 
-FORMAT = Format(
-    "a .pt file with dictionary._weights and encoder.final_block.0.weight", detect, read, hints=("kind", "k")
-)
+FORMAT = Format(detect, read, hints=("kind", "k"))

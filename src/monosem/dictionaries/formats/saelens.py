@@ -74,4 +74,4 @@ def read(place: Place, hints: Hints) -> DictionaryParts:
     )
 
 
-FORMAT = Format("a folder with cfg.json and sae_weights.safetensors", detect, read, hints=("norm_scaling_factor",))
+FORMAT = Format(detect, read, hints=("norm_scaling_factor",))

@@ -29,7 +29,7 @@ def read(place: Place, hints: Hints) -> DictionaryParts:
         raise BadFile(f"{path}: its first line is not a config of saev 0.1, which has d_vit")
     if cfg.get("activation", "relu") != "relu":
         raise BadFile(f"{path}: activation {cfg['activation']!r:.80} is not read; known: relu")
-    weights = canonical(read_torch(path, after=len(line)), _NAMES, path)
+    weights = canonical(read_torch(path, after=len(line)), _NAMES, path, also=())
     return DictionaryParts(
         fold_decoder_bias(weights).to(torch.float32),
         "relu",
@@ -38,4 +38,4 @@ def read(place: Place, hints: Hints) -> DictionaryParts:
     )
 
 
-FORMAT = Format("a .pt file that begins with a line of JSON", detect, read)
+FORMAT = Format(detect, read)

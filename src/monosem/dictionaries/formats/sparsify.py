@@ -35,7 +35,7 @@ def read(place: Place, hints: Hints) -> DictionaryParts:
     if flag(cfg, "signed", False, file):  # of versions before 1.0
         kind = "abstopk"
     transcode, skips = flag(cfg, "transcode", False, file), flag(cfg, "skip_connection", False, file)
-    weights = canonical(held, NAMES | ({"W_skip": "W_skip"} if skips else {}), path / WEIGHTS)
+    weights = canonical(held, NAMES | ({"W_skip": "W_skip"} if skips else {}), path / WEIGHTS, also=())
     check_size(cfg, weights.W_enc.shape, file)
     site, site_out = sites(path, transcode)
     own = cfg.pop(OWN, None)
@@ -70,4 +70,4 @@ def sites(path: Path, transcode: bool) -> tuple[Site | None, Site | None]:
     return (module_site(name, "input") if transcode else out), out
 
 
-FORMAT = Format("a folder with cfg.json and sae.safetensors", detect, read)
+FORMAT = Format(detect, read)

@@ -27,7 +27,6 @@ class StateDict:
     """One such format.
 
     Attributes:
-        looks_like: for messages.
         names: our tensors -> the file's.
         path: what the path must look like; None for any. about: match to site and model's name.
         kind: of the encoder; None where the caller must say. k: match to places a token, where the path says it.
@@ -36,7 +35,6 @@ class StateDict:
         beside: ending of a file named after this one that must lie there.
     """
 
-    looks_like: str
     names: Mapping[str, str]
     path: str | None = None
     about: Callable[[re.Match[str]], tuple[Site, str]] | None = None
@@ -79,20 +77,17 @@ def _qwen_k(path: str) -> int | None:
 _LINEAR = {"W_enc": "encoder.weight^T", "b_enc": "encoder.bias", "W_dec": "decoder.weight^T", "b_dec": "decoder.bias"}
 STATE_DICTS = {
     "goodfire": StateDict(
-        "a .pt or .pth file with encoder_linear.weight and decoder_linear.weight",
         {name: theirs.replace("coder.", "coder_linear.") for name, theirs in _LINEAR.items()},
         r"(?P<model>Llama-[\w.-]+B-Instruct)-SAE-l(?P<layer>\d{1,9})|$",
         lambda found: (Site("resid_post", int(found["layer"])), f"meta-llama/{found['model']}"),
     ),
     "qresearch": StateDict(
-        "a .pt file with encoder.weight, encoder.bias, decoder.weight, decoder.bias",
         _LINEAR,
         r"(?P<model>DeepSeek-R1-Distill-[\w.-]+B)-SAE-l(?P<layer>\d{1,9})|$",
         lambda found: (Site("resid_post", int(found["layer"])), f"deepseek-ai/{found['model']}"),
         only=True,
     ),
     "qwen_scope": StateDict(
-        "a file layer{n}.sae.pt with W_enc, W_dec, b_enc, b_dec",
         {"W_enc": "W_enc^T", "b_enc": "b_enc", "W_dec": "W_dec^T", "b_dec": "b_dec"},
         r"(?:SAE-Res-(?P<model>[^/]+)-W\d+K-L0_\d+/(?:.*/)?)?layer(?P<layer>\d{1,9})\.sae\.pt$",
         lambda found: (Site("resid_post", int(found["layer"])), f"Qwen/{found['model']}" if found["model"] else ""),
@@ -100,21 +95,18 @@ STATE_DICTS = {
         _qwen_k,
     ),
     "mistral_sae": StateDict(
-        "a .pt file with w_enc, b_enc, w_dec, b_pre",
         {"W_enc": "w_enc", "b_enc": "b_enc", "W_dec": "w_dec", "b_dec": "b_pre"},
         kind="topk",
         token_norm="layer_norm",
         subtracts=True,
     ),
     "deeplens": StateDict(
-        "a .pt file with norm.weight, norm.bias, encoder.weight, encoder.bias, decoder.weight",
         {name: theirs for name, theirs in _LINEAR.items() if name != "b_dec"},
         kind=None,
         token_norm="layer_norm_in",
         further=("norm.weight", "norm.bias"),
     ),
     "attention_sae": StateDict(
-        "a .pt file with W_enc, b_enc, W_dec, b_dec, and {name}_cfg.json beside it",
         {name: name for name in ("W_enc", "b_enc", "W_dec", "b_dec")},
         subtracts=True,
         beside="_cfg.json",
@@ -173,6 +165,4 @@ def _with_gain(weights: DictionaryTensors, held: Mapping[str, Any], path: Path) 
     return fold_gain(weights, gain, bias)
 
 
-FORMATS = {
-    name: Format(one.looks_like, one.detect, _reader(name, one), hints=one.hints()) for name, one in STATE_DICTS.items()
-}
+FORMATS = {name: Format(one.detect, _reader(name, one), hints=one.hints()) for name, one in STATE_DICTS.items()}

@@ -49,4 +49,4 @@ def read(place: Place, hints: Hints) -> DictionaryParts:
     )
 
 
-FORMAT = Format("a folder with conf.yaml and latest_ckpt.safetensors", detect, read)
+FORMAT = Format(detect, read)
