@@ -19,6 +19,7 @@ report = {"max_new_tokens": 2, "random_latents": 3, "random_continuations": 1, "
           "candidates": 1, "styles": few, "test": ["My first day at school was"], "control": ["Lead is heavier than"]}
 """,
     "practical": "first, every, new_tokens = 16, 1024, 4",
+    "saelens": "",
 }
 
 
@@ -97,7 +98,12 @@ def test_practical(tmp_path):
     assert "== latent 5120" in (files / "all" / "sweep.txt").read_text()
 
 
-@pytest.mark.parametrize("name", ["lab", "practical"])
+@pytest.mark.smollm2
+def test_saelens(tmp_path):
+    check_stable(*run_quickly("saelens", tmp_path))
+
+
+@pytest.mark.parametrize("name", ["lab", "practical", "saelens"])
 def test_notebooks_are_small_linked_and_say_what_other_models_need(name):
     path = FOLDER / f"{name}.ipynb"
     assert path.stat().st_size < 300_000

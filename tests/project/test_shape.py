@@ -29,6 +29,7 @@ ROOMS = [
     "lenses",
     "latents",
     "steering studies",
+    "saelens",
     "cli",
     "__main__",
 ]

@@ -14,12 +14,21 @@ class InnerPlaces:
     """
 
     @property
+    def site(self) -> Site:
+        raise NotImplementedError
+
+    @property
     def site_out(self) -> Site:
         raise NotImplementedError
 
     @property
     def width(self) -> int:
         raise NotImplementedError
+
+    @property
+    def input(self) -> Inner:
+        """What the dictionary reads, in the shape of `site`; edits there change what it sees and nothing else."""
+        return self._place("input", self.site.shape[1:], (), "hook_sae_input")
 
     @property
     def latents(self) -> Inner:
@@ -39,6 +48,11 @@ class InnerPlaces:
     def observer(self) -> edits.Edit:
         """What a session puts at `site_out` where no edit splices the dictionary."""
         return edits.observer(self)
+
+    def spliced(self, *, error: bool = False, gate: edits.Gate | None = None) -> edits.Edit:
+        """As SAELens puts it into a model: at every token, also those that it was not trained on."""
+        edit = edits.splice(self, error=error, everywhere=True)
+        return edit if gate is None else edit.when(gate)
 
     def _place(self, name: str, axes: tuple[str, ...], sizes: tuple[int, ...], hook: str) -> Inner:
         owner: Any = self

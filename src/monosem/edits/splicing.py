@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..errors import BadInput
 from ..models import Moment, Site
+from ..models.places.sites import Inner
 from .edit import Edit
 from .latents import check_whole
 
@@ -70,12 +71,20 @@ class Splice(Edit):
         """Other sites that it reads."""
         return [] if self.owner.site == self.owner.site_out else [self.owner.site]
 
+    @property
+    def places(self) -> list[Inner]:
+        """The places inside."""
+        owner = self.owner
+        return [owner.input, owner.latents, owner.reconstruction, *([owner.error] if self.error else [])]
+
     def apply(self, x: Tensor, moment: Moment) -> tuple[Tensor, bool]:
         """As every edit. Inner places are visited at all tokens, whichever of them the edit is narrowed to."""
         read = x if not self.reads else moment.notes.get(self.owner.site)
         if read is None:
             raise BadInput(f"{self}: {self.owner.site}, which the transcoder reads, does not lie before this place")
         moment = replace(moment, before=read)
+        if moment.inside is not None:
+            read = moment.inside.visit(self.owner.input, read, moment=moment)
         new = self._put(x, read, moment)
         return super(Splice, replace(self, fn=lambda *_: new)).apply(x, moment)
 

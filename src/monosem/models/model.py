@@ -4,10 +4,10 @@ from .places.places import Places
 from .running.generation import generate
 from .running.run import editing, run
 from .transformerlens.arguments import GENERATE_ARGUMENTS, accepting
-from .transformerlens.calls import TransformerLens
+from .transformerlens.saes import SAELens
 
 
-class Model(TransformerLens, Places):
+class Model(SAELens, Places):
     """Wraps (never subclasses, never rewrites) a Hugging Face model; `model.hf` is the model itself.
 
     Args:

@@ -26,7 +26,7 @@ from ...errors import UnknownName, did_you_mean
 from ..places.branches import Branch
 from ..places.norms import Norm
 from ..places.places import Places
-from ..places.sites import Site
+from ..places.sites import Inner, Site
 from ..tokens import TokenBatch
 
 
@@ -58,7 +58,8 @@ class Activations:
 
     def _site(self, value: Any) -> Site:
         """The site; negative layers count from the end."""
-        site = Site.parse(value)
+        inner = (site for site in self.activations if isinstance(site, Inner) and site.hook_name == value)
+        site = next(inner, None) or Site.parse(value)
         if site.layer is not None and site.layer < 0:
             return Site(site.name, site.layer + self.model.cfg.n_layers)
         return site

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...errors import BadInput, UnknownName
 from ..places.places import Places
-from ..places.sites import GLOBAL, GLOBAL_ON_REQUEST, ON_REQUEST, PER_LAYER, Site
+from ..places.sites import GLOBAL, GLOBAL_ON_REQUEST, ON_REQUEST, PER_LAYER, Inner, Site
 from ..running.moment import Moment
 from .names import ALIASES
 
@@ -107,15 +107,34 @@ def named_sites(model: Places, names: Names) -> list[Site]:
     Raises:
         UnknownName: a name that the model does not have, or a function that chooses nothing.
     """
+    inner = inner_places(model)
     if names is None:
-        return all_sites(model)
+        return [*all_sites(model), *inner]
     if callable(names):
-        if sites := _chosen(model, names):
+        if sites := [*_chosen(model, names), *(place for place in inner if names(place.hook_name))]:
             return sites
         raise UnknownName("the names_filter function chose no activation; names look like blocks.0.hook_resid_pre")
     if isinstance(names, str) or (isinstance(names, tuple) and len(names) > 1 and isinstance(names[1], int)):
         names = [names]  # type: ignore[list-item]
-    return [model.site(name) for name in names]
+    return [_inner(inner, name) if _is_inner(name) else model.site(name) for name in names]
+
+
+def inner_places(model: Places) -> list[Inner]:
+    """The places inside the dictionaries that `model.saes(...)` or `model.editing(...)` has put into the model."""
+    return [place for edit in model.ambient_edits for place in getattr(edit, "places", ())]
+
+
+def _is_inner(name: Any) -> bool:
+    return isinstance(name, str) and ".hook_sae_" in name
+
+
+def _inner(places: list[Inner], name: str) -> Inner:
+    """The place with this name of SAELens. Raises `UnknownName` where no dictionary in the model has it."""
+    by_name = {place.hook_name: place for place in places}
+    if name not in by_name:
+        known = f"there are {', '.join(by_name)}" if by_name else "no dictionary is in the model: use model.saes([...])"
+        raise UnknownName(f"{name!r} is not a place inside a dictionary here; {known}")
+    return by_name[name]
 
 
 def get_act_name(name: str, layer: int | None = None, layer_type: str | None = None) -> str:
