@@ -215,6 +215,20 @@ def test_index_then_show_then_search(run: Callable[..., Result], home: Path, tmp
     assert run(f"latents check {sae}").exit_code == 1
 
 
+def test_convert_and_back(run: Callable[..., Result], home: Path, tmp_path: Path) -> None:
+    there, back = tmp_path / "layers.1", tmp_path / "back"
+    assert run(f"convert sae --to sparsify --out {there}").stdout == f"{there}\n"
+    run(f"convert {there} --to saelens --out {back} --dtype bfloat16")
+    old, new = load_dictionary(home / "sae"), load_dictionary(back)
+    assert (new.kind, new.k, new.site, new.model_name) == (old.kind, old.k, old.site, old.model_name)
+    assert torch.allclose(new.W_enc, old.W_enc, rtol=1e-2)
+    refused = run("convert sae --to circuit-tracer --out x")
+    assert refused.exit_code == 2
+    assert "circuit-tracer has no architecture for a topk SAE" in refused.stderr
+    assert "did you mean 'sparsify'" in run("convert sae --to sparsefy --out x").stderr
+    assert not (home / "x").exists()
+
+
 def test_train_then_evaluate(run: Callable[..., Result], home: Path, tmp_path: Path) -> None:
     done = run(f"{TRAIN} --tokens 5000 --out {tmp_path}/run")
     assert (done.exit_code, done.stderr) == (0, "")
