@@ -31,6 +31,11 @@ TEMPLATES = {
         "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
     ),
+    "phi3": (  # a chat that waits for no answer ends with another token
+        ["<|user|>", "<|assistant|>", "<|end|>", "<|system|>"],
+        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% else %}</s>{% endif %}",
+    ),
     "qwen3": (  # the assistant's last turn begins with its thought, earlier ones do not
         ["<|im_start|>", "<|im_end|>"],
         "{% for m in messages %}<|im_start|>{{ m.role }}\n"

@@ -78,7 +78,7 @@ def _openings(model: Native, role: str) -> tuple[tuple[int, ...], ...]:
     if role == "assistant":
         texts = [_between(chat, *SAID[:2]).removeprefix(one.partition(SAID[0])[2]) for chat in (three, two)]
     else:
-        text = _between(three, *SAID[1:]).removeprefix(two.partition(SAID[1])[2])
+        text = _question(model, one.rpartition(SAID[0])[0], two.partition(SAID[1])[2], _between(three, *SAID[1:]))
         if role != "user" and "user" not in text:
             raise BadInput(f"the chat template of {model.name} opens the turns of user and assistant, not of {role!r}")
         texts = [text]
@@ -87,6 +87,14 @@ def _openings(model: Native, role: str) -> tuple[tuple[int, ...], ...]:
         raise BadInput(f"the chat template of {model.name} opens turns with no special token: give positions=")
     _check_told(model, (one, two, three), SAID[1:2] if role == "assistant" else SAID[::2], openings)
     return openings if role in ("user", "assistant") else _ids(model, [text.replace("user", role) for text in texts])
+
+
+def _question(model: Native, first: str, end: str, middle: str) -> str:
+    """What opens the user's turn in the middle of a chat, as far as it opens the first one, too: what closes the
+    answer before it may be another thing there than at the end of a chat (Phi-3, GPT-OSS)."""
+    text, before = middle.removeprefix(end), model.bare(first) if first else []
+    suffixes = (text[at:] for at in range(len(text)))
+    return next((one for one in suffixes if (ids := model.bare(one)) and before[-len(ids) :] == ids), "")
 
 
 def _ids(model: Native, texts: list[str]) -> tuple[tuple[int, ...], ...]:
