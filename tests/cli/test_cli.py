@@ -31,6 +31,7 @@ from monosem.cli.application import leaves
 from monosem.cli.options import fields, latent_numbers
 from monosem.cli.output import cell
 from monosem.dictionaries import load_dictionary
+from monosem.dictionaries.training import KINDS
 from monosem.errors import BadInput
 from monosem.files import json_value
 from tiny import tiny_hf
@@ -255,6 +256,29 @@ def test_a_config_file_is_the_same_as_options_and_options_win(run: Callable[...,
     a, b, c = (load_dictionary(tmp_path / name / "dictionary").W_enc for name in "abc")
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
+
+
+def test_the_help_names_every_kind_and_when_to_use_it() -> None:
+    told = " ".join((command_at(("train",)).help or "").split())
+    for name, kind in KINDS.items():
+        assert f"{name}: {kind.use}." in told
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ("--kind jumprelu --target-l0 4", "jumprelu"),
+        ("--kind relu --sparsity 0.2", "relu"),
+        ("--kind abstopk -k 3", "abstopk"),
+    ],
+)
+def test_other_kinds_are_trained(run: Callable[..., Result], tmp_path: Path, options: str, kind: str) -> None:
+    line = TRAIN.replace(" -k 4", "")
+    done = run(f"{line} --tokens 2000 --out {tmp_path}/run {options}")
+    assert done.exit_code == 0, done.output
+    assert load_dictionary(tmp_path / "run").kind == kind
+    refused = run(f"{line} --tokens 2000 --out {tmp_path}/no --kind {kind} --set matryoshka_widths=[3]")
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
 
 
 def test_several_dictionaries_and_a_transcoder_from_one_pass(run: Callable[..., Result], tmp_path: Path) -> None:

@@ -244,7 +244,10 @@ def test_matching_pursuit_and_its_gradients_are_those_of_plain_autograd() -> Non
         ({"sparsity": 1.0}, "sparsity is of kind jumprelu or gated or relu, not of topk"),
         ({"kind": "gated", "k": None, "kernels": "sparse"}, "kernels: kind gated has only dense ones"),
         ({"kind": "matching_pursuit", "auxk": 3}, "auxk: kind matching_pursuit has no use for it"),
-        ({"kind": "abstopk", "site_out": "mlp_out.1"}, "no file format holds a abstopk transcoder; take batchtopk or"),
+        (
+            {"kind": "abstopk", "site_out": "mlp_out.1"},
+            "no file format holds a transcoder of kind abstopk; take",
+        ),
     ],
 )
 def test_settings_that_a_kind_does_not_have(changes: dict[str, Any], message: str) -> None:

@@ -119,7 +119,7 @@ def test_a_transcoder_goes_on_from_a_transcoder(tmp_path: Path) -> None:
 def test_settings_of_transcoders() -> None:
     with pytest.raises(BadInput, match="skip_connection is of a transcoder; give site_out, or leave it out"):
         config(skip_connection=True)
-    with pytest.raises(BadInput, match="kind: no file format holds a topk transcoder; take batchtopk or matryoshka"):
+    with pytest.raises(BadInput, match="no file format holds a transcoder of kind topk; take batchtopk or matryoshka"):
         pair(kind="topk")
 
 

@@ -49,7 +49,9 @@ class Training:
     width: Annotated[int | None, option("N", "Number of latents.")] = None
     k: Annotated[int | None, option("N", "Active latents a token.", "-k")] = None
     tokens: Annotated[int | None, option("N", "Tokens to train on; a shorter text is read repeatedly.")] = None
-    kind: Annotated[str | None, option("topk|batchtopk|matryoshka", "How latents are chosen (default: topk).")] = None
+    kind: Annotated[str | None, option("KIND", "How latents are chosen, see above (default: topk).")] = None
+    sparsity: Annotated[float | None, option("X", "Weight of the penalty of relu, gated and jumprelu.")] = None
+    target_l0: Annotated[float | None, option("N", "Active latents a token that jumprelu aims at.")] = None
     context: Annotated[int | None, option("N", "Tokens a window (default: 256).")] = None
     batch_tokens: Annotated[int | None, option("N", "Tokens a step (default: 4096).")] = None
     buffer_tokens: Annotated[int | None, option("N", "Tokens that are shuffled together.")] = None
@@ -94,11 +96,27 @@ def train(
 ) -> None:
     """Train a sparse dictionary on a model's activations.
 
-    TopK, BatchTopK or Matryoshka (BatchTopK whose first latents rebuild alone). Special tokens, first positions and
-    outliers are left out and counted. Interrupted (also killed), the same command goes on where it stopped, with the
-    same result. DIR gets config.yaml, metrics.jsonl, checkpoints and the dictionary, which is there from the first
-    checkpoint on; of several dictionaries, DIR/NAME gets the metrics and the dictionary. A result that is none (FVE
-    below 0, most latents dead, a file that is not what was trained) is saved as unfinished, and the command fails.
+    Special tokens, first positions and outliers are left out and counted. Interrupted (also killed), the same command
+    goes on where it stopped, with the same result. DIR gets config.yaml, metrics.jsonl, checkpoints and the dictionary,
+    which is there from the first checkpoint on; of several dictionaries, DIR/NAME gets the metrics and the dictionary.
+    A result that is none (FVE below 0, most latents dead, a file that is not what was trained) is saved as unfinished,
+    and the command fails. Kinds (more in docs/training.md):
+
+    topk: exactly k latents a token; the safe first choice.
+
+    batchtopk: k latents a token in the mean, more where a token needs them; a better fit at the same k.
+
+    matryoshka: as batchtopk, and the first latents rebuild alone: general latents first, special ones later.
+
+    abstopk: as topk, with negative codes: a latent and its opposite are one.
+
+    jumprelu: a threshold for each latent, learned for the number of active latents that --target-l0 asks for.
+
+    gated: as relu, with codes that are not shrunk; twice the work of relu.
+
+    relu: the oldest and simplest, with codes that are shrunk; for comparison with older work.
+
+    matching_pursuit: latents found one after the other, for correlated or nested features; k times the work of topk.
 
     Example: monosem train --model smollm2 --site resid_post.15 --text books/ --width 4608 -k 32 --tokens 5000000 --out
     runs/sae

@@ -106,7 +106,7 @@ class TrainConfig(RunSettings, DictionarySettings):
             raise ValueError(wrong)
         if self.site_out is not None and kind.saved not in TRANSCODERS:
             others = " or ".join(name for name, other in KINDS.items() if other.saved in TRANSCODERS)
-            raise ValueError(f"kind: no file format holds a {self.kind} transcoder; take {others}")
+            raise ValueError(f"kind: no file format holds a transcoder of kind {self.kind}; take {others}")
         if self.skip_connection and self.site_out is None:
             raise ValueError("skip_connection is of a transcoder; give site_out, or leave it out")
         return self

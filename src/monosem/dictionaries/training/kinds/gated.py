@@ -40,7 +40,7 @@ def _canonical(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 GATED = Kind(
-    use="as relu, without the shrinkage; twice the work of relu",
+    use="as relu, with codes that are not shrunk; twice the work of relu",
     forward={"dense": forward},
     saved="jumprelu",
     architecture="gated",

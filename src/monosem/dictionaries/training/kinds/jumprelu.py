@@ -100,7 +100,7 @@ def _constrain(form: TrainingForm) -> None:
 
 
 JUMPRELU = Kind(
-    use="a threshold for each latent, learned for the L0 that you ask for; the best fit of long runs",
+    use="a threshold for each latent, learned for the number of active latents that --target-l0 asks for",
     forward={"dense": forward},
     saved="jumprelu",
     architecture="jumprelu",

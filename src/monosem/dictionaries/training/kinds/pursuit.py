@@ -69,7 +69,7 @@ def _canonical(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 PURSUIT = Kind(
-    use="latents of correlated or nested features; k times the work of topk",
+    use="latents found one after the other, for correlated or nested features; k times the work of topk",
     forward={"dense": forward},
     saved="matching_pursuit",
     architecture="matching_pursuit",

@@ -45,7 +45,7 @@ def penalty(form: TrainingForm, done: Pass, y: Tensor, settings: DictionarySetti
 
 
 RELU = Kind(
-    use="the oldest and simplest; shrinks codes, so take it for comparison with older work",
+    use="the oldest and simplest, with codes that are shrunk; for comparison with older work",
     forward={"dense": forward},
     saved="relu",
     architecture="standard",

@@ -68,7 +68,7 @@ def _dense_batch(form: TrainingForm, x: Tensor, settings: DictionarySettings) ->
 
 
 TOPK = Kind(
-    use="exactly k latents a token; exact at inference, the safe first choice",
+    use="exactly k latents a token; the safe first choice",
     forward={"sparse": _sparse, "dense": _dense},
     saved="topk",
     architecture="topk",
@@ -84,7 +84,7 @@ ABSTOPK = Kind(
     needed=("k",),
 )
 BATCHTOPK = Kind(
-    use="k latents a token in the mean, more where a token needs them: a better fit at the same k",
+    use="k latents a token in the mean, more where a token needs them; a better fit at the same k",
     forward={"sparse": _sparse, "dense": _dense_batch},
     saved="jumprelu",
     architecture="batchtopk",
