@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monosem import edits, latents, lenses, patching
+from monosem import components, edits, latents, lenses, patching
 from monosem.activations import SkipRule
 from monosem.data import TokenPairs
 from monosem.directions import Direction
@@ -375,6 +375,7 @@ def test_edits_around_that_name_rows_are_refused() -> None:
             lambda: lenses.patchscope(model, [CLEAN], [CORRUPTED], quiet=True),
             lambda: Direction.fit(model, ["the cat", "a dog"], ["the sun", "a man"], site="resid_post.1"),
             lambda: latents.pooled(model, tiny_dictionary(), ["the cat", "a dog"]),
+            lambda: components.detect_head(model, ["the cat sat", "a dog ran"], "previous_token_head"),
         ):
             with pytest.raises(BadInput, match="names rows"):
                 call()

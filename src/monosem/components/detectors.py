@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ..errors import BadInput, UnknownName, check_name
 from ..models import Model, Moment, Site, TokenBatch
+from ..models.running.run import refuse_rows
 from ..plots import Figure, heatmap
 from ..results import Result, analysis
 
@@ -217,6 +218,7 @@ class _Watch:
 def _watched(
     model: Model, ids: Int[Tensor, "batch pos"], measure: Callable[[Tensor], Tensor]
 ) -> Float[Tensor, "layer ..."]:
+    refuse_rows(model, "a head detector")
     watches = [_Watch(Site("pattern", layer), measure) for layer in range(model.cfg.n_layers)]
     last: Any = Site("pattern", model.cfg.n_layers - 1)
     model.run(TokenBatch.whole(ids), last, edits=watches, logits=False, positions=-1)
