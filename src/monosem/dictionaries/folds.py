@@ -75,8 +75,13 @@ def fold_whitening(
 
 def _shifted(w: DictionaryTensors, by: Float[Tensor, "d_in"]) -> DictionaryTensors:
     """For encoders that read `x - by`."""
-    glu = None if w.W_glu is None or w.b_glu is None else w.b_glu - by @ w.W_glu
-    return replace(w, b_enc=w.b_enc - by @ w.W_enc, b_glu=glu)
+    glu = None if w.W_glu is None or w.b_glu is None else _without(w.b_glu, by, w.W_glu)
+    return replace(w, b_enc=_without(w.b_enc, by, w.W_enc), b_glu=glu)
+
+
+def _without(bias: Tensor, by: Tensor, weight: Tensor) -> Tensor:
+    """bias - by weight, in float64 whatever they are."""
+    return (bias.double() - by.double() @ weight.double()).to(bias.dtype)
 
 
 def fold_mean(w: DictionaryTensors, mean: Float[Tensor, "d_in"]) -> DictionaryTensors:

@@ -48,7 +48,7 @@ def read(place: Place, hints: Hints) -> DictionaryParts:
     if other := {key: cfg[key] for key, value in _FIXED.items() if cfg.get(key, value) != value}:
         raise BadFile(f"{cfg_file}: {other} is not read; known: {_FIXED}")
     known = TYPES[name]
-    weights = canonical(held, _NAMES, file, also=("threshold", "jumprelu.log_threshold"))
+    weights = canonical(held, _NAMES, file, folds=False, also=("threshold", "jumprelu.log_threshold"))
     if not (known.biased or flag(cfg, "use_encoder_bias", False, cfg_file)):
         weights = replace(weights, b_enc=torch.zeros_like(weights.b_enc))
     kind, threshold = known.kind, None

@@ -127,10 +127,12 @@ def canonical(
             (tensor,) = take(tensors, [name], path)
             tensor = tensor.T if "^T" in theirs and tensor.ndim == 2 else tensor
             held[ours] = tensor.to(torch.float64 if folds else torch.float32)
-    if held["W_enc"].ndim == 2:
-        d_in, width = held["W_enc"].shape
-        for ours, make in (default or {}).items():
-            held.setdefault(ours, make(width, d_in).to(held["W_enc"].dtype))
+    if held["W_enc"].ndim != 2:
+        name = names["W_enc"].removesuffix("^T")
+        raise BadFile(f"{path}: {name} has shape {list(held['W_enc'].shape)}, expected a matrix")
+    d_in, width = held["W_enc"].shape
+    for ours, make in (default or {}).items():
+        held.setdefault(ours, make(width, d_in).to(held["W_enc"].dtype))
     weights = DictionaryTensors.of(held)
     weights.check()
     return weights

@@ -71,7 +71,7 @@ def read(place: Place, hints: Hints) -> DictionaryParts:
         raise BadFile(f"{found}: 'trainer' must be an object, not {trainer!r:.80}")
     name = choice(trainer, "dict_class", CLASSES, found) if found else _class_of(state, file)
     known = CLASSES[name]
-    weights = canonical(state, known.names, file, also=known.also)
+    weights = canonical(state, known.names, file, folds=known.kind == "gated", also=known.also)
     kind, k = known.kind, None
     if kind == "gated":
         b_gate, r_mag = (t.double() for t in take(state, ["gate_bias", "r_mag"], file))

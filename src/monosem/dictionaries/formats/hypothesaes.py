@@ -41,7 +41,7 @@ def detect_prefscope(place: Place) -> bool:
 def read(place: Place, hints: Hints) -> DictionaryParts:
     """hypothesaes. Raises `BadFile` for a config without k."""
     (held, cfg), path = _contents(place), place.path
-    weights = canonical(held, _NAMES, path, also=_ALSO)
+    weights = canonical(held, _NAMES, path, folds=False, also=_ALSO)
     if not flag(cfg, "use_batch_topk", False, path):
         return _parts(weights, "topk", number(cfg, "k_active_neurons", path, int), "hypothesaes", cfg, path)
     threshold = scalar(held, "threshold", path)
@@ -57,7 +57,7 @@ def read_prefscope(place: Place, hints: Hints) -> DictionaryParts:
     if (path.parent / "whiten.npz").is_file():
         raise BadFile(f"{path} reads inputs that whiten.npz whitens beforehand; not read")
     name = choice({"sae_type": "batchtopk"} | dict(cfg), "sae_type", _TYPES, path)
-    weights, k = canonical(held, _NAMES, path, also=_ALSO), None
+    weights, k = canonical(held, _NAMES, path, folds=False, also=_ALSO), None
     if name == "batchtopk":
         weights = replace(weights, threshold=torch.full_like(weights.b_enc, scalar(held, "threshold", path)))
     elif name == "jumprelu":
@@ -72,8 +72,9 @@ def _parts(
     weights: DictionaryTensors, kind: str, k: int | None, name: str, cfg: Mapping[str, Any], path: Path
 ) -> DictionaryParts:
     form = {"format": name, **{key: value for key, value in cfg.items() if isinstance(value, str | int | float | list)}}
-    folded = fold_decoder_bias(weights).to(torch.float32)
-    return DictionaryParts(folded, kind, k=k, name=path.stem, metadata={"original_form": form})
+    return DictionaryParts(
+        fold_decoder_bias(weights).to(torch.float32), kind, k=k, name=path.stem, metadata={"original_form": form}
+    )
 
 
 FORMAT = Format(detect, read)

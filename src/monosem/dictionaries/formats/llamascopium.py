@@ -20,7 +20,7 @@ from torch import Tensor
 from ...errors import BadFile
 from ...reading import read_object, read_safetensors, read_torch
 from ..folds import fold_decoder_norm, fold_scale
-from ..parts import DictionaryParts
+from ..parts import DictionaryParts, check_shapes
 from .common import Format, Hints, Place, canonical, choice, flag, keys_of, number, scalar, site_or_none, take
 
 CONFIG = "config.json"
@@ -64,7 +64,9 @@ def read(place: Place, hints: Hints) -> DictionaryParts:
     weights = canonical(held, names, held_in, default={"b_dec": lambda width, d_in: torch.zeros(d_out)})
     by_norm = flag(cfg, "sparsity_include_decoder_norm", True, file)
     if kind == "jumprelu":
-        (log_threshold,) = take(held, ["activation_function.log_jumprelu_threshold"], held_in)
+        name = "activation_function.log_jumprelu_threshold"
+        (log_threshold,) = take(held, [name], held_in)
+        check_shapes({name: log_threshold}, {name: weights.b_enc.shape})
         threshold = log_threshold.double().exp()
         norm = weights.W_dec.norm(dim=-1) if by_norm else torch.ones_like(threshold)
         weights = replace(weights, threshold=threshold / torch.where(norm > 0, norm, 1))

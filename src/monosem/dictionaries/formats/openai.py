@@ -10,8 +10,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ...errors import BadFile
 from ...models.places.sites import Site
 from ..folds import fold_decoder_bias
@@ -35,7 +33,7 @@ def detect(place: Place) -> bool:
 def read(place: Place, hints: Hints) -> DictionaryParts:
     """Raises `BadFile` for tensors that are missing or do not fit, or another activation."""
     path, loaded = place.path, place.state
-    pre_bias, encoder, latent_bias, decoder = (t.double() for t in take(loaded, KEYS, path))
+    pre_bias, encoder, latent_bias, decoder = (t.float() for t in take(loaded, KEYS, path))
     if encoder.ndim != 2:
         raise BadFile(f"{path}: encoder.weight has shape {list(encoder.shape)}, expected [width, d_in]")
     width, d_in = encoder.shape
@@ -45,7 +43,7 @@ def read(place: Place, hints: Hints) -> DictionaryParts:
     site = _site(path)
     form = {"format": "openai", "activation": loaded["activation"], "apply_b_dec_to_input": True}
     return DictionaryParts(
-        fold_decoder_bias(DictionaryTensors(encoder.T, latent_bias, decoder.T, pre_bias)).to(torch.float32),
+        fold_decoder_bias(DictionaryTensors(encoder.T, latent_bias, decoder.T, pre_bias)),
         kind,
         k=k,
         token_norm="layer_norm" if kind == "topk" else "none",

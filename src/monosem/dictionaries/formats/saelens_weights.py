@@ -30,15 +30,16 @@ CENTRED = {"embed", "pos_embed", "resid_pre", "resid_mid", "resid_post", "attn_o
 def stored(
     tensors: dict[str, Tensor], cfg: dict[str, Any], kind: str, transcoder: bool, path: Path
 ) -> DictionaryTensors:
-    """The tensors as they are on disk (nothing folded), checked, in float64."""
+    """The tensors as they are on disk (nothing folded), checked, and in float64 where matrices will be folded."""
     width, d_in = cfg["d_sae"], cfg["d_in"]
     d_out = cfg.get("d_out", d_in) if transcoder else d_in
     names = ("b_enc", "threshold", "log_threshold", "b_gate", "b_mag", "r_mag")
     vectors = {"b_dec": (d_out,), **dict.fromkeys((*names, *_FACTORS), (width,))}
     check_shapes(tensors, {"W_enc": (d_in, width), "W_dec": (width, d_out), "W_skip": (d_out, d_in), **vectors})
-    gated = cfg["architecture"] == "gated"
+    gated, held = cfg["architecture"] == "gated", [name for name in _FACTORS if name in tensors]
     W_enc, b_enc, W_dec, b_dec = (
-        t.double() for t in take(tensors, ["W_enc", "b_mag" if gated else "b_enc", "W_dec", "b_dec"], path / WEIGHTS)
+        t.to(torch.float64 if gated or _refolded(cfg) or held else torch.float32)
+        for t in take(tensors, ["W_enc", "b_mag" if gated else "b_enc", "W_dec", "b_dec"], path / WEIGHTS)
     )
     threshold = None
     if kind == "jumprelu" and not gated:
@@ -57,14 +58,13 @@ def stored(
     weights = DictionaryTensors(W_enc, b_enc, W_dec, b_dec, threshold, skip)
     if gated:
         weights = fold_gate(weights, *(t.double() for t in take(tensors, ["b_gate", "r_mag"], path / WEIGHTS)))
-    return _finetuned(weights, tensors, cfg, path)
+    return _finetuned(weights, held, tensors, cfg, path)
 
 
 def _finetuned(
-    weights: DictionaryTensors, tensors: dict[str, Tensor], cfg: dict[str, Any], path: Path
+    weights: DictionaryTensors, held: list[str], tensors: dict[str, Tensor], cfg: dict[str, Any], path: Path
 ) -> DictionaryTensors:
     """Older files may hold a factor that multiplies the activations."""
-    held = [name for name in _FACTORS if name in tensors]
     factor = take(tensors, held[:1], path / WEIGHTS)[0] if held else None
     if factor is None or bool((factor == 1).all()):
         return weights
@@ -129,12 +129,21 @@ def _centred(cfg: dict[str, Any]) -> bool:
     return asked and place.rpartition(".")[2].removeprefix("hook_") in CENTRED
 
 
+def _rescales(cfg: dict[str, Any]) -> bool:
+    """Whether it selects by pre times the norm of the decoder row."""
+    selects = ARCHITECTURES[cfg["architecture"]][0] in ("topk", "abstopk", "batchtopk")
+    return selects and cfg.get("rescale_acts_by_decoder_norm", cfg["architecture"].endswith("batchtopk"))
+
+
+def _refolded(cfg: dict[str, Any]) -> bool:
+    """Whether more than biases will be folded."""
+    return cfg["normalize_activations"] in (SCALED, WHITENED) or _rescales(cfg) or _centred(cfg)
+
+
 def folded(weights: DictionaryTensors, cfg: dict[str, Any], normalisation: Normalisation | None) -> DictionaryTensors:
-    rescales = ARCHITECTURES[cfg["architecture"]][0] in ("topk", "abstopk", "batchtopk")
-    rescales = rescales and cfg.get("rescale_acts_by_decoder_norm", cfg["architecture"].endswith("batchtopk"))
     # Whitening changes row norms in a way that selection must not see, so norms go first. A scale goes before them, as
     # when SAELens itself folds it: activations are then in raw units.
-    folds = [normalisation, fold_decoder_norm if rescales else None]
+    folds = [normalisation, fold_decoder_norm if _rescales(cfg) else None]
     if cfg["normalize_activations"] == WHITENED:
         folds.reverse()
     folds.append(fold_centring if _centred(cfg) else None)

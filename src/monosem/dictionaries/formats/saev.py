@@ -1,7 +1,5 @@
 """saev 0.1.0: one file, a line of JSON and then a PyTorch state dict; a relu SAE that subtracts b_dec."""
 
-import torch
-
 from ...errors import BadFile
 from ...reading import parse_json, read_torch, regular_file
 from ..folds import fold_decoder_bias
@@ -29,9 +27,9 @@ def read(place: Place, hints: Hints) -> DictionaryParts:
         raise BadFile(f"{path}: its first line is not a config of saev 0.1, which has d_vit")
     if cfg.get("activation", "relu") != "relu":
         raise BadFile(f"{path}: activation {cfg['activation']!r:.80} is not read; known: relu")
-    weights = canonical(read_torch(path, after=len(line)), _NAMES, path, also=())
+    weights = canonical(read_torch(path, after=len(line)), _NAMES, path, folds=False, also=())
     return DictionaryParts(
-        fold_decoder_bias(weights).to(torch.float32),
+        fold_decoder_bias(weights),
         "relu",
         name=path.stem,
         metadata={"original_form": {"format": "saev", **cfg}},

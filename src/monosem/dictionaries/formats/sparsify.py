@@ -8,8 +8,6 @@ A transcoder does not subtract b_dec. `normalize_decoder` and `multi_topk` say h
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ...errors import BadFile
 from ...models.places.sites import Site
 from ...reading import read_object, read_safetensors
@@ -35,13 +33,13 @@ def read(place: Place, hints: Hints) -> DictionaryParts:
     if flag(cfg, "signed", False, file):  # of versions before 1.0
         kind = "abstopk"
     transcode, skips = flag(cfg, "transcode", False, file), flag(cfg, "skip_connection", False, file)
-    weights = canonical(held, NAMES | ({"W_skip": "W_skip"} if skips else {}), path / WEIGHTS, also=())
+    weights = canonical(held, NAMES | ({"W_skip": "W_skip"} if skips else {}), path / WEIGHTS, folds=False, also=())
     check_size(cfg, weights.W_enc.shape, file)
     site, site_out = sites(path, transcode)
     own = cfg.pop(OWN, None)
     own = own if isinstance(own, dict) else {}
     return DictionaryParts(
-        (weights if transcode else fold_decoder_bias(weights)).to(torch.float32),
+        weights if transcode else fold_decoder_bias(weights),
         kind,
         k=number({"k": 32} | cfg, "k", file, int),
         site=site_or_none(own.get("site")) or site,

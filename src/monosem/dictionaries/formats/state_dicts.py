@@ -118,7 +118,7 @@ def _reader(name: str, one: StateDict) -> Callable[[Place, Hints], DictionaryPar
     def read(place: Place, hints: Hints) -> DictionaryParts:
         path, held = place.path, place.state
         default = {"b_dec": lambda width, d_in: torch.zeros(d_in)} if "b_dec" not in one.names else {}
-        weights = canonical(held, one.names, path, folds=one.subtracts or name == "deeplens", default=default)
+        weights = canonical(held, one.names, path, folds=name == "deeplens", default=default)
         weights = fold_decoder_bias(weights) if one.subtracts else weights
         found, site, model = one.match(path), None, ""
         if found and one.about and found.groupdict().get("layer"):
