@@ -11,8 +11,9 @@ import torch
 import yaml
 from safetensors.numpy import save_file
 
-from monosem.dictionaries import Dictionary, load_dictionary
-from monosem.errors import BadFile
+from monosem.dictionaries import Dictionary, TrainConfig, load_dictionary
+from monosem.dictionaries.training.starts import start_of
+from monosem.errors import BadFile, Mismatch
 from tiny_saelens import OUT, D, F, X, relu, same, topk, weights
 
 RNG = np.random.default_rng(11)
@@ -695,3 +696,16 @@ def test_llamascopium_where_the_tool_looks_for_weights(tmp_path):
     pytorch(path / "checkpoints" / "final.pt", held)
     with pytest.raises(BadFile, match="lacks the table 'sae'"):
         load_dictionary(path)
+
+
+def test_a_run_does_not_start_from_what_is_not_trained(tmp_path):
+    from test_kinds import temporal_folder
+
+    w = weights()
+    w |= {"W_glu": w["W_enc"], "b_glu": w["b_enc"]}
+    glu, *_ = scopium(tmp_path / "glu", w, "relu", None, use_glu_encoder=True)
+    told = {"model": "tiny", "site": "resid_post.1", "texts": ["x"], "k": 4, "tokens": 64}
+    with pytest.raises(Mismatch, match="has a gated linear unit, which is not trained"):
+        start_of(TrainConfig(**told, width=F, start=str(glu)))
+    with pytest.raises(Mismatch, match="is a temporal dictionary, which is not trained"):
+        start_of(TrainConfig(**told, width=16, start=str(temporal_folder(tmp_path / "t", True, True)[0])))

@@ -55,6 +55,9 @@ def start_of(config: TrainConfig) -> Dictionary | None:
     if start.transcoder != (config.site_out is not None):
         form, wanted = ("a transcoder", "an SAE") if start.transcoder else ("an SAE", "a transcoder")
         raise Mismatch(f"start {config.start} is {form}, but this run trains {wanted} (site_out); {other}")
+    if start.W_glu is not None or start.whole_texts:
+        form = "has a gated linear unit" if start.W_glu is not None else f"is a {start.kind} dictionary"
+        raise Mismatch(f"start {config.start} {form}, which is not trained; {other}")
     if start.W_skip is not None and not config.skip_connection:
         raise Mismatch(f"start {config.start} has a skip connection; set skip_connection, or {other}")
     return start
