@@ -230,6 +230,21 @@ def test_convert_and_back(run: Callable[..., Result], home: Path, tmp_path: Path
     assert not (home / "x").exists()
 
 
+def test_convert_a_file_that_does_not_say_all_of_itself(run: Callable[..., Result], tmp_path: Path) -> None:
+    """mistral-sae's say nothing of k, model and site."""
+    draw = torch.Generator().manual_seed(0)
+    shapes = {"w_enc": (6, 9), "w_dec": (9, 6), "b_enc": (9,), "b_pre": (6,)}
+    torch.save({name: torch.randn(shape, generator=draw) for name, shape in shapes.items()}, tmp_path / "m.pt")
+    refused = run(f"convert {tmp_path / 'm.pt'} --to saelens --out {tmp_path / 'x'}")
+    assert refused.exit_code == 2
+    assert "does not say how many latents a token has: give k=" in refused.stderr
+    run(f"convert {tmp_path / 'm.pt'} --to saelens --k 3 --site resid_post.16 --model mistral --out {tmp_path / 'x'}")
+    read, told = load_dictionary(tmp_path / "x"), load_dictionary(tmp_path / "m.pt", k=3)
+    assert (read.k, str(read.site), read.model_name) == (3, "resid_post.16", "mistral")
+    x = torch.randn(5, 6, generator=draw)
+    torch.testing.assert_close(read(x), told(x))
+
+
 def test_train_then_evaluate(run: Callable[..., Result], home: Path, tmp_path: Path) -> None:
     done = run(f"{TRAIN} --tokens 5000 --out {tmp_path}/run")
     assert (done.exit_code, done.stderr) == (0, "")
