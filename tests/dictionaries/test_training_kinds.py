@@ -11,6 +11,7 @@ from torch import Tensor
 
 from monosem.dictionaries import load_dictionary
 from monosem.dictionaries.training import train_on
+from monosem.dictionaries.training.export import export
 from monosem.dictionaries.training.form import TrainingForm
 from monosem.dictionaries.training.forward import auxiliary_loss, unexplained
 from monosem.dictionaries.training.kinds import KINDS, Moment
@@ -147,7 +148,7 @@ def test_the_jumprelu_gradients_are_those_of_the_estimator(changes: dict[str, An
     active = (pre > theta).float().requires_grad_()
     l0 = active.sum(1).mean()
     penalties = {
-        None: 0.3 * (l0 / 5 - 1) ** 2, "step": 0.01 * l0, "tanh": 0.01 * (4 * codes / 3.0**0.5).tanh().sum(1).mean()
+        None: (l0 / 5 - 1) ** 2, "step": 0.01 * l0, "tanh": 0.01 * (4 * codes / 3.0**0.5).tanh().sum(1).mean()
     }  # fmt: skip
     error = (x - codes @ form.W_dec.detach() - form.b_dec.detach()).square().sum(1).mean() / 3.0
     (error + penalties[changes.get("penalty")] + 0 * l0).backward()
@@ -283,6 +284,24 @@ def test_features_are_recovered_and_the_file_does_what_training_did(tmp_path: Pa
     assert fve == pytest.approx(seen[-1]["fve"], abs=0.05)
     assert loaded.metadata["training_architecture"] == KINDS[kind].architecture
     assert float(loaded.encode(x).l0().float().mean()) == pytest.approx(seen[-1]["l0"], rel=0.15)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.006])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_file_computes_on_raw_activations_what_the_form_does(tmp_path: Path, kind: str, scale: float) -> None:
+    settings, x = of(kind, **({} if "k" in CASES.get(kind, {}) else {"k": 5})), torch.randn(300, D)
+    form = form_of(settings)
+    with torch.no_grad():
+        form.normalise_decoder()
+        done = next(iter(KINDS[kind].forward.values()))(form, x, settings)
+    # strictly above the threshold is active: just below the smallest code of this batch keeps them all
+    threshold = float(done.floor) * (1 - 1e-6) if KINDS[kind].one_threshold else None
+    export(form, settings, (scale, scale), threshold, "run", {}).save(tmp_path)
+    loaded = load_dictionary(tmp_path)
+    raw = x / scale
+    torch.testing.assert_close(loaded(raw) * scale, done.reconstruction, atol=1e-4, rtol=1e-4)
+    assert int((loaded.encode(raw).values != 0).sum()) == int(done.active)
+    torch.testing.assert_close(loaded.W_dec.norm(dim=1), torch.ones(FEATURES))
 
 
 @pytest.mark.parametrize("kind", KINDS)

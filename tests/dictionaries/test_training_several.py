@@ -9,11 +9,12 @@ import torch
 from test_training import BATCH, FEATURES, D, MemoryStream, config, job, losses
 from torch import Tensor
 
-from monosem.dictionaries import evaluate, load_dictionary
+from monosem.dictionaries import Dictionary, DictionaryParts, DictionaryTensors, evaluate, load_dictionary
 from monosem.dictionaries.training import SeveralConfig, TrainConfig, train, train_on, train_several, train_several_on
 from monosem.dictionaries.training.export import export
 from monosem.dictionaries.training.form import TrainingForm
 from monosem.dictionaries.training.forward import forward_of
+from monosem.dictionaries.training.rows import DecoderRows
 from monosem.dictionaries.training.starts import started_form
 from monosem.errors import BadInput, Mismatch
 from monosem.models import Site
@@ -240,3 +241,61 @@ def test_several_from_text_take_one_pass(tiny_model: Any, tmp_path: Path, monkey
         assert str(dictionary.site) == entries[name]["site"]
         assert evaluate(tiny_model("llama"), dictionary, read[:8], tokens=None, quiet=True).fve > 0.3
         assert json.loads((tmp_path / "run" / name / "dictionary" / "card.json").read_text())["tokens_read"]
+
+
+# --- meta-SAEs --------------------------------------------------------------------------------------------------------
+
+
+def of_rows(tmp_path: Path, **changes: Any) -> TrainConfig:
+    """A dictionary whose rows are sums of two of 24 directions, and the config of one trained on them."""
+    torch.manual_seed(0)
+    atoms = torch.nn.functional.normalize(torch.randn(24, D), dim=1)
+    rows = atoms[torch.stack([torch.randperm(24)[:2] for _ in range(1000)])].sum(1)
+    rows += 0.01 * torch.randn(1000, D)
+    parts = DictionaryParts(
+        DictionaryTensors(rows.T, torch.zeros(1000), 3 * rows, torch.zeros(D)), site="resid_post.1", model_name="tiny"
+    )
+    dictionary = Dictionary(parts)
+    dictionary.name = "base"
+    dictionary.save(tmp_path / "base")
+    torch.save(atoms, tmp_path / "atoms.pt")
+    fields = {"width": 24, "k": 2, "meta_of": str(tmp_path / "base"), "checkpoint_tokens": 50 * BATCH}
+    return config(400, **fields | changes)
+
+
+def test_a_meta_dictionary_finds_what_decoder_rows_share(tmp_path: Path) -> None:
+    class Killed(Exception):
+        pass
+
+    def kill(record: dict[str, Any]) -> None:
+        if record["step"] == 130:
+            raise Killed
+
+    settings = of_rows(tmp_path)
+    made = train(settings, folder=tmp_path / "whole", quiet=True)
+    atoms = torch.load(tmp_path / "atoms.pt")
+    assert (atoms @ made.W_dec.T).amax(1).mean() > 0.85
+    assert load_dictionary(tmp_path / "whole").metadata["meta_of"] == str(tmp_path / "base")
+    with pytest.raises(Killed):
+        train(settings, folder=tmp_path / "run", quiet=True, on_step=kill)
+    assert torch.equal(train(settings, folder=tmp_path / "run", quiet=True).W_dec, made.W_dec)
+
+
+def test_every_row_is_read_once_in_an_epoch(tmp_path: Path) -> None:
+    stream = DecoderRows.of(of_rows(tmp_path, batch_tokens=250, tokens=2000))
+    rows = torch.cat([next(stream) for _ in range(4)])
+    assert len(torch.unique(rows, dim=0)) == 1000
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(1000))
+    again = torch.cat([next(stream) for _ in range(4)])
+    assert not torch.equal(rows, again)
+    with pytest.raises(StopIteration):
+        next(stream)
+
+
+def test_meta_dictionaries_that_do_not_fit(tmp_path: Path) -> None:
+    for changes, error, message in (
+        ({"batch_tokens": 4096}, BadInput, "has 1,000 decoder rows, fewer than a batch; make batch_tokens smaller"),
+        ({"site": "resid_post.0"}, Mismatch, "are written at resid_post.1; set site to that, not to resid_post.0"),
+    ):
+        with pytest.raises(error, match=message):
+            train(of_rows(tmp_path, **changes), folder=tmp_path / "run", quiet=True)

@@ -60,6 +60,9 @@ class Training:
     start: Annotated[str | None, option("DICTIONARY", "Start from its weights; DIR of a finished run trains on.")] = (
         None
     )
+    meta_of: Annotated[
+        str | None, option("DICTIONARY", "Train on its decoder rows instead of activations: a meta-SAE.")
+    ] = None
     dictionary: Annotated[
         list[str] | None,
         option("'NAME KEY=VALUE ...'", "One of several from one pass of the model, with fields of its own; repeat it."),

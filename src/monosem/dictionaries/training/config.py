@@ -33,6 +33,9 @@ class RunSettings(JobConfig):
     tokens: int = Field(gt=0, description="activations to train on in all, repeats counted")
     batch_tokens: int = Field(default=4096, gt=0, description="activations a step")
     texts: list[str] = Field(default_factory=list, description="files or folders that the text comes from")
+    meta_of: str | None = Field(
+        default=None, description="a dictionary whose decoder rows are trained on instead of activations: a meta-SAE"
+    )
     field: str | None = Field(default=None, description="column of the text; None: text, or a conversation's columns")
     most_skipped: float = Field(
         default=MOST_SKIPPED, ge=0, le=1, description="share of a path's rows without text above which reading stops"

@@ -21,6 +21,7 @@ from ..evaluation import evaluate
 from ..formats.saelens import CARD
 from .config import AnyConfig, SeveralConfig, TrainConfig, sites_of
 from .outcome import FOLDER
+from .rows import DecoderRows
 from .starts import start_of
 from .step import Record
 from .trainer import trained_on
@@ -97,9 +98,11 @@ def train_each(
 ) -> dict[str, Dictionary]:
     """`train` or `train_several`, as the config says; the only name is "" for a run of one dictionary."""
     home = Path(folder)
-    _check_sizes(config)
     for one in config.each.values():
         start_of(one)
+    if config.meta_of is not None:
+        return trained_on(DecoderRows.of(config), config, home, resume, quiet, on_step)
+    _check_sizes(config)
     if model is None:
         device = None if config.device == "auto" else config.device
         options: dict[str, Any] = {"device": device, "dtype": config.dtype, "trust_remote_code": trust_remote_code}

@@ -128,6 +128,8 @@ def _metadata(config: TrainConfig, state: TrainingState, stream: Any) -> dict[st
         "training": config.model_dump(mode="json"),
         "outliers": int(state.outliers),
     }
+    if config.meta_of is not None:
+        metadata["meta_of"] = config.meta_of
     if hasattr(stream, "skipped"):
         metadata["skipped"] = dict(stream.skipped)
     if isinstance(rule := getattr(stream, "skip", None), SkipRule):

@@ -20,7 +20,7 @@ from ..settings import DictionarySettings
 from .kind import Kind, Moment, Pass, encoded, rebuilt, risen
 
 BANDWIDTH, THRESHOLD, SLOPE = 0.02, 0.02, 4.0  # see docs/training.md
-DEFAULTS = {"quadratic": 0.3, "step": 1e-3, "tanh": 1e-3}
+DEFAULTS = {"quadratic": 1.0, "step": 1e-3, "tanh": 1e-3}
 
 
 class _Jump(torch.autograd.Function):
