@@ -346,3 +346,14 @@ def test_code_behind_other_front_doors(home: Path, fresh: Any, tmp_path: Path) -
     with pytest.raises(BadFile, match="no archive of plain numbers"):
         loaded("gemma_scope", target)
     assert not trap.exists()
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_truncated_files_are_called_so(home: Path, fresh: Any, name: str) -> None:
+    target = fresh(name)
+    file = weights_file(target)
+    whole = file.read_bytes()
+    for length in (0, 40, len(whole) // 2):
+        file.write_bytes(whole[:length])
+        with pytest.raises(BadFile, match=r"truncated|damaged|first line"):
+            loaded(name, target)

@@ -539,6 +539,10 @@ def test_attention_saes_of_a_state_dict_and_a_config_beside_it(tmp_path):
     dictionary = load_dictionary(path)
     same(dictionary, acts, acts @ w["W_dec"] + w["b_dec"])
     assert (str(dictionary.site), dictionary.model_name) == ("z.5", "gpt2")
+    pytorch(path, w | {"W_enc": np.stack([w["W_enc"]] * 2)})  # Neel Nanda's crosscoders have the same files
+    with pytest.raises(BadFile, match="dictionaries of several sites are not read"):
+        load_dictionary(path)
+    pytorch(path, w)
     (tmp_path / "gpt2-small_L5_Hcat_z_cfg.json").unlink()
     with pytest.raises(BadFile, match="not a dictionary in a known format; it holds W_enc, b_enc, W_dec, b_dec"):
         load_dictionary(path)

@@ -32,7 +32,8 @@ _WANDB = ("wandb-config.yaml", "wanb-config.yaml")  # the second spelling is pub
 def detect(place: Place) -> bool:
     path = place.path
     named = path.suffix == ".safetensors" and _FILE.fullmatch(path.stem) and path.is_file()
-    return bool(named) and keys_of(path) >= {"W_enc", "W_dec", "b_enc", "b_dec"}
+    keys = keys_of(path) if named else set()
+    return bool(named) and (not keys or keys >= {"W_enc", "W_dec", "b_enc", "b_dec"})  # none: it is damaged
 
 
 def read(place: Place, hints: Hints) -> DictionaryParts:

@@ -129,7 +129,8 @@ def canonical(
             held[ours] = tensor.to(torch.float64 if folds else torch.float32)
     if held["W_enc"].ndim != 2:
         name = names["W_enc"].removesuffix("^T")
-        raise BadFile(f"{path}: {name} has shape {list(held['W_enc'].shape)}, expected a matrix")
+        several = ": dictionaries of several sites are not read" if held["W_enc"].ndim == 3 else ""
+        raise BadFile(f"{path}: {name} has shape {list(held['W_enc'].shape)}, expected a matrix{several}")
     d_in, width = held["W_enc"].shape
     for ours, make in (default or {}).items():
         held.setdefault(ours, make(width, d_in).to(held["W_enc"].dtype))
