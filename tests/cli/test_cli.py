@@ -310,6 +310,19 @@ def test_several_dictionaries_and_a_transcoder_from_one_pass(run: Callable[..., 
     assert again.exit_code == 0, again.output
     first, second = (load_dictionary(tmp_path / where / "wide").W_dec for where in ("both", "again"))
     assert torch.equal(first, second)
+    more = run(f"train {tmp_path}/both/config.yaml --out {tmp_path}/more --quiet --width 40 --tokens 1000")
+    assert more.exit_code == 0, more.output
+    assert {load_dictionary(tmp_path / "more" / name).width for name in ("wide", "out")} == {40}
+
+
+@pytest.mark.parametrize("words", ["", "width=3", "wide width", "wide width=8 --dictionary wide"])
+def test_dictionaries_without_a_name_or_with_half_a_field(
+    run: Callable[..., Result], tmp_path: Path, words: str
+) -> None:
+    given = [part for one in words.split(" --dictionary ") for part in ("--dictionary", one)]
+    done = run(f"{TRAIN} --tokens 2000 --out {tmp_path}/x", *given)
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert "--dictionary" in done.stderr
 
 
 def test_any_field_of_the_config_can_be_set(run: Callable[..., Result], tmp_path: Path) -> None:

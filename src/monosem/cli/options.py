@@ -265,7 +265,7 @@ def names(text: str) -> list[str]:
     return [part.strip() for part in text.split(",")]
 
 
-def fields(given: list[str] | None) -> dict[str, Any]:
+def fields(given: list[str] | None, where: str = "--set") -> dict[str, Any]:
     """`["lr=0.001", "skip_first=false"]` -> {"lr": 0.001, "skip_first": False}; values are read as YAML.
 
     Raises:
@@ -275,9 +275,9 @@ def fields(given: list[str] | None) -> dict[str, Any]:
     for entry in given or []:
         name, equals, value = entry.partition("=")
         if not equals or not name.strip():
-            raise BadInput(f"--set {entry}: write KEY=VALUE, such as lr=0.001")
+            raise BadInput(f"{where} {entry}: write KEY=VALUE, such as lr=0.001")
         try:
             settings[name.strip()] = parse_yaml(value)
         except ValueError as error:
-            raise BadInput(f"--set {entry}: {error}") from error
+            raise BadInput(f"{where} {entry}: {error}") from error
     return settings

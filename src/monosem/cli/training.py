@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from ..errors import BadInput
 from ..terminal import notice
 from .application import resumable
 from .options import (
@@ -74,19 +75,33 @@ class Training:
     def config(self, file: Path | None) -> "AnyConfig":
         """The file, with the options over it. Raises `BadInput` or `BadFile` for what a config cannot hold."""
         from ..dictionaries.training.config import config_of, read_config
+        from ..dictionaries.training.settings import DictionarySettings
 
         others = ("text", "set", "dictionary")
         options: dict[str, Any] = {name: value for name, value in vars(self).items() if name not in others}
         options["texts"] = [str(path) for path in self.text] if self.text else None
-        options["dictionaries"] = dict(_named(words) for words in self.dictionary) if self.dictionary else None
+        options["dictionaries"] = _named(self.dictionary) if self.dictionary else None
         chosen = {name: value for name, value in options.items() if value is not None} | fields(self.set)
-        return config_of((read_config(file).model_dump() if file else {}) | chosen)
+        held = read_config(file).model_dump() if file else {}
+        if "dictionaries" in held and "dictionaries" not in chosen:  # of each dictionary, options win as well
+            own = {name: value for name, value in chosen.items() if name in DictionarySettings.model_fields}
+            held["dictionaries"] = {name: entry | own for name, entry in held["dictionaries"].items()}
+        return config_of(held | chosen)
 
 
-def _named(words: str) -> tuple[str, dict[str, Any]]:
-    """ "wide width=8192 k=64" -> its name and fields."""
-    name, *entries = words.split()
-    return name, fields(entries)
+def _named(given: list[str]) -> dict[str, dict[str, Any]]:
+    """["wide width=8192 k=64"] -> {"wide": {"width": 8192, "k": 64}}
+
+    Raises:
+        BadInput: no name, one name twice, or what is no field.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for words in given:
+        name, *entries = words.split() or [""]
+        if not name or "=" in name or name in found:
+            raise BadInput(f"--dictionary {words!r}: begin with a name of its own, such as 'wide width=8192'")
+        found[name] = fields(entries, f"--dictionary {name}:")
+    return found
 
 
 def train(

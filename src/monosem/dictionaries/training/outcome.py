@@ -68,7 +68,7 @@ class Outcome(NamedTuple):
             )
         elif saved.fve < 0:
             worse = f"it rebuilds activations worse than their mean does (FVE {saved.fve:.3f})"
-            found.append(f"{worse}: lower lr, or train for longer")
+            found.append(f"{worse}: {'make sparsity smaller' if saved.l0 < 1 else 'lower lr'}, or train for longer")
         if self.dead is not None and self.dead > MANY_DEAD:
             found.append(f"{self.dead:.0%} of its latents are dead: make width smaller, or train for longer")
         return found
