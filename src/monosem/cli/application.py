@@ -86,7 +86,8 @@ class Command(TyperCommand):
                 value = given.get(one.name)
                 if "" in (value if isinstance(value, list | tuple) else [value]):
                     name = one.opts[0] if one.param_type_name == "option" else str(one.metavar).strip("[]")
-                    raise UsageError(f"{name} is empty: give a value, or leave it out", ctx=ctx)
+                    otherwise = "" if one.required else ", or leave it out"
+                    raise UsageError(f"{name} is empty: give a value{otherwise}", ctx=ctx)
             return given, *rest
 
         parser._process_opts = process  # type: ignore[method-assign, assignment]
