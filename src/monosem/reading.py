@@ -34,7 +34,7 @@ def existing(name: str | os.PathLike[str]) -> Path | None:
 
 
 def regular_file(path: str | os.PathLike[str]) -> Path:
-    """The path of a file that ends. Raises `BadFile` for none, a folder, a pipe or a device, which may never end."""
+    """The absolute path of a file that ends. Raises `BadFile` for none, a folder, and a pipe or device, which may not."""
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:
@@ -43,7 +43,7 @@ def regular_file(path: str | os.PathLike[str]) -> Path:
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
         raise BadFile(f"cannot read {path}: it is {kind}, not a file; write it to a file first")
-    return Path(path)
+    return Path(path).absolute()  # some readers would expand a "~" at the beginning
 
 
 def read_text(path: str | os.PathLike[str]) -> str:

@@ -153,3 +153,12 @@ def test_a_report_where_no_head_is_left_that_could_stand_in(folder: Path) -> Non
     assert (done.exit_code, done.stderr) == (0, "")
     assert "backup heads: none" in done.stdout
     assert (folder / "OUT" / "report.html").exists()
+
+
+def test_a_folder_whose_name_is_somebodys_home(folder: Path) -> None:
+    """pandas takes `~root/x` for the home of root; here it is a folder of that name, as it was given."""
+    line = ["sweep", "sae", "--latents", "0:2", "--max-new-tokens", "2", "--out", "~root", "-q"]
+    for _ in range(2):
+        done = CliRunner().invoke(app, line, prog_name="monosem")
+        assert (done.exit_code, done.stderr) == (0, "")
+    assert (folder / "~root" / "sweep.parquet").stat().st_size > 1000
