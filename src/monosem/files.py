@@ -31,12 +31,10 @@ _TORCH_WRITER = re.compile("PytorchStreamWriter|inline_container|file write fail
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path`, on any error it is removed.
 
-    It is absolute: pandas takes a relative one that begins with "~" for somebody's home.
-
     Raises:
         BadInput: the folder cannot be written to. BadFile: the file cannot, or the disk is full.
     """
-    target = Path(path).absolute()
+    target = Path(path)
     writable_folder(target.parent)
     with _beside(target, folder=False) as temporary:
         yield temporary

@@ -34,7 +34,7 @@ def existing(name: str | os.PathLike[str]) -> Path | None:
 
 
 def regular_file(path: str | os.PathLike[str]) -> Path:
-    """The absolute path of a file that ends. Raises `BadFile` for none, a folder, and a pipe or device, which may not."""
+    """The absolute path of a file that ends. Raises `BadFile` for none, a folder, a pipe or a device, which may not."""
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:
