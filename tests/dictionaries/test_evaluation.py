@@ -149,8 +149,10 @@ def test_every_number_equals_a_dense_oracle(model, windows, dictionary):
 
 def test_batch_size_does_not_matter_but_for_the_legacy_number(model, windows):
     one, all_ = (evaluate(model, sae(), windows, batch_size=n, quiet=True) for n in (1, 7))
+    for name, interval in one.intervals.items():
+        np.testing.assert_allclose(interval, all_.intervals[name], rtol=1e-4, atol=1e-5)
     for name, value in one.to_dict(density=True).items():
-        if name not in ("fve_legacy", "config", "skipped"):
+        if name not in ("fve_legacy", "config", "skipped", "intervals"):
             np.testing.assert_allclose(value, all_.to_dict(density=True)[name], rtol=1e-4, atol=1e-5)
 
 

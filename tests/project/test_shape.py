@@ -28,7 +28,7 @@ ROOMS = [
     "patching",
     "lenses",
     "latents",
-    "steering studies",
+    "steering studies benchmarks",
     "saelens",
     "cli",
     "__main__",

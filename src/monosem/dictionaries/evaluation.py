@@ -25,6 +25,7 @@ from ..files import write_json
 from ..models import Model, Site, TokenBatch
 from ..progress import Meter
 from ..results import Result, analysis
+from ..statistics import Interval
 from .dictionary import Dictionary
 from .sums import CostSums, FitSums
 
@@ -37,6 +38,8 @@ class Evaluation(Result):
         density: `[width]`, share of counted tokens at which each latent is active.
         tokens: counted tokens. predictions: counted tokens that have a next token.
         skipped: reason -> number of tokens left out.
+        intervals: metric -> its 95 % interval over the windows of text drawn again (of the headline numbers; NaN for a
+            single window).
         config: what was evaluated and how.
     """
 
@@ -75,18 +78,22 @@ class Evaluation(Result):
     tokens: int
     predictions: int
     skipped: dict[str, int]
+    intervals: dict[str, Interval] = field(repr=False)
     density: Float[np.ndarray, "width"] = field(repr=False)
     config: dict[str, Any] = field(repr=False)
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row a metric: metric, value, meaning (its definition)."""
-        rows = [(name, getattr(self, name), meaning) for name, meaning in MEANINGS.items()]
-        return pd.DataFrame(rows, columns=["metric", "value", "meaning"])
+        """One row a metric: metric, value, low, high (95 %, NaN where there is none), meaning (its definition)."""
+        unknown = Interval(math.nan, math.nan, math.nan)
+        bounds = {name: self.intervals.get(name, unknown)[1:] for name in MEANINGS}
+        rows = [(name, getattr(self, name), *bounds[name], meaning) for name, meaning in MEANINGS.items()]
+        return pd.DataFrame(rows, columns=["metric", "value", "low", "high", "meaning"])
 
     def to_dict(self, density: bool = False) -> dict[str, Any]:
         """Plain values, ready for JSON (numbers that are not finite become None); densities only when asked for."""
-        plain = asdict(self) | {"density": [float(f"{value:.6g}") for value in self.density]}
+        plain = asdict(self) | {"intervals": {name: _ends(one) for name, one in self.intervals.items()}}
+        plain |= {"density": [float(f"{value:.6g}") for value in self.density]}
         if not density:
             del plain["density"]
         return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in plain.items()}
@@ -100,6 +107,10 @@ class Evaluation(Result):
 
 
 MEANINGS = {one.name: get_args(one.type)[1] for one in fields(Evaluation) if get_origin(one.type) is Annotated}
+
+
+def _ends(interval: Interval) -> list[float | None]:
+    return [end if math.isfinite(end) else None for end in interval[1:]]
 
 
 @analysis
@@ -155,7 +166,8 @@ def evaluate(
         "outlier_norm": dict(skipper.thresholds),
     }
     skipped = {reason: count for reason, count in skipper.counts.items() if reason != "kept"}
-    return Evaluation(**fit.result(), **cost.result(), skipped=skipped, config=config)
+    intervals = fit.intervals() | cost.intervals()
+    return Evaluation(**fit.result(), **cost.result(), intervals=intervals, skipped=skipped, config=config)
 
 
 def _measure(

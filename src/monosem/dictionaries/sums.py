@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .. import metrics
+from ..statistics import Interval, bootstrap_ratio
 from .codes import Codes
 from .dictionary import Dictionary
 
@@ -25,6 +26,8 @@ class FitSums:
         self.sum_x = torch.zeros(dictionary.d_out, dtype=torch.float64, device=device)
         self.sum_e = torch.zeros_like(self.sum_x)
         self.sums = dict.fromkeys(("xx", "ee", "yy", "xy", "legacy", "off_mean", "cosine", "ratio"), 0.0)
+        self.windows: list[Float[Tensor, "windows 4"]] = []  # tokens, active latents, Σ|e|² and Σ|x|² of each
+        self.windows_x: list[Float[Tensor, "windows d_out"]] = []
 
     def add(
         self,
@@ -37,10 +40,22 @@ class FitSums:
         codes = self.dictionary.encode(inputs)
         rebuilt = self.dictionary.decode(codes, like=inputs)
         self._count(codes)
-        self._compare(target[kept].double(), rebuilt.double())
+        x, y = target[kept].double(), rebuilt.double()
+        self._compare(x, y)
+        self._note(kept, torch.stack([(codes.values != 0).sum(-1), (x - y).square().sum(-1), x.square().sum(-1)], 1), x)
         out = torch.zeros_like(target)
         out[kept] = rebuilt.to(target)
         return out
+
+    def _note(
+        self, kept: Bool[Tensor, "batch pos"], numbers: Float[Tensor, "n 3"], x: Float[Tensor, "n d_out"]
+    ) -> None:
+        """The sums of each window, for intervals."""
+        window = kept.nonzero()[:, 0]
+        numbers = torch.cat([torch.ones_like(numbers[:, :1]), numbers], 1)
+        for held, values in ((self.windows, numbers), (self.windows_x, x)):
+            held.append(values.new_zeros(len(kept), values.shape[1]).index_add_(0, window, values).cpu())
+        self.windows_x[-1] = self.windows_x[-1].float()  # as many numbers as there are windows and dimensions
 
     def _count(self, codes: Codes) -> None:
         active = codes.indices[codes.values != 0]
@@ -84,6 +99,19 @@ class FitSums:
             "density": (self.fired.double() / n).cpu().numpy(),
         }
 
+    def intervals(self) -> dict[str, Interval]:
+        """Of what is a ratio of sums, over the windows drawn again."""
+        mean = (self.sum_x / self.n).cpu()
+        n, active, ee, xx = torch.cat(self.windows).T
+        along = torch.cat(self.windows_x).double() @ mean
+        spread = xx - 2 * along + n * float(mean @ mean)  # from the mean of all tokens
+        unexplained = bootstrap_ratio(ee, spread)
+        return {
+            "fve": Interval(1 - unexplained.value, 1 - unexplained.high, 1 - unexplained.low),
+            "l0": bootstrap_ratio(active, n),
+            "mse": bootstrap_ratio(ee, n),
+        }
+
 
 class CostSums:
     """Loss and KL of the edited model, as running sums over counted tokens that have a next one."""
@@ -91,6 +119,7 @@ class CostSums:
     def __init__(self) -> None:
         self.n = 0
         self.sums: defaultdict[str, float] = defaultdict(float)
+        self.windows: defaultdict[str, list[Float[Tensor, "windows"]]] = defaultdict(list)
 
     def add(
         self,
@@ -103,19 +132,34 @@ class CostSums:
         assert clean is not None
         rows, columns = kept[:, :-1].nonzero(as_tuple=True)
         self.n += len(rows)
+        found: dict[str, list[Tensor]] = defaultdict(list)
         chunks = list(zip(rows.split(LOGIT_ROWS), columns.split(LOGIT_ROWS)))
         for row, column in chunks:
-            self._sum("ce_clean", metrics.cross_entropy(clean[row, column], ids[row, column + 1]))
+            found["ce_clean"].append(metrics.cross_entropy(clean[row, column], ids[row, column + 1]))
         for arm, logits in edited:
             for row, column in chunks:
-                self._sum(f"ce_{arm}", metrics.cross_entropy(logits[row, column], ids[row, column + 1]))
-                self._sum(f"kl_{arm}", metrics.kl(clean[row, column], logits[row, column]))
+                found[f"ce_{arm}"].append(metrics.cross_entropy(logits[row, column], ids[row, column + 1]))
+                found[f"kl_{arm}"].append(metrics.kl(clean[row, column], logits[row, column]))
+        found["n"] = [torch.ones_like(rows, dtype=torch.float64)]
+        for name, values in found.items():
+            each = torch.cat(values).double()
+            self.windows[name].append(each.new_zeros(len(kept)).index_add_(0, rows, each).cpu())
+            self.sums[name] += float(each.sum())
 
-    def _sum(self, name: str, per_token: Tensor) -> None:
-        self.sums[name] += float(per_token.double().sum())
+    def intervals(self) -> dict[str, Interval]:
+        """Of the losses and what is recovered, over the windows drawn again."""
+        held = {name: torch.cat(parts) for name, parts in self.windows.items()}
+        n, clean, spliced = held["n"], held["ce_clean"], held["ce_spliced"]
+        return {
+            "ce_clean": bootstrap_ratio(clean, n),
+            "ce_spliced": bootstrap_ratio(spliced, n),
+            "ce_recovered": bootstrap_ratio(held["ce_zero"] - spliced, held["ce_zero"] - clean),
+            "ce_recovered_counted": bootstrap_ratio(held["ce_zero_counted"] - spliced, held["ce_zero_counted"] - clean),
+            "kl": bootstrap_ratio(held["kl_spliced"], n),
+        }
 
     def result(self) -> dict[str, Any]:
-        mean = {name: total / self.n for name, total in self.sums.items()}
+        mean = {name: total / self.n for name, total in self.sums.items() if name != "n"}
         mean["kl"] = mean.pop("kl_spliced")
         for variant in ("", "_counted"):
             ce_zero, kl_zero = mean[f"ce_zero{variant}"], mean[f"kl_zero{variant}"]

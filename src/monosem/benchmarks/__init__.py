@@ -1,0 +1,38 @@
+"""Benchmarks: what a dictionary is good for, beside a random dictionary and the activation's own dimensions."""
+
+from .baselines import arms, mean_l0, random_dictionary, raw_dimensions
+from .core import CoreConfig, core
+from .task import ALL, DICTIONARY, RANDOM, RAW, Score, Scores, Task, TaskConfig
+from .variants import CORE_VARIANTS, CoreBatch, core_variant
+
+BENCHMARKS: dict[str, Task] = {
+    "core": Task(
+        "Reconstruction",
+        "The share of the activation's variance that the reconstruction explains (higher is better), how many latents "
+        "that takes, and how much of the model's loss survives when the reconstruction is spliced in.",
+        CoreConfig,
+        core,
+        minutes=0,
+    ),
+}
+
+__all__ = [
+    "ALL",
+    "BENCHMARKS",
+    "CORE_VARIANTS",
+    "DICTIONARY",
+    "RANDOM",
+    "RAW",
+    "CoreBatch",
+    "CoreConfig",
+    "Score",
+    "Scores",
+    "Task",
+    "TaskConfig",
+    "arms",
+    "core",
+    "core_variant",
+    "mean_l0",
+    "random_dictionary",
+    "raw_dimensions",
+]

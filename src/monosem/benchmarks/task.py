@@ -1,0 +1,174 @@
+"""What a benchmark is: a config, a function of a model and a dictionary, and scores with intervals and baselines.
+
+A task is a row of `BENCHMARKS`. Its function measures the dictionary and its two baselines (`baselines.py`) alike and
+returns `Scores`; the report shows every task with the same table and the same picture.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from .. import plots
+from ..errors import BadFile, require
+from ..jobs.config import JobConfig, Seed
+from ..results import Result
+from ..statistics import PERCENTILES, Interval
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+    from ..dictionaries import Dictionary
+    from ..models import Model
+
+DICTIONARY, RANDOM, RAW = "dictionary", "random dictionary", "raw dimensions"
+ALL = "all"  # the data set that stands for the mean over all
+COLUMNS = ("arm", "data", "measure", "n", "value", "low", "high")
+
+
+class TaskConfig(JobConfig):
+    """Settings of a task; `TaskConfig.parse` reads plain values."""
+
+    job: ClassVar[str] = "benchmark"
+
+    seed: Seed = Field(0, description="of everything random")
+    batch_size: int = Field(32, ge=1, description="prompts a forward pass; decides no number beyond rounding")
+
+
+class Score(NamedTuple):
+    """One number of one arm.
+
+    arm: whose (`DICTIONARY`, `RANDOM`, `RAW`). data: the data set, or `ALL`. measure: what was measured.
+    n: how many latents it used, or None.
+    """
+
+    arm: str
+    data: str
+    measure: str
+    n: int | None
+    interval: Interval
+
+    def row(self) -> tuple[Any, ...]:
+        return (*self[:4], *self.interval)
+
+
+@dataclass(frozen=True)
+class Scores(Result):
+    """What a task says of a dictionary and of its baselines.
+
+    `table` has a row a number: arm, data (a data set, or "all" for the mean over them), measure, n (latents used; NaN
+    where that says nothing), value, low, high (95 %; `config["interval"]` says how). `headline` has the task's main
+    number of each arm.
+
+    Attributes:
+        task: the row of `BENCHMARKS`. measure: of the headline. n: of the headline, or None.
+        notes: what limits these numbers, as sentences.
+    """
+
+    task: str
+    measure: str
+    n: int | None
+    rows: pd.DataFrame = field(repr=False)
+    notes: Sequence[str] = ()
+    config: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        task: str,
+        scores: Sequence[Score],
+        measure: str,
+        n: int | None = None,
+        *,
+        notes: Sequence[str] = (),
+        **config: Any,
+    ) -> "Scores":
+        """Of single scores; `config`: what else belongs to the settings."""
+        rows = pd.DataFrame([score.row() for score in scores], columns=list(COLUMNS))
+        return cls(task, measure, n, rows.astype({"n": float}), notes, config)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        return self.rows
+
+    @property
+    def headline(self) -> dict[str, Interval]:
+        """arm -> the task's main number over all data."""
+        rows = self._of(self.measure)
+        rows = rows[rows["n"].isna() if self.n is None else rows["n"] == self.n]
+        numbers = rows[["value", "low", "high"]].to_numpy(float)
+        return {str(arm): Interval(*map(float, three)) for arm, three in zip(rows["arm"], numbers)}
+
+    def plot(self) -> "Figure":
+        """The main number by how many latents it uses, or as bars where that says nothing; with its intervals."""
+        go = require("plotly.graph_objects", "plots")
+        figure = go.Figure()
+        for number, (arm, rows) in enumerate(self._of(self.measure).groupby("arm", sort=False)):
+            error = {"array": rows["high"] - rows["value"], "arrayminus": rows["value"] - rows["low"], "thickness": 1}
+            x = [str(arm)] if self.n is None else [f"{n:.0f}" for n in rows["n"]]
+            look: dict[str, Any] = {"name": str(arm), "error_y": error, "x": x, "y": rows["value"]}
+            color = plots.LINES[number % len(plots.LINES)]
+            if self.n is None:
+                figure.add_bar(**look, marker={"color": color})
+            else:
+                figure.add_scatter(**look, mode="lines+markers", line={"color": color, "width": 2})
+        figure.update_xaxes(type="category")
+        return plots.style(figure, "" if self.n is None else "latents used", self.measure)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that `from_dict` takes, NaN as None."""
+        plain = self.rows.astype(object).where(self.rows.notna(), None)
+        kept = {"task": self.task, "measure": self.measure, "n": self.n, "notes": list(self.notes)}
+        return kept | {"rows": plain.to_dict("records"), "config": dict(self.config)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Scores":
+        """What `to_dict` gave. Raises `BadFile` for something else."""
+        try:
+            rows = pd.DataFrame(values["rows"], columns=list(COLUMNS))
+            numbers = dict.fromkeys(("n", "value", "low", "high"), float)
+            return cls(**{**values, "rows": rows.astype(numbers)})
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadFile(f"not the scores of a benchmark: {error}") from error
+
+    def _of(self, measure: str) -> pd.DataFrame:
+        return self.rows[(self.rows["measure"] == measure) & (self.rows["data"] == ALL)]
+
+
+class Run(Protocol):
+    """`run(model, dictionary, config, quiet=...)`; the config is of the task's own class, None for its defaults."""
+
+    def __call__(
+        self, model: "Model", dictionary: "Dictionary", config: Any = None, *, quiet: bool = False
+    ) -> Scores: ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """A row of `BENCHMARKS`.
+
+    title: of its section in a report. meaning: what its main number says, in a sentence or two, and which way is good.
+    config: the class of its settings. run: the function. minutes: for the shipped dictionary on two cores, measured.
+    """
+
+    title: str
+    meaning: str
+    config: type[TaskConfig]
+    run: Run
+    minutes: float
+
+
+def mean_interval(values: Sequence[float], drawn: Sequence[np.ndarray]) -> Interval:
+    """The mean over data sets, with the 95 % interval of the means of their bootstrap draws (`draws` numbers each)."""
+    low, high = np.nanquantile(np.mean(np.stack(drawn), axis=0), PERCENTILES)
+    return Interval(float(np.mean(values)), float(low), float(high))
+
+
+def resampled(
+    statistic: Callable[[np.ndarray], float], rows: int, *, draws: int, rng: np.random.Generator
+) -> np.ndarray:
+    """A statistic of `rows` rows drawn again with replacement, `draws` times; it is given the rows' indices."""
+    return np.array([statistic(rng.integers(0, rows, rows)) for _ in range(draws)])

@@ -1,0 +1,121 @@
+"""The room's shape: baselines, the core task, scores that go into a file and come back."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from monosem.benchmarks import (
+    ALL,
+    BENCHMARKS,
+    DICTIONARY,
+    RANDOM,
+    RAW,
+    CoreConfig,
+    Scores,
+    arms,
+    core,
+    mean_l0,
+    random_dictionary,
+    raw_dimensions,
+)
+from monosem.dictionaries import evaluate
+from monosem.errors import BadFile
+from tiny import tiny_model
+from tiny_dictionaries import random_tensors, tiny_dictionary
+
+PROMPTS = [f"the cat sat on the mat number {i} and the dog ran" for i in range(6)]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model("llama", name="tiny")
+
+
+@pytest.mark.parametrize("kind", ["topk", "relu"])
+def test_the_random_dictionary_has_the_shape_norms_and_l0_but_no_direction(model, kind):
+    tensors = random_tensors(width=200)
+    sae = tiny_dictionary(kind, replace(tensors, b_enc=tensors.b_enc - 10 * (kind == "relu")))
+    l0 = mean_l0(model, sae, PROMPTS)
+    other = random_dictionary(sae, l0, seed=1)
+    assert (other.width, other.d_in, other.site) == (sae.width, sae.d_in, sae.site)
+    for name, axis in (("W_dec", 1), ("W_enc", 0)):
+        theirs, own = getattr(other, name), getattr(sae, name)
+        assert torch.allclose(theirs.norm(dim=axis), own.norm(dim=axis), rtol=1e-5)
+        assert torch.cosine_similarity(theirs, own, dim=axis).abs().mean() < 0.3
+    assert mean_l0(model, other, PROMPTS) == pytest.approx(l0, abs=0.6)
+    assert torch.equal(random_dictionary(sae, l0, seed=1).W_dec, other.W_dec)
+    assert not torch.equal(random_dictionary(sae, l0, seed=2).W_dec, other.W_dec)
+
+
+@pytest.mark.parametrize("site", ["resid_post.1", "z.1"])
+def test_raw_dimensions_are_the_activation_itself(model, site):
+    sae = tiny_dictionary(site=site)
+    raw, x = raw_dimensions(sae), model.run(PROMPTS[0], capture=site)[site]
+    assert torch.equal(raw.encode(x).dense(), x.flatten(2))
+    assert torch.allclose(raw(x), x, atol=1e-6)
+
+
+def test_a_transcoder_has_baselines_too(model):
+    sae = tiny_dictionary("relu", site="mlp_in.1", site_out="mlp_out.1")
+    made = arms(model, sae, PROMPTS, seed=0)
+    assert list(made) == [DICTIONARY, RANDOM, RAW]
+    x = model.run(PROMPTS[0], capture="mlp_in.1")["mlp_in.1"]
+    assert made[RAW](x).abs().max() == 0
+    assert made[RANDOM](x).isfinite().all()
+
+
+def test_core_is_evaluate_with_baselines(model, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(PROMPTS * 60))
+    sae = tiny_dictionary(tensors=random_tensors(scales=(0.2, 0.1)))
+    config = CoreConfig(texts=(str(text),), tokens=2000, context=32, batch_size=4)
+    scores = core(model, sae, config, quiet=True)
+    assert set(scores.headline) == {DICTIONARY, RANDOM, RAW}
+    assert scores.headline[RAW].value == pytest.approx(1)
+    rows = scores.table.set_index(["arm", "measure"])
+    assert rows.loc[(RAW, "ce_recovered"), "value"] == pytest.approx(1, abs=1e-4)
+    alone = evaluate(model, sae, [text.read_text()], tokens=2000, context=32, batch_size=4, quiet=True)
+    for name in ("fve", "l0", "ce_recovered", "kl", "mse"):
+        row = rows.loc[(DICTIONARY, name)]
+        assert row["value"] == pytest.approx(getattr(alone, name), rel=1e-6)
+        assert row["low"] <= row["value"] <= row["high"]
+    assert scores.plot().data
+
+
+def test_intervals_of_evaluate_are_those_of_its_windows(model):
+    """The oracle evaluates each window alone and draws these again, in numpy."""
+    sae = tiny_dictionary(tensors=random_tensors(scales=(0.2, 0.1)))
+    windows = torch.randint(4, 100, (24, 24), generator=torch.Generator().manual_seed(0))
+    options = {"tokens": None, "batch_size": 4, "quiet": True}
+    found = evaluate(model, sae, windows, **options)
+    alone = [evaluate(model, sae, part, **options) for part in windows.split(1)]
+    n = np.array([one.tokens for one in alone])
+    drawn = np.random.default_rng(0).integers(0, len(n), (4000, len(n)))
+    mse = np.array([one.mse for one in alone]) * n
+    low, high = np.quantile(mse[drawn].sum(1) / n[drawn].sum(1), [0.025, 0.975])
+    assert found.intervals["mse"].value == pytest.approx(found.mse)
+    assert found.intervals["mse"][1:] == pytest.approx((low, high), rel=0.02)
+    for name, interval in found.intervals.items():
+        assert interval.value == pytest.approx(getattr(found, name)), name
+    assert found.to_dict()["intervals"]["mse"] == list(found.intervals["mse"][1:])
+    assert not np.isfinite(evaluate(model, sae, windows[:1], **options).intervals["fve"].low)
+
+
+def test_scores_come_back_from_json(model, tmp_path):
+    scores = core(model, tiny_dictionary(), CoreConfig(tokens=1500, context=32), quiet=True)
+    again = Scores.from_dict(json.loads(json.dumps(scores.to_dict())))
+    assert again.table.equals(scores.table)
+    assert again.headline == scores.headline
+    with pytest.raises(BadFile, match="not the scores"):
+        Scores.from_dict({"rows": []})
+
+
+def test_every_row_has_a_config_of_its_own_and_says_what_its_number_means():
+    for name, task in BENCHMARKS.items():
+        assert task.config().seed == 0, name
+        assert len(task.meaning) > 40, name
+        assert task.title, name
+    assert ALL == "all"
