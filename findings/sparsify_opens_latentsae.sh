@@ -2,7 +2,7 @@
 # latentsae 0.2.0 and eai-sparsify 1.3.3 (torch 2.13.0): a dictionary of one, opened by the other.
 # One would guess: the files are of one layout (cfg.json, sae.safetensors, the same tensors), so either tool reads the
 #   other's, or refuses the config's unknown `sae_type`.
-# What happens: sparsify prints that it drops 23 extra arguments, opens an AbsTopK of latentsae as a TopK, and gives other
+# What happens: sparsify prints that it drops 25 extra arguments, opens an AbsTopK of latentsae as a TopK, and gives other
 #   codes: every negative one is lost. Nothing but `sae_type`, one of the dropped, tells the two functions apart.
 set -euo pipefail
 folder=$(mktemp -d)

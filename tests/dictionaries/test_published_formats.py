@@ -676,6 +676,21 @@ def test_temporal_saes_as_published(tmp_path):
     assert str(dictionary.site) == "resid_post.12"
 
 
+def test_what_is_told_in_vain_is_refused(tmp_path):
+    held, *_ = of_class("BatchTopKSAE", 1.1)
+    with pytest.raises(BadFile, match="k=4 was given, but this is a jumprelu dictionary; leave it out"):
+        load_dictionary(learned(tmp_path / "a", "BatchTopKSAE", held, k=4), k=4)
+    w = weights()
+    normed = linear(w) | {"norm.weight": w["b_dec"], "norm.bias": w["b_dec"]}
+    with pytest.raises(BadFile, match="k=4 was given, but this is a relu dictionary"):
+        load_dictionary(pytorch(tmp_path / "d.pt", normed), kind="relu", k=4)
+    path, *_ = scopium(tmp_path / "s", w, "relu", None, norm_activation="inference")
+    with pytest.raises(BadFile, match="norm_scaling_factor was given, but .* has norm_activation 'inference'"):
+        load_dictionary(path, norm_scaling_factor=0.5)
+    with pytest.raises(BadFile, match="kind was given, but such a file says all"):
+        load_dictionary(path, kind="relu")
+
+
 def test_tensors_that_the_tool_itself_would_refuse_are_refused(tmp_path):
     w = weights(D, "W_skip")
     held = linear(w, b_dec="b_dec") | {"k": torch.tensor(4), "threshold": torch.tensor(0.5), "post_bias": w["b_dec"]}

@@ -84,6 +84,7 @@ def load_dictionary(
     try:
         hints.check(checkpoint.hints)
         parts = checkpoint.read(place, hints)
+        hints.check_used(parts)
         parts = parts if published is None else _with_facts(parts, published)
         told["metadata"] = {**parts.metadata, KEY: written(skip)} if skip else None
         dictionary = Dictionary(replace(parts, **{key: value for key, value in told.items() if value}))

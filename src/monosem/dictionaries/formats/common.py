@@ -72,6 +72,13 @@ class Hints:
             if getattr(self, name) is not None and name not in known:
                 raise BadInput(f"{name} was given, but such a file says all that it needs; leave it out")
 
+    def check_used(self, parts: DictionaryParts) -> None:
+        """Raise `BadInput` for what the caller says and the file turned out to say otherwise."""
+        for name in ("kind", "k"):
+            told = getattr(self, name)
+            if told not in (None, getattr(parts, name)):
+                raise BadInput(f"{name}={told!r} was given, but this is a {parts.kind} dictionary; leave it out")
+
 
 @dataclass(frozen=True)
 class Format:

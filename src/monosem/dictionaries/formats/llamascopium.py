@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import BadFile
+from ...errors import BadFile, BadInput
 from ...reading import read_object, read_safetensors, read_torch
 from ..folds import fold_decoder_norm, fold_scale
 from ..parts import DictionaryParts, check_shapes
@@ -80,6 +80,8 @@ def read(place: Place, hints: Hints) -> DictionaryParts:
             weights = fold_scale(weights, hints.scale)
         else:
             weights = fold_scale(weights, *(_scale(held, cfg, name, held_in) for name in (hook, out)))
+    elif hints.norm_scaling_factor is not None:
+        raise BadInput(f"norm_scaling_factor was given, but {path} has norm_activation {mode!r}; leave it out")
     if mode == "token-wise" and transcoder:
         raise BadFile(f"{path}: a transcoder whose output is scaled by the output's own norm cannot be run without it")
     return DictionaryParts(
