@@ -430,27 +430,6 @@ def test_an_unknown_name_lists_what_is_shipped(tmp_path, monkeypatch):
         load_dictionary("./resid_pre.3")
 
 
-def test_the_hub_is_asked_for_owner_and_repository_and_its_silence_is_explained(tmp_path, monkeypatch):
-    import huggingface_hub
-
-    asked = []
-
-    def snapshot(repo, allow_patterns):
-        asked.append((repo, allow_patterns))
-        if repo == "some/saes":
-            folder(tmp_path / "layer_3", weights())
-            return str(tmp_path)
-        raise ConnectionError("cannot reach it")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    assert load_dictionary("some/saes/layer_3").width == F
-    assert asked == [("some/saes", ["layer_3", "layer_3/*"])]
-    with pytest.raises(UnknownName, match="cannot reach it"):
-        load_dictionary("other/saes/layer_3")
-    with pytest.raises(UnknownName, match="has no 'layer_4'"):
-        load_dictionary("some/saes/layer_4")
-
-
 def test_device_dtype_and_overrides(tmp_path):
     path = folder(tmp_path / "sae", weights(), metadata=METADATA | {"hook_name": "encoder.7.weird"})
     dictionary = load_dictionary(path, dtype=torch.bfloat16, model_name="mine")

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import numpy as np
@@ -357,18 +358,70 @@ def test_terms_that_are_not_accepted(monkeypatch):
         load_dictionary("gemma-2-2b/12-gemmascope-res-16k")
 
 
-def test_of_a_repository_with_many_folders_nothing_is_fetched_but_their_names(hub, monkeypatch):
-    asked = []
-    files = ["README.md", "layer_3/cfg.json", "layer_3/sae_weights.safetensors", "layer_4/cfg.json"]
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda repo: files)
+# ---------------------------------------------------------------------- any repository
+@pytest.fixture
+def online(hub, monkeypatch):
+    """A hub with a network: it lists `files` of every repository, and keeps what is asked for."""
+    site = SimpleNamespace(files=[], asked=[], at=hub)
 
-    def snapshot(repo, allow_patterns):
-        asked.append(allow_patterns)
-        place = hub(repo)
-        place.mkdir(parents=True, exist_ok=True)
-        return str(place)
+    def download(repo, file):
+        site.asked.append(file)
+        return str(hub(repo) / file)
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    with pytest.raises(UnknownName, match="some/saes has 2 folders; give one, such as some/saes/layer_3"):
-        load_dictionary("some/saes")
-    assert asked == [["README.md"]]
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda repo: site.files)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    return site
+
+
+def test_a_folder_of_any_repository(online):
+    folder(online.at("some/saes") / "a" / "layer_3", weights())
+    other = ["sparsity.safetensors", "trainer_state.pt", "optimizer.pt", "checkpoints/step_9/sae_weights.safetensors"]
+    online.files = ["README.md", *(f"a/layer_3/{name}" for name in ("cfg.json", "sae_weights.safetensors", *other))]
+    assert str(load_dictionary("some/saes/a/layer_3").site) == "resid_pre.3"
+    assert sorted(online.asked) == ["a/layer_3/cfg.json", "a/layer_3/sae_weights.safetensors"]
+
+
+def test_a_repository_that_is_one_dictionary(online):
+    folder(online.at("some/sae"), weights())
+    online.files = [".gitattributes", "README.md", "cfg.json", "sae_weights.safetensors"]
+    assert str(load_dictionary("some/sae").site) == "resid_pre.3"
+    assert "README.md" not in online.asked
+
+
+def test_a_file_of_any_repository_comes_with_the_configs_beside_it(online):
+    peer = Path(__file__).parent / "golden" / "circuittracer_plt_jumprelu"
+    place = online.at("some/set") / "b"
+    place.mkdir(parents=True)
+    for name in ("config.yaml", "layer_1.safetensors"):
+        shutil.copy(peer / name, place / name)
+    online.files = ["b/config.yaml", "b/layer_0.safetensors", "b/layer_1.safetensors", "config.yaml"]
+    assert str(load_dictionary("some/set/b/layer_1.safetensors").site) == "resid_mid.1"
+    assert online.asked == ["b/layer_1.safetensors", "b/config.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "message"),
+    [
+        ("some/saes", ["x/cfg.json", "x/sae.safetensors", "y/sae.safetensors"], "has 2 folders; give one, .*saes/x$"),
+        ("some/saes/a", ["a/x/1/params.npz", "a/x/2/params.npz", "b/params.npz"], "a has 2 folders.*saes/a/x/1$"),
+        ("some/saes", ["layer0.sae.pt", "layer1.sae.pt"], "has 2 files of weights; give one, such as some/saes/layer0"),
+        ("some/saes/z", ["x/cfg.json"], "the hub repository some/saes has no 'z'"),
+        ("some/saes/x", ["x/cfg.json"], "some/saes/x holds no weights: cfg.json"),
+    ],
+)
+def test_of_a_collection_nothing_is_fetched(online, name, files, message):
+    online.files = files
+    with pytest.raises(UnknownName, match=message):
+        load_dictionary(name)
+    assert online.asked == []
+
+
+def test_without_a_network_a_repository_is_found_in_the_cache(hub):
+    folder(hub("some/saes") / "layer_3", weights())
+    assert str(load_dictionary("some/saes/layer_3").site) == "resid_pre.3"
+    with pytest.raises(UnknownName, match="has no 'layer_4'"):
+        load_dictionary("some/saes/layer_4")
+    with pytest.raises(UnknownName) as caught:
+        load_dictionary("other/saes/layer_3")
+    assert "hf download other/saes --include 'layer_3/*' --local-dir DIR, then load_dict" in str(caught.value)
+    assert "no network, and not in its cache" in str(caught.value)

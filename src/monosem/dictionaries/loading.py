@@ -20,8 +20,8 @@ from .formats import FORMATS, OTHER_FORMATS
 from .formats.common import PYTORCH, Hints, Place
 from .parts import DictionaryParts
 from .published import Published, fetched, named
-from .published.hub import silence
 from .published.registry import NEURONPEDIA, near
+from .published.repository import fetched_from
 from .trained_on import KEY, written
 
 METRICS = "metrics.jsonl"  # what a training run writes beside its dictionary
@@ -108,7 +108,12 @@ def _find(name: str) -> tuple[Path, Published | None]:
         return fetched(published), published
     if Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") < 1:
         raise UnknownName(f"no dictionary {name!r}{_near(name)}; no such path; shipped: {_shipped_names()}")
-    return _from_hub(name), None
+    owner, repo, *rest = name.split("/")
+    lead = (
+        f"no dictionary {name!r}{_near(name)}: not shipped (shipped: {_shipped_names()}), "
+        "no published name (monosem list dictionaries), no such path, and "
+    )
+    return fetched_from(f"{owner}/{repo}", "/".join(rest), lead), None
 
 
 def _with_facts(parts: DictionaryParts, published: Published) -> DictionaryParts:
@@ -122,31 +127,6 @@ def _with_facts(parts: DictionaryParts, published: Published) -> DictionaryParts
         name=published.name,
         metadata={**parts.metadata, **{key: value for key, value in facts.items() if value}},
     )
-
-
-def _from_hub(name: str) -> Path:
-    """Fetch `owner/repo[/folder or file]` into the hub's cache; of a whole repository only what lies in no folder."""
-    from huggingface_hub import list_repo_files, snapshot_download
-
-    owner, repo, *rest = name.split("/")
-    inside = "/".join(rest)
-    try:
-        files = [] if inside else list_repo_files(f"{owner}/{repo}")
-        patterns = [inside, f"{inside}/*"] if inside else [file for file in files if "/" not in file]
-        root = Path(snapshot_download(f"{owner}/{repo}", allow_patterns=patterns))
-    except Exception as error:  # the hub's client raises many kinds, offline and not
-        what, place = f" --include '{inside}/*'" if inside else "", "/".join(["DIR", *rest])
-        raise UnknownName(
-            f"no dictionary {name!r}{_near(name)}: not shipped (shipped: {_shipped_names()}), no published name "
-            f"(monosem list dictionaries), no such path, and the hub gave nothing ({silence(error)}); where there is a "
-            f"network: hf download {owner}/{repo}{what} --local-dir DIR, then load_dictionary({place!r})"
-        ) from error
-    if not (root / inside).exists():
-        raise UnknownName(f"the hub repository {owner}/{repo} has no {inside!r}")
-    folders = sorted({os.path.dirname(file) for file in files} - {""})
-    if folders and not any(one.detect(Place(root)) for one in FORMATS.values()):
-        raise UnknownName(f"{owner}/{repo} has {len(folders)} folders; give one, such as {owner}/{repo}/{folders[0]}")
-    return root / inside
 
 
 def _unknown_format(place: Place) -> str:

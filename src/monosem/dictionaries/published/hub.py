@@ -1,4 +1,4 @@
-"""Fetching a published dictionary: exactly the files that reading it needs, into the hub's cache."""
+"""Fetching from the hub: exactly the files that reading a dictionary needs, into the hub's cache."""
 
 import contextlib
 from pathlib import Path
