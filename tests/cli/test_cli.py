@@ -466,6 +466,8 @@ BAD = [  # command, extra arguments (not split), what the message must say
     ("sweep sae --latents all --out x", [], "0:100"),
     ("sweep sae --values high --out x", [], "10,20"),
     ("sweep sae --values inf --out x", [], "finite"),
+    ("sweep sae --latents 0:2 --temperature inf --out x", [], "sweep of latents: temperature"),
+    ("steer sae 3 20 --temperature inf", ["the cat"], "temperature"),
     ("study unpaired.yaml", [], "unpaired prompts: 6 positive and 5 negative"),
     ("study misspelt.yaml", [], "prompts: no such field"),
     ("study half.yaml", [], "half.yaml"),

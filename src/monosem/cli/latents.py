@@ -186,7 +186,7 @@ def make_index(
 
     sae, lm = asked.load()
     target = out or (sae.folder or Path()) / "index.sqlite"
-    config = IndexConfig(examples=examples, corpus=", ".join(map(str, corpus.text)))
+    config = IndexConfig.parse({"examples": examples, "corpus": ", ".join(map(str, corpus.text))})
     with resumable(f"what is done is kept beside {target}"):
         documents = corpus.documents(lm, seed, asked.silent)
         store = TokenStore.build(lm, documents, context, tokens=tokens, quiet=asked.silent)
