@@ -61,19 +61,11 @@ def sweep_latents(
     ids = _prompt_ids(model, prompt)
     if len(ids) + max_new_tokens < 3:
         raise BadInput("from a single token at least 2 new tokens are needed: the first token is never edited")
-    settings = {
-        "model": model.name,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "dictionary": dictionary.name,
-        "latents": chosen,
-        "values": [float(value) for value in values],
-        "prompt": prompt,
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "seed": seed,
-        "batch_size": batch_size,
-    }
-    config = SweepConfig.parse(settings)
+    config = SweepConfig.parse(
+        {"model": model.name, "dtype": str(model.dtype).removeprefix("torch."), "dictionary": dictionary.name}
+        | {"latents": chosen, "values": [float(value) for value in values], "prompt": prompt}
+        | {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "batch_size": batch_size}
+    )
     # so that another model of the name, or a dictionary that was trained again, is noticed
     made_with = {"weights": dictionary.fingerprint, "model_weights": module_fingerprint(model.hf)}
     with claim(folder, config, work="parts/*.parquet", made_with=made_with) as home, torch.no_grad():
