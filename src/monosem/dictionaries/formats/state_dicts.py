@@ -32,7 +32,7 @@ class StateDict:
         kind: of the encoder; None where the caller must say. k: match to places a token, where the path says it.
         subtracts: b_dec, before encoding. only: the file has no other tensors than these.
         further: other tensors that it has.
-        beside: ending of a file named after this one that must lie there.
+        configured: a config named after the file lies beside it.
     """
 
     names: Mapping[str, str]
@@ -44,7 +44,7 @@ class StateDict:
     subtracts: bool = False
     only: bool = False
     further: tuple[str, ...] = ()
-    beside: str = ""
+    configured: bool = False
 
     def match(self, path: Path) -> Found:
         return re.search(self.path or r"$", path.as_posix())
@@ -53,20 +53,15 @@ class StateDict:
         keys = {name.removesuffix("^T") for name in self.names.values()} | {*self.further}
         if not place.is_pytorch or not place.state.keys() >= keys or (self.path and not self.match(place.path)):
             return False
-        return (not self.only or len(place.state) <= len(self.names)) and (
-            not self.beside or _beside(place.path).is_file()
-        )
+        alone = not self.only or len(place.state) == len(self.names)
+        return alone and (not self.configured or _config(place.path).is_file())
 
     def hints(self) -> tuple[str, ...]:
         return ("kind", "k") if self.kind is None else ("k",) if self.kind == "topk" else ()
 
 
-def _beside(path: Path) -> Path:
+def _config(path: Path) -> Path:
     return path.with_name(f"{path.stem}_cfg.json")
-
-
-def _layer(name: str, model: str) -> Callable[[re.Match[str]], tuple[Site, str]]:
-    return lambda found: (Site(name, int(found["layer"])), model or found["model"])
 
 
 def _qwen_k(path: str) -> int | None:
@@ -109,7 +104,7 @@ STATE_DICTS = {
     "attention_sae": StateDict(
         {name: name for name in ("W_enc", "b_enc", "W_dec", "b_dec")},
         subtracts=True,
-        beside="_cfg.json",
+        configured=True,
     ),
 }
 
@@ -127,8 +122,8 @@ def _reader(name: str, one: StateDict) -> Callable[[Place, Hints], DictionaryPar
         if name == "deeplens":
             weights = _with_gain(weights, held, path)
         metadata: dict[str, Any] = {"original_form": {"format": name}}
-        if one.beside:
-            cfg = read_object(_beside(path))
+        if one.configured:
+            cfg = read_object(_config(path))
             site, model = site_or_none(cfg.get("act_name")), str(cfg.get("model_name") or "gpt2")
             metadata["original_form"] |= cfg
         return DictionaryParts(
