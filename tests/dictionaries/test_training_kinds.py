@@ -80,10 +80,12 @@ def test_the_first_latents_of_a_matryoshka_rebuild_alone(tmp_path: Path) -> None
 # --- kinds with a penalty ---------------------------------------------------------------------------------------------
 
 
-def whole_loss(settings: Any, form: TrainingForm, x: Tensor, done_share: float, variance: float) -> Tensor:
+def whole_loss(
+    settings: Any, form: TrainingForm, x: Tensor, done_share: float, variance: float, kernels: str = "dense"
+) -> Tensor:
     """As a step computes it."""
     kind = KINDS[settings.kind]
-    done = kind.forward["dense"](form, x, settings)
+    done = kind.forward[kernels](form, x, settings)
     loss = unexplained(done, x, settings, variance)
     assert kind.penalty is not None
     return loss + kind.penalty(form, done, x, settings, Moment(done_share, variance**0.5))
@@ -157,6 +159,34 @@ def test_the_jumprelu_gradients_are_those_of_the_estimator(changes: dict[str, An
     of_pre = codes.grad * (pre > theta) + (estimated if both else 0)  # type: ignore[operator]
     torch.testing.assert_close(found["b_enc"], of_pre.sum(0).detach(), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(found["W_enc"], (of_pre.T @ (x - form.b_dec)).detach(), atol=1e-5, rtol=1e-4)
+
+
+SPARSE: list[dict[str, Any]] = [
+    {"kind": "relu"},
+    {"kind": "relu", "p_end": 0.4},
+    {"kind": "gated"},
+    *({"kind": "jumprelu", **changes} for changes in JUMPS),
+    {"kind": "jumprelu", "straight_through": "both", **JUMPS[0]},
+]
+
+
+@pytest.mark.parametrize("changes", SPARSE)
+@pytest.mark.parametrize("active", ["few", "none", "many"])
+def test_sparse_passes_of_kinds_with_a_penalty_equal_dense_ones(changes: dict[str, Any], active: str) -> None:
+    """Where few latents are active, sparse products are used; where many are, dense ones."""
+    window = {"bandwidth": 0.3} if changes["kind"] == "jumprelu" else {}
+    settings, x = config(k=None, **changes, **window), torch.randn(100, D)
+    found = []
+    for kernels in ("sparse", "dense"):
+        form = form_of(settings)
+        with torch.no_grad():
+            form.b_enc.sub_({"few": 2.0, "none": 100.0, "many": 0.0}[active])
+        done = KINDS[settings.kind].forward[kernels](form, x, settings)
+        assert (done.support is None) == (kernels == "dense" or active == "many")
+        loss = whole_loss(settings, form, x, 0.8, 3.0, kernels)
+        found.append((loss, done.reconstruction, done.fired, done.active, gradients(form, loss)))
+    assert (int(found[0][3]) > 0) == (active != "none")
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("target", [2.0, 6.0])
@@ -243,7 +273,7 @@ def test_matching_pursuit_and_its_gradients_are_those_of_plain_autograd() -> Non
         ({"kind": "jumprelu", "k": None}, "the quadratic penalty needs target_l0"),
         ({"kind": "jumprelu", "k": None, "penalty": "step", "target_l0": 3}, "the step penalty has no target_l0"),
         ({"sparsity": 1.0}, "sparsity is of kind jumprelu or gated or relu, not of topk"),
-        ({"kind": "gated", "k": None, "kernels": "sparse"}, "kernels: kind gated has only dense ones"),
+        ({"kind": "matching_pursuit", "kernels": "sparse"}, "kernels: kind matching_pursuit has only dense ones"),
         ({"kind": "matching_pursuit", "auxk": 3}, "auxk: kind matching_pursuit has no use for it"),
         (
             {"kind": "abstopk", "site_out": "mlp_out.1"},
@@ -262,8 +292,8 @@ FREE = {"k": None}
 CASES: dict[str, dict[str, Any]] = {
     "matryoshka": MATRYOSHKA,
     "jumprelu": FREE | {"target_l0": 3.0},
-    "gated": FREE,
-    "relu": FREE,
+    "gated": FREE | {"sparsity": 0.5},
+    "relu": FREE | {"sparsity": 0.3},
 }
 
 

@@ -12,25 +12,35 @@ from torch import Tensor
 
 from ..form import TrainingForm
 from ..settings import DictionarySettings
-from .kind import Kind, Moment, Pass, encoded, rebuilt
-from .relu import penalty as sparsity
+from ..sparse import Support
+from .kind import Kind, Moment, Pass, encoded_at, places, rebuilt, written
+from .relu import l1_penalty
 
 
-def forward(form: TrainingForm, x: Tensor, settings: DictionarySettings) -> Pass:
-    gate = encoded(form, x)
-    magnitude = ((gate - form.b_enc) * form.own["r_mag"].exp() + form.own["b_mag"]).relu()
-    done = rebuilt(form, x, magnitude * (gate.detach() > 0))
-    done.pre, done.offset = gate, form.offset(x)
+def _forward(form: TrainingForm, x: Tensor, support: Support | None) -> Pass:
+    gate = encoded_at(form, x, support)
+    own = (form.b_enc, form.own["r_mag"], form.own["b_mag"])
+    b_enc, r_mag, b_mag = own if support is None else (parameter[support.columns] for parameter in own)
+    magnitude = ((gate - b_enc) * r_mag.exp() + b_mag).relu()
+    done = rebuilt(form, x, magnitude * (gate.detach() > 0), support)
+    done.pre = gate
     return done
+
+
+def _sparse(form: TrainingForm, x: Tensor, settings: DictionarySettings) -> Pass:
+    return _forward(form, x, places(form, x))
+
+
+def _dense(form: TrainingForm, x: Tensor, settings: DictionarySettings) -> Pass:
+    return _forward(form, x, None)
 
 
 def _penalty(form: TrainingForm, done: Pass, y: Tensor, settings: DictionarySettings, moment: Moment) -> Tensor:
     assert done.pre is not None
     assert done.offset is not None
     gate = done.pre.relu()
-    rest = y - gate @ form.W_dec.detach() - done.offset.detach()
-    done.codes = gate  # what the L1 norm is of
-    return sparsity(form, done, y, settings, moment) + rest.square().sum() / (len(y) * moment.unit**2)
+    rest = y - written(form.W_dec.detach(), gate, done.support) - done.offset.detach()
+    return l1_penalty(gate, len(y), settings, moment) + rest.square().sum() / (len(y) * moment.unit**2)
 
 
 def _canonical(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -41,7 +51,7 @@ def _canonical(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 GATED = Kind(
     use="as relu, with codes that are not shrunk; twice the work of relu",
-    forward={"dense": forward},
+    forward={"sparse": _sparse, "dense": _dense},
     saved="jumprelu",
     architecture="gated",
     penalty=_penalty,

@@ -17,7 +17,8 @@ from torch.autograd.function import once_differentiable
 
 from ..form import TrainingForm
 from ..settings import DictionarySettings
-from .kind import Kind, Moment, Pass, encoded, rebuilt, risen
+from ..sparse import Support
+from .kind import Kind, Moment, Pass, encoded_at, places, rebuilt, risen
 
 BANDWIDTH, THRESHOLD, SLOPE = 0.02, 0.02, 4.0  # see docs/training.md
 DEFAULTS = {"quadratic": 1.0, "step": 1e-3, "tanh": 1e-3}
@@ -43,39 +44,53 @@ class _Jump(torch.autograd.Function):
         height = 1.0 if ctx.count else threshold
         estimated = grad * inside * height / ctx.width
         grad_pre = torch.zeros_like(pre) if ctx.count else grad * above
-        return grad_pre + estimated if ctx.both else grad_pre, -estimated.sum(0), None, None, None
+        return grad_pre + estimated if ctx.both else grad_pre, -estimated, None, None, None
 
 
-def jump(form: TrainingForm, pre: Tensor, settings: DictionarySettings, count: bool) -> Tensor:
-    bandwidth = BANDWIDTH if settings.bandwidth is None else settings.bandwidth
-    result: Tensor = _Jump.apply(pre, form.own["threshold"], bandwidth, settings.straight_through == "both", count)
+def _bandwidth(settings: DictionarySettings) -> float:
+    return BANDWIDTH if settings.bandwidth is None else settings.bandwidth
+
+
+def _jumped(pre: Tensor, threshold: Tensor, settings: DictionarySettings, count: bool) -> Tensor:
+    both = settings.straight_through == "both"
+    result: Tensor = _Jump.apply(pre, threshold.expand_as(pre), _bandwidth(settings), both, count)
     return result
 
 
-def forward(form: TrainingForm, x: Tensor, settings: DictionarySettings) -> Pass:
-    pre = encoded(form, x)
-    done = rebuilt(form, x, jump(form, pre, settings, count=False))
+def _forward(form: TrainingForm, x: Tensor, settings: DictionarySettings, support: Support | None) -> Pass:
+    pre, threshold = encoded_at(form, x, support), form.own["threshold"]
+    threshold = threshold if support is None else threshold[support.columns]
+    done = rebuilt(form, x, _jumped(pre, threshold, settings, count=False), support)
     done.pre = pre
     return done
 
 
-def _l0(form: TrainingForm, done: Pass, settings: DictionarySettings) -> Tensor:
+def _sparse(form: TrainingForm, x: Tensor, settings: DictionarySettings) -> Pass:
+    """With all places of the window, so that thresholds learn from codes that are just 0."""
+    return _forward(form, x, settings, places(form, x, form.own["threshold"].detach() - _bandwidth(settings) / 2))
+
+
+def _dense(form: TrainingForm, x: Tensor, settings: DictionarySettings) -> Pass:
+    return _forward(form, x, settings, None)
+
+
+def _l0(form: TrainingForm, done: Pass, settings: DictionarySettings, tokens: int) -> Tensor:
     assert done.pre is not None
-    return jump(form, done.pre, settings, count=True).sum(1).mean()
+    return _jumped(done.pre, done.at(form.own["threshold"]), settings, count=True).sum() / tokens
 
 
-def _quadratic(form: TrainingForm, done: Pass, settings: DictionarySettings, unit: float) -> Tensor:
+def _quadratic(form: TrainingForm, done: Pass, settings: DictionarySettings, tokens: int, unit: float) -> Tensor:
     assert settings.target_l0 is not None
-    return (_l0(form, done, settings) / settings.target_l0 - 1).square()
+    return (_l0(form, done, settings, tokens) / settings.target_l0 - 1).square()
 
 
-def _step(form: TrainingForm, done: Pass, settings: DictionarySettings, unit: float) -> Tensor:
-    return _l0(form, done, settings)
+def _step(form: TrainingForm, done: Pass, settings: DictionarySettings, tokens: int, unit: float) -> Tensor:
+    return _l0(form, done, settings, tokens)
 
 
-def _tanh(form: TrainingForm, done: Pass, settings: DictionarySettings, unit: float) -> Tensor:
-    assert done.codes is not None
-    return (SLOPE * done.codes / unit).tanh().sum(1).mean()
+def _tanh(form: TrainingForm, done: Pass, settings: DictionarySettings, tokens: int, unit: float) -> Tensor:
+    assert done.values is not None
+    return (SLOPE * done.values / unit).tanh().sum() / tokens
 
 
 PENALTIES: dict[str, Callable[..., Tensor]] = {"quadratic": _quadratic, "step": _step, "tanh": _tanh}
@@ -84,7 +99,7 @@ PENALTIES: dict[str, Callable[..., Tensor]] = {"quadratic": _quadratic, "step": 
 def _penalty(form: TrainingForm, done: Pass, y: Tensor, settings: DictionarySettings, moment: Moment) -> Tensor:
     name = settings.penalty or "quadratic"
     weight = DEFAULTS[name] if settings.sparsity is None else settings.sparsity
-    return weight * risen(settings, moment) * PENALTIES[name](form, done, settings, moment.unit)
+    return weight * risen(settings, moment) * PENALTIES[name](form, done, settings, len(y), moment.unit)
 
 
 def _complaint(settings: DictionarySettings) -> str | None:
@@ -101,7 +116,7 @@ def _constrain(form: TrainingForm) -> None:
 
 JUMPRELU = Kind(
     use="a threshold for each latent, learned for the number of active latents that --target-l0 asks for",
-    forward={"dense": forward},
+    forward={"sparse": _sparse, "dense": _dense},
     saved="jumprelu",
     architecture="jumprelu",
     penalty=_penalty,

@@ -9,7 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..form import TrainingForm
+from ..selection import select_above
 from ..settings import DictionarySettings
+from ..sparse import Support, decode_at, encode_at
+
+MOST = 1 / 16  # share of active latents above which dense products are faster
 
 
 @dataclass
@@ -22,8 +26,14 @@ class Pass:
     floor: Float[Tensor, ""]  # smallest positive activation; infinity when no activation is positive
     parts: Float[Tensor, "batch groups d"] | None = None  # what groups of latents add to it, where that matters
     offset: Tensor | None = None  # and what it holds beside them
-    codes: Float[Tensor, "batch width"] | None = None  # dense ones, for kinds with a penalty
-    pre: Float[Tensor, "batch width"] | None = None  # what the kind decides by which latents are active
+    # of kinds with a penalty, dense [batch, width] or at the places of a support [places]:
+    support: Support | None = None
+    values: Tensor | None = None  # codes
+    pre: Tensor | None = None  # what the kind decides by which latents are active
+
+    def at(self, parameter: Float[Tensor, "width"]) -> Tensor:
+        """A parameter of each latent, as `values` are laid out."""
+        return parameter if self.support is None else parameter[self.support.columns]
 
 
 @dataclass(frozen=True)
@@ -98,11 +108,39 @@ def counted(reconstruction: Tensor, columns: Tensor, values: Tensor, width: int)
     return Pass(reconstruction, fired > 0, active.sum(), floor)
 
 
-def rebuilt(form: TrainingForm, x: Float[Tensor, "batch d_in"], codes: Float[Tensor, "batch width"]) -> Pass:
-    """The pass with these dense codes."""
-    active = codes.detach() != 0
-    infinity = codes.new_tensor(torch.inf)
-    return Pass(codes @ form.W_dec + form.offset(x), active.any(0), active.sum(), infinity, codes=codes)
+def places(form: TrainingForm, x: Float[Tensor, "batch d_in"], bound: Tensor | float = 0.0) -> Support | None:
+    """Where pre-activations are above their bound; None where they are too many for sparse products."""
+    with torch.no_grad():
+        return select_above(x - form.centre, (form.W_enc.detach(), form.b_enc.detach()), bound, MOST)
+
+
+def encoded_at(
+    form: TrainingForm, x: Float[Tensor, "batch d_in"], support: Support | None
+) -> Float[Tensor, "places"] | Float[Tensor, "batch width"]:
+    """Pre-activations at the places of a support; all, dense, where there is none."""
+    if support is None:
+        return encoded(form, x)
+    return encode_at(x, form.centre, form.W_enc, form.b_enc, support, signed=True)
+
+
+def written(
+    W_dec: Float[Tensor, "width d_out"], values: Tensor, support: Support | None
+) -> Float[Tensor, "batch d_out"]:
+    """What codes add to a reconstruction, dense or at the places of a support."""
+    return values @ W_dec if support is None else decode_at(values, W_dec, support)
+
+
+def rebuilt(form: TrainingForm, x: Float[Tensor, "batch d_in"], values: Tensor, support: Support | None) -> Pass:
+    """The pass with these codes, dense or at the places of a support."""
+    offset = form.offset(x)
+    reconstruction = written(form.W_dec, values, support) + offset
+    if support is not None:
+        done = counted(reconstruction, support.columns, values, form.width)
+    else:
+        active = values.detach() != 0
+        done = Pass(reconstruction, active.any(0), active.sum(), values.new_tensor(torch.inf))
+    done.values, done.support, done.offset = values, support, offset
+    return done
 
 
 def risen(settings: DictionarySettings, moment: Moment) -> float:

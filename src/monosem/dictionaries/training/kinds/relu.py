@@ -12,15 +12,20 @@ from torch import Tensor
 
 from ..form import TrainingForm
 from ..settings import DictionarySettings
-from .kind import Kind, Moment, Pass, encoded, rebuilt, risen
+from .kind import Kind, Moment, Pass, encoded, encoded_at, places, rebuilt, risen
 
-DEFAULT = 0.3  # see docs/training.md
+DEFAULT = 0.15  # see docs/training.md
 SMALL = 1e-3  # added to codes, in units, before a power below 1: its slope at 0 is infinite
 ANNEAL_FROM = 0.5
 
 
-def forward(form: TrainingForm, x: Tensor, settings: DictionarySettings) -> Pass:
-    return rebuilt(form, x, encoded(form, x).relu())
+def _sparse(form: TrainingForm, x: Tensor, settings: DictionarySettings) -> Pass:
+    support = places(form, x)
+    return rebuilt(form, x, encoded_at(form, x, support).relu(), support)
+
+
+def _dense(form: TrainingForm, x: Tensor, settings: DictionarySettings) -> Pass:
+    return rebuilt(form, x, encoded(form, x).relu(), None)
 
 
 def exponent(settings: DictionarySettings, done: float) -> float:
@@ -29,27 +34,32 @@ def exponent(settings: DictionarySettings, done: float) -> float:
     return 1.0 + (end - 1.0) * max(done - ANNEAL_FROM, 0.0) / (1.0 - ANNEAL_FROM)
 
 
-def norm(codes: Float[Tensor, "batch width"], p: float) -> Float[Tensor, ""]:
-    """Mean L1 norm of the rows; for p < 1 with the gradient of the L_p one, at the same value."""
+def norm(codes: Tensor, p: float) -> Float[Tensor, ""]:
+    """Summed L1 norm; for p < 1 with the gradient of the L_p one, at the same value."""
     if p == 1.0:
-        return codes.sum(1).mean()
-    l1 = codes.detach().sum(1).mean()
-    small = ((codes + SMALL).pow(p) * (codes.detach() > 0)).sum(1).mean()
+        return codes.sum()
+    l1 = codes.detach().sum()
+    small = ((codes + SMALL).pow(p) * (codes.detach() > 0)).sum()
     return torch.where(l1 > 0, small * (l1 / small.detach().clamp(min=1e-12)), small)
 
 
-def penalty(form: TrainingForm, done: Pass, y: Tensor, settings: DictionarySettings, moment: Moment) -> Tensor:
-    assert done.codes is not None
+def _penalty(form: TrainingForm, done: Pass, y: Tensor, settings: DictionarySettings, moment: Moment) -> Tensor:
+    assert done.values is not None
+    return l1_penalty(done.values, len(y), settings, moment)
+
+
+def l1_penalty(codes: Tensor, tokens: int, settings: DictionarySettings, moment: Moment) -> Tensor:
+    """Of codes in any layout."""
     weight = DEFAULT if settings.sparsity is None else settings.sparsity
-    return weight * risen(settings, moment) * norm(done.codes / moment.unit, exponent(settings, moment.done))
+    return weight * risen(settings, moment) * norm(codes / moment.unit, exponent(settings, moment.done)) / tokens
 
 
 RELU = Kind(
     use="the oldest and simplest, with codes that are shrunk; for comparison with older work",
-    forward={"dense": forward},
+    forward={"sparse": _sparse, "dense": _dense},
     saved="relu",
     architecture="standard",
-    penalty=penalty,
+    penalty=_penalty,
     revives=False,
     own=("sparsity", "sparsity_warmup", "p_end"),
 )
