@@ -324,3 +324,20 @@ def test_repeated_prompts_warn():
         PromptPairs(["a", "a"], ["b", "c"])
     with pytest.warns(UserWarning, match="stand on both sides, e.g. 'a'"):
         PromptPairs(["a", "b"], ["c", "a"])
+
+
+def test_documents_apart_share_no_window(model):
+    texts = ["one two three", "four", " ".join(["five"] * 50), "six seven"]
+    store = TokenStore.build(model, texts, 16, apart=True)
+    separator = store.packing.separator
+    ids = model.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    prefix = len(store.packing.prefix)
+    rows = []
+    for one in ids:  # each document alone, filled up
+        whole = [*one, separator]
+        whole += [separator] * (-len(whole) % (16 - prefix))
+        rows += [[*store.packing.prefix, *whole[i : i + 16 - prefix]] for i in range(0, len(whole), 16 - prefix)]
+    assert store[:].tolist() == rows
+    assert [store.document(row, prefix) for row in range(len(rows))][:2] == ["0", "1"]
+    joined = TokenStore.build(model, texts, 16)
+    assert len(joined) < len(store)

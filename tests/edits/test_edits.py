@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from monosem import edits, metrics
 from monosem.dictionaries import Dictionary
-from monosem.errors import BadInput, EditDidNotFire, Mismatch, UnknownName
+from monosem.errors import BadInput, EditDidNotFire, UnknownName
 from monosem.models import Model, Site, TokenBatch
 from tiny import tiny_hf, tiny_model
 from tiny_dictionaries import random_tensors, tiny_dictionary
@@ -215,9 +215,9 @@ def test_bad_latents_values_and_dictionaries():
         edits.clamp(sae, 1, 1.0).at(scope="sometimes")
     with pytest.raises(BadInput, match="returned shape"):
         activation(edits.function(SITE, lambda x: x[..., :3]))
-    transcoder = dictionary(site="mlp_out.0", site_out="mlp_out.1")
-    with pytest.raises(Mismatch, match="reads mlp_out.0 and writes mlp_out.1"):
-        edits.clamp(transcoder, 1, 1.0)
+    backwards = dictionary(site="mlp_out.1", site_out="mlp_out.0")
+    with pytest.raises(BadInput, match=r"mlp_out\.1, which the transcoder reads, does not lie before"):
+        activation(edits.clamp(backwards, 1, 1.0))
 
 
 # ---------------------------------------------------------------------- metrics

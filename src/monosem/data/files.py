@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 from ..errors import BadFile, cause, require
 from ..reading import existing, parse_json, regular_file
+from .hub import hub_rows, on_hub
 from .rows import BadRow
 
 Rows = Iterator[tuple[str, Any]]  # where it stands in the file, and the row, or the `BadRow` that it is
@@ -27,6 +28,8 @@ MARKS = (  # the longer before its own beginning
 def files_of(path: Path) -> list[Path]:
     """The file, or all files of a folder that can be read. Raises `BadFile` when there is none."""
     kinds = ", ".join(READERS)
+    if on_hub(path):
+        return [path]
     if existing(path) is not None and path.is_dir():
         try:
             files = sorted(file for file in path.rglob("*") if file.is_file() and _reader(file))
@@ -37,7 +40,9 @@ def files_of(path: Path) -> list[Path]:
         return files
     regular_file(path)
     if _reader(path) is None:
-        raise BadFile(f"{path} is of a kind that cannot be read as text; known: {kinds}, .gz of these, folders")
+        raise BadFile(
+            f"{path} is of a kind that cannot be read as text; known: {kinds}, .gz of these, folders, hf:owner/name"
+        )
     return [path]
 
 
@@ -116,6 +121,8 @@ READERS: dict[str, Reader] = {
 
 
 def _reader(path: Path) -> Reader | None:
+    if on_hub(path):
+        return hub_rows
     kind = Path(path.stem).suffix if _zipped(path) else path.suffix
     return READERS.get(kind.lower())
 

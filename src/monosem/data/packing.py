@@ -53,6 +53,7 @@ class Packing:
     """How documents become windows, and the count of what happened to them.
 
     Every window starts with `prefix`; the rest is the documents' tokens, a separator after each, cut without a gap.
+    With `apart`, a window has one document: separators fill it up, and the next begins another window.
     """
 
     context: int
@@ -61,6 +62,7 @@ class Packing:
     documents: list[str] = field(default_factory=list)  # ids, in order
     starts: list[int] = field(default_factory=list)  # index of each document's first token in the joined text
     dropped: int = 0  # tokens at the end that did not fill a window
+    apart: bool = False
 
     @property
     def content(self) -> int:
@@ -68,7 +70,7 @@ class Packing:
         return self.context - len(self.prefix)
 
     @classmethod
-    def of(cls, model: Any, context: int, separator: int | None = None) -> Self:
+    def of(cls, model: Any, context: int, separator: int | None = None, apart: bool = False) -> Self:
         """Raises `BadInput` when the context is too small or longer than the model's."""
         tokenizer = model.tokenizer
         if tokenizer is None:
@@ -77,7 +79,8 @@ class Packing:
         limit = model.cfg.n_ctx
         if not len(prefix) + 2 <= context <= limit:
             raise BadInput(f"context {context} is not within {len(prefix) + 2} and {limit}, the model's own context")
-        return cls(context, document_separator(tokenizer) if separator is None else separator, prefix)
+        separator = document_separator(tokenizer) if separator is None else separator
+        return cls(context, separator, prefix, apart=apart)
 
     def windows(self, tokenizer: Any, documents: Iterable[Document | str]) -> Iterator[Windows]:
         """Windows as documents come in, some at a time."""
@@ -90,9 +93,10 @@ class Packing:
                     continue
                 self.documents.append(document.id)
                 self.starts.append(joined)
-                pending.append(np.array([*ids, self.separator], dtype=np.uint32))
-                joined += len(ids) + 1
-                length += len(ids) + 1
+                fill = -(len(ids) + 1) % self.content if self.apart else 0
+                pending.append(np.array([*ids, *[self.separator] * (1 + fill)], dtype=np.uint32))
+                joined += len(pending[-1])
+                length += len(pending[-1])
             full = length // self.content
             if full:
                 text = np.concatenate(pending)
@@ -155,6 +159,7 @@ class TokenStore:
         tokens: int | None = None,
         counted: Counter | None = None,
         separator: int | None = None,
+        apart: bool = False,
         quiet: bool = True,
     ) -> Self:
         """Tokenise and pack `documents`.
@@ -164,11 +169,14 @@ class TokenStore:
             tokens: at most so many, in whole windows; None reads all documents.
             counted: how many tokens of each window count towards `tokens`; None: all.
             separator: token id between documents; None is `document_separator`.
+            apart: no window has tokens of two documents, so none attends to another's text. What is left of a window
+                is filled with separators, which statistics and training leave out as special tokens; short documents
+                cost as much as windows.
 
         Raises:
             BadInput: as `packed`; BadFile when the folder cannot be written.
         """
-        packing = Packing.of(model, context, separator)
+        packing = Packing.of(model, context, separator, apart)
         chunks = limited(packing.windows(model.tokenizer, documents), tokens, counted)
         dtype = np.dtype("<u2" if len(model.tokenizer) <= 1 << 16 else "<u4")
         with Meter("tokenise", total=tokens, unit="tok", quiet=quiet) as meter:

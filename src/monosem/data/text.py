@@ -46,7 +46,7 @@ def texts(
 
     Args:
         paths: files or folders. A `.txt` is one document; `.jsonl`, `.json` (a list) and `.parquet` hold one a row. In
-            folders, files of other kinds are passed over.
+            folders, files of other kinds are passed over. `hf:owner/name:config@split` streams a data set of the hub.
         field: the column that holds the text, or the turns, instead.
         chat: a model or tokenizer. Conversations are then rendered through its chat template; without it, a document
             is its turns, a blank line between them.
