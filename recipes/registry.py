@@ -80,6 +80,10 @@ MORE: list[dict[str, Any]] = [
         "width": 2**17,
         "ids": [f"layers.{layer}" for layer in (*range(1, 23, 2), 23, 24, 25, 27, 29)],
     },
+    {"repo": "EleutherAI/sae-Llama-3.2-1B-131k", "model": "meta-llama/Llama-3.2-1B", "ids": _LLAMA}
+    | {"layout": "sparsify", "site": "mlp_raw", "width": 2**17},
+    {"repo": "mntss/transcoder-Llama-3.2-1B", "model": "meta-llama/Llama-3.2-1B", "layout": "circuit_tracer_layer"}
+    | {"ids": [f"layer_{layer}.safetensors" for layer in range(16)]},  # where they read stands in their config.yaml
     {"repo": "mntss/clt-gemma-2-2b-426k", "model": "google/gemma-2-2b", "width": 2**14}
     | {"site": "resid_mid", "site_out": "mlp_out"}
     | _CLT,
@@ -202,7 +206,7 @@ def more() -> Iterator[dict[str, Any]]:
     for one in MORE:
         rows = []
         for name in one["ids"]:
-            found = re.search(r"layers\.(\d+)", name)
+            found = re.search(r"layers?[._](\d+)", name)
             layer = int(found[1]) if found else None
             row = {"ids": name, "sites": one.get("site"), "outs": one.get("site_out"), "layers": layer}
             rows.append(row | {"paths": name, "widths": one.get("width")})
