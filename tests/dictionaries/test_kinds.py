@@ -278,6 +278,9 @@ def test_what_reads_a_corpus_works_or_says_why_not(dictionary, tmp_path):
                 job()
         else:
             assert job() > 0
+    if not dictionary.whole_texts:
+        index = latents.Index(tmp_path / "index.sqlite", dictionary)
+        assert not latents.check_index(index, model=MODEL).table["broken"].any()
     codes = dictionary.encode(MODEL.run("a good b", capture=SITE)[SITE])
     table = latents.top(MODEL, dictionary, "a good b", n=WIDTH).table
     last = table[table["last"]].set_index("latent")["value"]
