@@ -1,4 +1,4 @@
-"""Measure learning rates of training: the table in docs/dictionaries.md.
+"""Measure learning rates of training: the table in docs/training.md.
 
     python recipes/learning_rates.py --corpora PATH --work work 150,1024,4096 600,4096,1024
 

@@ -218,7 +218,7 @@ def test_learning_rate_rises_holds_and_falls() -> None:
         (10_000, 2**14, 4096, 6.3e-4),
         (600, 4608, 4096, 3.8e-3),  # of 8e-4, 2e-3 and 5e-3 the last was best, without dead latents
         (150, 1024, 4096, 8e-3),
-        (150, 1024, 1024, 4e-3),  # as measured: docs/dictionaries.md
+        (150, 1024, 1024, 4e-3),  # as measured: docs/training.md
         (600, 1024, 256, 2e-3),
         (150, 4096, 1024, 2e-3),
         (600, 4096, 131_072, 4e-3),  # not measured above 4096: not more than there

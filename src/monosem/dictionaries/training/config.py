@@ -119,7 +119,7 @@ class TrainConfig(RunSettings, DictionarySettings):
         """2e-4 · √(2^14 / width) · √(batch / 4096) · √(100,000 / steps), unless the config says another.
 
         The width's law and the constant, which peers use for long runs, are of Gao et al. (arXiv 2406.04093, figure 3).
-        Shorter runs want more, up to ten times as much, as measured in docs/dictionaries.md. The batch counts up to
+        Shorter runs want more, up to ten times as much, as measured in docs/training.md. The batch counts up to
         4096, the steps from 1,000 to 100,000; the rate is never above 0.01.
         """
         if self.lr is not None:
