@@ -1,5 +1,6 @@
 """Benchmarks: what a dictionary is good for, beside a random dictionary and the activation's own dimensions."""
 
+from .absorption import AbsorptionConfig, absorption
 from .baselines import arms, mean_l0, random_dictionary, raw_dimensions
 from .core import CoreConfig, core
 from .task import ALL, DICTIONARY, RANDOM, RAW, Score, Scores, Task, TaskConfig
@@ -14,6 +15,14 @@ BENCHMARKS: dict[str, Task] = {
         core,
         minutes=0,
     ),
+    "absorption": Task(
+        "First-letter absorption",
+        "How often the latents of a word's first letter are silent or weak because latents of the single word give "
+        "what they should (0 to 1, lower is better; 1 in every word is full replacement).",
+        AbsorptionConfig,
+        absorption,
+        minutes=0,
+    ),
 }
 
 __all__ = [
@@ -23,12 +32,14 @@ __all__ = [
     "DICTIONARY",
     "RANDOM",
     "RAW",
+    "AbsorptionConfig",
     "CoreBatch",
     "CoreConfig",
     "Score",
     "Scores",
     "Task",
     "TaskConfig",
+    "absorption",
     "arms",
     "core",
     "core_variant",

@@ -1,0 +1,257 @@
+"""First-letter absorption: do the latents of a letter stay silent where those of single words take their place?"""
+
+import gzip
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
+from torch import Tensor
+
+from ..dictionaries import Dictionary
+from ..errors import BadFile, BadInput
+from ..models import Model
+from ..progress import Meter, say
+from ..statistics import PERCENTILES, Interval, bootstrap_mean
+from .absorbing import Absorbed, absorbed, parts, rates, split_size
+from .baselines import arms
+from .labelled import SETS
+from .logistic import f1, logistic
+from .task import ALL, Score, Scores, TaskConfig, mean_interval, resampled
+
+SHARES = (0.5, 0.25)  # of the words: those that probes are fitted on, those that models are chosen on; the rest is test
+FEWEST = 8  # words of a letter that the model spells, below which the letter is left out
+PENALTIES = (1000.0, 100.0, 10.0, 1.0)  # of the probe; ties go to the first
+TEMPLATE = " {word} has the first letter:"
+INTERVAL = "95 %, the test words of each letter drawn again"
+
+
+class AbsorptionConfig(TaskConfig):
+    words: str | None = Field(None, description="file with a word a line; default: the bundled list")
+    words_per_letter: int = Field(60, ge=FEWEST, description="words of each letter, drawn by the seed")
+    examples: int = Field(4, ge=1, description="other words, with their letters, before the word in its prompt")
+    most_latents: int = Field(10, ge=1, description="most latents that may share a letter")
+    jump: float = Field(0.03, ge=0, description="what one more latent must add to F1")
+    least_f1: float = Field(0.6, ge=0, le=1, description="of the probe on validation words; letters below are left out")
+    draws: int = Field(1000, ge=100, description="of the bootstrap")
+
+
+class Spelled(NamedTuple):
+    """Words that the model was asked about: its activations at them, and whether it knows their letters."""
+
+    words: list[str]
+    x: Float[Tensor, "n d"]
+    knows: Bool[Tensor, "n"]
+
+
+class Split(NamedTuple):
+    """Rows of words: to fit on, to choose on, to measure on."""
+
+    train: Int[Tensor, "a"]
+    validation: Int[Tensor, "b"]
+    test: Int[Tensor, "c"]
+
+
+class Letter(NamedTuple):
+    """A letter with its probe w·x + b; f1: on validation words."""
+
+    letter: str
+    w: Float[Tensor, "d"]
+    b: float
+    f1: float
+
+
+def absorption(
+    model: Model, dictionary: Dictionary, config: AbsorptionConfig | None = None, *, quiet: bool = False
+) -> Scores:
+    """Absorption of first letters, as SAEBench defines it (arXiv:2409.14507), of the dictionary and its baselines.
+
+    The model spells words after `examples` others (" cat has the first letter:"). Activations are read at the word. A
+    logistic probe of each letter is fitted on half of the words; its penalty, and which letters count (F1), are chosen
+    on a quarter; the last quarter is the test. Main latents of a letter: k-sparse probes on the latents that separate
+    its training words best, in standard deviations; one more is taken while F1 on the second quarter jumps. Then each
+    test word that the probe gets right is judged (`absorbing.absorbed`).
+
+    Measures: "fraction" (mean absorption fraction), "full" (share of full absorption), "latents" (main ones a letter),
+    each a mean over letters; data are "all" and the letters.
+
+    Words that are not one token, or whose letter the model does not say, are left out, and counted in the notes.
+
+    Raises:
+        BadInput: a tokenizer with hardly any word of one token, a model that can spell next to nothing.
+        BadFile: no such file. Mismatch: a dictionary of another model.
+    """
+    config = config or AbsorptionConfig()
+    dictionary.check(model)
+    spelled, tried = spell(model, dictionary, config, quiet)
+    letters = [word[0] for word in spelled.words]
+    split = split_rows(letters, config.seed)
+    probes = probes_of(spelled.x, letters, split)
+    good = [one for one in probes if one.f1 > config.least_f1]
+    prompts = [TEMPLATE.format(word=word) for word in spelled.words[:200]]
+    scores: list[Score] = []
+    for arm, one in arms(model, dictionary, prompts, seed=config.seed).items():
+        say(f"absorption: {arm}", quiet)
+        scores += _scores(arm, one, spelled.x, letters, split, good, config)
+    test = int(sum(letters[i] in {one.letter for one in good} for i in split.test.tolist()))
+    notes = [
+        f"{model.name} says the first letter of {len(spelled.words)} of {tried} words; the others are left out",
+        f"{len(good)} of {len(probes)} letters have a probe with F1 above {config.least_f1:g} "
+        f"({''.join(one.letter for one in good)}), with {test} test words; SAEBench reports nothing below 20 letters",
+    ]
+    told = {"interval": INTERVAL, "letters": [one.letter for one in good]}
+    return Scores.of("absorption", scores, "fraction", notes=notes, **config.model_dump(mode="json"), **told)
+
+
+# ---------------------------------------------------------------------- words
+def listed_words(path: str | None = None) -> list[str]:
+    """Lower-case words from a file, or the bundled list. Raises `BadFile`."""
+    if path is None:
+        text = gzip.decompress((SETS / "words.txt.gz").read_bytes()).decode()
+    else:
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadFile(f"{path} cannot be read as a list of words: {error}") from error
+    words = [word for word in text.split() if word.isascii() and word.isalpha() and word.islower() and len(word) > 2]
+    return list(dict.fromkeys(words))
+
+
+def drawn_words(model: Model, config: AbsorptionConfig) -> list[str]:
+    """Words that are one token after a space, as many of each letter as the config says (or all there are)."""
+    listed = listed_words(config.words)
+    order = np.random.default_rng(config.seed).permutation(len(listed))
+    ids = model.tokenizer([f" {word}" for word in listed], add_special_tokens=False)["input_ids"]
+    drawn: dict[str, list[str]] = {}
+    for number in order:
+        word = listed[number]
+        if len(ids[number]) == 1 and len(held := drawn.setdefault(word[0], [])) < config.words_per_letter:
+            held.append(word)
+    found = [word for letter in sorted(drawn) for word in drawn[letter]]
+    if len(found) < 10 * FEWEST:
+        raise BadInput(f"only {len(found)} of {len(listed)} words are one token of {model.name}; give more words")
+    return found
+
+
+def spell(model: Model, dictionary: Dictionary, config: AbsorptionConfig, quiet: bool = False) -> tuple[Spelled, int]:
+    """The words whose letter the model says, of letters with enough of these, and how many were tried."""
+    words = drawn_words(model, config)
+    rng = np.random.default_rng(config.seed + 1)
+    after = len(model.tokenizer(TEMPLATE.format(word="").lstrip(), add_special_tokens=False)["input_ids"])
+    prompts = [_prompt(word, words, config.examples, rng) for word in words]
+    x, knows = [], []
+    with Meter("absorption: words", total=len(words), unit="word", quiet=quiet) as meter:
+        for start in range(0, len(words), config.batch_size):
+            some = slice(start, start + config.batch_size)
+            run = model.run(prompts[some], capture=[dictionary.site], positions=-1 - after, logits="last")
+            said = model.tokenizer.batch_decode(_last(run.logits).argmax(-1)[:, None])
+            knows += [one.strip().lower() == word[0] for one, word in zip(said, words[some])]
+            x.append(run[dictionary.site].flatten(1).float().cpu())
+            meter.advance(len(said))
+    enough = [w[0] for w, known in zip(words, knows) if known]
+    kept = [i for i, known in enumerate(knows) if known and enough.count(words[i][0]) >= FEWEST]
+    if len(kept) < 5 * FEWEST:
+        raise BadInput(f"{model.name} says the first letter of {sum(knows)} of {len(words)} words: it cannot spell")
+    return Spelled([words[i] for i in kept], torch.cat(x)[kept], torch.ones(len(kept)).bool()), len(words)
+
+
+def _prompt(word: str, words: Sequence[str], n: int, rng: np.random.Generator) -> str:
+    others = [other for other in rng.choice(words, n + 1, replace=False) if other != word][:n]
+    shown = [f"{TEMPLATE.format(word=other)} {other[0].upper()}\n" for other in others]
+    return "".join(shown) + TEMPLATE.format(word=word)
+
+
+def _last(logits: Tensor | None) -> Float[Tensor, "batch vocab"]:
+    assert logits is not None
+    return logits.flatten(0, -2)
+
+
+def split_rows(letters: Sequence[str], seed: int) -> Split:
+    """Each letter's rows, shuffled, in the shares of `SHARES`."""
+    rng = np.random.default_rng(seed + 2)
+    found: tuple[list[int], list[int], list[int]] = ([], [], [])
+    for letter in sorted(set(letters)):
+        rows = rng.permutation([i for i, one in enumerate(letters) if one == letter]).tolist()
+        first, second = round(SHARES[0] * len(rows)), round(sum(SHARES) * len(rows))
+        for part, chosen in zip(found, (rows[:first], rows[first:second], rows[second:])):
+            part.extend(chosen)
+    return Split(*(torch.tensor(sorted(part)) for part in found))
+
+
+# ---------------------------------------------------------------------- probes
+def probes_of(x: Float[Tensor, "n d"], letters: Sequence[str], split: Split) -> list[Letter]:
+    """A probe for each letter; one penalty for all, the best mean F1 on validation words."""
+    mean, spread = x[split.train].double().mean(0), x[split.train].double().std(0).clamp_min(1e-6)
+    scaled = (x.double() - mean) / spread
+    alphabet = sorted(set(letters))
+    is_letter = {letter: torch.tensor([one == letter for one in letters]) for letter in alphabet}
+    best: list[Letter] = []
+    for penalty in PENALTIES:
+        made = []
+        for letter in alphabet:
+            w, b = logistic(scaled[split.train], is_letter[letter][split.train], l2=penalty)
+            score = f1(scaled[split.validation] @ w + b > 0, is_letter[letter][split.validation])
+            made.append(Letter(letter, w / spread, float(b - (w / spread) @ mean), score))
+        if not best or np.mean([one.f1 for one in made]) > np.mean([one.f1 for one in best]):
+            best = made
+    return best
+
+
+def main_latents(
+    acts: Float[Tensor, "n width"], is_letter: Bool[Tensor, "n"], split: Split, config: AbsorptionConfig
+) -> list[int]:
+    """The latents of a letter: those that separate its training words best, as many as `split_size` says."""
+    train, y = acts[split.train], is_letter[split.train]
+    spread = train.std(0)
+    apart = (train[y].mean(0) - train[~y].mean(0)) / spread.clamp_min(1e-6)
+    order = torch.where(spread > 0, apart, -torch.inf).argsort(descending=True, stable=True)[: config.most_latents]
+    scores: list[float] = []
+    for k in range(1, len(order) + 1):
+        chosen = order[:k]
+        scale = spread[chosen].clamp_min(1e-6).double()
+        w, b = logistic(train[:, chosen].double() / scale, y)
+        predicted = (acts[split.validation][:, chosen].double() / scale) @ w + b > 0
+        scores.append(f1(predicted, is_letter[split.validation]))
+        if split_size(scores, config.jump) < k:
+            break
+    return [int(one) for one in order[: split_size(scores, config.jump)]]
+
+
+def _scores(
+    arm: str,
+    dictionary: Dictionary,
+    x: Float[Tensor, "n d"],
+    letters: Sequence[str],
+    split: Split,
+    good: Sequence[Letter],
+    config: AbsorptionConfig,
+) -> list[Score]:
+    acts = dictionary.encode(x.to(dictionary.W_enc.device)).dense().float().cpu()
+    W_dec = dictionary.W_dec.float().cpu()
+    judged: list[Absorbed] = []
+    sizes: list[float] = []
+    for one in good:
+        is_letter = torch.tensor([letter == one.letter for letter in letters])
+        main = main_latents(acts, is_letter, split, config)
+        rest = split.train[~is_letter[split.train]]
+        hits = split.test[is_letter[split.test] & (x[split.test].double() @ one.w + one.b > 0)]
+        means = (x[rest].mean(0), acts[rest].mean(0))
+        judged.append(absorbed(parts(x[hits], acts[hits], W_dec, one.w.float(), rest=means), main))
+        sizes.append(float(len(main)))
+    rng = np.random.default_rng(config.seed + 3)
+    kept = [(one.letter, found) for one, found in zip(good, judged) if len(found.full)]
+    fractions, fulls = rates([found for _, found in kept])
+    scores = []
+    for measure, values in (("fraction", fractions), ("full", fulls)):
+        drawn = []
+        for (letter, found), value in zip(kept, values):
+            held = getattr(found, measure).double().numpy()
+            drawn.append(resampled(lambda rows, held=held: held[rows].mean(), len(held), draws=config.draws, rng=rng))
+            low, high = np.quantile(drawn[-1], PERCENTILES)
+            scores.append(Score(arm, letter, measure, None, Interval(value, float(low), float(high))))
+        whole = mean_interval(values, drawn) if kept else Interval(float("nan"), float("nan"), float("nan"))
+        scores.append(Score(arm, ALL, measure, None, whole))
+    return [*scores, Score(arm, ALL, "latents", None, bootstrap_mean(sizes, seed=config.seed))]
