@@ -1,16 +1,19 @@
 """The absorption task on words whose activations are planted: an absorber is found, and a dictionary without is not."""
 
+import importlib
+
 import numpy as np
 import pytest
 import torch
 
 from monosem.benchmarks import ALL, DICTIONARY
-from monosem.benchmarks import absorption as task
 from monosem.benchmarks.absorption import AbsorptionConfig, Split, main_latents, probes_of, split_rows
 from monosem.dictionaries import DictionaryTensors
 from monosem.errors import BadFile, BadInput
+from tiny import tiny_model
 from tiny_dictionaries import tiny_dictionary
 
+task = importlib.import_module("monosem.benchmarks.absorption")
 LETTERS, WORDS, D = "abcdef", 40, 32
 
 
@@ -37,19 +40,44 @@ def planted(absorb):
     return x, letters, tiny_dictionary("relu", tensors)
 
 
+def spelled(x, letters):
+    """The model knows the letters of three words in four."""
+    knows = torch.arange(len(letters)) % 4 != 0
+    return task.Spelled([f"{letter}word" for letter in letters], x, knows)
+
+
 @pytest.mark.parametrize("absorb", [True, False])
 def test_a_planted_absorber_is_found(absorb):
     x, letters, sae = planted(absorb)
     split, config = split_rows(letters, 0), AbsorptionConfig(most_latents=1)
     probes = probes_of(x, letters, split)
     assert all(one.f1 > 0.95 for one in probes)
-    scores = task._scores(DICTIONARY, sae, x, letters, split, probes, config)
+    scores = task._scores(DICTIONARY, sae, spelled(x, letters), split, probes, config)
     found = {(one.data, one.measure): one.interval for one in scores}
     expected = 1 / 3 if absorb else 0  # every third word
     for measure in ("fraction", "full"):
         assert found[ALL, measure].value == pytest.approx(expected, abs=0.15), measure
         assert found[ALL, measure].low <= found[ALL, measure].value <= found[ALL, measure].high
     assert found[ALL, "latents"].value == 1
+
+
+def test_the_task_compares_the_dictionary_with_its_baselines(monkeypatch):
+    x, letters, sae = planted(True)
+    monkeypatch.setattr(task, "spell", lambda *_: spelled(x, letters))
+    scores = task.absorption(tiny_model("llama", name="tiny"), sae, AbsorptionConfig(most_latents=1), quiet=True)
+    assert scores.headline[DICTIONARY].value == pytest.approx(1 / 3, abs=0.15)
+    assert set(scores.headline) == {DICTIONARY, "random dictionary", "raw dimensions"}
+    assert "180 of 240 words" in scores.notes[0]
+    assert scores.config["letters"] == list(LETTERS)
+
+
+def test_a_model_that_cannot_spell_is_told_so(tmp_path):
+    path = tmp_path / "words.txt"
+    path.write_text("\n".join(a + b + c for a in "abcde" for b in "abcdef" for c in "xyzu"))
+    model, sae = tiny_model("llama", name="tiny"), tiny_dictionary()
+    monkeyed = AbsorptionConfig(words=str(path), words_per_letter=8)
+    with pytest.raises(BadInput, match=r"of \d+ words"):
+        task.absorption(model, sae, monkeyed, quiet=True)
 
 
 def test_main_latents_are_those_that_separate_in_units_of_their_spread():
@@ -91,8 +119,8 @@ class Speller:
     name = "speller"
 
     @staticmethod
-    def tokenizer(texts, add_special_tokens=False):
-        return {"input_ids": [[1] if len(text) < 8 else [1, 2] for text in texts]}
+    def bare(text):
+        return [1] if len(text) < 8 else [1, 2]
 
 
 def test_words_are_drawn_alike_and_are_one_token(tmp_path):

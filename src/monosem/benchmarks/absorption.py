@@ -3,7 +3,7 @@
 import gzip
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,13 +30,15 @@ INTERVAL = "95 %, the test words of each letter drawn again"
 
 
 class AbsorptionConfig(TaskConfig):
-    words: str | None = Field(None, description="file with a word a line; default: the bundled list")
-    words_per_letter: int = Field(60, ge=FEWEST, description="words of each letter, drawn by the seed")
-    examples: int = Field(4, ge=1, description="other words, with their letters, before the word in its prompt")
-    most_latents: int = Field(10, ge=1, description="most latents that may share a letter")
-    jump: float = Field(0.03, ge=0, description="what one more latent must add to F1")
-    least_f1: float = Field(0.6, ge=0, le=1, description="of the probe on validation words; letters below are left out")
-    draws: int = Field(1000, ge=100, description="of the bootstrap")
+    words: str | None = Field(default=None, description="file with a word a line; default: the bundled list")
+    words_per_letter: int = Field(default=60, ge=FEWEST, description="words of each letter, drawn by the seed")
+    examples: int = Field(default=4, ge=1, description="other words, with their letters, before the word in its prompt")
+    most_latents: int = Field(default=10, ge=1, description="most latents that may share a letter")
+    jump: float = Field(default=0.03, ge=0, description="what one more latent must add to F1")
+    least_f1: float = Field(
+        default=0.6, ge=0, le=1, description="of the probe on validation words; letters below are left out"
+    )
+    draws: int = Field(default=1000, ge=100, description="of the bootstrap")
 
 
 class Spelled(NamedTuple):
@@ -78,15 +80,16 @@ def absorption(
     Measures: "fraction" (mean absorption fraction), "full" (share of full absorption), "latents" (main ones a letter),
     each a mean over letters; data are "all" and the letters.
 
-    Words that are not one token, or whose letter the model does not say, are left out, and counted in the notes.
+    Words of more than one token are left out; test words whose letter the model does not say are, too, and counted in
+    the notes.
 
     Raises:
         BadInput: a tokenizer with hardly any word of one token, a model that can spell next to nothing.
         BadFile: no such file. Mismatch: a dictionary of another model.
     """
-    config = config or AbsorptionConfig()
+    config = config or AbsorptionConfig.parse({})
     dictionary.check(model)
-    spelled, tried = spell(model, dictionary, config, quiet)
+    spelled = spell(model, dictionary, config, quiet)
     letters = [word[0] for word in spelled.words]
     split = split_rows(letters, config.seed)
     probes = probes_of(spelled.x, letters, split)
@@ -95,14 +98,15 @@ def absorption(
     scores: list[Score] = []
     for arm, one in arms(model, dictionary, prompts, seed=config.seed).items():
         say(f"absorption: {arm}", quiet)
-        scores += _scores(arm, one, spelled.x, letters, split, good, config)
-    test = int(sum(letters[i] in {one.letter for one in good} for i in split.test.tolist()))
+        scores += _scores(arm, one, spelled, split, good, config)
+    known, tested = int(spelled.knows.sum()), int(spelled.knows[split.test].sum())
     notes = [
-        f"{model.name} says the first letter of {len(spelled.words)} of {tried} words; the others are left out",
+        f"{model.name} says the first letter of {known} of {len(letters)} words; the others are not tested "
+        f"({tested} of {len(split.test)} test words are)",
         f"{len(good)} of {len(probes)} letters have a probe with F1 above {config.least_f1:g} "
-        f"({''.join(one.letter for one in good)}), with {test} test words; SAEBench reports nothing below 20 letters",
+        f"({''.join(one.letter for one in good)}); SAEBench reports nothing below 20 letters",
     ]
-    told = {"interval": INTERVAL, "letters": [one.letter for one in good]}
+    told: dict[str, Any] = {"interval": INTERVAL, "letters": [one.letter for one in good]}
     return Scores.of("absorption", scores, "fraction", notes=notes, **config.model_dump(mode="json"), **told)
 
 
@@ -124,11 +128,11 @@ def drawn_words(model: Model, config: AbsorptionConfig) -> list[str]:
     """Words that are one token after a space, as many of each letter as the config says (or all there are)."""
     listed = listed_words(config.words)
     order = np.random.default_rng(config.seed).permutation(len(listed))
-    ids = model.tokenizer([f" {word}" for word in listed], add_special_tokens=False)["input_ids"]
     drawn: dict[str, list[str]] = {}
     for number in order:
         word = listed[number]
-        if len(ids[number]) == 1 and len(held := drawn.setdefault(word[0], [])) < config.words_per_letter:
+        held = drawn.setdefault(word[0], [])
+        if len(held) < config.words_per_letter and len(model.bare(f" {word}")) == 1:
             held.append(word)
     found = [word for letter in sorted(drawn) for word in drawn[letter]]
     if len(found) < 10 * FEWEST:
@@ -136,26 +140,26 @@ def drawn_words(model: Model, config: AbsorptionConfig) -> list[str]:
     return found
 
 
-def spell(model: Model, dictionary: Dictionary, config: AbsorptionConfig, quiet: bool = False) -> tuple[Spelled, int]:
-    """The words whose letter the model says, of letters with enough of these, and how many were tried."""
+def spell(model: Model, dictionary: Dictionary, config: AbsorptionConfig, quiet: bool = False) -> Spelled:
+    """Words of the letters that the model says often enough."""
     words = drawn_words(model, config)
     rng = np.random.default_rng(config.seed + 1)
-    after = len(model.tokenizer(TEMPLATE.format(word="").lstrip(), add_special_tokens=False)["input_ids"])
+    after = len(model.bare(TEMPLATE.format(word="")[1:]))
     prompts = [_prompt(word, words, config.examples, rng) for word in words]
     x, knows = [], []
     with Meter("absorption: words", total=len(words), unit="word", quiet=quiet) as meter:
         for start in range(0, len(words), config.batch_size):
             some = slice(start, start + config.batch_size)
             run = model.run(prompts[some], capture=[dictionary.site], positions=-1 - after, logits="last")
-            said = model.tokenizer.batch_decode(_last(run.logits).argmax(-1)[:, None])
+            said = [model.text([token]) for token in _last(run.logits).argmax(-1).tolist()]
             knows += [one.strip().lower() == word[0] for one, word in zip(said, words[some])]
             x.append(run[dictionary.site].flatten(1).float().cpu())
             meter.advance(len(said))
     enough = [w[0] for w, known in zip(words, knows) if known]
-    kept = [i for i, known in enumerate(knows) if known and enough.count(words[i][0]) >= FEWEST]
-    if len(kept) < 5 * FEWEST:
+    kept = [i for i, word in enumerate(words) if enough.count(word[0]) >= FEWEST]
+    if len({words[i][0] for i in kept}) < 2:
         raise BadInput(f"{model.name} says the first letter of {sum(knows)} of {len(words)} words: it cannot spell")
-    return Spelled([words[i] for i in kept], torch.cat(x)[kept], torch.ones(len(kept)).bool()), len(words)
+    return Spelled([words[i] for i in kept], torch.cat(x)[kept], torch.tensor(knows)[kept])
 
 
 def _prompt(word: str, words: Sequence[str], n: int, rng: np.random.Generator) -> str:
@@ -223,12 +227,12 @@ def main_latents(
 def _scores(
     arm: str,
     dictionary: Dictionary,
-    x: Float[Tensor, "n d"],
-    letters: Sequence[str],
+    spelled: Spelled,
     split: Split,
     good: Sequence[Letter],
     config: AbsorptionConfig,
 ) -> list[Score]:
+    x, letters = spelled.x, [word[0] for word in spelled.words]
     acts = dictionary.encode(x.to(dictionary.W_enc.device)).dense().float().cpu()
     W_dec = dictionary.W_dec.float().cpu()
     judged: list[Absorbed] = []
@@ -237,7 +241,7 @@ def _scores(
         is_letter = torch.tensor([letter == one.letter for letter in letters])
         main = main_latents(acts, is_letter, split, config)
         rest = split.train[~is_letter[split.train]]
-        hits = split.test[is_letter[split.test] & (x[split.test].double() @ one.w + one.b > 0)]
+        hits = split.test[(is_letter & spelled.knows & (x.double() @ one.w + one.b > 0))[split.test]]
         means = (x[rest].mean(0), acts[rest].mean(0))
         judged.append(absorbed(parts(x[hits], acts[hits], W_dec, one.w.float(), rest=means), main))
         sizes.append(float(len(main)))
@@ -248,10 +252,13 @@ def _scores(
     for measure, values in (("fraction", fractions), ("full", fulls)):
         drawn = []
         for (letter, found), value in zip(kept, values):
-            held = getattr(found, measure).double().numpy()
-            drawn.append(resampled(lambda rows, held=held: held[rows].mean(), len(held), draws=config.draws, rng=rng))
+            drawn.append(_drawn_means(getattr(found, measure).double().numpy(), config.draws, rng))
             low, high = np.quantile(drawn[-1], PERCENTILES)
             scores.append(Score(arm, letter, measure, None, Interval(value, float(low), float(high))))
         whole = mean_interval(values, drawn) if kept else Interval(float("nan"), float("nan"), float("nan"))
         scores.append(Score(arm, ALL, measure, None, whole))
     return [*scores, Score(arm, ALL, "latents", None, bootstrap_mean(sizes, seed=config.seed))]
+
+
+def _drawn_means(values: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
+    return resampled(lambda rows: float(values[rows].mean()), len(values), draws=draws, rng=rng)
