@@ -1,4 +1,4 @@
-"""First-letter absorption: do the latents of a letter stay silent where those of single words take their place?"""
+"""First-letter absorption: are the latents of a letter silent where latents of single words take their place?"""
 
 import gzip
 from collections.abc import Sequence
