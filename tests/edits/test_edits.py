@@ -216,7 +216,7 @@ def test_bad_latents_values_and_dictionaries():
     with pytest.raises(BadInput, match="returned shape"):
         activation(edits.function(SITE, lambda x: x[..., :3]))
     backwards = dictionary(site="mlp_out.1", site_out="mlp_out.0")
-    with pytest.raises(BadInput, match=r"mlp_out\.1, which the transcoder reads, does not lie before"):
+    with pytest.raises(BadInput, match=r"mlp_out\.1, which the transcoder reads, is not computed before"):
         activation(edits.clamp(backwards, 1, 1.0))
 
 

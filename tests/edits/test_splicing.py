@@ -205,3 +205,147 @@ def test_a_memory_budget_counts_latents(model):
     torch.testing.assert_close(parts[sae.latents][0], whole[sae.latents][0])
     with pytest.raises(BadInput, match=r"resid_post\.1\.latents"):
         model.run(ROWS, capture=sae.latents, memory=150_000)
+
+
+def by_hand(model, change, module=None) -> torch.Tensor:
+    """Logits with a function of block 1's output, or of another module's, by a hook of PyTorch."""
+
+    def hook(module, args, out):
+        x = out[0] if isinstance(out, tuple) else out
+        return (change(x), *out[1:]) if isinstance(out, tuple) else change(x)
+
+    handle = (module or model.hf.model.layers[1]).register_forward_hook(hook)
+    try:
+        return model.hf(torch.tensor([ROWS[0]])).logits
+    finally:
+        handle.remove()
+
+
+def codes_of(sae, x):
+    return (x @ sae.W_enc + sae.b_enc).relu()
+
+
+def test_gradients_of_a_splice_go_through_the_latents_also_where_nobody_looks_inside(model):
+    early, late = dictionary(seed=1, site="resid_post.0"), dictionary(seed=2)
+    embedded = model.hf.get_input_embeddings()(torch.tensor([ROWS[0]])).detach().requires_grad_()
+    held = {}
+
+    def hook(sae, keep):
+        def of(module, args, out):
+            x = out[0] if isinstance(out, tuple) else out
+            codes = codes_of(sae, x)
+            if keep:
+                held["codes"] = codes = codes.detach().requires_grad_()
+            rebuilt = codes @ sae.W_dec + sae.b_dec
+            new = rebuilt + (x - rebuilt).detach()
+            return (new, *out[1:]) if isinstance(out, tuple) else new
+
+        return of
+
+    def gradient(hooks, of):
+        handles = [model.hf.model.layers[layer].register_forward_hook(fn) for layer, fn in hooks.items()]
+        try:
+            logits = model.hf(inputs_embeds=embedded).logits
+        finally:
+            for handle in handles:
+                handle.remove()
+        return torch.autograd.grad(logits[0, -1, 3], held["codes"] if of == "codes" else embedded)[0]
+
+    run = model.run([ROWS[0]], capture="embed", edits=edits.splice(late, error=True), grad=True)
+    (found,) = torch.autograd.grad(run.logits[0, -1, 3], run["embed"])
+    torch.testing.assert_close(found, gradient({1: hook(late, False)}, "embed"), atol=1e-5, rtol=1e-4)
+    both = [edits.splice(early, error=True), edits.splice(late, error=True)]
+    run = model.run([ROWS[0]], capture=early.latents, edits=both, grad=True)
+    (found,) = torch.autograd.grad(run.logits[0, -1, 3], run[early.latents])
+    expected = gradient({0: hook(early, True), 1: hook(late, False)}, "codes")
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(run.logits, model.run([ROWS[0]]).logits)
+
+
+def test_a_clamped_latent_is_what_is_captured_and_spliced(model):
+    sae = dictionary()
+
+    def clamped(x):
+        return codes_of(sae, x).index_fill(-1, torch.tensor([7]), 20.0) @ sae.W_dec + sae.b_dec
+
+    clamp, splice = edits.clamp(sae, 7, 20.0), edits.splice(sae)
+    expected = by_hand(model, clamped)
+    for order in ([splice, clamp], [clamp, splice]):
+        run = model.run([ROWS[0]], edits=order, capture=sae.latents)
+        torch.testing.assert_close(run.logits, expected, atol=1e-5, rtol=1e-4)
+        assert bool((run[sae.latents][..., 7] == 20).all())
+    with model.saes([sae]):
+        torch.testing.assert_close(model.run([ROWS[0]], edits=clamp).logits, expected, atol=1e-5, rtol=1e-4)
+    seen = model.run(ROWS, edits=clamp.at(positions=[1, 2]), capture=sae.latents)
+    assert bool((seen[sae.latents][:, 1:3, 7] == 20).all())
+    torch.testing.assert_close(
+        seen.logits, model.run(ROWS, edits=clamp.at(positions=[1, 2])).logits, atol=1e-5, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("kind", ["MLP", "transcoder"])
+def test_edits_inside_keep_their_place_among_others(model, kind):
+    coder, mlp = dictionary(**SAES[kind] | {"site_out": "mlp_out.1"}, seed=5), model.hf.model.layers[1].mlp
+    coder = dictionary(site="mlp_out.1", seed=5) if kind == "MLP" else coder
+    fives = torch.tensor([12])
+
+    def hook(module, args, out):
+        codes = codes_of(coder, out if kind == "MLP" else args[0])
+        return (out + (codes.index_fill(-1, fives, 5.0) - codes) @ coder.W_dec) * 0.5
+
+    handle = mlp.register_forward_hook(hook)
+    expected = model.hf(torch.tensor([ROWS[0]])).logits
+    handle.remove()
+    half = edits.scale("mlp_out.1", 0.5)
+    for inside in (edits.clamp(coder, 12, 5.0), edits.function(coder.latents, lambda z: z.index_fill(-1, fives, 5.0))):
+        torch.testing.assert_close(model.run([ROWS[0]], edits=[inside, half]).logits, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_latents_are_edited_also_where_their_dictionary_is_not_spliced(model):
+    sae = dictionary(metadata={"skip_rule": {"special": True, "first": 1, "outlier": None}})
+    nothing = edits.scale(sae.latents, 0.0)
+
+    def expected(acting: list[int], touched: list[int]):
+        def change(x):
+            codes, new = codes_of(sae, x), x.clone()
+            new[:, touched] = x[:, touched] - codes[:, touched] @ sae.W_dec
+            new[:, acting] = (codes @ sae.W_dec + sae.b_dec)[:, acting]
+            new[:, [i for i in acting if i in touched]] = sae.b_dec
+            return new
+
+        return by_hand(model, change)
+
+    given = [edits.splice(sae).at(positions=-1), nothing.at(positions=[2, 5])]
+    torch.testing.assert_close(model.run([ROWS[0]], edits=given).logits, expected([5], [2, 5]), atol=1e-5, rtol=1e-4)
+    given = [edits.splice(sae), nothing.at(everywhere=True)]
+    every = [0, 1, 2, 3, 4, 5]
+    torch.testing.assert_close(
+        model.run([ROWS[0]], edits=given).logits, expected(every[1:], every), atol=1e-5, rtol=1e-4
+    )
+
+
+def test_outliers_are_told_by_the_activation_before_any_edit(model):
+    sae = dictionary(metadata={"skip_rule": {"special": False, "first": 0, "outlier": 10.0}})
+    far = torch.full((32,), 60.0)
+    moved = edits.add(("resid_post.1", far)).at(positions=2)
+
+    def change(x):
+        x = x.clone()
+        x[:, 2] += far
+        return x - codes_of(sae, x) @ sae.W_dec
+
+    run = model.run([ROWS[0]], edits=[moved, edits.scale(sae.latents, 0.0)])
+    torch.testing.assert_close(run.logits, by_hand(model, change), atol=1e-4, rtol=1e-4)
+    run = model.run([ROWS[0]], edits=[moved, edits.splice(sae)], capture="resid_post.1")
+    plain = model.run([ROWS[0]], edits=moved, capture="resid_post.1")["resid_post.1"]
+    torch.testing.assert_close(run["resid_post.1"], sae(plain), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("place", ["latents", "reconstruction", "error"])
+def test_captures_inside_leave_bf16_logits_alone(place):
+    model, sae = tiny_model("llama"), dictionary()
+    model = Model(model.hf.to(torch.bfloat16), model.tokenizer, name="bf16")
+    for grad in (False, True):
+        for edit in ([], [edits.splice(sae, error=True)]):
+            run = model.run(ROWS, capture=getattr(sae, place), edits=edit, grad=grad)
+            assert torch.equal(run.logits, model.run(ROWS).logits)

@@ -215,3 +215,25 @@ def test_comparisons_by_name_equal_one_after_the_other(model):
         assert found[name].table["kl"].tolist() == pytest.approx(alone.table["kl"].tolist(), abs=1e-4)
     with pytest.raises(BadInput, match="edits by name"):
         comparisons(model, PROMPTS, {})
+
+
+def test_arms_that_splice_dictionaries_and_edit_inside_them(model):
+    plain = {"skip_rule": {"special": False, "first": 0, "outlier": None}}
+    if model.cfg.d_model != 32 or not model.has("ln2_output.0"):
+        pytest.skip("the tiny dictionaries have 32 inputs")
+    sae = tiny_dictionary("relu", metadata=plain, model_name="")
+    coder = tiny_dictionary(
+        "relu", site="ln2_output.0", site_out="mlp_out.1", transcoder=True, metadata=plain, model_name=""
+    )
+    arms = [
+        [edits.splice(sae), edits.scale(sae.latents, 0.0)],
+        [edits.clamp(sae, 3, 5.0), edits.splice(sae)],
+        edits.scale(sae.latents, 0.5),
+        edits.clamp(sae, 3, 5.0),
+        edits.clamp(coder, 3, 5.0),
+        lambda rows: [edits.splice(sae), edits.scale(sae.latents, 0.5)],
+    ]
+    lengths = [0, 2, 0, 2, 0, 0]
+    for arm, one in zip(arms, outcomes(model, PROMPTS, arms, max_new_tokens=lengths, batch_size=64, quiet=True)):
+        wanted = model.run(PROMPTS, edits=arm(range(5)) if callable(arm) else arm, logits="last").logits
+        torch.testing.assert_close(one.logits, wanted, atol=1e-4, rtol=1e-4)

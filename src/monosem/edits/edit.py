@@ -130,9 +130,7 @@ class Edit:
         Raises:
             EditDidNotFire: a row that the edit does not reach. BadInput: what `fn` returns does not fit.
         """
-        chosen = self._chosen(moment)
-        if (trained := self.trained) is not None and bool(chosen.any()):
-            chosen = self._trained_on(trained, x, chosen, moment)
+        chosen = self._reached(x, moment)
         heads = None if self.heads is None else tuple(whole_numbers(self.heads, "heads"))
         if not bool(chosen.any()) or heads == ():
             return x, False
@@ -173,6 +171,13 @@ class Edit:
         return chosen.reshape(*[1] * axis, -1, *[1] * (x.ndim - axis - 1))
 
     # ------------------------------------------------------------------ tokens
+    def _reached(self, x: Tensor, moment: Moment) -> Bool[Tensor, "batch pos"]:
+        """The tokens that it acts on, where a gate lets it."""
+        chosen = self._chosen(moment)
+        if (trained := self.trained) is None or not bool(chosen.any()):
+            return chosen
+        return self._trained_on(trained, x, chosen, moment)
+
     def _chosen(self, moment: Moment) -> Bool[Tensor, "batch pos"]:
         chosen, in_rows = moment.mask, self._rows(moment)
         lengths = moment.prompt_lengths[:, None]

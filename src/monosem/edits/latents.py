@@ -1,7 +1,7 @@
 """Edits on latents of a dictionary, error term kept."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,11 +10,32 @@ from torch import Tensor
 
 from ..errors import BadInput, UnknownName
 from ..models import Moment
+from ..models.places.sites import Inner
 from .changes import Amount, per_row, shown
 from .edit import Edit
 from .values import numbers
 
 Latent = int | Int[Tensor, "batch"] | Sequence[int]
+
+
+@dataclass(frozen=True, eq=False)
+class LatentEdit(Edit):
+    """An edit of a latent, at the site of its dictionary, of whose latents it computes one.
+
+    Attributes:
+        place: the dictionary's latents.
+        codes: what the edit makes of them.
+    """
+
+    place: Inner | None = None
+    codes: Callable[[Tensor, Moment], Tensor] | None = None
+
+    def inside(self) -> Edit:
+        """The same edit of the dense latents, for passes in which these are computed anyway."""
+        assert self.place is not None
+        assert self.codes is not None
+        everywhere = self.everywhere or self.dictionary is None
+        return replace(self, site=self.place, fn=self.codes, dictionary=None, everywhere=everywhere, place=None)
 
 
 def clamp(dictionary: Any, latent: Latent, value: Amount, *, everywhere: bool = False) -> Edit:
@@ -56,6 +77,7 @@ def _latent_edit(
     label: str,
     everywhere: bool,
 ) -> Edit:
+    dictionary = getattr(dictionary, "dictionary", dictionary)  # of an SAE with SAELens's methods
     latents = numbers(latent, label)  # of a table's column they are NumPy's
     if latents.ndim > 1 or latents.is_floating_point() or latents.dtype == torch.bool:
         raise BadInput(f"{label}: a latent is a whole number; give one, or one a row, not {latent!r:.60}")
@@ -87,9 +109,11 @@ def _latent_edit(
             delta = delta * factor
         return x.float() + delta.reshape(x.shape)
 
+    place = dictionary.latents
     if dictionary.site != dictionary.site_out:  # a transcoder's are changed where it writes
-        return Edit(dictionary.latents, inside, label, by_row=True, everywhere=everywhere)
-    return Edit(dictionary.site, fn, label, by_row=True, dictionary=None if everywhere else dictionary)
+        return Edit(place, inside, label, by_row=True, everywhere=everywhere)
+    trained = None if everywhere else dictionary
+    return LatentEdit(dictionary.site, fn, label, by_row=True, dictionary=trained, place=place, codes=inside)
 
 
 def check_whole(dictionary: Any, moment: Moment, label: str) -> None:

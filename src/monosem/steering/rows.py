@@ -1,7 +1,7 @@
 """Rows of several arms in one batch: every arm's edits act on that arm's rows alone, as if the arm ran by itself."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..edits import Edit
 from ..errors import BadInput, EditDidNotFire
 from ..models import Model, Moment, Site
-from ..models.places.sites import EMBEDDINGS
+from ..models.places.sites import EMBEDDINGS, Inner
 from ..models.running.effects import unreached
 
 # Edits for every prompt, or a function that makes them for the prompts of one batch (row numbers into the prompt list)
@@ -40,6 +40,8 @@ class Share:
         rows: these rows. prompts: the numbers of their prompts among all of them, `total`; None for an edit that was
             made for these rows.
         reached: gets the edit when it has reached a token; an edit may reach one chunk's prompts and not another's.
+        alone: whether the batch has no other arm.
+        within: the edit inside its dictionary, where the pass asks for that.
     """
 
     edit: Edit
@@ -48,10 +50,25 @@ class Share:
     total: int
     reached: set[Edit]
     by_row: bool = True
+    alone: bool = False
+    within: Edit | None = None
 
     @property
     def site(self) -> Site:
-        return self.edit.site
+        return (self.within or self.edit).site
+
+    @property
+    def owner(self) -> Any:
+        """The dictionary that it splices in for all rows."""
+        return getattr(self.edit, "owner", None) if self.alone else None
+
+    @property
+    def place(self) -> Any:
+        return getattr(self.edit, "place", None)
+
+    def inside(self) -> "Share":
+        edit: Any = self.edit
+        return replace(self, within=edit.inside())
 
     @property
     def reads(self) -> Sequence[Site]:
@@ -64,9 +81,11 @@ class Share:
         self.edit.prepare(model)
 
     def apply(self, x: Tensor, moment: Moment) -> tuple[Tensor, bool]:
-        part, reached = self.edit.apply(x[self.rows], moment.of_rows(self.rows, self.prompts, self.total))
+        edit, seen = self.within or self.edit, x[self.rows]
+        part, reached = edit.apply(seen, moment.of_rows(self.rows, self.prompts, self.total))
         if reached:
             self.reached.add(self.edit)
+        if part is not seen:
             x = x.clone()
             x[self.rows] = part
         return x, True
@@ -88,9 +107,9 @@ def shares(arms: Sequence[EditSource], chunk: Chunk, total: int, reached: set[Ed
     numbers, found = torch.tensor(chunk.prompts), []
     for arm in chunk.arms:
         source = arms[arm]
-        made = callable(source)
-        prompts = None if made else numbers
-        found += [Share(e, chunk.rows(arm), prompts, total, reached) for e in edits_for(source, chunk.prompts)]
+        prompts, alone = None if callable(source) else numbers, len(chunk.arms) == 1
+        for edit in edits_for(source, chunk.prompts):
+            found.append(Share(edit, chunk.rows(arm), prompts, total, reached, alone=alone))
     return found
 
 
@@ -108,6 +127,14 @@ def may_share(source: EditSource) -> bool:
     return callable(source) or all(edit.by_row for edit in edits_for(source, ()))
 
 
+def edits_inside(source: EditSource, total: int) -> bool:
+    """Whether an arm splices dictionaries and edits latents, so that no other arm may stand beside it: a dictionary is
+    spliced in for a whole batch."""
+    edits = edits_for(source, range(total))
+    inside = [edit for edit in edits if isinstance(edit.site, Inner) or getattr(edit, "place", None) is not None]
+    return bool(inside) and any(hasattr(edit, "owner") for edit in edits)
+
+
 def check_reached(arms: Sequence[EditSource], reached: set[Edit], length: int) -> None:
     """Raises `EditDidNotFire` for an edit that reached no token in any chunk.
 
@@ -121,7 +148,9 @@ def check_reached(arms: Sequence[EditSource], reached: set[Edit], length: int) -
 
 def first_layer(model: Model, arms: Sequence[EditSource], total: int) -> int:
     """The first layer that an edit of some arm acts in; what the layers before it do, they do without edits."""
-    sites = [edit.site for arm in arms for edit in edits_for(arm, range(total))]
+    edits = [edit for arm in arms for edit in edits_for(arm, range(total))]
+    sites = [site for edit in edits for site in (edit.site, *getattr(edit, "reads", ()))]
+    sites += [site.owner.site for site in sites if isinstance(site, Inner)]
     return min((_layer(model, site) for site in sites), default=0)
 
 

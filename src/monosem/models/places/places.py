@@ -14,7 +14,7 @@ from ...errors import UnknownName
 from ..native import Native
 from .branches import Branch
 from .points import point
-from .sites import EMBEDDINGS, Inner, Site, SiteLike
+from .sites import EMBEDDINGS, Site, SiteLike, host_of
 from .weights import View, bias, embedding_table, matrix
 
 
@@ -24,7 +24,7 @@ class Places(Native):
     def site(self, site: SiteLike) -> Site:
         """The validated site. Raises `UnknownName`, with a suggestion, when the model does not have it."""
         parsed = Site.parse(site)
-        point(self, parsed.host if isinstance(parsed, Inner) else parsed)
+        point(self, host_of(parsed))
         return parsed
 
     def layers_with(self, site: str) -> list[int]:
@@ -71,7 +71,7 @@ class Places(Native):
             end: the stream; what comes after it is no matter. None: the logits.
             read: the site of a branch whose values are its part (with what the embeddings add).
         """
-        parsed = self.site(site)
+        parsed = host_of(self.site(site))
         if parsed.layer is None:
             return parsed.name in EMBEDDINGS or end is not None
         if end is not None and self.depth(parsed) > self.depth(end):

@@ -221,6 +221,11 @@ class Inner(Site):
         return f"{self.host.hook_name}.{self.hook}"
 
 
+def host_of(site: Site) -> Site:
+    """The site itself, or the one that an inner place belongs to."""
+    return site.host if isinstance(site, Inner) else site
+
+
 SiteLike = Site | str | tuple[str, int] | tuple[str, int, str]
 
 

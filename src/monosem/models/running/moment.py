@@ -33,7 +33,7 @@ class Moment:
         visible: at scores and pattern, which keys each query may see, `batch|1 head|1 query key`.
         chosen: the tokens that the edit is narrowed to (`Edit.at`), `batch pos`. heads: likewise; None for all.
         before: the activation as it came here, before the edits at this site.
-        notes: activations of this pass at the sites that an edit `reads` beside its own.
+        notes: activations of this pass at the sites that an edit `reads` beside its own, before and after edits there.
         inside: comes by places inside an edit; None where nobody asked for any.
     """
 
@@ -49,7 +49,7 @@ class Moment:
     chosen: Bool[Tensor, "batch pos"] | None = None
     heads: tuple[int, ...] | None = None
     before: Tensor | None = None
-    notes: dict[Site, Tensor] = field(default_factory=dict)
+    notes: dict[Site, tuple[Tensor, Tensor]] = field(default_factory=dict)
     inside: "Inside | None" = None
 
     def part(self, whole: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ class Moment:
     def of_rows(self, part: slice, rows: Int[Tensor, "part"] | None, batch: int) -> "Moment":
         """The same for some rows alone, `rows` of a whole batch of `batch` of their own; None: they are the whole."""
         tokens, columns, visible = TokenBatch(self.tokens.ids[part], self.tokens.mask[part]), self.columns, self.visible
-        before = self.before
+        came = self.before
         return replace(
             self,
             tokens=tokens,
@@ -98,9 +98,9 @@ class Moment:
             batch=batch if rows is not None else 0,
             columns=None if columns is None else columns[part],
             visible=visible if visible is None or len(visible) == 1 else visible[part],
-            before=None if before is None else before[part],
-            notes={site: x[part] for site, x in self.notes.items()},
-            inside=None,  # what is captured there has all rows
+            before=None if came is None else came[part],
+            notes={site: (before[part], x[part]) for site, (before, x) in self.notes.items()},
+            inside=self.inside if len(tokens) == len(self.tokens) else None,  # what is captured there has all rows
         )
 
     @property

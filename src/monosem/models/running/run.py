@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...errors import BadInput
 from ...progress import Meter
 from ..places.places import Places
-from ..places.sites import EMBEDDINGS, Site, SiteLike, sites_of
+from ..places.sites import EMBEDDINGS, Site, SiteLike, host_of, sites_of
 from ..tokens import TokenBatch
 from .budget import estimate, rows_that_fit
 from .moment import EditLike, Moment
@@ -170,7 +170,7 @@ def _from_start(model: Places, start: Start, sites: Iterable[Site], edits: list[
         if lies_before(site, first):
             raise BadInput(f"{site} lies before the start at {first}, so it is not computed: start earlier")
     for edit in late:
-        if id(edit) in ambient and edit.site == first:
+        if id(edit) in ambient and host_of(edit.site) == first:
             raise BadInput(
                 f"{edit}, of model.editing(...), is where the run starts, and what it starts from may have it already: "
                 "give it as edits= to act on that, or start outside of editing"

@@ -17,7 +17,7 @@ from ..places.branches import Branch
 from ..places.places import Places
 from ..places.points import Point, first_input, point, rewrap, unwrap, with_first_input
 from ..places.rotations import row_by_row
-from ..places.sites import NORMS, READ_ONLY, Inner, Site
+from ..places.sites import NORMS, READ_ONLY, Inner, Site, host_of
 from ..turns import refuse_inference_mode
 from .effects import check_attended, check_logits, checked, unreached
 from .moment import EditLike, Moment
@@ -62,24 +62,22 @@ class Session:
         if grad:
             refuse_inference_mode("run(grad=True)", model.hf)
         self.model, self.stop, self.grad, self.keep, self.room = model, stop, grad, keep, room
+        capture = list(capture)
         self.wanted = set(capture)
-        self.edits: dict[Site, list[EditLike]] = defaultdict(list)
-        for edit in edits:
-            self.edits[edit.site].append(edit)
-        self.observers = self._observers()
-        beside = itertools.chain(*self.edits.values(), *self.observers.values())
+        self.edits, self.chains, self.observers = _acting(edits, capture)
+        beside = itertools.chain(*self.chains.values())
         self.noted = {site for edit in beside for site in getattr(edit, "reads", ())}
         self.fired: set[int] = set()
         self.generated = False  # whether a pass has come by a generated token
         self.remembered: dict[Site, Tensor] = {}
         self.actions: dict[tuple[nn.Module, str, int], list[Action]] = defaultdict(list)
         self.visits: dict[nn.Module, Visit] = {}
-        self.points = {site: point(model, _host(site)) for site in self.wanted | set(self.edits)}
-        places = {site for site in self.points if not isinstance(site, Inner)} | set(self.observers) | self.noted
+        self.points = {site: point(model, host_of(site)) for site in self.wanted | set(self.edits)}
+        places = {site for site in self.points if not isinstance(site, Inner)} | self.observers | self.noted
         self.points |= {site: point(model, site) for site in places}
         for site in sorted(places, key=lambda site: self.points[site].order):
             self._plan(site, self.points[site])
-        for edit in itertools.chain(*self.edits.values(), *self.observers.values()):
+        for edit in itertools.chain(*self.chains.values()):
             if prepare := getattr(edit, "prepare", None):
                 prepare(model)
 
@@ -163,13 +161,14 @@ class Session:
         moment = moment or self.moment
         if site.shape[-1] == "vocab" and value.shape[1] != moment.mask.shape[1]:
             moment = moment.last  # only the last token of each row was unembedded
-        if site in self.edits and not isinstance(site, Inner):  # before edits inside one, it is the edit's activation
-            moment = replace(moment, before=value)
-        for edit in (*self.edits.get(site, ()), *self.observers.get(site, ())):
+        came = value
+        if site in self.chains and not isinstance(site, Inner):  # before edits inside one, it is the edit's activation
+            moment = replace(moment, before=came)
+        for edit in self.chains.get(site, ()):
             new, reached = edit.apply(value, moment)
             if reached:
                 self.fired.add(id(edit))
-                value = new if new is value else checked(edit, value, new, moment)
+            value = new if new is value else checked(edit, value, new, moment)
         if site in self.wanted:
             if self.grad and not value.requires_grad:
                 value = value.detach().requires_grad_()
@@ -178,7 +177,7 @@ class Session:
             seen = value if self.grad else value.detach()
             self.captured[site] = self.keep(site, seen, moment.rows) if self.keep and not cut else seen
         if site in self.noted:
-            moment.notes[site] = value
+            moment.notes[site] = (came, value)
         if self.stop:
             self.pending.discard(site)
             if not self.pending:
@@ -193,18 +192,6 @@ class Session:
     def written(self, site: Site) -> bool:
         """Whether a place is edited."""
         return site in self.edits
-
-    def _observers(self) -> dict[Site, list[EditLike]]:
-        """By host, the edits that look on for the inner places whose owner no edit puts there."""
-        spliced = {
-            id(owner) for edit in itertools.chain(*self.edits.values()) if (owner := getattr(edit, "owner", None))
-        }
-        inner = (site for site in (*self.wanted, *self.edits) if isinstance(site, Inner))
-        owners = {id(site.owner): site for site in inner if id(site.owner) not in spliced}
-        found: dict[Site, list[EditLike]] = defaultdict(list)
-        for site in owners.values():
-            found[site.host].append(site.owner.observer())
-        return found
 
     def _observed(self, host: Site) -> bool:
         """Whether the activation at a host changes by edits of its inner places."""
@@ -346,9 +333,35 @@ class Session:
         self._add(read, lambda _: self.remembered[site])
 
 
-def _host(site: Site) -> Site:
-    """The site itself, or the one that an inner place belongs to."""
-    return site.host if isinstance(site, Inner) else site
+Chain = dict[Site, list[EditLike]]
+
+
+def _acting(edits: Iterable[EditLike], wanted: Iterable[Site]) -> tuple[Chain, Chain, set[Site]]:
+    """Edits by site; with dictionaries that look on, where the first edit inside them stands; and the sites of these.
+
+    Edits of latents act inside their dictionary where it is spliced in, or a place inside it is captured or edited.
+    """
+    given, by_site, chains, observed = list(edits), defaultdict(list), defaultdict(list), set[Site]()
+    captured = [site for site in wanted if isinstance(site, Inner)]
+    present = {id(owner) for edit in given if (owner := getattr(edit, "owner", None)) is not None}
+    inner = [*captured, *(site for edit in given if isinstance(site := edit.site, Inner))]
+    asked = present | {id(site.owner) for site in inner}
+
+    def look_on(site: Site) -> None:
+        if isinstance(site, Inner) and id(site.owner) not in present:
+            present.add(id(site.owner))
+            observed.add(site.host)
+            chains[site.host].append(site.owner.observer())
+
+    for edit in given:
+        place: Inner | None = getattr(edit, "place", None)
+        acting: Any = edit.inside() if place is not None and id(place.owner) in asked else edit  # type: ignore[attr-defined]
+        by_site[acting.site].append(acting)
+        look_on(acting.site)
+        chains[acting.site].append(acting)
+    for site in captured:
+        look_on(site)
+    return by_site, chains, observed
 
 
 def _on_a_graph(x: Tensor) -> Tensor:
