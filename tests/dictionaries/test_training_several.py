@@ -209,6 +209,16 @@ def test_one_that_is_none_does_not_lose_the_others(tmp_path: Path) -> None:
     assert {name: card["finished"] for name, card in cards.items()} == {"a": True, "b": True, "c": True, "bad": False}
 
 
+def test_what_is_for_all_is_for_the_kinds_that_have_it() -> None:
+    entries = {"a": {"kind": "relu"}, "b": {"kind": "jumprelu", "target_l0": 4}, "c": {"kind": "topk"}, "d": {"k": 2}}
+    each = several(site="z.1", kind="abstopk", sparsity=0.2, dictionaries=entries).each
+    assert {name: (one.kind, one.k, one.sparsity) for name, one in each.items()} == {
+        "a": ("relu", None, 0.2), "b": ("jumprelu", None, 0.2), "c": ("topk", 3, None), "d": ("abstopk", 2, None)
+    }  # fmt: skip
+    with pytest.raises(BadInput, match=r"dictionaries\.a: k is of kind topk or .*, not of relu"):
+        several(dictionaries={"a": {"kind": "relu", "k": 3, "site": "z.1"}})
+
+
 @pytest.mark.parametrize(
     ("entries", "message"),
     [

@@ -153,7 +153,8 @@ class TrainConfig(RunSettings, DictionarySettings):
 class SeveralConfig(RunSettings):
     """A training run of several dictionaries, from one pass of the model.
 
-    Fields of a dictionary may stand beside `dictionaries`: they are for all that do not say otherwise.
+    Fields of a dictionary may stand beside `dictionaries`: they are for all that do not say otherwise, and whose kind
+    has such a field.
     """
 
     shorthands: ClassVar[frozenset[str]] = frozenset(DictionarySettings.model_fields)
@@ -166,11 +167,11 @@ class SeveralConfig(RunSettings):
     @model_validator(mode="before")
     @classmethod
     def _for_all(cls, values: Any) -> Any:
-        common = {"seed": 0} | {name: values[name] for name in cls.shorthands if name in values}
+        common: dict[str, Any] = {"seed": 0} | {name: values[name] for name in cls.shorthands if name in values}
         entries = values.get("dictionaries")
         if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
             return values
-        own = {str(name): common | entry for name, entry in entries.items()}
+        own = {str(name): _common_to(common, entry) | entry for name, entry in entries.items()}
         return {name: value for name, value in values.items() if name == "seed" or name not in common} | {
             "dictionaries": own
         }
@@ -197,6 +198,13 @@ class SeveralConfig(RunSettings):
     def each(self) -> dict[str, TrainConfig]:
         """Name -> config of that dictionary alone."""
         return {name: self._config(name) for name in self.dictionaries}
+
+
+def _common_to(common: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields for all that the kind of this one has."""
+    kind = KINDS.get(str(entry.get("kind", common.get("kind", "topk"))))
+    foreign = OWN.difference(kind.own) if kind else ()
+    return {name: value for name, value in common.items() if name not in foreign}
 
 
 AnyConfig = TrainConfig | SeveralConfig
