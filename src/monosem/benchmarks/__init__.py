@@ -3,6 +3,8 @@
 from .absorption import AbsorptionConfig, absorption
 from .baselines import arms, mean_l0, random_dictionary, raw_dimensions
 from .core import CoreConfig, core
+from .labelled import Labelled, bundled_sets, labelled
+from .sparse_probing import ProbingConfig, sparse_probing
 from .task import ALL, DICTIONARY, RANDOM, RAW, Score, Scores, Task, TaskConfig
 from .variants import CORE_VARIANTS, CoreBatch, core_variant
 
@@ -23,6 +25,14 @@ BENCHMARKS: dict[str, Task] = {
         absorption,
         minutes=0,
     ),
+    "sparse_probing": Task(
+        "Sparse probing",
+        "How well a probe on a few latents tells labelled texts apart (AUROC on texts that it was not fitted on: 0.5 "
+        "is chance, 1 perfect). A dictionary is worth having where few latents do better than as many raw dimensions.",
+        ProbingConfig,
+        sparse_probing,
+        minutes=0,
+    ),
 }
 
 __all__ = [
@@ -35,15 +45,20 @@ __all__ = [
     "AbsorptionConfig",
     "CoreBatch",
     "CoreConfig",
+    "Labelled",
+    "ProbingConfig",
     "Score",
     "Scores",
     "Task",
     "TaskConfig",
     "absorption",
     "arms",
+    "bundled_sets",
     "core",
     "core_variant",
+    "labelled",
     "mean_l0",
     "random_dictionary",
     "raw_dimensions",
+    "sparse_probing",
 ]

@@ -40,6 +40,15 @@ class Labelled:
         """The labels in order of their names."""
         return sorted(set(self.labels))
 
+    def first(self, most: int) -> "Labelled":
+        """The first texts of each class, so many of each that there are `most` in all, or fewer."""
+        each, seen, kept = max(FEWEST, most // len(self.classes)), Counter[str](), []
+        for row, label in enumerate(self.labels):
+            seen[label] += 1
+            if seen[label] <= each:
+                kept.append(row)
+        return Labelled(self.name, [self.texts[row] for row in kept], [self.labels[row] for row in kept])
+
 
 def bundled_sets() -> list[str]:
     """Names of the sets that ship with the package and have a label a text."""
@@ -72,7 +81,7 @@ def rows(name: str) -> list[dict[str, str]]:
 def _read(path: Path) -> pd.DataFrame:
     try:
         return pd.read_csv(path) if path.suffix == ".csv" else pd.read_json(path, lines=True, dtype=False)
-    except (OSError, ValueError) as error:  # pandas' parsers raise ValueError
+    except (OSError, ValueError, EOFError) as error:  # pandas' parsers raise ValueError
         raise BadFile(f"{path} cannot be read as labelled rows: {error}") from error
 
 

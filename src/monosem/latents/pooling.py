@@ -62,15 +62,21 @@ def pooled(
             skipper.check_last(model, run.tokens, {str(site): run[site]})
             parts.append(dictionary.encode(run.last(site)).dense().float().cpu())
             continue
-        rows = counted.nonzero()[:, 0]
-        codes = dictionary.encode(run[site][counted])
-        out = torch.zeros(len(run.tokens), dictionary.width, device=codes.values.device)
-        place = (rows[:, None] * dictionary.width + codes.indices).flatten()
-        values = codes.values.float().flatten()
-        if pool == "mean":
-            out.view(-1).scatter_reduce_(0, place, values, "sum")
-            parts.append((out / counted.sum(1, keepdim=True)).cpu())
-            continue
-        highest, lowest = (out.view(-1).scatter_reduce(0, place, values, how) for how in ("amax", "amin"))
-        parts.append(torch.where(highest >= -lowest, highest, lowest).view_as(out).cpu())
+        parts.append(pooled_run(dictionary, run, counted, pool))
     return torch.cat(parts)
+
+
+def pooled_run(
+    dictionary: Dictionary, run: Run, counted: Bool[Tensor, "batch pos"], pool: Literal["max", "mean"]
+) -> Float[Tensor, "batch width"]:
+    """One value a latent for each prompt of a run that captured the dictionary's site, over the tokens that count."""
+    rows = counted.nonzero()[:, 0]
+    codes = dictionary.encode(run[dictionary.site][counted])
+    out = torch.zeros(len(run.tokens), dictionary.width, device=codes.values.device)
+    place = (rows[:, None] * dictionary.width + codes.indices).flatten()
+    values = codes.values.float().flatten()
+    if pool == "mean":
+        out.view(-1).scatter_reduce_(0, place, values, "sum")
+        return (out / counted.sum(1, keepdim=True)).cpu()
+    highest, lowest = (out.view(-1).scatter_reduce(0, place, values, how) for how in ("amax", "amin"))
+    return torch.where(highest >= -lowest, highest, lowest).view_as(out).cpu()
