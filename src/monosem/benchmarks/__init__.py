@@ -3,6 +3,7 @@
 from .absorption import AbsorptionConfig, absorption
 from .baselines import arms, mean_l0, random_dictionary, raw_dimensions
 from .core import CoreConfig, core
+from .disentanglement import DisentanglementConfig, disentanglement
 from .labelled import Labelled, bundled_sets, labelled
 from .sparse_probing import ProbingConfig, sparse_probing
 from .task import ALL, DICTIONARY, RANDOM, RAW, Score, Scores, Task, TaskConfig
@@ -33,6 +34,14 @@ BENCHMARKS: dict[str, Task] = {
         sparse_probing,
         minutes=0,
     ),
+    "disentanglement": Task(
+        "Disentanglement (RAVEL)",
+        "How well latents tell attributes of an entity apart (higher is better): the mean of how often a chosen set of "
+        "latents changes a city's country, continent or language, and how often it leaves the others alone.",
+        DisentanglementConfig,
+        disentanglement,
+        minutes=0,
+    ),
 }
 
 __all__ = [
@@ -45,6 +54,7 @@ __all__ = [
     "AbsorptionConfig",
     "CoreBatch",
     "CoreConfig",
+    "DisentanglementConfig",
     "Labelled",
     "ProbingConfig",
     "Score",
@@ -56,6 +66,7 @@ __all__ = [
     "bundled_sets",
     "core",
     "core_variant",
+    "disentanglement",
     "labelled",
     "mean_l0",
     "random_dictionary",
