@@ -264,4 +264,4 @@ def saebench_scores(
     counts = [int(kind.sum()) for kind in (~isolation, isolation)]
     right = [int(((predicted == source) & kind).sum()) for kind in (~isolation, isolation)]
     cause, kept = (hit / count if count else 0.0 for hit, count in zip(right, counts))
-    return cause, kept, *counts
+    return cause, kept, counts[0], counts[1]
