@@ -349,3 +349,14 @@ def test_captures_inside_leave_bf16_logits_alone(place):
         for edit in ([], [edits.splice(sae, error=True)]):
             run = model.run(ROWS, capture=getattr(sae, place), edits=edit, grad=grad)
             assert torch.equal(run.logits, model.run(ROWS).logits)
+
+
+def test_a_gate_of_a_clamped_latent_sees_the_activation(model):
+    sae, heads = dictionary(), dictionary(site="z.1")
+    edit = edits.clamp(sae, 7, 20.0).when(lambda x, moment: x[..., 0] > 0)
+    seen = model.run(ROWS, edits=edit, capture=[sae.latents, sae.input])
+    torch.testing.assert_close(seen.logits, model.run(ROWS, edits=edit).logits, atol=1e-5, rtol=1e-4)
+    real = seen.tokens.mask
+    assert torch.equal((seen[sae.latents][..., 7] == 20)[real], (seen[sae.input][..., 0] > 0)[real])
+    with pytest.raises(BadInput, match="latents have none"):
+        model.run(ROWS, edits=edits.clamp(heads, 7, 2.0).at(heads=1), capture=heads.latents)

@@ -12,7 +12,7 @@ from ..errors import BadInput, UnknownName
 from ..models import Moment
 from ..models.places.sites import Inner
 from .changes import Amount, per_row, shown
-from .edit import Edit
+from .edit import Edit, Gate
 from .values import numbers
 
 Latent = int | Int[Tensor, "batch"] | Sequence[int]
@@ -31,11 +31,31 @@ class LatentEdit(Edit):
     codes: Callable[[Tensor, Moment], Tensor] | None = None
 
     def inside(self) -> Edit:
-        """The same edit of the dense latents, for passes in which these are computed anyway."""
+        """The same edit of the dense latents, for passes in which these are computed anyway.
+
+        Raises `BadInput` where it is narrowed to heads.
+        """
         assert self.place is not None
         assert self.codes is not None
+        if self.heads is not None:
+            raise BadInput(
+                f"{self}, narrowed to heads, does not go with places inside its dictionary: latents have none"
+            )
         everywhere = self.everywhere or self.dictionary is None
-        return replace(self, site=self.place, fn=self.codes, dictionary=None, everywhere=everywhere, place=None)
+        return replace(
+            self,
+            site=self.place,
+            fn=self.codes,
+            dictionary=None,
+            everywhere=everywhere,
+            place=None,
+            gate=self._gate_inside(),
+        )
+
+    def _gate_inside(self) -> Gate | None:
+        """The gate, which decides from the activation also there."""
+        gate, site = self.gate, self.site
+        return None if gate is None else lambda _, moment: gate(moment.notes[site][1], moment)
 
 
 def clamp(dictionary: Any, latent: Latent, value: Amount, *, everywhere: bool = False) -> Edit:

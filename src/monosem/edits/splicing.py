@@ -89,7 +89,7 @@ class Splice(Edit):
                 "after it, or before the start of the run"
             )
         came, read = read_there
-        moment = replace(moment, before=came)
+        moment = replace(moment, before=came, notes=moment.notes | {self.owner.site: (came, read)})
         if moment.inside is not None:
             read = moment.inside.visit(self.owner.input, read, moment=moment)
         new, change = self._put(x, read, moment)
