@@ -5,6 +5,8 @@ from .baselines import arms, mean_l0, random_dictionary, raw_dimensions
 from .core import CoreConfig, core
 from .disentanglement import DisentanglementConfig, disentanglement
 from .labelled import Labelled, bundled_sets, labelled
+from .meta_structure import MetaStructureConfig, meta_structure
+from .selectivity import SelectivityConfig, selectivity
 from .sparse_probing import ProbingConfig, sparse_probing
 from .task import ALL, DICTIONARY, RANDOM, RAW, Score, Scores, Task, TaskConfig
 from .variants import CORE_VARIANTS, CoreBatch, core_variant
@@ -42,6 +44,22 @@ BENCHMARKS: dict[str, Task] = {
         disentanglement,
         minutes=0,
     ),
+    "selectivity": Task(
+        "Selectivity (unlearning)",
+        "How much of what the model predicts rightly in one kind of text is lost (0 to 1, higher is better) when "
+        "latents of that text alone are turned over, while it keeps 99 % of its right predictions in another.",
+        SelectivityConfig,
+        selectivity,
+        minutes=0,
+    ),
+    "meta_structure": Task(
+        "Meta-structure",
+        "How much of the decoder's rows a small dictionary of them explains, four directions a row, on rows that it "
+        "was not trained on. Beside random rows of the same covariance: latents that are made of other directions.",
+        MetaStructureConfig,
+        meta_structure,
+        minutes=0,
+    ),
 }
 
 __all__ = [
@@ -56,9 +74,11 @@ __all__ = [
     "CoreConfig",
     "DisentanglementConfig",
     "Labelled",
+    "MetaStructureConfig",
     "ProbingConfig",
     "Score",
     "Scores",
+    "SelectivityConfig",
     "Task",
     "TaskConfig",
     "absorption",
@@ -69,7 +89,9 @@ __all__ = [
     "disentanglement",
     "labelled",
     "mean_l0",
+    "meta_structure",
     "random_dictionary",
     "raw_dimensions",
+    "selectivity",
     "sparse_probing",
 ]
