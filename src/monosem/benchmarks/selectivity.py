@@ -93,8 +93,8 @@ def selectivity(
         raise BadInput("selectivity needs a dictionary that reads and writes at one site, not a transcoder")
     named = {FORGET: texts(config.forget), RETAIN: texts(config.retain)}
     windows = {name: read(model, dictionary, name, some, config, quiet) for name, some in named.items()}
-    for name, one in windows.items():
-        if min(int(one.part(half).right.sum()) for half in (0, 1)) == 0:
+    for name, whole in windows.items():
+        if min(int(whole.part(half).right.sum()) for half in (0, 1)) == 0:
             raise BadInput(f"{model.name} predicts nothing rightly in half of the {name} text; give other text")
     scores: list[Score] = []
     notes = [
