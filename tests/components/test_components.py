@@ -10,6 +10,7 @@ from monosem.components import FactoredMatrix, HeadResults, composition_scores, 
 from monosem.errors import BadInput, UnknownName
 from monosem.models import Model, TokenBatch
 from tiny import FAMILIES, is_parallel
+from tiny_dictionaries import tiny_dictionary
 
 IDS = torch.randint(3, 100, (2, 9), generator=torch.Generator().manual_seed(5))
 RIGHT, WRONG = [7, 8], [9, 10]
@@ -538,3 +539,18 @@ def test_head_results_are_not_read_past_an_edit_of_their_sum(llama):
         results[1]
     with llama.editing(edits.scale("z.1", 0.0)):
         assert float(HeadResults.of(llama, IDS)[1].abs().max()) == 0
+
+
+def test_edits_inside_dictionaries_are_edits_of_their_places(llama):
+    plain = {"skip_rule": {"special": False, "first": 0, "outlier": None}}
+    coder = tiny_dictionary("relu", site="ln2_output.1", site_out="mlp_out.1", metadata=plain, model_name="")
+    sae = tiny_dictionary("relu", metadata=plain, model_name="")
+    right, wrong = 5, 7
+    with llama.editing(edits.clamp(coder, 3, 5.0)):
+        found, run = direct_attribution(llama, IDS, right, wrong), llama.run(IDS, capture="attn_out.1")
+        written = HeadResults.of(llama, IDS)[1].sum(2)
+    shown = float(found.table.contribution.sum())
+    assert shown == pytest.approx(float((run.logits[:, -1, right] - run.logits[:, -1, wrong]).mean()), abs=1e-4)
+    close(written, run["attn_out.1"])
+    with llama.editing(edits.scale(sae.latents, 0.5)), pytest.raises(BadInput, match="add up"):
+        direct_attribution(llama, IDS, right, wrong)

@@ -55,7 +55,7 @@ class Places(Native):
 
     def branch_of(self, site: SiteLike) -> Branch | None:
         """The branch that a site belongs to; None for the stream, and for sites that exist once."""
-        parsed = self.site(site)
+        parsed = host_of(self.site(site))
         slot = None if parsed.layer is None else self.anatomy[parsed.layer].places[parsed.name].slot
         return None if slot is None else Branch(self, parsed.layer or 0, slot)
 
