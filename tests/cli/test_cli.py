@@ -54,13 +54,13 @@ COMMANDS = {" ".join(path): command_at(path) for path in leaves(get_command(app)
 
 
 def test_every_command_of_the_design_is_there() -> None:
-    alone = ["demo", "study", "verify", "train", "evaluate", "convert", "steer", "sweep"]
+    alone = ["demo", "study", "verify", "train", "evaluate", "benchmark", "convert", "steer", "sweep"]
     groups = {
         "patch": ["localise", "sweep", "estimate", "compare", "paths", "trace"],
         "lens": ["logit", "tuned", "read", "entropy", "gap", "languages", "trajectory", "patchscope", "train"],
         "components": ["heads", "direct"],
         "latents": ["top", "search", "show", "check", "index"],
-        "list": ["models", "dictionaries", "concepts", "sites", "families"],
+        "list": ["models", "dictionaries", "benchmarks", "concepts", "sites", "families"],
     }
     assert set(COMMANDS) == {*alone, *(f"{group} {name}" for group, names in groups.items() for name in names)}
 

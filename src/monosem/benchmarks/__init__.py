@@ -4,63 +4,14 @@ from .absorption import AbsorptionConfig, absorption
 from .baselines import arms, mean_l0, random_dictionary, raw_dimensions
 from .core import CoreConfig, core
 from .disentanglement import DisentanglementConfig, disentanglement
+from .job import BenchmarkReport, benchmark
 from .labelled import Labelled, bundled_sets, labelled
 from .meta_structure import MetaStructureConfig, meta_structure
+from .rows import BENCHMARKS
 from .selectivity import SelectivityConfig, selectivity
 from .sparse_probing import ProbingConfig, sparse_probing
 from .task import ALL, DICTIONARY, RANDOM, RAW, Score, Scores, Task, TaskConfig
 from .variants import CORE_VARIANTS, CoreBatch, core_variant
-
-BENCHMARKS: dict[str, Task] = {
-    "core": Task(
-        "Reconstruction",
-        "The share of the activation's variance that the reconstruction explains (higher is better), how many latents "
-        "that takes, and how much of the model's loss survives when the reconstruction is spliced in.",
-        CoreConfig,
-        core,
-        minutes=0,
-    ),
-    "absorption": Task(
-        "First-letter absorption",
-        "How often the latents of a word's first letter are silent or weak because latents of the single word give "
-        "what they should (0 to 1, lower is better; 1 in every word is full replacement).",
-        AbsorptionConfig,
-        absorption,
-        minutes=0,
-    ),
-    "sparse_probing": Task(
-        "Sparse probing",
-        "How well a probe on a few latents tells labelled texts apart (AUROC on texts that it was not fitted on: 0.5 "
-        "is chance, 1 perfect). A dictionary is worth having where few latents do better than as many raw dimensions.",
-        ProbingConfig,
-        sparse_probing,
-        minutes=0,
-    ),
-    "disentanglement": Task(
-        "Disentanglement (RAVEL)",
-        "How well latents tell attributes of an entity apart (higher is better): the mean of how often a chosen set of "
-        "latents changes a city's country, continent or language, and how often it leaves the others alone.",
-        DisentanglementConfig,
-        disentanglement,
-        minutes=0,
-    ),
-    "selectivity": Task(
-        "Selectivity (unlearning)",
-        "How much of what the model predicts rightly in one kind of text is lost (0 to 1, higher is better) when "
-        "latents of that text alone are turned over, while it keeps 99 % of its right predictions in another.",
-        SelectivityConfig,
-        selectivity,
-        minutes=0,
-    ),
-    "meta_structure": Task(
-        "Meta-structure",
-        "How much of the decoder's rows a small dictionary of them explains, four directions a row, on rows that it "
-        "was not trained on. Beside random rows of the same covariance: latents that are made of other directions.",
-        MetaStructureConfig,
-        meta_structure,
-        minutes=0,
-    ),
-}
 
 __all__ = [
     "ALL",
@@ -70,6 +21,7 @@ __all__ = [
     "RANDOM",
     "RAW",
     "AbsorptionConfig",
+    "BenchmarkReport",
     "CoreBatch",
     "CoreConfig",
     "DisentanglementConfig",
@@ -83,6 +35,7 @@ __all__ = [
     "TaskConfig",
     "absorption",
     "arms",
+    "benchmark",
     "bundled_sets",
     "core",
     "core_variant",

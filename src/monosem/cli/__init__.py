@@ -8,7 +8,19 @@ import typer
 
 from .. import __version__
 from ..terminal import answer_interrupts
-from . import components, converting, latents, lens, listing, patch, steering, studying, training, verifying
+from . import (
+    benchmarking,
+    components,
+    converting,
+    latents,
+    lens,
+    listing,
+    patch,
+    steering,
+    studying,
+    training,
+    verifying,
+)
 from .application import Application, help_without_command, register
 
 app = typer.Typer(
@@ -46,6 +58,7 @@ register(
         "verify": verifying.verify,
         "train": training.train,
         "evaluate": training.evaluate,
+        "benchmark": benchmarking.benchmark,
         "convert": converting.convert,
         "steer": steering.steer,
         "sweep": steering.sweep,

@@ -19,7 +19,7 @@ app = typer.Typer(invoke_without_command=True, cls=Group)
 
 @app.callback()
 def everything(context: typer.Context) -> None:
-    """List models, families, dictionaries, concepts or sites.
+    """List models, families, dictionaries, benchmarks, concepts, sites.
 
     Without a kind: the models, dictionaries and concepts that come with the package.
 
@@ -109,6 +109,14 @@ def concepts(json: Json = False) -> None:
     show("concepts", ["concept", "title", "file"], rows, json)
 
 
+def benchmarks(json: Json = False) -> None:
+    """Tasks of monosem benchmark."""
+    from ..benchmarks import BENCHMARKS
+
+    rows = [(name, one.title, one.meaning) for name, one in BENCHMARKS.items()]
+    show("benchmarks", ["benchmark", "title", "what it measures"], rows, json)
+
+
 def sites(model: ModelArgument = "smollm2", trust_remote_code: Trust = False, json: Json = False) -> None:
     """Sites of a model: the places that can be read and written."""
     from ..errors import UnknownName
@@ -137,5 +145,5 @@ def _ranges(layers: list[int]) -> str:
     return f"{layers[0]} to {layers[-1]}" if whole else ", ".join(map(str, layers))
 
 
-for command in (models, dictionaries, concepts, sites, families):
+for command in (models, dictionaries, benchmarks, concepts, sites, families):
     register(app, {command.__name__: command})

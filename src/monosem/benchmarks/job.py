@@ -1,0 +1,153 @@
+"""`benchmark`: every task for every dictionary, each kept as soon as it is done, and one report that compares them."""
+
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pandas as pd
+from pydantic import Field
+
+from .. import __version__
+from ..dictionaries import Dictionary
+from ..errors import BadInput, check_name, require
+from ..files import check_writable, write_json
+from ..jobs import JobConfig, claim, module_fingerprint
+from ..models import Model
+from ..plots import Figure
+from ..progress import say
+from ..reading import read_object
+from ..results import Result
+from . import report
+from .rows import BENCHMARKS
+from .task import Scores, TaskConfig
+
+
+class BenchmarkConfig(JobConfig):
+    """What a folder of benchmarks was made with; dictionaries and tasks may be added to it later."""
+
+    job: ClassVar[str] = "benchmark"
+    not_decisive: ClassVar[frozenset[str]] = frozenset({"dictionaries", "tasks", "settings"})
+
+    dictionaries: tuple[str, ...] = Field(min_length=1, description="names, as the report shows them")
+    tasks: tuple[str, ...] = Field(min_length=1, description="rows of BENCHMARKS")
+    settings: dict[str, dict[str, Any]] = Field({}, description="task -> fields of its config that differ")
+
+
+@dataclass(frozen=True)
+class BenchmarkReport(Result):
+    """Finished benchmarks: `results` is what `results.json` holds, `folder` is where the report is."""
+
+    results: dict[str, Any]
+    folder: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "config", {"analysis": "benchmarks.benchmark", **self.results["config"]})
+
+    @property
+    def scores(self) -> dict[str, dict[str, Scores]]:
+        """dictionary -> task -> scores."""
+        return report.scores_of(self.results)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The main number of each task: dictionary, task, measure, n, arm, value, low, high."""
+        return report.headlines(self.results)
+
+    def plot(self, name: str = "pareto_fve") -> Figure:
+        """One figure of the report. Raises `UnknownName` for another name."""
+        figures = report.figures(self.results)
+        check_name("figure", name, figures)
+        return figures[name][0]
+
+    @property
+    def html(self) -> Path:
+        return self.folder / "report.html"
+
+
+def benchmark(
+    model: Model,
+    dictionaries: Mapping[str, Dictionary],
+    *,
+    folder: str | os.PathLike[str],
+    tasks: Sequence[str] | None = None,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    fresh: bool = False,
+    quiet: bool = False,
+) -> BenchmarkReport:
+    """Run tasks on dictionaries of one model, and write `report.html`, `report.md` and `results.json`.
+
+    What is done is taken from the folder when the same is asked again, so an interrupted run goes on, and a folder can
+    be given more dictionaries and tasks.
+
+    Args:
+        dictionaries: name in the report -> dictionary.
+        tasks: rows of `BENCHMARKS`; default: all of them.
+        settings: task -> fields of its config that differ from the defaults.
+        fresh: forget what the folder holds.
+
+    Raises:
+        UnknownName: no such task. BadInput: no dictionary, or a setting that the task does not have.
+        Mismatch: a dictionary of another model, or a folder made with another model.
+        MissingExtra: plotly is not there (checked before anything is computed).
+    """
+    require("plotly", "plots")
+    names = list(tasks or BENCHMARKS)
+    for name in [*names, *(settings or {})]:
+        check_name("benchmark", name, BENCHMARKS)
+    if not dictionaries:
+        raise BadInput("give at least one dictionary")
+    for dictionary in dictionaries.values():
+        dictionary.check(model)
+    given = {name: dict(fields) for name, fields in (settings or {}).items()}
+    configs = {name: BENCHMARKS[name].config.parse(given.get(name, {})) for name in names}
+    config = BenchmarkConfig(dictionaries=tuple(dictionaries), tasks=tuple(names), settings=given)
+    home = Path(folder)
+    check_writable(home / "report.html")
+    origin = provenance(model)
+    with claim(home, config, work="scores/*.json", made_with=origin, fresh=fresh):
+        (home / "scores").mkdir(exist_ok=True)
+        found: dict[str, Any] = {}
+        for called, dictionary in dictionaries.items():
+            found[called] = {
+                name: _scores(home, called, dictionary, model, name, one, quiet) for name, one in configs.items()
+            }
+        results = {"config": config.model_dump(mode="json"), "origin": origin, "scores": found}
+        report.write(results, home)
+    return BenchmarkReport(results, home)
+
+
+def provenance(model: Model) -> dict[str, Any]:
+    """What made the numbers, beside the dictionaries."""
+    packages = {name: version(name) for name in ("torch", "transformers")}
+    return {
+        "monosem": __version__,
+        "python": platform.python_version(),
+        **packages,
+        "model": model.name,
+        "model_weights": module_fingerprint(model.hf),
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+
+
+def _scores(
+    home: Path, called: str, dictionary: Dictionary, model: Model, name: str, config: TaskConfig, quiet: bool
+) -> dict[str, Any]:
+    """From the folder where the same was measured before; kept there otherwise."""
+    path = home / "scores" / f"{called.replace('/', '--').replace(os.sep, '--').strip('.')}--{name}.json"
+    told = {"dictionary": dictionary.fingerprint, "config": config.model_dump(mode="json")}
+    if path.exists():
+        held = read_object(path)
+        if held.get("told") == told:
+            return dict(held["scores"])
+    began = time.monotonic()
+    say(f"{called}: {name}", quiet)
+    scores = BENCHMARKS[name].run(model, dictionary, config, quiet=quiet)
+    made = scores.to_dict()
+    made["config"]["seconds"] = round(time.monotonic() - began, 1)
+    write_json(path, {"told": told, "scores": made})
+    return made

@@ -1,0 +1,110 @@
+"""`benchmark`: what is kept, what is measured again, and what the report says."""
+
+import json
+
+import pytest
+
+from monosem.benchmarks import BENCHMARKS, DICTIONARY, BenchmarkReport, benchmark, core
+from monosem.benchmarks.report import frontier
+from monosem.errors import BadInput, Mismatch, UnknownName
+from tiny import tiny_model
+from tiny_dictionaries import random_tensors, tiny_dictionary
+
+SETTINGS = {"core": {"tokens": 1000, "context": 32}, "sparse_probing": {"sets": ["facts"], "most": 100, "draws": 20}}
+TASKS = ("core", "sparse_probing")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model("llama", name="tiny")
+
+
+@pytest.fixture(scope="module")
+def pair():
+    weights = [random_tensors(seed=seed, scales=(0.2, 0.1)) for seed in (3, 4)]
+    return {f"sae/{n}": tiny_dictionary(tensors=one, name=str(n)) for n, one in enumerate(weights)}
+
+
+@pytest.fixture(scope="module")
+def done(model, pair, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("benchmarks")
+    return benchmark(model, pair, folder=folder, tasks=TASKS, settings=SETTINGS, quiet=True)
+
+
+def test_the_report_holds_every_dictionary_task_and_interval(done, pair):
+    page, text = (done.folder / "report.html").read_text(), (done.folder / "report.md").read_text()
+    results = json.loads((done.folder / "results.json").read_text())
+    assert results == json.loads(json.dumps(done.results))
+    for called in pair:
+        assert called in page
+        assert f"`{called}`" in text
+        for name in TASKS:
+            value, low, high = done.scores[called][name].headline[DICTIONARY]
+            shown = f"{value:.3f} [{low:.3f}, {high:.3f}]".replace("-", "−")
+            assert shown in page, name
+            assert shown in text, name
+    for name in TASKS:
+        assert BENCHMARKS[name].title in page
+    assert "https://" not in page.split("<main>")[1].split("</main>")[0]
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        if line.startswith("|---"):
+            assert line.count("|") == lines[number - 1].count("|") == lines[number + 1].count("|")
+    assert len(done.table) == 2 * 2 * 3
+    assert len(done.plot().data) == 2 * 3 + 1
+    with pytest.raises(UnknownName, match="no figure"):
+        done.plot("pareto")
+
+
+def test_what_was_measured_is_kept_and_only_the_rest_is_measured(model, pair, done, monkeypatch, tmp_path):
+    calls = []
+
+    def noted(*args, **options):
+        calls.append(args[1].name)
+        return core(*args, **options)
+
+    monkeypatch.setitem(BENCHMARKS, "core", BENCHMARKS["core"].__class__(**{**vars(BENCHMARKS["core"]), "run": noted}))
+    options = {"settings": SETTINGS, "quiet": True}
+    again = benchmark(model, pair, folder=done.folder, tasks=TASKS, **options)
+    assert calls == []
+    assert again.table.equals(done.table)
+    one, other = pair
+    first = benchmark(model, {one: pair[one]}, folder=tmp_path, tasks=["core"], **options)
+    assert calls == ["0"]
+    both = benchmark(model, pair, folder=tmp_path, tasks=["core"], **options)
+    assert calls == ["0", "1"]
+    assert both.scores[one]["core"].headline == first.scores[one]["core"].headline
+    benchmark(model, {one: pair[other]}, folder=tmp_path, tasks=["core"], **options)  # another one of the same name
+    assert calls == ["0", "1", "1"]
+    benchmark(model, pair, folder=tmp_path, tasks=["core"], fresh=True, **options)
+    assert len(calls) == 5
+
+
+def test_bad_input(model, pair, tmp_path):
+    options = {"folder": tmp_path / "new", "quiet": True}
+    with pytest.raises(UnknownName, match="no benchmark 'cor'; did you mean 'core'"):
+        benchmark(model, pair, tasks=["cor"], **options)
+    with pytest.raises(BadInput, match="token: no such field; did you mean 'tokens'"):
+        benchmark(model, pair, tasks=["core"], settings={"core": {"token": 5}}, **options)
+    with pytest.raises(BadInput, match="at least one dictionary"):
+        benchmark(model, {}, **options)
+    with pytest.raises(Mismatch):
+        benchmark(model, {"other": tiny_dictionary(model_name="gpt2")}, **options)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_of_another_model_is_refused(pair, done):
+    other = tiny_model("llama", name="tiny", seed=5)
+    with pytest.raises(Mismatch, match="other settings"):
+        benchmark(other, pair, folder=done.folder, tasks=["core"], settings=SETTINGS, quiet=True)
+
+
+def test_the_frontier_has_what_no_other_beats_in_both():
+    points = [(32, 0.8), (64, 0.7), (16, 0.5), (64, 0.9), (128, 0.9)]
+    assert frontier(points) == [(16, 0.5), (32, 0.8), (64, 0.9)]
+
+
+def test_the_result_has_its_settings(done):
+    assert isinstance(done, BenchmarkReport)
+    assert done.config["settings"] == json.loads(json.dumps(SETTINGS))
+    assert done.html.exists()
