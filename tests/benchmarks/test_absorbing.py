@@ -1,17 +1,13 @@
-"""Absorption of one word: what sae-bench 0.6.0's own code gave (`golden/saebench_absorption.json`), planted absorbers,
-and logistic regression against scikit-learn's."""
+"""Absorption of one word: what sae-bench 0.6.0's own code gave (`golden/saebench_absorption.json`) and planted
+absorbers."""
 
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import f1_score
 
 from monosem.benchmarks.absorbing import Absorbed, absorbed, parts, rates, split_size
-from monosem.benchmarks.logistic import f1, logistic
 from monosem.errors import UnknownName
 
 HELD = json.loads((Path(__file__).parent / "golden" / "saebench_absorption.json").read_text())
@@ -92,22 +88,3 @@ def test_a_projection_of_zero_is_no_absorption():
     assert (float(found.fraction), bool(found.full)) == (0, False)
     with pytest.raises(UnknownName, match="saebench"):
         absorbed(golden_parts("saebench"), [0], variant="saebenc")
-
-
-@pytest.mark.parametrize("l2", [0.01, 1.0, 100.0])
-def test_logistic_is_scikit_learns(l2):
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(120, 5)) * [1, 3, 0.2, 1, 1]
-    y = x @ [1, -0.5, 2, 0, 0] + rng.normal(size=120) > 1.5
-    w, b = logistic(torch.tensor(x), torch.tensor(y), l2=l2)
-    theirs = LogisticRegression(C=1 / l2, class_weight="balanced", tol=1e-10, max_iter=10_000).fit(x, y)
-    assert w.numpy() == pytest.approx(theirs.coef_[0], abs=1e-5)
-    assert float(b) == pytest.approx(theirs.intercept_[0], abs=1e-5)
-    assert f1(torch.tensor(x) @ w + b > 0, torch.tensor(y)) == pytest.approx(f1_score(y, theirs.predict(x)))
-
-
-def test_logistic_of_separable_rows_and_f1_of_nothing():
-    x = torch.tensor([[-1.0], [-2], [1], [2]])
-    w, _ = logistic(x, torch.tensor([False, False, True, True]), l2=1e-6)
-    assert 5 < float(w) < 1e3
-    assert f1(torch.zeros(3).bool(), torch.zeros(3).bool()) == 0

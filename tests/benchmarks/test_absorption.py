@@ -107,7 +107,7 @@ def test_nothing_is_chosen_on_test_words():
     other = x.clone()
     other[split.test] = other[split.test].flip(0)
     first, second = probes_of(x, letters, split), probes_of(other, letters, split)
-    assert all(torch.equal(one.w, two.w) and one.f1 == two.f1 for one, two in zip(first, second))
+    assert all(torch.equal(one.direction, two.direction) and one.f1 == two.f1 for one, two in zip(first, second))
     is_a, config = torch.tensor([one == "a" for one in letters]), AbsorptionConfig()
     one, two = (main_latents(sae.encode(rows).dense(), is_a, split, config) for rows in (x, other))
     assert one == two

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
 
 from monosem.benchmarks.probes import (
+    f1,
     fitted,
     logistic,
     ranked,
@@ -123,3 +125,17 @@ def test_sae_probes_with_few_rows(n):
     assert 0 <= found.numbers["test_acc"] <= 1
     if n == 3:
         assert found.classifier.C == 1
+
+
+@pytest.mark.parametrize("strength", [0.0001, 0.01, 1.0])
+def test_balanced_classes_are_scikit_learns(strength):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(120, 5)) * [1, 3, 0.2, 1, 1]
+    y = X @ [1, -0.5, 2, 0, 0] + rng.normal(size=120) > 1.5
+    probe = logistic(torch.tensor(X), torch.tensor(y), strength, balanced=True)
+    Z = (X - X.mean(0)) / X.std(0)
+    theirs = LogisticRegression(C=1 / strength / 120, class_weight="balanced", tol=1e-10, max_iter=10_000).fit(Z, y)
+    assert probe.weights.numpy() == pytest.approx(theirs.coef_[0], abs=1e-5)
+    assert probe.bias == pytest.approx(theirs.intercept_[0], abs=1e-5)
+    assert f1(probe.score(torch.tensor(X)) > 0, torch.tensor(y)) == pytest.approx(f1_score(y, theirs.predict(Z)))
+    assert f1(torch.zeros(3).bool(), torch.zeros(3).bool()) == 0

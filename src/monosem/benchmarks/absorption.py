@@ -19,12 +19,12 @@ from ..statistics import PERCENTILES, Interval, bootstrap_mean
 from .absorbing import Absorbed, absorbed, parts, rates, split_size
 from .baselines import arms
 from .labelled import SETS
-from .logistic import f1, logistic
+from .probes import Probe, f1, logistic
 from .task import ALL, Score, Scores, TaskConfig, mean_interval, resampled
 
 SHARES = (0.5, 0.25)  # of the words: those that probes are fitted on, those that models are chosen on; the rest is test
 FEWEST = 8  # words of a letter that the model spells, below which the letter is left out
-PENALTIES = (1000.0, 100.0, 10.0, 1.0)  # of the probe; ties go to the first
+STRENGTHS = (1.0, 0.1, 0.01, 0.001)  # of the probe's regularisation; ties go to the first
 TEMPLATE = " {word} has the first letter:"
 INTERVAL = "95 %, the test words of each letter drawn again"
 
@@ -58,12 +58,16 @@ class Split(NamedTuple):
 
 
 class Letter(NamedTuple):
-    """A letter with its probe w·x + b; f1: on validation words."""
+    """A letter with its probe; f1: on validation words."""
 
     letter: str
-    w: Float[Tensor, "d"]
-    b: float
+    probe: Probe
     f1: float
+
+    @property
+    def direction(self) -> Float[Tensor, "d"]:
+        """The direction in which the probe's score rises."""
+        return (self.probe.weights / self.probe.scale).float()
 
 
 def absorption(
@@ -187,18 +191,15 @@ def split_rows(letters: Sequence[str], seed: int) -> Split:
 
 # ---------------------------------------------------------------------- probes
 def probes_of(x: Float[Tensor, "n d"], letters: Sequence[str], split: Split) -> list[Letter]:
-    """A probe for each letter; one penalty for all, the best mean F1 on validation words."""
-    mean, spread = x[split.train].double().mean(0), x[split.train].double().std(0).clamp_min(1e-6)
-    scaled = (x.double() - mean) / spread
+    """A probe for each letter; one regularisation for all, the best mean F1 on validation words."""
     alphabet = sorted(set(letters))
     is_letter = {letter: torch.tensor([one == letter for one in letters]) for letter in alphabet}
     best: list[Letter] = []
-    for penalty in PENALTIES:
+    for strength in STRENGTHS:
         made = []
-        for letter in alphabet:
-            w, b = logistic(scaled[split.train], is_letter[letter][split.train], l2=penalty)
-            score = f1(scaled[split.validation] @ w + b > 0, is_letter[letter][split.validation])
-            made.append(Letter(letter, w / spread, float(b - (w / spread) @ mean), score))
+        for letter, y in is_letter.items():
+            probe = logistic(x[split.train], y[split.train], strength, balanced=True)
+            made.append(Letter(letter, probe, f1(probe.score(x[split.validation]) > 0, y[split.validation])))
         if not best or np.mean([one.f1 for one in made]) > np.mean([one.f1 for one in best]):
             best = made
     return best
@@ -214,10 +215,8 @@ def main_latents(
     order = torch.where(spread > 0, apart, -torch.inf).argsort(descending=True, stable=True)[: config.most_latents]
     scores: list[float] = []
     for k in range(1, len(order) + 1):
-        chosen = order[:k]
-        scale = spread[chosen].clamp_min(1e-6).double()
-        w, b = logistic(train[:, chosen].double() / scale, y)
-        predicted = (acts[split.validation][:, chosen].double() / scale) @ w + b > 0
+        probe = logistic(train[:, order[:k]], y, 1 / len(y), balanced=True)
+        predicted = probe.score(acts[split.validation][:, order[:k]]) > 0
         scores.append(f1(predicted, is_letter[split.validation]))
         if split_size(scores, config.jump) < k:
             break
@@ -241,9 +240,9 @@ def _scores(
         is_letter = torch.tensor([letter == one.letter for letter in letters])
         main = main_latents(acts, is_letter, split, config)
         rest = split.train[~is_letter[split.train]]
-        hits = split.test[(is_letter & spelled.knows & (x.double() @ one.w + one.b > 0))[split.test]]
+        hits = split.test[(is_letter & spelled.knows & (one.probe.score(x) > 0))[split.test]]
         means = (x[rest].mean(0), acts[rest].mean(0))
-        judged.append(absorbed(parts(x[hits], acts[hits], W_dec, one.w.float(), rest=means), main))
+        judged.append(absorbed(parts(x[hits], acts[hits], W_dec, one.direction, rest=means), main))
         sizes.append(float(len(main)))
     rng = np.random.default_rng(config.seed + 3)
     kept = [(one.letter, found) for one, found in zip(good, judged) if len(found.full)]

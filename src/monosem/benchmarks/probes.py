@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..errors import BadInput, require
@@ -69,8 +69,11 @@ def fitted(
     return best[1]
 
 
-def logistic(X: Float[Tensor, "n k"], y: Int[Tensor, "n"], strength: float) -> Probe:
+def logistic(X: Float[Tensor, "n k"], y: Int[Tensor, "n"], strength: float, *, balanced: bool = False) -> Probe:
     """The minimum of mean log loss + strength / 2 |w|² on standardised columns, by Newton's method; the bias is free.
+
+    Args:
+        balanced: both classes count alike, however many rows they have.
 
     Raises:
         BadInput: rows of one class only.
@@ -83,17 +86,19 @@ def logistic(X: Float[Tensor, "n k"], y: Int[Tensor, "n"], strength: float) -> P
     Z = torch.cat([(X - mean) / scale, torch.ones_like(X[:, :1])], 1)
     penalty = torch.full((Z.shape[1],), float(strength), dtype=torch.float64)
     penalty[-1] = 0
+    share = target.mean() if balanced else 0.5
+    counts = 0.5 * (target / share + (1 - target) / (1 - share))
     w = torch.zeros(Z.shape[1], dtype=torch.float64)
 
     def loss(w: Tensor) -> float:
-        plain = torch.nn.functional.binary_cross_entropy_with_logits(Z @ w, target)
+        plain = torch.nn.functional.binary_cross_entropy_with_logits(Z @ w, target, weight=counts)
         return float(plain + (penalty * w.square()).sum() / 2)
 
     before = loss(w)
     for _ in range(NEWTON_STEPS):
         p = (Z @ w).sigmoid()
-        gradient = Z.T @ (p - target) / len(Z) + penalty * w
-        hessian = (Z * (p * (1 - p))[:, None]).T @ Z / len(Z) + torch.diag(penalty + 1e-10)
+        gradient = Z.T @ (counts * (p - target)) / len(Z) + penalty * w
+        hessian = (Z * (counts * p * (1 - p))[:, None]).T @ Z / len(Z) + torch.diag(penalty + 1e-10)
         step = torch.linalg.solve(hessian, gradient)
         while (now := loss(w - step)) > before and float(step.abs().max()) > 1e-12:
             step = step / 2
@@ -102,6 +107,12 @@ def logistic(X: Float[Tensor, "n k"], y: Int[Tensor, "n"], strength: float) -> P
         if done:
             break
     return Probe(w[:-1], float(w[-1]), mean, scale, strength)
+
+
+def f1(predicted: Bool[Tensor, "n"], y: Bool[Tensor, "n"]) -> float:
+    """2 TP / (2 TP + FP + FN), 0 where that is 0 / 0."""
+    hits, total = int((predicted & y).sum()), int(predicted.sum()) + int(y.sum())
+    return 2 * hits / total if total else 0.0
 
 
 # ---------------------------------------------------------------------- as other tools do it
