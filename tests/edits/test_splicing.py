@@ -360,3 +360,16 @@ def test_a_gate_of_a_clamped_latent_sees_the_activation(model):
     assert torch.equal((seen[sae.latents][..., 7] == 20)[real], (seen[sae.input][..., 0] > 0)[real])
     with pytest.raises(BadInput, match="latents have none"):
         model.run(ROWS, edits=edits.clamp(heads, 7, 2.0).at(heads=1), capture=heads.latents)
+
+
+def test_places_inside_a_dictionary_that_is_spliced_in_twice_are_refused(model):
+    sae = dictionary()
+    twice = [edits.splice(sae), edits.splice(sae)]
+    for asked in (
+        {"capture": sae.latents},
+        {"edits": edits.scale(sae.latents, 0.5)},
+        {"edits": edits.clamp(sae, 1, 2.0)},
+    ):
+        given = [*twice, *([asked["edits"]] if "edits" in asked else [])]
+        with pytest.raises(BadInput, match="twice"):
+            model.run(ROWS, **asked | {"edits": given})

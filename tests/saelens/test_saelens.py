@@ -111,6 +111,8 @@ def test_refusals(model, sae):
         model.run_with_hooks(IDS, fwd_hooks=[(ACTS, lambda acts, hook: acts)])
     with pytest.raises(BadInput, match="two dictionaries"):
         model.run_with_saes(IDS, saes=[sae, sae])
+    with model.saes([sae]), pytest.raises(BadInput, match="two dictionaries"):
+        model.run_with_saes(IDS, saes=[sae])
     with pytest.raises(BadInput, match="stay attached"):
         model.add_sae(sae)
     with pytest.raises(BadInput, match="monosem"):

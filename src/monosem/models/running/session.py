@@ -343,9 +343,14 @@ def _acting(edits: Iterable[EditLike], wanted: Iterable[Site]) -> tuple[Chain, C
     """
     given, by_site, chains, observed = list(edits), defaultdict(list), defaultdict(list), set[Site]()
     captured = [site for site in wanted if isinstance(site, Inner)]
-    present = {id(owner) for edit in given if (owner := getattr(edit, "owner", None)) is not None}
+    spliced = [id(owner) for edit in given if (owner := getattr(edit, "owner", None)) is not None]
     inner = [*captured, *(site for edit in given if isinstance(site := edit.site, Inner))]
-    asked = present | {id(site.owner) for site in inner}
+    present, asked = set(spliced), {*spliced, *(id(site.owner) for site in inner)}
+    places: list[Inner] = [at for edit in given if (at := getattr(edit, "place", None)) is not None]
+    if twice := [site for site in (*inner, *places) if spliced.count(id(site.owner)) > 1]:
+        raise BadInput(
+            f"the dictionary of {twice[0]} is spliced in twice, so there are two of that place: splice it once"
+        )
 
     def look_on(site: Site) -> None:
         if isinstance(site, Inner) and id(site.owner) not in present:
@@ -354,7 +359,7 @@ def _acting(edits: Iterable[EditLike], wanted: Iterable[Site]) -> tuple[Chain, C
             chains[site.host].append(site.owner.observer())
 
     for edit in given:
-        place: Inner | None = getattr(edit, "place", None)
+        place = getattr(edit, "place", None)
         acting: Any = edit.inside() if place is not None and id(place.owner) in asked else edit  # type: ignore[attr-defined]
         by_site[acting.site].append(acting)
         look_on(acting.site)

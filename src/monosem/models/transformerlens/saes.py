@@ -54,7 +54,7 @@ class SAELens(TransformerLens):
             exclude_special_tokens: leave special tokens (BOS, EOS, padding, separator) as they are; or these ids.
 
         Raises:
-            BadInput: two dictionaries for one place. UnknownName: the model lacks the place of one.
+            BadInput: two dictionaries for one place, also of a `with` around. UnknownName: no such place in the model.
         """
         if not reset_saes_end:
             raise BadInput("dictionaries do not stay attached: use `with model.saes([...])` around all that needs them")
@@ -65,7 +65,8 @@ class SAELens(TransformerLens):
                 raise BadInput(f"saes= are dictionaries of monosem, not {type(sae).__name__}; load them with it")
         kept = [getattr(sae, "use_error_term", False) if use_error_term is None else use_error_term for sae in given]
         edits = [sae.spliced(error=error, gate=gate) for sae, error in zip(given, kept)]
-        taken = [edit.site for edit in edits]
+        around = [edit for edit in self.ambient_edits if getattr(edit, "owner", None) is not None]
+        taken = [edit.site for edit in (*around, *edits)]
         for edit in edits:
             self.site(edit.site)
             if taken.count(edit.site) > 1:
