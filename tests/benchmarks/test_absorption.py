@@ -59,6 +59,10 @@ def test_a_planted_absorber_is_found(absorb):
         assert found[ALL, measure].value == pytest.approx(expected, abs=0.15), measure
         assert found[ALL, measure].low <= found[ALL, measure].value <= found[ALL, measure].high
     assert found[ALL, "latents"].value == 1
+    assert 0.3 < found[ALL, "main_share"].value < 1.1
+    assert found[ALL, "rebuilt_share"].value > found[ALL, "main_share"].value - 1e-6
+    judged = len(task.judged_rows(probes[0], spelled(x, letters), split))
+    assert found["a", "full"].high > 3.8 / (judged + 3.9)  # Wilson's: never certain
 
 
 def test_the_task_compares_the_dictionary_with_its_baselines(monkeypatch):
@@ -75,9 +79,12 @@ def test_a_model_that_cannot_spell_is_told_so(tmp_path):
     path = tmp_path / "words.txt"
     path.write_text("\n".join(a + b + c for a in "abcde" for b in "abcdef" for c in "xyzu"))
     model, sae = tiny_model("llama", name="tiny"), tiny_dictionary()
-    monkeyed = AbsorptionConfig(words=str(path), words_per_letter=8)
+    config = AbsorptionConfig(words=str(path), words_per_letter=8)
     with pytest.raises(BadInput, match=r"of \d+ words"):
-        task.absorption(model, sae, monkeyed, quiet=True)
+        task.absorption(model, sae, config, quiet=True)
+    transcoder = tiny_dictionary("relu", site="mlp_in.1", site_out="mlp_out.1")
+    with pytest.raises(BadInput, match="not a transcoder"):
+        task.absorption(model, transcoder, config, quiet=True)
 
 
 def test_main_latents_are_those_that_separate_in_units_of_their_spread():

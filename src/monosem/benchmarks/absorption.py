@@ -15,7 +15,7 @@ from ..dictionaries import Dictionary
 from ..errors import BadFile, BadInput
 from ..models import Model
 from ..progress import Meter, say
-from ..statistics import PERCENTILES, Interval, bootstrap_mean
+from ..statistics import PERCENTILES, Interval, bootstrap_mean, wilson
 from .absorbing import Absorbed, absorbed, parts, rates, split_size
 from .baselines import arms
 from .labelled import SETS
@@ -26,7 +26,7 @@ SHARES = (0.5, 0.25)  # of the words: those that probes are fitted on, those tha
 FEWEST = 8  # words of a letter that the model spells, below which the letter is left out
 STRENGTHS = (1.0, 0.1, 0.01, 0.001)  # of the probe's regularisation; ties go to the first
 TEMPLATE = " {word} has the first letter:"
-INTERVAL = "95 %, the test words of each letter drawn again"
+INTERVAL = "95 %, the test words of each letter drawn again; Wilson's of a letter's full absorption"
 
 
 class AbsorptionConfig(TaskConfig):
@@ -82,17 +82,21 @@ def absorption(
     test word that the probe gets right is judged (`absorbing.absorbed`).
 
     Measures: "fraction" (mean absorption fraction), "full" (share of full absorption), "latents" (main ones a letter),
-    each a mean over letters; data are "all" and the letters.
+    each a mean over letters; data are "all" and the letters. Without "main_share" and "rebuilt_share" a low number says
+    little: what main latents, and what all latents, give of the projection on the probe. Where that is next to
+    nothing, nothing can be absorbed.
 
     Words of more than one token are left out; test words whose letter the model does not say are, too, and counted in
     the notes.
 
     Raises:
-        BadInput: a tokenizer with hardly any word of one token, a model that can spell next to nothing.
+        BadInput: a transcoder, a tokenizer with hardly any word of one token, a model that can spell next to nothing.
         BadFile: no such file. Mismatch: a dictionary of another model.
     """
     config = config or AbsorptionConfig.parse({})
     dictionary.check(model)
+    if dictionary.transcoder:
+        raise BadInput("absorption needs a dictionary that reads and writes at one site, not a transcoder")
     spelled = spell(model, dictionary, config, quiet)
     letters = [word[0] for word in spelled.words]
     split = split_rows(letters, config.seed)
@@ -104,11 +108,12 @@ def absorption(
         say(f"absorption: {arm}", quiet)
         scores += _scores(arm, one, spelled, split, good, config)
     known, tested = int(spelled.knows.sum()), int(spelled.knows[split.test].sum())
+    judged = sum(len(judged_rows(one, spelled, split)) for one in good)
     notes = [
         f"{model.name} says the first letter of {known} of {len(letters)} words; the others are not tested "
         f"({tested} of {len(split.test)} test words are)",
         f"{len(good)} of {len(probes)} letters have a probe with F1 above {config.least_f1:g} "
-        f"({''.join(one.letter for one in good)}); SAEBench reports nothing below 20 letters",
+        f"({''.join(one.letter for one in good)}): {judged} words; SAEBench reports nothing below 20 letters",
     ]
     told: dict[str, Any] = {"interval": INTERVAL, "letters": [one.letter for one in good]}
     return Scores.of("absorption", scores, "fraction", notes=notes, **config.model_dump(mode="json"), **told)
@@ -223,6 +228,12 @@ def main_latents(
     return [int(one) for one in order[: split_size(scores, config.jump)]]
 
 
+def judged_rows(letter: Letter, spelled: Spelled, split: Split) -> Int[Tensor, "n"]:
+    """Test words of a letter that the model spells and the probe gets right."""
+    own = torch.tensor([word[0] == letter.letter for word in spelled.words])
+    return split.test[(own & spelled.knows & (letter.probe.score(spelled.x) > 0))[split.test]]
+
+
 def _scores(
     arm: str,
     dictionary: Dictionary,
@@ -235,15 +246,20 @@ def _scores(
     acts = dictionary.encode(x.to(dictionary.W_enc.device)).dense().float().cpu()
     W_dec = dictionary.W_dec.float().cpu()
     judged: list[Absorbed] = []
-    sizes: list[float] = []
+    sizes, main_shares, rebuilt_shares = [], [], []
     for one in good:
         is_letter = torch.tensor([letter == one.letter for letter in letters])
         main = main_latents(acts, is_letter, split, config)
         rest = split.train[~is_letter[split.train]]
-        hits = split.test[(is_letter & spelled.knows & (one.probe.score(x) > 0))[split.test]]
+        hits = judged_rows(one, spelled, split)
         means = (x[rest].mean(0), acts[rest].mean(0))
-        judged.append(absorbed(parts(x[hits], acts[hits], W_dec, one.direction, rest=means), main))
+        given = parts(x[hits], acts[hits], W_dec, one.direction, rest=means)
+        judged.append(absorbed(given, main))
         sizes.append(float(len(main)))
+        if len(hits):
+            whole = float(given.projection.sum())
+            main_shares.append(float(given.given[:, main].sum()) / whole)
+            rebuilt_shares.append(float(given.given.sum()) / whole)
     rng = np.random.default_rng(config.seed + 3)
     kept = [(one.letter, found) for one, found in zip(good, judged) if len(found.full)]
     fractions, fulls = rates([found for _, found in kept])
@@ -251,12 +267,18 @@ def _scores(
     for measure, values in (("fraction", fractions), ("full", fulls)):
         drawn = []
         for (letter, found), value in zip(kept, values):
-            drawn.append(_drawn_means(getattr(found, measure).double().numpy(), config.draws, rng))
+            each = getattr(found, measure).double().numpy()
+            drawn.append(_drawn_means(each, config.draws, rng))
             low, high = np.quantile(drawn[-1], PERCENTILES)
-            scores.append(Score(arm, letter, measure, None, Interval(value, float(low), float(high))))
+            own = Interval(value, float(low), float(high))
+            if measure == "full":
+                own = wilson(int(each.sum()), len(each))
+            scores.append(Score(arm, letter, measure, None, own))
         whole = mean_interval(values, drawn) if kept else Interval(float("nan"), float("nan"), float("nan"))
         scores.append(Score(arm, ALL, measure, None, whole))
-    return [*scores, Score(arm, ALL, "latents", None, bootstrap_mean(sizes, seed=config.seed))]
+    beside = {"latents": sizes, "main_share": main_shares, "rebuilt_share": rebuilt_shares}
+    scores += [Score(arm, ALL, name, None, bootstrap_mean(values, seed=config.seed)) for name, values in beside.items()]
+    return scores
 
 
 def _drawn_means(values: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
