@@ -3,6 +3,7 @@
 import math
 import tempfile
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 from ..dictionaries import Dictionary, TrainConfig, load_dictionary, train_on
 from ..errors import BadInput
 from ..models import Model
-from ..progress import say
+from ..progress import Meter
 from ..statistics import Interval, bootstrap_ratio
 from .baselines import random_dictionary
 from .task import ALL, DICTIONARY, RANDOM, Score, Scores, TaskConfig
@@ -84,8 +85,8 @@ def meta_structure(
     }
     scores, notes = [], ["lower is not worse: more meta-structure means that latents are compositions of others"]
     for arm, some in made.items():
-        say(f"meta_structure: {arm}", quiet)
-        found, complaint = _measured(some, config, quiet)
+        with Meter(f"meta_structure: {arm}", total=config.steps, unit="step", quiet=quiet) as meter:
+            found, complaint = _measured(some, config, meter)
         scores += [Score(arm, ALL, name, None, interval) for name, interval in found.items()]
         notes += [f"{arm}: {complaint}"] if complaint else []
     told = config.model_dump(mode="json")
@@ -117,18 +118,18 @@ def saebench_fve(rows: Float[Tensor, "n d"], rebuilt: Float[Tensor, "n d"]) -> t
 
 
 def _measured(
-    rows: Float[Tensor, "n d"], config: MetaStructureConfig, quiet: bool
+    rows: Float[Tensor, "n d"], config: MetaStructureConfig, meter: Meter
 ) -> tuple[dict[str, Interval], str | None]:
     """The numbers of some rows, and what the trainer had to say against its own result."""
     order = torch.as_tensor(np.random.default_rng(config.seed).permutation(len(rows)))
     test, train = rows[order].tensor_split([round(config.held_out * len(rows))])
-    meta, complaint = trained(train, config, quiet)
+    meta, complaint = trained(train, config, meter)
     held = {"fve_held_out": row_fve(test, meta(test)), "fve": row_fve(train, meta(train))}
     l0 = meta.encode(test).l0().double()
     return held | {"l0": Interval(float(l0.mean()), math.nan, math.nan)}, complaint
 
 
-def trained(rows: Float[Tensor, "n d"], config: MetaStructureConfig, quiet: bool) -> tuple[Dictionary, str | None]:
+def trained(rows: Float[Tensor, "n d"], config: MetaStructureConfig, meter: Meter) -> tuple[Dictionary, str | None]:
     """A dictionary of rows, by the trainer; one that it calls unfinished is used all the same, and that is told."""
     settings = TrainConfig.parse(
         {
@@ -144,10 +145,14 @@ def trained(rows: Float[Tensor, "n d"], config: MetaStructureConfig, quiet: bool
             "device": "cpu",
         }
     )
+
+    def noted(record: Mapping[str, float | None]) -> None:
+        meter.advance(settings.log_every, fve=record["fve"])
+
     with tempfile.TemporaryDirectory(prefix="monosem-meta-") as folder:
         stream = RowStream(rows, config.batch_rows, config.seed)
         try:
-            return train_on(stream, settings, folder=f"{folder}/run", quiet=quiet), None
+            return train_on(stream, settings, folder=f"{folder}/run", quiet=True, on_step=noted), None
         except BadInput as error:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # that it is unfinished; the notes say so
