@@ -257,9 +257,9 @@ def _scores(
         judged.append(absorbed(given, main))
         sizes.append(float(len(main)))
         if len(hits):
-            whole = float(given.projection.sum())
-            main_shares.append(float(given.given[:, main].sum()) / whole)
-            rebuilt_shares.append(float(given.given.sum()) / whole)
+            total = float(given.projection.sum())
+            main_shares.append(float(given.given[:, main].sum()) / total)
+            rebuilt_shares.append(float(given.given.sum()) / total)
     rng = np.random.default_rng(config.seed + 3)
     kept = [(one.letter, found) for one, found in zip(good, judged) if len(found.full)]
     fractions, fulls = rates([found for _, found in kept])
