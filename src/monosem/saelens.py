@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .dictionaries import Dictionary, load_dictionary
+from .dictionaries import Dictionary, one_site
 from .edits import Edit, Gate
 from .errors import BadInput
 from .models import Model, load_model
@@ -50,7 +50,7 @@ class SAE:
     ) -> SAE:
         """A published dictionary by its release and id; or a path, or any other name that `load_dictionary` takes."""
         name = release if sae_id is None else f"{release}/{sae_id}"
-        return cls(load_dictionary(name, device=device, dtype=_dtype(dtype)))
+        return cls(one_site(name, device=device, dtype=_dtype(dtype)))
 
     @classmethod
     def from_pretrained_with_cfg_and_sparsity(
@@ -65,7 +65,7 @@ class SAE:
         cls, path: str | os.PathLike[str], device: str | torch.device = "cpu", dtype: str | torch.dtype | None = None
     ) -> SAE:
         """A dictionary in a folder, of any format that is read here."""
-        return cls(load_dictionary(path, device=device, dtype=_dtype(dtype)))
+        return cls(one_site(path, device=device, dtype=_dtype(dtype)))
 
     def save_model(self, path: str | os.PathLike[str]) -> None:
         """In SAELens's layout."""

@@ -22,7 +22,7 @@ from test_formats import openai_file
 from test_kinds import temporal_folder
 from test_published_formats import as_torch, coder, config, hypothesis_state, learned, linear, pytorch, safe, scopium
 
-from monosem.dictionaries import FORMATS, load_dictionary
+from monosem.dictionaries import FORMATS, SeveralSites, load_dictionary
 from monosem.dictionaries.formats.common import Place
 from monosem.dictionaries.formats.state_dicts import STATE_DICTS
 from monosem.errors import BadFile, MonosemError
@@ -71,6 +71,22 @@ MADE: dict[str, Callable[[Path], Any]] = {
         ),
         config(path / "config.yaml", {"model_kind": "transcoder_set", "feature_input_hook": "hook_resid_mid"}),
     ),
+    "circuit_tracer_clt": lambda path: cross_layers(path),
+    "gemma_scope_2_clt": lambda path: [
+        safe(path / f"params_layer_{i}.safetensors", small(w_dec=np.stack([W["W_dec"]] * 2, 1))) for i in range(2)
+    ],
+    "crosscoder": lambda path: (
+        pytorch(
+            path / "c.pt",
+            {
+                "W_enc": np.stack([W["W_enc"]] * 2),
+                "b_enc": W["b_enc"],
+                "W_dec": np.stack([W["W_dec"]] * 2, 1),
+                "b_dec": np.stack([W["b_dec"]] * 2),
+            },
+        ),
+        config(path / "c_cfg.json", {"site": "resid_post", "model_name": "gpt2-small", "dict_size": F}),
+    ),
     "temporal_saes": lambda path: (
         safe(path / "latest_ckpt.safetensors", temporal_as_published(path)),
         config(path / "conf.yaml", {"sae": {"n_heads": 2, "n_attn_layers": 2, "bottleneck_factor": 4, "kval_topk": 3}}),
@@ -117,6 +133,18 @@ MADE: dict[str, Callable[[Path], Any]] = {
 HINTS: dict[str, dict[str, Any]] = {"mistral_sae": {"k": 4}, "deeplens": {"kind": "topk", "k": 4}}
 
 
+def small(**changed: np.ndarray) -> dict[str, np.ndarray]:
+    return {name.lower(): value for name, value in W.items()} | changed
+
+
+def cross_layers(path: Path) -> None:
+    for i in range(2):
+        held = {"W_enc": W["W_enc"].T, "b_enc": W["b_enc"], "b_dec": W["b_dec"], "threshold": W["threshold"]}
+        safe(path / f"W_enc_{i}.safetensors", {f"{name}_{i}": value for name, value in held.items()})
+        safe(path / f"W_dec_{i}.safetensors", {f"W_dec_{i}": np.stack([W["W_dec"]] * (2 - i), 1)})
+    config(path / "config.yaml", {"model_kind": "cross_layer_transcoder", "feature_input_hook": "hook_resid_mid"})
+
+
 def temporal_as_published(path: Path) -> dict[str, np.ndarray]:
     _, w = temporal_folder(path.with_name("own"), True, True)
     return {{"W_dec": "D", "b_dec": "b"}.get(name, name): value for name, value in w.items()}
@@ -150,6 +178,11 @@ def refused_or_used(name: str, path: Path) -> None:
         try:
             dictionary = loaded(name, path)
             x = torch.from_numpy(X).float()
+            if isinstance(dictionary, SeveralSites):
+                dictionary(torch.zeros(len(dictionary.facts.sites), 3, dictionary.d_in))
+                with contextlib.suppress(MonosemError):
+                    _ = str(dictionary), dictionary.sites, dictionary.sites_out
+                return
             x = torch.zeros(1, 3, dictionary.d_in) if dictionary.d_in != D or dictionary.whole_texts else x
             dictionary(x)
             _ = str(dictionary), dictionary.fingerprint
@@ -208,14 +241,18 @@ def changed(value: Any, path: tuple[Any, ...], new: Any) -> Any:
     return copy
 
 
-CONFIGS = ("cfg.json", "config.json", "hyperparams.json", "config.yaml", "conf.yaml", "a_cfg.json")
+CONFIGS = ("cfg.json", "config.json", "hyperparams.json", "config.yaml", "conf.yaml", "a_cfg.json", "c_cfg.json")
 
 
-BARE = {"openai", "gemma_scope", *(name for name in MADE if name in STATE_DICTS and name != "attention_sae")}
+BARE = {
+    "openai",
+    "gemma_scope",
+    "gemma_scope_2_clt",
+    *(name for name in MADE if name in STATE_DICTS and name != "attention_sae"),
+}
 BARE |= {"hypothesaes", "prefscope", "saev", "overcomplete"}  # their config is not a file of its own
-PICKLES = [
-    name for name in MADE if name in BARE - {"gemma_scope", "saev"} or name in ("dictionary_learning", "bussmann")
-]
+PICKLES = [name for name in MADE if name in BARE - ARRAYS - {"saev"}]
+PICKLES += ["dictionary_learning", "bussmann", "crosscoder"]
 
 
 @pytest.mark.parametrize("name", sorted(MADE.keys() - BARE))

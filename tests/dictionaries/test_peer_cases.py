@@ -15,7 +15,7 @@ from monosem.errors import BadFile
 GOLDEN = Path(__file__).parent / "golden"
 CASES = Path(__file__).parents[3] / "shared" / "cases" / "dictionaries"
 ALL = {path.name: path for place in (CASES, GOLDEN) for path in sorted(place.glob("*_*")) if path.is_dir()}
-CROSS_LAYER = "circuittracer_clt_relu"
+CROSS_LAYER = "circuittracer_clt_relu"  # in test_several_sites
 # what the peers' own float32 costs; and bfloat16, which the peer computes in
 LOOSE = {"saelens_ckpt_whitened_standard": 1e-4, "saelens_final_whitened_standard": 1e-4, "sparsify_bf16": 0.06}
 
@@ -55,12 +55,6 @@ def test_the_peers_own_numbers(tmp_path, name):
         dictionary.save(tmp_path / "again")
         agrees(load_dictionary(tmp_path / "again"), name)
         assert load_dictionary(tmp_path / "again").transcoder == dictionary.transcoder == ("transcoder" in name)
-
-
-@pytest.mark.skipif(CROSS_LAYER not in ALL, reason="it lies in ../shared")
-def test_a_cross_layer_transcoder_is_named():
-    with pytest.raises(BadFile, match="one of circuit-tracer \\(a cross-layer transcoder\\), which is not read"):
-        load_dictionary(ALL[CROSS_LAYER])
 
 
 def test_a_folder_with_several_layers_names_one():

@@ -163,14 +163,6 @@ def test_folders_of_others_are_not_taken_for_saelens(tmp_path):
     assert load_dictionary(other).width == F  # SAELens's own file lies there, too
 
 
-@pytest.mark.parametrize("names", [["W_enc_0.safetensors", "W_dec_0.safetensors"], ["W_dec_1.safetensors"]])
-def test_layouts_that_are_not_read_are_called_by_their_names(tmp_path, names):
-    for name in names:
-        (tmp_path / name).write_bytes(b"")
-    with pytest.raises(BadFile, match=r"looks like one of circuit-tracer \(a cross-layer transcoder\), which is not"):
-        load_dictionary(tmp_path)
-
-
 def test_what_a_file_of_an_unknown_tool_holds_is_said(tmp_path):
     torch.save({"weight": torch.zeros(D, F), "scale": 2}, tmp_path / "x.pt")
     with pytest.raises(BadFile, match="not a dictionary in a known format; it holds weight, scale"):

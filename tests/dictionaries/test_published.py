@@ -339,11 +339,11 @@ def test_names_that_are_nearly_right():
         load_dictionary("neuronpedia:gemma-2-2b/12-gemmascope-res-17k")
 
 
-@pytest.mark.parametrize("name", ["mntss-gemma-2-2b-2.5m-clt-as-per-layer/layer_3", "mntss/clt-gemma-2-2b-2.5M"])
-def test_cross_layer_transcoders_are_refused_before_they_are_fetched(name):
+def test_one_layer_of_a_cross_layer_transcoder_is_refused_before_it_is_fetched():
     """SAELens sums the decoders of a layer, which reconstructs nothing."""
-    with pytest.raises(UnknownName, match="a cross-layer transcoder, whose latents write to all later layers"):
-        load_dictionary(name)
+    told = r"whose latents write to all later layers, too; load_dictionary\('mntss/clt-gemma-2-2b-2.5M'\) reads all"
+    with pytest.raises(UnknownName, match=told):
+        load_dictionary("mntss-gemma-2-2b-2.5m-clt-as-per-layer/layer_3")
 
 
 def test_terms_that_are_not_accepted(monkeypatch):
@@ -425,3 +425,44 @@ def test_without_a_network_a_repository_is_found_in_the_cache(hub):
         load_dictionary("other/saes/layer_3")
     assert "hf download other/saes --include 'layer_3/*' --local-dir DIR, then load_dict" in str(caught.value)
     assert "no network, and not in its cache" in str(caught.value)
+
+
+# ---------------------------------------------------------------------- cross-layer transcoders
+CLT = "mntss/clt-gemma-2-2b-426k"
+
+
+def cross_layer(path: Path) -> list[str]:
+    path.mkdir(parents=True)
+    for i in range(2):
+        w = weights()
+        held = {f"W_enc_{i}": w["W_enc"].T.copy(), f"b_enc_{i}": w["b_enc"], f"b_dec_{i}": w["b_dec"]}
+        save_file(held, path / f"W_enc_{i}.safetensors")
+        save_file({f"W_dec_{i}": np.stack([w["W_dec"]] * (2 - i), 1)}, path / f"W_dec_{i}.safetensors")
+    (path / "config.yaml").write_text("model_kind: cross_layer_transcoder\nmodel_name: google/gemma-2-2b\n")
+    (path / "features.bin").write_bytes(b"")
+    return sorted(one.name for one in path.iterdir())
+
+
+def test_a_cross_layer_transcoder_from_the_cache(hub):
+    cross_layer(hub(CLT))
+    read = load_dictionary(CLT)
+    assert (read.name, read.model_name, read.n_layers) == (CLT, "google/gemma-2-2b", 2)
+    w = weights()
+    x = torch.from_numpy(np.stack([X, X + 1])).float()
+    acts = relu(X @ w["W_enc"] + w["b_enc"])
+    np.testing.assert_allclose(read.encode(x)[0].dense(), acts, atol=1e-5)
+    np.testing.assert_allclose(read(x)[0], acts @ w["W_dec"] + w["b_dec"], atol=1e-4)
+
+
+def test_of_a_cross_layer_transcoder_all_layers_are_fetched_and_nothing_else(online):
+    online.files = cross_layer(online.at(CLT))
+    assert load_dictionary(CLT).metadata["release"] == CLT
+    assert set(online.asked) == {*online.files} - {"features.bin"}
+
+
+def test_without_a_network_a_cross_layer_transcoder_says_what_to_do(hub):
+    told = (
+        f"run: hf download {CLT} --include 'W_enc_[*].safetensors' --include 'W_dec_[*].safetensors' --include config"
+    )
+    with pytest.raises(UnknownName, match=told):
+        load_dictionary(CLT)

@@ -413,7 +413,7 @@ def test_llamascopium_norms_and_biases(tmp_path):
     ("act", "out", "cfg", "message"),
     [
         ("batchtopk", None, {}, "selects over a batch"),
-        ("relu", None, {"sae_type": "crosscoder"}, "'crosscoder' is not read"),
+        ("relu", None, {"sae_type": "lorsa"}, "unknown sae_type 'lorsa'; known: sae, clt, crosscoder"),
         ("relu", None, {"norm_activation": "batch-wise"}, "unknown norm_activation 'batch-wise'"),
         ("relu", 2.0, {"norm_activation": "token-wise"}, "scaled by the output's own norm"),
         ("relu", None, {"hook_point_out": "blocks.2.hook_mlp_out"}, "lacks dataset_average_activation_norm.blocks.2"),
@@ -540,7 +540,7 @@ def test_attention_saes_of_a_state_dict_and_a_config_beside_it(tmp_path):
     same(dictionary, acts, acts @ w["W_dec"] + w["b_dec"])
     assert (str(dictionary.site), dictionary.model_name) == ("z.5", "gpt2")
     pytorch(path, w | {"W_enc": np.stack([w["W_enc"]] * 2)})  # Neel Nanda's crosscoders have the same files
-    with pytest.raises(BadFile, match="dictionaries of several sites are not read"):
+    with pytest.raises(BadFile, match=r"W_dec has shape .*, expected \[23, 2, 6\]"):
         load_dictionary(path)
     pytorch(path, w)
     (tmp_path / "gpt2-small_L5_Hcat_z_cfg.json").unlink()

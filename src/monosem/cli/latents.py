@@ -196,10 +196,10 @@ def make_index(
 
 def index_at(dictionary: str, path: Path | None) -> "Index":
     """The index of a dictionary, or another one of it. Raises `BadInput` when it has none."""
-    from ..dictionaries import load_dictionary
+    from ..dictionaries import one_site
     from ..latents import Index, index_of
 
-    sae = load_dictionary(dictionary)
+    sae = one_site(dictionary)
     chosen = Index(path, sae) if path else index_of(sae)
     if chosen is None:
         raise BadInput(f"{dictionary} has no index; make one: monosem latents index {dictionary} --text PATH")

@@ -131,10 +131,10 @@ class OnDictionary(Printing):
             UnknownName: there is no such dictionary or model.
         """
         from ..activations import skip_rule
-        from ..dictionaries import load_dictionary
+        from ..dictionaries import one_site
 
         skip = None if self.trained_on is None else skip_rule(self.trained_on)
-        sae = load_dictionary(self.dictionary, skip=skip)
+        sae = one_site(self.dictionary, skip=skip)
         if not (self.model or sae.model_name):
             raise BadInput(f"{self.dictionary} does not say which model it was made for; give --model MODEL")
         model = loaded(self, self.model or sae.model_name)

@@ -27,14 +27,13 @@ from ..models import Model, Moment
 from ..models.places.sites import Site
 from .codes import Codes, TokenNorm, latent_ids
 from .compatibility import check_compatible
-from .encoders import ENCODERS, encode
+from .encoders import DENSE_ELEMENTS, ENCODERS, encode, stacked
 from .parts import DictionaryParts, DictionaryTensors
 from .places import InnerPlaces
 from .token_norms import TOKEN_NORMS
 from .trained_on import rule_of
 from .writers import WRITERS
 
-DENSE_ELEMENTS = 2**26  # pre-activations held at once: 256 MiB of float32
 SPARSE_SHARE = 8  # decode densely when more than 1 latent in this many is active: a matmul then beats gathering rows
 
 
@@ -207,10 +206,8 @@ class Dictionary(InnerPlaces, nn.Module):
         if self.whole_texts:
             values, indices, predicted = self._found(z.view(*self._text_shape(lead), self.d_in))
             return Codes(values, indices, self.width, norm, predicted)
-        parts = [self._encoded(rows) for rows in self._chunks(z)]
-        slots = max(values.shape[-1] for values, _ in parts)
-        padded = [[F.pad(column, (0, slots - column.shape[-1])) for column in part] for part in parts]
-        values, indices = padded[0] if len(parts) == 1 else map(torch.cat, zip(*padded))
+        values, indices = stacked([self._encoded(rows) for rows in self._chunks(z)])
+        slots = values.shape[-1]
         return Codes(values.view(*lead, slots), indices.view(*lead, slots), self.width, norm)
 
     def preactivations(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch width"]:

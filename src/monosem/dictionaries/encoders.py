@@ -18,17 +18,19 @@ meaning for a single token: at inference it IS a jumprelu with one threshold for
 A gated linear unit (`W_glu`, `b_glu`) is no kind: it makes other pre-activations, for any kind.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .pursuit import pursue
 from .temporal import novel_codes, temporal_shapes
 
+DENSE_ELEMENTS = 2**26  # pre-activations held at once: 256 MiB of float32
 Selected = tuple[Float[Tensor, "n slots"], Int[Tensor, "n slots"]]
 Found = tuple[Tensor, Tensor, Tensor | None]
 
@@ -118,6 +120,14 @@ def encode(pre: Float[Tensor, "n width"], kind: str, k: int | None, threshold: T
     assert encoder.each is not None
     acts = encoder.each(pre, threshold)
     return pack(acts, acts.detach() != 0)
+
+
+def stacked(parts: Sequence[Selected]) -> Selected:
+    """Codes of several groups of rows as one: all as wide as the widest."""
+    slots = max(values.shape[-1] for values, _ in parts)
+    padded = [[F.pad(column, (0, slots - column.shape[-1])) for column in part] for part in parts]
+    values, indices = padded[0] if len(parts) == 1 else map(torch.cat, zip(*padded))
+    return values, indices
 
 
 def batch_topk(pre: Float[Tensor, "n width"], k: float) -> Selected:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -15,6 +15,8 @@ from ..errors import BadFile, BadInput, UnknownName, did_you_mean
 from ..files import ASSETS
 from ..models.places.sites import SiteLike
 from ..reading import existing
+from .cross_layer import CrossLayer
+from .crosscoder import Crosscoder
 from .dictionary import Dictionary
 from .formats import FORMATS, OTHER_FORMATS
 from .formats.common import PYTORCH, Hints, Place
@@ -22,6 +24,8 @@ from .parts import DictionaryParts
 from .published import Published, fetched, named
 from .published.registry import NEURONPEDIA, near
 from .published.repository import fetched_from
+from .several import SeveralSites
+from .several_parts import CrosscoderParts, CrossLayerParts, SeveralParts
 from .trained_on import KEY, written
 
 METRICS = "metrics.jsonl"  # what a training run writes beside its dictionary
@@ -53,14 +57,14 @@ def load_dictionary(
     kind: str | None = None,
     k: int | None = None,
     skip: SkipRule | None = None,
-) -> Dictionary:
-    """Load a dictionary into the canonical form.
+) -> Dictionary | SeveralSites:
+    """Load a dictionary into the canonical form: a `Dictionary`, or a `CrossLayer` or `Crosscoder` of several sites.
 
     Args:
         name: a shipped name (`shipped_dictionaries()`), a folder or file on disk, the folder of a training run (also of
             one that goes on or was killed: its latest state), the name of a published one (`releases()`: release/id, or
             Neuronpedia's id), or `owner/repo[/folder]` on the hub.
-        dtype: of the weights; default float32. Arithmetic is in float32 in any case.
+        dtype: of the weights; default float32 (of several sites: the file's). Arithmetic is in float32 in any case.
         site, site_out, model_name: where it belongs, where the file does not say or says it wrongly.
         norm_scaling_factor: sqrt(d_in) / mean input norm, for SAELens files with `expected_average_only_in` that lack
             it.
@@ -84,6 +88,8 @@ def load_dictionary(
     try:
         hints.check(checkpoint.hints)
         parts = checkpoint.read(place, hints)
+        if isinstance(parts, SeveralParts):
+            return _of_several(parts, path, published, told, skip).to(device=device, dtype=dtype)
         hints.check_used(parts)
         parts = parts if published is None else _with_facts(parts, published)
         told["metadata"] = {**parts.metadata, KEY: written(skip)} if skip else None
@@ -96,6 +102,29 @@ def load_dictionary(
     if path.is_relative_to(ASSETS):
         dictionary.name = path.relative_to(ASSETS).as_posix()
     return dictionary.to(device=device, dtype=dtype)
+
+
+def one_site(name: str | os.PathLike[str], **told: Any) -> Dictionary:
+    """`load_dictionary` of what takes a dictionary of one site. Raises `BadInput` for one of several."""
+    dictionary = load_dictionary(name, **told)
+    if isinstance(dictionary, SeveralSites):
+        raise BadInput(f"{name} is {dictionary.what}; this takes a dictionary of one site")
+    return dictionary
+
+
+def _of_several(
+    parts: SeveralParts, path: Path, published: Published | None, told: Mapping[str, Any], skip: SkipRule | None
+) -> SeveralSites:
+    """With what the caller and the registry say. Raises `BadInput` for what only a dictionary of one site is told."""
+    if given := [name for name in ("site", "site_out") if told[name]] + (["skip"] if skip else []):
+        raise BadInput(f"{given[0]} is of one site, and this is {parts.what} of {len(parts.facts.sites)}; leave it out")
+    read = CrossLayer(parts) if isinstance(parts, CrossLayerParts) else Crosscoder(cast(CrosscoderParts, parts))
+    if published is not None:
+        read.name, read.model_name = published.name, published.model
+        read.metadata |= {"release": published.release}
+    read.model_name = told["model_name"] or read.model_name
+    read.folder = path if path.is_dir() else path.parent
+    return read
 
 
 def _find(name: str) -> tuple[Path, Published | None]:

@@ -64,11 +64,7 @@ class DictionaryTensors:
         check_shapes(self.present(), expected)
         if (self.W_glu is None) != (self.b_glu is None):
             raise BadInput("W_glu and b_glu belong together; one of them is missing")
-        for name, tensor in self.present().items():
-            if tensor.numel() and not all(-LARGEST <= end <= LARGEST for end in tensor.aminmax()):
-                bad = tensor[~(tensor.abs() <= LARGEST)]
-                kind = f"beyond {LARGEST:g}" if bad.isfinite().all() else "that are not finite (NaN or infinity)"
-                raise BadInput(f"{name} has {len(bad)} values {kind}, such as {bad[0]:g}; the dictionary is unusable")
+        check_values(self.present())
 
 
 @dataclass(frozen=True)
@@ -157,6 +153,15 @@ def _check_extra(parts: DictionaryParts, shapes: Mapping[str, tuple[int, ...]]) 
         for name, shape in shapes.items()
     }
     check_shapes(extra, fits)
+
+
+def check_values(tensors: Mapping[str, Tensor]) -> None:
+    """Raise `BadInput` that names the first tensor with values that cannot be computed with."""
+    for name, tensor in tensors.items():
+        if tensor.numel() and not all(-LARGEST <= end <= LARGEST for end in tensor.aminmax()):
+            bad = tensor[~(tensor.abs() <= LARGEST)]
+            kind = f"beyond {LARGEST:g}" if bad.isfinite().all() else "that are not finite (NaN or infinity)"
+            raise BadInput(f"{name} has {len(bad)} values {kind}, such as {bad[0]:g}; the dictionary is unusable")
 
 
 def check_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:

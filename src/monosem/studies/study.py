@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from .. import __version__
-from ..dictionaries import Dictionary, load_dictionary
+from ..dictionaries import Dictionary, one_site
 from ..errors import BadFile, Mismatch, check_name, require
 from ..files import check_writable, write_json
 from ..jobs import claim, module_fingerprint
@@ -120,7 +120,7 @@ def run(
     tell: Say = say or (lambda line: None)
     home = Path(folder or Path("runs") / config.name)
     check_writable(home / "report.html")  # which makes nothing: what fails below leaves no empty folder
-    loaded = dictionary if dictionary is not None else load_dictionary(config.dictionary, skip=config.skip)
+    loaded = dictionary if dictionary is not None else one_site(config.dictionary, skip=config.skip)
     lm = model
     if lm is None:
         lm = load_model(config.model, dtype=config.dtype, trust_remote_code=trust_remote_code, quiet=quiet)

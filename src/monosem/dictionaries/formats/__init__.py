@@ -3,6 +3,8 @@
 from . import (
     bussmann,
     circuit_tracer,
+    cross_layer,
+    crosscoder,
     dictionary_learning,
     gemma_scope,
     hypothesaes,
@@ -30,6 +32,9 @@ FORMATS: dict[str, Format] = {
     "llama_scope_r1": llama_scope.FORMAT_R1,
     "llamascopium": llamascopium.FORMAT,
     "circuit_tracer": circuit_tracer.FORMAT,
+    "circuit_tracer_clt": cross_layer.FORMAT,
+    "gemma_scope_2_clt": cross_layer.FORMAT_GEMMA,
+    "crosscoder": crosscoder.FORMAT,
     "temporal_saes": temporal_saes.FORMAT,
     "dictionary_learning": dictionary_learning.FORMAT,
     "bussmann": bussmann.FORMAT,
@@ -41,7 +46,5 @@ FORMATS: dict[str, Format] = {
 }
 # names of files that lie together -> whose they are: formats that are not read, for messages
 OTHER_FORMATS = {
-    ("W_enc_*.safetensors",): "circuit-tracer (a cross-layer transcoder)",
-    ("W_dec_*.safetensors",): "circuit-tracer (a cross-layer transcoder)",
     ("config.json", "sae_weights.dcp"): "llamascopium (a distributed checkpoint; save it as safetensors)",
 }

@@ -13,7 +13,8 @@ from torch import Tensor
 from ...errors import BadFile, BadInput, UnknownName
 from ...models.places.sites import Site
 from ...reading import read_torch
-from ..parts import DictionaryParts, DictionaryTensors
+from ..parts import DictionaryParts, DictionaryTensors, check_shapes, check_values
+from ..several_parts import SeveralParts
 
 PYTORCH = (".pt", ".pth", ".bin")
 
@@ -90,7 +91,7 @@ class Format:
     """
 
     detect: Callable[[Place], bool]
-    read: Callable[[Place, Hints], DictionaryParts]
+    read: Callable[[Place, Hints], DictionaryParts | SeveralParts]
     hints: tuple[str, ...] = ()
 
 
@@ -136,7 +137,7 @@ def canonical(
             held[ours] = tensor.to(torch.float64 if folds else torch.float32)
     if held["W_enc"].ndim != 2:
         name = names["W_enc"].removesuffix("^T")
-        several = ": dictionaries of several sites are not read" if held["W_enc"].ndim == 3 else ""
+        several = ": a crosscoder is read with its {name}_cfg.json beside it" if held["W_enc"].ndim == 3 else ""
         raise BadFile(f"{path}: {name} has shape {list(held['W_enc'].shape)}, expected a matrix{several}")
     d_in, width = held["W_enc"].shape
     for ours, make in (default or {}).items():
@@ -155,6 +156,19 @@ def keys_of(path: Path) -> set[str]:
             return set(held.keys())
     except (SafetensorError, OSError, ValueError):
         return set()
+
+
+def checked(tensors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], path: Path) -> list[Tensor]:
+    """Tensors by name, in the order of `shapes`. Raises `BadFile` that names the file and what is wrong."""
+    kept = (torch.float32, torch.bfloat16, torch.float16)  # what is large stays as small as its file is
+    taken = [one if one.dtype in kept else one.to(torch.float32) for one in take(tensors, list(shapes), path)]
+    found = dict(zip(shapes, taken))
+    try:
+        check_shapes(found, shapes)
+        check_values(found)
+    except BadInput as error:
+        raise BadFile(f"{path}: {error}") from error
+    return taken
 
 
 def scalar(tensors: Mapping[str, Any], name: str, path: Path) -> float:

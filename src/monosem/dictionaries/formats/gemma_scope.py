@@ -84,7 +84,7 @@ def read_2(place: Place, hints: Hints) -> DictionaryParts:
     path, file = place.path, place.path / WEIGHTS
     held = read_safetensors(file)
     if any(held[name].ndim == 3 for name in ("w_enc", "w_dec") if name in held):
-        raise BadFile(f"{path} is a dictionary of several layers (a cross-layer transcoder or crosscoder); not read")
+        raise BadFile(f"{path} is one layer of a dictionary of several; give the folder of all its layers")
     cfg = read_object(path / CONFIG) if place.has(CONFIG) else _guessed(path)
     if cfg.get("architecture", "jump_relu") != "jump_relu":
         raise BadFile(f"{path}: unknown architecture {cfg['architecture']!r:.80}; known: jump_relu")

@@ -8,11 +8,9 @@ s = sqrt(d) / mean norm in the data (dataset-wise), 1 (inference), or of each to
 times n, with unit decoder rows, so that the k largest are chosen as there; all others are in the file's own units.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +19,9 @@ from ...errors import BadFile, BadInput
 from ...reading import read_object, read_safetensors, read_torch
 from ..folds import fold_decoder_norm, fold_scale
 from ..parts import DictionaryParts, check_shapes
-from .common import Format, Hints, Place, canonical, choice, flag, keys_of, number, scalar, site_or_none, take
+from ..several_parts import SeveralParts
+from .common import Format, Hints, Place, canonical, choice, flag, keys_of, number, site_or_none, take
+from .llamascopium_several import SEVERAL, scale
 
 CONFIG = "config.json"
 _STEMS = ("sae_weights", "checkpoints/pruned", "checkpoints/final")
@@ -29,7 +29,6 @@ _NAMES = {"W_enc": "W_E", "b_enc": "b_E", "W_dec": "W_D"}
 _GLU = {"W_glu": "W_E_glu", "b_glu": "b_E_glu"}
 _ACTIVATIONS = ["relu", "jumprelu", "topk"]
 _NORMS = ["dataset-wise", "inference", "token-wise"]
-NORM = "dataset_average_activation_norm"
 
 
 def detect(place: Place) -> bool:
@@ -43,19 +42,18 @@ def _weights_file(place: Place) -> Path | None:
     return next((place.path / name for name in names if place.has(CONFIG, name)), None)
 
 
-def read(place: Place, hints: Hints) -> DictionaryParts:
-    """Raises `BadFile` for models that are no SAE or transcoder, and what selects over a batch; they are named."""
+def read(place: Place, hints: Hints) -> DictionaryParts | SeveralParts:
+    """Raises `BadFile` for models of other kinds, and what selects over a batch; they are named."""
     path, file, held_in = place.path, place.path / CONFIG, _weights_file(place)
     assert held_in is not None
     cfg, held = read_object(file), _tensors(held_in)
-    if cfg.get("sae_type", "sae") != "sae":
-        raise BadFile(
-            f"{path}: llamascopium's {cfg['sae_type']!r:.40} is not read: it is no SAE or transcoder of one site"
-        )
+    of = choice({"sae_type": "sae"} | cfg, "sae_type", ["sae", *SEVERAL], file)
     if str(cfg.get("act_fn")).startswith("batch"):
         raise BadFile(
             f"{path}: act_fn {cfg['act_fn']!r:.40} selects over a batch and stores no threshold; convert it first"
         )
+    if of in SEVERAL:
+        return SEVERAL[of](file, cfg, held, held_in, hints)
     kind = choice({"act_fn": "relu"} | cfg, "act_fn", _ACTIVATIONS, file)
     names = _NAMES | ({"b_dec": "b_D"} if flag(cfg, "use_decoder_bias", True, file) else {})
     names |= _GLU if flag(cfg, "use_glu_encoder", False, file) else {}
@@ -79,7 +77,7 @@ def read(place: Place, hints: Hints) -> DictionaryParts:
         if hints.scale is not None:
             weights = fold_scale(weights, hints.scale)
         else:
-            weights = fold_scale(weights, *(_scale(held, cfg, name, held_in) for name in (hook, out)))
+            weights = fold_scale(weights, *(scale(held, cfg, name, held_in) for name in (hook, out)))
     elif hints.norm_scaling_factor is not None:
         raise BadInput(f"norm_scaling_factor was given, but {path} has norm_activation {mode!r}; leave it out")
     if mode == "token-wise" and transcoder:
@@ -109,18 +107,6 @@ def _tensors(file: Path) -> Mapping[str, Tensor]:
     if not isinstance(held, dict):
         raise BadFile(f"{file} lacks the table 'sae' of tensors")
     return held
-
-
-def _scale(held: Mapping[str, Tensor], cfg: Mapping[str, Any], hook: Any, path: Path) -> float:
-    if f"{NORM}.{hook}" not in held:
-        raise BadFile(
-            f"{path} lacks {NORM}.{hook}, by which activations are scaled; give "
-            "load_dictionary(..., norm_scaling_factor=sqrt(d_in) / mean norm of its training activations)"
-        )
-    norm = scalar(held, f"{NORM}.{hook}", path)
-    if norm <= 0:
-        raise BadFile(f"{path}: {NORM}.{hook} is {norm:g}; a mean norm is above 0")
-    return math.sqrt(number(cfg, "d_model", path, int)) / norm
 
 
 FORMAT = Format(detect, read, hints=("norm_scaling_factor",))

@@ -1,13 +1,14 @@
 """Fetching from the hub: exactly the files that reading a dictionary needs, into the hub's cache."""
 
 import contextlib
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from ...errors import UnknownName, cause
 from .registry import Published
 
-# layout -> the files of a dictionary at a path, and those that may be missing
+# layout -> the files of a dictionary at a path, and those that may be missing; of a pattern, all that there are
 LAYOUTS: dict[str, tuple[list[str], list[str]]] = {
     "saelens": (["{path}/cfg.json", "{path}/sae_weights.safetensors"], []),
     "gemma_scope": (["{path}/params.npz"], []),
@@ -19,6 +20,7 @@ LAYOUTS: dict[str, tuple[list[str], list[str]]] = {
     "temporal": (["{path}/conf.yaml", "{path}/latest_ckpt.safetensors"], []),
     "file": (["{path}"], []),
     "file_with_cfg": (["{path}", "{stem}_cfg.json"], []),
+    "circuit_tracer_clt": (["W_enc_*.safetensors", "W_dec_*.safetensors"], ["config.yaml"]),
     "circuit_tracer_layer": (["{path}"], ["config.yaml", "wandb-config.yaml", "wanb-config.yaml"]),
 }
 
@@ -40,11 +42,13 @@ def fetched(one: Published) -> Path:
 
     if one.layout not in LAYOUTS:
         raise UnknownName(
-            f"{one.name} is {'one layer of ' if one.id else ''}a cross-layer transcoder, whose latents write to all "
-            "later layers, too; load_dictionary reads dictionaries that write to one site; circuit-tracer reads it"
+            f"{one.name} is one layer of a cross-layer transcoder, whose latents write to all later layers, too; "
+            f"load_dictionary({one.repo!r}) reads all its layers"
         )
     try:
         needed, optional = files(one)
+        if any("*" in name for name in needed):
+            needed = _matching(one.repo, needed)
         found = [Path(hf_hub_download(one.repo, name)) for name in needed]
     except Exception as error:  # the hub's client raises many kinds, offline and not
         raise UnknownName(f"{one.name}: {advice(one, error)}") from error
@@ -75,8 +79,18 @@ def silence(error: BaseException) -> str:
 
 def command(one: Published) -> str:
     """What downloads it with the hub's own tool."""
-    names = [f"'{name}'" if set(name) & set(" ':") else name for part in files(one) for name in part]
-    return f"hf download {one.repo} {' '.join(names)}"
+    names = [f"'{name}'" if set(name) & set(" ':*") else name for part in files(one) for name in part]
+    patterns = any("*" in name for name in names)
+    return f"hf download {one.repo} {' '.join(f'--include {name}' if patterns else name for name in names)}"
+
+
+def _matching(repo: str, patterns: list[str]) -> list[str]:
+    """The files of a repository that fit; where there is no network, of its copy in the cache."""
+    held = listed(repo)
+    found = [name for pattern in patterns for name in held if fnmatch(name, pattern)]
+    if not found:
+        raise UnknownName(f"it has none of {', '.join(patterns)}")
+    return found
 
 
 def _optional(download: Any, repo: str, name: str) -> None:
@@ -85,3 +99,27 @@ def _optional(download: Any, repo: str, name: str) -> None:
     # not there, or no network and not in the cache
     with contextlib.suppress(EntryNotFoundError, LocalEntryNotFoundError):
         download(repo, name)
+
+
+def listed(repo: str) -> list[str]:
+    """The files of a repository; without a network, those in the hub's cache. Raises what the hub's client does."""
+    from huggingface_hub import list_repo_files
+
+    try:
+        return list_repo_files(repo)
+    except Exception as error:  # no network, say
+        if not (files := _cached(repo)):
+            raise error
+        return files
+
+
+def _cached(repo: str) -> list[str]:
+    """The files of a repository that are in the hub's cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        root = Path(snapshot_download(repo, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return []
+    return [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]

@@ -4,7 +4,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from ...errors import UnknownName
-from .hub import silence
+from .hub import listed, silence
 
 ENDINGS = (".safetensors", ".npz", ".pt", ".pth", ".bin")
 # files by which a folder is one dictionary, and the weights that may lie beside them
@@ -25,16 +25,10 @@ def fetched_from(repo: str, inside: str, lead: str) -> Path:
     Raises:
         UnknownName: the hub gives nothing, there is no such path, or it holds several dictionaries (one is named).
     """
-    from huggingface_hub import hf_hub_download, list_repo_files
+    from huggingface_hub import hf_hub_download
 
     try:
-        try:
-            files = list_repo_files(repo)
-        except Exception as error:  # no network, say
-            files = _cached(repo)
-            if not files:
-                raise error
-        wanted = chosen(repo, inside, files)
+        wanted = chosen(repo, inside, listed(repo))
         found = [Path(hf_hub_download(repo, name)) for name in wanted]
     except UnknownName:
         raise
@@ -70,18 +64,6 @@ def chosen(repo: str, inside: str, files: list[str]) -> list[str]:
     raise UnknownName(
         f"{(PurePosixPath(repo) / inside).as_posix()} has {len(several)} {kind}; give one, such as {example}"
     )
-
-
-def _cached(repo: str) -> list[str]:
-    """The files of a repository that are in the hub's cache."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        root = Path(snapshot_download(repo, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return []
-    return [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
 
 
 def _below(name: str, inside: str) -> bool:

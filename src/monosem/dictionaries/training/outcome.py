@@ -13,9 +13,8 @@ from ...activations import SkipRule
 from ...files import replacing_folder, write_json
 from ...models import Site
 from ..dictionary import Dictionary
-from ..formats import FORMATS
 from ..formats.common import Hints, Place
-from ..formats.saelens import CARD
+from ..formats.saelens import CARD, read
 from ..trained_on import KEY, written
 from .config import TrainConfig
 from .export import export
@@ -142,6 +141,6 @@ def _chosen(config: TrainConfig, state: TrainingState, rows: Float[Tensor, "n d"
 
 
 def _as_saved(folder: Path, x: Float[Tensor, "n d_in"], y: Float[Tensor, "n d_out"]) -> Fit:
-    dictionary = Dictionary(FORMATS["saelens"].read(Place(folder), Hints())).to(x.device)
+    dictionary = Dictionary(read(Place(folder), Hints())).to(x.device)
     codes = dictionary.encode(x)
     return Fit.of(y, dictionary.decode(codes, like=x), int((codes.values != 0).sum()))

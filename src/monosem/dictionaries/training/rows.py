@@ -12,7 +12,7 @@ from torch import Tensor
 from ...activations.schedule import Schedule
 from ...errors import BadInput, Mismatch
 from ..dictionary import Dictionary
-from ..loading import load_dictionary
+from ..loading import one_site
 from .config import AnyConfig, sites_of
 
 
@@ -45,7 +45,7 @@ class DecoderRows:
     def of(cls, config: AnyConfig) -> Self:
         """Of the dictionary that the config names."""
         assert config.meta_of is not None
-        return cls(load_dictionary(config.meta_of), config)
+        return cls(one_site(config.meta_of), config)
 
     def __next__(self) -> Float[Tensor, "batch d"]:
         if self.cursor + self.batch_tokens > len(self.schedule):

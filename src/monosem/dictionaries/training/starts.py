@@ -7,7 +7,7 @@ from torch import Tensor
 from ...errors import Mismatch
 from ..dictionary import Dictionary
 from ..folds import fold_decoder_norm
-from ..loading import load_dictionary
+from ..loading import one_site
 from .config import TrainConfig
 from .form import TrainingForm
 from .kinds import KINDS
@@ -45,7 +45,7 @@ def start_of(config: TrainConfig) -> Dictionary | None:
     """
     if config.start is None:
         return None
-    start, other = load_dictionary(config.start), "start from another one, or anew"
+    start, other = one_site(config.start), "start from another one, or anew"
     if start.width != config.width:
         raise Mismatch(f"start {config.start} has {start.width:,} latents, not {config.width:,}; set width to that")
     if start.token_norm != "none":

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from ..parts import DictionaryParts
-from . import circuit_tracer, saelens, sparsify
+from ..several import SeveralSites
+from . import circuit_tracer, cross_layer, saelens, sparsify
 
 Writer = Callable[[DictionaryParts, Path, torch.dtype], None]
 
@@ -15,3 +16,4 @@ WRITERS: dict[str, Writer] = {
     "sparsify": sparsify.write,
     "circuit-tracer": circuit_tracer.write,
 }
+SEVERAL: dict[str, Callable[[SeveralSites, Path, torch.dtype], None]] = {"circuit-tracer": cross_layer.write}

@@ -1,0 +1,54 @@
+"""Neel Nanda's crosscoders, also of two models: `{version}.pt` beside `{version}_cfg.json`.
+
+    codes = relu(sum over sites of x[l] W_enc[l] + b_enc)        y[l] = codes W_dec[:, l] + b_dec[l]
+
+x is what its training divided by a number of each layer, which the files do not keep: `Crosscoder.scaled`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ...errors import BadFile
+from ...models.places.sites import Site
+from ...reading import read_object
+from ..several_parts import CrosscoderParts, Facts
+from .common import Format, Hints, Place, checked, site_or_none
+
+
+def _config(path: Path) -> Path:
+    return path.with_name(f"{path.stem}_cfg.json")
+
+
+def detect(place: Place) -> bool:
+    if not place.is_pytorch or not place.holds("W_enc", "b_enc", "W_dec", "b_dec"):
+        return False
+    W = place.state["W_enc"]
+    return isinstance(W, Tensor) and W.ndim == 3 and _config(place.path).is_file()
+
+
+def read(place: Place, hints: Hints) -> CrosscoderParts:
+    """Raises `BadFile` for tensors that do not fit."""
+    path, W = place.path, place.state["W_enc"]
+    if 0 in W.shape:
+        raise BadFile(f"{path}: W_enc has shape {list(W.shape)}, expected [site, d, width]")
+    parts, d, width = W.shape
+    shapes = {"W_enc": (parts, d, width), "b_enc": (width,), "W_dec": (width, parts, d), "b_dec": (parts, d)}
+    tensors = dict(zip(shapes, checked(place.state, shapes, path)))
+    cfg = read_object(_config(path))
+    sites = _sites(cfg, parts)
+    told = {"original_form": {"format": "crosscoder", **cfg}}
+    facts = Facts("relu", sites, sites, model_name=str(cfg.get("model_name") or ""), name=path.stem, metadata=told)
+    return CrosscoderParts(facts=facts, **tensors)
+
+
+def _sites(cfg: dict[str, Any], parts: int) -> list[Site | None]:
+    """One site a layer; none where the parts are models, which have one `hook_point`."""
+    name = cfg.get("site")
+    if "hook_point" in cfg or not isinstance(name, str):
+        return [None] * parts
+    return [site_or_none(f"blocks.{layer}.hook_{name}") for layer in range(parts)]
+
+
+FORMAT = Format(detect, read)
