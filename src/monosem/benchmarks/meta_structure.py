@@ -12,7 +12,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from ..dictionaries import Dictionary, TrainConfig, load_dictionary, train_on
+from ..dictionaries import Dictionary, TrainConfig, one_site, train_on
 from ..errors import BadInput
 from ..models import Model
 from ..progress import Meter
@@ -156,4 +156,4 @@ def trained(rows: Float[Tensor, "n d"], config: MetaStructureConfig, meter: Mete
         except BadInput as error:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # that it is unfinished; the notes say so
-                return load_dictionary(f"{folder}/run/dictionary"), str(error).split(". It is saved")[0]
+                return one_site(f"{folder}/run/dictionary"), str(error).split(". It is saved")[0]

@@ -35,7 +35,7 @@ def benchmark(
     Example: monosem benchmark runs/a/dictionary runs/b/dictionary --set sparse_probing.most=200 --out runs/benchmarks
     """
     from ..benchmarks import benchmark as measure
-    from ..dictionaries import load_dictionary
+    from ..dictionaries import one_site
     from ..models import load_model
 
     settings: dict[str, dict[str, Any]] = {}
@@ -44,7 +44,7 @@ def benchmark(
         if not dot:
             raise BadInput(f"--set {key}: write TASK.FIELD=VALUE, such as core.tokens=50000")
         settings.setdefault(task, {})[field] = value
-    loaded = {name: load_dictionary(name) for name in dictionary}
+    loaded = {name: one_site(name) for name in dictionary}
     named = model or next((one.model_name for one in loaded.values() if one.model_name), None)
     if named is None:
         raise BadInput(f"{dictionary[0]} does not say which model it was made for; give --model MODEL")
