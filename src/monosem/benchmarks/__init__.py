@@ -8,9 +8,11 @@ from .job import BenchmarkReport, benchmark
 from .labelled import Labelled, bundled_sets, labelled
 from .meta_structure import MetaStructureConfig, meta_structure
 from .rows import BENCHMARKS
+from .scr import ScrConfig, scr
 from .selectivity import SelectivityConfig, selectivity
 from .sparse_probing import ProbingConfig, sparse_probing
 from .task import ALL, DICTIONARY, RANDOM, RAW, Score, Scores, Task, TaskConfig
+from .tpp import TppConfig, tpp
 from .variants import CORE_VARIANTS, CoreBatch, core_variant
 
 __all__ = [
@@ -30,9 +32,11 @@ __all__ = [
     "ProbingConfig",
     "Score",
     "Scores",
+    "ScrConfig",
     "SelectivityConfig",
     "Task",
     "TaskConfig",
+    "TppConfig",
     "absorption",
     "arms",
     "benchmark",
@@ -45,6 +49,8 @@ __all__ = [
     "meta_structure",
     "random_dictionary",
     "raw_dimensions",
+    "scr",
     "selectivity",
     "sparse_probing",
+    "tpp",
 ]

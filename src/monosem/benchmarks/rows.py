@@ -4,9 +4,11 @@ from .absorption import AbsorptionConfig, absorption
 from .core import CoreConfig, core
 from .disentanglement import DisentanglementConfig, disentanglement
 from .meta_structure import MetaStructureConfig, meta_structure
+from .scr import ScrConfig, scr
 from .selectivity import SelectivityConfig, selectivity
 from .sparse_probing import ProbingConfig, sparse_probing
 from .task import Task
+from .tpp import TppConfig, tpp
 
 BENCHMARKS: dict[str, Task] = {
     "core": Task(
@@ -55,6 +57,23 @@ BENCHMARKS: dict[str, Task] = {
         "was not trained on. Beside random rows of the same covariance: latents that are made of other directions.",
         MetaStructureConfig,
         meta_structure,
+        minutes=0,
+    ),
+    "scr": Task(
+        "Spurious correlation removal (SCR)",
+        "A probe learns a profession where it always comes with one gender, or the other way round. How much of the "
+        "accuracy that this costs comes back when the latents of the unwanted attribute are ablated (1 is all of it, 0 "
+        "nothing, below 0 it got worse).",
+        ScrConfig,
+        scr,
+        minutes=0,
+    ),
+    "tpp": Task(
+        "Targeted probe perturbation (TPP)",
+        "Ablate the latents of one class: how much more accuracy its own probe loses than the probes of other classes "
+        "do (higher is better, about 0.5 is perfect, 0 is no selectivity).",
+        TppConfig,
+        tpp,
         minutes=0,
     ),
 }

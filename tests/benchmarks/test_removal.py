@@ -1,0 +1,183 @@
+"""SCR and TPP: real ablation token by token as the oracle, planted attributes, and sae-bench 0.6.0's rules as its code
+was measured to follow them."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from monosem.benchmarks import ALL, DICTIONARY, RANDOM, RAW, ScrConfig, TppConfig, raw_dimensions, scr, tpp
+from monosem.benchmarks.labelled import clipped
+from monosem.benchmarks.removal import (
+    chosen,
+    effects,
+    saebench_ablated_means,
+    saebench_chosen,
+    saebench_scr,
+    saebench_tpp_effects,
+    without,
+)
+from monosem.benchmarks.scr import Texts, _accuracies, _scores, occupation_texts
+from monosem.benchmarks.sparse_probing import Binary, mean_codes
+from monosem.benchmarks.tpp import _selectivity
+from monosem.errors import BadInput
+from tiny import tiny_model
+from tiny_dictionaries import random_tensors, tiny_dictionary
+
+PROMPTS = ["the cat sat on the mat", "the dog ran", "a dog and the cat ran on and on and on"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model("llama", name="tiny")
+
+
+def identity(d=6):
+    tensors = random_tensors(d=d, width=d)
+    return raw_dimensions(tiny_dictionary("relu", tensors))
+
+
+@pytest.mark.parametrize("kind", ["topk", "relu"])
+def test_texts_without_latents_are_texts_whose_tokens_lost_them(model, kind):
+    """x' = decode(codes with zeros) + (x - decode(codes)) at every token that counts, then the mean."""
+    sae = tiny_dictionary(kind)
+    measured = {DICTIONARY: sae, RAW: raw_dimensions(sae)}
+    prompts, latents = clipped(model, PROMPTS, 64), torch.tensor([0, 3, 7, 8, 11])
+    held = mean_codes(model, measured, prompts, batch_size=2)
+    found = without(held[RAW].double(), held[DICTIONARY], sae.W_dec.detach().double(), latents)
+    for ids, row in zip(prompts, found):
+        run = model.run([ids], capture=sae.site)
+        x = run[sae.site][0][sae.skipper(model).counted(run.tokens, {str(sae.site): run[sae.site]})[0]]
+        codes = sae.encode(x)
+        hit = torch.isin(codes.indices, latents)
+        less = codes._replace(values=torch.where(hit, 0, codes.values))
+        assert torch.allclose(row.float(), (sae.decode(less) + x - sae.decode(codes)).mean(0), atol=1e-4)
+
+
+def test_effects_count_decoder_norms_and_are_clamped_after_the_product():
+    codes = torch.tensor([[1.0, 1, 0, 2], [1, 1, 0, 2], [0, 0, 1, 2], [0, 0, 1, 2]])
+    y = torch.tensor([1, 1, 0, 0])
+    rows, along = torch.tensor([[1.0, 0], [-3, 0], [-2, 0], [1, 1]]), torch.tensor([1.0, 5]).double()
+    assert effects(codes, y, rows, along).tolist() == [1, 0, 2, 0]  # latent 2: less of what pushes back
+    assert chosen(effects(codes, y, rows, along), 3).tolist() == [2, 0]
+    theirs = saebench_tpp_effects(codes, y, rows, along)
+    assert theirs.tolist() == [1, -3, 0, 0]
+    assert effects(codes, y, 2 * rows, along).tolist() == [2, 0, 4, 0]
+
+
+def test_sae_bench_fills_up_with_latents_without_effect():
+    effect = torch.tensor([0.0, -2, 0, 5, 0, 1])
+    found = saebench_chosen(effect, 3).tolist()
+    assert found[:2] == [3, 5]
+    assert effect[found[2]] == 0
+    assert len(saebench_chosen(effect, 10)) == 3
+    assert chosen(effect, 10).tolist() == [3, 5]
+
+
+def test_sae_bench_edits_padding():
+    tensors = random_tensors(d=6, width=5)
+    tensors = replace(tensors, W_enc=tensors.W_enc * 0, b_enc=torch.tensor([2.0, 0, 0, 0, 0]))
+    sae = tiny_dictionary("relu", tensors)
+    x = torch.randn(1, 7, 6)
+    x[0, 4:] = 0
+    found = saebench_ablated_means(x, sae, torch.tensor([0]))
+    assert torch.allclose(found[0], (x.sum(1)[0] - 7 * 2 * sae.W_dec[0]) / 4, atol=1e-5)  # 7 times, of 4 tokens
+
+
+def test_sae_benchs_score():
+    assert saebench_scr(0.9, 0.6, 0.75) == pytest.approx(0.5)
+    assert saebench_scr(0.9, 0.6, 1.0) > 1
+    assert saebench_scr(0.6, 0.9, 0.7) == 0
+    assert saebench_scr(0.6, 0.5995, 0.9) == 0
+
+
+def planted(entangled, offset=0.0):
+    """Mean activations with profession at dimension 0 and gender, louder, at dimension 1; or both mixed in both."""
+    draw = torch.Generator().manual_seed(0)
+    profession, gender = torch.tensor([0, 0, 1, 1]).repeat(150), torch.tensor([0, 1]).repeat(300)
+    x = torch.randn(600, 6, generator=draw) * 0.5
+    x[:, 0] += 1.2 * profession
+    x[:, 1] += 2.5 * (gender - 0.5) + offset
+    if entangled:
+        x = x @ torch.linalg.qr(torch.randn(6, 6, generator=draw)).Q
+    part = torch.arange(600) // 4 % 3
+    return x, Texts([""] * 600, {"profession": profession, "gender": gender}, part)
+
+
+def both_ways(x, made, config):
+    held, measured = {RAW: x, DICTIONARY: x}, {DICTIONARY: identity()}
+    return {name: _accuracies(held, DICTIONARY, measured, made, name, config) for name in ("profession", "gender")}
+
+
+@pytest.mark.parametrize(("entangled", "low", "high"), [(False, 0.65, 1.2), (True, -1.5, 0.7)])
+def test_a_latent_of_its_own_brings_back_what_the_bias_cost(entangled, low, high):
+    x, made = planted(entangled)
+    config = ScrConfig(ns=(1,), draws=50)
+    right = both_ways(x, made, config)
+    assert right["profession"]["clean"].mean() > right["profession"]["biased"].mean() + 0.1
+    score = next(one for one in _scores(DICTIONARY, 1, right, config) if one.data == "profession")
+    assert low < score.interval.value < high
+    assert score.interval.low <= score.interval.value <= score.interval.high
+
+
+def test_a_latent_that_is_always_active_is_better_set_to_its_mean():
+    """Ablated to 0 it shifts every score of the probe by the same amount, so that one class gets all texts."""
+    config = ScrConfig(ns=(1,), draws=50)
+    scores = _scores(DICTIONARY, 1, both_ways(*planted(False, offset=3.0), config), config)
+    found = {one.measure: one.interval.value for one in scores if one.data == "profession"}
+    assert found["scr (set to mean)"] > 0.65
+    assert found["scr"] < 0.5
+
+
+@pytest.mark.parametrize("entangled", [False, True])
+def test_only_the_probe_of_the_class_suffers(entangled):
+    draw = torch.Generator().manual_seed(0)
+    label = torch.arange(600) % 3
+    x = torch.randn(600, 6, generator=draw) * 0.3
+    x[torch.arange(600), label] += 2
+    if entangled:
+        x = x @ torch.linalg.qr(torch.randn(6, 6, generator=draw)).Q
+    tasks = []
+    for one in range(3):
+        own, other = (torch.where(label == one)[0], torch.where(label != one)[0][torch.randperm(400, generator=draw)])
+        parts = [torch.cat([own[a:b], other[a:b]]) for a, b in ((0, 80), (80, 120), (120, 200))]
+        tasks.append(Binary(str(one), *parts, (label == one).long()))
+    held, measured, config = {RAW: x, DICTIONARY: x}, {DICTIONARY: identity()}, TppConfig(ns=(1,), draws=50)
+    found = _selectivity(held, DICTIONARY, measured, tasks, config)
+    value, draws = found["tpp", 1]
+    assert np.quantile(draws, 0.01) <= value <= np.quantile(draws, 0.99)
+    if entangled:
+        assert value < 0.25
+    else:
+        assert value > 0.3
+
+
+def test_texts_of_occupations_are_balanced_and_no_occupation_is_in_two_parts():
+    made = occupation_texts(ScrConfig())
+    assert len(made.texts) == 400
+    assert made.labels["gender"].double().mean() == 0.5
+    assert all(150 < int((made.labels["profession"] == one).sum()) < 250 for one in (0, 1))
+    assert {int(one) for one in made.part} == {0, 1, 2}
+    for he, she in zip(made.texts[::2], made.texts[1::2]):
+        assert he != she
+    assert torch.equal(made.part[::2], made.part[1::2])
+
+
+def test_both_tasks_run_with_their_baselines(model):
+    sae = tiny_dictionary(tensors=random_tensors(width=48))
+    config = TppConfig(sets=("emotions",), ns=(2,), most=130, draws=20, context=40)
+    found = tpp(model, sae, config, quiet=True)
+    assert set(found.headline) == {DICTIONARY, RANDOM, RAW}
+    assert "tpp (latents as sae-bench)" in set(found.table["measure"])
+    found = scr(model, sae, ScrConfig(ns=(2, 5), sentences=80, draws=20, context=40), quiet=True)
+    assert set(found.table[found.table["data"] == ALL]["arm"]) == {DICTIONARY, RANDOM, RAW}
+    assert "of accuracy" in found.notes[0]
+
+
+@pytest.mark.parametrize("task", [scr, tpp])
+def test_dictionaries_that_it_is_not_defined_for_are_refused(model, task):
+    with pytest.raises(BadInput, match="writes elsewhere than it reads"):
+        task(model, tiny_dictionary("relu", site="mlp_in.1", site_out="mlp_out.1"))
+    with pytest.raises(BadInput, match="normalises each token"):
+        task(model, tiny_dictionary(token_norm="layer_norm"))
