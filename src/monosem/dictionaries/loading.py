@@ -4,7 +4,6 @@ import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, cast
 
@@ -183,11 +182,9 @@ def _readable(path: Path) -> bool:
 
 
 def _tool(path: Path) -> str | None:
-    """Whose format a file or folder looks like, of those that are not read."""
-    for names, tool in OTHER_FORMATS.items():
-        if all(any(path.glob(name)) for name in names) if path.is_dir() else fnmatch(path.name, names[0]):
-            return tool
-    return None
+    """Whose format a folder looks like, of those that are not read."""
+    found = (tool for names, tool in OTHER_FORMATS.items() if all(any(path.glob(name)) for name in names))
+    return next(found, None) if path.is_dir() else None
 
 
 def _unfinished(card: Mapping[str, Any]) -> str:
