@@ -25,7 +25,7 @@ BENCHMARKS: dict[str, Task] = {
         "what they should (0 to 1, lower is better; 1 in every word is full replacement).",
         AbsorptionConfig,
         absorption,
-        minutes=0,
+        minutes=3,
     ),
     "sparse_probing": Task(
         "Sparse probing",
@@ -41,7 +41,7 @@ BENCHMARKS: dict[str, Task] = {
         "latents changes a city's country, continent or language, and how often it leaves the others alone.",
         DisentanglementConfig,
         disentanglement,
-        minutes=0,
+        minutes=2,
     ),
     "selectivity": Task(
         "Selectivity (unlearning)",
@@ -57,7 +57,7 @@ BENCHMARKS: dict[str, Task] = {
         "was not trained on. Beside random rows of the same covariance: latents that are made of other directions.",
         MetaStructureConfig,
         meta_structure,
-        minutes=0,
+        minutes=1,
     ),
     "scr": Task(
         "Spurious correlation removal (SCR)",
