@@ -31,8 +31,10 @@ def rows(n=120, k=5, seed=0):
 
 
 @pytest.mark.parametrize("strength", [10.0, 0.1, 1e-3])
-def test_our_probe_is_scikit_learns_on_standardised_columns(strength):
+@pytest.mark.parametrize("columns", [5, 300])
+def test_our_probe_is_scikit_learns_on_standardised_columns(strength, columns):
     X, y = rows()
+    X = torch.cat([X, torch.randn(len(X), columns, generator=torch.Generator().manual_seed(2))], 1)[:, :columns]
     Z = (X - X.mean(0)) / X.std(0, unbiased=False)
     other = LogisticRegression(C=1 / (strength * len(X)), tol=1e-12, max_iter=10_000).fit(Z.numpy(), y.numpy())
     own = logistic(X, y, strength)

@@ -83,7 +83,11 @@ def logistic(X: Float[Tensor, "n k"], y: Int[Tensor, "n"], strength: float, *, b
         raise BadInput("a probe needs training rows of both classes")
     mean, scale = X.mean(0), X.std(0, unbiased=False)
     scale = torch.where(scale > 0, scale, 1.0)
-    Z = torch.cat([(X - mean) / scale, torch.ones_like(X[:, :1])], 1)
+    Z, turned = (X - mean) / scale, None
+    if Z.shape[1] > Z.shape[0]:  # the minimum lies in the span of the rows: fewer unknowns, the same probe
+        U, S, turned = torch.linalg.svd(Z, full_matrices=False)
+        Z = U * S
+    Z = torch.cat([Z, torch.ones_like(X[:, :1])], 1)
     penalty = torch.full((Z.shape[1],), float(strength), dtype=torch.float64)
     penalty[-1] = 0
     share = target.mean() if balanced else 0.5
@@ -106,7 +110,8 @@ def logistic(X: Float[Tensor, "n k"], y: Int[Tensor, "n"], strength: float, *, b
         before = now
         if done:
             break
-    return Probe(w[:-1], float(w[-1]), mean, scale, strength)
+    weights = w[:-1] if turned is None else turned.T @ w[:-1]
+    return Probe(weights, float(w[-1]), mean, scale, strength)
 
 
 def f1(predicted: Bool[Tensor, "n"], y: Bool[Tensor, "n"]) -> float:
