@@ -154,7 +154,7 @@ def test_only_the_probe_of_the_class_suffers(entangled):
 
 
 def test_texts_of_occupations_are_balanced_and_no_occupation_is_in_two_parts():
-    made = occupation_texts(ScrConfig())
+    made = occupation_texts(ScrConfig(sentences=200))
     assert len(made.texts) == 400
     assert made.labels["gender"].double().mean() == 0.5
     assert all(150 < int((made.labels["profession"] == one).sum()) < 250 for one in (0, 1))

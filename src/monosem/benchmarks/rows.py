@@ -17,7 +17,7 @@ BENCHMARKS: dict[str, Task] = {
         "that takes, and how much of the model's loss survives when the reconstruction is spliced in.",
         CoreConfig,
         core,
-        minutes=0,
+        minutes=None,
     ),
     "absorption": Task(
         "First-letter absorption",
@@ -33,7 +33,7 @@ BENCHMARKS: dict[str, Task] = {
         "is chance, 1 perfect). A dictionary is worth having where few latents do better than as many raw dimensions.",
         ProbingConfig,
         sparse_probing,
-        minutes=0,
+        minutes=10,
     ),
     "disentanglement": Task(
         "Disentanglement (RAVEL)",
@@ -49,7 +49,7 @@ BENCHMARKS: dict[str, Task] = {
         "latents of that text alone are turned over, while it keeps 99 % of its right predictions in another.",
         SelectivityConfig,
         selectivity,
-        minutes=0,
+        minutes=None,
     ),
     "meta_structure": Task(
         "Meta-structure",
@@ -66,7 +66,7 @@ BENCHMARKS: dict[str, Task] = {
         "nothing, below 0 it got worse).",
         ScrConfig,
         scr,
-        minutes=0,
+        minutes=None,
     ),
     "tpp": Task(
         "Targeted probe perturbation (TPP)",
@@ -74,6 +74,6 @@ BENCHMARKS: dict[str, Task] = {
         "do (higher is better, about 0.5 is perfect, 0 is no selectivity).",
         TppConfig,
         tpp,
-        minutes=0,
+        minutes=None,
     ),
 }

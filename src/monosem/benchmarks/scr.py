@@ -42,7 +42,7 @@ ATTRIBUTES = ("profession", "gender")
 
 class ScrConfig(TaskConfig):
     ns: tuple[int, ...] = Field((2, 5, 10, 20, 50), min_length=1, description="numbers of latents that are ablated")
-    sentences: int = Field(200, ge=60, description="each comes with he and with she")
+    sentences: int = Field(120, ge=60, description="each comes with he and with she")
     context: int = Field(128, ge=2, description="tokens of a text")
     draws: int = Field(500, ge=20, description="of a bootstrap of the test rows")
 

@@ -33,7 +33,7 @@ L0_TEXTS = 64  # of each set, on which L0 is measured
 class ProbingConfig(TaskConfig):
     sets: tuple[str, ...] = Field((), description="bundled names, files, sae-probes:NAME; default: all bundled sets")
     ks: tuple[int, ...] = Field((1, 2, 5, 16), min_length=1, description="numbers of latents")
-    most: int = Field(400, ge=100, description="texts of a set, of each class alike; the first of a larger set")
+    most: int = Field(200, ge=100, description="texts of a set, of each class alike; the first of a larger set")
     context: int = Field(128, ge=2, description="tokens of a text; the rest of a longer one is left out")
     draws: int = Field(500, ge=20, description="of a bootstrap of the test rows")
     peers: bool = Field(False, description="also what sae-bench and sae-probes would report (needs scikit-learn)")

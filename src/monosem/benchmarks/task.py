@@ -151,14 +151,15 @@ class Task:
     """A row of `BENCHMARKS`.
 
     title: of its section in a report. meaning: what its main number says, in a sentence or two, and which way is good.
-    config: the class of its settings. run: the function. minutes: for the shipped dictionary on two cores, measured.
+    config: the class of its settings. run: the function. minutes: for the shipped dictionary with the default
+        settings on two cores that other work shared, measured; None: not measured.
     """
 
     title: str
     meaning: str
     config: type[TaskConfig]
     run: Run
-    minutes: float
+    minutes: float | None
 
 
 def mean_interval(values: Sequence[float], drawn: Sequence[np.ndarray]) -> Interval:

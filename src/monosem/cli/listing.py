@@ -113,8 +113,8 @@ def benchmarks(json: Json = False) -> None:
     """Tasks of monosem benchmark."""
     from ..benchmarks import BENCHMARKS
 
-    rows = [(name, one.title, one.meaning) for name, one in BENCHMARKS.items()]
-    show("benchmarks", ["benchmark", "title", "what it measures"], rows, json)
+    rows = [(name, one.title, one.meaning, one.minutes) for name, one in BENCHMARKS.items()]
+    show("benchmarks", ["benchmark", "title", "what it measures", "minutes on two cores"], rows, json)
 
 
 def sites(model: ModelArgument = "smollm2", trust_remote_code: Trust = False, json: Json = False) -> None:
