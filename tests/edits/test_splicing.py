@@ -373,3 +373,18 @@ def test_places_inside_a_dictionary_that_is_spliced_in_twice_are_refused(model):
         given = [*twice, *([asked["edits"]] if "edits" in asked else [])]
         with pytest.raises(BadInput, match="twice"):
             model.run(ROWS, **asked | {"edits": given})
+
+
+@pytest.mark.parametrize("kind", ["relu", "topk"])
+def test_several_edits_of_latents_change_the_same_codes(model, kind):
+    sae = dictionary(**SAES[kind])
+
+    def change(x):
+        codes = sae.encode(x).dense()
+        return x + (codes.index_fill(-1, torch.tensor([3, 7, 9]), 0.0) - codes) @ sae.W_dec
+
+    given = [edits.ablate_latent(sae, latent) for latent in (3, 7, 9)]
+    expected = by_hand(model, change)
+    torch.testing.assert_close(model.run([ROWS[0]], edits=given).logits, expected, atol=1e-5, rtol=1e-4)
+    seen = model.run([ROWS[0]], edits=given, capture=sae.latents)
+    torch.testing.assert_close(seen.logits, expected, atol=1e-5, rtol=1e-4)

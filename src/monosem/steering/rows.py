@@ -63,6 +63,11 @@ class Share:
         return getattr(self.edit, "owner", None) if self.alone else None
 
     @property
+    def arm(self) -> int:
+        """Tells the arms of a batch apart."""
+        return int(self.rows.start)
+
+    @property
     def place(self) -> Any:
         return getattr(self.edit, "place", None)
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -123,7 +123,8 @@ def _along(ablation: edits.Edit, direction: Tensor) -> edits.Edit:
         change = (ablation.fn(x, moment) - x.float()).flatten(2)
         return x.float() - (change.norm(dim=-1, keepdim=True) * direction).reshape(x.shape)
 
-    return replace(ablation, fn=fn, label=f"{ablation.label}, along another direction")
+    label = f"{ablation.label}, along another direction"
+    return edits.Edit(ablation.site, fn, label, by_row=True, dictionary=ablation.dictionary)
 
 
 def measure(context: Context, arms: Sequence[Arm], title: str) -> list[dict[str, Any]]:

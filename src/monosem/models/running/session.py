@@ -1,7 +1,7 @@
 """Hooks for the length of one run or generation: captures and edits go in, nothing stays behind."""
 
 import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -339,14 +339,18 @@ Chain = dict[Site, list[EditLike]]
 def _acting(edits: Iterable[EditLike], wanted: Iterable[Site]) -> tuple[Chain, Chain, set[Site]]:
     """Edits by site; with dictionaries that look on, where the first edit inside them stands; and the sites of these.
 
-    Edits of latents act inside their dictionary where it is spliced in, or a place inside it is captured or edited.
+    Edits of latents act inside their dictionary where it is spliced in, a place inside it is captured or edited, or
+    there are several: they change the same codes.
     """
     given, by_site, chains, observed = list(edits), defaultdict(list), defaultdict(list), set[Site]()
     captured = [site for site in wanted if isinstance(site, Inner)]
     spliced = [id(owner) for edit in given if (owner := getattr(edit, "owner", None)) is not None]
     inner = [*captured, *(site for edit in given if isinstance(site := edit.site, Inner))]
-    present, asked = set(spliced), {*spliced, *(id(site.owner) for site in inner)}
-    places: list[Inner] = [at for edit in given if (at := getattr(edit, "place", None)) is not None]
+    placed = [(at, getattr(edit, "arm", None)) for edit in given if (at := getattr(edit, "place", None)) is not None]
+    places: list[Inner] = [place for place, _ in placed]
+    groups = Counter((id(place.owner), arm) for place, arm in placed)
+    several = {owner for (owner, _), count in groups.items() if count > 1}
+    present, asked = set(spliced), {*spliced, *several, *(id(site.owner) for site in inner)}
     if twice := [site for site in (*inner, *places) if spliced.count(id(site.owner)) > 1]:
         raise BadInput(
             f"the dictionary of {twice[0]} is spliced in twice, so there are two of that place: splice it once"
