@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from monosem.dictionaries import Dictionary, DictionaryTensors, load_dictionary
+from monosem.dictionaries import CrossLayer, Dictionary, DictionaryTensors, load_dictionary
+from monosem.dictionaries.several_parts import CrossLayerParts, Facts
 from monosem.errors import BadInput
+from monosem.models import Site
 from sae_peers import LEARNED, REASON, D, F, K, X, agree, learned, random_
 from tiny_dictionaries import random_tensors, tiny_dictionary
 
@@ -135,6 +137,37 @@ def test_circuit_tracer_and_we_read_each_other(kind: str, tmp_path: Path) -> Non
     (tmp_path / "theirs").mkdir()
     theirs.to_safetensors(str(tmp_path / "theirs" / "layer_0.safetensors"))
     agree(load_dictionary(tmp_path / "theirs" / "layer_0.safetensors"), theirs.encode(X), theirs(X))
+
+
+@pytest.mark.parametrize("kind", ["relu", "jumprelu", "jump"])
+def test_circuit_tracer_and_we_read_each_others_cross_layer_transcoders(kind: str, tmp_path: Path) -> None:
+    crossed = pytest.importorskip("circuit_tracer.transcoder.cross_layer_transcoder", reason=REASON)
+    layers, draw = 4, torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=draw)
+
+    sites = ([Site("resid_mid", i) for i in range(layers)], [Site("mlp_out", i) for i in range(layers)])
+    ours = CrossLayer(
+        CrossLayerParts(
+            facts=Facts(kind, *sites),
+            W_enc=normal(layers, D, F),
+            b_enc=normal(layers, F),
+            W_dec=[normal(F, layers - i, D) for i in range(layers)],
+            b_dec=normal(layers, D),
+            threshold=None if kind == "relu" else normal(layers, F),
+        )
+    )
+    ours.save(tmp_path / "ours")
+    x = normal(layers, 9, D)
+    for lazy in (True, False):
+        there = {"lazy_decoder": lazy, "dtype": torch.float32, "device": torch.device("cpu")}
+        theirs = crossed.load_clt(str(tmp_path / "ours"), **there)
+        acts = theirs.encode(x)
+        torch.testing.assert_close(torch.stack([one.dense() for one in ours.encode(x)]), acts, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours(x), theirs.decode(acts.to_sparse()), atol=2e-5, rtol=1e-5)
+    theirs.to_safetensors(str(tmp_path / "theirs"))
+    torch.testing.assert_close(load_dictionary(tmp_path / "theirs")(x), ours(x), atol=2e-5, rtol=1e-5)
 
 
 def test_circuit_tracer_reads_a_set_that_we_write_layer_by_layer(tmp_path: Path, monkeypatch: Any) -> None:

@@ -3,6 +3,7 @@ NumPy, and what circuit-tracer computes from files of its own."""
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -502,3 +503,54 @@ def test_analyses_of_one_site_refuse_several_in_one_line(tmp_path):
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "i.sqlite").exists()
     assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_spliced_into_a_model(tmp_path, dtype):
+    """Against hooks of PyTorch's own on the bare Hugging Face model, which replace each MLP's output."""
+    model = tiny_model("llama")
+    clt = of_model(tmp_path, model).to(dtype)
+    ids = torch.tensor([[1, 5, 3, 2, 9], [4, 4, 7, 8, 6]])
+    seen: list[torch.Tensor] = []
+
+    def reads(module, args):
+        seen.append(args[0])
+
+    def writes(layer, module, args, out):
+        y = clt.b_dec[layer].float()
+        for s in range(layer + 1):
+            acts = (seen[s] @ clt.W_enc[s].float() + clt.b_enc[s].float()).relu()
+            y = y + acts @ clt.W_dec[s][:, layer - s].float()
+        return y
+
+    hooks = []
+    for layer, block in enumerate(model.hf.model.layers):
+        hooks.append(block.post_attention_layernorm.register_forward_pre_hook(reads))
+        hooks.append(block.mlp.register_forward_hook(partial(writes, layer)))
+    expected = model.hf(ids).logits
+    for hook in hooks:
+        hook.remove()
+    edits = ms.edits.splice_layers(clt, everywhere=True)
+    torch.testing.assert_close(model.run(ids, edits=edits).logits, expected, atol=1e-4, rtol=1e-4)
+    assert (expected - model.run(ids).logits).abs().max() > 0.1
+    assert not edits[0].known  # nothing of a pass is kept
+    usual = model.run(ids, edits=ms.edits.splice_layers(clt), capture=["mlp_out.0"])
+    bare = model.run(ids, capture=["mlp_out.0"])
+    torch.testing.assert_close(usual["mlp_out.0"][:, 0], bare["mlp_out.0"][:, 0])  # the first token is left out
+    assert not torch.allclose(usual["mlp_out.0"][:, 2], bare["mlp_out.0"][:, 2])
+
+
+def test_spliced_with_a_cache_as_without(tmp_path):
+    model = tiny_model("llama")
+    edits = ms.edits.splice_layers(of_model(tmp_path, model))
+    prompt = torch.tensor([[1, 5, 3, 2]])
+    made = model.generate(prompt, max_new_tokens=4, edits=edits, temperature=0.0, stop_at_eos=False)
+    whole = torch.tensor([[*prompt[0].tolist(), *made.new[0]]])
+    logits = model.run(whole[:, :-1], edits=edits).logits
+    assert logits[0, 3:].argmax(-1).tolist() == made.new[0]
+    assert made.new != model.generate(prompt, max_new_tokens=4, temperature=0.0, stop_at_eos=False).new
+
+
+def test_what_is_no_cross_layer_transcoder_is_not_spliced_so(tmp_path):
+    with pytest.raises(BadInput, match="takes a cross-layer transcoder, not a Crosscoder"):
+        ms.edits.splice_layers(load_dictionary(neel(tmp_path, crosscoder_weights())))

@@ -8,18 +8,43 @@ Source: Ameisen et al. 2025, Circuit Tracing.
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ..activations import Skipper, SkipRule
 from ..errors import BadInput, Mismatch, check_name
+from ..models import Model, Moment
+from ..models.places.sites import Site
 from .codes import Codes, latent_ids
 from .several import Activations, SeveralSites
 from .several_parts import CrossLayerParts, RowFiles
 from .writers import SEVERAL
+
+
+@dataclass(frozen=True)
+class TrainedOn:
+    """Files do not say which tokens a layer was trained on: by the default rule all but the first of a text, special
+    tokens and norm outliers at its site."""
+
+    site: Site
+
+    def prepare(self, model: Model) -> None:
+        """Measure, before a pass, what `left_out` needs in it."""
+        self._skipper(model)
+
+    def left_out(self, x: Float[Tensor, "batch pos d"], moment: Moment) -> dict[str, Bool[Tensor, "batch pos"]]:
+        """For each reason, the tokens of a moment that are left out; x is the activation at its site."""
+        model: Any = moment.model
+        return self._skipper(model).left_out(moment.ids, moment.positions, {str(self.site): x})
+
+    def _skipper(self, model: Model) -> Skipper:
+        return Skipper.of(model, [self.site], SkipRule(), {})
 
 
 class CrossLayer(SeveralSites):
@@ -110,6 +135,33 @@ class CrossLayer(SeveralSites):
     def written(self, layer: int, codes: Codes) -> Float[Tensor, "later *batch d_out"]:
         """What the codes of one layer add to its own output and to every later one."""
         return self._summed(codes, lambda active: self.rows(layer, active), self.n_layers - layer)
+
+    def write(
+        self, layer: int, codes: Sequence[Codes], x: Float[Tensor, "*batch d_in"] | None = None
+    ) -> Float[Tensor, "*batch d_out"]:
+        """One output alone, from the codes of its layer and of those before, and what its layer reads (for a skip).
+
+        Raises:
+            Mismatch: codes of another number of layers. BadInput: a skip connection without x.
+        """
+        if len(codes) != layer + 1:
+            raise Mismatch(f"output {layer} is written by layers 0 to {layer}, not by {len(codes)}")
+        y = self._compute(self.b_dec[layer])
+        for source, one in enumerate(codes):
+            later = layer - source
+            y = y + self._summed(one, partial(self._rows_to, source, later), 1)[0]
+        if self.W_skip is not None:
+            if x is None:
+                raise BadInput("a skip connection's output depends on its input: write(layer, codes, x)")
+            y = y + self._compute(x) @ self._compute(self.W_skip[layer]).T
+        return y
+
+    def trained(self, layer: int) -> "TrainedOn":
+        """What an edit asks about the tokens that a layer was trained on."""
+        return TrainedOn(self.sites[layer])
+
+    def _rows_to(self, layer: int, later: int, latents: Tensor) -> Tensor:
+        return self.rows(layer, latents)[:, later : later + 1]
 
     def forward(self, x: Activations) -> Any:
         """What it writes for what it reads, in the form of `x`."""

@@ -7,12 +7,13 @@ guessed: values say which axes they have and which tokens they belong to. An edi
 that it names, raises `EditDidNotFire`; one whose result is not finite raises `BadInput`.
 
 Editing one latent keeps the dictionary's error term: x' = x + (c - f_i) W_dec[i], so setting a latent to the value that
-it has changes nothing. `splice` is the other thing, the reconstruct-only arm.
+it has changes nothing. `splice` is the other thing, the reconstruct-only arm; `splice_layers` is it for all layers.
 """
 
 from .changes import Amount, DirectionLike, ablate, add, function, patch, scale
 from .edit import Edit, Gate, Scope
 from .latents import Latent, ablate_latent, add_latent, clamp, scale_latent
+from .layers import splice_layers
 from .splicing import Splice, observer, splice
 
 __all__ = [
@@ -34,4 +35,5 @@ __all__ = [
     "scale",
     "scale_latent",
     "splice",
+    "splice_layers",
 ]
