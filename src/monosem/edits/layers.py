@@ -63,7 +63,7 @@ class LayerSplice(Edit):
                     raise BadInput(f"{self}: {site}, which the transcoder reads, does not lie before this place")
                 came, read = moment.notes[site]  # before and after edits there
             else:
-                came, read = moment.before, x
+                came, read = x if moment.before is None else moment.before, x
             if layer not in self.known or self.known[layer][0] is not read:
                 self.known[layer] = read, self.owner.encode_layer(layer, read.flatten(2))
             codes.append(self.known[layer][1])
