@@ -49,7 +49,7 @@ BENCHMARKS: dict[str, Task] = {
         "latents of that text alone are turned over, while it keeps 99 % of its right predictions in another.",
         SelectivityConfig,
         selectivity,
-        minutes=None,
+        minutes=2,
     ),
     "meta_structure": Task(
         "Meta-structure",
