@@ -9,6 +9,7 @@ import torch
 
 from monosem.benchmarks import ALL, DICTIONARY, RANDOM, RAW, ScrConfig, TppConfig, raw_dimensions, scr, tpp
 from monosem.benchmarks.labelled import clipped
+from monosem.benchmarks.probes import fitted
 from monosem.benchmarks.removal import (
     chosen,
     effects,
@@ -18,7 +19,7 @@ from monosem.benchmarks.removal import (
     saebench_tpp_effects,
     without,
 )
-from monosem.benchmarks.scr import Texts, _accuracies, _scores, occupation_texts
+from monosem.benchmarks.scr import Texts, _accuracies, _scores, occupation_texts, probes_of
 from monosem.benchmarks.sparse_probing import Binary, mean_codes
 from monosem.benchmarks.tpp import _selectivity
 from monosem.errors import BadInput
@@ -107,7 +108,8 @@ def planted(entangled, offset=0.0):
 
 def both_ways(x, made, config):
     held, measured = {RAW: x, DICTIONARY: x}, {DICTIONARY: identity()}
-    return {name: _accuracies(held, DICTIONARY, measured, made, name, config) for name in ("profession", "gender")}
+    probes = {name: probes_of(x.double(), made, name) for name in ("profession", "gender")}
+    return {name: _accuracies(held, DICTIONARY, measured, made, one, config) for name, one in probes.items()}
 
 
 @pytest.mark.parametrize(("entangled", "low", "high"), [(False, 0.65, 1.2), (True, -1.5, 0.7)])
@@ -144,7 +146,8 @@ def test_only_the_probe_of_the_class_suffers(entangled):
         parts = [torch.cat([own[a:b], other[a:b]]) for a, b in ((0, 80), (80, 120), (120, 200))]
         tasks.append(Binary(str(one), *parts, (label == one).long()))
     held, measured, config = {RAW: x, DICTIONARY: x}, {DICTIONARY: identity()}, TppConfig(ns=(1,), draws=50)
-    found = _selectivity(held, DICTIONARY, measured, tasks, config)
+    probes = [fitted(x[t.train], t.positive[t.train], x[t.validation], t.positive[t.validation]) for t in tasks]
+    found = _selectivity(held, DICTIONARY, measured, tasks, probes, config)
     value, draws = found["tpp", 1]
     assert np.quantile(draws, 0.01) <= value <= np.quantile(draws, 0.99)
     if entangled:

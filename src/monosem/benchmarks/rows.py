@@ -66,7 +66,7 @@ BENCHMARKS: dict[str, Task] = {
         "nothing, below 0 it got worse).",
         ScrConfig,
         scr,
-        minutes=None,
+        minutes=5,
     ),
     "tpp": Task(
         "Targeted probe perturbation (TPP)",

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
@@ -33,7 +33,7 @@ from .removal import (
     without,
 )
 from .sparse_probing import L0_TEXTS, PARTS, mean_codes
-from .task import ALL, Score, Scores, TaskConfig
+from .task import ALL, RAW, Score, Scores, TaskConfig
 
 MAIN = 10
 SMALL_GAP = 0.02  # accuracy lost to the bias below which there is nothing to bring back
@@ -55,6 +55,15 @@ class Texts(NamedTuple):
     part: Int[Tensor, "n"]
 
 
+class Probes(NamedTuple):
+    """Of the wanted attribute, unbiased and biased, and of the unwanted one."""
+
+    clean: Probe
+    biased: Probe
+    spurious: Probe
+    wanted: str
+
+
 def scr(model: Model, dictionary: Dictionary, config: ScrConfig | None = None, *, quiet: bool = False) -> Scores:
     """(accuracy after the ablation - before) / (accuracy of an unbiased probe - before), 1 being all that was lost.
 
@@ -74,9 +83,10 @@ def scr(model: Model, dictionary: Dictionary, config: ScrConfig | None = None, *
     measured = arms(model, dictionary, prompts[:L0_TEXTS], seed=config.seed)
     with Meter("scr", total=len(prompts), unit="texts", quiet=quiet) as meter:
         held = mean_codes(model, measured, prompts, batch_size=config.batch_size, meter=meter)
+    probes = {wanted: probes_of(held[RAW].double(), made, wanted) for wanted in ATTRIBUTES}
     scores, gaps = [], []
     for arm in measured:
-        accuracies = {wanted: _accuracies(held, arm, measured, made, wanted, config) for wanted in ATTRIBUTES}
+        accuracies = {wanted: _accuracies(held, arm, measured, made, probes[wanted], config) for wanted in ATTRIBUTES}
         for n in config.ns:
             scores += _scores(arm, n, accuracies, config)
         gaps = [float((one["clean"] - one["biased"]).mean()) for one in accuracies.values()]
@@ -106,17 +116,14 @@ def _accuracies(
     arm: str,
     measured: Mapping[str, Dictionary],
     made: Texts,
-    wanted: str,
+    probes: Probes,
     config: ScrConfig,
 ) -> dict[str, np.ndarray]:
     """What is right on each test row: of the unbiased probe ("clean"), of the biased one ("biased"), and of the biased
     one after n latents were ablated ("ablated 10"), set to their mean ("mean 10") or ablated as sae-bench does."""
     x, codes, written = means_and_rows(held, arm, measured)
-    unwanted = next(name for name in ATTRIBUTES if name != wanted)
-    y, other = made.labels[wanted], made.labels[unwanted]
-    together = y != other  # trades with he, health with she
-    clean, spurious = (_probe(x, label, made.part, torch.ones_like(together)) for label in (y, other))
-    biased = _probe(x, y, made.part, together)
+    clean, biased, spurious, wanted = probes
+    y, other = made.labels[wanted], made.labels[_unwanted(wanted)]
     test, training = made.part == 2, made.part == 0
 
     def right(probe: Probe, x: Tensor) -> np.ndarray:
@@ -130,6 +137,18 @@ def _accuracies(
         found[f"mean {n}"] = right(biased, without(x, codes, written, chosen(ours, n), codes[training].mean(0)))
         found[f"sae-bench {n}"] = right(biased, without(x, codes, written, saebench_chosen(theirs, n)))
     return found
+
+
+def probes_of(x: Float[Tensor, "n d"], made: Texts, wanted: str) -> Probes:
+    """The probes of one attribute; they read activations, so that they are the same for every dictionary."""
+    y, other = made.labels[wanted], made.labels[_unwanted(wanted)]
+    together = y != other  # trades with he, health with she
+    clean, spurious = (_probe(x, label, made.part, torch.ones_like(together)) for label in (y, other))
+    return Probes(clean, _probe(x, y, made.part, together), spurious, wanted)
+
+
+def _unwanted(wanted: str) -> str:
+    return next(name for name in ATTRIBUTES if name != wanted)
 
 
 def _probe(x: Tensor, y: Tensor, part: Tensor, used: Tensor) -> Probe:

@@ -24,7 +24,7 @@ from .removal import (
     without,
 )
 from .sparse_probing import L0_TEXTS, Binary, binaries, mean_codes
-from .task import ALL, DICTIONARY, Score, Scores, TaskConfig, mean_interval
+from .task import ALL, DICTIONARY, RAW, Score, Scores, TaskConfig, mean_interval
 
 MAIN = 10
 WAYS: dict[str, tuple[Callable[..., Tensor], Callable[[Tensor, int], Tensor]]] = {
@@ -60,9 +60,10 @@ def tpp(model: Model, dictionary: Dictionary, config: TppConfig | None = None, *
     with Meter("tpp", total=sum(map(len, texts.values())), unit="texts", quiet=quiet) as meter:
         for one in sets:
             held = mean_codes(model, measured, texts[one.name], batch_size=config.batch_size, meter=meter)
-            tasks = list(binaries(one, config.seed))
+            x, tasks = held[RAW].double(), list(binaries(one, config.seed))
+            probes = [fitted(x[t.train], t.positive[t.train], x[t.validation], t.positive[t.validation]) for t in tasks]
             for arm in measured:
-                for (measure, n), value in _selectivity(held, arm, measured, tasks, config).items():
+                for (measure, n), value in _selectivity(held, arm, measured, tasks, probes, config).items():
                     found.setdefault((arm, measure, n), []).append(value)
                     low, high = np.quantile(value[1], PERCENTILES)
                     scores.append(Score(arm, one.name, measure, n, Interval(value[0], float(low), float(high))))
@@ -78,11 +79,11 @@ def _selectivity(
     arm: str,
     measured: Mapping[str, Dictionary],
     tasks: Sequence[Binary],
+    probes: Sequence[Probe],
     config: TppConfig,
 ) -> dict[tuple[str, int], tuple[float, np.ndarray]]:
     """(measure, n) -> the score and its bootstrap draws."""
     x, codes, rows = means_and_rows(held, arm, measured)
-    probes = [fitted(x[t.train], t.positive[t.train], x[t.validation], t.positive[t.validation]) for t in tasks]
     whole, result = [right(probe, x, task) for probe, task in zip(probes, tasks)], {}
     for measure, (effect, choose) in WAYS.items() if arm == DICTIONARY else [*WAYS.items()][:1]:
         for n in config.ns:
