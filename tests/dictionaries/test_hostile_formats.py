@@ -244,12 +244,8 @@ def changed(value: Any, path: tuple[Any, ...], new: Any) -> Any:
 CONFIGS = ("cfg.json", "config.json", "hyperparams.json", "config.yaml", "conf.yaml", "a_cfg.json", "c_cfg.json")
 
 
-BARE = {
-    "openai",
-    "gemma_scope",
-    "gemma_scope_2_clt",
-    *(name for name in MADE if name in STATE_DICTS and name != "attention_sae"),
-}
+ARRAYS = {"gemma_scope", "gemma_scope_2_clt"}
+BARE = {"openai", *ARRAYS, *(name for name in MADE if name in STATE_DICTS and name != "attention_sae")}
 BARE |= {"hypothesaes", "prefscope", "saev", "overcomplete"}  # their config is not a file of its own
 PICKLES = [name for name in MADE if name in BARE - ARRAYS - {"saev"}]
 PICKLES += ["dictionary_learning", "bussmann", "crosscoder"]
