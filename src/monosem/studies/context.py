@@ -61,6 +61,11 @@ class Context:
     def check(self) -> None:
         """Raise `Mismatch` or `UnknownName` when config, model and dictionary do not belong together."""
         self.dictionary.check(self.model)
+        if self.dictionary.transcoder:
+            raise Mismatch(
+                f"{self.dictionary.name} is a transcoder, and a study compares latents with directions of the site that "
+                "they are read at: take a dictionary of one site (clamp, generate and splice take transcoders)"
+            )
         if self.config.site is not None and self.model.site(self.config.site) != self.dictionary.site:
             raise Mismatch(
                 f"the study is about site {self.config.site}, dictionary {self.dictionary.name} "
