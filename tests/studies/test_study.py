@@ -411,9 +411,9 @@ def test_bad_company(model, sae, tmp_path):
     with pytest.raises(Mismatch, match=r"resid_post\.0"):
         go(model, sae, tmp_path, site="resid_post.0")
     new = tmp_path / "runs" / "new"
+    transcoder = Dictionary(replace(sae.parts, site="mlp_input.1", site_out="mlp_out.1", transcoder=True))
     with pytest.raises(Mismatch, match="is a transcoder"):
-        transcoder = {"site": "mlp_input.1", "site_out": "mlp_out.1", "transcoder": True}
-        go(model, Dictionary(replace(sae.parts, **transcoder)), new)
+        go(model, transcoder, new)
     with pytest.raises(UnknownName, match="0 to 23"):
         go(model, sae, new, latent=24)
     with pytest.raises(UnknownName):

@@ -63,8 +63,8 @@ class Context:
         self.dictionary.check(self.model)
         if self.dictionary.transcoder:
             raise Mismatch(
-                f"{self.dictionary.name} is a transcoder, and a study compares latents with directions of the site that "
-                "they are read at: take a dictionary of one site (clamp, generate and splice take transcoders)"
+                f"{self.dictionary.name} is a transcoder, and a study compares latents with directions of the site "
+                "where they are read: take a dictionary of one site (clamp, generate and splice take transcoders)"
             )
         if self.config.site is not None and self.model.site(self.config.site) != self.dictionary.site:
             raise Mismatch(
