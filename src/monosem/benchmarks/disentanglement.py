@@ -11,13 +11,13 @@ from pydantic import Field
 from torch import Tensor
 
 from ..dictionaries import Codes, Dictionary
+from ..dictionaries.rerun import rerun
 from ..errors import BadInput
 from ..models import Model
 from ..progress import Meter, say
 from ..statistics import Interval, wilson
 from .baselines import arms
 from .facts import Fact, Knowledge, Known, batch, known_facts
-from .rerun import rerun
 from .task import ALL, Score, Scores, TaskConfig, mean_interval, resampled
 
 FEWEST = 8  # pairs of a sort, to train on or to test, below which an attribute is left out

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..data import Document, TokenStore, as_store
 from ..dictionaries import Codes, Dictionary
+from ..dictionaries.rerun import rerun
 from ..errors import BadInput, check_name
 from ..models import Model, TokenBatch
 from ..progress import Meter, say
@@ -19,7 +20,6 @@ from ..statistics import Interval, bootstrap_ratio
 from .baselines import arms
 from .forgetting import best_setting, top_latents, turned_over
 from .labelled import labelled
-from .rerun import rerun
 from .task import ALL, Score, Scores, TaskConfig
 
 FORGET, RETAIN = "forget", "retain"

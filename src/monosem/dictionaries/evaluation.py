@@ -17,16 +17,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .. import edits
 from ..activations import Skipper, SkipRule, harvest
 from ..data import TextSource, as_store
 from ..errors import BadInput
 from ..files import write_json
-from ..models import Model, Site, TokenBatch
+from ..models import Model, TokenBatch
 from ..progress import Meter
 from ..results import Result, analysis
 from ..statistics import Interval
 from .dictionary import Dictionary
+from .rerun import rerun
 from .sums import CostSums, FitSums
 
 
@@ -181,7 +181,8 @@ def _measure(
 ) -> None:
     """One batch: the clean run, then runs from its activations with the reconstruction and with zeros put in, these
     everywhere and at the counted tokens."""
-    run = model.run(TokenBatch.whole(ids), capture={dictionary.site, dictionary.site_out})
+    tokens = TokenBatch.whole(ids)
+    run = model.run(tokens, capture={dictionary.site, dictionary.site_out})
     whole = run[dictionary.site_out]  # heads stand apart at z; flattened below, as dictionaries want them
     x, target = run[dictionary.site].flatten(2), whole.flatten(2)
     kept = torch.zeros(ids.numel(), dtype=torch.bool, device=ids.device)
@@ -199,14 +200,5 @@ def _measure(
         "zero": torch.zeros_like(target),
         "zero_counted": target.masked_fill(kept[..., None], 0),
     }
-    logits = ((name, _rerun(model, ids, dictionary.site_out, x.reshape(whole.shape))) for name, x in arms.items())
+    logits = ((name, rerun(model, tokens, dictionary.site_out, x.reshape(whole.shape))) for name, x in arms.items())
     cost.add(run.logits, logits, ids, kept)
-
-
-def _rerun(model: Model, ids: Int[Tensor, "batch pos"], site: Site, value: Tensor) -> Float[Tensor, "batch pos vocab"]:
-    """Logits with the activation at `site` replaced. What lies before it does not change, so the blocks up to it are
-    left out where a run can start there."""
-    layer = site.layer
-    if site.name == "resid_post" and layer is not None and layer + 1 < model.cfg.n_layers and not model.ambient_edits:
-        return model.run(TokenBatch.whole(ids), start=(("resid_pre", layer + 1), value)).logits  # type: ignore[return-value]
-    return model.run(TokenBatch.whole(ids), edits=edits.patch(site, value)).logits  # type: ignore[return-value]

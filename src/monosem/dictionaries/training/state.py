@@ -95,7 +95,6 @@ class TrainingState:
         form.load_state_dict(weights)
         optimizer = _optimizer(form, config)
         optimizer.load_state_dict(saved["optimizer"])
-        saved = {"scale_out": saved["scale"], "limit_out": saved["limit"]} | saved  # runs begun when all were SAEs
         tensors = {name: saved[name].to(device) for name in _TENSORS}
         state = cls(form=form, optimizer=optimizer, **tensors, **{name: saved[name] for name in _PLAIN})
         state.recent = [_each(batch, lambda x: x.to(device)) for batch in state.recent]
