@@ -237,3 +237,46 @@ def test_arms_that_splice_dictionaries_and_edit_inside_them(model):
     for arm, one in zip(arms, outcomes(model, PROMPTS, arms, max_new_tokens=lengths, batch_size=64, quiet=True)):
         wanted = model.run(PROMPTS, edits=arm(range(5)) if callable(arm) else arm, logits="last").logits
         torch.testing.assert_close(one.logits, wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_perplexities_and_means_are_of_the_unedited_model_where_an_edit_acts_on_what_a_layer_reads(model, layer):
+    plain = {"skip_rule": {"special": False, "first": 0, "outlier": None}}
+    sae = tiny_dictionary("relu", site=f"resid_pre.{layer}", metadata=plain, model_name="")
+    arms = [edits.add((f"resid_pre.{layer}", torch.ones(model.cfg.d_model)), 3.0)]
+    if model.cfg.d_model == sae.d_in:
+        arms += [edits.clamp(sae, 3, 9.0), edits.scale(sae.latents, 3.0), edits.splice(sae)]
+    read = f"resid_pre.{max(layer, 1)}"
+    for arm in arms:
+        found = outcomes(model, PROMPTS, [arm], max_new_tokens=NEW, read=read, quiet=True)[0]
+        for row, new, perplexity, mean in zip(model.tokens(PROMPTS).rows(), found.new, found.perplexities, found.means):
+            whole = [*row, *new]
+            native = model.hf(torch.tensor([whole]), output_hidden_states=True)
+            losses = -native.logits[0].log_softmax(-1)[range(len(row) - 1, len(whole) - 1), new]
+            assert perplexity == pytest.approx(math.exp(losses.mean()), rel=1e-3)
+            kept = [at for at in range(len(row), len(whole)) if whole[at] not in model.special_ids]
+            if not kept:
+                assert mean is None
+                continue
+            wanted = native.hidden_states[max(layer, 1)][0, kept].mean(0)
+            torch.testing.assert_close(mean, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_an_arm_keeps_the_order_of_its_edits_beside_arms_that_edit_the_same_latents(model):
+    if model.cfg.d_model != 32:
+        pytest.skip("the tiny dictionaries have 32 inputs")
+    plain = {"skip_rule": {"special": False, "first": 0, "outlier": None}}
+    sae, other = (tiny_dictionary("relu", metadata=plain, model_name="", name=name) for name in ("one", "two"))
+    add = edits.add(("resid_post.1", torch.ones(32)), 3.0)
+    late = edits.patch("resid_post.1", 0.5)
+    arms = [
+        edits.scale(sae.latents, 0.5),
+        [edits.clamp(sae, 3, 5.0), edits.clamp(sae, 4, 5.0)],
+        [add, edits.clamp(sae, 3, 5.0)],
+        [late, edits.scale(sae.latents, 3.0)],
+        [edits.clamp(sae, 3, 5.0), add],
+        [edits.scale(other.latents, 3.0), edits.clamp(sae, 3, 5.0)],
+    ]
+    for arm, one in zip(arms, outcomes(model, PROMPTS, arms, max_new_tokens=0, quiet=True)):
+        wanted = model.run(PROMPTS, edits=arm, logits="last").logits
+        torch.testing.assert_close(one.logits, wanted, atol=1e-4, rtol=1e-4)

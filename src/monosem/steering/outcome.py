@@ -95,8 +95,8 @@ def outcomes(
 
     Prompts of similar length run together, whatever their order. Layers before the first edit run once for all arms
     that look at the next token alone, and equal continuations are read once. Arms run one after the other, and their
-    prompts in the given order, where an edit may need all rows at once (`by_row=False`), where tokens are drawn, and
-    inside `model.editing(...)`.
+    prompts in the given order, where an edit may need all rows at once (`by_row=False`), where an arm edits latents and
+    something else at their place, where tokens are drawn, and inside `model.editing(...)`.
 
     Args:
         arms: edits of each, as for `outcome`.

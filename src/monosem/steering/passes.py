@@ -14,7 +14,7 @@ from ..models import Model, Site
 from ..models.running.prompt_rows import once
 from ..progress import Meter
 from .reading import Readings
-from .rows import Beginning, Chunk, EditSource, check_reached, chunks, edits_inside, first_layer, may_share, shares
+from .rows import Beginning, Chunk, EditSource, check_reached, chunks, first_layer, may_share, needs_its_order, shares
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Passes:
         made: dict[int, Made] = {}
         groups: dict[int, list[int]] = {}
         for number, (arm, length) in enumerate(zip(arms, lengths)):
-            if alone or not may_share(arm) or edits_inside(arm, len(self.rows)):
+            if alone or not may_share(arm) or needs_its_order(arm, len(self.rows)):
                 made[number] = self._apart(arm, length)
             else:
                 groups.setdefault(length, []).append(number)

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..edits import Edit
 from ..errors import BadInput, EditDidNotFire
 from ..models import Model, Moment, Site
-from ..models.places.sites import EMBEDDINGS, Inner
+from ..models.places.sites import EMBEDDINGS, Inner, host_of
 from ..models.running.effects import unreached
 
 # Edits for every prompt, or a function that makes them for the prompts of one batch (row numbers into the prompt list)
@@ -132,12 +132,20 @@ def may_share(source: EditSource) -> bool:
     return callable(source) or all(edit.by_row for edit in edits_for(source, ()))
 
 
-def edits_inside(source: EditSource, total: int) -> bool:
-    """Whether an arm splices dictionaries and edits latents, so that no other arm may stand beside it: a dictionary is
-    spliced in for a whole batch."""
+def needs_its_order(source: EditSource, total: int) -> bool:
+    """Whether an arm edits latents and, at the same place, something else (a splice of their dictionary, the stream,
+    another dictionary's latents), so that no other arm may stand beside it: in a batch, latents of a dictionary are
+    edited at one point of all edits there, and arms may disagree where it stands among theirs."""
     edits = edits_for(source, range(total))
-    inside = [edit for edit in edits if isinstance(edit.site, Inner) or getattr(edit, "place", None) is not None]
-    return bool(inside) and any(hasattr(edit, "owner") for edit in edits)
+    acting = [(host_of(edit.site), _latents_of(edit)) for edit in edits]
+    inside = {host for host, dictionary in acting if dictionary is not None}
+    return len({(host, dictionary) for host, dictionary in acting if host in inside}) > len(inside)
+
+
+def _latents_of(edit: Edit) -> int | None:
+    """Tells the dictionary whose latents (or other inner places) an edit changes; None for an edit of other kinds."""
+    place = edit.site if isinstance(edit.site, Inner) else getattr(edit, "place", None)
+    return None if place is None else id(place.owner)
 
 
 def check_reached(arms: Sequence[EditSource], reached: set[Edit], length: int) -> None:
@@ -152,7 +160,8 @@ def check_reached(arms: Sequence[EditSource], reached: set[Edit], length: int) -
 
 
 def first_layer(model: Model, arms: Sequence[EditSource], total: int) -> int:
-    """The first layer that an edit of some arm acts in; what the layers before it do, they do without edits."""
+    """The first layer that an edit of some arm acts in; what it reads, the layers before it gave without edits. An edit
+    of what a layer reads acts in the one before."""
     edits = [edit for arm in arms for edit in edits_for(arm, range(total))]
     sites = [site for edit in edits for site in (edit.site, *getattr(edit, "reads", ()))]
     sites += [site.owner.site for site in sites if isinstance(site, Inner)]
@@ -161,7 +170,7 @@ def first_layer(model: Model, arms: Sequence[EditSource], total: int) -> int:
 
 def _layer(model: Model, site: Site) -> int:
     if site.layer is not None:
-        return site.layer
+        return max(site.layer - 1, 0) if host_of(site).name == "resid_pre" else site.layer
     return 0 if site.name in EMBEDDINGS else model.cfg.n_layers - 1
 
 
