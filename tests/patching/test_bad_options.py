@@ -36,6 +36,13 @@ def test_options_of_a_trace(name, bad):
     refused(lambda: patching.trace(MODEL, ["abc def gh"], options.pop("subject"), quiet=True, **options))
 
 
+@pytest.mark.parametrize("name", ["method", "heads", "direction"])
+def test_options_that_a_trace_does_not_have(name):
+    assert f"no option {name}=" in refused(
+        lambda: patching.trace(MODEL, ["abc def gh"], "def", quiet=True, **{name: 1})
+    )
+
+
 @pytest.mark.parametrize(("name", "bad"), [(name, bad) for name, values in BAD_SWEEPS.items() for bad in values])
 def test_options_of_a_sweep(name, bad):
     options = {"sites": "z", "over": ("layer", "head"), name: bad}

@@ -98,10 +98,13 @@ def trace(
         noised: sd, samples, seed and of, as in `noise`; 3, 10, 0 and "noised" by default.
 
     Raises:
-        BadInput: a subject that is not in its prompt, or there more than once; window below 1; as `sweep`.
+        BadInput: a subject that is not in its prompt, or there more than once; window below 1; an option that neither
+            this nor `noise` has; as `sweep`.
         UnknownName: as `sweep`.
     """
     window = count(window, "window=, a number of layers,")
+    if unknown := sorted(set(noised) - set(Noise.__annotations__)):
+        raise BadInput(f"trace has no option {unknown[0]}=; of the noise there are {', '.join(Noise.__annotations__)}")
     pairs = _prompts(model, x, right)
     chosen = _subjects(model, pairs, subject)
     pairs = replace(pairs, spans=pairs.spans | _spans(pairs, chosen))
