@@ -225,6 +225,23 @@ def test_patching_the_logits_of_the_last_token_takes_each_rows_own(llama, side):
     torch.testing.assert_close(found, whole[torch.arange(3), batch.last], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_captured_logits_are_those_of_the_positions_asked_for(model, side):
+    rows = [[5, 6, 7, 8, 9], [10, 11, 12]]
+    batch, ends = model.tokens(rows, padding=side), torch.stack([model.run([row]).logits[0, -1] for row in rows])
+    for positions in (0, -2, [0, -1], slice(0, 2)):
+        with pytest.raises(BadInput, match="leave out logits='last'"):
+            model.run(batch, capture=["logits", "resid_post.1"], logits="last", positions=positions)
+    for positions in (None, "last", -1):
+        run = model.run(batch, capture="logits", logits="last", positions=positions)
+        torch.testing.assert_close(run.last("logits"), ends, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(run["logits"][:, -1], ends, rtol=1e-4, atol=1e-4)
+    early = model.run(batch, capture="logits", positions=-2)["logits"][:, 0]
+    torch.testing.assert_close(
+        early, torch.stack([model.run([row]).logits[0, -2] for row in rows]), rtol=1e-4, atol=1e-4
+    )
+
+
 def test_a_backward_hook_where_no_gradient_is_kept_is_refused(llama):
     with llama.hooks(bwd_hooks=[("blocks.1.hook_resid_post", lambda grad, hook: None)]):
         with pytest.raises(BadInput, match="grad=True"):

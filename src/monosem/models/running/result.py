@@ -37,6 +37,8 @@ class Run(Cache):
             if not bool(is_last.any(1).all()):
                 raise BadInput("this run did not keep the last token of every row; give it positions='last'")
             at = is_last.long().argmax(1)
+        elif self._site(site).shape[-1] == "vocab" and self.logits is not None and self.logits.ndim == 2:
+            at = torch.zeros_like(at)  # of a run with logits="last" it is the only one
         if self._site(site).query_axis == 2:
             value = value.transpose(1, 2)
         return value[torch.arange(len(self.tokens), device=value.device), at]
