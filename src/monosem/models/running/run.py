@@ -61,22 +61,20 @@ def run(
         EditDidNotFire: an edit that reached no token.
         SiteDidNotFire: a compiled or replaced forward goes past a captured site.
         BadInput: empty or over-long prompts, ids outside the vocabulary; a start of the wrong shape, or sites and edits
-            before it; positions or heads that are not there, or logits at positions that `logits="last"` leaves out; a
-            memory budget that a single row exceeds, or edits that cannot be split by rows; gradients inside
-            `torch.inference_mode()`.
+            before it; positions or heads that are not there, or left out by `logits="last"`; a memory budget that a
+            single row exceeds, or edits that cannot be split by rows; gradients inside `torch.inference_mode()`.
     """
     if model.device.type == "meta":
         raise BadInput(f"{model.name} was freed: load it again")
     tokens = model.tokens(x).to(model.device)
     sites, all_edits = sites_of(capture), edits_of(model, edits)
     refuse_parted(x, all_edits)
-    _check_asked(sites, logits)
     if start is not None:
         all_edits = _from_start(model, start, sites, all_edits)
     kept = None if positions is None and heads is None else Kept.of(model, tokens, positions, heads, sites)
     if grad and (kept or memory is not None):
         raise BadInput("gradients need whole activations of all rows: leave out positions=, heads= and memory=")
-    _check_unembedded(tokens, sites, kept, logits)
+    _check_asked(tokens, sites, kept, logits)
     session = Session(model, sites, all_edits, stop=logits is False, grad=grad, keep=kept)
     rows = len(tokens)
     if memory is not None:
@@ -114,19 +112,14 @@ def _edit(given: Any) -> EditLike:
     return given  # type: ignore[no-any-return]
 
 
-def _check_asked(sites: list[Site], logits: Any) -> None:
+def _check_asked(tokens: TokenBatch, sites: list[Site], kept: Kept | None, logits: Any) -> None:
     if logits not in (True, False, "last"):
         raise BadInput(f"logits= is True (every token), 'last' or False, not {logits!r:.40}")
     if logits is False and not sites:
         raise BadInput("nothing to run for: capture a site or ask for logits")
-
-
-def _check_unembedded(tokens: TokenBatch, sites: Iterable[Site], kept: Kept | None, logits: Any) -> None:
-    """Raises `BadInput` for logits that are to be kept of other tokens than are unembedded."""
     late = next((site for site in sites if site.shape[-1] == "vocab"), None)
-    if logits != "last" or late is None or kept is None or kept.columns is None:
-        return
-    if not torch.equal(kept.columns.cpu(), tokens.last[:, None].cpu()):
+    columns = None if kept is None or logits != "last" else kept.columns
+    if late is not None and columns is not None and not torch.equal(columns.cpu(), tokens.last[:, None].cpu()):
         raise BadInput(
             f"logits='last' unembeds the last token of each row alone, and {late} is to be kept at other positions: "
             "leave out logits='last', or give positions='last'"
