@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-oldest test-peers lint types format browser bench clean
+.PHONY: help setup demo test test-oldest test-peers lint types format browser bench evaluation clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,11 @@ bench:  ## measure against SAELens, TransformerLens and nnsight (own environment
 	@test -d .venv-bench/transformer-lens-4 || .venv-bench/bin/pip install --quiet --disable-pip-version-check --no-deps \
 		--target .venv-bench/transformer-lens-4 transformer-lens==4.3.0
 	.venv-bench/bin/python bench/run.py
+
+SHIPPED = $(patsubst src/monosem/assets/%/cfg.json,%,$(wildcard src/monosem/assets/smollm2/*/cfg.json))
+
+evaluation: $(READY)  ## every benchmark for the shipped dictionaries, in one report (runs/evaluation; goes on where it stopped)
+	OMP_NUM_THREADS=1 $(BIN)/monosem benchmark $(SHIPPED) --out runs/evaluation
 
 PEERS := .venv-peers
 

@@ -1,5 +1,6 @@
 """Harvesting, shuffling and resuming: exact against native Hugging Face, bit for bit after an interruption."""
 
+import resource
 from collections import Counter
 
 import pytest
@@ -384,6 +385,68 @@ def test_a_harvest_that_is_cut_off_goes_on(model, store, shards, tmp_path, monke
     assert before == {name: (tmp_path / name).stat().st_mtime_ns for name in done}
     for file in shards.path.iterdir():
         assert (tmp_path / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_full_disk_leaves_a_valid_harvest_that_goes_on(model, store, shards, tmp_path, monkeypatch):
+    """The system refuses files above 1 kB from the second shard on, which looks like a full disk to each library."""
+    run, calls = Model.run, []
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def filling(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 14:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        return run(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Model, "run", filling)
+        try:
+            with pytest.raises(BadFile, match="free some space"):
+                ActivationShards.build(model, store, SITES, tmp_path, **SHARDS)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    done = sorted(file.name for file in tmp_path.glob("*.safetensors"))
+    assert 0 < len(done) < len(shards._shards)
+    assert {file.name for file in tmp_path.iterdir()} - {file.name for file in shards.path.iterdir()} == set()
+    for name in done:
+        assert (tmp_path / name).read_bytes() == (shards.path / name).read_bytes()
+    with pytest.raises(BadFile, match=rf"shard-0000{len(done)}.safetensors is missing"):
+        ActivationShards(tmp_path)
+    ActivationShards.build(model, store, SITES, tmp_path, **SHARDS)
+    for file in shards.path.iterdir():
+        assert (tmp_path / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_lost_shard_is_named_and_made_again(model, store, shards, tmp_path):
+    ActivationShards.build(model, store, SITES, tmp_path, **SHARDS)
+    lost = tmp_path / "shard-00001.safetensors"
+    whole = lost.read_bytes()
+    lost.unlink()
+    with pytest.raises(BadFile, match=r"shard-00001.safetensors is missing.*run it again"):
+        ActivationShards(tmp_path)
+    ActivationShards.build(model, store, SITES, tmp_path, **SHARDS)
+    assert lost.read_bytes() == whole
+
+
+def test_documents_apart_are_harvested_apart(model, tmp_path):
+    """Each row is what the model gives for its document alone, padded with nothing before it."""
+    documents = ["the cat sat", "a dog ran on the mat"]
+    shards = ActivationShards.build(model, documents, "resid_post.1", tmp_path, context=8, apart=True, skip=ALL)
+    rows = shards.rows("resid_post.1", torch.arange(shards.tokens))
+    again = torch.cat(
+        [batch["resid_post.1"] for batch in harvest(model, documents, "resid_post.1", context=8, apart=True, skip=ALL)]
+    )
+    assert torch.equal(rows, again)
+    windows, positions = (shards.rows(place, torch.arange(shards.tokens)).long() for place in ("windows", "positions"))
+    ids = model.tokenizer(documents, add_special_tokens=False)["input_ids"]
+    assert shards.tokens == 8 * 2
+    for number, own in enumerate(ids):
+        alone = torch.tensor([[*model.prefix, *own]])
+        oracle = model.hf(alone, output_hidden_states=True).hidden_states[2][0]
+        mine = rows[(windows == number) & (positions < len(oracle))]
+        torch.testing.assert_close(mine, oracle)
+    with pytest.raises(BadInput, match="may hold two documents"):
+        harvest(model, TokenStore.build(model, documents, 8), "resid_post.1", apart=True)
 
 
 def test_shard_stream_shuffles_globally_and_resumes(shards):

@@ -5,6 +5,7 @@ import importlib
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import f1_score
 
 from monosem.benchmarks import ALL, DICTIONARY
 from monosem.benchmarks.absorption import AbsorptionConfig, Split, main_latents, probes_of, split_rows
@@ -73,18 +74,72 @@ def test_the_task_compares_the_dictionary_with_its_baselines(monkeypatch):
     assert set(scores.headline) == {DICTIONARY, "random dictionary", "raw dimensions"}
     assert "180 of 240 words" in scores.notes[0]
     assert scores.config["letters"] == list(LETTERS)
+    theirs = scores.table[scores.table["measure"].str.endswith("(sae-bench)")]
+    assert set(theirs["measure"]) == {"fraction (sae-bench)", "full (sae-bench)"}
 
 
-def test_a_model_that_cannot_spell_is_told_so(tmp_path):
-    path = tmp_path / "words.txt"
-    path.write_text("\n".join(a + b + c for a in "abcde" for b in "abcdef" for c in "xyzu"))
-    model, sae = tiny_model("llama", name="tiny"), tiny_dictionary()
-    config = AbsorptionConfig(words=str(path), words_per_letter=8)
-    with pytest.raises(BadInput, match=r"of \d+ words"):
-        task.absorption(model, sae, config, quiet=True)
+@pytest.mark.parametrize(("share", "sentence"), [(0.3, "hardly spells"), (0.0, "cannot spell")])
+def test_the_report_says_that_a_model_does_not_spell(monkeypatch, share, sentence):
+    x, letters, sae = planted(True)
+    few = spelled(x, letters)
+    few = few._replace(knows=torch.arange(len(letters)) % 10 < 10 * share)
+    monkeypatch.setattr(task, "spell", lambda *_: few)
+    scores = task.absorption(tiny_model("llama", name="tiny"), sae, AbsorptionConfig(most_latents=1), quiet=True)
+    assert any(sentence in note for note in scores.notes)
+    assert np.isnan(scores.headline[DICTIONARY].value) == (share == 0)
+    assert set(scores.headline) == {DICTIONARY, "random dictionary", "raw dimensions"}
+
+
+def test_letters_that_no_probe_finds_are_told(monkeypatch):
+    x, letters, sae = planted(True)
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(5))
+    monkeypatch.setattr(task, "spell", lambda *_: spelled(noise, letters))
+    scores = task.absorption(tiny_model("llama", name="tiny"), sae, AbsorptionConfig(least_f1=0.9), quiet=True)
+    assert "No probe finds a first letter" in scores.notes[-1]
+    assert np.isnan(scores.headline[DICTIONARY].value)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_best_threshold_is_the_best_of_all(seed):
+    """F1 of scikit-learn at every threshold is the oracle; equal scores are on one side."""
+    rng = np.random.default_rng(seed)
+    y = rng.random(60) < 0.15
+    scores = (rng.normal(size=60) + y).round(1)
+    threshold, reached = task.best_threshold(torch.tensor(scores), torch.tensor(y))
+    assert reached == pytest.approx(f1_score(y, scores > threshold))
+    assert reached == pytest.approx(max(f1_score(y, scores >= at) for at in scores))
+    lower = [at for at in np.unique(scores) if f1_score(y, scores >= at) >= reached - 1e-12]
+    assert threshold < lower[0]
+
+
+def test_each_word_is_asked_for_once_and_read_where_it_stands():
+    """What is read at a word, and what the model says of it, are those of the prompt cut after that word's question."""
+    model, words = tiny_model("llama", name="tiny"), ["cat", "dog", "mat", "sat", "ran", "sea", "tree"]
+    config, sae = AbsorptionConfig(examples=1, questions=2, batch_size=2), tiny_dictionary()
+    prompts = task.prompts_of(model, words, config)
+    assert sorted(number for prompt in prompts for number in prompt.words) == list(range(len(words)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(task, "drawn_words", lambda *_: words)
+        found = task.spell(model, sae, config, quiet=True)
+    assert found.words == words
+    after = model.bare(task.QUESTION)
+    for prompt in prompts:
+        for number, place in zip(prompt.words, prompt.at):
+            word = model.bare(f" {words[number]}")
+            assert prompt.ids[place : place + len(word)] == word
+            cut = prompt.ids[: place + len(word) + len(after)]
+            assert cut[-len(after) :] == after
+            run = model.run([cut], capture=[sae.site], logits="last")
+            torch.testing.assert_close(found.x[number], run[sae.site][0, place], atol=1e-5, rtol=1e-4)
+            said = model.text([int(run.logits.flatten(0, -2)[0].argmax())]).strip().lower()
+            assert bool(found.knows[number]) == (said == words[number][0])
+            assert place >= len(model.prefix) + 1 + len(after)  # an example before
+
+
+def test_a_transcoder_is_refused():
     transcoder = tiny_dictionary("relu", site="mlp_in.1", site_out="mlp_out.1")
     with pytest.raises(BadInput, match="not a transcoder"):
-        task.absorption(model, transcoder, config, quiet=True)
+        task.absorption(tiny_model("llama", name="tiny"), transcoder, quiet=True)
 
 
 def test_main_latents_are_those_that_separate_in_units_of_their_spread():
@@ -138,10 +193,6 @@ def test_words_are_drawn_alike_and_are_one_token(tmp_path):
     assert words == task.drawn_words(Speller, config)
     assert {letter: [w[0] for w in words].count(letter) for letter in "abcz"} == {"a": 30, "b": 30, "c": 30, "z": 0}
     assert task.drawn_words(Speller, AbsorptionConfig(words=str(path), words_per_letter=30, seed=1)) != words
-    prompt = task._prompt(words[0], words, 3, np.random.default_rng(0))
-    assert prompt.count("\n") == 3
-    assert prompt.endswith(f" {words[0]} has the first letter:")
-    assert f" {words[0]} has" not in prompt.rsplit("\n", 1)[0]
 
 
 def test_bad_input(tmp_path):

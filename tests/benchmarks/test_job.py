@@ -1,5 +1,6 @@
 """`benchmark`: what is kept, what is measured again, and what the report says."""
 
+import importlib
 import json
 
 import pytest
@@ -10,6 +11,7 @@ from monosem.errors import BadInput, Mismatch, UnknownName
 from tiny import tiny_model
 from tiny_dictionaries import random_tensors, tiny_dictionary
 
+job = importlib.import_module("monosem.benchmarks.job")
 SETTINGS = {"core": {"tokens": 1000, "context": 32}, "sparse_probing": {"sets": ["facts"], "most": 100, "draws": 20}}
 TASKS = ("core", "sparse_probing")
 
@@ -78,6 +80,22 @@ def test_what_was_measured_is_kept_and_only_the_rest_is_measured(model, pair, do
     assert calls == ["0", "1", "1"]
     benchmark(model, pair, folder=tmp_path, tasks=["core"], fresh=True, **options)
     assert len(calls) == 5
+
+
+def test_tasks_that_are_not_defined_for_a_dictionary_are_left_out_unless_they_were_asked_for(
+    model, pair, tmp_path, monkeypatch
+):
+    transcoder = tiny_dictionary("relu", site="mlp_in.1", site_out="mlp_out.1")
+    monkeypatch.setattr(job, "BENCHMARKS", {name: BENCHMARKS[name] for name in ("core", "scr")})
+    settings = {"core": SETTINGS["core"]}
+    done = benchmark(model, {"t": transcoder}, folder=tmp_path / "all", settings=settings, quiet=True)
+    assert set(done.scores["t"]) == {"core"}
+    assert "need a dictionary of one site" in done.results["left_out"][0]
+    assert "need a dictionary of one site" in (done.folder / "report.md").read_text()
+    assert "need a dictionary of one site" in done.html.read_text()
+    for asked in ({"tasks": ["scr"]}, {"settings": settings | {"scr": {"sentences": 80}}}):
+        with pytest.raises(BadInput, match="need a dictionary of one site"):
+            benchmark(model, {"t": transcoder}, folder=tmp_path / "one", quiet=True, **asked)
 
 
 def test_bad_input(model, pair, tmp_path):

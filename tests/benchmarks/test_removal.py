@@ -19,13 +19,14 @@ from monosem.benchmarks.removal import (
     saebench_tpp_effects,
     without,
 )
-from monosem.benchmarks.scr import Texts, _accuracies, _scores, occupation_texts, probes_of
+from monosem.benchmarks.scr import MEASURES, Readings, Texts, _scores, apart, occupation_texts, probes_of, readings
 from monosem.benchmarks.sparse_probing import Binary, mean_codes
 from monosem.benchmarks.tpp import _selectivity
 from monosem.errors import BadInput
 from tiny import tiny_model
 from tiny_dictionaries import random_tensors, tiny_dictionary
 
+SIDES, HOWS = ("biased", "ablated 1"), ("ablated 1", "mean 1", "sae-bench 1")
 PROMPTS = ["the cat sat on the mat", "the dog ran", "a dog and the cat ran on and on and on"]
 
 
@@ -109,27 +110,76 @@ def planted(entangled, offset=0.0):
 def both_ways(x, made, config):
     held, measured = {RAW: x, DICTIONARY: x}, {DICTIONARY: identity()}
     probes = {name: probes_of(x.double(), made, name) for name in ("profession", "gender")}
-    return {name: _accuracies(held, DICTIONARY, measured, made, one, config) for name, one in probes.items()}
+    return {name: readings(held, DICTIONARY, measured, made, one, config) for name, one in probes.items()}
+
+
+def found_of(x, made):
+    """(data, measure) -> interval, of one latent ablated."""
+    config = ScrConfig(ns=(1,), draws=50)
+    return {(one.data, one.measure): one.interval for one in _scores(DICTIONARY, 1, both_ways(x, made, config), config)}
 
 
 @pytest.mark.parametrize(("entangled", "low", "high"), [(False, 0.65, 1.2), (True, -1.5, 0.7)])
 def test_a_latent_of_its_own_brings_back_what_the_bias_cost(entangled, low, high):
     x, made = planted(entangled)
-    config = ScrConfig(ns=(1,), draws=50)
-    right = both_ways(x, made, config)
-    assert right["profession"]["clean"].mean() > right["profession"]["biased"].mean() + 0.1
-    score = next(one for one in _scores(DICTIONARY, 1, right, config) if one.data == "profession")
-    assert low < score.interval.value < high
-    assert score.interval.low <= score.interval.value <= score.interval.high
+    right = both_ways(x, made, ScrConfig(ns=(1,), draws=50))["profession"]
+    assert right.right("clean").mean() > right.right("biased").mean() + 0.1
+    found = found_of(x, made)
+    for measure in ("scr (accuracy)", "scr"):
+        interval = found["profession", measure]
+        assert low < interval.value < high, measure
+        assert interval.low <= interval.value <= interval.high
+
+
+def test_scr_is_what_the_probe_loses_of_the_unwanted_less_what_it_loses_of_the_wanted():
+    """A slow formula from the classes' means; where every latent is one of both, nothing is selective."""
+    x, made = planted(entangled=True)
+    right = both_ways(x, made, ScrConfig(ns=(1,), draws=50))
+    found = found_of(x, made)
+    for name, one in right.items():
+        left = []
+        for label in (one.unwanted, one.wanted):
+            gaps = [one.scores[how][label == 1].mean() - one.scores[how][label == 0].mean() for how in SIDES]
+            left.append(gaps[1] / gaps[0])
+        expected = dict(zip(MEASURES, (left[1] - left[0], 1 - left[0], 1 - left[1])))
+        for measure, value in expected.items():
+            assert found[name, measure].value == pytest.approx(value), measure
+    assert found[ALL, "scr"].value == pytest.approx(np.mean([found[name, "scr"].value for name in right]))
+
+
+def test_scr_has_no_floor():
+    """Where one attribute is ten times as plain, half of it may go before a row changes sides: accuracy says 0."""
+    wanted, unwanted = np.tile([0, 0, 1, 1], 30), np.tile([0, 1], 60)
+    before, after = (a * (1 - 2 * unwanted) + (wanted - 0.5) for a in (10.0, 5.0))
+    one = Readings({"clean": wanted - 0.5, "biased": before, **dict.fromkeys(HOWS, after)}, wanted, unwanted)
+    scores = _scores(DICTIONARY, 1, {"profession": one, "gender": one}, ScrConfig(ns=(1,), draws=50))
+    found = {(score.data, score.measure): score.interval.value for score in scores}
+    assert found["gender", "scr (accuracy)"] == 0
+    assert found["gender", "scr"] == pytest.approx(0.5)
+    assert found[ALL, "unwanted removed"] == pytest.approx(0.5)
+    assert found[ALL, "wanted removed"] == pytest.approx(0)
+    unbiased = one._replace(scores=one.scores | {"biased": wanted - 0.5})
+    scores = _scores(DICTIONARY, 1, {"profession": unbiased}, ScrConfig(ns=(1,), draws=50))
+    assert all(np.isnan(score.interval.value) for score in scores if score.measure in MEASURES[:2])
+
+
+def test_means_of_draws_are_those_of_the_rows_drawn():
+    rng = np.random.default_rng(0)
+    score, label = rng.normal(size=8), np.tile([0, 1], 4)
+    rows = rng.integers(0, 4, 4)
+    drawn = np.concatenate([[2 * row, 2 * row + 1] for row in rows])
+    times = np.bincount(rows, minlength=4).repeat(2)[None].astype(float)
+    expected = score[drawn][label[drawn] == 1].mean() - score[drawn][label[drawn] == 0].mean()
+    assert apart(score, label, times)[0] == pytest.approx(expected)
 
 
 def test_a_latent_that_is_always_active_is_better_set_to_its_mean():
-    """Ablated to 0 it shifts every score of the probe by the same amount, so that one class gets all texts."""
-    config = ScrConfig(ns=(1,), draws=50)
-    scores = _scores(DICTIONARY, 1, both_ways(*planted(False, offset=3.0), config), config)
-    found = {one.measure: one.interval.value for one in scores if one.data == "profession"}
-    assert found["scr (set to mean)"] > 0.65
-    assert found["scr"] < 0.5
+    """Ablated to 0 it shifts every score of the probe by the same amount, so that one class gets all texts; "scr" takes
+    no notice."""
+    found = found_of(*planted(False, offset=3.0))
+    assert found["profession", "scr (accuracy, set to mean)"].value > 0.65
+    assert found["profession", "scr (accuracy)"].value < 0.5
+    assert found["profession", "scr"].value > 0.65
 
 
 @pytest.mark.parametrize("entangled", [False, True])
@@ -154,6 +204,44 @@ def test_only_the_probe_of_the_class_suffers(entangled):
         assert value < 0.25
     else:
         assert value > 0.3
+
+
+def test_nothing_of_scr_is_chosen_on_test_rows():
+    """With other labels on the test rows, probes, latents and so the scores of every row stay the same."""
+    x, made = planted(True)
+    test = made.part == 2
+    other = {name: torch.where(test, 1 - label, label) for name, label in made.labels.items()}
+    config = ScrConfig(ns=(1, 3), draws=50)
+    first, second = both_ways(x, made, config), both_ways(x, made._replace(labels=other), config)
+    for name, one in first.items():
+        assert one.scores.keys() == second[name].scores.keys()
+        for how, scores in one.scores.items():
+            assert np.array_equal(scores, second[name].scores[how]), how
+        assert not np.array_equal(one.wanted, second[name].wanted)
+
+
+def test_nothing_of_tpp_is_chosen_on_test_rows():
+    """With all labels of test rows turned over, what was right is wrong: each score is the negative of what it was."""
+    draw, config = torch.Generator().manual_seed(0), TppConfig(ns=(1, 2), draws=20)
+    label = torch.arange(300) % 3
+    x = torch.randn(300, 6, generator=draw)
+    x[torch.arange(300), label] += 1
+    values = []
+    for turned in (False, True):
+        tasks, shuffle = [], torch.Generator().manual_seed(1)
+        for one in range(3):
+            rows = [torch.where(label == one)[0], torch.where(label != one)[0][torch.randperm(200, generator=shuffle)]]
+            parts = [torch.cat([part[a:b] for part in rows]) for a, b in ((0, 40), (40, 60), (60, 100))]
+            positive = (label == one).long()
+            positive[parts[2]] = 1 - positive[parts[2]] if turned else positive[parts[2]]
+            tasks.append(Binary(str(one), *parts, positive))
+        # rows of one task's test may be another's training: each task has labels of its own
+        probes = [fitted(x[t.train], t.positive[t.train], x[t.validation], t.positive[t.validation]) for t in tasks]
+        held, measured = {RAW: x, DICTIONARY: x}, {DICTIONARY: identity()}
+        values.append(_selectivity(held, DICTIONARY, measured, tasks, probes, config))
+    for key, (value, _) in values[0].items():
+        assert value == pytest.approx(-values[1][key][0]), key
+    assert values[0]["tpp", 1][0] > 0.05
 
 
 def test_texts_of_occupations_are_balanced_and_no_occupation_is_in_two_parts():

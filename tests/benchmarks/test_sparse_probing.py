@@ -1,6 +1,7 @@
 """Sparse probing: splits, pooling, and sets whose answer is known."""
 
 import gzip
+import importlib
 import json
 import sys
 
@@ -16,6 +17,7 @@ from monosem.errors import BadFile, BadInput, MissingExtra, UnknownName
 from tiny import tiny_model
 from tiny_dictionaries import random_tensors, tiny_dictionary
 
+probing = importlib.import_module("monosem.benchmarks.sparse_probing")
 FILL = ("the", "on", "mat", "sat", "ran", "and")
 
 
@@ -57,6 +59,26 @@ def test_negatives_and_splits_belong_to_the_seed_alone():
         for part in task[1:4]:
             assert int(task.positive[part].sum()) * 2 == len(part)
     assert len(list(binaries(Labelled("two", *texts()), 0))) == 1
+
+
+def test_nothing_is_chosen_on_test_texts(model, monkeypatch, file):
+    """With the labels of test rows turned over, the area above a curve is what was below it, for every arm and k."""
+    said, labels = texts(120)
+    config, found = ProbingConfig(sets=(file(labels, said),), ks=(1, 5), draws=20), []
+    whole = probing.binaries
+
+    def turned(one, seed):
+        for task in whole(one, seed):
+            positive = task.positive.clone()
+            positive[task.test] = 1 - positive[task.test]
+            yield task._replace(positive=positive)
+
+    for split in (whole, turned):
+        monkeypatch.setattr(probing, "binaries", split)
+        table = sparse_probing(model, tiny_dictionary(), config, quiet=True).table
+        found.append(table[table["measure"] == "auroc"]["value"].to_numpy())
+    assert found[0] == pytest.approx(1 - found[1])
+    assert np.abs(found[0] - 0.5).max() > 0.3
 
 
 @pytest.mark.parametrize("kind", ["topk", "abstopk"])

@@ -267,10 +267,12 @@ def test_train_then_evaluate(run: Callable[..., Result], home: Path, tmp_path: P
 def test_a_config_file_is_the_same_as_options_and_options_win(run: Callable[..., Result], tmp_path: Path) -> None:
     run(f"{TRAIN} --tokens 2000 --out {tmp_path}/a")
     run(f"train {tmp_path}/a/config.yaml --out {tmp_path}/b --quiet")
-    run(f"train {tmp_path}/a/config.yaml --out {tmp_path}/c --seed 1 --quiet")
+    run(f"train {tmp_path}/a/config.yaml --out {tmp_path}/c --seed 1 --apart --quiet")
     a, b, c = (load_dictionary(tmp_path / name / "dictionary").W_enc for name in "abc")
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
+    told = [yaml.safe_load((tmp_path / name / "config.yaml").read_text())["apart"] for name in "ac"]
+    assert told == [False, True]
 
 
 def test_the_help_names_every_kind_and_when_to_use_it() -> None:

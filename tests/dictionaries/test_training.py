@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -418,6 +419,21 @@ def counted_runs(monkeypatch: pytest.MonkeyPatch, at: int | None = None, do: Any
 
     monkeypatch.setattr(Model, "run", counted)
     return seen
+
+
+@pytest.mark.parametrize("given", ["file", "documents"])
+def test_apart_no_window_of_a_training_holds_two_documents(tiny_model, tmp_path, monkeypatch, given) -> None:
+    model, documents = tiny_model("llama", name="tiny"), ["cat " * 9, "dog " * 5, "mat " * 30] * 40
+    (tmp_path / "text.jsonl").write_text("".join(f'{{"text": "{one}"}}\n' for one in documents))
+    source = {"texts": documents} if given == "documents" else {}
+    for apart in (True, False):
+        config = job(tmp_path, apart=apart, texts=[str(tmp_path / "text.jsonl")])
+        with monkeypatch.context() as patch, suppress(BadInput):  # of three words, few latents live
+            seen = counted_runs(patch)
+            train(config, folder=tmp_path / str(apart), model=model, quiet=True, **source)
+        words = [model.bare(" " + word)[-1] for word in ("cat", "dog", "mat")]
+        kinds = [sum(word in row for word in words) for ids in seen for row in ids.tolist()]
+        assert (max(kinds) == 1) == apart
 
 
 def test_a_run_reads_each_token_once_and_no_more_than_it_trains_on(

@@ -127,6 +127,7 @@ def harvest(
     skip: SkipRule | None = None,
     dtype: torch.dtype | None = None,
     context: int = 256,
+    apart: bool = False,
     thresholds: Mapping[str, float] | None = None,
 ) -> Harvest:
     """Activations at `sites` for every token of `texts` that the skip rule keeps.
@@ -137,6 +138,7 @@ def harvest(
         batch_size: windows a forward pass.
         skip: `SkipRule()` by default: special tokens, the first position, and norm outliers are left out and counted.
         dtype: of the result; the model's by default.
+        apart: of documents: no window has tokens of two.
         thresholds: outlier thresholds of an earlier harvest (`.thresholds`) instead of calibrating anew.
 
     Raises:
@@ -145,7 +147,7 @@ def harvest(
     """
     if batch_size < 1:
         raise BadInput(f"batch_size must be at least 1, not {batch_size}")
-    store = as_store(model, texts, context)
+    store = as_store(model, texts, context, apart=apart)
     return Harvest(model, store, as_sites(model, sites), batch_size, skip or SkipRule(), dtype, thresholds)
 
 

@@ -84,6 +84,7 @@ class ActivationShards:
         skip: SkipRule | None = None,
         dtype: torch.dtype | None = None,
         context: int = 256,
+        apart: bool = False,
         shard_windows: int = 512,
         quiet: bool = True,
     ) -> Self:
@@ -92,6 +93,7 @@ class ActivationShards:
         Args:
             texts: a `TokenStore`, windows of token ids, or documents (then packed in memory).
             dtype: of the files; the model's by default.
+            apart: of documents: no window has tokens of two.
             shard_windows: windows a file.
 
         Raises:
@@ -100,7 +102,7 @@ class ActivationShards:
         """
         if batch_size < 1 or shard_windows < 1:
             raise BadInput(f"batch_size and shard_windows must be at least 1; got {batch_size} and {shard_windows}")
-        store = as_store(model, texts, context)
+        store = as_store(model, texts, context, apart=apart)
         rule, wanted = skip or SkipRule(), as_sites(model, sites)
         config = HarvestConfig(
             model=model.name,

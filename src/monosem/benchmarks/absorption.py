@@ -1,7 +1,10 @@
 """First-letter absorption: are the latents of a letter silent where latents of single words take their place?"""
 
 import gzip
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,15 +27,20 @@ from .task import ALL, Score, Scores, TaskConfig, mean_interval, resampled
 
 SHARES = (0.5, 0.25)  # of the words: those that probes are fitted on, those that models are chosen on; the rest is test
 FEWEST = 8  # words of a letter that the model spells, below which the letter is left out
+SPELLS = 0.5  # share of words whose letter a model says, below which the notes say that it hardly spells
 STRENGTHS = (1.0, 0.1, 0.01, 0.001)  # of the probe's regularisation; ties go to the first
-TEMPLATE = " {word} has the first letter:"
+QUESTION = " has the first letter:"  # after " word"; the answer is " W", in a line of its own
+VARIANTS = {"monosem": "", "saebench": " (sae-bench)"}  # of `absorbing` -> how its measures end
+NOTHING = Interval(float("nan"), float("nan"), float("nan"))
 INTERVAL = "95 %, the test words of each letter drawn again; Wilson's of a letter's full absorption"
 
 
 class AbsorptionConfig(TaskConfig):
     words: str | None = Field(default=None, description="file with a word a line; default: the bundled list")
-    words_per_letter: int = Field(default=60, ge=FEWEST, description="words of each letter, drawn by the seed")
-    examples: int = Field(default=4, ge=1, description="other words, with their letters, before the word in its prompt")
+    words_per_letter: int = Field(default=120, ge=FEWEST, description="words of each letter, drawn by the seed")
+    examples: int = Field(default=4, ge=1, description="words with their letters that a prompt begins with")
+    questions: int = Field(default=12, ge=1, description="words that a prompt then asks for, each with its answer")
+    batch_size: int = Field(8, ge=1, description="prompts a forward pass; decides no number beyond rounding")
     most_latents: int = Field(default=10, ge=1, description="most latents that may share a letter")
     jump: float = Field(default=0.03, ge=0, description="what one more latent must add to F1")
     least_f1: float = Field(
@@ -47,6 +55,14 @@ class Spelled(NamedTuple):
     words: list[str]
     x: Float[Tensor, "n d"]
     knows: Bool[Tensor, "n"]
+
+
+class Prompt(NamedTuple):
+    """Token ids; which words they ask for, and where each of these stands."""
+
+    ids: list[int]
+    words: list[int]
+    at: list[int]
 
 
 class Split(NamedTuple):
@@ -75,48 +91,73 @@ def absorption(
 ) -> Scores:
     """Absorption of first letters, as SAEBench defines it (arXiv:2409.14507), of the dictionary and its baselines.
 
-    The model spells words after `examples` others (" cat has the first letter:"). Activations are read at the word. A
-    logistic probe of each letter is fitted on half of the words; its penalty, and which letters count (F1), are chosen
-    on a quarter; the last quarter is the test. Main latents of a letter: k-sparse probes on the latents that separate
-    its training words best, in standard deviations; one more is taken while F1 on the second quarter jumps. Then each
-    test word that the probe gets right is judged (`absorbing.absorbed`).
+    The model spells words after `examples` others (" cat has the first letter: C"), several in a prompt, each with its
+    answer. Activations are read at the word. A logistic probe of each letter is fitted on half of the words; its
+    penalty, its threshold, and which letters count (F1), are chosen on a quarter; the last quarter is the test. Main
+    latents of a letter: k-sparse probes on the latents that separate its training words best, in standard deviations;
+    one more is taken while F1 on the second quarter jumps. Then each test word that the probe gets right is judged
+    (`absorbing.absorbed`).
 
-    Measures: "fraction" (mean absorption fraction), "full" (share of full absorption), "latents" (main ones a letter),
-    each a mean over letters; data are "all" and the letters. Without "main_share" and "rebuilt_share" a low number says
-    little: what main latents, and what all latents, give of the projection on the probe. Where that is next to
-    nothing, nothing can be absorbed.
+    Measures: "fraction" (mean absorption fraction), "full" (share of full absorption), both also "(sae-bench)" by that
+    tool's rules for a word, and "latents" (main ones a letter), each a mean over letters; data are "all" and the
+    letters. Without "main_share" and "rebuilt_share" a low number says little: what main latents, and what all latents,
+    give of the projection on the probe. Where that is next to nothing, nothing can be absorbed.
 
     Words of more than one token are left out; test words whose letter the model does not say are, too, and counted in
-    the notes.
+    the notes. Where a model cannot spell, or no letter has a good probe, all numbers are NaN and the notes say why.
 
     Raises:
-        BadInput: a transcoder, a tokenizer with hardly any word of one token, a model that can spell next to nothing.
+        BadInput: a transcoder, a tokenizer with hardly any word of one token.
         BadFile: no such file. Mismatch: a dictionary of another model.
     """
     config = config or AbsorptionConfig.parse({})
     dictionary.check(model)
     if dictionary.transcoder:
         raise BadInput("absorption needs a dictionary that reads and writes at one site, not a transcoder")
-    spelled = spell(model, dictionary, config, quiet)
+    asked = spell(model, dictionary, config, quiet)
+    spelled = enough(asked)
     letters = [word[0] for word in spelled.words]
     split = split_rows(letters, config.seed)
-    probes = probes_of(spelled.x, letters, split)
+    probes = probes_of(spelled.x, letters, split) if len(set(letters)) > 1 else []
     good = [one for one in probes if one.f1 > config.least_f1]
-    prompts = [TEMPLATE.format(word=word) for word in spelled.words[:200]]
+    sample = [f" {word}{QUESTION}" for word in asked.words[:200]]
     scores: list[Score] = []
-    for arm, one in arms(model, dictionary, prompts, seed=config.seed).items():
+    for arm, one in arms(model, dictionary, sample, seed=config.seed).items():
         say(f"absorption: {arm}", quiet)
         scores += _scores(arm, one, spelled, split, good, config)
-    known, tested = int(spelled.knows.sum()), int(spelled.knows[split.test].sum())
     judged = sum(len(judged_rows(one, spelled, split)) for one in good)
-    notes = [
-        f"{model.name} says the first letter of {known} of {len(letters)} words; the others are not tested "
-        f"({tested} of {len(split.test)} test words are)",
-        f"{len(good)} of {len(probes)} letters have a probe with F1 above {config.least_f1:g} "
-        f"({''.join(one.letter for one in good)}): {judged} words; SAEBench reports nothing below 20 letters",
-    ]
+    notes = _notes(model.name, asked, spelled, split, probes, good, judged, config)
     told: dict[str, Any] = {"interval": INTERVAL, "letters": [one.letter for one in good]}
     return Scores.of("absorption", scores, "fraction", notes=notes, **config.model_dump(mode="json"), **told)
+
+
+def _notes(
+    name: str,
+    asked: Spelled,
+    spelled: Spelled,
+    split: Split,
+    probes: Sequence[Letter],
+    good: Sequence[Letter],
+    judged: int,
+    config: AbsorptionConfig,
+) -> list[str]:
+    said, total = int(asked.knows.sum()), len(asked.words)
+    if not probes:
+        return [f"{name} cannot spell: it says the first letter of {said} of {total} words, so that no word is judged."]
+    tested = int(spelled.knows[split.test].sum())
+    notes = [
+        f"{name} says the first letter of {said} of {total} words; the others are not tested ({tested} of "
+        f"{len(split.test)} test words are)."
+    ]
+    if said < SPELLS * total:
+        notes.append(f"{name} hardly spells: these numbers are about the few words that it does.")
+    notes.append(
+        f"{len(good)} of {len(probes)} letters have a probe with F1 above {config.least_f1:g} "
+        f"({''.join(one.letter for one in good)}): {judged} words are judged; SAEBench wants 20 letters."
+    )
+    if not good:
+        notes.append("No probe finds a first letter at this site, so that no word is judged.")
+    return notes
 
 
 # ---------------------------------------------------------------------- words
@@ -150,36 +191,52 @@ def drawn_words(model: Model, config: AbsorptionConfig) -> list[str]:
 
 
 def spell(model: Model, dictionary: Dictionary, config: AbsorptionConfig, quiet: bool = False) -> Spelled:
-    """Words of the letters that the model says often enough."""
+    """Asks the model for the first letter of each drawn word."""
     words = drawn_words(model, config)
-    rng = np.random.default_rng(config.seed + 1)
-    after = len(model.bare(TEMPLATE.format(word="")[1:]))
-    prompts = [_prompt(word, words, config.examples, rng) for word in words]
-    x, knows = [], []
+    x: list[Tensor | None] = [None] * len(words)
+    knows = torch.zeros(len(words), dtype=torch.bool)
+    after = len(model.bare(QUESTION))
     with Meter("absorption: words", total=len(words), unit="word", quiet=quiet) as meter:
-        for start in range(0, len(words), config.batch_size):
-            some = slice(start, start + config.batch_size)
-            run = model.run(prompts[some], capture=[dictionary.site], positions=-1 - after, logits="last")
-            said = [model.text([token]) for token in _last(run.logits).argmax(-1).tolist()]
-            knows += [one.strip().lower() == word[0] for one, word in zip(said, words[some])]
-            x.append(run[dictionary.site].flatten(1).float().cpu())
-            meter.advance(len(said))
-    enough = [w[0] for w, known in zip(words, knows) if known]
-    kept = [i for i, word in enumerate(words) if enough.count(word[0]) >= FEWEST]
-    if len({words[i][0] for i in kept}) < 2:
-        raise BadInput(f"{model.name} says the first letter of {sum(knows)} of {len(words)} words: it cannot spell")
-    return Spelled([words[i] for i in kept], torch.cat(x)[kept], torch.tensor(knows)[kept])
+        for _, alike in groupby(prompts_of(model, words, config), key=lambda prompt: len(prompt.ids)):  # no padding
+            for some in _sliced(list(alike), config.batch_size):
+                run = model.run([prompt.ids for prompt in some], capture=[dictionary.site])
+                assert run.logits is not None
+                for row, prompt in enumerate(some):
+                    said = run.logits[row, [place + after for place in prompt.at]].argmax(-1).tolist()
+                    states = run[dictionary.site][row, prompt.at].flatten(1).float().cpu()
+                    for number, token, state in zip(prompt.words, said, states):
+                        x[number] = state
+                        knows[number] = model.text([token]).strip().lower() == words[number][0]
+                    meter.advance(len(said))
+    return Spelled(words, torch.stack([state for state in x if state is not None]), knows)
 
 
-def _prompt(word: str, words: Sequence[str], n: int, rng: np.random.Generator) -> str:
-    others = [other for other in rng.choice(words, n + 1, replace=False) if other != word][:n]
-    shown = [f"{TEMPLATE.format(word=other)} {other[0].upper()}\n" for other in others]
-    return "".join(shown) + TEMPLATE.format(word=word)
+def enough(asked: Spelled) -> Spelled:
+    """The words of letters of which the model knows enough words."""
+    known = Counter(word[0] for word, knows in zip(asked.words, asked.knows.tolist()) if knows)
+    kept = [number for number, word in enumerate(asked.words) if known[word[0]] >= FEWEST]
+    return Spelled([asked.words[number] for number in kept], asked.x[kept], asked.knows[kept])
 
 
-def _last(logits: Tensor | None) -> Float[Tensor, "batch vocab"]:
-    assert logits is not None
-    return logits.flatten(0, -2)
+def prompts_of(model: Model, words: Sequence[str], config: AbsorptionConfig) -> list[Prompt]:
+    """Prompts that together ask for each word once, after examples that they do not ask for; sorted by length."""
+    rng = np.random.default_rng(config.seed + 1)
+    order, question, line = rng.permutation(len(words)).tolist(), model.bare(QUESTION), model.bare("\n")
+    found = []
+    for asked in _sliced(order, config.questions):
+        drawn = rng.permutation(len(words))[: config.examples + len(asked)].tolist()
+        examples = [number for number in drawn if number not in asked][: config.examples]
+        ids, at = list(model.prefix), []
+        for number in (*examples, *asked):
+            at.append(len(ids))
+            word = words[number]
+            ids += [*model.bare(f" {word}"), *question, *model.bare(f" {word[0].upper()}"), *line]
+        found.append(Prompt(ids, asked, at[len(examples) :]))
+    return sorted(found, key=lambda prompt: len(prompt.ids))
+
+
+def _sliced(values: list[Any], size: int) -> Iterator[list[Any]]:
+    return (values[start : start + size] for start in range(0, len(values), size))
 
 
 def split_rows(letters: Sequence[str], seed: int) -> Split:
@@ -204,10 +261,27 @@ def probes_of(x: Float[Tensor, "n d"], letters: Sequence[str], split: Split) -> 
         made = []
         for letter, y in is_letter.items():
             probe = logistic(x[split.train], y[split.train], strength, balanced=True)
-            made.append(Letter(letter, probe, f1(probe.score(x[split.validation]) > 0, y[split.validation])))
+            shift, reached = best_threshold(probe.score(x[split.validation]), y[split.validation])
+            made.append(Letter(letter, replace(probe, bias=probe.bias - shift), reached))
         if not best or np.mean([one.f1 for one in made]) > np.mean([one.f1 for one in best]):
             best = made
     return best
+
+
+def best_threshold(scores: Float[Tensor, "n"], y: Bool[Tensor, "n"]) -> tuple[float, float]:
+    """The threshold above which F1 is the largest, and that F1; of equal ones the lowest.
+
+    Classes in balance put the threshold where both are mistaken for each other equally often; of 25 letters, the other
+    24 then win by number, and F1 stays low although the probe sees the letter.
+    """
+    order = scores.argsort(descending=True, stable=True)
+    ranked, hits = scores[order], y[order].cumsum(0).double()
+    found = 2 * hits / (torch.arange(1, len(y) + 1) + int(y.sum()))
+    last = torch.cat([ranked[1:] < ranked[:-1], torch.ones(1, dtype=torch.bool)])  # equal scores go together
+    found = torch.where(last, found, 0.0)
+    at = int((found == found.max()).nonzero()[-1])
+    below = ranked[at + 1] if at + 1 < len(ranked) else ranked[at] - 1
+    return float((ranked[at] + below) / 2), float(found[at])
 
 
 def main_latents(
@@ -245,7 +319,7 @@ def _scores(
     x, letters = spelled.x, [word[0] for word in spelled.words]
     acts = dictionary.encode(x.to(dictionary.W_enc.device)).dense().float().cpu()
     W_dec = dictionary.W_dec.float().cpu()
-    judged: list[Absorbed] = []
+    judged: dict[str, list[tuple[str, Absorbed]]] = {variant: [] for variant in VARIANTS}
     sizes, main_shares, rebuilt_shares = [], [], []
     for one in good:
         is_letter = torch.tensor([letter == one.letter for letter in letters])
@@ -253,18 +327,27 @@ def _scores(
         rest = split.train[~is_letter[split.train]]
         hits = judged_rows(one, spelled, split)
         means = (x[rest].mean(0), acts[rest].mean(0))
-        given = parts(x[hits], acts[hits], W_dec, one.direction, rest=means)
-        judged.append(absorbed(given, main))
         sizes.append(float(len(main)))
         if len(hits):
+            for variant, kept in judged.items():
+                rows = parts(x[hits], acts[hits], W_dec, one.direction, rest=means, variant=variant)
+                kept.append((one.letter, absorbed(rows, main, variant=variant)))
+            given = parts(x[hits], acts[hits], W_dec, one.direction, rest=means)
             total = float(given.projection.sum())
             main_shares.append(float(given.given[:, main].sum()) / total)
             rebuilt_shares.append(float(given.given.sum()) / total)
+    scores = [score for variant, kept in judged.items() for score in _rates(arm, kept, VARIANTS[variant], config)]
+    beside = {"latents": sizes, "main_share": main_shares, "rebuilt_share": rebuilt_shares}
+    for name, values in beside.items():
+        scores.append(Score(arm, ALL, name, None, bootstrap_mean(values, seed=config.seed)))
+    return scores
+
+
+def _rates(arm: str, kept: Sequence[tuple[str, Absorbed]], suffix: str, config: AbsorptionConfig) -> list[Score]:
+    """ "fraction" and "full" of each letter and of all."""
     rng = np.random.default_rng(config.seed + 3)
-    kept = [(one.letter, found) for one, found in zip(good, judged) if len(found.full)]
-    fractions, fulls = rates([found for _, found in kept])
     scores = []
-    for measure, values in (("fraction", fractions), ("full", fulls)):
+    for measure, values in zip(("fraction", "full"), rates([found for _, found in kept])):
         drawn = []
         for (letter, found), value in zip(kept, values):
             each = getattr(found, measure).double().numpy()
@@ -273,11 +356,8 @@ def _scores(
             own = Interval(value, float(low), float(high))
             if measure == "full":
                 own = wilson(int(each.sum()), len(each))
-            scores.append(Score(arm, letter, measure, None, own))
-        whole = mean_interval(values, drawn) if kept else Interval(float("nan"), float("nan"), float("nan"))
-        scores.append(Score(arm, ALL, measure, None, whole))
-    beside = {"latents": sizes, "main_share": main_shares, "rebuilt_share": rebuilt_shares}
-    scores += [Score(arm, ALL, name, None, bootstrap_mean(values, seed=config.seed)) for name, values in beside.items()]
+            scores.append(Score(arm, letter, measure + suffix, None, own))
+        scores.append(Score(arm, ALL, measure + suffix, None, mean_interval(values, drawn) if kept else NOTHING))
     return scores
 
 

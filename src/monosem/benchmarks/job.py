@@ -86,7 +86,7 @@ def benchmark(
 
     Args:
         dictionaries: name in the report -> dictionary.
-        tasks: rows of `BENCHMARKS`; default: all of them.
+        tasks: rows of `BENCHMARKS`; default: all that are defined for the dictionary (the report names the others).
         settings: task -> fields of its config that differ from the defaults.
         fresh: forget what the folder holds.
 
@@ -111,12 +111,18 @@ def benchmark(
     origin = provenance(model)
     with claim(home, config, work="scores/*.json", made_with=origin, fresh=fresh):
         (home / "scores").mkdir(exist_ok=True)
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {called: {} for called in dictionaries}
+        left_out: list[str] = []
         for called, dictionary in dictionaries.items():
-            found[called] = {
-                name: _scores(home, called, dictionary, model, name, one, quiet) for name, one in configs.items()
-            }
-        results = {"config": config.model_dump(mode="json"), "origin": origin, "scores": found}
+            for name, one in configs.items():
+                try:
+                    found[called][name] = _scores(home, called, dictionary, model, name, one, quiet)
+                except BadInput as error:
+                    if tasks is not None or name in given:  # it was asked for
+                        raise
+                    left_out.append(f"{called}, {name}: {error}")
+                    say(f"left out: {left_out[-1]}", quiet)
+        results = {"config": config.model_dump(mode="json"), "origin": origin, "scores": found, "left_out": left_out}
         report.write(results, home)
     return BenchmarkReport(results, home)
 
@@ -144,10 +150,11 @@ def _scores(
         held = read_object(path)
         if held.get("told") == told:
             return dict(held["scores"])
-    began = time.monotonic()
+    began, worked = time.monotonic(), time.process_time()
     say(f"{called}: {name}", quiet)
     scores = BENCHMARKS[name].run(model, dictionary, config, quiet=quiet)
     made = scores.to_dict()
     made["config"]["seconds"] = round(time.monotonic() - began, 1)
+    made["config"]["processor_seconds"] = round(time.process_time() - worked, 1)
     write_json(path, {"told": told, "scores": made})
     return made

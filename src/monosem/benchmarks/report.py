@@ -17,6 +17,7 @@ from .task import ALL, DICTIONARY, RANDOM, RAW, Scores
 
 ROOM = "monosem.benchmarks"
 ENDS = ("value", "low", "high")
+TIMES = ("seconds", "processor_seconds")
 PARETO = {"fve": "share of variance explained", "ce_recovered": "share of the loss recovered"}
 
 
@@ -135,14 +136,19 @@ def _facts(results: Mapping[str, Any]) -> dict[str, Any]:
                 "details": [_details(called, scores) for called, scores in tasks.items()],
                 "notes": list(dict.fromkeys(note for scores in tasks.values() for note in scores.notes)),
                 "interval": first.config.get("interval", "95 %"),
-                "seconds": {called: scores.config.get("seconds") for called, scores in tasks.items()},
-                "settings": {k: v for k, v in first.config.items() if k not in ("interval", "seconds")},
+                "times": {
+                    f"{kind.replace('_', ' ')}, {called}": scores.config.get(kind)
+                    for called, scores in tasks.items()
+                    for kind in TIMES
+                },
+                "settings": {k: v for k, v in first.config.items() if k not in ("interval", *TIMES)},
             }
         )
     return {
         "sections": sections,
         "names": list(results["scores"]),
         "origin": results["origin"],
+        "left_out": results["left_out"],
         "baselines": [RANDOM, RAW],
         "headline": _headline(results),
     }

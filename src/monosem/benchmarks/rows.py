@@ -25,7 +25,7 @@ BENCHMARKS: dict[str, Task] = {
         "what they should (0 to 1, lower is better; 1 in every word is full replacement).",
         AbsorptionConfig,
         absorption,
-        minutes=3,
+        minutes=None,
     ),
     "sparse_probing": Task(
         "Sparse probing",
@@ -33,7 +33,7 @@ BENCHMARKS: dict[str, Task] = {
         "is chance, 1 perfect). A dictionary is worth having where few latents do better than as many raw dimensions.",
         ProbingConfig,
         sparse_probing,
-        minutes=10,
+        minutes=None,
     ),
     "disentanglement": Task(
         "Disentanglement (RAVEL)",
@@ -61,12 +61,12 @@ BENCHMARKS: dict[str, Task] = {
     ),
     "scr": Task(
         "Spurious correlation removal (SCR)",
-        "A probe learns a profession where it always comes with one gender, or the other way round. How much of the "
-        "accuracy that this costs comes back when the latents of the unwanted attribute are ablated (1 is all of it, 0 "
-        "nothing, below 0 it got worse).",
+        "A probe learns a profession where it always comes with one gender, or the other way round. How much of what "
+        "it took from the unwanted attribute is lost when the latents of that attribute are ablated, less what is lost "
+        "of the wanted one (1: the unwanted one is gone, the wanted one untouched; 0: no difference between them).",
         ScrConfig,
         scr,
-        minutes=5,
+        minutes=1,
     ),
     "tpp": Task(
         "Targeted probe perturbation (TPP)",

@@ -1,5 +1,5 @@
 """Spurious correlation removal: a probe trained where two attributes always go together; does ablating the latents of
-the unwanted one bring back what the probe should have learnt?
+the unwanted one free the probe from it, and leave it the other?
 
 Texts say a profession (health or trade) and a pronoun (he or she). In the biased rows the two go together; test rows
 hold all four kinds alike. No occupation is in two parts.
@@ -38,11 +38,12 @@ from .task import ALL, RAW, Score, Scores, TaskConfig
 MAIN = 10
 SMALL_GAP = 0.02  # accuracy lost to the bias below which there is nothing to bring back
 ATTRIBUTES = ("profession", "gender")
+MEASURES = ("scr", "unwanted removed", "wanted removed")
 
 
 class ScrConfig(TaskConfig):
     ns: tuple[int, ...] = Field((2, 5, 10, 20, 50), min_length=1, description="numbers of latents that are ablated")
-    sentences: int = Field(120, ge=60, description="each comes with he and with she")
+    sentences: int = Field(460, ge=60, description="each comes with he and with she")
     context: int = Field(128, ge=2, description="tokens of a text")
     draws: int = Field(500, ge=20, description="of a bootstrap of the test rows")
 
@@ -64,15 +65,37 @@ class Probes(NamedTuple):
     wanted: str
 
 
+class Readings(NamedTuple):
+    """What probes say of the test rows (name -> scores), and both of their attributes (0 or 1)."""
+
+    scores: dict[str, Float[np.ndarray, "rows"]]
+    wanted: Int[np.ndarray, "rows"]
+    unwanted: Int[np.ndarray, "rows"]
+
+    def right(self, name: str) -> Float[np.ndarray, "rows"]:
+        """1 for each row that the probe gets right, else 0."""
+        return ((self.scores[name] > 0) == (self.wanted == 1)).astype(float)
+
+
 def scr(model: Model, dictionary: Dictionary, config: ScrConfig | None = None, *, quiet: bool = False) -> Scores:
-    """(accuracy after the ablation - before) / (accuracy of an unbiased probe - before), 1 being all that was lost.
+    """How selectively ablating the latents of the unwanted attribute frees a biased probe from it.
 
     Data "profession": a probe of the profession, biased by gender, whose gender latents are ablated; "gender" the other
-    way round. "all" is the ratio of the sums of both. Latents are chosen on training rows by `effects` on a probe of
-    the unwanted attribute; probes choose their strength on validation rows. The value is not cut at 0 and 1, and is NaN
-    where the bias costs less than 0.02. Ablated to 0, a latent that is active in all texts also moves every score of
-    the probe by a constant, as in sae-bench; "scr (set to mean)" leaves the latent at its mean on training rows.
-    Intervals are over the test sentences drawn again.
+    way round. "all" is the mean of both. Latents are chosen on training rows by `effects` on a probe of the unwanted
+    attribute; probes choose their strength on validation rows.
+
+    "scr" compares scores, which have no floor: with u how far the biased probe's mean score of the two kinds of the
+    unwanted attribute lies apart on test rows, w the same for the wanted one and u', w' after the ablation, it is
+    w' / w - u' / u: 1 where the probe loses the unwanted attribute alone, 0 where it loses both alike or nothing. Its
+    parts are "unwanted removed" (1 - u' / u) and "wanted removed" (1 - w' / w). NaN where the probe did not learn the
+    unwanted attribute for certain (the 95 % interval of u has 0 in it).
+
+    "scr (accuracy)" is what sae-bench defines: (accuracy after the ablation - before) / (accuracy of an unbiased probe
+    - before); of "all", the ratio of the sums; NaN where the bias costs less than 0.02. Where one attribute is much
+    plainer than the other, the biased probe reads it alone: half of it can go before one test row changes sides.
+    Ablated to 0, a latent that is active in all texts also moves every score by a constant, as in sae-bench; "(set to
+    mean)" leaves it at its mean on training rows. "scr" is the same for both. "scr (sae-bench)" takes that tool's
+    latents and rules. Intervals are over the test sentences drawn again.
 
     Raises: as `mean_codes`. BadInput: a transcoder, or a dictionary that normalises each token.
     """
@@ -84,14 +107,18 @@ def scr(model: Model, dictionary: Dictionary, config: ScrConfig | None = None, *
     with Meter("scr", total=len(prompts), unit="texts", quiet=quiet) as meter:
         held = mean_codes(model, measured, prompts, batch_size=config.batch_size, meter=meter)
     probes = {wanted: probes_of(held[RAW].double(), made, wanted) for wanted in ATTRIBUTES}
-    scores, gaps = [], []
+    scores: list[Score] = []
     for arm in measured:
-        accuracies = {wanted: _accuracies(held, arm, measured, made, probes[wanted], config) for wanted in ATTRIBUTES}
+        read = {wanted: readings(held, arm, measured, made, probes[wanted], config) for wanted in ATTRIBUTES}
         for n in config.ns:
-            scores += _scores(arm, n, accuracies, config)
-        gaps = [float((one["clean"] - one["biased"]).mean()) for one in accuracies.values()]
-    lost = " and ".join(f"{gap:.3f} ({wanted})" for gap, wanted in zip(gaps, ATTRIBUTES))
-    notes = [f"The bias costs the probes {lost} of accuracy; a score is a share of that."]
+            scores += _scores(arm, n, read, config)
+    costs = " and ".join(f"{_gap(one):.3f} ({wanted})" for wanted, one in read.items())
+    leans = " and ".join(f"{_lean(one):.2f} ({wanted})" for wanted, one in read.items())
+    notes = [
+        f"The bias costs the probes {costs} of accuracy; an accuracy score is a share of that.",
+        f"The biased probes lean on the unwanted attribute {leans} times as much as on the wanted one; much more than "
+        "1: accuracy is at its floor and hardly moves.",
+    ]
     main = MAIN if MAIN in config.ns else max(config.ns)
     interval = "95 %, test sentences drawn again"
     return Scores.of("scr", scores, "scr", main, notes=notes, interval=interval, **config.model_dump(mode="json"))
@@ -111,32 +138,32 @@ def occupation_texts(config: ScrConfig) -> Texts:
     return Texts(texts, {"profession": profession, "gender": gender}, part)
 
 
-def _accuracies(
+def readings(
     held: Mapping[str, Tensor],
     arm: str,
     measured: Mapping[str, Dictionary],
     made: Texts,
     probes: Probes,
     config: ScrConfig,
-) -> dict[str, np.ndarray]:
-    """What is right on each test row: of the unbiased probe ("clean"), of the biased one ("biased"), and of the biased
-    one after n latents were ablated ("ablated 10"), set to their mean ("mean 10") or ablated as sae-bench does."""
+) -> Readings:
+    """Scores of the test rows: of the unbiased probe ("clean"), of the biased one ("biased"), and of the biased one
+    after n latents were ablated ("ablated 10"), set to their mean ("mean 10") or ablated as sae-bench does."""
     x, codes, written = means_and_rows(held, arm, measured)
     clean, biased, spurious, wanted = probes
     y, other = made.labels[wanted], made.labels[_unwanted(wanted)]
     test, training = made.part == 2, made.part == 0
 
-    def right(probe: Probe, x: Tensor) -> np.ndarray:
-        return ((probe.score(x[test]) > 0) == (y[test] == 1)).double().numpy()
+    def scored(probe: Probe, x: Tensor) -> np.ndarray:
+        return probe.score(x[test]).numpy()
 
-    found = {"clean": right(clean, x), "biased": right(biased, x)}
+    found = {"clean": scored(clean, x), "biased": scored(biased, x)}
     given = (codes[training], other[training], written, direction(spurious))
     ours, theirs = effects(*given), saebench_scr_effects(*given)
     for n in config.ns:
-        found[f"ablated {n}"] = right(biased, without(x, codes, written, chosen(ours, n)))
-        found[f"mean {n}"] = right(biased, without(x, codes, written, chosen(ours, n), codes[training].mean(0)))
-        found[f"sae-bench {n}"] = right(biased, without(x, codes, written, saebench_chosen(theirs, n)))
-    return found
+        found[f"ablated {n}"] = scored(biased, without(x, codes, written, chosen(ours, n)))
+        found[f"mean {n}"] = scored(biased, without(x, codes, written, chosen(ours, n), codes[training].mean(0)))
+        found[f"sae-bench {n}"] = scored(biased, without(x, codes, written, saebench_chosen(theirs, n)))
+    return Readings(found, y[test].numpy(), other[test].numpy())
 
 
 def probes_of(x: Float[Tensor, "n d"], made: Texts, wanted: str) -> Probes:
@@ -156,29 +183,66 @@ def _probe(x: Tensor, y: Tensor, part: Tensor, used: Tensor) -> Probe:
     return fitted(x[first], y[first], x[second], y[second])
 
 
-def _scores(arm: str, n: int, accuracies: Mapping[str, Mapping[str, np.ndarray]], config: ScrConfig) -> list[Score]:
+def _scores(arm: str, n: int, read: Mapping[str, Readings], config: ScrConfig) -> list[Score]:
     rng = np.random.default_rng(config.seed)
-    size = len(next(iter(accuracies.values()))["clean"]) // 2
+    size = len(next(iter(read.values())).wanted) // 2
     times = np.concatenate([np.ones((1, size)), rng.multinomial(size, np.full(size, 1 / size), size=config.draws)])
-    times = times.repeat(2, axis=1) / (2 * size)  # the two forms of a sentence go together
-    lost = {wanted: times @ (right["clean"] - right["biased"]) for wanted, right in accuracies.items()}
+    times = times.repeat(2, axis=1)  # the two forms of a sentence go together
     scores = []
-    for measure, how in (("scr", "ablated"), ("scr (set to mean)", "mean")):
-        gained = {wanted: times @ (right[f"{how} {n}"] - right["biased"]) for wanted, right in accuracies.items()}
-        scores += [Score(arm, wanted, measure, n, _ratio(gained[wanted], lost[wanted])) for wanted in accuracies]
-        scores.append(Score(arm, ALL, measure, n, _ratio(sum(gained.values()), sum(lost.values()))))
-    means = {wanted: {name: float(one.mean()) for name, one in right.items()} for wanted, right in accuracies.items()}
-    worse = min(means.values(), key=lambda one: one["biased"])
+    parts = {wanted: _parts(one, n, times) for wanted, one in read.items()}
+    for measure in MEASURES:
+        drawn = {wanted: part[measure] for wanted, part in parts.items()}
+        drawn[ALL] = np.mean(list(drawn.values()), axis=0)
+        scores += [Score(arm, data, measure, n, _interval(values)) for data, values in drawn.items()]
+    lost = {wanted: times @ (one.right("clean") - one.right("biased")) for wanted, one in read.items()}
+    for measure, how in (("scr (accuracy)", "ablated"), ("scr (accuracy, set to mean)", "mean")):
+        gained = {data: times @ (one.right(f"{how} {n}") - one.right("biased")) for data, one in read.items()}
+        scores += [Score(arm, data, measure, n, _ratio(gained[data], lost[data], 2 * size)) for data in read]
+        scores.append(Score(arm, ALL, measure, n, _ratio(sum(gained.values()), sum(lost.values()), 2 * size)))
+    means = [{name: float(one.right(name).mean()) for name in one.scores} for one in read.values()]
+    worse = min(means, key=lambda one: one["biased"])
     theirs = saebench_scr(worse["clean"], worse["biased"], worse[f"sae-bench {n}"])
-    if len({one["biased"] for one in means.values()}) > 1:  # where both are the same, sae-bench reports nothing
+    if len({one["biased"] for one in means}) > 1:  # where both are the same, sae-bench reports nothing
         scores.append(Score(arm, ALL, "scr (sae-bench)", n, Interval(theirs, float("nan"), float("nan"))))
     return scores
 
 
-def _ratio(gained: np.ndarray, lost: np.ndarray) -> Interval:
-    """The first number of each belongs to the test rows themselves, the others to draws of them."""
-    values = np.divide(gained, lost, out=np.full_like(gained, np.nan), where=lost >= SMALL_GAP)
+def _parts(one: Readings, n: int, times: Float[np.ndarray, "draws rows"]) -> dict[str, Float[np.ndarray, "draws"]]:
+    """`MEASURES` of a probe, for the test rows themselves and for each draw of them; NaN without a bias."""
+    left = []
+    for label, sign in ((one.unwanted, -1), (one.wanted, 1)):  # the two go against each other in the biased rows
+        before, after = (sign * apart(one.scores[name], label, times) for name in ("biased", f"ablated {n}"))
+        learnt = np.quantile(before, PERCENTILES[0]) > 0
+        left.append(after / before if learnt else np.full(len(times), np.nan))
+    unwanted, wanted = left
+    return dict(zip(MEASURES, (wanted - unwanted, 1 - unwanted, 1 - wanted)))
+
+
+def apart(
+    score: Float[np.ndarray, "rows"], label: Int[np.ndarray, "rows"], times: Float[np.ndarray, "draws rows"]
+) -> Float[np.ndarray, "draws"]:
+    """Mean score of label 1 minus that of label 0, where each row counts so many times."""
+    means = [times @ (score * (label == side)) / (times @ (label == side)) for side in (1, 0)]
+    return means[0] - means[1]
+
+
+def _gap(one: Readings) -> float:
+    return float((one.right("clean") - one.right("biased")).mean())
+
+
+def _lean(one: Readings) -> float:
+    once = np.ones((1, len(one.wanted)))
+    unwanted, wanted = (apart(one.scores["biased"], label, once)[0] for label in (one.unwanted, one.wanted))
+    return float(-unwanted / wanted)
+
+
+def _interval(values: Float[np.ndarray, "draws"]) -> Interval:
+    """The first number belongs to the test rows themselves, the others to draws of them."""
     if np.isnan(values[0]):
         return Interval(float("nan"), float("nan"), float("nan"))
     low, high = np.nanquantile(values[1:], PERCENTILES)
     return Interval(float(values[0]), float(low), float(high))
+
+
+def _ratio(gained: np.ndarray, lost: np.ndarray, rows: int) -> Interval:
+    return _interval(np.divide(gained, lost, out=np.full(len(lost), np.nan), where=lost >= SMALL_GAP * rows))

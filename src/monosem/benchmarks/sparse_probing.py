@@ -33,7 +33,7 @@ L0_TEXTS = 64  # of each set, on which L0 is measured
 class ProbingConfig(TaskConfig):
     sets: tuple[str, ...] = Field((), description="bundled names, files, sae-probes:NAME; default: all bundled sets")
     ks: tuple[int, ...] = Field((1, 2, 5, 16), min_length=1, description="numbers of latents")
-    most: int = Field(200, ge=100, description="texts of a set, of each class alike; the first of a larger set")
+    most: int = Field(700, ge=100, description="texts of a set, of each class alike; the first of a larger set")
     context: int = Field(128, ge=2, description="tokens of a text; the rest of a longer one is left out")
     draws: int = Field(500, ge=20, description="of a bootstrap of the test rows")
     peers: bool = Field(False, description="also what sae-bench and sae-probes would report (needs scikit-learn)")
@@ -75,10 +75,12 @@ def sparse_probing(
     measured = arms(model, dictionary, [ids for one in texts.values() for ids in one[:L0_TEXTS]], seed=config.seed)
     found: dict[tuple[str, str, int], list[Held]] = {}
     scores: list[Score] = []
+    training: list[int] = []
     with Meter("sparse probing", total=sum(map(len, texts.values())), unit="texts", quiet=quiet) as meter:
         for one in sets:
             held = mean_codes(model, measured, texts[one.name], batch_size=config.batch_size, meter=meter)
             for task in binaries(one, config.seed):
+                training.append(len(task.train))
                 for arm, X in held.items():
                     order = ranked(X[task.train], task.positive[task.train])
                     for k in config.ks:
@@ -89,7 +91,12 @@ def sparse_probing(
     scores += _summary(found, list(measured), [one.name for one in sets], config.ks)
     main = 5 if 5 in config.ks else max(config.ks)
     interval = "95 %, test rows drawn again within their class"
-    return Scores.of("sparse_probing", scores, "auroc", main, interval=interval, **config.model_dump(mode="json"))
+    notes = [
+        f"The best of {dictionary.width:,} latents are those of {min(training):,} to {max(training):,} training texts; "
+        "on a hundred or so that is partly luck, and more latents may then do worse than fewer."
+    ]
+    settings = config.model_dump(mode="json")
+    return Scores.of("sparse_probing", scores, "auroc", main, notes=notes, interval=interval, **settings)
 
 
 def mean_codes(

@@ -151,8 +151,8 @@ class Task:
     """A row of `BENCHMARKS`.
 
     title: of its section in a report. meaning: what its main number says, in a sentence or two, and which way is good.
-    config: the class of its settings. run: the function. minutes: for the shipped dictionary with the default
-        settings on two cores that other work shared, measured; None: not measured.
+    config: the class of its settings. run: the function. minutes: of processor time for the shipped dictionary with the
+        default settings, measured on one thread; None: not measured.
     """
 
     title: str

@@ -36,7 +36,7 @@ WAYS: dict[str, tuple[Callable[..., Tensor], Callable[[Tensor, int], Tensor]]] =
 class TppConfig(TaskConfig):
     sets: tuple[str, ...] = Field(("emotions", "languages"), min_length=1, description="sets of three classes or more")
     ns: tuple[int, ...] = Field((2, 5, 10, 20, 50), min_length=1, description="numbers of latents that are ablated")
-    most: int = Field(200, ge=100, description="texts of a set, of each class alike")
+    most: int = Field(700, ge=100, description="texts of a set, of each class alike")
     context: int = Field(128, ge=2, description="tokens of a text")
     draws: int = Field(500, ge=20, description="of a bootstrap of the test rows")
 

@@ -114,7 +114,7 @@ def benchmarks(json: Json = False) -> None:
     from ..benchmarks import BENCHMARKS
 
     rows = [(name, one.title, one.meaning, one.minutes) for name, one in BENCHMARKS.items()]
-    show("benchmarks", ["benchmark", "title", "what it measures", "minutes on two cores"], rows, json)
+    show("benchmarks", ["benchmark", "title", "what it measures", "processor minutes"], rows, json)
 
 
 def sites(model: ModelArgument = "smollm2", trust_remote_code: Trust = False, json: Json = False) -> None:

@@ -54,6 +54,9 @@ class Training:
     sparsity: Annotated[float | None, option("X", "Weight of the penalty of relu, gated and jumprelu.")] = None
     target_l0: Annotated[float | None, option("N", "Active latents a token that jumprelu aims at.")] = None
     context: Annotated[int | None, option("N", "Tokens a window (default: 256).")] = None
+    apart: Annotated[
+        bool | None, flag("No window holds two documents; short ones are filled up.", "--apart/--no-apart")
+    ] = None
     batch_tokens: Annotated[int | None, option("N", "Tokens a step (default: 4096).")] = None
     buffer_tokens: Annotated[int | None, option("N", "Tokens that are shuffled together.")] = None
     lr: Annotated[float | None, option("X", "Peak learning rate (default: by width, batch and steps).")] = None

@@ -18,16 +18,24 @@ TextSource = TokenStore | Int[Tensor, "n context"] | Iterable[Document | str]
 
 
 def as_store(
-    model: Any, source: TextSource, context: int, *, tokens: int | None = None, counted: Counter | None = None
+    model: Any,
+    source: TextSource,
+    context: int,
+    *,
+    tokens: int | None = None,
+    counted: Counter | None = None,
+    apart: bool = False,
 ) -> TokenStore:
     """A text source as a token store; documents are packed in memory into windows of `context`.
 
     Args:
         tokens: at most so many, in whole windows; None for all.
         counted: how many tokens of each window count towards `tokens`; None: all.
+        apart: no window has tokens of two documents, as in `TokenStore.build`.
 
     Raises:
-        BadInput: a bare string, too little text, windows longer than the model's context, tokens below 1.
+        BadInput: a bare string, too little text, windows longer than the model's context, tokens below 1, windows that
+            were packed without `apart` where it is asked for.
         Mismatch: a store of another model's tokenizer.
     """
     if tokens is not None and tokens < 1:
@@ -42,9 +50,13 @@ def as_store(
             raise BadInput("windows of a corpus have no padding; give the texts themselves, or rows of one length")
         source = batch.ids
     if not isinstance(source, TokenStore | Tensor | np.ndarray):
-        return TokenStore.build(model, source, context, tokens=tokens, counted=counted)
+        return TokenStore.build(model, source, context, tokens=tokens, counted=counted, apart=apart)
     store = source if isinstance(source, TokenStore) else TokenStore.of(source)
     store.check(model)
+    if apart and not store.packing.apart:
+        raise BadInput(
+            "these windows may hold two documents each: give documents, or TokenStore.build(..., apart=True)"
+        )
     if store.context > model.cfg.n_ctx:
         raise BadInput(f"windows of {store.context} tokens are longer than the model's context {model.cfg.n_ctx}")
     if tokens is None:

@@ -41,6 +41,10 @@ class RunSettings(JobConfig):
         default=MOST_SKIPPED, ge=0, le=1, description="share of a path's rows without text above which reading stops"
     )
     context: int = Field(default=256, gt=0, description="tokens a window when the activations are read")
+    apart: bool = Field(
+        default=False,
+        description="no window holds two documents; short ones are filled up with separators, which are left out",
+    )
     batch_size: int = Field(default=16, gt=0, description="windows a forward pass when the activations are read")
     dtype: str | None = Field(default=None, description="the model's; None: as load_model chooses")
     source: Literal["stream", "shards"] = Field(

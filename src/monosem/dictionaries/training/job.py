@@ -141,12 +141,13 @@ def _store(config: AnyConfig, model: Model, texts: TextSource | None, quiet: boo
     def counted(windows: Int[np.ndarray, "n context"]) -> Int[np.ndarray, "n"]:
         return np.count_nonzero(~np.isin(windows[:, first:], special), axis=1)
 
+    how: dict[str, Any] = {"tokens": limit, "counted": counted, "apart": config.apart}
     if texts is not None:
-        return as_store(model, texts, config.context, tokens=limit, counted=counted)
+        return as_store(model, texts, config.context, **how)
     if not config.texts:
         raise BadInput("no text to train on: give --text PATH or texts: in the config")
     documents = _documents(config, model, config.texts, quiet, config.seed)
-    return TokenStore.build(model, documents, config.context, tokens=limit, counted=counted, quiet=quiet)
+    return TokenStore.build(model, documents, config.context, **how, quiet=quiet)
 
 
 def _documents(config: AnyConfig, model: Model, paths: list[str], quiet: bool, seed: int = 0) -> Iterable[Document]:
