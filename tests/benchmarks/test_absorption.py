@@ -112,15 +112,15 @@ def test_the_best_threshold_is_the_best_of_all(seed):
     assert threshold < lower[0]
 
 
-def test_each_word_is_asked_for_once_and_read_where_it_stands():
+def test_each_word_is_asked_for_once_and_read_where_it_stands(monkeypatch):
     """What is read at a word, and what the model says of it, are those of the prompt cut after that word's question."""
     model, words = tiny_model("llama", name="tiny"), ["cat", "dog", "mat", "sat", "ran", "sea", "tree"]
     config, sae = AbsorptionConfig(examples=1, questions=2, batch_size=2), tiny_dictionary()
+    monkeypatch.setattr(task, "QUESTION", " on")  # the tiny model's context is short
     prompts = task.prompts_of(model, words, config)
     assert sorted(number for prompt in prompts for number in prompt.words) == list(range(len(words)))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(task, "drawn_words", lambda *_: words)
-        found = task.spell(model, sae, config, quiet=True)
+    monkeypatch.setattr(task, "drawn_words", lambda *_: words)
+    found = task.spell(model, sae, config, quiet=True)
     assert found.words == words
     after = model.bare(task.QUESTION)
     for prompt in prompts:

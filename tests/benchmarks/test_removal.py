@@ -225,7 +225,7 @@ def test_nothing_of_tpp_is_chosen_on_test_rows():
     draw, config = torch.Generator().manual_seed(0), TppConfig(ns=(1, 2), draws=20)
     label = torch.arange(300) % 3
     x = torch.randn(300, 6, generator=draw)
-    x[torch.arange(300), label] += 1
+    x[torch.arange(300), label] += 2.5
     values = []
     for turned in (False, True):
         tasks, shuffle = [], torch.Generator().manual_seed(1)

@@ -92,7 +92,7 @@ def scr(model: Model, dictionary: Dictionary, config: ScrConfig | None = None, *
 
     "scr (accuracy)" is what sae-bench defines: (accuracy after the ablation - before) / (accuracy of an unbiased probe
     - before); of "all", the ratio of the sums; NaN where the bias costs less than 0.02. Where one attribute is much
-    plainer than the other, the biased probe reads it alone: half of it can go before one test row changes sides.
+    plainer than the other, the biased probe reads it alone, and much of it can go before many test rows change sides.
     Ablated to 0, a latent that is active in all texts also moves every score by a constant, as in sae-bench; "(set to
     mean)" leaves it at its mean on training rows. "scr" is the same for both. "scr (sae-bench)" takes that tool's
     latents and rules. Intervals are over the test sentences drawn again.
@@ -221,7 +221,7 @@ def _parts(one: Readings, n: int, times: Float[np.ndarray, "draws rows"]) -> dic
 def apart(
     score: Float[np.ndarray, "rows"], label: Int[np.ndarray, "rows"], times: Float[np.ndarray, "draws rows"]
 ) -> Float[np.ndarray, "draws"]:
-    """Mean score of label 1 minus that of label 0, where each row counts so many times."""
+    """Mean score of label 1 minus the mean score of label 0, where each row counts so many times."""
     means = [times @ (score * (label == side)) / (times @ (label == side)) for side in (1, 0)]
     return means[0] - means[1]
 

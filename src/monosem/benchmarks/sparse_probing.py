@@ -92,7 +92,7 @@ def sparse_probing(
     main = 5 if 5 in config.ks else max(config.ks)
     interval = "95 %, test rows drawn again within their class"
     notes = [
-        f"The best of {dictionary.width:,} latents are those of {min(training):,} to {max(training):,} training texts; "
+        f"The best of {dictionary.width:,} latents are chosen on {min(training):,} to {max(training):,} texts; "
         "on a hundred or so that is partly luck, and more latents may then do worse than fewer."
     ]
     settings = config.model_dump(mode="json")
