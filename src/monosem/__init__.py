@@ -35,6 +35,7 @@ _PUBLIC = {
     "statistics": "monosem.statistics",
     "latents": "monosem.latents",
     "directions": "monosem.directions",
+    "probes": "monosem.probes",
     "steering": "monosem.steering",
     "studies": "monosem.studies",
 }

@@ -25,6 +25,7 @@ ROOMS = [
     "edits metrics data",
     "activations dictionaries",
     "components directions",
+    "probes",
     "patching",
     "lenses",
     "latents",

@@ -14,9 +14,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..errors import BadInput, require
+from ..probes.linear import effects
+from ..probes.newton import paths
 
 STRENGTHS = tuple(10.0**power for power in range(2, -5, -1))  # of the L2 penalty a row, strongest first
-NEWTON_STEPS = 30
 SMALL, FOLDED = 12, 128  # rows up to which sae-probes leaves two out, and below which it makes six folds
 
 
@@ -38,15 +39,7 @@ class Probe:
 def ranked(X: Float[Tensor, "n latents"], y: Int[Tensor, "n"]) -> Int[Tensor, "latents"]:
     """Latents by |mean of class 1 - mean of class 0| over the standard deviation within the classes, largest first;
     the louder of two equally telling latents does not come first. Ties go to the lower number."""
-    X, means, squares = X.double(), [], torch.zeros(X.shape[1], dtype=torch.float64)
-    for label in (0, 1):
-        rows = X[y == label]
-        means.append(rows.mean(0))
-        squares += (rows - means[-1]).square().sum(0)
-    gap, spread = (means[1] - means[0]).abs(), (squares / len(X)).sqrt()
-    # a latent that is constant within both classes tells them apart for certain, unless it is constant altogether
-    effect = torch.where(gap > 0, gap / spread.clamp(min=1e-12 * X.abs().amax(0).clamp(min=1e-300)), 0.0)
-    return effect.argsort(descending=True, stable=True)
+    return effects(X[None], y == 1)[0].argsort(descending=True, stable=True)
 
 
 def fitted(
@@ -59,8 +52,7 @@ def fitted(
     """An L2-regularised logistic probe whose strength has the least log loss on the validation rows; of equal ones,
     the strongest."""
     best: tuple[float, Probe] | None = None
-    for strength in sorted(strengths, reverse=True):
-        probe = logistic(X, y, strength)
+    for probe in _logistic(X, y, sorted(strengths, reverse=True)):
         scores = probe.score(X_validation)
         loss = float(torch.nn.functional.binary_cross_entropy_with_logits(scores, y_validation.double()))
         if best is None or loss < best[0] - 1e-9:
@@ -70,7 +62,7 @@ def fitted(
 
 
 def logistic(X: Float[Tensor, "n k"], y: Int[Tensor, "n"], strength: float, *, balanced: bool = False) -> Probe:
-    """The minimum of mean log loss + strength / 2 |w|² on standardised columns, by Newton's method; the bias is free.
+    """The minimum of mean log loss + strength / 2 |w|² on standardised columns; the bias is free.
 
     Args:
         balanced: both classes count alike, however many rows they have.
@@ -78,40 +70,19 @@ def logistic(X: Float[Tensor, "n k"], y: Int[Tensor, "n"], strength: float, *, b
     Raises:
         BadInput: rows of one class only.
     """
+    return _logistic(X, y, [strength], balanced)[0]
+
+
+def _logistic(X: Tensor, y: Tensor, strengths: Sequence[float], balanced: bool = False) -> list[Probe]:
     X, target = X.double(), y.double()
     if target.min() == target.max():
         raise BadInput("a probe needs training rows of both classes")
     mean, scale = X.mean(0), X.std(0, unbiased=False)
     scale = torch.where(scale > 0, scale, 1.0)
-    Z, turned = (X - mean) / scale, None
-    if Z.shape[1] > Z.shape[0]:  # the minimum lies in the span of the rows: fewer unknowns, the same probe
-        U, S, turned = torch.linalg.svd(Z, full_matrices=False)
-        Z = U * S
-    Z = torch.cat([Z, torch.ones_like(X[:, :1])], 1)
-    penalty = torch.full((Z.shape[1],), float(strength), dtype=torch.float64)
-    penalty[-1] = 0
     share = target.mean() if balanced else 0.5
     counts = 0.5 * (target / share + (1 - target) / (1 - share))
-    w = torch.zeros(Z.shape[1], dtype=torch.float64)
-
-    def loss(w: Tensor) -> float:
-        plain = torch.nn.functional.binary_cross_entropy_with_logits(Z @ w, target, weight=counts)
-        return float(plain + (penalty * w.square()).sum() / 2)
-
-    before = loss(w)
-    for _ in range(NEWTON_STEPS):
-        p = (Z @ w).sigmoid()
-        gradient = Z.T @ (counts * (p - target)) / len(Z) + penalty * w
-        hessian = (Z * (counts * p * (1 - p))[:, None]).T @ Z / len(Z) + torch.diag(penalty + 1e-10)
-        step = torch.linalg.solve(hessian, gradient)
-        while (now := loss(w - step)) > before and float(step.abs().max()) > 1e-12:
-            step = step / 2
-        w, done = w - step, before - now < 1e-13
-        before = now
-        if done:
-            break
-    weights = w[:-1] if turned is None else turned.T @ w[:-1]
-    return Probe(weights, float(w[-1]), mean, scale, strength)
+    W, b = paths(((X - mean) / scale)[None], y > 0, [strength * len(X) for strength in strengths], counts)
+    return [Probe(w[0], float(bias[0]), mean, scale, strength) for w, bias, strength in zip(W, b, strengths)]
 
 
 def f1(predicted: Bool[Tensor, "n"], y: Bool[Tensor, "n"]) -> float:

@@ -1,0 +1,120 @@
+"""Parts of rows that share no group, and rows that are nearly the same text as one group."""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ..errors import BadInput
+from .rows import Rows
+
+TRIES = 200
+PREFIX = 48  # letters and digits after which texts count as different
+
+
+class Parts(NamedTuple):
+    """Rows to fit on, to choose by (strength, place, threshold), and to measure on."""
+
+    train: Rows
+    validation: Rows
+    test: Rows
+
+
+def split(rows: Rows, shares: tuple[float, float, float] = (0.5, 0.2, 0.3), *, seed: int = 0) -> Parts:
+    """Training, validation and test rows: no group is in two parts, and each part has both classes.
+
+    Groups are drawn in random order, and each goes where most rows of its classes are still wanted.
+
+    Raises:
+        BadInput: shares that do not sum to 1, rows of one class, or too few groups of a class for three parts.
+    """
+    if len(shares) != 3 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-9:
+        raise BadInput(f"shares are three numbers above 0 that sum to 1 (training, validation, test), not {shares}")
+    rows.check_two_classes("a split")
+    cells = _cells(rows)
+    for label, name in ((1, "positive"), (0, "negative")):
+        if (have := int((cells[:, label] > 0).sum())) < len(shares):
+            raise BadInput(
+                f"the {name} rows are of {have} groups, and groups are kept together: three parts need three groups of "
+                "each class at least; give finer groups or more of them"
+            )
+    for attempt in range(TRIES):
+        part = _assigned(cells, shares, seed + attempt * 1_000_003)
+        if all(bool((cells[part == i].sum(0) > 0).all()) for i in range(len(shares))):
+            found = Parts(*(rows.part((part[rows.groups] == i).nonzero()[:, 0]) for i in range(len(shares))))
+            check_apart(*found)
+            return found
+    raise BadInput("the groups cannot be split so that each part has both classes; give finer groups or more of them")
+
+
+def folds(rows: Rows, k: int = 5, *, seed: int = 0) -> list[tuple[Rows, Rows]]:
+    """k pairs of training and held-out rows for cross-validation, every group held out once. Errors as `split`."""
+    rows.check_two_classes("folds")
+    cells = _cells(rows)
+    if k < 2 or int((cells > 0).sum(0).min()) < k:
+        raise BadInput(f"{k} folds need {max(k, 2)} groups of each class, there are {int((cells > 0).sum(0).min())}")
+    for attempt in range(TRIES):
+        part = _assigned(cells, (1 / k,) * k, seed + attempt * 1_000_003)[rows.groups]
+        pairs = [(rows.part(part != i), rows.part(part == i)) for i in range(k)]
+        if all(min(held.named.values()) for _, held in pairs):
+            return pairs
+    raise BadInput(f"the groups cannot be split into {k} folds with both classes; use fewer folds")
+
+
+def _cells(rows: Rows) -> Int[Tensor, "groups 2"]:
+    """Numbers of negative and positive rows of each group."""
+    groups = rows.groups
+    cells = torch.zeros(int(groups.max()) + 1, 2, dtype=torch.long)
+    return cells.index_put_((groups, rows.y.long()), torch.ones(len(groups), dtype=torch.long), accumulate=True)
+
+
+def _assigned(cells: Int[Tensor, "groups 2"], shares: Sequence[float], seed: int) -> Int[Tensor, "groups"]:
+    """The part of each group: large groups are not drawn first, so that the parts are random."""
+    draw = torch.Generator().manual_seed(seed % 2**63)
+    wanted = torch.tensor(shares)[:, None] * cells.sum(0)
+    part, has = torch.zeros(len(cells), dtype=torch.long), torch.zeros_like(wanted)
+    for group in torch.randperm(len(cells), generator=draw).tolist():
+        lacking = ((wanted - has) / wanted.clamp(min=1e-9) * (cells[group] > 0)).sum(1)
+        part[group] = int(lacking.argmax())
+        has[part[group]] += cells[group]
+    return part
+
+
+def check_apart(*parts: Rows) -> None:
+    """Raises `BadInput` where a group, or a text, is in two parts: a probe would be measured on what it has seen."""
+    for i, one in enumerate(parts):
+        for other in parts[i + 1 :]:
+            if shared := one.group_keys & other.group_keys:
+                example = f", such as {min(map(str, shared))!r:.40}," if one.group_names else ""
+                raise BadInput(
+                    f"groups leak: {len(shared)} groups{example} are both in training and in held-out "
+                    "rows; split with monosem.probes.split, which keeps groups together"
+                )
+            if twice := set(one.texts) & set(other.texts):
+                raise BadInput(
+                    f"texts leak: {len(twice)} texts are in two parts, such as {min(twice)!r:.60}; give them one group "
+                    "(monosem.probes.near_duplicates finds them)"
+                )
+
+
+def near_duplicates(texts: Sequence[str], groups: Sequence[object] | None = None) -> list[int]:
+    """A group for each text: texts that begin alike (letters and digits, case aside, up to `PREFIX`), and texts that
+    share a group already, are one."""
+    parent = list(range(len(texts)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    first: dict[object, int] = {}
+    for i, text in enumerate(texts):
+        keys: list[object] = [re.sub(r"[\W_]+", " ", text.lower()).strip()[:PREFIX]]
+        keys += [("group", groups[i])] if groups is not None else []
+        for key in keys:
+            parent[root(i)] = root(first.setdefault(key, i))
+    return [root(i) for i in range(len(texts))]
