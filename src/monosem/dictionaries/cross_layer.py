@@ -8,43 +8,22 @@ Source: Ameisen et al. 2025, Circuit Tracing.
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..activations import Skipper, SkipRule
 from ..errors import BadInput, Mismatch, check_name
-from ..models import Model, Moment
-from ..models.places.sites import Site
+from ..models.places.sites import Inner
 from .codes import Codes, latent_ids
+from .encoders import ENCODERS
+from .layers import TranscoderLayer
 from .several import Activations, SeveralSites
 from .several_parts import CrossLayerParts, RowFiles
 from .writers import SEVERAL
-
-
-@dataclass(frozen=True)
-class TrainedOn:
-    """Files do not say which tokens a layer was trained on: by the default rule all but the first of a text, special
-    tokens and norm outliers at its site."""
-
-    site: Site
-
-    def prepare(self, model: Model) -> None:
-        """Measure, before a pass, what `left_out` needs in it."""
-        self._skipper(model)
-
-    def left_out(self, x: Float[Tensor, "batch pos d"], moment: Moment) -> dict[str, Bool[Tensor, "batch pos"]]:
-        """For each reason, the tokens of a moment that are left out; x is the activation at its site."""
-        model: Any = moment.model
-        return self._skipper(model).left_out(moment.ids, moment.positions, {str(self.site): x})
-
-    def _skipper(self, model: Model) -> Skipper:
-        return Skipper.of(model, [self.site], SkipRule(), {})
 
 
 class CrossLayer(SeveralSites):
@@ -57,6 +36,7 @@ class CrossLayer(SeveralSites):
         BadInput: a tensor of the wrong shape (named) or with values that are not finite, or facts that do not fit.
     """
 
+    instead = "; edits of latents and splice take one of its layers, as clt.layers[0]"
     b_enc: Float[Tensor, "layer width"]
     threshold: Float[Tensor, "layer width"] | None
     W_skip: Float[Tensor, "layer d_out d_in"] | None
@@ -68,6 +48,12 @@ class CrossLayer(SeveralSites):
         if not isinstance(parts.W_dec, RowFiles):
             decoders = [nn.Parameter(t.detach().contiguous(), requires_grad=False) for t in parts.W_dec]
             self.W_dec = nn.ParameterList(decoders)
+        self.layers = tuple(TranscoderLayer(self, number) for number in range(len(self.W_enc)))
+
+    @property
+    def latents(self) -> tuple[Inner, ...]:
+        """The places of all layers' latents: `clt.layers[l].latents`."""
+        return tuple(layer.latents for layer in self.layers)
 
     @property
     def n_layers(self) -> int:
@@ -104,9 +90,18 @@ class CrossLayer(SeveralSites):
             raise Mismatch(
                 f"activations of shape {tuple(x.shape)} do not fit {self.name!r}: the last axis is {self.d_in}"
             )
-        W, b = self._compute(self.W_enc[layer]), self._compute(self.b_enc[layer])
-        threshold = None if self.threshold is None else self._compute(self.threshold[layer])
+        W, b, threshold = self._encoder(layer)
         return self._codes(lambda rows: torch.addmm(b, rows, W), self._compute(x), threshold)
+
+    def latent_activations(
+        self, layer: int, x: Float[Tensor, "*batch d_in"], latents: int | Sequence[int] | Tensor
+    ) -> Float[Tensor, "*batch n"]:
+        """Activations of some latents of a layer: computes just their columns, except where latents compete (topk)."""
+        ids, each = latent_ids(latents, self.width).to(self.W_enc.device), ENCODERS[self.kind].each
+        if each is None:
+            return self.encode_layer(layer, x).of(ids)
+        W, b, threshold = self._encoder(layer)
+        return each(self._compute(x) @ W[:, ids] + b[ids], None if threshold is None else threshold[ids])
 
     def decode(self, codes: Sequence[Codes], like: Activations | None = None) -> Any:
         """Codes of all layers to what is written: `[layer, *batch, d_out]`, or site_out -> `[*batch, d_out]`.
@@ -156,9 +151,9 @@ class CrossLayer(SeveralSites):
             y = y + self._compute(x) @ self._compute(self.W_skip[layer]).T
         return y
 
-    def trained(self, layer: int) -> "TrainedOn":
-        """What an edit asks about the tokens that a layer was trained on."""
-        return TrainedOn(self.sites[layer])
+    def _encoder(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        threshold = None if self.threshold is None else self._compute(self.threshold[layer])
+        return self._compute(self.W_enc[layer]), self._compute(self.b_enc[layer]), threshold
 
     def _rows_to(self, layer: int, later: int, latents: Tensor) -> Tensor:
         return self.rows(layer, latents)[:, later : later + 1]

@@ -34,6 +34,7 @@ ONE_SITE = (
 class SeveralSites(nn.Module):
     """A dictionary of several sites, for inference; `what` it is called in messages."""
 
+    instead = ""  # what to take for it, in messages
     W_enc: Float[Tensor, "part d_in width"]
     b_dec: Float[Tensor, "part d_out"]
 
@@ -57,7 +58,7 @@ class SeveralSites(nn.Module):
     def _refuse(self, name: str) -> NoReturn:
         raise BadInput(
             f"{self.name!r} is {self.what} of {len(self.facts.sites)} sites and has no {name!r}: evaluation, indexes, "
-            "edits of a latent and sweeps take a dictionary of one site"
+            f"edits of a latent and sweeps take a dictionary of one site{self.instead}"
         )
 
     @property

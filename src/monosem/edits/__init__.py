@@ -13,8 +13,7 @@ it has changes nothing. `splice` is the other thing, the reconstruct-only arm; `
 from .changes import Amount, DirectionLike, ablate, add, function, patch, scale
 from .edit import Edit, Gate, Scope
 from .latents import Latent, ablate_latent, add_latent, clamp, scale_latent
-from .layers import splice_layers
-from .splicing import Splice, observer, splice
+from .splicing import Splice, observer, splice, splice_layers
 
 __all__ = [
     "Amount",

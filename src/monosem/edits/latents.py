@@ -20,18 +20,22 @@ Latent = int | Int[Tensor, "batch"] | Sequence[int]
 
 @dataclass(frozen=True, eq=False)
 class LatentEdit(Edit):
-    """An edit of a latent, at the site of its dictionary, of whose latents it computes one.
+    """An edit of a latent, at the site of its dictionary, of whose latents it computes one. Where a dictionary writes
+    elsewhere than it reads, it acts inside alone.
 
     Attributes:
         place: the dictionary's latents.
-        codes: what the edit makes of them.
+        latents: which of them: one, or one a row.
+        codes: what the edit makes of some of them, `batch pos n`, of the latents that the last argument lists (None:
+            of all).
     """
 
     place: Inner | None = None
-    codes: Callable[[Tensor, Moment], Tensor] | None = None
+    latents: Int[Tensor, "*batch"] | None = None
+    codes: Callable[[Tensor, Moment, Tensor | None], Tensor] | None = None
 
-    def inside(self) -> Edit:
-        """The same edit of the dense latents, for passes in which these are computed anyway.
+    def inside(self, columns: Int[Tensor, "n"] | None) -> Edit:
+        """The same edit at the place of the latents, of which `columns` are there (None: all).
 
         Raises `BadInput` where it is narrowed to heads.
         """
@@ -41,21 +45,22 @@ class LatentEdit(Edit):
             raise BadInput(
                 f"{self}, narrowed to heads, does not go with places inside its dictionary: latents have none"
             )
-        everywhere = self.everywhere or self.dictionary is None
+        codes = self.codes
         return replace(
             self,
             site=self.place,
-            fn=self.codes,
+            fn=lambda x, moment: codes(x, moment, columns),
             dictionary=None,
-            everywhere=everywhere,
+            everywhere=self.trained is None,
             place=None,
             gate=self._gate_inside(),
         )
 
     def _gate_inside(self) -> Gate | None:
-        """The gate, which decides from the activation also there."""
-        gate, site = self.gate, self.site
-        return None if gate is None else lambda _, moment: gate(moment.notes[site][1], moment)
+        """The gate, which decides from what the dictionary reads also there."""
+        gate, place = self.gate, self.place
+        assert place is not None
+        return None if gate is None else lambda _, moment: gate(moment.notes[place.owner.site][1], moment)
 
 
 def clamp(dictionary: Any, latent: Latent, value: Amount, *, everywhere: bool = False) -> Edit:
@@ -109,8 +114,10 @@ def _latent_edit(
             raise BadInput(f"{label}: {len(latents)} latents for {moment.size} rows; give one, or one a row")
         return moment.rows_of(latents.to(x.device)) if latents.ndim else latents.to(x.device).expand(len(x))
 
-    def inside(codes: Tensor, moment: Moment) -> Tensor:
-        at = rows_of(codes, moment)[:, None, None].expand(*codes.shape[:2], 1)
+    def inside(codes: Tensor, moment: Moment, columns: Tensor | None = None) -> Tensor:
+        rows = rows_of(codes, moment)
+        at = rows if columns is None else torch.searchsorted(columns.to(rows.device), rows.contiguous())
+        at = at[:, None, None].expand(*codes.shape[:2], 1)
         active = codes.gather(-1, at)[..., 0]
         changed = change(active, per_row(amount, codes, moment).flatten(1))
         return codes.scatter_add(-1, at, changed[..., None].to(codes))
@@ -130,10 +137,10 @@ def _latent_edit(
         return x.float() + delta.reshape(x.shape)
 
     place = dictionary.latents
+    about: dict[str, Any] = {"by_row": True, "place": place, "latents": latents, "codes": inside}
     if dictionary.site != dictionary.site_out:  # a transcoder's are changed where it writes
-        return Edit(place, inside, label, by_row=True, everywhere=everywhere)
-    trained = None if everywhere else dictionary
-    return LatentEdit(dictionary.site, fn, label, by_row=True, dictionary=trained, place=place, codes=inside)
+        return LatentEdit(place, inside, label, everywhere=everywhere, **about)
+    return LatentEdit(dictionary.site, fn, label, dictionary=None if everywhere else dictionary, **about)
 
 
 def check_whole(dictionary: Any, moment: Moment, label: str) -> None:

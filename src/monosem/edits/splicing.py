@@ -23,7 +23,8 @@ from .latents import check_whole
 
 def splice(dictionary: Any, *, error: bool = False, everywhere: bool = False) -> "Splice":
     """Put a dictionary where it belongs: the activation becomes its reconstruction. A transcoder's replaces the output
-    at `site_out` by what it makes of `site`.
+    at `site_out` by what it makes of `site`, a layer of a cross-layer transcoder (`clt.layers[3]`) by what it makes of
+    this layer and of those before.
 
     Args:
         error: keep the error term, a constant of the prompt through which no gradient flows (as `use_error_term` in
@@ -45,6 +46,18 @@ def splice(dictionary: Any, *, error: bool = False, everywhere: bool = False) ->
         owner=dictionary,
         error=error,
     )
+
+
+def splice_layers(clt: Any, *, error: bool = False, everywhere: bool = False) -> list[Edit]:
+    """Put a whole cross-layer transcoder (`dictionaries.CrossLayer`) into the model: `splice` for each of its layers.
+
+    Raises:
+        BadInput: it is no cross-layer transcoder, or it is not known where it reads or writes.
+    """
+    layers = getattr(clt, "layers", None)
+    if not isinstance(layers, tuple):
+        raise BadInput(f"splice_layers takes a cross-layer transcoder, not a {type(clt).__name__}; splice takes others")
+    return [splice(layer, error=error, everywhere=everywhere) for layer in layers]
 
 
 def observer(dictionary: Any) -> Edit:
@@ -70,7 +83,8 @@ class Splice(Edit):
     @property
     def reads(self) -> Sequence[Site]:
         """Other sites that it reads."""
-        return [] if self.owner.site == self.owner.site_out else [self.owner.site]
+        sites: Sequence[Site] = self.owner.reads
+        return sites
 
     @property
     def places(self) -> list[Inner]:
@@ -81,15 +95,15 @@ class Splice(Edit):
     def apply(self, x: Tensor, moment: Moment) -> tuple[Tensor, bool]:
         """As every edit. Inner places are visited at all tokens, whichever of them the edit is narrowed to: where it
         puts nothing, the dictionary looks on."""
-        here = (x if moment.before is None else moment.before, x)
-        read_there = moment.notes.get(self.owner.site) if self.reads else here
+        here, site = (x if moment.before is None else moment.before, x), self.owner.site
+        read_there = here if site == self.site else moment.notes.get(site)
         if read_there is None:
             raise BadInput(
-                f"{self}: {self.owner.site}, which the transcoder reads, is not computed before this place: it lies "
+                f"{self}: {site}, which the transcoder reads, is not computed before this place: it lies "
                 "after it, or before the start of the run"
             )
         came, read = read_there
-        moment = replace(moment, before=came, notes=moment.notes | {self.owner.site: (came, read)})
+        moment = replace(moment, before=came, notes=moment.notes | {site: (came, read)})
         if moment.inside is not None:
             read = moment.inside.visit(self.owner.input, read, moment=moment)
         new, change = self._put(x, read, moment)
@@ -101,56 +115,52 @@ class Splice(Edit):
         """What is put there, and by how much edits inside change it (None: by nothing)."""
         owner, inside, grad = self.owner, moment.inside, torch.is_grad_enabled()
         check_whole(owner, moment, str(self))
-        latents, rebuilt, error = owner.latents, owner.reconstruction, owner.error
-        if inside is None or not any(map(inside.asked, (latents, rebuilt, error))):
-            if self.error and not grad:
-                return x, None
-            made = self._rebuilt(owner.encode(read.flatten(2)), read, x)
-            return (_with_gradient(x, made) if self.error else made), None
-        if not self.error and inside.asked(error):
+        rebuilt, error = owner.reconstruction, owner.error
+        if inside is not None and not self.error and inside.asked(error):
             raise BadInput(f"{self} loses the error, so there is no {error}: make it with error=True")
-        written = any(map(inside.written, (latents, rebuilt, error)))
-        codes = owner.encode(read.flatten(2))
-        before = codes.dense()
-        if self.observes and not written:
+        seen = inside is not None and (inside.asked(rebuilt) or inside.asked(error))
+        passing = owner.passing(read.flatten(2), moment)
+        self._visit_latents(passing, moment)
+        change = passing.change()
+        if change is not None:
+            change = change.reshape(x.shape)
+        if self.error and not seen and (self.observes or not grad):
+            return (x, None) if change is None else ((x.float() + change).to(x.dtype), change.to(x.dtype))
+        clean = passing.clean().reshape(x.shape)
+        made = (clean if change is None else clean + change).to(x.dtype)
+        clean = clean.to(x.dtype)
+        whole = made if inside is None else inside.visit(rebuilt, made, moment=moment)
+        if self.error:
+            left = (x - clean) if self.observes else (x - clean).detach()
+            whole = whole + (left if inside is None else inside.visit(error, left, moment=moment))
+        if self._written(moment):
+            return whole, whole - (x if self.error else clean)
+        if self.error:
+            whole = _with_gradient(x, whole) if grad else x
+        return whole, None if change is None else change.to(x.dtype)
+
+    def _visit_latents(self, passing: Any, moment: Moment) -> None:
+        """Let edits act on the latents."""
+        place, inside = self.owner.latents, moment.inside
+        if inside is None or not inside.asked(place):
+            return
+        columns = inside.columns(place)
+        before = passing.latents(columns)
+        if self.observes and not self._written(moment):
             before = before.detach()  # read by nothing else: gradients elsewhere stay the model's own
-        after = inside.visit(latents, before, moment=moment)
-        if self.error and not grad and not any(map(inside.asked, (rebuilt, error))):
-            if after is before:
-                return x, None
-            change = (after - before) @ owner.W_dec.to(after)
-            change = (change if codes.norm is None else change * codes.norm.scale).reshape(x.shape)
-            return (x.float() + change).to(x.dtype), change.to(x.dtype)
-        whole, clean = self._whole(x, read, (before, after), codes, moment)
-        if self.error and not written:
-            return (_with_gradient(x, whole) if grad else x), None
-        return whole, (whole - (x if self.error else clean) if written else None)
+        # what is captured is a tensor of its own, so that its gradient is that of what is written alone
+        seen = before.view_as(before) if before.requires_grad else before
+        after = inside.visit(place, seen, moment=moment)
+        if after is not before:
+            passing.changes.append((columns, after - before))
 
-    def _whole(
-        self, x: Tensor, read: Tensor, latents: tuple[Tensor, Tensor], codes: Any, moment: Moment
-    ) -> tuple[Tensor, Tensor]:
-        """Reconstruction and error together, and the reconstruction without edits."""
-        owner, inside = self.owner, moment.inside
-        assert inside is not None
-        before, after = latents
-        rebuilt = inside.visit(owner.reconstruction, self._rebuilt(_codes(after, codes), read, x), moment=moment)
-        clean = self._rebuilt(_codes(before, codes), read, x)
-        if not self.error:
-            return rebuilt, clean
-        error = (x - clean) if self.observes else (x - clean).detach()
-        return rebuilt + inside.visit(owner.error, error, moment=moment), clean
-
-    def _rebuilt(self, codes: Any, read: Tensor, x: Tensor) -> Tensor:
-        made: Tensor = self.owner.decode(codes, like=read.flatten(2))
-        return made.reshape(x.shape).to(x.dtype)
+    def _written(self, moment: Moment) -> bool:
+        """Whether a place inside is edited, or one of an earlier layer that writes here as well."""
+        inside, owner = moment.inside, self.owner
+        places = (owner.latents, owner.reconstruction, owner.error, *getattr(owner, "earlier_latents", ()))
+        return inside is not None and any(map(inside.written, places))
 
 
 def _with_gradient(x: Tensor, new: Tensor) -> Tensor:
     """x to the last bit, with the gradient of another tensor that is equal but for rounding."""
     return x.detach() + (new - new.detach())
-
-
-def _codes(dense: Float[Tensor, "batch pos width"], like: Any) -> Any:
-    """Every latent as a code, so that gradients reach silent ones, too."""
-    indices = torch.arange(dense.shape[-1], device=dense.device).expand(dense.shape)
-    return like._replace(values=dense, indices=indices)

@@ -71,9 +71,13 @@ class Share:
     def place(self) -> Any:
         return getattr(self.edit, "place", None)
 
-    def inside(self) -> "Share":
+    @property
+    def latents(self) -> Any:
+        return getattr(self.edit, "latents", None)
+
+    def inside(self, columns: Tensor | None) -> "Share":
         edit: Any = self.edit
-        return replace(self, within=edit.inside())
+        return replace(self, within=edit.inside(columns))
 
     @property
     def reads(self) -> Sequence[Site]:

@@ -191,6 +191,7 @@ class Inner(Site):
         inside: its axes after the position.
         sizes: the length of each of them.
         hook: what SAELens calls it.
+        also: owners of later outputs to which it writes as well (the later layers of a cross-layer transcoder).
     """
 
     host: Site = field(kw_only=True)
@@ -198,6 +199,7 @@ class Inner(Site):
     inside: tuple[str, ...] = field(kw_only=True)
     sizes: tuple[int, ...] = field(kw_only=True)
     hook: str = field(kw_only=True)
+    also: tuple[Any, ...] = field(default=(), kw_only=True)
 
     def __str__(self) -> str:
         return f"{self.host}.{self.name}"
@@ -211,6 +213,11 @@ class Inner(Site):
     @property
     def _key(self) -> tuple[Any, ...]:
         return self.name, self.host, id(self.owner)
+
+    @property
+    def hosts(self) -> tuple[Site, ...]:
+        """The sites whose activations an edit of it changes."""
+        return self.host, *(owner.site_out for owner in self.also)
 
     @property
     def shape(self) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Int
@@ -34,6 +34,7 @@ class Moment:
         chosen: the tokens that the edit is narrowed to (`Edit.at`), `batch pos`. heads: likewise; None for all.
         before: the activation as it came here, before the edits at this site.
         notes: activations of this pass at the sites that an edit `reads` beside its own, before and after edits there.
+        memory: what an edit keeps for later edits of this pass.
         inside: comes by places inside an edit; None where nobody asked for any.
     """
 
@@ -50,6 +51,7 @@ class Moment:
     heads: tuple[int, ...] | None = None
     before: Tensor | None = None
     notes: dict[Site, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    memory: dict[Any, Any] = field(default_factory=dict)
     inside: "Inside | None" = None
 
     def part(self, whole: Tensor) -> Tensor:
@@ -100,6 +102,7 @@ class Moment:
             visible=visible if visible is None or len(visible) == 1 else visible[part],
             before=None if came is None else came[part],
             notes={site: (before[part], x[part]) for site, (before, x) in self.notes.items()},
+            memory=self.memory.setdefault((part.start, part.stop), {}),
             inside=self.inside if len(tokens) == len(self.tokens) else None,  # what is captured there has all rows
         )
 
@@ -122,6 +125,10 @@ class Inside(Protocol):
 
     def written(self, site: Site) -> bool:
         """Whether it is edited."""
+        ...
+
+    def columns(self, site: Site) -> Int[Tensor, "n"] | None:
+        """The latents that are visited at a place, in this order; None for all."""
         ...
 
     def visit(self, site: Site, value: Tensor, *, moment: Moment) -> Tensor:

@@ -1,7 +1,7 @@
 """Hooks for the length of one run or generation: captures and edits go in, nothing stays behind."""
 
 import itertools
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -19,6 +19,7 @@ from ..places.points import Point, first_input, point, rewrap, unwrap, with_firs
 from ..places.rotations import row_by_row
 from ..places.sites import NORMS, READ_ONLY, Inner, Site, host_of
 from ..turns import refuse_inference_mode
+from .acting import Acting
 from .effects import check_attended, check_logits, checked, unreached
 from .moment import EditLike, Moment
 from .selection import Kept
@@ -64,7 +65,13 @@ class Session:
         self.model, self.stop, self.grad, self.keep, self.room = model, stop, grad, keep, room
         capture = list(capture)
         self.wanted = set(capture)
-        self.edits, self.chains, self.observers = _acting(edits, capture)
+        acting = Acting.of(edits, capture, grad)
+        self.edits, self.chains, self.observers, self.narrow = (
+            acting.edits,
+            acting.chains,
+            acting.observed,
+            acting.columns,
+        )
         beside = itertools.chain(*self.chains.values())
         self.noted = {site for edit in beside for site in getattr(edit, "reads", ())}
         self.fired: set[int] = set()
@@ -113,6 +120,7 @@ class Session:
         self.remembered.clear()
         if hasattr(self, "moment"):
             self.moment.notes.clear()
+            self.moment.memory.clear()
 
     def forward(self, moment: Moment, call: Callable[[], Result]) -> Result:
         """A call of the model (or of a part of it) on the tokens of this moment.
@@ -120,7 +128,7 @@ class Session:
         Raises:
             BadInput: logits that are NaN or infinite.
         """
-        self.moment = replace(moment, model=self.model, room=self.room or 0, notes={}, inside=self)
+        self.moment = replace(moment, model=self.model, room=self.room or 0, notes={}, memory={}, inside=self)
         if self.room:
             self.generated |= bool((moment.tokens.lengths > moment.prompt_lengths).any())
         out = call()
@@ -193,9 +201,13 @@ class Session:
         """Whether a place is edited."""
         return site in self.edits
 
+    def columns(self, site: Site) -> Tensor | None:
+        """The latents that are visited at a place, in this order; None for all."""
+        return self.narrow.get(site)
+
     def _observed(self, host: Site) -> bool:
         """Whether the activation at a host changes by edits of its inner places."""
-        return any(isinstance(site, Inner) and site.host == host for site in self.edits)
+        return any(isinstance(site, Inner) and host in site.hosts for site in self.edits)
 
     def _joined(self, host: Site) -> bool:
         """Whether what an observer gives is on the path to the logits."""
@@ -331,46 +343,6 @@ class Session:
             self._add(place, partial(remember, at, place))
         self._add(write, edit)
         self._add(read, lambda _: self.remembered[site])
-
-
-Chain = dict[Site, list[EditLike]]
-
-
-def _acting(edits: Iterable[EditLike], wanted: Iterable[Site]) -> tuple[Chain, Chain, set[Site]]:
-    """Edits by site; with dictionaries that look on, where the first edit inside them stands; and the sites of these.
-
-    Edits of latents act inside their dictionary where it is spliced in, a place inside it is captured or edited, or
-    there are several: they change the same codes.
-    """
-    given, by_site, chains, observed = list(edits), defaultdict(list), defaultdict(list), set[Site]()
-    captured = [site for site in wanted if isinstance(site, Inner)]
-    spliced = [id(owner) for edit in given if (owner := getattr(edit, "owner", None)) is not None]
-    inner = [*captured, *(site for edit in given if isinstance(site := edit.site, Inner))]
-    placed = [(at, getattr(edit, "arm", None)) for edit in given if (at := getattr(edit, "place", None)) is not None]
-    places: list[Inner] = [place for place, _ in placed]
-    groups = Counter((id(place.owner), arm) for place, arm in placed)
-    several = {owner for (owner, _), count in groups.items() if count > 1}
-    present, asked = set(spliced), {*spliced, *several, *(id(site.owner) for site in inner)}
-    if twice := [site for site in (*inner, *places) if spliced.count(id(site.owner)) > 1]:
-        raise BadInput(
-            f"the dictionary of {twice[0]} is spliced in twice, so there are two of that place: splice it once"
-        )
-
-    def look_on(site: Site) -> None:
-        if isinstance(site, Inner) and id(site.owner) not in present:
-            present.add(id(site.owner))
-            observed.add(site.host)
-            chains[site.host].append(site.owner.observer())
-
-    for edit in given:
-        place = getattr(edit, "place", None)
-        acting: Any = edit.inside() if place is not None and id(place.owner) in asked else edit  # type: ignore[attr-defined]
-        by_site[acting.site].append(acting)
-        look_on(acting.site)
-        chains[acting.site].append(acting)
-    for site in captured:
-        look_on(site)
-    return by_site, chains, observed
 
 
 def _on_a_graph(x: Tensor) -> Tensor:
