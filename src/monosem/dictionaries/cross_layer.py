@@ -77,7 +77,8 @@ class CrossLayer(SeveralSites):
         """The codes of each layer, sparse.
 
         Args:
-            x: site -> activations `[*batch, d_in]` for all of `sites`, or `[layer, *batch, d_in]`.
+            x: site -> activations `[*batch, d_in]` for all of `sites`, a run that captured them, or
+                `[layer, *batch, d_in]`.
 
         Raises:
             BadInput: a site is missing. Mismatch: another shape.

@@ -14,9 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import BadInput, Mismatch
+from ..models.places.sites import Site
 from .codes import Codes, latent_ids
 from .several import Activations, SeveralSites
 from .several_parts import CrosscoderParts
+from .trained_on import TrainedOn
 
 
 class Crosscoder(SeveralSites):
@@ -29,6 +31,7 @@ class Crosscoder(SeveralSites):
         BadInput: a tensor of the wrong shape (named) or with values that are not finite, or facts that do not fit.
     """
 
+    instead = "; `edits.clamp_sites` and its neighbours edit latents of crosscoders"
     b_enc: Float[Tensor, "width"]
     W_dec: Float[Tensor, "width site d"]
     threshold: Float[Tensor, "width"] | None
@@ -41,7 +44,7 @@ class Crosscoder(SeveralSites):
         """The code of all sites together, sparse.
 
         Args:
-            x: site -> activations `[*batch, d]` for all of `sites`, or `[site, *batch, d]`.
+            x: site -> activations `[*batch, d]` for all of `sites`, a run that captured them, or `[site, *batch, d]`.
 
         Raises:
             BadInput: a site is missing. Mismatch: another shape.
@@ -70,6 +73,10 @@ class Crosscoder(SeveralSites):
     def rows(self, latents: int | Sequence[int] | Tensor) -> Float[Tensor, "n site d"]:
         """What each latent writes to every site. Raises `UnknownName` for a latent that does not exist."""
         return self.W_dec[latent_ids(latents, self.width).to(self.W_dec.device)]
+
+    def trained(self, site: Site) -> TrainedOn:
+        """What an edit at a site asks about the tokens that it was trained on."""
+        return TrainedOn(site)
 
     def scaled(self, scales: Sequence[float]) -> "Crosscoder":
         """One that reads and writes raw activations, where this one has activations of site l times `scales[l]`.

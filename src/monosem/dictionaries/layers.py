@@ -12,32 +12,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..activations import Skipper, SkipRule
 from ..errors import BadInput
 from ..models import Model, Moment
 from ..models.places.sites import Inner, Site
 from .codes import Codes
 from .places import InnerPlaces, Passing, sum_of
-
-
-@dataclass(frozen=True)
-class TrainedOn:
-    """Files do not say which tokens a dictionary of several sites was trained on: by the default rule all but the first
-    of a text, special tokens and norm outliers at the site."""
-
-    site: Site
-
-    def prepare(self, model: Model) -> None:
-        """Measure, before a pass, what `left_out` needs in it."""
-        self._skipper(model)
-
-    def left_out(self, x: Float[Tensor, "batch pos d"], moment: Moment) -> dict[str, Bool[Tensor, "batch pos"]]:
-        """For each reason, the tokens of a moment that are left out; x is the activation at its site."""
-        model: Any = moment.model
-        return self._skipper(model).left_out(moment.ids, moment.positions, {str(self.site): x})
-
-    def _skipper(self, model: Model) -> Skipper:
-        return Skipper.of(model, [self.site], SkipRule(), {})
+from .trained_on import TrainedOn
 
 
 @dataclass(frozen=True, eq=False)

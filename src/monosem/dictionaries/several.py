@@ -14,14 +14,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import BadInput, Mismatch
-from ..models import Model
+from ..models import Model, Run
 from ..models.places.sites import Site, SiteLike
 from .codes import Codes
 from .compatibility import check_compatible
 from .encoders import DENSE_ELEMENTS, encode, stacked
 from .several_parts import SeveralParts, Sites
 
-Activations = Mapping[SiteLike, Tensor] | Tensor
+Activations = Mapping[SiteLike, Tensor] | Run | Tensor
 # what a dictionary of one site has, by which analyses of one site ask for it
 ONE_SITE = (
     *("site", "site_out", "has_site_out", "tensors", "parts", "fingerprint", "skipper", "prepare", "left_out"),
@@ -112,6 +112,8 @@ class SeveralSites(nn.Module):
 
     def _stack(self, x: Activations) -> Float[Tensor, "part *batch d_in"]:
         """Activations of all sites, in their order. Raises `BadInput` for a missing site, `Mismatch` for a shape."""
+        if isinstance(x, Run):
+            x = {site: x[site] for site in self.sites}
         if isinstance(x, Mapping):
             given = {Site.parse(place): value for place, value in x.items()}
             if missing := [str(site) for site in self.sites if site not in given]:
@@ -152,6 +154,8 @@ class SeveralSites(nn.Module):
 
     def _like(self, y: Float[Tensor, "part *batch d_out"], like: Activations | None) -> Any:
         """A reconstruction in the form and dtype of the activations that it is of."""
+        if isinstance(like, Run):
+            like = {site: like[site] for site in self.sites}
         if isinstance(like, Mapping):
             dtypes = next(iter(like.values()))
             return {site: part.to(dtypes) for site, part in zip(self.sites_out, y)}

@@ -8,11 +8,16 @@ the default rule holds, and the norm is measured (`activations.median_norms`).
 
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..activations import SkipRule
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..activations import Skipper, SkipRule
 from ..errors import BadInput
+from ..models import Model, Moment
+from ..models.places.sites import Site
 
 KEY = "skip_rule"
 
@@ -41,3 +46,23 @@ def rule_of(metadata: Mapping[str, Any]) -> tuple[SkipRule, float | None]:
         return SkipRule(**fields), norm
     except TypeError as error:
         raise BadInput(f"metadata: {KEY!r} has other fields than a skip rule: {', '.join(map(str, fields))}") from error
+
+
+@dataclass(frozen=True)
+class TrainedOn:
+    """Files do not say which tokens a dictionary of several sites was trained on: by the default rule all but the first
+    of a text, special tokens and norm outliers at the site."""
+
+    site: Site
+
+    def prepare(self, model: Model) -> None:
+        """Measure, before a pass, what `left_out` needs in it."""
+        self._skipper(model)
+
+    def left_out(self, x: Float[Tensor, "batch pos d"], moment: Moment) -> dict[str, Bool[Tensor, "batch pos"]]:
+        """For each reason, the tokens of a moment that are left out; x is the activation at its site."""
+        model: Any = moment.model
+        return self._skipper(model).left_out(moment.ids, moment.positions, {str(self.site): x})
+
+    def _skipper(self, model: Model) -> Skipper:
+        return Skipper.of(model, [self.site], SkipRule(), {})

@@ -7,10 +7,12 @@ guessed: values say which axes they have and which tokens they belong to. An edi
 that it names, raises `EditDidNotFire`; one whose result is not finite raises `BadInput`.
 
 Editing one latent keeps the dictionary's error term: x' = x + (c - f_i) W_dec[i], so setting a latent to the value that
-it has changes nothing. `splice` is the other thing, the reconstruct-only arm; `splice_layers` is it for all layers.
+it has changes nothing. `splice` is the other thing, the reconstruct-only arm; `splice_layers` is it for all layers of
+a cross-layer transcoder. Crosscoders need a first pass: `clamp_sites`, `scale_sites`, `splice_sites`.
 """
 
 from .changes import Amount, DirectionLike, ablate, add, function, patch, scale
+from .crosscoded import clamp_sites, scale_sites, splice_sites
 from .edit import Edit, Gate, Scope
 from .latents import Latent, ablate_latent, add_latent, clamp, scale_latent
 from .splicing import Splice, observer, splice, splice_layers
@@ -28,11 +30,14 @@ __all__ = [
     "add",
     "add_latent",
     "clamp",
+    "clamp_sites",
     "function",
     "observer",
     "patch",
     "scale",
     "scale_latent",
+    "scale_sites",
     "splice",
     "splice_layers",
+    "splice_sites",
 ]

@@ -90,7 +90,7 @@ def ablate(
     """x - amount · (x · v̂) v̂: remove what x has along the (normalised) direction, of each head by itself where the site
     has heads. Raises `BadInput` for a site whose last axis is no vector's. `axes` as in `add`."""
     site, vector = _site_and_vector(direction)
-    given, amount = Value.of(site, vector, axes, "ablate"), _amounts(amount)
+    given, amount = Value.of(site, vector, axes, "ablate"), amounts(amount)
     if not given.axes or given.axes[-1] in (*TOKEN_AXES, "head", "1"):
         raise BadInput(f"{given.what}: a direction is a vector, not {list(given.tensor.shape)} at {site}")
 
@@ -114,13 +114,13 @@ def _site_and_vector(direction: DirectionLike | tuple[SiteLike, Tensor]) -> tupl
 
 def per_row(amount: Amount, x: Tensor, moment: Moment) -> Tensor:
     """A number, or one a row, as `batch|1 1 ...` against x. Raises `BadInput` for another number of them."""
-    values = _amounts(amount).to(x.device)
+    values = amounts(amount).to(x.device)
     values = moment.rows_of(values) if values.ndim == 1 else values
     return values.reshape(-1, *([1] * (x.ndim - 1)))
 
 
-def _amounts(amount: Any) -> Tensor:
-    """Raises `BadInput` for what is neither a finite number nor a row of them."""
+def amounts(amount: Any) -> Tensor:
+    """A number, or one a row. Raises `BadInput` for what is neither a finite number nor a row of them."""
     values = numbers(amount, "an amount", torch.float64)
     if values.ndim > 1:
         raise BadInput(f"amounts are one number, or one a row, not {list(values.shape)}")
