@@ -1,6 +1,7 @@
 """An OpenAI v5 `.pt` (a TopK of layer-normalised activations) and a GPT-2 given as a folder: clamp one latent, clamp a
 batch, sweep them all. The oracle is Hugging Face's model with a hook of its own."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -110,3 +111,19 @@ def test_the_command_sweeps_them_from_file_and_folder(home, tmp_path):
     done = CliRunner().invoke(app, [*map(str, words), "--out", str(tmp_path / "swept"), "--json"], prog_name="monosem")
     assert done.exit_code == 0, done.stderr
     assert '"latent"' in done.stdout
+
+
+def test_the_command_clamps_one_for_a_batch_of_prompts(home, model, sae):
+    file = home / "resid_post_mlp_v5_32k" / "autoencoders" / f"{LAYER}.pt"
+    prompts = [PROMPT, "a dog ran to the"]
+    words = ["steer", file, 11, 6.0, *prompts, "--model", home / "gpt2", "--max-new-tokens", 3, "-q"]
+    done = CliRunner().invoke(app, [*map(str, words), "--json"], prog_name="monosem")
+    assert done.exit_code == 0, done.stderr
+    rows = json.loads(done.stdout)["prompts"]
+    edit = edits.clamp(sae, 11, 6.0)
+    for row, prompt in zip(rows, prompts, strict=True):
+        ids = model.run(prompt).tokens.ids
+        other, plain = (logits[0, -1].log_softmax(-1) for logits in (clamped(ids, 11, 6.0), HF(ids).logits))
+        np.testing.assert_allclose(row["kl"], (plain.exp() * (plain - other)).sum(), rtol=1e-3, atol=1e-5)
+        texts = [model.generate(prompt, edits=given, max_new_tokens=3).texts[0] for given in ([], [edit])]
+        assert [row["baseline_text"], row["edited_text"]] == texts

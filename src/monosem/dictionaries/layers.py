@@ -23,7 +23,7 @@ from .trained_on import TrainedOn
 @dataclass(frozen=True, eq=False)
 class TranscoderLayer(InnerPlaces):
     """One layer of a cross-layer transcoder: `clt.layers[3]`. Edits of latents and `edits.splice` take it, and its
-    places are captured and edited as those of a `Dictionary`.
+    places are captured and edited as a `Dictionary` has them.
 
     Attributes:
         whole: the transcoder. number: which layer.

@@ -19,9 +19,8 @@ from ..places.points import Point, first_input, point, rewrap, unwrap, with_firs
 from ..places.rotations import row_by_row
 from ..places.sites import NORMS, READ_ONLY, Inner, Site, host_of
 from ..turns import refuse_inference_mode
-from .acting import Acting
 from .effects import check_attended, check_logits, checked, unreached
-from .moment import EditLike, Moment
+from .moment import Acting, EditLike, Moment
 from .selection import Kept
 
 Action = Callable[[Tensor], Tensor]
