@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol, Self
 
 import torch
@@ -163,8 +163,8 @@ class Acting:
         columns: places of latents of which some are visited alone -> which, in this order.
     """
 
-    edits: Chain = field(default_factory=lambda: defaultdict(list))
-    chains: Chain = field(default_factory=lambda: defaultdict(list))
+    edits: Chain = field(default_factory=partial(defaultdict, list))
+    chains: Chain = field(default_factory=partial(defaultdict, list))
     observed: set[Site] = field(default_factory=set)
     columns: dict[Site, Int[Tensor, "n"]] = field(default_factory=dict)
 

@@ -62,9 +62,10 @@ class Session:
         if grad:
             refuse_inference_mode("run(grad=True)", model.hf)
         self.model, self.stop, self.grad, self.keep, self.room = model, stop, grad, keep, room
-        capture = list(capture)
+        capture, edits = list(capture), list(edits)
         self.wanted = set(capture)
-        acting = Acting.of(edits, capture, grad)
+        inside = edits or any(isinstance(site, Inner) for site in capture)
+        acting = Acting.of(edits, capture, grad) if inside else Acting()
         self.edits, self.chains, self.observers, self.narrow = (
             acting.edits,
             acting.chains,
