@@ -13,6 +13,7 @@ from monosem.dictionaries.several_parts import CrossLayerParts, Facts
 from monosem.errors import BadInput, EditDidNotFire
 from monosem.models import Model
 from monosem.models.places.sites import Site
+from monosem.steering.rows import needs_its_order
 from tiny import model_of
 from tiny_dictionaries import random_tensors, tiny_dictionary
 
@@ -276,3 +277,12 @@ def test_a_later_layer_alone_reads_what_the_layers_before_it_read():
         model.run(IDS, start=("resid_pre.2", stream), edits=edits.splice(clt.layers[2], everywhere=True))
     clamp = edits.clamp(clt.layers[2], 7, 2.5, everywhere=True)  # edits of its own latents ask nothing of the others
     close(model.run(IDS, start=("resid_pre.2", stream), edits=clamp).logits, model.run(IDS, edits=clamp).logits)
+
+
+def test_arms_that_splice_a_later_layer_and_edit_an_earlier_one_run_alone():
+    clt = transcoder()
+    clamp = edits.clamp(clt.layers[0], 7, 2.5)
+    assert needs_its_order([clamp, edits.splice(clt.layers[2])], 1)
+    assert needs_its_order([clamp, edits.scale("mlp_raw.1", 0.5)], 1)
+    assert not needs_its_order([clamp], 1)
+    assert not needs_its_order([edits.clamp(clt.layers[2], 7, 2.5), edits.scale("mlp_raw.1", 0.5)], 1)

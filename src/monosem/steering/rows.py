@@ -141,7 +141,7 @@ def needs_its_order(source: EditSource, total: int) -> bool:
     another dictionary's latents), so that no other arm may stand beside it: in a batch, latents of a dictionary are
     edited at one point of all edits there, and arms may disagree where it stands among theirs."""
     edits = edits_for(source, range(total))
-    acting = [(host_of(edit.site), _latents_of(edit)) for edit in edits]
+    acting = [(host, _latents_of(edit)) for edit in edits for host in _hosts_of(edit)]
     inside = {host for host, dictionary in acting if dictionary is not None}
     return len({(host, dictionary) for host, dictionary in acting if host in inside}) > len(inside)
 
@@ -150,6 +150,12 @@ def _latents_of(edit: Edit) -> int | None:
     """Tells the dictionary whose latents (or other inner places) an edit changes; None for an edit of other kinds."""
     place = edit.site if isinstance(edit.site, Inner) else getattr(edit, "place", None)
     return None if place is None else id(place.owner)
+
+
+def _hosts_of(edit: Edit) -> tuple[Site, ...]:
+    """The sites that it changes: latents of a cross-layer transcoder write to several."""
+    place = edit.site if isinstance(edit.site, Inner) else getattr(edit, "place", None)
+    return (host_of(edit.site),) if place is None else place.hosts
 
 
 def check_reached(arms: Sequence[EditSource], reached: set[Edit], length: int) -> None:
