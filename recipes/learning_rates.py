@@ -64,8 +64,8 @@ def measured(source: ActivationShards, held_out: torch.Tensor, config: TrainConf
     with torch.no_grad():
         error = torch.zeros(())
         for rows in held_out.split(2048):
-            done = forward_of(config, CPU)(state.form, rows * state.scale, config)
-            error += (rows - done.reconstruction / state.scale).square().sum()
+            done = forward_of(config, CPU)(state.form, rows * state.scales[0], config)
+            error += (rows - done.reconstruction / state.scales[0]).square().sum()
     spread = (held_out - held_out.mean(0)).square().sum()
     dead = (state.silent >= config.dead_after).float().mean()
     return {"fve": round(1 - float(error / spread), 4), "dead": round(float(dead), 4)}

@@ -3,6 +3,7 @@ NumPy, and what circuit-tracer computes from files of its own."""
 
 import json
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from monosem.dictionaries import (
 )
 from monosem.dictionaries.formats import cross_layer
 from monosem.dictionaries.several import ONE_SITE
+from monosem.dictionaries.several_parts import CrosscoderParts
 from monosem.errors import BadFile, BadInput, Mismatch, MonosemError, UnknownName
 from monosem.latents import build_index
 from monosem.models import Model
@@ -272,8 +274,8 @@ def test_what_circuit_tracers_files_cannot_hold_is_refused(tmp_path):
         load_dictionary(scopium(tmp_path / "s", weights(), "topk")).save(tmp_path / "out")
     with pytest.raises(UnknownName, match="no format to save a cross-layer transcoder in 'saelens'"):
         load_dictionary(GOLDEN).save(tmp_path / "out", "saelens")
-    with pytest.raises(BadInput, match="a crosscoder is not written as 'saelens'"):
-        load_dictionary(neel(tmp_path, crosscoder_weights())).save(tmp_path / "out")
+    with pytest.raises(UnknownName, match="no format to save a crosscoder in 'saelens'"):
+        load_dictionary(neel(tmp_path, crosscoder_weights())).save(tmp_path / "out", "saelens")
     assert not (tmp_path / "out").exists()
 
 
@@ -318,6 +320,33 @@ def test_neel_nandas_crosscoder(tmp_path):
     assert read.model_name == "gpt2-small"
     silent = torch.zeros(L, 0, D)
     assert read(silent).shape == (L, 0, D)
+
+
+@pytest.mark.parametrize("thresholds", [False, True])
+def test_a_crosscoder_is_written_and_read_again(tmp_path, thresholds):
+    """With the tensors of Neel Nanda's class, and thresholds as one more."""
+    w = crosscoder_weights()
+    read = load_dictionary(neel(tmp_path, w, name="mine"))
+    if thresholds:
+        theta = torch.rand(F) * 2
+        facts = replace(read.facts, kind="jumprelu")
+        read = Crosscoder(CrosscoderParts(facts=facts, threshold=theta, **{k: torch.tensor(v) for k, v in w.items()}))
+    read.save(tmp_path / "out")
+    held = torch.load(tmp_path / "out" / "crosscoder.pt", weights_only=True)
+    assert held.keys() == {*w, *(["threshold"] if thresholds else [])}
+    for name, value in w.items():
+        np.testing.assert_array_equal(held[name], value)
+    for place in (tmp_path / "out", tmp_path / "out" / "crosscoder.pt"):
+        again = load_dictionary(place)
+        x = torch.from_numpy(X)
+        acts = torch.from_numpy(one_code(w, X))
+        expected = acts * (acts > theta) if thresholds else acts
+        np.testing.assert_allclose(again.encode(x).dense(), expected, atol=1e-5)
+        torch.testing.assert_close(again(x), read(x))
+        assert (again.sites, again.name, again.model_name) == (read.sites, "mine", "gpt2-small")
+    (tmp_path / "out" / "crosscoder_cfg.json").write_text(json.dumps({"sites": ["z.1"]}))
+    with pytest.raises(BadFile, match="its config names 1 sites, and its tensors are of 3"):
+        load_dictionary(tmp_path / "out")
 
 
 def test_a_crosscoder_of_scaled_activations(tmp_path):

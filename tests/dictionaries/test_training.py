@@ -22,7 +22,7 @@ from monosem.activations import SkipRule, harvest
 from monosem.data import TokenStore, texts
 from monosem.dictionaries import evaluate, load_dictionary
 from monosem.dictionaries.training import TrainConfig, train, train_on
-from monosem.dictionaries.training.export import export
+from monosem.dictionaries.training.export import About, export
 from monosem.dictionaries.training.form import TrainingForm
 from monosem.dictionaries.training.forward import forward_of
 from monosem.dictionaries.training.starts import geometric_median
@@ -124,7 +124,7 @@ def test_the_exported_dictionary_on_raw_activations_is_the_training_form(kind: s
     done = forward_of(settings, x.device)(form, x, settings)
     # strictly above the threshold is active at inference: just below the smallest code of this batch keeps them all
     threshold = float(done.floor) * (1 - 1e-6) if kind == "batchtopk" else None
-    dictionary = export(form, settings, (scale, scale), threshold, "run", {})
+    dictionary = export(form, settings, (scale, scale), threshold, About("tiny", "run", {}))
     raw = x / scale
     torch.testing.assert_close(dictionary(raw) * scale, done.reconstruction, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(dictionary.W_dec.norm(dim=1), torch.ones(FEATURES))
@@ -154,14 +154,14 @@ def test_logged_numbers_are_those_of_the_definitions() -> None:
     batches = [next(stream) for _ in range(4)]
     state = TrainingState.begin(settings, batches, cpu)
     x = next(stream)
-    done = forward_of(settings, cpu)(state.form, x * state.scale, settings)
+    done = forward_of(settings, cpu)(state.form, x * state.scales[0], settings)
     record = train_step(state, settings, x, cpu, Health(cpu), logged=True)
-    error = (x - done.reconstruction.detach() / state.scale).square().sum()
+    error = (x - done.reconstruction.detach() / state.scales[0]).square().sum()
     assert record["fve"] == pytest.approx(float(1 - error / (x - x.mean(0)).square().sum()), abs=1e-5)
     first = torch.cat(batches)
     spread = (first - first.mean(0)).square().sum(1).mean()
     assert record["loss"] == pytest.approx(float(error / BATCH / spread), rel=1e-4)
-    torch.testing.assert_close((first * state.scale).square().sum(1).mean(), torch.tensor(1.0))
+    torch.testing.assert_close((first * state.scales[0]).square().sum(1).mean(), torch.tensor(1.0))
 
 
 def test_a_step_keeps_decoder_rows_at_unit_norm_and_forgets_gradients_along_them() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from monosem.dictionaries import load_dictionary
 from monosem.dictionaries.training import train_on
-from monosem.dictionaries.training.export import export
+from monosem.dictionaries.training.export import About, export
 from monosem.dictionaries.training.form import TrainingForm
 from monosem.dictionaries.training.forward import auxiliary_loss, unexplained
 from monosem.dictionaries.training.kinds import KINDS, Moment
@@ -326,7 +326,7 @@ def test_the_file_computes_on_raw_activations_what_the_form_does(tmp_path: Path,
         done = next(iter(KINDS[kind].forward.values()))(form, x, settings)
     # strictly above the threshold is active: just below the smallest code of this batch keeps them all
     threshold = float(done.floor) * (1 - 1e-6) if KINDS[kind].one_threshold else None
-    export(form, settings, (scale, scale), threshold, "run", {}).save(tmp_path)
+    export(form, settings, (scale, scale), threshold, About("tiny", "run", {})).save(tmp_path)
     loaded = load_dictionary(tmp_path)
     raw = x / scale
     torch.testing.assert_close(loaded(raw) * scale, done.reconstruction, atol=1e-4, rtol=1e-4)

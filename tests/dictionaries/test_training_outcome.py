@@ -3,6 +3,7 @@
 import json
 import math
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from monosem.dictionaries import Dictionary, load_dictionary
 from monosem.dictionaries.training import outcome, train_on, trainer
-from monosem.dictionaries.training.starts import started_form
+from monosem.dictionaries.training.architectures import ARCHITECTURES
 from monosem.errors import BadInput, Mismatch
 from monosem.jobs import Interrupted
 
@@ -56,20 +57,21 @@ def test_the_file_of_a_short_run_does_what_training_did(tmp_path: Path, steps: i
 def test_a_file_that_differs_from_training_is_no_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, float]
 ) -> None:
-    export = outcome.export
+    sae = outcome.ARCHITECTURES["sae"]
 
-    def broken(form: Any, config: Any, scales: Any, threshold: float, *rest: Any) -> Dictionary:
+    def broken(form: Any, config: Any, scales: Any, thresholds: Any, *rest: Any) -> Dictionary:
         scales = [scale * wrong.get("scale", 1) for scale in scales]
-        return export(form, config, scales, threshold * wrong.get("threshold", 1), *rest)
+        thresholds = [threshold * wrong.get("threshold", 1) for threshold in thresholds]
+        return sae.exported(form, config, scales, thresholds, *rest)
 
-    monkeypatch.setattr(outcome, "export", broken)
+    monkeypatch.setitem(outcome.ARCHITECTURES, "sae", replace(sae, exported=broken))
     with pytest.raises(
         BadInput, match=r"not finished: its file gives FVE .* at L0 .*, training gave FVE .* at L0 3\.0"
     ):
         train_on(MemoryStream(), config(60, kind="batchtopk"), folder=tmp_path, quiet=True)
     with pytest.warns(UserWarning, match="not finished: its file gives"):
         load_dictionary(tmp_path)
-    monkeypatch.setattr(outcome, "export", export)
+    monkeypatch.undo()
     train_on(MemoryStream(), config(60, kind="batchtopk"), folder=tmp_path, quiet=True)  # the weights were kept
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -249,7 +251,7 @@ def test_a_finished_run_is_trained_on(tmp_path: Path) -> None:
 
 def test_the_form_that_starts_from_a_dictionary_computes_what_it_does(tmp_path: Path) -> None:
     first = train_on(MemoryStream(), config(50), folder=tmp_path, quiet=True)
-    form = started_form(config(start=str(tmp_path)), [torch.zeros(D)], [0.03], [])
+    form = ARCHITECTURES["sae"].started(config(start=str(tmp_path)), [torch.zeros(D)], [0.03], [])
     x = fresh()
     pre = (0.03 * x - form.b_dec) @ form.W_enc.T + form.b_enc
     torch.testing.assert_close(pre / 0.03, first.preactivations(x), atol=2e-3, rtol=1e-4)
@@ -274,6 +276,6 @@ def test_latents_of_a_start_that_write_nothing_begin_anew(tmp_path: Path) -> Non
     with torch.no_grad():
         first.W_dec[3] = 0
     first.save(tmp_path / "holes")
-    form = started_form(config(start=str(tmp_path / "holes")), [torch.zeros(D)], [1.0], [])
+    form = ARCHITECTURES["sae"].started(config(start=str(tmp_path / "holes")), [torch.zeros(D)], [1.0], [])
     assert math.isclose(float(form.W_dec[3].detach().norm()), 1, rel_tol=1e-5)
     assert len(form.W_dec) == FEATURES

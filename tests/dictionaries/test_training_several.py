@@ -11,11 +11,11 @@ from torch import Tensor
 
 from monosem.dictionaries import Dictionary, DictionaryParts, DictionaryTensors, evaluate, load_dictionary
 from monosem.dictionaries.training import SeveralConfig, TrainConfig, train, train_on, train_several, train_several_on
-from monosem.dictionaries.training.export import export
+from monosem.dictionaries.training.architectures import ARCHITECTURES
+from monosem.dictionaries.training.export import About, export
 from monosem.dictionaries.training.form import TrainingForm
 from monosem.dictionaries.training.forward import forward_of
 from monosem.dictionaries.training.rows import DecoderRows
-from monosem.dictionaries.training.starts import started_form
 from monosem.errors import BadInput, Mismatch
 from monosem.models import Site
 
@@ -95,7 +95,7 @@ def test_an_exported_transcoder_on_raw_activations_is_the_training_form(kind: st
     codes = pre * (pre >= pre.flatten().topk(5 * 300).values.min())
     expected = codes @ form.W_dec + form.b_dec + (x - form.b_in) @ form.W_skip.T  # type: ignore[union-attr]
     torch.testing.assert_close(done.reconstruction, expected, atol=1e-5, rtol=1e-4)
-    dictionary = export(form, settings, (0.3, 0.02), float(done.floor) * (1 - 1e-6), "run", {})
+    dictionary = export(form, settings, (0.3, 0.02), float(done.floor) * (1 - 1e-6), About("tiny", "run", {}))
     torch.testing.assert_close(dictionary(x / 0.3) * 0.02, expected, atol=1e-5, rtol=1e-4)
 
 
@@ -105,7 +105,7 @@ def test_a_transcoder_goes_on_from_a_transcoder(tmp_path: Path) -> None:
     batch = next(TwoSites(seed=2, linear=9.0))
     x, y = batch.values()
     more = pair(5, skip_connection=True, start=str(tmp_path / "first"))
-    form = started_form(more, [0.3 * x.mean(0), torch.zeros(D_OUT)], [0.3, 0.02], [x, y])
+    form = ARCHITECTURES["transcoder"].started(more, [0.3 * x.mean(0), torch.zeros(D_OUT)], [0.3, 0.02], [x, y])
     pre = (0.3 * x - form.centre) @ form.W_enc.T + form.b_enc
     torch.testing.assert_close(pre / 0.02, first.preactivations(x), atol=2e-2, rtol=1e-3)
     codes = first.encode(x).dense()

@@ -4,9 +4,11 @@ from .buffer import ShuffleBuffer
 from .harvesting import ActivationBatch, Harvest, harvest
 from .medians import median_norms
 from .schedule import Schedule
+from .second import Second
 from .shards import ActivationShards, ShardStream
 from .skipping import Skipper, SkipRule, left_out_words, skip_rule
 from .stream import ActivationStream
+from .windows import TokenStream
 
 __all__ = [
     "ActivationBatch",
@@ -14,10 +16,12 @@ __all__ = [
     "ActivationStream",
     "Harvest",
     "Schedule",
+    "Second",
     "ShardStream",
     "ShuffleBuffer",
     "SkipRule",
     "Skipper",
+    "TokenStream",
     "harvest",
     "left_out_words",
     "median_norms",

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..data import TextSource, TokenStore, as_store
 from ..errors import BadInput
 from ..models import Model, Site, SiteLike, TokenBatch
+from .second import AnySite, Second, any_site, check_pair, validated
 from .skipping import Skipper, SkipRule
 
 
@@ -24,13 +25,13 @@ class ActivationBatch:
         tokens, windows, positions: `n`: token id, index of its window in the source, position in the window.
     """
 
-    activations: Mapping[Site, Float[Tensor, "n d"]]
+    activations: Mapping[AnySite, Float[Tensor, "n d"]]
     tokens: Int[Tensor, "n"]
     windows: Int[Tensor, "n"]
     positions: Int[Tensor, "n"]
 
-    def __getitem__(self, site: SiteLike) -> Float[Tensor, "n d"]:
-        return self.activations[Site.parse(site)]
+    def __getitem__(self, site: SiteLike | Second) -> Float[Tensor, "n d"]:
+        return self.activations[any_site(site)]
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -46,15 +47,17 @@ class Harvest:
         self,
         model: Model,
         store: TokenStore,
-        sites: Sequence[Site],
+        sites: Sequence[AnySite],
         batch_size: int,
         skip: SkipRule,
         dtype: torch.dtype | None,
         thresholds: Mapping[str, float] | None = None,
+        second: Model | None = None,
     ):
+        self.second = second
         self.model, self.store, self.sites, self.batch_size, self.dtype = model, store, list(sites), batch_size, dtype
         self.skipper = Skipper(skip, model.special_ids, model.cfg.d_vocab)
-        self._widths: dict[Site, int] = {}
+        self._widths: dict[AnySite, int] = {}
         if thresholds is not None or skip.outlier is None:
             self.skipper.thresholds = dict(thresholds or {})
             self._run(torch.tensor([0]))
@@ -93,21 +96,33 @@ class Harvest:
             kept % context,
         )
 
-    def width(self, site: Site) -> int:
+    def width(self, site: AnySite) -> int:
         """Length of a row at this site."""
         return self._widths[site]
 
     def _run(self, windows: Int[Tensor, "batch"]) -> tuple[Int[Tensor, "batch pos"], dict[str, Float[Tensor, "t d"]]]:
         ids = self.store[windows.numpy()].to(self.model.device)
-        run = self.model.run(TokenBatch.whole(ids), capture=self.sites, logits=False)
+        captured = self._captured(self.model, ids, {site: site for site in self.sites if isinstance(site, Site)})
+        if self.second is not None:
+            of_second: dict[AnySite, Site] = {site: site.site for site in self.sites if isinstance(site, Second)}
+            captured |= self._captured(self.second, ids, of_second)
         rows = {}
         for site in self.sites:
-            x = run[site]
+            x = captured[site]
             if x.shape[:2] != ids.shape:
                 raise BadInput(f"{site} has no row for each token (shape {list(x.shape)}), so it cannot be harvested")
             rows[str(site)] = x.flatten(0, 1).flatten(1)
         self._widths = {site: rows[str(site)].shape[1] for site in self.sites}
         return ids, rows
+
+    def _captured(
+        self, model: Model, ids: Int[Tensor, "batch pos"], sites: Mapping[AnySite, Site]
+    ) -> dict[AnySite, Tensor]:
+        """What one pass of a model gives at its sites, on the device of the first model."""
+        if not sites:
+            return {}
+        run = model.run(TokenBatch.whole(ids.to(model.device)), capture=list(sites.values()), logits=False)
+        return {name: run[site].to(self.model.device) for name, site in sites.items()}
 
     def _calibrate(self) -> None:
         """Medians from windows spread evenly over the source: the same ones in every run, whatever the batch size."""
@@ -121,7 +136,7 @@ class Harvest:
 def harvest(
     model: Model,
     texts: TextSource,
-    sites: SiteLike | Sequence[SiteLike],
+    sites: SiteLike | Second | Sequence[SiteLike | Second],
     *,
     batch_size: int = 16,
     skip: SkipRule | None = None,
@@ -129,6 +144,7 @@ def harvest(
     context: int = 256,
     apart: bool = False,
     thresholds: Mapping[str, float] | None = None,
+    second: Model | None = None,
 ) -> Harvest:
     """Activations at `sites` for every token of `texts` that the skip rule keeps.
 
@@ -140,32 +156,38 @@ def harvest(
         dtype: of the result; the model's by default.
         apart: of documents: no window has tokens of two.
         thresholds: outlier thresholds of an earlier harvest (`.thresholds`) instead of calibrating anew.
+        second: another model that reads the same tokens; its sites are written `second:resid_post.15`.
 
     Raises:
-        UnknownName: no such site.
+        UnknownName: no such site. Mismatch: a second model with other tokens.
         BadInput: no site, a site that does not have one row a token (patterns, scores), too little text, bad numbers.
     """
     if batch_size < 1:
         raise BadInput(f"batch_size must be at least 1, not {batch_size}")
     store = as_store(model, texts, context, apart=apart)
-    return Harvest(model, store, as_sites(model, sites), batch_size, skip or SkipRule(), dtype, thresholds)
+    wanted = as_sites(model, sites, second)
+    if second is not None:
+        check_pair(model, second, store.context)
+    return Harvest(model, store, wanted, batch_size, skip or SkipRule(), dtype, thresholds, second)
 
 
-def as_sites(model: Model, sites: SiteLike | Sequence[SiteLike]) -> list[Site]:
-    """One site in any spelling, or several, validated against the model.
+def as_sites(
+    model: Model, sites: SiteLike | Second | Sequence[SiteLike | Second], second: Model | None = None
+) -> list[AnySite]:
+    """One site in any spelling, or several, validated against their model.
 
     Raises:
         BadInput: no site, or one site twice; UnknownName: no such site.
     """
-    validated = [model.site(site) for site in one_or_many(sites)]
-    if not validated or len(set(validated)) != len(validated):
-        raise BadInput(f"give at least one site, and each once; got {', '.join(map(str, validated)) or 'none'}")
-    return validated
+    found = [validated(model, second, site) for site in one_or_many(sites)]
+    if not found or len(set(found)) != len(found):
+        raise BadInput(f"give at least one site, and each once; got {', '.join(map(str, found)) or 'none'}")
+    return found
 
 
-def one_or_many(sites: SiteLike | Sequence[SiteLike]) -> list[SiteLike]:
+def one_or_many(sites: SiteLike | Second | Sequence[SiteLike | Second]) -> list[SiteLike | Second]:
     """`("resid_post", 15)` is one site, `("resid_post.15", "z.3")` are two."""
-    if isinstance(sites, str | Site):
+    if isinstance(sites, str | Site | Second):
         return [sites]
     if isinstance(sites, tuple) and len(sites) == 2 and isinstance(sites[1], int):
         return [(str(sites[0]), sites[1])]

@@ -18,11 +18,12 @@ from ..data import TextSource, as_store
 from ..errors import BadFile, BadInput
 from ..files import replacing
 from ..jobs import JobConfig, claim, claimed
-from ..models import Model, Site, SiteLike
+from ..models import Model, SiteLike
 from ..progress import Meter
 from ..reading import parse_json
 from .harvesting import Harvest, as_sites, one_or_many
 from .schedule import Schedule
+from .second import AnySite, Second, any_site, check_pair
 from .skipping import SkipRule
 from .stream import Batch, check_config
 
@@ -35,6 +36,7 @@ class HarvestConfig(JobConfig):
     job: ClassVar[str] = "harvest"
 
     model: str = Field(description="name of the model")
+    second_model: str | None = Field(default=None, description="name of the second model, whose sites are second:...")
     model_dtype: str = Field(description="dtype that the model ran in")
     sites: list[str] = Field(description="sites that were read, all from one forward pass")
     dtype: str = Field(description="dtype of the files")
@@ -60,7 +62,7 @@ class ActivationShards:
         """
         self.path = Path(path)
         self.config = claimed(self.path, HarvestConfig)
-        self.sites = [Site.parse(site) for site in self.config.sites]
+        self.sites = [any_site(site) for site in self.config.sites]
         self._shards: list[dict[str, Tensor]] = []
         self.skipped: Counter[str] = Counter()
         self.thresholds: dict[str, float] = {}  # site -> norm above which a token was left out as an outlier
@@ -77,7 +79,7 @@ class ActivationShards:
         cls,
         model: Model,
         texts: TextSource,
-        sites: SiteLike | Sequence[SiteLike],
+        sites: SiteLike | Second | Sequence[SiteLike | Second],
         path: str | os.PathLike[str],
         *,
         batch_size: int = 16,
@@ -87,6 +89,7 @@ class ActivationShards:
         apart: bool = False,
         shard_windows: int = 512,
         quiet: bool = True,
+        second: Model | None = None,
     ) -> Self:
         """Harvest to `path`; a harvest that was cut off goes on with its first missing shard.
 
@@ -95,6 +98,7 @@ class ActivationShards:
             dtype: of the files; the model's by default.
             apart: of documents: no window has tokens of two.
             shard_windows: windows a file.
+            second: another model that reads the same tokens, as in `harvest`.
 
         Raises:
             Mismatch: the folder holds a harvest with other settings (the message names them).
@@ -103,9 +107,12 @@ class ActivationShards:
         if batch_size < 1 or shard_windows < 1:
             raise BadInput(f"batch_size and shard_windows must be at least 1; got {batch_size} and {shard_windows}")
         store = as_store(model, texts, context, apart=apart)
-        rule, wanted = skip or SkipRule(), as_sites(model, sites)
+        rule, wanted = skip or SkipRule(), as_sites(model, sites, second)
+        if second is not None:
+            check_pair(model, second, store.context)
         config = HarvestConfig(
             model=model.name,
+            second_model=None if second is None else second.name,
             model_dtype=str(model.dtype),
             sites=[str(site) for site in wanted],
             dtype=str(dtype or model.dtype),
@@ -119,7 +126,7 @@ class ActivationShards:
         with claim(path, config, work="shard-*.safetensors") as folder:
             missing = [n for n in range(config.shards) if not (folder / _shard_name(n)).exists()]
             if missing:
-                harvest = Harvest(model, store, wanted, batch_size, rule, dtype, _thresholds(folder))
+                harvest = Harvest(model, store, wanted, batch_size, rule, dtype, _thresholds(folder), second)
                 _fill(folder, harvest, missing, shard_windows, quiet)
         return cls(path)
 
@@ -128,15 +135,15 @@ class ActivationShards:
         """Rows in all shards."""
         return int(self._sizes.sum())
 
-    def width(self, site: SiteLike) -> int:
+    def width(self, site: SiteLike | Second) -> int:
         """Length of a row at this site."""
         return self._shards[0][str(self._held(site))].shape[1]
 
-    def size_of(self, sites: Sequence[SiteLike]) -> int:
+    def size_of(self, sites: Sequence[SiteLike | Second]) -> int:
         """Bytes that all rows of these sites take."""
         return sum(shard[str(self._held(site))].nbytes for shard in self._shards for site in sites)
 
-    def loaded(self, site: SiteLike, device: torch.device | str) -> Float[Tensor, "n d"]:
+    def loaded(self, site: SiteLike | Second, device: torch.device | str) -> Float[Tensor, "n d"]:
         """All rows of a site, copied to a device."""
         key = str(self._held(site))
         out = torch.empty(self.tokens, self.width(site), dtype=self._shards[0][key].dtype, device=device)
@@ -144,7 +151,7 @@ class ActivationShards:
             out[start : start + len(shard[key])] = shard[key]
         return out
 
-    def rows(self, name: SiteLike, indices: Int[Tensor, "n"]) -> Tensor:
+    def rows(self, name: SiteLike | Second, indices: Int[Tensor, "n"]) -> Tensor:
         """Rows by index into all shards: of a site (`n d`), or of one of `PLACES` (`n`)."""
         key = name if isinstance(name, str) and name in PLACES else str(self._held(name))
         shard_of = torch.searchsorted(self._starts, indices, right=True) - 1
@@ -162,7 +169,7 @@ class ActivationShards:
         batch_tokens: int = 4096,
         seed: int = 0,
         epochs: int = 1,
-        sites: SiteLike | Sequence[SiteLike] | None = None,
+        sites: SiteLike | Second | Sequence[SiteLike | Second] | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         resident: bool | None = None,
@@ -177,8 +184,8 @@ class ActivationShards:
         wanted = self.sites if sites is None else [self._held(site) for site in one_or_many(sites)]
         return ShardStream(self, wanted, batch_tokens, seed, epochs, dtype, torch.device(device), resident)
 
-    def _held(self, site: SiteLike) -> Site:
-        wanted = Site.parse(site)
+    def _held(self, site: SiteLike | Second) -> AnySite:
+        wanted = any_site(site)
         if wanted not in self.sites:
             raise BadInput(f"these shards hold {', '.join(map(str, self.sites))}, not {wanted}")
         return wanted
@@ -190,7 +197,7 @@ class ShardStream:
     def __init__(
         self,
         shards: ActivationShards,
-        sites: list[Site],
+        sites: list[AnySite],
         batch_tokens: int,
         seed: int,
         epochs: int,
@@ -246,7 +253,7 @@ class ShardStream:
         """The number of batches (exact here)."""
         return len(self.schedule) // self.batch_tokens
 
-    def _rows(self, site: Site, indices: Int[Tensor, "n"]) -> Float[Tensor, "n d"]:
+    def _rows(self, site: AnySite, indices: Int[Tensor, "n"]) -> Float[Tensor, "n d"]:
         if site in self._resident:
             return self._resident[site].index_select(0, indices.to(self.device)).to(self.dtype)
         return self.shards.rows(site, indices).to(self.device, self.dtype)

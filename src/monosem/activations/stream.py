@@ -11,16 +11,17 @@ from torch import Tensor
 from ..data import TextSource
 from ..errors import BadInput, Mismatch
 from ..jobs import differences
-from ..models import Model, Site, SiteLike
+from ..models import Model, SiteLike
 from .buffer import ShuffleBuffer
 from .harvesting import Harvest, harvest
 from .schedule import Schedule
+from .second import AnySite
 from .skipping import SkipRule
 
 AHEAD = 4  # batches in the buffer before the first is served: enough windows that the first ones are mixed, too
 GROWTH = 0.5  # batches that the buffer grows by with every batch, up to its size, so that reading is spread over steps
 
-Batch = Float[Tensor, "batch_tokens d"] | dict[Site, Float[Tensor, "batch_tokens d"]]
+Batch = Float[Tensor, "batch_tokens d"] | dict[AnySite, Float[Tensor, "batch_tokens d"]]
 
 
 class ActivationStream:
@@ -66,6 +67,7 @@ class ActivationStream:
         self.buffer = ShuffleBuffer(buffer_tokens, widths, harvest.dtype or model.dtype, seed, model.device)
         self.config: dict[str, Any] = {
             "model": model.name,
+            **({} if harvest.second is None else {"second_model": harvest.second.name}),
             "sites": list(widths),
             "windows": store.fingerprint,
             "batch_size": harvest.batch_size,

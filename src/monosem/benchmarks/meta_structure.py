@@ -152,7 +152,9 @@ def trained(rows: Float[Tensor, "n d"], config: MetaStructureConfig, meter: Mete
     with tempfile.TemporaryDirectory(prefix="monosem-meta-") as folder:
         stream = RowStream(rows, config.batch_rows, config.seed)
         try:
-            return train_on(stream, settings, folder=f"{folder}/run", quiet=True, on_step=noted), None
+            made = train_on(stream, settings, folder=f"{folder}/run", quiet=True, on_step=noted)
+            assert isinstance(made, Dictionary)
+            return made, None
         except BadInput as error:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # that it is unfinished; the notes say so

@@ -39,8 +39,22 @@ class Training:
     """The fields of the config that are set most; `None` leaves a field as the file or the default has it."""
 
     model: Annotated[str | None, option("MODEL", f"The model: {MODELS}.")] = None
-    site: Annotated[str | None, option("SITE", "Where it reads, such as resid_post.15.")] = None
-    site_out: Annotated[str | None, option("SITE", "Where a transcoder's output belongs, such as mlp_out.15.")] = None
+    site: Annotated[
+        str | None, option("SITE", "Where it reads, such as resid_post.15; several: resid_post.5,10-12.")
+    ] = None
+    site_out: Annotated[
+        str | None, option("SITE", "Where a transcoder's output belongs, such as mlp_out.15 or mlp_out.0-5.")
+    ] = None
+    second_model: Annotated[
+        str | None, option("MODEL", "A second model, whose sites are second:resid_post.15: a crosscoder of both.")
+    ] = None
+    loss: Annotated[
+        str | None,
+        option("LOSS", "reconstruction (default), or end to end: ce or kl of the rest of the model."),
+    ] = None
+    later_sites: Annotated[
+        str | None, option("SITE", "End to end: places behind it that should stay as they are, too.")
+    ] = None
     skip_connection: Annotated[
         bool | None, flag("A transcoder's input also adds to its output.", "--skip-connection/--no-skip-connection")
     ] = None
@@ -121,7 +135,12 @@ def train(
     goes on where it stopped, with the same result. DIR gets config.yaml, metrics.jsonl, checkpoints and the dictionary,
     which is there from the first checkpoint on; of several dictionaries, DIR/NAME gets the metrics and the dictionary.
     A result that is none (FVE below 0, most latents dead, a file that is not what was trained) is saved as unfinished,
-    and the command fails. Kinds (more in docs/training.md):
+    and the command fails.
+
+    What it is follows from the sites. One --site: an SAE; with --site-out: a transcoder. Several sites in --site: a
+    crosscoder, one code for layers (resid_post.5,10,15) or for two models (resid_post.15,second:resid_post.15 with
+    --second-model). Layers from 0 on in both (mlp_input.0-5, mlp_out.0-5): a cross-layer transcoder. --loss kl or ce
+    trains an SAE or transcoder end to end, through the rest of the model. Kinds (more in docs/training.md):
 
     topk: exactly k latents a token; the safe first choice.
 
@@ -143,6 +162,9 @@ def train(
     runs/sae
 
     Example: monosem train runs/sae/config.yaml --seed 1 --set auxk=256 --out runs/second
+
+    Example: monosem train --model smollm2 --site mlp_input.0-5 --site-out mlp_out.0-5 --kind batchtopk --text books/
+    --width 2048 -k 16 --tokens 5000000 --out runs/clt
 
     Example: monosem train runs/sae/config.yaml --dictionary 'small width=1024' --dictionary 'late site=resid_post.25'
     --out runs/two

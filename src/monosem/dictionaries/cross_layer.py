@@ -23,7 +23,7 @@ from .encoders import ENCODERS
 from .layers import TranscoderLayer
 from .several import Activations, SeveralSites
 from .several_parts import CrossLayerParts, RowFiles
-from .writers import SEVERAL
+from .writers import CROSS_LAYER
 
 
 class CrossLayer(SeveralSites):
@@ -171,5 +171,5 @@ class CrossLayer(SeveralSites):
         Raises:
             UnknownName: another format. BadInput: the format cannot hold it, or the folder cannot be written to.
         """
-        check_name(f"format to save {self.what} in", format, SEVERAL)
-        SEVERAL[format](self, Path(folder), dtype or self.W_enc.dtype)
+        check_name(f"format to save {self.what} in", format, CROSS_LAYER)
+        CROSS_LAYER[format](self, Path(folder), dtype or self.W_enc.dtype)

@@ -5,20 +5,23 @@
 Source: Lindsey et al. 2024, Sparse Crosscoders.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import BadInput, Mismatch
+from ..errors import BadInput, Mismatch, check_name
 from ..models.places.sites import Site
 from .codes import Codes, latent_ids
 from .several import Activations, SeveralSites
 from .several_parts import CrosscoderParts
 from .trained_on import TrainedOn
+from .writers import CROSSCODER
 
 
 class Crosscoder(SeveralSites):
@@ -77,6 +80,17 @@ class Crosscoder(SeveralSites):
     def trained(self, site: Site) -> TrainedOn:
         """What an edit at a site asks about the tokens that it was trained on."""
         return TrainedOn(site)
+
+    def save(
+        self, folder: str | os.PathLike[str], format: str = "crosscoder", dtype: torch.dtype | None = None
+    ) -> None:
+        """Write it to a folder, in Neel Nanda's layout.
+
+        Raises:
+            UnknownName: another format. BadInput: the format cannot hold it, or the folder cannot be written to.
+        """
+        check_name(f"format to save {self.what} in", format, CROSSCODER)
+        CROSSCODER[format](self, Path(folder), dtype or self.W_enc.dtype)
 
     def scaled(self, scales: Sequence[float]) -> "Crosscoder":
         """One that reads and writes raw activations, where this one has activations of site l times `scales[l]`.

@@ -13,12 +13,13 @@ from ..activations import SkipRule
 from ..errors import BadFile, BadInput, UnknownName, did_you_mean
 from ..files import ASSETS
 from ..models.places.sites import SiteLike
-from ..reading import existing
+from ..reading import existing, read_object
 from .cross_layer import CrossLayer
 from .crosscoder import Crosscoder
 from .dictionary import Dictionary
 from .formats import FORMATS, OTHER_FORMATS
 from .formats.common import PYTORCH, Hints, Place
+from .formats.saelens import CARD
 from .parts import DictionaryParts
 from .published import Published, fetched, named
 from .published.registry import NEURONPEDIA, near
@@ -88,15 +89,16 @@ def load_dictionary(
         hints.check(checkpoint.hints)
         parts = checkpoint.read(place, hints)
         if isinstance(parts, SeveralParts):
-            return _of_several(parts, path, published, told, skip).to(device=device, dtype=dtype)
+            several = _of_several(parts, path, published, told, skip)
+            _warn_unfinished(path, several.card)
+            return several.to(device=device, dtype=dtype)
         hints.check_used(parts)
         parts = parts if published is None else _with_facts(parts, published)
         told["metadata"] = {**parts.metadata, KEY: written(skip)} if skip else None
         dictionary = Dictionary(replace(parts, **{key: value for key, value in told.items() if value}))
     except BadInput as error:
         raise BadFile(f"{path}: {error}") from error
-    if dictionary.card.get("finished") is False:
-        warnings.warn(f"{path} is of a training run that is not finished: {_unfinished(dictionary.card)}", stacklevel=2)
+    _warn_unfinished(path, dictionary.card)
     dictionary.folder = path if path.is_dir() else path.parent
     if path.is_relative_to(ASSETS):
         dictionary.name = path.relative_to(ASSETS).as_posix()
@@ -123,6 +125,8 @@ def _of_several(
         read.metadata |= {"release": published.release}
     read.model_name = told["model_name"] or read.model_name
     read.folder = path if path.is_dir() else path.parent
+    if (card := path / CARD).is_file():
+        read.card = read_object(card)
     return read
 
 
@@ -185,6 +189,11 @@ def _tool(path: Path) -> str | None:
     """Whose format a folder looks like, of those that are not read."""
     found = (tool for names, tool in OTHER_FORMATS.items() if all(any(path.glob(name)) for name in names))
     return next(found, None) if path.is_dir() else None
+
+
+def _warn_unfinished(path: Path, card: Mapping[str, Any]) -> None:
+    if card.get("finished") is False:
+        warnings.warn(f"{path} is of a training run that is not finished: {_unfinished(card)}", stacklevel=3)
 
 
 def _unfinished(card: Mapping[str, Any]) -> str:

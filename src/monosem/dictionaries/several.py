@@ -3,7 +3,6 @@
 `CrossLayer` reads and writes one site a layer; `Crosscoder` has one code for all its sites.
 """
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -94,10 +93,6 @@ class SeveralSites(nn.Module):
         return (
             f"{self.kind}{k}, sites={len(self.facts.sites)}, d_in={self.d_in}, width={self.width}, d_out={self.d_out}"
         )
-
-    def save(self, folder: str | os.PathLike[str], format: str = "saelens", dtype: torch.dtype | None = None) -> None:
-        """Write it for another tool. Raises `BadInput`: no tool's format that is written holds it."""
-        raise BadInput(f"{self.what} is not written as {format!r}")
 
     # --- inside -----------------------------------------------------------------------------------------------------
 

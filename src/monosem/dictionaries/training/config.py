@@ -11,13 +11,13 @@ from ...data.tally import MOST_SKIPPED
 from ...errors import BadInput, did_you_mean
 from ...jobs import JobConfig
 from ...jobs.config import Seed
-from ...models import Site
 from ...reading import read_yaml
+from .architectures import ARCHITECTURES
 from .kinds import KINDS, OWN
 from .settings import DictionarySettings
+from .sites import of_second
 
 CHECKPOINTS = "checkpoints"  # folder in the run's
-TRANSCODERS = ("relu", "jumprelu")  # kinds of transcoders that SAELens' layout holds
 FIRST_CHECKPOINT = 30.0  # seconds after which a run makes its first one, between two passes or steps: within a minute
 
 
@@ -30,11 +30,20 @@ class RunSettings(JobConfig):
     )
 
     model: str = Field(description="model that the activations come from (its monosem name or hub id)")
+    second_model: str | None = Field(
+        default=None,
+        description="a second model that reads the same tokens; its sites are written second:resid_post.15",
+    )
     tokens: int = Field(gt=0, description="activations to train on in all, repeats counted")
     batch_tokens: int = Field(default=4096, gt=0, description="activations a step")
     texts: list[str] = Field(default_factory=list, description="files or folders that the text comes from")
     meta_of: str | None = Field(
         default=None, description="a dictionary whose decoder rows are trained on instead of activations: a meta-SAE"
+    )
+    loss: Literal["reconstruction", "ce", "kl"] = Field(
+        default="reconstruction",
+        description="what is minimised: the error of the reconstruction, or, end to end, the cross-entropy of the next "
+        "tokens or the KL from the unedited model with the reconstruction spliced in",
     )
     field: str | None = Field(default=None, description="column of the text; None: text, or a conversation's columns")
     most_skipped: float = Field(
@@ -81,6 +90,10 @@ class RunSettings(JobConfig):
     log_every: int = Field(default=10, gt=0, description="steps between lines of metrics.jsonl")
 
     @property
+    def end_to_end(self) -> bool:
+        return self.loss != "reconstruction"
+
+    @property
     def steps(self) -> int:
         return max(self.tokens // self.batch_tokens, 1)
 
@@ -111,11 +124,55 @@ class TrainConfig(RunSettings, DictionarySettings):
             raise ValueError(f"kernels: kind {self.kind} has only {' and '.join(kind.forward)} ones")
         if wrong := kind.complaint(self):
             raise ValueError(wrong)
-        if self.site_out is not None and kind.saved not in TRANSCODERS:
-            others = " or ".join(name for name, other in KINDS.items() if other.saved in TRANSCODERS)
-            raise ValueError(f"kind: no file format holds a transcoder of kind {self.kind}; take {others}")
-        if self.skip_connection and self.site_out is None:
-            raise ValueError("skip_connection is of a transcoder; give site_out, or leave it out")
+        self._fits_its_architecture()
+        return self
+
+    def _fits_its_architecture(self) -> None:
+        made, kind = ARCHITECTURES[self.architecture], KINDS[self.kind]
+        fits = {name: not made.holds or other.saved in made.holds for name, other in KINDS.items()}
+        if made.layered:
+            fits = {name: held and KINDS[name].plain for name, held in fits.items()}
+        if not fits[self.kind]:
+            others = " or ".join(name for name, held in fits.items() if held)
+            why = "no file format holds" if kind.plain or not made.layered else "there is not"
+            raise ValueError(f"kind: {why} {made.what} of kind {self.kind}; take {others}")
+        if self.skip_connection and self.architecture != "transcoder":
+            give = "leave it out" if len(self.sites) > 2 else "give site_out, or leave it out"
+            raise ValueError(f"skip_connection is of a transcoder; {give}")
+        if self.start is not None and len(self.sites) > 2 - (self.site_out is None):
+            raise ValueError(f"start: {made.what} starts anew; leave it out")
+        if of_second(self.sites) and self.second_model is None:
+            raise ValueError(f"second_model: {of_second(self.sites)[0]} is of a second model; name that model")
+        if self.site_out is not None and of_second(self.sites):
+            raise ValueError(
+                f"site_out: {made.what} reads and writes one model, not {self.site} and {self.site_out}; leave it out "
+                "for a crosscoder of both"
+            )
+        if self.meta_of is not None and self.architecture != "sae":
+            raise ValueError(f"meta_of: decoder rows have one site, and this is {made.what}; leave meta_of out")
+        if wrong := made.complaint(self):
+            raise ValueError(wrong)
+
+    @model_validator(mode="after")
+    def _fits_its_loss(self) -> Self:
+        if not self.end_to_end:
+            if self.later_sites is not None:
+                raise ValueError("later_sites is of loss ce or kl; give such a loss, or leave it out")
+            return self
+        loss, what = f"loss {self.loss}", ARCHITECTURES[self.architecture].what
+        if self.architecture not in ("sae", "transcoder"):
+            raise ValueError(f"loss: {loss} is of a dictionary that writes to one place, not of {what}; leave loss out")
+        if not KINDS[self.kind].plain:
+            others = " or ".join(name for name, kind in KINDS.items() if kind.plain)
+            raise ValueError(f"kind: {self.kind} has a loss of its own beside {loss}; take {others}")
+        if of_second(self.sites) or self.meta_of is not None or self.source != "stream":
+            what = "meta_of" if self.meta_of else f"source {self.source}" if self.source != "stream" else "second_model"
+            raise ValueError(f"{what}: {loss} runs the model on the text as it trains; leave {what.split()[0]} out")
+        if self.batch_tokens % self.context:
+            raise ValueError(
+                f"batch_tokens: {loss} trains on whole windows, and {self.batch_tokens:,} is no multiple of context "
+                f"{self.context}"
+            )
         return self
 
     @property
@@ -216,7 +273,7 @@ AnyConfig = TrainConfig | SeveralConfig
 
 def sites_of(config: AnyConfig) -> list[str]:
     """All sites that a run reads, in the order in which they are named first."""
-    return list(dict.fromkeys(str(Site.parse(site)) for one in config.each.values() for site in one.sites))
+    return list(dict.fromkeys(site for one in config.each.values() for site in one.sites))
 
 
 def config_of(values: Mapping[str, Any]) -> AnyConfig:

@@ -1,6 +1,7 @@
 """From the form in which a dictionary is trained to the canonical one, which reads and writes raw activations."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 
@@ -8,18 +9,25 @@ from ..dictionary import Dictionary
 from ..encoders import ENCODERS
 from ..folds import fold_decoder_norm, fold_scale
 from ..parts import DictionaryParts, DictionaryTensors
-from .config import TrainConfig
 from .form import TrainingForm
 from .kinds import KINDS, Kind
+from .settings import DictionarySettings
+
+
+class About(NamedTuple):
+    """What a file says of a dictionary beside its weights: its model, the name of its run, and more."""
+
+    model: str
+    run: str
+    metadata: Mapping[str, Any]
 
 
 def export(
     form: TrainingForm,
-    config: TrainConfig,
+    settings: DictionarySettings,
     scales: tuple[float, float],
     threshold: float | None,
-    run: str,
-    metadata: dict[str, Any],
+    about: About,
 ) -> Dictionary:
     """The canonical dictionary, which reads and writes raw activations.
 
@@ -34,21 +42,21 @@ def export(
     Raises:
         BadInput: weights that are not finite.
     """
-    kind = KINDS[config.kind]
+    kind = KINDS[settings.kind]
     canonical = fold_decoder_norm(fold_scale(_tensors(form, kind, threshold), *scales)).to(torch.float32)
     parts = DictionaryParts(
         canonical,
         kind.saved,
-        k=config.k if "k" in ENCODERS[kind.saved].needs else None,
-        options=kind.options(config),
-        site=config.site,
-        site_out=config.site_out,
-        transcoder=config.site_out is not None,
-        model_name=config.model,
-        metadata=metadata | {"training_architecture": kind.architecture} | kind.metadata(config),
+        k=settings.k if "k" in ENCODERS[kind.saved].needs else None,
+        options=kind.options(settings),
+        site=settings.site,
+        site_out=settings.site_out,
+        transcoder=settings.site_out is not None,
+        model_name=about.model,
+        metadata={**about.metadata} | {"training_architecture": kind.architecture} | kind.metadata(settings),
     )
     dictionary = Dictionary(parts)
-    dictionary.name = f"{config.model}/{config.site}/{run}-{dictionary.fingerprint[:6]}"
+    dictionary.name = f"{about.model}/{settings.site}/{about.run}-{dictionary.fingerprint[:6]}"
     return dictionary
 
 

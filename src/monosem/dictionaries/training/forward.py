@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from .form import TrainingForm
+from .form import CrossLayerForm, Form, TrainingForm
 from .kinds import KINDS, Forward, Pass
 from .settings import DictionarySettings
 
@@ -18,6 +18,26 @@ def forward_of(settings: DictionarySettings, device: torch.device) -> Forward:
     return forward.get(best, next(iter(forward.values())))
 
 
+def passes_of(
+    form: Form, x: Float[Tensor, "batch d"], settings: DictionarySettings, device: torch.device
+) -> list[Pass]:
+    """The forward pass of each layer, from its columns of x."""
+    forward = forward_of(settings, device)
+    return [forward(layer.form, x[:, layer.reads], settings) for layer in form.layers]
+
+
+def together(form: Form, passes: list[Pass]) -> Pass:
+    """The passes of all layers as one: what they write summed up, their latents one after the other."""
+    if not isinstance(form, CrossLayerForm):
+        return passes[0]
+    return Pass(
+        form.summed([one.reconstruction for one in passes]),
+        torch.cat([one.fired for one in passes]),
+        torch.stack([one.active for one in passes]).sum(),
+        torch.stack([one.floor for one in passes]).amin(),
+    )
+
+
 def unexplained(
     done: Pass, y: Float[Tensor, "batch d"], settings: DictionarySettings, variance: float
 ) -> Float[Tensor, ""]:
@@ -27,6 +47,23 @@ def unexplained(
     The variance is a constant of the run, so that a batch's spread does not change the weight of its errors.
     """
     return KINDS[settings.kind].error(done, y) / (len(y) * variance)
+
+
+def revival(
+    form: Form,
+    x: Float[Tensor, "batch d"],
+    residual: Float[Tensor, "batch d"],
+    dead: list[Int[Tensor, "n"]],
+    k: int,
+    signed: bool,
+) -> Float[Tensor, ""]:
+    """The auxiliary loss, its mean over layers; `dead` are the dead latents of each."""
+    losses = [
+        auxiliary_loss(layer.form, x[:, layer.reads], residual[:, layer.writes], some, k, signed)
+        for layer, some in zip(form.layers, dead)
+        if len(some)
+    ]
+    return torch.stack(losses).sum() / len(dead)
 
 
 def auxiliary_loss(

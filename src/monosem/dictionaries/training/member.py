@@ -9,22 +9,28 @@ from torch import Tensor
 
 from ...errors import BadInput
 from ...jobs import Health, Journal
-from ...models import Site
 from ...progress import say
 from ..dictionary import Dictionary
+from ..several import SeveralSites
 from .config import TrainConfig
+from .end_to_end import EndToEnd
 from .outcome import FOLDER, save_outcome
 from .state import Batch, TrainingState
 from .step import Record, train_step
+
+TOKENS = "tokens"  # what stands in a batch instead of sites where a run is trained end to end
 
 
 class Member:
     """`name` is "" for the dictionary of a run of one. There is no `state` before the first batches were read."""
 
-    def __init__(self, name: str, config: TrainConfig, folder: Path, device: torch.device):
+    def __init__(
+        self, name: str, config: TrainConfig, folder: Path, device: torch.device, end_to_end: EndToEnd | None = None
+    ):
+        self.end_to_end = end_to_end
         self.name, self.config, self.folder, self.device = name, config, folder, device
         self.journal, self.health = Journal(folder / "metrics.jsonl"), Health(device)
-        self.sites = [str(Site.parse(site)) for site in config.sites]
+        self.sites = config.sites
         self.state: TrainingState | None = None
 
     @property
@@ -40,12 +46,17 @@ class Member:
     @property
     def widths(self) -> dict[str, int]:
         """Site -> its width, as far as it is known."""
-        shapes = (self.state.form.W_enc.shape[1], self.state.form.W_dec.shape[1]) if self.state else ()
-        return dict(zip(self.sites, shapes))
+        return dict(zip(self.sites, self.state.widths)) if self.state else {}
 
     def begin(self, first: list[dict[str, Tensor]]) -> None:
-        """Calibrate on the run's first batches, {site: rows} each."""
-        self.state = TrainingState.begin(self.config, [self._batch(rows) for rows in first], self.device)
+        """Calibrate on the run's first batches, {site: rows} each; end to end, {TOKENS: ids}."""
+        if self.end_to_end is None:
+            self.state = TrainingState.begin(self.config, [self._batch(rows) for rows in first], self.device)
+            return
+        ids = [rows[TOKENS] for rows in first]
+        read = [self._batch(self.end_to_end.rows(some, counted=False)[0]) for some in ids]
+        self.state = TrainingState.begin(self.config, read, self.device)
+        self.state.pending = [*ids]
 
     def restore(self, saved: dict[str, Any] | None) -> None:
         self.state = TrainingState.restore(self.config, saved, self.device) if saved else None
@@ -53,8 +64,14 @@ class Member:
     def stepped(self, rows: Mapping[str, Tensor] | None, logged: bool) -> Record:
         """One step, on the batch that is given or on the next that waits."""
         assert self.state is not None
-        batch = self.state.pending.pop(0) if rows is None else self._batch(rows)
-        return train_step(self.state, self.config, batch, self.device, self.health, logged)
+        if self.end_to_end is None:
+            batch, rest = self.state.pending.pop(0) if rows is None else self._batch(rows), None
+        else:
+            ids = self.state.pending.pop(0) if rows is None else rows[TOKENS]
+            assert isinstance(ids, Tensor)
+            read, rest = self.end_to_end.read(ids)
+            batch = self._batch(read)
+        return train_step(self.state, self.config, batch, self.device, self.health, logged, rest)
 
     def check_health(self, kept: Path | None) -> None:
         """Raises `BadInput` naming the first step with something not finite, and the checkpoint that is still good."""
@@ -68,7 +85,7 @@ class Member:
         assert self.state is not None
         save_outcome(self.config, self.state, stream, self.folder, finished=False)
 
-    def finish(self, stream: Any, quiet: bool) -> Dictionary:
+    def finish(self, stream: Any, quiet: bool) -> Dictionary | SeveralSites:
         """Save and measure the result. Raises `BadInput` when it is none."""
         assert self.state is not None
         outcome = save_outcome(self.config, self.state, stream, self.folder, finished=True)
@@ -99,4 +116,4 @@ class Member:
 
     def _batch(self, rows: Mapping[str, Tensor]) -> Batch:
         found = [rows[site] for site in self.sites]
-        return found[0] if len(found) == 1 else (found[0], found[1])
+        return found[0] if len(found) == 1 else tuple(found)

@@ -11,20 +11,21 @@ from torch import Tensor
 from ... import __version__
 from ...activations import SkipRule
 from ...files import replacing_folder, write_json
-from ...models import Site
 from ..dictionary import Dictionary
-from ..formats.common import Hints, Place
-from ..formats.saelens import CARD, read
+from ..formats.saelens import CARD
+from ..several import SeveralSites
 from ..trained_on import KEY, written
+from .architectures import ARCHITECTURES, Architecture
 from .config import TrainConfig
-from .export import export
-from .forward import forward_of
+from .export import About
+from .forward import passes_of, together
 from .kinds import KINDS, Pass
-from .state import TrainingState, sides
+from .state import TrainingState
 
 FOLDER = "dictionary"  # in the folder of the run
 HALVES = 2048  # rows from which the threshold is set on one half of them and checked on the other
 FVE_APART, L0_APART = 0.02, 0.15  # most that the file may differ from training: of FVE, of L0 (relative)
+HIGH = 1e30  # the threshold of a layer of which no latent fires yet
 MANY_DEAD = 0.5  # share of latents
 
 
@@ -47,25 +48,28 @@ class Outcome(NamedTuple):
 
     Attributes:
         saved: of the file as it was saved and read again. trained: of the same weights, chosen from as in training.
+        end_to_end: a poor fit of the activations is then no problem.
         dead: share of latents silent for `dead_after` tokens; None after fewer than that.
     """
 
-    dictionary: Dictionary
+    dictionary: Dictionary | SeveralSites
     rows: int
     saved: Fit
     trained: Fit
     dead: float | None
+    end_to_end: bool
 
     @property
     def problems(self) -> list[str]:
         """Why this is no result; empty when it is one."""
         saved, trained, found = self.saved, self.trained, []
-        if abs(saved.fve - trained.fve) > FVE_APART or abs(saved.l0 - trained.l0) > L0_APART * trained.l0:
+        apart = FVE_APART * max(1.0, 1 - trained.fve)  # of the error, where it is more than the spread
+        if abs(saved.fve - trained.fve) > apart or abs(saved.l0 - trained.l0) > L0_APART * trained.l0:
             found.append(
                 f"its file gives FVE {saved.fve:.3f} at L0 {saved.l0:.1f}, training gave FVE {trained.fve:.3f} at L0 "
                 f"{trained.l0:.1f}: train for longer, so that the last batches are alike"
             )
-        elif saved.fve < 0:
+        elif saved.fve < 0 and not self.end_to_end:
             worse = f"it rebuilds activations worse than their mean does (FVE {saved.fve:.3f})"
             found.append(f"{worse}: {'make sparsity smaller' if saved.l0 < 1 else 'lower lr'}, or train for longer")
         if self.dead is not None and self.dead > MANY_DEAD:
@@ -90,26 +94,30 @@ def save_outcome(config: TrainConfig, state: TrainingState, stream: Any, home: P
     Raises:
         BadInput, BadFile: weights that are not finite, a folder that cannot be written to, a full disk.
     """
-    both = [torch.cat(part) for part in zip(*map(sides, state.recent))]
+    both = [torch.cat(part) for part in zip(*state.recent)]
     kept = torch.stack([x.isfinite().all(1) for x in both]).all(0)  # without outliers, which would share in k
     rows = [x[kept] for x in both]
     halves = [slice(0, None, 2), slice(1, None, 2)] if len(rows[0]) >= HALVES else [slice(None)] * 2
-    chosen = _chosen(config, state, rows[0][halves[0]]) if len(rows[0]) else None
-    if chosen is None or not bool(chosen.active):
+    chosen = _chosen(config, state, [x[halves[0]] for x in rows]) if len(rows[0]) else None
+    if chosen is None or not any(bool(one.active) for one in chosen):
         return None
-    x, y = (side[halves[1]] for side in (rows[0], rows[-1]))
-    trained = _chosen(config, state, x)
-    threshold = float(chosen.floor) if KINDS[config.kind].one_threshold else None
-    scales = (state.scale, state.scale_out)
-    dictionary = export(state.form, config, scales, threshold, home.name, _metadata(config, state, stream))
+    rows = [x[halves[1]] for x in rows]
+    trained = together(state.form, _chosen(config, state, rows))
+    thresholds = [min(float(one.floor), HIGH) for one in chosen] if KINDS[config.kind].one_threshold else None
+    architecture = ARCHITECTURES[config.architecture]
+    about = About(config.model, home.name, _metadata(config, state, stream))
+    dictionary = architecture.exported(state.form, config, state.scales, thresholds, about)
+    _, y = state.split(rows)
+    raw = [x / scale for x, scale in zip(rows, state.scales)]
     with replacing_folder(home / FOLDER) as temporary:
         dictionary.save(temporary)
         outcome = Outcome(
             dictionary,
-            len(x),
-            _as_saved(temporary, x / state.scale, y / state.scale_out),
+            len(y),
+            _as_saved(architecture, temporary, raw, state),
             Fit.of(y, trained.reconstruction, int(trained.active)),
             state.dead_share(config),
+            config.end_to_end,
         )
         ended = finished and not outcome.problems
         progress = {"finished": ended, "step": state.step, "steps": config.steps}
@@ -127,20 +135,29 @@ def _metadata(config: TrainConfig, state: TrainingState, stream: Any) -> dict[st
         "training": config.model_dump(mode="json"),
         "outliers": int(state.outliers),
     }
+    if config.second_model is not None:
+        metadata["models"] = [config.model, config.second_model]
     if config.meta_of is not None:
         metadata["meta_of"] = config.meta_of
     if hasattr(stream, "skipped"):
         metadata["skipped"] = dict(stream.skipped)
     if isinstance(rule := getattr(stream, "skip", None), SkipRule):
-        metadata[KEY] = written(rule, getattr(stream, "thresholds", {}).get(str(Site.parse(config.site))))
+        metadata[KEY] = written(rule, getattr(stream, "thresholds", {}).get(config.reads[0]))
     return metadata
 
 
-def _chosen(config: TrainConfig, state: TrainingState, rows: Float[Tensor, "n d"]) -> Pass:
-    return forward_of(config, rows.device)(state.form, rows, config)
+def _chosen(config: TrainConfig, state: TrainingState, rows: list[Float[Tensor, "n d"]]) -> list[Pass]:
+    """Of each layer."""
+    return passes_of(state.form, state.split(rows)[0], config, rows[0].device)
 
 
-def _as_saved(folder: Path, x: Float[Tensor, "n d_in"], y: Float[Tensor, "n d_out"]) -> Fit:
-    dictionary = Dictionary(read(Place(folder), Hints())).to(x.device)
-    codes = dictionary.encode(x)
-    return Fit.of(y, dictionary.decode(codes, like=x), int((codes.values != 0).sum()))
+def _as_saved(architecture: Architecture, folder: Path, raw: list[Float[Tensor, "n d"]], state: TrainingState) -> Fit:
+    """Of what the file rebuilds, in the scaled units in which sites count alike."""
+    dictionary = architecture.load(folder).to(raw[0].device)
+    rebuilt, codes = architecture.rebuild(dictionary, raw[: state.reads])
+    written, scales = (
+        (raw, state.scales) if len(raw) == state.reads else (raw[state.reads :], state.scales[state.reads :])
+    )
+    columns = torch.cat([scale * torch.ones_like(y[0]) for y, scale in zip(written, scales)])
+    active = sum(int((one.values != 0).sum()) for one in codes)
+    return Fit.of(torch.cat(written, 1) * columns, rebuilt * columns, active)

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from ...jobs import JobConfig
 from ...jobs.config import Seed
+from .sites import sites_named
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Width = Annotated[int, Field(gt=0)]
@@ -16,14 +17,19 @@ class DictionarySettings(JobConfig):
 
     job: ClassVar[str] = "training run"
 
-    site: str = Field(description="where the activations are read, e.g. resid_post.15")
+    site: str = Field(
+        description="where the activations are read, e.g. resid_post.15; several, e.g. resid_post.5,10,15 or "
+        "resid_post.15,second:resid_post.15: a crosscoder"
+    )
     site_out: str | None = Field(
-        default=None, description="for a transcoder: where its output belongs, e.g. mlp_out.15; None: at site, an SAE"
+        default=None,
+        description="for a transcoder: where its output belongs, e.g. mlp_out.15; of several layers, e.g. mlp_out.0-5 "
+        "with site mlp_input.0-5: a cross-layer transcoder; None: at site",
     )
     skip_connection: bool = Field(
         default=False, description="of a transcoder: its input also adds to its output, by a matrix"
     )
-    width: int = Field(gt=0, description="number of latents")
+    width: int = Field(gt=0, description="number of latents; of a cross-layer transcoder, of each layer")
     kind: str = Field(default="topk", description="how latents are chosen: a row of `KINDS`")
     k: int | None = Field(
         default=None,
@@ -56,6 +62,12 @@ class DictionarySettings(JobConfig):
     straight_through: Literal["threshold", "both"] | None = Field(
         default=None, description="of jumprelu: what learns from the window; both: pre-activations, too"
     )
+    later_sites: str | None = Field(
+        default=None,
+        description="of loss ce or kl: places behind the dictionary, e.g. resid_post.20,25, where activations should "
+        "stay as they are, too",
+    )
+    later_weight: float = Field(default=1.0, ge=0, description="weight of the error at later_sites")
     seed: Seed = Field(default=0, description="of the initial weights and of the shuffling")
     start: str | None = Field(
         default=None,
@@ -97,6 +109,24 @@ class DictionarySettings(JobConfig):
     )
 
     @property
+    def reads(self) -> list[str]:
+        """Where it reads."""
+        return sites_named(self.site)
+
+    @property
+    def writes(self) -> list[str]:
+        """What it rebuilds."""
+        return self.reads if self.site_out is None else sites_named(self.site_out)
+
+    @property
     def sites(self) -> list[str]:
-        """Where it reads and, of a transcoder, where it writes."""
-        return [self.site] if self.site_out is None else [self.site, self.site_out]
+        """Where it reads and, where that is another place, what it rebuilds."""
+        return self.reads if self.site_out is None else [*self.reads, *self.writes]
+
+    @property
+    def architecture(self) -> str:
+        """What it is, by where it reads and writes: a row of `ARCHITECTURES`."""
+        several = len(self.reads) > 1 or len(self.writes) > 1
+        if self.site_out is None:
+            return "crosscoder" if several else "sae"
+        return "cross_layer" if several else "transcoder"

@@ -1,5 +1,7 @@
 """What a run starts from: b_dec of the data, and weights that are random or taken from a dictionary."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -8,9 +10,8 @@ from ...errors import Mismatch
 from ..dictionary import Dictionary
 from ..folds import fold_decoder_norm
 from ..loading import one_site
-from .config import TrainConfig
 from .form import TrainingForm
-from .kinds import KINDS
+from .settings import DictionarySettings
 
 MEDIAN_SAMPLES = 16_384
 
@@ -37,7 +38,7 @@ def geometric_median(x: Float[Tensor, "n d"], tolerance: float = 1e-5, most: int
 STARTS = {"median": geometric_median, "mean": lambda x: x.mean(0), "zero": lambda x: torch.zeros_like(x[0])}
 
 
-def start_of(config: TrainConfig) -> Dictionary | None:
+def start_of(config: DictionarySettings) -> Dictionary | None:
     """The dictionary that the weights start from; None: random ones.
 
     Raises:
@@ -64,31 +65,35 @@ def start_of(config: TrainConfig) -> Dictionary | None:
 
 
 @torch.no_grad()
-def started_form(
-    config: TrainConfig, centres: list[Float[Tensor, "d"]], scales: list[float], rows: list[Float[Tensor, "n d"]]
-) -> TrainingForm:
-    """The form before the first step, for activations that are multiplied by their scale. Each list has one entry, of a
-    transcoder two: what is read, and what is rebuilt.
-
-    Latents of a transcoder first write what goes with them: W_dec[f] is along the mean of (w_f · x) y over the rows.
+def fill_form(
+    form: TrainingForm, config: DictionarySettings, scales: Sequence[float], rows: Sequence[Float[Tensor, "n d"]]
+) -> None:
+    """Fill it before the first step, for activations that are multiplied by their scale. `scales` and `rows` have one
+    entry, of a transcoder two: what is read, and what is rebuilt.
 
     Raises:
         Mismatch: `start_of`'s, or it reads rows of another length.
     """
-    b_dec, start, b_in = centres[-1], start_of(config), None if config.site_out is None else centres[0]
-    own = KINDS[config.kind].own_parameters(config)
-    form = TrainingForm(config.width, b_dec, config.seed, b_in=b_in, skip=config.skip_connection, own=own)
+    start = start_of(config)
     if start is not None:
         _fill(form, config, start, scales)
-    elif b_in is not None:
-        together = (rows[0] - b_in).T @ (rows[1] - b_dec)
-        written = form.W_enc @ together
-        form.W_dec.copy_(torch.where(written.any(1, keepdim=True), written, form.W_dec))
-        form.normalise_decoder()
-    return form
+    elif form.b_in is not None:
+        write_along(form, rows[0], rows[1], form.b_dec)
 
 
-def _fill(form: TrainingForm, config: TrainConfig, start: Dictionary, scales: list[float]) -> None:
+@torch.no_grad()
+def write_along(
+    form: TrainingForm, x: Float[Tensor, "n d_in"], y: Float[Tensor, "n d_out"], b_dec: Float[Tensor, "d_out"]
+) -> None:
+    """Latents of a transcoder first write what goes with them: W_dec[f] is along the mean of (w_f · x) y over the
+    rows."""
+    together = (x - form.centre).T @ (y - b_dec)
+    written = form.W_enc @ together
+    form.W_dec.copy_(torch.where(written.any(1, keepdim=True), written, form.W_dec))
+    form.normalise_decoder()
+
+
+def _fill(form: TrainingForm, config: DictionarySettings, start: Dictionary, scales: Sequence[float]) -> None:
     """With a dictionary's weights. For r = s_out / s_in, the form's pre-activations are s_out times those in raw units:
     r (x' − centre) W + s_out b + r centre W, of scaled inputs x' and centres."""
     widths = (len(form.centre), len(form.b_dec))

@@ -2,44 +2,53 @@
 happened."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ...errors import BadInput
+from .architectures import ARCHITECTURES
 from .config import TrainConfig
-from .form import TrainingForm
-from .kinds import KINDS
-from .starts import STARTS, started_form
+from .form import Form
+from .starts import STARTS
 
 DEAD_EVERY = 10  # steps between looks at which latents are dead: the one place that would make a GPU wait each step
 RECENT_BATCHES, RECENT_ROWS = 8, 1024  # what is kept of the stream for the measures at the end: batches, rows of each
 
-Batch = Tensor | tuple[Tensor, Tensor]  # [batch, d] of one site; of a transcoder [batch, d_in] and [batch, d_out]
-_PLAIN = ("scale", "scale_out", "variance", "limit", "limit_out", "step", "pending", "recent")
-_TENSORS = ("silent", "dead", "outliers")
+Batch = Tensor | tuple[Tensor, ...]  # [batch, d] of one site, or of each of several (`DictionarySettings.sites`)
+_PLAIN = ("widths", "scales", "variance", "limits", "step", "pending", "recent")
+_TENSORS = ("silent", "outliers")
 
 
 def sides(batch: Batch) -> tuple[Tensor, ...]:
-    """What is read and, where that is another activation, what is rebuilt."""
+    """The rows of each site."""
     return batch if isinstance(batch, tuple) else (batch,)
+
+
+class Scaled(NamedTuple):
+    """A batch as the form reads it, what it has to rebuild (one tensor twice where that is the same), and outliers."""
+
+    x: Float[Tensor, "batch d_in"]
+    y: Float[Tensor, "batch d_out"]
+    wild: Bool[Tensor, "batch 1"]
 
 
 @dataclass
 class TrainingState:
-    form: TrainingForm
+    form: Form
     optimizer: torch.optim.Adam
-    scale: float  # the form reads x · scale
-    scale_out: float  # and rebuilds y · scale_out
-    variance: float  # mean squared distance of y · scale_out from its mean, over the calibration batches
-    limit: float  # norm of x · scale above which a row is an outlier, which nothing is learned from
-    limit_out: float  # the same of y · scale_out
-    silent: Int[Tensor, "width"]  # tokens since each latent fired
-    dead: Int[Tensor, "n"]  # latents in the auxiliary loss
+    reads: int  # number of sites that are read; further ones are rebuilt, where there are any
+    widths: list[int]  # of each site
+    scales: list[float]  # of each site: the form reads x · scale, and rebuilds it
+    variance: float  # mean squared distance of what is rebuilt, scaled, from its mean, over the calibration batches
+    limits: list[float]  # of each site: scaled norm above which a row is an outlier, which nothing is learned from
+    silent: Int[Tensor, "latents"]  # tokens since each latent fired, layer by layer
     outliers: Int[Tensor, ""]  # rows that were left out so far
+    dead: list[Int[Tensor, "n"]] = field(default_factory=list)  # of each layer: latents in the auxiliary loss
     step: int = 0  # steps done
     pending: list[Batch] = field(default_factory=list)  # calibration batches not yet trained on
     recent: list[Batch] = field(default_factory=list)  # rows of the last batches, as the form reads
@@ -52,33 +61,32 @@ class TrainingState:
         Raises:
             BadInput: the batches are all zero or not finite.
         """
-        both = [torch.cat(part).to(device, torch.float32) for part in zip(*map(sides, batches))]
-        norms = [_norms(x) for x in both]
+        rows = [torch.cat(part).to(device, torch.float32) for part in zip(*map(sides, batches))]
+        norms = [_norms(x) for x in rows]
         if not all(bool(norm.isfinite().all()) and bool(norm.any()) for norm in norms):
             raise BadInput(f"cannot train: the first {len(batches)} batches hold only zeros, or NaN or infinity")
         limits = [torch.inf if config.outlier is None else config.outlier * float(n[n > 0].median()) for n in norms]
         for norm, limit in zip(norms, limits):
             _say_outliers(norm, limit)
         kept = torch.stack([norm <= limit for norm, limit in zip(norms, limits)]).all(0)
-        targets = [1.0 if config.mean_square == "one" else float(x.shape[1]) for x in both]
+        targets = [1.0 if config.mean_square == "one" else float(x.shape[1]) for x in rows]
         scales = [(target / float(norm[kept].square().mean())) ** 0.5 for target, norm in zip(targets, norms)]
-        both = [x[kept] * scale for x, scale in zip(both, scales)]
-        y = both[-1]
-        variance = float((y - y.mean(0)).square().sum(1).mean())
-        if variance <= 1e-9 * targets[-1]:
+        rows = [x[kept] * scale for x, scale in zip(rows, scales)]
+        variances = [float((y - y.mean(0)).square().sum(1).mean()) for y in rows[-len(config.writes) :]]
+        if min(variances) <= 1e-9 * targets[-1]:
             raise BadInput("cannot train: the activations of the first batches are all the same")
-        form = started_form(config, [STARTS[config.b_dec](x) for x in both], scales, both)
-        limits = [limit * scale for limit, scale in zip(limits, scales)]
+        centres = [STARTS[config.b_dec](x) for x in rows]
+        form = ARCHITECTURES[config.architecture].started(config, centres, scales, rows)
+        latents = sum(layer.form.width for layer in form.layers)
         return cls(
             form=form,
             optimizer=_optimizer(form, config),
-            scale=scales[0],
-            scale_out=scales[-1],
-            variance=variance,
-            limit=limits[0],
-            limit_out=limits[-1],
-            silent=torch.zeros(config.width, dtype=torch.long, device=device),
-            dead=torch.zeros(0, dtype=torch.long, device=device),
+            reads=len(config.reads),
+            widths=[x.shape[1] for x in rows],
+            scales=scales,
+            variance=sum(variances),
+            limits=[limit * scale for limit, scale in zip(limits, scales)],
+            silent=torch.zeros(latents, dtype=torch.long, device=device),
             outliers=torch.zeros((), dtype=torch.long, device=device),
             pending=list(batches),
         )
@@ -86,18 +94,16 @@ class TrainingState:
     @classmethod
     def restore(cls, config: TrainConfig, saved: dict[str, Any], device: torch.device) -> "TrainingState":
         """From what `state_dict` gave."""
-        weights = saved["form"]
-        b_in, own = weights.get("b_in"), KINDS[config.kind].own_parameters(config)
-        b_in = None if b_in is None else b_in.to(device)
-        form = TrainingForm(
-            config.width, weights["b_dec"].to(device), config.seed, b_in=b_in, skip=config.skip_connection, own=own
-        )
-        form.load_state_dict(weights)
+        centres = [torch.zeros(width, device=device) for width in saved["widths"]]
+        form = ARCHITECTURES[config.architecture].form(config, centres)
+        form.load_state_dict(saved["form"])
         optimizer = _optimizer(form, config)
         optimizer.load_state_dict(saved["optimizer"])
         tensors = {name: saved[name].to(device) for name in _TENSORS}
-        state = cls(form=form, optimizer=optimizer, **tensors, **{name: saved[name] for name in _PLAIN})
-        state.recent = [_each(batch, lambda x: x.to(device)) for batch in state.recent]
+        plain = {name: saved[name] for name in _PLAIN}
+        state = cls(form=form, optimizer=optimizer, reads=len(config.reads), **tensors, **plain)
+        state.recent = [tuple(x.to(device) for x in batch) for batch in state.recent]
+        state.dead = [some.to(device) for some in saved["dead"]]
         return state
 
     def state_dict(self) -> dict[str, Any]:
@@ -105,27 +111,35 @@ class TrainingState:
         return {
             "form": self.form.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            **{name: getattr(self, name) for name in (*_PLAIN, *_TENSORS)},
+            **{name: getattr(self, name) for name in (*_PLAIN, *_TENSORS, "dead")},
         }
 
+    def split(self, rows: Sequence[Float[Tensor, "n d"]]) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, "n d_out"]]:
+        """What is read and what is rebuilt, of the rows of all sites; one tensor twice where these are the same."""
+        x = _side_by_side(rows[: self.reads])
+        return (x, x) if len(rows) == self.reads else (x, _side_by_side(rows[self.reads :]))
+
     @torch.no_grad()
-    def scaled(
-        self, batch: Batch, device: torch.device
-    ) -> tuple[Float[Tensor, "batch d_in"], Float[Tensor, "batch d_out"]]:
-        """A raw batch as the form reads it, and what it has to rebuild; one tensor twice for an SAE. Outliers become
-        the centre and b_dec, which have nothing to explain. Some rows are kept, on the device, with NaN for outliers.
-        Waits for no GPU."""
+    def scaled(self, batch: Batch, device: torch.device) -> Scaled:
+        """Of a raw batch. Outliers become the centre and b_dec, which have nothing to explain. Some rows are kept, on
+        the device, with NaN for outliers. Waits for no GPU."""
         raw = [x.to(device, torch.float32, non_blocking=True) for x in sides(batch)]
-        both = [x * scale for x, scale in zip(raw, (self.scale, self.scale_out))]
-        wild = _wild(both[0], self.limit)
-        if len(both) == 2:
-            wild = wild | _wild(both[1], self.limit_out)
+        rows = [x * scale for x, scale in zip(raw, self.scales)]
+        wild = _wild(rows[0], self.limits[0])
+        for x, limit in zip(rows[1:], self.limits[1:]):
+            wild = wild | _wild(x, limit)
         self.outliers += wild.sum()
         wild, stride = wild[:, None], -(-len(wild) // RECENT_ROWS)
-        rows = tuple(torch.where(wild, torch.nan, x)[::stride].clone() for x in both)
-        self.recent = [*self.recent[1 - RECENT_BATCHES :], rows[0] if len(rows) == 1 else (rows[0], rows[1])]
-        x = torch.where(wild, self.form.centre, both[0])
-        return (x, x) if len(both) == 1 else (x, torch.where(wild, self.form.b_dec, both[1]))
+        some = tuple(torch.where(wild, torch.nan, x)[::stride].clone() for x in rows)
+        self.recent = [*self.recent[1 - RECENT_BATCHES :], some]
+        read, rebuilt = self.split(rows)
+        x = torch.where(wild, self.form.centre, read)
+        return Scaled(x, x if rebuilt is read else torch.where(wild, self.form.b_dec, rebuilt), wild)
+
+    @property
+    def unit(self) -> float:
+        """Root of the variance of what a layer rebuilds, in the mean over layers: the unit of codes in penalties."""
+        return float((self.variance / len(self.form.layers)) ** 0.5)
 
     @torch.no_grad()
     def note(self, x: Float[Tensor, "batch d"], fired: Bool[Tensor, "width"]) -> None:
@@ -135,7 +149,8 @@ class TrainingState:
     def find_dead(self, after: int) -> None:
         """Look up which latents have been silent for `after` tokens; every `DEAD_EVERY` steps."""
         if self.step % DEAD_EVERY == 0:
-            self.dead = (self.silent >= after).nonzero().flatten()
+            by_layer = (self.silent >= after).view(len(self.form.layers), -1)
+            self.dead = [layer.nonzero().flatten() for layer in by_layer]
 
     def dead_share(self, config: TrainConfig) -> float | None:
         """The share of latents silent for `config.dead_after` tokens; None while so many were not yet seen."""
@@ -144,8 +159,8 @@ class TrainingState:
         return float((self.silent >= config.dead_after).double().mean())
 
 
-def _each(batch: Batch, change: Any) -> Batch:
-    return (change(batch[0]), change(batch[1])) if isinstance(batch, tuple) else change(batch)
+def _side_by_side(rows: Sequence[Float[Tensor, "n d"]]) -> Float[Tensor, "n d_of_all"]:
+    return rows[0] if len(rows) == 1 else torch.cat([*rows], 1)
 
 
 def _wild(x: Float[Tensor, "batch d"], limit: float) -> Bool[Tensor, "batch"]:
@@ -169,5 +184,6 @@ def _say_outliers(norms: Float[Tensor, "n"], limit: float) -> None:
         )
 
 
-def _optimizer(form: TrainingForm, config: TrainConfig) -> torch.optim.Adam:
-    return torch.optim.Adam(form.parameters(), lr=config.peak_lr, betas=config.betas, fused=True)
+def _optimizer(form: Form, config: TrainConfig) -> torch.optim.Adam:
+    learned = [parameter for parameter in form.parameters() if parameter.requires_grad]
+    return torch.optim.Adam(learned, lr=config.peak_lr, betas=config.betas, fused=True)

@@ -1,53 +1,59 @@
 """One optimiser step."""
 
 import torch
+from torch import Tensor
 
 from ...jobs import Health
 from .config import TrainConfig
-from .forward import auxiliary_loss, forward_of, unexplained
-from .kinds import KINDS, Moment
+from .end_to_end import Rest
+from .forward import passes_of, revival, together, unexplained
+from .kinds import KINDS, Moment, Pass
+from .kinds.kind import Penalty
 from .state import Batch, TrainingState
 
 Record = dict[str, float | None]
 
 
 def train_step(
-    state: TrainingState, config: TrainConfig, batch: Batch, device: torch.device, health: Health, logged: bool
+    state: TrainingState,
+    config: TrainConfig,
+    batch: Batch,
+    device: torch.device,
+    health: Health,
+    logged: bool,
+    rest: Rest | None = None,
 ) -> Record:
     """One optimiser step on a raw batch; gives its record when `logged`, else an empty one and waits for no GPU.
 
+    `rest`: of the model after this batch, where the loss is its.
+
     A record holds this step's numbers (not means over steps, so that a resumed run logs the same). loss: what was
-    minimised; auxk: its auxiliary part; sparsity: its penalty, of kinds with one; fve: 1 − Σ‖y − ŷ‖² / Σ‖y − ȳ‖² over
-    the batch, of what is rebuilt; l0: mean active codes a token; dead: share of latents silent for `dead_after` tokens,
-    None before so many; lr: the rate of this step.
+    minimised (end to end: in nats); auxk: its auxiliary part; sparsity: its penalty, of kinds with one; fve:
+    1 − Σ‖y − ŷ‖² / Σ‖y − ȳ‖² over the batch, of what is rebuilt; l0: mean active codes a token; dead: share of latents
+    silent for `dead_after` tokens, None before so many; lr: the rate of this step.
     """
-    form, optimizer, kind = state.form, state.optimizer, KINDS[config.kind]
-    x, y = state.scaled(batch, device)
+    form, kind = state.form, KINDS[config.kind]
+    x, y, wild = state.scaled(batch, device)
     state.find_dead(config.dead_after)
 
-    done = forward_of(config, device)(form, x, config)
+    passes = passes_of(form, x, config, device)
+    done = together(form, passes)
     residual = y - done.reconstruction
-    loss = rebuilding = unexplained(done, y, config, state.variance)
-    auxiliary, sparsity, k_aux = loss.new_zeros(()), None, config.auxk_of(x.shape[1])
-    if len(state.dead) and k_aux and config.auxk_coefficient:
+    if rest is None:
+        loss = rebuilding = unexplained(done, y, config, state.variance)
+    else:
+        loss = rebuilding = rest.loss(done.reconstruction / state.scales[-1], wild, config).to(device)
+    auxiliary, sparsity, k_aux = loss.new_zeros(()), None, config.auxk_of(state.widths[0])
+    if any(map(len, state.dead)) and k_aux and config.auxk_coefficient:
         signed = kind.saved == "abstopk"
-        loss = loss + config.auxk_coefficient * auxiliary_loss(form, x, residual, state.dead, k_aux, signed)
+        loss = loss + config.auxk_coefficient * revival(form, x, residual, state.dead, k_aux, signed)
         auxiliary = loss - rebuilding
     if kind.penalty is not None:
-        moment = Moment(state.step / config.steps, state.variance**0.5)
-        sparsity = kind.penalty(form, done, y, config, moment)
+        sparsity = _penalty(kind.penalty, state, config, passes, y)
         loss = loss + sparsity
     loss.backward()
     health.watch(state.step + 1, x if y is x else x.sum() + y.sum(), loss)
-
-    form.project_decoder_gradient()
-    torch.nn.utils.clip_grad_norm_(form.parameters(), config.clip)
-    for group in optimizer.param_groups:
-        group["lr"] = config.lr_at(state.step)
-    optimizer.step()
-    optimizer.zero_grad()
-    form.normalise_decoder()
-    kind.constrain(form)
+    _optimise(state, config)
     state.note(x, done.fired)
     state.step += 1
     if not logged:
@@ -65,3 +71,25 @@ def train_step(
     step = state.step
     about = {"step": step, "tokens": step * config.batch_tokens}
     return about | numbers | {"dead": state.dead_share(config), "lr": config.lr_at(step - 1)}
+
+
+def _penalty(penalty: Penalty, state: TrainingState, config: TrainConfig, passes: list[Pass], y: Tensor) -> Tensor:
+    """Its mean over layers."""
+    moment, layers = Moment(state.step / config.steps, state.unit), state.form.layers
+    each = [penalty(layer.form, done, y[:, layer.writes], config, moment) for layer, done in zip(layers, passes)]
+    return torch.stack(each).mean()
+
+
+def _optimise(state: TrainingState, config: TrainConfig) -> None:
+    """One step of the optimiser from the gradients that there are, and what then holds for the weights."""
+    form, optimizer = state.form, state.optimizer
+    for layer in form.layers:
+        layer.form.project_decoder_gradient()
+    torch.nn.utils.clip_grad_norm_(form.parameters(), config.clip)
+    for group in optimizer.param_groups:
+        group["lr"] = config.lr_at(state.step)
+    optimizer.step()
+    optimizer.zero_grad()
+    for layer in form.layers:
+        layer.form.normalise_decoder()
+        KINDS[config.kind].constrain(layer.form)

@@ -11,15 +11,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ...activations.second import any_site
 from ...errors import BadInput
 from ...files import writable_folder
 from ...jobs import Checkpoints, Interrupted, Interrupts, claim
-from ...models import Site
 from ...models.loading.precision import choose_device
 from ...models.turns import refuse_inference_mode
 from ..dictionary import Dictionary
+from ..several import SeveralSites
 from .config import CHECKPOINTS, FIRST_CHECKPOINT, AnyConfig, SeveralConfig, TrainConfig, sites_of
-from .member import Member
+from .end_to_end import EndToEnd
+from .member import TOKENS, Member
 from .pace import Pace
 from .step import Record
 
@@ -47,7 +49,7 @@ def train_on(
     resume: bool = True,
     quiet: bool = False,
     on_step: Callable[[Record], None] | None = None,
-) -> Dictionary:
+) -> Dictionary | SeveralSites:
     """Train a dictionary on a stream of your own and save it in `folder/dictionary` (SAELens layout), with the config
     and metrics beside it. `train` makes the stream as well.
 
@@ -81,7 +83,7 @@ def train_several_on(
     resume: bool = True,
     quiet: bool = False,
     on_step: Callable[[str, Record], None] | None = None,
-) -> dict[str, Dictionary]:
+) -> dict[str, Dictionary | SeveralSites]:
     """Train several dictionaries on the batches of one stream: `train_on` for each, in `folder/NAME`, in step.
 
     The stream gives the activations of all their sites. Checkpoints are of all together, in `folder/checkpoints`, so
@@ -103,7 +105,7 @@ def trained_on(
     resume: bool,
     quiet: bool,
     on_step: Callable[[str, Record], None] | None,
-) -> dict[str, Dictionary]:
+) -> dict[str, Dictionary | SeveralSites]:
     """`train_on` for each config of a run; the only name is "" for a run of one dictionary."""
     refuse_inference_mode("training a dictionary")
     device = _device(config)
@@ -125,7 +127,10 @@ class _Run:
 
     def __init__(self, config: AnyConfig, stream: Stream, target: Path, interrupts: Interrupts, device: torch.device):
         self.config, self.stream, self.target, self.interrupts = config, stream, target.resolve(), interrupts
-        self.members = [Member(name, one, self.target / name, device) for name, one in config.each.items()]
+        self.end_to_end = EndToEnd(stream, config) if config.end_to_end else None
+        self.members = [
+            Member(name, one, self.target / name, device, self.end_to_end) for name, one in config.each.items()
+        ]
         self.checkpoints, self.device, self.sites = Checkpoints(target / CHECKPOINTS), device, sites_of(config)
         self.saved_step, self.saved_at, self.wait = -1, time.monotonic(), FIRST_CHECKPOINT
         self.first: list[Rows] = []  # calibration batches, until there is a state
@@ -200,7 +205,7 @@ class _Run:
         if stop:
             raise Interrupted(f"stopped after step {self.step} and saved in {self.target}")
 
-    def finish(self, quiet: bool) -> dict[str, Dictionary]:
+    def finish(self, quiet: bool) -> dict[str, Dictionary | SeveralSites]:
         """Save and measure the results. Raises `BadInput` when one is none, after all were saved."""
         made, failed = {}, []
         for member in self.members:
@@ -236,6 +241,8 @@ class _Run:
                 rows = self._by_site(next(self.stream))
             except StopIteration:
                 return None
+        if self.end_to_end is not None:
+            return rows
         for site, x in rows.items():
             d, n = self.widths.setdefault(site, x.shape[-1]), self.config.batch_tokens
             if x.ndim != 2 or x.shape != (n, d):
@@ -245,10 +252,12 @@ class _Run:
         return rows
 
     def _by_site(self, batch: Any) -> Rows:
-        """A tensor is of the one site. Raises `BadInput` for what is none, or lacks a site."""
+        """A tensor is of the one site, or holds the tokens. Raises `BadInput` for what is none, or lacks a site."""
+        if self.end_to_end is not None:
+            return {TOKENS: batch[TOKENS] if isinstance(batch, Mapping) else batch}
         if isinstance(batch, Tensor) and len(self.sites) == 1:
             return {self.sites[0]: batch}
-        given = {str(Site.parse(site)): x for site, x in batch.items()} if isinstance(batch, Mapping) else {}
+        given = {str(any_site(site)): x for site, x in batch.items()} if isinstance(batch, Mapping) else {}
         if missing := [site for site in self.sites if not isinstance(given.get(site), Tensor)]:
             has = f"activations of {', '.join(given)}" if given else f"a {type(batch).__name__}"
             raise BadInput(f"the stream gave {has}; this run needs {', '.join(missing)}")

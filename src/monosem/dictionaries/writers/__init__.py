@@ -7,7 +7,7 @@ import torch
 
 from ..parts import DictionaryParts
 from ..several import SeveralSites
-from . import circuit_tracer, cross_layer, saelens, sparsify
+from . import circuit_tracer, cross_layer, crosscoder, saelens, sparsify
 
 Writer = Callable[[DictionaryParts, Path, torch.dtype], None]
 
@@ -16,4 +16,6 @@ WRITERS: dict[str, Writer] = {
     "sparsify": sparsify.write,
     "circuit-tracer": circuit_tracer.write,
 }
-SEVERAL: dict[str, Callable[[SeveralSites, Path, torch.dtype], None]] = {"circuit-tracer": cross_layer.write}
+SeveralWriter = Callable[[SeveralSites, Path, torch.dtype], None]
+CROSS_LAYER: dict[str, SeveralWriter] = {"circuit-tracer": cross_layer.write}
+CROSSCODER: dict[str, SeveralWriter] = {"crosscoder": crosscoder.write}

@@ -55,6 +55,7 @@ GATED = Kind(
     saved="jumprelu",
     architecture="gated",
     penalty=_penalty,
+    plain=False,
     revives=False,
     own=("sparsity", "sparsity_warmup", "p_end"),
     own_parameters=lambda settings: {name: torch.zeros(settings.width) for name in ("r_mag", "b_mag")},

@@ -65,6 +65,8 @@ class Kind:
         error: what of a pass is to become small: (pass, target) -> squared error, summed over the batch.
         penalty: what is added to the loss so that codes become sparse; None where the forward pass chooses k.
         one_threshold: the file has one threshold for all latents: the smallest code of the last batches.
+        plain: its loss is the error of its reconstruction and a penalty of its codes, nothing else: the error can be
+            of several layers together, or of what the rest of the model makes of it.
         revives: whether the auxiliary loss for dead latents is on where the settings say nothing.
         own: names of settings that belong to this kind, not to every one. needed: that have to be given. refused: that
             it has no use for, though others have.
@@ -81,6 +83,7 @@ class Kind:
     error: Callable[[Pass, Tensor], Tensor] = squared_error
     penalty: Penalty | None = None
     one_threshold: bool = False
+    plain: bool = True
     revives: bool = True
     own: tuple[str, ...] = ()
     needed: tuple[str, ...] = ()

@@ -100,6 +100,7 @@ MATRYOSHKA = Kind(
     saved="jumprelu",
     architecture="matryoshka_batchtopk",
     error=_error,
+    plain=False,
     one_threshold=True,
     own=("k", "matryoshka_widths"),
     needed=("k",),
