@@ -161,12 +161,13 @@ def test_features_are_found_at_their_sites(tmp_path: Path, kind: str) -> None:
     error = (x - loaded(x)).square().sum((1, 2)) / (x - x.mean(1, keepdim=True)).square().sum((1, 2))
     fve = 1 - error
     assert fve.min() > 0.5
-    truth = (stream.directions * (1 / stream.sizes.new_tensor([1.0, 1.0, 1.0]))[:, None]).flatten(1)
+    truth = stream.directions.flatten(1)
     scaled = loaded.W_dec / stream.sizes[:, None]
     rows = torch.nn.functional.normalize(scaled.flatten(1), dim=1)
     best = (torch.nn.functional.normalize(truth, dim=1) @ rows.T).amax(1)
     assert best.mean() > 0.75  # random rows: 0.4
     assert loaded.card["finished"]
+    assert loaded.metadata["scales"][0] / loaded.metadata["scales"][1] == pytest.approx(30, rel=0.2)
     assert loaded.card["last_activations"]["saved"]["l0"] == pytest.approx(seen[-1]["l0"], rel=0.2)
 
 
@@ -217,6 +218,8 @@ def test_layers_of_a_model_with_a_card(tiny_model: Any, tmp_path: Path) -> None:
     assert list(measured["fve_by_site"].values()) == pytest.approx(fve.tolist(), abs=0.05)  # other tokens of the text
     assert measured["fve"] > 0.3
     assert loaded.card["tokens_left_out"]
+    assert loaded.metadata["skip_rule"]["first"] == 1
+    assert loaded.metadata["training"] == settings.model_dump(mode="json")
 
 
 @pytest.mark.parametrize("source", ["stream", "shards"])
@@ -295,6 +298,7 @@ def test_sites_in_one_line() -> None:
         ({"start": "x"}, "start: a crosscoder starts anew; leave it out"),
         ({"meta_of": "x"}, "meta_of: decoder rows have one site, and this is a crosscoder"),
         ({"site": "z.1,second:z.1"}, "second_model: second:z.1 is of a second model; name that model"),
+        ({"site": "second:z.1", "second_model": "two", "kind": "topk"}, "site: second:z.1 alone is of one model; name"),
         (
             {"site": "z.1", "site_out": "second:z.1", "second_model": "two"},
             "site_out: a transcoder reads and writes one model, not z.1 and second:z.1",

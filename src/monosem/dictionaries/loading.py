@@ -127,6 +127,8 @@ def _of_several(
     read.folder = path if path.is_dir() else path.parent
     if (card := path / CARD).is_file():
         read.card = read_object(card)
+        made_of = read.card.get("metadata")
+        read.metadata |= made_of if isinstance(made_of, dict) else {}
     return read
 
 

@@ -18,6 +18,7 @@ from .settings import DictionarySettings
 from .sites import of_second
 
 CHECKPOINTS = "checkpoints"  # folder in the run's
+ONE_SITE = ("sae", "transcoder")  # architectures that read one place and write to one
 FIRST_CHECKPOINT = 30.0  # seconds after which a run makes its first one, between two passes or steps: within a minute
 
 
@@ -139,10 +140,12 @@ class TrainConfig(RunSettings, DictionarySettings):
         if self.skip_connection and self.architecture != "transcoder":
             give = "leave it out" if len(self.sites) > 2 else "give site_out, or leave it out"
             raise ValueError(f"skip_connection is of a transcoder; {give}")
-        if self.start is not None and len(self.sites) > 2 - (self.site_out is None):
+        if self.start is not None and self.architecture not in ONE_SITE:
             raise ValueError(f"start: {made.what} starts anew; leave it out")
         if of_second(self.sites) and self.second_model is None:
             raise ValueError(f"second_model: {of_second(self.sites)[0]} is of a second model; name that model")
+        if self.architecture == "sae" and of_second(self.sites):
+            raise ValueError(f"site: {self.site} alone is of one model; name that model as model, without second:")
         if self.site_out is not None and of_second(self.sites):
             raise ValueError(
                 f"site_out: {made.what} reads and writes one model, not {self.site} and {self.site_out}; leave it out "
@@ -160,7 +163,7 @@ class TrainConfig(RunSettings, DictionarySettings):
                 raise ValueError("later_sites is of loss ce or kl; give such a loss, or leave it out")
             return self
         loss, what = f"loss {self.loss}", ARCHITECTURES[self.architecture].what
-        if self.architecture not in ("sae", "transcoder"):
+        if self.architecture not in ONE_SITE:
             raise ValueError(f"loss: {loss} is of a dictionary that writes to one place, not of {what}; leave loss out")
         if not KINDS[self.kind].plain:
             others = " or ".join(name for name, kind in KINDS.items() if kind.plain)

@@ -122,6 +122,8 @@ def save_outcome(config: TrainConfig, state: TrainingState, stream: Any, home: P
         ended = finished and not outcome.problems
         progress = {"finished": ended, "step": state.step, "steps": config.steps}
         dictionary.card = {**progress, "last_activations": outcome.measured, "problems": outcome.problems}
+        if isinstance(dictionary, SeveralSites):  # its files have no place for what they were made of
+            dictionary.card["metadata"] = dict(dictionary.metadata)
         write_json(temporary / CARD, dictionary.card)
     return outcome
 

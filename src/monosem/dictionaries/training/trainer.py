@@ -31,9 +31,10 @@ Rows = dict[str, Tensor]  # site -> [batch_tokens, d]
 class Stream(Protocol):
     """Batches of activations, and where it is in them: from a loaded state on it gives the same batches again.
 
-    A batch is a tensor [batch_tokens, d] of one site, or {site: tensor} with aligned rows of several. A stream that
-    takes its time for a batch may have `on_read`, which it calls with the number of rows whenever some were read and
-    its state could be saved, and `wanted` and `unread`, the rows to read in all and from there on.
+    A batch is a tensor [batch_tokens, d] of one site, or {site: tensor} with aligned rows of several; end to end, the
+    ids of windows (`TokenStream`). A stream that takes its time for a batch may have `on_read`, which it calls with the
+    number of rows whenever some were read and its state could be saved, and `wanted` and `unread`, the rows to read in
+    all and from there on.
     """
 
     def __next__(self) -> Any: ...
@@ -59,7 +60,7 @@ def train_on(
     says whether the run is `finished`.
 
     Args:
-        stream: gives `[batch_tokens, d]` activations, in raw units; for a transcoder, of both its sites.
+        stream: gives `[batch_tokens, d]` activations, in raw units, of all sites of the dictionary.
         resume: False refuses a folder that already holds a run.
         on_step: called with each record that goes to metrics.jsonl (see `train_step`).
 

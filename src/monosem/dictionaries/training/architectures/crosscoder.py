@@ -54,6 +54,7 @@ def _exported(
     sizes = W_dec.norm(dim=-1).sum(1)  # codes are what a latent writes to all sites together
     threshold = None if raw.threshold is None else (raw.threshold * sizes).float()
     known = None if of_second(settings.reads) else settings.reads
+    about = about._replace(metadata={**about.metadata, "scales": [*scales]})
     return Crosscoder(
         CrosscoderParts(
             facts=facts_of(settings, known, known, about, sites),
