@@ -119,14 +119,14 @@ class CrossLayerForm(nn.Module):
         return [Layer(form, slice(start, end), slice(first, None)) for form, start, end, first in spans]  # type: ignore[arg-type]
 
     @property
-    def centre(self) -> Float[Tensor, "d_in_of_all"]:
+    def centre(self) -> Float[Tensor, "d_in"]:
         return torch.cat([layer.form.centre for layer in self.layers])
 
     @property
-    def b_dec(self) -> Float[Tensor, "d_out_of_all"]:
+    def b_dec(self) -> Float[Tensor, "d_out"]:
         return self.layers[0].form.b_dec
 
-    def summed(self, written: Sequence[Float[Tensor, "batch d"]]) -> Float[Tensor, "batch d_out_of_all"]:
+    def summed(self, written: Sequence[Float[Tensor, "batch d"]]) -> Float[Tensor, "batch d_out"]:
         """What all layers write together; `written` is what each writes, to its own output and all later ones."""
         totals: list[Tensor] = [*written[0].split(self.d_out, dim=1)]
         for source, rows in enumerate(written[1:], start=1):
