@@ -2,9 +2,12 @@
 
 from .controls import ControlTask, Null, Survey, control_task, permutation_null, survey, text_baselines
 from .covariance import Whitening
+from .distances import DISTANCES, Distances, energy, unsure
 from .fitting import fit
 from .kinds import KINDS
 from .measures import Measures, measure
+from .monitor import PredictControl, Reading, Watched, predict_control, watch
+from .ood import Ood, ood
 from .probe import Probes
 from .reader import read_rows
 from .rows import Place, Rows
@@ -12,29 +15,40 @@ from .splits import Parts, folds, near_duplicates, split
 from .thresholds import Cascade, calibrated, cascade, orders, with_threshold
 
 __all__ = [
+    "DISTANCES",
     "KINDS",
     "Cascade",
     "ControlTask",
+    "Distances",
     "Measures",
     "Null",
+    "Ood",
     "Parts",
     "Place",
+    "PredictControl",
     "Probes",
+    "Reading",
     "Rows",
     "Survey",
+    "Watched",
     "Whitening",
     "calibrated",
     "cascade",
     "control_task",
+    "energy",
     "fit",
     "folds",
     "measure",
     "near_duplicates",
+    "ood",
     "orders",
     "permutation_null",
+    "predict_control",
     "read_rows",
     "split",
     "survey",
     "text_baselines",
+    "unsure",
+    "watch",
     "with_threshold",
 ]

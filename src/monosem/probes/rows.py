@@ -138,6 +138,10 @@ class Rows:
         """The same rows with other labels."""
         return replace(self, y=y, classes=y.long())
 
+    def with_classes(self, names: Sequence[Any]) -> "Rows":
+        """The same rows with classes of any number, a name or number a row, for distances."""
+        return replace(self, classes=group_numbers(names)[0])
+
     def joined(self) -> "Rows":
         """All places as one: their states one after the other, `1 n (places d)`."""
         x = self.x.movedim(0, -2).flatten(-2)[None]
