@@ -19,16 +19,16 @@ def pooled_by_hand(prompts, pool):
 
 @pytest.mark.parametrize("pool", ["last", "mean"])
 def test_difference_of_means(pool):
-    found = Direction.fit(MODEL, POSITIVE, NEGATIVE, SITE, pool=pool)
+    found = Direction.fit(MODEL, POSITIVE, NEGATIVE, SITE, at=pool)
     expected = pooled_by_hand(POSITIVE, pool).mean(0) - pooled_by_hand(NEGATIVE, pool).mean(0)
     torch.testing.assert_close(found.vector, expected.float(), rtol=1e-4, atol=1e-5)
     assert found.site == Site.parse(SITE)
 
 
 def test_quality_tells_a_real_difference_from_none():
-    real = Direction.fit(MODEL, POSITIVE, NEGATIVE, SITE, pool="mean").provenance
+    real = Direction.fit(MODEL, POSITIVE, NEGATIVE, SITE, at="mean").provenance
     mixed = POSITIVE[::2] + NEGATIVE[::2], POSITIVE[1::2] + NEGATIVE[1::2]
-    none = Direction.fit(MODEL, *mixed, SITE, pool="mean").provenance
+    none = Direction.fit(MODEL, *mixed, SITE, at="mean").provenance
     assert real["stability"] > none["stability"] + 0.3
     assert real["held_out_auroc"] > max(0.7, none["held_out_auroc"])
 
@@ -70,7 +70,7 @@ def test_bad_input():
         Direction(torch.zeros(32), Site.parse(SITE))
     with pytest.raises(BadInput, match="finite"):
         Direction(torch.tensor([float("nan"), 1.0]), Site.parse(SITE))
-    with pytest.raises(UnknownName, match="'dim'"):
+    with pytest.raises(UnknownName, match="magic"):
         Direction.fit(MODEL, POSITIVE, NEGATIVE, SITE, method="magic")
     with pytest.raises(BadInput, match="of the stream"):
         Direction.fit(MODEL, POSITIVE, NEGATIVE, "q.1")
@@ -83,7 +83,7 @@ def test_bad_input():
 
 
 def test_a_provenance_that_is_nested_without_end_is_refused(tmp_path):
-    about = {"site": SITE, "model": "x", "provenance": "[" * 100_000}
+    about = {"kind": "monosem directions 1", "directions": "[" * 100_000}
     save_file({"vector": torch.ones(3)}, tmp_path / "direction", about)
-    with pytest.raises(BadFile, match="does not hold a direction"):
+    with pytest.raises(BadFile, match="does not hold directions"):
         Direction.load(tmp_path / "direction")

@@ -1,82 +1,228 @@
-"""Methods that find a direction from two sets of prompts."""
+"""From prompts to directions at many places: activations stream by; what one half gives is judged on the other."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..activations import Skipper, SkipRule
 from ..data import PromptPairs
-from ..errors import BadInput, UnknownName
-from ..models import Model, Site
-from ..models.running.run import refuse_rows
-from ..statistics import auroc
+from ..errors import BadInput
+from ..jobs.fingerprint import fingerprint
+from .diagnostics import Blocks, apart, geometry
+from .methods import Found, Method, method
+from .moments import Moments
+from .reading import Place, Reader
+from .sample import Sample
 
-Pool = Literal["mean", "last"]
-Side = Float[Tensor, "prompts d_model"]
+BLOCKS = 16  # sets of prompts in each half that are drawn again and relabelled, at most
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What was found at one place, and its diagnostics."""
+
+    place: Place
+    found: Found
+    numbers: dict[str, Any]
+
+
+@dataclass
+class Half:
+    """What is kept of the activations of some prompts."""
+
+    positive: Moments | None = None
+    negative: Moments | None = None
+    differences: Moments | None = None
+    rows: tuple[list[Tensor], list[Tensor]] = field(default_factory=lambda: ([], []))
+    scores: tuple[list[Tensor], list[Tensor]] = field(default_factory=lambda: ([], []))
+    blocks: Blocks | None = None
+
+    def take(self, side: int, rows: Float[Tensor, "place batch d"], way: Method) -> None:
+        """A batch of one side."""
+        moments, name = Moments.of(rows, scatter=way.needs in ("scatter", "rows")), ("positive", "negative")[side]
+        before = getattr(self, name)
+        setattr(self, name, moments if before is None else before + moments)
+        if "rows" in way.needs:
+            self.rows[side].append(rows.float())
+
+    def samples(self, background: Moments | None, k: int, seed: int) -> list[Sample]:
+        """Place by place."""
+        assert self.positive is not None
+        assert self.negative is not None
+        count = len(self.positive.mean)
+        kept = [torch.cat(side, 1) if side else None for side in self.rows]
+        beside = [[None] * count if one is None else list(one) for one in (self.differences, background)]
+        rows = [None] * count if kept[0] is None else list(zip(*kept))
+        parts = zip(self.positive, self.negative, *beside, rows)
+        return [Sample(*part, k=k, seed=seed) for part in parts]  # type: ignore[arg-type]
+
+    def __add__(self, other: "Half") -> "Half":
+        names = ("positive", "negative", "differences", "blocks")
+        sums = {name: one + getattr(other, name) for name in names if (one := getattr(self, name)) is not None}
+        return Half(**sums, rows=(self.rows[0] + other.rows[0], self.rows[1] + other.rows[1]))
 
 
 def fitted(
-    model: Model,
-    positive: Sequence[str],
-    negative: Sequence[str],
-    site: Site,
-    method: str,
-    pool: Pool,
-    seed: int,
-    skip: SkipRule | None,
-) -> tuple[Float[Tensor, "d_model"], dict[str, Any]]:
-    """The vector and its provenance; see `Direction.fit`."""
-    if method not in METHODS or pool not in ("mean", "last"):
-        raise UnknownName(
-            f"method is {' or '.join(map(repr, METHODS))} and pool 'mean' or 'last'; got {method!r} and {pool!r}"
-        )
-    pairs = PromptPairs(positive, negative, paired=False)
+    reader: Reader,
+    pairs: PromptPairs,
+    name: str,
+    *,
+    background: Sequence[str] | None = None,
+    held_out: PromptPairs | None = None,
+    k: int = 1,
+    seed: int = 0,
+) -> tuple[list[Fitted], dict[str, Any]]:
+    """The direction at each place that can be read, and what was read; see `Directions.fit`."""
+    way = _checked(name, pairs, background, k)
+    first, second = (half for half in pairs.split(0.5, seed=seed))
+    beside = None if background is None else _background(reader, background)
+    halves = [_read(reader, first, way)]
+    of_first = _found(reader, way, halves[0].samples(beside, k, seed))
+    halves.append(_read(reader, second, way, _reads(of_first)))
+    whole = halves[0] + halves[1]
+    failed: dict[int, str] = {}
+    found = _found(reader, way, whole.samples(beside, k, seed), failed)
+    of_second = _found(reader, way, halves[1].samples(beside, k, seed))
+    judged, groups = halves[1].scores, second.groups
+    if held_out is not None:
+        judged, groups = _scores(reader, held_out, _reads(found)), held_out.groups
+    assert whole.blocks is not None
+    assert whole.positive is not None
+    assert whole.negative is not None
+    tests = whole.blocks.tests(seed)
+    results = []
+    for number, place in enumerate(reader.places):
+        if (one := found[number]) is None or number in reader.refused:
+            continue
+        up, down = (torch.cat(side, 1)[number] for side in judged)
+        known = held_out is not None or of_first[number] is not None
+        numbers: dict[str, Any] = {"stability": _cosine(of_first[number], of_second[number])}
+        numbers |= {key: float(values[number]) for key, values in tests.items()}
+        numbers |= apart(up, down, groups) if known else {}
+        numbers |= geometry(one.vector, whole.positive.mean[number], whole.negative.mean[number])
+        results.append(Fitted(place, one, numbers))
+    refused = {str(reader.places[i]): why for i, why in sorted((failed | reader.refused).items())}
+    if not results:
+        raise BadInput(next(iter(refused.values())))
+    about = {
+        "prompts": _counts(pairs),
+        "held_out_prompts": _counts(second if held_out is None else held_out),
+        "data": fingerprint(*pairs.positive, "\0", *pairs.negative),
+        "p_floor": whole.blocks.p_floor(),
+        "tokens": reader.summary(),
+        **({"refused": refused} if refused else {}),
+    }
+    return results, about
+
+
+def _counts(pairs: PromptPairs) -> dict[str, int]:
+    return {"positive": len(pairs.positive), "negative": len(pairs.negative)}
+
+
+def _checked(name: str, pairs: PromptPairs, background: Sequence[str] | None, k: int) -> Method:
+    way = method(name)
+    if way.paired and not pairs.paired:
+        raise BadInput(f"method {name!r} takes pairs: the i-th positive prompt belongs to the i-th negative one")
+    if (way.needs == "background") != (background is not None):
+        raise BadInput(f"background= texts go with method 'mean_centred' alone, which needs them; got method {name!r}")
+    if k < 1 or (k > 1 and not way.several):
+        raise BadInput(f"k={k}: methods 'svd' and 'repe' find several directions (k of 1 or more), {name!r} finds one")
     if min(len(pairs.positive), len(pairs.negative)) < 2:
         raise BadInput("a direction needs at least two prompts a side, to say how stable it is")
-    find, skipper = METHODS[method], Skipper.of(model, [site], skip)
-    up, down = (_pooled(model, site, side, pool, skipper) for side in (pairs.positive, pairs.negative))
-    generator = torch.Generator().manual_seed(seed)
-    halves = [side[torch.randperm(len(side), generator=generator)].chunk(2) for side in (up, down)]
-    first, second = (find(*half) for half in zip(*halves))
-    return find(up, down), {
-        "method": method,
-        "pool": pool,
-        "prompts": {"positive": len(pairs.positive), "negative": len(pairs.negative)},
-        "seed": seed,
-        **({"tokens": skipper.summary()} if pool == "mean" else {}),
-        "stability": float(torch.nn.functional.cosine_similarity(first, second, dim=0)),
-        "held_out_auroc": float(auroc((halves[0][1] @ first)[:, None], (halves[1][1] @ first)[:, None])),
-    }
+    return way
 
 
-def difference_of_means(positive: Side, negative: Side) -> Float[Tensor, "d_model"]:
-    """Marks & Tegmark 2023, arXiv:2310.06824."""
-    return positive.mean(0) - negative.mean(0)
+# ---------------------------------------------------------------------- passes
+def _read(reader: Reader, pairs: PromptPairs, way: Method, reads: Tensor | None = None) -> Half:
+    """One pass over the prompts of both sides.
+
+    Args:
+        reads: `place d`: prompts are scored by these.
+    """
+    half, block = Half(), _block_numbers(pairs)
+    counts = torch.stack([torch.bincount(numbers, minlength=int(torch.cat(block).max()) + 1) for numbers in block])
+    sums, done = torch.zeros(0), [0, 0]
+    for batches in zip_longest(reader.rows(pairs.positive), reader.rows(pairs.negative)):
+        for side, rows in enumerate(batches):
+            if rows is None:
+                continue
+            if not len(sums):
+                sums = torch.zeros(2, counts.shape[1], len(rows), rows.shape[-1], dtype=torch.float64)
+            numbers = block[side][done[side] : done[side] + rows.shape[1]]
+            sums[side].index_add_(0, numbers, rows.transpose(0, 1))
+            done[side] += rows.shape[1]
+            half.take(side, rows, way)
+            if reads is not None:
+                half.scores[side].append(torch.einsum("pbd,pd->pb", rows, reads))
+        if way.needs == "pairs" and batches[0] is not None and batches[1] is not None:
+            differences = Moments.of(batches[0] - batches[1])
+            half.differences = differences if half.differences is None else half.differences + differences
+    half.blocks = Blocks(sums, counts, pairs.paired)
+    return half
 
 
-METHODS: dict[str, Callable[[Side, Side], Float[Tensor, "d_model"]]] = {"dim": difference_of_means}
+def _block_numbers(pairs: PromptPairs) -> tuple[Tensor, Tensor]:
+    """The block of each prompt of both sides: whole groups where there are any, else pairs or prompts."""
+    if pairs.groups is not None and len(set(pairs.groups)) > 1:
+        names = {group: number for number, group in enumerate(dict.fromkeys(pairs.groups))}
+        numbers = torch.tensor([names[group] for group in pairs.groups])
+        return numbers % BLOCKS, numbers % BLOCKS
+    return tuple(torch.arange(len(side)) % BLOCKS for side in (pairs.positive, pairs.negative))  # type: ignore[return-value]
 
 
-def _pooled(
-    model: Model, site: Site, prompts: Sequence[str], pool: Pool, skipper: Skipper, batch_size: int = 32
-) -> Side:
-    """One float64 row a prompt."""
-    refuse_rows(model, "a fit")
-    parts = []
-    for start in range(0, len(prompts), batch_size):
-        run = model.run(list(prompts[start : start + batch_size]), capture=[site], logits=False)
-        x = run[site]
-        if x.ndim != 3 or x.shape[-1] != model.cfg.d_model:
-            raise BadInput(f"{site} has shape {list(x.shape)}: a direction is fitted at a site of the stream")
-        if pool == "last":
-            skipper.check_last(model, run.tokens, {str(site): x}, ("not finite", "outlier"))
-            parts.append(run.last(site).double().cpu())
-            continue
-        counted = skipper.counted(run.tokens, {str(site): x})
-        if not bool(counted.any(1).all()):
-            raise BadInput("a prompt has no token that counts: all are first, special or outliers in norm")
-        parts.append(((x.double() * counted[..., None]).sum(1) / counted.sum(1, keepdim=True)).cpu())
-    return torch.cat(parts)
+def _background(reader: Reader, texts: Sequence[str]) -> Moments:
+    total: Moments | None = None
+    for rows in reader.rows(list(texts)):
+        moments = Moments.of(rows, scatter=False)
+        total = moments if total is None else total + moments
+    if total is None:
+        raise BadInput("background= has no texts; give a few hundred of any kind")
+    return total
+
+
+def _scores(reader: Reader, pairs: PromptPairs, reads: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    sides = (
+        [torch.einsum("pbd,pd->pb", rows, reads) for rows in reader.rows(side)]
+        for side in (pairs.positive, pairs.negative)
+    )
+    return tuple(sides)  # type: ignore[return-value]
+
+
+# ---------------------------------------------------------------------- places
+def _found(
+    reader: Reader, way: Method, samples: list[Sample], failed: dict[int, str] | None = None
+) -> list[Found | None]:
+    """What the method finds at each place; None where it cannot (`failed` says why), or the place cannot be read."""
+    results: list[Found | None] = []
+    for number, sample in enumerate(samples):
+        one = None
+        if number not in reader.refused:
+            try:
+                one = way.find(sample)
+            except BadInput as error:
+                if failed is not None:
+                    failed[number] = f"{reader.places[number]}: {error}"
+        results.append(one)
+    return results
+
+
+def _reads(found: list[Found | None]) -> Float[Tensor, "place d"]:
+    width = next((len(one.vector) for one in found if one is not None), 1)
+    return torch.stack(
+        [torch.zeros(width).double() if one is None else one.vector if one.read is None else one.read for one in found]
+    )
+
+
+def _cosine(one: Found | None, other: Found | None) -> float:
+    """Of the vectors; of subspaces, the mean cosine of their principal angles. NaN where a half finds none."""
+    if one is None or other is None:
+        return float("nan")
+    if one.basis is not None and other.basis is not None:
+        return float(torch.linalg.svdvals(one.basis @ other.basis.T).mean())
+    read = one.read is not None and other.read is not None
+    a, b = (x.read if read else x.vector for x in (one, other))
+    return float(torch.nn.functional.cosine_similarity(a, b, dim=0))  # type: ignore[arg-type]
