@@ -161,13 +161,30 @@ def read_torch(path: str | os.PathLike[str], after: int = 0) -> dict[str, Any]:
     Raises:
         BadFile: missing, broken, not a dictionary, or holds anything but tensors and plain values.
     """
+    loaded = _loaded(path, after)
+    if not isinstance(loaded, dict):
+        raise BadFile(f"{path} holds a {type(loaded).__name__}, expected a dictionary of tensors")
+    return loaded
+
+
+def read_torch_tensor(path: str | os.PathLike[str]) -> "Tensor":
+    """A `.pt` file of one tensor. Raises `BadFile` as `read_torch`, and for anything else in it."""
+    import torch
+
+    loaded = _loaded(path)
+    if not isinstance(loaded, torch.Tensor):
+        raise BadFile(f"{path} holds a {type(loaded).__name__}, expected a tensor")
+    return loaded
+
+
+def _loaded(path: str | os.PathLike[str], after: int = 0) -> Any:
     import torch
 
     try:
         source: Any = regular_file(path)
         if after:
             source = io.BytesIO(source.read_bytes()[after:])
-        loaded = torch.load(source, map_location="cpu", weights_only=True)
+        return torch.load(source, map_location="cpu", weights_only=True)
     except BadFile:
         raise
     except pickle.UnpicklingError as error:
@@ -177,9 +194,6 @@ def read_torch(path: str | os.PathLike[str], after: int = 0) -> dict[str, Any]:
         ) from error
     except Exception as error:  # whatever the bytes lead the unpickler to
         raise BadFile(f"{path} is truncated or not a PyTorch file ({cause(error)})") from error
-    if not isinstance(loaded, dict):
-        raise BadFile(f"{path} holds a {type(loaded).__name__}, expected a dictionary of tensors")
-    return loaded
 
 
 def _short(name: str) -> str:

@@ -169,7 +169,8 @@ def write_directions(path: str | os.PathLike[str], directions: Sequence[Directio
     Raises:
         BadInput: two directions at one site and position.
     """
-    tensors, about = {}, {}
+    tensors: dict[str, Tensor] = {}
+    about: dict[str, Any] = {}
     for one in directions:
         label = f"{one.site}@{one.position}" if one.position else str(one.site)
         if label in about:

@@ -19,8 +19,9 @@ from ..lenses import vectors
 from ..models import Layers, Model, Site, SiteLike
 from ..plots import Figure, lines
 from ..results import Result, plain
-from .direction import Direction, read_directions, write_directions
+from .direction import Direction
 from .fitting import fitted
+from .formats import read_any, write_any
 from .reading import Reader, sites_of
 
 TOKENS = 5  # that a direction promotes, in the table
@@ -90,7 +91,8 @@ class Directions(Result):
         """
         reader = Reader.of(model, sites_of(model, site, layers), at, skip, batch_size)
         found, about = fitted(reader, pairs, method, background=background, held_out=held_out, k=k, seed=seed)
-        common = {"method": method, "seed": seed, **about}
+        shape = {"model_type": model.config.model_type, "n_layers": model.cfg.n_layers}
+        common = {"method": method, "seed": seed, **shape, **about}
         refused = common.pop("refused", {})
         directions = [Direction.of(one, model, common) for one in found]
         _say_tokens(model, directions)
@@ -124,7 +126,9 @@ class Directions(Result):
     def table(self) -> pd.DataFrame:
         kept = [{key: value for key, value in one.provenance.items() if _is_column(key, value)} for one in self]
         names = [{"site": str(one.site), "position": one.position, **row} for one, row in zip(self, kept)]
-        table = pd.DataFrame(names).drop(columns=["p_floor", "seed", "method", "data"], errors="ignore")
+        table = pd.DataFrame(names).drop(
+            columns=["p_floor", "seed", "method", "data", "model_type", "n_layers", "tool", "file"], errors="ignore"
+        )
         table["norm"] = [float(one.vector.norm()) for one in self]
         table.insert(2, "turn", self._turns())
         if all("promotes" in one.provenance for one in self):
@@ -193,16 +197,16 @@ class Directions(Result):
         return lines(curves, labels, x_title="place", zero=True)
 
     def save(self, path: str | os.PathLike[str], **plot: Any) -> Path:
-        """As `Result.save`; .safetensors holds the directions themselves."""
-        if Path(path).suffix.lower() != ".safetensors":
-            return super().save(path, **plot)
-        write_directions(path, self.directions)
-        return Path(path)
+        """As `Result.save`; .safetensors holds the directions themselves, .gguf their vectors, for llama.cpp."""
+        if Path(path).suffix.lower() in (".safetensors", ".gguf"):
+            return write_any(path, self.directions)
+        return super().save(path, **plot)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """What `save` wrote as .safetensors. Raises `BadFile`."""
-        return cls(read_directions(path))
+    def load(cls, path: str | os.PathLike[str], model: Model | None = None) -> Self:
+        """What `save` wrote, or a file of another tool (`formats.FORMATS`); errors as `formats.read_any`."""
+        found = read_any(path, model)
+        return cls(found, {"file": str(path)})
 
     def _turns(self) -> list[float]:
         """Degrees between each direction and the one before it, at the same position and kind of site."""

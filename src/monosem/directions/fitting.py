@@ -58,7 +58,8 @@ class Half:
         beside = [[None] * count if one is None else list(one) for one in (self.differences, background)]
         rows = [None] * count if kept[0] is None else list(zip(*kept))
         parts = zip(self.positive, self.negative, *beside, rows)
-        return [Sample(*part, k=k, seed=seed) for part in parts]  # type: ignore[arg-type]
+        names = ("positive", "negative", "differences", "background", "rows")
+        return [Sample(**dict(zip(names, part)), k=k, seed=seed) for part in parts]  # type: ignore[arg-type]
 
     def __add__(self, other: "Half") -> "Half":
         names = ("positive", "negative", "differences", "blocks")
