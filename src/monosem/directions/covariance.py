@@ -21,7 +21,7 @@ class Covariance:
         values: variances along `axes` (orthonormal rows, `r d`), before shrinkage.
     """
 
-    values: Float[Tensor, "r"]
+    values: Float[Tensor, "rows"]
     axes: Float[Tensor, "r d"]
     shrinkage: float
 
@@ -54,7 +54,7 @@ class Covariance:
         return self.shrinkage * float(self.values.sum()) / self.axes.shape[1]
 
 
-def oas(values: Float[Tensor, "r"], d: int, n: int) -> float:
+def oas(values: Float[Tensor, "rows"], d: int, n: int) -> float:
     """Oracle-approximating shrinkage of a covariance with these variances along its axes (Chen et al. 2010, IEEE Trans.
     Signal Process. 58:5016, eq. 23, without the terms of order 1/d, as scikit-learn has it), from 0 to 1.
 

@@ -31,7 +31,7 @@ class Blocks:
         sums, counts = (torch.cat(pair, 1) for pair in ((self.sums, other.sums), (self.counts, other.counts)))
         return Blocks(sums, counts, self.paired, self.counts.shape[1])
 
-    def tests(self, seed: int = 0) -> dict[str, Float[Tensor, "place"]]:
+    def tests(self, seed: int = 0) -> dict[str, Float[Tensor, "places"]]:
         """Of the difference of means at each place.
 
         - `bootstrap`, `bootstrap_low`: cosine with itself when blocks are drawn again with replacement: mean, and what
