@@ -218,6 +218,16 @@ def consistency(
     return (positive > other).float().mean(0)
 
 
+def cohen(positive: Float[Tensor, "n latents"], negative: Float[Tensor, "m latents"]) -> Float[Tensor, "latents"]:
+    """Difference of means over the pooled standard deviation (Cohen 1988); 0 where nothing differs, infinite where
+    both sides are constant and differ."""
+    n, m = len(positive), len(negative)
+    up, down = positive.double(), negative.double()
+    squares = (up - up.mean(0)).square().sum(0) + (down - down.mean(0)).square().sum(0)
+    gap = up.mean(0) - down.mean(0)
+    return torch.where(gap == 0, 0.0, gap / (squares / max(n + m - 2, 1)).sqrt()).float()
+
+
 def permutation_p(
     positive: Float[Tensor, "n latents"],
     negative: Float[Tensor, "m latents"],

@@ -12,6 +12,7 @@ from . import (
     benchmarking,
     components,
     converting,
+    directing,
     latents,
     lens,
     listing,
@@ -64,7 +65,14 @@ register(
         "sweep": steering.sweep,
     },
 )
-GROUPS = {"patch": patch, "lens": lens, "components": components, "latents": latents, "list": listing}
+GROUPS = {
+    "direction": directing,
+    "patch": patch,
+    "lens": lens,
+    "components": components,
+    "latents": latents,
+    "list": listing,
+}
 for name, module in GROUPS.items():
     app.add_typer(module.app, name=name)
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import BadInput
-from ..reading import read_text
 from ..terminal import notice
 from . import output
 from .application import group, resumable
@@ -23,6 +22,7 @@ from .options import (
     TokenLimit,
     flag,
     option,
+    prompt_lines,
 )
 from .output import as_json, cell, frame, table
 
@@ -204,11 +204,6 @@ def index_at(dictionary: str, path: Path | None) -> "Index":
     if chosen is None:
         raise BadInput(f"{dictionary} has no index; make one: monosem latents index {dictionary} --text PATH")
     return chosen
-
-
-def prompt_lines(path: Path) -> list[str]:
-    """The lines of a file; blank ones at the end do not count, others are kept and refused later by their number."""
-    return read_text(path).rstrip().splitlines()
 
 
 def marked(text: "rich.text.Text") -> str:

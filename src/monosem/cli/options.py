@@ -13,7 +13,7 @@ import typer
 
 from ..errors import BadInput
 from ..files import result_path
-from ..reading import parse_yaml
+from ..reading import parse_yaml, read_text
 from ..terminal import notice
 from .output import as_json, frame
 
@@ -281,3 +281,8 @@ def fields(given: list[str] | None, where: str = "--set") -> dict[str, Any]:
         except ValueError as error:
             raise BadInput(f"{where} {entry}: {error}") from error
     return settings
+
+
+def prompt_lines(path: Path) -> list[str]:
+    """The lines of a file; blank ones at the end do not count, others are kept and refused later by their number."""
+    return read_text(path).rstrip().splitlines()

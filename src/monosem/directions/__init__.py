@@ -1,8 +1,27 @@
 """Directions: a vector at a site with its provenance, and how it is found."""
 
 from .direction import Direction
-from .directions import Directions
+from .directions import Directions, alike
+from .latents import latent_directions
 from .methods import METHODS
 from .positions import Last, Mean, Offset, Regex, Selector, TemplateSuffix
+from .scores import DirectionScores, read
+from .selection import Selection, select
 
-__all__ = ["METHODS", "Direction", "Directions", "Last", "Mean", "Offset", "Regex", "Selector", "TemplateSuffix"]
+__all__ = [
+    "METHODS",
+    "Direction",
+    "DirectionScores",
+    "Directions",
+    "Last",
+    "Mean",
+    "Offset",
+    "Regex",
+    "Selection",
+    "Selector",
+    "TemplateSuffix",
+    "alike",
+    "latent_directions",
+    "read",
+    "select",
+]

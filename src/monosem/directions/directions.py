@@ -2,8 +2,9 @@
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ..activations import SkipRule
 from ..data import PromptPairs
-from ..errors import BadInput, UnknownName
+from ..errors import BadInput, Mismatch, UnknownName
 from ..lenses import vectors
 from ..models import Layers, Model, Site, SiteLike
 from ..plots import Figure, lines
@@ -22,6 +23,7 @@ from ..results import Result, plain
 from .direction import Direction
 from .fitting import fitted
 from .formats import read_any, write_any
+from .layers import same_stream
 from .reading import Reader, sites_of
 
 TOKENS = 5  # that a direction promotes, in the table
@@ -122,6 +124,14 @@ class Directions(Result):
             raise BadInput(f"{len(chosen)} directions at {wanted}: say which position, [site, {chosen[0].position!r}]")
         return chosen[0]
 
+    def at(self, position: Any) -> "Directions":
+        """Those of one position, such as "last". Raises `UnknownName` where there are none."""
+        chosen = [one for one in self if one.position == str(position)]
+        if not chosen:
+            known = ", ".join(dict.fromkeys(one.position for one in self))
+            raise UnknownName(f"no directions at position {position}; there are {known}")
+        return Directions(chosen, self.config)
+
     @property
     def table(self) -> pd.DataFrame:
         kept = [{key: value for key, value in one.provenance.items() if _is_column(key, value)} for one in self]
@@ -217,6 +227,30 @@ class Directions(Result):
             turns.append(math.nan if last is None else math.degrees(math.acos(max(-1.0, min(1.0, one.cosine(last))))))
             before[key] = one
         return turns
+
+
+def alike(several: Mapping[str, Directions]) -> pd.DataFrame:
+    """Cosines of directions of one stream between sets: a row for each pair of directions of two sets at one place.
+
+    Columns: site, one, other, position (of each), cosine. The output of a block is the input of the next.
+
+    Raises:
+        BadInput: vectors of different widths. Mismatch: sets of different models.
+    """
+    named = {one.model_name for found in several.values() for one in found if one.model_name}
+    if len(named) > 1:
+        raise Mismatch(f"directions of {' and '.join(sorted(named))} have no dimension in common")
+    rows = []
+    for (first, ours), (second, theirs) in combinations(several.items(), 2):
+        for one, other in product(ours, theirs):
+            if len(one.vector) != len(other.vector):
+                raise BadInput(f"{first} has {len(one.vector)} entries at {one.site}, {second} {len(other.vector)}")
+            if same_stream(one.site, other.site):
+                positions = " ".join(dict.fromkeys([one.position, other.position]))
+                rows.append((str(one.site), first, second, positions, one.cosine(other)))
+    if not rows:
+        raise BadInput("no site has directions of two sets")
+    return pd.DataFrame(rows, columns=["site", "one", "other", "position", "cosine"])
 
 
 def _is_column(key: str, value: Any) -> bool:

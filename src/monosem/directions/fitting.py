@@ -104,7 +104,10 @@ def fitted(
         numbers: dict[str, Any] = {"stability": _cosine(of_first[number], of_second[number])}
         numbers |= {key: float(values[number]) for key, values in tests.items()}
         numbers |= apart(up, down, groups) if known else {}
-        numbers |= geometry(one.vector, whole.positive.mean[number], whole.negative.mean[number])
+        up_mean, down_mean = whole.positive.mean[number], whole.negative.mean[number]
+        numbers |= {"gap": _gap(one, up_mean - down_mean)}
+        one = one._replace(centre=(up_mean + down_mean) / 2) if one.centre is None else one
+        numbers |= geometry(one.vector, up_mean, down_mean)
         results.append(Fitted(place, one, numbers))
     refused = {str(reader.places[i]): why for i, why in sorted((failed | reader.refused).items())}
     if not results:
@@ -216,6 +219,12 @@ def _reads(found: list[Found | None]) -> Float[Tensor, "place d"]:
     return torch.stack(
         [torch.zeros(width).double() if one is None else one.vector if one.read is None else one.read for one in found]
     )
+
+
+def _gap(one: Found, delta: Float[Tensor, "d"]) -> float:
+    """Distance of the class means along what reads."""
+    read = one.vector if one.read is None else one.read
+    return float(read @ delta / read.norm())
 
 
 def _cosine(one: Found | None, other: Found | None) -> float:

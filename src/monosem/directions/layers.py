@@ -40,18 +40,19 @@ def number_of(tool: str, site: Site, n_layers: int) -> int:
     """The number by which another tool means a site. Raises `BadInput` for a site that it cannot say."""
     check_name("tool", tool, TOOLS)
     for number in TOOLS[tool].numbers(n_layers):
-        if same_stream(TOOLS[tool].site(number, n_layers), site, n_layers):
+        meant = TOOLS[tool].site(number, n_layers)
+        if meant is not None and same_stream(meant, site, n_layers):
             return number
     raise BadInput(f"{tool} has no layer number for {site}: {TOOLS[tool].note}")
 
 
-def same_stream(one: Site | None, other: Site, n_layers: int) -> bool:
+def same_stream(one: Site, other: Site, n_layers: int | None = None) -> bool:
     """Whether two sites are the same activation."""
-    return one is not None and _as_post(one, n_layers) == _as_post(other, n_layers)
+    return _as_post(one, n_layers) == _as_post(other, n_layers)
 
 
-def _as_post(site: Site, n_layers: int) -> Site:
-    if site.name == "final_input":
+def _as_post(site: Site, n_layers: int | None) -> Site:
+    if site.name == "final_input" and n_layers is not None:
         return Site("resid_post", n_layers - 1)
     return Site("resid_post", site.layer - 1) if site.name == "resid_pre" and site.layer else site
 

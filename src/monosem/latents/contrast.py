@@ -17,7 +17,7 @@ from ..errors import BadInput
 from ..files import write_json
 from ..models import Model
 from ..results import Result, analysis
-from ..statistics import auroc, auroc_bounds, consistency, permutation_p
+from ..statistics import auroc, auroc_bounds, cohen, consistency, permutation_p
 from .pooling import Pool, pooled
 
 TELLS_APART = 0.7  # AUROC on the search half that `Contrast.candidates` puts first
@@ -27,11 +27,11 @@ TELLS_APART = 0.7  # AUROC on the search half that `Contrast.candidates` puts fi
 class Contrast(Result):
     """`table` has one row a latent that fires on any prompt of the search half, the best score first.
 
-    Columns: latent; difference (of means); consistency; score = difference × consistency; auroc with its 95 % interval
-    auroc_low, auroc_high (`statistics.auroc_bounds`); p (permutation, one latent); p_family (corrected for looking at
-    all latents); rate_positive, rate_negative (share of prompts on which it fires); and on the half that the ranking
-    did not see: held_out_difference, held_out_auroc, held_out_low, held_out_high. `config["prompts"]` has the
-    numbers of prompts: an interval from a few of them is wide.
+    Columns: latent; difference (of means); consistency; cohen (`statistics.cohen`); score = difference × consistency;
+    auroc with its 95 % interval auroc_low, auroc_high (`statistics.auroc_bounds`); p (permutation, one latent);
+    p_family (corrected for looking at all latents); rate_positive, rate_negative (share of prompts on which it fires);
+    and on the half that the ranking did not see: held_out_difference, held_out_auroc, held_out_low, held_out_high.
+    `config["prompts"]` has the numbers of prompts: an interval from a few of them is wide.
 
     Where codes have signs (abstopk), column sign is -1 for latents that are negative on average on the positive prompts
     (on the negative ones, where they are silent on the positive); their numbers are for the latent turned around.
@@ -154,6 +154,7 @@ def _table(
         "latent": latents,
         "difference": difference,
         "consistency": steady,
+        "cohen": cohen(up, down),
         "score": difference * steady,
         "auroc": area,
         "auroc_low": low,
