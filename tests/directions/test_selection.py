@@ -7,7 +7,7 @@ import torch
 
 from monosem import edits, metrics
 from monosem.data import PromptPairs
-from monosem.directions import Direction, Directions, alike, latent_directions, read, select
+from monosem.directions import Direction, Directions, alike, along, latent_directions, select
 from monosem.directions.selection import everywhere
 from monosem.errors import BadInput, Mismatch, UnknownName
 from monosem.models import Site
@@ -115,9 +115,9 @@ def test_selection_refuses_what_it_cannot_do():
     with pytest.raises(Mismatch, match="made for another"):
         select(MODEL, other, PAIRS, by="cosmic")
     with pytest.raises(Mismatch, match="made for another"):
-        read(MODEL, "a", other)
+        along(MODEL, "a", other)
     with pytest.raises(UnknownName):
-        read(MODEL, "a", Direction(torch.ones(32), Site("resid_post", 7)))
+        along(MODEL, "a", Direction(torch.ones(32), Site("resid_post", 7)))
 
 
 # ---------------------------------------------------------------------- readings
@@ -126,7 +126,7 @@ def test_class_means_read_as_minus_one_and_one(method):
     pairs = PromptPairs(POSITIVE, NEGATIVE)
     found = Directions.fit(MODEL, pairs, method=method)
     for side, mean in ((POSITIVE, 1.0), (NEGATIVE, -1.0)):
-        scores = read(MODEL, side, found).table
+        scores = along(MODEL, side, found).table
         last = scores[scores["position"] == scores.groupby("row")["position"].transform("max")]
         assert last.groupby("site")["score"].mean().tolist() == pytest.approx([mean] * 3, abs=2e-3)
 
@@ -134,24 +134,24 @@ def test_class_means_read_as_minus_one_and_one(method):
 @pytest.mark.parametrize("padding", ["left", "right"])
 def test_a_row_alone_is_the_row_in_a_batch(padding):
     prompts = ["the cat", "a dog sat on the mat"]
-    both = read(MODEL, MODEL.tokens(prompts, padding=padding), FOUND.at("last")).table
+    both = along(MODEL, MODEL.tokens(prompts, padding=padding), FOUND.at("last")).table
     for row, prompt in enumerate(prompts):
-        alone = read(MODEL, prompt, FOUND).table
+        alone = along(MODEL, prompt, FOUND).table
         of_row = both[both["row"] == row]
         assert of_row["token"].tolist() == alone["token"].tolist()
         assert of_row["score"].tolist() == pytest.approx(alone["score"].tolist(), abs=1e-4)
 
 
 def test_the_picture_has_a_row_a_layer_and_a_column_a_token():
-    figure = read(MODEL, "the cat sat", FOUND).plot()
+    figure = along(MODEL, "the cat sat", FOUND).plot()
     assert figure.data[0].z.shape == (3, len(MODEL.bare("the cat sat")))
     plain = Directions([Direction(torch.ones(32), Site("resid_post", 1), MODEL.name)])
-    scores = read(MODEL, "the cat", plain)
+    scores = along(MODEL, "the cat", plain)
     x = MODEL.run("the cat", capture="resid_post.1")["resid_post.1"][0]
     torch.testing.assert_close(scores.values[0, 0], x.sum(-1) / 32**0.5)
     assert scores.config["units"] == "units of activation"
     with pytest.raises(BadInput, match="several directions"):
-        read(MODEL, "a", Directions.fit(MODEL, PAIRS, SITE, at=["last", "mean"]))
+        along(MODEL, "a", Directions.fit(MODEL, PAIRS, SITE, at=["last", "mean"]))
 
 
 def test_sets_are_compared_where_the_stream_is_the_same():

@@ -179,10 +179,10 @@ def read(asked: Prompts, directions: Annotated[Path, option("FILE", "The directi
 
     Example: monosem direction read smollm2 "Le chat dort." --directions french.safetensors --out scores.html
     """
-    from ..directions import Directions, read
+    from ..directions import Directions, along
 
     model = asked.load()
-    scores = read(model, asked.texts(model), Directions.load(directions, model))
+    scores = along(model, asked.texts(model), Directions.load(directions, model))
     table = scores.table
     last = table[table["position"] == table.groupby("row")["position"].transform("max")]
     asked.give(scores, last[["row", "site", "token", "score"]], f"after the last token; {scores.config['units']}")

@@ -5,7 +5,7 @@ from .directions import Directions, alike
 from .latents import latent_directions
 from .methods import METHODS
 from .positions import Last, Mean, Offset, Regex, Selector, TemplateSuffix
-from .scores import DirectionScores, read
+from .scores import DirectionScores, along
 from .selection import Selection, select
 
 __all__ = [
@@ -21,7 +21,7 @@ __all__ = [
     "Selector",
     "TemplateSuffix",
     "alike",
+    "along",
     "latent_directions",
-    "read",
     "select",
 ]

@@ -125,7 +125,7 @@ class Directions(Result):
         return chosen[0]
 
     def at(self, position: Any) -> "Directions":
-        """Those of one position, such as "last". Raises `UnknownName` where there are none."""
+        """The directions of one position, such as "last". Raises `UnknownName` where there are none."""
         chosen = [one for one in self if one.position == str(position)]
         if not chosen:
             known = ", ".join(dict.fromkeys(one.position for one in self))

@@ -135,7 +135,7 @@ def sites_of(model: Model, site: SiteLike | Sequence[SiteLike], layers: Any = No
     elif layers is not None:
         raise BadInput("layers= goes with the name of a site that every block has, such as 'resid_post'")
     else:
-        wanted = [model.site(name) for name in names]
+        wanted = [model.site(name) for name in names]  # type: ignore[arg-type]
     if not wanted or len(set(wanted)) != len(wanted):
         raise BadInput(f"give at least one site, and each once; got {', '.join(map(str, wanted)) or 'none'}")
     return wanted

@@ -57,7 +57,7 @@ class DirectionScores(Result):
 
 
 @analysis
-def read(model: Model, x: Any, directions: Directions | Direction) -> DirectionScores:
+def along(model: Model, x: Any, directions: Directions | Direction) -> DirectionScores:
     """How far each token of prompts lies along directions of several layers, at one position each.
 
     The first token of a prompt often has a norm far above all others (an attention sink); its scores say nothing then.
@@ -68,7 +68,7 @@ def read(model: Model, x: Any, directions: Directions | Direction) -> DirectionS
     chosen = [directions] if isinstance(directions, Direction) else list(directions)
     sites = [one.site for one in chosen]
     if len(set(sites)) < len(sites):
-        raise BadInput("there are several directions at one site: choose those of one position, directions.at('last')")
+        raise BadInput("there are several directions at one site: choose one position, directions.at('last')")
     for one in chosen:
         one.check(model)
     refuse_rows(model, "a reading")

@@ -107,17 +107,11 @@ def select(
     prompts = _Prompts(model, pairs, batch_size)
     measure: _Arditi | _Cosmic
     measure = _Cosmic(prompts) if tokens is None else _Arditi(prompts, [single_token(model, token) for token in tokens])
-    rows: list[dict[str, Any]] = []
+    floor = least_induced if by == "arditi" else -math.inf
+    rows = []
     with Meter("select", total=len(directions), unit="direction", quiet=quiet) as meter:
         for one in directions:
-            row: dict[str, Any] = {"site": str(one.site), "position": one.position, "layer": _depth(one.site)}
-            row |= dict.fromkeys(("bypass", "induce", "kl", "score"), math.nan)
-            if row["layer"] >= int(latest * model.cfg.n_layers):
-                row["left_out"] = "late"
-            else:
-                row |= measure(one)
-                row["left_out"] = _why(row, most_kl, least_induced if by == "arditi" else -math.inf)
-            rows.append(row)
+            rows.append(_row(one, measure, int(latest * model.cfg.n_layers), most_kl, floor))
             meter.advance(1)
     if by == "cosmic":
         _leave_out_late_peaks(rows)
@@ -125,6 +119,18 @@ def select(
     table = pd.DataFrame([rows[i] for i in order])
     base = {"baseline": measure.baseline, "prompts": {"positive": len(pairs.positive), "negative": len(pairs.negative)}}
     return Selection(table, [directions[i] for i in order], base)
+
+
+def _row(
+    one: Direction, measure: "_Arditi | _Cosmic", end: int, most_kl: float, least_induced: float
+) -> dict[str, Any]:
+    """A candidate's row; what lies from layer `end` on is not measured."""
+    row: dict[str, Any] = {"site": str(one.site), "position": one.position, "layer": _depth(one.site)}
+    row |= dict.fromkeys(("bypass", "induce", "kl", "score"), math.nan)
+    if row["layer"] >= end:
+        return row | {"left_out": "late"}
+    row |= measure(one)
+    return row | {"left_out": _why(row, most_kl, least_induced)}
 
 
 def _depth(site: Site) -> int:
@@ -201,7 +207,7 @@ class _Arditi:
     def __call__(self, one: Direction) -> dict[str, float]:
         prompts = self.prompts
         ablated = prompts.logits(prompts.pairs.positive, everywhere(prompts.model, one.vector))
-        added = prompts.logits(prompts.pairs.negative, [edits.add(one)])
+        added = prompts.logits(prompts.pairs.negative, [edits.add((one.site, one.vector))])
         found = {"bypass": self._score(ablated), "induce": self._score(added)}
         return found | {"kl": prompts.damage(one, self.clean), "score": -found["bypass"]}
 
@@ -226,7 +232,7 @@ class _Cosmic:
     def __call__(self, one: Direction) -> dict[str, float]:
         prompts = self.prompts
         ablated = prompts.states(prompts.pairs.positive, self.sites, everywhere(prompts.model, one.vector))
-        added = prompts.states(prompts.pairs.negative, self.sites, [edits.add(one)])
+        added = prompts.states(prompts.pairs.negative, self.sites, [edits.add((one.site, one.vector))])
         cosine = torch.nn.functional.cosine_similarity
         found = {
             "bypass": float(cosine(ablated, self.down[None]).mean()),
