@@ -40,7 +40,7 @@ def test_adding_and_ablating_move_the_projection_as_told():
     torch.testing.assert_close(
         added - clean, torch.full_like(clean, 2 * float(found.vector.norm())), rtol=1e-4, atol=1e-4
     )
-    gone = found.projection(MODEL.run(POSITIVE[:2], capture=SITE, edits=edits.ablate(found))[SITE])
+    gone = found.projection(MODEL.run(POSITIVE[:2], capture=SITE, edits=edits.ablate(found).at(everywhere=True))[SITE])
     assert gone.abs().max() < 1e-4
 
 

@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..activations import SkipRule
+from ..activations import Skipper, SkipRule
 from ..data import PromptPairs
 from ..dictionaries import Dictionary
 from ..errors import BadFile, BadInput, Mismatch
 from ..files import replacing
-from ..models import Model, Site, SiteLike
+from ..models import Model, Moment, Site, SiteLike
 from ..reading import parse_json, regular_file
 from .fitting import Fitted, fitted
 from .reading import Reader
@@ -147,6 +147,19 @@ class Direction:
             raise Mismatch(f"this direction was made for {self.model_name}, not for {model.name}")
         if len(self.vector) != model.cfg.d_model:
             raise Mismatch(f"this direction has {len(self.vector)} entries, {model.name} has {model.cfg.d_model}")
+
+    # ------------------------------------------------------------------ for edits
+    learnt = "direction was not fitted"
+
+    def prepare(self, model: Model) -> None:
+        """Measure, before a pass, what `left_out` needs in it."""
+        Skipper.of(model, [self.site])
+
+    def left_out(self, x: Float[Tensor, "batch pos *d"], moment: Moment) -> dict[str, Bool[Tensor, "batch pos"]]:
+        """For each reason, the tokens of a moment that a fit leaves out: the first, special ones and norm outliers."""
+        model: Any = moment.model
+        skipper = Skipper.of(model, [self.site])
+        return skipper.left_out(moment.ids, moment.positions, {str(self.site): x})
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """One safetensors file: the tensors, and the rest as JSON in its metadata."""

@@ -11,33 +11,58 @@ it has changes nothing. `splice` is the other thing, the reconstruct-only arm; `
 a cross-layer transcoder. Crosscoders need a first pass: `clamp_sites`, `scale_sites`, `splice_sites`.
 """
 
-from .changes import Amount, DirectionLike, ablate, add, function, patch, scale
+from .along import ablate, add_by_cosine, affine, ceiling, floor, push, reflect, scale_along, set_to
+from .changes import Amount, DirectionLike, add, function, patch, scale
+from .conditions import Condition, Decision, condition
 from .crosscoded import clamp_sites, scale_sites, splice_sites
+from .depths import ablate_writes, each, kernel, writes
 from .edit import Edit, Gate, Scope
 from .latents import Latent, ablate_latent, add_latent, clamp, scale_latent
 from .splicing import Splice, observer, splice, splice_layers
+from .turning import Opposite, erase, keep_norm, rotate, slerp, transport
 
 __all__ = [
     "Amount",
+    "Condition",
+    "Decision",
     "DirectionLike",
     "Edit",
     "Gate",
     "Latent",
+    "Opposite",
     "Scope",
     "Splice",
     "ablate",
     "ablate_latent",
+    "ablate_writes",
     "add",
+    "add_by_cosine",
     "add_latent",
+    "affine",
+    "ceiling",
     "clamp",
     "clamp_sites",
+    "condition",
+    "each",
+    "erase",
+    "floor",
     "function",
+    "keep_norm",
+    "kernel",
     "observer",
     "patch",
+    "push",
+    "reflect",
+    "rotate",
     "scale",
+    "scale_along",
     "scale_latent",
     "scale_sites",
+    "set_to",
+    "slerp",
     "splice",
     "splice_layers",
     "splice_sites",
+    "transport",
+    "writes",
 ]

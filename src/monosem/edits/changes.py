@@ -1,4 +1,4 @@
-"""Edits that replace, scale, add, project out or do anything to an activation."""
+"""Edits that replace, scale, add or do anything to an activation."""
 
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
@@ -11,13 +11,13 @@ from torch import Tensor
 from ..errors import BadInput
 from ..models import Moment, Run, Site, SiteLike, TokenBatch
 from .edit import Edit
-from .values import TOKEN_AXES, Value, numbers
+from .values import Value, numbers
 
 Amount = float | Float[Tensor, "batch"] | Sequence[float]
 
 
 class DirectionLike(Protocol):
-    """What `add` and `ablate` need of a direction."""
+    """What edits need of a direction."""
 
     site: Site
     vector: Float[Tensor, "d_model"]
@@ -75,7 +75,7 @@ def add(direction: DirectionLike | tuple[SiteLike, Tensor], amount: Amount = 1.0
         amount: one for all rows, or one for each.
         axes: of a vector that differs by row, position or head, as in `patch`.
     """
-    site, vector = _site_and_vector(direction)
+    site, vector = site_and_vector(direction)
     given = Value.of(site, vector, axes, "add")
 
     def fn(x: Tensor, moment: Moment) -> Tensor:
@@ -84,27 +84,7 @@ def add(direction: DirectionLike | tuple[SiteLike, Tensor], amount: Amount = 1.0
     return Edit(site, fn, f"add {shown(amount)}", by_row=True)
 
 
-def ablate(
-    direction: DirectionLike | tuple[SiteLike, Tensor], amount: Amount = 1.0, *, axes: str | None = None
-) -> Edit:
-    """x - amount · (x · v̂) v̂: remove what x has along the (normalised) direction, of each head by itself where the site
-    has heads. Raises `BadInput` for a site whose last axis is no vector's. `axes` as in `add`."""
-    site, vector = _site_and_vector(direction)
-    given, amount = Value.of(site, vector, axes, "ablate"), amounts(amount)
-    if not given.axes or given.axes[-1] in (*TOKEN_AXES, "head", "1"):
-        raise BadInput(f"{given.what}: a direction is a vector, not {list(given.tensor.shape)} at {site}")
-
-    if not bool(given.tensor.any()):
-        raise BadInput(f"{given.what}: a vector of zeros has no direction")
-
-    def fn(x: Tensor, moment: Moment) -> Tensor:
-        unit = torch.nn.functional.normalize(given.fit(x, moment).float(), dim=-1)
-        return x.float() - per_row(amount, x, moment) * (x.float() * unit).sum(-1, keepdim=True) * unit
-
-    return Edit(site, fn, f"ablate {shown(amount)}", by_row=True)
-
-
-def _site_and_vector(direction: DirectionLike | tuple[SiteLike, Tensor]) -> tuple[Site, Tensor]:
+def site_and_vector(direction: DirectionLike | tuple[SiteLike, Tensor]) -> tuple[Site, Tensor]:
     if isinstance(direction, tuple) and len(direction) == 2:
         return Site.parse(direction[0]), direction[1]
     if not (hasattr(direction, "site") and hasattr(direction, "vector")):

@@ -22,7 +22,7 @@ Token = int | str
 
 
 class Trained(Protocol):
-    """What an edit asks a dictionary about the tokens that it was trained on."""
+    """What an edit asks a dictionary about the tokens that it was trained on, or a direction that it was fitted on."""
 
     def prepare(self, model: Any) -> None:
         """Called before a pass of the model, as nothing can be run inside one."""
@@ -51,9 +51,10 @@ class Edit:
         tokens: ids of tokens to edit, or texts of one token each; None for all.
         role: whose turn of a chat to edit ("user", "assistant", ...), without the tokens that open and close it.
         special: False leaves out special tokens (BOS, what opens and closes a chat's turns), True edits them alone.
-        dictionary: tokens that it was not trained on are left out: `everywhere=True` of an edit of latents makes it
-            None. An index in `positions`, or a special token in `tokens`, that would be left out is refused. At a place
-            inside a dictionary (`Dictionary.latents`) it is that one, unless the edit is `.at(everywhere=True)`.
+        dictionary: tokens that it was not trained on (a direction: not fitted on) are left out: `everywhere=True` of
+            an edit of latents makes it None. An index in `positions`, or a special token in `tokens`, that would be
+            left out is refused. At a place inside a dictionary (`Dictionary.latents`) it is that one, unless the edit
+            is `.at(everywhere=True)`.
     """
 
     site: Site
@@ -108,13 +109,20 @@ class Edit:
 
     def when(self, gate: Gate) -> "Edit":
         """The same edit where `gate(x, moment)`, a boolean `batch pos`, is true; of each row alone, for batches may be
-        split. Raises `BadInput` for no function."""
+        split. A `condition(...)` decides for whole rows, from any site before. Raises `BadInput` for no function."""
         if not callable(gate):
-            raise BadInput(f"{self}: a gate is a function of activation and moment, not {gate!r}")
+            raise BadInput(f"{self}: a gate is a function of activation and moment, or a condition, not {gate!r}")
         return replace(self, gate=gate)
+
+    @property
+    def reads(self) -> Sequence[Site]:
+        """Sites beside its own whose activations it is told: what its condition reads."""
+        return [site for site in getattr(self.gate, "sites", ()) if site != self.site]
 
     def prepare(self, model: Model) -> None:
         """Called before the pass in which the edit is applied."""
+        if prepare := getattr(self.gate, "prepare", None):
+            prepare(model)
         if self.trained is not None:
             self.trained.prepare(model)
 
@@ -154,6 +162,9 @@ class Edit:
     def _opened(self, x: Tensor, moment: Moment) -> Bool[Tensor, "batch pos"]:
         """Where the gate is open. Raises `BadInput` for one that does not answer for each token."""
         assert self.gate is not None
+        if self.site in getattr(self.gate, "sites", ()):  # as the activation came, before the edits here
+            notes = {self.site: (x if moment.before is None else moment.before, x), **moment.notes}
+            moment = replace(moment, notes=notes)
         gate: Any = self.gate(x, moment)
         if not isinstance(gate, Tensor) or gate.dtype != torch.bool or gate.shape != moment.mask.shape:
             shape = f"{gate.dtype} of shape {tuple(gate.shape)}" if isinstance(gate, Tensor) else type(gate).__name__
@@ -226,8 +237,9 @@ class Edit:
             token = int(moment.ids[row, column])
             shown = repr(moment.model.str_token(token)) if moment.model is not None else str(token)
             raise EditDidNotFire(
-                f"{self}: its dictionary was not trained on {'any token' if bool(missed[row]) else 'what is named'} "
-                f"of row {moment.row(row)} (token {int(moment.positions[row, column])}, {shown}: {reason}); choose "
+                f"{self}: its {getattr(dictionary, 'learnt', 'dictionary was not trained')} on "
+                f"{'any token' if bool(missed[row]) else 'what is named'} of row {moment.row(row)} "
+                f"(token {int(moment.positions[row, column])}, {shown}: {reason}); choose "
                 "other tokens, or make it with everywhere=True to act on these, too"
             )
         return kept

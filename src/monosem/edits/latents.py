@@ -60,7 +60,9 @@ class LatentEdit(Edit):
         """The gate, which decides from what the dictionary reads also there."""
         gate, place = self.gate, self.place
         assert place is not None
-        return None if gate is None else lambda _, moment: gate(moment.notes[place.owner.site][1], moment)
+        if gate is None or hasattr(gate, "sites"):
+            return gate
+        return lambda _, moment: gate(moment.notes[place.owner.site][1], moment)
 
 
 def clamp(dictionary: Any, latent: Latent, value: Amount, *, everywhere: bool = False) -> Edit:

@@ -83,8 +83,7 @@ class Splice(Edit):
     @property
     def reads(self) -> Sequence[Site]:
         """Other sites that it reads."""
-        sites: Sequence[Site] = self.owner.reads
-        return sites
+        return [*self.owner.reads, *super().reads]
 
     @property
     def places(self) -> list[Inner]:

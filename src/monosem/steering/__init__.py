@@ -1,22 +1,31 @@
 """Steering: what edits do to the next token and the continuation, for a few prompts or for every latent."""
 
 from .comparison import Comparison, compare, comparisons, summarise
-from .controls import random_latents
+from .controls import random_directions, random_latents
+from .dose import DoseResponse, dose_response
 from .outcome import Outcome, outcome, outcomes
 from .rows import EditSource
+from .strength import IsoKL, in_maxima, in_norms, iso_kl
 from .sweep import sweep_latents
 from .sweep_result import LatentSweep, SweepConfig
 
 __all__ = [
     "Comparison",
+    "DoseResponse",
     "EditSource",
+    "IsoKL",
     "LatentSweep",
     "Outcome",
     "SweepConfig",
     "compare",
     "comparisons",
+    "dose_response",
+    "in_maxima",
+    "in_norms",
+    "iso_kl",
     "outcome",
     "outcomes",
+    "random_directions",
     "random_latents",
     "summarise",
     "sweep_latents",

@@ -10,7 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..edits import DirectionLike
+from ..edits.changes import site_and_vector
 from ..errors import BadInput
+from ..models import Site, SiteLike
 
 
 def random_latents(
@@ -50,3 +53,12 @@ def random_latents(
     pool = order[: max(n, min(2 * n, good))]
     drawn = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))[:n]
     return [pool[int(i)] for i in drawn]
+
+
+def random_directions(
+    direction: DirectionLike | tuple[SiteLike, Tensor], n: int, *, seed: int = 0
+) -> list[tuple[Site, Float[Tensor, "d"]]]:
+    """`n` directions at the same site, of the same length, uniform on the sphere: what does *any* direction do?"""
+    site, vector = site_and_vector(direction)
+    drawn = torch.randn(n, len(vector), generator=torch.Generator().manual_seed(seed))
+    return [(site, one / one.norm() * vector.float().cpu().norm()) for one in drawn]

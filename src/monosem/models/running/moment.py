@@ -37,6 +37,7 @@ class Moment:
         before: the activation as it came here, before the edits at this site.
         notes: activations of this pass at the sites that an edit `reads` beside its own, before and after edits there.
         memory: what an edit keeps for later edits of this pass.
+        lasting: what edits remember from one step of a generation to the next; empty when a run or generation begins.
         inside: comes by places inside an edit; None where nobody asked for any.
     """
 
@@ -54,6 +55,7 @@ class Moment:
     before: Tensor | None = None
     notes: dict[Site, tuple[Tensor, Tensor]] = field(default_factory=dict)
     memory: dict[Any, Any] = field(default_factory=dict)
+    lasting: dict[Any, Any] = field(default_factory=dict)
     inside: "Inside | None" = None
 
     def part(self, whole: Tensor) -> Tensor:
@@ -105,6 +107,7 @@ class Moment:
             before=None if came is None else came[part],
             notes={site: (before[part], x[part]) for site, (before, x) in self.notes.items()},
             memory=self.memory.setdefault((part.start, part.stop), {}),
+            lasting=self.lasting.setdefault(("rows", part.start, part.stop), {}),
             inside=self.inside if len(tokens) == len(self.tokens) else None,  # what is captured there has all rows
         )
 

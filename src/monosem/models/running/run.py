@@ -141,6 +141,8 @@ def refuse_parted(x: Any, edits: Iterable[EditLike]) -> None:
 
 def knows_the_prompt(edit: EditLike) -> bool:
     """Whether an edit reaches other tokens where a continuation is read as a part of the prompt."""
+    if getattr(getattr(edit, "gate", None), "at_prompt_end", False):
+        return True
     return getattr(edit, "scope", "all") != "all" or from_the_end(getattr(edit, "positions", None))
 
 

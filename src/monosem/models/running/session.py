@@ -72,8 +72,7 @@ class Session:
             acting.observed,
             acting.columns,
         )
-        beside = itertools.chain(*self.chains.values())
-        self.noted = {site for edit in beside for site in getattr(edit, "reads", ())}
+        self.noted = {site for edits in self.chains.values() for edit in edits for site in getattr(edit, "reads", ())}
         self.fired: set[int] = set()
         self.generated = False  # whether a pass has come by a generated token
         self.remembered: dict[Site, Tensor] = {}
@@ -100,6 +99,7 @@ class Session:
                 "run what the edit needs beforehand"
             )
         self.captured: dict[Site, Tensor] = {}
+        self.lasting: dict[Any, Any] = {}
         self.pending = self.wanted | set(self.edits)
         self.stack, turns.in_pass = stack, True
         stack.callback(setattr, turns, "in_pass", False)
@@ -128,7 +128,9 @@ class Session:
         Raises:
             BadInput: logits that are NaN or infinite.
         """
-        self.moment = replace(moment, model=self.model, room=self.room or 0, notes={}, memory={}, inside=self)
+        self.moment = replace(
+            moment, model=self.model, room=self.room or 0, notes={}, memory={}, lasting=self.lasting, inside=self
+        )
         if self.room:
             self.generated |= bool((moment.tokens.lengths > moment.prompt_lengths).any())
         out = call()

@@ -1,0 +1,213 @@
+"""How strong an edit is: amounts in units that mean the same for every direction, and the amount of a given effect."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..activations.medians import median_norms
+from ..dictionaries import Dictionary
+from ..edits import DirectionLike, Edit
+from ..edits.changes import site_and_vector
+from ..errors import BadInput, require
+from ..latents import index_of
+from ..metrics import kl
+from ..models import Model, Moment, Site, SiteLike
+from ..models.numbers import count
+from ..plots import Figure
+from ..results import Result, analysis
+
+Make = Callable[[float], Edit | Sequence[Edit]]
+AT_ONCE = 8.0  # the most that the amount grows or shrinks by in one step
+NO_EFFECT = 1e-7  # nats: below, rounding is all that is seen
+
+
+def in_norms(model: Model, direction: DirectionLike | tuple[SiteLike, Tensor], times: float) -> float:
+    """The amount whose addition is `times` as long as an activation usually is at the direction's site:
+    times · median norm / ‖v‖. The median is of a fixed text (`activations.median_norms`), without first and special
+    tokens, so that attention sinks do not count."""
+    site, vector = site_and_vector(direction)
+    length = float(vector.float().norm())
+    if not length or not math.isfinite(length):
+        raise BadInput(f"a direction at {site} needs a finite length above 0, not {length:g}")
+    place = model.site(site)
+    return times * median_norms(model, [place])[place] / length
+
+
+def in_maxima(dictionary: Dictionary, latent: int, times: float) -> float:
+    """The value that is `times` a latent's own maximum (with its sign) in the dictionary's index, as studies count
+    doses. Raises `BadInput` where the dictionary has no index, or the latent never fires in it."""
+    index = index_of(dictionary)
+    if index is None:
+        raise BadInput(f"{dictionary.name} has no index with the maxima of its latents: make one (`monosem index`)")
+    dictionary.decoder_rows(latent)  # refuses a latent that is not there
+    top = float(index.maxima[latent] * index.signs[latent])
+    if not top:
+        raise BadInput(f"latent {latent} of {dictionary.name} never fires in its index: give a plain value")
+    return times * top
+
+
+@dataclass(frozen=True)
+class IsoKL(Result):
+    """The amount at which an edit changes what is written by a given KL, and the amounts that were tried.
+
+    Attributes:
+        amount: found. nats: the KL there. target: what was wanted.
+    """
+
+    amount: float
+    nats: float
+    target: float
+    tried: list[tuple[float, float]]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row an evaluation, in the order in which they were made."""
+        return pd.DataFrame(self.tried, columns=["amount", "kl"])
+
+    def plot(self) -> Figure:
+        """KL over the amount, both logarithmic."""
+        shown = self.table.sort_values("amount").assign(amount=lambda rows: rows["amount"].abs())
+        figure = require("plotly.express", "plots").line(
+            shown, x="amount", y="kl", log_x=True, log_y=True, markers=True
+        )
+        figure.add_hline(y=self.target, line_dash="dot")
+        return figure
+
+
+@analysis
+def iso_kl(
+    model: Model,
+    x: Any,
+    make: Make,
+    *,
+    target: float = 1.0,
+    start: float = 1.0,
+    quantile: float = 0.95,
+    max_new_tokens: int = 20,
+    tolerance: float = 0.05,
+    evaluations: int = 12,
+) -> IsoKL:
+    """The amount at which the KL of the edited model reaches `target`: what makes edits of different kinds comparable.
+
+    The unedited model continues each prompt greedily; before each of these tokens, KL(unedited ‖ edited) of what comes
+    next, in nats; the text is fixed, so that the KL is continuous in the amount. What counts is a quantile over all
+    tokens of all prompts, up to the first end of text. It grows with about the square of a small amount, so the amount
+    is searched on logarithmic axes: by a power law at first, by regula falsi (Illinois) once it lies between two tried
+    ones; about six evaluations.
+
+    Args:
+        x: a prompt or several, as for `Model.run`.
+        make: from an amount to an edit, or several: `lambda c: edits.add(direction, c)`.
+        start: the first amount tried; a negative one searches among negative amounts.
+        quantile: 0.95: the most changed twentieth of the tokens has more than `target`.
+        tolerance: relative, of the KL. evaluations: at most.
+
+    Raises:
+        BadInput: no amount that was tried reaches the target (an ablation may not), or the edit changes nothing.
+    """
+    count(evaluations, "evaluations")
+    if not (target > 0 and math.isfinite(target) and 0 < quantile <= 1 and start and math.isfinite(start)):
+        raise BadInput("iso_kl needs target > 0, 0 < quantile <= 1 and a start that is not 0")
+    plain = _Spoken.by(model, x, count(max_new_tokens, "max_new_tokens"))
+    sign, size, tried = math.copysign(1.0, start), abs(start), list[tuple[float, float]]()
+    search = _Search(target)
+    for _ in range(evaluations):
+        nats = plain.divergence(model, make(sign * size), quantile)
+        tried.append((sign * size, nats))
+        if abs(math.log(max(nats, NO_EFFECT) / target)) <= tolerance:
+            return IsoKL(sign * size, nats, target, tried)
+        size = search.next(size, nats)
+    most = max(tried, key=lambda one: one[1])
+    if most[1] <= NO_EFFECT:
+        raise BadInput(f"the edit changes nothing at {tried[0][0]:g} to {tried[-1][0]:g}: the KL stays 0")
+    near = min(tried, key=lambda one: abs(math.log(max(one[1], NO_EFFECT) / target)))
+    raise BadInput(
+        f"no amount of {len(tried)} tried gives {target:g} nats: nearest {near[1]:.3g} at {near[0]:g}, most "
+        f"{most[1]:.3g} at {most[0]:g}; give another start= or target=, or more evaluations="
+    )
+
+
+@dataclass
+class _Search:
+    """Regula falsi on logarithmic axes; while there is no bracket, the slope of the last two points (at first 2)."""
+
+    target: float
+    low: tuple[float, float] | None = None  # log amount, log (KL / target), which is below 0
+    high: tuple[float, float] | None = None
+    last: int = 0  # the side that the point before was on
+    before: tuple[float, float] | None = None  # the point before
+
+    def next(self, amount: float, nats: float) -> float:
+        point, value = math.log(amount), math.log(max(nats, NO_EFFECT) / self.target)
+        side, before = (1 if value > 0 else -1), self.before
+        self.before = point, value
+        if side > 0:
+            self.high = point, value
+        else:
+            self.low = point, value
+        if self.low is None or self.high is None:
+            slope = 2.0 if before is None else (value - before[1]) / (point - before[0])
+            step = -value / max(0.25, min(4.0, slope)) if nats > NO_EFFECT else math.log(AT_ONCE)
+            return math.exp(point + max(-math.log(AT_ONCE), min(math.log(AT_ONCE), step)))
+        (a, below), (b, above) = self.low, self.high
+        if side == self.last:  # the same end twice: halve the weight of the other one, so that it moves as well
+            below, above = (below / 2, above) if side > 0 else (below, above / 2)
+            self.low, self.high = (a, below), (b, above)
+        self.last = side
+        return math.exp((a * above - b * below) / (above - below))
+
+
+# ---------------------------------------------------------------------- a fixed text, and what is said at its tokens
+@dataclass
+class _Spoken:
+    """What the unedited model says after some prompts, and the logits from which it chose each token."""
+
+    prompts: Any
+    ids: Int[Tensor, "batch step"]
+    counted: Bool[Tensor, "batch step"]
+    logits: Float[Tensor, "step batch vocab"]
+
+    @staticmethod
+    def by(model: Model, x: Any, steps: int) -> "_Spoken":
+        prompts, listener = model.tokens(x), _Listener(None)
+        made = model.generate(prompts, listener, max_new_tokens=steps, stop_at_eos=False)
+        ids = torch.tensor(made.new, device=model.device)
+        ends = torch.isin(ids, torch.tensor(sorted(model.end_ids), dtype=torch.long, device=ids.device))
+        return _Spoken(prompts, ids, (ends.cumsum(1) - ends.long()) == 0, torch.stack(listener.heard))
+
+    def divergence(self, model: Model, edits: Edit | Sequence[Edit], quantile: float) -> float:
+        """A quantile of KL(unedited ‖ edited) over the tokens that count."""
+        listener = _Listener(self.ids)
+        given = [edits] if isinstance(edits, Edit) else list(edits)
+        steps = self.ids.shape[1]
+        model.generate(self.prompts, [*given, listener], max_new_tokens=steps, stop_at_eos=False)
+        found = torch.stack([kl(p, q) for p, q in zip(self.logits, listener.heard)], 1)
+        return float(found[self.counted.to(found.device)].double().quantile(quantile))
+
+
+class _Listener:
+    """Hears the logits of each step of a generation; with `ids`, makes it say these."""
+
+    site = Site("logits")
+    by_row = True
+
+    def __init__(self, ids: Int[Tensor, "batch step"] | None):
+        self.ids, self.heard = ids, list[Tensor]()
+
+    def __str__(self) -> str:
+        return "the text of iso_kl"
+
+    def apply(self, x: Float[Tensor, "batch pos vocab"], moment: Moment) -> tuple[Tensor, bool]:
+        self.heard.append(x[:, -1].float().clone())
+        if self.ids is None:
+            return x, True
+        said = self.ids[:, len(self.heard) - 1].to(x.device)
+        x = x.clone()
+        x[torch.arange(len(x), device=x.device), -1, said] = x[:, -1].max() + 1
+        return x, True
