@@ -120,6 +120,14 @@ def step_table(results: list[Result]) -> str:
     )
 
 
+def probe_tables(results: list[Result]) -> str:
+    result = results[0]
+    places, n, d = result["shape"]
+    head = ["fits/s", "slowest – fastest", "`monosem` is × as fast", "largest error of a weight"]
+    lines = [[one["name"], *speeds(one), f"{one['error']:.0e}"] for one in result["rows"]]
+    return table([f"{result['fits']} fits: {places} layers, {n} texts, d = {d}", *head], lines)
+
+
 @dataclass(frozen=True)
 class Benchmark:
     title: str
@@ -132,6 +140,7 @@ BENCHMARKS = {
     "overhead": Benchmark("A pass with sites captured", overhead_tables),
     "harvest": Benchmark("Harvest at resid_post.15 of smollm2", harvest_tables),
     "generate": Benchmark("Generation with smollm2, float32", generation_tables, processes=1),
+    "probes": Benchmark("Logistic probes at all layers and strengths, smollm2", probe_tables, processes=1),
     "sae_step": Benchmark("SAE training step", step_table, processes=1),
 }
 

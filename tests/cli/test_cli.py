@@ -59,6 +59,7 @@ def test_every_command_of_the_design_is_there() -> None:
         "patch": ["localise", "sweep", "estimate", "compare", "paths", "trace"],
         "lens": ["logit", "tuned", "read", "entropy", "gap", "languages", "trajectory", "patchscope", "train"],
         "components": ["heads", "direct"],
+        "probe": ["fit", "evaluate", "monitor"],
         "latents": ["top", "search", "show", "check", "index"],
         "list": ["models", "dictionaries", "benchmarks", "concepts", "sites", "families"],
     }

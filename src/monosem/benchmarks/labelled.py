@@ -21,11 +21,13 @@ FEWEST = 20  # rows of a class below which a split says nothing
 
 @dataclass(frozen=True)
 class Labelled:
-    """Texts with a label each. Raises `BadInput` unless there are two classes with `FEWEST` rows each."""
+    """Texts with a label each, and a group where texts belong together. Raises `BadInput` unless there are two classes
+    with `FEWEST` rows each."""
 
     name: str
     texts: Sequence[str]
     labels: Sequence[str]
+    groups: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         counts = Counter(self.labels)
@@ -47,7 +49,8 @@ class Labelled:
             seen[label] += 1
             if seen[label] <= each:
                 kept.append(row)
-        return Labelled(self.name, [self.texts[row] for row in kept], [self.labels[row] for row in kept])
+        columns = [[column[row] for row in kept] if column else () for column in (self.texts, self.labels, self.groups)]
+        return Labelled(self.name, *columns)
 
 
 def bundled_sets() -> list[str]:
@@ -91,8 +94,9 @@ def _of(name: str, table: pd.DataFrame) -> Labelled:
     ]
     if None in columns:
         raise BadFile(f"set {name!r} needs the columns text and label (or prompt and target), not {list(table)!s:.200}")
+    columns += ["group"] if "group" in table else []
     kept = table[columns].dropna()
-    return Labelled(name, [str(one) for one in kept[columns[0]]], [str(one) for one in kept[columns[1]]])
+    return Labelled(name, *([str(one) for one in kept[column]] for column in columns))
 
 
 def _sae_probes(name: str) -> Labelled:

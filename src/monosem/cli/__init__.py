@@ -17,6 +17,7 @@ from . import (
     lens,
     listing,
     patch,
+    probing,
     steering,
     studying,
     training,
@@ -67,6 +68,7 @@ register(
 )
 GROUPS = {
     "direction": directing,
+    "probe": probing,
     "patch": patch,
     "lens": lens,
     "components": components,

@@ -104,7 +104,7 @@ class OnModel(Printing):
         return loaded(self, self.model)
 
 
-def loaded(options: "OnModel | OnDictionary", name: str) -> "Model":
+def loaded(options: Any, name: str) -> "Model":
     """The model of this name, as the options say."""
     from ..models import load_model
 
@@ -162,8 +162,8 @@ class Corpus:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Analysis(OnModel):
-    """An analysis of a model, and where its result goes: the terminal, JSON, and a file."""
+class Giving(Printing):
+    """Where a result goes: the terminal, JSON, and a file."""
 
     out: OutFile = None
 
@@ -197,6 +197,11 @@ class Analysis(OnModel):
             frame(shown, title)
         if self.out is not None and not self.quiet:
             notice(f"written: {self.out}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis(Giving, OnModel):
+    """An analysis of a model, and where its result goes."""
 
 
 @dataclass(frozen=True, kw_only=True)

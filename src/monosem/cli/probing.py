@@ -1,0 +1,161 @@
+"""`monosem probe`: fit probes at every layer, measure one on other texts, watch one while the model writes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from ..errors import BadInput, check_name
+from ..terminal import notice
+from .application import group
+from .options import Analysis, Device, Dtype, Giving, PromptArguments, Seed, Top, Trust, argument, loaded, option
+from .output import frame, line
+
+if TYPE_CHECKING:
+    from ..benchmarks import Labelled
+    from ..models import Model
+    from ..probes import Probes
+
+Data = Annotated[
+    str,
+    argument(
+        "DATA",
+        "Labelled texts: a bundled set (sentiment, facts, ...), or a .csv, .jsonl or .jsonl.gz file with columns text, "
+        "label and, if texts belong together, group.",
+    ),
+]
+Positive = Annotated[str | None, option("LABEL", "The positive label (default: of two, the last by name).")]
+ProbeFile = Annotated[Path, argument("PROBE", "What `monosem probe fit --save` wrote.")]
+OtherModel = Annotated[str | None, option("MODEL", "The model, where its name is not the one in the file.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnProbe(Giving):
+    """A probe from a file, and the model that it was fitted on."""
+
+    probe: ProbeFile
+    model: OtherModel = None
+    dtype: Dtype = None
+    device: Device = None
+    trust_remote_code: Trust = False
+
+    def open(self) -> "tuple[Probes, Model]":
+        from ..probes import Probes
+
+        probe = Probes.load(self.probe)
+        if not (self.model or probe.model_name):
+            raise BadInput(f"{self.probe} does not say which model it was fitted on; give --model MODEL")
+        model = loaded(self, self.model or probe.model_name)
+        probe.check(model)
+        return probe, model
+
+
+def fit(
+    asked: Analysis,
+    data: Data,
+    positive: Positive = None,
+    site: Annotated[str, option("SITE", "A site, or a name such as resid_post for every layer.")] = "resid_post",
+    position: Annotated[str, option("WHERE", "last, mean, or a position such as -2.")] = "last",
+    kind: Annotated[
+        str, option("KIND", "mass_mean, lda, ridge, logistic, sparse, polynomial, bilinear or mlp.")
+    ] = "logistic",
+    target_fpr: Annotated[float | None, option("SHARE", "Set the threshold to this rate of false alarms.")] = None,
+    permutations: Annotated[int, option("N", "Compare with permuted labels, 10 or more times (0: do not).", min=0)] = 0,
+    save: Annotated[Path | None, option("FILE", "Write the probe of the best layer, calibrated.")] = None,
+    top: Top = 10,
+    seed: Seed = 0,
+) -> None:
+    """Fit probes at every layer; choose one on validation texts.
+
+    Texts are split into training, validation and test, groups and near duplicates kept together. The layer is chosen by
+    validation; the test numbers stand beside baselines that see no model.
+
+    Example: monosem probe fit smollm2 sentiment --kind logistic --save mood.safetensors
+    """
+    from .. import probes
+
+    rows = _rows(asked.load(), _labelled(data), positive, [site] if "." in site else site, position)
+    parts = probes.split(rows, seed=seed)
+    found = probes.survey(parts, kinds=[kind], permutations=permutations, seed=seed, quiet=asked.silent)
+    asked.give(found, found.top(top), f"{kind} probes, {data}")
+    if not asked.silent:
+        notice("; ".join(f"{name} alone: AUROC {one}" for name, one in found.baselines.items()))
+    if save is not None:
+        best = probes.fit(parts.train, parts.validation, kind=kind, seed=seed).best
+        place = best.places[0]
+        best = probes.calibrated(best, parts.validation.at(place))
+        if target_fpr is not None:
+            best = probes.with_threshold(best, parts.validation.at(place), target_fpr=target_fpr)
+        best.save(save)
+        if not asked.quiet:
+            notice(f"written: {save}, the probe at {place}")
+
+
+def evaluate(
+    asked: OnProbe,
+    data: Data,
+    positive: Positive = None,
+    prevalence: Annotated[float | None, option("SHARE", "Also the precision where so many are positive.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Measure a probe on texts that it has not seen.
+
+    Ranking, recall at few false alarms, calibration; each with a 95 % interval over groups drawn again.
+
+    Example: monosem probe evaluate mood.safetensors sentiment
+    """
+    from .. import probes
+
+    probe, model = asked.open()
+    place = probe.places[0]
+    rows = _rows(model, _labelled(data), positive, [str(one) for one in place.sites], str(place.position))
+    found = probes.measure(probe, rows, prevalence=prevalence, seed=seed)
+    asked.give(found, found.table, f"{probe.kind} probe at {place}, {data}")
+
+
+def monitor(
+    asked: OnProbe,
+    prompts: PromptArguments,
+    how: Annotated[str, option("HOW", "token, mean, max, ema, window or noisy_or.")] = "ema",
+    threshold: Annotated[float | None, option("X", "Of the reading, in log-odds (default: the probe's).")] = None,
+    max_new_tokens: Annotated[int, option("N", "Length of the continuations.", min=1)] = 40,
+) -> None:
+    """Watch a probe while the model writes.
+
+    Shows where the reading first passes the threshold, and what watching costs.
+
+    Example: monosem probe monitor mood.safetensors "The film was" --how ema
+    """
+    from .. import probes
+
+    probe, model = asked.open()
+    found = probes.watch(model, prompts, probe, how=how, threshold=threshold, max_new_tokens=max_new_tokens)  # type: ignore[arg-type]
+
+    def show() -> None:
+        for prompt, text, first, delay in zip(prompts, found.generation.texts, found.first, found.delay):
+            when = "never fires" if first is None else f"fires at token {first}, {delay:+} from the prompt's end"
+            line(f"{prompt}{text}\n  {when}")
+        frame(found.table.groupby("prompt")[["score", "reading"]].agg(["mean", "max"]).round(3).reset_index())
+
+    asked.give(found, show)
+
+
+def _labelled(data: str) -> "Labelled":
+    from ..benchmarks import labelled
+
+    return labelled(data)
+
+
+def _rows(model: "Model", given: "Labelled", positive: str | None, sites: "str | list[str]", position: str):  # type: ignore[no-untyped-def]
+    """States of the texts; without groups of their own, near duplicates are one."""
+    from .. import probes
+
+    if positive is None and len(given.classes) != 2:
+        raise BadInput(f"{given.name} has the labels {', '.join(given.classes)!s:.200}: say --positive LABEL")
+    label = given.classes[-1] if positive is None else positive
+    check_name("label", label, given.classes)
+    labels, groups = [one == label for one in given.labels], probes.near_duplicates(given.texts, given.groups or None)
+    at = int(position) if position.lstrip("-").isdigit() else position
+    return probes.read_rows(model, given.texts, labels, sites, positions=at, groups=groups)  # type: ignore[arg-type]
+
+
+app = group("What can be read from states.", {"fit": fit, "evaluate": evaluate, "monitor": monitor})

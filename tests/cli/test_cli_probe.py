@@ -1,0 +1,65 @@
+"""`monosem probe`: what it prints against the library."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from monosem import probes
+from monosem.benchmarks import labelled
+from monosem.models import load_model
+
+WHO = ["cat", "dog", "man", "woman", "child", "moon", "king", "queen", "sun", "night"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("labelled") / "feeling.csv"
+    rows = [
+        (f"{a} {who} is {word} {a}", word, who) for who in WHO for a in ("the", "a", "one") for word in ("good", "bad")
+    ]
+    pd.DataFrame(rows, columns=["text", "label", "group"]).to_csv(path, index=False)
+    return path
+
+
+def test_fit_evaluate_and_monitor(run, home, data, tmp_path):
+    saved = tmp_path / "probe.safetensors"
+    done = run(f"probe fit tiny {data} --position mean --save {saved} --target-fpr 0.2 --json")
+    assert done.exit_code == 0, done.stderr
+    table = pd.DataFrame(json.loads(done.stdout))
+    model, given = load_model(home / "tiny", quiet=True), labelled(str(data))
+    assert list(given.groups[:3]) == ["cat"] * 3
+    groups = probes.near_duplicates(given.texts, given.groups)
+    labels = [one == "good" for one in given.labels]
+    rows = probes.read_rows(model, given.texts, labels, "resid_post", positions="mean", groups=groups)
+    parts = probes.split(rows)
+    expected = probes.survey(parts, kinds=["logistic"]).table
+    assert table["auroc"].tolist() == pytest.approx(expected["auroc"].tolist(), abs=1e-6)
+    probe = probes.Probes.load(saved)
+    assert str(probe.places[0]) == expected[expected["chosen"]]["place"].item()
+    assert {"calibration", "threshold"} <= set(probe.parts)
+
+    done = run(f"probe evaluate {saved} {data} --model tiny --json")
+    assert done.exit_code == 0, done.stderr
+    shown = {one["measure"]: one["value"] for one in json.loads(done.stdout)}
+    found = probes.measure(probe, rows.at(probe.places[0]))
+    assert shown["auroc"] == pytest.approx(found.value("auroc").value, abs=1e-6)
+
+    done = run(f"probe monitor {saved} --model tiny --max-new-tokens 3", "the cat is good", "a dog")
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.count("fires") == 2
+
+
+def test_bad_input_is_one_line(run, data, tmp_path):
+    for line, message in [
+        (f"probe fit tiny {data} --positive fine", "no label 'fine'"),
+        (f"probe fit tiny {data} --kind logit", "no kind of probe 'logit'"),
+        (f"probe fit tiny {data} --save {tmp_path}/p --target-fpr 0.001", "needs at least 999 negative rows"),
+        (f"probe evaluate {data} {data} --model tiny", "safetensors"),
+        ("probe fit tiny languages", "say --positive LABEL"),
+    ]:
+        done = run(line)
+        assert done.exit_code == 2
+        assert message in done.stderr.splitlines()[-1]
+        assert len([one for one in done.stderr.splitlines() if one.startswith("error:")]) == 1
+        assert done.stderr.splitlines()[-1].startswith("error:")
