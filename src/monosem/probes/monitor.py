@@ -217,7 +217,7 @@ def predict_control(
     """Which detector also steers: the same vector read on labelled rows, and added while prompts are run.
 
     Args:
-        arms: directions are added at their site, `strength` times the mean length of the rows' states there; edits are
+        arms: directions detect by their `read`, where they have one, and are added at their site, `strength` times the mean length of the rows' states there; edits are
             taken as they are.
         rows: held-out rows, at the sites of the directions.
         metric: of the logits after the last token; grows with the behaviour.
@@ -240,7 +240,7 @@ def predict_control(
         control, found = torch.full((len(prompts),), torch.nan), [float("nan")] * 3
         if isinstance(arm, Direction):
             states = rows.at(str(arm.site)).x[0]
-            f = states.double() @ arm.unit.double()
+            f = states.double() @ (arm.unit if arm.read is None else arm.read).double()
             found = list(auroc_interval(f[rows.y], f[~rows.y]))
             size = strength * float(states.norm(dim=1).mean())
             change = edits.add((arm.site, arm.unit * size))

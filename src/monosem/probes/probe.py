@@ -118,7 +118,7 @@ class Probes:
         """The vector of a linear probe at one place.
 
         "read" is its weights: project a state on it to detect. "pattern" is Σ w (of lda: δ), how the state moves when
-        the score does (Haufe et al. 2014): the one to write with. They differ wherever dimensions are correlated.
+        the score does (Haufe et al. 2014): the one to write with, which knows the weights as its `read`. They differ wherever dimensions are correlated.
 
         Raises:
             BadInput: a probe that is not linear, of several places or sites.
@@ -129,7 +129,8 @@ class Probes:
             raise BadInput(f"a direction is of one linear probe ({linear}): choose a place with .at(...) or .best")
         vector = self.parts["weights" if form == "read" else "pattern"][0]
         provenance = {"method": f"{self.kind} probe, {form}", "place": str(self.places[0]), **self.about}
-        return Direction(vector, self.places[0].site, self.model_name, provenance)
+        read = self.parts["weights"][0] if form == "pattern" else None
+        return Direction(vector, self.places[0].site, self.model_name, provenance, read)
 
     def check(self, model: Model) -> None:
         """Raises `Mismatch` for another model than the probe's, `UnknownName` for a site that the model lacks."""
