@@ -217,8 +217,8 @@ def predict_control(
     """Which detector also steers: the same vector read on labelled rows, and added while prompts are run.
 
     Args:
-        arms: directions detect by their `read`, where they have one, and are added at their site, `strength` times the mean length of the rows' states there; edits are
-            taken as they are.
+        arms: directions detect by their `read`, where they have one, and are added at their site, `strength` times the
+            mean length of the rows' states there; edits are taken as they are.
         rows: held-out rows, at the sites of the directions.
         metric: of the logits after the last token; grows with the behaviour.
 

@@ -118,7 +118,8 @@ class Probes:
         """The vector of a linear probe at one place.
 
         "read" is its weights: project a state on it to detect. "pattern" is Σ w (of lda: δ), how the state moves when
-        the score does (Haufe et al. 2014): the one to write with, which knows the weights as its `read`. They differ wherever dimensions are correlated.
+        the score does (Haufe et al. 2014): the one to write with, which has the weights as its `read`. They differ
+        wherever dimensions are correlated.
 
         Raises:
             BadInput: a probe that is not linear, of several places or sites.
