@@ -6,8 +6,10 @@ import json
 import pytest
 
 from monosem.benchmarks import BENCHMARKS, DICTIONARY, BenchmarkReport, benchmark, core
-from monosem.benchmarks.report import frontier
+from monosem.benchmarks.report import frontier, write
+from monosem.benchmarks.task import ALL, RANDOM, RAW, Score, Scores, compared
 from monosem.errors import BadInput, Mismatch, UnknownName
+from monosem.statistics import Interval
 from tiny import tiny_model
 from tiny_dictionaries import random_tensors, tiny_dictionary
 
@@ -53,7 +55,13 @@ def test_the_report_holds_every_dictionary_task_and_interval(done, pair):
         if line.startswith("|---"):
             assert line.count("|") == lines[number - 1].count("|") == lines[number + 1].count("|")
     assert len(done.table) == 2 * 2 * 3
-    assert len(done.plot().data) == 2 * 3 + 1
+    drawn = {trace.name: trace for trace in done.plot().data if trace.name}
+    assert set(drawn) == {*pair, RANDOM, RAW}
+    for number, called in enumerate(pair):
+        rows = done.scores[called]["core"].table.set_index(["arm", "measure"])["value"]
+        for name, arm, place in ((called, DICTIONARY, 0), (RANDOM, RANDOM, number), (RAW, RAW, number)):
+            assert (drawn[name].x[place], drawn[name].y[place]) == (rows[arm, "l0"], rows[arm, "fve"])
+    assert len({drawn[called].marker.color for called in pair} | {drawn[RANDOM].marker.color}) == 3
     with pytest.raises(UnknownName, match="no figure"):
         done.plot("pareto")
 
@@ -120,6 +128,40 @@ def test_a_folder_of_another_model_is_refused(pair, done):
 def test_the_frontier_has_what_no_other_beats_in_both():
     points = [(32, 0.8), (64, 0.7), (16, 0.5), (64, 0.9), (128, 0.9)]
     assert frontier(points) == [(16, 0.5), (32, 0.8), (64, 0.9)]
+
+
+def test_several_dictionaries_have_a_colour_each_and_arms_a_dash_each():
+    def scores(shift, arms, n=None):
+        rows = [
+            Score(arm, ALL, "m", k, Interval(i + (k or 0) + shift, i + (k or 0) + shift - 1, i + (k or 0) + shift + 2))
+            for i, arm in enumerate(arms)
+            for k in ([None] if n is None else [1, n])
+        ]
+        return Scores.of("t", rows, "m", n)
+
+    arms = (DICTIONARY, RANDOM, "another baseline")
+    lines = compared({"a": scores(0, arms, 5), "b": scores(10, arms, 5)}).data
+    curves = [trace for trace in lines if trace.x[0] is not None]
+    assert [tuple(trace.y) for trace in curves] == [(1, 5), (2, 6), (3, 7), (11, 15), (12, 16), (13, 17)]
+    assert len({(trace.line.color, trace.line.dash) for trace in curves}) == 6
+    assert len({trace.line.color for trace in curves}) == 2
+    assert [trace.name for trace in lines if trace.showlegend is not False] == ["a", "b", RANDOM, "another baseline"]
+    bars = compared({"a": scores(0, arms), "b": scores(10, arms)}).data
+    assert [(trace.x[0], trace.name, trace.y[0]) for trace in bars] == [
+        (called, arm, shift + i) for called, shift in (("a", 0), ("b", 10)) for i, arm in enumerate(arms)
+    ]
+    assert {(trace.error_y.array[0], trace.error_y.arrayminus[0]) for trace in bars} == {(2, 1)}
+    assert len({(trace.name, trace.offsetgroup) for trace in bars}) == 3  # side by side, not each in a slot of its own
+    assert [trace.line.dash for trace in scores(0, arms, 5).plot().data] == ["solid", "dash", "dot"]
+
+
+def test_the_baselines_of_a_table_are_those_of_its_task(tmp_path):
+    rows = [Score(arm, ALL, "m", None, Interval(v, v, v)) for arm, v in ((DICTIONARY, 0.5), ("same covariance", 0.125))]
+    scores = {"meta_structure": Scores.of("meta_structure", rows, "m").to_dict()}
+    write({"origin": {"model": "tiny"}, "scores": {"a": scores}, "left_out": []}, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "| m | dictionary | same covariance |\n|---|---|---|\n| `a` | 0.500 [0.500, 0.500] | 0.125 [" in text
+    assert "raw dimensions |" not in text
 
 
 def test_the_result_has_its_settings(done):

@@ -88,9 +88,9 @@ def disentanglement(
     told = ", ".join(f"{name} {known.known[name]} of {known.tried[name]}" for name in config.attributes)
     if not usable:
         raise BadInput(f"{model.name} knows too little to test ({told}); give more entities, prompts or a larger model")
-    notes = [f"right answers of {model.name}: {told}; the others are left out", "nothing exchanged gives 0.5"]
-    notes.append("intervals take pairs as independent, although cities occur in several: they are somewhat too narrow")
-    notes += [f"{name}: too few pairs, left out" for name in made if name not in usable]
+    notes = [f"Right answers of {model.name}: {told}; the others are left out.", "Nothing exchanged gives 0.5."]
+    notes.append("Intervals take pairs as independent, although cities occur in several: they are somewhat too narrow.")
+    notes += [f"{name} has too few pairs and is left out." for name in made if name not in usable]
     texts = [knowledge.prompts[name][0] % entity for name in usable for entity in list(knowledge.values)[:20]]
     scores: list[Score] = []
     for arm, one in arms(model, dictionary, texts, seed=config.seed).items():

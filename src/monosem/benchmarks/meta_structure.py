@@ -83,12 +83,12 @@ def meta_structure(
         RANDOM: random_dictionary(dictionary, 1.0, seed=seed).W_dec.detach().float().cpu(),
         COVARIANCE: same_covariance(rows, seed),
     }
-    scores, notes = [], ["lower is not worse: more meta-structure means that latents are compositions of others"]
+    scores, notes = [], ["Lower is not worse: more meta-structure means that latents are compositions of others."]
     for arm, some in made.items():
         with Meter(f"meta_structure: {arm}", total=config.steps, unit="step", quiet=quiet) as meter:
             found, complaint = _measured(some, config, meter)
         scores += [Score(arm, ALL, name, None, interval) for name, interval in found.items()]
-        notes += [f"{arm}: {complaint}"] if complaint else []
+        notes += [f"{arm}: {complaint}."] if complaint else []
     told = config.model_dump(mode="json")
     return Scores.of("meta_structure", scores, "fve_held_out", notes=notes, **told, interval=INTERVAL)
 

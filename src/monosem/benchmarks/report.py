@@ -13,7 +13,7 @@ from ..files import writable_folder, write_json, write_text
 from ..pages import embedded, environment, number, plotly_script
 from ..plots import Figure
 from .rows import BENCHMARKS
-from .task import ALL, DICTIONARY, RANDOM, RAW, Scores
+from .task import ALL, COLORS, DICTIONARY, RANDOM, RAW, Scores, arms_of, compared
 
 ROOM = "monosem.benchmarks"
 ENDS = ("value", "low", "high")
@@ -64,32 +64,40 @@ def figures(results: Mapping[str, Any]) -> dict[str, tuple[Figure, str]]:
             found[f"pareto_{measure}"] = (pareto(by_task["core"], measure, words), caption)
     for name, tasks in by_task.items():
         if name != "core":
-            merged = _merged(tasks)
-            found[name] = (merged.plot(), f"{merged.measure}, mean over the data sets, with 95 % intervals.")
+            first = next(iter(tasks.values()))
+            found[name] = (compared(tasks), f"{first.measure}, mean over the data sets, with 95 % intervals.")
     return found
 
 
 def pareto(tasks: Mapping[str, Scores], measure: str, words: str) -> Figure:
-    """L0 against a measure of `core`: a point a dictionary and its baselines."""
+    """L0 against a measure of `core`: a point a dictionary, one trace for each baseline."""
     go = require("plotly.graph_objects", "plots")
-    figure, own = go.Figure(), []
+    figure, points = go.Figure(), {}
     for called, scores in tasks.items():
         table: list[dict[Any, Any]] = scores.table[scores.table["data"] == ALL].to_dict("records")
-        rows = {(row["arm"], row["measure"]): row for row in table}
-        for arm in (RANDOM, RAW, DICTIONARY):
-            x, y = rows[arm, "l0"], rows[arm, measure]
-            if arm == DICTIONARY:
-                own.append((float(x["value"]), float(y["value"])))
-            label = called if arm == DICTIONARY else f"{arm} ({called})"
-            bar = {"array": [y["high"] - y["value"]], "arrayminus": [y["value"] - y["low"]], "thickness": 1}
-            color = plots.LINES[len(own) % len(plots.LINES)] if arm == DICTIONARY else plots.GREY
-            mark = {"color": color, "size": 9, "symbol": "circle" if arm == DICTIONARY else "circle-open"}
-            points = {"x": [x["value"]], "y": [y["value"]], "mode": "markers", "error_y": bar, "marker": mark}
-            figure.add_scatter(**points, name=label)
-    best = frontier(own)
+        for row in table:
+            points[called, row["arm"], row["measure"]] = row
+    shapes = {RANDOM: "circle-open", RAW: "diamond-open"}
+    traces = [([called], DICTIONARY) for called in tasks] + [([*tasks], arm) for arm in shapes]
+    for place, (names, arm) in enumerate(traces):
+        x, y = ([points[called, arm, what] for called in names] for what in ("l0", measure))
+        bars = {"array": [one["high"] - one["value"] for one in y], "thickness": 1}
+        bars["arrayminus"] = [one["value"] - one["low"] for one in y]
+        color = plots.GREY if arm in shapes else COLORS[place % len(COLORS)]
+        figure.add_scatter(
+            x=[one["value"] for one in x],
+            y=[one["value"] for one in y],
+            mode="markers",
+            error_y=bars,
+            marker={"color": color, "size": 9, "symbol": shapes.get(arm, "circle")},
+            text=names,
+            name=names[0] if arm == DICTIONARY else arm,
+        )
+    best = frontier([tuple(points[called, DICTIONARY, what]["value"] for what in ("l0", measure)) for called in tasks])
     line = {"color": plots.FAINT, "width": 1}
     figure.add_scatter(x=[x for x, _ in best], y=[y for _, y in best], mode="lines", line=line, showlegend=False)
-    figure.update_xaxes(type="log")
+    ticks = [digit * 10**power for power in range(6) for digit in (1, 2, 5)]
+    figure.update_xaxes(type="log", tickvals=ticks, ticktext=[str(tick) for tick in ticks])
     return plots.style(figure, "active latents a token (L0)", words, height=420)
 
 
@@ -111,16 +119,6 @@ def _by_task(results: Mapping[str, Any]) -> dict[str, dict[str, Scores]]:
     return found
 
 
-def _merged(tasks: Mapping[str, Scores]) -> Scores:
-    """One curve a dictionary, and its baselines (by themselves where there is one dictionary)."""
-    parts = []
-    for called, scores in tasks.items():
-        names = {DICTIONARY: called} | {arm: f"{arm} ({called})" for arm in (RANDOM, RAW) if len(tasks) > 1}
-        parts.append(scores.table.assign(arm=scores.table["arm"].replace(names)))
-    first = next(iter(tasks.values()))
-    return Scores(first.task, first.measure, first.n, pd.concat(parts, ignore_index=True))
-
-
 def _facts(results: Mapping[str, Any]) -> dict[str, Any]:
     """What both templates show."""
     sections = []
@@ -132,6 +130,7 @@ def _facts(results: Mapping[str, Any]) -> dict[str, Any]:
                 "title": BENCHMARKS[name].title,
                 "meaning": BENCHMARKS[name].meaning,
                 "main": first.measure if first.n is None else f"{first.measure} with {first.n} latents",
+                "baselines": [arm for arm in arms_of(tasks) if arm != DICTIONARY],
                 "rows": [_row(called, scores) for called, scores in tasks.items()],
                 "details": [_details(called, scores) for called, scores in tasks.items()],
                 "notes": list(dict.fromkeys(note for scores in tasks.values() for note in scores.notes)),
@@ -149,7 +148,6 @@ def _facts(results: Mapping[str, Any]) -> dict[str, Any]:
         "names": list(results["scores"]),
         "origin": results["origin"],
         "left_out": results["left_out"],
-        "baselines": [RANDOM, RAW],
         "headline": _headline(results),
     }
 

@@ -98,8 +98,8 @@ def selectivity(
             raise BadInput(f"{model.name} predicts nothing rightly in half of the {name} text; give other text")
     scores: list[Score] = []
     notes = [
-        f"of {int(one.counted[:, :-1].sum()):,} next tokens of the {name} text the model gets {int(one.right.sum()):,} "
-        "right; only these count"
+        f"Of {int(one.counted[:, :-1].sum()):,} next tokens of the {name} text the model gets {int(one.right.sum()):,} "
+        "right; only these count."
         for name, one in windows.items()
     ]
     sample: Any = [row.tolist() for one in windows.values() for row in one.ids[:20]]
@@ -108,7 +108,7 @@ def selectivity(
         found = _candidates(one, windows, config)
         if not found:
             notes.append(
-                f"{arm}: no latent fires on the forget text and on so little of the other: nothing to turn over"
+                f"{arm}: no latent fires on the forget text and on so little of the other, so that none is turned over."
             )
         scores += _scores(model, arm, one, windows, found, config, quiet)
     return Scores.of(

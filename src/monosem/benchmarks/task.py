@@ -4,7 +4,7 @@ A task is a row of `BENCHMARKS`. Its function measures the dictionary and its tw
 returns `Scores`; the report shows every task with the same table and the same picture.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 DICTIONARY, RANDOM, RAW = "dictionary", "random dictionary", "raw dimensions"
 ALL = "all"  # the data set that stands for the mean over all
+COLORS = [color for color in plots.LINES if color != plots.GREY]  # of dictionaries; grey is the baselines'
+DASHES = ("solid", "dash", "dot")  # of arms
 COLUMNS = ("arm", "data", "measure", "n", "value", "low", "high")
 
 
@@ -104,19 +106,7 @@ class Scores(Result):
 
     def plot(self) -> "Figure":
         """The main number by how many latents it uses, or as bars where that says nothing; with its intervals."""
-        go = require("plotly.graph_objects", "plots")
-        figure = go.Figure()
-        for number, (arm, rows) in enumerate(self._of(self.measure).groupby("arm", sort=False)):
-            error = {"array": rows["high"] - rows["value"], "arrayminus": rows["value"] - rows["low"], "thickness": 1}
-            x = [str(arm)] if self.n is None else [f"{n:.0f}" for n in rows["n"]]
-            look: dict[str, Any] = {"name": str(arm), "error_y": error, "x": x, "y": rows["value"]}
-            color = plots.LINES[number % len(plots.LINES)]
-            if self.n is None:
-                figure.add_bar(**look, marker={"color": color})
-            else:
-                figure.add_scatter(**look, mode="lines+markers", line={"color": color, "width": 2})
-        figure.update_xaxes(type="category")
-        return plots.style(figure, "" if self.n is None else "latents used", self.measure)
+        return compared({"": self})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that `from_dict` takes, NaN as None."""
@@ -136,6 +126,48 @@ class Scores(Result):
 
     def _of(self, measure: str) -> pd.DataFrame:
         return self.rows[(self.rows["measure"] == measure) & (self.rows["data"] == ALL)]
+
+
+def arms_of(tasks: Mapping[str, Scores]) -> list[str]:
+    """The arms that have a main number, in the order of the first dictionary that has them."""
+    return list(dict.fromkeys(arm for scores in tasks.values() for arm in scores.headline))
+
+
+def compared(tasks: Mapping[str, Scores]) -> "Figure":
+    """The main number of one task for one or several dictionaries (name -> scores).
+
+    Where it depends on how many latents are used, lines: of one dictionary, a colour an arm; of several, a colour a
+    dictionary and a dash an arm. Else groups of bars, a colour an arm.
+    """
+    go = require("plotly.graph_objects", "plots")
+    first, figure = next(iter(tasks.values())), go.Figure()
+    arms = arms_of(tasks)
+    several = len(tasks) > 1
+    for number, (called, scores) in enumerate(tasks.items()):
+        for arm, rows in scores._of(first.measure).groupby("arm", sort=False):
+            place = arms.index(str(arm))
+            error = {"array": rows["high"] - rows["value"], "arrayminus": rows["value"] - rows["low"], "thickness": 1}
+            look: dict[str, Any] = {"error_y": error, "y": rows["value"], "legendgroup": arm, "name": str(arm)}
+            color = plots.LINES[place % len(plots.LINES)]
+            if first.n is None:
+                bar = {"x": [called], "marker": {"color": color}, "offsetgroup": arm, "showlegend": number == 0}
+                figure.add_bar(**look, **bar)
+                continue
+            if several:
+                color = COLORS[number % len(COLORS)]
+                look |= {"name": called if arm == DICTIONARY else f"{arm} ({called})", "showlegend": arm == DICTIONARY}
+            line = {"color": color, "width": 2, "dash": _dash(place)}
+            figure.add_scatter(**look, x=[f"{n:.0f}" for n in rows["n"]], mode="lines+markers", line=line)
+    if several and first.n is not None:  # what dashes mean, once
+        for place, arm in enumerate(arms[1:], start=1):
+            line = {"color": plots.GREY, "width": 2, "dash": _dash(place)}
+            figure.add_scatter(x=[None], y=[None], mode="lines", line=line, name=arm)
+    figure.update_xaxes(type="category")
+    return plots.style(figure, "" if first.n is None else "latents used", first.measure)
+
+
+def _dash(place: int) -> str:
+    return DASHES[min(place, len(DASHES) - 1)]
 
 
 class Run(Protocol):

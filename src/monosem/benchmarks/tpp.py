@@ -86,11 +86,11 @@ def _selectivity(
     x, codes, rows = means_and_rows(held, arm, measured)
     whole, result = [right(probe, x, task) for probe, task in zip(probes, tasks)], {}
     for measure, (effect, choose) in WAYS.items() if arm == DICTIONARY else [*WAYS.items()][:1]:
+        found = [effect(codes[t.train], t.positive[t.train], rows, direction(p)) for p, t in zip(probes, tasks)]
         for n in config.ns:
             lost: list[list[np.ndarray]] = []
-            for probe, task in zip(probes, tasks):
-                found = effect(codes[task.train], task.positive[task.train], rows, direction(probe))
-                changed = without(x, codes, rows, choose(found, n))
+            for its_effects in found:
+                changed = without(x, codes, rows, choose(its_effects, n))
                 after = [right(other, changed, its) for other, its in zip(probes, tasks)]
                 lost.append([before - now for before, now in zip(whole, after)])
             result[measure, n] = _score(lost, config)
