@@ -40,6 +40,7 @@ PLAIN = weights()
 PURSUIT = {"W_dec": W["W_dec"], "b_dec": W["b_dec"]}
 MADE: dict[str, Callable[[Path], Any]] = {
     "saelens": lambda path: folder(path, W, architecture="jumprelu"),
+    "compact": lambda path: load_dictionary(folder(path, W, architecture="jumprelu")).save(path, "compact"),
     "saelens matching pursuit": lambda path: folder(path, PURSUIT, architecture="matching_pursuit", max_iterations=4),
     "saelens temporal": lambda path: temporal_folder(path, True, True),
     "openai": lambda path: openai_file(path / "8.pt", "TopK"),

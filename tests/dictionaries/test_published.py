@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from monosem.dictionaries import load_dictionary, releases
+from monosem.dictionaries import load_dictionary, releases, shipped_dictionaries
 from monosem.dictionaries.published import Published, named
 from monosem.dictionaries.published.registry import FILE
 from monosem.errors import BadInput, UnknownName
@@ -158,7 +158,8 @@ def test_filters():
     assert found.config["analysis"] == "dictionaries.releases"
     assert len(releases(width="1m")) == len(releases(width=2**20)) > 0
     assert len(releases(model="gpt2", width="1m")) == 0
-    assert releases(model="smollm2").names == ["smollm2/resid_post.15"]
+    assert releases(model="smollm2", site="resid_post", layer=15).names == ["smollm2/resid_post.15"]
+    assert set(releases(model="smollm2").names) == set(shipped_dictionaries())
     models = releases().by_model.set_index("model")
     assert models["dictionaries"].sum() == len(releases())
     with pytest.raises(UnknownName, match="did you mean 'gemma-2-9b' or 'gemma-2-2b'"):

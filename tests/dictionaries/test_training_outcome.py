@@ -259,11 +259,29 @@ def test_the_form_that_starts_from_a_dictionary_computes_what_it_does(tmp_path: 
     torch.testing.assert_close(form.b_dec.detach() / 0.03, first.b_dec, atol=1e-4, rtol=1e-5)
 
 
+def test_a_wider_run_keeps_the_latents_that_it_starts_from(tmp_path: Path) -> None:
+    first = train_on(MemoryStream(), config(50), folder=tmp_path / "first", quiet=True)
+    wider = config(20, start=str(tmp_path / "first"), width=2 * FEATURES)
+    form = started_form(wider, [torch.zeros(D)], [0.03], [])
+    x = fresh()
+    pre = (0.03 * x - form.b_dec) @ form.W_enc.T + form.b_enc
+    torch.testing.assert_close(pre[:, :FEATURES] / 0.03, first.preactivations(x), atol=2e-3, rtol=1e-4)
+    torch.testing.assert_close(form.W_dec[:FEATURES].detach(), first.W_dec)
+    begun = form.W_dec[FEATURES:].detach()
+    torch.testing.assert_close(begun.norm(dim=1), torch.ones(FEATURES))
+    assert len(torch.unique(begun, dim=0)) == FEATURES
+    seen: list[dict[str, float]] = []
+    second = train_on(MemoryStream(seed=3), wider, folder=tmp_path / "second", quiet=True, on_step=seen.append)
+    assert second.width == 2 * FEATURES
+    kept = (second.W_dec[:FEATURES] * first.W_dec).sum(1)
+    assert kept.median() > 0.9
+
+
 def test_starts_that_do_not_fit(tmp_path: Path) -> None:
     train_on(MemoryStream(), config(5), folder=tmp_path / "first", quiet=True)
     start = str(tmp_path / "first")
-    with pytest.raises(Mismatch, match=r"has 64 latents, not 128; set width"):
-        train_on(MemoryStream(), config(5, width=128, start=start), folder=tmp_path / "a", quiet=True)
+    with pytest.raises(Mismatch, match=r"has 64 latents; set width to that or more"):
+        train_on(MemoryStream(), config(5, width=32, start=start), folder=tmp_path / "a", quiet=True)
     half = MemoryStream(alter=lambda n, x: x[:, : D // 2])
     with pytest.raises(Mismatch, match=r"reads rows of 32, but the stream gives rows of 16"):
         train_on(half, config(5, start=start), folder=tmp_path / "b", quiet=True)

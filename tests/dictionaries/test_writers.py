@@ -11,10 +11,11 @@ import yaml
 from safetensors import safe_open
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as tensors_of
+from safetensors.torch import save_file as save_tensors
 
 from monosem.dictionaries import WRITERS, Dictionary, DictionaryParts, DictionaryTensors, load_dictionary
-from monosem.errors import BadInput, Mismatch, UnknownName
-from tiny_saelens import D, F, K, X, relu, topk, weights
+from monosem.errors import BadFile, BadInput, Mismatch, UnknownName
+from tiny_saelens import OUT, D, F, K, X, relu, topk, weights
 
 INPUT = torch.from_numpy(X).float()
 SITES = {"site": "ln2_normalized.1", "site_out": "mlp_out.1", "transcoder": True}
@@ -207,3 +208,63 @@ def test_the_dtype_of_a_file(tmp_path, format):
     made().save(tmp_path, format=format, dtype=torch.bfloat16)
     (file,) = tmp_path.glob("*.safetensors")
     assert {tensor.dtype for tensor in tensors_of(file).values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    "dictionary",
+    [
+        made("jumprelu", threshold=np.linspace(-0.4, 1.2, F)),
+        made("topk", k=K),
+        made("relu", d_out=OUT, skip=True, **SITES),
+    ],
+    ids=["jumprelu", "topk", "skip transcoder"],
+)
+def test_compact_files_hold_integers_and_a_scale_a_latent(tmp_path, dictionary):
+    """By numpy from the file alone: value = integer · scale, rounded to the nearest, vectors exact."""
+    dictionary.card = {"site": "here"}
+    dictionary.save(tmp_path, "compact")
+    held = load_file(tmp_path / "compact_weights.safetensors")
+    read = load_dictionary(tmp_path)
+    for name, tensor in dictionary.tensors.present().items():
+        found = read.tensors.present()[name].numpy()
+        if tensor.ndim == 1:
+            np.testing.assert_array_equal(found, tensor.numpy())
+            continue
+        axis = 0 if name == "W_enc" else 1
+        scale = np.expand_dims(held[f"{name}.scale"], axis)
+        assert held[name].dtype == np.int8
+        np.testing.assert_array_equal(found, held[name] * scale)
+        np.testing.assert_allclose(scale, np.abs(tensor.numpy()).max(axis, keepdims=True) / 127, rtol=1e-6)
+        assert (np.abs(found - tensor.numpy()) <= scale * 0.5001).all()
+    assert (read.kind, read.k, str(read.site), read.card) == (
+        dictionary.kind,
+        dictionary.k,
+        str(dictionary.site),
+        {"site": "here"},
+    )
+
+
+def test_compact_files_keep_silent_latents_and_are_told_apart_from_saelens(tmp_path):
+    dictionary = made("relu")
+    with torch.no_grad():
+        dictionary.W_dec[3] = 0
+    dictionary.save(tmp_path, "compact")
+    assert not (load_dictionary(tmp_path).W_dec[3] != 0).any()
+    assert not (tmp_path / "sae_weights.safetensors").exists()
+
+
+@pytest.mark.parametrize("wrong", ["no scale", "shape", "no integers", "other matrix"])
+def test_compact_files_whose_parts_do_not_belong_together(tmp_path, wrong):
+    made("relu").save(tmp_path, "compact")
+    path = tmp_path / "compact_weights.safetensors"
+    held = tensors_of(path)
+    change = {
+        "no scale": lambda: held.pop("W_dec.scale"),
+        "shape": lambda: held.update({"W_dec.scale": torch.ones(F + 1)}),
+        "no integers": lambda: held.update({"W_dec": held["W_dec"].float()}),
+        "other matrix": lambda: held.update({"b_enc": held["b_enc"].to(torch.int8), "b_enc.scale": torch.ones(1)}),
+    }
+    change[wrong]()
+    save_tensors(held, path)
+    with pytest.raises(BadFile, match=r"b_enc|W_dec"):
+        load_dictionary(tmp_path)

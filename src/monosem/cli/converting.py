@@ -9,7 +9,9 @@ from .output import line
 
 def convert(
     dictionary: DictionaryArgument,
-    to: Annotated[str, option("FORMAT", "saelens, sparsify or circuit-tracer.")],
+    to: Annotated[
+        str, option("FORMAT", "saelens, sparsify, circuit-tracer or compact (8 bits, read by monosem only).")
+    ],
     out: Annotated[Path, option("DIR", "Folder to write; sparsify wants it named after the module (layers.3.mlp).")],
     site: Annotated[str | None, option("SITE", "Where it reads, if its file does not say.")] = None,
     site_out: Annotated[str | None, option("SITE", "Where a transcoder writes, if its file does not say.")] = None,

@@ -7,6 +7,7 @@ from .evidence import Evidence, Example
 from .index import Index, index_of
 from .indexing import build_index
 from .pooling import pooled
+from .readings import Reading, Readings, readings_of
 from .rules import IndexCheck, check_index
 from .top import Top, top
 
@@ -17,6 +18,8 @@ __all__ = [
     "Index",
     "IndexCheck",
     "IndexConfig",
+    "Reading",
+    "Readings",
     "Top",
     "build_index",
     "check_index",
@@ -25,5 +28,6 @@ __all__ = [
     "index_of",
     "logit_effects",
     "pooled",
+    "readings_of",
     "top",
 ]

@@ -15,6 +15,8 @@ from ..results import Result
 if TYPE_CHECKING:
     from rich.text import Text
 
+    from .readings import Reading
+
 _VISIBLE = str.maketrans({"\n": "↵", "\t": "⇥", "\r": "␍", "\u200b": "∅", "\u00a0": "⍽"})
 
 
@@ -86,6 +88,7 @@ class Evidence(Result):
         examples: strongest first, at most one a window and two a document.
         bands: intervals of equal width from 0 to the maximum with examples drawn from each, the strongest first;
             intervals without an active token are left out. Empty where the index has none.
+        reading: what people read in it, where its dictionary comes with readings of it.
         promoted, suppressed: (token, direct effect on its logit per unit of activation), see `effects.CONVENTION`.
     """
 
@@ -104,6 +107,7 @@ class Evidence(Result):
     suppressed: list[tuple[str, float]]
     provenance: dict[str, Any] = field(default_factory=dict)
     bands: list[Band] = field(default_factory=list)
+    reading: "Reading | None" = None
 
     ranked_by: ClassVar[str | None] = "maximum"
     either_way: ClassVar[bool] = True
@@ -141,6 +145,8 @@ class Evidence(Result):
         from rich.text import Text
 
         out = Text(f"{self.summary}\n")
+        if self.reading is not None:
+            out.append("  read as    ", style="bold").append(f"{self.reading}\n")
         for title, listed in (("promotes", self.promoted), ("suppresses", self.suppressed)):
             out.append(f"  {title:<11}", style="bold")
             out.append("  ".join(f"{visible(token)!r}" for token, _ in listed[:10]) + "\n")
@@ -176,7 +182,8 @@ class Evidence(Result):
                 ("Fires most on", [(f"{token}{_sign(total)}", total) for token, _, total in self.tokens]),
             )
         )
-        return f'<div class="evidence"><p>{html.escape(self.summary)}</p>{lists}<ol>{rows}</ol></div>'
+        read = "" if self.reading is None else f"<p><b>Read as</b> {html.escape(str(self.reading))}</p>"
+        return f'<div class="evidence"><p>{html.escape(self.summary)}</p>{read}{lists}<ol>{rows}</ol></div>'
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""

@@ -26,6 +26,7 @@ from ..results import Result
 from .evidence import Band, Evidence, Example
 from .layout import EDGES, SCHEMA, Piece, band_of, quantile, share_below, unpack
 from .queries import ExampleText, by_texts, by_words
+from .readings import Readings, readings_of
 from .spelling import alone, readable
 
 QUANTILES = (0.1, 0.5, 0.9, 0.99)
@@ -151,6 +152,11 @@ class Index(Result):
         """
         return torch.where(torch.tensor(self.table["mean"].to_numpy(copy=True)) < 0, -1.0, 1.0)
 
+    @cached_property
+    def readings(self) -> Readings | None:
+        """What people read in its latents, where its dictionary comes with readings."""
+        return None if self.dictionary is None else readings_of(self.dictionary)
+
     def evidence(self, latent: int) -> Evidence:
         """Everything the index holds about a latent. Raises `UnknownName` outside 0..width-1, `BadFile` if damaged."""
         number = int(latent)
@@ -184,6 +190,7 @@ class Index(Result):
                 key: self.meta[key] for key in ("model", "site", "tokens", "corpus", "skip") if key in self.meta
             },
             bands=self._bands(latent, bins, maximum),
+            reading=None if self.readings is None else self.readings.all.get(latent),
         )
 
     def search(

@@ -3,6 +3,7 @@
 from . import (
     bussmann,
     circuit_tracer,
+    compact,
     cross_layer,
     crosscoder,
     dictionary_learning,
@@ -22,6 +23,7 @@ from . import (
 from .common import Format
 
 FORMATS: dict[str, Format] = {
+    "compact": compact.FORMAT,
     "saelens": saelens.FORMAT,
     "openai": openai.FORMAT,
     "sparsify": sparsify.FORMAT,

@@ -7,6 +7,7 @@ because their normalisation lies beside them in `activation_scaler.json` and `ac
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ...errors import BadFile, did_you_mean
 from ...reading import read_object, read_safetensors
@@ -36,6 +37,11 @@ def read(place: Place, hints: Hints) -> DictionaryParts:
         BadFile: missing or broken files, an unknown architecture, tensors of the wrong shape, or a normalisation whose
             scale is not in the folder (the message says how to give it).
     """
+    return read_held(place, hints, None)
+
+
+def read_held(place: Place, hints: Hints, held: dict[str, Tensor] | None) -> DictionaryParts:
+    """As `read`, of tensors that another file held."""
     path = place.path
     cfg = modern({**read_object(path / CONFIG), **hints.published}, path)
     cfg["metadata"] = {**cfg["metadata"], **{key: hints.published[key] for key in _OF_MODEL if key in hints.published}}
@@ -47,7 +53,8 @@ def read(place: Place, hints: Hints) -> DictionaryParts:
         raise BadFile(
             f"{path}: apply_b_dec_to_input is true, but a transcoder's b_dec belongs to its output; fix {CONFIG}"
         )
-    held, told = read_safetensors(path / WEIGHTS), hints.norm_scaling_factor
+    held = read_safetensors(path / WEIGHTS) if held is None else held
+    told = hints.norm_scaling_factor
     k, options = cfg["k"] if kind in ("topk", "abstopk") else None, dict[str, Any]()
     if special := SPECIAL.get(kind):
         weights, k, options = special.read(held, cfg, path, stream_scale(cfg, path, told))

@@ -72,7 +72,7 @@ class DictionarySettings(JobConfig):
     start: str | None = Field(
         default=None,
         description="dictionary whose weights training starts from: the folder of a run, another folder or a name; "
-        "None: random weights",
+        "None: random weights. The first latents are its own, more than it has begin at random",
     )
 
     lr: float | None = Field(

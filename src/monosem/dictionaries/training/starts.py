@@ -42,13 +42,13 @@ def start_of(config: DictionarySettings) -> Dictionary | None:
     """The dictionary that the weights start from; None: random ones.
 
     Raises:
-        Mismatch: it has another width, or another form than a trained one. UnknownName, BadFile: as `load_dictionary`.
+        Mismatch: it has more latents, or another form than a trained one. UnknownName, BadFile: as `load_dictionary`.
     """
     if config.start is None:
         return None
     start, other = one_site(config.start), "start from another one, or anew"
-    if start.width != config.width:
-        raise Mismatch(f"start {config.start} has {start.width:,} latents, not {config.width:,}; set width to that")
+    if start.width > config.width:
+        raise Mismatch(f"start {config.start} has {start.width:,} latents; set width to that or more")
     if start.token_norm != "none":
         raise Mismatch(
             f"start {config.start} normalises tokens by {start.token_norm}, which cannot be trained; {other}"
@@ -94,8 +94,9 @@ def write_along(
 
 
 def _fill(form: TrainingForm, config: DictionarySettings, start: Dictionary, scales: Sequence[float]) -> None:
-    """With a dictionary's weights. For r = s_out / s_in, the form's pre-activations are s_out times those in raw units:
-    r (x' − centre) W + s_out b + r centre W, of scaled inputs x' and centres."""
+    """With a dictionary's weights; latents that it does not have stay as they are. For r = s_out / s_in, the form's
+    pre-activations are s_out times those in raw units: r (x' − centre) W + s_out b + r centre W, of scaled inputs x'
+    and centres."""
     widths = (len(form.centre), len(form.b_dec))
     if (start.d_in, start.d_out) != widths:
         reads = f"reads rows of {start.d_in}" + ("" if form.b_in is None else f" and writes rows of {start.d_out}")
@@ -108,13 +109,15 @@ def _fill(form: TrainingForm, config: DictionarySettings, start: Dictionary, sca
     values = {
         "W_enc": ratio * weights.W_enc.T,
         "b_enc": scale * weights.b_enc + ratio * centre @ weights.W_enc,
-        "W_dec": torch.where(weights.W_dec.any(1, keepdim=True), weights.W_dec, form.W_dec.cpu().double()),
+        "W_dec": torch.where(
+            weights.W_dec.any(1, keepdim=True), weights.W_dec, form.W_dec[: start.width].cpu().double()
+        ),
         "b_dec": b_dec,
     }
     if form.W_skip is not None and weights.W_skip is not None:
         values["W_skip"] = ratio * weights.W_skip
         values["b_dec"] = b_dec + values["W_skip"] @ centre
     for name, value in values.items():
-        getattr(form, name).copy_(value)
+        getattr(form, name)[: len(value)].copy_(value)
     if "threshold" in form.own and weights.threshold is not None:
-        form.own["threshold"].copy_(scale * weights.threshold)
+        form.own["threshold"][: start.width].copy_(scale * weights.threshold)

@@ -7,7 +7,7 @@ import torch
 
 from ..parts import DictionaryParts
 from ..several import SeveralSites
-from . import circuit_tracer, cross_layer, crosscoder, saelens, sparsify
+from . import circuit_tracer, compact, cross_layer, crosscoder, saelens, sparsify
 
 Writer = Callable[[DictionaryParts, Path, torch.dtype], None]
 
@@ -15,6 +15,7 @@ WRITERS: dict[str, Writer] = {
     "saelens": saelens.write,
     "sparsify": sparsify.write,
     "circuit-tracer": circuit_tracer.write,
+    "compact": compact.write,
 }
 SeveralWriter = Callable[[SeveralSites, Path, torch.dtype], None]
 CROSS_LAYER: dict[str, SeveralWriter] = {"circuit-tracer": cross_layer.write}

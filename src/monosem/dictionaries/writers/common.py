@@ -61,6 +61,7 @@ def _as(parts: DictionaryParts, kind: str) -> DictionaryParts | None:
     return replace(parts, kind=kind, tensors=replace(parts.tensors, threshold=made(threshold)))
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> None:
+    """All in one dtype; None: each in its own."""
     with replacing(path) as temporary:
         save_file({name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}, temporary)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ...files import writable_folder, write_json
 from ...models.places.sites import Site
@@ -34,6 +35,12 @@ def write(parts: DictionaryParts, folder: Path, dtype: torch.dtype) -> None:
     Raises:
         BadInput: SAELens has no architecture for this dictionary, or the folder cannot be written to.
     """
+    target, held = held_as(parts, folder, dtype)
+    write_tensors(target / WEIGHTS, held, dtype)
+
+
+def held_as(parts: DictionaryParts, folder: Path, dtype: torch.dtype) -> tuple[Path, dict[str, Tensor]]:
+    """The tensors that the layout holds, after its config and card were written."""
     out, skip = parts.is_transcoder, parts.tensors.W_skip is not None
     kinds = [kind for kind, *rest in _WRITTEN if rest == [out, skip]]
     parts = held_by("SAELens", parts, kinds, token_norms=TOKEN_NORMS)
@@ -43,10 +50,10 @@ def write(parts: DictionaryParts, folder: Path, dtype: torch.dtype) -> None:
     if special := SPECIAL.get(parts.kind):
         held, own = special.write(parts)
         cfg |= own
-    write_tensors(target / WEIGHTS, held, dtype)
     write_json(target / CONFIG, cfg)
     if parts.card:
         write_json(target / CARD, dict(parts.card))
+    return target, held
 
 
 def _config(parts: DictionaryParts, architecture: str, dtype: torch.dtype) -> dict[str, Any]:

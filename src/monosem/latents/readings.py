@@ -1,0 +1,111 @@
+"""What people read in latents: a label each, and how well it tells held-out text apart on which the latent fires.
+
+`readings.json` beside a dictionary: {"method": text, "latents": {"12": {"label": text, "top": [right, of], "middle":
+..., "silent": ..., "near": ...}}}. A judge who saw the label alone said of each held-out text whether the latent fires
+at its marked token.
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ..dictionaries import Dictionary
+from ..errors import BadFile
+from ..reading import read_object
+from ..results import Result
+from ..statistics import Share
+
+FILE = "readings.json"
+KINDS = ("top", "middle", "silent", "near")  # of held-out texts; at the last two the latent does not fire
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A label and its held-out score.
+
+    Attributes:
+        top, middle: of the texts at whose marked token the latent is above two thirds of its maximum, or between one
+            and two thirds, those of which the judge said that it fires. silent, near: of the texts at which it does
+            not fire, drawn at random or where a latent with a similar decoder row does, those of which the judge said
+            so.
+    """
+
+    latent: int
+    label: str
+    top: Share
+    middle: Share
+    silent: Share
+    near: Share
+
+    @property
+    def fires(self) -> Share:
+        """Of the texts on which it fires, those that the label finds."""
+        return Share(self.top.count + self.middle.count, self.top.of + self.middle.of)
+
+    @property
+    def quiet(self) -> Share:
+        """Of the texts on which it does not fire, those that the label leaves out."""
+        return Share(self.silent.count + self.near.count, self.silent.of + self.near.of)
+
+    @property
+    def score(self) -> float:
+        """Balanced accuracy: the mean of both shares; 0.5 is guessing."""
+        return (self.fires.value + self.quiet.value) / 2
+
+    def __str__(self) -> str:
+        scored = self.fires.of and self.quiet.of
+        return f"{self.label} ({f'held-out score {self.score:.2f}' if scored else 'not scored'})"
+
+
+@dataclass(frozen=True)
+class Readings(Result):
+    """The labels of a dictionary's latents; `method` says how they were made."""
+
+    method: str
+    all: dict[int, Reading] = field(repr=False)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row a latent: latent, label, score, fires and quiet with their intervals, and the counts of each kind."""
+        rows = [
+            {"latent": one.latent, "label": one.label, "score": one.score}
+            | dict(zip(("fires", "fires_low", "fires_high"), one.fires.interval))
+            | dict(zip(("quiet", "quiet_low", "quiet_high"), one.quiet.interval))
+            | {kind: str(getattr(one, kind)) for kind in KINDS}
+            for one in self.all.values()
+        ]
+        return pd.DataFrame(rows)
+
+
+def readings_of(dictionary: Dictionary) -> Readings | None:
+    """The readings that lie beside the dictionary's files, if there are some. Raises `BadFile` for a damaged file."""
+    path = None if dictionary.folder is None else dictionary.folder / FILE
+    return read_readings(path, dictionary.width) if path is not None and path.exists() else None
+
+
+def read_readings(path: str | os.PathLike[str], width: int) -> Readings:
+    """A file of readings, of a dictionary with so many latents. Raises `BadFile` that names what is wrong with it."""
+    held = read_object(path)
+    latents = held.get("latents")
+    if not isinstance(latents, dict) or not isinstance(held.get("method"), str):
+        raise BadFile(f"{path} is no file of readings: it needs `method` (text) and `latents` (an object)")
+    found = [_reading(Path(path), key, entry, width) for key, entry in latents.items()]
+    return Readings(held["method"], {one.latent: one for one in found})
+
+
+def _reading(path: Path, key: str, held: Any, width: int) -> Reading:
+    if not (key.isascii() and key.isdecimal() and len(key) < 10 and int(key) < width):
+        raise BadFile(f"{path}: there is no latent {key!r}; the dictionary has {width:,}")
+    if not isinstance(held, dict) or not isinstance(held.get("label"), str):
+        raise BadFile(f"{path}: latent {key} has no label")
+    shares: dict[str, Share] = {}
+    for kind in KINDS:
+        count = held.get(kind)
+        whole = isinstance(count, list) and len(count) == 2 and all(type(n) is int for n in count)
+        if not whole or not 0 <= count[0] <= count[1]:
+            raise BadFile(f"{path}: {kind} of latent {key} must be [right, of], not {count!r}")
+        shares[kind] = Share(*count)
+    return Reading(int(key), held["label"], **shares)
