@@ -101,11 +101,12 @@ def _reading(path: Path, key: str, held: Any, width: int) -> Reading:
         raise BadFile(f"{path}: there is no latent {key!r}; the dictionary has {width:,}")
     if not isinstance(held, dict) or not isinstance(held.get("label"), str):
         raise BadFile(f"{path}: latent {key} has no label")
-    shares: dict[str, Share] = {}
-    for kind in KINDS:
-        count = held.get(kind)
-        whole = isinstance(count, list) and len(count) == 2 and all(type(n) is int for n in count)
-        if not whole or not 0 <= count[0] <= count[1]:
-            raise BadFile(f"{path}: {kind} of latent {key} must be [right, of], not {count!r}")
-        shares[kind] = Share(*count)
+    shares = {kind: _share(held.get(kind), f"{path}: {kind} of latent {key}") for kind in KINDS}
     return Reading(int(key), held["label"], **shares)
+
+
+def _share(held: Any, where: str) -> Share:
+    whole = isinstance(held, list) and len(held) == 2 and all(type(n) is int for n in held)
+    if not whole or not 0 <= held[0] <= held[1]:
+        raise BadFile(f"{where} must be [right, of], not {held!r}")
+    return Share(held[0], held[1])
