@@ -28,8 +28,8 @@ class Reading:
 
     Attributes:
         top, middle: of the texts at whose marked token the latent is above two thirds of its maximum, or between one
-            and two thirds, those of which the judge said that it fires. silent, near: of the texts at which it does
-            not fire, drawn at random or where a latent with a similar decoder row does, those of which the judge said
+            and two thirds, the ones of which the judge said that it fires. silent, near: of the texts at which it does
+            not fire, drawn at random or where a latent with a similar decoder row does, the ones of which the judge said
             so.
     """
 
