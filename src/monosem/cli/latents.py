@@ -147,21 +147,21 @@ def show(
     output.show(text if sys.stdout.isatty() else marked(text))
 
 
-def readings(dictionary: DictionaryArgument, json: Json = False) -> None:
-    """What people read in latents of a dictionary, with held-out scores.
+def explanations(dictionary: DictionaryArgument, json: Json = False) -> None:
+    """Labels of latents of a dictionary, with held-out scores.
 
     A judge who saw a label alone said of held-out texts whether the latent fires: `fires` is the share that it found of
     texts on which the latent does, `quiet` the share that it left out of the others, `score` the mean of both.
 
-    Example: monosem latents readings smollm2/resid_post.15
+    Example: monosem latents explanations smollm2/resid_post.15
     """
     from ..dictionaries import one_site
-    from ..latents import readings_of
+    from ..latents import explanations_of
 
-    found = readings_of(one_site(dictionary))
+    found = explanations_of(one_site(dictionary))
     if found is None:
         raise BadInput(
-            f"{dictionary} comes without readings; those that monosem ships have them (monosem list dictionaries)"
+            f"{dictionary} comes without explanations; those that monosem ships have them (monosem list dictionaries)"
         )
     as_json(found.table) if json else frame(found.table[["latent", "label", "score", "fires", "quiet"]])
 
@@ -236,5 +236,5 @@ def marked(text: "rich.text.Text") -> str:
 
 app = group(
     "Latents: what fires, what tells prompts apart, what one is about.",
-    {"top": top, "search": search, "show": show, "readings": readings, "check": check, "index": make_index},
+    {"top": top, "search": search, "show": show, "explanations": explanations, "check": check, "index": make_index},
 )

@@ -4,10 +4,10 @@ from .config import IndexConfig
 from .contrast import Contrast, contrast
 from .effects import extreme_tokens, logit_effects
 from .evidence import Evidence, Example
+from .explanations import Explanation, Explanations, explanations_of
 from .index import Index, index_of
 from .indexing import build_index
 from .pooling import pooled
-from .readings import Reading, Readings, readings_of
 from .rules import IndexCheck, check_index
 from .top import Top, top
 
@@ -15,19 +15,19 @@ __all__ = [
     "Contrast",
     "Evidence",
     "Example",
+    "Explanation",
+    "Explanations",
     "Index",
     "IndexCheck",
     "IndexConfig",
-    "Reading",
-    "Readings",
     "Top",
     "build_index",
     "check_index",
     "contrast",
+    "explanations_of",
     "extreme_tokens",
     "index_of",
     "logit_effects",
     "pooled",
-    "readings_of",
     "top",
 ]

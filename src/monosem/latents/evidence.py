@@ -15,7 +15,7 @@ from ..results import Result
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from .readings import Reading
+    from .explanations import Explanation
 
 _VISIBLE = str.maketrans({"\n": "↵", "\t": "⇥", "\r": "␍", "\u200b": "∅", "\u00a0": "⍽"})
 
@@ -88,7 +88,7 @@ class Evidence(Result):
         examples: strongest first, at most one a window and two a document.
         bands: intervals of equal width from 0 to the maximum with examples drawn from each, the strongest first;
             intervals without an active token are left out. Empty where the index has none.
-        reading: what people read in it, where its dictionary comes with readings of it.
+        explanation: its label with a score, where its dictionary comes with one.
         promoted, suppressed: (token, direct effect on its logit per unit of activation), see `effects.CONVENTION`.
     """
 
@@ -107,7 +107,7 @@ class Evidence(Result):
     suppressed: list[tuple[str, float]]
     provenance: dict[str, Any] = field(default_factory=dict)
     bands: list[Band] = field(default_factory=list)
-    reading: "Reading | None" = None
+    explanation: "Explanation | None" = None
 
     ranked_by: ClassVar[str | None] = "maximum"
     either_way: ClassVar[bool] = True
@@ -145,8 +145,8 @@ class Evidence(Result):
         from rich.text import Text
 
         out = Text(f"{self.summary}\n")
-        if self.reading is not None:
-            out.append("  read as    ", style="bold").append(f"{self.reading}\n")
+        if self.explanation is not None:
+            out.append("  explained  ", style="bold").append(f"{self.explanation}\n")
         for title, listed in (("promotes", self.promoted), ("suppresses", self.suppressed)):
             out.append(f"  {title:<11}", style="bold")
             out.append("  ".join(f"{visible(token)!r}" for token, _ in listed[:10]) + "\n")
@@ -182,7 +182,7 @@ class Evidence(Result):
                 ("Fires most on", [(f"{token}{_sign(total)}", total) for token, _, total in self.tokens]),
             )
         )
-        read = "" if self.reading is None else f"<p><b>Read as</b> {html.escape(str(self.reading))}</p>"
+        read = "" if self.explanation is None else f"<p><b>Explained</b> {html.escape(str(self.explanation))}</p>"
         return f'<div class="evidence"><p>{html.escape(self.summary)}</p>{read}{lists}<ol>{rows}</ol></div>'
 
     def _repr_html_(self) -> str:

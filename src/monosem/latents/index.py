@@ -24,9 +24,9 @@ from ..models import Model, load_model
 from ..reading import parse_json
 from ..results import Result
 from .evidence import Band, Evidence, Example
+from .explanations import Explanations, explanations_of
 from .layout import EDGES, SCHEMA, Piece, band_of, quantile, share_below, unpack
 from .queries import ExampleText, by_texts, by_words
-from .readings import Readings, readings_of
 from .spelling import alone, readable
 
 QUANTILES = (0.1, 0.5, 0.9, 0.99)
@@ -153,9 +153,9 @@ class Index(Result):
         return torch.where(torch.tensor(self.table["mean"].to_numpy(copy=True)) < 0, -1.0, 1.0)
 
     @cached_property
-    def readings(self) -> Readings | None:
-        """What people read in its latents, where its dictionary comes with readings."""
-        return None if self.dictionary is None else readings_of(self.dictionary)
+    def explanations(self) -> Explanations | None:
+        """Labels of its latents, where its dictionary comes with explanations."""
+        return None if self.dictionary is None else explanations_of(self.dictionary)
 
     def evidence(self, latent: int) -> Evidence:
         """Everything the index holds about a latent. Raises `UnknownName` outside 0..width-1, `BadFile` if damaged."""
@@ -190,7 +190,7 @@ class Index(Result):
                 key: self.meta[key] for key in ("model", "site", "tokens", "corpus", "skip") if key in self.meta
             },
             bands=self._bands(latent, bins, maximum),
-            reading=None if self.readings is None else self.readings.all.get(latent),
+            explanation=None if self.explanations is None else self.explanations.all.get(latent),
         )
 
     def search(

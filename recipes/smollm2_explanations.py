@@ -1,13 +1,13 @@
-"""Which latents of the shipped dictionaries stand for languages, code, dates, names; and readings of 50 latents each.
+"""Which latents stand for languages, code, dates and names; and explanations of 50 latents of each dictionary.
 
-    python recipes/smollm2_readings.py separate --corpora PATH --work work --dictionary FOLDER
-    python recipes/smollm2_readings.py sheet --corpora PATH --work work --dictionary FOLDER
-    python recipes/smollm2_readings.py score --corpora PATH --work work --dictionary FOLDER
+    python recipes/smollm2_explanations.py separate --corpora PATH --work work --dictionary FOLDER
+    python recipes/smollm2_explanations.py sheet --corpora PATH --work work --dictionary FOLDER
+    python recipes/smollm2_explanations.py score --corpora PATH --work work --dictionary FOLDER
 
 `separate` looks for the latent that best tells each concept from the rest of held-out text. `sheet` writes sheet.txt,
 from which a reader makes labels.json ({"12": "label"}), and quiz.txt, in which a judge who has only those labels says
 which texts the latent fires at (answers.json: {"12": [2, 5, 7]}). `score` counts what the judge got right:
-readings.json beside the dictionary.
+explanations.json beside the dictionary.
 """
 
 import argparse
@@ -235,7 +235,7 @@ def score(folder: Path, target: Path) -> None:
             right[kind][1] += 1
             right[kind][0] += (number in fires) == (kind in ("top", "middle"))
         held[latent] = {"label": labels[latent], **right}
-    write_json(target / "readings.json", {"method": METHOD, "latents": held})
+    write_json(target / "explanations.json", {"method": METHOD, "latents": held})
 
 
 def main() -> None:
@@ -248,7 +248,7 @@ def main() -> None:
     parser.add_argument("--characters", type=int, default=60_000, help="of each kind of held-out text")
     args = parser.parse_args()
     dictionaries = [one_site(name) for name in args.dictionary]
-    folders = [args.work / "readings" / Path(name).name for name in args.dictionary]
+    folders = [args.work / "explanations" / Path(name).name for name in args.dictionary]
     if args.stage == "score":
         for name, folder in zip(args.dictionary, folders):
             score(folder, Path(name))

@@ -1,6 +1,6 @@
-"""What people read in latents: a label each, and how well it tells held-out text apart on which the latent fires.
+"""Explanations of latents: a label each, and how well it tells held-out text apart on which the latent fires.
 
-`readings.json` beside a dictionary: {"method": text, "latents": {"12": {"label": text, "top": [right, of], "middle":
+`explanations.json` beside a dictionary: {"method": text, "latents": {"12": {"label": text, "top": [right, of], "middle":
 ..., "silent": ..., "near": ...}}}. A judge who saw the label alone said of each held-out text whether the latent fires
 at its marked token.
 """
@@ -18,19 +18,18 @@ from ..reading import read_object
 from ..results import Result
 from ..statistics import Share
 
-FILE = "readings.json"
+FILE = "explanations.json"
 KINDS = ("top", "middle", "silent", "near")  # of held-out texts; at the last two the latent does not fire
 
 
 @dataclass(frozen=True)
-class Reading:
+class Explanation:
     """A label and its held-out score.
 
     Attributes:
         top, middle: of the texts at whose marked token the latent is above two thirds of its maximum, or between one
-            and two thirds, the ones of which the judge said that it fires. silent, near: of the texts at which it does
-            not fire, drawn at random or where a latent with a similar decoder row does, the ones of which the judge said
-            so.
+            and two thirds, how many the judge found. silent, near: of the texts at which it does not fire, drawn at
+            random or where a latent with a similar decoder row does, how many the judge left out.
     """
 
     latent: int
@@ -42,12 +41,12 @@ class Reading:
 
     @property
     def fires(self) -> Share:
-        """Of the texts on which it fires, those that the label finds."""
+        """How many of the texts on which it fires the label finds."""
         return Share(self.top.count + self.middle.count, self.top.of + self.middle.of)
 
     @property
     def quiet(self) -> Share:
-        """Of the texts on which it does not fire, those that the label leaves out."""
+        """How many of the texts on which it does not fire the label leaves out."""
         return Share(self.silent.count + self.near.count, self.silent.of + self.near.of)
 
     @property
@@ -61,11 +60,11 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Readings(Result):
+class Explanations(Result):
     """The labels of a dictionary's latents; `method` says how they were made."""
 
     method: str
-    all: dict[int, Reading] = field(repr=False)
+    all: dict[int, Explanation] = field(repr=False)
 
     @property
     def table(self) -> pd.DataFrame:
@@ -80,29 +79,29 @@ class Readings(Result):
         return pd.DataFrame(rows)
 
 
-def readings_of(dictionary: Dictionary) -> Readings | None:
-    """The readings that lie beside the dictionary's files, if there are some. Raises `BadFile` for a damaged file."""
+def explanations_of(dictionary: Dictionary) -> Explanations | None:
+    """The explanations that lie beside the dictionary's files, if there are some. Raises `BadFile` for a damaged file."""
     path = None if dictionary.folder is None else dictionary.folder / FILE
-    return read_readings(path, dictionary.width) if path is not None and path.exists() else None
+    return read_explanations(path, dictionary.width) if path is not None and path.exists() else None
 
 
-def read_readings(path: str | os.PathLike[str], width: int) -> Readings:
-    """A file of readings, of a dictionary with so many latents. Raises `BadFile` that names what is wrong with it."""
+def read_explanations(path: str | os.PathLike[str], width: int) -> Explanations:
+    """A file of explanations, of a dictionary with so many latents. Raises `BadFile` that names what is wrong with it."""
     held = read_object(path)
     latents = held.get("latents")
     if not isinstance(latents, dict) or not isinstance(held.get("method"), str):
-        raise BadFile(f"{path} is no file of readings: it needs `method` (text) and `latents` (an object)")
-    found = [_reading(Path(path), key, entry, width) for key, entry in latents.items()]
-    return Readings(held["method"], {one.latent: one for one in found})
+        raise BadFile(f"{path} is no file of explanations: it needs `method` (text) and `latents` (an object)")
+    found = [_explanation(Path(path), key, entry, width) for key, entry in latents.items()]
+    return Explanations(held["method"], {one.latent: one for one in found})
 
 
-def _reading(path: Path, key: str, held: Any, width: int) -> Reading:
+def _explanation(path: Path, key: str, held: Any, width: int) -> Explanation:
     if not (key.isascii() and key.isdecimal() and len(key) < 10 and int(key) < width):
         raise BadFile(f"{path}: there is no latent {key!r}; the dictionary has {width:,}")
     if not isinstance(held, dict) or not isinstance(held.get("label"), str):
         raise BadFile(f"{path}: latent {key} has no label")
     shares = {kind: _share(held.get(kind), f"{path}: {kind} of latent {key}") for kind in KINDS}
-    return Reading(int(key), held["label"], **shares)
+    return Explanation(int(key), held["label"], **shares)
 
 
 def _share(held: Any, where: str) -> Share:

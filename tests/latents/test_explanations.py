@@ -1,4 +1,4 @@
-"""Readings: labels of latents with held-out scores, in a file beside a dictionary."""
+"""Explanations: labels of latents with held-out scores, in a file beside a dictionary."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 
 from monosem.dictionaries import load_dictionary
 from monosem.errors import BadFile
-from monosem.latents import IndexConfig, build_index, index_of, readings_of
+from monosem.latents import IndexConfig, build_index, explanations_of, index_of
 from tiny_latents import MODEL, STORE, TOPK, WIDTH
 
 HELD: dict[str, Any] = {
@@ -25,12 +25,12 @@ HELD: dict[str, Any] = {
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     TOPK.save(tmp_path)
-    (tmp_path / "readings.json").write_text(json.dumps(HELD))
+    (tmp_path / "explanations.json").write_text(json.dumps(HELD))
     return tmp_path
 
 
 def test_scores_are_the_mean_of_both_shares(folder):
-    found = readings_of(load_dictionary(folder))
+    found = explanations_of(load_dictionary(folder))
     table = found.table.set_index("latent")
     assert table.loc[3, "fires"] == pytest.approx(4 / 6)
     assert table.loc[3, "quiet"] == pytest.approx(3 / 6)
@@ -48,29 +48,31 @@ def test_evidence_shows_them(folder):
     sae = load_dictionary(folder)
     build_index(MODEL, sae, STORE, folder / "index.sqlite", IndexConfig(examples=2), quiet=True)
     index = index_of(sae)
-    assert "read as    words of <trade>" in str(index.evidence(3).as_text())
+    assert "explained  words of <trade>" in str(index.evidence(3).as_text())
     assert "words of &lt;trade&gt;" in index.evidence(3).as_html()
-    assert "read as" not in str(index.evidence(1).as_text())
+    assert "explained" not in str(index.evidence(1).as_text())
 
 
 def test_dictionaries_without_them_have_none(tmp_path):
     TOPK.save(tmp_path)
-    assert readings_of(load_dictionary(tmp_path)) is None
-    assert readings_of(TOPK) is None
+    assert explanations_of(load_dictionary(tmp_path)) is None
+    assert explanations_of(TOPK) is None
 
 
 def test_the_command_prints_them(folder):
     done = subprocess.run(
-        [sys.executable, "-m", "monosem", "latents", "readings", str(folder), "--json"], capture_output=True, text=True
+        [sys.executable, "-m", "monosem", "latents", "explanations", str(folder), "--json"],
+        capture_output=True,
+        text=True,
     )
     assert [row["latent"] for row in json.loads(done.stdout)] == [3, 0]
-    (folder / "readings.json").unlink()
+    (folder / "explanations.json").unlink()
     done = subprocess.run(
-        [sys.executable, "-m", "monosem", "latents", "readings", str(folder)], capture_output=True, text=True
+        [sys.executable, "-m", "monosem", "latents", "explanations", str(folder)], capture_output=True, text=True
     )
     assert done.returncode != 0
     assert done.stderr.count("\n") == 1
-    assert "comes without readings" in done.stderr
+    assert "comes without explanations" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -91,6 +93,6 @@ def test_the_command_prints_them(folder):
 def test_damaged_files_are_named(folder, change):
     held = json.loads(json.dumps(HELD))
     change(held)
-    (folder / "readings.json").write_text(json.dumps(held))
-    with pytest.raises(BadFile, match=r"readings\.json"):
-        readings_of(load_dictionary(folder))
+    (folder / "explanations.json").write_text(json.dumps(held))
+    with pytest.raises(BadFile, match=r"explanations\.json"):
+        explanations_of(load_dictionary(folder))
