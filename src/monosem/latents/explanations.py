@@ -1,8 +1,8 @@
 """Explanations of latents: a label each, and how well it tells held-out text apart on which the latent fires.
 
-`explanations.json` beside a dictionary: {"method": text, "latents": {"12": {"label": text, "top": [right, of], "middle":
-..., "silent": ..., "near": ...}}}. A judge who saw the label alone said of each held-out text whether the latent fires
-at its marked token.
+`explanations.json` beside a dictionary: {"method": text, "latents": {"12": {"label": text, "top": [right, of],
+"middle": ..., "silent": ..., "near": ...}}}. A judge who saw the label alone said of each held-out text whether the
+latent fires at its marked token.
 """
 
 import os
@@ -80,13 +80,13 @@ class Explanations(Result):
 
 
 def explanations_of(dictionary: Dictionary) -> Explanations | None:
-    """The explanations that lie beside the dictionary's files, if there are some. Raises `BadFile` for a damaged file."""
+    """The explanations that lie beside its files, if there are some. Raises `BadFile` for a damaged file."""
     path = None if dictionary.folder is None else dictionary.folder / FILE
     return read_explanations(path, dictionary.width) if path is not None and path.exists() else None
 
 
 def read_explanations(path: str | os.PathLike[str], width: int) -> Explanations:
-    """A file of explanations, of a dictionary with so many latents. Raises `BadFile` that names what is wrong with it."""
+    """A file of explanations, of a dictionary with so many latents. Raises `BadFile` that says what is wrong."""
     held = read_object(path)
     latents = held.get("latents")
     if not isinstance(latents, dict) or not isinstance(held.get("method"), str):
