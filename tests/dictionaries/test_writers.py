@@ -165,7 +165,7 @@ def test_what_a_format_cannot_hold_is_refused(tmp_path, format, dictionary, mess
 def test_unknown_formats_are_named(tmp_path):
     with pytest.raises(UnknownName, match="did you mean 'sparsify'"):
         made().save(tmp_path, format="sparsefy")
-    assert set(WRITERS) == {"saelens", "sparsify", "circuit-tracer"}
+    assert set(WRITERS) == {"saelens", "sparsify", "circuit-tracer", "compact"}
 
 
 GOLDEN = Path(__file__).parent / "golden"
