@@ -270,13 +270,45 @@ def test_written_as_circuit_tracer_does_and_read_again(tmp_path, thresholds, dty
 def test_what_circuit_tracers_files_cannot_hold_is_refused(tmp_path):
     with pytest.raises(BadInput, match="without a skip connection.* this one is a jump with a skip connection"):
         load_dictionary(gemma(tmp_path / "g", weights())).save(tmp_path / "out")
-    with pytest.raises(BadInput, match="this one is a topk"):
-        load_dictionary(scopium(tmp_path / "s", weights(), "topk")).save(tmp_path / "out")
     with pytest.raises(UnknownName, match="no format to save a cross-layer transcoder in 'saelens'"):
         load_dictionary(GOLDEN).save(tmp_path / "out", "saelens")
     with pytest.raises(UnknownName, match="no format to save a crosscoder in 'saelens'"):
         load_dictionary(neel(tmp_path, crosscoder_weights())).save(tmp_path / "out", "saelens")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_topk_is_written_with_its_k_where_circuit_tracer_refuses_it(tmp_path):
+    read = load_dictionary(scopium(tmp_path / "s", weights(), "topk"))
+    read.save(tmp_path / "out")
+    again, x = load_dictionary(tmp_path / "out"), torch.from_numpy(X)
+    for one, other in zip(again.encode(x), read.encode(x)):
+        torch.testing.assert_close(one.dense(), other.dense())
+    assert (again.kind, again.k, again.sites) == ("topk", read.k, read.sites)
+    config = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
+    assert config["model_kind"] != "cross_layer_transcoder"  # circuit-tracer knows this one and transcoder_set
+    for wrong, message in (({"k": F + 1}, "k must be from 1 to the width"), ({"k": 1.5}, "'k' must be a whole number")):
+        (tmp_path / "out" / "config.yaml").write_text(yaml.safe_dump(config | wrong))
+        with pytest.raises(BadFile, match=message):
+            load_dictionary(tmp_path / "out")
+
+
+def test_a_topk_crosscoder_is_written_with_its_k(tmp_path):
+    w = crosscoder_weights()
+    facts = replace(load_dictionary(neel(tmp_path, w)).facts, kind="topk", k=2)
+    made = Crosscoder(CrosscoderParts(facts=facts, **{name: torch.tensor(value) for name, value in w.items()}))
+    made.save(tmp_path / "out")
+    held = torch.load(tmp_path / "out" / "crosscoder.pt", weights_only=True)
+    assert held.keys() == {*w, "k"}  # a key that Neel Nanda's class refuses
+    acts = one_code(w, X)
+    largest = np.sort(acts, axis=-1)[..., -2:-1]
+    expected = np.where(acts >= largest, acts, 0)
+    np.testing.assert_allclose(
+        load_dictionary(tmp_path / "out").encode(torch.from_numpy(X)).dense(), expected, atol=1e-5
+    )
+    for k, message in ((1.5, "k is 1.5; a topk has a whole number"), (F + 1.0, "k must be from 1 to the width")):
+        torch.save(held | {"k": torch.tensor(k)}, tmp_path / "out" / "crosscoder.pt")
+        with pytest.raises(BadFile, match=message):
+            load_dictionary(tmp_path / "out")
 
 
 # ---------------------------------------------------------------------- crosscoders

@@ -54,6 +54,7 @@ def layered(steps: int = 30, **changes: Any) -> TrainConfig:
 
 
 FREE: dict[str, dict[str, Any]] = {
+    "topk": {"k": 2},
     "batchtopk": {"k": 2},
     "jumprelu": {"k": None, "target_l0": 3.0, "bandwidth": 0.05},
     "relu": {"k": None, "sparsity": 0.1},
@@ -160,10 +161,15 @@ def test_the_file_computes_on_raw_activations_what_the_form_does(tmp_path: Path,
     raw = x / torch.tensor(scales[:LAYERS])[:, None, None]
     y = loaded(raw) * torch.tensor(scales[LAYERS:])[:, None, None]
     torch.testing.assert_close(torch.cat([*y], 1), done.reconstruction, atol=1e-3, rtol=1e-4)
-    assert sum(int((one.values != 0).sum()) for one in loaded.encode(raw)) == int(done.active)
+    active = torch.stack([(one.values != 0).sum(-1) for one in loaded.encode(raw)])
+    assert int(active.sum()) == int(done.active)
+    assert loaded.k == (2 if kind == "topk" else None)
+    if kind == "topk":
+        assert active.tolist() == [[2] * 80] * LAYERS
     for layer in range(LAYERS):
         norms = loaded.rows(layer, range(FEATURES)).flatten(1).norm(dim=1)
-        torch.testing.assert_close(norms, torch.ones(FEATURES))
+        norms = norms.mean() if kind == "topk" else norms  # of all together: the order of codes is that of training
+        torch.testing.assert_close(norms, torch.ones_like(norms))
     assert [str(site) for site in loaded.sites_out] == ["mlp_out.0", "mlp_out.1", "mlp_out.2"]
     assert (tmp_path / "made" / "W_dec_2.safetensors").is_file()
 
@@ -228,8 +234,14 @@ def test_from_text_with_a_card(tiny_model: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "topk"}, "no file format holds a cross-layer transcoder of kind topk; take batchtopk or jumprelu or"),
-        ({"kind": "gated", "k": None}, "there is not a cross-layer transcoder of kind gated; take batchtopk or"),
+        (
+            {"kind": "abstopk"},
+            "no file format holds a cross-layer transcoder of kind abstopk; take topk or batchtopk or",
+        ),
+        (
+            {"kind": "gated", "k": None},
+            "there is not a cross-layer transcoder of kind gated; take topk or batchtopk or",
+        ),
         ({"skip_connection": True}, "skip_connection is of a transcoder; leave it out"),
         ({"start": "x"}, "start: a cross-layer transcoder starts anew"),
         ({"site_out": "mlp_out.0-1"}, "site_out: files of cross-layer transcoders hold one place in each layer from 0"),

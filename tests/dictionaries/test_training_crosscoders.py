@@ -47,6 +47,7 @@ def cross(steps: int = 30, **changes: Any) -> TrainConfig:
 
 
 FREE: dict[str, dict[str, Any]] = {
+    "topk": {"k": 3},
     "batchtopk": {"k": 3},
     "matryoshka": {"k": 3, "matryoshka_widths": [16]},
     "jumprelu": {"k": None, "target_l0": 3.0},
@@ -144,8 +145,15 @@ def test_the_file_computes_on_raw_activations_what_the_form_does(tmp_path: Path,
     raw = x / torch.tensor(scales)[:, None, None]
     y = loaded(raw) * torch.tensor(scales)[:, None, None]
     torch.testing.assert_close(torch.cat([*y], 1), done.reconstruction, atol=1e-3, rtol=1e-4)
-    assert int((loaded.encode(raw).values != 0).sum()) == int(done.active)
-    torch.testing.assert_close(loaded.W_dec.norm(dim=-1).sum(1), torch.ones(FEATURES))
+    active = (loaded.encode(raw).values != 0).sum(-1)
+    assert int(active.sum()) == int(done.active)
+    sizes = loaded.W_dec.norm(dim=-1).sum(1)
+    assert loaded.k == (3 if kind == "topk" else None)
+    if kind == "topk":
+        assert active.tolist() == [3] * 90
+        assert loaded.scaled([2.0, 3.0, 4.0]).k == 3
+        sizes = sizes.mean()  # of all together: the order of codes is that of training
+    torch.testing.assert_close(sizes, torch.ones_like(sizes))
     assert [str(site) for site in loaded.sites] == SITES
     assert loaded.kind == KINDS[kind].saved
 
@@ -293,7 +301,7 @@ def test_sites_in_one_line() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "topk"}, "kind: no file format holds a crosscoder of kind topk; take batchtopk or"),
+        ({"kind": "abstopk"}, "kind: no file format holds a crosscoder of kind abstopk; take topk or batchtopk or"),
         ({"skip_connection": True}, "skip_connection is of a transcoder; leave it out"),
         ({"start": "x"}, "start: a crosscoder starts anew; leave it out"),
         ({"meta_of": "x"}, "meta_of: decoder rows have one site, and this is a crosscoder"),

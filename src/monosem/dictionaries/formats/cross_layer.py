@@ -2,8 +2,9 @@
 
 circuit-tracer: `W_enc_{i}.safetensors` with W_enc_i [F, d], b_enc_i, b_dec_i and sometimes threshold_i,
 `W_dec_{i}.safetensors` with W_dec_i [F, L - i, d]; `config.yaml` says the sites. Codes are pre where pre > threshold, a
-ReLU without thresholds; skip connections are not stored. Gemma Scope 2: w_enc [d, F], w_dec [F, L, d], of which layers
-before i are left out, b_enc, b_dec, threshold, affine_skip_connection [d, d].
+ReLU without thresholds; skip connections are not stored. A `config.yaml` written here may say `k`: the k largest of
+each layer and token (its `model_kind` is then one that circuit-tracer refuses). Gemma Scope 2: w_enc [d, F], w_dec
+[F, L, d], of which layers before i are left out, b_enc, b_dec, threshold, affine_skip_connection [d, d].
 
 Large decoders stay in their files, of which rows are read when they are needed.
 """
@@ -20,9 +21,10 @@ from ...errors import BadFile, cause
 from ...models.places.sites import Site
 from ...reading import read_object, read_safetensors, read_yaml, regular_file
 from ..several_parts import CrossLayerParts, Facts, RowFiles
-from .common import Format, Hints, Place, checked, keys_of, module_site, site_or_none, take
+from .common import Format, Hints, Place, checked, keys_of, module_site, number, site_or_none, take
 
 CONFIG = "config.yaml"
+KIND, TOPK = "cross_layer_transcoder", "topk_cross_layer_transcoder"  # model_kind; the second has `k`, too
 IN_MEMORY = 2**30  # bytes of decoders; larger ones stay in their files
 _HOOKS = {
     "feature_input_hook": "hook_resid_mid",
@@ -64,11 +66,12 @@ def read(place: Place, hints: Hints) -> CrossLayerParts:
     names = [f"W_dec_{layer}" for layer in range(layers)]
     decoders = _decoders(files["dec"], names, [0] * layers, [(width, layers - s, d) for s in range(layers)])
     threshold = torch.stack(held["threshold"]) if gated else None
-    kind = "relu" if threshold is None else "jump" if bool((threshold < 0).any()) else "jumprelu"
+    k = number(cfg, "k", path / CONFIG, int) if cfg["model_kind"] == TOPK else None
+    kind = "topk" if k else "relu" if threshold is None else "jump" if bool((threshold < 0).any()) else "jumprelu"
     sites, out = ([site_or_none(f"blocks.{i}.{cfg[hook]}") for i in range(layers)] for hook in _HOOKS)
     name = str(cfg.get("scan") or path.name)
     told = {"original_form": {"format": "circuit_tracer_clt", **cfg}}
-    facts = Facts(kind, sites, out, model_name=str(cfg.get("model_name") or ""), name=name, metadata=told)
+    facts = Facts(kind, sites, out, k=k, model_name=str(cfg.get("model_name") or ""), name=name, metadata=told)
     W_enc, b_enc, b_dec = (torch.stack(held[name]) for name in ("W_enc", "b_enc", "b_dec"))
     return CrossLayerParts(facts=facts, W_enc=W_enc, b_enc=b_enc, W_dec=decoders, b_dec=b_dec, threshold=threshold)
 
@@ -77,7 +80,8 @@ def _config(folder: Path) -> dict[str, Any]:
     cfg: Any = read_yaml(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     if not isinstance(cfg, dict):
         raise BadFile(f"{folder / CONFIG} holds a {type(cfg).__name__}, expected a table")
-    if cfg.get("model_kind", "cross_layer_transcoder") != "cross_layer_transcoder":
+    cfg = {"model_kind": KIND} | cfg
+    if cfg["model_kind"] not in (KIND, TOPK):
         raise BadFile(
             f"{folder / CONFIG} says model_kind {cfg['model_kind']!r:.60}, and its files a cross-layer transcoder"
         )

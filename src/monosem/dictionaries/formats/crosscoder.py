@@ -3,7 +3,8 @@
     codes = relu(sum over sites of x[l] W_enc[l] + b_enc)        y[l] = codes W_dec[:, l] + b_dec[l]
 
 x is what its training divided by a number of each layer, which the files do not keep: `Crosscoder.scaled`. Files that
-are written here read raw activations, name their sites, and may have a `threshold` [width] more: a jumprelu.
+are written here read raw activations, name their sites, and may have a `threshold` [width] more, a jumprelu, or `k`, a
+topk: of each token, the k largest of its one code.
 """
 
 from pathlib import Path
@@ -15,9 +16,10 @@ from ...errors import BadFile
 from ...models.places.sites import Site
 from ...reading import read_object
 from ..several_parts import CrosscoderParts, Facts
-from .common import Format, Hints, Place, checked, site_or_none
+from .common import Format, Hints, Place, checked, scalar, site_or_none
 
 WEIGHTS, CONFIG = "crosscoder.pt", "crosscoder_cfg.json"  # in a folder, as they are written here
+KINDS = ("relu", "jumprelu", "topk")
 
 
 def _file(place: Place) -> Place:
@@ -47,11 +49,20 @@ def read(place: Place, hints: Hints) -> CrosscoderParts:
     if "threshold" in place.state:
         shapes["threshold"] = (width,)
     tensors = dict(zip(shapes, checked(place.state, shapes, path)))
+    k = scalar(place.state, "k", path) if "k" in place.state else None
+    if k is not None and (not k.is_integer() or "threshold" in tensors):
+        raise BadFile(f"{path}: k is {k:g}; a topk has a whole number of places, and no thresholds")
     cfg = read_object(_config(path))
     sites = _sites(cfg, parts)
-    told = {"original_form": {"format": "crosscoder", **cfg}}
-    name, kind = str(cfg.get("name") or path.stem), "jumprelu" if "threshold" in tensors else "relu"
-    facts = Facts(kind, sites, sites, model_name=str(cfg.get("model_name") or ""), name=name, metadata=told)
+    facts = Facts(
+        "topk" if k is not None else "jumprelu" if "threshold" in tensors else "relu",
+        sites,
+        sites,
+        k=None if k is None else int(k),
+        model_name=str(cfg.get("model_name") or ""),
+        name=str(cfg.get("name") or path.stem),
+        metadata={"original_form": {"format": "crosscoder", **cfg}},
+    )
     return CrosscoderParts(facts=facts, **tensors)
 
 

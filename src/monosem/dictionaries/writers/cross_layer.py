@@ -2,10 +2,12 @@
 
     codes = pre where pre > threshold        y[t] = b_dec[t] + sum over s <= t of codes[s] W_dec[s][:, t - s]
 
-Its files keep neither skip connections nor a k, so these are refused.
+Its files keep no skip connections, so these are refused, and no k: the config of a topk has one, and a `model_kind`
+that circuit-tracer refuses, because it would take it for a relu.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -13,7 +15,7 @@ import yaml
 from ...errors import BadInput
 from ...files import replacing_folder, write_text
 from ...models.places.sites import Site
-from ..formats.circuit_tracer import CONFIG
+from ..formats.cross_layer import CONFIG, KIND, TOPK
 from ..several import SeveralSites
 from .common import write_tensors
 
@@ -24,19 +26,21 @@ def write(clt: SeveralSites, folder: Path, dtype: torch.dtype) -> None:
     Raises:
         BadInput: circuit-tracer's files cannot hold it, or it does not read and write the same places of each layer.
     """
-    if clt.kind not in ("relu", "jump", "jumprelu") or clt.W_skip is not None or clt.d_in != clt.d_out:
+    if clt.kind not in ("relu", "jump", "jumprelu", "topk") or clt.W_skip is not None or clt.d_in != clt.d_out:
         skip = " with a skip connection" if clt.W_skip is not None else ""
         raise BadInput(
-            "circuit-tracer's files hold a relu or jumprelu without a skip connection, with outputs as wide as inputs; "
-            f"this one is a {clt.kind}{skip} from {clt.d_in} to {clt.d_out}"
+            "circuit-tracer's files hold a relu, jumprelu or topk without a skip connection, with outputs as wide as "
+            f"inputs; this one is a {clt.kind}{skip} from {clt.d_in} to {clt.d_out}"
         )
-    config = {
+    config: dict[str, Any] = {
         "model_name": clt.model_name,
-        "model_kind": "cross_layer_transcoder",
+        "model_kind": KIND if clt.k is None else TOPK,
         "feature_input_hook": _hook(clt.sites),
         "feature_output_hook": _hook(clt.sites_out),
         "scan": clt.name or None,
     }
+    if clt.k is not None:
+        config["k"] = clt.k
     with replacing_folder(folder) as target:
         write_text(target / CONFIG, yaml.safe_dump(config, sort_keys=False))
         for layer in range(len(clt.W_enc)):

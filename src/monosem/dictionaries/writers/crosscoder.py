@@ -1,8 +1,8 @@
 """Crosscoders in Neel Nanda's layout: `crosscoder.pt` beside `crosscoder_cfg.json`.
 
-His files have no scales, so activations are raw, and no thresholds: a jumprelu has the tensor `threshold [width]` more,
-which his class refuses (as a relu it would be another function). `sites` in the config names the places, which his
-layers from 0 on do not have to be.
+His files have no scales, so activations are raw. They have no thresholds and no k: a jumprelu has the tensor
+`threshold [width]` more, a topk the number `k`, which his class refuses (as a relu it would be another function).
+`sites` in the config names the places, which his layers from 0 on do not have to be.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 
 from ...errors import BadInput
 from ...files import replacing, replacing_folder, write_json
-from ..formats.crosscoder import CONFIG, WEIGHTS
+from ..formats.crosscoder import CONFIG, KINDS, WEIGHTS
 from ..several import SeveralSites
 
 
@@ -21,10 +21,12 @@ def write(crosscoder: SeveralSites, folder: Path, dtype: torch.dtype) -> None:
     Raises:
         BadInput: a crosscoder of another kind than these files can hold.
     """
-    if crosscoder.kind not in ("relu", "jumprelu"):
-        raise BadInput(f"crosscoder files hold a relu or jumprelu; this one is a {crosscoder.kind}")
+    if crosscoder.kind not in KINDS:
+        raise BadInput(f"crosscoder files hold one of kind {', '.join(KINDS)}; this one is a {crosscoder.kind}")
     names = ("W_enc", "b_enc", "W_dec", "b_dec", *(["threshold"] if crosscoder.threshold is not None else []))
     state = {name: getattr(crosscoder, name).detach().to("cpu", dtype).contiguous() for name in names}
+    if crosscoder.k is not None:
+        state["k"] = torch.tensor(float(crosscoder.k))
     sites = [None if site is None else str(site) for site in crosscoder.facts.sites]
     config = {
         "dict_size": crosscoder.width,

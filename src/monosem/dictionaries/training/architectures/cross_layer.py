@@ -28,7 +28,7 @@ from ..kinds import KINDS
 from ..settings import DictionarySettings
 from ..starts import write_along
 from .architecture import Architecture
-from .several import facts_of, in_raw_units
+from .several import code_sizes, facts_of, in_raw_units
 
 
 def form(settings: DictionarySettings, centres: Sequence[Float[Tensor, "d"]]) -> CrossLayerForm:
@@ -68,7 +68,7 @@ def _exported(
     for s, layer in enumerate(form.layers):
         threshold = None if thresholds is None else thresholds[s]
         raw = in_raw_units(layer.form, settings, read[s : s + 1], written[s:], threshold)
-        sizes = raw.W_dec.norm(dim=1)  # codes are what a latent writes to all layers together
+        sizes = code_sizes(settings, raw.W_dec.norm(dim=1))
         own = None if raw.threshold is None else raw.threshold * sizes
         W_dec = (raw.W_dec / sizes[:, None]).view(layer.form.width, layers - s, -1)
         made.append((raw.W_enc.T * sizes, raw.b_enc * sizes, W_dec, own))
@@ -114,7 +114,7 @@ CROSS_LAYER = Architecture(
     exported=_exported,
     load=_load,
     rebuild=_rebuild,
-    holds=("relu", "jumprelu"),
+    holds=("relu", "jumprelu", "topk"),
     layered=True,
     complaint=_complaint,
 )

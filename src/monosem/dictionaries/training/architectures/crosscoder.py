@@ -25,7 +25,7 @@ from ..kinds import KINDS
 from ..settings import DictionarySettings
 from ..sites import of_second
 from .architecture import Architecture
-from .several import facts_of, in_raw_units
+from .several import code_sizes, facts_of, in_raw_units
 
 
 def form(settings: DictionarySettings, centres: Sequence[Float[Tensor, "d"]]) -> TrainingForm:
@@ -51,7 +51,7 @@ def _exported(
     raw = in_raw_units(form, settings, scales, scales, None if thresholds is None else thresholds[0])
     sites, d = len(scales), form.parts[0]
     W_dec = raw.W_dec.view(form.width, sites, d)
-    sizes = W_dec.norm(dim=-1).sum(1)  # codes are what a latent writes to all sites together
+    sizes = code_sizes(settings, W_dec.norm(dim=-1).sum(1))
     threshold = None if raw.threshold is None else (raw.threshold * sizes).float()
     known = None if of_second(settings.reads) else settings.reads
     about = about._replace(metadata={**about.metadata, "scales": [*scales]})
@@ -83,5 +83,5 @@ CROSSCODER = Architecture(
     exported=_exported,
     load=_load,
     rebuild=_rebuild,
-    holds=("relu", "jumprelu"),
+    holds=("relu", "jumprelu", "topk"),
 )

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ....models import Site
+from ...encoders import ENCODERS
 from ...several_parts import Facts
 from ..export import About
 from ..form import TrainingForm
@@ -53,6 +54,12 @@ def in_raw_units(
     )
 
 
+def code_sizes(settings: DictionarySettings, norms: Float[Tensor, "width"]) -> Float[Tensor, "width"]:
+    """What codes are multiplied by when they are saved: what a latent writes to all sites together, of raw rows with
+    these norms; where latents compete for places, one number for all, which keeps their order."""
+    return norms if ENCODERS[KINDS[settings.kind].saved].select is None else norms.mean().expand_as(norms)
+
+
 def facts_of(
     settings: DictionarySettings, sites: Sequence[str] | None, out: Sequence[str] | None, about: About, parts: int
 ) -> Facts:
@@ -63,6 +70,7 @@ def facts_of(
         [None] * parts if sites is None else [Site.parse(site) for site in sites],
         [None] * parts if out is None else [Site.parse(site) for site in out],
         model_name=about.model,
+        k=settings.k if "k" in ENCODERS[kind.saved].needs else None,
         name=f"{about.model}/{settings.site}/{about.run}",
         metadata={**about.metadata, "training_architecture": kind.architecture, **kind.metadata(settings)},
     )
