@@ -200,3 +200,27 @@ def test_tokens_in_generation():
         ids = [*ids, int(model.run([ids], edits=edit.at(positions=where)).logits[0, -1].argmax())]
         new = ids[4:]
     assert made.new[0] == new
+
+
+def test_what_is_special_and_who_says_it_follow_the_tokenizer():
+    """Tokens are added, and the chat template is replaced, after both were asked about."""
+    model = chat_model("chatml")
+    zero = edits.scale(SITE, 0.0)
+    assert edited(model, [model.chat(CHAT)], zero.at(role="user")) == [["q", "cat", "sat", "z", "the", "dog"]]
+    assert edited(model, ["a cat"], zero.at(special=False)) == [["a", "cat"]]
+    before = model.special_ids
+    model.tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>", "<note>"]})
+    model.hf.resize_token_embeddings(len(model.tokenizer), mean_resizing=False).eval()
+    note = model.tokenizer.convert_tokens_to_ids("<note>")
+    assert model.special_ids == before | {note}
+    assert edited(model, [[5, note, 6]], zero.at(special=False)) == [["a", "cat"]]
+    model.tokenizer.chat_template = TEMPLATES["chatml"][1].replace("{{ m.role }}", "{{ m.role }}<note>")
+    assert edited(model, [model.chat(CHAT)], zero.at(role="user")) == [["q", "cat", "sat", "z", "the", "dog"]]
+    assert edited(model, [model.chat(CHAT)], zero.at(role="assistant")) == [["w", "was", "big"]]
+
+
+def test_a_generation_ends_where_the_model_now_says():
+    model = tiny_model("llama")
+    first = model.generate(["the cat"], max_new_tokens=6).new[0]
+    model.hf.generation_config.eos_token_id = first[2]
+    assert model.generate(["the cat"], max_new_tokens=6).new[0] == first[: first.index(first[2]) + 1]

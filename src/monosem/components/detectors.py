@@ -98,7 +98,8 @@ def head_scores(model: Model, *, n: int = 25, rows: int = 8, seed: int = 0) -> H
     if n < 2 or rows < 1 or 2 * n + 1 > model.cfg.n_ctx:
         raise BadInput(f"n must be from 2 to {(model.cfg.n_ctx - 1) // 2} ({model.name}'s context), rows at least 1")
     generator = torch.Generator().manual_seed(seed)
-    plain = torch.tensor([i for i in range(model.cfg.d_vocab) if i not in model.special_ids])
+    special = model.special_ids
+    plain = torch.tensor([i for i in range(model.cfg.d_vocab) if i not in special])
     drawn = plain[torch.randint(len(plain), (rows, n), generator=generator)]
     ids = torch.cat([torch.full((rows, 1), model.bos), drawn, drawn], 1)
 

@@ -23,6 +23,7 @@ from .places.norms import Norm
 from .places.reach import window_of
 from .places.rotations import rotations_of
 from .sizes import sizes_of
+from .special import special_ids_of
 from .tokens import TokenBatch, check_text, read
 from .turns import Turns, turn
 from .unembedding import unembedded
@@ -286,15 +287,12 @@ class Native:
         return _str_token(self, token)
 
     # ------------------------------------------------------------------ ids with a meaning
-    @cached_property
+    @property
     def special_ids(self) -> frozenset[int]:
         """Tokens that are markup, not text; left out of statistics and training."""
-        if self.tokenizer is None:
-            return frozenset()
-        added = getattr(self.tokenizer, "added_tokens_decoder", {})
-        return frozenset(self.tokenizer.all_special_ids) | {i for i, token in added.items() if token.special}
+        return special_ids_of(self.tokenizer)
 
-    @cached_property
+    @property
     def end_ids(self) -> frozenset[int]:
         """Tokens that end a generation: the generation config's, else the config's, else the tokenizer's."""
         for source in (getattr(self.hf, "generation_config", None), self.config, self.tokenizer):

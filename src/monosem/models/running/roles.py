@@ -22,7 +22,9 @@ def turn_mask(model: Native, tokens: TokenBatch, role: str) -> Bool[Tensor, "bat
     """
     if not isinstance(role, str) or not role or role != role.strip():
         raise BadInput(f"role= is one name, such as 'user' or 'assistant', not {role!r}")
-    return _opened(model, tokens, _openings(model, role))
+    # as the tokenizer is now: its template may be replaced, and tokens added, while the model is in use
+    written_by = (str(getattr(model.tokenizer, "chat_template", None)), model.special_ids)
+    return _opened(model, tokens, _openings(model, role, written_by))
 
 
 def _opened(model: Native, tokens: TokenBatch, openings: tuple[tuple[int, ...], ...]) -> Bool[Tensor, "batch column"]:
@@ -62,9 +64,13 @@ def _is_space(model: Native, token: int) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _openings(model: Native, role: str) -> tuple[tuple[int, ...], ...]:
+def _openings(model: Native, role: str, written_by: tuple[str, frozenset[int]]) -> tuple[tuple[int, ...], ...]:
     """The ids with which a role's turn begins, in the middle of a chat; the assistant's in the last turn, too, which
-    some templates open otherwise (Qwen 3, with an empty thought)."""
+    some templates open otherwise (Qwen 3, with an empty thought).
+
+    Args:
+        written_by: the template and the special tokens, which it is found by.
+    """
     if model.tokenizer is None or not model.tokenizer.chat_template:
         raise BadInput(f"{model.name} has no chat template, so no role {role!r}: give positions= or tokens=")
     turns = [{"role": name, "content": text} for name, text in zip(("user", "assistant", "user"), SAID)]
