@@ -164,6 +164,20 @@ def test_the_baselines_of_a_table_are_those_of_its_task(tmp_path):
     assert "raw dimensions |" not in text
 
 
+def test_a_task_that_measured_nothing_has_no_figure_and_says_why(tmp_path):
+    nan = float("nan")
+    rows = [Score(arm, ALL, "fraction", None, Interval(nan, nan, nan)) for arm in (DICTIONARY, RANDOM)]
+    nothing = Scores.of("absorption", rows, "fraction", notes=["tiny cannot spell."])
+    known = [Score(arm, ALL, "m", None, Interval(0.5, 0.25, 0.75)) for arm in (DICTIONARY, RANDOM)]
+    scores = {"absorption": nothing.to_dict(), "meta_structure": Scores.of("meta_structure", known, "m").to_dict()}
+    write({"origin": {"model": "tiny"}, "scores": {"a": scores}, "left_out": []}, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert 'id="plot-meta_structure"' in page
+    assert 'id="plot-absorption"' not in page
+    for name in ("report.html", "report.md"):
+        assert "tiny cannot spell." in (tmp_path / name).read_text()
+
+
 def test_the_result_has_its_settings(done):
     assert isinstance(done, BenchmarkReport)
     assert done.config["settings"] == json.loads(json.dumps(SETTINGS))

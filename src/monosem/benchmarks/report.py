@@ -53,7 +53,7 @@ def headlines(results: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def figures(results: Mapping[str, Any]) -> dict[str, tuple[Figure, str]]:
-    """name -> (figure, caption)."""
+    """name -> (figure, caption); a task that could measure nothing has none."""
     found, by_task = {}, _by_task(results)
     if "core" in by_task:
         for measure, words in PARETO.items():
@@ -63,7 +63,7 @@ def figures(results: Mapping[str, Any]) -> dict[str, tuple[Figure, str]]:
             )
             found[f"pareto_{measure}"] = (pareto(by_task["core"], measure, words), caption)
     for name, tasks in by_task.items():
-        if name != "core":
+        if name != "core" and not all(math.isnan(one.value) for s in tasks.values() for one in s.headline.values()):
             first = next(iter(tasks.values()))
             found[name] = (compared(tasks), f"{first.measure}, mean over the data sets, with 95 % intervals.")
     return found
