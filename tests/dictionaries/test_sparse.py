@@ -9,7 +9,14 @@ from torch import Tensor
 from monosem.dictionaries.training.form import TrainingForm
 from monosem.dictionaries.training.forward import auxiliary_loss
 from monosem.dictionaries.training.kinds import KINDS
-from monosem.dictionaries.training.selection import select_batchtopk, select_topk, top_columns
+from monosem.dictionaries.training.selection import (
+    SELECTIONS,
+    above_screened,
+    select_batchtopk,
+    select_topk,
+    top_columns,
+    true_places,
+)
 from monosem.dictionaries.training.settings import DictionarySettings
 from monosem.dictionaries.training.sparse import Support, decode_at, encode_at, rows_dot, transposed_sum, weighted_sum
 
@@ -78,9 +85,10 @@ def test_topk_selection_is_exact(screen: bool) -> None:
     form = random_form(512, 24)
     x = torch.randn(1500, 24)  # more than one chunk
     pre = x @ form.W_enc.T + form.b_enc
-    support = select_topk(x, (form.W_enc.detach(), form.b_enc.detach()), 6, screen)
+    support, values = select_topk(x, (form.W_enc.detach(), form.b_enc.detach()), 6, screen)
     expected = torch.zeros_like(pre, dtype=torch.bool).scatter(1, pre.topk(6).indices, True)
     assert torch.equal(mask_of(support, 1500), expected)
+    torch.testing.assert_close(values, pre[support.rows, support.columns], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("screen", [False, True])
@@ -91,19 +99,80 @@ def test_batchtopk_selection_is_exact_however_uneven_the_tokens(screen: bool, un
     x[7] *= uneven  # one token that takes many places, and is not among those that suggest the bound
     x[::23] *= uneven  # all of those do: the first bound is far too high
     pre = x @ form.W_enc.T + form.b_enc
-    support = select_batchtopk(x, (form.W_enc.detach(), form.b_enc.detach()), 4, screen)
+    support, values = select_batchtopk(x, (form.W_enc.detach(), form.b_enc.detach()), 4, screen)
     chosen = pre.flatten().topk(4 * 1500).indices
     expected = torch.zeros(pre.numel(), dtype=torch.bool).index_fill(0, chosen, True).view_as(pre) & (pre > 0)
     assert torch.equal(mask_of(support, 1500), expected)
+    torch.testing.assert_close(values, pre[expected], atol=1e-4, rtol=1e-5)
+
+
+HARD = {  # what moves a true member out of the candidates that a bfloat16 product names, or takes the proof away
+    "near twins": lambda x, W, b: (x, *(t[:16].repeat_interleave(32, 0) + 1e-3 * t for t in (W, b))),
+    "one long row": lambda x, W, b: (x, torch.cat([W[:-1], 50 * W[-1:]]), b),
+    "large biases": lambda x, W, b: (x, W, 30 * b),
+    "a far centre": lambda x, W, b: (x + 20 * x[0], W, b),
+    "small tokens": lambda x, W, b: (torch.cat([1e-4 * x[:700], x[700:]]), W, b),
+}
+
+
+@pytest.mark.parametrize("hard", HARD)
+@pytest.mark.parametrize("kind", SELECTIONS)
+def test_a_screened_selection_is_that_of_float64_however_hard(kind: str, hard: str) -> None:
+    form = random_form(512, 24)
+    x, W, b = HARD[hard](torch.randn(1500, 24), form.W_enc.detach(), form.b_enc.detach())
+    pre = x.double() @ W.double().T + b.double()
+    support, values = SELECTIONS[kind](x, (W, b), 6, True)
+    size = pre.abs() if kind == "abstopk" else pre
+    of_all = size.flatten().topk(6 * 1500).values[-1].clamp(min=0)
+    last = of_all if kind == "batchtopk" else size.topk(6).values[:, -1:]
+    near = 1e-5 * size.abs().amax()  # float32's own rounding decides within it
+    chosen = mask_of(support, 1500)
+    assert bool((chosen | (size < last + near))[size > 0].all()), "a larger one was left out"
+    assert bool((~chosen | (size > last - near)).all()), "a smaller one was taken"
+    torch.testing.assert_close(values.double(), pre[support.rows, support.columns], atol=float(near), rtol=1e-5)
+    if kind != "batchtopk":
+        assert chosen.sum(1).eq(6).all()
+
+
+@pytest.mark.parametrize("hard", HARD)
+def test_the_screen_misses_nothing_above_a_bound(hard: str) -> None:
+    form = random_form(512, 24)
+    x, W, b = HARD[hard](torch.randn(1500, 24), form.W_enc.detach(), form.b_enc.detach())
+    pre = x.double() @ W.double().T + b.double()
+    for share in (0.9, 0.99):
+        bound = float(pre.flatten()[::7].quantile(share).clamp(min=0))
+        support, values = above_screened(x, (W, b), bound)
+        assert bool(mask_of(support, 1500)[pre > bound].all())
+        exact = pre[support.rows, support.columns]
+        torch.testing.assert_close(values.double(), exact, atol=1e-5 * float(pre.abs().amax()), rtol=1e-5)
+
+
+def test_screened_tokens_with_nan_stay_in_their_place() -> None:
+    form = random_form(512, 24)
+    x = torch.randn(40, 24)
+    encoder = (form.W_enc.detach(), form.b_enc.detach())
+    clean, _ = select_topk(x, encoder, 6, True)
+    x[5, 3] = torch.nan
+    support, values = select_topk(x, encoder, 6, True)
+    assert bool(values.view(40, 6)[5].isnan().all())
+    others = torch.arange(40) != 5
+    assert torch.equal(mask_of(support, 40)[others], mask_of(clean, 40)[others])
+
+
+@pytest.mark.parametrize(("width", "share"), [(64, 0.1), (64, 1.0), (64, 0.0), (13, 0.3)])
+def test_true_places_are_those_of_nonzero(width: int, share: float) -> None:
+    torch.manual_seed(width)
+    mask = torch.rand(9, width) < share
+    assert torch.equal(true_places(mask), mask.flatten().nonzero().flatten())
 
 
 def test_batchtopk_takes_only_positive_places() -> None:
     form = random_form(32, 8)
     encoder = (form.W_enc.detach(), torch.full((32,), -100.0))
     for screen in (False, True):
-        assert len(select_batchtopk(torch.randn(10, 8), encoder, 4, screen).columns) == 0
+        assert len(select_batchtopk(torch.randn(10, 8), encoder, 4, screen)[0].columns) == 0
     encoder[1][3] = 100.0
-    support = select_batchtopk(torch.randn(10, 8), encoder, 4, False)
+    support, _ = select_batchtopk(torch.randn(10, 8), encoder, 4, False)
     assert support.columns.tolist() == [3] * 10
     assert support.rows.tolist() == list(range(10))
 

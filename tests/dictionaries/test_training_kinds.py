@@ -219,7 +219,7 @@ def test_abstopk_selection_is_exact(screen: bool) -> None:
     form = random_form(512, 24)
     x = torch.randn(1500, 24)
     pre = x @ form.W_enc.T + form.b_enc
-    support = select_abstopk(x, (form.W_enc.detach(), form.b_enc.detach()), 6, screen)
+    support, _ = select_abstopk(x, (form.W_enc.detach(), form.b_enc.detach()), 6, screen)
     expected = torch.zeros_like(pre, dtype=torch.bool).scatter(1, pre.abs().topk(6).indices, True)
     assert torch.equal(mask_of(support, 1500), expected)
 

@@ -76,9 +76,9 @@ class TrainingForm(nn.Module):
         """Take out of each decoder row's gradient the part along the row, which the norm constraint would undo."""
         grad = self.W_dec.grad
         assert grad is not None
-        along = (grad * self.W_dec).sum(1, keepdim=True)
+        along = torch.linalg.vecdot(grad, self.W_dec)[:, None]
         if len(self.parts) > 1:  # rows have no unit norm
-            along /= self.W_dec.square().sum(1, keepdim=True)
+            along /= torch.linalg.vecdot(self.W_dec, self.W_dec)[:, None]
         grad.addcmul_(along, self.W_dec, value=-1)
 
     @torch.no_grad()

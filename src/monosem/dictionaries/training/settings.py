@@ -102,10 +102,10 @@ class DictionarySettings(JobConfig):
     kernels: Literal["auto", "sparse", "dense"] = Field(
         default="auto", description="auto: sparse on a CPU, dense on a GPU"
     )
-    precision: Literal["exact", "fast"] = Field(
+    precision: Literal["exact", "fast", "bf16"] = Field(
         default="exact",
-        description="fast: the encoder's product is bfloat16 on a CPU (candidates only, values stay float32) and "
-        "TF32 on a GPU; exact: float32",
+        description="exact: float32; fast: TF32 products on a GPU, on a CPU as exact; bf16: dense kernels multiply in "
+        "bfloat16 (sums, weights and Adam stay float32)",
     )
 
     @property

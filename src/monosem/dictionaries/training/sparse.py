@@ -50,8 +50,9 @@ class Support:
 
     @cached_property
     def latent_offsets(self) -> Int[Tensor, "width"]:
-        counts = torch.bincount(self.columns, minlength=self.width)
-        return counts.cumsum(0) - counts
+        """Where each latent's places begin in `order`."""
+        latents = torch.arange(self.width, device=self.columns.device)
+        return torch.searchsorted(self.columns[self.order], latents)  # bincount would make a GPU wait
 
     @cached_property
     def rows_by_latent(self) -> Int[Tensor, "places"]:
@@ -87,11 +88,18 @@ def transposed_sum(
 class _EncodeAt(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, b_dec: Tensor, W_enc: Tensor, b_enc: Tensor, support: Support, signed: bool
+        ctx: Any,
+        x: Tensor,
+        b_dec: Tensor,
+        W_enc: Tensor,
+        b_enc: Tensor,
+        support: Support,
+        signed: bool,
+        pre: Tensor | None,
     ) -> Tensor:
         centred = x - b_dec
-        values = rows_dot(support, centred, W_enc) + b_enc[support.columns]
-        values = values if signed else values.relu_()
+        pre = rows_dot(support, centred, W_enc) + b_enc[support.columns] if pre is None else pre
+        values = pre if signed else pre.relu()
         ctx.save_for_backward(centred, W_enc, values)
         ctx.support, ctx.signed = support, signed
         return values
@@ -107,7 +115,7 @@ class _EncodeAt(torch.autograd.Function):
         # Σ_b Σ_f of grad · W_enc[f]: summed over tokens before the product, so one matrix-vector product is enough
         grad_b_dec = -(grad_b_enc @ W_enc)
         grad_x = weighted_sum(support, grad, W_enc) if ctx.needs_input_grad[0] else None
-        return grad_x, grad_b_dec, grad_W_enc, grad_b_enc, None, None
+        return grad_x, grad_b_dec, grad_W_enc, grad_b_enc, None, None, None
 
 
 class _DecodeAt(torch.autograd.Function):
@@ -132,10 +140,11 @@ def encode_at(
     b_enc: Float[Tensor, "width"],
     support: Support,
     signed: bool = False,
+    pre: Float[Tensor, "places"] | None = None,
 ) -> Float[Tensor, "places"]:
     """relu((x − b_dec) · W_enc[f] + b_enc[f]) at every place, `signed` without relu; gradients reach only the selected
-    latents."""
-    return _EncodeAt.apply(x, b_dec, W_enc, b_enc, support, signed)
+    latents. `pre`: these products, where the choice of the places has computed them."""
+    return _EncodeAt.apply(x, b_dec, W_enc, b_enc, support, signed, pre)
 
 
 def decode_at(

@@ -130,7 +130,7 @@ class TrainingState:
             wild = wild | _wild(x, limit)
         self.outliers += wild.sum()
         wild, stride = wild[:, None], -(-len(wild) // RECENT_ROWS)
-        some = tuple(torch.where(wild, torch.nan, x)[::stride].clone() for x in rows)
+        some = tuple(torch.where(wild[::stride], torch.nan, x[::stride]) for x in rows)
         self.recent = [*self.recent[1 - RECENT_BATCHES :], some]
         read, rebuilt = self.split(rows)
         x = torch.where(wild, self.form.centre, read)
@@ -164,8 +164,9 @@ def _side_by_side(rows: Sequence[Float[Tensor, "n d"]]) -> Float[Tensor, "n d_of
 
 
 def _wild(x: Float[Tensor, "batch d"], limit: float) -> Bool[Tensor, "batch"]:
-    norms = _norms(x)
-    return (norms > limit) & norms.isfinite()  # what is not finite is no outlier but an error, found later
+    """Rows of a norm above the limit. What is not finite is no outlier but an error, found later. A wild value's square
+    may be infinity, which is above the limit, too."""
+    return (torch.linalg.vector_norm(x, dim=1) > limit) & x.abs().amax(1).isfinite()
 
 
 def _norms(x: Float[Tensor, "n d"]) -> Float[Tensor, "n"]:

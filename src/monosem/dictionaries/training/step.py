@@ -9,6 +9,7 @@ from .end_to_end import Rest
 from .forward import passes_of, revival, together, unexplained
 from .kinds import KINDS, Moment, Pass
 from .kinds.kind import Penalty
+from .precisions import PRECISIONS
 from .state import Batch, TrainingState
 
 Record = dict[str, float | None]
@@ -36,20 +37,24 @@ def train_step(
     x, y, wild = state.scaled(batch, device)
     state.find_dead(config.dead_after)
 
-    passes = passes_of(form, x, config, device)
-    done = together(form, passes)
+    products = PRECISIONS[config.precision].products
+    with products(device):
+        passes = passes_of(form, x, config, device)
+        done = together(form, passes)
     residual = y - done.reconstruction
     if rest is None:
         loss = rebuilding = unexplained(done, y, config, state.variance)
-    else:
+    else:  # the model computes in its own dtype
         loss = rebuilding = rest.loss(done.reconstruction / state.scales[-1], wild, config).to(device)
     auxiliary, sparsity, k_aux = loss.new_zeros(()), None, config.auxk_of(state.widths[0])
     if any(map(len, state.dead)) and k_aux and config.auxk_coefficient:
-        signed = kind.saved == "abstopk"
-        loss = loss + config.auxk_coefficient * revival(form, x, residual, state.dead, k_aux, signed)
+        with products(device):
+            revived = revival(form, x, residual, state.dead, k_aux, kind.saved == "abstopk")
+        loss = loss + config.auxk_coefficient * revived
         auxiliary = loss - rebuilding
     if kind.penalty is not None:
-        sparsity = _penalty(kind.penalty, state, config, passes, y)
+        with products(device):
+            sparsity = _penalty(kind.penalty, state, config, passes, y)
         loss = loss + sparsity
     loss.backward()
     health.watch(state.step + 1, x if y is x else x.sum() + y.sum(), loss)

@@ -23,6 +23,7 @@ from .config import CHECKPOINTS, FIRST_CHECKPOINT, AnyConfig, SeveralConfig, Tra
 from .end_to_end import EndToEnd
 from .member import TOKENS, Member
 from .pace import Pace
+from .precisions import precision_of
 from .step import Record
 
 Rows = dict[str, Tensor]  # site -> [batch_tokens, d]
@@ -110,8 +111,9 @@ def trained_on(
     """`train_on` for each config of a run; the only name is "" for a run of one dictionary."""
     refuse_inference_mode("training a dictionary")
     device = _device(config)
+    rows = [one.precision for one in config.each.values()]
     claimed = claim(folder, config, work=f"{CHECKPOINTS}/*.pt", resume=resume)
-    with claimed as target, Interrupts() as interrupts, _precision(config, device):
+    with claimed as target, Interrupts() as interrupts, precision_of(rows, device):
         run = _Run(config, stream, target, interrupts, device)
         with Pace(config, stream, run.step, quiet) as pace, run.told_of_reading(pace):
             for records in run.steps(pace):
@@ -294,16 +296,3 @@ class _Run:
 def _device(config: AnyConfig) -> torch.device:
     automatic = "cuda" if torch.cuda.is_available() else "cpu"
     return choose_device(automatic if config.device == "auto" else config.device)
-
-
-@contextlib.contextmanager
-def _precision(config: AnyConfig, device: torch.device) -> Iterator[None]:
-    """TF32 matrix products on a GPU while a `fast` run lasts."""
-    before = torch.get_float32_matmul_precision()
-    if device.type == "cuda":
-        fast = all(one.precision == "fast" for one in config.each.values())
-        torch.set_float32_matmul_precision("high" if fast else "highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..form import TrainingForm
-from ..selection import SELECTIONS
+from ..selection import SELECTIONS, screens
 from ..settings import DictionarySettings
 from ..sparse import Support, decode_at, encode_at
 from .kind import Kind, Pass, counted, encoded
@@ -23,8 +23,8 @@ def chosen(
     assert settings.k is not None
     with torch.no_grad():
         encoder = (form.W_enc.detach(), form.b_enc.detach())
-        support = SELECTIONS[selection](x - form.centre, encoder, settings.k, settings.precision == "fast")
-    return support, encode_at(x, form.centre, form.W_enc, form.b_enc, support, signed=selection == "abstopk")
+        support, pre = SELECTIONS[selection](x - form.centre, encoder, settings.k, screens(x.device))
+    return support, encode_at(x, form.centre, form.W_enc, form.b_enc, support, selection == "abstopk", pre)
 
 
 def dense_batch_codes(
