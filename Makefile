@@ -5,10 +5,10 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-oldest test-peers lint types format browser bench evaluation clean
+.PHONY: help setup demo test test-oldest test-peers lint types format browser bench bench-quality evaluation clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## make .venv with everything that development needs
 
@@ -62,6 +62,9 @@ SHIPPED = $(patsubst src/monosem/assets/%/cfg.json,%,$(wildcard src/monosem/asse
 
 evaluation: $(READY)  ## every benchmark for the shipped dictionaries, in one report (runs/evaluation; goes on where it stopped)
 	OMP_NUM_THREADS=1 $(BIN)/monosem benchmark $(SHIPPED) --out runs/evaluation
+
+bench-quality:  ## train beside SAELens on the same activations, and judge both (after `make bench`)
+	.venv-bench/bin/python bench/run.py --only quality
 
 PEERS := .venv-peers
 

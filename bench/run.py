@@ -111,13 +111,52 @@ def generation_tables(results: list[Result]) -> str:
     return "\n".join(table([case, *head], rows) for case, rows in lines.items())
 
 
-def step_table(results: list[Result]) -> str:
-    result = results[0]
-    head = ["tokens/s", "slowest – fastest", "`monosem TopK` is × as fast", "explained variance at first → last look"]
-    lines = [[row["name"], *speeds(row), "{:.2f} → {:.2f}".format(*row["fve"])] for row in result["rows"]]
-    return table(
-        [f"d = {result['d']}, {result['width']} latents, k = {result['k']}, batch {result['batch']}", *head], lines
+def step_tables(results: list[Result]) -> str:
+    def line(row: Result) -> list[str]:
+        memory = f"{row['mb']:,.0f}" if row.get("mb") is not None else "not measured"
+        return [*speeds(row), memory, "{:.2f} → {:.2f}".format(*row["fve"])]
+
+    lines = by_case(
+        results,
+        "rows",
+        lambda row: "{kind}: d = {d}, {width:,} latents, k = {k}, batch {batch}".format(**row),
+        line,
     )
+    head = ["tokens/s", "slowest – fastest", "`monosem` is × as fast", "MB held", "explained variance, first → last"]
+    return "\n".join(table([case, *head], rows) for case, rows in lines.items())
+
+
+def shards_tables(results: list[Result]) -> str:
+    def line(row: Result) -> list[str]:
+        spread = f"{row['slowest']:.1f} – {row['fastest']:.1f}"
+        return [f"{row['mb_per_second']:.1f}", spread, f"{row['baseline_is_times_as_fast']:.2f}"]
+
+    lines = by_case(results, "rows", lambda row: f"{row['site']}, {row['mb']:,.0f} MB", line)
+    head = ["MB/s", "slowest – fastest", "`monosem` is × as fast"]
+    return "\n".join(table([case, *head], rows) for case, rows in lines.items())
+
+
+def loading_tables(results: list[Result]) -> str:
+    def line(row: Result) -> list[str]:
+        slowest, fastest = (1000 / row[key] for key in ("slowest", "fastest"))
+        spread = f"{fastest:,.1f} – {slowest:,.1f}"
+        return [f"{1000 / row['tokens_per_second']:,.1f}", spread, f"{row['baseline_is_times_as_fast']:.2f}"]
+
+    lines = by_case(results, "rows", lambda row: f"{row['case']}, {row['width']:,} latents", line)
+    head = ["ms", "fastest – slowest", "`monosem` is × as fast"]
+    return "\n".join(table([case, *head], rows) for case, rows in lines.items())
+
+
+def quality_tables(results: list[Result]) -> str:
+    def line(row: Result) -> list[str]:
+        names = ("fve", "ce_recovered", "l0", "dead")
+        shown = ["{:.4f} ± {:.4f}".format(*row[name]) for name in names[:2]]
+        return [f"{row['lr']:.0e}", *shown, *(f"{row[name][0]:.3g}" for name in names[2:])]
+
+    case = "{kind}: {width:,} latents, k = {k}, {tokens:,} activations".format
+    lines = by_case(results, "rows", lambda row: case(**row), line)
+    head = ["best lr", "FVE ± sd of seeds", "CE recovered ± sd", "L0", "share never active"]
+    return "\n".join(table([case, *head], rows) for case, rows in lines.items())
 
 
 def probe_tables(results: list[Result]) -> str:
@@ -133,6 +172,7 @@ class Benchmark:
     title: str
     tables: Callable[[list[Result]], str]
     processes: int = 2  # the second with the newer TransformerLens
+    alone: bool = False  # only where it is asked for
 
 
 BENCHMARKS = {
@@ -141,8 +181,14 @@ BENCHMARKS = {
     "harvest": Benchmark("Harvest at resid_post.15 of smollm2", harvest_tables),
     "generate": Benchmark("Generation with smollm2, float32", generation_tables, processes=1),
     "probes": Benchmark("Logistic probes at all layers and strengths, smollm2", probe_tables, processes=1),
-    "sae_step": Benchmark("SAE training step", step_table, processes=1),
+    "sae_step": Benchmark("SAE training step", step_tables, processes=1),
+    "shards": Benchmark("Activations to disk, smollm2, float32", shards_tables, processes=1),
+    "loading": Benchmark("Loading a wide SAE", loading_tables, processes=1),
+    "quality": Benchmark("What training gives, held out", quality_tables, processes=1, alone=True),
 }
+
+
+USUAL = ",".join(name for name, benchmark in BENCHMARKS.items() if not benchmark.alone)
 
 
 def machine_line(result: Result) -> str:
@@ -168,7 +214,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tiny", action="store_true", help="small sizes, two rounds, nothing kept: does it all run?")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", default=",".join(BENCHMARKS), help="such as sweep,overhead; the others' numbers stay")
+    parser.add_argument("--only", default=USUAL, help="such as sweep,overhead; the others' numbers stay")
     chosen = parser.parse_args()
     options = ["--tiny", "--rounds", "2"] if chosen.tiny else ["--rounds", str(chosen.rounds)]
     results: dict[str, list[Result]] = {}

@@ -1,15 +1,21 @@
-"""SAE training tokens/s: one optimiser step of monosem, of SAELens' trainer, and of a plain dense PyTorch loop.
+"""SAE training tokens/s: one optimiser step of monosem, of SAELens' trainer, of sparsify and of a plain PyTorch loop.
 
 Same activations (harvested from the embedded model), sizes, optimiser (Adam) and learning rate, in float32. Each trains
 as it does in use: with its dead-latent counts, clipping and, where it has one, the norm constraint, and reports the
 explained variance of its step. No latent is dead so early, so nobody has an auxiliary loss. Every fit has to
-improve on the batch that it saw first.
+improve on the batch that it saw first. Memory is measured in a process of its own for each contestant: by how much its
+highest resident memory is above what was there before its first weights.
 """
 
+import ctypes
+import gc
 import itertools
 import json
+import multiprocessing
+import resource
 from collections.abc import Callable, Iterator
 from functools import partial
+from multiprocessing.connection import Connection
 from typing import Any
 
 import sae_lens
@@ -17,6 +23,7 @@ import torch
 from jaxtyping import Float
 from sae_lens.config import SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
+from sparsify import SparseCoder, SparseCoderConfig
 from torch import Tensor, nn
 
 from common import SITE, arguments, interleaved, machine, row, windows
@@ -27,8 +34,8 @@ from monosem.dictionaries.training.state import TrainingState
 from monosem.dictionaries.training.step import train_step
 from monosem.jobs import Health
 
-FULL = {"width": 8192, "k": 32, "batch": 4096, "batches": 4}
-TINY = {"width": 1024, "k": 8, "batch": 256, "batches": 1}
+FULL = [{"width": width, "k": 32, "batch": 4096, "batches": 4} for width in (8192, 32768)]
+TINY = [{"width": width, "k": 8, "batch": 256, "batches": 1} for width in (1024, 2048)]
 LR = 3e-4
 RUN = 100_000_000  # tokens of the run that these are the first steps of
 
@@ -86,6 +93,31 @@ def saelens_step(batches: Batches, size: dict[str, int], kind: str = "TopK", **c
     return step
 
 
+def sparsify_step(batches: Batches, size: dict[str, int]) -> Step:
+    """What its trainer does in a step, with its Adam; activations as they are."""
+    config = SparseCoderConfig(num_latents=size["width"], k=size["k"])
+    sae = SparseCoder(batches[0].shape[1], config, dtype=torch.float32)
+    sae.b_dec.data = batches[0].mean(0)
+    optimizer, silent = torch.optim.Adam(sae.parameters(), lr=LR), torch.zeros(size["width"], dtype=torch.long)
+    stream = itertools.cycle(batches)
+
+    def step() -> float:
+        x = next(stream)
+        sae.set_decoder_norm_to_unit_norm()
+        output = sae(x, x, total_variance=(x - x.mean(0)).pow(2).sum())
+        fired = torch.zeros(size["width"], dtype=torch.bool)
+        fired[output.latent_indices.flatten()] = True
+        output.fvu.backward()
+        sae.remove_gradient_parallel_to_decoder_directions()
+        optimizer.step()
+        optimizer.zero_grad()
+        silent.add_(len(x))
+        silent[fired] = 0
+        return 1 - float(output.fvu)
+
+    return step
+
+
 def plain_step(batches: Batches, size: dict[str, int]) -> Step:
     """The few lines of PyTorch that one would write first: dense products and autograd, nothing else."""
     scale = 1 / torch.cat(batches).square().mean().sqrt()
@@ -108,17 +140,21 @@ def plain_step(batches: Batches, size: dict[str, int]) -> Step:
     return step
 
 
-CONTESTANTS: dict[str, Callable[[Batches, dict[str, int]], Step]] = {
-    "monosem TopK": monosem_step,
-    "monosem TopK, precision: fast": partial(monosem_step, precision="fast"),
-    "SAELens TopK": saelens_step,
-    # its sparse codes raise NotImplementedError in the backward pass together with its default rescaling (torch 2.13)
-    "SAELens TopK, sparse codes": partial(
-        saelens_step, use_sparse_activations=True, rescale_acts_by_decoder_norm=False
-    ),
-    "plain PyTorch TopK": plain_step,
-    "monosem BatchTopK": partial(monosem_step, kind="batchtopk"),
-    "SAELens BatchTopK": partial(saelens_step, kind="BatchTopK"),
+SPARSE = {"use_sparse_activations": True, "rescale_acts_by_decoder_norm": False}
+CONTESTANTS: dict[str, dict[str, Callable[[Batches, dict[str, int]], Step]]] = {  # of each table, monosem first
+    "TopK": {
+        "monosem": monosem_step,
+        "SAELens": saelens_step,
+        # with its default rescaling, its sparse codes raise NotImplementedError in the backward pass (torch 2.13)
+        "SAELens, sparse codes": partial(saelens_step, **SPARSE),
+        "sparsify": sparsify_step,
+        "plain PyTorch": plain_step,
+    },
+    "BatchTopK": {
+        "monosem": partial(monosem_step, kind="batchtopk"),
+        "SAELens": partial(saelens_step, kind="BatchTopK"),
+        "SAELens, no rescaling": partial(saelens_step, kind="BatchTopK", rescale_acts_by_decoder_norm=False),
+    },
 }
 
 
@@ -136,26 +172,60 @@ def activations(size: dict[str, int]) -> Batches:
     return list(x[torch.randperm(wanted)].split(size["batch"]))
 
 
+def highest() -> float:
+    """MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+
+
+def held(prepare: Callable[[Batches, dict[str, int]], Step], batches: Batches, size: dict[str, int]) -> float:
+    """MB by which two steps raise the highest resident memory of a process of their own."""
+
+    def measure(pipe: Connection) -> None:
+        torch.set_num_threads(1)  # the pool of threads did not come along
+        before = highest()
+        step = prepare(batches, size)
+        step(), step()
+        pipe.send(highest() - before)
+
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # memory that is free but held would be used again without being seen
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=measure, args=(sender,))
+    process.start()
+    sender.close()
+    megabytes = receiver.recv()
+    process.join()
+    return megabytes
+
+
+def compared(kind: str, batches: Batches, size: dict[str, int], rounds: int) -> list[dict[str, Any]]:
+    """The rows of a table."""
+    memory = {name: held(prepare, batches, size) for name, prepare in CONTESTANTS[kind].items()}
+    steps = {name: prepare(batches, size) for name, prepare in CONTESTANTS[kind].items()}
+    fits: dict[str, list[float]] = {name: [] for name in steps}
+    timed = {name: lambda name=name: fits[name].append(steps[name]()) for name in steps}
+    seconds = interleaved(timed, rounds)
+    last = rounds - rounds % len(batches)  # the last step on the batch of the first
+    for name, fit in fits.items():
+        print(f"{size['width']} {kind} {name}: explained {fit[0]:.3f}, {last} steps later {fit[last]:.3f}", flush=True)
+        assert fit[last] > fit[0], f"{name} does not learn"
+    about = {"kind": kind, "d": batches[0].shape[1], **size}
+    return [
+        {**about, **row(name, size["batch"], seconds, "monosem"), "fve": [fit[0], fit[-1]], "mb": memory[name]}
+        for name, fit in fits.items()
+    ]
+
+
 def main() -> None:
     options = arguments(__doc__)
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    found = {"machine": machine(options.threads, ["torch", "monosem", "sae-lens", "transformer-lens"])}
-    size = TINY if options.tiny else FULL
-    batches = activations(size)
-    steps = {name: prepare(batches, size) for name, prepare in CONTESTANTS.items()}
-    fits: dict[str, list[float]] = {name: [] for name in steps}
-    timed = {name: lambda name=name: fits[name].append(steps[name]()) for name in steps}
-    seconds = interleaved(timed, options.rounds)
-    last = options.rounds - options.rounds % len(batches)  # the last step on the batch of the first
-    for name, fit in fits.items():
-        print(f"{name}: explained variance {fit[0]:.3f}, {last} steps later {fit[last]:.3f}", flush=True)
-        assert fit[last] > fit[0], f"{name} does not learn"
-    found |= {"d": batches[0].shape[1], **size}
-    found["rows"] = [
-        {**row(name, size["batch"], seconds, "monosem TopK"), "fve": [fits[name][0], fits[name][-1]]}
-        for name in seconds
-    ]
+    packages = ["torch", "monosem", "sae-lens", "transformer-lens", "eai-sparsify"]
+    found: dict[str, Any] = {"machine": machine(options.threads, packages), "rows": []}
+    sizes = TINY if options.tiny else FULL
+    batches = activations(sizes[0])
+    for size, kind in itertools.product(sizes, CONTESTANTS):
+        found["rows"] += compared(kind, batches, size, options.rounds)
     options.out.write_text(json.dumps(found, indent=1))
 
 

@@ -80,8 +80,12 @@ def _shifted(w: DictionaryTensors, by: Float[Tensor, "d_in"]) -> DictionaryTenso
 
 
 def _without(bias: Tensor, by: Tensor, weight: Tensor) -> Tensor:
-    """bias - by weight, in float64 whatever they are."""
-    return (bias.double() - by.double() @ weight.double()).to(bias.dtype)
+    """bias - by weight, in float64 whatever they are; some rows at a time, for a copy of all would take most of the
+    time that a wide dictionary needs to load."""
+    left, at_once = bias.double(), 16
+    for part, rows in zip(by.split(at_once), weight.split(at_once)):
+        left = left - part.double() @ rows.double()
+    return left.to(bias.dtype)
 
 
 def fold_mean(w: DictionaryTensors, mean: Float[Tensor, "d_in"]) -> DictionaryTensors:

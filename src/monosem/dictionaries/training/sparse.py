@@ -1,4 +1,4 @@
-"""Sparse matrix products at the places where a code is active, with gradients, in plain PyTorch.
+"""Sparse matrix products at the places where a code is active, with gradients.
 
 A `Support` says which latents are active for which token. Three products over it are all that training needs:
 
@@ -6,11 +6,13 @@ A `Support` says which latents are active for which token. Three products over i
     weighted_sum    Σ_f value · W[f] for every token        the decoder
     transposed_sum  Σ_b value · a[b] for every latent       gradients of both weight matrices
 
-Each runs in `embedding_bag` (or its own backward), which gathers rows without writing the gathered copy to memory. At
-d=576, F=8192, k=32, 4096 tokens each takes a few milliseconds on two cores, where the encoder's dense product takes
-hundreds; a gather + bmm takes ten times longer and 300 MB. No dense code matrix is ever made.
+On a GPU they are Triton kernels where Triton is installed (`gpu.py`). Elsewhere each runs in `embedding_bag` (or its
+own backward), which gathers rows without writing the gathered copy to memory. At d=576, F=8192, k=32, 4096 tokens each
+takes a few milliseconds on two cores, where the encoder's dense product takes hundreds; a gather + bmm takes ten times
+longer and 300 MB. No dense code matrix is ever made.
 """
 
+import importlib.util
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,6 +24,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 _SUM = 0  # embedding_bag's mode number for "sum"
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+
+def in_triton(tensor: Tensor) -> bool:
+    """Whether a product with this tensor is a Triton kernel's."""
+    return tensor.is_cuda and _HAS_TRITON
 
 
 @dataclass
@@ -63,6 +71,10 @@ def rows_dot(
     support: Support, a: Float[Tensor, "batch d"], weight: Float[Tensor, "width d"]
 ) -> Float[Tensor, "places"]:
     """a[token] · weight[latent] at every place. This product is exactly embedding_bag's gradient for its weights."""
+    if in_triton(weight):
+        from . import gpu
+
+        return gpu.dotted(support.columns, support.offsets, a, weight)
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(
         a.contiguous(), weight, support.columns, support.offsets, support.rows, _SUM
     )
@@ -72,6 +84,10 @@ def weighted_sum(
     support: Support, values: Float[Tensor, "places"], weight: Float[Tensor, "width d"]
 ) -> Float[Tensor, "batch d"]:
     """Σ over a token's places of value · weight[latent], for every token."""
+    if in_triton(weight):
+        from . import gpu
+
+        return gpu.summed(support.columns, support.offsets, values, weight)
     return F.embedding_bag(support.columns, weight, support.offsets, mode="sum", per_sample_weights=values)
 
 
@@ -80,6 +96,10 @@ def transposed_sum(
 ) -> Float[Tensor, "width d"]:
     """Σ over a latent's places of value · a[token], for every latent; zero where a latent has no place."""
     ordered = values[support.order]
+    if in_triton(a):
+        from . import gpu
+
+        return gpu.summed(support.rows_by_latent, support.latent_offsets, ordered, a)
     return F.embedding_bag(
         support.rows_by_latent, a.contiguous(), support.latent_offsets, mode="sum", per_sample_weights=ordered
     )

@@ -1,0 +1,146 @@
+"""What training gives: monosem's and SAELens' trainers on the same cached activations, judged on held-out text.
+
+Equal tokens, batches in the same order, k, width and float32; all else is each one's default. The learning rate of each
+is chosen from the same list by the held-out FVE of the first seed; the other seeds (of the initial weights) run with
+that one. Both are judged by `monosem.dictionaries.evaluate` from the files that they save, with no token of the
+training text.
+"""
+
+import contextlib
+import json
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import sae_lens
+import torch
+from jaxtyping import Float, Int
+from sae_lens.config import SAETrainerConfig
+from sae_lens.training.sae_trainer import SAETrainer
+from torch import Tensor
+
+from common import SITE, arguments, machine, windows
+from monosem import Model, load_dictionary, load_model
+from monosem.activations import SkipRule, harvest
+from monosem.dictionaries import evaluate
+from monosem.dictionaries.training import TrainConfig, train_on
+from monosem.errors import BadInput
+
+FULL = {"width": 2048, "k": 32, "batch": 1024, "tokens": 600 * 1024, "held_out": 8192}
+TINY = {"width": 256, "k": 8, "batch": 128, "tokens": 4 * 128, "held_out": 512}
+RATES = [3e-4, 1e-3, 3e-3, 6e-3]
+SEEDS = [0, 1, 2]
+KINDS = ["TopK", "BatchTopK"]
+
+Size = dict[str, int]
+
+
+class Batches:
+    """The cached activations again and again, each time in another order."""
+
+    def __init__(self, x: Float[Tensor, "n d"], batch: int):
+        self.x, self.batch, self.step = x, batch, 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self
+
+    def __next__(self) -> Float[Tensor, "batch d"]:
+        per_epoch = len(self.x) // self.batch
+        epoch, at = divmod(self.step, per_epoch)
+        order = torch.randperm(len(self.x), generator=torch.Generator().manual_seed(epoch))
+        self.step += 1
+        return self.x[order[at * self.batch : (at + 1) * self.batch]]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+
+
+def by_monosem(x: Tensor, size: Size, kind: str, lr: float, seed: int, folder: Path) -> Path:
+    config = TrainConfig(
+        model="smollm2",
+        site=SITE,
+        kind=kind.lower(),
+        width=size["width"],
+        k=size["k"],
+        tokens=size["tokens"],
+        batch_tokens=size["batch"],
+        lr=lr,
+        seed=seed,
+        outlier=None,  # the activations have none
+    )
+    with contextlib.suppress(BadInput):  # of a rate that kills most latents; what it made is judged all the same
+        train_on(Batches(x, size["batch"]), config, folder=folder, quiet=True)
+    return folder / "dictionary"
+
+
+def by_saelens(x: Tensor, size: Size, kind: str, lr: float, seed: int, folder: Path) -> Path:
+    torch.manual_seed(seed)
+    config = getattr(sae_lens, f"{kind}TrainingSAEConfig")(
+        d_in=x.shape[1], d_sae=size["width"], k=size["k"], normalize_activations="expected_average_only_in"
+    )
+    sizes = SAETrainerConfig(
+        total_training_samples=size["tokens"],
+        train_batch_size_samples=size["batch"],
+        lr=lr,
+        n_batches_for_norm_estimate=len(x) // size["batch"],
+    )
+    stream = Batches(x, size["batch"])
+    trainer = SAETrainer(sizes, getattr(sae_lens, f"{kind}TrainingSAE")(config), stream)
+    scaled = trainer.activation_scaler.estimate_scaling_factor
+    trainer.activation_scaler.estimate_scaling_factor = lambda *a, **k: (scaled(*a, **k), setattr(stream, "step", 0))
+    trainer.fit().save_inference_model(folder)
+    return folder
+
+
+TRAINERS: dict[str, Callable[..., Path]] = {"monosem": by_monosem, "SAELens": by_saelens}
+
+
+def cached(model: Model, ids: Int[Tensor, "n context"]) -> Float[Tensor, "tokens d"]:
+    return torch.cat([batch[SITE] for batch in harvest(model, ids, SITE, batch_size=8, dtype=torch.float32)])
+
+
+def judged(model: Model, folder: Path, ids: Int[Tensor, "n context"]) -> dict[str, float]:
+    dictionary = load_dictionary(folder, site=SITE, model_name="smollm2", skip=SkipRule())
+    found = evaluate(model, dictionary, ids, quiet=True)
+    names = {"fve": "fve", "ce_recovered": "ce_recovered", "l0": "l0", "dead": "dead_fraction"}
+    return {name: float(getattr(found, field)) for name, field in names.items()}
+
+
+def main() -> None:
+    options = arguments(__doc__)
+    torch.set_num_threads(options.threads)
+    size, rates, seeds = (TINY, RATES[:2], SEEDS[:2]) if options.tiny else (FULL, RATES, SEEDS)
+    found: dict[str, Any] = {"machine": machine(options.threads, ["torch", "monosem", "sae-lens"]), "rows": []}
+    model = load_model("smollm2", dtype="auto", quiet=True)
+    ids = windows(model, 256)
+    ids = ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(0))]  # pages of all subjects in both
+    held = -(-size["held_out"] // ids.shape[1])
+    x = cached(model, ids[held : held + 8] if options.tiny else ids[held:])
+    for kind in KINDS:
+        for name, train in TRAINERS.items():
+            runs: dict[tuple[float, int], dict[str, float]] = {}
+
+            def run(lr: float, seed: int, train: Any = train, kind: str = kind, runs: Any = runs) -> float:
+                with tempfile.TemporaryDirectory() as folder:
+                    runs[lr, seed] = judged(model, train(x, size, kind, lr, seed, Path(folder)), ids[:held])
+                return runs[lr, seed]["fve"]
+
+            best = max(rates, key=lambda lr: run(lr, seeds[0]))
+            for seed in seeds[1:]:
+                run(best, seed)
+            values = {key: [runs[best, seed][key] for seed in seeds] for key in runs[best, seeds[0]]}
+            spread = {key: [statistics.mean(each), statistics.stdev(each)] for key, each in values.items()}
+            sweep = {str(lr): runs[lr, seeds[0]]["fve"] for lr in rates}
+            row = {"kind": kind, "name": name, "lr": best, "sweep": sweep, "cached": len(x), **size, **spread}
+            print(row, flush=True)
+            found["rows"].append(row)
+    options.out.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
