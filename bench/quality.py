@@ -87,6 +87,7 @@ def by_saelens(x: Tensor, size: Size, kind: str, lr: float, seed: int, folder: P
         total_training_samples=size["tokens"],
         train_batch_size_samples=size["batch"],
         lr=lr,
+        lr_end=lr,  # its default, None, raises AssertionError
         n_batches_for_norm_estimate=len(x) // size["batch"],
     )
     stream = Batches(x, size["batch"])

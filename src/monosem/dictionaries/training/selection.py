@@ -2,7 +2,7 @@
 
 The encoder's dense product is most of a training step on a CPU, so it runs in chunks that stay in cache. Where the CPU
 multiplies bfloat16 in hardware, the product is a *screen*: more candidates than needed are taken from it, and ranked by
-their float32 pre-activations. The choice is that of float32 all the same, because it is proved: by Cauchy and Schwarz
+their float32 pre-activations. Float32 would choose the same, which is proved: by Cauchy and Schwarz
 
     |x·w − x̃·w̃| ≤ ‖x − x̃‖ ‖w‖ + ‖x̃‖ ‖w − w̃‖        x̃, w̃: x and w rounded to bfloat16
 
@@ -69,8 +69,8 @@ def _products(x: Tensor, encoder: Encoder) -> Iterator[Tensor]:
 
 
 def _screen(x: Float[Tensor, "batch d"], encoder: Encoder) -> tuple[Iterator[Tensor], Float[Tensor, "batch"]]:
-    """Pre-activations in bfloat16, and by how much those of a token, of any latent, may be wrong before they are
-    rounded themselves. Float32's own rounding of a sum of d products, and the bias's, are in it."""
+    """Pre-activations in bfloat16, and by how much any pre-activation of a token may be wrong before they are
+    rounded. Float32's own rounding of a sum of d products, and the bias's, are in it."""
     weight, bias = encoder
     near, near_weight = x.bfloat16(), weight.bfloat16()
     norm, moved = x.norm(dim=1), near.float().sub_(x).norm(dim=1)
@@ -116,7 +116,7 @@ def _screened(x: Tensor, encoder: Encoder, k: int, signed: bool) -> tuple[Tensor
 
 
 def _largest(x: Tensor, encoder: Encoder, k: int, screen: bool, signed: bool = False) -> Chosen:
-    """The k largest pre-activations of every token; `signed`: those of the largest magnitudes."""
+    """The k largest pre-activations of every token; `signed`: the k of largest magnitude."""
     width = len(encoder[1])
     columns, values = (_screened if screen and SCREEN * k < width else _plain)(x, encoder, k, signed)
     return Support.of(columns, width), values.flatten()
