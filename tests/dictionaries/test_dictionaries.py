@@ -1,6 +1,7 @@
 """The canonical form: codes, encoders, folds, and what a dictionary says about single latents."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -313,6 +314,26 @@ def test_bias_and_scale_folds_are_exact(seed, scale_in, scale_out, subtract):
     found_acts, found_y = forward(folded, x)
     assert torch.allclose(found_acts, acts, rtol=1e-9, atol=1e-9)
     assert torch.allclose(found_y, y, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+def test_a_bias_fold_of_float32_weights_rounds_as_once_or_twice(transposed, precision):
+    """Beside float64, where one sum in float32 is several times as far off."""
+    w = made(3, d_in=1000, width=512, d_out=1000)
+    if transposed:
+        w = replace(w, W_enc=w.W_enc.T.contiguous().T)
+    exact = w.b_enc.double() - w.b_dec.double() @ w.W_enc.double()
+    one = 2.0**-24 * exact.abs().amax()
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        folded = fold_decoder_bias(w)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert folded.b_enc.dtype == torch.float32
+    assert (folded.b_enc.double() - exact).abs().amax() < 4 * one
+    assert (w.b_enc - w.b_dec @ w.W_enc).double().sub(exact).abs().amax() > 5 * one
 
 
 @settings(max_examples=25, deadline=None)

@@ -8,8 +8,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from monosem.dictionaries.training.config import TrainConfig
-from monosem.dictionaries.training.kinds import KINDS
-from monosem.dictionaries.training.state import DEAD_EVERY, TrainingState
+from monosem.dictionaries.training.forward import passes_of, unexplained
+from monosem.dictionaries.training.kinds import KINDS, Moment
+from monosem.dictionaries.training.precisions import PRECISIONS
+from monosem.dictionaries.training.state import DEAD_EVERY, Batch, TrainingState
 from monosem.dictionaries.training.step import train_step
 from monosem.jobs import Health
 
@@ -51,9 +53,11 @@ def config(kind: str, **changes: Any) -> TrainConfig:
     return TrainConfig.parse(values)
 
 
-def started(settings: TrainConfig) -> tuple[TrainingState, list[Tensor]]:
+def started(settings: TrainConfig) -> tuple[TrainingState, list[Batch]]:
     torch.manual_seed(0)
-    batches = list((torch.randn(4 * BATCH, 30) @ torch.randn(30, D) + torch.randn(D)).split(BATCH))
+    hidden = torch.randn(4 * BATCH, 30)
+    rows = [(hidden @ torch.randn(30, D) + torch.randn(D)).split(BATCH) for _ in settings.sites]
+    batches: list[Batch] = list(rows[0]) if len(rows) == 1 else list(zip(*rows))
     return TrainingState.begin(settings, list(batches), CPU), batches
 
 
@@ -67,7 +71,7 @@ def watched_step(settings: TrainConfig, logged: bool, monkeypatch: pytest.Monkey
     (state, batches), health = started(settings), Health(CPU)
     for i in range(DEAD_EVERY + 1):
         train_step(state, settings, batches[i % 4], CPU, health, logged=False)
-    state.dead = torch.arange(5)
+    state.dead = [torch.arange(5) for _ in state.form.layers]
     with Watched() as seen, monkeypatch.context() as patched:
         for name in HOST:
             old = getattr(Tensor, name)
@@ -89,6 +93,37 @@ def test_an_unlogged_step_makes_no_gpu_wait(
     monkeypatch.setattr("monosem.dictionaries.training.kinds.topk.screens", lambda device: False)  # as on a GPU
     settings = config(kind, kernels=kernels, precision=precision)
     assert watched_step(settings, False, monkeypatch).waits == []
+
+
+SEVERAL = {
+    "crosscoder": {"site": "resid_post.0-2"},
+    "cross-layer": {"site": "mlp_input.0-2", "site_out": "mlp_out.0-2"},
+}
+
+
+@pytest.mark.parametrize("what", SEVERAL)
+@pytest.mark.parametrize("kind", ["batchtopk", "jumprelu", "relu"])
+def test_an_unlogged_step_of_several_sites_makes_no_gpu_wait(
+    what: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(kind, kernels="dense", precision="bf16", **SEVERAL[what])
+    seen = watched_step(settings, False, monkeypatch)
+    assert seen.waits == []
+    assert torch.bfloat16 in seen.products
+
+
+@pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if "dense" in kind.forward])
+def test_losses_of_bf16_products_are_float32(kind: str) -> None:
+    settings = config(kind, kernels="dense", precision="bf16")
+    state, batches = started(settings)
+    x, y, _ = state.scaled(batches[0], CPU)
+    with PRECISIONS["bf16"].products(CPU):
+        (done,) = passes_of(state.form, x, settings, CPU)
+        penalty = KINDS[kind].penalty
+        sparsity = None if penalty is None else penalty(state.form, done, y, settings, Moment(1.0, state.unit))
+    assert done.reconstruction.dtype == torch.float32
+    assert unexplained(done, y, settings, state.variance).dtype == torch.float32
+    assert sparsity is None or sparsity.dtype == torch.float32
 
 
 def test_the_watch_sees_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:

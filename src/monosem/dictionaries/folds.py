@@ -4,7 +4,8 @@
 
 (and of the gate of a gated linear unit). A training framework may subtract the decoder bias, scale or whiten the
 input, or rescale by decoder norms. Each of these is affine and can be folded into the weights, so that everything after
-loading deals with one form. The readers compute folds in float64: they are exact up to one rounding to float32.
+loading deals with one form. The readers compute folds in float64: they are exact up to one rounding to float32 (two,
+where b_dec or a mean is taken out of float32 weights).
 """
 
 from dataclasses import replace
@@ -14,6 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .parts import DictionaryTensors
+
+PARTS = 16  # of a sum that is made in float32
 
 
 def fold_decoder_bias(w: DictionaryTensors) -> DictionaryTensors:
@@ -79,13 +82,19 @@ def _shifted(w: DictionaryTensors, by: Float[Tensor, "d_in"]) -> DictionaryTenso
     return replace(w, b_enc=_without(w.b_enc, by, w.W_enc), b_glu=glu)
 
 
-def _without(bias: Tensor, by: Tensor, weight: Tensor) -> Tensor:
-    """bias - by weight, in float64 whatever they are; some rows at a time, for a copy of all would take most of the
-    time that a wide dictionary needs to load."""
-    left, at_once = bias.double(), 16
-    for part, rows in zip(by.split(at_once), weight.split(at_once)):
-        left = left - part.double() @ rows.double()
-    return left.to(bias.dtype)
+def _without(bias: Float[Tensor, "width"], by: Float[Tensor, "d_in"], weight: Float[Tensor, "d_in width"]) -> Tensor:
+    """bias - by weight, in float64.
+
+    A float64 copy of float32 weights would take most of the time that a wide dictionary needs to load. One product adds
+    up each of `PARTS` parts of `by` in float32, and their sums are added up in float64: the error is about one rounding
+    of the bias to float32, which follows in any case.
+    """
+    if weight.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":
+        apart = torch.block_diag(*by.float().tensor_split(PARTS))  # [parts, d_in]: each with zeros for the others
+        taken = (apart @ weight).double().sum(0)
+    else:
+        taken = by.double() @ weight.double()
+    return (bias.double() - taken).to(bias.dtype)
 
 
 def fold_mean(w: DictionaryTensors, mean: Float[Tensor, "d_in"]) -> DictionaryTensors:

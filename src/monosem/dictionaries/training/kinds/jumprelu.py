@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from ..form import TrainingForm
 from ..settings import DictionarySettings
 from ..sparse import Support
-from .kind import Kind, Moment, Pass, encoded_at, places, rebuilt, risen
+from .kind import Kind, Moment, Pass, encoded_at, places, rebuilt, risen, total
 
 BANDWIDTH, THRESHOLD, SLOPE = 0.02, 0.02, 4.0  # see docs/training.md
 DEFAULTS = {"quadratic": 1.0, "step": 1e-3, "tanh": 1e-3}
@@ -76,7 +76,7 @@ def _dense(form: TrainingForm, x: Tensor, settings: DictionarySettings) -> Pass:
 
 def _l0(form: TrainingForm, done: Pass, settings: DictionarySettings, tokens: int) -> Tensor:
     assert done.pre is not None
-    return _jumped(done.pre, done.at(form.own["threshold"]), settings, count=True).sum() / tokens
+    return total(_jumped(done.pre, done.at(form.own["threshold"]), settings, count=True)) / tokens
 
 
 def _quadratic(form: TrainingForm, done: Pass, settings: DictionarySettings, tokens: int, unit: float) -> Tensor:
@@ -90,7 +90,7 @@ def _step(form: TrainingForm, done: Pass, settings: DictionarySettings, tokens: 
 
 def _tanh(form: TrainingForm, done: Pass, settings: DictionarySettings, tokens: int, unit: float) -> Tensor:
     assert done.values is not None
-    return (SLOPE * done.values / unit).tanh().sum() / tokens
+    return total((SLOPE * done.values / unit).tanh()) / tokens
 
 
 PENALTIES: dict[str, Callable[..., Tensor]] = {"quadratic": _quadratic, "step": _step, "tanh": _tanh}

@@ -146,6 +146,11 @@ def rebuilt(form: TrainingForm, x: Float[Tensor, "batch d_in"], values: Tensor, 
     return done
 
 
+def total(values: Tensor) -> Float[Tensor, ""]:
+    """Their sum, at least in float32."""
+    return values.sum(dtype=torch.promote_types(values.dtype, torch.float32))
+
+
 def risen(settings: DictionarySettings, moment: Moment) -> float:
     """What a penalty counts by now: from 0 up to 1 over the first `sparsity_warmup` of the run."""
     share = 0.1 if settings.sparsity_warmup is None else settings.sparsity_warmup

@@ -44,7 +44,7 @@ def _dense(form: TrainingForm, x: Tensor, settings: DictionarySettings) -> Pass:
     assert settings.k is not None
     codes, values, columns = dense_batch_codes(form, x, settings.k)
     ends = itertools.pairwise([0, *widths_of(settings)])
-    parts = torch.stack([codes[:, start:end] @ form.W_dec[start:end] for start, end in ends], 1)
+    parts = torch.stack([codes[:, start:end] @ form.W_dec[start:end] for start, end in ends], 1).to(form.W_dec.dtype)
     return _pass(form, x, parts, columns, values)
 
 

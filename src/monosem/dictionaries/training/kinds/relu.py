@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..form import TrainingForm
 from ..settings import DictionarySettings
-from .kind import Kind, Moment, Pass, encoded, encoded_at, places, rebuilt, risen
+from .kind import Kind, Moment, Pass, encoded, encoded_at, places, rebuilt, risen, total
 
 DEFAULT = 0.15  # see docs/training.md
 SMALL = 1e-3  # added to codes, in units, before a power below 1: its slope at 0 is infinite
@@ -37,9 +37,9 @@ def exponent(settings: DictionarySettings, done: float) -> float:
 def norm(codes: Tensor, p: float) -> Float[Tensor, ""]:
     """Summed L1 norm; for p < 1 with the gradient of the L_p one, at the same value."""
     if p == 1.0:
-        return codes.sum()
-    l1 = codes.detach().sum()
-    small = ((codes + SMALL).pow(p) * (codes.detach() > 0)).sum()
+        return total(codes)
+    l1 = total(codes.detach())
+    small = total((codes + SMALL).pow(p) * (codes.detach() > 0))
     return torch.where(l1 > 0, small * (l1 / small.detach().clamp(min=1e-12)), small)
 
 
