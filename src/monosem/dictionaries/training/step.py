@@ -63,16 +63,18 @@ def train_step(
     state.step += 1
     if not logged:
         return {}
-    with torch.no_grad():
-        spread = (y - y.mean(0)).square().sum()
-        values = {
-            "loss": loss,
-            "auxk": auxiliary,
-            "fve": 1 - residual.square().sum() / spread,
-            "l0": done.active / len(x),
-        }
-        values |= {} if sparsity is None else {"sparsity": sparsity}
-        numbers = dict(zip(values, torch.stack(list(values.values())).tolist()))
+    parts = {"loss": loss, "auxk": auxiliary} | ({} if sparsity is None else {"sparsity": sparsity})
+    return _record(state, config, parts, y, residual, done.active / len(x))
+
+
+@torch.no_grad()
+def _record(
+    state: TrainingState, config: TrainConfig, parts: dict[str, Tensor], y: Tensor, residual: Tensor, l0: Tensor
+) -> Record:
+    """Of the step that was just made; a GPU is waited for once."""
+    spread = (y - y.mean(0)).square().sum()
+    values = {**parts, "fve": 1 - residual.square().sum() / spread, "l0": l0}
+    numbers = dict(zip(values, torch.stack(list(values.values())).tolist()))
     step = state.step
     about = {"step": step, "tokens": step * config.batch_tokens}
     return about | numbers | {"dead": state.dead_share(config), "lr": config.lr_at(step - 1)}
