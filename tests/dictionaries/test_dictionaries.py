@@ -319,7 +319,6 @@ def test_bias_and_scale_folds_are_exact(seed, scale_in, scale_out, subtract):
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("precision", ["highest", "medium"])
 def test_a_bias_fold_of_float32_weights_rounds_as_once_or_twice(transposed, precision):
-    """Beside float64, where one sum in float32 is several times as far off."""
     w = made(3, d_in=1000, width=512, d_out=1000)
     if transposed:
         w = replace(w, W_enc=w.W_enc.T.contiguous().T)
@@ -333,7 +332,6 @@ def test_a_bias_fold_of_float32_weights_rounds_as_once_or_twice(transposed, prec
         torch.set_float32_matmul_precision(before)
     assert folded.b_enc.dtype == torch.float32
     assert (folded.b_enc.double() - exact).abs().amax() < 4 * one
-    assert (w.b_enc - w.b_dec @ w.W_enc).double().sub(exact).abs().amax() > 5 * one
 
 
 @settings(max_examples=25, deadline=None)
