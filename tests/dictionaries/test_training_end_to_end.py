@@ -13,7 +13,7 @@ from torch import Tensor
 from monosem.activations import TokenStream, harvest
 from monosem.dictionaries import evaluate, load_dictionary
 from monosem.dictionaries.training import SeveralConfig, TrainConfig, train, train_on, train_several
-from monosem.dictionaries.training.end_to_end import EndToEnd
+from monosem.dictionaries.training.end_to_end import Cost, EndToEnd
 from monosem.errors import BadInput, Mismatch, UnknownName
 
 CONTEXT = 12
@@ -181,6 +181,36 @@ def test_a_killed_run_goes_on_to_the_same_losses(tiny_model: Any, tmp_path: Path
         assert losses(folder) == losses(tmp_path / "whole")
         assert again.card["tokens_left_out"] == seen.card["tokens_left_out"]
         assert again.card["tokens_read"] == 1024 == seen.card["tokens_read"]
+
+
+def test_the_card_says_what_the_file_costs_and_what_zeros_cost(tiny_model: Any, tmp_path: Path) -> None:
+    model, run = tiny_model("llama"), tmp_path / "run"
+    made: Any = train(whole(tmp_path, tokens=5 * 64), folder=run, model=model, quiet=True)
+    newest = max((run / "checkpoints").glob("*.pt"), key=lambda path: path.stat().st_mtime)
+    ids = torch.load(newest, weights_only=True)["state"]["tokens"]
+    layer, cost = model.hf.model.layers[0], made.card["last_activations"]["cost"]
+    clean = output_of(model, layer, ids)
+    counts = ~torch.isin(ids, torch.tensor(sorted(model.special_ids)))
+    counts[:, 0] = False
+    predicting = counts.clone()
+    predicting[:, -1] = False
+    log_p = model.hf(ids).logits[predicting].log_softmax(-1)
+    for name, rows in (("spliced", made(clean)), ("zeros", torch.zeros_like(clean))):
+        with replaced(layer, torch.where(counts[..., None], rows, clean)):
+            log_q = model.hf(ids).logits[predicting].log_softmax(-1)
+        expected = float((log_p.exp() * (log_p - log_q)).sum(1).mean())
+        assert cost[name] == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(("spliced", "zeros"), [(float("nan"), 1.0), (1.0, 1.0), (2.0, 1.0)])
+def test_one_that_is_no_better_than_zeros_is_no_result(
+    tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spliced: float, zeros: float
+) -> None:
+    monkeypatch.setattr(EndToEnd, "cost", lambda *_: Cost(spliced, zeros))
+    with pytest.raises(BadInput, match=rf"not finished: spliced into the model it costs {spliced:.3f} nats, and zeros"):
+        train(whole(tmp_path, tokens=2 * 64), folder=tmp_path / "run", model=tiny_model("llama"), quiet=True)
+    with pytest.warns(UserWarning, match="not finished: spliced into the model"):
+        assert load_dictionary(tmp_path / "run").card["finished"] is False
 
 
 def test_several_share_a_pass(tiny_model: Any, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ as in `evaluate`. With `later_sites`, `later_weight` times the error there is ad
 Σ|a' − a|² / Σ|a − mean(a)|² at the tokens that count. The model's weights learn nothing.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -32,12 +33,8 @@ class Rest(NamedTuple):
 
     def loss(self, rebuilt: Float[Tensor, "n d"], wild: Bool[Tensor, "n 1"], config: TrainConfig) -> Float[Tensor, ""]:
         """Of a reconstruction of the tokens that count, in raw units; `wild` ones among them keep their activation."""
-        site, later = Site.parse(config.writes[0]), later_sites(config)
-        whole = self.run[site]
-        flat = whole.flatten(0, 1).flatten(1)
-        rows = torch.where(wild.to(flat.device), flat[self.kept], rebuilt.to(flat))
-        value = flat.index_put((self.kept,), rows).view_as(whole)
-        spliced = rest_of_run(self.model, self.run.tokens, site, value, grad=True, capture=later)
+        later = later_sites(config)
+        spliced = self.spliced(rebuilt, wild, config, later)
         loss = LOSSES[config.loss](self, spliced)
         if not later:
             return loss
@@ -45,6 +42,22 @@ class Rest(NamedTuple):
             unexplained_at(*(one[site].flatten(0, 1)[self.kept] for one in (self.run, spliced))) for site in later
         ]
         return loss + config.later_weight * torch.stack(errors).mean()
+
+    def spliced(
+        self,
+        rebuilt: Float[Tensor, "n d"],
+        wild: Bool[Tensor, "n 1"],
+        config: TrainConfig,
+        capture: Sequence[Site] = (),
+    ) -> Run:
+        """The rest of the model with the reconstruction in it."""
+        site = Site.parse(config.writes[0])
+        whole = self.run[site]
+        flat = whole.flatten(0, 1).flatten(1)
+        rows = torch.where(wild.to(flat.device), flat[self.kept], rebuilt.to(flat))
+        value = flat.index_put((self.kept,), rows).view_as(whole)
+        grad = torch.is_grad_enabled()
+        return rest_of_run(self.model, self.run.tokens, site, value, grad=grad, capture=capture)
 
     @property
     def predicting(self) -> tuple[Int[Tensor, "n"], Int[Tensor, "n"]]:
@@ -76,6 +89,13 @@ def unexplained_at(clean: Float[Tensor, "n *d"], spliced: Float[Tensor, "n *d"])
     """Σ|a' − a|² / Σ|a − mean(a)|²"""
     clean, spliced = clean.flatten(1).float(), spliced.flatten(1).float()
     return (spliced - clean).square().sum() / (clean - clean.mean(0)).square().sum()
+
+
+class Cost(NamedTuple):
+    """The ce or kl of a batch with the reconstruction spliced in, in nats, and with zeros instead of it."""
+
+    spliced: float
+    zeros: float
 
 
 class EndToEnd:
@@ -123,6 +143,20 @@ class EndToEnd:
         if not len(kept):
             raise BadInput("no token of a batch counts (all are special, first or outliers); make batch_tokens larger")
         return {site: x[kept] for site, x in rows.items()}, Rest(model, run, kept)
+
+    @torch.no_grad()
+    def cost(
+        self,
+        config: TrainConfig,
+        ids: Int[Tensor, "windows context"],
+        rebuild: Callable[[list[Tensor]], Float[Tensor, "n d"]],
+    ) -> Cost:
+        """Of a dictionary that rebuilds rows of its site, on windows."""
+        rows, rest = self.rows(ids, counted=False)
+        rebuilt = rebuild([rows[config.reads[0]].float()])
+        none = torch.zeros(len(rebuilt), 1, dtype=torch.bool)
+        both = (rest.spliced(y, none, config) for y in (rebuilt, torch.zeros_like(rebuilt)))
+        return Cost(*(float(LOSSES[config.loss](rest, run)) for run in both))
 
 
 def later_sites(config: TrainConfig) -> list[Site]:

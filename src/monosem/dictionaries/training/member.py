@@ -69,6 +69,7 @@ class Member:
         else:
             ids = self.state.pending.pop(0) if rows is None else rows[TOKENS]
             assert isinstance(ids, Tensor)
+            self.state.tokens = ids
             read, rest = self.end_to_end.read(ids)
             batch = self._batch(read)
         return train_step(self.state, self.config, batch, self.device, self.health, logged, rest)
@@ -83,12 +84,12 @@ class Member:
     def save_outcome(self, stream: Any) -> None:
         """The dictionary as it is now."""
         assert self.state is not None
-        save_outcome(self.config, self.state, stream, self.folder, finished=False)
+        save_outcome(self.config, self.state, stream, self.folder, self.end_to_end, finished=False)
 
     def finish(self, stream: Any, quiet: bool) -> Dictionary | SeveralSites:
         """Save and measure the result. Raises `BadInput` when it is none."""
         assert self.state is not None
-        outcome = save_outcome(self.config, self.state, stream, self.folder, finished=True)
+        outcome = save_outcome(self.config, self.state, stream, self.folder, self.end_to_end, finished=True)
         if outcome is None:
             raise BadInput(
                 self.named(

@@ -1,6 +1,8 @@
 """What a run makes: the dictionary, measured as it was saved, and whether it is one that anybody should use."""
 
 import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,12 +13,14 @@ from torch import Tensor
 from ... import __version__
 from ...activations import SkipRule
 from ...files import replacing_folder, write_json
+from ..codes import Codes
 from ..dictionary import Dictionary
 from ..formats.saelens import CARD
 from ..several import SeveralSites
 from ..trained_on import KEY, written
-from .architectures import ARCHITECTURES, Architecture
+from .architectures import ARCHITECTURES
 from .config import TrainConfig
+from .end_to_end import Cost, EndToEnd
 from .export import About
 from .forward import passes_of, together
 from .kinds import KINDS, Pass
@@ -27,6 +31,9 @@ HALVES = 2048  # rows from which the threshold is set on one half of them and ch
 FVE_APART, L0_APART = 0.02, 0.15  # most that the file may differ from training: of FVE, of L0 (relative)
 HIGH = 1e30  # the threshold of a layer of which no latent fires yet
 MANY_DEAD = 0.5  # share of latents
+
+
+Rebuild = Callable[[Sequence[Tensor]], tuple[Tensor, Sequence[Codes]]]
 
 
 class Fit(NamedTuple):
@@ -48,8 +55,8 @@ class Outcome(NamedTuple):
 
     Attributes:
         saved: of the file as it was saved and read again. trained: of the same weights, chosen from as in training.
-        end_to_end: a poor fit of the activations is then no problem.
         dead: share of latents silent for `dead_after` tokens; None after fewer than that.
+        cost: end to end, what the file costs the model; a poor fit of the activations is then no problem.
     """
 
     dictionary: Dictionary | SeveralSites
@@ -57,7 +64,7 @@ class Outcome(NamedTuple):
     saved: Fit
     trained: Fit
     dead: float | None
-    end_to_end: bool
+    cost: Cost | None = None
 
     @property
     def problems(self) -> list[str]:
@@ -69,9 +76,14 @@ class Outcome(NamedTuple):
                 f"its file gives FVE {saved.fve:.3f} at L0 {saved.l0:.1f}, training gave FVE {trained.fve:.3f} at L0 "
                 f"{trained.l0:.1f}: train for longer, so that the last batches are alike"
             )
-        elif saved.fve < 0 and not self.end_to_end:
+        elif not saved.fve >= 0 and self.cost is None:
             worse = f"it rebuilds activations worse than their mean does (FVE {saved.fve:.3f})"
             found.append(f"{worse}: {'make sparsity smaller' if saved.l0 < 1 else 'lower lr'}, or train for longer")
+        if self.cost is not None and not self.cost.spliced < self.cost.zeros:  # NaN is less than nothing
+            found.append(
+                f"spliced into the model it costs {self.cost.spliced:.3f} nats, and zeros in its place "
+                f"{self.cost.zeros:.3f}: lower lr, or train for longer"
+            )
         if self.dead is not None and self.dead > MANY_DEAD:
             found.append(f"{self.dead:.0%} of its latents are dead: make width smaller, or train for longer")
         return found
@@ -80,11 +92,14 @@ class Outcome(NamedTuple):
     def measured(self) -> dict[str, Any]:
         """As the card and metrics.jsonl have it."""
         numbers = {"saved": self.saved._asdict(), "trained": self.trained._asdict(), "dead": self.dead}
-        return {"activations": self.rows, **numbers}
+        cost = {} if self.cost is None else {"cost": self.cost._asdict()}
+        return {"activations": self.rows, **numbers, **cost}
 
 
 @torch.no_grad()
-def save_outcome(config: TrainConfig, state: TrainingState, stream: Any, home: Path, finished: bool) -> Outcome | None:
+def save_outcome(
+    config: TrainConfig, state: TrainingState, stream: Any, home: Path, end_to_end: EndToEnd | None, finished: bool
+) -> Outcome | None:
     """Write `home/dictionary`; None (and nothing is written) when no latent fires yet.
 
     A threshold that BatchTopK and Matryoshka need at inference is the smallest code among the last batches'
@@ -111,13 +126,18 @@ def save_outcome(config: TrainConfig, state: TrainingState, stream: Any, home: P
     raw = [x / scale for x, scale in zip(rows, state.scales)]
     with replacing_folder(home / FOLDER) as temporary:
         dictionary.save(temporary)
+        loaded = architecture.load(temporary).to(raw[0].device)
+        rebuild = partial(architecture.rebuild, loaded)
+        cost = None
+        if end_to_end is not None and state.tokens is not None:
+            cost = end_to_end.cost(config, state.tokens, lambda x: rebuild(x)[0])
         outcome = Outcome(
             dictionary,
             len(y),
-            _as_saved(architecture, temporary, raw, state),
+            _as_saved(rebuild, raw, state),
             Fit.of(y, trained.reconstruction, int(trained.active)),
             state.dead_share(config),
-            config.end_to_end,
+            cost,
         )
         ended = finished and not outcome.problems
         progress = {"finished": ended, "step": state.step, "steps": config.steps}
@@ -153,10 +173,9 @@ def _chosen(config: TrainConfig, state: TrainingState, rows: list[Float[Tensor, 
     return passes_of(state.form, state.split(rows)[0], config, rows[0].device)
 
 
-def _as_saved(architecture: Architecture, folder: Path, raw: list[Float[Tensor, "n d"]], state: TrainingState) -> Fit:
+def _as_saved(rebuild: Rebuild, raw: list[Float[Tensor, "n d"]], state: TrainingState) -> Fit:
     """Of what the file rebuilds, in the scaled units in which sites count alike."""
-    dictionary = architecture.load(folder).to(raw[0].device)
-    rebuilt, codes = architecture.rebuild(dictionary, raw[: state.reads])
+    rebuilt, codes = rebuild(raw[: state.reads])
     written, scales = (
         (raw, state.scales) if len(raw) == state.reads else (raw[state.reads :], state.scales[state.reads :])
     )

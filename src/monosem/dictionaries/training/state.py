@@ -20,7 +20,7 @@ DEAD_EVERY = 10  # steps between looks at which latents are dead: the one place 
 RECENT_BATCHES, RECENT_ROWS = 8, 1024  # what is kept of the stream for the measures at the end: batches, rows of each
 
 Batch = Tensor | tuple[Tensor, ...]  # [batch, d] of one site, or of each of several (`DictionarySettings.sites`)
-_PLAIN = ("widths", "scales", "variance", "limits", "step", "pending", "recent")
+_PLAIN = ("widths", "scales", "variance", "limits", "step", "pending", "recent", "tokens")
 _TENSORS = ("silent", "outliers")
 
 
@@ -52,6 +52,7 @@ class TrainingState:
     step: int = 0  # steps done
     pending: list[Batch] = field(default_factory=list)  # calibration batches not yet trained on
     recent: list[Batch] = field(default_factory=list)  # rows of the last batches, as the form reads
+    tokens: Int[Tensor, "windows context"] | None = None  # the last batch, end to end
 
     @classmethod
     def begin(cls, config: TrainConfig, batches: list[Batch], device: torch.device) -> "TrainingState":
