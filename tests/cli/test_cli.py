@@ -60,7 +60,8 @@ def test_every_command_of_the_design_is_there() -> None:
         "lens": ["logit", "tuned", "read", "entropy", "gap", "languages", "trajectory", "patchscope", "train"],
         "components": ["heads", "direct"],
         "probe": ["fit", "evaluate", "monitor"],
-        "latents": ["top", "search", "show", "check", "index"],
+        "direction": ["fit", "show", "compare", "convert", "read"],
+        "latents": ["top", "search", "show", "explanations", "check", "index"],
         "list": ["models", "dictionaries", "benchmarks", "concepts", "sites", "families"],
     }
     assert set(COMMANDS) == {*alone, *(f"{group} {name}" for group, names in groups.items() for name in names)}
