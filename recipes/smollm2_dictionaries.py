@@ -1,7 +1,7 @@
-"""Make the smaller dictionaries that monosem ships for smollm2: an early and a late layer, and two transcoders.
+"""Make small dictionaries for smollm2: an early and a late layer, and two skip transcoders.
 
-Text, harvest, training, 8-bit weights, cards, latent indexes; `smollm2_dictionary.py` made the one of resid_post.15.
-
+Text, harvest, training, 8-bit weights, cards, latent indexes. monosem does not ship them yet; `smollm2_dictionary.py`
+made the one that it ships.
 
     python recipes/smollm2_languages.py --out work/languages
     python recipes/smollm2_dictionaries.py --corpora PATH --work work --out work/shipped

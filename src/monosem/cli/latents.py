@@ -160,9 +160,7 @@ def explanations(dictionary: DictionaryArgument, json: Json = False) -> None:
 
     found = explanations_of(one_site(dictionary))
     if found is None:
-        raise BadInput(
-            f"{dictionary} comes without explanations; those that monosem ships have them (monosem list dictionaries)"
-        )
+        raise BadInput(f"{dictionary} comes without explanations.json; docs/latents.md says what such a file holds")
     as_json(found.table) if json else frame(found.table[["latent", "label", "score", "fires", "quiet"]])
 
 

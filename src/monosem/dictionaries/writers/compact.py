@@ -16,8 +16,8 @@ STEPS = 127  # integers on each side of zero
 def write(parts: DictionaryParts, folder: Path, dtype: torch.dtype) -> None:
     """Write `cfg.json` as for SAELens beside rounded weights. `dtype` has no say: matrices are int8, vectors float32.
 
-    Each number is off by at most half of its scale, a 254th of the largest magnitude of its row; what that costs is in
-    the cards of the shipped dictionaries. Only monosem reads it: `monosem convert` writes what other tools read.
+    Each number is off by at most half of its scale, a 254th of the largest magnitude of its row; what that cost is in
+    docs/dictionary-formats.md. Only monosem reads it: `monosem convert` writes what other tools read.
 
     Raises:
         BadInput: SAELens has no architecture for this dictionary, or it holds further matrices.
