@@ -262,7 +262,7 @@ def test_the_form_that_starts_from_a_dictionary_computes_what_it_does(tmp_path: 
 def test_a_wider_run_keeps_the_latents_that_it_starts_from(tmp_path: Path) -> None:
     first = train_on(MemoryStream(), config(50), folder=tmp_path / "first", quiet=True)
     wider = config(20, start=str(tmp_path / "first"), width=2 * FEATURES)
-    form = started_form(wider, [torch.zeros(D)], [0.03], [])
+    form = ARCHITECTURES["sae"].started(wider, [torch.zeros(D)], [0.03], [])
     x = fresh()
     pre = (0.03 * x - form.b_dec) @ form.W_enc.T + form.b_enc
     torch.testing.assert_close(pre[:, :FEATURES] / 0.03, first.preactivations(x), atol=2e-3, rtol=1e-4)

@@ -89,13 +89,13 @@ def test_top_shows_only_tokens_that_count(model, sae):
 
 
 def test_directions(model):
-    found = Direction.fit(model, POSITIVE, NEGATIVE, SITE, pool="mean")
+    found = Direction.fit(model, POSITIVE, NEGATIVE, SITE, at="mean")
     up, down = (torch.stack([usual(model, p).double().mean(0) for p in side]).mean(0) for side in (POSITIVE, NEGATIVE))
     torch.testing.assert_close(found.vector, (up - down).float(), rtol=1e-4, atol=1e-4)
     assert found.provenance["tokens"]["left_out"] == {"first": 8, "outlier": 2}
-    with pytest.raises(BadInput, match="ends with ' dog'"):
+    with pytest.raises(BadInput, match="token ' dog' of prompt 'the cat dog' does not count"):
         Direction.fit(model, ["the cat dog", "a cat"], NEGATIVE, SITE)
-    whole = Direction.fit(model, POSITIVE, NEGATIVE, SITE, pool="mean", skip=SkipRule(outlier=None))
+    whole = Direction.fit(model, POSITIVE, NEGATIVE, SITE, at="mean", skip=SkipRule(outlier=None))
     assert whole.vector.norm() > 10 * found.vector.norm()
     Direction.fit(model, ["the cat dog", "a cat"], NEGATIVE, SITE, skip=SkipRule.none())
 

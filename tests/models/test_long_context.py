@@ -125,15 +125,12 @@ def test_edited_generation_over_the_limit(model):
         assert whole == row
 
 
-def test_captures_of_generation_over_the_limit(model):
+def test_captures_of_generation_over_the_limit(model, monkeypatch):
     """Also of a row that ends before the limit while others go on: it keeps its own length."""
     prompts = rows([9, 6, 4])
     end = model.generate(prompts[1:2], max_new_tokens=3, stop_at_eos=False).new[0][-1]
-    model.__dict__["end_ids"] = frozenset([end])
-    try:
-        made = model.generate(prompts, max_new_tokens=9, capture=["resid_post.2", "rot_k.1"])
-    finally:
-        del model.__dict__["end_ids"]
+    monkeypatch.setattr(model.hf.generation_config, "eos_token_id", int(end))
+    made = model.generate(prompts, max_new_tokens=9, capture=["resid_post.2", "rot_k.1"])
     assert len(made.new[1]) <= 3
     for row, ids in enumerate(made.ids.rows()):
         whole = model.run([ids], capture=["resid_post.2", "rot_k.1"])
