@@ -8,8 +8,9 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import roc_auc_score
 
+from monosem import logistic
 from monosem.errors import BadFile, BadInput, Mismatch, UnknownName
-from monosem.probes import KINDS, Place, Probes, Rows, Whitening, covariance, descent, fit, linear, newton
+from monosem.probes import KINDS, Place, Probes, Rows, Whitening, covariance, descent, fit, linear
 
 STRENGTHS = [1e3, 1e-3, 1.0]
 
@@ -42,8 +43,8 @@ def test_logistic_is_scikit_learns_at_every_place_and_strength(n, d):
 def test_both_forms_of_newton_agree_also_where_classes_can_be_separated():
     rows = drawn(60, 60, gap=8.0)
     wide = torch.cat([rows.x, torch.zeros_like(rows.x)], 2)  # more dimensions than rows: the dual
-    W, b = newton.paths(rows.x[:, :, :59], rows.y, [1e-6, 1.0])
-    W_dual, b_dual = newton.paths(wide[:, :, [*range(59), *range(60, 119)]], rows.y, [1e-6, 1.0])
+    W, b = logistic.logistic_paths(rows.x[:, :, :59], rows.y, [1e-6, 1.0])
+    W_dual, b_dual = logistic.logistic_paths(wide[:, :, [*range(59), *range(60, 119)]], rows.y, [1e-6, 1.0])
     torch.testing.assert_close(W_dual[..., :59], W, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(b_dual, b, rtol=1e-6, atol=1e-9)
     f = (rows.x[:, :, :59] @ W[1, ..., None])[..., 0] + b[1][:, None]

@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..errors import BadInput, require
+from ..logistic import logistic_paths
 from ..probes.linear import effects
-from ..probes.newton import paths
 
 STRENGTHS = tuple(10.0**power for power in range(2, -5, -1))  # of the L2 penalty a row, strongest first
 SMALL, FOLDED = 12, 128  # rows up to which sae-probes leaves two out, and below which it makes six folds
@@ -81,7 +81,7 @@ def _logistic(X: Tensor, y: Tensor, strengths: Sequence[float], balanced: bool =
     scale = torch.where(scale > 0, scale, 1.0)
     share = target.mean() if balanced else 0.5
     counts = 0.5 * (target / share + (1 - target) / (1 - share))
-    W, b = paths(((X - mean) / scale)[None], y > 0, [strength * len(X) for strength in strengths], counts)
+    W, b = logistic_paths(((X - mean) / scale)[None], y > 0, [strength * len(X) for strength in strengths], counts)
     return [Probe(w[0], float(bias[0]), mean, scale, strength) for w, bias, strength in zip(W, b, strengths)]
 
 

@@ -37,7 +37,8 @@ class Covariance:
         if not bool(kept.any()):
             raise BadInput("all activations of a class are the same: there is no covariance; use method 'dim'")
         values = singular[kept].square() / n
-        return cls(values, axes[kept], oas(values, root.shape[1], n) if shrinkage is None else shrinkage)
+        chosen = float(oas(values.sum(), values.square().sum(), root.shape[1], n))
+        return cls(values, axes[kept], chosen if shrinkage is None else shrinkage)
 
     def __matmul__(self, x: Float[Tensor, "d"]) -> Float[Tensor, "d"]:
         return (1 - self.shrinkage) * self.axes.T @ (self.values * (self.axes @ x)) + self._rest * x
@@ -54,12 +55,12 @@ class Covariance:
         return self.shrinkage * float(self.values.sum()) / self.axes.shape[1]
 
 
-def oas(values: Float[Tensor, "rows"], d: int, n: int) -> float:
-    """Oracle-approximating shrinkage of a covariance with these variances along its axes (Chen et al. 2010, IEEE Trans.
-    Signal Process. 58:5016, eq. 23, without the terms of order 1/d, as scikit-learn has it), from 0 to 1.
+def oas(trace: Float[Tensor, "*places"], squares: Float[Tensor, "*places"], d: int, n: int) -> Float[Tensor, "*places"]:
+    """Oracle-approximating shrinkage of covariances S, from tr S and tr S² (Chen et al. 2010, IEEE Trans. Signal
+    Process. 58:5016, eq. 23, without the terms of order 1/d, as scikit-learn has it), from 0 to 1.
 
-    It needs the trace and the sum of squares alone, so it can be had of moments; Ledoit and Wolf's needs the rows.
+    It needs these sums alone, so it can be had of moments; Ledoit and Wolf's needs the rows.
     """
-    mean, squares = float(values.sum()) / d, float(values.square().sum()) / d**2
-    rest = (n + 1) * (squares - mean**2 / d)
-    return 1.0 if rest <= 0 else min(1.0, (squares + mean**2) / rest)
+    alpha, mean = squares / d**2, (trace / d).square()
+    rest = (n + 1) * (alpha - mean / d)
+    return torch.where(rest > 0, ((alpha + mean) / rest).clamp(max=1), 1.0)

@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import BadInput, UnknownName, did_you_mean
+from ..logistic import logistic_paths
 from .covariance import SMALLEST, Covariance
-from .logistic import logistic
 from .sample import SAME, Sample
 
 Vector = Float[Tensor, "d"]
@@ -210,8 +210,7 @@ def _logistic(sample: Sample) -> Found:
     rows = torch.cat(sample.rows).double()
     scale = rows.std(0, unbiased=False)
     scale = torch.where(scale > 0, scale, 1.0)  # a constant dimension says nothing, and has weight 0
-    weights, _ = logistic((rows - rows.mean(0)) / scale, _labels(sample))
-    read = sample.oriented(weights / scale)
+    read = sample.oriented(_weights((rows - rows.mean(0)) / scale, len(sample.rows[0])) / scale)
     covariance = Covariance.of(*((m := sample.total).root, m.n), 0.0)  # type: ignore[arg-type]
     return Found(sample.oriented(covariance @ read), read=read, centre=_middle(sample))
 
@@ -219,14 +218,12 @@ def _logistic(sample: Sample) -> Found:
 def _logistic_pairs(sample: Sample) -> Found:
     assert sample.rows is not None
     half = (sample.rows[0].double() - sample.rows[1].double()) / 2
-    weights, _ = logistic(torch.cat([half, -half]), _labels(sample), intercept=False)
-    return Found(sample.oriented(weights))
+    return Found(sample.oriented(_weights(torch.cat([half, -half]), len(half))))  # by symmetry the bias is 0
 
 
-def _labels(sample: Sample) -> Float[Tensor, "n"]:
-    assert sample.rows is not None
-    up, down = sample.rows
-    return torch.cat([torch.ones(len(up)), torch.zeros(len(down))]).double()
+def _weights(rows: Float[Tensor, "n d"], positive: int) -> Vector:
+    """Of logistic regression with scikit-learn's default strength; the first rows are the positive ones."""
+    return logistic_paths(rows[None], torch.arange(len(rows)) < positive, [1.0])[0][0, 0]
 
 
 METHODS: dict[str, Method] = {

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..directions.covariance import oas
 from ..errors import BadInput, check_name
 
 Shrinkage = Literal["ledoit_wolf", "oas", "none"]
@@ -26,16 +27,9 @@ def _ledoit_wolf(traces: "Traces") -> Tensor:
     return torch.where(apart > 0, torch.minimum(noise, apart) / apart, 0.0)
 
 
-def _oas(traces: "Traces") -> Tensor:
-    """Chen et al. 2010 (IEEE Trans. Signal Process. 58:5016), in scikit-learn's form."""
-    alpha, mean = traces.squares / traces.d**2, (traces.trace / traces.d).square()
-    below = (traces.n + 1) * (alpha - mean / traces.d)
-    return torch.where(below > 0, ((alpha + mean) / below).clamp(max=1), 1.0)
-
-
 SHRINKAGES: dict[str, Callable[["Traces"], Tensor]] = {
     "ledoit_wolf": _ledoit_wolf,
-    "oas": _oas,
+    "oas": lambda traces: oas(traces.trace, traces.squares, traces.d, traces.n),
     "none": lambda traces: torch.zeros_like(traces.trace),
 }
 

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..logistic import logistic_paths
 from .covariance import Shrinkage, class_residuals, inverse
-from .newton import paths
 
 Places = Float[Tensor, "places n d"]
 Parts = dict[str, Tensor]  # tensors with places first
@@ -96,7 +96,7 @@ def logistic(X: Places, y: Bool[Tensor, "n"], *, strengths: Sequence[float], bal
     Z, mean, scale = standardised(X)
     share = y.double().mean()
     counts = torch.where(y, 0.5 / share, 0.5 / (1 - share)) if balanced else None
-    W, b = paths(Z, y, [1 / C for C in strengths], counts)
+    W, b = logistic_paths(Z, y, [1 / C for C in strengths], counts)
     return [in_raw_units(w, bias, mean, scale) for w, bias in zip(W, b)]
 
 

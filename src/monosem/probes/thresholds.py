@@ -12,10 +12,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..errors import BadInput
+from ..logistic import logistic_paths
 from ..results import Result
 from . import descent
 from .fitting import areas_of
-from .newton import paths
 from .probe import Probes
 from .rows import Rows
 
@@ -64,7 +64,7 @@ def calibrated(probes: Probes, rows: Rows) -> Probes:
             "probe of a place that works (.best, .at)"
         )
     spread = f.std(1, unbiased=False, keepdim=True).clamp(min=1e-300)
-    (slope,), (shift,) = paths((f / spread)[..., None], rows.y, [CALIBRATION_PENALTY])
+    (slope,), (shift,) = logistic_paths((f / spread)[..., None], rows.y, [CALIBRATION_PENALTY])
     return probes.with_parts({"calibration": rows.named}, calibration=torch.cat([slope / spread, shift[:, None]], 1))
 
 

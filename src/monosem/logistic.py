@@ -17,7 +17,7 @@ LEAST = 1e-12  # of p (1 - p), so that rows that are certain do not divide by ze
 Places = Float[Tensor, "places n d"]
 
 
-def paths(
+def logistic_paths(
     Z: Places, y: Bool[Tensor, "n"], penalties: Sequence[float], counts: Float[Tensor, "n"] | None = None
 ) -> tuple[Float[Tensor, "penalties places d"], Float[Tensor, "penalties places"]]:
     """Weights and biases that minimise Σ_i c_i log(1 + exp(∓ f_i)) + penalty / 2 |w|², f = Z w + b, b free, for every
