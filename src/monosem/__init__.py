@@ -26,6 +26,7 @@ _PUBLIC = {
     "edits": "monosem.edits",
     "metrics": "monosem.metrics",
     "data": "monosem.data",
+    "organisms": "monosem.organisms",
     "activations": "monosem.activations",
     "dictionaries": "monosem.dictionaries",
     "components": "monosem.components",
