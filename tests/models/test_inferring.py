@@ -70,6 +70,31 @@ def test_multipliers_are_found_in_an_unlisted_architecture():
     assert found.logit_steps == (("divide", "logits_scaling"),)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("loudness", [1e-3, 1.0])
+def test_a_soft_cap_is_found_however_small_the_logits_are(dtype, loudness):
+    """Near zero a cap does nothing, and any large number of the config would fit."""
+    hf = unlisted("vaultgemma", final_logit_softcapping=26.1, head_dim=16, query_pre_attn_scalar=256)
+    hf.lm_head.weight.data.mul_(loudness)
+    assert quietly(hf.to(dtype)).logit_steps == (("soft_cap", "final_logit_softcapping"),)
+
+
+def test_a_step_that_small_logits_hide_is_not_missed():
+    hf = unlisted("vaultgemma", final_logit_softcapping=26.1, head_dim=16)
+    hf.lm_head.weight.data.mul_(1e-6)
+    assert quietly(hf).logit_steps == (("soft_cap", "final_logit_softcapping"),)
+
+
+def test_a_constant_is_the_nearest_number_and_two_that_fit_alike_are_refused():
+    hf = tiny_hf("granite")
+    right = hf.config.residual_multiplier
+    hf.config.first_scale = right * 1.004  # asked first, and within a percent
+    assert quietly(hf).branches[0].scale == "residual_multiplier"
+    hf.config.first_scale, hf.config.other_scale = right * (1 + 1e-12), right * (1 - 1e-12)
+    with pytest.raises(UnknownName, match=r"which number of the config .* fit alike"):
+        infer(hf)
+
+
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [

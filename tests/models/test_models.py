@@ -76,6 +76,7 @@ def test_identities_in_other_dtypes(dtype):
         ("llama", {"attn.k": "v_proj", "attn.v": "k_proj"}, "pattern · v = z"),
         ("phi", {"attn.q": "k_proj", "attn.k": "q_proj"}, "ln1(resid_pre) W_Q + b_Q"),
         ("gpt_neo", {"attn.q": "k_proj", "attn.k": "q_proj"}, "the first token's q moves no later z"),
+        ("gpt_neo", {"attn.k": "v_proj", "attn.v": "k_proj"}, "the first token sees itself alone: v = z"),
         ("olmo", {"attn.clip": None}, "ln1(resid_pre) W_Q + b_Q"),
         ("llama", {"attn.before": "post_attention_layernorm"}, "ln1(resid_pre) W_Q + b_Q"),
         ("llama", {"mlp.pre": "up_proj", "mlp.pre_linear": "gate_proj"}, "mlp_post linear in it"),

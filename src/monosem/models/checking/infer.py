@@ -23,9 +23,11 @@ from ..model import Model
 from ..native import device_of, refuse_compiled
 from ..places.families import BY_TYPE, LOGIT_STEPS, Family, attn, mlp
 from ..sizes import widths
+from ..turns import turn
 from .tracing import Call, is_linear, same, trace
 from .verify import verify
 
+LOUD = 300.0  # logits at which a step after the unembedding is looked at: ten times a usual soft cap
 _HOW = "add a row to monosem/models/places/families.py, or pass family=Family(...) to Model"
 
 
@@ -168,7 +170,7 @@ def _ends(hf: PreTrainedModel, calls: list[Call], blocks: list[Call]) -> dict[st
         if other and same((embed.wrote + c.wrote).expand_as(first), first):
             return ends | {"positions": _path(hf, c)}
     scale = _ratio(first, embed.wrote)
-    attribute = None if scale is None else _attribute(hf, lambda value: isclose(value, scale, rel_tol=1e-2))
+    attribute = None if scale is None else _constant(hf, scale, first)
     if attribute is None:
         raise _NotFound("what enters the first block is not the token embedding, with or without positions or a scale")
     return ends | {"embed_scale": attribute}
@@ -183,33 +185,76 @@ def _path(hf: PreTrainedModel, call: Call) -> str:
 
 
 def _logit_step(hf: PreTrainedModel, raw: Tensor, logits: Tensor) -> tuple[tuple[str, str], ...]:
-    if same(raw, logits):
+    """Seen at logits so loud that a step which bends them does: near zero every soft cap is the identity."""
+    if same(raw, logits) and same(*_loud(hf)):
         return ()
+    loud, stepped = _loud(hf)
     for step, function in LOGIT_STEPS.items():
-        if name := _attribute(hf, lambda value, f=function: _near(f(raw, value), logits)):  # type: ignore[misc]
+        if name := _attribute(hf, lambda value, f=function: _distance(f(loud, value), stepped), _limit(raw)):  # type: ignore[misc]
             return ((step, name),)
     raise _NotFound("what the model does to the logits after the unembedding")
 
 
-def _attribute(hf: PreTrainedModel, holds: Callable[[float], bool]) -> str | None:
-    """The first number of the config for which something holds; those that are called a scale before the others."""
+def _loud(hf: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    """The unembedding's output, made as large as `LOUD`, and the model's logits then."""
+    seen: list[Tensor] = []
+
+    def louder(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        seen.append(output * (LOUD / output.abs().max().clamp(min=1e-30)))
+        return seen[-1]
+
+    head = hf.get_output_embeddings()
+    assert isinstance(head, nn.Module)
+    with turn(hf), torch.no_grad():
+        hook = head.register_forward_hook(louder)
+        try:
+            logits = hf(input_ids=torch.arange(6, device=device_of(hf))[None], use_cache=False).logits
+        finally:
+            hook.remove()
+    return seen[-1], logits
+
+
+def _constant(hf: PreTrainedModel, found: float, of: Tensor) -> str | None:
+    """The config's name of a constant that was measured at numbers of this dtype."""
+    return _attribute(hf, lambda value: abs(value / found - 1), _limit(of))
+
+
+def _attribute(hf: PreTrainedModel, error: Callable[[float], float], limit: float) -> str | None:
+    """The number of the config with the smallest error; of equal numbers one that is called a scale.
+
+    Raises:
+        _NotFound: another number explains what was seen as well.
+    """
     named = sorted(vars(text_config(hf)).items(), key=lambda item: not re.search(r"scal|mult|cap", item[0]))
-    for name, value in named:
-        if isinstance(value, int | float) and not isinstance(value, bool) and value and holds(float(value)):
-            return name
-    return None
+    numbers = [(name, float(v)) for name, v in named if isinstance(v, int | float) and not isinstance(v, bool) and v]
+    fits = sorted(((error(value), name, value) for name, value in numbers), key=lambda fit: fit[0])
+    fits = [fit for fit in fits if fit[0] <= limit]
+    if not fits:
+        return None
+    best, name, value = fits[0]
+    for also, other, number in fits[1:]:
+        if number != value and also < 4 * best:
+            both = f"{name} ({value:g}) and {other} ({number:g})"
+            raise _NotFound(f"which number of the config is a constant of the model: {both} fit alike")
+    return name
 
 
 def _ratio(one: Tensor, other: Tensor) -> float | None:
     """The constant c with one = c · other; None if no constant fits."""
     a, b = one.double(), other.double()
     c = float((a * b).sum() / (b * b).sum().clamp(min=1e-30))
-    return c if _near(c * b, a) else None
+    return c if _distance(c * b, a) <= _limit(one) else None
 
 
-def _near(one: Tensor, other: Tensor) -> bool:
-    worst = (one.double() - other.double()).abs().max()
-    return bool(worst <= (1e-4 if other.dtype in (torch.float32, torch.float64) else 2e-2) * other.abs().max())
+def _limit(of: Tensor) -> float:
+    """The relative error up to which numbers of this dtype count as equal."""
+    return 1e-4 if of.dtype in (torch.float32, torch.float64) else 2e-2
+
+
+def _distance(one: Tensor, other: Tensor) -> float:
+    """The largest difference relative to the largest number; infinite for NaN."""
+    worst = (one.double() - other.double()).abs().max() / other.double().abs().max().clamp(min=1e-30)
+    return float(worst.nan_to_num(torch.inf))
 
 
 # ---------------------------------------------------------------------- a block
@@ -232,7 +277,7 @@ def _block(hf: PreTrainedModel, calls: list[Call], block: Call) -> tuple[dict[st
     assert isinstance(added, Tensor)
     scale = _ratio(block.wrote - block.read, added)
     if scale is not None and not isclose(scale, 1.0, rel_tol=1e-2):
-        for_attn["scale"] = for_mlp["scale"] = _attribute(hf, lambda value: isclose(value, scale, rel_tol=1e-2))
+        for_attn["scale"] = for_mlp["scale"] = _constant(hf, scale, block.wrote)
     return for_attn, for_mlp
 
 

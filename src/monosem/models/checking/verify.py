@@ -157,7 +157,7 @@ def _streams(c: _Checks) -> None:
 
 
 def _heads(c: _Checks) -> None:
-    model, outputs, mixed = c.model, [], []
+    model, outputs, mixed, firsts = c.model, [], [], []
     attentions = [branch for branch in model.branches() if branch.kind == "attention"]
     if not attentions:
         return
@@ -165,16 +165,22 @@ def _heads(c: _Checks) -> None:
         clip = branch.slot.mixer.clip and getattr(model.config, branch.slot.mixer.clip)
         heads = torch.einsum("bthd,hdm->btm", c.run[branch.site("z")], branch.weight())
         outputs.append(branch.write(heads + branch.bias()))
+        values = c.run[branch.site("v")].repeat_interleave(model.cfg.n_heads // model.cfg.n_kv_heads, dim=2)
+        values = values.clamp(-clip, clip) if clip else values
         if branch.site("pattern") in c.run:
-            values = c.run[branch.site("v")].repeat_interleave(model.cfg.n_heads // model.cfg.n_kv_heads, dim=2)
-            values = values.clamp(-clip, clip) if clip else values
             mixed.append(torch.einsum("bhqk,bkhd->bqhd", c.run[branch.site("pattern")], values))
+        else:
+            firsts.append(values[:, 0])
     _projections(c, attentions)
     expected = torch.stack([c.run[branch.out] for branch in attentions])
     c.add("z", "sum over heads of z W_O + b_O = attn_out", torch.stack(outputs), expected)
+    if firsts:  # no pattern can be read: the one token whose pattern is known tells v from k
+        without = [branch for branch in attentions if branch.site("pattern") not in c.run]
+        c.add("v", "the first token sees itself alone: v = z", c.all_of(without, "z")[:, :, 0], torch.stack(firsts))
     if mixed:
-        c.add("pattern", "pattern · v = z", torch.stack(mixed), c.all_of(attentions, "z"))
-        scores, pattern = c.all_of(attentions, "scores").float(), c.all_of(attentions, "pattern").float()
+        seen = [branch for branch in attentions if branch.site("pattern") in c.run]
+        c.add("pattern", "pattern · v = z", torch.stack(mixed), c.all_of(seen, "z"))
+        scores, pattern = c.all_of(seen, "scores").float(), c.all_of(seen, "pattern").float()
         # with a sink (GPT-OSS) a pattern's rows sum to less than one
         c.add("scores", "softmax = pattern", scores.softmax(-1), pattern / pattern.sum(-1, True))
 
