@@ -59,6 +59,7 @@ def test_the_matryoshka_loss_and_its_gradients_are_those_of_the_slow_formula(ker
 def test_matryoshka_widths_by_default_and_where_they_are_wrong() -> None:
     assert widths_of(config(kind="matryoshka", width=4096)) == [256, 512, 1024, 2048, 4096]
     assert widths_of(config(kind="matryoshka", width=3)) == [1, 3]
+    assert widths_of(config(kind="matryoshka", matryoshka_widths=[])) == [64]  # no prefix is not the default
     for wrong in ([8, 8], [24, 8], [8, 65]):
         with pytest.raises(BadInput, match=r"matryoshka_widths must grow and be at most the width, 64: \["):
             config(kind="matryoshka", matryoshka_widths=wrong)

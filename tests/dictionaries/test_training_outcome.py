@@ -15,6 +15,7 @@ from torch import Tensor
 from monosem.dictionaries import Dictionary, load_dictionary
 from monosem.dictionaries.training import outcome, train_on, trainer
 from monosem.dictionaries.training.architectures import ARCHITECTURES
+from monosem.dictionaries.training.kinds import KINDS
 from monosem.errors import BadInput, Mismatch
 from monosem.jobs import Interrupted
 
@@ -257,6 +258,21 @@ def test_the_form_that_starts_from_a_dictionary_computes_what_it_does(tmp_path: 
     torch.testing.assert_close(pre / 0.03, first.preactivations(x), atol=2e-3, rtol=1e-4)
     torch.testing.assert_close(form.W_dec.detach(), first.W_dec)
     torch.testing.assert_close(form.b_dec.detach() / 0.03, first.b_dec, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if not kind.one_threshold])
+def test_each_kind_starts_as_the_function_of_its_file(kind: str, tmp_path: Path) -> None:
+    """Thresholds and gates, too. What chooses from a whole batch has a threshold in its file only."""
+    needs = {"k": 3 if "k" in KINDS[kind].own else None, "target_l0": 3.0 if kind == "jumprelu" else None}
+    first = train_on(MemoryStream(), config(60, kind=kind, **needs), folder=tmp_path / "first", quiet=True)
+    settings, x = config(kind=kind, start=str(tmp_path / "first"), width=2 * FEATURES, **needs), fresh()
+    form = ARCHITECTURES["sae"].started(settings, [torch.zeros(D)], [0.03], [])
+    with torch.no_grad():
+        form.W_dec[FEATURES:] = 0  # latents that the file does not have
+        form.W_enc[FEATURES:] = 0
+    done = KINDS[kind].forward["dense"](form, 0.03 * x, settings)
+    torch.testing.assert_close(done.reconstruction.detach() / 0.03, first(x), atol=2e-3, rtol=1e-3)
+    assert int(done.active) == int((first.encode(x).values != 0).sum())
 
 
 def test_a_wider_run_keeps_the_latents_that_it_starts_from(tmp_path: Path) -> None:

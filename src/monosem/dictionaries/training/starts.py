@@ -11,6 +11,7 @@ from ..dictionary import Dictionary
 from ..folds import fold_decoder_norm
 from ..loading import one_site
 from .form import TrainingForm
+from .kinds import KINDS
 from .settings import DictionarySettings
 
 MEDIAN_SAMPLES = 16_384
@@ -117,7 +118,7 @@ def _fill(form: TrainingForm, config: DictionarySettings, start: Dictionary, sca
     if form.W_skip is not None and weights.W_skip is not None:
         values["W_skip"] = ratio * weights.W_skip
         values["b_dec"] = b_dec + values["W_skip"] @ centre
+    threshold = None if weights.threshold is None else scale * weights.threshold
+    values |= KINDS[config.kind].filled(values["b_enc"], threshold)
     for name, value in values.items():
-        getattr(form, name)[: len(value)].copy_(value)
-    if "threshold" in form.own and weights.threshold is not None:
-        form.own["threshold"][: start.width].copy_(scale * weights.threshold)
+        form.get_parameter(name)[: len(value)].copy_(value)

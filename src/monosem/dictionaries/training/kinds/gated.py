@@ -49,6 +49,12 @@ def _canonical(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {"W_enc": weights["W_enc"] * factor[:, None], "b_enc": b_mag, "threshold": threshold}
 
 
+def _filled(b_enc: Tensor, threshold: Tensor | None) -> dict[str, Tensor]:
+    """A gate π = pre − θ, and pre itself as the magnitude."""
+    gate = b_enc if threshold is None else b_enc - threshold
+    return {"b_enc": gate, "own.b_mag": b_enc, "own.r_mag": torch.zeros_like(b_enc)}
+
+
 GATED = Kind(
     use="as relu, with codes that are not shrunk; twice the work of relu",
     forward={"sparse": _sparse, "dense": _dense},
@@ -60,4 +66,5 @@ GATED = Kind(
     own=("sparsity", "sparsity_warmup", "p_end"),
     own_parameters=lambda settings: {name: torch.zeros(settings.width) for name in ("r_mag", "b_mag")},
     canonical=_canonical,
+    filled=_filled,
 )

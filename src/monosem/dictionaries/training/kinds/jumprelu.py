@@ -129,5 +129,6 @@ JUMPRELU = Kind(
     },
     constrain=_constrain,
     canonical=lambda weights: {"threshold": weights["own.threshold"]},
+    filled=lambda b_enc, threshold: {} if threshold is None else {"own.threshold": threshold},
     complaint=_complaint,
 )

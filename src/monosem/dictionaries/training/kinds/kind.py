@@ -73,6 +73,8 @@ class Kind:
         own_parameters: first values [width] of what is learned beside the matrices and biases that every kind has.
         constrain: what holds for the parameters after every step.
         canonical: weights by name, in float64, to W_enc [width, d_in], b_enc and what else the canonical form has.
+        filled: the other way, for a run that starts from a dictionary: b_enc and, where it has one, threshold, both in
+            the form's units, to the weights that are not canonical ones.
         complaint: what is wrong with the settings, None where nothing is.
     """
 
@@ -91,6 +93,7 @@ class Kind:
     own_parameters: Callable[[DictionarySettings], dict[str, Tensor]] = lambda settings: {}
     constrain: Callable[[TrainingForm], None] = lambda form: None
     canonical: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda weights: {}
+    filled: Callable[[Tensor, Tensor | None], dict[str, Tensor]] = lambda b_enc, threshold: {}
     options: Callable[[DictionarySettings], dict[str, object]] = lambda settings: {}
     metadata: Callable[[DictionarySettings], dict[str, object]] = lambda settings: {}
     complaint: Callable[[DictionarySettings], str | None] = lambda settings: None

@@ -26,7 +26,9 @@ SHARES = (16, 8, 4, 2)  # of the width, for the prefixes where none are given
 
 def widths_of(settings: DictionarySettings) -> list[int]:
     """The prefixes, each longer than the one before; the last is all latents."""
-    given = settings.matryoshka_widths or [settings.width // share for share in SHARES if settings.width >= share]
+    given = settings.matryoshka_widths
+    if given is None:
+        given = [settings.width // share for share in SHARES if settings.width >= share]
     return sorted({*given, settings.width})
 
 
