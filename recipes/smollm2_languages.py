@@ -1,12 +1,13 @@
-"""Text in eleven languages and Python code, for dictionaries of smollm2.
+"""Text in eleven languages and Python code, for the dictionaries that monosem ships for smollm2.
 
     python recipes/smollm2_languages.py --out work/languages         # on Debian 12: it calls apt-get and dpkg-deb
 
-One file a language (`fr.jsonl`): LibreOffice's help, of Debian's packages; `python.jsonl`: this Python's standard
-library. {"id", "text"} a line. A twentieth, by a hash of the text, goes into `held_out/`.
+One file a language (`fr.jsonl`): LibreOffice's help, manual pages and fortunes of Debian's packages; `python.jsonl`:
+this Python's standard library. {"id", "text"} a line. A twentieth, by a hash of the text, goes into `held_out/`.
 """
 
 import argparse
+import gzip
 import hashlib
 import html
 import json
@@ -18,22 +19,22 @@ from pathlib import Path
 
 from monosem.files import replacing
 
-# language -> its name in LibreOffice's help
+# language -> its name in LibreOffice's help, in manual pages, in fortunes ("": none)
 LANGUAGES = {
-    "fr": "fr",
-    "de": "de",
-    "es": "es",
-    "it": "it",
-    "pt": "pt-BR",
-    "nl": "nl",
-    "sv": "sv",
-    "pl": "pl",
-    "ru": "ru",
-    "zh": "zh-CN",
-    "ja": "ja",
+    "fr": ("fr", "fr", ""),
+    "de": ("de", "de", "de"),
+    "es": ("es", "es", "es"),
+    "it": ("it", "it", "it"),
+    "pt": ("pt-BR", "pt_BR", "br"),
+    "nl": ("nl", "nl", ""),
+    "sv": ("sv", "sv", ""),
+    "pl": ("pl", "pl", "pl"),
+    "ru": ("ru", "ru", "ru"),
+    "zh": ("zh-CN", "zh_CN", "zh"),
+    "ja": ("ja", "ja", ""),
 }
 LICENCES = {
-    "languages": "LibreOffice help, MPL 2.0",
+    "languages": "LibreOffice help, MPL 2.0; Debian's translated manual pages, mostly GPL; Debian's fortunes",
     "python": "Python's standard library, PSF licence",
 }
 HELD_OUT = 20  # one document in so many
@@ -50,8 +51,7 @@ def main() -> None:
     (args.out / "held_out").mkdir(parents=True, exist_ok=True)
     root = unpacked(args.out / "packages")
     for language in LANGUAGES:
-        pages = help_pages(root / "usr/share/libreoffice/help" / LANGUAGES[language] / "text")
-        save(language, pages, args.out, args.characters)
+        save(language, documents(root, language), args.out, args.characters)
     save("python", code(), args.out, 3 * args.characters)
 
 
@@ -61,11 +61,31 @@ def unpacked(folder: Path) -> Path:
     if root.exists():
         return root
     folder.mkdir(parents=True, exist_ok=True)
-    names = [f"libreoffice-help-{name.lower()}" for name in LANGUAGES.values()]
+    names = []
+    for help_name, manual, fortunes in LANGUAGES.values():
+        names += [f"libreoffice-help-{help_name.lower()}", f"manpages-{manual.lower().replace('_', '-')}"]
+        names += [f"fortunes-{fortunes}"] * bool(fortunes)
+    names = [name.replace("manpages-zh-cn", "manpages-zh") for name in names]
     subprocess.run(["apt-get", "download", *names], cwd=folder, check=True)
     for package in sorted(folder.glob("*.deb")):
         subprocess.run(["dpkg-deb", "-x", package, root], check=True)
     return root
+
+
+def documents(root: Path, language: str) -> Iterator[tuple[str, str]]:
+    """(id, text) of a language: the three sources in turn, while all last."""
+    help_name, manual, fortunes = LANGUAGES[language]
+    sources = [
+        help_pages(root / "usr/share/libreoffice/help" / help_name / "text"),
+        manual_pages(root / "usr/share/man" / manual),
+        quotations(root / "usr/share/games/fortunes", language, fortunes),
+    ]
+    while sources:
+        for source in list(sources):
+            if (found := next(source, None)) is None:
+                sources.remove(source)
+            else:
+                yield found
 
 
 def by_hash(paths: Iterator[Path]) -> list[Path]:
@@ -84,6 +104,33 @@ def help_pages(folder: Path) -> Iterator[tuple[str, str]]:
         blocks = re.findall(r"<(?:h\d|p)\b[^>]*>(.*?)</(?:h\d|p)>", body, flags=re.DOTALL)
         lines = [" ".join(html.unescape(re.sub(r"<[^>]+>", "", block)).split()) for block in blocks]
         yield f"help/{path.parent.name}/{path.stem}", "\n".join(line for line in lines if line)
+
+
+def manual_pages(folder: Path) -> Iterator[tuple[str, str]]:
+    """The running text of roff sources: macros and escapes are dropped, headings and paragraphs kept."""
+    for path in by_hash(folder.rglob("*.gz")):
+        raw = gzip.decompress(path.read_bytes()).decode("utf-8", errors="ignore")
+        lines = []
+        for line in raw.splitlines():
+            if re.match(r"[.'](SH|SS|B|I|BR|IR|TP|IP|PP)\b", line):
+                line = re.sub(r"^[.'](SH|SS|B|I|BR|IR|TP|IP|PP)\s*", "", line).replace('"', "")
+            elif line.startswith((".", "'")):
+                continue
+            line = re.sub(r"\\f[A-Z]|\\f\([A-Z]{2}|\\[&/,|]|\\s[-+]?\d", "", line)
+            lines.append(line.replace("\\-", "-").replace("\\(aq", "'").replace("\\ ", " ").replace("\\[em]", "—"))
+        yield f"man/{path.stem}", "\n".join(line for line in lines if line.strip())
+
+
+def quotations(folder: Path, language: str, name: str) -> Iterator[tuple[str, str]]:
+    """Files of quotations, ten to a document."""
+    named = {"it": "it/*", "de": "de/*", "es": "es/*", "pl": "pl/*", "ru": "ru/*", "zh": "*", "pt": "*"}
+    for path in by_hash(folder.glob(named[language])) if name else []:
+        wanted = {"zh": ("chinese", "tang300", "song100"), "pt": ("brasil",)}.get(language, (path.name,))
+        if path.is_file() and path.suffix == "" and path.name in wanted:
+            text = re.sub(r"\x1b\[[\d;]*m", "", path.read_text(encoding="utf-8", errors="ignore"))
+            quotes = re.split(r"\n%+\n", text)
+            for start in range(0, len(quotes), 10):
+                yield f"fortunes/{path.name}/{start}", "\n\n".join(quotes[start : start + 10])
 
 
 def code() -> Iterator[tuple[str, str]]:

@@ -189,6 +189,9 @@ def make_index(
     out: Annotated[Path | None, option("FILE", "Default: index.sqlite beside the dictionary.")] = None,
     tokens: TokenLimit = 1_000_000,
     examples: Annotated[int, option("N", "Examples kept for each latent.", min=1)] = 20,
+    leave_out: Annotated[
+        str, option("REGEX", "Neither count nor quote documents whose id this finds (ids are FILE or FILE#key).")
+    ] = "",
     context: Context = 256,
     seed: Seed = 0,
 ) -> None:
@@ -203,7 +206,8 @@ def make_index(
 
     sae, lm = asked.load()
     target = out or (sae.folder or Path()) / "index.sqlite"
-    config = IndexConfig.parse({"examples": examples, "corpus": ", ".join(map(str, corpus.text))})
+    named = {"examples": examples, "corpus": ", ".join(map(str, corpus.text)), "leave_out": leave_out}
+    config = IndexConfig.parse(named)
     with resumable(f"what is done is kept beside {target}"):
         documents = corpus.documents(lm, seed, asked.silent)
         store = TokenStore.build(lm, documents, context, tokens=tokens, quiet=asked.silent)

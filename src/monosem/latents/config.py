@@ -1,8 +1,9 @@
 """What an index is made of, beside the dictionary, the model and the text."""
 
+import re
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ..jobs import JobConfig
 
@@ -21,6 +22,18 @@ class IndexConfig(JobConfig):
     band_examples: int = Field(default=2, ge=0, description="examples drawn from each interval")
     left: int = Field(default=24, ge=0, description="tokens shown before the strongest one of an example")
     right: int = Field(default=8, ge=0, description="tokens shown after it")
+    leave_out: str = Field(
+        default="", description="regular expression: documents whose id it finds are neither counted nor quoted"
+    )
     corpus: str = Field(default="", description="what the text is, with its licence; kept in the index")
     batch_size: int = Field(default=16, gt=0, description="windows a forward pass")
     save_tokens: int = Field(default=250_000, gt=0, description="tokens between saves of an unfinished index")
+
+    @field_validator("leave_out")
+    @classmethod
+    def _is_an_expression(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+        return value

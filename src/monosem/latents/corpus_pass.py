@@ -1,6 +1,7 @@
 """One pass over a corpus for all latents of a dictionary: what was counted so far, and how it is kept."""
 
 import json
+import re
 import zipfile
 import zlib
 from collections import Counter
@@ -10,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..activations import ActivationBatch
 from ..data import TokenStore
 from ..dictionaries import Dictionary
-from ..errors import BadFile
+from ..errors import BadFile, BadInput
 from ..files import replacing
 from ..reading import parse_json
 from .candidates import Columns, Drawn, Strongest, lots
@@ -63,11 +65,13 @@ class CorpusPass:
         self.strongest = Strongest.of(dictionary.width, config.examples, PER_DOCUMENT, *around)
         self.drawn = Drawn.of(dictionary.width, config.band_examples, *around)
         self.parts = (self.numbers, self.words, self.strongest, self.drawn)
+        self.left_out = self._matching(config.leave_out)
         if state.exists():
             self._resume()
 
     def add(self, batch: ActivationBatch) -> None:
         """Count the kept tokens of some whole windows."""
+        batch = self._without_left_out(batch)
         codes = self.dictionary.encode(batch[self.dictionary.site])
         rows, places = (codes.values != 0).nonzero(as_tuple=True)
         whole = (codes.indices[rows, places], batch.windows[rows], batch.positions[rows], batch.tokens[rows])
@@ -80,6 +84,24 @@ class CorpusPass:
         self.tokens += len(batch)
         for part in self.parts:
             part.add(firings)
+
+    def _matching(self, pattern: str) -> np.ndarray:
+        """Numbers of the documents that are left out."""
+        if not pattern:
+            return np.zeros(0, dtype=np.int64)
+        ids = self.store.packing.documents
+        if not ids:
+            raise BadInput("leave_out goes by the ids of documents, and these windows were given as token ids")
+        return np.array([number for number, name in enumerate(ids) if re.search(pattern, name)], dtype=np.int64)
+
+    def _without_left_out(self, batch: ActivationBatch) -> ActivationBatch:
+        if not len(self.left_out):
+            return batch
+        documents = self._documents(batch.windows.cpu().numpy(), batch.positions.cpu().numpy())
+        kept = torch.from_numpy(~np.isin(documents, self.left_out)).to(batch.tokens.device)
+        self.skipped["left out"] += int((~kept).sum())
+        x = {site: values[kept] for site, values in batch.activations.items()}
+        return ActivationBatch(x, batch.tokens[kept], batch.windows[kept], batch.positions[kept])
 
     def save(self) -> None:
         state: dict[str, Any] = {"window": self.window, "tokens": self.tokens}

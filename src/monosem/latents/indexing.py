@@ -107,13 +107,14 @@ def _about(model: Model, so_far: CorpusPass, windows: int) -> dict[str, Any]:
     """What the index says of its making, beside what decides it."""
     dictionary, config = so_far.dictionary, so_far.config
     skipped = {reason: count for reason, count in sorted(so_far.skipped.items()) if reason != "kept"}
+    rest = windows * so_far.store.context - so_far.tokens - sum(skipped.values())
     place = f"{dictionary.site_out} is not in the stream" if dictionary.has_site_out else "where it writes is unknown"
     direct = CONVENTION if reaches_logits(model, dictionary) else f"none: {place}"
     return {
-        **config.model_dump(include={"examples", "bands", "band_examples", "left", "right", "corpus"}),
+        **config.model_dump(include={"examples", "bands", "band_examples", "left", "right", "corpus", "leave_out"}),
         "context": so_far.store.context,
         "effects": direct,
-        "skipped": skipped or {"all reasons": windows * so_far.store.context - so_far.tokens},
+        "skipped": skipped | ({"all reasons": rest} if rest else {}),
     }
 
 
@@ -152,8 +153,8 @@ def _from_model(model: Model, so_far: CorpusPass, skip: SkipRule | None, end: in
 
 def _from_shards(shards: ActivationShards, so_far: CorpusPass, end: int) -> Batches:
     """Stored rows, whole windows at a time; they lie in the order of their windows."""
-    so_far.skipped.clear()
-    so_far.skipped.update(shards.skipped if end == len(so_far.store) else {})  # counted by file, not by window
+    if not so_far.window and end == len(so_far.store):
+        so_far.skipped.update(shards.skipped)  # counted by file, not by window
     every = shards.rows("windows", torch.arange(shards.tokens)).long()
     for first in range(so_far.window, end, WINDOWS):
         last = min(first + WINDOWS, end)
