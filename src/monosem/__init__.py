@@ -39,6 +39,7 @@ _PUBLIC = {
     "probes": "monosem.probes",
     "steering": "monosem.steering",
     "studies": "monosem.studies",
+    "judges": "monosem.judges",
 }
 
 __all__ = ["__version__", *_PUBLIC]

@@ -210,6 +210,37 @@ def auroc_bounds(area: Float[Tensor, "*any"], n: int, m: int) -> tuple[Float[Ten
     return bounds[0], bounds[1]
 
 
+def kappa(one: Sequence[object], other: Sequence[object], *, seed: int = 0, draws: int = 2000) -> Interval:
+    """Cohen's kappa of two lists of labels of the same things, with its percentile-bootstrap interval (Cohen 1960).
+
+    (observed - expected) / (1 - expected) agreement, expected from how often each side gives each label; NaN where
+    both sides give one label only, for then they cannot disagree.
+    """
+    if len(one) != len(other) or not len(one):
+        raise BadInput(f"kappa compares labels of the same things: {len(one)} and {len(other)} are given")
+    number = {label: i for i, label in enumerate(dict.fromkeys([*one, *other]))}
+    a, b = (np.array([number[label] for label in side]) for side in (one, other))
+
+    def value(rows: np.ndarray) -> np.ndarray:
+        x, y = a[rows], b[rows]
+        expected = sum((x == label).mean(-1) * (y == label).mean(-1) for label in range(len(number)))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return ((x == y).mean(-1) - expected) / (1 - expected)
+
+    drawn = value(np.random.default_rng(seed).integers(0, len(a), size=(draws, len(a))))
+    known = drawn[np.isfinite(drawn)]
+    low, high = np.quantile(known, PERCENTILES) if known.size else (math.nan, math.nan)
+    whole = float(value(np.arange(len(a))))
+    return Interval(whole if math.isfinite(whole) else math.nan, float(low), float(high))
+
+
+def mcnemar(first: int, second: int) -> float:
+    """Exact two-sided p of paired changes (McNemar 1947): `first` things changed one way and `second` the other way,
+    each like a fair coin if nothing is going on. 1 where none did."""
+    n, least = first + second, min(first, second)
+    return min(1.0, 2 * sum(math.comb(n, i) for i in range(least + 1)) / 2**n)
+
+
 def consistency(
     positive: Float[Tensor, "n latents"], negative: Float[Tensor, "m latents"], paired: bool
 ) -> Float[Tensor, "latents"]:

@@ -22,7 +22,7 @@ SOURCE = ROOT / "src" / "monosem"
 ROOMS = [
     "__init__ errors terminal reading files progress statistics logistic plots pages results jobs",
     "models",
-    "edits metrics data organisms",
+    "edits metrics data organisms judges",
     "activations dictionaries",
     "components",
     "patching",
