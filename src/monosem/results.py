@@ -4,6 +4,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 
@@ -66,6 +67,18 @@ class Result:
         from .pages import page_of  # templates, which only pictures need
 
         return write_result(path, self.table, lambda: page_of(self.plot(**plot)))
+
+
+@dataclass(frozen=True)
+class Tabled(Result):
+    """A result that is little more than its table."""
+
+    rows: "pd.DataFrame" = field(repr=False)
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def table(self) -> "pd.DataFrame":
+        return self.rows
 
 
 def largest(table: "pd.DataFrame", column: str | None, n: int, *, either_way: bool = False) -> "pd.DataFrame":

@@ -160,6 +160,25 @@ def _ranks(x: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
 
 
 # ---------------------------------------------------------------------- two groups
+def conformal_threshold(scores: Float[Tensor, "*batch n"], rate: float, what: str = "rows") -> Float[Tensor, "*batch"]:
+    """What a new score of the same kind exceeds with at most this probability: the ⌈(n + 1)(1 - rate)⌉-th smallest of n
+    held-out scores (split conformal; Vovk et al. 2005), whatever their distribution.
+
+    Raises:
+        BadInput: a rate outside 0 to 1, or too few scores to reach it (`what` names them).
+    """
+    if not 0 < rate < 1:
+        raise BadInput(f"target_fpr is a share between 0 and 1, such as 0.01, not {rate}")
+    n = scores.shape[-1]
+    rank = math.ceil((n + 1) * (1 - rate) - 1e-9)
+    if rank > n:
+        raise BadInput(
+            f"a false positive rate of {rate:g} needs at least {math.ceil(1 / rate - 1 - 1e-9)} negative {what}, and "
+            f"there are {n}: give more of them, or a higher rate"
+        )
+    return scores.sort(-1).values[..., rank - 1]
+
+
 def rank_p(observed: float, null: Sequence[float]) -> float:
     """One-sided Monte-Carlo p: how often a control does at least as much, the observed value counted with the controls.
 

@@ -8,10 +8,12 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
+from monosem import edits
 from monosem.cli import app
 from monosem.data import PromptPairs
 from monosem.directions import Direction, Directions
 from monosem.models import Site, load_model
+from monosem.steering import OPERATIONS, compare, in_norms, iso_kl
 from tiny import tiny_hf, tiny_tokenizer
 from tiny_latents import NEGATIVE, POSITIVE
 
@@ -80,11 +82,41 @@ def test_fit_show_compare_convert_and_read(place: Path) -> None:
         (["compare", "FIRST"], "two files"),
         (["convert", "FIRST", "x.gguf"], "block 0 has none"),
         (["convert", "FIRST", "x.onnx"], "cannot tell"),
+        (["steer", "FIRST", "a cat"], "give --model MODEL"),
+        (["steer", "FOUND", "a cat", "--do", "adds"], "did you mean 'add'"),
+        (["steer", "FOUND", "a cat", "--unit", "miles"], "no unit 'miles'"),
+        (["steer", "FOUND", "a cat", "--do", "ablate", "--unit", "norms"], "a share, not a length"),
+        (["steer", "FOUND", "a cat", "--do", "reflect", "--amount", "2"], "has no amount"),
+        (["steer", "FOUND", "a cat", "--do", "erase"], "erase takes"),
+        (["steer", "FOUND", "a cat", "--amount", "nan"], "finite"),
+        (["steer", "FOUND", "a cat", "--amount", "0", "--unit", "nats"], "above 0"),
+        (["steer", "FOUND", "a cat", "--site", "resid_post.9"], "no direction at resid_post.9"),
+        (["steer", "FOUND", "a cat", "--above", "3"], "go with --when"),
+        (["steer", "FOUND", "a cat", "--when", "SAME"], "monosem direction calibrate"),
+        (["steer", "FOUND", "a cat", "--when", "NONE", "--above", "1"], "no direction file"),
+        (["steer", "FOUND", "a cat", "--when", "SAME", "--above", "1", "--below", "2"], "one threshold"),
+        (["steer", "OTHER", "a cat"], "other sizes"),
+        (["calibrate", "FOUND", "--negative", "DOWN", "--save", "x.safetensors"], "needs at least 99"),
+        (["fit", "TINY", "--positive", "UP", "--negative", "EMPTY"], "no negative prompts"),
+        (["fit", "TINY", "--positive", "UP", "--negative", "ONE", "--paired"], "16 positive but 1 negative"),
+        (["fit", "TINY", "--positive", "UP", "--negative", "ONE"], "at least two prompts"),
     ],
 )
 def test_what_the_user_can_fix_is_one_line(place: Path, line: list[str], message: str) -> None:
     Direction(torch.ones(32), Site("resid_post", 0)).save(place / "first.safetensors")
+    found = Directions.fit(load_model(place / "tiny", quiet=True), PromptPairs(POSITIVE, NEGATIVE), "resid_post.1")
+    found.save(place / "one.safetensors")
+    about = found[0].provenance | {"made_on": found[0].provenance["made_on"] | {"config": "0" * 16}}
+    Direction(found[0].vector, found[0].site, "tiny", about).save(place / "other.safetensors")
+    (place / "empty.txt").write_text("")
+    (place / "line.txt").write_text("a good cat")
     words = {
+        "FOUND": [place / "one.safetensors", "--model", place / "tiny", "-q"],
+        "OTHER": [place / "other.safetensors", "--model", place / "tiny", "-q"],
+        "SAME": [place / "one.safetensors"],
+        "DOWN": [place / "down.txt"],
+        "EMPTY": [place / "empty.txt"],
+        "ONE": [place / "line.txt"],
         "TINY": [place / "tiny", "-q"],
         "SIDES": sides(place),
         "UP": [place / "up.txt"],
@@ -94,3 +126,86 @@ def test_what_the_user_can_fix_is_one_line(place: Path, line: list[str], message
     done = monosem(*(one for word in line for one in words.get(word, [word])))
     assert (done.exit_code, message in done.stderr) == (2, True), done.output
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_steer_is_the_edit_that_it_names(place: Path) -> None:
+    model = load_model(place / "tiny", quiet=True)
+    found = Directions.fit(model, PromptPairs(POSITIVE, NEGATIVE))
+    kept, prompts = place / "steer.safetensors", ["a good day", "the cat sat on"]
+    found.save(kept)
+    direction = found["resid_post.1"]
+    base = [
+        "steer",
+        kept,
+        "--model",
+        place / "tiny",
+        *prompts,
+        "--site",
+        "resid_post.1",
+        "--max-new-tokens",
+        "4",
+        "--json",
+    ]
+    length = float(direction.vector.norm())
+    usual = in_norms(model, direction, 1.0) * length
+    for more, amount, edit in [
+        ([], 1.0, edits.add(direction, 1.0)),
+        (["--amount", "-2"], -2.0, edits.add(direction, -2.0)),
+        (
+            ["--do", "set", "--amount", "3", "--part", "generated"],
+            3.0,
+            edits.set_to(direction, 3.0).at(scope="generated"),
+        ),
+        (["--do", "ablate", "--everywhere"], 1.0, edits.ablate(direction).at(everywhere=True)),
+        (["--do", "ablate_writes"], 1.0, edits.ablate_writes(model, direction)),
+        (["--amount", "0.5", "--unit", "norms"], 0.5 * usual / length, edits.add(direction, 0.5 * usual / length)),
+        (["--do", "floor", "--amount", "0.5", "--unit", "norms"], usual / 2, edits.floor(direction, usual / 2)),
+    ]:
+        done = monosem(*base, *more)
+        assert done.exit_code == 0, done.output
+        given = json.loads(done.stdout)
+        expected = compare(model, prompts, edit, max_new_tokens=4)
+        assert given["amount"] == pytest.approx(amount)
+        assert [row["edited_text"] for row in given["prompts"]] == expected.table["edited_text"].tolist()
+        assert given["summary"]["kl"] == pytest.approx(expected.summary["kl"], abs=1e-5)
+    done = json.loads(monosem(*base, "--amount", "-0.3", "--unit", "nats").stdout)
+    back = iso_kl(
+        model, prompts, lambda c: edits.add(direction, c), target=0.3, start=-0.1 * usual / length, max_new_tokens=4
+    )
+    assert done["amount"] == pytest.approx(back.amount, rel=1e-3)
+    assert done["amount"] < 0
+    shown = monosem("steer", kept, "--model", place / "tiny", *prompts, "--max-new-tokens", "2", "--quiet")
+    assert "before" in shown.stdout
+
+
+def test_a_calibrated_direction_decides_row_by_row(place: Path) -> None:
+    model = load_model(place / "tiny", quiet=True)
+    Directions.fit(model, PromptPairs(POSITIVE[:8], NEGATIVE[:8]), "resid_post.1").save(place / "c.safetensors")
+    gate = place / "gate.safetensors"
+    line = [
+        "calibrate",
+        place / "c.safetensors",
+        "--model",
+        place / "tiny",
+        "--negative",
+        place / "down.txt",
+        "--save",
+        gate,
+    ]
+    held = json.loads(monosem(*line, "--target-fpr", "0.2", "--over", "mean", "--json").stdout)
+    expected = Direction.load(place / "c.safetensors").with_threshold(model, NEGATIVE, target_fpr=0.2, over="mean")
+    assert held["threshold"] == pytest.approx(expected.calibration["threshold"])
+    prompts = [*POSITIVE[:3], *NEGATIVE[:3]]
+    base = ["steer", gate, "--model", place / "tiny", *prompts]
+    done = monosem(*base, "--amount", "5", "--when", gate, "--max-new-tokens", "3", "--json")
+    given = json.loads(done.stdout)
+    decided = {one["row"]: one["open"] for one in given["decisions"]}
+    assert {row: row < 3 for row in range(6)} == decided
+    assert all((row["kl"] > 1e-4) == decided[number] for number, row in enumerate(given["prompts"]))
+    assert "closed" in monosem(*base, "--when", gate, "--max-new-tokens", "2").stdout
+
+
+def test_every_operation_has_an_amount_in_its_own_unit() -> None:
+    names = {"add", "ablate", "ablate_writes", "scale_along", "reflect", "set_to", "floor", "ceiling", "push"}
+    made = {one.make.__name__ for one in OPERATIONS.values()}
+    assert names | {"add_by_cosine", "slerp", "erase"} == made

@@ -8,8 +8,8 @@ from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 
+from monosem.covariance import SHRINKAGES, Covariance
 from monosem.directions import METHODS
-from monosem.directions.covariance import Covariance
 from monosem.directions.methods import geometric_median, method
 from monosem.directions.moments import Moments
 from monosem.directions.sample import Sample
@@ -96,7 +96,7 @@ def test_oas_is_scikit_learns(n):
 
 def test_lda_without_shrinkage_is_scikit_learns(monkeypatch):
     up, down, _ = two_classes(200)
-    monkeypatch.setattr("monosem.directions.covariance.oas", lambda *_: 0.0)
+    monkeypatch.setitem(SHRINKAGES, "oas", lambda traces: torch.zeros_like(traces.trace))
     read = METHODS["lda"].find(Sample.of(up, down)).read
     y = np.r_[np.ones(200), np.zeros(200)]
     theirs = LinearDiscriminantAnalysis(solver="lsqr").fit(torch.cat([up, down]).numpy(), y).coef_[0]

@@ -8,7 +8,6 @@ import torch
 from monosem import edits, metrics
 from monosem.data import PromptPairs
 from monosem.directions import Direction, Directions, alike, along, latent_directions, select
-from monosem.directions.selection import everywhere
 from monosem.errors import BadInput, Mismatch, UnknownName
 from monosem.models import Site
 from tiny_latents import MODEL, NEGATIVE, POSITIVE, SAE, SITE
@@ -45,9 +44,10 @@ def ablated_by_hooks(prompts, vector, pre=True):
 
 def test_ablation_everywhere_is_that_of_hooks():
     vector = FOUND[1].vector
-    ours = torch.cat([MODEL.run(prompt, edits=everywhere(MODEL, vector)).logits[:, -1] for prompt in POSITIVE[:3]])
+    away = edits.ablate_writes(MODEL, vector)
+    ours = torch.cat([MODEL.run(prompt, edits=away).logits[:, -1] for prompt in POSITIVE[:3]])
     torch.testing.assert_close(ours, ablated_by_hooks(POSITIVE[:3], vector), rtol=1e-3, atol=1e-4)
-    final = MODEL.run(POSITIVE[0], edits=everywhere(MODEL, vector), capture="resid_post.2")["resid_post.2"]
+    final = MODEL.run(POSITIVE[0], edits=away, capture="resid_post.2")["resid_post.2"]
     assert (final @ vector / vector.norm()).abs().max() < 1e-3
 
 
@@ -97,7 +97,10 @@ def test_cosmic_compares_last_tokens_where_the_classes_are_least_alike():
     assert chosen.config["baseline"]["sites"] == [site]
     for one, (_, row) in zip(chosen.candidates, chosen.table.iterrows()):
         added = torch.stack([MODEL.run(p, edits=edits.add(one), capture=site)[site][0, -1] for p in PAIRS.negative])
-        gone = [MODEL.run(p, edits=everywhere(MODEL, one.vector), capture=site)[site][0, -1] for p in PAIRS.positive]
+        gone = [
+            MODEL.run(p, edits=edits.ablate_writes(MODEL, one.vector), capture=site)[site][0, -1]
+            for p in PAIRS.positive
+        ]
         assert row["induce"] == pytest.approx(float(cosine(added, means[site][0][None]).mean()), abs=1e-4)
         assert row["bypass"] == pytest.approx(float(cosine(torch.stack(gone), means[site][1][None]).mean()), abs=1e-4)
         assert row["score"] == pytest.approx(row["induce"] + row["bypass"])

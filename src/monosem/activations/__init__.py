@@ -6,7 +6,7 @@ from .medians import median_norms
 from .schedule import Schedule
 from .second import Second
 from .shards import ActivationShards, ShardStream
-from .skipping import Skipper, SkipRule, left_out_words, skip_rule
+from .skipping import FittedAt, Skipper, SkipRule, left_out_words, skip_rule
 from .stream import ActivationStream
 from .windows import TokenStream
 
@@ -14,6 +14,7 @@ __all__ = [
     "ActivationBatch",
     "ActivationShards",
     "ActivationStream",
+    "FittedAt",
     "Harvest",
     "Schedule",
     "Second",

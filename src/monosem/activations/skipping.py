@@ -6,14 +6,14 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..errors import BadInput
-from ..models import Model, Site, TokenBatch
+from ..models import Model, Moment, Site, TokenBatch
 from .medians import median_norms, norms_of
 
 LARGEST = 2**31  # what counts positions and windows here
@@ -208,3 +208,24 @@ class Skipper:
 
 def _indices(ids: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
     return torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+
+
+class FittedAt:
+    """What was fitted at a site on tokens that count, by the default rule: edits and conditions of it leave out others.
+
+    Attributes:
+        learnt: in words, what was not done with the other tokens.
+    """
+
+    learnt: ClassVar[str] = "probe was not fitted"
+    site: Site
+
+    def prepare(self, model: Model) -> None:
+        """Measure, before a pass, what `left_out` needs in it."""
+        Skipper.of(model, [self.site])
+
+    def left_out(self, x: Float[Tensor, "batch pos *d"], moment: Moment) -> dict[str, Bool[Tensor, "batch pos"]]:
+        """For each reason, the tokens of a moment that a fit leaves out: the first, special ones and norm outliers."""
+        model: Any = moment.model
+        skipper = Skipper.of(model, [self.site])
+        return skipper.left_out(moment.ids, moment.positions, {str(self.site): x})

@@ -13,6 +13,7 @@ from . import (
     components,
     converting,
     directing,
+    distances,
     latents,
     lens,
     listing,
@@ -69,6 +70,7 @@ register(
 GROUPS = {
     "direction": directing,
     "probe": probing,
+    "distance": distances,
     "patch": patch,
     "lens": lens,
     "components": components,

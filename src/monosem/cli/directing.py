@@ -1,4 +1,4 @@
-"""`monosem direction`: find a concept's vector, say how far to trust it, compare and convert files."""
+"""`monosem direction`: find a concept's vector, say how far to trust it, compare, convert and use it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from ..errors import BadInput
 from .application import group
+from .intervening import DirectionFile, calibrate, steer
 from .options import (
     Analysis,
     Layers,
@@ -25,9 +26,6 @@ from .output import as_json, frame, line
 if TYPE_CHECKING:
     from ..data import PromptPairs
 
-DirectionFile = Annotated[
-    Path, argument("FILE", "Directions: .safetensors, .gguf, .svec, direction.pt, or a folder of CAA's.")
-]
 DirectionFiles = Annotated[list[Path], argument("FILE...", "Two files of directions or more.")]
 SHOWN = [
     "site",
@@ -189,6 +187,14 @@ def read(asked: Prompts, directions: Annotated[Path, option("FILE", "The directi
 
 
 app = group(
-    "Vectors of concepts: find, show, compare, convert.",
-    {"fit": fit, "show": show, "compare": compare, "convert": convert, "read": read},
+    "Vectors of concepts: find, show, compare, convert, steer.",
+    {
+        "fit": fit,
+        "show": show,
+        "compare": compare,
+        "convert": convert,
+        "read": read,
+        "calibrate": calibrate,
+        "steer": steer,
+    },
 )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import BadInput
+from ..errors import BadInput, check_name
 from ..files import result_path
 from ..reading import parse_yaml, read_text
 from ..terminal import notice
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from ..data import Document
     from ..dictionaries import Dictionary
+    from ..edits import Edit
     from ..models import Model
     from ..results import Result
 
@@ -112,6 +113,13 @@ def loaded(options: Any, name: str) -> "Model":
     return load_model(name, device=options.device, dtype=options.dtype, trust_remote_code=trust, quiet=options.silent)
 
 
+def model_of(options: Any, file: object, name: str) -> "Model":
+    """The model that a file names, or the one of --model. Raises `BadInput` where neither says it."""
+    if not (options.model or name):
+        raise BadInput(f"{file} does not say which model it was made for; give --model MODEL")
+    return loaded(options, options.model or name)
+
+
 @dataclass(frozen=True, kw_only=True)
 class OnDictionary(Printing):
     """A dictionary, the model that it is used with, and how that runs."""
@@ -135,9 +143,7 @@ class OnDictionary(Printing):
 
         skip = None if self.trained_on is None else skip_rule(self.trained_on)
         sae = one_site(self.dictionary, skip=skip)
-        if not (self.model or sae.model_name):
-            raise BadInput(f"{self.dictionary} does not say which model it was made for; give --model MODEL")
-        model = loaded(self, self.model or sae.model_name)
+        model = model_of(self, self.dictionary, sae.model_name)
         sae.to(model.device)
         sae.check(model)
         return sae, model
@@ -218,6 +224,25 @@ class Prompts(Analysis):
 def texts_of(model: "Model", prompts: list[str], chat: bool) -> list[str]:
     """The prompts, or the conversations that they begin."""
     return [model.chat(prompt) for prompt in prompts] if chat else prompts
+
+
+PARTS = ("all", "prompt", "generated")
+NewTokens = Annotated[int, option("N", "Length of the continuations.", min=1)]
+Temperature = Annotated[float, option("T", "0 is greedy.", min=0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """Which tokens an edit acts on."""
+
+    everywhere: Annotated[bool, flag("Also at first and special tokens and norm outliers, which are left out.")] = False
+    role: Annotated[str | None, option("NAME", "Only at what this role says in a chat: user, assistant.")] = None
+    part: Annotated[str, option("PART", f"At which tokens: {', '.join(PARTS)}.")] = "all"
+
+    def narrow(self, edit: "Edit") -> "Edit":
+        """Raises `UnknownName` for another part."""
+        check_name("part", self.part, PARTS)
+        return edit.at(scope=self.part, role=self.role)  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------------- what is written as text

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
     from rich.console import RenderableType
 
+    from ..steering import Comparison
+
 WIDE = 160  # columns of a table that goes to a file or a pipe
 _ESCAPED = re.compile(f"[{''.join(map(chr, STEERING))}]")  # json.dumps itself escapes what lies below
 
@@ -68,6 +70,13 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | No
 
 def frame(data: "DataFrame", title: str | None = None) -> None:
     table([str(name) for name in data.columns], data.itertuples(index=False), title)
+
+
+def before_and_after(prompts: Sequence[str], comparison: "Comparison", **more: Sequence[Any]) -> None:
+    """What the model says after each prompt with and without an edit; `more`: other columns, by their names."""
+    changes = comparison.table[["baseline_text", "edited_text", "kl"]].itertuples(index=False)
+    rows = [(prompt, *change, *rest) for prompt, change, *rest in zip(prompts, changes, *more.values(), strict=True)]
+    table(["prompt", "before", "after", "KL", *more], rows, ruled=True)
 
 
 def cell(value: Any) -> str:

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 from ..errors import BadInput, check_name
 from ..terminal import notice
 from .application import group
-from .options import Analysis, Device, Dtype, Giving, PromptArguments, Seed, Top, Trust, argument, loaded, option
+from .options import Analysis, Device, Dtype, Giving, PromptArguments, Seed, Top, Trust, argument, model_of, option
 from .output import frame, line
 
 if TYPE_CHECKING:
     from ..benchmarks import Labelled
     from ..models import Model
     from ..probes import Probes
+    from ..probes.rows import Position
 
 Data = Annotated[
     str,
@@ -42,9 +43,7 @@ class OnProbe(Giving):
         from ..probes import Probes
 
         probe = Probes.load(self.probe)
-        if not (self.model or probe.model_name):
-            raise BadInput(f"{self.probe} does not say which model it was fitted on; give --model MODEL")
-        model = loaded(self, self.model or probe.model_name)
+        model = model_of(self, self.probe, probe.model_name)
         probe.check(model)
         return probe, model
 
@@ -154,8 +153,12 @@ def _rows(model: "Model", given: "Labelled", positive: str | None, sites: "str |
     label = given.classes[-1] if positive is None else positive
     check_name("label", label, given.classes)
     labels, groups = [one == label for one in given.labels], probes.near_duplicates(given.texts, given.groups or None)
-    at = int(position) if position.lstrip("-").isdigit() else position
-    return probes.read_rows(model, given.texts, labels, sites, positions=at, groups=groups)  # type: ignore[arg-type]
+    return probes.read_rows(model, given.texts, labels, sites, positions=position_of(position), groups=groups)
+
+
+def position_of(text: str) -> "Position":
+    """An index as a number, other words as they are."""
+    return int(text) if text.lstrip("-").isdigit() else text  # type: ignore[return-value]
 
 
 app = group("What can be read from states.", {"fit": fit, "evaluate": evaluate, "monitor": monitor})

@@ -1,20 +1,22 @@
 """`monosem steer` and `monosem sweep`: change latents and see what the model says."""
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
-from ..errors import BadInput, check_name
+from ..errors import BadInput
 from ..terminal import notice
 from .application import resumable
 from .options import (
     Chat,
     LatentArgument,
+    NewTokens,
     OnDictionary,
     PromptArguments,
     Seed,
+    Temperature,
     Top,
+    Where,
     argument,
     decimals,
     flag,
@@ -22,28 +24,7 @@ from .options import (
     option,
     texts_of,
 )
-from .output import as_json, frame, table
-
-if TYPE_CHECKING:
-    from ..edits import Edit
-
-PARTS = ("all", "prompt", "generated")
-NewTokens = Annotated[int, option("N", "Length of the continuations.", min=1)]
-Temperature = Annotated[float, option("T", "0 is greedy.", min=0)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Where:
-    """Which tokens an edit acts on."""
-
-    everywhere: Annotated[bool, flag("Also at tokens that the dictionary was not trained on.")] = False
-    role: Annotated[str | None, option("NAME", "Only at what this role says in a chat: user, assistant.")] = None
-    part: Annotated[str, option("PART", f"At which tokens: {', '.join(PARTS)}.")] = "all"
-
-    def narrow(self, edit: "Edit") -> "Edit":
-        """Raises `UnknownName` for another part."""
-        check_name("part", self.part, PARTS)
-        return edit.at(scope=self.part, role=self.role)  # type: ignore[arg-type]
+from .output import as_json, before_and_after, frame
 
 
 def steer(
@@ -82,9 +63,7 @@ def steer(
     if asked.json:
         as_json({"summary": comparison.summary, "prompts": comparison.table})
         return
-    changes = comparison.table[["baseline_text", "edited_text", "kl"]].itertuples(index=False)
-    rows = [(prompt, *change) for prompt, change in zip(prompts, changes, strict=True)]
-    table(["prompt", "before", "after", "KL"], rows, ruled=True)
+    before_and_after(prompts, comparison)
 
 
 def sweep(

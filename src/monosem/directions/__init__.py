@@ -1,5 +1,6 @@
 """Directions: a vector at a site with its provenance, and how it is found."""
 
+from .attributions import LatentAttributions, latent_attributions
 from .direction import Direction
 from .directions import Directions, alike
 from .latents import latent_directions
@@ -14,6 +15,7 @@ __all__ = [
     "DirectionScores",
     "Directions",
     "Last",
+    "LatentAttributions",
     "Mean",
     "Offset",
     "Regex",
@@ -22,6 +24,7 @@ __all__ = [
     "TemplateSuffix",
     "alike",
     "along",
+    "latent_attributions",
     "latent_directions",
     "select",
 ]

@@ -166,6 +166,19 @@ def geometry(
     }
 
 
+def silhouette(up: Float[Tensor, "n"], down: Float[Tensor, "m"]) -> float:
+    """Mean over scores of (b - a) / max(a, b), where a is the mean distance to the other scores of the own class and
+    b to the scores of the other class (Rousseeuw 1987): 1 for two clumps, 0 for one. Of a class of one score: 0."""
+    made = []
+    for own, other in ((up.double(), down.double()), (down.double(), up.double())):
+        b = (own[:, None] - other[None]).abs().mean(1)
+        a = (own[:, None] - own[None]).abs().sum(1) / max(len(own) - 1, 1)
+        largest = torch.maximum(a, b)
+        alone = len(own) < 2
+        made.append(torch.where((largest > 0) & (not alone), (b - a) / largest.clamp(min=1e-300), 0.0))
+    return float(torch.cat(made).mean())
+
+
 def apart(up: Float[Tensor, "n"], down: Float[Tensor, "m"], groups: Sequence[str] | None) -> dict[str, float | str]:
     """How well scores of prompts that the direction has not seen tell the classes apart, and in which group worst."""
     whole = auroc_interval(up, down)
@@ -173,6 +186,7 @@ def apart(up: Float[Tensor, "n"], down: Float[Tensor, "m"], groups: Sequence[str
         "held_out_auroc": whole.value,
         "held_out_low": whole.low,
         "held_out_high": whole.high,
+        "silhouette": silhouette(up, down),
     }
     if groups is not None:
         areas = {

@@ -3,22 +3,26 @@
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from jaxtyping import Bool, Float
+import torch
+from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..activations import Skipper, SkipRule
+from ..activations import FittedAt, SkipRule
 from ..data import PromptPairs
 from ..dictionaries import Dictionary
+from ..edits import add, condition
+from ..edits.conditions import Over
 from ..errors import BadFile, BadInput, Mismatch
 from ..files import replacing
-from ..models import Model, Moment, Site, SiteLike
+from ..models import Model, Site, SiteLike, refuse_other
 from ..reading import parse_json, regular_file
+from ..statistics import conformal_threshold
 from .fitting import Fitted, fitted
 from .reading import Reader
 
@@ -27,14 +31,16 @@ PARTS = ("vector", "read", "basis", "centre")  # the tensors of a direction
 
 
 @dataclass(frozen=True, eq=False)
-class Direction:
+class Direction(FittedAt):
     """A vector at a site with its provenance. `edits.add(direction, 4.0)` and `edits.ablate(direction)` take it.
 
     Attributes:
         vector: `d_model`, float32, in raw activation units (not normalised: its length is part of what was found). What
             is written to steer; added once, it moves the mean of the negative class to the positive one along itself.
         model_name: the model that it belongs to.
-        provenance: method, position, data, seed, and what is known of its quality.
+        provenance: how it was found (`method`, `position`, `tokens` that were left out, `prompts` a side, hash of the
+            `data`, `seed`), on what (`made_on`, see `models.identity`), in which `units`, for which `operation`, what
+            is known of its quality (`norm`, `stability`, ...), and the `calibration` of a threshold.
         read: what detects best, where that is another vector (LDA, LEACE, logistic regression): `score` uses it.
         basis: orthonormal rows of a subspace, `k d_model`, where several directions were found.
         centre: the middle of both classes: `score` is 0 there; or (LEACE) the mean that an erasure keeps.
@@ -42,6 +48,8 @@ class Direction:
     Raises:
         BadInput: a vector that is not one-dimensional, is zero or not finite; other parts that do not fit it.
     """
+
+    learnt = "direction was not fitted"
 
     vector: Float[Tensor, "d_model"]
     site: Site
@@ -140,6 +148,42 @@ class Direction:
     def cosine(self, other: "Direction") -> float:
         return float(self.unit @ other.unit)
 
+    # ------------------------------------------------------------------ a threshold
+    def with_threshold(
+        self,
+        model: Model,
+        negative: Sequence[str],
+        *,
+        target_fpr: float = 0.01,
+        over: Over = "last",
+        batch_size: int = 32,
+    ) -> Self:
+        """The direction with a threshold that new prompts like the negative ones pass with at most this probability
+        (`statistics.conformal_threshold`), for `edits.condition(direction)`, which then needs none.
+
+        Args:
+            negative: prompts that the direction was not found with, of the kind that it will meet.
+            over: what of a prompt's tokens is compared, as in `edits.condition`.
+
+        Raises:
+            BadInput: too few prompts for this rate. Mismatch: another model.
+        """
+        self.check(model)
+        gate, scores = condition(self, above=0.0, over=over), list[float]()
+        for start in range(0, len(negative), batch_size):
+            batch = list(negative[start : start + batch_size])
+            model.run(batch, self.site, add((self.site, self.vector), 0.0).when(gate), logits=False)
+            scores += [one.score for one in sorted(gate.log)]
+        threshold = float(conformal_threshold(torch.tensor(scores, dtype=torch.float64), target_fpr, "prompts"))
+        calibration = {"threshold": threshold, "target_fpr": target_fpr, "n": len(scores), "over": over}
+        return replace(self, provenance=self.provenance | {"calibration": calibration})
+
+    @property
+    def calibration(self) -> dict[str, Any] | None:
+        """What `with_threshold` found: `threshold`, `target_fpr`, `n` negative prompts, `over`."""
+        held = self.provenance.get("calibration")
+        return dict(held) if isinstance(held, dict) and {"threshold", "over"} <= set(held) else None
+
     def check(self, model: Model) -> None:
         """Raise `Mismatch` when it was made for another model, or `UnknownName` when the model has no such site."""
         model.site(self.site)
@@ -147,19 +191,8 @@ class Direction:
             raise Mismatch(f"this direction was made for {self.model_name}, not for {model.name}")
         if len(self.vector) != model.cfg.d_model:
             raise Mismatch(f"this direction has {len(self.vector)} entries, {model.name} has {model.cfg.d_model}")
-
-    # ------------------------------------------------------------------ for edits
-    learnt = "direction was not fitted"
-
-    def prepare(self, model: Model) -> None:
-        """Measure, before a pass, what `left_out` needs in it."""
-        Skipper.of(model, [self.site])
-
-    def left_out(self, x: Float[Tensor, "batch pos *d"], moment: Moment) -> dict[str, Bool[Tensor, "batch pos"]]:
-        """For each reason, the tokens of a moment that a fit leaves out: the first, special ones and norm outliers."""
-        model: Any = moment.model
-        skipper = Skipper.of(model, [self.site])
-        return skipper.left_out(moment.ids, moment.positions, {str(self.site): x})
+        made_on = self.provenance.get("made_on")
+        refuse_other(model, made_on if isinstance(made_on, dict) else None, "this direction")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """One safetensors file: the tensors, and the rest as JSON in its metadata."""

@@ -27,6 +27,8 @@ from .layers import same_stream
 from .reading import Reader, sites_of
 
 TOKENS = 5  # that a direction promotes, in the table
+# of one fit, and in the config
+SAME_EVERYWHERE = ["p_floor", "seed", "method", "data", "model_type", "n_layers", "tool", "file", "units", "operation"]
 FEW = 10  # prompts a side below which any number says little
 
 
@@ -136,9 +138,7 @@ class Directions(Result):
     def table(self) -> pd.DataFrame:
         kept = [{key: value for key, value in one.provenance.items() if _is_column(key, value)} for one in self]
         names = [{"site": str(one.site), "position": one.position, **row} for one, row in zip(self, kept)]
-        table = pd.DataFrame(names).drop(
-            columns=["p_floor", "seed", "method", "data", "model_type", "n_layers", "tool", "file"], errors="ignore"
-        )
+        table = pd.DataFrame(names).drop(columns=[*SAME_EVERYWHERE], errors="ignore")
         table["norm"] = [float(one.vector.norm()) for one in self]
         table.insert(2, "turn", self._turns())
         if all("promotes" in one.provenance for one in self):

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..data import PromptPairs
 from ..errors import BadInput
 from ..jobs.fingerprint import fingerprint
+from ..models import identity
 from .diagnostics import Blocks, apart, geometry
 from .methods import Found, Method, method
 from .moments import Moments
@@ -116,6 +117,9 @@ def fitted(
         "prompts": _counts(pairs),
         "held_out_prompts": _counts(second if held_out is None else held_out),
         "data": fingerprint(*pairs.positive, "\0", *pairs.negative),
+        "made_on": identity(reader.model),
+        "units": "activation, not normalised",
+        "operation": "erase" if way.erases else "add",
         "p_floor": whole.blocks.p_floor(),
         "tokens": reader.summary(),
         **({"refused": refused} if refused else {}),

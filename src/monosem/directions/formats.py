@@ -20,8 +20,8 @@ from ..models import Model, Site
 from ..reading import existing, read_object, read_torch_tensor, regular_file
 from .direction import FORMAT, Direction, read_directions, write_directions
 from .layers import number_of
+from .methods import METHODS
 
-ERASURES = ("leace", "leace_shrunk", "orthogonal")
 MOST_LAYERS = 10_000  # more is no layer number
 CAA_NAME = re.compile(r"vec_layer_(\d+)_(.+)\.pt")
 
@@ -72,6 +72,11 @@ def write_any(path: str | os.PathLike[str], directions: Sequence[Direction]) -> 
         )
     writers[ending](path, directions)
     return Path(path)
+
+
+def _erases(one: Direction) -> bool:
+    way = METHODS.get(str(one.provenance.get("method")))
+    return way is not None and way.erases
 
 
 def _of_model(one: Direction, model: Model) -> Direction:
@@ -139,7 +144,7 @@ def write_gguf(path: str | os.PathLike[str], directions: Sequence[Direction]) ->
 
     vectors: dict[int, Tensor] = {}
     for one in directions:
-        if one.provenance.get("method") in ERASURES or one.basis is not None:
+        if _erases(one) or one.basis is not None:
             raise BadInput(f"the direction at {one.site} erases or is a subspace: a control vector can only be added")
         layers = (one.site.layer or 0) + 2  # no number is counted from the end, so any count that holds it will do
         number = number_of("llama.cpp", one.site, layers)

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..covariance import SMALLEST, Covariance, Shrinkage
 from ..errors import BadInput, UnknownName, did_you_mean
 from ..logistic import logistic_paths
-from .covariance import SMALLEST, Covariance
 from .sample import SAME, Sample
 
 Vector = Float[Tensor, "d"]
@@ -47,12 +47,14 @@ class Method:
             "background": the mean of a broad corpus.
         several: whether it takes `k`.
         formula: in a line.
+        erases: what is found is an eraser (`edits.erase`, `Direction.erased`), not a vector to add.
     """
 
     find: Callable[[Sample], Found]
     needs: Needs
     formula: str
     several: bool = False
+    erases: bool = False
 
     @property
     def paired(self) -> bool:
@@ -178,14 +180,14 @@ def _lda(sample: Sample) -> Found:
 
 
 def _leace(sample: Sample) -> Found:
-    return _erasure(sample, 0.0)
+    return _erasure(sample, "none")
 
 
 def _leace_shrunk(sample: Sample) -> Found:
-    return _erasure(sample, None)
+    return _erasure(sample, "oas")
 
 
-def _erasure(sample: Sample, shrinkage: float | None) -> Found:
+def _erasure(sample: Sample, shrinkage: Shrinkage) -> Found:
     """r(x) = x - δ · read·(x - μ) with read = Σ⁻¹δ / (δᵀΣ⁻¹δ) has no class gap, whatever Σ is.
 
     There is no threshold on how much the label says: of a rare label, or one in small units, everything is erased.
@@ -211,7 +213,7 @@ def _logistic(sample: Sample) -> Found:
     scale = rows.std(0, unbiased=False)
     scale = torch.where(scale > 0, scale, 1.0)  # a constant dimension says nothing, and has weight 0
     read = sample.oriented(_weights((rows - rows.mean(0)) / scale, len(sample.rows[0])) / scale)
-    covariance = Covariance.of(*((m := sample.total).root, m.n), 0.0)  # type: ignore[arg-type]
+    covariance = Covariance.of(*((m := sample.total).root, m.n), "none")  # type: ignore[arg-type]
     return Found(sample.oriented(covariance @ read), read=read, centre=_middle(sample))
 
 
@@ -239,9 +241,11 @@ METHODS: dict[str, Method] = {
     "lat": Method(_lat, "rows", "first axis of unit differences of random pairs, labels unseen (Zou 2023, AxBench)"),
     "repe": Method(_repe, "paired rows", "first k axes of D with the order in each pair drawn, centred (RepE)", True),
     "lda": Method(_lda, "scatter", "write δ, read Σ⁻¹δ, Σ within the classes, shrunk (OAS)"),
-    "leace": Method(_leace, "scatter", "write δ, read Σ⁻¹δ / δᵀΣ⁻¹δ, Σ of all rows: erasure (arXiv:2306.03819)"),
-    "leace_shrunk": Method(_leace_shrunk, "scatter", "leace with Σ shrunk (OAS): for few rows"),
-    "orthogonal": Method(_orthogonal, "means", "write δ, read δ / |δ|²: erasure by projection"),
+    "leace": Method(
+        _leace, "scatter", "write δ, read Σ⁻¹δ / δᵀΣ⁻¹δ, Σ of all rows: erasure (arXiv:2306.03819)", erases=True
+    ),
+    "leace_shrunk": Method(_leace_shrunk, "scatter", "leace with Σ shrunk (OAS): for few rows", erases=True),
+    "orthogonal": Method(_orthogonal, "means", "write δ, read δ / |δ|²: erasure by projection", erases=True),
     "logistic": Method(_logistic, "rows", "read w / s of a logistic regression on x / s, write Σ · read (Haufe 2014)"),
     "logistic_pairs": Method(_logistic_pairs, "paired rows", "logistic regression on ±D/2 (steering-vectors)"),
 }

@@ -19,7 +19,7 @@ from ..metrics import kl
 from ..models import Model, Site
 from ..models.transformerlens.text import single_token
 from ..progress import Meter
-from ..results import Result, analysis
+from ..results import Tabled, analysis
 from .direction import Direction
 from .directions import Directions
 
@@ -29,7 +29,7 @@ TINY = 1e-8  # Arditi's, inside logarithms
 
 
 @dataclass(frozen=True)
-class Selection(Result):
+class Selection(Tabled):
     """One row a candidate, the chosen one first: site, position, `bypass`, `induce`, `kl`, `score` (larger is better),
     `left_out` (why a filter took it out; empty for those that remain).
 
@@ -37,15 +37,9 @@ class Selection(Result):
         candidates: the directions, in the order of the table.
     """
 
-    rows: pd.DataFrame = field(repr=False)
-    candidates: list[Direction] = field(repr=False)
-    config: dict[str, Any] = field(default_factory=dict)
+    candidates: list[Direction] = field(default_factory=list, repr=False)
 
     ranked_by: ClassVar[str | None] = "score"
-
-    @property
-    def table(self) -> pd.DataFrame:
-        return self.rows
 
     @property
     def best(self) -> Direction:
@@ -54,13 +48,6 @@ class Selection(Result):
             reasons = ", ".join(f"{n} {reason}" for reason, n in self.rows["left_out"].value_counts().items())
             raise BadInput(f"no candidate passes the filters ({reasons}): this model may not show the behaviour")
         return self.candidates[0]
-
-
-def everywhere(model: Model, vector: Float[Tensor, "d_model"]) -> list[Edit]:
-    """Ablation of a direction at the input of every block and in what every branch writes, so that no block can put it
-    back (Arditi et al.)."""
-    streams = [Site("resid_pre", layer) for layer in range(model.cfg.n_layers)]
-    return [edits.ablate((site, vector)) for site in [*streams, *(branch.out for branch in model.branches())]]
 
 
 @analysis
@@ -118,7 +105,7 @@ def select(
     order = sorted(range(len(rows)), key=lambda i: (rows[i]["left_out"] != "", -_number(rows[i]["score"])))
     table = pd.DataFrame([rows[i] for i in order])
     base = {"baseline": measure.baseline, "prompts": {"positive": len(pairs.positive), "negative": len(pairs.negative)}}
-    return Selection(table, [directions[i] for i in order], base)
+    return Selection(table, base, [directions[i] for i in order])
 
 
 def _row(
@@ -187,7 +174,7 @@ class _Prompts:
 
     def damage(self, direction: Direction, clean: Tensor) -> float:
         """KL of the next token after negative prompts, mean, with the direction ablated everywhere."""
-        changed = self.logits(self.pairs.negative, everywhere(self.model, direction.vector))
+        changed = self.logits(self.pairs.negative, edits.ablate_writes(self.model, direction.vector))
         return float(kl(clean, changed).mean())
 
     def _each(self, side: Sequence[str], read: Callable[[list[str]], Any]) -> Tensor:
@@ -206,7 +193,7 @@ class _Arditi:
 
     def __call__(self, one: Direction) -> dict[str, float]:
         prompts = self.prompts
-        ablated = prompts.logits(prompts.pairs.positive, everywhere(prompts.model, one.vector))
+        ablated = prompts.logits(prompts.pairs.positive, edits.ablate_writes(prompts.model, one.vector))
         added = prompts.logits(prompts.pairs.negative, [edits.add((one.site, one.vector))])
         found = {"bypass": self._score(ablated), "induce": self._score(added)}
         return found | {"kl": prompts.damage(one, self.clean), "score": -found["bypass"]}
@@ -231,7 +218,7 @@ class _Cosmic:
 
     def __call__(self, one: Direction) -> dict[str, float]:
         prompts = self.prompts
-        ablated = prompts.states(prompts.pairs.positive, self.sites, everywhere(prompts.model, one.vector))
+        ablated = prompts.states(prompts.pairs.positive, self.sites, edits.ablate_writes(prompts.model, one.vector))
         added = prompts.states(prompts.pairs.negative, self.sites, [edits.add((one.site, one.vector))])
         cosine = torch.nn.functional.cosine_similarity
         found = {

@@ -19,8 +19,11 @@ Amount = float | Float[Tensor, "batch"] | Sequence[float]
 class DirectionLike(Protocol):
     """What edits need of a direction."""
 
-    site: Site
-    vector: Float[Tensor, "d_model"]
+    @property
+    def site(self) -> Site: ...
+
+    @property
+    def vector(self) -> Float[Tensor, "d_model"]: ...
 
 
 def function(site: SiteLike, fn: Callable[[Tensor], Tensor], label: str = "function", by_row: bool = False) -> Edit:

@@ -224,20 +224,22 @@ def condition(
     *,
     above: float | None = None,
     below: float | None = None,
-    over: Over = "last",
+    over: Over | None = None,
     every: int | None = None,
     measure: Literal["projection", "cosine"] = "projection",
 ) -> Condition:
     """Whether an edit acts in a row: `edits.add(v, 4.0).when(edits.condition(probe, above=0.5))`.
 
     Args:
-        score: a direction (a `Direction`, or `(site, vector)`); or a function of the activation `batch pos d` at a site
-            in float32 that gives a number for each token, as `(site, function)` or as an object with a `site` that can
-            be called, such as a probe. It must treat every token alone.
-        above, below: the threshold; one of the two. A threshold of a false positive rate is chosen on held-out text.
-        over: of the tokens since the decision before (first: of the prompt) the "last", the "mean" or the "max". Of a
-            `Direction`, tokens that it was not fitted on (the first, special ones, norm outliers) do not count in a
-            mean or maximum; where none counts, the decision before stays (at first: closed).
+        score: a direction (a `Direction`, whose vector that detects is taken, or `(site, vector)`); or a function of
+            the activation `batch pos d` at a site in float32 that gives a number for each token, as `(site, function)`
+            or as an object with a `site` that can be called, such as a probe. It must treat every token alone.
+        above, below: the threshold; one of the two. A threshold of a false positive rate is chosen on held-out text: a
+            direction that has one (`Direction.with_threshold`) needs neither.
+        over: of the tokens since the decision before (first: of the prompt) the "last", the "mean" or the "max"; None:
+            as the direction's threshold was chosen, else "last". Of a `Direction`, tokens that it was not fitted on
+            (the first, special ones, norm outliers) do not count in a mean or maximum; where none counts, the decision
+            before stays (at first: closed).
         every: decide again at every k-th generated token; None: once, at the prompt's end.
         measure: of a direction v: x · v̂, or the cosine of x and v.
 
@@ -245,6 +247,14 @@ def condition(
         BadInput: no score or threshold, or two thresholds. When run: a site that does not lie before the edit's, or
             scores of another shape or that are not finite.
     """
+    held = getattr(score, "calibration", None)
+    if above is None and below is None and held is not None and measure == "projection":
+        if over not in (None, held["over"]):
+            raise BadInput(
+                f"this direction's threshold was chosen with over={held['over']!r}, not {over!r}: give above="
+            )
+        above, over = held["threshold"], held["over"]
+    over = over or "last"
     if (above is None) == (below is None):
         raise BadInput("a condition has one threshold: above= or below=")
     if over not in ("last", "mean", "max") or measure not in ("projection", "cosine"):
@@ -265,7 +275,8 @@ def _score_of(given: Any, measure: str) -> tuple[Site, Score]:
     if callable(given) and hasattr(given, "site"):
         return Site.parse(given.site), given
     site, vector = site_and_vector(given)
-    vector = torch.as_tensor(vector).float().flatten()
+    read = getattr(given, "read", None)
+    vector = torch.as_tensor(vector if read is None else read).float().flatten()
     if not bool(vector.any()) or not bool(vector.isfinite().all()):
         raise BadInput("a condition's direction is a finite vector that is not zero")
     unit = vector / vector.norm()

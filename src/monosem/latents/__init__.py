@@ -7,6 +7,7 @@ from .evidence import Evidence, Example
 from .explanations import Explanation, Explanations, explanations_of
 from .index import Index, index_of
 from .indexing import build_index
+from .outputs import OutputScores, output_scores
 from .pooling import pooled
 from .rules import IndexCheck, check_index
 from .top import Top, top
@@ -20,6 +21,7 @@ __all__ = [
     "Index",
     "IndexCheck",
     "IndexConfig",
+    "OutputScores",
     "Top",
     "build_index",
     "check_index",
@@ -28,6 +30,7 @@ __all__ = [
     "extreme_tokens",
     "index_of",
     "logit_effects",
+    "output_scores",
     "pooled",
     "top",
 ]

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ from ..dictionaries import Dictionary
 from ..errors import BadInput
 from ..files import write_json
 from ..models import Model
-from ..results import Result, analysis
+from ..results import Tabled, analysis
 from ..statistics import auroc, auroc_bounds, cohen, consistency, permutation_p
 from .pooling import Pool, pooled
 
@@ -24,7 +24,7 @@ TELLS_APART = 0.7  # AUROC on the search half that `Contrast.candidates` puts fi
 
 
 @dataclass(frozen=True)
-class Contrast(Result):
+class Contrast(Tabled):
     """`table` has one row a latent that fires on any prompt of the search half, the best score first.
 
     Columns: latent; difference (of means); consistency; cohen (`statistics.cohen`); score = difference × consistency;
@@ -37,14 +37,7 @@ class Contrast(Result):
     (on the negative ones, where they are silent on the positive); their numbers are for the latent turned around.
     """
 
-    rows: pd.DataFrame = field(repr=False)
-    config: dict[str, Any] = field(default_factory=dict)
-
     ranked_by: ClassVar[str | None] = "score"
-
-    @property
-    def table(self) -> pd.DataFrame:
-        return self.rows
 
     @property
     def best(self) -> int:

@@ -6,7 +6,7 @@ A rule is a row of `FILE_RULES` (one answer for the file) or of `LATENT_RULES` (
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from ..dictionaries import Dictionary
 from ..errors import BadInput
 from ..models import Model
 from ..reading import parse_json
-from ..results import Result, analysis
+from ..results import Tabled, analysis
 from .corpus_pass import ECHO, PER_DOCUMENT
 from .effects import extreme_tokens, reaches_logits
 from .index import Index
@@ -54,14 +54,8 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class IndexCheck(Result):
+class IndexCheck(Tabled):
     """`table`: rule, checked (what it was applied to), broken (how many break it), first (a latent that does)."""
-
-    rows: pd.DataFrame = field(repr=False)
-
-    @property
-    def table(self) -> pd.DataFrame:
-        return self.rows
 
     @property
     def broken(self) -> dict[str, int]:

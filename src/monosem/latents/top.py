@@ -1,6 +1,6 @@
 """The latents that fire most on a prompt."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import pandas as pd
@@ -8,24 +8,17 @@ import pandas as pd
 from ..dictionaries import Dictionary
 from ..errors import UnknownName
 from ..models import Model
-from ..results import Result, analysis
+from ..results import Tabled, analysis
 from .index import Index
 from .pooling import prompt_runs
 
 
 @dataclass(frozen=True)
-class Top(Result):
+class Top(Tabled):
     """`table`: prompt, position, token, last, rank, latent, value [, of_maximum: value over the latent's maximum]."""
-
-    rows: pd.DataFrame = field(repr=False)
-    config: dict[str, Any] = field(default_factory=dict, repr=False)
 
     ranked_by: ClassVar[str | None] = "value"
     either_way: ClassVar[bool] = True
-
-    @property
-    def table(self) -> pd.DataFrame:
-        return self.rows
 
     @property
     def last(self) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from .checking.infer import InferredFamily
 from .checking.verify import Verification, verify
+from .identity import identity, refuse_other
 from .loading.load import load_model
 from .memory import free, memory
 from .model import Model
@@ -45,7 +46,9 @@ __all__ = [
     "Verification",
     "free",
     "get_act_name",
+    "identity",
     "load_model",
     "memory",
+    "refuse_other",
     "verify",
 ]

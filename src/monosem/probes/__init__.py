@@ -1,7 +1,7 @@
 """Probes: what can be read from states, with the controls that say whether it means anything."""
 
+from ..covariance import Whitening
 from .controls import ControlTask, Null, Survey, control_task, permutation_null, survey, text_baselines
-from .covariance import Whitening
 from .distances import DISTANCES, Distances, energy, unsure
 from .fitting import fit
 from .kinds import KINDS
@@ -11,7 +11,7 @@ from .ood import Ood, ood
 from .probe import Probes
 from .reader import read_rows
 from .rows import Place, Rows
-from .splits import Parts, folds, near_duplicates, split
+from .splits import Parts, folds, held_out, near_duplicates, split
 from .thresholds import Cascade, calibrated, cascade, orders, with_threshold
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "energy",
     "fit",
     "folds",
+    "held_out",
     "measure",
     "near_duplicates",
     "ood",

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import BadInput
 from ..plots import Figure, lines
 from ..progress import Meter
-from ..results import Result, analysis
+from ..results import Result, Tabled, analysis
 from ..statistics import Interval, auroc_interval, rank_p
 from . import linear
 from .fitting import areas_of, fit
@@ -29,18 +29,11 @@ TRIES = 1000
 
 # ---------------------------------------------------------------------- control tasks
 @dataclass(frozen=True)
-class ControlTask(Result):
+class ControlTask(Tabled):
     """`table`: at each place the accuracy on the task, on control tasks (mean of several), and selectivity, their
     difference: near 0 where the probe could as well learn the types by heart."""
 
-    rows: pd.DataFrame = field(repr=False)
-    config: dict[str, Any] = field(default_factory=dict)
-
     ranked_by: ClassVar[str | None] = "selectivity"
-
-    @property
-    def table(self) -> pd.DataFrame:
-        return self.rows
 
 
 @analysis
@@ -226,7 +219,7 @@ def _bag(rows: Rows, vocabulary: dict[str, int]) -> Float[Tensor, "n words"]:
 
 # ---------------------------------------------------------------------- all places and kinds
 @dataclass(frozen=True)
-class Survey(Result):
+class Survey(Tabled):
     """`table`: for each kind and place the validation AUROC, by which a place is chosen, and the test AUROC with its
     interval; `chosen` marks the place that validation rows choose of each kind.
 
@@ -235,16 +228,10 @@ class Survey(Result):
         nulls: of each kind, where permutations were asked for.
     """
 
-    rows: pd.DataFrame = field(repr=False)
     baselines: dict[str, Interval] = field(default_factory=dict)
     nulls: dict[str, Null] = field(default_factory=dict, repr=False)
-    config: dict[str, Any] = field(default_factory=dict)
 
     ranked_by: ClassVar[str | None] = "validation_auroc"
-
-    @property
-    def table(self) -> pd.DataFrame:
-        return self.rows
 
     def plot(self) -> Figure:
         places = list(dict.fromkeys(self.rows["place"]))
@@ -287,4 +274,4 @@ def survey(
         tables.append(pd.DataFrame(columns))
     baselines = text_baselines(parts) if all(part.texts for part in parts) else {}
     sizes = dict(zip(Parts._fields, (part.named for part in parts)))
-    return Survey(pd.concat(tables, ignore_index=True), baselines, nulls, {"rows": sizes})
+    return Survey(pd.concat(tables, ignore_index=True), {"rows": sizes}, baselines, nulls)

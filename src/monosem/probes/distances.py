@@ -16,9 +16,10 @@ from jaxtyping import Float, Int
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import BadFile, BadInput, check_name
+from ..covariance import Inverse, Shrinkage, class_residuals, inverse
+from ..errors import BadFile, BadInput, Mismatch, check_name
 from ..files import replacing
-from .covariance import Inverse, Shrinkage, class_residuals, inverse
+from ..models import Model, refuse_other
 from .probe import read_probe
 from .rows import Place, Rows, check_same
 
@@ -171,6 +172,7 @@ class Distances:
                 raise
             raise BadInput(f"a distance of kind {kind!r} has no such option: {error}") from error
         about = {"rows": len(rows), "classes": len(sizes[0]), "options": own}
+        about |= {"made_on": rows.config["made_on"]} if "made_on" in rows.config else {}
         return cls(kind, rows.places, {name: value.cpu() for name, value in parts.items()}, rows.model_name, about)
 
     def score(self, x: Rows | States) -> Float[Tensor, "places n"]:
@@ -182,6 +184,14 @@ class Distances:
         states = (x.x if isinstance(x, Rows) else x).cpu()
         metric = DISTANCES[self.kind]
         return metric.score(self.parts, _unit(states) if metric.unit else states)
+
+    def check(self, model: Model) -> None:
+        """Raises `Mismatch` for another model than the distance's, `UnknownName` for a site that the model lacks."""
+        for site in {site for place in self.places for site in place.sites}:
+            model.site(site)
+        if self.model_name and self.model_name != model.name:
+            raise Mismatch(f"this distance was fitted on states of {self.model_name}, not of {model.name}")
+        refuse_other(model, self.about.get("made_on"), "this distance")
 
     # ------------------------------------------------------------------ against held-out rows
     def against(self, held: Rows) -> Self:

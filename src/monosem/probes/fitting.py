@@ -54,6 +54,8 @@ def fit(
             parts["pattern"] = linear.pattern(train.x, parts["weights"])
     about: dict[str, Any] = {"train": train.named, "validation": validation.named, "seed": seed, "options": own}
     about |= {"groups": len(train.group_keys), "data": fingerprint(*train.texts) if train.texts else ""}
+    if "made_on" in train.config:
+        about["made_on"] = train.config["made_on"]
     if row.graded:
         about["strength"] = [sorted(strengths)[int(i)] for i in best]
     probes = Probes(kind, train.places, {name: value.cpu() for name, value in parts.items()}, train.model_name, about)

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..covariance import Shrinkage, class_residuals, inverse
 from ..logistic import logistic_paths
-from .covariance import Shrinkage, class_residuals, inverse
 
 Places = Float[Tensor, "places n d"]
 Parts = dict[str, Tensor]  # tensors with places first

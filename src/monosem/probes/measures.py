@@ -3,14 +3,14 @@ are true; each number with an interval over groups drawn again."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 
 from ..errors import BadInput
 from ..plots import Figure, lines
-from ..results import Result, analysis
+from ..results import Tabled, analysis
 from ..statistics import PERCENTILES, Interval
 from .probe import Probes
 from .rows import Rows
@@ -129,19 +129,13 @@ PROBABILITIES: dict[str, Measure] = {
 
 
 @dataclass(frozen=True)
-class Measures(Result):
+class Measures(Tabled):
     """`table`: a row for each place and measure, with its 95 % interval (groups drawn again). `plot`: the reliability
     curve of each place."""
 
-    rows: pd.DataFrame = field(repr=False)
-    curves: dict[str, list[tuple[float, float, int]]] = field(repr=False)
-    config: dict[str, Any] = field(default_factory=dict)
+    curves: dict[str, list[tuple[float, float, int]]] = field(default_factory=dict, repr=False)
 
     ranked_by: ClassVar[str | None] = "value"
-
-    @property
-    def table(self) -> pd.DataFrame:
-        return self.rows
 
     def value(self, measure: str, place: str | None = None) -> Interval:
         """One number with its interval. Raises `BadInput` where it is not measured, or of several places."""
@@ -190,7 +184,7 @@ def measure(
                 table.append((place, name, function(f, y), float(low), float(high)))
         curves[place] = bins(given[2][number].numpy(), y)
     frame = pd.DataFrame(table, columns=["place", "measure", "value", "low", "high"])
-    return Measures(frame, curves, {"rows": rows.named, "groups": len(rows.group_keys)})
+    return Measures(frame, {"rows": rows.named, "groups": len(rows.group_keys)}, curves)
 
 
 def drawn_groups(rows: Rows, draws: int, seed: int) -> list[Array]:

@@ -16,7 +16,7 @@ from ..errors import BadInput, check_name
 from ..metrics import kl
 from ..models import Generation, Model, Moment
 from ..plots import Figure, lines
-from ..results import Result, analysis
+from ..results import Result, Tabled, analysis
 from ..statistics import auroc_interval, standard_error
 from .kinds import KINDS
 from .probe import Probes
@@ -180,7 +180,7 @@ class _Look:
         if moment.column == 0:  # the prompt; or all tokens are run anew
             self.seen.clear()
             self.reading = Reading(self.how)
-        f = self.probe.log_odds(x.flatten(2).flatten(0, 1)[None])[0].reshape(x.shape[:2])
+        f = self.probe.token_log_odds(x).cpu()
         self.seen.append((f, self.reading.add(f, moment.mask.cpu())))
         self.seconds += time.perf_counter() - began
         return x
@@ -188,19 +188,12 @@ class _Look:
 
 # ---------------------------------------------------------------------- predict and control
 @dataclass(frozen=True)
-class PredictControl(Result):
+class PredictControl(Tabled):
     """`table`: for each direction or edit: how well it detects (AUROC on the rows, with its interval; NaN for an edit),
     how far it moves the metric, with the standard error over prompts, how far a random direction of the same length
     does, and what it costs (KL of the next token, nats)."""
 
-    rows: pd.DataFrame = field(repr=False)
-    config: dict[str, Any] = field(default_factory=dict)
-
     ranked_by: ClassVar[str | None] = "effect"
-
-    @property
-    def table(self) -> pd.DataFrame:
-        return self.rows
 
 
 @analysis

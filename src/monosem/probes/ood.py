@@ -1,7 +1,7 @@
 """How well distances tell unusual texts from usual ones: near and far, and with lengths alike."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import BadInput
 from ..plots import Figure, lines
-from ..results import Result, analysis
+from ..results import Tabled, analysis
 from ..statistics import auroc_interval
 from . import measures
 from .distances import Distances
@@ -24,19 +24,12 @@ USUAL = 0.05  # of usual texts, the share that may be called unusual
 
 
 @dataclass(frozen=True)
-class Ood(Result):
+class Ood(Tabled):
     """`table`: for each detector, place and kind of unusual text: AUROC with its interval, the same with lengths alike
     (NaN where no lengths are shared), average precision of either side, the share of usual texts that is called unusual
     where 95 % of the unusual ones are, and how many of these a threshold from usual texts alone (5 %) finds."""
 
-    rows: pd.DataFrame = field(repr=False)
-    config: dict[str, Any] = field(default_factory=dict)
-
     ranked_by: ClassVar[str | None] = "auroc"
-
-    @property
-    def table(self) -> pd.DataFrame:
-        return self.rows
 
     def plot(self) -> Figure:
         places = list(dict.fromkeys(self.rows["place"]))

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -11,10 +12,11 @@ from jaxtyping import Bool, Float
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..activations import FittedAt
 from ..directions import Direction
 from ..errors import BadFile, BadInput, Mismatch, check_name
 from ..files import replacing
-from ..models import Model
+from ..models import Model, Site, refuse_other
 from ..reading import parse_json, read_safetensors
 from .kinds import KINDS
 from .rows import Place, Rows, check_same
@@ -23,8 +25,9 @@ FORMAT = "monosem probe 1"
 
 
 @dataclass(frozen=True, eq=False)
-class Probes:
-    """One probe a place, fitted alike. `fit` makes them; `at` and `best` take one.
+class Probes(FittedAt):
+    """One probe a place, fitted alike. `fit` makes them; `at` and `best` take one. One probe of single states at a site
+    is a score that `edits.condition` takes.
 
     Attributes:
         kind: a name of `KINDS`.
@@ -65,6 +68,37 @@ class Probes:
             raise Mismatch(f"states are {len(self)} places × n × {self.width} for this probe, not {list(states.shape)}")
         parts = {name: value.to(states.device) for name, value in self.parts.items()}
         return kind.score(parts, states, mask).cpu()
+
+    @property
+    def site(self) -> Site:  # type: ignore[override]
+        """Of one probe at one site. Raises `BadInput` for others."""
+        if len(self) != 1:
+            raise BadInput(f"these are {len(self)} probes: choose one with .best or .at(...)")
+        return self.places[0].site
+
+    def __call__(self, x: Float[Tensor, "batch pos *d"]) -> Float[Tensor, "batch pos"]:
+        """The score of every token, of one probe of single states."""
+        return self._by_token(self.score, x)
+
+    def token_log_odds(self, x: Float[Tensor, "batch pos *d"]) -> Float[Tensor, "batch pos"]:
+        """`log_odds` of every token, of one probe of single states."""
+        return self._by_token(self.log_odds, x)
+
+    def _by_token(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        if len(self) != 1 or KINDS[self.kind].tokens:
+            raise BadInput("this needs a probe of single states at one place: choose it with .best or .at(...)")
+        return function(x.flatten(2).flatten(0, 1)[None])[0].reshape(x.shape[:2]).to(x.device)
+
+    @property
+    def calibration(self) -> dict[str, Any] | None:
+        """The threshold as `edits.condition` takes it, where it was chosen for the last token or a mean of scores that
+        is the score of the mean."""
+        position = self.places[0].position
+        if "threshold" not in self.parts or not (
+            position == "last" or (position == "mean" and KINDS[self.kind].linear)
+        ):
+            return None
+        return {"threshold": float(self.threshold[0]), "over": position}
 
     def log_odds(self, x: Rows | Float[Tensor, "places n *pos d"]) -> Float[Tensor, "places n *pos"]:
         """The score, calibrated where the probe is (`calibrated`)."""
@@ -139,6 +173,7 @@ class Probes:
             model.site(site)
         if self.model_name and self.model_name != model.name:
             raise Mismatch(f"this probe was fitted on states of {self.model_name}, not of {model.name}")
+        refuse_other(model, self.about.get("made_on"), "this probe")
 
     # ------------------------------------------------------------------ files
     def save(self, path: str | os.PathLike[str]) -> Path:

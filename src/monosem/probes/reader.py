@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..activations import Skipper, SkipRule
 from ..errors import BadInput, UnknownName
-from ..models import Model, Run, Site, SiteLike, TokenBatch
+from ..models import Model, Run, Site, SiteLike, TokenBatch, identity
 from ..models.running.run import refuse_rows
 from ..progress import Meter
 from .rows import Place, Position, Rows
@@ -53,7 +53,7 @@ def read_rows(
     tokens, skipper = model.tokens([text + suffix for text in texts]), Skipper.of(model, chosen, skip)
     places = [Place((site,), one) for one in at for site in chosen]
     x, mask = _states(model, tokens, chosen, at, skipper, batch_size, quiet)
-    config = {"tokens": skipper.summary(), "suffix": suffix}
+    config = {"tokens": skipper.summary(), "suffix": suffix, "made_on": identity(model)}
     lengths = tokens.lengths.cpu()
     return Rows(
         x, torch.as_tensor(labels), tuple(places), groups, tuple(texts), lengths, mask, None, model.name, config

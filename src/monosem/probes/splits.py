@@ -64,6 +64,24 @@ def folds(rows: Rows, k: int = 5, *, seed: int = 0) -> list[tuple[Rows, Rows]]:
     raise BadInput(f"the groups cannot be split into {k} folds with both classes; use fewer folds")
 
 
+def held_out(rows: Rows, share: float = 0.3, *, seed: int = 0) -> tuple[Rows, Rows]:
+    """Rows to fit on, and about this share of held-out ones, whole groups drawn at random; classes are not looked at.
+
+    Raises:
+        BadInput: a share outside 0 to 1, or fewer than two groups.
+    """
+    if not 0 < share < 1:
+        raise BadInput(f"share is between 0 and 1, such as 0.3, not {share}")
+    count = int(rows.groups.max()) + 1
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    sizes = rows.groups.bincount(minlength=count)[order].cumsum(0)
+    last = int((sizes < share * len(rows)).sum()) + 1  # groups until there are enough rows
+    if count < 2 or last >= count:
+        raise BadInput(f"{count} groups cannot be parted so that {share:g} of the rows are held out: give finer groups")
+    held = torch.isin(rows.groups, order[:last])
+    return rows.part(~held), rows.part(held)
+
+
 def _cells(rows: Rows) -> Int[Tensor, "groups 2"]:
     """Numbers of negative and positive rows of each group."""
     groups = rows.groups

@@ -1,7 +1,6 @@
 """Where a probe says "positive", and how sure it is: thresholds by a target rate of false alarms, calibration, and a
 cascade of probes that stops where one is sure."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 from ..errors import BadInput
 from ..logistic import logistic_paths
 from ..results import Result
+from ..statistics import conformal_threshold
 from . import descent
 from .fitting import areas_of
 from .probe import Probes
@@ -25,8 +25,8 @@ CALIBRATION_PENALTY = 1e-3  # so that classes that can be separated get a finite
 def with_threshold(probes: Probes, benign: Rows, *, target_fpr: float = 0.01) -> Probes:
     """The probe with the threshold that new benign rows pass with at most this probability.
 
-    It is the ⌈(n + 1)(1 - target)⌉-th smallest score of n negative rows that the probe was not fitted on (conformal):
-    for rows like these, the expected rate of false alarms is at most the target, whatever the distribution.
+    It is `statistics.conformal_threshold` of negative rows that the probe was not fitted on: for rows like these, the
+    expected rate of false alarms is at most the target, whatever the distribution.
 
     Args:
         benign: its negative rows are used; held-out traffic of the kind that the probe will see.
@@ -34,18 +34,9 @@ def with_threshold(probes: Probes, benign: Rows, *, target_fpr: float = 0.01) ->
     Raises:
         BadInput: a target outside 0 to 1, or too few negative rows to reach it.
     """
-    if not 0 < target_fpr < 1:
-        raise BadInput(f"target_fpr is a share between 0 and 1, such as 0.01, not {target_fpr}")
-    scores = probes.score(benign)[:, ~benign.y].sort(1).values
-    n = scores.shape[1]
-    rank = math.ceil((n + 1) * (1 - target_fpr) - 1e-9)
-    if rank > n:
-        raise BadInput(
-            f"a false positive rate of {target_fpr:g} needs at least {math.ceil(1 / target_fpr - 1 - 1e-9)} negative "
-            f"rows, and there are {n}: give more of them, or a higher rate"
-        )
-    about = {"target_fpr": target_fpr, "threshold_negatives": n}
-    return probes.with_parts(about, threshold=scores[:, rank - 1])
+    scores = probes.score(benign)[:, ~benign.y]
+    threshold = conformal_threshold(scores, target_fpr)
+    return probes.with_parts({"target_fpr": target_fpr, "threshold_negatives": scores.shape[1]}, threshold=threshold)
 
 
 def calibrated(probes: Probes, rows: Rows) -> Probes:

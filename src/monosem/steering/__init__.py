@@ -3,6 +3,7 @@
 from .comparison import Comparison, compare, comparisons, summarise
 from .controls import random_directions, random_latents
 from .dose import DoseResponse, dose_response
+from .operations import OPERATIONS, Operation, own_amount
 from .outcome import Outcome, outcome, outcomes
 from .rows import EditSource
 from .strength import IsoKL, in_maxima, in_norms, iso_kl
@@ -10,11 +11,13 @@ from .sweep import sweep_latents
 from .sweep_result import LatentSweep, SweepConfig
 
 __all__ = [
+    "OPERATIONS",
     "Comparison",
     "DoseResponse",
     "EditSource",
     "IsoKL",
     "LatentSweep",
+    "Operation",
     "Outcome",
     "SweepConfig",
     "compare",
@@ -25,6 +28,7 @@ __all__ = [
     "iso_kl",
     "outcome",
     "outcomes",
+    "own_amount",
     "random_directions",
     "random_latents",
     "summarise",

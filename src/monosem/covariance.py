@@ -1,7 +1,8 @@
-"""Covariances with shrinkage, and the products with their inverses, of many places at once.
+"""Covariances with shrinkage, and the products with their inverses.
 
-All of it comes from centred rows X, `n d`, and the smaller of X Xᵀ and Xᵀ X. Covariances are means over rows (divided
-by n), so that they do not grow with n.
+Covariances are means over rows (divided by n), so that they do not grow with n. `inverse` is of many places at once,
+from centred rows X, `n d`, and the smaller of X Xᵀ and Xᵀ X. `Covariance` is of one place, from a root of the scatter
+where the rows are gone, and has a pseudo-inverse.
 """
 
 from collections.abc import Callable
@@ -12,37 +13,47 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..directions.covariance import oas
-from ..errors import BadInput, check_name
+from .errors import BadInput, check_name
 
 Shrinkage = Literal["ledoit_wolf", "oas", "none"]
 TINY = 1e-12  # of the mean variance: below it a dimension has none
+SMALLEST = 1e-10  # singular values below this share of the largest are rounding errors of the activations
 
 
 def _ledoit_wolf(traces: "Traces") -> Tensor:
     """Ledoit & Wolf 2004 (J. Multivar. Anal. 88:365), as scikit-learn has it."""
+    if traces.fourth is None:
+        raise BadInput("shrinkage='ledoit_wolf' needs the rows, which are not kept here: use 'oas'")
     mean = traces.trace / traces.d
     apart = traces.squares - traces.d * mean.square()
     noise = (traces.fourth / traces.n**2 - traces.squares / traces.n).clamp(min=0)
     return torch.where(apart > 0, torch.minimum(noise, apart) / apart, 0.0)
 
 
+def _oas(traces: "Traces") -> Tensor:
+    """Oracle-approximating shrinkage (Chen et al. 2010, IEEE Trans. Signal Process. 58:5016, eq. 23, without the terms
+    of order 1/d, as scikit-learn has it). It needs no rows, so it can be had of moments."""
+    alpha, mean = traces.squares / traces.d**2, (traces.trace / traces.d).square()
+    rest = (traces.n + 1) * (alpha - mean / traces.d)
+    return torch.where(rest > 0, ((alpha + mean) / rest).clamp(max=1), 1.0)
+
+
 SHRINKAGES: dict[str, Callable[["Traces"], Tensor]] = {
     "ledoit_wolf": _ledoit_wolf,
-    "oas": lambda traces: oas(traces.trace, traces.squares, traces.d, traces.n),
+    "oas": _oas,
     "none": lambda traces: torch.zeros_like(traces.trace),
 }
 
 
 @dataclass(frozen=True)
 class Traces:
-    """What shrinkage needs of a covariance S of n rows: tr S, tr S², and Σ_i |x_i|⁴."""
+    """What shrinkage needs of a covariance S of n rows: tr S, tr S², and (where there are rows) Σ_i |x_i|⁴."""
 
     n: int
     d: int
     trace: Float[Tensor, "places"]
     squares: Float[Tensor, "places"]
-    fourth: Float[Tensor, "places"]
+    fourth: Float[Tensor, "places"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +139,50 @@ def class_residuals(
     means = torch.zeros(len(X), count, X.shape[2], dtype=X.dtype, device=X.device).index_add_(1, classes, X)
     means /= classes.bincount(minlength=count)[:, None]
     return means, X - means[:, classes]
+
+
+@dataclass(frozen=True)
+class Covariance:
+    """(1 - shrinkage) S + shrinkage · tr(S) / d · I, with S = rootᵀ root / n.
+
+    The cut-off of small singular values is relative: data in other units give the same directions.
+
+    Attributes:
+        values: variances along `axes` (orthonormal rows, `r d`), before shrinkage.
+    """
+
+    values: Float[Tensor, "rows"]
+    axes: Float[Tensor, "r d"]
+    shrinkage: float
+
+    @classmethod
+    def of(cls, root: Float[Tensor, "r d"], n: int, shrinkage: Shrinkage | float = "oas") -> "Covariance":
+        """Of n rows. With shrinkage "none" (0), `solve` has the pseudo-inverse.
+
+        Raises:
+            BadInput: rows that do not vary.
+        """
+        _, singular, axes = torch.linalg.svd(root, full_matrices=False)
+        kept = singular > SMALLEST * singular.amax()
+        if not bool(kept.any()):
+            raise BadInput("all activations of a class are the same: there is no covariance; use method 'dim'")
+        values = singular[kept].square() / n
+        traces = Traces(n, root.shape[1], values.sum()[None], values.square().sum()[None])
+        return cls(values, axes[kept], float(_rho(shrinkage, traces)))
+
+    def __matmul__(self, x: Float[Tensor, "d"]) -> Float[Tensor, "d"]:
+        return (1 - self.shrinkage) * self.axes.T @ (self.values * (self.axes @ x)) + self._rest * x
+
+    def solve(self, x: Float[Tensor, "d"]) -> Float[Tensor, "d"]:
+        """The inverse times x; without shrinkage, the pseudo-inverse."""
+        along, rest = self.axes @ x, self._rest
+        inside = self.axes.T @ (along / ((1 - self.shrinkage) * self.values + rest))
+        return inside if rest == 0 else inside + (x - self.axes.T @ along) / rest
+
+    @property
+    def _rest(self) -> float:
+        """What shrinkage adds to the variance along every axis."""
+        return self.shrinkage * float(self.values.sum()) / self.axes.shape[1]
 
 
 @dataclass(frozen=True, eq=False)

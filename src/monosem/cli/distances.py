@@ -1,0 +1,154 @@
+"""`monosem distance`: how far texts are from usual ones in the model's states."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from ..errors import BadInput
+from ..terminal import notice
+from .application import group
+from .options import (
+    Device,
+    Dtype,
+    Giving,
+    OnModel,
+    PromptArguments,
+    Seed,
+    Trust,
+    argument,
+    model_of,
+    option,
+    prompt_lines,
+)
+from .output import frame, line
+
+if TYPE_CHECKING:
+    from ..models import Model
+    from ..probes import Distances, Place, Rows
+
+Texts = Annotated[
+    str,
+    argument("TEXTS", "A .txt file, one text a line, or labelled texts as `monosem probe fit` takes them."),
+]
+Several = Annotated[list[str], argument("TEXTS...", "Usual texts that the distance has not seen, then unusual ones.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnDistance(Giving):
+    """A distance from a file, and the model that it was fitted on."""
+
+    file: Annotated[Path, argument("FILE", "What `monosem distance fit --save` wrote.")]
+    model: Annotated[str | None, option("MODEL", "The model, where its name is not the one in the file.")] = None
+    dtype: Dtype = None
+    device: Device = None
+    trust_remote_code: Trust = False
+
+    def open(self) -> "tuple[Distances, Model]":
+        from ..probes import Distances
+
+        found = Distances.load(self.file)
+        model = model_of(self, self.file, found.model_name)
+        found.check(model)
+        return found, model
+
+
+def fit(
+    asked: OnModel,
+    texts: Texts,
+    save: Annotated[Path, option("FILE", "Where to write the distance (.safetensors).")],
+    kind: Annotated[
+        str, option("KIND", "mahalanobis, relative (with ++: lengths do not count), marginal, knn, cosine, residual.")
+    ] = "mahalanobis++",
+    site: Annotated[str, option("SITE", "A site, or a name such as resid_post for every layer.")] = "resid_post",
+    position: Annotated[str, option("WHERE", "last, mean, or a position such as -2.")] = "mean",
+    held_out: Annotated[float, option("SHARE", "Of the texts, for p-values.", min=0.05, max=0.9)] = 0.3,
+    seed: Seed = 0,
+) -> None:
+    """Learn what is usual from texts, with p-values from held-out ones.
+
+    Labels are classes: a text is as far as from the nearest one. Near duplicates are kept together. Covariances are
+    shrunken (Ledoit-Wolf).
+
+    Example: monosem distance fit smollm2 sentiment --save usual.safetensors
+    """
+    from .. import probes
+
+    rows = _rows(asked.load(), texts, [site] if "." in site else site, position)
+    seen, held = probes.held_out(rows, held_out, seed=seed)
+    found = probes.Distances.fit(seen, kind).against(held)
+    found.save(save)
+    line(f"{kind} of {len(seen)} texts at {len(found.places)} places; {len(held)} held-out texts for p-values")
+    if not asked.quiet:
+        notice(f"written: {save}")
+
+
+def score(asked: OnDistance, prompts: PromptArguments) -> None:
+    """How far prompts are from what is usual.
+
+    p is the share of held-out usual texts that are at least as far (all layers together): right whatever their
+    distribution, and never below 1 / (held-out texts + 1).
+
+    Example: monosem distance score usual.safetensors "The film was dull." "01100101 0111"
+    """
+    import pandas as pd
+
+    from ..results import Tabled
+
+    found, model = asked.open()
+    rows = _at_places(model, found.places, list(prompts), [0] * len(prompts))
+    values = found.score(rows) if len(found.places) == 1 else found.combined(rows)[None]
+    p = found.p_values(rows, how="mean")
+    table = pd.DataFrame({"prompt": list(prompts), "distance": values[0].numpy(), "p": p.numpy()})
+    asked.give(Tabled(table), table, f"{found.kind}, {len(found.places)} places")
+
+
+def compare(asked: OnDistance, texts: Several, seed: Seed = 0) -> None:
+    """How well it tells unusual texts from usual ones.
+
+    AUROC at every place and together, with 95 % intervals, also with lengths alike; the false alarms at which 95 % are
+    found.
+
+    Example: monosem distance compare usual.safetensors facts languages
+    """
+    from .. import probes
+
+    if len(texts) < 2:
+        raise BadInput("give usual texts that the distance has not seen, and then at least one set of unusual ones")
+    found, model = asked.open()
+    usual, *unusual = (_at_places(model, found.places, *_texts(one)[:2]) for one in texts)
+    result = probes.ood({found.kind: found}, usual, dict(zip(texts[1:], unusual)), seed=seed)
+    shown = ["place", "against", "auroc", "low", "high", "auroc_lengths_alike", "fpr_at_95", "found_at_5"]
+    asked.give(result, lambda: frame(result.top(20)[shown], f"{found.kind}, by AUROC"))
+
+
+def _texts(given: str) -> tuple[list[str], list[Any], Any]:
+    """Texts, their classes, and their groups."""
+    from ..benchmarks import labelled
+
+    if Path(given).suffix == ".txt":
+        texts = prompt_lines(Path(given))
+        return texts, [0] * len(texts), None
+    data = labelled(given)
+    return list(data.texts), list(data.labels), data.groups or None
+
+
+def _rows(model: "Model", given: str, sites: "str | list[str]", position: str) -> "Rows":
+    from .. import probes
+    from .probing import position_of
+
+    texts, classes, groups = _texts(given)
+    together = probes.near_duplicates(texts, groups)
+    at = position_of(position)
+    return probes.read_rows(model, texts, [0] * len(texts), sites, positions=at, groups=together).with_classes(classes)
+
+
+def _at_places(model: "Model", places: "tuple[Place, ...]", texts: list[str], classes: list[Any]) -> "Rows":
+    """Rows at the places of a distance."""
+    from .. import probes
+
+    sites = [str(place.site) for place in places]
+    rows = probes.read_rows(model, texts, [0] * len(texts), sites, positions=places[0].position)
+    return rows.with_classes(classes)
+
+
+app = group("How far texts are from usual ones.", {"fit": fit, "score": score, "compare": compare})
