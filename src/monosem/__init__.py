@@ -40,6 +40,7 @@ _PUBLIC = {
     "steering": "monosem.steering",
     "studies": "monosem.studies",
     "judges": "monosem.judges",
+    "methods": "monosem.methods",
 }
 
 __all__ = ["__version__", *_PUBLIC]

@@ -54,7 +54,18 @@ COMMANDS = {" ".join(path): command_at(path) for path in leaves(get_command(app)
 
 
 def test_every_command_of_the_design_is_there() -> None:
-    alone = ["demo", "study", "verify", "train", "evaluate", "benchmark", "convert", "steer", "sweep"]
+    alone = [
+        "demo",
+        "study",
+        "verify",
+        "train",
+        "evaluate",
+        "benchmark",
+        "compare-methods",
+        "convert",
+        "steer",
+        "sweep",
+    ]
     groups = {
         "patch": ["localise", "sweep", "estimate", "compare", "paths", "trace"],
         "lens": ["logit", "tuned", "read", "entropy", "gap", "languages", "trajectory", "patchscope", "train"],

@@ -30,7 +30,7 @@ ROOMS = [
     "latents",
     "directions",
     "probes",
-    "steering studies benchmarks",
+    "steering studies benchmarks methods",
     "saelens",
     "cli",
     "__main__",

@@ -10,6 +10,7 @@ from .. import __version__
 from ..terminal import answer_interrupts
 from . import (
     benchmarking,
+    comparing,
     components,
     converting,
     directing,
@@ -62,6 +63,7 @@ register(
         "train": training.train,
         "evaluate": training.evaluate,
         "benchmark": benchmarking.benchmark,
+        "compare-methods": comparing.compare_methods,
         "convert": converting.convert,
         "steer": steering.steer,
         "sweep": steering.sweep,

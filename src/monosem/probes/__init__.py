@@ -5,13 +5,14 @@ from .controls import ControlTask, Null, Survey, control_task, permutation_null,
 from .distances import DISTANCES, Distances, energy, unsure
 from .fitting import fit
 from .kinds import KINDS
-from .measures import Measures, measure
+from .measures import Measures, area_by_group, measure
 from .monitor import PredictControl, Reading, Watched, predict_control, watch
 from .ood import Ood, ood
 from .probe import Probes
 from .reader import read_rows
 from .rows import Place, Rows
-from .splits import Parts, folds, held_out, near_duplicates, split
+from .splits import Parts, folds, held_out, near_duplicates, parted, split
+from .texts import TextDetector
 from .thresholds import Cascade, calibrated, cascade, orders, with_threshold
 
 __all__ = [
@@ -30,8 +31,10 @@ __all__ = [
     "Reading",
     "Rows",
     "Survey",
+    "TextDetector",
     "Watched",
     "Whitening",
+    "area_by_group",
     "calibrated",
     "cascade",
     "control_task",
@@ -43,6 +46,7 @@ __all__ = [
     "near_duplicates",
     "ood",
     "orders",
+    "parted",
     "permutation_null",
     "predict_control",
     "read_rows",

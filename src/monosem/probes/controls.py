@@ -1,7 +1,5 @@
 """What makes a probe's number mean something: labels that say nothing of the text, and texts without a model."""
 
-import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -19,11 +17,10 @@ from ..results import Result, Tabled, analysis
 from ..statistics import Interval, auroc_interval, rank_p
 from . import linear
 from .fitting import areas_of, fit
-from .kinds import chosen
 from .rows import Place, Rows, group_numbers
 from .splits import Parts, split
+from .texts import TextDetector, fitted_on
 
-WORDS = 2000  # the most frequent words, by the number of training texts that hold them
 TRIES = 1000
 
 
@@ -181,40 +178,20 @@ def text_baselines(parts: Parts) -> dict[str, Interval]:
     Raises:
         BadInput: rows without texts.
     """
-    if not all(part.texts for part in parts):
-        raise BadInput("these rows have no texts, so that there is no baseline without a model: give texts=")
-    vocabulary = _vocabulary(parts.train.texts)
-    made = {}
-    for name, features in {"length": _lengths, "bag of words": lambda rows: _bag(rows, vocabulary)}.items():
-        x = [features(part)[None] for part in parts]
-        fitted = linear.logistic(x[0], parts.train.y, strengths=linear.STRENGTHS)
-        held = Rows(x[1], parts.validation.y)
-        best, _ = chosen(fitted, lambda p, x, mask: linear.score(dict(p), x), held)
-        f, y = linear.score(best, x[2])[0], parts.test.y
-        made[name] = auroc_interval(f[y], f[~y])
-    return made
+    bag = TextDetector.fit(parts.train, parts.validation)
+    length = fitted_on(_lengths, parts.train, parts.validation)
+    scores = {
+        "length": linear.score(length, _lengths(parts.test)[None])[0],
+        "bag of words": bag.log_odds(parts.test.texts),
+    }
+    y = parts.test.y
+    return {name: auroc_interval(f[y], f[~y]) for name, f in scores.items()}
 
 
 def _lengths(rows: Rows) -> Float[Tensor, "n 4"]:
     letters = torch.tensor([len(text) for text in rows.texts]).double()
     tokens = letters if rows.lengths is None else rows.lengths.double()
     return torch.stack([tokens, letters, tokens.log1p(), letters.log1p()], 1)
-
-
-def words(text: str) -> set[str]:
-    return set(re.findall(r"\w+", text.lower()))
-
-
-def _vocabulary(texts: Sequence[str]) -> dict[str, int]:
-    counts = Counter(word for text in texts for word in words(text))
-    return {word: i for i, (word, _) in enumerate(sorted(counts.items(), key=lambda one: (-one[1], one[0]))[:WORDS])}
-
-
-def _bag(rows: Rows, vocabulary: dict[str, int]) -> Float[Tensor, "n words"]:
-    bag = torch.zeros(len(rows), len(vocabulary), dtype=torch.float64)
-    for i, text in enumerate(rows.texts):
-        bag[i, [vocabulary[word] for word in words(text) & vocabulary.keys()]] = 1
-    return bag
 
 
 # ---------------------------------------------------------------------- all places and kinds

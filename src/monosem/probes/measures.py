@@ -7,11 +7,13 @@ from typing import ClassVar
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
+from torch import Tensor
 
 from ..errors import BadInput
 from ..plots import Figure, lines
 from ..results import Tabled, analysis
-from ..statistics import PERCENTILES, Interval
+from ..statistics import PERCENTILES, Interval, auroc_interval
 from .probe import Probes
 from .rows import Rows
 
@@ -200,3 +202,14 @@ def drawn_groups(rows: Rows, draws: int, seed: int) -> list[Array]:
         if len(made) == draws:
             return made
     raise BadInput(f"{len(members)} groups cannot be drawn again with both classes: give more groups")
+
+
+def area_by_group(f: Float[Tensor, "n"], rows: Rows, *, draws: int = 300, seed: int = 0) -> Interval:
+    """AUROC of scores of rows, with the wider of two 95 % intervals at each end: `statistics.auroc_interval`, which
+    takes rows as independent and says something at 1.00 too, and groups drawn again, which are what is independent."""
+    whole, y = auroc_interval(f[rows.y], f[~rows.y]), rows.y.numpy()
+    if len(rows.group_keys) == len(rows):
+        return whole
+    values = f.double().numpy()
+    low, high = np.quantile([area(values[i], y[i]) for i in drawn_groups(rows, draws, seed)], PERCENTILES)
+    return Interval(whole.value, min(whole.low, float(low)), max(whole.high, float(high)))

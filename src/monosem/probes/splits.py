@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ..errors import BadInput
@@ -34,26 +34,44 @@ def split(rows: Rows, shares: tuple[float, float, float] = (0.5, 0.2, 0.3), *, s
     if len(shares) != 3 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-9:
         raise BadInput(f"shares are three numbers above 0 that sum to 1 (training, validation, test), not {shares}")
     rows.check_two_classes("a split")
-    cells = _cells(rows)
+    part = parted(rows.y, rows.groups, shares, seed=seed)
+    found = Parts(*(rows.part((part == i).nonzero()[:, 0]) for i in range(len(shares))))
+    check_apart(*found)
+    return found
+
+
+def parted(
+    y: Bool[Tensor, "n"], groups: Int[Tensor, "n"], shares: Sequence[float], *, seed: int = 0
+) -> Int[Tensor, "n"]:
+    """The part of each row, a number from 0, as `split` makes it for any number of parts.
+
+    Args:
+        groups: numbers from 0. shares: how large the parts should be, in rows; they sum to 1.
+
+    Raises: as `split`.
+    """
+    if len(shares) < 2 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-9:
+        raise BadInput(f"shares are numbers above 0 that sum to 1, one for each part, not {tuple(shares)}")
+    cells = _cells(y, groups)
+    if not bool((cells.sum(0) > 0).all()):
+        raise BadInput("a split needs rows of both classes; give texts of the other class")
     for label, name in ((1, "positive"), (0, "negative")):
         if (have := int((cells[:, label] > 0).sum())) < len(shares):
             raise BadInput(
-                f"the {name} rows are of {have} groups, and groups are kept together: three parts need three groups of "
-                "each class at least; give finer groups or more of them"
+                f"the {name} rows are of {have} groups, and groups are kept together: {len(shares)} parts need "
+                f"{len(shares)} groups of each class at least; give finer groups or more of them"
             )
     for attempt in range(TRIES):
         part = _assigned(cells, shares, seed + attempt * 1_000_003)
         if all(bool((cells[part == i].sum(0) > 0).all()) for i in range(len(shares))):
-            found = Parts(*(rows.part((part[rows.groups] == i).nonzero()[:, 0]) for i in range(len(shares))))
-            check_apart(*found)
-            return found
+            return part[groups]
     raise BadInput("the groups cannot be split so that each part has both classes; give finer groups or more of them")
 
 
 def folds(rows: Rows, k: int = 5, *, seed: int = 0) -> list[tuple[Rows, Rows]]:
     """k pairs of training and held-out rows for cross-validation, every group held out once. Errors as `split`."""
     rows.check_two_classes("folds")
-    cells = _cells(rows)
+    cells = _cells(rows.y, rows.groups)
     if k < 2 or int((cells > 0).sum(0).min()) < k:
         raise BadInput(f"{k} folds need {max(k, 2)} groups of each class, there are {int((cells > 0).sum(0).min())}")
     for attempt in range(TRIES):
@@ -82,11 +100,10 @@ def held_out(rows: Rows, share: float = 0.3, *, seed: int = 0) -> tuple[Rows, Ro
     return rows.part(~held), rows.part(held)
 
 
-def _cells(rows: Rows) -> Int[Tensor, "groups 2"]:
+def _cells(y: Bool[Tensor, "n"], groups: Int[Tensor, "n"]) -> Int[Tensor, "groups 2"]:
     """Numbers of negative and positive rows of each group."""
-    groups = rows.groups
     cells = torch.zeros(int(groups.max()) + 1, 2, dtype=torch.long)
-    return cells.index_put_((groups, rows.y.long()), torch.ones(len(groups), dtype=torch.long), accumulate=True)
+    return cells.index_put_((groups, y.long()), torch.ones(len(groups), dtype=torch.long), accumulate=True)
 
 
 def _assigned(cells: Int[Tensor, "groups 2"], shares: Sequence[float], seed: int) -> Int[Tensor, "groups"]:

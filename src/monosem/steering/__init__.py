@@ -6,7 +6,7 @@ from .dose import DoseResponse, dose_response
 from .operations import OPERATIONS, Operation, own_amount
 from .outcome import Outcome, outcome, outcomes
 from .rows import EditSource
-from .strength import IsoKL, in_maxima, in_norms, iso_kl
+from .strength import IsoKL, Spoken, in_maxima, in_norms, iso_kl
 from .sweep import sweep_latents
 from .sweep_result import LatentSweep, SweepConfig
 
@@ -19,6 +19,7 @@ __all__ = [
     "LatentSweep",
     "Operation",
     "Outcome",
+    "Spoken",
     "SweepConfig",
     "compare",
     "comparisons",

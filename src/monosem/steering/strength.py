@@ -3,7 +3,8 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Self
 
 import pandas as pd
 import torch
@@ -17,10 +18,12 @@ from ..edits.changes import site_and_vector
 from ..errors import BadInput, require
 from ..latents import index_of
 from ..metrics import kl
-from ..models import Model, Moment, Site, SiteLike
+from ..models import Model, Moment, Site, SiteLike, TokenBatch
 from ..models.numbers import count
+from ..models.running.run import knows_the_prompt
 from ..plots import Figure
 from ..results import Result, analysis
+from .reading import END
 
 Make = Callable[[float], Edit | Sequence[Edit]]
 AT_ONCE = 8.0  # the most that the amount grows or shrinks by in one step
@@ -102,7 +105,7 @@ def iso_kl(
     ones; about six evaluations.
 
     Args:
-        x: a prompt or several, as for `Model.run`.
+        x: a prompt or several, as for `Model.run`; or their `Spoken`, which several searches can share.
         make: from an amount to an edit, or several: `lambda c: edits.add(direction, c)`.
         start: the first amount tried; a negative one searches among negative amounts.
         quantile: 0.95: the most changed twentieth of the tokens has more than `target`.
@@ -114,11 +117,11 @@ def iso_kl(
     count(evaluations, "evaluations")
     if not (target > 0 and math.isfinite(target) and 0 < quantile <= 1 and start and math.isfinite(start)):
         raise BadInput("iso_kl needs target > 0, 0 < quantile <= 1 and a start that is not 0")
-    plain = _Spoken.by(model, x, count(max_new_tokens, "max_new_tokens"))
+    plain = x if isinstance(x, Spoken) else Spoken.by(model, x, max_new_tokens=max_new_tokens)
     sign, size, tried = math.copysign(1.0, start), abs(start), list[tuple[float, float]]()
     search = _Search(target)
     for _ in range(evaluations):
-        nats = plain.divergence(model, make(sign * size), quantile)
+        nats = float(plain.divergence(make(sign * size)).quantile(quantile))
         tried.append((sign * size, nats))
         if abs(math.log(max(nats, NO_EFFECT) / target)) <= tolerance:
             return IsoKL(sign * size, nats, target, tried)
@@ -164,31 +167,72 @@ class _Search:
 
 
 # ---------------------------------------------------------------------- a fixed text, and what is said at its tokens
-@dataclass
-class _Spoken:
-    """What the unedited model says after some prompts, and the logits from which it chose each token."""
+@dataclass(frozen=True, eq=False)
+class Spoken:
+    """What the unedited model says after some prompts: the fixed text along which edits are compared.
 
-    prompts: Any
+    Attributes:
+        model: that speaks. prompts: that were continued. ids: of the continuations.
+        counted: tokens up to the first end of text. logits: from which each token was chosen.
+    """
+
+    model: Model
+    prompts: TokenBatch
     ids: Int[Tensor, "batch step"]
     counted: Bool[Tensor, "batch step"]
     logits: Float[Tensor, "step batch vocab"]
 
-    @staticmethod
-    def by(model: Model, x: Any, steps: int) -> "_Spoken":
+    @classmethod
+    def by(cls, model: Model, x: Any, *, max_new_tokens: int = 20) -> Self:
+        """By a model, greedily."""
         prompts, listener = model.tokens(x), _Listener(None)
+        steps = count(max_new_tokens, "max_new_tokens")
         made = model.generate(prompts, listener, max_new_tokens=steps, stop_at_eos=False)
         ids = torch.tensor(made.new, device=model.device)
         ends = torch.isin(ids, torch.tensor(sorted(model.end_ids), dtype=torch.long, device=ids.device))
-        return _Spoken(prompts, ids, (ends.cumsum(1) - ends.long()) == 0, torch.stack(listener.heard))
+        return cls(model, prompts, ids, (ends.cumsum(1) - ends.long()) == 0, torch.stack(listener.heard))
 
-    def divergence(self, model: Model, edits: Edit | Sequence[Edit], quantile: float) -> float:
-        """A quantile of KL(unedited ‖ edited) over the tokens that count."""
-        listener = _Listener(self.ids)
+    @torch.no_grad()
+    def divergence(self, edits: Edit | Sequence[Edit]) -> Float[Tensor, "n"]:
+        """KL(unedited ‖ edited) before each token that counts, in nats, prompt after prompt.
+
+        One pass reads the whole text, unless an edit depends on where the prompt ends: then it is spoken again.
+        """
         given = [edits] if isinstance(edits, Edit) else list(edits)
-        steps = self.ids.shape[1]
-        model.generate(self.prompts, [*given, listener], max_new_tokens=steps, stop_at_eos=False)
-        found = torch.stack([kl(p, q) for p, q in zip(self.logits, listener.heard)], 1)
-        return float(found[self.counted.to(found.device)].double().quantile(quantile))
+        around = [*self.model.ambient_edits, *given]
+        if any(knows_the_prompt(one) or one.site.shape[-1] == "vocab" for one in around):
+            return self._against(list(self.logits), self._said(given))
+        return self._against(self._plain, self._read(self.prompts, given))
+
+    @torch.no_grad()
+    def after(self, x: Any) -> Float[Tensor, "n"]:
+        """The same KL where other prompts, one for each, stand before the text instead of an edit."""
+        return self._against(self._plain, self._read(self.model.tokens(x)))
+
+    @cached_property
+    def _plain(self) -> list[Float[Tensor, "batch vocab"]]:
+        """The unedited model's logits, read in the way of the edited ones, so that no edit gives exactly 0."""
+        return self._read(self.prompts)
+
+    def _against(self, before: Sequence[Tensor], after: Sequence[Tensor]) -> Float[Tensor, "n"]:
+        found = torch.stack([kl(p, q.to(p.device)) for p, q in zip(before, after)], 1)
+        return found[self.counted.to(found.device)].double().cpu()
+
+    def _said(self, edits: Sequence[Edit]) -> list[Float[Tensor, "batch vocab"]]:
+        """The edited model's logits before each token, as it is made to say the text."""
+        listener, steps = _Listener(self.ids), self.ids.shape[1]
+        self.model.generate(self.prompts, [*edits, listener], max_new_tokens=steps, stop_at_eos=False)
+        return listener.heard
+
+    def _read(self, prompts: TokenBatch, edits: Sequence[Edit] = ()) -> list[Float[Tensor, "batch vocab"]]:
+        """The same from one pass over prompts and text."""
+        rows, steps = prompts.rows(), self.ids.shape[1]
+        whole = [[*row, *new[:-1]] for row, new in zip(rows, self.ids.tolist())]
+        run = self.model.run(whole, capture=END, edits=edits, logits=False)
+        first = run.tokens.last - (steps - 1)
+        places = first[:, None] + torch.arange(steps, device=first.device)
+        states = run[END][torch.arange(len(rows), device=places.device)[:, None], places]
+        return [self.model.unembed(states[:, step], norm=False).float() for step in range(steps)]
 
 
 class _Listener:
