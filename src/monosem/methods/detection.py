@@ -39,8 +39,8 @@ class Candidate:
     """What reads texts at one place: scores of the choose and test parts, and the direction where there is one."""
 
     place: str
-    choose: Float[Tensor, "choose"]
-    test: Float[Tensor, "test"]
+    choose: Float[Tensor, "n"]
+    test: Float[Tensor, "m"]
     direction: Direction | None = None
 
 
