@@ -7,8 +7,9 @@ from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ..errors import BadFile, BadInput, UnknownName
+from ..errors import BadFile, BadInput, MonosemError, UnknownName
 from ..jobs import JobConfig, fingerprint
+from ..judges import judge
 from ..probes.texts import PIECES
 from ..reading import existing, read_yaml
 from ..studies import StudyConfig, shipped_concepts
@@ -40,7 +41,9 @@ class Concept(JobConfig):
     openings: list[Prompt] = Field([], description="beginnings that say nothing of the concept, to be continued")
     instruction: str = Field("", description="what is put before an opening to ask for the concept")
     question: str = Field("", description="what is asked about a text; yes means that it has the concept")
-    scorer: str = Field("words", description="what judges continuations: words or letters")
+    scorer: str = Field(
+        "words", description="what judges continuations: words, letters, or a judge such as language:fr"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -49,8 +52,7 @@ class Concept(JobConfig):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.scorer not in PIECES:
-            raise ValueError(f"scorer {self.scorer!r} is not one of {', '.join(PIECES)}")
+        self._check_scorer()
         for name, style in self.styles.items():
             if self.paired and len(style.positive) != len(style.negative):
                 raise ValueError(
@@ -62,6 +64,15 @@ class Concept(JobConfig):
                 raise ValueError(f"{len(texts)} {side} texts; {FEWEST} at least are needed, for four parts of them")
         self._check_distinct()
         return self
+
+    def _check_scorer(self) -> None:
+        if self.scorer in PIECES:
+            return
+        try:
+            judge(self.scorer)
+        except MonosemError as error:
+            kinds = ", ".join(PIECES)
+            raise ValueError(f"scorer {self.scorer!r} is not one of {kinds}, nor a judge: {error}") from error
 
     def _check_distinct(self) -> None:
         """A text that stands twice would be in two parts, or in both classes."""

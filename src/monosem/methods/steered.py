@@ -18,12 +18,13 @@ from .. import edits
 from ..directions import Direction
 from ..errors import BadInput
 from ..metrics import continuation_perplexity
-from ..probes import TextDetector, area_by_group
+from ..probes import area_by_group
 from ..statistics import bootstrap_mean, wilson
 from ..steering import Spoken, in_norms, iso_kl, outcomes
 from ..steering.outcome import Outcome, distinct
 from .detection import Detection, Scene
 from .entrants import ENTRANTS
+from .scorers import Chances, scorer
 
 TOLERANCE, EVALUATIONS = 0.15, 10  # of the search for a strength
 BEGIN = 0.3  # usual norms: the first strength that is tried
@@ -72,7 +73,7 @@ class Stage:
     """What all arms of a concept share."""
 
     scene: Scene
-    judge: TextDetector
+    judge: Chances
     tune: list[str]
     held: list[str]
     plain: Outcome
@@ -87,7 +88,7 @@ class Stage:
         if len(chosen) < 4:
             raise BadInput(f"{scene.concept.name} has {len(chosen)} openings to continue; steering needs 4 at least")
         tune, held = chosen[: len(chosen) // 2], chosen[len(chosen) // 2 :]
-        judge = TextDetector.fit(*scene.material.of_judge(), scene.concept.scorer)
+        judge = scorer(scene.concept.scorer, scene.material)
         new = config.max_new_tokens
         plain = outcomes(scene.model, [*tune, *held], [()], max_new_tokens=new, quiet=True)[0]
         spoken = [Spoken.by(scene.model, side, max_new_tokens=new) for side in (tune, held)]
@@ -97,13 +98,10 @@ class Stage:
     def openings(self) -> list[str]:
         return [*self.tune, *self.held]
 
-    def chances(self, texts: Sequence[str]) -> Float[Tensor, "n"]:
-        return self.judge.log_odds(texts).sigmoid()
-
     def written(self, made: Outcome, change: edits.Edit | Sequence[edits.Edit]) -> Written:
         nats = self.spoken[1].divergence(change) if change else torch.zeros(1)
         spread = [distinct(new) for new in made.new]
-        return Written(made.texts, self.chances(made.texts), made.perplexities, spread, float(nats.mean()))
+        return Written(made.texts, self.judge(self.openings, made.texts), made.perplexities, spread, float(nats.mean()))
 
 
 def steer(scene: Scene, detection: Detection) -> Steering:
@@ -129,7 +127,7 @@ def steer(scene: Scene, detection: Detection) -> Steering:
 def _judged(stage: Stage) -> dict[str, float]:
     """How well the judge tells the test texts apart, which nothing was fitted on."""
     rows = stage.scene.material.without_states(stage.scene.material.rows("test"))
-    return dict(zip(("auroc", "low", "high"), area_by_group(stage.judge.log_odds(rows.texts), rows)))
+    return dict(zip(("auroc", "low", "high"), area_by_group(stage.judge([""] * len(rows), rows.texts), rows)))
 
 
 # ---------------------------------------------------------------------- strengths
@@ -174,7 +172,7 @@ def _layer(stage: Stage, directions: Mapping[str, Mapping[str, Direction]]) -> t
         raise BadInput(f"no strength of {first!r} changes the model by {budget:g} nats at any layer")
     new, changes = stage.scene.config.max_new_tokens, [arm.edit for arm in arms]
     for site, made in zip(found, outcomes(stage.scene.model, stage.tune, changes, max_new_tokens=new, quiet=True)):
-        found[site] = float(stage.chances(made.texts).mean())
+        found[site] = float(stage.judge(stage.tune, made.texts).mean())
     return max(found, key=lambda site: found[site]), found
 
 
@@ -224,7 +222,9 @@ def _prompted(stage: Stage) -> Written:
     whole = [[*row, *tokens] for row, tokens in zip(bare, made.new)]
     odd = continuation_perplexity(model, model.tokens(whole), torch.tensor([len(row) for row in bare]))
     nats = float(stage.spoken[1].after(instructed[len(stage.tune) :]).mean())
-    return Written(made.texts, stage.chances(made.texts), odd.tolist(), [distinct(one) for one in made.new], nats)
+    return Written(
+        made.texts, stage.judge(stage.openings, made.texts), odd.tolist(), [distinct(one) for one in made.new], nats
+    )
 
 
 def _row(
