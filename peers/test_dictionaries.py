@@ -170,6 +170,37 @@ def test_circuit_tracer_and_we_read_each_others_cross_layer_transcoders(kind: st
     torch.testing.assert_close(load_dictionary(tmp_path / "theirs")(x), ours(x), atol=2e-5, rtol=1e-5)
 
 
+def test_circuit_tracer_refuses_the_config_of_a_topk_cross_layer_transcoder(tmp_path: Path, monkeypatch: Any) -> None:
+    """And `load_clt`, which reads no config, makes a relu of its files."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_ENABLE_HF_TRANSFER", False, raising=False)  # a name of versions before 1
+    crossed = pytest.importorskip("circuit_tracer.transcoder.cross_layer_transcoder", reason=REASON)
+    hub = pytest.importorskip("circuit_tracer.utils.hf_utils", reason=REASON)
+    layers, draw = 2, torch.Generator().manual_seed(0)
+    sites = ([Site("resid_mid", i) for i in range(layers)], [Site("mlp_out", i) for i in range(layers)])
+    ours = CrossLayer(
+        CrossLayerParts(
+            facts=Facts("topk", *sites, k=K),
+            W_enc=torch.randn(layers, D, F, generator=draw),
+            b_enc=torch.randn(layers, F, generator=draw),
+            W_dec=[torch.randn(F, layers - i, D, generator=draw) for i in range(layers)],
+            b_dec=torch.randn(layers, D, generator=draw),
+        )
+    )
+    ours.save(tmp_path / "ours")
+    import yaml
+
+    config = yaml.safe_load((tmp_path / "ours" / "config.yaml").read_text()) | {"repo_id": str(tmp_path / "ours")}
+    with pytest.raises(ValueError, match="Unknown model kind: topk_cross_layer_transcoder"):
+        hub.load_transcoders(config, torch.device("cpu"), torch.float32)
+    x = torch.randn(layers, 9, D, generator=draw)
+    theirs = crossed.load_clt(str(tmp_path / "ours"), dtype=torch.float32, device=torch.device("cpu"))
+    relu = torch.stack([(x[i] @ ours.W_enc[i] + ours.b_enc[i]).relu() for i in range(layers)])
+    torch.testing.assert_close(theirs.encode(x), relu, atol=1e-5, rtol=1e-5)
+    assert max(int(one.l0().max()) for one in ours.encode(x)) <= K < int((relu > 0).sum(-1).max())
+
+
 def test_circuit_tracer_reads_a_set_that_we_write_layer_by_layer(tmp_path: Path, monkeypatch: Any) -> None:
     from huggingface_hub import constants
 

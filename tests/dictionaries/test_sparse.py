@@ -235,6 +235,17 @@ def test_auxiliary_loss_of_a_perfect_reconstruction_is_zero_not_nan() -> None:
     assert auxiliary_loss(form, x, torch.zeros(50, 16), torch.tensor([3]), 8).item() == 0.0
 
 
+@pytest.mark.parametrize("residual", [torch.zeros(50, 16), torch.randn(1, 16).expand(50, 16)])
+def test_auxiliary_loss_of_what_does_not_vary_has_no_nan_gradients(residual: torch.Tensor) -> None:
+    """A batch of one token, too."""
+    form, x = random_form(64, 16), torch.randn(50, 16)
+    for rows in (50, 1):
+        loss = auxiliary_loss(form, x[:rows], residual[:rows], torch.tensor([3, 9]), 8)
+        loss.backward()
+        assert loss.isfinite()
+        assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in form.parameters())
+
+
 def test_decoder_gradient_loses_its_part_along_the_rows_and_rows_stay_unit() -> None:
     form = random_form(32, 8)
     form.W_dec.grad = torch.randn(32, 8)

@@ -135,6 +135,12 @@ def test_bools_are_no_numbers_and_seeds_fit_every_generator() -> None:
             Cake.parse({"seed": seed})
 
 
+def test_numbers_that_no_tensor_holds_are_refused() -> None:
+    assert Config.parse({"size": 10**18}).size == 10**18
+    with pytest.raises(BadInput, match=r"pie: size: 1e\+30 is beyond all numbers here; give one of at most 4.61e\+18"):
+        Config.parse({"size": 10**30})
+
+
 def test_long_values_are_cut_in_messages() -> None:
     (told,) = differences({"latents": list(range(1000))}, {"latents": [1]})
     assert told.startswith("latents: [0, 1, 2,")

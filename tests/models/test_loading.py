@@ -137,7 +137,7 @@ def test_dtype_and_device_refused(folder: Path) -> None:
     one_line(error)
     with pytest.raises(BadInput, match="int8"):
         load(folder, dtype=torch.int8)
-    for device in ("cuda:99", "warp"):
+    for device in ("cuda:99", "warp", "meta"):
         with pytest.raises(BadInput, match="try device='cpu'") as error:
             choose_device(device)
         one_line(error)

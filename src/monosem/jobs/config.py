@@ -12,6 +12,7 @@ from ..files import write_text
 from ..reading import read_yaml
 
 MOST_COMPLAINTS = 10  # in one message
+LARGEST: dict[type, float] = {int: 2.0**62, float: 1e38}  # what tensors hold: int64, and float32
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every random generator takes
 
 
@@ -32,6 +33,15 @@ class JobConfig(BaseModel):
             if isinstance(values.get(name), bool) and bool not in (field.annotation, *get_args(field.annotation)):
                 raise ValueError(f"{name}: {str(values[name]).lower()} is not a value of this field")
         return values
+
+    @model_validator(mode="after")
+    def _numbers_can_be_computed_with(self) -> Self:
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            most = LARGEST.get(type(value))
+            if most is not None and abs(value) > most:
+                raise ValueError(f"{name}: {value:.3g} is beyond all numbers here; give one of at most {most:.3g}")
+        return self
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:

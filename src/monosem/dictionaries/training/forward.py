@@ -77,8 +77,8 @@ def auxiliary_loss(
     """AuxK: how badly the k most active dead latents explain what the living ones left over.
 
     Gao et al., arXiv 2406.04093, appendix A.2, as in their code: ReLU on the chosen codes, decoded without bias, the
-    target detached, the error divided by the target's variance over the batch, NaN → 0. Scaled down when fewer than k
-    are dead, as SAELens and sparsify do. Only the dead latents' columns are computed.
+    target detached, the error divided by the target's variance over the batch, 0 where that is 0. Scaled down when
+    fewer than k are dead, as SAELens and sparsify do. Only the dead latents' columns are computed.
     """
     target = residual.detach()
     pre = F.linear(x - form.centre, form.W_enc.index_select(0, dead), form.b_enc.index_select(0, dead))
@@ -89,4 +89,5 @@ def auxiliary_loss(
         codes = codes * torch.zeros_like(codes).scatter_(1, places, 1.0)
     error = (target - codes @ form.W_dec.index_select(0, dead)).square().sum(1).mean()
     variance = (target - target.mean(0)).square().sum(1).mean()
-    return (error / variance).nan_to_num(0.0, 0.0, 0.0) * min(len(dead) / k, 1.0)
+    share = error / torch.where(variance > 0, variance, torch.inf)  # a quotient by 0 would have NaN gradients
+    return share.nan_to_num(0.0, 0.0, 0.0) * min(len(dead) / k, 1.0)

@@ -28,6 +28,8 @@ def choose_device(device: DeviceLike = None) -> torch.device:
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
+        if chosen.type == "meta":
+            raise RuntimeError("it holds no numbers")
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise BadInput(f"device {str(device)!r} cannot be used here ({cause(error)}); try device='cpu'") from error
     return chosen
