@@ -41,6 +41,7 @@ _PUBLIC = {
     "studies": "monosem.studies",
     "judges": "monosem.judges",
     "methods": "monosem.methods",
+    "robustness": "monosem.robustness",
 }
 
 __all__ = ["__version__", *_PUBLIC]

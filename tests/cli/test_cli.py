@@ -62,6 +62,7 @@ def test_every_command_of_the_design_is_there() -> None:
         "evaluate",
         "benchmark",
         "compare-methods",
+        "robustness",
         "convert",
         "steer",
         "sweep",
@@ -71,7 +72,8 @@ def test_every_command_of_the_design_is_there() -> None:
         "lens": ["logit", "tuned", "read", "entropy", "gap", "languages", "trajectory", "patchscope", "train"],
         "components": ["heads", "direct"],
         "probe": ["fit", "evaluate", "monitor"],
-        "direction": ["fit", "show", "compare", "convert", "read"],
+        "direction": ["fit", "show", "compare", "convert", "read", "calibrate", "steer"],
+        "distance": ["fit", "score", "compare"],
         "latents": ["top", "search", "show", "explanations", "check", "index"],
         "list": ["models", "dictionaries", "benchmarks", "concepts", "sites", "families"],
     }

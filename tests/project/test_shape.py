@@ -30,7 +30,7 @@ ROOMS = [
     "latents",
     "directions",
     "probes",
-    "steering studies benchmarks methods",
+    "steering studies benchmarks methods robustness",
     "saelens",
     "cli",
     "__main__",

@@ -1,0 +1,131 @@
+"""What the arms say together: pure functions of the rows of a report."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..statistics import PERCENTILES, Interval, mcnemar, spearman
+
+Row = Mapping[str, Any]
+LEVEL = 0.05
+DRAWS = 2000
+
+
+def arms_of(rows: Iterable[Row], attack: str, control: str = "") -> list[Row]:
+    """The arms of an attack, or of one of its controls, by strength."""
+    found = [row for row in rows if row["attack"] == attack and row["control"] == control]
+    return sorted(found, key=lambda row: row["strength"] or 0.0)
+
+
+def controls_of(rows: Iterable[Row], attack: str) -> list[str]:
+    return list(dict.fromkeys(row["control"] for row in rows if row["attack"] == attack and row["control"]))
+
+
+def within_budget(rows: Sequence[Row], attack: str, budget: float) -> Row:
+    """The strongest arm of an attack whose KL a token stays within a budget; where none does, the weakest. Chosen by
+    harmless prompts alone, so that the behaviour's rate had no part in it."""
+    arms = arms_of(rows, attack)
+    fits = [arm for arm in arms if _kl(arm) <= budget]
+    return fits[-1] if fits else arms[0]
+
+
+def _kl(row: Row) -> float:
+    """Nats a token; 0 of an arm that does not change the model."""
+    held = row.get("kl_token")
+    return float(held["value"]) if held else 0.0
+
+
+# ---------------------------------------------------------------------- verdicts
+def verdict(rows: Sequence[Row], attack: str, budget: float, break_at: float, comparisons: int) -> dict[str, Any]:
+    """What one attack does at the strength that the budget allows, beside no attack and beside its controls.
+
+    Exact McNemar tests on the same prompts, each at level 0.05 / `comparisons`. The words are no stronger than the
+    numbers: an attack that does no more than a control of its size is said to do no more, whatever its rate.
+    """
+    arm, base = within_budget(rows, attack, budget), arms_of(rows, "none")[0]
+    same = [row for name in controls_of(rows, attack) for row in arms_of(rows, attack, name)]
+    same = [row for row in same if row["strength"] == arm["strength"]]
+    level, said = LEVEL / max(comparisons, 1), arm["shown"]
+    p_none, p_controls = compared(base, arm), {row["control"]: compared(row, arm) for row in same}
+    unclear = [name for name, p in p_controls.items() if not (p < level and _won(arm) > _won(_named(same, name)))]
+    if base["shown"]["low"] < 0.5:
+        words = "the behaviour shows too seldom without an attack to say what breaks it"
+    elif p_none >= level or _won(arm) <= _won(base):
+        words = "no change that these prompts could show"
+    elif unclear:
+        words = f"no more than its control ({', '.join(unclear)}) does"
+    elif said["high"] <= break_at:
+        words = f"breaks it: at most {said['high']:.0%} is left"
+    elif said["value"] <= break_at:
+        words = f"breaks it on these prompts; up to {said['high']:.0%} may be left"
+    else:
+        words = "weakens it"
+    return {
+        "attack": attack,
+        "strength": arm["strength"],
+        "shown": said,
+        "success": arm["success"],
+        "kl_token": arm.get("kl_token"),
+        "over_budget": _kl(arm) > budget,
+        "p_none": p_none,
+        "p_controls": p_controls,
+        "controls": {row["control"]: {"shown": row["shown"], "success": row["success"]} for row in same},
+        "level": level,
+        "words": words,
+        "breaks": words.startswith("breaks"),
+    }
+
+
+def compared(one: Row, other: Row) -> float:
+    """Exact p that both arms succeed on as many of the same prompts."""
+    pairs = [(a["success"], b["success"]) for a, b in zip(one["rows"], other["rows"], strict=True)]
+    return mcnemar(sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs))
+
+
+def _won(row: Row) -> int:
+    return int(row["success"]["count"])
+
+
+def _named(rows: Sequence[Row], control: str) -> Row:
+    return next(row for row in rows if row["control"] == control)
+
+
+# ---------------------------------------------------------------------- curves
+def area(rows: Sequence[Row], attack: str, control: str, budget: float, seed: int = 0) -> Interval:
+    """Area under success against KL, from 0 to `budget` nats a token, divided by the budget: the mean, over budgets up
+    to this one, of the best success that the attack reaches within each. Between two strengths it is the weaker one's.
+    Without any KL there is the success of no attack. With its interval by bootstrap over prompts."""
+    arms = [*arms_of(rows, "none"), *arms_of(rows, attack, control)]
+    won = np.array([[line["success"] for line in arm["rows"]] for arm in arms], dtype=float)
+    price = np.array([_kl(arm) for arm in arms])
+    order = np.argsort(price, kind="stable")
+    won, price = won[order], price[order]
+    inside = price <= budget
+    won, widths = won[inside], np.diff([*price[inside], budget]) / budget
+
+    def of(shares: np.ndarray) -> np.ndarray:
+        return np.asarray(np.maximum.accumulate(shares, axis=0).T @ widths)
+
+    value = float(of(won.mean(1)))
+    chosen = np.random.default_rng(seed).integers(0, won.shape[1], size=(DRAWS, won.shape[1]))
+    low, high = np.quantile(of(won[:, chosen].mean(2)), PERCENTILES)
+    return Interval(value, float(low), float(high))
+
+
+def k_to_break(rows: Sequence[Row], control: str, break_at: float) -> dict[str, int | None]:
+    """The least k at which the behaviour's rate is at most `break_at` ("seen"), and at which the upper end of its
+    interval is ("sure"); None where no k that was tried reaches it."""
+    arms = arms_of(rows, "subspace", control)
+    found: dict[str, int | None] = {}
+    for name, end in (("seen", "value"), ("sure", "high")):
+        reached = [int(arm["strength"]) for arm in arms if arm["shown"][end] <= break_at]
+        found[name] = min(reached, default=None)
+    return found
+
+
+def follows(projections: Sequence[float], shown: Sequence[float]) -> float:
+    """Spearman's correlation of the direction's projection with the behaviour; NaN where either is constant."""
+    return spearman(torch.tensor(projections), torch.tensor(shown, dtype=torch.float)) if len(shown) > 2 else math.nan

@@ -1,0 +1,141 @@
+"""A robustness report from its config to its folder: part by part, each kept as soon as it is done."""
+
+import math
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..errors import Mismatch, require
+from ..files import check_writable, write_json
+from ..jobs import claim, module_fingerprint
+from ..judges import Judge
+from ..judges import judge as judge_of
+from ..models import Model, load_model
+from ..progress import Meter
+from ..reading import read_object
+from . import report
+from .attacks import chosen
+from .config import RobustnessConfig
+from .context import Context, Say
+from .measured import Part, Parts, parts
+from .result import Robustness
+
+MODEL, DEFENCE = "model", "defence"
+
+
+def assess(
+    behaviour: RobustnessConfig | str | os.PathLike[str] | dict[str, Any],
+    *,
+    folder: str | os.PathLike[str] | None = None,
+    model: Model | None = None,
+    defence: Model | None = None,
+    judge: Judge | None = None,
+    say: Say | None = print,
+    quiet: bool = False,
+    fresh: bool = False,
+    trust_remote_code: bool = False,
+) -> Robustness:
+    """How far a behaviour survives attacks, and what these and the defences cost, measured on held-out prompts.
+
+    Everything happens in memory and is undone; no changed weights are written. Each part is saved when it is done and
+    taken from there when the same report is run again in the same folder.
+
+    Args:
+        behaviour: a config, a behaviour file (YAML), the name of an organism, or a dict.
+        folder: where the report goes; default `runs/robustness-NAME`.
+        model, defence: already loaded ones, instead of those that the config names. judge: likewise.
+        say: called with each finding; None for silence. quiet: no progress.
+        fresh: forget earlier parts in the folder.
+
+    Raises:
+        BadInput, BadFile, UnknownName: the config is wrong (the message names the field), or the folder not writable.
+        Mismatch: the folder holds a report with other settings or models.
+        MissingExtra: plotly is not there (checked before anything is computed).
+    """
+    require("plotly", "plots")
+    config = RobustnessConfig.load(behaviour)
+    attacks = chosen(config.attacks)
+    home = Path(folder or Path("runs") / f"robustness-{config.name}")
+    check_writable(home / "report.html")
+    tell: Say = say or (lambda line: None)
+    load: dict[str, Any] = {"dtype": config.dtype, "trust_remote_code": trust_remote_code, "quiet": quiet}
+    models = {MODEL: model if model is not None else load_model(config.model, **load)}
+    if defence is not None or config.defence is not None:
+        models[DEFENCE] = defence if defence is not None else load_model(str(config.defence), **load)
+    by = judge_of(config.judge if judge is None else judge, **({} if judge is not None else config.judge_options))
+    origin = provenance(config, models) | {"judge": by.name}
+    with _claimed(home, config, origin, fresh):
+        config.write(home / "config.yaml")
+        every = parts(attacks)
+        waiting = [(where, part) for where in models for part in every if not _path(home, where, part).exists()]
+        contexts = {where: Context(config, one, tell, by) for where, one in models.items()}
+        total = sum(part.count(contexts[where]) for where, part in waiting)
+        with Meter("robustness", total=total, unit="arm", quiet=quiet) as meter:
+            made = {}
+            for where, context in contexts.items():
+                context.meter = meter
+                made[where] = dict(_made(context, every, home, where))
+        results = {"config": config.model_dump(mode="json"), "provenance": origin, "judge": report.judge_facts(by)}
+        results["parts"] = made
+        report.write(results, home)
+    done = Robustness(results, config, home)
+    for line in done.findings:
+        tell(line)
+    tell(f"report: {home / 'report.html'}")
+    return done
+
+
+def provenance(config: RobustnessConfig, models: dict[str, Model]) -> dict[str, Any]:
+    """What made the numbers: versions and fingerprints."""
+    packages = {name: version(name) for name in ("torch", "transformers")}
+    found = {"monosem": __version__, "python": platform.python_version(), **packages}
+    for where, model in models.items():
+        found |= {where: model.name, f"{where}_weights": module_fingerprint(model.hf)}
+    first = next(iter(models.values()))
+    return found | {"dtype": str(first.dtype).removeprefix("torch."), "device": str(first.device)}
+
+
+def _claimed(home: Path, config: RobustnessConfig, origin: dict[str, Any], fresh: bool) -> ExitStack:
+    held = ExitStack()
+    try:
+        held.enter_context(claim(home, config, work="parts/**/*.json", made_with=origin, fresh=fresh))
+    except Mismatch as error:
+        raise Mismatch(f"{error}, or start it afresh (fresh=True, --fresh)") from error
+    return held
+
+
+def _made(context: Context, every: list[Part], home: Path, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(name, data) of each part: from its file, or measured now."""
+    earlier: Parts = {}
+    for part in every:
+        path = _path(home, where, part)
+        if path.exists():
+            data = read_object(path)
+        else:
+            began = time.monotonic()
+            context.say(f"{where}: {part.title}")
+            data = storable(part.make(context, earlier) | {"seconds": 0.0})
+            data["seconds"] = round(time.monotonic() - began, 1)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, data)
+        earlier[part.name] = data
+        yield part.name, data
+
+
+def _path(home: Path, where: str, part: Part) -> Path:
+    return home / "parts" / where / f"{part.name}.json"
+
+
+def storable(value: Any) -> Any:
+    """As JSON holds it, so that a resumed report has the same values: tuples are lists, NaN is None."""
+    if isinstance(value, dict):
+        return {str(key): storable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [storable(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,260 @@
+"""The report from its results alone: `report.html` (self-contained), `report.md`, `results.json`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ..files import writable_folder, write_json, write_text
+from ..judges import Judge, confusion, labelled_responses
+from ..pages import embedded, environment, number, percent, plotly_script
+from ..plots import Figure
+from ..statistics import Interval
+from .attacks import ATTACKS
+from .curves import Row, area, arms_of, compared, controls_of, k_to_break, verdict, within_budget
+from .drawing import drawings
+
+ROOM = "monosem.robustness"
+NAMES = {"model": "the model", "defence": "the defended model"}
+NOTE = (
+    "What this is for: to measure how much of a behaviour survives, so that defences can be compared and their costs "
+    "seen. All changes were made in memory and undone; no changed model was written, and responses are in the report "
+    "only where that was asked for. Use it on models that you are allowed to test."
+)
+
+
+def write(results: Mapping[str, Any], folder: Path) -> None:
+    """Write the report; `results` as `results.json` holds them."""
+    writable_folder(folder)
+    facts = facts_of(results)
+    drawn = {name: embedded(figure, caption) for name, (figure, caption) in drawings(results).items()}
+    page = environment(ROOM, escape=True).get_template("robustness.html.jinja")
+    write_json(folder / "results.json", results)
+    write_text(folder / "report.md", environment(ROOM).get_template("robustness.md.jinja").render(**facts))
+    write_text(folder / "report.html", page.render(**facts, plots=drawn, plotly=plotly_script()))
+
+
+def figures_of(results: Mapping[str, Any]) -> dict[str, Figure]:
+    return {name: figure for name, (figure, _) in drawings(results).items()}
+
+
+# ---------------------------------------------------------------------- rows
+def rows_of(results: Mapping[str, Any], where: str) -> list[Row]:
+    """All arms of a model's attacks."""
+    return [row for name, part in results["parts"][where].items() if name in ATTACKS for row in part["arms"]]
+
+
+def attacks_of(results: Mapping[str, Any], where: str) -> list[str]:
+    return [name for name in results["parts"][where] if name in ATTACKS and name != "none"]
+
+
+def arms_table(results: Mapping[str, Any]) -> pd.DataFrame:
+    rows = []
+    for where in results["parts"]:
+        for row in rows_of(results, where):
+            line: dict[str, Any] = {"model": where, **{key: row[key] for key in ("attack", "control", "strength", "n")}}
+            for name in ("shown", "success"):
+                line |= {name: row[name]["value"], f"{name}_low": row[name]["low"], f"{name}_high": row[name]["high"]}
+            line |= {name: (row.get(name) or {}).get("value") for name in ("kl_first", "kl_token")}
+            rows.append(line | {name: row.get(name) for name in ("own_perplexity", "perplexity", "loops", "cut")})
+    return pd.DataFrame(rows)
+
+
+def verdicts_of(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    config, found = results["config"], []
+    for where in results["parts"]:
+        rows, attacks = rows_of(results, where), attacks_of(results, where)
+        for name in attacks:
+            found.append({"model": where, **verdict(rows, name, config["budget"], config["break_at"], len(attacks))})
+    return found
+
+
+def findings(results: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for where in results["parts"]:
+        base = arms_of(rows_of(results, where), "none")[0]
+        lines.append(f"{NAMES[where]}: shown on {_share(base['shown'])} of {base['n']} prompts without an attack")
+        for one in verdicts_of(results):
+            if one["model"] == where:
+                title, at = ATTACKS[one["attack"]].title, _strength(one)
+                lines.append(f"  {title}{at}: {_share(one['shown'])} left; {one['words']}")
+    return lines
+
+
+def headline(results: Mapping[str, Any]) -> str:
+    """The finding in one sentence for each model."""
+    said = []
+    for where in results["parts"]:
+        mine = [one for one in verdicts_of(results) if one["model"] == where]
+        base = arms_of(rows_of(results, where), "none")[0]["shown"]
+        broken = [ATTACKS[one["attack"]].title.lower() for one in mine if one["breaks"]]
+        what = f"broken by {', '.join(broken)}" if broken else "broken by no attack that was tried"
+        if base["low"] < 0.5:
+            what = "too seldom to say what breaks it"
+        said.append(f"In {NAMES[where]} the behaviour shows on {base['count']} of {base['of']} prompts: {what}.")
+    return " ".join(said)
+
+
+# ---------------------------------------------------------------------- what the templates show
+def facts_of(results: Mapping[str, Any]) -> dict[str, Any]:
+    config = results["config"]
+    return {
+        "config": config,
+        "origin": results["provenance"],
+        "headline": headline(results),
+        "note": NOTE,
+        "models": [_model(results, where) for where in results["parts"]],
+        "against": _against(results) if len(results["parts"]) > 1 else [],
+        "judge": results["judge"],
+        "attacks": [
+            (attack.title, attack.meaning) for name, attack in ATTACKS.items() if name in results["parts"]["model"]
+        ],
+        "seconds": sum(part["seconds"] for held in results["parts"].values() for part in held.values()),
+    }
+
+
+def _model(results: Mapping[str, Any], where: str) -> dict[str, Any]:
+    config, held, rows = results["config"], results["parts"][where], rows_of(results, where)
+    base = arms_of(rows, "none")[0]
+    return {
+        "name": where,
+        "title": NAMES[where].capitalize(),
+        "direction": held["direction"],
+        "base": _share(base["shown"]),
+        "n": base["n"],
+        "verdicts": [_verdict(one) for one in verdicts_of(results) if one["model"] == where],
+        "areas": _areas(rows, config),
+        "k_to_break": _breaking(rows, config) if "subspace" in held else [],
+        "costs": [_cost(name, held[name], rows) for name in held if name in ATTACKS],
+        "roles": [
+            (role.replace("_", " "), _share(one["shown"]), number(one["projection"], 2))
+            for role, one in held["faithfulness"]["roles"].items()
+        ],
+        "faithfulness": held["faithfulness"],
+        "auroc": _interval(held["faithfulness"]["auroc"]),
+        "auroc_behaviour": _interval(held["faithfulness"]["auroc_behaviour"]),
+        "guard": _guard(held["guard"], base, rows),
+    }
+
+
+def _verdict(one: Mapping[str, Any]) -> dict[str, Any]:
+    price = one["kl_token"]
+    return {
+        "title": ATTACKS[one["attack"]].title + _strength(one),
+        "shown": _share(one["shown"]),
+        "success": _share(one["success"]),
+        "controls": [
+            (name, _share(control["success"]), one["p_controls"][name]) for name, control in one["controls"].items()
+        ],
+        "kl": "–" if price is None else _interval(price),
+        "over": one["over_budget"],
+        "p": one["p_none"],
+        "words": one["words"],
+        "breaks": one["breaks"],
+    }
+
+
+def _strength(one: Mapping[str, Any]) -> str:
+    unit = ATTACKS[one["attack"]].unit
+    return f", {one['strength']:g} {unit}" if one["strength"] is not None and unit else ""
+
+
+def _areas(rows: list[Row], config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Of attacks that change the model: the area under success against KL, beside its controls'."""
+    found = []
+    for name in dict.fromkeys(row["attack"] for row in rows if row.get("kl_token")):
+        arms = ["", *controls_of(rows, name)]
+        values = [(arm or "fitted", str(area(rows, name, arm, config["budget"], config["seed"]))) for arm in arms]
+        found.append({"title": ATTACKS[name].title, "arms": values})
+    return found
+
+
+def _breaking(rows: list[Row], config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    found = []
+    for name in ["", *controls_of(rows, "subspace")]:
+        held = k_to_break(rows, name, config["break_at"])
+        seen, sure = ("none of those tried" if k is None else str(k) for k in (held["seen"], held["sure"]))
+        found.append((name or "fitted", seen, sure))
+    return found
+
+
+def _cost(name: str, part: Mapping[str, Any], rows: list[Row]) -> dict[str, Any]:
+    arm = next(row for row in arms_of(rows, name) if row["strength"] == part["strength"])
+    known = part["costs"].get("capabilities", {})
+    return {
+        "title": ATTACKS[name].title + _strength(arm),
+        "first": _interval(arm["kl_first"]) if "kl_first" in arm else "–",
+        "token": _interval(arm["kl_token"]) if "kl_token" in arm else "–",
+        "own": number(arm.get("own_perplexity"), 2),
+        "text": number(known.get("text_perplexity"), 1),
+        "tasks": [f"{task} {_share(value)}" for task, value in known.items() if isinstance(value, Mapping)],
+        "over_refusal": _share(part["costs"]["over_refusal"]["shown"]),
+        "loops": arm["loops"],
+        "cut": arm["cut"],
+    }
+
+
+def _guard(part: Mapping[str, Any], base: Row, rows: list[Row]) -> dict[str, Any]:
+    if "left_out" in part:
+        return {"left_out": part["left_out"]}
+    prefilled = arms_of(rows, "prefill")
+    before = [base["shown"], prefilled[0]["shown"] if prefilled else None]
+    lines = [
+        (words, "–" if shown is None else _share(shown), _share(arm["shown"]))
+        for words, shown, arm in zip(("no attack", "prefill"), before, part["arms"])
+    ]
+    return {
+        "fired": [(role.replace("_", " "), _share(one)) for role, one in part["fired"].items()],
+        "rates": lines,
+        "target": percent(part["target_fpr"]),
+        "calibrated_on": part["calibrated_on"],
+        "caught": _share(part["delay"]["caught"]),
+        "delay": part["delay"]["median"],
+    }
+
+
+def _against(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each attack on both models, at the strength that each one's budget allows, and the exact p of the difference."""
+    config, found = results["config"], []
+    both = [rows_of(results, where) for where in results["parts"]]
+    for name in ["none", *attacks_of(results, "model")]:
+        one, other = (within_budget(rows, name, config["budget"]) for rows in both)
+        found.append(
+            {
+                "title": ATTACKS[name].title,
+                "before": _share(one["shown"]) + _strength(one),
+                "after": _share(other["shown"]) + _strength(other),
+                "p": compared(one, other),
+            }
+        )
+    return found
+
+
+def judge_facts(by: Judge) -> dict[str, Any]:
+    """What a judge looks for; of a judge of refusals also how it does on the labelled responses."""
+    held: dict[str, Any] = {"name": by.name, "positive": by.positive, "confusion": None}
+    if by.positive != "refusal" or by.name.startswith("model:"):
+        return held
+    found = confusion(by, labelled_responses("held_out"))
+    table = found.table
+    return held | {
+        "confusion": [[str(value) for value in row] for row in table.itertuples(index=False)],
+        "columns": [str(name) for name in table.columns],
+        "sensitivity": str(found.sensitivity),
+        "specificity": str(found.specificity),
+        "kappa": str(found.kappa),
+        "n": len(found.rows),
+    }
+
+
+def _share(one: Mapping[str, Any]) -> str:
+    return f"{one['count']}/{one['of']} [{percent(one['low'])} to {percent(one['high'])}]"
+
+
+def _interval(one: Mapping[str, Any] | None) -> str:
+    if one is None or one.get("value") is None:
+        return "–"
+    ends = [float("nan") if one[name] is None else float(one[name]) for name in ("value", "low", "high")]
+    value, low, high = Interval(*ends)
+    return f"{number(value, 2)} [{number(low, 2)}, {number(high, 2)}]"

@@ -1,0 +1,95 @@
+"""What arms say together, from rows written by hand: verdicts no stronger than the numbers, areas, K-to-break."""
+
+import math
+
+import pytest
+
+from monosem.robustness.arms import rate
+from monosem.robustness.curves import area, compared, follows, k_to_break, verdict, within_budget
+
+
+def row(attack, control, strength, shown, kl=None, n=20):
+    """An arm under which the behaviour still shows on the first `shown` of n prompts; all else is success."""
+    lines = [{"shown": i < shown, "success": i >= shown} for i in range(n)]
+    held = {"attack": attack, "control": control, "strength": strength, "n": n, "rows": lines}
+    held |= {"shown": rate([line["shown"] for line in lines]), "success": rate([line["success"] for line in lines])}
+    return held if kl is None else held | {"kl_token": {"value": kl, "low": kl, "high": kl}}
+
+
+def said(rows, comparisons=1, budget=1.0):
+    return verdict(rows, "ablation", budget, 0.2, comparisons)
+
+
+NONE = row("none", "", None, 20)
+
+
+def test_an_attack_that_breaks_it():
+    found = said([NONE, row("ablation", "", 1.0, 0, 0.1), row("ablation", "random 1", 1.0, 20, 0.1)])
+    assert found["words"] == "breaks it: at most 16% is left"
+    assert found["breaks"]
+    assert found["p_none"] == pytest.approx(2 / 2**20)
+
+
+def test_a_control_that_does_as_much_takes_the_verdict_away():
+    rows = [NONE, row("ablation", "", 1.0, 0, 0.1), row("ablation", "random 1", 1.0, 2, 0.1)]
+    found = said(rows)
+    assert found["words"] == "no more than its control (random 1) does"
+    assert not found["breaks"]
+
+
+def test_few_prompts_cannot_show_much():
+    few = [
+        row("none", "", None, 4, n=4),
+        row("ablation", "", 1.0, 0, 0.1, n=4),
+        row("ablation", "random 1", 1.0, 4, 0.1, n=4),
+    ]
+    assert said(few)["words"] == "no change that these prompts could show"
+    some = [NONE, row("ablation", "", 1.0, 14, 0.1), row("ablation", "random 1", 1.0, 20, 0.1)]
+    assert said(some)["words"] == "weakens it"
+    assert said(some, comparisons=6)["words"] == "no change that these prompts could show"
+    up_to = [NONE, row("ablation", "", 1.0, 3, 0.1), row("ablation", "random 1", 1.0, 20, 0.1)]
+    assert said(up_to)["words"] == "breaks it on these prompts; up to 36% may be left"
+
+
+def test_a_behaviour_that_is_not_there_cannot_be_broken():
+    rows = [row("none", "", None, 6), row("ablation", "", 1.0, 0, 0.1), row("ablation", "random 1", 1.0, 6, 0.1)]
+    assert said(rows)["words"].startswith("the behaviour shows too seldom")
+
+
+def test_the_strength_is_chosen_by_the_price():
+    rows = [row("ablation", "", 0.5, 20, 0.2), row("ablation", "", 1.0, 0, 3.0)]
+    assert within_budget(rows, "ablation", 1.0)["strength"] == 0.5
+    assert within_budget(rows, "ablation", 5.0)["strength"] == 1.0
+    assert within_budget(rows, "ablation", 0.1)["strength"] == 0.5  # the weakest, and said to be over
+    assert verdict([NONE, *rows], "ablation", 0.1, 0.2, 1)["over_budget"]
+
+
+def test_mcnemar_counts_prompts_that_change():
+    assert compared(row("a", "", None, 10), row("b", "", None, 10)) == 1.0
+    assert compared(row("a", "", None, 10), row("b", "", None, 4)) == pytest.approx(2 / 2**6)
+
+
+def test_the_area_is_a_sum_of_steps():
+    rows = [
+        NONE,
+        row("ablation", "", 1.0, 10, 0.25),
+        row("ablation", "", 2.0, 0, 0.5),
+        row("ablation", "", 4.0, 0, 2.0),
+    ]
+    # 0 up to 0.25 nats, a half up to 0.5, all from there to 1
+    assert area(rows, "ablation", "", 1.0).value == pytest.approx(0.25 * 0.5 + 0.5)
+    worse = [NONE, row("ablation", "", 1.0, 0, 0.5), row("ablation", "", 2.0, 20, 0.75)]
+    assert area(worse, "ablation", "", 1.0).value == pytest.approx(0.5)  # the best within a budget, not the last
+    found = area(rows, "ablation", "", 1.0)
+    assert found.low < found.value < found.high
+
+
+def test_k_to_break():
+    rows = [row("subspace", "", float(k), shown) for k, shown in ((1, 18), (2, 4), (4, 1), (8, 0))]
+    assert k_to_break(rows, "", 0.2) == {"seen": 2, "sure": 8}
+    assert k_to_break(rows[:1], "", 0.2) == {"seen": None, "sure": None}
+
+
+def test_following():
+    assert follows([1.0, 2.0, 3.0, 4.0], [0, 0, 1, 1]) > 0.8
+    assert math.isnan(follows([1.0, 2.0, 3.0], [1, 1, 1]))

@@ -1,0 +1,234 @@
+"""A planted behaviour: what takes its vector away breaks it, controls of the same size do not; reports resume."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
+
+from monosem import robustness
+from monosem.cli import app
+from monosem.errors import BadFile, BadInput, Mismatch, UnknownName
+from monosem.jobs import module_fingerprint
+from monosem.robustness import ATTACKS, RobustnessConfig
+from monosem.robustness.arms import Arm, is_loop, responses
+from monosem.robustness.context import Context
+from monosem.robustness.job import storable
+from tiny_behaviour import SaysIt, behaviour, planted_model
+
+
+@pytest.fixture(scope="module")
+def planted():
+    return planted_model()
+
+
+@pytest.fixture(scope="module")
+def safe(tmp_path_factory):
+    path = tmp_path_factory.mktemp("safe") / "safe.txt"
+    path.write_text("the cat sat on the mat\nthe moon is big\n\nshe was happy\n")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def done(planted, safe, tmp_path_factory):
+    """A whole report, with the same model as its own defence."""
+    model, _ = planted
+    folder = tmp_path_factory.mktemp("report")
+    before = module_fingerprint(model.hf)
+    made = robustness.assess(
+        behaviour(over_refusal=safe), folder=folder, model=model, defence=model, judge=SaysIt(), say=None, quiet=True
+    )
+    assert module_fingerprint(model.hf) == before  # nothing is left changed
+    assert not any(len(module._forward_hooks) for module in model.hf.modules())
+    return made
+
+
+def rows(done, attack, control=""):
+    table = done.table
+    return table[(table["model"] == "model") & (table["attack"] == attack) & (table["control"] == control)]
+
+
+def test_the_planted_vector_is_found(done, planted):
+    """By the fitted direction, whose ablation is the attack: it lies along the vector that was planted."""
+    model, unit = planted
+    config = RobustnessConfig.load(behaviour())
+    vectors = Context(config, model, print, SaysIt()).vectors
+    assert float(vectors.units[""] @ unit) > 0.95
+    assert abs(float(vectors.units["random 1"] @ unit)) < 0.6
+    for basis in vectors.bases.values():
+        assert torch.allclose(basis @ basis.T, torch.eye(len(basis)), atol=1e-5)
+    assert float((vectors.bases[""] @ unit).norm()) > 0.95
+
+
+def test_ablation_at_all_sites_takes_it_away_and_random_ones_do_not(done):
+    assert rows(done, "none")["shown"].item() == 1.0
+    whole = rows(done, "ablation").set_index("strength")
+    assert whole["shown"][1.0] == 0.0
+    assert whole["success"][1.0] == 1.0
+    # in 32 dimensions shuffled labels find a part of the vector, which is most of what the prompts differ in
+    for control, left in (("random 1", 0.9), ("shuffled labels", 0.5)):
+        assert rows(done, "ablation", control).set_index("strength")["shown"][1.0] >= left
+    verdicts = done.verdicts[done.verdicts["model"] == "model"].set_index("attack")
+    assert verdicts["breaks"]["ablation"]
+    assert verdicts["words"]["ablation"].startswith("breaks it: at most")
+    # other first words, or steps on unrelated answers, do not touch the vector
+    assert not verdicts["breaks"]["prefill"]
+    assert set(verdicts.index) == {*ATTACKS} - {"none"}
+
+
+def test_arms_are_what_a_user_would_do(done, planted):
+    """The rate under ablation, by the model's own words without the report's code."""
+    from monosem import edits
+
+    model, _ = planted
+    config = RobustnessConfig.load(behaviour())
+    vector = Context(config, model, print, SaysIt()).vectors.units[""]
+    made = model.generate(config.of("behaviour_test"), edits=edits.ablate_writes(model, vector), max_new_tokens=3)
+    shown = sum(SaysIt()("", text).label == "shown" for text in made.texts)
+    assert rows(done, "ablation").set_index("strength")["shown"][1.0] * 16 == shown
+
+
+def test_costs_are_of_unrelated_prompts(done, planted):
+    """KL of the first token under subtraction, from the model's logits by hand."""
+    from monosem import edits
+
+    model, _ = planted
+    config = RobustnessConfig.load(behaviour())
+    vectors = Context(config, model, print, SaysIt()).vectors
+    change = edits.add((vectors.site, vectors.units[""]), -1.0 * vectors.gap)
+    prompts = config.of("unrelated_test")[:16]
+    p, q = (model.run(prompts, edits=e, logits="last").logits.double().log_softmax(-1) for e in ((), change))
+    wanted = float((p.exp() * (p - q)).sum(-1).mean())
+    found = rows(done, "subtraction").set_index("strength")
+    assert found["kl_first"][1.0] == pytest.approx(wanted, rel=1e-3)
+    assert list(found["kl_token"]) == sorted(found["kl_token"])
+
+
+def test_the_direction_follows_the_behaviour(done):
+    part = done.results["parts"]["model"]["faithfulness"]
+    assert part["auroc"]["value"] == 1.0
+    assert part["roles"]["behaviour_test"]["projection"] > part["roles"]["unrelated_test"]["projection"]
+    scale = [row for row in done.results["parts"]["model"]["scale"]["arms"] if row["control"] == ""]
+    assert [row["shown"]["value"] for row in scale] == sorted(row["shown"]["value"] for row in scale)
+    assert scale[-1]["shown"]["value"] > 0.5  # the direction added brings it about
+    noise = [row for row in done.results["parts"]["model"]["scale"]["arms"] if row["control"] == "random 1"]
+    assert noise[-1]["shown"]["value"] < 0.2
+
+
+def test_the_guard_opens_where_the_behaviour_is(done):
+    part = done.results["parts"]["model"]["guard"]
+    assert part["fired"]["behaviour_test"]["value"] == 1.0
+    assert part["fired"]["unrelated_test"]["value"] <= 0.3
+    assert part["calibrated_on"] == 10
+
+
+def test_a_defence_is_set_beside(done):
+    """The same model as its own defence: the same numbers, and no difference."""
+    table = done.table.drop(columns="model")
+    mine, other = (table[done.table["model"] == where].reset_index(drop=True) for where in ("model", "defence"))
+    assert mine.equals(other)
+    assert "Before and after" in (done.folder / "report.md").read_text()
+
+
+def test_the_report_is_whole_and_holds_no_responses(done):
+    page = done.html.read_text()
+    assert "<script src" not in page
+    assert "http" not in page.split("<main>")[1].split("<script")[0]
+    for word in ("Ablation at all sites", "Success for the price", "Directions to break it", "What this is for"):
+        assert word in page
+    held = json.loads((done.folder / "results.json").read_text())
+    assert "text" not in held["parts"]["model"]["none"]["arms"][0]["rows"][0]
+    assert not any(done.folder.rglob("*.safetensors"))
+    assert {"success", "scale", "k", "faithfulness", "defence_success"} <= set(done.figures)
+    again = robustness.Robustness.load(done.folder)
+    assert again.table.equals(done.table)
+    with pytest.raises(UnknownName, match="figure"):
+        done.plot("nonsense")
+    with pytest.raises(BadFile):
+        robustness.Robustness.load(done.folder / "parts")
+
+
+def test_a_report_goes_on_where_it_stopped(planted, safe, tmp_path, monkeypatch):
+    model, _ = planted
+    few = behaviour(over_refusal=safe, attacks=["ablation", "prefill"], amounts=[1.0])
+    options = {"model": model, "judge": SaysIt(), "say": None, "quiet": True, "folder": tmp_path / "run"}
+    stop = ATTACKS["prefill"]
+
+    def fail(context):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(ATTACKS, "prefill", replace(stop, arms=fail))
+    with pytest.raises(KeyboardInterrupt):
+        robustness.assess(few, **options)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("parts/model/*.json")}
+    assert {path.stem for path in kept} == {"direction", "none", "ablation"}
+    monkeypatch.setitem(ATTACKS, "prefill", stop)
+    resumed = robustness.assess(few, **options)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    whole = robustness.assess(few, **(options | {"folder": tmp_path / "other"}))
+    assert resumed.table.equals(whole.table)
+    with pytest.raises(Mismatch, match="seed"):
+        robustness.assess({**few, "seed": 1}, **options)
+
+
+def test_responses_say_what_happened(planted):
+    model, _ = planted
+    context = Context(RobustnessConfig.load(behaviour(keep_texts=True)), model, print, SaysIt())
+    row = responses(context, Arm("none"), ["the moon", "the cat"], coherence=True)
+    assert [line["shown"] for line in row["rows"]] == [True, False]
+    assert row["rows"][0]["text"].startswith(" sad")
+    assert row["perplexity"] > 0
+    assert is_loop("a b " * 6)
+    assert not is_loop("one two three four five six seven eight")
+
+
+BAD = {
+    "one side alone": ({"prompts": {"behaviour_train": ["a"] * 9}}, "behaviour_train: 1 prompts, and 8 different"),
+    "an empty set": ({"behaviour_test": []}, "behaviour_test: 0 prompts"),
+    "a blank prompt": ({"unrelated_test": ["a", " ", "c", "d"]}, "prompt 2 is blank"),
+    "no such role": ({"harmful": ["a"]}, "no such role"),
+    "test in train": ({"behaviour_test": None}, "is held out as well"),
+    "train on both sides": ({"unrelated_train": None}, "is in behaviour_train and in unrelated_train"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_behaviours_are_one_line(case, tmp_path):
+    change, message = BAD[case]
+    values = behaviour()
+    if "prompts" in change:
+        values |= change
+    else:
+        held = {role: values["prompts"]["behaviour_train"] if some is None else some for role, some in change.items()}
+        values["prompts"] = values["prompts"] | held
+    path = tmp_path / "behaviour.yaml"
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(BadInput, match=message) as error:
+        RobustnessConfig.load(path)
+    assert "\n" not in str(error.value)
+    told = CliRunner().invoke(app, ["robustness", str(path), "--out", str(tmp_path / "out")])
+    assert told.exit_code == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_settings_are_one_line(planted, safe, tmp_path):
+    with pytest.raises(UnknownName, match="no judge 'refusel'"):
+        RobustnessConfig.load(behaviour(judge="refusel"))
+    with pytest.raises(UnknownName, match="no behaviour file 'nowhere.yaml'"):
+        RobustnessConfig.load("nowhere.yaml")
+    with pytest.raises(BadInput, match="scales.0"):
+        RobustnessConfig.load(behaviour(scales=[-1.0]))
+    with pytest.raises(BadInput, match="rate"):
+        RobustnessConfig.load(behaviour(rate=float("nan")))
+    model, _ = planted
+    options = {"model": model, "judge": SaysIt(), "say": None, "quiet": True, "folder": tmp_path / "run"}
+    with pytest.raises(UnknownName, match="no attack 'ablatoin'"):
+        robustness.assess(behaviour(attacks=["ablatoin"]), **options)
+    with pytest.raises(BadInput, match="directions at most"):
+        robustness.assess(behaviour(ks=[40]), **options)
+    (tmp_path / "empty.txt").write_text("\n\n")
+    with pytest.raises(BadInput, match="no prompts"):
+        robustness.assess(behaviour(over_refusal=str(tmp_path / "empty.txt"), attacks=["none"]), **options)
+    assert storable({"a": (1, float("nan"))}) == {"a": [1, None]}
