@@ -12,6 +12,7 @@ from monosem.errors import BadInput, UnknownName
 from monosem.models import InferredFamily, Model, load_model, native, verify
 from monosem.models.checking.infer import infer
 from monosem.models.places.families import family_of
+from monosem.models.places.sites import ROUTER
 from tiny import _LLAMA, FAMILIES, changed, randomise, tiny_hf
 
 # where a type's row covers several configs, inference finds the one at hand
@@ -128,3 +129,46 @@ def test_a_model_whose_numbers_say_nothing_is_not_verified(factor: float, says: 
             parameter.mul_(factor)
     with pytest.raises(BadInput, match=says):
         verify(load_model(hf, quiet=True))
+
+
+BALANCED = ["glm4_moe", "dots1", "exaone_moe", "ernie4_5_moe", "minimax_m2", "solar_open", "hy_v3", "kolibri1"]
+
+
+@pytest.mark.parametrize("sparse", [[1, 2], [0, 2], [0]])
+def test_experts_behind_a_dense_layer_are_found(sparse):
+    kinds = ["sparse" if layer in sparse else "dense" for layer in range(3)]
+    sizes = {"num_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "moe_intermediate_size": 16}
+    hf = unlisted("exaone_moe", **sizes, mlp_layer_types=kinds, head_dim=8)
+    model = Model(hf, family=quietly(hf))
+    assert [branch.layer for branch in model.branches() if branch.kind == "mixture"] == sparse
+    assert [layer for layer in model.layers() if not model.has(("mlp_post", layer))] == sparse
+    result = verify(model)
+    assert result.ok, result.table[~result.table.ok].to_string()
+
+
+@pytest.mark.parametrize("kind", BALANCED)
+def test_routers_with_a_balancing_bias_or_groups_are_read(kind):
+    """A bias for the choice alone, and groups: the chosen experts are not those with the largest logits."""
+    numbers = dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 8)
+    numbers |= dict.fromkeys(("num_experts_per_tok", "moe_k", "n_group"), 2) | {"moe_intermediate_size": 16}
+    numbers |= dict.fromkeys(("topk_group", "n_shared_experts", "moe_num_shared_experts"), 1) | {"head_dim": 8}
+    first = {"first_k_dense_replace": 0, "moe_layer_start_index": 0, "mlp_layer_types": ["sparse"] * 3}
+    hf = unlisted(kind, **numbers, **first)
+    for name, values in [*hf.named_buffers(), *hf.named_parameters()]:
+        if "correction" in name:
+            values.data.copy_(torch.randn(values.shape, generator=torch.Generator().manual_seed(0)))
+    model = Model(hf, family=quietly(hf))
+    logits, _, chosen = (model.run([[5, 6, 7, 8]], capture=f"{site}.1")[f"{site}.1"] for site in ROUTER)
+    assert not torch.equal(chosen.sort(-1).values, logits.topk(2).indices.sort(-1).values)
+    result = verify(model)
+    assert result.ok, result.table[~result.table.ok].to_string()
+
+
+def test_a_router_with_its_outputs_exchanged_is_not_read():
+    """Weights of other experts than the chosen ones."""
+    hf = tiny_hf("mixtral")
+    for block in hf.model.layers:
+        block.mlp.gate.register_forward_hook(lambda module, args, out: (out[0], out[1].flip(-1), out[2]))
+        block.mlp.gate.register_forward_hook(lambda module, args, out: (out[0].flip(-1), *out[1:]))
+    result = verify(Model(hf))
+    assert not result.ok

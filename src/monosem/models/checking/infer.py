@@ -119,6 +119,7 @@ def _rows(hf: PreTrainedModel) -> Iterator[Family]:
     row = Family(config.model_type, (config.model_type,), layers=layers)
     row = replace(row, **_ends(hf, calls, blocks))
     attention, rest = _block(hf, calls, blocks[0])
+    rest = _mlps(calls, blocks[1:], rest["path"]) | rest
     attention["clip"] = "clip_qkv" if hasattr(config, "clip_qkv") else None
     yield replace(row, branches=(attn(**attention), mlp(**rest)))
     if "qkv" in attention:
@@ -324,6 +325,16 @@ def _attention(inside: list[Call], attention: Call) -> dict[str, Any]:
             raise _NotFound(f"one {role} projection that reads what attention reads (candidates: {', '.join(reads)})")
         roles[role] = named[0]
     return {**roles, "out": out.within(attention.path)}
+
+
+def _mlps(calls: list[Call], blocks: list[Call], path: str) -> dict[str, Any]:
+    """What the other blocks have there: often the first ones are dense, and the others mixtures."""
+    found: dict[str, Any] = {}
+    for block in blocks:
+        inside = [c for c in calls if c.within(block.path)]
+        feeds = [c for c in inside if c.within(block.path) == path]
+        found = (_mlp(inside, feeds[0]) | found) if feeds else found
+    return found
 
 
 def _mlp(inside: list[Call], feed: Call) -> dict[str, Any]:

@@ -224,16 +224,27 @@ def _roles(c: _Checks) -> None:
 
 
 def _routers(c: _Checks) -> None:
-    """The chosen experts are those with the largest logits, and the branch's output is linear in their weights."""
+    """The branch's output is linear in the weights of the chosen experts, which have the largest logits.
+
+    Where a bias that balances the load, or groups, decide too which experts are chosen, their weights still follow
+    from their logits.
+    """
     routed = [branch for branch in c.model.branches() if branch.kind == "mixture"]
     if not routed:
         return
     sites = [branch.site(name) for branch in routed for name in ROUTER]
     run = c.model.run(c.tokens, capture=sites, logits=False)
-    logits, _, indices = (torch.stack([run[branch.site(name)] for branch in routed]) for name in ROUTER)
+    logits, weights, indices = (torch.stack([run[branch.site(name)] for branch in routed]) for name in ROUTER)
     best = logits.topk(indices.shape[-1]).values
-    chosen = logits.gather(-1, indices).sort(-1, descending=True).values
-    c.add("expert_indices", "chosen = the largest logits", chosen, best)
+    chosen = logits.gather(-1, indices)
+    if torch.equal(chosen.sort(-1, descending=True).values, best):
+        c.add("expert_indices", "chosen = the largest logits", chosen.sort(-1, descending=True).values, best)
+    else:
+        chances = (logits.float().softmax(-1), logits.float().sigmoid())
+        shares = [_shares(each.gather(-1, indices)) for each in chances]
+        expected = min(shares, key=lambda share: float((share - _shares(weights)).abs().max()))
+        identity = "in the proportions of the chosen logits' softmax or sigmoid"
+        c.add("expert_weights", identity, _shares(weights), expected)
     last = routed[-1]
 
     def output(factor: float) -> Tensor:
@@ -241,6 +252,10 @@ def _routers(c: _Checks) -> None:
         return c.model.run(c.tokens, capture=last.raw, edits=[edit], logits=False)[last.raw]
 
     c.add("expert_weights", "MLP linear in them", output(2.0) - output(1.0), output(1.0) - output(0.0))
+
+
+def _shares(x: Tensor) -> Tensor:
+    return x.float() / x.float().sum(-1, keepdim=True)
 
 
 def _write_back(c: _Checks) -> None:
