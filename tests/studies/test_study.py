@@ -9,7 +9,7 @@ import torch
 import yaml
 from markdown_it import MarkdownIt
 
-from monosem import pages, studies
+from monosem import judges, pages, studies
 from monosem.dictionaries import Dictionary, DictionaryParts, DictionaryTensors
 from monosem.errors import BadFile, BadInput, Mismatch, UnknownName
 from monosem.studies.sections import SECTIONS
@@ -231,6 +231,28 @@ def test_a_latent_that_is_negative_is_studied_turned_around(model, sae, tmp_path
         for first, second in zip(one[section]["arms"], other[section]["arms"], strict=True):
             assert first["latent"] == second["latent"]
             assert first["test"]["kl"] == pytest.approx(second["test"]["kl"], rel=1e-2, abs=1e-5)
+
+
+def test_a_judge_reads_the_continuations(model, sae, tmp_path):
+    """Its labels are counted again by hand, from the texts in the report."""
+    lines = []
+    done = go(model, sae, tmp_path, lines, judge="language:en", max_new_tokens=12)
+    section = done.results["sections"]["steering"]
+    judged = section["judged"]
+    arms = {arm["label"]: arm for arm in section["arms"] if arm["kind"] != "random"}
+    for row in judged["rows"]:
+        if row["kind"] == "random":
+            continue
+        texts = [line["edited_text"] for line in arms[row["label"]]["rows"]["test"]]
+        said = [judges.judge("language:en")("", text).label for text in texts]
+        assert row["labels"] == {label: said.count(label) for label in row["labels"]}
+        assert (row["after"], row["n"]) == (said.count("en"), len(texts))
+    randoms = [row for row in judged["rows"] if row["kind"] == "random"]
+    assert {row["n"] for row in randoms} == {3 * 3}  # three random latents are continued, after three prompts
+    assert any("language:en finds 'en'" in line for line in lines)
+    assert "What a judge says" in done.html.read_text()
+    with pytest.raises(UnknownName, match="no judge"):
+        go(model, sae, tmp_path, judge="langage:en")
 
 
 def test_dose_curves_begin_at_the_ablation_and_have_intervals_and_controls(finished):

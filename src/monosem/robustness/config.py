@@ -60,7 +60,8 @@ class RobustnessConfig(JobConfig):
     over_refusal: str | None = Field(default=None, description="prompts that should not show it, one a line")
     target_fpr: float = Field(default=0.1, gt=0, lt=1, description="of the guard's threshold on unrelated prompts")
     max_new_tokens: int = Field(default=24, ge=1, le=1024, description="of each response")
-    most_prompts: int = Field(default=40, ge=4, description="of a role that are used, the first ones")
+    most_prompts: int = Field(default=40, ge=4, description="of a held-out role that are used, the first ones")
+    most_train: int = Field(default=64, ge=8, description="of a training role that are used, the first ones")
     batch_size: int = Field(default=128, ge=1, description="rows of a pass")
     keep_texts: bool = Field(default=False, description="write the responses into the report; not of harmful prompts")
     seed: Seed = Field(default=0, description="of everything random")
@@ -88,7 +89,8 @@ class RobustnessConfig(JobConfig):
 
     def of(self, role: str) -> list[str]:
         """The prompts of a role that are used, each once."""
-        return list(dict.fromkeys(self.prompts.get(role, ())))[: self.most_prompts]
+        most = self.most_train if role.endswith("_train") else self.most_prompts
+        return list(dict.fromkeys(self.prompts.get(role, ())))[:most]
 
     @classmethod
     def load(cls, behaviour: "Self | str | os.PathLike[str] | dict[str, Any]", **instead: Any) -> Self:

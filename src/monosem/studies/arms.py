@@ -1,6 +1,7 @@
 """The arms of an intervention: the target latent beside its controls, on test and on control prompts."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import edits
+from ..judges import Judge, judge
 from ..metrics import kl
 from ..models import Moment
 from ..statistics import bootstrap_mean, finite
@@ -168,14 +170,29 @@ def _part(
         if part in arm.continued:
             for row, old, new in zip(rows, before, reader.scores(after)):
                 row |= {"baseline_concept": old, "edited_concept": new}
+                if config.judge is not None:
+                    row |= _labels(judge(config.judge), row)
         found.append(rows)
     return found
+
+
+def _labels(by: Judge, row: dict[str, Any]) -> dict[str, str]:
+    """What a judge that knows nothing of the model says of both continuations."""
+    return {f"{when}_label": by(row["prompt"], row[f"{when}_text"]).label for when in ("baseline", "edited")}
+
+
+def _judged(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """label -> continuations, before and after; the most frequent first."""
+    counts = {when: Counter(row[f"{when}_label"] for row in rows).most_common() for when in ("baseline", "edited")}
+    return {f"{when}_labels": dict(found) for when, found in counts.items()}
 
 
 def _summary(rows: list[dict[str, Any]], continued: bool) -> dict[str, Any]:
     numbers = summarise(rows)
     if not continued:
         return {name: value for name, value in numbers.items() if name not in TEXT_SUMMARY}
+    if rows and "edited_label" in rows[0]:
+        numbers |= _judged(rows)
     shifts = [row["edited_concept"] - row["baseline_concept"] for row in rows]
     mean, low, high = bootstrap_mean([shift for shift in shifts if not math.isnan(shift)])
     _, odd_low, odd_high = bootstrap_mean([x for x in (math.log(row["edited_perplexity"]) for row in rows) if x == x])

@@ -12,6 +12,7 @@ from ..data import PromptPairs
 from ..errors import UnknownName, did_you_mean
 from ..jobs import JobConfig, fingerprint
 from ..jobs.config import Seed
+from ..judges import judge
 from ..reading import existing
 from .prompts import Name, Prompt, Style, StyleName, as_styles, check_distinct
 
@@ -44,6 +45,7 @@ class StudyConfig(JobConfig):
     test: list[Prompt] = Field(min_length=1)  # openings to be continued, not used in the search
     control: list[Prompt] = Field(min_length=1)  # openings that have nothing to do with the concept
 
+    judge: str | None = None  # that says of a continuation whether it has the concept, such as language:fr
     latent: int | None = Field(default=None, ge=0)  # None: chosen by the rule of section B; another may follow later
     candidates: int = Field(default=8, ge=1, le=100)  # latents of the search that are looked at closely
     doses: list[Annotated[float, Field(ge=0)]] = Field(
@@ -73,6 +75,8 @@ class StudyConfig(JobConfig):
         if (self.random_continuations or 0) > self.random_latents:
             raise ValueError("random_continuations cannot exceed random_latents")
         _ = self.skip  # refused here when it is no rule
+        if self.judge is not None:
+            judge(self.judge)
         check_distinct(self.styles, [*self.test, *self.control])
         return self
 

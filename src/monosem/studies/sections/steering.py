@@ -9,6 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from ...edits import clamp
+from ...judges import judge
+from ...statistics import wilson
 from ...steering import compare
 from ..arms import PARTS, Arm, measure
 from ..context import Context
@@ -45,6 +47,7 @@ def make(context: Context, earlier: dict[str, dict[str, Any]]) -> dict[str, Any]
         "p": {part: against_randoms(primary, part) for part in PARTS},
         "p_concept": _p(primary, "concept_shift"),
         "p_ratio": _p(primary, "ratio"),
+        "judged": _judged(context, measured),
     }
 
 
@@ -64,11 +67,42 @@ def findings(result: dict[str, Any]) -> list[str]:
         f"[{test['concept_low']:+.2f}, {test['concept_high']:+.2f}] "
         "(0: like the negative prompts, 1: like the positive)",
         *_compared(result),
+        *_said(result),
         f"perplexity {test['baseline_perplexity'] or 0:.1f} -> {test['edited_perplexity']:.1f}",
         f"e.g. {example['prompt']!r}",
         f"  before: {example['baseline_text']!r}",
         f"  after:  {example['edited_text']!r}",
     ]
+
+
+def _judged(context: Context, arms: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """What the concept's judge, which does not read the model, says of the continuations of test prompts: a row an arm,
+    random latents of a dose together."""
+    if context.config.judge is None:
+        return None
+    by, rows = judge(context.config.judge), dict[str, dict[str, Any]]()
+    for arm in arms:
+        if "edited_labels" in arm["test"]:
+            random = arm["kind"] == "random"
+            label = f"random latents to {arm['dose']:g} x their maxima" if random else arm["label"]
+            row = rows.setdefault(
+                label, {"label": label, "kind": arm["kind"], "dose": arm["dose"], "labels": {}, "before": 0}
+            )
+            row["before"] += arm["test"]["baseline_labels"].get(by.positive, 0)
+            for said, n in arm["test"]["edited_labels"].items():
+                row["labels"][said] = row["labels"].get(said, 0) + n
+    for row in rows.values():
+        row["after"], row["n"] = row["labels"].get(by.positive, 0), sum(row["labels"].values())
+        _, row["low"], row["high"] = wilson(row["after"], row["n"])
+    return {"name": by.name, "positive": by.positive, "rows": list(rows.values())}
+
+
+def _said(result: dict[str, Any]) -> list[str]:
+    if not (held := result.get("judged")):
+        return []
+    at = [row for row in held["rows"] if row["dose"] == result["primary_dose"] and row["kind"] in ("target", "random")]
+    counts = "; ".join(f"{row['label']}: {row['before']} -> {row['after']} of {row['n']}" for row in at)
+    return [f"{held['name']} finds {held['positive']!r} in the continuations of {counts}"]
 
 
 def by_shift(arm: dict[str, Any]) -> list[dict[str, Any]]:
