@@ -480,6 +480,27 @@ def test_shard_stream_shuffles_globally_and_resumes(shards):
         fresh(batch_tokens=9).load_state_dict(fresh().state_dict())
 
 
+def test_what_was_begun_with_other_weights_does_not_go_on(model, store, shards):
+    """Of a model of the same name, in the same folder."""
+    stream = ActivationStream.build(model, store, "resid_post.1", batch_tokens=4, buffer_tokens=200, batch_size=2)
+    state, weight = stream.state_dict(), model.hf.get_input_embeddings().weight
+    with torch.no_grad():
+        weight.mul_(2)
+        try:
+            with pytest.raises(Mismatch, match=r"model_weights: '\w{16}', now '\w{16}'"):
+                ActivationShards.build(model, store, SITES, shards.path, **SHARDS)
+            other = ActivationStream.build(
+                model, store, "resid_post.1", batch_tokens=4, buffer_tokens=200, batch_size=2
+            )
+            with pytest.raises(Mismatch, match="model_weights"):
+                other.load_state_dict(state)
+            del state["config"]["model_weights"]  # as an earlier version saved it
+            other.load_state_dict(state)
+        finally:
+            weight.div_(2)
+    ActivationShards.build(model, store, SITES, shards.path, **SHARDS)
+
+
 def test_bad_shards(model, store, shards, tmp_path):
     with pytest.raises(Mismatch, match="shard_windows: 3, now 4"):
         ActivationShards.build(model, store, SITES, shards.path, **SHARDS | {"shard_windows": 4})

@@ -141,6 +141,15 @@ def test_numbers_that_no_tensor_holds_are_refused() -> None:
         Config.parse({"size": 10**30})
 
 
+def test_what_an_earlier_version_did_not_say_is_not_compared(tmp_path: Path) -> None:
+    begin(tmp_path, Config(size=1), made_with={"weights": "ab"})
+    with pytest.raises(Mismatch, match="weights: 'ab', now 'cd'"):
+        begin(tmp_path, Config(size=1), made_with={"weights": "cd", "text": "x"})
+    begin(tmp_path, Config(size=1), made_with={"weights": "ab", "text": "x"})
+    with pytest.raises(Mismatch, match="text: 'x', now 'y'"):
+        begin(tmp_path, Config(size=1), made_with={"weights": "ab", "text": "y"})
+
+
 def test_long_values_are_cut_in_messages() -> None:
     (told,) = differences({"latents": list(range(1000))}, {"latents": [1]})
     assert told.startswith("latents: [0, 1, 2,")

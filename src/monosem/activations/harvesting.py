@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..data import TextSource, TokenStore, as_store
 from ..errors import BadInput
+from ..jobs import module_fingerprint
 from ..models import Model, Site, SiteLike, TokenBatch
 from .second import AnySite, Second, any_site, check_pair, validated
 from .skipping import Skipper, SkipRule
@@ -169,6 +170,15 @@ def harvest(
     if second is not None:
         check_pair(model, second, store.context)
     return Harvest(model, store, wanted, batch_size, skip or SkipRule(), dtype, thresholds, second)
+
+
+def made_by(model: Model, second: Model | None) -> dict[str, str]:
+    """Whose activations they are, for what goes on later: names, and fingerprints of the weights, which may have
+    changed under the same name."""
+    models = {"model": model} | ({} if second is None else {"second_model": second})
+    return {key: one.name for key, one in models.items()} | {
+        f"{key}_weights": module_fingerprint(one.hf) for key, one in models.items()
+    }
 
 
 def as_sites(

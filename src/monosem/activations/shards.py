@@ -21,7 +21,7 @@ from ..jobs import JobConfig, claim, claimed
 from ..models import Model, SiteLike
 from ..progress import Meter
 from ..reading import parse_json
-from .harvesting import Harvest, as_sites, one_or_many
+from .harvesting import Harvest, as_sites, made_by, one_or_many
 from .schedule import Schedule
 from .second import AnySite, Second, any_site, check_pair
 from .skipping import SkipRule
@@ -123,7 +123,7 @@ class ActivationShards:
             shards=-(-len(store) // shard_windows),
             skip=str(rule),
         )
-        with claim(path, config, work="shard-*.safetensors") as folder:
+        with claim(path, config, work="shard-*.safetensors", made_with=made_by(model, second)) as folder:
             missing = [n for n in range(config.shards) if not (folder / _shard_name(n)).exists()]
             if missing:
                 harvest = Harvest(model, store, wanted, batch_size, rule, dtype, _thresholds(folder), second)

@@ -13,7 +13,7 @@ from ..errors import BadInput, Mismatch
 from ..jobs import differences
 from ..models import Model, SiteLike
 from .buffer import ShuffleBuffer
-from .harvesting import Harvest, harvest
+from .harvesting import Harvest, harvest, made_by
 from .schedule import Schedule
 from .second import AnySite
 from .skipping import SkipRule
@@ -66,8 +66,7 @@ class ActivationStream:
         model = harvest.model
         self.buffer = ShuffleBuffer(buffer_tokens, widths, harvest.dtype or model.dtype, seed, model.device)
         self.config: dict[str, Any] = {
-            "model": model.name,
-            **({} if harvest.second is None else {"second_model": harvest.second.name}),
+            **made_by(model, harvest.second),
             "sites": list(widths),
             "windows": store.fingerprint,
             "batch_size": harvest.batch_size,
@@ -192,6 +191,7 @@ class ActivationStream:
 
 def check_config(now: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
     """Raises `Mismatch` naming each setting in which a saved state differs."""
-    different = differences({name: saved.get(name) for name in now}, now)
+    said = {name: saved.get(name, value) for name, value in now.items()}  # a state of an earlier version says less
+    different = differences(said, now)
     if different:
         raise Mismatch(f"the saved stream had other settings: {'; '.join(different)}; use the same ones, or start anew")

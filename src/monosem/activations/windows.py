@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..errors import BadInput
-from .harvesting import Harvest
+from .harvesting import Harvest, made_by
 from .schedule import Schedule
 from .skipping import SkipRule
 from .stream import check_config
@@ -28,7 +28,7 @@ class TokenStream:
         if not 1 <= windows <= len(self.schedule):
             raise BadInput(f"batches of {windows:,} windows cannot be served from {len(self.schedule):,}")
         self.config: dict[str, Any] = {
-            "model": harvest.model.name,
+            **made_by(harvest.model, harvest.second),
             "sites": [str(site) for site in harvest.sites],
             "windows": harvest.store.fingerprint,
             "batch_windows": windows,

@@ -116,7 +116,9 @@ def _removed_when_empty(home: Path, new: list[Path]) -> Iterator[None]:
 
 
 def _compare(home: Path, config: JobConfig, record: Mapping[str, Any]) -> None:
-    before, now = (one["made_with"] | one["config"] for one in (_read(home, config.job), record))
+    held = _read(home, config.job)
+    said = {name: value for name, value in record["made_with"].items() if name in held["made_with"]}
+    before, now = held["made_with"] | held["config"], said | record["config"]  # an earlier version says less
     if different := differences(before, now, config.not_decisive):
         raise Mismatch(
             f"{home} holds a {config.job} with other settings ({'; '.join(different)}); use the same settings, "

@@ -14,7 +14,7 @@ from ..data import TextSource, TokenStore, as_store
 from ..dictionaries import Dictionary
 from ..errors import BadInput, Mismatch
 from ..files import replacing
-from ..jobs import claim
+from ..jobs import claim, module_fingerprint
 from ..models import Model
 from ..progress import Meter
 from .config import IndexConfig
@@ -78,7 +78,8 @@ def build_index(
         "source": "model" if shards is None else "shards",
     }
     partial = target.with_name(target.name + ".partial")
-    with claim(partial, config, work=STATE, made_with=made_with), _removed_if_empty(partial):
+    weights = {"model_weights": module_fingerprint(model.hf)}
+    with claim(partial, config, work=STATE, made_with=made_with | weights), _removed_if_empty(partial):
         so_far = CorpusPass(dictionary, store, config, partial / STATE, model.cfg.d_vocab)
         source = _from_model(model, so_far, skip, windows) if shards is None else _from_shards(shards, so_far, windows)
         _read(so_far, source, windows, quiet)
