@@ -71,7 +71,7 @@ def test_nothing_of_the_test_part_is_used_in_choosing(found):
     after = detect(scene(material=replace(before.material, y=y)))
     for one, other in zip(found.rows, after.rows):
         kept = {key: value for key, value in one.items() if key not in ("auroc", "auroc_low", "auroc_high")}
-        assert kept == {key: other[key] for key in kept}
+        assert repr(kept) == repr({key: other[key] for key in kept})  # NaN where nothing is chosen
         if not one["left_out"]:
             assert other["auroc"] == pytest.approx(1 - one["auroc"], abs=1e-6)
     for name, sites in found.directions.items():

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from ..terminal import notice
 from .application import resumable
-from .options import Quiet, TrainedOn, Trust, argument, flag, option
+from .options import Quiet, TrainedOn, Trust, argument, flag, names, option
 from .output import line
 
 if TYPE_CHECKING:
@@ -51,6 +51,9 @@ def study(
             "N", "Study this latent, not the best candidate; in the folder of a study, without a new search.", min=0
         ),
     ] = None,
+    directions: Annotated[
+        str | None, option("LIST", "Steer with these as well: methods (dim,logistic,...) or files of directions.")
+    ] = None,
     seed: Annotated[int | None, option("N", "Use this seed, not the file's.")] = None,
     trust_remote_code: Trust = False,
     fresh: Annotated[bool, flag("Forget what an earlier run left in the folder.")] = False,
@@ -68,7 +71,14 @@ def study(
 
     Example: monosem study sentiment --out runs/sentiment
     """
-    instead = {"model": model, "dictionary": dictionary, "trained_on": trained_on, "latent": latent, "seed": seed}
+    instead: dict[str, object] = {
+        "model": model,
+        "dictionary": dictionary,
+        "trained_on": trained_on,
+        "latent": latent,
+        "seed": seed,
+    }
+    instead |= {"directions": None if directions is None else names(directions)}
     conduct(
         concept,
         out,

@@ -4,6 +4,7 @@ A method is fitted on the fit part at each place (layer and position). The choos
 part is scored there, once.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,11 +37,12 @@ READING = 0.6  # of the work
 
 @dataclass(frozen=True)
 class Candidate:
-    """What reads texts at one place: scores of the choose and test parts, and the direction where there is one."""
+    """What reads texts at one place: scores of the test part, of the choose part where there is something to choose,
+    and the direction where there is one."""
 
     place: str
-    choose: Float[Tensor, "n"]
     test: Float[Tensor, "m"]
+    choose: Float[Tensor, "n"] | None = None
     direction: Direction | None = None
 
 
@@ -94,8 +96,9 @@ def detect(scene: Scene) -> Detection:
         except BadInput as error:
             found.rows.append({"method": name, "left_out": str(error)})
             continue
-        areas = [_area(one.choose, scene.labels("choose")) for one in candidates]
-        order = sorted(range(len(candidates)), key=lambda i: (-areas[i], -_margin(candidates[i], scene)))
+        y = scene.labels("choose")
+        areas = [math.nan if one.choose is None else _area(one.choose, y) for one in candidates]
+        order = sorted(range(len(candidates)), key=lambda i: (-areas[i], -_margin(candidates[i].choose, y)))
         found.rows.append(_row(scene, name, candidates, areas, order[0]))
         for i in order:  # the best of each site comes first
             if (one := candidates[i].direction) is not None:
@@ -121,9 +124,11 @@ def _area(scores: Float[Tensor, "n"], y: Bool[Tensor, "n"]) -> float:
     return float(auroc(scores[y][:, None], scores[~y][:, None]))
 
 
-def _margin(one: Candidate, scene: Scene) -> float:
+def _margin(scores: Float[Tensor, "n"] | None, y: Bool[Tensor, "n"]) -> float:
     """Gap of the class means in standard deviations: what tells places of equal AUROC apart."""
-    y, f = scene.labels("choose"), one.choose.double()
+    if scores is None:
+        return 0.0
+    f = scores.double()
     spread = torch.cat([f[y] - f[y].mean(), f[~y] - f[~y].mean()]).square().mean().sqrt()
     return float((f[y].mean() - f[~y].mean()) / spread.clamp(min=1e-12))
 
@@ -148,7 +153,7 @@ def _candidates(scene: Scene, states: Rows | None, name: str, entrant: Entrant) 
         direction = _direction(scene, place, name, entrant, made)
         read = made.vector if made.read is None else made.read
         choose, test = (states.x[number][scene.material.rows(part)].double() @ read for part in ("choose", "test"))
-        found.append(Candidate(str(place), choose, test, direction))
+        found.append(Candidate(str(place), test, choose, direction))
     if not found:
         raise BadInput(why)
     return found
@@ -190,14 +195,13 @@ def _direction(scene: Scene, place: Place, name: str, entrant: Entrant, found: F
 def _by_words(scene: Scene) -> Candidate:
     parts = [scene.material.without_states(scene.material.rows(part)) for part in ("fit", "choose", "test")]
     detector = TextDetector.fit(parts[0], parts[1])
-    return Candidate(NO_PLACE, detector.log_odds(parts[1].texts), detector.log_odds(parts[2].texts))
+    return Candidate(NO_PLACE, detector.log_odds(parts[2].texts))
 
 
 def _by_asking(scene: Scene) -> Candidate:
-    texts = [[scene.material.texts[i] for i in scene.material.rows(part)] for part in ("choose", "test")]
-    question, size = scene.concept.asks_about_it, scene.config.batch_size
-    choose, test = (says_yes(scene.model, some, question, batch_size=size) for some in texts)
-    return Candidate(NO_PLACE, choose, test)
+    texts = [scene.material.texts[i] for i in scene.material.rows("test")]
+    size = scene.config.batch_size
+    return Candidate(NO_PLACE, says_yes(scene.model, texts, scene.concept.asks_about_it, batch_size=size))
 
 
 def _by_latents(scene: Scene) -> list[Candidate]:
@@ -215,7 +219,7 @@ def _by_latents(scene: Scene) -> list[Candidate]:
     for latent in order.tolist():
         direction = _of_latent(scene, dictionary, latent, split["fit"][:, latent], y)
         place = f"latent {latent} of {dictionary.site}"
-        found.append(Candidate(place, split["choose"][:, latent], split["test"][:, latent], direction))
+        found.append(Candidate(place, split["test"][:, latent], split["choose"][:, latent], direction))
     return found
 
 

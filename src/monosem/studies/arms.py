@@ -17,8 +17,10 @@ from ..statistics import bootstrap_mean, finite
 from ..steering import Comparison, EditSource, outcomes, random_latents, summarise
 from . import reader as reading
 from .context import Context
+from .directions import named
 
 PARTS = ("test", "control")
+BASELINES = ("candidate", "several", "direction", "any direction")  # kinds of arms beside the target in steering
 DIRECTIONS = 99  # random ones beside the target's in the ablation: p = 0.01 is the least that they can show
 MOST_ROWS, FEWEST_DIRECTIONS = 1200, 19  # directions × prompts that are run for it; 19 make p = 0.05 possible
 TEXT_SUMMARY = ("texts_changed", "baseline_perplexity", "edited_perplexity", "distinct_2")
@@ -28,12 +30,13 @@ TEXT_SUMMARY = ("texts_changed", "baseline_perplexity", "edited_perplexity", "di
 class Arm:
     """One intervention on all openings of the study."""
 
-    kind: str  # "target", "random", "candidate", "several", "direction", "reconstruction" or "nothing"
+    kind: str  # "target", "random", "candidate", "several", "direction", "any direction", "reconstruction" or "nothing"
     label: str
     latent: int | None = None
     value: float | None = None  # what the latent is clamped to, in its own units; of a direction: its length
     dose: float | None = None  # the same in units of the latent's maximum; None for a plain value
     latents: tuple[tuple[int, float], ...] = ()  # of several: each with its value
+    named: str = ""  # of a direction: which (`directions.named`); "": the reader's
     continued: tuple[str, ...] = PARTS  # the prompts that are continued; of others only the next token is looked at
 
     def edits(self, context: Context) -> list[edits.Edit]:
@@ -43,9 +46,9 @@ class Arm:
             return []
         if self.kind == "reconstruction":
             return [edits.splice(dictionary)]
-        if self.kind == "direction":
+        if self.kind in ("direction", "any direction"):
             assert self.value is not None
-            direction = reader_of(context).direction
+            direction = reader_of(context).direction if not self.named else named(context, self.named)
             added = edits.add((dictionary.site, direction / direction.norm()), self.value)
             return [replace(added, dictionary=dictionary)]
         pairs = self.latents or ((self.latent, self.value),)

@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 
 from ..activations import SkipRule, skip_rule
 from ..data import PromptPairs
-from ..errors import UnknownName, did_you_mean
+from ..directions.methods import method
+from ..errors import BadInput, MonosemError, UnknownName, did_you_mean
 from ..jobs import JobConfig, fingerprint
 from ..jobs.config import Seed
 from ..judges import judge
@@ -57,6 +58,9 @@ class StudyConfig(JobConfig):
     random_continuations: int | None = Field(default=None, ge=1)  # of these, continued at the primary dose; None: all
     runners_up: int = Field(default=3, ge=0)  # candidates that are amplified as well
     together: int = Field(default=4, ge=1)  # the target and the next best, edited at once; 1: no such arm
+    directions: list[str] = Field(
+        default=[]
+    )  # further arms of steering: methods (dim, logistic, ...) or files of directions
     max_new_tokens: int = Field(default=20, ge=1, le=512)
     batch_size: int = Field(default=128, ge=1)  # rows of a pass: prompts × arms
     seed: Seed = 0
@@ -78,6 +82,7 @@ class StudyConfig(JobConfig):
         if self.judge is not None:
             judge(self.judge)
         check_distinct(self.styles, [*self.test, *self.control])
+        _check_directions(self.directions)
         return self
 
     @property
@@ -127,6 +132,18 @@ class StudyConfig(JobConfig):
                 f"no concept file {str(concept)!r}{near}; shipped: {', '.join(names)}, or give a YAML file's path"
             )
         return cls.read(path)
+
+
+def _check_directions(names: list[str]) -> None:
+    """Raises `ValueError` for a name that is neither a file nor a method that a study can use, or that stands twice."""
+    if len(set(names)) < len(names):
+        raise ValueError("directions: a direction is named twice")
+    for name in names:
+        try:
+            if existing(name) is None and method(name).needs == "background":
+                raise BadInput("it needs other text, which a study does not have; give a file of directions")
+        except MonosemError as error:
+            raise ValueError(f"directions: {name!r:.80} is no file, and as a method: {error}") from error
 
 
 def shipped_concepts() -> dict[str, Path]:

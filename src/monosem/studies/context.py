@@ -71,6 +71,10 @@ class Context:
                 f"the study is about site {self.config.site}, dictionary {self.dictionary.name} "
                 f"reads {self.dictionary.site}; leave site out or choose another dictionary"
             )
+        if self.config.directions and self.dictionary.d_in != self.model.cfg.d_model:
+            raise Mismatch(
+                f"directions are of the stream, and cannot be added at {self.dictionary.site}; leave them out"
+            )
         if self.config.latent is not None and self.config.latent >= self.dictionary.width:
             raise UnknownName(
                 f"no latent {self.config.latent} in {self.dictionary.name}: it has 0 to {self.dictionary.width - 1}"

@@ -9,9 +9,9 @@ import pandas as pd
 from ..files import writable_folder, write_json, write_text
 from ..pages import embedded, environment, plotly_script
 from ..plots import Figure
+from .arms import BASELINES
 from .figures import draw
 from .sections import SECTIONS
-from .sections.conclusion import BASELINES
 from .sections.dictionary import QUALITY
 from .sections.target import FEW_PAIRS
 

@@ -20,6 +20,7 @@ Rules (fixed before any study was run). A verdict is "yes", "no", or "unclear": 
 import statistics
 from typing import Any
 
+from ..arms import BASELINES
 from ..context import Context
 from .target import FEW_PAIRS
 
@@ -293,9 +294,6 @@ def p_said(p: float, floor: float = 0.0, of: str = "") -> str:
 
 def changes(n: int) -> str:
     return f"{n} next token changes" if n == 1 else f"{n} next tokens change"
-
-
-BASELINES = ("candidate", "several", "direction")
 
 
 def _beside(section: dict[str, Any], kinds: tuple[str, ...]) -> str:

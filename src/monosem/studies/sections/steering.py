@@ -6,14 +6,16 @@ several latents at once, and the difference of means added at every token, as lo
 
 import math
 from dataclasses import replace
+from pathlib import PurePath
 from typing import Any
 
 from ...edits import clamp
 from ...judges import judge
 from ...statistics import wilson
 from ...steering import compare
-from ..arms import PARTS, Arm, measure
+from ..arms import BASELINES, PARTS, Arm, measure
 from ..context import Context
+from ..directions import ANY
 from .ablation import against_randoms, several
 
 TRIES = 4  # test prompts that are run by themselves, to find one whose texts do not depend on the batch
@@ -123,7 +125,7 @@ def _alone(context: Context, arm: dict[str, Any]) -> dict[str, Any]:
 
 
 def _compared(result: dict[str, Any]) -> list[str]:
-    arms = [arm for arm in result["arms"] if arm["kind"] in ("candidate", "several", "direction")]
+    arms = [arm for arm in result["arms"] if arm["kind"] in BASELINES]
     known = [(arm["label"], arm["test"]["concept_shift"]) for arm in arms if arm["test"]["concept_shift"] is not None]
     return ["beside it: " + "; ".join(f"{label} {shift:+.2f}" for label, shift in known)] if known else []
 
@@ -178,4 +180,16 @@ def _baselines(context: Context, target: int, candidates: dict[str, Any]) -> lis
     length = dose * float(context.statistics.maxima[target] * context.decoder_lengths[target])
     if context.dictionary.d_in == context.model.cfg.d_model and length:
         arms.append(Arm("direction", f"difference of means, length {length:.1f}", value=length, dose=dose))
+        arms += [
+            Arm("direction", f"direction {_short(name)}, length {length:.1f}", value=length, dose=dose, named=name)
+            for name in config.directions
+        ]
+        if config.directions:  # what any direction of this length does
+            label = f"a random direction, length {length:.1f}"
+            arms.append(Arm("any direction", label, value=length, dose=dose, named=ANY))
     return arms
+
+
+def _short(name: str) -> str:
+    """A method, or the name of a file without its folder."""
+    return PurePath(name).name
