@@ -56,6 +56,8 @@ bench:  ## measure against SAELens, TransformerLens and nnsight (own environment
 	@.venv-bench/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -r bench/requirements.txt -e .
 	@test -d .venv-bench/transformer-lens-4 || .venv-bench/bin/pip install --quiet --disable-pip-version-check --no-deps \
 		--target .venv-bench/transformer-lens-4 transformer-lens==4.3.0
+	@test -d .venv-bench/direction-peers || .venv-bench/bin/pip install --quiet --disable-pip-version-check --no-deps \
+		--target .venv-bench/direction-peers repeng==0.4.0 steering-vectors==0.12.2 gguf==0.19.0
 	.venv-bench/bin/python bench/run.py
 
 SHIPPED = $(patsubst src/monosem/assets/%/cfg.json,%,$(wildcard src/monosem/assets/smollm2/*/cfg.json))

@@ -17,6 +17,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results.json"
 NEWER_LENS = HERE.parent / ".venv-bench" / "transformer-lens-4"
+DIRECTION_PEERS = HERE.parent / ".venv-bench" / "direction-peers"
 BEGIN, END = "<!-- results: written by run.py -->\n", "<!-- end of results -->\n"
 QUIET = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
 
@@ -167,11 +168,26 @@ def probe_tables(results: list[Result]) -> str:
     return table([f"{result['fits']} fits: {places} layers, {n} texts, d = {d}", *head], lines)
 
 
+def direction_tables(results: list[Result]) -> str:
+    def line(row: Result) -> list[str]:
+        return [*speeds(row), "" if row["error"] is None else f"{row['error']:.0e}"]
+
+    lines = by_case(results, "rows", lambda row: row["case"], line)
+    head = [
+        "prompts/s (new tokens/s)",
+        "slowest – fastest",
+        "its time by the baseline's",
+        "largest difference of a vector",
+    ]
+    return "\n".join(table([case, *head], rows) for case, rows in lines.items())
+
+
 @dataclass(frozen=True)
 class Benchmark:
     title: str
     tables: Callable[[list[Result]], str]
     processes: int = 2  # the second with the newer TransformerLens
+    peers: Path | None = None  # a folder of packages that only this one imports
     alone: bool = False  # only where it is asked for
 
 
@@ -181,6 +197,7 @@ BENCHMARKS = {
     "harvest": Benchmark("Harvest at resid_post.15 of smollm2", harvest_tables),
     "generate": Benchmark("Generation with smollm2, float32", generation_tables, processes=1),
     "probes": Benchmark("Logistic probes at all layers and strengths, smollm2", probe_tables, processes=1),
+    "directions": Benchmark("Directions, and a condition", direction_tables, processes=1, peers=DIRECTION_PEERS),
     "sae_step": Benchmark("SAE training step", step_tables, processes=1),
     "shards": Benchmark("Activations to disk, smollm2, float32", shards_tables, processes=1),
     "loading": Benchmark("Loading a wide SAE", loading_tables, processes=1),
@@ -219,7 +236,9 @@ def main() -> None:
     options = ["--tiny", "--rounds", "2"] if chosen.tiny else ["--rounds", str(chosen.rounds)]
     results: dict[str, list[Result]] = {}
     for name in chosen.only.split(","):
-        newer = [{}, {"PYTHONPATH": str(NEWER_LENS)}][: BENCHMARKS[name].processes]
+        own = BENCHMARKS[name].peers
+        first = {} if own is None else {"PYTHONPATH": str(own)}
+        newer = [first, {"PYTHONPATH": str(NEWER_LENS)}][: BENCHMARKS[name].processes]
         results[name] = [measured(f"{name}.py", options, **environment) for environment in newer]
         if chosen.tiny:
             print(report({name: results[name]}))
