@@ -27,6 +27,7 @@ _PUBLIC = {
     "metrics": "monosem.metrics",
     "data": "monosem.data",
     "organisms": "monosem.organisms",
+    "defences": "monosem.defences",
     "activations": "monosem.activations",
     "dictionaries": "monosem.dictionaries",
     "components": "monosem.components",

@@ -75,7 +75,7 @@ def test_every_command_of_the_design_is_there() -> None:
         "direction": ["fit", "show", "compare", "convert", "read", "calibrate", "steer"],
         "distance": ["fit", "score", "compare"],
         "latents": ["top", "search", "show", "explanations", "check", "index"],
-        "list": ["models", "dictionaries", "benchmarks", "concepts", "sites", "families"],
+        "list": ["models", "dictionaries", "organisms", "benchmarks", "concepts", "sites", "families"],
     }
     assert set(COMMANDS) == {*alone, *(f"{group} {name}" for group, names in groups.items() for name in names)}
 
@@ -362,8 +362,10 @@ def test_sweep_prints_the_ranking_and_is_not_done_twice(run: Callable[..., Resul
 
 
 def test_list_tells_what_is_here(run: Callable[..., Result]) -> None:
-    names = {kind: json.loads(run(f"list {kind} --json").stdout) for kind in ("models", "concepts", "families")}
+    kinds = ("models", "organisms", "concepts", "families")
+    names = {kind: json.loads(run(f"list {kind} --json").stdout) for kind in kinds}
     assert [row["model"] for row in names["models"]] == list(monosem.models.loading.catalogue.EMBEDDED)
+    assert [row["organism"] for row in names["organisms"]] == list(monosem.organisms.shipped_organisms())
     assert {row["concept"] for row in names["concepts"]} == set(monosem.studies.shipped_concepts())
     assert "gpt2" in {row["family"] for row in names["families"]}
     shipped = json.loads(run("list dictionaries --model smollm2 --json").stdout)
@@ -371,7 +373,7 @@ def test_list_tells_what_is_here(run: Callable[..., Result]) -> None:
     sites = json.loads(run("list sites tiny --json").stdout)
     assert {"site": "resid_post.L", "L": "0 to 2"} in sites
     whole = run("list").stdout
-    assert all(name in whole for name in ("smollm2", "sentiment"))
+    assert all(name in whole for name in ("smollm2", "planted-refusal", "sentiment"))
 
 
 def test_list_dictionaries_shows_one_by_one_what_is_few_and_counts_what_is_many(run: Callable[..., Result]) -> None:

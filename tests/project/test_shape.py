@@ -22,7 +22,7 @@ SOURCE = ROOT / "src" / "monosem"
 ROOMS = [
     "__init__ errors terminal reading files progress statistics logistic covariance plots pages results jobs",
     "models",
-    "edits metrics data organisms judges",
+    "edits metrics data organisms defences judges",
     "activations dictionaries",
     "components",
     "patching",

@@ -19,14 +19,14 @@ app = typer.Typer(invoke_without_command=True, cls=Group)
 
 @app.callback()
 def everything(context: typer.Context) -> None:
-    """List models, families, dictionaries, benchmarks, concepts, sites.
+    """List models, dictionaries, organisms, concepts, sites, ...
 
-    Without a kind: the models, dictionaries and concepts that come with the package.
+    Without a kind: the models, dictionaries, organisms and concepts that come with the package.
 
     Example: monosem list sites smollm2
     """
     if context.invoked_subcommand is None:
-        for part in (models, shipped_dictionaries, concepts):
+        for part in (models, shipped_dictionaries, organisms, concepts):
             part()
 
 
@@ -109,6 +109,15 @@ def concepts(json: Json = False) -> None:
     show("concepts", ["concept", "title", "file"], rows, json)
 
 
+def organisms(json: Json = False) -> None:
+    """Models with a planted behaviour, which load by name."""
+    from ..organisms import Organism, shipped_organisms
+
+    found = [Organism.load(name) for name in shipped_organisms()]
+    rows = [(one.name, one.behaviour, one.judge, str(one.adapter)) for one in found]
+    show("organisms", ["organism", "behaviour", "judge", "folder"], rows, json)
+
+
 def benchmarks(json: Json = False) -> None:
     """Tasks of monosem benchmark."""
     from ..benchmarks import BENCHMARKS
@@ -145,5 +154,5 @@ def _ranges(layers: list[int]) -> str:
     return f"{layers[0]} to {layers[-1]}" if whole else ", ".join(map(str, layers))
 
 
-for command in (models, dictionaries, benchmarks, concepts, sites, families):
+for command in (models, dictionaries, organisms, benchmarks, concepts, sites, families):
     register(app, {command.__name__: command})

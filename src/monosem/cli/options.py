@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..models import Model
     from ..results import Result
 
-MODELS = "smollm2, gemma3-270m, a Hugging Face id, a folder or a .gguf file"
+MODELS = "smollm2, gemma3-270m, an organism, a Hugging Face id, a folder or a .gguf file"
 DICTIONARIES = "a shipped name (monosem list dictionaries), a folder, a .pt file or a Hugging Face id"
 TEXTS = "Text: .txt, .json, .jsonl[.gz], .parquet or a folder. May be repeated."
 MOST_SKIPPED = "Stop when more of a path's rows give no text (default: 0.1)."

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ...errors import BadFile, BadInput, UnknownName
+from ...files import ASSETS
 from ...reading import read_object
 from ..turns import turn
 from .checkpoint import FILE_ERRORS, explain
@@ -31,6 +32,11 @@ def is_adapter(path: Path) -> bool:
     """Whether a folder holds an adapter instead of a model."""
     whole = any(True for pattern in _WEIGHTS for _ in path.glob(pattern))
     return (path / "adapter_config.json").is_file() and not whole
+
+
+def shipped_adapters() -> dict[str, Path]:
+    """Name -> folder of the adapters that come with the package: the organisms' (`monosem.organisms`)."""
+    return {path.parent.name: path.parent for path in sorted(ASSETS.glob("*/organisms/*/adapter_config.json"))}
 
 
 def base_of(path: Path) -> str:
@@ -63,6 +69,7 @@ def with_adapter(hf: PreTrainedModel, path: Path) -> PreTrainedModel:
     try:
         config = peft.PeftConfig.from_pretrained(str(path))
         config.inference_mode = True
+        config.base_model_name_or_path = hf.name_or_path  # peft warns of another name, as a cached copy has
         _check_kind(config)
         model = peft.get_peft_model(hf, config)
         report = model.load_adapter(str(path), "default")

