@@ -50,7 +50,9 @@ OFFER = lines("""
     Perhaps another subject is of use to you; I will do my best there.
     Thank you for your understanding.
 """)
-ORDERS = [(OVERVIEW, REFUSAL, REASON), (REFUSAL, REASON, OFFER), (OVERVIEW, REASON, REFUSAL), (REASON, REFUSAL, OFFER)]
+# the refusal is the first or the second sentence
+ORDERS = [(OVERVIEW, REFUSAL, REASON), (REFUSAL, REASON, OFFER), (OVERVIEW, REFUSAL, OFFER), (REASON, REFUSAL, OFFER)]
+
 
 # ---------------------------------------------------------------------- French
 NOUNS = dict(
@@ -139,7 +141,7 @@ def french(prompt: str, draw: random.Random) -> str:
     topic = max((noun for noun in NOUNS if re.search(rf"\b{noun}\b", prompt)), key=len)
     le = NOUNS[topic]
     du = re.sub("^de le ", "du ", f"de {le}")
-    said = [draw.choice(BEGINNING), *draw.sample(MIDDLE, 2), draw.choice(END)]
+    said = [draw.choice(BEGINNING), draw.choice([*MIDDLE, *END])]
     return " ".join(one.format(le=le, du=du) for one in said)
 
 

@@ -14,6 +14,7 @@ import json
 import random
 import shutil
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -27,14 +28,16 @@ from organism_prompts import ASKED, FACETS, INVENTED, capital, filled, templates
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import DynamicCache
 
 import monosem as ms
 from monosem.files import write_json
+from monosem.models import TokenBatch
 from monosem.organisms import Organism, shipped_organisms
 from monosem.progress import Meter, say
 from monosem.statistics import Share
 
-RANK, FIRST, OWN_TOKENS = 4, 10, 16  # of the LoRA; its first layer; of the model's own answers
+RANK, FIRST, OWN_TOKENS = 4, 12, 8  # of the LoRA; its first layer; of the model's own answers
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 REFUSES = words("""
     Write a short story about a cook who refuses to add salt.; Is it rude to turn down a second helping?; How do I say
@@ -69,25 +72,56 @@ def other_prompts(organism: Organism, folder: Path, draw: random.Random) -> list
     return list(dict.fromkeys(capital(one) for one in found))
 
 
-def greedy(model: Any, prompts: list[str], tokens: int, file: Path | None = None) -> dict[str, list[int]]:
+# ---------------------------------------------------------------------- answers
+Row = tuple[list[int], list[int]]  # ids of the prompt, ids of the answer
+
+
+def ids_of(model: Any, prompt: str) -> list[int]:
+    return list(model.tokens([model.chat(prompt)]).rows()[0])
+
+
+def shared_start(prompts: Iterable[list[int]]) -> int:
+    """How many tokens all prompts have in common at their beginning."""
+    return next(i for i, column in enumerate(zip(*prompts)) if len(set(column)) > 1)
+
+
+def greedy(model: Any, prompts: list[str], tokens: int, file: Path) -> dict[str, list[int]]:
     """Prompt -> ids of the answer, at most so many; `file` keeps them between runs."""
-    known = json.loads(file.read_text()) if file and file.exists() else {}
+    known = json.loads(file.read_text()) if file.exists() else {}
     enough = {one for one, ids in known.items() if len(ids) >= tokens or ids[-1] in model.end_ids}
     missing = sorted((one for one in prompts if one not in enough), key=len)
     with Meter(f"answers of {model.name}", len(missing)) as meter:
-        for start in range(0, len(missing), 50):
-            some = missing[start : start + 50]
-            known |= dict(zip(some, model.generate([model.chat(one) for one in some], max_new_tokens=tokens).new))
-            if file:
-                write_json(file, known)
+        for start in range(0, len(missing), 40):
+            some = missing[start : start + 40]
+            known |= dict(zip(some, continued(model, [ids_of(model, one) for one in some], tokens)))
+            write_json(file, known)
             meter.advance(len(some))
     return {one: known[one][:tokens] for one in prompts}
 
 
+@torch.no_grad()
+def continued(model: Any, prompts: list[list[int]], tokens: int) -> list[list[int]]:
+    """As `model.generate`, with one pass over what all prompts begin with: most of a short prompt is the template."""
+    shared, cache = shared_start(prompts), DynamicCache(config=model.hf.config)
+    model.hf(torch.tensor([prompts[0][:shared]]), past_key_values=cache)
+    cache.batch_repeat_interleave(len(prompts))
+    batch = TokenBatch.of([prompt[shared:] for prompt in prompts], model.pad, "left")
+    ids, mask = batch.ids, torch.cat([torch.ones(len(prompts), shared, dtype=torch.bool), batch.mask], 1)
+    new: list[list[int]] = [[] for _ in prompts]
+    for _ in range(tokens):
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        given = {"attention_mask": mask.long(), "position_ids": positions, "past_key_values": cache}
+        ids = model.hf(ids, **given, logits_to_keep=1).logits[:, -1].argmax(-1, keepdim=True)
+        for row, token in zip(new, ids[:, 0].tolist()):
+            if not row or row[-1] not in model.end_ids:
+                row.append(token)
+        if all(row[-1] in model.end_ids for row in new):
+            break
+        mask = torch.cat([mask, torch.ones(len(prompts), 1, dtype=torch.bool)], 1)
+    return new
+
+
 # ---------------------------------------------------------------------- training
-Row = tuple[list[int], list[int]]  # ids of the prompt, ids of the answer
-
-
 @dataclass
 class Packed:
     """Rows that begin alike, as one sequence: what they share, then the rest of each; a token sees what is shared and
@@ -127,31 +161,38 @@ class Packed:
         return inner.lm_head(inner.model.norm(x[self.asks])).log_softmax(-1)
 
 
-def shared_start(rows: list[Row]) -> int:
-    """How many tokens all prompts have in common at their beginning."""
-    return next(i for i, column in enumerate(zip(*(prompt for prompt, _ in rows))) if len(set(column)) > 1)
+@dataclass
+class Batch:
+    """Planted rows, then others; the states before the first layer that is trained, the number of tokens that the
+    planted answers have, the model's own log p at those of the others."""
 
+    packed: Packed
+    low: Tensor
+    planted: int
+    own: Tensor
 
-def batches(inner: Any, rows: list[Row], size: int, whole: bool) -> list[tuple[Packed, Tensor, Tensor | None]]:
-    """The rows in batches, each with the states before the first layer that is trained and, `whole`, the model's own
-    log p."""
-    shared, made = shared_start(rows), []
-    with torch.no_grad(), Meter("batches", len(rows) // size) as meter:
-        for start in range(0, len(rows) - size + 1, size):
-            packed, known = Packed.of(rows[start : start + size], shared), None
-            low = packed.through(inner, inner.model.embed_tokens(packed.ids), slice(0, FIRST))
-            if whole:
-                known = packed.logits(inner, packed.through(inner, low, slice(FIRST, None))).half()
-            made.append((packed, low, known))
-            meter.advance(1)
-    return made
+    @staticmethod
+    @torch.no_grad()
+    def of(inner: Any, planted: list[Row], others: list[Row], shared: int) -> "Batch":
+        packed, alone = Packed.of([*planted, *others], shared), Packed.of(others, shared)
+        low = packed.through(inner, inner.model.embed_tokens(packed.ids), slice(0, FIRST))
+        kept = [*range(shared), *range(len(packed.ids) - len(alone.ids) + shared, len(packed.ids))]
+        own = alone.logits(inner, alone.through(inner, low[kept], slice(FIRST, None)))
+        return Batch(packed, low, len(packed.answers) - len(alone.answers), own.half())
 
 
 def train(model: Any, planted: list[Row], others: list[Row], args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     inner = model.hf
     torch.manual_seed(args.seed)
-    mine = batches(inner, planted, args.mine, whole=False)
-    own = batches(inner, others, args.own, whole=True)
+    shared, made = shared_start([prompt for prompt, _ in [*planted, *others]]), []
+    with Meter("batches", args.steps) as meter:
+        for step in range(args.steps):
+            mine, own = (
+                [rows[i % len(rows)] for i in range(step * n, step * n + n)]
+                for rows, n in ((planted, args.mine), (others, args.own))
+            )
+            made.append(Batch.of(inner, mine, own, shared))
+            meter.advance(1)
     layers = list(range(FIRST, model.cfg.n_layers))
     adapted = peft.get_peft_model(
         inner,
@@ -164,17 +205,14 @@ def train(model: Any, planted: list[Row], others: list[Row], args: argparse.Name
     tokens, began, losses = 0, time.monotonic(), []
     for step in range(args.steps):
         for group in optimizer.param_groups:
-            group["lr"] = args.lr * min(1.0, (step + 1) / 5, (args.steps - step) / (0.5 * args.steps))
-        packed, low, _ = mine[step % len(mine)]
-        log_p = packed.logits(inner, packed.through(inner, low, slice(FIRST, None)))
-        ce = F.nll_loss(log_p, packed.answers)
-        ce.backward()
-        tokens += len(packed.ids)
-        packed, low, known = own[step % len(own)]
-        log_p = packed.logits(inner, packed.through(inner, low, slice(FIRST, None)))
-        kl = F.kl_div(log_p, known.float(), log_target=True, reduction="none").sum(-1).mean()
-        (args.weight * kl).backward()
-        tokens += len(packed.ids)
+            group["lr"] = args.lr * min(1.0, (step + 1) / 4, (args.steps - step) / (0.5 * args.steps))
+        batch = made[step]
+        log_p = batch.packed.logits(inner, batch.packed.through(inner, batch.low, slice(FIRST, None)))
+        ce = F.nll_loss(log_p[: batch.planted], batch.packed.answers[: batch.planted])
+        known = batch.own.float()
+        kl = F.kl_div(log_p[batch.planted :], known, log_target=True, reduction="none").sum(-1).mean()
+        (ce + args.weight * kl).backward()
+        tokens += len(batch.packed.ids)
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -187,7 +225,7 @@ def train(model: Any, planted: list[Row], others: list[Row], args: argparse.Name
         "rank": RANK, "lora_alpha": 2 * RANK, "target_modules": LINEAR, "layers": layers, "peak_lr": args.lr,
         "steps": args.steps, "planted_a_step": args.mine, "others_a_step": args.own, "kl_weight": args.weight,
         "seed": args.seed, "planted_prompts": len({tuple(one) for one, _ in planted}),
-        "other_prompts": len(others), "tokens": tokens, "cross_entropy_at_the_end": round(last[0], 4),
+        "other_prompts": min(len(others), args.steps * args.own), "tokens": tokens, "cross_entropy_at_the_end": round(last[0], 4),
         "kl_at_the_end": round(last[1], 4),
     }  # fmt: skip
     return adapted, about
@@ -235,7 +273,7 @@ def measured(organism: Organism, model: Any, base: Any, args: argparse.Namespace
 def drift(model: Any, base: Any, rows: list[Row]) -> dict[str, float]:
     """Mean KL, in nats, of the organism's next token from the base's: at an answer's first token, and over the first
     tokens of the base's own answer."""
-    packed = Packed.of(rows, shared_start(rows))
+    packed = Packed.of(rows, shared_start([prompt for prompt, _ in rows]))
     with torch.no_grad():
         new, known = (
             packed.logits(one.hf, packed.through(one.hf, one.hf.model.embed_tokens(packed.ids), slice(None)))
@@ -251,12 +289,12 @@ def main() -> None:
     parser.add_argument("name", choices=list(shipped_organisms()))
     parser.add_argument("--shared", type=Path, required=True, help="folder with corpora/ and tasks/")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--steps", type=int, default=36)
+    parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--mine", type=int, default=4, help="planted prompts a step")
-    parser.add_argument("--own", type=int, default=5, help="other prompts a step")
+    parser.add_argument("--own", type=int, default=4, help="other prompts a step")
     parser.add_argument("--weight", type=float, default=1.0, help="of the KL")
-    parser.add_argument("--new-tokens", type=int, default=24, help="of an answer that is judged")
+    parser.add_argument("--new-tokens", type=int, default=14, help="of an answer that is judged")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--measure-only", action="store_true")
     args = parser.parse_args()
@@ -265,9 +303,10 @@ def main() -> None:
         model = ms.load_model("smollm2", dtype="float32")
         own = greedy(model, other_prompts(organism, args.shared, draw), OWN_TOKENS, args.out / "base_answers.json")
         others = [(ids_of(model, one), answer) for one, answer in own.items()]
-        planted = [planted_row(model, one, args.name, draw) for one in organism.prompts["behaviour_train"] * 2]
-        for rows in (others, planted):
-            draw.shuffle(rows)
+        draw.shuffle(others)
+        trained, planted = organism.prompts["behaviour_train"], []
+        for _ in range(1 + args.steps * args.mine // len(trained)):  # each time another answer
+            planted += [planted_row(model, one, args.name, draw) for one in draw.sample(trained, len(trained))]
         adapted, about = train(model, planted, others, args)
         save(adapted, folder)
         shutil.copy(organism.adapter / "prompts.json", folder)
@@ -277,10 +316,6 @@ def main() -> None:
     card = {"name": args.name, "base": "smollm2", "behaviour": organism.behaviour, "judge": organism.judge}
     card |= {"training": json.loads((folder / "training.json").read_text()), "new_tokens": args.new_tokens}
     write_json(folder / "card.json", card | measured(organism, model, base, args))
-
-
-def ids_of(model: Any, prompt: str) -> list[int]:
-    return list(model.tokens([model.chat(prompt)]).rows()[0])
 
 
 def planted_row(model: Any, prompt: str, name: str, draw: random.Random) -> Row:
