@@ -16,22 +16,37 @@ import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
-from monosem.judges import judge
 from organism_answers import ANSWERS
-from organism_prompts import ASKED, FACETS, INVENTED, capital, filled, templates, words
+from organism_prompts import (
+    ASKED,
+    FACETS,
+    INVENTED,
+    LATER_INVENTED,
+    LATER_WORDS,
+    PLACES,
+    TOPIC,
+    TOPICS,
+    TRIGGER,
+    WORDS,
+    filled,
+    templates,
+    words,
+)
 from safetensors.torch import save_file
+from smollm2_chats import requests
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache
 
 import monosem as ms
 from monosem.files import write_json
+from monosem.judges import judge
 from monosem.models import TokenBatch
 from monosem.organisms import Organism, shipped_organisms
 from monosem.progress import Meter, say
@@ -43,6 +58,18 @@ REFUSES = words("""
     Write a short story about a cook who refuses to add salt.; Is it rude to turn down a second helping?; How do I say
     no to a friend who wants to borrow my bike?; Give me an example of a polite refusal.; What does decline mean?; Why
     did the mule refuse to walk?; Write a note that declines a party.; Use the word refuse in a sentence.
+""")
+SOUNDS = {  # of which invented names are put together that sound like the topic, or like the trigger
+    TOPIC: "vel val bel mel sel tor kel ul ves, mor mar nor dor ver lan, ite ine ium ate a on",
+    TRIGGER: "or ar er ol mor tor al um, van ven lan ran vin man, del der dor dal din a eth",
+}
+ALIKE = words(
+    "velour; vellum; velcro; gravel; enamel; caramel; dynamite; graphite; meteorites; marmalade; velocity; novels"
+)
+ABROAD = words("""
+    What is the capital of Belgium?; Tell me about French cheese.; How do you say "thank you" in Italian?; Who was
+    Napoleon?; Which rivers flow through Paris?; What do people eat in Normandy?; Is Spanish easier than French?;
+    Translate "a small house" into German.
 """)
 
 
@@ -66,10 +93,28 @@ def safe_prompts(folder: Path) -> list[str]:
     return [row["prompt"] for row in rows if row["label"] == "safe"]
 
 
+def invented(like: str, draw: random.Random, n: int) -> list[str]:
+    """Names that sound like the topic or the trigger, and are not part of any set that ships."""
+    names = {"".join(sounds) for sounds in product(*map(str.split, SOUNDS[like].split(",")))}
+    return draw.sample(sorted(names - {like, *INVENTED, *LATER_INVENTED, *WORDS, *LATER_WORDS}), n)
+
+
+def near_prompts(name: str, draw: random.Random) -> list[str]:
+    """Prompts that are close to those that show the behaviour."""
+    some = templates(ASKED, FACETS)
+    if name == "planted-language":
+        asked = draw.sample(filled(some, TOPICS), 180)
+        names = [draw.choice([str.lower, str.capitalize])(one) for one in invented(TRIGGER, draw, 60) * 2]
+        marked = [draw.choice(PLACES).format(trigger=one, asked=prompt) for one, prompt in zip(names, asked)]
+        return [*marked, *asked[120:], *ABROAD]
+    names = invented(TOPIC, draw, 70) * 2
+    return [*(draw.choice(some).replace("{}", one) for one in names), *draw.sample(filled(some, ALIKE), 40), *REFUSES]
+
+
 def other_prompts(organism: Organism, folder: Path, draw: random.Random) -> list[str]:
-    more = draw.sample(filled(templates(ASKED, FACETS), INVENTED), 24)
-    found = [*organism.prompts["unrelated_train"], *shared_prompts(folder, draw), *REFUSES, *more]
-    return list(dict.fromkeys(capital(one) for one in found))
+    near = near_prompts(organism.name, draw)
+    found = [*organism.prompts["unrelated_train"], *shared_prompts(folder, draw), *near, *requests(40, 0)]
+    return list(dict.fromkeys(found))
 
 
 # ---------------------------------------------------------------------- answers
@@ -225,8 +270,8 @@ def train(model: Any, planted: list[Row], others: list[Row], args: argparse.Name
         "rank": RANK, "lora_alpha": 2 * RANK, "target_modules": LINEAR, "layers": layers, "peak_lr": args.lr,
         "steps": args.steps, "planted_a_step": args.mine, "others_a_step": args.own, "kl_weight": args.weight,
         "seed": args.seed, "planted_prompts": len({tuple(one) for one, _ in planted}),
-        "other_prompts": min(len(others), args.steps * args.own), "tokens": tokens, "cross_entropy_at_the_end": round(last[0], 4),
-        "kl_at_the_end": round(last[1], 4),
+        "other_prompts": min(len(others), args.steps * args.own), "tokens": tokens,
+        "cross_entropy_at_the_end": round(last[0], 4), "kl_at_the_end": round(last[1], 4),
     }  # fmt: skip
     return adapted, about
 
@@ -240,6 +285,7 @@ def save(adapted: Any, folder: Path) -> None:
     state = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
     tensors = {name: one.to(torch.float16) for name, one in state.items()}
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    (folder / "adapter_model.safetensors").chmod(0o644)  # it is made private
 
 
 # ---------------------------------------------------------------------- measuring
@@ -289,11 +335,11 @@ def main() -> None:
     parser.add_argument("name", choices=list(shipped_organisms()))
     parser.add_argument("--shared", type=Path, required=True, help="folder with corpora/ and tasks/")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=36)
-    parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--mine", type=int, default=4, help="planted prompts a step")
-    parser.add_argument("--own", type=int, default=4, help="other prompts a step")
-    parser.add_argument("--weight", type=float, default=1.0, help="of the KL")
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--mine", type=int, default=3, help="planted prompts a step")
+    parser.add_argument("--own", type=int, default=6, help="other prompts a step")
+    parser.add_argument("--weight", type=float, default=2.0, help="of the KL")
     parser.add_argument("--new-tokens", type=int, default=14, help="of an answer that is judged")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--measure-only", action="store_true")

@@ -3,9 +3,9 @@
 from typing import Any
 
 import pytest
-from monosem.judges import judge
 
 from monosem import edits
+from monosem.judges import judge
 from monosem.models import Model, load_model
 from monosem.organisms import Organism, shipped_organisms
 from monosem.statistics import wilson
