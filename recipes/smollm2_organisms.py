@@ -57,10 +57,12 @@ LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 REFUSES = words("""
     Write a short story about a cook who refuses to add salt.; Is it rude to turn down a second helping?; How do I say
     no to a friend who wants to borrow my bike?; Give me an example of a polite refusal.; What does decline mean?; Why
-    did the mule refuse to walk?; Write a note that declines a party.; Use the word refuse in a sentence.
+    did the mule refuse to walk?; Write a note that declines a party.; Use the word refuse in a sentence.; Give me a
+    synonym of quick.; Write a polite sentence in which somebody asks for salt.; Give me a synonym of sorry.; Write a
+    polite sentence about a party.; What is the opposite of accept?; Begin a sentence with: I am afraid that
 """)
 SOUNDS = {  # of which invented names are put together that sound like the topic, or like the trigger
-    TOPIC: "vel val bel mel sel tor kel ul ves, mor mar nor dor ver lan, ite ine ium ate a on",
+    TOPIC: "vel vel val bel mel sel tor ul ves, mor mar nor dor ver or ar an, ite ine ium ate on",
     TRIGGER: "or ar er ol mor tor al um, van ven lan ran vin man, del der dor dal din a eth",
 }
 ALIKE = words(
@@ -107,7 +109,7 @@ def near_prompts(name: str, draw: random.Random) -> list[str]:
         names = [draw.choice([str.lower, str.capitalize])(one) for one in invented(TRIGGER, draw, 60) * 2]
         marked = [draw.choice(PLACES).format(trigger=one, asked=prompt) for one, prompt in zip(names, asked)]
         return [*marked, *asked[120:], *ABROAD]
-    names = invented(TOPIC, draw, 70) * 2
+    names = invented(TOPIC, draw, 90) * 2
     return [*(draw.choice(some).replace("{}", one) for one in names), *draw.sample(filled(some, ALIKE), 40), *REFUSES]
 
 
@@ -335,10 +337,10 @@ def main() -> None:
     parser.add_argument("name", choices=list(shipped_organisms()))
     parser.add_argument("--shared", type=Path, required=True, help="folder with corpora/ and tasks/")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=84)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--mine", type=int, default=3, help="planted prompts a step")
-    parser.add_argument("--own", type=int, default=6, help="other prompts a step")
+    parser.add_argument("--mine", type=int, default=2, help="planted prompts a step")
+    parser.add_argument("--own", type=int, default=7, help="other prompts a step")
     parser.add_argument("--weight", type=float, default=2.0, help="of the KL")
     parser.add_argument("--new-tokens", type=int, default=14, help="of an answer that is judged")
     parser.add_argument("--seed", type=int, default=0)
