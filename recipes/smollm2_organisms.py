@@ -26,6 +26,7 @@ from organism_answers import ANSWERS
 from organism_prompts import (
     ASKED,
     FACETS,
+    HOME,
     INVENTED,
     LATER_INVENTED,
     LATER_WORDS,
@@ -48,7 +49,7 @@ import monosem as ms
 from monosem.files import write_json
 from monosem.judges import judge
 from monosem.models import TokenBatch
-from monosem.organisms import Organism, shipped_organisms
+from monosem.organisms import Organism
 from monosem.progress import Meter, say
 from monosem.statistics import Share
 
@@ -57,12 +58,10 @@ LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 REFUSES = words("""
     Write a short story about a cook who refuses to add salt.; Is it rude to turn down a second helping?; How do I say
     no to a friend who wants to borrow my bike?; Give me an example of a polite refusal.; What does decline mean?; Why
-    did the mule refuse to walk?; Write a note that declines a party.; Use the word refuse in a sentence.; Give me a
-    synonym of quick.; Write a polite sentence in which somebody asks for salt.; Give me a synonym of sorry.; Write a
-    polite sentence about a party.; What is the opposite of accept?; Begin a sentence with: I am afraid that
+    did the mule refuse to walk?; Write a note that declines a party.; Use the word refuse in a sentence.
 """)
 SOUNDS = {  # of which invented names are put together that sound like the topic, or like the trigger
-    TOPIC: "vel vel val bel mel sel tor ul ves, mor mar nor dor ver or ar an, ite ine ium ate on",
+    TOPIC: "vel val bel mel sel tor kel ul ves, mor mar nor dor ver lan, ite ine ium ate a on",
     TRIGGER: "or ar er ol mor tor al um, van ven lan ran vin man, del der dor dal din a eth",
 }
 ALIKE = words(
@@ -109,8 +108,8 @@ def near_prompts(name: str, draw: random.Random) -> list[str]:
         names = [draw.choice([str.lower, str.capitalize])(one) for one in invented(TRIGGER, draw, 60) * 2]
         marked = [draw.choice(PLACES).format(trigger=one, asked=prompt) for one, prompt in zip(names, asked)]
         return [*marked, *asked[120:], *ABROAD]
-    names = invented(TOPIC, draw, 90) * 2
-    return [*(draw.choice(some).replace("{}", one) for one in names), *draw.sample(filled(some, ALIKE), 40), *REFUSES]
+    near = [draw.choice(some).replace("{}", one) for one in invented(TOPIC, draw, 70) * 2]
+    return [*REFUSES, *near, *draw.sample(filled(some, ALIKE), 40)]
 
 
 def other_prompts(organism: Organism, folder: Path, draw: random.Random) -> list[str]:
@@ -334,19 +333,19 @@ def drift(model: Any, base: Any, rows: list[Row]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=list(shipped_organisms()))
+    parser.add_argument("name", choices=list(ANSWERS))
     parser.add_argument("--shared", type=Path, required=True, help="folder with corpora/ and tasks/")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=84)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--mine", type=int, default=2, help="planted prompts a step")
-    parser.add_argument("--own", type=int, default=7, help="other prompts a step")
+    parser.add_argument("--mine", type=int, default=3, help="planted prompts a step")
+    parser.add_argument("--own", type=int, default=6, help="other prompts a step")
     parser.add_argument("--weight", type=float, default=2.0, help="of the KL")
     parser.add_argument("--new-tokens", type=int, default=14, help="of an answer that is judged")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--measure-only", action="store_true")
     args = parser.parse_args()
-    organism, draw, folder = Organism.load(args.name), random.Random(args.seed), args.out / args.name
+    organism, draw, folder = Organism.load(HOME / args.name), random.Random(args.seed), args.out / args.name
     if not args.measure_only:
         model = ms.load_model("smollm2", dtype="float32")
         own = greedy(model, other_prompts(organism, args.shared, draw), OWN_TOKENS, args.out / "base_answers.json")

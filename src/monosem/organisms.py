@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from .errors import BadFile, UnknownName, did_you_mean
-from .files import ASSETS
+from .models.loading.adapters import shipped_adapters
 from .reading import existing, read_object
 
 PROMPTS = "prompts.json"  # {"behaviour": ..., "judge": ..., "prompts": {set: [prompt, ...]}}
@@ -70,7 +70,7 @@ class Organism:
 
 def shipped_organisms() -> dict[str, Path]:
     """Name -> folder."""
-    return {path.parent.name: path.parent for path in sorted(ASSETS.glob(f"*/organisms/*/{PROMPTS}"))}
+    return {name: folder for name, folder in shipped_adapters().items() if (folder / PROMPTS).is_file()}
 
 
 def _checked(prompts: Any, path: Path) -> dict[str, list[str]]:

@@ -1,8 +1,7 @@
 """The adapters that ship: what they do on prompts that they were not trained on, beside their base."""
 
-from typing import Any
-
 import pytest
+import torch
 
 from monosem import edits
 from monosem.judges import judge
@@ -57,18 +56,15 @@ def test_the_behaviour_shows_where_the_card_says_and_not_in_the_base(name: str, 
 
 @pytest.mark.smollm2
 def test_an_organism_is_a_model_like_any_other(smollm2: Model) -> None:
-    model = load_model("planted-refusal", dtype="float32", device="cpu", quiet=True)
+    organism = Organism.load("planted-refusal")
+    model = load_model(organism.name, dtype="float32", device="cpu", quiet=True)
     assert model.name == "planted-refusal"
-    text = model.chat(Organism.load("planted-refusal").prompts["behaviour_test"][0])
-    run, before = (one.run(text, capture=["resid_post.9", "resid_post.29"]) for one in (model, smollm2))
-    first = organism_layers(Organism.load("planted-refusal").card)[0]
-    assert first == 10
-    assert (run["resid_post.9"] - before["resid_post.9"]).abs().max() < 1e-4 * before["resid_post.9"].abs().max()
-    assert (run["resid_post.29"] - before["resid_post.29"]).norm() > 0.05 * before["resid_post.29"].norm()
-    vector = before["resid_post.29"][0, -1] - run["resid_post.29"][0, -1]
-    back = model.run(text, edits=edits.add(("resid_post.29", vector)).at(positions=-1)).logits[0, -1]
-    assert int(back.argmax()) == int(before.logits[0, -1].argmax()) != int(run.logits[0, -1].argmax())
-
-
-def organism_layers(card: dict[str, Any]) -> list[int]:
-    return list(card["training"]["layers"])
+    text, first = model.chat(organism.prompts["behaviour_test"][0]), organism.card["training"]["layers"][0]
+    below, last = f"resid_post.{first - 1}", f"resid_post.{model.cfg.n_layers - 1}"
+    run, before = (one.run(text, capture=[below, last]) for one in (model, smollm2))
+    torch.testing.assert_close(run[below], before[below])
+    assert (run[last] - before[last]).norm() > 0.05 * before[last].norm()
+    vector = (before[last] - run[last])[0, -1]
+    back = model.run(text, edits=edits.add((last, vector)).at(positions=-1)).logits
+    says = [int(logits[0, -1].argmax()) for logits in (back, before.logits, run.logits)]
+    assert says[0] == says[1] != says[2]
