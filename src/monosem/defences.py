@@ -274,7 +274,7 @@ def _adapted(model: Model, config: RerouteConfig, last: int) -> Iterator[Any]:
     inside = {name: one for name, one in model.hf.named_modules() if id(one) in blocks}
     linear = [name for name, one in inside.items() if isinstance(one, nn.Linear | Conv1D)]
     turned = any(isinstance(one, Conv1D) for one in inside.values())
-    kind = {"target_modules": linear, "fan_in_fan_out": turned, "task_type": "CAUSAL_LM"}
+    kind: dict[str, Any] = {"target_modules": linear, "fan_in_fan_out": turned, "task_type": "CAUSAL_LM"}
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         adapter = peft.get_peft_model(model.hf, peft.LoraConfig(r=config.rank, lora_alpha=config.rank, **kind)).eval()
