@@ -112,13 +112,17 @@ def reroute(
     config = RerouteConfig.parse(settings)
     refuse_inference_mode("reroute", model.hf)
     layers = _layers(model, config)
-    sets = [_Rows(model, name, texts, config) for name, texts in (("stop", stop), ("keep", keep))]
-    made_with = {"model": model.name, "model_weights": module_fingerprint(model.hf), "texts": [s.print for s in sets]}
+    stops, keeps = _Rows(model, "stop", stop, config), _Rows(model, "keep", keep, config)
+    made_with = {
+        "model": model.name,
+        "model_weights": module_fingerprint(model.hf),
+        "texts": [stops.print, keeps.print],
+    }
     with (
         claim(folder, config, work="checkpoints/*.pt", made_with=made_with) as home,
         _adapted(model, config, max(layers)) as adapter,
     ):
-        training = _Training(model, adapter, config, layers, *sets, home)
+        training = _Training(model, adapter, config, layers, stops, keeps, home)
         training.run(quiet, on_step)
         return training.export()
 
