@@ -450,6 +450,16 @@ def test_a_run_reads_each_token_once_and_no_more_than_it_trains_on(
         left.remove(row)  # fails where a window was read twice
 
 
+def test_text_that_is_read_often_is_told_before(tiny_model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for tokens, told in ((2048, False), (64 * 400, True)):
+        train(job(tmp_path, tokens=tokens), folder=tmp_path / str(tokens), model=tiny_model("llama"))
+        lines = [line for line in capsys.readouterr().err.splitlines() if "each of which is read about" in line]
+        assert len(lines) == told
+    (line,) = lines
+    store = TokenStore.build(tiny_model("llama"), texts(tmp_path / "train.txt"), 16)
+    assert f"the text has {store.tokens:,} tokens, each of which is read about {64 * 400 / store.tokens:.0f}" in line
+
+
 @pytest.mark.parametrize("source", ["stream", "shards"])
 def test_text_full_of_special_tokens_is_read_once(tiny_model, tmp_path: Path, source: str) -> None:
     """Chats are a fifth special tokens: so much more text is read, where there is so much."""

@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from packaging.version import Version
 from typer.main import get_command
 
 import monosem as ms
 from monosem.cli import app
+from monosem.cli.training import Training
+from monosem.dictionaries.training.architectures import ARCHITECTURES
+from monosem.dictionaries.training.config import config_of
 from monosem.models import Model
 
 ROOT = Path(__file__).parents[2]
@@ -119,6 +123,22 @@ def test_commands_are_those_of_the_command_line(page: str) -> None:
             if name in ("MODEL", "COMMAND"):
                 break
             context = command.make_context(name, list(arguments), parent=context)  # usage errors raise
+
+
+def test_the_runs_of_the_training_pages_are_possible() -> None:
+    """Each YAML file and command line of a training run fits together as a config."""
+    made: list[Any] = []
+    for page in EVERY_PAGE:
+        text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
+        held = [yaml.safe_load(block) for block in blocks(page, "yaml")]
+        made += [config_of(one) for one in held if "width" in one or "dictionaries" in one]
+        for line in re.findall(r"^(?: {4})?monosem train ([^`\n]*)$", text, re.M):
+            command: Any = get_command(app)
+            given = command.commands["train"].make_context("train", shlex.split(line, comments=True)).params
+            if given["config"] is None:
+                made.append(Training(**{name: given.get(name) for name in Training.__dataclass_fields__}).config(None))
+    architectures = {one.architecture for config in made for one in config.each.values()}
+    assert architectures == set(ARCHITECTURES)
 
 
 @pytest.mark.parametrize("page", [*EVERY_PAGE, "CONTRIBUTING.md", "bench/README.md", "findings/README.md"])

@@ -17,6 +17,7 @@ from ...data import Document, TextSource, TokenStore, as_store, corpus
 from ...errors import BadInput
 from ...files import write_json
 from ...models import Model, load_model
+from ...progress import say
 from ..dictionary import Dictionary
 from ..formats.saelens import CARD
 from ..several import SeveralSites
@@ -31,6 +32,7 @@ from .trainer import trained_on
 
 AnyStream = ActivationStream | ShardStream | TokenStream
 
+OFTEN = 4  # times that a text is read above which the user is told
 SPARE = 1.03  # tokens of text that count, for each token to train on: outliers are known only when they are read
 
 
@@ -122,6 +124,7 @@ def train_each(
     for path in config.held_out:  # missing text is no surprise after hours of training
         _documents(config, model, [path], quiet)
     store = _store(config, model, texts, quiet)
+    _say_how_often(config, store, quiet)
     stream = _SOURCES["tokens" if config.end_to_end else config.source](config, model, second_model, store, home, quiet)
     trained = trained_on(stream, config, home, resume, quiet, on_step)
     for name, dictionary in trained.items():
@@ -175,6 +178,17 @@ def _store(config: AnyConfig, model: Model, texts: TextSource | None, quiet: boo
         raise BadInput("no text to train on: give --text PATH or texts: in the config")
     documents = _documents(config, model, config.texts, quiet, config.seed)
     return TokenStore.build(model, documents, config.context, **how, quiet=quiet)
+
+
+def _say_how_often(config: AnyConfig, store: TokenStore, quiet: bool) -> None:
+    """A log of repeated text looks better than the dictionary is (docs/training.md), so the user hears of it before."""
+    times = config.steps * config.batch_tokens / store.tokens
+    if times > OFTEN:
+        say(
+            f"the text has {store.tokens:,} tokens, each of which is read about {times:.0f} times: give more text, or "
+            "fewer tokens, and trust the FVE on held-out text alone",
+            quiet,
+        )
 
 
 def _documents(config: AnyConfig, model: Model, paths: list[str], quiet: bool, seed: int = 0) -> Iterable[Document]:
