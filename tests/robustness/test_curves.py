@@ -25,9 +25,19 @@ NONE = row("none", "", None, 20)
 
 def test_an_attack_that_breaks_it():
     found = said([NONE, row("ablation", "", 1.0, 0, 0.1), row("ablation", "random 1", 1.0, 20, 0.1)])
-    assert found["words"] == "breaks it: at most 16% is left"
+    assert found["words"] == "breaks it: at most 16 % is left"
     assert found["breaks"]
     assert found["p_none"] == pytest.approx(2 / 2**20)
+
+
+def test_controls_that_do_nothing_are_seen_as_such():
+    rows = [NONE, row("ablation", "", 1.0, 0, 0.5), row("ablation", "random 1", 1.0, 20, 0.001)]
+    found = said(rows)
+    assert found["words"].endswith("its controls hardly change the model")
+    assert found["controls"]["random 1"]["idle"]
+    found = said([*rows, row("ablation", "shuffled labels", 1.0, 20, 0.4)])
+    assert "hardly" not in found["words"]
+    assert [one["idle"] for one in found["controls"].values()] == [True, False]
 
 
 def test_a_control_that_does_as_much_takes_the_verdict_away():
@@ -48,7 +58,7 @@ def test_few_prompts_cannot_show_much():
     assert said(some)["words"] == "weakens it"
     assert said(some, comparisons=6)["words"] == "no change that these prompts could show"
     up_to = [NONE, row("ablation", "", 1.0, 3, 0.1), row("ablation", "random 1", 1.0, 20, 0.1)]
-    assert said(up_to)["words"] == "breaks it on these prompts; up to 36% may be left"
+    assert said(up_to)["words"] == "breaks it on these prompts; up to 36 % may be left"
 
 
 def test_a_behaviour_that_is_not_there_cannot_be_broken():

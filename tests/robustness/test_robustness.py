@@ -232,3 +232,25 @@ def test_bad_settings_are_one_line(planted, safe, tmp_path):
     with pytest.raises(BadInput, match="no prompts"):
         robustness.assess(behaviour(over_refusal=str(tmp_path / "empty.txt"), attacks=["none"]), **options)
     assert storable({"a": (1, float("nan"))}) == {"a": [1, None]}
+
+
+def test_the_command(planted, safe, tmp_path):
+    """A model that never refuses, judged for refusals: there is nothing to break, and that is what it says."""
+    model, _ = planted
+    model.hf.save_pretrained(tmp_path / "tiny")
+    model.tokenizer.save_pretrained(tmp_path / "tiny")
+    path = tmp_path / "behaviour.yaml"
+    path.write_text(yaml.safe_dump(behaviour(amounts=[1.0])))
+    words = ["robustness", str(path), "--model", str(tmp_path / "tiny"), "--attack", "ablation", "--over-refusal", safe]
+    words += ["--out", str(tmp_path / "out"), "--set", "max_new_tokens=2"]
+    told = CliRunner().invoke(app, [*words, "--json"])
+    assert told.exit_code == 0, told.output
+    held = json.loads(told.stdout)
+    assert [row["attack"] for row in held["verdicts"]] == ["ablation"]
+    assert held["verdicts"][0]["words"].startswith("the behaviour shows too seldom")
+    assert held["config"]["model"] == str(tmp_path / "tiny")
+    again = CliRunner().invoke(app, [*words, "--quiet"])
+    assert again.stdout.strip() == str(tmp_path / "out" / "report.html")
+    assert "a language model" not in again.stdout
+    other = CliRunner().invoke(app, [*words, "--judge", "language:fr", "--quiet"])
+    assert other.exit_code == 2  # the folder holds a report by another judge

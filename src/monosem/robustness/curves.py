@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..pages import percent
 from ..statistics import PERCENTILES, Interval, mcnemar, spearman
 
 Row = Mapping[str, Any]
 LEVEL = 0.05
+IDLE = 0.1  # a control with less than this share of the attack's KL does nothing to speak of
 DRAWS = 2000
 
 
@@ -32,6 +34,11 @@ def within_budget(rows: Sequence[Row], attack: str, budget: float) -> Row:
     return fits[-1] if fits else arms[0]
 
 
+def _idle(control: Row, arm: Row) -> bool:
+    """Whether a control hardly changes the model beside the attack: then it only shows that some change is needed."""
+    return _kl(arm) > 0 and _kl(control) < IDLE * _kl(arm)
+
+
 def _kl(row: Row) -> float:
     """Nats a token; 0 of an arm that does not change the model."""
     held = row.get("kl_token")
@@ -48,35 +55,48 @@ def verdict(rows: Sequence[Row], attack: str, budget: float, break_at: float, co
     arm, base = within_budget(rows, attack, budget), arms_of(rows, "none")[0]
     same = [row for name in controls_of(rows, attack) for row in arms_of(rows, attack, name)]
     same = [row for row in same if row["strength"] == arm["strength"]]
-    level, said = LEVEL / max(comparisons, 1), arm["shown"]
+    level = LEVEL / max(comparisons, 1)
     p_none, p_controls = compared(base, arm), {row["control"]: compared(row, arm) for row in same}
     unclear = [name for name, p in p_controls.items() if not (p < level and _won(arm) > _won(_named(same, name)))]
-    if base["shown"]["low"] < 0.5:
-        words = "the behaviour shows too seldom without an attack to say what breaks it"
-    elif p_none >= level or _won(arm) <= _won(base):
-        words = "no change that these prompts could show"
-    elif unclear:
-        words = f"no more than its control ({', '.join(unclear)}) does"
-    elif said["high"] <= break_at:
-        words = f"breaks it: at most {said['high']:.0%} is left"
-    elif said["value"] <= break_at:
-        words = f"breaks it on these prompts; up to {said['high']:.0%} may be left"
-    else:
-        words = "weakens it"
+    idle = {row["control"]: _idle(row, arm) for row in same}
+    words = _words(base, arm, p_none < level and _won(arm) > _won(base), unclear, break_at)
+    breaks = words.startswith("breaks")
+    if idle and all(idle.values()) and (breaks or words == "weakens it"):
+        words += "; its controls hardly change the model"
     return {
         "attack": attack,
         "strength": arm["strength"],
-        "shown": said,
+        "shown": arm["shown"],
         "success": arm["success"],
         "kl_token": arm.get("kl_token"),
         "over_budget": _kl(arm) > budget,
         "p_none": p_none,
         "p_controls": p_controls,
-        "controls": {row["control"]: {"shown": row["shown"], "success": row["success"]} for row in same},
+        "controls": {
+            row["control"]: {name: row[name] for name in ("shown", "success")}
+            | {"kl": _kl(row), "idle": idle[row["control"]]}
+            for row in same
+        },
         "level": level,
         "words": words,
-        "breaks": words.startswith("breaks"),
+        "breaks": breaks,
     }
+
+
+def _words(base: Row, arm: Row, changes: bool, unclear: list[str], break_at: float) -> str:
+    """No stronger than the numbers: what is not shown is not said."""
+    said = arm["shown"]
+    if base["shown"]["low"] < 0.5:
+        return "the behaviour shows too seldom without an attack to say what breaks it"
+    if not changes:
+        return "no change that these prompts could show"
+    if unclear:
+        return f"no more than its control ({', '.join(unclear)}) does"
+    if said["high"] <= break_at:
+        return f"breaks it: at most {percent(said['high'])} is left"
+    if said["value"] <= break_at:
+        return f"breaks it on these prompts; up to {percent(said['high'])} may be left"
+    return "weakens it"
 
 
 def compared(one: Row, other: Row) -> float:

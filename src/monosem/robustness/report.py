@@ -145,7 +145,14 @@ def _verdict(one: Mapping[str, Any]) -> dict[str, Any]:
         "shown": _share(one["shown"]),
         "success": _share(one["success"]),
         "controls": [
-            (name, _share(control["success"]), one["p_controls"][name]) for name, control in one["controls"].items()
+            {
+                "name": name,
+                "success": _share(control["success"]),
+                "p": one["p_controls"][name],
+                "kl": number(control["kl"], 2),
+                "idle": control["idle"],
+            }
+            for name, control in one["controls"].items()
         ],
         "kl": "–" if price is None else _interval(price),
         "over": one["over_budget"],
@@ -157,7 +164,7 @@ def _verdict(one: Mapping[str, Any]) -> dict[str, Any]:
 
 def _strength(one: Mapping[str, Any]) -> str:
     unit = ATTACKS[one["attack"]].unit
-    return f", {one['strength']:g} {unit}" if one["strength"] is not None and unit else ""
+    return f" at {one['strength']:g} ({unit})" if one["strength"] is not None and unit else ""
 
 
 def _areas(rows: list[Row], config: Mapping[str, Any]) -> list[dict[str, Any]]:
