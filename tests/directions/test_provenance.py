@@ -84,6 +84,24 @@ def test_the_same_model_in_another_state_is_not_refused():
         FOUND.check(MODEL)
 
 
+def test_edits_and_conditions_of_another_models_direction_are_refused():
+    other = Direction(FOUND.vector, FOUND.site, "other")
+    makers = [edits.add, edits.ablate, edits.reflect, lambda d: edits.set_to(d, 1.0), lambda d: edits.slerp(d, 5.0)]
+    for make in makers:
+        for edit in (make(other), make(other).at(everywhere=True)):
+            with pytest.raises(Mismatch, match="made for other, not for llama"):
+                MODEL.run("the cat", edits=edit)
+            with pytest.raises(Mismatch, match="made for other, not for llama"):
+                MODEL.generate("the cat", edits=edit, max_new_tokens=1)
+    gated = edits.add((SITE, FOUND.vector), 1.0).when(edits.condition(other, above=0.0))
+    with pytest.raises(Mismatch, match="made for other"):
+        MODEL.run("the cat", edits=gated)
+    for whole in (edits.ablate_writes, weights.orthogonalise):
+        with pytest.raises(Mismatch, match="made for other"):
+            whole(MODEL, other)
+    MODEL.run("the cat", edits=edits.add((other.site, other.vector), 1.0))  # a transfer that is meant
+
+
 # ---------------------------------------------------------------------- thresholds
 def projections(prompts, over):
     pooled = {"last": lambda x: x[-1], "max": lambda x: x[1:].max(), "mean": lambda x: x[1:].mean()}[over]

@@ -64,9 +64,10 @@ def test_watching_is_reading_the_finished_texts(probe, how):
         assert len(old) + len(new) - 1 <= read <= len(old) + len(new)
         f = probe.log_odds(run[probe.places[0].site][row, :read][None])[0]
         assert mine["score"].tolist() == pytest.approx(f.tolist(), abs=1e-4)
-        assert mine["reading"].tolist() == pytest.approx(
-            [slow(how, f[: i + 1].tolist()) for i in range(read)], abs=1e-4
-        )
+        assert math.isnan(mine["reading"].iloc[0])  # neither the first token counts nor special ones
+        counted = [i for i in range(1, read) if [*old, *new][i] not in MODEL.special_ids]
+        expected = [slow(how, [float(f[j]) for j in counted if j <= i]) for i in range(counted[0], read)]
+        assert mine["reading"].tolist()[counted[0] :] == pytest.approx(expected, abs=1e-4)
         fires = [i for i, one in enumerate(mine["reading"]) if one > 0.3]
         assert found.first[row] == (fires[0] if fires else None)
         assert found.delay[row] == (fires[0] + 1 - len(old) if fires else None)
@@ -74,6 +75,14 @@ def test_watching_is_reading_the_finished_texts(probe, how):
     assert 0 < found.cost < 0.05
     assert found.seconds[0] > found.seconds[1] > 0
     assert len(found.plot().data) == 3
+
+
+def test_a_first_token_of_great_norm_decides_nothing(probe):
+    """An attention sink would make the reading fire at once, and stay."""
+    sink = edits.add((probe.places[0].site, probe.direction("pattern").unit * 1e4)).at(positions=0)
+    plain, sunk = (watch(MODEL, PROMPTS[::2], probe, max_new_tokens=4, edits=one) for one in ((), sink))
+    assert sunk.table["score"].max() > 100 > plain.table["score"].max()
+    assert sunk.table["reading"].dropna().max() < 100
 
 
 def test_other_edits_act_before_the_look(probe):

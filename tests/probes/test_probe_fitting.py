@@ -8,9 +8,9 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import roc_auc_score
 
-from monosem import logistic
+from monosem import covariance, logistic
 from monosem.errors import BadFile, BadInput, Mismatch, UnknownName
-from monosem.probes import KINDS, Place, Probes, Rows, Whitening, covariance, descent, fit, linear
+from monosem.probes import KINDS, Place, Probes, Rows, Whitening, descent, fit, linear
 
 STRENGTHS = [1e3, 1e-3, 1.0]
 

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from monosem.directions import Mean, Regex
 from monosem.errors import BadInput, Mismatch, UnknownName
 from monosem.probes import Place, Rows, folds, near_duplicates, read_rows, split
 from monosem.probes.splits import check_apart
@@ -27,6 +28,21 @@ def test_states_are_those_of_each_text_alone():
     x = MODEL.run([TEXTS[7]], capture=site)[site][0]
     torch.testing.assert_close(every.x[0, 7][: len(x)], x, rtol=1e-4, atol=1e-5)
     assert every.mask[7].tolist() == [False, *[True] * (len(x) - 1), *[False] * (every.mask.shape[1] - len(x))]
+
+
+def test_positions_are_those_of_directions():
+    texts = [f"the {word} sat on a mat" for word in ("cat", "dog", "king")]
+    at = ["regex:sat", ~Regex("sat") & Mean(), -1]
+    rows = read_rows(MODEL, texts, [1, 0, 0], ["resid_post.0", "resid_post.1"], positions=at, batch_size=2)
+    assert [str(place) for place in rows.places][:3] == [f"resid_post.0@{one}" for one in ("regex:sat", at[1], "last")]
+    x = MODEL.run(texts[1], capture="resid_post.1")["resid_post.1"][0]
+    where = [MODEL.str_token(token) for token in MODEL.tokens(texts[1]).ids[0].tolist()].index(" sat")
+    others = [i for i in range(1, len(x)) if i != where]
+    for place, expected in zip(rows.places[3:], (x[where], x[others].mean(0), x[-1])):
+        torch.testing.assert_close(rows.at(place).x[0, 1], expected, rtol=1e-4, atol=1e-5)
+        assert Place.parse(place.written()) == place
+    with pytest.raises(BadInput, match="has no token that counts at resid_post.0 at regex:queen"):
+        read_rows(MODEL, texts, [1, 0, 0], "resid_post.0", positions="regex:queen")
 
 
 def test_a_name_stands_for_every_layer_and_sites_with_heads_are_flat():
@@ -61,9 +77,9 @@ def test_a_suffix_is_read_after_each_text():
     [
         ({"texts": []}, "give a list of texts"),
         ({"labels": [1]}, "one label a text; got 24 and 1"),
-        ({"positions": []}, "positions are 'last', 'mean'"),
-        ({"positions": ["all", "last"]}, "positions are 'last', 'mean'"),
-        ({"positions": -9}, "there is no position -9"),
+        ({"positions": []}, "positions are given once each"),
+        ({"positions": ["all", "last"]}, "'all' alone"),
+        ({"positions": -9}, "so no token -9"),
         ({"sites": ["resid_post.0", "resid_post.0"]}, "each once"),
     ],
 )

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 # pages whose Python examples, from the top of the page to its end, make a session
 PAGES = ["README.md", *(f"docs/{name}.md" for name in ("sites-and-runs", "patching", "lenses", "components"))]
 PAGES += [f"docs/{name}.md" for name in ("transformerlens", "dictionaries", "latents", "studies", "function-vectors")]
-PAGES += ["docs/training.md", "docs/interventions.md"]
+PAGES += ["docs/training.md", "docs/interventions.md", "docs/directions.md", "docs/probes.md"]
 EVERY_PAGE = ["README.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))]
 # Calls in README.md that take minutes: their arguments are checked, and tests of their own run them
 SLOW = {"ms.patching.localise": "test_localising.py", "ms.studies.run": "test_study.py"}

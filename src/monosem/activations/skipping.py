@@ -220,8 +220,13 @@ class FittedAt:
     learnt: ClassVar[str] = "probe was not fitted"
     site: Site
 
+    def check(self, model: Model) -> None:
+        """Raises `Mismatch` for another model than it was fitted on."""
+        raise NotImplementedError
+
     def prepare(self, model: Model) -> None:
-        """Measure, before a pass, what `left_out` needs in it."""
+        """Before a pass: refuse another model, and measure what `left_out` needs in it."""
+        self.check(model)
         Skipper.of(model, [self.site])
 
     def left_out(self, x: Float[Tensor, "batch pos *d"], moment: Moment) -> dict[str, Bool[Tensor, "batch pos"]]:

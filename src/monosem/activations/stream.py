@@ -24,7 +24,58 @@ GROWTH = 0.5  # batches that the buffer grows by with every batch, up to its siz
 Batch = Float[Tensor, "batch_tokens d"] | dict[AnySite, Float[Tensor, "batch_tokens d"]]
 
 
-class ActivationStream:
+class HarvestStream:
+    """What iterators over a harvest share: what was counted, and a state that can be gone on with.
+
+    Attributes:
+        cursor: windows read. config: what decides which batches come; a state of other settings is refused.
+    """
+
+    def __init__(self, harvest: Harvest, seed: int, epochs: int):
+        self.harvest, self.schedule, self.cursor = harvest, Schedule(len(harvest.store), seed, epochs), 0
+        self.config: dict[str, Any] = {
+            **made_by(harvest.model, harvest.second),
+            "windows": harvest.store.fingerprint,
+            "seed": seed,
+            "epochs": epochs,
+            "skip": str(harvest.skipper.rule),
+        }
+
+    def __iter__(self) -> Self:
+        return self
+
+    @property
+    def skipped(self) -> Counter[str]:
+        """Tokens read so far by what became of them (see `Skipper.counts`)."""
+        return self.harvest.skipped
+
+    @property
+    def skip(self) -> SkipRule:
+        return self.harvest.skipper.rule
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """Site -> norm above which a token is left out as an outlier."""
+        return self.harvest.thresholds
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on with the very next batch; tensors, numbers and strings only."""
+        counted = {"skipped": dict(self.skipped), "thresholds": dict(self.thresholds)}
+        return {"config": dict(self.config), "cursor": self.cursor, **counted}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken, bit for bit.
+
+        Raises:
+            Mismatch: the state is of a stream with other settings; the message names them.
+        """
+        check_config(self.config, state["config"])
+        self.cursor = int(state["cursor"])
+        self.harvest.skipper.counts = Counter(state["skipped"])
+        self.harvest.skipper.thresholds = dict(state["thresholds"])
+
+
+class ActivationStream(HarvestStream):
     """Iterator over shuffled batches; a tensor for one site, {site: tensor} with aligned rows for several.
 
     Windows are visited in an order drawn from (seed, epoch); their tokens pass through a shuffle buffer. It serves as
@@ -47,10 +98,10 @@ class ActivationStream:
         dtype: torch.dtype,
         tokens: int | None = None,
     ):
-        self.harvest, self.batch_tokens, self.dtype = harvest, batch_tokens, dtype
+        super().__init__(harvest, seed, epochs)
+        self.batch_tokens, self.dtype = batch_tokens, dtype
         self.on_read: Callable[[int], None] | None = None  # called after every forward pass with the rows that it gave
         store, sites = harvest.store, harvest.sites
-        self.schedule = Schedule(len(store), seed, epochs)
         pass_tokens = harvest.batch_size * store.context
         needed = batch_tokens + pass_tokens
         if batch_tokens < 1 or buffer_tokens < needed:
@@ -58,24 +109,19 @@ class ActivationStream:
                 f"a buffer of {buffer_tokens:,} tokens cannot serve batches of {batch_tokens:,} from passes of "
                 f"{pass_tokens:,} tokens: it must hold both, {needed:,}"
             )
-        self.cursor, self.served = 0, 0  # windows read, batches given
+        self.served = 0  # batches given
         most = len(self.schedule) * store.context
         self.wanted = most if tokens is None else min(tokens, most)  # rows to read
         buffer_tokens = max(min(buffer_tokens, self.wanted), needed)
         widths = {str(site): harvest.width(site) for site in sites}
         model = harvest.model
         self.buffer = ShuffleBuffer(buffer_tokens, widths, harvest.dtype or model.dtype, seed, model.device)
-        self.config: dict[str, Any] = {
-            **made_by(model, harvest.second),
+        self.config |= {
             "sites": list(widths),
-            "windows": store.fingerprint,
             "batch_size": harvest.batch_size,
             "batch_tokens": batch_tokens,
             "buffer_tokens": buffer_tokens,
             "tokens": tokens,
-            "seed": seed,
-            "epochs": epochs,
-            "skip": str(harvest.skipper.rule),
         }
 
     @classmethod
@@ -112,9 +158,6 @@ class ActivationStream:
         source = harvest(model, texts, sites, batch_size=batch_size, skip=skip, context=context)
         return cls(source, batch_tokens, buffer_tokens, seed, epochs, dtype, tokens)
 
-    def __iter__(self) -> Self:
-        return self
-
     def __next__(self) -> Batch:
         self._refill()
         if len(self.buffer) < self.batch_tokens:
@@ -124,20 +167,6 @@ class ActivationStream:
         rows = {name: x.to(self.dtype) for name, x in self.buffer.sample(self.batch_tokens).items()}
         sites = self.harvest.sites
         return rows[str(sites[0])] if len(sites) == 1 else {site: rows[str(site)] for site in sites}
-
-    @property
-    def skipped(self) -> Counter[str]:
-        """Tokens read so far by what became of them (see `Skipper.counts`)."""
-        return self.harvest.skipped
-
-    @property
-    def skip(self) -> SkipRule:
-        return self.harvest.skipper.rule
-
-    @property
-    def thresholds(self) -> dict[str, float]:
-        """Site -> norm above which a token is left out as an outlier."""
-        return self.harvest.thresholds
 
     @property
     def batches_at_most(self) -> int:
@@ -150,26 +179,11 @@ class ActivationStream:
         return max(self.wanted - self.served * self.batch_tokens - len(self.buffer), 0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on with the very next batch; tensors, numbers and strings only."""
-        return {
-            "config": dict(self.config),
-            "cursor": self.cursor,
-            "served": self.served,
-            "skipped": dict(self.skipped),
-            "thresholds": dict(self.harvest.thresholds),
-            "buffer": self.buffer.state_dict(),
-        }
+        return super().state_dict() | {"served": self.served, "buffer": self.buffer.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state` was taken, bit for bit.
-
-        Raises:
-            Mismatch: the state is of a stream with other settings; the message names them.
-        """
-        check_config(self.config, state["config"])
-        self.cursor, self.served = int(state["cursor"]), int(state["served"])
-        self.harvest.skipper.counts = Counter(state["skipped"])
-        self.harvest.skipper.thresholds = dict(state["thresholds"])
+        super().load_state_dict(state)
+        self.served = int(state["served"])
         self.buffer.load_state_dict(state["buffer"])
 
     def _refill(self) -> None:

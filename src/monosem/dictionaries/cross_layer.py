@@ -6,17 +6,15 @@
 Source: Ameisen et al. 2025, Circuit Tracing.
 """
 
-import os
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..errors import BadInput, Mismatch, check_name
+from ..errors import BadInput, Mismatch
 from ..models.places.sites import Inner
 from .codes import Codes, latent_ids
 from .encoders import ENCODERS
@@ -37,6 +35,7 @@ class CrossLayer(SeveralSites):
     """
 
     instead = "; edits of latents and splice take one of its layers, as clt.layers[0]"
+    writers = CROSS_LAYER
     b_enc: Float[Tensor, "layer width"]
     threshold: Float[Tensor, "layer width"] | None
     W_skip: Float[Tensor, "layer d_out d_in"] | None
@@ -162,14 +161,3 @@ class CrossLayer(SeveralSites):
     def forward(self, x: Activations) -> Any:
         """What it writes for what it reads, in the form of `x`."""
         return self.decode(self.encode(x), like=x)
-
-    def save(
-        self, folder: str | os.PathLike[str], format: str = "circuit-tracer", dtype: torch.dtype | None = None
-    ) -> None:
-        """Write it to a folder as circuit-tracer does.
-
-        Raises:
-            UnknownName: another format. BadInput: the format cannot hold it, or the folder cannot be written to.
-        """
-        check_name(f"format to save {self.what} in", format, CROSS_LAYER)
-        CROSS_LAYER[format](self, Path(folder), dtype or self.W_enc.dtype)

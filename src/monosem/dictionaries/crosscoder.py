@@ -5,17 +5,15 @@
 Source: Lindsey et al. 2024, Sparse Crosscoders.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import BadInput, Mismatch, check_name
+from ..errors import BadInput, Mismatch
 from ..models.places.sites import Site
 from .codes import Codes, latent_ids
 from .several import Activations, SeveralSites
@@ -35,6 +33,7 @@ class Crosscoder(SeveralSites):
     """
 
     instead = "; `edits.clamp_sites` and its neighbours edit latents of crosscoders"
+    writers = CROSSCODER
     b_enc: Float[Tensor, "width"]
     W_dec: Float[Tensor, "width site d"]
     threshold: Float[Tensor, "width"] | None
@@ -80,17 +79,6 @@ class Crosscoder(SeveralSites):
     def trained(self, site: Site) -> TrainedOn:
         """What an edit at a site asks about the tokens that it was trained on."""
         return TrainedOn(site)
-
-    def save(
-        self, folder: str | os.PathLike[str], format: str = "crosscoder", dtype: torch.dtype | None = None
-    ) -> None:
-        """Write it to a folder, in Neel Nanda's layout.
-
-        Raises:
-            UnknownName: another format. BadInput: the format cannot hold it, or the folder cannot be written to.
-        """
-        check_name(f"format to save {self.what} in", format, CROSSCODER)
-        CROSSCODER[format](self, Path(folder), dtype or self.W_enc.dtype)
 
     def scaled(self, scales: Sequence[float]) -> "Crosscoder":
         """One that reads and writes raw activations, where this one has activations of site l times `scales[l]`.

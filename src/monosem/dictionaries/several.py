@@ -3,6 +3,7 @@
 `CrossLayer` reads and writes one site a layer; `Crosscoder` has one code for all its sites.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..errors import BadInput, Mismatch
+from ..errors import BadInput, Mismatch, check_name
 from ..models import Model, Run
 from ..models.places.sites import Site, SiteLike
 from .codes import Codes
@@ -34,6 +35,7 @@ class SeveralSites(nn.Module):
     """A dictionary of several sites, for inference; `what` it is called in messages."""
 
     instead = ""  # what to take for it, in messages
+    writers: Mapping[str, Callable[..., None]] = {}  # the layouts that `save` writes, the usual one first
     W_enc: Float[Tensor, "part d_in width"]
     b_dec: Float[Tensor, "part d_out"]
 
@@ -59,6 +61,16 @@ class SeveralSites(nn.Module):
             f"{self.name!r} is {self.what} of {len(self.facts.sites)} sites and has no {name!r}: evaluation, indexes, "
             f"edits of a latent and sweeps take a dictionary of one site{self.instead}"
         )
+
+    def save(self, folder: str | os.PathLike[str], format: str | None = None, dtype: torch.dtype | None = None) -> None:
+        """Write it to a folder: a crosscoder in Neel Nanda's layout, a cross-layer transcoder as circuit-tracer does.
+
+        Raises:
+            UnknownName: another format. BadInput: the format cannot hold it, or the folder cannot be written to.
+        """
+        chosen = next(iter(self.writers)) if format is None else format
+        check_name(f"format to save {self.what} in", chosen, self.writers)
+        self.writers[chosen](self, Path(folder), dtype or self.W_enc.dtype)
 
     @property
     def width(self) -> int:

@@ -188,7 +188,10 @@ class Direction(FittedAt):
         """Raise `Mismatch` when it was made for another model, or `UnknownName` when the model has no such site."""
         model.site(self.site)
         if self.model_name and self.model_name != model.name:
-            raise Mismatch(f"this direction was made for {self.model_name}, not for {model.name}")
+            raise Mismatch(
+                f"this direction was made for {self.model_name}, not for {model.name}: fit it there, or give its site "
+                "and vector alone"
+            )
         if len(self.vector) != model.cfg.d_model:
             raise Mismatch(f"this direction has {len(self.vector)} entries, {model.name} has {model.cfg.d_model}")
         made_on = self.provenance.get("made_on")

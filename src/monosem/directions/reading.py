@@ -15,6 +15,7 @@ from ..errors import BadInput
 from ..models import Model, Run, Site, SiteLike
 from ..models.places.sites import IN_BLOCK
 from ..models.running.run import refuse_rows
+from ..progress import Meter
 from .positions import Selector, selector
 
 NOT_READ = ("not finite", "outlier")  # reasons for which a token that is named is refused
@@ -37,6 +38,7 @@ class Reader:
 
     Attributes:
         skippers: of each site its own, for a token that is an outlier at one layer may be none at another.
+        not_read: reasons for which a token that is named is refused.
         refused: place -> why: a named token is an outlier or not finite there, or a prompt has no token that counts.
     """
 
@@ -44,6 +46,7 @@ class Reader:
     places: list[Place]
     skippers: dict[Site, Skipper]
     batch_size: int = 32
+    not_read: Sequence[str] = NOT_READ
     refused: dict[int, str] = field(default_factory=dict)
 
     @classmethod
@@ -51,11 +54,18 @@ class Reader:
         cls, model: Model, sites: Sequence[Site], at: Any, skip: SkipRule | None = None, batch_size: int = 32
     ) -> "Reader":
         """Raises `BadInput` for a site that does not have one vector of the stream's width a token; `UnknownName`."""
-        refuse_rows(model, "a fit")
-        given = at if isinstance(at, list | tuple) else [at]
-        selectors = [one for each in given for one in selector(each).each(model)]
         if bad := [site for site in sites if not is_stream_wide(model, site)]:
             raise BadInput(f"{bad[0]} is no vector of the stream: a direction is fitted at a site of the stream")
+        return cls.anywhere(model, sites, at, skip, batch_size)
+
+    @classmethod
+    def anywhere(
+        cls, model: Model, sites: Sequence[Site], at: Any, skip: SkipRule | None = None, batch_size: int = 32
+    ) -> "Reader":
+        """At sites of any shape with one state a token, which may have heads. Raises `UnknownName`."""
+        refuse_rows(model, "reading states")
+        given = at if isinstance(at, list | tuple) else [at]
+        selectors = [one for each in given for one in selector(each).each(model)]
         measured = Skipper.of(model, sites, skip)
         skippers = {}
         for site in sites:
@@ -63,7 +73,7 @@ class Reader:
             skippers[site].thresholds = {key: norm for key, norm in measured.thresholds.items() if key == str(site)}
         return cls(model, [Place(site, one) for site in sites for one in selectors], skippers, batch_size)
 
-    def rows(self, prompts: Sequence[str]) -> Iterator[Float[Tensor, "place batch d_model"]]:
+    def rows(self, prompts: Sequence[str]) -> Iterator[Float[Tensor, "place batch d"]]:
         """Batch by batch, float64 on the CPU."""
         sites = list(self.skippers)
         for start in range(0, len(prompts), self.batch_size):
@@ -73,8 +83,15 @@ class Reader:
                 [self._read(number, place, run, masks[place.at]) for number, place in enumerate(self.places)]
             )
 
-    def all_rows(self, prompts: Sequence[str]) -> Float[Tensor, "place prompt d_model"]:
-        return torch.cat(list(self.rows(prompts)), 1)
+    def all_rows(self, prompts: Sequence[str], meter: Meter | None = None) -> Float[Tensor, "place prompt d"]:
+        """Of all prompts, float32: prompts of one length go together, so that little is padded."""
+        order = self.model.tokens(list(prompts)).lengths.argsort(stable=True).cpu()
+        parts = []
+        for batch in self.rows([prompts[i] for i in order.tolist()]):
+            parts.append(batch.float())
+            if meter is not None:
+                meter.advance(batch.shape[1])
+        return torch.cat(parts, 1)[:, order.argsort()]
 
     def summary(self) -> dict[str, Any]:
         """Which rule left tokens out, and (of means over tokens) how many at all sites together."""
@@ -86,11 +103,11 @@ class Reader:
         return one | {"kept": counts["kept"], "left_out": left_out, "outlier_norm": thresholds}
 
     def _read(self, number: int, place: Place, run: Run, chosen: Bool[Tensor, "batch pos"]) -> Float[Tensor, "batch d"]:
-        x, skipper = run[place.site], self.skippers[place.site]
-        here = {str(place.site): x}
+        x, skipper = run[place.site].flatten(2), self.skippers[place.site]
+        here = {str(place.site): run[place.site]}
         if place.at.named:
             left_out = skipper.left_out(run.tokens.ids, run.tokens.positions, here)
-            for reason in NOT_READ:
+            for reason in self.not_read:
                 self._refuse(number, run, chosen & left_out[reason].to(chosen.device), reason)
         else:
             chosen = chosen & skipper.counted(run.tokens, here).to(chosen.device)
@@ -102,6 +119,8 @@ class Reader:
                 f"prompt {text!r:.100} has no token that counts at {place}: none is chosen, or all are first, "
                 "special or outliers in norm",
             )
+        if bool((chosen.sum(1) == 1).all()):
+            return x[torch.arange(len(x)), chosen.long().argmax(1).to(x.device)].double().cpu()
         weights = chosen.to(x.device).double()
         values = torch.where(weights[..., None] > 0, x.double(), 0.0)  # what is not read may be NaN
         return (torch.einsum("bp,bpd->bd", weights, values) / weights.sum(1, keepdim=True).clamp(min=1)).cpu()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import BadInput
 from ..models import Moment, Site, SiteLike
-from .changes import Amount, DirectionLike, amounts, per_row, shown, site_and_vector
+from .changes import Amount, DirectionLike, amounts, checked, per_row, shown, site_and_vector
 from .edit import Edit, Trained
 from .values import TOKEN_AXES, Value
 
@@ -163,7 +163,9 @@ def affine(direction: OneDirection, origin: Tensor, amount: Amount = 0.0, *, axe
         target = target + per_row(amount, x, moment) * axis.length(x, moment)
         return x.float() + axis.vectors(target - axis.coordinates(x, moment), x, moment)
 
-    return Edit(axis.site, fn, f"affine {shown(amount)}", by_row=True, dictionary=rule_of(direction))
+    return Edit(
+        axis.site, fn, f"affine {shown(amount)}", by_row=True, dictionary=rule_of(direction), made_of=checked(direction)
+    )
 
 
 def _along(name: str, direction: Any, amount: Amount, axes: str | None, several: bool = False) -> Edit:
@@ -177,7 +179,7 @@ def _along(name: str, direction: Any, amount: Amount, axes: str | None, several:
         return wide + axis.vectors(change(p, size, per_row(amount, x, moment)), x, moment)
 
     label = name if name == "reflect" else f"{name} {shown(amount)}"
-    return Edit(axis.site, fn, label, by_row=True, dictionary=rule_of(direction))
+    return Edit(axis.site, fn, label, by_row=True, dictionary=rule_of(direction), made_of=checked(direction))
 
 
 def rule_of(direction: Any) -> Trained | None:

@@ -84,7 +84,13 @@ def add(direction: DirectionLike | tuple[SiteLike, Tensor], amount: Amount = 1.0
     def fn(x: Tensor, moment: Moment) -> Tensor:
         return x.float() + per_row(amount, x, moment) * given.fit(x, moment).float()
 
-    return Edit(site, fn, f"add {shown(amount)}", by_row=True)
+    return Edit(site, fn, f"add {shown(amount)}", by_row=True, made_of=checked(direction))
+
+
+def checked(direction: Any) -> Any:
+    """The direction (of several: the first) that can say whether it belongs to a model; None where none can."""
+    given = direction if isinstance(direction, list) else [direction]
+    return next((one for one in given if hasattr(one, "check")), None)
 
 
 def site_and_vector(direction: DirectionLike | tuple[SiteLike, Tensor]) -> tuple[Site, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import BadInput
 from ..models import Model, Site, SiteLike
 from .along import ablate, orthonormal
-from .changes import Amount, site_and_vector
+from .changes import Amount, checked, site_and_vector
 from .edit import Edit
 
 
@@ -63,7 +63,10 @@ def ablate_writes(model: Model, direction: Any, amount: Amount = 1.0) -> list[Ed
 
 
 def stream_basis(model: Model, direction: Any, what: str) -> Tensor:
-    """`k d_model`, orthonormal: of a direction, a vector, a matrix or a list of these. Raises `BadInput`."""
+    """`k d_model`, orthonormal: of a direction, vector, matrix or a list of these. Raises `BadInput`, and `Mismatch`
+    for a direction of another model."""
+    if (one := checked(direction)) is not None:
+        one.check(model)
     if isinstance(direction, Tensor):
         vectors = torch.atleast_2d(direction)
     else:

@@ -55,6 +55,7 @@ class Edit:
             an edit of latents makes it None. An index in `positions`, or a special token in `tokens`, that would be
             left out is refused. At a place inside a dictionary (`Dictionary.latents`) it is that one, unless the edit
             is `.at(everywhere=True)`.
+        made_of: what must belong to the model, such as a `Direction`: its `check(model)` is called before a pass.
     """
 
     site: Site
@@ -71,6 +72,7 @@ class Edit:
     special: bool | None = None
     dictionary: Trained | None = None
     everywhere: bool = False
+    made_of: Any = None
 
     def __str__(self) -> str:
         return f"edit {self.label} at {self.site}"
@@ -123,6 +125,8 @@ class Edit:
         """Called before the pass in which the edit is applied."""
         if prepare := getattr(self.gate, "prepare", None):
             prepare(model)
+        if self.made_of is not None:
+            self.made_of.check(model)
         if self.trained is not None:
             self.trained.prepare(model)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import BadInput
 from ..models import Moment, Site, SiteLike
 from .along import Axis, OneDirection, orthonormal, rule_of
-from .changes import Amount, amounts, per_row, shown, site_and_vector
+from .changes import Amount, amounts, checked, per_row, shown, site_and_vector
 from .edit import Edit
 from .values import TOKEN_AXES, Value, axes_of
 
@@ -63,7 +63,7 @@ def rotate(
         return x.float() + axis.vectors(new - p, x, moment)
 
     label = f"rotate {mode} {shown(degrees)} degrees"
-    return Edit(site, fn, label, by_row=True, dictionary=rule_of(direction))
+    return Edit(site, fn, label, by_row=True, dictionary=rule_of(direction), made_of=checked(direction))
 
 
 def slerp(direction: OneDirection, degrees: Amount, *, axes: str | None = None) -> Edit:
@@ -87,7 +87,14 @@ def slerp(direction: OneDirection, degrees: Amount, *, axes: str | None = None) 
         return torch.where(lost | (size == 0), wide, new)
 
     site = axis.site
-    return Edit(site, fn, f"slerp by {shown(degrees)} degrees", by_row=True, dictionary=rule_of(direction))
+    return Edit(
+        site,
+        fn,
+        f"slerp by {shown(degrees)} degrees",
+        by_row=True,
+        dictionary=rule_of(direction),
+        made_of=checked(direction),
+    )
 
 
 def erase(place: Any, read: Tensor | None = None, write: Tensor | None = None, mean: Tensor | None = None) -> Edit:
@@ -126,7 +133,7 @@ def erase(place: Any, read: Tensor | None = None, write: Tensor | None = None, m
             raise BadInput(f"erase at {site}: vectors of {R.shape[1]} entries for activations of {x.shape[-1]}")
         return x.float() - ((x.float() - centre.to(x.device)) @ R.to(x.device).T) @ W.to(x.device)
 
-    return Edit(site, fn, "erase", by_row=True, dictionary=rule_of(direction))
+    return Edit(site, fn, "erase", by_row=True, dictionary=rule_of(direction), made_of=checked(direction))
 
 
 def transport(site: SiteLike, factor: Tensor, shift: Tensor, amount: Amount = 1.0) -> Edit:

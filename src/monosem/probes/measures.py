@@ -3,7 +3,6 @@ are true; each number with an interval over groups drawn again."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -136,8 +135,6 @@ class Measures(Tabled):
     curve of each place."""
 
     curves: dict[str, list[tuple[float, float, int]]] = field(default_factory=dict, repr=False)
-
-    ranked_by: ClassVar[str | None] = "value"
 
     def value(self, measure: str, place: str | None = None) -> Interval:
         """One number with its interval. Raises `BadInput` where it is not measured, or of several places."""

@@ -81,7 +81,8 @@ def _either(now: Tensor, f: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class Watched(Result):
     """`table`: a row a token that the model read (the last one that it wrote is not read): its score, the reading so
-    far, and whether it is above the threshold.
+    far, and whether it is above the threshold. Tokens that the probe was not fitted on (the first, special ones,
+    outliers in norm) leave the reading as it was; it is NaN before the first that counts.
 
     Attributes:
         generation: what was written.
@@ -142,6 +143,7 @@ def watch(
     probe.check(model)
     if len(probe) != 1 or KINDS[probe.kind].tokens:
         raise BadInput("a monitor is a probe of single states at one place: choose it with .best or .at(...)")
+    probe.prepare(model)
     edge = float(probe.threshold[0]) if threshold is None else float(threshold)
     look = _Look(probe, how)
     watcher = edits.Edit(probe.places[0].site, look, "look on")
@@ -181,7 +183,8 @@ class _Look:
             self.seen.clear()
             self.reading = Reading(self.how)
         f = self.probe.token_log_odds(x).cpu()
-        self.seen.append((f, self.reading.add(f, moment.mask.cpu())))
+        left_out = torch.stack(list(self.probe.left_out(x, moment).values())).any(0)
+        self.seen.append((f, self.reading.add(f, (moment.mask & ~left_out).cpu())))
         self.seconds += time.perf_counter() - began
         return x
 

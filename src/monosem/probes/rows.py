@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import BadInput, Mismatch
 from ..models import Site, SiteLike
 
-Position = int | Literal["last", "mean", "all"]
+Position = int | str  # "last", "mean", "all" or what `directions.selector` reads
 FEWEST = 2  # rows of a class
 
 
@@ -29,7 +29,7 @@ class Place:
     @classmethod
     def parse(cls, text: str) -> "Place":
         """The place that `written` gave."""
-        sites, _, position = text.rpartition("@")
+        sites, _, position = text.partition("@")
         at: Any = int(position) if position.lstrip("-").isdigit() else position
         return cls(tuple(Site.parse(one) for one in sites.split("+")), at)
 
