@@ -14,7 +14,7 @@ from monosem.errors import BadInput, Mismatch, UnknownName
 from monosem.methods import MethodsConfig, MethodsReport, compare_methods, verdicts
 from monosem.methods.detection import Scene, detect
 from monosem.methods.parts import Material
-from monosem.methods.steered import Stage, _arms, _harmonic, steer
+from monosem.methods.steered import Stage, _arms, _gain, _harmonic, steer
 from monosem.steering import Spoken
 from tiny_concept import MARKERS, OPENINGS, SETTINGS, concept, planted_model, values
 
@@ -48,7 +48,8 @@ def test_the_planted_direction_writes_its_words(done):
     assert dim["shift"] > random["shift"]
     assert dim["chance"] > plain["chance"]
     assert plain["nats"] == 0
-    assert plain["shift"] == 0
+    assert plain["shift"] == plain["score"] == 0
+    assert dim["score"] > random["score"]
 
 
 def test_strengths_are_matched_on_the_first_half(done):
@@ -102,6 +103,9 @@ def test_scores_choose_on_the_first_half_and_judge_on_the_second():
     assert {name: row["score"] for name, row in verdicts.chosen_budgets(rows).items()} == {"a": 0.3}
     assert _harmonic(0.5, 1.0) == pytest.approx(2 / 3)
     assert _harmonic(0.0, 0.0) == 0
+    plain = torch.tensor([0.2, 0.4])
+    assert _gain(torch.tensor([0.5, 0.8]), plain) == pytest.approx(0.35 / 0.7)
+    assert _gain(plain, plain) == _gain(torch.tensor([0.1, 0.1]), plain) == _gain(plain, torch.ones(2)) == 0
 
 
 # ---------------------------------------------------------------------- verdicts

@@ -160,20 +160,24 @@ def _concept(
     scene = Scene(model, concept, config, material, dictionary)
     told = {"concept": concept.fingerprint}
     after = meter.done
-    detection, directions = _detected(place, replace(scene, meter=meter, work=DETECTING), told)
+    detection, directions, spent = _detected(place, replace(scene, meter=meter, work=DETECTING), told)
     meter.advance(after + DETECTING - meter.done)
     steering = _steered(place, replace(scene, meter=meter, work=STEERING), told, Detection(detection, directions))
     meter.advance(after + DETECTING + STEERING - meter.done)
     about = {"title": concept.called, "source": concept.source, "paired": concept.paired, "scorer": concept.scorer}
     asked = {"instruction": concept.asks_for_it, "question": concept.asks_about_it}
-    return about | asked | {"texts": material.counts, "detection": detection, "steering": steering}
+    parts = {"texts": material.counts, "detection": detection, "steering": steering}
+    seconds = spent + (0.0 if steering is None else steering["facts"]["processor_seconds"])
+    return about | asked | parts | {"processor_seconds": round(seconds, 1)}
 
 
-def _detected(place: Path, scene: Scene, told: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _detected(place: Path, scene: Scene, told: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any], float]:
+    """Rows, directions by method and site, and the processor's seconds."""
     path = place / "detection.json"
     if (held := _held(path, told)) is not None:
         kept = {name: Directions.load(place / f"{name}.safetensors") for name in held["directions"]}
-        return held["rows"], {name: {str(one.site): one for one in some} for name, some in kept.items()}
+        found = {name: {str(one.site): one for one in some} for name, some in kept.items()}
+        return held["rows"], found, float(held["processor_seconds"])
     began = time.process_time()
     made = detect(scene)
     for name, sites in made.directions.items():
@@ -181,7 +185,7 @@ def _detected(place: Path, scene: Scene, told: dict[str, Any]) -> tuple[list[dic
     rows: list[dict[str, Any]] = json_value(made.rows)
     spent = round(time.process_time() - began, 1)
     write_json(path, {"told": told, "rows": rows, "directions": list(made.directions), "processor_seconds": spent})
-    return rows, made.directions  # type: ignore[return-value]
+    return rows, dict(made.directions), spent
 
 
 def _steered(place: Path, scene: Scene, told: dict[str, Any], detection: Detection) -> dict[str, Any] | None:

@@ -227,6 +227,7 @@ def _section(name: str, one: Mapping[str, Any], config: Mapping[str, Any]) -> di
         "plain_perplexity": "" if plain is None else number(plain["perplexity"], 1),
         "judge": None if steering is None else {key: number(value, 2) for key, value in facts["judge"].items()},
         "site": facts.get("site"),
+        "seconds": number(one["processor_seconds"], 0),
         "instruction": one["instruction"],
         "question": one["question"],
         "examples": [] if plain is None else _examples(plain, at),

@@ -237,7 +237,10 @@ def _row(
     success = int((chances > 0.5).sum())
     share = wilson(success, len(chances))
     fluent = [_fluency(one, other) for one, other in zip(written.perplexities, plain.perplexities)]
-    both = [_harmonic(float(chance), fluency) for chance, fluency in zip(written.chances, fluent)]
+    first, second = slice(half), slice(half, None)
+    tuned, score = (
+        _harmonic(_gain(written.chances[part], plain.chances[part]), _mean(fluent[part])) for part in (first, second)
+    )
     odd = [math.log(value) for value in written.perplexities[half:] if value == value]
     return {
         "method": name,
@@ -258,11 +261,17 @@ def _row(
         "shift_high": shift.high,
         "perplexity": math.exp(sum(odd) / len(odd)) if odd else math.nan,
         "distinct_2": _mean(written.distinct[half:]),
-        "tuned": _mean(both[:half]),
-        "score": _mean(both[half:]),
+        "tuned": tuned,
+        "score": score,
         "texts": list(zip(stage.held, written.texts[half:])),
         "left_out": "",
     }
+
+
+def _gain(chances: Float[Tensor, "n"], before: Float[Tensor, "n"]) -> float:
+    """How much of the way from the unedited mean chance to 1 is gone: 0 for the unedited model, and for a step back."""
+    room = 1 - float(before.mean())
+    return 0.0 if room <= 0 else max(0.0, float(chances.mean() - before.mean())) / room
 
 
 def _fluency(perplexity: float, plain: float) -> float:

@@ -66,7 +66,7 @@ def chosen_budgets(steering: Rows) -> dict[str, Mapping[str, Any]]:
 def summary(concepts: Mapping[str, Any], budget: float) -> list[dict[str, Any]]:
     """A row a method: means over concepts with 95 % intervals (concepts drawn again), and over how many.
 
-    `auroc` of detection; at the budget `shift` of the judge's chance; `score`, the harmonic mean of chance and fluency,
+    `auroc` of detection; at the budget `shift` of the judge's chance; `score`, the harmonic mean of gain and fluency,
     at the strength that is best on the other half of the openings.
     """
     rows = []
