@@ -11,7 +11,7 @@ from monosem.errors import BadInput, UnknownName
 from monosem.methods import ENTRANTS, MethodsConfig, asking
 from monosem.methods.detection import Scene, detect
 from monosem.methods.parts import Material
-from tiny import model_of
+from tiny import model_of, tiny_model
 from tiny_concept import SETTINGS, concept, planted_model
 from tiny_dictionaries import random_tensors, tiny_dictionary
 
@@ -118,6 +118,19 @@ def test_asking_is_the_difference_of_log_probabilities(monkeypatch):
     monkeypatch.setattr(asking, "NO", ("cat", "dog"))
     with pytest.raises(BadInput, match="same token"):
         asking.says_yes(model, texts, "is it?")
+
+
+def test_a_chat_model_is_asked_in_its_template():
+    model = tiny_model("llama", name="chat")
+    assert asking.told(model, "the man", "write of the sea") == "write of the sea\n\nthe man"
+    model.tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    assert asking.told(model, "the man", "write of the sea") == "[user]write of the sea[assistant]the man"
+    assert asking.asked(model, "the sun", "is it?", True) == (
+        '[user]Text: "the sun"\n\nis it? Answer yes or no.[assistant]'
+    )
 
 
 def test_settings_that_are_wrong():

@@ -44,5 +44,13 @@ def asked(model: Model, text: str, question: str, chat: bool) -> str:
     return f'Text: "{text}"\n\nQuestion: {question} Answer yes or no.\nAnswer:'
 
 
+def told(model: Model, opening: str, instruction: str) -> str:
+    """The prompt that asks for a continuation: the opening is what a chat's assistant has begun to say, where the model
+    has a chat template, else it stands below the instruction."""
+    if model.tokenizer is not None and model.tokenizer.chat_template:
+        return model.chat([{"role": "user", "content": instruction}, {"role": "assistant", "content": opening}])
+    return f"{instruction}\n\n{opening}"
+
+
 def _first_tokens(model: Model, words: Sequence[str], before: str) -> set[int]:
     return {model.bare(before + word)[0] for word in words}

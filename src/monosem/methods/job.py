@@ -160,6 +160,9 @@ def _concept(
     scene = Scene(model, concept, config, material, dictionary)
     told = {"concept": concept.fingerprint}
     after = meter.done
+    for file, work in (("detection.json", DETECTING), ("steering.json", STEERING)):
+        if (place / file).exists():
+            meter.first += work  # takes no time, and says nothing of the rate
     detection, directions, spent = _detected(place, replace(scene, meter=meter, work=DETECTING), told)
     meter.advance(after + DETECTING - meter.done)
     steering = _steered(place, replace(scene, meter=meter, work=STEERING), told, Detection(detection, directions))

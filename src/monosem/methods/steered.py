@@ -22,6 +22,7 @@ from ..probes import area_by_group
 from ..statistics import bootstrap_mean, wilson
 from ..steering import Spoken, in_norms, iso_kl, outcomes
 from ..steering.outcome import Outcome, distinct
+from .asking import told
 from .detection import Detection, Scene
 from .entrants import ENTRANTS
 from .scorers import Chances, scorer
@@ -214,9 +215,9 @@ def _measured(stage: Stage, plain: Written, arms: Sequence[Arm]) -> list[dict[st
 
 
 def _prompted(stage: Stage) -> Written:
-    """The instruction before each opening; KL and perplexity are of the bare opening, as for edits."""
+    """What is written after an instruction; KL and perplexity are of the bare opening, as for edits."""
     model, new = stage.scene.model, stage.scene.config.max_new_tokens
-    instructed = [f"{stage.scene.concept.asks_for_it}\n\n{opening}" for opening in stage.openings]
+    instructed = [told(model, opening, stage.scene.concept.asks_for_it) for opening in stage.openings]
     made = outcomes(model, instructed, [()], max_new_tokens=new, quiet=True)[0]
     bare = model.tokens(stage.openings).rows()
     whole = [[*row, *tokens] for row, tokens in zip(bare, made.new)]
