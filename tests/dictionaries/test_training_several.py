@@ -273,7 +273,7 @@ def of_rows(tmp_path: Path, **changes: Any) -> TrainConfig:
     return config(400, **fields | changes)
 
 
-def test_a_meta_dictionary_finds_what_decoder_rows_share(tmp_path: Path) -> None:
+def test_a_meta_dictionary_finds_what_decoder_rows_share(tiny_model: Any, tmp_path: Path) -> None:
     class Killed(Exception):
         pass
 
@@ -286,6 +286,12 @@ def test_a_meta_dictionary_finds_what_decoder_rows_share(tmp_path: Path) -> None
     atoms = torch.load(tmp_path / "atoms.pt")
     assert (atoms @ made.W_dec.T).amax(1).mean() > 0.85
     assert load_dictionary(tmp_path / "whole").metadata["meta_of"] == str(tmp_path / "base")
+    with pytest.raises(BadInput, match="codes the decoder rows of .*base, not activations"):
+        evaluate(
+            tiny_model("llama", name="tiny"), load_dictionary(tmp_path / "whole"), ["the cat sat " * 40], context=16
+        )
+    with pytest.raises(BadInput, match="held_out: a meta-SAE codes decoder rows"):
+        of_rows(tmp_path, held_out=["x.txt"])
     with pytest.raises(Killed):
         train(settings, folder=tmp_path / "run", quiet=True, on_step=kill)
     assert torch.equal(train(settings, folder=tmp_path / "run", quiet=True).W_dec, made.W_dec)

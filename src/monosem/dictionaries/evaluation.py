@@ -139,9 +139,13 @@ def evaluate(
 
     Raises:
         Mismatch: a dictionary of another model or width.
-        BadInput: too little text, or text of which every token is skipped.
+        BadInput: too little text, or text of which every token is skipped; a meta-SAE, which codes no activations.
     """
     dictionary.check(model)
+    if rows_of := dictionary.metadata.get("meta_of"):
+        raise BadInput(
+            f"{dictionary.name} codes the decoder rows of {rows_of}, not activations; its card says how well it does so"
+        )
     store = as_store(model, texts, context, tokens=tokens)
     rule, thresholds = skip or dictionary.skip, None if skip else dictionary.skipper(model).thresholds
     source = harvest(model, store, dictionary.site, batch_size=batch_size, skip=rule, thresholds=thresholds)

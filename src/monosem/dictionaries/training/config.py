@@ -153,6 +153,8 @@ class TrainConfig(RunSettings, DictionarySettings):
             )
         if self.meta_of is not None and self.architecture != "sae":
             raise ValueError(f"meta_of: decoder rows have one site, and this is {made.what}; leave meta_of out")
+        if self.meta_of is not None and self.held_out:
+            raise ValueError("held_out: a meta-SAE codes decoder rows and is measured on no text; leave held_out out")
         if wrong := made.complaint(self):
             raise ValueError(wrong)
 
