@@ -213,6 +213,17 @@ def test_bad_behaviours_are_one_line(case, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_an_organism_is_a_behaviour(tmp_path):
+    config = RobustnessConfig.load("planted-refusal", most_prompts=5)
+    assert (config.judge, config.model, len(config.of("behaviour_test"))) == ("refusal", "planted-refusal", 5)
+    own = tmp_path / "mine"
+    own.mkdir()
+    (own / "prompts.json").write_text(json.dumps({"behaviour": "b", "judge": "language:fr", "prompts": config.prompts}))
+    mine = RobustnessConfig.load(own)
+    assert (mine.name, mine.judge, mine.model, mine.prompts) == ("mine", "language:fr", str(own), config.prompts)
+    assert RobustnessConfig.load("planted-refusal", model="smollm2").model == "smollm2"
+
+
 def test_bad_settings_are_one_line(planted, safe, tmp_path):
     with pytest.raises(UnknownName, match="no judge 'refusel'"):
         RobustnessConfig.load(behaviour(judge="refusel"))

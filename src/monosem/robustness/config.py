@@ -9,7 +9,7 @@ from ..errors import UnknownName
 from ..jobs import JobConfig
 from ..jobs.config import Seed
 from ..judges import judge
-from ..organisms import Organism
+from ..organisms import Organism, shipped_organisms
 from ..reading import existing
 
 NEEDED = ("behaviour_train", "behaviour_test", "unrelated_train", "unrelated_test")
@@ -122,5 +122,6 @@ def _of_organism(name: str) -> dict[str, Any]:
         found = Organism.load(name)
     except UnknownName as error:
         raise UnknownName(f"no behaviour file {name!r}, and {error}") from error
-    about = {"name": found.name, "description": found.behaviour, "judge": found.judge}
-    return about | {"prompts": found.prompts, "model": str(found.adapter)}
+    model = found.name if shipped_organisms().get(found.name) == found.adapter else str(found.adapter)
+    about = {"name": found.name, "description": found.behaviour, "judge": found.judge, "model": model}
+    return about | {"prompts": found.prompts}
