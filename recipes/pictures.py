@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 import monosem as ms
+from monosem.benchmarks import labelled
 from monosem.data import TokenPairs
 from monosem.models import Model
 
@@ -158,6 +159,15 @@ def direct_attribution() -> Any:
     return ms.components.direct_attribution(model(), prompt, " Mary", " John").plot()
 
 
+def probe_survey() -> Any:
+    data = labelled("sentiment").first(120)
+    labels, groups = [one == "positive" for one in data.labels], ms.probes.near_duplicates(data.texts)
+    rows = ms.probes.read_rows(model(), data.texts, labels, groups=groups)
+    found = ms.probes.survey(ms.probes.split(rows))
+    print(found.table[found.table["chosen"]].to_string(), found.baselines)
+    return found.plot()
+
+
 PICTURES: dict[str, Callable[[], Any]] = {
     made.__name__: made
     for made in (
@@ -179,6 +189,7 @@ PICTURES: dict[str, Callable[[], Any]] = {
         head_scores,
         composition,
         direct_attribution,
+        probe_survey,
     )
 }
 
