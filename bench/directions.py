@@ -35,11 +35,11 @@ OURS, BARE = "monosem, with its diagnostics", "monosem, vectors alone"
 Vectors = dict[int, torch.Tensor]  # layer -> vector
 
 
-def pairs_of(n: int) -> PromptPairs:
+def pairs_of(n: int, longest: int) -> PromptPairs:
+    """The first reviews of up to so many letters."""
     data = labelled("sentiment")
-    sides = [
-        [text for text, label in zip(data.texts, data.labels) if label == side][:n] for side in ("positive", "negative")
-    ]
+    rows = [(text, label) for text, label in zip(data.texts, data.labels) if len(text) <= longest]
+    sides = [[text for text, label in rows if label == side][:n] for side in ("positive", "negative")]
     return PromptPairs(*sides)
 
 
@@ -88,12 +88,13 @@ def contestants(model: Model, pairs: PromptPairs, layers: list[int]) -> dict[str
     }
 
 
-def apart(one: Vectors, other: Vectors, unit: bool) -> float:
-    """The largest distance at a layer, over the vector's length; of unit vectors where the formula gives no length."""
+def apart(one: Vectors, other: Vectors, axes: bool) -> float:
+    """The largest distance at a layer, over the vector's length; of axes, which have neither length nor sign (repeng's
+    sign goes by most pairs, the others' by the mean), of the unit vectors, turned the same way."""
     worst = 0.0
     for layer, a in one.items():
         b = other[layer]
-        a, b = (a / a.norm(), b / b.norm()) if unit else (a, b)
+        a, b = (a / a.norm(), b / b.norm() * torch.sign(a @ b)) if axes else (a, b)
         worst = max(worst, float((a - b).norm() / a.norm()))
     return worst
 
@@ -122,13 +123,12 @@ def main() -> None:
     packages = ["torch", "transformers", "numpy", "repeng", "steering-vectors", "monosem"]
     found: dict[str, Any] = {"machine": machine(options.threads, packages), "rows": []}
     model = load_model("smollm2", dtype="float32", quiet=True)
-    pairs, layers = (
-        pairs_of(8 if options.tiny else 128),
-        [3, 15] if options.tiny else list(range(model.cfg.n_layers - 1)),
-    )
+    pairs = pairs_of(4, 50) if options.tiny else pairs_of(128, 400)
+    layers = [3, 15] if options.tiny else list(range(model.cfg.n_layers - 1))
     for formula, own in contestants(model, pairs, layers).items():
         expected = own[BARE]()
-        errors = {name: apart(make(), expected, formula != "difference of means") for name, make in own.items()}
+        axes = formula != "difference of means"
+        errors = {name: 0.0 if name == BARE else apart(make(), expected, axes) for name, make in own.items()}
         same = {name: error for name, error in errors.items() if "pca_diff" not in name}
         assert max(same.values()) < 1e-4, errors
         seconds = interleaved(own, options.rounds, warm=False)
