@@ -122,6 +122,12 @@ def test_a_threshold_is_a_rank_of_what_the_condition_will_see(over):
     assert sum(opened[16:]) <= 0.2 * 17
 
 
+def test_a_direction_of_means_is_compared_by_means():
+    found = Direction.fit(MODEL, POSITIVE[:8], NEGATIVE[:8], SITE, at="mean")
+    kept = [one.with_threshold(MODEL, NEGATIVE, target_fpr=0.2).calibration["over"] for one in (found, FOUND)]
+    assert kept == ["mean", "last"]
+
+
 def test_a_threshold_that_cannot_be_is_refused():
     with pytest.raises(BadInput, match=r"needs at least 99 negative prompts, and there are 16"):
         FOUND.with_threshold(MODEL, NEGATIVE, target_fpr=0.01)

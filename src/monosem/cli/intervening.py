@@ -194,7 +194,7 @@ def calibrate(
     from ..directions import Directions
 
     direction, model = asked.open()
-    given = direction.with_threshold(model, prompt_lines(negative), target_fpr=target_fpr, over=over or "last")  # type: ignore[arg-type]
+    given = direction.with_threshold(model, prompt_lines(negative), target_fpr=target_fpr, over=over)  # type: ignore[arg-type]
     Directions([given]).save(save)
     held = given.calibration
     assert held is not None

@@ -155,7 +155,7 @@ class Direction(FittedAt):
         negative: Sequence[str],
         *,
         target_fpr: float = 0.01,
-        over: Over = "last",
+        over: Over | None = None,
         batch_size: int = 32,
     ) -> Self:
         """The direction with a threshold that new prompts like the negative ones pass with at most this probability
@@ -163,12 +163,14 @@ class Direction(FittedAt):
 
         Args:
             negative: prompts that the direction was not found with, of the kind that it will meet.
-            over: what of a prompt's tokens is compared, as in `edits.condition`.
+            over: what of a prompt's tokens is compared, as in `edits.condition`; default: the mean where the direction
+                was found at a mean over tokens, else the last.
 
         Raises:
             BadInput: too few prompts for this rate. Mismatch: another model.
         """
         self.check(model)
+        over = over or ("mean" if self.position.startswith("mean") else "last")
         gate, scores = condition(self, above=0.0, over=over), list[float]()
         for start in range(0, len(negative), batch_size):
             batch = list(negative[start : start + batch_size])
