@@ -28,7 +28,7 @@ class MethodsConfig(JobConfig):
     choose: int = Field(60, ge=2, description="texts of a class by which places are chosen, at most")
     test: int = Field(60, ge=2, description="texts of a class on which detection is measured, at most")
     longest: int = Field(48, ge=4, description="tokens of a text, at most")
-    openings: int = Field(24, ge=4, description="openings that are continued, at most")
+    openings: int = Field(16, ge=4, description="openings that are continued, at most")
     max_new_tokens: int = Field(16, ge=2, description="length of a continuation")
     budgets: tuple[float, ...] = Field((0.3, 1.0, 3.0), min_length=1, description="KLs at which methods are compared")
     budget: float = Field(1.0, gt=0, description="the one of them at which methods are ranked")
