@@ -80,7 +80,7 @@ SHIPPED = {
 }
 FIRST = "resid_post.15"  # starts from the one that monosem shipped before, in `--work`/first
 FIRST_TRAINED = "13.4 million activations of 5.4 million tokens of English text, PEPs and chats; 6,144 latents, k 38"
-# the set stays below 45 MB; manual pages and fortunes are trained on, and not quoted: of many licences
+# the set stays below 45 MiB; manual pages and fortunes are trained on, and not quoted: of many licences
 INDEX = {"examples": 7, "band_examples": 1, "left": 20, "right": 6, "leave_out": "/(man|fortunes)/"}
 
 
@@ -90,7 +90,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--corpora", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--tokens", type=int, default=2_621_440, help="tokens of text to harvest")
+    parser.add_argument("--tokens", type=int, default=2_359_296, help="tokens of text to harvest")
     parser.add_argument("--dtype", default="fp32", help="of the model: bf16 is faster where the processor has it")
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--seed", type=int, default=0)

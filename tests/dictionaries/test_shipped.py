@@ -1,6 +1,7 @@
-"""The dictionary that monosem ships, on the real model and on text written for this test."""
+"""The dictionaries that monosem ships, on the real model and on text written for this test."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from monosem import edits, latents, metrics
 from monosem.dictionaries import load_dictionary, shipped_dictionaries, shipped_dictionary_folder
 
 NAME = "smollm2/resid_post.15"
+ALL = shipped_dictionaries()
 TEXT = [
     "The harbour was quiet that morning. Two fishermen were mending a net on the wall, and neither of them spoke. "
     "When the ferry came round the point, the older one put down his needle, looked at the sky, and said that it "
@@ -36,18 +38,67 @@ def read(smollm2, sae):
 
 
 def test_it_is_listed_and_belongs_to_the_model(smollm2, sae):
-    assert NAME in shipped_dictionaries()
+    assert NAME in ALL
     sae.check(smollm2)
     assert str(sae.site) == "resid_post.15"
-    assert sae.width >= 4608
-    size = sum(path.stat().st_size for path in shipped_dictionary_folder(NAME).iterdir())
-    assert size < 45e6
+    assert sae.width == 8192
+    sizes = [path.stat().st_size for name in ALL for path in shipped_dictionary_folder(name).iterdir()]
+    assert sum(sizes) < 45 * 2**20
 
 
-def test_saelens_computes_with_it_in_float32():
-    """Its weights are stored in bf16; SAELens converts them to the config's dtype, and computes in that."""
-    cfg = json.loads((shipped_dictionary_folder(NAME) / "cfg.json").read_text())
-    assert cfg["dtype"] == "float32"
+def test_an_early_and_a_late_layer_and_skip_transcoders_are_there():
+    loaded = [load_dictionary(name) for name in ALL]
+    assert {str(one.site) for one in loaded if not one.transcoder} == {f"resid_post.{n}" for n in (5, 15, 25)}
+    assert {(str(one.site), str(one.site_out)) for one in loaded if one.W_skip is not None} == {
+        ("mlp_input.10", "mlp_out.10"),
+        ("mlp_input.20", "mlp_out.20"),
+    }
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_each_rebuilds_what_it_writes(smollm2, name):
+    """Far better than the mean of what it is to rebuild, and than with the codes of other tokens."""
+    one = load_dictionary(name)
+    one.check(smollm2)
+    run = smollm2.run(TEXT, capture=[one.site, one.site_out], logits=False)
+    counted = one.skipper(smollm2).counted(run.tokens, {str(one.site): run[one.site]})
+    x, y = run[one.site][counted], run[one.site_out][counted]
+    codes = one.encode(x)
+
+    def fve(codes):
+        return float(1 - (y - one.decode(codes, like=x)).square().sum() / (y - y.mean(0)).square().sum())
+
+    said = [held["fve"] for held in one.card["held_out"].values()]
+    assert min(said) - 0.1 < fve(codes) < max(said) + 0.1  # other text, so not the same number
+    assert fve(codes) > 0.55
+    assert fve(codes) > fve(codes._replace(indices=codes.indices.roll(1, 0))) + 0.1
+    assert 20 < codes.l0().float().mean() < 60
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_each_comes_with_an_index_and_explanations(name):
+    one = load_dictionary(name)
+    index, explained = latents.index_of(one), latents.explanations_of(one)
+    assert index is not None
+    assert explained is not None
+    assert len(explained.all) == 50
+    assert len(set(explained.table["label"])) > 45
+    assert (index.densities > 0).float().mean() > 0.97
+    assert all(index.evidence(latent).explanation.label for latent in explained.all)
+    assert 0.7 < explained.table["score"].mean() < 0.95  # far above guessing, and not flattered
+    assert not re.search(
+        "/(man|fortunes)/", " ".join(name for (name,) in index.rows("SELECT name FROM document"))
+    )  # of licences that forbid it
+
+
+def test_saelens_reads_what_convert_writes_from_it(sae, tmp_path):
+    """Its weights are 8-bit integers, which no other tool knows; converted, they are SAELens' JumpReLU in float32."""
+    sae.save(tmp_path / "sae", "saelens")
+    cfg = json.loads((tmp_path / "sae" / "cfg.json").read_text())
+    assert (cfg["architecture"], cfg["dtype"], cfg["d_sae"]) == ("jumprelu", "float32", 8192)
+    again = load_dictionary(tmp_path / "sae")
+    torch.testing.assert_close(again.W_dec, sae.W_dec)
+    torch.testing.assert_close(again.threshold, sae.threshold)
 
 
 def test_it_reconstructs_text_that_it_never_saw(sae, read):
@@ -95,20 +146,23 @@ def test_outliers_inside_a_prompt_do_not_count_and_are_not_edited(smollm2, sae):
     assert shown.config["tokens"]["left_out"] == {"first": 2, "outlier": int((~usual & run.tokens.mask)[:, 1:].sum())}
 
 
-def test_its_card_is_measured(sae):
-    card = sae.card
-    assert card["tokens_kept"] >= 5_000_000
+@pytest.mark.parametrize("name", ALL)
+def test_each_card_is_measured(name):
+    card = load_dictionary(name).card
+    assert card["tokens_kept"] >= 2_000_000
     for text in ("wikitext2", "tinystories"):
         held = card["held_out"][text]
-        assert {"l0", "fve", "ce_recovered", "dead_fraction"} <= set(held)
+        assert {"l0", "fve", "ce_recovered", "dead_fraction", "intervals"} <= set(held)
         assert held["skip_rule"] == {"special": True, "first": 1, "outlier": 10.0, "calibration": 16}
-        assert held["as_saelens"]["skip_rule"] == held["skip_rule"] | {"first": 0, "outlier": None}
-        assert held["as_saelens"]["fve"] < held["fve"] / 1.5  # the attention sink is in it
-        for numbers in (held, held["as_saelens"]):
-            for zero in ("zero", "zero_counted"):
-                recovered = f"ce_recovered{zero.removeprefix('zero')}"
-                share = metrics.recovered(numbers["ce_clean"], numbers[f"ce_{zero}"], numbers["ce_spliced"])
-                assert share == pytest.approx(numbers[recovered], abs=1e-4)
+        for zero in ("zero", "zero_counted"):
+            share = metrics.recovered(held["ce_clean"], held[f"ce_{zero}"], held["ce_spliced"])
+            rounded = 2e-4 / (held[f"ce_{zero}"] - held["ce_clean"])  # four digits are kept
+            assert share == pytest.approx(held[f"ce_recovered{zero.removeprefix('zero')}"], abs=rounded + 1e-4)
+    plain, with_sink = card["held_out"]["wikitext2"], card["held_out"]["wikitext2"]["as_saelens"]
+    assert with_sink["skip_rule"] == plain["skip_rule"] | {"first": 0, "outlier": None}
+    lost = plain["lost_by_8_bits"]
+    assert lost["fve"] < 0.002
+    assert lost["ce_recovered"] < 0.002
 
 
 def test_the_index_says_what_the_model_does(smollm2, sae):
@@ -120,7 +174,7 @@ def test_the_index_says_what_the_model_does(smollm2, sae):
     agree = []
     for latent in range(100, 3100, 250):
         evidence = index.evidence(latent)
-        assert len(evidence.examples) == 20
+        assert len(evidence.examples) == 7
         example = max(evidence.examples[:5], key=lambda e: e.anchor)  # the longest context before the token
         ids = smollm2.tokenizer("".join(example.tokens), add_special_tokens=False).input_ids
         tokens = [smollm2.str_token(i) for i in ids]
@@ -148,5 +202,5 @@ def test_a_concept_is_found_and_steers(smollm2, sae):
     clean = smollm2.run(prompts, logits="last").logits
     steered = smollm2.run(prompts, edits=edits.clamp(sae, best, float(index.maxima[best])), logits="last").logits
     kept = smollm2.run(prompts, edits=edits.scale_latent(sae, best, 1.0), logits="last").logits
-    assert metrics.kl(clean, steered).mean() > 0.5
+    assert metrics.kl(clean, steered).mean() > 0.3
     assert metrics.kl(clean, kept).max() < 1e-6

@@ -272,3 +272,9 @@ def test_the_looks_see_what_they_should() -> None:
     hidden = "import monosem\nmonosem.lenses.read\nimport_module('monosem.models.model')\nmonosem.__version__"
     assert set(named(ast.parse(hidden))) == {"lenses/__init__.py", "models/model.py"}
     assert len(list(texts())) > 5000
+
+
+def test_no_two_test_files_have_one_name():
+    """pytest imports them by name: the second one would end the collection of all."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted({name for name in names if names.count(name) > 1}) == []

@@ -33,7 +33,7 @@ BENCHMARKS: dict[str, Task] = {
         "is chance, 1 perfect). A dictionary is worth having where few latents do better than as many raw dimensions.",
         ProbingConfig,
         sparse_probing,
-        minutes=None,
+        minutes=2,
     ),
     "disentanglement": Task(
         "Disentanglement (RAVEL)",
