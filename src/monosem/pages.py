@@ -5,12 +5,15 @@ import gzip
 import json
 import math
 import re
+from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 
 from .errors import require
+from .files import writable_folder, write_json, write_text
 from .plots import WORDS_FIT
 
 if TYPE_CHECKING:
@@ -46,6 +49,27 @@ def embedded(figure: "Figure", caption: str) -> dict[str, str]:
 def plotly_script() -> str:
     """plotly.js itself, so that the page fetches nothing. Raises `MissingExtra` without plotly."""
     return str(require("plotly.offline", "plots").get_plotlyjs())
+
+
+def write_report(
+    room: str,
+    name: str,
+    results: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    figures: Mapping[str, tuple["Figure", str]],
+    folder: Path,
+) -> None:
+    """results.json, report.md and report.html of a room's templates `NAME.md.jinja` and `NAME.html.jinja`.
+
+    Args:
+        results: as results.json holds them. facts: what the templates show. figures: name -> figure and its caption.
+    """
+    writable_folder(folder)
+    drawn = {key: embedded(figure, caption) for key, (figure, caption) in figures.items()}
+    page = environment(room, escape=True).get_template(f"{name}.html.jinja")
+    write_json(folder / "results.json", results)
+    write_text(folder / "report.md", environment(room).get_template(f"{name}.md.jinja").render(**facts))
+    write_text(folder / "report.html", page.render(**facts, plots=drawn, plotly=plotly_script()))
 
 
 def page_of(figure: "Figure") -> str:

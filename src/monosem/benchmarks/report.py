@@ -9,8 +9,7 @@ import pandas as pd
 
 from .. import plots
 from ..errors import require
-from ..files import writable_folder, write_json, write_text
-from ..pages import embedded, environment, number, plotly_script
+from ..pages import number, write_report
 from ..plots import Figure
 from .rows import BENCHMARKS
 from .task import ALL, COLORS, DICTIONARY, RANDOM, RAW, Scores, arms_of, compared
@@ -23,13 +22,7 @@ PARETO = {"fve": "share of variance explained", "ce_recovered": "share of the lo
 
 def write(results: Mapping[str, Any], folder: Path) -> None:
     """Write the report; `results` as `results.json` holds them."""
-    writable_folder(folder)
-    facts = _facts(results)
-    drawn = {name: embedded(figure, caption) for name, (figure, caption) in figures(results).items()}
-    page = environment(ROOM, escape=True).get_template("benchmarks.html.jinja")
-    write_json(folder / "results.json", results)
-    write_text(folder / "report.md", environment(ROOM).get_template("benchmarks.md.jinja").render(**facts))
-    write_text(folder / "report.html", page.render(**facts, plots=drawn, plotly=plotly_script()))
+    write_report(ROOM, "benchmarks", results, _facts(results), figures(results), folder)
 
 
 def scores_of(results: Mapping[str, Any]) -> dict[str, dict[str, Scores]]:

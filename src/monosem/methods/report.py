@@ -9,8 +9,7 @@ import pandas as pd
 
 from .. import plots
 from ..errors import require
-from ..files import writable_folder, write_json, write_text
-from ..pages import embedded, environment, number, plotly_script
+from ..pages import number, write_report
 from ..plots import Figure
 from .entrants import ENTRANTS
 from .verdicts import chosen_budgets
@@ -23,13 +22,7 @@ COLUMNS = "nats success of success_rate success_low success_high shift shift_low
 
 def write(results: Mapping[str, Any], folder: Path) -> None:
     """Write the report; `results` as `results.json` holds them."""
-    writable_folder(folder)
-    facts = _facts(results)
-    drawn = {name: embedded(figure, caption) for name, (figure, caption) in figures(results).items()}
-    page = environment(ROOM, escape=True).get_template("methods.html.jinja")
-    write_json(folder / "results.json", results)
-    write_text(folder / "report.md", environment(ROOM).get_template("methods.md.jinja").render(**facts))
-    write_text(folder / "report.html", page.render(**facts, plots=drawn, plotly=plotly_script()))
+    write_report(ROOM, "methods", results, _facts(results), figures(results), folder)
 
 
 # ---------------------------------------------------------------------- tables

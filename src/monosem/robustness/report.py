@@ -6,9 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from ..files import writable_folder, write_json, write_text
 from ..judges import Judge, confusion, labelled_responses
-from ..pages import embedded, environment, number, percent, plotly_script
+from ..pages import number, percent, write_report
 from ..plots import Figure
 from ..statistics import Interval
 from .attacks import ATTACKS
@@ -26,13 +25,7 @@ NOTE = (
 
 def write(results: Mapping[str, Any], folder: Path) -> None:
     """Write the report; `results` as `results.json` holds them."""
-    writable_folder(folder)
-    facts = facts_of(results)
-    drawn = {name: embedded(figure, caption) for name, (figure, caption) in drawings(results).items()}
-    page = environment(ROOM, escape=True).get_template("robustness.html.jinja")
-    write_json(folder / "results.json", results)
-    write_text(folder / "report.md", environment(ROOM).get_template("robustness.md.jinja").render(**facts))
-    write_text(folder / "report.html", page.render(**facts, plots=drawn, plotly=plotly_script()))
+    write_report(ROOM, "robustness", results, facts_of(results), drawings(results), folder)
 
 
 def figures_of(results: Mapping[str, Any]) -> dict[str, Figure]:
