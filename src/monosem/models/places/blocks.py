@@ -9,7 +9,10 @@ from torch import nn
 
 from .families import BranchRow, Family
 from .mixers import KINDS, Mixer, Side
-from .sites import stream_before
+from .sites import FORMS, declare, stream_before
+
+for _form in FORMS:  # of a block's first branch, whatever it computes and is called
+    declare(f"mixer_{_form}")
 
 
 class Place(NamedTuple):
@@ -90,6 +93,8 @@ class Block:
                 places[slot.reads] = Place(slot.before or slot.mixer.path, "in", sum_of=tuple(written))
                 written = [slot.reads]
             places.update(slot.places())
+            if slot is slots[0]:
+                places.update({f"mixer_{form}": places[f"{slot.name}_{form}"] for form in FORMS})
             written.append(f"{slot.name}_out")
         places["resid_post"] = Place("", "out")
         return Block(tuple(slots), places)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ...errors import UnknownName
 from .mixers import Mixer
-from .sites import declare, stream_before
+from .sites import FORMS, declare, stream_before
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class BranchRow:
         declare(f"{self.norm}_scale", ("position",))
         for name in ("input", "normalized", "output"):
             declare(f"{self.norm}_{name}")
-        for name in ("input", "raw", "out"):
-            declare(f"{self.name}_{name}")
+        for form in FORMS:
+            declare(f"{self.name}_{form}")
         for mixer in self.mixers:
             for name, inner in mixer.inner(self.name):
                 declare(name, inner.shape)

@@ -38,7 +38,6 @@ class Kind:
     Attributes:
         sites: inner sites in the order of computation. A name with a leading underscore follows the branch's name:
             `_post` is mlp_post in the branch `mlp`; another name stands alone in the branch `plain`.
-        shown_by: the part whose module shows that a block has this mixer.
         working: the most numbers that it holds for a token while it computes, from the model's sizes (`Shape`).
         projected: the inner site that the output projection writes into the stream; None: no such projection to read.
         units: what the projected site is made of, "head" or "neuron".
@@ -47,7 +46,6 @@ class Kind:
     """
 
     sites: dict[str, Inner]
-    shown_by: str
     working: Callable[[Any], int]
     projected: str | None = None
     units: Literal["head", "neuron"] | None = None
@@ -76,7 +74,6 @@ KINDS: dict[str, Kind] = {
             "z": Inner("out", "in", "z", _HEADS),
             "result": Inner("out", "across", "z", ("position", "head", "d_model")),
         },
-        shown_by="q",
         working=lambda cfg: 2 * (cfg.n_heads + 2 * cfg.n_kv_heads) * cfg.d_head,
         projected="z",
         units="head",
@@ -89,7 +86,6 @@ KINDS: dict[str, Kind] = {
             "_up": Inner("pre_linear", "out", "up", _NEURONS, instead="pre"),
             "_post": Inner("down", "in", "whole", _NEURONS),
         },
-        shown_by="down",
         working=lambda cfg: 4 * cfg.d_mlp,
         projected="_post",
         units="neuron",
@@ -101,11 +97,12 @@ KINDS: dict[str, Kind] = {
             "expert_weights": Inner("router", "out", "whole", _CHOSEN, 1, True),
             "expert_indices": Inner("router", "out", "whole", _CHOSEN, 2, True),
         },
-        shown_by="router",
         working=lambda cfg: 4 * cfg.d_mlp,
         pointwise=True,
         plain="mlp",
     ),
+    # what it computes is not known: its input and output can be read and written, and nothing inside
+    "other": Kind({}, working=lambda cfg: 4 * cfg.d_model),
 }
 
 
@@ -137,13 +134,17 @@ class Mixer:
         return inner.instead if inner.instead and inner.part not in self.parts else inner.part
 
     def is_in(self, block: nn.Module) -> bool:
-        module: Any = block
-        for name in self.at(self.row.shown_by).split("."):
-            module = getattr(module, name, None)
-        return module is not None
+        """Whether a block has the mixer's module with all its parts."""
+        return all(_module(block, self.at(part)) is not None for part in ("", *self.parts))
 
     def inner(self, branch: str) -> Iterator[tuple[str, Inner]]:
         """The inner sites by their names in a branch; a part that this architecture does not have, has no site."""
         for name, inner in self.row.sites.items():
             if not inner.part or self.part(inner) in self.parts:
                 yield self.row.site(name, branch), inner
+
+
+def _module(block: nn.Module, path: str) -> Any:
+    for name in path.split("."):
+        block = getattr(block, name, None)  # type: ignore[assignment]
+    return block

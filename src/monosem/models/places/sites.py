@@ -22,6 +22,7 @@ A site is data. `Site("resid_post", 15)` prints as `resid_post.15`; TransformerL
 | `result.L` | batch pos head d_model | what each head hands to the output projection's sum: z W_O |
 | `attn_raw.L`, `mlp_raw.L` | batch pos d_model | output of the branch, before a post-norm or multiplier |
 | `attn_out.L` | batch pos d_model | what attention adds to the stream: after post-norm and multiplier, if any |
+| `mixer_input.L`, `mixer_raw.L`, `mixer_out.L` | batch pos d_model | of the first branch, whatever it computes |
 | `resid_mid.L` | batch pos d_model | the stream between the first two branches; absent in parallel blocks |
 | `mlp_pre.L` | batch pos d_mlp | before the activation function (gate projection in gated MLPs) |
 | `mlp_pre_linear.L` | batch pos d_mlp | the up projection of gated MLPs |
@@ -65,12 +66,13 @@ EMBEDDINGS = ("embed", "pos_embed")  # what is added up before the first block
 ROUTER = ("router_logits", "expert_weights", "expert_indices")  # the order in which routers return them
 
 
+FORMS = ("input", "raw", "out")  # a branch's sites, whatever its mixer is
 _BESIDE = ("_input", "_output", "_scale", "_normalized", "_raw", "_up")
 
 
 def _beside(name: str) -> bool:
     """The same tensor in another form, or a large one: captured when named, not by "everything"."""
-    return name.endswith(_BESIDE) or name in ("pos_embed", "result", *ROUTER)
+    return name.endswith(_BESIDE) or name.startswith("mixer_") or name in ("pos_embed", "result", *ROUTER)
 
 
 PER_LAYER = [name for name in IN_BLOCK if not _beside(name)]
