@@ -7,8 +7,7 @@ the row is used only if the identities of `verify.py` hold on the model itself, 
 """
 
 import warnings
-from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -18,8 +17,8 @@ from ...errors import UnknownName, cause
 from ..language import is_multimodal, language_model, text_config
 from ..model import Model
 from ..native import device_of, refuse_compiled
-from ..places.families import BY_TYPE, Family, attn, mlp
-from .anatomy import block_of, mlps_of
+from ..places.families import BY_TYPE, Family
+from .anatomy import Found, branches_of, choices, merged
 from .ends import ends_of
 from .finding import NotFound, recorded_class
 from .tracing import trace
@@ -49,10 +48,10 @@ def row_of(hf: PreTrainedModel) -> Family:
     if not (is_multimodal(hf) or adapted):
         return row
     for other in (replace(row, logit_steps=()), row):
-        if not (failure := _failed_identity(hf, other)):
+        if not (failure := _failure(hf, other)):
             return other
     how = "with its adapter" if adapted else "on text alone"
-    raise UnknownName(f"the language model of {type(hf).__name__} ({row.name}) cannot be read {how}: {failure}")
+    raise UnknownName(f"the language model of {type(hf).__name__} ({row.name}) cannot be read {how}: {failure.reason}")
 
 
 def infer(hf: PreTrainedModel) -> Family:
@@ -62,25 +61,33 @@ def infer(hf: PreTrainedModel) -> Family:
         UnknownName: what could not be found, or which identity failed for the best row.
     """
     refuse_compiled(hf)
-    kind, failure = text_config(hf).model_type, ""
+    kind = text_config(hf).model_type
     try:
-        candidates = list(_rows(hf))
+        row, branches = _outline(hf)
     except NotFound as error:
         raise UnknownName(
             f"no family row for model type {kind!r}, and none could be inferred: {error}; {_HOW}"
         ) from error
-    for row in candidates:
-        failure = _failed_identity(hf, row)
+    tried: list[tuple[tuple[int, ...], Failure]] = []
+    for rows, level in choices(branches):
+        if any(failure.repeats(level, earlier, branches) for earlier, failure in tried):
+            continue
+        candidate = replace(row, branches=rows)
+        failure = _failure(hf, candidate)
         if not failure:
+            lost = f" Less was read than was found, because of {tried[0][1].reason}." if tried and sum(level) else ""
             warnings.warn(
                 f"model type {kind!r} has no family row; reading it through an inferred one, which passed the "
-                f"identities: {shown(row)}. `monosem verify` prints the errors",
+                f"identities: {shown(candidate)}. `monosem verify` prints the errors.{lost}",
                 InferredFamily,
                 stacklevel=3,
             )
-            return row
+            return candidate
+        tried.append((level, failure))
+    best = replace(row, branches=choices(branches)[0][0])
+    reason = tried[-1][1].reason if tried[-1][1].sites else tried[0][1].reason
     raise UnknownName(
-        f"no family row for model type {kind!r}, and the inferred one ({shown(row)}) fails: {failure}; {_HOW}"
+        f"no family row for model type {kind!r}, and the inferred one ({shown(best)}) fails: {reason}; {_HOW}"
     )
 
 
@@ -91,39 +98,66 @@ def shown(row: Family) -> str:
     return f"Family({row.name!r}, {row.model_types!r}" + "".join(f", {k}={v!r}" for k, v in said.items()) + ")"
 
 
-def _failed_identity(hf: PreTrainedModel, row: Family) -> str:
+@dataclass(frozen=True)
+class Failure:
+    """Why a row does not read a model.
+
+    Attributes:
+        sites: names of the sites at which identities failed; none where the model cannot be read at all.
+    """
+
+    reason: str = ""
+    sites: frozenset[str] = frozenset()
+
+    def __bool__(self) -> bool:
+        return bool(self.reason)
+
+    def repeats(self, level: tuple[int, ...], earlier: tuple[int, ...], branches: list[list[Found]]) -> bool:
+        """Whether a row must fail as an earlier one did: no branch at whose sites identities failed is weaker now."""
+        at_fault = [n for n, forms in enumerate(branches) if self.sites & _inner_sites(forms, earlier[n])]
+        return bool(at_fault) and all(level[n] == earlier[n] for n in at_fault)
+
+
+def _inner_sites(forms: list[Found], level: int) -> set[str]:
+    """Names of the sites inside a branch."""
+    mixers = [one.mixers[min(level, len(one.mixers) - 1)] for one in forms]
+    return {name for mixer in mixers for name, _ in mixer.inner(forms[0].name)}
+
+
+def _failure(hf: PreTrainedModel, row: Family) -> Failure:
     try:
         rows = verify(Model(hf, family=row, name=row.name), quick=True).rows
-    except (UnknownName, AttributeError, RuntimeError, TypeError, ValueError) as error:
-        return f"it cannot be read ({cause(error)})"
+    except (UnknownName, AttributeError, RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
+        return Failure(f"it cannot be read ({cause(error)})")
     bad = [f"'{r['identity']}' at {r['site']} (relative error {r['error']:.1g})" for r in rows if not r["ok"]]
-    return f"identity {', '.join(bad[:4])}{' and more' if len(bad) > 4 else ''}" if bad else ""
+    sites = frozenset(str(r["site"]) for r in rows if not r["ok"])
+    return Failure(f"identity {', '.join(bad[:4])}{' and more' if len(bad) > 4 else ''}" if bad else "", sites)
 
 
-def _rows(hf: PreTrainedModel) -> Iterator[Family]:
-    """Rows that the trace allows: two where q, k and v are fused and both layouts have the right size."""
+def _outline(hf: PreTrainedModel) -> tuple[Family, list[list[Found]]]:
+    """The row without its branches, and the branches that blocks have."""
     config = text_config(hf)
     calls = trace(hf, torch.arange(6, device=device_of(hf))[None])
     layers = _layers(hf)
-    modules = {*language_model(hf).get_submodule(layers).children()}
-    blocks = [c for c in calls if c.module in modules]
-    if len(blocks) < config.num_hidden_layers:
-        raise NotFound(f"only {len(blocks)} of {config.num_hidden_layers} blocks of {layers} were called")
+    modules = list(language_model(hf).get_submodule(layers).children())
+    blocks = [c for c in calls if c.module in set(modules)]
+    if len(blocks) != config.num_hidden_layers:
+        how = "are called again and again (looped)" if len(blocks) > len(modules) else "were called"
+        raise NotFound(f"one call of each block: {len(blocks)} calls, and {len(modules)} blocks of {layers} {how}")
     row = Family(config.model_type, (config.model_type,), layers=layers)
     row = replace(row, **ends_of(hf, calls, blocks))
-    attention, rest = block_of(hf, calls, blocks[0])
-    rest = mlps_of(calls, blocks[1:], rest["path"]) | rest
-    attention["clip"] = "clip_qkv" if hasattr(config, "clip_qkv") else None
-    yield replace(row, branches=(attn(**attention), mlp(**rest)))
-    if "qkv" in attention:
-        yield replace(row, branches=(attn(**attention | {"fused": "interleaved"}), mlp(**rest)))
+    return row, merged([c.module for c in blocks], [branches_of(hf, calls, block) for block in blocks])
 
 
 def _layers(hf: PreTrainedModel) -> str:
-    """The list of blocks: of the class that transformers records hidden states of, as long as the config says."""
+    """The list of blocks, as long as the config says; of several, of the class whose outputs transformers records."""
     recorded, layers = recorded_class(hf, "hidden_states"), getattr(text_config(hf), "num_hidden_layers", 0)
-    for path, module in language_model(hf).named_modules():
-        whole = isinstance(module, nn.ModuleList) and len(module) == layers > 0
-        if whole and (recorded is None or isinstance(module[0], recorded)):
-            return path
-    raise NotFound("no list of blocks as long as config.num_hidden_layers")
+    lists = [
+        (path, module)
+        for path, module in language_model(hf).named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == layers > 0
+    ]
+    known = [path for path, module in lists if recorded is not None and isinstance(module[0], recorded)]
+    if not lists:
+        raise NotFound("no list of blocks as long as config.num_hidden_layers")
+    return (known or [path for path, _ in lists])[0]

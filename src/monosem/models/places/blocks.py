@@ -84,7 +84,7 @@ class Block:
         """What of the family's row this block has."""
         slots: list[Slot] = []
         for row in family.branches:
-            if (mixer := row.mixer(block)) is not None:
+            if (mixer := row.mixer(block)) is not None and row.name not in {slot.name for slot in slots}:
                 slots.append(_slot(row, mixer, slots, config, block))
         places = {"resid_pre": Place("", "in")}
         written = ["resid_pre"]
@@ -144,6 +144,8 @@ def _mixer_reason(slot: Slot, site: str) -> str | None:
     lacking = next((key for key, kind in KINDS.items() if site in {kind.site(n, slot.name) for n in kind.sites}), None)
     if lacking == slot.mixer.kind:
         return f"has no {site}: its {slot.name} is not gated; use {slot.name}_pre"
+    if lacking and slot.mixer.kind == "other" and slot.name in (KINDS[lacking].plain, site.split("_")[0]):
+        return f"is read without what is inside its {slot.name}; use {slot.name}_input, {slot.name}_out"
     if {lacking, slot.mixer.kind} != {"mlp", "mixture"}:
         return None
     if lacking == "mlp":

@@ -26,7 +26,8 @@ class BranchRow:
 
     Attributes:
         name: prefix of its sites: `attn` has attn_input, attn_raw and attn_out.
-        mixers: what it may compute: the first whose modules a block has. Blocks with none of them lack the branch.
+        mixers: what it may compute: the first whose modules a block has. Blocks with none of them lack the branch, and
+            so do blocks that do not know its norms; of several rows of one name a block takes the first that it has.
         norm: name of the sites of the norm before it: `ln1` has ln1_input, ln1_scale, ln1_normalized and ln1_output.
         before: the norm through which it reads the stream. after: the norm between it and the stream.
         parallel: it reads the same stream as the branch before it; or the config attribute that says so.
@@ -52,7 +53,18 @@ class BranchRow:
                 declare(name, inner.shape)
 
     def mixer(self, block: nn.Module) -> Mixer | None:
+        if not all(_knows(block, norm) for norm in (self.before, self.after) if norm):
+            return None
         return next((mixer for mixer in self.mixers if mixer.is_in(block)), None)
+
+
+def _knows(block: nn.Module, path: str) -> bool:
+    """Whether a block has an attribute of this path; None is one (norms that a config switched off)."""
+    *parents, name = path.split(".")
+    holder: Any = block
+    for parent in parents:
+        holder = getattr(holder, parent, None)
+    return hasattr(holder, name)
 
 
 def attn(

@@ -113,6 +113,7 @@ class Mixer:
     Attributes:
         fused: one module for [q | k | v], or for q k v head by head.
         clip: config attribute; q, k, v are clipped in place right after their projection.
+        of: name of its module's class, where blocks have modules of several classes at this path.
     """
 
     kind: str
@@ -120,6 +121,7 @@ class Mixer:
     parts: dict[str, str] = field(default_factory=dict)
     fused: Literal["stacked", "interleaved"] | None = None
     clip: str | None = None
+    of: str | None = None
 
     @property
     def row(self) -> Kind:
@@ -135,6 +137,8 @@ class Mixer:
 
     def is_in(self, block: nn.Module) -> bool:
         """Whether a block has the mixer's module with all its parts."""
+        if self.of is not None and type(_module(block, self.path)).__name__ != self.of:
+            return False
         return all(_module(block, self.at(part)) is not None for part in ("", *self.parts))
 
     def inner(self, branch: str) -> Iterator[tuple[str, Inner]]:
