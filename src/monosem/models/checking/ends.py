@@ -20,6 +20,9 @@ def ends_of(hf: PreTrainedModel, calls: list[Call], blocks: list[Call]) -> dict[
     embed = first((c for c in calls if c.module is hf.get_input_embeddings()), "the token embedding was not called")
     head = first((c for c in calls if c.module is hf.get_output_embeddings()), "the unembedding was not called")
     entering, last = blocks[0].read, blocks[-1].wrote
+    if last.ndim > embed.wrote.ndim:
+        shape = " x ".join(map(str, last.shape))
+        raise NotFound(f"one stream: the blocks write several side by side ({shape} for one text of six tokens)")
     norms = (c for c in calls if same(c.read, last) and same(c.wrote, head.read) and not list(c.module.children()))
     norm = first(norms, "no norm between the last block and the unembedding")
     logits = first((c for c in calls if c.module is hf), "the model returns no logits").wrote

@@ -5,12 +5,13 @@ here.
 """
 
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...errors import UnknownName
+from ...errors import BadInput, UnknownName
 from ..native import Native
 from .branches import Branch
 from .points import point
@@ -99,6 +100,26 @@ class Places(Native):
         else:
             step = next((2 * slot.number for slot in block.slots if slot.reads == site.name), 0)
         return site.layer * steps + step
+
+    @cached_property
+    def looks_ahead(self) -> bool:
+        """Whether a later token changes what is computed at an earlier one: two texts show it that end in other tokens.
+
+        So do encoders, and decoders whose config asks for attention in both directions (EmbeddingGemma).
+        """
+        ids = torch.tensor([[0, 1, 2], [0, 1, 3]], device=self.device)
+        with torch.no_grad(), self.turn():
+            one, other = self.hf(input_ids=ids, use_cache=False).logits[:, 0].float()
+        tolerance = 1e-3 if self.dtype in (torch.float32, torch.float64) else 3e-2
+        return bool((one - other).abs().max() > tolerance * one.abs().max())
+
+    def refuse_looking_ahead(self) -> None:
+        """Raises `BadInput` where what was computed of a text does not hold for a longer one."""
+        if self.looks_ahead:
+            raise BadInput(
+                f"{self.name} attends in both directions, so that each new token changes all earlier ones: it cannot "
+                "continue a text; model.run reads whole texts"
+            )
 
     W_Q = View("q")
     W_K = View("k")

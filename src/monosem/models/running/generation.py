@@ -82,12 +82,13 @@ def generate(
             were alone, whatever is padded. What is named beside it (temperature, top_k, top_p) goes before it.
 
     Raises:
-        BadInput: empty prompts, prompt and continuation longer than the model's context, or settings that are not
-            followed here (beam search, watermarks, ...).
+        BadInput: empty prompts, prompt and continuation longer than the model's context, a model that attends in both
+            directions, or settings that are not followed here (beam search, watermarks, ...).
         UnknownName: a setting that does not exist, or a site that the model does not have.
         EditDidNotFire: an edit that reached no token.
     """
     max_new_tokens = count(max_new_tokens, "max_new_tokens")
+    model.refuse_looking_ahead()
     prompt = model.tokens([[model.bos]] * count(rows, "rows") if x is None else x, padding="left").to(model.device)
     sites, longest = _per_token(sites_of(capture)), int(prompt.lengths.max())
     read = longest + max_new_tokens - (not sites)  # the last token is read for what is captured there

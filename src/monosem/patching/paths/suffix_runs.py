@@ -58,7 +58,7 @@ class Prefix:
     def of(model: Model, tokens: TokenBatch, column: int) -> "Prefix":
         """Record it, and check that the model runs on from there as it runs as a whole; else `column` is 0."""
         none = Prefix(model, tokens, 0, ())
-        if column == 0:
+        if column == 0 or model.looks_ahead:
             return none
         try:
             cache = DynamicCache()  # without a config: it keeps all tokens, also those that left a sliding window
