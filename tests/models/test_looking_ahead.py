@@ -34,16 +34,10 @@ def test_models_that_continue_texts_do_not_look_ahead(family):
 def test_a_pass_that_misses_a_site_says_what_it_went_past():
     model = tiny_model("llama")
     attention = model.blocks[1].self_attn
-    forward = attention.forward
     attention.forward = lambda hidden_states, **kwargs: (attention.o_proj(torch.zeros_like(hidden_states)), None)
     with pytest.raises(SiteDidNotFire, match=r"pattern\.1 .*LlamaAttention has no softmax attention of"):
         model.run(IDS, capture="pattern.1")
     with pytest.raises(SiteDidNotFire, match=r"q\.1 .*goes past its module Linear"):
-        model.run(IDS, capture="q.1")
-    attention.forward = forward
-    attention.q_proj.compile(backend="eager")
-    model.run(IDS)  # compiled here, without hooks
-    with pytest.raises(BadInput, match=r"q_proj is compiled by torch\.compile"):
         model.run(IDS, capture="q.1")
 
 

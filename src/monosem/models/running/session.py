@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import BadInput, EditDidNotFire, SiteDidNotFire
-from ..native import refuse_compiled
 from ..places.attention import Visit, visiting
 from ..places.branches import Branch
 from ..places.places import Places
@@ -147,16 +146,15 @@ class Session:
         return frozenset({*self.edits, *(site for site in self.observers if self._observed(site))})
 
     def check_captured(self) -> None:
-        """Raises `SiteDidNotFire` naming the first site that the pass did not come by, `BadInput` for a compiled model."""
+        """Raises `SiteDidNotFire` naming the first site that the pass did not come by."""
         if missing := sorted(self.wanted - set(self.captured), key=lambda site: self.points[site].order):
-            refuse_compiled(self.model.hf)
             place = self.points[missing[0]]
             kind = type(place.module).__name__
             raise SiteDidNotFire(
                 f"{missing[0]} was not computed: {kind} has no softmax attention of transformers' registry"
                 if place.when == "inside"
                 else f"{missing[0]} was not computed: the model goes past its module {kind}, as it does where a kernel "
-                "replaces modules; read another site, or load the model without use_kernels"
+                "replaces modules; read another site, or load the model without use_kernels and torch.compile"
             )
 
     def check_fired(self) -> None:
