@@ -117,7 +117,7 @@ def test_captured_values_match_the_documented_shapes(model):
     sites = offered(model)
     run = model.run(IDS, capture=sites)
     heads = {"q": cfg.n_heads, "rot_q": cfg.n_heads, "z": cfg.n_heads}
-    heads |= dict.fromkeys(("k", "v", "rot_k"), cfg.n_kv_heads)
+    heads |= dict.fromkeys(("k", "v", "rot_k", "values"), cfg.n_kv_heads)
     last = {"ln1_scale": 1, "ln2_scale": 1, "final_scale": 1, "router_logits": 4}
     last |= {"expert_weights": 2, "expert_indices": 2}
     for site in sites:

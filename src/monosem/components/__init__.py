@@ -4,7 +4,7 @@ from .attribution import DirectAttribution, Part
 from .composition import Composition, composition_scores
 from .detectors import HeadScores, detect_head, head_scores
 from .direct import direct_attribution
-from .factored import OV, QK, FactoredMatrix, copying_scores, full_OV, full_QK
+from .factored import OV, QK, FactoredMatrix, copying_scores, full_OV, full_QK, latent_OV, latent_QK
 from .results import HeadResults
 
 __all__ = [
@@ -23,4 +23,6 @@ __all__ = [
     "full_OV",
     "full_QK",
     "head_scores",
+    "latent_OV",
+    "latent_QK",
 ]

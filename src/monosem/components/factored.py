@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..models import Branch, FactoredMatrix, Model
+from ..models.places.latents import from_latent
 
 
 # ---------------------------------------------------------------------- circuits of a model
@@ -39,6 +40,32 @@ def OV(model: Model, layer: int | None = None, head: int | None = None, folded: 
     if folded:
         W_V, W_O = _read(model, W_V, layer), _write(model, W_O, layer)
     return FactoredMatrix(W_V, W_O)
+
+
+def latent_QK(model: Model, layer: int, head: int | None = None) -> FactoredMatrix:
+    """Latent attention with its projections absorbed: q_latent QK kv_latentᵀ, `[head] q_latent kv_latent`, float32.
+
+    That is the part of a score, before its scale, that does not rotate; rot_q and rot_k hold the part that does. Where
+    queries are made from the stream directly, QK reads attn_input.
+
+    Raises:
+        UnknownName: the layer has no key and value latent.
+    """
+    W_K = from_latent(model, "k_nope", layer)
+    W_Q = from_latent(model, "q", layer) if model.has(("q_latent", layer)) else model.W_Q[layer]
+    W_Q, W_K = W_Q[..., : W_K.shape[-1]].float(), W_K.float().mT
+    return FactoredMatrix(W_Q, W_K) if head is None else FactoredMatrix(W_Q[head], W_K[head])
+
+
+def latent_OV(model: Model, layer: int, head: int | None = None) -> FactoredMatrix:
+    """W_V W_O from the latent, `[head] kv_latent d_model`, float32: a head writes kv_latent OV for what it attends to.
+
+    Raises:
+        UnknownName: the layer has no key and value latent.
+    """
+    W_V, W_O = from_latent(model, "v", layer), model.W_O[layer]
+    W_V, W_O = W_V.float(), W_O.float()
+    return FactoredMatrix(W_V, W_O) if head is None else FactoredMatrix(W_V[head], W_O[head])
 
 
 def full_OV(model: Model, layer: int, head: int) -> FactoredMatrix:

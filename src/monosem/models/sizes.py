@@ -5,21 +5,22 @@ from typing import Any
 from torch import nn
 
 from .places.blocks import Block
+from .places.heads import widths as widths
 from .places.reach import context_of
 
 
 def sizes_of(config: Any, blocks: nn.ModuleList, anatomy: list[Block]) -> dict[str, int]:
     """The numbers of `native.Shape`; widths come from the modules, which a config may leave out."""
+    first = next((slot.heads for block in anatomy for slot in block.slots if slot.heads is not None), None)
     heads = getattr(config, "num_attention_heads", 0)
     experts: Any = getattr(config, "moe_intermediate_size", None) or getattr(config, "intermediate_size", 0)
     down = _width_of(blocks, anatomy, "mlp", "down")
     return {
         "n_layers": config.num_hidden_layers,
         "d_model": config.hidden_size,
-        "n_heads": heads,
-        "n_kv_heads": getattr(config, "num_key_value_heads", None) or heads,
-        # not always d_model / heads
-        "d_head": (_width_of(blocks, anatomy, "attention", "out") or 0) // max(heads, 1),
+        "n_heads": heads if first is None else first.n,
+        "n_kv_heads": (getattr(config, "num_key_value_heads", None) or heads) if first is None else first.n_kv,
+        "d_head": 0 if first is None else first.v,  # not always d_model / heads
         "d_mlp": int(experts) if down is None else down,
         "n_ctx": context_of(config),
     }
@@ -32,10 +33,3 @@ def _width_of(blocks: nn.ModuleList, anatomy: list[Block], kind: str, part: str)
             if slot.mixer.kind == kind:
                 return widths(native.get_submodule(slot.mixer.at(part)))[0]
     return None
-
-
-def widths(linear: Any) -> tuple[int, int]:
-    """Numbers of inputs and outputs: Conv1D stores [in, out], and packed weights have any shape."""
-    if type(linear).__name__ == "Conv1D":
-        return tuple(linear.weight.shape)  # type: ignore[return-value]
-    return linear.in_features, linear.out_features

@@ -4,27 +4,19 @@ A wrong row of the family table, a transformers release that changed a module's 
 read as it acts: each breaks one of these, and the table names the site.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from ...errors import BadInput
 from ..model import Model
-from ..places.branches import Branch
 from ..places.sites import ATTENTION, PER_LAYER, ROUTER, Site
-from ..places.weights import bias_of, weight_from
-from ..running.moment import Moment
-from ..running.run import inputs
 from ..tokens import TokenBatch
-
-# largest allowed error relative to the largest value of the reference, by dtype; a float64 model of transformers is
-# exact to float32 only: whatever its dtype, it computes norms, attention patterns and rotations in float32
-TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 1.5e-1, torch.float16: 2e-2}
+from .attention import attention
+from .checks import Checks, Patch
 
 
 @dataclass
@@ -58,17 +50,6 @@ def side_by_side(results: Sequence[Verification]) -> pd.DataFrame:
     return errors.reset_index()
 
 
-@dataclass(frozen=True, eq=False)
-class _Patch:
-    """The smallest edit: this room knows nothing of `monosem.edits`."""
-
-    site: Site
-    fn: Callable[[Tensor], Tensor]
-
-    def apply(self, x: Tensor, moment: Moment) -> tuple[Tensor, bool]:
-        return self.fn(x), True
-
-
 def verify(model: Model, length: int = 12, seed: int = 0, quick: bool = False) -> Verification:
     """Check the identities on two random token sequences of different length.
 
@@ -80,58 +61,14 @@ def verify(model: Model, length: int = 12, seed: int = 0, quick: bool = False) -
     """
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, model.cfg.d_vocab, (2, length), generator=generator)
-    checks = _Checks(model, model.tokens(ids).to(model.device))
-    some = (_native, _streams, _heads, _roles, _routers, _write_back_together, _transplant)
+    checks = Checks(model, model.tokens(ids).to(model.device))
+    some = (_native, _streams, attention, _roles, _routers, _write_back_together, _transplant)
     for check in some if quick else (*some[:5], _write_back, _transplant, _padding, _cache):
         check(checks)
     return Verification(model.name, str(model.dtype).removeprefix("torch."), checks.rows)
 
 
-class _Checks:
-    def __init__(self, model: Model, tokens: TokenBatch):
-        self.model, self.tokens = model, tokens
-        self.rows: list[dict[str, object]] = []
-        self.capture = [Site(name, n) for n in model.layers() for name in PER_LAYER if model.has((name, n))]
-        ends = [name for name in ("embed", "final_norm", "pos_embed") if model.has(name)]
-        self.run = model.run(tokens, capture=[*self.capture, *ends])
-        self.explicit: Tensor = self.run.logits  # type: ignore[assignment]
-        # the same without scores and patterns: no layer leaves the model's own attention
-        self.plain = model.run(tokens, capture=[Site("resid_post", layer) for layer in model.layers()])
-        with torch.no_grad(), model.turn():
-            self.native = model.hf(**inputs(model, tokens), use_cache=False).logits
-        self._check_alive()
-
-    def _check_alive(self) -> None:
-        """Raises `BadInput` where nothing can be verified: numbers that are not finite, or that are all the same."""
-        for site in self.capture:
-            values = self.run[site]
-            if site.name != "scores" and not bool(values.isfinite().all()):  # hidden keys have no score
-                bad = values[~values.isfinite()][0].item()
-                raise BadInput(f"{self.model.name} computes {bad:g} at {site}, so that no identity says anything")
-        low, high = (float(end) for end in self.native.float().aminmax())
-        if not low < high < float("inf"):
-            raise BadInput(
-                f"{self.model.name} is degenerate: its logits run from {low:g} to {high:g}, whatever the tokens, so "
-                "that every identity holds and none says anything; was it trained?"
-            )
-
-    def add(self, site: str, identity: str, value: Tensor, expected: Tensor) -> None:
-        error = float("inf")
-        if value.shape == expected.shape:
-            worst = (value.float() - expected.float()).abs().max()
-            error = float(worst / expected.float().abs().max().clamp(min=1e-12))
-        ok = error <= TOLERANCE.get(self.model.dtype, 1e-4)  # NaN compares false
-        self.rows.append({"site": site, "identity": identity, "error": error, "ok": ok})
-
-    def logits(self, **options: Any) -> Tensor:
-        return self.model.run(self.tokens, **options).logits  # type: ignore[return-value]
-
-    def all_of(self, branches: Iterable[Branch], name: str) -> Tensor:
-        """A site of several branches, stacked."""
-        return torch.stack([self.run[branch.site(name)] for branch in branches])
-
-
-def _native(c: _Checks) -> None:
+def _native(c: Checks) -> None:
     c.add("logits", "hooked = native", c.logits(capture=["resid_post.0"]), c.native)
     c.add("logits", "our attention = native", c.explicit, c.native)
     c.add("logits", "last token only = native", c.logits(logits="last"), c.native[:, -1])
@@ -143,7 +80,7 @@ def _native(c: _Checks) -> None:
     c.add("logits", "a later token changes no earlier one", changed[:, :-1], c.native[:, :-1])
 
 
-def _streams(c: _Checks) -> None:
+def _streams(c: Checks) -> None:
     embedded = c.run["embed"] + c.run["pos_embed"] if c.model.has("pos_embed") else c.run["embed"]
     c.add("resid_pre", "resid_pre.0 = embed (+ positions)", c.run["resid_pre.0"], embedded)
     sums: dict[tuple[str, tuple[str, ...]], list[tuple[Tensor, Tensor]]] = {}
@@ -158,54 +95,13 @@ def _streams(c: _Checks) -> None:
     c.add("final_norm", "unembedding = logits", c.model.unembed(c.run["final_norm"], norm=False), c.explicit)
 
 
-def _heads(c: _Checks) -> None:
-    model, outputs, mixed, firsts = c.model, [], [], []
-    attentions = [branch for branch in model.branches() if branch.kind == "attention"]
-    if not attentions:
-        return
-    for branch in attentions:
-        clip = branch.slot.mixer.clip and getattr(model.config, branch.slot.mixer.clip)
-        heads = torch.einsum("bthd,hdm->btm", c.run[branch.site("z")], branch.weight())
-        outputs.append(branch.write(heads + branch.bias()))
-        values = c.run[branch.site("v")].repeat_interleave(model.cfg.n_heads // model.cfg.n_kv_heads, dim=2)
-        values = values.clamp(-clip, clip) if clip else values
-        if branch.site("pattern") in c.run:
-            mixed.append(torch.einsum("bhqk,bkhd->bqhd", c.run[branch.site("pattern")], values))
-        else:
-            firsts.append(values[:, 0])
-    _projections(c, attentions)
-    expected = torch.stack([c.run[branch.out] for branch in attentions])
-    c.add("z", "sum over heads of z W_O + b_O = attn_out", torch.stack(outputs), expected)
-    if firsts and not model.looks_ahead:  # no pattern can be read: the one token whose pattern is known tells v from k
-        without = [branch for branch in attentions if branch.site("pattern") not in c.run]
-        c.add("v", "the first token sees itself alone: v = z", c.all_of(without, "z")[:, :, 0], torch.stack(firsts))
-    if mixed:
-        seen = [branch for branch in attentions if branch.site("pattern") in c.run]
-        c.add("pattern", "pattern · v = z", torch.stack(mixed), c.all_of(seen, "z"))
-        scores, pattern = c.all_of(seen, "scores").float(), c.all_of(seen, "pattern").float()
-        # with a sink (GPT-OSS) a pattern's rows sum to less than one
-        c.add("scores", "softmax = pattern", scores.softmax(-1), pattern / pattern.sum(-1, True))
-
-
-def _projections(c: _Checks, attentions: Sequence[Branch]) -> None:
-    model, slot = c.model, attentions[0].slot
-    for name in ("q", "k", "v"):
-        projected = []
-        for branch in attentions:
-            x, site = branch.read(c.run[branch.reads]), branch.site(name)
-            heads = torch.einsum("btm,hmd->bthd", x, weight_from(model, site)) + bias_of(model, site)
-            projected.append(heads if heads.shape[-1] == model.cfg.d_head else heads.flatten(1))
-        identity = f"{slot.row.norm}({slot.reads}) W_{name.upper()} + b_{name.upper()}"
-        c.add(name, identity, torch.stack(projected), c.all_of(attentions, name))
-
-
-def _roles(c: _Checks) -> None:
+def _roles(c: Checks) -> None:
     """That q is not k, nor gate up: a token's q acts on its own row alone, the MLP is linear in up alone."""
     half = c.model.cfg.d_mlp // 2
     last = {branch.name: branch for branch in c.model.branches()}  # of every name
 
     def run(site: Site, fn: Callable[[Tensor], Tensor], read: Site) -> Tensor:
-        return c.model.run(c.tokens, capture=read, edits=[_Patch(site, fn)], logits=False)[read]
+        return c.model.run(c.tokens, capture=read, edits=[Patch(site, fn)], logits=False)[read]
 
     def first_token_turned(q: Tensor) -> Tensor:
         return torch.cat([-q[:, :1], q[:, 1:]], dim=1)
@@ -225,7 +121,7 @@ def _roles(c: _Checks) -> None:
                 c.add(linear.name, "mlp_post linear in it", run(linear, lambda x: 2 * x, post), 2 * c.run[post])
 
 
-def _routers(c: _Checks) -> None:
+def _routers(c: Checks) -> None:
     """The branch's output is linear in the weights of the chosen experts, which have the largest logits.
 
     Where a bias that balances the load, or groups, decide too which experts are chosen, their weights still follow
@@ -250,7 +146,7 @@ def _routers(c: _Checks) -> None:
     last = routed[-1]
 
     def output(factor: float) -> Tensor:
-        edit = _Patch(last.site("expert_weights"), lambda weights: weights * factor)
+        edit = Patch(last.site("expert_weights"), lambda weights: weights * factor)
         return c.model.run(c.tokens, capture=last.raw, edits=[edit], logits=False)[last.raw]
 
     c.add("expert_weights", "MLP linear in them", output(2.0) - output(1.0), output(1.0) - output(0.0))
@@ -260,29 +156,32 @@ def _shares(x: Tensor) -> Tensor:
     return x.float() / x.float().sum(-1, keepdim=True)
 
 
-def _write_back(c: _Checks) -> None:
+def _write_back(c: Checks) -> None:
     for name in sorted({site.name for site in c.capture}, key=PER_LAYER.index):
-        logits = c.logits(edits=[_Patch(site, torch.clone) for site in c.capture if site.name == name])
+        logits = c.logits(edits=[Patch(site, torch.clone) for site in c.capture if site.name == name])
         unchanged = c.explicit if name in ATTENTION else c.native
         c.add(name, "own value written back = no change", logits, unchanged)
 
 
-def _write_back_together(c: _Checks) -> None:
-    logits = c.logits(edits=[_Patch(site, torch.clone) for site in c.capture])
+def _write_back_together(c: Checks) -> None:
+    logits = c.logits(edits=[Patch(site, torch.clone) for site in c.capture])
     c.add("all sites", "own values written back = no change", logits, c.explicit)
 
 
-def _transplant(c: _Checks) -> None:
+def _transplant(c: Checks) -> None:
     layer = c.model.cfg.n_layers // 2
     stream = c.plain["resid_post", layer]
-    logits = c.logits(edits=[_Patch(Site("resid_post", layer), lambda _: stream.flip(0))])
+    if c.model.family.carries:  # later blocks are given more of the prompt than its stream
+        late = c.logits(start=(Site("resid_pre", layer + 1), stream)) if layer + 1 < c.model.cfg.n_layers else c.native
+        return c.add("resid_pre", "started late = logits", late, c.native)
+    logits = c.logits(edits=[Patch(Site("resid_post", layer), lambda _: stream.flip(0))])
     c.add("resid_post", "other prompt's value = its logits", logits, c.native.flip(0))
     if layer + 1 < c.model.cfg.n_layers:
         late = c.logits(start=(Site("resid_pre", layer + 1), stream))
         c.add("resid_pre", "started late = logits", late, c.native)
 
 
-def _padding(c: _Checks) -> None:
+def _padding(c: Checks) -> None:
     first, *others = c.tokens.ids.tolist()
     rows = [first[: len(first) // 2], *others]
     alone = torch.cat([c.model.run([row], logits="last").logits for row in rows])  # type: ignore[misc]
@@ -291,7 +190,7 @@ def _padding(c: _Checks) -> None:
         c.add("logits", f"{side} padded = alone", c.model.run(batch, logits="last").logits, alone)  # type: ignore[arg-type]
 
 
-def _cache(c: _Checks) -> None:
+def _cache(c: Checks) -> None:
     if c.model.looks_ahead:
         return
     steps = 4

@@ -43,7 +43,7 @@ def attention_forward(
     position_bias: Float[Tensor, "batch|1 head query key"] | None = None,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "batch query head d_head"], None]:
-    """Attention as transformers' eager functions compute it, with stops at rot_q, rot_k, scores and pattern.
+    """Attention as transformers' eager functions compute it, with stops at the sites in it, rot_q to mixed.
 
     s = scaling q kᵀ; soft cap c: s = c tanh(s/c); + position bias; mask; sinks: one more column in the softmax, dropped
     after it; p = softmax in float32, cast back; out = p v. Keys and values of grouped heads are repeated. Whatever
@@ -60,6 +60,7 @@ def attention_forward(
     if visit is not None:
         query = visit("rot_q", query.transpose(1, 2), None).transpose(1, 2)
         key = visit("rot_k", key.transpose(1, 2), None).transpose(1, 2)
+        value = visit("values", value.transpose(1, 2), None).transpose(1, 2)
     groups = query.shape[1] // key.shape[1]
     scores = query @ repeat_kv(key, groups).transpose(2, 3) * (scaling or query.shape[-1] ** -0.5)
     if softcap is not None:
@@ -83,7 +84,8 @@ def attention_forward(
     pattern = pattern.to(query.dtype)
     if visit is not None:
         pattern = visit("pattern", pattern, visible)
-    return (pattern @ repeat_kv(value, groups)).transpose(1, 2).contiguous(), None
+    mixed = (pattern @ repeat_kv(value, groups)).transpose(1, 2).contiguous()
+    return mixed if visit is None else visit("mixed", mixed, None), None
 
 
 # what is handed over beside the arguments of `attention_forward`, and used; and what changes no number here: no dropout

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from .families import BranchRow, Family
+from .heads import Heads, heads_of
 from .mixers import KINDS, Mixer, Side
 from .sites import FORMS, declare, stream_before
 
@@ -41,7 +42,7 @@ class Slot:
     Attributes:
         number: its place among the block's branches. mixer: what it computes. reads: the stream that it reads.
         before, after: paths of the norms that the block has around it. own_norm: no earlier branch reads through it.
-        scale: what its output is multiplied by.
+        scale: what its output is multiplied by. heads: the sizes of its heads, where it is softmax attention.
     """
 
     row: BranchRow
@@ -52,6 +53,7 @@ class Slot:
     after: str | None
     own_norm: bool
     scale: float
+    heads: Heads | None = None
 
     @property
     def name(self) -> str:
@@ -125,10 +127,12 @@ def _slot(row: BranchRow, mixer: Mixer, earlier: list[Slot], config: Any, block:
     before = row.before if row.before and attrgetter(row.before)(block) is not None else None
     if before is None and beside is not None:
         before = beside.before
-    scale = 1.0 if row.scale is None else float(getattr(config, row.scale))
+    scale = 1.0
+    if row.scale is not None:
+        scale = float(getattr(block if hasattr(block, row.scale) else config, row.scale))
     reads = beside.reads if beside else stream_before(len(earlier))
     own_norm = all(slot.before != before for slot in earlier)
-    return Slot(row, len(earlier), mixer, reads, before, row.after, own_norm, scale)
+    return Slot(row, len(earlier), mixer, reads, before, row.after, own_norm, scale, heads_of(mixer, config, block))
 
 
 def _norm_reason(slot: Slot, slots: tuple[Slot, ...], site: str) -> str:

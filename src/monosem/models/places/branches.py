@@ -49,6 +49,8 @@ class Branch:
         """How many heads or neurons; neurons may differ in number from layer to layer."""
         if self.inner is None:
             return 0
+        if self.slot.heads is not None:
+            return self.slot.heads.n
         return self.model.cfg.n_heads if self.units == "head" else widths(point(self.model, self.inner).module)[0]
 
     def site(self, name: str) -> Site:
@@ -62,6 +64,10 @@ class Branch:
     @property
     def module(self) -> nn.Module:
         return self._native(self.slot.mixer.path)
+
+    def part(self, name: str) -> nn.Module:
+        """A part of its mixer, as the family's row calls it."""
+        return self._native(self.slot.mixer.at(name))
 
     @property
     def norm_in(self) -> nn.Module | None:

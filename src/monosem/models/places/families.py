@@ -31,7 +31,7 @@ class BranchRow:
         norm: name of the sites of the norm before it: `ln1` has ln1_input, ln1_scale, ln1_normalized and ln1_output.
         before: the norm through which it reads the stream. after: the norm between it and the stream.
         parallel: it reads the same stream as the branch before it; or the config attribute that says so.
-        scale: config attribute that it is multiplied by.
+        scale: attribute of the block, or else of the config, that it is multiplied by.
     """
 
     name: str
@@ -87,6 +87,22 @@ def attn(
     return BranchRow("attn", (mixer,), "ln1", before, after, scale=scale)
 
 
+def latent(
+    before: str | None = "input_layernorm",
+    after: str | None = None,
+    *,
+    path: str = "self_attn",
+    q_latent: str = "q_a_layernorm",
+    scale: str | None = None,
+    **parts: str,
+) -> BranchRow:
+    """The branch `attn` where keys and values (and mostly queries) come through latents, as in DeepSeek's models."""
+    kv = {"kv_a": "kv_a_proj_with_mqa", "kv_latent": "kv_a_layernorm", "kv": "kv_b_proj", "out": "o_proj"} | parts
+    through = Mixer("latent_attention", path, {"q_latent": q_latent, "q": "q_b_proj"} | kv)
+    direct = Mixer("latent_attention", path, {"q": "q_proj"} | kv)
+    return BranchRow("attn", (through, direct), "ln1", before, after, scale=scale)
+
+
 def mlp(
     before: str | None = "post_attention_layernorm",
     after: str | None = None,
@@ -124,6 +140,7 @@ class Family:
     embed_scale: str | None = None  # config attribute that the embedding is multiplied by outside its module
     layers: str = "layers"
     final_norm: str = "norm"
+    carries: str = ""  # what blocks hand on to later ones beside the stream
     logit_steps: tuple[tuple[str, str], ...] = ()  # what follows the unembedding: (step, config attribute)
 
     def __post_init__(self) -> None:
@@ -235,6 +252,21 @@ FAMILIES: tuple[Family, ...] = (
         final_norm="final_layer_norm",
     ),
     Family("mixture", ("mixtral", "qwen2_moe", "qwen3_moe", "qwen3_vl_moe_text"), (attn(), mlp(router="gate"))),
+    Family(
+        "latent",
+        (
+            *("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite"),
+            *("youtu", "axk1", "mistral4"),
+        ),
+        (latent(), mlp(router="gate")),
+    ),
+    Family("glm_moe_dsa", ("glm_moe_dsa",), (latent(), mlp(router="gate")), carries="the keys that queries may see"),
+    Family(
+        "minicpm3",
+        ("minicpm3",),
+        (latent(scale="residual_scale"), mlp(scale="residual_scale")),
+        logit_steps=(("divide", "logits_scaling"),),
+    ),
     Family("gpt_oss", ("gpt_oss",), (attn(), mlp(router="router"))),
 )
 

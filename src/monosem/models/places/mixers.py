@@ -19,7 +19,8 @@ class Inner(NamedTuple):
     """Where a site in a mixer is: the input or output of one of the mixer's parts, or inside its attention function.
 
     `layout` is a row of `points.layout_of`; `shape` are the axes of the site's tensor without the batch; `item` is
-    which of the part's outputs; `flat` parts see `batch*pos` rows; `instead` is the part where a mixer lacks the first.
+    which of the part's outputs; `flat` parts see `batch*pos` rows; `instead` is the part where a mixer lacks the first;
+    a site that `needs` parts is there where the mixer has one of these.
     """
 
     part: str
@@ -29,6 +30,7 @@ class Inner(NamedTuple):
     item: int = 0
     flat: bool = False
     instead: str = ""
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Kind:
         units: what the projected site is made of, "head" or "neuron".
         pointwise: every token is treated alone, so that the native module can be called on any stream.
         plain: the branch whose inner sites have no prefix.
+        attends: it is softmax attention: queries, keys, a pattern, and values that the pattern mixes.
     """
 
     sites: dict[str, Inner]
@@ -51,6 +54,7 @@ class Kind:
     units: Literal["head", "neuron"] | None = None
     pointwise: bool = False
     plain: str = ""
+    attends: bool = False
 
     def site(self, name: str, branch: str) -> str:
         """The name of an inner site in a branch."""
@@ -60,24 +64,51 @@ class Kind:
 
 
 _HEADS, _KV_HEADS = ("position", "head", "d_head"), ("position", "kv_head", "d_head")
+_TOKEN = ("position", "width")
 _PAIRS, _NEURONS, _CHOSEN = ("head", "position", "key"), ("position", "neuron"), ("position", "chosen")
+# what is inside the attention function, and after it; values are as the pattern mixes them
+_MIXING: dict[str, Inner] = {
+    "rot_q": Inner("", "inside", "whole", _HEADS),
+    "rot_k": Inner("", "inside", "whole", _KV_HEADS),
+    "values": Inner("", "inside", "whole", _KV_HEADS),
+    "scores": Inner("", "inside", "whole", _PAIRS),
+    "pattern": Inner("", "inside", "whole", _PAIRS),
+    "mixed": Inner("", "inside", "whole", _HEADS, needs=("gate", "mixed_norm")),
+    "z": Inner("out", "in", "z", _HEADS),
+    "result": Inner("out", "across", "z", ("position", "head", "d_model")),
+}
 KINDS: dict[str, Kind] = {
     "attention": Kind(
         {
             "q": Inner("q", "out", "q", _HEADS),
             "k": Inner("k", "out", "k", _KV_HEADS),
             "v": Inner("v", "out", "v", _KV_HEADS),
-            "rot_q": Inner("", "inside", "whole", _HEADS),
-            "rot_k": Inner("", "inside", "whole", _KV_HEADS),
-            "scores": Inner("", "inside", "whole", _PAIRS),
-            "pattern": Inner("", "inside", "whole", _PAIRS),
-            "z": Inner("out", "in", "z", _HEADS),
-            "result": Inner("out", "across", "z", ("position", "head", "d_model")),
+            "attn_gate": Inner("gate", "out", "attn_gate", _HEADS),
+            **_MIXING,
         },
         working=lambda cfg: 2 * (cfg.n_heads + 2 * cfg.n_kv_heads) * cfg.d_head,
         projected="z",
         units="head",
         plain="attn",
+        attends=True,
+    ),
+    # queries, and keys with values, come through a narrow latent each; a part of the key, one for all heads, is rotated
+    "latent_attention": Kind(
+        {
+            "q_latent": Inner("q_latent", "out", "whole", _TOKEN),
+            "kv_latent": Inner("kv_latent", "out", "whole", _TOKEN),
+            "k_rope": Inner("kv_a", "out", "k_rope", _TOKEN),
+            "q": Inner("q", "out", "q", _HEADS),
+            "k_nope": Inner("kv", "out", "k_nope", _HEADS),
+            "v": Inner("kv", "out", "v_of_latent", _KV_HEADS),
+            "attn_gate": Inner("gate", "out", "attn_gate", _HEADS),
+            **_MIXING,
+        },
+        working=lambda cfg: 6 * cfg.n_heads * cfg.d_head,
+        projected="z",
+        units="head",
+        plain="attn",
+        attends=True,
     ),
     "mlp": Kind(
         {
@@ -114,6 +145,8 @@ class Mixer:
         fused: one module for [q | k | v], or for q k v head by head.
         clip: config attribute; q, k, v are clipped in place right after their projection.
         of: name of its module's class, where blocks have modules of several classes at this path.
+        gate: what the output gate of an attention goes through, a name of `torch.nn.functional`.
+        value_scale: config attribute that values are multiplied by before they are mixed.
     """
 
     kind: str
@@ -122,10 +155,22 @@ class Mixer:
     fused: Literal["stacked", "interleaved"] | None = None
     clip: str | None = None
     of: str | None = None
+    gate: str = "sigmoid"
+    value_scale: str | None = None
 
     @property
     def row(self) -> Kind:
         return KINDS[self.kind]
+
+    @property
+    def projections(self) -> list[str]:
+        """The parts of an attention that are linear."""
+        return [part for part in ("q", "k", "v", "kv_a", "kv", "gate", "out") if part in self.parts]
+
+    @property
+    def gated_queries(self) -> bool:
+        """Whether one projection computes [query | gate] head by head."""
+        return self.parts.get("gate") == self.parts.get("q")
 
     def at(self, part: str) -> str:
         """The path of a part in the block; "" is the mixer's module itself."""
@@ -144,7 +189,8 @@ class Mixer:
     def inner(self, branch: str) -> Iterator[tuple[str, Inner]]:
         """The inner sites by their names in a branch; a part that this architecture does not have, has no site."""
         for name, inner in self.row.sites.items():
-            if not inner.part or self.part(inner) in self.parts:
+            there = not inner.part or self.part(inner) in self.parts
+            if there and (not inner.needs or any(part in self.parts for part in inner.needs)):
                 yield self.row.site(name, branch), inner
 
 

@@ -53,6 +53,27 @@ def block(sizes: tuple[int, ...], index: int, heads: int | None = None) -> Layou
     return Layout(split, join)
 
 
+def behind(width: int) -> Layout:
+    """The last numbers of a wider output."""
+    return Layout(lambda whole: whole[..., -width:], lambda whole, part: torch.cat([whole[..., :-width], part], dim=-1))
+
+
+def within_heads(sizes: tuple[int, ...], index: int, heads: int) -> Layout:
+    """Several side by side head by head: [query | gate] of Qwen3-Next, [key | value] of latents. A module that reads
+    the latents of a cache sees `batch 1 pos` of them."""
+
+    def parts(whole: Tensor) -> list[Tensor]:
+        flat = whole.squeeze(1) if whole.ndim == 4 else whole
+        return list(flat.unflatten(-1, (heads, -1)).split(sizes, dim=-1))
+
+    def join(whole: Tensor, part: Tensor) -> Tensor:
+        there = parts(whole)
+        there[index] = part
+        return torch.cat(there, dim=-1).flatten(-2).reshape(whole.shape)
+
+    return Layout(lambda whole: parts(whole)[index], join)
+
+
 def interleaved(third: int, heads: int) -> Layout:
     """GPT-NeoX: q k v of head 0, q k v of head 1, ..."""
 
@@ -66,25 +87,37 @@ def interleaved(third: int, heads: int) -> Layout:
 
 
 def layout_of(model: Native, view: str, slot: Slot | None) -> Layout:
-    """The layout that a place names; the sizes are the model's."""
+    """The layout that a place names; the sizes are the model's, or the layer's own."""
     cfg = model.cfg
     if view == "whole" or slot is None:
         return scaled(model.embed_scale) if view == "embedding" else whole()
     mixer = slot.mixer
     if view == "branch":
         return scaled(slot.scale)
-    if view == "z":
-        return by_head(cfg.n_heads)
     if view in ("gate", "up"):
         fused = mixer.parts["pre"] == mixer.parts.get("pre_linear")
         return block((cfg.d_mlp, cfg.d_mlp), ("gate", "up").index(view)) if fused else whole()
-    heads, third = (cfg.n_heads if view == "q" else cfg.n_kv_heads), "qkv".index(view)
+    return _of_heads(model, view, slot)
+
+
+def _of_heads(model: Native, view: str, slot: Slot) -> Layout:
+    """The layouts of softmax attention; the sizes are the layer's own."""
+    mixer, heads = slot.mixer, slot.heads
+    assert heads is not None
+    if view == "k_rope":  # behind the latent, which is as wide as what its norm leaves
+        return behind(heads.qk - heads.nope)
+    if view in ("k_nope", "v_of_latent"):
+        return within_heads((heads.nope, heads.v), ("k_nope", "v_of_latent").index(view), heads.n)
+    if mixer.gated_queries and view in ("q", "attn_gate"):
+        return within_heads((heads.qk, heads.qk), ("q", "attn_gate").index(view), heads.n)
+    if view in ("z", "attn_gate"):
+        return by_head(heads.n)
+    count, third = (heads.n if view == "q" else heads.n_kv), "qkv".index(view)
     if mixer.fused == "stacked":
-        widths = (cfg.n_heads * cfg.d_head, cfg.n_kv_heads * cfg.d_head, cfg.n_kv_heads * cfg.d_head)
-        return block(widths, third, heads)
+        return block((heads.n * heads.qk, heads.n_kv * heads.qk, heads.n_kv * heads.v), third, count)
     if mixer.fused == "interleaved":
-        return interleaved(third, heads)
-    return by_head(heads, mixer.clip is not None and getattr(model.config, mixer.clip) is not None)
+        return interleaved(third, count)
+    return by_head(count, mixer.clip is not None and getattr(model.config, mixer.clip) is not None)
 
 
 # ---------------------------------------------------------------------- the places

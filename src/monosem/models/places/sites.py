@@ -16,9 +16,15 @@ A site is data. `Site("resid_post", 15)` prints as `resid_post.15`; TransformerL
 | `q.L` | batch pos head d_head | query projection, before qk-norm and rotation |
 | `k.L`, `v.L` | batch pos kv_head d_head | key and value projections (kv heads, not heads) |
 | `rot_q.L`, `rot_k.L` | batch pos head d_head | what the scores are computed from: after qk-norm and rotation |
+| `values.L` | batch pos kv_head d_head | what the pattern mixes: v, after a norm or factor where a model has one |
 | `scores.L` | batch head query key | after scale, soft cap and mask, before the softmax |
 | `pattern.L` | batch head query key | attention probabilities |
-| `z.L` | batch pos head d_head | mixed values, the input of the output projection |
+| `mixed.L` | batch pos head d_head | mixed values, before an output gate or norm; elsewhere they are z |
+| `attn_gate.L` | batch pos head d_head or 1 | output gate of attention, before its activation |
+| `z.L` | batch pos head d_head | mixed values (gated, normed), the input of the output projection |
+| `q_latent.L`, `kv_latent.L` | batch pos width | what queries, and keys with values, are made from, normed |
+| `k_rope.L` | batch pos width | the part of the key that is rotated, for all heads, before rotation |
+| `k_nope.L` | batch pos head width | the part of the key that is made from the latent |
 | `result.L` | batch pos head d_model | what each head hands to the output projection's sum: z W_O |
 | `attn_raw.L`, `mlp_raw.L` | batch pos d_model | output of the branch, before a post-norm or multiplier |
 | `attn_out.L` | batch pos d_model | what attention adds to the stream: after post-norm and multiplier, if any |
@@ -58,7 +64,8 @@ IN_BLOCK = [  # in the order of computation
 ONCE = [
     *("embed", "pos_embed", "final_input", "final_scale", "final_normalized", "final_norm", "logits_raw", "logits"),
 ]
-ATTENTION = ("rot_q", "rot_k", "scores", "pattern")  # live inside the attention function
+ATTENTION = ("rot_q", "rot_k", "values", "scores", "pattern", "mixed")  # live inside the attention function
+KEYS = ("rot_k", "values", "k_nope", "v")  # of all tokens so far, where a cache holds what they are made from
 NORMS = {  # site -> which norm it belongs to
     f"{norm}_{form}": norm for norm in ("ln1", "ln2", "final") for form in ("scale", "normalized")
 }
@@ -72,7 +79,7 @@ _BESIDE = ("_input", "_output", "_scale", "_normalized", "_raw", "_up")
 
 def _beside(name: str) -> bool:
     """The same tensor in another form, or a large one: captured when named, not by "everything"."""
-    return name.endswith(_BESIDE) or name.startswith("mixer_") or name in ("pos_embed", "result", *ROUTER)
+    return name.endswith(_BESIDE) or name.startswith("mixer_") or name in ("pos_embed", "result", "values", *ROUTER)
 
 
 PER_LAYER = [name for name in IN_BLOCK if not _beside(name)]

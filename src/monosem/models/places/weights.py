@@ -28,6 +28,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ...errors import BadInput, UnknownName
 from ..native import Native
+from .heads import widths
 from .points import Point, point
 from .sites import Site
 
@@ -155,13 +156,30 @@ class View:
         elif self.name == "W_gate" and not _gated(model):
             raise UnknownName(f"W_gate: the MLP of {model.name} is not gated; use W_in")
         read, cfg = bias_of if self.bias else (weight_into if self.into else weight_from), model.cfg
-        *heads, width = (cfg.d_mlp,) if site.startswith("mlp") else (cfg.n_heads, cfg.d_head)
+        *heads, width = (cfg.d_mlp,) if site.startswith("mlp") else self._of_heads(model)
         if self.bias:
             shape = (cfg.d_model,) if self.into else (*heads, width)
         else:
             shape = (*heads, width, cfg.d_model) if self.into else (*heads, cfg.d_model, width)
         groups = cfg.n_heads // cfg.n_kv_heads if site in ("k", "v") else None
         return LayerWeights.of(model, self.name, lambda layer: read(model, Site(site, layer)), shape, groups)
+
+    def _of_heads(self, model: Native) -> tuple[int, int]:
+        """Number and width of the heads in the first layer that has the site.
+
+        Raises:
+            UnknownName: the site is made from a latent, and not from the stream.
+        """
+        slot = next((s for block in model.anatomy for s in block.slots if s.heads is not None), None)
+        if slot is None or slot.heads is None:
+            return model.cfg.n_heads, model.cfg.d_head
+        latent = {"q": "q_latent", "k": "kv_latent", "v": "kv_latent"}.get(self.site, "")
+        if slot.mixer.kind == "latent_attention" and latent in slot.mixer.parts:
+            raise UnknownName(
+                f"{self.name}: {model.name} makes {self.site} from {latent}, behind a norm, and not from the stream; "
+                "monosem.components.latent_QK and latent_OV hold what heads read from latents and write"
+            )
+        return slot.heads.n, slot.heads.qk if self.site in ("q", "k") else slot.heads.v
 
 
 def _gated(model: Native) -> bool:
@@ -181,8 +199,8 @@ def embedding_table(module: Any, model: Native) -> tuple[Float[Tensor, "row d_mo
 def _width(model: Native, place: Point, site: Site) -> int:
     """Number of inputs of a site's module."""
     if place.when == "out":
-        return model.cfg.d_model
-    return model.cfg.d_mlp if site.name.startswith("mlp") else model.cfg.n_heads * model.cfg.d_head
+        return widths(place.module)[0]
+    return model.cfg.d_mlp if site.name.startswith("mlp") else widths(place.module)[0]
 
 
 def weight_from(model: Native, site: Site) -> Tensor:

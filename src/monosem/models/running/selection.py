@@ -49,7 +49,7 @@ class Kept:
             raise BadInput("heads=[] keeps no head; name one at least, or leave heads= out")
         for site in sites:
             if chosen is not None and site.head_axis is not None:
-                check_heads(site, chosen, heads_at(model, site), model.cfg.n_heads)
+                check_heads(site, chosen, heads_at(model, site), _sizes(model, site)[1])
         columns = None if positions is None else columns_of(tokens, positions)
         return Kept(columns, chosen, tokens.ids.shape[1])
 
@@ -75,8 +75,16 @@ class Kept:
 
 
 def heads_at(model: Native, site: Site) -> int:
-    """How many heads a site has: kv heads at k, v and rot_k."""
-    return model.cfg.n_kv_heads if "kv_head" in site.shape else model.cfg.n_heads
+    """How many heads a site has: kv heads at k, v, rot_k and values."""
+    kv_heads, heads = _sizes(model, site)
+    return kv_heads if "kv_head" in site.shape else heads
+
+
+def _sizes(model: Native, site: Site) -> tuple[int, int]:
+    """The numbers of kv heads and query heads in a site's layer."""
+    place = None if site.layer is None else model.anatomy[site.layer].places.get(site.name)
+    heads = None if place is None or place.slot is None else place.slot.heads
+    return (model.cfg.n_kv_heads, model.cfg.n_heads) if heads is None else (heads.n_kv, heads.n)
 
 
 def check_heads(site: Site, heads: Iterable[int], count: int, n_heads: int) -> None:

@@ -17,7 +17,7 @@ from ..places.branches import Branch
 from ..places.places import Places
 from ..places.points import Point, first_input, point, rewrap, unwrap, with_first_input
 from ..places.rotations import row_by_row
-from ..places.sites import NORMS, READ_ONLY, Inner, Site, host_of
+from ..places.sites import KEYS, NORMS, READ_ONLY, Inner, Site, host_of
 from ..turns import refuse_inference_mode
 from .effects import check_attended, check_logits, checked, unreached
 from .moment import Acting, EditLike, Moment
@@ -222,7 +222,7 @@ class Session:
     def _visit_inside(self, branch: Branch, name: str, value: Tensor, visible: Tensor | None) -> Tensor:
         """A visit of attention. Rotated keys come with the cache's, which holds them as they were before edits."""
         site, moment = branch.site(name), self.moment
-        if name == "rot_k":
+        if name in KEYS:
             moment = moment.of_keys(value.shape[1])
         if name == "pattern" and (edits := self.edits.get(branch.site("scores"))):
             check_attended(edits, value)
@@ -262,7 +262,9 @@ class Session:
                 part = part.unflatten(0, self.moment.mask.shape)
             elif site.name == "pos_embed":  # the same for every row, where nothing is padded
                 part = part.expand(len(self.moment.tokens), -1, -1)
-            part = self.visit(site, part)
+            # keys and values that are made of a cache's latents come with those of earlier tokens
+            longer = site.name in KEYS and part.shape[1] > self.moment.mask.shape[1]
+            part = self.visit(site, part, moment=self.moment.of_keys(part.shape[1]) if longer else None)
             if not write:
                 return whole
             return place.join(whole, part.flatten(0, 1) if place.flat else part)

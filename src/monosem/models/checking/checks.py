@@ -1,0 +1,84 @@
+"""What the identities of `verify.py` share: one run of a model on random tokens, and the rows that they add."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import BadInput
+from ..model import Model
+from ..places.branches import Branch
+from ..places.sites import PER_LAYER, Site
+from ..running.moment import Moment
+from ..running.run import inputs
+from ..tokens import TokenBatch
+
+# largest allowed error relative to the largest value of the reference, by dtype; a float64 model of transformers is
+# exact to float32 only: whatever its dtype, it computes norms, attention patterns and rotations in float32
+TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 1.5e-1, torch.float16: 2e-2}
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """The smallest edit: this room knows nothing of `monosem.edits`."""
+
+    site: Site
+    fn: Callable[[Tensor], Tensor]
+
+    def apply(self, x: Tensor, moment: Moment) -> tuple[Tensor, bool]:
+        return self.fn(x), True
+
+
+class Checks:
+    def __init__(self, model: Model, tokens: TokenBatch):
+        self.model, self.tokens = model, tokens
+        self.rows: list[dict[str, object]] = []
+        self.capture = [Site(name, n) for n in model.layers() for name in PER_LAYER if model.has((name, n))]
+        ends = [name for name in ("embed", "final_norm", "pos_embed") if model.has(name)]
+        values = [Site("values", n) for n in model.layers() if model.has(("values", n))]
+        self.run = model.run(tokens, capture=[*self.capture, *values, *ends])
+        self.explicit: Tensor = self.run.logits  # type: ignore[assignment]
+        # the same without scores and patterns: no layer leaves the model's own attention
+        self.plain = model.run(tokens, capture=[Site("resid_post", layer) for layer in model.layers()])
+        with torch.no_grad(), model.turn():
+            self.native = model.hf(**inputs(model, tokens), use_cache=False).logits
+        self._check_alive()
+
+    def _check_alive(self) -> None:
+        """Raises `BadInput` where nothing can be verified: numbers that are not finite, or that are all the same."""
+        for site in self.capture:
+            values = self.run[site]
+            if site.name != "scores" and not bool(values.isfinite().all()):  # hidden keys have no score
+                bad = values[~values.isfinite()][0].item()
+                raise BadInput(f"{self.model.name} computes {bad:g} at {site}, so that no identity says anything")
+        low, high = (float(end) for end in self.native.float().aminmax())
+        if not low < high < float("inf"):
+            raise BadInput(
+                f"{self.model.name} is degenerate: its logits run from {low:g} to {high:g}, whatever the tokens, so "
+                "that every identity holds and none says anything; was it trained?"
+            )
+
+    def add(self, site: str, identity: str, value: Tensor, expected: Tensor) -> None:
+        error = float("inf")
+        if value.shape == expected.shape:
+            worst = (value.float() - expected.float()).abs().max()
+            error = float(worst / expected.float().abs().max().clamp(min=1e-12))
+        ok = error <= TOLERANCE.get(self.model.dtype, 1e-4)  # NaN compares false
+        self.rows.append({"site": site, "identity": identity, "error": error, "ok": ok})
+
+    def add_all(self, site: str, identity: str, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """One row for several layers, whose sizes may differ; none where there is no layer."""
+        values, expected = ([side.float() for side in sides] for sides in zip(*pairs)) if pairs else ((), ())
+        if any(one.shape != other.shape for one, other in zip(values, expected)):
+            self.add(site, identity, torch.zeros(0), torch.zeros(1))
+        elif values:
+            self.add(site, identity, *(torch.cat([x.flatten() for x in side]) for side in (values, expected)))
+
+    def logits(self, **options: Any) -> Tensor:
+        return self.model.run(self.tokens, **options).logits  # type: ignore[return-value]
+
+    def all_of(self, branches: Iterable[Branch], name: str) -> Tensor:
+        """A site of several branches, stacked."""
+        return torch.stack([self.run[branch.site(name)] for branch in branches])
