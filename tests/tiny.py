@@ -53,19 +53,6 @@ _NEOX: dict[str, Any] = _IDS | {
 
 _YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 150000.0}
 _MOE: dict[str, Any] = _LLAMA | {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
-_LATENT: dict[str, Any] = _MOE | {
-    "num_key_value_heads": 4,
-    "head_dim": 4,  # of the part that is rotated
-    "q_lora_rank": 12,
-    "kv_lora_rank": 16,
-    "qk_rope_head_dim": 4,
-    "qk_nope_head_dim": 8,
-    "v_head_dim": 10,
-    "n_routed_experts": 4,
-    "n_group": 2,
-    "topk_group": 1,
-    "first_k_dense_replace": 1,
-}
 _GPT2: dict[str, Any] = _IDS | {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_inner": 48, "n_positions": 64}
 
 # family -> (transformers' model type, config)
@@ -113,8 +100,6 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("mixtral", _MOE | {"num_local_experts": 4}),
     "qwen2_moe": ("qwen2_moe", _MOE | {"num_experts": 4, "shared_expert_intermediate_size": 24}),
     "qwen3_moe": ("qwen3_moe", _MOE | {"num_experts": 4, "norm_topk_prob": True}),
-    "deepseek_v3": ("deepseek_v3", _LATENT),
-    "deepseek_v2": ("deepseek_v2", _LATENT | {"q_lora_rank": None, "topk_method": "greedy"}),
     "gpt_oss": ("gpt_oss", _MOE | {"num_local_experts": 4, "sliding_window": 8, "rope_parameters": _YARN}),
 }
 
@@ -180,9 +165,6 @@ def randomise(model: PreTrainedModel, seed: int) -> None:
             out_first = not (conv1d and name != "lm_head.weight") and model.config.model_type != "gpt_oss"
             value = noise / math.sqrt(parameter.shape[-1 if out_first else -2])
         parameter.data.copy_(value)
-    for name, buffer in model.named_buffers():
-        if name.endswith("correction_bias"):
-            buffer.copy_(0.3 * torch.randn(buffer.shape, generator=draw))
 
 
 # a word is one token together with the space before it; single characters make every lower-case text encodable

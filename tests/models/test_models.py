@@ -74,7 +74,7 @@ def test_identities_in_other_dtypes(dtype):
         ("gpt2", {"attn.fused": "interleaved"}, "pattern · v = z"),
         ("gpt_neox", {"attn.fused": "stacked"}, "pattern · v = z"),
         ("llama", {"attn.k": "v_proj", "attn.v": "k_proj"}, "pattern · v = z"),
-        ("phi", {"attn.q": "k_proj", "attn.k": "q_proj"}, "ln1(resid_pre) W_Q + b_Q"),
+        ("phi", {"attn.q": "k_proj", "attn.k": "q_proj"}, "the first token's q moves no later z"),
         ("gpt_neo", {"attn.q": "k_proj", "attn.k": "q_proj"}, "the first token's q moves no later z"),
         ("gpt_neo", {"attn.k": "v_proj", "attn.v": "k_proj"}, "the first token sees itself alone: v = z"),
         ("olmo", {"attn.clip": None}, "ln1(resid_pre) W_Q + b_Q"),

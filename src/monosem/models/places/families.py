@@ -256,7 +256,7 @@ FAMILIES: tuple[Family, ...] = (
         "latent",
         (
             *("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite"),
-            *("youtu", "axk1", "mistral4"),
+            *("youtu", "sarvam_mla", "axk1", "mistral4"),
         ),
         (latent(), mlp(router="gate")),
     ),
