@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from monosem.errors import BadInput, UnknownName
 from monosem.models import InferredFamily, Model, load_model, native, verify
 from monosem.models.checking.infer import infer
-from monosem.models.places.families import family_of
 from monosem.models.places.sites import ROUTER
+from monosem.models.places.table import family_of
 from tiny import _LLAMA, FAMILIES, changed, randomise, tiny_hf
 
 # where a type's row covers several configs, inference finds the one at hand

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..models.numbers import ranges
 from ..terminal import notice
 from .application import Group, register
 from .options import Json, ModelArgument, Trust, flag, option
@@ -44,7 +45,7 @@ def models(json: Json = False) -> None:
 
 def families(json: Json = False) -> None:
     """Architectures whose sites are known."""
-    from ..models.places.families import FAMILIES
+    from ..models.places.table import FAMILIES
 
     rows = [(family.name, ", ".join(family.model_types)) for family in FAMILIES]
     show("families", ["family", "model types"], rows, json)
@@ -137,7 +138,7 @@ def sites(model: ModelArgument = "smollm2", trust_remote_code: Trust = False, js
     for name in (*ONCE, *IN_BLOCK):
         with contextlib.suppress(UnknownName):  # places that this model does not have
             once = name in ONCE
-            rows.append((str(loaded.site(name)), "") if once else (f"{name}.L", _ranges(loaded.layers_with(name))))
+            rows.append((str(loaded.site(name)), "") if once else (f"{name}.L", ranges(loaded.layers_with(name))))
     show(f"sites of {model}", ["site", "L"], rows, json)
 
 
@@ -146,12 +147,6 @@ def show(title: str, columns: list[str], rows: Sequence[tuple[Any, ...]], json: 
         as_json([dict(zip(columns, row, strict=True)) for row in rows])
     else:
         table(columns, rows, title)
-
-
-def _ranges(layers: list[int]) -> str:
-    """`0 to 29`, or the layers one by one where some are left out."""
-    whole = layers == list(range(layers[0], layers[-1] + 1)) and len(layers) > 1
-    return f"{layers[0]} to {layers[-1]}" if whole else ", ".join(map(str, layers))
 
 
 for command in (models, dictionaries, organisms, benchmarks, concepts, sites, families):

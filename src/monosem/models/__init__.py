@@ -9,10 +9,11 @@ from .model import Model
 from .native import Layers, Native, Shape
 from .places.branches import Branch
 from .places.factored import FactoredMatrix
-from .places.families import FAMILIES, Family
+from .places.families import Family
 from .places.norms import Norm
 from .places.places import Places
 from .places.sites import GLOBAL, PER_LAYER, Site, SiteLike
+from .places.table import FAMILIES
 from .running.generation import Generation
 from .running.moment import EditLike, Moment
 from .running.result import Run

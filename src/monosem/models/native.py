@@ -14,14 +14,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import ACT2FN
 
-from ..errors import BadInput, UnknownName
+from ..errors import BadInput, UnknownName, check_name
 from .language import is_multimodal, language_model, text_config
 from .numbers import whole_numbers, whole_slice
 from .places.blocks import Block
-from .places.families import LOGIT_STEPS, Family, family_of
+from .places.families import LOGIT_STEPS, Family
+from .places.mixers import KINDS
 from .places.norms import Norm
 from .places.reach import window_of
 from .places.rotations import rotations_of
+from .places.table import family_of
 from .sizes import sizes_of
 from .special import special_ids_of
 from .tokens import TokenBatch, check_text, read
@@ -149,8 +151,11 @@ class Native:
     def dtype(self) -> torch.dtype:
         return self.cfg.dtype
 
-    def layers(self, layers: Layers = None) -> list[int]:
+    def layers(self, layers: Layers = None, kind: str | None = None) -> list[int]:
         """Layer numbers of a selection: one, several, a slice, or None for all; negative numbers count from the end.
+
+        Args:
+            kind: of these, the layers that have a branch of this kind: "attention", "linear_attention", "mixture", ...
 
         Raises:
             UnknownName: a layer that the model does not have. BadInput: a selection of no layer, or not of numbers.
@@ -164,11 +169,19 @@ class Native:
             raise UnknownName(f"there is no layer {unknown[0]}: {self.name} has layers 0 to {n - 1} (-1 is the last)")
         if not chosen:
             raise BadInput("the selection of layers is empty; give at least one layer, or None for all")
-        return [layer % n for layer in chosen]
+        chosen = [layer % n for layer in chosen]
+        if kind is None:
+            return chosen
+        check_name("kind of mixer", kind, [*KINDS])
+        found = [n for n in chosen if any(slot.mixer.kind == kind for slot in self.anatomy[n].slots)]
+        if not found:
+            raise UnknownName(f"no layer of {self.name} has a branch of kind {kind!r}")
+        return found
 
     @cached_property
-    def tuple_blocks(self) -> bool:
-        """Whether blocks return (stream, ...) instead of the stream, as one token shows: releases differ."""
+    def tuple_blocks(self) -> int | None:
+        """How many values blocks return, the stream first; None where they return the stream alone. One token shows it:
+        releases differ."""
         seen: list[Any] = []
         handle = self.blocks[0].register_forward_hook(lambda module, args, output: seen.append(output))
         try:
@@ -176,7 +189,7 @@ class Native:
                 self.hf(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device), use_cache=False)
         finally:
             handle.remove()
-        return not isinstance(seen[0], Tensor)
+        return None if isinstance(seen[0], Tensor) else len(seen[0])
 
     # ------------------------------------------------------------------ tokens
     def tokens(self, x: Any, padding: Literal["right", "left"] | None = None, mask: Any = None) -> TokenBatch:

@@ -61,3 +61,9 @@ def whole_slice(given: slice, what: str) -> slice:
     if step == 0:
         raise BadInput(f"{what} as a slice have a step other than 0")
     return slice(start, stop, step)
+
+
+def ranges(numbers: list[int]) -> str:
+    """`0 to 29`, or the numbers one by one where some are left out."""
+    whole = numbers == list(range(numbers[0], numbers[-1] + 1)) and len(numbers) > 1
+    return f"{numbers[0]} to {numbers[-1]}" if whole else ", ".join(map(str, numbers))

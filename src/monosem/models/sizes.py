@@ -12,18 +12,23 @@ from .places.reach import context_of
 def sizes_of(config: Any, blocks: nn.ModuleList, anatomy: list[Block]) -> dict[str, int]:
     """The numbers of `native.Shape`; widths come from the modules, which a config may leave out."""
     first = next((slot.heads for block in anatomy for slot in block.slots if slot.heads is not None), None)
-    heads = getattr(config, "num_attention_heads", 0)
+    attends = any(slot.name == "attn" for block in anatomy for slot in block.slots)
+    heads = getattr(config, "num_attention_heads", 0) if attends else 0
     experts: Any = getattr(config, "moe_intermediate_size", None) or getattr(config, "intermediate_size", 0)
     down = _width_of(blocks, anatomy, "mlp", "down")
     return {
         "n_layers": config.num_hidden_layers,
         "d_model": config.hidden_size,
         "n_heads": heads if first is None else first.n,
-        "n_kv_heads": (getattr(config, "num_key_value_heads", None) or heads) if first is None else first.n_kv,
+        "n_kv_heads": (heads and (getattr(config, "num_key_value_heads", None) or heads)) if first is None else first.n_kv,
         "d_head": 0 if first is None else first.v,  # not always d_model / heads
-        "d_mlp": int(experts) if down is None else down,
+        "d_mlp": (int(experts) if _has(anatomy, "mixture") else 0) if down is None else down,
         "n_ctx": context_of(config),
     }
+
+
+def _has(anatomy: list[Block], kind: str) -> bool:
+    return any(slot.mixer.kind == kind for block in anatomy for slot in block.slots)
 
 
 def _width_of(blocks: nn.ModuleList, anatomy: list[Block], kind: str, part: str) -> int | None:

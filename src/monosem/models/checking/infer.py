@@ -17,7 +17,8 @@ from ...errors import UnknownName, cause
 from ..language import is_multimodal, language_model, text_config
 from ..model import Model
 from ..native import device_of, refuse_compiled
-from ..places.families import BY_TYPE, Family
+from ..places.families import Family
+from ..places.table import BY_TYPE
 from .anatomy import Found, branches_of, choices, merged
 from .ends import ends_of
 from .finding import NotFound, recorded_class

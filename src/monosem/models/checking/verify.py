@@ -110,7 +110,7 @@ def _roles(c: Checks) -> None:
         return torch.cat([x[..., :half], torch.zeros_like(x[..., half:])], dim=-1)
 
     for branch in last.values():
-        if branch.units == "head":
+        if branch.kind == "attention":
             z = branch.site("z")
             turned = run(branch.site("q"), first_token_turned, z)[:, 1:]
             c.add("q", "the first token's q moves no later z", turned, c.run[z][:, 1:])
@@ -185,7 +185,7 @@ def _padding(c: Checks) -> None:
     first, *others = c.tokens.ids.tolist()
     rows = [first[: len(first) // 2], *others]
     alone = torch.cat([c.model.run([row], logits="last").logits for row in rows])  # type: ignore[misc]
-    for side in ("right", "left"):
+    for side in ("right", "left") if c.model.family.padded else ("right",):
         batch = TokenBatch.of(rows, c.model.pad, side)
         c.add("logits", f"{side} padded = alone", c.model.run(batch, logits="last").logits, alone)  # type: ignore[arg-type]
 

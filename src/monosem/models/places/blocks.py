@@ -24,6 +24,7 @@ class Place(NamedTuple):
         item: which of the module's outputs it is, where there are several.
         flat: the module sees `batch*pos` rows (routers).
         sum_of: what a stream between branches is the sum of: the stream before, and what was written since, in order.
+        role: which value of the functions that the module calls.
     """
 
     path: str
@@ -33,6 +34,7 @@ class Place(NamedTuple):
     item: int = 0
     flat: bool = False
     sum_of: tuple[str, ...] = ()
+    role: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +44,8 @@ class Slot:
     Attributes:
         number: its place among the block's branches. mixer: what it computes. reads: the stream that it reads.
         before, after: paths of the norms that the block has around it. own_norm: no earlier branch reads through it.
-        scale: what its output is multiplied by. heads: the sizes of its heads, where it is softmax attention.
+        scale: what its output is multiplied by. sizes: the lengths of its mixer's own axes.
+        heads: the sizes of its heads, where it is softmax attention.
     """
 
     row: BranchRow
@@ -53,6 +56,7 @@ class Slot:
     after: str | None
     own_norm: bool
     scale: float
+    sizes: dict[str, int]
     heads: Heads | None = None
 
     @property
@@ -69,7 +73,7 @@ class Slot:
         yield f"{self.name}_input", Place(self.mixer.path, "in", slot=self)
         for name, inner in self.mixer.inner(self.name):
             path = self.mixer.at(self.mixer.part(inner))
-            yield name, Place(path, inner.side, inner.layout, self, inner.item, inner.flat)
+            yield name, Place(path, inner.side, inner.layout, self, inner.item, inner.flat, role=inner.role)
         yield f"{self.name}_raw", Place(self.mixer.path, "out", slot=self)
         yield f"{self.name}_out", Place(self.after or self.mixer.path, "out", "branch", self)
 
@@ -124,7 +128,7 @@ class Block:
 def _slot(row: BranchRow, mixer: Mixer, earlier: list[Slot], config: Any, block: nn.Module) -> Slot:
     parallel = bool(getattr(config, row.parallel) if isinstance(row.parallel, str) else row.parallel)
     beside = earlier[-1] if parallel and earlier else None
-    before = row.before if row.before and attrgetter(row.before)(block) is not None else None
+    before, after = (path if path and _is_norm(attrgetter(path)(block)) else None for path in (row.before, row.after))
     if before is None and beside is not None:
         before = beside.before
     scale = 1.0
@@ -132,7 +136,13 @@ def _slot(row: BranchRow, mixer: Mixer, earlier: list[Slot], config: Any, block:
         scale = float(getattr(block if hasattr(block, row.scale) else config, row.scale))
     reads = beside.reads if beside else stream_before(len(earlier))
     own_norm = all(slot.before != before for slot in earlier)
-    return Slot(row, len(earlier), mixer, reads, before, row.after, own_norm, scale, heads_of(mixer, config, block))
+    heads = heads_of(mixer, config, block)
+    return Slot(row, len(earlier), mixer, reads, before, after, own_norm, scale, mixer.sizes(block), heads)
+
+
+def _is_norm(module: Any) -> bool:
+    """Some blocks have nothing, or a module that changes nothing, where others of the type have a norm."""
+    return module is not None and not isinstance(module, nn.Identity)
 
 
 def _norm_reason(slot: Slot, slots: tuple[Slot, ...], site: str) -> str:

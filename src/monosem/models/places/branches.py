@@ -23,11 +23,11 @@ class Branch:
 
     Attributes:
         layer: number of its block. name: prefix of its sites, such as "attn" or "mlp".
-        kind: a row of `mixers.KINDS`: "attention", "mlp" or "mixture".
+        kind: a row of `mixers.KINDS`: "attention", "mlp", "mixture", "linear_attention", ...
         reads: the stream that it reads. raw: its output before a norm after it and its scale.
         out: what it adds to the stream. scale: what its output is multiplied by before that.
         inner: the site that its output projection reads (z, mlp_post); None for mixers without such a projection.
-        units: what the inner site is made of: "head" or "neuron"; None where there is no inner site.
+        units: what the inner site is made of: "head", "neuron" or "channel"; None where there is no inner site.
         pointwise: it treats every token alone.
     """
 
@@ -51,7 +51,9 @@ class Branch:
             return 0
         if self.slot.heads is not None:
             return self.slot.heads.n
-        return self.model.cfg.n_heads if self.units == "head" else widths(point(self.model, self.inner).module)[0]
+        if self.units == "head":
+            return self.slot.sizes["mixer_head"]
+        return widths(point(self.model, self.inner).module)[0]
 
     def site(self, name: str) -> Site:
         """A site inside its mixer, "q" or "_pre" as listed in `mixers.KINDS`."""
@@ -130,7 +132,7 @@ class Branch:
 
     # ------------------------------------------------------------------ the output projection
     def weight(self) -> Tensor:
-        """From its units to its raw output: `head d_head d_model` or `neuron d_model`, in the model's dtype.
+        """From its units to its raw output: `head d_head d_model` or `unit d_model`, in the model's dtype.
 
         Raises:
             UnknownName: the branch has no inner site.
@@ -154,7 +156,7 @@ class Branch:
             inner: the inner site, of the chosen units alone. units: which units these are.
         """
         weight = self.weight()[units].to(inner.dtype)
-        if self.units == "neuron":
+        if self.units != "head":
             return inner[..., None] * weight
         return torch.einsum("...hd,hdm->...hm", inner, weight)
 

@@ -1,4 +1,4 @@
-"""ONE table: per architecture family, where each site lives in the native Hugging Face modules.
+"""The table (with `hybrids.py`): per architecture family, where each site lives in the native Hugging Face modules.
 
 A new family is a new row. Names alone prove nothing (`post_attention_layernorm` is the MLP's pre-norm in Llama and the
 attention's post-norm in Gemma 2), so the identities in `checking/verify.py` check every row. `load_model` infers a row
@@ -10,12 +10,11 @@ norm, its mixer computes, and the result is added, through another norm and time
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from ...errors import UnknownName
 from .mixers import Mixer
 from .sites import FORMS, declare, stream_before
 
@@ -130,7 +129,12 @@ def mlp(
 
 @dataclass(frozen=True)
 class Family:
-    """Module paths of one architecture, as its language model names them (`models/language.py`): no "model." before."""
+    """Module paths of one architecture, as its language model names them (`models/language.py`): no "model." before.
+
+    Attributes:
+        cached: it generates with transformers' cache; without it, every new token is a run of all tokens.
+        padded: it leaves out padding before a prompt; else its memory would begin with padding.
+    """
 
     name: str
     model_types: tuple[str, ...]
@@ -142,6 +146,8 @@ class Family:
     final_norm: str = "norm"
     carries: str = ""  # what blocks hand on to later ones beside the stream
     logit_steps: tuple[tuple[str, str], ...] = ()  # what follows the unembedding: (step, config attribute)
+    cached: bool = True
+    padded: bool = True
 
     def __post_init__(self) -> None:
         for number in range(len(self.branches)):
@@ -162,7 +168,7 @@ _GPT2 = Family(
     final_norm="ln_f",
 )
 
-FAMILIES: tuple[Family, ...] = (
+PLAIN: tuple[Family, ...] = (
     Family(
         "llama",
         (
@@ -270,8 +276,6 @@ FAMILIES: tuple[Family, ...] = (
     Family("gpt_oss", ("gpt_oss",), (attn(), mlp(router="router"))),
 )
 
-BY_TYPE = {model_type: family for family in FAMILIES for model_type in family.model_types}
-
 
 # what may follow the unembedding
 LOGIT_STEPS: dict[str, Callable[[Tensor, float], Tensor]] = {
@@ -279,12 +283,3 @@ LOGIT_STEPS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "divide": lambda logits, by: logits / by,
     "multiply": lambda logits, by: logits * by,
 }
-
-
-def family_of(config: Any) -> Family:
-    """The table's row for a Hugging Face config. Raises `UnknownName` for an architecture without one."""
-    if config.model_type not in BY_TYPE:
-        raise UnknownName(
-            f"no family row for model type {config.model_type!r}: load_model infers one; Model takes family=Family(...)"
-        )
-    return BY_TYPE[config.model_type]

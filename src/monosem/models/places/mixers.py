@@ -6,13 +6,16 @@ attribution follow from it.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
+from .calls import FUNCTIONS, names_of
+
 # a module's input or output; inside an attention function; a norm's own, which its input determines; what the parts of
-# a projection's input add to its output
-Side = Literal["in", "out", "inside", "around", "across"]
+# a projection's input add to its output; in a call of a function (`calls.py`)
+Side = Literal["in", "out", "inside", "around", "across", "call"]
 
 
 class Inner(NamedTuple):
@@ -20,7 +23,8 @@ class Inner(NamedTuple):
 
     `layout` is a row of `points.layout_of`; `shape` are the axes of the site's tensor without the batch; `item` is
     which of the part's outputs; `flat` parts see `batch*pos` rows; `instead` is the part where a mixer lacks the first;
-    a site that `needs` parts is there where the mixer has one of these.
+    a site that `needs` parts is there where the mixer has one of these; `role` is which value of the functions that the
+    mixer calls.
     """
 
     part: str
@@ -31,6 +35,7 @@ class Inner(NamedTuple):
     flat: bool = False
     instead: str = ""
     needs: tuple[str, ...] = ()
+    role: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Kind:
             `_post` is mlp_post in the branch `mlp`; another name stands alone in the branch `plain`.
         working: the most numbers that it holds for a token while it computes, from the model's sizes (`Shape`).
         projected: the inner site that the output projection writes into the stream; None: no such projection to read.
-        units: what the projected site is made of, "head" or "neuron".
+        units: what the projected site is made of: "head", "neuron" or "channel".
         pointwise: every token is treated alone, so that the native module can be called on any stream.
         plain: the branch whose inner sites have no prefix.
         attends: it is softmax attention: queries, keys, a pattern, and values that the pattern mixes.
@@ -51,7 +56,7 @@ class Kind:
     sites: dict[str, Inner]
     working: Callable[[Any], int]
     projected: str | None = None
-    units: Literal["head", "neuron"] | None = None
+    units: Literal["head", "neuron", "channel"] | None = None
     pointwise: bool = False
     plain: str = ""
     attends: bool = False
@@ -76,6 +81,21 @@ _MIXING: dict[str, Inner] = {
     "mixed": Inner("", "inside", "whole", _HEADS, needs=("gate", "mixed_norm")),
     "z": Inner("out", "in", "z", _HEADS),
     "result": Inner("out", "across", "z", ("position", "head", "d_model")),
+}
+# axes of mixers with a memory: their own heads of `mixer_dim` numbers, and what the heads share
+_UNITS, _KEYS = ("position", "mixer_head", "mixer_dim"), ("position", "key_head", "key_dim")
+_CHANNELS, _STATES = ("position", "channel"), ("position", "group", "state")
+
+
+def _called(role: str, shape: tuple[str, ...]) -> Inner:
+    return Inner("", "call", "whole", shape, role=role)
+
+
+# what a convolution over the last few tokens reads, and what it gives (with the activation function after it)
+_CONVOLUTION = {"preconv": _called("preconv", _CHANNELS), "conv": _called("conv", _CHANNELS)}
+_WRITTEN = {
+    "z": Inner("out", "in", "units", _UNITS),
+    "result": Inner("out", "across", "units", ("position", "mixer_head", "d_model")),
 }
 KINDS: dict[str, Kind] = {
     "attention": Kind(
@@ -132,6 +152,61 @@ KINDS: dict[str, Kind] = {
         pointwise=True,
         plain="mlp",
     ),
+    "linear_attention": Kind(
+        _CONVOLUTION
+        | {
+            "q": _called("q", _KEYS),
+            "k": _called("k", _KEYS),
+            "v": _called("v", _UNITS),
+            "beta": _called("beta", ("position", "mixer_head")),
+            "decay": _called("decay", ("position", "mixer_head", "decay")),
+            "mixed": _called("mixed", _UNITS),
+            "gate": Inner("gate", "out", "gate_units", _UNITS),
+        }
+        | _WRITTEN,
+        working=lambda cfg: 12 * cfg.d_model,
+        projected="z",
+        units="head",
+    ),
+    "state_space": Kind(
+        {"gate": Inner("gate", "out", "gate_units", _UNITS)}
+        | _CONVOLUTION
+        | {
+            "x": _called("x", _UNITS),
+            "dt": _called("dt", ("position", "mixer_head")),
+            "B": _called("B", _STATES),
+            "C": _called("C", _STATES),
+            "mixed": _called("mixed", _UNITS),
+        }
+        | _WRITTEN,
+        working=lambda cfg: 16 * cfg.d_model,
+        projected="z",
+        units="head",
+    ),
+    "convolution": Kind(
+        {
+            "pregate": Inner("in", "out", "third0", _CHANNELS),
+            "gate": Inner("in", "out", "third1", _CHANNELS),
+            "x": Inner("in", "out", "third2", _CHANNELS),
+        }
+        | _CONVOLUTION
+        | {"z": Inner("out", "in", "whole", _CHANNELS)},
+        working=lambda cfg: 6 * cfg.d_model,
+        projected="z",
+        units="channel",
+    ),
+    "recurrent": Kind(
+        {
+            "gate": Inner("gate", "out", "whole", _CHANNELS),
+            "x": Inner("x", "out", "whole", _CHANNELS),
+            "conv": Inner("unit", "in", "whole", _CHANNELS),
+            "state": Inner("unit", "out", "whole", _CHANNELS),
+            "z": Inner("out", "in", "whole", _CHANNELS),
+        },
+        working=lambda cfg: 8 * cfg.d_model,
+        projected="z",
+        units="channel",
+    ),
     # what it computes is not known: its input and output can be read and written, and nothing inside
     "other": Kind({}, working=lambda cfg: 4 * cfg.d_model),
 }
@@ -145,7 +220,10 @@ class Mixer:
         fused: one module for [q | k | v], or for q k v head by head.
         clip: config attribute; q, k, v are clipped in place right after their projection.
         of: name of its module's class, where blocks have modules of several classes at this path.
+        calls: functions that its forward calls, by their names there (`calls.FUNCTIONS`).
+        axes: of mixers with a memory: the length of an axis, or the attribute of the module that has it.
         gate: what the output gate of an attention goes through, a name of `torch.nn.functional`.
+        gate_at: of mixers with a memory: where the gate lies in the output of its part.
         value_scale: config attribute that values are multiplied by before they are mixed.
     """
 
@@ -155,7 +233,10 @@ class Mixer:
     fused: Literal["stacked", "interleaved"] | None = None
     clip: str | None = None
     of: str | None = None
+    calls: tuple[str, ...] = ()
+    axes: dict[str, str | int] = field(default_factory=dict)
     gate: str = "sigmoid"
+    gate_at: Literal["whole", "first", "last", "grouped"] = "whole"
     value_scale: str | None = None
 
     @property
@@ -181,15 +262,23 @@ class Mixer:
         return inner.instead if inner.instead and inner.part not in self.parts else inner.part
 
     def is_in(self, block: nn.Module) -> bool:
-        """Whether a block has the mixer's module with all its parts."""
+        """Whether a block has the mixer's module with all its parts, which calls what the mixer calls."""
         if self.of is not None and type(_module(block, self.path)).__name__ != self.of:
             return False
-        return all(_module(block, self.at(part)) is not None for part in ("", *self.parts))
+        if any(_module(block, self.at(part)) is None for part in ("", *self.parts)):
+            return False
+        return not self.calls or set(self.calls) <= names_of(_module(block, self.path)).keys()
+
+    def sizes(self, block: nn.Module) -> dict[str, int]:
+        """The lengths of its own axes in a block that has it."""
+        module = _module(block, self.path)
+        return {axis: of if isinstance(of, int) else int(attrgetter(of)(module)) for axis, of in self.axes.items()}
 
     def inner(self, branch: str) -> Iterator[tuple[str, Inner]]:
         """The inner sites by their names in a branch; a part that this architecture does not have, has no site."""
+        roles = {role for name in self.calls for role in FUNCTIONS[name]}
         for name, inner in self.row.sites.items():
-            there = not inner.part or self.part(inner) in self.parts
+            there = inner.role in roles if inner.side == "call" else not inner.part or self.part(inner) in self.parts
             if there and (not inner.needs or any(part in self.parts for part in inner.needs)):
                 yield self.row.site(name, branch), inner
 

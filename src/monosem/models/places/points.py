@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ...errors import UnknownName
 from ..native import Native
+from ..numbers import ranges
 from .attention import can_attend
 from .blocks import Slot
 from .mixers import Side
@@ -94,6 +95,12 @@ def layout_of(model: Native, view: str, slot: Slot | None) -> Layout:
     mixer = slot.mixer
     if view == "branch":
         return scaled(slot.scale)
+    if view == "units":
+        return by_head(slot.sizes["mixer_head"])
+    if view == "gate_units":
+        return _gate(slot)
+    if view.startswith("third"):
+        return block((slot.sizes["channel"],) * 3, int(view[-1]))
     if view in ("gate", "up"):
         fused = mixer.parts["pre"] == mixer.parts.get("pre_linear")
         return block((cfg.d_mlp, cfg.d_mlp), ("gate", "up").index(view)) if fused else whole()
@@ -120,6 +127,34 @@ def _of_heads(model: Native, view: str, slot: Slot) -> Layout:
     return by_head(count, mixer.clip is not None and getattr(model.config, mixer.clip) is not None)
 
 
+def _gate(slot: Slot) -> Layout:
+    """The gate of linear attention or a state space, by head: alone, or in one projection with what is convolved."""
+    sizes, heads = slot.sizes, slot.sizes["mixer_head"]
+    width = heads * sizes["mixer_dim"]
+    where = slot.mixer.gate_at
+    if where == "whole":
+        return by_head(heads)
+    if where == "last":
+        return block((sizes["channel"], width), 1, heads)
+    if where == "first":
+        return block((width, sizes["channel"] + heads), 0, heads)
+    return grouped(sizes["key_head"], heads, sizes["mixer_dim"])
+
+
+def grouped(groups: int, heads: int, width: int) -> Layout:
+    """Qwen3-Next: q k v gate of the heads that share a key, then of the next ones; the gate is the last of these."""
+    size = heads // groups * width
+
+    def split(whole: Tensor) -> Tensor:
+        return whole.unflatten(-1, (groups, -1))[..., -size:].unflatten(-1, (-1, width)).flatten(-3, -2)
+
+    def join(whole: Tensor, part: Tensor) -> Tensor:
+        before = whole.unflatten(-1, (groups, -1))[..., :-size]
+        return torch.cat([before, part.unflatten(-2, (groups, -1)).flatten(-2)], dim=-1).flatten(-2)
+
+    return Layout(split, join)
+
+
 # ---------------------------------------------------------------------- the places
 class Point(NamedTuple):
     """A site's native place.
@@ -127,7 +162,7 @@ class Point(NamedTuple):
     Attributes:
         split: takes the site's tensor out of the module's tensor. join: puts a new one back.
         order: when it is computed, among all sites.
-        when, item, flat, sum_of: see `blocks.Place`.
+        when, item, flat, sum_of, role: see `blocks.Place`.
     """
 
     module: nn.Module
@@ -138,6 +173,7 @@ class Point(NamedTuple):
     item: int = 0
     flat: bool = False
     sum_of: tuple[str, ...] = ()
+    role: str = ""
 
 
 # site -> (what of the family's row is its module, side, layout), in the order of computation
@@ -166,14 +202,16 @@ def point(model: Native, site: Site) -> Point:
     block = model.anatomy[site.layer]
     place = block.places.get(site.name)
     if place is None:
-        raise UnknownName(f"{site}: layer {site.layer} of {model.name} {block.why_not(site.name)}")
+        others = [layer for layer, other in enumerate(model.anatomy) if site.name in other.places]
+        which = f"; it is in layer{'s' * (len(others) > 1)} {ranges(others)}" if others else ""
+        raise UnknownName(f"{site}: layer {site.layer} of {model.name} {block.why_not(site.name)}{which}")
     if place.side == "inside" and not can_attend(model.hf):
         kind = type(model.hf).__name__
         raise UnknownName(f"{site}: {kind} is not on transformers' attention registry; use q, k, v, z")
-    path, side, view, slot, item, flat, sum_of = place
+    path, side, view, slot, item, flat, sum_of, role = place
     module = model.blocks[site.layer].get_submodule(path)
     order = site.layer, list(block.places).index(site.name)
-    return Point(module, *layout_of(model, view, slot), order, side, item, flat, sum_of)
+    return Point(module, *layout_of(model, view, slot), order, side, item, flat, sum_of, role)
 
 
 def _point_once(model: Native, site: Site) -> Point:

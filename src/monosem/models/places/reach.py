@@ -2,6 +2,8 @@
 
 from typing import Any
 
+NO_LIMIT = 2**31 - 1  # of models that only have a memory
+
 
 def context_of(config: Any) -> int:
     """Number of tokens that a model reads.
@@ -9,7 +11,9 @@ def context_of(config: Any) -> int:
     "dynamic" and "yarn" reach `factor` times their original context, which the config's own number may leave out
     (Qwen's instructions for YaRN do); with other kinds it is that number.
     """
-    known: int = config.max_position_embeddings
+    known: int | None = getattr(config, "max_position_embeddings", None)
+    if known is None:
+        return NO_LIMIT
     parameters = getattr(config, "rope_parameters", None) or {}
     layers = [value for value in parameters.values() if isinstance(value, dict)] or [parameters]
     for rope in layers:

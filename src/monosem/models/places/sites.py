@@ -38,6 +38,22 @@ A site is data. `Site("resid_post", 15)` prints as `resid_post.15`; TransformerL
 | `expert_weights.L` | batch pos chosen | weights of the chosen experts |
 | `expert_indices.L` | batch pos chosen | which experts were chosen (read only) |
 | `mlp_out.L` | batch pos d_model | what the MLP adds to the stream: after post-norm and multiplier, if any |
+| `linear_q.L`, `linear_k.L` | batch pos key_head key_dim | linear attention: after the convolution |
+| `linear_v.L` | batch pos mixer_head mixer_dim | what is put into its memory |
+| `linear_beta.L` | batch pos mixer_head | how much of it is put there |
+| `linear_decay.L` | batch pos mixer_head decay | log of what is kept, for a head or each key number |
+| `ssm_x.L` | batch pos mixer_head mixer_dim | what is put into a state space (Mamba 1: each channel is a head) |
+| `ssm_dt.L` | batch pos mixer_head | the time step before its bias and softplus |
+| `ssm_B.L`, `ssm_C.L` | batch pos group state | where in the state it is put, and read |
+| `linear_mixed.L`, `ssm_mixed.L` | batch pos mixer_head mixer_dim | what is read from the memory, before the gate |
+| `conv_pregate.L`, `conv_x.L`, `conv_gate.L` | batch pos channel | short convolutions: conv(pregate · x) · gate |
+| `recurrent_x.L`, `recurrent_state.L` | batch pos channel | RG-LRU: what enters, and what its memory is then |
+| `linear_preconv.L`, ... | batch pos channel | what a convolution over the last few tokens is given (read only) |
+| `linear_conv.L`, ... | batch pos channel | its output |
+| `linear_gate.L`, ... | as z | what the mixed values are gated by, before its activation function |
+| `linear_z.L`, `ssm_z.L` | batch pos mixer_head mixer_dim | input of the output projection |
+| `conv_z.L`, `recurrent_z.L` | batch pos channel | likewise |
+| `linear_result.L`, `ssm_result.L` | batch pos mixer_head d_model | what each head hands to that projection's sum |
 | `resid_post.L` | batch pos d_model | output of block L, before the final norm also for the last block |
 | `final_input` | batch pos d_model | the stream as the final norm is given it |
 | `final_scale`, `final_normalized` | batch pos 1, batch pos d_model | likewise, of the final norm |
@@ -74,12 +90,12 @@ ROUTER = ("router_logits", "expert_weights", "expert_indices")  # the order in w
 
 
 FORMS = ("input", "raw", "out")  # a branch's sites, whatever its mixer is
-_BESIDE = ("_input", "_output", "_scale", "_normalized", "_raw", "_up")
+_BESIDE = ("_input", "_output", "_scale", "_normalized", "_raw", "_up", "_preconv", "result")
 
 
 def _beside(name: str) -> bool:
     """The same tensor in another form, or a large one: captured when named, not by "everything"."""
-    return name.endswith(_BESIDE) or name.startswith("mixer_") or name in ("pos_embed", "result", "values", *ROUTER)
+    return name.endswith(_BESIDE) or name.startswith("mixer_") or name in ("pos_embed", "values", *ROUTER)
 
 
 PER_LAYER = [name for name in IN_BLOCK if not _beside(name)]
@@ -89,8 +105,13 @@ GLOBAL_ON_REQUEST = tuple(name for name in ONCE if _beside(name))
 READ_ONLY = {  # site -> what to write instead
     "router_logits": "the router has chosen by then; write expert_weights",
     "expert_indices": "write expert_weights",
+    **{
+        f"{branch}_preconv": f"the cache keeps what was there; write {branch}_conv"
+        for branch in ("linear", "ssm", "conv")
+    },
 }
 
+HEADS = ("kv_head", "mixer_head", "key_head")  # axes that are cut as "head" is
 # site -> the axes of its tensor without the batch; sites that are not listed: position and d_model. Families declare
 # the sites of their branches
 SHAPES: dict[str, tuple[str, ...]] = {
@@ -137,7 +158,7 @@ class Site:
     @property
     def axes(self) -> tuple[str, ...]:
         """What it can be cut along: "position", and "head" (kv heads at k, v and rot_k), "key" or "neuron"."""
-        named = ("head" if axis == "kv_head" else axis for axis in self.shape)
+        named = ("head" if axis in HEADS else axis for axis in self.shape)
         return tuple(axis for axis in named if axis in ("position", "head", "key", "neuron"))
 
     @property

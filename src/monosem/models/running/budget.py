@@ -66,7 +66,8 @@ def estimate(
     item = torch.finfo(model.dtype).bits // 8
     sizes = _sizes(model, tokens, kept)
     inner: dict[Site, dict[str, int]] = {s: dict(zip(s.inside, s.sizes)) for s in sites if isinstance(s, Inner)}
-    by_site = {site: prod((sizes | inner.get(site, {}))[axis] for axis in site.shape) * item for site in sites}
+    inner |= {s: _own(model, s) for s in sites if s not in inner}
+    by_site = {site: prod((sizes | inner[site])[axis] for axis in site.shape) * item for site in sites}
     unembedded = 0 if logits is False else 1 if logits == "last" else length
     # the widest moment of a block: the stream, its norm in float32, and the tensors of its widest branch; a mixture of
     # experts holds them once more for each expert that a token is given to
@@ -81,6 +82,12 @@ def estimate(
     cap = 3 if getattr(config, "final_logit_softcapping", None) else 1
     head = unembedded * c.d_vocab * item * (cap - 1) + length * c.d_model * 2 * item
     return Estimate(by_site, unembedded * c.d_vocab * item, max(block + scores, head))
+
+
+def _own(model: Native, site: Site) -> dict[str, int]:
+    """The axes that only the mixer of its branch has."""
+    place = None if site.layer is None else model.anatomy[site.layer].places.get(site.name)
+    return place.slot.sizes if place is not None and place.slot is not None else {}
 
 
 def _sizes(model: Native, tokens: TokenBatch, kept: Kept) -> dict[str, int]:

@@ -20,7 +20,7 @@ from ..tokens import TokenBatch
 from .cache import cache_name
 from .moment import EditLike
 from .result import Run
-from .run import edits_of, inputs, moment, refuse_parted
+from .run import edits_of, inputs, moment, refuse_padding, refuse_parted
 from .sampling import Choose, Sampling, chooser, settings_of
 from .session import Session
 
@@ -90,6 +90,7 @@ def generate(
     max_new_tokens = count(max_new_tokens, "max_new_tokens")
     model.refuse_looking_ahead()
     prompt = model.tokens([[model.bos]] * count(rows, "rows") if x is None else x, padding="left").to(model.device)
+    refuse_padding(model, prompt)
     sites, longest = _per_token(sites_of(capture)), int(prompt.lengths.max())
     read = longest + max_new_tokens - (not sites)  # the last token is read for what is captured there
     if read > model.cfg.n_ctx:
@@ -136,16 +137,19 @@ def _decode(
     end_ids = torch.tensor(sorted(ends), device=model.device, dtype=torch.long)
     done = torch.zeros(len(prompt), dtype=torch.bool, device=model.device)
     captured: dict[Site, list[Tensor]] = defaultdict(list)
-    name = str(cache_name(model.hf))
-    options: dict[str, Any] = {name: DynamicCache(config=model.config), "use_cache": True}
+    name, cached = str(cache_name(model.hf)), model.family.cached
+    options: dict[str, Any] = (
+        {name: DynamicCache(config=model.config), "use_cache": True} if cached else {"use_cache": False}
+    )
     if not any(site.shape[-1] == "vocab" for site in session.wanted):
         options["logits_to_keep"] = 1
 
     def step() -> Tensor:
         nonlocal column
         turned = turned_anew(model.rotations, tokens.lengths - 1, tokens.lengths) & tokens.mask[:, -1]
-        if bool(turned.any()):  # keys of earlier tokens are wrong now: all tokens are run again
-            options[name], column = DynamicCache(config=model.config), 0
+        if not cached or bool(turned.any()):  # keys of earlier tokens are wrong now: all tokens are run again
+            column = 0
+            options.update({name: DynamicCache(config=model.config)} if cached else {})
             captured.clear()
         call = partial(model.hf, **inputs(model, tokens, column), **options)
         logits: Tensor = session.forward(moment(tokens, prompt.lengths, column), call).logits[:, -1]

@@ -67,6 +67,7 @@ def run(
     if model.device.type == "meta":
         raise BadInput(f"{model.name} was freed: load it again")
     tokens = model.tokens(x).to(model.device)
+    refuse_padding(model, tokens)
     sites, all_edits = sites_of(capture), edits_of(model, edits)
     refuse_parted(x, all_edits)
     if start is not None:
@@ -123,6 +124,15 @@ def _check_asked(tokens: TokenBatch, sites: list[Site], kept: Kept | None, logit
         raise BadInput(
             f"logits='last' unembeds the last token of each row alone, and {late} is to be kept at other positions: "
             "leave out logits='last', or give positions='last'"
+        )
+
+
+def refuse_padding(model: Places, tokens: TokenBatch) -> None:
+    """Raises `BadInput` where padding stands before a prompt, and the memory of the model's layers would read it."""
+    if not model.family.padded and not bool(tokens.mask[:, 0].all()):
+        raise BadInput(
+            f"prompts of different lengths are padded on the left here, which {model.name} would read as tokens: "
+            "give one prompt at a time, prompts of one length, or (to run them) pad on the right"
         )
 
 
@@ -277,10 +287,10 @@ def starting(model: Places, start: Start | None, tokens: TokenBatch) -> Iterator
     assert site.layer is not None
 
     def passed_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return (hidden_states, None) if in_tuples else hidden_states
+        return hidden_states if several is None else (hidden_states, *[None] * (several - 1))
 
     with model.turn():  # before the session, whose hooks the look at the blocks would call
-        in_tuples = model.tuple_blocks
+        several = model.tuple_blocks
         # blocks that hand on more than the stream compute that from the tokens, and their stream is then replaced
         skipped = model.blocks[: 0 if model.family.carries else site.layer]
         forwards = [block.__dict__.get("forward") for block in skipped]  # accelerate puts one on the instance

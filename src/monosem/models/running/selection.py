@@ -14,7 +14,7 @@ from torch import Tensor
 from ...errors import BadInput
 from ..native import Native
 from ..numbers import whole_numbers, whole_slice
-from ..places.sites import Site
+from ..places.sites import HEADS, Site
 from ..tokens import TokenBatch
 
 # token indices in a row: 0 is its first real token, negative ones count from the end of the prompt; "last" is -1
@@ -76,8 +76,13 @@ class Kept:
 
 def heads_at(model: Native, site: Site) -> int:
     """How many heads a site has: kv heads at k, v, rot_k and values."""
+    place = None if site.layer is None else model.anatomy[site.layer].places.get(site.name)
+    slot = None if place is None else place.slot
+    axis = next((axis for axis in site.shape if axis in HEADS), "head")
+    if slot is not None and axis in slot.sizes:
+        return slot.sizes[axis]
     kv_heads, heads = _sizes(model, site)
-    return kv_heads if "kv_head" in site.shape else heads
+    return kv_heads if axis == "kv_head" else heads
 
 
 def _sizes(model: Native, site: Site) -> tuple[int, int]:

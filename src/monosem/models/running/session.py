@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...errors import BadInput, EditDidNotFire, SiteDidNotFire
 from ..places.attention import Visit, visiting
 from ..places.branches import Branch
+from ..places.calls import calling
 from ..places.places import Places
 from ..places.points import Point, first_input, point, rewrap, unwrap, with_first_input
 from ..places.rotations import row_by_row
@@ -76,7 +77,7 @@ class Session:
         self.fired: set[int] = set()
         self.generated = False  # whether a pass has come by a generated token
         self.remembered: dict[Site, Tensor] = {}
-        self.actions: dict[tuple[nn.Module, str, int], list[Action]] = defaultdict(list)
+        self.actions: dict[tuple[nn.Module, str, int | str], list[Action]] = defaultdict(list)
         self.visits: dict[nn.Module, Visit] = {}
         self.points = {site: point(model, host_of(site)) for site in self.wanted | set(self.edits)}
         places = {site for site in self.points if not isinstance(site, Inner)} | self.observers | self.noted
@@ -106,8 +107,14 @@ class Session:
         try:
             if self.model.rotations:
                 self.stack.enter_context(row_by_row(self.model.rotations))
+            called: dict[nn.Module, dict[str, list[Action]]] = defaultdict(dict)
             for (module, when, item), actions in self.actions.items():
-                self.stack.callback(_hook(module, when, item, actions).remove)
+                if when == "call":
+                    called[module][str(item)] = actions
+                else:
+                    self.stack.callback(_hook(module, when, int(item), actions).remove)
+            if called:
+                self.stack.enter_context(calling(called))
             if self.visits:
                 self.stack.enter_context(visiting(self.model.hf, self.visits))
         except BaseException:
@@ -251,7 +258,7 @@ class Session:
         return bool(self.edits.get(site)) or self._joined(site) or (self.grad and site in self.wanted)
 
     def _add(self, place: Point, action: Action) -> None:
-        self.actions[place.module, place.when, place.item].append(action)
+        self.actions[place.module, place.when, place.role or place.item].append(action)
 
     def _plan_point(self, site: Site, place: Point) -> None:
         write = self._writes(site) and site.name not in READ_ONLY

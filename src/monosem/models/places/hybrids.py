@@ -1,0 +1,129 @@
+"""Rows of the family table for models whose layers, or some of them, have a memory instead of attention."""
+
+from dataclasses import replace
+
+from .families import Family, attn, mlp
+from .memories import delta_net, kimi_delta, mamba, mamba2, row, short_convolution, xlstm
+from .mixers import Mixer
+
+# attention whose inside has no kind yet: gated, latent
+_GATED = replace(attn(), mixers=(Mixer("other", "self_attn", {"q": "q_proj", "out": "o_proj"}),))
+_LATENT = replace(attn(), mixers=(Mixer("other", "self_attn", {"kv": "kv_a_proj_with_mqa", "out": "o_proj"}),))
+_LFM_MLP = mlp("ffn_norm", path="feed_forward", pre="w1", pre_linear="w3", down="w2", router="gate")
+_FEED = mlp("pre_ff_layernorm", path="feed_forward")
+_LFM = Family(
+    "lfm2",
+    ("lfm2", "lfm2_moe"),
+    (row("conv", short_convolution("conv"), "operator_norm"), attn("operator_norm", out="out_proj"), _LFM_MLP),
+    final_norm="embedding_norm",
+)
+
+HYBRIDS: tuple[Family, ...] = (
+    Family(
+        "qwen3_next",
+        ("qwen3_next",),
+        (
+            row("linear", delta_net("linear_attn", "in_proj_qkvz", "in_proj_ba", gate_at="grouped")),
+            _GATED,
+            mlp(router="gate"),
+        ),
+    ),
+    Family(
+        "qwen3_5",
+        ("qwen3_5_text", "qwen3_5_moe_text"),
+        (row("linear", delta_net("linear_attn", "in_proj_z", "in_proj_b")), _GATED, mlp(router="gate")),
+    ),
+    Family(  # norms before linear attention and its MLP, after softmax attention and its MLP
+        "olmo_hybrid",
+        ("olmo_hybrid",),
+        (
+            row("linear", delta_net("linear_attn", "g_proj", "b_proj", "o_proj")),
+            attn(None, "post_attention_layernorm"),
+            mlp(None, "post_feedforward_layernorm"),
+            mlp(),
+        ),
+    ),
+    Family(
+        "kimi_linear",
+        ("kimi_linear",),
+        (row("linear", kimi_delta("self_attn", "g_b_proj")), _LATENT, mlp(router="gate")),
+    ),
+    Family(
+        "bailing_hybrid",
+        ("bailing_hybrid",),
+        (row("linear", kimi_delta("self_attn", "g_proj")), _LATENT, mlp(router="gate")),
+    ),
+    _LFM,
+    replace(
+        _LFM,
+        name="lfm3",
+        model_types=("lfm3",),
+        branches=(
+            replace(_LFM.branches[0], after="post_operator_norm"),
+            replace(_GATED, before="operator_norm", after="post_operator_norm"),
+            replace(_LFM_MLP, after="post_ffn_norm"),
+        ),
+    ),
+    Family(
+        "mamba",
+        ("mamba", "falcon_mamba"),
+        (row("ssm", mamba("mixer"), "norm"),),
+        embed="embeddings",
+        final_norm="norm_f",
+    ),
+    Family("mamba2", ("mamba2",), (row("ssm", mamba2("mixer"), "norm"),), embed="embeddings", final_norm="norm_f"),
+    Family(  # one branch a block
+        "nemotron_h",
+        ("nemotron_h",),
+        (
+            row("ssm", mamba2("mixer"), "norm"),
+            attn("norm", path="mixer"),
+            mlp("norm", path="mixer", pre="up_proj", pre_linear=None, router="gate"),
+        ),
+        embed="embeddings",
+        final_norm="norm_f",
+    ),
+    Family(
+        "jamba",
+        ("jamba",),
+        (row("ssm", mamba("mamba")), attn(), mlp("pre_ff_layernorm", path="feed_forward", router="router")),
+        final_norm="final_layernorm",
+    ),
+    Family("bamba", ("bamba",), (row("ssm", mamba2("mamba")), attn(), _FEED), final_norm="final_layernorm"),
+    Family(  # a plain MLP beside the mixture of experts, where there is one
+        "granitemoehybrid",
+        ("granitemoehybrid",),
+        (
+            row("ssm", mamba2("mamba"), scale="residual_multiplier"),
+            attn(scale="residual_multiplier"),
+            mlp(
+                path="shared_mlp",
+                pre="input_linear",
+                pre_linear="input_linear",
+                down="output_linear",
+                scale="residual_multiplier",
+            ),
+            replace(
+                mlp(path="block_sparse_moe", parallel=True, scale="residual_multiplier"),
+                name="moe",
+                mixers=(Mixer("mixture", "block_sparse_moe", {"router": "router"}),),
+            ),
+        ),
+        embed_scale="embedding_multiplier",
+        logit_steps=(("divide", "logits_scaling"),),
+    ),
+    Family(
+        "xlstm",
+        ("xlstm",),
+        (
+            row("recurrent", xlstm("mlstm_layer"), "norm_mlstm"),
+            mlp("norm_ffn", path="ffn", pre="proj_up_gate", pre_linear="proj_up", down="proj_down"),
+        ),
+        embed="embeddings",
+        layers="blocks",
+        final_norm="out_norm",
+        logit_steps=(("soft_cap", "output_logit_soft_cap"),),
+        cached=False,
+        padded=False,
+    ),
+)
