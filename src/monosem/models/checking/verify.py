@@ -17,6 +17,7 @@ from ..places.sites import ATTENTION, PER_LAYER, ROUTER, Site
 from ..tokens import TokenBatch
 from .attention import attention
 from .checks import Checks, Patch
+from .memories import memories
 
 
 @dataclass
@@ -62,8 +63,8 @@ def verify(model: Model, length: int = 12, seed: int = 0, quick: bool = False) -
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, model.cfg.d_vocab, (2, length), generator=generator)
     checks = Checks(model, model.tokens(ids).to(model.device))
-    some = (_native, _streams, attention, _roles, _routers, _write_back_together, _transplant)
-    for check in some if quick else (*some[:5], _write_back, _transplant, _padding, _cache):
+    some = (_native, _streams, attention, memories, _roles, _routers, _write_back_together, _transplant)
+    for check in some if quick else (*some[:6], _write_back, _transplant, _padding, _cache):
         check(checks)
     return Verification(model.name, str(model.dtype).removeprefix("torch."), checks.rows)
 

@@ -37,7 +37,7 @@ HYBRIDS: tuple[Family, ...] = (
         "olmo_hybrid",
         ("olmo_hybrid",),
         (
-            row("linear", delta_net("linear_attn", "g_proj", "b_proj", "o_proj")),
+            row("linear", delta_net("linear_attn", "g_proj", "b_proj", "o_proj", "o_norm")),
             attn(None, "post_attention_layernorm"),
             mlp(None, "post_feedforward_layernorm"),
             mlp(),

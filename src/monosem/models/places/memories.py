@@ -31,6 +31,7 @@ def delta_net(
     gate: str,
     beta: str,
     out: str = "out_proj",
+    norm: str = "norm",
     gate_at: Literal["whole", "grouped"] = "whole",
 ) -> Mixer:
     """Gated DeltaNet: a decay for each head."""
@@ -43,9 +44,8 @@ def delta_net(
         "channel": "conv_dim",
     }
     calls = (*_CONVOLVED, "torch_chunk_gated_delta_rule", "torch_recurrent_gated_delta_rule")
-    return Mixer(
-        "linear_attention", path, {"gate": gate, "beta": beta, "out": out}, calls=calls, axes=axes, gate=gate_at
-    )
+    parts = {"gate": gate, "beta": beta, "norm": norm, "out": out}
+    return Mixer("linear_attention", path, parts, calls=calls, axes=axes, gate=gate_at)
 
 
 def kimi_delta(path: str, gate: str, out: str = "o_proj") -> Mixer:
@@ -53,7 +53,7 @@ def kimi_delta(path: str, gate: str, out: str = "o_proj") -> Mixer:
     axes: dict[str, str | int] = dict.fromkeys(("mixer_head", "key_head"), "num_heads")
     axes |= dict.fromkeys(("mixer_dim", "key_dim", "decay"), "head_dim") | {"channel": "conv_dim"}
     calls = (*_CONVOLVED, "chunk_kimi_delta_attention", "recurrent_kimi_delta_attention")
-    parts = {"gate": gate, "beta": "b_proj", "out": out}
+    parts = {"gate": gate, "beta": "b_proj", "norm": "o_norm", "out": out}
     return Mixer("linear_attention", path, parts, calls=calls, axes=axes)
 
 
@@ -75,7 +75,8 @@ def mamba2(path: str) -> Mixer:
         "channel": "conv_dim",
     }
     calls = (*_CONVOLVED, "mamba2_chunk_scan", "mamba2_selective_state_update")
-    return Mixer("state_space", path, {"gate": "in_proj", "out": "out_proj"}, calls=calls, axes=axes, gate_at="first")
+    parts = {"gate": "in_proj", "norm": "norm", "out": "out_proj"}
+    return Mixer("state_space", path, parts, calls=calls, axes=axes, gate_at="first")
 
 
 def short_convolution(path: str) -> Mixer:

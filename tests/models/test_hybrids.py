@@ -1,0 +1,213 @@
+"""Models with a memory instead of attention, or beside it: sites, identities, edits, generation, padding."""
+
+import sys
+from contextlib import suppress
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+
+from anymodel import tiny_any
+from monosem import edits
+from monosem.errors import BadInput, MonosemError, UnknownName
+from monosem.models import Model, verify
+from monosem.models.places import calls
+from monosem.models.places.table import BY_TYPE
+
+# type -> the first layer of each kind of its mixers
+TYPES = {
+    "qwen3_next": {"linear_attention": 0},
+    "qwen3_5_text": {"linear_attention": 0},
+    "qwen3_5_moe_text": {"linear_attention": 0},
+    "olmo_hybrid": {"linear_attention": 0, "attention": 3},
+    "kimi_linear": {"linear_attention": 0},
+    "bailing_hybrid": {"linear_attention": 0},
+    "lfm2": {"convolution": 0, "attention": 2},
+    "lfm2_moe": {"convolution": 0, "attention": 2},
+    "lfm3": {"convolution": 0},
+    "mamba": {"state_space": 0},
+    "falcon_mamba": {"state_space": 0},
+    "mamba2": {"state_space": 0},
+    "nemotron_h": {"state_space": 0, "attention": 2},
+    "jamba": {"state_space": 1, "attention": 0},
+    "bamba": {"state_space": 0, "attention": 2},
+    "granitemoehybrid": {"state_space": 0, "attention": 1},
+    "xlstm": {"recurrent": 0},
+}
+PREFIX = {"linear_attention": "linear", "state_space": "ssm", "convolution": "conv", "recurrent": "recurrent"}
+SWAPS = {  # two values of a function that a wrong table might exchange
+    "qwen3_5_text": [("q", "k"), ("beta", "decay")],
+    "kimi_linear": [("q", "k"), ("q", "v")],
+    "mamba": [("B", "C")],
+    "mamba2": [("B", "C")],
+    "lfm2": [("preconv", "conv")],
+}
+PROMPT = [list(range(3, 15)), list(range(40, 52))]
+
+
+@cache
+def model_of(kind: str) -> Model:
+    return Model(tiny_any(kind), name=kind)
+
+
+def memory_of(kind: str) -> tuple[str, int]:
+    """The prefix of the sites of the type's first mixer with a memory, and its layer."""
+    return next((PREFIX[name], layer) for name, layer in TYPES[kind].items() if name in PREFIX)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_identities(kind):
+    result = verify(model_of(kind))
+    assert result.ok, result.table[~result.table.ok].to_string()
+    prefix, _ = memory_of(kind)
+    assert f"{prefix}_z" in set(result.table.site)
+
+
+@pytest.mark.parametrize(("kind", "pair"), [(kind, pair) for kind, pairs in SWAPS.items() for pair in pairs])
+def test_exchanged_values_fail(kind, pair, monkeypatch):
+    for name, spots in calls.FUNCTIONS.items():
+        if set(pair) <= spots.keys():
+            changed = spots | {pair[0]: spots[pair[1]], pair[1]: spots[pair[0]]}
+            monkeypatch.setitem(calls.FUNCTIONS, name, changed)
+    with suppress(RuntimeError, MonosemError):  # shapes that do not fit
+        assert not verify(model_of(kind), quick=True).ok
+
+
+def test_a_wrong_gate_fails():
+    row = BY_TYPE["olmo_hybrid"]
+    linear, *others = row.branches
+    mixer = replace(linear.mixers[0], parts=linear.mixers[0].parts | {"gate": "v_proj"})  # as wide as the gate
+    wrong = replace(row, branches=(replace(linear, mixers=(mixer,)), *others))
+    failed = verify(Model(tiny_any("olmo_hybrid"), family=wrong), quick=True).table.query("not ok")
+    assert set(failed.site) == {"linear_gate"}
+
+
+# ---------------------------------------------------------------------- what is captured, against transformers itself
+ARGUMENTS = {  # type -> (function, its arguments by our sites, dimension of positions)
+    "qwen3_5_text": ("torch_chunk_gated_delta_rule", {"linear_q": "query", "linear_v": "value", "linear_beta": "beta"}),
+    "kimi_linear": ("chunk_kimi_delta_attention", {"linear_k": "key", "linear_decay": "g"}),
+    "mamba2": ("mamba2_chunk_scan", {"ssm_x": "hidden_states", "ssm_B": "B", "ssm_C": "C", "ssm_dt": "dt"}),
+}
+
+
+@pytest.mark.parametrize("kind", ARGUMENTS)
+def test_captured_arguments_are_the_native_ones(kind, monkeypatch):
+    model, (function, names) = model_of(kind), ARGUMENTS[kind]
+    _, layer = memory_of(kind)
+    run = model.run(PROMPT, capture=[f"{site}.{layer}" for site in names], logits=False)
+    file = sys.modules[type(model.hf).__module__]
+    native, seen = getattr(file, function), []
+
+    def record(*args, **kwargs):
+        order = ["query", "key", "value"] if "delta" in function else ["hidden_states", "dt", "A", "B", "C"]
+        seen.append(dict(zip(order, args)) | kwargs)
+        return native(*args, **kwargs)
+
+    monkeypatch.setattr(file, function, record)
+    with torch.no_grad():
+        model.hf(input_ids=torch.tensor(PROMPT), use_cache=False)
+    for site, argument in names.items():
+        torch.testing.assert_close(run[f"{site}.{layer}"].flatten(2), seen[0][argument].flatten(2), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["qwen3_next", "kimi_linear", "mamba2", "mamba"])
+def test_an_edit_inside_is_what_the_function_is_given(kind, monkeypatch):
+    model = model_of(kind)
+    prefix, layer = memory_of(kind)
+    site = f"{prefix}_v.{layer}" if prefix == "linear" else f"{prefix}_x.{layer}"
+    edited = model.run(PROMPT, edits=edits.scale(site, 0.5)).logits
+    file = sys.modules[type(model.hf).__module__]
+    name = next(n for n in ("torch_chunk_gated_delta_rule", "chunk_kimi_delta_attention", "mamba2_chunk_scan",
+                            "mamba_selective_scan") if hasattr(file, n))  # fmt: skip
+    native, count = getattr(file, name), []
+
+    def halved(*args, **kwargs):
+        place = 2 if prefix == "linear" else 0
+        if not count:  # the first layer
+            args = (*args[:place], args[place] / 2, *args[place + 1 :])
+        count.append(1)
+        return native(*args, **kwargs)
+
+    monkeypatch.setattr(file, name, halved)
+    with torch.no_grad():
+        expected = model.hf(input_ids=torch.tensor(PROMPT), use_cache=False).logits
+    torch.testing.assert_close(edited, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["qwen3_next", "mamba2", "mamba"])
+def test_a_head_written_out_is_a_head_less(kind):
+    model = model_of(kind)
+    prefix, layer = memory_of(kind)
+    by_result = model.run(PROMPT, edits=edits.scale(f"{prefix}_result.{layer}", 0.0).at(heads=1)).logits
+    by_z = model.run(PROMPT, edits=edits.scale(f"{prefix}_z.{layer}", 0.0).at(heads=1)).logits
+    torch.testing.assert_close(by_result, by_z, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(by_z, model.run(PROMPT).logits, atol=1e-3)
+
+
+def test_native_functions_are_back_after_a_pass():
+    model = model_of("qwen3_next")
+    file = sys.modules[type(model.hf).__module__]
+    before = {name: getattr(file, name) for name in calls.FUNCTIONS if hasattr(file, name)}
+    model.run(PROMPT, capture="linear_q.0")
+    with pytest.raises(ZeroDivisionError):
+        model.run(PROMPT, edits=edits.function("linear_q.0", lambda x: 1 / 0))
+    model.run(PROMPT, capture="linear_q.0", logits=False)
+    assert before == {name: getattr(file, name) for name in before}
+    assert not calls._SHOWN
+
+
+def test_gradients_reach_values_inside_functions():
+    model = model_of("olmo_hybrid")
+    run = model.run(PROMPT, capture="linear_v.1", grad=True)
+    (gradient,) = torch.autograd.grad(run.logits[:, -1, 7].sum(), run["linear_v.1"])
+    change = torch.zeros_like(gradient)
+    change[0, 4, 1] = 0.01
+    moved = [
+        model.run(PROMPT, edits=edits.function("linear_v.1", lambda x, s=s: x + s * change)).logits for s in (1, -1)
+    ]
+    slope = (moved[0] - moved[1])[:, -1, 7].sum() / 2
+    torch.testing.assert_close(slope, (gradient * change).sum(), rtol=2e-2, atol=1e-6)
+
+
+# ---------------------------------------------------------------------- generation and padding
+@pytest.mark.parametrize(("kind", "site"), [
+    ("qwen3_next", "linear_conv"), ("qwen3_next", "linear_k"), ("kimi_linear", "linear_decay"), ("mamba2", "ssm_B"),
+    ("mamba2", "ssm_dt"), ("mamba", "ssm_x"), ("mamba", "ssm_C"), ("lfm2", "conv_conv"), ("lfm2", "conv_x"),
+    ("xlstm", "recurrent_z"),
+])  # fmt: skip
+def test_edits_act_while_tokens_are_generated(kind, site):
+    model = model_of(kind)
+    _, layer = memory_of(kind)
+    edit = edits.scale(f"{site}.{layer}", -0.7)
+    generation = model.generate(PROMPT, edits=edit, max_new_tokens=5, stop_at_eos=False, capture=f"{site}.{layer}")
+    whole = model.run(generation.ids, edits=edit, capture=f"{site}.{layer}")
+    best = whole.logits[:, 11:-1].argmax(-1)
+    assert best.tolist() == generation.new
+    torch.testing.assert_close(generation[f"{site}.{layer}"], whole[f"{site}.{layer}"], rtol=1e-3, atol=1e-4)
+
+
+def test_what_a_cache_keeps_is_not_written():
+    with pytest.raises(BadInput, match="write conv_conv"):
+        model_of("lfm2").run(PROMPT, edits=edits.scale("conv_preconv.0", 2.0))
+
+
+def test_a_memory_that_would_begin_with_padding():
+    model = model_of("xlstm")
+    with pytest.raises(BadInput, match="padded on the left"):
+        model.generate([[3, 4, 5], [6, 7]], max_new_tokens=2)
+    alone = [model.generate([row], max_new_tokens=3).new[0] for row in PROMPT]
+    assert model.generate(PROMPT, max_new_tokens=3).new == alone
+
+
+# ---------------------------------------------------------------------- layers of several kinds
+def test_layers_of_a_kind():
+    model = model_of("jamba")
+    assert model.layers(kind="attention") == [0, 2]
+    assert model.layers([1, -1], kind="state_space") == [1, 3]
+    with pytest.raises(UnknownName, match="layer 1 of jamba.*; it is in layers 0, 2"):
+        model.run(PROMPT, capture="z.1")
+    with pytest.raises(UnknownName, match="no layer of jamba"):
+        model.layers(kind="convolution")
+    with pytest.raises(UnknownName, match="did you mean"):
+        model.layers(kind="atention")
