@@ -20,7 +20,9 @@ def sizes_of(config: Any, blocks: nn.ModuleList, anatomy: list[Block]) -> dict[s
         "n_layers": config.num_hidden_layers,
         "d_model": config.hidden_size,
         "n_heads": heads if first is None else first.n,
-        "n_kv_heads": (heads and (getattr(config, "num_key_value_heads", None) or heads)) if first is None else first.n_kv,
+        "n_kv_heads": (heads and (getattr(config, "num_key_value_heads", None) or heads))
+        if first is None
+        else first.n_kv,
         "d_head": 0 if first is None else first.v,  # not always d_model / heads
         "d_mlp": (int(experts) if _has(anatomy, "mixture") else 0) if down is None else down,
         "n_ctx": context_of(config),

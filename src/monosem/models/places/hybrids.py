@@ -2,13 +2,19 @@
 
 from dataclasses import replace
 
-from .families import Family, attn, mlp
+from .families import BranchRow, Family, attn, latent, mlp
 from .memories import delta_net, kimi_delta, mamba, mamba2, row, short_convolution, xlstm
 from .mixers import Mixer
 
-# attention whose inside has no kind yet: gated, latent
-_GATED = replace(attn(), mixers=(Mixer("other", "self_attn", {"q": "q_proj", "out": "o_proj"}),))
-_LATENT = replace(attn(), mixers=(Mixer("other", "self_attn", {"kv": "kv_a_proj_with_mqa", "out": "o_proj"}),))
+
+def gated(gate: str, before: str = "input_layernorm", after: str | None = None) -> BranchRow:
+    """Attention with an output gate; where the query projection computes it too, head by head."""
+    plain = attn(before, after)
+    return replace(
+        plain, mixers=(replace(plain.mixers[0], parts=plain.mixers[0].parts | {"gate": gate}), *plain.mixers)
+    )
+
+
 _LFM_MLP = mlp("ffn_norm", path="feed_forward", pre="w1", pre_linear="w3", down="w2", router="gate")
 _FEED = mlp("pre_ff_layernorm", path="feed_forward")
 _LFM = Family(
@@ -24,14 +30,14 @@ HYBRIDS: tuple[Family, ...] = (
         ("qwen3_next",),
         (
             row("linear", delta_net("linear_attn", "in_proj_qkvz", "in_proj_ba", gate_at="grouped")),
-            _GATED,
+            gated("q_proj"),
             mlp(router="gate"),
         ),
     ),
     Family(
         "qwen3_5",
         ("qwen3_5_text", "qwen3_5_moe_text"),
-        (row("linear", delta_net("linear_attn", "in_proj_z", "in_proj_b")), _GATED, mlp(router="gate")),
+        (row("linear", delta_net("linear_attn", "in_proj_z", "in_proj_b")), gated("q_proj"), mlp(router="gate")),
     ),
     Family(  # norms before linear attention and its MLP, after softmax attention and its MLP
         "olmo_hybrid",
@@ -46,12 +52,12 @@ HYBRIDS: tuple[Family, ...] = (
     Family(
         "kimi_linear",
         ("kimi_linear",),
-        (row("linear", kimi_delta("self_attn", "g_b_proj")), _LATENT, mlp(router="gate")),
+        (row("linear", kimi_delta("self_attn", "g_b_proj")), latent(), mlp(router="gate")),
     ),
     Family(
         "bailing_hybrid",
         ("bailing_hybrid",),
-        (row("linear", kimi_delta("self_attn", "g_proj")), _LATENT, mlp(router="gate")),
+        (row("linear", kimi_delta("self_attn", "g_proj")), latent(gate="g_proj"), mlp(router="gate")),
     ),
     _LFM,
     replace(
@@ -60,7 +66,7 @@ HYBRIDS: tuple[Family, ...] = (
         model_types=("lfm3",),
         branches=(
             replace(_LFM.branches[0], after="post_operator_norm"),
-            replace(_GATED, before="operator_norm", after="post_operator_norm"),
+            gated("g_proj", "operator_norm", "post_operator_norm"),
             replace(_LFM_MLP, after="post_ffn_norm"),
         ),
     ),

@@ -45,7 +45,7 @@ def delta_net(
     }
     calls = (*_CONVOLVED, "torch_chunk_gated_delta_rule", "torch_recurrent_gated_delta_rule")
     parts = {"gate": gate, "beta": beta, "norm": norm, "out": out}
-    return Mixer("linear_attention", path, parts, calls=calls, axes=axes, gate=gate_at)
+    return Mixer("linear_attention", path, parts, calls=calls, axes=axes, gate_at=gate_at)
 
 
 def kimi_delta(path: str, gate: str, out: str = "o_proj") -> Mixer:
