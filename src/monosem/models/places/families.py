@@ -10,7 +10,7 @@ norm, its mixer computes, and the result is added, through another norm and time
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
