@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import ACT2FN
 
-from ..errors import BadInput, UnknownName, check_name
+from ..errors import BadInput, UnknownName
 from .language import is_multimodal, language_model, text_config
 from .numbers import whole_numbers, whole_slice
 from .places.blocks import Block
 from .places.families import LOGIT_STEPS, Family
-from .places.mixers import KINDS
 from .places.norms import Norm
 from .places.reach import window_of
 from .places.rotations import rotations_of
@@ -151,11 +150,8 @@ class Native:
     def dtype(self) -> torch.dtype:
         return self.cfg.dtype
 
-    def layers(self, layers: Layers = None, kind: str | None = None) -> list[int]:
+    def layers(self, layers: Layers = None) -> list[int]:
         """Layer numbers of a selection: one, several, a slice, or None for all; negative numbers count from the end.
-
-        Args:
-            kind: of these, the layers that have a branch of this kind: "attention", "linear_attention", "mixture", ...
 
         Raises:
             UnknownName: a layer that the model does not have. BadInput: a selection of no layer, or not of numbers.
@@ -169,14 +165,7 @@ class Native:
             raise UnknownName(f"there is no layer {unknown[0]}: {self.name} has layers 0 to {n - 1} (-1 is the last)")
         if not chosen:
             raise BadInput("the selection of layers is empty; give at least one layer, or None for all")
-        chosen = [layer % n for layer in chosen]
-        if kind is None:
-            return chosen
-        check_name("kind of mixer", kind, [*KINDS])
-        found = [n for n in chosen if any(slot.mixer.kind == kind for slot in self.anatomy[n].slots)]
-        if not found:
-            raise UnknownName(f"no layer of {self.name} has a branch of kind {kind!r}")
-        return found
+        return [layer % n for layer in chosen]
 
     @cached_property
     def tuple_blocks(self) -> int | None:

@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...errors import BadInput, UnknownName
-from ..native import Native
+from ...errors import BadInput, UnknownName, check_name
+from ..native import Layers, Native
 from .branches import Branch
+from .mixers import KINDS
 from .points import point
 from .sites import EMBEDDINGS, Site, SiteLike, host_of
 from .weights import View, bias, embedding_table, matrix
@@ -27,6 +28,21 @@ class Places(Native):
         parsed = Site.parse(site)
         point(self, host_of(parsed))
         return parsed
+
+    def layers(self, layers: Layers = None, kind: str | None = None) -> list[int]:
+        """As `Native.layers`; of these, the layers that have a branch of a kind: "attention", "state_space", "mixture".
+
+        Raises:
+            UnknownName: no such kind, or no layer has it.
+        """
+        chosen = super().layers(layers)
+        if kind is None:
+            return chosen
+        check_name("kind of mixer", kind, [*KINDS])
+        found = [n for n in chosen if any(slot.mixer.kind == kind for slot in self.anatomy[n].slots)]
+        if not found:
+            raise UnknownName(f"no layer of {self.name} has a branch of kind {kind!r}")
+        return found
 
     def layers_with(self, site: str) -> list[int]:
         """The layers that have a site of this name; blocks may differ. Raises `UnknownName` where no layer has it."""

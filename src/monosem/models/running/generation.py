@@ -20,7 +20,7 @@ from ..tokens import TokenBatch
 from .cache import cache_name
 from .moment import EditLike
 from .result import Run
-from .run import edits_of, inputs, moment, refuse_padding, refuse_parted
+from .run import edits_of, inputs, moment, refuse_parted
 from .sampling import Choose, Sampling, chooser, settings_of
 from .session import Session
 
@@ -90,7 +90,6 @@ def generate(
     max_new_tokens = count(max_new_tokens, "max_new_tokens")
     model.refuse_looking_ahead()
     prompt = model.tokens([[model.bos]] * count(rows, "rows") if x is None else x, padding="left").to(model.device)
-    refuse_padding(model, prompt)
     sites, longest = _per_token(sites_of(capture)), int(prompt.lengths.max())
     read = longest + max_new_tokens - (not sites)  # the last token is read for what is captured there
     if read > model.cfg.n_ctx:

@@ -67,7 +67,6 @@ def run(
     if model.device.type == "meta":
         raise BadInput(f"{model.name} was freed: load it again")
     tokens = model.tokens(x).to(model.device)
-    refuse_padding(model, tokens)
     sites, all_edits = sites_of(capture), edits_of(model, edits)
     refuse_parted(x, all_edits)
     if start is not None:
@@ -127,8 +126,7 @@ def _check_asked(tokens: TokenBatch, sites: list[Site], kept: Kept | None, logit
         )
 
 
-def refuse_padding(model: Places, tokens: TokenBatch) -> None:
-    """Raises `BadInput` where padding stands before a prompt, and the memory of the model's layers would read it."""
+def _refuse_padding(model: Places, tokens: TokenBatch) -> None:
     if not model.family.padded and not bool(tokens.mask[:, 0].all()):
         raise BadInput(
             f"prompts of different lengths are padded on the left here, which {model.name} would read as tokens: "
@@ -265,7 +263,11 @@ def inputs(model: Places, tokens: TokenBatch, column: int = 0) -> dict[str, Tens
     Mask and positions go along whenever there is padding: transformers numbers positions from the left edge, padding
     included, which is wrong for learned positions. Without padding its own defaults are right, and faster; but a
     multimodal model's defaults remember the last picture.
+
+    Raises:
+        BadInput: padding before a prompt that the memory of the model's layers would read.
     """
+    _refuse_padding(model, tokens)
     ids = {"input_ids": tokens.ids[:, column:]}
     if not (tokens.padded or model.multimodal):
         return ids
