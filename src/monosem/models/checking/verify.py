@@ -117,6 +117,8 @@ def _roles(c: Checks) -> None:
             c.add("q", "the first token's q moves no later z", turned, c.run[z][:, 1:])
         elif branch.kind == "mlp":
             pre, linear, post = (branch.site(name) for name in ("_pre", "_pre_linear", "_post"))
+            if (before_norm := branch.site("_gated")) in c.run:
+                post = before_norm
             c.add(pre.name, "one neuron each", run(pre, half_off, post)[..., :half], c.run[post][..., :half])
             if linear in c.run:
                 c.add(linear.name, "mlp_post linear in it", run(linear, lambda x: 2 * x, post), 2 * c.run[post])

@@ -153,13 +153,30 @@ def _norm_reason(slot: Slot, slots: tuple[Slot, ...], site: str) -> str:
     return f"reads {first.name} and {slot.name} through one norm; use {site.replace(slot.row.norm, first.row.norm, 1)}"
 
 
+# why a mixer lacks an inner site that others have
+_REASONS = {
+    "mixed": "has nothing between mixing and the output projection; use z",
+    "attn_gate": "has no output gate",
+    "k": "takes keys and values from an earlier layer; rot_k and values hold them as it uses them",
+    "v": "has no values of its own; `values` holds what it mixes",
+    "q_latent": "makes queries from the stream, not from a latent",
+    "kv_latent": "makes keys and values from the stream, not from a latent",
+    "k_rope": "has no latents: its keys are k, and rot_k after rotation",
+    "k_nope": "has no latents: its keys are k, and rot_k after rotation",
+}
+
+
 def _mixer_reason(slot: Slot, site: str) -> str | None:
     """What the branch's mixer lacks that another mixer of its row, or another architecture, has."""
+    if slot.mixer.row.attends and site in _REASONS:
+        if slot.mixer.kind == "latent_attention" and site == "k":
+            return "makes its keys in two parts: k_nope and k_rope; rot_k holds them joined"
+        return _REASONS[site]
     lacking = next((key for key, kind in KINDS.items() if site in {kind.site(n, slot.name) for n in kind.sites}), None)
-    if lacking == slot.mixer.kind:
+    if lacking == slot.mixer.kind == "mlp" and site == f"{slot.name}_gated":
+        return f"has no norm inside its {slot.name}; use {slot.name}_post"
+    if lacking == slot.mixer.kind == "mlp":
         return f"has no {site}: its {slot.name} is not gated; use {slot.name}_pre"
-    if lacking and slot.mixer.kind == "other" and slot.name in (KINDS[lacking].plain, site.split("_")[0]):
-        return f"is read without what is inside its {slot.name}; use {slot.name}_input, {slot.name}_out"
     if {lacking, slot.mixer.kind} != {"mlp", "mixture"}:
         return None
     if lacking == "mlp":

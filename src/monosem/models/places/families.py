@@ -77,13 +77,22 @@ def attn(
     out: str = "o_proj",
     qkv: str | None = None,
     fused: Literal["stacked", "interleaved"] = "stacked",
-    clip: str | None = None,
     scale: str | None = None,
+    **more: str | None,
 ) -> BranchRow:
-    """The branch `attn`; `qkv` is one module instead of three, `fused` in one of two ways."""
-    parts = {"q": qkv or q, "k": qkv or k, "v": qkv or v, "out": out}
-    mixer = Mixer("attention", path, parts, fused if qkv else None, clip)
+    """The branch `attn`; `qkv` is one module instead of three, `fused` in one of two ways.
+
+    `more` are other parts (gate, mixed_norm, v_norm) and what `Mixer` knows of attention (clip, gating, value_scale).
+    """
+    known = {name: more.pop(name) for name in ("clip", "gating", "value_scale") if name in more}
+    parts = {"q": qkv or q, "k": qkv or k, "v": qkv or v, "out": out, **{k: v for k, v in more.items() if v}}
+    mixer = Mixer("attention", path, parts, fused if qkv else None, **known)
     return BranchRow("attn", (mixer,), "ln1", before, after, scale=scale)
+
+
+def either(*rows: BranchRow) -> BranchRow:
+    """One branch that computes in several ways: each block takes the first row whose modules it has."""
+    return replace(rows[0], mixers=tuple(mixer for row in rows for mixer in row.mixers))
 
 
 def latent(
@@ -113,6 +122,7 @@ def mlp(
     router: str | None = None,
     parallel: str | bool = False,
     scale: str | None = None,
+    **more: str | None,
 ) -> BranchRow:
     """The branch `mlp`.
 
@@ -120,9 +130,10 @@ def mlp(
         pre_linear: the same module as `pre` where one computes [gate | up]; None where the MLP is not gated.
         router: in a mixture of experts, the module that returns (logits, weights, indices); layers without it have a
             plain MLP.
+        more: other parts of the plain MLP: inner_norm, between its activation and its last layer.
     """
     gated = {"pre_linear": pre_linear} if pre_linear else {}
-    plain = Mixer("mlp", path, {"pre": pre, **gated, "down": down})
+    plain = Mixer("mlp", path, {"pre": pre, **gated, "down": down, **{k: v for k, v in more.items() if v}})
     mixers = (Mixer("mixture", path, {"router": router}), plain) if router else (plain,)
     return BranchRow("mlp", mixers, "ln2", before, after, parallel, scale)
 
@@ -266,6 +277,17 @@ PLAIN: tuple[Family, ...] = (
         ),
         (latent(), mlp(router="gate")),
     ),
+    Family("laguna", ("laguna",), (attn(gate="g_proj", gating="softplus"), mlp(router="gate"))),
+    Family(
+        "afmoe",
+        ("afmoe",),
+        (
+            attn(after="post_attention_layernorm", gate="gate_proj"),
+            mlp("pre_mlp_layernorm", "post_mlp_layernorm", router="router"),
+        ),
+    ),
+    Family("mimo_v2_flash", ("mimo_v2_flash",), (attn(value_scale="attention_value_scale"), mlp(router="gate"))),
+    Family("bitnet", ("bitnet",), (attn(mixed_norm="attn_sub_norm"), mlp(inner_norm="ffn_sub_norm"))),
     Family("glm_moe_dsa", ("glm_moe_dsa",), (latent(), mlp(router="gate")), carries="the keys that queries may see"),
     Family(
         "minicpm3",

@@ -135,6 +135,7 @@ KINDS: dict[str, Kind] = {
             "_pre": Inner("pre", "out", "gate", _NEURONS),
             "_pre_linear": Inner("pre_linear", "out", "up", _NEURONS),
             "_up": Inner("pre_linear", "out", "up", _NEURONS, instead="pre"),
+            "_gated": Inner("inner_norm", "in", "whole", _NEURONS),
             "_post": Inner("down", "in", "whole", _NEURONS),
         },
         working=lambda cfg: 4 * cfg.d_mlp,

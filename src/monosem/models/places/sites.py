@@ -33,6 +33,7 @@ A site is data. `Site("resid_post", 15)` prints as `resid_post.15`; TransformerL
 | `mlp_pre.L` | batch pos d_mlp | before the activation function (gate projection in gated MLPs) |
 | `mlp_pre_linear.L` | batch pos d_mlp | the up projection of gated MLPs |
 | `mlp_up.L` | batch pos d_mlp | mlp_pre_linear in gated MLPs, mlp_pre in others |
+| `mlp_gated.L` | batch pos neuron | activations before a norm inside the MLP (BitNet); elsewhere they are mlp_post |
 | `mlp_post.L` | batch pos d_mlp | neurons: the input of the down projection |
 | `router_logits.L` | batch pos expert | mixtures of experts: what the router chooses by (read only) |
 | `expert_weights.L` | batch pos chosen | weights of the chosen experts |
