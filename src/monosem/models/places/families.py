@@ -84,7 +84,7 @@ def attn(
 
     `more` are other parts (gate, mixed_norm, v_norm) and what `Mixer` knows of attention (clip, gating, value_scale).
     """
-    known = {name: more.pop(name) for name in ("clip", "gating", "value_scale") if name in more}
+    known: dict[str, Any] = {name: more.pop(name) for name in ("clip", "gating", "value_scale") if name in more}
     parts = {"q": qkv or q, "k": qkv or k, "v": qkv or v, "out": out, **{k: v for k, v in more.items() if v}}
     mixer = Mixer("attention", path, parts, fused if qkv else None, **known)
     return BranchRow("attn", (mixer,), "ln1", before, after, scale=scale)
