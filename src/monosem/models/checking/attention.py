@@ -123,7 +123,7 @@ def _after(c: Checks, branch: Branch, mixed: Tensor) -> Tensor:
         mixed = norm(mixed) if each else norm(mixed.flatten(-2)).reshape(mixed.shape)
     if "gate" in steps:
         gate = c.run[branch.site("attn_gate")].float()
-        mixed = mixed * getattr(F, branch.slot.mixer.gating)(gate).to(mixed.dtype)
+        mixed = mixed * getattr(F, branch.slot.mixer.gate)(gate).to(mixed.dtype)
     return mixed
 
 

@@ -82,9 +82,10 @@ def attn(
 ) -> BranchRow:
     """The branch `attn`; `qkv` is one module instead of three, `fused` in one of two ways.
 
-    `more` are other parts (gate, mixed_norm, v_norm) and what `Mixer` knows of attention (clip, gating, value_scale).
+    `more` are other parts (gate, mixed_norm, v_norm), and `gating` (`Mixer.gate`), `clip` and `value_scale`.
     """
-    known: dict[str, Any] = {name: more.pop(name) for name in ("clip", "gating", "value_scale") if name in more}
+    named = {"clip": "clip", "gating": "gate", "value_scale": "value_scale"}
+    known: dict[str, Any] = {named[name]: more.pop(name) for name in [*more] if name in named}
     parts = {"q": qkv or q, "k": qkv or k, "v": qkv or v, "out": out, **{k: v for k, v in more.items() if v}}
     mixer = Mixer("attention", path, parts, fused if qkv else None, **known)
     return BranchRow("attn", (mixer,), "ln1", before, after, scale=scale)
@@ -269,32 +270,6 @@ PLAIN: tuple[Family, ...] = (
         final_norm="final_layer_norm",
     ),
     Family("mixture", ("mixtral", "qwen2_moe", "qwen3_moe", "qwen3_vl_moe_text"), (attn(), mlp(router="gate"))),
-    Family(
-        "latent",
-        (
-            *("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite"),
-            *("youtu", "sarvam_mla", "axk1", "mistral4"),
-        ),
-        (latent(), mlp(router="gate")),
-    ),
-    Family("laguna", ("laguna",), (attn(gate="g_proj", gating="softplus"), mlp(router="gate"))),
-    Family(
-        "afmoe",
-        ("afmoe",),
-        (
-            attn(after="post_attention_layernorm", gate="gate_proj"),
-            mlp("pre_mlp_layernorm", "post_mlp_layernorm", router="router"),
-        ),
-    ),
-    Family("mimo_v2_flash", ("mimo_v2_flash",), (attn(value_scale="attention_value_scale"), mlp(router="gate"))),
-    Family("bitnet", ("bitnet",), (attn(mixed_norm="attn_sub_norm"), mlp(inner_norm="ffn_sub_norm"))),
-    Family("glm_moe_dsa", ("glm_moe_dsa",), (latent(), mlp(router="gate")), carries="the keys that queries may see"),
-    Family(
-        "minicpm3",
-        ("minicpm3",),
-        (latent(scale="residual_scale"), mlp(scale="residual_scale")),
-        logit_steps=(("divide", "logits_scaling"),),
-    ),
     Family("gpt_oss", ("gpt_oss",), (attn(), mlp(router="router"))),
 )
 

@@ -5,8 +5,9 @@ from typing import Any
 from ...errors import UnknownName
 from .families import PLAIN, Family
 from .hybrids import HYBRIDS
+from .variants import VARIANTS
 
-FAMILIES = (*PLAIN, *HYBRIDS)
+FAMILIES = (*PLAIN, *VARIANTS, *HYBRIDS)
 BY_TYPE = {model_type: family for family in FAMILIES for model_type in family.model_types}
 
 
