@@ -74,6 +74,43 @@ MULTIMODAL: dict[str, dict[str, Any]] = {
         "image_token_index": 99,
     },
 }
+# those whose language model is not in the family table; each layer is of another kind
+OTHERS: dict[str, dict[str, Any]] = {
+    "qwen3_5": {
+        "text_config": _LLAMA
+        | {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
+        | {
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+        },
+        "vision_config": _QWEN_EYES | {"out_hidden_size": 32, "intermediate_size": 48, "num_position_embeddings": 16},
+        **_IMAGE,
+    },
+    "gemma4": {
+        "text_config": _GEMMA
+        | {"layer_types": _MIXED["layer_types"], "sliding_window": 8, "global_head_dim": 12}
+        | {"hidden_size_per_layer_input": 4, "vocab_size_per_layer_input": 100},
+        "vision_config": _CLIP | {"num_key_value_heads": 4, "head_dim": 8, "global_head_dim": 8},
+        "audio_config": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4},
+        "image_token_id": 99,
+        "audio_token_id": 98,
+    },
+    "llama4": {
+        "text_config": _LLAMA
+        | {"intermediate_size_mlp": 48, "num_local_experts": 4, "interleave_moe_layer_step": 2}
+        | {"attention_chunk_size": 6, "no_rope_layers": [1, 0, 1]},
+        "vision_config": _CLIP | {"vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32},
+    },
+    "mllama": {
+        "text_config": _LLAMA | {"cross_attention_layers": [1], "rope_parameters": {"rope_type": "default"}},
+        "vision_config": _CLIP
+        | {"num_global_layers": 1, "attention_heads": 4, "vision_output_dim": 64, "max_num_tiles": 1}
+        | {"intermediate_layers_indices": [0], "supported_aspect_ratios": [[1, 1]]},
+        "image_token_index": 99,
+    },
+}
 # its language model is Gemma, but a prompt's tokens see the later ones
 PALIGEMMA: dict[str, Any] = {
     "text_config": _GEMMA | {"model_type": "gemma"},
@@ -84,7 +121,7 @@ PALIGEMMA: dict[str, Any] = {
 
 
 def tiny_multimodal(kind: str, seed: int = 0) -> PreTrainedModel:
-    config = AutoConfig.for_model(kind, **(PALIGEMMA if kind == "paligemma" else MULTIMODAL[kind]))
+    config = AutoConfig.for_model(kind, **(MULTIMODAL | OTHERS | {"paligemma": PALIGEMMA})[kind])
     model = AutoModelForMultimodalLM.from_config(config, dtype=torch.float32)
     randomise(model, seed)
     return model.eval().requires_grad_(False)

@@ -40,7 +40,10 @@ def language_model(hf: PreTrainedModel) -> nn.Module:
         UnknownName: as `text_config`, or no module with that config.
     """
     if not is_multimodal(hf):
-        return hf.base_model
+        if hf.base_model is not hf:
+            return hf.base_model
+        inner = (child for child in hf.children() if isinstance(child, PreTrainedModel))  # Llama 4, Mllama
+        return next(inner, hf)
     part = hf.get_decoder()
     if getattr(part, "config", None) is not text_config(hf):
         raise UnknownName(f"no language model was found in {type(hf).__name__}: pass the language model itself")

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimoda
 
 from ...errors import BadFile, BadInput, cause
 from ..numbers import LARGEST
+from .towers import absent, text_loader
 
 MOST_PARTS = 10_000
 # everything that transformers, safetensors, gguf and torch were seen to raise on damaged or unsuitable files
@@ -30,18 +31,24 @@ def load_pretrained(
 ) -> tuple[PreTrainedModel, list[str]]:
     """`load_weights` of a folder or Hub id, by the class that its config calls for.
 
-    A multimodal checkpoint is loaded as a whole: a class of its language model alone would find none of its weights.
+    A multimodal checkpoint is loaded for text alone (`towers`).
     """
     place = {"local_files_only": local, "trust_remote_code": trust_remote_code}
     arguments = {"pretrained_model_name_or_path": source, **place}
     loader: Any = AutoModelForCausalLM
+    chosen = None
     with contextlib.suppress(*FILE_ERRORS, ImportError):  # `load_weights` meets them again, and explains them
         config = AutoConfig.from_pretrained(source, **place)
         check_sizes(config, name)
-        whole = type(config) in AutoModelForMultimodalLM._model_mapping
-        if whole and (config.get_text_config() is not config or type(config) not in loader._model_mapping):
+        if (chosen := text_loader(config)) is not None:
+            loader, arguments["config"] = chosen
+        elif type(config) in AutoModelForMultimodalLM._model_mapping and type(config) not in loader._model_mapping:
             loader = AutoModelForMultimodalLM
-    return load_weights(loader, arguments, name, dtype, **where)
+    hf, notes = load_weights(loader, arguments, name, dtype, **where)
+    if chosen is not None:
+        without = f", without {', '.join(parts)}" if (parts := absent(hf)) else ""
+        notes = [f"loaded for text alone, as {type(hf).__name__}{without}", *notes]
+    return hf, notes
 
 
 def check_sizes(config: PretrainedConfig, name: str) -> None:

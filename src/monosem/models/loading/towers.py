@@ -1,0 +1,116 @@
+"""Multimodal checkpoints, loaded for text alone: what reads pictures or sound is neither built in memory nor read.
+
+Where transformers has a class of the language model that reads whole checkpoints (Qwen 3.5, Llama 4), it is that class.
+Elsewhere it is the whole model's own class, whose forward goes past the towers on text: what stands beside the language
+model (towers, projectors) is cut off before any weight is loaded. Shards that hold nothing else are not opened.
+"""
+
+import copy
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, PretrainedConfig, PreTrainedModel
+
+from ...errors import BadInput
+from ..language import language_model
+
+# read through the class of their language model, because the whole needs its towers' packages (timm) to be built
+_AS_TEXT = ("gemma3n",)
+# names of tensors that nobody misses in a language model; without effect on what is loaded
+_OF_OTHER_PARTS = r"(vision|visual|image|video|audio|speech|multi_modal)"
+
+
+class Absent(nn.Module):
+    """In the place of a part that was not loaded."""
+
+    def __init__(self, path: str):
+        super().__init__()
+        self.path = path
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise BadInput(
+            f"{self.path} was not loaded, because only text is read; load the whole model with transformers, "
+            "and give it to load_model"
+        )
+
+
+def text_loader(config: PretrainedConfig) -> tuple[Any, PretrainedConfig] | None:
+    """The class that loads a multimodal checkpoint for text, and the config that it takes; None where the config is of
+    a language model alone, or of nothing that transformers can load."""
+    text = config.get_text_config()
+    causal: Any = AutoModelForCausalLM._model_mapping
+    if text is config:
+        return None
+    own = causal.get(type(text) if config.model_type in _AS_TEXT else type(config), None)
+    if own is not None and own.config_class is type(text):
+        for name in ("dtype", "quantization_config"):  # said once, for the whole
+            if getattr(text, name, None) is None and getattr(config, name, None) is not None:
+                setattr(text, name, getattr(config, name))
+        return _lean(own), text
+    whole: Any = AutoModelForMultimodalLM._model_mapping
+    return (_lean(whole[type(config)]), config) if type(config) in whole else None
+
+
+def _lean(cls: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The class without what stands beside its language model. It keeps its name, by which transformers knows it."""
+
+    def build(self: PreTrainedModel, config: Any, *args: Any, **kwargs: Any) -> None:
+        cls.__init__(self, config, *args, **kwargs)  # on the meta device: no memory yet
+        others = {_OF_OTHER_PARTS}
+        for path, _ in list(beside(self)):
+            parent, _, name = path.rpartition(".")
+            setattr(self.get_submodule(parent), name, Absent(path))
+            others.add(rf"(^|\.){re.escape(name)}(\.|$)")
+        self._keys_to_ignore_on_load_unexpected = others | set(self._keys_to_ignore_on_load_unexpected or ())
+
+    def load(model: PreTrainedModel, state_dict: Any, files: list[str] | None, config: Any) -> Any:
+        return cls._load_pretrained_model(model, state_dict, _needed(model, files, config), config)
+
+    members = {"__init__": build, "__module__": cls.__module__, "__doc__": cls.__doc__}
+    return type(cls.__name__, (cls,), members | {"_load_pretrained_model": staticmethod(load)})
+
+
+def beside(hf: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
+    """The largest parts with weights that are neither in, nor around, what a text goes through."""
+    through = [language_model(hf), hf.get_input_embeddings(), hf.get_output_embeddings()]
+
+    def parts(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
+        for name, child in module.named_children():
+            inside = set(child.modules())
+            if any(child is one for one in through):
+                continue
+            if any(one in inside for one in through):
+                yield from parts(child, f"{path}{name}.")
+            elif next(child.parameters(), None) is not None:
+                yield f"{path}{name}", child
+
+    return parts(hf, "")
+
+
+def absent(hf: PreTrainedModel) -> list[str]:
+    """The paths of what was not loaded."""
+    return [module.path for module in hf.modules() if isinstance(module, Absent)]
+
+
+def _needed(model: PreTrainedModel, files: list[str] | None, config: Any) -> list[str] | None:
+    """The shards that hold a weight of this model, by the checkpoint's index and transformers' own renaming."""
+    index = (getattr(config, "sharded_metadata", None) or {}).get("weight_map")
+    if not index or not files:
+        return files
+    from transformers import core_model_loading as loading  # late: the names in it are not public
+
+    try:
+        mapping = copy.deepcopy(list(config.weight_mapping or ()))  # renamings remember what they have renamed
+        renamings = [one for one in mapping if isinstance(one, loading.WeightRenaming)]
+        converters = [one for one in mapping if isinstance(one, loading.WeightConverter)]
+        weights, prefix = model.state_dict(), model.base_model_prefix
+        used = {
+            index[key]
+            for key in sorted(index)
+            if key in weights or loading.rename_source_key(key, renamings, converters, prefix, weights)[0] in weights
+        }
+    except (AttributeError, TypeError):  # another release
+        return files
+    return [file for file in files if re.split(r"[\\/]", file)[-1] in used]
