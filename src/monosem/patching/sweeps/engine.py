@@ -7,7 +7,8 @@ from typing import Any
 
 from ...errors import check_name
 from ..trials import Trial
-from .growing import NotApplicable, growing
+from .growing import growing
+from .tape import NotApplicable
 from .whole_runs import CellSet, Patched, batched, naive
 
 METHODS = {"growing": growing, "batched": batched, "naive": naive}
