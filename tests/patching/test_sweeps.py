@@ -24,6 +24,7 @@ from tiny import FAMILIES, tiny_hf, tiny_model, tiny_tokenizer
 from tiny_dictionaries import random_tensors, tiny_dictionary
 
 growing_module = sys.modules["monosem.patching.sweeps.growing"]
+tape_module = sys.modules["monosem.patching.sweeps.tape"]
 CLEAN, CORRUPTED = [7, 21, 33, 40, 52, 61, 70, 18], [7, 21, 34, 40, 55, 61, 70, 18]
 RIGHT, WRONG = 11, 12
 GROUPS = [  # sites that have the same axes, swept in one call
@@ -385,7 +386,7 @@ def test_layers_that_lie_about_their_cache_are_found_out(monkeypatch: pytest.Mon
     """A layer that ignores earlier keys would give wrong numbers; the check finds it and whole runs are used."""
     model = tiny_model("llama", name="tiny")
     expected = sweep(model, pairs_of(model), quiet=True)
-    monkeypatch.setattr(growing_module._Cache, "update", lambda self, k, v, *_, **__: (k, v))
+    monkeypatch.setattr(tape_module.Cache, "update", lambda self, k, v, *_, **__: (k, v))
     with pytest.warns(UserWarning, match="whole runs instead"):
         found = sweep(model, pairs_of(model), quiet=True)
     assert (expected.method, found.method) == ("growing", "batched")
