@@ -173,9 +173,10 @@ class _Stream:
     ) -> Iterator[tuple[Part, Float[Tensor, "batch pos n"]]]:
         """Every part with its columns of the result, in the order of the model."""
         run, v, scale = self.run, self.final.pull(u), self.scale
-        embed = run["embed"].float()
+        plain = not self.model.entry  # behind a norm, what enters the first block is one part
+        embed = run["embed"].float() if plain else run["resid_pre", 0].float()
         yield Part("embed"), (_dot(embed, v) / scale)[..., None]
-        if self.model.family.positions is not None:
+        if plain and self.model.family.positions is not None:
             yield Part("pos_embed"), (_dot(run["resid_pre", 0].float() - embed, v) / scale)[..., None]
         for branch in self.branches:
             for part, value in self._branch(branch, v):

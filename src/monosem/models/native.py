@@ -9,17 +9,16 @@ from itertools import groupby
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import ACT2FN
 
 from ..errors import BadInput, UnknownName
+from .ends import Ends
 from .language import is_multimodal, language_model, text_config
 from .numbers import whole_numbers, whole_slice
 from .places.blocks import Block
-from .places.families import LOGIT_STEPS, Family
-from .places.norms import Norm
+from .places.families import Family
 from .places.reach import window_of
 from .places.rotations import rotations_of
 from .places.table import family_of
@@ -27,7 +26,6 @@ from .sizes import sizes_of
 from .special import special_ids_of
 from .tokens import TokenBatch, check_text, read
 from .turns import Turns, turn
-from .unembedding import unembedded
 
 Layers = int | Iterable[int] | slice | None
 
@@ -92,7 +90,7 @@ class Shape:
         return sum(p.numel() for p in self.hf.parameters())
 
 
-class Native:
+class Native(Ends):
     """A Hugging Face model (`hf`, never rewritten) with its tokenizer and the row of the family table that reads it.
 
     Attributes:
@@ -117,8 +115,6 @@ class Native:
         self.config, self.multimodal = text_config(hf), is_multimodal(hf)
         self.family: Family = family or family_of(self.config)
         self.blocks: nn.ModuleList = self.part(self.family.layers)  # type: ignore[assignment]
-        scale = self.family.embed_scale
-        self.embed_scale = 1.0 if scale is None else float(getattr(self.config, scale))
         self.anatomy = [Block.of(self.family, self.config, block) for block in self.blocks]
         self.cfg = Shape(**sizes_of(self.config, self.blocks, self.anatomy), hf=hf)
         self.rotations = rotations_of(language_model(hf))
@@ -127,10 +123,6 @@ class Native:
     def turn(self) -> AbstractContextManager[Turns]:
         """Within, this thread has the native modules alone, in eval mode; other threads that want them wait."""
         return turn(self.hf)
-
-    def part(self, path: str) -> nn.Module:
-        """A module of the language model, by its path there."""
-        return language_model(self.hf).get_submodule(path)
 
     @property
     def ambient_edits(self) -> list[Any]:
@@ -324,43 +316,6 @@ class Native:
                 for token in ids if isinstance(ids, list | tuple) else [ids]:
                     if isinstance(token, int) and 0 <= token < self.cfg.d_vocab:
                         yield token
-
-    # ------------------------------------------------------------------ weights as they act
-    def unembed(self, resid: Float[Tensor, "*batch d_model"], norm: bool = True) -> Float[Tensor, "*batch vocab"]:
-        """Final norm (skipped with `norm=False`), unembedding and every transform after it (soft cap, scales)."""
-        resid = resid.to(self.device, self.dtype)
-        with self.turn():  # `forward`: no hooks of a pass in progress
-            if norm:
-                resid = self.part(self.family.final_norm).forward(resid)
-            return self.logit_transform(unembedded(self.hf.get_output_embeddings(), resid))
-
-    def logit_transform(self, raw: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
-        """What the model does to the unembedding's output: soft cap (Gemma 2), division (Granite), scale (Cohere)."""
-        for step, attribute in self.family.logit_steps:
-            if constant := getattr(self.config, attribute):
-                raw = LOGIT_STEPS[step](raw, constant)
-        return raw
-
-    @property
-    def logit_slope(self) -> float:
-        """What the unembedding's output is multiplied by (Granite, Cohere; else 1), any soft cap left aside."""
-        up, down = self.logit_transform(torch.tensor([1e-3, -1e-3], dtype=torch.float64))
-        return float((up - down) / 2e-3)
-
-    @property
-    def final_norm(self) -> Norm:
-        """The norm before the unembedding, read off the native module."""
-        return self.norm(self.part(self.family.final_norm))
-
-    def norm(self, module: nn.Module | None) -> Norm:
-        """One of its norms (None: no norm), read off the native module."""
-        with self.turn():
-            return Norm.of(module, self.cfg.d_model, self.device)
-
-    @property
-    def final_gain(self) -> Float[Tensor, "d_model"]:
-        """What the final norm multiplies by (Gemma stores it minus one)."""
-        return self.final_norm.gain.to(self.dtype)
 
 
 def device_of(hf: PreTrainedModel) -> torch.device:

@@ -17,7 +17,7 @@ def sizes_of(config: Any, blocks: nn.ModuleList, anatomy: list[Block]) -> dict[s
     experts: Any = getattr(config, "moe_intermediate_size", None) or getattr(config, "intermediate_size", 0)
     down = _width_of(blocks, anatomy, "mlp", "down")
     return {
-        "n_layers": config.num_hidden_layers,
+        "n_layers": len(blocks),
         "d_model": config.hidden_size,
         "n_heads": heads if first is None else first.n,
         "n_kv_heads": (heads and (getattr(config, "num_key_value_heads", None) or heads))

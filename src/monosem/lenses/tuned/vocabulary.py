@@ -41,8 +41,7 @@ class Vocabulary:
             return self.model.unembed(resid, norm)
         resid = resid.to(self.model.device, self.model.dtype)
         if norm:
-            with self.model.turn():
-                resid = self.model.part(self.model.family.final_norm).forward(resid)
+            resid = self.model.normed(resid)
         raw = torch.nn.functional.linear(resid, self.weight, self.bias)
         return self.model.logit_transform(raw).float() + self.log_weight
 

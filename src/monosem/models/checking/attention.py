@@ -1,6 +1,7 @@
 """Identities of softmax attention of any make: with gates, norms, sinks, keys of other layers, latents."""
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -100,7 +101,7 @@ def _values(c: Checks, branch: Branch) -> Tensor:
         return c.run[branch.site("values")]
     v = branch.site("v")
     values = c.run[v if v in c.run else branch.site("k")]
-    if mixer.clip and (clip := getattr(c.model.config, mixer.clip)):
+    if mixer.clip and (clip := attrgetter(mixer.clip)(c.model.config)):
         values = values.clamp(-clip, clip)
     if "v_norm" in mixer.parts:
         values = branch.part("v_norm")(values)

@@ -36,7 +36,7 @@ class Checks:
         self.model, self.tokens = model, tokens
         self.rows: list[dict[str, object]] = []
         self.capture = [Site(name, n) for n in model.layers() for name in PER_LAYER if model.has((name, n))]
-        ends = [name for name in ("embed", "final_norm", "pos_embed") if model.has(name)]
+        ends = [name for name in (*EMBEDDINGS, "final_norm") if model.has(name)]
         values = [Site("values", n) for n in model.layers() if model.has(("values", n))]
         self.run = model.run(tokens, capture=[*self.capture, *values, *ends])
         self.explicit: Tensor = self.run.logits  # type: ignore[assignment]

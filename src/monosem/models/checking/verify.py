@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from ..model import Model
+from ..places.blocks import Sum
 from ..places.sites import ATTENTION, PER_LAYER, ROUTER, Site
+from ..running.activations import position_embeddings
 from ..tokens import TokenBatch
 from .attention import attention
 from .checks import Checks, Patch
@@ -82,15 +84,28 @@ def _native(c: Checks) -> None:
 
 
 def _streams(c: Checks) -> None:
-    embedded = c.run["embed"] + c.run["pos_embed"] if c.model.has("pos_embed") else c.run["embed"]
-    c.add("resid_pre", "resid_pre.0 = embed (+ positions)", c.run["resid_pre.0"], embedded)
-    sums: dict[tuple[str, tuple[str, ...]], list[tuple[Tensor, Tensor]]] = {}
+    embedded = c.run["embed"]
+    if c.model.family.positions is not None:
+        embedded = embedded + (c.run["pos_embed"] if c.model.has("pos_embed") else position_embeddings(c.run))
+    if c.model.has("type_embed"):
+        embedded = embedded + c.run["type_embed"]
+    with torch.no_grad(), c.model.turn():
+        for module in c.model.entry:
+            embedded = module(embedded)
+    added = " (+ positions)" if c.model.type_module is None else " + positions + types"
+    through = f", through {' and '.join(c.model.family.entry)}" if c.model.entry else ""
+    c.add("resid_pre", f"resid_pre.0 = embed{added}{through}", c.run["resid_pre.0"], embedded)
+    sums: dict[Sum, list[tuple[Tensor, Tensor]]] = {}
     for layer in c.model.layers():
-        for site, parts in c.model.anatomy[layer].sums().items():
-            total = reduce(torch.add, (c.run[name, layer] for name in parts))  # rounds where the model does
-            sums.setdefault((site, parts), []).append((total, c.run[site, layer]))
-    for (site, parts), pairs in sums.items():
-        c.add(site, " + ".join(parts), *(torch.stack(side) for side in zip(*pairs)))
+        for one in c.model.anatomy[layer].sums:
+            total = reduce(torch.add, (c.run[name, layer] for name in one.parts))  # rounds where the model does
+            if one.norm is not None:
+                with torch.no_grad(), c.model.turn():
+                    total = c.model.blocks[layer].get_submodule(one.norm)(total)
+            sums.setdefault(one, []).append((total, c.run[one.stream, layer]))
+    for one, pairs in sums.items():
+        identity = " + ".join(one.parts)
+        c.add(one.stream, f"norm({identity})" if one.norm else identity, *(torch.stack(side) for side in zip(*pairs)))
     last = c.run["resid_post", c.model.cfg.n_layers - 1]
     c.add("resid_post", "read-out of the last = logits", c.model.unembed(last), c.explicit)
     c.add("final_norm", "unembedding = logits", c.model.unembed(c.run["final_norm"], norm=False), c.explicit)

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from .families import BranchRow, Family
 from .heads import Heads, heads_of
-from .mixers import KINDS, Mixer, Side
+from .mixers import KINDS, Mixer, Side, module_at
 from .sites import FORMS, declare, stream_before
 
 for _form in FORMS:  # of a block's first branch, whatever it computes and is called
@@ -24,6 +23,7 @@ class Place(NamedTuple):
         item: which of the module's outputs it is, where there are several.
         flat: the module sees `batch*pos` rows (routers).
         sum_of: what a stream between branches is the sum of: the stream before, and what was written since, in order.
+            None of it where a norm closes the sum: its output is the stream, and can be written as it is.
         role: which value of the functions that the module calls.
     """
 
@@ -37,6 +37,14 @@ class Place(NamedTuple):
     role: str = ""
 
 
+class Sum(NamedTuple):
+    """A stream that branches wrote into: the sum of these sites, through a norm (its path) where one closes the sum."""
+
+    stream: str
+    parts: tuple[str, ...]
+    norm: str | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Slot:
     """A branch of one block.
@@ -44,6 +52,7 @@ class Slot:
     Attributes:
         number: its place among the block's branches. mixer: what it computes. reads: the stream that it reads.
         before, after: paths of the norms that the block has around it. own_norm: no earlier branch reads through it.
+        closing: path of the norm that the stream goes through after the branch was added.
         scale: what its output is multiplied by. sizes: the lengths of its mixer's own axes.
         heads: the sizes of its heads, where it is softmax attention.
     """
@@ -54,6 +63,7 @@ class Slot:
     reads: str
     before: str | None
     after: str | None
+    closing: str | None
     own_norm: bool
     scale: float
     sizes: dict[str, int]
@@ -65,17 +75,22 @@ class Slot:
 
     def places(self) -> Iterator[tuple[str, Place]]:
         """Its sites in the order of computation, without the stream that it reads."""
+        flat, (first, *_, last) = self.mixer.flat, (*self.mixer.chain, self.mixer.chain[-1])
         if self.before and self.own_norm:
-            yield f"{self.row.norm}_input", Place(self.before, "in", slot=self)
-            for form in ("scale", "normalized"):
-                yield f"{self.row.norm}_{form}", Place(self.before, "around", slot=self)
-            yield f"{self.row.norm}_output", Place(self.before, "out", slot=self)
-        yield f"{self.name}_input", Place(self.mixer.path, "in", slot=self)
+            yield from self._norm(self.before, flat)
+        yield f"{self.name}_input", Place(first, "in", slot=self, flat=flat)
         for name, inner in self.mixer.inner(self.name):
-            path = self.mixer.at(self.mixer.part(inner))
-            yield name, Place(path, inner.side, inner.layout, self, inner.item, inner.flat, role=inner.role)
-        yield f"{self.name}_raw", Place(self.mixer.path, "out", slot=self)
-        yield f"{self.name}_out", Place(self.after or self.mixer.path, "out", "branch", self)
+            path = first if inner.side == "inside" else self.mixer.at(self.mixer.part(inner))
+            yield name, Place(path, inner.side, inner.layout, self, inner.item, inner.flat or flat, role=inner.role)
+        yield f"{self.name}_raw", Place(last, "out", "raw", self, flat=flat)
+        yield f"{self.name}_out", Place(self.after or last, "out", "branch", self, flat=flat)
+        if self.closing:
+            yield from self._norm(self.closing)
+
+    def _norm(self, path: str, flat: bool = False) -> Iterator[tuple[str, Place]]:
+        sides: dict[str, Side] = {"input": "in", "scale": "around", "normalized": "around", "output": "out"}
+        for form, side in sides.items():
+            yield f"{self.row.norm}_{form}", Place(path, side, slot=self, flat=flat)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +99,7 @@ class Block:
 
     slots: tuple[Slot, ...]
     places: dict[str, Place]
+    sums: tuple[Sum, ...]
 
     @staticmethod
     def of(family: Family, config: Any, block: nn.Module) -> "Block":
@@ -92,23 +108,34 @@ class Block:
         for row in family.branches:
             if (mixer := row.mixer(block)) is not None and row.name not in {slot.name for slot in slots}:
                 slots.append(_slot(row, mixer, slots, config, block))
-        places = {"resid_pre": Place("", "in")}
-        written = ["resid_pre"]
+        places, sums = {"resid_pre": Place("", "in")}, list[Sum]()
+        whole: tuple[str, ...] = ("resid_pre",)  # since the block began, or the last closing norm
+        written = whole  # since the last stream
         for slot in slots:
             if slot.reads not in places:
-                places[slot.reads] = Place(slot.before or slot.mixer.path, "in", sum_of=tuple(written))
-                written = [slot.reads]
+                path, flat = slot.before or slot.mixer.chain[0], slot.mixer.flat
+                places[slot.reads] = Place(path, "in", flat=flat, sum_of=written)
+                sums.append(Sum(slot.reads, written))
+                written = (slot.reads,)
             places.update(slot.places())
             if slot is slots[0]:
                 places.update({f"mixer_{form}": places[f"{slot.name}_{form}"] for form in FORMS})
-            written.append(f"{slot.name}_out")
+            whole, written = (*whole, f"{slot.name}_out"), (*written, f"{slot.name}_out")
+            if slot.closing:
+                stream = "resid_post" if slot is slots[-1] else stream_before(slot.number + 1)
+                places[stream] = Place(slot.closing, "out")
+                sums.append(Sum(stream, whole, slot.closing))
+                whole = written = (stream,)
+        places.pop("resid_post", None)
         places["resid_post"] = Place("", "out")
-        return Block(tuple(slots), places)
+        if whole != ("resid_post",):
+            sums.append(Sum("resid_post", whole))
+        return Block(tuple(slots), places, tuple(sums))
 
-    def sums(self) -> dict[str, tuple[str, ...]]:
-        """Every stream that branches wrote into -> the sites that it is the sum of."""
-        between = {name: place.sum_of for name, place in self.places.items() if place.sum_of}
-        return between | {"resid_post": ("resid_pre", *(f"{slot.name}_out" for slot in self.slots))}
+    @property
+    def closed(self) -> bool:
+        """Whether norms close sums in it: then its streams are not sums of what branches wrote."""
+        return any(slot.closing for slot in self.slots)
 
     def why_not(self, site: str) -> str:
         """Why the block has no such site, as it follows "layer 3 of gpt2 "; the mixers give reasons of their own."""
@@ -128,16 +155,22 @@ class Block:
 def _slot(row: BranchRow, mixer: Mixer, earlier: list[Slot], config: Any, block: nn.Module) -> Slot:
     parallel = bool(getattr(config, row.parallel) if isinstance(row.parallel, str) else row.parallel)
     beside = earlier[-1] if parallel and earlier else None
-    before, after = (path if path and _is_norm(attrgetter(path)(block)) else None for path in (row.before, row.after))
+    candidates = (row.before,) if isinstance(row.before, str) else row.before or ()
+    before = next((path for path in candidates if _is_norm(module_at(block, path))), None)
+    after = row.after if row.after and _is_norm(module_at(block, row.after)) else None
     if before is None and beside is not None:
         before = beside.before
+    closing = row.closing
+    if row.norm_first is not None:  # one norm, which stands before the branch or closes the sum
+        before, closing = (before, None) if getattr(config, row.norm_first) else (None, closing)
     scale = 1.0
     if row.scale is not None:
         scale = float(getattr(block if hasattr(block, row.scale) else config, row.scale))
     reads = beside.reads if beside else stream_before(len(earlier))
     own_norm = all(slot.before != before for slot in earlier)
     heads = heads_of(mixer, config, block)
-    return Slot(row, len(earlier), mixer, reads, before, after, own_norm, scale, mixer.sizes(block), heads)
+    sizes = mixer.sizes(block)
+    return Slot(row, len(earlier), mixer, reads, before, after, closing, own_norm, scale, sizes, heads)
 
 
 def _is_norm(module: Any) -> bool:
@@ -147,7 +180,7 @@ def _is_norm(module: Any) -> bool:
 
 def _norm_reason(slot: Slot, slots: tuple[Slot, ...], site: str) -> str:
     if slot.before is None:
-        after = ", only one after it" if slot.after else ""
+        after = ", only one after it" if slot.after or slot.closing else ""
         return f"has no norm before {slot.name}{after}; {slot.name} is given {slot.name}_input"
     first = next(other for other in slots if other.before == slot.before)
     return f"reads {first.name} and {slot.name} through one norm; use {site.replace(slot.row.norm, first.row.norm, 1)}"

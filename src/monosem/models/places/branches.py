@@ -13,7 +13,7 @@ from ..native import Native
 from ..sizes import widths
 from .blocks import Slot
 from .norms import Norm
-from .points import point, unwrap
+from .points import added_to, point, unwrap
 from .sites import Site
 from .weights import bias_of, weight_into
 
@@ -89,6 +89,11 @@ class Branch:
         """The norm between it and the stream (Gemma 2 and 3, OLMo 2 and 3, GLM 4)."""
         return self._native(self.slot.after) if self.slot.after else None
 
+    @property
+    def closing(self) -> nn.Module | None:
+        """The norm that the stream goes through after the branch was added to it (post-LN blocks)."""
+        return self._native(self.slot.closing) if self.slot.closing else None
+
     def read(self, stream: Float[Tensor, "*batch pos d_model"]) -> Float[Tensor, "*batch pos d_model"]:
         """What the mixer is given when the branch reads `stream`; the norm is computed anew."""
         with self.model.turn():
@@ -97,7 +102,13 @@ class Branch:
     def write(self, raw: Float[Tensor, "*batch pos d_model"]) -> Float[Tensor, "*batch pos d_model"]:
         """What is added to the stream for an output of the mixer; the norm is computed anew."""
         with self.model.turn():
-            return (raw if self.norm_out is None else self.norm_out(raw)) * self.scale  # type: ignore[no-any-return]
+            written = (raw if self.norm_out is None else self.norm_out(raw)) * self.scale
+        return written if self.added is None else written + self.added  # type: ignore[no-any-return]
+
+    @property
+    def added(self) -> Tensor | None:
+        """A bias that the block adds to what the branch's modules return (GPT-NeoX-Japanese, in its last block)."""
+        return added_to(self.model, self.layer, self.slot)
 
     def projections(
         self, names: Iterable[str], stream: Float[Tensor, "batch pos d_model"]
@@ -114,8 +125,11 @@ class Branch:
 
     def answer(self, stream: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         """What a pointwise branch adds to the stream when it reads `stream`."""
+        value = self.read(stream)
         with self.model.turn():
-            return self.write(unwrap(self.module(self.read(stream))))
+            for path in self.slot.mixer.chain:
+                value = unwrap(self._native(path)(value))
+            return self.write(value)
 
     def write_change(
         self, inner: Tensor, change: Float[Tensor, "*sets batch pos d_model"]
@@ -204,5 +218,6 @@ class Branch:
 
     @property
     def written_bias(self) -> Float[Tensor, "d_model"]:
-        """What the norm after the branch adds whatever it is given; zeros in most models."""
-        return self.post.bias * self.scale
+        """What is added whatever the branch reads: by the norm after it, by the block; zeros in most models."""
+        bias = self.post.bias * self.scale
+        return bias if self.added is None else bias + self.added.float()

@@ -10,12 +10,12 @@ norm, its mixer computes, and the result is added, through another norm and time
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .mixers import Mixer
+from .mixers import Fused, Mixer
 from .sites import FORMS, declare, stream_before
 
 
@@ -28,18 +28,23 @@ class BranchRow:
         mixers: what it may compute: the first whose modules a block has. Blocks with none of them lack the branch, and
             so do blocks that do not know its norms; of several rows of one name a block takes the first that it has.
         norm: name of the sites of the norm before it: `ln1` has ln1_input, ln1_scale, ln1_normalized and ln1_output.
-        before: the norm through which it reads the stream. after: the norm between it and the stream.
+        before: the norm through which it reads the stream, or its path in several sizes of the architecture.
+        after: the norm between it and the stream.
         parallel: it reads the same stream as the branch before it; or the config attribute that says so.
         scale: attribute of the block, or else of the config, that it is multiplied by.
+        closing: the norm that the stream goes through after the branch was added (BERT and other post-LN blocks).
+        norm_first: config attribute that says whether the norm stands before the branch, or closes the sum instead.
     """
 
     name: str
     mixers: tuple[Mixer, ...]
     norm: str
-    before: str | None = None
+    before: str | tuple[str, ...] | None = None
     after: str | None = None
     parallel: str | bool = False
     scale: str | None = None
+    closing: str | None = None
+    norm_first: str | None = None
 
     def __post_init__(self) -> None:
         declare(f"{self.norm}_scale", ("position",))
@@ -52,7 +57,8 @@ class BranchRow:
                 declare(name, inner.shape)
 
     def mixer(self, block: nn.Module) -> Mixer | None:
-        if not all(_knows(block, norm) for norm in (self.before, self.after) if norm):
+        named = (self.before if isinstance(self.before, str) else None, self.after, self.closing)
+        if not all(_knows(block, norm) for norm in named if norm):
             return None
         return next((mixer for mixer in self.mixers if mixer.is_in(block)), None)
 
@@ -67,7 +73,7 @@ def _knows(block: nn.Module, path: str) -> bool:
 
 
 def attn(
-    before: str | None = "input_layernorm",
+    before: str | tuple[str, ...] | None = "input_layernorm",
     after: str | None = None,
     *,
     path: str = "self_attn",
@@ -76,11 +82,11 @@ def attn(
     v: str = "v_proj",
     out: str = "o_proj",
     qkv: str | None = None,
-    fused: Literal["stacked", "interleaved"] = "stacked",
+    fused: Fused = "stacked",
     scale: str | None = None,
     **more: str | None,
 ) -> BranchRow:
-    """The branch `attn`; `qkv` is one module instead of three, `fused` in one of two ways.
+    """The branch `attn`; `qkv` is one module instead of three, laid out as `fused` says.
 
     `more` are other parts (gate, mixed_norm, v_norm), and `gating` (`Mixer.gate`), `clip` and `value_scale`.
     """
@@ -113,7 +119,7 @@ def latent(
 
 
 def mlp(
-    before: str | None = "post_attention_layernorm",
+    before: str | tuple[str, ...] | None = "post_attention_layernorm",
     after: str | None = None,
     *,
     path: str = "mlp",
@@ -146,16 +152,26 @@ class Family:
     Attributes:
         cached: it generates with transformers' cache; without it, every new token is a run of all tokens.
         padded: it leaves out padding before a prompt; else its memory would begin with padding.
+
+    What a row names at the ends, and a model does not have, is left out: OPT has projections in one size alone.
     """
 
     name: str
     model_types: tuple[str, ...]
     branches: tuple[BranchRow, ...] = (attn(), mlp())
     embed: str = "embed_tokens"
-    positions: str | None = None  # learned positions, added to the token embedding
-    embed_scale: str | None = None  # config attribute that the embedding is multiplied by outside its module
+    embed_projection: str | None = None  # what the token embedding goes through before anything is added to it
+    embed_scale: str | None = None  # config attribute that it is multiplied by outside its module, or "sqrt(d_model)"
+    positions: str | None = None  # module (or buffer) with positions that are added to it
+    positions_after: str | None = None  # config attribute; the numbers of positions begin after it
+    types: str | None = None  # module with token types that are added to it
+    entry: tuple[str, ...] = ()  # what the sum goes through before the first block: a norm, a projection
     layers: str = "layers"
-    final_norm: str = "norm"
+    final_norm: str | None = "norm"
+    head: tuple[
+        str, ...
+    ] = ()  # what follows it, and is no projection: modules (paths in the whole model), ACT2FN names
+    unembed_projection: str | None = None  # projection before the unembedding
     carries: str = ""  # what blocks hand on to later ones beside the stream
     logit_steps: tuple[tuple[str, str], ...] = ()  # what follows the unembedding: (step, config attribute)
     cached: bool = True

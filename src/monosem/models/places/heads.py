@@ -26,7 +26,7 @@ def heads_of(mixer: Mixer, config: Any, block: nn.Module) -> Heads | None:
     """None for mixers that are no softmax attention."""
     if not mixer.row.attends:
         return None
-    module = block.get_submodule(mixer.path)
+    module = block.get_submodule(mixer.chain[0])
     wide = {part: widths(block.get_submodule(mixer.at(part))) for part in mixer.projections}
     return _latent(module, config, wide) if mixer.kind == "latent_attention" else _heads(module, mixer, config, wide)
 
@@ -37,7 +37,7 @@ def _heads(module: Any, mixer: Mixer, config: Any, wide: dict[str, tuple[int, in
     v = v if isinstance(v, int) and v > 0 and mixed % v == 0 else mixed // expected
     n = mixed // v
     if mixer.fused:
-        return Heads(n, n if mixer.fused == "interleaved" else (wide["q"][1] // v - n) // 2, v, v)
+        return Heads(n, (wide["q"][1] // v - n) // 2, v, v)
     qk = wide["q"][1] // (2 * n if mixer.gated_queries else n)
     if "v" in wide:
         return Heads(n, wide["v"][1] // v, qk, v)

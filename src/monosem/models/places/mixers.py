@@ -16,6 +16,7 @@ from .calls import FUNCTIONS, names_of
 # a module's input or output; inside an attention function; a norm's own, which its input determines; what the parts of
 # a projection's input add to its output; in a call of a function (`calls.py`)
 Side = Literal["in", "out", "inside", "around", "across", "call"]
+Fused = Literal["stacked", "interleaved", "quarters"]
 
 
 class Inner(NamedTuple):
@@ -218,7 +219,7 @@ class Mixer:
     """A mixer of one architecture: its module in the block, and the paths of its parts in that module.
 
     Attributes:
-        fused: one module for [q | k | v], or for q k v head by head.
+        fused: how one module for q, k and v lays them out: [q | k | v], q k v for each kv head, or CodeGen's quarters.
         clip: config attribute; q, k, v are clipped in place right after their projection.
         of: name of its module's class, where blocks have modules of several classes at this path.
         calls: functions that its forward calls, by their names there (`calls.FUNCTIONS`).
@@ -226,12 +227,17 @@ class Mixer:
         gate: what the output gate of an attention goes through, a name of `torch.nn.functional`.
         gate_at: of mixers with a memory: where the gate lies in the output of its part.
         value_scale: config attribute that values are multiplied by before they are mixed.
+        ends: modules inside it, where no module is given its input and returns its output: the first one's input and
+            the last one's output. In an MLP they are the whole chain, one after the other. OPT's MLP is no module of
+            its own, BLOOM's modules add the stream before they return, BERT's norm it.
+        bias: parameter that is added to its output outside (GPT-NeoX-Japanese).
+        flat: it sees `batch*pos` rows. in_place: the block writes into the tensor that it returns (Falcon).
     """
 
     kind: str
     path: str
     parts: dict[str, str] = field(default_factory=dict)
-    fused: Literal["stacked", "interleaved"] | None = None
+    fused: Fused | None = None
     clip: str | None = None
     of: str | None = None
     calls: tuple[str, ...] = ()
@@ -239,6 +245,10 @@ class Mixer:
     gate: str = "sigmoid"
     gate_at: Literal["whole", "first", "last", "grouped"] = "whole"
     value_scale: str | None = None
+    ends: tuple[str, ...] = ()
+    bias: str | None = None
+    flat: bool = False
+    in_place: bool = False
 
     @property
     def row(self) -> Kind:
@@ -256,7 +266,15 @@ class Mixer:
 
     def at(self, part: str) -> str:
         """The path of a part in the block; "" is the mixer's module itself."""
-        return f"{self.path}.{self.parts[part]}" if part else self.path
+        return self._within(self.parts[part]) if part else self.path
+
+    @property
+    def chain(self) -> tuple[str, ...]:
+        """The modules in the block from its input to its output."""
+        return tuple(map(self._within, self.ends)) if self.ends else (self.path,)
+
+    def _within(self, path: str) -> str:
+        return ".".join(filter(None, (self.path, path)))
 
     def part(self, inner: Inner) -> str:
         """The part that an inner site is at."""
@@ -264,15 +282,15 @@ class Mixer:
 
     def is_in(self, block: nn.Module) -> bool:
         """Whether a block has the mixer's module with all its parts, which calls what the mixer calls."""
-        if self.of is not None and type(_module(block, self.path)).__name__ != self.of:
+        if self.of is not None and type(module_at(block, self.path)).__name__ != self.of:
             return False
-        if any(_module(block, self.at(part)) is None for part in ("", *self.parts)):
+        if any(module_at(block, path) is None for path in (*map(self.at, ("", *self.parts)), *self.chain)):
             return False
-        return not self.calls or set(self.calls) <= names_of(_module(block, self.path)).keys()
+        return not self.calls or set(self.calls) <= names_of(module_at(block, self.path)).keys()
 
     def sizes(self, block: nn.Module) -> dict[str, int]:
         """The lengths of its own axes in a block that has it."""
-        module = _module(block, self.path)
+        module = module_at(block, self.path)
         return {axis: of if isinstance(of, int) else int(attrgetter(of)(module)) for axis, of in self.axes.items()}
 
     def inner(self, branch: str) -> Iterator[tuple[str, Inner]]:
@@ -284,7 +302,8 @@ class Mixer:
                 yield self.row.site(name, branch), inner
 
 
-def _module(block: nn.Module, path: str) -> Any:
-    for name in path.split("."):
+def module_at(block: nn.Module, path: str) -> Any:
+    """A module of a block by its path, None for what the block does not have."""
+    for name in filter(None, path.split(".")):
         block = getattr(block, name, None)  # type: ignore[assignment]
     return block

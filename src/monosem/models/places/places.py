@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...errors import BadInput, UnknownName, check_name
 from ..native import Layers, Native
+from ..sizes import widths
 from .branches import Branch
 from .mixers import KINDS
 from .points import point
@@ -77,9 +78,20 @@ class Places(Native):
         return None if slot is None else Branch(self, parsed.layer or 0, slot)
 
     def written_before(self, stream: SiteLike) -> list[Branch]:
-        """The branches that have written into a stream site, in order."""
+        """The branches that a stream site is the sum of, with what entered the first block, in order.
+
+        Raises:
+            UnknownName: a norm closes the sum of a block, so that no stream behind it is a sum.
+        """
         end = self.depth(stream)
-        return [branch for branch in self.branches() if self._depth(branch.out) < end]
+        branches = [branch for branch in self.branches() if self._depth(branch.out) < end]
+        closing = next((branch for branch in branches if branch.slot.closing), None)
+        if closing is not None:
+            raise UnknownName(
+                f"{self.name} puts the stream itself through a norm after {closing.out} (post-LN blocks), so "
+                f"{self.site(stream)} is no sum of what branches wrote; patch, ablate or use gradients instead"
+            )
+        return branches
 
     def is_held(self, site: SiteLike, end: Site | None, read: Callable[[Branch], Site]) -> bool:
         """Whether the parts that a stream is taken apart into have what an edit makes of a site.
@@ -107,7 +119,7 @@ class Places(Native):
     def _depth(self, site: Site) -> int:
         steps = 2 * max(len(block.slots) for block in self.anatomy)
         if site.layer is None:
-            return -1 if site.name in ("embed", "pos_embed") else self.cfg.n_layers * steps
+            return -1 if site.name in EMBEDDINGS else self.cfg.n_layers * steps
         block = self.anatomy[site.layer]
         if (slot := block.places[site.name].slot) is not None:
             step = 2 * slot.number + 1
@@ -160,21 +172,34 @@ class Places(Native):
         """
         table, scale = embedding_table(self.hf.get_input_embeddings(), self)
         scale = scale * self.embed_scale
-        return table if scale == 1.0 else table * torch.tensor(scale, dtype=table.dtype)
+        table = table if scale == 1.0 else table * torch.tensor(scale, dtype=table.dtype)
+        if self.family.embed_projection is None or self.embedding is self.part(self.family.embed):
+            return table
+        with self.turn():
+            return self.embedding.forward(table)  # type: ignore[no-any-return]
 
     @property
     def W_pos(self) -> Float[Tensor, "n_ctx d_model"]:
-        """Learned positions. Raises `UnknownName` in models that rotate queries and keys instead."""
-        if self.family.positions is None:
-            raise UnknownName(f"W_pos: {self.name} has no learned positions (it rotates queries and keys)")
-        return embedding_table(self.part(self.family.positions), self)[0]
+        """Positions as they are added to the embedding, from the first token's on. Raises `UnknownName` in models that
+        add none."""
+        found, first = self.position_table()
+        table = found if isinstance(found, Tensor) else getattr(found, "weights", None)  # computed ones are no weight
+        if table is None:
+            table = embedding_table(found, self)[0]
+        return table[first:].to(self.dtype)
 
     @property
     def W_U(self) -> Float[Tensor, "d_model vocab"]:
         """The unembedding, right-multiplied; what follows it (soft cap, scales) is `logit_transform`."""
-        return matrix(self.hf.get_output_embeddings(), self.cfg.d_model, self)
+        *projection, head = self.unembeddings
+        weight = matrix(head, widths(head)[0] if projection else self.cfg.d_model, self)
+        return matrix(projection[0], self.cfg.d_model, self) @ weight if projection else weight
 
     @property
     def b_U(self) -> Float[Tensor, "vocab"]:
         """The unembedding's bias; zeros in most models."""
-        return bias(self.hf.get_output_embeddings(), self.cfg.d_model, self)
+        *projection, head = self.unembeddings
+        if not projection:
+            return bias(head, self.cfg.d_model, self)
+        width = widths(head)[0]
+        return bias(projection[0], self.cfg.d_model, self) @ matrix(head, width, self) + bias(head, width, self)

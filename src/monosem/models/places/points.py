@@ -1,6 +1,7 @@
 """Where a site is read and written in the native modules: a module, its input or output, a layout of that tensor."""
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -11,8 +12,8 @@ from ..native import Native
 from ..numbers import ranges
 from .attention import can_attend
 from .blocks import Slot
-from .mixers import Side
-from .sites import Site
+from .mixers import Side, module_at
+from .sites import EMBEDDINGS, Site
 
 
 # ---------------------------------------------------------------------- how a site lies in a module's tensor
@@ -27,15 +28,19 @@ def whole() -> Layout:
     return Layout(lambda whole: whole, lambda whole, part: part)
 
 
-def scaled(by: float) -> Layout:
-    """The model multiplies the module's output by a constant before it enters the stream."""
-    return whole() if by == 1 else Layout(lambda whole: whole * by, lambda whole, part: part / by)
+def scaled(by: float, plus: Tensor | None = None) -> Layout:
+    """The model multiplies the module's output by a constant before it enters the stream, and adds a bias."""
+    if plus is None:
+        return whole() if by == 1 else Layout(lambda whole: whole * by, lambda whole, part: part / by)
+    return Layout(lambda whole: whole * by + plus, lambda whole, part: (part - plus) / by)
 
 
-def by_head(heads: int, clipped: bool = False) -> Layout:
-    """`clipped` in place by the model: what is captured, and what is written, then need memory of their own."""
-    if clipped:
-        return Layout(lambda x: x.unflatten(-1, (heads, -1)).clone(), lambda _, part: part.flatten(-2).clone())
+def kept(layout: Layout) -> Layout:
+    """The model writes into the tensor later: what is captured, and what is written, need memory of their own."""
+    return Layout(lambda x: layout.split(x).clone(), lambda whole, part: layout.join(whole, part).clone())
+
+
+def by_head(heads: int) -> Layout:
     return Layout(lambda whole: whole.unflatten(-1, (heads, -1)), lambda whole, part: part.flatten(-2))
 
 
@@ -75,26 +80,49 @@ def within_heads(sizes: tuple[int, ...], index: int, heads: int) -> Layout:
     return Layout(lambda whole: parts(whole)[index], join)
 
 
-def interleaved(third: int, heads: int) -> Layout:
-    """GPT-NeoX: q k v of head 0, q k v of head 1, ..."""
+def interleaved(third: int, heads: int, kv_heads: int) -> Layout:
+    """GPT-NeoX: q k v of head 0, q k v of head 1, ...; Falcon: the q of all heads of kv head 0, its k, its v, ..."""
+    sizes = (heads // kv_heads, 1, 1)
 
     def thirds(whole: Tensor) -> list[Tensor]:
-        return list(whole.unflatten(-1, (heads, 3, -1)).unbind(-2))
+        return list(whole.unflatten(-1, (kv_heads, sum(sizes), -1)).split(sizes, -2))
 
     def join(whole: Tensor, part: Tensor) -> Tensor:
-        return torch.stack([*thirds(whole)[:third], part, *thirds(whole)[third + 1 :]], dim=-2).flatten(-3)
+        part = part.unflatten(-2, (kv_heads, sizes[third]))
+        return torch.cat([*thirds(whole)[:third], part, *thirds(whole)[third + 1 :]], dim=-2).flatten(-3)
 
-    return Layout(lambda whole: thirds(whole)[third], join)
+    return Layout(lambda whole: thirds(whole)[third].flatten(-3, -2), join)
 
 
-def layout_of(model: Native, view: str, slot: Slot | None) -> Layout:
+def quarters(third: int, heads: int) -> Layout:
+    """CodeGen: four blocks [q | v | k], a quarter of the heads in each."""
+    order = (0, 2, 1)[third]
+
+    def parts(whole: Tensor) -> list[Tensor]:
+        return list(whole.unflatten(-1, (4, 3, -1)).unbind(-2))
+
+    def join(whole: Tensor, part: Tensor) -> Tensor:
+        part = part.flatten(-2).unflatten(-1, (4, -1))
+        return torch.stack([*parts(whole)[:order], part, *parts(whole)[order + 1 :]], dim=-2).flatten(-3)
+
+    return Layout(lambda whole: parts(whole)[order].flatten(-2).unflatten(-1, (heads, -1)), join)
+
+
+def added_to(model: Native, layer: int, slot: Slot) -> Tensor | None:
+    """The bias that a block adds to what a branch's modules return."""
+    name = slot.mixer.bias
+    return None if name is None else module_at(model.blocks[layer], f"{slot.mixer.path}.{name}")
+
+
+def layout_of(model: Native, view: str, slot: Slot | None, layer: int = 0) -> Layout:
     """The layout that a place names; the sizes are the model's, or the layer's own."""
     cfg = model.cfg
     if view == "whole" or slot is None:
         return scaled(model.embed_scale) if view == "embedding" else whole()
     mixer = slot.mixer
-    if view == "branch":
-        return scaled(slot.scale)
+    if view in ("raw", "branch"):
+        layout = whole() if view == "raw" else scaled(slot.scale, added_to(model, layer, slot))
+        return kept(layout) if mixer.in_place else layout
     if view == "units":
         return by_head(slot.sizes["mixer_head"])
     if view == "gate_units":
@@ -123,8 +151,11 @@ def _of_heads(model: Native, view: str, slot: Slot) -> Layout:
     if mixer.fused == "stacked":
         return block((heads.n * heads.qk, heads.n_kv * heads.qk, heads.n_kv * heads.v), third, count)
     if mixer.fused == "interleaved":
-        return interleaved(third, count)
-    return by_head(count, mixer.clip is not None and getattr(model.config, mixer.clip) is not None)
+        return interleaved(third, heads.n, heads.n_kv)
+    if mixer.fused == "quarters":
+        return quarters(third, count)
+    clipped = mixer.clip is not None and attrgetter(mixer.clip)(model.config)  # in place
+    return kept(by_head(count)) if clipped else by_head(count)
 
 
 def _gate(slot: Slot) -> Layout:
@@ -163,6 +194,7 @@ class Point(NamedTuple):
         split: takes the site's tensor out of the module's tensor. join: puts a new one back.
         order: when it is computed, among all sites.
         when, item, flat, sum_of, role: see `blocks.Place`.
+        call: which of the module's calls in a pass it is; None where there is one.
     """
 
     module: nn.Module
@@ -174,19 +206,7 @@ class Point(NamedTuple):
     flat: bool = False
     sum_of: tuple[str, ...] = ()
     role: str = ""
-
-
-# site -> (what of the family's row is its module, side, layout), in the order of computation
-_ONCE: dict[str, tuple[str, Side, str]] = {
-    "embed": ("embed", "out", "embedding"),
-    "pos_embed": ("positions", "out", "whole"),
-    "final_input": ("final_norm", "in", "whole"),
-    "final_scale": ("final_norm", "around", "whole"),
-    "final_normalized": ("final_norm", "around", "whole"),
-    "final_norm": ("final_norm", "out", "whole"),
-    "logits_raw": ("unembed", "out", "whole"),
-    "logits": ("", "out", "whole"),
-}
+    call: int | None = None
 
 
 def point(model: Native, site: Site) -> Point:
@@ -211,21 +231,36 @@ def point(model: Native, site: Site) -> Point:
     path, side, view, slot, item, flat, sum_of, role = place
     module = model.blocks[site.layer].get_submodule(path)
     order = site.layer, list(block.places).index(site.name)
-    return Point(module, *layout_of(model, view, slot), order, side, item, flat, sum_of, role)
+    return Point(module, *layout_of(model, view, slot, site.layer), order, side, item, flat, sum_of, role)
+
+
+# where the sites that exist once are: what of the model (`ends.Ends`), side, layout; in the order of computation
+_ONCE: dict[str, tuple[str, Side, str]] = {
+    "embed": ("embedding", "out", "embedding"),
+    "pos_embed": ("position_module", "out", "whole"),
+    "type_embed": ("type_module", "out", "whole"),
+    "embed_norm": ("entry_norm", "out", "whole"),
+    "final_input": ("last_norm", "in", "whole"),
+    "final_scale": ("last_norm", "around", "whole"),
+    "final_normalized": ("last_norm", "around", "whole"),
+    "final_norm": ("before_unembedding", "out", "whole"),
+    "logits_raw": ("unembedding", "out", "whole"),
+    "logits": ("hf", "out", "whole"),
+}
 
 
 def _point_once(model: Native, site: Site) -> Point:
     attribute, side, view = _ONCE[site.name]
-    if attribute == "unembed":
-        module: nn.Module = model.hf.get_output_embeddings()
-    else:
-        path = getattr(model.family, attribute) if attribute else ""
-        if path is None:
-            raise UnknownName(f"{site}: {model.name} has no learned positions (it rotates queries and keys)")
-        module = model.part(path) if path else model.hf
-    layer = -1 if site.name in ("embed", "pos_embed") else model.cfg.n_layers
-    order = layer, list(_ONCE).index(site.name)
-    return Point(module, *layout_of(model, view, None), order, side)
+    module: nn.Module | None = getattr(model, attribute)
+    if module is None and site.name == "final_norm":  # the last stream is read as it is
+        module, side = model.unembeddings[0], "in"
+    if module is None:
+        raise UnknownName(f"{site}: {model.name} {model.lacks(site.name)}")
+    early = site.name in EMBEDDINGS
+    twice = model.last_norm is not None and model.last_norm is model.entry_norm  # nanochat
+    call = int(not early) if twice and module is model.last_norm else None
+    order = -1 if early else model.cfg.n_layers, list(_ONCE).index(site.name)
+    return Point(module, *layout_of(model, view, None), order, side, call=call)
 
 
 # Modules return a tensor, a tuple or a ModelOutput, and the choice changes between transformers releases: one helper.
@@ -241,6 +276,8 @@ def rewrap(output: Any, value: Tensor, item: int = 0) -> Any:
     if hasattr(output, "logits"):
         output.logits = value
         return output
+    if isinstance(output, list):  # OpenAI GPT
+        return [*output[:item], value, *output[item + 1 :]]
     return (*output[:item], value, *output[item + 1 :])
 
 
@@ -251,4 +288,7 @@ def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 def with_first_input(
     args: tuple[Any, ...], kwargs: dict[str, Any], value: Tensor
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return ((value, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": value})
+    if not args:
+        return args, {**kwargs, "hidden_states": value}
+    same = 3 if len(args) >= 3 and args[0] is args[1] is args[2] else 1  # CTRL: attention is given v, k and q
+    return (*[value] * same, *args[same:]), kwargs

@@ -11,13 +11,14 @@ def context_of(config: Any) -> int:
     "dynamic" and "yarn" reach `factor` times their original context, which the config's own number may leave out
     (Qwen's instructions for YaRN do); with other kinds it is that number.
     """
-    known: int | None = getattr(config, "max_position_embeddings", None)
-    if known is None:
+    named = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len", "seq_length"))
+    known = next((int(number) for number in named if number), None)
+    if known is None:  # scores are biased by distance (BLOOM): no length is the last
         return NO_LIMIT
     parameters = getattr(config, "rope_parameters", None) or {}
     layers = [value for value in parameters.values() if isinstance(value, dict)] or [parameters]
     for rope in layers:
-        original = {"dynamic": config.max_position_embeddings, "yarn": rope.get("original_max_position_embeddings")}
+        original = {"dynamic": known, "yarn": rope.get("original_max_position_embeddings")}
         if before := original.get(rope.get("rope_type", "default")):
             known = max(known, int(before * (rope.get("factor") or 1)))
     return known

@@ -6,7 +6,9 @@ A site is data. `Site("resid_post", 15)` prints as `resid_post.15`; TransformerL
 | site | shape | what it is |
 |---|---|---|
 | `embed` | batch pos d_model | token embedding, as the model adds it to the stream (Gemma: already scaled) |
-| `pos_embed` | batch pos d_model | learned positions (GPT-2, GPT-Neo) |
+| `pos_embed` | batch pos d_model | positions that are added to it, learned (GPT-2, OPT) or computed (XGLM) |
+| `type_embed` | batch pos d_model | token types that are added to it (BERT) |
+| `embed_norm` | batch pos d_model | output of the norm between these and the first block (BERT, BLOOM) |
 | `resid_pre.L` | batch pos d_model | input of block L |
 | `ln1_input.L`, `ln2_input.L` | batch pos d_model | the stream as the norm before attention (the MLP) is given it |
 | `ln1_scale.L`, `ln2_scale.L` | batch pos 1 | what the norm before attention (the MLP) divides by |
@@ -58,7 +60,7 @@ A site is data. `Site("resid_post", 15)` prints as `resid_post.15`; TransformerL
 | `resid_post.L` | batch pos d_model | output of block L, before the final norm also for the last block |
 | `final_input` | batch pos d_model | the stream as the final norm is given it |
 | `final_scale`, `final_normalized` | batch pos 1, batch pos d_model | likewise, of the final norm |
-| `final_norm` | batch pos d_model | output of the final norm, what the unembedding reads |
+| `final_norm` | batch pos d_model | what the unembedding reads: output of the final norm, or of a head (BERT) |
 | `logits_raw` | batch pos vocab | the unembedding's output, before soft cap and scales |
 | `logits` | batch pos vocab | after soft cap and scales |
 """
@@ -79,14 +81,16 @@ IN_BLOCK = [  # in the order of computation
     *("mlp_raw", "mlp_out", "resid_post"),
 ]
 ONCE = [
-    *("embed", "pos_embed", "final_input", "final_scale", "final_normalized", "final_norm", "logits_raw", "logits"),
+    *("embed", "pos_embed", "type_embed", "embed_norm"),
+    *("final_input", "final_scale", "final_normalized", "final_norm", "logits_raw", "logits"),
 ]
 ATTENTION = ("rot_q", "rot_k", "values", "scores", "pattern", "mixed")  # live inside the attention function
 KEYS = ("rot_k", "values", "k_nope", "v")  # of all tokens so far, where a cache holds what they are made from
 NORMS = {  # site -> which norm it belongs to
     f"{norm}_{form}": norm for norm in ("ln1", "ln2", "final") for form in ("scale", "normalized")
 }
-EMBEDDINGS = ("embed", "pos_embed")  # what is added up before the first block
+EMBEDDINGS = ("embed", "pos_embed", "type_embed", "embed_norm")  # before the first block
+SHARED = ("pos_embed", "type_embed")  # which may be one row for all
 ROUTER = ("router_logits", "expert_weights", "expert_indices")  # the order in which routers return them
 
 
@@ -96,7 +100,7 @@ _BESIDE = ("_input", "_output", "_scale", "_normalized", "_raw", "_up", "_precon
 
 def _beside(name: str) -> bool:
     """The same tensor in another form, or a large one: captured when named, not by "everything"."""
-    return name.endswith(_BESIDE) or name.startswith("mixer_") or name in ("pos_embed", "values", *ROUTER)
+    return name.endswith(_BESIDE) or name.startswith("mixer_") or name in (*EMBEDDINGS[1:], "values", *ROUTER)
 
 
 PER_LAYER = [name for name in IN_BLOCK if not _beside(name)]

@@ -78,6 +78,8 @@ def derived(run: Activations, site: Site) -> Tensor | None:
     assert branch is not None
     _check_unedited(run, site, _between(branch, site.name))
     form = site.name.removeprefix(f"{branch.slot.row.norm}_")
+    if form != site.name and branch.closing is not None:
+        return _of_norm(branch.closing, branch.model.norm(branch.closing), run[branch.reads] + run[branch.out], form)
     if form != site.name:
         return _of_norm(branch.norm_in, branch.pre, run[branch.reads], form)
     return _OF_BRANCH[site.name.rpartition("_")[2]](run, branch)
@@ -98,6 +100,8 @@ def _between(branch: Branch, name: str) -> list[str]:
     """The sites from the captured one that a branch's site is computed from (left out) to the site itself."""
     if name.endswith("_raw"):
         return [branch.out.name] if _is_plain(branch) else [f"{branch.name}_result", "result", name]
+    if branch.closing is not None and name.startswith(f"{branch.slot.row.norm}_"):
+        return _upto(name, [f"{branch.slot.row.norm}_{form}" for form in _FORMS])
     if name.endswith(("result", "_up")):
         return [name]
     return _upto(name, [*(f"{branch.norm}_{form}" for form in _FORMS), f"{branch.name}_input"])
@@ -115,7 +119,10 @@ def _of_norm(module: Any, norm: Norm, x: Tensor, form: str) -> Tensor:
 
 def _final(form: str) -> Callable[[Activations], Tensor]:
     def of(run: Activations) -> Tensor:
-        return _of_norm(None, run.model.final_norm, run["resid_post", run.model.cfg.n_layers - 1], form)
+        model = run.model
+        if model.last_norm is None:
+            raise UnknownName(f"final_{form}: {model.name} {model.lacks(f'final_{form}')}")
+        return _of_norm(None, model.norm(model.last_norm), run["resid_post", model.cfg.n_layers - 1], form)
 
     return of
 
@@ -138,7 +145,7 @@ def _raw(run: Activations, branch: Branch) -> Tensor | None:
 
 def _is_plain(branch: Branch) -> bool:
     """Whether it adds its output to the stream as it is."""
-    return branch.norm_out is None and branch.scale == 1
+    return branch.norm_out is None and branch.scale == 1 and branch.added is None
 
 
 def position_embeddings(run: Activations) -> Tensor:
@@ -153,7 +160,10 @@ def position_embeddings(run: Activations) -> Tensor:
 def raw_logits(run: Activations) -> Tensor:
     """What the unembedding made, before any soft cap or scale."""
     with run.model.turn():
-        return run.model.hf.get_output_embeddings().forward(run["final_norm"])  # type: ignore[no-any-return]
+        raw = run["final_norm"]
+        for module in run.model.unembeddings:
+            raw = module.forward(raw)
+        return raw
 
 
 # how a site is computed: those that exist once, and by the end of its name those of a branch

@@ -1,7 +1,7 @@
 """Hooks for the length of one run or generation: captures and edits go in, nothing stays behind."""
 
 import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -18,7 +18,7 @@ from ..places.calls import calling
 from ..places.places import Places
 from ..places.points import Point, first_input, point, rewrap, unwrap, with_first_input
 from ..places.rotations import row_by_row
-from ..places.sites import KEYS, NORMS, READ_ONLY, Inner, Site, host_of
+from ..places.sites import KEYS, NORMS, READ_ONLY, SHARED, Inner, Site, host_of
 from ..turns import refuse_inference_mode
 from .effects import check_attended, check_logits, checked, unreached
 from .moment import Acting, EditLike, Moment
@@ -79,6 +79,7 @@ class Session:
         self.remembered: dict[Site, Tensor] = {}
         self.actions: dict[tuple[nn.Module, str, int | str], list[Action]] = defaultdict(list)
         self.visits: dict[nn.Module, Visit] = {}
+        self.calls: Counter[object] = Counter()  # of modules that a pass calls several times
         self.points = {site: point(model, host_of(site)) for site in self.wanted | set(self.edits)}
         places = {site for site in self.points if not isinstance(site, Inner)} | self.observers | self.noted
         self.points |= {site: point(model, site) for site in places}
@@ -140,6 +141,7 @@ class Session:
         )
         if self.room:
             self.generated |= bool((moment.tokens.lengths > moment.prompt_lengths).any())
+        self.calls.clear()
         out = call()
         logits = getattr(out, "logits", None)
         # a sum shows each number that is not finite, several times faster than a look at all
@@ -243,7 +245,7 @@ class Session:
             assert branch is not None
             self.visits[place.module] = partial(self._visit_inside, branch)
         elif place.when == "around":
-            self._plan_norm(site, place.module)
+            self._plan_norm(site, place)
         elif place.when == "across":
             self._plan_result(site, place)
         elif place.sum_of and (self.edits.get(site) or self._joined(site)):
@@ -257,33 +259,42 @@ class Session:
         """A view that was captured for gradients must be on the path to the logits, so it is joined back."""
         return bool(self.edits.get(site)) or self._joined(site) or (self.grad and site in self.wanted)
 
-    def _add(self, place: Point, action: Action) -> None:
-        self.actions[place.module, place.when, place.role or place.item].append(action)
+    def _add(self, place: Point, action: Action, when: str = "") -> None:
+        """An action on a place's tensor; `when` names another side of its module."""
+        if place.flat:
+            action = partial(self._unflattened, action)
+        if place.call is not None:
+            action = partial(self._at_call, object(), place.call, action)
+        self.actions[place.module, when or place.when, place.role or place.item].append(action)
+
+    def _unflattened(self, action: Action, rows: Tensor) -> Tensor:
+        return action(rows.unflatten(0, self.moment.mask.shape)).flatten(0, 1)
+
+    def _at_call(self, key: object, call: int, action: Action, x: Tensor) -> Tensor:
+        """The action, where it is this call of a module that a pass calls several times."""
+        self.calls[key] += 1
+        return action(x) if self.calls[key] == call + 1 else x
 
     def _plan_point(self, site: Site, place: Point) -> None:
         write = self._writes(site) and site.name not in READ_ONLY
 
         def action(whole: Tensor) -> Tensor:
             part = place.split(whole)
-            if place.flat:
-                part = part.unflatten(0, self.moment.mask.shape)
-            elif site.name == "pos_embed":  # the same for every row, where nothing is padded
+            if site.name in SHARED:  # the same for every row, where nothing is padded
                 part = part.expand(len(self.moment.tokens), -1, -1)
             # keys and values that are made of a cache's latents come with those of earlier tokens
             longer = site.name in KEYS and part.shape[1] > self.moment.mask.shape[1]
             part = self.visit(site, part, moment=self.moment.of_keys(part.shape[1]) if longer else None)
-            if not write:
-                return whole
-            return place.join(whole, part.flatten(0, 1) if place.flat else part)
+            return place.join(whole, part) if write else whole
 
         self._add(place, action)
 
-    def _plan_norm(self, site: Site, module: nn.Module) -> None:
+    def _plan_norm(self, site: Site, place: Point) -> None:
         """Scale and normalised value are computed from the norm's input; writing one replaces the norm's output.
 
         y = normalised · gain + bias; another scale s' gives (y - bias) · s / s' + bias.
         """
-        norm = self.model.norm(module)
+        norm = self.model.norm(place.module)
         write, is_scale = self._writes(site), site.name.endswith("scale")
         input_of, scale_of = (Site(f"{NORMS[site.name]}_{form}", site.layer) for form in ("normalized", "scale"))
 
@@ -303,8 +314,8 @@ class Session:
                 return ((y - norm.bias) * (scale / new) + norm.bias).to(y.dtype)
             return (new * norm.gain + norm.bias).to(y.dtype)
 
-        self.actions[module, "in", 0].append(remember)
-        self.actions[module, "out", 0].append(action)
+        self._add(place, remember, "in")
+        self._add(place, action, "out")
 
     def _plan_result(self, site: Site, place: Point) -> None:
         """What each head adds to its projection's output, for the kept heads and positions alone unless it is written.
@@ -330,8 +341,8 @@ class Session:
             # through `new` alone, so that gradients reach it
             return new.sum(2) + (out - value.sum(2)).detach() if write else out
 
-        self.actions[place.module, "in", 0].append(remember)
-        self.actions[place.module, "out", 0].append(action)
+        self._add(place, remember, "in")
+        self._add(place, action, "out")
 
     def _plan_mid_edit(self, site: Site, read: Point) -> None:
         """Write a stream between branches through the last branch before it: native code saved the residual earlier.

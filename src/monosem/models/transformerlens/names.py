@@ -6,6 +6,8 @@ ALIASES = {
     "embed.hook_out": "embed",
     "hook_pos_embed": "pos_embed",
     "pos_embed.hook_out": "pos_embed",
+    "hook_type_embed": "type_embed",
+    "hook_embed_norm": "embed_norm",
     "ln_final.hook_in": "final_input",
     "ln_final.hook_scale": "final_scale",
     "ln_final.hook_normalized": "final_normalized",

@@ -109,6 +109,8 @@ def check_held(run: Activations, ask: Ask, units: tuple[str, ...]) -> None:
 
 
 def embeddings(run: Activations, ask: Ask) -> Parts:
+    if run.model.entry:  # behind a norm, what enters the first block is one part
+        return [("embed", ask.cut(run, run["resid_pre", 0]))]
     parts = [("embed", run["embed"])]
     if run.model.has("pos_embed"):
         parts.append(("pos_embed", position_embeddings(run)))

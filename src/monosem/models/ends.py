@@ -1,0 +1,192 @@
+"""What is before a model's first block, and after its last one.
+
+    embed (through a projection) + pos_embed + type_embed, through norms or projections = resid_pre.0
+    last resid_post, through the final norm, through a head = final_norm, through the unembedding = logits_raw
+
+What a model has of these, its row of the family table says (`Family`), and the identities check.
+"""
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.activations import ACT2FN
+
+from ..errors import UnknownName
+from .language import language_model
+from .places.families import LOGIT_STEPS, Family
+from .places.mixers import module_at
+from .places.norms import Norm
+from .turns import turn
+from .unembedding import unembedded
+
+
+class Ends:
+    """The half of `Native` that knows the ends; see there."""
+
+    hf: PreTrainedModel
+    config: Any
+    family: Family
+    name: str
+    cfg: Any
+
+    def part(self, path: str) -> nn.Module:
+        """A module of the language model by its path there, or one beside it (a head) by its path in `hf`."""
+        found = self._part(path)
+        if found is None:
+            raise AttributeError(f"{type(self.hf).__name__} has no module {path}")
+        return found  # type: ignore[no-any-return]
+
+    def _part(self, path: str | None) -> Any:
+        if path is None:
+            return None
+        inside = module_at(language_model(self.hf), path)
+        return module_at(self.hf, path) if inside is None else inside
+
+    # ------------------------------------------------------------------ before the first block
+    @cached_property
+    def embed_scale(self) -> float:
+        """What the embedding is multiplied by outside its module."""
+        scale = self.family.embed_scale
+        if scale == "sqrt(d_model)":
+            return float(self.config.hidden_size**0.5)
+        return 1.0 if scale is None else float(getattr(self.config, scale))
+
+    @property
+    def embedding(self) -> nn.Module:
+        """What makes the token's summand of the stream."""
+        projection = self._part(self.family.embed_projection)
+        return self.part(self.family.embed) if projection is None else projection
+
+    @property
+    def position_module(self) -> nn.Module | None:
+        """What adds positions; None where none are added, or by no module (CTRL)."""
+        found = self._part(self.family.positions)
+        return found if isinstance(found, nn.Module) else None
+
+    @property
+    def type_module(self) -> nn.Module | None:
+        return self._part(self.family.types)  # type: ignore[no-any-return]
+
+    @property
+    def entry(self) -> list[nn.Module]:
+        """The modules between the sum of the embeddings and the first block."""
+        return [module for path in self.family.entry if (module := self._part(path)) is not None]
+
+    @property
+    def entry_norm(self) -> nn.Module | None:
+        return next(iter(self.entry), None)
+
+    @property
+    def first_position(self) -> int:
+        """The number of a text's first position, where the model is told numbers (RoBERTa counts from its padding)."""
+        attribute = self.family.positions_after
+        return 0 if attribute is None else int(getattr(self.config, attribute)) + 1
+
+    def position_table(self) -> Any:
+        """The module or buffer with the added positions, and its row of a text's first token.
+
+        Raises:
+            UnknownName: no positions are added.
+        """
+        found = self._part(self.family.positions)
+        if found is None:
+            raise UnknownName(f"W_pos: {self.name} {self.lacks('pos_embed')}")
+        return found, int(getattr(found, "offset", 0)) + self.first_position
+
+    # ------------------------------------------------------------------ after the last block
+    @property
+    def last_norm(self) -> nn.Module | None:
+        """The final norm's module; None in models whose last block ends with one (BERT), or without any."""
+        return self._part(self.family.final_norm)  # type: ignore[no-any-return]
+
+    @property
+    def head(self) -> list[nn.Module]:
+        """What is between the final norm and the unembedding and is no projection: BERT's dense layer, activation and
+        norm."""
+        found = (self._part(step) for step in self.family.head)
+        return [ACT2FN[step] if module is None else module for step, module in zip(self.family.head, found)]
+
+    @property
+    def before_unembedding(self) -> nn.Module | None:
+        """The module whose output the unembedding reads; None where it reads the last stream."""
+        return self.head[-1] if self.head else self.last_norm
+
+    @property
+    def unembedding(self) -> nn.Module:
+        return self.hf.get_output_embeddings()  # type: ignore[return-value]
+
+    @property
+    def unembeddings(self) -> list[nn.Module]:
+        """The unembedding, after the projection before it where there is one (OPT-350m)."""
+        projection = self._part(self.family.unembed_projection)
+        return [self.unembedding] if projection is None else [projection, self.unembedding]
+
+    def unembed(self, resid: Float[Tensor, "*batch d_model"], norm: bool = True) -> Float[Tensor, "*batch vocab"]:
+        """Final norm and head (skipped with `norm=False`), unembedding and what follows it (soft cap, scales)."""
+        weight: Any = self.hf.get_input_embeddings().weight
+        resid = resid.to(self.cfg.device, weight.dtype)
+        with turn(self.hf):  # `forward`: no hooks of a pass in progress
+            if norm:
+                resid = self.normed(resid)
+            for module in self.unembeddings[:-1]:
+                resid = module.forward(resid)
+            return self.logit_transform(unembedded(self.unembedding, resid))
+
+    def normed(self, resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """What the unembedding reads when the last stream is `resid`: through the final norm and the head."""
+        with turn(self.hf):
+            for module in (*filter(None, [self.last_norm]), *self.head):
+                resid = module.forward(resid)
+        return resid
+
+    def logit_transform(self, raw: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
+        """What the model does to the unembedding's output: soft cap (Gemma 2), division (Granite), scale (Cohere)."""
+        for step, attribute in self.family.logit_steps:
+            if constant := getattr(self.config, attribute):
+                raw = LOGIT_STEPS[step](raw, constant)
+        return raw
+
+    @property
+    def logit_slope(self) -> float:
+        """What the unembedding's output is multiplied by (Granite, Cohere; else 1), any soft cap left aside."""
+        up, down = self.logit_transform(torch.tensor([1e-3, -1e-3], dtype=torch.float64))
+        return float((up - down) / 2e-3)
+
+    @property
+    def final_norm(self) -> Norm:
+        """The norm before the unembedding, read off the native module; without one, a norm that changes nothing.
+
+        Raises:
+            UnknownName: the unembedding reads the last stream through a head that is no norm.
+        """
+        if self.head:
+            raise UnknownName(
+                f"{self.name} has a head of its own between the last stream and the unembedding "
+                f"({', '.join(self.family.head)}), so logits are no sum of what was written into the stream; "
+                "model.unembed and the logit lens go through the head, and a direction= in the stream can be attributed"
+            )
+        return self.norm(self.last_norm)
+
+    def norm(self, module: nn.Module | None) -> Norm:
+        """One of its norms (None: no norm), read off the native module."""
+        with turn(self.hf):
+            return Norm.of(module, self.cfg.d_model, self.cfg.device)
+
+    @property
+    def final_gain(self) -> Float[Tensor, "d_model"]:
+        """What the final norm multiplies by (Gemma stores it minus one)."""
+        return self.final_norm.gain.to(self.cfg.dtype)
+
+    def lacks(self, site: str) -> str:
+        """Why the model has no such site at its ends, as it follows the model's name."""
+        if site == "pos_embed" and self.family.positions is not None:
+            return "adds computed positions, which no module returns; W_pos has them"
+        return {
+            "pos_embed": "has no learned positions (it rotates queries and keys, or biases scores)",
+            "type_embed": "has no token types",
+            "embed_norm": "has no norm between the embedding and the first block",
+        }.get(site, f"has no final norm; what its last block writes is resid_post.{self.cfg.n_layers - 1}")
