@@ -10,7 +10,7 @@ from torch import Tensor
 from ...errors import BadInput
 from ..model import Model
 from ..places.branches import Branch
-from ..places.sites import PER_LAYER, Site
+from ..places.sites import EMBEDDINGS, PER_LAYER, Site
 from ..running.moment import Moment
 from ..running.run import inputs
 from ..tokens import TokenBatch
