@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
 from ..errors import UnknownName
@@ -27,7 +26,7 @@ from .unembedding import unembedded
 class Ends:
     """The half of `Native` that knows the ends; see there."""
 
-    hf: PreTrainedModel
+    hf: Any  # a PreTrainedModel
     config: Any
     family: Family
     name: str
