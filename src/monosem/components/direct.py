@@ -175,11 +175,12 @@ class _Stream:
         run, v, scale = self.run, self.final.pull(u), self.scale
         plain = not self.model.entry  # behind a norm, what enters the first block is one part
         embed = run["embed"].float() if plain else run["resid_pre", 0].float()
-        yield Part("embed"), (_dot(embed, v) / scale)[..., None]
+        first = v * self.model.carried(None, self.end)
+        yield Part("embed"), (_dot(embed, first) / scale)[..., None]
         if plain and self.model.family.positions is not None:
-            yield Part("pos_embed"), (_dot(run["resid_pre", 0].float() - embed, v) / scale)[..., None]
+            yield Part("pos_embed"), (_dot(run["resid_pre", 0].float() - embed, first) / scale)[..., None]
         for branch in self.branches:
-            for part, value in self._branch(branch, v):
+            for part, value in self._branch(branch, v * self.model.carried(branch.layer, self.end)):
                 yield part, value / scale[..., None]
         offset = self.offset(u, ids)
         if bool(offset.any()):

@@ -94,6 +94,7 @@ class Native(Ends):
     """A Hugging Face model (`hf`, never rewritten) with its tokenizer and the row of the family table that reads it.
 
     Attributes:
+        carries: what its blocks hand on beside the stream; "" for most models.
         config: of the language model. multimodal: the language model is a part of `hf`, which is run on text alone.
     """
 
@@ -117,6 +118,9 @@ class Native(Ends):
         self.blocks: nn.ModuleList = self.part(self.family.layers)  # type: ignore[assignment]
         self.anatomy = [Block.of(self.family, self.config, block) for block in self.blocks]
         self.cfg = Shape(**sizes_of(self.config, self.blocks, self.anatomy), hf=hf)
+        asked = self.family.carries_if
+        given = not asked or any(getattr(self.config, name, None) for name in asked)
+        self.carries = self.family.carries if given else ""
         self.rotations = rotations_of(language_model(hf))
         self.window = window_of(self.config)
 

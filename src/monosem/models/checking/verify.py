@@ -99,6 +99,8 @@ def _streams(c: Checks) -> None:
     for layer in c.model.layers():
         for one in c.model.anatomy[layer].sums:
             total = reduce(torch.add, (c.run[name, layer] for name in one.parts))  # rounds where the model does
+            if one.stream == "resid_post":
+                total = total * c.model.anatomy[layer].factor
             if one.norm is not None:
                 with torch.no_grad(), c.model.turn():
                     total = c.model.blocks[layer].get_submodule(one.norm)(total)
@@ -111,9 +113,11 @@ def _streams(c: Checks) -> None:
     c.add("final_norm", "unembedding = logits", c.model.unembed(c.run["final_norm"], norm=False), c.explicit)
 
 
+_GATED = {"mlp": "_pre_linear", "layer_input": "per_layer_input"}  # kind -> the site that gates, or None
+
+
 def _roles(c: Checks) -> None:
     """That q is not k, nor gate up: a token's q acts on its own row alone, the MLP is linear in up alone."""
-    half = c.model.cfg.d_mlp // 2
     last = {branch.name: branch for branch in c.model.branches()}  # of every name
 
     def run(site: Site, fn: Callable[[Tensor], Tensor], read: Site) -> Tensor:
@@ -123,20 +127,22 @@ def _roles(c: Checks) -> None:
         return torch.cat([-q[:, :1], q[:, 1:]], dim=1)
 
     def half_off(x: Tensor) -> Tensor:
+        half = x.shape[-1] // 2
         return torch.cat([x[..., :half], torch.zeros_like(x[..., half:])], dim=-1)
 
     for branch in last.values():
-        if branch.kind == "attention":
+        if branch.slot.mixer.row.attends:
             z = branch.site("z")
             turned = run(branch.site("q"), first_token_turned, z)[:, 1:]
             c.add("q", "the first token's q moves no later z", turned, c.run[z][:, 1:])
-        elif branch.kind == "mlp":
-            pre, linear, post = (branch.site(name) for name in ("_pre", "_pre_linear", "_post"))
+        elif branch.kind in _GATED:
+            pre, linear, post = (branch.site(name) for name in ("_pre", _GATED[branch.kind], "_post"))
             if (before_norm := branch.site("_gated")) in c.run:
                 post = before_norm
+            half = c.run[post].shape[-1] // 2
             c.add(pre.name, "one neuron each", run(pre, half_off, post)[..., :half], c.run[post][..., :half])
             if linear in c.run:
-                c.add(linear.name, "mlp_post linear in it", run(linear, lambda x: 2 * x, post), 2 * c.run[post])
+                c.add(linear.name, f"{post.name} linear in it", run(linear, lambda x: 2 * x, post), 2 * c.run[post])
 
 
 def _routers(c: Checks) -> None:
@@ -189,7 +195,7 @@ def _write_back_together(c: Checks) -> None:
 def _transplant(c: Checks) -> None:
     layer = c.model.cfg.n_layers // 2
     stream = c.plain["resid_post", layer]
-    if c.model.family.carries:  # later blocks are given more of the prompt than its stream
+    if c.model.carries:  # later blocks are given more of the prompt than its stream
         late = c.logits(start=(Site("resid_pre", layer + 1), stream)) if layer + 1 < c.model.cfg.n_layers else c.native
         return c.add("resid_pre", "started late = logits", late, c.native)
     logits = c.logits(edits=[Patch(Site("resid_post", layer), lambda _: stream.flip(0))])

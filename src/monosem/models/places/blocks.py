@@ -95,11 +95,16 @@ class Slot:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """One block: its branches, and its sites in the order of computation."""
+    """One block: its branches, and its sites in the order of computation.
+
+    Attributes:
+        factor: what the stream is multiplied by at the block's end, after all branches have written.
+    """
 
     slots: tuple[Slot, ...]
     places: dict[str, Place]
     sums: tuple[Sum, ...]
+    factor: float = 1.0
 
     @staticmethod
     def of(family: Family, config: Any, block: nn.Module) -> "Block":
@@ -130,7 +135,8 @@ class Block:
         places["resid_post"] = Place("", "out")
         if whole != ("resid_post",):
             sums.append(Sum("resid_post", whole))
-        return Block(tuple(slots), places, tuple(sums))
+        factor = 1.0 if family.factor is None else float(getattr(block, family.factor))
+        return Block(tuple(slots), places, tuple(sums), factor)
 
     @property
     def closed(self) -> bool:

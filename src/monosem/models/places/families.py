@@ -78,8 +78,8 @@ def attn(
     *,
     path: str = "self_attn",
     q: str = "q_proj",
-    k: str = "k_proj",
-    v: str = "v_proj",
+    k: str | None = "k_proj",
+    v: str | None = "v_proj",
     out: str = "o_proj",
     qkv: str | None = None,
     fused: Fused = "stacked",
@@ -92,7 +92,8 @@ def attn(
     """
     named = {"clip": "clip", "gating": "gate", "value_scale": "value_scale"}
     known: dict[str, Any] = {named[name]: more.pop(name) for name in [*more] if name in named}
-    parts = {"q": qkv or q, "k": qkv or k, "v": qkv or v, "out": out, **{k: v for k, v in more.items() if v}}
+    parts = {"q": qkv or q, "k": qkv or k, "v": qkv or v, "out": out, **more}
+    parts = {part: found for part, found in parts.items() if found}
     mixer = Mixer("attention", path, parts, fused if qkv else None, **known)
     return BranchRow("attn", (mixer,), "ln1", before, after, scale=scale)
 
@@ -172,7 +173,9 @@ class Family:
         str, ...
     ] = ()  # what follows it, and is no projection: modules (paths in the whole model), ACT2FN names
     unembed_projection: str | None = None  # projection before the unembedding
-    carries: str = ""  # what blocks hand on to later ones beside the stream
+    factor: str | None = None  # attribute of a block that the stream is multiplied by at its end
+    carries: str = ""  # what blocks hand on to later ones, or are given, beside the stream
+    carries_if: tuple[str, ...] = ()  # config attributes of which one at least says that they do; none: all models do
     logit_steps: tuple[tuple[str, str], ...] = ()  # what follows the unembedding: (step, config attribute)
     cached: bool = True
     padded: bool = True

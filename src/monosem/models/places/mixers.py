@@ -209,6 +209,18 @@ KINDS: dict[str, Kind] = {
         projected="z",
         units="channel",
     ),
+    # an input of its own for every layer, gated by the stream (Gemma 4, Gemma 3n)
+    "layer_input": Kind(
+        {
+            "per_layer_input": Inner("", "in", "whole", _TOKEN, item=1),
+            "_pre": Inner("pre", "out", "whole", _NEURONS),
+            "_post": Inner("out", "in", "whole", _NEURONS),
+        },
+        working=lambda cfg: 4 * cfg.d_model,
+        projected="_post",
+        units="neuron",
+        plain="ple",
+    ),
     # what it computes is not known: its input and output can be read and written, and nothing inside
     "other": Kind({}, working=lambda cfg: 4 * cfg.d_model),
 }

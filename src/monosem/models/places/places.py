@@ -6,6 +6,7 @@ here.
 
 from collections.abc import Callable
 from functools import cached_property
+from math import prod
 
 import torch
 from jaxtyping import Float
@@ -92,6 +93,14 @@ class Places(Native):
                 f"{self.site(stream)} is no sum of what branches wrote; patch, ablate or use gradients instead"
             )
         return branches
+
+    def carried(self, layer: int | None, end: Site) -> float:
+        """What is written in a layer (None: by the embeddings) is multiplied by this on its way to a stream site.
+
+        1 in most models: some multiply the whole stream at the end of each block (Gemma 4).
+        """
+        last = self.cfg.n_layers if end.layer is None else end.layer + (end.name == "resid_post")
+        return prod(block.factor for block in self.anatomy[layer or 0 : last])
 
     def is_held(self, site: SiteLike, end: Site | None, read: Callable[[Branch], Site]) -> bool:
         """Whether the parts that a stream is taken apart into have what an edit makes of a site.

@@ -1,5 +1,6 @@
 """Where a site is read and written in the native modules: a module, its input or output, a layout of that tensor."""
 
+import inspect
 from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -283,6 +284,19 @@ def rewrap(output: Any, value: Tensor, item: int = 0) -> Any:
 
 def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return args[0] if args else kwargs["hidden_states"]
+
+
+def other_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], item: int) -> Tensor:
+    """An argument by its number, however it was given."""
+    return args[item] if item < len(args) else kwargs[[*inspect.signature(module.forward).parameters][item]]
+
+
+def with_other_input(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], item: int, value: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if item < len(args):
+        return (*args[:item], value, *args[item + 1 :]), kwargs
+    return args, {**kwargs, [*inspect.signature(module.forward).parameters][item]: value}
 
 
 def with_first_input(

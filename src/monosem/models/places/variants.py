@@ -1,6 +1,11 @@
 """Rows of the family table for attention with latents, gates, norms or sinks, and for mixtures of experts."""
 
-from .families import Family, attn, latent, mlp
+from .families import BranchRow, Family, attn, either, latent, mlp
+from .mixers import Mixer
+
+_PER_LAYER = {"pre": "per_layer_input_gate", "out": "per_layer_projection"}
+# values of their own, values that are the keys, keys and values of an earlier layer
+_SHARED = ({"v_norm": "v_norm"}, {"v": None, "v_norm": "v_norm"}, {"k": None, "v": None})
 
 VARIANTS: tuple[Family, ...] = (
     Family(
@@ -19,6 +24,24 @@ VARIANTS: tuple[Family, ...] = (
             attn(after="post_attention_layernorm", gate="gate_proj"),
             mlp("pre_mlp_layernorm", "post_mlp_layernorm", router="router"),
         ),
+    ),
+    Family(
+        "gemma4",
+        ("gemma4_text",),
+        (
+            either(*(attn(after="post_attention_layernorm", **parts) for parts in _SHARED)),
+            mlp("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+            BranchRow(
+                "ple",
+                (Mixer("layer_input", "", _PER_LAYER, ends=tuple(_PER_LAYER.values())),),
+                "ln3",
+                after="post_per_layer_input_norm",
+            ),
+        ),
+        factor="layer_scalar",
+        carries="keys and values, or an input for each layer,",
+        carries_if=("num_kv_shared_layers", "hidden_size_per_layer_input"),
+        logit_steps=(("soft_cap", "final_logit_softcapping"),),
     ),
     Family("mimo_v2_flash", ("mimo_v2_flash",), (attn(value_scale="attention_value_scale"), mlp(router="gate"))),
     Family("bitnet", ("bitnet",), (attn(mixed_norm="attn_sub_norm"), mlp(inner_norm="ffn_sub_norm"))),

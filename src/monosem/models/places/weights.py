@@ -84,16 +84,21 @@ class LayerWeights(Tensor):
         if isinstance(first, int):
             return self._layer(first, rest)
         if isinstance(first, slice):
-            return torch.stack([self._layer(i, []) for i in range(len(self))[first]])[(slice(None), *rest)]
+            return self._several([self._layer(i, []) for i in range(len(self))[first]])[(slice(None), *rest)]
         wanted = torch.as_tensor(first).long()
         if wanted.ndim == 0:
             return self._layer(int(wanted), rest)
-        chosen = torch.stack([self._layer(int(i), []) for i in wanted.flatten()])
+        chosen = self._several([self._layer(int(i), []) for i in wanted.flatten()])
         return chosen[(torch.arange(len(chosen), device=chosen.device).view(wanted.shape), *rest)]
 
     def stacked(self) -> Float[Tensor, "layer ..."]:
         """All layers in one tensor: a copy as large as the model's share of these weights."""
         return self[:]
+
+    def _several(self, layers: list[Tensor]) -> Tensor:
+        if len({layer.shape for layer in layers}) > 1:
+            raise BadInput(f"{self.label}: the layers differ in size; read them one by one, {self.label}[0]")
+        return torch.stack(layers)
 
     @property
     def kv_heads(self) -> "LayerWeights":

@@ -140,7 +140,8 @@ def _decode(
     options: dict[str, Any] = (
         {name: DynamicCache(config=model.config), "use_cache": True} if cached else {"use_cache": False}
     )
-    if not any(site.shape[-1] == "vocab" for site in session.wanted):
+    # layers that reuse keys of earlier ones (Gemma 4) would be given the last token alone, and not the prompt's others
+    if not any(site.shape[-1] == "vocab" for site in session.wanted) and not model.carries:
         options["logits_to_keep"] = 1
 
     def step() -> Tensor:

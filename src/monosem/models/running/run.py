@@ -294,7 +294,7 @@ def starting(model: Places, start: Start | None, tokens: TokenBatch) -> Iterator
     with model.turn():  # before the session, whose hooks the look at the blocks would call
         several = model.tuple_blocks
         # blocks that hand on more than the stream compute that from the tokens, and their stream is then replaced
-        skipped = model.blocks[: 0 if model.family.carries else site.layer]
+        skipped = model.blocks[: 0 if model.carries else site.layer]
         forwards = [block.__dict__.get("forward") for block in skipped]  # accelerate puts one on the instance
         handle = model.blocks[site.layer].register_forward_pre_hook(
             lambda _, args: (hidden.to(model.device, model.dtype), *args[1:]), prepend=True

@@ -45,6 +45,10 @@ class Ask:
     def branches(self, run: Activations) -> list[Branch]:
         return run.model.written_before(self.end(run))
 
+    def carried(self, run: Activations, branch: Branch) -> float:
+        """What a branch's output is multiplied by on its way to that stream."""
+        return run.model.carried(branch.layer, self.end(run))
+
     def directions(self, run: Activations) -> Float[Tensor, "d_model outputs"] | None:
         """What components are projected onto before the norm's scale divides."""
         if self.onto is None:
@@ -114,11 +118,12 @@ def embeddings(run: Activations, ask: Ask) -> Parts:
     parts = [("embed", run["embed"])]
     if run.model.has("pos_embed"):
         parts.append(("pos_embed", position_embeddings(run)))
-    return [(label, ask.cut(run, part)) for label, part in parts]
+    carried = run.model.carried(None, ask.end(run))
+    return [(label, ask.cut(run, part) * carried) for label, part in parts]
 
 
 def of_branches(run: Activations, branches: Iterable[Branch], ask: Ask) -> Parts:
-    return [(f"{branch.layer}_{branch.name}_out", ask.cut(run, run[branch.out])) for branch in branches]
+    return [(f"{one.layer}_{one.name}_out", ask.cut(run, run[one.out]) * ask.carried(run, one)) for one in branches]
 
 
 def units_before(run: Activations, kind: str, chosen: Slice, ask: Ask, layers: Iterable[int] | None = None) -> Parts:
@@ -150,11 +155,12 @@ def _unit_writes(run: Activations, branch: Branch, units: list[int], ask: Ask) -
     inner = at_positions(run, whole, ask.pos_slice, -3 if branch.units == "head" else -2)
     inner = inner if branch.units == "head" else inner[..., units]
     onto = ask.directions(run)
+    carried = ask.carried(run, branch)
     if onto is None:
-        return branch.share(branch.parts(inner, units).movedim(-2, 0), size)
+        return branch.share(branch.parts(inner, units).movedim(-2, 0), size) * carried
     weight = branch.weight()[units].float() @ branch.pull(onto.T).T
     shape = "...h,hn->h...n" if branch.units == "neuron" else "...hd,hdn->h...n"
-    return torch.einsum(shape, inner.float(), weight) / size
+    return torch.einsum(shape, inner.float(), weight) / size * carried
 
 
 def biases(run: Activations, branches: Iterable[Branch], ask: Ask) -> Float[Tensor, "*batch pos d_model"]:
@@ -162,7 +168,8 @@ def biases(run: Activations, branches: Iterable[Branch], ask: Ask) -> Float[Tens
     total = torch.zeros_like(run[ask.end(run)], dtype=torch.float32)
     for branch in branches:
         assert branch.inner is not None
-        total = total + branch.share(branch.bias().float(), branch.size(run[branch.inner])) + branch.written_bias
+        share = branch.share(branch.bias().float(), branch.size(run[branch.inner])) + branch.written_bias
+        total = total + share * ask.carried(run, branch)
     return ask.cut(run, total)
 
 

@@ -104,6 +104,7 @@ class Streams:
                     read[branch.reads] = delta
                     yield Stage(branch.reads, depth, delta)
                 delta = self._after(branch, sets, delta, read[branch.reads], freeze_mlps)
+            delta = delta * model.anatomy[layer].factor
         if until >= model.depth(self.end):
             yield Stage(self.end, model.depth(self.end), delta)
 

@@ -148,6 +148,7 @@ class Tree:
                         return hidden
                 heads = claimed.get(branch.inner, ()) if branch.inner else ()
                 hidden = hidden + written(branch.out, lambda: self._output(branch, heads, pick, each))  # noqa: B023
+            hidden = hidden * model.anatomy[layer].factor
             hidden = written(Site("resid_post", layer), lambda: hidden)  # noqa: B023
         return hidden
 
