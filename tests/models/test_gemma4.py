@@ -1,5 +1,6 @@
 """Gemma 4: keys of earlier layers, an input of its own for each layer, a factor at the end of each block."""
 
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -124,7 +125,11 @@ def test_a_sweep_equals_run_by_run(model):
     other = IDS.clone()
     other[:, 2] = torch.tensor([50, 60])
     pairs = TokenPairs(model.tokens(IDS), model.tokens(other), torch.tensor([7, 8]), torch.tensor([9, 10]))
-    swept = patching.sweep(model, pairs, ["resid_pre", "attn_out"], over=("layer", "position"), quiet=True)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        swept = patching.sweep(model, pairs, ["resid_pre", "attn_out"], over=("layer", "position"), quiet=True)
+    slow = [str(one.message) for one in said if "patching whole runs" in str(one.message)]
+    assert len(slow) == (1 if model.carries else 0)
     clean = model.run(pairs.clean, [cell.place for cell in swept.cells])
     plain = model.run(pairs.corrupted, logits="last").logits
     for cell, effect in list(zip(swept.cells, swept.effect().tolist()))[::7]:
