@@ -92,8 +92,8 @@ def attn(
     """
     named = {"clip": "clip", "gating": "gate", "value_scale": "value_scale"}
     known: dict[str, Any] = {named[name]: more.pop(name) for name in [*more] if name in named}
-    parts = {"q": qkv or q, "k": qkv or k, "v": qkv or v, "out": out, **more}
-    parts = {part: found for part, found in parts.items() if found}
+    there = {"q": qkv or q, "k": qkv or k, "v": qkv or v, "out": out, **more}
+    parts = {part: found for part, found in there.items() if found}
     mixer = Mixer("attention", path, parts, fused if qkv else None, **known)
     return BranchRow("attn", (mixer,), "ln1", before, after, scale=scale)
 
