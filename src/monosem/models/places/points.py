@@ -282,27 +282,21 @@ def rewrap(output: Any, value: Tensor, item: int = 0) -> Any:
     return (*output[:item], value, *output[item + 1 :])
 
 
-def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    return args[0] if args else kwargs["hidden_states"]
+def given(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], item: int) -> Tensor:
+    """An argument by its number, however it was given; the first is the stream."""
+    return args[item] if item < len(args) else kwargs[_name(module, item)]
 
 
-def other_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], item: int) -> Tensor:
-    """An argument by its number, however it was given."""
-    return args[item] if item < len(args) else kwargs[[*inspect.signature(module.forward).parameters][item]]
-
-
-def with_other_input(
+def with_given(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], item: int, value: Tensor
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if item < len(args):
+    if item >= len(args):
+        return args, {**kwargs, _name(module, item): value}
+    if item:
         return (*args[:item], value, *args[item + 1 :]), kwargs
-    return args, {**kwargs, [*inspect.signature(module.forward).parameters][item]: value}
-
-
-def with_first_input(
-    args: tuple[Any, ...], kwargs: dict[str, Any], value: Tensor
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if not args:
-        return args, {**kwargs, "hidden_states": value}
     same = 3 if len(args) >= 3 and args[0] is args[1] is args[2] else 1  # CTRL: attention is given v, k and q
     return (*[value] * same, *args[same:]), kwargs
+
+
+def _name(module: nn.Module, item: int) -> str:
+    return [*inspect.signature(module.forward).parameters][item] if item else "hidden_states"

@@ -16,7 +16,7 @@ from ..places.attention import Visit, visiting
 from ..places.branches import Branch
 from ..places.calls import calling
 from ..places.places import Places
-from ..places.points import Point, first_input, other_input, point, rewrap, unwrap, with_first_input, with_other_input
+from ..places.points import Point, given, point, rewrap, unwrap, with_given
 from ..places.rotations import row_by_row
 from ..places.sites import KEYS, NORMS, READ_ONLY, SHARED, Inner, Site, host_of
 from ..turns import refuse_inference_mode
@@ -379,25 +379,15 @@ def _on_a_graph(x: Tensor) -> Tensor:
 
 def _hook(module: nn.Module, when: str, item: int, actions: list[Action]) -> torch.utils.hooks.RemovableHandle:
     if when == "in":
-        before = partial(_before, actions) if item == 0 else partial(_before_other, actions, item)
-        return module.register_forward_pre_hook(before, with_kwargs=True)
+        return module.register_forward_pre_hook(partial(_before, actions, item), with_kwargs=True)
     return module.register_forward_hook(partial(_after, actions, item))
 
 
-def _before(actions: list[Action], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    old = value = first_input(args, kwargs)
+def _before(actions: list[Action], item: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    old = value = given(module, args, kwargs, item)
     for action in actions:
         value = action(value)
-    return None if value is old else with_first_input(args, kwargs, value)
-
-
-def _before_other(
-    actions: list[Action], item: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    old = value = other_input(module, args, kwargs, item)
-    for action in actions:
-        value = action(value)
-    return None if value is old else with_other_input(module, args, kwargs, item, value)
+    return None if value is old else with_given(module, args, kwargs, item, value)
 
 
 def _after(actions: list[Action], item: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
