@@ -90,5 +90,5 @@ def test_a_wrong_gate_or_norm_fails():
     right = model_of("laguna")
     row, other = right.family.branches
     wrong = replace(row, mixers=(replace(row.mixers[0], gate="sigmoid"),))
-    result = verify(Model(right.hf, None, "wrong", family=replace(right.family, branches=(wrong, other))), quick=True)
+    result = verify(Model(right.hf, None, "wrong", family=replace(right.family, branches=(wrong, other))))
     assert list(result.table[~result.table.ok].identity) == ["mixed, through its gate = z"]

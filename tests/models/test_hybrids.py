@@ -71,7 +71,7 @@ def test_exchanged_values_fail(kind, pair, monkeypatch):
             changed = spots | {pair[0]: spots[pair[1]], pair[1]: spots[pair[0]]}
             monkeypatch.setitem(calls.FUNCTIONS, name, changed)
     with suppress(RuntimeError, MonosemError):  # shapes that do not fit
-        assert not verify(model_of(kind), quick=True).ok
+        assert not verify(model_of(kind)).ok
 
 
 def test_a_wrong_gate_fails():
@@ -79,7 +79,7 @@ def test_a_wrong_gate_fails():
     linear, *others = row.branches
     mixer = replace(linear.mixers[0], parts=linear.mixers[0].parts | {"gate": "v_proj"})  # as wide as the gate
     wrong = replace(row, branches=(replace(linear, mixers=(mixer,)), *others))
-    failed = verify(Model(tiny_any("olmo_hybrid"), family=wrong), quick=True).table.query("not ok")
+    failed = verify(Model(tiny_any("olmo_hybrid"), family=wrong)).table.query("not ok")
     assert set(failed.site) == {"linear_gate"}
 
 
@@ -141,7 +141,7 @@ def test_a_head_written_out_is_a_head_less(kind):
     prefix, layer = memory_of(kind)
     by_result = model.run(PROMPT, edits=edits.scale(f"{prefix}_result.{layer}", 0.0).at(heads=1)).logits
     by_z = model.run(PROMPT, edits=edits.scale(f"{prefix}_z.{layer}", 0.0).at(heads=1)).logits
-    torch.testing.assert_close(by_result, by_z, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(by_result, by_z, rtol=1e-3, atol=1e-4)
     assert not torch.allclose(by_z, model.run(PROMPT).logits, atol=1e-3)
 
 

@@ -85,7 +85,7 @@ def test_identities_in_other_dtypes(dtype):
 )
 def test_verify_finds_a_wrong_family_row(family, change, identity):
     right = model_of(family)
-    result = verify(Model(right.hf, None, "wrong", family=changed(right.family, change)), quick=True)
+    result = verify(Model(right.hf, None, "wrong", family=changed(right.family, change)))
     assert not result.ok
     assert not result.table.set_index("identity").loc[identity].ok
 

@@ -44,7 +44,7 @@ def test_offloaded_models_run_generate_and_show_their_weights(way: str, family: 
     torch.testing.assert_close(model.W_Q[1], plain.W_Q[1], rtol=1e-5, atol=1e-6)
     if family == "gpt2":
         torch.testing.assert_close(model.W_pos, plain.W_pos)
-    result = verify(model, quick=True)
+    result = verify(model)
     assert result.ok, result.table[~result.table.ok].to_string()
 
 

@@ -7,7 +7,9 @@ the row is used only if the identities of `verify.py` hold on the model itself, 
 """
 
 import warnings
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,8 +24,9 @@ from ..places.table import BY_TYPE
 from .anatomy import Found, branches_of, choices, merged
 from .ends import ends_of
 from .finding import NotFound, recorded_class
+from .prefix import shortened
 from .tracing import trace
-from .verify import verify
+from .verify import Verification, quick, sums, uses
 
 _HOW = "add a row to monosem/models/places/families.py, or pass family=Family(...) to Model"
 
@@ -64,7 +67,9 @@ def infer(hf: PreTrainedModel) -> Family:
     refuse_compiled(hf)
     kind = text_config(hf).model_type
     try:
-        row, branches = _outline(hf)
+        layers = _layers(hf)
+        with shortened(hf, layers):
+            row, branches = _outline(hf, layers)
     except NotFound as error:
         raise UnknownName(
             f"no family row for model type {kind!r}, and none could be inferred: {error}; {_HOW}"
@@ -74,16 +79,12 @@ def infer(hf: PreTrainedModel) -> Family:
         if any(failure.repeats(level, earlier, branches) for earlier, failure in tried):
             continue
         candidate = replace(row, branches=rows)
-        failure = _failure(hf, candidate)
-        if not failure:
-            lost = f" Less was read than was found, because of {tried[0][1].reason}." if tried and sum(level) else ""
-            warnings.warn(
-                f"model type {kind!r} has no family row; reading it through an inferred one, which passed the "
-                f"identities: {shown(candidate)}. `monosem verify` prints the errors.{lost}",
-                InferredFamily,
-                stacklevel=3,
-            )
-            return candidate
+        with shortened(hf, layers):
+            failure = _failure(hf, candidate)
+        if not (failure := failure or _failure(hf, candidate, sums)):
+            less = any(mixer.kind == "other" for branch in rows for mixer in branch.mixers)
+            because = tried[0][1].reason if tried and less else ""
+            return _announced(_with_uses(hf, candidate, layers), because)
         tried.append((level, failure))
     best = replace(row, branches=choices(branches)[0][0])
     reason = tried[-1][1].reason if tried[-1][1].sites else tried[0][1].reason
@@ -92,11 +93,42 @@ def infer(hf: PreTrainedModel) -> Family:
     )
 
 
-def shown(row: Family) -> str:
-    """What a row says beyond the defaults, as it is written in the table."""
-    plain = Family("", ())
-    said = {k: v for k, v in vars(row).items() if v != getattr(plain, k) and k not in ("name", "model_types")}
-    return f"Family({row.name!r}, {row.model_types!r}" + "".join(f", {k}={v!r}" for k, v in said.items()) + ")"
+def _with_uses(hf: PreTrainedModel, row: Family, layers: str) -> Family:
+    """The row with what does not hold on this model: generation with its cache, and padding before a prompt.
+
+    Raises:
+        UnknownName: padding after a text changes the text's own numbers.
+    """
+    with shortened(hf, layers):
+        failed = _failure(hf, row, uses).identities
+    if any(identity.startswith("right padded") for identity in failed):
+        raise UnknownName(f"model type {row.name!r}: a text gives other logits beside a longer one (padding is read)")
+    left, cache = (any(identity.startswith(what) for identity in failed) for what in ("left padded", "cached"))
+    return replace(row, padded=row.padded and not left, cached=row.cached and not cache)
+
+
+def _announced(row: Family, because: str) -> Family:
+    lines = [f"model type {row.name!r} has no family row; reading it through an inferred one, which passed the "]
+    lines += [f"identities: {shown(row)}. `monosem verify` prints the errors"]
+    lines += [f". Less was read than was found, because of {because}"] if because else []
+    lines += [] if row.cached else [". Its cache changes its logits: every new token is a pass over all tokens"]
+    warnings.warn("".join(lines), InferredFamily, stacklevel=4)
+    return row
+
+
+def shown(row: Any) -> str:
+    """What a row, a branch or a mixer says beyond the defaults, as it is written in the table."""
+    if isinstance(row, tuple):
+        return f"({', '.join(map(shown, row))}{',' * (len(row) == 1)})"
+    if not is_dataclass(row):
+        return repr(row)
+    said = []
+    for field in fields(row):
+        value = getattr(row, field.name)
+        default = field.default_factory() if field.default_factory is not MISSING else field.default
+        if value != default:
+            said.append(f"{field.name}={shown(value)}")
+    return f"{type(row).__name__}({', '.join(said)})"
 
 
 @dataclass(frozen=True)
@@ -105,10 +137,12 @@ class Failure:
 
     Attributes:
         sites: names of the sites at which identities failed; none where the model cannot be read at all.
+        identities: which ones failed.
     """
 
     reason: str = ""
     sites: frozenset[str] = frozenset()
+    identities: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.reason)
@@ -125,21 +159,21 @@ def _inner_sites(forms: list[Found], level: int) -> set[str]:
     return {name for mixer in mixers for name, _ in mixer.inner(forms[0].name)}
 
 
-def _failure(hf: PreTrainedModel, row: Family) -> Failure:
+def _failure(hf: PreTrainedModel, row: Family, check: Callable[[Model], Verification] = quick) -> Failure:
     try:
-        rows = verify(Model(hf, family=row, name=row.name), quick=True).rows
+        rows = check(Model(hf, family=row, name=row.name)).rows
     except (UnknownName, AttributeError, RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
         return Failure(f"it cannot be read ({cause(error)})")
-    bad = [f"'{r['identity']}' at {r['site']} (relative error {r['error']:.1g})" for r in rows if not r["ok"]]
-    sites = frozenset(str(r["site"]) for r in rows if not r["ok"])
-    return Failure(f"identity {', '.join(bad[:4])}{' and more' if len(bad) > 4 else ''}" if bad else "", sites)
+    failed = [row for row in rows if not row["ok"]]
+    bad = [f"'{r['identity']}' at {r['site']} (relative error {r['error']:.1g})" for r in failed]
+    reason = f"identity {', '.join(bad[:4])}{' and more' if len(bad) > 4 else ''}" if bad else ""
+    return Failure(reason, frozenset(str(r["site"]) for r in failed), tuple(str(r["identity"]) for r in failed))
 
 
-def _outline(hf: PreTrainedModel) -> tuple[Family, list[list[Found]]]:
+def _outline(hf: PreTrainedModel, layers: str) -> tuple[Family, list[list[Found]]]:
     """The row without its branches, and the branches that blocks have."""
     config = text_config(hf)
     calls = trace(hf, torch.arange(6, device=device_of(hf))[None])
-    layers = _layers(hf)
     modules = list(language_model(hf).get_submodule(layers).children())
     blocks = [c for c in calls if c.module in set(modules)]
     if len(blocks) != config.num_hidden_layers:

@@ -212,6 +212,8 @@ def _mixer_reason(slot: Slot, site: str) -> str | None:
             return "makes its keys in two parts: k_nope and k_rope; rot_k holds them joined"
         return _REASONS[site]
     lacking = next((key for key, kind in KINDS.items() if site in {kind.site(n, slot.name) for n in kind.sites}), None)
+    if lacking and slot.mixer.kind == "other" and slot.name in (KINDS[lacking].plain, site.split("_")[0]):
+        return f"is read without what is inside its {slot.name}; use {slot.name}_input, {slot.name}_out"
     if lacking == slot.mixer.kind == "mlp" and site == f"{slot.name}_gated":
         return f"has no norm inside its {slot.name}; use {slot.name}_post"
     if lacking == slot.mixer.kind == "mlp":

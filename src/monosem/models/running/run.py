@@ -1,5 +1,6 @@
 """One forward pass: capture sites, apply edits, stop early, start late, keep gradients."""
 
+import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -262,7 +263,7 @@ def inputs(model: Places, tokens: TokenBatch, column: int = 0) -> dict[str, Tens
 
     Mask and positions go along whenever there is padding: transformers numbers positions from the left edge, padding
     included, which is wrong for learned positions. Without padding its own defaults are right, and faster; but a
-    multimodal model's defaults remember the last picture.
+    multimodal model's defaults remember the last picture, and Bamba's number what follows a cache from 0 again.
 
     Raises:
         BadInput: padding before a prompt that the memory of the model's layers would read.
@@ -270,7 +271,8 @@ def inputs(model: Places, tokens: TokenBatch, column: int = 0) -> dict[str, Tens
     _refuse_padding(model, tokens)
     ids = {"input_ids": tokens.ids[:, column:]}
     if not (tokens.padded or model.multimodal):
-        return ids
+        numbered = column and "position_ids" in inspect.signature(model.hf.forward).parameters
+        return ids | ({"position_ids": tokens.positions[:, column:]} if numbered else {})
     return ids | {"attention_mask": tokens.mask.long(), "position_ids": tokens.positions[:, column:]}
 
 

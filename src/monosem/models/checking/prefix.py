@@ -1,0 +1,61 @@
+"""A model cut after its first few blocks: enough to see each kind of block that it has, in a fraction of the time."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..language import language_model, text_config
+from ..native import device_of
+from ..turns import turn
+
+FEWEST = 2  # blocks: one that reads another one's output is among them
+
+
+@contextmanager
+def shortened(hf: PreTrainedModel, layers: str) -> Iterator[None]:
+    """Within, the model has only the first of its blocks, up to the last one that is the first of its kind.
+
+    A model that does not run so stays whole.
+
+    Args:
+        layers: path of the list of blocks in the language model.
+    """
+    parent, _, name = layers.rpartition(".")
+    holder, config = language_model(hf).get_submodule(parent), text_config(hf)
+    whole: Any = getattr(holder, name)
+    before = config.num_hidden_layers
+    with turn(hf):
+        try:
+            config.num_hidden_layers = enough = _enough(config, whole)
+            setattr(holder, name, whole[:enough])
+            if not _runs(hf):  # it counts its blocks elsewhere
+                setattr(holder, name, whole)
+                config.num_hidden_layers = before
+            yield
+        finally:
+            setattr(holder, name, whole)
+            config.num_hidden_layers = before
+
+
+def _runs(hf: PreTrainedModel) -> bool:
+    try:
+        with torch.no_grad():
+            hf(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device_of(hf)), use_cache=False)
+    except Exception:  # whatever a forward of foreign code raises
+        return False
+    return True
+
+
+def _enough(config: Any, blocks: nn.ModuleList) -> int:
+    """How many blocks show each kind: modules of the same classes and shapes, and the same words in the config."""
+    lists = [value for value in vars(config).values() if isinstance(value, list | tuple) and len(value) == len(blocks)]
+    kinds: dict[Any, int] = {}
+    for number, block in enumerate(blocks):
+        modules = tuple((path, type(module)) for path, module in block.named_modules())
+        shapes = tuple((name, tuple(values.shape)) for name, values in block.named_parameters())
+        kinds.setdefault((modules, shapes, tuple(str(each[number]) for each in lists)), number)
+    return min(max(FEWEST, max(kinds.values()) + 1), len(blocks))
