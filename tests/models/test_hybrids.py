@@ -33,7 +33,23 @@ TYPES = {
     "jamba": {"state_space": 1, "attention": 0},
     "bamba": {"state_space": 0, "attention": 2},
     "granitemoehybrid": {"state_space": 0, "attention": 1},
+    "falcon_h1": {"state_space": 0, "attention": 0},
+    "zamba2": {"state_space": 0},
+    "recurrent_gemma": {"recurrent": 0, "attention": 2},
     "xlstm": {"recurrent": 0},
+}
+CHANGES = {  # multipliers that are 1 by default
+    "falcon_h1": {
+        "embedding_multiplier": 1.7,
+        "lm_head_multiplier": 0.6,
+        "attention_in_multiplier": 0.8,
+        "attention_out_multiplier": 1.3,
+        "key_multiplier": 0.7,
+        "ssm_in_multiplier": 0.9,
+        "ssm_out_multiplier": 1.4,
+        "ssm_multipliers": [0.7, 1.2, 0.9, 1.1, 1.3],
+        "mlp_multipliers": [0.8, 1.5],
+    },
 }
 PREFIX = {"linear_attention": "linear", "state_space": "ssm", "convolution": "conv", "recurrent": "recurrent"}
 SWAPS = {  # two values of a function that a wrong table might exchange
@@ -48,7 +64,7 @@ PROMPT = [list(range(3, 15)), list(range(40, 52))]
 
 @cache
 def model_of(kind: str) -> Model:
-    return Model(tiny_any(kind), name=kind)
+    return Model(tiny_any(kind, **CHANGES.get(kind, {})), name=kind)
 
 
 def memory_of(kind: str) -> tuple[str, int]:
@@ -62,6 +78,22 @@ def test_identities(kind):
     assert result.ok, result.table[~result.table.ok].to_string()
     prefix, _ = memory_of(kind)
     assert f"{prefix}_z" in set(result.table.site)
+
+
+@pytest.mark.parametrize("rms", [True, False])
+def test_falcon_with_and_without_its_norm(rms):
+    model = Model(tiny_any("falcon_h1", mamba_rms_norm=rms, **CHANGES["falcon_h1"]))
+    result = verify(model, quick=True)
+    assert result.ok, result.table[~result.table.ok].to_string()
+    site = "mlp_post.1"  # what neurons write is multiplied after their projection
+    run = model.run(PROMPT, capture=[site, "mlp_out.1"], logits=False)
+    branch = model.branch("mlp", 1)
+    torch.testing.assert_close(branch.parts(run[site]).sum(-2) + branch.bias(), run["mlp_out.1"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_mixer_that_is_given_more_than_the_stream():
+    with pytest.raises(UnknownName, match="ssm_input.1"):
+        model_of("zamba2").run(PROMPT, capture="ssm_input.1")
 
 
 @pytest.mark.parametrize(("kind", "pair"), [(kind, pair) for kind, pairs in SWAPS.items() for pair in pairs])

@@ -52,7 +52,10 @@ class Ends:
         scale = self.family.embed_scale
         if scale == "sqrt(d_model)":
             return float(self.config.hidden_size**0.5)
-        return 1.0 if scale is None else float(getattr(self.config, scale))
+        if scale is None:
+            return 1.0
+        holder: Any = self.config if hasattr(self.config, scale) else language_model(self.hf)  # or a buffer of it
+        return float(getattr(holder, scale))
 
     @property
     def embedding(self) -> nn.Module:

@@ -1,7 +1,7 @@
 """A block as data: its branches in the order in which they write, and where each of its sites is."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -54,7 +54,8 @@ class Slot:
         before, after: paths of the norms that the block has around it. own_norm: no earlier branch reads through it.
         closing: path of the norm that the stream goes through after the branch was added.
         scale: what its output is multiplied by. sizes: the lengths of its mixer's own axes.
-        heads: the sizes of its heads, where it is softmax attention.
+        heads: the sizes of its heads, where it is softmax attention. given: what the norm's output is multiplied by.
+        scales: what the outputs of its mixer's parts are multiplied by, for some.
     """
 
     row: BranchRow
@@ -68,6 +69,8 @@ class Slot:
     scale: float
     sizes: dict[str, int]
     heads: Heads | None = None
+    given: float = 1.0
+    scales: dict[str, float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -78,7 +81,8 @@ class Slot:
         flat, (first, *_, last) = self.mixer.flat, (*self.mixer.chain, self.mixer.chain[-1])
         if self.before and self.own_norm:
             yield from self._norm(self.before, flat)
-        yield f"{self.name}_input", Place(first, "in", slot=self, flat=flat)
+        if not self.mixer.more:
+            yield f"{self.name}_input", Place(first, "in", slot=self, flat=flat)
         for name, inner in self.mixer.inner(self.name):
             path = first if inner.side == "inside" else self.mixer.at(self.mixer.part(inner))
             yield name, Place(path, inner.side, inner.layout, self, inner.item, inner.flat or flat, role=inner.role)
@@ -124,7 +128,8 @@ class Block:
                 written = (slot.reads,)
             places.update(slot.places())
             if slot is slots[0]:
-                places.update({f"mixer_{form}": places[f"{slot.name}_{form}"] for form in FORMS})
+                forms = [form for form in FORMS if f"{slot.name}_{form}" in places]
+                places.update({f"mixer_{form}": places[f"{slot.name}_{form}"] for form in forms})
             whole, written = (*whole, f"{slot.name}_out"), (*written, f"{slot.name}_out")
             if slot.closing:
                 stream = "resid_post" if slot is slots[-1] else stream_before(slot.number + 1)
@@ -175,8 +180,17 @@ def _slot(row: BranchRow, mixer: Mixer, earlier: list[Slot], config: Any, block:
     reads = beside.reads if beside else stream_before(len(earlier))
     own_norm = all(slot.before != before for slot in earlier)
     heads = heads_of(mixer, config, block)
+    given = 1.0 if row.given is None else _number(config, row.given)
+    scales = {part: _number(config, path) for part, path in mixer.scales.items()}
     sizes = mixer.sizes(block)
-    return Slot(row, len(earlier), mixer, reads, before, after, closing, own_norm, scale, sizes, heads)
+    return Slot(row, len(earlier), mixer, reads, before, after, closing, own_norm, scale, sizes, heads, given, scales)
+
+
+def _number(config: Any, path: str) -> float:
+    """A number of the config; `name.1` is the second item of a list."""
+    name, _, item = path.partition(".")
+    value = getattr(config, name)
+    return float(value[int(item)] if item else value)
 
 
 def _is_norm(module: Any) -> bool:

@@ -1,6 +1,7 @@
 """A branch of a block: what it reads, what it computes, and what it adds to the stream."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -97,7 +98,8 @@ class Branch:
     def read(self, stream: Float[Tensor, "*batch pos d_model"]) -> Float[Tensor, "*batch pos d_model"]:
         """What the mixer is given when the branch reads `stream`; the norm is computed anew."""
         with self.model.turn():
-            return stream if self.norm_in is None else self.norm_in(stream)  # type: ignore[no-any-return]
+            normed = stream if self.norm_in is None else self.norm_in(stream)
+            return normed * self.slot.given if self.slot.given != 1 else normed  # type: ignore[no-any-return]
 
     def write(self, raw: Float[Tensor, "*batch pos d_model"]) -> Float[Tensor, "*batch pos d_model"]:
         """What is added to the stream for an output of the mixer; the norm is computed anew."""
@@ -151,17 +153,26 @@ class Branch:
         Raises:
             UnknownName: the branch has no inner site.
         """
-        return weight_into(self.model, self._projected())
+        weight = weight_into(self.model, self._projected())
+        return weight * self._factor if self._factor != 1 else weight
 
     def bias(self) -> Float[Tensor, "d_model"]:
         """The output projection's bias; zeros where it has none."""
-        return bias_of(self.model, self._projected())
+        bias = bias_of(self.model, self._projected())
+        return bias * self._factor if self._factor != 1 else bias
+
+    @property
+    def _factor(self) -> float:
+        """What the mixer multiplies its output projection's output by."""
+        row = self.slot.mixer.row
+        return self.slot.scales.get(row.sites[row.projected].part, 1.0) if row.projected else 1.0
 
     def project(self, inner: Tensor) -> Float[Tensor, "... d_model"]:
         """Its raw output by the native projection, for any values of the inner site."""
         place = point(self.model, self._projected())
         with self.model.turn():
-            return place.module(place.join(inner, inner))  # type: ignore[no-any-return]
+            raw = place.module(place.join(inner, inner))
+            return raw * self._factor if self._factor != 1 else raw  # type: ignore[no-any-return]
 
     def parts(self, inner: Tensor, units: Any = slice(None)) -> Float[Tensor, "... unit d_model"]:
         """What each unit hands to the projection's sum (not yet written: see `share`).
@@ -190,7 +201,8 @@ class Branch:
     @cached_property
     def pre(self) -> Norm:
         """The norm through which it reads, likewise."""
-        return self.model.norm(self.norm_in)
+        norm, given = self.model.norm(self.norm_in), self.slot.given
+        return norm if given == 1 else replace(norm, gain=norm.gain * given, bias=norm.bias * given)
 
     def size(self, inner: Tensor) -> Float[Tensor, "... 1"]:
         """What the norm after the branch divides by when the inner site has these values (all units); 1 without one."""

@@ -34,6 +34,7 @@ class BranchRow:
         scale: attribute of the block, or else of the config, that it is multiplied by.
         closing: the norm that the stream goes through after the branch was added (BERT and other post-LN blocks).
         norm_first: config attribute that says whether the norm stands before the branch, or closes the sum instead.
+        given: config attribute that what the norm gives is multiplied by before the mixer has it.
     """
 
     name: str
@@ -45,6 +46,7 @@ class BranchRow:
     scale: str | None = None
     closing: str | None = None
     norm_first: str | None = None
+    given: str | None = None
 
     def __post_init__(self) -> None:
         declare(f"{self.norm}_scale", ("position",))

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from .families import BranchRow, Family, attn, latent, mlp
-from .memories import delta_net, kimi_delta, mamba, mamba2, row, short_convolution, xlstm
+from .memories import delta_net, kimi_delta, mamba, mamba2, rg_lru, row, short_convolution, xlstm
 from .mixers import Mixer
 
 
@@ -117,6 +117,48 @@ HYBRIDS: tuple[Family, ...] = (
         ),
         embed_scale="embedding_multiplier",
         logit_steps=(("divide", "logits_scaling"),),
+    ),
+    Family(  # attention and state space side by side, with multipliers
+        "falcon_h1",
+        ("falcon_h1",),
+        (
+            row("ssm", mamba2("mamba", "ssm_multipliers.0"), scale="ssm_out_multiplier"),
+            replace(attn(scale="attention_out_multiplier"), parallel=True, given="attention_in_multiplier"),
+            replace(_FEED, mixers=(replace(_FEED.mixers[0], scales={"down": "mlp_multipliers.1"}),)),
+        ),
+        embed_scale="embedding_multiplier",
+        final_norm="final_layernorm",
+        logit_steps=(("multiply", "lm_head_multiplier"),),
+    ),
+    Family(
+        "recurrent_gemma",
+        ("recurrent_gemma",),
+        (
+            row("recurrent", rg_lru("temporal_block"), "temporal_pre_norm"),
+            attn("temporal_pre_norm", path="temporal_block"),
+            mlp("channel_pre_norm", path="mlp_block"),
+        ),
+        embed_scale="normalizer",
+        final_norm="final_norm",
+        logit_steps=(("soft_cap", "logits_soft_cap"),),
+        padded=False,
+    ),
+    Family(  # some blocks add what a shared transformer makes of the stream to what their Mamba reads
+        "zamba2",
+        ("zamba2",),
+        (row("ssm", mamba2("mamba")), row("ssm", mamba2("mamba_decoder.mamba", more=True), None)),
+        final_norm="final_layernorm",
+        carries="the token embedding",
+    ),
+    Family(
+        "zamba",
+        ("zamba",),
+        (
+            row("ssm", Mixer("other", "mamba", {"out": "out_proj"})),
+            row("ssm", Mixer("other", "mamba_decoder.mamba", {"out": "out_proj"}, more=True), None),
+        ),
+        final_norm="final_layernorm",
+        carries="the token embedding",
     ),
     Family(
         "xlstm",

@@ -22,7 +22,7 @@ def row(
     scale: str | None = None,
 ) -> BranchRow:
     """A branch with this mixer; where it calls other functions than the mixer names, nothing inside it is read."""
-    plain = Mixer("other", mixer.path, mixer.parts)
+    plain = Mixer("other", mixer.path, mixer.parts, more=mixer.more)
     return BranchRow(name, (mixer, plain), "ln1", before, after, parallel, scale)
 
 
@@ -65,7 +65,7 @@ def mamba(path: str) -> Mixer:
     return Mixer("state_space", path, {"gate": "in_proj", "out": "out_proj"}, calls=calls, axes=axes, gate_at="last")
 
 
-def mamba2(path: str) -> Mixer:
+def mamba2(path: str, gate_scale: str | None = None, more: bool = False) -> Mixer:
     """Mamba 2: channels in heads, B and C shared by groups of heads."""
     axes: dict[str, str | int] = {
         "mixer_head": "num_heads",
@@ -76,7 +76,8 @@ def mamba2(path: str) -> Mixer:
     }
     calls = (*_CONVOLVED, "mamba2_chunk_scan", "mamba2_selective_state_update")
     parts = {"gate": "in_proj", "norm": "norm", "out": "out_proj"}
-    return Mixer("state_space", path, parts, calls=calls, axes=axes, gate_at="first")
+    scales = {"gate": gate_scale} if gate_scale else {}
+    return Mixer("state_space", path, parts, calls=calls, axes=axes, gate_at="first", scales=scales, more=more)
 
 
 def short_convolution(path: str) -> Mixer:

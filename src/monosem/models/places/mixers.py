@@ -244,6 +244,8 @@ class Mixer:
             its own, BLOOM's modules add the stream before they return, BERT's norm it.
         bias: parameter that is added to its output outside (GPT-NeoX-Japanese).
         flat: it sees `batch*pos` rows. in_place: the block writes into the tensor that it returns (Falcon).
+        scales: config attributes that what a part gives is multiplied by ("mlp_multipliers.1": an item of a list).
+        more: it is given more than the stream that it reads.
     """
 
     kind: str
@@ -261,6 +263,8 @@ class Mixer:
     bias: str | None = None
     flat: bool = False
     in_place: bool = False
+    scales: dict[str, str] = field(default_factory=dict)
+    more: bool = False
 
     @property
     def row(self) -> Kind:

@@ -161,6 +161,13 @@ def _of_heads(model: Native, view: str, slot: Slot) -> Layout:
 
 def _gate(slot: Slot) -> Layout:
     """The gate of linear attention or a state space, by head: alone, or in one projection with what is convolved."""
+    layout, by = _gate_as_given(slot), slot.scales.get("gate", 1.0)
+    if by == 1:
+        return layout
+    return Layout(lambda whole: layout.split(whole) * by, lambda whole, part: layout.join(whole, part / by))
+
+
+def _gate_as_given(slot: Slot) -> Layout:
     sizes, heads = slot.sizes, slot.sizes["mixer_head"]
     width = heads * sizes["mixer_dim"]
     where = slot.mixer.gate_at
