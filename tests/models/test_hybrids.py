@@ -103,7 +103,7 @@ def test_exchanged_values_fail(kind, pair, monkeypatch):
             changed = spots | {pair[0]: spots[pair[1]], pair[1]: spots[pair[0]]}
             monkeypatch.setitem(calls.FUNCTIONS, name, changed)
     with suppress(RuntimeError, MonosemError):  # shapes that do not fit
-        assert not verify(model_of(kind)).ok
+        assert not verify(model_of(kind), quick=True).ok
 
 
 def test_a_wrong_gate_fails():
@@ -111,7 +111,7 @@ def test_a_wrong_gate_fails():
     linear, *others = row.branches
     mixer = replace(linear.mixers[0], parts=linear.mixers[0].parts | {"gate": "v_proj"})  # as wide as the gate
     wrong = replace(row, branches=(replace(linear, mixers=(mixer,)), *others))
-    failed = verify(Model(tiny_any("olmo_hybrid"), family=wrong)).table.query("not ok")
+    failed = verify(Model(tiny_any("olmo_hybrid"), family=wrong), quick=True).table.query("not ok")
     assert set(failed.site) == {"linear_gate"}
 
 
@@ -164,7 +164,7 @@ def test_an_edit_inside_is_what_the_function_is_given(kind, monkeypatch):
     monkeypatch.setattr(file, name, halved)
     with torch.no_grad():
         expected = model.hf(input_ids=torch.tensor(PROMPT), use_cache=False).logits
-    torch.testing.assert_close(edited, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(edited, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["qwen3_next", "mamba2", "mamba"])
@@ -173,8 +173,8 @@ def test_a_head_written_out_is_a_head_less(kind):
     prefix, layer = memory_of(kind)
     by_result = model.run(PROMPT, edits=edits.scale(f"{prefix}_result.{layer}", 0.0).at(heads=1)).logits
     by_z = model.run(PROMPT, edits=edits.scale(f"{prefix}_z.{layer}", 0.0).at(heads=1)).logits
-    torch.testing.assert_close(by_result, by_z, rtol=1e-3, atol=1e-4)
-    assert not torch.allclose(by_z, model.run(PROMPT).logits, atol=1e-3)
+    torch.testing.assert_close(by_result, by_z, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(by_z, model.run(PROMPT).logits, atol=1e-2)
 
 
 def test_native_functions_are_back_after_a_pass():
