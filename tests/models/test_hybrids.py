@@ -12,6 +12,7 @@ from anymodel import tiny_any
 from monosem import edits
 from monosem.errors import BadInput, MonosemError, UnknownName
 from monosem.models import Model, verify
+from monosem.models.checking.verify import quick
 from monosem.models.places import calls
 from monosem.models.places.table import BY_TYPE
 
@@ -83,7 +84,7 @@ def test_identities(kind):
 @pytest.mark.parametrize("rms", [True, False])
 def test_falcon_with_and_without_its_norm(rms):
     model = Model(tiny_any("falcon_h1", mamba_rms_norm=rms, **CHANGES["falcon_h1"]))
-    result = verify(model, quick=True)
+    result = quick(model)
     assert result.ok, result.table[~result.table.ok].to_string()
     site = "mlp_post.1"  # what neurons write is multiplied after their projection
     run = model.run(PROMPT, capture=[site, "mlp_out.1"], logits=False)
@@ -103,7 +104,7 @@ def test_exchanged_values_fail(kind, pair, monkeypatch):
             changed = spots | {pair[0]: spots[pair[1]], pair[1]: spots[pair[0]]}
             monkeypatch.setitem(calls.FUNCTIONS, name, changed)
     with suppress(RuntimeError, MonosemError):  # shapes that do not fit
-        assert not verify(model_of(kind), quick=True).ok
+        assert not quick(model_of(kind)).ok
 
 
 def test_a_wrong_gate_fails():
@@ -111,7 +112,7 @@ def test_a_wrong_gate_fails():
     linear, *others = row.branches
     mixer = replace(linear.mixers[0], parts=linear.mixers[0].parts | {"gate": "v_proj"})  # as wide as the gate
     wrong = replace(row, branches=(replace(linear, mixers=(mixer,)), *others))
-    failed = verify(Model(tiny_any("olmo_hybrid"), family=wrong), quick=True).table.query("not ok")
+    failed = quick(Model(tiny_any("olmo_hybrid"), family=wrong)).table.query("not ok")
     assert set(failed.site) == {"linear_gate"}
 
 
