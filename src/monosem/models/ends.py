@@ -6,6 +6,7 @@
 What a model has of these, its row of the family table says (`Family`), and the identities check.
 """
 
+import inspect
 from functools import cached_property
 from typing import Any
 
@@ -87,6 +88,11 @@ class Ends:
         """The number of a text's first position, where the model is told numbers (RoBERTa counts from its padding)."""
         attribute = self.family.positions_after
         return 0 if attribute is None else int(getattr(self.config, attribute)) + 1
+
+    @cached_property
+    def takes_positions(self) -> bool:
+        """Whether the model is told the positions of tokens; those that are not count columns, padding included."""
+        return "position_ids" in inspect.signature(self.hf.forward).parameters or self.position_module is None
 
     def position_table(self) -> Any:
         """The module or buffer with the added positions, and its row of a text's first token.

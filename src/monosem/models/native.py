@@ -117,7 +117,7 @@ class Native(Ends):
         self.family: Family = family or family_of(self.config)
         self.blocks: nn.ModuleList = self.part(self.family.layers)  # type: ignore[assignment]
         self.anatomy = [Block.of(self.family, self.config, block) for block in self.blocks]
-        self.cfg = Shape(**sizes_of(self.config, self.blocks, self.anatomy), hf=hf)
+        self.cfg = Shape(**sizes_of(self.config, self.blocks, self.anatomy, self.first_position), hf=hf)
         asked = self.family.carries_if
         given = not asked or any(getattr(self.config, name, None) for name in asked)
         self.carries = self.family.carries if given else ""

@@ -9,7 +9,7 @@ from .places.heads import widths as widths
 from .places.reach import context_of
 
 
-def sizes_of(config: Any, blocks: nn.ModuleList, anatomy: list[Block]) -> dict[str, int]:
+def sizes_of(config: Any, blocks: nn.ModuleList, anatomy: list[Block], first_position: int) -> dict[str, int]:
     """The numbers of `native.Shape`; widths come from the modules, which a config may leave out."""
     first = next((slot.heads for block in anatomy for slot in block.slots if slot.heads is not None), None)
     attends = any(slot.name == "attn" for block in anatomy for slot in block.slots)
@@ -25,7 +25,7 @@ def sizes_of(config: Any, blocks: nn.ModuleList, anatomy: list[Block]) -> dict[s
         else first.n_kv,
         "d_head": 0 if first is None else first.v,  # not always d_model / heads
         "d_mlp": (int(experts) if _has(anatomy, "mixture") else 0) if down is None else down,
-        "n_ctx": context_of(config),
+        "n_ctx": context_of(config) - first_position,
     }
 
 

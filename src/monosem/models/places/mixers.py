@@ -243,7 +243,8 @@ class Mixer:
             the last one's output. In an MLP they are the whole chain, one after the other. OPT's MLP is no module of
             its own, BLOOM's modules add the stream before they return, BERT's norm it.
         bias: parameter that is added to its output outside (GPT-NeoX-Japanese).
-        flat: it sees `batch*pos` rows. in_place: the block writes into the tensor that it returns (Falcon).
+        registered: it calls the attention function of transformers' registry. flat: it sees `batch*pos` rows.
+        in_place: the block writes into the tensor that it returns (Falcon).
         scales: config attributes that what a part gives is multiplied by ("mlp_multipliers.1": an item of a list).
         more: it is given more than the stream that it reads.
     """
@@ -261,6 +262,7 @@ class Mixer:
     value_scale: str | None = None
     ends: tuple[str, ...] = ()
     bias: str | None = None
+    registered: bool = True
     flat: bool = False
     in_place: bool = False
     scales: dict[str, str] = field(default_factory=dict)

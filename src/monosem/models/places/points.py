@@ -119,7 +119,8 @@ def layout_of(model: Native, view: str, slot: Slot | None, layer: int = 0) -> La
     """The layout that a place names; the sizes are the model's, or the layer's own."""
     cfg = model.cfg
     if view == "whole" or slot is None:
-        return scaled(model.embed_scale) if view == "embedding" else whole()
+        embedding = scaled(model.embed_scale) if view == "embedding" else whole()
+        return kept(embedding) if view == "embedding" and model.entry else embedding  # GIT adds positions in place
     mixer = slot.mixer
     if view in ("raw", "branch"):
         layout = whole() if view == "raw" else scaled(slot.scale, added_to(model, layer, slot))
@@ -233,7 +234,8 @@ def point(model: Native, site: Site) -> Point:
         others = [layer for layer, other in enumerate(model.anatomy) if site.name in other.places]
         which = f"; it is in layer{'s' * (len(others) > 1)} {ranges(others)}" if others else ""
         raise UnknownName(f"{site}: layer {site.layer} of {model.name} {block.why_not(site.name)}{which}")
-    if place.side == "inside" and not can_attend(model.hf):
+    registered = place.slot is None or place.slot.mixer.registered
+    if place.side == "inside" and not (registered and can_attend(model.hf)):
         kind = type(model.hf).__name__
         raise UnknownName(f"{site}: {kind} is not on transformers' attention registry; use q, k, v, z")
     path, side, view, slot, item, flat, sum_of, role = place

@@ -5,9 +5,10 @@ from typing import Any
 from ...errors import UnknownName
 from .families import PLAIN, Family
 from .hybrids import HYBRIDS
+from .older import OLDER
 from .variants import VARIANTS
 
-FAMILIES = (*PLAIN, *VARIANTS, *HYBRIDS)
+FAMILIES = (*PLAIN, *VARIANTS, *HYBRIDS, *OLDER)
 BY_TYPE = {model_type: family for family in FAMILIES for model_type in family.model_types}
 
 

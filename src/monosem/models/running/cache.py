@@ -4,7 +4,9 @@ import inspect
 import typing
 
 from torch import nn
-from transformers import Cache
+from transformers import Cache, DynamicCache
+
+from ..native import Native
 
 
 def cache_name(module: nn.Module) -> str | None:
@@ -17,6 +19,13 @@ def cache_name(module: nn.Module) -> str | None:
     typed = (name for name, parameter in parameters.items() if _takes_cache(parameter.annotation))
     named = (name for name in ("cache", "past_key_values", "past_key_value", "layer_past") if name in parameters)
     return next(typed, None) or next(named, None)
+
+
+def new_cache(model: Native) -> DynamicCache:
+    """An empty cache, with windows where the config has some. A config that counts an encoder's layers (BART's decoder
+    alone) would make too few: such a cache grows."""
+    layers = getattr(model.config, "num_hidden_layers", model.cfg.n_layers)
+    return DynamicCache(config=model.config) if layers == model.cfg.n_layers else DynamicCache()
 
 
 def _takes_cache(annotation: object) -> bool:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import DynamicCache
 
 from ...errors import BadInput
 from ..numbers import count
@@ -17,7 +16,7 @@ from ..places.places import Places
 from ..places.rotations import turned_anew
 from ..places.sites import Site, SiteLike, sites_of
 from ..tokens import TokenBatch
-from .cache import cache_name
+from .cache import cache_name, new_cache
 from .moment import EditLike
 from .result import Run
 from .run import edits_of, inputs, moment, refuse_parted
@@ -137,9 +136,7 @@ def _decode(
     done = torch.zeros(len(prompt), dtype=torch.bool, device=model.device)
     captured: dict[Site, list[Tensor]] = defaultdict(list)
     name, cached = str(cache_name(model.hf)), model.family.cached
-    options: dict[str, Any] = (
-        {name: DynamicCache(config=model.config), "use_cache": True} if cached else {"use_cache": False}
-    )
+    options: dict[str, Any] = {name: new_cache(model), "use_cache": True} if cached else {"use_cache": False}
     # layers that reuse keys of earlier ones (Gemma 4) would be given the last token alone, and not the prompt's others
     if not any(site.shape[-1] == "vocab" for site in session.wanted) and not model.carries:
         options["logits_to_keep"] = 1
@@ -149,7 +146,7 @@ def _decode(
         turned = turned_anew(model.rotations, tokens.lengths - 1, tokens.lengths) & tokens.mask[:, -1]
         if not cached or bool(turned.any()):  # keys of earlier tokens are wrong now: all tokens are run again
             column = 0
-            options.update({name: DynamicCache(config=model.config)} if cached else {})
+            options.update({name: new_cache(model)} if cached else {})
             captured.clear()
         call = partial(model.hf, **inputs(model, tokens, column), **options)
         logits: Tensor = session.forward(moment(tokens, prompt.lengths, column), call).logits[:, -1]

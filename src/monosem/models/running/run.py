@@ -270,10 +270,13 @@ def inputs(model: Places, tokens: TokenBatch, column: int = 0) -> dict[str, Tens
     """
     _refuse_padding(model, tokens)
     ids = {"input_ids": tokens.ids[:, column:]}
-    if not (tokens.padded or model.multimodal):
+    if not (tokens.padded or model.multimodal or model.first_position):
         numbered = column and "position_ids" in inspect.signature(model.hf.forward).parameters
         return ids | ({"position_ids": tokens.positions[:, column:]} if numbered else {})
-    return ids | {"attention_mask": tokens.mask.long(), "position_ids": tokens.positions[:, column:]}
+    masked = ids | {"attention_mask": tokens.mask.long()}
+    if not model.takes_positions:  # it counts columns: `Session` puts the right rows of its table in
+        return masked
+    return masked | {"position_ids": tokens.positions[:, column:] + model.first_position}
 
 
 @contextmanager

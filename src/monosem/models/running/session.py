@@ -16,15 +16,15 @@ from ..places.attention import Visit, visiting
 from ..places.branches import Branch
 from ..places.calls import calling
 from ..places.places import Places
-from ..places.points import Point, given, point, rewrap, unwrap, with_given
+from ..places.points import Point, point
 from ..places.rotations import row_by_row
 from ..places.sites import KEYS, NORMS, READ_ONLY, SHARED, Inner, Site, host_of
 from ..turns import refuse_inference_mode
 from .effects import check_attended, check_logits, checked, unreached
+from .hooks import Action, hook, on_a_graph
 from .moment import Acting, EditLike, Moment
 from .selection import Kept
 
-Action = Callable[[Tensor], Tensor]
 Result = TypeVar("Result")
 
 
@@ -83,6 +83,8 @@ class Session:
         self.points = {site: point(model, host_of(site)) for site in self.wanted | set(self.edits)}
         places = {site for site in self.points if not isinstance(site, Inner)} | self.observers | self.noted
         self.points |= {site: point(model, site) for site in places}
+        if not model.takes_positions:
+            self._add(point(model, Site("pos_embed")), self._positions)
         for site in sorted(places, key=lambda site: self.points[site].order):
             self._plan(site, self.points[site])
         for edit in itertools.chain(*self.chains.values()):
@@ -113,7 +115,7 @@ class Session:
                 if when == "call":
                     called[module][str(item)] = actions
                 else:
-                    self.stack.callback(_hook(module, when, int(item), actions).remove)
+                    self.stack.callback(hook(module, when, int(item), actions).remove)
             if called:
                 self.stack.enter_context(calling(called))
             if self.visits:
@@ -252,7 +254,7 @@ class Session:
             self._plan_mid_edit(site, place)
         else:
             if place.sum_of and self.grad:
-                self._add(point(self.model, Site(place.sum_of[-1], site.layer)), _on_a_graph)
+                self._add(point(self.model, Site(place.sum_of[-1], site.layer)), on_a_graph)
             self._plan_point(site, place)
 
     def _writes(self, site: Site) -> bool:
@@ -266,6 +268,10 @@ class Session:
         if place.call is not None:
             action = partial(self._at_call, object(), place.call, action)
         self.actions[place.module, when or place.when, place.role or place.item].append(action)
+
+    def _positions(self, columns: Tensor) -> Tensor:
+        """Positions of tokens in place of columns, in models that are told none."""
+        return self.model.W_pos[self.moment.positions] if self.moment.tokens.padded else columns
 
     def _unflattened(self, action: Action, rows: Tensor) -> Tensor:
         return action(rows.unflatten(0, self.moment.mask.shape)).flatten(0, 1)
@@ -369,29 +375,3 @@ class Session:
             self._add(place, partial(remember, at, place))
         self._add(write, edit)
         self._add(read, lambda _: self.remembered[site])
-
-
-def _on_a_graph(x: Tensor) -> Tensor:
-    """What a stream between branches is a sum of: so the sum is on the graph when it is captured, and the captured
-    tensor is the one that native code goes on with. A leaf put in at the norm would be the norm's alone."""
-    return x if x.requires_grad else x.detach().requires_grad_()
-
-
-def _hook(module: nn.Module, when: str, item: int, actions: list[Action]) -> torch.utils.hooks.RemovableHandle:
-    if when == "in":
-        return module.register_forward_pre_hook(partial(_before, actions, item), with_kwargs=True)
-    return module.register_forward_hook(partial(_after, actions, item))
-
-
-def _before(actions: list[Action], item: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    old = value = given(module, args, kwargs, item)
-    for action in actions:
-        value = action(value)
-    return None if value is old else with_given(module, args, kwargs, item, value)
-
-
-def _after(actions: list[Action], item: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-    old = value = unwrap(output, item)
-    for action in actions:
-        value = action(value)
-    return None if value is old else rewrap(output, value, item)
