@@ -83,14 +83,13 @@ class Ends:
     def entry_norm(self) -> nn.Module | None:
         return next(iter(self.entry), None)
 
-    @property
+    @cached_property
     def first_position(self) -> int:
         """The number of a text's first position, where the model is told numbers (RoBERTa counts from its padding)."""
         attribute = self.family.positions_after
         return 0 if attribute is None else int(getattr(self.config, attribute)) + 1
 
-    @cached_property
-    def takes_positions(self) -> bool:
+    def is_told_positions(self) -> bool:
         """Whether the model is told the positions of tokens; those that are not count columns, padding included."""
         return "position_ids" in inspect.signature(self.hf.forward).parameters or self.position_module is None
 

@@ -121,6 +121,7 @@ class Native(Ends):
         asked = self.family.carries_if
         given = not asked or any(getattr(self.config, name, None) for name in asked)
         self.carries = self.family.carries if given else ""
+        self.takes_positions = self.is_told_positions()
         self.rotations = rotations_of(language_model(hf))
         self.window = window_of(self.config)
 

@@ -91,3 +91,9 @@ def check_logits(edits: list[EditLike], logits: Tensor, moment: Moment) -> None:
         f"{with_edits}the logits of row {moment.row(row)} are {'NaN' if value != value else value}: a layer passed "
         f"{torch.finfo(logits.dtype).max:g}, the largest {logits.dtype}, or divided by 0; {advice}"
     )
+
+
+def on_a_graph(x: Tensor) -> Tensor:
+    """What a stream between branches is a sum of: so the sum is on the graph when it is captured, and the captured
+    tensor is the one that native code goes on with. A leaf put in at the norm would be the norm's alone."""
+    return x if x.requires_grad else x.detach().requires_grad_()

@@ -16,15 +16,15 @@ from ..places.attention import Visit, visiting
 from ..places.branches import Branch
 from ..places.calls import calling
 from ..places.places import Places
-from ..places.points import Point, point
+from ..places.points import Point, given, point, rewrap, unwrap, with_given
 from ..places.rotations import row_by_row
 from ..places.sites import KEYS, NORMS, READ_ONLY, SHARED, Inner, Site, host_of
 from ..turns import refuse_inference_mode
-from .effects import check_attended, check_logits, checked, unreached
-from .hooks import Action, hook, on_a_graph
+from .effects import check_attended, check_logits, checked, on_a_graph, unreached
 from .moment import Acting, EditLike, Moment
 from .selection import Kept
 
+Action = Callable[[Tensor], Tensor]
 Result = TypeVar("Result")
 
 
@@ -115,7 +115,7 @@ class Session:
                 if when == "call":
                     called[module][str(item)] = actions
                 else:
-                    self.stack.callback(hook(module, when, int(item), actions).remove)
+                    self.stack.callback(_hook(module, when, int(item), actions).remove)
             if called:
                 self.stack.enter_context(calling(called))
             if self.visits:
@@ -375,3 +375,23 @@ class Session:
             self._add(place, partial(remember, at, place))
         self._add(write, edit)
         self._add(read, lambda _: self.remembered[site])
+
+
+def _hook(module: nn.Module, when: str, item: int, actions: list[Action]) -> torch.utils.hooks.RemovableHandle:
+    if when == "in":
+        return module.register_forward_pre_hook(partial(_before, actions, item), with_kwargs=True)
+    return module.register_forward_hook(partial(_after, actions, item))
+
+
+def _before(actions: list[Action], item: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    old = value = given(module, args, kwargs, item)
+    for action in actions:
+        value = action(value)
+    return None if value is old else with_given(module, args, kwargs, item, value)
+
+
+def _after(actions: list[Action], item: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    old = value = unwrap(output, item)
+    for action in actions:
+        value = action(value)
+    return None if value is old else rewrap(output, value, item)
