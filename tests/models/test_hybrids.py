@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from anymodel import tiny_any
-from monosem import edits
+from monosem import components, edits, lenses
 from monosem.errors import BadInput, MonosemError, UnknownName
 from monosem.models import Model, verify
 from monosem.models.checking.verify import quick
@@ -243,3 +243,50 @@ def test_layers_of_a_kind():
         model.layers(kind="convolution")
     with pytest.raises(UnknownName, match="did you mean"):
         model.layers(kind="atention")
+
+
+# ---------------------------------------------------------------------- what stands on top
+@pytest.mark.parametrize(
+    "kind", ["olmo_hybrid", "falcon_h1", "mamba2", "jamba", "lfm2", "recurrent_gemma", "nemotron_h"]
+)
+@pytest.mark.parametrize("by", ["layer", "head"])
+def test_direct_attribution_adds_up(kind, by):
+    model = model_of(kind)
+    parts = components.direct_attribution(model, [PROMPT[0]], 11, by=by)
+    raw = model.run([PROMPT[0]], capture="logits_raw")["logits_raw"][0, -1, 11] * model.logit_slope
+    torch.testing.assert_close(parts.values[0, -1].sum(), raw, rtol=1e-4, atol=1e-4)
+
+
+def test_lenses_read_every_layer():
+    model = model_of("jamba")
+    table = lenses.logit(model, [PROMPT[0]]).table
+    assert sorted(set(table.layer)) == [0, 1, 2, 3]
+
+
+def test_detectors_go_over_the_layers_that_attend():
+    model = model_of("olmo_hybrid")
+    scores = components.head_scores(model, n=5, rows=2)
+    assert scores["induction"].isnan().any(1).tolist() == [True, True, True, False]
+    assert set(scores.table.layer) == {3}
+    ids = torch.tensor([PROMPT[0]])
+    pattern = model.run(ids, capture="pattern.3")["pattern.3"][0]
+    found = components.detect_head(model, ids, "previous_token_head")[3]
+    torch.testing.assert_close(found, pattern.diagonal(-1, 1, 2).sum(-1) / pattern.sum((1, 2)))
+    pairs = components.composition_scores(model_of("bamba"), "V").scores
+    assert bool(pairs.isnan().all())  # one layer attends: nothing to compose with
+
+
+def test_heads_of_attention_and_of_a_state_space_are_told_apart():
+    model = model_of("falcon_h1")
+    parts = components.direct_attribution(model, [PROMPT[0]], 11, by="head")
+    names = [str(part) for part in parts.parts]
+    assert len(set(names)) == len(names)
+    assert {"L1H3", "L1 ssm head 7"} <= set(names)
+    run = model.run([PROMPT[0]], capture=["ssm_out.1", "resid_post.3"])
+    wanted = [i for i, part in enumerate(parts.parts) if part.layer == 1 and part.kind.startswith("ssm")]
+    direction = model.W_U[:, 11].float() * model.final_norm.gain * model.logit_slope
+    size = model.final_norm.scale(run["resid_post.3"])[0, -1]
+    expected = (run["ssm_out.1"][0, -1] / size) @ direction
+    torch.testing.assert_close(parts.values[0, -1, wanted].sum(), expected, rtol=1e-4, atol=1e-5)
+    assert parts.heads().shape == (4, 4)
+    parts.plot()

@@ -21,7 +21,7 @@ UNITS = ("head", "neuron")
 class Part:
     """One column of the result, or `n` of them (heads or neurons of a layer)."""
 
-    kind: str  # "embed", "pos_embed", "bias", a branch ("attn", "mlp"), its units ("head", "neuron") or "attn bias"
+    kind: str  # "embed", "pos_embed", "bias", a branch ("attn", "ssm"), its units ("head", "ssm head") or "attn bias"
     layer: int | None = None
     n: int | None = None
     index: int | None = None
@@ -32,6 +32,8 @@ class Part:
     def __str__(self) -> str:
         if self.kind in UNITS:
             return f"L{self.layer}{self.kind[0].upper()}{self.index}"
+        if self.index is not None:
+            return f"L{self.layer} {self.kind} {self.index}"
         return self.kind if self.layer is None else f"L{self.layer} {self.kind}"
 
 
@@ -95,22 +97,27 @@ class DirectAttribution(Result):
         return table.iloc[np.argsort(-table.contribution.abs().to_numpy())[:n]].reset_index(drop=True)
 
     def heads(self) -> Float[Tensor, "layer head"]:
-        """Mean contribution of each head. Raises `BadInput` for an attribution by layer."""
-        chosen = [i for i, part in enumerate(self.parts) if part.kind == "head"]
+        """Mean contribution of each attention head; NaN in layers without attention. Raises `BadInput` for an
+        attribution by layer."""
+        chosen = [(i, part) for i, part in enumerate(self.parts) if part.kind == "head"]
         if not chosen:
             raise BadInput("this attribution is by layer; make it with by='head'")
-        return self.mean[chosen].unflatten(0, (-1, self.n_heads))
+        layers = 1 + max(part.layer for part in self.parts if part.layer is not None)
+        grid = torch.full((layers, self.n_heads), torch.nan)
+        for i, part in chosen:
+            grid[part.layer, part.index] = self.mean[i]
+        return grid
 
     def plot(self, title: str = "") -> Figure:
         """Layers x (heads, attention, MLP, biases): mean contributions; what belongs to no layer is in the last row."""
-        kinds = list(dict.fromkeys(p.kind for p in self.parts if p.layer is not None and p.kind not in UNITS))
+        kinds = list(dict.fromkeys(_column(p) for p in self.parts if p.layer is not None and p.kind not in UNITS))
         neurons = any(p.kind == "neuron" for p in self.parts)
         columns = [f"H{h}" for h in range(self.n_heads)] if any(p.kind == "head" for p in self.parts) else []
         columns += [*kinds, *(["neurons"] if neurons else []), "embed", "pos_embed", "bias"]
         layers = 1 + max((p.layer for p in self.parts if p.layer is not None), default=-1)
         grid = torch.full((layers + 1, len(columns)), torch.nan)
         for part, value in zip(self.parts, self.mean.tolist()):
-            name = {"head": f"H{part.index}", "neuron": "neurons"}.get(part.kind, part.kind)
+            name = {"head": f"H{part.index}", "neuron": "neurons"}.get(part.kind, _column(part))
             row, column = layers if part.layer is None else part.layer, columns.index(name)
             grid[row, column] = grid[row, column].nan_to_num() + value  # neurons of a layer are added up
         kept = [i for i in range(len(columns)) if not bool(grid[:, i].isnan().all())]
@@ -120,3 +127,8 @@ class DirectAttribution(Result):
         return heatmap(
             grid[:, kept], names, labels, x_title="part", y_title="layer", title=title or self.target, unit=unit
         )
+
+
+def _column(part: Part) -> str:
+    """Heads of linear attention and state spaces are added up: "ssm heads"."""
+    return part.kind if part.index is None else f"{part.kind}s"

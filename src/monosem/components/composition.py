@@ -82,12 +82,13 @@ def composition_scores(model: Model, kind: Kind = "Q", *, folded: bool = True) -
         raise BadInput(f"kind is 'Q', 'K' or 'V', not {kind!r}")
     c = model.cfg
     scores = torch.full((c.n_layers, c.n_heads, c.n_layers, c.n_heads), torch.nan)
-    written = [_rows(OV(model, layer, folded=folded)) for layer in range(c.n_layers)]
-    with Meter(f"{kind} composition", c.n_layers * (c.n_layers - 1) / 2, "layer pairs") as meter:
-        for later in range(1, c.n_layers):
+    layers = model.layers_with("v")  # blocks may have no attention; their pairs stay NaN
+    written = {layer: _rows(OV(model, layer, folded=folded)) for layer in layers}
+    with Meter(f"{kind} composition", len(layers) * (len(layers) - 1) / 2, "layer pairs") as meter:
+        for place, later in enumerate(layers):
             reader = OV(model, later, folded=folded) if kind == "V" else QK(model, later, folded=folded)
             columns = _rows(reader.T if kind != "K" else reader)  # ‖W X‖ = ‖Xᵀ Wᵀ‖
-            for layer in range(later):
+            for layer in layers[:place]:
                 scores[layer, :, later] = _cosines(written[layer], columns).cpu()
                 meter.advance()
     return Composition(scores, c.d_model**-0.5, kind, model.name)

@@ -37,7 +37,7 @@ class HeadScores(Result):
     """Scores of all heads, from 0 (never) to 1 (all of the attention, always).
 
     Attributes:
-        values: score -> `layer head`, mean over the sequences.
+        values: score -> `layer head`, mean over the sequences; NaN in layers without attention.
         n: length of the repeated part. rows: number of sequences.
     """
 
@@ -58,10 +58,10 @@ class HeadScores(Result):
 
     @property
     def table(self) -> pd.DataFrame:
-        """A row for each head: layer, head and its scores."""
-        layers, heads = self["induction"].shape
-        places = [(layer, head) for layer in range(layers) for head in range(heads)]
-        columns = {name: value.flatten().tolist() for name, value in self.values.items()}
+        """A row for each head that there is: layer, head and its scores."""
+        there = ~self["induction"].isnan()
+        places = there.nonzero().tolist()
+        columns = {name: value[there].tolist() for name, value in self.values.items()}
         names = [f"L{layer}H{head}" for layer, head in places]
         return pd.DataFrame(
             {"head": names, "layer": [p[0] for p in places], "index": [p[1] for p in places], **columns}
@@ -219,8 +219,12 @@ class _Watch:
 def _watched(
     model: Model, ids: Int[Tensor, "batch pos"], measure: Callable[[Tensor], Tensor]
 ) -> Float[Tensor, "layer ..."]:
+    """Layers without attention are NaN."""
     refuse_rows(model, "a head detector")
-    watches = [_Watch(Site("pattern", layer), measure) for layer in range(model.cfg.n_layers)]
-    last: Any = Site("pattern", model.cfg.n_layers - 1)
-    model.run(TokenBatch.whole(ids), last, edits=watches, logits=False, positions=-1)
-    return torch.stack([watch.found for watch in watches if watch.found is not None])
+    layers = model.layers_with("pattern")
+    watches = [_Watch(Site("pattern", layer), measure) for layer in layers]
+    model.run(TokenBatch.whole(ids), watches[-1].site, edits=watches, logits=False, positions=-1)
+    found = torch.stack([watch.found for watch in watches if watch.found is not None])
+    whole = found.new_full((model.cfg.n_layers, *found.shape[1:]), torch.nan)
+    whole[layers] = found
+    return whole

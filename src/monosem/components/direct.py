@@ -199,7 +199,9 @@ class _Stream:
             share = (value * along[:, None]).sum(-1) / size
         else:
             share = value * read[:, None] / size
-        yield Part(str(branch.units), branch.layer, branch.n_units), share
+        own = branch.units == "head" and not branch.slot.mixer.row.attends  # heads of a memory have another number
+        kind = f"{branch.name} head" if own else str(branch.units)
+        yield Part(kind, branch.layer, branch.n_units), share
         constant = (pulled * branch.bias().float()).sum(-1)[:, None, None] / size
         constant = constant + (v * branch.written_bias).sum(-1)[:, None, None]
         if bool(constant.any()):

@@ -137,6 +137,8 @@ def _expand(model: Model, name: str, kinds: Mapping[str, tuple[str, ...]], what:
         raise UnknownName(f"no {what} {name!r}; write {'.'.join([kind, *(axis.upper() for axis in axes)])}")
     heads = model.cfg.n_kv_heads if kind.endswith(("k", "v")) else model.cfg.n_heads
     counts = {"layer": model.cfg.n_layers, "head": heads}
+    if "head" in axes and not heads:
+        raise UnknownName(f"no {what} {name!r}: {model.name} has no attention heads")
     choices = []
     for place, axis in enumerate(axes):
         chosen = [int(numbers[place])] if place < len(numbers) else list(range(counts[axis]))
