@@ -30,7 +30,6 @@ def swept(kind: str, sites: str, method: str, over=("layer", "position")):
 @pytest.mark.parametrize("site", ["resid_pre", "mixer_out"])
 @pytest.mark.filterwarnings("error")  # a fall back warns
 def test_growing_is_naive(kind, site):
-    site = site if site == "resid_pre" else f"{model_of(kind).anatomy[1].slots[0].name}_out"
     fast, slow = swept(kind, site, "growing"), swept(kind, site, "naive")
     assert fast.method == "growing"
     torch.testing.assert_close(

@@ -217,7 +217,7 @@ def cells_of(
 
 def cuts(site: Site) -> tuple[str, ...]:
     """The axes that cells of a site can be cut along, besides its layer; none where the site cannot be swept."""
-    swept = site.name in PER_LAYER and site.name not in NOT_SWEPT
+    swept = site.name in (*PER_LAYER, "mixer_out") and site.name not in NOT_SWEPT
     return tuple(axis for axis in ORDER if axis in site.axes) if swept else ()
 
 
@@ -276,7 +276,7 @@ def _site_name(model: Model, site: SiteLike, axes: Sequence[str], dictionary: Di
     name = Site.parse(site if isinstance(site, Site | tuple) else f"{site}.0").name
     offered = cuts(model.site(Site(name, model.layers_with(name)[0])))
     if not offered:
-        raise UnknownName(f"{name} cannot be swept; sites: {', '.join(one for one in PER_LAYER if cuts(Site(one, 0)))}")
+        raise UnknownName(f"{name} cannot be swept; sites: {', '.join(one for one in (*PER_LAYER, 'mixer_out') if cuts(Site(one, 0)))}")
     if "latent" in axes:
         if dictionary is None or dictionary.site.name != name:
             raise BadInput(f"latents of {name} need dictionary=, one that reads {name}")

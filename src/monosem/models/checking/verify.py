@@ -244,7 +244,7 @@ def _padding(c: Checks) -> None:
 
 
 def _cache(c: Checks) -> None:
-    if c.model.looks_ahead:
+    if c.model.looks_ahead or not c.model.family.cached:
         return
     steps, length = 4, c.tokens.ids.shape[1]
     generated = c.model.generate(c.tokens, max_new_tokens=steps, stop_at_eos=False, capture="logits")
