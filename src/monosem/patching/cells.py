@@ -276,7 +276,8 @@ def _site_name(model: Model, site: SiteLike, axes: Sequence[str], dictionary: Di
     name = Site.parse(site if isinstance(site, Site | tuple) else f"{site}.0").name
     offered = cuts(model.site(Site(name, model.layers_with(name)[0])))
     if not offered:
-        raise UnknownName(f"{name} cannot be swept; sites: {', '.join(one for one in (*PER_LAYER, 'mixer_out') if cuts(Site(one, 0)))}")
+        known = ", ".join(one for one in (*PER_LAYER, "mixer_out") if cuts(Site(one, 0)))
+        raise UnknownName(f"{name} cannot be swept; sites: {known}")
     if "latent" in axes:
         if dictionary is None or dictionary.site.name != name:
             raise BadInput(f"latents of {name} need dictionary=, one that reads {name}")
