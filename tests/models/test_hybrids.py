@@ -7,14 +7,16 @@ from functools import cache
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from anymodel import tiny_any
 from monosem import components, edits, lenses
 from monosem.errors import BadInput, MonosemError, UnknownName
-from monosem.models import Model, verify
+from monosem.models import Model, state_of, verify
 from monosem.models.checking.verify import quick
 from monosem.models.places import calls
 from monosem.models.places.table import BY_TYPE
+from monosem.models.running.cache import cache_name
 
 # type -> the first layer of each kind of its mixers
 TYPES = {
@@ -243,6 +245,29 @@ def test_layers_of_a_kind():
         model.layers(kind="convolution")
     with pytest.raises(UnknownName, match="did you mean"):
         model.layers(kind="atention")
+
+
+@pytest.mark.parametrize("kind", ["qwen3_next", "kimi_linear", "mamba", "mamba2", "falcon_h1"])
+def test_state_is_what_the_native_cache_keeps(kind):
+    model = model_of(kind)
+    _, layer = memory_of(kind)
+    found = state_of(model, PROMPT, layer, [4, -1])
+    for n, length in enumerate((5, len(PROMPT[0]))):
+        cache = DynamicCache(config=model.config)
+        with torch.no_grad():
+            model.hf(input_ids=torch.tensor(PROMPT)[:, :length], **{str(cache_name(model.hf)): cache})
+        expected = cache.layers[layer].recurrent_states[0]
+        torch.testing.assert_close(found[:, n].flatten(1), expected.flatten(1), rtol=1e-4, atol=1e-5)
+
+
+def test_state_of_an_edited_run_and_its_size():
+    model = model_of("mamba2")
+    halved = state_of(model, PROMPT, 0, edits=edits.scale("ssm_x.0", 0.5))
+    torch.testing.assert_close(halved, state_of(model, PROMPT, 0) / 2)
+    with pytest.raises(BadInput, match=r"takes 49.2 KB, over memory=1 KB"):
+        state_of(model, PROMPT, 0, slice(None), memory="1KB")
+    with pytest.raises(BadInput, match="layer 3 of olmo_hybrid keeps no state.*layers 0 to 2 do"):
+        state_of(model_of("olmo_hybrid"), PROMPT, 3)
 
 
 # ---------------------------------------------------------------------- what stands on top

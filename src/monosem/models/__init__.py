@@ -18,6 +18,7 @@ from .running.generation import Generation
 from .running.moment import EditLike, Moment
 from .running.result import Run
 from .running.selection import Positions
+from .running.states import state_of
 from .tokens import TokenBatch
 from .transformerlens.hooks import HookPoint, get_act_name
 
@@ -51,5 +52,6 @@ __all__ = [
     "load_model",
     "memory",
     "refuse_other",
+    "state_of",
     "verify",
 ]
