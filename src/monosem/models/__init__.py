@@ -9,7 +9,8 @@ from .model import Model
 from .native import Layers, Native, Shape
 from .places.branches import Branch
 from .places.factored import FactoredMatrix
-from .places.families import Family
+from .places.families import BranchRow, Family, attn, mlp
+from .places.mixers import Mixer
 from .places.norms import Norm
 from .places.places import Places
 from .places.sites import GLOBAL, PER_LAYER, Site, SiteLike
@@ -27,6 +28,7 @@ __all__ = [
     "GLOBAL",
     "PER_LAYER",
     "Branch",
+    "BranchRow",
     "EditLike",
     "FactoredMatrix",
     "Family",
@@ -34,6 +36,7 @@ __all__ = [
     "HookPoint",
     "InferredFamily",
     "Layers",
+    "Mixer",
     "Model",
     "Moment",
     "Native",
@@ -46,11 +49,13 @@ __all__ = [
     "SiteLike",
     "TokenBatch",
     "Verification",
+    "attn",
     "free",
     "get_act_name",
     "identity",
     "load_model",
     "memory",
+    "mlp",
     "refuse_other",
     "state_of",
     "verify",
