@@ -14,12 +14,13 @@ from torch import Tensor
 
 from ..model import Model
 from ..places.blocks import Sum
-from ..places.sites import ATTENTION, PER_LAYER, ROUTER, Site
+from ..places.sites import ATTENTION, PER_LAYER, Site
 from ..running.activations import position_embeddings
 from ..running.result import Run
 from ..tokens import TokenBatch
 from .attention import attention
 from .checks import Checks, Patch
+from .experts import mixtures
 from .memories import memories
 
 
@@ -174,41 +175,6 @@ def _roles(c: Checks) -> None:
                 c.add(linear.name, f"{post.name} linear in it", run(linear, lambda x: 2 * x, post), 2 * c.run[post])
 
 
-def _routers(c: Checks) -> None:
-    """The branch's output is linear in the weights of the chosen experts, which have the largest logits.
-
-    Where a bias that balances the load, or groups, decide too which experts are chosen, their weights still follow
-    from their logits.
-    """
-    routed = [branch for branch in c.model.branches() if branch.kind == "mixture"]
-    if not routed:
-        return
-    sites = [branch.site(name) for branch in routed for name in ROUTER]
-    run = c.model.run(c.tokens, capture=sites, logits=False)
-    logits, weights, indices = (torch.stack([run[branch.site(name)] for branch in routed]) for name in ROUTER)
-    best = logits.topk(indices.shape[-1]).values
-    chosen = logits.gather(-1, indices)
-    if torch.equal(chosen.sort(-1, descending=True).values, best):
-        c.add("expert_indices", "chosen = the largest logits", chosen.sort(-1, descending=True).values, best)
-    else:
-        chances = (logits.float().softmax(-1), logits.float().sigmoid())
-        shares = [_shares(each.gather(-1, indices)) for each in chances]
-        expected = min(shares, key=lambda share: float((share - _shares(weights)).abs().max()))
-        identity = "in the proportions of the chosen logits' softmax or sigmoid"
-        c.add("expert_weights", identity, _shares(weights), expected)
-    last = routed[-1]
-
-    def output(factor: float) -> Tensor:
-        edit = Patch(last.site("expert_weights"), lambda weights: weights * factor)
-        return c.model.run(c.tokens, capture=last.raw, edits=[edit], logits=False)[last.raw]
-
-    c.add("expert_weights", "MLP linear in them", output(2.0) - output(1.0), output(1.0) - output(0.0))
-
-
-def _shares(x: Tensor) -> Tensor:
-    return x.float() / x.float().sum(-1, keepdim=True)
-
-
 def _write_back(c: Checks) -> None:
     for name in sorted({site.name for site in c.capture}, key=PER_LAYER.index):
         logits = c.logits(edits=[Patch(site, torch.clone) for site in c.capture if site.name == name])
@@ -258,4 +224,4 @@ def _cache(c: Checks) -> None:
     c.add("logits", "cached generation = without cache", cached, logits, slack=10 if remembers else 1)
 
 
-_INSIDE = (_native, _streams, attention, memories, _roles, _routers)
+_INSIDE = (_native, _streams, attention, memories, _roles, mixtures)

@@ -55,14 +55,14 @@ class BranchRow:
         for form in FORMS:
             declare(f"{self.name}_{form}")
         for mixer in self.mixers:
-            for name, inner in mixer.inner(self.name):
-                declare(name, inner.shape)
+            for name, inner in mixer.row.sites.items():  # also those of parts that this architecture may lack
+                declare(mixer.row.site(name, self.name), inner.shape)
 
     def mixer(self, block: nn.Module) -> Mixer | None:
         named = (self.before if isinstance(self.before, str) else None, self.after, self.closing)
         if not all(_knows(block, norm) for norm in named if norm):
             return None
-        return next((mixer for mixer in self.mixers if mixer.is_in(block)), None)
+        return next((mixer.found(block) for mixer in self.mixers if mixer.is_in(block)), None)
 
 
 def _knows(block: nn.Module, path: str) -> bool:

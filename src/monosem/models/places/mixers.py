@@ -5,7 +5,7 @@ attribution follow from it.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +15,7 @@ from .calls import FUNCTIONS, names_of
 
 # a module's input or output; inside an attention function; a norm's own, which its input determines; what the parts of
 # a projection's input add to its output; in a call of a function (`calls.py`)
-Side = Literal["in", "out", "inside", "around", "across", "call"]
+Side = Literal["in", "out", "inside", "around", "across", "call", "chosen"]
 Fused = Literal["stacked", "interleaved", "quarters"]
 
 
@@ -51,6 +51,7 @@ class Kind:
         units: what the projected site is made of: "head", "neuron" or "channel".
         pointwise: every token is treated alone, so that the native module can be called on any stream.
         plain: the branch whose inner sites have no prefix.
+        usual: parts that a mixer has where its module has one at one of these paths; rows need not name them.
         attends: it is softmax attention: queries, keys, a pattern, and values that the pattern mixes.
     """
 
@@ -61,6 +62,7 @@ class Kind:
     pointwise: bool = False
     plain: str = ""
     attends: bool = False
+    usual: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def site(self, name: str, branch: str) -> str:
         """The name of an inner site in a branch."""
@@ -97,6 +99,16 @@ _CONVOLUTION = {"preconv": _called("preconv", _CHANNELS), "conv": _called("conv"
 _WRITTEN = {
     "z": Inner("out", "in", "units", _UNITS),
     "result": Inner("out", "across", "units", ("position", "mixer_head", "d_model")),
+}
+_SHARED = ("shared_experts", "shared_expert", "shared_mlp")
+_USUAL = {
+    "experts": ("experts",),
+    "shared": _SHARED,
+    "shared_gate": ("shared_expert_gate",),
+    "shared_pre": tuple(f"{path}.gate_proj" for path in _SHARED),
+    "shared_pre_linear": tuple(f"{path}.up_proj" for path in _SHARED),
+    "shared_down": tuple(f"{path}.down_proj" for path in _SHARED),
+    "out_norm": ("post_mlp_layernorm",),
 }
 KINDS: dict[str, Kind] = {
     "attention": Kind(
@@ -144,15 +156,23 @@ KINDS: dict[str, Kind] = {
         units="neuron",
         pointwise=True,
     ),
-    "mixture": Kind(  # its experts are batched parameters without modules: no neurons to read
+    "mixture": Kind(  # its experts are batched parameters of one module; a shared one is an MLP beside them
         {
             "router_logits": Inner("router", "out", "whole", ("position", "expert"), 0, True),
             "expert_weights": Inner("router", "out", "whole", _CHOSEN, 1, True),
             "expert_indices": Inner("router", "out", "whole", _CHOSEN, 2, True),
+            "expert_post": Inner("experts", "chosen", "whole", (*_CHOSEN, "neuron"), role="neurons"),
+            "expert_out": Inner("experts", "chosen", "whole", (*_CHOSEN, "d_model"), role="outputs"),
+            "experts_out": Inner("experts", "out", "whole", ("position", "d_model"), flat=True),
+            "shared_pre": Inner("shared_pre", "out", "whole", _NEURONS, flat=True),
+            "shared_pre_linear": Inner("shared_pre_linear", "out", "whole", _NEURONS, flat=True),
+            "shared_post": Inner("shared_down", "in", "whole", _NEURONS, flat=True),
+            "shared_out": Inner("shared_down", "out", "whole", ("position", "d_model"), flat=True),
         },
         working=lambda cfg: 4 * cfg.d_mlp,
         pointwise=True,
         plain="mlp",
+        usual=_USUAL,
     ),
     "linear_attention": Kind(
         _CONVOLUTION
@@ -305,6 +325,17 @@ class Mixer:
         if any(module_at(block, path) is None for path in (*map(self.at, ("", *self.parts)), *self.chain)):
             return False
         return not self.calls or set(self.calls) <= names_of(module_at(block, self.path)).keys()
+
+    def found(self, block: nn.Module) -> "Mixer":
+        """The mixer with the usual parts that this block has."""
+        module = module_at(block, self.path)
+        usual = {
+            part: next((path for path in paths if module_at(module, path) is not None), None)
+            for part, paths in self.row.usual.items()
+            if part not in self.parts
+        }
+        more = {part: path for part, path in usual.items() if path is not None}
+        return replace(self, parts=self.parts | more) if more else self
 
     def sizes(self, block: nn.Module) -> dict[str, int]:
         """The lengths of its own axes in a block that has it."""

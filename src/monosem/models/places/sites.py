@@ -38,6 +38,11 @@ A site is data. `Site("resid_post", 15)` prints as `resid_post.15`; TransformerL
 | `mlp_gated.L` | batch pos neuron | activations before a norm inside the MLP (BitNet); elsewhere they are mlp_post |
 | `mlp_post.L` | batch pos d_mlp | neurons: the input of the down projection |
 | `router_logits.L` | batch pos expert | mixtures of experts: what the router chooses by (read only) |
+| `expert_post.L` | batch pos chosen neuron | neurons of the chosen experts |
+| `expert_out.L` | batch pos chosen d_model | what each chosen expert computes, before its weight |
+| `experts_out.L` | batch pos d_model | their weighted sum |
+| `shared_pre.L`, `shared_pre_linear.L`, `shared_post.L` | batch pos neuron | the shared expert's gate, up, neurons |
+| `shared_out.L` | batch pos d_model | the shared expert's output |
 | `expert_weights.L` | batch pos chosen | weights of the chosen experts |
 | `expert_indices.L` | batch pos chosen | which experts were chosen (read only) |
 | `mlp_out.L` | batch pos d_model | what the MLP adds to the stream: after post-norm and multiplier, if any |
@@ -94,13 +99,14 @@ SHARED = ("pos_embed", "type_embed")  # which may be one row for all
 ROUTER = ("router_logits", "expert_weights", "expert_indices")  # the order in which routers return them
 
 
+EXPERTS = ("expert_post", "expert_out", "experts_out")  # large: one for each chosen expert
 FORMS = ("input", "raw", "out")  # a branch's sites, whatever its mixer is
 _BESIDE = ("_input", "_output", "_scale", "_normalized", "_raw", "_up", "_preconv", "result")
 
 
 def _beside(name: str) -> bool:
     """The same tensor in another form, or a large one: captured when named, not by "everything"."""
-    return name.endswith(_BESIDE) or name.startswith("mixer_") or name in (*EMBEDDINGS[1:], "values", *ROUTER)
+    return name.endswith(_BESIDE) or name.startswith("mixer_") or name in (*EMBEDDINGS[1:], "values", *ROUTER, *EXPERTS)
 
 
 PER_LAYER = [name for name in IN_BLOCK if not _beside(name)]

@@ -21,6 +21,7 @@ from ..places.rotations import row_by_row
 from ..places.sites import KEYS, NORMS, READ_ONLY, SHARED, Inner, Site, host_of
 from ..turns import refuse_inference_mode
 from .effects import check_attended, check_logits, checked, on_a_graph, unreached
+from .experts import plan_experts
 from .moment import Acting, EditLike, Moment
 from .selection import Kept
 
@@ -248,6 +249,8 @@ class Session:
             self.visits[place.module] = partial(self._visit_inside, branch)
         elif place.when == "around":
             self._plan_norm(site, place)
+        elif place.when == "chosen":
+            plan_experts(self, site, place, self._writes(site))
         elif place.when == "across":
             self._plan_result(site, place)
         elif place.sum_of and (self.edits.get(site) or self._joined(site)):
@@ -274,7 +277,7 @@ class Session:
         return self.model.W_pos[self.moment.positions] if self.moment.tokens.padded else columns
 
     def _unflattened(self, action: Action, rows: Tensor) -> Tensor:
-        return action(rows.unflatten(0, self.moment.mask.shape)).flatten(0, 1)
+        return action(rows.unflatten(0, self.moment.mask.shape)).flatten(0, 1) if rows.ndim == 2 else action(rows)
 
     def _at_call(self, key: object, call: int, action: Action, x: Tensor) -> Tensor:
         """The action, where it is this call of a module that a pass calls several times."""
