@@ -8,7 +8,8 @@ from transformers import PreTrainedModel
 from anymodel import tiny_any
 from monosem import edits
 from monosem.errors import BadInput, UnknownName
-from monosem.models import Model, load_model, verify
+from monosem.models import Model, load_model
+from monosem.models.checking.verify import quick
 from tiny import tiny_hf
 
 IDS = torch.randint(3, 100, (2, 7), generator=torch.Generator().manual_seed(0))
@@ -27,7 +28,7 @@ def model_of(kind: str) -> Model:
 @pytest.mark.filterwarnings("ignore:model type")
 @pytest.mark.parametrize("kind", [*TYPES, "mixtral", "qwen2_moe", "gpt_oss"])
 def test_the_identities_hold(kind):
-    result = verify(load_model(tiny(kind), quiet=True), quick=True)
+    result = quick(load_model(tiny(kind), quiet=True))
     assert result.ok, result.table[~result.table.ok].to_string()
     said = set(result.table.identity)
     assert {"sum of expert_weights · expert_out", "expert_post, through its down projection"} <= said

@@ -12,6 +12,7 @@ from monosem import components, edits, patching
 from monosem.data import TokenPairs
 from monosem.errors import BadInput, UnknownName
 from monosem.models import Model, verify
+from monosem.models.checking.verify import quick
 from monosem.patching.paths.nodes import sender_kinds
 
 IDS = torch.randint(3, 100, (2, 7), generator=torch.Generator().manual_seed(0))
@@ -51,7 +52,7 @@ def test_the_identities_hold(model):
 
 def test_a_factor_that_is_left_out_fails(model):
     wrong = Model(model.hf, None, "wrong", family=replace(model.family, factor=None))
-    table = verify(wrong, quick=True).table
+    table = quick(wrong).table
     assert list(table[~table.ok].site.unique()) == ["resid_post"]
 
 
