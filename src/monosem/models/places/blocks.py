@@ -236,7 +236,7 @@ def _mixer_reason(slot: Slot, site: str) -> str | None:
         return None
     if lacking == "mlp":
         return (
-            "is a mixture of experts: its neurons are expert_post, those of the experts in expert_indices, and "
+            "is a mixture of experts: its neurons are expert_post, of the experts in expert_indices, and "
             f"shared_post where it has a shared expert; {slot.name}_out is what it adds"
         )
     return "has no router: it is not a mixture of experts"

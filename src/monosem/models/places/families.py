@@ -55,7 +55,7 @@ class BranchRow:
         for form in FORMS:
             declare(f"{self.name}_{form}")
         for mixer in self.mixers:
-            for name, inner in mixer.row.sites.items():  # also those of parts that this architecture may lack
+            for name, inner in mixer.row.sites.items():  # also of parts that it may lack
                 declare(mixer.row.site(name, self.name), inner.shape)
 
     def mixer(self, block: nn.Module) -> Mixer | None:

@@ -1,7 +1,7 @@
 """Captures and edits of what single experts compute, which no module of the model returns."""
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Any
 
 from torch import Tensor
 
@@ -9,14 +9,11 @@ from ..places import experts
 from ..places.points import Point
 from ..places.sites import Site
 
-if TYPE_CHECKING:
-    from .session import Session
 
-
-def plan_experts(session: "Session", site: Site, place: Point, write: bool) -> None:
+def plan_experts(session: Any, site: Site, place: Point, write: bool) -> None:
     """The neurons ("neurons") or outputs of the chosen experts are computed beside the native module.
 
-    A write adds to the module's output what the weighted experts' outputs change by.
+    `session` is the `Session` that asks. A write adds to the module's output what the weighted experts' outputs change by.
     """
     given: dict[int, Tensor] = {}
 
