@@ -13,7 +13,7 @@ from ..places.sites import Site
 def plan_experts(session: Any, site: Site, place: Point, write: bool) -> None:
     """The neurons ("neurons") or outputs of the chosen experts are computed beside the native module.
 
-    `session` is the `Session` that asks. A write adds to the module's output what the weighted experts' outputs change by.
+    `session` is the `Session` that asks. A write adds to the output of the module what weighted experts change by.
     """
     given: dict[int, Tensor] = {}
 
