@@ -120,6 +120,7 @@ def test_captured_values_match_the_documented_shapes(model):
     heads |= dict.fromkeys(("k", "v", "rot_k", "values"), cfg.n_kv_heads)
     last = {"ln1_scale": 1, "ln2_scale": 1, "final_scale": 1, "router_logits": 4}
     last |= {"expert_weights": 2, "expert_indices": 2}
+    last |= dict.fromkeys(("shared_pre", "shared_pre_linear", "shared_post"), 24)
     for site in sites:
         expected = (3, 11, cfg.d_model)
         if site.name in heads:
@@ -134,6 +135,10 @@ def test_captured_values_match_the_documented_shapes(model):
             expected = (3, 11, cfg.n_heads, cfg.d_model)
         elif site.name in last:
             expected = (3, 11, last[site.name])
+        elif site.name == "expert_post":
+            expected = (3, 11, 2, model.blocks[1].mlp.experts.down_proj.shape[1 if model.name == "gpt_oss" else 2])
+        elif site.name == "expert_out":
+            expected = (3, 11, 2, cfg.d_model)
         assert tuple(run[site].shape) == expected, site
 
 
