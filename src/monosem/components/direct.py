@@ -177,7 +177,7 @@ class _Stream:
         embed = run["embed"].float() if plain else run["resid_pre", 0].float()
         first = v * self.model.carried(None, self.end)
         yield Part("embed"), (_dot(embed, first) / scale)[..., None]
-        if plain and self.model.family.positions is not None:
+        if plain and self.model.adds_positions:
             yield Part("pos_embed"), (_dot(run["resid_pre", 0].float() - embed, first) / scale)[..., None]
         for branch in self.branches:
             for part, value in self._branch(branch, v * self.model.carried(branch.layer, self.end)):

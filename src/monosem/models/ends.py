@@ -71,6 +71,10 @@ class Ends:
         return found if isinstance(found, nn.Module) else None
 
     @property
+    def adds_positions(self) -> bool:
+        return self._part(self.family.positions) is not None
+
+    @property
     def type_module(self) -> nn.Module | None:
         return self._part(self.family.types)  # type: ignore[no-any-return]
 
@@ -86,8 +90,8 @@ class Ends:
     @cached_property
     def first_position(self) -> int:
         """The number of a text's first position, where the model is told numbers (RoBERTa counts from its padding)."""
-        attribute = self.family.positions_after
-        return 0 if attribute is None else int(getattr(self.config, attribute)) + 1
+        padding = getattr(self.position_module, "padding_idx", None)
+        return 0 if padding is None or not self.family.numbered_after_padding else int(padding) + 1
 
     def is_told_positions(self) -> bool:
         """Whether the model is told the positions of tokens; those that are not count columns, padding included."""
@@ -190,7 +194,7 @@ class Ends:
 
     def lacks(self, site: str) -> str:
         """Why the model has no such site at its ends, as it follows the model's name."""
-        if site == "pos_embed" and self.family.positions is not None:
+        if site == "pos_embed" and self.adds_positions:
             return "adds computed positions, which no module returns; W_pos has them"
         return {
             "pos_embed": "has no learned positions (it rotates queries and keys, or biases scores)",

@@ -74,6 +74,7 @@ def writers(model: Model) -> list[Writer]:
             8 bits, an adapter, offloaded).
     """
     paths = {module: path for path, module in model.hf.named_modules()}
+    model.written_before(f"resid_post.{model.cfg.n_layers - 1}")  # refuses streams that are no sums
     found = list(_embeddings(model, paths))
     for branch in model.branches():
         found += _mixture(branch, paths) if branch.kind == "mixture" else _projection(model, branch, paths)
@@ -81,10 +82,13 @@ def writers(model: Model) -> list[Writer]:
 
 
 def _embeddings(model: Model, paths: dict[nn.Module, str]) -> Iterator[Writer]:
-    given = [model.hf.get_input_embeddings()]
-    if model.family.positions is not None:
-        given.append(model.part(model.family.positions))
-    for module in given:
+    table: Any = model.hf.get_input_embeddings()
+    if model.entry or model.embedding is not table:
+        between = model.entry[0] if model.entry else model.embedding
+        raise UnknownName(f"the embedding of {model.name} goes through {paths[between]}: it does not write alone")
+    if model.adds_positions and model.position_module is None:
+        raise UnknownName(f"{model.name} adds computed positions, which are no weights that can be edited")
+    for module in filter(None, (table, model.position_module, model.type_module)):
         path = paths[module]
         if not isinstance(module, nn.Embedding):
             raise UnknownName(f"{path} is a {type(module).__name__}, whose weights are not known to be an embedding's")
@@ -98,7 +102,11 @@ def _projection(model: Model, branch: Branch, paths: dict[nn.Module, str]) -> li
         raise UnknownName(f"{paths[branch.module]} is a {branch.kind}; how it writes into the stream is not known here")
     module = point(model, branch.inner).module
     width = int(branch.weight().flatten(0, -2).shape[0])
-    return list(_plain(paths[module], module, branch, module, width))
+    found = list(_plain(paths[module], module, branch, module, width))
+    if branch.added is not None:
+        name = str(branch.slot.mixer.bias)
+        found.append(Writer(paths[branch.module], branch.module, name, 0, branch, branch.module, width))
+    return found
 
 
 def _plain(path: str, module: nn.Module, branch: Branch, shown_by: nn.Module, width: int) -> Iterator[Writer]:

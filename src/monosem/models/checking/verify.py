@@ -111,7 +111,7 @@ def _native(c: Checks) -> None:
 
 def _streams(c: Checks) -> None:
     embedded = c.run["embed"]
-    if c.model.family.positions is not None:
+    if c.model.adds_positions:
         embedded = embedded + (c.run["pos_embed"] if c.model.has("pos_embed") else position_embeddings(c.run))
     if c.model.has("type_embed"):
         embedded = embedded + c.run["type_embed"]

@@ -166,7 +166,7 @@ class Family:
     embed_projection: str | None = None  # what the token embedding goes through before anything is added to it
     embed_scale: str | None = None  # config attribute that it is multiplied by outside its module, or "sqrt(d_model)"
     positions: str | None = None  # module (or buffer) with positions that are added to it
-    positions_after: str | None = None  # config attribute; the numbers of positions begin after it
+    numbered_after_padding: bool = False  # its positions begin behind the `padding_idx` of their table (RoBERTa)
     types: str | None = None  # module with token types that are added to it
     entry: tuple[str, ...] = ()  # what the sum goes through before the first block: a norm, a projection
     layers: str = "layers"

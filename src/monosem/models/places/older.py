@@ -56,7 +56,7 @@ _ROBERTA = replace(
     _BERT,
     name="roberta",
     model_types=("roberta", "xlm-roberta", "camembert", "data2vec-text"),
-    positions_after="pad_token_id",
+    numbered_after_padding=True,
     head=("lm_head.dense", "gelu", "lm_head.layer_norm"),
 )
 _BART = Family(
@@ -274,6 +274,48 @@ OLDER: tuple[Family, ...] = (
         ),
         final_norm="LayerNorm",
     ),
+    replace(
+        _ROBERTA,
+        name="mpnet",
+        model_types=("mpnet",),
+        branches=(
+            _with(attn(None, path="attention.attn", q="q", k="k", v="v", out="o"), "attention.LayerNorm"),
+            _bert()[1],
+        ),
+        types=None,
+    ),
+    replace(
+        _BERT,
+        name="distilbert",
+        model_types=("distilbert",),
+        branches=(
+            _with(attn(None, path="attention", q="q_lin", k="k_lin", v="v_lin", out="out_lin"), "sa_layer_norm"),
+            _with(mlp(None, path="ffn", pre="lin1", pre_linear=None, down="lin2"), "output_layer_norm"),
+        ),
+        types=None,
+        layers="transformer.layer",
+        head=("vocab_transform", "activation", "vocab_layer_norm"),
+    ),
+    Family(
+        "modernbert",
+        ("modernbert",),
+        (
+            attn("attn_norm", path="attn", qkv="Wqkv", out="Wo"),
+            mlp("mlp_norm", pre="Wi", pre_linear="Wi", down="Wo"),
+        ),
+        embed="embeddings.tok_embeddings",
+        entry=("embeddings.norm",),
+        final_norm="final_norm",
+        head=("head",),
+    ),
+    replace(  # its scores know positions, and the embedding of newer ones does not
+        _BERT,
+        name="deberta-v2",
+        model_types=("deberta-v2",),
+        branches=_bert(
+            parts={"q": "self.query_proj", "k": "self.key_proj", "v": "self.value_proj", "out": "output.dense"}
+        ),
+    ),
     _BART,
     replace(
         _BART,
@@ -304,5 +346,6 @@ UNREADABLE = {
     "prophetnet": "carries several streams, one after the other, along the axis of tokens",
     "xlnet": "carries two streams and reads tokens in any order",
     "xlm": "keeps the parts of its blocks in lists beside each other, and has no module for a block",
+    "albert": "calls one block for all layers, and sites of a layer have no module of their own",
     "reformer": "has reversible blocks, which carry two streams and are called by a function of their own",
 }

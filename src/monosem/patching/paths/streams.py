@@ -54,7 +54,9 @@ class Streams:
         where: Bool[Tensor, "batch pos"],
     ):
         self.model, self.tokens = model, base
-        changed = where & ((base.ids != source.ids) & base.mask).cumsum(-1).bool()  # causal: equal up to there
+        differ = (base.ids != source.ids) & base.mask
+        reached = differ.any(-1, keepdim=True) if model.looks_ahead else differ.cumsum(-1).bool()
+        changed = where & reached  # equal before the first token that differs, where attention is causal
         columns = [*changed.any(0).nonzero()[:1, 0].tolist(), int(base.last.min())]
         with torch.no_grad():
             self.prefix = Prefix.of(model, base, min(columns))
@@ -64,6 +66,7 @@ class Streams:
         kinds = {(node.kind, node.layer) for one in senders for node in one.nodes}
         sending = [branch for branch in everything if (sent_at(branch).name, branch.layer) in kinds]
         self.end = Site("resid_post", model.cfg.n_layers - 1)
+        model.written_before(self.end)  # refuses streams that are no sums
         stream = [*(Site("resid_pre", layer) for layer in model.layers()), *(branch.out for branch in everything)]
         sent = [Site("resid_pre", 0), *map(sent_at, sending)]
         run = model.run(base, capture=[*stream, *sent, self.end], logits="last")

@@ -88,6 +88,7 @@ class Tree:
 
     def __init__(self, model: Model, pairs: TokenPairs, draws: Draws, each: bool):
         self.model, self.pairs, self.draws, self.each = model, pairs, draws, each
+        model.written_before(f"resid_post.{model.cfg.n_layers - 1}")  # refuses streams that are no sums
         branches = model.branches()
         heads = [branch.site("z") for branch in branches if branch.units == "head"]
         sites = [Site("resid_pre", 0), *heads, *(branch.out for branch in branches)]
