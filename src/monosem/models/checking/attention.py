@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ..places.branches import Branch
 from ..places.latents import from_latent
 from ..places.weights import bias_of, weight_from
+from ..tokens import TokenBatch
 from .checks import Checks
 
 Pairs = list[tuple[Tensor, Tensor]]
@@ -35,8 +36,19 @@ def attention(c: Checks) -> None:
     ]
     # no pattern can be read: the one token whose pattern is known tells v from k
     c.add_all("v", "the first token sees itself alone: v = z", firsts)
+    if c.model.looks_ahead:
+        _single(c, [branch for branch in branches if branch not in seen and branch.kind == "attention"])
     _mixing(c, seen)
     _latents(c, [branch for branch in branches if branch.kind == "latent_attention"])
+
+
+def _single(c: Checks, branches: Sequence[Branch]) -> None:
+    """The same where tokens see later ones: of texts of one token."""
+    sites = [branch.site(name) for branch in branches for name in ("v", "z")]
+    texts = TokenBatch.whole(c.tokens.ids[:, :1])
+    run = c.model.run(texts, capture=sites, logits=False) if sites else {}
+    pairs = [(_repeated(branch, run[branch.site("v")]), run[branch.site("z")]) for branch in branches]
+    c.add_all("v", "a token alone sees itself: v = z", pairs)
 
 
 def _projections(c: Checks, branches: Sequence[Branch]) -> None:

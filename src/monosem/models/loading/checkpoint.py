@@ -12,7 +12,14 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForMultimodalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from ...errors import BadFile, BadInput, cause
 from ..numbers import LARGEST
@@ -42,6 +49,8 @@ def load_pretrained(
         check_sizes(config, name)
         if (chosen := text_loader(config)) is not None:
             loader, arguments["config"] = chosen
+        elif _reads_masked_tokens(config):
+            loader = AutoModelForMaskedLM
         elif type(config) in AutoModelForMultimodalLM._model_mapping and type(config) not in loader._model_mapping:
             loader = AutoModelForMultimodalLM
     hf, notes = load_weights(loader, arguments, name, dtype, **where)
@@ -49,6 +58,13 @@ def load_pretrained(
         without = f", without {', '.join(parts)}" if (parts := absent(hf)) else ""
         notes = [f"loaded for text alone, as {type(hf).__name__}{without}", *notes]
     return hf, notes
+
+
+def _reads_masked_tokens(config: PretrainedConfig) -> bool:
+    """Whether it is an encoder with a head for masked tokens; BERT and its kin are decoders where a config says so."""
+    if type(config) not in AutoModelForMaskedLM._model_mapping or config.is_encoder_decoder:
+        return False
+    return type(config) not in AutoModelForCausalLM._model_mapping or not getattr(config, "is_decoder", False)
 
 
 def check_sizes(config: PretrainedConfig, name: str) -> None:

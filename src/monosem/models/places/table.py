@@ -5,11 +5,17 @@ from typing import Any
 from ...errors import UnknownName
 from .families import PLAIN, Family
 from .hybrids import HYBRIDS
-from .older import OLDER
+from .older import OLDER, UNREADABLE
 from .variants import VARIANTS
 
 FAMILIES = (*PLAIN, *VARIANTS, *HYBRIDS, *OLDER)
 BY_TYPE = {model_type: family for family in FAMILIES for model_type in family.model_types}
+
+
+def refuse_unreadable(config: Any) -> None:
+    """Raises `UnknownName` for an architecture that no row can read, with the reason."""
+    if (kind := config.model_type) in UNREADABLE:
+        raise UnknownName(f"model type {kind!r} cannot be read: it {UNREADABLE[kind]}")
 
 
 def family_of(config: Any) -> Family:
