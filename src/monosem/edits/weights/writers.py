@@ -6,6 +6,7 @@ not show it. What is not known is refused by name, because an edit that skips a 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
