@@ -46,7 +46,7 @@ def _single(c: Checks, branches: Sequence[Branch]) -> None:
     """The same where tokens see later ones: of texts of one token."""
     sites = [branch.site(name) for branch in branches for name in ("v", "z")]
     texts = TokenBatch.whole(c.tokens.ids[:, :1])
-    run = c.model.run(texts, capture=sites, logits=False) if sites else {}
+    run: Any = c.model.run(texts, capture=sites, logits=False) if sites else {}
     pairs = [(_repeated(branch, run[branch.site("v")]), run[branch.site("z")]) for branch in branches]
     c.add_all("v", "a token alone sees itself: v = z", pairs)
 
