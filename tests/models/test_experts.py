@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from anymodel import tiny_any
 from monosem import edits
 from monosem.errors import BadInput, UnknownName
-from monosem.models import Model, load_model
+from monosem.models import Model, load_model, verify
 from monosem.models.checking.verify import quick
 from tiny import tiny_hf
 
@@ -125,3 +125,47 @@ def test_edits_act_the_same_with_and_without_a_cache():
     for _ in range(4):
         ids = torch.cat([ids, model.run(ids, edits=change).logits[:, -1:].argmax(-1)], dim=1)
     assert made.ids.ids.tolist() == ids.tolist()
+
+
+@torch.no_grad()
+def test_llama_4_gives_every_expert_each_token_times_its_weight():
+    model = Model(tiny_any("llama4_text", floor_scale=8192), None, "llama4")
+    result = verify(model)
+    assert result.ok, result.table[~result.table.ok].to_string()
+    layer = model.layers_with("router_logits")[0]
+    names = ("mlp_input", "router_logits", "expert_weights", "shared_out", "mlp_raw", "mlp_out")
+    run = model.run(IDS, [(name, layer) for name in names])
+    native, x = model.blocks[layer].feed_forward, run["mlp_input", layer]
+    scores, logits = native.router(x.flatten(0, 1))
+    torch.testing.assert_close(run["router_logits", layer].flatten(0, 1), logits)
+    torch.testing.assert_close(run["expert_weights", layer].flatten(0, 1), scores)
+    torch.testing.assert_close(run["shared_out", layer], native.shared_expert(x))  # which the model adds to in place
+    torch.testing.assert_close(run["mlp_raw", layer].flatten(0, 1), native(x)[0])
+    dense = next(number for number in model.layers() if number not in model.layers_with("router_logits"))
+    with pytest.raises(UnknownName, match="no router"):
+        model.site(("router_logits", dense))
+
+
+def test_llama_4s_temperature_follows_columns_where_transformers_counts_them():
+    """Its layers without rotation scale queries by the column, so that padding before a prompt counts from
+    `floor_scale` tokens on (8192 in its checkpoints); verify finds it where that is small."""
+    model = Model(tiny_any("llama4_text", floor_scale=2), None, "llama4")
+    table = verify(model).table
+    assert list(table[~table.ok].identity) == ["left padded = alone"]
+
+
+@torch.no_grad()
+def test_a_mixture_that_writes_at_the_end_of_its_block():
+    """LongCat: its mixture reads what the first MLP reads, and is added after the second; some experts do nothing."""
+    model = Model(tiny_any("longcat_flash"), None, "longcat")
+    result = verify(model)
+    assert result.ok, result.table[~result.table.ok].to_string()
+    assert [branch.name for branch in model.branches(1)] == ["attn", "mlp", "attn2", "mlp2", "moe"]
+    assert model.branch("moe", 1).reads == model.branch("mlp", 1).reads
+    run = model.run(IDS, ["moe_input.1", "mlp_input.1", "moe_expert_out.1", "moe_expert_indices.1", "resid_post.1"])
+    torch.testing.assert_close(run["moe_input.1"], run["mlp_input.1"])
+    idle = run["moe_expert_indices.1"] >= len(model.blocks[1].mlp.experts.down_proj)
+    assert idle.any()
+    assert not idle.all()
+    same = run["moe_input.1"][:, :, None].expand_as(run["moe_expert_out.1"])
+    torch.testing.assert_close(run["moe_expert_out.1"][idle], same[idle])

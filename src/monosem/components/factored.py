@@ -51,8 +51,9 @@ def latent_QK(model: Model, layer: int, head: int | None = None) -> FactoredMatr
     Raises:
         UnknownName: the layer has no key and value latent.
     """
-    W_K = from_latent(model, "k_nope", layer)
-    W_Q = from_latent(model, "q", layer) if model.has(("q_latent", layer)) else model.W_Q[layer]
+    branch = model.branch("attn", layer)
+    W_K = from_latent(branch, "k_nope")
+    W_Q = from_latent(branch, "q") if model.has(("q_latent", layer)) else model.W_Q[layer]
     W_Q, W_K = W_Q[..., : W_K.shape[-1]].float(), W_K.float().mT
     return FactoredMatrix(W_Q, W_K) if head is None else FactoredMatrix(W_Q[head], W_K[head])
 
@@ -63,7 +64,7 @@ def latent_OV(model: Model, layer: int, head: int | None = None) -> FactoredMatr
     Raises:
         UnknownName: the layer has no key and value latent.
     """
-    W_V, W_O = from_latent(model, "v", layer), model.W_O[layer]
+    W_V, W_O = from_latent(model.branch("attn", layer), "v"), model.W_O[layer]
     W_V, W_O = W_V.float(), W_O.float()
     return FactoredMatrix(W_V, W_O) if head is None else FactoredMatrix(W_V[head], W_O[head])
 

@@ -145,19 +145,19 @@ def _latents(c: Checks, branches: Sequence[Branch]) -> None:
     these weights absorbed the latents alone give scores and z."""
     sites: dict[str, Pairs] = {name: [] for name in ("q", "kv_latent", "k_rope", "k_nope", "v", "scores", "z")}
     for branch in branches:
-        model, layer, heads = c.model, branch.layer, branch.slot.heads
+        model, heads = c.model, branch.slot.heads
         assert heads is not None
         latent, narrow = c.run[branch.site("kv_latent")], heads.qk - heads.nope
         x = branch.read(c.run[branch.reads])
         if (site := branch.site("q_latent")) in c.run:
-            x_q, W_Q = c.run[site], from_latent(model, "q", layer)
+            x_q, W_Q = c.run[site], from_latent(branch, "q")
         else:
             x_q, W_Q = x, weight_from(model, branch.site("q"))
         sites["q"].append((torch.einsum("btm,hmd->bthd", x_q, W_Q), c.run[branch.site("q")]))
         both = branch.part("kv_a")(x)
         sites["kv_latent"].append((branch.part("kv_latent")(both[..., :-narrow]), latent))
         sites["k_rope"].append((both[..., -narrow:], c.run[branch.site("k_rope")]))
-        W_K, W_V = (from_latent(model, name, layer) for name in ("k_nope", "v"))
+        W_K, W_V = (from_latent(branch, name) for name in ("k_nope", "v"))
         for name, weight in (("k_nope", W_K), ("v", W_V)):
             sites[name].append((torch.einsum("btm,hmd->bthd", latent, weight), c.run[branch.site(name)]))
         if branch.site("pattern") in c.run:

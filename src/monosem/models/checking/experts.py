@@ -19,6 +19,8 @@ def mixtures(c: Checks) -> None:
     Where a bias that balances the load, or groups, decide too which experts are chosen, their weights still follow
     from their logits.
     """
+    if scaled := [branch for branch in c.model.branches() if branch.kind == "scaled_mixture"]:
+        _scaled(c, scaled)
     routed = [branch for branch in c.model.branches() if branch.kind == "mixture"]
     if not routed:
         return
@@ -75,6 +77,25 @@ def _sums(c: Checks, run: Run, routed: list[Branch]) -> None:
         c.add_all("mlp_raw", "experts_out + shared_out" if shared else "experts_out", whole)
     else:  # something more is done to the experts' sum
         _linear(c, routed[-1])
+
+
+@torch.no_grad()
+def _scaled(c: Checks, branches: list[Branch]) -> None:
+    """Experts of which each is given every token times its weight (Llama 4)."""
+    names = ("router_logits", "expert_weights", "shared_out", "_input", "_raw")
+    run = c.model.run(c.tokens, capture=[one.site(name) for one in branches for name in names], logits=False)
+    chosen, sums = [], []
+    for branch in branches:
+        logits, weights = run[branch.site("router_logits")], run[branch.site("expert_weights")]
+        last = logits.topk(branch.module.top_k).values[..., -1:]  # type: ignore[union-attr, arg-type]
+        chosen.append((weights, logits.sigmoid() * (logits >= last)))
+        module: Any = branch.part("experts")
+        x = run[branch.site("_input")][:, :, None] * weights[..., None]
+        gate, up = torch.einsum("bted,edn->bten", x, module.gate_up_proj).chunk(2, dim=-1)
+        out = torch.einsum("bten,end->btd", up * module.act_fn(gate), module.down_proj)
+        sums.append((run[branch.site("shared_out")] + out, run[branch.raw]))
+    c.add_all("expert_weights", "sigmoid of the largest logits", chosen)
+    c.add_all("mlp_raw", "shared_out + experts of weighted inputs", sums)
 
 
 def _error(value: Tensor, expected: Tensor) -> float:

@@ -166,6 +166,8 @@ class Block:
 def _slot(row: BranchRow, mixer: Mixer, earlier: list[Slot], config: Any, block: nn.Module) -> Slot:
     parallel = bool(getattr(config, row.parallel) if isinstance(row.parallel, str) else row.parallel)
     beside = earlier[-1] if parallel and earlier else None
+    if row.beside:
+        beside = next(slot for slot in earlier if slot.name == row.beside)
     candidates = (row.before,) if isinstance(row.before, str) else row.before or ()
     before = next((path for path in candidates if _is_norm(module_at(block, path))), None)
     after = row.after if row.after and _is_norm(module_at(block, row.after)) else None

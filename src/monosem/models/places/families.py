@@ -31,6 +31,7 @@ class BranchRow:
         before: the norm through which it reads the stream, or its path in several sizes of the architecture.
         after: the norm between it and the stream.
         parallel: it reads the same stream as the branch before it; or the config attribute that says so.
+        beside: the earlier branch, by its name, whose stream it reads, where that is not the branch before it.
         scale: attribute of the block, or else of the config, that it is multiplied by.
         closing: the norm that the stream goes through after the branch was added (BERT and other post-LN blocks).
         norm_first: config attribute that says whether the norm stands before the branch, or closes the sum instead.
@@ -47,6 +48,7 @@ class BranchRow:
     closing: str | None = None
     norm_first: str | None = None
     given: str | None = None
+    beside: str = ""
 
     def __post_init__(self) -> None:
         declare(f"{self.norm}_scale", ("position",))

@@ -125,6 +125,8 @@ def layout_of(model: Native, view: str, slot: Slot | None, layer: int = 0) -> La
     if view in ("raw", "branch"):
         layout = whole() if view == "raw" else scaled(slot.scale, added_to(model, layer, slot))
         return kept(layout) if mixer.in_place else layout
+    if view == "kept":
+        return kept(whole())
     if view == "units":
         return by_head(slot.sizes["mixer_head"])
     if view == "gate_units":

@@ -1,9 +1,12 @@
 """Rows of the family table for attention with latents, gates, norms or sinks, and for mixtures of experts."""
 
+from dataclasses import replace
+
 from .families import BranchRow, Family, attn, either, latent, mlp
 from .mixers import Mixer
 
 _PER_LAYER = {"pre": "per_layer_input_gate", "out": "per_layer_projection"}
+_LLAMA4 = Mixer("scaled_mixture", "feed_forward", {"router": "router", "experts": "experts"}, flat=True)
 # values of their own, values that are the keys, keys and values of an earlier layer
 _SHARED = ({"v_norm": "v_norm"}, {"v": None, "v_norm": "v_norm"}, {"k": None, "v": None})
 
@@ -42,6 +45,34 @@ VARIANTS: tuple[Family, ...] = (
         carries="keys and values, or an input for each layer,",
         carries_if=("num_kv_shared_layers", "hidden_size_per_layer_input"),
         logit_steps=(("soft_cap", "final_logit_softcapping"),),
+    ),
+    Family(
+        "llama4",
+        ("llama4_text",),
+        (
+            attn(),
+            either(
+                BranchRow("mlp", (_LLAMA4,), "ln2", "post_attention_layernorm"),
+                mlp(path="feed_forward"),
+            ),
+        ),
+    ),
+    Family(  # two attentions and two MLPs a block, and a mixture that reads beside the first MLP and writes at the end
+        "longcat_flash",
+        ("longcat_flash",),
+        (
+            latent("input_layernorm.0", path="self_attn.0"),
+            mlp("post_attention_layernorm.0", path="mlps.0"),
+            replace(latent("input_layernorm.1", path="self_attn.1"), name="attn2", norm="ln3"),
+            replace(mlp("post_attention_layernorm.1", path="mlps.1"), name="mlp2", norm="ln4"),
+            BranchRow(
+                "moe",
+                (Mixer("mixture", "mlp", {"router": "router"}),),
+                "ln2",
+                "post_attention_layernorm.0",
+                beside="mlp",
+            ),
+        ),
     ),
     Family("mimo_v2_flash", ("mimo_v2_flash",), (attn(value_scale="attention_value_scale"), mlp(router="gate"))),
     Family("bitnet", ("bitnet",), (attn(mixed_norm="attn_sub_norm"), mlp(inner_norm="ffn_sub_norm"))),
