@@ -12,10 +12,10 @@ from transformers import DynamicCache
 from anymodel import tiny_any
 from monosem import components, edits, lenses
 from monosem.errors import BadInput, MonosemError, UnknownName
-from monosem.models import Model, state_of, verify
+from monosem.models import Model, load_model, state_of, verify
 from monosem.models.checking.verify import quick
 from monosem.models.places import calls
-from monosem.models.places.table import BY_TYPE
+from monosem.models.places.table import BY_TYPE, REFUSED
 from monosem.models.running.cache import cache_name
 
 # type -> the first layer of each kind of its mixers
@@ -315,3 +315,9 @@ def test_heads_of_attention_and_of_a_state_space_are_told_apart():
     torch.testing.assert_close(parts.values[0, -1, wanted].sum(), expected, rtol=1e-4, atol=1e-5)
     assert parts.heads().shape == (4, 4)
     parts.plot()
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_is_not_read_says_why(kind):
+    with pytest.raises(UnknownName, match=REFUSED[kind][:30]):
+        load_model(tiny_any(kind))

@@ -9,6 +9,11 @@ from .older import OLDER, UNREADABLE
 from .variants import VARIANTS
 
 FAMILIES = (*PLAIN, *VARIANTS, *HYBRIDS, *OLDER)
+# types whose blocks do not add branches to a stream
+REFUSED = {
+    "minimax": "its blocks go on from the norm of the stream, times a factor, so that nothing adds up over layers",
+    "rwkv": "its first block replaces the stream by a norm of it, and every few blocks the stream is halved",
+}
 BY_TYPE = {model_type: family for family in FAMILIES for model_type in family.model_types}
 
 
@@ -20,8 +25,15 @@ def refuse_unreadable(config: Any) -> None:
 
 def family_of(config: Any) -> Family:
     """The table's row for a Hugging Face config. Raises `UnknownName` for an architecture without one."""
+    refuse_type(config)
     if config.model_type not in BY_TYPE:
         raise UnknownName(
             f"no family row for model type {config.model_type!r}: load_model infers one; Model takes family=Family(...)"
         )
     return BY_TYPE[config.model_type]
+
+
+def refuse_type(config: Any) -> None:
+    """Raises `UnknownName` for a type that is known not to be read."""
+    if (reason := REFUSED.get(config.model_type)) is not None:
+        raise UnknownName(f"models of type {config.model_type!r} are not read: {reason}")
