@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from ..models.numbers import ranges
 from ..terminal import notice
 from .application import Group, register
 from .options import Json, ModelArgument, Trust, flag, option
@@ -131,6 +130,7 @@ def sites(model: ModelArgument = "smollm2", trust_remote_code: Trust = False, js
     """Sites of a model: the places that can be read and written."""
     from ..errors import UnknownName
     from ..models import load_model
+    from ..models.numbers import ranges
     from ..models.places.sites import IN_BLOCK, ONCE
 
     loaded = load_model(model, trust_remote_code=trust_remote_code, quiet=True)
