@@ -41,7 +41,11 @@ TYPES = {
     "recurrent_gemma": {"recurrent": 0, "attention": 2},
     "xlstm": {"recurrent": 0},
 }
-CHANGES = {  # multipliers that are 1 by default
+CHANGES = {
+    # transformers clamps time steps to this from below, but not those of single tokens with a cache
+    "zamba2": {"time_step_min": 1e-12},
+    "nemotron_h": {"time_step_min": 1e-12},
+    # multipliers that are 1 by default
     "falcon_h1": {
         "embedding_multiplier": 1.7,
         "lm_head_multiplier": 0.6,
