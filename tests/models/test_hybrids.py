@@ -42,7 +42,7 @@ TYPES = {
     "xlstm": {"recurrent": 0},
 }
 CHANGES = {
-    # transformers clamps time steps to this from below, but not those of single tokens with a cache
+    # transformers clamps time steps to this from below, but not of single tokens with a cache
     "zamba2": {"time_step_min": 1e-12},
     "nemotron_h": {"time_step_min": 1e-12},
     # multipliers that are 1 by default
