@@ -7,6 +7,7 @@ own error. `tiny.py` has the hand-made models of the families in the table.
 
 import json
 import math
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -92,4 +93,4 @@ def _merge(settings: dict[str, Any], changes: dict[str, Any]) -> None:
         if isinstance(value, dict) and isinstance(settings.get(key), dict):
             _merge(settings[key], value)
         else:
-            settings[key] = value
+            settings[key] = deepcopy(value)  # Gemma 4 writes into its list of layers

@@ -1,5 +1,6 @@
 """Tiny multimodal models, with random weights: a language model beside the smallest tower that its type allows."""
 
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -121,7 +122,10 @@ PALIGEMMA: dict[str, Any] = {
 
 
 def tiny_multimodal(kind: str, seed: int = 0) -> PreTrainedModel:
-    config = AutoConfig.for_model(kind, **(MULTIMODAL | OTHERS | {"paligemma": PALIGEMMA})[kind])
+    settings = deepcopy(
+        (MULTIMODAL | OTHERS | {"paligemma": PALIGEMMA})[kind]
+    )  # Gemma 4 writes into the list of layers
+    config = AutoConfig.for_model(kind, **settings)
     model = AutoModelForMultimodalLM.from_config(config, dtype=torch.float32)
     randomise(model, seed)
     return model.eval().requires_grad_(False)

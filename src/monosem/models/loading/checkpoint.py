@@ -3,8 +3,9 @@
 import contextlib
 import io
 import pickle
+import re
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,14 +17,14 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
-    AutoModelForMultimodalLM,
     PretrainedConfig,
     PreTrainedModel,
 )
 
 from ...errors import BadFile, BadInput, cause
 from ..numbers import LARGEST
-from .towers import absent, text_loader
+from .contents import check_contents, notes_on
+from .towers import Loader, absent, loader_of, settled
 
 MOST_PARTS = 10_000
 # everything that transformers, safetensors, gguf and torch were seen to raise on damaged or unsuitable files
@@ -43,18 +44,18 @@ def load_pretrained(
     place = {"local_files_only": local, "trust_remote_code": trust_remote_code}
     arguments = {"pretrained_model_name_or_path": source, **place}
     loader: Any = AutoModelForCausalLM
-    chosen = None
+    chosen: Loader | None = None
     with contextlib.suppress(*FILE_ERRORS, ImportError):  # `load_weights` meets them again, and explains them
         config = AutoConfig.from_pretrained(source, **place)
         check_sizes(config, name)
-        if (chosen := text_loader(config)) is not None:
-            loader, arguments["config"] = chosen
-        elif _reads_masked_tokens(config):
+        theirs = trust_remote_code and hasattr(config, "auto_map")
+        if _reads_masked_tokens(config):
             loader = AutoModelForMaskedLM
-        elif type(config) in AutoModelForMultimodalLM._model_mapping and type(config) not in loader._model_mapping:
-            loader = AutoModelForMultimodalLM
-    hf, notes = load_weights(loader, arguments, name, dtype, **where)
-    if chosen is not None:
+        elif not theirs and (chosen := loader_of(config)) is not None:
+            loader, arguments["config"] = chosen.cls, chosen.config
+    alone = chosen is not None and chosen.alone
+    hf, notes = load_weights(loader, arguments, name, dtype, alone=alone, **where)
+    if alone:
         without = f", without {', '.join(parts)}" if (parts := absent(hf)) else ""
         notes = [f"loaded for text alone, as {type(hf).__name__}{without}", *notes]
     return hf, notes
@@ -82,8 +83,11 @@ def load_weights(
     dtype: torch.dtype | None,
     device: torch.device | None = None,
     device_map: Any = None,
+    alone: bool = False,
 ) -> tuple[PreTrainedModel, list[str]]:
     """`loader.from_pretrained(**arguments)` with every weight present and finite, and notes for the user.
+
+    `alone`: tensors of other parts than a language model are nothing to speak of.
 
     Pickled weights are read by torch's restricted unpickler (transformers passes `weights_only=True`), which refuses
     anything that could run code. `dtype=None` keeps the checkpoint's own.
@@ -105,21 +109,11 @@ def load_weights(
         raise BadInput(f"cannot load {name}: {cause(error)}") from error
     except FILE_ERRORS as error:
         raise BadFile(f"cannot load {name}: {explain(error)}") from error
-    lost = sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])])
-    if lost:  # transformers would go on with random numbers in their place
-        raise BadFile(f"cannot load {name}: {len(lost)} weights are missing or of another shape ({_some(lost)})")
+    left = [*report["unexpected_keys"], *settled(hf, alone)]
+    lost = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
+    check_contents(hf, lost, left, name)
     check_finite(hf, name)
-    return hf, unused_tensors(report["unexpected_keys"])
-
-
-def unused_tensors(names: Iterable[str]) -> list[str]:
-    """A note on them, if there are any."""
-    ignored = sorted(names)
-    return [f"{len(ignored)} unused tensors in the file ({_some(ignored)})"] if ignored else []
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return hf, notes_on(left)
 
 
 def check_finite(module: nn.Module, name: str) -> None:
@@ -141,8 +135,12 @@ def check_finite(module: nn.Module, name: str) -> None:
 def explain(error: BaseException) -> str:
     """One line for the user, in plain words for the causes that are known."""
     if isinstance(error, StrictDataclassError) and error.__cause__ is not None:
-        return explain(error.__cause__)  # the fault itself; the rest says which validator found it
+        # the fault itself; the rest says which validator found it
+        return f"{explain(error.__cause__)}; correct config.json"
     text = f"{type(error).__name__} {error}"
+    if found := re.search("has model type `(.+?)` but Transformers does not recognize", text):
+        version = transformers.__version__
+        return f"transformers {version} has no model type {found[1]!r}; a newer one may: pip install -U transformers"
     if isinstance(error, pickle.UnpicklingError) or "weights_only" in text or "Unsupported global" in text:
         return "its pickled weights hold more than tensors and could run code; ask for a safetensors version"
     if isinstance(error, SafetensorError) or ("safetensor" in text.lower() and "header" in text.lower()):

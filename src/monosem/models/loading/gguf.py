@@ -12,7 +12,8 @@ from transformers.integrations.gguf.utils import is_gguf_arch_supported
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
 from ...errors import BadFile, cause
-from .checkpoint import explain, load_weights, unused_tensors
+from .checkpoint import explain, load_weights
+from .contents import unused_tensors
 from .gguf_config import Described, described
 from .gguf_rope import TENSORS
 

@@ -19,6 +19,7 @@ from . import embedded, hub
 from .adapters import adapter_notes, base_of, is_adapter, is_peft, shipped_adapters, unwrapped, with_adapter
 from .catalogue import EMBEDDED, Embedded
 from .checkpoint import check_finite, explain, hushed, load_pretrained
+from .contents import check_files
 from .gguf import check_gguf, gguf_tokenizer, load_gguf
 from .precision import DeviceLike, DtypeLike, choose_device, choose_dtype, describe
 
@@ -110,7 +111,9 @@ def load_hf(
             hf, models_own, name, notes = _from_name(str(name_or_model), wanted, tokenizer is None, quiet)
     else:
         given = repr(name_or_model) if isinstance(name_or_model, str) else type(name_or_model).__name__
-        raise BadInput(f"a model is a name, a path or a Hugging Face model, not {given}")
+        inner = isinstance(getattr(name_or_model, "pretrained_model", None), PreTrainedModel)  # trl's, with more heads
+        hint = ": give its .pretrained_model" if inner else ""
+        raise BadInput(f"a model is a name, a path or a Hugging Face model, not {given}{hint}")
     if isinstance(tokenizer, str | os.PathLike):
         tokenizer = load_tokenizer(str(tokenizer), trust_remote_code=trust_remote_code)
     notes = [*adapter_notes(hf), *notes]
@@ -160,6 +163,7 @@ def _from_folder(path: Path, wanted: dict[str, Any], with_tokenizer: bool) -> Lo
         inside = sorted(p.name for p in path.glob("*.gguf"))
         hint = f"give the file itself: {path / inside[0]}" if inside else "is it a Hugging Face model's folder?"
         raise BadFile(f"{path} has no config.json; {hint}")
+    check_files(path)
     hf, notes = load_pretrained(str(path), True, str(path), **wanted)
     tokenizer = None
     if with_tokenizer and any((path / name).exists() for name in _TOKENIZER_FILES):
@@ -199,6 +203,8 @@ def _from_loaded(
     """A model the user loaded stays as it is, unless a dtype or device is asked for (then it is moved in place)."""
     source = str(hf.config.name_or_path or "")
     name = Path(source).resolve().name if source and Path(source).is_dir() else source or hf.config.model_type
+    if hf.base_model is hf and hf.get_output_embeddings() is None:
+        raise BadInput(f"{type(hf).__name__} has no unembedding; load the model with AutoModelForCausalLM")
     check_finite(hf, name)
     place = choose_device(device) if device is not None else None
     precision = choose_dtype(dtype, place or hf.device) if dtype is not None else None

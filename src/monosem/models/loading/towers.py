@@ -1,4 +1,5 @@
-"""Multimodal checkpoints, loaded for text alone: what reads pictures or sound is neither built in memory nor read.
+"""The class that loads a checkpoint. Multimodal ones are loaded for text alone: what reads pictures or sound is neither
+built in memory nor read.
 
 Where transformers has a class of the language model that reads whole checkpoints (Qwen 3.5, Llama 4), it is that class.
 Elsewhere it is the whole model's own class, whose forward goes past the towers on text: what stands beside the language
@@ -8,7 +9,7 @@ model (towers, projectors) is cut off before any weight is loaded. Shards that h
 import copy
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, PretrainedConfig, PreTrainedModel
@@ -19,7 +20,8 @@ from ..language import language_model
 # read through the class of their language model, because the whole needs its towers' packages (timm) to be built
 _AS_TEXT = ("gemma3n",)
 # names of tensors that nobody misses in a language model; without effect on what is loaded
-_OF_OTHER_PARTS = r"(vision|visual|image|video|audio|speech|multi_modal)"
+_OF_OTHER_PARTS = re.compile("vision|visual|image|video|audio|speech|multi_modal")
+_LEFT, _NATIVE = "_monosem_left", "_monosem_native"
 
 
 class Absent(nn.Module):
@@ -36,40 +38,64 @@ class Absent(nn.Module):
         )
 
 
-def text_loader(config: PretrainedConfig) -> tuple[Any, PretrainedConfig] | None:
-    """The class that loads a multimodal checkpoint for text, and the config that it takes; None where the config is of
-    a language model alone, or of nothing that transformers can load."""
-    text = config.get_text_config()
+class Loader(NamedTuple):
+    """A class with `from_pretrained`, and the config that it takes; `alone`: of the language model of a larger one."""
+
+    cls: Any
+    config: PretrainedConfig
+    alone: bool
+
+
+def loader_of(config: PretrainedConfig) -> Loader | None:
+    """Which class loads a checkpoint with this config; None where transformers has none of its own for it."""
     causal: Any = AutoModelForCausalLM._model_mapping
+    whole: Any = AutoModelForMultimodalLM._model_mapping
+    text = config.get_text_config()
     if text is config:
-        return None
+        cls = causal.get(type(config), None) or whole.get(type(config), None)
+        return None if cls is None else Loader(_reading(cls), config, False)
     own = causal.get(type(text) if config.model_type in _AS_TEXT else type(config), None)
     if own is not None and own.config_class is type(text):
         for name in ("dtype", "quantization_config"):  # said once, for the whole
             if getattr(text, name, None) is None and getattr(config, name, None) is not None:
                 setattr(text, name, getattr(config, name))
-        return _lean(own), text
-    whole: Any = AutoModelForMultimodalLM._model_mapping
-    return (_lean(whole[type(config)]), config) if type(config) in whole else None
+        return Loader(_reading(own), text, True)
+    return Loader(_reading(whole[type(config)]), config, True) if type(config) in whole else None
 
 
-def _lean(cls: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """The class without what stands beside its language model. It keeps its name, by which transformers knows it."""
+def _reading(cls: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The class without what stands beside its language model, which notes the tensors that it has no place for.
+
+    It keeps its name, by which transformers knows it.
+    """
 
     def build(self: PreTrainedModel, config: Any, *args: Any, **kwargs: Any) -> None:
         cls.__init__(self, config, *args, **kwargs)  # on the meta device: no memory yet
-        others = {_OF_OTHER_PARTS}
-        for path, _ in list(beside(self)):
-            parent, _, name = path.rpartition(".")
-            setattr(self.get_submodule(parent), name, Absent(path))
-            others.add(rf"(^|\.){re.escape(name)}(\.|$)")
-        self._keys_to_ignore_on_load_unexpected = others | set(self._keys_to_ignore_on_load_unexpected or ())
+        if config.get_text_config() is not config:
+            for path, _ in list(beside(self)):
+                parent, _, name = path.rpartition(".")
+                setattr(self.get_submodule(parent), name, Absent(path))
 
     def load(model: PreTrainedModel, state_dict: Any, files: list[str] | None, config: Any) -> Any:
-        return cls._load_pretrained_model(model, state_dict, _needed(model, files, config), config)
+        result = cls._load_pretrained_model(model, state_dict, _needed(model, files, config), config)
+        left: set[str] = result[0].unexpected_keys
+        vars(model)[_LEFT] = list(left)
+        left.clear()  # said in words of our own
+        return result
 
-    members = {"__init__": build, "__module__": cls.__module__, "__doc__": cls.__doc__}
+    members = {"__init__": build, "__module__": cls.__module__, "__doc__": cls.__doc__, _NATIVE: cls}
     return type(cls.__name__, (cls,), members | {"_load_pretrained_model": staticmethod(load)})
+
+
+def settled(hf: PreTrainedModel, alone: bool = False) -> list[str]:
+    """Make a model that was just loaded one of its native class; the tensors of its files that it has no place for,
+    without what belongs to the parts beside its language model."""
+    left: list[str] = vars(hf).pop(_LEFT, [])
+    if (native := vars(type(hf)).get(_NATIVE)) is not None:
+        hf.__class__ = native
+    names = {path.rpartition(".")[2] for path in absent(hf)}
+    of_others = (key for key in left if names.intersection(key.split(".")) or (alone and _OF_OTHER_PARTS.search(key)))
+    return sorted(set(left).difference(of_others))
 
 
 def beside(hf: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:

@@ -1,0 +1,151 @@
+"""Writes docs/models.md: what monosem reads of every causal model type of the installed transformers, and why not.
+
+    python recipes/model_types.py docs/models.md             # five minutes on two cores; no downloads
+    python recipes/model_types.py /dev/stdout qwen3_5 zaya   # some types alone
+
+Each type is tried on a tiny random model with each of its kinds of layers (`tests/anymodel.py`). A new release of
+transformers is a new page: what it brings that is not read yet stands in the last table, with the reason.
+"""
+
+import argparse
+import sys
+import warnings
+from collections import defaultdict
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import torch
+import transformers
+
+from monosem.errors import MonosemError, cause
+from monosem.files import write_text
+from monosem.models import Model, load_model
+from monosem.models.checking.verify import verify
+from monosem.models.places.mixers import KINDS
+from monosem.models.places.table import BY_TYPE
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from anymodel import TYPES, tiny_any
+
+HEAD = """# Model types
+
+What `load_model` reads of the {n} causal language models of transformers {version} (torch {torch}), tried on a tiny
+random model of each type with each of its kinds of layers: {read} are read, {table} through a row of the family table
+and {inferred} through a row that is inferred from the model and used because its identities hold. {refused} are not,
+with the reason below. `recipes/model_types.py` makes this page.
+
+A block is a list of branches, each of a kind. Every type has `resid_pre`, `resid_post`, the streams between branches,
+the sites of its norms, and of each branch `<branch>_input`, `_raw` and `_out`. Inside, a kind has:
+
+| kind | sites inside |
+|---|---|
+"""
+READ = """
+## Read
+
+`error` is the largest of all identities (`monosem verify`, float32; up to 1e-4 counts as rounding). `generates`: it
+continues texts with its own cache, as whole runs do.
+
+| type | row | blocks, with their layers | error | generates |
+|---|---|---|---|---|
+"""
+REFUSED = """
+## Not read
+
+| type | why |
+|---|---|
+"""
+
+
+@dataclass
+class Row:
+    """What was found of a type; `why` is empty where it is read."""
+
+    kind: str
+    way: str = ""
+    blocks: str = ""
+    error: float = 0.0
+    generates: str = ""
+    why: str = ""
+
+
+def look_at(kind: str) -> Row:
+    try:
+        hf = tiny_any(kind)
+        with torch.no_grad():
+            hf(input_ids=torch.arange(3, 11)[None], use_cache=False)
+    except Exception as error:  # transformers' own, of any sort
+        return Row(kind, why=f"no tiny model of it runs on token ids: {short(cause(error))}")
+    try:
+        model = load_model(hf, quiet=True)
+        found = verify(model)
+    except MonosemError as error:
+        return Row(kind, why=reason(str(error)))
+    except Exception as error:
+        return Row(kind, why=f"crash: {type(error).__name__}: {short(cause(error))}")
+    if bad := [f"'{row['identity']}' at {row['site']}" for row in found.rows if not row["ok"]]:
+        return Row(kind, why=f"read, but an identity fails: {bad[0]}")
+    way = "table" if model.config.model_type in BY_TYPE else "inferred"
+    worst = max(float(row["error"]) for row in found.rows)  # type: ignore[arg-type]
+    return Row(kind, way, blocks_of(model), worst, "no: it looks ahead" if model.looks_ahead else "yes")
+
+
+def blocks_of(model: Model) -> str:
+    """`attn attention, mlp mixture: 1-3; ...`"""
+    layers = defaultdict(list)
+    for number, block in enumerate(model.anatomy):
+        says = ", ".join(
+            slot.row.name + (f" {slot.mixer.kind}" if slot.mixer.kind != slot.row.name else "") for slot in block.slots
+        )
+        layers[says].append(number)
+    return "; ".join(f"{says}: {ranges(numbers)}" for says, numbers in layers.items())
+
+
+def ranges(numbers: list[int]) -> str:
+    runs = [[n for _, n in run] for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
+    return " ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+
+
+def reason(message: str) -> str:
+    """What a refusal says about the model, without what it says about monosem."""
+    message = message.partition("; add a row")[0]
+    for start in ("none could be inferred: ", ") fails: "):
+        message = message.rpartition(start)[2]
+    return short(message)
+
+
+def short(text: str, most: int = 240) -> str:
+    text = " ".join(text.split()).replace("|", "\\|")
+    return text if len(text) <= most else text[:most].rsplit(" ", 1)[0] + " ..."
+
+
+def page(rows: list[Row]) -> str:
+    read = [row for row in rows if not row.why]
+    ways = [row.way for row in read]
+    counts = {"n": len(rows), "read": len(read), "refused": len(rows) - len(read)}
+    counts |= {"table": ways.count("table"), "inferred": ways.count("inferred")}
+    head = HEAD.format(version=transformers.__version__, torch=torch.__version__.partition("+")[0], **counts)
+    inside = [f"| {name} | {', '.join(f'`{site}`' for site in kind.sites) or '-'} |" for name, kind in KINDS.items()]
+    says = [f"| {r.kind} | {r.way} | {r.blocks} | {r.error:.0e} | {r.generates} |" for r in read]
+    not_read = [f"| {r.kind} | {r.why} |" for r in rows if r.why]
+    return head + "\n".join(inside) + "\n" + READ + "\n".join(says) + "\n" + REFUSED + "\n".join(not_read) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("types", nargs="*", default=TYPES)
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    rows = []
+    for kind in arguments.types:
+        rows.append(look_at(kind))
+        print(f"{kind}: {rows[-1].why or rows[-1].blocks}", file=sys.stderr, flush=True)
+    write_text(arguments.out, page(rows))
+
+
+if __name__ == "__main__":
+    main()
