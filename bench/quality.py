@@ -1,9 +1,9 @@
 """What training gives: monosem's and SAELens' trainers on the same cached activations, judged on held-out text.
 
 Equal tokens, batches in the same order, k, width and float32; all else is each one's default. The learning rate of each
-is chosen from the same list by the held-out FVE of the first seed; the other seeds (of the initial weights) run with
-that one. Both are judged by `monosem.dictionaries.evaluate` from the files that they save, with no token of the
-training text.
+is chosen from the same list by the FVE of the first seed on held-out activations; the other seeds (of the initial
+weights) run with that one. Both are judged by `monosem.dictionaries.evaluate` from the files that they save, with no
+token of the training text.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
 from common import SITE, arguments, machine, windows
-from monosem import Model, load_dictionary, load_model
+from monosem import Dictionary, Model, load_dictionary, load_model
 from monosem.activations import SkipRule, harvest
 from monosem.dictionaries import evaluate
 from monosem.dictionaries.training import TrainConfig, train_on
@@ -30,7 +30,7 @@ from monosem.errors import BadInput
 
 FULL = {"width": 2048, "k": 32, "batch": 1024, "tokens": 600 * 1024, "held_out": 8192}
 TINY = {"width": 256, "k": 8, "batch": 128, "tokens": 4 * 128, "held_out": 512}
-RATES = [3e-4, 1e-3, 3e-3, 6e-3]
+RATES = [1e-3, 3e-3, 6e-3, 1.2e-2]
 SEEDS = [0, 1, 2]
 KINDS = ["TopK", "BatchTopK"]
 
@@ -106,10 +106,47 @@ def cached(model: Model, ids: Int[Tensor, "n context"]) -> Float[Tensor, "tokens
 
 
 def judged(model: Model, folder: Path, ids: Int[Tensor, "n context"]) -> dict[str, float]:
-    dictionary = load_dictionary(folder, site=SITE, model_name="smollm2", skip=SkipRule())
-    found = evaluate(model, dictionary, ids, quiet=True)
+    found = evaluate(model, saved(folder), ids, quiet=True)
     names = {"fve": "fve", "ce_recovered": "ce_recovered", "l0": "l0", "dead": "dead_fraction"}
     return {name: float(getattr(found, field)) for name, field in names.items()}
+
+
+def saved(folder: Path) -> Dictionary:
+    return load_dictionary(folder, site=SITE, model_name="smollm2", skip=SkipRule())
+
+
+def fve(folder: Path, x: Float[Tensor, "n d"]) -> float:
+    """Of activations that are there already: what a rate is chosen by."""
+    rebuilt = saved(folder)(x)
+    return float(1 - (x - rebuilt).pow(2).sum() / (x - x.mean(0)).pow(2).sum())
+
+
+def row_of(
+    kind: str,
+    name: str,
+    model: Model,
+    ids: Tensor,
+    parts: dict[str, Tensor],
+    size: Size,
+    rates: list[float],
+    seeds: list[int],
+) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as home:
+
+        def train(lr: float, seed: int) -> Path:
+            folder = Path(home) / f"{lr}-{seed}"
+            folder.mkdir()
+            return TRAINERS[name](data.x, size, kind, lr, seed, folder)
+
+        made = {lr: train(lr, seeds[0]) for lr in rates}
+        sweep = {lr: fve(folder, data.held_out) for lr, folder in made.items()}
+        best = max(sweep, key=lambda lr: sweep[lr])
+        runs = [
+            judged(data.model, folder, data.ids) for folder in (made[best], *(train(best, seed) for seed in seeds[1:]))
+        ]
+    values = {key: [run[key] for run in runs] for key in runs[0]}
+    spread = {key: [statistics.mean(each), statistics.stdev(each)] for key, each in values.items()}
+    return {"kind": kind, "name": name, "lr": best, "sweep": sweep, "cached": len(data.x), **size, **spread}
 
 
 def main() -> None:
@@ -117,30 +154,22 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     size, rates, seeds = (TINY, RATES[:2], SEEDS[:2]) if options.tiny else (FULL, RATES, SEEDS)
     found: dict[str, Any] = {"machine": machine(options.threads, ["torch", "monosem", "sae-lens"]), "rows": []}
+    if options.out.exists():  # it goes on after the last whole row
+        found = json.loads(options.out.read_text())
     model = load_model("smollm2", dtype="auto", quiet=True)
     ids = windows(model, 256)
     ids = ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(0))]  # pages of all subjects in both
     held = -(-size["held_out"] // ids.shape[1])
-    x = cached(model, ids[held : held + 8] if options.tiny else ids[held:])
+    rest = ids[held : held + 8] if options.tiny else ids[held:]
+    data = Data(model, ids[:held], cached(model, ids[:held]), cached(model, rest))
     for kind in KINDS:
-        for name, train in TRAINERS.items():
-            runs: dict[tuple[float, int], dict[str, float]] = {}
-
-            def run(lr: float, seed: int, train: Any = train, kind: str = kind, runs: Any = runs) -> float:
-                with tempfile.TemporaryDirectory() as folder:
-                    runs[lr, seed] = judged(model, train(x, size, kind, lr, seed, Path(folder)), ids[:held])
-                return runs[lr, seed]["fve"]
-
-            best = max(rates, key=lambda lr: run(lr, seeds[0]))
-            for seed in seeds[1:]:
-                run(best, seed)
-            values = {key: [runs[best, seed][key] for seed in seeds] for key in runs[best, seeds[0]]}
-            spread = {key: [statistics.mean(each), statistics.stdev(each)] for key, each in values.items()}
-            sweep = {str(lr): runs[lr, seeds[0]]["fve"] for lr in rates}
-            row = {"kind": kind, "name": name, "lr": best, "sweep": sweep, "cached": len(x), **size, **spread}
+        for name in TRAINERS:
+            if any((row["kind"], row["name"]) == (kind, name) for row in found["rows"]):
+                continue
+            row = row_of(kind, name, data, size, rates, seeds)
             print(row, flush=True)
             found["rows"].append(row)
-    options.out.write_text(json.dumps(found, indent=1))
+            options.out.write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

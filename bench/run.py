@@ -16,6 +16,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results.json"
+UNFINISHED = HERE.parent / "runs" / "bench"
 NEWER_LENS = HERE.parent / ".venv-bench" / "transformer-lens-4"
 DIRECTION_PEERS = HERE.parent / ".venv-bench" / "direction-peers"
 BEGIN, END = "<!-- results: written by run.py -->\n", "<!-- end of results -->\n"
@@ -24,10 +25,11 @@ QUIET = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "HF_HUB_DISABLE_PROGRE
 Result = dict[str, Any]
 
 
-def measured(script: str, options: list[str], **environment: str) -> Result:
-    """What the script wrote. Each runs in a process of its own."""
+def measured(script: str, options: list[str], kept: Path | None, **environment: str) -> Result:
+    """What the script wrote. Each runs in a process of its own. A long one goes on from the file that it `kept`."""
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out.json"
+        out = kept or Path(folder) / "out.json"
+        out.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-W", "ignore", str(HERE / script), "--out", str(out), *options]
         subprocess.run(command, check=True, env=os.environ | QUIET | environment)
         return json.loads(out.read_text())
@@ -239,7 +241,8 @@ def main() -> None:
         own = BENCHMARKS[name].peers
         first = {} if own is None else {"PYTHONPATH": str(own)}
         newer = [first, {"PYTHONPATH": str(NEWER_LENS)}][: BENCHMARKS[name].processes]
-        results[name] = [measured(f"{name}.py", options, **environment) for environment in newer]
+        kept_at = UNFINISHED / f"{name}.json" if BENCHMARKS[name].alone and not chosen.tiny else None
+        results[name] = [measured(f"{name}.py", options, kept_at, **environment) for environment in newer]
         if chosen.tiny:
             print(report({name: results[name]}))
             continue
@@ -248,6 +251,8 @@ def main() -> None:
         text, readme = report(kept), HERE / "README.md"
         before, rest = readme.read_text().split(BEGIN)
         readme.write_text(before + BEGIN + "\n" + text + "\n" + END + rest.split(END)[1])
+        if kept_at is not None:
+            kept_at.unlink()
         print(report({name: results[name]}), flush=True)
 
 
