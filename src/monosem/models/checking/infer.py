@@ -28,7 +28,14 @@ from .prefix import shortened
 from .tracing import trace
 from .verify import Verification, quick, sums, uses
 
-_HOW = "add a row to monosem/models/places/families.py, or pass family=Family(...) to Model"
+_HOW = "docs/your-model.md shows how to write a row, for Model(hf, family=Family(...))"
+# the beginning of a site's name -> what it means that an identity fails there
+_MEANING = {
+    "resid_pre": "what enters its first block is not what was found",
+    "resid_": "what its branches write does not add up to its stream (is the stream itself scaled or normed?)",
+    "final": "what follows its last block is not what was found",
+    "": "what is inside its blocks is not what was found",
+}
 
 
 class InferredFamily(UserWarning):
@@ -89,8 +96,11 @@ def infer(hf: PreTrainedModel) -> Family:
         tried.append((level, failure))
     best = replace(row, branches=choices(branches)[0][0])
     reason = tried[-1][1].reason if tried[-1][1].sites else tried[0][1].reason
+    sites = min((failure.sites for _, failure in tried), key=len)
+    meaning = next(words for start, words in _MEANING.items() if any(site.startswith(start) for site in sites or [""]))
     raise UnknownName(
-        f"no family row for model type {kind!r}, and the inferred one ({shown(best)}) fails: {reason}; {_HOW}"
+        f"no family row for model type {kind!r}, and the inferred one fails: {meaning}, {reason}; {_HOW}; tried: "
+        f"{shown(best)}"
     )
 
 
