@@ -58,6 +58,16 @@ REFUSED = """
 """
 
 
+# types of which no tiny model runs on token ids alone
+NO_TEXT = {
+    "gemma3n": "the whole cannot be built without timm; its checkpoints are read as `gemma3n_text`",
+    "gemma4_assistant": "drafts for a larger Gemma 4, whose keys and values it is given",
+    "gemma4_unified_assistant": "drafts for a larger Gemma 4, whose keys and values it is given",
+    "musicgen": "codes of sound; transformers' causal class cannot be built from this config",
+    "musicgen_melody": "codes of sound; transformers' causal class cannot be built from this config",
+}
+
+
 @dataclass
 class Row:
     """What was found of a type; `why` is empty where it is read."""
@@ -71,6 +81,8 @@ class Row:
 
 
 def look_at(kind: str) -> Row:
+    if kind in NO_TEXT:
+        return Row(kind, why=NO_TEXT[kind])
     try:
         hf = tiny_any(kind)
         with torch.no_grad():
@@ -88,7 +100,15 @@ def look_at(kind: str) -> Row:
         return Row(kind, why=f"read, but an identity fails: {bad[0]}")
     way = "table" if model.config.model_type in BY_TYPE else "inferred"
     worst = max(float(row["error"]) for row in found.rows)  # type: ignore[arg-type]
-    return Row(kind, way, blocks_of(model), worst, "no: it looks ahead" if model.looks_ahead else "yes")
+    return Row(kind, way, blocks_of(model), worst, continues(model))
+
+
+def continues(model: Model) -> str:
+    try:
+        model.generate([[3, 4, 5]], max_new_tokens=2, stop_at_eos=False)
+    except MonosemError as error:
+        return f"no: {short(str(error).partition(': ')[0], 80)}"
+    return "yes"
 
 
 def blocks_of(model: Model) -> str:

@@ -27,7 +27,7 @@ _OWN_START = ("A_log", "dt_bias", "lambda", "decay")  # values that only make se
 
 def tiny_config(kind: str, **changes: Any) -> PretrainedConfig:
     """The config of a tiny model of this type; `changes` go before everything else."""
-    settings = _shrunk(AutoConfig.for_model(kind, **_needed(kind)).to_dict())
+    settings = _shrunk(AutoConfig.for_model(kind).to_dict())
     special = {key: value for key, value in _SPECIAL.get(kind, {}).items() if key != "_drop"}
     _merge(settings, special)
     _merge(settings, changes)
@@ -70,11 +70,6 @@ def _fill(name: str, parameter: nn.Parameter, noise: torch.Tensor) -> None:
         parameter.copy_(0.3 * noise)
     else:
         parameter.copy_(noise if "embed" in name else noise / math.sqrt(parameter.shape[-1]))
-
-
-def _needed(kind: str) -> dict[str, Any]:
-    """What a type's config cannot be made without."""
-    return _SPECIAL.get(kind, {}) if kind == "gemma4_assistant" else {}
 
 
 def _shrunk(settings: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from monosem.errors import BadFile, BadInput
-from monosem.models import load_model
+from monosem.models import load_model, verify
 from monosem.models.loading.load import load_hf
 from monosem.models.loading.towers import Absent, beside
 from tiny import _LLAMA, randomise
@@ -57,6 +57,8 @@ def test_text_is_read_as_the_whole_reads_it_and_no_tower_is_in_memory(kind: str,
     assert towers
     lean, _, _, notes = load_hf(tmp_path, quiet=True)
     torch.testing.assert_close(logits(lean), logits(hf), rtol=1e-6, atol=1e-6)
+    if kind == "mllama":  # its layers that look at pictures, among the others
+        towers |= {id(p) for p in hf.model.language_model.layers[1].parameters()}
     expected = sum(p.numel() for p in hf.parameters() if id(p) not in towers)
     assert sum(p.numel() for p in lean.parameters()) == expected
     assert not any(p.is_meta for p in lean.parameters())
@@ -97,6 +99,20 @@ def test_a_loaded_model_keeps_its_towers_and_a_part_that_is_missing_says_so(tmp_
     assert isinstance(lean, type(hf))
     with pytest.raises(BadInput, match=r"model\.vision_tower was not loaded, because only text is read"):
         lean.model.vision_tower(torch.zeros(1, 3, 28, 28))
+
+
+def test_layers_that_look_at_pictures_are_left_out(tmp_path: Path) -> None:
+    hf = tiny_multimodal("mllama")
+    hf.save_pretrained(tmp_path)
+    model = load_model(tmp_path, quiet=True)
+    assert model.cfg.n_layers == 2
+    assert "its layers 1 look at pictures and are left out; the others are numbered on" in load_hf(tmp_path)[3]
+    assert verify(model).ok
+    ids = IDS
+    for _ in range(3):
+        with torch.no_grad():
+            ids = torch.cat([ids, hf(input_ids=ids, use_cache=False).logits[:, -1:].argmax(-1)], 1)
+    assert model.generate(IDS, max_new_tokens=3, stop_at_eos=False).new == ids[:, 9:].tolist()
 
 
 def test_in_the_precision_asked_for(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from transformers import (
 from ...errors import BadFile, BadInput, cause
 from ..numbers import LARGEST
 from .contents import check_contents, notes_on
-from .towers import Loader, absent, loader_of, settled
+from .towers import Loader, absent, close_up, loader_of, settled
 
 MOST_PARTS = 10_000
 # everything that transformers, safetensors, gguf and torch were seen to raise on damaged or unsuitable files
@@ -56,6 +56,8 @@ def load_pretrained(
     alone = chosen is not None and chosen.alone
     hf, notes = load_weights(loader, arguments, name, dtype, alone=alone, **where)
     if alone:
+        gone = ", ".join(map(str, close_up(hf)))
+        notes += [f"its layers {gone} look at pictures and are left out; the others are numbered on"] if gone else []
         without = f", without {', '.join(parts)}" if (parts := absent(hf)) else ""
         notes = [f"loaded for text alone, as {type(hf).__name__}{without}", *notes]
     return hf, notes

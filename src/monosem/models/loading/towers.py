@@ -75,6 +75,9 @@ def _reading(cls: type[PreTrainedModel]) -> type[PreTrainedModel]:
             for path, _ in list(beside(self)):
                 parent, _, name = path.rpartition(".")
                 setattr(self.get_submodule(parent), name, Absent(path))
+        for number in getattr(config, "cross_attention_layers", None) or ():
+            blocks: Any = language_model(self).get_submodule("layers")
+            blocks[number] = Absent(f"layers.{number}")
 
     def load(model: PreTrainedModel, state_dict: Any, files: list[str] | None, config: Any) -> Any:
         result = cls._load_pretrained_model(model, state_dict, _needed(model, files, config), config)
@@ -93,9 +96,28 @@ def settled(hf: PreTrainedModel, alone: bool = False) -> list[str]:
     left: list[str] = vars(hf).pop(_LEFT, [])
     if (native := vars(type(hf)).get(_NATIVE)) is not None:
         hf.__class__ = native
-    names = {path.rpartition(".")[2] for path in absent(hf)}
-    of_others = (key for key in left if names.intersection(key.split(".")) or (alone and _OF_OTHER_PARTS.search(key)))
+    ends = [f".{path}." if path.startswith("layers") else f".{path.rpartition('.')[2]}." for path in absent(hf)]
+    of_others = (
+        key for key in left if any(end in f".{key}" for end in ends) or (alone and _OF_OTHER_PARTS.search(key))
+    )
     return sorted(set(left).difference(of_others))
+
+
+def close_up(hf: PreTrainedModel) -> list[int]:
+    """Take out the layers that were not loaded, so that the others are numbered on: Mllama's layers that look at
+    pictures, which a text goes past. Their numbers before."""
+    part: Any = language_model(hf)
+    layers = getattr(part, "layers", ())
+    if not (gone := [n for n, block in enumerate(layers) if isinstance(block, Absent)]):
+        return []
+    part.layers = nn.ModuleList(block for block in layers if not isinstance(block, Absent))
+    for number, block in enumerate(part.layers):
+        for module in block.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = number
+    part.cross_attention_layers = hf.config.cross_attention_layers = []
+    hf.config.num_hidden_layers = len(part.layers)
+    return gone
 
 
 def beside(hf: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
