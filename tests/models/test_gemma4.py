@@ -29,6 +29,9 @@ VARIANTS = {
     "no layer inputs": SHARING
     | {"final_logit_softcapping": 3.0}
     | {"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0},
+    "experts": SHARING
+    | {"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0, "enable_moe_block": True, "num_experts": 6}
+    | {"top_k_experts": 2, "moe_intermediate_size": 16},
 }
 
 
@@ -70,6 +73,23 @@ def test_sites_are_what_the_native_modules_compute():
     torch.testing.assert_close(run["resid_post.3"], (run["resid_mid2.3"] + run["ple_out.3"]) * layer.layer_scalar)
 
 
+@torch.no_grad()
+def test_experts_beside_the_mlp():
+    model = Model(tiny(**VARIANTS["experts"]), None, "gemma4")
+    names = ("resid_mid", "mlp_input", "router_logits", "expert_weights", "expert_indices", "experts_out", "mlp_raw")
+    run = model.run(IDS, [f"{name}.1" for name in (*names, "shared_post", "mlp_out")])
+    layer, stream = model.blocks[1], run["resid_mid.1"]
+    dense = layer.mlp(layer.pre_feedforward_layernorm(stream))
+    _, weights, indices = layer.router(stream.flatten(0, 1))
+    routed = layer.experts(layer.pre_feedforward_layernorm_2(stream.flatten(0, 1)), indices, weights).view_as(stream)
+    torch.testing.assert_close(run["expert_indices.1"].flatten(0, 1), indices)
+    torch.testing.assert_close(run["experts_out.1"], routed)
+    torch.testing.assert_close(layer.mlp.down_proj(run["shared_post.1"]), dense)
+    raw = layer.post_feedforward_layernorm_1(dense) + layer.post_feedforward_layernorm_2(routed)
+    torch.testing.assert_close(run["mlp_raw.1"], raw)
+    torch.testing.assert_close(run["mlp_out.1"], layer.post_feedforward_layernorm(raw))
+
+
 def test_layers_that_reuse_keys_have_none_of_their_own():
     model = Model(tiny(**SHARING), None, "gemma4")
     run = model.run(IDS, [(name, layer) for name in ("rot_k", "values") for layer in range(5)])
@@ -109,6 +129,10 @@ def test_direct_attribution_sums_to_the_logits(model, by):
 def test_transformerlens_stacks_sum_to_the_stream(model):
     _, cache = model.run_with_cache(IDS)
     torch.testing.assert_close(cache.decompose_resid(None).sum(0), cache["resid_post", 4], rtol=1e-4, atol=1e-4)
+    if model.name == "experts":
+        with pytest.raises(UnknownName, match="is a mixture of experts"):
+            cache.get_full_resid_decomposition(None)
+        return
     by_part = cache.get_full_resid_decomposition(None)
     torch.testing.assert_close(by_part.sum(0), cache["resid_post", 4], rtol=1e-4, atol=1e-4)
 

@@ -21,7 +21,7 @@ def mixtures(c: Checks) -> None:
     """
     if scaled := [branch for branch in c.model.branches() if branch.kind == "scaled_mixture"]:
         _scaled(c, scaled)
-    routed = [branch for branch in c.model.branches() if branch.kind == "mixture"]
+    routed = [branch for branch in c.model.branches() if branch.kind in ("mixture", "joined_mixture")]
     if not routed:
         return
     names = (*ROUTER, *EXPERTS, "shared_out", "_input", "_raw")
@@ -38,9 +38,14 @@ def _chosen(c: Checks, run: Run, routed: list[Branch]) -> None:
     logits, weights, indices = (torch.stack([run[branch.site(name)] for branch in routed]) for name in ROUTER)
     best = logits.topk(indices.shape[-1]).values
     chosen = logits.gather(-1, indices)
+    joined = any(branch.kind == "joined_mixture" for branch in routed)
     if torch.equal(chosen.sort(-1, descending=True).values, best):
         c.add("expert_indices", "chosen = the largest logits", chosen.sort(-1, descending=True).values, best)
-    else:
+    if joined:
+        scales = [branch.part("router").per_expert_scale[i] for branch, i in zip(routed, indices)]
+        share = _shares(logits.float().softmax(-1).gather(-1, indices))
+        c.add("expert_weights", "the largest logits' softmax, times scales", weights, share * torch.stack(scales))
+    elif not torch.equal(chosen.sort(-1, descending=True).values, best):
         chances = (logits.float().softmax(-1), logits.float().sigmoid())
         shares = [_shares(each.gather(-1, indices)) for each in chances]
         expected = min(shares, key=lambda share: float((share - _shares(weights)).abs().max()))
@@ -119,6 +124,9 @@ def _whole(run: Run, branch: Branch) -> Tensor:
     """The mixture's output from its experts: some models scale their sum, gate the shared one, or norm the whole."""
     module, routed, raw = branch.module, run[branch.site("experts_out")], run[branch.raw]
     parts = branch.slot.mixer.parts
+    if branch.kind == "joined_mixture":
+        shared = branch.part("shared_norm")(run[branch.site("shared_out")])
+        return shared + branch.part("routed_norm")(routed)
     shared: Any = torch.zeros_like(routed)
     if "shared" in parts:
         x = run[branch.site("_input")]

@@ -86,7 +86,8 @@ class Slot:
         for name, inner in self.mixer.inner(self.name):
             path = first if inner.side == "inside" else self.mixer.at(self.mixer.part(inner))
             yield name, Place(path, inner.side, inner.layout, self, inner.item, inner.flat or flat, role=inner.role)
-        yield f"{self.name}_raw", Place(last, "out", "raw", self, flat=flat)
+        raw = Place(last, "out", "raw", self, flat=flat) if last else Place(str(self.after), "in", "raw", self)
+        yield f"{self.name}_raw", raw
         yield f"{self.name}_out", Place(self.after or last, "out", "branch", self, flat=flat)
         if self.closing:
             yield from self._norm(self.closing)
@@ -234,11 +235,12 @@ def _mixer_reason(slot: Slot, site: str) -> str | None:
         return f"has no norm inside its {slot.name}; use {slot.name}_post"
     if lacking == slot.mixer.kind == "mlp":
         return f"has no {site}: its {slot.name} is not gated; use {slot.name}_pre"
-    if {lacking, slot.mixer.kind} != {"mlp", "mixture"}:
-        return None
-    if lacking == "mlp":
+    mixtures = ("mixture", "joined_mixture", "scaled_mixture")
+    if slot.mixer.kind == "mlp":
+        return "has no router: it is not a mixture of experts" if lacking in mixtures else None
+    if lacking == "mlp" and slot.mixer.kind in mixtures:
         return (
             "is a mixture of experts: its neurons are expert_post, of the experts in expert_indices, and "
             f"shared_post where it has a shared expert; {slot.name}_out is what it adds"
         )
-    return "has no router: it is not a mixture of experts"
+    return None

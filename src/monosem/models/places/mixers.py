@@ -110,6 +110,18 @@ _USUAL = {
     "shared_down": tuple(f"{path}.down_proj" for path in _SHARED),
     "out_norm": ("post_mlp_layernorm",),
 }
+_MIXTURE: dict[str, Inner] = {
+    "router_logits": Inner("router", "out", "whole", ("position", "expert"), 0, True),
+    "expert_weights": Inner("router", "out", "whole", _CHOSEN, 1, True),
+    "expert_indices": Inner("router", "out", "whole", _CHOSEN, 2, True),
+    "expert_post": Inner("experts", "chosen", "whole", (*_CHOSEN, "neuron"), role="neurons"),
+    "expert_out": Inner("experts", "chosen", "whole", (*_CHOSEN, "d_model"), role="outputs"),
+    "experts_out": Inner("experts", "out", "whole", ("position", "d_model"), flat=True),
+    "shared_pre": Inner("shared_pre", "out", "whole", _NEURONS, flat=True),
+    "shared_pre_linear": Inner("shared_pre_linear", "out", "whole", _NEURONS, flat=True),
+    "shared_post": Inner("shared_down", "in", "whole", _NEURONS, flat=True),
+    "shared_out": Inner("shared_down", "out", "kept", ("position", "d_model"), flat=True),
+}
 KINDS: dict[str, Kind] = {
     "attention": Kind(
         {
@@ -157,22 +169,19 @@ KINDS: dict[str, Kind] = {
         pointwise=True,
     ),
     "mixture": Kind(  # its experts are batched parameters of one module; a shared one is an MLP beside them
-        {
-            "router_logits": Inner("router", "out", "whole", ("position", "expert"), 0, True),
-            "expert_weights": Inner("router", "out", "whole", _CHOSEN, 1, True),
-            "expert_indices": Inner("router", "out", "whole", _CHOSEN, 2, True),
-            "expert_post": Inner("experts", "chosen", "whole", (*_CHOSEN, "neuron"), role="neurons"),
-            "expert_out": Inner("experts", "chosen", "whole", (*_CHOSEN, "d_model"), role="outputs"),
-            "experts_out": Inner("experts", "out", "whole", ("position", "d_model"), flat=True),
-            "shared_pre": Inner("shared_pre", "out", "whole", _NEURONS, flat=True),
-            "shared_pre_linear": Inner("shared_pre_linear", "out", "whole", _NEURONS, flat=True),
-            "shared_post": Inner("shared_down", "in", "whole", _NEURONS, flat=True),
-            "shared_out": Inner("shared_down", "out", "kept", ("position", "d_model"), flat=True),
-        },
+        _MIXTURE,
         working=lambda cfg: 4 * cfg.d_mlp,
         pointwise=True,
         plain="mlp",
         usual=_USUAL,
+    ),
+    "joined_mixture": Kind(  # experts and an MLP, each with norms of its own, summed before one norm (Gemma 4)
+        {
+            "router_logits": Inner("scores", "out", "whole", ("position", "expert"), 0, True),
+            **{name: inner for name, inner in _MIXTURE.items() if name != "router_logits"},
+        },
+        working=lambda cfg: 4 * cfg.d_mlp,
+        plain="mlp",
     ),
     "scaled_mixture": Kind(  # every expert is given each token, times a weight that is 0 for most of them (Llama 4)
         {
@@ -274,8 +283,8 @@ class Mixer:
         gate_at: of mixers with a memory: where the gate lies in the output of its part.
         value_scale: config attribute that values are multiplied by before they are mixed.
         ends: modules inside it, where no module is given its input and returns its output: the first one's input and
-            the last one's output. In an MLP they are the whole chain, one after the other. OPT's MLP is no module of
-            its own, BLOOM's modules add the stream before they return, BERT's norm it.
+            the last one's output ("": what the norm after it reads). In an MLP they are the whole chain, one after the
+            other. OPT's MLP is no module of its own, BLOOM's modules add the stream before they return, BERT's norm it.
         bias: parameter that is added to its output outside (GPT-NeoX-Japanese).
         registered: it calls the attention function of transformers' registry. flat: it sees `batch*pos` rows.
         in_place: the block writes into the tensor that it returns (Falcon).
@@ -323,7 +332,7 @@ class Mixer:
     @property
     def chain(self) -> tuple[str, ...]:
         """The modules in the block from its input to its output."""
-        return tuple(map(self._within, self.ends)) if self.ends else (self.path,)
+        return tuple(self._within(path) if path else "" for path in self.ends) if self.ends else (self.path,)
 
     def _within(self, path: str) -> str:
         return ".".join(filter(None, (self.path, path)))

@@ -7,6 +7,23 @@ from .mixers import Mixer
 
 _PER_LAYER = {"pre": "per_layer_input_gate", "out": "per_layer_projection"}
 _LLAMA4 = Mixer("scaled_mixture", "feed_forward", {"router": "router", "experts": "experts"}, flat=True)
+_GEMMA4 = Mixer(  # a mixture and an MLP
+    "joined_mixture",
+    "",
+    {
+        "router": "router",
+        "scores": "router.proj",
+        "experts": "experts",
+        "experts_norm": "pre_feedforward_layernorm_2",
+        "routed_norm": "post_feedforward_layernorm_2",
+        "shared": "mlp",
+        "shared_pre": "mlp.gate_proj",
+        "shared_pre_linear": "mlp.up_proj",
+        "shared_down": "mlp.down_proj",
+        "shared_norm": "post_feedforward_layernorm_1",
+    },
+    ends=("mlp", ""),
+)
 # values of their own, values that are the keys, keys and values of an earlier layer
 _SHARED = ({"v_norm": "v_norm"}, {"v": None, "v_norm": "v_norm"}, {"k": None, "v": None})
 
@@ -30,10 +47,13 @@ VARIANTS: tuple[Family, ...] = (
     ),
     Family(
         "gemma4",
-        ("gemma4_text",),
+        ("gemma4_text", "gemma4_unified_text"),
         (
             either(*(attn(after="post_attention_layernorm", **parts) for parts in _SHARED)),
-            mlp("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+            either(
+                BranchRow("mlp", (_GEMMA4,), "ln2", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
+                mlp("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+            ),
             BranchRow(
                 "ple",
                 (Mixer("layer_input", "", _PER_LAYER, ends=tuple(_PER_LAYER.values())),),

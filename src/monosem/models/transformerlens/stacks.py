@@ -135,7 +135,7 @@ def units_before(run: Activations, kind: str, chosen: Slice, ask: Ask, layers: I
     branches = ask.branches(run) if layers is None else [b for layer in layers for b in run.model.branches(layer)]
     parts: Parts = []
     for branch in branches:
-        if kind == "neuron" and branch.pointwise and branch.inner is None:
+        if kind == "neuron" and branch.inner is None and branch.slot.mixer.row.plain == "mlp":
             run.model.site((f"{branch.name}_post", branch.layer))  # says why it cannot be read
         if branch.units != kind:
             continue
