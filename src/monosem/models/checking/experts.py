@@ -42,7 +42,8 @@ def _chosen(c: Checks, run: Run, routed: list[Branch]) -> None:
     if torch.equal(chosen.sort(-1, descending=True).values, best):
         c.add("expert_indices", "chosen = the largest logits", chosen.sort(-1, descending=True).values, best)
     if joined:
-        scales = [branch.part("router").per_expert_scale[i] for branch, i in zip(routed, indices)]
+        routers: list[Any] = [branch.part("router") for branch in routed]
+        scales = [router.per_expert_scale[i] for router, i in zip(routers, indices)]
         share = _shares(logits.float().softmax(-1).gather(-1, indices))
         c.add("expert_weights", "the largest logits' softmax, times scales", weights, share * torch.stack(scales))
     elif not torch.equal(chosen.sort(-1, descending=True).values, best):
@@ -125,8 +126,8 @@ def _whole(run: Run, branch: Branch) -> Tensor:
     module, routed, raw = branch.module, run[branch.site("experts_out")], run[branch.raw]
     parts = branch.slot.mixer.parts
     if branch.kind == "joined_mixture":
-        shared = branch.part("shared_norm")(run[branch.site("shared_out")])
-        return shared + branch.part("routed_norm")(routed)
+        dense = branch.part("shared_norm")(run[branch.site("shared_out")])
+        return dense + branch.part("routed_norm")(routed)  # type: ignore[no-any-return]
     shared: Any = torch.zeros_like(routed)
     if "shared" in parts:
         x = run[branch.site("_input")]
