@@ -319,6 +319,12 @@ def test_heads_of_attention_and_of_a_state_space_are_told_apart():
     torch.testing.assert_close(parts.values[0, -1, wanted].sum(), expected, rtol=1e-4, atol=1e-5)
     assert parts.heads().shape == (4, 4)
     parts.plot()
+    stacked, labels = model.run_with_cache(torch.tensor([PROMPT[0]]))[1].get_full_resid_decomposition(
+        return_labels=True
+    )
+    assert len(set(labels)) == len(labels)
+    assert {"L1H3", "L1_ssm_H7"} <= set(labels)
+    torch.testing.assert_close(stacked.sum(0), run["resid_post.3"], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", REFUSED)

@@ -7,8 +7,9 @@ import torch
 
 from anymodel import tiny_any
 from monosem.data import TokenPairs
+from monosem.errors import BadInput
 from monosem.models import Model
-from monosem.patching import sweep
+from monosem.patching import backup, localise, paths, sweep
 
 CLEAN, CORRUPTED = [7, 21, 33, 40, 52, 61, 70, 18, 9], [7, 21, 34, 40, 55, 61, 70, 18, 9]
 CONTINUE = ("qwen3_next", "olmo_hybrid", "kimi_linear", "lfm2", "mamba2", "nemotron_h", "bamba", "granitemoehybrid")
@@ -55,3 +56,22 @@ def test_heads_of_a_memory_are_swept(kind, site):
         rtol=2e-3,
         atol=2e-3,
     )
+
+
+def test_paths_from_every_head_of_a_memory():
+    model = model_of("falcon_h1")
+    pairs = TokenPairs.of(model, [CLEAN], [CORRUPTED], [11], [12])
+    table = paths(model, pairs, "ssm_z", quiet=True).table
+    assert len(table) == 4 * 8
+    assert table.effect.abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("kind", ["falcon_h1", "jamba", "mamba2"])
+def test_localisation_where_layers_differ(kind):
+    model = model_of(kind)
+    pairs = TokenPairs.of(model, [CLEAN], [CORRUPTED], [11], [12])
+    found = localise(model, pairs, controls=2, quiet=True)
+    assert (found.backup is None) == (kind == "mamba2" or not found.components)
+    if kind == "mamba2":
+        with pytest.raises(BadInput, match="mamba2 has none"):
+            backup(model, pairs, [])

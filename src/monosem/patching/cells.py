@@ -203,7 +203,7 @@ def cells_of(
     read = _within(latents, dictionary.width, "latent") if "latent" in axes and dictionary is not None else [None]
     cells = []
     for site in chosen:
-        for layer in model.layers_with(site) if numbers is None else numbers:
+        for layer in _layers(model, site, numbers, several=len(chosen) > 1):
             place = model.site(Site(site, layer))
             across = _within(heads, heads_at(model, place), f"{site} head") if "head" in axes else [None]
             units: Sequence[int | None] = [None]
@@ -213,6 +213,13 @@ def cells_of(
     if not cells:
         raise BadInput("no cells to patch; give at least one layer, position, head, neuron or latent")
     return cells
+
+
+def _layers(model: Model, site: str, numbers: Sequence[int] | None, several: bool) -> list[int]:
+    """The layers where a site is patched; of several sites, a layer may have some alone."""
+    if numbers is None:
+        return model.layers_with(site)
+    return [n for n in numbers if model.has((site, n))] if several else list(numbers)
 
 
 def cuts(site: Site) -> tuple[str, ...]:

@@ -166,6 +166,8 @@ class View:
             shape = (cfg.d_model,) if self.into else (*heads, width)
         else:
             shape = (*heads, width, cfg.d_model) if self.into else (*heads, cfg.d_model, width)
+        if not site.startswith("mlp") and not cfg.n_heads:
+            raise UnknownName(f"{self.name}: {model.name} has no attention")
         groups = cfg.n_heads // cfg.n_kv_heads if site in ("k", "v") else None
         return LayerWeights.of(model, self.name, lambda layer: read(model, Site(site, layer)), shape, groups)
 

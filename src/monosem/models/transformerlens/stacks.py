@@ -142,7 +142,9 @@ def units_before(run: Activations, kind: str, chosen: Slice, ask: Ask, layers: I
         kept = chosen if kind == "neuron" or run.heads is None else list(run.heads)  # a tuple would be a slice
         units = indices(branch.n_units, kept, f"{kind}_slice")
         units = [units] if isinstance(units, int) else units
-        labels = [f"L{branch.layer}{kind[0].upper()}{unit}" for unit in units]
+        own = kind == "head" and not branch.slot.mixer.row.attends  # a layer may have heads of attention beside them
+        letter = f"_{branch.name}_H" if own else kind[0].upper()
+        labels = [f"L{branch.layer}{letter}{unit}" for unit in units]
         parts += zip(labels, _unit_writes(run, branch, units, ask))
     return parts
 

@@ -20,9 +20,10 @@ import torch
 from ...data import TokenPairs
 from ...errors import BadInput
 from ...models import Model, Site
+from ...models.running.selection import heads_at
 from ..cells import Cell, SpanPositions
 from ..scoring import Metric, MetricLike, one_metric, refuse_joint
-from ..sets.backups import Backup, backup
+from ..sets.backups import Backup, backup, head_branches
 from ..sets.evidence import CausalEvidence, answered, causal_evidence
 from ..sets.sets import CellSet, Joint, patch_sets
 from ..sweeps.result import Sweep
@@ -114,7 +115,7 @@ class _Job:
             opposing_heads=opposing_heads,
             evidence=self.evidence(sets),
             control=self.control(last, controls) if last else {},
-            backup=self.backup(last) if last and with_backup else None,
+            backup=self.backup(last) if last and with_backup and head_branches(self.model) else None,
             notes=notes,
         )  # fmt: skip
 
@@ -286,13 +287,17 @@ def _carriers(components: Sequence[Component], pairs: TokenPairs) -> list[str]:
     ]
 
 
+def _heads(model: Model, cell: Cell, layer: int) -> range:
+    return range(heads_at(model, Site(cell.site, layer)))
+
+
 def _random_set(model: Model, cells: Sequence[Cell], draw: random.Random) -> list[Cell]:
     chosen: set[Cell] = set()
     for cell in cells:
         options = [
             other
             for layer in model.layers_with(cell.site)
-            for head in (range(model.cfg.n_heads) if cell.head is not None else [None])
+            for head in (_heads(model, cell, layer) if cell.head is not None else [None])
             if (other := replace(cell, layer=layer, head=head)) not in chosen.union(cells)
         ]
         if options:

@@ -21,6 +21,7 @@ from itertools import product
 
 from ...errors import BadInput, UnknownName, did_you_mean
 from ...models import Branch, Model, Site
+from ...models.running.selection import heads_at
 
 READ_BY_HEADS = ("q", "k", "v")
 
@@ -135,7 +136,8 @@ def _expand(model: Model, name: str, kinds: Mapping[str, tuple[str, ...]], what:
     axes = kinds[kind]
     if len(numbers) > len(axes) or not all(number.isdecimal() for number in numbers):
         raise UnknownName(f"no {what} {name!r}; write {'.'.join([kind, *(axis.upper() for axis in axes)])}")
-    heads = model.cfg.n_kv_heads if kind.endswith(("k", "v")) else model.cfg.n_heads
+    having = [layer for layer, block in enumerate(model.anatomy) if kind in block.places]
+    heads = max((heads_at(model, Site(kind, layer)) for layer in having), default=0)
     counts = {"layer": model.cfg.n_layers, "head": heads}
     if "head" in axes and not heads:
         raise UnknownName(f"no {what} {name!r}: {model.name} has no attention heads")

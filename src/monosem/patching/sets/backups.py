@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...data import TokenPairs
-from ...errors import require
+from ...errors import BadInput, require
 from ...models import Branch, Model
 from ...plots import BLUE, GREY, Figure, style
 from ...results import Result, analysis
@@ -129,6 +129,8 @@ def backup(
         BadInput, UnknownName: as `patch_sets`.
     """
     refuse_joint(pairs, "backup")
+    if not head_branches(model):
+        raise BadInput(f"backup heads are heads that attend, and {model.name} has none")
     name, function = one_metric(metric, pairs)
     at = None if positions is None else tuple(listed(pairs, positions))
     for cell in cells:
@@ -155,8 +157,8 @@ def backup(
 
 
 def head_branches(model: Model) -> list[Branch]:
-    """Every branch that is made of heads, in order."""
-    return [one for layer in model.layers() for one in model.branches(layer) if one.units == "head"]
+    """Every branch that attends, in order: heads of a memory are no backup of heads that attend."""
+    return [one for one in model.branches() if one.units == "head" and one.slot.mixer.row.attends]
 
 
 def _estimates(
