@@ -10,12 +10,13 @@ from monosem.models import InferredFamily, load_model, verify
 from monosem.models.checking import infer
 from monosem.models.places.table import BY_TYPE
 
+CHANGES: dict[str, dict[str, object]] = {"granite": {"embedding_multiplier": 3.0, "logits_scaling": 2.0}}
 ENDS = ("embed", "embed_projection", "embed_scale", "positions", "types", "entry", "final_norm", "head")
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "granite", "nanochat", "gpt_bigcode", "cohere"])
 def test_ends_are_those_of_the_table(kind, monkeypatch):
-    hf = tiny_any(kind, **({"embedding_multiplier": 3.0} if kind == "granite" else {}))
+    hf = tiny_any(kind, **CHANGES.get(kind, {}))
     row = BY_TYPE[kind]
     monkeypatch.setattr(infer, "BY_TYPE", {})
     with pytest.warns(InferredFamily, match="inferred"):

@@ -40,6 +40,7 @@ TYPES: dict[str, tuple[str, dict[str, object]]] = {
     "bert-generation": ("bert-generation", CAUSAL),
     "big_bird": ("big_bird", CAUSAL | {"attention_type": "original_full"}),
     "git": ("git", {}),
+    "modernbert-decoder": ("modernbert-decoder", {}),
     "bart": ("bart", {"scale_embedding": True}),
     "mbart": ("mbart", {}),
     "marian": ("marian", {}),

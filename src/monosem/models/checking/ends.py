@@ -27,6 +27,8 @@ def ends_of(hf: PreTrainedModel, calls: list[Call], blocks: list[Call]) -> dict[
     if last.ndim > embed.wrote.ndim:
         shape = " x ".join(map(str, last.shape))
         raise NotFound(f"one stream: the blocks write several side by side ({shape} for one text of six tokens)")
+    if last.shape[-1] != (width := text_config(hf).hidden_size):
+        raise NotFound(f"one stream: the blocks write {last.shape[-1]} numbers for a token, not hidden_size {width}")
     logits = first((c for c in calls if c.module is hf), "the model returns no logits").wrote
     inside = tuple(f"{block.path}." for block in blocks)
     own = (c for c in calls if c.path.startswith(inside) and "norm" in type(c.module).__name__.lower())

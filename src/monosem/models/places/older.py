@@ -308,6 +308,18 @@ OLDER: tuple[Family, ...] = (
         final_norm="final_norm",
         head=("head",),
     ),
+    Family(
+        "modernbert-decoder",
+        ("modernbert-decoder",),
+        (
+            attn("attn_norm", path="attn", out="Wo"),
+            mlp("mlp_norm", pre="Wi", pre_linear="Wi", down="Wo"),
+        ),
+        embed="embeddings.tok_embeddings",
+        entry=("embeddings.norm",),
+        final_norm="final_norm",
+        head=("lm_head",),
+    ),
     replace(  # its scores know positions, and the embedding of newer ones does not
         _BERT,
         name="deberta-v2",
