@@ -3,17 +3,22 @@
     python recipes/model_types.py docs/models.md             # five minutes on two cores; no downloads
     python recipes/model_types.py /dev/stdout qwen3_5 zaya   # some types alone
 
+With `--save rows.json` under the oldest allowed transformers, and `--beside rows.json` under the newest, the page says
+what differs.
+
 Each type is tried on a tiny random model with each of its kinds of layers (`tests/anymodel.py`). A new release of
 transformers is a new page: what it brings that is not read yet stands in the last table, with the reason.
 """
 
 import argparse
+import json
 import sys
 import warnings
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -140,6 +145,21 @@ def short(text: str, most: int = 240) -> str:
     return text if len(text) <= most else text[:most].rsplit(" ", 1)[0] + " ..."
 
 
+def differences(rows: list[Row], older: dict[str, Any]) -> str:
+    """A section on another release: which of its types are read otherwise, and which it does not have."""
+    before = {row["kind"]: Row(**row) for row in older["rows"]}
+    lines = [f"\n## With transformers {older['version']}\n"]
+    read = sum(not row.why for row in before.values())
+    without = ", ".join(row.kind for row in rows if row.kind not in before) or "none"
+    lines.append(f"{read} of {len(before)} types are read. Types that it does not have yet: {without}.\n")
+    other = [
+        f"| {row.kind} | {before[row.kind].why or before[row.kind].blocks} |"
+        for row in rows
+        if row.kind in before and (row.why, row.blocks) != (before[row.kind].why, before[row.kind].blocks)
+    ]
+    return "\n".join([*lines, *(["| type | there |", "|---|---|", *other] if other else ["The rest is the same."]), ""])
+
+
 def page(rows: list[Row]) -> str:
     read = [row for row in rows if not row.why]
     ways = [row.way for row in read]
@@ -156,6 +176,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("types", nargs="*", default=TYPES)
+    parser.add_argument("--save", type=Path, help="the rows as JSON, to be set beside another release's")
+    parser.add_argument("--beside", type=Path, help="rows of another release")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
@@ -164,7 +186,11 @@ def main() -> None:
     for kind in arguments.types:
         rows.append(look_at(kind))
         print(f"{kind}: {rows[-1].why or rows[-1].blocks}", file=sys.stderr, flush=True)
-    write_text(arguments.out, page(rows))
+    if arguments.save:
+        saved = {"version": transformers.__version__, "rows": [asdict(row) for row in rows]}
+        write_text(arguments.save, json.dumps(saved))
+    more = differences(rows, json.loads(arguments.beside.read_text())) if arguments.beside else ""
+    write_text(arguments.out, page(rows) + more)
 
 
 if __name__ == "__main__":

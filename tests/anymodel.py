@@ -59,7 +59,7 @@ def randomised(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
 
 
 def _fill(name: str, parameter: nn.Parameter, noise: torch.Tensor) -> None:
-    if not parameter.is_floating_point():
+    if not (parameter.is_floating_point() and parameter.requires_grad):  # a table of sines is fixed (RoFormer)
         return
     if name.endswith("A_log"):
         parameter.add_(0.1 * noise)

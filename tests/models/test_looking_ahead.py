@@ -44,3 +44,16 @@ def test_a_pass_that_misses_a_site_says_what_it_went_past():
 def test_several_streams_are_named_and_not_a_missing_norm():
     with pytest.raises(UnknownName, match="one stream: the blocks write several side by side"):
         load_model(tiny_any("deepseek_v4"), quiet=True)
+
+
+def test_llama_4_is_not_padded_on_the_left_where_its_scales_count_columns():
+    model = load_model(tiny_any("llama4_text", floor_scale=8), quiet=True)
+    rows = [list(range(3, 7)), list(range(3, 9))]
+    alone = model.run([rows[0]], logits="last").logits
+    padded = model.run(model.tokens(rows, padding="left"), logits="last").logits
+    torch.testing.assert_close(padded[:1], alone, rtol=1e-4, atol=1e-4)  # fewer columns than `floor_scale`
+    longer = [rows[0], list(range(3, 13))]
+    right = model.run(model.tokens(longer), logits="last").logits
+    torch.testing.assert_close(right[:1], alone, rtol=1e-4, atol=1e-4)
+    with pytest.raises(BadInput, match="padded on the left"):
+        model.run(model.tokens(longer, padding="left"))

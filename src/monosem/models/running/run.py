@@ -128,7 +128,9 @@ def _check_asked(tokens: TokenBatch, sites: list[Site], kept: Kept | None, logit
 
 
 def _refuse_padding(model: Places, tokens: TokenBatch) -> None:
-    if not model.family.padded and not bool(tokens.mask[:, 0].all()):
+    # Llama 4 scales its queries by the number of a column, padding counted, from `floor_scale` on
+    tuned = getattr(model.config, "attn_temperature_tuning", False) and tokens.ids.shape[1] >= model.config.floor_scale
+    if (tuned or not model.family.padded) and not bool(tokens.mask[:, 0].all()):
         raise BadInput(
             f"prompts of different lengths are padded on the left here, which {model.name} would read as tokens: "
             "give one prompt at a time, prompts of one length, or (to run them) pad on the right"
