@@ -17,6 +17,7 @@ from monosem.models.checking.verify import quick
 from monosem.models.places import calls
 from monosem.models.places.table import BY_TYPE, REFUSED
 from monosem.models.running.cache import cache_name
+from tiny_dictionaries import random_tensors, tiny_dictionary
 
 # type -> the first layer of each kind of its mixers
 TYPES = {
@@ -331,3 +332,15 @@ def test_heads_of_attention_and_of_a_state_space_are_told_apart():
 def test_what_is_not_read_says_why(kind):
     with pytest.raises(UnknownName, match=REFUSED[kind][:30]):
         load_model(tiny_any(kind))
+
+
+@pytest.mark.parametrize(("kind", "site", "width"), [
+    ("qwen3_next", "linear_z.0", 32), ("mamba2", "ssm_z.1", 64), ("lfm2", "conv_z.0", 32), ("jamba", "ssm_out.1", 32),
+])  # fmt: skip
+def test_a_dictionary_at_a_memory_is_spliced_in(kind, site, width):
+    model = model_of(kind)
+    dictionary = tiny_dictionary("topk", random_tensors(width), site=site, model_name=kind)
+    x = model.run(PROMPT, capture=site)[site]
+    expected = dictionary(x).view_as(x)
+    spliced = model.run(PROMPT, capture=site, edits=edits.splice(dictionary))[site]
+    torch.testing.assert_close(spliced[:, 1:], expected[:, 1:], rtol=1e-4, atol=1e-5)  # not the first token

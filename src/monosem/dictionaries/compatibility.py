@@ -44,6 +44,9 @@ def _width(model: Model, site: Site) -> int:
         return heads[site.shape[-2]]
     if site.shape[-1] == "neuron":
         return branch.n_units if branch else 0
+    own = branch.slot.sizes if branch else {}  # of a mixer with a memory
+    if site.shape[-1] in own:
+        return own.get(site.shape[-2], 1) * own[site.shape[-1]]
     return {"d_model": cfg.d_model, "vocab": cfg.d_vocab}.get(site.shape[-1], 0)
 
 

@@ -75,7 +75,7 @@ class Dictionary(InnerPlaces, nn.Module):
         self._site = None if parts.site is None else Site.parse(parts.site)
         self._site_out = None if parts.site_out is None else Site.parse(parts.site_out)
         self.transcoder = parts.is_transcoder
-        self.per_head = parts.per_head or (self._site is not None and self._site.shape[-1] == "d_head")
+        self.per_head = parts.per_head or (self._site is not None and self._site.per_head)
         self.model_name, self.name = parts.model_name, parts.name
         self.folder: Path | None = None  # where it was read from; its latent index lies there too
 

@@ -53,7 +53,7 @@ def write(parts: DictionaryParts, folder: Path, dtype: torch.dtype) -> None:
 
 def _known(place: SiteLike | None, suffix: str) -> Site:
     site = None if place is None else Site.parse(place)
-    if site is None or site.layer is None or site.shape[-1] == "d_head":
+    if site is None or site.layer is None or site.per_head:
         raise BadInput(
             f"circuit-tracer names the layer and a hook of whole vectors there; {site or 'an unknown place'} is none: "
             f"give load_dictionary(..., site{suffix}=)"

@@ -183,6 +183,11 @@ class Site:
         return 1 + self.axes.index("head") if "head" in self.axes else None
 
     @property
+    def per_head(self) -> bool:
+        """Whether it has numbers of its own for each head of a token: `batch pos head width`."""
+        return self.head_axis is not None and self.shape[-1] in ("d_head", "mixer_dim", "key_dim")
+
+    @property
     def in_stream(self) -> bool:
         """Whether it is the residual stream itself."""
         return self.name.startswith("resid_")
