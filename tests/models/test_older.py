@@ -219,3 +219,14 @@ def test_what_is_no_place_says_why():
         model_of("opt").site("type_embed")
     with pytest.raises(UnknownName, match="no norm between the embedding and the first block"):
         model_of("opt").site("embed_norm")
+
+
+def test_dbrx_norms_of_both_branches_in_one_module():
+    model = Model(tiny_any("dbrx"))
+    result = verify(model)
+    assert result.ok, result.table[~result.table.ok].to_string()
+    run = model.run(IDS, capture=["resid_mid.1", "pattern.1", "mlp_out.1"])
+    states = model.hf(input_ids=IDS, output_hidden_states=True, use_cache=False).hidden_states
+    torch.testing.assert_close(run["resid_mid.1"] + run["mlp_out.1"], states[2], rtol=1e-5, atol=1e-5)
+    with pytest.raises(UnknownName, match="mlp_post"):
+        model.site("mlp_post.1")

@@ -53,17 +53,17 @@ def loader_of(config: PretrainedConfig) -> Loader | None:
     text = config.get_text_config()
     if text is config:
         cls = causal.get(type(config), None) or whole.get(type(config), None)
-        return None if cls is None else Loader(_reading(cls), config, False)
+        return None if cls is None else Loader(_reading(cls, False), config, False)
     own = causal.get(type(text) if config.model_type in _AS_TEXT else type(config), None)
     if own is not None and own.config_class is type(text):
         for name in ("dtype", "quantization_config"):  # said once, for the whole
             if getattr(text, name, None) is None and getattr(config, name, None) is not None:
                 setattr(text, name, getattr(config, name))
-        return Loader(_reading(own), text, True)
-    return Loader(_reading(whole[type(config)]), config, True) if type(config) in whole else None
+        return Loader(_reading(own, True), text, True)
+    return Loader(_reading(whole[type(config)], True), config, True) if type(config) in whole else None
 
 
-def _reading(cls: type[PreTrainedModel]) -> type[PreTrainedModel]:
+def _reading(cls: type[PreTrainedModel], alone: bool) -> type[PreTrainedModel]:
     """The class without what stands beside its language model, which notes the tensors that it has no place for.
 
     It keeps its name, by which transformers knows it.
@@ -80,7 +80,8 @@ def _reading(cls: type[PreTrainedModel]) -> type[PreTrainedModel]:
             blocks[number] = Absent(f"layers.{number}")
 
     def load(model: PreTrainedModel, state_dict: Any, files: list[str] | None, config: Any) -> Any:
-        result = cls._load_pretrained_model(model, state_dict, _needed(model, files, config), config)
+        files = _needed(model, files, config) if alone else files
+        result = cls._load_pretrained_model(model, state_dict, files, config)
         left: set[str] = result[0].unexpected_keys
         vars(model)[_LEFT] = list(left)
         left.clear()  # said in words of our own

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from .families import BranchRow, Family, attn, mlp
+from .mixers import Mixer
 
 
 def _with(row: BranchRow, closing: str | None = None, norm_first: str | None = None, **mixer: Any) -> BranchRow:
@@ -135,6 +136,23 @@ OLDER: tuple[Family, ...] = (
                 mlp("norm_2", path="ffn", pre="up_proj", pre_linear=None, down="down_proj"),
                 ends=("up_proj", "act", "down_proj"),
             ),
+        ),
+        embed="wte",
+        layers="blocks",
+        final_norm="norm_f",
+    ),
+    Family(  # the norms of both branches lie in one module; its experts are slices of one tensor
+        "dbrx",
+        ("dbrx",),
+        (
+            attn(
+                "norm_attn_norm.norm_1",
+                path="norm_attn_norm.attn",
+                qkv="Wqkv",
+                out="out_proj",
+                clip="attn_config.clip_qkv",
+            ),
+            BranchRow("mlp", (Mixer("other", "ffn"),), "ln2", "norm_attn_norm.norm_2"),
         ),
         embed="wte",
         layers="blocks",
