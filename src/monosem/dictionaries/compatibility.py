@@ -28,6 +28,8 @@ def check_compatible(name: str, model_name: str, widths: Iterable[tuple[Site, in
             raise Mismatch(
                 f"dictionary {name!r} belongs at {site}, which {model.name!r} does not have: {error}"
             ) from error
+        if site.in_stream:
+            model.refuse_streams(f"dictionary {name!r} reads one")
         expected = _width(model, site)
         if width != expected:
             raise Mismatch(

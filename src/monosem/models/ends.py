@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from ..errors import UnknownName
+from ..errors import BadInput, UnknownName
 from .language import language_model
 from .places.families import LOGIT_STEPS, Family
 from .places.mixers import module_at
@@ -32,6 +32,7 @@ class Ends:
     family: Family
     name: str
     cfg: Any
+    streams: int
 
     def part(self, path: str) -> nn.Module:
         """A module of the language model by its path there, or one beside it (a head) by its path in `hf`."""
@@ -139,6 +140,14 @@ class Ends:
     def unembed(self, resid: Float[Tensor, "*batch d_model"], norm: bool = True) -> Float[Tensor, "*batch vocab"]:
         """Final norm and head (skipped with `norm=False`), unembedding and what follows it (soft cap, scales)."""
         weight: Any = self.hf.get_input_embeddings().weight
+        if norm and self.family.collapse is not None:
+            if resid.ndim < 3 or resid.shape[-2] != self.streams:
+                raise BadInput(
+                    f"{self.name} keeps {self.streams} streams side by side: its read-out takes `batch pos stream "
+                    f"d_model`, not {list(resid.shape)}"
+                )
+            with turn(self.hf):
+                resid = self.part(self.family.collapse)(resid)
         resid = resid.to(self.cfg.device, weight.dtype)
         with turn(self.hf):  # `forward`: no hooks of a pass in progress
             if norm:

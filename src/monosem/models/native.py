@@ -94,6 +94,7 @@ class Native(Ends):
     """A Hugging Face model (`hf`, never rewritten) with its tokenizer and the row of the family table that reads it.
 
     Attributes:
+        streams: how many residual streams it keeps side by side: 1 in most models.
         carries: what its blocks hand on beside the stream; "" for most models.
         config: of the language model. multimodal: the language model is a part of `hf`, which is run on text alone.
     """
@@ -118,6 +119,7 @@ class Native(Ends):
         self.blocks: nn.ModuleList = self.part(self.family.layers)  # type: ignore[assignment]
         self.anatomy = [Block.of(self.family, self.config, block) for block in self.blocks]
         self.cfg = Shape(**sizes_of(self.config, self.blocks, self.anatomy, self.first_position), hf=hf)
+        self.streams = 1 if self.family.streams is None else int(getattr(self.config, self.family.streams))
         asked = self.family.carries_if
         given = not asked or any(getattr(self.config, name, None) for name in asked)
         self.carries = self.family.carries if given else ""

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...errors import BadInput
 from ..model import Model
 from ..places.branches import Branch
+from ..places.points import point
 from ..places.sites import EMBEDDINGS, PER_LAYER, Site
 from ..running.moment import Moment
 from ..running.result import Run
@@ -46,6 +47,7 @@ class Checks:
     def run(self) -> Run:
         """With all sites. Raises `BadInput` where nothing can be verified."""
         model = self.model
+        self.writable = [site for site in self.capture if not point(model, site).fixed]
         ends = [name for name in (*EMBEDDINGS, "final_norm") if model.has(name)]
         values = [Site("values", n) for n in model.layers() if model.has(("values", n))]
         run = model.run(self.tokens, capture=[*self.capture, *values, *ends])

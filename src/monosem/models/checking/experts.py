@@ -47,10 +47,11 @@ def _chosen(c: Checks, run: Run, routed: list[Branch]) -> None:
         share = _shares(logits.float().softmax(-1).gather(-1, indices))
         c.add("expert_weights", "the largest logits' softmax, times scales", weights, share * torch.stack(scales))
     elif not torch.equal(chosen.sort(-1, descending=True).values, best):
-        chances = (logits.float().softmax(-1), logits.float().sigmoid())
+        loud = logits.float()
+        chances = (loud.softmax(-1), loud.sigmoid(), torch.nn.functional.softplus(loud).sqrt())
         shares = [_shares(each.gather(-1, indices)) for each in chances]
         expected = min(shares, key=lambda share: float((share - _shares(weights)).abs().max()))
-        identity = "in the proportions of the chosen logits' softmax or sigmoid"
+        identity = "in the proportions of what the router makes of their logits"
         c.add("expert_weights", identity, _shares(weights), expected)
 
 

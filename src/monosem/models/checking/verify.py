@@ -118,6 +118,8 @@ def _streams(c: Checks) -> None:
     with torch.no_grad(), c.model.turn():
         for module in c.model.entry:
             embedded = module(embedded)
+    if c.model.streams > 1:
+        embedded = embedded[:, :, None].expand_as(c.run["resid_pre.0"])
     added = " (+ positions)" if c.model.type_module is None else " + positions + types"
     through = f", through {' and '.join(c.model.family.entry)}" if c.model.entry else ""
     c.add("resid_pre", f"resid_pre.0 = embed{added}{through}", c.run["resid_pre.0"], embedded)
@@ -134,7 +136,10 @@ def _add_sums(c: Checks, run: Run) -> None:
     sums: dict[Sum, list[tuple[Tensor, Tensor]]] = {}
     for layer in c.model.layers():
         for one in c.model.anatomy[layer].sums:
-            total = reduce(torch.add, (run[name, layer] for name in one.parts))  # rounds where the model does
+            parts = [run[name, layer] for name in one.parts]
+            if one.streams:
+                parts = _spread(c, layer, one.streams, *parts)
+            total = reduce(torch.add, parts)  # rounds where the model does
             if one.stream == "resid_post":
                 total = total * c.model.anatomy[layer].factor
             if one.norm is not None:
@@ -142,8 +147,17 @@ def _add_sums(c: Checks, run: Run) -> None:
                     total = c.model.blocks[layer].get_submodule(one.norm)(total)
             sums.setdefault(one, []).append((total, run[one.stream, layer]))
     for one, pairs in sums.items():
-        identity = " + ".join(one.parts)
+        identity = " + ".join(one.parts) + (", mixed and spread over its streams" if one.streams else "")
         c.add(one.stream, f"norm({identity})" if one.norm else identity, *(torch.stack(side) for side in zip(*pairs)))
+
+
+@torch.no_grad()
+def _spread(c: Checks, layer: int, path: str, streams: Tensor, out: Tensor) -> list[Tensor]:
+    """Several streams, mixed where the module mixes them, and a branch's output spread over them."""
+    with c.model.turn():
+        spread, *mix, _ = c.model.blocks[layer].get_submodule(path)(streams)
+    mixed = torch.einsum("btjk,btjd->btkd", mix[0].to(streams.dtype), streams) if mix else streams
+    return [mixed, spread.to(out.dtype)[..., None] * out[:, :, None]]
 
 
 def _roles(c: Checks) -> None:
@@ -176,14 +190,14 @@ def _roles(c: Checks) -> None:
 
 
 def _write_back(c: Checks) -> None:
-    for name in sorted({site.name for site in c.capture}, key=PER_LAYER.index):
-        logits = c.logits(edits=[Patch(site, torch.clone) for site in c.capture if site.name == name])
+    for name in sorted({site.name for site in c.writable}, key=PER_LAYER.index):
+        logits = c.logits(edits=[Patch(site, torch.clone) for site in c.writable if site.name == name])
         unchanged = c.explicit if name in ATTENTION else c.native
         c.add(name, "own value written back = no change", logits, unchanged)
 
 
 def _write_back_together(c: Checks) -> None:
-    logits = c.logits(edits=[Patch(site, torch.clone) for site in c.capture])
+    logits = c.logits(edits=[Patch(site, torch.clone) for site in c.writable])
     c.add("all sites", "own values written back = no change", logits, c.explicit)
 
 

@@ -25,6 +25,7 @@ class Place(NamedTuple):
         sum_of: what a stream between branches is the sum of: the stream before, and what was written since, in order.
             None of it where a norm closes the sum: its output is the stream, and can be written as it is.
         role: which value of the functions that the module calls.
+        fixed: why it can be read alone.
     """
 
     path: str
@@ -35,14 +36,19 @@ class Place(NamedTuple):
     flat: bool = False
     sum_of: tuple[str, ...] = ()
     role: str = ""
+    fixed: str = ""
 
 
 class Sum(NamedTuple):
-    """A stream that branches wrote into: the sum of these sites, through a norm (its path) where one closes the sum."""
+    """A stream that branches wrote into: the sum of these sites, through a norm (its path) where one closes the sum.
+
+    streams: the module (its path) that says how several streams are mixed, and how the last part is spread over them.
+    """
 
     stream: str
     parts: tuple[str, ...]
     norm: str | None = None
+    streams: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +128,13 @@ class Block:
         whole: tuple[str, ...] = ("resid_pre",)  # since the block began, or the last closing norm
         written = whole  # since the last stream
         for slot in slots:
+            if slot.row.streams:
+                places.setdefault(slot.reads, Place(slot.row.streams, "in", fixed=_MIXED))
+                places.update(slot.places())
+                after = "resid_post" if slot is slots[-1] else stream_before(slot.number + 1)
+                sums.append(Sum(after, (slot.reads, f"{slot.name}_out"), streams=slot.row.streams))
+                whole = ("resid_post",)
+                continue
             if slot.reads not in places:
                 path, flat = slot.before or slot.mixer.chain[0], slot.mixer.flat
                 places[slot.reads] = Place(path, "in", flat=flat, sum_of=written)
@@ -162,6 +175,9 @@ class Block:
                 return reason
         parts = ", ".join(f"{slot.name} ({slot.mixer.kind})" for slot in self.slots)
         return f"has no such site; its branches are {parts}"
+
+
+_MIXED = "the block mixes its streams there beside what reads them; write resid_pre, or what a branch adds"
 
 
 def _slot(row: BranchRow, mixer: Mixer, earlier: list[Slot], config: Any, block: nn.Module) -> Slot:

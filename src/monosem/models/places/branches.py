@@ -98,6 +98,8 @@ class Branch:
     def read(self, stream: Float[Tensor, "*batch pos d_model"]) -> Float[Tensor, "*batch pos d_model"]:
         """What the mixer is given when the branch reads `stream`; the norm is computed anew."""
         with self.model.turn():
+            if self.slot.row.streams:
+                *_, stream = self._native(self.slot.row.streams)(stream)
             normed = stream if self.norm_in is None else self.norm_in(stream)
             return normed * self.slot.given if self.slot.given != 1 else normed  # type: ignore[no-any-return]
 

@@ -31,6 +31,8 @@ class BranchRow:
         before: the norm through which it reads the stream, or its path in several sizes of the architecture.
         after: the norm between it and the stream.
         parallel: it reads the same stream as the branch before it; or the config attribute that says so.
+        streams: the module that mixes several residual streams into the one that the branch reads, and says how its
+            output is spread over them (hyper-connections).
         beside: the earlier branch, by its name, whose stream it reads, where that is not the branch before it.
         scale: attribute of the block, or else of the config, that it is multiplied by.
         closing: the norm that the stream goes through after the branch was added (BERT and other post-LN blocks).
@@ -49,6 +51,7 @@ class BranchRow:
     norm_first: str | None = None
     given: str | None = None
     beside: str = ""
+    streams: str = ""
 
     def __post_init__(self) -> None:
         declare(f"{self.norm}_scale", ("position",))
@@ -177,6 +180,8 @@ class Family:
         str, ...
     ] = ()  # what follows it, and is no projection: modules (paths in the whole model), ACT2FN names
     unembed_projection: str | None = None  # projection before the unembedding
+    streams: str | None = None  # config attribute: how many residual streams there are side by side
+    collapse: str | None = None  # the module that makes one of them, before the final norm
     factor: str | None = None  # attribute of a block that the stream is multiplied by at its end
     carries: str = ""  # what blocks hand on to later ones, or are given, beside the stream
     carries_if: tuple[str, ...] = ()  # config attributes of which one at least says that they do; none: all models do

@@ -84,6 +84,7 @@ class Places(Native):
         Raises:
             UnknownName: a norm closes the sum of a block, so that no stream behind it is a sum.
         """
+        self.refuse_streams("what branches write does not add up to one")
         end = self.depth(stream)
         branches = [branch for branch in self.branches() if self._depth(branch.out) < end]
         closing = next((branch for branch in branches if branch.slot.closing), None)
@@ -93,6 +94,14 @@ class Places(Native):
                 f"{self.site(stream)} is no sum of what branches wrote; patch, ablate or use gradients instead"
             )
         return branches
+
+    def refuse_streams(self, reason: str) -> None:
+        """Raises `BadInput` where the model keeps several residual streams side by side; `reason` says why not."""
+        if self.streams > 1:
+            raise BadInput(
+                f"{self.name} keeps {self.streams} residual streams, which every block mixes anew: {reason}; capture "
+                "or patch branches (attn_out, mlp_out), their insides, or resid_pre with all its streams"
+            )
 
     def carried(self, layer: int | None, end: Site) -> float:
         """What is written in a layer (None: by the embeddings) is multiplied by this on its way to a stream site.

@@ -204,7 +204,7 @@ class Point(NamedTuple):
     Attributes:
         split: takes the site's tensor out of the module's tensor. join: puts a new one back.
         order: when it is computed, among all sites.
-        when, item, flat, sum_of, role: see `blocks.Place`.
+        when, item, flat, sum_of, role, fixed: see `blocks.Place`.
         call: which of the module's calls in a pass it is; None where there is one.
     """
 
@@ -217,6 +217,7 @@ class Point(NamedTuple):
     flat: bool = False
     sum_of: tuple[str, ...] = ()
     role: str = ""
+    fixed: str = ""
     call: int | None = None
 
 
@@ -240,10 +241,10 @@ def point(model: Native, site: Site) -> Point:
     if place.side == "inside" and not (registered and can_attend(model.hf)):
         kind = type(model.hf).__name__
         raise UnknownName(f"{site}: {kind} is not on transformers' attention registry; use q, k, v, z")
-    path, side, view, slot, item, flat, sum_of, role = place
+    path, side, view, slot, item, flat, sum_of, role, fixed = place
     module = model.blocks[site.layer].get_submodule(path)
     order = site.layer, list(block.places).index(site.name)
-    return Point(module, *layout_of(model, view, slot, site.layer), order, side, item, flat, sum_of, role)
+    return Point(module, *layout_of(model, view, slot, site.layer), order, side, item, flat, sum_of, role, fixed)
 
 
 # where the sites that exist once are: what of the model (`ends.Ends`), side, layout; in the order of computation

@@ -94,6 +94,30 @@ VARIANTS: tuple[Family, ...] = (
             ),
         ),
     ),
+    Family(  # hyper-connections: four streams, mixed into one before each branch
+        "hy_v4",
+        ("hy_v4",),
+        (
+            replace(latent(gate="gate_proj"), streams="attn_hc"),
+            replace(mlp(router="gate"), streams="ffn_hc"),
+        ),
+        streams="hc_mult",
+        collapse="hc_head",
+        carries="the keys that queries may see",
+    ),
+    Family(
+        "deepseek_v4",
+        ("deepseek_v4",),
+        (
+            BranchRow("attn", (Mixer("other", "self_attn"),), "ln1", "input_layernorm", streams="attn_hc"),
+            replace(mlp(router="gate"), streams="ffn_hc"),
+        ),
+        streams="hc_mult",
+        collapse="hc_head",
+        carries="the tokens, by whose numbers some layers choose experts,",
+        cached=False,  # transformers' own cache gives other numbers (5.24), and padding counts in its compressed keys
+        padded=False,
+    ),
     Family("mimo_v2_flash", ("mimo_v2_flash",), (attn(value_scale="attention_value_scale"), mlp(router="gate"))),
     Family("bitnet", ("bitnet",), (attn(mixed_norm="attn_sub_norm"), mlp(inner_norm="ffn_sub_norm"))),
     Family("glm_moe_dsa", ("glm_moe_dsa",), (latent(), mlp(router="gate")), carries="the keys that queries may see"),

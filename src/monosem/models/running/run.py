@@ -288,7 +288,7 @@ def starting(model: Places, start: Start | None, tokens: TokenBatch) -> Iterator
         yield
         return
     site, hidden = model.site(start[0]), start[1]
-    expected = (*tokens.ids.shape, model.cfg.d_model)
+    expected = (*tokens.ids.shape, *((model.streams,) if model.streams > 1 else ()), model.cfg.d_model)
     if site.name != "resid_pre":
         raise BadInput(f"a run can start at resid_pre.L, not at {site}")
     if tuple(hidden.shape) != expected:

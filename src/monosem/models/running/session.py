@@ -241,8 +241,8 @@ class Session:
         return self.visit(site, value, moment=replace(moment, visible=visible))
 
     def _plan(self, site: Site, place: Point) -> None:
-        if (self.edits.get(site) or self._observed(site)) and site.name in READ_ONLY:
-            raise BadInput(f"{site} cannot be written: {READ_ONLY[site.name]}")
+        if (self.edits.get(site) or self._observed(site)) and (why := READ_ONLY.get(site.name) or place.fixed):
+            raise BadInput(f"{site} cannot be written: {why}")
         if place.when == "inside":
             branch = self.model.branch_of(site)
             assert branch is not None

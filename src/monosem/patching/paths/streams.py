@@ -53,6 +53,7 @@ class Streams:
         senders: Sequence[NodeSet],
         where: Bool[Tensor, "batch pos"],
     ):
+        model.refuse_streams("a difference has no one way along them")
         self.model, self.tokens = model, base
         differ = (base.ids != source.ids) & base.mask
         reached = differ.any(-1, keepdim=True) if model.looks_ahead else differ.cumsum(-1).bool()

@@ -1,0 +1,100 @@
+"""Hyper-connections: several residual streams side by side, an axis of resid_pre, resid_mid and resid_post."""
+
+import pytest
+import torch
+
+from anymodel import tiny_any
+from monosem import components, edits, patching
+from monosem.data import TokenPairs
+from monosem.errors import BadInput
+from monosem.models import Model, verify
+
+IDS = torch.randint(3, 100, (2, 7), generator=torch.Generator().manual_seed(0))
+
+
+def model_of(kind: str) -> Model:
+    return Model(tiny_any(kind, **({"index_n_heads": 16} if kind == "hy_v4" else {})), None, kind)
+
+
+@pytest.fixture(params=["hy_v4", "deepseek_v4"])
+def model(request):
+    return model_of(request.param)
+
+
+def test_the_identities_hold(model):
+    result = verify(model)
+    assert result.ok, result.table[~result.table.ok].to_string()
+    assert any("mixed and spread over its streams" in identity for identity in result.table.identity)
+
+
+@torch.no_grad()
+def test_streams_are_mixed_and_branches_spread_over_them(model):
+    run = model.run(IDS, [f"{name}.1" for name in ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")])
+    layer, n = model.blocks[1], model.config.hc_mult
+    assert model.streams == n > 1
+    assert run["resid_pre.1"].shape == run["resid_mid.1"].shape == (2, 7, n, 32)
+    assert run["attn_out.1"].shape == (2, 7, 32)
+    for before, module, out, after in (
+        ("resid_pre.1", layer.attn_hc, "attn_out.1", "resid_mid.1"),
+        ("resid_mid.1", layer.ffn_hc, "mlp_out.1", "resid_post.1"),
+    ):
+        streams = run[before]
+        spread, *mixing, _ = module(streams)
+        for one in range(n):
+            mixed = streams[:, :, one]
+            if mixing:
+                mixed = sum(mixing[0][:, :, j, one, None] * streams[:, :, j] for j in range(n))
+            expected = mixed + spread[:, :, one, None] * run[out]
+            torch.testing.assert_close(run[after][:, :, one], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_branch_reads_one_stream_made_of_all(model):
+    branch = model.branch("mlp", 1)
+    run = model.run(IDS, [branch.reads, "mlp_input.1"])
+    torch.testing.assert_close(branch.read(run[branch.reads]), run["mlp_input.1"])
+
+
+def test_writing_all_streams_before_a_block_and_starting_there(model):
+    shift = torch.randn(model.streams, 32, generator=torch.Generator().manual_seed(2))
+    edited = model.run(IDS, ["resid_pre.2"], edits=edits.function("resid_pre.2", lambda x: x + shift))
+    assert not torch.allclose(edited.logits, model.run(IDS).logits)
+    started = model.run(IDS, start=("resid_pre.2", edited["resid_pre.2"]))
+    torch.testing.assert_close(started.logits, edited.logits)
+    with pytest.raises(BadInput, match=r"needs shape \(2, 7, 4, 32\)"):
+        model.run(IDS, start=("resid_pre.2", torch.zeros(2, 7, 32)))
+    last = model.run(IDS, [f"resid_post.{model.cfg.n_layers - 1}"])
+    torch.testing.assert_close(model.unembed(last[f"resid_post.{model.cfg.n_layers - 1}"]), last.logits)
+
+
+def test_what_has_no_meaning_says_so(model):
+    with pytest.raises(BadInput, match="resid_mid.1 cannot be written: the block mixes its streams there"):
+        model.run(IDS, edits=edits.function("resid_mid.1", lambda x: x * 2))
+    with pytest.raises(
+        BadInput, match="keeps 4 residual streams, .* does not add up to one; capture or patch branches"
+    ):
+        components.direct_attribution(model, IDS, tokens=[5, 9])
+    with pytest.raises(BadInput, match="read-out takes `batch pos stream d_model`"):
+        model.unembed(torch.zeros(2, 7, 32))
+    other = IDS.clone()
+    other[:, 2] = torch.tensor([50, 60])
+    pairs = TokenPairs(model.tokens(IDS), model.tokens(other), torch.tensor([7, 8]), torch.tensor([9, 10]))
+    with pytest.raises(BadInput, match="keeps 4 residual streams"):
+        patching.paths(model, pairs, "embed", quiet=True)
+
+
+def test_a_sweep_of_branches_equals_run_by_run(model):
+    other = IDS.clone()
+    other[:, 2] = torch.tensor([50, 60])
+    pairs = TokenPairs(model.tokens(IDS), model.tokens(other), torch.tensor([7, 8]), torch.tensor([9, 10]))
+    swept = patching.sweep(model, pairs, ["resid_pre", "attn_out"], over=("layer", "position"), quiet=True)
+    clean = model.run(pairs.clean, [cell.place for cell in swept.cells])
+    plain = model.run(pairs.corrupted, logits="last").logits
+    for cell, effect in list(zip(swept.cells, swept.effect().tolist()))[::9]:
+        at = cell.at[0]
+
+        def put(x, place=cell.place, at=at):
+            return torch.cat([x[:, :at], clean[place][:, at : at + 1], x[:, at + 1 :]], 1)
+
+        logits = model.run(pairs.corrupted, edits=edits.function(cell.place, put), logits="last").logits
+        change = [(one[[0, 1], [7, 8]] - one[[0, 1], [9, 10]]).mean() for one in (logits, plain)]
+        assert effect == pytest.approx(float(change[0] - change[1]), abs=1e-4)
