@@ -146,14 +146,6 @@ def test_llama_4_gives_every_expert_each_token_times_its_weight():
         model.site(("router_logits", dense))
 
 
-def test_llama_4s_temperature_follows_columns_where_transformers_counts_them():
-    """Its layers without rotation scale queries by the column, so that padding before a prompt counts from
-    `floor_scale` tokens on (8192 in its checkpoints); verify finds it where that is small."""
-    model = Model(tiny_any("llama4_text", floor_scale=2), None, "llama4")
-    table = verify(model).table
-    assert list(table[~table.ok].identity) == ["left padded = alone"]
-
-
 @torch.no_grad()
 def test_a_mixture_that_writes_at_the_end_of_its_block():
     """LongCat: its mixture reads what the first MLP reads, and is added after the second; some experts do nothing."""
