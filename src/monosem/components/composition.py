@@ -81,6 +81,7 @@ def composition_scores(model: Model, kind: Kind = "Q", *, folded: bool = True) -
     if kind not in ("Q", "K", "V"):
         raise BadInput(f"kind is 'Q', 'K' or 'V', not {kind!r}")
     c = model.cfg
+    model.written_before(f"resid_post.{c.n_layers - 1}")  # refuses streams that are no sums
     scores = torch.full((c.n_layers, c.n_heads, c.n_layers, c.n_heads), torch.nan)
     layers = model.layers_with("v")  # blocks may have no attention; their pairs stay NaN
     written = {layer: _rows(OV(model, layer, folded=folded)) for layer in layers}

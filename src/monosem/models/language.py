@@ -24,7 +24,10 @@ def text_config(hf: PreTrainedModel) -> Any:
     except ValueError as error:
         raise UnknownName(f"{kind} holds several language models ({cause(error)}): pass one of them") from error
     if hf.config.is_encoder_decoder or config.is_encoder_decoder:
-        raise UnknownName(f"{kind} is an encoder and a decoder; monosem reads models that only continue text")
+        raise UnknownName(
+            f"{kind} is an encoder and a decoder, which are not read together; "
+            "where transformers has its decoder alone (AutoModelForCausalLM), pass that"
+        )
     return config
 
 

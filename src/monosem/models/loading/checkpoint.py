@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ...errors import BadFile, BadInput, cause
+from ...errors import BadFile, BadInput, UnknownName, cause
 from ..numbers import LARGEST
 from .contents import check_contents, notes_on
 from .towers import Loader, absent, close_up, loader_of, settled
@@ -45,16 +45,23 @@ def load_pretrained(
     arguments = {"pretrained_model_name_or_path": source, **place}
     loader: Any = AutoModelForCausalLM
     chosen: Loader | None = None
+    decoder = both = False
     with contextlib.suppress(*FILE_ERRORS, ImportError):  # `load_weights` meets them again, and explains them
         config = AutoConfig.from_pretrained(source, **place)
         check_sizes(config, name)
+        both = config.is_encoder_decoder
+        decoder = both and type(config) in loader._model_mapping
         theirs = trust_remote_code and hasattr(config, "auto_map")
         if _reads_masked_tokens(config):
             loader = AutoModelForMaskedLM
         elif not theirs and (chosen := loader_of(config)) is not None:
             loader, arguments["config"] = chosen.cls, chosen.config
+    if both and not decoder:
+        raise UnknownName(f"{name} is an encoder and a decoder, which are not read together ({config.model_type})")
     alone = chosen is not None and chosen.alone
     hf, notes = load_weights(loader, arguments, name, dtype, alone=alone, **where)
+    if decoder:
+        notes = [f"the decoder alone, as {type(hf).__name__}, without the encoder whose text it would read", *notes]
     if alone:
         gone = ", ".join(map(str, close_up(hf)))
         notes += [f"its layers {gone} look at pictures and are left out; the others are numbered on"] if gone else []

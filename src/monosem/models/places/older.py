@@ -338,6 +338,28 @@ OLDER: tuple[Family, ...] = (
         final_norm="final_norm",
         head=("lm_head",),
     ),
+    replace(
+        _BERT,
+        name="nomic_bert",
+        model_types=("nomic_bert",),
+        branches=(
+            _with(attn(None), "post_attention_layernorm"),
+            _with(mlp(None), "post_mlp_layernorm"),
+        ),
+        positions=None,
+        layers="layers",
+    ),
+    replace(
+        _ROBERTA,
+        name="jina_embeddings_v3",
+        model_types=("jina_embeddings_v3",),
+        branches=(
+            _with(attn(None), "post_attention_layernorm"),
+            _with(mlp(None, pre="fc1", pre_linear=None, down="fc2"), "post_mlp_layernorm"),
+        ),
+        positions=None,
+        layers="layers",
+    ),
     replace(  # its scores know positions, and the embedding of newer ones does not
         _BERT,
         name="deberta-v2",
@@ -377,5 +399,9 @@ UNREADABLE = {
     "xlnet": "carries two streams and reads tokens in any order",
     "xlm": "keeps the parts of its blocks in lists beside each other, and has no module for a block",
     "albert": "calls one block for all layers, and sites of a layer have no module of their own",
+    **dict.fromkeys(
+        ("convbert", "nystromformer", "mra", "yoso"),
+        "mixes tokens by windows of columns, so that padding changes what it computes",
+    ),
     "reformer": "has reversible blocks, which carry two streams and are called by a function of their own",
 }
