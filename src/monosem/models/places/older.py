@@ -1,4 +1,4 @@
-"""Rows of decoders and encoders that are older than Llama's block, part of the table in `table.py`.
+"""Rows of decoders that are older than Llama's block, part of the table in `table.py`.
 
 Their norms often close a sum (post-LN), their modules add the stream or norm it before they return, MLPs are no modules
 of their own, and the embedding is a sum of several that goes through a norm.
@@ -11,7 +11,7 @@ from .families import BranchRow, Family, attn, mlp
 from .mixers import Mixer
 
 
-def _with(row: BranchRow, closing: str | None = None, norm_first: str | None = None, **mixer: Any) -> BranchRow:
+def within(row: BranchRow, closing: str | None = None, norm_first: str | None = None, **mixer: Any) -> BranchRow:
     """A row with a closing norm, and with fields of its mixers."""
     mixers = tuple(replace(one, **mixer) for one in row.mixers)
     return replace(row, mixers=mixers, closing=closing, norm_first=norm_first)
@@ -25,41 +25,11 @@ def _fairseq(closes: bool = False, flat: bool = False, norm_first: str | None = 
         first = second = norms
     feed = mlp(first[1], path="", pre="fc1", pre_linear=None, down="fc2")
     return (
-        _with(attn(first[0], out="out_proj"), second[0], norm_first),
-        _with(feed, second[1], norm_first, ends=("fc1", "activation_fn", "fc2"), flat=flat),
+        within(attn(first[0], out="out_proj"), second[0], norm_first),
+        within(feed, second[1], norm_first, ends=("fc1", "activation_fn", "fc2"), flat=flat),
     )
 
 
-def _bert(
-    *before: str, feed: tuple[str, ...] = ("intermediate", "output.dense"), **mixer: Any
-) -> tuple[BranchRow, ...]:
-    """BERT's block, whose modules `output` project, add the stream and norm it; or with norms before its branches."""
-    first, second = before or (None, None)
-    after, last = (None, None) if before else ("attention.output.LayerNorm", "output.LayerNorm")
-    attention = attn(first, path="attention", q="self.query", k="self.key", v="self.value", out="output.dense")
-    dense = mlp(second, path="", pre="intermediate.dense", pre_linear=None, down="output.dense")
-    return _with(attention, after, ends=("self", "output.dense"), **mixer), _with(dense, last, ends=feed)
-
-
-_BERT = Family(
-    "bert",
-    ("bert", "ernie", "big_bird"),
-    _bert(),
-    embed="embeddings.word_embeddings",
-    positions="embeddings.position_embeddings",
-    types="embeddings.token_type_embeddings",
-    entry=("embeddings.LayerNorm",),
-    layers="encoder.layer",
-    final_norm=None,
-    head=("cls.predictions.transform",),
-)
-_ROBERTA = replace(
-    _BERT,
-    name="roberta",
-    model_types=("roberta", "xlm-roberta", "camembert", "data2vec-text"),
-    numbered_after_padding=True,
-    head=("lm_head.dense", "gelu", "lm_head.layer_norm"),
-)
 _BART = Family(
     "bart",
     ("bart", "plbart", "mvp", "marian", "trocr"),
@@ -88,10 +58,10 @@ OLDER: tuple[Family, ...] = (
         "bloom",
         ("bloom",),
         (
-            _with(
+            within(
                 attn(path="self_attention", qkv="query_key_value", fused="interleaved", out="dense"), ends=("", "dense")
             ),
-            _with(
+            within(
                 mlp(pre="dense_h_to_4h", pre_linear=None, down="dense_4h_to_h"),
                 ends=("dense_h_to_4h", "gelu_impl", "dense_4h_to_h"),
             ),
@@ -112,7 +82,7 @@ OLDER: tuple[Family, ...] = (
                 fused="interleaved",
                 out="dense",
             ),
-            _with(  # the block adds attention's output to the tensor that the MLP returned
+            within(  # the block adds attention's output to the tensor that the MLP returned
                 mlp(
                     ("ln_mlp", "post_attention_layernorm"),
                     pre="dense_h_to_4h",
@@ -132,7 +102,7 @@ OLDER: tuple[Family, ...] = (
         ("mpt",),
         (
             attn("norm_1", path="attn", qkv="Wqkv", out="out_proj", clip="attn_config.clip_qkv"),
-            _with(
+            within(
                 mlp("norm_2", path="ffn", pre="up_proj", pre_linear=None, down="down_proj"),
                 ends=("up_proj", "act", "down_proj"),
             ),
@@ -185,7 +155,7 @@ OLDER: tuple[Family, ...] = (
         "gpt_neox_japanese",
         ("gpt_neox_japanese",),
         (
-            _with(attn(path="attention", qkv="query_key_value", fused="interleaved", out="dense"), bias="dense_bias"),
+            within(attn(path="attention", qkv="query_key_value", fused="interleaved", out="dense"), bias="dense_bias"),
             mlp(pre="dense_h_to_4h", pre_linear=None, down="dense_4h_to_h"),
         ),
         embed="embed_in",
@@ -204,8 +174,8 @@ OLDER: tuple[Family, ...] = (
         "openai-gpt",
         ("openai-gpt",),
         (
-            _with(attn(None, path="attn", qkv="c_attn", out="c_proj"), "ln_1"),
-            _with(mlp(None, pre="c_fc", pre_linear=None, down="c_proj"), "ln_2"),
+            within(attn(None, path="attn", qkv="c_attn", out="c_proj"), "ln_1"),
+            within(mlp(None, pre="c_fc", pre_linear=None, down="c_proj"), "ln_2"),
         ),
         embed="tokens_embed",
         positions="positions_embed",
@@ -233,141 +203,6 @@ OLDER: tuple[Family, ...] = (
         entry=("norm",),
         logit_steps=(("soft_cap", "final_logit_softcapping"),),
     ),
-    _BERT,
-    replace(
-        _BERT,
-        name="electra",
-        model_types=("electra",),
-        entry=("embeddings.LayerNorm", "embeddings_project"),
-        head=("generator_predictions",),
-    ),
-    replace(  # rotates queries and keys
-        _BERT,
-        name="roformer",
-        model_types=("roformer",),
-        positions=None,
-        entry=("embeddings.LayerNorm", "embeddings_project"),
-    ),
-    replace(
-        _BERT,
-        name="rembert",
-        model_types=("rembert",),
-        entry=("embeddings.LayerNorm", "encoder.embedding_hidden_mapping_in"),
-        head=("cls.predictions.dense", "cls.predictions.activation", "cls.predictions.LayerNorm"),
-    ),
-    replace(_BERT, name="bert-generation", model_types=("bert-generation",), types=None, head=()),
-    replace(
-        _BERT,
-        name="git",
-        model_types=("git",),
-        branches=_bert(registered=False),
-        types=None,
-        head=(),
-    ),
-    replace(
-        _BERT,
-        name="megatron-bert",
-        model_types=("megatron-bert",),
-        branches=_bert("attention.ln", "ln"),
-        entry=(),
-        final_norm="encoder.ln",
-    ),
-    _ROBERTA,
-    replace(
-        _ROBERTA,
-        name="xlm-roberta-xl",
-        model_types=("xlm-roberta-xl",),
-        branches=_bert("attention.self_attn_layer_norm", "LayerNorm"),
-        entry=(),
-        final_norm="encoder.LayerNorm",
-    ),
-    replace(
-        _ROBERTA,
-        name="roberta-prelayernorm",
-        model_types=("roberta-prelayernorm",),
-        branches=_bert(
-            "attention.LayerNorm",
-            "intermediate.LayerNorm",
-            feed=("intermediate.dense", "intermediate.intermediate_act_fn", "output.dense"),
-        ),
-        final_norm="LayerNorm",
-    ),
-    replace(
-        _ROBERTA,
-        name="mpnet",
-        model_types=("mpnet",),
-        branches=(
-            _with(attn(None, path="attention.attn", q="q", k="k", v="v", out="o"), "attention.LayerNorm"),
-            _bert()[1],
-        ),
-        types=None,
-    ),
-    replace(
-        _BERT,
-        name="distilbert",
-        model_types=("distilbert",),
-        branches=(
-            _with(attn(None, path="attention", q="q_lin", k="k_lin", v="v_lin", out="out_lin"), "sa_layer_norm"),
-            _with(mlp(None, path="ffn", pre="lin1", pre_linear=None, down="lin2"), "output_layer_norm"),
-        ),
-        types=None,
-        layers="transformer.layer",
-        head=("vocab_transform", "activation", "vocab_layer_norm"),
-    ),
-    Family(
-        "modernbert",
-        ("modernbert",),
-        (
-            attn("attn_norm", path="attn", qkv="Wqkv", out="Wo"),
-            mlp("mlp_norm", pre="Wi", pre_linear="Wi", down="Wo"),
-        ),
-        embed="embeddings.tok_embeddings",
-        entry=("embeddings.norm",),
-        final_norm="final_norm",
-        head=("head",),
-    ),
-    Family(
-        "modernbert-decoder",
-        ("modernbert-decoder",),
-        (
-            attn("attn_norm", path="attn", out="Wo"),
-            mlp("mlp_norm", pre="Wi", pre_linear="Wi", down="Wo"),
-        ),
-        embed="embeddings.tok_embeddings",
-        entry=("embeddings.norm",),
-        final_norm="final_norm",
-        head=("lm_head",),
-    ),
-    replace(
-        _BERT,
-        name="nomic_bert",
-        model_types=("nomic_bert",),
-        branches=(
-            _with(attn(None), "post_attention_layernorm"),
-            _with(mlp(None), "post_mlp_layernorm"),
-        ),
-        positions=None,
-        layers="layers",
-    ),
-    replace(
-        _ROBERTA,
-        name="jina_embeddings_v3",
-        model_types=("jina_embeddings_v3",),
-        branches=(
-            _with(attn(None), "post_attention_layernorm"),
-            _with(mlp(None, pre="fc1", pre_linear=None, down="fc2"), "post_mlp_layernorm"),
-        ),
-        positions=None,
-        layers="layers",
-    ),
-    replace(  # its scores know positions, and the embedding of newer ones does not
-        _BERT,
-        name="deberta-v2",
-        model_types=("deberta-v2",),
-        branches=_bert(
-            parts={"q": "self.query_proj", "k": "self.key_proj", "v": "self.value_proj", "out": "output.dense"}
-        ),
-    ),
     _BART,
     replace(
         _BART,
@@ -386,7 +221,7 @@ OLDER: tuple[Family, ...] = (
         _BART,
         name="bigbird_pegasus",
         model_types=("bigbird_pegasus",),
-        branches=tuple(_with(row, registered=False) for row in _fairseq()),
+        branches=tuple(within(row, registered=False) for row in _fairseq()),
         entry=(),
         final_norm="decoder.layernorm_embedding",
     ),

@@ -3,12 +3,13 @@
 from typing import Any
 
 from ...errors import UnknownName
+from .encoders import ENCODERS
 from .families import PLAIN, Family
 from .hybrids import HYBRIDS
 from .older import OLDER, UNREADABLE
 from .variants import VARIANTS
 
-FAMILIES = (*PLAIN, *VARIANTS, *HYBRIDS, *OLDER)
+FAMILIES = (*PLAIN, *VARIANTS, *HYBRIDS, *OLDER, *ENCODERS)
 # types whose blocks do not add branches to a stream
 REFUSED = {
     "minimax": "its blocks go on from the norm of the stream, times a factor, so that nothing adds up over layers",
