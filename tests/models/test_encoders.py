@@ -158,7 +158,7 @@ def test_a_folder_is_loaded_with_its_head(kind, tmp_path):
 
 def test_types_without_streams_to_read_say_why():
     hf = randomised(AutoModelForMaskedLM.from_config(tiny_config("albert"), dtype=torch.float32))
-    with pytest.raises(UnknownName, match="'albert' cannot be read: it calls one block for all layers"):
+    with pytest.raises(UnknownName, match="type 'albert' are not read: one block is called for all layers"):
         load_model(hf, quiet=True)
 
 

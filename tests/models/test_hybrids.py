@@ -328,7 +328,7 @@ def test_heads_of_attention_and_of_a_state_space_are_told_apart():
     torch.testing.assert_close(stacked.sum(0), run["resid_post.3"], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", REFUSED)
+@pytest.mark.parametrize("kind", ["minimax", "rwkv", "cpmant", "prophetnet", "xlnet"])
 def test_what_is_not_read_says_why(kind):
     with pytest.raises(UnknownName, match=REFUSED[kind][:30]):
         load_model(tiny_any(kind))

@@ -13,7 +13,6 @@ from ...progress import say
 from ...reading import existing
 from ..checking.infer import row_of
 from ..model import Model
-from ..places.table import refuse_unreadable
 from ..running.sampling import sampling_notes
 from . import embedded, hub
 from .adapters import adapter_notes, base_of, is_adapter, is_peft, shipped_adapters, unwrapped, with_adapter
@@ -77,7 +76,6 @@ def load_model(
         trust_remote_code=trust_remote_code,
         quiet=quiet,
     )
-    refuse_unreadable(hf.config)
     family = row_of(hf)
     model = Model(hf, tokenizer, name=name, family=family)
     chosen = dtype is None and not isinstance(name_or_model, PreTrainedModel)

@@ -226,17 +226,3 @@ OLDER: tuple[Family, ...] = (
         final_norm="decoder.layernorm_embedding",
     ),
 )
-
-# what has no streams to read, with the reason as it follows the name of its type
-UNREADABLE = {
-    "cpmant": "puts 32 tokens of its own before every text, so that its streams have other tokens than the text",
-    "prophetnet": "carries several streams, one after the other, along the axis of tokens",
-    "xlnet": "carries two streams and reads tokens in any order",
-    "xlm": "keeps the parts of its blocks in lists beside each other, and has no module for a block",
-    "albert": "calls one block for all layers, and sites of a layer have no module of their own",
-    **dict.fromkeys(
-        ("convbert", "nystromformer", "mra", "yoso"),
-        "mixes tokens by windows of columns, so that padding changes what it computes",
-    ),
-    "reformer": "has reversible blocks, which carry two streams and are called by a function of their own",
-}

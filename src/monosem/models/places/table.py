@@ -6,7 +6,7 @@ from ...errors import UnknownName
 from .encoders import ENCODERS
 from .families import PLAIN, Family
 from .hybrids import HYBRIDS
-from .older import OLDER, UNREADABLE
+from .older import OLDER
 from .variants import VARIANTS
 
 FAMILIES = (*PLAIN, *VARIANTS, *HYBRIDS, *OLDER, *ENCODERS)
@@ -14,14 +14,18 @@ FAMILIES = (*PLAIN, *VARIANTS, *HYBRIDS, *OLDER, *ENCODERS)
 REFUSED = {
     "minimax": "its blocks go on from the norm of the stream, times a factor, so that nothing adds up over layers",
     "rwkv": "its first block replaces the stream by a norm of it, and every few blocks the stream is halved",
+    "albert": "one block is called for all layers, so that sites of a layer have no module of their own",
+    "cpmant": "it puts 32 tokens of its own before every text, so that its streams have other tokens than the text",
+    "prophetnet": "it carries several streams, one after the other, along the axis of tokens",
+    "reformer": "its blocks are reversible: they carry two streams and are called by a function of their own",
+    "xlm": "the parts of its blocks lie in lists beside each other, and no module is a block",
+    "xlnet": "it carries two streams and reads tokens in any order",
+    **dict.fromkeys(
+        ("convbert", "nystromformer", "mra", "yoso"),
+        "it mixes tokens by windows of columns, so that padding changes what it computes",
+    ),
 }
 BY_TYPE = {model_type: family for family in FAMILIES for model_type in family.model_types}
-
-
-def refuse_unreadable(config: Any) -> None:
-    """Raises `UnknownName` for an architecture that no row can read, with the reason."""
-    if (kind := config.model_type) in UNREADABLE:
-        raise UnknownName(f"model type {kind!r} cannot be read: it {UNREADABLE[kind]}")
 
 
 def family_of(config: Any) -> Family:
