@@ -65,9 +65,10 @@ REFUSED = """
 
 # types of which no tiny model runs on token ids alone
 NO_TEXT = {
-    "gemma3n": "the whole cannot be built without timm; its checkpoints are read as `gemma3n_text`",
+    "gemma3n": "the whole cannot be built without timm; its checkpoints are loaded as `gemma3n_text`",
     "gemma4_assistant": "drafts for a larger Gemma 4, whose keys and values it is given",
     "gemma4_unified_assistant": "drafts for a larger Gemma 4, whose keys and values it is given",
+    "mllama": "a text goes past its layers that look at pictures; its checkpoints are loaded without them, and read",
     "musicgen": "codes of sound; transformers' causal class cannot be built from this config",
     "musicgen_melody": "codes of sound; transformers' causal class cannot be built from this config",
 }
@@ -109,6 +110,8 @@ def look_at(kind: str) -> Row:
 
 
 def continues(model: Model) -> str:
+    if model.looks_ahead:
+        return "no: attends in both directions"
     try:
         model.generate([[3, 4, 5]], max_new_tokens=2, stop_at_eos=False)
     except MonosemError as error:
@@ -134,8 +137,8 @@ def ranges(numbers: list[int]) -> str:
 
 def reason(message: str) -> str:
     """What a refusal says about the model, without what it says about monosem."""
-    message = message.partition("; add a row")[0]
-    for start in ("none could be inferred: ", ") fails: "):
+    message = message.partition("; add a row")[0].partition("; docs/your-model.md")[0]
+    for start in ("none could be inferred: ", "inferred one fails: ", "cannot be read: ", "are not read: "):
         message = message.rpartition(start)[2]
     return short(message)
 
