@@ -158,7 +158,7 @@ def differences(rows: list[Row], older: dict[str, Any]) -> str:
     other = [
         f"| {row.kind} | {before[row.kind].why or before[row.kind].blocks} |"
         for row in rows
-        if row.kind in before and (row.why, row.blocks) != (before[row.kind].why, before[row.kind].blocks)
+        if row.kind in before and row.blocks != before[row.kind].blocks
     ]
     return "\n".join([*lines, *(["| type | there |", "|---|---|", *other] if other else ["The rest is the same."]), ""])
 

@@ -25,7 +25,7 @@ def test_the_page_of_model_types(tmp_path: Path) -> None:
     assert "3 causal language models" in page
     assert "2 are read, 2 through a row" in page
     before = json.loads(json.dumps({"version": "5.0", "rows": [asdict(row) for row in rows[1:]]}))
-    before["rows"][0]["why"] = "for a reason"
+    before["rows"][0] |= {"why": "for a reason", "blocks": ""}
     more = recipe.differences(rows, before)
     assert "0 of 2 types are read. Types that it does not have yet: llama." in more
     assert "| qwen3_next | for a reason |" in more
