@@ -11,6 +11,7 @@ import json
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -121,16 +122,17 @@ def fve(folder: Path, x: Float[Tensor, "n d"]) -> float:
     return float(1 - (x - rebuilt).pow(2).sum() / (x - x.mean(0)).pow(2).sum())
 
 
-def row_of(
-    kind: str,
-    name: str,
-    model: Model,
-    ids: Tensor,
-    parts: dict[str, Tensor],
-    size: Size,
-    rates: list[float],
-    seeds: list[int],
-) -> dict[str, Any]:
+@dataclass
+class Data:
+    """The model, held-out windows, and activations of these and of the other windows."""
+
+    model: Model
+    ids: Int[Tensor, "n context"]
+    held_out: Float[Tensor, "n d"]
+    x: Float[Tensor, "n d"]
+
+
+def row_of(kind: str, name: str, data: Data, size: Size, rates: list[float], seeds: list[int]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as home:
 
         def train(lr: float, seed: int) -> Path:
