@@ -150,6 +150,4 @@ def test_names_that_are_no_sites_say_what_to_use(some):
 def test_no_name_is_both_a_site_and_refused():
     assert not set(ALIASES) & set(REFUSED)
     for alias, site in ALIASES.items():
-        once = alias.split(".")[0] in ("embed", "pos_embed", "ln_final", "unembed") or site in ("embed", "pos_embed")
-        once |= site in ("logits", "logits_raw")
-        assert Site.parse(alias if once else f"blocks.3.{alias}").name == site
+        assert Site.parse(alias if site in ONCE else f"blocks.3.{alias}").name == site

@@ -95,6 +95,9 @@ def _steps(block: Call, norms: list[Call], writers: list[Call]) -> list[_Step]:
     for writer in writers:
         before = next((n for n in norms if same(n.wrote, writer.read)), None)
         stream = writer.read if before is None else before.read
+        if stream.shape != block.read.shape:
+            path = writer.within(block.path)
+            raise NotFound(f"the stream that {path} reads: what it is given has the shape {tuple(stream.shape)}")
         step = next((one for one in steps if same(one.stream, stream)), None)
         if step is None:
             step = _Step(stream, [])
