@@ -5,6 +5,7 @@ import torch
 
 from monosem.errors import UnknownName
 from monosem.models import Model, Site
+from monosem.models.places.sites import ONCE
 from monosem.models.transformerlens.names import ALIASES, REFUSED
 from tiny import is_parallel
 
