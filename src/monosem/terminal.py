@@ -37,15 +37,19 @@ def answer_interrupts() -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Raise `KeyboardInterrupt`; in an import, end at once.
+    """Raise `KeyboardInterrupt`; in an import, or before the program's `main` could catch it, end at once.
 
     The C++ of torch imports Python modules while it is loaded, and aborts the process when one of them raises. Nothing
     is lost: what commands write is never half-written, and long jobs go on where they were killed.
     """
-    at = frame
+    at, answered = frame, False
     while at is not None:
+        answered |= at.f_code.co_name == "main"
         if at.f_code.co_filename.startswith("<frozen importlib"):
-            notice("interrupted")
-            os._exit(INTERRUPTED)
+            answered = False
+            break
         at = at.f_back
+    if not answered:
+        notice("interrupted")
+        os._exit(INTERRUPTED)
     signal.default_int_handler(number, frame)

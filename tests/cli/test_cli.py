@@ -115,7 +115,7 @@ def test_verify_prints_every_identity_and_fails_when_one_does(
     assert done.exit_code == 0
     assert len(rows) > 20
     assert all(row["ok"] for row in rows)
-    monkeypatch.setattr("monosem.models.checking.verify.TOLERANCE", {torch.float32: 0.0})
+    monkeypatch.setattr("monosem.models.checking.checks.TOLERANCE", {torch.float32: 0.0})
     broken = run("verify tiny")
     assert broken.exit_code == 1
     assert "False" in broken.stdout

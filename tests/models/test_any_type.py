@@ -80,14 +80,17 @@ def check_sums(model: Model) -> None:
     native = model.hf(input_ids=torch.tensor(IDS), use_cache=False).logits[:, -1]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if model.anatomy[0].sums[-1].norm is not None or model.streams > 1:
-            with pytest.raises(BadInput, match="norm|streams"):  # streams that are not sums
+        if model.anatomy[0].sums[-1].norm is not None or model.streams > 1 or model.family.head:
+            with pytest.raises(MonosemError, match="norm|streams|head"):  # streams or logits that are not sums
                 direct_attribution(model, IDS, tokens=20, wrong=21, by="layer")
         elif model.family.logit_steps == ():
             shares = direct_attribution(model, IDS, tokens=20, wrong=21, by="layer").values.sum(-1)[:, -1]
             torch.testing.assert_close(shares, native[:, 20] - native[:, 21], rtol=1e-2, atol=1e-3)
-        lens = lenses.logit(model, IDS)
-    assert lens is not None
+        if model.streams > 1:
+            with pytest.raises(BadInput, match="streams"):
+                lenses.logit(model, IDS)
+        else:
+            lenses.logit(model, IDS)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in REFUSED if kind not in NO_TEXT])

@@ -22,6 +22,7 @@ def made(model):
 def test_the_first_pass_sees_a_prompt_once(family, monkeypatch):
     model = tiny_model(family, dtype=torch.float64)
     median_norms(model, [model.site(f"resid_post.{LAYER}")])  # which continuations' means need, measured once
+    assert not model.looks_ahead  # measured once, too
     inner: list[int] = []
     counted = [module for module in model.blocks[0].modules() if isinstance(module, torch.nn.Linear)][:1]
     handles = [module.register_forward_hook(lambda _, args, out: inner.append(out.numel())) for module in counted]
@@ -47,6 +48,7 @@ def test_blocks_have_their_own_forward_back():
 
 def test_as_many_columns_as_rows_are_not_shared():
     model = tiny_model("llama")
+    assert not model.looks_ahead  # measured once
     prompts = ["the cat sat on"] * 2  # the tiny tokenizer makes 4 tokens of them
     columns = model.tokens(prompts).ids.shape[1]
     arms = [edits.scale("resid_pre.2", 1.0 + number) for number in range(columns // 2)]

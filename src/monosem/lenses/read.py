@@ -74,6 +74,7 @@ def read(
     """
     wanted = measures_of(measures)
     constant = followed(model, targets)
+    model.refuse_streams("a lens reads one")
     seen = sight(model, lens, site, layers)
     states = states_of(model, x, seen.sites, positions, edits)
     ids = _followed_ids(states, constant)

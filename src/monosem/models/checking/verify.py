@@ -228,11 +228,9 @@ def _cache(c: Checks) -> None:
         return
     steps, length = 4, c.tokens.ids.shape[1]
     generated = c.model.generate(c.tokens, max_new_tokens=steps, stop_at_eos=False, capture="logits")
-    ids = generated.ids.ids
-    # every step by itself: where rotations change with the length, a longer text is another one
-    prefixes = [TokenBatch.whole(ids[:, : length + step]) for step in range(steps)]
-    logits = torch.stack([c.model.run(prefix, logits="last").logits for prefix in prefixes], 1)  # type: ignore[misc]
-    cached = generated["logits"][:, length - 1 : length - 1 + steps]
+    # the whole text at once: where rotations change with the length, a part of it is another text
+    logits = c.model.run(TokenBatch.whole(generated.ids.ids)).logits[:, length - 1 :]  # type: ignore[index]
+    cached = generated["logits"][:, length - 1 :]
     # a memory is updated token by token in one, in chunks in the other: long products round apart
     remembers = any(not (branch.pointwise or branch.slot.mixer.row.attends) for branch in c.model.branches())
     c.add("logits", "cached generation = without cache", cached, logits, slack=10 if remembers else 1)
