@@ -43,7 +43,10 @@ def tiny_any(kind: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
         sizes = {name: p.numel() for name, p in AutoModelForCausalLM.from_config(config).named_parameters()}
     if sum(sizes.values()) > LARGEST:
         raise ValueError(f"{kind} is not tiny: {max(sizes, key=lambda name: sizes[name])} is the largest parameter")
-    return randomised(AutoModelForCausalLM.from_config(config, dtype=torch.float32), seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # of what keeps the values that it starts with, such as time steps
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return randomised(model, seed)
 
 
 def randomised(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:

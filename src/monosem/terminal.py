@@ -37,19 +37,15 @@ def answer_interrupts() -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Raise `KeyboardInterrupt`; in an import, or before the program's `main` could catch it, end at once.
+    """Raise `KeyboardInterrupt`; in an import, end at once.
 
     The C++ of torch imports Python modules while it is loaded, and aborts the process when one of them raises. Nothing
     is lost: what commands write is never half-written, and long jobs go on where they were killed.
     """
-    at, answered = frame, False
+    at = frame
     while at is not None:
-        answered |= at.f_code.co_name == "main"
         if at.f_code.co_filename.startswith("<frozen importlib"):
-            answered = False
-            break
+            notice("interrupted")
+            os._exit(INTERRUPTED)
         at = at.f_back
-    if not answered:
-        notice("interrupted")
-        os._exit(INTERRUPTED)
     signal.default_int_handler(number, frame)

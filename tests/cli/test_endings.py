@@ -318,7 +318,11 @@ def test_an_empty_argument_is_refused_and_the_current_folder_is_a_name(run: Call
 def test_ctrl_c_while_the_program_starts(delay: float, home: Path, tmp_path: Path) -> None:
     """The delays lie in the imports of typer, numpy, torch and transformers, or after them, as the machine is fast."""
     begin = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    begin += "from monosem.__main__ import answer_interrupts, main; answer_interrupts(); print(flush=True); main()"
+    begin += "from monosem.__main__ import answer_interrupts, main; answer_interrupts()\n"
+    begin += "try: print(flush=True); main()\n"
+    begin += "except KeyboardInterrupt as early:\n"  # on a busy machine, between the two
+    begin += "    import sys, traceback; inside = '__main__.py' in str(traceback.extract_tb(early.__traceback__))\n"
+    begin += "    sys.exit('in main' if inside else 99)"
     line = "train --model tiny --site resid_post.1 --text text.jsonl --width 48 -k 4 --context 32 --batch-tokens 256"
     words = [sys.executable, "-c", begin, *line.split(), "--tokens", "9999999", "--quiet", "--out", str(tmp_path / "x")]
     process = subprocess.Popen(words, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -327,6 +331,8 @@ def test_ctrl_c_while_the_program_starts(delay: float, home: Path, tmp_path: Pat
     time.sleep(delay)
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=120)
+    if process.returncode == 99:
+        return
     assert process.returncode == 130, told
     assert told == "interrupted\n" or "\nto go on where it stopped: monosem " in told
     assert "Traceback" not in told
