@@ -325,14 +325,15 @@ def test_ctrl_c_while_the_program_starts(delay: float, home: Path, tmp_path: Pat
     begin += "    sys.exit('in main' if inside else 99)"
     line = "train --model tiny --site resid_post.1 --text text.jsonl --width 48 -k 4 --context 32 --batch-tokens 256"
     words = [sys.executable, "-c", begin, *line.split(), "--tokens", "9999999", "--quiet", "--out", str(tmp_path / "x")]
-    process = subprocess.Popen(words, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    process.stdout.readline()
-    time.sleep(delay)
-    process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=120)
-    if process.returncode == 99:
-        return
+    for wait in (delay, delay + 0.1, delay + 0.3, delay + 1.0):  # until the signal comes in the program
+        process = subprocess.Popen(words, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(wait)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=120)
+        if process.returncode != 99:
+            break
     assert process.returncode == 130, told
     assert told == "interrupted\n" or "\nto go on where it stopped: monosem " in told
     assert "Traceback" not in told

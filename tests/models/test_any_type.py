@@ -90,7 +90,8 @@ def check_sums(model: Model) -> None:
             with pytest.raises(BadInput, match="streams"):
                 lenses.logit(model, IDS)
         else:
-            lenses.logit(model, IDS)
+            likeliest = lenses.logit(model, IDS).top_probabilities[-1, :, -1, 0]
+            torch.testing.assert_close(likeliest, native.softmax(-1).amax(-1), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in REFUSED if kind not in NO_TEXT])

@@ -19,7 +19,7 @@ from ...errors import UnknownName, cause
 from ..language import is_multimodal, language_model, text_config
 from ..model import Model
 from ..native import device_of, refuse_compiled
-from ..places.families import Family
+from ..places.families import BranchRow, Family
 from ..places.table import BY_TYPE, refuse_type
 from .anatomy import Found, branches_of, choices, merged
 from .ends import ends_of
@@ -90,8 +90,7 @@ def infer(hf: PreTrainedModel) -> Family:
         with shortened(hf, layers):
             failure = _failure(hf, candidate)
         if not (failure := failure or _failure(hf, candidate, sums)):
-            less = any(mixer.kind == "other" for branch in rows for mixer in branch.mixers)
-            because = tried[0][1].reason if tried and less else ""
+            because = tried[0][1].reason if _wholes(rows) > _wholes(choices(branches)[0][0]) else ""
             return _announced(_with_uses(hf, candidate, layers), because)
         tried.append((level, failure))
     best = replace(row, branches=choices(branches)[0][0])
@@ -102,6 +101,11 @@ def infer(hf: PreTrainedModel) -> Family:
         f"no family row for model type {kind!r}, and the inferred one fails: {meaning}, {reason}; {_HOW}; tried: "
         f"{shown(best)}"
     )
+
+
+def _wholes(rows: tuple[BranchRow, ...]) -> int:
+    """How many mixers are read as a whole."""
+    return sum(mixer.kind == "other" for row in rows for mixer in row.mixers)
 
 
 def _with_uses(hf: PreTrainedModel, row: Family, layers: str) -> Family:
