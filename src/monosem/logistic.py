@@ -2,19 +2,29 @@
 
 Where there are fewer rows than dimensions the unknowns are one number a row (the dual): the weights lie in the span of
 the rows, so the matrix of their products K = X Xᵀ is all that is needed, once for all strengths.
+
+A Hessian is factored only while scores still move much (`NEAR`); the steps after that take the last factor with the
+gradient as it is now, so each costs two products instead of a Cholesky decomposition and the limit is the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import softplus
 
-STEPS, HALVINGS = 60, 30
-SETTLED = 1e-7  # change of a score below which a place is done; Newton's next step would be about its square
-LEAST = 1e-12  # of p (1 - p), so that rows that are certain do not divide by zero
+from .errors import BadInput
+
+STEPS, HALVINGS = 200, 30
+SETTLED = 1e-8  # change of a score below which places are done
+NEAR = 0.5  # change of a score below which the last Hessian is still good: p (1 - p) changes by no larger share
+LEAST = 1e-24  # of p (1 - p), so that rows that are certain do not divide by zero
+SINGLE = 1e6  # condition number up to which a step of a float32 factor is right to some per cent
+TOGETHER = {"cpu": 2**18, "cuda": 2**24}  # numbers of a matrix of all places in one step: what a cache holds
 Places = Float[Tensor, "places n d"]
+Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def logistic_paths(
@@ -27,73 +37,154 @@ def logistic_paths(
 
     Args:
         counts: how much each row counts; default: 1.
+
+    Raises:
+        BadInput: a penalty so weak that float64 does not see it beside the rows.
     """
-    Z, target = Z.double(), y.to(Z.device).double()
+    target = y.to(Z.device).double()
     weight = torch.ones_like(target) if counts is None else counts.to(Z.device).double()
-    dual = Z.shape[1] <= Z.shape[2]
-    kernel = Z @ Z.mT if dual else Z
-    unknowns = kernel.shape[2]
-    solve = _dual if dual else _primal
-    state = torch.zeros(len(Z), unknowns + 1, dtype=torch.float64, device=Z.device)
-    W, b = [torch.empty(0)] * len(penalties), [torch.empty(0)] * len(penalties)
-    for place in sorted(range(len(penalties)), key=lambda i: -penalties[i]):
-        state = _newton(kernel, target, weight, penalties[place], state, solve, dual)
-        c, b[place] = state[:, :-1], state[:, -1]
-        W[place] = (Z.mT @ c[..., None])[..., 0] if dual else c
-    return torch.stack(W), torch.stack(b)
+    order = sorted(range(len(penalties)), key=lambda i: -penalties[i])
+    together = TOGETHER.get(Z.device.type, TOGETHER["cuda"]) // max(1, min(Z.shape[1:]) ** 2)
+    W = torch.empty(len(penalties), len(Z), Z.shape[2], dtype=torch.float64, device=Z.device)
+    b = torch.empty(len(penalties), len(Z), dtype=torch.float64, device=Z.device)
+    for start in range(0, len(Z), max(1, together)):
+        part = slice(start, start + max(1, together))
+        form = _Dual.of(Z[part].double()) if Z.shape[1] <= Z.shape[2] else _Primal.of(Z[part].double())
+        state = (
+            form.matrix.new_zeros(len(form.matrix), form.matrix.shape[2]),
+            form.matrix.new_zeros(len(form.matrix), 1),
+        )
+        for i in order:
+            state = _newton(form, target, weight, penalties[i], *state)
+            W[i, part], b[i, part] = form.weights(state[0]), state[1][:, 0]
+    return W, b
 
 
-def _newton(kernel: Tensor, y: Tensor, weight: Tensor, penalty: float, state: Tensor, solve, dual: bool) -> Tensor:  # type: ignore[no-untyped-def]
-    """Newton steps of all places that have not settled yet, halved where the loss would grow."""
-    state, active = state.clone(), torch.arange(len(kernel), device=kernel.device)
+def _newton(
+    form: "_Dual | _Primal", y: Tensor, weight: Tensor, penalty: float, c: Tensor, b: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Steps until no score moves, each halved in the places where the loss would grow."""
 
-    def scores(K: Tensor, at: Tensor) -> Tensor:
-        return (K @ at[:, :-1, None])[..., 0] + at[:, -1:]
+    side = 1 - 2 * y  # all is said with the probability of the wrong class, which is exact also where it is tiny
 
-    def loss(f: Tensor, at: Tensor) -> Tensor:
-        c = at[:, :-1]
-        norm = (c * (f - at[:, -1:])).sum(1) if dual else c.square().sum(1)
-        return (weight * (softplus(f) - y * f)).sum(1) + penalty / 2 * norm
+    def loss(f: Tensor, c: Tensor, b: Tensor) -> Tensor:
+        return (weight * softplus(side * f)).sum(1) + penalty / 2 * form.norm(c, f - b)
 
+    f = _times(form.matrix, c) + b
+    now, step, change = loss(f, c, b), None, torch.inf
     for _ in range(STEPS):
-        K, at = (kernel, state) if len(active) == len(kernel) else (kernel[active], state[active])
-        f = scores(K, at)
-        p = f.sigmoid()
-        s = weight * (p * (1 - p)).clamp(min=LEAST)
-        new = solve(K, s, s * f + weight * (y - p), penalty)
-        before, moved = loss(f, at), scores(K, new)
-        size = torch.ones(len(at), 1, dtype=at.dtype, device=at.device)
+        wrong = (side * f).sigmoid()
+        if step is None:
+            step = form.step(weight * (wrong * (1 - wrong)).clamp(min=LEAST), penalty)
+        dc, db = step(-weight * side * wrong, c)
+        df = _times(form.matrix, dc) + db
+        size = torch.ones_like(b)
         for _ in range(HALVINGS):
-            worse = loss(f + size * (moved - f), at + size * (new - at)) > before + 1e-12 * before.abs()
+            then = loss(f + size * df, c + size * dc, b + size * db)
+            worse = ~(then <= now + 1e-12 * now.abs())
             if not bool(worse.any()):
                 break
             size = torch.where(worse[:, None], size / 2, size)
-        state[active] = at + size * (new - at)
-        change = (size * (moved - f)).abs().amax(1)
-        active = active[change > SETTLED]
-        if not len(active):
+        c, b, f, now = c + size * dc, b + size * db, f + size * df, then
+        before, change = change, float(df.abs().max())
+        if change < SETTLED:
             break
-    return state
+        if change > NEAR or change > before / 2:
+            step = None
+    return c, b
 
 
-def _dual(K: Tensor, s: Tensor, response: Tensor, penalty: float) -> Tensor:
-    """(K + penalty / s) a = r - b 1 with Σ a = 0, r = response / s; symmetric with a = √s u."""
-    root = s.sqrt()
-    A = K * root[:, :, None]
-    A *= root[:, None, :]
+def _times(matrix: Tensor, v: Tensor) -> Tensor:
+    return (matrix @ v[..., None])[..., 0]
+
+
+@dataclass(frozen=True)
+class _Dual:
+    """One unknown a row: w = Zᵀ c, f = K c + b."""
+
+    rows: Places
+    matrix: Float[Tensor, "places n n"]
+    single: Tensor  # the same in float32
+
+    @classmethod
+    def of(cls, Z: Places) -> "_Dual":
+        K = Z @ Z.mT
+        return cls(Z, K, K.float())
+
+    def weights(self, c: Tensor) -> Tensor:
+        return _times(self.rows.mT, c)
+
+    def norm(self, c: Tensor, scores: Tensor) -> Tensor:
+        return (c * scores).sum(1)
+
+    def step(self, s: Tensor, penalty: float) -> Step:
+        """(S K + penalty) dc + s db = pull - penalty c with Σ (c + dc) = 0; symmetric with dc = √s u."""
+        root = s.sqrt()
+        K = self.single if _well(s * self.matrix.diagonal(dim1=1, dim2=2), penalty) else self.matrix
+        r = root.to(K.dtype)
+        A = K * r[:, :, None]
+        A *= r[:, None, :]
+        solve = _solver(A, penalty)
+        one = solve(root)
+        total = (root * one).sum(1, keepdim=True)
+
+        def step(pull: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+            u = solve((pull - penalty * c) / root)
+            db = ((root * u).sum(1, keepdim=True) + c.sum(1, keepdim=True)) / total
+            return root * (u - db * one), db
+
+        return step
+
+
+@dataclass(frozen=True)
+class _Primal:
+    """One unknown a dimension: f = Z c + b."""
+
+    matrix: Places
+    single: Tensor
+
+    @classmethod
+    def of(cls, Z: Places) -> "_Primal":
+        return cls(Z, Z.float())
+
+    def weights(self, c: Tensor) -> Tensor:
+        return c
+
+    def norm(self, c: Tensor, scores: Tensor) -> Tensor:
+        return c.square().sum(1)
+
+    def step(self, s: Tensor, penalty: float) -> Step:
+        """(Zᵀ S Z + penalty) dc + Zᵀ s db = Zᵀ pull - penalty c, sᵀ Z dc + Σ s db = Σ pull."""
+        Z = self.single if _well(s * self.matrix.square().sum(2), penalty) else self.matrix
+        solve = _solver((Z * s.to(Z.dtype)[..., None]).mT @ Z, penalty)
+        free = _times(self.matrix.mT, s)
+        one = solve(free)
+        total = s.sum(1, keepdim=True) - (free * one).sum(1, keepdim=True)
+
+        def step(pull: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+            u = solve(_times(self.matrix.mT, pull) - penalty * c)
+            db = (pull.sum(1, keepdim=True) - (free * u).sum(1, keepdim=True)) / total
+            return u - db * one, db
+
+        return step
+
+
+def _well(diagonal: Tensor, penalty: float) -> bool:
+    """Whether float32 is enough for a matrix of this diagonal and the penalty; no eigenvalue is above its trace."""
+    return float(diagonal.sum(1).max()) < SINGLE * penalty
+
+
+def _solver(A: Tensor, penalty: float) -> Callable[[Tensor], Tensor]:
+    """(A + penalty)⁻¹ times a float64 vector a place; A is overwritten."""
     A.diagonal(dim1=1, dim2=2).add_(penalty)
-    sides = torch.stack([response / root, root], 2)
-    u, one = torch.cholesky_solve(sides, torch.linalg.cholesky(A)).unbind(2)
-    b = (root * u).sum(1, keepdim=True) / (root * one).sum(1, keepdim=True)
-    return torch.cat([root * (u - b * one), b], 1)
+    L, failed = torch.linalg.cholesky_ex(A)
+    if bool(failed.any()):
+        raise BadInput(
+            f"a penalty of {penalty:.1g} is nothing beside these rows: choose a smaller C, or standardise the rows"
+        )
 
+    def solve(v: Tensor) -> Tensor:
+        half = torch.linalg.solve_triangular(L, v.to(L.dtype)[..., None], upper=False)
+        return torch.linalg.solve_triangular(L.mT, half, upper=True)[..., 0].double()
 
-def _primal(Z: Tensor, s: Tensor, response: Tensor, penalty: float) -> Tensor:
-    """(Zᵀ S Z + penalty) w = Zᵀ (S r - b s), Σ (S r - S Z w - b s) = 0."""
-    A = (Z * s[..., None]).mT @ Z
-    A.diagonal(dim1=1, dim2=2).add_(penalty)
-    ZS = (Z.mT @ torch.stack([response, s], 2)).contiguous()
-    u, one = torch.cholesky_solve(ZS, torch.linalg.cholesky(A)).unbind(2)
-    free = ZS[..., 1]  # Zᵀ s
-    b = (response.sum(1) - (free * u).sum(1)) / (s.sum(1) - (free * one).sum(1))
-    return torch.cat([u - b[:, None] * one, b[:, None]], 1)
+    return solve

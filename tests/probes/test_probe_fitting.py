@@ -47,9 +47,22 @@ def test_both_forms_of_newton_agree_also_where_classes_can_be_separated():
     W_dual, b_dual = logistic.logistic_paths(wide[:, :, [*range(59), *range(60, 119)]], rows.y, [1e-6, 1.0])
     torch.testing.assert_close(W_dual[..., :59], W, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(b_dual, b, rtol=1e-6, atol=1e-9)
-    f = (rows.x[:, :, :59] @ W[1, ..., None])[..., 0] + b[1][:, None]
-    gradient = (rows.x[:, :, :59].mT @ (f.sigmoid() - rows.y.double())[..., None])[..., 0] + W[1]
-    assert gradient.abs().max() < 1e-6
+    for number, penalty in enumerate([1e-6, 1.0]):
+        f = (rows.x[:, :, :59] @ W[number, ..., None])[..., 0] + b[number][:, None]
+        pull = torch.where(rows.y, -(-f).sigmoid(), f.sigmoid())  # p - y; the scores are 40 with the weak penalty
+        gradient = (rows.x[:, :, :59].mT @ pull[..., None])[..., 0] + penalty * W[number]
+        assert gradient.abs().max() < 1e-7 * penalty * W[number].abs().max()
+
+
+def test_places_in_one_step_or_apart_are_the_same_and_a_penalty_that_is_nothing_is_refused(monkeypatch):
+    rows = drawn(40, 90, places=5)
+    together = logistic.logistic_paths(rows.x, rows.y, [1e-3, 1.0, 10.0])
+    monkeypatch.setitem(logistic.TOGETHER, "cpu", 2 * 40**2)
+    monkeypatch.setattr(logistic, "SINGLE", 0.0)  # every factor in float64
+    for one, other in zip(together, logistic.logistic_paths(rows.x, rows.y, [1e-3, 1.0, 10.0])):
+        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-10)
+    with pytest.raises(BadInput, match="choose a smaller C"):
+        logistic.logistic_paths(torch.cat([rows.x] * 3, 1) * 1e4, torch.cat([rows.y] * 3), [1e-30])
 
 
 def test_balanced_classes_are_scikit_learns():
