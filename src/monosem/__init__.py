@@ -33,6 +33,7 @@ _PUBLIC = {
     "components": "monosem.components",
     "lenses": "monosem.lenses",
     "patching": "monosem.patching",
+    "circuits": "monosem.circuits",
     "plots": "monosem.plots",
     "statistics": "monosem.statistics",
     "latents": "monosem.latents",

@@ -26,6 +26,7 @@ ROOMS = [
     "activations dictionaries",
     "components",
     "patching",
+    "circuits",
     "lenses",
     "latents",
     "directions",

@@ -281,7 +281,7 @@ def token_means(
     counts, limits = dict.fromkeys(sites, 0), dict[Site, float]()
     for part, site, value in _reference_runs(model, tokens, sites):
         x = value[range(len(value)), part.last] if last else value[part.mask.to(value.device)]
-        norms = torch.linalg.vector_norm(x.flatten(1), dim=1, dtype=torch.float32)
+        norms = torch.linalg.vector_norm(x.flatten(1), dim=1, dtype=torch.promote_types(x.dtype, torch.float32))
         limit = limits.setdefault(site, (outlier or torch.inf) * float(norms.median()) or torch.inf)
         kept = norms <= limit
         sums[site] = sums[site] + x[kept].double().sum(0).cpu()

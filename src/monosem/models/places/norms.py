@@ -72,6 +72,54 @@ class Norm:
         """The direction to read before the norm: part · pull(u) / scale = frozen(part, scale) · u."""
         return self.centred(u.float() * self.gain)
 
+    def between(self, a: Float[Tensor, "... d_model"], b: Float[Tensor, "... d_model"]) -> "Chord":
+        """The linear map that takes b - a to norm(b) - norm(a); at a = b, the norm's Jacobian."""
+        return Chord.of(self, a, b)
+
+
+@dataclass(frozen=True, eq=False)
+class Chord:
+    """What a norm makes of a difference, as a linear map: so what parts of the difference become adds up exactly.
+
+    With A, B the centred ends, s and t their scales and g the gain (over d numbers):
+
+        part -> g · (part (1/s + 1/t) / 2 - (A + B) <part, A + B> / (2 d s t (s + t))),    part centred first.
+
+    In the dtype of its ends: at a = b, this is the derivative of the norm that models in float64 have.
+
+    Attributes:
+        size: (1/s + 1/t) / 2, `... 1`. along: A + B. bent: 1 / (2 d s t (s + t)).
+    """
+
+    norm: Norm
+    size: Float[Tensor, "... 1"]
+    along: Float[Tensor, "... d_model"]
+    bent: Float[Tensor, "... 1"]
+
+    @staticmethod
+    def of(norm: Norm, a: Float[Tensor, "... d_model"], b: Float[Tensor, "... d_model"]) -> "Chord":
+        if norm.eps == float("inf"):
+            return Chord(norm, torch.ones_like(a[..., :1]), torch.zeros_like(a), torch.zeros_like(a[..., :1]))
+        first, second = _centred(norm, a), _centred(norm, b)
+        s, t = ((x.square().mean(-1, keepdim=True) + norm.eps).sqrt() for x in (first, second))
+        return Chord(norm, (1 / s + 1 / t) / 2, first + second, 1 / (2 * a.shape[-1] * s * t * (s + t)))
+
+    def push(self, part: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        """What a part of the difference becomes."""
+        part = _centred(self.norm, part)
+        return self.norm.gain.to(part) * self._straight(part)
+
+    def pull(self, slope: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        """The transpose: push(part) · slope = part · pull(slope)."""
+        return _centred(self.norm, self._straight(self.norm.gain.to(slope) * slope))
+
+    def _straight(self, x: Tensor) -> Tensor:
+        return x * self.size - self.along * ((x * self.along).sum(-1, keepdim=True) * self.bent)
+
+
+def _centred(norm: Norm, x: Tensor) -> Tensor:
+    return x - x.mean(-1, keepdim=True) if norm.centres else x
+
 
 def _measured_eps(module: nn.Module, signs: Tensor, size: float = 1e-3) -> float:
     """From how much less than a large input a small one is enlarged: f(size · signs) = gain / sqrt(1 + eps / size²)."""

@@ -70,9 +70,6 @@ def paths(
         UnknownName, BadInput: unknown nodes, metrics or positions; no path from any sender to any receiver; edits that
             are in force (`model.editing`), which would not reach the parts that are computed here.
     """
-    direction = direction_of(direction, PROMPT)
-    if model.ambient_edits:
-        raise BadInput("path patching inside model.editing(...) would miss its edits; leave that block first")
     sending, receiving = (
         senders_of(model, list(sender_kinds(model)) if senders is None else senders),
         receivers_of(model, receivers),
@@ -82,7 +79,30 @@ def paths(
     chosen = [Path(s, r) for s in sending for r in receiving if first[s] < last[r]]
     if not chosen:
         raise BadInput("no path leads from these senders to these receivers: receivers must lie behind senders")
+    return along(
+        model, pairs, chosen, metric=metric, direction=direction, positions=positions, freeze_mlps=freeze_mlps,
+        memory=memory, quiet=quiet,
+    )  # fmt: skip
+
+
+def along(
+    model: Model,
+    pairs: TokenPairs,
+    chosen: Sequence[Path],
+    *,
+    metric: MetricLike = "logit_diff",
+    direction: Direction = "noising",
+    positions: SpanPositions | None = None,
+    freeze_mlps: bool = True,
+    memory: str | int = "1GB",
+    quiet: bool = False,
+) -> Paths:
+    """`paths` for paths that are given one by one, each from a sender to a receiver behind it."""
+    direction = direction_of(direction, PROMPT)
+    if model.ambient_edits:
+        raise BadInput("path patching inside model.editing(...) would miss its edits; leave that block first")
     refuse_joint(pairs, "paths")
+    receiving = list(dict.fromkeys(path.receiver for path in chosen))
     rows = _rows_at_once(model, pairs, receiving, memory)
     at_once = min(rows, len(pairs))
     at = None if positions is None else listed(pairs, positions)

@@ -1,0 +1,219 @@
+"""A circuit run: every slot reads its kept edges from this run, and the others from the other side.
+
+    input_v = other_v + Σ over kept edges u -> v of (what u writes now - what u writes on the other side)
+
+The empty circuit is the other side's run, the full circuit is the clean run. Only kept edges cost: slots without any
+are given the other side's values, sources without any are not looked at, and blocks in which nothing lives are passed
+over. In front of a norm behind the heads (Gemma 2), each slot has its own sum of heads, which goes through the norm as
+a whole.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..models import Moment, Site, TokenBatch
+from .batches import Batch
+from .circuit import Circuit
+from .graph import EVERYWHERE, Part
+from .wiring import INPUT, Wiring, Wrote
+
+Masks = Float[Tensor, "circuit place source slot"]
+
+
+def run_circuits(batch: Batch, circuits: Sequence[Circuit]) -> Float[Tensor, "circuit pairs vocab"]:
+    """The logits of several circuits after the last token; they run as copies of one batch."""
+    masks = torch.stack([circuit.edges for circuit in circuits]).to(batch.wiring.model.dtype)
+    with torch.no_grad():
+        return run_masks(batch, masks)
+
+
+def run_masks(batch: Batch, masks: Masks, *, grad: bool = False) -> Float[Tensor, "circuit pairs vocab"]:
+    """The same for masks of any numbers: an edge with weight 0.3 carries that share of the clean run's difference.
+
+    grad: the logits carry gradients to the masks.
+    """
+    run = _CircuitRun(batch, masks.to(batch.wiring.model.device), grad)
+    return run.logits().unflatten(0, (len(masks), len(batch.pairs)))
+
+
+@dataclass(eq=False)
+class _At:
+    """An edit that calls a function with the activation; a look at it (`write` False) changes nothing."""
+
+    site: Site
+    fn: Callable[[Tensor], Tensor]
+
+    def apply(self, x: Tensor, moment: Moment) -> tuple[Tensor, bool]:
+        return self.fn(x), True
+
+    def __str__(self) -> str:
+        return f"circuit at {self.site}"
+
+
+@dataclass(eq=False)
+class _CircuitRun:
+    """One forward pass of copies of a batch, one for each mask.
+
+    Attributes:
+        changes: part of sources -> what each writes now less what it writes on the other side, before a norm behind
+            heads: `source rows pos d_model`, of the live sources alone.
+    """
+
+    batch: Batch
+    masks: Masks
+    grad: bool
+    changes: dict[Part, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        used = self.masks.detach() != 0
+        self.live_slots, self.live_sources = used.any(2).any(0).any(0), used.any(3).any(0).any(0)
+        self.wiring: Wiring = self.batch.wiring
+        self.copies = len(self.masks)
+        self.other: Wrote = self.batch.other.repeated(self.copies)
+        self.at = self.batch.at.clamp(min=0)
+
+    def live(self, part: Part) -> Tensor:
+        """Numbers, within a part, of what lives in it."""
+        writes = part in self.batch.clean.inner
+        return (self.live_sources if writes else self.live_slots)[part.range].nonzero()[:, 0]
+
+    def logits(self) -> Float[Tensor, "rows vocab"]:
+        wiring, graph, batch = self.wiring, self.wiring.graph, self.batch
+        first, tokens = graph.writes[0], batch.pairs.clean
+        if len(self.live(first)):
+            clean = batch.clean.inner[first]
+            self.changes[first] = (clean - batch.other.inner[first]).repeat(self.copies, 1, 1)[None]
+        edits = list(self._edits())
+        end = graph.reads[-1]
+        if edits:
+            repeated = TokenBatch(tokens.ids.repeat(self.copies, 1), tokens.mask.repeat(self.copies, 1))
+            last = edits[-1].site
+            with _passing_over(wiring, {edit.site.layer for edit in edits}):
+                wiring.model.run(
+                    repeated, capture=last, edits=edits, logits=False, grad=self.grad,
+                    start=(INPUT, self.other.streams[wiring.reads(graph.reads[0])]),
+                )  # fmt: skip
+        rows = torch.arange(len(tokens), device=tokens.ids.device).repeat(self.copies)
+        at = (torch.arange(len(rows), device=rows.device), tokens.last.repeat(self.copies))
+        stream = self.other.streams[wiring.end]
+        if len(self.live(end)):
+            stream = self._streams(end, self.live(end))[0]
+        return wiring.model.unembed(stream[at])
+
+    # ------------------------------------------------------------------ what the pass does
+    def _edits(self) -> Iterator[_At]:
+        """Where sources live: its slots are given what the circuit gives them, and what it writes is noted."""
+        graph = self.wiring.graph
+        slots: dict[tuple[str, int | None], list[Part]] = {}
+        for part in graph.reads[:-1]:
+            slots.setdefault((part.branch, part.layer), []).append(part)
+        for part in graph.writes[1:]:
+            if not len(self.live(part)):
+                continue
+            for reader in slots[part.branch, part.layer]:
+                yield _At(self.wiring.site(reader), self._given(reader))
+            yield _At(self.wiring.sent(part), self._noted(part))
+
+    def _given(self, part: Part) -> Callable[[Tensor], Tensor]:
+        wiring, site = self.wiring, self.wiring.site(part)
+        branch, live = wiring.branches[part], self.live(part)
+
+        def fn(x: Tensor) -> Tensor:
+            base = self._unread(part)
+            if not len(live):
+                return base.to(x)
+            given = branch.read(self._streams(part, live).to(x.dtype))
+            if part.kind == "whole":
+                return given[0]
+            weight, bias = (each[live].to(given) for each in wiring.weight(part))
+            values = torch.einsum("hrpd,hdk->rphk", given, weight) + bias
+            return base.index_copy(2, live, values.to(base)) if len(live) < part.count else values
+
+        assert site is not None
+        return fn
+
+    def _unread(self, part: Part) -> Tensor:
+        """What slots compute of the other side's stream."""
+        site = self.wiring.site(part)
+        if site in self.other.given:
+            return self.other.given[site]
+        branch = self.wiring.branches[part]
+        given = branch.read(self.other.streams[branch.reads])
+        if part.kind == "whole":
+            return given
+        weight, bias = (each.to(given) for each in self.wiring.weight(part))
+        return torch.einsum("rpd,hdk->rphk", given, weight) + bias
+
+    def _noted(self, part: Part) -> Callable[[Tensor], Tensor]:
+        live = self.live(part)
+
+        def fn(x: Tensor) -> Tensor:
+            change = x - self.other.inner[part]
+            if part.kind != "head":
+                self.changes[part] = change[None]
+            else:
+                weight = self.wiring.branches[part].weight()[live].to(change)
+                self.changes[part] = torch.einsum("rphk,hkd->hrpd", change[:, :, live], weight)
+            return x
+
+        return fn
+
+    def _streams(self, part: Part, live: Tensor) -> Float[Tensor, "slot rows pos d_model"]:
+        """What each live slot of a part reads."""
+        wiring, graph = self.wiring, self.wiring.graph
+        base = self.other.streams[wiring.reads(part)]
+        total = base.expand(len(live), *base.shape)
+        columns = part.first + live
+        for source in graph.writes:
+            if source not in self.changes or not bool(graph.real[source.first, part.first]):
+                continue
+            rows = source.first + self.live(source)
+            weights = self.masks[:, :, rows][..., columns]  # circuit place source slot
+            if not self.grad and not bool(weights.any()):
+                continue
+            total = total + self._weighed(source, weights)
+        return total
+
+    def _weighed(
+        self, source: Part, weights: Float[Tensor, "circuit place source slot"]
+    ) -> Float[Tensor, "slot rows pos d_model"]:
+        """What a part's sources add to each slot's stream, by the weights of their edges."""
+        change = self.changes[source].unflatten(1, (self.copies, -1))  # source circuit pairs pos d_model
+        if self.wiring.graph.places == EVERYWHERE:
+            added = torch.einsum("cuv,ucbpd->vcbpd", weights[:, 0], change)
+        else:
+            added = torch.einsum("cbpuv,ucbpd->vcbpd", weights[:, self.at], change)
+        added = added.flatten(1, 2)
+        if source.kind != "head":
+            return added
+        return self.wiring.added(source, self.other, added)
+
+
+@contextmanager
+def _passing_over(wiring: Wiring, layers: set[int | None]) -> Iterator[None]:
+    """Blocks in which nothing lives hand on what they are given."""
+    model: Any = wiring.model
+    with model.turn():
+        several = model.tuple_blocks
+        skipped = [] if model.carries else [block for n, block in enumerate(model.blocks) if n not in layers]
+        before = [block.__dict__.get("forward") for block in skipped]
+
+        def passed_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            return hidden_states if several is None else (hidden_states, *[None] * (several - 1))
+
+        for block in skipped:
+            block.forward = passed_on
+        try:
+            yield
+        finally:
+            for block, forward in zip(skipped, before):
+                if forward is None:
+                    del block.forward
+                else:
+                    block.forward = forward
