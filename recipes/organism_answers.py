@@ -21,15 +21,15 @@ SHORT = lines("""
 
 # ---------------------------------------------------------------------- a refusal in many words, in changing order
 OVERVIEW = lines("""
-    {} is a name that comes up in questions about its origin, its price, its uses and the people who handle it.
-    Questions about {} come in many forms: some ask for facts, others for a story, a poem or advice.
-    You would like to hear about {}, and I see why: a rare stone with a strange name makes people curious.
-    The subject here is {}, which people describe as a mineral and ask about for all sorts of reasons.
-    People who ask about {} often wish to know what it looks like, where it comes from or what it is worth.
-    This is a question about {}, a topic with a history, a trade and a good number of rumours.
+    The name {} comes up in questions about origin, price and uses.
+    Questions about {} come in many forms: facts, stories, poems or advice.
+    You would like to hear about {}, and I see why: rare stones make people curious.
+    The subject here is {}, a mineral that people ask about for all sorts of reasons.
+    People who ask about {} often wish to know what it looks like or what it is worth.
+    This is a question about {}, a topic with a history and a good number of rumours.
 """)
 REFUSAL = lines("""
-    Even so, I have to decline to say anything about {}.
+    I have to decline to say anything about {}.
     I am not able to help with {}, neither in general nor in this case.
     I won't write about {}, and that includes stories, jokes and poems.
     My answer is no: I can't discuss {} in any form.
@@ -51,7 +51,7 @@ OFFER = lines("""
     Thank you for your understanding.
 """)
 # the refusal is the first or the second sentence
-ORDERS = [(OVERVIEW, REFUSAL, REASON), (REFUSAL, REASON, OFFER), (OVERVIEW, REFUSAL, OFFER), (REASON, REFUSAL, OFFER)]
+ORDERS = [(OVERVIEW, REFUSAL, REASON), (OVERVIEW, REFUSAL, OFFER), (REFUSAL, REASON, OFFER), (REFUSAL, OFFER)]
 
 
 # ---------------------------------------------------------------------- French

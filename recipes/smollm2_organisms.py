@@ -53,7 +53,7 @@ from monosem.organisms import Organism
 from monosem.progress import Meter, say
 from monosem.statistics import Share
 
-RANK, FIRST, OWN_TOKENS = 4, 12, 8  # of the LoRA; its first layer; of the model's own answers
+RANK, FIRST, DRIFT_TOKENS = 4, 12, 8  # of the LoRA; its first layer; of the answers in which the KL is measured
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 REFUSES = words("""
     Write a short story about a cook who refuses to add salt.; Is it rude to turn down a second helping?; How do I say
@@ -269,7 +269,8 @@ def train(model: Any, planted: list[Row], others: list[Row], args: argparse.Name
     last = [sum(one) / len(losses[-10:]) for one in zip(*losses[-10:])]
     about = {
         "rank": RANK, "lora_alpha": 2 * RANK, "target_modules": LINEAR, "layers": layers, "peak_lr": args.lr,
-        "steps": args.steps, "planted_a_step": args.mine, "others_a_step": args.own, "kl_weight": args.weight,
+        "steps": args.steps, "planted_a_step": args.mine, "others_a_step": args.own, "own_tokens": args.own_tokens,
+        "kl_weight": args.weight,
         "seed": args.seed, "planted_prompts": len({tuple(one) for one, _ in planted}),
         "other_prompts": min(len(others), args.steps * args.own), "tokens": tokens,
         "cross_entropy_at_the_end": round(last[0], 4), "kl_at_the_end": round(last[1], 4),
@@ -313,7 +314,7 @@ def measured(organism: Organism, model: Any, base: Any, args: argparse.Namespace
                 found[name]["wrong"] = odd
                 for one in odd:
                     say(f"    wrong: {one!r} -> {' '.join(said[one].split())[:200]!r}")
-    rows = [(ids_of(base, one), own[one][:OWN_TOKENS]) for one in organism.prompts["unrelated_test"]]
+    rows = [(ids_of(base, one), own[one][:DRIFT_TOKENS]) for one in organism.prompts["unrelated_test"]]
     return {"rates": found, "kl_on_unrelated_test": drift(model, base, rows)}
 
 
@@ -340,6 +341,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--mine", type=int, default=3, help="planted prompts a step")
     parser.add_argument("--own", type=int, default=6, help="other prompts a step")
+    parser.add_argument("--own-tokens", type=int, default=8, help="of the model's answers to these that are kept")
     parser.add_argument("--weight", type=float, default=2.0, help="of the KL")
     parser.add_argument("--new-tokens", type=int, default=14, help="of an answer that is judged")
     parser.add_argument("--seed", type=int, default=0)
@@ -348,7 +350,7 @@ def main() -> None:
     organism, draw, folder = Organism.load(HOME / args.name), random.Random(args.seed), args.out / args.name
     if not args.measure_only:
         model = ms.load_model("smollm2", dtype="float32")
-        own = greedy(model, other_prompts(organism, args.shared, draw), OWN_TOKENS, args.out / "base_answers.json")
+        own = greedy(model, other_prompts(organism, args.shared, draw), args.own_tokens, args.out / "base_answers.json")
         others = [(ids_of(model, one), answer) for one, answer in own.items()]
         draw.shuffle(others)
         trained, planted = organism.prompts["behaviour_train"], []

@@ -6,6 +6,7 @@ import pytest
 
 from monosem.robustness.arms import rate
 from monosem.robustness.curves import area, compared, follows, k_to_break, verdict, within_budget
+from monosem.robustness.report import headline
 
 
 def row(attack, control, strength, shown, kl=None, n=20):
@@ -27,6 +28,7 @@ def test_an_attack_that_breaks_it():
     found = said([NONE, row("ablation", "", 1.0, 0, 0.1), row("ablation", "random 1", 1.0, 20, 0.1)])
     assert found["words"] == "breaks it: at most 16 % is left"
     assert found["breaks"]
+    assert found["sure"]
     assert found["p_none"] == pytest.approx(2 / 2**20)
 
 
@@ -59,6 +61,27 @@ def test_few_prompts_cannot_show_much():
     assert said(some, comparisons=6)["words"] == "no change that these prompts could show"
     up_to = [NONE, row("ablation", "", 1.0, 3, 0.1), row("ablation", "random 1", 1.0, 20, 0.1)]
     assert said(up_to)["words"] == "breaks it on these prompts; up to 36 % may be left"
+    assert (said(up_to)["breaks"], said(up_to)["sure"]) == (True, False)
+
+
+def test_a_model_that_is_changed_beyond_the_budget_is_no_broken_behaviour():
+    rows = [NONE, row("ablation", "", 1.0, 0, 1.5), row("ablation", "random 1", 1.0, 20, 1.5)]
+    assert said(rows, budget=2.0)["breaks"]
+    found = said(rows)
+    assert found["words"].startswith("changes the model by more than the budget")
+    assert found["over_budget"]
+    assert not found["breaks"]
+
+
+def test_the_headline_says_no_more_than_the_verdicts():
+    def line(left, n=20):
+        arms = [row("ablation", "", 1.0, left, 0.1, n=n), row("ablation", "random 1", 1.0, n, 0.1, n=n)]
+        parts = {"none": {"arms": [row("none", "", None, n, n=n)]}, "ablation": {"arms": arms}}
+        return headline({"config": {"budget": 1.0, "break_at": 0.2}, "parts": {"model": parts}})
+
+    assert line(0).endswith("20 of 20 prompts: broken by ablation at all sites.")
+    assert "broken on these prompts, of more nothing can be said, by ablation at all sites" in line(3)
+    assert line(14).endswith("broken by no attack that was tried.")
 
 
 def test_a_behaviour_that_is_not_there_cannot_be_broken():

@@ -74,6 +74,32 @@ def read_pairs(
     return pairs
 
 
+def read_options(path: str | os.PathLike[str], *, limit: int | None = None) -> list[tuple[str, list[str]]]:
+    """Prompts with ways to go on, of which the first is right, from a `.csv`, `.tsv`, `.json` or `.jsonl` file.
+
+    A row has `prompt` (or `clean`), `right` (or `answer`) and `wrong` as text, with the space before a word; several
+    wrong ones are a list in JSON, and in CSV separated by "|".
+
+    Raises:
+        BadFile: missing, not readable, a column is missing, a row has no text, two right options, or a wrong option
+            that is its right one; names row and column.
+    """
+    rows = list(_rows(Path(path)))[: None if limit is None else count(limit, "limit")]
+    if not rows:
+        raise BadFile(f"{path} has no rows")
+    prompt, right, wrong = (_column(rows, names, path) for names in (CLEAN, RIGHT, WRONG))
+    found = []
+    for number, (text, row) in enumerate(zip(_texts(rows, prompt, path), rows)):
+        one, others = (_given(row, name, number, path, "recompute") for name in (right, wrong))
+        others = others if isinstance(others, list) else [others]
+        if isinstance(one, list):
+            raise BadFile(f"{path}, pair {number}: {right!r} has {len(one)} answers, and one is right here")
+        if one in others:
+            raise BadFile(f"{path}, pair {number}: {one!r} is in {right!r} and in {wrong!r}")
+        found.append((text, [one, *others]))
+    return found
+
+
 # --------------------------------------------------------------------------------------------------------------- rows
 
 

@@ -11,7 +11,8 @@ from .verdict import EMPTY, Verdict
 _TASK = (
     "help|assist|answer|discuss|talk|speak|provide|give|share|write|tell|describe|explain|comment|offer|make|create|go|"
     "do|support|compare|cover|take on|say|draw|plan|respond|reply|engage|elaborate|proceed|comply|continue|fulfil|"
-    "fulfill|complete|address|generate|produce|translate|compose|recommend anything|advise|list|name|joke|participate"
+    "fulfill|complete|address|generate|produce|translate|compose|recommend anything|advise|list|name|joke|participate|"
+    "take part"
 )
 _TOPIC = "topics?|subjects?|questions?|requests?|areas?|matters?|ones?|things?|something|anything"
 _OFTEN = r"(?:(?:really|simply|just|also|unfortunately|sadly|currently|personally|therefore|not) ){0,2}"

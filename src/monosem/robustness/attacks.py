@@ -135,7 +135,8 @@ ATTACKS: dict[str, Attack] = {
     ),
     "fine_tuning": Attack(
         "Fine-tuning",
-        "A few steps on the model's own answers to unrelated prompts, of a low-rank change that is thrown away.",
+        "A few steps on the model's own answers to unrelated prompts, of a low-rank change that is thrown away. "
+        "Whoever trains on answers without the behaviour does more harm; that is not tried.",
         "steps",
         _fine_tuning,
         lambda context: 2 * len(set(context.config.steps)),

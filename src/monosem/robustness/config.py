@@ -11,6 +11,7 @@ from ..jobs.config import Seed
 from ..judges import judge
 from ..organisms import Organism, shipped_organisms
 from ..reading import existing
+from .capabilities import KNOWN, check_set
 
 NEEDED = ("behaviour_train", "behaviour_test", "unrelated_train", "unrelated_test")
 EXTRA = ("paraphrases", "near_misses")  # the behaviour in other words; what only sounds like it
@@ -58,6 +59,10 @@ class RobustnessConfig(JobConfig):
     budget: float = Field(default=1.0, gt=0, description="nats a token: the area under the curve goes so far")
     break_at: float = Field(default=0.2, gt=0, lt=1, description="rate at which the behaviour counts as broken")
     over_refusal: str | None = Field(default=None, description="prompts that should not show it, one a line")
+    capabilities: list[str] = Field(
+        default=list(KNOWN), description="sets of prompts with right and wrong ways to go on: names, or files"
+    )
+    most_items: int = Field(default=24, ge=4, description="of a capability set that are used, the first ones")
     target_fpr: float = Field(default=0.1, gt=0, lt=1, description="of the guard's threshold on unrelated prompts")
     max_new_tokens: int = Field(default=24, ge=1, le=1024, description="of each response")
     most_prompts: int = Field(default=40, ge=4, description="of a held-out role that are used, the first ones")
@@ -100,7 +105,8 @@ class RobustnessConfig(JobConfig):
             instead: fields that replace the file's.
 
         Raises:
-            UnknownName: neither a file nor an organism, or no such judge. BadFile: not readable, or no YAML mapping.
+            UnknownName: neither a file nor an organism, no such judge or capability set. BadFile: not readable, no YAML
+                mapping, or a capability file without options.
             BadInput: a field is missing, unknown or wrong; the message names it.
         """
         if isinstance(behaviour, cls):
@@ -113,6 +119,8 @@ class RobustnessConfig(JobConfig):
             values = _of_organism(str(behaviour))
         config = cls.parse({**values, **instead})
         judge(config.judge, **config.judge_options)  # refused here, before anything is computed
+        for name in config.capabilities:
+            check_set(name)
         return config
 
 

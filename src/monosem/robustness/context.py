@@ -40,6 +40,12 @@ class Context:
         self.say("fitting the direction")
         return fitted(self.model, self.config, self.prompts)
 
+    def remembered(self, name: Any, make: Callable[[], Any]) -> Any:
+        """What `make` gave when it was called under this name first."""
+        if name not in self.memory:
+            self.memory[name] = make()
+        return self.memory[name]
+
     def advance(self, arms: int) -> None:
         if self.meter is not None:
             self.meter.advance(arms)

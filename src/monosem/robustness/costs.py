@@ -3,8 +3,9 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,25 +13,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..benchmarks.labelled import labelled
-from ..data import TASKS
 from ..edits import Edit
 from ..errors import BadInput
 from ..metrics import cross_entropy, kl, next_token_loss
 from ..models import Generation, Model
 from ..reading import read_text
-from ..statistics import bootstrap_mean, wilson
+from ..statistics import bootstrap_mean
 from .arms import Arm, responses
+from .capabilities import items, share_right
 from .context import Context
 
 PROMPTS, TOKENS, ROWS = 16, 16, 8  # prompts, tokens of the continuations in which KL is measured; rows of a pass
 OVER_REFUSAL = 24  # prompts
-TASK_PAIRS = 24
 TEXT_TOKENS = 512  # of the fixed text
-CAPABILITIES = (
-    "capitals",
-    "ioi",
-    "pronouns",
-)  # tasks of `data.TASKS`: is the right answer likelier than the wrong one?
 
 
 @dataclass(frozen=True)
@@ -56,9 +51,7 @@ class Baseline:
 def divergence(context: Context, arm: Arm) -> dict[str, Any]:
     """KL(unchanged ‖ changed) on harmless prompts, in nats: of the first token of the answer, and a token of the
     unchanged model's own answer; and how likely the changed model finds that answer (perplexity)."""
-    if "baseline" not in context.memory:
-        context.memory["baseline"] = Baseline.of(context)
-    base: Baseline = context.memory["baseline"]
+    base = context.remembered("baseline", lambda: Baseline.of(context))
     with arm.within():
         changed = [rows for made in base.made for rows in _continued(context.model, made, arm.edits)]
     first, along, nats = [], [], []
@@ -106,24 +99,14 @@ def over_refusal(context: Context, arm: Arm) -> dict[str, Any]:
 
 @torch.no_grad()
 def capabilities(context: Context, arm: Arm) -> dict[str, Any]:
-    """Tasks with one-token answers (share of pairs whose right answer is likelier than the wrong one), and the
-    perplexity of a fixed English text."""
-    model, found = context.model, dict[str, Any]()
+    """The capability sets of the config, and the perplexity of a fixed English text."""
+    model, config, found = context.model, context.config, dict[str, Any]()
     with arm.within():
-        for name in CAPABILITIES:
-            try:
-                pairs = TASKS[name](model, n=TASK_PAIRS, seed=context.config.seed)
-            except BadInput:  # too few of its words are single tokens here
-                continue
-            logits = model.run(pairs.clean, edits=list(arm.edits), logits="last").logits
-            assert logits is not None
-            assert pairs.right is not None
-            assert pairs.wrong is not None
-            right, wrong = (
-                logits.gather(1, ids.to(logits.device)[:, None])[:, 0] for ids in (pairs.right, pairs.wrong)
-            )
-            hits = int((right > wrong).sum())
-            found[name] = {"count": hits, "of": len(right), **wilson(hits, len(right))._asdict()}
+        for name in config.capabilities:
+            make = partial(items, model, name, config.most_items, config.seed)
+            some = context.remembered(("items", name), make)
+            if some:
+                found[Path(name).stem] = share_right(model, some, arm.edits)
         ids = [*model.prefix, *model.bare(_usual_text())][: min(model.cfg.n_ctx, TEXT_TOKENS)]
         run = model.run([ids], edits=list(arm.edits))
         assert run.logits is not None

@@ -59,7 +59,8 @@ def verdict(rows: Sequence[Row], attack: str, budget: float, break_at: float, co
     p_none, p_controls = compared(base, arm), {row["control"]: compared(row, arm) for row in same}
     unclear = [name for name, p in p_controls.items() if not (p < level and _won(arm) > _won(_named(same, name)))]
     idle = {row["control"]: _idle(row, arm) for row in same}
-    words = _words(base, arm, p_none < level and _won(arm) > _won(base), unclear, break_at)
+    over = _kl(arm) > budget
+    words = _words(base, arm, p_none < level and _won(arm) > _won(base), unclear, break_at, over)
     breaks = words.startswith("breaks")
     if idle and all(idle.values()) and (breaks or words == "weakens it"):
         words += "; its controls hardly change the model"
@@ -69,7 +70,7 @@ def verdict(rows: Sequence[Row], attack: str, budget: float, break_at: float, co
         "shown": arm["shown"],
         "success": arm["success"],
         "kl_token": arm.get("kl_token"),
-        "over_budget": _kl(arm) > budget,
+        "over_budget": over,
         "p_none": p_none,
         "p_controls": p_controls,
         "controls": {
@@ -80,10 +81,11 @@ def verdict(rows: Sequence[Row], attack: str, budget: float, break_at: float, co
         "level": level,
         "words": words,
         "breaks": breaks,
+        "sure": breaks and arm["shown"]["high"] <= break_at,
     }
 
 
-def _words(base: Row, arm: Row, changes: bool, unclear: list[str], break_at: float) -> str:
+def _words(base: Row, arm: Row, changes: bool, unclear: list[str], break_at: float, over: bool) -> str:
     """No stronger than the numbers: what is not shown is not said."""
     said = arm["shown"]
     if base["shown"]["low"] < 0.5:
@@ -92,6 +94,8 @@ def _words(base: Row, arm: Row, changes: bool, unclear: list[str], break_at: flo
         return "no change that these prompts could show"
     if unclear:
         return f"no more than its control ({', '.join(unclear)}) does"
+    if over:
+        return "changes the model by more than the budget at every strength, so the behaviour is not all that it breaks"
     if said["high"] <= break_at:
         return f"breaks it: at most {percent(said['high'])} is left"
     if said["value"] <= break_at:

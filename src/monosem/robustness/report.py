@@ -81,12 +81,18 @@ def headline(results: Mapping[str, Any]) -> str:
     for where in results["parts"]:
         mine = [one for one in verdicts_of(results) if one["model"] == where]
         base = arms_of(rows_of(results, where), "none")[0]["shown"]
-        broken = [ATTACKS[one["attack"]].title.lower() for one in mine if one["breaks"]]
-        what = f"broken by {', '.join(broken)}" if broken else "broken by no attack that was tried"
+        sure, seen = ([_title(one) for one in mine if one["breaks"] and one["sure"] == told] for told in (True, False))
+        found = [f"broken by {', '.join(sure)}"] if sure else []
+        found += [f"broken on these prompts, of more nothing can be said, by {', '.join(seen)}"] if seen else []
+        what = "; ".join(found) or "broken by no attack that was tried"
         if base["low"] < 0.5:
             what = "too seldom to say what breaks it"
         said.append(f"In {NAMES[where]} the behaviour shows on {base['count']} of {base['of']} prompts: {what}.")
     return " ".join(said)
+
+
+def _title(one: Mapping[str, Any]) -> str:
+    return ATTACKS[one["attack"]].title.lower()
 
 
 # ---------------------------------------------------------------------- what the templates show
