@@ -5,12 +5,21 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    GPT2DoubleHeadsModel,
+)
 
 from anymodel import tiny_any
 from monosem.errors import BadFile, BadInput, UnknownName
@@ -121,11 +130,41 @@ def test_a_variant_for_another_program(file: str, tmp_path: Path) -> None:
 
 def test_a_checkpoint_without_an_unembedding(tmp_path: Path) -> None:
     config = AutoConfig.for_model(FAMILIES["llama"][0], **FAMILIES["llama"][1])
-    for name, auto in (("base", AutoModel), ("classes", AutoModelForSequenceClassification)):
-        hf = auto.from_config(config)
-        hf.save_pretrained(tmp_path / name)
-        said = refusal(tmp_path / name)
-        assert f"{type(hf).__name__} without an unembedding, not a language model" in said
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    assert "LlamaModel without an unembedding, not a language model" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    "auto", [AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoModelForQuestionAnswering]
+)
+def test_a_head_that_predicts_no_tokens(auto: Any, tied: bool, tmp_path: Path) -> None:
+    """A tied one would be read as a language model whose unembedding was never trained."""
+    config = AutoConfig.for_model(FAMILIES["llama"][0], **FAMILIES["llama"][1] | {"tie_word_embeddings": tied})
+    hf = auto.from_config(config)
+    hf.save_pretrained(tmp_path)
+    for given in (tmp_path, hf):
+        with pytest.raises(BadInput) as error:
+            load_model(given, quiet=True)
+        said = str(error.value)
+        assert f"is a {type(hf).__name__}, whose head does not predict tokens; load the language model" in said
+        assert "\n" not in said
+    assert ("for its streams" in said) == (auto is not AutoModelForQuestionAnswering)
+    if auto is AutoModelForQuestionAnswering:  # its body has another name, so that it cannot be loaded so
+        return
+    streams = load_model(AutoModelForCausalLM.from_pretrained(tmp_path), quiet=True).run(IDS, "resid_post.2")
+    body = hf.base_model.eval().requires_grad_(False)
+    torch.testing.assert_close(body.norm(streams["resid_post.2"]), body(IDS).last_hidden_state)
+
+
+def test_a_second_head_beside_the_unembedding(tmp_path: Path) -> None:
+    hf = GPT2DoubleHeadsModel(tiny_hf("gpt2").config)
+    with pytest.raises(BadInput, match="GPT2DoubleHeadsModel, with a second head that is not read; load it with"):
+        load_model(hf, quiet=True)
+    hf.save_pretrained(tmp_path)
+    loaded, _, _, notes = load_hf(tmp_path, quiet=True)  # a file has the language model whole
+    torch.testing.assert_close(loaded(IDS).logits, hf.eval()(IDS).logits)
+    assert any("multiple_choice_head" in note for note in notes)
 
 
 def test_models_without_logits_of_tokens_are_refused_where_they_are_given() -> None:

@@ -6,7 +6,7 @@ import torch
 from anymodel import tiny_any
 from monosem import components, edits, lenses
 from monosem.errors import UnknownName
-from monosem.models import Model, verify
+from monosem.models import Model, load_model, verify
 
 IDS = torch.randint(3, 90, (2, 9), generator=torch.Generator().manual_seed(0))
 CAUSAL = {"is_decoder": True}
@@ -230,3 +230,13 @@ def test_dbrx_norms_of_both_branches_in_one_module():
     torch.testing.assert_close(run["resid_mid.1"] + run["mlp_out.1"], states[2], rtol=1e-5, atol=1e-5)
     with pytest.raises(UnknownName, match="mlp_post"):
         model.site("mlp_post.1")
+
+
+def test_bloom_that_goes_on_from_a_norm(monkeypatch):
+    """Of this size none was released; the config has the switch, and the sums do not hold with it."""
+    hf = tiny_any("bloom", apply_residual_connection_post_layernorm=True)
+    with pytest.raises(UnknownName, match="with apply_residual_connection_post_layernorm are not read: its blocks go"):
+        load_model(hf, quiet=True)
+    monkeypatch.setattr("monosem.models.places.table.ASKED", {})
+    failed = verify(load_model(hf, quiet=True)).table.query("not ok")
+    assert {"resid_mid", "resid_post"} <= set(failed.site)

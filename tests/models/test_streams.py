@@ -7,7 +7,9 @@ from anymodel import tiny_any
 from monosem import components, edits, patching
 from monosem.data import TokenPairs
 from monosem.errors import BadInput
-from monosem.models import Model, verify
+from monosem.models import Model, Site, verify
+from monosem.models.running.budget import estimate
+from monosem.models.running.selection import Kept
 
 IDS = torch.randint(3, 100, (2, 7), generator=torch.Generator().manual_seed(0))
 
@@ -80,6 +82,39 @@ def test_what_has_no_meaning_says_so(model):
     pairs = TokenPairs(model.tokens(IDS), model.tokens(other), torch.tensor([7, 8]), torch.tensor([9, 10]))
     with pytest.raises(BadInput, match="keeps 4 residual streams"):
         patching.paths(model, pairs, "embed", quiet=True)
+
+
+def test_the_axis_of_streams_is_a_part_of_a_shape(model):
+    assert model.site("resid_pre.1").shape == ("position", "stream", "d_model")
+    assert model.site("attn_out.1").shape == ("position", "d_model")
+    assert model.site("resid_pre.1") == Site("resid_pre", 1)
+    run, other = (model.run(ids, ["resid_pre.1"]) for ids in (IDS, IDS.flip(1)))
+    needed = estimate(model, model.tokens(IDS), [Site("resid_pre", 1)], Kept(), True).sites
+    assert needed == {Site("resid_pre", 1): run["resid_pre.1"][0].nbytes}
+    for value in (other, other["resid_pre.1"]):
+        patched = model.run(IDS, ["resid_pre.1"], edits=edits.patch("resid_pre.1", value))
+        torch.testing.assert_close(patched["resid_pre.1"], other["resid_pre.1"])
+    one = edits.patch("resid_pre.1", other["resid_pre.1"][1, 3], axes="stream d_model")
+    torch.testing.assert_close(
+        model.run(IDS, ["resid_pre.1"], edits=one)["resid_pre.1"],
+        other["resid_pre.1"][1, 3].expand(2, 7, -1, -1),
+    )
+    with pytest.raises(BadInput, match=r"has 3 along 'stream', not 4"):
+        model.run(IDS, edits=edits.patch("resid_pre.1", torch.zeros(3, 32), axes="stream d_model"))
+
+
+def test_a_gradient_between_branches_would_be_a_part_of_it(model):
+    with pytest.raises(BadInput, match="a gradient at resid_mid.1 would leave out .* use resid_pre, or what a branch"):
+        model.run(IDS, ["resid_mid.1"], grad=True)
+    run = model.run(IDS, ["resid_pre.1", "attn_out.1"], grad=True)
+    score = run.logits[:, -1, 7].sum()
+    gradients = torch.autograd.grad(score, [run["resid_pre.1"], run["attn_out.1"]])
+    step = torch.randn(gradients[1].shape, generator=torch.Generator().manual_seed(3))
+    moved = [
+        model.run(IDS, edits=edits.function("attn_out.1", lambda x, by=by: x + by * step)).logits[:, -1, 7].sum()
+        for by in (1e-3, -1e-3)
+    ]
+    assert float((gradients[1] * step).sum()) == pytest.approx(float(moved[0] - moved[1]) / 2e-3, rel=2e-2, abs=1e-2)
 
 
 def test_a_sweep_of_branches_equals_run_by_run(model):

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..progress import say
 from .options import Device, ModelArgument, Printing, Trust, flag, option
 from .output import as_json, frame
 
@@ -43,5 +44,7 @@ def verify(
     else:
         shown = checks[0].table if len(checks) == 1 else side_by_side(checks)
     as_json(shown) if printing.json else frame(shown)
+    for check in checks:
+        say(f"{check.model}, {check.dtype}: {check.note}", printing.silent or not check.note)
     if not all(check.ok for check in checks):
         raise typer.Exit(1)

@@ -58,6 +58,7 @@ class Value:
             if axes is not None or tokens is not None:
                 raise BadInput(f"{what}: a run knows its tokens and axes; leave out axes= and tokens=")
             tensor = value[site] if value.has_batch_dim else value[site][None]
+            site = site.among(value.model.streams)
             heads = None if site.head_axis is None else value.heads
             return Value(site, tensor, axes_of(site), what, value.tokens, value.columns, heads)
         if not isinstance(tokens, TokenBatch | None):
@@ -65,6 +66,8 @@ class Value:
                 f"{what}: tokens= is a TokenBatch, as run.tokens or model.tokens(prompts), not {tokens!r:.40}"
             )
         tensor = numbers(value, what)
+        if tensor.ndim == 4 or "stream" in str(axes).split():
+            site = site.among(2)  # or more: the axes are the same
         if axes is None:
             return Value(site, tensor, _read(site, tensor, what), what, tokens, named=False)
         return Value(site, *_ordered(site, tensor, axes, what), what, tokens)
@@ -75,7 +78,7 @@ class Value:
         Raises:
             BadInput: sizes that are not the activation's; tokens that the value has nothing for.
         """
-        new, names = self.tensor.to(x.device), axes_of(self.site)
+        new, names = self.tensor.to(x.device), axes_of(self.site.among(x.ndim - 2))  # several streams: an axis more
         if new.ndim == 0:
             return new
         if not self.named:

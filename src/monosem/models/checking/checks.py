@@ -17,6 +17,7 @@ from ..running.moment import Moment
 from ..running.result import Run
 from ..running.run import inputs
 from ..tokens import TokenBatch
+from .routers import Choices
 
 # largest allowed error relative to the largest value of the reference, by dtype; a float64 model of transformers is
 # exact to float32 only: whatever its dtype, it computes norms, attention patterns and rotations in float32
@@ -38,6 +39,7 @@ class Checks:
     def __init__(self, model: Model, tokens: TokenBatch):
         self.model, self.tokens = model, tokens
         self.rows: list[dict[str, object]] = []
+        self.choices = Choices(model)
 
     @cached_property
     def capture(self) -> list[Site]:
@@ -50,9 +52,15 @@ class Checks:
         self.writable = [site for site in self.capture if not point(model, site).fixed]
         ends = [name for name in (*EMBEDDINGS, "final_norm") if model.has(name)]
         values = [Site("values", n) for n in model.layers() if model.has(("values", n))]
-        run = model.run(self.tokens, capture=[*self.capture, *values, *ends])
-        self._check_alive(run)
-        return run
+        runs: list[Run] = []
+
+        def forward() -> Tensor:
+            runs.append(model.run(self.tokens, capture=[*self.capture, *values, *ends]))
+            return runs[0].logits  # type: ignore[return-value]
+
+        self.choices.of(forward)
+        self._check_alive(runs[0])
+        return runs[0]
 
     @property
     def explicit(self) -> Tensor:
@@ -65,8 +73,11 @@ class Checks:
 
     @cached_property
     def native(self) -> Tensor:
-        with torch.no_grad(), self.model.turn():
+        def forward() -> Tensor:
             return self.model.hf(**inputs(self.model, self.tokens), use_cache=False).logits  # type: ignore[no-any-return]
+
+        with torch.no_grad(), self.model.turn():
+            return self.choices.of(forward)
 
     def _check_alive(self, run: Run) -> None:
         """Raises `BadInput` where nothing can be verified: numbers that are not finite, or that are all the same."""
@@ -85,6 +96,8 @@ class Checks:
     def add(self, site: str, identity: str, value: Tensor, expected: Tensor, *, slack: float = 1.0) -> None:
         """A row; `slack` times the usual tolerance is allowed."""
         error = float("inf")
+        if (kept := self.choices.alike(value, expected)) is not None:
+            value, expected = value[kept], expected[kept]
         if value.shape == expected.shape:
             worst = (value.float() - expected.float()).abs().max()
             error = float(worst / expected.float().abs().max().clamp(min=1e-12))
@@ -100,7 +113,7 @@ class Checks:
             self.add(site, identity, *(torch.cat([x.flatten() for x in side]) for side in (values, expected)))
 
     def logits(self, **options: Any) -> Tensor:
-        return self.model.run(self.tokens, **options).logits  # type: ignore[return-value]
+        return self.choices.of(lambda: self.model.run(self.tokens, **options).logits)  # type: ignore[arg-type, return-value]
 
     def all_of(self, branches: Iterable[Branch], name: str) -> Tensor:
         """A site of several branches, stacked."""

@@ -23,7 +23,8 @@ from transformers import (
 
 from ...errors import BadFile, BadInput, UnknownName, cause
 from ..numbers import LARGEST
-from .contents import check_contents, notes_on
+from .contents import check_contents, notes_on, refuse_heads
+from .quantised import method_of, quantisation_notes, refuse_unreadable
 from .towers import Loader, absent, close_up, loader_of, settled
 
 MOST_PARTS = 10_000
@@ -45,21 +46,27 @@ def load_pretrained(
     arguments = {"pretrained_model_name_or_path": source, **place}
     loader: Any = AutoModelForCausalLM
     chosen: Loader | None = None
-    decoder = both = False
-    with contextlib.suppress(*FILE_ERRORS, ImportError):  # `load_weights` meets them again, and explains them
-        config = AutoConfig.from_pretrained(source, **place)
+    method: str | None = None
+    decoder = False
+    if (config := _config(source, place)) is not None:
         check_sizes(config, name)
-        both = config.is_encoder_decoder
-        decoder = both and type(config) in loader._model_mapping
+        refuse_heads(config.architectures, name)
+        refuse_unreadable(config, name)
+        method = method_of(config)
+        decoder = config.is_encoder_decoder and type(config) in loader._model_mapping
+        if config.is_encoder_decoder and not decoder:
+            raise UnknownName(f"{name} is an encoder and a decoder, which are not read together ({config.model_type})")
         theirs = trust_remote_code and hasattr(config, "auto_map")
         if _reads_masked_tokens(config):
             loader = AutoModelForMaskedLM
         elif not theirs and (chosen := loader_of(config)) is not None:
             loader, arguments["config"] = chosen.cls, chosen.config
-    if both and not decoder:
-        raise UnknownName(f"{name} is an encoder and a decoder, which are not read together ({config.model_type})")
     alone = chosen is not None and chosen.alone
-    hf, notes = load_weights(loader, arguments, name, dtype, alone=alone, **where)
+    try:
+        hf, notes = load_weights(loader, arguments, name, dtype, alone=alone, **where)
+    except (BadFile, BadInput) as error:
+        raise error if not method else type(error)(f"{error}; its weights are quantised ({method})") from error
+    notes = [*quantisation_notes(hf, method), *notes]
     if decoder:
         notes = [f"the decoder alone, as {type(hf).__name__}, without the encoder whose text it would read", *notes]
     if alone:
@@ -68,6 +75,13 @@ def load_pretrained(
         without = f", without {', '.join(parts)}" if (parts := absent(hf)) else ""
         notes = [f"loaded for text alone, as {type(hf).__name__}{without}", *notes]
     return hf, notes
+
+
+def _config(source: str, place: dict[str, Any]) -> PretrainedConfig | None:
+    """None where it cannot be read: `load_weights` meets the fault again, and explains it."""
+    with contextlib.suppress(*FILE_ERRORS, ImportError):
+        return AutoConfig.from_pretrained(source, **place)
+    return None
 
 
 def _reads_masked_tokens(config: PretrainedConfig) -> bool:

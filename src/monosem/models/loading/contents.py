@@ -6,14 +6,42 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from ...errors import BadFile
+from ...errors import BadFile, BadInput
 from ..language import text_config
+from .quantised import refuse_scales
 
 # ONNX, OpenVINO, TensorFlow, Flax, Core ML, TensorRT, ExecuTorch, the first format of Llama and Mistral
 _OF_OTHER_PROGRAMS = (".onnx", ".xml", ".h5", ".msgpack", ".mlpackage", ".engine", ".tflite", ".pte", ".pth")
+# classes whose logits, or some of them, are not of tokens
+_OTHER_HEADS = re.compile(r"(Classification|QuestionAnswering|MultipleChoice|SentencePrediction|DoubleHeadsModel)$")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.(.*)")
 # heads that predict several tokens ahead: transformers has no place for them, and texts are continued without
 _AHEAD = re.compile(r"(^|[._])(mtp|nextn|eh_proj|shared_head|enorm|hnorm)")
+
+
+def refuse_heads(classes: Iterable[str] | None, name: str, both: bool = False) -> None:
+    """Raises `BadInput` for a model whose head does not predict tokens, by the classes that its config names.
+
+    both: also for one that has such a head beside an unembedding, whose logits nothing would read.
+    """
+    named = list(classes or ())
+    others = [kind for kind in named if _OTHER_HEADS.search(kind)]
+    two = [kind for kind in others if kind.endswith("DoubleHeadsModel")]
+    if two and both:
+        raise BadInput(
+            f"{name} is a {two[0]}, with a second head that is not read; load it with transformers' "
+            "AutoModelForCausalLM, and give load_model that model"
+        )
+    if others and len(others) == len(named) and not two:
+        streams = (
+            ", or, for its streams, AutoModelForCausalLM.from_pretrained(...) and give load_model that model"
+            if others[0].endswith("Classification")
+            else ""
+        )
+        raise BadInput(
+            f"{name} is a {others[0]}, whose head does not predict tokens; load the language model that it was made "
+            f"from{streams}"
+        )
 
 
 def check_contents(hf: PreTrainedModel, lost: Iterable[str], left: Iterable[str], name: str) -> None:
@@ -25,6 +53,7 @@ def check_contents(hf: PreTrainedModel, lost: Iterable[str], left: Iterable[str]
     lost, left = sorted(lost), sorted(left)
     if lost:  # transformers would go on with random numbers in their place
         raise BadFile(f"cannot load {name}: {_why_lost(hf, lost, left)}")
+    refuse_scales(left, name)
     layers = getattr(text_config(hf), "num_hidden_layers", None)
     beyond = [layer for layer in _by_layer(left) if layers is not None and layer >= layers]
     if beyond and not any(_AHEAD.search(key) for key in left):

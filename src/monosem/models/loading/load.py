@@ -18,9 +18,10 @@ from . import embedded, hub
 from .adapters import adapter_notes, base_of, is_adapter, is_peft, shipped_adapters, unwrapped, with_adapter
 from .catalogue import EMBEDDED, Embedded
 from .checkpoint import check_finite, explain, hushed, load_pretrained
-from .contents import check_files
+from .contents import check_files, refuse_heads
 from .gguf import check_gguf, gguf_tokenizer, load_gguf
 from .precision import DeviceLike, DtypeLike, choose_device, choose_dtype, describe
+from .quantised import quantisation_notes
 
 TokenizerLike = PreTrainedTokenizerBase | str | os.PathLike[str] | None
 ModelLike = str | os.PathLike[str] | PreTrainedModel
@@ -201,6 +202,7 @@ def _from_loaded(
     """A model the user loaded stays as it is, unless a dtype or device is asked for (then it is moved in place)."""
     source = str(hf.config.name_or_path or "")
     name = Path(source).resolve().name if source and Path(source).is_dir() else source or hf.config.model_type
+    refuse_heads([type(hf).__name__], name, both=True)
     if hf.base_model is hf and hf.get_output_embeddings() is None:
         raise BadInput(f"{type(hf).__name__} has no unembedding; load the model with AutoModelForCausalLM")
     check_finite(hf, name)
@@ -214,7 +216,7 @@ def _from_loaded(
             tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
         except MonosemError as error:
             notes = [f"no tokenizer, so text is not accepted ({error}); tokenizer= takes one"]
-    return hf, tokenizer, name, notes
+    return hf, tokenizer, name, [*quantisation_notes(hf), *notes]
 
 
 def _move(hf: PreTrainedModel, device: torch.device | None, dtype: torch.dtype | None) -> None:

@@ -177,7 +177,7 @@ class Block:
         return f"has no such site; its branches are {parts}"
 
 
-_MIXED = "the block mixes its streams there beside what reads them; write resid_pre, or what a branch adds"
+_MIXED = "the block mixes its streams there beside what reads them; use resid_pre, or what a branch adds"
 
 
 def _slot(row: BranchRow, mixer: Mixer, earlier: list[Slot], config: Any, block: nn.Module) -> Slot:

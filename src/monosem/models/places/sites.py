@@ -9,7 +9,7 @@ A site is data. `Site("resid_post", 15)` prints as `resid_post.15`; TransformerL
 | `pos_embed` | batch pos d_model | positions that are added to it, learned (GPT-2, OPT) or computed (XGLM) |
 | `type_embed` | batch pos d_model | token types that are added to it (BERT) |
 | `embed_norm` | batch pos d_model | output of the norm between these and the first block (BERT, BLOOM) |
-| `resid_pre.L` | batch pos d_model | input of block L |
+| `resid_pre.L` | batch pos d_model | input of block L; of a model with several streams, `batch pos stream d_model` |
 | `ln1_input.L`, `ln2_input.L` | batch pos d_model | the stream as the norm before attention (the MLP) is given it |
 | `ln1_scale.L`, `ln2_scale.L` | batch pos 1 | what the norm before attention (the MLP) divides by |
 | `ln1_normalized.L`, `ln2_normalized.L` | batch pos d_model | after centring and division, before gain and bias |
@@ -72,7 +72,7 @@ A site is data. `Site("resid_post", 15)` prints as `resid_post.15`; TransformerL
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...errors import UnknownName, did_you_mean
@@ -153,10 +153,15 @@ def declare(name: str, shape: tuple[str, ...] = ("position", "d_model")) -> None
 
 @dataclass(frozen=True, order=True)
 class Site:
-    """A named place in a model. `layer` is 0-based, None for places that exist once."""
+    """A named place in a model. `layer` is 0-based, None for places that exist once.
+
+    Attributes:
+        streams: how many residual streams the model has that it was found in (`model.site`). It is the same place.
+    """
 
     name: str
     layer: int | None = None
+    streams: int = field(default=1, compare=False, repr=False, kw_only=True)
 
     def __str__(self) -> str:
         return self.name if self.layer is None else f"{self.name}.{self.layer}"
@@ -164,7 +169,13 @@ class Site:
     @property
     def shape(self) -> tuple[str, ...]:
         """Every axis but the batch: `("position", "kv_head", "d_head")`; "position" alone is a number a token."""
+        if self.streams > 1:
+            return ("position", "stream", "d_model")
         return SHAPES.get(self.name, ("position", "d_model"))
+
+    def among(self, streams: int) -> "Site":
+        """The place in a model that has several residual streams side by side: where it is the stream, all of them."""
+        return replace(self, streams=streams) if self.in_stream and streams != self.streams else self
 
     @property
     def axes(self) -> tuple[str, ...]:

@@ -25,6 +25,13 @@ REFUSED = {
         "it mixes tokens by windows of columns, so that padding changes what it computes",
     ),
 }
+# what a config asks for that the row of its type does not read: type -> attribute -> reason
+ASKED: dict[str, dict[str, str]] = {
+    "bloom": {
+        "apply_residual_connection_post_layernorm": "its blocks go on from the norm of the stream, so that what its "
+        "branches write does not add up over layers"
+    },
+}
 BY_TYPE = {model_type: family for family in FAMILIES for model_type in family.model_types}
 
 
@@ -42,3 +49,6 @@ def refuse_type(config: Any) -> None:
     """Raises `UnknownName` for a type that is known not to be read."""
     if (reason := REFUSED.get(config.model_type)) is not None:
         raise UnknownName(f"models of type {config.model_type!r} are not read: {reason}")
+    for asked, reason in ASKED.get(config.model_type, {}).items():
+        if getattr(config, asked, False):
+            raise UnknownName(f"models of type {config.model_type!r} with {asked} are not read: {reason}")

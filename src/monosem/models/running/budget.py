@@ -67,7 +67,8 @@ def estimate(
     sizes = _sizes(model, tokens, kept)
     inner: dict[Site, dict[str, int]] = {s: dict(zip(s.inside, s.sizes)) for s in sites if isinstance(s, Inner)}
     inner |= {s: _own(model, s) for s in sites if s not in inner}
-    by_site = {site: prod((sizes | inner[site])[axis] for axis in site.shape) * item for site in sites}
+    shapes = {site: site.among(model.streams).shape for site in sites}
+    by_site = {site: prod((sizes | inner[site])[axis] for axis in shapes[site]) * item for site in sites}
     unembedded = 0 if logits is False else 1 if logits == "last" else length
     # the widest moment of a block: the stream, its norm in float32, and the tensors of its widest branch; a mixture of
     # experts holds them once more for each expert that a token is given to
@@ -101,6 +102,7 @@ def _sizes(model: Native, tokens: TokenBatch, kept: Kept) -> dict[str, int]:
         "kv_head": heads or c.n_kv_heads,
         "d_head": c.d_head,
         "d_model": c.d_model,
+        "stream": model.streams,
         "neuron": c.d_mlp,
         "expert": next((n for name in _EXPERTS if (n := getattr(config, name, None))), 1),
         "chosen": getattr(config, "num_experts_per_tok", 1),

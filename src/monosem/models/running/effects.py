@@ -6,11 +6,20 @@ from torch import Tensor
 
 from ...errors import BadInput
 from ..numbers import LARGEST
-from ..places.sites import Site
+from ..places.points import Point
+from ..places.sites import READ_ONLY, Site
 from .moment import EditLike, Moment
 
 # what an edit may write that is not finite: scores of keys not to attend to, logits of tokens not to choose
 _MAY_BE_MINUS_INFINITE = ("scores", "logits")
+
+
+def refuse_fixed(site: Site, place: Point, written: bool, differentiated: bool) -> None:
+    """Raises `BadInput` where a site cannot be written, or a gradient at it would leave a way to the logits out."""
+    if written:
+        raise BadInput(f"{site} cannot be written: {READ_ONLY.get(site.name) or place.fixed}")
+    if differentiated and place.fixed:
+        raise BadInput(f"a gradient at {site} would leave out what else the model makes of it: {place.fixed}")
 
 
 def checked(edit: EditLike, old: Tensor, new: Tensor, moment: Moment) -> Tensor:

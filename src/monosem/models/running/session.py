@@ -20,7 +20,7 @@ from ..places.points import Point, given, point, rewrap, unwrap, with_given
 from ..places.rotations import row_by_row
 from ..places.sites import KEYS, NORMS, READ_ONLY, SHARED, Inner, Site, host_of
 from ..turns import refuse_inference_mode
-from .effects import check_attended, check_logits, checked, on_a_graph, unreached
+from .effects import check_attended, check_logits, checked, on_a_graph, refuse_fixed, unreached
 from .experts import plan_experts
 from .moment import Acting, EditLike, Moment
 from .selection import Kept
@@ -241,8 +241,8 @@ class Session:
         return self.visit(site, value, moment=replace(moment, visible=visible))
 
     def _plan(self, site: Site, place: Point) -> None:
-        if (self.edits.get(site) or self._observed(site)) and (why := READ_ONLY.get(site.name) or place.fixed):
-            raise BadInput(f"{site} cannot be written: {why}")
+        if place.fixed or site.name in READ_ONLY:
+            refuse_fixed(site, place, bool(self.edits.get(site)) or self._observed(site), self.grad)
         if place.when == "inside":
             branch = self.model.branch_of(site)
             assert branch is not None

@@ -12,6 +12,9 @@
 | `mlp_in.L` | the MLP of layer L, through its norm; likewise every branch that treats each token alone |
 | `logits` | the unembedding, through the final norm, after the last token |
 
+Heads of linear attention, of state spaces and of latent attention are senders alone: what they read of the stream goes
+through a convolution or a latent first, and is no projection of it.
+
 A name without its head (`z.3`) means every head of the layer, without its layer (`z`) every one in the model.
 """
 
@@ -73,7 +76,7 @@ def receiver_kinds(model: Model) -> dict[str, tuple[str, ...]]:
     """Kind -> what tells its nodes apart: what heads read, pointwise branches as a whole, and the logits."""
     kinds: dict[str, tuple[str, ...]] = {}
     for branch in model.branches():
-        if branch.units == "head":
+        if branch.kind == "attention":
             kinds |= {branch.site(name).name: ("layer", "head") for name in READ_BY_HEADS}
         elif branch.pointwise:
             kinds[f"{branch.name}_in"] = ("layer",)
@@ -132,7 +135,9 @@ def _nodes(
 def _expand(model: Model, name: str, kinds: Mapping[str, tuple[str, ...]], what: str) -> list[Node]:
     kind, *numbers = name.strip().split(".")
     if kind not in kinds:
-        raise UnknownName(f"no {what} {name!r}{did_you_mean(kind, kinds) or ''}; {what}s: {', '.join(kinds)}")
+        raise UnknownName(
+            f"no {what} {name!r}{_reason(model, kind)}{did_you_mean(kind, kinds) or ''}; {what}s: {', '.join(kinds)}"
+        )
     axes = kinds[kind]
     if len(numbers) > len(axes) or not all(number.isdecimal() for number in numbers):
         raise UnknownName(f"no {what} {name!r}; write {'.'.join([kind, *(axis.upper() for axis in axes)])}")
@@ -149,6 +154,14 @@ def _expand(model: Model, name: str, kinds: Mapping[str, tuple[str, ...]], what:
         choices.append(chosen)
     nodes = [Node(kind, *values) for values in product(*choices)]
     return [node for node in nodes if _is_there(model, node)] if len(nodes) > 1 else nodes
+
+
+def _reason(model: Model, kind: str) -> str:
+    """Why what heads read is no receiver."""
+    for branch in model.branches():
+        if branch.units == "head" and kind in {branch.site(name).name for name in READ_BY_HEADS}:
+            return f" (heads of {branch.kind.replace('_', ' ')} do not read it off the stream directly)"
+    return ""
 
 
 def _is_there(model: Model, node: Node) -> bool:
