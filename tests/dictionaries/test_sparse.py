@@ -9,16 +9,14 @@ from torch import Tensor
 from monosem.dictionaries.training.form import TrainingForm
 from monosem.dictionaries.training.forward import auxiliary_loss
 from monosem.dictionaries.training.kinds import KINDS
-from monosem.dictionaries.training.selection import (
-    SELECTIONS,
-    above_screened,
-    select_batchtopk,
-    select_topk,
-    top_columns,
-    true_places,
-)
+from monosem.dictionaries.training.screen import CERTAIN, Screen, near_above, near_top, true_places
+from monosem.dictionaries.training.selection import SELECTIONS, select_batchtopk, select_topk, top_columns
 from monosem.dictionaries.training.settings import DictionarySettings
 from monosem.dictionaries.training.sparse import Support, decode_at, encode_at, rows_dot, transposed_sum, weighted_sum
+from monosem.models.loading.precision import has_vnni
+
+needs_vnni = pytest.mark.skipif(not has_vnni(), reason="this CPU has no products of 8-bit numbers")
+SCREENS = [False, pytest.param(True, marks=needs_vnni)]
 
 
 def ragged(mask: Tensor) -> Support:
@@ -80,7 +78,7 @@ def test_top_columns_are_those_of_topk(width: int, k: int) -> None:
     assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("screen", [False, True])
+@pytest.mark.parametrize("screen", SCREENS)
 def test_topk_selection_is_exact(screen: bool) -> None:
     form = random_form(512, 24)
     x = torch.randn(1500, 24)  # more than one chunk
@@ -91,7 +89,7 @@ def test_topk_selection_is_exact(screen: bool) -> None:
     torch.testing.assert_close(values, pre[support.rows, support.columns], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("screen", [False, True])
+@pytest.mark.parametrize("screen", SCREENS)
 @pytest.mark.parametrize("uneven", [1.0, 100.0])
 def test_batchtopk_selection_is_exact_however_uneven_the_tokens(screen: bool, uneven: float) -> None:
     form = random_form(256, 24)
@@ -106,7 +104,7 @@ def test_batchtopk_selection_is_exact_however_uneven_the_tokens(screen: bool, un
     torch.testing.assert_close(values, pre[expected], atol=1e-4, rtol=1e-5)
 
 
-HARD = {  # what moves a true member out of the candidates that a bfloat16 product names, or takes the proof away
+HARD = {  # what moves a true member out of the candidates that a product in 8 bits names
     "near twins": lambda x, W, b: (x, *(t[:16].repeat_interleave(32, 0) + 1e-3 * t for t in (W, b))),
     "one long row": lambda x, W, b: (x, torch.cat([W[:-1], 50 * W[-1:]]), b),
     "large biases": lambda x, W, b: (x, W, 30 * b),
@@ -115,6 +113,7 @@ HARD = {  # what moves a true member out of the candidates that a bfloat16 produ
 }
 
 
+@needs_vnni
 @pytest.mark.parametrize("hard", HARD)
 @pytest.mark.parametrize("kind", SELECTIONS)
 def test_a_screened_selection_is_that_of_float64_however_hard(kind: str, hard: str) -> None:
@@ -134,6 +133,7 @@ def test_a_screened_selection_is_that_of_float64_however_hard(kind: str, hard: s
         assert chosen.sum(1).eq(6).all()
 
 
+@needs_vnni
 @pytest.mark.parametrize("hard", HARD)
 def test_the_screen_misses_nothing_above_a_bound(hard: str) -> None:
     form = random_form(512, 24)
@@ -141,22 +141,52 @@ def test_the_screen_misses_nothing_above_a_bound(hard: str) -> None:
     pre = x.double() @ W.double().T + b.double()
     for share in (0.9, 0.99):
         bound = float(pre.flatten()[::7].quantile(share).clamp(min=0))
-        support, values = above_screened(x, (W, b), bound)
-        assert bool(mask_of(support, 1500)[pre > bound].all())
-        exact = pre[support.rows, support.columns]
-        torch.testing.assert_close(values.double(), exact, atol=1e-5 * float(pre.abs().amax()), rtol=1e-5)
+        support = near_above(x, (W, b), bound, int(512 * (1 - share)) + 1)
+        assert support is None or bool(mask_of(support, 1500)[pre > bound].all())
 
 
-def test_screened_tokens_with_nan_stay_in_their_place() -> None:
+@needs_vnni
+def test_few_are_left_by_the_screen_and_its_error_is_what_it_says() -> None:
+    torch.manual_seed(0)
+    x, W, b = torch.randn(3000, 96) * torch.linspace(0.2, 4, 96), torch.randn(2048, 96), 0.5 * torch.randn(2048)
+    pre = x.double() @ W.double().T + b.double()
+    near = near_top(x, (W, b), 16)
+    assert near is not None
+    assert 16 * 3000 <= len(near.columns) < 40 * 3000
+    assert bool(mask_of(near, 3000).gather(1, pre.topk(16).indices).all())
+    bound = float(pre.flatten().topk(16 * 3000).values[-1])
+    above = near_above(x, (W, b), bound, 16)
+    assert above is not None
+    assert len(above.columns) < 40 * 3000
+    assert bool(mask_of(above, 3000)[pre > bound].all())
+
+    screen = Screen.of(x, (W, b))
+    assert screen is not None
+    unit = 2 * bound / float(screen.row.median()) / 255
+    looks = torch.cat(list(screen.looks(unit))).double()
+    seen = (looks > 0) & (looks < 255)
+    assert seen.double().mean() > 0.3
+    wrong = (looks * unit - pre / screen.row[:, None].double())[seen].abs() - 0.5 * unit  # that byte is rounded, too
+    every = Support.of(torch.arange(2048).expand(3000, -1), 2048)
+    sigma = screen.error_at(every).view(3000, 2048).double()[seen]
+    assert float((wrong / sigma).amax()) < CERTAIN - 1
+    spread = ((looks * unit - pre / screen.row[:, None].double())[seen].square() - unit**2 / 12).mean().sqrt()
+    assert float(spread / sigma.square().mean().sqrt()) == pytest.approx(1, abs=0.05)
+
+
+@needs_vnni
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_tokens_without_a_scale_are_done_without_a_screen(value: float) -> None:
     form = random_form(512, 24)
     x = torch.randn(40, 24)
     encoder = (form.W_enc.detach(), form.b_enc.detach())
     clean, _ = select_topk(x, encoder, 6, True)
-    x[5, 3] = torch.nan
-    support, values = select_topk(x, encoder, 6, True)
-    assert bool(values.view(40, 6)[5].isnan().all())
+    x[5, 3] = value
+    assert near_top(x, encoder, 6) is None
+    support, _ = select_topk(x, encoder, 6, True)
     others = torch.arange(40) != 5
     assert torch.equal(mask_of(support, 40)[others], mask_of(clean, 40)[others])
+    assert near_top(torch.zeros(40, 24), encoder, 6) is None
 
 
 @pytest.mark.parametrize(("width", "share"), [(64, 0.1), (64, 1.0), (64, 0.0), (13, 0.3)])
@@ -169,7 +199,7 @@ def test_true_places_are_those_of_nonzero(width: int, share: float) -> None:
 def test_batchtopk_takes_only_positive_places() -> None:
     form = random_form(32, 8)
     encoder = (form.W_enc.detach(), torch.full((32,), -100.0))
-    for screen in (False, True):
+    for screen in {False, has_vnni()}:
         assert len(select_batchtopk(torch.randn(10, 8), encoder, 4, screen)[0].columns) == 0
     encoder[1][3] = 100.0
     support, _ = select_batchtopk(torch.randn(10, 8), encoder, 4, False)

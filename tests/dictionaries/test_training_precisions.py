@@ -14,6 +14,7 @@ from monosem.dictionaries.training.precisions import PRECISIONS
 from monosem.dictionaries.training.state import DEAD_EVERY, Batch, TrainingState
 from monosem.dictionaries.training.step import train_step
 from monosem.jobs import Health
+from monosem.models.loading.precision import has_vnni
 
 CPU, D, FEATURES, BATCH = torch.device("cpu"), 48, 192, 256
 WAITING = {  # operators after which a GPU's host has to know a number or a size
@@ -154,7 +155,8 @@ def test_sparse_kernels_are_float32_in_every_precision(kind: str) -> None:
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("kind", ["topk", "abstopk", "batchtopk"])
+@pytest.mark.skipif(not has_vnni(), reason="this CPU has no products of 8-bit numbers")
+@pytest.mark.parametrize("kind", ["topk", "batchtopk"])
 def test_a_screen_changes_nothing_that_is_learned(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fits = []
     for screen in (False, True):

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+CACHED = 512  # rows that stay in the cache between two passes
+
 
 class TrainingForm(nn.Module):
     """pre = (x − centre) W_encᵀ + b_enc, y = codes W_dec + b_dec, for x and y already divided by the run's scales.
@@ -76,10 +78,11 @@ class TrainingForm(nn.Module):
         """Take out of each decoder row's gradient the part along the row, which the norm constraint would undo."""
         grad = self.W_dec.grad
         assert grad is not None
-        along = torch.linalg.vecdot(grad, self.W_dec)[:, None]
-        if len(self.parts) > 1:  # rows have no unit norm
-            along /= torch.linalg.vecdot(self.W_dec, self.W_dec)[:, None]
-        grad.addcmul_(along, self.W_dec, value=-1)
+        for part, rows in zip(grad.split(CACHED), self.W_dec.split(CACHED)):
+            along = torch.linalg.vecdot(part, rows)[:, None]
+            if len(self.parts) > 1:  # rows have no unit norm
+                along /= torch.linalg.vecdot(rows, rows)[:, None]
+            part.addcmul_(along, rows, value=-1)
 
     @torch.no_grad()
     def normalise_decoder(self) -> None:

@@ -46,10 +46,19 @@ class Support:
         batch, k = columns.shape
         return cls(columns.flatten(), torch.arange(0, batch * k, k, device=columns.device), width)
 
+    @classmethod
+    def from_counts(cls, columns: Int[Tensor, "places"], counts: Int[Tensor, "batch"], width: int) -> "Support":
+        """So many places for each token."""
+        return cls(columns, counts.cumsum(0) - counts, width)
+
+    @cached_property
+    def counts(self) -> Int[Tensor, "batch"]:
+        ends = torch.cat([self.offsets[1:], self.offsets.new_tensor([len(self.columns)])])
+        return ends - self.offsets
+
     @cached_property
     def rows(self) -> Int[Tensor, "places"]:
-        ends = torch.cat([self.offsets[1:], self.offsets.new_tensor([len(self.columns)])])
-        return torch.repeat_interleave(ends - self.offsets, output_size=len(self.columns))
+        return torch.repeat_interleave(self.counts, output_size=len(self.columns))
 
     @cached_property
     def order(self) -> Int[Tensor, "places"]:

@@ -68,6 +68,12 @@ def has_native_bf16(device: torch.device) -> bool:
     return False
 
 
+def has_vnni() -> bool:
+    """Whether the CPU multiplies 8-bit integers in hardware (AVX512-VNNI), and torch has oneDNN's products of them."""
+    product = hasattr(torch.ops.onednn, "qlinear_pointwise") and torch.backends.mkldnn.is_available()
+    return bool(product and torch.cpu._is_vnni_supported())
+
+
 def multiplies(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether the device multiplies matrices of this dtype at full speed, as far as torch says."""
     if device.type != "cpu" or dtype in (torch.float32, torch.float64):

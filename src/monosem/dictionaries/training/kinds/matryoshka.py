@@ -37,7 +37,7 @@ def _sparse(form: TrainingForm, x: Tensor, settings: DictionarySettings) -> Pass
     widths = torch.tensor(widths_of(settings), device=x.device)
     group = torch.searchsorted(widths, support.columns, right=True)  # the first prefix that each place is in
     counts = torch.bincount(support.rows * len(widths) + group, minlength=len(x) * len(widths))
-    grouped = Support(support.columns, counts.cumsum(0) - counts, form.width)
+    grouped = Support.from_counts(support.columns, counts, form.width)
     parts = decode_at(values, form.W_dec, grouped).view(len(x), len(widths), -1)
     return _pass(form, x, parts, support.columns, values)
 

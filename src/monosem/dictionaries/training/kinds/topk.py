@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..form import TrainingForm
-from ..selection import SELECTIONS, screens
+from ..screen import screens
+from ..selection import SELECTIONS
 from ..settings import DictionarySettings
 from ..sparse import Support, decode_at, encode_at
 from .kind import Kind, Pass, counted, encoded
