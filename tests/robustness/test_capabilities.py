@@ -108,6 +108,16 @@ def test_an_option_that_begins_another_one_is_refused(model, tmp_path):
         items(model, str(path), 5)
 
 
+def test_rows_that_the_context_cannot_hold(model, tmp_path):
+    """Of a file of one's own they are refused, of a set that ships left out."""
+    path, most = tmp_path / "mine.jsonl", model.cfg.n_ctx
+    for words in (" and" * most, " and" * (most - 4)):
+        path.write_text(f'{{"prompt": "the cat{words}", "right": " mat sat on the", "wrong": " moon"}}')
+        with pytest.raises(BadInput, match=f"row 0: .* tokens,.* tiny has a context of {most}"):
+            items(model, str(path), 5)
+    assert all(len(item.prompt) < model.cfg.n_ctx for item in items(model, "gsm8k", 48))
+
+
 @pytest.mark.parametrize("name", capabilities.SHIPPED)
 def test_the_sets_that_ship(name):
     rows = read_options(capabilities.SETS / f"{name}.jsonl")

@@ -2,7 +2,6 @@
 likelier than each wrong one. Tasks of `data.TASKS`, two sets that ship, and files of your own."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
@@ -51,12 +50,13 @@ def check_set(name: str) -> None:
 
 
 def items(model: Model, name: str, n: int, seed: int = 0) -> list[Item]:
-    """At most n items of a set. Of a set that is not a file of yours without what this model's tokenizer cannot tell
-    apart, and none where too few words of a task are single tokens.
+    """At most n items of a set. A set that ships is without what this model's tokenizer cannot tell apart and what its
+    context cannot hold; a task has none where too few of its words are single tokens.
 
     Raises:
-        BadFile: a file that cannot be read as options; names row and column. BadInput: an option that cannot follow its
-            prompt, or that is the beginning of another one, so that it could never be the less likely of the two.
+        BadFile: a file that cannot be read as options; names row and column.
+        BadInput: a row that is too long; an option that cannot follow its prompt, or that is the beginning of another
+            one, so that it could never be the less likely of the two.
     """
     if name in MADE:
         try:
@@ -67,29 +67,32 @@ def items(model: Model, name: str, n: int, seed: int = 0) -> list[Item]:
         assert pairs.wrong is not None
         answers = zip(pairs.right.tolist(), pairs.wrong.tolist())
         return [Item(list(row), [[a], [b]]) for row, (a, b) in zip(pairs.clean.rows(), answers)]
-    if name in SHIPPED:
-        path, made = SETS / f"{name}.jsonl", list[Item]()
-        for number, row in enumerate(read_options(path, limit=n)):
-            with suppress(BadInput):
-                made.append(_item(model, path, number, row))
-        return made
-    return [_item(model, Path(name), number, row) for number, row in enumerate(read_options(name, limit=n))]
+    path, made = SETS / f"{name}.jsonl" if name in SHIPPED else Path(name), list[Item]()
+    for number, (prompt, options) in enumerate(read_options(path, limit=n)):
+        try:
+            made.append(_item(model, prompt, options))
+        except BadInput as error:
+            if name not in SHIPPED:
+                raise BadInput(f"{path}, row {number}: {error}") from error
+    return made
 
 
-def _item(model: Model, path: Path, number: int, row: tuple[str, list[str]]) -> Item:
-    prompt, options = row
+def _item(model: Model, prompt: str, options: list[str]) -> Item:
     bad: dict[int, str] = {}
     ids = joint_ids(model, options, [prompt] * len(options), bad)
     assert ids is not None
     if bad:
-        raise BadInput(f"{path}, row {number}: {next(iter(bad.values()))}")
+        raise BadInput(next(iter(bad.values())))
     for one, other in permutations(range(len(ids)), 2):
         if ids[other][: len(ids[one])] == ids[one]:
             raise BadInput(
-                f"{path}, row {number}: {options[one]!r} is the beginning of {options[other]!r}, and so never less "
-                "likely; end both with what comes next, such as a line break or a full stop"
+                f"{options[one]!r} is the beginning of {options[other]!r}, and so never less likely; end both with "
+                "what comes next, such as a line break or a full stop"
             )
-    return Item(list(model.tokens([prompt]).rows()[0]), ids)
+    found = Item(list(model.tokens([prompt]).rows()[0]), ids)
+    if (length := len(found.prompt) + max(map(len, ids))) > model.cfg.n_ctx:
+        raise BadInput(f"with its options {length} tokens, and {model.name} has a context of {model.cfg.n_ctx}")
+    return found
 
 
 def share_right(model: Model, some: Sequence[Item], edits: Sequence[Edit] = ()) -> dict[str, Any]:
