@@ -91,7 +91,7 @@ def watched_step(settings: TrainConfig, logged: bool, monkeypatch: pytest.Monkey
 def test_an_unlogged_step_makes_no_gpu_wait(
     kind: str, kernels: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("monosem.dictionaries.training.kinds.topk.screens", lambda device: False)  # as on a GPU
+    monkeypatch.setattr("monosem.dictionaries.training.kinds.topk.screens", lambda *_: False)  # as on a GPU
     settings = config(kind, kernels=kernels, precision=precision)
     assert watched_step(settings, False, monkeypatch).waits == []
 
@@ -160,6 +160,6 @@ def test_sparse_kernels_are_float32_in_every_precision(kind: str) -> None:
 def test_a_screen_changes_nothing_that_is_learned(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fits = []
     for screen in (False, True):
-        monkeypatch.setattr("monosem.dictionaries.training.kinds.topk.screens", lambda device, on=screen: on)
+        monkeypatch.setattr("monosem.dictionaries.training.kinds.topk.screens", lambda *_, on=screen: on)
         fits.append([r["loss"] for r in trained(config(kind, kernels="sparse"), 20)[1]])
     assert fits[0] == pytest.approx(fits[1], rel=1e-4)

@@ -27,14 +27,15 @@ ROWS = 512  # latents that are rounded at a time
 ALIGNED = 4  # dimensions that the 8-bit product takes together
 LEVELS = 127  # of a rounded number, to either side
 CERTAIN = 8.0  # standard deviations of the rounding error
+WORTH = 64  # latents per place from which the look is faster than the dense product
 MOST = 8  # candidates per place above which a dense product is as fast
 SOME = 64  # tokens that suggest where thresholds lie
 FEW = 16  # tokens that suggest a unit
 
 
-def screens(device: torch.device) -> bool:
+def screens(device: torch.device, width: int, k: int) -> bool:
     """Whether a look in 8 bits is faster than float32. It needs the CPU's answer at once: a GPU would have to wait."""
-    return device.type == "cpu" and has_vnni()
+    return device.type == "cpu" and width >= WORTH * k and has_vnni()
 
 
 def evenly(x: Float[Tensor, "batch ..."], some: int = SOME) -> Float[Tensor, "n ..."]:
