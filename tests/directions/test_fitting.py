@@ -7,7 +7,7 @@ import torch
 
 from monosem.activations import SkipRule
 from monosem.data import PromptPairs
-from monosem.directions import METHODS, Direction, Directions
+from monosem.directions import METHODS, Direction, Directions, reading
 from monosem.directions.diagnostics import Blocks, geometry
 from monosem.errors import BadFile, BadInput, UnknownName
 from monosem.models import Model
@@ -50,6 +50,27 @@ def test_a_stream_of_batches_gives_what_all_rows_at_once_give(name):
     ]
     at_once = METHODS[name].find(Sample.of(*sides, background=by_hand(background, "resid_post.1", -1)))
     torch.testing.assert_close(found.vector, at_once.vector.float(), rtol=2e-3, atol=2e-3)
+
+
+def test_prompts_of_one_length_are_read_together_and_every_number_stays_with_its_prompt(monkeypatch):
+    long = ["the cat sat on the mat " * n for n in (7, 1, 6)] + ["a dog ran to the house " * n for n in (2, 7, 1)]
+    monkeypatch.setattr(reading, "ENOUGH", 20)
+    pairs = PromptPairs([*POSITIVE[:4], *long[:3]], [*NEGATIVE[:4], *long[3:]], groups=[*"abcdabc"])
+    read, run = [], Model.run
+    monkeypatch.setattr(Model, "run", lambda self, x, **own: read.append(self.tokens(x).lengths) or run(self, x, **own))
+    found = Directions.fit(MODEL, pairs, "resid_post.1", at="mean", method="pca_pairs")[0]
+    for lengths in read:
+        assert len(lengths) * lengths.max() <= 20 + lengths.max() or lengths.max() <= 1.25 * lengths.min()
+    alone = Directions.fit(MODEL, pairs, "resid_post.1", at="mean", method="pca_pairs", batch_size=1)[0]
+    torch.testing.assert_close(found.vector, alone.vector, rtol=1e-4, atol=1e-5)
+    for name, number in alone.provenance.items():
+        if isinstance(number, float):
+            assert found.provenance[name] == pytest.approx(number, abs=1e-4, nan_ok=True), name
+    _, second = pairs.split(0.5, seed=0)
+    reader = reading.Reader.of(MODEL, [MODEL.site("resid_post.1")], "mean")
+    (rows,) = reader.all_rows(second.positive)
+    expected = by_hand(second.positive, "resid_post.1", "mean").float()
+    torch.testing.assert_close(rows, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_several_positions_and_sites():

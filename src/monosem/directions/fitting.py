@@ -16,7 +16,7 @@ from ..models import identity
 from .diagnostics import Blocks, apart, geometry
 from .methods import Found, Method, method
 from .moments import Moments
-from .reading import Place, Reader
+from .reading import Place, Reader, in_order
 from .sample import Sample
 
 BLOCKS = 16  # sets of prompts in each half that are drawn again and relabelled, at most
@@ -151,26 +151,35 @@ def _read(reader: Reader, pairs: PromptPairs, way: Method, reads: Tensor | None 
     Args:
         reads: `place d`: prompts are scored by these.
     """
-    half, block = Half(), _block_numbers(pairs)
+    half, block, batches = Half(), _block_numbers(pairs), _batches(reader, pairs)
     counts = torch.stack([torch.bincount(numbers, minlength=int(torch.cat(block).max()) + 1) for numbers in block])
-    sums, done = torch.zeros(0), [0, 0]
-    for batches in zip_longest(reader.rows(pairs.positive), reader.rows(pairs.negative)):
-        for side, rows in enumerate(batches):
+    sums = torch.zeros(0)
+    for number, both in enumerate(zip_longest(*map(reader.rows, (pairs.positive, pairs.negative), batches))):
+        for side, rows in enumerate(both):
             if rows is None:
                 continue
             if not len(sums):
                 sums = torch.zeros(2, counts.shape[1], len(rows), rows.shape[-1], dtype=torch.float64)
-            numbers = block[side][done[side] : done[side] + rows.shape[1]]
-            sums[side].index_add_(0, numbers, rows.transpose(0, 1))
-            done[side] += rows.shape[1]
+            sums[side].index_add_(0, block[side][batches[side][number]], rows.transpose(0, 1))
             half.take(side, rows, way)
             if reads is not None:
                 half.scores[side].append(torch.einsum("pbd,pd->pb", rows, reads))
-        if way.needs == "pairs" and batches[0] is not None and batches[1] is not None:
-            differences = Moments.of(batches[0] - batches[1])
+        if way.needs == "pairs" and both[0] is not None and both[1] is not None:
+            differences = Moments.of(both[0] - both[1])
             half.differences = differences if half.differences is None else half.differences + differences
     half.blocks = Blocks(sums, counts, pairs.paired)
+    for kept in (half.rows, half.scores):
+        for side, parts in enumerate(kept):
+            if parts:
+                parts[:] = [in_order(parts, batches[side])]
     return half
+
+
+def _batches(reader: Reader, pairs: PromptPairs) -> list[list[Tensor]]:
+    """The batches of each side; the same ones where the i-th prompts belong together."""
+    if pairs.paired:
+        return [reader.batches(pairs.positive, pairs.negative)] * 2
+    return [reader.batches(pairs.positive), reader.batches(pairs.negative)]
 
 
 def _block_numbers(pairs: PromptPairs) -> tuple[Tensor, Tensor]:
@@ -184,7 +193,7 @@ def _block_numbers(pairs: PromptPairs) -> tuple[Tensor, Tensor]:
 
 def _background(reader: Reader, texts: Sequence[str]) -> Moments:
     total: Moments | None = None
-    for rows in reader.rows(list(texts)):
+    for rows in reader.rows(list(texts)) if texts else ():
         moments = Moments.of(rows, scatter=False)
         total = moments if total is None else total + moments
     if total is None:
@@ -193,10 +202,11 @@ def _background(reader: Reader, texts: Sequence[str]) -> Moments:
 
 
 def _scores(reader: Reader, pairs: PromptPairs, reads: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    sides = (
-        [torch.einsum("pbd,pd->pb", rows, reads) for rows in reader.rows(side)]
-        for side in (pairs.positive, pairs.negative)
-    )
+    sides = []
+    for side in (pairs.positive, pairs.negative):
+        batches = reader.batches(side)
+        scores = [torch.einsum("pbd,pd->pb", rows, reads) for rows in reader.rows(side, batches)]
+        sides.append([in_order(scores, batches)])
     return tuple(sides)  # type: ignore[return-value]
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from ..activations import Skipper, SkipRule
@@ -19,6 +19,9 @@ from ..progress import Meter
 from .positions import Selector, selector
 
 NOT_READ = ("not finite", "outlier")  # reasons for which a token that is named is refused
+
+
+LONGER, ENOUGH = 1.25, 256  # a batch ends before a prompt so many times as long as its first, once it has these tokens
 
 
 @dataclass(frozen=True)
@@ -73,25 +76,39 @@ class Reader:
             skippers[site].thresholds = {key: norm for key, norm in measured.thresholds.items() if key == str(site)}
         return cls(model, [Place(site, one) for site in sites for one in selectors], skippers, batch_size)
 
-    def rows(self, prompts: Sequence[str]) -> Iterator[Float[Tensor, "place batch d"]]:
-        """Batch by batch, float64 on the CPU."""
+    def batches(self, *sides: Sequence[str]) -> list[Int[Tensor, "batch"]]:
+        """Prompts that are read together: of about one length (of several sides, the longest), so little is padded."""
+        lengths = torch.stack([self.model.tokens(list(side)).lengths.cpu() for side in sides]).amax(0)
+        found: list[list[int]] = []
+        for prompt in lengths.argsort(stable=True).tolist():
+            length = int(lengths[prompt])
+            now = found[-1] if found else []
+            long = bool(now) and length > LONGER * int(lengths[now[0]]) and len(now) * length > ENOUGH
+            if not now or long or len(now) == self.batch_size:
+                found.append([])
+            found[-1].append(prompt)
+        return [torch.tensor(one) for one in found]
+
+    def rows(
+        self, prompts: Sequence[str], batches: Sequence[Int[Tensor, "batch"]] | None = None
+    ) -> Iterator[Float[Tensor, "place batch d"]]:
+        """Batch by batch (default: its own `batches`), float64 on the CPU."""
         sites = list(self.skippers)
-        for start in range(0, len(prompts), self.batch_size):
-            run = self.model.run(list(prompts[start : start + self.batch_size]), capture=sites, logits=False)
+        for batch in self.batches(prompts) if batches is None else batches:
+            run = self.model.run([prompts[i] for i in batch.tolist()], capture=sites, logits=False)
             masks = {place.at: place.at.mask(self.model, run.tokens) for place in self.places}
             yield torch.stack(
                 [self._read(number, place, run, masks[place.at]) for number, place in enumerate(self.places)]
             )
 
     def all_rows(self, prompts: Sequence[str], meter: Meter | None = None) -> Float[Tensor, "place prompt d"]:
-        """Of all prompts, float32: prompts of one length go together, so that little is padded."""
-        order = self.model.tokens(list(prompts)).lengths.argsort(stable=True).cpu()
-        parts = []
-        for batch in self.rows([prompts[i] for i in order.tolist()]):
+        """Of all prompts, in their order, float32."""
+        batches, parts = self.batches(prompts), []
+        for batch in self.rows(prompts, batches):
             parts.append(batch.float())
             if meter is not None:
                 meter.advance(batch.shape[1])
-        return torch.cat(parts, 1)[:, order.argsort()]
+        return in_order(parts, batches)
 
     def summary(self) -> dict[str, Any]:
         """Which rule left tokens out, and (of means over tokens) how many at all sites together."""
@@ -135,6 +152,11 @@ class Reader:
             f"at {self.places[number]}, token {token!r} of prompt {text!r:.100} does not count ({reason}): read "
             "another token, the mean over tokens, or give another skip rule"
         )
+
+
+def in_order(parts: Sequence[Shaped[Tensor, "place batch *d"]], batches: Sequence[Int[Tensor, "batch"]]) -> Tensor:
+    """What was read batch by batch, `place prompt ...` in the order of the prompts."""
+    return torch.cat(list(parts), 1)[:, torch.cat(list(batches)).argsort()]
 
 
 def is_stream_wide(model: Model, site: Site) -> bool:
