@@ -124,6 +124,14 @@ def test_the_guard_opens_where_the_behaviour_is(done):
     assert part["calibrated_on"] == 10
 
 
+def test_the_guards_threshold_has_all_unrelated_prompts(planted, safe, tmp_path):
+    """However few prompts are answered: of 8 a threshold of this rate could not be had."""
+    few = {"most_prompts": 8, "attacks": ["prefill"], "capabilities": [], "over_refusal": safe}
+    made = robustness.assess(behaviour(**few), folder=tmp_path, model=planted[0], judge=SaysIt(), say=None, quiet=True)
+    part = made.results["parts"]["model"]["guard"]
+    assert (part["calibrated_on"], part["fired"]["unrelated_test"]["of"], part["arms"][0]["n"]) == (10, 10, 8)
+
+
 def test_a_defence_is_set_beside(done):
     """The same model as its own defence: the same numbers, and no difference."""
     table = done.table.drop(columns="model")

@@ -53,7 +53,7 @@ def _success(rows: list[Row], config: Mapping[str, Any]) -> Figure:
         figure.add_scatter(**held, mode="markers", marker=marker, showlegend=False)
     figure.add_vline(x=config["budget"], line={"color": plots.FAINT, "dash": "dot"})
     figure.update_yaxes(range=[-0.05, 1.05])
-    figure.update_xaxes(type="log")
+    figure.update_xaxes(type="log", tickformat="~g")
     return plots.style(figure, "KL a token on unrelated prompts (nats)", "success of the attack", height=440)
 
 

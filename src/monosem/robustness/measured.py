@@ -124,13 +124,18 @@ def _projections(context: Context, prompts: list[str]) -> Float[Tensor, "prompts
 
 
 # ---------------------------------------------------------------------- a guard
+def _benign(context: Context) -> list[str]:
+    """All unrelated test prompts, however few are answered: a threshold needs many, and a projection costs little."""
+    return list(dict.fromkeys(context.config.prompts["unrelated_test"]))
+
+
 def _can_calibrate(context: Context) -> bool:
-    return _rank(context) <= len(context.config.of("unrelated_test")[::2])
+    return _rank(context) <= len(_benign(context)[::2])
 
 
 def _rank(context: Context) -> int:
     """Which of the sorted scores of n benign prompts is the threshold: conformal, as `probes.with_threshold`."""
-    n = len(context.config.of("unrelated_test")[::2])
+    n = len(_benign(context)[::2])
     return math.ceil((n + 1) * (1 - context.config.target_fpr) - 1e-9)
 
 
@@ -139,14 +144,14 @@ def _guard(context: Context, earlier: Parts) -> dict[str, Any]:
     added, and the behaviour should show. The threshold is of half of the unrelated prompts, the rest measures it."""
     config, vectors = context.config, context.vectors
     if not _can_calibrate(context):
-        n = len(config.of("unrelated_test")[::2])
+        n = len(_benign(context)[::2])
         return {
             "left_out": f"{n} unrelated prompts cannot set a threshold of a false positive rate of {config.target_fpr}"
         }
-    benign = _projections(context, context.prompts["unrelated_test"][::2])
+    benign = _projections(context, context.asked(_benign(context)[::2]))
     threshold = float(benign.sort().values[_rank(context) - 1])
     gate = edits.condition((vectors.site, vectors.units[""]), above=threshold)
-    sets = {role: config.of(role) for role in _roles(context)} | {"unrelated_test": config.of("unrelated_test")[1::2]}
+    sets = {role: config.of(role) for role in _roles(context)} | {"unrelated_test": _benign(context)[1::2]}
     sets["over-refusal"] = over_refusal_prompts(config.over_refusal)
     fired = {
         role: rate((_projections(context, context.asked(prompts)) > threshold).tolist())

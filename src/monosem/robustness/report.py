@@ -83,7 +83,9 @@ def headline(results: Mapping[str, Any]) -> str:
         base = arms_of(rows_of(results, where), "none")[0]["shown"]
         sure, seen = ([_title(one) for one in mine if one["breaks"] and one["sure"] == told] for told in (True, False))
         found = [f"broken by {', '.join(sure)}"] if sure else []
-        found += [f"broken on these prompts, of more nothing can be said, by {', '.join(seen)}"] if seen else []
+        found += (
+            [f"broken by {', '.join(seen)} on these prompts, though more may be left than they show"] if seen else []
+        )
         what = "; ".join(found) or "broken by no attack that was tried"
         if base["low"] < 0.5:
             what = "too seldom to say what breaks it"
@@ -146,7 +148,7 @@ def _verdict(one: Mapping[str, Any]) -> dict[str, Any]:
         "controls": [
             {
                 "name": name,
-                "success": _share(control["success"]),
+                "success": f"{control['success']['count']}/{control['success']['of']}",
                 "p": one["p_controls"][name],
                 "kl": number(control["kl"], 2),
                 "idle": control["idle"],
