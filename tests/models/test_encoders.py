@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM, BartForCausalLM, PreTrainedModel
+from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from anymodel import randomised, tiny_config
 from monosem import components, edits, lenses, patching
 from monosem.data import TokenPairs
-from monosem.errors import BadFile, BadInput, UnknownName
+from monosem.errors import BadInput, UnknownName
 from monosem.models import Model, load_model, verify
 
 IDS = torch.randint(3, 90, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -160,25 +160,3 @@ def test_types_without_streams_to_read_say_why():
     hf = randomised(AutoModelForMaskedLM.from_config(tiny_config("albert"), dtype=torch.float32))
     with pytest.raises(UnknownName, match="type 'albert' are not read: one block is called for all layers"):
         load_model(hf, quiet=True)
-
-
-def test_a_folder_of_an_encoder_and_a_decoder(tmp_path, capsys):
-    hf = randomised(AutoModelForSeq2SeqLM.from_config(tiny_config("bart"), dtype=torch.float32))
-    with pytest.raises(UnknownName, match="is an encoder and a decoder, which are not read together"):
-        load_model(hf, quiet=True)
-    hf.save_pretrained(tmp_path)
-    with pytest.raises(BadFile, match="2 weights are missing"):  # saved once for both: transformers draws new ones
-        load_model(str(tmp_path), quiet=True)
-    hf.save_pretrained(tmp_path, state_dict={name: value.clone() for name, value in hf.state_dict().items()})
-    model = load_model(str(tmp_path))
-    assert "the decoder alone, as BartForCausalLM, without the encoder" in capsys.readouterr().err
-    with torch.no_grad():
-        native = BartForCausalLM.from_pretrained(tmp_path)(IDS, use_cache=False).logits
-        torch.testing.assert_close(model.run(IDS).logits, native, rtol=1e-4, atol=1e-4)
-
-
-def test_an_encoder_and_a_decoder_that_are_not_apart(tmp_path):
-    hf = randomised(AutoModelForSeq2SeqLM.from_config(tiny_config("t5"), dtype=torch.float32))
-    hf.save_pretrained(tmp_path)
-    with pytest.raises(UnknownName, match="is an encoder and a decoder, which are not read together .t5."):
-        load_model(str(tmp_path), quiet=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import BadFile, BadInput
 from ..files import replacing_folder, write_json
-from ..models.tokens import check_pieces, pieces_of
+from ..models.pieces import check_pieces, pieces_of
 from ..progress import Meter
 from ..reading import read_object
 from .text import Document, without_surrogates

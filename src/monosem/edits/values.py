@@ -1,7 +1,7 @@
 """Values that edits write or add: tensors with named axes, which follow the tokens that they belong to."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -14,7 +14,14 @@ from ..models import Generation, Moment, Run, Site, TokenBatch
 
 TOKEN_AXES = ("batch", "position", "key")
 # other names of axes, as tables of sites and TransformerLens write them
-_SAME = {"pos": "position", "query": "position", "kv_head": "head", "d_mlp": "neuron", "d_vocab": "vocab"}
+_SAME = {
+    "pos": "position",
+    "query": "position",
+    "source": "position",
+    "kv_head": "head",
+    "d_mlp": "neuron",
+    "d_vocab": "vocab",
+}
 
 
 def axes_of(site: Site) -> tuple[str, ...]:
@@ -60,7 +67,10 @@ class Value:
             tensor = value[site] if value.has_batch_dim else value[site][None]
             site = site.among(value.model.streams)
             heads = None if site.head_axis is None else value.heads
-            return Value(site, tensor, axes_of(site), what, value.tokens, value.columns, heads)
+            tokens, columns = value.tokens, value.columns
+            if site.in_source and tokens.source is not None:
+                tokens, columns = tokens.source, None
+            return Value(site, tensor, axes_of(site), what, tokens, columns, heads)
         if not isinstance(tokens, TokenBatch | None):
             raise BadInput(
                 f"{what}: tokens= is a TokenBatch, as run.tokens or model.tokens(prompts), not {tokens!r:.40}"
@@ -95,7 +105,9 @@ class Value:
             new = self._taken(new, names.index("position"), moment.positions, moment.chosen, moment, self.columns)
         if "key" in self.axes:
             keys = moment.of_keys(x.shape[-1])
-            new = self._taken(new, names.index("key"), keys.positions, _seen(moment), moment)
+            source = self.tokens.source if moment.across and self.tokens is not None else self.tokens
+            owner = replace(self, tokens=source)
+            new = owner._taken(new, names.index("key"), keys.positions, _seen(moment), keys)
         return self._of_heads(new, x, moment) if "head" in self.axes else new
 
     def _check_size(self, name: str, size: int, wanted: int) -> None:

@@ -23,6 +23,8 @@ from .places.norms import Norm
 from .turns import turn
 from .unembedding import unembedded
 
+_NO_LOGITS = "gives states and no logits; the decoder that reads them has the unembedding"
+
 
 class Ends:
     """The half of `Native` that knows the ends; see there."""
@@ -33,6 +35,8 @@ class Ends:
     name: str
     cfg: Any
     streams: int
+    whole: Any  # the model whose turn is taken: `hf`, or what an encoder is a part of
+    headless: bool
 
     def part(self, path: str) -> nn.Module:
         """A module of the language model by its path there, or one beside it (a head) by its path in `hf`."""
@@ -56,14 +60,16 @@ class Ends:
             return float(self.config.hidden_size**0.5)
         if scale is None:
             return 1.0
-        holder: Any = self.config if hasattr(self.config, scale) else language_model(self.hf)  # or a buffer of it
-        return float(getattr(holder, scale))
+        found = getattr(self.config, scale, None)
+        return float(self._part(scale) if found is None else found)  # or an attribute of a module
 
     @property
-    def embedding(self) -> nn.Module:
-        """What makes the token's summand of the stream."""
+    def embedding(self) -> nn.Module | None:
+        """What makes the token's summand of the stream; None in an encoder of sound."""
         projection = self._part(self.family.embed_projection)
-        return self.part(self.family.embed) if projection is None else projection
+        if projection is None and self.family.embed:
+            return self.part(self.family.embed)
+        return projection  # type: ignore[no-any-return]
 
     @property
     def position_module(self) -> nn.Module | None:
@@ -107,6 +113,8 @@ class Ends:
         found = self._part(self.family.positions)
         if found is None:
             raise UnknownName(f"W_pos: {self.name} {self.lacks('pos_embed')}")
+        if hasattr(found, "create_position_ids_from_input_ids"):  # numbered behind the padding's (XGLM, M2M-100)
+            return found, int(found.padding_idx) + 1
         return found, int(getattr(found, "offset", 0)) + self.first_position
 
     # ------------------------------------------------------------------ after the last block
@@ -139,6 +147,8 @@ class Ends:
 
     def unembed(self, resid: Float[Tensor, "*batch d_model"], norm: bool = True) -> Float[Tensor, "*batch vocab"]:
         """Final norm and head (skipped with `norm=False`), unembedding and what follows it (soft cap, scales)."""
+        if self.headless:
+            raise UnknownName(f"{self.name} {self.lacks('logits')}")
         weight: Any = self.hf.get_input_embeddings().weight
         if norm and self.family.collapse is not None:
             if resid.ndim < 3 or resid.shape[-2] != self.streams:
@@ -146,22 +156,35 @@ class Ends:
                     f"{self.name} keeps {self.streams} streams side by side: its read-out takes `batch pos stream "
                     f"d_model`, not {list(resid.shape)}"
                 )
-            with turn(self.hf):
+            with turn(self.whole):
                 resid = self.part(self.family.collapse)(resid)
         resid = resid.to(self.cfg.device, weight.dtype)
-        with turn(self.hf):  # `forward`: no hooks of a pass in progress
+        with turn(self.whole):  # `forward`: no hooks of a pass in progress
             if norm:
                 resid = self.normed(resid)
             for module in self.unembeddings[:-1]:
                 resid = module.forward(resid)
-            return self.logit_transform(unembedded(self.unembedding, resid))
+            raw = unembedded(self.unembedding, resid)
+            return self.logit_transform(raw if self.logit_bias is None else raw + self.logit_bias)
+
+    @property
+    def read_scale(self) -> float:
+        """What the final norm's output is multiplied by before the unembedding reads it (T5's smaller ones; else 1)."""
+        flag = self.family.unembed_scale
+        return float(self.cfg.d_model**-0.5) if flag and getattr(self.config, flag, False) else 1.0
+
+    @property
+    def logit_bias(self) -> Tensor | None:
+        """What is added to the unembedding's output, `vocab`; None in most models (BART has one)."""
+        found = self._part(self.family.logit_bias)
+        return found.flatten() if isinstance(found, Tensor) else None
 
     def normed(self, resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """What the unembedding reads when the last stream is `resid`: through the final norm and the head."""
-        with turn(self.hf):
+        with turn(self.whole):
             for module in (*filter(None, [self.last_norm]), *self.head):
                 resid = module.forward(resid)
-        return resid
+        return resid * self.read_scale if self.read_scale != 1 else resid
 
     def logit_transform(self, raw: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
         """What the model does to the unembedding's output: soft cap (Gemma 2), division (Granite), scale (Cohere)."""
@@ -189,11 +212,12 @@ class Ends:
                 f"({', '.join(self.family.head)}), so logits are no sum of what was written into the stream; "
                 "model.unembed and the logit lens go through the head, and a direction= in the stream can be attributed"
             )
-        return self.norm(self.last_norm)
+        norm = self.norm(self.last_norm)
+        return norm if self.read_scale == 1 else norm.times(self.read_scale)
 
     def norm(self, module: nn.Module | None) -> Norm:
         """One of its norms (None: no norm), read off the native module."""
-        with turn(self.hf):
+        with turn(self.whole):
             return Norm.of(module, self.cfg.d_model, self.cfg.device)
 
     @property
@@ -208,5 +232,8 @@ class Ends:
         return {
             "pos_embed": "has no learned positions (it rotates queries and keys, or biases scores)",
             "type_embed": "has no token types",
+            "embed": "reads sound, whose first stream is resid_pre.0",
             "embed_norm": "has no norm between the embedding and the first block",
+            "logits": _NO_LOGITS,
+            "logits_raw": _NO_LOGITS,
         }.get(site, f"has no final norm; what its last block writes is resid_post.{self.cfg.n_layers - 1}")

@@ -16,19 +16,22 @@ def text_config(hf: PreTrainedModel) -> Any:
     """The config of the language model; the model's own where it is nothing else.
 
     Raises:
-        UnknownName: an encoder and a decoder, or several language models.
+        UnknownName: several language models.
     """
     kind = type(hf).__name__
     try:
         config = hf.config.get_text_config()
     except ValueError as error:
         raise UnknownName(f"{kind} holds several language models ({cause(error)}): pass one of them") from error
-    if hf.config.is_encoder_decoder or config.is_encoder_decoder:
-        raise UnknownName(
-            f"{kind} is an encoder and a decoder, which are not read together; "
-            "where transformers has its decoder alone (AutoModelForCausalLM), pass that"
-        )
     return config
+
+
+def encoder_of(hf: PreTrainedModel) -> PreTrainedModel | None:
+    """The encoder of an encoder–decoder; None for every other model."""
+    if not hf.config.is_encoder_decoder:
+        return None
+    encoder = hf.get_encoder()
+    return encoder if encoder is not hf and isinstance(encoder, PreTrainedModel) else None
 
 
 def is_multimodal(hf: PreTrainedModel) -> bool:
@@ -37,13 +40,13 @@ def is_multimodal(hf: PreTrainedModel) -> bool:
 
 
 def language_model(hf: PreTrainedModel) -> nn.Module:
-    """The module with embedding, blocks and final norm, without the unembedding.
+    """The module with embedding, blocks and final norm, without the unembedding; of an encoder–decoder, what has both.
 
     Raises:
         UnknownName: as `text_config`, or no module with that config.
     """
     if not is_multimodal(hf):
-        if hf.base_model is not hf:
+        if hf.base_model is not hf or encoder_of(hf) is not None:
             return hf.base_model
         inner = (child for child in hf.children() if isinstance(child, PreTrainedModel))  # Llama 4, Mllama
         return next(inner, hf)

@@ -6,7 +6,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from transformers.activations import ACT2FN
 
 from ..errors import BadInput, UnknownName
 from .ends import Ends
-from .language import is_multimodal, language_model, text_config
+from .language import encoder_of, is_multimodal, language_model, text_config
 from .numbers import whole_numbers, whole_slice
 from .places.blocks import Block
 from .places.families import Family
@@ -23,6 +23,7 @@ from .places.reach import window_of
 from .places.rotations import rotations_of
 from .places.table import family_of
 from .sizes import sizes_of
+from .sources import heard, read_both, trial
 from .special import special_ids_of
 from .tokens import TokenBatch, check_text, read
 from .turns import Turns, turn
@@ -97,6 +98,8 @@ class Native(Ends):
         streams: how many residual streams it keeps side by side: 1 in most models.
         carries: what its blocks hand on beside the stream; "" for most models.
         config: of the language model. multimodal: the language model is a part of `hf`, which is run on text alone.
+        whole: the model whose turn is taken: `hf`, or the encoder–decoder that this encoder is a part of.
+        headless: it gives states and no logits, as an encoder beside a decoder does.
     """
 
     def __init__(
@@ -105,6 +108,7 @@ class Native(Ends):
         tokenizer: PreTrainedTokenizerBase | None = None,
         name: str = "model",
         family: Family | None = None,
+        whole: PreTrainedModel | None = None,
     ):
         if not isinstance(hf, PreTrainedModel):
             raise BadInput(
@@ -112,6 +116,7 @@ class Native(Ends):
             )
         refuse_compiled(hf)
         self.hf = hf.eval().requires_grad_(False)
+        self.whole, self.headless = whole or hf, hf.get_output_embeddings() is None
         self.tokenizer = tokenizer
         self.name = name
         self.config, self.multimodal = text_config(hf), is_multimodal(hf)
@@ -129,7 +134,7 @@ class Native(Ends):
 
     def turn(self) -> AbstractContextManager[Turns]:
         """Within, this thread has the native modules alone, in eval mode; other threads that want them wait."""
-        return turn(self.hf)
+        return turn(self.whole)
 
     @property
     def ambient_edits(self) -> list[Any]:
@@ -174,13 +179,39 @@ class Native(Ends):
         handle = self.blocks[0].register_forward_hook(lambda module, args, output: seen.append(output))
         try:
             with torch.no_grad(), self.turn():
-                self.hf(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device), use_cache=False)
+                self.hf(**trial(self, torch.zeros(1, 1, dtype=torch.long, device=self.device)), use_cache=False)
         finally:
             handle.remove()
         return None if isinstance(seen[0], Tensor) else len(seen[0])
 
+    # ------------------------------------------------------------------ the encoder beside a decoder
+    @cached_property
+    def encoder(self) -> Self | None:
+        """The encoder beside the decoder, as a model of its own that reads sources and gives states; None without one.
+
+        Its sites are the ones that the whole has with `encoder.` before them.
+        """
+        row = self.family.encoder
+        hf = None if row is None else encoder_of(self.hf)
+        return None if hf is None else type(self)(hf, self.tokenizer, f"the encoder of {self.name}", row, self.hf)
+
+    @property
+    def hears(self) -> bool:
+        """Whether it reads sound: features (`batch channel frame`) instead of tokens."""
+        return self.hf.main_input_name == "input_features"
+
+    @cached_property
+    def start(self) -> int:
+        """The id with which a decoder beside an encoder begins. Raises `BadInput` where none is declared."""
+        found = next(self._declared("decoder_start_token_id"), None)
+        if found is None:
+            raise BadInput(f"{self.name} declares no decoder_start_token_id; give target=, what its decoder reads")
+        return found
+
     # ------------------------------------------------------------------ tokens
-    def tokens(self, x: Any, padding: Literal["right", "left"] | None = None, mask: Any = None) -> TokenBatch:
+    def tokens(
+        self, x: Any, padding: Literal["right", "left"] | None = None, mask: Any = None, target: Any = None
+    ) -> TokenBatch:
         """A text, chat or row of ids, several of them, or what a tokenizer returned, as one batch: `models.tokens`.
 
         The tokenizer's own defaults hold; a prefix that the text begins with (chat templates) is not doubled.
@@ -189,6 +220,9 @@ class Native(Ends):
             padding: the side where shorter rows are filled up. None: "right", but columns that were given stay as they
                 are (a `TokenBatch`, a table of ids with its mask).
             mask: which of the given token ids are real (1, or True), of the shape of the ids.
+            target: what the decoder of an encoder–decoder reads of each row, of which x is what the encoder reads (of
+                sound: its features, `batch channel frame`). Texts begin with the decoder's start token and have no end;
+                ids are taken as they are. The batch then has the target's ids, and x as its `source`.
 
         Raises:
             BadInput: nothing, an empty prompt, no kind of prompt, ids outside the vocabulary, longer than the context,
@@ -196,7 +230,10 @@ class Native(Ends):
         """
         if padding not in ("right", "left", None):
             raise BadInput(f"padding= is 'right' or 'left', not {padding!r}")
-        batch = read(self, x, mask, padding or "right")
+        if self.encoder is not None or target is not None:
+            batch = read_both(self, x, mask, target, padding or "right")
+        else:
+            batch = heard(self, x) if self.hears else read(self, x, mask, padding or "right")
         batch = batch if padding is None else batch.laid(padding, self.pad)
         if (longest := int(batch.lengths.max())) > self.cfg.n_ctx:
             raise BadInput(

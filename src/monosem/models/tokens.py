@@ -8,18 +8,19 @@
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..errors import BadInput, Mismatch
+from ..errors import BadInput
+from .pieces import check_pieces, pieces_of
 
 MEANS = "prompts are texts, token ids, chat messages, what a tokenizer returned, or a TokenBatch"
 # what tokenizers return besides, and none of these models reads
@@ -51,12 +52,15 @@ class TokenBatch:
     """Token ids and which of them are real; padding never changes a result, because mask and positions travel along.
 
     Shapes: `ids`, `mask`, `positions` are `batch pos`; `lengths`, `last` are `batch`. `tokenizer` is what made the ids
-    from texts; None where they were given as ids.
+    from texts; None where they were given as ids. `source` is what the encoder beside a decoder reads, and the ids are
+    then the decoder's; `features` are what an encoder of sound reads, whose ids are zeros, one for each position.
     """
 
     ids: Int[Tensor, "batch pos"]
     mask: Bool[Tensor, "batch pos"]
     tokenizer: Any = field(default=None, repr=False)
+    source: "TokenBatch | None" = field(default=None, repr=False)
+    features: Float[Tensor, "batch channel frame"] | None = field(default=None, repr=False)
 
     @staticmethod
     def of(rows: list[list[int]], pad: int, side: str = "right", tokenizer: Any = None) -> "TokenBatch":
@@ -85,7 +89,8 @@ class TokenBatch:
         step = self.mask[:, 1:].int() - self.mask[:, :-1].int()
         if not bool((step > 0 if side == "right" else step < 0).any()):
             return self
-        return TokenBatch.of(self.rows(), pad, side, self.tokenizer).to(self.ids.device)
+        laid = TokenBatch.of(self.rows(), pad, side, self.tokenizer).to(self.ids.device)
+        return replace(laid, source=self.source, features=self.features)
 
     def __len__(self) -> int:
         return self.ids.shape[0]
@@ -125,13 +130,26 @@ class TokenBatch:
         return [ids[mask].tolist() for ids, mask in zip(self.ids, self.mask)]
 
     def to(self, device: torch.device | str) -> "TokenBatch":
-        return replace(self, ids=self.ids.to(device), mask=self.mask.to(device))
+        return self._each(lambda x: x.to(device))
+
+    def of_rows(self, rows: slice | list[int] | Tensor) -> "TokenBatch":
+        """Some of the rows, with all columns."""
+        return self._each(lambda x: x[rows])
+
+    def copies(self, rows: int) -> "TokenBatch":
+        """One row so many times, without memory of its own for each."""
+        return self._each(lambda x: x.expand(rows, *x.shape[1:]))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "TokenBatch":
+        source = None if self.source is None else self.source._each(change)
+        features = None if self.features is None else change(self.features)
+        return replace(self, ids=change(self.ids), mask=change(self.mask), source=source, features=features)
 
     def __getitem__(self, rows: slice | list[int] | Tensor) -> "TokenBatch":
         """Some of the rows, trimmed of columns that are padding in all of them."""
-        mask = self.mask[rows]
-        keep = mask.any(0)
-        return replace(self, ids=self.ids[rows][:, keep], mask=mask[:, keep])
+        some, source = self.of_rows(rows), None if self.source is None else self.source[rows]
+        keep = some.mask.any(0)
+        return replace(some, ids=some.ids[:, keep], mask=some.mask[:, keep], source=source)
 
 
 # ---------------------------------------------------------------------- prompts
@@ -362,22 +380,6 @@ def _check_tokens(model: Any, batch: TokenBatch) -> None:
     """Raises `Mismatch` where an id is another token for this model's tokenizer than for the one that made it."""
     if batch.tokenizer is not None and batch.tokenizer is not model.tokenizer:
         check_pieces(model, pieces_of(batch.tokenizer, batch.ids[batch.mask].unique().tolist()), "these prompts were")
-
-
-def pieces_of(tokenizer: Any, ids: Iterable[int]) -> dict[int, str | None]:
-    """The token of each id, None where the tokenizer has none."""
-    return {token: tokenizer.convert_ids_to_tokens(token) if 0 <= token < len(tokenizer) else None for token in ids}
-
-
-def check_pieces(model: Any, pieces: Mapping[int, str | None], what: str) -> None:
-    """Raises `Mismatch` where an id is another token for this model's tokenizer; `what` begins the message."""
-    here = {} if model.tokenizer is None else pieces_of(model.tokenizer, pieces)
-    for token, piece in here.items():
-        if piece != pieces[token]:
-            raise Mismatch(
-                f"{what} tokenised for another model: token {token} is {pieces[token]!r:.40} there and {piece!r} for "
-                f"{model.name}; tokenise them for this model"
-            )
 
 
 def _is_keyed(x: Any) -> bool:

@@ -224,7 +224,7 @@ def _layers(model: Model, site: str, numbers: Sequence[int] | None, several: boo
 
 def cuts(site: Site) -> tuple[str, ...]:
     """The axes that cells of a site can be cut along, besides its layer; none where the site cannot be swept."""
-    swept = site.name in (*PER_LAYER, "mixer_out") and site.name not in NOT_SWEPT
+    swept = site.name in (*PER_LAYER, "mixer_out") and not site.name.endswith(NOT_SWEPT) and not site.in_source
     return tuple(axis for axis in ORDER if axis in site.axes) if swept else ()
 
 
@@ -280,7 +280,13 @@ def _site_name(model: Model, site: SiteLike, axes: Sequence[str], dictionary: Di
         raise BadInput(f"sites= are names such as 'z', not {site!r:.40}")
     if isinstance(site, str) and re.fullmatch(r".+\.\d+", site):
         raise BadInput(f"a sweep takes a site's name without its layer: {site.rpartition('.')[0]!r}, and layers=[...]")
-    name = Site.parse(site if isinstance(site, Site | tuple) else f"{site}.0").name
+    parsed = Site.parse(site if isinstance(site, Site | tuple) else f"{site}.0")
+    name = parsed.name
+    if parsed.in_source:
+        raise UnknownName(
+            f"{site!s:.40} has the positions of what the encoder reads, and sweeps go over the decoder's: write it "
+            "with model.run(..., edits=edits.patch(...))"
+        )
     offered = cuts(model.site(Site(name, model.layers_with(name)[0])))
     if not offered:
         known = ", ".join(one for one in (*PER_LAYER, "mixer_out") if cuts(Site(one, 0)))

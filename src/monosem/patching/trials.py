@@ -73,7 +73,7 @@ class Trial:
         """The logits after the last token (or at each step) of copies of the base run with edits in them, begun at a
         place of the stream or (None) at the tokens."""
         tokens = self.base.tokens
-        batch = TokenBatch(tokens.ids.expand(rows, -1), tokens.mask.expand(rows, -1))
+        batch = tokens.copies(rows)
         start = None if self.model.ambient_edits else start  # the base run's stream may have those edits already
         begin = None if start is None else (start, self.base[start].expand(rows, -1, -1))
         own = self.edits if start is None else self.edits_after(start)

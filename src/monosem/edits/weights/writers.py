@@ -84,8 +84,8 @@ def writers(model: Model) -> list[Writer]:
 
 def _embeddings(model: Model, paths: dict[nn.Module, str]) -> Iterator[Writer]:
     table: Any = model.hf.get_input_embeddings()
-    if model.entry or model.embedding is not table:
-        between = model.entry[0] if model.entry else model.embedding
+    if (entry := [*model.entry, model.embedding][0]) is not table:
+        between: Any = entry
         raise UnknownName(f"the embedding of {model.name} goes through {paths[between]}: it does not write alone")
     if model.adds_positions and model.position_module is None:
         raise UnknownName(f"{model.name} adds computed positions, which are no weights that can be edited")

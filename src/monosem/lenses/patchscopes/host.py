@@ -118,7 +118,7 @@ class Host:
         if first > 0 and not self.model.ambient_edits:
             entry = f"resid_pre.{first}"
             start = (entry, self.model.run(self.tokens, capture=entry, logits=False)[entry].expand(rows, -1, -1))
-        tokens = TokenBatch(self.tokens.ids.expand(rows, -1), self.tokens.mask.expand(rows, -1))
+        tokens = self.tokens.copies(rows)
         final = self.model.run(tokens, capture=last, edits=self._edits(cells), logits=False, start=start)[last]
         return final[torch.arange(rows, device=final.device), cells.read.to(final.device)]
 

@@ -22,7 +22,7 @@ def attention(c: Checks) -> None:
     branches = [branch for branch in c.model.branches() if branch.slot.mixer.row.attends]
     if not branches:
         return
-    _projections(c, [branch for branch in branches if branch.kind == "attention"])
+    _projections(c, [branch for branch in branches if branch.kind != "latent_attention"])
     outputs: Pairs = []
     for branch in branches:
         heads = torch.einsum("bthd,hdm->btm", c.run[branch.site("z")], branch.weight())
@@ -32,7 +32,7 @@ def attention(c: Checks) -> None:
     firsts = [
         (c.run[branch.site("z")][:, 0], _after(c, branch, _repeated(branch, _values(c, branch)))[:, 0])
         for branch in branches
-        if branch not in seen and _own(c, branch) and not c.model.looks_ahead
+        if branch not in seen and _own(c, branch) and not c.model.looks_ahead and not branch.crosses
     ]
     # no pattern can be read: the one token whose pattern is known tells v from k
     c.add_all("v", "the first token sees itself alone: v = z", firsts)
@@ -57,7 +57,8 @@ def _projections(c: Checks, branches: Sequence[Branch]) -> None:
         identity = ""
         for branch in branches:
             if (site := branch.site(name)) in c.run:
-                x = branch.read(c.run[branch.reads])
+                crosses = branch.crosses and name in ("k", "v")  # made of what the encoder gives
+                x = c.run[c.model.source_states] if crosses else branch.read(c.run[branch.reads])
                 heads = torch.einsum("btm,hmd->bthd", x, _by_head(weight_from(c.model, site)))
                 bias = bias_of(c.model, site)
                 pairs.append((heads + bias.reshape(heads.shape[2:]), c.run[site]))

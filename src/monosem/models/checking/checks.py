@@ -24,6 +24,9 @@ from .routers import Choices
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 1.5e-1, torch.float16: 2e-2}
 
 
+VALUES = ("values", "cross_attn_values")  # what patterns mix: captured when it is named
+
+
 @dataclass(frozen=True, eq=False)
 class Patch:
     """The smallest edit: this room knows nothing of `monosem.edits`."""
@@ -36,6 +39,8 @@ class Patch:
 
 
 class Checks:
+    """One model's run on random tokens. Of an encoder, which gives no logits, its last states stand for them."""
+
     def __init__(self, model: Model, tokens: TokenBatch):
         self.model, self.tokens = model, tokens
         self.rows: list[dict[str, object]] = []
@@ -51,20 +56,31 @@ class Checks:
         model = self.model
         self.writable = [site for site in self.capture if not point(model, site).fixed]
         ends = [name for name in (*EMBEDDINGS, "final_norm") if model.has(name)]
-        values = [Site("values", n) for n in model.layers() if model.has(("values", n))]
+        values = [Site(name, n) for name in VALUES for n in model.layers() if model.has((name, n))]
+        source = [] if model.encoder is None else [model.source_states]
         runs: list[Run] = []
 
         def forward() -> Tensor:
-            runs.append(model.run(self.tokens, capture=[*self.capture, *values, *ends]))
-            return runs[0].logits  # type: ignore[return-value]
+            runs.append(model.run(self.tokens, capture=[*self.capture, *values, *ends, *source]))
+            return runs[0].logits if runs[0].logits is not None else runs[0][self.last]
 
         self.choices.of(forward)
         self._check_alive(runs[0])
         return runs[0]
 
+    @cached_property
+    def last(self) -> Site:
+        """What a model without logits gives."""
+        return Site("final_norm") if self.model.has("final_norm") else Site("resid_post", self.model.cfg.n_layers - 1)
+
+    @property
+    def given(self) -> str:
+        """The name of what is compared at the end."""
+        return str(self.last) if self.model.headless else "logits"
+
     @property
     def explicit(self) -> Tensor:
-        return self.run.logits  # type: ignore[return-value]
+        return self.run[self.last] if self.model.headless else self.run.logits  # type: ignore[return-value]
 
     @cached_property
     def plain(self) -> Run:
@@ -74,7 +90,8 @@ class Checks:
     @cached_property
     def native(self) -> Tensor:
         def forward() -> Tensor:
-            return self.model.hf(**inputs(self.model, self.tokens), use_cache=False).logits  # type: ignore[no-any-return]
+            out = self.model.hf(**inputs(self.model, self.tokens), use_cache=False)
+            return out[0] if self.model.headless else out.logits  # type: ignore[no-any-return]
 
         with torch.no_grad(), self.model.turn():
             return self.choices.of(forward)
@@ -112,8 +129,11 @@ class Checks:
         elif values:
             self.add(site, identity, *(torch.cat([x.flatten() for x in side]) for side in (values, expected)))
 
-    def logits(self, **options: Any) -> Tensor:
-        return self.choices.of(lambda: self.model.run(self.tokens, **options).logits)  # type: ignore[arg-type, return-value]
+    def logits(self, tokens: TokenBatch | None = None, **options: Any) -> Tensor:
+        given, tokens = self.last if self.model.headless else None, tokens or self.tokens
+        if given is not None:
+            return self.choices.of(lambda: self.model.run(tokens, **options | {"capture": given})[given])
+        return self.choices.of(lambda: self.model.run(tokens, **options).logits)  # type: ignore[arg-type, return-value]
 
     def all_of(self, branches: Iterable[Branch], name: str) -> Tensor:
         """A site of several branches, stacked."""

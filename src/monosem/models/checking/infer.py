@@ -20,7 +20,7 @@ from ..language import is_multimodal, language_model, text_config
 from ..model import Model
 from ..native import device_of, refuse_compiled
 from ..places.families import BranchRow, Family
-from ..places.table import BY_TYPE, refuse_type
+from ..places.table import BY_TYPE, family_of, refuse_type
 from .anatomy import Found, branches_of, choices, merged
 from .ends import ends_of
 from .finding import NotFound, recorded_class
@@ -53,6 +53,8 @@ def row_of(hf: PreTrainedModel) -> Family:
         UnknownName: as `infer`, or an identity fails on a multimodal model or one with an adapter.
     """
     refuse_type(text_config(hf))
+    if text_config(hf).is_encoder_decoder:
+        return family_of(text_config(hf))
     row = BY_TYPE.get(text_config(hf).model_type)
     if row is None:
         return infer(hf)

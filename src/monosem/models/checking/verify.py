@@ -5,8 +5,9 @@ read as it acts: each breaks one of these, and the table names the site.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
+from typing import Any
 
 import pandas as pd
 import torch
@@ -14,9 +15,11 @@ from torch import Tensor
 
 from ..model import Model
 from ..places.blocks import Sum
-from ..places.sites import ATTENTION, PER_LAYER, Site
+from ..places.points import point
+from ..places.sites import ATTENTION, PER_LAYER, READ_ONLY, Site
 from ..running.activations import position_embeddings
 from ..running.result import Run
+from ..sources import trial
 from ..tokens import TokenBatch
 from .attention import attention
 from .checks import Checks, Patch
@@ -68,7 +71,12 @@ def verify(model: Model, length: int = 12, seed: int = 0) -> Verification:
     values; what q, gate and up alone can do; routers; a site's own value written back changes nothing; another prompt's
     resid_post gives that prompt's logits; padding and the KV cache change nothing.
     """
-    return _verified(model, (*_INSIDE, _write_back, _transplant, _padding, _cache), length, seed)
+    whole = _verified(model, (*_INSIDE, _write_back, _transplant, _padding, _cache), length, seed)
+    if model.encoder is not None:
+        beside = verify(model.encoder, length, seed)
+        whole.rows += _verified(model, (_encoder,), length, seed).rows
+        whole.rows += [row | {"site": f"encoder.{row['site']}"} for row in beside.rows]
+    return whole
 
 
 def quick(model: Model) -> Verification:
@@ -88,11 +96,24 @@ def uses(model: Model) -> Verification:
 
 def _verified(model: Model, checks: Iterable[Callable[[Checks], None]], length: int, seed: int = 0) -> Verification:
     generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(0, model.cfg.d_vocab, (2, length), generator=generator)
-    made = Checks(model, model.tokens(ids).to(model.device))
+    made = Checks(model, _sample(model, length, generator).to(model.device))
     for check in checks:
         check(made)
     return Verification(model.name, str(model.dtype).removeprefix("torch."), made.rows, made.choices.note)
+
+
+def _sample(model: Model, length: int, generator: torch.Generator) -> TokenBatch:
+    """Two random texts; for an encoder–decoder, two targets with sources of another length; two random sounds."""
+    if model.hears and model.encoder is None:
+        features: Any = model.tokens(trial(model, torch.zeros(2, 1, dtype=torch.long))["input_features"]).features
+        return model.tokens(torch.randn(features.shape, generator=generator))
+    ids = torch.randint(0, model.cfg.d_vocab, (2, length), generator=generator)
+    if model.encoder is None and not model.headless:
+        return model.tokens(ids)
+    ids[ids == model.pad] += 1 if model.pad + 1 < model.cfg.d_vocab else -1  # which M2M-100 gives no position
+    if model.encoder is None:
+        return model.tokens(ids)
+    return model.tokens(_sample(model.encoder, length + 3, generator), target=ids)
 
 
 def _sums(c: Checks) -> None:
@@ -103,18 +124,31 @@ def _sums(c: Checks) -> None:
 
 
 def _native(c: Checks) -> None:
-    c.add("logits", "hooked = native", c.logits(capture=["resid_post.0"]), c.native)
-    c.add("logits", "our attention = native", c.explicit, c.native)
+    c.add(c.given, "hooked = native", c.logits(capture=["resid_post.0"]), c.native)
+    c.add(c.given, "our attention = native", c.explicit, c.native)
+    if c.model.headless:
+        return
     c.add("logits", "last token only = native", c.logits(logits="last"), c.native[:, -1])
     if c.model.looks_ahead:  # attention in both directions: what later tokens change is no fault of the row
         return
-    other = TokenBatch(c.tokens.ids.clone(), c.tokens.mask)
+    other = replace(c.tokens, ids=c.tokens.ids.clone())
     other.ids[:, -1] = (other.ids[:, -1] + 1) % c.model.cfg.d_vocab
     changed: Tensor = c.model.run(other).logits  # type: ignore[assignment]
     c.add("logits", "a later token changes no earlier one", changed[:, :-1], c.native[:, :-1])
 
 
 def _streams(c: Checks) -> None:
+    if c.model.has("embed"):
+        _entry(c)
+    _add_sums(c, c.run)
+    last = c.run["resid_post", c.model.cfg.n_layers - 1]
+    if c.model.headless:
+        return c.add("final_norm", "norm of the last resid_post = what it gives", c.model.normed(last), c.explicit)
+    c.add("resid_post", "read-out of the last = logits", c.model.unembed(last), c.explicit)
+    c.add("final_norm", "unembedding = logits", c.model.unembed(c.run["final_norm"], norm=False), c.explicit)
+
+
+def _entry(c: Checks) -> None:
     embedded = c.run["embed"]
     if c.model.adds_positions:
         embedded = embedded + (c.run["pos_embed"] if c.model.has("pos_embed") else position_embeddings(c.run))
@@ -128,10 +162,6 @@ def _streams(c: Checks) -> None:
     added = " (+ positions)" if c.model.type_module is None else " + positions + types"
     through = f", through {' and '.join(c.model.family.entry)}" if c.model.entry else ""
     c.add("resid_pre", f"resid_pre.0 = embed{added}{through}", c.run["resid_pre.0"], embedded)
-    _add_sums(c, c.run)
-    last = c.run["resid_post", c.model.cfg.n_layers - 1]
-    c.add("resid_post", "read-out of the last = logits", c.model.unembed(last), c.explicit)
-    c.add("final_norm", "unembedding = logits", c.model.unembed(c.run["final_norm"], norm=False), c.explicit)
 
 
 _GATED = {"mlp": "_pre_linear", "layer_input": "per_layer_input"}  # kind -> the site that gates, or None
@@ -214,7 +244,9 @@ def _transplant(c: Checks) -> None:
     if c.model.carries:  # later blocks are given more of the prompt than its stream
         late = c.logits(start=(Site("resid_pre", layer + 1), stream)) if layer + 1 < c.model.cfg.n_layers else c.native
         return c.add("resid_pre", "started late = logits", late, c.native)
-    logits = c.logits(edits=[Patch(Site("resid_post", layer), lambda _: stream.flip(0))])
+    source = c.tokens.source
+    swapped = c.tokens if source is None else replace(c.tokens, source=source.of_rows([1, 0]))
+    logits = c.logits(tokens=swapped, edits=[Patch(Site("resid_post", layer), lambda _: stream.flip(0))])
     c.add("resid_post", "other prompt's value = its logits", logits, c.native.flip(0))
     if layer + 1 < c.model.cfg.n_layers:
         late = c.logits(start=(Site("resid_pre", layer + 1), stream))
@@ -222,12 +254,49 @@ def _transplant(c: Checks) -> None:
 
 
 def _padding(c: Checks) -> None:
-    first, *others = c.tokens.ids.tolist()
-    rows = [first[: len(first) // 2], *others]
-    alone = torch.cat([c.model.run([row], logits="last").logits for row in rows])  # type: ignore[misc]
-    for side in ("right", "left") if c.model.family.padded else ("right",):
-        batch = TokenBatch.of(rows, c.model.pad, side)
-        c.add("logits", f"{side} padded = alone", c.model.run(batch, logits="last").logits, alone)  # type: ignore[arg-type]
+    if c.tokens.features is not None:
+        return
+    rows = _shortened(c.tokens)
+    alone = torch.cat([_at_end(c, _batch(c, [row], slice(n, n + 1))) for n, row in enumerate(rows)])
+    sides = ("right", "left") if c.model.family.padded and not c.model.headless else ("right",)
+    for side in sides:
+        c.add(c.given, f"{side} padded = alone", _at_end(c, _batch(c, rows, slice(None), side)), alone)
+
+
+def _shortened(tokens: TokenBatch) -> list[list[int]]:
+    first, *others = tokens.ids.tolist()
+    return [first[: len(first) // 2], *others]
+
+
+def _batch(c: Checks, rows: list[list[int]], of: slice, side: str = "right") -> TokenBatch:
+    """These rows, with the sources of these numbers where there are any, the first of them shortened likewise."""
+    batch, source = TokenBatch.of(rows, c.model.pad, side), c.tokens.source
+    if source is None:
+        return batch
+    sounds = source.features is not None
+    source = source.of_rows(of) if sounds else TokenBatch.of(_shortened(source)[of], c.model.pad)
+    return replace(batch, source=source)
+
+
+def _at_end(c: Checks, batch: TokenBatch) -> Tensor:
+    if c.model.headless:
+        return c.model.run(batch, capture=c.last).last(c.last)
+    return c.model.run(batch, logits="last").logits  # type: ignore[return-value]
+
+
+def _encoder(c: Checks) -> None:
+    """The encoder's sites in a pass of the whole: as in its own, and written back without a change."""
+    encoder, source = c.model.encoder, c.tokens.source
+    assert encoder is not None
+    assert source is not None
+    sites = Checks(encoder, source).capture
+    inside = [replace(site, side="encoder") for site in sites]
+    alone, whole = encoder.run(source, capture=sites), c.model.run(c.tokens, capture=inside)
+    shown = [(site, one) for site, one in zip(sites, inside) if "scores" not in site.name]  # hidden keys have none
+    c.add_all("encoder", "alone = in the whole", [(whole[one], alone[site]) for site, one in shown])
+    writable = [one for one in inside if not point(c.model, one).fixed and one.name not in READ_ONLY]
+    logits = c.logits(edits=[Patch(site, torch.clone) for site in writable])
+    c.add("encoder", "own values written back = no change", logits, c.explicit)
 
 
 def _cache(c: Checks) -> None:
@@ -236,7 +305,8 @@ def _cache(c: Checks) -> None:
     steps, length = 4, c.tokens.ids.shape[1]
     generated = c.model.generate(c.tokens, max_new_tokens=steps, stop_at_eos=False, capture="logits")
     # the whole text at once: where rotations change with the length, a part of it is another text
-    logits = c.model.run(TokenBatch.whole(generated.ids.ids)).logits[:, length - 1 :]  # type: ignore[index]
+    text = replace(TokenBatch.whole(generated.ids.ids), source=c.tokens.source)
+    logits = c.model.run(text).logits[:, length - 1 :]  # type: ignore[index]
     cached = generated["logits"][:, length - 1 :]
     # a memory is updated token by token in one, in chunks in the other: long products round apart
     remembers = any(not (branch.pointwise or branch.slot.mixer.row.attends) for branch in c.model.branches())

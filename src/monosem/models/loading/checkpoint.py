@@ -17,16 +17,20 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSpeechSeq2Seq,
     PretrainedConfig,
     PreTrainedModel,
 )
 
 from ...errors import BadFile, BadInput, UnknownName, cause
 from ..numbers import LARGEST
+from ..places.table import BOTH_BY_TYPE
 from .contents import check_contents, notes_on, refuse_heads
 from .quantised import method_of, quantisation_notes, refuse_unreadable
 from .towers import Loader, absent, close_up, loader_of, settled
 
+_WHOLE: tuple[Any, ...] = (AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq)  # what loads an encoder–decoder
 MOST_PARTS = 10_000
 # everything that transformers, safetensors, gguf and torch were seen to raise on damaged or unsuitable files
 FILE_ERRORS = (
@@ -53,11 +57,16 @@ def load_pretrained(
         refuse_heads(config.architectures, name)
         refuse_unreadable(config, name)
         method = method_of(config)
-        decoder = config.is_encoder_decoder and type(config) in loader._model_mapping
-        if config.is_encoder_decoder and not decoder:
+        both = config.is_encoder_decoder
+        whole = next((one for one in _WHOLE if type(config) in one._model_mapping), None)
+        if both and whole is not None and config.model_type in BOTH_BY_TYPE:
+            loader = whole
+        elif both and not (decoder := type(config) in loader._model_mapping):
             raise UnknownName(f"{name} is an encoder and a decoder, which are not read together ({config.model_type})")
         theirs = trust_remote_code and hasattr(config, "auto_map")
-        if _reads_masked_tokens(config):
+        if config.is_encoder_decoder:
+            pass
+        elif _reads_masked_tokens(config):
             loader = AutoModelForMaskedLM
         elif not theirs and (chosen := loader_of(config)) is not None:
             loader, arguments["config"] = chosen.cls, chosen.config

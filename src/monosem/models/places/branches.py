@@ -1,7 +1,6 @@
 """A branch of a block: what it reads, what it computes, and what it adds to the stream."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -29,17 +28,18 @@ class Branch:
         out: what it adds to the stream. scale: what its output is multiplied by before that.
         inner: the site that its output projection reads (z, mlp_post); None for mixers without such a projection.
         units: what the inner site is made of: "head", "neuron" or "channel"; None where there is no inner site.
-        pointwise: it treats every token alone.
+        pointwise: it treats every token alone. crosses: its keys and values are made of what an encoder gives.
+        side: "encoder" where it is reached through the sites of an encoder–decoder.
     """
 
-    def __init__(self, model: Native, layer: int, slot: Slot):
-        self.model, self.layer, self.slot = model, layer, slot
+    def __init__(self, model: Native, layer: int, slot: Slot, side: str = ""):
+        self.model, self.layer, self.slot, self.side = model, layer, slot, side
         self.name, self.kind, self.scale = slot.name, slot.mixer.kind, slot.scale
         self.reads, self.raw, self.out = (
-            Site(name, layer) for name in (slot.reads, f"{slot.name}_raw", f"{slot.name}_out")
+            Site(name, layer, side) for name in (slot.reads, f"{slot.name}_raw", f"{slot.name}_out")
         )
         row = slot.mixer.row
-        self.units, self.pointwise = row.units, row.pointwise
+        self.units, self.pointwise, self.crosses = row.units, row.pointwise, self.kind == "cross_attention"
         self.inner = self.site(row.projected) if row.projected else None
 
     def __repr__(self) -> str:
@@ -58,7 +58,7 @@ class Branch:
 
     def site(self, name: str) -> Site:
         """A site inside its mixer, "q" or "_pre" as listed in `mixers.KINDS`."""
-        return Site(self.slot.mixer.row.site(name, self.name), self.layer)
+        return Site(self.slot.mixer.row.site(name, self.name), self.layer, self.side)
 
     # ------------------------------------------------------------------ the native modules
     def _native(self, path: str) -> nn.Module:
@@ -204,7 +204,7 @@ class Branch:
     def pre(self) -> Norm:
         """The norm through which it reads, likewise."""
         norm, given = self.model.norm(self.norm_in), self.slot.given
-        return norm if given == 1 else replace(norm, gain=norm.gain * given, bias=norm.bias * given)
+        return norm if given == 1 else norm.times(given)
 
     def size(self, inner: Tensor) -> Float[Tensor, "... 1"]:
         """What the norm after the branch divides by when the inner site has these values (all units); 1 without one."""

@@ -105,6 +105,12 @@ def attn(
     return BranchRow("attn", (mixer,), "ln1", before, after, scale=scale)
 
 
+def crossing(row: BranchRow) -> BranchRow:
+    """A row of attention as the branch `cross_attn`, whose keys and values are made of what the encoder gives."""
+    mixers = tuple(replace(mixer, kind="cross_attention") for mixer in row.mixers)
+    return replace(row, name="cross_attn", norm="ln_cross", mixers=mixers)
+
+
 def either(*rows: BranchRow) -> BranchRow:
     """One branch that computes in several ways: each block takes the first row whose modules it has."""
     return replace(rows[0], mixers=tuple(mixer for row in rows for mixer in row.mixers))
@@ -160,6 +166,7 @@ class Family:
     Attributes:
         cached: it generates with transformers' cache; without it, every new token is a run of all tokens.
         padded: it leaves out padding before a prompt; else its memory would begin with padding.
+        encoder: the row of the encoder beside it, whose paths begin in the encoder's module; None in other models.
 
     What a row names at the ends, and a model does not have, is left out: OPT has projections in one size alone.
     """
@@ -169,7 +176,7 @@ class Family:
     branches: tuple[BranchRow, ...] = (attn(), mlp())
     embed: str = "embed_tokens"
     embed_projection: str | None = None  # what the token embedding goes through before anything is added to it
-    embed_scale: str | None = None  # config attribute that it is multiplied by outside its module, or "sqrt(d_model)"
+    embed_scale: str | None = None  # what it is multiplied by outside its module: "sqrt(d_model)", or an attribute
     positions: str | None = None  # module (or buffer) with positions that are added to it
     numbered_after_padding: bool = False  # its positions begin behind the `padding_idx` of their table (RoBERTa)
     types: str | None = None  # module with token types that are added to it
@@ -180,14 +187,17 @@ class Family:
         str, ...
     ] = ()  # what follows it, and is no projection: modules (paths in the whole model), ACT2FN names
     unembed_projection: str | None = None  # projection before the unembedding
+    unembed_scale: str | None = None  # config attribute: what it reads is divided by sqrt(d_model) (T5)
     streams: str | None = None  # config attribute: how many residual streams there are side by side
     collapse: str | None = None  # the module that makes one of them, before the final norm
     factor: str | None = None  # attribute of a block that the stream is multiplied by at its end
     carries: str = ""  # what blocks hand on to later ones, or are given, beside the stream
     carries_if: tuple[str, ...] = ()  # config attributes of which one at least says that they do; none: all models do
+    logit_bias: str | None = None  # buffer that is added to the unembedding's output (BART)
     logit_steps: tuple[tuple[str, str], ...] = ()  # what follows the unembedding: (step, config attribute)
     cached: bool = True
     padded: bool = True
+    encoder: "Family | None" = None
 
     def __post_init__(self) -> None:
         for number in range(len(self.branches)):

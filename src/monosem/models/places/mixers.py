@@ -74,6 +74,11 @@ class Kind:
 _HEADS, _KV_HEADS = ("position", "head", "d_head"), ("position", "kv_head", "d_head")
 _TOKEN = ("position", "width")
 _PAIRS, _NEURONS, _CHOSEN = ("head", "position", "key"), ("position", "neuron"), ("position", "chosen")
+_PROJECTED: dict[str, Inner] = {
+    "q": Inner("q", "out", "q", _HEADS),
+    "k": Inner("k", "out", "k", _KV_HEADS),
+    "v": Inner("v", "out", "v", _KV_HEADS),
+}
 # what is inside the attention function, and after it; values are as the pattern mixes them
 _MIXING: dict[str, Inner] = {
     "rot_q": Inner("", "inside", "whole", _HEADS),
@@ -122,12 +127,12 @@ _MIXTURE: dict[str, Inner] = {
     "shared_post": Inner("shared_down", "in", "whole", _NEURONS, flat=True),
     "shared_out": Inner("shared_down", "out", "kept", ("position", "d_model"), flat=True),
 }
+# keys and values are made of what an encoder gives: their positions are the source's
+_SOURCE = dict.fromkeys(("k", "v", "rot_k", "values"), ("source", "kv_head", "d_head"))
 KINDS: dict[str, Kind] = {
     "attention": Kind(
         {
-            "q": Inner("q", "out", "q", _HEADS),
-            "k": Inner("k", "out", "k", _KV_HEADS),
-            "v": Inner("v", "out", "v", _KV_HEADS),
+            **_PROJECTED,
             "attn_gate": Inner("gate", "out", "attn_gate", _HEADS),
             **_MIXING,
         },
@@ -135,6 +140,17 @@ KINDS: dict[str, Kind] = {
         projected="z",
         units="head",
         plain="attn",
+        attends=True,
+    ),
+    "cross_attention": Kind(
+        {
+            name: inner._replace(shape=_SOURCE.get(name, inner.shape))
+            for name, inner in (_PROJECTED | _MIXING).items()
+            if name != "mixed"
+        },
+        working=lambda cfg: 2 * (cfg.n_heads + 2 * cfg.n_kv_heads) * cfg.d_head,
+        projected="z",
+        units="head",
         attends=True,
     ),
     # queries, and keys with values, come through a narrow latent each; a part of the key, one for all heads, is rotated

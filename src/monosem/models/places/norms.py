@@ -3,7 +3,7 @@
 With the scale frozen at what a run had, a norm is linear: what it reads can be attributed to what was written.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -53,6 +53,10 @@ class Norm:
         gain = (up - down) / 2 * signs * (1 + eps) ** 0.5
         shifted = _act(module, signs + 8.0)
         return Norm(bool((shifted - up).abs().max() < 1e-2 * gain.abs().max()), gain, (up + down) / 2, eps)
+
+    def times(self, factor: float) -> "Norm":
+        """The norm, its output multiplied."""
+        return replace(self, gain=self.gain * factor, bias=self.bias * factor)
 
     def centred(self, x: Tensor) -> Float[Tensor, "... d_model"]:
         x = x.float()

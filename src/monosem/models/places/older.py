@@ -32,13 +32,20 @@ def _fairseq(closes: bool = False, flat: bool = False, norm_first: str | None = 
 
 _BART = Family(
     "bart",
-    ("bart", "plbart", "mvp", "marian", "trocr"),
+    ("bart", "plbart", "trocr"),
     _fairseq(closes=True),
     embed="decoder.embed_tokens",
     positions="decoder.embed_positions",
     entry=("decoder.layernorm_embedding",),
     layers="decoder.layers",
     final_norm="decoder.layer_norm",
+)
+
+_NORMS_FIRST = replace(
+    _BART,
+    name="bart with norms first",
+    model_types=("mbart", "blenderbot", "whisper"),
+    branches=_fairseq(),
 )
 
 OLDER: tuple[Family, ...] = (
@@ -204,12 +211,9 @@ OLDER: tuple[Family, ...] = (
         logit_steps=(("soft_cap", "final_logit_softcapping"),),
     ),
     _BART,
-    replace(
-        _BART,
-        name="bart with norms first",
-        model_types=("mbart", "pegasus", "blenderbot", "whisper"),
-        branches=_fairseq(),
-    ),
+    replace(_BART, name="bart scaled", model_types=("marian", "mvp"), embed_scale="decoder.embed_scale"),
+    _NORMS_FIRST,
+    replace(_NORMS_FIRST, name="pegasus", model_types=("pegasus",), embed_scale="decoder.embed_scale"),
     replace(  # norms the token embedding before positions are added
         _BART,
         name="blenderbot-small",

@@ -5,8 +5,10 @@ here.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from math import prod
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,6 +17,7 @@ from torch import Tensor
 from ...errors import BadInput, UnknownName, check_name
 from ..native import Layers, Native
 from ..sizes import widths
+from ..sources import trial
 from .branches import Branch
 from .mixers import KINDS
 from .points import point
@@ -48,10 +51,22 @@ class Places(Native):
 
     def layers_with(self, site: str) -> list[int]:
         """The layers that have a site of this name; blocks may differ. Raises `UnknownName` where no layer has it."""
-        name = Site.parse((site, 0)).name
-        layers = [layer for layer, block in enumerate(self.anatomy) if name in block.places]
-        point(self, Site(name, layers[0] if layers else 0))  # explains what is not there
+        first = Site.parse((site, 0))
+        layers = [layer for layer, block in enumerate(self._side(first).anatomy) if first.name in block.places]
+        point(self, replace(first, layer=layers[0] if layers else 0))  # explains what is not there
         return layers
+
+    @property
+    def source_states(self) -> Site:
+        """Where the encoder's output is, which the keys and values of cross attention are made of.
+
+        Raises:
+            UnknownName: there is no encoder beside a decoder.
+        """
+        if self.encoder is None:
+            raise UnknownName(f"{self.name} has no encoder beside a decoder")
+        once = Site("final_norm", None, "encoder")
+        return once if self.has(once) else Site("resid_post", self.encoder.cfg.n_layers - 1, "encoder")
 
     def has(self, site: SiteLike) -> bool:
         """Whether the model has a site."""
@@ -75,8 +90,13 @@ class Places(Native):
     def branch_of(self, site: SiteLike) -> Branch | None:
         """The branch that a site belongs to; None for the stream, and for sites that exist once."""
         parsed = host_of(self.site(site))
-        slot = None if parsed.layer is None else self.anatomy[parsed.layer].places[parsed.name].slot
-        return None if slot is None else Branch(self, parsed.layer or 0, slot)
+        model = self._side(parsed)
+        slot = None if parsed.layer is None else model.anatomy[parsed.layer].places[parsed.name].slot
+        return None if slot is None else Branch(model, parsed.layer or 0, slot, parsed.side)
+
+    def _side(self, site: Site) -> "Places":
+        """The model whose layers a site counts: the encoder beside the decoder, or the model itself."""
+        return self.encoder if site.side and self.encoder is not None else self
 
     def written_before(self, stream: SiteLike) -> list[Branch]:
         """The branches that a stream site is the sum of, with what entered the first block, in order.
@@ -135,6 +155,9 @@ class Places(Native):
         return self._depth(self.site(site))
 
     def _depth(self, site: Site) -> int:
+        if site.side and self.encoder is not None:  # before everything in the decoder
+            encoder = self.encoder
+            return encoder._depth(Site(site.name, site.layer)) - 2 - encoder._depth(Site("final_norm"))
         steps = 2 * max(len(block.slots) for block in self.anatomy)
         if site.layer is None:
             return -1 if site.name in EMBEDDINGS else self.cfg.n_layers * steps
@@ -153,9 +176,12 @@ class Places(Native):
 
         So do encoders, and decoders whose config asks for attention in both directions (EmbeddingGemma).
         """
+        if self.hears and self.encoder is None:  # no later token changes what is heard
+            return True
         ids = torch.tensor([[0, 1, 2], [0, 1, 3]], device=self.device)
         with torch.no_grad(), self.turn():
-            one, other = self.hf(input_ids=ids, use_cache=False).logits[:, 0].float()
+            out = self.hf(**trial(self, ids), use_cache=False)
+            one, other = (out[0] if self.headless else out.logits)[:, 0].float()
         tolerance = 1e-3 if self.dtype in (torch.float32, torch.float64) else 3e-2
         return bool((one - other).abs().max() > tolerance * one.abs().max())
 
@@ -188,13 +214,15 @@ class Places(Native):
         The model's own tensor, or a copy where the model scales its embedding (Gemma, Granite), or where the table is
         not plain (adapters, offloaded weights).
         """
-        table, scale = embedding_table(self.hf.get_input_embeddings(), self)
+        found = self.hf.get_input_embeddings() if self.encoder is None else self.part(self.family.embed)
+        table, scale = embedding_table(found, self)
         scale = scale * self.embed_scale
         table = table if scale == 1.0 else table * torch.tensor(scale, dtype=table.dtype)
-        if self.family.embed_projection is None or self.embedding is self.part(self.family.embed):
+        embedding: Any = self.embedding
+        if self.family.embed_projection is None or embedding is self.part(self.family.embed):
             return table
         with self.turn():
-            return self.embedding.forward(table)  # type: ignore[no-any-return]
+            return embedding.forward(table)  # type: ignore[no-any-return]
 
     @property
     def W_pos(self) -> Float[Tensor, "n_ctx d_model"]:
@@ -218,6 +246,7 @@ class Places(Native):
         """The unembedding's bias; zeros in most models."""
         *projection, head = self.unembeddings
         if not projection:
-            return bias(head, self.cfg.d_model, self)
+            own = bias(head, self.cfg.d_model, self)
+            return own if self.logit_bias is None else own + self.logit_bias.to(own.dtype)
         width = widths(head)[0]
         return bias(projection[0], self.cfg.d_model, self) @ matrix(head, width, self) + bias(head, width, self)

@@ -119,6 +119,8 @@ def layout_of(model: Native, view: str, slot: Slot | None, layer: int = 0) -> La
     """The layout that a place names; the sizes are the model's, or the layer's own."""
     cfg = model.cfg
     if view == "whole" or slot is None:
+        if view == "readout":
+            return scaled(model.read_scale)
         embedding = scaled(model.embed_scale) if view == "embedding" else whole()
         return kept(embedding) if view == "embedding" and model.entry else embedding  # GIT adds positions in place
     mixer = slot.mixer
@@ -206,6 +208,7 @@ class Point(NamedTuple):
         order: when it is computed, among all sites.
         when, item, flat, sum_of, role, fixed: see `blocks.Place`.
         call: which of the module's calls in a pass it is; None where there is one.
+        side: "encoder" where it is in the encoder beside a decoder.
     """
 
     module: nn.Module
@@ -219,6 +222,7 @@ class Point(NamedTuple):
     role: str = ""
     fixed: str = ""
     call: int | None = None
+    side: str = ""
 
 
 def point(model: Native, site: Site) -> Point:
@@ -227,6 +231,8 @@ def point(model: Native, site: Site) -> Point:
     Raises:
         UnknownName: the model has no such layer or place; the message says why.
     """
+    if site.side:
+        return _in_encoder(model, site)
     if site.layer is None:
         return _point_once(model, site)
     if not 0 <= site.layer < model.cfg.n_layers:
@@ -247,6 +253,17 @@ def point(model: Native, site: Site) -> Point:
     return Point(module, *layout_of(model, view, slot, site.layer), order, side, item, flat, sum_of, role, fixed)
 
 
+def _in_encoder(model: Native, site: Site) -> Point:
+    """The place in the encoder beside a decoder; it is computed before every place of the decoder's."""
+    bare = Site(site.name, site.layer)
+    encoder = model if model.whole is not model.hf else model.encoder
+    if encoder is None:
+        raise UnknownName(f"{site}: {model.name} has no encoder beside a decoder; write {bare}")
+    place = point(encoder, bare)
+    layer, number = place.order
+    return place._replace(order=(layer - encoder.cfg.n_layers - 2, number), side=site.side)
+
+
 # where the sites that exist once are: what of the model (`ends.Ends`), side, layout; in the order of computation
 _ONCE: dict[str, tuple[str, Side, str]] = {
     "embed": ("embedding", "out", "embedding"),
@@ -256,7 +273,7 @@ _ONCE: dict[str, tuple[str, Side, str]] = {
     "final_input": ("last_norm", "in", "whole"),
     "final_scale": ("last_norm", "around", "whole"),
     "final_normalized": ("last_norm", "around", "whole"),
-    "final_norm": ("before_unembedding", "out", "whole"),
+    "final_norm": ("before_unembedding", "out", "readout"),
     "logits_raw": ("unembedding", "out", "whole"),
     "logits": ("hf", "out", "whole"),
 }
@@ -264,8 +281,10 @@ _ONCE: dict[str, tuple[str, Side, str]] = {
 
 def _point_once(model: Native, site: Site) -> Point:
     attribute, side, view = _ONCE[site.name]
+    if model.headless and site.name in ("logits_raw", "logits"):
+        raise UnknownName(f"{site}: {model.name} {model.lacks(site.name)}")
     module: nn.Module | None = getattr(model, attribute)
-    if module is None and site.name == "final_norm":  # the last stream is read as it is
+    if module is None and site.name == "final_norm" and not model.headless:  # the last stream is read as it is
         module, side = model.unembeddings[0], "in"
     if module is None:
         raise UnknownName(f"{site}: {model.name} {model.lacks(site.name)}")

@@ -123,6 +123,7 @@ READ_ONLY = {  # site -> what to write instead
 }
 
 HEADS = ("kv_head", "mixer_head", "key_head")  # axes that are cut as "head" is
+SIDES = ("encoder", "decoder")  # of a model that has both: its sites without a prefix are the decoder's
 # site -> the axes of its tensor without the batch; sites that are not listed: position and d_model. Families declare
 # the sites of their branches
 SHAPES: dict[str, tuple[str, ...]] = {
@@ -156,15 +157,28 @@ class Site:
     """A named place in a model. `layer` is 0-based, None for places that exist once.
 
     Attributes:
+        side: "encoder" for a place in the encoder beside a decoder (`encoder.resid_pre.3`), and "" everywhere else.
         streams: how many residual streams the model has that it was found in (`model.site`). It is the same place.
     """
 
     name: str
     layer: int | None = None
+    side: str = ""
     streams: int = field(default=1, compare=False, repr=False, kw_only=True)
 
     def __str__(self) -> str:
-        return self.name if self.layer is None else f"{self.name}.{self.layer}"
+        name = f"{self.side}.{self.name}" if self.side else self.name
+        return name if self.layer is None else f"{name}.{self.layer}"
+
+    def at(self, name: str) -> "Site":
+        """The site of another name in the same layer."""
+        return Site(name, self.layer, self.side)
+
+    @property
+    def in_source(self) -> bool:
+        """Whether it has the positions of what an encoder reads: in the encoder, and keys and values of cross
+        attention."""
+        return bool(self.side) or "source" in self.shape
 
     @property
     def shape(self) -> tuple[str, ...]:
@@ -180,13 +194,13 @@ class Site:
     @property
     def axes(self) -> tuple[str, ...]:
         """What it can be cut along: "position", and "head" (kv heads at k, v and rot_k), "key" or "neuron"."""
-        named = ("head" if axis in HEADS else axis for axis in self.shape)
+        named = ("head" if axis in HEADS else "position" if axis == "source" else axis for axis in self.shape)
         return tuple(axis for axis in named if axis in ("position", "head", "key", "neuron"))
 
     @property
     def query_axis(self) -> int:
         """The axis of token positions: 2 for scores and patterns (batch head query key), else 1."""
-        return 1 + self.shape.index("position")
+        return 1 + self.shape.index("source" if "source" in self.shape else "position")
 
     @property
     def head_axis(self) -> int | None:
@@ -206,8 +220,8 @@ class Site:
     @property
     def hook_name(self) -> str:
         """The TransformerLens 3.x name, for files that other tools read."""
-        name = HOOKS[self.name]
-        return name if self.layer is None else f"blocks.{self.layer}.{name}"
+        name = HOOKS[self.name] if self.layer is None else f"blocks.{self.layer}.{HOOKS[self.name]}"
+        return f"{self.side}.{name}" if self.side else name
 
     @staticmethod
     def parse(value: "SiteLike") -> "Site":
@@ -226,6 +240,9 @@ class Site:
             return _site(name, None if layer is None else int(layer), value)
         if isinstance(value, str):
             text = value.strip()
+            side, _, rest = text.partition(".")
+            if side in SIDES and rest:
+                return _on(side, Site.parse(rest))
             if block := re.fullmatch(r"blocks\.(\d+)\.(.+)", text):
                 return _site(block[2], int(block[1]), value)
             if plain := re.fullmatch(r"(.+)\.(\d+)", text):
@@ -293,7 +310,15 @@ def host_of(site: Site) -> Site:
 SiteLike = Site | str | tuple[str, int] | tuple[str, int, str]
 
 
+def _on(side: str, site: Site) -> Site:
+    """The site on a side; the decoder's go without a prefix, as a decoder's do that stands alone."""
+    return replace(site, side=side) if side == "encoder" else site
+
+
 def _site(name: str, layer: int | None, spelling: object) -> Site:
+    side, _, rest = name.partition(".")
+    if side in SIDES and rest:
+        return _on(side, _site(rest, layer, spelling))
     name = ALIASES.get(name, name)
     if name in ONCE and layer is None:
         return Site(name)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from ...errors import UnknownName
+from .encoder_decoders import ENCODER_DECODERS
 from .encoders import ENCODERS
 from .families import PLAIN, Family
 from .hybrids import HYBRIDS
@@ -33,11 +34,19 @@ ASKED: dict[str, dict[str, str]] = {
     },
 }
 BY_TYPE = {model_type: family for family in FAMILIES for model_type in family.model_types}
+BOTH_BY_TYPE = {model_type: family for family in ENCODER_DECODERS for model_type in family.model_types}
 
 
 def family_of(config: Any) -> Family:
     """The table's row for a Hugging Face config. Raises `UnknownName` for an architecture without one."""
     refuse_type(config)
+    if config.is_encoder_decoder:
+        if config.model_type not in BOTH_BY_TYPE:
+            raise UnknownName(
+                f"models of type {config.model_type!r} are an encoder and a decoder, and not read as one; read are "
+                f"{', '.join(BOTH_BY_TYPE)}; where transformers has the decoder alone (AutoModelForCausalLM), pass that"
+            )
+        return BOTH_BY_TYPE[config.model_type]
     if config.model_type not in BY_TYPE:
         raise UnknownName(
             f"no family row for model type {config.model_type!r}: load_model infers one; Model takes family=Family(...)"

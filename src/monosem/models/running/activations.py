@@ -16,7 +16,7 @@ Nothing is computed past an edit: where an edit of the run wrote one of these si
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jaxtyping import Int
@@ -61,7 +61,8 @@ class Activations:
         inner = (site for site in self.activations if isinstance(site, Inner) and site.hook_name == value)
         site = next(inner, None) or Site.parse(value)
         if site.layer is not None and site.layer < 0:
-            return Site(site.name, site.layer + self.model.cfg.n_layers)
+            side = self.model.encoder if site.side and self.model.encoder is not None else self.model
+            return replace(site, layer=site.layer + side.cfg.n_layers)
         return site
 
 
@@ -69,6 +70,8 @@ def derived(run: Activations, site: Site) -> Tensor | None:
     """The activation of a derived site, None for other sites. Raises `UnknownName` when its site was not captured."""
     if site.name not in _DERIVED and not site.name.endswith(_ENDS):
         return None
+    if site.side:
+        return None if run.model.encoder is None else _of_encoder(run, site)
     if site.layer is not None and not 0 <= site.layer < run.model.cfg.n_layers:
         return None
     if site.name in _DERIVED:
@@ -83,6 +86,17 @@ def derived(run: Activations, site: Site) -> Tensor | None:
     if form != site.name:
         return _of_norm(branch.norm_in, branch.pre, run[branch.reads], form)
     return _OF_BRANCH[site.name.rpartition("_")[2]](run, branch)
+
+
+def _of_encoder(run: Activations, site: Site) -> Tensor | None:
+    """A derived site of the encoder beside a decoder, as the encoder's own run has it."""
+    source = run.tokens.source
+    if source is None or run.model.encoder is None:
+        return None
+    held = {replace(one, side=""): value for one, value in run.activations.items() if one.side}
+    edited = frozenset(replace(one, side="") for one in run.edited if one.side)
+    own = Activations(run.model.encoder, source, None, held, None, run.heads, edited, run.has_batch_dim)
+    return derived(own, replace(site, side=""))
 
 
 def _check_unedited(run: Activations, site: Site, between: list[str]) -> None:

@@ -62,7 +62,7 @@ def estimate(
     model: Native, tokens: TokenBatch, sites: Sequence[Site], kept: Kept, logits: bool | Literal["last"]
 ) -> Estimate:
     """What one row of a run without gradients takes, from shapes alone."""
-    c, config, length = model.cfg, model.config, tokens.ids.shape[1]
+    c, config, length = model.cfg, model.config, _longest(tokens)
     item = torch.finfo(model.dtype).bits // 8
     sizes = _sizes(model, tokens, kept)
     inner: dict[Site, dict[str, int]] = {s: dict(zip(s.inside, s.sizes)) for s in sites if isinstance(s, Inner)}
@@ -87,15 +87,22 @@ def estimate(
 
 def _own(model: Native, site: Site) -> dict[str, int]:
     """The axes that only the mixer of its branch has."""
-    place = None if site.layer is None else model.anatomy[site.layer].places.get(site.name)
+    side = model.encoder if site.side and model.encoder is not None else model
+    place = None if site.layer is None else side.anatomy[site.layer].places.get(site.name)
     return place.slot.sizes if place is not None and place.slot is not None else {}
+
+
+def _longest(tokens: TokenBatch) -> int:
+    """The length of what a model reads; of an encoder–decoder, of source or target."""
+    return max(tokens.ids.shape[1], 0 if tokens.source is None else tokens.source.ids.shape[1])
 
 
 def _sizes(model: Native, tokens: TokenBatch, kept: Kept) -> dict[str, int]:
     """The size of each axis that sites have (`Site.shape`), of what is kept."""
-    c, config, length = model.cfg, model.config, tokens.ids.shape[1]
+    c, config, length = model.cfg, model.config, _longest(tokens)
     heads = None if kept.heads is None else len(kept.heads)
     return {
+        "source": length if tokens.source is None else tokens.source.ids.shape[1],
         "position": length if kept.columns is None else kept.columns.shape[1],
         "key": length,
         "head": heads or c.n_heads,

@@ -4,7 +4,7 @@ import inspect
 import typing
 
 from torch import nn
-from transformers import Cache, DynamicCache
+from transformers import Cache, DynamicCache, EncoderDecoderCache
 
 from ..native import Native
 
@@ -21,9 +21,11 @@ def cache_name(module: nn.Module) -> str | None:
     return next(typed, None) or next(named, None)
 
 
-def new_cache(model: Native) -> DynamicCache:
+def new_cache(model: Native) -> Cache:
     """An empty cache, with windows where the config has some. A config that counts an encoder's layers (BART's decoder
     alone) would make too few: such a cache grows."""
+    if model.encoder is not None:  # of the decoder's own keys, and of those made of what the encoder gave
+        return EncoderDecoderCache(DynamicCache(), DynamicCache())
     layers = getattr(model.config, "num_hidden_layers", model.cfg.n_layers)
     return DynamicCache(config=model.config) if layers == model.cfg.n_layers else DynamicCache()
 

@@ -2,19 +2,20 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutput
 
 from ...errors import BadInput
 from ..numbers import count
 from ..places.places import Places
 from ..places.rotations import turned_anew
-from ..places.sites import Site, SiteLike, sites_of
+from ..places.sites import Site, SiteLike, host_of, sites_of
 from ..tokens import TokenBatch
 from .cache import cache_name, new_cache
 from .moment import EditLike
@@ -88,7 +89,7 @@ def generate(
     """
     max_new_tokens = count(max_new_tokens, "max_new_tokens")
     model.refuse_looking_ahead()
-    prompt = model.tokens([[model.bos]] * count(rows, "rows") if x is None else x, padding="left").to(model.device)
+    prompt = _prompt(model, x, count(rows, "rows")).to(model.device)
     sites, longest = _per_token(sites_of(capture)), int(prompt.lengths.max())
     read = longest + max_new_tokens - (not sites)  # the last token is read for what is captured there
     if read > model.cfg.n_ctx:
@@ -106,6 +107,19 @@ def generate(
         made = _decode(session, prompt, choose, max_new_tokens, ends)
     session.check_fired()
     return _generation(session, prompt, made, ends)
+
+
+def _prompt(model: Places, x: Any, rows: int) -> TokenBatch:
+    """The prompts: BOS alone for none, and for sources without a target what their decoder begins with."""
+    if model.encoder is None:
+        return model.tokens([[model.bos]] * rows if x is None else x, padding="left")
+    if x is None:
+        raise BadInput(f"{model.name} is an encoder and a decoder: give what its encoder reads")
+    if isinstance(x, TokenBatch | Generation):
+        return model.tokens(x, padding="left")
+    source = model.encoder.tokens(x, padding="right")
+    begun = TokenBatch.whole(torch.full((len(source), 1), model.start, device=source.ids.device))
+    return replace(begun, source=source)
 
 
 @dataclass
@@ -138,7 +152,8 @@ def _decode(
     name, cached = str(cache_name(model.hf)), model.family.cached
     options: dict[str, Any] = {name: new_cache(model), "use_cache": True} if cached else {"use_cache": False}
     # layers that reuse keys of earlier ones (Gemma 4) would be given the last token alone, and not the prompt's others
-    if not any(site.shape[-1] == "vocab" for site in session.wanted) and not model.carries:
+    short = model.carries or model.encoder is not None
+    if not any(site.shape[-1] == "vocab" for site in session.wanted) and not short:
         options["logits_to_keep"] = 1
 
     def step() -> Tensor:
@@ -148,10 +163,17 @@ def _decode(
             column = 0
             options.update({name: new_cache(model)} if cached else {})
             captured.clear()
+            options.pop("encoder_outputs", None)
         call = partial(model.hf, **inputs(model, tokens, column), **options)
-        logits: Tensor = session.forward(moment(tokens, prompt.lengths, column), call).logits[:, -1]
+        out = session.forward(moment(tokens, prompt.lengths, column), call)
+        logits: Tensor = out.logits[:, -1]
+        if cached and model.encoder is not None:  # which reads its source once
+            options["encoder_outputs"] = BaseModelOutput(last_hidden_state=out.encoder_last_hidden_state)
         session.check_captured()
         for site in session.wanted:
+            if host_of(site).in_source and model.encoder is not None:
+                captured[site] = [session.captured[site]]
+                continue
             value = session.captured[site]  # rotated keys come with the earlier ones from the cache
             captured[site].append(value[:, column - tokens.ids.shape[1] :])
         return logits
@@ -171,7 +193,8 @@ def _decode(
 
 
 def _longer(tokens: TokenBatch, chosen: Int[Tensor, "batch"], real: Bool[Tensor, "batch"]) -> TokenBatch:
-    return TokenBatch(torch.cat([tokens.ids, chosen[:, None]], 1), torch.cat([tokens.mask, real[:, None]], 1))
+    ids, mask = torch.cat([tokens.ids, chosen[:, None]], 1), torch.cat([tokens.mask, real[:, None]], 1)
+    return replace(tokens, ids=ids, mask=mask)
 
 
 def _generation(session: Session, prompt: TokenBatch, made: _Decoded, ends: frozenset[int]) -> Generation:
@@ -181,8 +204,14 @@ def _generation(session: Session, prompt: TokenBatch, made: _Decoded, ends: froz
         new.append(row[: end + 1])
     whole = [old + fresh for old, fresh in zip(prompt.rows(), new)]
     texts = [written(model, old, fresh) for old, fresh in zip(prompt.rows(), new)]
-    ids = TokenBatch.of(whole, model.pad, tokenizer=model.tokenizer)
-    captured = {site: _from_the_left(torch.cat(parts, 1), prompt, ids) for site, parts in made.captured.items()}
+    source = prompt.source
+    ids = replace(TokenBatch.of(whole, model.pad, tokenizer=model.tokenizer), source=source)
+    captured = {
+        site: parts[0]
+        if source is not None and host_of(site).in_source
+        else _from_the_left(torch.cat(parts, 1), prompt, ids)
+        for site, parts in made.captured.items()
+    }
     run = Run(model, ids, None, captured, edited=session.edited)
     return Generation(prompt, new, texts, ids, made.logits, run)
 

@@ -27,6 +27,7 @@ class Moment:
         tokens: the (padded) whole sequence so far.
         prompt_lengths: number of prompt tokens of each row, `batch`.
         column: column of the first token of this chunk in the whole sequence; > 0 with a KV cache.
+        across: at scores and patterns of cross attention, whose keys are tokens of the source.
         rows: which rows of the whole batch these are, when it runs in parts; None for all of them.
         batch: number of rows of the whole batch.
         columns: for a chunk of each row's last token alone, which columns these are in the whole sequence.
@@ -44,6 +45,7 @@ class Moment:
     tokens: TokenBatch
     prompt_lengths: Int[Tensor, "batch"]
     column: int = 0
+    across: bool = False
     rows: slice | Int[Tensor, "part"] | None = None
     batch: int = 0
     columns: Int[Tensor, "batch 1"] | None = None
@@ -94,7 +96,7 @@ class Moment:
 
     def of_rows(self, part: slice, rows: Int[Tensor, "part"] | None, batch: int) -> "Moment":
         """The same for some rows alone, `rows` of a whole batch of `batch` of their own; None: they are the whole."""
-        tokens, columns, visible = TokenBatch(self.tokens.ids[part], self.tokens.mask[part]), self.columns, self.visible
+        tokens, columns, visible = self.tokens.of_rows(part), self.columns, self.visible
         came = self.before
         return replace(
             self,
@@ -116,8 +118,17 @@ class Moment:
         """The same for the last real token of each row alone (`batch 1`)."""
         return replace(self, column=self.tokens.ids.shape[1] - 1, columns=self.tokens.last[:, None])
 
+    @property
+    def of_source(self) -> "Moment":
+        """The same for the text that the encoder reads: all of it, whatever chunk the decoder is at."""
+        source = self.tokens.source
+        assert source is not None
+        return replace(self, tokens=source, prompt_lengths=source.lengths, column=0, columns=None, across=False)
+
     def of_keys(self, count: int) -> "Moment":
         """The same for the last `count` tokens so far: the keys that the queries of this chunk are compared with."""
+        if self.across:
+            return self.of_source
         return replace(self, column=self.tokens.ids.shape[1] - count)
 
 

@@ -31,7 +31,12 @@ class Run(Cache):
         value = self[site]
         if not self.has_batch_dim:
             raise BadInput("the batch dimension was removed; take [-1] of the position axis")
-        at = self.tokens.last.to(value.device)
+        tokens = self.tokens
+        if self._site(site).in_source and tokens.source is not None:
+            if value.shape[self._site(site).query_axis] != tokens.source.ids.shape[1]:
+                raise BadInput(f"this run kept some tokens of the source; take what it kept of {self._site(site)}")
+            return value[torch.arange(len(value), device=value.device), tokens.source.last.to(value.device)]
+        at = tokens.last.to(value.device)
         if self.columns is not None:
             is_last = self.columns.to(value.device) == at[:, None]
             if not bool(is_last.any(1).all()):

@@ -37,6 +37,7 @@ def run(
     positions: Positions | None = None,
     heads: int | Sequence[int] | None = None,
     memory: str | int | None = None,
+    target: Any = None,
 ) -> Run:
     """One forward pass. Only what is named is kept, and no hook stays behind.
 
@@ -44,8 +45,8 @@ def run(
         x: a prompt or several, of any kind that `models.tokens` lists. No token is added that the tokenizer does not.
         capture: sites to keep, after the edits at that site.
         edits: applied in the given order, after the edits of `model.editing(...)`.
-        logits: True for all positions, "last" for the last real token of each row (cheaper), False to stop the pass
-            right after the last captured site.
+        logits: True for all positions, "last" for each row's last real token (cheaper), False to stop after the last
+            captured site.
         start: `("resid_pre.7", h)` skips the blocks before 7 and runs on from h, `batch pos d_model`. The tokens are
             still needed: they give mask and positions. Edits of `model.editing(...)` that lie before it (embeddings,
             too) are left out; one at the start itself is refused, because h may have it already.
@@ -54,8 +55,8 @@ def run(
             real token, negative counts from its end), a list, a slice or "last". The axis stays, also for one. At
             scores and patterns these are the queries.
         heads: heads that captured sites with heads keep, by the site's own numbers: kv heads at k, v and rot_k.
-        memory: such as "4GB": run as many rows at a time as fit, with all that is captured, into this size (estimated
-            from shapes). The result equals the result of one pass.
+        memory: such as "4GB": run as many rows at a time as fit into this size (estimated), with all that is captured.
+        target: what the decoder of an encoder–decoder reads; x is what its encoder reads (`Native.tokens`).
 
     Raises:
         UnknownName: a site that the model does not have.
@@ -67,7 +68,7 @@ def run(
     """
     if model.device.type == "meta":
         raise BadInput(f"{model.name} was freed: load it again")
-    tokens = model.tokens(x).to(model.device)
+    tokens = model.tokens(x, target=target).to(model.device)
     sites, all_edits = sites_of(capture), edits_of(model, edits)
     refuse_parted(x, all_edits)
     if start is not None:
@@ -75,11 +76,10 @@ def run(
     kept = None if positions is None and heads is None else Kept.of(model, tokens, positions, heads, sites)
     if grad and (kept or memory is not None):
         raise BadInput("gradients need whole activations of all rows: leave out positions=, heads= and memory=")
-    _check_asked(tokens, sites, kept, logits)
+    _check_asked(model, tokens, sites, kept, logits)
     session = Session(model, sites, all_edits, stop=logits is False, grad=grad, keep=kept)
-    rows = len(tokens)
-    if memory is not None:
-        rows = rows_that_fit(estimate(model, tokens, sites, kept or Kept(), logits), len(tokens), memory)
+    needed = None if memory is None else estimate(model, tokens, sites, kept or Kept(), logits)
+    rows = len(tokens) if needed is None or memory is None else rows_that_fit(needed, len(tokens), memory)
     if rows < len(tokens):
         _check_splittable(all_edits)
     forward = _Pass(session, tokens, logits, start)
@@ -113,9 +113,11 @@ def _edit(given: Any) -> EditLike:
     return given  # type: ignore[no-any-return]
 
 
-def _check_asked(tokens: TokenBatch, sites: list[Site], kept: Kept | None, logits: Any) -> None:
+def _check_asked(model: Places, tokens: TokenBatch, sites: list[Site], kept: Kept | None, logits: Any) -> None:
     if logits not in (True, False, "last"):
         raise BadInput(f"logits= is True (every token), 'last' or False, not {logits!r:.40}")
+    if model.headless and (logits == "last" or not sites):
+        raise BadInput(f"{model.name} {model.lacks('logits')}: capture sites")
     if logits is False and not sites:
         raise BadInput("nothing to run for: capture a site or ask for logits")
     late = next((site for site in sites if site.shape[-1] == "vocab"), None)
@@ -185,7 +187,8 @@ def _from_start(model: Places, start: Start, sites: Iterable[Site], edits: list[
         raise BadInput("start= holds no numbers, or numbers that are not finite: a run from there says nothing")
     first, ambient = model.site(start[0]), {id(edit) for edit in model.ambient_edits}
     late = [edit for edit in edits if not (id(edit) in ambient and lies_before(edit.site, first))]
-    captured = [site for site in sites if site.name not in EMBEDDINGS]  # these are made of the tokens all the same
+    # these are made of the tokens, or of the source, all the same
+    captured = [site for site in sites if site.name not in EMBEDDINGS and not (site.side and not first.side)]
     for site in [*captured, *(edit.site for edit in late)]:
         if lies_before(site, first):
             raise BadInput(f"{site} lies before the start at {first}, so it is not computed: start earlier")
@@ -200,6 +203,8 @@ def _from_start(model: Places, start: Start, sites: Iterable[Site], edits: list[
 
 def lies_before(site: Site, start: Site) -> bool:
     """Whether a pass that starts at a place of the stream has left a site behind."""
+    if site.side != start.side:
+        return bool(site.side)
     if site.layer is None:
         return site.name in EMBEDDINGS
     return start.layer is not None and site.layer < start.layer
@@ -217,14 +222,15 @@ class _Pass:
     def __call__(self, rows: slice | None = None) -> tuple[Tensor | None, dict[Site, Tensor]]:
         session, model, tokens, start = self.session, self.session.model, self.tokens, self.start
         if rows is not None:  # no trimming of columns: the parts are put together again
-            tokens = TokenBatch(tokens.ids[rows], tokens.mask[rows])
+            tokens = tokens.of_rows(rows)
             start = None if start is None else (start[0], start[1][rows])
         at = moment(tokens, tokens.lengths, column=0)
         at.rows, at.batch = rows, len(self.tokens)
         out = None
         late, last = starting(model, start, tokens), last_only(model, tokens, self.logits)
         with torch.set_grad_enabled(session.grad), late, session, last, suppress(Stop):
-            out = session.forward(at, partial(model.hf, **inputs(model, tokens), use_cache=False)).logits
+            given = session.forward(at, partial(model.hf, **inputs(model, tokens), use_cache=False))
+            out = None if model.headless else given.logits
         session.check_captured()
         return (out[:, 0] if out is not None and self.logits == "last" else out), session.captured
 
@@ -271,6 +277,10 @@ def inputs(model: Places, tokens: TokenBatch, column: int = 0) -> dict[str, Tens
         BadInput: padding before a prompt that the memory of the model's layers would read.
     """
     _refuse_padding(model, tokens)
+    if model.encoder is not None:
+        return _of_both(model, tokens, column)
+    if tokens.features is not None:
+        return {"input_features": tokens.features}
     ids = {"input_ids": tokens.ids[:, column:]}
     if not (tokens.padded or model.multimodal or model.first_position):
         numbered = column and "position_ids" in inspect.signature(model.hf.forward).parameters
@@ -281,6 +291,22 @@ def inputs(model: Places, tokens: TokenBatch, column: int = 0) -> dict[str, Tens
     return masked | {"position_ids": tokens.positions[:, column:] + model.first_position}
 
 
+def _of_both(model: Places, tokens: TokenBatch, column: int) -> dict[str, Tensor]:
+    """Inputs of an encoder–decoder; from a column on, the encoder's output is given beside them."""
+    source = tokens.source
+    if source is None:
+        raise BadInput(
+            f"{model.name} is an encoder and a decoder, and this analysis hands on what its decoder reads alone: use "
+            "model.run(source, target=...) and model.generate(source), or analyse model.encoder"
+        )
+    given = {"decoder_input_ids": tokens.ids[:, column:]}
+    if not column:
+        given |= {"input_ids": source.ids} if source.features is None else {"input_features": source.features}
+    if source.padded:
+        given["attention_mask"] = source.mask.long()
+    return given | ({"decoder_attention_mask": tokens.mask.long()} if tokens.padded else {})
+
+
 @contextmanager
 def starting(model: Places, start: Start | None, tokens: TokenBatch) -> Iterator[None]:
     """Blocks before the start hand their input on; the start block is given h. Masks and rotations stay native."""
@@ -289,7 +315,7 @@ def starting(model: Places, start: Start | None, tokens: TokenBatch) -> Iterator
         return
     site, hidden = model.site(start[0]), start[1]
     expected = (*tokens.ids.shape, *((model.streams,) if model.streams > 1 else ()), model.cfg.d_model)
-    if site.name != "resid_pre":
+    if site.name != "resid_pre" or site.side:
         raise BadInput(f"a run can start at resid_pre.L, not at {site}")
     if tuple(hidden.shape) != expected:
         raise BadInput(f"start at {site} needs shape {expected}, got {tuple(hidden.shape)}")

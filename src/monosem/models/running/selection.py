@@ -14,7 +14,8 @@ from torch import Tensor
 from ...errors import BadInput
 from ..native import Native
 from ..numbers import whole_numbers, whole_slice
-from ..places.sites import HEADS, Site
+from ..places.blocks import Place
+from ..places.sites import HEADS, Site, host_of
 from ..tokens import TokenBatch
 
 # token indices in a row: 0 is its first real token, negative ones count from the end of the prompt; "last" is -1
@@ -28,12 +29,14 @@ class Kept:
     Attributes:
         columns: for each row, the columns of the kept tokens, `batch kept`; None for all.
         heads: heads by the numbers of each site: query heads, and kv heads at k, v and rot_k. None for all.
+        source: what is kept at sites whose positions are the source's, of an encoder–decoder.
         width: columns of the token batch; activations of another length (logits of the last token alone) stay whole.
     """
 
     columns: Int[Tensor, "batch kept"] | None = None
     heads: tuple[int, ...] | None = None
     width: int = 0
+    source: "Kept | None" = None
 
     @staticmethod
     def of(
@@ -50,11 +53,16 @@ class Kept:
         for site in sites:
             if chosen is not None and site.head_axis is not None:
                 check_heads(site, chosen, heads_at(model, site), _sizes(model, site)[1])
+        source, sites = None, [host_of(site) for site in sites]
+        if tokens.source is not None and any(site.in_source for site in sites):
+            source = Kept.of(model, tokens.source, positions, heads)
+            if all(site.in_source for site in sites):
+                return Kept(None, chosen, tokens.ids.shape[1], source)
         columns = None if positions is None else columns_of(tokens, positions)
-        return Kept(columns, chosen, tokens.ids.shape[1])
+        return Kept(columns, chosen, tokens.ids.shape[1], source)
 
     def __bool__(self) -> bool:
-        return self.columns is not None or self.heads is not None
+        return self.columns is not None or self.heads is not None or self.source is not None
 
     def __call__(self, site: Site, value: Tensor, rows: slice | Tensor | None = None) -> Tensor:
         """The kept part of a site's activation, with memory of its own wherever it is a part.
@@ -62,6 +70,8 @@ class Kept:
         Args:
             rows: which rows of the batch the value has, where a pass runs some of them.
         """
+        if self.source is not None and host_of(site).in_source:
+            return self.source(site, value, rows)
         part = value
         if self.heads is not None and (axis := site.head_axis) is not None:
             part = part.index_select(axis, torch.tensor(self.heads, device=part.device))
@@ -76,7 +86,7 @@ class Kept:
 
 def heads_at(model: Native, site: Site) -> int:
     """How many heads a site has: kv heads at k, v, rot_k and values."""
-    place = None if site.layer is None else model.anatomy[site.layer].places.get(site.name)
+    place = _place(model, site)
     slot = None if place is None else place.slot
     axis = next((axis for axis in site.shape if axis in HEADS), "head")
     if slot is not None and axis in slot.sizes:
@@ -85,9 +95,14 @@ def heads_at(model: Native, site: Site) -> int:
     return kv_heads if axis == "kv_head" else heads
 
 
+def _place(model: Native, site: Site) -> Place | None:
+    side = model.encoder if site.side and model.encoder is not None else model
+    return None if site.layer is None else side.anatomy[site.layer].places.get(site.name)
+
+
 def _sizes(model: Native, site: Site) -> tuple[int, int]:
     """The numbers of kv heads and query heads in a site's layer."""
-    place = None if site.layer is None else model.anatomy[site.layer].places.get(site.name)
+    place = _place(model, site)
     heads = None if place is None or place.slot is None else place.slot.heads
     return (model.cfg.n_kv_heads, model.cfg.n_heads) if heads is None else (heads.n_kv, heads.n)
 

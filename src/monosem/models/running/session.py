@@ -22,6 +22,7 @@ from ..places.sites import KEYS, NORMS, READ_ONLY, SHARED, Inner, Site, host_of
 from ..turns import refuse_inference_mode
 from .effects import check_attended, check_logits, checked, on_a_graph, refuse_fixed, unreached
 from .experts import plan_experts
+from .heads import plan_result
 from .moment import Acting, EditLike, Moment
 from .selection import Kept
 
@@ -86,6 +87,8 @@ class Session:
         self.points |= {site: point(model, site) for site in places}
         if not model.takes_positions:
             self._add(point(model, Site("pos_embed")), self._positions)
+        if model.encoder is not None and not model.encoder.takes_positions:
+            self._add(point(model.encoder, Site("pos_embed")), self._source_positions)
         for site in sorted(places, key=lambda site: self.points[site].order):
             self._plan(site, self.points[site])
         for edit in itertools.chain(*self.chains.values()):
@@ -184,7 +187,7 @@ class Session:
 
     def visit(self, site: Site, value: Tensor, cut: bool = False, moment: Moment | None = None) -> Tensor:
         """Edits, then capture. `cut`: the value is already the part that is kept."""
-        moment = moment or self.moment
+        moment = moment or (self.moment.of_source if self._of_source(site) else self.moment)
         if site.shape[-1] == "vocab" and value.shape[1] != moment.mask.shape[1]:
             moment = moment.last  # only the last token of each row was unembedded
         came = value
@@ -210,6 +213,10 @@ class Session:
                 raise Stop
         return value
 
+    def _of_source(self, site: Site) -> bool:
+        """Whether a site has the positions of the source, where the tokens of a pass are the target's."""
+        return host_of(site).in_source and self.model.encoder is not None
+
     # ------------------------------------------------------------------ places inside an edit
     def asked(self, site: Site) -> bool:
         """Whether a place is captured or edited."""
@@ -234,8 +241,12 @@ class Session:
     def _visit_inside(self, branch: Branch, name: str, value: Tensor, visible: Tensor | None) -> Tensor:
         """A visit of attention. Rotated keys come with the cache's, which holds them as they were before edits."""
         site, moment = branch.site(name), self.moment
-        if name in KEYS:
+        if self._of_source(site):
+            moment = moment.of_source
+        elif name in KEYS:
             moment = moment.of_keys(value.shape[1])
+        else:
+            moment = replace(moment, across=branch.crosses)
         if name == "pattern" and (edits := self.edits.get(branch.site("scores"))):
             check_attended(edits, value)
         return self.visit(site, value, moment=replace(moment, visible=visible))
@@ -252,12 +263,12 @@ class Session:
         elif place.when == "chosen":
             plan_experts(self, site, place, self._writes(site))
         elif place.when == "across":
-            self._plan_result(site, place)
+            plan_result(self, site, place, self._writes(site))
         elif place.sum_of and (self.edits.get(site) or self._joined(site)):
             self._plan_mid_edit(site, place)
         else:
             if place.sum_of and self.grad:
-                self._add(point(self.model, Site(place.sum_of[-1], site.layer)), on_a_graph)
+                self._add(point(self.model, site.at(place.sum_of[-1])), on_a_graph)
             self._plan_point(site, place)
 
     def _writes(self, site: Site) -> bool:
@@ -267,7 +278,7 @@ class Session:
     def _add(self, place: Point, action: Action, when: str = "") -> None:
         """An action on a place's tensor; `when` names another side of its module."""
         if place.flat:
-            action = partial(self._unflattened, action)
+            action = partial(self._unflattened, place.side, action)
         if place.call is not None:
             action = partial(self._at_call, object(), place.call, action)
         self.actions[place.module, when or place.when, place.role or place.item].append(action)
@@ -276,8 +287,16 @@ class Session:
         """Positions of tokens in place of columns, in models that are told none."""
         return self.model.W_pos[self.moment.positions] if self.moment.tokens.padded else columns
 
-    def _unflattened(self, action: Action, rows: Tensor) -> Tensor:
-        return action(rows.unflatten(0, self.moment.mask.shape)).flatten(0, 1) if rows.ndim == 2 else action(rows)
+    def _source_positions(self, columns: Tensor) -> Tensor:
+        """The same for what the encoder reads."""
+        assert self.model.encoder is not None
+        source = self.moment.tokens.source
+        padded = source is not None and source.padded
+        return self.model.encoder.W_pos[source.positions] if source is not None and padded else columns
+
+    def _unflattened(self, side: str, action: Action, rows: Tensor) -> Tensor:
+        mask = self.moment.of_source.mask if side else self.moment.mask
+        return action(rows.unflatten(0, mask.shape)).flatten(0, 1) if rows.ndim == 2 else action(rows)
 
     def _at_call(self, key: object, call: int, action: Action, x: Tensor) -> Tensor:
         """The action, where it is this call of a module that a pass calls several times."""
@@ -290,8 +309,8 @@ class Session:
         def action(whole: Tensor) -> Tensor:
             part = place.split(whole)
             if site.name in SHARED:  # the same for every row, where nothing is padded
-                part = part.expand(len(self.moment.tokens), -1, -1)
-            # keys and values that are made of a cache's latents come with those of earlier tokens
+                part = part.expand(len(self.moment.tokens), part.shape[-2], -1)
+            # keys and values that are made of a cache's latents come with the earlier tokens' own
             longer = site.name in KEYS and part.shape[1] > self.moment.mask.shape[1]
             part = self.visit(site, part, moment=self.moment.of_keys(part.shape[1]) if longer else None)
             return place.join(whole, part) if write else whole
@@ -305,7 +324,7 @@ class Session:
         """
         norm = self.model.norm(place.module)
         write, is_scale = self._writes(site), site.name.endswith("scale")
-        input_of, scale_of = (Site(f"{NORMS[site.name]}_{form}", site.layer) for form in ("normalized", "scale"))
+        input_of, scale_of = (site.at(f"{NORMS[site.name]}_{form}") for form in ("normalized", "scale"))
 
         def remember(x: Tensor) -> Tensor:
             self.remembered[input_of] = x
@@ -326,33 +345,6 @@ class Session:
         self._add(place, remember, "in")
         self._add(place, action, "out")
 
-    def _plan_result(self, site: Site, place: Point) -> None:
-        """What each head adds to its projection's output, for the kept heads and positions alone unless it is written.
-
-        A write goes through the output projection: the sum of what the heads' outputs change by is added to it.
-        """
-        branch = self.model.branch_of(site)
-        assert branch is not None
-        assert branch.inner is not None
-        weight, z_site, write = branch.weight(), branch.inner, self._writes(site)
-
-        def remember(whole: Tensor) -> Tensor:
-            self.remembered[site] = place.split(whole)
-            return whole
-
-        def action(out: Tensor) -> Tensor:
-            z, W_O = self.remembered[site], weight
-            if self.keep and not write:
-                heads = self.keep.heads
-                z, W_O = self.keep(z_site, z, self.moment.rows), W_O if heads is None else W_O[list(heads)]
-            value = torch.einsum("bthd,hdm->bthm", z, W_O)
-            new = self.visit(site, value, cut=not write)
-            # through `new` alone, so that gradients reach it
-            return new.sum(2) + (out - value.sum(2)).detach() if write else out
-
-        self._add(place, remember, "in")
-        self._add(place, action, "out")
-
     def _plan_mid_edit(self, site: Site, read: Point) -> None:
         """Write a stream between branches through the last branch before it: native code saved the residual earlier.
 
@@ -360,7 +352,7 @@ class Session:
         is given the exact f(...), because in bf16 the subtraction and re-addition may lose one unit in the last place
         of the larger term.
         """
-        *before, last = (Site(name, site.layer) for name in read.sum_of)
+        *before, last = map(site.at, read.sum_of)
         write = point(self.model, last)
 
         def remember(at: Site, place: Point, whole: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ from torch import Tensor
 from ...errors import BadInput, UnknownName, check_name
 from ..places.sites import Site
 from ..running.activations import Activations
-from ..tokens import TokenBatch
 from .absent import ABSENT_FROM_CACHES, put_absent
 from .readout import LogitLens, Selection, Targets, read_logits
 from .slices import PosSlice, Slice, along, at_positions, indices
@@ -74,7 +73,7 @@ class Cache(Activations):
         logits = None if self.logits is None else self.logits[listed]
         part = type(self)(
             self.model,
-            TokenBatch(self.tokens.ids[listed], self.tokens.mask[listed]),
+            self.tokens.of_rows(listed),
             logits,
             {site: value[rows] for site, value in self.activations.items()},
             columns,

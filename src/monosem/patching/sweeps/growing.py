@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...errors import BadInput
-from ...models import Model, Moment, Site, TokenBatch
+from ...models import Model, Moment, Site
 from ...models.places.attention import NAME, attending, can_attend
 from ...models.running.budget import bytes_of, shown
 from ...models.running.session import Session
@@ -104,7 +104,7 @@ def _edited_call(tape: Tape, layer: int, hidden: Tensor, start: int, edits: Sequ
         return tape.call(layer, hidden, start)
     with Session(tape.model, [], edits) as session:
         rows = [0] * len(hidden)
-        tokens = TokenBatch(tape.tokens.ids[rows], tape.tokens.mask[rows])
+        tokens = tape.tokens.of_rows(rows)
         moment = Moment(tokens, tokens.lengths, start)
         hidden = session.forward(moment, partial(tape.call, layer, hidden, start))
         session.check_fired()

@@ -119,6 +119,8 @@ class Tape:
         """
         if model.ambient_edits or any(edit.site.name != "embed" for edit in edits):
             raise NotApplicable("edits inside the layers are on (model.editing)")
+        if model.encoder is not None:
+            raise NotApplicable("its layers also read what the encoder gives")
         if model.carries:
             raise NotApplicable(f"its layers hand on {model.carries} beside the stream")
         arguments: list[dict[str, Any]] = []
