@@ -39,11 +39,18 @@ def test_fit_evaluate_and_monitor(run, home, data, tmp_path):
     assert str(probe.places[0]) == expected[expected["chosen"]]["place"].item()
     assert {"calibration", "threshold"} <= set(probe.parts)
 
-    done = run(f"probe evaluate {saved} {data} --model tiny --json")
+    done = run(f"probe evaluate {saved} {data} --model tiny --json")  # of its own set: the test texts
     assert done.exit_code == 0, done.stderr
     shown = {one["measure"]: one["value"] for one in json.loads(done.stdout)}
-    found = probes.measure(probe, rows.at(probe.places[0]))
+    assert f"{len(parts.train) + len(parts.validation)} of {len(rows)} texts are left out" in done.stderr
+    found = probes.measure(probe, parts.test.at(probe.places[0]))
     assert shown["auroc"] == pytest.approx(found.value("auroc").value, abs=1e-6)
+    only = tmp_path / "trained.csv"
+    seen = [text for part in (parts.train, parts.validation) for text in part.texts]
+    pd.DataFrame({"text": seen, "label": ["good" if " good " in one else "bad" for one in seen]}).to_csv(only)
+    done = run(f"probe evaluate {saved} {only} --model tiny")
+    assert done.exit_code == 2
+    assert "was fitted on all texts" in done.stderr
 
     done = run(f"probe monitor {saved} --model tiny --max-new-tokens 3", "the cat is good", "a dog")
     assert done.exit_code == 0, done.stderr

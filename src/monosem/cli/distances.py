@@ -108,7 +108,7 @@ def compare(asked: OnDistance, texts: Several, seed: Seed = 0) -> None:
     AUROC at every place and together, with 95 % intervals, also with lengths alike; the false alarms at which 95 % are
     found.
 
-    Example: monosem distance compare usual.safetensors facts languages
+    Example: monosem distance compare usual.safetensors new.txt facts
     """
     from .. import probes
 

@@ -98,7 +98,9 @@ def evaluate(
 ) -> None:
     """Measure a probe on texts that it has not seen.
 
-    Ranking, recall at few false alarms, calibration; each with a 95 % interval over groups drawn again.
+    Ranking, recall at few false alarms, calibration; each with a 95 % interval over groups drawn again. Texts that it
+    was fitted on, or chosen by, and their near duplicates are left out: of the set that it was made from, its test
+    texts stay.
 
     Example: monosem probe evaluate mood.safetensors sentiment
     """
@@ -106,7 +108,8 @@ def evaluate(
 
     probe, model = asked.open()
     place = probe.places[0]
-    rows = _rows(model, _labelled(data), positive, [str(one) for one in place.sites], str(place.position))
+    sites = [str(one) for one in place.sites]
+    rows = _rows(model, _labelled(data), positive, sites, str(place.position), probe, asked.quiet)
     found = probes.measure(probe, rows, prevalence=prevalence, seed=seed)
     asked.give(found, found.table, f"{probe.kind} probe at {place}, {data}")
 
@@ -144,7 +147,15 @@ def _labelled(data: str) -> "Labelled":
     return labelled(data)
 
 
-def _rows(model: "Model", given: "Labelled", positive: str | None, sites: "str | list[str]", position: str):  # type: ignore[no-untyped-def]
+def _rows(  # type: ignore[no-untyped-def]
+    model: "Model",
+    given: "Labelled",
+    positive: str | None,
+    sites: "str | list[str]",
+    position: str,
+    unseen_by: "Probes | None" = None,
+    quiet: bool = True,
+):
     """States of the texts; without groups of their own, near duplicates are one."""
     from .. import probes
 
@@ -152,8 +163,18 @@ def _rows(model: "Model", given: "Labelled", positive: str | None, sites: "str |
         raise BadInput(f"{given.name} has the labels {', '.join(given.classes)!s:.200}: say --positive LABEL")
     label = given.classes[-1] if positive is None else positive
     check_name("label", label, given.classes)
-    labels, groups = [one == label for one in given.labels], probes.near_duplicates(given.texts, given.groups or None)
-    return probes.read_rows(model, given.texts, labels, sites, positions=position_of(position), groups=groups)
+    groups = probes.near_duplicates(given.texts, given.groups or None)
+    seen = set() if unseen_by is None else {groups[i] for i in unseen_by.seen(given.texts).nonzero()[:, 0].tolist()}
+    kept = [i for i, one in enumerate(groups) if one not in seen]
+    if len(kept) < len(groups) and not quiet:
+        notice(
+            f"{len(groups) - len(kept)} of {len(groups)} texts are left out: the probe was fitted on them or by them"
+        )
+    if not kept:
+        raise BadInput(f"the probe was fitted on all texts of {given.name}: give others")
+    texts, labels = [given.texts[i] for i in kept], [given.labels[i] == label for i in kept]
+    at = position_of(position)
+    return probes.read_rows(model, texts, labels, sites, positions=at, groups=[groups[i] for i in kept])
 
 
 def position_of(text: str) -> "Position":

@@ -11,7 +11,7 @@ from ..jobs import fingerprint
 from ..statistics import auroc
 from . import linear
 from .kinds import KINDS, chosen
-from .probe import Probes
+from .probe import SEEN, Probes
 from .rows import Rows
 from .splits import check_apart
 
@@ -54,6 +54,7 @@ def fit(
             parts["pattern"] = linear.pattern(train.x, parts["weights"])
     about: dict[str, Any] = {"train": train.named, "validation": validation.named, "seed": seed, "options": own}
     about |= {"groups": len(train.group_keys), "data": fingerprint(*train.texts) if train.texts else ""}
+    about["seen"] = " ".join(sorted({fingerprint(text)[:SEEN] for text in (*train.texts, *validation.texts)}))
     if "made_on" in train.config:
         about["made_on"] = train.config["made_on"]
     if row.graded:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -16,12 +16,14 @@ from ..activations import FittedAt
 from ..directions import Direction
 from ..errors import BadFile, BadInput, Mismatch, check_name
 from ..files import replacing
+from ..jobs import fingerprint
 from ..models import Model, Site, refuse_other
 from ..reading import parse_json, read_safetensors
 from .kinds import KINDS
 from .rows import Place, Rows, check_same
 
 FORMAT = "monosem probe 1"
+SEEN = 10  # hexadecimal digits by which a text is known again
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +35,8 @@ class Probes(FittedAt):
         kind: a name of `KINDS`.
         parts: its tensors, float64, places first. "calibration" (`scale`, `shift` a place) turns scores into log-odds
             that are true to the rows it was fitted on, "threshold" is the score above which a probe says "positive".
-        about: how it was made: numbers of rows, strengths, seed, what was measured on validation rows.
+        about: how it was made: numbers of rows, strengths, seed, what was measured on validation rows; which texts it
+            has `seen`.
     """
 
     kind: str
@@ -144,6 +147,11 @@ class Probes(FittedAt):
         area, loss = self.about["validation_auroc"], self.about["validation_log_loss"]
         return self.at(max(range(len(self)), key=lambda i: (area[i], -loss[i])))
 
+    def seen(self, texts: Sequence[str]) -> Bool[Tensor, "n"]:
+        """Which texts it was fitted on, or chosen by: what it says of these flatters it."""
+        known = set(str(self.about.get("seen", "")).split())
+        return torch.tensor([fingerprint(text)[:SEEN] in known for text in texts], dtype=torch.bool)
+
     def with_parts(self, about: dict[str, Any], **parts: Tensor) -> Self:
         """The same probe with parts (a threshold, a calibration) of these names."""
         return replace(self, parts=self.parts | parts, about=self.about | about)
@@ -163,7 +171,8 @@ class Probes(FittedAt):
             linear = ", ".join(name for name, kind in KINDS.items() if kind.linear)
             raise BadInput(f"a direction is of one linear probe ({linear}): choose a place with .at(...) or .best")
         vector = self.parts["weights" if form == "read" else "pattern"][0]
-        provenance = {"method": f"{self.kind} probe, {form}", "place": str(self.places[0]), **self.about}
+        about = {name: value for name, value in self.about.items() if name != "seen"}
+        provenance = {"method": f"{self.kind} probe, {form}", "place": str(self.places[0]), **about}
         read = self.parts["weights"][0] if form == "pattern" else None
         return Direction(vector, self.places[0].site, self.model_name, provenance, read)
 
