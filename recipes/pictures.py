@@ -168,6 +168,15 @@ def probe_survey() -> Any:
     return found.plot()
 
 
+def robustness() -> Any:
+    """The report of docs/robustness.md: about half an hour of one core the first time; it goes on where it stopped."""
+    small = {"most_prompts": 16, "most_train": 40, "max_new_tokens": 16, "layers": [10, 14, 18, 22], "keep_texts": True}
+    grid = {"amounts": [1.0], "scales": [1.0, 2.0], "ks": [1, 4], "steps": [5]}
+    tasks = {"capabilities": ["capitals", "ioi", "pronouns"]}
+    config = ms.robustness.RobustnessConfig.load("planted-refusal", **small, **grid, **tasks)
+    return ms.robustness.assess(config, folder="runs/robustness-planted-refusal").plot("success")
+
+
 PICTURES: dict[str, Callable[[], Any]] = {
     made.__name__: made
     for made in (
@@ -190,6 +199,7 @@ PICTURES: dict[str, Callable[[], Any]] = {
         composition,
         direct_attribution,
         probe_survey,
+        robustness,
     )
 }
 

@@ -16,6 +16,7 @@ from monosem.robustness import ATTACKS, RobustnessConfig
 from monosem.robustness.arms import Arm, is_loop, responses
 from monosem.robustness.context import Context
 from monosem.robustness.job import storable
+from monosem.robustness.report import facts_of
 from tiny_behaviour import SaysIt, behaviour, planted_model
 
 
@@ -138,6 +139,18 @@ def test_a_defence_is_set_beside(done):
     mine, other = (table[done.table["model"] == where].reset_index(drop=True) for where in ("model", "defence"))
     assert mine.equals(other)
     assert "Before and after" in (done.folder / "report.md").read_text()
+
+
+def test_directions_that_break_it_have_their_price(done):
+    """Enough directions break any model, so what the least k costs stands beside it."""
+    found = facts_of(done.results)["models"][0]["k_to_break"]
+    arms = done.results["parts"]["model"]["subspace"]["arms"]
+    for name, seen, _, price in found:
+        mine = [arm for arm in arms if (arm["control"] or "fitted") == name and str(int(arm["strength"])) == seen]
+        nats = mine[0]["kl_token"]["value"] if mine else 0.0
+        assert price.startswith("–" if not mine else "<0.01" if nats < 0.01 else f"{nats:.2f}")
+        assert price.endswith("over the budget") == (nats > 1.0)
+    assert found[0][1] == "1"
 
 
 def test_the_report_is_whole_and_holds_no_responses(done):

@@ -98,6 +98,7 @@ def _k(rows: list[Row], break_at: float) -> Figure:
         figure.add_scatter(x=x, **points, mode="lines+markers", name=control or "fitted", line={"color": color})
     figure.add_hline(y=break_at, line={"color": plots.FAINT, "dash": "dot"})
     figure.update_yaxes(range=[-0.05, 1.05])
+    figure.update_xaxes(tickvals=sorted({row["strength"] for row in arms_of(rows, "subspace")}))
     return plots.style(figure, "directions removed (k)", "rate of the behaviour", height=400)
 
 

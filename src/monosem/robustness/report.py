@@ -149,7 +149,7 @@ def _verdict(one: Mapping[str, Any]) -> dict[str, Any]:
             {
                 "name": name,
                 "success": f"{control['success']['count']}/{control['success']['of']}",
-                "p": one["p_controls"][name],
+                "p": _p(one["p_controls"][name]),
                 "kl": number(control["kl"], 2),
                 "idle": control["idle"],
             }
@@ -161,6 +161,11 @@ def _verdict(one: Mapping[str, Any]) -> dict[str, Any]:
         "words": one["words"],
         "breaks": one["breaks"],
     }
+
+
+def _p(value: float) -> str:
+    said = number(value, 4)
+    return said if said.startswith("<") else f"= {said}"
 
 
 def _strength(one: Mapping[str, Any]) -> str:
@@ -178,12 +183,16 @@ def _areas(rows: list[Row], config: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def _breaking(rows: list[Row], config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def _breaking(rows: list[Row], config: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Subspace, least k as seen and as sure, and what that k costs: enough directions break any model."""
     found = []
     for name in ["", *controls_of(rows, "subspace")]:
         held = k_to_break(rows, name, config["break_at"])
         seen, sure = ("none of those tried" if k is None else str(k) for k in (held["seen"], held["sure"]))
-        found.append((name or "fitted", seen, sure))
+        prices = [arm["kl_token"] for arm in arms_of(rows, "subspace", name) if arm["strength"] == held["seen"]]
+        price = _interval(prices[0]) if prices else "–"
+        over = bool(prices) and prices[0]["value"] > config["budget"]
+        found.append((name or "fitted", seen, sure, f"{price}, over the budget" if over else price))
     return found
 
 
