@@ -6,7 +6,7 @@ import pytest
 
 from monosem.robustness.arms import rate
 from monosem.robustness.curves import area, compared, follows, k_to_break, verdict, within_budget
-from monosem.robustness.report import headline
+from monosem.robustness.report import caveat, headline
 
 
 def row(attack, control, strength, shown, kl=None, n=20):
@@ -82,6 +82,14 @@ def test_the_headline_says_no_more_than_the_verdicts():
     assert line(0).endswith("20 of 20 prompts: broken by ablation at all sites.")
     assert line(3).endswith("broken by ablation at all sites on these prompts, though more may be left than they show.")
     assert line(14).endswith("broken by no attack that was tried.")
+
+
+def test_a_direction_that_a_filter_left_out_is_no_proof_of_robustness():
+    def of(reason):
+        return caveat({"parts": {"model": {"direction": {"left_out": reason}}}}, "model")
+
+    assert of("") == ""
+    assert "(changes too much): where the behaviour survives" in of("changes too much")
 
 
 def test_a_behaviour_that_is_not_there_cannot_be_broken():

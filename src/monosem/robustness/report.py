@@ -72,7 +72,17 @@ def findings(results: Mapping[str, Any]) -> list[str]:
             if one["model"] == where:
                 title, at = ATTACKS[one["attack"]].title, _strength(one)
                 lines.append(f"  {title}{at}: {_share(one['shown'])} left; {one['words']}")
+        lines += [f"  {said}" for said in [caveat(results, where)] if said]
     return lines
+
+
+def caveat(results: Mapping[str, Any], where: str) -> str:
+    """What is to be said of a direction that was taken though a filter had left it out; "" of another one."""
+    reason = results["parts"][where]["direction"].get("left_out")
+    return reason and (
+        f"No candidate passed COSMIC's filters, the direction here did not either ({reason}): where the behaviour "
+        "survives attacks along it, a better direction might still break it."
+    )
 
 
 def headline(results: Mapping[str, Any]) -> str:
@@ -122,6 +132,7 @@ def _model(results: Mapping[str, Any], where: str) -> dict[str, Any]:
         "name": where,
         "title": NAMES[where].capitalize(),
         "direction": held["direction"],
+        "caveat": caveat(results, where),
         "base": _share(base["shown"]),
         "n": base["n"],
         "verdicts": [_verdict(one) for one in verdicts_of(results) if one["model"] == where],
