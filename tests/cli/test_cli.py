@@ -62,6 +62,7 @@ def test_every_command_of_the_design_is_there() -> None:
         "evaluate",
         "benchmark",
         "compare-methods",
+        "circuit",
         "robustness",
         "convert",
         "steer",

@@ -14,6 +14,7 @@ from ..errors import BadInput
 from ..plots import Figure
 from ..results import Result
 from .graph import Graph
+from .pictures import SHOWN, drawn
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,11 +123,22 @@ class Circuit(Result):
             rows.append(row)
         return pd.DataFrame(rows, columns=None if rows else ["edge", "source", "slot"])
 
-    def plot(self, **options: Any) -> Figure:
-        """Nodes by layer, edges between them (`circuits.pictures`)."""
-        from .pictures import picture_of
+    def plot(self, edges: int = SHOWN) -> Figure:
+        """The edges with the largest scores (without scores: the first ones) and their nodes, by layer.
 
-        return picture_of(self, **options)
+        Raises:
+            BadInput: the circuit has no edge to draw.
+        """
+        if not self.n_edges:
+            raise BadInput("the circuit has no edges, so there is nothing to draw")
+        table = self.table
+        if "score" in table:
+            table = table.iloc[table["score"].abs().argsort(kind="stable")[::-1]]
+        table = table.head(edges).reset_index(drop=True)
+        left = self.n_edges - len(table)
+        return drawn(
+            table, f"{len(table)} of {self.n_edges:,} edges, by size of score" if left else f"{len(table)} edges"
+        )
 
 
 def _sweep_forward(graph: Graph, edges: Bool[Tensor, "place source slot"]) -> Bool[Tensor, "place source"]:

@@ -25,7 +25,7 @@ from .circuit import Circuit
 from .running import run_circuits
 
 CircuitsLike = Circuit | Sequence[Circuit] | Mapping[str, Circuit]
-TOKENS_AT_ONCE = 2048  # of copies of a batch, one for each circuit
+TOKENS_AT_ONCE = 512  # of copies of a batch, one for each circuit
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -92,10 +92,17 @@ def measure(
     def trials(rows: slice) -> Iterator[tuple[Batch, float]]:
         yield batches.batch(rows), 1.0
 
-    def variants(batch: Batch) -> Iterator[tuple[range, Tensor]]:
+    # circuits of like size run together, because what lives in one of a batch is computed for all of them
+    by_size = sorted(range(len(circuits)), key=lambda number: circuits[number].n_edges)
+
+    def variants(batch: Batch) -> Iterator[tuple[list[int], Tensor]]:
         at_once = max(1, TOKENS_AT_ONCE // batch.pairs.clean.ids.numel())
-        for first in range(0, len(circuits), at_once):
-            which = range(first, min(first + at_once, len(circuits)))
+        for number in by_size:  # the whole model needs no run of its own
+            if circuits[number].n_edges == graph.n_edges:
+                yield [number], batch.clean_logits
+        part = [number for number in by_size if circuits[number].n_edges < graph.n_edges]
+        for first in range(0, len(part), at_once):
+            which = part[first : first + at_once]
             yield which, run_circuits(batch, [circuits[number] for number in which]).flatten(0, 1)
 
     label = (corruption or PROMPT).label

@@ -12,6 +12,7 @@ input:
 | `eap-ig-path` | -Σ over steps of (what u writes more from step to step) · g_v there |
 | `clean-corrupted` | -Δ_u · (g_v clean + g_v other) / 2 |
 | `eap-gp` | -Δ_u · mean of g_v along a path of inputs that leads the output to the other side's |
+| `relp` | -Δ_u · g_v with RelP's rules in the backward pass (arXiv:2508.21258) |
 | `ifr` | information-flow routes (Ferrando & Voita 2024, arXiv:2403.00824): no contrast, no gradient |
 | `exact` | the edge patched alone, everything behind the slot computed anew |
 | `random` | a draw: what every method must beat |
@@ -30,6 +31,7 @@ from ..errors import BadInput, check_name
 from ..models import Moment
 from .batches import Batch
 from .graph import Part
+from .relevance import rules
 from .slopes import slopes
 
 Values = Float[Tensor, "place source slot"]
@@ -74,6 +76,24 @@ def clean_corrupted(batch: Batch, options: Options) -> Values:
 def _scored(batch: Batch, shares: list[float], *, tangent: bool) -> Values:
     found = batch.slopes(shares)
     return -batch.contract(batch.differences(tangent=tangent), lambda part: found.of(part, batch.keep))
+
+
+def relp(batch: Batch, options: Options) -> Values:
+    """`eap` with the rules of `relevance` in place of derivatives: norms hold their scale, also behind heads."""
+    wiring = batch.wiring
+    with rules(wiring.model) as edits:
+        found = batch.slopes([0.0], edits=edits)
+    parts = []
+    for part in wiring.graph.writes:
+        if part in wiring.normed:
+            value = batch.clean.inner[part][batch.keep]
+            change = batch.other.inner[part][batch.keep] - value
+            branch = wiring.branches[part]
+            each = torch.einsum("thd,hdm->htm", change, branch.weight().to(change))
+            parts.append(branch.share(each, branch.size(value)).to(change))
+        else:
+            parts.append(wiring.difference(part, batch.clean, batch.other, batch.keep, tangent=True))
+    return -batch.contract(torch.cat(parts), lambda part: found.of(part, batch.keep, held=part.kind != "logits"))
 
 
 def eap_ig_path(batch: Batch, options: Options) -> Values:
@@ -217,6 +237,7 @@ EDGE_METHODS: dict[str, Method] = {
     ),
     "eap-ig-path": Method(eap_ig_path, "each step with its own differences", options=("steps",)),
     "clean-corrupted": Method(clean_corrupted, "the mean of the gradients at both ends"),
+    "relp": Method(relp, "rules that conserve relevance in place of derivatives, at the clean run"),
     "eap-gp": Method(eap_gp, "gradients along a path that follows the output", options=("steps",)),
     "ifr": Method(ifr, "information-flow routes: what is near the stream, on the clean run alone", is_signed=False),
     "random": Method(random, "a draw", is_signed=False, options=("seed",)),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import BadInput
@@ -97,14 +97,15 @@ class EdgeScores(Result):
         """The n edges with the largest scores, either way or (absolute=False) above zero first."""
         if by not in (None, "score"):
             return super().top(n, by)
-        return self._rows(selection.order(self.graph, self.values, absolute=absolute)[:n])
+        return self.rows_of(selection.order(self.graph, self.values, absolute=absolute)[:n])
 
     @property
     def table(self) -> pd.DataFrame:
         """A row an edge, in the order of the matrices."""
-        return self._rows(self.graph.real.expand(self.graph.shape).flatten().nonzero()[:, 0])
+        return self.rows_of(self.graph.real.expand(self.graph.shape).flatten().nonzero()[:, 0])
 
-    def _rows(self, flat: Tensor) -> pd.DataFrame:
+    def rows_of(self, flat: Int[Tensor, "edges"]) -> pd.DataFrame:
+        """The rows of some edges, by their flat index into the matrices."""
         graph = self.graph
         _, n_sources, n_slots = graph.shape
         place, rest = flat // (n_sources * n_slots), flat % (n_sources * n_slots)

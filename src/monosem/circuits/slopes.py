@@ -40,10 +40,16 @@ class Slopes:
     inner: dict[Part, Tensor]
 
     def of(
-        self, part: Part, keep: Bool[Tensor, "rows pos"], weights: Sequence[float] | None = None
+        self,
+        part: Part,
+        keep: Bool[Tensor, "rows pos"],
+        weights: Sequence[float] | None = None,
+        held: bool = False,
     ) -> Float[Tensor, "slot token d_model"]:
         """The gradient at the input of each of a part's slots, at the kept tokens, summed over steps with weights
         (default: their mean).
+
+        held: the norm's scale does not move (RelP), so that the second term below is left out.
 
         With the norm's gain γ and scale σ, x̂ = centred(x) / σ, and a projection W, the pull-back of a gradient g is
         centred(γ W g - x̂ <γ x̂ W, g> / d) / σ; both sums over steps are taken before W and x̂ widen them.
@@ -71,7 +77,7 @@ class Slopes:
             ahead = torch.einsum("std,hdk->sthk", unit * gain, weight)
             along = (ahead * g).sum(-1) * by / width  # steps token slot
             bent = torch.einsum("sth,std->htd", along, unit)
-        pulled = straight - bent
+        pulled = straight if held else straight - bent
         return pulled - pulled.mean(-1, keepdim=True) if norm.centres else pulled
 
 

@@ -10,6 +10,7 @@ from .. import __version__
 from ..terminal import answer_interrupts
 from . import (
     benchmarking,
+    circuit,
     comparing,
     components,
     converting,
@@ -69,6 +70,7 @@ register(
         "convert": converting.convert,
         "steer": steering.steer,
         "sweep": steering.sweep,
+        "circuit": circuit.circuit,
     },
 )
 GROUPS = {

@@ -1,0 +1,56 @@
+"""The whole job on a tiny model, interrupted and gone on with; and the command."""
+
+import json
+from html import escape
+from pathlib import Path
+
+import pytest
+
+from monosem.circuits import find_circuit, load_graph
+from monosem.circuits import job as jobs
+from monosem.errors import BadInput, Mismatch
+from tiny import tiny_model
+from tiny_circuits import random_pairs
+
+SETTINGS = {"edges": 60, "check": 8, "sets": 2, "steps": 2, "method": "eap"}
+
+
+def test_a_job_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    pairs = random_pairs(model, (6, 5, 6, 5))
+    whole = find_circuit(model, pairs, folder=tmp_path / "whole", settings=SETTINGS, quiet=True)
+
+    def stop(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(jobs, "evidence", stop)
+        with pytest.raises(KeyboardInterrupt):
+            find_circuit(model, pairs, folder=tmp_path / "parts", settings=SETTINGS, quiet=True)
+    with monkeypatch.context() as done:
+        for name in ("attribute", "compare_scores", "curve"):
+            done.setattr(jobs, name, stop)
+        again = find_circuit(model, pairs, folder=tmp_path / "parts", settings=SETTINGS, quiet=True)
+    assert json.dumps(again.results, sort_keys=True) == json.dumps(whole.results, sort_keys=True)
+
+    page, text = (whole.folder / name for name in ("report.html", "report.md"))
+    assert escape(again.results["edges"][0]["edge"]) in page.read_text(encoding="utf-8")
+    assert "## Faithfulness by size" in text.read_text(encoding="utf-8")
+    read, kept = load_graph(whole.folder / "graph.json", model)
+    assert kept.table["edge"].tolist() == whole.circuit.table["edge"].tolist()
+    assert read.top(3)["edge"].tolist() == whole.scores.top(3)["edge"].tolist()
+    assert whole.results["pairs"] == {"scores": 2, "judged": 2}
+    with pytest.raises(Mismatch, match="edges: 60, now 50"):
+        find_circuit(model, pairs, folder=tmp_path / "whole", settings=SETTINGS | {"edges": 50}, quiet=True)
+
+
+def test_what_no_job_can_do(tmp_path: Path) -> None:
+    model = tiny_model("gpt2")
+    pairs = random_pairs(model, (5, 5))
+    with pytest.raises(BadInput, match="2 pairs or more"):
+        find_circuit(model, pairs[[0]], folder=tmp_path / "a", quiet=True)
+    with pytest.raises(BadInput, match="no method 'eapp'"):
+        find_circuit(model, pairs, folder=tmp_path / "b", settings={"method": "eapp"}, quiet=True)
+    settings = SETTINGS | {"how": "top_n", "edges": 1}
+    with pytest.raises(BadInput, match="choose with --set how=greedy"):
+        find_circuit(model, pairs, folder=tmp_path / "c", settings=settings, quiet=True)
