@@ -22,16 +22,18 @@ from typing import Any
 
 import torch
 import transformers
+from transformers import AutoModelForSeq2SeqLM
 
 from monosem.errors import MonosemError, cause
 from monosem.files import write_text
 from monosem.models import Model, load_model
 from monosem.models.checking.verify import verify
 from monosem.models.places.mixers import KINDS
-from monosem.models.places.table import BY_TYPE
+from monosem.models.places.table import BOTH_BY_TYPE, BY_TYPE
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from anymodel import TYPES, tiny_any
+from tiny_encoder_decoders import tiny_both
 
 HEAD = """# Model types
 
@@ -60,6 +62,15 @@ REFUSED = """
 
 | type | why |
 |---|---|
+"""
+BOTH = """
+## Encoder–decoders
+
+Read as one model with sites on both sides: see [sites-and-runs.md](sites-and-runs.md#encoderdecoders). Padding of
+sources and targets, and generation with the cache, are among the identities.
+
+| type | row | blocks of the encoder | blocks of the decoder | error |
+|---|---|---|---|---|
 """
 
 
@@ -148,6 +159,26 @@ def short(text: str, most: int = 240) -> str:
     return text if len(text) <= most else text[:most].rsplit(" ", 1)[0] + " ..."
 
 
+def both_sides() -> str:
+    """The section on encoder–decoders."""
+    lines = []
+    for kind in BOTH_BY_TYPE:
+        model = load_model(tiny_both(kind), quiet=True)
+        found = verify(model)
+        assert found.ok, found.table.query("not ok").to_string()
+        assert model.encoder is not None
+        worst = max(float(row["error"]) for row in found.rows)  # type: ignore[arg-type]
+        name, sides = model.family.name, f"{blocks_of(model.encoder)} | {blocks_of(model)}"
+        lines.append(f"| {kind} | {name} | {sides} | {worst:.0e} |")
+        print(f"{kind}: {sides}", file=sys.stderr, flush=True)
+    configs: Any = AutoModelForSeq2SeqLM._model_mapping
+    others = sorted(
+        kind.model_type for kind in configs if kind.is_encoder_decoder and kind.model_type not in BOTH_BY_TYPE
+    )
+    unread = f"Not read as one, of the types of `AutoModelForSeq2SeqLM`: {', '.join(others)}."
+    return "\n".join([f"{BOTH}{lines[0]}", *lines[1:], "", unread, ""])
+
+
 def differences(rows: list[Row], older: dict[str, Any]) -> str:
     """A section on another release: which of its types are read otherwise, and which it does not have."""
     before = {row["kind"]: Row(**row) for row in older["rows"]}
@@ -193,7 +224,8 @@ def main() -> None:
         saved = {"version": transformers.__version__, "rows": [asdict(row) for row in rows]}
         write_text(arguments.save, json.dumps(saved))
     more = differences(rows, json.loads(arguments.beside.read_text())) if arguments.beside else ""
-    write_text(arguments.out, page(rows) + more)
+    both = both_sides() if len(rows) == len(TYPES) else ""
+    write_text(arguments.out, page(rows) + more + both)
 
 
 if __name__ == "__main__":

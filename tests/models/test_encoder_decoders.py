@@ -1,6 +1,8 @@
 """Encoder–decoders as one model, against transformers: its logits, hidden states, patterns, and native hooks."""
 
+import re
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from monosem import components, edits, lenses, patching
 from monosem.data import TokenPairs
 from monosem.errors import BadInput, EditDidNotFire, UnknownName
 from monosem.models import Model, load_model, verify
+from monosem.models.places.table import BOTH_BY_TYPE
 from tiny import tiny_tokenizer
 from tiny_encoder_decoders import BOTH, source_of, tiny_both
 
@@ -390,3 +393,9 @@ def test_what_sweeps_do_not_reach_is_refused():
     pairs = pairs_of(model)
     for site in ("encoder.resid_pre", "cross_attn_v"):
         refused("what the encoder reads", lambda site=site: patching.sweep(model, pairs, site, quiet=True), UnknownName)
+
+
+def test_the_page_has_the_types_that_are_read():
+    section = (Path(__file__).parents[2] / "docs" / "models.md").read_text().partition("## Encoder–decoders")[2]
+    kinds = [kind for kind in re.findall(r"^\| (\S+) \|", section, re.M) if kind != "type"]
+    assert sorted(kinds) == sorted(BOTH_BY_TYPE) == sorted({kind for kind, _ in BOTH.values()})

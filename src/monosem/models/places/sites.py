@@ -62,6 +62,10 @@ A site is data. `Site("resid_post", 15)` prints as `resid_post.15`; TransformerL
 | `linear_z.L`, `ssm_z.L` | batch pos mixer_head mixer_dim | input of the output projection |
 | `conv_z.L`, `recurrent_z.L` | batch pos channel | likewise |
 | `linear_result.L`, `ssm_result.L` | batch pos mixer_head d_model | what each head hands to that projection's sum |
+| `cross_attn_q.L`, `cross_attn_out.L`, ... | as q, attn_out | cross attention of a decoder beside an encoder |
+| `cross_attn_k.L`, `cross_attn_v.L`, ... | batch source kv_head d_head | made of what the encoder gives |
+| `cross_attn_pattern.L` | batch head query key | from the target's tokens to the source's |
+| `encoder.resid_pre.L`, ... | | the same places in the encoder, with the source's tokens |
 | `resid_post.L` | batch pos d_model | output of block L, before the final norm also for the last block |
 | `final_input` | batch pos d_model | the stream as the final norm is given it |
 | `final_scale`, `final_normalized` | batch pos 1, batch pos d_model | likewise, of the final norm |
