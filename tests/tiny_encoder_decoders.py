@@ -39,6 +39,23 @@ _BART: dict[str, Any] = IDS | {
     "max_position_embeddings": 64,
     "scale_embedding": True,
 }
+_GEMMA: dict[str, Any] = IDS | {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 12,
+    "query_pre_attn_scalar": 10,
+    "max_position_embeddings": 64,
+    "sliding_window": 4,
+    "attn_logit_softcapping": 2.0,
+    "final_logit_softcapping": 3.0,
+}
+_SIDES = {
+    "encoder": _GEMMA | {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]},
+    "decoder": _GEMMA
+    | {"num_hidden_layers": 3, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+}
 _SOUND = {"num_mel_bins": 8, "max_source_positions": 12, "max_target_positions": 64}
 # name -> (transformers' model type, config)
 BOTH: dict[str, tuple[str, dict[str, Any]]] = {
@@ -47,6 +64,7 @@ BOTH: dict[str, tuple[str, dict[str, Any]]] = {
     "mt5": ("mt5", _T5),
     "umt5": ("umt5", _T5),
     **{kind: (kind, _BART) for kind in ("bart", "plbart", "mvp", "marian", "mbart", "pegasus", "blenderbot")},
+    "t5gemma": ("t5gemma", IDS | _SIDES),
     "m2m_100": ("m2m_100", _BART | {"pad_token_id": 1, "eos_token_id": 2}),
     "blenderbot-small": ("blenderbot-small", _BART),
     "whisper": ("whisper", _BART | _SOUND),

@@ -161,7 +161,7 @@ def test_generation_begins_with_the_start_token_and_encodes_once(name):
         assert made.ids.ids.tolist() == theirs.tolist()
 
 
-@pytest.mark.parametrize("name", ["t5", "bart", "marian"])
+@pytest.mark.parametrize("name", ["t5", "bart", "marian", "t5gemma"])
 def test_padding_of_sources_and_targets_changes_nothing(name):
     model = loaded(name)
     sources, targets = [[5, 6, 7, 8, 9, 10], [11, 12, 13]], [[0, 20], [0, 30, 31, 32]]

@@ -13,7 +13,8 @@ from ..errors import UnknownName, cause
 
 
 def text_config(hf: PreTrainedModel) -> Any:
-    """The config of the language model; the model's own where it is nothing else.
+    """The config of the language model (of an encoder–decoder: of the decoder); the model's own where it is nothing
+    else.
 
     Raises:
         UnknownName: several language models.
@@ -36,7 +37,7 @@ def encoder_of(hf: PreTrainedModel) -> PreTrainedModel | None:
 
 def is_multimodal(hf: PreTrainedModel) -> bool:
     """Whether the language model is a part of it."""
-    return text_config(hf) is not hf.config
+    return encoder_of(hf) is None and text_config(hf) is not hf.config
 
 
 def language_model(hf: PreTrainedModel) -> nn.Module:
@@ -45,8 +46,10 @@ def language_model(hf: PreTrainedModel) -> nn.Module:
     Raises:
         UnknownName: as `text_config`, or no module with that config.
     """
+    if encoder_of(hf) is not None:
+        return hf.base_model
     if not is_multimodal(hf):
-        if hf.base_model is not hf or encoder_of(hf) is not None:
+        if hf.base_model is not hf:
             return hf.base_model
         inner = (child for child in hf.children() if isinstance(child, PreTrainedModel))  # Llama 4, Mllama
         return next(inner, hf)

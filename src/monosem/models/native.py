@@ -120,7 +120,7 @@ class Native(Ends):
         self.tokenizer = tokenizer
         self.name = name
         self.config, self.multimodal = text_config(hf), is_multimodal(hf)
-        self.family: Family = family or family_of(self.config)
+        self.family: Family = family or family_of(hf.config if hf.config.is_encoder_decoder else self.config)
         self.blocks: nn.ModuleList = self.part(self.family.layers)  # type: ignore[assignment]
         self.anatomy = [Block.of(self.family, self.config, block) for block in self.blocks]
         self.cfg = Shape(**sizes_of(self.config, self.blocks, self.anatomy, self.first_position), hf=hf)

@@ -72,7 +72,11 @@ def trial(model: Any, ids: Int[Tensor, "batch pos"]) -> dict[str, Tensor]:
     read = ids if encoder is None else torch.zeros_like(ids)
     source = silence(encoder or model, len(ids)) if model.hears else TokenBatch.whole(read)
     given = {"input_ids": source.ids} if source.features is None else {"input_features": source.features}
-    return given if encoder is None else given | {"decoder_input_ids": ids}
+    if source.features is None and (model.headless or encoder is not None):
+        given["attention_mask"] = torch.ones_like(ids)
+    return (
+        given if encoder is None else given | {"decoder_input_ids": ids, "decoder_attention_mask": torch.ones_like(ids)}
+    )
 
 
 def written_to(model: Any, text: str) -> list[int]:

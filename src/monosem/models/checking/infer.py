@@ -53,8 +53,8 @@ def row_of(hf: PreTrainedModel) -> Family:
         UnknownName: as `infer`, or an identity fails on a multimodal model or one with an adapter.
     """
     refuse_type(text_config(hf))
-    if text_config(hf).is_encoder_decoder:
-        return family_of(text_config(hf))
+    if hf.config.is_encoder_decoder:
+        return family_of(hf.config)
     row = BY_TYPE.get(text_config(hf).model_type)
     if row is None:
         return infer(hf)

@@ -22,7 +22,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.utils.generic import TransformersKwargs
 
 from ...errors import BadInput
-from ..language import is_multimodal, language_model, text_config
+from ..language import encoder_of, is_multimodal, language_model, text_config
 
 NAME = "monosem"
 
@@ -183,7 +183,9 @@ def can_attend(hf: PreTrainedModel) -> bool:
 def attending(hf: PreTrainedModel) -> Iterator[None]:
     """Within, the language model uses the function of this file, also for the masks that a multimodal model makes."""
     config, text = hf.config, text_config(hf)
-    places: dict[str, Any] = {key: text for key in config.sub_configs if getattr(config, key, None) is text}
+    parts = {key: part for key in config.sub_configs if (part := getattr(config, key, None)) is not None}
+    both = encoder_of(hf) is not None
+    places: dict[str, Any] = {key: part for key, part in parts.items() if both or part is text}
     places[""] = config
     before = {key: place._attn_implementation for key, place in places.items()}
     try:

@@ -46,6 +46,28 @@ _T5 = Family(
 )
 
 
+def _t5gemma(*cross: BranchRow) -> tuple[BranchRow, ...]:
+    """Gemma 2's block, of the encoder; with cross attention in it, of the decoder."""
+    return (
+        attn("pre_self_attn_layernorm", "post_self_attn_layernorm"),
+        *cross,
+        mlp("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+    )
+
+
+_T5GEMMA = Family(
+    "t5gemma",
+    ("t5gemma",),
+    _t5gemma(crossing(attn("pre_cross_attn_layernorm", "post_cross_attn_layernorm", path="cross_attn"))),
+    embed="decoder.embed_tokens",
+    embed_scale="sqrt(d_model)",
+    layers="decoder.layers",
+    final_norm="decoder.norm",
+    logit_steps=(("soft_cap", "final_logit_softcapping"),),
+    encoder=Family("t5gemma encoder", (), _t5gemma(), embed_scale="sqrt(d_model)"),
+)
+
+
 def _with_encoder(decoder: Family, model_types: tuple[str, ...], **encoder: Any) -> Family:
     """BART and its kin: the row of the decoder alone, cross attention after its attention, and the same block without
     it in the encoder."""
@@ -83,6 +105,7 @@ ENCODER_DECODERS: tuple[Family, ...] = (
         carries="",
         encoder=replace(_T5_ENCODER, name="umt5 encoder", carries=""),
     ),
+    _T5GEMMA,
     _with_encoder(_ALONE["bart"], ("bart", "plbart")),
     _with_encoder(_ALONE["marian"], ("marian", "mvp")),
     _with_encoder(_ALONE["mbart"], ("mbart", "blenderbot", "m2m_100")),

@@ -281,6 +281,8 @@ def inputs(model: Places, tokens: TokenBatch, column: int = 0) -> dict[str, Tens
         return _of_both(model, tokens, column)
     if tokens.features is not None:
         return {"input_features": tokens.features}
+    if model.headless:
+        return {"input_ids": tokens.ids, "attention_mask": tokens.mask.long()}
     ids = {"input_ids": tokens.ids[:, column:]}
     if not (tokens.padded or model.multimodal or model.first_position):
         numbered = column and "position_ids" in inspect.signature(model.hf.forward).parameters
@@ -302,9 +304,9 @@ def _of_both(model: Places, tokens: TokenBatch, column: int) -> dict[str, Tensor
     given = {"decoder_input_ids": tokens.ids[:, column:]}
     if not column:
         given |= {"input_ids": source.ids} if source.features is None else {"input_features": source.features}
-    if source.padded:
-        given["attention_mask"] = source.mask.long()
-    return given | ({"decoder_attention_mask": tokens.mask.long()} if tokens.padded else {})
+    # without masks, T5Gemma would leave out every token that is the padding's
+    masks = {"decoder_attention_mask": tokens.mask.long(), "attention_mask": source.mask.long()}
+    return given | {name: mask for name, mask in masks.items() if source.features is None or name[:7] == "decoder"}
 
 
 @contextmanager
