@@ -12,6 +12,7 @@ from .files import load_auto_circuit, load_graph, save_graph
 from .graph import Graph
 from .job import FoundCircuit, find_circuit
 from .methods import EDGE_METHODS
+from .nodes import NodeScores, node_scores
 from .scores import EdgeScores
 from .stability import Stability, stability
 from .truth import Recovery, recovery
@@ -27,6 +28,7 @@ __all__ = [
     "Faithfulness",
     "FoundCircuit",
     "Graph",
+    "NodeScores",
     "Recovery",
     "Stability",
     "acdc",
@@ -41,6 +43,7 @@ __all__ = [
     "find_circuit",
     "load_auto_circuit",
     "load_graph",
+    "node_scores",
     "recovery",
     "save_graph",
     "stability",

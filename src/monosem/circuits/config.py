@@ -20,7 +20,10 @@ class CircuitConfig(JobConfig):
     rule: Literal["midpoint", "left", "right"] = Field("midpoint", description="Where on each stretch they are taken.")
     metric: str | None = Field(None, description="Whose fall a score is; default: by the answers.")
     how: Literal["greedy", "top_n"] = Field("greedy", description="How edges are chosen.")
-    edges: int = Field(500, ge=1, description="How many edges the circuit has, before pruning.")
+    by: Literal["signed", "absolute"] = Field(
+        "signed", description="signed: edges that help; absolute: those that work against the answer as well."
+    )
+    edges: int = Field(1000, ge=1, description="How many edges the circuit has, before pruning.")
     check: int = Field(60, ge=0, description="Edges that are patched exactly, half of them the largest; 0: none.")
     sets: int = Field(4, ge=1, description="Sets of nodes that are taken away for completeness.")
     batch_size: int = Field(8, ge=1, description="Pairs at once.")

@@ -103,7 +103,8 @@ class _Job:
     def run(self, pairs: TokenPairs) -> FoundCircuit:
         (self.home / "parts").mkdir(exist_ok=True)
         config, scores = self.config, self.scores()
-        circuit: Circuit = getattr(scores, config.how)(min(config.edges, scores.graph.n_edges))
+        choose = getattr(scores, config.how)
+        circuit: Circuit = choose(min(config.edges, scores.graph.n_edges), absolute=config.by == "absolute")
         if not circuit.n_edges:
             raise BadInput(f"{circuit.notes[-1]}: choose with --set how=greedy, or more edges")
         options: dict[str, Any] = {"metric": self.metric, "batch_size": config.batch_size, "quiet": self.quiet}

@@ -15,7 +15,7 @@ def circuit(
     pairs: Pairs,
     asked: OnModel,
     method: Annotated[str, option("NAME", "eap-ig, eap, relp, eap-gp, ifr, ... (a wrong one lists all).")] = "eap-ig",
-    edges: Annotated[int, option("N", "How many edges the circuit has, before pruning.", min=1)] = 500,
+    edges: Annotated[int, option("N", "How many edges the circuit has, before pruning.", min=1)] = 1000,
     set: Set = None,
     out: Annotated[Path | None, option("DIR", "Folder of the report (default: runs/circuit-TASK).")] = None,
     fresh: Annotated[bool, flag("Forget what an earlier run left in the folder.")] = False,
@@ -27,7 +27,7 @@ def circuit(
     The largest edges are patched exactly. Interrupted, the same command goes on where it stopped.
     docs/circuits.md says what each number means.
 
-    Example: monosem circuit smollm2 --task ioi --n 16 --edges 500
+    Example: monosem circuit smollm2 --task ioi --n 16 --edges 1000
 
     Example: monosem circuit smollm2 --pairs mine.csv --method eap --set check=0
     """
