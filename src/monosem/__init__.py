@@ -36,6 +36,7 @@ _PUBLIC = {
     "circuits": "monosem.circuits",
     "plots": "monosem.plots",
     "statistics": "monosem.statistics",
+    "graphs": "monosem.graphs",
     "latents": "monosem.latents",
     "directions": "monosem.directions",
     "probes": "monosem.probes",

@@ -28,6 +28,7 @@ ROOMS = [
     "patching",
     "circuits",
     "lenses",
+    "graphs",
     "latents",
     "directions",
     "probes",

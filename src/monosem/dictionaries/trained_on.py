@@ -57,12 +57,13 @@ class TrainedOn:
 
     def prepare(self, model: Model) -> None:
         """Measure, before a pass, what `left_out` needs in it."""
-        self._skipper(model)
+        self.skipper(model)
 
     def left_out(self, x: Float[Tensor, "batch pos d"], moment: Moment) -> dict[str, Bool[Tensor, "batch pos"]]:
         """For each reason, the tokens of a moment that are left out; x is the activation at its site."""
         model: Any = moment.model
-        return self._skipper(model).left_out(moment.ids, moment.positions, {str(self.site): x})
+        return self.skipper(model).left_out(moment.ids, moment.positions, {str(self.site): x})
 
-    def _skipper(self, model: Model) -> Skipper:
+    def skipper(self, model: Model) -> Skipper:
+        """Tells which tokens of this model are left out."""
         return Skipper.of(model, [self.site], SkipRule(), {})

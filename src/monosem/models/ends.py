@@ -196,8 +196,8 @@ class Ends:
     @property
     def logit_slope(self) -> float:
         """What the unembedding's output is multiplied by (Granite, Cohere; else 1), any soft cap left aside."""
-        up, down = self.logit_transform(torch.tensor([1e-3, -1e-3], dtype=torch.float64))
-        return float((up - down) / 2e-3)
+        up, down = self.logit_transform(torch.tensor([1e-8, -1e-8], dtype=torch.float64))
+        return float((up - down) / 2e-8)
 
     @property
     def final_norm(self) -> Norm:
@@ -206,19 +206,23 @@ class Ends:
         Raises:
             UnknownName: the unembedding reads the last stream through a head that is no norm.
         """
+        return self.unembedding_norm()
+
+    def unembedding_norm(self, dtype: torch.dtype = torch.float32) -> Norm:
+        """`final_norm`, in another precision."""
         if self.head:
             raise UnknownName(
                 f"{self.name} has a head of its own between the last stream and the unembedding "
                 f"({', '.join(self.family.head)}), so logits are no sum of what was written into the stream; "
                 "model.unembed and the logit lens go through the head, and a direction= in the stream can be attributed"
             )
-        norm = self.norm(self.last_norm)
+        norm = self.norm(self.last_norm, dtype)
         return norm if self.read_scale == 1 else norm.times(self.read_scale)
 
-    def norm(self, module: nn.Module | None) -> Norm:
+    def norm(self, module: nn.Module | None, dtype: torch.dtype = torch.float32) -> Norm:
         """One of its norms (None: no norm), read off the native module."""
         with turn(self.whole):
-            return Norm.of(module, self.cfg.d_model, self.cfg.device)
+            return Norm.of(module, self.cfg.d_model, self.cfg.device, dtype)
 
     @property
     def final_gain(self) -> Float[Tensor, "d_model"]:

@@ -203,7 +203,11 @@ class Branch:
     @cached_property
     def pre(self) -> Norm:
         """The norm through which it reads, likewise."""
-        norm, given = self.model.norm(self.norm_in), self.slot.given
+        return self.reading()
+
+    def reading(self, dtype: torch.dtype = torch.float32) -> Norm:
+        """`pre`, in another precision."""
+        norm, given = self.model.norm(self.norm_in, dtype), self.slot.given
         return norm if given == 1 else norm.times(given)
 
     def size(self, inner: Tensor) -> Float[Tensor, "... 1"]:

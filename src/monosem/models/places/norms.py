@@ -17,7 +17,7 @@ _EPS = ("variance_epsilon", "eps", "epsilon", "norm_eps")  # the attribute's nam
 
 @dataclass(frozen=True, eq=False)
 class Norm:
-    """LayerNorm (`centres`) or RMSNorm, in float32.
+    """LayerNorm (`centres`) or RMSNorm, in float32, or in float64 where it was read off so.
 
     Attributes:
         gain: what the normalised value is multiplied by (Gemma's stored weight plus one).
@@ -30,7 +30,12 @@ class Norm:
     eps: float
 
     @staticmethod
-    def of(module: nn.Module | None, width: int, device: torch.device | str | None = None) -> "Norm":
+    def of(
+        module: nn.Module | None,
+        width: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> "Norm":
         """Read off what the module does: a sign vector has mean 0 and size 1, and f(x) - f(-x) leaves out the bias.
 
         None is no norm: gain 1, and a scale of 1 for every x. On the module's own device where none is given.
@@ -41,11 +46,12 @@ class Norm:
         if device is None:
             device = next((p.device for p in module.parameters()), torch.device("cpu")) if module else "cpu"
         if module is None:
-            return Norm(False, torch.ones(width, device=device), torch.zeros(width, device=device), float("inf"))
+            ones = torch.ones(width, dtype=dtype, device=device)
+            return Norm(False, ones, torch.zeros_like(ones), float("inf"))
         eps = next((float(getattr(module, name)) for name in _EPS if hasattr(module, name)), None)
         if width % 2:
             raise UnknownName(f"{type(module).__name__}: norms of odd width {width} cannot be read off")
-        signs = torch.ones(width, device=device)
+        signs = torch.ones(width, dtype=dtype, device=device)
         signs[1::2] = -1
         if eps is None:
             eps = _measured_eps(module, signs)
@@ -59,13 +65,13 @@ class Norm:
         return replace(self, gain=self.gain * factor, bias=self.bias * factor)
 
     def centred(self, x: Tensor) -> Float[Tensor, "... d_model"]:
-        x = x.float()
+        x = x.to(self.gain.dtype)
         return x - x.mean(-1, keepdim=True) if self.centres else x
 
     def scale(self, x: Tensor) -> Float[Tensor, "... 1"]:
         """sqrt(mean(centred(x)²) + eps), the size that x is divided by."""
         if self.eps == float("inf"):
-            return torch.ones_like(x[..., :1], dtype=torch.float32)
+            return torch.ones_like(x[..., :1], dtype=self.gain.dtype)
         return (self.centred(x).square().mean(-1, keepdim=True) + self.eps).sqrt()
 
     def frozen(self, part: Tensor, scale: Float[Tensor, "... 1"]) -> Float[Tensor, "... d_model"]:
@@ -74,7 +80,7 @@ class Norm:
 
     def pull(self, u: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """The direction to read before the norm: part · pull(u) / scale = frozen(part, scale) · u."""
-        return self.centred(u.float() * self.gain)
+        return self.centred(u.to(self.gain.dtype) * self.gain)
 
     def between(self, a: Float[Tensor, "... d_model"], b: Float[Tensor, "... d_model"]) -> "Chord":
         """The linear map that takes b - a to norm(b) - norm(a); at a = b, the norm's Jacobian."""
@@ -134,7 +140,8 @@ def _measured_eps(module: nn.Module, signs: Tensor, size: float = 1e-3) -> float
 
 @torch.no_grad()
 def _act(module: Any, x: Tensor) -> Tensor:
-    """The module's forward in float32, or in the dtype of its weight where it takes no other."""
+    """The module's forward in the dtype of x, or in the dtype of its weight where it takes no other."""
+    dtype = x.dtype
     if type(module) is nn.LayerNorm and module.weight is not None:
         x = x.to(module.weight.dtype)
-    return module.forward(x[None, None])[0, 0].float()  # type: ignore[no-any-return]
+    return module.forward(x[None, None])[0, 0].to(dtype)  # type: ignore[no-any-return]

@@ -1,0 +1,8 @@
+"""Attribution graphs: how a prompt's tokens become its logits, through neurons or latents, as an exact linear graph."""
+
+from .attributing import attribution_graph
+from .files import graph_json
+from .graph import AttributionGraph
+from .reading import read_graph
+
+__all__ = ["AttributionGraph", "attribution_graph", "graph_json", "read_graph"]

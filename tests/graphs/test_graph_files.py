@@ -1,0 +1,113 @@
+"""Files of graphs: circuit-tracer's own, ours and back, and files that are damaged."""
+
+import copy
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from monosem import graphs
+from monosem.errors import BadFile
+from tiny import model_of
+
+# ten nodes, written by circuit-tracer 0.5.0; its scores for them, and its cumulative influences in the file
+THEIRS = Path(__file__).parent / "circuit_tracer_graph.json"
+REPLACEMENT, COMPLETENESS = 0.616875, 0.860555
+
+
+@pytest.fixture(scope="module")
+def ours():
+    return graphs.attribution_graph(model_of("llama"), "the cat sat on the mat", n_nodes=60)
+
+
+def test_scores_and_influences_are_circuit_tracers():
+    graph = graphs.read_graph(THEIRS)
+    assert graph.replacement == pytest.approx(REPLACEMENT, abs=1e-6)
+    assert graph.circuit_tracer_completeness == pytest.approx(COMPLETENESS, abs=1e-6)
+    theirs = {node["node_id"]: node["influence"] for node in json.loads(THEIRS.read_text())["nodes"]}
+    made = {node["node_id"]: node["influence"] for node in graphs.graph_json(graph)["nodes"]}
+    assert made.keys() == theirs.keys()
+    for one, expected in theirs.items():
+        assert made[one] == (None if expected is None else pytest.approx(expected, abs=1e-6))
+
+
+def test_a_graph_of_errors_alone_is_not_complete():
+    """circuit-tracer calls such a graph half complete."""
+    graph = graphs.attribution_graph(model_of("llama"), "the cat sat", neurons="none")
+    graph.edges[:, torch.tensor(graph.kinds == "token")] = 0
+    assert graph.completeness == pytest.approx(0, abs=1e-6)
+    assert graph.circuit_tracer_completeness == pytest.approx(0.5, abs=1e-6)
+    assert graph.replacement == 0
+
+
+def test_ours_come_back(ours, tmp_path):
+    back = graphs.read_graph(ours.save(tmp_path / "graph.json"))
+    assert list(back.nodes.id) == list(ours.nodes.id)
+    assert list(back.nodes.kind) == list(ours.nodes.kind)
+    torch.testing.assert_close(back.edges, ours.edges.double())
+    assert back.tokens == ours.tokens
+    for name, score in ours.scores.items():
+        assert back.scores[name] == pytest.approx(score, abs=1e-5)
+    assert len(set(back.nodes.id)) == len(back.nodes)
+
+
+def test_the_file_is_as_viewers_read_it(ours, tmp_path):
+    file = json.loads(ours.save(tmp_path / "graph.json").read_text())
+    theirs = json.loads(THEIRS.read_text())
+    assert theirs["metadata"].keys() <= file["metadata"].keys()
+    assert theirs["qParams"].keys() == file["qParams"].keys()
+    assert all(node.keys() == theirs["nodes"][0].keys() for node in file["nodes"])
+    ids = {node["node_id"] for node in file["nodes"]}
+    assert len(ids) == len(file["nodes"])
+    assert all({link["source"], link["target"]} <= ids for link in file["links"])
+    logit = file["nodes"][-1]
+    assert logit["clerp"].startswith('Output "')
+    assert logit["layer"] == "4"  # the number of layers, and one
+
+
+def test_ids_of_two_nodes_are_refused(tmp_path):
+    """circuit-tracer writes the error of layer 3 at token 1 as it writes latent 3 of layer 0 there."""
+    file = json.loads(THEIRS.read_text())
+    file["nodes"].append(copy.deepcopy(file["nodes"][2]) | {"node_id": "0_3_1", "layer": "3"})
+    (tmp_path / "twice.json").write_text(json.dumps(file))
+    with pytest.raises(BadFile, match="'0_3_1' is the id of two nodes"):
+        graphs.read_graph(tmp_path / "twice.json")
+
+
+def test_damaged_files_are_refused_in_one_line(tmp_path):
+    whole = json.loads(THEIRS.read_text())
+    draw, path = random.Random(0), tmp_path / "damaged.json"
+    values = [None, -1, 10**30, "x", "", [], {}, float("nan"), float("inf"), True]
+
+    def places(value, at=()):
+        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for key, inside in items:
+            yield (*at, key)
+            yield from places(inside, (*at, key))
+
+    every, refused = list(places(whole)), []
+    for _ in range(300):
+        file = copy.deepcopy(whole)
+        *way, last = draw.choice(every)
+        parent = file
+        for key in way:
+            parent = parent[key]
+        if draw.random() < 0.3:
+            del parent[last]
+        else:
+            parent[last] = draw.choice(values)
+        path.write_text(json.dumps(file))
+        try:
+            graph = graphs.read_graph(path)
+            assert graph.edges.isfinite().all()
+            graphs.graph_json(graph)
+        except BadFile as error:
+            refused.append(str(error))
+    assert len(refused) > 50
+    assert not [line for line in refused if "\n" in line]
+    for cut in (1, 500, len(THEIRS.read_text()) - 2):
+        path.write_text(THEIRS.read_text()[:cut])
+        with pytest.raises(BadFile):
+            graphs.read_graph(path)
