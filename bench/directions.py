@@ -123,7 +123,7 @@ def main() -> None:
     packages = ["torch", "transformers", "numpy", "repeng", "steering-vectors", "monosem"]
     found: dict[str, Any] = {"machine": machine(options.threads, packages), "rows": []}
     model = load_model("smollm2", dtype="float32", quiet=True)
-    pairs = pairs_of(4, 50) if options.tiny else pairs_of(128, 400)
+    pairs = pairs_of(4, 50) if options.tiny else pairs_of(40, 250)
     layers = [3, 15] if options.tiny else list(range(model.cfg.n_layers - 1))
     for formula, own in contestants(model, pairs, layers).items():
         expected = own[BARE]()
@@ -131,14 +131,14 @@ def main() -> None:
         errors = {name: 0.0 if name == BARE else apart(make(), expected, axes) for name, make in own.items()}
         same = {name: error for name, error in errors.items() if "pca_diff" not in name}
         assert max(same.values()) < 1e-4, errors
-        seconds = interleaved(own, options.rounds, warm=False)
+        seconds = interleaved(own, max(1, options.rounds // 2), warm=False)
         case = f"{formula}, {len(pairs.positive)} pairs, {len(layers)} layers"
         for name in own:
             found["rows"].append(
                 {"case": case, "error": errors[name]} | row(name, 2 * len(pairs.positive), seconds, BARE)
             )
     config = StudyConfig.load("french")
-    prompts, new = [*config.test, *config.control][: 3 if options.tiny else 24], 4 if options.tiny else 20
+    prompts, new = [*config.test, *config.control][: 3 if options.tiny else 12], 4 if options.tiny else 16
     writers = generations(model, prompts, new)
     seconds = interleaved(writers, options.rounds)
     about = {"case": f"generation, {len(prompts)} prompts × {new} new tokens", "error": None}

@@ -49,6 +49,17 @@ def test_fit_score_and_compare(run, home, files, tmp_path):
     assert "together" in table["place"].tolist()
 
 
+def test_usual_texts_that_are_not_like_the_fitted_ones_are_named(run, files, tmp_path):
+    saved = tmp_path / "half.safetensors"
+    done = run(f"distance fit tiny {files}/labelled.csv --save {saved} --held-out 0.5 --position last")
+    assert done.exit_code == 0, done.output
+    done = run(f"distance compare {saved} {files}/odd.txt {files}/new.txt --model tiny")
+    assert done.exit_code == 0, done.output
+    assert "they are not like the texts that the distance was fitted on" in done.stderr
+    done = run(f"distance compare {saved} {files}/labelled.csv {files}/odd.txt --model tiny")
+    assert "not like" not in done.stderr
+
+
 def test_labels_are_classes(run, files, tmp_path):
     saved = tmp_path / "classes.safetensors"
     done = run(f"distance fit tiny {files}/labelled.csv --save {saved} --kind relative --site resid_post.1")

@@ -1,5 +1,7 @@
 """Measures against scikit-learn; thresholds, calibration, cascades and controls on data whose answer is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -251,3 +253,16 @@ def test_a_survey_chooses_by_validation_and_shows_the_test():
         assert part["auroc"].tolist() == pytest.approx([metrics.roc_auc_score(y, f) for f in probes.score(parts.test)])
     assert (table["p_family"] <= 1).all()
     assert len(found.plot().data) == 2
+
+
+def test_a_survey_knows_that_rows_of_a_group_are_no_new_rows():
+    """Each test row eight times over, as one group: the interval is as wide as of the rows alone."""
+    parts = split(drawn(200, seed=3, gap=0.7))
+    alone = survey(parts, kinds=("mass_mean",)).table
+    several = parts.test.part(torch.arange(len(parts.test)).repeat_interleave(8))
+    grouped = survey(parts._replace(test=several), kinds=("mass_mean",)).table
+    as_new = replace(several, groups=torch.arange(len(several)), group_names=())
+    told = survey(parts._replace(test=as_new), kinds=("mass_mean",)).table
+    width = [(table["high"] - table["low"]).mean() for table in (alone, grouped, told)]
+    assert width[2] < 0.5 * width[0]
+    assert width[1] > 0.7 * width[0]

@@ -30,6 +30,7 @@ Texts = Annotated[
     str,
     argument("TEXTS", "A .txt file, one text a line, or labelled texts as `monosem probe fit` takes them."),
 ]
+ODD = 0.05  # a text with a smaller p is called unusual
 Several = Annotated[list[str], argument("TEXTS...", "Usual texts that the distance has not seen, then unusual ones.")]
 
 
@@ -119,6 +120,12 @@ def compare(asked: OnDistance, texts: Several, seed: Seed = 0) -> None:
     result = probes.ood({found.kind: found}, usual, dict(zip(texts[1:], unusual)), seed=seed)
     shown = ["place", "against", "auroc", "low", "high", "auroc_lengths_alike", "fpr_at_95", "found_at_5"]
     asked.give(result, lambda: frame(result.top(20)[shown], f"{found.kind}, by AUROC"))
+    called = 0.0 if found.held is None else float((found.p_values(usual, how="mean") <= ODD).double().mean())
+    if called > 4 * ODD and not asked.quiet:
+        notice(
+            f"{called:.0%} of {texts[0]} have p <= {ODD:g}, where about {ODD:.0%} of usual texts would: they are not "
+            "like the texts that the distance was fitted on, so the table does not say how well it finds unusual ones"
+        )
 
 
 def _texts(given: str) -> tuple[list[str], list[Any], Any]:

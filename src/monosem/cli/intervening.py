@@ -161,9 +161,11 @@ def steer(
         narrowed = [one.at(everywhere=True) if where.everywhere else one for one in narrowed]
         return narrowed if gate is None else [one.when(gate) for one in narrowed]
 
+    reached = ""
     if change.unit == "nats":
         target = 1.0 if change.amount is None else abs(change.amount)
         amount = iso_kl(model, texts, made, target=target, start=amount, max_new_tokens=max_new_tokens).amount
+        reached = f" for {target:g} nats (the 95th percentile over {max_new_tokens} tokens)"
     found = compare(model, texts, made(amount), max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     log = [] if gate is None else gate.log
     if asked.json:
@@ -174,7 +176,7 @@ def steer(
     more = {"condition": [first.get(row, "-") for row in range(len(texts))]} if gate is not None else {}
     before_and_after(prompts, found, **more)
     if not asked.quiet:
-        notice(f"{change.do} {amount:.4g} at {direction.site}")
+        notice(f"{change.do} {amount:.4g} at {direction.site}{reached}")
 
 
 def calibrate(

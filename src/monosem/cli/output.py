@@ -73,10 +73,11 @@ def frame(data: "DataFrame", title: str | None = None) -> None:
 
 
 def before_and_after(prompts: Sequence[str], comparison: "Comparison", **more: Sequence[Any]) -> None:
-    """What the model says after each prompt with and without an edit; `more`: other columns, by their names."""
+    """What the model says after each prompt with and without an edit; `more`: other columns, by their names. The KL
+    belongs to the first token, which an edit of generated tokens alone does not reach."""
     changes = comparison.table[["baseline_text", "edited_text", "kl"]].itertuples(index=False)
     rows = [(prompt, *change, *rest) for prompt, change, *rest in zip(prompts, changes, *more.values(), strict=True)]
-    table(["prompt", "before", "after", "KL", *more], rows, ruled=True)
+    table(["prompt", "before", "after", "KL, 1st token", *more], rows, ruled=True)
 
 
 def cell(value: Any) -> str:

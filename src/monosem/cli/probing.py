@@ -136,7 +136,9 @@ def monitor(
         for prompt, text, first, delay in zip(prompts, found.generation.texts, found.first, found.delay):
             when = "never fires" if first is None else f"fires at token {first}, {delay:+} from the prompt's end"
             line(f"{prompt}{text}\n  {when}")
-        frame(found.table.groupby("prompt")[["score", "reading"]].agg(["mean", "max"]).round(3).reset_index())
+        table = found.table.groupby("prompt")[["score", "reading"]].agg(["mean", "max"]).round(3)
+        table.columns = [" ".join(column) for column in table.columns]
+        frame(table.reset_index())
 
     asked.give(found, show)
 
@@ -168,7 +170,7 @@ def _rows(  # type: ignore[no-untyped-def]
     kept = [i for i, one in enumerate(groups) if one not in seen]
     if len(kept) < len(groups) and not quiet:
         notice(
-            f"{len(groups) - len(kept)} of {len(groups)} texts are left out: the probe was fitted on them or by them"
+            f"{len(groups) - len(kept)} of {len(groups)} texts are left out: the probe was fitted on or chosen by them"
         )
     if not kept:
         raise BadInput(f"the probe was fitted on all texts of {given.name}: give others")

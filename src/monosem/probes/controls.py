@@ -14,9 +14,10 @@ from ..errors import BadInput
 from ..plots import Figure, lines
 from ..progress import Meter
 from ..results import Result, Tabled, analysis
-from ..statistics import Interval, auroc_interval, rank_p
+from ..statistics import Interval, rank_p
 from . import linear
 from .fitting import areas_of, fit
+from .measures import area_by_group
 from .rows import Place, Rows, group_numbers
 from .splits import Parts, split
 from .texts import TextDetector, fitted_on
@@ -184,8 +185,7 @@ def text_baselines(parts: Parts) -> dict[str, Interval]:
         "length": linear.score(length, _lengths(parts.test)[None])[0],
         "bag of words": bag.log_odds(parts.test.texts),
     }
-    y = parts.test.y
-    return {name: auroc_interval(f[y], f[~y]) for name, f in scores.items()}
+    return {name: area_by_group(f, parts.test) for name, f in scores.items()}
 
 
 def _lengths(rows: Rows) -> Float[Tensor, "n 4"]:
@@ -198,7 +198,7 @@ def _lengths(rows: Rows) -> Float[Tensor, "n 4"]:
 @dataclass(frozen=True)
 class Survey(Tabled):
     """`table`: for each kind and place the validation AUROC, by which a place is chosen, and the test AUROC with its
-    interval; `chosen` marks the place that validation rows choose of each kind.
+    interval (rows of a group are no new rows); `chosen` marks the place that validation rows choose of each kind.
 
     Attributes:
         baselines: test AUROCs of what sees no model.
@@ -235,11 +235,10 @@ def survey(
     Raises: as `fit`.
     """
     tables, nulls = [], {}
-    y = parts.test.y
     for kind in kinds:
         probes = fit(parts.train, parts.validation, kind=kind, seed=seed)
         f, best = probes.score(parts.test), probes.best.places[0]
-        found = [auroc_interval(one[y], one[~y]) for one in f]
+        found = [area_by_group(one, parts.test, seed=seed) for one in f]
         columns: dict[str, Any] = {"kind": kind, "place": list(map(str, probes.places))}
         columns |= {"strength": probes.about.get("strength", float("nan"))}
         columns |= {"validation_auroc": probes.about["validation_auroc"], "auroc": [one.value for one in found]}
