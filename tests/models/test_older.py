@@ -238,5 +238,40 @@ def test_bloom_that_goes_on_from_a_norm(monkeypatch):
     with pytest.raises(UnknownName, match="with apply_residual_connection_post_layernorm are not read: its blocks go"):
         load_model(hf, quiet=True)
     monkeypatch.setattr("monosem.models.places.table.ASKED", {})
-    failed = verify(load_model(hf, quiet=True)).table.query("not ok")
+    with pytest.raises(UnknownName, match="not as its family row says: identity 'resid_pre . attn_out' at resid_mid"):
+        load_model(hf, quiet=True)
+    failed = verify(Model(hf)).table.query("not ok")
     assert {"resid_mid", "resid_post"} <= set(failed.site)
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked"),
+    [
+        ("afmoe", "mup_enabled"),
+        ("big_bird", "rescale_embeddings"),
+        *((kind, "scale_embedding") for kind in ("pegasus", "marian", "mvp", "blenderbot-small", "mbart")),
+    ],
+)
+@pytest.mark.parametrize("on", [True, False])
+def test_an_embedding_that_a_config_scales(kind, asked, on):
+    """As real checkpoints of AFMoE and Pegasus do; the sum is what transformers gives to the first block."""
+    model = load_model(tiny_any(kind, **{asked: on}), quiet=True)
+    seen = []
+    hook = model.blocks[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    native = model.hf(input_ids=IDS, use_cache=False).logits
+    hook.remove()
+    run = model.run(IDS, ["embed", "resid_pre.0"])
+    torch.testing.assert_close(run["resid_pre.0"], seen[0])
+    torch.testing.assert_close(run.logits, native)
+    torch.testing.assert_close(model.W_E[IDS], run["embed"])
+    assert verify(model).ok
+
+
+def test_what_a_row_does_not_know_is_found_at_load(monkeypatch):
+    monkeypatch.setattr("monosem.models.places.table.ASKED", {})
+    hf = tiny_any("ernie", use_task_id=True)
+    with pytest.raises(
+        UnknownName, match=r"not as its family row says: identity 'resid_pre.0 = embed .* rare\?"
+    ) as error:
+        load_model(hf, quiet=True)
+    assert "\n" not in str(error.value)

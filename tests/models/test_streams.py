@@ -7,7 +7,7 @@ from anymodel import tiny_any
 from monosem import components, edits, patching
 from monosem.data import TokenPairs
 from monosem.errors import BadInput
-from monosem.models import Model, Site, verify
+from monosem.models import Model, Site, load_model, verify
 from monosem.models.running.budget import estimate
 from monosem.models.running.selection import Kept
 
@@ -115,6 +115,65 @@ def test_a_gradient_between_branches_would_be_a_part_of_it(model):
         for by in (1e-3, -1e-3)
     ]
     assert float((gradients[1] * step).sum()) == pytest.approx(float(moved[0] - moved[1]) / 2e-3, rel=2e-2, abs=1e-2)
+
+
+@pytest.fixture(scope="module")
+def gemma3n():
+    return load_model(tiny_any("gemma3n_text"), quiet=True)
+
+
+@torch.no_grad()
+def test_alternating_updates_by_transformers_own_modules(gemma3n):
+    """Gemma 3n: blocks hand on four streams with the streams first, and work on one that they predict."""
+    result = verify(gemma3n)
+    assert result.ok, result.table[~result.table.ok].to_string()
+    identities = set(result.table.identity)
+    assert {"resid_pre, predicted", "(active + attn_out + laurel_out) / √2"} <= identities
+    seen, layer = {}, gemma3n.hf.model.layers[2]
+    hooks = [
+        layer.register_forward_pre_hook(lambda module, args: seen.update(pre=args[0])),
+        layer.register_forward_hook(lambda module, args, output: seen.update(post=output)),
+        layer.input_layernorm.register_forward_pre_hook(lambda module, args: seen.update(active=args[0])),
+        layer.pre_feedforward_layernorm.register_forward_pre_hook(lambda module, args: seen.update(mid=args[0])),
+        layer.laurel.register_forward_hook(lambda module, args, output: seen.update(laurel=output)),
+    ]
+    native = gemma3n.hf(input_ids=IDS, use_cache=False).logits
+    for hook in hooks:
+        hook.remove()
+    run = gemma3n.run(IDS, [f"{name}.2" for name in ("resid_pre", "active", "laurel_out", "resid_mid", "resid_post")])
+    torch.testing.assert_close(run.logits, native)
+    for site, value in (
+        ("resid_pre", seen["pre"].permute(1, 2, 0, 3)),
+        ("resid_post", seen["post"].permute(1, 2, 0, 3)),
+    ):
+        torch.testing.assert_close(run[f"{site}.2"], value)
+    for site, name in (("active", "active"), ("resid_mid", "mid"), ("laurel_out", "laurel")):
+        torch.testing.assert_close(run[f"{site}.2"], seen[name])
+    assert gemma3n.site("resid_pre.2").shape == ("position", "stream", "d_model")
+    assert gemma3n.site("resid_mid.2").shape == ("position", "d_model")
+    torch.testing.assert_close(gemma3n.unembed(gemma3n.run(IDS, "resid_post.3")["resid_post.3"]), native)
+
+
+@torch.no_grad()
+def test_alternating_streams_are_written_as_a_hook_writes_them(gemma3n):
+    shift = torch.randn(4, 32, generator=torch.Generator().manual_seed(2))
+    edited = gemma3n.run(IDS, "resid_pre.2", edits=edits.function("resid_pre.2", lambda x: x + shift))
+    handle = gemma3n.hf.model.layers[2].register_forward_pre_hook(
+        lambda module, args: (args[0] + shift[:, None, None], *args[1:])
+    )
+    expected = gemma3n.hf(input_ids=IDS, use_cache=False).logits
+    handle.remove()
+    torch.testing.assert_close(edited.logits, expected)
+    assert not torch.allclose(expected, gemma3n.run(IDS).logits)
+    torch.testing.assert_close(gemma3n.run(IDS, start=("resid_pre.2", edited["resid_pre.2"])).logits, expected)
+    half = gemma3n.run(IDS, edits=edits.scale("laurel_out.1", 0.5)).logits
+    handle = gemma3n.hf.model.layers[1].laurel.register_forward_hook(lambda module, args, output: output / 2)
+    torch.testing.assert_close(half, gemma3n.hf(input_ids=IDS, use_cache=False).logits)
+    handle.remove()
+    with pytest.raises(BadInput, match="active.2 cannot be written"):
+        gemma3n.run(IDS, edits=edits.scale("active.2", 0.5))
+    with pytest.raises(BadInput, match="keeps 4 residual streams"):
+        components.direct_attribution(gemma3n, IDS, tokens=[5, 9])
 
 
 def test_a_sweep_of_branches_equals_run_by_run(model):

@@ -20,6 +20,8 @@ from .language import language_model
 from .places.families import LOGIT_STEPS, Family
 from .places.mixers import module_at
 from .places.norms import Norm
+from .places.sites import Site
+from .places.streams import collapsed
 from .turns import turn
 from .unembedding import unembedded
 
@@ -51,15 +53,21 @@ class Ends:
         inside = module_at(language_model(self.hf), path)
         return module_at(self.hf, path) if inside is None else inside
 
+    def streams_at(self, site: Site) -> int:
+        """How many residual streams a stream site has: with AltUp, blocks hand on several and work on one."""
+        one = self.family.alternating and site.name not in ("resid_pre", "resid_post")
+        return 1 if one else self.streams
+
     # ------------------------------------------------------------------ before the first block
     @cached_property
     def embed_scale(self) -> float:
         """What the embedding is multiplied by outside its module."""
         scale = self.family.embed_scale
-        if scale == "sqrt(d_model)":
-            return float(self.config.hidden_size**0.5)
         if scale is None:
             return 1.0
+        if scale.startswith("sqrt(d_model)"):
+            asked = scale.partition(" where ")[2]
+            return float(self.config.hidden_size**0.5) if not asked or getattr(self.config, asked) else 1.0
         found = getattr(self.config, scale, None)
         return float(self._part(scale) if found is None else found)  # or an attribute of a module
 
@@ -157,7 +165,7 @@ class Ends:
                     f"d_model`, not {list(resid.shape)}"
                 )
             with turn(self.whole):
-                resid = self.part(self.family.collapse)(resid)
+                resid = collapsed(self.part(self.family.collapse), resid)
         resid = resid.to(self.cfg.device, weight.dtype)
         with turn(self.whole):  # `forward`: no hooks of a pass in progress
             if norm:

@@ -48,7 +48,8 @@ class Checks:
 
     @cached_property
     def capture(self) -> list[Site]:
-        return [Site(name, n) for n in self.model.layers() for name in PER_LAYER if self.model.has((name, n))]
+        there = ((name, n) for n in self.model.layers() for name in PER_LAYER if name in self.model.anatomy[n].places)
+        return [Site(name, n) for name, n in there if self.model.has((name, n))]
 
     @cached_property
     def run(self) -> Run:

@@ -26,7 +26,7 @@ from .ends import ends_of
 from .finding import NotFound, recorded_class
 from .prefix import shortened
 from .tracing import trace
-from .verify import Verification, quick, sums, uses
+from .verify import Verification, beginning, quick, sums, uses
 
 _HOW = "docs/your-model.md shows how to write a row, for Model(hf, family=Family(...))"
 # the beginning of a site's name -> what it means that an identity fails there
@@ -45,9 +45,9 @@ class InferredFamily(UserWarning):
 def row_of(hf: PreTrainedModel) -> Family:
     """The table's row for its language model, else an inferred one.
 
-    A multimodal model may run its language model in another way than the same language model alone (other masks, other
-    positions, logits without the scale after them), and an adapter may change more than layers, so the identities are
-    checked on them.
+    What a row says of the first block is checked, because configs have switches that no row knows. A multimodal model
+    may run its language model in another way than the same language model alone (other masks, other positions, logits
+    without the scale after them), and an adapter may change more than layers, so all identities are checked on them.
 
     Raises:
         UnknownName: as `infer`, or an identity fails on a multimodal model or one with an adapter.
@@ -60,6 +60,11 @@ def row_of(hf: PreTrainedModel) -> Family:
         return infer(hf)
     adapted = any(hasattr(module, "base_layer") for module in hf.modules())
     if not (is_multimodal(hf) or adapted):
+        if failure := _failure(hf, row, beginning):
+            raise UnknownName(
+                f"this model of type {row.name!r} is not as its family row says: {failure.reason}; does its config ask "
+                f"for something rare? {_HOW}"
+            )
         return row
     for other in (replace(row, logit_steps=()), row):
         if not (failure := _failure(hf, other)):

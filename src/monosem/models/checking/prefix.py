@@ -1,4 +1,5 @@
-"""A model cut after its first few blocks: enough to see each kind of block that it has, in a fraction of the time."""
+"""A model cut after its first few blocks, and to a part of its vocabulary: enough to see each kind of block that it
+has, and how its logits are made, in a fraction of the time."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,13 +14,15 @@ from ..native import device_of
 from ..turns import turn
 
 FEWEST = 2  # blocks: one that reads another one's output is among them
+LOGITS = 1024  # each is made in the same way, and a large vocabulary takes longer than a block
 
 
 @contextmanager
 def shortened(hf: PreTrainedModel, layers: str) -> Iterator[None]:
-    """Within, the model has only the first of its blocks, up to the last one that is the first of its kind.
+    """Within, the model has only the first of its blocks, up to the last one that is the first of its kind, and the
+    first of its logits.
 
-    A model that does not run so stays whole.
+    A model that does not run with fewer blocks keeps them all.
 
     Args:
         layers: path of the list of blocks in the language model.
@@ -28,7 +31,7 @@ def shortened(hf: PreTrainedModel, layers: str) -> Iterator[None]:
     holder, config = language_model(hf).get_submodule(parent), text_config(hf)
     whole: Any = getattr(holder, name)
     before = config.num_hidden_layers
-    with turn(hf):
+    with turn(hf), _narrowed(hf.get_output_embeddings()):
         try:
             config.num_hidden_layers = enough = _enough(config, whole)
             setattr(holder, name, whole[:enough])
@@ -39,6 +42,22 @@ def shortened(hf: PreTrainedModel, layers: str) -> Iterator[None]:
         finally:
             setattr(holder, name, whole)
             config.num_hidden_layers = before
+
+
+@contextmanager
+def _narrowed(head: Any) -> Iterator[None]:
+    """Within, a plain unembedding has its first rows alone: views of the same numbers."""
+    if type(head) is not nn.Linear or head.weight.is_meta or len(head.weight) <= LOGITS:
+        yield
+        return
+    whole = dict(head.named_parameters(recurse=False))
+    try:
+        for name, value in whole.items():
+            setattr(head, name, nn.Parameter(value[:LOGITS], requires_grad=False))
+        yield
+    finally:
+        for name, value in whole.items():
+            setattr(head, name, value)
 
 
 def _runs(hf: PreTrainedModel) -> bool:

@@ -6,7 +6,6 @@ read as it acts: each breaks one of these, and the table names the site.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 from typing import Any
 
 import pandas as pd
@@ -16,7 +15,8 @@ from torch import Tensor
 from ..model import Model
 from ..places.blocks import Sum
 from ..places.points import point
-from ..places.sites import ATTENTION, PER_LAYER, READ_ONLY, Site
+from ..places.sites import ATTENTION, EMBEDDINGS, PER_LAYER, READ_ONLY, Site
+from ..places.streams import spread
 from ..running.activations import position_embeddings
 from ..running.result import Run
 from ..sources import trial
@@ -25,6 +25,7 @@ from .attention import attention
 from .checks import Checks, Patch
 from .experts import mixtures
 from .memories import memories
+from .streams import how, total
 
 
 @dataclass
@@ -86,7 +87,12 @@ def quick(model: Model) -> Verification:
 
 def sums(model: Model) -> Verification:
     """That the branches of each block add up to its streams: one pass."""
-    return _verified(model, (_sums,), length=4)
+    return _verified(model, (_sums,), length=2)
+
+
+def beginning(model: Model) -> Verification:
+    """What enters the first block, and what its branches add: the part of a pass that the embeddings and it take."""
+    return _verified(model, (_beginning,), length=4)
 
 
 def uses(model: Model) -> Verification:
@@ -120,7 +126,7 @@ def _sums(c: Checks) -> None:
     names = {
         Site(name, n) for n in c.model.layers() for one in c.model.anatomy[n].sums for name in (one.stream, *one.parts)
     }
-    _add_sums(c, c.model.run(c.tokens, capture=sorted(names), logits=False))
+    _add_sums(c, c.model.run(c.tokens, capture=sorted(names), logits=False), c.model.layers())
 
 
 def _native(c: Checks) -> None:
@@ -137,10 +143,18 @@ def _native(c: Checks) -> None:
     c.add("logits", "a later token changes no earlier one", changed[:, :-1], c.native[:, :-1])
 
 
+def _beginning(c: Checks) -> None:
+    sums = c.model.anatomy[0].sums
+    sites = {Site("resid_pre", 0), *(Site(name, 0) for one in sums for name in (one.stream, *one.parts))}
+    ends = [Site(name) for name in EMBEDDINGS if c.model.has(name)]
+    run = c.model.run(c.tokens, [*ends, *sorted(sites)], logits=False)
+    _entering(c, run)
+    _add_sums(c, run, [0])
+
+
 def _streams(c: Checks) -> None:
-    if c.model.has("embed"):
-        _entry(c)
-    _add_sums(c, c.run)
+    _entering(c, c.run)
+    _add_sums(c, c.run, c.model.layers())
     last = c.run["resid_post", c.model.cfg.n_layers - 1]
     if c.model.headless:
         return c.add("final_norm", "norm of the last resid_post = what it gives", c.model.normed(last), c.explicit)
@@ -148,51 +162,42 @@ def _streams(c: Checks) -> None:
     c.add("final_norm", "unembedding = logits", c.model.unembed(c.run["final_norm"], norm=False), c.explicit)
 
 
-def _entry(c: Checks) -> None:
-    embedded = c.run["embed"]
+def _entering(c: Checks, run: Run) -> None:
+    if not c.model.has("embed"):
+        return
+    embedded = run["embed"]
     if c.model.adds_positions:
-        embedded = embedded + (c.run["pos_embed"] if c.model.has("pos_embed") else position_embeddings(c.run))
+        embedded = embedded + (run["pos_embed"] if c.model.has("pos_embed") else position_embeddings(run))
     if c.model.has("type_embed"):
-        embedded = embedded + c.run["type_embed"]
+        embedded = embedded + run["type_embed"]
     with torch.no_grad(), c.model.turn():
         for module in c.model.entry:
             embedded = module(embedded)
     if c.model.streams > 1:
-        embedded = embedded[:, :, None].expand_as(c.run["resid_pre.0"])
+        with torch.no_grad(), c.model.turn():
+            embedded = spread(c.model._part(c.model.family.spread), embedded, c.model.streams)
     added = " (+ positions)" if c.model.type_module is None else " + positions + types"
     through = f", through {' and '.join(c.model.family.entry)}" if c.model.entry else ""
-    c.add("resid_pre", f"resid_pre.0 = embed{added}{through}", c.run["resid_pre.0"], embedded)
+    c.add("resid_pre", f"resid_pre.0 = embed{added}{through}", run["resid_pre.0"], embedded)
 
 
 _GATED = {"mlp": "_pre_linear", "layer_input": "per_layer_input"}  # kind -> the site that gates, or None
 
 
-def _add_sums(c: Checks, run: Run) -> None:
+def _add_sums(c: Checks, run: Run, layers: Iterable[int]) -> None:
     sums: dict[Sum, list[tuple[Tensor, Tensor]]] = {}
-    for layer in c.model.layers():
+    for layer in layers:
         for one in c.model.anatomy[layer].sums:
-            parts = [run[name, layer] for name in one.parts]
-            if one.streams:
-                parts = _spread(c, layer, one.streams, *parts)
-            total = reduce(torch.add, parts)  # rounds where the model does
+            made = total(c, layer, one, [run[name, layer] for name in one.parts])
             if one.stream == "resid_post":
-                total = total * c.model.anatomy[layer].factor
+                made = made * c.model.anatomy[layer].factor
             if one.norm is not None:
                 with torch.no_grad(), c.model.turn():
-                    total = c.model.blocks[layer].get_submodule(one.norm)(total)
-            sums.setdefault(one, []).append((total, run[one.stream, layer]))
+                    made = c.model.blocks[layer].get_submodule(one.norm)(made)
+            sums.setdefault(one, []).append((made, run[one.stream, layer]))
     for one, pairs in sums.items():
-        identity = " + ".join(one.parts) + (", mixed and spread over its streams" if one.streams else "")
+        identity = how(c, one)
         c.add(one.stream, f"norm({identity})" if one.norm else identity, *(torch.stack(side) for side in zip(*pairs)))
-
-
-@torch.no_grad()
-def _spread(c: Checks, layer: int, path: str, streams: Tensor, out: Tensor) -> list[Tensor]:
-    """Several streams, mixed where the module mixes them, and a branch's output spread over them."""
-    with c.model.turn():
-        spread, *mix, _ = c.model.blocks[layer].get_submodule(path)(streams)
-    mixed = torch.einsum("btjk,btjd->btkd", mix[0].to(streams.dtype), streams) if mix else streams
-    return [mixed, spread.to(out.dtype)[..., None] * out[:, :, None]]
 
 
 def _roles(c: Checks) -> None:

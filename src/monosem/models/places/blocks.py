@@ -42,7 +42,7 @@ class Place(NamedTuple):
 class Sum(NamedTuple):
     """A stream that branches wrote into: the sum of these sites, through a norm (its path) where one closes the sum.
 
-    streams: the module (its path) that says how several streams are mixed, and how the last part is spread over them.
+    streams: the module (its path) that says how several streams are mixed, and what the parts become in them.
     """
 
     stream: str
@@ -91,7 +91,8 @@ class Slot:
             yield f"{self.name}_input", Place(first, "in", slot=self, flat=flat)
         for name, inner in self.mixer.inner(self.name):
             path = first if inner.side == "inside" else self.mixer.at(self.mixer.part(inner))
-            yield name, Place(path, inner.side, inner.layout, self, inner.item, inner.flat or flat, role=inner.role)
+            item = self.mixer.items.get(name, inner.item)
+            yield name, Place(path, inner.side, inner.layout, self, item, inner.flat or flat, role=inner.role)
         raw = Place(last, "out", "raw", self, flat=flat) if last else Place(str(self.after), "in", "raw", self)
         yield f"{self.name}_raw", raw
         yield f"{self.name}_out", Place(self.after or last, "out", "branch", self, flat=flat)
@@ -124,6 +125,8 @@ class Block:
         for row in family.branches:
             if (mixer := row.mixer(block)) is not None and row.name not in {slot.name for slot in slots}:
                 slots.append(_slot(row, mixer, slots, config, block))
+        if family.alternating:
+            return _alternating(tuple(slots), family.alternating)
         places, sums = {"resid_pre": Place("", "in")}, list[Sum]()
         whole: tuple[str, ...] = ("resid_pre",)  # since the block began, or the last closing norm
         written = whole  # since the last stream
@@ -180,6 +183,28 @@ class Block:
 _MIXED = "the block mixes its streams there beside what reads them; use resid_pre, or what a branch adds"
 
 
+def _alternating(slots: tuple[Slot, ...], module: str) -> Block:
+    """AltUp: one stream is predicted from all; branches read and write it, and what became of it corrects all."""
+    places = {"resid_pre": Place("", "in", "streams_first")}
+    for slot in slots:
+        path = slot.before or slot.mixer.chain[0]
+        places.setdefault(slot.reads, Place(path, "in", fixed=_MIXED))
+        places.update(slot.places())
+    forms = [form for form in FORMS if f"{slots[0].name}_{form}" in places]
+    places |= {f"mixer_{form}": places[f"{slots[0].name}_{form}"] for form in forms}
+    places["resid_post"] = Place("", "out", "streams_first")
+    first, *others = [f"{slot.name}_out" for slot in slots if slot.reads == "active"]
+    middle, last = ([f"{slot.name}_out" for slot in slots if slot.reads == at] for at in ("resid_mid", "corrected"))
+    corrected = ("resid_pre", "resid_mid", *middle)
+    sums = (
+        Sum("active", ("resid_pre",), streams=module),
+        Sum("resid_mid", ("active", first, *others), streams=module),
+        Sum("corrected", corrected, streams=module),
+        Sum("resid_post", (*corrected, *last), streams=module),
+    )
+    return Block(slots, places, sums)
+
+
 def _slot(row: BranchRow, mixer: Mixer, earlier: list[Slot], config: Any, block: nn.Module) -> Slot:
     parallel = bool(getattr(config, row.parallel) if isinstance(row.parallel, str) else row.parallel)
     beside = earlier[-1] if parallel and earlier else None
@@ -196,7 +221,7 @@ def _slot(row: BranchRow, mixer: Mixer, earlier: list[Slot], config: Any, block:
     scale = 1.0
     if row.scale is not None:
         scale = float(getattr(block if hasattr(block, row.scale) else config, row.scale))
-    reads = beside.reads if beside else stream_before(len(earlier))
+    reads = row.reads or (beside.reads if beside else stream_before(len(earlier)))
     own_norm = all(slot.before != before for slot in earlier)
     heads = heads_of(mixer, config, block)
     given = 1.0 if row.given is None else _number(config, row.given)

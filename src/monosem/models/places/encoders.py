@@ -20,7 +20,7 @@ def _bert(
 
 _BERT = Family(
     "bert",
-    ("bert", "ernie", "big_bird"),
+    ("bert", "ernie"),
     _bert(),
     embed="embeddings.word_embeddings",
     positions="embeddings.position_embeddings",
@@ -40,6 +40,7 @@ _ROBERTA = replace(
 
 ENCODERS: tuple[Family, ...] = (
     _BERT,
+    replace(_BERT, name="big_bird", model_types=("big_bird",), embed_scale="sqrt(d_model) where rescale_embeddings"),
     replace(
         _BERT,
         name="electra",

@@ -38,6 +38,7 @@ class BranchRow:
         closing: the norm that the stream goes through after the branch was added (BERT and other post-LN blocks).
         norm_first: config attribute that says whether the norm stands before the branch, or closes the sum instead.
         given: config attribute that what the norm gives is multiplied by before the mixer has it.
+        reads: the stream that it reads, where that has a name of its own (AltUp).
     """
 
     name: str
@@ -52,13 +53,14 @@ class BranchRow:
     given: str | None = None
     beside: str = ""
     streams: str = ""
+    reads: str = ""
 
     def __post_init__(self) -> None:
         declare(f"{self.norm}_scale", ("position",))
         for name in ("input", "normalized", "output"):
             declare(f"{self.norm}_{name}")
-        for form in FORMS:
-            declare(f"{self.name}_{form}")
+        for name in (*(f"{self.name}_{form}" for form in FORMS), *filter(None, [self.reads])):
+            declare(name)
         for mixer in self.mixers:
             for name, inner in mixer.row.sites.items():  # also of parts that it may lack
                 declare(mixer.row.site(name, self.name), inner.shape)
@@ -176,7 +178,8 @@ class Family:
     branches: tuple[BranchRow, ...] = (attn(), mlp())
     embed: str = "embed_tokens"
     embed_projection: str | None = None  # what the token embedding goes through before anything is added to it
-    embed_scale: str | None = None  # what it is multiplied by outside its module: "sqrt(d_model)", or an attribute
+    # what it is multiplied by outside its module: an attribute, or "sqrt(d_model)", also "... where ATTRIBUTE" is on
+    embed_scale: str | None = None
     positions: str | None = None  # module (or buffer) with positions that are added to it
     numbered_after_padding: bool = False  # its positions begin behind the `padding_idx` of their table (RoBERTa)
     types: str | None = None  # module with token types that are added to it
@@ -190,6 +193,8 @@ class Family:
     unembed_scale: str | None = None  # config attribute: what it reads is divided by sqrt(d_model) (T5)
     streams: str | None = None  # config attribute: how many residual streams there are side by side
     collapse: str | None = None  # the module that makes one of them, before the final norm
+    spread: str | None = None  # the projections that make them from the embedding; None: copies of it
+    alternating: str = ""  # the module of a block that predicts them, and corrects them behind its branches (AltUp)
     factor: str | None = None  # attribute of a block that the stream is multiplied by at its end
     carries: str = ""  # what blocks hand on to later ones, or are given, beside the stream
     carries_if: tuple[str, ...] = ()  # config attributes of which one at least says that they do; none: all models do

@@ -306,6 +306,7 @@ class Mixer:
         in_place: the block writes into the tensor that it returns (Falcon).
         scales: config attributes that what a part gives is multiplied by ("mlp_multipliers.1": an item of a list).
         more: it is given more than the stream that it reads.
+        items: which of its inputs a site is, where that is not what its kind says.
     """
 
     kind: str
@@ -326,6 +327,7 @@ class Mixer:
     in_place: bool = False
     scales: dict[str, str] = field(default_factory=dict)
     more: bool = False
+    items: dict[str, int] = field(default_factory=dict)
 
     @property
     def row(self) -> Kind:

@@ -32,7 +32,7 @@ class Places(Native):
         """The validated site. Raises `UnknownName`, with a suggestion, when the model does not have it."""
         parsed = Site.parse(site)
         point(self, host_of(parsed))
-        return parsed.among(self.streams)
+        return parsed.among(self.streams_at(parsed))
 
     def layers(self, layers: Layers = None, kind: str | None = None) -> list[int]:
         """As `Native.layers`; of these, the layers that have a branch of a kind: "attention", "state_space", "mixture".

@@ -118,6 +118,8 @@ def added_to(model: Native, layer: int, slot: Slot) -> Tensor | None:
 def layout_of(model: Native, view: str, slot: Slot | None, layer: int = 0) -> Layout:
     """The layout that a place names; the sizes are the model's, or the layer's own."""
     cfg = model.cfg
+    if view == "streams_first":
+        return Layout(lambda whole: whole.permute(1, 2, 0, 3), lambda whole, part: part.permute(2, 0, 1, 3))
     if view == "whole" or slot is None:
         if view == "readout":
             return scaled(model.read_scale)

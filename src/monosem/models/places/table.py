@@ -32,6 +32,7 @@ ASKED: dict[str, dict[str, str]] = {
         "apply_residual_connection_post_layernorm": "its blocks go on from the norm of the stream, so that what its "
         "branches write does not add up over layers"
     },
+    "ernie": {"use_task_id": "an embedding of the task is added, which no site has"},
 }
 BY_TYPE = {model_type: family for family in FAMILIES for model_type in family.model_types}
 BOTH_BY_TYPE = {model_type: family for family in ENCODER_DECODERS for model_type in family.model_types}

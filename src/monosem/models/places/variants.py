@@ -6,6 +6,7 @@ from .families import BranchRow, Family, attn, either, latent, mlp
 from .mixers import Mixer
 
 _PER_LAYER = {"pre": "per_layer_input_gate", "out": "per_layer_projection"}
+_PLE_ENDS = tuple(_PER_LAYER.values())
 _LLAMA4 = Mixer("scaled_mixture", "feed_forward", {"router": "router", "experts": "experts"}, flat=True)
 _GEMMA4 = Mixer(  # a mixture and an MLP
     "joined_mixture",
@@ -44,6 +45,7 @@ VARIANTS: tuple[Family, ...] = (
             attn(after="post_attention_layernorm", gate="gate_proj"),
             mlp("pre_mlp_layernorm", "post_mlp_layernorm", router="router"),
         ),
+        embed_scale="sqrt(d_model) where mup_enabled",
     ),
     Family(
         "gemma4",
@@ -56,7 +58,7 @@ VARIANTS: tuple[Family, ...] = (
             ),
             BranchRow(
                 "ple",
-                (Mixer("layer_input", "", _PER_LAYER, ends=tuple(_PER_LAYER.values())),),
+                (Mixer("layer_input", "", _PER_LAYER, ends=_PLE_ENDS),),
                 "ln3",
                 after="post_per_layer_input_norm",
             ),
@@ -64,6 +66,31 @@ VARIANTS: tuple[Family, ...] = (
         factor="layer_scalar",
         carries="keys and values, or an input for each layer,",
         carries_if=("num_kv_shared_layers", "hidden_size_per_layer_input"),
+        logit_steps=(("soft_cap", "final_logit_softcapping"),),
+    ),
+    Family(  # four streams, of which blocks read and write one (AltUp), a learned way beside attention (LAuReL)
+        "gemma3n",
+        ("gemma3n_text",),
+        (
+            replace(
+                either(*(attn(after="post_attention_layernorm", **parts) for parts in (_SHARED[0], _SHARED[2]))),
+                reads="active",
+            ),
+            BranchRow("laurel", (Mixer("other", "laurel"),), "ln1", "input_layernorm", parallel=True, reads="active"),
+            replace(mlp("pre_feedforward_layernorm", "post_feedforward_layernorm"), reads="resid_mid"),
+            BranchRow(
+                "ple",
+                (Mixer("layer_input", "", _PER_LAYER, ends=_PLE_ENDS, items={"per_layer_input": 2}),),
+                "ln3",
+                after="post_per_layer_input_norm",
+                reads="corrected",
+            ),
+        ),
+        streams="altup_num_inputs",
+        collapse="altup_unembed_projections",
+        spread="altup_projections",
+        alternating="altup",
+        carries="keys and values, and an input for each layer,",
         logit_steps=(("soft_cap", "final_logit_softcapping"),),
     ),
     Family(

@@ -67,7 +67,7 @@ def estimate(
     sizes = _sizes(model, tokens, kept)
     inner: dict[Site, dict[str, int]] = {s: dict(zip(s.inside, s.sizes)) for s in sites if isinstance(s, Inner)}
     inner |= {s: _own(model, s) for s in sites if s not in inner}
-    shapes = {site: site.among(model.streams).shape for site in sites}
+    shapes = {site: site.among(model.streams_at(site)).shape for site in sites}
     by_site = {site: prod((sizes | inner[site])[axis] for axis in shapes[site]) * item for site in sites}
     unembedded = 0 if logits is False else 1 if logits == "last" else length
     # the widest moment of a block: the stream, its norm in float32, and the tensors of its widest branch; a mixture of

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...errors import BadInput
 from ...progress import Meter
 from ..places.places import Places
+from ..places.points import point
 from ..places.sites import EMBEDDINGS, Site, SiteLike, host_of, sites_of
 from ..tokens import TokenBatch
 from .budget import estimate, rows_that_fit
@@ -322,6 +323,7 @@ def starting(model: Places, start: Start | None, tokens: TokenBatch) -> Iterator
     if tuple(hidden.shape) != expected:
         raise BadInput(f"start at {site} needs shape {expected}, got {tuple(hidden.shape)}")
     assert site.layer is not None
+    hidden = point(model, site).join(hidden, hidden).to(model.device, model.dtype)
 
     def passed_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         return hidden_states if several is None else (hidden_states, *[None] * (several - 1))
@@ -331,9 +333,7 @@ def starting(model: Places, start: Start | None, tokens: TokenBatch) -> Iterator
         # blocks that hand on more than the stream compute that from the tokens, and their stream is then replaced
         skipped = model.blocks[: 0 if model.carries else site.layer]
         forwards = [block.__dict__.get("forward") for block in skipped]  # accelerate puts one on the instance
-        handle = model.blocks[site.layer].register_forward_pre_hook(
-            lambda _, args: (hidden.to(model.device, model.dtype), *args[1:]), prepend=True
-        )
+        handle = model.blocks[site.layer].register_forward_pre_hook(lambda _, args: (hidden, *args[1:]), prepend=True)
         for block in skipped:
             block.forward = passed_on
         try:
