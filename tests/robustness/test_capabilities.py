@@ -147,6 +147,8 @@ def test_results_of_gsm8k_are_right():
 def test_smollm2_can_tell_every_option_apart(name, smollm2):
     some = items(smollm2, name, 24)
     assert len(some) == 24
+    if name == "capitals":  # there are fewer than so many
+        assert 24 < len(items(smollm2, name, 3000)) < 3000
     if name == "function_vectors":
         found = share_right(smollm2, some[:8])
         assert found["count"] == sum(int(slow(smollm2, item).argmax()) == 0 for item in some[:8])

@@ -59,14 +59,7 @@ def items(model: Model, name: str, n: int, seed: int = 0) -> list[Item]:
             one, so that it could never be the less likely of the two.
     """
     if name in MADE:
-        try:
-            pairs = TASKS[name](model, n=n, seed=seed)
-        except BadInput:
-            return []
-        assert pairs.right is not None
-        assert pairs.wrong is not None
-        answers = zip(pairs.right.tolist(), pairs.wrong.tolist())
-        return [Item(list(row), [[a], [b]]) for row, (a, b) in zip(pairs.clean.rows(), answers)]
+        return _made(model, name, n, seed)
     path, made = SETS / f"{name}.jsonl" if name in SHIPPED else Path(name), list[Item]()
     for number, (prompt, options) in enumerate(read_options(path, limit=n)):
         try:
@@ -75,6 +68,18 @@ def items(model: Model, name: str, n: int, seed: int = 0) -> list[Item]:
             if name not in SHIPPED:
                 raise BadInput(f"{path}, row {number}: {error}") from error
     return made
+
+
+def _made(model: Model, name: str, n: int, seed: int) -> list[Item]:
+    """Of a task; half as many where it has fewer different ones, and so on."""
+    try:
+        pairs = TASKS[name](model, n=n, seed=seed)
+    except BadInput:
+        return _made(model, name, n // 2, seed) if n > 1 else []
+    assert pairs.right is not None
+    assert pairs.wrong is not None
+    answers = zip(pairs.right.tolist(), pairs.wrong.tolist())
+    return [Item(list(row), [[a], [b]]) for row, (a, b) in zip(pairs.clean.rows(), answers)]
 
 
 def _item(model: Model, prompt: str, options: list[str]) -> Item:

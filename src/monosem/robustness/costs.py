@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -106,7 +105,7 @@ def capabilities(context: Context, arm: Arm) -> dict[str, Any]:
             make = partial(items, model, name, config.most_items, config.seed)
             some = context.remembered(("items", name), make)
             if some:
-                found[Path(name).stem] = share_right(model, some, arm.edits)
+                found[name] = share_right(model, some, arm.edits)
         ids = [*model.prefix, *model.bare(_usual_text())][: min(model.cfg.n_ctx, TEXT_TOKENS)]
         run = model.run([ids], edits=list(arm.edits))
         assert run.logits is not None
