@@ -11,6 +11,7 @@ from .faithfulness import Faithfulness, faithfulness
 from .files import load_auto_circuit, load_graph, save_graph
 from .graph import Graph
 from .job import FoundCircuit, find_circuit
+from .learning import learn_circuit
 from .methods import EDGE_METHODS
 from .nodes import NodeScores, node_scores
 from .scores import EdgeScores
@@ -41,6 +42,7 @@ __all__ = [
     "exact",
     "faithfulness",
     "find_circuit",
+    "learn_circuit",
     "load_auto_circuit",
     "load_graph",
     "node_scores",

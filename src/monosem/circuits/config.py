@@ -26,6 +26,7 @@ class CircuitConfig(JobConfig):
     edges: int = Field(1000, ge=1, description="How many edges the circuit has, before pruning.")
     check: int = Field(60, ge=0, description="Edges that are patched exactly, half of them the largest; 0: none.")
     sets: int = Field(4, ge=1, description="Sets of nodes that are taken away for completeness.")
+    nodes: int = Field(40, ge=1, description="Nodes that are taken out one by one.")
     batch_size: int = Field(8, ge=1, description="Pairs at once.")
     seed: Seed = Field(0, description="Of the sampled edges and sets.")
 

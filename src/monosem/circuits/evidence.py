@@ -81,6 +81,7 @@ def evidence(
     circuit: Circuit,
     *,
     sets: int = 8,
+    nodes: int = 40,
     metric: MetricLike | None = None,
     corruption: Corruption | None = None,
     batch_size: int = 8,
@@ -92,23 +93,24 @@ def evidence(
     Args:
         sets: sampled sets K, each node in a set with probability 1/2, for completeness; a fourth of them are used for
             minimality as well.
+        nodes: how many nodes are taken out one by one for minimality: those with the largest scores.
 
     Raises:
         BadInput: an empty circuit, or no set.
     """
-    if not circuit.n_edges or sets < 1:
-        raise BadInput("there is evidence for a circuit with edges, over one set of nodes at least")
+    if not circuit.n_edges or min(sets, nodes) < 1:
+        raise BadInput("there is evidence for a circuit with edges, over one set of nodes and one node at least")
     refuse_joint(pairs, "evidence")
     name, function = one_metric(metric, pairs)
     full = Circuit.full(circuit.graph)
-    nodes = [node for node in circuit.nodes if node != "input"]
-    groups = _sets(nodes, sets, seed)
+    every = [node for node in circuit.nodes if node != "input"]
+    groups, alone = _sets(every, sets, seed), _largest(circuit, every, nodes)
     runs = {"C": circuit, "M without C": circuit.complement()}
     for number, group in enumerate(groups):
         leaving = _leaving(full, group)
         runs |= {f"C without {number}": circuit.without(leaving), f"M without {number}": full.without(leaving)}
     for number, group in enumerate([[], *groups[: max(1, sets // 4)]]):
-        for node in nodes:
+        for node in alone:
             runs[f"C without {number - 1} and {node}"] = circuit.without(_leaving(full, [*group, node]))
     right, metrics = _tells(pairs), {name: function}
     if right:
@@ -127,13 +129,20 @@ def evidence(
         pn,
         ps,
         _completeness(mean, groups, whole),
-        _minimality(mean, nodes, len(groups[: max(1, sets // 4)]), whole),
+        _minimality(mean, alone, len(groups[: max(1, sets // 4)]), whole),
     )
 
 
 def _sets(nodes: list[str], sets: int, seed: int) -> list[list[str]]:
     draw = torch.rand(sets, len(nodes), generator=torch.Generator().manual_seed(seed)) < 0.5
     return [[node for node, yes in zip(nodes, row) if yes] for row in draw.tolist()]
+
+
+def _largest(circuit: Circuit, nodes: list[str], n: int) -> list[str]:
+    """The n nodes whose kept edges have the largest scores in sum; without scores, the ones with the most edges."""
+    sizes = circuit.edges.double() if circuit.values is None else circuit.edges * circuit.values.abs().nan_to_num()
+    weight = dict(zip(circuit.graph.sources, sizes.sum((0, 2)).tolist()))
+    return sorted(nodes, key=lambda node: -weight[node])[:n]
 
 
 def _leaving(full: Circuit, nodes: list[str]) -> Edges:

@@ -1,7 +1,8 @@
 """Exact scores: every edge patched alone, with everything behind its slot computed anew.
 
-Edges are paths of the patching room: the clean run with Δ_u added to what one slot reads, batched by slot, and begun at
-the slot's block and at the first token that differs.
+Against the corrupted prompts, edges are paths of the patching room: the clean run with Δ_u added to what one slot
+reads, batched by slot, and begun at its block and at the first token that differs. Against values (zero, means), they
+are runs of the whole circuit without the edge.
 """
 
 from collections.abc import Sequence
@@ -13,12 +14,15 @@ from torch import Tensor
 from ..data import TokenPairs
 from ..errors import BadInput
 from ..models import Model
+from ..patching.corruptions import Corruption
 from ..patching.paths.nodes import Node, NodeSet, sent_at
 from ..patching.paths.paths import along
 from ..patching.paths.result import Path
-from ..patching.scoring import MetricLike, one_metric
+from ..patching.scoring import Metric, MetricLike, one_metric
 from ..results import analysis
 from .attribute import check_apart
+from .circuit import Circuit
+from .faithfulness import measure
 from .graph import Graph, Part
 from .scores import EdgeScores
 
@@ -30,13 +34,16 @@ def exact(
     edges: Sequence[str] | Int[Tensor, "edges"] | None = None,
     *,
     metric: MetricLike | None = None,
+    corruption: Corruption | None = None,
     memory: str | int = "1GB",
+    batch_size: int = 8,
     quiet: bool = False,
 ) -> EdgeScores:
     """By how much the metric falls when an edge alone carries what the corrupted run has; NaN for edges not asked for.
 
     Args:
         edges: names, or flat indices into the matrices `1 source slot`; None: all of them, one run each.
+        corruption: as in `attribute`. memory: of runs along paths. batch_size: pairs at once, of the other runs.
 
     Raises:
         UnknownName: no such edge. BadInput: none given; as `attribute`.
@@ -52,6 +59,8 @@ def exact(
     if not len(index):
         raise BadInput("no edges given; name one at least")
     name, function = one_metric(metric, pairs)
+    if corruption is not None:
+        return _without(model, pairs, graph, index, name, function, corruption, batch_size, quiet)
     senders = [_sender(model, part, number) for part in graph.writes for number in range(part.count)]
     receivers = [_receiver(model, part, number) for part in graph.reads for number in range(part.count)]
     chosen = [Path(senders[at // graph.shape[2]], receivers[at % graph.shape[2]]) for at in index.tolist()]
@@ -60,6 +69,31 @@ def exact(
     values.view(-1)[index] = -run.effect(name)
     clean, corrupted = float(run.clean[name].mean()), float(run.corrupted[name].mean())
     check_apart(name, clean, corrupted)
+    return EdgeScores(graph, values, "exact", name, model.name, clean, corrupted, len(pairs), pairs.notes)
+
+
+def _without(
+    model: Model,
+    pairs: TokenPairs,
+    graph: Graph,
+    index: Int[Tensor, "edges"],
+    name: str,
+    metric: Metric,
+    corruption: Corruption,
+    batch_size: int,
+    quiet: bool,
+) -> EdgeScores:
+    """The circuit of all edges but one, for each of them."""
+    full = Circuit.full(graph)
+    runs: dict[str, Circuit] = {}
+    for at in index.tolist():
+        edges = full.edges.clone()
+        edges.view(-1)[at] = False
+        runs[graph.name(0, at // graph.shape[2], at % graph.shape[2])] = Circuit(graph, edges)
+    found = measure(model, pairs, runs, {name: metric}, corruption, batch_size, quiet)
+    values = torch.full(graph.shape, torch.nan, dtype=torch.float64)
+    clean, corrupted = float(found.clean[name].mean()), float(found.corrupted[name].mean())
+    values.view(-1)[index] = clean - found.mean(name)
     return EdgeScores(graph, values, "exact", name, model.name, clean, corrupted, len(pairs), pairs.notes)
 
 

@@ -182,7 +182,9 @@ def _curve(found: Any) -> dict[str, Any]:
 
 
 def _evidence(job: _Job, circuit: Circuit, options: Mapping[str, Any]) -> dict[str, Any]:
-    found = evidence(job.model, job.judged_on, circuit, sets=job.config.sets, seed=job.config.seed, **options)
+    found = evidence(
+        job.model, job.judged_on, circuit, sets=job.config.sets, nodes=job.config.nodes, seed=job.config.seed, **options
+    )
     return {
         "numbers": found.table.to_dict("records"), "completeness": found.completeness.to_dict("records"),
         "minimality": found.minimality.to_dict("records"),
