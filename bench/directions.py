@@ -123,7 +123,7 @@ def main() -> None:
     packages = ["torch", "transformers", "numpy", "repeng", "steering-vectors", "monosem"]
     found: dict[str, Any] = {"machine": machine(options.threads, packages), "rows": []}
     model = load_model("smollm2", dtype="float32", quiet=True)
-    pairs = pairs_of(4, 50) if options.tiny else pairs_of(40, 250)
+    pairs = pairs_of(4, 50) if options.tiny else pairs_of(24, 250)
     layers = [3, 15] if options.tiny else list(range(model.cfg.n_layers - 1))
     for formula, own in contestants(model, pairs, layers).items():
         expected = own[BARE]()

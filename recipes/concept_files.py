@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-MOST, WORDS_A_TEXT, LONGEST = 480, 6, 30  # texts of a class; words in a list; words of a sentence
+MOST, LONGEST = 480, 30  # texts of a class; words of a sentence
 EMOTIONS = ("anger", "disgust", "fear", "happiness", "sadness", "surprise")
 PANG = "Sentence Polarity 1.0 and Subjectivity 1.0, Bo Pang and Lillian Lee, CC BY 4.0"
 TODD = "ericwtodd/function_vectors, MIT"
@@ -30,82 +30,56 @@ OPENINGS = """
     At the end of the day,|Nobody knew why|The next page says|It all started when
 """
 
+LISTS = """
+    french-words | French words            | english-french | Write in French.   | Is this French? | language:fr | 6
+    german-words | German words            | english-german | Write in German.   | Is this German? | language:de | 6
+    past-tense   | verbs in the past tense | present-past   | Write in the past. |                 | letters     | 3
+"""  # name, title, file, instruction, question, scorer, words a text
+SENTENCES = """
+praise | praise of a film | Write a very positive film review. | Is this film review positive?
+subjective | an opinion about a film, not its plot | Write your opinion of a film. | Does this state an opinion?
+happiness | a situation that brings happiness | Write about {title}. | Does this situation bring happiness?
+anger | a situation that brings anger | Write about {title}. | Does this situation bring anger?
+truth | a true statement | Write only what is true. | Is this statement true?
+"""  # name, title, instruction, question
+PERSONAS = """
+    loves-maths  | interest in mathematics | interest-in-math         | somebody who loves mathematics
+    conservative | conservative politics   | politically-conservative | somebody with conservative politics
+    narcissism   | narcissism              | narcissism               | somebody who admires only themselves
+"""  # name, title, file, who speaks
+
 
 def concepts(home: Path) -> list[dict[str, Any]]:
-    vectors, persona = home / "function_vectors" / "abstractive", home / "anthropic_evals" / "persona"
-    polarity = home / "sentiment" / "sentence_polarity"
-    subjectivity = home / "sentiment" / "subjectivity"
-    emotions = {name: json.loads((home / "repe" / "emotions" / f"{name}.json").read_text()) for name in EMOTIONS}
-    return [
-        listed(
-            "french-words",
-            "French words",
-            vectors / "english-french.json",
-            "Write in French.",
-            "Is this French?",
-            "language:fr",
-        ),
-        listed(
-            "german-words",
-            "German words",
-            vectors / "english-german.json",
-            "Write in German.",
-            "Is this German?",
-            "language:de",
-        ),
-        listed(
-            "past-tense",
-            "verbs in the past tense",
-            vectors / "present-past.json",
-            "Write in the past.",
-            "",
-            "letters",
-            3,
-        ),
-        sentences(
-            "praise",
-            "praise of a film",
-            (lines(polarity / "rt-polarity.pos"), lines(polarity / "rt-polarity.neg")),
-            PANG,
-            "Write a very positive film review.",
-            "Is this film review positive?",
-        ),
-        sentences(
-            "subjective",
-            "an opinion about a film, not its plot",
-            (lines(subjectivity / "quote.tok.gt9.5000"), lines(subjectivity / "plot.tok.gt9.5000")),
-            PANG,
-            "Write your opinion of a film.",
-            "Does this state an opinion?",
-        ),
-        *(
-            sentences(
-                name,
-                f"a situation that brings {name}",
-                (emotions[name], [text for other in EMOTIONS if other != name for text in emotions[other]]),
-                ZOU,
-                f"Write about a situation that brings {name}.",
-                f"Does this situation bring {name}?",
-            )
-            for name in ("happiness", "anger")
-        ),
-        sentences("truth", "a true statement", facts(home), ZOU, "Write only what is true.", "Is this statement true?"),
-        *(
-            sentences(name, title, statements(persona / f"{file}.jsonl"), PEREZ, f"Speak as {who}.", f"Is this {who}?")
-            for name, title, file, who in (
-                *[("loves-maths", "interest in mathematics", "interest-in-math", "somebody who loves mathematics")],
-                *[
-                    (
-                        "conservative",
-                        "conservative politics",
-                        "politically-conservative",
-                        "somebody with conservative politics",
-                    )
-                ],
-                *[("narcissism", "narcissism", "narcissism", "somebody who admires only themselves")],
-            )
-        ),
+    vectors, personas = home / "function_vectors" / "abstractive", home / "anthropic_evals" / "persona"
+    films = home / "sentiment"
+    polarity = [lines(films / "sentence_polarity" / f"rt-polarity.{side}") for side in ("pos", "neg")]
+    subjective = [lines(films / "subjectivity" / f"{side}.tok.gt9.5000") for side in ("quote", "plot")]
+    situations = {name: json.loads((home / "repe" / "emotions" / f"{name}.json").read_text()) for name in EMOTIONS}
+    found = [
+        listed(name, title, vectors / f"{file}.json", instruction, question, scorer, int(words))
+        for name, title, file, instruction, question, scorer, words in table(LISTS)
     ]
+    for name, sides, source in (
+        ("praise", polarity, PANG),
+        ("subjective", subjective, PANG),
+        ("happiness", one_emotion(situations, "happiness"), ZOU),
+        ("anger", one_emotion(situations, "anger"), ZOU),
+        ("truth", facts(home), ZOU),
+    ):
+        title, instruction, question = next(rest for key, *rest in table(SENTENCES) if key == name)
+        found.append(sentences(name, title, sides, source, instruction.format(title=title), question))
+    for name, title, file, who in table(PERSONAS):
+        sides = statements(personas / f"{file}.jsonl")
+        found.append(sentences(name, title, sides, PEREZ, f"Speak as {who}.", f"Is this {who}?"))
+    return found
+
+
+def table(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split("|")] for line in text.strip().splitlines()]
+
+
+def one_emotion(situations: dict[str, list[str]], name: str) -> tuple[list[str], list[str]]:
+    return situations[name], [text for other in EMOTIONS if other != name for text in situations[other]]
 
 
 def lines(path: Path) -> list[str]:
@@ -126,7 +100,7 @@ def statements(path: Path) -> tuple[list[str], list[str]]:
 
 
 def listed(
-    name: str, title: str, path: Path, instruction: str, question: str, scorer: str, words: int = WORDS_A_TEXT
+    name: str, title: str, path: Path, instruction: str, question: str, scorer: str, words: int
 ) -> dict[str, Any]:
     """Lists of words and of their partners, in pairs; no word comes twice."""
     pairs, seen = [], set[str]()
