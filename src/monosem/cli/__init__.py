@@ -16,6 +16,7 @@ from . import (
     converting,
     directing,
     distances,
+    graphing,
     latents,
     lens,
     listing,
@@ -70,6 +71,7 @@ register(
         "convert": converting.convert,
         "steer": steering.steer,
         "sweep": steering.sweep,
+        "graph": graphing.graph,
         "circuit": circuit.circuit,
     },
 )

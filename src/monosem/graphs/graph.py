@@ -18,6 +18,7 @@ from ..results import Result
 from .files import write_graph
 from .influence import largest_share, shares_of, sweep
 from .parts import Parts
+from .viewer import write_page
 
 KINDS = ("neuron", "latent", "error", "token", "bias", "logit")
 
@@ -230,5 +231,9 @@ class AttributionGraph(Result):
 
     # ------------------------------------------------------------------ files
     def save(self, path: str | os.PathLike[str], **options: Any) -> Path:
-        """The graph as viewers read it (.json), or the table of its nodes (.csv, .parquet)."""
-        return write_graph(self, path) if Path(path).suffix.lower() == ".json" else super().save(path, **options)
+        """The viewer (.html; options of `viewer.page`), the graph as other viewers read it (.json), or the table of its
+        nodes (.csv, .parquet)."""
+        ending = Path(path).suffix.lower()
+        if ending == ".json":
+            return write_graph(self, path)
+        return write_page(self, path, **options) if ending == ".html" else super().save(path)

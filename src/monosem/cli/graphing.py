@@ -1,0 +1,53 @@
+"""`monosem graph`: the attribution graph of a prompt, as a page to look around in."""
+
+from typing import Annotated
+
+from .options import Analysis, Top, argument, option
+
+
+def graph(
+    asked: Analysis,
+    prompt: Annotated[str, argument("PROMPT", "The prompt.")],
+    token: Annotated[
+        str | None, option("TOKEN", "The token whose logit is explained (default: the likeliest).")
+    ] = None,
+    wrong: Annotated[str | None, option("TOKEN", "Subtract the logit of this token.")] = None,
+    transcoder: Annotated[
+        list[str] | None, option("NAME", "A transcoder, whose latents are nodes of its layer. May be repeated.")
+    ] = None,
+    neurons: Annotated[str, option("up|half|none", "How neurons of other layers read; none: errors alone.")] = "up",
+    nodes: Annotated[int, option("N", "Neurons or latents at most, the most influential.", min=1)] = 2000,
+    keep: Annotated[float, option("SHARE", "Prune to the nodes with this share of the influence.", min=0, max=1)] = 0.8,
+    memory: Annotated[str, option("SIZE", "What the graph may take, such as 4GB.")] = "2GB",
+    top: Top = 10,
+) -> None:
+    """Trace how a prompt becomes its answer, through neurons or latents.
+
+    Attention patterns and norms are frozen; then all tokens, neurons and errors give to each other and to the logits
+    what adds up exactly. The picture (.html) shows layers by tokens: click a node for what it reads and writes. As
+    .json it is a graph file that other viewers read.
+
+    Example: monosem graph smollm2 "The capital of Italy is" --out graph.html
+    """
+    from ..dictionaries import load_dictionary
+    from ..graphs import attribution_graph
+
+    model = asked.load()
+    given = [load_dictionary(name) for name in transcoder or ()]
+    whole = attribution_graph(
+        model,
+        prompt,
+        given,  # type: ignore[arg-type]
+        tokens=token,
+        wrong=wrong,
+        n_nodes=nodes,
+        neurons=neurons,  # type: ignore[arg-type]
+        memory=memory,
+        quiet=asked.silent,
+    )
+    found = whole if keep == 1 else whole.prune(keep)
+    columns = ["id", "kind", "activation", "influence", "label"]
+    units = found.table[found.table["kind"].isin(("neuron", "latent", "token"))]
+    best = units.nlargest(top, "influence")[columns]
+    scores = ", ".join(f"{name} {value:.2f}" for name, value in whole.scores.items() if "circuit" not in name)
+    asked.give(found, best, f"most influential nodes ({scores})")

@@ -1,0 +1,161 @@
+"""The viewer in a real browser: nodes, selection, pins, groups, search, exports, and nothing fetched."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from monosem import graphs
+from monosem.errors import BadInput, UnknownName
+from tiny import tiny_model
+
+CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
+HOSTILE = "</script><img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def graph():
+    made = graphs.attribution_graph(tiny_model("llama"), "the cat sat on the mat", n_nodes=60, quiet=True).prune()
+    made.tokens[1] = HOSTILE  # as a token of a hostile tokenizer
+    made.nodes.loc[made.kinds == "token", "label"] = HOSTILE
+    return made
+
+
+@pytest.fixture(scope="module")
+def page(graph, tmp_path_factory):
+    if not (shutil.which(CHROMIUM) and shutil.which(DRIVER)):
+        pytest.skip(f"needs {CHROMIUM} and {DRIVER} (apt-get install chromium chromium-driver)")
+    selenium = pytest.importorskip("selenium.webdriver")
+    folder = tmp_path_factory.mktemp("viewer")
+    units = [one for one, kind in zip(graph.nodes["id"], graph.kinds) if kind == "neuron"][:3]
+    path = graph.save(folder / "graph.html", title=HOSTILE, supernodes={HOSTILE: units[:2]}, pinned=units[2:])
+    options = selenium.ChromeOptions()
+    options.binary_location = CHROMIUM
+    flags = ("headless=new", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking")
+    profile = tmp_path_factory.mktemp("profile")
+    for flag in (
+        *flags,
+        "disable-component-update",
+        "disable-sync",
+        "disable-dev-shm-usage",
+        f"user-data-dir={profile}",
+    ):
+        options.add_argument(f"--{flag}")
+    options.add_argument("--window-size=1400,900")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    browser = selenium.Chrome(options=options, service=selenium.ChromeService(DRIVER))
+    browser.get("about:blank")
+    browser.get_log("performance")
+    browser.get(Path(path).as_uri())
+    browser.implicitly_wait(10)
+    browser.find_element("css selector", ".node")
+    browser.implicitly_wait(0)
+    yield browser
+    browser.quit()
+
+
+def script(page, text, *values):
+    return page.execute_script(text, *values)
+
+
+def press(page, key):
+    event = "document.body.dispatchEvent(new KeyboardEvent('keydown', {key: arguments[0], bubbles: true}))"
+    script(page, event, key)
+
+
+def test_every_token_and_logit_is_there_and_nothing_is_fetched(page, graph):
+    for kind in ("token", "logit"):
+        marks = page.find_elements("css selector", f".node.{kind}")
+        assert {mark.get_attribute("data-id") for mark in marks} == set(graph.nodes.id[graph.kinds == kind])
+    assert [entry for entry in page.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
+    messages = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
+    asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert page.find_elements("css selector", "#graph img, main img") == []
+    assert page.title == HOSTILE
+
+
+def test_a_click_shows_what_goes_in_and_out(page, graph):
+    unit = graph.nodes.id[graph.kinds == "neuron"].iloc[-1]
+    script(
+        page,
+        f"document.querySelector('[data-id=\"{unit}\"]').dispatchEvent(new MouseEvent('click', {{bubbles: true}}))",
+    )
+    rows = page.find_elements("css selector", ".panel .row")
+    named = {row.get_attribute("data-id") for row in rows}
+    inputs, outputs = graph.inputs(unit, 5), graph.outputs(unit, 5)
+    inputs = inputs[inputs.kind != "bias"]
+    assert set(inputs.id) | set(outputs.id) <= named
+    assert page.find_elements("css selector", ".node.chosen")[0].get_attribute("data-id") == unit
+    words = page.find_element("css selector", ".panel").text
+    assert "promotes" in words
+    assert "suppresses" in words
+
+
+def test_pins_and_groups_are_in_the_exported_file(page, graph):
+    file = script(page, "return window.graph.pins()")
+    ((label, *members),) = file["qParams"]["supernodes"]
+    assert label == HOSTILE
+    assert len(members) == 2
+    unit = graph.nodes.id[graph.kinds == "neuron"].iloc[-1]
+    script(page, "window.graph.select(arguments[0])", unit)
+    press(page, "p")
+    assert unit in script(page, "return window.graph.pins()")["qParams"]["pinnedIds"]
+    press(page, "g")
+    supernodes = script(page, "return window.graph.pins()")["qParams"]["supernodes"]
+    assert [len(one) - 1 for one in supernodes] == [2, 2]
+    assert file["links"] == graphs.graph_json(graph)["links"]
+
+
+def test_search_marks_nodes_and_escape_clears(page):
+    script(
+        page,
+        "const s = document.querySelector('input[type=search]'); s.value = 'layer 2 neuron';"
+        "s.dispatchEvent(new Event('input'))",
+    )
+    found = page.find_elements("css selector", ".node.found")
+    assert found
+    assert all(mark.get_attribute("data-id").startswith("2_") for mark in found)
+    press(page, "Escape")
+    assert page.find_elements("css selector", ".node.found, .node.chosen") == []
+
+
+def test_arrows_follow_the_strongest_edge(page, graph):
+    logit = graph.nodes.id[graph.kinds == "logit"].iloc[0]
+    script(page, "window.graph.select(arguments[0])", logit)
+    press(page, "ArrowDown")
+    best = graph.inputs(logit, 2)
+    expected = best[best.kind != "bias"].id.iloc[0]
+    assert page.find_element("css selector", ".node.chosen").get_attribute("data-id") == expected
+
+
+def test_sliders_hide_nodes(page):
+    script(page, "window.graph.select(null)")
+    set_to = (
+        "const s = document.querySelector('[data-for=share]'); s.value = arguments[0];"
+        "s.dispatchEvent(new Event('input'))"
+    )
+    script(page, set_to, 1)
+    every = len(page.find_elements("css selector", ".node"))
+    script(page, set_to, 0)
+    few = page.find_elements("css selector", ".node")
+    assert len(few) < every
+    script(page, set_to, 1)
+
+
+def test_the_picture_stands_alone(page):
+    svg = script(page, "return window.graph.picture()")
+    parsed = script(
+        page, "return new DOMParser().parseFromString(arguments[0], 'image/svg+xml').documentElement.tagName", svg
+    )
+    assert parsed == "svg"
+    assert "var(--" not in svg
+
+
+def test_wrong_names_are_refused(graph, tmp_path):
+    with pytest.raises(UnknownName, match="no node 'x'"):
+        graph.save(tmp_path / "a.html", pinned=["x"])
+    with pytest.raises(BadInput):
+        graph.save(tmp_path / "a.txt")
+    assert list(tmp_path.iterdir()) == []
