@@ -17,7 +17,7 @@ BENCHMARKS: dict[str, Task] = {
         "that takes, and how much of the model's loss survives when the reconstruction is spliced in.",
         CoreConfig,
         core,
-        minutes=None,
+        minutes=13,
     ),
     "absorption": Task(
         "First-letter absorption",
@@ -25,7 +25,7 @@ BENCHMARKS: dict[str, Task] = {
         "what they should (0 to 1, lower is better; 1 in every word is full replacement).",
         AbsorptionConfig,
         absorption,
-        minutes=None,
+        minutes=2,
     ),
     "sparse_probing": Task(
         "Sparse probing",

@@ -184,14 +184,14 @@ class Task:
 
     title: of its section in a report. meaning: what its main number says, in a sentence or two, and which way is good.
     config: the class of its settings. run: the function. minutes: of processor time for the shipped dictionary with the
-        default settings, measured on one thread; None: not measured.
+        default settings, measured on one thread.
     """
 
     title: str
     meaning: str
     config: type[TaskConfig]
     run: Run
-    minutes: float | None
+    minutes: float
 
 
 def mean_interval(values: Sequence[float], drawn: Sequence[np.ndarray]) -> Interval:
