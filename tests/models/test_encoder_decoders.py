@@ -14,7 +14,7 @@ from anymodel import randomised
 from monosem import components, edits, lenses, patching
 from monosem.data import TokenPairs
 from monosem.errors import BadInput, EditDidNotFire, UnknownName
-from monosem.models import Model, load_model, verify
+from monosem.models import Model, TokenBatch, identity, load_model, verify
 from monosem.models.places.table import BOTH_BY_TYPE
 from tiny import tiny_tokenizer
 from tiny_encoder_decoders import BOTH, source_of, tiny_both
@@ -216,6 +216,23 @@ def test_derived_sites_of_the_encoder():
         torch.testing.assert_close(run[site], named[site], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", SOME)
+def test_states_of_ones_own_stand_for_what_the_encoder_gives(name):
+    model, source = loaded(name), source_of(name)
+    positions = 12 if name == "whisper" else 7
+    states = torch.randn(2, positions, 32, generator=torch.Generator().manual_seed(5))
+    logits = model.run(source, target=TARGET, edits=edits.patch(model.source_states, states)).logits
+    theirs = model.hf(encoder_outputs=(states,), decoder_input_ids=TARGET, use_cache=False).logits
+    torch.testing.assert_close(logits, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_what_was_made_on_the_encoder_is_not_taken_for_the_decoder():
+    model = loaded("t5", num_decoder_layers=2)
+    assert identity(model.encoder)["n_layers"] == identity(model)["n_layers"] == 2
+    assert identity(model.encoder)["config"] != identity(model)["config"]
+    assert "2 in its encoder" in repr(model)
+
+
 def test_gradients_reach_the_encoder_and_patterns():
     model, source = loaded("bart"), source_of("bart")
     site, step = "encoder.resid_pre.1", 1e-2
@@ -386,6 +403,34 @@ def patched_by_hand(
         return native(model.hf, name, corrupted.source.ids, corrupted.ids).logits[0, -1]
     finally:
         handle.remove()
+
+
+def test_an_analysis_that_makes_batches_of_its_own_is_refused():
+    model = loaded("t5")
+    refused(
+        "without what the encoder reads", lambda: patching.paths(model, pairs_of(model), receivers="q.2", quiet=True)
+    )
+    refused("without what the encoder reads", lambda: model.run(TokenBatch.whole(TARGET)))
+
+
+@pytest.mark.parametrize("site", ["cross_attn_out", "resid_pre"])
+def test_the_estimate_of_a_sweep_is_its_slope(site):
+    model = loaded("t5")
+    pairs = pairs_of(model)
+    estimate = patching.attribution(model, pairs, site, quiet=True).table.set_index(["layer", "position"])["value"]
+    clean, corrupted = (model.run(side, capture=f"{site}.1") for side in (pairs.clean, pairs.corrupted))
+    small, change = 1e-3, clean[f"{site}.1"][:, 2] - corrupted[f"{site}.1"][:, 2]
+    value = corrupted[f"{site}.1"].clone()
+    value[:, 2] += small * change
+    moved = model.run(pairs.corrupted, edits=edits.patch(f"{site}.1", value)).logits[:, -1].double()
+    before = corrupted.logits[:, -1].double()
+
+    def gap(logits: Tensor) -> float:
+        return float((logits.gather(1, pairs.right[:, None]) - logits.gather(1, pairs.wrong[:, None])).mean())
+
+    slope = (gap(moved) - gap(before)) / small
+    assert abs(slope) > 0.005
+    assert estimate[1, 2] - gap(before) == pytest.approx(slope, rel=5e-2, abs=5e-4)
 
 
 def test_what_sweeps_do_not_reach_is_refused():

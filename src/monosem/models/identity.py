@@ -17,7 +17,8 @@ def identity(model: Native) -> dict[str, str | int]:
     of architecture and sizes), `d_model`, `n_layers`; and, where there is a tokenizer, `tokenizer` (hash of its
     vocabulary without added tokens) and `template` (hash of its chat template, or "")."""
     sizes = [f"{name}={getattr(model.cfg, name)}" for name in SIZES]
-    found: dict[str, str | int] = {"config": fingerprint(str(model.config.model_type), *sizes)}
+    side = "" if model.whole is model.hf else " encoder"  # beside a decoder, which may have the same sizes
+    found: dict[str, str | int] = {"config": fingerprint(f"{model.config.model_type}{side}", *sizes)}
     found |= {"d_model": model.cfg.d_model, "n_layers": model.cfg.n_layers}
     if model.tokenizer is not None:
         template = model.tokenizer.chat_template

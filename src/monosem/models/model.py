@@ -22,6 +22,8 @@ class Model(SAELens, Places):
     def __repr__(self) -> str:
         c = self.cfg
         sizes = f"{c.n_layers} layers, d_model {c.d_model}, {c.n_heads} heads"
+        if self.encoder is not None:
+            sizes += f", and {self.encoder.cfg.n_layers} in its encoder"
         return f"Model({self.name}: {sizes}, {self.dtype}, {self.device})"
 
     run = run

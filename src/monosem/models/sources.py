@@ -22,6 +22,8 @@ def read_both(model: Any, x: Any, mask: Any, target: Any, side: str) -> TokenBat
     batch = getattr(x, "ids", None) if isinstance(getattr(x, "ids", None), TokenBatch) else x  # of a Generation
     if isinstance(batch, TokenBatch) and batch.source is not None and target is None:
         return read(model, batch)
+    if target is None and isinstance(batch, TokenBatch):
+        raise without_source(model)
     if target is None:
         raise BadInput(
             f"{model.name} is an encoder and a decoder: say what its decoder reads, with model.run(source, target=...) "
@@ -33,6 +35,15 @@ def read_both(model: Any, x: Any, mask: Any, target: Any, side: str) -> TokenBat
     if len(targets) != len(source):
         raise BadInput(f"{len(source)} sources and {len(targets)} targets; give one target for each source")
     return replace(targets, source=source)
+
+
+def without_source(model: Any) -> BadInput:
+    """What to say of a batch of targets that an analysis made without their sources."""
+    return BadInput(
+        f"{model.name} is an encoder and a decoder, and these are tokens of its decoder without what the encoder "
+        "reads: give model.tokens(source, target=...); an analysis that was given that makes batches of its own, and "
+        "does not go with encoder–decoders"
+    )
 
 
 def heard(model: Any, x: Any) -> TokenBatch:

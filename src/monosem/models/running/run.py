@@ -16,6 +16,7 @@ from ...progress import Meter
 from ..places.places import Places
 from ..places.points import point
 from ..places.sites import EMBEDDINGS, Site, SiteLike, host_of, sites_of
+from ..sources import without_source
 from ..tokens import TokenBatch
 from .budget import estimate, rows_that_fit
 from .moment import EditLike, Moment
@@ -298,10 +299,7 @@ def _of_both(model: Places, tokens: TokenBatch, column: int) -> dict[str, Tensor
     """Inputs of an encoder–decoder; from a column on, the encoder's output is given beside them."""
     source = tokens.source
     if source is None:
-        raise BadInput(
-            f"{model.name} is an encoder and a decoder, and this analysis hands on what its decoder reads alone: use "
-            "model.run(source, target=...) and model.generate(source), or analyse model.encoder"
-        )
+        raise without_source(model)
     given = {"decoder_input_ids": tokens.ids[:, column:]}
     if not column:
         given |= {"input_ids": source.ids} if source.features is None else {"input_features": source.features}
