@@ -194,3 +194,48 @@ def test_a_loaded_model_is_of_its_native_class(tmp_path: Path) -> None:
     hf = load_hf(folder_of(tmp_path), quiet=True)[0]
     assert type(hf) is type(tiny_hf("llama"))
     assert not [name for name in vars(hf) if "monosem" in name]
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "says"),
+    [
+        ("llama", {"vocab_size": 0}, "config.json has a size that cannot be (Padding_idx must be within"),
+        (
+            "llama",
+            {"num_attention_heads": 0},
+            "config.json has a size that cannot be (integer modulo by zero); correct",
+        ),
+        ("llama", {"intermediate_size": -1}, "config.json has a size that cannot be"),
+        (
+            "llama",
+            {"hidden_act": "nonsense"},
+            "config.json names 'nonsense', which transformers does not know; correct",
+        ),
+        ("llama", {"num_attention_heads": 8}, "weights are missing or of another shape"),
+        ("mixtral", {"num_experts_per_tok": 99}, "config.json chooses 99 of 4 experts for each token; correct num_exp"),
+        ("mixtral", {"num_experts_per_tok": 0}, "config.json chooses 0 of 4 experts for each token"),
+        ("mixtral", {"num_local_experts": 2}, "weights are missing or of another shape"),
+    ],
+)
+def test_sizes_that_contradict_each_other_or_the_weights(kind: str, config: dict[str, Any], says: str, tmp_path: Path):
+    assert says in refusal(folder_of(tmp_path, kind, **config))
+
+
+def test_a_tied_head_that_is_not(tmp_path: Path) -> None:
+    """transformers takes the file's own head; so do the weight views."""
+    folder_of(tmp_path, tie_word_embeddings=True)
+    head = torch.randn(100, 32, generator=torch.Generator().manual_seed(0))
+    change_weights(tmp_path, lambda weights: weights | {"lm_head.weight": head})
+    model = load_model(tmp_path, quiet=True)
+    torch.testing.assert_close(model.W_U.T, head)
+    run = model.run(IDS, "final_norm")
+    torch.testing.assert_close(run.logits, run["final_norm"] @ head.T)
+
+
+def test_a_compiled_model_says_what_to_give() -> None:
+    hf = tiny_hf("llama")
+    with pytest.raises(BadInput, match=r"not OptimizedModule: give its \._orig_mod"):
+        load_model(torch.compile(hf), quiet=True)
+    hf.model.layers[1].mlp.compile()
+    with pytest.raises(BadInput, match=r"its module model\.layers\.1\.mlp is compiled by torch\.compile"):
+        load_model(hf, quiet=True)

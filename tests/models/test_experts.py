@@ -147,6 +147,27 @@ def test_llama_4_gives_every_expert_each_token_times_its_weight():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("chosen", [1, 2])
+def test_experts_of_llama_4(chosen):
+    model = Model(tiny_any("llama4_text", floor_scale=8192, num_experts_per_tok=chosen), None, "llama4")
+    layer = model.layers_with("expert_out")[0]
+    native = model.blocks[layer].feed_forward
+    run = model.run(IDS, [("mlp_input", layer), ("expert_out", layer), ("shared_out", layer), ("mlp_raw", layer)])
+    assert run["expert_out", layer].shape == (2, 7, chosen, 32)
+    for row, position in ((0, 0), (0, 5), (1, 6)):
+        x = run["mlp_input", layer][row, position]
+        weights, experts = native.router.weight.mv(x).topk(chosen)
+        for place, (weight, expert) in enumerate(zip(weights.sigmoid(), experts.tolist())):
+            gate, up = (weight * x @ native.experts.gate_up_proj[expert]).chunk(2)
+            out = (F.silu(gate) * up) @ native.experts.down_proj[expert]
+            torch.testing.assert_close(run["expert_out", layer][row, position, place], out, rtol=1e-4, atol=1e-5)
+    total = run["expert_out", layer].sum(-2) + run["shared_out", layer]
+    torch.testing.assert_close(total, run["mlp_raw", layer], rtol=1e-4, atol=1e-5)
+    off = model.run(IDS, ("mlp_raw", layer), edits=edits.scale(("expert_out", layer), 0.0))
+    torch.testing.assert_close(off["mlp_raw", layer], native.shared_expert(run["mlp_input", layer]))
+
+
+@torch.no_grad()
 def test_a_mixture_that_writes_at_the_end_of_its_block():
     """LongCat: its mixture reads what the first MLP reads, and is added after the second; some experts do nothing."""
     model = Model(tiny_any("longcat_flash"), None, "longcat")

@@ -89,9 +89,9 @@ def _sums(c: Checks, run: Run, routed: list[Branch]) -> None:
 @torch.no_grad()
 def _scaled(c: Checks, branches: list[Branch]) -> None:
     """Experts of which each is given every token times its weight (Llama 4)."""
-    names = ("router_logits", "expert_weights", "shared_out", "_input", "_raw")
+    names = ("router_logits", "expert_weights", "expert_out", "shared_out", "_input", "_raw")
     run = c.model.run(c.tokens, capture=[one.site(name) for one in branches for name in names], logits=False)
-    chosen, sums = [], []
+    chosen, sums, parts = [], [], []
     for branch in branches:
         logits, weights = run[branch.site("router_logits")], run[branch.site("expert_weights")]
         last = logits.topk(branch.module.top_k).values[..., -1:]  # type: ignore[union-attr, arg-type]
@@ -101,8 +101,10 @@ def _scaled(c: Checks, branches: list[Branch]) -> None:
         gate, up = torch.einsum("bted,edn->bten", x, module.gate_up_proj).chunk(2, dim=-1)
         out = torch.einsum("bten,end->btd", up * module.act_fn(gate), module.down_proj)
         sums.append((run[branch.site("shared_out")] + out, run[branch.raw]))
+        parts.append((run[branch.site("shared_out")] + run[branch.site("expert_out")].sum(-2), run[branch.raw]))
     c.add_all("expert_weights", "sigmoid of the largest logits", chosen)
     c.add_all("mlp_raw", "shared_out + experts of weighted inputs", sums)
+    c.add_all("expert_out", "shared_out + sum of expert_out = mlp_raw", parts)
 
 
 def _error(value: Tensor, expected: Tensor) -> float:

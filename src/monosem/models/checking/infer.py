@@ -52,6 +52,7 @@ def row_of(hf: PreTrainedModel) -> Family:
     Raises:
         UnknownName: as `infer`, or an identity fails on a multimodal model or one with an adapter.
     """
+    refuse_compiled(hf)
     refuse_type(text_config(hf))
     if hf.config.is_encoder_decoder:
         return family_of(hf.config)

@@ -26,6 +26,7 @@ from transformers import (
 from ...errors import BadFile, BadInput, UnknownName, cause
 from ..numbers import LARGEST
 from ..places.table import BOTH_BY_TYPE
+from ..running.budget import EXPERT_COUNTS
 from .contents import check_contents, notes_on, refuse_heads
 from .quantised import method_of, quantisation_notes, refuse_unreadable
 from .towers import Loader, absent, close_up, loader_of, settled
@@ -35,7 +36,7 @@ MOST_PARTS = 10_000
 # everything that transformers, safetensors, gguf and torch were seen to raise on damaged or unsuitable files
 FILE_ERRORS = (
     *(OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, MemoryError, EOFError),
-    *(struct.error, SafetensorError, pickle.UnpicklingError, StrictDataclassError, ArithmeticError),
+    *(struct.error, SafetensorError, pickle.UnpicklingError, StrictDataclassError, ArithmeticError, AssertionError),
 )
 
 
@@ -101,8 +102,15 @@ def _reads_masked_tokens(config: PretrainedConfig) -> bool:
 
 
 def check_sizes(config: PretrainedConfig, name: str) -> None:
-    """Raises `BadFile` for more layers, heads or experts than any model has: building them would take for ever."""
+    """Raises `BadFile` for more layers, heads or experts than any model has: building them would take for ever. And for
+    a choice of more experts than there are, or of none."""
     for part in {id(one): one for one in (config, config.get_text_config())}.values():
+        experts = next((n for key in EXPERT_COUNTS if isinstance(n := getattr(part, key, None), int)), 0)
+        chosen = getattr(part, "num_experts_per_tok", None)
+        if isinstance(chosen, int) and experts > 0 and not 1 <= chosen <= experts:
+            raise BadFile(
+                f"{name}: config.json chooses {chosen} of {experts} experts for each token; correct num_experts_per_tok"
+            )
         for key, value in part.to_dict().items():
             if isinstance(value, int) and "num" in key and value > MOST_PARTS:
                 raise BadFile(f"{name}: {key} is {value:g} in config.json, more than any model has ({MOST_PARTS:,})")
@@ -179,6 +187,10 @@ def explain(error: BaseException) -> str:
         return f"a safetensors file is truncated or damaged ({cause(error)}); download it again"
     if isinstance(error, struct.error | IndexError | EOFError) or "reshape" in text or "buffer" in text:
         return f"the file is truncated or damaged ({cause(error)}); download it again"
+    if isinstance(error, ArithmeticError | AssertionError) or "negative dimension" in text:
+        return f"config.json has a size that cannot be ({cause(error)}); correct it"
+    if type(error) is KeyError:
+        return f"config.json names {error}, which transformers does not know; correct it"
     if "trust_remote_code" in text:
         return (
             "it needs Python code of its own (auto_map), and such code is not run; if you trust where it comes from, "

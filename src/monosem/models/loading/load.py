@@ -110,13 +110,18 @@ def load_hf(
             hf, models_own, name, notes = _from_name(str(name_or_model), wanted, tokenizer is None, quiet)
     else:
         given = repr(name_or_model) if isinstance(name_or_model, str) else type(name_or_model).__name__
-        inner = isinstance(getattr(name_or_model, "pretrained_model", None), PreTrainedModel)  # trl's, with more heads
-        hint = ": give its .pretrained_model" if inner else ""
+        # trl's, with more heads; what torch.compile returns
+        inside = (name for name in ("pretrained_model", "_orig_mod") if _holds(name_or_model, name))
+        hint = "".join(f": give its .{name}" for name in inside)
         raise BadInput(f"a model is a name, a path or a Hugging Face model, not {given}{hint}")
     if isinstance(tokenizer, str | os.PathLike):
         tokenizer = load_tokenizer(str(tokenizer), trust_remote_code=trust_remote_code)
     notes = [*adapter_notes(hf), *notes]
     return hf.eval().requires_grad_(False), models_own if tokenizer is None else tokenizer, name, notes
+
+
+def _holds(given: object, name: str) -> bool:
+    return isinstance(getattr(given, name, None), PreTrainedModel)
 
 
 def _from_name(name: str, wanted: dict[str, Any], with_tokenizer: bool, quiet: bool) -> Loaded:

@@ -203,6 +203,7 @@ KINDS: dict[str, Kind] = {
         {
             "router_logits": Inner("router", "out", "whole", ("position", "expert"), 1, True),
             "expert_weights": Inner("router", "out", "whole", _CHOSEN, 0, True),
+            "expert_out": Inner("experts", "chosen", "whole", (*_CHOSEN, "d_model"), role="scaled"),
             "shared_pre": Inner("shared_pre", "out", "whole", _NEURONS, flat=True),
             "shared_pre_linear": Inner("shared_pre_linear", "out", "whole", _NEURONS, flat=True),
             "shared_post": Inner("shared_down", "in", "whole", _NEURONS, flat=True),

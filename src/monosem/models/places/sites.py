@@ -39,7 +39,7 @@ A site is data. `Site("resid_post", 15)` prints as `resid_post.15`; TransformerL
 | `mlp_post.L` | batch pos d_mlp | neurons: the input of the down projection |
 | `router_logits.L` | batch pos expert | mixtures of experts: what the router chooses by (read only) |
 | `expert_post.L` | batch pos chosen neuron | neurons of the chosen experts |
-| `expert_out.L` | batch pos chosen d_model | what each chosen expert computes, before its weight |
+| `expert_out.L` | batch pos chosen d_model | what each chosen expert computes, before its weight (Llama 4: with it) |
 | `experts_out.L` | batch pos d_model | their weighted sum |
 | `shared_pre.L`, `shared_pre_linear.L`, `shared_post.L` | batch pos neuron | the shared expert's gate, up, neurons |
 | `shared_out.L` | batch pos d_model | the shared expert's output |

@@ -15,7 +15,7 @@ from ..places.sites import ATTENTION, Inner, Site
 from ..tokens import TokenBatch
 from .selection import Kept
 
-_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")  # the config's name across families
+EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")  # the config's name across families
 # torch 2.6 computes grouped heads' scores as numbers on a CPU, 2.13 does not; those between were not measured
 _GROUPED_BY_NUMBERS = Version(torch.__version__).release < (2, 13)
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -111,7 +111,7 @@ def _sizes(model: Native, tokens: TokenBatch, kept: Kept) -> dict[str, int]:
         "d_model": c.d_model,
         "stream": model.streams,
         "neuron": c.d_mlp,
-        "expert": next((n for name in _EXPERTS if (n := getattr(config, name, None))), 1),
+        "expert": next((n for name in EXPERT_COUNTS if (n := getattr(config, name, None))), 1),
         "chosen": getattr(config, "num_experts_per_tok", 1),
         "vocab": c.d_vocab,
     }

@@ -15,6 +15,8 @@ def plan_experts(session: Any, site: Site, place: Point, write: bool) -> None:
 
     `session` is the `Session` that asks. A write adds to the output of the module what weighted experts change by.
     """
+    if place.role == "scaled":
+        return _plan_scaled(session, site, place, write)
     given: dict[int, Tensor] = {}
 
     def remember(item: int, value: Tensor) -> Tensor:
@@ -34,4 +36,29 @@ def plan_experts(session: Any, site: Site, place: Point, write: bool) -> None:
 
     for item in range(3):
         session.actions[place.module, "in", item].append(partial(remember, item))
+    session.actions[place.module, "out", 0].append(action)
+
+
+def _plan_scaled(session: Any, site: Site, place: Point, write: bool) -> None:
+    """Of experts that are all given each token times its weight, the outputs of those with the largest weights.
+
+    The module sees, and returns, the rows of one expert after another's; what is given to the others is 0.
+    """
+    chosen: list[Tensor] = []
+
+    def remember(rows: Tensor) -> Tensor:
+        sizes = rows.unflatten(0, (place.module.num_experts, -1)).float().norm(dim=-1)
+        chosen[:] = [sizes.T.topk(session.model.config.num_experts_per_tok).indices]
+        return rows
+
+    def action(out: Tensor) -> Tensor:
+        by_token = out.unflatten(0, (place.module.num_experts, -1)).transpose(0, 1)
+        index = chosen[0][..., None].expand(-1, -1, out.shape[-1])
+        value = by_token.gather(1, index)
+        new = session.visit(site, value.unflatten(0, session.moment.mask.shape))
+        if not write:
+            return out
+        return by_token.scatter(1, index, new.flatten(0, 1)).transpose(0, 1).flatten(0, 1)
+
+    session.actions[place.module, "in", 0].append(remember)
     session.actions[place.module, "out", 0].append(action)
