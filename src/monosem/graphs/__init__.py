@@ -3,6 +3,15 @@
 from .attributing import attribution_graph
 from .files import graph_json
 from .graph import AttributionGraph
+from .interventions import NodeIntervention, intervene, node_edits
 from .reading import read_graph
 
-__all__ = ["AttributionGraph", "attribution_graph", "graph_json", "read_graph"]
+__all__ = [
+    "AttributionGraph",
+    "NodeIntervention",
+    "attribution_graph",
+    "graph_json",
+    "intervene",
+    "node_edits",
+    "read_graph",
+]

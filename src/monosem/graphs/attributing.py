@@ -1,6 +1,7 @@
 """`attribution_graph`: of one prompt."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import pandas as pd
@@ -93,14 +94,17 @@ def _graph(parts: Parts, logits: Logits, rows: int, facts: dict[str, Any], quiet
     n_rows, n_nodes = parts.n_units + n_logits, parts.n_columns + n_logits
     matrix = torch.zeros(n_rows, n_nodes, dtype=frozen.dtype, device=model.device)
     sums = matrix.new_zeros(n_rows)
-    for some, targets, made in edges(parts, logits.targets(frozen), rows, quiet):
+    ends = logits.targets(frozen)
+    for some, targets, made in edges(parts, ends, rows, quiet):
         matrix[some, : parts.n_columns] = made
         sums[some] = targets.sums
     numbers = torch.arange(n_nodes, device=model.device)
     at = torch.cat([numbers[: parts.n_units], numbers[parts.n_columns :]])
     facts |= {"ids": frozen.batch.ids[0].tolist()}
     nodes = _nodes(model, parts, logits)
-    return AttributionGraph(nodes, matrix, at, sums, logits.weights, frozen.tokens, model.name, facts, parts)
+    return AttributionGraph(
+        nodes, matrix, at, sums, logits.weights, frozen.tokens, model.name, facts, replace(parts, ends=ends)
+    )
 
 
 def _nodes(model: Model, parts: Parts, logits: Logits) -> pd.DataFrame:

@@ -32,6 +32,7 @@ class Parts:
         constants: what a branch adds whatever the stream is: `pos d_model` of each.
         errors: what a branch adds beside its units, its constant and its linear maps: `pos d_model` of each opaque one,
             but for MLPs all of whose neurons are there.
+        ends: the logits that are read.
     """
 
     frozen: Frozen
@@ -39,6 +40,7 @@ class Parts:
     opaque: list[int]
     constants: dict[int, Float[Tensor, "pos d_model"]]
     errors: dict[int, Float[Tensor, "pos d_model"]] = field(default_factory=dict)
+    ends: Targets | None = None
 
     @staticmethod
     def of(frozen: Frozen, transcoders: Sequence[Transcoders], neurons: str, everywhere: bool) -> "Parts":
@@ -85,7 +87,7 @@ class Parts:
                     made = one.written(number)
                     left = left - (frozen.written[number].push(made) if one.raw else made)
             errors[number] = left
-        return Parts(frozen, units, self.opaque, self.constants, errors)
+        return Parts(frozen, units, self.opaque, self.constants, errors, self.ends)
 
     @property
     def n_units(self) -> int:
