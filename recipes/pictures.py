@@ -177,6 +177,12 @@ def robustness() -> Any:
     return ms.robustness.assess(config, folder="runs/robustness-planted-refusal").plot("success")
 
 
+def circuit() -> Any:
+    """The circuit of docs/circuits.md: `monosem circuit smollm2 --task ioi --n 8` scores the first four pairs."""
+    scores = ms.circuits.attribute(model(), ms.data.ioi(model(), n=8)[[0, 1, 2, 3]], "eap-ig", quiet=True)
+    return scores.greedy(1000, absolute=False).plot()
+
+
 PICTURES: dict[str, Callable[[], Any]] = {
     made.__name__: made
     for made in (
@@ -200,6 +206,7 @@ PICTURES: dict[str, Callable[[], Any]] = {
         direct_attribution,
         probe_survey,
         robustness,
+        circuit,
     )
 }
 
@@ -208,7 +215,7 @@ def main(names: list[str]) -> None:
     FOLDER.mkdir(exist_ok=True)
     for name in names or PICTURES:
         figure = PICTURES[name]()
-        height = min(figure.layout.height or 400, 560)
+        height = min(figure.layout.height or 400, 1400 if name == "circuit" else 560)
         figure.update_layout(paper_bgcolor="white", plot_bgcolor="white")
         figure.write_image(FOLDER / f"{name}.png", width=860, height=height, scale=1.25)
         print(name, flush=True)

@@ -87,7 +87,7 @@ def learn_circuit(
             loss.backward()
             optimiser.step()
             ascent.step()
-            meter.advance(1, kl=f"{float(lost):.3f}", kept=f"{float(excess) + target:.3f}")
+            meter.advance(1, kl=f"{float(lost.detach()):.3f}", kept=f"{float(excess.detach()) + target:.3f}")
     values = torch.full(start.graph.shape, -torch.inf, dtype=torch.float64)
     values[start.edges] = torch.sigmoid(logits.detach() - SHIFT).double().cpu()
     return top_n(start.graph, values, edges, absolute=False)

@@ -35,7 +35,7 @@ def drawn(table: pd.DataFrame, title: str) -> Figure:
     figure.add_scatter(
         x=[at[name][0] for name in nodes], y=[at[name][1] for name in nodes], mode="markers+text", text=nodes,
         textposition="middle center", textfont={"size": 10, "color": "#1b1f24"}, showlegend=False, hoverinfo="text",
-        marker={"size": 34, "color": "#f4f1e8", "line": {"color": GREY, "width": 1}, "symbol": _symbols(nodes)},
+        marker={"size": 40, "color": "#f4f1e8", "line": {"color": GREY, "width": 1}, "symbol": _symbols(nodes)},
     )  # fmt: skip
     layers = sorted({at[name][1] for name in nodes})
     labels = ["input" if y == -1 else "logits" if y == last + 1 else str(int(y)) for y in layers]
