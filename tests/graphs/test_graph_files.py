@@ -10,6 +10,7 @@ import torch
 
 from monosem import graphs
 from monosem.errors import BadFile
+from monosem.graphs.influence import largest_share
 from tiny import model_of
 
 # ten nodes, written by circuit-tracer 0.5.0; its scores for them, and its cumulative influences in the file
@@ -111,3 +112,18 @@ def test_damaged_files_are_refused_in_one_line(tmp_path):
         path.write_text(THEIRS.read_text()[:cut])
         with pytest.raises(BadFile):
             graphs.read_graph(path)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.8, 0.98, 1.0])
+@pytest.mark.parametrize("spread", [0.0, 1.0, 6.0])
+def test_the_threshold_of_many_values_is_as_if_all_were_sorted(share, spread):
+    draw = torch.Generator().manual_seed(2)
+    values = torch.exp(spread * torch.randn(5000, generator=draw, dtype=torch.float64))
+    values[::3] = 0
+    ordered = values.sort(descending=True).values
+    expected = ordered[min(int((ordered.cumsum(0) < share * ordered.sum()).sum()), len(ordered) - 1)]
+    found = largest_share(values, share, most=40)
+    if share < 1:
+        assert float(found) == float(expected)
+    else:  # where rounding decides between the last values and the zeros
+        assert values[values < found].sum() <= 1e-9 * values.sum()

@@ -5,6 +5,7 @@ from .files import graph_json
 from .graph import AttributionGraph
 from .interventions import NodeIntervention, intervene, node_edits
 from .reading import read_graph
+from .supernodes import suggest_supernodes
 
 __all__ = [
     "AttributionGraph",
@@ -14,4 +15,5 @@ __all__ = [
     "intervene",
     "node_edits",
     "read_graph",
+    "suggest_supernodes",
 ]
