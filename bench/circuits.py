@@ -32,11 +32,17 @@ OWN, THEIRS = "monosem", "EAP-IG"
 
 
 def pairs_of(model: Model, n: int) -> TokenPairs:
-    """IOI prompts of one length, so that nothing is padded."""
+    """IOI prompts of one length, so that nothing is padded, behind a BOS: EAP-IG puts one before every text."""
     found = data.ioi(model, n=4 * n, template="ABBA")
     lengths = found.clean.lengths.tolist()
     usual = max(set(lengths), key=lengths.count)
-    return found[[i for i, length in enumerate(lengths) if length == usual][:n]]
+    found = found[[i for i, length in enumerate(lengths) if length == usual][:n]]
+    assert model.tokenizer is not None
+    assert found.right is not None
+    assert found.wrong is not None
+    bos = int(model.tokenizer.bos_token_id)
+    sides = [[[bos, *row] for row in side.rows()] for side in (found.clean, found.corrupted)]
+    return TokenPairs.of(model, *sides, right=found.right.tolist(), wrong=found.wrong.tolist())
 
 
 def own(model: Model, pairs: TokenPairs, method: str) -> Tensor:
@@ -74,7 +80,7 @@ def contestants(model: Model, pairs: TokenPairs, method: str, which: list[str]) 
             lens.cfg.__dict__[flag] = True
         lens.cfg.ungroup_grouped_query_attention = True
         lens.cfg.default_prepend_bos = False
-        texts = tuple([model.text(ids) for ids in side.rows()] for side in (pairs.clean, pairs.corrupted))
+        texts = tuple([model.text(ids[1:]) for ids in side.rows()] for side in (pairs.clean, pairs.corrupted))
         found[THEIRS] = partial(theirs, lens, Graph.of(model), pairs, texts, method)  # type: ignore[arg-type]
     return found
 
