@@ -31,6 +31,7 @@ def graph(
     """
     from ..dictionaries import load_dictionary
     from ..graphs import attribution_graph
+    from ..graphs.evidence import evidence
 
     model = asked.load()
     given = [load_dictionary(name) for name in transcoder or ()]
@@ -46,8 +47,10 @@ def graph(
         quiet=asked.silent,
     )
     found = whole if keep == 1 else whole.prune(keep)
-    columns = ["id", "kind", "activation", "influence", "label"]
     units = found.table[found.table["kind"].isin(("neuron", "latent", "token"))]
-    best = units.nlargest(top, "influence")[columns]
+    best = units.nlargest(top, "influence")[["id", "kind", "activation", "influence", "label"]]
+    promoted = evidence(found)
+    says = [" ".join(map(repr, promoted[one]["top"][:3])) if one in promoted else "" for one in best["id"]]
+    best = best.assign(promotes=says)
     scores = ", ".join(f"{name} {value:.2f}" for name, value in whole.scores.items() if "circuit" not in name)
     asked.give(found, best, f"most influential nodes ({scores})")
