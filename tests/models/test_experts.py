@@ -182,3 +182,11 @@ def test_a_mixture_that_writes_at_the_end_of_its_block():
     assert not idle.all()
     same = run["moe_input.1"][:, :, None].expand_as(run["moe_expert_out.1"])
     torch.testing.assert_close(run["moe_expert_out.1"][idle], same[idle])
+
+
+def test_neurons_of_packed_experts_are_refused():
+    model = model_of("mixtral")
+    experts = model.blocks[1].mlp.experts
+    experts.down_proj = torch.nn.Parameter(experts.down_proj.to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(BadInput, match=r"expert_post.1: the experts of mixtral stay quantised, .* read expert_out"):
+        model.run(IDS, "expert_post.1")

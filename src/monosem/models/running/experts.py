@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ...errors import BadInput
 from ..places import experts
 from ..places.points import Point
 from ..places.sites import Site
@@ -17,6 +18,12 @@ def plan_experts(session: Any, site: Site, place: Point, write: bool) -> None:
     """
     if place.role == "scaled":
         return _plan_scaled(session, site, place, write)
+    native: Any = place.module
+    if place.role == "neurons" and native.down_proj.element_size() < 2:  # fp8, MXFP4: numbers without their scales
+        raise BadInput(
+            f"{site}: the experts of {session.model.name} stay quantised, and their neurons are computed inside; read "
+            "expert_out, or load the model unpacked (dequantize=True in its quantization config)"
+        )
     given: dict[int, Tensor] = {}
 
     def remember(item: int, value: Tensor) -> Tensor:
