@@ -12,7 +12,15 @@ from monosem.dictionaries.training.kinds import KINDS
 from monosem.dictionaries.training.screen import CERTAIN, Screen, near_above, near_top, true_places
 from monosem.dictionaries.training.selection import SELECTIONS, select_batchtopk, select_topk, top_columns
 from monosem.dictionaries.training.settings import DictionarySettings
-from monosem.dictionaries.training.sparse import Support, decode_at, encode_at, rows_dot, transposed_sum, weighted_sum
+from monosem.dictionaries.training.sparse import (
+    Support,
+    decode_at,
+    distance_squared,
+    encode_at,
+    rows_dot,
+    transposed_sum,
+    weighted_sum,
+)
 from monosem.models.loading.precision import has_vnni
 
 needs_vnni = pytest.mark.skipif(not has_vnni(), reason="this CPU has no products of 8-bit numbers")
@@ -286,3 +294,9 @@ def test_decoder_gradient_loses_its_part_along_the_rows_and_rows_stay_unit() -> 
         form.W_dec.mul_(3.0)
     form.normalise_decoder()
     torch.testing.assert_close(form.W_dec.norm(dim=1), torch.ones(32))
+
+
+def test_the_squared_distance_is_autograds() -> None:
+    guess, y = torch.randn(7, 5, dtype=torch.float64, requires_grad=True), torch.randn(7, 5, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: distance_squared(x, y), (guess,))
+    assert float(distance_squared(guess, y).detach()) == pytest.approx(float((guess - y).square().sum().detach()))

@@ -72,8 +72,8 @@ def _record(
     state: TrainingState, config: TrainConfig, parts: dict[str, Tensor], y: Tensor, residual: Tensor, l0: Tensor
 ) -> Record:
     """Of the step that was just made; a GPU is waited for once."""
-    spread = (y - y.mean(0)).square().sum()
-    values = {**parts, "fve": 1 - residual.square().sum() / spread, "l0": l0}
+    left = torch.linalg.vector_norm(residual) / torch.linalg.vector_norm(y - y.mean(0))
+    values = {**parts, "fve": 1 - left.square(), "l0": l0}
     numbers = dict(zip(values, torch.stack(list(values.values())).tolist()))
     step = state.step
     about = {"step": step, "tokens": step * config.batch_tokens}

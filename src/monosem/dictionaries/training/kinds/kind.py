@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ..form import TrainingForm
 from ..selection import select_above
 from ..settings import DictionarySettings
-from ..sparse import Support, decode_at, encode_at
+from ..sparse import Support, decode_at, distance_squared, encode_at
 
 MOST = 1 / 16  # share of active latents above which dense products are faster
 
@@ -50,7 +50,7 @@ Penalty = Callable[[TrainingForm, Pass, Tensor, DictionarySettings, Moment], Ten
 
 def squared_error(done: Pass, y: Float[Tensor, "batch d"]) -> Float[Tensor, ""]:
     """Summed over the batch."""
-    return (y - done.reconstruction).square().sum()
+    return distance_squared(done.reconstruction, y)
 
 
 @dataclass(frozen=True)

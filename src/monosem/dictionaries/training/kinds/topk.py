@@ -24,10 +24,9 @@ def chosen(
     assert settings.k is not None
     with torch.no_grad():
         encoder = (form.W_enc.detach(), form.b_enc.detach())
-        support, pre = SELECTIONS[selection](
-            x - form.centre, encoder, settings.k, screens(x.device, form.width, settings.k)
-        )
-    return support, encode_at(x, form.centre, form.W_enc, form.b_enc, support, selection == "abstopk", pre)
+        centred = x - form.centre
+        support, pre = SELECTIONS[selection](centred, encoder, settings.k, screens(x.device, form.width, settings.k))
+    return support, encode_at(x, form.centre, form.W_enc, form.b_enc, support, selection == "abstopk", (centred, pre))
 
 
 def dense_batch_codes(
