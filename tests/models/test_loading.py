@@ -346,7 +346,7 @@ def test_hub_without_the_model(hub: SimpleNamespace) -> None:
 
 def test_impossible_hub_id(hub: SimpleNamespace) -> None:
     hub.error = huggingface_hub.errors.HFValidationError("Repo id must ...")
-    with pytest.raises(UnknownName, match="a model is one of smollm2, gemma3-270m, (planted-[a-z]+, )+a folder"):
+    with pytest.raises(UnknownName, match="a model is one of smollm2, gemma3-270m, (planted-[a-z-]+, )+a folder"):
         load("a b c")
 
 

@@ -24,7 +24,7 @@ def refuse_heads(classes: Iterable[str] | None, name: str, both: bool = False) -
 
     both: also for one that has such a head beside an unembedding, whose logits nothing would read.
     """
-    named = list(classes or ())
+    named = [kind for kind in classes or () if isinstance(kind, str)]  # a config may hold anything
     others = [kind for kind in named if _OTHER_HEADS.search(kind)]
     two = [kind for kind in others if kind.endswith("DoubleHeadsModel")]
     if two and both:
