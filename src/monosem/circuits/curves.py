@@ -89,18 +89,8 @@ class Curve(Result):
 
     def plot(self) -> Figure:
         """Faithfulness by share of edges, on a logarithmic axis; the model is the line at 1."""
-        go = require("plotly.graph_objects", "plots")
-        figure = go.Figure()
-        for (name, rows), colour in zip(self.table.groupby("chosen_by", sort=False), (BLUE, ORANGE)):
-            errors = {"array": (1.96 * rows["faithfulness_se"].fillna(0)).tolist(), "visible": True}
-            figure.add_scatter(
-                x=rows["share"].tolist(), y=rows["faithfulness"].tolist(), error_y=errors, mode="lines+markers",
-                name=f"by {name} score", line={"color": colour}, text=[f"{n:,} edges" for n in rows["edges"]],
-            )  # fmt: skip
-        figure.add_hline(y=1, line={"color": GREY, "dash": "dot"})
-        figure.update_xaxes(type="log", tickformat=".1%")
         title = f"{self.method}: CPR {self.cpr:.3f}, CMD {self.cmd:.3f}"
-        return style(figure, "share of edges", f"faithfulness ({self.signed.metrics[0]})", title)
+        return curve_figure(self.table, self.signed.metrics[0], title)
 
 
 @analysis
@@ -142,3 +132,18 @@ def curve(
     run = measure(model, pairs, circuits, metrics, corruption, batch_size, quiet)
     half = len(sizes)
     return Curve(tuple(shares), run.take(range(half)), run.take(range(half, 2 * half)), scores.method)
+
+
+def curve_figure(table: pd.DataFrame, metric: str, title: str = "") -> Figure:
+    """The picture of a curve's table, with 95 % intervals."""
+    go = require("plotly.graph_objects", "plots")
+    figure = go.Figure()
+    for (name, rows), colour in zip(table.groupby("chosen_by", sort=False), (BLUE, ORANGE)):
+        errors = {"array": (1.96 * rows["faithfulness_se"].fillna(0)).tolist(), "visible": True}
+        figure.add_scatter(
+            x=rows["share"].tolist(), y=rows["faithfulness"].tolist(), error_y=errors, mode="lines+markers",
+            name=f"by {name} score", line={"color": colour}, text=[f"{n:,} edges" for n in rows["edges"]],
+        )  # fmt: skip
+    figure.add_hline(y=1, line={"color": GREY, "dash": "dot"})
+    figure.update_xaxes(type="log", tickformat=".1%")
+    return style(figure, "share of edges", f"faithfulness ({metric})", title)

@@ -8,7 +8,8 @@ import pandas as pd
 
 from ..errors import require
 from ..pages import number, percent, write_report
-from ..plots import BLUE, FAINT, GREY, ORANGE, Figure, style
+from ..plots import BLUE, FAINT, ORANGE, Figure, style
+from .curves import curve_figure
 from .pictures import SHOWN, drawn
 
 ROOM = "monosem.circuits"
@@ -59,17 +60,7 @@ def figures(results: Mapping[str, Any]) -> dict[str, tuple[Figure, str]]:
 
 
 def _curve(results: Mapping[str, Any]) -> Figure:
-    go = require("plotly.graph_objects", "plots")
-    figure, rows = go.Figure(), pd.DataFrame(results["curve"]["rows"])
-    for (name, part), colour in zip(rows.groupby("chosen_by", sort=False), (BLUE, ORANGE)):
-        errors = {"array": (1.96 * part["faithfulness_se"].fillna(0)).tolist(), "visible": True}
-        figure.add_scatter(
-            x=part["share"].tolist(), y=part["faithfulness"].tolist(), error_y=errors, mode="lines+markers",
-            name=f"by {name} score", line={"color": colour}, text=[f"{n:,} edges" for n in part["edges"]],
-        )  # fmt: skip
-    figure.add_hline(y=1, line={"color": GREY, "dash": "dot"})
-    figure.update_xaxes(type="log", tickformat=".1%")
-    return style(figure, "share of edges", f"faithfulness ({results['metric']})")
+    return curve_figure(pd.DataFrame(results["curve"]["rows"]), results["metric"])
 
 
 def _check(results: Mapping[str, Any]) -> Figure:
