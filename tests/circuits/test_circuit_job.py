@@ -1,4 +1,4 @@
-"""The whole job on a tiny model, interrupted and gone on with; and the command."""
+"""The whole job on a tiny model, interrupted and gone on with."""
 
 import json
 from html import escape

@@ -1,13 +1,14 @@
 """A look at all pre-activations in 8 bits: which latents can be active at all. Only these are computed in float32.
 
-Where the CPU multiplies 8-bit numbers in hardware (VNNI), such a product takes a quarter of the time of float32's. Each
-token and each latent have a step of their own, dimensions are evened out first, and the encoder's bias is one more
+Where the CPU multiplies 8-bit numbers in hardware (VNNI), such a product takes less than a third of float32's time.
+Each token and each latent have a step of their own, dimensions are evened out first, and the encoder's bias is one more
 dimension. Rounding moves a product by independent amounts, each uniform over a step, so that its error has the variance
 
     σ² = step(x)²/12 · ‖w‖² + step(w)²/12 · ‖x‖²
 
 and is sub-Gaussian: more than `CERTAIN` σ happens with a probability below 2·exp(-CERTAIN²/2), about 1e-14. All latents
-that close to being chosen are candidates, and float32 decides among them.
+that close to being chosen are candidates, and float32 decides among them. The k-th largest is read off the same look:
+it is one of many numbers near it, and moves less than one of them.
 """
 
 from collections.abc import Iterable, Iterator

@@ -1,0 +1,61 @@
+"""`monosem circuit` and `monosem graph`: what they print and write against the library."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from monosem import graphs
+from monosem.circuits import load_graph
+from monosem.models import load_model
+
+
+@pytest.fixture(scope="module")
+def pairs(home, tmp_path_factory):
+    """Prompts that end in another word, with the tokens that each makes likelier."""
+    path, model = tmp_path_factory.mktemp("pairs") / "pairs.csv", load_model(home / "tiny", quiet=True)
+    rows = [("clean", "corrupted", "right", "wrong")]
+    for first, second in (("cat", "dog"), ("dog", "cat"), ("cat", "mat"), ("mat", "dog")):
+        clean, corrupted = f"the {first}", f"the {second}"
+        gap = model.run(clean).logits[0, -1] - model.run(corrupted).logits[0, -1]
+        words = [number for text, number in model.tokenizer.get_vocab().items() if text[0] == "▁" and len(text) > 1]
+        ranked = [f" {model.tokenizer.convert_ids_to_tokens(one)[1:]}" for one in sorted(words, key=gap.__getitem__)]
+        rows.append((clean, corrupted, ranked[-1], ranked[0]))
+    path.write_text("\n".join(",".join(row) for row in rows) + "\n")
+    return path
+
+
+def test_a_circuit_with_its_report(run, home, pairs, tmp_path):
+    out = tmp_path / "circuit"
+    line = f"circuit tiny --pairs {pairs} --method eap --edges 40 --set check=4 --set sets=2 --set steps=2 --out {out}"
+    done = run(line, "--json")
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    scores, circuit = load_graph(out / "graph.json", load_model(home / "tiny", quiet=True))
+    assert found["edges"][0]["edge"] in set(circuit.table["edge"])
+    assert scores.top(1)["score"].item() == pytest.approx(found["edges"][0]["score"], rel=1e-5)
+    assert (out / "report.html").exists()
+    refused = run(f"circuit tiny --pairs {pairs} --method eapp --out {tmp_path / 'other'}")
+    assert refused.exit_code != 0
+    assert "no method 'eapp'" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_graph_as_a_user_makes_it(run, home, tmp_path):
+    """In a process of its own."""
+    page, file = tmp_path / "graph.html", tmp_path / "graph.json"
+    command = [sys.executable, "-m", "monosem", "graph", "tiny", "the cat sat", "--nodes", "12", "--keep", "1"]
+    done = subprocess.run([*command, "--out", str(file)], cwd=home, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    whole = graphs.attribution_graph(load_model(home / "tiny", quiet=True), "the cat sat", n_nodes=12, quiet=True)
+    read = graphs.read_graph(file)
+    assert sorted(read.table["id"]) == sorted(whole.table["id"])
+    assert f"replacement {whole.scores['replacement']:.2f}" in done.stdout + done.stderr
+    assert run(f"graph tiny cat --nodes 5 --out {page}").exit_code == 0
+    assert "<script" in Path(page).read_text(encoding="utf-8")
+    refused = run("graph tiny cat --transcoder nowhere")
+    assert refused.exit_code != 0
+    assert "nowhere" in refused.stderr
+    assert "Traceback" not in refused.stderr
