@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -16,8 +16,10 @@ from tiny_circuits import logit_gap, random_pairs, wide
 
 
 @settings(max_examples=30, deadline=None)
+@example(seed=6681, size=39.0, sink=False)
 @given(seed=st.integers(0, 10_000), size=st.floats(0.1, 40.0), sink=st.booleans())
 def test_closed_forms_are_softmax(seed: int, size: float, sink: bool) -> None:
+    size = min(size, 8.0) if sink else size  # a sink's share is known to its rounding, times e^|change|
     draw = torch.Generator().manual_seed(seed)
     scores, change, slope = (torch.randn(2, 3, 5, 5, generator=draw, dtype=torch.float64) for _ in range(3))
     scores, change = scores * size, change * size / 4

@@ -150,8 +150,13 @@ def query_pattern(p: Pattern, change: Pattern) -> Pattern:
     change = torch.where(p > 0, change, -torch.inf)
     top = change.amax(-1, keepdim=True).clamp(min=0)
     grown = p * (change - top).exp()
-    rest = (1 - p.sum(-1, keepdim=True)).clamp(min=0) * (-top).exp()
-    return grown / (grown.sum(-1, keepdim=True) + rest)
+    return grown / (grown.sum(-1, keepdim=True) + _rest(p) * (-top).exp())
+
+
+def _rest(p: Pattern) -> Float[Tensor, "*any query 1"]:
+    """What a row lacks to 1 is a sink's share, known to its rounding: below that it is none (e^-δ would blow it up)."""
+    rest = 1 - p.sum(-1, keepdim=True)
+    return torch.where(rest > p.shape[-1] * torch.finfo(p.dtype).eps, rest, 0.0)
 
 
 def key_effects(p: Pattern, change: Pattern, slope: Pattern) -> Pattern:
@@ -164,8 +169,7 @@ def key_effects(p: Pattern, change: Pattern, slope: Pattern) -> Pattern:
     with c and the last sum added up from both sides of t: nothing cancels where p_t is near 1.
     """
     change = torch.where(p > 0, change, 0.0)
-    rest = (1 - p.sum(-1, keepdim=True)).clamp(min=0)  # a sink's share
-    others, weighed = _but_own(p) + rest, _but_own(p * slope)
+    others, weighed = _but_own(p) + _rest(p), _but_own(p * slope)
     up, down = (-change.clamp(min=0)).exp(), change.clamp(max=0).exp()  # e^-δ where δ > 0, e^δ where it is not
     return p * (down - up) / (others * up + p * down) * (others * slope - weighed)
 
