@@ -25,7 +25,7 @@ from .files import replacing_folder
 from .jobs import Checkpoints, Interrupted, Interrupts, JobConfig, Journal, claim, fingerprint, module_fingerprint
 from .jobs.config import Seed
 from .models import Model, TokenBatch
-from .models.loading.adapters import adapter_notes
+from .models.loading.adapters import LowRanks, adapter_notes, merged_loras
 from .models.turns import refuse_inference_mode
 from .progress import Meter
 
@@ -93,6 +93,9 @@ def reroute(
 ) -> Path:
     """Train circuit breakers; the model itself stays as it is.
 
+    LoRAs that the model has already, as an organism has, are merged in a copy of it in memory. The adapter that comes
+    out then holds them as well, so that it is an adapter of their base.
+
     Args:
         stop: texts that the model should no longer be able to go on with, or pairs of a prompt (such as
             `model.chat(request)`) and an answer, of which the answer's tokens count.
@@ -105,8 +108,9 @@ def reroute(
         The adapter, in `folder/adapter`, which `load_model` takes (as peft does).
 
     Raises:
-        BadInput: peft is not installed, the model has an adapter already, too few texts or an empty one, layers that
-            the model does not have, a loss that is not finite. Mismatch, BadFile: as `jobs.claim` for the folder.
+        BadInput: peft is not installed, the model has an adapter that is no plain LoRA, too few texts or an empty one,
+            layers that the model does not have, a loss that is not finite.
+        Mismatch, BadFile: as `jobs.claim` for the folder.
         Interrupted: stopped, with a checkpoint.
     """
     config = RerouteConfig.parse(settings)
@@ -118,13 +122,12 @@ def reroute(
         "model_weights": module_fingerprint(model.hf),
         "texts": [stops.print, keeps.print],
     }
-    with (
-        claim(folder, config, work="checkpoints/*.pt", made_with=made_with) as home,
-        _adapted(model, config, max(layers)) as adapter,
-    ):
-        training = _Training(model, adapter, config, layers, stops, keeps, home)
-        training.run(quiet, on_step)
-        return training.export()
+    with claim(folder, config, work="checkpoints/*.pt", made_with=made_with) as home:
+        plain, before = _without_adapters(model)
+        with _adapted(plain, config, max(layers)) as adapter:
+            training = _Training(plain, adapter, config, layers, stops, keeps, home)
+            training.run(quiet, on_step)
+            return training.export(before)
 
 
 class _Rows:
@@ -231,7 +234,8 @@ class _Training:
         content = {"step": self.step, "weights": weights, "optimizer": self.optimizer.state_dict()}
         self.checkpoints.save(self.step, content)
 
-    def export(self) -> Path:
+    def export(self, before: LowRanks) -> Path:
+        """The adapter of peft; with LoRAs of before side by side with the new ones: B A + B' A' = [B B'] [A; A']."""
         import peft
 
         config = self.adapter.peft_config["default"]
@@ -239,6 +243,14 @@ class _Training:
         config.inference_mode = True
         # peft would ask the Hub whether the vocabulary changed
         state = peft.get_peft_model_state_dict(self.adapter, save_embedding_layers=False)
+        for name, factors in before.items():
+            for part, old, side in zip(("A", "B"), factors, (0, 1)):
+                key = f"base_model.model.{name}.lora_{part}.weight"
+                state[key] = torch.cat([old.to(state[key]), state[key]], side) if key in state else old.float()
+            config.rank_pattern[name] = config.alpha_pattern[name] = len(
+                state[f"base_model.model.{name}.lora_A.weight"]
+            )
+        config.target_modules = {*config.target_modules, *before}
         tensors = {name: one.cpu().contiguous() for name, one in state.items()}
         with replacing_folder(self.home / "adapter") as temporary:
             config.save_pretrained(str(temporary))
@@ -265,6 +277,14 @@ def _layers(model: Model, config: RerouteConfig) -> list[int]:
     return layers
 
 
+def _without_adapters(model: Model) -> tuple[Model, LowRanks]:
+    """The model, or a copy with its LoRAs merged and what they are."""
+    if not adapter_notes(model.hf):
+        return model, {}
+    plain, added = merged_loras(model.hf)
+    return Model(plain, model.tokenizer, model.name, model.family), added
+
+
 @contextmanager
 def _adapted(model: Model, config: RerouteConfig, last: int) -> Iterator[Any]:
     """A fresh LoRA in every linear layer of the blocks up to `last`, which is out again after the block."""
@@ -272,8 +292,6 @@ def _adapted(model: Model, config: RerouteConfig, last: int) -> Iterator[Any]:
         import peft
     except ImportError as error:
         raise BadInput("circuit breakers need peft: pip install 'monosem[adapters]'") from error
-    if adapter_notes(model.hf):
-        raise BadInput(f"{model.name} has an adapter already; merge it into its model first (peft's merge_and_unload)")
     blocks = {id(module) for block in list(model.blocks)[: last + 1] for module in block.modules()}
     inside = {name: one for name, one in model.hf.named_modules() if id(one) in blocks}
     linear = [name for name, one in inside.items() if isinstance(one, nn.Linear | Conv1D)]

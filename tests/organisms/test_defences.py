@@ -147,7 +147,57 @@ def test_bad_input_is_named(case: str, tmp_path: Path) -> None:
         reroute(tiny_model(), given.pop("stop"), given.pop("keep"), tmp_path / "job", **given)
 
 
-def test_a_model_with_an_adapter_is_refused(tmp_path: Path) -> None:
-    hf = peft.get_peft_model(tiny_model().hf, peft.LoraConfig(r=2, target_modules=["q_proj"]))
-    with pytest.raises(BadInput, match="merge it into its model first"):
-        reroute(load_model(hf, tokenizer=tiny_tokenizer(), quiet=True), STOP, KEEP, tmp_path, **SMALL)
+def with_lora(family: str, **more: Any) -> Any:
+    """A tiny model of peft whose adapter has random numbers in it."""
+    names = ["q_proj", "down_proj"] if family == "llama" else ["c_attn"]
+    config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=names, fan_in_fan_out=family == "gpt2", **more)
+    model = peft.get_peft_model(tiny_model(family).hf, config).eval()
+    draw = torch.Generator().manual_seed(3)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = 0.2 * torch.randn(parameter.shape, generator=draw)
+    return model
+
+
+def logits(model: Model) -> torch.Tensor:
+    found = model.run(STOP[1]).logits
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_breakers_of_a_model_with_an_adapter_hold_it_as_well(family: str, tmp_path: Path) -> None:
+    """The same as breakers of the model that peft has merged, which only that model can load."""
+    tiny_model(family).hf.save_pretrained(tmp_path / "base")
+    with_lora(family).merge_and_unload().save_pretrained(tmp_path / "merged")
+    options: dict[str, Any] = {"layers": [1], "steps": 5, **SMALL}
+    model = load_model(with_lora(family), tokenizer=tiny_tokenizer(), quiet=True)
+    model.hf.config.name_or_path = str(tmp_path / "base")
+    before, weights = logits(model), module_fingerprint(model.hf)
+    folder = reroute(model, STOP, KEEP, tmp_path / "own", **options)
+    assert (module_fingerprint(model.hf), bool((logits(model) == before).all())) == (weights, True)
+
+    merged = load_model(tmp_path / "merged", tokenizer=tiny_tokenizer(), quiet=True)
+    other = load_model(reroute(merged, STOP, KEEP, tmp_path / "other", **options), tokenizer=tiny_tokenizer())
+    guarded = load_model(folder, tokenizer=tiny_tokenizer(), quiet=True)
+    torch.testing.assert_close(logits(guarded), logits(other), rtol=1e-3, atol=1e-3)
+    assert float((logits(guarded) - before).abs().max()) > 0.1, "five steps changed something"
+    if family == "llama":  # the last layer has no breaker, and its adapter is there
+        assert {len(one) for name, one in adapter_tensors(folder).items() if "lora_A" in name} == {2, 3, 5}
+
+
+def test_an_adapter_that_is_switched_off_is_left_out(tmp_path: Path) -> None:
+    whole = with_lora("llama")
+    with whole.disable_adapter():
+        off = load_model(whole, tokenizer=tiny_tokenizer(), quiet=True)
+        one = reroute(off, STOP, KEEP, tmp_path / "off", steps=2, **SMALL)
+    other = reroute(tiny_model("llama"), STOP, KEEP, tmp_path / "none", steps=2, **SMALL)
+    assert all(torch.equal(adapter_tensors(one)[name], held) for name, held in adapter_tensors(other).items())
+
+
+@pytest.mark.parametrize("more", [{"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"lora_bias": True}])
+def test_an_adapter_that_no_lora_can_hold_is_refused(more: dict[str, Any], tmp_path: Path) -> None:
+    model = load_model(with_lora("llama", **more), tokenizer=tiny_tokenizer(), quiet=True)
+    with pytest.raises(BadInput, match="no plain LoRA of linear layers; merge it"):
+        reroute(model, STOP, KEEP, tmp_path / "job", **SMALL)
+    assert not (tmp_path / "job").exists()

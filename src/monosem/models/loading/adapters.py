@@ -4,12 +4,14 @@ An adapter that is built into the layers (LoRA, DoRA, IA3, LoHa, OFT, ...) is a 
 runs and weights have it. One that acts around the model (prompt and prefix tuning, ...) is refused.
 """
 
+import copy
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...errors import BadFile, BadInput, UnknownName
@@ -112,6 +114,50 @@ def _check_kind(config: Any) -> None:
         raise UnknownName(f"{kind} adds learned vectors to the prompt; monosem reads adapters of layers (LoRA ...)")
     if getattr(config, "alora_invocation_tokens", None):
         raise UnknownName("an activated LoRA acts only after its invocation tokens, which monosem does not look for")
+
+
+LowRanks = dict[str, tuple[Float[Tensor, "rank in"], Float[Tensor, "out rank"]]]
+
+
+def merged_loras(hf: PreTrainedModel) -> tuple[PreTrainedModel, LowRanks]:
+    """A copy without adapters, whose weights have what the active LoRAs add; and that: name of a layer -> A, B, where
+    B A is added to its weight. The model itself stays as it is.
+
+    Raises:
+        BadInput: an adapter that is no plain LoRA of linear layers (DoRA, IA3, of embeddings, whole layers saved, ...).
+    """
+    plain = copy.deepcopy(hf)
+    layers: dict[str, Any] = {name: one for name, one in plain.named_modules() if hasattr(one, "base_layer")}
+    inside = {id(part) for layer in layers.values() for part in layer.modules()}
+    odd = [one for one in plain.modules() if type(one).__module__.startswith("peft.") and id(one) not in inside]
+    if odd or not all(map(_is_plain_lora, layers.values())):
+        raise BadInput(
+            "the model has an adapter that is no plain LoRA of linear layers; merge it into its model first (peft's "
+            "merge_and_unload), save that and load it"
+        )
+    added: LowRanks = {}
+    for name, layer in layers.items():
+        on = [] if layer.disable_adapters else [one for one in layer.active_adapters if one in layer.lora_A]
+        if on:
+            added[name] = (
+                torch.cat([layer.lora_A[one].weight.detach() for one in on]),
+                torch.cat([layer.lora_B[one].weight.detach() * layer.scaling[one] for one in on], dim=1),
+            )
+        if waiting := [one for one in on if one not in layer.merged_adapters]:
+            layer.merge(adapter_names=waiting)
+        elif layer.disable_adapters and layer.merged:
+            layer.unmerge()
+        parent, _, own = name.rpartition(".")
+        setattr(plain.get_submodule(parent), own, layer.get_base_layer())
+    if hasattr(plain, "peft_config"):
+        del plain.peft_config
+    return plain, added
+
+
+def _is_plain_lora(layer: Any) -> bool:
+    kind = type(layer)
+    odd = kind.__name__ != "Linear" or not kind.__module__.startswith("peft.tuners.lora.")
+    return not (odd or layer.lora_variant or any(layer.lora_bias.values()))
 
 
 def adapter_notes(hf: nn.Module) -> list[str]:
