@@ -5,8 +5,10 @@ from .contrast import Contrast, contrast
 from .effects import extreme_tokens, logit_effects
 from .evidence import Evidence, Example
 from .explanations import Explanation, Explanations, explanations_of
+from .geometry import WeightStatistics, neighbours, weight_statistics
 from .index import Index, index_of
 from .indexing import build_index
+from .latent_page import LatentPage, page
 from .outputs import OutputScores, output_scores
 from .pooling import pooled
 from .rules import IndexCheck, check_index
@@ -21,8 +23,10 @@ __all__ = [
     "Index",
     "IndexCheck",
     "IndexConfig",
+    "LatentPage",
     "OutputScores",
     "Top",
+    "WeightStatistics",
     "build_index",
     "check_index",
     "contrast",
@@ -30,7 +34,10 @@ __all__ = [
     "extreme_tokens",
     "index_of",
     "logit_effects",
+    "neighbours",
     "output_scores",
+    "page",
     "pooled",
     "top",
+    "weight_statistics",
 ]

@@ -11,6 +11,7 @@ from ..errors import BadInput
 from ..models import Model
 
 CHUNK = 256  # latents whose effect on the whole vocabulary is held at once
+LOGIT_BINS = 50  # of a histogram over the vocabulary
 
 CONVENTION = (
     "decoder row (through W_O at z) × gain of the final norm (less the row's mean, if that is a LayerNorm), "
@@ -45,15 +46,18 @@ def logit_effects(
     """
     if not reaches_logits(model, dictionary):
         raise BadInput(f"latents at {dictionary.site_out} have no direct effect on the logits: it is not in the stream")
-    W_U = model.W_U.float()
-    W_U = (W_U - W_U.mean(1, keepdim=True)) * model.final_gain.float()[:, None] * model.logit_slope
-    if model.final_norm.centres:
-        W_U = W_U - W_U.mean(0)  # the same as taking the mean out of every row
-    if (branch := model.branch_of(dictionary.site_out)) is not None and dictionary.site_out == branch.inner:
-        W_U = branch.scale * branch.weight().flatten(0, 1).float() @ W_U
+    W_U, gain = model.W_U.float(), model.final_gain.float() * model.logit_slope
+    branch = model.branch_of(dictionary.site_out)
+    through = branch if branch is not None and dictionary.site_out == branch.inner else None
     wanted = torch.arange(dictionary.width) if latents is None else latents
     for chunk in wanted.split(CHUNK):
-        yield dictionary.decoder_rows(chunk).float().to(W_U.device) @ W_U
+        rows = dictionary.decoder_rows(chunk).float().to(W_U.device)
+        if through is not None:
+            rows = rows @ (through.scale * through.weight().flatten(0, 1).float())
+        if model.final_norm.centres:
+            rows = rows - rows.mean(1, keepdim=True)
+        effects = (rows * gain) @ W_U
+        yield effects - effects.mean(1, keepdim=True)
 
 
 def extreme_tokens(
@@ -71,3 +75,22 @@ def extreme_tokens(
         parts.append((up.indices.cpu(), up.values.cpu(), down.indices.cpu(), down.values.cpu()))
     ids_up, up_values, ids_down, down_values = (torch.cat(column) for column in zip(*parts))
     return ids_up, up_values, ids_down, down_values
+
+
+def logit_moments(effects: Float[Tensor, "n vocab"]) -> Float[Tensor, "3 n"]:
+    """sd, skew (E[z^3]) and kurtosis (E[z^4], 3 for a normal distribution) of each row over the vocabulary.
+
+    Of the statistics of Bloom & Lin (2024, Understanding SAE features with the logit lens) the mean is missing: it is 0
+    here, because the mean over the vocabulary is taken out.
+    """
+    deviations = (effects - effects.mean(1, keepdim=True)).double()
+    sd = deviations.square().mean(1).sqrt()
+    z = deviations / sd[:, None]
+    return torch.stack([sd, z.pow(3).mean(1), z.pow(4).mean(1)])
+
+
+def logit_histogram(effects: Float[Tensor, "vocab"], bins: int = LOGIT_BINS) -> tuple[list[float], list[int]]:
+    """Edges and counts of bins of equal width from the smallest to the largest effect on any token."""
+    low, high = float(effects.min()), float(effects.max())
+    counts = torch.histc(effects.float().cpu(), bins, low, high)
+    return torch.linspace(low, high, bins + 1).tolist(), counts.long().tolist()

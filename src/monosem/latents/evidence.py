@@ -34,6 +34,7 @@ class Example:
             only where codes have signs). Where a character is spread over several tokens, it stands at the last of them
             and the others are empty.
         anchor: index of the strongest token. document: its document's id. position: of the anchor in its window.
+        ids: token ids, to run the model on the example again.
     """
 
     tokens: list[str]
@@ -41,6 +42,7 @@ class Example:
     anchor: int
     document: str
     position: int
+    ids: list[int] = field(default_factory=list)
 
     @property
     def maximum(self) -> float:

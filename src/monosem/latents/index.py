@@ -25,7 +25,7 @@ from ..reading import parse_json
 from ..results import Result
 from .evidence import Band, Evidence, Example
 from .explanations import Explanations, explanations_of
-from .layout import EDGES, SCHEMA, Piece, band_of, quantile, share_below, unpack
+from .layout import EDGES, SCHEMA, Piece, band_of, moments, quantile, share_below, unpack
 from .queries import ExampleText, by_texts, by_words
 from .spelling import alone, readable
 
@@ -117,22 +117,16 @@ class Index(Result):
             if raw["latent"].tolist() != list(range(self.width)):
                 raise ValueError(f"{len(raw)} of {self.width} latents")
         n = raw["count"].where(raw["count"] > 0)
-        m1, m2, m3, m4 = (raw[f"s{i}"] / n for i in (1, 2, 3, 4))
-        variance = (m2 - m1**2).clip(lower=0)
-        sd = variance**0.5
-        safe = sd.where(sd > 1e-6 * m1.abs())
-        return pd.DataFrame(
-            {
-                "latent": raw["latent"],
-                "count": raw["count"],
-                "density": raw["count"] / self.meta["tokens"],
-                "maximum": raw["maximum"],
-                "mean": m1,
-                "sd": sd,
-                "skew": (m3 - 3 * m1 * m2 + 2 * m1**3) / safe**3,
-                "kurtosis": (m4 - 4 * m1 * m3 + 6 * m1**2 * m2 - 3 * m1**4) / safe**4,
-            }
-        )
+        density = raw["count"] / self.meta["tokens"]
+        about = {"latent": raw["latent"], "count": raw["count"], "density": density, "maximum": raw["maximum"]}
+        return pd.DataFrame(about | moments(n, *(raw[f"s{i}"] for i in (1, 2, 3, 4))))
+
+    def moments_of_all(self, latent: int) -> dict[str, float]:
+        """mean, sd, skew and kurtosis of a latent over all counted tokens; where it is silent it is 0."""
+        with self.reading():
+            (sums,) = self.rows("SELECT s1, s2, s3, s4 FROM latent WHERE id = ?", (latent,))
+            found = moments(pd.Series([float(self.meta["tokens"])]), *(pd.Series([float(one)]) for one in sums))
+        return {name: float(column.iloc[0]) for name, column in found.items()}
 
     @cached_property
     def densities(self) -> Float[Tensor, "width"]:
@@ -270,7 +264,7 @@ class Index(Result):
     def _example(self, piece: Piece) -> Example:
         ids, values, anchor, document, position = piece
         tokens = readable(self._vocabulary.get(i, f"<{i}>") for i in ids.tolist())
-        return Example(tokens, values.tolist(), anchor, self._documents.get(document, "?"), position)
+        return Example(tokens, values.tolist(), anchor, self._documents.get(document, "?"), position, ids.tolist())
 
     def _bands(self, latent: int, bins: np.ndarray, maximum: float) -> list[Band]:
         n = self.meta.get("bands", 0)

@@ -9,6 +9,7 @@ import math
 import zlib
 
 import numpy as np
+import pandas as pd
 
 SCHEMA = 1
 EDGES = 2.0 ** np.linspace(-10, 14, 65)  # of the 64 histogram bins; values outside fall into the first or last
@@ -93,3 +94,15 @@ def quantile(bins: np.ndarray, q: float, maximum: float, lowest: float = 0.0) ->
     before = total[at - 1] if at else 0
     share = (q * total[-1] - before) / max(int(bins[at]), 1)
     return float(min(max(EDGES[at] * (EDGES[at + 1] / EDGES[at]) ** share, lowest), maximum))
+
+
+def moments(n: pd.Series, s1: pd.Series, s2: pd.Series, s3: pd.Series, s4: pd.Series) -> dict[str, pd.Series]:
+    """mean, sd, skew E[z^3] and kurtosis E[z^4] (3 for a normal distribution) of n values with these sums of powers.
+
+    NaN where n is, and skew and kurtosis also where all values are the same.
+    """
+    m1, m2, m3, m4 = s1 / n, s2 / n, s3 / n, s4 / n
+    sd = (m2 - m1**2).clip(lower=0) ** 0.5
+    safe = sd.where(sd > 1e-6 * m1.abs())
+    skew = (m3 - 3 * m1 * m2 + 2 * m1**3) / safe**3
+    return {"mean": m1, "sd": sd, "skew": skew, "kurtosis": (m4 - 4 * m1 * m3 + 6 * m1**2 * m2 - 3 * m1**4) / safe**4}

@@ -1,0 +1,271 @@
+"""Everything known about one latent, as plain data: what the app, a notebook and an export draw."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from .. import __version__
+from ..dictionaries import Dictionary
+from ..dictionaries.codes import latent_ids
+from ..errors import BadInput
+from ..files import json_value
+from ..models import Model
+from ..results import Result
+from .effects import CONVENTION, logit_effects, logit_histogram, logit_moments
+from .evidence import Evidence, Example
+from .geometry import aligned_neurons, head_shares, neighbours, weight_statistics
+from .index import Index
+
+SHOWN = 10  # tokens and neighbours a list
+
+
+@dataclass(frozen=True, repr=False)
+class LatentPage(Result):
+    """What is known about a latent, as data.
+
+    Attributes:
+        latent, dictionary: which. summary: one sentence.
+        parts: name -> its data, plain values (`PARTS` says what each holds).
+        missing: name -> why there is none: no index, no model, no direct path to the logits.
+    """
+
+    latent: int
+    dictionary: str
+    summary: str
+    parts: Mapping[str, Any]
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON holds it: `latent`, `dictionary`, `summary`, `missing`, and one key a part."""
+        about = {"latent": self.latent, "dictionary": self.dictionary, "summary": self.summary}
+        return dict(json_value(about | {"missing": dict(self.missing)} | dict(self.parts)))
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row a top example, as `Evidence.table`; without rows where there is no index."""
+        rows = self.parts.get("examples", [])
+        columns = ["maximum", "text", "document", "position"]
+        return pd.DataFrame([{**one, "text": "".join(one["tokens"])} for one in rows], columns=columns)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a page is made from; a part that needs what is None says so with `BadInput`."""
+
+    latent: int
+    index: Index | None
+    of: Dictionary | None
+    lm: Model | None
+
+    @property
+    def dictionary(self) -> Dictionary:
+        return self._given(self.of, "the dictionary")
+
+    @property
+    def model(self) -> Model:
+        return self._given(self.lm, "the model")
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        index: Index = self._given(self.index, "an index: make one with `monosem latents index`")
+        return index.evidence(self.latent)
+
+    def _given(self, held: Any, what: str) -> Any:
+        if held is None:
+            raise BadInput(f"needs {what}")
+        return held
+
+
+def page(
+    index: Index | None, latent: int, *, dictionary: Dictionary | None = None, model: Model | None = None
+) -> LatentPage:
+    """Everything known about a latent. Parts that need what is not given are in `missing`, with the reason.
+
+    Args:
+        index: None gives what the weights alone say; then `dictionary` is needed.
+        dictionary: by default the index's own.
+        model: for effects on all tokens; without one, the strongest that the index holds.
+
+    Raises:
+        UnknownName: no such latent. BadInput: neither index nor dictionary. BadFile: a damaged index.
+        Mismatch: a model that the dictionary is not of.
+    """
+    own = dictionary if dictionary is not None else index.dictionary if index is not None else None
+    if own is None and index is None:
+        raise BadInput("a page needs an index or a dictionary")
+    if own is not None:
+        (latent,) = latent_ids(latent, own.width).tolist()
+        if model is not None:
+            own.check(model)
+    evidence = None if index is None else index.evidence(latent)
+    name = evidence.dictionary if evidence is not None else own.name if own is not None else ""
+    summary = f"latent {latent} of {name}: no corpus was read yet" if evidence is None else evidence.summary
+    sources = Sources(latent, index, own, model)
+    parts, missing = {}, {}
+    for part, made in PARTS.items():
+        try:
+            parts[part] = made(sources)
+        except BadInput as error:
+            missing[part] = str(error)
+    return LatentPage(latent, name, summary, parts, missing)
+
+
+# --- the parts ------------------------------------------------------------------------------------------------------
+
+
+def _statistics(s: Sources) -> dict[str, Any]:
+    """Counts, density, maximum; moments over active tokens, and over all counted tokens (where silent ones are 0)."""
+    e = s.evidence
+    assert s.index is not None
+    row = s.index.table.iloc[s.latent]
+    active = {name: float(row[name]) for name in ("mean", "sd", "skew", "kurtosis")}
+    return {
+        "count": e.count,
+        "tokens": int(s.index.meta["tokens"]),
+        "density": e.density,
+        "log10_density": float(np.log10(e.density)) if e.count else None,
+        "maximum": e.maximum,
+        "dead": e.count == 0,
+        "active": active,
+        "all": s.index.moments_of_all(s.latent),
+        "quantiles": {name.removeprefix("quantile "): value for name, value in e.quantiles.items()},
+        "skipped": s.index.meta.get("skipped", {}),
+        "skip": s.index.meta.get("skip", ""),
+    }
+
+
+def _histogram(s: Sources) -> list[dict[str, float]]:
+    """Of magnitudes where it is active; bins of equal width in log2, empty ones left out."""
+    return [{"low": low, "high": high, "count": count} for low, high, count in s.evidence.histogram]
+
+
+def _tokens(s: Sources) -> list[dict[str, Any]]:
+    """Tokens that it fires on, most activation first."""
+    return [{"token": token, "count": count, "mass": mass} for token, count, mass in s.evidence.tokens]
+
+
+def _logits(s: Sources) -> dict[str, Any]:
+    """Direct effects on next-token logits: strongest both ways; with a model also of the whole vocabulary."""
+    if s.lm is None:
+        e = s.evidence
+        assert s.index is not None
+        if not e.promoted:
+            raise BadInput(f"direct effect on the logits: {s.index.meta.get('effects', 'unknown')}")
+        sides = {"promoted": e.promoted[:SHOWN], "suppressed": e.suppressed[:SHOWN]}
+        listed = {side: [{"token": t, "effect": v} for t, v in pairs] for side, pairs in sides.items()}
+        return listed | {"convention": s.index.meta.get("effects", ""), "histogram": None, "moments": None}
+    (effects,) = logit_effects(s.model, s.dictionary, torch.tensor([s.latent]))
+    edges, counts = logit_histogram(effects[0])
+    moments = logit_moments(effects)[:, 0].tolist()
+    up, down = (effects[0].topk(min(SHOWN, effects.shape[1]), largest=largest) for largest in (True, False))
+    tokens = {
+        side: [
+            {"token": s.model.str_token(i), "id": i, "effect": value}
+            for i, value in zip(found.indices.tolist(), found.values.tolist())
+        ]
+        for side, found in (("promoted", up), ("suppressed", down))
+    }
+    return tokens | {
+        "convention": CONVENTION,
+        "histogram": {"edges": edges, "counts": counts},
+        "moments": dict(zip(("sd", "skew", "kurtosis"), moments)),
+    }
+
+
+def _geometry(s: Sources) -> dict[str, Any]:
+    """Norms, the angle between encoder and decoder, bias and threshold."""
+    row = weight_statistics(s.dictionary, [s.latent]).table.iloc[0].drop("latent")
+    return {"kind": s.dictionary.kind, **{str(name): float(value) for name, value in row.items()}}
+
+
+def _neighbours(s: Sources) -> dict[str, list[dict[str, Any]]]:
+    """The most similar decoder and encoder rows."""
+    labels = {} if s.index is None or s.index.explanations is None else s.index.explanations.all
+    return {
+        side: [
+            {"latent": other, "cosine": cosine, "label": labels[other].label if other in labels else None}
+            for other, cosine in neighbours(s.dictionary, s.latent, n=SHOWN, side=side)
+        ]
+        for side in ("decoder", "encoder")
+    }
+
+
+def _neurons(s: Sources) -> dict[str, Any]:
+    """The largest entries of the decoder row; `privileged` says whether they are neurons, not mere dimensions."""
+    named = aligned_neurons(s.dictionary, s.latent)
+    privileged = s.dictionary.has_site_out and s.dictionary.site_out.name in ("mlp_post", "mlp_pre", "mlp_gated")
+    rows = [{"neuron": neuron, "value": value, "share": share} for neuron, value, share in named]
+    return {"rows": rows, "privileged": privileged}
+
+
+def _heads(s: Sources) -> list[dict[str, float]]:
+    """How much of the decoder row lies in each head."""
+    if not s.dictionary.per_head:
+        raise BadInput("only dictionaries of heads (z, q, k, v) have shares of heads")
+    cfg = s.model.cfg
+    heads = cfg.n_kv_heads if s.dictionary.site_out.name in ("k", "v") else cfg.n_heads
+    shares = head_shares(s.dictionary, s.latent, heads)
+    return [{"head": head, "share": share} for head, share in enumerate(shares)]
+
+
+def _example(example: Example) -> dict[str, Any]:
+    """The strongest token stands at `anchor`; an empty token's character stands at a later one."""
+    return {
+        "tokens": example.tokens,
+        "ids": example.ids,
+        "activations": example.activations,
+        "anchor": example.anchor,
+        "maximum": example.maximum,
+        "document": example.document,
+        "position": example.position,
+    }
+
+
+def _examples(s: Sources) -> list[dict[str, Any]]:
+    """Strongest first; at most one a window, two a document, no two with the same wording."""
+    return [_example(example) for example in s.evidence.examples]
+
+
+def _intervals(s: Sources) -> list[dict[str, Any]]:
+    """Equal widths from 0 (left out) to the maximum, strongest first; share of the active tokens."""
+    return [
+        {"low": b.low, "high": b.high, "share": b.share, "examples": [_example(example) for example in b.examples]}
+        for b in s.evidence.bands
+    ]
+
+
+def _explanation(s: Sources) -> dict[str, Any]:
+    """Its label, with held-out counts."""
+    found = s.evidence.explanation
+    if found is None:
+        raise BadInput("has no explanation; docs/latents.md says what explanations.json holds")
+    return {"label": found.label, "score": found.score, "fires": str(found.fires), "quiet": str(found.quiet)}
+
+
+def _provenance(s: Sources) -> dict[str, Any]:
+    """What all of this was made with."""
+    meta = {} if s.index is None else s.index.meta
+    own = {} if s.of is None else {"site": str(s.of.site), "weights": s.of.fingerprint, "kind": s.of.kind}
+    own |= {} if s.of is None or not s.of.model_name else {"model": s.of.model_name}
+    return {**own, **meta, "monosem": __version__}
+
+
+PARTS: dict[str, Callable[[Sources], Any]] = {
+    "statistics": _statistics,
+    "histogram": _histogram,
+    "tokens": _tokens,
+    "logits": _logits,
+    "geometry": _geometry,
+    "neighbours": _neighbours,
+    "neurons": _neurons,
+    "heads": _heads,
+    "examples": _examples,
+    "intervals": _intervals,
+    "explanation": _explanation,
+    "provenance": _provenance,
+}

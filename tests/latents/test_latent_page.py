@@ -1,0 +1,137 @@
+"""The data of one latent's page: what weights say by NumPy, the index by its evidence, and what is missing."""
+
+import json
+
+import numpy as np
+import pytest
+
+from monosem.errors import BadInput, Mismatch, UnknownName
+from monosem.latents import IndexConfig, build_index, neighbours, page, weight_statistics
+from tiny import model_of
+from tiny_dictionaries import tiny_dictionary
+from tiny_latents import MODEL, STORE, TOPK, WIDTH
+
+CONFIG = IndexConfig(examples=5, left=4, right=2)
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    return build_index(MODEL, TOPK, STORE, tmp_path_factory.mktemp("page") / "index.sqlite", CONFIG, quiet=True)
+
+
+def weights() -> tuple[np.ndarray, np.ndarray]:
+    return TOPK.W_enc.numpy().T.astype(float), TOPK.W_dec.numpy().astype(float)
+
+
+def cosines(rows: np.ndarray, other: np.ndarray) -> np.ndarray:
+    unit = [each / np.linalg.norm(each, axis=1, keepdims=True) for each in (rows, other)]
+    return unit[0] @ unit[1].T
+
+
+def test_geometry_is_numpy_s():
+    encoder, decoder = weights()
+    table = weight_statistics(TOPK).table
+    np.testing.assert_allclose(table["encoder_norm"], np.linalg.norm(encoder, axis=1), rtol=1e-5)
+    np.testing.assert_allclose(table["decoder_norm"], np.linalg.norm(decoder, axis=1), rtol=1e-5)
+    np.testing.assert_allclose(table["cosine"], np.diag(cosines(encoder, decoder)), atol=1e-6)
+    np.testing.assert_allclose(table["bias"], TOPK.b_enc.numpy(), rtol=1e-6)
+    np.testing.assert_allclose(table["decoder_bias"], decoder @ TOPK.b_dec.numpy(), rtol=1e-4, atol=1e-5)
+    assert table["threshold"].isna().all()
+    assert weight_statistics(TOPK, [3]).table.iloc[0].to_dict() == pytest.approx(table.iloc[3].to_dict(), nan_ok=True)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "cohere"])
+def test_logit_statistics_are_of_what_the_head_says(family):
+    """The row as the last state itself, up and down: the head's own modules, in which biases cancel out."""
+    model = model_of(family)
+    sae = tiny_dictionary(model_name=family, site="resid_post.2")
+    table = weight_statistics(sae, model=model).table
+    for latent in (0, 5):
+        row = sae.W_dec[latent]
+        up, down = (model.unembed(sign * 100 * row[None, None])[0, 0].double() for sign in (1, -1))
+        said = ((up - down) / 2).detach().numpy()
+        z = (said - said.mean()) / said.std()
+        scale = float((row - row.mean() if model.final_norm.centres else row).square().mean().sqrt())
+        expected = [said.std() * scale, (z**3).mean(), (z**4).mean()]
+        assert table.loc[latent, ["logit_sd", "logit_skew", "logit_kurtosis"]].tolist() == pytest.approx(
+            expected, rel=1e-3
+        )
+
+
+def test_neighbours_are_the_nearest_rows():
+    encoder, decoder = weights()
+    for side, rows in (("decoder", decoder), ("encoder", encoder)):
+        like = cosines(rows, rows)
+        np.fill_diagonal(like, -2)
+        for latent in (0, 7):
+            found = neighbours(TOPK, latent, n=6, side=side)
+            assert [other for other, _ in found] == np.argsort(-like[latent])[:6].tolist()
+            assert [cosine for _, cosine in found] == pytest.approx(np.sort(like[latent])[::-1][:6].tolist(), abs=1e-5)
+    assert neighbours(TOPK, 0, n=1, other=TOPK)[0][0] == 0
+    assert len(neighbours(TOPK, 0, n=1000)) == WIDTH - 1
+    with pytest.raises(UnknownName, match="side"):
+        neighbours(TOPK, 0, side="middle")
+
+
+def test_a_page_holds_what_the_index_and_the_weights_say(index):
+    latent = int(index.top(1, by="count")["latent"].iloc[0])
+    found = page(index, latent, model=MODEL)
+    data, evidence = json.loads(json.dumps(found.to_json(), allow_nan=False)), index.evidence(latent)
+    assert data["statistics"]["count"] == evidence.count
+    assert sum(one["count"] for one in data["histogram"]) == evidence.count
+    assert [one["tokens"] for one in data["examples"]] == [one.tokens for one in evidence.examples]
+    assert data["examples"][0]["activations"][data["examples"][0]["anchor"]] == pytest.approx(
+        evidence.maximum, rel=1e-3
+    )
+    for one in data["examples"]:
+        assert [MODEL.str_token(i) for i in one["ids"]] == one["tokens"]
+    assert [one["share"] for one in data["intervals"]] == [band.share for band in evidence.bands]
+    promoted = [(one["token"], one["effect"]) for one in data["logits"]["promoted"]]
+    assert [token for token, _ in promoted] == [token for token, _ in evidence.promoted[:10]]
+    assert [value for _, value in promoted] == pytest.approx([v for _, v in evidence.promoted[:10]], abs=1e-3)
+    assert sum(data["logits"]["histogram"]["counts"]) == MODEL.cfg.d_vocab
+    row = TOPK.W_dec[latent].numpy()
+    best = np.argsort(-row)[:3]
+    assert [one["neuron"] for one in data["neurons"]["rows"]] == best.tolist()
+    assert [one["share"] for one in data["neurons"]["rows"]] == pytest.approx(
+        (np.abs(row[best]) / np.abs(row).sum()).tolist()
+    )
+    assert data["provenance"]["weights"] == TOPK.fingerprint
+    assert set(data["missing"]) == {"heads", "explanation"}
+
+
+def test_moments_over_all_tokens_count_silence(index):
+    latent = int(index.top(1, by="count")["latent"].iloc[0])
+    tokens, row = index.meta["tokens"], index.table.iloc[latent]
+    whole = page(index, latent).parts["statistics"]["all"]
+    assert whole["mean"] == pytest.approx(row["mean"] * row["count"] / tokens)
+    assert whole["sd"] ** 2 == pytest.approx(
+        (row["sd"] ** 2 + row["mean"] ** 2) * row["count"] / tokens - whole["mean"] ** 2
+    )
+    assert whole["kurtosis"] > row["kurtosis"]
+
+
+def test_without_an_index_the_weights_speak():
+    found = page(None, 3, dictionary=TOPK, model=MODEL)
+    assert {"geometry", "neighbours", "neurons", "logits"} <= set(found.parts)
+    assert "monosem latents index" in found.missing["examples"]
+    assert "no corpus" in found.summary
+    without = page(None, 3, dictionary=TOPK)
+    assert "logits" in without.missing
+
+
+def test_what_cannot_be_has_an_error(index):
+    with pytest.raises(UnknownName, match=f"0 to {WIDTH - 1}"):
+        page(index, WIDTH)
+    with pytest.raises(BadInput, match="index or a dictionary"):
+        page(None, 0)
+    with pytest.raises(Mismatch):
+        page(index, 0, model=model_of("gpt2"))
+
+
+def test_shares_of_heads_add_up():
+    model = model_of("llama")
+    sae = tiny_dictionary("topk", site="z.1", model_name="llama")
+    found = page(None, 2, dictionary=sae, model=model).parts["heads"]
+    norms = [float(part.norm()) for part in sae.W_dec[2].split(model.cfg.d_head)]
+    assert [one["share"] for one in found] == pytest.approx([norm / sum(norms) for norm in norms])
