@@ -12,13 +12,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from common import arguments, interleaved, machine, row
+from common import arguments, forget_highest, interleaved, machine, resident, row
 from monosem import circuits, data, load_model
 from monosem.circuits import EdgeScores, Graph
 from monosem.data import TokenPairs
@@ -96,16 +95,10 @@ def measure_memory(asked: str) -> None:
     method, name, n = asked.split()
     model = load_model("smollm2", dtype="float32", quiet=True)
     (run,) = contestants(model, pairs_of(model, int(n)), method, [name]).values()
-    Path("/proc/self/clear_refs").write_text("5")  # loading needed more than running may: the highest counts from here
+    forget_highest()  # loading needed more than running may
     before = resident("VmRSS")
     run()
-    print((resident("VmHWM") - before) / 1e3)
-
-
-def resident(what: str) -> float:
-    """Kilobytes of this process, now (VmRSS) or at most (VmHWM)."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return float(lines[what].split()[0])
+    print(resident("VmHWM") - before)
 
 
 def main() -> None:

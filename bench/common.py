@@ -32,6 +32,17 @@ def arguments(description: str | None) -> argparse.Namespace:
     return parser.parse_args()
 
 
+def resident(what: str) -> float:
+    """Memory of this process, now (VmRSS) or at its highest (VmHWM), in MB."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return float(lines[what].split()[0]) * 1024 / 1e6
+
+
+def forget_highest() -> None:
+    """The highest memory counts from here."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
 def windows(model: Model, context: int) -> Int[Tensor, "n context"]:
     """English that every Python carries (its language reference, about 100,000 tokens), so nothing is downloaded."""
     documents = (Document(name, topics[name]) for name in sorted(topics))

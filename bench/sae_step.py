@@ -3,19 +3,18 @@
 Same activations (harvested from the embedded model), sizes, optimiser (Adam) and learning rate, in float32. Each trains
 as it does in use: with its dead-latent counts, clipping and, where it has one, the norm constraint, and reports the
 explained variance of its step. No latent is dead so early, so nobody has an auxiliary loss. Every fit has to
-improve on the batch that it saw first. Memory is measured in a process of its own for each contestant: by how much its
-highest resident memory is above what was there before its first weights.
+improve on the batch that it saw first. Each contestant has a process of its own, and they take turns. Memory: by how
+much the highest resident memory of its process is, after two steps, above what was there before its first weights.
 """
 
-import ctypes
-import gc
 import itertools
 import json
 import multiprocessing
-import resource
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import sae_lens
@@ -26,17 +25,18 @@ from sae_lens.training.sae_trainer import SAETrainer
 from sparsify import SparseCoder, SparseCoderConfig
 from torch import Tensor, nn
 
-from common import SITE, arguments, interleaved, machine, row, windows
+from common import SITE, arguments, forget_highest, interleaved, machine, resident, row, windows
 from monosem import load_model
 from monosem.activations import harvest
 from monosem.dictionaries.training.config import TrainConfig
 from monosem.dictionaries.training.state import TrainingState
 from monosem.dictionaries.training.step import train_step
-from monosem.jobs import Health
+from monosem.jobs import Health, keep_freed_memory
 
 FULL = [{"width": width, "k": 32, "batch": 4096, "batches": 4} for width in (8192, 32768)]
 TINY = [{"width": width, "k": 8, "batch": 256, "batches": 1} for width in (1024, 2048)]
 LR = 3e-4
+D = 576  # of the embedded model
 RUN = 100_000_000  # tokens of the run that these are the first steps of
 
 Batches = list[Float[Tensor, "batch d"]]
@@ -60,6 +60,7 @@ def monosem_step(batches: Batches, size: dict[str, int], **changes: Any) -> Step
         **changes,
     )
     device = torch.device("cpu")
+    keep_freed_memory()  # as `train` does
     state, health, stream = TrainingState.begin(config, batches, device), Health(device), itertools.cycle(batches)
 
     def step() -> float:
@@ -172,48 +173,54 @@ def activations(size: dict[str, int]) -> Batches:
     return list(x[torch.randperm(wanted)].split(size["batch"]))
 
 
-def highest() -> float:
-    """MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+def work(pipe: Connection, kind: str, name: str, size: dict[str, int], threads: int, saved: Path) -> None:
+    """A contestant's process: it sends by how many MB two steps raise its highest resident memory, and how well each of
+    them fits; then it makes a step and sends its fit whenever it is asked."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    batches = torch.load(saved)
+    forget_highest()
+    before = resident("VmRSS")
+    step = CONTESTANTS[kind][name](batches, size)
+    fits = [step(), step()]
+    pipe.send((resident("VmHWM") - before, fits))
+    while pipe.recv():
+        pipe.send(step())
 
 
-def held(prepare: Callable[[Batches, dict[str, int]], Step], batches: Batches, size: dict[str, int]) -> float:
-    """MB by which two steps raise the highest resident memory of a process of their own."""
+class Contestant:
+    """A process of its own, so that what one package does to the memory of its process does nothing to the others."""
 
-    def measure(pipe: Connection) -> None:
-        torch.set_num_threads(1)  # the pool of threads did not come along
-        before = highest()
-        step = prepare(batches, size)
-        step(), step()
-        pipe.send(highest() - before)
+    def __init__(self, kind: str, name: str, size: dict[str, int], threads: int, saved: Path):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, far = context.Pipe()
+        self.process = context.Process(target=work, args=(far, kind, name, size, threads, saved), daemon=True)
+        self.process.start()
+        far.close()
+        self.megabytes, self.fits = self.pipe.recv()
 
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # memory that is free but held would be used again without being seen
-    receiver, sender = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("fork").Process(target=measure, args=(sender,))
-    process.start()
-    sender.close()
-    megabytes = receiver.recv()
-    process.join()
-    return megabytes
+    def step(self) -> None:
+        self.pipe.send(True)
+        self.fits.append(self.pipe.recv())
+
+    def end(self) -> None:
+        self.pipe.send(False)
+        self.process.join()
 
 
-def compared(kind: str, batches: Batches, size: dict[str, int], rounds: int) -> list[dict[str, Any]]:
+def compared(kind: str, size: dict[str, int], rounds: int, threads: int, saved: Path) -> list[dict[str, Any]]:
     """The rows of a table."""
-    memory = {name: held(prepare, batches, size) for name, prepare in CONTESTANTS[kind].items()}
-    steps = {name: prepare(batches, size) for name, prepare in CONTESTANTS[kind].items()}
-    fits: dict[str, list[float]] = {name: [] for name in steps}
-    timed = {name: lambda name=name: fits[name].append(steps[name]()) for name in steps}
-    seconds = interleaved(timed, rounds)
-    last = rounds - rounds % len(batches)  # the last step on the batch of the first
-    for name, fit in fits.items():
-        print(f"{size['width']} {kind} {name}: explained {fit[0]:.3f}, {last} steps later {fit[last]:.3f}", flush=True)
-        assert fit[last] > fit[0], f"{name} does not learn"
-    about = {"kind": kind, "d": batches[0].shape[1], **size}
-    return [
-        {**about, **row(name, size["batch"], seconds, "monosem"), "fve": [fit[0], fit[-1]], "mb": memory[name]}
-        for name, fit in fits.items()
-    ]
+    started = {name: Contestant(kind, name, size, threads, saved) for name in CONTESTANTS[kind]}
+    seconds = interleaved({name: one.step for name, one in started.items()}, rounds)
+    rows = []
+    for name, one in started.items():
+        one.end()
+        last = (len(one.fits) - 1) // size["batches"] * size["batches"]  # the last step on the batch of the first
+        print(f"{size['width']} {kind} {name}: explained {one.fits[0]:.3f}, {last} steps later {one.fits[last]:.3f}")
+        assert one.fits[last] > one.fits[0], f"{name} does not learn"
+        line = {**row(name, size["batch"], seconds, "monosem"), "fve": [one.fits[0], one.fits[-1]]}
+        rows.append({"kind": kind, "d": D, **size, **line, "mb": one.megabytes})
+    return rows
 
 
 def main() -> None:
@@ -223,9 +230,11 @@ def main() -> None:
     packages = ["torch", "monosem", "sae-lens", "transformer-lens", "eai-sparsify"]
     found: dict[str, Any] = {"machine": machine(options.threads, packages), "rows": []}
     sizes = TINY if options.tiny else FULL
-    batches = activations(sizes[0])
-    for size, kind in itertools.product(sizes, CONTESTANTS):
-        found["rows"] += compared(kind, batches, size, options.rounds)
+    with tempfile.TemporaryDirectory() as folder:
+        saved = Path(folder) / "activations.pt"
+        torch.save(activations(sizes[0]), saved)
+        for size, kind in itertools.product(sizes, CONTESTANTS):
+            found["rows"] += compared(kind, size, options.rounds, options.threads, saved)
     options.out.write_text(json.dumps(found, indent=1))
 
 

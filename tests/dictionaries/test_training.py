@@ -175,6 +175,26 @@ def test_a_step_keeps_decoder_rows_at_unit_norm_and_forgets_gradients_along_them
     assert (momentum * before).sum(1).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("clip", [1e-4, 1e4])
+def test_gradients_are_clipped_by_the_norm_of_all(clip: float) -> None:
+    """Adam's first moment is a tenth of what it was given: against torch's own clipping of the same step."""
+    cpu, moments = torch.device("cpu"), []
+    for most in (clip, 1e9):
+        batch = next(MemoryStream())
+        options = config(clip=most)
+        state = TrainingState.begin(options, [batch], cpu)
+        train_step(state, options, batch, cpu, Health(cpu), logged=True)
+        moments.append([state.optimizer.state[p]["exp_avg"] * 10 for p in state.form.parameters()])
+    given, whole = moments
+    held = [torch.nn.Parameter(part.clone()) for part in whole]
+    for parameter, part in zip(held, whole):
+        parameter.grad = part.clone()
+    norm = float(torch.nn.utils.clip_grad_norm_(held, clip))
+    assert (norm > clip) == (clip < 1)
+    for parameter, part in zip(held, given):
+        torch.testing.assert_close(part, parameter.grad, rtol=1e-4, atol=1e-9)
+
+
 def test_the_geometric_median_ignores_outliers() -> None:
     torch.manual_seed(0)
     x = torch.randn(1001, 4) * 0.1 + 3

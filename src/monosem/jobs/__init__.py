@@ -6,6 +6,7 @@ from .config import JobConfig
 from .fingerprint import fingerprint, module_fingerprint
 from .interrupts import Interrupted, Interrupts
 from .journal import Health, Journal
+from .memory import keep_freed_memory
 
 __all__ = [
     "Checkpoints",
@@ -18,5 +19,6 @@ __all__ = [
     "claimed",
     "differences",
     "fingerprint",
+    "keep_freed_memory",
     "module_fingerprint",
 ]

@@ -41,7 +41,6 @@ def train_step(
     with products(device):
         passes = passes_of(form, x, config, device)
         done = together(form, passes)
-    residual = y - done.reconstruction
     if rest is None:
         loss = rebuilding = unexplained(done, y, config, state.variance)
     else:  # the model computes in its own dtype
@@ -49,7 +48,7 @@ def train_step(
     auxiliary, sparsity, k_aux = loss.new_zeros(()), None, config.auxk_of(state.widths[0])
     if any(map(len, state.dead)) and k_aux and config.auxk_coefficient:
         with products(device):
-            revived = revival(form, x, residual, state.dead, k_aux, kind.saved == "abstopk")
+            revived = revival(form, x, y - done.reconstruction, state.dead, k_aux, kind.saved == "abstopk")
         loss = loss + config.auxk_coefficient * revived
         auxiliary = loss - rebuilding
     if kind.penalty is not None:
@@ -64,16 +63,14 @@ def train_step(
     if not logged:
         return {}
     parts = {"loss": loss, "auxk": auxiliary} | ({} if sparsity is None else {"sparsity": sparsity})
-    return _record(state, config, parts, y, residual, done.active / len(x))
+    return _record(state, config, parts, y, done)
 
 
 @torch.no_grad()
-def _record(
-    state: TrainingState, config: TrainConfig, parts: dict[str, Tensor], y: Tensor, residual: Tensor, l0: Tensor
-) -> Record:
+def _record(state: TrainingState, config: TrainConfig, parts: dict[str, Tensor], y: Tensor, done: Pass) -> Record:
     """Of the step that was just made; a GPU is waited for once."""
-    left = torch.linalg.vector_norm(residual) / torch.linalg.vector_norm(y - y.mean(0))
-    values = {**parts, "fve": 1 - left.square(), "l0": l0}
+    left = torch.linalg.vector_norm(y - done.reconstruction) / torch.linalg.vector_norm(y - y.mean(0))
+    values = {**parts, "fve": 1 - left.square(), "l0": done.active / len(y)}
     numbers = dict(zip(values, torch.stack(list(values.values())).tolist()))
     step = state.step
     about = {"step": step, "tokens": step * config.batch_tokens}
@@ -92,7 +89,8 @@ def _optimise(state: TrainingState, config: TrainConfig) -> None:
     form, optimizer = state.form, state.optimizer
     for layer in form.layers:
         layer.form.project_decoder_gradient()
-    torch.nn.utils.clip_grad_norm_(form.parameters(), config.clip)
+    gradients = [p.grad for p in form.parameters() if p.grad is not None]
+    optimizer.grad_scale = _excess(gradients, config.clip)  # type: ignore[attr-defined]  # torch's fused Adam reads it
     for group in optimizer.param_groups:
         group["lr"] = config.lr_at(state.step)
     optimizer.step()
@@ -100,3 +98,9 @@ def _optimise(state: TrainingState, config: TrainConfig) -> None:
     for layer in form.layers:
         layer.form.normalise_decoder()
         KINDS[config.kind].constrain(layer.form)
+
+
+def _excess(gradients: list[Tensor], most: float) -> Tensor:
+    """What gradients are divided by so that their norm is at most that. Adam divides as it reads them, where
+    `clip_grad_norm_` would go over them once more."""
+    return (torch.nn.utils.get_total_norm(gradients) / most).clamp(min=1.0)

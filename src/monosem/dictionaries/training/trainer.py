@@ -14,7 +14,7 @@ from torch import Tensor
 from ...activations.second import any_site
 from ...errors import BadInput
 from ...files import writable_folder
-from ...jobs import Checkpoints, Interrupted, Interrupts, claim
+from ...jobs import Checkpoints, Interrupted, Interrupts, claim, keep_freed_memory
 from ...models.loading.precision import choose_device
 from ...models.turns import refuse_inference_mode
 from ..dictionary import Dictionary
@@ -112,6 +112,8 @@ def trained_on(
     refuse_inference_mode("training a dictionary")
     device = _device(config)
     rows = [one.precision for one in config.each.values()]
+    if device.type == "cpu":
+        keep_freed_memory()
     claimed = claim(folder, config, work=f"{CHECKPOINTS}/*.pt", resume=resume)
     with claimed as target, Interrupts() as interrupts, precision_of(rows, device):
         run = _Run(config, stream, target, interrupts, device)
