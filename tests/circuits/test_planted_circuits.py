@@ -51,7 +51,8 @@ def test_edges_that_carry_the_same_on_both_sides_have_no_score_against_prompts(n
     assert max(moved[edge] for edge in same) < 0.05 * max(moved.values())
 
 
-def test_learnt_masks_keep_the_planted_edges() -> None:
+@pytest.mark.parametrize("method", ["edge-pruning", "ugs"])
+def test_learnt_masks_keep_the_planted_edges(method: str) -> None:
     pairs, truth, model = planted("copying")
-    found = learn_circuit(model, pairs, edges=truth.n_edges, steps=120, corruption=zero(), batch_size=12, quiet=True)
+    found = learn_circuit(model, pairs, truth.n_edges, method, steps=120, corruption=zero(), batch_size=12, quiet=True)
     assert torch.equal(found.edges, truth.edges)

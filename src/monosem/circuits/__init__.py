@@ -14,6 +14,7 @@ from .job import FoundCircuit, find_circuit
 from .learning import learn_circuit
 from .methods import EDGE_METHODS
 from .nodes import NodeScores, node_scores
+from .optimal import OptimalAblation, optimal_ablation
 from .scores import EdgeScores
 from .stability import Stability, stability
 from .truth import Recovery, recovery
@@ -30,6 +31,7 @@ __all__ = [
     "FoundCircuit",
     "Graph",
     "NodeScores",
+    "OptimalAblation",
     "Recovery",
     "Stability",
     "acdc",
@@ -46,6 +48,7 @@ __all__ = [
     "load_auto_circuit",
     "load_graph",
     "node_scores",
+    "optimal_ablation",
     "recovery",
     "save_graph",
     "stability",

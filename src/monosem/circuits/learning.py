@@ -1,30 +1,36 @@
-"""Circuits that are learnt: a mask of edges by gradient descent, as in Edge Pruning (Bhaskar et al. 2024,
-arXiv:2406.16778) with the hard concrete distribution (Louizos et al. 2018, arXiv:1712.01312).
+"""Circuits that are learnt: a mask of edges by gradient descent on KL(model‖circuit). Every edge has a gate, which is
+exactly 0 or 1 in part of its draws, so that edges are really gone while the others are learnt. With u uniform in 0..1
+and a logit α for each edge:
 
-Every edge has a gate: with u uniform and a logit α,
+| method | gate | what keeps it small |
+|---|---|---|
+| `edge-pruning` | clip(s (r - l) + l, 0, 1), s = σ((ln u - ln(1 - u) + α) / β) | λ₁ (n - t) + λ₂ (n - t)² |
+| `ugs` | 1 - clip((u - θ) / w + 1/2, 0, 1), θ = σ(α), w = θ (1 - θ) | price · Σ θ |
 
-    s = σ((ln u - ln(1 - u) + α) / β),    gate = clip(s (r - l) + l, 0, 1),    l = -0.1, r = 1.1, β = 2/3,
-
-which is exactly 0 or 1 in part of its draws, so that edges are really gone while the others are learnt. The loss is
-KL(model‖circuit) plus λ₁ (n - t) + λ₂ (n - t)², with n the expected share of edges that are kept and t a target that
-falls from 1 to the share that is asked for; λ are raised by gradient ascent.
+Edge Pruning (Bhaskar et al. 2024, arXiv:2406.16778) has the hard concrete gate (Louizos et al. 2018, arXiv:1712.01312;
+l = -0.1, r = 1.1, β = 2/3); n is the expected share of edges that are kept, t a target that falls from 1 to the share
+that is asked for, and λ are raised by gradient ascent. Uniform gradient sampling (Li & Janson 2024, arXiv:2409.09951)
+keeps an edge with probability θ, half open within w of it, so that every θ has the same gradient on average.
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..data import TokenPairs
-from ..errors import BadInput
+from ..errors import BadInput, check_name
 from ..metrics import kl
 from ..models import Model
 from ..patching.corruptions import Corruption
 from ..patching.scoring import METRICS, refuse_joint
 from ..progress import Meter
 from ..results import analysis
-from .batches import Batches
+from .batches import Batch, Batches
 from .circuit import Circuit
 from .graph import Graph
 from .running import run_masks
@@ -33,6 +39,38 @@ from .selection import top_n
 LOW, HIGH, BETA = -0.1, 1.1, 2 / 3
 SHIFT = BETA * math.log(-LOW / HIGH)  # a gate is above 0 with probability σ(α - SHIFT)
 WARM = 0.6  # share of the steps after which the target stands
+Edges = Float[Tensor, "edges"]
+
+
+@dataclass(frozen=True)
+class Gates:
+    """A row of `GATES`.
+
+    Attributes:
+        drawn: logits and u -> gates. opened: logits -> the probability that a gate is kept.
+        shift: what `opened` takes off a logit. priced: whether kept edges have a price, or a number that is aimed at.
+    """
+
+    drawn: Callable[[Edges, Edges], Edges]
+    shift: float
+    priced: bool
+
+    def opened(self, logits: Edges) -> Edges:
+        return torch.sigmoid(logits - self.shift)
+
+
+def hard_concrete(logits: Edges, u: Edges) -> Edges:
+    s = torch.sigmoid((u.log() - (1 - u).log() + logits) / BETA)
+    return (s * (HIGH - LOW) + LOW).clamp(0, 1)
+
+
+def uniform_window(logits: Edges, u: Edges) -> Edges:
+    kept = torch.sigmoid(logits)
+    window = (kept * (1 - kept)).detach().clamp(min=1e-6)  # moving it would add noise to gradients and nothing else
+    return 1 - ((u - kept) / window + 0.5).clamp(0, 1)
+
+
+GATES = {"edge-pruning": Gates(hard_concrete, SHIFT, False), "ugs": Gates(uniform_window, 0.0, True)}
 
 
 @analysis
@@ -40,7 +78,9 @@ def learn_circuit(
     model: Model,
     pairs: TokenPairs,
     edges: int,
+    method: Literal["edge-pruning", "ugs"] = "edge-pruning",
     *,
+    price: float | None = None,
     steps: int = 300,
     learning_rate: float = 0.3,
     corruption: Corruption | None = None,
@@ -55,45 +95,81 @@ def learn_circuit(
 
     Args:
         edges: how many are kept: those whose gates are most often open.
+        method: a row of `learning.GATES`.
+        price: of "ugs": nats that an edge must save; default: KL of the empty circuit, shared among all edges.
         start: edges that may be kept; default: all.
 
     Raises:
-        BadInput: no step, a rate that is not above 0, or more edges than there are.
+        BadInput: no step, a rate or price that is not above 0, or more edges than there are. UnknownName: another
+            method.
     """
+    check_name("method", method, GATES)
+    gates = GATES[method]
     refuse_joint(pairs, "learn_circuit")
     start = Circuit.full(Graph.of(model)) if start is None else start
-    if steps < 1 or not 0 < learning_rate < float("inf") or not 1 <= edges <= start.n_edges:
-        raise BadInput(f"steps and learning_rate are above 0, and edges 1 to {start.n_edges:,}")
+    _check(start, edges, steps, learning_rate, gates, price)
     batches = list(Batches(model, pairs, start.graph, METRICS["negative_kl"], corruption, batch_size))
-    allowed = start.edges.to(model.device)
-    draw = torch.Generator(device="cpu").manual_seed(seed)
-    opened = math.log(0.9 / 0.1) + SHIFT  # gates are above 0 in nine of ten draws
-    logits = torch.full((int(allowed.sum()),), opened, device=model.device, requires_grad=True)
-    weights = torch.zeros(2, device=model.device, requires_grad=True)
-    optimiser = torch.optim.Adam([logits], lr=learning_rate)
-    ascent = torch.optim.Adam([weights], lr=learning_rate, maximize=True)
-    goal = edges / len(logits)
+    if gates.priced and price is None:
+        whole = [kl(one.clean_logits, one.other_logits).sum() for one in batches]
+        price = float(sum(whole)) / len(pairs) / start.n_edges
+    learning = _Learning(batches, start, gates, price, edges, learning_rate, seed)
     with Meter("learn a circuit", steps, "steps", quiet=quiet) as meter:
         for step in range(steps):
-            batch = batches[step % len(batches)]
-            target = 1 - (1 - goal) * min(1.0, (step + 1) / max(1, int(WARM * steps)))
-            mask = torch.zeros(allowed.shape, dtype=model.dtype, device=model.device)
-            mask = mask.masked_scatter(allowed, _drawn(logits, draw).to(model.dtype))
-            lost = kl(batch.clean_logits, run_masks(batch, mask[None], grad=True)[0]).mean()
-            excess = torch.sigmoid(logits - SHIFT).mean() - target
-            loss = lost + weights[0] * excess + weights[1] * excess.square()
-            for one in (optimiser, ascent):
-                one.zero_grad()
-            loss.backward()
-            optimiser.step()
-            ascent.step()
-            meter.advance(1, kl=f"{float(lost.detach()):.3f}", kept=f"{float(excess.detach()) + target:.3f}")
+            lost, kept = learning.step(step, steps)
+            meter.advance(1, kl=f"{lost:.3f}", kept=f"{kept:.3f}")
     values = torch.full(start.graph.shape, -torch.inf, dtype=torch.float64)
-    values[start.edges] = torch.sigmoid(logits.detach() - SHIFT).double().cpu()
+    values[start.edges] = gates.opened(learning.logits.detach()).double().cpu()
     return top_n(start.graph, values, edges, absolute=False)
 
 
-def _drawn(logits: Float[Tensor, "edges"], draw: torch.Generator) -> Float[Tensor, "edges"]:
-    u = torch.rand(logits.shape, generator=draw).clamp(1e-6, 1 - 1e-6).to(logits)
-    s = torch.sigmoid((u.log() - (1 - u).log() + logits) / BETA)
-    return (s * (HIGH - LOW) + LOW).clamp(0, 1)
+class _Learning:
+    """Logits of the gates of a circuit's edges, and what is learnt beside them."""
+
+    def __init__(
+        self,
+        batches: list[Batch],
+        start: Circuit,
+        gates: Gates,
+        price: float | None,
+        edges: int,
+        rate: float,
+        seed: int,
+    ):
+        device = batches[0].wiring.model.device
+        self.batches, self.gates, self.price, self.goal = batches, gates, price, edges / start.n_edges
+        self.allowed, self.draw = start.edges.to(device), torch.Generator(device="cpu").manual_seed(seed)
+        opened = math.log(0.9 / 0.1) + gates.shift  # gates are above 0 in nine of ten draws
+        self.logits = torch.full((start.n_edges,), opened, device=device, requires_grad=True)
+        self.weights = torch.zeros(2, device=device, requires_grad=True)
+        self.optimisers = (
+            torch.optim.Adam([self.logits], lr=rate),
+            torch.optim.Adam([self.weights], lr=rate, maximize=True),
+        )
+
+    def step(self, number: int, steps: int) -> tuple[float, float]:
+        """One step of descent; KL, and the expected share of kept edges."""
+        batch = self.batches[number % len(self.batches)]
+        dtype = batch.wiring.model.dtype
+        u = torch.rand(self.logits.shape, generator=self.draw).clamp(1e-6, 1 - 1e-6).to(self.logits)
+        mask = torch.zeros(self.allowed.shape, dtype=dtype, device=self.allowed.device)
+        mask = mask.masked_scatter(self.allowed, self.gates.drawn(self.logits, u).to(dtype))
+        lost = kl(batch.clean_logits, run_masks(batch, mask[None], grad=True)[0]).mean()
+        kept = self.gates.opened(self.logits)
+        if self.price is None:
+            excess = kept.mean() - (1 - (1 - self.goal) * min(1.0, (number + 1) / max(1, int(WARM * steps))))
+            loss = lost + self.weights[0] * excess + self.weights[1] * excess.square()
+        else:
+            loss = lost + self.price * kept.sum()
+        for one in self.optimisers:
+            one.zero_grad()
+        loss.backward()
+        for one in self.optimisers:
+            one.step()
+        return float(lost.detach()), float(kept.detach().mean())
+
+
+def _check(start: Circuit, edges: int, steps: int, learning_rate: float, gates: Gates, price: float | None) -> None:
+    if steps < 1 or not 0 < learning_rate < math.inf or not 1 <= edges <= start.n_edges:
+        raise BadInput(f"steps and learning_rate are above 0, and edges 1 to {start.n_edges:,}")
+    if price is not None and not (gates.priced and 0 < price < math.inf):
+        raise BadInput("price= is above 0, and goes with method='ugs'")

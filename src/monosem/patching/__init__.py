@@ -3,7 +3,7 @@
 from ..statistics import Interval, Share
 from . import transformerlens
 from .cells import Cell, cells_of
-from .corruptions import Corruption, last_mean, mean, noise, positional_mean, resample, zero
+from .corruptions import Corruption, constants, last_mean, mean, noise, positional_mean, resample, zero
 from .estimates.comparison import EstimateCheck, check_estimate
 from .estimates.gradients import attribution
 from .experiment import Experiment
@@ -51,6 +51,7 @@ __all__ = [
     "causal_evidence",
     "cells_of",
     "check_estimate",
+    "constants",
     "last_mean",
     "localise",
     "mean",

@@ -4,7 +4,7 @@ A corruption is either another **run** (noised embeddings, another prompt), whos
 be restored, or bare **values** (zero, means), which can only be written into the clean run (`direction="noising"`).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -206,6 +206,21 @@ def zero() -> Corruption:
     """Zeros: what the place contributes is removed, which is often far from anything the model has seen."""
     zeros = lambda site, clean: torch.zeros_like(clean)  # noqa: E731
     return Corruption("zero", lambda model, pairs, sites: _pairs_own(model, pairs, zeros, latent=0.0), is_run=False)
+
+
+def constants(values: Mapping[Site, Tensor], label: str = "constant") -> Corruption:
+    """One value for every token of a site, as it is given: `site -> d`, or `head d_head`.
+
+    Raises:
+        BadInput: when swept, a site without a value.
+    """
+
+    def sides(model: Model, pairs: TokenPairs, sites: Sequence[Site]) -> Sides:
+        if missing := [str(site) for site in sites if site not in values]:
+            raise BadInput(f"{label}: no value was given for {missing[0]} ({len(missing)} sites lack one)")
+        return _pairs_own(model, pairs, lambda site, clean: values[site].to(clean).expand_as(clean))
+
+    return Corruption(label, sides, is_run=False)
 
 
 def mean(reference: Any = None, *, outlier: float | None = OUTLIER) -> Corruption:
