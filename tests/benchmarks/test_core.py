@@ -16,11 +16,14 @@ from monosem.benchmarks import (
     CoreConfig,
     Scores,
     arms,
+    bundled_sets,
     core,
+    labelled,
     mean_l0,
     random_dictionary,
     raw_dimensions,
 )
+from monosem.benchmarks.core import texts_of
 from monosem.dictionaries import evaluate
 from monosem.errors import BadFile
 from tiny import tiny_model
@@ -83,6 +86,15 @@ def test_core_is_evaluate_with_baselines(model, tmp_path):
         assert row["value"] == pytest.approx(getattr(alone, name), rel=1e-6)
         assert row["low"] <= row["value"] <= row["high"]
     assert scores.plot().data
+
+
+def test_the_first_texts_of_the_default_are_of_every_set(model):
+    found = texts_of(model, CoreConfig(), quiet=True)
+    names = bundled_sets()
+    assert [one.id.split()[0] for one in found[: len(names)]] == names
+    assert sum(len(one.text.splitlines()) for one in found[:6]) >= 60
+    whole = {name: "\n".join(one.text for one in found if one.id.split()[0] == name) for name in names}
+    assert whole == {name: "\n".join(labelled(name).texts) for name in names}
 
 
 def test_intervals_of_evaluate_are_those_of_its_windows(model):

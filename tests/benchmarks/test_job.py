@@ -2,10 +2,11 @@
 
 import importlib
 import json
+from dataclasses import replace
 
 import pytest
 
-from monosem.benchmarks import BENCHMARKS, DICTIONARY, BenchmarkReport, benchmark, core
+from monosem.benchmarks import BENCHMARKS, DICTIONARY, BenchmarkReport, CoreConfig, benchmark, core
 from monosem.benchmarks.report import frontier, write
 from monosem.benchmarks.task import ALL, RANDOM, RAW, Score, Scores, compared
 from monosem.errors import BadInput, Mismatch, UnknownName
@@ -86,8 +87,27 @@ def test_what_was_measured_is_kept_and_only_the_rest_is_measured(model, pair, do
     assert both.scores[one]["core"].headline == first.scores[one]["core"].headline
     benchmark(model, {one: pair[other]}, folder=tmp_path, tasks=["core"], **options)  # another one of the same name
     assert calls == ["0", "1", "1"]
-    benchmark(model, pair, folder=tmp_path, tasks=["core"], fresh=True, **options)
-    assert len(calls) == 5
+    fresh = benchmark(model, pair, folder=tmp_path, tasks=["core"], fresh=True, **options)
+    assert len(calls) == 3  # two of one site, measured at once
+    for called in pair:
+        assert fresh.scores[called]["core"].table.equals(done.scores[called]["core"].table)
+
+
+def test_a_dictionary_that_a_task_refuses_leaves_the_others_of_its_site_in(model, pair, tmp_path, monkeypatch):
+    class Small(CoreConfig):
+        tokens: int = 1000
+        context: int = 32
+
+    rows = tiny_dictionary(tensors=random_tensors(), metadata={"meta_of": "sae/0"})
+    monkeypatch.setattr(job, "BENCHMARKS", {"core": replace(BENCHMARKS["core"], config=Small)})
+    done = benchmark(model, {**pair, "rows": rows}, folder=tmp_path, quiet=True)
+    assert {called: set(scores) for called, scores in done.scores.items()} == {
+        **{called: {"core"} for called in pair},
+        "rows": set(),
+    }
+    assert done.results["left_out"] == [
+        f"rows, core: {rows.name} codes the decoder rows of sae/0, not activations; its card says how well it does so"
+    ]
 
 
 def test_tasks_that_are_not_defined_for_a_dictionary_are_left_out_unless_they_were_asked_for(

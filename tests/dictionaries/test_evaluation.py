@@ -10,8 +10,10 @@ import torch
 from monosem import edits
 from monosem.activations import SkipRule
 from monosem.data import TokenStore
-from monosem.dictionaries import Dictionary, DictionaryParts, DictionaryTensors, evaluate
+from monosem.dictionaries import Dictionary, DictionaryParts, DictionaryTensors, evaluate, evaluate_each
+from monosem.dictionaries.rerun import entry, rest_of_run
 from monosem.errors import BadInput, Mismatch
+from monosem.models import Site, TokenBatch
 from tiny import tiny_model
 from tiny_dictionaries import random_tensors, tiny_dictionary
 
@@ -145,6 +147,58 @@ def test_every_number_equals_a_dense_oracle(model, windows, dictionary):
     assert found.skipped["special"] == 2
     assert sum(found.skipped.values()) + found.tokens == windows.numel()
     assert found.dead_fraction >= 6 / F
+
+
+def test_dictionaries_together_get_the_numbers_of_each_alone_from_fewer_passes(model, windows, monkeypatch):
+    """The oracle evaluates them one after the other: of two sites, with rules that count other tokens."""
+    every = {"skip_rule": {"special": False, "first": 0, "outlier": None}}
+    together = {
+        "one": sae(),
+        "another": sae(seed=1),
+        "itself": identity(),  # what it puts in is what was there
+        "zeros": constant(torch.zeros(D)),
+        "all tokens": sae(seed=2, metadata=every),
+        "earlier": sae(kind="relu", site="mlp_out.0"),
+        "transcoder": sae(kind="relu", d_in=48, site="mlp_post.1", site_out="mlp_out.1"),
+    }
+    options, passes, run = {"batch_size": 3, "quiet": True}, [], type(model).run
+    alone = {name: evaluate(model, one, windows, **options) for name, one in together.items()}
+
+    def noted(*args, **more):
+        passes.append(more.get("logits", True))
+        return run(*args, **more)
+
+    monkeypatch.setattr(type(model), "run", noted)
+    found = evaluate_each(model, together, windows, **options)
+    assert passes.count(True) == 3 * (1 + 4 + 2 + 3 + 3)  # 3 batches; alone, each takes 4
+    for name, one in found.items():
+        told, expected = one.to_dict(density=True), alone[name].to_dict(density=True)
+        assert told.pop("config")["dictionary"] == together[name].name
+        del expected["config"]
+        assert told == expected, name
+    assert found["all tokens"].tokens == windows.numel() > found["one"].tokens
+    with pytest.raises(BadInput, match="at least one dictionary"):
+        evaluate_each(model, {}, windows)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "gpt_neox", "qwen3_moe"])
+def test_the_rest_of_a_pass_is_the_pass_with_the_value_in_it(family, monkeypatch):
+    """Of every kind of place, in the first, a middle and the last layer; the oracle runs the whole model."""
+    model, started = tiny_model(family), []
+    tokens = TokenBatch.whole(torch.randint(4, 100, (2, 9), generator=torch.Generator().manual_seed(0)))
+    sites = [
+        Site(name, layer) for layer in range(3) for name in ("resid_pre", "resid_post", "attn_out", "z", "mlp_out")
+    ]
+    entries = {before for site in sites if (before := entry(model, site)) is not None}
+    clean, run = model.run(tokens, capture={*sites, *entries}), model.run
+    monkeypatch.setattr(model, "run", lambda *args, **more: started.append("start" in more) or run(*args, **more))
+    for site in sites:
+        value = clean[site] + torch.randn(clean[site].shape, generator=torch.Generator().manual_seed(1))
+        whole = run(tokens, edits=edits.patch(site, value)).logits
+        for given in (clean, None):
+            rest = rest_of_run(model, tokens, site, value, clean=given).logits
+            torch.testing.assert_close(rest, whole, rtol=1e-4, atol=1e-5)
+    assert started.count(True) == 2 * 5 + 7  # in the stream; in a block that has one before it, with a clean run
 
 
 def test_batch_size_does_not_matter_but_for_the_legacy_number(model, windows):

@@ -2,7 +2,7 @@
 
 from .absorption import AbsorptionConfig, absorption
 from .baselines import arms, mean_l0, random_dictionary, raw_dimensions
-from .core import CoreConfig, core
+from .core import CoreConfig, core, core_each
 from .disentanglement import DisentanglementConfig, disentanglement
 from .job import BenchmarkReport, benchmark
 from .labelled import Labelled, bundled_sets, labelled
@@ -42,6 +42,7 @@ __all__ = [
     "benchmark",
     "bundled_sets",
     "core",
+    "core_each",
     "core_variant",
     "disentanglement",
     "labelled",

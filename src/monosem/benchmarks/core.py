@@ -1,9 +1,12 @@
 """Reconstruction, sparsity and the cost of splicing, beside the baselines."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from pydantic import Field
 
 from ..data import Document, corpus
-from ..dictionaries import Dictionary, evaluate
+from ..dictionaries import Dictionary, evaluate_each
 from ..models import Model
 from ..progress import say
 from .baselines import arms
@@ -12,10 +15,11 @@ from .task import ALL, Score, Scores, TaskConfig
 
 MEASURES = ("fve", "l0", "ce_recovered", "ce_recovered_counted", "kl", "mse")
 SAMPLE = 20  # texts of each bundled set on which L0 is measured
+IN_TURN = 10  # texts of each bundled set before the next one's: the first tokens have some of all
 
 
 class CoreConfig(TaskConfig):
-    texts: tuple[str, ...] = Field((), description="text files; default: the sentences of the bundled sets")
+    texts: tuple[str, ...] = Field((), description="text files; default: the bundled sets, some of each in turn")
     tokens: int = Field(20_000, ge=1000, description="how much of the text")
     context: int = Field(128, ge=8, description="tokens a window")
     batch_size: int = Field(8, ge=1, description="windows a forward pass")
@@ -26,22 +30,38 @@ def core(model: Model, dictionary: Dictionary, config: CoreConfig | None = None,
 
     Errors as `evaluate`.
     """
+    return core_each(model, {"": dictionary}, config, quiet=quiet)[""]
+
+
+def core_each(
+    model: Model, dictionaries: Mapping[str, Dictionary], config: CoreConfig | None = None, *, quiet: bool = False
+) -> dict[str, Scores]:
+    """`core` for several dictionaries (name -> dictionary), which share passes (`evaluate_each`): best of one site.
+
+    Errors as `evaluate`.
+    """
     config = config or CoreConfig.parse({})
-    scores: list[Score] = []
-    for arm, one in arms(model, dictionary, clipped(model, sample(), config.context), seed=config.seed).items():
-        say(f"core: {arm}", quiet)
-        found = evaluate(
-            model,
-            one,
-            _texts(model, config, quiet),
-            tokens=config.tokens,
-            context=config.context,
-            batch_size=config.batch_size,
-            quiet=quiet,
-        )
-        scores += [Score(arm, ALL, name, None, found.intervals[name]) for name in MEASURES]
-    told = {"interval": "95 %, windows of text drawn again", "text_sha256": found.config["text_sha256"]}
-    return Scores.of("core", scores, "fve", **config.model_dump(mode="json"), **told)
+    prompts = clipped(model, sample(), config.context)
+    each = {called: arms(model, one, prompts, seed=config.seed) for called, one in dictionaries.items()}
+    named = {f"{called}, {arm}": one for called, made in each.items() for arm, one in made.items()}
+    say(f"core: {', '.join(next(iter(each.values())))}", quiet)
+    found = evaluate_each(
+        model,
+        named,
+        texts_of(model, config, quiet),
+        tokens=config.tokens,
+        context=config.context,
+        batch_size=config.batch_size,
+        quiet=quiet,
+    )
+    told: dict[str, Any] = {"interval": "95 %, windows of text drawn again"} | config.model_dump(mode="json")
+    scores = {}
+    for called, made in each.items():
+        of_arms = {arm: found[f"{called}, {arm}"] for arm in made}
+        rows = [Score(arm, ALL, name, None, one.intervals[name]) for arm, one in of_arms.items() for name in MEASURES]
+        sha = next(iter(of_arms.values())).config["text_sha256"]
+        scores[called] = Scores.of("core", rows, "fve", **told, text_sha256=sha)
+    return scores
 
 
 def sample() -> list[str]:
@@ -49,7 +69,14 @@ def sample() -> list[str]:
     return [text for name in bundled_sets() for text in labelled(name).texts[:SAMPLE]]
 
 
-def _texts(model: Model, config: CoreConfig, quiet: bool) -> list[Document]:
+def texts_of(model: Model, config: CoreConfig, quiet: bool) -> list[Document]:
     if config.texts:
         return list(corpus(model, [*config.texts], quiet=quiet))
-    return [Document(name, "\n".join(labelled(name).texts)) for name in bundled_sets()]
+    texts = {name: labelled(name).texts for name in bundled_sets()}
+    starts = range(0, max(map(len, texts.values())), IN_TURN)
+    return [
+        Document(f"{name} {start}", "\n".join(some))
+        for start in starts
+        for name, own in texts.items()
+        if (some := own[start : start + IN_TURN])
+    ]

@@ -4,6 +4,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +25,7 @@ from ..reading import read_object
 from ..results import Result
 from . import report
 from .rows import BENCHMARKS
-from .task import Scores, TaskConfig
+from .task import Scores, Task, TaskConfig
 
 
 class BenchmarkConfig(JobConfig):
@@ -113,10 +114,10 @@ def benchmark(
         (home / "scores").mkdir(exist_ok=True)
         found: dict[str, Any] = {called: {} for called in dictionaries}
         left_out: list[str] = []
-        for called, dictionary in dictionaries.items():
+        for called in dictionaries:
             for name, one in configs.items():
                 try:
-                    found[called][name] = _scores(home, called, dictionary, model, name, one, quiet)
+                    found[called][name] = _scores(home, called, dictionaries, model, name, one, quiet)
                 except BadInput as error:
                     if tasks is not None or name in given:  # it was asked for
                         raise
@@ -141,20 +142,57 @@ def provenance(model: Model) -> dict[str, Any]:
 
 
 def _scores(
-    home: Path, called: str, dictionary: Dictionary, model: Model, name: str, config: TaskConfig, quiet: bool
+    home: Path,
+    called: str,
+    dictionaries: Mapping[str, Dictionary],
+    model: Model,
+    name: str,
+    config: TaskConfig,
+    quiet: bool,
 ) -> dict[str, Any]:
     """From the folder where the same was measured before; kept there otherwise."""
-    path = home / "scores" / f"{called.replace('/', '--').replace(os.sep, '--').strip('.')}--{name}.json"
-    told = {"dictionary": dictionary.fingerprint, "config": config.model_dump(mode="json")}
-    if path.exists():
-        held = read_object(path)
-        if held.get("told") == told:
-            return dict(held["scores"])
+    if (held := _held(home, called, dictionaries[called], name, config)) is not None:
+        return held
+    task, one, pending = BENCHMARKS[name], dictionaries[called], {called: dictionaries[called]}
+    if task.each is not None:  # dictionaries of one site share passes
+        pending |= {
+            other: theirs
+            for other, theirs in dictionaries.items()
+            if (theirs.site, theirs.site_out) == (one.site, one.site_out)
+            and _held(home, other, theirs, name, config) is None
+        }
     began, worked = time.monotonic(), time.process_time()
-    say(f"{called}: {name}", quiet)
-    scores = BENCHMARKS[name].run(model, dictionary, config, quiet=quiet)
-    made = scores.to_dict()
-    made["config"]["seconds"] = round(time.monotonic() - began, 1)
-    made["config"]["processor_seconds"] = round(time.process_time() - worked, 1)
-    write_json(path, {"told": told, "scores": made})
-    return made
+    say(f"{', '.join(pending)}: {name}", quiet)
+    found = _measured(task, called, pending, model, config, quiet)
+    times = {"seconds": time.monotonic() - began, "processor_seconds": time.process_time() - worked}
+    made = {other: scores.to_dict() for other, scores in found.items()}
+    for other, scores in made.items():
+        scores["config"] |= {kind: round(taken / len(made), 1) for kind, taken in times.items()}  # each its share
+        path, told = _place(home, other, dictionaries[other], name, config)
+        write_json(path, {"told": told, "scores": scores})
+    return made[called]
+
+
+def _measured(
+    task: Task, called: str, pending: Mapping[str, Dictionary], model: Model, config: TaskConfig, quiet: bool
+) -> dict[str, Scores]:
+    """All that is pending, or the one that was asked for where another of them is refused."""
+    if task.each is not None and len(pending) > 1:
+        with suppress(BadInput):
+            return task.each(model, pending, config, quiet=quiet)
+    return {called: task.run(model, pending[called], config, quiet=quiet)}
+
+
+def _held(home: Path, called: str, dictionary: Dictionary, name: str, config: TaskConfig) -> dict[str, Any] | None:
+    """The scores that the folder has of this dictionary with these settings."""
+    path, told = _place(home, called, dictionary, name, config)
+    held = read_object(path) if path.exists() else {}
+    return dict(held["scores"]) if held.get("told") == told else None
+
+
+def _place(
+    home: Path, called: str, dictionary: Dictionary, name: str, config: TaskConfig
+) -> tuple[Path, dict[str, Any]]:
+    """The file of these scores, and what it says that they were made with."""
+    path = home / "scores" / f"{called.replace('/', '--').replace(os.sep, '--').strip('.')}--{name}.json"
+    return path, {"dictionary": dictionary.fingerprint, "config": config.model_dump(mode="json")}

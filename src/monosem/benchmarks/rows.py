@@ -1,7 +1,7 @@
 """The table of benchmarks: a row a task."""
 
 from .absorption import AbsorptionConfig, absorption
-from .core import CoreConfig, core
+from .core import CoreConfig, core, core_each
 from .disentanglement import DisentanglementConfig, disentanglement
 from .meta_structure import MetaStructureConfig, meta_structure
 from .scr import ScrConfig, scr
@@ -18,6 +18,7 @@ BENCHMARKS: dict[str, Task] = {
         CoreConfig,
         core,
         minutes=13,
+        each=core_each,
     ),
     "absorption": Task(
         "First-letter absorption",

@@ -178,13 +178,22 @@ class Run(Protocol):
     ) -> Scores: ...
 
 
+class RunEach(Protocol):
+    """The same for several dictionaries at once (name -> dictionary), which share passes of the model."""
+
+    def __call__(
+        self, model: "Model", dictionaries: "Mapping[str, Dictionary]", config: Any = None, *, quiet: bool = False
+    ) -> dict[str, Scores]: ...
+
+
 @dataclass(frozen=True)
 class Task:
     """A row of `BENCHMARKS`.
 
     title: of its section in a report. meaning: what its main number says, in a sentence or two, and which way is good.
     config: the class of its settings. run: the function. minutes: of processor time for the shipped dictionary with the
-        default settings, measured on one thread.
+        default settings, measured on one thread. each: the function for several dictionaries of one site, where they
+        share passes.
     """
 
     title: str
@@ -192,6 +201,7 @@ class Task:
     config: type[TaskConfig]
     run: Run
     minutes: float
+    each: RunEach | None = None
 
 
 def mean_interval(values: Sequence[float], drawn: Sequence[np.ndarray]) -> Interval:

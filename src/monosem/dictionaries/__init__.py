@@ -5,7 +5,7 @@ from .cross_layer import CrossLayer
 from .crosscoder import Crosscoder
 from .dictionary import Dictionary
 from .encoders import ENCODERS, batch_topk
-from .evaluation import Evaluation, evaluate
+from .evaluation import Evaluation, evaluate, evaluate_each
 from .formats import FORMATS
 from .loading import load_dictionary, one_site, shipped_dictionaries, shipped_dictionary_folder
 from .parts import DictionaryParts, DictionaryTensors
@@ -35,6 +35,7 @@ __all__ = [
     "TrainConfig",
     "batch_topk",
     "evaluate",
+    "evaluate_each",
     "latent_ids",
     "load_dictionary",
     "one_site",

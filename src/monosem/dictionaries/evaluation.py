@@ -7,6 +7,7 @@ float64. Names of variants follow the tool that reports them.
 
 import math
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
@@ -14,11 +15,11 @@ from typing import Annotated, Any, get_args, get_origin
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..activations import Skipper, SkipRule, harvest
-from ..data import TextSource, as_store
+from ..data import TextSource, TokenStore, as_store
 from ..errors import BadInput
 from ..files import write_json
 from ..models import Model, TokenBatch
@@ -26,7 +27,8 @@ from ..progress import Meter
 from ..results import Result, analysis
 from ..statistics import Interval
 from .dictionary import Dictionary
-from .rerun import rerun
+from .rerun import entry
+from .splices import Splices
 from .sums import CostSums, FitSums
 
 
@@ -141,68 +143,141 @@ def evaluate(
         Mismatch: a dictionary of another model or width.
         BadInput: too little text, or text of which every token is skipped; a meta-SAE, which codes no activations.
     """
-    dictionary.check(model)
-    if rows_of := dictionary.metadata.get("meta_of"):
-        raise BadInput(
-            f"{dictionary.name} codes the decoder rows of {rows_of}, not activations; its card says how well it does so"
-        )
+    return _evaluated(model, {"": dictionary}, texts, tokens, context, batch_size, skip, splice_all, quiet)[""]
+
+
+def evaluate_each(
+    model: Model,
+    dictionaries: Mapping[str, Dictionary],
+    texts: TextSource,
+    *,
+    tokens: int | None = 100_000,
+    context: int = 256,
+    batch_size: int = 8,
+    skip: SkipRule | None = None,
+    splice_all: bool = False,
+    quiet: bool = False,
+) -> dict[str, Evaluation]:
+    """`evaluate` for several dictionaries of a model at once: the same numbers, from fewer passes.
+
+    All share the clean pass, and dictionaries of one site that count the same tokens share the passes with zeros.
+
+    Args:
+        dictionaries: name -> dictionary, of any sites. The others: as `evaluate`, with its errors.
+    """
+    if not dictionaries:
+        raise BadInput("give at least one dictionary")
+    settings = {"tokens": tokens, "batch_size": batch_size, "splice_all": splice_all}
+    found = _evaluated(model, dictionaries, texts, tokens, context, batch_size, skip, splice_all, quiet)
+    for name, one in found.items():
+        told = {"analysis": "dictionaries.evaluate_each", "model": model.name, "dictionary": dictionaries[name].name}
+        one.config.update(told | settings)
+    return found
+
+
+def _evaluated(
+    model: Model,
+    dictionaries: Mapping[str, Dictionary],
+    texts: TextSource,
+    tokens: int | None,
+    context: int,
+    batch_size: int,
+    skip: SkipRule | None,
+    splice_all: bool,
+    quiet: bool,
+) -> dict[str, Evaluation]:
+    for dictionary in dictionaries.values():
+        dictionary.check(model)
+        if rows_of := dictionary.metadata.get("meta_of"):
+            raise BadInput(
+                f"{dictionary.name} codes the decoder rows of {rows_of}, not activations; its card says how well it "
+                "does so"
+            )
     store = as_store(model, texts, context, tokens=tokens)
-    rule, thresholds = skip or dictionary.skip, None if skip else dictionary.skipper(model).thresholds
-    source = harvest(model, store, dictionary.site, batch_size=batch_size, skip=rule, thresholds=thresholds)
-    skipper = source.skipper
-    fit, cost = FitSums(dictionary, model.device), CostSums()
+    arms: dict[str, _Arm] = {}
+    skippers: dict[str, Skipper] = {}  # what counts the same tokens counts them once
+    for name, dictionary in dictionaries.items():
+        rule, thresholds = skip or dictionary.skip, None if skip else dictionary.skipper(model).thresholds
+        same = f"{dictionary.site} {rule} {thresholds}"
+        if same not in skippers:
+            source = harvest(model, store, dictionary.site, batch_size=batch_size, skip=rule, thresholds=thresholds)
+            skippers[same] = source.skipper
+        arms[name] = _Arm(dictionary, skippers[same], FitSums(dictionary, model.device), CostSums())
     with Meter("evaluate", total=store.tokens, unit="tok", quiet=quiet) as meter:
         for start in range(0, len(store), batch_size):
             ids = store[start : start + batch_size].to(model.device)
-            _measure(dictionary, model, ids, skipper, fit, cost, splice_all)
+            _measure(list(arms.values()), model, ids, splice_all)
             meter.advance(ids.numel())
-    if not fit.n or not cost.n:
-        raise BadInput(f"no token of this text counts (seen: {dict(skipper.counts)}); give other text or another skip")
-    config = {
-        "model_dtype": str(model.dtype).removeprefix("torch."),
-        "site": str(dictionary.site),
-        "site_out": str(dictionary.site_out),
-        "texts": f"{len(store)} windows of {store.context} tokens",  # however the text was given
-        "context": store.context,
-        "windows": len(store),
-        "text_sha256": store.fingerprint,
-        "skip": asdict(rule),
-        "outlier_norm": dict(skipper.thresholds),
-    }
-    skipped = {reason: count for reason, count in skipper.counts.items() if reason != "kept"}
-    intervals = fit.intervals() | cost.intervals()
-    return Evaluation(**fit.result(), **cost.result(), intervals=intervals, skipped=skipped, config=config)
+    return {name: arm.result(model, store) for name, arm in arms.items()}
 
 
-def _measure(
-    dictionary: Dictionary,
-    model: Model,
-    ids: Int[Tensor, "batch pos"],
-    skipper: Skipper,
-    fit: FitSums,
-    cost: CostSums,
-    splice_all: bool,
-) -> None:
-    """One batch: the clean run, then runs from its activations with the reconstruction and with zeros put in, these
-    everywhere and at the counted tokens."""
+@dataclass
+class _Arm:
+    """A dictionary, which tokens count for it, and what was summed so far."""
+
+    dictionary: Dictionary
+    skipper: Skipper
+    fit: FitSums
+    cost: CostSums
+
+    def result(self, model: Model, store: TokenStore) -> Evaluation:
+        dictionary, counts = self.dictionary, self.skipper.counts
+        if not self.fit.n or not self.cost.n:
+            raise BadInput(f"no token of this text counts (seen: {dict(counts)}); give other text or another skip")
+        config = {
+            "model_dtype": str(model.dtype).removeprefix("torch."),
+            "site": str(dictionary.site),
+            "site_out": str(dictionary.site_out),
+            "texts": f"{len(store)} windows of {store.context} tokens",  # however the text was given
+            "context": store.context,
+            "windows": len(store),
+            "text_sha256": store.fingerprint,
+            "skip": asdict(self.skipper.rule),
+            "outlier_norm": dict(self.skipper.thresholds),
+        }
+        skipped = {reason: count for reason, count in counts.items() if reason != "kept"}
+        intervals = self.fit.intervals() | self.cost.intervals()
+        return Evaluation(
+            **self.fit.result(), **self.cost.result(), intervals=intervals, skipped=skipped, config=config
+        )
+
+    def add(
+        self, splices: Splices, kept: Bool[Tensor, "batch pos"], clean: Float[Tensor, "n"], splice_all: bool
+    ) -> None:
+        """A batch: what is rebuilt of it, and what it costs that the reconstruction or zeros are put in, these
+        everywhere and at the counted tokens."""
+        dictionary, run = self.dictionary, splices.run
+        whole = run[dictionary.site_out]  # heads stand apart at z; flattened below, as dictionaries want them
+        x, target = run[dictionary.site].flatten(2), whole.flatten(2)
+        rebuilt = self.fit.add(x, target, kept)
+        if splice_all:
+            swapped = dictionary.decode(dictionary.encode(x), like=x).to(target)
+        else:
+            swapped = torch.where(kept[..., None], rebuilt, target)
+        values = {
+            "zero": torch.zeros_like(target),
+            "zero_counted": target.masked_fill(kept[..., None], 0),
+            "spliced": swapped,
+        }
+        site = dictionary.site_out
+        costs = {name: splices.cost(site, x.reshape(whole.shape), kept) for name, x in values.items()}
+        self.cost.add(kept, clean, costs)
+
+
+def _measure(arms: Sequence[_Arm], model: Model, ids: Int[Tensor, "batch pos"], splice_all: bool) -> None:
+    """One batch: the clean run, then the rest of it with what each arm puts in."""
     tokens = TokenBatch.whole(ids)
-    run = model.run(tokens, capture={dictionary.site, dictionary.site_out})
-    whole = run[dictionary.site_out]  # heads stand apart at z; flattened below, as dictionaries want them
-    x, target = run[dictionary.site].flatten(2), whole.flatten(2)
-    kept = torch.zeros(ids.numel(), dtype=torch.bool, device=ids.device)
-    kept[skipper.keep(ids, {str(dictionary.site): x.flatten(0, 1)})] = True
-    kept = kept.view(ids.shape)
-    if not kept.any():
-        return
-    rebuilt = fit.add(x, target, kept)
-    if splice_all:
-        swapped = dictionary.decode(dictionary.encode(x), like=x)
-    else:
-        swapped = torch.where(kept[..., None], rebuilt, target)
-    arms = {
-        "spliced": swapped,
-        "zero": torch.zeros_like(target),
-        "zero_counted": target.masked_fill(kept[..., None], 0),
-    }
-    logits = ((name, rerun(model, tokens, dictionary.site_out, x.reshape(whole.shape))) for name, x in arms.items())
-    cost.add(run.logits, logits, ids, kept)
+    sites = {site for arm in arms for site in (arm.dictionary.site, arm.dictionary.site_out)}
+    entries = {before for arm in arms if (before := entry(model, arm.dictionary.site_out)) is not None}
+    splices = Splices(model, tokens, model.run(tokens, capture=sites | entries))
+    counted: dict[int, tuple[Tensor, Tensor]] = {}  # of each skipper: the tokens, and their clean loss
+    for arm in arms:
+        if id(arm.skipper) not in counted:
+            kept = torch.zeros(ids.numel(), dtype=torch.bool, device=ids.device)
+            x = splices.run[arm.dictionary.site].flatten(2)
+            kept[arm.skipper.keep(ids, {str(arm.dictionary.site): x.flatten(0, 1)})] = True
+            kept = kept.view(ids.shape)
+            counted[id(arm.skipper)] = kept, splices.clean(kept)
+        kept, clean = counted[id(arm.skipper)]
+        if kept.any():
+            arm.add(splices, kept, clean, splice_all)

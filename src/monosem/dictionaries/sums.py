@@ -2,19 +2,17 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .. import metrics
 from ..statistics import Interval, bootstrap_ratio
 from .codes import Codes
 from .dictionary import Dictionary
-
-LOGIT_ROWS = 512  # rows of logits compared at once: 100 MB in float32 for a vocabulary of 49,152
+from .splices import SpliceCost
 
 
 class FitSums:
@@ -122,27 +120,16 @@ class CostSums:
         self.windows: defaultdict[str, list[Float[Tensor, "windows"]]] = defaultdict(list)
 
     def add(
-        self,
-        clean: Tensor | None,
-        edited: Iterator[tuple[str, Float[Tensor, "batch pos vocab"]]],
-        ids: Int[Tensor, "batch pos"],
-        kept: Bool[Tensor, "batch pos"],
+        self, kept: Bool[Tensor, "batch pos"], clean: Float[Tensor, "n"], spliced: Mapping[str, SpliceCost]
     ) -> None:
-        """`edited` gives the arms "spliced", "zero" and "zero_counted" with their logits, one after the other."""
-        assert clean is not None
-        rows, columns = kept[:, :-1].nonzero(as_tuple=True)
+        """The clean loss, and what "spliced", "zero" and "zero_counted" cost, of a batch."""
+        rows = kept[:, :-1].nonzero()[:, 0]
         self.n += len(rows)
-        found: dict[str, list[Tensor]] = defaultdict(list)
-        chunks = list(zip(rows.split(LOGIT_ROWS), columns.split(LOGIT_ROWS)))
-        for row, column in chunks:
-            found["ce_clean"].append(metrics.cross_entropy(clean[row, column], ids[row, column + 1]))
-        for arm, logits in edited:
-            for row, column in chunks:
-                found[f"ce_{arm}"].append(metrics.cross_entropy(logits[row, column], ids[row, column + 1]))
-                found[f"kl_{arm}"].append(metrics.kl(clean[row, column], logits[row, column]))
-        found["n"] = [torch.ones_like(rows, dtype=torch.float64)]
+        found = {"n": torch.ones_like(rows, dtype=torch.float64), "ce_clean": clean}
+        for arm, cost in spliced.items():
+            found |= {f"{name}_{arm}": each for name, each in cost._asdict().items()}
         for name, values in found.items():
-            each = torch.cat(values).double()
+            each = values.double()
             self.windows[name].append(each.new_zeros(len(kept)).index_add_(0, rows, each).cpu())
             self.sums[name] += float(each.sum())
 

@@ -19,7 +19,7 @@ from ...activations import TokenStream
 from ...errors import BadInput
 from ...models import Model, Run, Site, TokenBatch
 from ...models.places.sites import EMBEDDINGS, IN_BLOCK, ONCE
-from ..rerun import rest_of_run
+from ..rerun import entry, rest_of_run
 from .config import AnyConfig, TrainConfig, sites_of
 from .sites import sites_named
 
@@ -57,7 +57,7 @@ class Rest(NamedTuple):
         rows = torch.where(wild.to(flat.device), flat[self.kept], rebuilt.to(flat))
         value = flat.index_put((self.kept,), rows).view_as(whole)
         grad = torch.is_grad_enabled()
-        return rest_of_run(self.model, self.run.tokens, site, value, grad=grad, capture=capture)
+        return rest_of_run(self.model, self.run.tokens, site, value, clean=self.run, grad=grad, capture=capture)
 
     @property
     def predicting(self) -> tuple[Int[Tensor, "n"], Int[Tensor, "n"]]:
@@ -117,7 +117,9 @@ class EndToEnd:
             self.harvest.model.site(site)
             if _order(site) <= _order(Site.parse(written)):
                 raise BadInput(f"later_sites: {site} does not come after {written}; give places behind it")
-        self.captured = list(dict.fromkeys([*map(Site.parse, self.sites), *later]))
+        befores = [entry(self.harvest.model, Site.parse(one.writes[0])) for one in config.each.values()]
+        entries = [site for site in befores if site is not None]
+        self.captured = list(dict.fromkeys([*map(Site.parse, self.sites), *later, *entries]))
         self._last: tuple[Tensor, dict[str, Tensor], Rest] | None = None
 
     def read(self, ids: Int[Tensor, "windows context"]) -> tuple[dict[str, Tensor], Rest]:
