@@ -73,7 +73,7 @@ class Training:
     ] = None
     batch_tokens: Annotated[int | None, option("N", "Tokens a step (default: 4096).")] = None
     buffer_tokens: Annotated[int | None, option("N", "Tokens that are shuffled together.")] = None
-    lr: Annotated[float | None, option("X", "Peak learning rate (default: by width, batch and steps).")] = None
+    lr: Annotated[float | None, option("X", "Peak learning rate (default: by width, batch, steps and --start).")] = None
     seed: Annotated[int | None, option("N", "Seed of everything random (default: 0).")] = None
     start: Annotated[str | None, option("DICTIONARY", "Start from its weights; DIR of a finished run trains on.")] = (
         None

@@ -19,6 +19,7 @@ from .sites import of_second
 
 CHECKPOINTS = "checkpoints"  # folder in the run's
 ONE_SITE = ("sae", "transcoder")  # architectures that read one place and write to one
+LONG_RUN = 100_000  # steps from which the default learning rate falls no more
 FIRST_CHECKPOINT = 30.0  # seconds after which a run makes its first one, between two passes or steps: within a minute
 
 
@@ -186,12 +187,15 @@ class TrainConfig(RunSettings, DictionarySettings):
 
         The width's law and the constant, which peers use for long runs, are of Gao et al. (arXiv 2406.04093, figure 3).
         Shorter runs want more, up to ten times as much, as measured in docs/training.md. The batch counts up to
-        4096, the steps from 1,000 to 100,000; the rate is never above 0.01.
+        4096, the steps from 1,000 to 100,000; the rate is never above 0.01. A run that goes on from a dictionary
+        (`start`) has the rate of a long run, however short it is: with more, it undoes what it starts from.
         """
         if self.lr is not None:
             return self.lr
-        batch, steps = min(self.batch_tokens, 4096), min(max(self.steps, 1000), 100_000)
-        return min(2e-4 * (2**14 / self.width * batch / 4096 * 100_000 / steps) ** 0.5, 0.01)
+        batch, steps = min(self.batch_tokens, 4096), min(max(self.steps, 1000), LONG_RUN)
+        if self.start is not None:
+            steps = LONG_RUN
+        return min(2e-4 * (2**14 / self.width * batch / 4096 * LONG_RUN / steps) ** 0.5, 0.01)
 
     def auxk_of(self, d_in: int) -> int:
         """Dead latents a token in the auxiliary loss; 0: there is none."""

@@ -76,7 +76,7 @@ class DictionarySettings(JobConfig):
     )
 
     lr: float | None = Field(
-        default=None, gt=0, description="peak learning rate; None: by width, batch_tokens and steps (`peak_lr`)"
+        default=None, gt=0, description="peak learning rate; None: by width, batch_tokens, steps and start (`peak_lr`)"
     )
     warmup_steps: int | None = Field(
         default=None, ge=0, description="linear from zero; None: 1000, or a tenth of a short run"
