@@ -45,6 +45,7 @@ _PUBLIC = {
     "judges": "monosem.judges",
     "methods": "monosem.methods",
     "robustness": "monosem.robustness",
+    "explorer": "monosem.explorer",
 }
 
 __all__ = ["__version__", *_PUBLIC]

@@ -63,6 +63,7 @@ def test_every_command_of_the_design_is_there() -> None:
         "benchmark",
         "compare-methods",
         "circuit",
+        "explore",
         "graph",
         "robustness",
         "convert",

@@ -34,6 +34,7 @@ ROOMS = [
     "probes",
     "steering studies benchmarks methods robustness",
     "saelens",
+    "explorer",
     "cli",
     "__main__",
 ]

@@ -231,16 +231,24 @@ class Index(Result):
             lm = load_model(self.meta["model"]) if model is None else model
             densities = counts / self.meta["tokens"]
             found = by_texts(lm, self.dictionary, texts, self.maxima.numpy(), densities, n)
-        with self.reading():
-            for column, listed in (("fires_on", "tokens"), ("promotes", "promoted")):
-                found[column] = [self._words(latent, listed) for latent in found["latent"].tolist()]
+        words = self.words_of(found["latent"].tolist()).values()
+        for column in ("fires_on", "promotes"):
+            found[column] = [" ".join(map(str.strip, own[column])) for own in words]
         whole = found.merge(self.table[["latent", "density", "maximum"]], on="latent", how="left")
         whole.attrs = found.attrs
         return whole
 
-    def _words(self, latent: int, column: str) -> str:
-        ((listed,),) = self.rows(f"SELECT {column} FROM latent WHERE id = ?", (latent,))
-        return " ".join(self._token(entry[0]).strip() for entry in parse_json(listed))
+    def words_of(self, latents: Sequence[int]) -> dict[int, dict[str, list[str]]]:
+        """Latent -> the tokens that it `fires_on` and `promotes`, strongest first. Raises `BadFile` if damaged."""
+        query = "SELECT tokens, promoted FROM latent WHERE id = ?"
+        with self.reading():
+            return {
+                latent: {
+                    name: [self._token(entry[0]) for entry in parse_json(listed)]
+                    for name, listed in zip(("fires_on", "promotes"), self.rows(query, (latent,))[0])
+                }
+                for latent in map(int, latents)
+            }
 
     @cached_property
     def _example_text(self) -> ExampleText:

@@ -1,0 +1,44 @@
+"""`monosem explore`: latents, prompts and steering in the browser."""
+
+from pathlib import Path
+from typing import Annotated
+
+from .options import DICTIONARIES, MODELS, Quiet, argument, flag, option
+
+
+def explore(
+    dictionaries: Annotated[
+        list[str] | None, argument("[DICTIONARY...]", f"Shown first: {DICTIONARIES}. The shipped ones follow.")
+    ] = None,
+    model: Annotated[str | None, option("MODEL", f"Another model than the dictionaries' own: {MODELS}.")] = None,
+    port: Annotated[
+        int | None, option("N", "Default: the first free one from 8420 on; 0: any.", min=0, max=65535)
+    ] = None,
+    notes: Annotated[
+        Path | None, option("FILE", "Where stars, lists and notes are kept (default: your data folder).")
+    ] = None,
+    reports: Annotated[list[Path] | None, option("DIR", "A folder with reports. May be repeated.")] = None,
+    browser: Annotated[
+        bool, flag("Open it in the browser, or print the address alone.", "--browser/--no-browser")
+    ] = True,
+    quiet: Quiet = False,
+) -> None:
+    """See in the browser what every latent does.
+
+    Prints an address on this machine and opens it. Pages of latents need no model; texts and steering load it when they
+    are first asked for. A dictionary without an index shows what its weights say. The address holds a token: nobody
+    without it can use the server. Ctrl-C ends it.
+
+    Example: monosem explore smollm2/resid_post.15
+    """
+    from ..explorer import serve
+
+    serve(
+        dictionaries or (),
+        model=model,
+        port=port,
+        notes=notes,
+        reports=reports or (),
+        open_browser=browser,
+        quiet=quiet,
+    )

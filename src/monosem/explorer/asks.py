@@ -1,0 +1,101 @@
+"""What the browser may ask for: every field has its bounds, and what is wrong is one line."""
+
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from ..errors import BadInput
+
+Text = Annotated[str, StringConstraints(min_length=1, max_length=4000)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=500)]
+Latent = Annotated[int, Field(ge=0, lt=2**31)]
+Amount = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
+
+
+class Ask(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @classmethod
+    def parse(cls, values: Any) -> Self:
+        """Raises `BadInput` that names the first field that is wrong."""
+        return parsed(cls, values)
+
+
+Kind = TypeVar("Kind", bound=BaseModel)
+
+
+def parsed(kind: type[Kind], values: Any) -> Kind:
+    """Plain values as a model of pydantic. Raises `BadInput` that names the first field that is wrong."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadInput(f"{'.'.join(map(str, first['loc'])) or 'the request'}: {first['msg']}") from error
+
+
+class Dose(Ask):
+    """A latent and what becomes of it, in its own units."""
+
+    latent: Latent
+    value: Amount
+
+
+class OnText(Ask):
+    """A text that the dictionary's model reads."""
+
+    dictionary: Name
+    text: Text
+    chat: bool = False
+
+
+class TryText(OnText):
+    """Where one latent fires in a text."""
+
+    latent: Latent
+
+
+class PromptText(OnText):
+    """The strongest latents of every token; `other`: a second text, to see what differs."""
+
+    n: Annotated[int, Field(ge=1, le=50)] = 10
+    other: Annotated[str, StringConstraints(max_length=4000)] = ""
+
+
+class Steer(OnText):
+    """A continuation without and with edits. `how`: add to a latent, set it, or multiply it."""
+
+    doses: Annotated[list[Dose], Field(min_length=1, max_length=16)]
+    how: Literal["add", "set", "multiply"] = "add"
+    tokens: Annotated[int, Field(ge=1, le=400)] = 60
+    temperature: Annotated[float, Field(ge=0, le=5)] = 0.0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+
+class Lens(OnText):
+    """The likeliest token of every layer."""
+
+    lens: Literal["logit", "tuned"] = "logit"
+
+
+class Patch(OnText):
+    """Every place of a clean prompt written into a corrupted one, and how far the answer comes back."""
+
+    corrupted: Text
+    answer: Annotated[str, StringConstraints(min_length=1, max_length=100)]
+    wrong: Annotated[str, StringConstraints(min_length=1, max_length=100)]
+
+
+class Graph(OnText):
+    """The attribution graph of a prompt."""
+
+    nodes: Annotated[int, Field(ge=10, le=5000)] = 300
+
+
+ASKS: dict[str, type[Ask]] = {
+    "try": TryText,
+    "prompt": PromptText,
+    "steer": Steer,
+    "lens": Lens,
+    "patch": Patch,
+    "graph": Graph,
+}

@@ -1,0 +1,187 @@
+"""The dictionaries that the explorer shows, their indices, and the model, each opened once when it is first needed."""
+
+import base64
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+
+from ..dictionaries import Dictionary, latent_ids, one_site, shipped_dictionaries
+from ..errors import BadInput, MonosemError, check_name
+from ..latents import Index, index_of, page, weight_statistics
+from ..models import Model, load_model
+from ..terminal import one_line
+from .queue import Job
+
+SHOWN = 6  # tokens of a latent in a table
+MOST_ROWS = 300  # of a table that are asked for at once
+MAP_COMPONENTS = 2
+
+
+class Book:
+    """A dictionary by its name; what is read from it stays."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.lock = threading.RLock()  # SQLite's connection and cached properties are shared by many requests
+
+    @cached_property
+    def dictionary(self) -> Dictionary:
+        return one_site(self.name)
+
+    @cached_property
+    def index(self) -> Index | None:
+        return index_of(self.dictionary)
+
+    @cached_property
+    def broken_index(self) -> str | None:
+        """Why its index cannot be used, where it cannot; pages then show what the weights say."""
+        try:
+            _ = self.index
+            return None
+        except MonosemError as error:
+            return one_line(str(error))
+
+    @property
+    def usable(self) -> Index | None:
+        return None if self.broken_index else self.index
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """One row a latent: what the index says, and what the weights say."""
+        weights = weight_statistics(self.dictionary).table
+        if self.usable is None:
+            return weights
+        table = self.usable.table.merge(weights, on="latent")
+        table.insert(3, "log10_density", np.log10(table["density"].where(table["density"] > 0)))
+        return table
+
+    @cached_property
+    def places(self) -> Float[np.ndarray, "width two"]:
+        """A map: the first two principal components of decoder rows of length 1."""
+        rows = self.dictionary.W_dec.float()
+        rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-30)
+        rows = rows - rows.mean(0)
+        covariance = (rows.T @ rows / len(rows)).double()
+        axes = torch.linalg.eigh(covariance).eigenvectors[:, -MAP_COMPONENTS:].flip(1)
+        return (rows.double() @ axes).float().cpu().numpy()
+
+    def about(self) -> dict[str, Any]:
+        """A line of the home page; a dictionary that cannot be opened says why."""
+        with self.lock:
+            try:
+                own = self.dictionary
+                index = self.usable
+                return {
+                    "name": self.name,
+                    "model": own.model_name,
+                    "site": str(own.site),
+                    "writes": str(own.site_out) if own.transcoder and own.has_site_out else None,
+                    "kind": own.kind,
+                    "width": own.width,
+                    "tokens": None if index is None else int(index.meta["tokens"]),
+                    "dead": None if index is None else int((index.table["count"] == 0).sum()),
+                    "corpus": None if index is None else str(index.meta.get("corpus", "")),
+                    "labels": 0 if index is None or index.explanations is None else len(index.explanations.all),
+                    "index_error": self.broken_index,
+                }
+            except MonosemError as error:
+                return {"name": self.name, "error": one_line(str(error))}
+
+    def latent(self, number: int) -> dict[str, Any]:
+        with self.lock:
+            return page(self.usable, number, dictionary=self.dictionary).to_json()
+
+    def columns(self) -> dict[str, Any]:
+        """The whole table for the browser: each column as the base64 of little-endian float32, NaN where none."""
+        with self.lock:
+            table = self.table
+            packed = {
+                name: base64.b64encode(table[name].to_numpy(dtype="<f4").tobytes()).decode()
+                for name in table.columns
+                if name != "latent"
+            }
+            return {"width": len(table), "columns": packed, "indexed": self.usable is not None}
+
+    def rows(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """What a table says of some latents in words: the label, or what it fires on; and what it promotes."""
+        with self.lock:
+            latent_ids(numbers, self.dictionary.width)  # raises for one that does not exist
+            if self.usable is None:
+                return [{"latent": number} for number in numbers]
+            words, labels = self.usable.words_of(numbers), self.usable.explanations
+            named = {} if labels is None else labels.all
+            return [
+                {
+                    "latent": number,
+                    "fires_on": words[number]["fires_on"][:SHOWN],
+                    "label": named[number].label if number in named else None,
+                }
+                for number in numbers
+            ]
+
+    def search(self, words: str, n: int) -> list[dict[str, Any]]:
+        with self.lock:
+            if self.usable is None:
+                raise BadInput(f"words are searched in an index: monosem latents index {self.name} --text PATH")
+            found = self.usable.search(words, n=n)[["latent", "score", "matched"]]
+            return [{str(name): value for name, value in row.items()} for row in found.to_dict(orient="records")]
+
+    def map(self) -> dict[str, Any]:
+        with self.lock:
+            return {"method": "PCA", "places": base64.b64encode(self.places.astype("<f4").tobytes()).decode()}
+
+
+@dataclass
+class Loaded:
+    name: str
+    model: Model
+
+
+class Library:
+    """All of it. Only what is named here can be opened through the browser.
+
+    Args:
+        names: of dictionaries, as `load_dictionary` takes them; the shipped ones follow.
+        model: another model than the dictionaries' own.
+    """
+
+    def __init__(self, names: Sequence[str] = (), model: str | Model | None = None):
+        self.first = list(names)
+        self.books = {name: Book(name) for name in dict.fromkeys([*names, *shipped_dictionaries()])}
+        self.named = model
+        self.loaded: Loaded | None = None
+
+    def book(self, name: str) -> Book:
+        check_name("dictionary", name, list(self.books))
+        return self.books[name]
+
+    def model(self, book: Book, job: Job) -> Model:
+        """The model of a dictionary, loaded in a job; the last one stays. Raises `Mismatch` where it is of another."""
+        name = self.model_name(book)
+        if not isinstance(name, str):
+            book.dictionary.check(name)
+            return name
+        if self.loaded is None or self.loaded.name != name:
+            job.progress(f"loading the model {name}")
+            self.loaded = None  # two models may not fit
+            self.loaded = Loaded(name, load_model(name, quiet=True))
+        book.dictionary.to(self.loaded.model.device)
+        book.dictionary.check(self.loaded.model)
+        return self.loaded.model
+
+    def model_name(self, book: Book) -> str | Model:
+        name = self.named or book.dictionary.model_name
+        if not name:
+            raise BadInput(f"{book.name} does not say which model it is of; give --model MODEL")
+        return name
+
+    def about(self) -> dict[str, Any]:
+        held = self.loaded.name if self.loaded else getattr(self.named, "name", None)
+        return {"dictionaries": [book.about() for book in self.books.values()], "first": self.first, "model": held}

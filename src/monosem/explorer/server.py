@@ -1,0 +1,88 @@
+"""The explorer as a process: a port of this machine, a token, and the end with Ctrl-C."""
+
+import contextlib
+import secrets
+import socket
+import webbrowser
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import BadInput, require
+from ..models import Model
+from ..progress import say
+from .library import Library
+from .notes import Notes
+
+PORT = 8420
+TRIED = 50  # ports, from the first on
+
+
+def serve(
+    dictionaries: Sequence[str] = (),
+    *,
+    model: str | Model | None = None,
+    port: int | None = None,
+    notes: Path | None = None,
+    reports: Sequence[Path] = (),
+    open_browser: bool = True,
+    quiet: bool = False,
+) -> None:
+    """Serve the explorer on this machine until Ctrl-C; prints its address, which holds the token, to stdout.
+
+    Args:
+        dictionaries: names or folders, shown first; the shipped ones follow.
+        model: another model than the dictionaries' own; it is loaded when something needs it.
+        port: None for the first free one from 8420 on; 0 for any.
+        notes: the file of stars, lists and notes (default: in the user's data folder).
+        reports: folders with reports of studies and robustness.
+
+    Raises:
+        MissingExtra: without starlette and uvicorn. BadInput: the port is taken. BadFile: a file of notes that is none.
+        UnknownName: no such dictionary.
+    """
+    require("starlette", "explorer")
+    uvicorn = require("uvicorn", "explorer")
+    from .application import Explorer
+    from .guard import Guard
+
+    library = Library(dictionaries, model)
+    for name in dictionaries:
+        _ = library.book(name).dictionary  # a wrong name is said here, not in the browser
+    explorer = Explorer(library, Notes(notes), list(reports))
+    held = listening(port)
+    number, token = held.getsockname()[1], secrets.token_urlsafe(24)
+    guarded = Guard(explorer.application(), number, token, explorer.policy)
+    address = f"http://127.0.0.1:{number}/?token={token}"
+    print(address, flush=True)
+    say("the explorer runs; Ctrl-C ends it", quiet)
+    if open_browser:
+        with contextlib.suppress(webbrowser.Error):
+            webbrowser.open(address)
+    config = uvicorn.Config(
+        guarded,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=1,
+        h11_max_incomplete_event_size=32_768,
+        http="h11",
+        ws="none",
+        lifespan="off",
+    )
+    uvicorn.Server(config).run(sockets=[held])
+
+
+def listening(port: int | None) -> socket.socket:
+    """A socket at a port of the loopback interface. Raises `BadInput` where it is taken."""
+    for number in range(PORT, PORT + TRIED) if port is None else [port]:
+        held = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            held.bind(("127.0.0.1", number))
+            return held
+        except OSError:
+            held.close()
+    tried = f"ports {PORT} to {PORT + TRIED - 1} are taken" if port is None else f"port {port} is taken"
+    raise BadInput(f"{tried}; give another one with --port")

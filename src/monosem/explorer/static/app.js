@@ -1,0 +1,100 @@
+// The frame around the pages: where one can go, the search, keys, the theme.
+import { html, render, helps, Component, Failed, Tip, Waiting, useEffect, useRef, useState } from "ui";
+import { useData } from "server";
+import { change, go, here, Link, usePlace } from "place";
+import { keep, problem, starred, STARS } from "notes";
+import { Home } from "page/home";
+import { DictionaryPage } from "page/dictionary";
+import { LatentPage, step, explain } from "page/latent";
+import { Lists } from "page/lists";
+import { Steer } from "page/steer";
+import { Prompt } from "page/prompt";
+import { MapPage } from "page/map";
+
+const PAGES = {
+  home: [Home, "Dictionaries"], dictionary: [DictionaryPage, "Latents"], latent: [LatentPage, "Latent"],
+  map: [MapPage, "Map"], prompt: [Prompt, "Prompt"], steer: [Steer, "Steer"],
+  lists: [Lists, "Lists"],
+};
+const LINKS = ["dictionary", "map", "prompt", "steer", "lists"];
+
+class Guarded extends Component {
+  componentDidCatch(error) { this.setState({ error: String(error.message || error), of: this.props.at }); }
+  render({ children, at }, { error, of }) { return error && of === at ? html`<${Failed} words=${`this page broke: ${error}`} />` : children; }
+}
+
+function theme(next) {
+  if (next) localStorage.setItem("theme", next);
+  const chosen = localStorage.getItem("theme");
+  if (chosen) document.documentElement.dataset.theme = chosen;
+  return chosen || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+}
+
+function Theme() {
+  const [now, setNow] = useState(theme());
+  const other = now === "dark" ? "light" : "dark";
+  return html`<button type="button" class="plain" aria-label=${`Switch to ${other} colours`} onClick=${() => { theme(other); setNow(other); }}>${now === "dark" ? "☀" : "☾"}</button>`;
+}
+
+function Bar({ place, home }) {
+  const search = useRef(null);
+  const names = home.value ? home.value.dictionaries.filter(one => !one.error).map(one => one.name) : [];
+  const d = place.d || names[0];
+  const find = event => {
+    event.preventDefault();
+    const words = search.current.value.trim();
+    if (!words || !d) return;
+    if (/^\d+$/.test(words)) go("latent", { d, i: words }); else go("dictionary", { d, q: words });
+    search.current.blur();
+  };
+  return html`<header class="top">
+    <${Link} page="home" class="brand">monosem<//>
+    <select aria-label="Dictionary" value=${d} onChange=${event => go(["home", "lists", "reports"].includes(place.page) ? "dictionary" : place.page === "latent" ? "dictionary" : place.page, { d: event.target.value })}>
+      ${names.map(name => html`<option value=${name} selected=${name === d}>${name}</option>`)}</select>
+    <nav aria-label="Pages">${LINKS.map(name => html`<${Link} page=${name} state=${{ d }} aria-current=${place.page === name ? "page" : undefined}>${PAGES[name][1]}<//>`)}</nav>
+    <form role="search" onSubmit=${find}><input ref=${search} id="search" type="search" placeholder="number or words" aria-label="Find a latent by number or words" /></form>
+    <${Theme} />
+  </header>`;
+}
+
+const KEYS = {
+  "/": () => document.getElementById("search")?.focus(),
+  "?": () => helps.set(!helps.get()),
+  j: () => step(1), k: () => step(-1),
+  r: () => step(null),
+  e: () => explain(),
+  s: star,
+};
+
+async function star() {
+  const { page, d, i } = here();
+  if (page !== "latent") return;
+  document.querySelector(".lead .star")?.click();
+}
+
+function App() {
+  const place = usePlace(), home = useData("home");
+  useEffect(() => {
+    const press = event => {
+      if (event.ctrlKey || event.metaKey || event.altKey) return;
+      if (event.target.closest("input,textarea,select,[contenteditable]")) { if (event.key === "Escape") event.target.blur(); return; }
+      const act = KEYS[event.key];
+      if (act) { event.preventDefault(); act(); }
+    };
+    addEventListener("keydown", press);
+    return () => removeEventListener("keydown", press);
+  }, []);
+  const [Page, title] = PAGES[place.page] || PAGES.home;
+  const first = home.value?.dictionaries.find(one => !one.error)?.name;
+  const d = place.d || first;
+  useEffect(() => { document.title = `${place.i !== undefined && place.page === "latent" ? `${place.i} · ` : ""}${title} · monosem`; }, [place]);
+  return html`<a class="skip" href="#content">Skip to the page</a><${Bar} place=${place} home=${home} />
+    <main id="content" class=${`page-${place.page}`} tabindex="-1">
+      <${Failed} words=${problem.use()} />
+      ${home.error ? html`<${Failed} words=${home.error} />` : !home.value ? html`<${Waiting} words="reading the dictionaries" />`
+        : html`<${Guarded} at=${location.href} key=${place.page}><${Page} place=${place} d=${d} home=${home.value} /><//>`}
+    </main><${Tip} />`;
+}
+
+theme();
+render(html`<${App} />`, document.getElementById("app"));

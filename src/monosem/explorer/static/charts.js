@@ -1,0 +1,156 @@
+// Charts: histograms as SVG, clouds of points on a canvas.
+import { html, number, useEffect, useMemo, useRef, useState, at, away } from "ui";
+
+// bars: [{low, high, count, tip}]; mark: a value to point at
+export function Histogram({ bars, mark, label, logarithmic = false, height = 110 }) {
+  if (!bars.length) return html`<p class="soft">nothing to draw</p>`;
+  const width = 420, most = Math.max(...bars.map(bar => bar.count));
+  const scale = logarithmic ? Math.log : value => value;
+  const low = scale(bars[0].low), high = scale(bars[bars.length - 1].high);
+  const x = value => ((scale(value) - low) / (high - low || 1)) * width;
+  const marked = mark && (!logarithmic || mark > 0) ? Math.min(Math.max(x(Math.abs(mark)), 0), width) : null;
+  return html`<figure class="chart"><svg viewBox="0 0 ${width} ${height}" role="img" aria-label=${label}
+      preserveAspectRatio="none">
+    ${bars.map(bar => {
+      const left = x(bar.low), size = (bar.count / most) * (height - 2);
+      return html`<rect x=${left + 0.5} width=${Math.max(x(bar.high) - left - 1, 0.8)} y=${height - size} height=${size}
+        class=${bar.low < 0 && bar.high <= 0 ? "bar minus" : "bar"}
+        onMouseMove=${event => at(event, html`${number(bar.low)} to ${number(bar.high)}: <b>${number(bar.count)}</b>`)}
+        onMouseLeave=${away} />`;
+    })}
+    ${marked !== null && html`<line class="mark" x1=${marked} x2=${marked} y1="0" y2=${height} />`}
+  </svg><figcaption><span>${number(bars[0].low)}</span><span>${number(bars[bars.length - 1].high)}</span></figcaption></figure>`;
+}
+
+// --- points
+const wide = (low, high) => low > 0 && high / low > 100;
+
+// of the values at places where the other axis has one, too
+export function axisOf(values, others = values) {
+  let low = Infinity, high = -Infinity;
+  for (let i = 0; i < values.length; i++) if (Number.isFinite(values[i]) && Number.isFinite(others[i])) {
+    const value = values[i]; if (value < low) low = value; if (value > high) high = value; }
+  if (!(low <= high)) return null;
+  const log = wide(low, high), to = log ? Math.log10 : value => value;
+  const a = to(low), b = to(high) === to(low) ? to(low) + 1 : to(high);
+  return { log, low, high, share: value => (to(value) - a) / (b - a), value: share => (log ? 10 ** (a + share * (b - a)) : a + share * (b - a)) };
+}
+
+export function inside(polygon, x, y) {
+  let odd = false;
+  for (let i = 0, j = polygon.length - 1; i < polygon.length; j = i++) {
+    const [xi, yi] = polygon[i], [xj, yj] = polygon[j];
+    if (yi > y !== yj > y && x < ((xj - xi) * (y - yi)) / (yj - yi) + xi) odd = !odd;
+  }
+  return odd;
+}
+
+// x, y: Float32Arrays; color: share 0..1 of each point or null; shown: Uint8Array of what is not filtered away
+export function Scatter({ x, y, names, color, shown, chosen, onOpen, onLasso, tipOf, height = 380, plain = false }) {
+  const canvas = useRef(null), box = useRef(null);
+  const [width, setWidth] = useState(0);
+  const [lasso, setLasso] = useState(null);
+  const axes = useMemo(() => [axisOf(x, y), axisOf(y, x)], [x, y]);
+  const pad = plain ? [8, 8, 8, 8] : [10, 12, 34, 52]; // top, right, bottom, left
+  useEffect(() => {
+    const watch = new ResizeObserver(entries => setWidth(Math.floor(entries[0].contentRect.width)));
+    watch.observe(box.current);
+    return () => watch.disconnect();
+  }, []);
+  const [ax, ay] = axes;
+  const place = i => [
+    pad[3] + ax.share(x[i]) * (width - pad[1] - pad[3]),
+    height - pad[2] - ay.share(y[i]) * (height - pad[0] - pad[2]),
+  ];
+  useEffect(() => {
+    if (!width || !ax || !ay) return;
+    const draw = () => paint(canvas.current, { width, height, pad, x, y, ax, ay, place, color, shown, chosen, lasso, names, plain });
+    draw();
+    const dark = matchMedia("(prefers-color-scheme: dark)");
+    dark.addEventListener("change", draw);
+    const watch = new MutationObserver(draw);
+    watch.observe(document.documentElement, { attributes: true, attributeFilter: ["data-theme"] });
+    return () => { dark.removeEventListener("change", draw); watch.disconnect(); };
+  }, [width, height, x, y, color, shown, chosen, lasso]);
+  if (!ax || !ay) return html`<div ref=${box} class="soft">no latent has both numbers</div>`;
+  const near = event => {
+    const seen = canvas.current.getBoundingClientRect(), px = event.clientX - seen.left, py = event.clientY - seen.top;
+    let best = -1, least = 18 ** 2;
+    for (let i = 0; i < x.length; i++) {
+      if (shown && !shown[i]) continue;
+      const [qx, qy] = place(i), d = (qx - px) ** 2 + (qy - py) ** 2;
+      if (d < least) { least = d; best = i; }
+    }
+    return { best, px, py };
+  };
+  const move = event => {
+    const { best, px, py } = near(event);
+    if (lasso) { setLasso([...lasso, [px, py]]); return; }
+    if (best < 0) away(); else at(event, tipOf(best));
+    canvas.current.style.cursor = best < 0 ? (onLasso ? "crosshair" : "default") : "pointer";
+  };
+  const down = event => { if (onLasso && near(event).best < 0) { const n = near(event); setLasso([[n.px, n.py]]); event.target.setPointerCapture?.(event.pointerId); } };
+  const up = () => {
+    if (!lasso) return;
+    const found = [];
+    if (lasso.length > 4) for (let i = 0; i < x.length; i++) if ((!shown || shown[i]) && inside(lasso, ...place(i))) found.push(i);
+    setLasso(null);
+    if (lasso.length > 4) onLasso(found);
+  };
+  const click = event => { const { best } = near(event); if (best >= 0 && !lasso) { away(); onOpen(best); } };
+  const say = `${x.length.toLocaleString("en")} latents by ${names.join(" and ")}`;
+  return html`<div ref=${box} class="scatter"><canvas ref=${canvas} role="img" aria-label=${say}
+    onPointerMove=${move} onPointerDown=${down} onPointerUp=${up} onPointerLeave=${away} onClick=${click}></canvas></div>`;
+}
+
+function paint(canvas, { width, height, pad, x, y, ax, ay, place, color, shown, chosen, lasso, names, plain }) {
+  const ratio = devicePixelRatio || 1, look = getComputedStyle(canvas);
+  canvas.width = width * ratio; canvas.height = height * ratio;
+  canvas.style.width = `${width}px`; canvas.style.height = `${height}px`;
+  const to = canvas.getContext("2d");
+  to.scale(ratio, ratio);
+  const ink = look.getPropertyValue("--c-ink"), soft = look.color, point = look.getPropertyValue("--c-point"), mark = look.getPropertyValue("--c-mark");
+  const resolved = colour => { to.fillStyle = colour; return to.fillStyle; };
+  if (!plain) {
+    to.fillStyle = soft; to.font = "11px system-ui, sans-serif"; to.strokeStyle = soft; to.lineWidth = 0.5;
+    to.globalAlpha = 1;
+    for (const share of [0, 0.25, 0.5, 0.75, 1]) {
+      const px = pad[3] + share * (width - pad[1] - pad[3]), py = height - pad[2] - share * (height - pad[0] - pad[2]);
+      to.textAlign = share === 0 ? "left" : share === 1 ? "right" : "center"; to.textBaseline = "top";
+      to.fillText(number(ax.value(share), 2), px, height - pad[2] + 6);
+      to.textAlign = "right"; to.textBaseline = "middle";
+      to.fillText(number(ay.value(share), 2), pad[3] - 7, py);
+      to.globalAlpha = 0.25; to.beginPath(); to.moveTo(pad[3], py); to.lineTo(width - pad[1], py); to.stroke(); to.globalAlpha = 1;
+    }
+  }
+  const size = x.length > 20000 ? 1.4 : x.length > 3000 ? 2.2 : 3;
+  const base = resolved(point || "#2b5fc0"), strong = resolved(mark || "#d9822b");
+  for (const pass of [0, 1]) {
+    to.globalAlpha = pass ? (x.length > 3000 ? 0.45 : 0.7) : 0.07;
+    to.fillStyle = base;
+    for (let i = 0; i < x.length; i++) {
+      if (!Number.isFinite(x[i]) || !Number.isFinite(y[i]) || Boolean(!shown || shown[i]) !== Boolean(pass)) continue;
+      const [px, py] = place(i);
+      if (color) to.fillStyle = mixed(base, strong, color[i]);
+      to.fillRect(px - size / 2, py - size / 2, size, size);
+    }
+  }
+  to.globalAlpha = 1;
+  for (const i of chosen || []) {
+    if (!Number.isFinite(x[i]) || !Number.isFinite(y[i])) continue;
+    const [px, py] = place(i);
+    to.beginPath(); to.arc(px, py, 4.5, 0, 7); to.fillStyle = strong; to.fill();
+    to.lineWidth = 1.5; to.strokeStyle = ink || "#000"; to.stroke();
+  }
+  if (lasso) {
+    to.beginPath(); lasso.forEach(([px, py], i) => (i ? to.lineTo(px, py) : to.moveTo(px, py)));
+    to.closePath(); to.fillStyle = strong; to.globalAlpha = 0.15; to.fill(); to.globalAlpha = 1;
+    to.strokeStyle = strong; to.lineWidth = 1.5; to.stroke();
+  }
+}
+
+function mixed(one, other, share) {
+  const part = (text, i) => parseInt(text.slice(1 + 2 * i, 3 + 2 * i), 16);
+  const at = Number.isFinite(share) ? Math.min(Math.max(share, 0), 1) : 0;
+  return `rgb(${[0, 1, 2].map(i => Math.round(part(one, i) * (1 - at) + part(other, i) * at)).join(",")})`;
+}

@@ -1,0 +1,160 @@
+// A latent, from the data of `LatentPage`: the same in the app, in a notebook and in an exported file.
+import { html, render, useState, number, percent, Panel, Tip } from "ui";
+import { hovered, quoted, Tokens } from "tokens";
+import { Histogram } from "charts";
+
+const HELP = {
+  examples: "Pieces of text in which the latent fires most; the stronger a token's colour, the stronger the activation.",
+  intervals: "Its activations cut into parts of equal width: what holds at the top may not hold further down.",
+  logits: "What its decoder row adds to the next token's logits directly, per unit of activation; what later layers make of it is not in it.",
+  histogram: "How strong it is where it is active, from weak to strong on a logarithmic scale.",
+  tokens: "The tokens at which it fires, with how often and how much of its activation.",
+  statistics: "How often and how strongly it fires over all counted tokens; kurtosis is 3 for a normal distribution.",
+  neighbours: "Latents whose decoder rows point in almost the same direction: often parts of one concept.",
+  geometry: "What the weights say: lengths of its encoder and decoder rows, the angle between them, its bias.",
+  neurons: "The largest entries of its decoder row; they are neurons only where the site has neurons.",
+  heads: "How much of its decoder row lies in each attention head.",
+  provenance: "The model, dictionary and text that all of this was computed from.",
+};
+
+export function headline(page) {
+  if (page.explanation) return page.explanation.label;
+  const words = (page.tokens || []).slice(0, 4).map(one => quoted(one.token));
+  return words.length ? `fires on ${words.join("  ")}` : page.statistics?.dead ? "never fires" : `latent ${page.latent}`;
+}
+
+export function LatentView({ page, link, below, actions }) {
+  const s = page.statistics, maximum = s ? s.maximum : null;
+  return html`<article class="latent">
+    <header class="lead">
+      <p class="kicker">Latent ${page.latent} <span>of ${page.dictionary}</span></p>
+      <h1>${headline(page)}</h1>
+      ${page.explanation && html`<p class="soft">held-out score ${number(page.explanation.score)}: the label finds
+        ${page.explanation.fires} texts on which it fires, and leaves out ${page.explanation.quiet} others</p>`}
+      ${s && html`<p class="facts"><span><b>${percent(s.density)}</b> of tokens</span>
+        <span><b>${number(s.maximum)}</b> at most</span><span><b>${number(s.count)}</b> times in ${number(s.tokens)} tokens</span></p>`}
+      ${actions}
+    </header>
+    <div class="columns">
+      <div class="main">
+        ${below}
+        <${Examples} page=${page} maximum=${maximum} />
+      </div>
+      <div class="side">
+        <${Logits} page=${page} />
+        <${Activations} page=${page} />
+        <${FiresOn} page=${page} />
+        <${Neighbours} page=${page} link=${link} />
+        <${Facts} page=${page} />
+      </div>
+    </div>
+  </article>`;
+}
+
+function Examples({ page, maximum }) {
+  const [kind, setKind] = useState("top");
+  const bands = page.intervals || [];
+  const tabs = html`<div class="tabs" role="group" aria-label="Which examples">
+    <button type="button" aria-pressed=${String(kind === "top")} onClick=${() => setKind("top")}>Strongest</button>
+    ${bands.length > 0 && html`<button type="button" aria-pressed=${String(kind === "bands")} onClick=${() => setKind("bands")}>By strength</button>`}
+  </div>`;
+  return html`<${Panel} title="Examples" name="examples" help=${kind === "top" ? HELP.examples : HELP.intervals}
+      missing=${page.missing.examples && `No corpus was read yet: ${page.missing.examples}.`}>
+    ${page.examples && html`${tabs}
+      ${kind === "top" ? html`<${List} examples=${page.examples} maximum=${maximum} />`
+        : bands.map(band => html`<h3>${number(band.low)} to ${number(band.high)}
+          <span class="soft">${percent(band.share)} of its active tokens</span></h3>
+          <${List} examples=${band.examples} maximum=${maximum} />`)}`}
+  <//>`;
+}
+
+function List({ examples, maximum }) {
+  if (!examples.length) return html`<p class="soft">no example was kept</p>`;
+  return html`<ol class="examples">${examples.map(one => html`<li>
+    <span class="value">${number(one.maximum)}</span>
+    <span class="text"><${Tokens} tokens=${one.tokens} activations=${one.activations} maximum=${maximum} anchor=${one.anchor} />
+      <span class="source" title=${one.document}>${one.document}</span></span>
+  </li>`)}</ol>`;
+}
+
+function Logits({ page }) {
+  const found = page.logits;
+  return html`<${Panel} title="Writes" name="logits" help=${HELP.logits} missing=${page.missing.logits}>
+    ${found && html`<div class="pair">
+      <${Effects} title="promotes" rows=${found.promoted} />
+      <${Effects} title="suppresses" rows=${found.suppressed} />
+    </div>
+    ${found.histogram && html`<${Histogram} label="Effects on all tokens' logits"
+      bars=${found.histogram.counts.map((count, i) => ({ low: found.histogram.edges[i], high: found.histogram.edges[i + 1], count }))} />
+      <p class="soft">sd ${number(found.moments.sd)}, skew ${number(found.moments.skew)}, kurtosis ${number(found.moments.kurtosis)}</p>`}`}
+  <//>`;
+}
+
+function Effects({ title, rows }) {
+  const most = Math.max(...rows.map(row => Math.abs(row.effect)), 1e-9);
+  return html`<table class="effects"><caption>${title}</caption><tbody>${rows.map(row => html`<tr>
+    <th scope="row" class="mono" title=${quoted(row.token)}>${quoted(row.token)}</th>
+    <td class="n"><span class=${row.effect < 0 ? "meter minus" : "meter"} style=${{ "--w": Math.abs(row.effect) / most }}>${number(row.effect, 2)}</span></td>
+  </tr>`)}</tbody></table>`;
+}
+
+function Activations({ page }) {
+  const value = hovered.use();
+  return html`<${Panel} title="Activations" name="histogram" help=${HELP.histogram} missing=${page.missing.histogram}>
+    ${page.histogram && html`<${Histogram} bars=${page.histogram} logarithmic mark=${value}
+      label="Histogram of its activations where it is active" />
+      <p class="soft">${Object.entries(page.statistics.quantiles).map(([share, at]) => html`<span class="fact">${percent(Number(share))} below <b>${number(at)}</b></span>`)}</p>`}
+  <//>`;
+}
+
+function FiresOn({ page }) {
+  const rows = (page.tokens || []).slice(0, 10), most = Math.max(...rows.map(row => Math.abs(row.mass)), 1e-9);
+  if (!page.tokens) return null;
+  return html`<${Panel} title="Fires on" name="tokens" help=${HELP.tokens}>
+    <table class="effects"><thead><tr><th scope="col">token</th><th scope="col" class="n">times</th><th scope="col" class="n">activation</th></tr></thead>
+    <tbody>${rows.map(row => html`<tr><th scope="row" class="mono">${quoted(row.token)}</th><td class="n">${number(row.count)}</td>
+      <td class="n"><span class=${row.mass < 0 ? "meter minus" : "meter"} style=${{ "--w": Math.abs(row.mass) / most }}>${number(row.mass)}</span></td></tr>`)}</tbody></table>
+  <//>`;
+}
+
+function Neighbours({ page, link }) {
+  const found = page.neighbours;
+  if (!found) return null;
+  return html`<${Panel} title="Neighbours" name="neighbours" help=${HELP.neighbours}>
+    <div class="pair">${["decoder", "encoder"].map(side => html`<table class="effects"><caption>${side}</caption><tbody>
+      ${found[side].slice(0, 8).map(row => html`<tr><th scope="row">${link ? link(row.latent) : row.latent}
+        ${row.label && html`<span class="soft"> ${row.label}</span>`}</th><td class="n">${number(row.cosine, 2)}</td></tr>`)}
+    </tbody></table>`)}</div>
+  <//>`;
+}
+
+const NAMES = {
+  kind: "kind", encoder_norm: "encoder norm", decoder_norm: "decoder norm", cosine: "cosine of both", bias: "bias",
+  threshold: "threshold", decoder_bias: "decoder row · bias",
+};
+
+function Facts({ page }) {
+  const s = page.statistics, g = page.geometry, neurons = page.neurons, heads = page.heads;
+  const rows = pairs => html`<dl>${pairs.filter(([, value]) => value !== null && value !== undefined)
+    .map(([name, value]) => html`<div><dt>${name}</dt><dd>${typeof value === "number" ? number(value) : String(value)}</dd></div>`)}</dl>`;
+  const moments = (title, m) => m ? ["mean", "sd", "skew", "kurtosis"].map(name => [`${name}, ${title}`, m[name]]) : [];
+  return html`${s && html`<${Panel} title="Statistics" name="statistics" help=${HELP.statistics}>
+      ${rows([["log₁₀ density", s.log10_density], ...moments("active tokens", s.active), ...moments("all tokens", s.all)])}<//>`}
+    ${g && html`<${Panel} title="Weights" name="geometry" help=${HELP.geometry}>
+      ${rows(Object.entries(NAMES).map(([key, name]) => [name, g[key]]))}<//>`}
+    ${neurons?.privileged && html`<${Panel} title="Neurons" name="neurons" help=${HELP.neurons}>
+      ${rows(neurons.rows.map(row => [`neuron ${row.neuron}`, row.value]))}<//>`}
+    ${heads && html`<${Panel} title="Heads" name="heads" help=${HELP.heads}>
+      ${rows(heads.map(row => [`head ${row.head}`, row.share]))}<//>`}
+    <${Panel} title="Where this comes from" name="provenance" help=${HELP.provenance}>
+      <details><summary>model, dictionary, text</summary>
+      ${rows(Object.entries(page.provenance).map(([name, value]) => [name.replace(/_/g, " "), typeof value === "object" ? JSON.stringify(value) : value]))}</details><//>`;
+}
+
+// chosen latents as a page of their own
+export function draw(target, pages) {
+  const link = own => latent => pages.some(page => page.latent === latent && page.dictionary === own.dictionary)
+    ? html`<a href=${`#${latent}`}>${latent}</a>` : String(latent);
+  render(html`<main class="alone">${pages.map(page => html`<div id=${String(page.latent)}>
+    <${LatentView} page=${page} link=${link(page)} /></div>`)}</main><${Tip} />`, target);
+}

@@ -1,0 +1,198 @@
+"""Every page in a real browser: no error, nothing from elsewhere, hostile words do nothing, and what users do there."""
+
+import json
+import time
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+LATENT = "/latent?d=sae&i=3"
+PAGES = ["/", "/dictionary?d=sae", "/dictionary?d=bare", LATENT, "/latent?d=bare&i=3", "/lists?d=sae", "/map?d=sae"]
+PAGES += [f"/{name}?d=sae" for name in ("prompt", "steer")]
+
+
+@pytest.fixture
+def page(browser, served):
+    """Opens a path and waits until it is drawn."""
+    if not browser.current_url.startswith(served.base):
+        browser.get(served.address)
+
+    def opened(path: str, wanted: str = "main h1"):
+        browser.get(served.base + path)
+        until(browser, f"return document.querySelector({wanted!r}) !== null")
+        return browser
+
+    return opened
+
+
+def until(browser, script, *values, seconds=60):
+    """Wait until a script says yes."""
+    end = time.monotonic() + seconds
+    while not (found := browser.execute_script(script, *values)):
+        assert time.monotonic() < end, (script, browser.execute_script("return document.body.innerText")[:2000])
+        time.sleep(0.05)
+    return found
+
+
+def complaints(browser):
+    return [entry["message"] for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+
+
+def press(browser, key):
+    browser.execute_script(
+        "document.body.dispatchEvent(new KeyboardEvent('keydown', {key: arguments[0], bubbles: true}))", key
+    )
+
+
+def words(browser):
+    return browser.execute_script("return document.querySelector('main').innerText")
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_a_page_loads_without_errors_and_without_the_network(page, served, path):
+    browser = page(path)
+    until(browser, "return !document.querySelector('main .waiting')")
+    assert complaints(browser) == []
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    assert any(url.startswith(served.base) for url in asked)
+    own = (served.base + "/", "data:", "blob:", "about:", "chrome://", "chrome-extension://")
+    assert [url for url in asked if not url.startswith(own)] == []
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_hostile_words_are_text(page, served):
+    hostile = "</script><img src=x onerror=alert(1)>"
+    served.ask("/api/notes", {"put": [hostile, [["sae", 3]]]})
+    served.ask("/api/notes", {"note": {"dictionary": "sae", "latent": 3, "text": hostile}})
+    browser = page(LATENT)
+    until(browser, "return document.querySelector('#note')?.value")
+    assert browser.find_element("css selector", "main h1").text == hostile
+    assert hostile in words(browser)  # names of documents
+    assert browser.find_element("css selector", "#note").get_attribute("value") == hostile
+    for path in ("/lists?d=sae", "/dictionary?d=sae", LATENT):
+        page(path)
+        until(browser, "return !document.querySelector('main .waiting')")
+        assert browser.find_elements("css selector", "img, iframe") == []
+    assert complaints(browser) == []
+    served.ask("/api/notes", {"drop": hostile})
+
+
+def test_the_table_sorts_filters_and_opens(page, served):
+    browser = page("/dictionary?d=sae", ".grid tbody a")
+    first = (
+        "return [...document.querySelectorAll('.grid tbody tr:not(.gap)')].map(r => r.querySelector('a').textContent)"
+    )
+    _, table = served.ask("/api/table?d=sae")
+    import base64
+
+    import numpy as np
+
+    column = lambda name: np.frombuffer(base64.b64decode(table["columns"][name]), "<f4")  # noqa: E731
+    expected = sorted(range(64), key=lambda i: (-column("density")[i], i))
+    shown = browser.execute_script(first)
+    assert shown == [str(i) for i in expected[: len(shown)]]
+    browser.execute_script(
+        "[...document.querySelectorAll('.grid th button')].find(b => b.textContent.startsWith('bias')).click()"
+    )
+    until(browser, "return location.search.includes('sort=bias')")
+    most = str(int(np.argmax(column("bias"))))
+    until(browser, f"{first.replace('return ', 'return (')})[0] === arguments[0]", most)
+    page("/dictionary?d=sae&f=" + quote("maximum>3 density<20%"), ".grid")
+    count = int(((column("maximum") > 3) & (column("density") < 0.2)).sum())
+    until(browser, "return document.querySelector('.count').textContent === arguments[0]", f"{count} of 64")
+    page("/dictionary?d=sae&f=" + quote("nonsense>3"), ".failed")
+    assert "cannot read" in words(browser)
+    page("/dictionary?d=sae&q=cat", ".grid tbody a").find_element("css selector", ".grid tbody td.words").click()
+    until(browser, "return location.pathname === '/latent'")
+    browser.back()
+    until(browser, "return location.pathname === '/dictionary' && document.querySelector('.grid tbody a') !== null")
+
+
+def test_keys(page):
+    browser = page("/latent?d=sae&i=10", ".examples")
+    press(browser, "j")
+    until(browser, "return location.search.includes('i=')  && !location.search.includes('i=10')")
+    press(browser, "k")
+    until(browser, "return location.search.includes('i=10')")
+    until(browser, "return document.querySelector('.kicker').textContent.startsWith('Latent 10')")
+    press(browser, "?")
+    until(browser, "return document.querySelectorAll('.helptext:not([hidden])').length > 5")
+    press(browser, "?")
+    press(browser, "s")
+    until(browser, "return document.querySelector('.lead .star').getAttribute('aria-pressed') === 'true'")
+    press(browser, "s")
+    until(browser, "return document.querySelector('.lead .star').getAttribute('aria-pressed') === 'false'")
+    press(browser, "e")
+    assert browser.execute_script("return document.activeElement.id") == "note"
+    page("/latent?d=sae&i=10")
+    press(browser, "/")
+    assert browser.execute_script("return document.activeElement.id") == "search"
+
+
+def test_a_token_under_the_pointer_is_read_out_and_marked_in_the_histogram(page):
+    browser = page("/latent?d=sae&i=10", ".examples .anchor")
+    over = "new MouseEvent('mousemove', {bubbles: true, clientX: 300, clientY: 400})"
+    browser.execute_script(f"document.querySelector('.examples .anchor').dispatchEvent({over})")
+    until(browser, "return document.querySelector('.tip')?.textContent.includes('activation')")
+    assert browser.find_elements("css selector", ".p-histogram line.mark")
+    browser.execute_script("document.querySelector('.examples .anchor').dispatchEvent(new MouseEvent('mouseleave'))")
+    until(browser, "return document.querySelector('.tip') === null && !document.querySelector('line.mark')")
+
+
+def test_a_text_of_ones_own_on_a_latent(page):
+    browser = page("/latent?d=sae&i=10&t=" + quote("the cat sat on the mat"), ".tried")
+    assert browser.execute_script("return document.querySelector('.tried').textContent").split() == [
+        "the",
+        "cat",
+        "sat",
+        "on",
+        "the",
+        "mat",
+    ]
+    assert complaints(browser) == []
+
+
+def test_steering_streams_into_two_columns_and_the_link_keeps_it(page):
+    browser = page("/steer?d=sae&l=10:40&n=12&t=" + quote("the cat sat on"), ".dose")
+    browser.execute_script("[...document.querySelectorAll('button')].find(b => b.textContent === 'Write').click()")
+    until(browser, "return document.querySelector('.changes') !== null")
+    sides = [one.text for one in browser.find_elements("css selector", ".side-text p:first-of-type")]
+    assert len(sides) == 2
+    assert all(sides)
+    assert sides[0] != sides[1]
+    assert "l=10%3A40" in browser.current_url
+    assert complaints(browser) == []
+
+
+def test_a_job_that_fails_says_why(page):
+    browser = page("/prompt?d=sae&t=" + quote("cat"))
+    until(browser, "return document.querySelector('.failed[role=alert]')?.textContent")
+    assert "token" in browser.find_element("css selector", ".failed[role=alert]").text
+
+
+def test_the_matrix_of_a_prompt(page):
+    browser = page(
+        "/prompt?d=sae&t=" + quote("the cat sat on the mat") + "&o=" + quote("the dog ran on the mat"), ".matrix"
+    )
+    assert len(browser.find_elements("css selector", ".matrix .col")) == 6
+    every = len(browser.find_elements("css selector", ".matrix tbody tr"))
+    browser.find_elements("css selector", ".matrix .col")[2].click()
+    until(browser, f"return document.querySelectorAll('.matrix tbody tr').length < {every}")
+    assert "p=2" in browser.current_url
+    assert "What differs" in words(browser)
+
+
+def test_an_exported_page_needs_no_server(page, served, browser, tmp_path: Path):
+    _, text = served.ask("/api/export?d=sae&i=3,4,5")
+    assert "http://" not in text.replace("http://www.w3.org", "")
+    path = tmp_path / "latents.html"
+    path.write_text(text)
+    browser.get(path.as_uri())
+    until(browser, "return document.querySelectorAll('article.latent').length === 3")
+    assert browser.find_elements("css selector", "img") == []
+    assert complaints(browser) == []
+    asked = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    urls = [m["params"]["request"]["url"] for m in asked if m["method"] == "Network.requestWillBeSent"]
+    assert [url for url in urls[urls.index(path.as_uri()) :] if not url.startswith(("file:", "data:", "blob:"))] == []
