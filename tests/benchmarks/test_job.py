@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from monosem.benchmarks import BENCHMARKS, DICTIONARY, BenchmarkReport, CoreConfig, benchmark, core
-from monosem.benchmarks.report import frontier, write
+from monosem.benchmarks.report import figures, frontier, write
 from monosem.benchmarks.task import ALL, RANDOM, RAW, Score, Scores, compared
 from monosem.errors import BadInput, Mismatch, UnknownName
 from monosem.statistics import Interval
@@ -56,12 +56,22 @@ def test_the_report_holds_every_dictionary_task_and_interval(done, pair):
         if line.startswith("|---"):
             assert line.count("|") == lines[number - 1].count("|") == lines[number + 1].count("|")
     assert len(done.table) == 2 * 2 * 3
+    for called in pair:  # what stands beside the main number, in tables of its own
+        recovered, _, _ = (rows := done.scores[called]["core"].table.set_index(["arm", "measure"])).loc[
+            (DICTIONARY, "ce_recovered"), ["value", "low", "high"]
+        ]
+        assert f"{recovered:.3f} [".replace("-", "−") in text.split("ce_recovered: share")[1].split("kl: KL")[0]
+        assert rows.loc[(RAW, "l0"), "value"] > 0
     drawn = {trace.name: trace for trace in done.plot().data if trace.name}
-    assert set(drawn) == {*pair, RANDOM, RAW}
+    assert set(drawn) == {*pair, RANDOM}
     for number, called in enumerate(pair):
         rows = done.scores[called]["core"].table.set_index(["arm", "measure"])["value"]
-        for name, arm, place in ((called, DICTIONARY, 0), (RANDOM, RANDOM, number), (RAW, RAW, number)):
-            assert (drawn[name].x[place], drawn[name].y[place]) == (rows[arm, "l0"], rows[arm, "fve"])
+        assert (drawn[called].x[0], drawn[called].y[0]) == (rows[DICTIONARY, "l0"], rows[DICTIONARY, "fve"])
+        edge = drawn[RANDOM].marker.symbol[number] == "triangle-down"
+        assert drawn[RANDOM].x[number] == rows[RANDOM, "l0"]
+        assert (
+            (drawn[RANDOM].y[number] > rows[RANDOM, "fve"]) if edge else drawn[RANDOM].y[number] == rows[RANDOM, "fve"]
+        )
     assert len({drawn[called].marker.color for called in pair} | {drawn[RANDOM].marker.color}) == 3
     with pytest.raises(UnknownName, match="no figure"):
         done.plot("pareto")
@@ -202,3 +212,36 @@ def test_the_result_has_its_settings(done):
     assert isinstance(done, BenchmarkReport)
     assert done.config["settings"] == json.loads(json.dumps(SETTINGS))
     assert done.html.exists()
+
+
+def made_up(fve: float, random: float, note: str, tokens: int) -> Scores:
+    rows = [
+        Score(arm, ALL, measure, None, Interval(value, value - 0.01, value + 0.01))
+        for arm, base in ((DICTIONARY, fve), (RANDOM, random), (RAW, 1.0))
+        for measure, value in (("fve", base), ("l0", 30.0), ("ce_recovered", base), ("kl", 0.1))
+    ]
+    return Scores.of("core", rows, "fve", notes=["for all", note], tokens=tokens, seconds=12.0, processor_seconds=3.0)
+
+
+def test_a_report_says_whose_settings_and_notes_are_whose_and_what_is_apart_from_baselines(tmp_path):
+    origin = {"model": "tiny", "monosem": "0"}
+    both = {"a": made_up(0.8, 0.3, "of a", 1000), "b": made_up(0.7, 0.7, "of b", 2000)}
+    scores = {called: {"core": one.to_dict()} for called, one in both.items()}
+    results = {"config": {}, "origin": origin, "scores": scores, "left_out": []}
+    write(results, tmp_path)
+    text, page = (tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()
+    overview = text.split("The main number of each task")[0]
+    assert "| `a` | **0.800** |" in overview
+    assert "| `b` | 0.700 |" in overview  # as the random one
+    assert "tokens 1000 (a); 2000 (b)." in text
+    assert "<strong>0.800</strong>" in page
+    common, own = text.split("All numbers of `b`")
+    assert text.count("for all") == 1
+    assert "of a" in common
+    assert "of b" in own
+    assert "of a" not in own
+    assert "| `a` | 12 (3) |" in text
+    one = figures(results)["pareto_fve"][0]
+    assert [list(trace.marker.symbol) for trace in one.data if trace.name == RANDOM] == [
+        ["triangle-down", "circle-open"]
+    ]

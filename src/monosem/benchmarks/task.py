@@ -156,6 +156,8 @@ def compared(tasks: Mapping[str, Scores]) -> "Figure":
             if several:
                 color = COLORS[number % len(COLORS)]
                 look |= {"name": called if arm == DICTIONARY else f"{arm} ({called})", "showlegend": arm == DICTIONARY}
+                if arm != DICTIONARY:  # many lines: these stay behind
+                    look |= {"opacity": 0.35, "error_y": None}
             line = {"color": color, "width": 2, "dash": _dash(place)}
             figure.add_scatter(**look, x=[f"{n:.0f}" for n in rows["n"]], mode="lines+markers", line=line)
     if several and first.n is not None:  # what dashes mean, once
@@ -193,7 +195,7 @@ class Task:
     title: of its section in a report. meaning: what its main number says, in a sentence or two, and which way is good.
     config: the class of its settings. run: the function. minutes: of processor time for the shipped dictionary with the
         default settings, measured on one thread. each: the function for several dictionaries of one site, where they
-        share passes.
+        share passes. beside: other measures over all data that a report shows like the main one -> their words.
     """
 
     title: str
@@ -202,6 +204,7 @@ class Task:
     run: Run
     minutes: float
     each: RunEach | None = None
+    beside: Mapping[str, str] = field(default_factory=dict)
 
 
 def mean_interval(values: Sequence[float], drawn: Sequence[np.ndarray]) -> Interval:
