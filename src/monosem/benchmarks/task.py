@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 DICTIONARY, RANDOM, RAW = "dictionary", "random dictionary", "raw dimensions"
 ALL = "all"  # the data set that stands for the mean over all
 COLORS = [color for color in plots.LINES if color != plots.GREY]  # of dictionaries; grey is the baselines'
+BARS = "#a5adb8"  # of intervals on bars: seen on each of them, on a light page and on a dark one
 DASHES = ("solid", "dash", "dot")  # of arms
 COLUMNS = ("arm", "data", "measure", "n", "value", "low", "high")
 
@@ -146,10 +147,15 @@ def compared(tasks: Mapping[str, Scores]) -> "Figure":
     for number, (called, scores) in enumerate(tasks.items()):
         for arm, rows in scores._of(first.measure).groupby("arm", sort=False):
             place = arms.index(str(arm))
-            error = {"array": rows["high"] - rows["value"], "arrayminus": rows["value"] - rows["low"], "thickness": 1}
+            error: dict[str, Any] = {
+                "array": rows["high"] - rows["value"],
+                "arrayminus": rows["value"] - rows["low"],
+                "thickness": 1,
+            }
             look: dict[str, Any] = {"error_y": error, "y": rows["value"], "legendgroup": arm, "name": str(arm)}
             color = plots.LINES[place % len(plots.LINES)]
             if first.n is None:
+                error["color"] = BARS
                 bar = {"x": [called], "marker": {"color": color}, "offsetgroup": arm, "showlegend": number == 0}
                 figure.add_bar(**look, **bar)
                 continue
