@@ -30,7 +30,7 @@ def arms(model: Model, dictionary: Dictionary, prompts: Sequence[Any], *, seed: 
 def mean_l0(model: Model, dictionary: Dictionary, prompts: Sequence[Any]) -> float:
     """Mean number of active latents over the tokens of the prompts that the dictionary was trained on."""
     active, tokens = 0, 0
-    for run, counted in prompt_runs(model, dictionary, list(prompts)):
+    for run, counted in prompt_runs(model, dictionary, sorted(prompts, key=len)):  # so that little is padded
         counts = dictionary.encode(run[dictionary.site][counted]).l0()
         active, tokens = active + int(counts.sum()), tokens + len(counts)
     return active / tokens
