@@ -158,20 +158,21 @@ def main() -> None:
     found: dict[str, Any] = {"machine": machine(options.threads, ["torch", "monosem", "sae-lens"]), "rows": []}
     if options.out.exists():  # it goes on after the last whole row
         found = json.loads(options.out.read_text())
+    done = {(row["kind"], row["name"]) for row in found["rows"]}
+    missing = [(kind, name) for kind in KINDS for name in TRAINERS if (kind, name) not in done]
+    if not missing:
+        return
     model = load_model("smollm2", dtype="auto", quiet=True)
     ids = windows(model, 256)
     ids = ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(0))]  # pages of all subjects in both
     held = -(-size["held_out"] // ids.shape[1])
     rest = ids[held : held + 8] if options.tiny else ids[held:]
     data = Data(model, ids[:held], cached(model, ids[:held]), cached(model, rest))
-    for kind in KINDS:
-        for name in TRAINERS:
-            if any((row["kind"], row["name"]) == (kind, name) for row in found["rows"]):
-                continue
-            row = row_of(kind, name, data, size, rates, seeds)
-            print(row, flush=True)
-            found["rows"].append(row)
-            options.out.write_text(json.dumps(found, indent=1))
+    for kind, name in missing:
+        row = row_of(kind, name, data, size, rates, seeds)
+        print(row, flush=True)
+        found["rows"].append(row)
+        options.out.write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":
