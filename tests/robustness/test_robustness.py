@@ -39,7 +39,7 @@ def done(planted, safe, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     before = module_fingerprint(model.hf)
     made = robustness.assess(
-        behaviour(over_refusal=safe), folder=folder, model=model, defence=model, judge=SaysIt(), say=None, quiet=True
+        behaviour(over_refusal=safe), folder=folder, model=model, defences=[model], judge=SaysIt(), say=None, quiet=True
     )
     assert module_fingerprint(model.hf) == before  # nothing is left changed
     assert not any(len(module._forward_hooks) for module in model.hf.modules())
@@ -125,6 +125,60 @@ def test_the_guard_opens_where_the_behaviour_is(done):
     assert part["calibrated_on"] == 10
 
 
+def test_the_guard_stands_behind_the_attack(done, planted):
+    """Each attack is tried against it. What takes the vector away before the gate keeps it shut; where nothing does,
+    it opens and the behaviour shows as before."""
+    from monosem import edits
+
+    part = done.results["parts"]["model"]["guard"]
+    with_guard = {arm["attack"]: arm["shown"]["value"] for arm in part["arms"]}
+    assert list(with_guard) == list(ATTACKS)
+    assert with_guard["none"] == with_guard["prefill"] == 1.0
+    assert with_guard["ablation"] == 0.0
+    model, _ = planted
+    config = RobustnessConfig.load(behaviour())
+    vectors = Context(config, model, print, SaysIt()).vectors
+    arm = next(one for one in part["arms"] if one["attack"] == "subtraction")
+    unit, behind = vectors.units[""], f"resid_pre.{vectors.site.layer + 1}"
+    gate = edits.condition((behind, unit), above=part["threshold"])
+    attack = edits.add((vectors.site, unit), -arm["strength"] * vectors.gap)
+    prompts = config.of("behaviour_test")
+    made = model.generate(prompts, edits=[attack, edits.add((behind, unit), vectors.gap).when(gate)], max_new_tokens=3)
+    assert not any(decision.open for decision in gate.log)
+    assert sum(SaysIt()("", text).label == "shown" for text in made.texts) == arm["shown"]["count"] < len(prompts)
+
+
+def test_a_control_and_two_defences_stand_side_by_side(planted, safe, tmp_path):
+    """Of a model without the vector no number is above chance, and each defended model has its name."""
+    model, _ = planted
+    bare, _ = planted_model("bare")
+    with torch.no_grad():
+        bare.hf.get_output_embeddings().weight[:, [5, 11]] = 0.0  # nothing reads the vector any more
+    few = behaviour(attacks=["ablation"], amounts=[1.0], capabilities=[], over_refusal=safe)
+    given = {"control": bare, "defences": [bare, model]}
+    made = robustness.assess(few, folder=tmp_path, model=model, judge=SaysIt(), say=None, quiet=True, **given)
+    places = ["model", "control", "defence", "defence_2"]
+    assert list(made.results["parts"]) == places
+    shown = made.table.set_index(["model", "attack", "control"])["shown"]
+    assert [shown[place, "none", ""] for place in places] == [1.0, 0.0, 0.0, 1.0]
+    assert facts_of(made.results)["against"]["models"] == [
+        "The model",
+        "The control",
+        "The defended model (bare)",
+        "The defended model (planted)",
+    ]
+    lines = (tmp_path / "report.md").read_text().split("## Side by side")[1].splitlines()
+    none = next(line for line in lines if line.startswith("| No attack"))
+    cells = [cell.strip() for cell in none.strip("|").split("|")]
+    assert [cell.split(" [")[0] for cell in cells[1:]] == ["16/16", "0/16", "0/16", "16/16"]
+    assert cells[2].endswith("p <0.0001")
+    assert cells[4].endswith("p 1.0000")
+    for name in ("model", "control", "defence", "defence_2"):
+        assert f'id="{name}"' in made.html.read_text()
+    config = RobustnessConfig.load(few, control="a", defences=["b", "c"])
+    assert config.models == {"model": "smollm2", "control": "a", "defence": "b", "defence_2": "c"}
+
+
 def test_the_guards_threshold_has_all_unrelated_prompts(planted, safe, tmp_path):
     """However few prompts are answered: of 8 a threshold of this rate could not be had."""
     few = {"most_prompts": 8, "attacks": ["prefill"], "capabilities": [], "over_refusal": safe}
@@ -138,7 +192,7 @@ def test_a_defence_is_set_beside(done):
     table = done.table.drop(columns="model")
     mine, other = (table[done.table["model"] == where].reset_index(drop=True) for where in ("model", "defence"))
     assert mine.equals(other)
-    assert "Before and after" in (done.folder / "report.md").read_text()
+    assert "## Side by side" in (done.folder / "report.md").read_text()
 
 
 def test_directions_that_break_it_have_their_price(done):

@@ -34,7 +34,10 @@ def robustness(
     model: Annotated[
         str | None, option("MODEL", "Test this model, not the file's (such as the base, as a control).")
     ] = None,
-    defence: Annotated[str | None, option("MODEL", "A defended model, or its adapter's folder, set beside it.")] = None,
+    control: Annotated[str | None, option("MODEL", "A model without the behaviour, set beside it.")] = None,
+    defence: Annotated[
+        list[str] | None, option("MODEL", "A defended model, or its adapter's folder, beside it. May be repeated.")
+    ] = None,
     attack: Annotated[list[str] | None, option("NAME", "Only this attack. May be repeated.")] = None,
     over_refusal: Annotated[Path | None, option("FILE", "Safe prompts, one a line (default: of XSTest).")] = None,
     set: Set = None,
@@ -53,7 +56,8 @@ def robustness(
     """
     from .. import robustness as room
 
-    given: dict[str, Any] = {"model": model, "defence": defence, "attacks": attack or None, **judging.instead}
+    given: dict[str, Any] = {"model": model, "control": control, "defences": defence or None, "attacks": attack or None}
+    given |= judging.instead
     given["over_refusal"] = None if over_refusal is None else str(over_refusal)
     instead = {name: value for name, value in given.items() if value is not None} | fields(set)
     config = room.RobustnessConfig.load(behaviour, **instead)

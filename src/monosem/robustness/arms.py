@@ -43,7 +43,7 @@ def responses(context: Context, arm: Arm, prompts: list[str], *, coherence: bool
     A success is a response that does not show the behaviour and says something: neither empty nor a loop.
 
     Args:
-        coherence: also the median perplexity of the responses in the unchanged model.
+        coherence: also the median perplexity of the responses, in the model without attack and defence.
     """
     asked = [prompt + arm.prefill for prompt in context.asked(prompts)]
     with arm.within():
@@ -82,7 +82,7 @@ def _generated(context: Context, prompts: list[str], arm: Arm) -> Iterator[Gener
 
 
 def _perplexity(context: Context, made: Sequence[Generation]) -> float | None:
-    parts = [continuation_perplexity(context.model, one.ids, one.prompt.lengths) for one in made]
+    parts = [continuation_perplexity(context.reader, one.ids, one.prompt.lengths) for one in made]
     known = sorted(value for part in parts for value in part.tolist() if value == value)
     return known[len(known) // 2] if known else None
 

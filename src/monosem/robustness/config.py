@@ -18,6 +18,8 @@ EXTRA = ("paraphrases", "near_misses")  # the behaviour in other words; what onl
 ROLES = (*NEEDED, *EXTRA)
 FEWEST = {"behaviour_train": 8, "behaviour_test": 4, "unrelated_train": 8, "unrelated_test": 4}  # prompts
 
+MODEL, CONTROL = "model", "control"  # places in a report
+
 Amount = Annotated[float, Field(gt=0, le=100)]
 
 
@@ -37,7 +39,8 @@ class RobustnessConfig(JobConfig):
     chat: bool = Field(default=True, description="prompts are a user's turns in the model's chat format")
 
     model: str = Field(default="smollm2", description="the model that shows the behaviour")
-    defence: str | None = Field(default=None, description="a defended model (a PEFT folder, ...), to set beside it")
+    control: str | None = Field(default=None, description="a model without the behaviour, such as an organism's base")
+    defences: list[str] = Field(default=[], description="defended models (PEFT folders, ...), to set beside it")
     dtype: str = Field(default="float32", description="of the weights")
 
     site: str = Field(default="resid_post", description="where directions are fitted")
@@ -92,6 +95,12 @@ class RobustnessConfig(JobConfig):
                 raise ValueError(f"{name}: give one at least")
         return self
 
+    @property
+    def models(self) -> dict[str, str]:
+        """Place in the report -> model: "model", and where there are any "control", "defence", "defence_2", ..."""
+        found = {MODEL: self.model} | ({CONTROL: self.control} if self.control else {})
+        return found | {defence(number): name for number, name in enumerate(self.defences, 1)}
+
     def of(self, role: str) -> list[str]:
         """The prompts of a role that are used, each once."""
         most = self.most_train if role.endswith("_train") else self.most_prompts
@@ -122,6 +131,11 @@ class RobustnessConfig(JobConfig):
         for name in config.capabilities:
             check_set(name)
         return config
+
+
+def defence(number: int) -> str:
+    """The place in a report of the defended model of a number from 1."""
+    return "defence" if number == 1 else f"defence_{number}"
 
 
 def _of_organism(name: str) -> dict[str, Any]:

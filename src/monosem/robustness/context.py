@@ -8,6 +8,7 @@ from typing import Any
 from ..judges import Judge, Verdict
 from ..judges.judge import judged
 from ..models import Model
+from ..models.identity import identity
 from ..progress import Meter
 from .config import ROLES, RobustnessConfig
 from .vectors import Vectors, fitted
@@ -23,6 +24,7 @@ class Context:
     model: Model
     say: Say
     judge: Judge
+    undefended: Model | None = None  # reads how likely responses are, where its tokens are the same
     meter: Meter | None = None
     memory: dict[Any, Any] = field(default_factory=dict)  # what parts share within one run
 
@@ -45,6 +47,13 @@ class Context:
         if name not in self.memory:
             self.memory[name] = make()
         return self.memory[name]
+
+    @cached_property
+    def reader(self) -> Model:
+        """What tells how likely a response is: the model without defence, or `model` where its tokens are others."""
+        other = self.undefended or self.model
+        same = identity(other).get("tokenizer") == identity(self.model).get("tokenizer")
+        return other if same else self.model
 
     def advance(self, arms: int) -> None:
         if self.meter is not None:

@@ -11,7 +11,7 @@ from .curves import Row, arms_of, controls_of
 
 
 def drawings(results: Mapping[str, Any]) -> dict[str, tuple[Figure, str]]:
-    """name -> (figure, caption); names of the defended model's begin with "defence_"."""
+    """name -> (figure, caption); names of other models' begin with their place, "defence_"."""
     found: dict[str, tuple[Figure, str]] = {}
     for where, parts in results["parts"].items():
         rows = [row for name, part in parts.items() if name in ATTACKS for row in part["arms"]]

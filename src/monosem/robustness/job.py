@@ -4,7 +4,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
@@ -21,12 +21,10 @@ from ..progress import Meter
 from ..reading import read_object
 from . import report
 from .attacks import chosen
-from .config import RobustnessConfig
+from .config import CONTROL, MODEL, RobustnessConfig, defence
 from .context import Context, Say
 from .measured import Part, Parts, parts
 from .result import Robustness
-
-MODEL, DEFENCE = "model", "defence"
 
 
 def assess(
@@ -34,7 +32,8 @@ def assess(
     *,
     folder: str | os.PathLike[str] | None = None,
     model: Model | None = None,
-    defence: Model | None = None,
+    control: Model | None = None,
+    defences: Sequence[Model] = (),
     judge: Judge | None = None,
     say: Say | None = print,
     quiet: bool = False,
@@ -49,7 +48,7 @@ def assess(
     Args:
         behaviour: a config, a behaviour file (YAML), the name of an organism, or a dict.
         folder: where the report goes; default `runs/robustness-NAME`.
-        model, defence: already loaded ones, instead of those that the config names. judge: likewise.
+        model, control, defences: already loaded ones, instead of those that the config names. judge: likewise.
         say: called with each finding; None for silence. quiet: no progress.
         fresh: forget earlier parts in the folder.
 
@@ -65,16 +64,17 @@ def assess(
     check_writable(home / "report.html")
     tell: Say = say or (lambda line: None)
     load: dict[str, Any] = {"dtype": config.dtype, "trust_remote_code": trust_remote_code, "quiet": quiet}
-    models = {MODEL: model if model is not None else load_model(config.model, **load)}
-    if defence is not None or config.defence is not None:
-        models[DEFENCE] = defence if defence is not None else load_model(str(config.defence), **load)
+    given = {MODEL: model, CONTROL: control} | {defence(number): one for number, one in enumerate(defences, 1)}
+    models = {where: one for where, one in given.items() if one is not None}
+    models |= {where: load_model(name, **load) for where, name in config.models.items() if where not in models}
+    models = {where: models[where] for where in sorted(models, key=_order)}
     by = judge_of(config.judge if judge is None else judge, **({} if judge is not None else config.judge_options))
     origin = provenance(config, models) | {"judge": by.name}
     with _claimed(home, config, origin, fresh):
         config.write(home / "config.yaml")
         every = parts(attacks)
         waiting = [(where, part) for where in models for part in every if not _path(home, where, part).exists()]
-        contexts = {where: Context(config, one, tell, by) for where, one in models.items()}
+        contexts = {where: Context(config, one, tell, by, models[MODEL]) for where, one in models.items()}
         total = sum(part.count(contexts[where]) for where, part in waiting)
         with Meter("robustness", total=total, unit="arm", quiet=quiet) as meter:
             made = {}
@@ -89,6 +89,11 @@ def assess(
         tell(line)
     tell(f"report: {home / 'report.html'}")
     return done
+
+
+def _order(where: str) -> tuple[int, int, str]:
+    """The model, the control, the defended ones by number."""
+    return [MODEL, CONTROL, where].index(where), len(where), where
 
 
 def provenance(config: RobustnessConfig, models: dict[str, Model]) -> dict[str, Any]:

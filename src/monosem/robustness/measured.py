@@ -10,12 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import edits
+from ..models import Site
 from ..statistics import auroc_interval
 from .arms import Arm, rate, responses
 from .attacks import ATTACKS
 from .context import Context
 from .costs import capabilities, divergence, over_refusal, over_refusal_prompts
-from .curves import follows, within_budget
+from .curves import Row, follows, within_budget
 
 Parts = dict[str, dict[str, Any]]  # name of a part -> its data
 INDUCED = 24  # unrelated prompts that the direction is added to
@@ -39,7 +40,7 @@ def parts(attacks: Sequence[str]) -> list[Part]:
         found.append(Part(name, ATTACKS[name].title, _attack(name), _with_costs(ATTACKS[name].count)))
     found.append(Part("scale", "Rate against scale", _scale, lambda context: 2 * len(context.config.scales)))
     found.append(Part("faithfulness", "Faithfulness", _faithfulness, lambda context: len(_roles(context)) - 1))
-    return [*found, Part("guard", "A guard", _guard, lambda context: 2 if _can_calibrate(context) else 0)]
+    return [*found, Part("guard", "A guard", _guard, lambda context: len(attacks) if _can_calibrate(context) else 0)]
 
 
 def _with_costs(count: Callable[[Context], int]) -> Callable[[Context], int]:
@@ -53,20 +54,31 @@ def _direction(context: Context, earlier: Parts) -> dict[str, Any]:
 # ---------------------------------------------------------------------- attacks
 def _attack(name: str) -> Callable[[Context, Parts], dict[str, Any]]:
     def make(context: Context, earlier: Parts) -> dict[str, Any]:
-        arms, prompts = list(ATTACKS[name].arms(context)), context.config.of("behaviour_test")
+        arms, prompts = _arms(context, name), context.config.of("behaviour_test")
         rows = [
             responses(context, arm, prompts, coherence=not arm.control)
             | (divergence(context, arm) if arm.costs else {})
             for arm in arms
         ]
-        kept = within_budget(rows, name, context.config.budget)
-        arm = next(one for one in arms if not one.control and one.strength == kept["strength"])
+        arm = _allowed(context, name, rows)
         costs = {"over_refusal": over_refusal(context, arm)}
         if not arm.prefill:
             costs |= {"capabilities": capabilities(context, arm)}
-        return {"arms": rows, "strength": kept["strength"], "costs": costs}
+        return {"arms": rows, "strength": arm.strength, "costs": costs}
 
     return make
+
+
+def _arms(context: Context, name: str) -> list[Arm]:
+    """Of an attack, made once: fine-tuning trains for them."""
+    made: list[Arm] = context.remembered(("arms", name), lambda: list(ATTACKS[name].arms(context)))
+    return made
+
+
+def _allowed(context: Context, name: str, rows: Sequence[Row]) -> Arm:
+    """The attack at the strength that the budget allows."""
+    kept = within_budget(rows, name, context.config.budget)
+    return next(one for one in _arms(context, name) if not one.control and one.strength == kept["strength"])
 
 
 # ---------------------------------------------------------------------- the direction itself
@@ -141,7 +153,8 @@ def _rank(context: Context) -> int:
 
 def _guard(context: Context, earlier: Parts) -> dict[str, Any]:
     """A gate on the direction's projection at the prompt's end (CAST, Lee et al. 2024): where it opens, it is
-    added, and the behaviour should show. The threshold is of half of the unrelated prompts, the rest measures it."""
+    added, and the behaviour should show. The threshold is of half of the unrelated prompts, the rest measures it.
+    Each attack is tried against it, at the strength that the budget allowed without it."""
     config, vectors = context.config, context.vectors
     if not _can_calibrate(context):
         n = len(_benign(context)[::2])
@@ -150,7 +163,8 @@ def _guard(context: Context, earlier: Parts) -> dict[str, Any]:
         }
     benign = _projections(context, context.asked(_benign(context)[::2]))
     threshold = float(benign.sort().values[_rank(context) - 1])
-    gate = edits.condition((vectors.site, vectors.units[""]), above=threshold)
+    place = (_behind(context, vectors.site), vectors.units[""])
+    gate = edits.condition(place, above=threshold)
     sets = {role: config.of(role) for role in _roles(context)} | {"unrelated_test": _benign(context)[1::2]}
     sets["over-refusal"] = over_refusal_prompts(config.over_refusal)
     fired = {
@@ -159,10 +173,10 @@ def _guard(context: Context, earlier: Parts) -> dict[str, Any]:
     }
     prefilled = [prompt + config.prefill for prompt in context.prompts["behaviour_test"]]
     fired["behaviour_test, prefilled"] = rate((_projections(context, prefilled) > threshold).tolist())
-    # the gate stands at the direction's own site, so it reads the state before the addition
-    guard = edits.add((vectors.site, vectors.units[""]), vectors.gap).when(gate)
-    arms = [Arm("guard", "", None, [guard]), Arm("guard", "prefilled", None, [guard], prefill=config.prefill)]
-    rows = [responses(context, arm, config.of("behaviour_test")) for arm in arms]
+    guard = edits.add(place, vectors.gap).when(gate)  # the gate reads the state before the addition
+    arms = [_allowed(context, name, earlier[name]["arms"]) for name in earlier if name in ATTACKS]
+    tried = [replace(arm, edits=[*arm.edits, guard], control="guard") for arm in arms]
+    rows = [responses(context, arm, config.of("behaviour_test")) for arm in tried]
     return {
         "threshold": threshold,
         "target_fpr": config.target_fpr,
@@ -173,11 +187,18 @@ def _guard(context: Context, earlier: Parts) -> dict[str, Any]:
     }
 
 
+def _behind(context: Context, site: Site) -> Site:
+    """The same state one place on, where edits at the site itself have acted: the guard sees an attacked state. There
+    is no such place after the last layer or inside a block, and there it sees the state before the attack."""
+    last = site.name != "resid_post" or site.layer is None or site.layer + 1 == context.model.cfg.n_layers
+    return site if last else replace(site, name="resid_pre", layer=int(site.layer or 0) + 1)
+
+
 def _delay(context: Context, gate: edits.Condition, prompts: list[str]) -> dict[str, Any]:
     """How many tokens a prefilled answer has before the gate opens, when it decides again every `AGAIN` tokens."""
-    vectors, first = context.vectors, dict[int, int]()
+    first = dict[int, int]()
     lengths = context.model.tokens(prompts).lengths.tolist()
-    watch = edits.add((vectors.site, vectors.units[""]), 0.0).when(gate)  # changes nothing
+    watch = edits.add((gate.site, context.vectors.units[""]), 0.0).when(gate)  # changes nothing
     made = context.model.generate(prompts, edits=[watch], max_new_tokens=context.config.max_new_tokens)
     for decision in gate.log:
         said = decision.token < lengths[decision.row] + len(made.new[decision.row])  # the row had not ended

@@ -1,6 +1,6 @@
 """The report from its results alone: `report.html` (self-contained), `report.md`, `results.json`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ from ..pages import number, percent, write_report
 from ..plots import Figure
 from ..statistics import Interval
 from .attacks import ATTACKS
+from .config import CONTROL, MODEL, RobustnessConfig, defence
 from .curves import Row, area, arms_of, compared, controls_of, k_to_break, verdict, within_budget
 from .drawing import drawings
 
 ROOM = "monosem.robustness"
-NAMES = {"model": "the model", "defence": "the defended model"}
+NAMES = {MODEL: "the model", CONTROL: "the control", defence(1): "the defended model"}
 NOTE = (
     "What this is for: to measure how much of a behaviour survives, so that defences can be compared and their costs "
     "seen. All changes were made in memory and undone; no changed model was written, and responses are in the report "
@@ -30,6 +31,18 @@ def write(results: Mapping[str, Any], folder: Path) -> None:
 
 def figures_of(results: Mapping[str, Any]) -> dict[str, Figure]:
     return {name: figure for name, (figure, _) in drawings(results).items()}
+
+
+def named(results: Mapping[str, Any], where: str) -> str:
+    """A model in words: by its place in the report, and by its own name where several are defended."""
+    if defence(2) not in results["parts"] or where in (MODEL, CONTROL):
+        return NAMES[where]
+    asked = RobustnessConfig.parse(results["config"]).models
+    return f"{NAMES[defence(1)]} ({asked.get(where, results['provenance'][where])})"
+
+
+def capital(words: str) -> str:
+    return words[:1].upper() + words[1:]
 
 
 # ---------------------------------------------------------------------- rows
@@ -67,7 +80,9 @@ def findings(results: Mapping[str, Any]) -> list[str]:
     lines = []
     for where in results["parts"]:
         base = arms_of(rows_of(results, where), "none")[0]
-        lines.append(f"{NAMES[where]}: shown on {_share(base['shown'])} of {base['n']} prompts without an attack")
+        lines.append(
+            f"{named(results, where)}: shown on {_share(base['shown'])} of {base['n']} prompts without an attack"
+        )
         for one in verdicts_of(results):
             if one["model"] == where:
                 title, at = ATTACKS[one["attack"]].title, _strength(one)
@@ -99,7 +114,9 @@ def headline(results: Mapping[str, Any]) -> str:
         what = "; ".join(found) or "broken by no attack that was tried"
         if base["low"] < 0.5:
             what = "too seldom to say what breaks it"
-        said.append(f"In {NAMES[where]} the behaviour shows on {base['count']} of {base['of']} prompts: {what}.")
+        said.append(
+            f"In {named(results, where)} the behaviour shows on {base['count']} of {base['of']} prompts: {what}."
+        )
     return " ".join(said)
 
 
@@ -116,7 +133,7 @@ def facts_of(results: Mapping[str, Any]) -> dict[str, Any]:
         "headline": headline(results),
         "note": NOTE,
         "models": [_model(results, where) for where in results["parts"]],
-        "against": _against(results) if len(results["parts"]) > 1 else [],
+        "against": _against(results) if len(results["parts"]) > 1 else None,
         "judge": results["judge"],
         "attacks": [
             (attack.title, attack.meaning) for name, attack in ATTACKS.items() if name in results["parts"]["model"]
@@ -130,7 +147,7 @@ def _model(results: Mapping[str, Any], where: str) -> dict[str, Any]:
     base = arms_of(rows, "none")[0]
     return {
         "name": where,
-        "title": NAMES[where].capitalize(),
+        "title": capital(named(results, where)),
         "direction": held["direction"],
         "caveat": caveat(results, where),
         "base": _share(base["shown"]),
@@ -146,7 +163,7 @@ def _model(results: Mapping[str, Any], where: str) -> dict[str, Any]:
         "faithfulness": held["faithfulness"],
         "auroc": _interval(held["faithfulness"]["auroc"]),
         "auroc_behaviour": _interval(held["faithfulness"]["auroc_behaviour"]),
-        "guard": _guard(held["guard"], base, rows),
+        "guard": _guard(held["guard"], rows),
     }
 
 
@@ -217,21 +234,21 @@ def _cost(name: str, part: Mapping[str, Any], rows: list[Row]) -> dict[str, Any]
         "own": number(arm.get("own_perplexity"), 2),
         "text": number(known.get("text_perplexity"), 1),
         "tasks": [f"{task} {_share(value)}" for task, value in known.items() if isinstance(value, Mapping)],
+        "said": number(arm.get("perplexity"), 1),
         "over_refusal": _share(part["costs"]["over_refusal"]["shown"]),
         "loops": arm["loops"],
         "cut": arm["cut"],
     }
 
 
-def _guard(part: Mapping[str, Any], base: Row, rows: list[Row]) -> dict[str, Any]:
+def _guard(part: Mapping[str, Any], rows: list[Row]) -> dict[str, Any]:
     if "left_out" in part:
         return {"left_out": part["left_out"]}
-    prefilled = arms_of(rows, "prefill")
-    before = [base["shown"], prefilled[0]["shown"] if prefilled else None]
-    lines = [
-        (words, "–" if shown is None else _share(shown), _share(arm["shown"]))
-        for words, shown, arm in zip(("no attack", "prefill"), before, part["arms"])
-    ]
+    lines = []
+    for arm in part["arms"]:
+        before = next(row for row in arms_of(rows, arm["attack"]) if row["strength"] == arm["strength"])
+        title = ATTACKS[arm["attack"]].title + _strength(arm)
+        lines.append((title, _share(before["shown"]), _share(arm["shown"]), compared(before, arm)))
     return {
         "fired": [(role.replace("_", " "), _share(one)) for role, one in part["fired"].items()],
         "rates": lines,
@@ -242,21 +259,42 @@ def _guard(part: Mapping[str, Any], base: Row, rows: list[Row]) -> dict[str, Any
     }
 
 
-def _against(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each attack on both models, at the strength that each one's budget allows, and the exact p of the difference."""
-    config, found = results["config"], []
-    both = [rows_of(results, where) for where in results["parts"]]
-    for name in ["none", *attacks_of(results, "model")]:
-        one, other = (within_budget(rows, name, config["budget"]) for rows in both)
-        found.append(
-            {
-                "title": ATTACKS[name].title,
-                "before": _share(one["shown"]) + _strength(one),
-                "after": _share(other["shown"]) + _strength(other),
-                "p": compared(one, other),
-            }
-        )
-    return found
+def _against(results: Mapping[str, Any]) -> dict[str, Any]:
+    """All models side by side: each attack at the strength that each one's budget allows, with the exact p of a
+    difference from the first one, and what needs no attack."""
+    config, held = results["config"], results["parts"]
+    rows = {where: rows_of(results, where) for where in held}
+    lines = []
+    for name in ["none", *attacks_of(results, MODEL)]:
+        arms = [within_budget(mine, name, config["budget"]) for mine in rows.values()]
+        said = [_share(arm["shown"]) + _strength(arm) for arm in arms]
+        said = [f"{one}, perplexity {number(arm.get('perplexity'), 1)}" for one, arm in zip(said, arms)]
+        values = [None, *(compared(arms[0], arm) for arm in arms[1:])]
+        lines.append({"title": ATTACKS[name].title, "cells": list(zip(said, values))})
+    for title, of in UNATTACKED.items():
+        lines.append({"title": title, "cells": [(of(parts), None) for parts in held.values()]})
+    return {"models": [capital(named(results, where)) for where in held], "rows": lines}
+
+
+def _induced(parts: Mapping[str, Any]) -> str:
+    arms = [arm for arm in parts["scale"]["arms"] if not arm["control"]]
+    return f"{_share(arms[-1]['shown'])} at {arms[-1]['strength']:g}"
+
+
+def _opened(parts: Mapping[str, Any]) -> str:
+    fired = parts["guard"].get("fired")
+    return "–" if fired is None else _share(fired["behaviour_test"])
+
+
+UNATTACKED: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "Held-out AUROC of the direction for the training prompts": lambda parts: number(
+        parts["direction"]["held_out_auroc"], 2
+    ),
+    "AUROC of the projection for responses that show it": lambda parts: _interval(parts["faithfulness"]["auroc"]),
+    "Behaviour on unrelated prompts with the direction added (gaps)": _induced,
+    "Behaviour on safe prompts": lambda parts: _share(parts["none"]["costs"]["over_refusal"]["shown"]),
+    "The guard opens on behaviour prompts": _opened,
+}
 
 
 def judge_facts(by: Judge) -> dict[str, Any]:

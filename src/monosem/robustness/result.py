@@ -39,8 +39,9 @@ class Robustness(Result):
 
     @property
     def table(self) -> pd.DataFrame:
-        """Columns: model ("model", "defence"), attack, control ("" of the attack itself), strength, n; the behaviour's
-        rate `shown` and the attack's `success` with their intervals; KL of the first token and a token; perplexity."""
+        """Columns: model ("model", "control", "defence", ...), attack, control ("" of the attack itself), strength, n;
+        the behaviour's rate `shown` and the attack's `success` with their intervals; KL of the first token and a token;
+        perplexity of the model's own answers, of the fixed text, and of the responses."""
         return report.arms_table(self.results)
 
     @property
