@@ -130,7 +130,7 @@ def test_bad_names_and_cases():
         judges.judge("language")
     with pytest.raises(BadInput, match="write refusal alone"):
         judges.judge("refusal:fr")
-    with pytest.raises(BadInput, match="does not take these options"):
+    with pytest.raises(BadInput, match="does not take url; it takes"):
         judges.judge("refusal", url="http://x")
     with pytest.raises(BadInput, match="a judge is a name"):
         judges.judge(3)

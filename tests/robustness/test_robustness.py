@@ -264,8 +264,8 @@ BAD = {
     "an empty set": ({"behaviour_test": []}, "behaviour_test: 0 prompts"),
     "a blank prompt": ({"unrelated_test": ["a", " ", "c", "d"]}, "prompt 2 is blank"),
     "no such role": ({"harmful": ["a"]}, "no such role"),
-    "test in train": ({"behaviour_test": None}, "is held out as well"),
-    "train on both sides": ({"unrelated_train": None}, "is in behaviour_train and in unrelated_train"),
+    "test in train": ({"behaviour_test": None}, "is in behaviour_train and in behaviour_test; a prompt has one role"),
+    "both sides": ({"unrelated_train": None}, "is in behaviour_train and in unrelated_train; a prompt has one role"),
 }
 
 

@@ -7,6 +7,7 @@ from .fingerprint import fingerprint, module_fingerprint
 from .interrupts import Interrupted, Interrupts
 from .journal import Health, Journal
 from .memory import keep_freed_memory
+from .parts import read_part, write_part
 
 __all__ = [
     "Checkpoints",
@@ -21,4 +22,6 @@ __all__ = [
     "fingerprint",
     "keep_freed_memory",
     "module_fingerprint",
+    "read_part",
+    "write_part",
 ]

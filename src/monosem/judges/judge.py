@@ -1,5 +1,6 @@
 """The judges by name."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,10 +58,15 @@ def judge(name: str | Judge, **options: Any) -> Judge:
     if bool(colon) != bool(row.takes) or (colon and not value):
         wanted = f"{kind}:VALUE, {row.takes}" if row.takes else f"{kind} alone"
         raise BadInput(f"judge {name!r}: write {wanted}")
-    try:
-        return row.make(*([value] if colon else []), **options)
-    except TypeError as error:
-        raise BadInput(f"judge {kind!r} does not take these options, or misses one: {error}") from error
+    known = inspect.signature(row.make).parameters
+    takes = [option for option in known if not (colon and option == next(iter(known)))]
+    if odd := [option for option in options if option not in takes]:
+        raise BadInput(f"judge {kind!r} does not take {odd[0]}; it takes {', '.join(takes) or 'no options'}")
+    if missing := [
+        option for option in takes if known[option].default is inspect.Parameter.empty and option not in options
+    ]:
+        raise BadInput(f"judge {kind!r} needs the options {' and '.join(missing)}")
+    return row.make(*([value] if colon else []), **options)
 
 
 def judged(by: Judge, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]:

@@ -1,6 +1,7 @@
 """The file of a robustness report: a behaviour as prompts and a judge, and what is tried against it."""
 
 import os
+from itertools import combinations
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
@@ -52,8 +53,10 @@ class RobustnessConfig(JobConfig):
     amounts: list[Amount] = Field(default=[0.5, 1.0], description="shares of the direction that ablation removes")
     scales: list[Amount] = Field(default=[0.5, 1.0, 2.0], description="of subtraction, in gaps of the class means")
     ks: list[Annotated[int, Field(ge=1, le=64)]] = Field(default=[1, 2, 4, 8], description="directions ablated at once")
-    prefill: str = Field(default="Sure, here is what I can say:", description="first words of a compliant answer")
-    neutral_prefill: str = Field(default="Hm.", description="its control: first words of any answer")
+    prefill: str = Field(
+        default="Sure, here is what I can say:", min_length=1, description="first words of a compliant answer"
+    )
+    neutral_prefill: str = Field(default="Hm.", min_length=1, description="its control: first words of any answer")
     steps: list[Annotated[int, Field(ge=1, le=1000)]] = Field(default=[5, 15], description="steps of fine-tuning")
     rank: int = Field(default=8, ge=1, le=256, description="of the fine-tuning's low-rank change")
     rate: float = Field(default=1e-3, gt=0, le=1, description="its learning rate")
@@ -79,17 +82,14 @@ class RobustnessConfig(JobConfig):
         for role, prompts in self.prompts.items():
             if role not in ROLES:
                 raise ValueError(f"prompts.{role}: no such role; there are {', '.join(ROLES)}")
-            if (blank := next((n for n, prompt in enumerate(prompts, 1) if not prompt.strip()), None)) is not None:
+            if (blank := next((n for n, prompt in enumerate(prompts, 1) if not _visible(prompt)), None)) is not None:
                 raise ValueError(f"prompts.{role}: prompt {blank} is blank")
         for role, fewest in FEWEST.items():
             if (n := len(set(self.prompts.get(role, ())))) < fewest:
                 raise ValueError(f"prompts.{role}: {n} prompts, and {fewest} different ones are needed at least")
-        for train, test in (("behaviour_train", "behaviour_test"), ("unrelated_train", "unrelated_test")):
-            held = [prompt for role in (test, *EXTRA) for prompt in self.prompts.get(role, ())]
-            if both := set(self.prompts[train]) & set(held):
-                raise ValueError(f"prompts.{train}: {min(both)!r:.60} is held out as well ({test}, or another role)")
-        if both := {*self.prompts["behaviour_train"]} & {*self.prompts["unrelated_train"]}:
-            raise ValueError(f"prompts: {min(both)!r:.60} is in behaviour_train and in unrelated_train")
+        for one, other in combinations([role for role in ROLES if role in self.prompts], 2):
+            if both := {*self.prompts[one]} & {*self.prompts[other]}:
+                raise ValueError(f"prompts: {min(both)!r:.60} is in {one} and in {other}; a prompt has one role")
         for name in ("amounts", "scales", "ks", "steps"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: give one at least")
@@ -131,6 +131,10 @@ class RobustnessConfig(JobConfig):
         for name in config.capabilities:
             check_set(name)
         return config
+
+
+def _visible(prompt: str) -> bool:
+    return any(letter.isprintable() and not letter.isspace() for letter in prompt)
 
 
 def defence(number: int) -> str:

@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..errors import Mismatch, require
-from ..files import check_writable, write_json
-from ..jobs import claim, module_fingerprint
+from ..errors import BadInput, Mismatch, require
+from ..files import check_writable
+from ..jobs import claim, module_fingerprint, read_part, write_part
 from ..judges import Judge
 from ..judges import judge as judge_of
 from ..models import Model, load_model
+from ..models.loading.checkpoint import hushed
 from ..progress import Meter
-from ..reading import read_object
 from . import report
 from .attacks import chosen
-from .config import CONTROL, MODEL, RobustnessConfig, defence
+from .config import CONTROL, MODEL, ROLES, RobustnessConfig, defence
 from .context import Context, Say
+from .costs import over_refusal_prompts
 from .measured import Part, Parts, parts
 from .result import Robustness
 
@@ -62,12 +63,10 @@ def assess(
     attacks = chosen(config.attacks)
     home = Path(folder or Path("runs") / f"robustness-{config.name}")
     check_writable(home / "report.html")
+    over_refusal_prompts(config.over_refusal)
     tell: Say = say or (lambda line: None)
     load: dict[str, Any] = {"dtype": config.dtype, "trust_remote_code": trust_remote_code, "quiet": quiet}
-    given = {MODEL: model, CONTROL: control} | {defence(number): one for number, one in enumerate(defences, 1)}
-    models = {where: one for where, one in given.items() if one is not None}
-    models |= {where: load_model(name, **load) for where, name in config.models.items() if where not in models}
-    models = {where: models[where] for where in sorted(models, key=_order)}
+    models = _models(config, [model, control, *defences], load)
     by = judge_of(config.judge if judge is None else judge, **({} if judge is not None else config.judge_options))
     origin = provenance(config, models) | {"judge": by.name}
     with _claimed(home, config, origin, fresh):
@@ -89,6 +88,34 @@ def assess(
         tell(line)
     tell(f"report: {home / 'report.html'}")
     return done
+
+
+def _models(config: RobustnessConfig, given: list[Model | None], load: dict[str, Any]) -> dict[str, Model]:
+    """By place in the report: those given, the others loaded. Raises as `load_model` and `_check_prompts`."""
+    places = [MODEL, CONTROL, *(defence(number) for number in range(1, len(given) - 1))]
+    models = {where: one for where, one in zip(places, given) if one is not None}
+    models |= {where: load_model(name, **load) for where, name in config.models.items() if where not in models}
+    for where, one in models.items():
+        _check_prompts(config, one, where)
+    return {where: models[where] for where in sorted(models, key=_order)}
+
+
+def _check_prompts(config: RobustnessConfig, model: Model, where: str) -> None:
+    """Raises `BadInput` where a model cannot be asked a prompt of the config."""
+    template = getattr(model.tokenizer, "chat_template", None)
+    if config.chat and not template:
+        raise BadInput(f"{where}: {model.name} has no chat template; --set chat=false gives it the prompts as they are")
+    longest = max((config.prefill, config.neutral_prefill), key=len)
+    for role in ROLES:
+        for number, prompt in enumerate(config.prompts.get(role, ()), 1):
+            asked = model.chat(prompt) if config.chat else prompt
+            with hushed():  # transformers warns of long texts
+                n = len(model.encoded(asked + longest)) + config.max_new_tokens
+            if n > model.cfg.n_ctx:
+                raise BadInput(
+                    f"prompts.{role}: prompt {number} with prefill and {config.max_new_tokens} new tokens has {n} "
+                    f"tokens, and {model.name} has a context of {model.cfg.n_ctx}; shorten it"
+                )
 
 
 def _order(where: str) -> tuple[int, int, str]:
@@ -121,14 +148,13 @@ def _made(context: Context, every: list[Part], home: Path, where: str) -> Iterat
     for part in every:
         path = _path(home, where, part)
         if path.exists():
-            data = read_object(path)
+            data = read_part(path)
         else:
             began = time.monotonic()
             context.say(f"{where}: {part.title}")
             data = storable(part.make(context, earlier) | {"seconds": 0.0})
             data["seconds"] = round(time.monotonic() - began, 1)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, data)
+            write_part(path, data)
         earlier[part.name] = data
         yield part.name, data
 

@@ -76,7 +76,7 @@ def with_adapter(hf: PreTrainedModel, path: Path) -> PreTrainedModel:
         model = peft.get_peft_model(hf, config)
         report = model.load_adapter(str(path), "default")
     except FILE_ERRORS as error:
-        raise BadFile(f"cannot load the adapter {path}: {explain(error)}") from error
+        raise BadFile(f"cannot load the adapter {path}, of another base model perhaps: {explain(error)}") from error
     if odd := sorted([*report.missing_keys, *report.unexpected_keys]):
         raise BadFile(f"the adapter {path} does not fit its base model: {len(odd)} weights ({', '.join(odd[:3])})")
     return unwrapped(model)
