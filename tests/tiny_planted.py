@@ -9,6 +9,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from monosem.circuits import Circuit, Graph
+from monosem.data import TokenPairs
 from monosem.models import Model
 
 V, N, JUNK = 12, 10, 6  # tokens, positions, numbers of junk
@@ -110,3 +111,71 @@ def copying() -> tuple[Model, Circuit, list[list[int]], list[int]]:
     draw = torch.Generator().manual_seed(2)
     prompts = [torch.randperm(V, generator=draw)[:8].tolist() for _ in range(12)]
     return model, Circuit.of(Graph.of(model), edges), prompts, [row[0] for row in prompts]
+
+
+def sorting() -> tuple[Model, Circuit, list[list[int]], list[int]]:
+    """Numbers, a separator (0), and the first of them in order -> the next: a head looks for the smallest token above
+    the last one."""
+    hf = _empty(2)
+    d = hf.config.n_embd
+    _noise(hf, {(1, 1)})
+    wanted = torch.full((V, V), -1.0)  # query token x key token: a larger token scores the higher the smaller it is
+    for token in range(V):
+        wanted[token, token + 1 :] = 1 - torch.arange(V - token - 1) / V
+    _head(hf, 1, 1, _reading(d, TOKEN, wanted * 16), _reading(d, TOKEN, torch.eye(V)), TOKEN, OUT)
+    model = Model(hf, name="sorting")
+    edges = ["input->a1.h1<q>", "input->a1.h1<k>", "input->a1.h1<v>", "a1.h1->logits"]
+    draw = torch.Generator().manual_seed(3)
+    prompts, answers = [], []
+    for number in range(12):
+        some = (1 + torch.randperm(V - 1, generator=draw)[:4]).tolist()
+        done = sorted(some)[: 1 + number % 3]
+        row = [*some, 0, *done]
+        prompts.append([0] * (8 - len(row)) + row)
+        answers.append(sorted(some)[len(done)])
+    return model, Circuit.of(Graph.of(model), edges), prompts, answers
+
+
+def brackets() -> tuple[Model, Circuit, list[list[int]], list[int]]:
+    """Opening (1) and closing (2) brackets among other tokens -> 3 where more open than close, 4 where more close: a
+    head takes the mean of all tokens, an MLP reads its sign. The head's query and key are nothing, so that it looks at
+    every token alike."""
+    hf = _empty(2)
+    _noise(hf, {(0, 1)})
+    attn, d = hf.transformer.h[0].attn, hf.config.n_embd
+    attn.c_attn.weight[1, 2 * d + d // HEADS] = 1.0  # values: +1 for an opening bracket, -1 for a closing one
+    attn.c_attn.weight[2, 2 * d + d // HEADS] = -1.0
+    attn.c_proj.weight[d // HEADS, BEFORE.start] = 1.0  # the mean goes where nothing else writes
+    mlp = hf.transformer.h[1].mlp
+    for parameter in mlp.parameters():
+        parameter.zero_()
+    for neuron, (sign, answer) in enumerate(((1, 3), (-1, 4))):
+        mlp.c_fc.weight[BEFORE.start, neuron] = 20.0 * sign
+        mlp.c_proj.weight[neuron, OUT.start + answer] = 1.0
+    model = Model(hf, name="brackets")
+    edges = ["input->a0.h1<v>", "a0.h1->m1", "m1->logits"]
+    draw = torch.Generator().manual_seed(4)
+    prompts, answers = [], []
+    for number in range(12):
+        many, few = (5, 2) if number % 2 else (4, 1)
+        kinds = [1] * many + [2] * few if number % 3 else [2] * many + [1] * few
+        row = [*kinds, *[5] * (8 - len(kinds))]
+        prompts.append([row[at] for at in torch.randperm(8, generator=draw).tolist()])
+        answers.append(3 if number % 3 else 4)
+    return model, Circuit.of(Graph.of(model), edges), prompts, answers
+
+
+PLANTED = {"copying": copying, "induction": induction, "sorting": sorting, "brackets": brackets}
+
+
+def planted(name: str) -> tuple[TokenPairs, Circuit, Model]:
+    """Pairs, the circuit and the model: clean prompts against random ones of the same length."""
+    model, truth, prompts, answers = PLANTED[name]()
+    draw = torch.Generator().manual_seed(5)
+    others = [torch.randperm(V, generator=draw)[:8].tolist() for _ in prompts]
+    wrong = [next(token for token in (*row[1:], 3, 4) if token != right) for row, right in zip(prompts, answers)]
+    if name == "brackets":
+        others = [[{1: 2, 2: 1}.get(token, token) for token in row] for row in prompts]
+        wrong = [7 - right for right in answers]
+    sides = [model.tokens(torch.tensor(side), mask=torch.ones(len(side), 8)) for side in (prompts, others)]
+    return TokenPairs(*sides, torch.tensor(answers), torch.tensor(wrong)), truth, model

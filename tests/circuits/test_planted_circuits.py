@@ -2,22 +2,13 @@
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from monosem.circuits import Circuit, attribute, exact, faithfulness, learn_circuit, recovery
+from monosem.circuits import attribute, exact, faithfulness, learn_circuit, recovery
 from monosem.data import TokenPairs
+from monosem.models import Model
 from monosem.patching import zero
-from tiny_planted import copying, induction
-
-PLANTED = {"copying": copying, "induction": induction}
-
-
-def planted(name: str) -> tuple[TokenPairs, Circuit, object]:
-    model, truth, prompts, answers = PLANTED[name]()
-    wrong = [row[1] if row[1] != answer else row[2] for row, answer in zip(prompts, answers)]
-    draw = torch.Generator().manual_seed(5)
-    others = [torch.randperm(12, generator=draw)[:8].tolist() for _ in prompts]
-    sides = [model.tokens(torch.tensor(side), mask=torch.ones(len(side), 8)) for side in (prompts, others)]
-    return TokenPairs(*sides, torch.tensor(answers), torch.tensor(wrong)), truth, model
+from tiny_planted import PLANTED, planted
 
 
 @pytest.mark.parametrize("name", PLANTED)
@@ -42,7 +33,7 @@ def test_scores_against_zero_find_it_all(name: str, method: str) -> None:
     assert torch.equal(scores.top_n(truth.n_edges).edges, truth.edges)
 
 
-@pytest.mark.parametrize("name", PLANTED)
+@pytest.mark.parametrize("name", ["copying", "induction"])
 def test_edges_that_carry_the_same_on_both_sides_have_no_score_against_prompts(name: str) -> None:
     pairs, truth, model = planted(name)
     scores = exact(model, pairs, quiet=True)
@@ -56,3 +47,13 @@ def test_learnt_masks_keep_the_planted_edges(method: str) -> None:
     pairs, truth, model = planted("copying")
     found = learn_circuit(model, pairs, truth.n_edges, method, steps=120, corruption=zero(), batch_size=12, quiet=True)
     assert torch.equal(found.edges, truth.edges)
+
+
+def test_a_model_of_three_tokens() -> None:
+    """As gpt-nano-sort's: what is tried on a model has no token that it lacks."""
+    config = GPT2Config(vocab_size=3, n_positions=8, n_embd=8, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+    torch.manual_seed(0)
+    model = Model(GPT2LMHeadModel(config).eval(), name="three tokens")
+    sides = [model.tokens(torch.tensor([row]), mask=torch.ones(1, 4)) for row in ([0, 1, 2, 1], [2, 1, 2, 0])]
+    scores = exact(model, TokenPairs(*sides, torch.tensor([0]), torch.tensor([1])), quiet=True)
+    assert scores.values[0][scores.graph.real].isfinite().all()

@@ -18,6 +18,8 @@ from .optimal import OptimalAblation, optimal_ablation
 from .scores import EdgeScores
 from .stability import Stability, stability
 from .truth import Recovery, recovery
+from .ungrouping import ungrouped
+from .units import Units, latent_units, neuron_units
 
 __all__ = [
     "EDGE_METHODS",
@@ -34,6 +36,7 @@ __all__ = [
     "OptimalAblation",
     "Recovery",
     "Stability",
+    "Units",
     "acdc",
     "attribute",
     "cmd",
@@ -44,12 +47,15 @@ __all__ = [
     "exact",
     "faithfulness",
     "find_circuit",
+    "latent_units",
     "learn_circuit",
     "load_auto_circuit",
     "load_graph",
+    "neuron_units",
     "node_scores",
     "optimal_ablation",
     "recovery",
     "save_graph",
     "stability",
+    "ungrouped",
 ]

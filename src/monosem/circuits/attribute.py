@@ -1,5 +1,6 @@
 """Scores of every edge of a model's graph, by any method of the table."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -15,6 +16,7 @@ from .batches import Batch, Batches
 from .graph import Graph
 from .methods import Options, method_of
 from .scores import EdgeScores
+from .units import Units
 
 
 @analysis
@@ -26,6 +28,7 @@ def attribute(
     metric: MetricLike | None = None,
     corruption: Corruption | None = None,
     places: list[str] | Literal["positions"] | None = None,
+    units: Sequence[Units] = (),
     steps: int = 5,
     rule: Literal["midpoint", "left", "right"] = "midpoint",
     batch_size: int = 8,
@@ -47,6 +50,7 @@ def attribute(
             `positional_mean()`, `resample()`.
         places: tell edges apart by token: names of spans of the pairs ("other" as the last: all other tokens), or
             "positions", one place each.
+        units: neurons or latents that are nodes of their own: `[circuits.neuron_units(model, 3, [17, 40])]`.
         steps, rule: of methods with a path between both sides.
 
     Raises:
@@ -57,7 +61,7 @@ def attribute(
     row = method_of(method, options)
     refuse_joint(pairs, "attribute")
     name, function = one_metric(metric, pairs)
-    graph = Graph.of(model, places_named(pairs, places))
+    graph = Graph.of(model, places_named(pairs, places), units=units)
     batches = Batches(model, pairs, graph, function, corruption, batch_size)
     total, ends = torch.zeros(graph.shape, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
     with Meter(f"score edges ({method})", len(pairs), "pairs", quiet=quiet) as meter:

@@ -161,14 +161,19 @@ class Batches:
         """What is written instead of one pair's clean values; on padding, the clean values."""
         real, wiring = pairs.clean.mask[row], self.wiring
         instead = None if side.values is not None else wiring.run(side.tokens, side.edits)[0]
+        if instead is None:
+            assert side.values is not None
+            whole = [part for part in wiring.graph.writes if part.kind != "unit"]
+            before = {wiring.sent(part): wiring.total(part, clean.inner) for part in whole}
+            before |= {units.site: clean.given[units.site] for units in wiring.graph.units}
+            held = {site: side.values(site, value[row][real]).to(value)[None] for site, value in before.items()}
+            put = wiring.inner(held.__getitem__)
+        else:
+            put = {part: value[:, side.tokens.mask[0]] for part, value in instead.inner.items()}
         written = {}
         for part in wiring.graph.writes:
-            value = clean.inner[part][row].clone()
-            if instead is not None:
-                value[real] = instead.inner[part][0][side.tokens.mask[0]]
-            elif side.values is not None:
-                value[real] = side.values(wiring.sent(part), value[real]).to(value)
-            written[part] = value
+            written[part] = clean.inner[part][row].clone()
+            written[part][real] = put[part][0]
         return written
 
 

@@ -115,13 +115,15 @@ def compare_scores(
         raise BadInput("compare_scores needs scores of one method at least, and n of 2 edges or more")
     named = {f"{one.method}" if _single(one, given) else f"{one.method} {i}": one for i, one in enumerate(given)}
     graph = given[0].graph
-    if any(one.graph != graph for one in given) or graph != Graph.of(model, graph.places):
+    if any(one.graph != graph for one in given) or graph != Graph.of(model, graph.places, units=graph.units):
         raise Mismatch(f"the scores are of different graphs, or of another model than {model.name}")
     if graph.places != EVERYWHERE:
         raise BadInput("edges told apart by position are not patched one by one; give scores without places")
     index, drawn = _sampled(graph, given, min(n, graph.n_edges), seed)
     metric = given[0].metric if metric is None and given[0].metric in METRICS else metric
-    return EdgeCheck(exact(model, pairs, index, metric=metric, memory=memory, quiet=quiet), named, index, drawn)
+    return EdgeCheck(
+        exact(model, pairs, index, metric=metric, units=graph.units, memory=memory, quiet=quiet), named, index, drawn
+    )
 
 
 def _single(one: EdgeScores, given: Sequence[EdgeScores]) -> bool:

@@ -25,6 +25,7 @@ from .circuit import Circuit
 from .faithfulness import measure
 from .graph import Graph, Part
 from .scores import EdgeScores
+from .units import Units
 
 
 @analysis
@@ -35,6 +36,7 @@ def exact(
     *,
     metric: MetricLike | None = None,
     corruption: Corruption | None = None,
+    units: Sequence[Units] = (),
     memory: str | int = "1GB",
     batch_size: int = 8,
     quiet: bool = False,
@@ -43,12 +45,12 @@ def exact(
 
     Args:
         edges: names, or flat indices into the matrices `1 source slot`; None: all of them, one run each.
-        corruption: as in `attribute`. memory: of runs along paths. batch_size: pairs at once, of the other runs.
+        corruption, units: as in `attribute`. memory: of runs along paths. batch_size: pairs at once, of the other runs.
 
     Raises:
         UnknownName: no such edge. BadInput: none given; as `attribute`.
     """
-    graph = Graph.of(model)
+    graph = Graph.of(model, units=units)
     if isinstance(edges, Tensor):
         index = edges
     elif edges is None:
@@ -59,7 +61,7 @@ def exact(
     if not len(index):
         raise BadInput("no edges given; name one at least")
     name, function = one_metric(metric, pairs)
-    if corruption is not None:
+    if corruption is not None or units:
         return _without(model, pairs, graph, index, name, function, corruption, batch_size, quiet)
     senders = [_sender(model, part, number) for part in graph.writes for number in range(part.count)]
     receivers = [_receiver(model, part, number) for part in graph.reads for number in range(part.count)]
@@ -79,7 +81,7 @@ def _without(
     index: Int[Tensor, "edges"],
     name: str,
     metric: Metric,
-    corruption: Corruption,
+    corruption: Corruption | None,
     batch_size: int,
     quiet: bool,
 ) -> EdgeScores:
@@ -94,6 +96,7 @@ def _without(
     values = torch.full(graph.shape, torch.nan, dtype=torch.float64)
     clean, corrupted = float(found.clean[name].mean()), float(found.corrupted[name].mean())
     values.view(-1)[index] = clean - found.mean(name)
+    check_apart(name, clean, corrupted)
     return EdgeScores(graph, values, "exact", name, model.name, clean, corrupted, len(pairs), pairs.notes)
 
 

@@ -32,8 +32,11 @@ def save_graph(path: FilePath, scores: EdgeScores, circuit: Circuit | None = Non
         BadInput: another ending; edges told apart by position; a circuit of another graph.
     """
     target, graph = Path(path), scores.graph
-    if graph.places != EVERYWHERE or min(graph.n_layers, graph.n_heads) < 1:
-        raise BadInput("EAP-IG's files hold one score an edge, of layers that are alike; give scores without places")
+    if graph.places != EVERYWHERE or graph.units or min(graph.n_layers, graph.n_heads) < 1:
+        raise BadInput(
+            "EAP-IG's files hold one score an edge of heads and MLPs, of layers that are alike; give scores without "
+            "places and units"
+        )
     if circuit is not None and circuit.graph != graph:
         raise Mismatch("the circuit is of another graph than the scores")
     fine = Graph.of_sizes(graph.n_layers, graph.n_heads, parallel=graph.parallel, d_model=graph.d_model)

@@ -12,7 +12,7 @@ The edge `a0.h1->m3` exists where the node writes before the slot reads: the slo
 does its projection. Where queries share keys (GQA), keys and values have a slot for each kv head, `a3.kv0<k>`, which
 feeds all heads of its group; a graph that is not `grouped` has one for each query head, as EAP-IG writes it. Edges are
 entries of matrices `place source slot`: no object stands for an edge. There is one place, or one for each named token
-position or span.
+position or span. Neurons or latents of an MLP may be nodes of their own, `m3.n17` or `m3.l17` (`units`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ..errors import BadInput, UnknownName, did_you_mean
 from ..models import Branch, Model, Site
+from .units import Units, check_units
 
 END = 2**31 - 1  # the depth of the logits
 EVERYWHERE = ("",)  # the one place of a graph that does not tell positions apart
@@ -37,11 +38,13 @@ class Part:
     """Sources, or slots, of one branch: they lie side by side in the matrices.
 
     Attributes:
-        kind: "input", "head", "q", "k", "v", "whole" (a branch without heads) or "logits".
+        kind: "input", "head", "q", "k", "v", "whole" (a branch without heads), "unit" (parts of such a branch)
+            or "logits".
         layer: None for input and logits. branch: "attn", "mlp", as the model's places call it.
         first, count: which rows (columns) of the matrices they are.
         depth: how far along the stream they write (read): an edge leads from a smaller to a larger depth.
-        each: what one of them is called with its number: "a3.h", "a3.h{}<q>"; without braces the number goes last.
+        each: what one of them is called with its number: "a3.h{}", "a3.h{}<q>".
+        numbers: of units, which ones they are.
     """
 
     kind: str
@@ -51,6 +54,7 @@ class Part:
     count: int
     depth: int
     each: str
+    numbers: tuple[int, ...] = ()
 
     @property
     def range(self) -> slice:
@@ -60,7 +64,7 @@ class Part:
     def names(self) -> list[str]:
         if self.kind in ("input", "whole", "logits"):
             return [self.each]
-        return [self.each.format(number) for number in range(self.count)]
+        return [self.each.format(number) for number in self.numbers or range(self.count)]
 
 
 @dataclass(frozen=True)
@@ -82,31 +86,40 @@ class Graph:
     Attributes:
         writes: sources, part after part, in the order of the stream. reads: slots, likewise.
         places: names of the token positions or spans that edges are told apart by; `EVERYWHERE` for none.
+        units: neurons or latents that are nodes of their own.
         n_layers, n_heads, d_model: as files of other tools say them; 0 where layers differ or nobody said.
     """
 
     writes: tuple[Part, ...]
     reads: tuple[Part, ...]
     places: tuple[str, ...] = EVERYWHERE
+    units: tuple[Units, ...] = ()
     n_layers: int = 0
     n_heads: int = 0
     d_model: int = 0
 
     # ------------------------------------------------------------------ making one
     @staticmethod
-    def of(model: Model, places: Sequence[str] = EVERYWHERE, *, grouped: bool = True) -> "Graph":
+    def of(
+        model: Model, places: Sequence[str] = EVERYWHERE, *, grouped: bool = True, units: Sequence[Units] = ()
+    ) -> "Graph":
         """The graph of a model.
 
+        Args:
+            grouped: whether heads that share keys and values share slots. units: of MLPs, that are nodes of their own.
+
         Raises:
-            BadInput: a branch that is no attention with heads and no MLP, or whose q, k and v cannot be told apart;
-                streams that are not sums of what branches write. UnknownName: as `Model.written_before`.
+            BadInput: two sets of units of one MLP; a branch that is no attention with heads and no MLP, or whose q, k
+                and v cannot be told apart; streams that are not sums of what branches write.
+            UnknownName: as `Model.written_before`.
         """
         model.refuse_streams("a circuit's edges are summands of one stream")
         model.written_before(Site("resid_post", model.cfg.n_layers - 1))  # refuses norms that close a sum
+        check_units(units)
         branches = [_branchlet(model, branch) for branch in model.branches()]
-        graph = Graph._built(branches, grouped)
+        graph = Graph._built(branches, grouped, units)
         return replace(
-            graph, places=tuple(places), n_layers=model.cfg.n_layers, n_heads=model.cfg.n_heads,
+            graph, places=tuple(places), units=tuple(units), n_layers=model.cfg.n_layers, n_heads=model.cfg.n_heads,
             d_model=model.cfg.d_model,
         )  # fmt: skip
 
@@ -125,8 +138,9 @@ class Graph:
         return replace(Graph._built(branches, grouped=True), n_layers=n_layers, n_heads=n_heads, d_model=d_model)
 
     @classmethod
-    def _built(cls, branches: Sequence[Branchlet], grouped: bool) -> "Graph":
+    def _built(cls, branches: Sequence[Branchlet], grouped: bool, units: Sequence[Units] = ()) -> "Graph":
         writes, reads = [Part("input", None, "", 0, 1, -1, "input")], list[Part]()
+        own = {(one.branch, one.layer): one for one in units}
 
         def add(parts: list[Part], kind: str, one: Branchlet, count: int, depth: int, each: str) -> None:
             first = parts[-1].first + parts[-1].count if parts else 0
@@ -137,6 +151,9 @@ class Graph:
             if not one.heads:
                 add(writes, "whole", one, 1, one.writes, name)
                 add(reads, "whole", one, 1, one.reads, name)
+                if found := own.get((one.name, one.layer)):
+                    add(writes, "unit", one, len(found.numbers), one.writes, f"{name}.{found.letter}{{}}")
+                    writes[-1] = replace(writes[-1], numbers=found.numbers)
                 continue
             shared = grouped and one.kv_heads != one.heads
             add(writes, "head", one, one.heads, one.writes, f"{name}.h{{}}")
@@ -177,13 +194,21 @@ class Graph:
     def feeds(self) -> Bool[Tensor, "source slot"]:
         """Through which slots a node reads."""
         held = torch.zeros(len(self.sources), len(self.slots), dtype=torch.bool)
-        writes = {(part.branch, part.layer): part for part in self.writes}
+        nodes = self.nodes_of
         for part in self.reads[:-1]:
-            node = writes[part.branch, part.layer]
-            share = node.count // part.count
-            for number in range(node.count):
-                held[node.first + number, part.first + number // share] = True
+            for node in nodes[part.branch, part.layer]:
+                share = max(1, node.count // part.count) if node.kind == "head" else node.count
+                for number in range(node.count):
+                    held[node.first + number, part.first + number // share] = True
         return held
+
+    @cached_property
+    def nodes_of(self) -> dict[tuple[str, int | None], list[Part]]:
+        """Branch and layer -> its nodes: heads; or the whole, and units of it."""
+        found: dict[tuple[str, int | None], list[Part]] = {}
+        for part in self.writes[1:]:
+            found.setdefault((part.branch, part.layer), []).append(part)
+        return found
 
     @cached_property
     def across(self) -> Bool[Tensor, "slot"]:

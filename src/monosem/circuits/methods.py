@@ -120,18 +120,19 @@ def eap_ig_activations(batch: Batch, options: Options) -> Values:
     differences = batch.differences(tangent=False)
     total = torch.zeros(wiring.graph.shape, dtype=torch.float64)
     still = batch.embeds([0.0] * len(shares))
-    for part in wiring.graph.writes:
+    branches = [part for part in wiring.graph.writes if part.kind != "unit"]
+    for part in branches:
         if part.kind == "input":
             found = batch.slopes(shares)
         else:
             edit = _towards(batch, part, shares)
             found = slopes(wiring, batch.pairs.clean, still, batch.measure(len(shares)), edits=[edit])
         total -= batch.contract(differences, lambda at, found=found: found.of(at, batch.keep))  # type: ignore[misc]
-    return total / len(wiring.graph.writes)
+    return total / len(branches)
 
 
 def _towards(batch: Batch, part: Part, shares: list[float]) -> Edit:
-    clean, other = batch.clean.inner[part], batch.other.inner[part]
+    clean, other = (batch.wiring.total(part, side.inner) for side in (batch.clean, batch.other))
     between = torch.cat([clean + share * (other - clean) for share in shares])
 
     def fn(x: Tensor, moment: Moment) -> Tensor:
@@ -201,7 +202,7 @@ def _written(batch: Batch, keep: Tensor) -> Float[Tensor, "source token d_model"
     for part in wiring.graph.writes:
         value = batch.clean.inner[part][keep]
         if part.kind != "head":
-            parts.append(value[None])
+            parts.append(wiring.apart(part, value))
             continue
         branch = wiring.branches[part]
         each = torch.einsum("thd,hdm->htm", value, branch.weight().to(value))

@@ -63,12 +63,14 @@ class _CircuitRun:
     Attributes:
         changes: part of sources -> what each writes now less what it writes on the other side, before a norm behind
             heads: `source rows pos d_model`, of the live sources alone.
+        read: coefficients of the units of the branch that runs.
     """
 
     batch: Batch
     masks: Masks
     grad: bool
     changes: dict[Part, Tensor] = field(default_factory=dict)
+    read: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def __post_init__(self) -> None:
         used = self.masks.detach() != 0
@@ -116,8 +118,11 @@ class _CircuitRun:
         for part in graph.writes[1:]:
             if not len(self.live(part)):
                 continue
-            for reader in slots[part.branch, part.layer]:
+            for reader in slots.pop((part.branch, part.layer), []):
                 yield _At(self.wiring.site(reader), self._given(reader))
+            if part in self.wiring.units and part.kind == "whole":  # the rest is known once its units are
+                (unit,) = graph.nodes_of[part.branch, part.layer][1:]
+                yield _At(self.wiring.sent(unit), self._read(unit))
             yield _At(self.wiring.sent(part), self._noted(part))
 
     def _given(self, part: Part) -> Callable[[Tensor], Tensor]:
@@ -151,15 +156,28 @@ class _CircuitRun:
         return torch.einsum("rpd,hdk->rphk", given, weight) + bias
 
     def _noted(self, part: Part) -> Callable[[Tensor], Tensor]:
-        live = self.live(part)
+        live, wiring = self.live(part), self.wiring
+        units = wiring.units.get(part)
 
         def fn(x: Tensor) -> Tensor:
-            change = x - self.other.inner[part]
+            if units is None:
+                change = x - self.other.inner[part]
+            elif part.kind == "unit":
+                change = units.read(x) - self.other.inner[part]
+            else:
+                change = x - units.write(self.read) - self.other.inner[part]
             if part.kind != "head":
-                self.changes[part] = change[None]
+                self.changes[part] = wiring.apart(part, change)[live]
             else:
                 weight = self.wiring.branches[part].weight()[live].to(change)
                 self.changes[part] = torch.einsum("rphk,hkd->hrpd", change[:, :, live], weight)
+            return x
+
+        return fn
+
+    def _read(self, part: Part) -> Callable[[Tensor], Tensor]:
+        def fn(x: Tensor) -> Tensor:
+            self.read = self.wiring.units[part].read(x)
             return x
 
         return fn

@@ -131,8 +131,11 @@ class EdgeScores(Result):
         columns = [*map(str, range(wide)), *(name.upper() for name in whole)]
         grid = torch.full((len(layers), len(columns)), torch.nan, dtype=torch.float64)
         for part in graph.writes[1:]:
-            first = 0 if part.kind == "head" else wide + whole.index(part.branch)
-            grid[layers.index(part.layer), first : first + part.count] = scores[part.range].double()
+            row, first = layers.index(part.layer), 0 if part.kind == "head" else wide + whole.index(part.branch)
+            if part.kind == "unit":
+                grid[row, first] += scores[part.range].sum()  # a branch and its units are one cell
+            else:
+                grid[row, first : first + part.count] = scores[part.range].double()
         title = f"{self.method}: what falls when a node is corrupted, {self.metric}"
         return heatmap(grid, columns, list(map(str, layers)), x_title="head", y_title="layer", title=title,
                        unit=f"Δ {self.metric}")  # fmt: skip

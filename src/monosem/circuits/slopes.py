@@ -119,5 +119,5 @@ def slopes(
         for (part, site), value in zip(sites.items(), parts)
     }
     held = {site: run[site].detach().unflatten(0, (steps, rows)) for site in streams}
-    wrote = {part: run[site].detach().unflatten(0, (steps, rows)) for part, site in sent.items()}
+    wrote = wiring.inner(lambda site: run[site].detach().unflatten(0, (steps, rows))) if inner else {}
     return Slopes(wiring, at, held, numbers.detach().unflatten(0, (steps, rows)), wrote)

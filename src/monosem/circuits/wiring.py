@@ -1,6 +1,6 @@
 """A graph laid over a model: where its nodes write, where its slots read, and the weights in between."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,6 +14,7 @@ from ..models import Branch, Model, Site, TokenBatch
 from ..models.running.moment import EditLike
 from ..patching.paths.nodes import sent_at
 from .graph import Graph, Part
+from .units import Units
 
 INPUT = Site("resid_pre", 0)
 
@@ -23,10 +24,11 @@ class Wrote:
     """What every node wrote in a run (or what is written in its place), and the streams that slots read.
 
     Attributes:
-        inner: part -> `rows pos d_model`, of heads what they mix, `rows pos head d_head`.
+        inner: part -> `rows pos d_model`, of heads what they mix, `rows pos head d_head`, of units their coefficients,
+            `rows pos unit`. A branch with units of its own writes the rest.
         raw: heads in front of a norm -> their branch's output before that norm.
         streams: place -> `rows pos d_model`.
-        given: place of q, k, v or of what an MLP is given -> its values, where a run had them.
+        given: place of q, k, v or of what an MLP is given -> its values, where a run had them; and units' sites.
     """
 
     inner: dict[Part, Tensor]
@@ -54,7 +56,7 @@ class Wiring:
     """
 
     def __init__(self, model: Model, graph: Graph):
-        own = Graph.of(model)
+        own = Graph.of(model, units=graph.units)
         if (own.sources, own.slots) != (graph.sources, graph.slots):
             if own.grouped and not graph.grouped and own.sources == graph.sources:
                 raise BadInput(
@@ -83,7 +85,31 @@ class Wiring:
 
     def sent(self, part: Part) -> Site:
         """Where a part of sources can be read off."""
+        if part.kind == "unit":
+            return self.units[part].site
         return INPUT if part.kind == "input" else sent_at(self.branches[part])
+
+    @cached_property
+    def units(self) -> dict[Part, Units]:
+        """Of parts of units, and of the branches that these are parts of."""
+        held: dict[tuple[str, int | None], Units] = {(one.branch, one.layer): one for one in self.graph.units}
+        return {
+            part: held[part.branch, part.layer]
+            for part in self.graph.writes
+            if (part.branch, part.layer) in held and part.kind in ("whole", "unit")
+        }
+
+    def inner(self, values: Callable[[Site], Tensor]) -> dict[Part, Tensor]:
+        """What every node writes, from the values of sites: a branch less its units."""
+        found = {}
+        for part in self.graph.writes:
+            value, units = values(self.sent(part)), self.units.get(part)
+            if units is not None and part.kind == "unit":
+                value = units.read(value)
+            elif units is not None:
+                value = value - units.write(units.read(values(units.site)))
+            found[part] = value
+        return found
 
     def reads(self, part: Part) -> Site:
         """The stream that a part of slots reads."""
@@ -121,21 +147,20 @@ class Wiring:
         computed = [self.site(part) for part in graph.reads[:-1]] if given else []
         wanted = [*sent.values(), *raw.values(), *streams, *computed]
         run = self.model.run(tokens, capture=list(dict.fromkeys(wanted)), edits=edits, logits="last")
-        held = {part: run[site] for part, site in sent.items()}, {part: run[site] for part, site in raw.items()}
         assert run.logits is not None
-        wrote = Wrote(*held, {site: run[site] for site in streams}, {site: run[site] for site in computed})
-        return wrote, run.logits
+        before = {part: run[site] for part, site in raw.items()}
+        kept = {site: run[site] for site in (*computed, *(one.site for one in graph.units))}
+        return Wrote(self.inner(run.__getitem__), before, {site: run[site] for site in streams}, kept), run.logits
 
     @torch.no_grad()
     def built(self, inner: dict[Part, Tensor]) -> Wrote:
         """The streams that follow where every node writes what it is given, whatever it reads."""
         stream, raws, streams = inner[self.graph.writes[0]], dict[Part, Tensor](), dict[Site, Tensor]()
-        written = {(part.branch, part.layer): part for part in self.graph.writes[1:]}
         for branch in self.model.branches():
             if branch.reads not in streams:
                 streams[branch.reads] = stream
-            part = written[branch.name, branch.layer]
-            value = inner[part]
+            part = self.graph.nodes_of[branch.name, branch.layer][0]
+            value = self.total(part, inner)
             if part.kind == "head":
                 out = branch.project(value)
                 if part in self.normed:
@@ -145,7 +170,21 @@ class Wiring:
         streams[self.end] = stream
         return Wrote(inner, raws, streams, {})
 
+    def total(self, part: Part, inner: Mapping[Part, Tensor]) -> Tensor:
+        """What a branch writes with its units."""
+        value = inner[part]
+        for unit in self.graph.nodes_of.get((part.branch, part.layer), [])[1:]:
+            value = value + self.units[unit].write(inner[unit])
+        return value
+
     # ------------------------------------------------------------------ differences
+    def apart(self, part: Part, value: Float[Tensor, "*tokens width"]) -> Float[Tensor, "source *tokens d_model"]:
+        """What each source of a part without heads adds to the stream."""
+        if part.kind != "unit":
+            return value[None]
+        directions = self.units[part].directions.to(value)
+        return torch.einsum("...u,ud->u...d", value, directions)
+
     def difference(
         self, part: Part, one: Wrote, other: Wrote, keep: Tensor, *, tangent: bool
     ) -> Float[Tensor, "source token d_model"]:
@@ -156,7 +195,7 @@ class Wiring:
         """
         change = (other.inner[part] - one.inner[part])[keep]
         if part.kind != "head":
-            return change[None]
+            return self.apart(part, change)
         branch = self.branches[part]
         each = torch.einsum("thd,hdm->htm", change, branch.weight().to(change))
         if part in self.normed:

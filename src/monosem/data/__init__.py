@@ -5,7 +5,7 @@ from .pair_files import read_pairs
 from .pairs import PromptPairs
 from .source import TextSource, as_store, corpus
 from .tally import SkippedRows
-from .tasks import TASKS, capitals, greater_than, ioi, pronouns, token_at, tokens_at
+from .tasks import TASKS, capitals, greater_than, ioi, opposites, pronouns, subject_verb, token_at, tokens_at
 from .text import Document, interleaved, shuffled, texts
 from .token_pairs import TokenPairs
 
@@ -24,10 +24,12 @@ __all__ = [
     "greater_than",
     "interleaved",
     "ioi",
+    "opposites",
     "packed",
     "pronouns",
     "read_pairs",
     "shuffled",
+    "subject_verb",
     "texts",
     "token_at",
     "tokens_at",

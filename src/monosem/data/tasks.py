@@ -1,4 +1,5 @@
-"""Patching tasks made from our own sentences and word lists: indirect objects, greater-than, capitals, pronouns.
+"""Patching tasks made from our own sentences and word lists: indirect objects, greater-than, capitals, pronouns,
+agreement of verbs, opposites from examples.
 
 Every task is a function of a model, because only words that are one token for its tokenizer are used: so the two
 prompts of a pair align, and an answer is one token. Pairs are drawn by a seed, none twice. Words stand in `words.py`.
@@ -191,11 +192,71 @@ def pronouns(model: "Model", *, n: int = 16, seed: int = 0) -> TokenPairs:
     return _made(model, draw, n, seed, f"pronouns, seed {seed}", ("name",))
 
 
+def subject_verb(model: "Model", *, n: int = 16, seed: int = 0) -> TokenPairs:
+    """Subject and verb: "The boys near the tree" goes on with are, "The boy near the tree" with is. The other noun is
+    in the singular or the plural, whatever the subject is in.
+
+    Returns:
+        pairs with spans subject, other and end; right is the verb that agrees with the clean subject.
+
+    Raises:
+        BadInput: too few nouns are single tokens in both numbers; fewer than n pairs exist.
+    """
+    verbs = _single(model, ["is", "are"], "verbs", at_least=2)
+    usable = _single(model, [noun for both in words.COUNTED for noun in both], "nouns")
+    nouns = [both for both in words.COUNTED if all(noun in usable for noun in both)]
+    if len(nouns) < 2:
+        raise BadInput(f"only {len(nouns)} nouns are single tokens in singular and plural for {model.name}")
+
+    def draw(rng: random.Random) -> Pair:
+        subject, other = rng.sample(nouns, 2)
+        number, form = rng.randrange(2), rng.choice(words.AGREEMENT)
+        beside = rng.choice(other)
+        clean, corrupted = (
+            filled(form, {"subject": noun, "other": beside}) for noun in (subject[number], subject[1 - number])
+        )
+        right, wrong = ("is", "are")[number], ("is", "are")[1 - number]
+        return Pair(clean, corrupted, verbs[right], verbs[wrong])
+
+    return _made(model, draw, n, seed, f"agreement, seed {seed}", ("subject", "other"))
+
+
+def opposites(model: "Model", *, n: int = 16, seed: int = 0) -> TokenPairs:
+    """A rule from examples (Todd et al. 2024's function vectors): "hot -> cold", three lines more, and "big ->" goes on
+    with small. In the corrupted prompt the examples repeat their word, "hot -> hot": big itself is right.
+
+    Returns:
+        pairs with spans shown (the first example's answer), word and end.
+
+    Raises:
+        BadInput: too few words are single tokens; fewer than n pairs exist.
+    """
+    usable = _single(model, [word for pair in words.OPPOSITES for word in pair], "words")
+    known = [(one, other) for one, other in words.OPPOSITES if one in usable and other in usable]
+    if len(known) <= words.SHOTS:
+        raise BadInput(f"only {len(known)} pairs of opposites are single tokens for {model.name}")
+    lines = [" {asked0} -> {shown}", *(f" {{asked{i}}} -> {{shown{i}}}" for i in range(1, words.SHOTS)), " {word} ->"]
+
+    def draw(rng: random.Random) -> Pair:
+        drawn = [pair[:: rng.choice((1, -1))] for pair in rng.sample(known, words.SHOTS + 1)]
+        sides = []
+        for answers in (1, 0):
+            slots = {f"asked{i}": pair[0] for i, pair in enumerate(drawn[:-1])}
+            slots |= {f"shown{i or ''}": pair[answers] for i, pair in enumerate(drawn[:-1])}
+            sides.append(filled("\n".join(lines), slots | {"word": drawn[-1][0]}))
+        word, opposite = drawn[-1]
+        return Pair(sides[0], sides[1], usable[opposite], usable[word])
+
+    return _made(model, draw, n, seed, f"opposites from {words.SHOTS} examples, seed {seed}", ("shown", "word"))
+
+
 TASKS: dict[str, Callable[..., TokenPairs]] = {
     "ioi": ioi,
     "greater_than": greater_than,
     "capitals": capitals,
     "pronouns": pronouns,
+    "agreement": subject_verb,
+    "opposites": opposites,
 }
 
 # --------------------------------------------------------------------------------------------------- putting together

@@ -63,3 +63,27 @@ PRONOUN_FORMS = (
     "When {name} came home in the evening,",
     "The teacher was happy with {name} because",
 )
+
+# singular and plural
+COUNTED = (
+    ("boy", "boys"), ("girl", "girls"), ("man", "men"), ("woman", "women"), ("dog", "dogs"), ("cat", "cats"),
+    ("teacher", "teachers"), ("student", "students"), ("doctor", "doctors"), ("king", "kings"), ("farmer", "farmers"),
+    ("car", "cars"), ("house", "houses"), ("book", "books"), ("tree", "trees"), ("picture", "pictures"),
+    ("key", "keys"), ("child", "children"), ("author", "authors"), ("friend", "friends"),
+)  # fmt: skip
+AGREEMENT = (
+    "The {subject} near the {other}",
+    "The {subject} with the {other}",
+    "The {subject} that I saw yesterday with the {other}",
+    "I know that the {subject} behind the {other}",
+)
+
+_OPPOSITES = _listed(
+    """hot cold big small fast slow good bad old new high low long short hard soft early late rich poor strong weak
+    light dark open closed happy sad up down left right full empty wide narrow wet dry clean dirty true false north
+    south east west first last day night war peace love hate black white deep shallow loud quiet thick thin sweet
+    bitter inside outside above below winter summer front back more less buy sell win lose push pull begin end alive
+    dead male female"""
+)
+OPPOSITES = tuple(zip(_OPPOSITES[::2], _OPPOSITES[1::2]))
+SHOTS = 4  # examples before the word that is asked for

@@ -26,7 +26,7 @@ Positions = Annotated[
 class Pairs:
     """A task or a file of pairs, what is kept of it, and the metric of its answers."""
 
-    task: Annotated[str | None, option("NAME", "ioi, greater_than, capitals or pronouns.")] = None
+    task: Annotated[str | None, option("NAME", "ioi, greater_than, capitals, pronouns, agreement, opposites.")] = None
     pairs: Annotated[Path | None, option("FILE", "Instead: pairs from .csv, .json or .jsonl.")] = None
     n: Annotated[int | None, option("N", "How many pairs (default: 16, or the whole file).", min=1)] = None
     template: Annotated[str | None, option("NAME", "ioi: ABBA, BABA or mixed.")] = None

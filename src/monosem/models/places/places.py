@@ -178,7 +178,7 @@ class Places(Native):
         """
         if self.hears and self.encoder is None:  # no later token changes what is heard
             return True
-        ids = torch.tensor([[0, 1, 2], [0, 1, 3]], device=self.device)
+        ids = torch.tensor([[0, 1, 2], [0, 1, 3]], device=self.device) % self.cfg.d_vocab  # some have three tokens
         with torch.no_grad(), self.turn():
             out = self.hf(**trial(self, ids), use_cache=False)
             one, other = (out[0] if self.headless else out.logits)[:, 0].float()
