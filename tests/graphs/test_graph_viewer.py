@@ -29,7 +29,10 @@ def page(graph, tmp_path_factory):
     selenium = pytest.importorskip("selenium.webdriver")
     folder = tmp_path_factory.mktemp("viewer")
     units = [one for one, kind in zip(graph.nodes["id"], graph.kinds) if kind == "neuron"][:3]
-    path = graph.save(folder / "graph.html", title=HOSTILE, supernodes={HOSTILE: units[:2]}, pinned=units[2:])
+    heads = [graphs.qk_attribution(graph, 1, 2, query=4, key=1)]
+    path = graph.save(
+        folder / "graph.html", title=HOSTILE, supernodes={HOSTILE: units[:2]}, pinned=units[2:], heads=heads
+    )
     options = selenium.ChromeOptions()
     options.binary_location = CHROMIUM
     flags = ("headless=new", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking")
@@ -142,6 +145,22 @@ def test_sliders_hide_nodes(page):
     few = page.find_elements("css selector", ".node")
     assert len(few) < every
     script(page, set_to, 1)
+
+
+def test_a_head_shows_the_pairs_that_make_its_score(page, graph):
+    script(page, "window.graph.select(null)")
+    script(page, "document.querySelector('[data-do=head]').click()")
+    found = graphs.qk_attribution(graph, 1, 2, query=4, key=1)
+    words = page.find_element("css selector", ".panel").text
+    assert "head 2 of layer 1" in words
+    assert len(page.find_elements("css selector", ".panel .pair")) == min(14, len(found.table))
+    known = {*graph.nodes.id[graph.kinds != "bias"]}
+    first = found.table.iloc[:14]
+    expected = [one for pair in first.itertuples() for one in (pair.query_node, pair.key_node) if one in known]
+    links = page.find_elements("css selector", ".panel .pair button")
+    assert [link.get_attribute("data-id") for link in links] == expected
+    script(page, "document.querySelector('.panel .row').click()")
+    assert page.find_elements("css selector", ".node.chosen")
 
 
 def test_the_picture_stands_alone(page):

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
@@ -22,8 +22,76 @@ from .scores import EdgeScores
 from .selection import order
 
 
-@dataclass(frozen=True, eq=False)
-class EdgeCheck(Result):
+class Check(Result):
+    """Some things measured exactly, and what each method says of them.
+
+    A subclass gives `truth` and `given` (method -> values), `drawn` (which were drawn at random, not for their size),
+    `rows` (a row a thing, with the column "exact"), what its `things` are called, the column of their `label`, and `of`
+    what and whom the numbers are.
+    """
+
+    things: ClassVar[str]
+    label: ClassVar[str]
+    truth: Any
+    given: Any
+    drawn: Any
+    of: Any
+
+    ranked_by = "exact"
+    either_way = True
+
+    def rows(self) -> pd.DataFrame:
+        """A row a thing, with the column "exact"."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        said = "; ".join(
+            f"{row.method}: Pearson {row.pearson:.3f}, Spearman {row.spearman:.3f}"
+            for row in self.summary[self.summary[self.things] == "all"].itertuples()
+        )
+        return f"{type(self).__name__}({len(self.truth)} {self.things} against exact scores; {said})"
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row a thing: exact score, and each method's."""
+        frame = self.rows()
+        for name, values in self.given.items():
+            frame[name] = values.tolist()
+        return frame.assign(drawn=self.drawn.tolist())
+
+    @property
+    def summary(self) -> pd.DataFrame:
+        """A row a method and kind of thing ("all", "largest", "drawn"): correlations, slope, share of equal signs."""
+        rows, truth = [], self.truth
+        kinds = {"all": torch.ones_like(self.drawn), "largest": ~self.drawn, "drawn": self.drawn}
+        for name, values in self.given.items():
+            for kind, which in kinds.items():
+                x, y = truth[which], values[which]
+                if len(x) > 1:
+                    signs = float((x.sign() == y.sign()).double().mean())
+                    slope = float((x @ y) / (x @ x)) if bool(x.any()) else float("nan")
+                    row = {"method": name, self.things: kind, "n": len(x), "slope": slope, "same_sign": signs}
+                    rows.append(row | {"pearson": pearson(x, y), "spearman": spearman(x, y)})
+        return pd.DataFrame(rows)
+
+    def plot(self) -> Figure:
+        """Each method's score against the exact one, a point a thing, with the diagonal."""
+        go = require("plotly.graph_objects", "plots")
+        table = self.table
+        ends = [float(table["exact"].min()), float(table["exact"].max())]
+        figure = go.Figure()
+        figure.add_scatter(x=ends, y=ends, mode="lines", line={"color": FAINT}, name="equal", hoverinfo="skip")
+        for name, colour in zip(self.given, LINES * len(self.given)):
+            figure.add_scatter(
+                x=table["exact"].tolist(), y=table[name].tolist(), text=table[self.label].tolist(), mode="markers",
+                name=name, marker={"color": colour, "size": 6},
+                hovertemplate="%{text}<br>exact %{x:.4f}, here %{y:.4f}",
+            )  # fmt: skip
+        return style(figure, "exact Δ", "score", f"{len(table)} {self.things}: {self.of}")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class EdgeCheck(Check):
     """Sampled edges: exact scores, and what each method says.
 
     Attributes:
@@ -37,54 +105,22 @@ class EdgeCheck(Result):
     drawn: Tensor = field(repr=False)
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
-    ranked_by = "exact"
-    either_way = True
-
-    def __repr__(self) -> str:
-        said = "; ".join(
-            f"{row.method}: Pearson {row.pearson:.3f}, Spearman {row.spearman:.3f}"
-            for row in self.summary[self.summary["edges"] == "all"].itertuples()
-        )
-        return f"EdgeCheck({len(self.index)} edges against exact scores; {said})"
+    things, label = "edges", "edge"
 
     @property
-    def table(self) -> pd.DataFrame:
-        """A row a sampled edge: exact score, and each method's."""
-        frame = self.exact.rows_of(self.index).rename(columns={"score": "exact"})
-        for name, scores in self.estimates.items():
-            frame[name] = scores.values.flatten()[self.index].tolist()
-        return frame.assign(drawn=self.drawn.tolist())
+    def truth(self) -> Tensor:
+        return self.exact.values.flatten()[self.index]
 
     @property
-    def summary(self) -> pd.DataFrame:
-        """A row a method and kind of edge ("all", "largest", "drawn"): correlations, slope, share of equal signs."""
-        rows, truth = [], self.exact.values.flatten()[self.index]
-        kinds = {"all": torch.ones_like(self.drawn), "largest": ~self.drawn, "drawn": self.drawn}
-        for name, scores in self.estimates.items():
-            given = scores.values.flatten()[self.index]
-            for kind, which in kinds.items():
-                x, y = truth[which], given[which]
-                if len(x) > 1:
-                    signs = float((x.sign() == y.sign()).double().mean())
-                    slope = float((x @ y) / (x @ x)) if bool(x.any()) else float("nan")
-                    row = {"method": name, "edges": kind, "n": len(x), "slope": slope, "same_sign": signs}
-                    rows.append(row | {"pearson": pearson(x, y), "spearman": spearman(x, y)})
-        return pd.DataFrame(rows)
+    def given(self) -> dict[str, Tensor]:
+        return {name: scores.values.flatten()[self.index] for name, scores in self.estimates.items()}
 
-    def plot(self) -> Figure:
-        """Each method's score against the exact one, a point an edge, with the diagonal."""
-        go = require("plotly.graph_objects", "plots")
-        table = self.table
-        ends = [float(table["exact"].min()), float(table["exact"].max())]
-        figure = go.Figure()
-        figure.add_scatter(x=ends, y=ends, mode="lines", line={"color": FAINT}, name="equal", hoverinfo="skip")
-        for name, colour in zip(self.estimates, LINES * len(self.estimates)):
-            figure.add_scatter(
-                x=table["exact"].tolist(), y=table[name].tolist(), text=table["edge"].tolist(), mode="markers",
-                name=name, marker={"color": colour, "size": 6},
-                hovertemplate="%{text}<br>exact %{x:.4f}, here %{y:.4f}",
-            )  # fmt: skip
-        return style(figure, f"exact Δ {self.exact.metric}", "score", f"{len(table)} edges, {self.exact.model}")
+    @property
+    def of(self) -> str:
+        return f"{self.exact.metric}, {self.exact.model}"
+
+    def rows(self) -> pd.DataFrame:
+        return self.exact.rows_of(self.index).rename(columns={"score": "exact"})
 
 
 @analysis

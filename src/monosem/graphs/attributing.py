@@ -114,23 +114,23 @@ def _nodes(model: Model, parts: Parts, logits: Logits) -> pd.DataFrame:
     found: list[dict[str, Any]] = []
     for one in parts.units:
         found += [
-            {"id": f"{one.layer}_{index}_{position}", "kind": one.kind, "layer": one.layer, "position": position}
+            {"kind": one.kind, "layer": one.layer, "position": position}
             | {"index": index, "activation": value, "label": "", "depth": one.depth}
             for position, index, value in zip(one.positions.tolist(), one.indices.tolist(), one.values.tolist())
         ]
     for number in parts.opaque:
         branch = frozen.branches[number]
         found += [
-            {"id": f"{branch.layer}_{branch.name}-error_{p}", "kind": "error", "layer": branch.layer, "position": p}
+            {"kind": "error", "layer": branch.layer, "position": p}
             | {"index": -1, "label": f"error of {branch.name} {branch.layer}", "depth": model.depth(branch.reads)}
             for p in range(length)
         ]
     found += [
-        {"id": f"E_{ids[p]}_{p}", "kind": "token", "layer": -1, "position": p, "index": ids[p], "label": words[p]}
-        | {"depth": -1}
+        {"kind": "token", "layer": -1, "position": p, "index": ids[p], "label": words[p]} | {"depth": -1}
         for p in range(length)
     ]
-    found.append({"id": "bias", "kind": "bias", "layer": -1, "position": 0, "index": -1, "label": "bias", "depth": -1})
+    found.append({"kind": "bias", "layer": -1, "position": 0, "index": -1, "label": "bias", "depth": -1})
+    found = [{"id": name} | one for name, one in zip(parts.ids, found)]
     at = {"kind": "logit", "layer": end, "position": length - 1, "depth": model.depth(frozen.end)}
     for token, label, weight in zip(logits.tokens, logits.labels, logits.weights.tolist()):
         found.append({"id": f"{end + 1}_{token}_{length - 1}", "index": token, "label": label} | at)

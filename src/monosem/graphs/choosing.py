@@ -60,17 +60,23 @@ def _values(parts: Parts, source: Source, block: Tensor) -> Tensor:
     return parts.units[source.number].values[: block.shape[1]]
 
 
+def row_blocks(parts: Parts, targets: Targets) -> Tensor:
+    """What each column gives to each target, `target column`."""
+    starts = parts.starts()
+    made = torch.zeros(len(targets), parts.n_columns, dtype=parts.frozen.dtype, device=targets.vectors.device)
+    for source, block in parts.rows(targets).items():
+        columns = slice(starts[source], starts[source] + block.shape[1])
+        torch.mul(block, _values(parts, source, block), out=made[:, columns])
+    return made
+
+
 def edges(parts: Parts, logits: Targets, rows: int, quiet: bool) -> Iterator[tuple[slice, Targets, Tensor]]:
     """Every row: which, its targets, and what each column gives to it; units first, then logits."""
-    starts, first = parts.starts(), 0
+    first = 0
     groups = [one.targets() for one in parts.units if len(one)] + [logits]
     with Meter("edges", sum(map(len, groups)), "rows", quiet=quiet) as meter:
         for group in groups:
             for some, chunk in group.chunks(rows):
-                made = torch.zeros(len(chunk), parts.n_columns, dtype=parts.frozen.dtype, device=chunk.vectors.device)
-                for source, block in parts.rows(chunk).items():
-                    columns = slice(starts[source], starts[source] + block.shape[1])
-                    torch.mul(block, _values(parts, source, block), out=made[:, columns])
-                yield slice(first + some.start, first + some.stop), chunk, made
+                yield slice(first + some.start, first + some.stop), chunk, row_blocks(parts, chunk)
                 meter.advance(len(chunk))
             first += len(group)

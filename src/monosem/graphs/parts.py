@@ -97,6 +97,17 @@ class Parts:
     def n_columns(self) -> int:
         return self.n_units + (len(self.opaque) + 1) * self.frozen.length + 1
 
+    @property
+    def ids(self) -> list[str]:
+        """The node of each column: `12_381_5` is unit 381 of layer 12 at token 5."""
+        frozen, found = self.frozen, list[str]()
+        for one in self.units:
+            found += [f"{one.layer}_{i}_{p}" for i, p in zip(one.indices.tolist(), one.positions.tolist())]
+        for branch in (frozen.branches[number] for number in self.opaque):
+            found += [f"{branch.layer}_{branch.name}-error_{p}" for p in range(frozen.length)]
+        found += [f"E_{token}_{p}" for p, token in enumerate(frozen.batch.ids[0].tolist())]
+        return [*found, "bias"]
+
     def rows(self, targets: Targets) -> dict[Source, Float[Tensor, "target n"]]:
         """What each part gives to each target; units as if their values were 1. A block may be narrower than its
         source: what is left out (later tokens) gives nothing, and so do sources that are missing (later layers)."""

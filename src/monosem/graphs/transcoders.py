@@ -12,7 +12,7 @@ from ..dictionaries import CrossLayer, Dictionary
 from ..dictionaries.encoders import ENCODERS
 from ..dictionaries.trained_on import TrainedOn
 from ..errors import BadInput
-from ..models import Model, Norm, Site
+from ..models import Branch, Model, Norm, Site
 from .frozen import Frozen, Reading, Written
 from .units import Units
 
@@ -39,17 +39,9 @@ class Place:
         model = frozen.model
         if site.in_stream:
             return Place(site, model.depth(site), None)
-        for number, branch in enumerate(frozen.branches):
-            if branch.layer != site.layer:
-                continue
-            names = {f"{branch.name}_input": True, f"{branch.norm}_output": True, f"{branch.norm}_normalized": False}
-            if site.name in names:
-                reading = frozen.readings[number]
-                return Place(branch.reads, model.depth(branch.reads), reading, names[site.name])
-        raise BadInput(
-            f"a transcoder that reads {site} cannot be put into a graph: nodes read the stream (resid_mid) or what an "
-            "MLP is given (mlp_input)"
-        )
+        branch, gain = read_behind(model, site)
+        reading = next(r for r, one in zip(frozen.readings, frozen.branches) if one.out == branch.out)
+        return Place(branch.reads, model.depth(branch.reads), reading, gain)
 
     def vectors(self, rows: Float[Tensor, "n d"], positions: Int[Tensor, "n"]) -> Float[Tensor, "n d"]:
         """Encoder rows as they read the stream."""
@@ -74,6 +66,19 @@ class Place:
         if self.gain:
             return norm
         return replace(norm, gain=torch.ones_like(norm.gain), bias=torch.zeros_like(norm.bias))
+
+
+def read_behind(model: Model, site: Site) -> tuple[Branch, bool]:
+    """The branch behind whose norm a site lies, and whether the norm's gain and bias are in it. Raises `BadInput` for
+    one that is no linear function of the stream."""
+    for branch in model.branches() if site.layer is None else model.branches(site.layer):
+        names = {f"{branch.name}_input": True, f"{branch.norm}_output": True, f"{branch.norm}_normalized": False}
+        if site.name in names:
+            return branch, names[site.name]
+    raise BadInput(
+        f"a dictionary that reads {site} cannot be followed back: nodes read the stream (resid_mid) or what an MLP is "
+        "given (mlp_input)"
+    )
 
 
 class Skip:

@@ -14,28 +14,35 @@ from ..pages import environment
 from .evidence import evidence
 from .files import graph_json
 
+PAIRS = 40  # of a head, in the page
+
 
 def page(
     graph: Any,
     title: str | None = None,
     pinned: Sequence[str] = (),
     supernodes: Mapping[str, Sequence[str]] | None = None,
+    heads: Sequence[Any] = (),
+    indexes: Sequence[Any] = (),
 ) -> str:
     """The viewer of a graph; a pruned one is easier to read.
 
     Args:
         graph: an `AttributionGraph`.
         pinned: ids of nodes. supernodes: label -> ids of its nodes.
+        heads: why heads look where they look (`qk_attribution`), each with a button.
+        indexes: of the graph's transcoders (`latents.index_of`): where their latents fire in a corpus.
 
     Raises:
-        UnknownName: an id that the graph does not have.
+        UnknownName: an id that the graph does not have. Mismatch: an index of no transcoder of the graph.
     """
     groups = dict(supernodes or {})
     for one in [*pinned, *(node for nodes in groups.values() for node in nodes)]:
         graph.number(one)
     pins = {"pinnedIds": list(pinned), "supernodes": [[label, *nodes] for label, nodes in groups.items()]}
     file = graph_json(graph, pins=pins)
-    file["monosem"]["evidence"] = evidence(graph)
+    file["monosem"]["evidence"] = evidence(graph, indexes=indexes)
+    file["monosem"]["heads"] = [_head(one) for one in heads]
     packed = gzip.compress(json.dumps(file, ensure_ascii=False, allow_nan=False).encode(), mtime=0)
     own = files("monosem.graphs") / "templates"
     return (
@@ -48,6 +55,14 @@ def page(
             script=(own / "graph.js").read_text(encoding="utf-8"),
         )
     )
+
+
+def _head(one: Any) -> dict[str, Any]:
+    """The largest terms of a score, as the viewer lists them."""
+    pairs = one.table.head(PAIRS).rename(columns={"query_node": "query", "key_node": "key"})
+    sides = {name: one.side(side, PAIRS).to_dict("records") for name, side in [("queries", "query"), ("keys", "key")]}
+    about = {"label": one.label, "score": one.score, "pattern": one.pattern}
+    return about | {"pairs": pairs.to_dict("records")} | sides
 
 
 def write_page(graph: Any, path: str | os.PathLike[str], **options: Any) -> Path:

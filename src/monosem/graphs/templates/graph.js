@@ -62,6 +62,7 @@ function model(file) {
 
 export function mount(root, file, options = {}) {
   const { nodes, byId, tokens } = model(file);
+  const heads = (file.monosem || {}).heads || [];
   const levels = [...new Set(nodes.map(node => node.layer))].sort((a, b) => a - b);
   const pins = new Set((file.qParams.pinnedIds || []).filter(id => byId.has(id)));
   const groups = (file.qParams.supernodes || []).map(([label, ...ids]) => ({ label, ids: ids.filter(id => byId.has(id)) }));
@@ -179,6 +180,21 @@ export function mount(root, file, options = {}) {
       el("span", { class: "says" }, node.says), el("span", { class: "weight" }, words ?? number(weight)));
   }
 
+  const example = one => el("p", { class: "example" }, ...one.tokens.map((token, at) => {
+    const share = Math.min(1, Math.max(0, one.values[at] / (one.most || 1)));
+    return el("span", share ? { style: `background:rgba(255,160,0,${(0.15 + 0.7 * share).toFixed(2)})`, title: number(one.values[at]) } : {}, token);
+  }));
+
+  function head(one) {
+    const known = entries => entries.filter(entry => byId.has(entry.id)), named = id => byId.has(id)
+      ? el("button", { class: "link", "data-id": id, onclick: () => select(byId.get(id)) }, byId.get(id).name, el("small", {}, ` at ${shown(tokens[byId.get(id).pos])}`))
+      : el("span", { class: "soft" }, id);
+    fill(el("h2", {}, one.label), el("p", { class: "soft" }, `score ${number(one.score)}, pattern ${number(one.pattern)}`),
+      el("h3", {}, "Pairs: what the query is made of × the key"), ...one.pairs.slice(0, LISTED).map(pair => el("div", { class: "pair" },
+        named(pair.query), "×", named(pair.key), el("span", { class: "weight" }, number(pair.weight)))),
+      ...list("At the query", known(one.queries), entry => byId.get(entry.id)), ...list("At the key", known(one.keys), entry => byId.get(entry.id)));
+  }
+
   const own = node => row(node, node.own, (node.own || 0) / Math.max(...nodes.map(one => one.own || 0)), `${(100 * (node.own || 0)).toFixed(1)} %`);
   const fill = (...children) => panel.replaceChildren(...children.filter(child => child != null));
 
@@ -206,7 +222,8 @@ export function mount(root, file, options = {}) {
       const scores = Object.entries((file.monosem || {}).scores || {}).filter(([name]) => !name.startsWith("circuit"));
       fill(el("h2", {}, "Most influential nodes"),
         scores.length ? el("p", { class: "soft" }, scores.map(([name, value]) => `${name} ${Math.round(100 * value)} %`).join(", ")) : null,
-        ...best.map(own), ...kept(), keys());
+        ...best.map(own), heads.length ? el("h3", {}, "Heads") : null,
+        ...heads.map(one => el("p", {}, el("button", { onclick: () => head(one), "data-do": "head" }, one.label))), ...kept(), keys());
       return;
     }
     const facts = [node.kind === "logit" ? `probability ${number(node.token_prob)}` : node.activation == null ? null : `value ${number(node.activation)}`,
@@ -214,6 +231,8 @@ export function mount(root, file, options = {}) {
     fill(el("h2", {}, node.name), el("p", { class: "soft" }, facts.filter(Boolean).join(", ")),
       node.found ? el("p", {}, "promotes ", ...node.found.top.map(word => el("code", {}, shown(word)))) : null,
       node.found ? el("p", {}, "suppresses ", ...node.found.bottom.map(word => el("code", {}, shown(word)))) : null,
+      node.found?.explained ? el("p", {}, node.found.explained) : null,
+      ...(node.found?.examples?.length ? [el("h3", {}, "Where it fires in the corpus"), ...node.found.examples.map(example)] : []),
       el("p", {}, el("button", { onclick: () => pin(node), "data-do": "pin" }, pins.has(node.id) ? "unpin" : "pin")),
       ...list("Inputs", node.into, edge => edge.source), ...list("Outputs", node.from, edge => edge.target), ...kept());
   }
