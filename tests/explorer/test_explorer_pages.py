@@ -9,7 +9,13 @@ import pytest
 
 LATENT = "/latent?d=sae&i=3"
 PAGES = ["/", "/dictionary?d=sae", "/dictionary?d=bare", LATENT, "/latent?d=bare&i=3", "/lists?d=sae", "/map?d=sae"]
-PAGES += [f"/{name}?d=sae" for name in ("prompt", "steer")]
+PAGES += [f"/{name}?d=sae" for name in ("prompt", "steer", "lens", "patching", "graph", "reports")]
+PAGES += [
+    "/compare?d=sae&a=3&b=5",
+    "/compare?d=sae&a=3&e=bare&b=5",
+    "/prompt?d=sae&t=" + quote("the cat sat on the mat"),
+]
+AXE = Path(__file__).with_name("axe.min.js")  # axe-core 4.14.1 as published on npm, MPL-2.0
 
 
 @pytest.fixture
@@ -60,6 +66,24 @@ def test_a_page_loads_without_errors_and_without_the_network(page, served, path)
     own = (served.base + "/", "data:", "blob:", "about:", "chrome://", "chrome-extension://")
     assert [url for url in asked if not url.startswith(own)] == []
     assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_a_page_is_accessible_in_both_themes_and_fits_a_phone(page, path):
+    browser = page(path)
+    until(browser, "return !document.querySelector('main .waiting')")
+    browser.set_script_timeout(60)
+    browser.execute_script(AXE.read_text(encoding="utf-8"))
+    for theme in ("light", "dark"):
+        browser.execute_script("document.documentElement.dataset.theme = arguments[0]", theme)
+        asked = "const done = arguments[0]; axe.run(document).then(found => done(found.violations), done)"
+        found = browser.execute_async_script(asked)
+        assert [(one["id"], one["nodes"][0]["html"]) for one in found] == [], theme
+    size = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    wide = browser.execute_script("return document.documentElement.scrollWidth")
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert wide <= 390
 
 
 def test_hostile_words_are_text(page, served):
@@ -196,3 +220,76 @@ def test_an_exported_page_needs_no_server(page, served, browser, tmp_path: Path)
     asked = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     urls = [m["params"]["request"]["url"] for m in asked if m["method"] == "Network.requestWillBeSent"]
     assert [url for url in urls[urls.index(path.as_uri()) :] if not url.startswith(("file:", "data:", "blob:"))] == []
+
+
+def click(browser, text):
+    script = "[...document.querySelectorAll('main button')].find(b => b.textContent === arguments[0]).click()"
+    browser.execute_script(script, text)
+
+
+def test_the_lens_shows_every_layer(page):
+    browser = page("/lens?d=sae&t=" + quote("the cat sat on the mat"), ".matrix")
+    assert len(browser.find_elements("css selector", ".matrix tbody tr")) == 3
+    assert len(browser.find_elements("css selector", ".matrix tbody tr:first-child td")) == 6
+    assert complaints(browser) == []
+
+
+def test_patching_shows_every_place(page):
+    words = {"t": "the cat sat", "o": "the dog sat", "r": " on", "w": " mat"}
+    browser = page("/patching?d=sae&" + "&".join(f"{name}={quote(word)}" for name, word in words.items()))
+    click(browser, "Patch")
+    until(browser, "return document.querySelector('.heat') !== null")
+    assert len(browser.find_elements("css selector", ".heat .cell")) == 9
+
+
+def test_the_graph_is_drawn_apart_from_the_page(page):
+    browser = page("/graph?d=sae&n=30&t=" + quote("the cat sat"))
+    click(browser, "Trace it")
+    until(browser, "return document.querySelector('iframe') !== null")
+    frame = browser.find_element("css selector", "iframe")
+    browser.switch_to.frame(frame)
+    until(browser, "return document.querySelector('.node') !== null")
+    assert browser.execute_script("return origin") == "null"
+    reached = "const done = arguments[0]; fetch(arguments[1]).then(() => done('reached'), () => done('refused'))"
+    assert browser.execute_async_script(reached.replace("arguments[1]", "'/api/home'")) == "refused"
+    browser.switch_to.default_content()
+    browser.get_log("browser")
+
+
+def test_two_latents_beside_each_other(page, served):
+    browser = page("/compare?d=sae&a=3&e=bare&b=5", ".both .latent + .latent")
+    _, found = served.ask("/api/relation?d=sae&i=3&e=bare&j=3")
+    assert found["decoder"] == pytest.approx(1, abs=1e-6)  # the same weights
+    _, near = served.ask("/api/family?d=sae&i=3")
+    assert {one["dictionary"] for one in near} == {"bare", "broken"}
+    assert all(one["rows"][0]["latent"] == one["rows"][0]["back"] == 3 for one in near)
+    assert "In other dictionaries" in words(browser)
+
+
+def test_a_line_around_points_makes_a_list(page, served):
+    browser = page("/map?d=sae", ".scatter canvas")
+    until(browser, "return document.querySelector('canvas').width > 300")
+    draw = """
+        const canvas = document.querySelector('canvas'), box = canvas.getBoundingClientRect();
+        const say = (type, x, y) => canvas.dispatchEvent(new PointerEvent(type, {bubbles: true, pointerId: 1,
+          clientX: box.left + x, clientY: box.top + y}));
+        canvas.setPointerCapture = () => {};
+        const right = box.width - 1, low = box.height - 1;
+        const corners = [[1, 1], [right, 1], [right, low], [1, low], [1, 2], [1, 1]];
+        const later = () => new Promise(done => setTimeout(done, 60));
+        const done = arguments[0];
+        (async () => { say('pointerdown', 1, 1); await later();
+          for (const corner of corners) { say('pointermove', ...corner); await later(); }
+          say('pointerup', 1, 1); await later(); done(); })();
+    """
+    browser.execute_async_script(draw)
+    until(browser, "return location.search.includes('c=')")
+    until(browser, "return document.querySelector('main').innerText.includes('64 chosen')")
+    browser.execute_script(
+        "const f = document.querySelector('[aria-label=\"Name of the list\"]'); f.value = 'all of them';"
+        "f.dispatchEvent(new Event('input', {bubbles: true}))"
+    )
+    click(browser, "Keep as a list")
+    until(browser, "return location.pathname === '/lists'")
+    until(browser, "return document.querySelector('main').innerText.includes('all of them')")
+    assert len(served.ask("/api/notes")[1]["lists"]["all of them"]) == 64

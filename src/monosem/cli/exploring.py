@@ -25,9 +25,9 @@ def explore(
 ) -> None:
     """See in the browser what every latent does.
 
-    Prints an address on this machine and opens it. Pages of latents need no model; texts and steering load it when they
-    are first asked for. A dictionary without an index shows what its weights say. The address holds a token: nobody
-    without it can use the server. Ctrl-C ends it.
+    Prints an address on this machine and opens it. Pages of latents need no model; texts, steering, lenses, patching
+    and graphs load it when they are first asked for. A dictionary without an index shows what its weights say. The
+    address holds a token: nobody without it can use the server. Ctrl-C ends it.
 
     Example: monosem explore smollm2/resid_post.15
     """

@@ -23,7 +23,7 @@ from ..terminal import notice, one_line
 from .asks import ASKS, parsed
 from .export import export_page
 from .guard import MOST_BYTES, TooLarge
-from .library import MOST_ROWS, Library
+from .library import MOST_ROWS, Library, family, relation
 from .modules import MODULES, PAGES, imports, module
 from .notes import Change, Notes
 from .queue import ENDED, Job, Jobs
@@ -114,6 +114,13 @@ class Explorer:
     def map(self, request: Request) -> Any:
         return self.library.book(asked(request, "d")).map()
 
+    def relation(self, request: Request) -> Any:
+        one, other = (self.library.book(asked(request, name)) for name in "de")
+        return relation(one, whole(request, "i")[0], other, whole(request, "j")[0])
+
+    def family(self, request: Request) -> Any:
+        return family(self.library, self.library.book(asked(request, "d")), whole(request, "i")[0])
+
     def notes_read(self, request: Request) -> Any:
         return self.notes.json()
 
@@ -150,6 +157,8 @@ class Explorer:
             "latent": self.latent,
             "search": self.search,
             "map": self.map,
+            "relation": self.relation,
+            "family": self.family,
             "notes": self.notes_read,
             "jobs": self.job_list,
         }

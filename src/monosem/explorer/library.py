@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from ..dictionaries import Dictionary, latent_ids, one_site, shipped_dictionaries
 from ..errors import BadInput, MonosemError, check_name
-from ..latents import Index, index_of, page, weight_statistics
+from ..latents import Index, index_of, neighbours, page, weight_statistics
 from ..models import Model, load_model
 from ..terminal import one_line
 from .queue import Job
@@ -22,6 +23,7 @@ from .queue import Job
 SHOWN = 6  # tokens of a latent in a table
 MOST_ROWS = 300  # of a table that are asked for at once
 MAP_COMPONENTS = 2
+FAMILY = 5  # near latents in another dictionary
 
 
 class Book:
@@ -136,6 +138,47 @@ class Book:
     def map(self) -> dict[str, Any]:
         with self.lock:
             return {"method": "PCA", "places": base64.b64encode(self.places.astype("<f4").tobytes()).decode()}
+
+
+def relation(one: Book, i: int, other: Book, j: int) -> dict[str, Any]:
+    """How two latents relate: cosines of their rows (None where spaces have other sizes), and words in common."""
+    a, b = (weights_of(book, latent) for book, latent in ((one, i), (other, j)))
+    cosines = {
+        side: float(torch.nn.functional.cosine_similarity(x, y, dim=0)) if x.shape == y.shape else None
+        for side, x, y in (("decoder", a[0], b[0]), ("encoder", a[1], b[1]))
+    }
+    words = [words_of(book, latent) for book, latent in ((one, i), (other, j))]
+    shared = {name: [token for token in words[0][name] if token in words[1][name]] for name in ("fires_on", "promotes")}
+    return cosines | shared
+
+
+def weights_of(book: Book, latent: int) -> tuple[Tensor, Tensor]:
+    with book.lock:
+        (number,) = latent_ids(latent, book.dictionary.width).tolist()
+        return book.dictionary.W_dec[number].float(), book.dictionary.W_enc[:, number].float()
+
+
+def words_of(book: Book, latent: int) -> dict[str, list[str]]:
+    with book.lock:
+        return {"fires_on": [], "promotes": []} if book.usable is None else book.usable.words_of([latent])[latent]
+
+
+def family(library: "Library", own: Book, latent: int) -> list[dict[str, Any]]:
+    """In other dictionaries of the same space, narrow ones first: the nearest latents, and each one's nearest here."""
+    found = []
+    for other in library.books.values():
+        about = other.about()
+        if other is own or "error" in about or other.dictionary.d_out != own.dictionary.d_out:
+            continue
+        if about["model"] != own.dictionary.model_name:
+            continue
+        near = neighbours(own.dictionary, latent, n=FAMILY, other=other.dictionary)
+        rows = [
+            row | {"cosine": cosine, "back": neighbours(other.dictionary, i, n=1, other=own.dictionary)[0][0]}
+            for row, (i, cosine) in zip(other.rows([i for i, _ in near]), near)
+        ]
+        found.append({"dictionary": other.name, "width": other.dictionary.width, "rows": rows})
+    return sorted(found, key=lambda one: one["width"])
 
 
 @dataclass

@@ -32,6 +32,7 @@ class Bench:
         self.ask, self.job, self.library = ask, job, library
         self.book: Book = library.book(ask.dictionary)
         self.model: Model = library.model(self.book, job)
+        job.progress("reading the text")
 
     @property
     def text(self) -> str:

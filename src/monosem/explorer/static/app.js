@@ -10,13 +10,19 @@ import { Lists } from "page/lists";
 import { Steer } from "page/steer";
 import { Prompt } from "page/prompt";
 import { MapPage } from "page/map";
+import { Compare } from "page/compare";
+import { LensPage } from "page/lens";
+import { Patching } from "page/patching";
+import { GraphPage } from "page/graph";
+import { Reports } from "page/reports";
 
 const PAGES = {
   home: [Home, "Dictionaries"], dictionary: [DictionaryPage, "Latents"], latent: [LatentPage, "Latent"],
   map: [MapPage, "Map"], prompt: [Prompt, "Prompt"], steer: [Steer, "Steer"],
-  lists: [Lists, "Lists"],
+  compare: [Compare, "Compare"], lens: [LensPage, "Lens"], patching: [Patching, "Patching"], graph: [GraphPage, "Graph"],
+  lists: [Lists, "Lists"], reports: [Reports, "Reports"],
 };
-const LINKS = ["dictionary", "map", "prompt", "steer", "lists"];
+const LINKS = ["dictionary", "map", "prompt", "steer", "compare", "lens", "patching", "graph", "lists"];
 
 class Guarded extends Component {
   componentDidCatch(error) { this.setState({ error: String(error.message || error), of: this.props.at }); }

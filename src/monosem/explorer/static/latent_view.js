@@ -71,7 +71,7 @@ function Examples({ page, maximum }) {
 function List({ examples, maximum }) {
   if (!examples.length) return html`<p class="soft">no example was kept</p>`;
   return html`<ol class="examples">${examples.map(one => html`<li>
-    <span class="value">${number(one.maximum)}</span>
+    <span class="value">${Math.abs(one.maximum) < 1000 ? one.maximum.toFixed(1).replace("-", "−") : number(one.maximum)}</span>
     <span class="text"><${Tokens} tokens=${one.tokens} activations=${one.activations} maximum=${maximum} anchor=${one.anchor} />
       <span class="source" title=${one.document}>${one.document}</span></span>
   </li>`)}</ol>`;

@@ -35,9 +35,10 @@ export function Token({ text, value, maximum, anchor, muted, title, onOpen }) {
       ${title && html`<div class="soft">${title}</div>`}`);
   };
   const out = () => { hovered.set(null); away(); };
-  return html`<span class=${`tok${value < 0 ? " minus" : ""}${anchor ? " anchor" : ""}${muted ? " muted" : ""}`}
+  const shown = visible(text), lead = /^ +(?=[^ ])/.exec(shown)?.[0] || ""; // the space before a word stays without colour
+  return html`${lead}<span class=${`tok${value < 0 ? " minus" : ""}${anchor ? " anchor" : ""}${muted ? " muted" : ""}`}
     style=${{ "--v": muted ? 0 : strength(share) }} onMouseMove=${over} onMouseLeave=${out} onClick=${onOpen || over}
-    >${visible(text)}${text.includes("\n") && html`<wbr />`}</span>`;
+    >${shown.slice(lead.length)}</span>${text.includes("\n") && html`<wbr />`}`;
 }
 
 export function Tokens({ tokens, activations, maximum, anchor, counted, lines }) {

@@ -52,9 +52,8 @@ export function Help({ title, children }) {
 }
 
 export function Panel({ title, help, missing, name, children, level = 2 }) {
-  const id = useMemo(() => `panel-${++panels}`, []);
-  return html`<section class=${name ? `panel p-${name}` : "panel"} aria-labelledby=${id}>
-    <div class="title">${h(`h${level}`, { id }, title)}${help && html`<${Help} title=${title}>${help}<//>`}</div>
+  return html`<section class=${name ? `panel p-${name}` : "panel"}>
+    <div class="title">${h(`h${level}`, null, title)}${help && html`<${Help} title=${title}>${help}<//>`}</div>
     ${missing ? html`<p class="soft">${missing}</p>` : children}
   </section>`;
 }

@@ -34,6 +34,7 @@ export function LatentPage({ place, d }) {
     <button type="button" onClick=${() => step(-1)} aria-label="Previous latent">‹ previous</button>
     <button type="button" onClick=${() => step(1)} aria-label="Next latent">next ›</button>
     <${Link} page="steer" state=${{ d, l: `${i}` }} class="button">Steer<//>
+    <${Link} page="compare" state=${{ d, a: i, b: page.neighbours?.decoder[0]?.latent }} class="button">Compare<//>
     <a class="button" href=${`/api/export?d=${encodeURIComponent(d)}&i=${i}`} download>Save as a file</a></p>`;
   return html`<div class=${old ? "old" : ""}><${LatentView} page=${page} link=${link} actions=${actions}
     below=${html`<${Try} d=${d} i=${i} text=${place.t || ""} key=${`try ${d} ${i}`} />`} />

@@ -1,0 +1,11 @@
+// Reports of studies, robustness and others that lie in the folders named with --reports.
+import { html } from "ui";
+import { change } from "place";
+
+export function Reports({ place, home }) {
+  const chosen = home.reports.find(one => one.number === place.r);
+  return html`<div class="lead"><h1>Reports</h1></div>
+    ${!home.reports.length ? html`<p class="soft wide">None. <code>monosem explore --reports runs/</code> shows the reports in a folder, and one level below.</p>`
+      : html`<ul class="plainlist">${home.reports.map(one => html`<li><button type="button" aria-pressed=${String(one === chosen)} onClick=${() => change({ r: one.number }, true)}>${one.path}</button> <a href=${`/reports/${one.number}`} target="_blank">on a page of its own</a></li>`)}</ul>`}
+    ${chosen && html`<iframe class="framed" title=${chosen.path} sandbox="allow-scripts allow-downloads" src=${`/reports/${chosen.number}`}></iframe>`}`;
+}
