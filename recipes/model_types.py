@@ -30,6 +30,7 @@ from monosem.models import Model, load_model
 from monosem.models.checking.verify import verify
 from monosem.models.places.mixers import KINDS
 from monosem.models.places.table import BOTH_BY_TYPE, BY_TYPE
+from monosem.models.places.table import REFUSED as TABLE_SAYS
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from anymodel import TYPES, tiny_any
@@ -72,6 +73,12 @@ sources and targets, and generation with the cache, are among the identities.
 | type | row | blocks of the encoder | blocks of the decoder | error |
 |---|---|---|---|---|
 """
+
+BOTH_REFUSED = """
+Not read as one, of the types of `AutoModelForSeq2SeqLM`:
+
+| type | why |
+|---|---|"""
 
 
 # types of which no tiny model runs on token ids alone
@@ -175,8 +182,8 @@ def both_sides() -> str:
     others = sorted(
         kind.model_type for kind in configs if kind.is_encoder_decoder and kind.model_type not in BOTH_BY_TYPE
     )
-    unread = f"Not read as one, of the types of `AutoModelForSeq2SeqLM`: {', '.join(others)}."
-    return "\n".join([f"{BOTH}{lines[0]}", *lines[1:], "", unread, ""])
+    unread = [f"| {kind} | {TABLE_SAYS.get(kind, 'no row')} |" for kind in others]
+    return "\n".join([f"{BOTH}{lines[0]}", *lines[1:], BOTH_REFUSED, *unread, ""])
 
 
 def differences(rows: list[Row], older: dict[str, Any]) -> str:

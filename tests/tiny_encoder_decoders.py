@@ -56,6 +56,8 @@ _SIDES = {
     "decoder": _GEMMA
     | {"num_hidden_layers": 3, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
 }
+_SPARSE = {"num_experts": 4, "router_bias": True}
+_EVERY_SECOND = {"encoder_sparse_step": 2, "decoder_sparse_step": 2}
 _SOUND = {"num_mel_bins": 8, "max_source_positions": 12, "max_target_positions": 64}
 # name -> (transformers' model type, config)
 BOTH: dict[str, tuple[str, dict[str, Any]]] = {
@@ -63,9 +65,20 @@ BOTH: dict[str, tuple[str, dict[str, Any]]] = {
     "t5_gated": ("t5", _T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),  # as version 1.1
     "mt5": ("mt5", _T5),
     "umt5": ("umt5", _T5),
+    "switch_transformers": (
+        "switch_transformers",
+        _T5 | _SPARSE | {"num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1},
+    ),
+    "longt5": ("longt5", _T5 | {"local_radius": 3, "encoder_attention_type": "local"}),
+    "longt5_global": (
+        "longt5",
+        _T5 | {"local_radius": 3, "global_block_size": 4, "encoder_attention_type": "transient-global"},
+    ),
     **{kind: (kind, _BART) for kind in ("bart", "plbart", "mvp", "marian", "mbart", "pegasus", "blenderbot")},
     "t5gemma": ("t5gemma", IDS | _SIDES),
     "m2m_100": ("m2m_100", _BART | {"pad_token_id": 1, "eos_token_id": 2}),
+    "nllb-moe": ("nllb-moe", _BART | _SPARSE | {"pad_token_id": 1, "eos_token_id": 2} | _EVERY_SECOND),
+    "bigbird_pegasus": ("bigbird_pegasus", _BART | {"encoder_attention_heads": 4, "use_bias": True}),
     "blenderbot-small": ("blenderbot-small", _BART),
     "whisper": ("whisper", _BART | _SOUND),
 }

@@ -25,6 +25,7 @@ TYPES: dict[str, dict[str, object]] = {
     "roberta-prelayernorm": {},
     "distilbert": {},
     "electra": {"embedding_size": 16},
+    "albert": {"embedding_size": 16, "num_hidden_groups": 2, "inner_group_num": 1},  # each group for two of four layers
     "modernbert": {},
     "mpnet": {},
     "nomic_bert": {},
@@ -117,7 +118,7 @@ def test_what_has_no_meaning_says_so():
         components.direct_attribution(model_of("modernbert"), IDS, tokens=[5, 5])
 
 
-@pytest.mark.parametrize("kind", ["bert", "modernbert", "deberta-v2"])
+@pytest.mark.parametrize("kind", ["bert", "modernbert", "deberta-v2", "albert"])
 def test_a_sweep_equals_run_by_run(kind):
     model = model_of(kind)
     clean, corrupted = IDS[:1].tolist(), IDS[:1].tolist()
@@ -157,6 +158,49 @@ def test_a_folder_is_loaded_with_its_head(kind, tmp_path):
 
 
 def test_types_without_streams_to_read_say_why():
-    hf = randomised(AutoModelForMaskedLM.from_config(tiny_config("albert"), dtype=torch.float32))
-    with pytest.raises(UnknownName, match="type 'albert' are not read: one block is called for all layers"):
+    hf = randomised(AutoModelForMaskedLM.from_config(tiny_config("longformer"), dtype=torch.float32))
+    with pytest.raises(UnknownName, match="type 'longformer' are not read: it fills every text up to a multiple"):
         load_model(hf, quiet=True)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("site", ["resid_post", "z", "pattern", "mlp_post", "ln1_output"])
+def test_an_edit_of_a_layer_leaves_the_other_calls_of_its_block_alone(site):
+    """ALBERT against its own modules, called by hand: layers 2 and 3 are two calls of one block."""
+    model = model_of("albert")
+    first, second = (group.albert_layers[0] for group in model.hf.albert.encoder.albert_layer_groups)
+    stream = model.run(IDS, "resid_pre.2")["resid_pre.2"]
+    places = {
+        "resid_post": (second, False),
+        "z": (second.attention.dense, True),
+        "mlp_post": (second.ffn_output, True),
+        "ln1_output": (second.attention.LayerNorm, False),
+    }
+
+    def called(double: int | None) -> torch.Tensor:
+        hidden, hook = stream, None
+        for layer in (2, 3):
+            if layer == double and site in places:
+                module, before = places[site]
+                hook = (
+                    module.register_forward_pre_hook(lambda _, args: (args[0] * 2, *args[1:]))
+                    if before
+                    else module.register_forward_hook(lambda _, args, out: out * 2)
+                )
+            hidden = second(hidden)
+            if hook is not None:
+                hook.remove()
+        return model.hf.predictions(hidden)
+
+    torch.testing.assert_close(model.run(IDS).logits, called(None), rtol=1e-4, atol=1e-4)
+    if site == "pattern":  # the attention of transformers' registry is called again as well
+        heads = model.run(IDS, ["pattern.2", "pattern.3"])
+        model.hf.set_attn_implementation("eager")
+        native = model.hf(IDS, output_attentions=True).attentions
+        torch.testing.assert_close(heads["pattern.2"], native[2], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(heads["pattern.3"], native[3], rtol=1e-3, atol=1e-4)
+        return
+    for layer in (2, 3):
+        edited = model.run(IDS, edits=edits.scale((site, layer), 2.0)).logits
+        torch.testing.assert_close(edited, called(layer), rtol=1e-4, atol=1e-4)
+    assert (model.blocks[1], model.blocks[2]) == (first, second)

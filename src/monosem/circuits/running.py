@@ -219,7 +219,9 @@ def _passing_over(wiring: Wiring, layers: set[int | None]) -> Iterator[None]:
     model: Any = wiring.model
     with model.turn():
         several = model.tuple_blocks
-        skipped = [] if model.carries else [block for n, block in enumerate(model.blocks) if n not in layers]
+        skipped = (
+            [] if model.carries or model.loops else [block for n, block in enumerate(model.blocks) if n not in layers]
+        )
         before = [block.__dict__.get("forward") for block in skipped]
 
         def passed_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:

@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import Any, Literal, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import ACT2FN
 
@@ -19,6 +19,7 @@ from .language import encoder_of, is_multimodal, language_model, text_config
 from .numbers import whole_numbers, whole_slice
 from .places.blocks import Block
 from .places.families import Family
+from .places.loops import called
 from .places.reach import window_of
 from .places.rotations import rotations_of
 from .places.table import family_of
@@ -97,6 +98,7 @@ class Native(Ends):
     Attributes:
         streams: how many residual streams it keeps side by side: 1 in most models.
         carries: what its blocks hand on beside the stream; "" for most models.
+        blocks: of each layer; one may be called for several, for layer L after `nth[L]` other times (`loops`).
         config: of the language model. multimodal: the language model is a part of `hf`, which is run on text alone.
         whole: the model whose turn is taken: `hf`, or the encoder–decoder that this encoder is a part of.
         headless: it gives states and no logits, as an encoder beside a decoder does.
@@ -121,7 +123,7 @@ class Native(Ends):
         self.name = name
         self.config, self.multimodal = text_config(hf), is_multimodal(hf)
         self.family: Family = family or family_of(hf.config if hf.config.is_encoder_decoder else self.config)
-        self.blocks: nn.ModuleList = self.part(self.family.layers)  # type: ignore[assignment]
+        self.blocks, self.nth, self.loops = called(self.family, self.config, self.part(self.family.layers))
         self.anatomy = [Block.of(self.family, self.config, block) for block in self.blocks]
         self.cfg = Shape(**sizes_of(self.config, self.blocks, self.anatomy, self.first_position), hf=hf)
         self.streams = 1 if self.family.streams is None else int(getattr(self.config, self.family.streams))

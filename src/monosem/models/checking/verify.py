@@ -202,6 +202,18 @@ def _add_sums(c: Checks, run: Run, layers: Iterable[int]) -> None:
         c.add(one.stream, f"norm({identity})" if one.norm else identity, *(torch.stack(side) for side in zip(*pairs)))
 
 
+def _given(c: Checks) -> None:
+    """What a branch's module is given is the stream through the norm before it."""
+    pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for branch in c.model.branches():
+        site = branch.site("_input")
+        if site in c.run and branch.reads in c.run:
+            with torch.no_grad():
+                pairs.setdefault(site.name, []).append((branch.read(c.run[branch.reads]), c.run[site]))
+    for name, found in pairs.items():
+        c.add_all(name, "the stream, through the norm before it", found)
+
+
 def _roles(c: Checks) -> None:
     """That q is not k, nor gate up: a token's q acts on its own row alone, the MLP is linear in up alone."""
     last = {branch.name: branch for branch in c.model.branches()}  # of every name
@@ -320,4 +332,4 @@ def _cache(c: Checks) -> None:
     c.add("logits", "cached generation = without cache", cached, logits, slack=10 if remembers else 1)
 
 
-_INSIDE = (_native, _streams, attention, memories, _roles, mixtures)
+_INSIDE = (_native, _streams, _given, attention, memories, _roles, mixtures)

@@ -3,6 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
+from torch import nn
+
 from .families import BranchRow, Family, attn, mlp
 from .older import within
 
@@ -38,8 +40,36 @@ _ROBERTA = replace(
     head=("lm_head.dense", "gelu", "lm_head.layer_norm"),
 )
 
+
+def _albert(groups: Any, config: Any) -> list[nn.Module]:
+    """ALBERT's blocks as they are called: groups of blocks, each again and again for its share of the layers."""
+    each = config.num_hidden_layers / config.num_hidden_groups
+    return [block for n in range(config.num_hidden_layers) for block in groups[int(n / each)].albert_layers]
+
+
 ENCODERS: tuple[Family, ...] = (
     _BERT,
+    replace(
+        _BERT,
+        name="albert",
+        model_types=("albert",),
+        branches=(
+            within(
+                attn(None, path="attention", q="query", k="key", v="value", out="dense"),
+                "attention.LayerNorm",
+                ends=(".", "dense"),
+            ),
+            within(
+                mlp(None, path="", pre="ffn", pre_linear=None, down="ffn_output"),
+                "full_layer_layer_norm",
+                ends=("ffn", "activation", "ffn_output"),
+            ),
+        ),
+        entry=("embeddings.LayerNorm", "encoder.embedding_hidden_mapping_in"),
+        layers="encoder.albert_layer_groups",
+        order=_albert,
+        head=("predictions.dense", "predictions.activation", "predictions.LayerNorm"),
+    ),
     replace(_BERT, name="big_bird", model_types=("big_bird",), embed_scale="sqrt(d_model) where rescale_embeddings"),
     replace(
         _BERT,

@@ -185,6 +185,9 @@ class Family:
     types: str | None = None  # module with token types that are added to it
     entry: tuple[str, ...] = ()  # what the sum goes through before the first block: a norm, a projection
     layers: str = "layers"
+    # the blocks in the order in which they are called, from the module at `layers` and the config (ALBERT calls one for
+    # many layers); None: each block of the list once
+    order: Callable[[Any, Any], list[nn.Module]] | None = None
     final_norm: str | None = "norm"
     head: tuple[
         str, ...

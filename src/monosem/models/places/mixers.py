@@ -300,8 +300,8 @@ class Mixer:
         gate_at: of mixers with a memory: where the gate lies in the output of its part.
         value_scale: config attribute that values are multiplied by before they are mixed.
         ends: modules inside it, where no module is given its input and returns its output: the first one's input and
-            the last one's output ("": what the norm after it reads). In an MLP they are the whole chain, one after the
-            other. OPT's MLP is no module of its own, BLOOM's modules add the stream before they return, BERT's norm it.
+            the last one's output ("": what the norm after it reads; ".": itself). In an MLP they are the whole chain.
+            OPT's MLP is no module of its own, BLOOM's modules add the stream before they return, BERT's norm it.
         bias: parameter that is added to its output outside (GPT-NeoX-Japanese).
         registered: it calls the attention function of transformers' registry. flat: it sees `batch*pos` rows.
         in_place: the block writes into the tensor that it returns (Falcon).
@@ -351,7 +351,7 @@ class Mixer:
     @property
     def chain(self) -> tuple[str, ...]:
         """The modules in the block from its input to its output."""
-        return tuple(self._within(path) if path else "" for path in self.ends) if self.ends else (self.path,)
+        return tuple(self._within(path.strip(".")) if path else "" for path in self.ends) if self.ends else (self.path,)
 
     def _within(self, path: str) -> str:
         return ".".join(filter(None, (self.path, path)))

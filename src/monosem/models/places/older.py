@@ -66,7 +66,8 @@ OLDER: tuple[Family, ...] = (
         ("bloom",),
         (
             within(
-                attn(path="self_attention", qkv="query_key_value", fused="interleaved", out="dense"), ends=("", "dense")
+                attn(path="self_attention", qkv="query_key_value", fused="interleaved", out="dense"),
+                ends=(".", "dense"),
             ),
             within(
                 mlp(pre="dense_h_to_4h", pre_linear=None, down="dense_4h_to_h"),

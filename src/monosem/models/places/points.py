@@ -252,7 +252,9 @@ def point(model: Native, site: Site) -> Point:
     path, side, view, slot, item, flat, sum_of, role, fixed = place
     module = model.blocks[site.layer].get_submodule(path)
     order = site.layer, list(block.places).index(site.name)
-    return Point(module, *layout_of(model, view, slot, site.layer), order, side, item, flat, sum_of, role, fixed)
+    call = model.nth[site.layer] if model.loops else None
+    layout = layout_of(model, view, slot, site.layer)
+    return Point(module, *layout, order, side, item, flat, sum_of, role, fixed, call)
 
 
 def _in_encoder(model: Native, site: Site) -> Point:

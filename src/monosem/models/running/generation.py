@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_outputs import MoEModelOutput
 
 from ...errors import BadInput
 from ..numbers import count
@@ -151,6 +151,8 @@ def _decode(
     captured: dict[Site, list[Tensor]] = defaultdict(list)
     name, cached = str(cache_name(model.hf)), model.family.cached
     options: dict[str, Any] = {name: new_cache(model), "use_cache": True} if cached else {"use_cache": False}
+    if cached and model.encoder is not None:  # some encoders (Switch) refuse the switch; the cache alone says the same
+        del options["use_cache"]
     # layers that reuse keys of earlier ones (Gemma 4) would be given the last token alone, and not the prompt's others
     short = model.carries or model.encoder is not None
     if not any(site.shape[-1] == "vocab" for site in session.wanted) and not short:
@@ -167,8 +169,8 @@ def _decode(
         call = partial(model.hf, **inputs(model, tokens, column), **options)
         out = session.forward(moment(tokens, prompt.lengths, column), call)
         logits: Tensor = out.logits[:, -1]
-        if cached and model.encoder is not None:  # which reads its source once
-            options["encoder_outputs"] = BaseModelOutput(last_hidden_state=out.encoder_last_hidden_state)
+        if cached and model.encoder is not None:  # which reads its source once; NLLB-MoE asks for its routers' logits
+            options["encoder_outputs"] = MoEModelOutput(last_hidden_state=out.encoder_last_hidden_state)
         session.check_captured()
         for site in session.wanted:
             if host_of(site).in_source and model.encoder is not None:

@@ -23,7 +23,9 @@ def once(model: Places, layer: int, rows: int, times: int) -> Iterator[None]:
     the same `rows` prompts `times` times over, and no edit or capture lies before `layer`. Later passes (each row has
     tokens of its own by then) are left alone; so is a block that takes what cannot be cut into rows with certainty.
     """
-    if layer == 0 or times == 1 or model.encoder is not None:  # whose blocks are given the source's rows as well
+    if (
+        layer == 0 or times == 1 or model.loops or model.encoder is not None
+    ):  # whose blocks are given the source's rows as well
         yield
         return
     with model.turn():

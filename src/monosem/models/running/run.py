@@ -1,6 +1,7 @@
 """One forward pass: capture sites, apply edits, stop early, start late, keep gradients."""
 
 import inspect
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -329,9 +330,14 @@ def starting(model: Places, start: Start | None, tokens: TokenBatch) -> Iterator
     with model.turn():  # before the session, whose hooks the look at the blocks would call
         several = model.tuple_blocks
         # blocks that hand on more than the stream compute that from the tokens, and their stream is then replaced
-        skipped = model.blocks[: 0 if model.carries else site.layer]
+        skipped = model.blocks[: 0 if model.carries or model.loops else site.layer]
         forwards = [block.__dict__.get("forward") for block in skipped]  # accelerate puts one on the instance
-        handle = model.blocks[site.layer].register_forward_pre_hook(lambda _, args: (hidden, *args[1:]), prepend=True)
+        calls, nth = itertools.count(), model.nth[site.layer]
+
+        def replaced(_: nn.Module, args: tuple[Any, ...]) -> Any:
+            return (hidden, *args[1:]) if not model.loops or next(calls) == nth else None
+
+        handle = model.blocks[site.layer].register_forward_pre_hook(replaced, prepend=True)
         for block in skipped:
             block.forward = passed_on
         try:

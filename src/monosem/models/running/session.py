@@ -82,6 +82,7 @@ class Session:
         self.actions: dict[tuple[nn.Module, str, int | str], list[Action]] = defaultdict(list)
         self.visits: dict[nn.Module, Visit] = {}
         self.calls: Counter[object] = Counter()  # of modules that a pass calls several times
+        self.attending: dict[nn.Module, dict[int, Branch]] = defaultdict(dict)  # the branch of each call
         self.points = {site: point(model, host_of(site)) for site in self.wanted | set(self.edits)}
         places = {site for site in self.points if not isinstance(site, Inner)} | self.observers | self.noted
         self.points |= {site: point(model, site) for site in places}
@@ -238,8 +239,12 @@ class Session:
         """Whether what an observer gives is on the path to the logits."""
         return host in self.observers and (self.grad or self._observed(host))
 
-    def _visit_inside(self, branch: Branch, name: str, value: Tensor, visible: Tensor | None) -> Tensor:
+    def _visit_inside(self, module: nn.Module, name: str, value: Tensor, visible: Tensor | None) -> Tensor:
         """A visit of attention. Rotated keys come with the cache's, which holds them as they were before edits."""
+        self.calls[module] += name == "rot_q"  # a call begins with its queries
+        branch = self.attending[module].get(self.calls[module] - 1 if self.model.loops else 0)
+        if branch is None:
+            return value
         site, moment = branch.site(name), self.moment
         if self._of_source(site):
             moment = moment.of_source
@@ -257,7 +262,8 @@ class Session:
         if place.when == "inside":
             branch = self.model.branch_of(site)
             assert branch is not None
-            self.visits[place.module] = partial(self._visit_inside, branch)
+            self.attending[place.module][place.call or 0] = branch
+            self.visits[place.module] = partial(self._visit_inside, place.module)
         elif place.when == "around":
             self._plan_norm(site, place)
         elif place.when == "chosen":

@@ -121,6 +121,8 @@ class Tape:
             raise NotApplicable("edits inside the layers are on (model.editing)")
         if model.encoder is not None:
             raise NotApplicable("its layers also read what the encoder gives")
+        if model.loops:
+            raise NotApplicable("one of its blocks is called for several layers")
         if model.carries:
             raise NotApplicable(f"its layers hand on {model.carries} beside the stream")
         arguments: list[dict[str, Any]] = []

@@ -1,0 +1,20 @@
+"""Blocks in the order in which a pass calls them; some are called for several layers (ALBERT)."""
+
+from collections import Counter
+from typing import Any
+
+from torch import nn
+
+from .families import Family
+
+
+def called(family: Family, config: Any, listed: Any) -> tuple[nn.ModuleList, list[int], bool]:
+    """The block of each layer, from the module at the row's `layers`; which of the block's calls the layer is; and
+    whether a block is called for several layers."""
+    if family.order is None:
+        return listed, [0] * len(listed), False
+    blocks, calls, nth = family.order(listed, config), Counter[nn.Module](), list[int]()
+    for block in blocks:
+        nth.append(calls[block])
+        calls[block] += 1
+    return nn.ModuleList(blocks), nth, any(nth)
