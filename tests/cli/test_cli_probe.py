@@ -57,6 +57,27 @@ def test_fit_evaluate_and_monitor(run, home, data, tmp_path):
     assert done.stdout.count("fires") == 2
 
 
+@pytest.mark.parametrize(
+    ("kind", "place"), [("stacked", "resid_post.0…resid_post.1@last"), ("gated_bipolar", "resid_post.1@all")]
+)
+def test_kinds_that_read_several_layers_or_every_token(run, home, data, tmp_path, kind, place):
+    saved = tmp_path / "probe.safetensors"
+    layers = "0,1" if kind == "stacked" else "1"
+    done = run(f"probe fit tiny {data} --kind {kind} --layers {layers} --save {saved} --json")
+    assert done.exit_code == 0, done.stderr
+    (row,) = json.loads(done.stdout)
+    assert row["place"] == place
+    probe = probes.Probes.load(saved)
+    assert (probe.kind, str(probe.places[0])) == (kind, place)
+    done = run(f"probe evaluate {saved} {data} --model tiny --json")
+    assert done.exit_code == 0, done.stderr
+    shown = {one["measure"]: one["value"] for one in json.loads(done.stdout)}
+    assert shown["auroc"] == pytest.approx(row["auroc"], abs=1e-6)
+    done = run(f"probe monitor {saved} --model tiny", "the cat is good")
+    assert done.exit_code == 2
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+
+
 def test_bad_input_is_one_line(run, data, tmp_path):
     for line, message in [
         (f"probe fit tiny {data} --positive fine", "no label 'fine'"),
@@ -64,6 +85,8 @@ def test_bad_input_is_one_line(run, data, tmp_path):
         (f"probe fit tiny {data} --save {tmp_path}/p --target-fpr 0.001", "needs at least 999 negative rows"),
         (f"probe evaluate {data} {data} --model tiny", "safetensors"),
         ("probe fit tiny languages", "say --positive LABEL"),
+        (f"probe fit tiny {data} --site resid_post.1 --layers 0", "--site resid_post.1 names one layer"),
+        (f"probe fit tiny {data} --kind mlp --position all", "reads one state of a text"),
     ]:
         done = run(line)
         assert done.exit_code == 2

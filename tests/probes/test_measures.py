@@ -20,9 +20,9 @@ from monosem.probes import (
     fit,
     measure,
     measures,
-    orders,
     permutation_null,
     split,
+    stages,
     survey,
     text_baselines,
     with_threshold,
@@ -163,13 +163,14 @@ def test_a_cascade_stops_where_a_stage_is_sure():
         with pytest.raises(BadInput, match="a cascade needs"):
             cascade(p, **bad)
     train, validation = drawn(seed=1), drawn(seed=2)
-    made = fit(train, validation, kind="polynomial").at(0)
     held = drawn(seed=3).at(0)
-    said = cascade(orders(made, held), tau=0.1, y=held.y)
-    assert said.table["rows"].sum() == 300
-    assert torch.equal(cascade(orders(made, held), tau=0.0).positive, made.score(held)[0] > 0)
-    with pytest.raises(BadInput, match="orders are of a polynomial probe"):
-        orders(fit(train, validation).at(0), held)
+    for kind in ("polynomial", "early_exit"):
+        made = fit(train, validation, kind=kind).at(0)
+        said = cascade(stages(made, held), tau=0.1, y=held.y)
+        assert said.table["rows"].sum() == 300
+        assert torch.equal(cascade(stages(made, held), tau=0.0).positive, made.score(held)[0] > 0)
+    with pytest.raises(BadInput, match="stages are of a probe of kind polynomial or early_exit at one place"):
+        stages(fit(train, validation).at(0), held)
 
 
 # ---------------------------------------------------------------------- controls

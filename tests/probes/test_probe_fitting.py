@@ -145,7 +145,7 @@ def test_whitening_makes_the_covariance_the_identity():
 
 
 # ---------------------------------------------------------------------- all kinds
-CLOSED = [name for name, kind in KINDS.items() if not kind.tokens and name != "ccs"]
+CLOSED = [name for name, kind in KINDS.items() if not (kind.tokens or kind.joint) and name != "ccs"]
 
 
 @pytest.mark.parametrize("kind", CLOSED)
@@ -171,11 +171,14 @@ def test_polynomials_and_products_find_what_no_line_can():
         return Rows(x, x[0, :, 0] * x[0, :, 1] > 0)
 
     held = rows(3)
-    areas = {k: fit(rows(1), rows(2), kind=k).score(held)[0] for k in ("logistic", "polynomial", "bilinear", "mlp")}
+    areas = {
+        k: fit(rows(1), rows(2), kind=k).score(held)[0]
+        for k in ("logistic", "polynomial", "bilinear", "mlp", "early_exit")
+    }
     areas = {k: roc_auc_score(held.y.numpy(), f.numpy()) for k, f in areas.items()}
     assert areas["logistic"] < 0.7
     assert min(areas["polynomial"], areas["bilinear"]) > 0.9
-    assert areas["mlp"] > areas["logistic"] + 0.1
+    assert min(areas["mlp"], areas["early_exit"]) > areas["logistic"] + 0.1
 
 
 def test_the_first_order_of_a_polynomial_is_the_logistic_probe():
@@ -185,6 +188,26 @@ def test_the_first_order_of_a_polynomial_is_the_logistic_probe():
     assert len(orders) == 3
     torch.testing.assert_close(orders[0], line.score(validation))
     torch.testing.assert_close(orders[-1], found.score(validation))
+
+
+def test_exits_are_those_of_a_network_by_hand():
+    train, validation = parts()
+    found, line = (fit(train, validation, kind=kind) for kind in ("early_exit", "logistic"))
+    p, x = {name: value.numpy() for name, value in found.parts.items()}, validation.x.numpy()
+    said = descent.by_exit(found.parts, validation.x).numpy()
+    assert said.shape == (3, 2, 60)
+    assert np.abs(p["v1"]).max() > 0.02  # it has learnt
+    for place in range(2):
+        start = line.score(validation)[place].numpy()
+        for row in (0, 7):
+            h = (x[place, row] - p["mean"][place]) / p["scale"][place] / np.sqrt(x.shape[2])
+            expected = [start[row]]
+            for k in ("1", "2"):
+                h = np.maximum(p["u" + k][place] @ h + p["c" + k][place], 0)
+                expected.append(start[row] + p["v" + k][place] @ h)
+            assert said[:, place, row] == pytest.approx(expected)
+    with pytest.raises(BadInput, match="layers >= 1"):
+        fit(train, validation, kind="early_exit", layers=0)
 
 
 def test_the_strength_is_the_one_with_the_least_validation_loss():
@@ -235,46 +258,6 @@ def test_the_pattern_is_how_states_move_with_the_score():
         fit(train, validation).direction()
     with pytest.raises(BadInput, match="a direction is of one linear probe"):
         fit(train, validation, kind="mlp").at(0).direction()
-
-
-# ---------------------------------------------------------------------- every token of a text
-def passages(seed, n=80, pos=30):
-    """A passage of three tokens tells the positive texts; where it stands is random, and lengths differ."""
-    draw = torch.Generator().manual_seed(seed)
-    y = torch.arange(n) % 2 == 0
-    lengths = torch.randint(8, pos + 1, (n,), generator=draw)
-    x = torch.randn(1, n, pos, 6, generator=draw)
-    for row in range(n):
-        if y[row]:
-            at = int(torch.randint(0, int(lengths[row]) - 3, (1,), generator=draw))
-            x[0, row, at : at + 3, 2] += 4
-    mask = torch.arange(pos) < lengths[:, None]
-    x[0, ~mask] = 1000.0  # padding, which nobody may read
-    return Rows(x, y, mask=mask)
-
-
-@pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if kind.tokens])
-def test_probes_of_whole_texts_find_a_passage_and_skip_padding(kind):
-    train, validation, held = passages(0), passages(1), passages(2)
-    found = fit(train, validation, kind=kind)
-    assert roc_auc_score(held.y.numpy(), found.score(held)[0].numpy()) > 0.9
-    other = Rows(held.x.masked_fill(~held.mask[None, ..., None], -7.0), held.y, mask=held.mask)
-    torch.testing.assert_close(found.score(other), found.score(held))
-    row, short = 3, int(held.mask[3].sum())
-    alone = Rows(held.x[:, [row], :short], held.y[[row]], mask=held.mask[[row], :short])
-    torch.testing.assert_close(found.score(alone)[0], found.score(held)[0, [row]])
-
-
-def test_a_rolling_probe_is_attention_of_every_window():
-    rows = passages(0, n=6, pos=12)
-    found = fit(passages(1), passages(2), kind="rolling", window=4)
-    parts = {name: value for name, value in found.parts.items() if name != "window"}
-    for row in range(6):
-        length, said = int(rows.mask[row].sum()), []
-        for end in range(1, length + 1):
-            x = rows.x[:, [row], max(0, end - 4) : end]
-            said.append(float(descent.attention_score(parts, x, torch.ones(x.shape[1:3]).bool())))
-        assert found.score(rows)[0, row].item() == pytest.approx(max(said))
 
 
 # ---------------------------------------------------------------------- bad input

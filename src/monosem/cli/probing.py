@@ -7,7 +7,21 @@ from typing import TYPE_CHECKING, Annotated
 from ..errors import BadInput, check_name
 from ..terminal import notice
 from .application import group
-from .options import Analysis, Device, Dtype, Giving, PromptArguments, Seed, Top, Trust, argument, model_of, option
+from .options import (
+    Analysis,
+    Device,
+    Dtype,
+    Giving,
+    Layers,
+    PromptArguments,
+    Seed,
+    Top,
+    Trust,
+    argument,
+    layer_numbers,
+    model_of,
+    option,
+)
 from .output import frame, line
 
 if TYPE_CHECKING:
@@ -53,9 +67,13 @@ def fit(
     data: Data,
     positive: Positive = None,
     site: Annotated[str, option("SITE", "A site, or a name such as resid_post for every layer.")] = "resid_post",
-    position: Annotated[str, option("WHERE", "last, mean, or a position such as -2.")] = "last",
+    layers: Layers = None,
+    position: Annotated[
+        str | None,
+        option("WHERE", "last, mean, or a position such as -2 (default: last; of kinds that read every token, all)."),
+    ] = None,
     kind: Annotated[
-        str, option("KIND", "mass_mean, lda, ridge, logistic, sparse, polynomial, bilinear or mlp.")
+        str, option("KIND", "Such as lda, logistic, stacked or attention (a wrong one lists all).")
     ] = "logistic",
     target_fpr: Annotated[float | None, option("SHARE", "Set the threshold to this rate of false alarms.")] = None,
     permutations: Annotated[int, option("N", "Compare with permuted labels, 10 or more times (0: do not).", min=0)] = 0,
@@ -66,14 +84,21 @@ def fit(
     """Fit probes at every layer; choose one on validation texts.
 
     Texts are split into training, validation and test, groups and near duplicates kept together. The layer is chosen by
-    validation; the test numbers stand beside baselines that see no model.
+    validation; the test numbers stand beside baselines that see no model. A kind that reads all layers together
+    (joined, averaged, stacked) is one probe of `--layers`. docs/probes.md says what each kind is.
 
     Example: monosem probe fit smollm2 sentiment --kind logistic --save mood.safetensors
     """
     from .. import probes
 
-    rows = _rows(asked.load(), _labelled(data), positive, [site] if "." in site else site, position)
-    parts = probes.split(rows, seed=seed)
+    check_name("kind of probe", kind, probes.KINDS)
+    row, model = probes.KINDS[kind], asked.load()
+    chosen = layer_numbers(layers, model.cfg.n_layers)
+    if chosen is not None and "." in site:
+        raise BadInput(f"--layers goes with a name such as resid_post, and --site {site} names one layer")
+    sites = [site] if "." in site else site if chosen is None else [f"{site}.{layer}" for layer in chosen]
+    rows = _rows(model, _labelled(data), positive, sites, position or ("all" if row.tokens else "last"))
+    parts = probes.split(rows.joined() if row.joint else rows, seed=seed)
     found = probes.survey(parts, kinds=[kind], permutations=permutations, seed=seed, quiet=asked.silent)
     asked.give(found, found.top(top), f"{kind} probes, {data}")
     if not asked.silent:

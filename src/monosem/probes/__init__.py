@@ -13,7 +13,7 @@ from .reader import read_rows
 from .rows import Place, Rows
 from .splits import Parts, folds, held_out, near_duplicates, parted, split
 from .texts import TextDetector
-from .thresholds import Cascade, calibrated, cascade, orders, with_threshold
+from .thresholds import Cascade, calibrated, cascade, stages, with_threshold
 
 __all__ = [
     "DISTANCES",
@@ -45,12 +45,12 @@ __all__ = [
     "measure",
     "near_duplicates",
     "ood",
-    "orders",
     "parted",
     "permutation_null",
     "predict_control",
     "read_rows",
     "split",
+    "stages",
     "survey",
     "text_baselines",
     "unsure",

@@ -1,5 +1,4 @@
-"""Probes with more than one vector, for many places at once by gradient descent: polynomial, bilinear, MLP, and those
-that read every token of a text.
+"""Probes of one state with more than one vector, for many places at once by gradient descent.
 
 The losses of places are summed and Adam goes by each number's own gradient, so places do not touch each other. Of all
 steps the one with the least validation loss is kept, place by place; a probe with more room starts from the logistic
@@ -19,7 +18,6 @@ from .rows import Rows
 Parts = dict[str, Tensor]
 Score = Callable[[Mapping[str, Tensor], Tensor, Tensor | None], Tensor]
 LOOK = 5  # steps between looks at the validation rows
-FIXED = ("mean", "scale", "weights", "bias", "orders")  # what is not trained where a part of that name is given
 
 
 def trained(
@@ -33,7 +31,11 @@ def trained(
     lr: float,
     decay: float,
 ) -> Parts:
-    """The parts after the step with the least validation log loss, of each place."""
+    """The parts after the step with the least validation log loss, of each place.
+
+    Args:
+        score: `places n`, or `places exits n`, of which every exit counts alike.
+    """
     moving = {name: parts[name].clone().requires_grad_() for name in free}
     adam = torch.optim.AdamW(moving.values(), lr=lr, weight_decay=decay)
     target, held = (rows.y.to(rows.x.device).double() for rows in (train, validation))
@@ -43,7 +45,7 @@ def trained(
     def losses(rows: Rows, y: Tensor) -> Tensor:
         mask = None if rows.mask is None else rows.mask.to(rows.x.device)
         f = score(parts | moving, rows.x, mask)
-        return log_loss(f, y.expand_as(f), reduction="none").mean(1)
+        return log_loss(f, y.expand_as(f), reduction="none").flatten(1).mean(1)
 
     for step in range(steps + 1):
         if step % LOOK == 0:
@@ -60,7 +62,7 @@ def trained(
     return best
 
 
-def _draw(seed: int, *shape: int, like: Tensor) -> Tensor:
+def draw(seed: int, *shape: int, like: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=torch.float64).to(like.device)
 
@@ -69,7 +71,7 @@ def _linear(parts: Mapping[str, Tensor], x: Tensor) -> Tensor:
     return (x @ parts["weights"][..., None])[..., 0] + parts["bias"][:, None]
 
 
-def _z(parts: Mapping[str, Tensor], x: Tensor) -> Tensor:
+def scaled(parts: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """Standardised, and divided by √d: the product with a vector of normal numbers is about 1."""
     shape = (len(x), *(1,) * (x.ndim - 2), x.shape[-1])
     return (x.double() - parts["mean"].reshape(shape)) / (parts["scale"].reshape(shape) * x.shape[-1] ** 0.5)
@@ -97,7 +99,7 @@ def polynomial(train: Rows, validation: Rows, start: Parts, *, orders: int = 3, 
     parts = start | moments(train)
     for k in range(2, orders + 1):
         parts |= {
-            f"u{k}": _draw(seed + k, places, rank, d, like=train.x),
+            f"u{k}": draw(seed + k, places, rank, d, like=train.x),
             f"l{k}": parts["bias"].new_zeros(places, rank),
         }
         parts = trained(parts, (f"u{k}", f"l{k}"), polynomial_score, train, validation, steps=200, lr=0.02, decay=0.01)
@@ -110,7 +112,7 @@ def polynomial_score(parts: Mapping[str, Tensor], x: Tensor, mask: Tensor | None
 
 def by_order(parts: Mapping[str, Tensor], x: Float[Tensor, "places n d"]) -> Float[Tensor, "orders places n"]:
     """The score with all terms up to each order, the linear one first."""
-    x, z, k = x.double(), _z(parts, x), 2
+    x, z, k = x.double(), scaled(parts, x), 2
     scores = [_linear(parts, x)]
     while f"u{k}" in parts:
         term = ((z @ parts[f"u{k}"].mT) ** k * parts[f"l{k}"][:, None]).sum(-1)
@@ -122,102 +124,66 @@ def by_order(parts: Mapping[str, Tensor], x: Float[Tensor, "places n d"]) -> Flo
 def bilinear(train: Rows, validation: Rows, start: Parts, *, rank: int = 8, seed: int = 0) -> Parts:
     """logistic + Σ_r (u_rᵀ z) (v_rᵀ z): products of two directions."""
     places, d = len(train.x), train.x.shape[-1]
-    u = _draw(seed, places, rank, d, like=train.x)
-    parts = start | moments(train) | {"u": u, "v": 0.01 * _draw(seed + 1, places, rank, d, like=train.x)}
+    u = draw(seed, places, rank, d, like=train.x)
+    parts = start | moments(train) | {"u": u, "v": 0.01 * draw(seed + 1, places, rank, d, like=train.x)}
     return trained(parts, ("u", "v"), bilinear_score, train, validation, steps=200, lr=0.02, decay=0.01)
 
 
 def bilinear_score(parts: Mapping[str, Tensor], x: Tensor, mask: Tensor | None = None) -> Tensor:
-    z = _z(parts, x)
+    z = scaled(parts, x)
     return _linear(parts, x.double()) + ((z @ parts["u"].mT) * (z @ parts["v"].mT)).sum(-1)
 
 
 def mlp(train: Rows, validation: Rows, start: Parts, *, hidden: int = 32, seed: int = 0) -> Parts:
     """One hidden layer of ReLUs beside the logistic score. What it finds may be its own work: see `selectivity`."""
     places, d = len(train.x), train.x.shape[-1]
-    inner = {"u": _draw(seed, places, hidden, d, like=train.x), "c": parts_zero(train, hidden)}
-    parts = start | moments(train) | inner | {"v": 0.01 * _draw(seed + 1, places, hidden, like=train.x)}
+    inner = {"u": draw(seed, places, hidden, d, like=train.x), "c": zeros(train, hidden)}
+    parts = start | moments(train) | inner | {"v": 0.01 * draw(seed + 1, places, hidden, like=train.x)}
     return trained(parts, ("u", "c", "v"), mlp_score, train, validation, steps=200, lr=0.01, decay=0.01)
 
 
-def parts_zero(rows: Rows, n: int) -> Tensor:
+def zeros(rows: Rows, n: int) -> Tensor:
     return torch.zeros(len(rows.x), n, dtype=torch.float64, device=rows.x.device)
 
 
 def mlp_score(parts: Mapping[str, Tensor], x: Tensor, mask: Tensor | None = None) -> Tensor:
-    inside = (_z(parts, x) @ parts["u"].mT + parts["c"][:, None]).relu()
+    inside = (scaled(parts, x) @ parts["u"].mT + parts["c"][:, None]).relu()
     return _linear(parts, x.double()) + (inside * parts["v"][:, None]).sum(-1)
 
 
-# ---------------------------------------------------------------------- of every token
-def attention(train: Rows, validation: Rows, *, heads: int = 1, seed: int = 0) -> Parts:
-    """Σ_h Σ_t softmax_t(q_hᵀ z_t) v_hᵀ z_t + b: the probe chooses the tokens that it reads; `heads` of them."""
-    return _tokenwise(train, validation, attention_score, heads, seed)
+def early_exit(
+    train: Rows, validation: Rows, start: Parts, *, layers: int = 2, hidden: int = 32, seed: int = 0
+) -> Parts:
+    """An MLP with a head after every layer (the EE-MLP of arXiv:2509.26238): h_0 = z, h_k = relu(U_k h_(k-1) + c_k),
+    exit k says logistic + v_k h_k, and exit 0 is the logistic probe. All exits are trained together, each counts alike,
+    so that every one is a probe and a cascade may stop at it.
+    """
+    if layers < 1 or hidden < 1:
+        raise BadInput(f"an early-exit probe has layers >= 1 and hidden >= 1, not {layers} and {hidden}")
+    places, width, parts, free = len(train.x), train.x.shape[-1], start | moments(train), list[str]()
+    for k in range(1, layers + 1):
+        u = draw(seed + 2 * k, places, hidden, width, like=train.x) / (1.0 if k == 1 else width**0.5)
+        v = 0.01 * draw(seed + 2 * k + 1, places, hidden, like=train.x)
+        parts |= {f"u{k}": u, f"c{k}": zeros(train, hidden), f"v{k}": v}
+        free += [f"u{k}", f"c{k}", f"v{k}"]
+        width = hidden
+
+    def exits(parts: Mapping[str, Tensor], x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return by_exit(parts, x).movedim(0, 1)
+
+    return trained(parts, tuple(free), exits, train, validation, steps=200, lr=0.01, decay=0.01)
 
 
-def attention_score(parts: Mapping[str, Tensor], x: Tensor, mask: Tensor | None = None) -> Tensor:
-    weights, values = _heads(parts, x, mask)
-    return (weights.softmax(2) * values).sum((2, 3)) + parts["bias"][:, None]
+def early_exit_score(parts: Mapping[str, Tensor], x: Tensor, mask: Tensor | None = None) -> Tensor:
+    return by_exit(parts, x)[-1]
 
 
-def multimax(train: Rows, validation: Rows, *, heads: int = 4, seed: int = 0) -> Parts:
-    """Σ_h max_t v_hᵀ z_t + b: one loud token is enough, however long the text is."""
-    return _tokenwise(train, validation, multimax_score, heads, seed)
-
-
-def multimax_score(parts: Mapping[str, Tensor], x: Tensor, mask: Tensor | None = None) -> Tensor:
-    weights, values = _heads(parts, x, mask)
-    return values.masked_fill(weights.isneginf(), -torch.inf).amax(2).sum(-1) + parts["bias"][:, None]
-
-
-def rolling(train: Rows, validation: Rows, *, heads: int = 1, window: int = 10, seed: int = 0) -> Parts:
-    """The largest, over windows of tokens, of what `attention` says of a window: a passage is enough."""
-    if window < 1:
-        raise BadInput(f"a window has 1 token or more, not {window}")
-    windows = torch.full((len(train.x),), float(window), dtype=torch.float64, device=train.x.device)
-    return _tokenwise(train, validation, rolling_score, heads, seed, window=windows)
-
-
-def rolling_score(parts: Mapping[str, Tensor], x: Tensor, mask: Tensor | None = None) -> Tensor:
-    weights, values = _heads(parts, x, mask)
-    size = int(parts["window"][0])
-
-    def windows(one: Tensor, fill: float) -> Tensor:
-        return torch.nn.functional.pad(one, (0, 0, size - 1, 0), value=fill).unfold(2, size, 1)
-
-    a, v = windows(weights, -torch.inf), windows(values, 0.0)
-    over = weights.isneginf()[..., None]  # a window ends with a token that counts
-    said = (a.masked_fill(over, 0.0).softmax(-1) * v).sum((-1, -2))
-    return said.masked_fill(over[..., 0, 0], -torch.inf).amax(2) + parts["bias"][:, None]
-
-
-def _heads(parts: Mapping[str, Tensor], x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """q z and v z of each token and head, `places n pos heads`; the former is minus infinity where no token is."""
-    if mask is None:
-        raise BadInput("this probe reads every token of a text: read rows with positions='all'")
-    z = _z(parts, torch.where(mask[None, ..., None], x, 0.0))
-    a, v = ((z @ parts[name].mT[:, None]) for name in ("q", "v"))
-    return a.masked_fill(~mask[None, ..., None], -torch.inf), v
-
-
-def _tokenwise(train: Rows, validation: Rows, score: Score, heads: int, seed: int, **more: Tensor) -> Parts:
-    if heads < 1:
-        raise BadInput(f"heads is 1 or more, not {heads}")
-    places, d = len(train.x), train.x.shape[-1]
-    means = torch.stack([_mean_state(train, label) for label in (True, False)])
-    parts = (
-        moments(train)
-        | more
-        | {"bias": parts_zero(train, 1)[:, 0], "q": 0.1 * _draw(seed, places, heads, d, like=train.x)}
-    )
-    # the difference of the class means, on a scale at which scores are about 1, is a start from which little is lost
-    gap = (means[0] - means[1]) / parts["scale"]
-    start = gap / gap.norm(dim=1, keepdim=True)
-    parts["v"] = start[:, None] + 0.1 * _draw(seed + 1, places, heads, d, like=train.x)
-    return trained(parts, ("q", "v", "bias"), score, train, validation, steps=150, lr=0.03, decay=0.01)
-
-
-def _mean_state(rows: Rows, label: bool) -> Tensor:
-    assert rows.mask is not None
-    chosen = (rows.mask & (rows.y == label)[:, None]).to(rows.x.device)
-    return rows.x.double()[:, chosen].mean(1)
+def by_exit(parts: Mapping[str, Tensor], x: Float[Tensor, "places n d"]) -> Float[Tensor, "exits places n"]:
+    """The score of every exit, the linear one first."""
+    h, k = scaled(parts, x), 1
+    scores = [_linear(parts, x.double())]
+    while f"u{k}" in parts:
+        h = (h @ parts[f"u{k}"].mT + parts[f"c{k}"][:, None]).relu()
+        scores.append(scores[0] + (h * parts[f"v{k}"][:, None]).sum(-1))
+        k += 1
+    return torch.stack(scores)

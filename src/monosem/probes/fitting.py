@@ -10,7 +10,7 @@ from ..errors import BadInput, check_name
 from ..jobs import fingerprint
 from ..statistics import auroc
 from . import linear
-from .kinds import KINDS, chosen
+from .kinds import KINDS
 from .probe import SEEN, Probes
 from .rows import Rows
 from .splits import check_apart
@@ -25,7 +25,7 @@ def fit(
     seed: int = 0,
     **own: Any,
 ) -> Probes:
-    """Probes of one kind at every place of the rows.
+    """Probes of one kind at every place of the rows; a kind that reads all places together (`joint`) is one probe.
 
     States are standardised on the training rows. The strength of each place is the one with the least validation log
     loss; nothing else is chosen here. A dimension that is constant in training has no weight.
@@ -33,7 +33,8 @@ def fit(
     Args:
         kind: a name of `KINDS`.
         strengths: scikit-learn's C: the inverse of the penalty |w|² / 2 beside the summed loss.
-        own: options of the kind: shrinkage (lda), balanced (logistic), k (sparse), orders and rank (polynomial), ...
+        own: options of the kind: shrinkage (lda), balanced (logistic), k (sparse), orders and rank (polynomial), layers
+            (early_exit), heads (attention), ...
 
     Raises:
         UnknownName: no such kind. BadInput: rows of one class, groups or texts in both parts, rows of single states
@@ -41,6 +42,8 @@ def fit(
     """
     check_name("kind of probe", kind, KINDS)
     row = KINDS[kind]
+    if row.joint:
+        train, validation = train.joined(), validation.joined()
     _check(train, validation, row.tokens, kind, strengths)
     with torch.no_grad():
         try:
@@ -49,7 +52,7 @@ def fit(
             if "keyword argument" not in str(error):
                 raise
             raise BadInput(f"a probe of kind {kind!r} has no such option: {error}") from error
-        parts, best = chosen(made, row.score, validation)
+        parts, best = linear.chosen(made, row.score, validation)
         if row.linear and "pattern" not in parts:
             parts["pattern"] = linear.pattern(train.x, parts["weights"])
     about: dict[str, Any] = {"train": train.named, "validation": validation.named, "seed": seed, "options": own}

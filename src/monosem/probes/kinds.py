@@ -4,12 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from ..errors import BadInput
-from . import descent, linear
+from . import descent, joint, linear, pooling
 from .rows import Rows
 
 Parts = dict[str, Tensor]
@@ -27,6 +26,8 @@ class Kind:
         linear: whether its parts are weights and a bias.
         graded: whether it is fitted at several strengths, of which validation rows choose.
         tokens: whether it reads every token of a text.
+        joint: whether it reads all places of the rows together, and is one probe.
+        stages: of parts and states, `stages places n`: the scores at which a cascade may stop, the last one the whole.
     """
 
     about: str
@@ -35,6 +36,8 @@ class Kind:
     linear: bool = True
     graded: bool = False
     tokens: bool = False
+    joint: bool = False
+    stages: Callable[[Mapping[str, Tensor], Tensor], Tensor] | None = None
 
 
 def _line(parts: Mapping[str, Tensor], x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -54,13 +57,16 @@ def _from_linear(function: Callable[..., Parts]) -> Callable[..., list[Parts]]:
 
     def fit(train: Rows, validation: Rows, strengths: Sequence[float], seed: int, **own: Any) -> list[Parts]:
         made = linear.logistic(train.x, train.y, strengths=strengths)
-        return [function(train, validation, chosen(made, _line, validation)[0], seed=seed, **own)]
+        return [function(train, validation, linear.chosen(made, _line, validation)[0], seed=seed, **own)]
 
     return fit
 
 
-def _of_tokens(function: Callable[..., Parts]) -> Callable[..., list[Parts]]:
-    return lambda train, validation, strengths, seed, **own: [function(train, validation, seed=seed, **own)]
+def _of_tokens(about: str, function: Callable[..., Parts], score: Callable[..., Tensor]) -> Kind:
+    def fit(train: Rows, validation: Rows, strengths: Sequence[float], seed: int, **own: Any) -> list[Parts]:
+        return [function(train, validation, seed=seed, **own)]
+
+    return Kind(about, fit, score, False, tokens=True)
 
 
 def _ccs(train: Rows, validation: Rows, strengths: Sequence[float], seed: int) -> list[Parts]:
@@ -74,35 +80,26 @@ KINDS: dict[str, Kind] = {
     "logistic": Kind("logistic regression", _graded(linear.logistic), _line, graded=True),
     "sparse": Kind("logistic regression on a few dimensions or latents", _graded(linear.sparse), _line, graded=True),
     "ccs": Kind("contrast-consistent search: pairs without labels", _ccs, _line),
-    "polynomial": Kind("powers of directions", _from_linear(descent.polynomial), descent.polynomial_score, False),
+    "polynomial": Kind(
+        "powers of directions", _from_linear(descent.polynomial), descent.polynomial_score, False,
+        stages=descent.by_order,
+    ),
     "bilinear": Kind("products of directions", _from_linear(descent.bilinear), descent.bilinear_score, False),
     "mlp": Kind("one hidden layer", _from_linear(descent.mlp), descent.mlp_score, False),
-    "attention": Kind(
-        "a softmax over tokens", _of_tokens(descent.attention), descent.attention_score, False, tokens=True
+    "early_exit": Kind(
+        "hidden layers, each with an exit", _from_linear(descent.early_exit), descent.early_exit_score, False,
+        stages=descent.by_exit,
     ),
-    "multimax": Kind(
-        "the largest token of each head", _of_tokens(descent.multimax), descent.multimax_score, False, tokens=True
-    ),
-    "rolling": Kind(
-        "the strongest window of tokens", _of_tokens(descent.rolling), descent.rolling_score, False, tokens=True
-    ),
+    "joined": Kind("logistic regression on all places", _graded(linear.logistic), _line, graded=True, joint=True),
+    "averaged": Kind("the mean of the places' logistic probes", joint.averaged, _line, joint=True),
+    "stacked": Kind("logistic regression on the places' logistic probes", joint.stacked, _line, joint=True),
+    "attention": _of_tokens("a softmax over tokens", pooling.attention, pooling.attention_score),
+    "positional": _of_tokens("a softmax over tokens by place, too", pooling.positional, pooling.positional_score),
+    "soft_attention": _of_tokens("a softmax over a hidden layer", pooling.soft_attention, pooling.soft_attention_score),
+    "multimax": _of_tokens("the largest token of each head", pooling.multimax, pooling.multimax_score),
+    "gated_bipolar": _of_tokens("gated extremes, up and down", pooling.gated_bipolar, pooling.gated_bipolar_score),
+    "rolling": _of_tokens("the strongest window of tokens", pooling.rolling, pooling.rolling_score),
 }  # fmt: skip
-
-
-def chosen(made: list[Parts], score: Callable[..., Tensor], validation: Rows) -> tuple[Parts, Int[Tensor, "places"]]:
-    """Of the parts of several strengths, for each place those with the least validation log loss, and which they are;
-    of equal ones, the first."""
-    if len(made) == 1:
-        return made[0], torch.zeros(len(validation.x), dtype=torch.long)
-    target = validation.y.to(validation.x.device).double()
-    mask = None if validation.mask is None else validation.mask.to(validation.x.device)
-    losses = []
-    for parts in made:
-        f = score(parts, validation.x, mask)
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(f, target.expand_as(f), reduction="none")
-        losses.append(loss.mean(1))
-    best, rows = torch.stack(losses).argmin(0), torch.arange(len(validation.x))
-    return {name: torch.stack([parts[name] for parts in made])[best, rows] for name in made[0]}, best.cpu()
 
 
 def pairs_of(rows: Rows) -> Int[Tensor, "pairs 2"]:

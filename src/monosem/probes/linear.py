@@ -3,7 +3,7 @@
 Scores are log-odds or grow with them; above 0 they say "positive".
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..covariance import Shrinkage, class_residuals, inverse
 from ..logistic import logistic_paths
+from .rows import Rows
 
 Places = Float[Tensor, "places n d"]
 Parts = dict[str, Tensor]  # tensors with places first
@@ -43,6 +44,22 @@ def pattern(X: Places, weights: Float[Tensor, "places d"]) -> Float[Tensor, "pla
     """Σ w: how the activation moves with the score (Haufe et al. 2014, NeuroImage 87:96), Σ over all rows."""
     C = X.double() - X.double().mean(1, keepdim=True)
     return (C.mT @ (C @ weights[..., None]))[..., 0] / X.shape[1]
+
+
+def chosen(made: list[Parts], score: Callable[..., Tensor], validation: Rows) -> tuple[Parts, Int[Tensor, "places"]]:
+    """Of the parts of several strengths, for each place those with the least validation log loss, and which they are;
+    of equal ones, the first."""
+    if len(made) == 1:
+        return made[0], torch.zeros(len(validation.x), dtype=torch.long)
+    target = validation.y.to(validation.x.device).double()
+    mask = None if validation.mask is None else validation.mask.to(validation.x.device)
+    losses = []
+    for parts in made:
+        f = score(parts, validation.x, mask)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(f, target.expand_as(f), reduction="none")
+        losses.append(loss.mean(1))
+    best, rows = torch.stack(losses).argmin(0), torch.arange(len(validation.x))
+    return {name: torch.stack([parts[name] for parts in made])[best, rows] for name in made[0]}, best.cpu()
 
 
 # ---------------------------------------------------------------------- closed forms

@@ -61,7 +61,9 @@ class Probes(FittedAt):
         Raises:
             Mismatch: rows of other places, another model or width. BadInput: single states where every token is read.
         """
-        kind, states, mask = KINDS[self.kind], x if isinstance(x, Tensor) else x.x, None
+        kind, mask = KINDS[self.kind], None
+        x = x.joined() if kind.joint and isinstance(x, Rows) else x
+        states = x if isinstance(x, Tensor) else x.x
         if isinstance(x, Rows):
             check_same(x, self.places, self.model_name, self.width, "probe")
             if kind.tokens or not kind.linear:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..errors import BadInput, check_name
 from . import linear
-from .kinds import chosen
 from .rows import Rows
 
 MOST = 2000  # the most frequent pieces, by the number of training texts that hold them
@@ -70,7 +69,7 @@ def fitted_on(
     train.check_two_classes("a detector of texts")
     made = linear.logistic(features(train)[None], train.y, strengths=linear.STRENGTHS)
     held = Rows(features(validation)[None], validation.y)
-    return dict(chosen(made, lambda parts, x, mask: linear.score(dict(parts), x), held)[0])
+    return dict(linear.chosen(made, lambda parts, x, mask: linear.score(dict(parts), x), held)[0])
 
 
 def _bag(kind: str, texts: Sequence[str]) -> Features:

@@ -14,8 +14,8 @@ from ..errors import BadInput
 from ..logistic import logistic_paths
 from ..results import Result
 from ..statistics import conformal_threshold
-from . import descent
 from .fitting import areas_of
+from .kinds import KINDS
 from .probe import Probes
 from .rows import Rows
 
@@ -97,7 +97,7 @@ def cascade(
     """Ask one stage after the other; a row stops where its probability is not between tau and 1 - tau.
 
     Args:
-        probabilities: of each stage, the cheapest first: `orders` of a polynomial probe, or several probes' own.
+        probabilities: of each stage, the cheapest first: `stages` of one probe, or several probes' own.
         costs: what a stage costs beside the ones before; default: 1 each.
 
     Raises:
@@ -117,10 +117,12 @@ def cascade(
     return Cascade(stage, positive, prices, y, {"tau": tau})
 
 
-def orders(probe: Probes, rows: Rows) -> Float[Tensor, "orders n"]:
-    """Probabilities of a polynomial probe at one place with its terms up to each order, for `cascade`. Raises
-    `BadInput` for another kind or several places."""
-    if probe.kind != "polynomial" or len(probe) != 1:
-        raise BadInput("orders are of a polynomial probe at one place: fit(..., kind='polynomial').best")
+def stages(probe: Probes, rows: Rows) -> Float[Tensor, "stages n"]:
+    """Probabilities of one probe at one place at each stage where a cascade may stop: a polynomial probe's terms up to
+    each order, the exits of an early-exit probe. Raises `BadInput` for another kind or several places."""
+    stages = KINDS[probe.kind].stages
+    if stages is None or len(probe) != 1:
+        names = " or ".join(name for name, kind in KINDS.items() if kind.stages)
+        raise BadInput(f"stages are of a probe of kind {names} at one place: fit(..., kind='polynomial').best")
     probe.score(rows)  # checks them
-    return descent.by_order(probe.parts, rows.x)[:, 0].sigmoid()
+    return stages(probe.parts, rows.x)[:, 0].sigmoid()
