@@ -1,7 +1,9 @@
 """Directions of all layers but the last from pairs of prompts, against repeng and steering-vectors; and what a
 condition that never fires costs while text is written.
 
-The pairs are the bundled film reviews, positive against negative, read at the last token of the same model in float32.
+Two sets of pairs, read at the last token of the same model in float32: the bundled film reviews, positive against
+negative, and what repeng's own examples make: a persona and its opposite before statements that are cut after every
+word.
 Before anything is timed, vectors of the same formula have to agree to 1e-4: the difference of means with
 steering-vectors' `mean_aggregator`, the first axis of uncentred differences with repeng's `pca_center` and
 steering-vectors' `pca_aggregator`. (repeng's default, `pca_diff`, centres the differences, which takes the direction
@@ -40,6 +42,14 @@ def pairs_of(n: int, longest: int) -> PromptPairs:
     data = labelled("sentiment")
     rows = [(text, label) for text, label in zip(data.texts, data.labels) if len(text) <= longest]
     sides = [[text for text, label in rows if label == side][:n] for side in ("positive", "negative")]
+    return PromptPairs(*sides)
+
+
+def cut_pairs(statements: int, longest: int) -> PromptPairs:
+    """Personas before the first words of reviews, one pair after every word up to the longest."""
+    texts = [text.split()[:longest] for text in labelled("sentiment").texts if len(text.split()) >= longest]
+    cut = [" ".join(words[:n]) for words in texts[:statements] for n in range(1, longest + 1)]
+    sides = [[f"Act as if you are extremely {who}. {text}" for text in cut] for who in ("happy", "sad")]
     return PromptPairs(*sides)
 
 
@@ -123,24 +133,27 @@ def main() -> None:
     packages = ["torch", "transformers", "numpy", "repeng", "steering-vectors", "monosem"]
     found: dict[str, Any] = {"machine": machine(options.threads, packages), "rows": []}
     model = load_model("smollm2", dtype="float32", quiet=True)
-    pairs = pairs_of(4, 50) if options.tiny else pairs_of(24, 250)
     layers = [3, 15] if options.tiny else list(range(model.cfg.n_layers - 1))
-    for formula, own in contestants(model, pairs, layers).items():
-        expected = own[BARE]()
-        axes = formula != "difference of means"
-        errors = {name: 0.0 if name == BARE else apart(make(), expected, axes) for name, make in own.items()}
-        same = {name: error for name, error in errors.items() if "pca_diff" not in name}
-        assert max(same.values()) < 1e-4, errors
-        seconds = interleaved(own, max(1, options.rounds // 2), warm=False)
-        case = f"{formula}, {len(pairs.positive)} pairs, {len(layers)} layers"
-        for name in own:
-            found["rows"].append(
-                {"case": case, "error": errors[name]} | row(name, 2 * len(pairs.positive), seconds, BARE)
-            )
+    for words, pairs in {
+        "reviews": pairs_of(4, 50) if options.tiny else pairs_of(24, 250),
+        "statements cut after every word": cut_pairs(1, 3) if options.tiny else cut_pairs(5, 12),
+    }.items():
+        for formula, own in contestants(model, pairs, layers).items():
+            expected = own[BARE]()
+            axes = formula != "difference of means"
+            errors = {name: 0.0 if name == BARE else apart(make(), expected, axes) for name, make in own.items()}
+            same = {name: error for name, error in errors.items() if "pca_diff" not in name}
+            assert max(same.values()) < 1e-4, errors
+            seconds = interleaved(own, max(1, options.rounds // 3), warm=False)
+            case = f"{formula}, {len(pairs.positive)} pairs of {words}, {len(layers)} layers"
+            for name in own:
+                found["rows"].append(
+                    {"case": case, "error": errors[name]} | row(name, 2 * len(pairs.positive), seconds, OURS)
+                )
     config = StudyConfig.load("french")
-    prompts, new = [*config.test, *config.control][: 3 if options.tiny else 12], 4 if options.tiny else 16
+    prompts, new = [*config.test, *config.control][: 3 if options.tiny else 8], 4 if options.tiny else 12
     writers = generations(model, prompts, new)
-    seconds = interleaved(writers, options.rounds)
+    seconds = interleaved(writers, max(1, options.rounds // 2))
     about = {"case": f"generation, {len(prompts)} prompts × {new} new tokens", "error": None}
     found["rows"] += [about | row(name, len(prompts) * new, seconds, "plain") for name in writers]
     options.out.write_text(json.dumps(found, indent=1))

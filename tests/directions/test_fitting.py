@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from monosem import edits
 from monosem.activations import SkipRule
 from monosem.data import PromptPairs
 from monosem.directions import METHODS, Direction, Directions, reading
@@ -36,9 +37,10 @@ def test_every_layer_is_the_difference_of_means_there(at):
 
 
 @pytest.mark.parametrize("name", list(METHODS))
-def test_a_stream_of_batches_gives_what_all_rows_at_once_give(name):
+def test_a_stream_of_batches_gives_what_all_rows_at_once_give(name, monkeypatch):
     from monosem.directions.sample import Sample
 
+    monkeypatch.setattr(reading, "KEPT", 6 * MODEL.cfg.d_model)  # three pairs at a time
     background = ["the cat sat", "a dog ran", "one two three"]
     beside = {"background": background} if name == "mean_centred" else {}
     found = Directions.fit(MODEL, PAIRS, "resid_post.1", method=name, batch_size=3, **beside)[0]
@@ -68,9 +70,49 @@ def test_prompts_of_one_length_are_read_together_and_every_number_stays_with_its
             assert found.provenance[name] == pytest.approx(number, abs=1e-4, nan_ok=True), name
     _, second = pairs.split(0.5, seed=0)
     reader = reading.Reader.of(MODEL, [MODEL.site("resid_post.1")], "mean")
-    (rows,) = reader.all_rows(second.positive)
-    expected = by_hand(second.positive, "resid_post.1", "mean").float()
+    (rows,) = reader.rows(second.positive)
+    expected = by_hand(second.positive, "resid_post.1", "mean").double()
     torch.testing.assert_close(rows, expected, rtol=1e-4, atol=1e-5)
+
+
+def cut(*texts):
+    """Every beginning of some statements, as control vectors are often trained on."""
+    return [" ".join(words[:n]) for words in map(str.split, texts) for n in range(2, len(words) + 1)]
+
+
+BEGINNINGS = cut("the cat sat on a mat and the dog ran", "one two three four", "the cat sat in the house")
+
+
+@pytest.mark.parametrize("at", ["last", "mean", 1, "regex:cat|two"])
+def test_a_prompt_is_read_in_one_that_it_begins(at, monkeypatch):
+    read, run = [], Model.run
+    monkeypatch.setattr(Model, "run", lambda self, x, **own: read.append(self.tokens(x).lengths) or run(self, x, **own))
+    reader = reading.Reader.of(MODEL, [MODEL.site("resid_post.0"), MODEL.site("resid_post.2")], at)
+    read.clear()  # norms of usual tokens were measured
+    found = reader.rows([*BEGINNINGS, BEGINNINGS[3]])
+    assert sum(int(lengths.sum()) for lengths in read) < 0.6 * int(MODEL.tokens(BEGINNINGS).lengths.sum())
+    place = {"mean": "mean", "last": -1}.get(at, 1)  # the expression finds the second word
+    for number, site in enumerate(reader.skippers):
+        expected = by_hand(BEGINNINGS, site, place)
+        torch.testing.assert_close(found[number, :-1], expected.double(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found[number, -1], found[number, 3])
+    assert reader.summary() == reading_alone(at, [*BEGINNINGS, BEGINNINGS[3]]).summary()
+
+
+def reading_alone(at, texts):
+    reader = reading.Reader.of(MODEL, [MODEL.site("resid_post.0"), MODEL.site("resid_post.2")], at)
+    for text in texts:
+        reader.rows([text])
+    return reader
+
+
+def test_a_prompt_is_read_alone_where_later_tokens_or_its_end_change_it():
+    reader = reading.Reader.of(MODEL, [MODEL.site("resid_post.1")], "last")
+    with MODEL.editing(edits.add(("resid_post.0", torch.ones(MODEL.cfg.d_model)), 3.0).at(positions=-1)):
+        found = reader.rows(BEGINNINGS)
+        expected = torch.cat([reader.rows([text]) for text in BEGINNINGS], 1)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(found, reader.rows(BEGINNINGS), atol=0.1)
 
 
 def test_several_positions_and_sites():

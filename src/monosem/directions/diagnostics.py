@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..statistics import EXACT, PERCENTILES, auroc_interval
+from ..statistics import EXACT, PERCENTILES, auroc, auroc_bounds
 
 MASSIVE = 8  # dimensions whose share of a vector's square is reported
 DRAWS = 1000  # resampled or relabelled sets of prompts
@@ -179,20 +179,28 @@ def silhouette(up: Float[Tensor, "n"], down: Float[Tensor, "m"]) -> float:
     return float(torch.cat(made).mean())
 
 
-def apart(up: Float[Tensor, "n"], down: Float[Tensor, "m"], groups: Sequence[str] | None) -> dict[str, float | str]:
-    """How well scores of prompts that the direction has not seen tell the classes apart, and in which group worst."""
-    whole = auroc_interval(up, down)
-    found: dict[str, float | str] = {
-        "held_out_auroc": whole.value,
-        "held_out_low": whole.low,
-        "held_out_high": whole.high,
-        "silhouette": silhouette(up, down),
-    }
+def apart(
+    up: Float[Tensor, "place n"], down: Float[Tensor, "place m"], groups: Sequence[str] | None
+) -> list[dict[str, float | str]]:
+    """How well scores of prompts that the direction has not seen tell the classes apart at each place, and in which
+    group worst."""
+    whole = _areas(up, down)
+    found: list[dict[str, float | str]] = [
+        dict(zip(("held_out_auroc", "held_out_low", "held_out_high"), numbers)) | {"silhouette": silhouette(*both)}
+        for numbers, *both in zip(whole, up, down)
+    ]
     if groups is not None:
-        areas = {
-            group: auroc_interval(*(side[[i for i, one in enumerate(groups) if one == group]] for side in (up, down)))
-            for group in dict.fromkeys(groups)
-        }
-        worst = min(areas, key=lambda group: areas[group].value)
-        found |= {"worst_group": worst, "worst_auroc": areas[worst].value, "worst_low": areas[worst].low}
+        names = list(dict.fromkeys(groups))
+        of = torch.tensor([names.index(group) for group in groups])
+        areas = [_areas(*(side[:, of == number] for side in (up, down))) for number in range(len(names))]
+        for number, one in enumerate(found):
+            worst = min(range(len(names)), key=lambda group: areas[group][number][0])
+            value, low, _ = areas[worst][number]
+            one |= {"worst_group": names[worst], "worst_auroc": value, "worst_low": low}
     return found
+
+
+def _areas(up: Float[Tensor, "place n"], down: Float[Tensor, "place m"]) -> list[tuple[float, float, float]]:
+    """AUROC of each place with its interval."""
+    area = auroc(up.T, down.T)
+    return list(zip(*(one.tolist() for one in (area, *auroc_bounds(area, up.shape[1], down.shape[1])))))

@@ -1,8 +1,7 @@
 """From prompts to directions at many places: activations stream by; what one half gives is judged on the other."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from ..models import identity
 from .diagnostics import Blocks, apart, geometry
 from .methods import Found, Method, method
 from .moments import Moments
-from .reading import Place, Reader, in_order
+from .reading import Place, Reader
 from .sample import Sample
 
 BLOCKS = 16  # sets of prompts in each half that are drawn again and relabelled, at most
@@ -80,6 +79,8 @@ def fitted(
 ) -> tuple[list[Fitted], dict[str, Any]]:
     """The direction at each place that can be read, and what was read; see `Directions.fit`."""
     way = _checked(name, pairs, background, k)
+    others = [] if held_out is None else [*held_out.positive, *held_out.negative]
+    reader.hold([*pairs.positive, *pairs.negative, *(background or ()), *others])
     first, second = (half for half in pairs.split(0.5, seed=seed))
     beside = None if background is None else _background(reader, background)
     halves = [_read(reader, first, way)]
@@ -96,15 +97,15 @@ def fitted(
     assert whole.positive is not None
     assert whole.negative is not None
     tests = whole.blocks.tests(seed)
+    told = apart(*(torch.cat(side, 1) for side in judged), groups)
     results = []
     for number, place in enumerate(reader.places):
         if (one := found[number]) is None or number in reader.refused:
             continue
-        up, down = (torch.cat(side, 1)[number] for side in judged)
         known = held_out is not None or of_first[number] is not None
         numbers: dict[str, Any] = {"stability": _cosine(of_first[number], of_second[number])}
         numbers |= {key: float(values[number]) for key, values in tests.items()}
-        numbers |= apart(up, down, groups) if known else {}
+        numbers |= told[number] if known else {}
         up_mean, down_mean = whole.positive.mean[number], whole.negative.mean[number]
         numbers |= {"gap": _gap(one, up_mean - down_mean)}
         one = one._replace(centre=(up_mean + down_mean) / 2) if one.centre is None else one
@@ -151,35 +152,33 @@ def _read(reader: Reader, pairs: PromptPairs, way: Method, reads: Tensor | None 
     Args:
         reads: `place d`: prompts are scored by these.
     """
-    half, block, batches = Half(), _block_numbers(pairs), _batches(reader, pairs)
+    half, block = Half(), _block_numbers(pairs)
     counts = torch.stack([torch.bincount(numbers, minlength=int(torch.cat(block).max()) + 1) for numbers in block])
     sums = torch.zeros(0)
-    for number, both in enumerate(zip_longest(*map(reader.rows, (pairs.positive, pairs.negative), batches))):
+    for some, both in _parts(reader, pairs):
+        if not len(sums):
+            sums = torch.zeros(2, counts.shape[1], len(both[0]), both[0].shape[-1], dtype=torch.float64)
         for side, rows in enumerate(both):
-            if rows is None:
+            if not rows.shape[1]:
                 continue
-            if not len(sums):
-                sums = torch.zeros(2, counts.shape[1], len(rows), rows.shape[-1], dtype=torch.float64)
-            sums[side].index_add_(0, block[side][batches[side][number]], rows.transpose(0, 1))
+            sums[side].index_add_(0, block[side][some], rows.transpose(0, 1))
             half.take(side, rows, way)
             if reads is not None:
                 half.scores[side].append(torch.einsum("pbd,pd->pb", rows, reads))
-        if way.needs == "pairs" and both[0] is not None and both[1] is not None:
+        if way.needs == "pairs":
             differences = Moments.of(both[0] - both[1])
             half.differences = differences if half.differences is None else half.differences + differences
     half.blocks = Blocks(sums, counts, pairs.paired)
-    for kept in (half.rows, half.scores):
-        for side, parts in enumerate(kept):
-            if parts:
-                parts[:] = [in_order(parts, batches[side])]
     return half
 
 
-def _batches(reader: Reader, pairs: PromptPairs) -> list[list[Tensor]]:
-    """The batches of each side; the same ones where the i-th prompts belong together."""
-    if pairs.paired:
-        return [reader.batches(pairs.positive, pairs.negative)] * 2
-    return [reader.batches(pairs.positive), reader.batches(pairs.negative)]
+def _parts(reader: Reader, pairs: PromptPairs) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
+    """Some prompts of both sides after the other, and their states, `place prompt d` each."""
+    size = max(1, reader.at_once // 2)
+    for start in range(0, max(len(pairs.positive), len(pairs.negative)), size):
+        some = slice(start, start + size)
+        up, down = pairs.positive[some], pairs.negative[some]
+        yield some, reader.rows([*up, *down]).split([len(up), len(down)], 1)
 
 
 def _block_numbers(pairs: PromptPairs) -> tuple[Tensor, Tensor]:
@@ -193,8 +192,8 @@ def _block_numbers(pairs: PromptPairs) -> tuple[Tensor, Tensor]:
 
 def _background(reader: Reader, texts: Sequence[str]) -> Moments:
     total: Moments | None = None
-    for rows in reader.rows(list(texts)) if texts else ():
-        moments = Moments.of(rows, scatter=False)
+    for start in range(0, len(texts), reader.at_once):
+        moments = Moments.of(reader.rows(texts[start : start + reader.at_once]), scatter=False)
         total = moments if total is None else total + moments
     if total is None:
         raise BadInput("background= has no texts; give a few hundred of any kind")
@@ -202,12 +201,11 @@ def _background(reader: Reader, texts: Sequence[str]) -> Moments:
 
 
 def _scores(reader: Reader, pairs: PromptPairs, reads: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    sides = []
-    for side in (pairs.positive, pairs.negative):
-        batches = reader.batches(side)
-        scores = [torch.einsum("pbd,pd->pb", rows, reads) for rows in reader.rows(side, batches)]
-        sides.append([in_order(scores, batches)])
-    return tuple(sides)  # type: ignore[return-value]
+    sides: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for _, both in _parts(reader, pairs):
+        for scores, rows in zip(sides, both):
+            scores.append(torch.einsum("pbd,pd->pb", rows, reads))
+    return sides
 
 
 # ---------------------------------------------------------------------- places

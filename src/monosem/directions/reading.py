@@ -1,18 +1,23 @@
-"""Activations of prompts at several places from one pass a batch: one row for each prompt and place."""
+"""Activations of prompts at several places from one pass a batch: one row for each prompt and place.
 
-from collections.abc import Iterator, Sequence
+A prompt that another one begins with is read in it: later tokens change nothing before them. (Lists of statements that
+are cut after every token, as control vectors are trained on, cost little more than the whole statements.)
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..activations import Skipper, SkipRule
 from ..activations.harvesting import one_or_many
 from ..activations.skipping import REASONS
 from ..errors import BadInput
-from ..models import Model, Run, Site, SiteLike
+from ..models import Model, Run, Site, SiteLike, TokenBatch
 from ..models.places.sites import IN_BLOCK
 from ..models.running.run import refuse_rows
 from ..progress import Meter
@@ -22,6 +27,8 @@ NOT_READ = ("not finite", "outlier")  # reasons for which a token that is named 
 
 
 LONGER, ENOUGH = 1.25, 256  # a batch ends before a prompt so many times as long as its first, once it has these tokens
+KEPT = 2**24  # numbers of states that are kept at a time
+SAME = 1e-3  # relative difference of a state that rounding makes, in float32
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,7 @@ class Reader:
         skippers: of each site its own, for a token that is an outlier at one layer may be none at another.
         not_read: reasons for which a token that is named is refused.
         refused: place -> why: a named token is an outlier or not finite there, or a prompt has no token that counts.
+        held: of prompts that were read ahead (`hold`), their numbers in `states`.
     """
 
     model: Model
@@ -51,6 +59,8 @@ class Reader:
     batch_size: int = 32
     not_read: Sequence[str] = NOT_READ
     refused: dict[int, str] = field(default_factory=dict)
+    held: dict[str, int] = field(default_factory=dict)
+    states: Float[Tensor, "place prompt d"] | None = None
 
     @classmethod
     def of(
@@ -76,39 +86,95 @@ class Reader:
             skippers[site].thresholds = {key: norm for key, norm in measured.thresholds.items() if key == str(site)}
         return cls(model, [Place(site, one) for site in sites for one in selectors], skippers, batch_size)
 
-    def batches(self, *sides: Sequence[str]) -> list[Int[Tensor, "batch"]]:
-        """Prompts that are read together: of about one length (of several sides, the longest), so little is padded."""
-        lengths = torch.stack([self.model.tokens(list(side)).lengths.cpu() for side in sides]).amax(0)
+    @property
+    def at_once(self) -> int:
+        """Of how many prompts the states are kept at a time, at places of the stream."""
+        return max(1, KEPT // (len(self.places) * self.model.cfg.d_model))
+
+    def hold(self, prompts: Sequence[str]) -> None:
+        """Read these ahead, all together and so with the least padding, where their states can be kept."""
+        different = list(dict.fromkeys(prompts))
+        if len(different) <= self.at_once:
+            self.states = self.rows(different)
+            self.held = {prompt: number for number, prompt in enumerate(different)}
+
+    def rows(
+        self, prompts: Sequence[str], meter: Meter | None = None, dtype: torch.dtype = torch.float64
+    ) -> Float[Tensor, "place prompt d"]:
+        """The states of prompts, in their order, on the CPU."""
+        if self.states is not None and all(prompt in self.held for prompt in prompts):
+            return self.states[:, [self.held[prompt] for prompt in prompts]].to(dtype)
+        tokens = self.model.tokens(list(prompts))
+        host = self._hosts(tokens)
+        order, parts = list[int](), []
+        for batch in self._batches(sorted(set(host), key=lambda i: (int(tokens.lengths[i]), i)), tokens.lengths):
+            run = self.model.run(tokens[batch], capture=list(self.skippers), logits=False)
+            guests = [i for i, one in enumerate(host) if one in batch]
+            for start in range(0, len(guests), self.batch_size):
+                some = guests[start : start + self.batch_size]
+                parts.append(self._of(*self._within(run, [batch.index(host[i]) for i in some], tokens[some])).to(dtype))
+                order += some
+                if meter is not None:
+                    meter.advance(len(some))
+        return torch.cat(parts, 1)[:, torch.tensor(order).argsort()]
+
+    def _batches(self, order: Sequence[int], lengths: Int[Tensor, "prompt"]) -> list[list[int]]:
+        """Prompts that are run together, of about one length, so little is padded; given from the shortest on."""
         found: list[list[int]] = []
-        for prompt in lengths.argsort(stable=True).tolist():
+        for prompt in order:
             length = int(lengths[prompt])
             now = found[-1] if found else []
             long = bool(now) and length > LONGER * int(lengths[now[0]]) and len(now) * length > ENOUGH
             if not now or long or len(now) == self.batch_size:
                 found.append([])
             found[-1].append(prompt)
-        return [torch.tensor(one) for one in found]
+        return found
 
-    def rows(
-        self, prompts: Sequence[str], batches: Sequence[Int[Tensor, "batch"]] | None = None
-    ) -> Iterator[Float[Tensor, "place batch d"]]:
-        """Batch by batch (default: its own `batches`), float64 on the CPU."""
-        sites = list(self.skippers)
-        for batch in self.batches(prompts) if batches is None else batches:
-            run = self.model.run([prompts[i] for i in batch.tolist()], capture=sites, logits=False)
-            masks = {place.at: place.at.mask(self.model, run.tokens) for place in self.places}
-            yield torch.stack(
-                [self._read(number, place, run, masks[place.at]) for number, place in enumerate(self.places)]
-            )
+    def _hosts(self, tokens: TokenBatch) -> list[int]:
+        """For each prompt the one in which it is read: itself, or the longest one that begins with it.
 
-    def all_rows(self, prompts: Sequence[str], meter: Meter | None = None) -> Float[Tensor, "place prompt d"]:
-        """Of all prompts, in their order, float32."""
-        batches, parts = self.batches(prompts), []
-        for batch in self.rows(prompts, batches):
-            parts.append(batch.float())
-            if meter is not None:
-                meter.advance(batch.shape[1])
-        return in_order(parts, batches)
+        The first of these is tried: where its state is another one when it is alone (a model whose tokens see later
+        ones, an edit around this that looks at the end of a prompt), every prompt is read alone.
+        """
+        ids, host = tokens.rows(), list(range(len(tokens)))
+        order = sorted(host, key=lambda i: (ids[i], i))
+        for one, following in reversed(list(pairwise(order))):  # what begins with a list follows it
+            if ids[following][: len(ids[one])] == ids[one]:
+                host[one] = host[following]
+        guests = [i for i, one in enumerate(host) if len(ids[one]) > len(ids[i])]
+        if not guests:
+            return host
+        first = min(guests, key=lambda i: len(ids[host[i]]))
+        site, last = next(reversed(self.skippers)), len(ids[first]) - 1
+        alone, inside = (
+            self.model.run(tokens[[i]], capture=site, logits=False)[site][0].flatten(1).float()
+            for i in (first, host[first])
+        )
+        near = SAME * max(1.0, torch.finfo(self.model.dtype).eps / torch.finfo(torch.float32).eps / 512)
+        same = (alone[last] - inside[last]).norm() <= near * alone[last].norm()
+        return host if bool(same) else list(range(len(tokens)))
+
+    def _within(
+        self, run: Run, rows: Sequence[int], tokens: TokenBatch
+    ) -> tuple[TokenBatch, dict[Site, Float[Tensor, "batch pos ..."]]]:
+        """Prompts that rows of a run begin with, and their states: the run's own where they are its rows.
+
+        Args:
+            rows: of each prompt, the row that it is read in. tokens: the prompts.
+        """
+        states = {site: run[site] for site in self.skippers}
+        if list(rows) == list(range(len(run.tokens))) and torch.equal(run.tokens.lengths, tokens.lengths):
+            return run.tokens, states
+        start = run.tokens.mask.long().argmax(1)[list(rows)]
+        columns = (start[:, None] + tokens.positions).clamp(max=run.tokens.ids.shape[1] - 1)
+        index = torch.tensor(rows)[:, None].to(columns.device)
+        return tokens, {site: state[index, columns] for site, state in states.items()}
+
+    def _of(self, tokens: TokenBatch, states: Mapping[Site, Tensor]) -> Float[Tensor, "place batch d"]:
+        masks = {place.at: place.at.mask(self.model, tokens) for place in self.places}
+        return torch.stack(
+            [self._read(n, place, tokens, states[place.site], masks[place.at]) for n, place in enumerate(self.places)]
+        )
 
     def summary(self) -> dict[str, Any]:
         """Which rule left tokens out, and (of means over tokens) how many at all sites together."""
@@ -119,18 +185,20 @@ class Reader:
         left_out = {reason: counts[reason] for reason in REASONS if counts[reason]}
         return one | {"kept": counts["kept"], "left_out": left_out, "outlier_norm": thresholds}
 
-    def _read(self, number: int, place: Place, run: Run, chosen: Bool[Tensor, "batch pos"]) -> Float[Tensor, "batch d"]:
-        x, skipper = run[place.site].flatten(2), self.skippers[place.site]
-        here = {str(place.site): run[place.site]}
+    def _read(
+        self, number: int, place: Place, tokens: TokenBatch, state: Tensor, chosen: Bool[Tensor, "batch pos"]
+    ) -> Float[Tensor, "batch d"]:
+        x, skipper = state.flatten(2), self.skippers[place.site]
+        here = {str(place.site): state}
         if place.at.named:
-            left_out = skipper.left_out(run.tokens.ids, run.tokens.positions, here)
+            left_out = skipper.left_out(tokens.ids, tokens.positions, here)
             for reason in self.not_read:
-                self._refuse(number, run, chosen & left_out[reason].to(chosen.device), reason)
+                self._refuse(number, tokens, chosen & left_out[reason].to(chosen.device), reason)
         else:
-            chosen = chosen & skipper.counted(run.tokens, here).to(chosen.device)
+            chosen = chosen & skipper.counted(tokens, here).to(chosen.device)
         if bool((empty := ~chosen.any(1)).any()):
             row = int(empty.nonzero()[0, 0])
-            text = self.model.text(run.tokens.rows()[row], special=True)
+            text = self.model.text(tokens.rows()[row], special=True)
             self.refused.setdefault(
                 number,
                 f"prompt {text!r:.100} has no token that counts at {place}: none is chosen, or all are first, "
@@ -142,21 +210,16 @@ class Reader:
         values = torch.where(weights[..., None] > 0, x.double(), 0.0)  # what is not read may be NaN
         return (torch.einsum("bp,bpd->bd", weights, values) / weights.sum(1, keepdim=True).clamp(min=1)).cpu()
 
-    def _refuse(self, number: int, run: Run, bad: Bool[Tensor, "batch pos"], reason: str) -> None:
+    def _refuse(self, number: int, tokens: TokenBatch, bad: Bool[Tensor, "batch pos"], reason: str) -> None:
         if number in self.refused or not bool(bad.any()):
             return
         row, column = bad.nonzero()[0].tolist()
-        token = self.model.str_token(int(run.tokens.ids[row, column]))
-        text = self.model.text(run.tokens.rows()[row], special=True)
+        token = self.model.str_token(int(tokens.ids[row, column]))
+        text = self.model.text(tokens.rows()[row], special=True)
         self.refused[number] = (
             f"at {self.places[number]}, token {token!r} of prompt {text!r:.100} does not count ({reason}): read "
             "another token, the mean over tokens, or give another skip rule"
         )
-
-
-def in_order(parts: Sequence[Shaped[Tensor, "place batch *d"]], batches: Sequence[Int[Tensor, "batch"]]) -> Tensor:
-    """What was read batch by batch, `place prompt ...` in the order of the prompts."""
-    return torch.cat(list(parts), 1)[:, torch.cat(list(batches)).argsort()]
 
 
 def is_stream_wide(model: Model, site: Site) -> bool:

@@ -62,7 +62,7 @@ def read_rows(
             reader = Reader.anywhere(model, chosen, at, skip, batch_size)
             reader.not_read = ("not finite",)  # an outlier is a state, too
             places = [Place((one.site,), _position(one.at)) for one in reader.places]
-            x, mask, tokens = reader.all_rows(given, meter), None, reader.summary()
+            x, mask, tokens = reader.rows(given, meter, torch.float32), None, reader.summary()
             if reader.refused:
                 raise BadInput(next(iter(reader.refused.values())))
     config = {"tokens": tokens, "suffix": suffix, "made_on": identity(model)}
