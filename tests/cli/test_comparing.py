@@ -29,6 +29,10 @@ def test_compare_methods_prints_what_the_library_measures(
     assert ours["summary"] == json.loads(json.dumps(theirs["summary"]))
     shown = run(f"{line} --out", tmp_path / "out")
     assert "bag_of_words" in shown.stdout
+    assert "means over 1 concept\n" in shown.stdout
+    assert again.blind_judges == {}
+    again.results["concepts"]["mood"]["steering"]["facts"]["judge"] |= {"auroc": 0.6, "low": 0.4}
+    assert again.blind_judges["mood"]["auroc"] == 0.6
     assert "report: " in shown.stderr
     assert run(f"{line} --quiet --out", tmp_path / "out").stdout.strip() == str(tmp_path / "out" / "report.html")
 
@@ -44,3 +48,11 @@ def test_compare_methods_says_what_is_wrong(run: Callable[..., Result], tmp_path
         assert done.exit_code == 2, line
         assert words in done.stderr.splitlines()[-1], done.stderr
         assert not (tmp_path / "out").exists()
+
+
+def test_a_concept_is_checked_before_a_model_is_loaded(run: Callable[..., Result], tmp_path: Path) -> None:
+    (tmp_path / "mood.yaml").write_text(yaml.safe_dump(values() | {"negative": []}))
+    done = run(f"compare-methods {tmp_path / 'mood.yaml'} --model nothing-there --out", tmp_path / "out")
+    assert done.exit_code == 2
+    assert "no negative texts" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -12,12 +12,13 @@ from tiny import model_of
 from tiny_concept import concept, texts, values
 
 SIZES = (20, 10, 15)
+SIDES = ("positive", "negative")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"negative": []}, "negative"),
+        ({"negative": []}, "no negative texts: give texts with the concept, and texts without it"),
         ({"negative": None}, "negative"),
         ({"positive": texts(("good",), 12, 3)}, "12 positive texts; 16 at least"),
         ({"paired": True, "negative": texts(("bad",), 60, 3)}, "70 positive and 60 negative texts"),
@@ -30,6 +31,8 @@ SIZES = (20, 10, 15)
         ({"openings": [" "]}, "empty prompt"),
         ({"positive": ["twice"] * 20}, "'twice' stands twice"),
         ({"positive": [{"a": 1}] * 20}, "is not text"),
+        ({"positive": [float("nan")] * 20}, "nan is not text"),
+        ({"negative": ["a class of one"]}, "1 negative texts; 16 at least"),
         ({"name": "../up"}, "cannot name"),
         ({"sorcer": "x"}, "sorcer: no such field; did you mean"),
         ({"styles": {}}, "give styles, or positive and negative"),
@@ -45,6 +48,14 @@ def test_a_text_of_both_sides_is_refused():
     same = values()
     with pytest.raises(BadInput, match="stands twice"):
         Concept.load(same | {"negative": [same["positive"][0], *same["negative"]]})
+
+
+def test_a_text_in_two_styles_is_refused():
+    given = values()
+    first, second = ({side: given[side][part] for side in SIDES} for part in (slice(0, 31), slice(30, 60)))
+    styles = {"styles": {"one": first, "two": second}}
+    with pytest.raises(BadInput, match="stands twice"):
+        Concept.load({name: value for name, value in given.items() if name not in SIDES} | styles)
 
 
 def test_files_folders_and_shipped_names(tmp_path):

@@ -53,8 +53,10 @@ def compare_methods(
     """
     from ..dictionaries import one_site
     from ..methods import compare_methods as measure
+    from ..methods.concept import concepts_of
     from ..models import load_model
 
+    concepts = concepts_of(concept)  # what is wrong with a file is said before anything is loaded
     lm = load_model(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code, quiet=printing.silent)
     sae = None if dictionary is None else one_site(dictionary).to(lm.device)
     settings: dict[str, Any] = fields(set)
@@ -62,11 +64,18 @@ def compare_methods(
     if (chosen := layer_numbers(layers, lm.cfg.n_layers)) is not None:
         settings["layers"] = chosen
     with resumable(f"what is done is kept in {out}"):
-        done = measure(lm, concept, folder=out, dictionary=sae, settings=settings, fresh=fresh, quiet=printing.silent)
+        done = measure(lm, concepts, folder=out, dictionary=sae, settings=settings, fresh=fresh, quiet=printing.silent)
     if printing.json:
         as_json(done.results)
     elif printing.quiet:
         line(done.html)
     else:
-        frame(done.table[SHOWN], f"means over {len(done.results['concepts'])} concepts")
+        count = len(done.results["concepts"])
+        frame(done.table[SHOWN], f"means over {count} concept{'s' * (count != 1)}")
+        for name, judge in done.blind_judges.items():
+            notice(
+                f"{name}: its judge cannot be shown to tell the test texts apart (AUROC {judge['auroc']:.2f} "
+                f"[{judge['low']:.2f}, {judge['high']:.2f}]), so shifts and scores say nothing there: give more texts "
+                "or another scorer"
+            )
         notice(f"report: {done.html}")

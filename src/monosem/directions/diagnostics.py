@@ -185,10 +185,10 @@ def apart(
     """How well scores of prompts that the direction has not seen tell the classes apart at each place, and in which
     group worst."""
     whole = _areas(up, down)
-    found: list[dict[str, float | str]] = [
-        dict(zip(("held_out_auroc", "held_out_low", "held_out_high"), numbers)) | {"silhouette": silhouette(*both)}
-        for numbers, *both in zip(whole, up, down)
-    ]
+    found: list[dict[str, float | str]] = []
+    for (value, low, high), *both in zip(whole, up, down):
+        found.append({"held_out_auroc": value, "held_out_low": low, "held_out_high": high})
+        found[-1]["silhouette"] = silhouette(*both)
     if groups is not None:
         names = list(dict.fromkeys(groups))
         of = torch.tensor([names.index(group) for group in groups])

@@ -97,7 +97,8 @@ def fitted(
     assert whole.positive is not None
     assert whole.negative is not None
     tests = whole.blocks.tests(seed)
-    told = apart(*(torch.cat(side, 1) for side in judged), groups)
+    up, down = (torch.cat(side, 1) for side in judged)
+    told = apart(up, down, groups)
     results = []
     for number, place in enumerate(reader.places):
         if (one := found[number]) is None or number in reader.refused:

@@ -118,7 +118,7 @@ class Reader:
                     meter.advance(len(some))
         return torch.cat(parts, 1)[:, torch.tensor(order).argsort()]
 
-    def _batches(self, order: Sequence[int], lengths: Int[Tensor, "prompt"]) -> list[list[int]]:
+    def _batches(self, order: Sequence[int], lengths: Int[Tensor, "n"]) -> list[list[int]]:
         """Prompts that are run together, of about one length, so little is padded; given from the shortest on."""
         found: list[list[int]] = []
         for prompt in order:

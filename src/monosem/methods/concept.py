@@ -23,8 +23,15 @@ class Texts(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    positive: list[Prompt] = Field(min_length=1)
-    negative: list[Prompt] = Field(min_length=1)
+    positive: list[Prompt]
+    negative: list[Prompt]
+
+    @model_validator(mode="after")
+    def _both_sides(self) -> Self:
+        for side in ("positive", "negative"):
+            if not getattr(self, side):
+                raise ValueError(f"no {side} texts: give texts with the concept, and texts without it")
+        return self
 
 
 class Concept(JobConfig):

@@ -62,6 +62,13 @@ class MethodsReport(Result):
         return report.steering_table(self.results)
 
     @property
+    def blind_judges(self) -> dict[str, dict[str, float]]:
+        """Concepts whose judge is not shown to tell the test texts apart, with its AUROC and interval: how far methods
+        steer is not known there."""
+        facts = {name: (one["steering"] or {}).get("facts") for name, one in self.results["concepts"].items()}
+        return {name: one["judge"] for name, one in facts.items() if one is not None and one["judge"]["low"] <= 0.5}
+
+    @property
     def predict_control(self) -> pd.DataFrame:
         """Spearman's correlation of detection with steering: of each concept, and of all together."""
         return report.correlation_table(self.results)
