@@ -25,7 +25,7 @@ SIDES = ("positive", "negative")
         ({"paired": 3}, "paired"),
         ({"scorer": "wrods"}, "scorer 'wrods' is not one of words, letters, nor a judge"),
         ({"scorer": "language:xx"}, "language:xx"),
-        ({"scorer": "model"}, "misses one"),
+        ({"scorer": "model"}, "needs the options url and model"),
         ({"openings": texts(("happy", "good"), 1, 1)}, "an opening must not be one of the texts"),
         ({"openings": ["so", "so"]}, "an opening stands twice"),
         ({"openings": [" "]}, "empty prompt"),
