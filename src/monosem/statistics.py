@@ -260,6 +260,14 @@ def mcnemar(first: int, second: int) -> float:
     return min(1.0, 2 * sum(math.comb(n, i) for i in range(least + 1)) / 2**n)
 
 
+def benjamini_hochberg(p: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+    """q-values: the lowest false discovery rate at which each is a discovery (Benjamini & Hochberg 1995)."""
+    order = np.argsort(p, kind="stable")[::-1]
+    q = np.empty(len(p))
+    q[order] = np.minimum.accumulate(p[order] * len(p) / np.arange(len(p), 0, -1))
+    return np.minimum(q, 1.0)
+
+
 def consistency(
     positive: Float[Tensor, "n latents"], negative: Float[Tensor, "m latents"], paired: bool
 ) -> Float[Tensor, "latents"]:

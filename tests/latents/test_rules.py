@@ -95,6 +95,12 @@ def loud(piece):
     return ids, values, 1, document, 1
 
 
+def loud_at(piece):
+    values = piece[1].copy()
+    values[piece[2]] = 1.0
+    return moved(piece, values=values)
+
+
 def special(piece):
     ids, values = piece[0].copy(), piece[1].copy()
     ids[piece[2]] = min(MODEL.special_ids)
@@ -133,6 +139,9 @@ BROKEN = [
     ("no two examples with the same wording", pieces(lambda held: [held[0], held[0], *held[2:]])),
     ("examples by interval", pieces(lambda held: held[::-1], "bands")),
     ("examples by interval", sql("DELETE FROM bands")),
+    ("examples by tenth", pieces(lambda held: held[::-1], "deciles")),
+    ("near misses are silent", pieces(lambda held: [loud_at(p) for p in held], "near")),
+    ("pairs are possible", sql("UPDATE coactive SET count = 0")),
     ("special tokens are silent", pieces(lambda held: [special(p) for p in held])),
     (
         "promoted and suppressed tokens are the model's",

@@ -217,6 +217,10 @@ class Dictionary(InnerPlaces, nn.Module):
         z, _, lead = self._inputs(x)
         return self._pre(z).view(*lead, self.width)
 
+    def select(self, pre: Float[Tensor, "n width"]) -> tuple[Float[Tensor, "n slots"], Int[Tensor, "n slots"]]:
+        """Values and indices of the codes that `preactivations` become."""
+        return encode(pre, self.kind, self.k, self._threshold())
+
     def latent_activations(
         self, x: Float[Tensor, "*batch d_in"], latents: int | Sequence[int] | Tensor
     ) -> Float[Tensor, "*batch n"]:
@@ -356,7 +360,7 @@ class Dictionary(InnerPlaces, nn.Module):
 
     def _encoded(self, z: Float[Tensor, "n d_in"]) -> tuple[Tensor, Tensor]:
         if ENCODERS[self.kind].find is None:
-            return encode(self._pre(z), self.kind, self.k, self._threshold())
+            return self.select(self._pre(z))
         return self._found(z)[:2]
 
     def _pre(self, z: Float[Tensor, "n d_in"], ids: Int[Tensor, "m"] | None = None) -> Float[Tensor, "n m"]:

@@ -2,6 +2,8 @@
 
 from .config import IndexConfig
 from .contrast import Contrast, contrast
+from .dashboards import Dashboards, read_dashboards
+from .details import coactive, deciles, enrichment, near_misses, silent, token_patterns, uniform
 from .effects import extreme_tokens, logit_effects
 from .evidence import Evidence, Example
 from .explanations import Explanation, Explanations, explanations_of
@@ -15,17 +17,22 @@ from .importance.weights import ReadScores, de_embedding, latent_connections, pu
 from .index import Index, index_of
 from .indexing import build_index
 from .latent_page import LatentPage, page
+from .neuronpedia import quick_list_url, write_dashboards
 from .outputs import OutputScores, output_scores
 from .pooling import pooled
+from .readers import direction_latents, head_latents, neuron_latents
+from .removal import Removal, ablation, removal
 from .rules import IndexCheck, check_index
 from .sparse_circuits.circuit import FeatureCircuit, feature_circuit
 from .sparse_circuits.running import CircuitRun
+from .token_sets import SetEffects, set_effects
 from .top import Top, top
 
 __all__ = [
     "LATENT_METHODS",
     "CircuitRun",
     "Contrast",
+    "Dashboards",
     "Evidence",
     "Example",
     "Explanation",
@@ -41,28 +48,46 @@ __all__ = [
     "LatentScores",
     "OutputScores",
     "ReadScores",
+    "Removal",
+    "SetEffects",
     "Top",
     "WeightStatistics",
+    "ablation",
     "build_index",
     "check_index",
     "check_latents",
+    "coactive",
     "contrast",
     "de_embedding",
+    "deciles",
+    "direction_latents",
+    "enrichment",
     "exact_latents",
     "explanations_of",
     "extreme_tokens",
     "feature_circuit",
+    "head_latents",
     "head_sources",
     "index_of",
     "latent_connections",
     "latent_gradients",
     "latent_scores",
     "logit_effects",
+    "near_misses",
     "neighbours",
+    "neuron_latents",
     "output_scores",
     "page",
     "pooled",
     "pullback",
+    "quick_list_url",
+    "read_dashboards",
+    "removal",
+    "set_effects",
+    "silent",
+    "token_patterns",
     "top",
+    "uniform",
     "weight_statistics",
+    "write_dashboards",
 ]

@@ -1,6 +1,7 @@
 """Places of a corpus that may become examples of a latent: the strongest, and some drawn evenly from every strength."""
 
 from dataclasses import dataclass
+from typing import ClassVar, Self
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -38,37 +39,47 @@ class Places:
         """Merge what is new and keep the best."""
         raise NotImplementedError
 
-    def _enter(self, f: Firings, chosen: Int[np.ndarray, "m"]) -> None:
-        columns = {name: getattr(f, name)[chosen] for name in _DTYPES}
-        self._new.append({**columns, "around": self._around(f, chosen)})
+    def _enter(self, f: Firings, places: Columns) -> None:
+        self._new.append({**places, "around": self._around(f, places)})
         if sum(len(new["latent"]) for new in self._new) > max(len(self.held["latent"]) // 2, UNRANKED):
             self.rank()
+
+    def _chosen(self, f: Firings, chosen: Int[np.ndarray, "m"]) -> Columns:
+        return {name: getattr(f, name)[chosen] for name in _DTYPES}
 
     def _merged(self) -> Columns:
         parts, self._new = [self.held, *self._new], []
         return {name: np.concatenate([part[name] for part in parts]) for name in self.held}
 
-    def _around(self, f: Firings, chosen: Int[np.ndarray, "m"]) -> Float[np.ndarray, "m span"]:
-        """Activations of the same latent at the neighbouring positions, 0 where it is silent."""
-        span = 1 + int(f.position.max(initial=0)) + self.left + self.right
-        windows = 1 + int(f.window.max(initial=0))
+    def _around(self, f: Firings, places: Columns) -> Float[np.ndarray, "m span"]:
+        """Activations of each place's latent at the neighbouring positions, 0 where it is silent."""
+        latest = max((int(p.max(initial=0)) for p in (f.position, places["position"])), default=0)
+        span = 1 + latest + self.left + self.right
+        windows = 1 + max(int(f.window.max(initial=0)), int(places["window"].max(initial=0)))
         key = (f.latent * windows + f.window) * span + f.position + self.left
-        out = np.zeros((len(chosen), self.left + 1 + self.right), dtype=np.float16)
+        centre = (places["latent"] * windows + places["window"]) * span + places["position"] + self.left
+        out = np.zeros((len(centre), self.left + 1 + self.right), dtype=np.float16)
+        if not len(key):
+            return out
         largest = np.finfo(np.float16).max
         for at, offset in enumerate(range(-self.left, self.right + 1)):
-            wanted = key[chosen] + offset
-            place = np.searchsorted(key, wanted).clip(max=len(key) - 1) if len(key) else np.zeros(0, dtype=int)
+            wanted = centre + offset
+            place = np.searchsorted(key, wanted).clip(max=len(key) - 1)
             hit = key[place] == wanted
             out[hit, at] = f.value[place[hit]].clip(-largest, largest)
         return out
 
     def state(self) -> Columns:
         self.rank()
-        return {f"{type(self).__name__}_{name}": column for name, column in self.held.items()}
+        return {f"{self._prefix()}_{name}": column for name, column in self.held.items()}
 
     def load(self, state: Columns) -> None:
-        self.held = {name: state[f"{type(self).__name__}_{name}"] for name in self.held}
+        self.held = {name: state[f"{self._prefix()}_{name}"] for name in self.held}
         self.rank()
+
+    def _prefix(self) -> str:
+        """Of its columns in a saved state."""
+        return type(self).__name__
 
 
 class Strongest(Places):
@@ -80,60 +91,89 @@ class Strongest(Places):
 
     per_document: int
     floor: Float[np.ndarray, "width"]
+    lowest: ClassVar[float] = 0.0  # what a candidate has to be above, while there is room
 
     @classmethod
-    def of(cls, width: int, examples: int, per_document: int, left: int, right: int) -> "Strongest":
+    def of(cls, width: int, examples: int, per_document: int, left: int, right: int) -> Self:
         made = cls(width, examples * SPARE, left, right)
-        made.per_document, made.floor = per_document * SPARE, np.zeros(width, dtype=np.float32)
+        made.per_document, made.floor = per_document * SPARE, np.full(width, cls.lowest, dtype=np.float32)
         return made
 
+    def strength(self, values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+        """What ranks candidates."""
+        return np.abs(values)
+
     def add(self, f: Firings) -> None:
-        strength = np.abs(f.value)
+        strength = self.strength(f.value)
         order = np.lexsort((f.position, -strength, f.window, f.latent))
         first = np.ones(len(order), dtype=bool)
         first[1:] = (np.diff(f.latent[order]) != 0) | (np.diff(f.window[order]) != 0)
         best = order[first]
-        self._enter(f, best[strength[best] > self.floor[f.latent[best]]])
+        self._enter(f, self._chosen(f, best[strength[best] > self.floor[f.latent[best]]]))
 
     def rank(self) -> None:
         columns = self._merged()
         # strongest first, ties in the order of the corpus: the result does not depend on how the stream was cut
-        order = np.lexsort((columns["window"], -np.abs(columns["value"]), columns["latent"]))
+        order = np.lexsort((columns["window"], -self.strength(columns["value"]), columns["latent"]))
         order = order[rank_within(columns["latent"][order], columns["echo"][order]) < 1]
         order = order[rank_within(columns["latent"][order], columns["document"][order]) < self.per_document]
         kept = order[rank_in_group(columns["latent"][order]) < self.limit]
         self.held = {name: column[kept] for name, column in columns.items()}
         full = np.bincount(self.held["latent"], minlength=self.width) >= self.limit
         lowest = np.full(self.width, np.inf, dtype=np.float32)
-        np.minimum.at(lowest, self.held["latent"], np.abs(self.held["value"]))
-        self.floor = np.where(full, lowest, 0).astype(np.float32)
+        np.minimum.at(lowest, self.held["latent"], self.strength(self.held["value"]))
+        self.floor = np.where(full, lowest, self.lowest).astype(np.float32)
+
+
+class Near(Strongest):
+    """Tokens at which a latent is silent, by the least: of each window the one with its highest pre-activation.
+
+    What fires it almost, and does not, says where its meaning ends. `value` is the pre-activation (where codes have
+    signs, its magnitude).
+    """
+
+    lowest: ClassVar[float] = -np.inf
+
+    def strength(self, values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+        return values
+
+    def add(self, f: Firings) -> None:
+        """The firings alone do not tell; see `consider`."""
+
+    def consider(self, f: Firings, places: Columns) -> None:
+        """Places of the same windows: columns as in `held`, at most one a latent and window."""
+        better = places["value"] > self.floor[places["latent"]]
+        self._enter(f, {name: column[better] for name, column in places.items()})
 
 
 class Drawn(Places):
-    """Of each latent and each bin of its histogram a few places, drawn evenly from all of them.
+    """Of each latent and each bin of its histogram (or with `bins` 1, of each latent) a few places, drawn evenly.
 
     A place's lot is a number made of the place itself; the smallest lots are kept. So the draw depends neither on how
     the stream was cut nor on a state, and the smallest lots of several bins together are a draw from these bins.
     """
 
+    name: str
+    bins: int
     ceiling: Int[np.ndarray, "cells"]
 
     @classmethod
-    def of(cls, width: int, each: int, left: int, right: int) -> "Drawn":
+    def of(cls, name: str, width: int, each: int, left: int, right: int, bins: int = BINS) -> Self:
         made = cls(width, each * SPARE, left, right)
-        made.ceiling = np.full(width * BINS, np.iinfo(np.int64).max)
+        made.name, made.bins = name, bins
+        made.ceiling = np.full(width * bins, np.iinfo(np.int64).max)
         return made
 
     def add(self, f: Firings) -> None:
-        cell, lot = f.latent * BINS + bins_of(f.value), lots(f.latent, f.window, f.position)
+        cell, lot = self._cells(f.latent, f.value), lots(f.latent, f.window, f.position)
         chosen = np.flatnonzero(lot < self.ceiling[cell])
         order = chosen[np.lexsort((lot[chosen], cell[chosen]))]
-        self._enter(f, order[rank_in_group(cell[order]) < self.limit])
+        self._enter(f, self._chosen(f, order[rank_in_group(cell[order]) < self.limit]))
 
     def rank(self) -> None:
         columns = self._merged()
         lot = lots(columns["latent"], columns["window"], columns["position"])
-        cell = columns["latent"] * BINS + bins_of(columns["value"])
+        cell = self._cells(columns["latent"], columns["value"])
         order = np.lexsort((lot, cell))
         kept = order[rank_in_group(cell[order]) < self.limit]
         self.held = {name: column[kept] for name, column in columns.items()}
@@ -141,6 +181,12 @@ class Drawn(Places):
         highest = np.zeros_like(self.ceiling)
         np.maximum.at(highest, cell[kept], lot[kept])
         self.ceiling = np.where(full, highest, np.iinfo(np.int64).max)
+
+    def _cells(self, latent: Int[np.ndarray, "n"], value: Float[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+        return latent * self.bins + (bins_of(value) if self.bins > 1 else 0)
+
+    def _prefix(self) -> str:
+        return self.name
 
 
 def lots(*place: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:

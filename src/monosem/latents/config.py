@@ -20,6 +20,14 @@ class IndexConfig(JobConfig):
     examples: int = Field(default=20, gt=0, description="examples kept for each latent")
     bands: int = Field(default=5, gt=0, description="intervals of equal width, from 0 to a latent's maximum")
     band_examples: int = Field(default=2, ge=0, description="examples drawn from each interval")
+    decile_examples: int = Field(
+        default=1, ge=0, description="examples drawn from each tenth of a latent's activations"
+    )
+    uniform: int = Field(default=5, ge=0, description="examples drawn from all of a latent's activations alike")
+    near: int = Field(default=5, ge=0, description="examples of tokens at which a latent is silent by the least")
+    silent: int = Field(default=100, ge=0, description="places drawn from the whole corpus, for latents silent there")
+    pairs: int = Field(default=12, ge=0, description="latents kept for each that fire with it; by each of two measures")
+    pair_memory: float = Field(default=2.5, gt=0, description="GiB that counting pairs of latents may take")
     left: int = Field(default=24, ge=0, description="tokens shown before the strongest one of an example")
     right: int = Field(default=8, ge=0, description="tokens shown after it")
     leave_out: str = Field(

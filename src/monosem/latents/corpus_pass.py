@@ -16,15 +16,20 @@ import torch
 from ..activations import ActivationBatch
 from ..data import TokenStore
 from ..dictionaries import Dictionary
+from ..dictionaries.encoders import ENCODERS
 from ..errors import BadFile, BadInput
 from ..files import replacing
 from ..reading import parse_json
-from .candidates import Columns, Drawn, Strongest, lots
+from .candidates import Columns, Drawn, Near, Strongest, lots
+from .coactivation import Coactivation
 from .config import IndexConfig
-from .layout import Piece, band_of
+from .layout import Piece, band_of, decile_of
+from .silence import Silent
 from .tallies import Firings, Numbers, TokenTallies, echoes
+from .token_sets import SetTallies, TokenSets
 
 PER_DOCUMENT = 2
+SIGNED = ("abstopk", "absjump")  # kinds whose codes go by the magnitude of pre-activations
 ECHO = 8  # two examples with the same token after the same 8 tokens are one
 
 
@@ -35,6 +40,19 @@ class _Used:
     windows: set[int] = field(default_factory=set)
     echoes: set[int] = field(default_factory=set)
     documents: Counter[int] = field(default_factory=Counter)
+
+
+Placed = tuple[np.ndarray, np.ndarray, np.ndarray]  # number of the token in the batch, latent, value
+
+
+def _placed(values: torch.Tensor, indices: torch.Tensor, first: int) -> Placed:
+    rows, places = (values != 0).nonzero(as_tuple=True)
+    found = rows + first, indices[rows, places], values[rows, places].float()
+    return tuple(column.cpu().numpy() for column in found)  # type: ignore[return-value]
+
+
+def _joined(parts: list[Placed]) -> Placed:
+    return tuple(map(np.concatenate, zip(*parts)))  # type: ignore[return-value]
 
 
 def _by_latent(columns: Columns) -> Iterator[tuple[int, np.ndarray]]:
@@ -50,21 +68,37 @@ class CorpusPass:
 
     Attributes:
         window: windows done. tokens: tokens counted. skipped: tokens left out, by reason.
-        numbers, words, strongest, drawn: what is tallied of every latent.
+        seen: how often each token was counted, and how often it stood before a counted one.
+        numbers, words, before, bigrams, sets, pairs: what is tallied of every latent (`pairs` is None where it would
+            take more than `pair_memory`). strongest, bands, uniform, near, silent: places that may become examples.
     """
 
-    def __init__(self, dictionary: Dictionary, store: TokenStore, config: IndexConfig, state: Path, vocabulary: int):
+    def __init__(self, dictionary: Dictionary, store: TokenStore, config: IndexConfig, state: Path, sets: TokenSets):
         self.dictionary, self.store, self.config, self.state = dictionary, store, config, state
         self.window = 0
         self.tokens = 0
         self.skipped: Counter[str] = Counter()
-        self.numbers = Numbers(dictionary.width)
-        self.words = TokenTallies(vocabulary)
+        width, vocabulary = dictionary.width, sets.members.shape[1]
+        self.seen = np.zeros((2, vocabulary), dtype=np.int64)
+        self.numbers = Numbers(width)
+        self.words = TokenTallies("words", vocabulary, lambda f: f.token)
+        self.before = TokenTallies("before", vocabulary, lambda f: f.before)
+        self.bigrams = TokenTallies(
+            "bigrams", vocabulary**2, lambda f: np.where(f.before < 0, -1, f.before * vocabulary + f.token)
+        )
+        self.sets = SetTallies(width, sets)
+        counted = config.pairs and width > 1 and Coactivation.memory(width) <= config.pair_memory
+        self.pairs = Coactivation(width) if counted else None
         self.echo = min(ECHO, config.left)
         around = config.left, config.right
-        self.strongest = Strongest.of(dictionary.width, config.examples, PER_DOCUMENT, *around)
-        self.drawn = Drawn.of(dictionary.width, config.band_examples, *around)
-        self.parts = (self.numbers, self.words, self.strongest, self.drawn)
+        self.strongest = Strongest.of(width, config.examples, PER_DOCUMENT, *around)
+        self.drawn = Drawn.of("drawn", width, max(config.band_examples, config.decile_examples), *around)
+        self.uniform = Drawn.of("uniform", width, config.uniform, *around, bins=1)
+        self.near = Near.of(width, config.near, PER_DOCUMENT, *around)
+        self.silent = Silent(config.silent, *around)
+        tallied = (self.numbers, self.words, self.before, self.bigrams, self.sets)
+        drawn = (self.strongest, self.drawn, self.uniform, self.near, self.silent)
+        self.parts = (*tallied, *(() if self.pairs is None else (self.pairs,)), *drawn)
         self.left_out = self._matching(config.leave_out)
         if state.exists():
             self._resume()
@@ -72,18 +106,64 @@ class CorpusPass:
     def add(self, batch: ActivationBatch) -> None:
         """Count the kept tokens of some whole windows."""
         batch = self._without_left_out(batch)
-        codes = self.dictionary.encode(batch[self.dictionary.site])
-        rows, places = (codes.values != 0).nonzero(as_tuple=True)
-        whole = (codes.indices[rows, places], batch.windows[rows], batch.positions[rows], batch.tokens[rows])
-        latents, windows, positions, tokens = (column.cpu().numpy().astype(np.int64) for column in whole)
-        values = codes.values[rows, places].float().cpu().numpy()
+        if not len(batch):
+            return
+        (rows, latents, values), near = self._codes(batch)
+        windows, positions, tokens = (
+            column.cpu().numpy().astype(np.int64) for column in (batch.windows, batch.positions, batch.tokens)
+        )
         documents = self._documents(windows, positions)
         read, inverse = np.unique(windows, return_inverse=True)
-        wording = echoes(np.asarray(self.store.windows[read]), self.store.packing.separator, self.echo)
-        firings = Firings(latents, windows, documents, positions, tokens, values, wording[inverse, positions])
+        lines = np.asarray(self.store.windows[read]).astype(np.int64)
+        before = self._before(lines)[inverse, positions]
+        wording = echoes(lines, self.store.packing.separator, self.echo)[inverse, positions]
+        firings = Firings(
+            latent=latents,
+            row=rows,
+            window=windows[rows],
+            document=documents[rows],
+            position=positions[rows],
+            token=tokens[rows],
+            before=before[rows],
+            value=values,
+            echo=wording[rows],
+        )
         self.tokens += len(batch)
+        self.seen[0] += np.bincount(tokens, minlength=self.seen.shape[1])
+        self.seen[1] += np.bincount(before[before >= 0], minlength=self.seen.shape[1])
         for part in self.parts:
             part.add(firings)
+        self.silent.consider(firings, windows, positions)
+        if near is not None:
+            at, latent, level = near
+            places = {"latent": latent, "window": windows[at], "document": documents[at], "position": positions[at]}
+            self.near.consider(firings, {**places, "value": level, "echo": wording[at]})
+
+    def _codes(self, batch: ActivationBatch) -> tuple[Placed, Placed | None]:
+        """(token, latent, activation) where codes are not 0; and of each window and latent the silent token with its
+        highest pre-activation, where the kind of dictionary has pre-activations."""
+        x, dictionary = batch[self.dictionary.site], self.dictionary
+        if not self.config.near or ENCODERS[dictionary.kind].find is not None:
+            codes = dictionary.encode(x)
+            return _placed(codes.values, codes.indices, 0), None
+        firing, near, first = [], [], 0
+        for length in torch.unique_consecutive(batch.windows, return_counts=True)[1].tolist():
+            pre = dictionary.preactivations(x[first : first + length])
+            values, indices = dictionary.select(pre)
+            firing.append(_placed(values, indices, first))
+            rows, places = (values != 0).nonzero(as_tuple=True)
+            level = pre.abs() if dictionary.kind in SIGNED else pre
+            level[rows, indices[rows, places]] = -torch.inf
+            highest, at = level.max(0)
+            close = (highest.cpu().float().numpy() > self.near.floor).nonzero()[0]
+            near.append((at.cpu().numpy()[close] + first, close, highest.cpu().float().numpy()[close]))
+            first += length
+        return _joined(firing), _joined(near)
+
+    def _before(self, lines: np.ndarray) -> np.ndarray:
+        """The token before each one in its document; -1 where there is none."""
+        before = np.concatenate([np.full((len(lines), 1), -1), lines[:, :-1]], axis=1)
+        return np.where(before == self.store.packing.separator, -1, before)
 
     def _matching(self, pattern: str) -> np.ndarray:
         """Numbers of the documents that are left out."""
@@ -104,7 +184,7 @@ class CorpusPass:
         return ActivationBatch(x, batch.tokens[kept], batch.windows[kept], batch.positions[kept])
 
     def save(self) -> None:
-        state: dict[str, Any] = {"window": self.window, "tokens": self.tokens}
+        state: dict[str, Any] = {"window": self.window, "tokens": self.tokens, "seen": self.seen}
         state["skipped"] = json.dumps(self.skipped)
         for part in self.parts:
             state |= part.state()
@@ -115,40 +195,53 @@ class CorpusPass:
         try:
             with np.load(self.state, allow_pickle=False) as held:
                 state = dict(held)
-            self.window, self.tokens = int(state["window"]), int(state["tokens"])
+            self.window, self.tokens, self.seen = int(state["window"]), int(state["tokens"]), state["seen"]
             self.skipped = Counter(parse_json(str(state["skipped"])))
             for part in self.parts:
                 part.load(state)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise BadFile(f"{self.state} is damaged ({error}); delete it to start anew") from error
 
-    def examples(self) -> Iterator[tuple[int, list[Piece]]]:
-        """latent -> its examples, strongest first, after the rules on documents and duplicates."""
-        self.strongest.rank()
-        columns = self.strongest.held
+    def samples(self, table: str) -> Iterator[tuple[int, list[Piece], list[float]]]:
+        """latent -> its examples of one table (`layout.SAMPLES`), after the rules on documents and duplicates, and the
+        value of each place."""
+        held = {"examples": self.strongest, "near": self.near, "uniform": self.uniform}.get(table, self.drawn)
+        held.rank()
+        columns = held.held
         for latent, group in _by_latent(columns):
-            yield latent, self._pieces(columns, group, self.config.examples)
+            found = self._sample(table, latent, columns, group)
+            if found:
+                yield latent, [piece for _, piece in found], [float(columns["value"][i]) for i, _ in found]
 
-    def bands(self) -> Iterator[tuple[int, list[Piece]]]:
-        """latent -> examples drawn from each interval of its activations, the strongest interval first."""
-        self.drawn.rank()
-        columns, each = self.drawn.held, self.config.band_examples
-        lot = lots(columns["latent"], columns["window"], columns["position"])
-        for latent, group in _by_latent(columns):
-            maximum = float(self.numbers.maximum[latent])
-            inside: dict[int, list[int]] = {}
-            for i in group[np.argsort(lot[group])].tolist():
-                value = float(columns["around"][i, self.config.left])  # as it is kept
-                inside.setdefault(band_of(value, maximum, self.config.bands), []).append(i)
-            used = _Used()
-            pieces = [self._pieces(columns, inside[band], each, used) for band in sorted(inside, reverse=True)]
-            if any(pieces):
-                yield latent, [piece for some in pieces for piece in some]
+    def _sample(self, table: str, latent: int, columns: Columns, group: np.ndarray) -> list[tuple[int, Piece]]:
+        config = self.config
+        if table in ("examples", "near"):
+            return self._pieces(columns, group, config.examples if table == "examples" else config.near)
+        order = group[np.argsort(lots(*(columns[name][group] for name in ("latent", "window", "position"))))]
+        if table == "uniform":
+            return self._pieces(columns, order, config.uniform)
+        maximum, bins = float(self.numbers.maximum[latent]), self.numbers.histogram[latent]
+        inside: dict[int, list[int]] = {}
+        for i in order.tolist():
+            value = float(columns["around"][i, config.left])  # as it is kept
+            cell = band_of(value, maximum, config.bands) if table == "bands" else decile_of(bins, value)
+            inside.setdefault(cell, []).append(i)
+        used, each = _Used(), config.band_examples if table == "bands" else config.decile_examples
+        return [one for cell in sorted(inside, reverse=True) for one in self._pieces(columns, inside[cell], each, used)]
 
-    def _pieces(self, columns: Columns, order: Iterable[int], n: int, used: "_Used | None" = None) -> list[Piece]:
-        """At most n places: of one window, or with one wording, one; of one document a few."""
+    def places(self) -> Iterator[tuple[Piece, np.ndarray]]:
+        """Places drawn from all counted tokens, with the latents that are active around each."""
+        for (window, position), active in sorted(self.silent.held.items()):
+            ids, start, end = self._cut(window, position)
+            document = int(self._documents(np.array([window]), np.array([position]))[0])
+            yield (ids, np.zeros(end - start, dtype=np.float32), position - start, document, position), active
+
+    def _pieces(
+        self, columns: Columns, order: Iterable[int], n: int, used: "_Used | None" = None
+    ) -> list[tuple[int, Piece]]:
+        """At most n places (row and piece): of one window, or with one wording, one; of one document a few."""
         used = used or _Used()
-        kept: list[Piece] = []
+        kept: list[tuple[int, Piece]] = []
         for i in order:
             if len(kept) >= n:
                 break
@@ -158,19 +251,23 @@ class CorpusPass:
             used.windows.add(window)
             used.echoes.add(echo)
             used.documents[document] += 1
-            kept.append((*self._piece(columns, i), document, int(columns["position"][i])))
+            kept.append((int(i), (*self._piece(columns, i), document, int(columns["position"][i]))))
         return kept
 
     def _piece(self, columns: dict[str, np.ndarray], i: int) -> tuple[np.ndarray, np.ndarray, int]:
         """Token ids and activations around a candidate, cut at the window's and the document's borders."""
-        left, right = self.config.left, self.config.right
-        position = int(columns["position"][i])
-        row = np.asarray(self.store.windows[int(columns["window"][i])])
+        position, around = int(columns["position"][i]), columns["around"][i].astype(np.float32)
+        ids, start, end = self._cut(int(columns["window"][i]), position)
+        shift = self.config.left - position
+        return ids, around[start + shift : end + shift], position - start
+
+    def _cut(self, window: int, position: int) -> tuple[np.ndarray, int, int]:
+        """Token ids around a place, and their first and last position (that one excluded)."""
+        row = np.asarray(self.store.windows[window])
         borders = np.flatnonzero(row == self.store.packing.separator)
-        start = max(position - left, 0, int(borders[borders < position].max(initial=-1)) + 1)
-        end = min(position + right + 1, len(row), int(borders[borders > position].min(initial=len(row))))
-        around = columns["around"][i].astype(np.float32)
-        return row[start:end].astype("<u4"), around[start - position + left : end - position + left], position - start
+        start = max(position - self.config.left, 0, int(borders[borders < position].max(initial=-1)) + 1)
+        end = min(position + self.config.right + 1, len(row), int(borders[borders > position].min(initial=len(row))))
+        return row[start:end].astype("<u4"), start, end
 
     def _documents(self, windows: np.ndarray, positions: np.ndarray) -> np.ndarray:
         packing = self.store.packing

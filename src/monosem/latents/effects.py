@@ -32,6 +32,15 @@ def reaches_logits(model: Model, dictionary: Dictionary) -> bool:
     return site == branch.inner and branch.units == "head" and branch.norm_out is None  # W_O alone is linear
 
 
+def stream_rows(model: Model, dictionary: Dictionary, latents: Int[Tensor, "n"]) -> Float[Tensor, "n d_model"]:
+    """What latents write into the stream, for an activation of 1: their decoder rows, at z through W_O."""
+    rows = dictionary.decoder_rows(latents).float()
+    branch = model.branch_of(dictionary.site_out)
+    if branch is None or dictionary.site_out != branch.inner:
+        return rows
+    return rows @ (branch.scale * branch.weight().flatten(0, 1).float())
+
+
 def logit_effects(
     model: Model, dictionary: Dictionary, latents: Int[Tensor, "n"] | None = None
 ) -> Iterator[Float[Tensor, "chunk vocab"]]:
@@ -47,13 +56,9 @@ def logit_effects(
     if not reaches_logits(model, dictionary):
         raise BadInput(f"latents at {dictionary.site_out} have no direct effect on the logits: it is not in the stream")
     W_U, gain = model.W_U.float(), model.final_gain.float() * model.logit_slope
-    branch = model.branch_of(dictionary.site_out)
-    through = branch if branch is not None and dictionary.site_out == branch.inner else None
     wanted = torch.arange(dictionary.width) if latents is None else latents
     for chunk in wanted.split(CHUNK):
-        rows = dictionary.decoder_rows(chunk).float().to(W_U.device)
-        if through is not None:
-            rows = rows @ (through.scale * through.weight().flatten(0, 1).float())
+        rows = stream_rows(model, dictionary, chunk).to(W_U.device)
         if model.final_norm.centres:
             rows = rows - rows.mean(1, keepdim=True)
         effects = (rows * gain) @ W_U
@@ -83,7 +88,7 @@ def logit_moments(effects: Float[Tensor, "n vocab"]) -> Float[Tensor, "3 n"]:
     Of the statistics of Bloom & Lin (2024, Understanding SAE features with the logit lens) the mean is missing: it is 0
     here, because the mean over the vocabulary is taken out.
     """
-    deviations = (effects - effects.mean(1, keepdim=True)).double()
+    deviations = effects - effects.mean(1, keepdim=True)
     sd = deviations.square().mean(1).sqrt()
     z = deviations / sd[:, None]
     return torch.stack([sd, z.pow(3).mean(1), z.pow(4).mean(1)])

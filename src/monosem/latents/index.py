@@ -25,10 +25,11 @@ from ..reading import parse_json
 from ..results import Result
 from .evidence import Band, Evidence, Example
 from .explanations import Explanations, explanations_of
-from .layout import EDGES, SCHEMA, Piece, band_of, moments, quantile, share_below, unpack
+from .layout import EDGES, READABLE, SAMPLES, Piece, band_of, moments, quantile, share_below, unpack, unpack_logits
 from .queries import ExampleText, by_texts, by_words
 from .spelling import alone, readable
 
+REBUILD = "make it again with `monosem latents index DICTIONARY --text PATH`"
 QUANTILES = (0.1, 0.5, 0.9, 0.99)
 # what a file that was changed was seen to bring about
 _DAMAGE = (sqlite3.DatabaseError, zlib.error, ValueError, TypeError, AttributeError, ArithmeticError, LookupError)
@@ -67,12 +68,11 @@ class Index(Result):
         self.config = self.meta
         self.dictionary = dictionary
         self._threshold = None if dictionary is None else dictionary.threshold
-        if self.meta.get("schema") != SCHEMA:
-            raise BadFile(f"{self.path} was made by another version of monosem; make it again")
+        if self.meta.get("schema") not in READABLE:
+            raise BadFile(f"{self.path} was made by another version of monosem; {REBUILD}")
         if dictionary is not None and self.meta["weights"] != dictionary.fingerprint:
             raise Mismatch(
-                f"{self.path} was made with other weights than {dictionary.name or 'this dictionary'} has; "
-                "make it again with `monosem latents index`"
+                f"{self.path} was made with other weights than {dictionary.name or 'this dictionary'} has; {REBUILD}"
             )
 
     def rows(self, query: str, values: tuple[Any, ...] = ()) -> list[Any]:
@@ -89,11 +89,15 @@ class Index(Result):
         except _DAMAGE as error:
             raise BadFile(f"{self.path} is not a latent index or is damaged ({error}); make it again") from error
 
+    @cached_property
+    def tables(self) -> set[str]:
+        """The tables that it has: fewer where an earlier version made it (`meta["schema"]`)."""
+        return {name for (name,) in self.rows("SELECT name FROM sqlite_master")}
+
     @property
     def blobs(self) -> list[str]:
-        """The tables of packed examples: without "bands" in an index that was made before they were."""
-        tables = {name for (name,) in self.rows("SELECT name FROM sqlite_master")}
-        return [name for name in ("examples", "bands") if name in tables]
+        """The tables of packed examples that it has."""
+        return [name for name in SAMPLES if name in self.tables]
 
     @property
     def width(self) -> int:
@@ -104,6 +108,11 @@ class Index(Result):
         """One row a latent: count, density, maximum (of magnitudes), and moments of its activations where active.
 
         They are mean, sd, skew and kurtosis; kurtosis is Pearson's, 3 for a normal distribution (not the excess).
+
+        An index of this version says more: consistency (firings a window in which it fires), run (mean length of its
+        runs of neighbouring tokens), common (share of the most common token it fires on), entropy and entropy_before
+        (of the tokens it fires on, and of the tokens before these; in bits), and logit_sd, logit_skew, logit_kurtosis
+        (of its direct effects on all tokens).
         """
         return self._table
 
@@ -119,7 +128,19 @@ class Index(Result):
         n = raw["count"].where(raw["count"] > 0)
         density = raw["count"] / self.meta["tokens"]
         about = {"latent": raw["latent"], "count": raw["count"], "density": density, "maximum": raw["maximum"]}
-        return pd.DataFrame(about | moments(n, *(raw[f"s{i}"] for i in (1, 2, 3, 4))))
+        found = about | moments(n, *(raw[f"s{i}"] for i in (1, 2, 3, 4)))
+        return pd.DataFrame(found | (self._more(n) if self.meta["schema"] > 1 else {}))
+
+    def _more(self, count: pd.Series) -> dict[str, Any]:
+        """Columns of later schemas."""
+        columns = ["windows", "runs", "common", "entropy", "entropy_before", "logits"]
+        with self.reading():
+            rows = pd.DataFrame(self.rows(f"SELECT {', '.join(columns)} FROM latent ORDER BY id"), columns=columns)
+            numbers = rows[columns[:-1]].astype(float)
+            effects = [[np.nan] * 3 if blob is None else unpack_logits(blob)[0] for blob in rows["logits"]]
+        logits = dict(zip(("logit_sd", "logit_skew", "logit_kurtosis"), np.array(effects).reshape(-1, 3).T))
+        rates = {"consistency": count / numbers["windows"], "run": count / numbers["runs"]}
+        return rates | {name: numbers[name] for name in columns[2:-1]} | logits
 
     def moments_of_all(self, latent: int) -> dict[str, float]:
         """mean, sd, skew and kurtosis of a latent over all counted tokens; where it is silent it is 0."""
@@ -153,11 +174,16 @@ class Index(Result):
 
     def evidence(self, latent: int) -> Evidence:
         """Everything the index holds about a latent. Raises `UnknownName` outside 0..width-1, `BadFile` if damaged."""
+        number = self.checked(latent)
+        with self.reading():
+            return self._evidence(number)
+
+    def checked(self, latent: int) -> int:
+        """A latent's number. Raises `UnknownName` outside 0..width-1."""
         number = int(latent)
         if not 0 <= number < self.width:
             raise UnknownName(f"no latent {latent}: {self.meta['dictionary']} has latents 0 to {self.width - 1}")
-        with self.reading():
-            return self._evidence(number)
+        return number
 
     def _evidence(self, latent: int) -> Evidence:
         ((count, s1, s2, maximum, histogram, tokens, promoted, suppressed),) = self.rows(
@@ -176,10 +202,10 @@ class Index(Result):
             sd=max(s2 / count - mean**2, 0.0) ** 0.5 if count else 0.0,
             quantiles={f"quantile {q:g}": quantile(bins, q, maximum, lowest) for q in QUANTILES} if count else {},
             histogram=[(float(EDGES[i]), float(EDGES[i + 1]), int(bins[i])) for i in bins.nonzero()[0]],
-            tokens=[(self._token(i), n, total) for i, n, total in parse_json(tokens)],
-            examples=self._examples(latent),
-            promoted=[(self._token(i), value) for i, value in parse_json(promoted)],
-            suppressed=[(self._token(i), value) for i, value in parse_json(suppressed)],
+            tokens=[(self.token(i), n, total) for i, n, total in parse_json(tokens)],
+            examples=self.examples(latent),
+            promoted=[(self.token(i), value) for i, value in parse_json(promoted)],
+            suppressed=[(self.token(i), value) for i, value in parse_json(suppressed)],
             provenance={
                 key: self.meta[key] for key in ("model", "site", "tokens", "corpus", "skip") if key in self.meta
             },
@@ -244,17 +270,30 @@ class Index(Result):
         with self.reading():
             return {
                 latent: {
-                    name: [self._token(entry[0]) for entry in parse_json(listed)]
+                    name: [self.token(entry[0]) for entry in parse_json(listed)]
                     for name, listed in zip(("fires_on", "promotes"), self.rows(query, (latent,))[0])
                 }
                 for latent in map(int, latents)
             }
 
+    def containing(self, text: str, n: int = 100) -> list[int]:
+        """Latents whose strongest examples have all of these words, the best match (BM25) first; quick, for a search as
+        you type. Raises `BadInput` for no words, or an index without full-text search."""
+        words = text.split()
+        if not words or "words" not in self.tables:
+            raise BadInput("give words to look for" if not words else f"this index has no full-text search; {REBUILD}")
+        asked = " ".join('"' + word.replace('"', '""') + '"' for word in words)
+        with self.reading():
+            return [
+                i for (i,) in self.rows("SELECT rowid FROM words WHERE words MATCH ? ORDER BY rank LIMIT ?", (asked, n))
+            ]
+
     @cached_property
     def _example_text(self) -> ExampleText:
         return ExampleText.read(self.rows("SELECT latent, blob FROM examples"), self._vocabulary)
 
-    def _token(self, token: int) -> str:
+    def token(self, token: int) -> str:
+        """The text of a token that occurs in it."""
         return alone(self._vocabulary.get(token, f"<{token}>"))
 
     @cached_property
@@ -265,11 +304,13 @@ class Index(Result):
     def _documents(self) -> dict[int, str]:
         return dict(self.rows("SELECT id, name FROM document"))
 
-    def _examples(self, latent: int, table: str = "examples") -> list[Example]:
+    def examples(self, latent: int, table: str = "examples") -> list[Example]:
+        """The examples of one of its `blobs`."""
         rows = self.rows(f"SELECT blob FROM {table} WHERE latent = ?", (latent,))
-        return [self._example(piece) for piece in unpack(rows[0][0])] if rows else []
+        return [self.example(piece) for piece in unpack(rows[0][0])] if rows else []
 
-    def _example(self, piece: Piece) -> Example:
+    def example(self, piece: Piece) -> Example:
+        """A packed example as text."""
         ids, values, anchor, document, position = piece
         tokens = readable(self._vocabulary.get(i, f"<{i}>") for i in ids.tolist())
         return Example(tokens, values.tolist(), anchor, self._documents.get(document, "?"), position, ids.tolist())
@@ -279,7 +320,7 @@ class Index(Result):
         if not n or not bins.any():
             return []
         inside: dict[int, list[Example]] = {}
-        for example in self._examples(latent, "bands"):
+        for example in self.examples(latent, "bands"):
             inside.setdefault(band_of(example.maximum, maximum, n), []).append(example)
         edges = [maximum * i / n for i in range(n + 1)]
         below = [0.0, *(share_below(bins, edge) for edge in edges[1:-1]), 1.0]

@@ -1,6 +1,7 @@
 """Making an index: one pass over a corpus for all latents of a dictionary."""
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,17 +15,23 @@ from ..data import TextSource, TokenStore, as_store
 from ..dictionaries import Dictionary
 from ..errors import BadInput, Mismatch
 from ..files import replacing
-from ..jobs import claim, module_fingerprint
+from ..jobs import claim, fingerprint, module_fingerprint
 from ..models import Model
 from ..progress import Meter
 from .config import IndexConfig
 from .corpus_pass import CorpusPass
 from .effects import CONVENTION, reaches_logits
 from .index import Index
+from .layout import SCHEMA
+from .token_sets import TokenSets
 from .writing import write
 
 WINDOWS = 16  # windows a batch when activations are read from shards
 STATE = "state.npz"
+
+# what of the config stands in the index
+SETTINGS = {*("examples", "bands", "band_examples", "decile_examples", "uniform", "near", "silent", "pairs")}
+SETTINGS |= {"left", "right", "corpus", "leave_out"}
 
 Batches = Iterator[tuple[ActivationBatch, int]]  # with each batch: windows done after it
 
@@ -42,11 +49,13 @@ def build_index(
 ) -> Index:
     """Index a dictionary over a corpus.
 
-    For every latent: count, moments, maximum and histogram of its activations, the tokens that it fires on, its
-    strongest examples, and some drawn from each of a few intervals of its activations: one a window, at most two a
+    For every latent: count, moments, maximum and histogram of its activations, windows and runs of tokens in which it
+    fires; the tokens, tokens before, pairs of tokens and sets of tokens that it fires on; latents that fire with it;
+    its strongest examples, and some drawn from a few intervals of its activations, from each tenth of its active
+    tokens, from all of them, and of the tokens at which it is silent by the least: one a window, at most two a
     document, no two with the same token after the same eight (boilerplate would fill the list). Their context is
-    `left` and `right` of the strongest token, cut at document borders. Special tokens, first positions and outliers
-    do not count; how many they were is in the index (`Index.meta["skipped"]`).
+    `left` and `right` of the strongest token, cut at document borders. Special tokens, first positions and outliers do
+    not count; how many they were is in the index (`Index.meta["skipped"]`).
 
     Interrupted, it goes on where it stopped when called again (the folder `PATH.partial` keeps the state), and gives
     the same index.
@@ -78,9 +87,9 @@ def build_index(
         "source": "model" if shards is None else "shards",
     }
     partial = target.with_name(target.name + ".partial")
-    weights = {"model_weights": module_fingerprint(model.hf)}
+    weights = {"model_weights": module_fingerprint(model.hf), "schema": SCHEMA}
     with claim(partial, config, work=STATE, made_with=made_with | weights), _removed_if_empty(partial):
-        so_far = CorpusPass(dictionary, store, config, partial / STATE, model.cfg.d_vocab)
+        so_far = CorpusPass(dictionary, store, config, partial / STATE, TokenSets.of(model))
         source = _from_model(model, so_far, skip, windows) if shards is None else _from_shards(shards, so_far, windows)
         _read(so_far, source, windows, quiet)
         with replacing(target) as temporary:
@@ -112,7 +121,10 @@ def _about(model: Model, so_far: CorpusPass, windows: int) -> dict[str, Any]:
     place = f"{dictionary.site_out} is not in the stream" if dictionary.has_site_out else "where it writes is unknown"
     direct = CONVENTION if reaches_logits(model, dictionary) else f"none: {place}"
     return {
-        **config.model_dump(include={"examples", "bands", "band_examples", "left", "right", "corpus", "leave_out"}),
+        **config.model_dump(include=SETTINGS),
+        "settings": fingerprint(json.dumps(config.model_dump(include=SETTINGS - {"corpus"}), sort_keys=True)),
+        "pairs_counted": so_far.pairs is not None,
+        "tokens_let_go": bool(so_far.words.pruned),
         "context": so_far.store.context,
         "effects": direct,
         "skipped": skipped | ({"all reasons": rest} if rest else {}),

@@ -16,10 +16,12 @@ from ..errors import BadInput
 from ..files import json_value
 from ..models import Model
 from ..results import Result
+from . import details
 from .effects import CONVENTION, logit_effects, logit_histogram, logit_moments
-from .evidence import Evidence, Example
+from .evidence import Band, Evidence, Example
 from .geometry import aligned_neurons, head_shares, neighbours, weight_statistics
 from .index import Index
+from .token_sets import set_effects
 
 SHOWN = 10  # tokens and neighbours a list
 
@@ -70,10 +72,14 @@ class Sources:
     def model(self) -> Model:
         return self._given(self.lm, "the model")
 
+    @property
+    def opened(self) -> Index:
+        index: Index = self._given(self.index, "an index: make one with `monosem latents index`")
+        return index
+
     @cached_property
     def evidence(self) -> Evidence:
-        index: Index = self._given(self.index, "an index: make one with `monosem latents index`")
-        return index.evidence(self.latent)
+        return self.opened.evidence(self.latent)
 
     def _given(self, held: Any, what: str) -> Any:
         if held is None:
@@ -119,23 +125,27 @@ def page(
 
 
 def _statistics(s: Sources) -> dict[str, Any]:
-    """Counts, density, maximum; moments over active tokens, and over all counted tokens (where silent ones are 0)."""
-    e = s.evidence
-    assert s.index is not None
-    row = s.index.table.iloc[s.latent]
+    """Counts, density, maximum; moments over active tokens, and over all counted tokens (where silent ones are 0).
+
+    consistency: firings a window in which it fires. run: mean length of its runs of neighbouring tokens.
+    """
+    e, index = s.evidence, s.opened
+    row = index.table.iloc[s.latent].drop("latent")
     active = {name: float(row[name]) for name in ("mean", "sd", "skew", "kurtosis")}
     return {
         "count": e.count,
-        "tokens": int(s.index.meta["tokens"]),
+        "tokens": int(index.meta["tokens"]),
         "density": e.density,
         "log10_density": float(np.log10(e.density)) if e.count else None,
         "maximum": e.maximum,
         "dead": e.count == 0,
         "active": active,
-        "all": s.index.moments_of_all(s.latent),
+        "all": index.moments_of_all(s.latent),
+        "consistency": float(row.get("consistency", np.nan)),
+        "run": float(row.get("run", np.nan)),
         "quantiles": {name.removeprefix("quantile "): value for name, value in e.quantiles.items()},
-        "skipped": s.index.meta.get("skipped", {}),
-        "skip": s.index.meta.get("skip", ""),
+        "skipped": index.meta.get("skipped", {}),
+        "skip": index.meta.get("skip", ""),
     }
 
 
@@ -153,12 +163,12 @@ def _logits(s: Sources) -> dict[str, Any]:
     """Direct effects on next-token logits: strongest both ways; with a model also of the whole vocabulary."""
     if s.lm is None:
         e = s.evidence
-        assert s.index is not None
         if not e.promoted:
-            raise BadInput(f"direct effect on the logits: {s.index.meta.get('effects', 'unknown')}")
+            raise BadInput(f"direct effect on the logits: {s.opened.meta.get('effects', 'unknown')}")
         sides = {"promoted": e.promoted[:SHOWN], "suppressed": e.suppressed[:SHOWN]}
         listed = {side: [{"token": t, "effect": v} for t, v in pairs] for side, pairs in sides.items()}
-        return listed | {"convention": s.index.meta.get("effects", ""), "histogram": None, "moments": None}
+        whole = {"histogram": None, "moments": None} if s.opened.meta["schema"] < 2 else _summary(s)
+        return listed | {"convention": s.opened.meta.get("effects", "")} | whole
     (effects,) = logit_effects(s.model, s.dictionary, torch.tensor([s.latent]))
     edges, counts = logit_histogram(effects[0])
     moments = logit_moments(effects)[:, 0].tolist()
@@ -175,6 +185,10 @@ def _logits(s: Sources) -> dict[str, Any]:
         "histogram": {"edges": edges, "counts": counts},
         "moments": dict(zip(("sd", "skew", "kurtosis"), moments)),
     }
+
+
+def _summary(s: Sources) -> dict[str, Any]:
+    return details.logit_summary(s.opened, s.latent)
 
 
 def _geometry(s: Sources) -> dict[str, Any]:
@@ -232,11 +246,82 @@ def _examples(s: Sources) -> list[dict[str, Any]]:
 
 
 def _intervals(s: Sources) -> list[dict[str, Any]]:
-    """Equal widths from 0 (left out) to the maximum, strongest first; share of the active tokens."""
+    """Equal widths from 0 (left out) to the maximum, strongest first; shares of the active tokens and of their whole
+    activation (of magnitudes, as far as the histogram tells)."""
+    return [_band(band, s.evidence) for band in s.evidence.bands]
+
+
+def _band(band: Band, of: Evidence) -> dict[str, Any]:
+    histogram = [(low, min(high, of.maximum), count) for low, high, count in of.histogram]
+    return {
+        "low": band.low,
+        "high": band.high,
+        "share": band.share,
+        "mass": mass_between(histogram, band.low, band.high),
+        "examples": [_example(example) for example in band.examples],
+    }
+
+
+def mass_between(histogram: list[tuple[float, float, int]], low: float, high: float) -> float:
+    """Share of the summed magnitudes that lies between two, if activations are spread over log2 evenly in each bin."""
+    parts = [(n / max(np.log(b / a), 1e-9), a, b) for a, b, n in histogram]
+    inside = sum(rate * max(min(b, high) - max(a, low), 0.0) for rate, a, b in parts)
+    whole = sum(rate * (b - a) for rate, a, b in parts)
+    return float(inside / whole) if whole else 0.0
+
+
+def _deciles(s: Sources) -> list[dict[str, Any]]:
+    """Tenths of its active tokens, strongest first, with examples drawn from each."""
+    return [_band(band, s.evidence) for band in details.deciles(s.opened, s.latent)]
+
+
+def _uniform(s: Sources) -> list[dict[str, Any]]:
+    """Drawn from all tokens at which it is active alike."""
+    return [_example(example) for example in details.uniform(s.opened, s.latent)]
+
+
+def _near(s: Sources) -> list[dict[str, Any]]:
+    """Silent tokens with its highest pre-activations."""
+    found = details.near_misses(s.opened, s.latent)
+    return [_example(example) | {"preactivation": value} for example, value in found]
+
+
+def _silent(s: Sources) -> list[dict[str, Any]]:
+    """Places drawn from the whole corpus around which it is silent."""
+    return [_example(example) for example in details.silent(s.opened, s.latent)]
+
+
+def _patterns(s: Sources) -> dict[str, Any]:
+    """Tokens, tokens before and pairs of tokens that it fires on, with lift; how varied they are, in bits."""
+    found = details.token_patterns(s.opened, s.latent)
+    names = ("token", "count", "mass", "lift")
+    for listed in ("tokens", "before"):
+        found[listed] = [dict(zip(names, row)) for row in found[listed]]
+    found["bigrams"] = [dict(zip(("before", "token", "count", "mass"), row)) for row in found["bigrams"]]
+    return found
+
+
+def _coactive(s: Sources) -> list[dict[str, Any]]:
+    """Latents that fire with it, by exact counts over all counted tokens."""
+    labels = {} if s.opened.explanations is None else s.opened.explanations.all
+    rows = details.coactive(s.opened, s.latent).to_dict(orient="records")
     return [
-        {"low": b.low, "high": b.high, "share": b.share, "examples": [_example(example) for example in b.examples]}
-        for b in s.evidence.bands
+        {str(k): v for k, v in row.items()}
+        | {"label": labels[row["latent"]].label if row["latent"] in labels else None}
+        for row in rows
     ]
+
+
+def _enrichment(s: Sources) -> list[dict[str, Any]]:
+    """Sets of tokens that it fires on more, or less, than their share of the corpus; the surest first."""
+    table = details.enrichment(s.opened, s.latent).head(SHOWN)
+    return [{str(k): v for k, v in row.items()} for row in table.to_dict(orient="records")]
+
+
+def _set_effects(s: Sources) -> list[dict[str, Any]]:
+    """Sets of tokens that it promotes or suppresses as a whole, by its direct effects; the strongest first."""
+    table = set_effects(s.model, s.dictionary, [s.latent]).table.head(SHOWN).drop(columns="latent")
+    return [{str(k): v for k, v in row.items()} for row in table.to_dict(orient="records")]
 
 
 def _explanation(s: Sources) -> dict[str, Any]:
@@ -266,6 +351,14 @@ PARTS: dict[str, Callable[[Sources], Any]] = {
     "heads": _heads,
     "examples": _examples,
     "intervals": _intervals,
+    "deciles": _deciles,
+    "uniform": _uniform,
+    "near": _near,
+    "silent": _silent,
+    "patterns": _patterns,
+    "coactive": _coactive,
+    "enrichment": _enrichment,
+    "set_effects": _set_effects,
     "explanation": _explanation,
     "provenance": _provenance,
 }

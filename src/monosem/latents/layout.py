@@ -1,8 +1,12 @@
 """How an index lies in its SQLite file: tables, the bins of histograms, and packed examples.
 
 Tables: `meta` (key, JSON value); `latent` (numbers, histogram, token lists); `examples` (the strongest, one compressed
-blob a latent); `bands` (examples drawn from intervals of activation, likewise); `document` (id, name); `token` (id, and
-text, or bytes where they are not whole characters: the tokens that occur).
+blob a latent); `bands`, `deciles`, `uniform` (examples drawn from intervals of activation, from tenths of the active
+tokens, from all of them), `near` (tokens at which it is silent by the least), likewise; `silent` (places drawn from the
+whole corpus, with the latents that are active there); `coactive` (latents that fire with it); `token_set` (name, how
+many counted tokens are in it); `document` (id, name); `token` (id, text, or bytes where they are not whole characters,
+and how often it was counted, and stood before a counted one: the tokens that occur); `words` (full-text search in the
+examples).
 """
 
 import math
@@ -11,19 +15,30 @@ import zlib
 import numpy as np
 import pandas as pd
 
-SCHEMA = 1
+SCHEMA = 2
+READABLE = (1, 2)  # 1: up to `bands`; what later schemas added is missing, and said to be
+SAMPLES = ("examples", "bands", "deciles", "uniform", "near")  # tables of packed examples
+DECILES = 10
 EDGES = 2.0 ** np.linspace(-10, 14, 65)  # of the 64 histogram bins; values outside fall into the first or last
 BINS = len(EDGES) - 1
 
 TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 CREATE TABLE latent (id INTEGER PRIMARY KEY, count INTEGER, s1 REAL, s2 REAL, s3 REAL, s4 REAL, maximum REAL,
-                     histogram BLOB, tokens TEXT, promoted TEXT, suppressed TEXT);
+                     histogram BLOB, tokens TEXT, promoted TEXT, suppressed TEXT, windows INTEGER, runs INTEGER,
+                     common REAL, entropy REAL, entropy_before REAL, before TEXT, bigrams TEXT, sets BLOB, logits BLOB);
 CREATE TABLE examples (latent INTEGER PRIMARY KEY, blob BLOB);
 CREATE TABLE bands (latent INTEGER PRIMARY KEY, blob BLOB);
+CREATE TABLE deciles (latent INTEGER PRIMARY KEY, blob BLOB);
+CREATE TABLE uniform (latent INTEGER PRIMARY KEY, blob BLOB);
+CREATE TABLE near (latent INTEGER PRIMARY KEY, blob BLOB, before TEXT);
+CREATE TABLE silent (id INTEGER PRIMARY KEY, blob BLOB, active BLOB);
+CREATE TABLE coactive (latent INTEGER PRIMARY KEY, count INTEGER, s1 REAL, s2 REAL, others BLOB);
+CREATE TABLE token_set (id INTEGER PRIMARY KEY, name TEXT, counted INTEGER);
 CREATE TABLE document (id INTEGER PRIMARY KEY, name TEXT);
-CREATE TABLE token (id INTEGER PRIMARY KEY, text TEXT);
+CREATE TABLE token (id INTEGER PRIMARY KEY, text TEXT, counted INTEGER, before INTEGER);
 """
+WORDS = "CREATE VIRTUAL TABLE words USING fts5(text, content='')"  # a row a latent: the texts of its examples
 
 
 Piece = tuple[np.ndarray, np.ndarray, int, int, int]  # token ids, activations, anchor, document, position
@@ -60,6 +75,20 @@ def unpacked(blob: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return head, ids, _unplanes(body[start + 4 * total :], "<u2").view("<f2").astype(np.float32)
 
 
+def pack_logits(moments: np.ndarray, edges: list[float], counts: list[int]) -> bytes:
+    """Statistics of a latent's direct effects: sd, skew, kurtosis; the histogram's ends and its counts."""
+    head = np.array([*moments, edges[0], edges[-1]], dtype="<f4").tobytes()
+    return zlib.compress(head + np.array(counts, dtype="<u4").tobytes(), 9)
+
+
+def unpack_logits(blob: bytes) -> tuple[list[float], list[float], list[int]]:
+    """((sd, skew, kurtosis), edges, counts)."""
+    body = zlib.decompress(blob)
+    *moments, low, high = np.frombuffer(body, "<f4", 5).tolist()
+    counts = np.frombuffer(body, "<u4", -1, 20).tolist()
+    return moments, np.linspace(low, high, len(counts) + 1).tolist(), counts
+
+
 def _planes(values: np.ndarray) -> bytes:
     """All first bytes, then all second bytes, ...: high bytes repeat, so that zlib finds them."""
     return values.view(np.uint8).reshape(len(values), -1).T.tobytes()
@@ -78,6 +107,11 @@ def bins_of(values: np.ndarray) -> np.ndarray:
 def band_of(value: float, maximum: float, bands: int) -> int:
     """Which of so many intervals of equal width, from 0 to the maximum, holds a magnitude (its upper end included)."""
     return min(max(math.ceil(abs(value) / maximum * bands) - 1, 0), bands - 1)
+
+
+def decile_of(bins: np.ndarray, value: float) -> int:
+    """Which tenth of the active tokens, from the weakest (0), holds a magnitude, as far as the histogram tells."""
+    return min(int(share_below(bins, abs(value)) * DECILES), DECILES - 1)
 
 
 def share_below(bins: np.ndarray, value: float) -> float:

@@ -19,16 +19,18 @@ from ..errors import BadInput
 from ..models import Model
 from ..reading import parse_json
 from ..results import Tabled, analysis
+from .coactivation import unpack_pairs
 from .corpus_pass import ECHO, PER_DOCUMENT
 from .effects import extreme_tokens, reaches_logits
 from .index import Index
-from .layout import EDGES, SCHEMA, Piece, band_of, unpack
+from .layout import EDGES, READABLE, SAMPLES, Piece, band_of, decile_of, unpack
 from .writing import SHOWN_TOKENS
 
 HALF = 2e-3  # relative error of what is kept in half precision
 SAMPLED = 32  # latents whose promoted tokens are computed again
 SAID = ("model", "site", "dtype", "skip", "weights", "store", "windows", "context", "source", "effects")
 KEPT = ("corpus", "examples", "bands", "band_examples", "left", "right")
+KEPT_LATER = ("decile_examples", "uniform", "near")  # since schema 2
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,19 @@ class Entry:
     tokens: list[tuple[int, int, float]]
     promoted: list[tuple[int, float]]
     suppressed: list[tuple[int, float]]
-    examples: list[Piece]
-    bands: list[Piece]
+    samples: dict[str, list[Piece]]  # by table
+    pairs: tuple[int, np.ndarray, np.ndarray] | None  # (count, others, both)
     meta: dict[str, Any]
     threshold: float
 
     @property
+    def examples(self) -> list[Piece]:
+        return self.samples["examples"]
+
+    @property
     def pieces(self) -> list[Piece]:
-        return [*self.examples, *self.bands]
+        """Of all tables in which the anchor is active."""
+        return [piece for table, held in self.samples.items() if table != "near" for piece in held]
 
 
 @dataclass(frozen=True)
@@ -116,13 +123,16 @@ def check_index(index: Index, *, model: Model | None = None) -> IndexCheck:
 
 def entries(index: Index, dictionary: Dictionary) -> Iterator[Entry]:
     """What the file says of each latent, in their order."""
-    meta = dict.fromkeys(KEPT, sys.maxsize) | {"bands": 0} | index.meta
+    meta = dict.fromkeys((*KEPT, *KEPT_LATER), sys.maxsize) | {"bands": 0} | index.meta
     blobs = {table: dict(index.rows(f"SELECT latent, blob FROM {table}")) for table in index.blobs}
+    held_pairs = index.rows("SELECT latent, count, others FROM coactive") if "coactive" in index.tables else []
+    pairs = {latent: rest for latent, *rest in held_pairs}
     for row in index.rows(
         "SELECT id, count, s1, s2, s3, s4, maximum, histogram, tokens, promoted, suppressed FROM latent ORDER BY id"
     ):
         latent, count, *sums, maximum, histogram, tokens, promoted, suppressed = row
         pieces = {table: unpack(held[latent]) if latent in held else [] for table, held in blobs.items()}
+        paired = (pairs[latent][0], *unpack_pairs(pairs[latent][1])[:2]) if latent in pairs else None
         yield Entry(
             latent,
             count,
@@ -132,8 +142,8 @@ def entries(index: Index, dictionary: Dictionary) -> Iterator[Entry]:
             parse_json(tokens),
             parse_json(promoted),
             parse_json(suppressed),
-            pieces["examples"],
-            pieces.get("bands", []),
+            {table: pieces.get(table, []) for table in SAMPLES},
+            paired,
             meta,
             0.0 if dictionary.threshold is None else max(float(dictionary.threshold[latent]), 0.0),
         )
@@ -158,7 +168,7 @@ def _named(index: Index, dictionary: Dictionary) -> Iterator[bool]:
 
 
 FILE_RULES: dict[str, Callable[[Index, Dictionary], Iterable[bool]]] = {
-    "it is of this schema": lambda index, sae: [index.meta.get("schema") == SCHEMA],
+    "it is of this schema": lambda index, sae: [index.meta.get("schema") in READABLE],
     "it says what it is made of": lambda index, sae: [bool(index.meta.get(key)) for key in SAID],
     "it says how much is kept": lambda index, sae: [key in index.meta for key in KEPT],
     "it is of these weights": lambda index, sae: [index.meta["weights"] == sae.fingerprint],
@@ -253,7 +263,7 @@ def _thresholds(e: Entry) -> Iterator[bool]:
 
 
 def _documents(e: Entry) -> Iterator[bool]:
-    for pieces in (e.examples, e.bands):
+    for pieces in e.samples.values():
         used: dict[int, int] = {}
         for *_, document, _ in pieces:
             used[document] = used.get(document, 0) + 1
@@ -263,7 +273,7 @@ def _documents(e: Entry) -> Iterator[bool]:
 def _duplicates(e: Entry) -> Iterator[bool]:
     """No two with the same token after the same eight."""
     span = min(ECHO, e.meta["left"])
-    for pieces in (e.examples, e.bands):
+    for pieces in e.samples.values():
         seen: set[bytes] = set()
         for ids, _, anchor, *_ in pieces:
             wording = ids[max(0, anchor - span) : anchor + 1].tobytes()
@@ -274,11 +284,33 @@ def _duplicates(e: Entry) -> Iterator[bool]:
 def _bands(e: Entry) -> Iterator[bool]:
     if not e.meta.get("bands"):
         return
-    found = [band_of(value, e.maximum, e.meta["bands"]) for value in _strengths(e.bands)]
+    found = [band_of(value, e.maximum, e.meta["bands"]) for value in _strengths(e.samples["bands"])]
     yield found == sorted(found, reverse=True)
     yield bool(found) == (e.count > 0)
     for band in set(found):
         yield found.count(band) <= e.meta["band_examples"]
+
+
+def _deciles(e: Entry) -> Iterator[bool]:
+    if not e.samples["deciles"]:
+        return
+    found = [decile_of(e.bins, value) for value in _strengths(e.samples["deciles"])]
+    yield found == sorted(found, reverse=True)
+    for decile in set(found):
+        yield found.count(decile) <= e.meta["decile_examples"]
+
+
+def _near(e: Entry) -> Iterator[bool]:
+    yield len(e.samples["near"]) <= e.meta["near"] and len(e.samples["uniform"]) <= e.meta["uniform"]
+    for _, values, anchor, *_ in e.samples["near"]:
+        yield values[anchor] == 0
+
+
+def _pairs(e: Entry) -> Iterator[bool]:
+    if e.pairs is not None:
+        count, others, both = e.pairs
+        yield count <= e.count and e.latent not in others and len({*others.tolist()}) == len(others)
+        yield bool(((both > 0) & (both <= count)).all())
 
 
 LATENT_RULES: dict[str, Callable[[Entry], Iterable[bool]]] = {
@@ -295,6 +327,9 @@ LATENT_RULES: dict[str, Callable[[Entry], Iterable[bool]]] = {
     "at most two examples of a document": _documents,
     "no two examples with the same wording": _duplicates,
     "examples by interval": _bands,
+    "examples by tenth": _deciles,
+    "near misses are silent": _near,
+    "pairs are possible": _pairs,
 }
 
 

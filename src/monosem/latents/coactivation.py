@@ -1,0 +1,122 @@
+"""Which latents fire together: exact counts over all pairs, from the sparse codes of every token."""
+
+import zlib
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+
+from .tallies import Firings, rank_in_group
+
+MOST = 256  # of a token with more active latents the strongest count
+GIB = 2**30
+CELL = 8  # bytes a pair: a count in 32 bits, a sum of products in 32
+
+
+class Coactivation:
+    """For every pair of latents: tokens at which both are active, and the sum of the products of their activations.
+
+    Pairs lie in a triangle: (i, j) with i > j at i (i - 1) / 2 + j. Of a token with more than `MOST` active latents
+    only the strongest count, in a latent's own numbers (count, s1, s2) as well: all measures are of the same tokens.
+    """
+
+    def __init__(self, width: int):
+        self.width = width
+        self.both = np.zeros(width * (width - 1) // 2, dtype=np.int32)
+        self.product = np.zeros(len(self.both), dtype=np.float32)
+        self.own = np.zeros((3, width))
+
+    @staticmethod
+    def memory(width: int) -> float:
+        """GiB that it takes."""
+        return CELL * width * (width - 1) / 2 / GIB
+
+    def add(self, f: Firings) -> None:
+        order = np.lexsort((-np.abs(f.value), f.row))
+        order = order[rank_in_group(f.row[order]) < MOST]
+        order = order[np.lexsort((f.latent[order], f.row[order]))]
+        latent, value = f.latent[order], f.value[order].astype(np.float64)
+        for sums, power in zip(self.own, (np.ones_like(value), value, value**2)):
+            sums += np.bincount(latent, weights=power, minlength=self.width)
+        rank = rank_in_group(f.row[order])  # how many latents of the same token come before each
+        high = np.repeat(np.arange(len(latent)), rank)
+        low = high - 1 - rank_in_group(high)
+        cells = latent[high] * (latent[high] - 1) // 2 + latent[low]
+        np.add.at(self.both, cells, np.int32(1))
+        np.add.at(self.product, cells, (value[high] * value[low]).astype(np.float32))
+
+    def with_latent(self, latent: int) -> tuple[Int[np.ndarray, "width"], Float[np.ndarray, "width"]]:
+        """Counts and products of a latent with every other one; 0 with itself."""
+        others = np.arange(self.width)
+        high, low = np.maximum(others, latent), np.minimum(others, latent)
+        cells = high * (high - 1) // 2 + low
+        cells[latent] = 0  # no pair
+        both, product = self.both[cells].astype(np.int64), self.product[cells].astype(np.float64)
+        both[latent] = product[latent] = 0
+        return both, product
+
+    def kept(self, latent: int, n: int, tokens: int) -> bytes:
+        """The n others with the largest Jaccard index and the n with the largest correlation, packed."""
+        both, product = self.with_latent(latent)
+        found = measures(self.own[:, [latent]], self.own, both, product, tokens)
+        ranked = [np.where(both > 0, np.nan_to_num(found[by], nan=-2), -3) for by in ("jaccard", "pearson")]
+        chosen = np.unique(np.concatenate([np.argsort(-one, kind="stable")[:n] for one in ranked]))
+        chosen = chosen[both[chosen] > 0]
+        return pack_pairs(chosen, both[chosen], product[chosen])
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {"pairs_both": self.both, "pairs_product": self.product, "pairs_own": self.own}
+
+    def load(self, state: dict[str, np.ndarray]) -> None:
+        self.both, self.product, self.own = (state[f"pairs_{name}"] for name in ("both", "product", "own"))
+
+
+def measures(
+    own: Float[np.ndarray, "3 1"],
+    others: Float[np.ndarray, "3 n"],
+    both: Int[np.ndarray, "n"],
+    product: Float[np.ndarray, "n"],
+    tokens: int,
+) -> dict[str, Float[np.ndarray, "n"]]:
+    """How a latent i goes with others j, over all counted tokens (activations are 0 where a latent is silent).
+
+    jaccard: tokens with both / with either. pmi: log2 P(i, j) / (P(i) P(j)), in bits. given: P(j active | i active).
+    given_other: P(i active | j active). pearson: of the activations.
+    `own` and `others` are (count, sum, sum of squares).
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        covariance = product / tokens - own[1] * others[1] / tokens**2
+        variances = [one[2] / tokens - (one[1] / tokens) ** 2 for one in (own, others)]
+        return {
+            "jaccard": both / (own[0] + others[0] - both),
+            "pmi": np.log2(both * float(tokens) / (own[0] * others[0])),
+            "given": both / own[0],
+            "given_other": both / others[0],
+            "pearson": covariance / np.sqrt(np.maximum(variances[0], 0) * np.maximum(variances[1], 0)),
+        }
+
+
+def pack_pairs(others: Int[np.ndarray, "n"], both: Int[np.ndarray, "n"], product: Float[np.ndarray, "n"]) -> bytes:
+    body = others.astype("<u4").tobytes() + both.astype("<u4").tobytes() + product.astype("<f8").tobytes()
+    return zlib.compress(body, 9)
+
+
+def unpack_pairs(blob: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    body = zlib.decompress(blob)
+    n = len(body) // 16
+    others, both = (np.frombuffer(body, "<u4", n, at).astype(np.int64) for at in (0, 4 * n))
+    return others, both, np.frombuffer(body, "<f8", n, 8 * n)
+
+
+def pair_table(latent: tuple[Any, ...], rows: dict[int, tuple[Any, ...]], tokens: int) -> pd.DataFrame:
+    """One row a latent that fires with this one: latent, both, and `measures`; the largest Jaccard index first.
+
+    Args:
+        latent: its row of the table `coactive`. rows: other latents' (count, s1, s2).
+    """
+    others, both, product = unpack_pairs(latent[3])
+    own = np.array(latent[:3], dtype=float)[:, None]
+    theirs = np.array([rows[other] for other in others.tolist()], dtype=float).reshape(-1, 3).T
+    found = {"latent": others, "both": both} | measures(own, theirs, both, product, tokens)
+    return pd.DataFrame(found).sort_values("jaccard", ascending=False, kind="stable", ignore_index=True)
