@@ -7,7 +7,7 @@
 | trained | a GPT-2 of two layers, trained under interchange interventions; its circuit is all edges of its nodes |
 | gpt-nano-sort | a trained model (--shared) of no known circuit: edges with an exact effect above a tenth stand in |
 
-    python recipes/circuit_organisms.py --out runs/organisms --shared ../shared/data      # minutes on one core
+    python recipes/circuit_organisms.py --out runs/organisms                              # minutes on one core
 """
 
 import argparse
@@ -36,7 +36,8 @@ from tiny_planted import PLANTED, planted
 from tiny_tracr import PROGRAMS, compiled
 
 V = 6  # tokens of the trained organism: it answers x3 where x1 = x2, and x3 + V where they differ
-HEADS, LAYERS, WIDTH, STEPS = 2, 2, 48, 2500
+HEADS, LAYERS, WIDTH, STEPS = 2, 2, 48, 1200
+METHODS = ["exact", *EDGE_METHODS, "eap-oa", "edge-pruning", "ugs"]  # eap-oa: eap with optimal constants
 CARRIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # node -> the answer when it is taken from another prompt
     "a0.h0": lambda base, source: torch.cat([source[:, :2], base[:, 2:]], 1),
     "m0": lambda base, source: torch.cat([source[:, :2], base[:, 2:]], 1),
@@ -152,7 +153,7 @@ def found_by(method: str, model: Model, pairs: TokenPairs, truth: Circuit, corru
     options: dict[str, Any] = {"corruption": corruption, "quiet": True, "batch_size": len(pairs)}
     if method == "exact":
         return exact(model, pairs, **options)
-    if method == "eap, optimal constants":
+    if method == "eap-oa":
         best = optimal_ablation(model, pairs, steps=20, batch_size=len(pairs), quiet=True)
         return attribute(model, pairs, "eap", **(options | {"corruption": best.corruption}))
     if method in ("edge-pruning", "ugs"):
@@ -161,45 +162,59 @@ def found_by(method: str, model: Model, pairs: TokenPairs, truth: Circuit, corru
     return attribute(model, pairs, method, **options)
 
 
-def main(out: Path, shared: Path | None, steps: int) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    organisms: dict[str, tuple[TokenPairs, Circuit, Model]] = {name: planted(name) for name in PLANTED}
-    organisms |= {name: compiled(name)[:3] for name in PROGRAMS}
-    began = time.perf_counter()
-    *parts, right = trained(steps)
-    organisms["trained"] = tuple(parts)  # type: ignore[assignment]
-    print(f"trained in {time.perf_counter() - began:.0f} s; shares right: {json.dumps(right)}")
-    if shared is not None:
-        pairs, model = nano_sort(shared)
-        logits = model.run(pairs.clean, logits="last").logits
-        assert logits is not None
-        print(f"gpt-nano-sort answers {int((logits.argmax(-1) == pairs.right).sum())} of {len(pairs)} right")
-        known = exact(model, pairs, quiet=True)
-        large = known.values.abs() > 0.1 * abs(known.clean - known.corrupted)
-        organisms["gpt-nano-sort"] = pairs, Circuit(known.graph, large & known.graph.real), model
-    methods = ["exact", *EDGE_METHODS, "eap, optimal constants", "edge-pruning", "ugs"]
+def organism(name: str, shared: Path | None, steps: int) -> tuple[TokenPairs, Circuit, Model]:
+    """Pairs, the known circuit, and the model."""
+    if name in PLANTED:
+        return planted(name)
+    if name in PROGRAMS:
+        return compiled(name)[:3]
+    if name == "trained":
+        began = time.perf_counter()
+        *parts, right = trained(steps)
+        print(f"trained in {time.perf_counter() - began:.0f} s; shares right: {json.dumps(right)}", flush=True)
+        return tuple(parts)  # type: ignore[return-value]
+    if shared is None:
+        raise SystemExit("gpt-nano-sort is read from --shared FOLDER/models/gpt_nano_sort")
+    pairs, model = nano_sort(shared)
+    logits = model.run(pairs.clean, logits="last").logits
+    assert logits is not None
+    print(f"gpt-nano-sort answers {int((logits.argmax(-1) == pairs.right).sum())} of {len(pairs)} right", flush=True)
+    known = exact(model, pairs, quiet=True)
+    large = known.values.abs() > 0.1 * abs(known.clean - known.corrupted)
+    return pairs, Circuit(known.graph, large & known.graph.real), model
+
+
+def measured(name: str, pairs: TokenPairs, truth: Circuit, model: Model) -> list[dict[str, Any]]:
+    """A row a method, against zeros and against the corrupted prompts."""
     rows = []
-    for name, (pairs, truth, model) in organisms.items():
-        for label, corruption in (("zero", zero()), ("prompts", None)):
-            if name == "gpt-nano-sort" and label == "zero":
-                continue  # its circuit is of prompts
-            for method in methods:
-                began = time.perf_counter()
-                scores = found_by(method, model, pairs, truth, corruption)
-                seconds, found = time.perf_counter() - began, recovery(scores, truth)
-                rows.append({
-                    "organism": name, "corruption": label, "method": method, "edges": truth.n_edges,
-                    "of": truth.graph.n_edges, "auroc": found.auroc.value, "precision": found.precision, "s": seconds,
-                })  # fmt: skip
+    for label, corruption in (("zero", zero()), ("prompts", None)):
+        if name == "gpt-nano-sort" and label == "zero":
+            continue  # its circuit is of prompts
+        for method in METHODS:
+            began = time.perf_counter()
+            scores = found_by(method, model, pairs, truth, corruption)
+            seconds, found = time.perf_counter() - began, recovery(scores, truth)
+            rows.append({
+                "organism": name, "corruption": label, "method": method, "edges": truth.n_edges,
+                "of": truth.graph.n_edges, "auroc": found.auroc.value, "precision": found.precision, "s": seconds,
+            })  # fmt: skip
+    return rows
+
+
+def main(out: Path, names: list[str], shared: Path | None, steps: int) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        rows += measured(name, *organism(name, shared, steps))
         pd.DataFrame(rows).to_csv(out / "organisms.csv", index=False)
         print(f"{name} done", flush=True)
     table = pd.DataFrame(rows)
     table["cell"] = [f"{row.auroc:.2f}, {row.precision:.2f}" for row in table.itertuples()]
-    wide = table.pivot(index="method", columns=["organism", "corruption"], values="cell").loc[methods]
+    wide = table.pivot(index="method", columns=["organism", "corruption"], values="cell").loc[METHODS]
     wide.columns = [f"{name}, {label}" for name, label in wide.columns]
-    wide["seconds"] = [f"{table.loc[table['method'] == method, 's'].sum():.1f}" for method in methods]
+    wide["seconds"] = [f"{table.loc[table['method'] == method, 's'].sum():.1f}" for method in METHODS]
     print("| method | " + " | ".join(wide.columns) + " |\n|---|" + "--:|" * len(wide.columns))
-    for method, cells in zip(methods, wide.fillna("").to_numpy().tolist()):
+    for method, cells in zip(METHODS, wide.fillna("").to_numpy().tolist()):
         print(f"| `{method}` | " + " | ".join(cells) + " |")
 
 
@@ -208,5 +223,6 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=Path("runs/organisms"))
     parser.add_argument("--shared", type=Path, help="folder with models/gpt_nano_sort")
     parser.add_argument("--steps", type=int, default=STEPS, help="of training")
+    parser.add_argument("--organisms", nargs="+", default=[*PLANTED, *PROGRAMS, "trained"], help="also gpt-nano-sort")
     given = parser.parse_args()
-    main(given.out, given.shared, given.steps)
+    main(given.out, given.organisms, given.shared, given.steps)

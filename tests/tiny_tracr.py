@@ -38,6 +38,7 @@ def compiled(name: str) -> tuple[TokenPairs, Circuit, Model, list[float]]:
 def _gpt2(held: dict[str, Any], weights: dict[str, Tensor]) -> GPT2LMHeadModel:
     heads, key, d = held["heads"], held["key_size"], len(held["labels"])
     width = max(key, -(-d // heads))
+    width += width % 2  # norms are read off in halves of the stream
     config = GPT2Config(
         vocab_size=len(held["tokens"]), n_positions=len(weights["pos_embed/embeddings"]), n_embd=heads * width,
         n_layer=held["layers"], n_head=heads, n_inner=weights["layer_0/mlp/linear_1/w"].shape[1],
