@@ -109,7 +109,7 @@ def by_hand(kind, p, tokens):
     """The score of the tokens (a NumPy matrix) of one text from the parts of a probe."""
     z = (tokens - p["mean"]) / p["scale"] / np.sqrt(tokens.shape[1])
     h = np.maximum(z @ p["u"].T + p["c"], 0) if "u" in p else z
-    total = p["bias"]
+    total = float(p["bias"])
     for k in range(len(p["v"])):
         said = h @ p["v"][k]
         if kind == "gated_bipolar":
