@@ -167,7 +167,12 @@ def probe_tables(results: list[Result]) -> str:
     places, n, d = result["shape"]
     head = ["fits/s", "slowest – fastest", "`monosem` is × as fast", "largest error of a weight"]
     lines = [[one["name"], *speeds(one), f"{one['error']:.0e}"] for one in result["rows"]]
-    return table([f"{result['fits']} fits: {places} layers, {n} texts, d = {d}", *head], lines)
+    found = table([f"{result['fits']} fits: {places} layers, {n} texts, d = {d}", *head], lines)
+    if "chosen" in result:  # not in what was measured before it was asked
+        lines = [[one["name"], *speeds(one), f"{one['auroc']:.2f}"] for one in result["chosen"]["rows"]]
+        head = ["layers/s", "slowest – fastest", "`probes.fit` is × as fast", "mean AUROC, held out"]
+        found += "\n" + table(["one probe a layer, its strength chosen", *head], lines)
+    return found
 
 
 def direction_tables(results: list[Result]) -> str:
