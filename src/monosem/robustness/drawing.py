@@ -1,5 +1,6 @@
 """The figures of a report, from its results alone."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,9 @@ from ..errors import require
 from ..plots import Figure
 from .attacks import ATTACKS
 from .curves import Row, arms_of, controls_of
+
+# attacks may have the same rate at the same price, as ablation and the first subspace have
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
 
 
 def drawings(results: Mapping[str, Any]) -> dict[str, tuple[Figure, str]]:
@@ -19,7 +23,7 @@ def drawings(results: Mapping[str, Any]) -> dict[str, tuple[Figure, str]]:
         found[f"{start}success"] = (
             _success(rows, results["config"]),
             "Share of prompts on which the attack succeeds, against what it costs on unrelated prompts. Each point is "
-            "a strength; bars: 95 % intervals. Open circles: random directions and shuffled labels, same strengths.",
+            "a strength; bars: 95 % intervals. Open marks: random directions and shuffled labels, same strengths.",
         )
         found[f"{start}scale"] = (
             _scale(rows, parts),
@@ -42,19 +46,30 @@ def drawings(results: Mapping[str, Any]) -> dict[str, tuple[Figure, str]]:
 def _success(rows: list[Row], config: Mapping[str, Any]) -> Figure:
     figure = require("plotly.graph_objects", "plots").Figure()
     for place, name in enumerate(dict.fromkeys(row["attack"] for row in rows if row.get("kl_token"))):
-        color = plots.LINES[place % len(plots.LINES)]
-        arms = arms_of(rows, name)
+        color, symbol = plots.LINES[place % len(plots.LINES)], SYMBOLS[place % len(SYMBOLS)]
+        arms, drawn = arms_of(rows, name), {"color": color, "symbol": symbol, "size": 9}
         figure.add_scatter(
-            **_curve(arms, "success"), mode="lines+markers", name=ATTACKS[name].title, line={"color": color}
+            **_curve(arms, "success"),
+            mode="lines+markers",
+            name=ATTACKS[name].title,
+            line={"color": color},
+            marker=drawn,
+            opacity=0.8,
         )
         others = [row for control in controls_of(rows, name) for row in arms_of(rows, name, control)]
-        marker = {"color": color, "symbol": "circle-open", "size": 7}
+        marker = drawn | {"symbol": f"{symbol}-open", "size": 8}
         held = _curve(others, "success") | {"error_y": None}
         figure.add_scatter(**held, mode="markers", marker=marker, showlegend=False)
     figure.add_vline(x=config["budget"], line={"color": plots.FAINT, "dash": "dot"})
     figure.update_yaxes(range=[-0.05, 1.05])
-    figure.update_xaxes(type="log", tickformat="~g")
+    figure.update_xaxes(type="log", tickformat="~g", dtick=1 if _decades(figure) > 2 else "D2")
     return plots.style(figure, "KL a token on unrelated prompts (nats)", "success of the attack", height=440)
+
+
+def _decades(figure: Figure) -> float:
+    """How many powers of ten the points span."""
+    x = [value for trace in figure.data for value in trace.x]
+    return math.log10(max(x) / min(x)) if x else 0.0
 
 
 def _curve(arms: list[Row], what: str) -> dict[str, Any]:
