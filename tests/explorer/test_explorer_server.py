@@ -243,6 +243,22 @@ def test_steering_streams_and_ends_as_generate_does(served, home):
         assert events[-1]["result"][side] == expected.texts[0]
 
 
+def test_a_prompt_matrix_leaves_out_what_the_dictionary_was_not_trained_on(served, home):
+    end = served.job(kind="prompt", dictionary="sae", text=TEXT, n=4)
+    found = end["result"]
+    model, own = load_model(str(home / "tiny"), quiet=True), one_site(home / "sae")
+    run = model.run(TEXT, capture=own.site)
+    dense = own.encode(run[own.site][0]).dense()[:, found["latents"]].T
+    matrix = torch.tensor(found["matrix"])
+    assert found["counted"][0] is False
+    assert not matrix[:, 0].any()
+    assert dense[:, 0].any()
+    counted = torch.tensor(found["counted"])
+    torch.testing.assert_close(matrix[:, counted], dense[:, counted].float(), rtol=1e-4, atol=1e-4)
+    top = {(row["position"], row["latent"]): row["value"] for row in found["top"]}
+    assert {position for position, _ in top} == set(counted.nonzero()[:, 0].tolist())
+
+
 def test_a_failing_job_is_shown_and_the_next_one_runs(served):
     end = served.job(kind="patch", dictionary="sae", text=TEXT, corrupted="the", answer=" cat", wrong=" dog")
     assert end["type"] == "failed"

@@ -35,6 +35,8 @@ What to try next:
   open {done.html}{told}
   monosem latents top {done.settings.dictionary} "your own prompt"
   monosem study {another}
+  monosem explore {done.settings.dictionary}
+      every latent in the browser
   monosem list"""
     )
 

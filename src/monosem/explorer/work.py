@@ -94,7 +94,9 @@ def prompt_latents(bench: Bench) -> dict[str, Any]:
             both = pooled(bench.model, own, prompts, "max")
             largest = (both[0] - both[1]).abs().topk(min(MATRIX_LATENTS, own.width)).indices.tolist()
             other = [{"latent": i, "here": float(both[0, i]), "there": float(both[1, i])} for i in largest]
-    dense = own.encode(run[own.site][0]).dense()[:, best].float()
+    # what the dictionary was not trained on (the first token takes part in almost every latent) says nothing
+    counted = own.skipper(bench.model).counted(run.tokens, {str(own.site): run[own.site]})[0]
+    dense = own.encode(run[own.site][0]).dense()[:, best].float().where(counted[:, None], 0)
     named = sorted({*best, *found["latent"].tolist(), *(one["latent"] for one in other or [])})
     strongest = found[["position", "latent", "value"]].to_dict(orient="records")
     maxima = None if index is None else index.maxima[best].tolist()
@@ -103,6 +105,7 @@ def prompt_latents(bench: Bench) -> dict[str, Any]:
         "top": strongest,
         "latents": best,
         "matrix": dense.T.tolist(),
+        "counted": counted.tolist(),
         "maxima": maxima,
         "contrast": other,
         "words": bench.book.rows(named[:1000]),

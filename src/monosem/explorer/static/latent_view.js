@@ -14,6 +14,12 @@ const HELP = {
   geometry: "What the weights say: lengths of its encoder and decoder rows, the angle between them, its bias.",
   neurons: "The largest entries of its decoder row; they are neurons only where the site has neurons.",
   heads: "How much of its decoder row lies in each attention head.",
+  deciles: "Its active tokens in ten parts of equal number, the strongest first, with examples drawn from each.",
+  uniform: "Drawn from all tokens at which it is active alike: what it usually fires on.",
+  near: "Tokens at which it almost fires: silent, with the highest values before the threshold.",
+  silent: "Places drawn from the whole corpus around which it does not fire.",
+  coactive: "Latents that are active at the same tokens, counted over the whole corpus: both of either, and how much of this one's tokens.",
+  enrichment: "Kinds of tokens that it fires on more often than their share of the corpus.",
   provenance: "The model, dictionary and text that all of this was computed from.",
 };
 
@@ -45,24 +51,26 @@ export function LatentView({ page, link, below, actions }) {
         <${Activations} page=${page} />
         <${FiresOn} page=${page} />
         <${Neighbours} page=${page} link=${link} />
+        <${Together} page=${page} link=${link} />
+        <${Sets} page=${page} />
         <${Facts} page=${page} />
       </div>
     </div>
   </article>`;
 }
 
+// key of the page -> [title, whether it is parts of examples with a range each]
+const KINDS = { examples: ["Strongest", false], intervals: ["By strength", true], deciles: ["Tenths", true], uniform: ["Drawn alike", false], near: ["Almost", false], silent: ["Silent", false] };
+
 function Examples({ page, maximum }) {
-  const [kind, setKind] = useState("top");
-  const bands = page.intervals || [];
-  const tabs = html`<div class="tabs" role="group" aria-label="Which examples">
-    <button type="button" aria-pressed=${String(kind === "top")} onClick=${() => setKind("top")}>Strongest</button>
-    ${bands.length > 0 && html`<button type="button" aria-pressed=${String(kind === "bands")} onClick=${() => setKind("bands")}>By strength</button>`}
-  </div>`;
-  return html`<${Panel} title="Examples" name="examples" help=${kind === "top" ? HELP.examples : HELP.intervals}
+  const [kind, setKind] = useState("examples");
+  const there = Object.keys(KINDS).filter(name => page[name]?.length);
+  return html`<${Panel} title="Examples" name="examples" help=${HELP[kind]}
       missing=${page.missing.examples && `No corpus was read yet: ${page.missing.examples}.`}>
-    ${page.examples && html`${tabs}
-      ${kind === "top" ? html`<${List} examples=${page.examples} maximum=${maximum} />`
-        : bands.map(band => html`<h3>${number(band.low)} to ${number(band.high)}
+    ${page.examples && html`<div class="tabs" role="group" aria-label="Which examples">${there.map(name => html`<button type="button"
+        aria-pressed=${String(kind === name)} onClick=${() => setKind(name)}>${KINDS[name][0]}</button>`)}</div>
+      ${!KINDS[kind][1] ? html`<${List} examples=${page[kind]} maximum=${maximum} />`
+        : page[kind].map(band => html`<h3>${number(band.low)} to ${number(band.high)}
           <span class="soft">${percent(band.share)} of its active tokens</span></h3>
           <${List} examples=${band.examples} maximum=${maximum} />`)}`}
   <//>`;
@@ -71,7 +79,7 @@ function Examples({ page, maximum }) {
 function List({ examples, maximum }) {
   if (!examples.length) return html`<p class="soft">no example was kept</p>`;
   return html`<ol class="examples">${examples.map(one => html`<li>
-    <span class="value">${Math.abs(one.maximum) < 1000 ? one.maximum.toFixed(1).replace("-", "−") : number(one.maximum)}</span>
+    <span class="value">${one.preactivation !== undefined ? number(one.preactivation) : Math.abs(one.maximum) < 1000 ? one.maximum.toFixed(1).replace("-", "−") : number(one.maximum)}</span>
     <span class="text"><${Tokens} tokens=${one.tokens} activations=${one.activations} maximum=${maximum} anchor=${one.anchor} />
       <span class="source" title=${one.document}>${one.document}</span></span>
   </li>`)}</ol>`;
@@ -126,6 +134,21 @@ function Neighbours({ page, link }) {
         ${row.label && html`<span class="soft"> ${row.label}</span>`}</th><td class="n">${number(row.cosine, 2)}</td></tr>`)}
     </tbody></table>`)}</div>
   <//>`;
+}
+
+function Together({ page, link }) {
+  const rows = (page.coactive || []).slice(0, 8);
+  return rows.length > 0 && html`<${Panel} title="Fires with" name="coactive" help=${HELP.coactive}>
+    <table class="effects"><thead><tr><th scope="col">latent</th><th scope="col" class="n">of both</th><th scope="col" class="n">of its tokens</th></tr></thead><tbody>
+    ${rows.map(row => html`<tr><th scope="row">${link ? link(row.latent) : row.latent}${row.label && html`<span class="soft"> ${row.label}</span>`}</th>
+      <td class="n">${percent(row.jaccard)}</td><td class="n">${percent(row.given)}</td></tr>`)}</tbody></table><//>`;
+}
+
+function Sets({ page }) {
+  const rows = (page.enrichment || []).filter(row => row.lift !== undefined && row.lift > 1).slice(0, 6);
+  return rows.length > 0 && html`<${Panel} title="Kinds of tokens" name="enrichment" help=${HELP.enrichment}>
+    <table class="effects"><thead><tr><th scope="col">kind</th><th scope="col" class="n">times its share</th></tr></thead><tbody>
+    ${rows.map(row => html`<tr><th scope="row">${row.set ?? row.name}</th><td class="n">${number(row.lift)}</td></tr>`)}</tbody></table><//>`;
 }
 
 const NAMES = {

@@ -30,8 +30,8 @@ function Matrix({ d, found, place }) {
     ${token !== null && html`<p class="soft">at <b class="mono">${quoted(found.tokens[token] || "")}</b>: ${shown.length} of these latents <button type="button" onClick=${() => change({ p: "" })}>all tokens</button></p>`}
     <div class="matrix" tabindex="0" role="region" aria-label="Tokens by latents"><table><thead><tr><th scope="col" class="corner">latent</th>${found.tokens.map((text, i) => html`<th scope="col"><button type="button" class=${i === token ? "col chosen" : "col"} aria-pressed=${String(i === token)} onClick=${() => change({ p: i === token ? "" : i })}>${quoted(text)}</button></th>`)}</tr></thead>
       <tbody>${shown.map(row => html`<tr key=${row.latent}><th scope="row"><${Link} page="latent" state=${{ d, i: row.latent, t: place.t }}>${row.latent}<//> <span class="soft mono">${words.get(row.latent) || ""}</span></th>
-        ${row.values.map((value, i) => html`<td class=${`cell${value < 0 ? " minus" : ""}`} style=${{ "--v": strength(row.maximum ? Math.abs(value) / row.maximum : 0) }}
-          onMouseMove=${event => at(event, html`<div><b>${row.latent}</b> at <span class="mono">${quoted(found.tokens[i])}</span></div><div>${value ? `${number(value)}, ${percent(row.maximum ? Math.abs(value) / row.maximum : 0)} of the maximum` : "not active"}</div>`)} onMouseLeave=${away}></td>`)}</tr>`)}</tbody></table></div><//>`;
+        ${row.values.map((value, i) => html`<td class=${`cell${value < 0 ? " minus" : ""}${found.counted[i] ? "" : " out"}`} style=${{ "--v": strength(row.maximum ? Math.abs(value) / row.maximum : 0) }}
+          onMouseMove=${event => at(event, !found.counted[i] ? "the dictionary was not trained on this token" : html`<div><b>${row.latent}</b> at <span class="mono">${quoted(found.tokens[i])}</span></div><div>${value ? `${number(value)}, ${percent(row.maximum ? Math.abs(value) / row.maximum : 0)} of the maximum` : "not active"}</div>`)} onMouseLeave=${away}></td>`)}</tr>`)}</tbody></table></div><//>`;
 }
 
 function Contrast({ d, found }) {
