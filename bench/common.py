@@ -49,7 +49,12 @@ def windows(model: Model, context: int) -> Int[Tensor, "n context"]:
     return torch.cat(list(packed(model, documents, context)))
 
 
-def interleaved(contestants: dict[str, Callable[[], Any]], rounds: int, warm: bool = True) -> dict[str, list[float]]:
+def interleaved(
+    contestants: dict[str, Callable[[], Any]],
+    rounds: int,
+    warm: bool = True,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Seconds of every call, `rounds` per contestant after one untimed (unless not `warm`).
 
     A shared machine drifts, so the contestants take turns, and each round starts with another one.
@@ -59,10 +64,10 @@ def interleaved(contestants: dict[str, Callable[[], Any]], rounds: int, warm: bo
     for number in range(-1 if warm else 0, rounds):
         for i in range(len(names)):
             name = names[(number + i) % len(names)]
-            start = time.perf_counter()
+            start = clock()
             contestants[name]()
             if number >= 0:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return seconds
 
 

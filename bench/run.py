@@ -189,6 +189,17 @@ def direction_tables(results: list[Result]) -> str:
     return "\n".join(table([case, *head], rows) for case, rows in lines.items())
 
 
+def graph_tables(results: list[Result]) -> str:
+    def line(row: Result) -> list[str]:
+        spread = " – ".join(f"{1 / row[key]:.2f}" for key in ("fastest", "slowest"))
+        apart = "" if row["apart"] is None else f"{row['apart']:.0e}"
+        return [f"{1 / row['tokens_per_second']:.2f}", spread, f"{row['baseline_is_times_as_fast']:.1f}", apart]
+
+    head = ["processor seconds", "fastest – slowest", "`monosem` is × as fast", "largest difference"]
+    lines = by_case(results, "rows", lambda row: row["case"], line)
+    return "\n".join(table([case, *head], rows) for case, rows in lines.items())
+
+
 @dataclass(frozen=True)
 class Benchmark:
     title: str
@@ -208,6 +219,7 @@ BENCHMARKS = {
     "sae_step": Benchmark("SAE training step", step_tables, processes=1),
     "shards": Benchmark("Activations to disk, smollm2, float32", shards_tables, processes=1),
     "loading": Benchmark("Loading a wide SAE", loading_tables, processes=1),
+    "graphs": Benchmark("Attribution graphs of smollm2, float32, one thread", graph_tables, processes=1),
     "quality": Benchmark("What training gives, held out", quality_tables, processes=1, alone=True),
 }
 

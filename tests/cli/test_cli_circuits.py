@@ -53,8 +53,12 @@ def test_a_graph_as_a_user_makes_it(run, home, tmp_path):
     read = graphs.read_graph(file)
     assert sorted(read.table["id"]) == sorted(whole.table["id"])
     assert f"replacement {whole.scores['replacement']:.2f}" in done.stdout + done.stderr
-    assert run(f"graph tiny cat --nodes 5 --out {page}").exit_code == 0
+    assert run(f"graph tiny cat --nodes 5 --head 1.2 --out {page}").exit_code == 0
     assert "<script" in Path(page).read_text(encoding="utf-8")
+    for wrong, says in [("1", "LAYER.HEAD"), ("1.99", "heads 0 to"), ("77.0", "layer 77")]:
+        refused = run(f"graph tiny cat --nodes 5 --head {wrong} --out {page}")
+        assert refused.exit_code != 0
+        assert says in refused.stderr
     refused = run("graph tiny cat --transcoder nowhere")
     assert refused.exit_code != 0
     assert "nowhere" in refused.stderr

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from monosem import graphs
-from monosem.errors import BadInput, UnknownName
+from monosem.errors import BadInput, Mismatch, UnknownName
+from monosem.graphs.evidence import evidence
+from monosem.latents import build_index
 from tiny import tiny_model
+from tiny_latents import MODEL, STORE, TOPK, dictionary
 
 CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
 HOSTILE = "</script><img src=x onerror=alert(1)>"
@@ -170,6 +173,27 @@ def test_the_picture_stands_alone(page):
     )
     assert parsed == "svg"
     assert "var(--" not in svg
+
+
+def test_latents_come_with_where_they_fire(tmp_path):
+    """An index of a transcoder: its examples and values are those that the index quotes."""
+    coder = dictionary(site="mlp_input.1", site_out="mlp_out.1", transcoder=True)
+    index = build_index(MODEL, coder, STORE, tmp_path / "index.sqlite", quiet=True)
+    made = graphs.attribution_graph(MODEL, "the cat sat on the moon", coder, neurons="none", quiet=True)
+    assert "examples" not in next(iter(evidence(made).values()))
+    found = evidence(made, indexes=[index])
+    latents = made.nodes[made.kinds == "latent"]
+    assert len(latents) > 3
+    for node in latents.to_dict("records"):
+        about = index.evidence(node["index"])
+        first = found[node["id"]]["examples"][0]
+        assert first["tokens"] == about.examples[0].tokens
+        assert first["values"] == about.examples[0].activations
+        assert first["most"] == about.maximum
+    page = made.save(tmp_path / "graph.html", indexes=[index]).read_text(encoding="utf-8")
+    assert "Where it fires in the corpus" in page
+    with pytest.raises(Mismatch, match="index of no transcoder"):
+        made.save(tmp_path / "b.html", indexes=[build_index(MODEL, TOPK, STORE, tmp_path / "sae.sqlite", quiet=True)])
 
 
 def test_wrong_names_are_refused(graph, tmp_path):

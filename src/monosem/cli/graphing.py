@@ -2,6 +2,7 @@
 
 from typing import Annotated
 
+from ..errors import BadInput
 from .options import Analysis, Top, argument, option
 
 
@@ -18,6 +19,10 @@ def graph(
     neurons: Annotated[str, option("up|half|none", "How neurons of other layers read; none: errors alone.")] = "up",
     nodes: Annotated[int, option("N", "Neurons or latents at most, the most influential.", min=1)] = 2000,
     keep: Annotated[float, option("SHARE", "Prune to the nodes with this share of the influence.", min=0, max=1)] = 0.8,
+    head: Annotated[
+        list[str] | None,
+        option("LAYER.HEAD", "Why this head looks where it does from the last token. May be repeated."),
+    ] = None,
     memory: Annotated[str, option("SIZE", "What the graph may take, such as 4GB.")] = "2GB",
     top: Top = 10,
 ) -> None:
@@ -29,9 +34,10 @@ def graph(
 
     Example: monosem graph smollm2 "The capital of Italy is" --out graph.html
     """
-    from ..dictionaries import load_dictionary
-    from ..graphs import attribution_graph
+    from ..dictionaries import Dictionary, load_dictionary
+    from ..graphs import attribution_graph, qk_attribution
     from ..graphs.evidence import evidence
+    from ..latents import index_of
 
     model = asked.load()
     given = [load_dictionary(name) for name in transcoder or ()]
@@ -47,10 +53,22 @@ def graph(
         quiet=asked.silent,
     )
     found = whole if keep == 1 else whole.prune(keep)
+    shown = {
+        "heads": [qk_attribution(found, *_numbers(one)) for one in head or ()],
+        "indexes": [index for one in given if isinstance(one, Dictionary) and (index := index_of(one))],
+    }
     units = found.table[found.table["kind"].isin(("neuron", "latent", "token"))]
     best = units.nlargest(top, "influence")[["id", "kind", "activation", "influence", "label"]]
     promoted = evidence(found)
     says = [" ".join(map(repr, promoted[one]["top"][:3])) if one in promoted else "" for one in best["id"]]
     best = best.assign(promotes=says)
     scores = ", ".join(f"{name} {value:.2f}" for name, value in whole.scores.items() if "circuit" not in name)
-    asked.give(found, best, f"most influential nodes ({scores})")
+    asked.give(found, best, f"most influential nodes ({scores})", **shown)
+
+
+def _numbers(head: str) -> tuple[int, int]:
+    """`20.2`: layer 20, head 2."""
+    layer, _, number = head.partition(".")
+    if not (layer.isdecimal() and number.isdecimal()):
+        raise BadInput(f"a head is written LAYER.HEAD, such as 20.2, not {head!r}")
+    return int(layer), int(number)
