@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.stats
 import torch
@@ -269,3 +270,17 @@ def test_a_page_has_every_part(made):
     on = index.evidence(latent)
     whole = sum(band["mass"] for band in page["intervals"] if band["low"] >= on.maximum / 5 * 0.99)
     assert 0 < whole <= 1
+
+
+def test_everything_is_there_as_parquet(made, tmp_path):
+    index, *_ = made
+    files = latents.export_index(index, tmp_path)
+    tables = {file.stem: pd.read_parquet(file) for file in files}
+    pd.testing.assert_frame_equal(tables["latents"], index.table)
+    latent = busy(index)[0]
+    own = tables["examples"].query("latent == @latent and sample == 'examples'")
+    assert [list(ids) for ids in own["ids"]] == [one.ids for one in index.evidence(latent).examples]
+    assert ["".join(tokens) for tokens in own["tokens"]] == index.evidence(latent).table["text"].tolist()
+    assert {*tables["examples"]["sample"]} == {"examples", "bands", "deciles", "uniform", "near"}
+    pairs = tables["pairs"].query("latent == @latent").drop(columns="latent").rename(columns={"other": "latent"})
+    pd.testing.assert_frame_equal(pairs.reset_index(drop=True), latents.coactive(index, latent))

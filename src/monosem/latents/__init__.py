@@ -25,6 +25,7 @@ from .removal import Removal, ablation, removal
 from .rules import IndexCheck, check_index
 from .sparse_circuits.circuit import FeatureCircuit, feature_circuit
 from .sparse_circuits.running import CircuitRun
+from .tables import export_index
 from .token_sets import SetEffects, set_effects
 from .top import Top, top
 
@@ -64,6 +65,7 @@ __all__ = [
     "enrichment",
     "exact_latents",
     "explanations_of",
+    "export_index",
     "extreme_tokens",
     "feature_circuit",
     "head_latents",
