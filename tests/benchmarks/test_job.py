@@ -95,6 +95,10 @@ def test_what_was_measured_is_kept_and_only_the_rest_is_measured(model, pair, do
     both = benchmark(model, pair, folder=tmp_path, tasks=["core"], **options)
     assert calls == ["0", "1"]
     assert both.scores[one]["core"].headline == first.scores[one]["core"].headline
+    more = {"core": SETTINGS["core"] | {"tokens": 1500}, "sparse_probing": SETTINGS["sparse_probing"] | {"most": 120}}
+    others = benchmark(model, {one: pair[one]}, folder=tmp_path, tasks=TASKS, settings=more, quiet=True)
+    assert others.results["scores"][one]["core"]["config"]["tokens"] == 1500
+    assert calls.pop() == "0"  # with other settings it is measured again, and the folder takes it
     benchmark(model, {one: pair[other]}, folder=tmp_path, tasks=["core"], **options)  # another one of the same name
     assert calls == ["0", "1", "1"]
     fresh = benchmark(model, pair, folder=tmp_path, tasks=["core"], fresh=True, **options)
@@ -214,18 +218,19 @@ def test_the_result_has_its_settings(done):
     assert done.html.exists()
 
 
-def made_up(fve: float, random: float, note: str, tokens: int) -> Scores:
+def made_up(fve: float, random: float, note: str, tokens: int, site: str) -> Scores:
     rows = [
         Score(arm, ALL, measure, None, Interval(value, value - 0.01, value + 0.01))
         for arm, base in ((DICTIONARY, fve), (RANDOM, random), (RAW, 1.0))
         for measure, value in (("fve", base), ("l0", 30.0), ("ce_recovered", base), ("kl", 0.1))
     ]
-    return Scores.of("core", rows, "fve", notes=["for all", note], tokens=tokens, seconds=12.0, processor_seconds=3.0)
+    times = {"seconds": 12.0, "processor_seconds": 3.0}
+    return Scores.of("core", rows, "fve", notes=["for all", note], tokens=tokens, site=site, **times)
 
 
 def test_a_report_says_whose_settings_and_notes_are_whose_and_what_is_apart_from_baselines(tmp_path):
     origin = {"model": "tiny", "monosem": "0"}
-    both = {"a": made_up(0.8, 0.3, "of a", 1000), "b": made_up(0.7, 0.7, "of b", 2000)}
+    both = {"a": made_up(0.8, 0.3, "of a", 1000, "z.0"), "b": made_up(0.7, 0.7, "of b", 2000, "z.1")}
     scores = {called: {"core": one.to_dict()} for called, one in both.items()}
     results = {"config": {}, "origin": origin, "scores": scores, "left_out": []}
     write(results, tmp_path)
@@ -233,7 +238,7 @@ def test_a_report_says_whose_settings_and_notes_are_whose_and_what_is_apart_from
     overview = text.split("The main number of each task")[0]
     assert "| `a` | **0.800** |" in overview
     assert "| `b` | 0.700 |" in overview  # as the random one
-    assert "tokens 1000 (a); 2000 (b)." in text
+    assert "tokens 1000 (a); 2000 (b); site z.0 (a); z.1 (b)." in text
     assert "<strong>0.800</strong>" in page
     common, own = text.split("All numbers of `b`")
     assert text.count("for all") == 1
@@ -245,3 +250,8 @@ def test_a_report_says_whose_settings_and_notes_are_whose_and_what_is_apart_from
     assert [list(trace.marker.symbol) for trace in one.data if trace.name == RANDOM] == [
         ["triangle-down", "circle-open"]
     ]
+    assert [len(trace.x) for trace in one.data if trace.mode == "lines"] == []  # other sites are other tasks
+    for held in scores.values():
+        held["core"]["config"]["site"] = "z.0"
+    lines = [trace for trace in figures(results)["pareto_fve"][0].data if trace.mode == "lines"]
+    assert [(list(line.x), list(line.y)) for line in lines] == [([30.0], [0.8])]

@@ -60,7 +60,12 @@ def core_each(
         of_arms = {arm: found[f"{called}, {arm}"] for arm in made}
         rows = [Score(arm, ALL, name, None, one.intervals[name]) for arm, one in of_arms.items() for name in MEASURES]
         sha = next(iter(of_arms.values())).config["text_sha256"]
-        scores[called] = Scores.of("core", rows, "fve", **told, text_sha256=sha)
+        own = {
+            "text_sha256": sha,
+            "site": str(dictionaries[called].site),
+            "site_out": str(dictionaries[called].site_out),
+        }
+        scores[called] = Scores.of("core", rows, "fve", **(told | own))
     return scores
 
 

@@ -56,7 +56,8 @@ def figures(results: Mapping[str, Any]) -> dict[str, tuple[Figure, str]]:
         for measure, words in PARETO.items():
             caption = (
                 f"Each point is a dictionary: active latents a token against the {words}, with 95 % intervals. Up and "
-                "to the left is better; the line joins those that no other beats in both. Grey: random dictionaries; a "
+                "to the left is better; a line joins dictionaries of one site that no other beats in both (what is "
+                "rebuilt at other sites is another task). Grey: random dictionaries; a "
                 "triangle is one that lies lower (its number is in the table)."
             )
             found[f"pareto_{measure}"] = (pareto(by_task["core"], measure, words), caption)
@@ -99,9 +100,20 @@ def pareto(tasks: Mapping[str, Scores], measure: str, words: str) -> Figure:
             name=names[0] if arm == DICTIONARY else arm,
             mode="markers",
         )
-    best = frontier([tuple(points[called, DICTIONARY, what]["value"] for what in ("l0", measure)) for called in tasks])
-    line = {"color": plots.FAINT, "width": 1}
-    figure.add_scatter(x=[x for x, _ in best], y=[y for _, y in best], mode="lines", line=line, showlegend=False)
+    of_site: dict[str, list[str]] = {}  # what is rebuilt elsewhere is another task
+    for called, scores in tasks.items():
+        of_site.setdefault(f"{scores.config.get('site', called)} {scores.config.get('site_out', '')}", []).append(
+            called
+        )
+    for names in of_site.values():
+        best = frontier(
+            [tuple(points[called, DICTIONARY, what]["value"] for what in ("l0", measure)) for called in names]
+        )
+        if len(names) > 1:
+            line = {"color": plots.FAINT, "width": 1}
+            figure.add_scatter(
+                x=[x for x, _ in best], y=[y for _, y in best], mode="lines", line=line, showlegend=False
+            )
     counts = [points[called, arm, "l0"]["value"] for called in tasks for arm in (DICTIONARY, RANDOM)]
     if max(counts) > FAR * min(counts):
         ticks = [digit * 10**power for power in range(6) for digit in (1, 2, 5)]

@@ -171,7 +171,8 @@ def compared(tasks: Mapping[str, Scores]) -> "Figure":
             line = {"color": plots.GREY, "width": 2, "dash": _dash(place)}
             figure.add_scatter(x=[None], y=[None], mode="lines", line=line, name=arm)
     figure.update_xaxes(type="category")
-    return plots.style(figure, "" if first.n is None else "latents used", first.measure)
+    height = 336 + 24 * (1 if first.n is None else len(tasks))  # the legend has a row a dictionary
+    return plots.style(figure, "" if first.n is None else "latents used", first.measure, height=height)
 
 
 def _dash(place: int) -> str:

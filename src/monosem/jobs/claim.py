@@ -80,9 +80,9 @@ def claimed(folder: str | os.PathLike[str], config: type[Config]) -> Config:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], but: frozenset[str] = frozenset()) -> list[str]:
-    """`name: value before, now value` for every name whose values differ; `name.key` inside of tables."""
-    before, now = _flat(before), _flat(now)
-    names = [name for name in {**now, **before} if name not in but and before.get(name) != now.get(name)]
+    """`name: value before, now value` for every name `but` these whose values differ; `name.key` inside of tables."""
+    before, now = (_flat({k: v for k, v in values.items() if k not in but}) for values in (before, now))
+    names = [name for name in {**now, **before} if before.get(name) != now.get(name)]
     return [f"{name}: {_short(before.get(name))}, now {_short(now.get(name))}" for name in names]
 
 
