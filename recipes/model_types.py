@@ -2,6 +2,7 @@
 
     python recipes/model_types.py docs/models.md             # five minutes on two cores; no downloads
     python recipes/model_types.py /dev/stdout qwen3_5 zaya   # some types alone
+    python recipes/model_types.py --again docs/models.md zaya    # some types again, the others as the page has them
 
 With `--save rows.json` under the oldest allowed transformers, and `--beside rows.json` under the newest, the page says
 what differs.
@@ -213,12 +214,26 @@ def page(rows: list[Row]) -> str:
     return head + "\n".join(inside) + "\n" + READ + "\n".join(says) + "\n" + REFUSED + "\n".join(not_read) + "\n"
 
 
+def earlier(text: str) -> tuple[list[Row], str]:
+    """The rows of a page, and what follows its tables."""
+    _, read, rest = text.partition(READ)
+    read, _, rest = rest.partition(REFUSED)
+    refused, _, rest = rest.partition("\n\n")
+    rows = []
+    for line in read.strip().splitlines():
+        kind, way, blocks, error, generates = line.strip("| ").split(" | ")
+        rows.append(Row(kind, way, blocks, float(error), generates))
+    rows += [Row(kind, why=why) for kind, why in (line.strip("| ").split(" | ") for line in refused.splitlines())]
+    return rows, f"\n{rest}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("types", nargs="*", default=TYPES)
     parser.add_argument("--save", type=Path, help="the rows as JSON, to be set beside another release's")
     parser.add_argument("--beside", type=Path, help="rows of another release")
+    parser.add_argument("--again", action="store_true", help="keep what the page has of all other types")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
@@ -227,6 +242,10 @@ def main() -> None:
     for kind in arguments.types:
         rows.append(look_at(kind))
         print(f"{kind}: {rows[-1].why or rows[-1].blocks}", file=sys.stderr, flush=True)
+    if arguments.again:
+        kept, rest = earlier(arguments.out.read_text())
+        all_rows = {row.kind: row for row in kept} | {row.kind: row for row in rows}
+        return write_text(arguments.out, page([all_rows[kind] for kind in sorted(all_rows)]) + rest)
     if arguments.save:
         saved = {"version": transformers.__version__, "rows": [asdict(row) for row in rows]}
         write_text(arguments.save, json.dumps(saved))

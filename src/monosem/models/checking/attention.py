@@ -22,6 +22,8 @@ def attention(c: Checks) -> None:
     branches = [branch for branch in c.model.branches() if branch.slot.mixer.row.attends]
     if not branches:
         return
+    if twice := [branch for branch in branches if branch.kind == "differential_attention"]:
+        return _differential(c, twice)
     _projections(c, [branch for branch in branches if branch.kind != "latent_attention"])
     outputs: Pairs = []
     for branch in branches:
@@ -40,6 +42,26 @@ def attention(c: Checks) -> None:
         _single(c, [branch for branch in branches if branch not in seen and branch.kind == "attention"])
     _mixing(c, seen)
     _latents(c, [branch for branch in branches if branch.kind == "latent_attention"])
+
+
+def _differential(c: Checks, branches: Sequence[Branch]) -> None:
+    """Two patterns a pair of heads (arXiv:2410.05258) over both halves of the values; each pair goes through a norm."""
+    _projections(c, branches)
+    raws: Pairs = []
+    soft: Pairs = []
+    for branch in branches:
+        module: Any = branch.module
+        pattern, v = c.run[branch.site("pattern")], c.run[branch.site("v")]
+        halves = [_repeated(branch, half.repeat(1, 1, 2, 1)) for half in v.chunk(2, dim=2)]
+        mixed = torch.cat([torch.einsum("bhqk,bkhd->bqhd", pattern, values) for values in halves], -1)
+        (q1, k1), (q2, k2) = ([getattr(module, f"lambda_{x}{n}") for x in "qk"] for n in (1, 2))
+        size = (q1 @ k1).exp() - (q2 @ k2).exp() + module.lambda_init
+        plus, minus = mixed.chunk(2, dim=2)
+        z = (1 - module.lambda_init) * module.groupnorm.forward(plus - size * minus)
+        raws.append((branch.part("out").forward(z.flatten(2)), c.run[branch.raw]))
+        soft.append((c.run[branch.site("scores")].float().softmax(-1), pattern.float()))
+    c.add_all("scores", "softmax = pattern", soft)
+    c.add_all("pattern", "norm of (pattern - λ pattern of the other half) · v, projected = attn_raw", raws)
 
 
 def _single(c: Checks, branches: Sequence[Branch]) -> None:
@@ -152,6 +174,8 @@ def _latents(c: Checks, branches: Sequence[Branch]) -> None:
         x = branch.read(c.run[branch.reads])
         if (site := branch.site("q_latent")) in c.run:
             x_q, W_Q = c.run[site], from_latent(branch, "q")
+            if "q_a" in branch.slot.mixer.parts:
+                x_q = torch.cat([x_q, branch.part("q_a")(x)], -1)
         else:
             x_q, W_Q = x, weight_from(model, branch.site("q"))
         sites["q"].append((torch.einsum("btm,hmd->bthd", x_q, W_Q), c.run[branch.site("q")]))

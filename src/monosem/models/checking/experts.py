@@ -112,7 +112,7 @@ def _error(value: Tensor, expected: Tensor) -> float:
 
 
 def _from_neurons(run: Run, branch: Branch) -> Tensor:
-    module: Any = branch.part("experts")
+    module: Any = experts.batched(branch.part("experts"))
     indices = run[branch.site("expert_indices")].flatten(0, 1)
     out = experts.written(module, run[branch.site("expert_post")].flatten(0, 1), indices)
     if getattr(module, "has_bias", False):

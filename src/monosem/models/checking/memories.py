@@ -73,6 +73,8 @@ def _linear(branch: Branch, values: Values) -> Iterator[Identity]:
 
 
 def _state_space(branch: Branch, values: Values) -> Iterator[Identity]:
+    if "x" not in values:
+        return
     scanned = _outputs(state_space(branch.module, values))
     if "mixed" in values:
         yield "mixed", "the state space, token by token", scanned, values["mixed"]

@@ -68,4 +68,5 @@ def _rounds(model: Model) -> bool:
 
 
 def _note(seen: list[Tensor], place: Point, module: nn.Module, args: Any, output: Any) -> None:
-    seen.append(unwrap(output, place.item).sort(-1).values)
+    value = args[place.item] if place.when == "in" else unwrap(output, place.item)
+    seen.append(value.sort(-1).values)

@@ -230,7 +230,7 @@ def _roles(c: Checks) -> None:
 
     for branch in last.values():
         if branch.slot.mixer.row.attends:
-            z = branch.site("z")
+            z = branch.inner or branch.raw
             turned = run(branch.site("q"), first_token_turned, z)[:, 1:]
             # rounding is no matter in float32; elsewhere it may turn routers, so both passes are of one kind
             as_it_is = c.run[z] if not c.choices.routers else run(branch.site("q"), torch.clone, z)

@@ -91,8 +91,8 @@ class Slot:
             yield f"{self.name}_input", Place(first, "in", slot=self, flat=flat)
         for name, inner in self.mixer.inner(self.name):
             path = first if inner.side == "inside" else self.mixer.at(self.mixer.part(inner))
-            item = self.mixer.items.get(name, inner.item)
-            yield name, Place(path, inner.side, inner.layout, self, item, inner.flat or flat, role=inner.role)
+            at = Place(path, inner.side, inner.layout, self, inner.item, inner.flat or flat)
+            yield name, at._replace(role=inner.role, fixed=inner.fixed)
         raw = Place(last, "out", "raw", self, flat=flat) if last else Place(str(self.after), "in", "raw", self)
         yield f"{self.name}_raw", raw
         yield f"{self.name}_out", Place(self.after or last, "out", "branch", self, flat=flat)

@@ -13,6 +13,28 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+class _Slices:
+    """DBRX's experts, slices of three long matrices, under the names that others have. Nothing is copied until an
+    expert is asked for."""
+
+    is_transposed = has_gate = True
+
+    def __init__(self, module: Any):
+        long = module.mlp
+        self.first, self.second, self.down_proj = (
+            weight.view(module.num_experts, -1, module.hidden_size) for weight in (long.w1, long.v1, long.w2)
+        )
+        self.act_fn, self.gate_up_proj = long.activation_fn, self
+
+    def __getitem__(self, expert: int) -> Tensor:
+        return torch.cat([self.first[expert], self.second[expert]]).T
+
+
+def batched(module: Any) -> Any:
+    """A module of experts with its parameters by expert: `down_proj[expert]`."""
+    return module if hasattr(module, "down_proj") else _Slices(module)
+
+
 def outputs(
     module: Any, x: Float[Tensor, "token d_model"], indices: Int[Tensor, "token chosen"]
 ) -> Float[Tensor, "token chosen d_model"]:
@@ -20,7 +42,7 @@ def outputs(
     rows, ids = x.repeat_interleave(indices.shape[1], 0), indices.reshape(-1, 1)
     one, nothing = torch.ones_like(ids, dtype=x.dtype), torch.zeros_like(ids, dtype=x.dtype)
     # twice, the second time with weight 0: LongCat's own loop fails where one expert is chosen
-    out = module.forward(rows, torch.cat([ids, ids], 1), torch.cat([one, nothing], 1))
+    out = module.forward(rows, torch.cat([ids, ids], 1), torch.cat([one, nothing], 1)).reshape(rows.shape)
     return out.unflatten(0, indices.shape)  # type: ignore[no-any-return]
 
 
@@ -28,7 +50,7 @@ def neurons(
     module: Any, x: Float[Tensor, "token d_model"], indices: Int[Tensor, "token chosen"]
 ) -> Float[Tensor, "token chosen neuron"]:
     """The activations of each chosen expert, what its down projection reads; zeros for experts without neurons."""
-    found: Tensor | None = None
+    module, found = batched(module), None
     for expert, rows, places in _hit(indices):
         if expert < len(module.down_proj):
             gated = getattr(module, "has_gate", True)
@@ -44,6 +66,7 @@ def written(
     module: Any, change: Float[Tensor, "token chosen neuron"], indices: Int[Tensor, "token chosen"]
 ) -> Float[Tensor, "token chosen d_model"]:
     """By how much the experts' outputs change with their neurons: through the down projections, without biases."""
+    module = batched(module)
     out = change.new_zeros(*indices.shape, module.down_proj.shape[-1 if _transposed(module) else -2])
     for expert, rows, places in _hit(indices):
         if expert < len(module.down_proj):

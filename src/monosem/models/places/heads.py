@@ -28,7 +28,11 @@ def heads_of(mixer: Mixer, config: Any, block: nn.Module) -> Heads | None:
         return None
     module = block.get_submodule(mixer.chain[0])
     wide = {part: widths(block.get_submodule(mixer.at(part))) for part in mixer.projections}
-    return _latent(module, config, wide) if mixer.kind == "latent_attention" else _heads(module, mixer, config, wide)
+    return (
+        _latent(module, mixer, config, wide)
+        if mixer.kind == "latent_attention"
+        else _heads(module, mixer, config, wide)
+    )
 
 
 def _heads(module: Any, mixer: Mixer, config: Any, wide: dict[str, tuple[int, int]]) -> Heads:
@@ -46,9 +50,10 @@ def _heads(module: Any, mixer: Mixer, config: Any, wide: dict[str, tuple[int, in
     return Heads(n, n // getattr(module, "num_key_value_groups", 1), qk, v)  # keys and values of an earlier layer
 
 
-def _latent(module: Any, config: Any, wide: dict[str, tuple[int, int]]) -> Heads:
+def _latent(module: Any, mixer: Mixer, config: Any, wide: dict[str, tuple[int, int]]) -> Heads:
     n = getattr(module, "num_heads", None) or config.num_attention_heads
-    qk, v = wide["q"][1] // n, wide["out"][0] // n
+    v = wide["out"][0] // n
+    qk = wide["q"][1] // n - (v if mixer.gated_queries else 0)
     return Heads(n, n, qk, v, wide["kv"][1] // n - v)
 
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from .families import BranchRow, Family, attn, latent, mlp
-from .memories import delta_net, kimi_delta, mamba, mamba2, rg_lru, row, short_convolution, xlstm
+from .memories import delta_net, kimi_delta, mamba, mamba2, mamba_heads, rg_lru, row, short_convolution, xlstm
 from .mixers import Mixer
 
 
@@ -154,8 +154,8 @@ HYBRIDS: tuple[Family, ...] = (
         "zamba",
         ("zamba",),
         (
-            row("ssm", Mixer("other", "mamba", {"out": "out_proj"})),
-            row("ssm", Mixer("other", "mamba_decoder.mamba", {"out": "out_proj"}, more=True), None),
+            row("ssm", mamba_heads("mamba")),
+            row("ssm", mamba_heads("mamba_decoder.mamba", more=True), None),
         ),
         final_norm="final_layernorm",
         carries="the token embedding",

@@ -65,6 +65,13 @@ def mamba(path: str) -> Mixer:
     return Mixer("state_space", path, {"gate": "in_proj", "out": "out_proj"}, calls=calls, axes=axes, gate_at="last")
 
 
+def mamba_heads(path: str, more: bool = False) -> Mixer:
+    """Zamba's Mamba 1 in heads, whose scans are called one after another: what is convolved, and what is projected."""
+    axes: dict[str, str | int] = {"mixer_head": "n_mamba_heads", "mixer_dim": "mamba_head_dim"}
+    axes |= {"channel": "intermediate_size"}
+    return Mixer("state_space", path, {"out": "out_proj"}, calls=_CONVOLVED, axes=axes, more=more)
+
+
 def mamba2(path: str, gate_scale: str | None = None, more: bool = False) -> Mixer:
     """Mamba 2: channels in heads, B and C shared by groups of heads."""
     axes: dict[str, str | int] = {

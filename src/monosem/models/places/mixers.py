@@ -25,7 +25,7 @@ class Inner(NamedTuple):
     `layout` is a row of `points.layout_of`; `shape` are the axes of the site's tensor without the batch; `item` is
     which of the part's outputs; `flat` parts see `batch*pos` rows; `instead` is the part where a mixer lacks the first;
     a site that `needs` parts is there where the mixer has one of these; `role` is which value of the functions that the
-    mixer calls.
+    mixer calls; `fixed` is why it can be read alone.
     """
 
     part: str
@@ -37,6 +37,7 @@ class Inner(NamedTuple):
     instead: str = ""
     needs: tuple[str, ...] = ()
     role: str = ""
+    fixed: str = ""
 
 
 @dataclass(frozen=True)
@@ -127,15 +128,12 @@ _MIXTURE: dict[str, Inner] = {
     "shared_post": Inner("shared_down", "in", "whole", _NEURONS, flat=True),
     "shared_out": Inner("shared_down", "out", "kept", ("position", "d_model"), flat=True),
 }
+_TWICE = "the model mixes with it twice, for two halves of the values"
 # keys and values are made of what an encoder gives: their positions are the source's
 _SOURCE = dict.fromkeys(("k", "v", "rot_k", "values"), ("source", "kv_head", "d_head"))
 KINDS: dict[str, Kind] = {
     "attention": Kind(
-        {
-            **_PROJECTED,
-            "attn_gate": Inner("gate", "out", "attn_gate", _HEADS),
-            **_MIXING,
-        },
+        _PROJECTED | {"attn_gate": Inner("gate", "out", "attn_gate", _HEADS)} | _MIXING,
         working=lambda cfg: 2 * (cfg.n_heads + 2 * cfg.n_kv_heads) * cfg.d_head,
         projected="z",
         units="head",
@@ -151,6 +149,13 @@ KINDS: dict[str, Kind] = {
         working=lambda cfg: 2 * (cfg.n_heads + 2 * cfg.n_kv_heads) * cfg.d_head,
         projected="z",
         units="head",
+        attends=True,
+    ),
+    # two patterns a pair of heads, the second subtracted times a learnt number (arXiv:2410.05258)
+    "differential_attention": Kind(
+        _PROJECTED | {name: _MIXING[name]._replace(fixed=_TWICE) for name in ("rot_q", "rot_k", "scores", "pattern")},
+        working=lambda cfg: 4 * (cfg.n_heads + 2 * cfg.n_kv_heads) * cfg.d_head,
+        plain="attn",
         attends=True,
     ),
     # queries, and keys with values, come through a narrow latent each; a part of the key, one for all heads, is rotated
@@ -192,10 +197,7 @@ KINDS: dict[str, Kind] = {
         usual=_USUAL,
     ),
     "joined_mixture": Kind(  # experts and an MLP, each with norms of its own, summed before one norm (Gemma 4)
-        {
-            "router_logits": Inner("scores", "out", "whole", ("position", "expert"), 0, True),
-            **{name: inner for name, inner in _MIXTURE.items() if name != "router_logits"},
-        },
+        _MIXTURE | {"router_logits": _MIXTURE["router_logits"]._replace(part="scores")},
         working=lambda cfg: 4 * cfg.d_mlp,
         plain="mlp",
     ),
@@ -204,11 +206,8 @@ KINDS: dict[str, Kind] = {
             "router_logits": Inner("router", "out", "whole", ("position", "expert"), 1, True),
             "expert_weights": Inner("router", "out", "whole", _CHOSEN, 0, True),
             "expert_out": Inner("experts", "chosen", "whole", (*_CHOSEN, "d_model"), role="scaled"),
-            "shared_pre": Inner("shared_pre", "out", "whole", _NEURONS, flat=True),
-            "shared_pre_linear": Inner("shared_pre_linear", "out", "whole", _NEURONS, flat=True),
-            "shared_post": Inner("shared_down", "in", "whole", _NEURONS, flat=True),
-            "shared_out": Inner("shared_down", "out", "kept", ("position", "d_model"), flat=True),
-        },
+        }
+        | {name: inner for name, inner in _MIXTURE.items() if name.startswith("shared")},
         working=lambda cfg: 4 * cfg.d_mlp,
         pointwise=True,
         plain="mlp",
@@ -307,7 +306,7 @@ class Mixer:
         in_place: the block writes into the tensor that it returns (Falcon).
         scales: config attributes that what a part gives is multiplied by ("mlp_multipliers.1": an item of a list).
         more: it is given more than the stream that it reads.
-        items: which of its inputs a site is, where that is not what its kind says.
+        differs: what is otherwise about a site than its kind says: fields of `Inner`.
     """
 
     kind: str
@@ -328,7 +327,7 @@ class Mixer:
     in_place: bool = False
     scales: dict[str, str] = field(default_factory=dict)
     more: bool = False
-    items: dict[str, int] = field(default_factory=dict)
+    differs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def row(self) -> Kind:
@@ -387,7 +386,8 @@ class Mixer:
     def inner(self, branch: str) -> Iterator[tuple[str, Inner]]:
         """The inner sites by their names in a branch; a part that this architecture does not have, has no site."""
         roles = {role for name in self.calls for role in FUNCTIONS[name]}
-        for name, inner in self.row.sites.items():
+        for name, usual in self.row.sites.items():
+            inner = usual._replace(**self.differs.get(name, {}))
             there = inner.role in roles if inner.side == "call" else not inner.part or self.part(inner) in self.parts
             if there and (not inner.needs or any(part in self.parts for part in inner.needs)):
                 yield self.row.site(name, branch), inner

@@ -30,6 +30,13 @@ def _fairseq(closes: bool = False, flat: bool = False, norm_first: str | None = 
     )
 
 
+_GIVEN = {"part": "experts", "side": "in"}  # its router gives logits alone
+_DBRX = Mixer(
+    "mixture",
+    "ffn",
+    {"router": "router"},
+    differs={"expert_weights": _GIVEN | {"item": 2}, "expert_indices": _GIVEN | {"item": 1}},
+)
 _BART = Family(
     "bart",
     ("bart", "plbart", "trocr"),
@@ -130,7 +137,7 @@ OLDER: tuple[Family, ...] = (
                 out="out_proj",
                 clip="attn_config.clip_qkv",
             ),
-            BranchRow("mlp", (Mixer("other", "ffn"),), "ln2", "norm_attn_norm.norm_2"),
+            BranchRow("mlp", (_DBRX,), "ln2", "norm_attn_norm.norm_2"),
         ),
         embed="wte",
         layers="blocks",

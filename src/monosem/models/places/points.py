@@ -152,7 +152,7 @@ def _of_heads(model: Native, view: str, slot: Slot) -> Layout:
     if view in ("k_nope", "v_of_latent"):
         return within_heads((heads.nope, heads.v), ("k_nope", "v_of_latent").index(view), heads.n)
     if mixer.gated_queries and view in ("q", "attn_gate"):
-        return within_heads((heads.qk, heads.qk), ("q", "attn_gate").index(view), heads.n)
+        return within_heads((heads.qk, heads.v), ("q", "attn_gate").index(view), heads.n)
     if view in ("z", "attn_gate"):
         return by_head(heads.n)
     count, third = (heads.n if view == "q" else heads.n_kv), "qkv".index(view)

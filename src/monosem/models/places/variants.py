@@ -5,6 +5,7 @@ from dataclasses import replace
 from .families import BranchRow, Family, attn, either, latent, mlp
 from .mixers import Mixer
 
+_SEPARATE = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "out": "o_proj"}
 _PER_LAYER = {"pre": "per_layer_input_gate", "out": "per_layer_projection"}
 _PLE_ENDS = tuple(_PER_LAYER.values())
 _LLAMA4 = Mixer("scaled_mixture", "feed_forward", {"router": "router", "experts": "experts"}, flat=True)
@@ -36,6 +37,33 @@ VARIANTS: tuple[Family, ...] = (
             *("youtu", "sarvam_mla", "axk1", "mistral4"),
         ),
         (latent(), mlp(router="gate")),
+    ),
+    Family(  # constants that latents are multiplied by, a gate for each head
+        "dots3_note",
+        ("dots3_note_text",),
+        (latent(gate="g_proj"), mlp(router="gate")),
+    ),
+    Family(  # queries and gates are made of the latent and of what it is the norm of
+        "axk2",
+        ("axk2",),
+        (latent(q="q_gate_proj", gate="q_gate_proj", q_a="q_a_proj"), mlp(router="gate")),
+    ),
+    Family(
+        "diffllama",
+        ("diffllama",),
+        (
+            BranchRow("attn", (Mixer("differential_attention", "self_attn", _SEPARATE),), "ln1", "input_layernorm"),
+            mlp(),
+        ),
+    ),
+    Family(
+        "moshi",
+        ("moshi",),
+        (
+            attn(q="q_proj.linear", k="k_proj.linear", v="v_proj.linear", out="o_proj.linear"),
+            mlp(pre="fc1", pre_linear="fc1", down="fc2"),
+        ),
+        cached=False,
     ),
     Family("laguna", ("laguna",), (attn(gate="g_proj", gating="softplus"), mlp(router="gate"))),
     Family(
@@ -80,7 +108,7 @@ VARIANTS: tuple[Family, ...] = (
             replace(mlp("pre_feedforward_layernorm", "post_feedforward_layernorm"), reads="resid_mid"),
             BranchRow(
                 "ple",
-                (Mixer("layer_input", "", _PER_LAYER, ends=_PLE_ENDS, items={"per_layer_input": 2}),),
+                (Mixer("layer_input", "", _PER_LAYER, ends=_PLE_ENDS, differs={"per_layer_input": {"item": 2}}),),
                 "ln3",
                 after="post_per_layer_input_norm",
                 reads="corrected",

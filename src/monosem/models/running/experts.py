@@ -18,7 +18,7 @@ def plan_experts(session: Any, site: Site, place: Point, write: bool) -> None:
     """
     if place.role == "scaled":
         return _plan_scaled(session, site, place, write)
-    native: Any = place.module
+    native: Any = place.module if place.role != "neurons" else experts.batched(place.module)
     if place.role == "neurons" and native.down_proj.element_size() < 2:  # fp8, MXFP4: numbers without their scales
         raise BadInput(
             f"{site}: the experts of {session.model.name} stay quantised, and their neurons are computed inside; read "
