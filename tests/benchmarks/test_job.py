@@ -114,7 +114,7 @@ def test_a_dictionary_that_a_task_refuses_leaves_the_others_of_its_site_in(model
 
     rows = tiny_dictionary(tensors=random_tensors(), metadata={"meta_of": "sae/0"})
     monkeypatch.setattr(job, "BENCHMARKS", {"core": replace(BENCHMARKS["core"], config=Small)})
-    done = benchmark(model, {**pair, "rows": rows}, folder=tmp_path, quiet=True)
+    done = benchmark(model, {**pair, "rows": rows}, folder=tmp_path, tasks=["core"], quiet=True)  # also where asked for
     assert {called: set(scores) for called, scores in done.scores.items()} == {
         **{called: {"core"} for called in pair},
         "rows": set(),
@@ -124,7 +124,7 @@ def test_a_dictionary_that_a_task_refuses_leaves_the_others_of_its_site_in(model
     ]
 
 
-def test_tasks_that_are_not_defined_for_a_dictionary_are_left_out_unless_they_were_asked_for(
+def test_tasks_that_are_not_defined_for_a_dictionary_are_left_out_unless_only_they_were_asked_for(
     model, pair, tmp_path, monkeypatch
 ):
     transcoder = tiny_dictionary("relu", site="mlp_in.1", site_out="mlp_out.1")
