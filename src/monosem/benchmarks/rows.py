@@ -17,7 +17,7 @@ BENCHMARKS: dict[str, Task] = {
         "that takes, and how much of the model's loss survives when the reconstruction is spliced in.",
         CoreConfig,
         core,
-        minutes=13,
+        minutes=7,
         each=core_each,
         beside={
             "l0": "active latents a token",
