@@ -144,7 +144,7 @@ def test_bad_input(model, pair, tmp_path):
     options = {"folder": tmp_path / "new", "quiet": True}
     with pytest.raises(UnknownName, match="no benchmark 'cor'; did you mean 'core'"):
         benchmark(model, pair, tasks=["cor"], **options)
-    with pytest.raises(BadInput, match="token: no such field; did you mean 'tokens'"):
+    with pytest.raises(BadInput, match="settings of core: token: no such field; did you mean 'tokens'"):
         benchmark(model, pair, tasks=["core"], settings={"core": {"token": 5}}, **options)
     with pytest.raises(BadInput, match="at least one dictionary"):
         benchmark(model, {}, **options)

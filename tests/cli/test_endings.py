@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from safetensors.torch import load_file, save_file
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from monosem.cli import app
-from monosem.cli.application import NEGATIVE, UsageError, leaves, taken
+from monosem.cli.application import NEGATIVE, UsageError, leaves, resumable, taken
 from monosem.progress import Meter
 from monosem.terminal import printable
 
@@ -376,3 +377,15 @@ def test_ctrl_c_while_a_line_is_parsed_is_said(run: Callable[..., Result], monke
     monkeypatch.setattr("monosem.cli.application.Application.parse_args", failing(KeyboardInterrupt()))
     done = run("list")
     assert (done.exit_code, done.stderr) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_an_interrupted_job_says_what_is_kept(begun: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "run"
+    if begun:
+        target.mkdir()
+    with pytest.raises(typer.Exit) as ended, resumable(target):
+        raise KeyboardInterrupt
+    assert ended.value.exit_code == 130
+    told = f"what is done is kept in {target}" if begun else "nothing had been done yet"
+    assert capsys.readouterr().err.startswith(f"interrupted; {told}\n")

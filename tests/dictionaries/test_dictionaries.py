@@ -17,6 +17,7 @@ from monosem.dictionaries import (
     batch_topk,
     dictionary,
     latent_ids,
+    load_dictionary,
 )
 from monosem.dictionaries.folds import (
     fold_activation_scale,
@@ -194,6 +195,17 @@ def test_sparse_and_dense_decoding_agree_with_the_definition(share, monkeypatch)
         if norm == "constant_norm_rescale":
             y = y * x.norm(dim=-1, keepdim=True) / math.sqrt(D)
         assert torch.allclose(d.decode(codes), y, atol=1e-5)
+
+
+def test_a_dtype_may_be_a_name_and_has_to_be_one_of_weights(tmp_path):
+    built("topk").save(tmp_path)
+    assert load_dictionary(tmp_path, dtype="bfloat16").W_dec.dtype == torch.bfloat16
+    with pytest.raises(UnknownName, match="no dtype 'int8'"):
+        load_dictionary(tmp_path, dtype="int8")
+    with pytest.raises(BadInput, match="weights cannot be held in torch.int8"):
+        load_dictionary(tmp_path, dtype=torch.int8)
+    with pytest.raises(BadInput, match="device 'nowhere' cannot be used here"):
+        load_dictionary(tmp_path, device="nowhere")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])

@@ -107,7 +107,7 @@ def benchmark(
     for dictionary in dictionaries.values():
         dictionary.check(model)
     given = {name: dict(fields) for name, fields in (settings or {}).items()}
-    configs = {name: BENCHMARKS[name].config.parse(given.get(name, {})) for name in names}
+    configs = {name: _settings(name, given.get(name, {})) for name in names}
     config = BenchmarkConfig(dictionaries=tuple(dictionaries), tasks=tuple(names), settings=given)
     home = Path(folder)
     check_writable(home / "report.html")
@@ -130,6 +130,13 @@ def benchmark(
         results = {"config": config.model_dump(mode="json"), "origin": origin, "scores": found, "left_out": left_out}
         report.write(results, home)
     return BenchmarkReport(results, home)
+
+
+def _settings(name: str, fields: Mapping[str, Any]) -> TaskConfig:
+    try:
+        return BENCHMARKS[name].config.parse(fields)
+    except BadInput as error:
+        raise BadInput(f"settings of {name}: {str(error).removeprefix('benchmark: ')}") from error
 
 
 def provenance(model: Model) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import traceback
 import typing
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -281,11 +282,13 @@ def help_without_command(context: typer.Context) -> None:
 
 
 @contextlib.contextmanager
-def resumable(kept: str) -> Iterator[None]:
-    """On Ctrl-C say what is kept and how to go on, and exit with 130."""
+def resumable(target: str | Path, where: str = "in") -> Iterator[None]:
+    """On Ctrl-C say what is kept in the target (or beside it) and how to go on, and exit with 130."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
         command = shlex.join(["monosem", *sys.argv[1:]])
+        begun = where != "in" or Path(target).exists()
+        kept = f"what is done is kept {where} {target}" if begun else "nothing had been done yet"
         notice(f"interrupted; {kept}\nto go on where it stopped: {command}")
         raise typer.Exit(INTERRUPTED) from interrupt

@@ -51,7 +51,7 @@ def benchmark(
     lm = load_model(named, device=device, dtype=dtype, trust_remote_code=trust_remote_code, quiet=printing.silent)
     for one in loaded.values():
         one.to(lm.device)
-    with resumable(f"what is done is kept in {out}"):
+    with resumable(out):
         chosen = None if tasks is None else names(tasks)
         done = measure(lm, loaded, folder=out, tasks=chosen, settings=settings, fresh=fresh, quiet=printing.silent)
     if printing.json:

@@ -40,7 +40,7 @@ def circuit(
         set
     )
     model, prompts = pairs.load(asked)
-    with resumable(f"what is done is kept in {folder}"):
+    with resumable(folder):
         found = find_circuit(
             model, prompts, folder=folder, settings=settings, fresh=fresh, quiet=asked.silent
         )  # fmt: skip

@@ -63,7 +63,7 @@ def compare_methods(
     settings |= {} if methods is None else {"methods": names(methods)}
     if (chosen := layer_numbers(layers, lm.cfg.n_layers)) is not None:
         settings["layers"] = chosen
-    with resumable(f"what is done is kept in {out}"):
+    with resumable(out):
         done = measure(lm, concepts, folder=out, dictionary=sae, settings=settings, fresh=fresh, quiet=printing.silent)
     if printing.json:
         as_json(done.results)

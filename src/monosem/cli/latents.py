@@ -208,7 +208,7 @@ def make_index(
     target = out or (sae.folder or Path()) / "index.sqlite"
     named = {"examples": examples, "corpus": ", ".join(map(str, corpus.text)), "leave_out": leave_out}
     config = IndexConfig.parse(named)
-    with resumable(f"what is done is kept beside {target}"):
+    with resumable(target, "beside"):
         documents = corpus.documents(lm, seed, asked.silent)
         store = TokenStore.build(lm, documents, context, tokens=tokens, quiet=asked.silent)
         build_index(lm, sae, store, target, config, quiet=asked.silent)

@@ -62,7 +62,7 @@ def robustness(
     instead = {name: value for name, value in given.items() if value is not None} | fields(set)
     config = room.RobustnessConfig.load(behaviour, **instead)
     folder = out or Path("runs") / f"robustness-{config.name}"
-    with resumable(f"what is done is kept in {folder}"):
+    with resumable(folder):
         options: dict[str, Any] = {"quiet": asked.silent, "fresh": fresh, "trust_remote_code": trust_remote_code}
         done = room.assess(config, folder=folder, say=None if asked.silent else line, **options)
     if asked.json:

@@ -88,7 +88,7 @@ def sweep(
 
     doses = decimals(values)
     sae, lm = asked.load()
-    with resumable(f"what is done is kept in {out}"):
+    with resumable(out):
         done = sweep_latents(
             lm,
             sae,

@@ -99,7 +99,7 @@ def conduct(
     config = studies.StudyConfig.load(concept)
     config = studies.StudyConfig.parse({**config.model_dump(), **instead})
     folder = out or Path("runs") / config.name
-    with resumable(f"what is done is kept in {folder}"):
+    with resumable(folder):
         say = None if quiet else line
         options: dict[str, Any] = {"quiet": quiet, "fresh": fresh, "trust_remote_code": trust}
         done = studies.run(config, folder=folder, say=say, **options)

@@ -172,7 +172,7 @@ def train(
     from ..dictionaries.training.job import train_each
 
     settings = training.config(config)
-    with resumable(f"what is done is kept in {out}"):
+    with resumable(out):
         trained = train_each(settings, folder=out, trust_remote_code=trust_remote_code, resume=resume, quiet=quiet)
     for name, dictionary in trained.items():
         folder = out / name / "dictionary"

@@ -12,6 +12,7 @@ import torch
 from ..activations import SkipRule
 from ..errors import BadFile, BadInput, UnknownName, did_you_mean
 from ..files import ASSETS
+from ..models.loading.precision import DtypeLike, choose_device, choose_dtype
 from ..models.places.sites import SiteLike
 from ..reading import existing, read_object
 from .cross_layer import CrossLayer
@@ -48,7 +49,7 @@ def shipped_dictionary_folder(name: str) -> Path:
 def load_dictionary(
     name: str | os.PathLike[str],
     device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: DtypeLike = None,
     *,
     site: SiteLike | None = None,
     site_out: SiteLike | None = None,
@@ -73,9 +74,11 @@ def load_dictionary(
             text, special tokens and norm outliers. `SkipRule.none()`: it was trained on every token.
 
     Raises:
-        UnknownName: nothing of that name (shipped names are listed).
+        UnknownName: nothing of that name (shipped names are listed), or no such dtype.
         BadFile: the checkpoint is broken, hostile, of an unknown format, or incomplete; the message says what to do.
     """
+    device = device if device is None else choose_device(device)
+    dtype = dtype if dtype is None else choose_dtype(dtype, torch.device(device or "cpu"))
     path, published = _find(os.fspath(name))
     if (path / METRICS).is_file() and (path / "dictionary").is_dir():
         path = path / "dictionary"

@@ -86,7 +86,7 @@ def train(
         _other(kind, corpus, out, training)
         return
     config, quiet = training.config(), training.silent
-    with resumable(f"what is done is kept in {out}"):
+    with resumable(out):
         lm = training.load()
         wanted = config.steps * config.windows * config.context
         measured = None
@@ -122,7 +122,7 @@ def _other(kind: str, corpus: Corpus, out: Path, training: Training) -> None:
     if kind != "jacobian" and not training.silent:
         notice(f"a {kind} lens is made in one go: interrupted, it begins again")
     config = KINDS[kind].parse({"seed": training.seed} | fields(training.set))
-    interruption = resumable(f"what is done is kept in {out}") if kind == "jacobian" else nullcontext()
+    interruption = resumable(out) if kind == "jacobian" else nullcontext()
     with interruption:
         lm = training.load()
         documents = corpus.documents(lm, config.seed, training.silent)

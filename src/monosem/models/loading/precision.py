@@ -48,7 +48,7 @@ def choose_dtype(dtype: DtypeLike, device: torch.device) -> torch.dtype | None:
         return torch.float32 if device.type in ("cpu", "mps") else None
     if isinstance(dtype, torch.dtype):
         if not dtype.is_floating_point:
-            raise BadInput(f"a model cannot be loaded in {dtype}; use one of {', '.join(DTYPES)}")
+            raise BadInput(f"weights cannot be held in {dtype}; use one of {', '.join(DTYPES)}")
         return dtype
     name = str(dtype).lower().removeprefix("torch.")
     if name == "auto":
