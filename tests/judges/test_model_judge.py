@@ -90,7 +90,7 @@ def test_what_does_not_pass_is_one_line():
         by_model("http://127.0.0.1:9/v1", retries=0)("p", "I cannot.")
     with pytest.raises(BadInput, match="url such as"):
         judge("model", url="ftp://x/v1", model="m")
-    with pytest.raises(BadInput, match="misses one"):
+    with pytest.raises(BadInput, match="needs the options url and model"):
         judge("model")
 
 

@@ -325,13 +325,13 @@ def small() -> Any:
     return AutoConfig.for_model("llama", vocab_size=50, **sizes)
 
 
-def test_types_that_are_not_read_as_both_say_which_are():
+def test_a_type_that_is_not_read_as_both_says_why():
     config = AutoConfig.for_model("led", d_model=16, encoder_layers=1, decoder_layers=1, vocab_size=50)
     config.encoder_attention_heads = config.decoder_attention_heads = 2
     from transformers import AutoModelForSeq2SeqLM
 
     hf = AutoModelForSeq2SeqLM.from_config(config)
-    refused("t5", lambda: load_model(hf, quiet=True), UnknownName)
+    refused("fills every source up to a multiple of its window", lambda: load_model(hf, quiet=True), UnknownName)
 
 
 def test_patches_of_runs_follow_the_tokens_of_either_side():

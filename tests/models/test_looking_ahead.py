@@ -42,7 +42,7 @@ def test_a_pass_that_misses_a_site_says_what_it_went_past():
 
 
 def test_several_streams_are_named_and_not_a_missing_norm():
-    with pytest.raises(UnknownName, match="one stream: the blocks write 128 numbers for a token"):
+    with pytest.raises(UnknownName, match="carries several streams in one long vector"):
         load_model(tiny_any("qwen4_exp_text"), quiet=True)
 
 
