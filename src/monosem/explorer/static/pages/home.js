@@ -16,8 +16,9 @@ export function Home({ home }) {
     ${broken.map(one => html`<p class="failed">${one.name}: ${one.error}</p>`)}
     <${Panel} title="A dictionary of your own" help="The pass over a corpus finds where each latent fires; without it, pages show what the weights alone say.">
       <p class="soft">Train one and read a corpus, then open it here:</p>
-      <pre tabindex="0" aria-label="Commands">monosem train smollm2 --text books/ --out runs/sae
-monosem latents index runs/sae/dictionary --text books/
+      <pre tabindex="0" aria-label="Commands">monosem train --model smollm2 --site resid_post.15 --text ./books \\
+    --width 4608 --k 32 --tokens 5000000 --out runs/sae
+monosem latents index runs/sae/dictionary --text ./books
 monosem explore runs/sae/dictionary</pre><//>
     <${Panel} title="Keys" help="They work on every page, outside of text fields.">
       <dl class="keys"><div><dt><kbd>/</kbd></dt><dd>find</dd></div><div><dt><kbd>j</kbd> <kbd>k</kbd></dt><dd>next and previous latent</dd></div>
