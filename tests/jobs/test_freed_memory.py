@@ -31,7 +31,7 @@ def test_a_block_is_used_again() -> None:
             subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         )
     assert found[True] < 100
-    assert found[False] > 100 * found[True] or found[False] > 10_000 or _huge_pages()
+    assert found[False] > 10_000 or _huge_pages()
 
 
 def _huge_pages() -> bool:
@@ -41,5 +41,7 @@ def _huge_pages() -> bool:
 
 def test_another_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: pytest.fail("asked the C library"))
+    asked: list[str | None] = []
+    monkeypatch.setattr(memory.ctypes, "CDLL", asked.append)
     memory.keep_freed_memory()
+    assert asked == []
