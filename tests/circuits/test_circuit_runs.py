@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from monosem.circuits import SHARES, Circuit, EdgeScores, Graph, cmd, cpr, curve, faithfulness, recovery
-from monosem.circuits.running import run_circuits
+from monosem.circuits.running import run_circuits, run_masks
 from monosem.circuits.selection import sizes_of
 from monosem.errors import BadInput, Mismatch
 from monosem.models import Model
@@ -109,6 +109,19 @@ def test_edges_that_lead_nowhere_change_nothing(family: str) -> None:
     assert circuit.pruned().n_edges < circuit.n_edges
     one, other = run_circuits(batch, [circuit, circuit.pruned()])
     torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("share", [0.05, 0.6])
+def test_sums_of_a_branch_at_once_are_the_sums_of_each_part(family: str, share: float) -> None:
+    """Without gradients, all sources' sums are one product; with them, each part's is added in turn."""
+    model = wide(family)
+    batch = batch_of(model, random_pairs(model))
+    graph = batch.wiring.graph
+    draw = torch.rand((3, *graph.shape), generator=torch.Generator().manual_seed(3))
+    masks = (draw * (draw < share) * graph.real).to(model.dtype)
+    with torch.no_grad():
+        torch.testing.assert_close(run_masks(batch, masks), run_masks(batch, masks, grad=True), rtol=1e-10, atol=1e-10)
 
 
 def test_places_run_apart() -> None:

@@ -4,8 +4,9 @@
 
 The empty circuit is the other side's run, the full circuit is the clean run. Only kept edges cost: slots without any
 are given the other side's values, sources without any are not looked at, and blocks in which nothing lives are passed
-over. In front of a norm behind the heads (Gemma 2), each slot has its own sum of heads, which goes through the norm as
-a whole.
+over. What sources write lies in one block of memory, so that the slots of a branch get all their sums from one matrix
+product. In front of a norm behind the heads (Gemma 2), each slot has its own sum of heads, which goes through the norm
+as a whole.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -61,8 +62,9 @@ class _CircuitRun:
     """One forward pass of copies of a batch, one for each mask.
 
     Attributes:
-        changes: part of sources -> what each writes now less what it writes on the other side, before a norm behind
-            heads: `source rows pos d_model`, of the live sources alone.
+        rows: the live sources whose sums are one product: all of them, but for gradients and in front of a norm.
+        block: what these write now less what they write on the other side, `source rows pos d_model`.
+        changes: part of other sources -> the same, before a norm behind heads.
         read: coefficients of the units of the branch that runs.
     """
 
@@ -79,6 +81,13 @@ class _CircuitRun:
         self.copies = len(self.masks)
         self.other: Wrote = self.batch.other.repeated(self.copies)
         self.at = self.batch.at.clamp(min=0)
+        alone = [part for part in self.wiring.graph.writes if self.grad or part in self.wiring.normed]
+        together = self.live_sources.clone()
+        for part in alone:
+            together[part.range] = False
+        self.rows = together.nonzero()[:, 0]
+        stream = self.other.streams[self.wiring.end]
+        self.block = stream.new_empty(len(self.rows), *stream.shape)
 
     def live(self, part: Part) -> Tensor:
         """Numbers, within a part, of what lives in it."""
@@ -90,7 +99,7 @@ class _CircuitRun:
         first, tokens = graph.writes[0], batch.pairs.clean
         if len(self.live(first)):
             clean = batch.clean.inner[first]
-            self.changes[first] = (clean - batch.other.inner[first]).repeat(self.copies, 1, 1)[None]
+            self._keep(first, (clean - batch.other.inner[first]).repeat(self.copies, 1, 1)[None])
         edits = list(self._edits())
         end = graph.reads[-1]
         if edits:
@@ -105,7 +114,7 @@ class _CircuitRun:
         at = (torch.arange(len(rows), device=rows.device), tokens.last.repeat(self.copies))
         stream = self.other.streams[wiring.end]
         if len(self.live(end)):
-            stream = self._streams(end, self.live(end))[0]
+            stream = self._streams([end])[end][0]
         return wiring.model.unembed(stream[at])
 
     # ------------------------------------------------------------------ what the pass does
@@ -118,14 +127,27 @@ class _CircuitRun:
         for part in graph.writes[1:]:
             if not len(self.live(part)):
                 continue
-            for reader in slots.pop((part.branch, part.layer), []):
-                yield _At(self.wiring.site(reader), self._given(reader))
+            readers = slots.pop((part.branch, part.layer), [])
+            streams = self._once(readers)
+            for reader in readers:
+                yield _At(self.wiring.site(reader), self._given(reader, streams))
             if part in self.wiring.units and part.kind == "whole":  # the rest is known once its units are
                 (unit,) = graph.nodes_of[part.branch, part.layer][1:]
                 yield _At(self.wiring.sent(unit), self._read(unit))
             yield _At(self.wiring.sent(part), self._noted(part))
 
-    def _given(self, part: Part) -> Callable[[Tensor], Tensor]:
+    def _once(self, parts: list[Part]) -> Callable[[Part], Tensor]:
+        """What each part reads, computed for all of a branch when the first of them asks."""
+        held: dict[Part, Tensor] = {}
+
+        def taken(part: Part) -> Tensor:
+            if part not in held:
+                held.update(self._streams([one for one in parts if len(self.live(one))]))
+            return held.pop(part)
+
+        return taken
+
+    def _given(self, part: Part, streams: Callable[[Part], Tensor]) -> Callable[[Tensor], Tensor]:
         wiring, site = self.wiring, self.wiring.site(part)
         branch, live = wiring.branches[part], self.live(part)
 
@@ -133,7 +155,7 @@ class _CircuitRun:
             base = self._unread(part)
             if not len(live):
                 return base.to(x)
-            given = branch.read(self._streams(part, live).to(x.dtype))
+            given = branch.read(streams(part).to(x.dtype))
             if part.kind == "whole":
                 return given[0]
             weight, bias = (each[live].to(given) for each in wiring.weight(part))
@@ -167,10 +189,10 @@ class _CircuitRun:
             else:
                 change = x - units.write(self.read) - self.other.inner[part]
             if part.kind != "head":
-                self.changes[part] = wiring.apart(part, change)[live]
+                self._keep(part, wiring.apart(part, change)[live])
             else:
                 weight = self.wiring.branches[part].weight()[live].to(change)
-                self.changes[part] = torch.einsum("rphk,hkd->hrpd", change[:, :, live], weight)
+                self._keep(part, torch.einsum("rphk,hkd->hrpd", change[:, :, live], weight))
             return x
 
         return fn
@@ -182,35 +204,46 @@ class _CircuitRun:
 
         return fn
 
-    def _streams(self, part: Part, live: Tensor) -> Float[Tensor, "slot rows pos d_model"]:
-        """What each live slot of a part reads."""
+    def _keep(self, part: Part, changes: Float[Tensor, "source rows pos d_model"]) -> None:
+        """Note what the live sources of a part write."""
+        if self.grad or part in self.wiring.normed:
+            self.changes[part] = changes
+            return
+        first = int((self.rows < part.first).sum())
+        scale = self.wiring.branches[part].scale if part.kind == "head" else 1.0
+        self.block[first : first + len(changes)] = changes * scale
+
+    def _streams(self, parts: Sequence[Part]) -> dict[Part, Float[Tensor, "slot rows pos d_model"]]:
+        """What each live slot of some parts reads; they read one stream."""
         wiring, graph = self.wiring, self.wiring.graph
-        base = self.other.streams[wiring.reads(part)]
-        total = base.expand(len(live), *base.shape)
-        columns = part.first + live
-        for source in graph.writes:
-            if source not in self.changes or not bool(graph.real[source.first, part.first]):
+        slots = {part: part.first + self.live(part) for part in parts}
+        columns = torch.cat([*slots.values()])
+        base = self.other.streams[wiring.reads(parts[0])]
+        total = base.expand(len(columns), *base.shape)
+        visible = int((self.rows < wiring.visible(parts[0])).sum())
+        if visible:
+            total = total + self._weighed(self.rows[:visible], columns, self.block[:visible])
+        for source, change in self.changes.items():
+            if not bool(graph.real[source.first, parts[0].first]):
                 continue
-            rows = source.first + self.live(source)
-            weights = self.masks[:, :, rows][..., columns]  # circuit place source slot
-            if not self.grad and not bool(weights.any()):
-                continue
-            total = total + self._weighed(source, weights)
-        return total
+            added = self._weighed(source.first + self.live(source), columns, change)
+            total = total + (wiring.added(source, self.other, added) if source.kind == "head" else added)
+        return dict(zip(slots, total.split([len(each) for each in slots.values()])))
 
     def _weighed(
-        self, source: Part, weights: Float[Tensor, "circuit place source slot"]
+        self, sources: Tensor, slots: Tensor, changes: Float[Tensor, "source rows pos d_model"]
     ) -> Float[Tensor, "slot rows pos d_model"]:
-        """What a part's sources add to each slot's stream, by the weights of their edges."""
-        change = self.changes[source].unflatten(1, (self.copies, -1))  # source circuit pairs pos d_model
-        if self.wiring.graph.places == EVERYWHERE:
-            added = torch.einsum("cuv,ucbpd->vcbpd", weights[:, 0], change)
-        else:
-            added = torch.einsum("cbpuv,ucbpd->vcbpd", weights[:, self.at], change)
-        added = added.flatten(1, 2)
-        if source.kind != "head":
-            return added
-        return self.wiring.added(source, self.other, added)
+        """What sources add to each slot's stream, by the weights of their edges."""
+        weights = self.masks[:, :, sources][..., slots]  # circuit place source slot
+        if not self.grad:
+            used = weights.flatten(0, 1).any(0).any(1)
+            if 2 * int(used.sum()) < len(used):  # fewer to copy than to multiply by zero
+                weights, changes = weights[:, :, used], changes[used]
+        change = changes.unflatten(1, (self.copies, -1))  # source circuit pairs pos d_model
+        if self.wiring.graph.places != EVERYWHERE:
+            return torch.einsum("cbpuv,ucbpd->vcbpd", weights[:, self.at], change).flatten(1, 2)
+        added = weights[:, 0].mT @ change.flatten(2).transpose(0, 1)  # circuit slot rest
+        return added.transpose(0, 1).unflatten(2, change.shape[2:]).flatten(1, 2)
 
 
 @contextmanager
