@@ -67,12 +67,12 @@ class Served:
         return [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")]
 
 
-def serving(folder: Path, *arguments: str) -> Served:
-    """Start `monosem explore` in a folder and wait for its address."""
+def serving(folder: Path, *arguments: str, **environment: str) -> Served:
+    """Start `monosem explore` in a folder, with more in its environment, and wait for its address."""
     words = [sys.executable, "-m", "monosem", "explore", *arguments, "--no-browser", "--port", "0"]
     words += ["--notes", str(folder / "notes.json"), "--quiet"]
     log = open(folder / "server.log", "a")  # noqa: SIM115
-    env = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", **environment}
     process = subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True, env=env)
     assert process.stdout is not None
     address = process.stdout.readline().strip()

@@ -71,8 +71,17 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def served(home: Path) -> Iterator[Served]:
-    own = serving(home, "sae", "bare", "broken")
+def service(home: Path) -> Iterator[Served]:
+    """Stands for Neuronpedia: another explorer, which has its addresses."""
+    own = serving(home, "sae")
+    yield own
+    own.process.terminate()
+    own.process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def served(home: Path, service: Served) -> Iterator[Served]:
+    own = serving(home, "sae", "bare", "broken", NEURONPEDIA_SITE=f"{service.base}/key/{service.token}")
     yield own
     own.process.terminate()
     own.process.wait(30)

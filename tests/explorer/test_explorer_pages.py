@@ -9,7 +9,7 @@ import pytest
 
 LATENT = "/latent?d=sae&i=3"
 PAGES = ["/", "/dictionary?d=sae", "/dictionary?d=bare", LATENT, "/latent?d=bare&i=3", "/lists?d=sae", "/map?d=sae"]
-PAGES += [f"/{name}?d=sae" for name in ("prompt", "steer", "lens", "patching", "graph", "reports")]
+PAGES += [f"/{name}?d=sae" for name in ("prompt", "steer", "lens", "patching", "graph", "reports", "public")]
 PAGES += [
     "/compare?d=sae&a=3&b=5",
     "/compare?d=sae&a=3&e=bare&b=5",
@@ -264,6 +264,18 @@ def test_two_latents_beside_each_other(page, served):
     assert {one["dictionary"] for one in near} == {"bare", "broken"}
     assert all(one["rows"][0]["latent"] == one["rows"][0]["back"] == 3 for one in near)
     assert "In other dictionaries" in words(browser)
+
+
+def test_a_latent_of_the_service(page, served):
+    """The service is the server itself: `NEURONPEDIA_SITE` says so."""
+    browser = page("/public?u=" + quote("https://www.neuronpedia.org/tiny/1-resid_post/3?embed=true"), "article h1")
+    shown = browser.find_element("css selector", "article h1").text
+    assert shown == served.ask("/api/latent?d=sae&i=3")[1]["explanation"]["label"]
+    assert browser.find_elements("css selector", ".examples li")
+    assert complaints(browser) == []
+    page("/public?u=" + quote("tiny/1-resid_post/64"), ".failed[role=alert]")
+    until(browser, "return document.querySelector('.failed[role=alert]').innerText.includes('no latent')")
+    browser.get_log("browser")
 
 
 def test_a_line_around_points_makes_a_list(page, served):

@@ -11,8 +11,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from monosem import latents
+from monosem.dictionaries import one_site
 from monosem.errors import BadFile, BadInput, UnknownName
 from monosem.latents import IndexConfig, build_index, read_dashboards, write_dashboards
+from monosem.latents.dashboards import read_row
 from tiny_latents import MODEL, STORE, TOPK
 
 FILE = Path(__file__).with_name("golden") / "sae_dashboard_batch-0.json"
@@ -174,6 +176,60 @@ def test_the_public_export_has_these_names(index, tmp_path):
     row = json.loads(line)
     assert (row["modelId"], row["layer"], row["index"]) == ("tiny-llama", "1-res-x", "0")
     assert {"maxActApprox", "frac_nonzero", "pos_str", "neg_values", "freq_hist_data_bar_heights"} <= row.keys()
+
+
+def test_an_import_finds_the_files_that_describe_it(index, tmp_path):
+    files = write_dashboards(index, [0, 7], tmp_path, form="jsonl", source="res-x", model_id="tiny-llama")
+    assert {path.name for path in files} >= {"release.jsonl", "model.jsonl", "sourceset.jsonl", "source.jsonl"}
+    held = {path.stem: json.loads(path.read_text()) for path in files if path.suffix == ".jsonl"}
+    # what the service's database does not take without, and what joins the tables
+    assert held["model"]["id"] == held["source"]["modelId"] == held["sourceset"]["modelId"] == "tiny-llama"
+    assert held["source"]["setName"] == held["sourceset"]["name"] == "res-x"
+    assert held["sourceset"]["releaseName"] == held["release"]["name"]
+    assert held["source"]["id"] == "1-res-x"
+    assert all({"creatorId", "visibility", "createdAt"} <= row.keys() for row in held.values())
+    rows = [
+        json.loads(line)
+        for kind in ("features", "activations")
+        for line in gzip.decompress((tmp_path / kind / "batch-0.jsonl.gz").read_bytes()).decode().splitlines()
+    ]
+    assert {(row["modelId"], row["layer"]) for row in rows} == {("tiny-llama", "1-res-x")}
+
+
+def test_labels_are_written_and_read(tmp_path):
+    TOPK.save(tmp_path / "own")
+    whole = [[1, 1]] * 4
+    label = {"label": "cats", **dict(zip(("top", "middle", "silent", "near"), whole))}
+    (tmp_path / "own" / "explanations.json").write_text(json.dumps({"method": "a reader", "latents": {"5": label}}))
+    made = one_site(tmp_path / "own")
+    own = build_index(MODEL, made, STORE, tmp_path / "own" / "index.sqlite", IndexConfig(examples=3), quiet=True)
+    write_dashboards(own, [5, 6], tmp_path / "out", form="jsonl")
+    pages = read_dashboards(tmp_path / "out").pages
+    label = pages[5].parts["explanation"]
+    assert (label["label"], label["by"]) == ("cats", "monosem, a reader")
+    assert list(label["scores"].values()) == [1.0]
+    assert "explanation" not in pages[6].parts
+    near = pages[5].parts["neighbours"]["decoder"]
+    assert [row["latent"] for row in near[:5]] == [latent for latent, _ in latents.neighbours(made, 5, n=5)]
+
+
+@pytest.mark.parametrize("place", ["", "a/b", "a/b/c", "a/b/-1", "a/b/1/2", "ftp://x/a/b/1", "a/../1", "a b/c/1"])
+def test_a_place_that_names_no_latent(place):
+    with pytest.raises(BadInput, match="names no latent"):
+        latents.public_latent(place)
+
+
+def test_without_the_network_one_line_says_so():
+    with pytest.raises(BadInput, match="cannot be reached") as caught:
+        latents.public_latent("gpt2-small/6-res-jb/650", site="http://127.0.0.1:9")
+    assert "read_dashboards" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_latent_is_refused():
+    for held in (None, [], {}, {"index": "x"}, {"index": 3, "activations": [1]}, {"index": 3, "pos_str": 5}):
+        with pytest.raises(BadFile):
+            read_row(held, "somewhere")
 
 
 def test_an_upload_has_what_the_service_takes(index, tmp_path):

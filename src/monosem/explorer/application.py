@@ -17,6 +17,8 @@ from starlette.routing import Route
 
 from .. import __version__
 from ..errors import BadInput, MonosemError, UnknownName
+from ..latents import public_latent
+from ..latents.public import split_place
 from ..pages import environment
 from ..reading import parse_json
 from ..terminal import notice, one_line
@@ -25,6 +27,7 @@ from .export import export_page
 from .guard import MOST_BYTES, TooLarge
 from .library import MOST_ROWS, Library, family, relation
 from .modules import MODULES, PAGES, imports, module
+from .neuronpedia import Neuronpedia
 from .notes import Change, Notes
 from .queue import ENDED, Job, Jobs
 from .work import started
@@ -108,6 +111,11 @@ class Explorer:
     def latent(self, request: Request) -> Any:
         return self.library.book(asked(request, "d")).latent(whole(request, "i")[0])
 
+    def public(self, request: Request) -> Any:
+        """A latent of Neuronpedia; the server is the one that is set, whatever address was given."""
+        _, names = split_place(asked(request, "u"))
+        return public_latent("/".join(names)).to_json()
+
     def search(self, request: Request) -> Any:
         return self.library.book(asked(request, "d")).search(asked(request, "q"), n=200)
 
@@ -155,6 +163,7 @@ class Explorer:
             "table": self.table,
             "rows": self.rows,
             "latent": self.latent,
+            "public": self.public,
             "search": self.search,
             "map": self.map,
             "relation": self.relation,
@@ -176,6 +185,7 @@ class Explorer:
             Route("/api/export", self.export),
             Route("/reports/{number}", self.report),
             Route("/static/{name:path}", self.static),
+            *Neuronpedia(self.library, self.jobs, self.notes).routes(data),
         ]
         handlers: Any = {MonosemError: refused, TooLarge: too_large, Exception: fault}
         app = Starlette(routes=routes, exception_handlers=handlers)

@@ -19,7 +19,8 @@ class Guard:
 
     A page of another site can send requests to a port of this machine, and a name that it owns can be made to point
     here: so the Host must be ours, what changes something must come from our Origin, and every request needs the token,
-    as the cookie that the first visit (`/?token=...`) sets, or as `Authorization: Bearer ...` from a program.
+    as the cookie that the first visit (`/?token=...`) sets, or from a program: as `Authorization: Bearer ...`, as
+    `x-api-key: ...`, or in front of the path (`/key/TOKEN/api/...`), for programs that know a base URL alone.
 
     Args:
         port: that the server listens at. policy: the Content-Security-Policy of pages.
@@ -39,6 +40,7 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
             return
         headers: Headers = dict(scope["headers"])
+        scope, headers = unlocked(scope, headers)
         if (refused := self.refusal(scope, headers)) is not None:
             await answer(send, *refused)
         elif (place := self.welcome(scope)) is not None:
@@ -121,6 +123,18 @@ class Guard:
             await send(message)
 
         return inner
+
+
+def unlocked(scope: dict[str, Any], headers: Headers) -> tuple[dict[str, Any], Headers]:
+    """Scope and headers with a token that came by another way as the header `Authorization`."""
+    path, raw = scope["path"], scope["raw_path"]
+    if path.startswith("/key/") and raw.startswith(b"/key/"):
+        _, _, token, *rest = raw.split(b"/")
+        scope = {**scope, "path": "/" + path.split("/", 3)[-1] if rest else "/", "raw_path": b"/" + b"/".join(rest)}
+        return scope, headers | {b"authorization": b"Bearer " + token}
+    if (key := headers.get(b"x-api-key")) is not None and b"authorization" not in headers:
+        return scope, headers | {b"authorization": b"Bearer " + key}
+    return scope, headers
 
 
 class TooLarge(Exception):

@@ -54,7 +54,7 @@ def serve(
     guarded = Guard(explorer.application(), number, token, explorer.policy)
     address = f"http://127.0.0.1:{number}/?token={token}"
     print(address, flush=True)
-    say("the explorer runs; Ctrl-C ends it", quiet)
+    say(f"the explorer runs; Ctrl-C ends it; programs: http://127.0.0.1:{number}/key/{token}/api", quiet)
     if open_browser:
         with contextlib.suppress(webbrowser.Error):
             webbrowser.open(address)

@@ -17,9 +17,10 @@ from .importance.weights import ReadScores, de_embedding, latent_connections, pu
 from .index import Index, index_of
 from .indexing import build_index
 from .latent_page import LatentPage, page
-from .neuronpedia import quick_list_url, write_dashboards
+from .neuronpedia import neuron_row, quick_list_url, write_dashboards
 from .outputs import OutputScores, output_scores
 from .pooling import pooled
+from .public import public_latent
 from .readers import direction_latents, head_latents, neuron_latents
 from .removal import Removal, ablation, removal
 from .rules import IndexCheck, check_index
@@ -78,9 +79,11 @@ __all__ = [
     "near_misses",
     "neighbours",
     "neuron_latents",
+    "neuron_row",
     "output_scores",
     "page",
     "pooled",
+    "public_latent",
     "pullback",
     "quick_list_url",
     "read_dashboards",

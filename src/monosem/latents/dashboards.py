@@ -4,6 +4,7 @@ What such a file says keeps its meaning, in the units it was written in, and eac
 on (`parts["unreliable"]`). `neuronpedia` writes such files.
 """
 
+import contextlib
 import gzip
 import os
 import zlib
@@ -73,8 +74,8 @@ def read_dashboards(path: str | os.PathLike[str]) -> Dashboards:
     """Read what sae-dashboard or a Neuronpedia export wrote.
 
     Args:
-        path: `batch-0.json`, a folder of such files, a `batch-0.jsonl.gz` of features, or a folder with `features/` and
-            `activations/` of them.
+        path: `batch-0.json`, a folder of such files, a `batch-0.jsonl.gz` of features, or a folder with `features/`,
+            `activations/` and `explanations/` of them.
 
     Raises:
         BadFile: missing, damaged, or something else; the message says what.
@@ -84,24 +85,42 @@ def read_dashboards(path: str | os.PathLike[str]) -> Dashboards:
     if not files:
         raise BadFile(f"{place} holds no batch-*.json or batch-*.jsonl.gz")
     found: dict[int, dict[str, Any]] = {}
-    examples: dict[int, list[dict[str, Any]]] = {}
+    apart: dict[int, dict[str, list[dict[str, Any]]]] = {}  # rows of activations/ and explanations/
     for file in files:
         for row in _rows(file):
             latent = _whole(file, row, "feature_index")
-            if "tokens" in row:  # a row of activations/
-                examples.setdefault(latent, []).append(row)
+            kind = "activations" if "tokens" in row else "explanations" if "description" in row else None
+            if kind is not None:
+                apart.setdefault(latent, {}).setdefault(kind, []).append(row)
             else:
                 found[latent] = row
-    for latent, rows in examples.items():
-        found.setdefault(latent, {"feature_index": latent})["activations"] = rows
+    for latent, kinds in apart.items():
+        found.setdefault(latent, {"feature_index": latent}).update(kinds)
     beside = (place if place.is_dir() else place.parent) / "run_settings.json"
     settings = read_json(beside) if beside.is_file() else {}
-    try:
+    with _damaged(place):
         byte_level = _is_byte_level(one["tokens"] for row in found.values() for one in row.get("activations") or [])
         pages = {latent: _page(latent, row, byte_level) for latent, row in sorted(found.items())}
-    except (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError) as error:
-        raise BadFile(f"{place} is not a file of dashboards or is damaged ({type(error).__name__}: {error})") from error
     return Dashboards(pages, settings if isinstance(settings, dict) else {})
+
+
+def read_row(held: Any, where: str) -> LatentPage:
+    """One latent as Neuronpedia's API gives it. Raises `BadFile` for something else; `where` is named."""
+    if not isinstance(held, dict) or "index" not in held:
+        raise BadFile(f"{where} holds no latent: it needs an object with `index`")
+    (row,) = _named([held], {})
+    latent = _whole(Path(where), row, "feature_index")
+    with _damaged(where):
+        return _page(latent, row, _is_byte_level(one["tokens"] for one in row.get("activations") or []))
+
+
+@contextlib.contextmanager
+def _damaged(where: str | Path) -> Iterator[None]:
+    """What a file of another shape brings about is one error."""
+    try:
+        yield
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError) as error:
+        raise BadFile(f"{where} is not a file of dashboards or is damaged ({type(error).__name__}: {error})") from error
 
 
 def _rows(file: Path) -> Iterator[dict[str, Any]]:
@@ -118,6 +137,11 @@ def _rows(file: Path) -> Iterator[dict[str, Any]]:
         about = {key: held[key] for key in ABOUT if key in held} if isinstance(held, dict) else {}
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise BadFile(f"{file} is no file of dashboards: it needs a list `features` of objects")
+    yield from _named(rows, about)
+
+
+def _named(rows: list[dict[str, Any]], about: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Rows with sae-dashboard's names for everything."""
     for row in rows:
         whole = about | {SPELLED.get(key, key): value for key, value in row.items()}
         if isinstance(listed := whole.get("activations"), list) and all(isinstance(one, dict) for one in listed):
@@ -207,10 +231,35 @@ def _page(latent: int, row: Row, byte_level: bool) -> LatentPage:
         "coactive": _listed(row, "correlated_features", ("latent", "pearson", "cosine"), "pearson"),
         "correlated_neurons": _listed(row, "correlated_neurons", ("neuron", "pearson", "cosine"), "pearson"),
         "provenance": {key: row[key] for key in ABOUT if key in row},
+        **_nearest(row),
+        **_label(row),
         "unreliable": [remark for remark, holds in REMARKS.items() if holds(row, rows)],
     }
     name = "/".join(str(row[key]) for key in ("model_id", "layer", "sae_set") if row.get(key) is not None)
     return LatentPage(latent, name, f"latent {latent} of {name or 'a file of dashboards'}, as its file says", parts)
+
+
+def _nearest(row: Row) -> dict[str, Any]:
+    """Latents with the most similar decoder rows; Neuronpedia's files have them, without the latent itself or with."""
+    own = row.get("feature_index")
+    pairs = zip(row.get("topkCosSimIndices") or [], row.get("topkCosSimValues") or [])
+    near = [{"latent": latent, "cosine": cosine, "label": None} for latent, cosine in pairs if latent != own]
+    return {"neighbours": {"decoder": near, "encoder": []}} if near else {}
+
+
+def _label(row: Row) -> dict[str, Any]:
+    """The first explanation; who wrote it is in `by`, its scores in `scores`, by their names."""
+    listed = [one for one in row.get("explanations") or [] if one.get("description")]
+    if not listed:
+        return {}
+    by = [str(listed[0][key]) for key in ("typeName", "explanationModelName") if listed[0].get(key)]
+    scores = {
+        str(one.get("explanationScoreTypeName") or one.get("type") or "score"): one.get("value")
+        for one in listed[0].get("scores") or []
+    }
+    others = [str(one["description"]) for one in listed[1:]]
+    label = {"label": str(listed[0]["description"]), "by": ", ".join(by), "scores": scores, "others": others}
+    return {"explanation": label}
 
 
 def _is_top(one: Row) -> bool:

@@ -15,12 +15,14 @@ import { LensPage } from "page/lens";
 import { Patching } from "page/patching";
 import { GraphPage } from "page/graph";
 import { Reports } from "page/reports";
+import { Public } from "page/public";
 
 const PAGES = {
   home: [Home, "Dictionaries"], dictionary: [DictionaryPage, "Latents"], latent: [LatentPage, "Latent"],
   map: [MapPage, "Map"], prompt: [Prompt, "Prompt"], steer: [Steer, "Steer"],
   compare: [Compare, "Compare"], lens: [LensPage, "Lens"], patching: [Patching, "Patching"], graph: [GraphPage, "Graph"],
   lists: [Lists, "Lists"], reports: [Reports, "Reports"],
+  public: [Public, "Neuronpedia"],
 };
 const LINKS = ["dictionary", "map", "prompt", "steer", "compare", "lens", "patching", "graph", "lists"];
 
@@ -55,7 +57,7 @@ function Bar({ place, home }) {
   };
   return html`<header class="top">
     <${Link} page="home" class="brand">monosem<//>
-    <select aria-label="Dictionary" value=${d} onChange=${event => go(["home", "lists", "reports"].includes(place.page) ? "dictionary" : place.page === "latent" ? "dictionary" : place.page, { d: event.target.value })}>
+    <select aria-label="Dictionary" value=${d} onChange=${event => go(["home", "lists", "reports", "public"].includes(place.page) ? "dictionary" : place.page === "latent" ? "dictionary" : place.page, { d: event.target.value })}>
       ${names.map(name => html`<option value=${name} selected=${name === d}>${name}</option>`)}</select>
     <nav aria-label="Pages">${LINKS.map(name => html`<${Link} page=${name} state=${{ d }} aria-current=${place.page === name ? "page" : undefined}>${PAGES[name][1]}<//>`)}</nav>
     <form role="search" onSubmit=${find}><input ref=${search} id="search" type="search" placeholder="number or words" aria-label="Find a latent by number or words" /></form>

@@ -20,6 +20,7 @@ const HELP = {
   silent: "Places drawn from the whole corpus around which it does not fire.",
   coactive: "Latents that are active at the same tokens, counted over the whole corpus: both of either, and how much of this one's tokens.",
   enrichment: "Kinds of tokens that it fires on more often than their share of the corpus.",
+  unreliable: "What the tool that wrote these numbers is known to get wrong, or to leave out.",
   provenance: "The model, dictionary and text that all of this was computed from.",
 };
 
@@ -35,15 +36,17 @@ export function LatentView({ page, link, below, actions }) {
     <header class="lead">
       <p class="kicker">Latent ${page.latent} <span>of ${page.dictionary}</span></p>
       <h1>${headline(page)}</h1>
-      ${page.explanation && html`<p class="soft">held-out score ${number(page.explanation.score)}: the label finds
-        ${page.explanation.fires} texts on which it fires, and leaves out ${page.explanation.quiet} others</p>`}
+      ${page.explanation && html`<p class="soft">${page.explanation.fires ? `held-out score ${number(page.explanation.score)}: the label finds
+        ${page.explanation.fires} texts on which it fires, and leaves out ${page.explanation.quiet} others`
+        : [`label by ${page.explanation.by || "nobody named"}`, ...Object.entries(page.explanation.scores || {}).map(([name, value]) => `${name} ${number(value)}`)].join(", ")}</p>`}
       ${s && html`<p class="facts"><span><b>${percent(s.density)}</b> of tokens</span>
-        <span><b>${number(s.maximum)}</b> at most</span><span><b>${number(s.count)}</b> times in ${number(s.tokens)} tokens</span></p>`}
+        <span><b>${number(s.maximum)}</b> at most</span><span><b>${number(s.count)}</b> times${s.tokens ? ` in ${number(s.tokens)} tokens` : ""}</span></p>`}
       ${actions}
     </header>
     <div class="columns">
       <div class="main">
         ${below}
+        <${Unreliable} remarks=${page.unreliable} />
         <${Examples} page=${page} maximum=${maximum} />
       </div>
       <div class="side">
@@ -79,10 +82,14 @@ function Examples({ page, maximum }) {
 function List({ examples, maximum }) {
   if (!examples.length) return html`<p class="soft">no example was kept</p>`;
   return html`<ol class="examples">${examples.map(one => html`<li>
-    <span class="value">${one.preactivation !== undefined ? number(one.preactivation) : Math.abs(one.maximum) < 1000 ? one.maximum.toFixed(1).replace("-", "−") : number(one.maximum)}</span>
+    <span class="value">${one.preactivation !== undefined ? number(one.preactivation) : one.maximum === null ? "–" : Math.abs(one.maximum) < 1000 ? one.maximum.toFixed(1).replace("-", "−") : number(one.maximum)}</span>
     <span class="text"><${Tokens} tokens=${one.tokens} activations=${one.activations} maximum=${maximum} anchor=${one.anchor} />
       <span class="source" title=${one.document}>${one.document}</span></span>
   </li>`)}</ol>`;
+}
+
+function Unreliable({ remarks }) {
+  return remarks?.length > 0 && html`<${Panel} title="Not to rely on" name="unreliable" help=${HELP.unreliable}><ul class="remarks">${remarks.map(words => html`<li>${words}</li>`)}</ul><//>`;
 }
 
 function Logits({ page }) {
@@ -92,11 +99,12 @@ function Logits({ page }) {
       <${Effects} title="promotes" rows=${found.promoted} />
       <${Effects} title="suppresses" rows=${found.suppressed} />
     </div>
-    ${found.histogram && html`<${Histogram} label="Effects on all tokens' logits"
-      bars=${found.histogram.counts.map((count, i) => ({ low: found.histogram.edges[i], high: found.histogram.edges[i + 1], count }))} />
-      <p class="soft">sd ${number(found.moments.sd)}, skew ${number(found.moments.skew)}, kurtosis ${number(found.moments.kurtosis)}</p>`}`}
+    ${found.histogram && html`<${Histogram} label="Effects on all tokens' logits" bars=${barsOf(found.histogram)} />
+      ${found.moments && html`<p class="soft">sd ${number(found.moments.sd)}, skew ${number(found.moments.skew)}, kurtosis ${number(found.moments.kurtosis)}</p>`}`}`}
   <//>`;
 }
+
+const barsOf = held => Array.isArray(held) ? held : held.counts.map((count, i) => ({ low: held.edges[i], high: held.edges[i + 1], count }));
 
 function Effects({ title, rows }) {
   const most = Math.max(...rows.map(row => Math.abs(row.effect)), 1e-9);
@@ -109,9 +117,9 @@ function Effects({ title, rows }) {
 function Activations({ page }) {
   const value = hovered.use();
   return html`<${Panel} title="Activations" name="histogram" help=${HELP.histogram} missing=${page.missing.histogram}>
-    ${page.histogram && html`<${Histogram} bars=${page.histogram} logarithmic mark=${value}
+    ${page.histogram && html`<${Histogram} bars=${page.histogram} logarithmic=${page.histogram[0]?.low > 0} mark=${value}
       label="Histogram of its activations where it is active" />
-      <p class="soft">${Object.entries(page.statistics.quantiles).map(([share, at]) => html`<span class="fact">${percent(Number(share))} below <b>${number(at)}</b></span>`)}</p>`}
+      <p class="soft">${Object.entries(page.statistics.quantiles || {}).map(([share, at]) => html`<span class="fact">${percent(Number(share))} below <b>${number(at)}</b></span>`)}</p>`}
   <//>`;
 }
 
@@ -129,7 +137,7 @@ function Neighbours({ page, link }) {
   const found = page.neighbours;
   if (!found) return null;
   return html`<${Panel} title="Neighbours" name="neighbours" help=${HELP.neighbours}>
-    <div class="pair">${["decoder", "encoder"].map(side => html`<table class="effects"><caption>${side}</caption><tbody>
+    <div class="pair">${["decoder", "encoder"].filter(side => found[side].length).map(side => html`<table class="effects"><caption>${side}</caption><tbody>
       ${found[side].slice(0, 8).map(row => html`<tr><th scope="row">${link ? link(row.latent) : row.latent}
         ${row.label && html`<span class="soft"> ${row.label}</span>`}</th><td class="n">${number(row.cosine, 2)}</td></tr>`)}
     </tbody></table>`)}</div>
@@ -139,9 +147,9 @@ function Neighbours({ page, link }) {
 function Together({ page, link }) {
   const rows = (page.coactive || []).slice(0, 8);
   return rows.length > 0 && html`<${Panel} title="Fires with" name="coactive" help=${HELP.coactive}>
-    <table class="effects"><thead><tr><th scope="col">latent</th><th scope="col" class="n">of both</th><th scope="col" class="n">of its tokens</th></tr></thead><tbody>
+    <table class="effects"><thead><tr><th scope="col">latent</th>${rows[0].jaccard === undefined ? html`<th scope="col" class="n">Pearson</th><th scope="col" class="n">cosine</th>` : html`<th scope="col" class="n">of both</th><th scope="col" class="n">of its tokens</th>`}</tr></thead><tbody>
     ${rows.map(row => html`<tr><th scope="row">${link ? link(row.latent) : row.latent}${row.label && html`<span class="soft"> ${row.label}</span>`}</th>
-      <td class="n">${percent(row.jaccard)}</td><td class="n">${percent(row.given)}</td></tr>`)}</tbody></table><//>`;
+      ${row.jaccard === undefined ? html`<td class="n">${number(row.pearson)}</td><td class="n">${number(row.cosine)}</td>` : html`<td class="n">${percent(row.jaccard)}</td><td class="n">${percent(row.given)}</td>`}</tr>`)}</tbody></table><//>`;
 }
 
 function Sets({ page }) {
