@@ -13,17 +13,21 @@ from monosem.benchmarks import (
     DICTIONARY,
     RANDOM,
     RAW,
+    WITHOUT,
     CoreConfig,
     Scores,
     arms,
     bundled_sets,
     core,
+    fitted,
     labelled,
     mean_l0,
     random_dictionary,
     raw_dimensions,
 )
+from monosem.benchmarks.baselines import RIDGE
 from monosem.benchmarks.core import texts_of
+from monosem.data import as_store
 from monosem.dictionaries import evaluate
 from monosem.errors import BadFile
 from tiny import tiny_model
@@ -68,6 +72,69 @@ def test_a_transcoder_has_baselines_too(model):
     x = model.run(PROMPTS[0], capture="mlp_in.1")["mlp_in.1"]
     assert made[RAW](x).abs().max() == 0
     assert made[RANDOM](x).isfinite().all()
+
+
+def transcoder_with(skip: bool, **about):
+    tensors = random_tensors(scales=(0.2, 0.1))
+    if skip:
+        tensors = replace(tensors, W_skip=0.1 * torch.randn(32, 32, generator=torch.Generator().manual_seed(7)))
+    return tiny_dictionary("relu", tensors, site="mlp_in.1", site_out="mlp_out.1", **about)
+
+
+def counted_rows(model, transcoder, windows):
+    """Input and output at the tokens that count: not the first, not special, no outlier."""
+    run = model.run(windows, capture=["mlp_in.1", "mlp_out.1"])
+    x, y = run["mlp_in.1"].double(), run["mlp_out.1"].double()
+    keep = ~torch.isin(windows, torch.tensor(sorted(model.special_ids)))
+    keep[:, 0] = False
+    keep &= x.norm(dim=-1) <= next(iter(transcoder.skipper(model).thresholds.values()))
+    return x[keep].numpy(), y[keep].numpy()
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_a_transcoder_without_latents_and_the_best_linear_map_are_what_numpy_says(model, skip):
+    transcoder = transcoder_with(skip, token_norm="layer_norm")  # which only its latents see
+    windows = torch.randint(4, 100, (20, 24), generator=torch.Generator().manual_seed(1))
+    x, y = counted_rows(model, transcoder, windows)
+    made = fitted(model, transcoder, windows, batch_size=8)
+    straight = x @ transcoder.W_skip.double().numpy().T if skip else np.zeros_like(y)
+    fresh = torch.randn(5, 32, generator=torch.Generator().manual_seed(2))
+    constant = (y - straight).mean(0)
+    alone = constant + (fresh.double() @ transcoder.W_skip.double().T).numpy() if skip else np.tile(constant, (5, 1))
+    np.testing.assert_allclose(made[WITHOUT](fresh).numpy(), alone, atol=1e-5)
+    assert made[WITHOUT].encode(fresh).l0().sum() == 0
+    centred, out = x - x.mean(0), y - y.mean(0)
+    penalty = RIDGE * (centred**2).sum(0).mean() * np.eye(32)
+    W = np.linalg.solve(centred.T @ centred + penalty, centred.T @ out)
+    np.testing.assert_allclose(
+        made[RAW](fresh).numpy(), (fresh.double().numpy() - x.mean(0)) @ W + y.mean(0), rtol=1e-3, atol=1e-4
+    )
+    assert made[RAW].encode(fresh).dense().equal(fresh)
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_core_measures_them_on_other_text_than_they_are_fitted_on(model, tmp_path, skip):
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(f"{word} {i}" for i in range(900) for word in ("the cat", "sat on", "a mat")))
+    transcoder = transcoder_with(skip)
+    config = CoreConfig(texts=(str(text),), tokens=1000, fit_tokens=1500, context=32, batch_size=4)
+    scores = core(model, transcoder, config, quiet=True)
+    store = as_store(model, [text.read_text()], 32)
+    measured, after = store[:31], store[31:77]  # 1,000 and 1,500 tokens, in whole windows
+    x, y = counted_rows(model, transcoder, measured)
+    made = fitted(model, transcoder, after)
+    held = scores.table.set_index(["arm", "measure"])["value"]
+    for arm in (WITHOUT, RAW):
+        rebuilt = made[arm](torch.tensor(x).float()).double().numpy()
+        fve = 1 - ((y - rebuilt) ** 2).sum() / ((y - y.mean(0)) ** 2).sum()
+        assert held[arm, "fve"] == pytest.approx(fve, abs=1e-4)
+    assert held[RAW, "fve"] > held[WITHOUT, "fve"]  # of this model's MLP, which is nearly linear in places
+    assert list(scores.headline) == [DICTIONARY, RANDOM, RAW, WITHOUT]
+    assert "fitted on 1,472 tokens of the text after" in scores.notes[0]
+    assert ("skip connection" in scores.notes[0]) == skip
+    short = core(model, transcoder, CoreConfig(texts=(str(text),), tokens=100_000, context=32), quiet=True)
+    assert list(short.headline) == [DICTIONARY, RANDOM]
+    assert "No text is left" in short.notes[0]
 
 
 def test_core_is_evaluate_with_baselines(model, tmp_path):

@@ -132,12 +132,38 @@ def test_tasks_that_are_not_defined_for_a_dictionary_are_left_out_unless_only_th
     settings = {"core": SETTINGS["core"]}
     done = benchmark(model, {"t": transcoder}, folder=tmp_path / "all", settings=settings, quiet=True)
     assert set(done.scores["t"]) == {"core"}
-    assert "need a dictionary of one site" in done.results["left_out"][0]
-    assert "need a dictionary of one site" in (done.folder / "report.md").read_text()
-    assert "need a dictionary of one site" in done.html.read_text()
-    for asked in ({"tasks": ["scr"]}, {"settings": settings | {"scr": {"sentences": 80}}}):
-        with pytest.raises(BadInput, match="need a dictionary of one site"):
-            benchmark(model, {"t": transcoder}, folder=tmp_path / "one", quiet=True, **asked)
+    assert "needs a dictionary that reads and writes at one site" in done.results["left_out"][0]
+    assert "needs a dictionary that reads and writes at one site" in (done.folder / "report.md").read_text()
+    assert "needs a dictionary that reads and writes at one site" in done.html.read_text()
+
+
+def test_a_task_that_was_asked_for_and_no_dictionary_has_is_refused_before_any_other_runs(model, tmp_path, monkeypatch):
+    called = []
+    never = {name: replace(task, run=called.append, each=None) for name, task in BENCHMARKS.items()}
+    monkeypatch.setattr(job, "BENCHMARKS", never)
+    tensors = random_tensors(scales=(0.2, 0.1))
+    transcoders = {
+        n: tiny_dictionary("relu", tensors, site="mlp_in.1", site_out="mlp_out.1", name=n) for n in ("t", "u")
+    }
+    rows = {n: tiny_dictionary(tensors=tensors, metadata={"meta_of": "sae/0"}) for n in ("m", "n")}
+    normed = {n: tiny_dictionary(tensors=tensors, token_norm="layer_norm") for n in ("l", "o")}
+    undefined = {
+        "absorption": (transcoders, "absorption needs a dictionary that reads and writes at one site"),
+        "disentanglement": (transcoders, "disentanglement needs a dictionary that reads and writes at one site"),
+        "selectivity": (transcoders, "selectivity needs a dictionary that reads and writes at one site"),
+        "scr": (transcoders, "needs a dictionary that reads and writes at one site"),
+        "tpp": (normed, "normalises each token"),
+        "core": (rows, "codes the decoder rows of sae/0"),
+        "meta_structure": (transcoders, "a decoder of 24 rows is too small"),
+    }
+    for name, (dictionaries, why) in undefined.items():
+        for some, whose in ((dictionaries, "any of the dictionaries"), (dict([*dictionaries.items()][:1]), "it")):
+            for asked in ({"tasks": ["sparse_probing", name]}, {"settings": {name: {"seed": 1}}}):
+                with pytest.raises(BadInput, match=f"^{name} is not defined for {whose}: .*{why}") as raised:
+                    benchmark(model, some, folder=tmp_path / "new", quiet=True, **asked)
+                assert "\n" not in str(raised.value)
+    assert called == []
+    assert not (tmp_path / "new").exists()
 
 
 def test_bad_input(model, pair, tmp_path):

@@ -268,7 +268,7 @@ def test_both_tasks_run_with_their_baselines(model):
 
 @pytest.mark.parametrize("task", [scr, tpp])
 def test_dictionaries_that_it_is_not_defined_for_are_refused(model, task):
-    with pytest.raises(BadInput, match="writes elsewhere than it reads"):
+    with pytest.raises(BadInput, match="reads and writes at one site, not a transcoder"):
         task(model, tiny_dictionary("relu", site="mlp_in.1", site_out="mlp_out.1"))
     with pytest.raises(BadInput, match="normalises each token"):
         task(model, tiny_dictionary(token_norm="layer_norm"))

@@ -1,7 +1,7 @@
 """Benchmarks: what a dictionary is good for, beside a random dictionary and the activation's own dimensions."""
 
 from .absorption import AbsorptionConfig, absorption
-from .baselines import arms, mean_l0, random_dictionary, raw_dimensions
+from .baselines import arms, fitted, mean_l0, random_dictionary, raw_dimensions
 from .core import CoreConfig, core, core_each
 from .disentanglement import DisentanglementConfig, disentanglement
 from .job import BenchmarkReport, benchmark
@@ -11,7 +11,7 @@ from .rows import BENCHMARKS
 from .scr import ScrConfig, scr
 from .selectivity import SelectivityConfig, selectivity
 from .sparse_probing import ProbingConfig, sparse_probing
-from .task import ALL, DICTIONARY, RANDOM, RAW, Score, Scores, Task, TaskConfig
+from .task import ALL, DICTIONARY, RANDOM, RAW, WITHOUT, Score, Scores, Task, TaskConfig
 from .tpp import TppConfig, tpp
 from .variants import CORE_VARIANTS, CoreBatch, core_variant
 
@@ -22,6 +22,7 @@ __all__ = [
     "DICTIONARY",
     "RANDOM",
     "RAW",
+    "WITHOUT",
     "AbsorptionConfig",
     "BenchmarkReport",
     "CoreBatch",
@@ -45,6 +46,7 @@ __all__ = [
     "core_each",
     "core_variant",
     "disentanglement",
+    "fitted",
     "labelled",
     "mean_l0",
     "meta_structure",

@@ -23,7 +23,7 @@ from .absorbing import Absorbed, absorbed, parts, rates, split_size
 from .baselines import arms
 from .labelled import SETS
 from .probes import Probe, f1, logistic
-from .task import ALL, Score, Scores, TaskConfig, mean_interval, resampled
+from .task import ALL, Score, Scores, TaskConfig, check_one_site, mean_interval, resampled
 
 SHARES = (0.5, 0.25)  # of the words: those that probes are fitted on, those that models are chosen on; the rest is test
 FEWEST = 8  # words of a letter that the model spells, below which the letter is left out
@@ -112,8 +112,7 @@ def absorption(
     """
     config = config or AbsorptionConfig.parse({})
     dictionary.check(model)
-    if dictionary.transcoder:
-        raise BadInput("absorption needs a dictionary that reads and writes at one site, not a transcoder")
+    check_one_site(dictionary, "absorption")
     asked = spell(model, dictionary, config, quiet)
     spelled = enough(asked)
     letters = [word[0] for word in spelled.words]

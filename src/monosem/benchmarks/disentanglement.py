@@ -18,7 +18,7 @@ from ..progress import Meter, say
 from ..statistics import Interval, wilson
 from .baselines import arms
 from .facts import Fact, Knowledge, Known, batch, known_facts
-from .task import ALL, Score, Scores, TaskConfig, mean_interval, resampled
+from .task import ALL, Score, Scores, TaskConfig, check_one_site, mean_interval, resampled
 
 FEWEST = 8  # pairs of a sort, to train on or to test, below which an attribute is left out
 COLDEST = 1e-4  # temperature of the last step; the first has 1
@@ -78,8 +78,7 @@ def disentanglement(
     """
     config = config or DisentanglementConfig.parse({})
     dictionary.check(model)
-    if dictionary.transcoder:
-        raise BadInput("disentanglement needs a dictionary that reads and writes at one site, not a transcoder")
+    check_one_site(dictionary, "disentanglement")
     knowledge = Knowledge.read(config.folder, config.entity, config.attributes)
     sizes = {"entities": config.entities, "forms": config.prompts, "seed": config.seed, "batch_size": config.batch_size}
     known = known_facts(model, dictionary.site, knowledge, **sizes, quiet=quiet)

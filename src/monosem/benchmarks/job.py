@@ -94,7 +94,7 @@ def benchmark(
 
     Raises:
         UnknownName: no such task. BadInput: no dictionary, a setting that the task does not have, or a task that was
-            asked for and is defined for none of the dictionaries.
+            asked for and is defined for none of the dictionaries (both before anything is computed).
         Mismatch: a dictionary of another model, or a folder made with another model.
         MissingExtra: plotly is not there (checked before anything is computed).
     """
@@ -108,28 +108,63 @@ def benchmark(
         dictionary.check(model)
     given = {name: dict(fields) for name, fields in (settings or {}).items()}
     configs = {name: _settings(name, given.get(name, {})) for name in names}
+    asked = names if tasks is not None else list(given)
+    undefined = _undefined(dictionaries, configs, asked)
     config = BenchmarkConfig(dictionaries=tuple(dictionaries), tasks=tuple(names), settings=given)
     home = Path(folder)
     check_writable(home / "report.html")
     origin = provenance(model)
     with claim(home, config, work="scores/*.json", made_with=origin, fresh=fresh):
         (home / "scores").mkdir(exist_ok=True)
-        found: dict[str, Any] = {called: {} for called in dictionaries}
-        last = list(dictionaries)[-1]
-        left_out: list[str] = []
-        for called in dictionaries:
-            for name, one in configs.items():
-                try:
-                    found[called][name] = _scores(home, called, dictionaries, model, name, one, quiet)
-                except BadInput as error:
-                    asked = tasks is not None or name in given
-                    if asked and called == last and not any(name in scores for scores in found.values()):
-                        raise  # no dictionary has it
-                    left_out.append(f"{called}, {name}: {error}")
-                    say(f"left out: {left_out[-1]}", quiet)
+        found, left_out = _all(home, dictionaries, model, configs, undefined, asked, quiet)
         results = {"config": config.model_dump(mode="json"), "origin": origin, "scores": found, "left_out": left_out}
         report.write(results, home)
     return BenchmarkReport(results, home)
+
+
+def _undefined(
+    dictionaries: Mapping[str, Dictionary], configs: Mapping[str, TaskConfig], asked: Sequence[str]
+) -> dict[tuple[str, str], BadInput]:
+    """(dictionary, task) -> why the task is not defined for it. Raises `BadInput` for a task that was asked for and is
+    for none of them, before the others are computed."""
+    found: dict[tuple[str, str], BadInput] = {}
+    for name, config in configs.items():
+        for called, dictionary in dictionaries.items():
+            try:
+                BENCHMARKS[name].check(dictionary, config)
+            except BadInput as error:
+                found[called, name] = error
+        if name in asked and all((called, name) in found for called in dictionaries):
+            first, whose = next(iter(dictionaries)), "any of the dictionaries" if len(dictionaries) > 1 else "it"
+            raise BadInput(f"{name} is not defined for {whose}: {found[first, name]}")
+    return found
+
+
+def _all(
+    home: Path,
+    dictionaries: Mapping[str, Dictionary],
+    model: Model,
+    configs: Mapping[str, TaskConfig],
+    undefined: Mapping[tuple[str, str], BadInput],
+    asked: Sequence[str],
+    quiet: bool,
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The scores of every dictionary and task, and what was left out."""
+    found: dict[str, dict[str, Any]] = {called: {} for called in dictionaries}
+    last, left_out = list(dictionaries)[-1], list[str]()
+    for called in dictionaries:
+        for name, config in configs.items():
+            able = {other: one for other, one in dictionaries.items() if (other, name) not in undefined}
+            try:
+                if called not in able:
+                    raise undefined[called, name]
+                found[called][name] = _scores(home, called, able, model, name, config, quiet)
+            except BadInput as error:
+                if name in asked and called == last and not any(name in scores for scores in found.values()):
+                    raise  # no dictionary has it
+                left_out.append(f"{called}, {name}: {error}")
+                say(f"left out: {left_out[-1]}", quiet)
+    return found, left_out
 
 
 def _settings(name: str, fields: Mapping[str, Any]) -> TaskConfig:

@@ -74,9 +74,8 @@ def meta_structure(
         BadInput: too few rows.
     """
     config = config or MetaStructureConfig.parse({})
+    check_rows(dictionary, config)
     rows = dictionary.W_dec.detach().float().cpu()
-    if len(rows) * config.held_out < FEWEST or len(rows) * config.width < config.k:
-        raise BadInput(f"a decoder of {len(rows)} rows is too small: {FEWEST} must be held out, and k directions made")
     seed = config.seed
     made = {
         DICTIONARY: rows,
@@ -91,6 +90,13 @@ def meta_structure(
         notes += [f"{arm}: {complaint}."] if complaint else []
     told = config.model_dump(mode="json")
     return Scores.of("meta_structure", scores, "fve_held_out", notes=notes, **told, interval=INTERVAL)
+
+
+def check_rows(dictionary: Dictionary, config: MetaStructureConfig) -> None:
+    """Raises `BadInput` for a decoder of too few rows."""
+    n = dictionary.width
+    if n * config.held_out < FEWEST or n * config.width < config.k:
+        raise BadInput(f"a decoder of {n} rows is too small: {FEWEST} must be held out, and k directions made")
 
 
 def same_covariance(rows: Float[Tensor, "n d"], seed: int) -> Float[Tensor, "n d"]:

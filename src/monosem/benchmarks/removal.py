@@ -12,13 +12,12 @@ from torch import Tensor
 from ..dictionaries import Dictionary
 from ..errors import BadInput
 from .probes import Probe
-from .task import RAW
+from .task import RAW, check_one_site
 
 
 def check_removable(dictionary: Dictionary) -> None:
     """Raises `BadInput` for a dictionary whose latents cannot be taken from the activation that it reads."""
-    if dictionary.transcoder:
-        raise BadInput(f"{dictionary.name!r} writes elsewhere than it reads; SCR and TPP need a dictionary of one site")
+    check_one_site(dictionary, "taking latents from an activation (SCR, TPP)")
     if dictionary.token_norm != "none":
         raise BadInput(
             f"{dictionary.name!r} normalises each token ({dictionary.token_norm}), so that a text's mean code does not "

@@ -1,13 +1,15 @@
 """The table of benchmarks: a row a task."""
 
+from ..dictionaries.evaluation import check_codes_activations
 from .absorption import AbsorptionConfig, absorption
 from .core import CoreConfig, core, core_each
 from .disentanglement import DisentanglementConfig, disentanglement
-from .meta_structure import MetaStructureConfig, meta_structure
+from .meta_structure import MetaStructureConfig, check_rows, meta_structure
+from .removal import check_removable
 from .scr import ScrConfig, scr
 from .selectivity import SelectivityConfig, selectivity
 from .sparse_probing import ProbingConfig, sparse_probing
-from .task import Task
+from .task import Task, check_one_site
 from .tpp import TppConfig, tpp
 
 BENCHMARKS: dict[str, Task] = {
@@ -18,6 +20,7 @@ BENCHMARKS: dict[str, Task] = {
         CoreConfig,
         core,
         minutes=7,
+        check=lambda dictionary, config: check_codes_activations(dictionary),
         each=core_each,
         beside={
             "l0": "active latents a token",
@@ -32,6 +35,7 @@ BENCHMARKS: dict[str, Task] = {
         AbsorptionConfig,
         absorption,
         minutes=2,
+        check=lambda dictionary, config: check_one_site(dictionary, "absorption"),
     ),
     "sparse_probing": Task(
         "Sparse probing",
@@ -48,6 +52,7 @@ BENCHMARKS: dict[str, Task] = {
         DisentanglementConfig,
         disentanglement,
         minutes=2,
+        check=lambda dictionary, config: check_one_site(dictionary, "disentanglement"),
     ),
     "selectivity": Task(
         "Selectivity (unlearning)",
@@ -56,6 +61,7 @@ BENCHMARKS: dict[str, Task] = {
         SelectivityConfig,
         selectivity,
         minutes=2,
+        check=lambda dictionary, config: check_one_site(dictionary, "selectivity"),
     ),
     "meta_structure": Task(
         "Meta-structure",
@@ -64,6 +70,7 @@ BENCHMARKS: dict[str, Task] = {
         MetaStructureConfig,
         meta_structure,
         minutes=1,
+        check=check_rows,
     ),
     "scr": Task(
         "Spurious correlation removal (SCR)",
@@ -73,6 +80,7 @@ BENCHMARKS: dict[str, Task] = {
         ScrConfig,
         scr,
         minutes=1,
+        check=lambda dictionary, config: check_removable(dictionary),
     ),
     "tpp": Task(
         "Targeted probe perturbation (TPP)",
@@ -81,5 +89,6 @@ BENCHMARKS: dict[str, Task] = {
         TppConfig,
         tpp,
         minutes=1,
+        check=lambda dictionary, config: check_removable(dictionary),
     ),
 }

@@ -20,7 +20,7 @@ from ..statistics import Interval, bootstrap_ratio
 from .baselines import arms
 from .forgetting import best_setting, top_latents, turned_over
 from .labelled import labelled
-from .task import ALL, Score, Scores, TaskConfig
+from .task import ALL, Score, Scores, TaskConfig, check_one_site
 
 FORGET, RETAIN = "forget", "retain"
 INTERVAL = "95 %, test windows drawn again"
@@ -89,8 +89,7 @@ def selectivity(
     """
     config = config or SelectivityConfig.parse({})
     dictionary.check(model)
-    if dictionary.transcoder:
-        raise BadInput("selectivity needs a dictionary that reads and writes at one site, not a transcoder")
+    check_one_site(dictionary, "selectivity")
     named = {FORGET: texts(config.forget), RETAIN: texts(config.retain)}
     windows = {name: read(model, dictionary, name, some, config, quiet) for name, some in named.items()}
     for name, whole in windows.items():

@@ -13,7 +13,7 @@ import pandas as pd
 from pydantic import Field
 
 from .. import plots
-from ..errors import BadFile, require
+from ..errors import BadFile, BadInput, require
 from ..jobs.config import JobConfig, Seed
 from ..results import Result
 from ..statistics import PERCENTILES, Interval
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..models import Model
 
 DICTIONARY, RANDOM, RAW = "dictionary", "random dictionary", "raw dimensions"
+WITHOUT = "no latents"  # of a transcoder: what its output is without them
 ALL = "all"  # the data set that stands for the mean over all
 COLORS = [color for color in plots.LINES if color != plots.GREY]  # of dictionaries; grey is the baselines'
 BARS = "#a5adb8"  # of intervals on bars: seen on each of them, on a light page and on a dark one
@@ -44,7 +45,7 @@ class TaskConfig(JobConfig):
 class Score(NamedTuple):
     """One number of one arm.
 
-    arm: whose (`DICTIONARY`, `RANDOM`, `RAW`). data: the data set, or `ALL`. measure: what was measured.
+    arm: whose (`DICTIONARY`, `RANDOM`, `RAW`, `WITHOUT`). data: the data set, or `ALL`. measure: what was measured.
     n: how many latents it used, or None.
     """
 
@@ -195,14 +196,27 @@ class RunEach(Protocol):
     ) -> dict[str, Scores]: ...
 
 
+class Check(Protocol):
+    """Raises `BadInput` where a task is not defined for a dictionary with these settings, without a pass."""
+
+    def __call__(self, dictionary: "Dictionary", config: Any) -> None: ...
+
+
+def check_one_site(dictionary: "Dictionary", what: str) -> None:
+    """Raises `BadInput` for a transcoder."""
+    if dictionary.transcoder:
+        raise BadInput(f"{what} needs a dictionary that reads and writes at one site, not a transcoder")
+
+
 @dataclass(frozen=True)
 class Task:
     """A row of `BENCHMARKS`.
 
     title: of its section in a report. meaning: what its main number says, in a sentence or two, and which way is good.
     config: the class of its settings. run: the function. minutes: of processor time for the shipped dictionary with the
-        default settings, measured on one thread. each: the function for several dictionaries of one site, where they
-        share passes. beside: other measures over all data that a report shows like the main one -> their words.
+        default settings, measured on one thread. check: refuses dictionaries that it is not defined for. each: the
+        function for several dictionaries of one site, where they share passes. beside: other measures over all data
+        that a report shows like the main one -> their words.
     """
 
     title: str
@@ -210,6 +224,7 @@ class Task:
     config: type[TaskConfig]
     run: Run
     minutes: float
+    check: Check = lambda dictionary, config: None
     each: RunEach | None = None
     beside: Mapping[str, str] = field(default_factory=dict)
 
