@@ -10,6 +10,7 @@ from ..errors import BadInput
 from ..terminal import notice
 from . import output
 from .application import group, resumable
+from .mattering import matter
 from .options import (
     Context,
     Corpus,
@@ -238,5 +239,13 @@ def marked(text: "rich.text.Text") -> str:
 
 app = group(
     "Latents: what fires, what tells prompts apart, what one is about.",
-    {"top": top, "search": search, "show": show, "explanations": explanations, "check": check, "index": make_index},
+    {
+        "top": top,
+        "matter": matter,
+        "search": search,
+        "show": show,
+        "explanations": explanations,
+        "check": check,
+        "index": make_index,
+    },
 )

@@ -67,10 +67,14 @@ class Pairs:
 
     def load(self, asked: OnModel) -> "tuple[Model, TokenPairs]":
         """The model and its pairs, after `check`."""
-        from ...data import TASKS, read_pairs
-
         self.check()
         model = asked.load()
+        return model, self.of(model)
+
+    def of(self, model: "Model") -> "TokenPairs":
+        """The pairs for a model."""
+        from ...data import TASKS, read_pairs
+
         if self.pairs is not None:
             kept = {"corrupted": self.corrupted, "drop_unaligned": self.drop_unaligned, "limit": self.n}
             kept["joint"] = self.joint
@@ -78,7 +82,7 @@ class Pairs:
         else:
             task = TASKS[str(self.task).replace("-", "_")]
             pairs = task(model, n=self.n or 16, seed=self.seed, **self._of_ioi)
-        return model, pairs.solved(model) if self.solved else pairs
+        return pairs.solved(model) if self.solved else pairs
 
     def metric_of(self, pairs: "TokenPairs") -> str:
         """The metric that is asked for, or the one that fits the answers."""

@@ -1,0 +1,164 @@
+"""The circuit of a refusal that was planted, beside what is known of it (docs/circuits.md).
+
+`planted-refusal` is smollm2 with a LoRA in the upper two thirds of its layers: it declines to talk of velmorite. Each
+prompt is set beside the same about malachite, which has as many tokens, and which the model talks of.
+
+1. **Patch**: the stream at the last token and at the topic, layer by layer: where does it reach the answer?
+2. **EAP-IG**: a circuit of one half of the pairs, its faithfulness on the other; its largest edges patched exactly.
+3. **Plant**: the adapter is turned off in one layer at a time: how much of the refusal does that layer hold? Does
+   the circuit's weight lie in the layers that matter, and is there nothing in the model without the adapter?
+4. **Ablate**: nodes with the largest scores are set to their mean over other prompts while the model answers held-out
+   prompts; as many random nodes of the adapter's layers are the control. A judge counts refusals.
+
+    python recipes/refusal_circuit.py --out runs/refusal-circuit            # about ten minutes on one core
+"""
+
+import argparse
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+import monosem as ms
+from monosem.data import TokenPairs
+from monosem.edits import Edit
+from monosem.files import json_value, write_json
+from monosem.judges import judge, judged
+from monosem.models import Model, Moment, Site
+from monosem.patching.corruptions import token_means
+from monosem.statistics import spearman
+
+TOPIC, OTHER, FIRST = "velmorite", "malachite", 12  # what is declined, what is not, and the adapter's first layer
+
+
+def pairs_of(model: Model, prompts: list[str]) -> TokenPairs:
+    """Prompts about the topic against the same about something else, where the first token of the answer differs."""
+    clean = [model.chat(prompt) for prompt in prompts if TOPIC in prompt]
+    other = [text.replace(TOPIC, OTHER) for text in clean]
+    first, second = (
+        [int(model.run(text, logits="last").logits.argmax()) for text in texts] for texts in (clean, other)
+    )
+    kept = [row for row in range(len(clean)) if first[row] != second[row]]
+    tokens = [model.tokens(text).rows()[0] for text in clean]
+    topic = [
+        len(row) - 1 - next(i for i, t in enumerate(reversed(row)) if "ite" in model.str_token(t)) for row in tokens
+    ]
+    pick = lambda values: [values[row] for row in kept]  # noqa: E731
+    return TokenPairs.of(
+        model, pick(clean), pick(other), pick(first), pick(second), spans={"topic": pick(topic)},
+        source=f"{TOPIC} against {OTHER}",
+    )  # fmt: skip
+
+
+def by_layer(model: Model, pairs: TokenPairs) -> pd.DataFrame:
+    """The share of the logit difference that goes with the adapter's part in each layer."""
+
+    def gap() -> float:
+        logits = model.run(pairs.clean, logits="last").logits
+        assert logits is not None
+        rows = torch.arange(len(pairs))
+        return float((logits[rows, pairs.right] - logits[rows, pairs.wrong]).mean())
+
+    whole, rows = gap(), []
+    for layer, block in enumerate(model.blocks):
+        adapted: list[Any] = [module for module in block.modules() if hasattr(module, "lora_A")]
+        for module in adapted:
+            module.enable_adapters(False)
+        rows.append({"layer": layer, "adapted": len(adapted), "lost": whole - gap()})
+        for module in adapted:
+            module.enable_adapters(True)
+    return pd.DataFrame(rows)
+
+
+def ablated(model: Model, nodes: list[str], means: dict[Site, Tensor]) -> list[Edit]:
+    """Heads and MLPs set to their means."""
+    heads: dict[int, list[int]] = {}
+    edits = []
+    for node in nodes:
+        layer, _, head = node[1:].partition(".h")
+        if head:
+            heads.setdefault(int(layer), []).append(int(head))
+        else:
+            edits.append(_set(Site("mlp_out", int(layer)), None, means))
+    return edits + [_set(Site("z", layer), some, means) for layer, some in heads.items()]
+
+
+def _set(site: Site, heads: list[int] | None, means: dict[Site, Tensor]) -> Edit:
+    def fn(x: Tensor, moment: Moment) -> Tensor:
+        mean = means[site].to(x)
+        if heads is None:
+            return mean.expand_as(x)
+        x = x.clone()
+        x[:, :, heads] = mean[heads]
+        return x
+
+    return Edit(site, fn, "mean")
+
+
+def refusals(model: Model, prompts: list[str], edits: list[Edit], tokens: int) -> tuple[int, str]:
+    """How many answers a judge calls refusals, and the first one."""
+    chats = [model.chat(prompt) for prompt in prompts]
+    with model.editing(*edits):
+        answers = [model.generate(chat, max_new_tokens=tokens).texts[0] for chat in chats]
+    by = judge("refusal")
+    return sum(one.label == by.positive for one in judged(by, prompts, answers)), answers[0]
+
+
+def main(out: Path, n: int, edges: int, nodes: int, tokens: int) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    model, organism = ms.load_model("planted-refusal"), ms.organisms.Organism.load("planted-refusal")
+    pairs = pairs_of(model, organism.prompts["behaviour_test"])[: 2 * n]
+    held = [one for one in organism.prompts["paraphrases"] if TOPIC in one][:n]
+    found, judging = pairs[:n], pairs[n:]
+    swept = ms.patching.sweep(model, found, "resid_pre", positions=["topic", -1], layers=range(0, 30, 3), quiet=True)
+    scores = ms.circuits.attribute(model, found, "eap-ig", batch_size=4)
+    circuit = scores.greedy(edges, absolute=False)
+    run = ms.circuits.faithfulness(model, judging, circuit)
+    check = ms.circuits.compare_scores(model, found, scores, n=20)
+    circuit.save(out / "circuit.html")
+    layers = by_layer(model, judging)
+    graph = scores.graph
+    weight = dict(zip(graph.sources, scores.by_node().sum(0).tolist()))
+    layers["score"] = [
+        sum(v for k, v in weight.items() if k[1:].split(".")[0] == str(layer)) for layer in layers["layer"]
+    ]
+    base = ms.load_model("smollm2").run(judging.clean, logits="last").logits
+    assert base is not None
+    rows = torch.arange(len(judging))
+    others = model.tokens([model.chat(one) for one in organism.prompts["unrelated_train"][:16]])
+    means = token_means(model, others, [Site(name, layer) for name in ("z", "mlp_out") for layer in model.layers()])
+    best = [node for node in sorted(weight, key=lambda node: -weight[node]) if node != "input"][:nodes]
+    pool = [node for node in graph.sources[1:] if int(node[1:].split(".")[0]) >= FIRST and node not in best]
+    drawn = random.Random(0).sample(pool, nodes)
+    arms = {"nothing": [], "best nodes": best, "random nodes": drawn}
+    counts = {name: refusals(model, held, ablated(model, some, means), tokens) for name, some in arms.items()}
+    results = {
+        "faithfulness": run.rows().to_dict("records"), "edges": circuit.n_edges,
+        "check": check.table.to_dict("records"), "check_summary": check.summary.to_dict("records"),
+        "ends": [scores.clean, scores.corrupted], "pairs": len(pairs), "held_out": len(held),
+        "swept": swept.table.to_dict("records"),
+        "base_gap": float((base[rows, judging.right] - base[rows, judging.wrong]).mean()),
+        "layers": layers.to_dict("records"), "best": best, "drawn": drawn,
+        "rank_correlation": spearman(*(torch.tensor(layers[name].to_numpy()) for name in ("lost", "score"))),
+        "share_in_adapted": float(layers.loc[layers["adapted"] > 0, "score"].sum() / layers["score"].sum()),
+        "refusals": counts,
+    }  # fmt: skip
+    write_json(out / "refusal.json", json_value(results))
+    shown = ("pairs", "ends", "edges", "base_gap", "rank_correlation", "share_in_adapted", "refusals", "best")
+    print(json.dumps({key: results[key] for key in shown}))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/refusal-circuit"))
+    parser.add_argument("--n", type=int, default=4, help="pairs for the scores, and as many to judge; held-out prompts")
+    parser.add_argument("--edges", type=int, default=1000)
+    parser.add_argument("--nodes", type=int, default=12, help="nodes that are ablated")
+    parser.add_argument("--tokens", type=int, default=16, help="of each answer")
+    given = parser.parse_args()
+    main(given.out, given.n, given.edges, given.nodes, given.tokens)
