@@ -29,7 +29,7 @@ from monosem.errors import MonosemError, cause
 from monosem.files import write_text
 from monosem.models import Model, load_model
 from monosem.models.checking.verify import verify
-from monosem.models.places.mixers import KINDS
+from monosem.models.places.kinds import KINDS
 from monosem.models.places.table import BOTH_BY_TYPE, BY_TYPE
 from monosem.models.places.table import REFUSED as TABLE_SAYS
 

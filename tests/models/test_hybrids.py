@@ -41,6 +41,8 @@ TYPES = {
     "zamba2": {"state_space": 0},
     "recurrent_gemma": {"recurrent": 0, "attention": 2},
     "xlstm": {"recurrent": 0},
+    "minimax": {"lightning_attention": 0, "attention": 1},
+    "rwkv": {"time_mixing": 0},
 }
 CHANGES = {
     # transformers clamps time steps to this from below, but not of single tokens with a cache
@@ -60,12 +62,14 @@ CHANGES = {
     },
 }
 PREFIX = {"linear_attention": "linear", "state_space": "ssm", "convolution": "conv", "recurrent": "recurrent"}
+PREFIX |= {"lightning_attention": "linear", "time_mixing": "recurrent"}
 SWAPS = {  # two values of a function that a wrong table might exchange
     "qwen3_5_text": [("q", "k"), ("beta", "decay")],
     "kimi_linear": [("q", "k"), ("q", "v")],
     "mamba": [("B", "C")],
     "mamba2": [("B", "C")],
     "lfm2": [("preconv", "conv")],
+    "rwkv": [("k", "v")],
 }
 PROMPT = [list(range(3, 15)), list(range(40, 52))]
 
@@ -213,7 +217,7 @@ def test_gradients_reach_values_inside_functions():
 @pytest.mark.parametrize(("kind", "site"), [
     ("qwen3_next", "linear_conv"), ("qwen3_next", "linear_k"), ("kimi_linear", "linear_decay"), ("mamba2", "ssm_B"),
     ("mamba2", "ssm_dt"), ("mamba", "ssm_x"), ("mamba", "ssm_C"), ("lfm2", "conv_conv"), ("lfm2", "conv_x"),
-    ("xlstm", "recurrent_z"),
+    ("xlstm", "recurrent_z"), ("minimax", "linear_v"), ("rwkv", "recurrent_k"), ("rwkv", "recurrent_mixed"),
 ])  # fmt: skip
 def test_edits_act_while_tokens_are_generated(kind, site):
     model = model_of(kind)
@@ -328,7 +332,7 @@ def test_heads_of_attention_and_of_a_state_space_are_told_apart():
     torch.testing.assert_close(stacked.sum(0), run["resid_post.3"], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["minimax", "rwkv", "cpmant", "prophetnet", "xlnet"])
+@pytest.mark.parametrize("kind", ["zaya", "dory", "cpmant", "prophetnet", "xlnet"])
 def test_what_is_not_read_says_why(kind):
     with pytest.raises(UnknownName, match=REFUSED[kind][:30]):
         load_model(tiny_any(kind))

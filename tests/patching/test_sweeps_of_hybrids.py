@@ -12,7 +12,17 @@ from monosem.models import Model
 from monosem.patching import backup, localise, paths, sweep
 
 CLEAN, CORRUPTED = [7, 21, 33, 40, 52, 61, 70, 18, 9], [7, 21, 34, 40, 55, 61, 70, 18, 9]
-CONTINUE = ("qwen3_next", "olmo_hybrid", "kimi_linear", "lfm2", "mamba2", "nemotron_h", "bamba", "granitemoehybrid")
+CONTINUE = (
+    "qwen3_next",
+    "olmo_hybrid",
+    "kimi_linear",
+    "lfm2",
+    "mamba2",
+    "nemotron_h",
+    "bamba",
+    "granitemoehybrid",
+    "minimax",
+)
 FROM_THE_START = ("mamba", "falcon_mamba", "jamba", "xlstm")  # their layers do not go on from a memory
 
 

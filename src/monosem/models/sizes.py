@@ -15,7 +15,8 @@ def sizes_of(config: Any, blocks: nn.ModuleList, anatomy: list[Block], first_pos
     attends = any(slot.name == "attn" for block in anatomy for slot in block.slots)
     heads = getattr(config, "num_attention_heads", 0) if attends else 0
     experts: Any = getattr(config, "moe_intermediate_size", None) or getattr(config, "intermediate_size", 0)
-    down = _width_of(blocks, anatomy, "mlp", "down")
+    wide = (_width_of(blocks, anatomy, kind, "down") for kind in ("mlp", "channel_mixing"))
+    down = next((width for width in wide if width is not None), None)
     return {
         "n_layers": len(blocks),
         "d_model": config.hidden_size,

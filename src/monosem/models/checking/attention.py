@@ -159,6 +159,8 @@ def _after(c: Checks, branch: Branch, mixed: Tensor) -> Tensor:
         mixed = norm(mixed) if each else norm(mixed.flatten(-2)).reshape(mixed.shape)
     if "gate" in steps:
         gate = c.run[branch.site("attn_gate")].float()
+        if (bias := branch.slot.mixer.parts.get("gate_bias")) is not None:  # one for each head
+            gate = gate + getattr(branch.module, bias).float()[:, None]
         mixed = mixed * getattr(F, branch.slot.mixer.gate)(gate).to(mixed.dtype)
     return mixed
 

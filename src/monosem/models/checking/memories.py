@@ -12,14 +12,14 @@ from transformers.activations import ACT2FN
 from ..places.branches import Branch
 from ..places.sites import Site
 from ..running.result import Run
-from ..running.states import Steps, Values, delta_rule, recurrent_unit, state_space
+from ..running.states import Steps, Values, delta_rule, lightning, recurrent_unit, state_space, time_mixing
 from .checks import Checks
 
 
 def memories(c: Checks) -> None:
     """Every identity of every branch that has a memory; of layers of one sort the worst is shown."""
     model = c.model
-    branches = [branch for branch in model.branches() if branch.kind in _IDENTITIES and branch.inner is not None]
+    branches = [branch for branch in model.branches() if branch.kind in (*_IDENTITIES, "channel_mixing")]
     sites = {branch: _sites(branch) for branch in branches}
     if not branches:
         return
@@ -46,9 +46,13 @@ def _sites(branch: Branch) -> dict[str, Site]:
 
 
 def _of(branch: Branch, values: Values, run: Run) -> Iterator[Identity]:
+    seen = run[branch.raw].double()
+    if branch.inner is None:
+        yield from _channels(branch, values, seen)
+        return
     z, weight = values["z"], branch.weight().double()
     raw = z.flatten(2) @ weight.flatten(0, -2) + branch.bias().double()
-    yield "z", "z W_O + b_O = the output projection", raw, run[branch.raw].double()
+    yield "z", "z W_O + b_O = the output projection", raw, seen
     if "preconv" in values:
         yield "conv", "convolution of what it is given", _convolved(branch.module, values["preconv"]), values["conv"]
     yield from _IDENTITIES[branch.kind](branch, values)
@@ -108,6 +112,30 @@ def _recurrent(branch: Branch, values: Values) -> Iterator[Identity]:
     yield "gate", "state · act(gate) = z", values["state"] * module.act_fn(values["gate"]), values["z"]
 
 
+def _lightning(branch: Branch, values: Values) -> Iterator[Identity]:
+    module, dtype = branch.module, branch.model.dtype
+    yield "mixed", "lightning attention, token by token", _outputs(lightning(module, values)), values["mixed"]
+    normed = branch.part("norm").forward(values["mixed"].flatten(2).to(dtype)).double().view_as(values["z"])
+    yield "gate", "norm(mixed) · σ(gate) = z", normed * values["gate"].sigmoid(), values["z"]
+
+
+def _time_mixing(branch: Branch, values: Values) -> Iterator[Identity]:
+    yield (
+        "mixed",
+        "means of values that fade, token by token",
+        _outputs(time_mixing(branch.module, values)),
+        values["mixed"],
+    )
+    yield "gate", "mixed · σ(gate) = z", values["mixed"] * values["gate"].sigmoid(), values["z"]
+
+
+def _channels(branch: Branch, values: Values, seen: Tensor) -> Iterator[Identity]:
+    yield "post", "relu(pre)² = post", values["pre"].relu() ** 2, values["post"]
+    down: Any = branch.part("down")
+    raw = nn.functional.linear(values["post"], down.weight.double())
+    yield "out_gate", "post W_out · σ(gate) = its output", raw * values["out_gate"].sigmoid(), seen
+
+
 def _outputs(steps: Steps) -> Tensor:
     return torch.stack([output for output, _ in steps], 1)
 
@@ -117,4 +145,6 @@ _IDENTITIES: dict[str, Callable[[Branch, Values], Iterator[Identity]]] = {
     "state_space": _state_space,
     "convolution": _convolution,
     "recurrent": _recurrent,
+    "lightning_attention": _lightning,
+    "time_mixing": _time_mixing,
 }

@@ -13,6 +13,9 @@ from .checks import Checks
 @torch.no_grad()
 def total(c: Checks, layer: int, one: Sum, parts: list[Tensor]) -> Tensor:
     """A stream as its block makes it from its parts, without a norm or factor at the end."""
+    if one.keeps is not None:
+        with c.model.turn():
+            parts = [one.keeps(c.model.blocks[layer], parts[0]), *parts[1:]]
     if not one.streams:
         return reduce(torch.add, parts)  # rounds where the model does
     module: Any = c.model.blocks[layer].get_submodule(one.streams)
@@ -23,6 +26,8 @@ def total(c: Checks, layer: int, one: Sum, parts: list[Tensor]) -> Tensor:
 def how(c: Checks, one: Sum) -> str:
     """What the parts are, and how they become the stream."""
     parts = " + ".join(one.parts)
+    if one.keeps is not None:
+        return f"{one.parts[0]} as it is kept + {' + '.join(one.parts[1:])}"
     if not one.streams:
         return parts
     if not c.model.family.alternating:

@@ -25,7 +25,7 @@ from transformers import (
 
 from ...errors import BadFile, BadInput, UnknownName, cause
 from ..numbers import LARGEST
-from ..places.table import BOTH_BY_TYPE
+from ..places.table import BOTH_BY_TYPE, SWITCHED
 from ..running.budget import EXPERT_COUNTS
 from .contents import check_contents, notes_on, refuse_heads
 from .quantised import method_of, quantisation_notes, refuse_unreadable
@@ -55,6 +55,7 @@ def load_pretrained(
     decoder = False
     if (config := _config(source, place)) is not None:
         check_sizes(config, name)
+        vars(config).update(SWITCHED.get(config.model_type, {}))
         refuse_heads(config.architectures, name)
         refuse_unreadable(config, name)
         method = method_of(config)

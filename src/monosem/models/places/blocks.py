@@ -1,14 +1,15 @@
 """A block as data: its branches in the order in which they write, and where each of its sites is."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from .families import BranchRow, Family
 from .heads import Heads, heads_of
-from .mixers import KINDS, Mixer, Side, module_at
+from .kinds import KINDS, Side
+from .mixers import Mixer, module_at
 from .sites import FORMS, declare, stream_before
 
 for _form in FORMS:  # of a block's first branch, whatever it computes and is called
@@ -26,6 +27,7 @@ class Place(NamedTuple):
             None of it where a norm closes the sum: its output is the stream, and can be written as it is.
         role: which value of the functions that the module calls.
         fixed: why it can be read alone.
+        keeps: what the first of `sum_of` becomes before the others are added, of the block and the stream.
     """
 
     path: str
@@ -37,18 +39,21 @@ class Place(NamedTuple):
     sum_of: tuple[str, ...] = ()
     role: str = ""
     fixed: str = ""
+    keeps: Callable[[Any, Tensor], Tensor] | None = None
 
 
 class Sum(NamedTuple):
     """A stream that branches wrote into: the sum of these sites, through a norm (its path) where one closes the sum.
 
     streams: the module (its path) that says how several streams are mixed, and what the parts become in them.
+    keeps: what the first part becomes before the others are added, of the block and the stream.
     """
 
     stream: str
     parts: tuple[str, ...]
     norm: str | None = None
     streams: str = ""
+    keeps: Callable[[Any, Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +132,9 @@ class Block:
                 slots.append(_slot(row, mixer, slots, config, block))
         if family.alternating:
             return _alternating(tuple(slots), family.alternating)
-        places, sums = {"resid_pre": Place("", "in")}, list[Sum]()
+        opening = family.opening if family.opening and module_at(block, family.opening) is not None else None
+        places, sums = {"resid_pre": Place(opening, "out") if opening else Place("", "in")}, list[Sum]()
+        keeps = None
         whole: tuple[str, ...] = ("resid_pre",)  # since the block began, or the last closing norm
         written = whole  # since the last stream
         for slot in slots:
@@ -140,14 +147,17 @@ class Block:
                 continue
             if slot.reads not in places:
                 path, flat = slot.before or slot.mixer.chain[0], slot.mixer.flat
-                places[slot.reads] = Place(path, "in", flat=flat, sum_of=written)
-                sums.append(Sum(slot.reads, written))
+                places[slot.reads] = Place(path, "in", flat=flat, sum_of=written, keeps=keeps)
+                sums.append(Sum(slot.reads, written, keeps=keeps))
                 written = (slot.reads,)
+                if keeps is not None:
+                    whole, keeps = written, None
             places.update(slot.places())
             if slot is slots[0]:
                 forms = [form for form in FORMS if f"{slot.name}_{form}" in places]
                 places.update({f"mixer_{form}": places[f"{slot.name}_{form}"] for form in forms})
             whole, written = (*whole, f"{slot.name}_out"), (*written, f"{slot.name}_out")
+            keeps = slot.row.keeps
             if slot.closing:
                 stream = "resid_post" if slot is slots[-1] else stream_before(slot.number + 1)
                 places[stream] = Place(slot.closing, "out")
@@ -156,14 +166,14 @@ class Block:
         places.pop("resid_post", None)
         places["resid_post"] = Place("", "out")
         if whole != ("resid_post",):
-            sums.append(Sum("resid_post", whole))
+            sums.append(Sum("resid_post", whole, keeps=keeps))
         factor = 1.0 if family.factor is None else float(getattr(block, family.factor))
         return Block(tuple(slots), places, tuple(sums), factor)
 
     @property
     def closed(self) -> bool:
-        """Whether norms close sums in it: then its streams are not sums of what branches wrote."""
-        return any(slot.closing for slot in self.slots)
+        """Whether norms close sums in it, or it changes the stream itself: then its streams are not sums."""
+        return any(slot.closing or slot.row.keeps for slot in self.slots)
 
     def why_not(self, site: str) -> str:
         """Why the block has no such site, as it follows "layer 3 of gpt2 "; the mixers give reasons of their own."""
@@ -219,7 +229,9 @@ def _slot(row: BranchRow, mixer: Mixer, earlier: list[Slot], config: Any, block:
     if row.norm_first is not None:  # one norm, which stands before the branch or closes the sum
         before, closing = (before, None) if getattr(config, row.norm_first) else (None, closing)
     scale = 1.0
-    if row.scale is not None:
+    if callable(row.scale):
+        scale = row.scale(block)
+    elif row.scale is not None:
         scale = float(getattr(block if hasattr(block, row.scale) else config, row.scale))
     reads = row.reads or (beside.reads if beside else stream_before(len(earlier)))
     own_norm = all(slot.before != before for slot in earlier)

@@ -23,7 +23,7 @@ class Branch:
 
     Attributes:
         layer: number of its block. name: prefix of its sites, such as "attn" or "mlp".
-        kind: a row of `mixers.KINDS`: "attention", "mlp", "mixture", "linear_attention", ...
+        kind: a row of `kinds.KINDS`: "attention", "mlp", "mixture", "linear_attention", ...
         reads: the stream that it reads. raw: its output before a norm after it and its scale.
         out: what it adds to the stream. scale: what its output is multiplied by before that.
         inner: the site that its output projection reads (z, mlp_post); None for mixers without such a projection.
@@ -57,7 +57,7 @@ class Branch:
         return widths(point(self.model, self.inner).module)[0]
 
     def site(self, name: str) -> Site:
-        """A site inside its mixer, "q" or "_pre" as listed in `mixers.KINDS`."""
+        """A site inside its mixer, "q" or "_pre" as listed in `kinds.KINDS`."""
         return Site(self.slot.mixer.row.site(name, self.name), self.layer, self.side)
 
     # ------------------------------------------------------------------ the native modules

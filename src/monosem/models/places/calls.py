@@ -77,6 +77,11 @@ FUNCTIONS: dict[str, dict[str, Spot]] = {
     "torch_recurrent_gated_delta_rule": _DELTA,
     "chunk_kimi_delta_attention": _KDA,
     "recurrent_kimi_delta_attention": _KDA,
+    "rwkv_linear_attention": {
+        "k": Spot("key", _PLAIN),
+        "v": Spot("value", _PLAIN),
+        "mixed": Spot("", _PLAIN),
+    },
     # what Mamba 1's scans return is multiplied by the gate already: what the output projection reads
     "mamba_selective_scan": _scan(_LONE, _CHANNELS, _SHARED, None),
     "mamba_selective_state_update": _scan(_LONE_STEP, _STEP, _SHARED_STEP, None),

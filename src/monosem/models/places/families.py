@@ -34,11 +34,13 @@ class BranchRow:
         streams: the module that mixes several residual streams into the one that the branch reads, and says how its
             output is spread over them (hyper-connections).
         beside: the earlier branch, by its name, whose stream it reads, where that is not the branch before it.
-        scale: attribute of the block, or else of the config, that it is multiplied by.
+        scale: what it is multiplied by: an attribute of the block, or else of the config, or a function of the block.
         closing: the norm that the stream goes through after the branch was added (BERT and other post-LN blocks).
         norm_first: config attribute that says whether the norm stands before the branch, or closes the sum instead.
         given: config attribute that what the norm gives is multiplied by before the mixer has it.
         reads: the stream that it reads, where that has a name of its own (AltUp).
+        keeps: of the block and the stream, what the branch is added to, where that is not the stream itself: MiniMax
+            goes on from its norm, Doge multiplies it.
     """
 
     name: str
@@ -47,13 +49,14 @@ class BranchRow:
     before: str | tuple[str, ...] | None = None
     after: str | None = None
     parallel: str | bool = False
-    scale: str | None = None
+    scale: str | Callable[[Any], float] | None = None
     closing: str | None = None
     norm_first: str | None = None
     given: str | None = None
     beside: str = ""
     streams: str = ""
     reads: str = ""
+    keeps: Callable[[Any, Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         declare(f"{self.norm}_scale", ("position",))
@@ -185,6 +188,7 @@ class Family:
     types: str | None = None  # module with token types that are added to it
     entry: tuple[str, ...] = ()  # what the sum goes through before the first block: a norm, a projection
     layers: str = "layers"
+    opening: str | None = None  # a module of the first block that the stream goes through before all branches (RWKV)
     # the blocks in the order in which they are called, from the module at `layers` and the config (ALBERT calls one for
     # many layers); None: each block of the list once
     order: Callable[[Any, Any], list[nn.Module]] | None = None

@@ -1,9 +1,25 @@
 """Rows of the family table for models whose layers, or some of them, have a memory instead of attention."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
 
 from .families import BranchRow, Family, attn, latent, mlp
-from .memories import delta_net, kimi_delta, mamba, mamba2, mamba_heads, rg_lru, row, short_convolution, xlstm
+from .memories import (
+    delta_net,
+    kimi_delta,
+    lightning,
+    mamba,
+    mamba2,
+    mamba_heads,
+    rg_lru,
+    row,
+    short_convolution,
+    time_mixing,
+    xlstm,
+)
 from .mixers import Mixer
 
 
@@ -15,6 +31,12 @@ def gated(gate: str, before: str = "input_layernorm", after: str | None = None) 
     )
 
 
+def normed(norm: str, factor: str) -> Callable[[Any, Tensor], Tensor]:
+    """The stream goes on from its norm, times a number of the block (`BranchRow.keeps`)."""
+    return lambda block, stream: getattr(block, norm).forward(stream) * getattr(block, factor)
+
+
+_MINIMAX: dict[str, Any] = {"scale": "attn_beta_factor", "keeps": normed("input_layernorm", "attn_alpha_factor")}
 _LFM_MLP = mlp("ffn_norm", path="feed_forward", pre="w1", pre_linear="w3", down="w2", router="gate")
 _FEED = mlp("pre_ff_layernorm", path="feed_forward")
 _LFM = Family(
@@ -53,6 +75,39 @@ HYBRIDS: tuple[Family, ...] = (
         "kimi_linear",
         ("kimi_linear",),
         (row("linear", kimi_delta("self_attn", "g_b_proj")), latent(), mlp(router="gate")),
+    ),
+    Family(  # what branches are added to is the norm that they read
+        "minimax",
+        ("minimax",),
+        (
+            BranchRow("linear", (lightning("self_attn"),), "ln1", "input_layernorm", **_MINIMAX),
+            replace(attn(), **_MINIMAX),
+            replace(
+                mlp(router="gate", scale="mlp_beta_factor"),
+                keeps=normed("post_attention_layernorm", "mlp_alpha_factor"),
+            ),
+        ),
+        cached=False,
+    ),
+    Family(
+        "rwkv",
+        ("rwkv",),
+        (
+            BranchRow("recurrent", (time_mixing("attention"),), "ln1", "ln1"),
+            BranchRow(
+                "mlp",
+                (Mixer("channel_mixing", "feed_forward", {"pre": "key", "down": "value", "gate": "receptance"}),),
+                "ln2",
+                "ln2",
+            ),
+        ),
+        embed="embeddings",
+        entry=("blocks.0.pre_ln",),
+        layers="blocks",
+        opening="pre_ln",
+        final_norm="ln_out",
+        cached=False,
+        padded=False,
     ),
     Family(
         "bailing_hybrid",

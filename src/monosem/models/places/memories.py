@@ -99,6 +99,21 @@ def rg_lru(path: str) -> Mixer:
     return Mixer("recurrent", path, parts, axes={"channel": "lru_width"})
 
 
+def lightning(path: str) -> Mixer:
+    """MiniMax's lightning attention."""
+    axes: dict[str, str | int] = dict.fromkeys(("mixer_head", "key_head"), "num_attention_heads")
+    axes |= dict.fromkeys(("mixer_dim", "key_dim"), "head_dim")
+    parts = {"qkv": "qkv_proj", "gate": "output_gate", "norm": "norm", "out": "out_proj"}
+    return Mixer("lightning_attention", path, parts, axes=axes)
+
+
+def time_mixing(path: str) -> Mixer:
+    """RWKV's memory: a running numerator and denominator of each channel, and the logarithm of what scales both."""
+    axes: dict[str, str | int] = {"channel": "attention_hidden_size", "number": 3}
+    parts = {"gate": "receptance", "out": "output"}
+    return Mixer("time_mixing", path, parts, calls=("rwkv_linear_attention",), axes=axes)
+
+
 def xlstm(path: str) -> Mixer:
     """xLSTM's matrix memory; its cell has no module whose numbers can be read."""
     return Mixer("recurrent", path, {"gate": "ogate_preact", "out": "out_proj"}, axes={"channel": "v_dim"})

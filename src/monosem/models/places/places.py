@@ -19,7 +19,7 @@ from ..native import Layers, Native
 from ..sizes import widths
 from ..sources import trial
 from .branches import Branch
-from .mixers import KINDS
+from .kinds import KINDS
 from .points import point
 from .sites import EMBEDDINGS, Site, SiteLike, host_of
 from .weights import View, bias, embedding_table, matrix
@@ -107,6 +107,12 @@ class Places(Native):
         self.refuse_streams("what branches write does not add up to one")
         end = self.depth(stream)
         branches = [branch for branch in self.branches() if self._depth(branch.out) < end]
+        changed = next((branch for branch in branches if branch.slot.row.keeps), None)
+        if changed is not None:
+            raise UnknownName(
+                f"{self.name} puts the stream itself through a norm or a scale before {changed.out} is added to it, so "
+                f"{self.site(stream)} is no sum of what branches wrote; patch, ablate or use gradients instead"
+            )
         closing = next((branch for branch in branches if branch.slot.closing), None)
         if closing is not None:
             raise UnknownName(

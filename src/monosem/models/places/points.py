@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -13,7 +14,8 @@ from ..native import Native
 from ..numbers import ranges
 from .attention import can_attend
 from .blocks import Slot
-from .mixers import Side, module_at
+from .kinds import Side
+from .mixers import module_at
 from .sites import EMBEDDINGS, Site
 
 
@@ -66,8 +68,8 @@ def behind(width: int) -> Layout:
 
 
 def within_heads(sizes: tuple[int, ...], index: int, heads: int) -> Layout:
-    """Several side by side head by head: [query | gate] of Qwen3-Next, [key | value] of latents. A module that reads
-    the latents of a cache sees `batch 1 pos` of them."""
+    """Several side by side head by head: [query | gate] of Qwen3-Next, [key | value] of latents, [q | k | v] of
+    MiniMax. A module that reads the latents of a cache sees `batch 1 pos` of them."""
 
     def parts(whole: Tensor) -> list[Tensor]:
         flat = whole.squeeze(1) if whole.ndim == 4 else whole
@@ -135,6 +137,8 @@ def layout_of(model: Native, view: str, slot: Slot | None, layer: int = 0) -> La
         return by_head(slot.sizes["mixer_head"])
     if view == "gate_units":
         return _gate(slot)
+    if view.startswith("head"):
+        return within_heads((slot.sizes["mixer_dim"],) * 3, int(view[-1]), slot.sizes["mixer_head"])
     if view.startswith("third"):
         return block((slot.sizes["channel"],) * 3, int(view[-1]))
     if view in ("gate", "up"):
@@ -211,6 +215,7 @@ class Point(NamedTuple):
         when, item, flat, sum_of, role, fixed: see `blocks.Place`.
         call: which of the module's calls in a pass it is; None where there is one.
         side: "encoder" where it is in the encoder beside a decoder.
+        keeps: what the first of `sum_of` becomes before the others are added.
     """
 
     module: nn.Module
@@ -225,6 +230,7 @@ class Point(NamedTuple):
     fixed: str = ""
     call: int | None = None
     side: str = ""
+    keeps: Callable[[Tensor], Tensor] | None = None
 
 
 def point(model: Native, site: Site) -> Point:
@@ -249,12 +255,13 @@ def point(model: Native, site: Site) -> Point:
     if place.side == "inside" and not (registered and can_attend(model.hf)):
         kind = type(model.hf).__name__
         raise UnknownName(f"{site}: {kind} is not on transformers' attention registry; use q, k, v, z")
-    path, side, view, slot, item, flat, sum_of, role, fixed = place
+    path, side, view, slot, item, flat, sum_of, role, fixed, keeps = place
     module = model.blocks[site.layer].get_submodule(path)
     order = site.layer, list(block.places).index(site.name)
     call = model.nth[site.layer] if model.loops else None
     layout = layout_of(model, view, slot, site.layer)
-    return Point(module, *layout, order, side, item, flat, sum_of, role, fixed, call)
+    kept_as = None if keeps is None else partial(keeps, model.blocks[site.layer])
+    return Point(module, *layout, order, side, item, flat, sum_of, role, fixed, call, "", kept_as)
 
 
 def _in_encoder(model: Native, site: Site) -> Point:

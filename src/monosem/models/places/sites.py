@@ -46,7 +46,7 @@ A site is data. `Site("resid_post", 15)` prints as `resid_post.15`; TransformerL
 | `expert_weights.L` | batch pos chosen | weights of the chosen experts |
 | `expert_indices.L` | batch pos chosen | which experts were chosen (read only) |
 | `mlp_out.L` | batch pos d_model | what the MLP adds to the stream: after post-norm and multiplier, if any |
-| `linear_q.L`, `linear_k.L` | batch pos key_head key_dim | linear attention: after the convolution |
+| `linear_q.L`, `linear_k.L` | batch pos key_head key_dim | after the convolution (MiniMax: before silu) |
 | `linear_v.L` | batch pos mixer_head mixer_dim | what is put into its memory |
 | `linear_beta.L` | batch pos mixer_head | how much of it is put there |
 | `linear_decay.L` | batch pos mixer_head decay | log of what is kept, for a head or each key number |
@@ -56,6 +56,8 @@ A site is data. `Site("resid_post", 15)` prints as `resid_post.15`; TransformerL
 | `linear_mixed.L`, `ssm_mixed.L` | batch pos mixer_head mixer_dim | what is read from the memory, before the gate |
 | `conv_pregate.L`, `conv_x.L`, `conv_gate.L` | batch pos channel | short convolutions: conv(pregate · x) · gate |
 | `recurrent_x.L`, `recurrent_state.L` | batch pos channel | RG-LRU: what enters, and what its memory is then |
+| `recurrent_k.L`, `recurrent_v.L`, `recurrent_mixed.L` | batch pos channel | RWKV: weights, values, their mean |
+| `mlp_out_gate.L` | batch pos d_model | RWKV: what gates the MLP's output, before its sigmoid |
 | `linear_preconv.L`, ... | batch pos channel | what a convolution over the last few tokens is given (read only) |
 | `linear_conv.L`, ... | batch pos channel | its output |
 | `linear_gate.L`, ... | as z | what the mixed values are gated by, before its activation function |

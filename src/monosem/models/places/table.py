@@ -13,12 +13,8 @@ from .variants import VARIANTS
 FAMILIES = (*PLAIN, *VARIANTS, *HYBRIDS, *OLDER, *ENCODERS)
 # types whose blocks do not add branches to a stream
 REFUSED = {
-    "minimax": "its blocks go on from the norm of the stream, times a factor, so that nothing adds up over layers",
-    "rwkv": "its first block replaces the stream by a norm of it, and every few blocks the stream is halved",
     "cpmant": "it puts 32 tokens of its own before every text, so that its streams have other tokens than the text",
-    "beam": "each block multiplies the stream itself before it adds a branch, so that nothing adds up over layers",
     "blt": "it is three models in a row (bytes, patches of bytes, bytes), with no one list of blocks",
-    "doge": "each block multiplies the stream itself before it adds a branch, so that nothing adds up over layers",
     "dory": "some of its blocks are called again and again (looped), so that a site of a layer has several values",
     "hrm_text": "two stacks of blocks are called in turns (looped), so that a site of a layer has several values",
     "inkling2_loop_text": "its blocks are called several times (looped), so that a site of a layer has several values",
@@ -55,8 +51,15 @@ ASKED: dict[str, dict[str, str]] = {
         "apply_residual_connection_post_layernorm": "its blocks go on from the norm of the stream, so that what its "
         "branches write does not add up over layers"
     },
+    "rwkv": {
+        "rescale_every": "its stream is halved every few blocks; load it with rescale_every=0 "
+        "(AutoModelForCausalLM.from_pretrained(..., rescale_every=0)): only float16 needs the halving"
+    },
+    "doge": {"is_moe": "its router mixes the tokens of a batch"},
     "ernie": {"use_task_id": "an embedding of the task is added, which no site has"},
 }
+# what is switched off in a checkpoint's config, because the model then computes the same and its row reads it
+SWITCHED: dict[str, dict[str, Any]] = {"rwkv": {"rescale_every": 0}}
 BY_TYPE = {model_type: family for family in FAMILIES for model_type in family.model_types}
 BOTH_BY_TYPE = {model_type: family for family in ENCODER_DECODERS for model_type in family.model_types}
 

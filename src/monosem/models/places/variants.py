@@ -1,6 +1,7 @@
 """Rows of the family table for attention with latents, gates, norms or sinks, and for mixtures of experts."""
 
 from dataclasses import replace
+from typing import Any
 
 from .families import BranchRow, Family, attn, either, latent, mlp
 from .mixers import Mixer
@@ -28,6 +29,20 @@ _GEMMA4 = Mixer(  # a mixture and an MLP
 )
 # values of their own, values that are the keys, keys and values of an earlier layer
 _SHARED = ({"v_norm": "v_norm"}, {"v": None, "v_norm": "v_norm"}, {"k": None, "v": None})
+
+
+def _share(name: str, row: BranchRow) -> BranchRow:
+    """Beam's: of n writings the newest counts 1/√n, and the sum of the others √((n-1)/n)."""
+
+    def number(block: Any) -> int:
+        return int(getattr(block, f"{name}_residual_add_idx"))
+
+    return replace(
+        row,
+        scale=lambda block: float(number(block) ** -0.5),
+        keeps=lambda block, stream: stream * ((number(block) - 1) / number(block)) ** 0.5,
+    )
+
 
 VARIANTS: tuple[Family, ...] = (
     Family(
@@ -172,6 +187,23 @@ VARIANTS: tuple[Family, ...] = (
         carries="the tokens, by whose numbers some layers choose experts,",
         cached=False,  # transformers' own cache gives other numbers (5.24), and padding counts in its compressed keys
         padded=False,
+    ),
+    Family(  # the stream is multiplied, number by number, before a branch is added
+        "doge",
+        ("doge",),
+        (
+            replace(attn(), keeps=lambda block, stream: block.input_residual * stream),
+            replace(mlp(), keeps=lambda block, stream: block.post_attention_residual * stream),
+        ),
+    ),
+    Family(  # the mean of everything that was written so far, times the root of their number
+        "beam",
+        ("beam",),
+        (
+            _share("attn", attn(after="post_attention_layernorm", gate="gate_proj", gate_bias="gate_bias")),
+            _share("mlp", mlp("pre_feedforward_layernorm", "post_feedforward_layernorm", router="gate")),
+        ),
+        logit_steps=(("soft_cap", "final_logit_softcapping"),),
     ),
     Family("mimo_v2_flash", ("mimo_v2_flash",), (attn(value_scale="attention_value_scale"), mlp(router="gate"))),
     Family("bitnet", ("bitnet",), (attn(mixed_norm="attn_sub_norm"), mlp(inner_norm="ffn_sub_norm"))),

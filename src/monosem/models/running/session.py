@@ -362,7 +362,8 @@ class Session:
         write = point(self.model, last)
 
         def remember(at: Site, place: Point, whole: Tensor) -> Tensor:
-            self.remembered[at] = place.split(whole)
+            part = place.split(whole)
+            self.remembered[at] = read.keeps(part) if read.keeps is not None and at == before[0] else part
             return whole
 
         def edit(whole: Tensor) -> Tensor:

@@ -86,11 +86,46 @@ def recurrent_unit(module: Any, values: Values) -> Steps:
         yield state, state
 
 
+def lightning(module: Any, values: Values) -> Steps:
+    """S = exp(-slope) S + k ⊗ v; out = q S, with q, k and v through the activation function.
+
+    The memory is `batch mixer_head mixer_dim mixer_dim` (of keys, of values).
+    """
+    q, k, v = (module.act_fn(values[name]) for name in "qkv")
+    stays = (-module.slope_rate).exp().to(q.dtype)
+    state = v.new_zeros(len(v), v.shape[2], v.shape[3], v.shape[3])
+    for t in range(v.shape[1]):
+        state = stays * state + k[:, t, :, :, None] * v[:, t, :, None]
+        yield torch.einsum("bhk,bhkv->bhv", q[:, t], state), state
+
+
+def time_mixing(module: Any, values: Values) -> Steps:
+    """out = (N + exp(u + k) v) / (D + exp(u + k)); then N = exp(-w) N + exp(k) v, D = exp(-w) D + exp(k).
+
+    The memory is `batch channel 3`: N and D over the exponential of the third, which keeps them in range.
+    """
+    k, v = values["k"], values["v"]
+    fades, first = module.time_decay.to(k.dtype).exp(), module.time_first.to(k.dtype)
+    above, below, largest = torch.zeros_like(v[:, 0]), torch.zeros_like(v[:, 0]), torch.full_like(v[:, 0], -1e38)
+
+    def added(size: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        top = torch.maximum(size, key)
+        old, new = (size - top).exp(), (key - top).exp()
+        return old * above + new * value, old * below + new, top
+
+    for t in range(k.shape[1]):
+        whole, weights, _ = added(largest, first + k[:, t], v[:, t])
+        above, below, largest = added(largest - fades, k[:, t], v[:, t])
+        yield whole / weights, torch.stack([above, below, largest], -1)
+
+
 # kind -> its recurrence, the sites that it needs, the axes of its memory
 _KINDS: dict[str, tuple[Callable[[Any, Values], Steps], tuple[str, ...], tuple[str, ...]]] = {
     "linear_attention": (delta_rule, ("q", "k", "v", "beta", "decay"), ("mixer_head", "key_dim", "mixer_dim")),
     "state_space": (state_space, ("x", "dt", "B", "C"), ("mixer_head", "mixer_dim", "state")),
     "recurrent": (recurrent_unit, ("conv",), ("channel",)),
+    "lightning_attention": (lightning, ("q", "k", "v"), ("mixer_head", "mixer_dim", "mixer_dim")),
+    "time_mixing": (time_mixing, ("k", "v"), ("channel", "number")),
 }
 
 
@@ -106,7 +141,8 @@ def state_of(
     """What the memory of a layer's mixer holds after chosen tokens, in float32.
 
     Linear attention: `batch kept mixer_head key_dim mixer_dim`; state spaces: `batch kept mixer_head mixer_dim state`;
-    Griffin's recurrent units: `batch kept channel`.
+    Griffin's recurrent units: `batch kept channel`; RWKV: `batch kept channel 3` (numerator,
+    denominator, log of their scale).
 
     Args:
         positions: token positions, as for `Model.run`; of n tokens, n memories are kept.

@@ -23,7 +23,7 @@ from ...models.running.moment import EditLike
 # layer argument -> its axis of token positions (of queries, in a mask)
 _TOKEN_AXIS = {"attention_mask": -2, "position_ids": -1, "cache_position": -1, "position_embeddings": -2}
 # what mixers keep of earlier tokens that is no list of keys and values
-_MEMORIES = {"linear_attention", "state_space", "convolution", "recurrent"}
+_MEMORIES = {"linear_attention", "lightning_attention", "state_space", "convolution", "recurrent"}
 
 
 class NotApplicable(MonosemError):
@@ -62,6 +62,12 @@ class Cache:
 
     def get_recurrent_state(self, *_: Any, **__: Any) -> Tensor | None:
         return self.state
+
+    def get_linear_cache(self, *_: Any) -> Tensor | None:  # MiniMax
+        return self.state
+
+    def set_linear_cache(self, _: int, state: Tensor) -> None:
+        self.state = state
 
     def is_recording_past(self, *_: Any) -> bool:
         return False
@@ -123,6 +129,8 @@ class Tape:
             raise NotApplicable("its layers also read what the encoder gives")
         if model.loops:
             raise NotApplicable("one of its blocks is called for several layers")
+        if model.family.opening:
+            raise NotApplicable("its first block puts the stream through a norm before its branches")
         if model.carries:
             raise NotApplicable(f"its layers hand on {model.carries} beside the stream")
         arguments: list[dict[str, Any]] = []
