@@ -26,18 +26,20 @@ def states(seed: int) -> np.ndarray[Any, Any]:
     return np.random.default_rng(seed).normal(size=(2, 3, 5, 8)) + 0.5
 
 
-def test_the_losses_are_the_papers() -> None:
+def test_the_losses_are_the_formulas() -> None:
     new, old, mask = states(0), states(1), np.random.default_rng(2).random((3, 5)) < 0.6
-    turned, moved, n = 0.0, 0.0, 0
+    turned, moved, shares, n = 0.0, 0.0, 0.0, 0
     for layer in range(2):
         for row, position in zip(*mask.nonzero()):
             u, o = new[layer, row, position], old[layer, row, position]
             turned += max(0.0, u @ o / np.sqrt(u @ u) / np.sqrt(o @ o))
             moved += np.sqrt(((u - o) ** 2).sum())
+            shares += np.sqrt(((u - o) ** 2).sum() / (o**2).sum())
             n += 1
     given = [torch.tensor(x) for x in (new, old, mask)]
     assert float(rerouting_loss(*given)) == pytest.approx(turned / n, rel=1e-5)
-    assert float(retain_loss(*given)) == pytest.approx(moved / n, rel=1e-5)
+    assert float(retain_loss(*given, distance="absolute")) == pytest.approx(moved / n, rel=1e-5)
+    assert float(retain_loss(*given)) == pytest.approx(shares / n, rel=1e-5)
     assert float(rerouting_loss(-given[1], *given[1:])) == 0
 
 
@@ -91,6 +93,33 @@ def test_states_turn_away_on_the_stop_texts_and_stay_on_the_others(family: str, 
     assert kept[0] > stopped[0] + 0.2
     layers = {name.split("layers.")[-1].split("h.")[-1].split(".")[0] for name in adapter_tensors(folder)}
     assert layers == {"0", "1"}, "no later layer than the last target has an adapter"
+
+
+def large_stream(factor: float, massive: float) -> Model:
+    """A tiny model that writes `factor` times as much into its stream, and the same large number into one dimension of
+    every token, as real models do: its norms hide the first."""
+    model = tiny_model("llama")
+    with torch.no_grad():
+        for name, one in model.hf.named_parameters():
+            if name.endswith(("embed_tokens.weight", "o_proj.weight", "down_proj.weight")):
+                one.mul_(factor)
+            if name.endswith("embed_tokens.weight"):
+                one[:, 5] = massive * one.square().sum(-1).sqrt().mean()
+    return model
+
+
+@pytest.mark.parametrize(("factor", "massive"), [(1, 0), (200, 0), (1, 3)])
+def test_the_size_of_the_stream_does_not_stop_it(factor: float, massive: float, tmp_path: Path) -> None:
+    """The absolute distance of the authors' code, whose gradient grows beside the cosine's with the stream, does."""
+    last: dict[str, float] = {}
+    for distance in ("relative", "absolute"):
+        records: list[dict[str, float]] = []
+        options: dict[str, Any] = {"layers": [1], "steps": 60, "distance": distance, "on_step": records.append}
+        reroute(large_stream(factor, massive), STOP, KEEP, tmp_path / distance, **options, **SMALL)
+        last[distance] = sum(record["rerouting"] for record in records[-10:]) / 10
+    assert last["relative"] < 0.5
+    if (factor, massive) != (1, 0):
+        assert last["absolute"] > 0.9
 
 
 def adapter_tensors(folder: Path) -> dict[str, torch.Tensor]:
