@@ -45,6 +45,8 @@ _PUBLIC = {
     "judges": "monosem.judges",
     "methods": "monosem.methods",
     "robustness": "monosem.robustness",
+    "benchmarks": "monosem.benchmarks",
+    "saelens": "monosem.saelens",
     "explorer": "monosem.explorer",
 }
 

@@ -30,6 +30,8 @@ from .models.loading.adapters import LowRanks, adapter_notes, merged_loras
 from .models.turns import refuse_inference_mode
 from .progress import Meter
 
+__all__ = ["RerouteConfig", "coefficients", "reroute", "rerouting_loss", "retain_loss"]
+
 # A LoRA begins with B = 0: the states are the original's, where their cosine is 1 and has no gradient at all, and only
 # rounding errors (which Adam enlarges) would start the training. So B begins at random numbers of this size.
 START = 1e-3

@@ -8,6 +8,21 @@ from collections.abc import Collection, Iterable
 from importlib import import_module
 from types import ModuleType
 
+__all__ = [
+    "BadFile",
+    "BadInput",
+    "EditDidNotFire",
+    "Mismatch",
+    "MissingExtra",
+    "MonosemError",
+    "SiteDidNotFire",
+    "UnknownName",
+    "cause",
+    "check_name",
+    "did_you_mean",
+    "require",
+]
+
 
 class MonosemError(Exception):
     """Base of every error that the user can fix."""

@@ -10,6 +10,19 @@ from torch import Tensor
 if TYPE_CHECKING:
     from .models import Model, TokenBatch
 
+__all__ = [
+    "continuation_perplexity",
+    "cross_entropy",
+    "joint_log_probability",
+    "kl",
+    "log_odds",
+    "logit_diff",
+    "next_token_loss",
+    "probability",
+    "recovered",
+    "set_log_probability",
+]
+
 
 def kl(p: Float[Tensor, "*batch vocab"], q: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch"]:
     """KL(p‖q) of two sets of logits: what is lost by predicting with q where p holds (0 of a token with p = 0)."""

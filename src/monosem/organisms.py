@@ -13,6 +13,8 @@ from .errors import BadFile, UnknownName, did_you_mean
 from .models.loading.adapters import shipped_adapters
 from .reading import existing, read_object
 
+__all__ = ["Organism", "shipped_organisms"]
+
 PROMPTS = "prompts.json"  # {"behaviour": ..., "judge": ..., "prompts": {set: [prompt, ...]}}
 CARD = "card.json"
 SETS = {

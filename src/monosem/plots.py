@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 else:
     Figure = Any  # plotly is optional, and only the first picture loads it
 
+__all__ = ["heatmap", "lines", "literal", "style"]
+
 BLUE, ORANGE, GREY, FAINT = "#3b74d9", "#d9822b", "#7d8590", "rgba(125,133,144,0.35)"
 GRID = "rgba(125,133,144,0.25)"  # readable on light and on dark paper
 DIVERGING = [[0.0, "#c2571a"], [0.5, "#f7f7f7"], [1.0, "#2b62c4"]]  # white is zero; negative orange, positive blue

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 MOST_DEPTH = 100  # lists in lists, tables in tables
 MOST_VALUES = 10**6  # of YAML, where names stand for values that are written once
+# what torch.save begins with: a zip archive or, before version 1.6, a pickled number
+_ARCHIVE, _PICKLED = b"PK\x03\x04", (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
 _TAGS = ("null", "bool", "int", "float", "str", "seq", "map")  # what JSON has as well
 
 
@@ -182,6 +184,7 @@ def _loaded(path: str | os.PathLike[str], after: int = 0) -> Any:
 
     try:
         source: Any = regular_file(path)
+        _check_written_by_torch(source, after)
         if after:
             source = io.BytesIO(source.read_bytes()[after:])
         return torch.load(source, map_location="cpu", weights_only=True)
@@ -194,6 +197,18 @@ def _loaded(path: str | os.PathLike[str], after: int = 0) -> Any:
         ) from error
     except Exception as error:  # whatever the bytes lead the unpickler to
         raise BadFile(f"{path} is truncated or not a PyTorch file ({cause(error)})") from error
+
+
+def _check_written_by_torch(path: Path, after: int) -> None:
+    with open(path, "rb") as file:
+        file.seek(after)
+        start = file.read(64)
+    if start.startswith(_ARCHIVE) or _PICKLED in start:
+        return
+    if start.startswith(b"version https://git-lfs"):
+        raise BadFile(f"{path} is a Git LFS pointer instead of the file; run `git lfs pull`, or download the file")
+    what = f"begins with {start[:8]!r}" if start else "is empty"
+    raise BadFile(f"{path} is truncated or not a PyTorch file: it {what}; copy or download it again")
 
 
 def _short(name: str) -> str:

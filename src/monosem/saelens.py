@@ -26,6 +26,8 @@ from .edits import Edit, Gate
 from .errors import BadInput
 from .models import Model, load_model
 
+__all__ = ["SAE", "HookedSAETransformer"]
+
 _NO_FOLD = "this is done when a dictionary is read: rows have the norms that the file's own activations need"
 
 

@@ -15,6 +15,31 @@ from torch import Tensor
 
 from .errors import BadInput
 
+__all__ = [
+    "Interval",
+    "Share",
+    "auroc",
+    "auroc_bounds",
+    "auroc_interval",
+    "benjamini_hochberg",
+    "bootstrap_mean",
+    "bootstrap_ratio",
+    "clustered_error",
+    "cohen",
+    "conformal_threshold",
+    "consistency",
+    "correlation_interval",
+    "finite",
+    "kappa",
+    "mcnemar",
+    "pearson",
+    "permutation_p",
+    "rank_p",
+    "spearman",
+    "standard_error",
+    "wilson",
+]
+
 Z95 = 1.959963984540054  # 97.5 % quantile of the standard normal
 PERCENTILES = (0.025, 0.975)  # of a bootstrap: its 95 % interval
 EXACT = 12  # pairs up to which all exchanges of labels are gone through

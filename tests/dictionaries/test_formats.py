@@ -311,6 +311,24 @@ def test_openai_v1_relu_reads_the_raw_activation(tmp_path, location, site):
     assert str(dictionary.site) == site
 
 
+def test_openai_without_an_activation_is_a_relu_as_for_its_own_loader(tmp_path):
+    path, w = openai_file(tmp_path / "mlp_post_act_v4" / "autoencoders" / "2.pt", "ReLU")
+    state = torch.load(path, weights_only=True)
+    torch.save({key: value for key, value in state.items() if not key.startswith("activation")}, path)
+    acts = relu((X - w["b_dec"]) @ w["W_enc"] + w["b_enc"])
+    same(load_dictionary(path), acts, acts @ w["W_dec"] + w["b_dec"])
+    assert load_dictionary(path).metadata["original_form"]["activation"] == "ReLU"
+
+
+@pytest.mark.parametrize(("place", "state"), [("resid_post_mlp_v5_32k", {}), ("mlp_post_act", {"k": K})])
+def test_openai_without_an_activation_is_refused_where_the_rest_says_topk(tmp_path, place, state):
+    path, _ = openai_file(tmp_path / place / "autoencoders" / "2.pt", "TopK", activation_state_dict=state)
+    held = torch.load(path, weights_only=True)
+    torch.save({key: value for key, value in held.items() if key != "activation"}, path)
+    with pytest.raises(BadFile, match="names no activation, which OpenAI's own loader takes for a ReLU, and is of a T"):
+        load_dictionary(path)
+
+
 def test_openai_without_a_telling_path_needs_a_site(tmp_path):
     path, _ = openai_file(tmp_path / "downloaded.pt", "TopK")
     with pytest.raises(BadInput, match="site="):
@@ -404,7 +422,7 @@ def test_bad_tensors_are_named(tmp_path, change, message):
     ("cfg", "message"),
     [
         ({"architecture": "jumpreloo"}, "unknown architecture 'jumpreloo'.*did you mean 'jumprelu'.*known: standard"),
-        ({"architecture": "topk"}, "'k' must be a whole number, not None"),
+        ({"architecture": "topk"}, "'k' must be a whole number above 0, not None"),
         ({"d_sae": "23"}, "'d_sae' must be a whole number, not '23'"),
         ({"normalize_activations": "batch_norm"}, "unknown normalize_activations 'batch_norm'"),
         ({"architecture": "transcoder", "d_out": D}, "a transcoder's b_dec belongs to its output"),

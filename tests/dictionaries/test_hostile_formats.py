@@ -56,7 +56,12 @@ MADE: dict[str, Callable[[Path], Any]] = {
         safe(path / "checkpoints" / "final.safetensors", linear(W, b_dec="decoder.bias")),
         config(
             path / "hyperparams.json",
-            {"d_model": D, "jump_relu_threshold": 0.5, "dataset_average_activation_norm": {"in": 3.0, "out": 2.0}},
+            {
+                "d_model": D,
+                "d_sae": F,
+                "jump_relu_threshold": 0.5,
+                "dataset_average_activation_norm": {"in": 3.0, "out": 2.0},
+            },
         ),
     ),
     "llama_scope_r1": lambda path: (
@@ -94,7 +99,10 @@ MADE: dict[str, Callable[[Path], Any]] = {
     ),
     "bussmann": lambda path: (
         pytorch(path / "sae.pt", PLAIN),
-        config(path / "config.json", {"sae_type": "topk", "top_k": 4, "input_unit_norm": True}),
+        config(
+            path / "config.json",
+            {"sae_type": "topk", "top_k": 4, "input_unit_norm": True, "act_size": D, "dict_size": F},
+        ),
     ),
     "hypothesaes": lambda path: pytorch(
         path / "h.pt", {"config": {"k_active_neurons": 4}, "state_dict": hypothesis_state(W, 0.5)}
@@ -245,6 +253,43 @@ def changed(value: Any, path: tuple[Any, ...], new: Any) -> Any:
 CONFIGS = ("cfg.json", "config.json", "hyperparams.json", "config.yaml", "conf.yaml", "a_cfg.json", "c_cfg.json")
 
 
+SIZES = {
+    "saelens": ("d_in", "d_sae"),
+    "compact": ("d_in", "d_sae"),
+    "saelens matching pursuit": ("d_in", "d_sae", "max_iterations"),
+    "saelens temporal": ("d_in", "d_sae", "n_heads", "n_attn_layers", "bottleneck_factor"),
+    "dictionary_learning": ("trainer.activation_dim", "trainer.dict_size"),
+    "sparsify": ("d_in", "num_latents", "k"),
+    "latentsae": ("d_in", "num_latents", "k"),
+    "llama_scope": ("d_model", "d_sae"),
+    "llama_scope_r1": ("d_model",),
+    "llamascopium": ("d_model",),
+    "crosscoder": ("dict_size",),
+    "temporal_saes": ("sae.n_heads", "sae.n_attn_layers", "sae.bottleneck_factor", "sae.kval_topk"),
+    "bussmann": ("top_k", "act_size", "dict_size"),
+}
+UNSET = {"num_latents"}  # what 0 is no size for
+CHECKED_BY_USE = ("k", "top_k", "max_iterations", "n_heads", "n_attn_layers", "bottleneck_factor", "kval_topk")
+
+
+@pytest.mark.parametrize(("name", "key"), [(name, key) for name, keys in SIZES.items() for key in keys])
+def test_a_size_that_is_none_is_named(home: Path, fresh: Any, name: str, key: str) -> None:
+    target, last = fresh(name), key.rpartition(".")[2]
+    file = next(one for one in target.rglob("*") if one.name in CONFIGS)
+    whole = (yaml.safe_load if file.suffix == ".yaml" else json.loads)(file.read_text())
+    for bad in (-1, 0, "16", math.nan, 1.5, True, [3]):
+        if bad == 0 and last in UNSET:
+            continue
+        config(file, changed(whole, tuple(key.split(".")), bad))
+        with pytest.raises(BadFile, match=rf"'{last}' must be a whole number( above 0)?, not ") as caught:
+            loaded(name, target)
+        assert "\n" not in str(caught.value)
+    if last not in CHECKED_BY_USE:
+        config(file, changed(whole, tuple(key.split(".")), 5))
+        with pytest.raises(BadFile, match=rf"'{last}' is 5, and the tensors|expected \[|no multiple"):
+            loaded(name, target)
+
+
 ARRAYS = {"gemma_scope", "gemma_scope_2_clt"}
 BARE = {"openai", *ARRAYS, *(name for name in MADE if name in STATE_DICTS and name != "attention_sae")}
 BARE |= {"hypothesaes", "prefscope", "saev", "overcomplete"}  # their config is not a file of its own
@@ -343,6 +388,22 @@ def test_every_tensor_of_every_wrong_shape(home: Path, fresh: Any, name: str) ->
             held = {**whole, "state_dict": held} if "state_dict" in whole else held
             written(held, target / file.relative_to(home / name))
             refused_or_used(name, target)
+
+
+NO_TORCH = [b"", b"abc", b"\x80\x02\x8a", b"<html>not found</html>", b"PK\x03\x04", bytes(500), bytes(range(256))]
+
+
+@pytest.mark.parametrize("name", [*PICKLES, "attention_sae"])
+def test_what_torch_did_not_write_is_called_so(home: Path, fresh: Any, name: str) -> None:
+    target = fresh(name)
+    file = weights_file(target)
+    for content in NO_TORCH:
+        file.write_bytes(content)
+        with pytest.raises(BadFile, match="truncated or not a PyTorch file"):
+            loaded(name, target)
+    file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(BadFile, match="Git LFS pointer instead of the file; run `git lfs pull`"):
+        loaded(name, target)
 
 
 class Hostile:

@@ -323,7 +323,7 @@ def test_a_path_counts_before_a_published_name(hub, tmp_path, monkeypatch):
     ],
 )
 def test_without_a_network_it_says_what_to_do(hub, name, command, call):
-    with pytest.raises(UnknownName, match="no network, and not in its cache") as caught:
+    with pytest.raises(UnknownName, match="switched off by HF_HUB_OFFLINE, and its cache lacks this") as caught:
         load_dictionary(name)
     message = str(caught.value)
     assert command in message
@@ -354,6 +354,7 @@ def test_terms_that_are_not_accepted(monkeypatch):
     def refuse(*_):
         raise GatedRepoError("403")
 
+    monkeypatch.setattr("monosem.hub.silence", lambda: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
     with pytest.raises(UnknownName, match=r"accepted at https://huggingface.co/google/gemma-scope-2b-pt-res; then: hf"):
         load_dictionary("gemma-2-2b/12-gemmascope-res-16k")
@@ -425,7 +426,7 @@ def test_without_a_network_a_repository_is_found_in_the_cache(hub):
     with pytest.raises(UnknownName) as caught:
         load_dictionary("other/saes/layer_3")
     assert "hf download other/saes --include 'layer_3/*' --local-dir DIR, then load_dict" in str(caught.value)
-    assert "no network, and not in its cache" in str(caught.value)
+    assert "(it is switched off by HF_HUB_OFFLINE, and its cache lacks this)" in str(caught.value)
 
 
 # ---------------------------------------------------------------------- cross-layer transcoders

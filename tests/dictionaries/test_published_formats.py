@@ -113,7 +113,7 @@ def test_dictionary_learning(tmp_path, name, threshold):
 def test_dictionary_learning_compares_strictly(tmp_path):
     w = {"W_enc": np.eye(3, dtype=np.float32), "b_enc": np.zeros(3, np.float32), "W_dec": np.eye(3, dtype=np.float32)}
     held = linear(w) | {"b_dec": np.zeros(3, np.float32), "k": torch.tensor(1), "threshold": torch.tensor(0.5)}
-    read = load_dictionary(learned(tmp_path, "BatchTopKSAE", held))
+    read = load_dictionary(learned(tmp_path, "BatchTopKSAE", held, activation_dim=3, dict_size=3))
     assert read.encode(torch.tensor([[0.5, 0.75, 0.25]])).dense().tolist() == [[0, 0.75, 0]]
 
 
@@ -192,8 +192,10 @@ def test_sparsify_groups_and_bfloat16(tmp_path):
 
 def test_sparsify_sizes_and_options(tmp_path):
     for cfg, message in (
-        ({"num_latents": 7}, "says d_in 6 and 7 latents; the tensors have 6, 23"),
-        ({"d_in": 7}, "says d_in 7"),
+        ({"num_latents": 7}, "'num_latents' is 7, and the tensors have 23"),
+        ({"d_in": 7}, "'d_in' is 7, and the tensors have 6; is it another's config"),
+        ({"num_latents": 0, "expansion_factor": None}, "'expansion_factor' must be a whole number above 0, not None"),
+        ({"num_latents": 0, "expansion_factor": 3}, "'num_latents' is 18, and the tensors have 23"),
         ({"activation": "softplus"}, "unknown activation 'softplus'; known: topk, groupmax"),
         ({"activation": "groupmax"}, "a width of 23 has no 4"),
         ({"k": 0}, "'k' must be a whole number above 0"),

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 
@@ -51,6 +52,18 @@ def test_every_public_name_loads() -> None:
 
     assert [name for name in monosem.__all__ if getattr(monosem, name) is None] == []
     assert set(monosem.__all__) <= set(dir(monosem))
+
+
+def test_every_public_room_says_what_it_offers() -> None:
+    """Without a list, `from room import *` also brings what the room itself imports, such as `torch`."""
+    import monosem
+
+    rooms = [room for name in monosem.__all__ if isinstance(room := getattr(monosem, name), ModuleType)]
+    assert len(rooms) > 20
+    for room in [*rooms, monosem.errors]:
+        offered = [getattr(room, name) for name in room.__all__]
+        others = [one for one in offered if isinstance(one, ModuleType) and not one.__name__.startswith("monosem.")]
+        assert not others, room
 
 
 def test_an_unknown_public_name_is_an_attribute_error() -> None:

@@ -20,7 +20,7 @@ SOURCE = ROOT / "src" / "monosem"
 # The rooms from the bottom to the top: a file imports its own room and rooms that stand before it. The package's own
 # `__init__`, of which files import the version, is the ground.
 ROOMS = [
-    "__init__ errors terminal reading files progress statistics logistic covariance plots pages results jobs",
+    "__init__ errors terminal hub reading files progress statistics logistic covariance plots pages results jobs",
     "models",
     "edits metrics data organisms defences judges",
     "activations dictionaries",

@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from ..errors import BadFile, cause, require
+from ..hub import asked_once
 
 PREFIX = "hf:"
 
@@ -27,14 +29,17 @@ def hub_rows(path: Path) -> Iterator[tuple[str, Any]]:
     if named is None:
         raise BadFile(f"{str(path)!r:.100} names no data set; write hf:owner/name, or hf:owner/name:config@split")
     name, config, split = named.groups()
-    number = 0
+    number, silent = 0, None
     try:
-        for row in datasets.load_dataset(name, config, split=split or "train", streaming=True):
+        with nullcontext() if Path(name).exists() else asked_once() as silent:
+            rows = datasets.load_dataset(name, config, split=split or "train", streaming=True)
+        for row in rows:
             number += 1
             yield f"row {number}", row
     except Exception as error:  # of the hub's client, of the network, of each file format
         where = f"after {number:,} rows" if number else "at its start"
+        why = f"the Hub {silent}, and it is not in the cache" if silent else cause(error)
         raise BadFile(
-            f"the data set {path} cannot be read {where} ({cause(error)}); check its name, configuration and split, or "
+            f"the data set {path} cannot be read {where} ({why}); check its name, configuration and split, or "
             "download its files elsewhere and give their folder"
         ) from error

@@ -14,7 +14,7 @@ from ...errors import BadFile
 from ...reading import read_object, read_torch
 from ..folds import fold_decoder_bias
 from ..parts import DictionaryParts
-from .common import Format, Hints, Place, canonical, choice, flag, number, scalar, site_or_none, take
+from .common import Format, Hints, Place, canonical, check_sizes, choice, flag, number, scalar, site_or_none, take
 
 WEIGHTS, CONFIG = "sae.pt", "config.json"
 _NAMES = {name: name for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
@@ -49,6 +49,7 @@ def read(place: Place, hints: Hints) -> DictionaryParts:
         raise BadFile(f"{cfg_file}: {other} is not read; known: {_FIXED}")
     known = TYPES[name]
     weights = canonical(held, _NAMES, file, folds=False, also=("threshold", "jumprelu.log_threshold"))
+    check_sizes(cfg, dict(zip(("act_size", "dict_size"), weights.W_enc.shape)), cfg_file)
     if not (known.biased or flag(cfg, "use_encoder_bias", False, cfg_file)):
         weights = replace(weights, b_enc=torch.zeros_like(weights.b_enc))
     kind, threshold = known.kind, None

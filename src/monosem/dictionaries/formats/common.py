@@ -189,6 +189,13 @@ def number(cfg: Mapping[str, Any], name: str, path: Path, kind: type = float) ->
     return kind(value)
 
 
+def check_sizes(cfg: Mapping[str, Any], sizes: Mapping[str, int], path: Path) -> None:
+    """Raise `BadFile` where a config has another size than the tensors; it may leave out what they say."""
+    for name, size in sizes.items():
+        if name in cfg and number(cfg, name, path, int) != size:
+            raise BadFile(f"{path}: {name!r} is {cfg[name]}, and the tensors have {size}; is it another's config?")
+
+
 def choice(cfg: Mapping[str, Any], name: str, known: Mapping[str, Any] | list[str], path: Path) -> str:
     """A text of a config that must be one of those known. Raises `BadFile`."""
     value = cfg.get(name)

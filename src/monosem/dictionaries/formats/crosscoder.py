@@ -16,7 +16,7 @@ from ...errors import BadFile
 from ...models.places.sites import Site
 from ...reading import read_object
 from ..several_parts import CrosscoderParts, Facts
-from .common import Format, Hints, Place, checked, scalar, site_or_none
+from .common import Format, Hints, Place, check_sizes, checked, scalar, site_or_none
 
 WEIGHTS, CONFIG = "crosscoder.pt", "crosscoder_cfg.json"  # in a folder, as they are written here
 KINDS = ("relu", "jumprelu", "topk")
@@ -53,6 +53,7 @@ def read(place: Place, hints: Hints) -> CrosscoderParts:
     if k is not None and (not k.is_integer() or "threshold" in tensors):
         raise BadFile(f"{path}: k is {k:g}; a topk has a whole number of places, and no thresholds")
     cfg = read_object(_config(path))
+    check_sizes(cfg, {"dict_size": width}, _config(path))
     sites = _sites(cfg, parts)
     facts = Facts(
         "topk" if k is not None else "jumprelu" if "threshold" in tensors else "relu",

@@ -19,7 +19,7 @@ from ...models.places.sites import Site
 from ...reading import read_object, read_torch
 from ..folds import fold_decoder_bias, fold_gate
 from ..parts import DictionaryParts, check_shapes
-from .common import Format, Hints, Place, canonical, choice, module_site, number, scalar, take
+from .common import Format, Hints, Place, canonical, check_sizes, choice, module_site, number, scalar, take
 
 WEIGHTS, CONFIG = "ae.pt", "config.json"
 _LINEAR = {"W_enc": "encoder.weight^T", "b_enc": "encoder.bias", "W_dec": "decoder.weight^T"}
@@ -72,6 +72,7 @@ def read(place: Place, hints: Hints) -> DictionaryParts:
     name = choice(trainer, "dict_class", CLASSES, found) if found else _class_of(state, file)
     known = CLASSES[name]
     weights = canonical(state, known.names, file, folds=known.kind == "gated", also=known.also)
+    check_sizes(trainer, dict(zip(("activation_dim", "dict_size"), weights.W_enc.shape)), found or file)
     kind, k = known.kind, None
     if kind == "gated":
         b_gate, r_mag = (t.double() for t in take(state, ["gate_bias", "r_mag"], file))

@@ -16,7 +16,7 @@ import torch
 from ...errors import BadFile
 from ..folds import fold_decoder_bias
 from ..parts import DictionaryParts, DictionaryTensors
-from .common import Format, Hints, Place, canonical, choice, flag, number, scalar, take
+from .common import Format, Hints, Place, canonical, check_sizes, choice, flag, number, scalar, take
 
 _NAMES = {"W_enc": "encoder.weight^T", "b_enc": "neuron_bias", "W_dec": "decoder.weight^T", "b_dec": "input_bias"}
 _ALSO = ("threshold", "steps_since_activation", "log_threshold")
@@ -71,6 +71,7 @@ def read_prefscope(place: Place, hints: Hints) -> DictionaryParts:
 def _parts(
     weights: DictionaryTensors, kind: str, k: int | None, name: str, cfg: Mapping[str, Any], path: Path
 ) -> DictionaryParts:
+    check_sizes(cfg, dict(zip(("input_dim", "m_total_neurons"), weights.W_enc.shape)), path)
     form = {"format": name, **{key: value for key, value in cfg.items() if isinstance(value, str | int | float | list)}}
     return DictionaryParts(
         fold_decoder_bias(weights).to(torch.float32), kind, k=k, name=path.stem, metadata={"original_form": form}

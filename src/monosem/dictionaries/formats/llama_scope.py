@@ -18,7 +18,7 @@ from ...errors import BadFile
 from ...reading import read_object, read_safetensors
 from ..folds import fold_scale
 from ..parts import DictionaryParts
-from .common import Format, Hints, Place, canonical, keys_of, number, site_or_none
+from .common import Format, Hints, Place, canonical, check_sizes, keys_of, number, site_or_none
 
 CONFIG, WEIGHTS = "hyperparams.json", "checkpoints/final.safetensors"
 CONFIG_R1, WEIGHTS_R1 = "config.json", "sae_weights.safetensors"
@@ -46,6 +46,7 @@ def read(place: Place, hints: Hints) -> DictionaryParts:
     held = read_safetensors(path / WEIGHTS)
     ours: dict[str, Any] = {"threshold": lambda width, d_in: torch.full((width,), threshold * scale_in)}
     weights = canonical(held, _NAMES, path / WEIGHTS, default=ours)
+    check_sizes(cfg, dict(zip(("d_model", "d_sae"), weights.W_enc.shape)), file)
     return _parts(path, cfg, fold_scale(weights, scale_in, scale_out), "llama_scope")
 
 
@@ -59,6 +60,7 @@ def read_r1(place: Place, hints: Hints) -> DictionaryParts:
         scale_in, scale_out = scales(cfg, number(cfg, "d_model", file, int), file)
     held = read_safetensors(path / WEIGHTS_R1)
     weights = canonical(held, _NAMES | {"threshold": "log_jumprelu_threshold"}, path / WEIGHTS_R1)
+    check_sizes(cfg, {"d_model": weights.W_enc.shape[0]}, file)
     assert weights.threshold is not None
     exact = weights.of(weights.present() | {"threshold": weights.threshold.exp()})
     return _parts(path, cfg, fold_scale(exact, scale_in, scale_out), "llama_scope_r1")

@@ -20,7 +20,7 @@ from ...reading import read_object, read_safetensors, read_torch
 from ..folds import fold_decoder_norm, fold_scale
 from ..parts import DictionaryParts, check_shapes
 from ..several_parts import SeveralParts
-from .common import Format, Hints, Place, canonical, choice, flag, keys_of, number, site_or_none, take
+from .common import Format, Hints, Place, canonical, check_sizes, choice, flag, keys_of, number, site_or_none, take
 from .llamascopium_several import SEVERAL, scale
 
 CONFIG = "config.json"
@@ -60,6 +60,7 @@ def read(place: Place, hints: Hints) -> DictionaryParts | SeveralParts:
     W_D = held.get("W_D")
     d_out = W_D.shape[-1] if isinstance(W_D, Tensor) and W_D.ndim == 2 else 0
     weights = canonical(held, names, held_in, default={"b_dec": lambda width, d_in: torch.zeros(d_out)})
+    check_sizes(cfg, {"d_model": weights.W_enc.shape[0]}, file)
     by_norm = flag(cfg, "sparsity_include_decoder_norm", True, file)
     if kind == "jumprelu":
         name = "activation_function.log_jumprelu_threshold"

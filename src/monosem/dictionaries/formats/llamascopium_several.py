@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...errors import BadFile, BadInput
 from ..several_parts import CrosscoderParts, CrossLayerParts, Facts
-from .common import Hints, checked, choice, flag, number, scalar, site_or_none, take
+from .common import Hints, check_sizes, checked, choice, flag, number, scalar, site_or_none, take
 
 NORM = "dataset_average_activation_norm"
 
@@ -31,6 +31,7 @@ def read_clt(
     kind = choice({"act_fn": "relu"} | dict(cfg), "act_fn", ["relu", "jumprelu", "topk"], path)
     hooks, out = _hooks(cfg, "hook_points_in", path), _hooks(cfg, "hook_points_out", path)
     layers, d, width = _shape(held, file)
+    check_sizes(cfg, {"d_model": d}, path)
     if not layers == len(hooks) == len(out):
         raise BadFile(f"{file}: W_E has {layers} layers, and {path} names {len(hooks)} and {len(out)} hooks")
     shapes: dict[str, tuple[int, ...]] = {"W_E": (layers, d, width), "b_E": (layers, width)}
@@ -76,6 +77,7 @@ def read_crosscoder(
     if (act := cfg.get("act_fn", "relu")) != "relu":
         raise BadFile(f"{path}: a crosscoder of act_fn {act!r:.40} has other codes at each site; known: relu")
     hooks, (sites, d, width) = _hooks(cfg, "hook_points", path), _shape(held, file)
+    check_sizes(cfg, {"d_model": d}, path)
     if sites != len(hooks):
         raise BadFile(f"{file}: W_E has {sites} sites, and {path} names {len(hooks)} hooks")
     shapes = {"W_E": (sites, d, width), "b_E": (sites, width), "W_D": (sites, width, d), "b_D": (sites, d)}

@@ -2,7 +2,8 @@
 
     latents = act((x - pre_bias) encoder.weight^T + latent_bias)        y = latents decoder.weight^T + pre_bias
 
-TopK ones read a layer-normalised x and undo it on y. Which site a file is for stands in its path only:
+TopK ones read a layer-normalised x and undo it on y; a file that names no activation is of a ReLU, as OpenAI's own
+loader reads it. Which site a file is for stands in its path only:
 `{location}[_v4|_v5_32k|_v5_128k]/autoencoders/{layer}.pt`.
 """
 
@@ -41,7 +42,7 @@ def read(place: Place, hints: Hints) -> DictionaryParts:
     check_shapes({name: loaded[name] for name in shapes}, shapes)
     kind, k = _activation(loaded, path)
     site = _site(path)
-    form = {"format": "openai", "activation": loaded["activation"], "apply_b_dec_to_input": True}
+    form = {"format": "openai", "activation": loaded.get("activation", "ReLU"), "apply_b_dec_to_input": True}
     return DictionaryParts(
         fold_decoder_bias(DictionaryTensors(encoder.T, latent_bias, decoder.T, pre_bias)),
         kind,
@@ -55,7 +56,12 @@ def read(place: Place, hints: Hints) -> DictionaryParts:
 
 
 def _activation(loaded: dict[str, Any], path: Path) -> tuple[str, int | None]:
-    name = loaded.get("activation")
+    name, layer_normed = loaded.get("activation", "ReLU"), re.search(r"_v5_\d+k$", path.parent.parent.name)
+    if "activation" not in loaded and (layer_normed or loaded.get("activation_state_dict")):
+        raise BadFile(
+            f"{path} names no activation, which OpenAI's own loader takes for a ReLU, and is of a TopK by "
+            f"{'its folder' if layer_normed else 'its activation_state_dict'}; add activation: 'TopK' to the file"
+        )
     if name == "ReLU":
         return "relu", None
     if name != "TopK":

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import BadFile, did_you_mean
+from .common import number
 
 CONFIG = "cfg.json"
 
@@ -69,9 +70,9 @@ def modern(cfg: dict[str, Any], path: Path) -> dict[str, Any]:
     cfg.setdefault("apply_b_dec_to_input", not transcoder)
     for key in ("normalize_activations", "reshape_activations"):
         cfg[key] = cfg.get(key) or "none"
-    for key in ("d_in", "d_sae", "k") if kind in ("topk", "abstopk") else ("d_in", "d_sae"):
-        if type(cfg.get(key)) is not int:
-            raise BadFile(f"{path / CONFIG}: {key!r} must be a whole number, not {cfg.get(key)!r:.80}")
+    sizes = ["d_in", "d_sae"] + ["k"] * (kind in ("topk", "abstopk")) + ["d_out"] * (cfg.get("d_out") is not None)
+    for key in sizes:
+        number(cfg, key, path / CONFIG, int)
     for key, known in _OPTIONS.items():
         if cfg.get(key) not in (None, *known):
             near = did_you_mean(cfg[key], known)

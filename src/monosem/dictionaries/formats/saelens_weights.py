@@ -32,7 +32,7 @@ def stored(
 ) -> DictionaryTensors:
     """The tensors as they are on disk (nothing folded), checked, and in float64 where matrices will be folded."""
     width, d_in = cfg["d_sae"], cfg["d_in"]
-    d_out = cfg.get("d_out", d_in) if transcoder else d_in
+    d_out = (cfg.get("d_out") or d_in) if transcoder else d_in
     names = ("b_enc", "threshold", "log_threshold", "b_gate", "b_mag", "r_mag")
     vectors = {"b_dec": (d_out,), **dict.fromkeys((*names, *_FACTORS), (width,))}
     check_shapes(tensors, {"W_enc": (d_in, width), "W_dec": (width, d_out), "W_skip": (d_out, d_in), **vectors})

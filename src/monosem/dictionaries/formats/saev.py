@@ -4,7 +4,7 @@ from ...errors import BadFile
 from ...reading import parse_json, read_torch, regular_file
 from ..folds import fold_decoder_bias
 from ..parts import DictionaryParts
-from .common import Format, Hints, Place, canonical
+from .common import Format, Hints, Place, canonical, check_sizes
 
 LONGEST = 2**20  # bytes of the first line
 _NAMES = {name: name for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
@@ -28,6 +28,7 @@ def read(place: Place, hints: Hints) -> DictionaryParts:
     if cfg.get("activation", "relu") != "relu":
         raise BadFile(f"{path}: activation {cfg['activation']!r:.80} is not read; known: relu")
     weights = canonical(read_torch(path, after=len(line)), _NAMES, path, folds=False, also=())
+    check_sizes(cfg, {"d_vit": weights.W_enc.shape[0]}, path)
     return DictionaryParts(
         fold_decoder_bias(weights),
         "relu",

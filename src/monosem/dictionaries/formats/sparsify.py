@@ -8,12 +8,11 @@ A transcoder does not subtract b_dec. `normalize_decoder` and `multi_topk` say h
 from pathlib import Path
 from typing import Any
 
-from ...errors import BadFile
 from ...models.places.sites import Site
 from ...reading import read_object, read_safetensors
 from ..folds import fold_decoder_bias
 from ..parts import DictionaryParts
-from .common import Format, Hints, Place, canonical, choice, flag, module_site, number, site_or_none
+from .common import Format, Hints, Place, canonical, check_sizes, choice, flag, module_site, number, site_or_none
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 OWN = "monosem"  # of its config: what monosem wrote of a dictionary and sparsify has no place for
@@ -54,11 +53,10 @@ def read(place: Place, hints: Hints) -> DictionaryParts:
 def check_size(cfg: dict[str, Any], shape: tuple[int, ...], path: Path) -> None:
     """Raises `BadFile` where the config has another size than the tensors."""
     d_in, width = shape
-    said = cfg.get("num_latents") or d_in * cfg.get("expansion_factor", 0)
-    if cfg.get("d_in") != d_in or (said and said != width):
-        raise BadFile(
-            f"{path} says d_in {cfg.get('d_in')!r:.40} and {said!r:.40} latents; the tensors have {d_in}, {width}"
-        )
+    check_sizes({"d_in": None} | cfg, {"d_in": d_in}, path)
+    if cfg.get("num_latents") in (None, 0):  # then it is d_in times the factor
+        cfg = cfg | {"num_latents": d_in * number({"expansion_factor": 32} | cfg, "expansion_factor", path, int)}
+    check_sizes(cfg, {"num_latents": width}, path)
 
 
 def sites(path: Path, transcode: bool) -> tuple[Site | None, Site | None]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UnknownName, cause
+from ...hub import asked_once
 from .registry import Published
 
 # layout -> the files of a dictionary at a path, and those that may be missing; of a pattern, all that there are
@@ -45,36 +46,36 @@ def fetched(one: Published) -> Path:
             f"{one.name} is one layer of a cross-layer transcoder, whose latents write to all later layers, too; "
             f"load_dictionary({one.repo!r}) reads all its layers"
         )
-    try:
-        needed, optional = files(one)
-        if any("*" in name for name in needed):
-            needed = _matching(one.repo, needed)
-        found = [Path(hf_hub_download(one.repo, name)) for name in needed]
-    except Exception as error:  # the hub's client raises many kinds, offline and not
-        raise UnknownName(f"{one.name}: {advice(one, error)}") from error
-    for name in optional:
-        _optional(hf_hub_download, one.repo, name)
+    with asked_once() as silent:
+        try:
+            needed, optional = files(one)
+            if any("*" in name for name in needed):
+                needed = _matching(one.repo, needed)
+            found = [Path(hf_hub_download(one.repo, name)) for name in needed]
+        except Exception as error:  # the hub's client raises many kinds, offline and not
+            raise UnknownName(f"{one.name}: {advice(one, error, silent)}") from error
+        for name in optional:
+            _optional(hf_hub_download, one.repo, name)
     root = found[0].parents[len(Path(needed[0]).parts) - 1]
     return root / one.path
 
 
-def advice(one: Published, error: BaseException) -> str:
-    """Why the hub gave nothing, and what to do: one line."""
+def advice(one: Published, error: BaseException, silent: str | None) -> str:
+    """Why the hub gave nothing, and what to do: one line. `silent`: as `monosem.hub.silence`."""
     if type(error).__name__ == "GatedRepoError":
         return f"{one.repo} wants its terms accepted at https://huggingface.co/{one.repo}; then: hf auth login"
     told = {"site": one.site, "site_out": one.site_out, "model_name": one.model, "norm_scaling_factor": one.scale}
     given = "".join(f", {key}={value!r}" for key, value in told.items() if value is not None)
     folder = f"; or add --local-dir DIR, and load_dictionary('DIR/{one.path}'{given})"
     return (
-        f"the hub gave nothing ({silence(error)}); where there is a network, run: {command(one)}; then this name is "
-        f"found in its cache, also in a copy of it (HF_HOME){'' if one.overrides else folder}"
+        f"the hub gave nothing ({reason(error, silent)}); where there is a network, run: {command(one)}; then this "
+        f"name is found in its cache, also in a copy of it (HF_HOME){'' if one.overrides else folder}"
     )
 
 
-def silence(error: BaseException) -> str:
+def reason(error: BaseException, silent: str | None) -> str:
     """Why the hub gave nothing, in a few words where its own are many."""
-    offline = type(error).__name__ in ("LocalEntryNotFoundError", "OfflineModeIsEnabled")
-    return "no network, and not in its cache" if offline else cause(error)
+    return cause(error) if silent is None else f"it {silent}, and its cache lacks this"
 
 
 def command(one: Published) -> str:

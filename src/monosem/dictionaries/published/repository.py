@@ -4,7 +4,8 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from ...errors import UnknownName
-from .hub import listed, silence
+from ...hub import asked_once
+from .hub import listed, reason
 
 ENDINGS = (".safetensors", ".npz", ".pt", ".pth", ".bin")
 # files by which a folder is one dictionary, and the weights that may lie beside them
@@ -27,17 +28,19 @@ def fetched_from(repo: str, inside: str, lead: str) -> Path:
     """
     from huggingface_hub import hf_hub_download
 
-    try:
-        wanted = chosen(repo, inside, listed(repo))
-        found = [Path(hf_hub_download(repo, name)) for name in wanted]
-    except UnknownName:
-        raise
-    except Exception as error:  # the hub's client raises many kinds, offline and not
-        what = f" --include '{inside}/*'" if inside else ""
-        raise UnknownName(
-            f"{lead}the hub gave nothing ({silence(error)}); where there is a network: hf download {repo}{what} "
-            f"--local-dir DIR, then load_dictionary({'/'.join(['DIR', inside]).rstrip('/')!r})"
-        ) from error
+    with asked_once() as silent:
+        try:
+            wanted = chosen(repo, inside, listed(repo))
+            found = [Path(hf_hub_download(repo, name)) for name in wanted]
+        except UnknownName:
+            raise
+        except Exception as error:  # the hub's client raises many kinds, offline and not
+            what = f" --include '{inside}/*'" if inside else ""
+            raise UnknownName(
+                f"{lead}the hub gave nothing ({reason(error, silent)}); where there is a network: "
+                f"hf download {repo}{what} --local-dir DIR, then "
+                f"load_dictionary({'/'.join(['DIR', inside]).rstrip('/')!r})"
+            ) from error
     return found[0].parents[len(PurePosixPath(wanted[0]).parts) - 1] / inside
 
 

@@ -1,18 +1,14 @@
-"""Models of the Hugging Face Hub: one quick question before the download, so that nothing hangs without a network.
-
-Without it, transformers retries every file of a model with growing pauses: 23 seconds until `gpt2` fails offline.
-"""
+"""Models and adapters of the Hugging Face Hub: whether there are such, before anything is downloaded."""
 
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
+from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from ...errors import BadInput, UnknownName, cause, did_you_mean
-
-TIMEOUT_SECONDS = 10.0
+from ...errors import BadInput, UnknownName, did_you_mean
+from ...hub import TIMEOUT_SECONDS, silence
 
 
 def is_cached(name: str) -> bool:
@@ -29,19 +25,16 @@ def ask_hub(name: str, embedded: list[str]) -> bool:
     """
     meant = did_you_mean(name, embedded)
     kinds = f"a model is one of {', '.join(embedded)}, a folder, a .gguf file, a Hub id like 'google/gemma-2-2b'"
-    if not constants.HF_HUB_OFFLINE:
-        try:
-            HfApi().model_info(name, timeout=TIMEOUT_SECONDS)
-            return False
-        except (RepositoryNotFoundError, HFValidationError) as error:
-            if is_valid(name) and is_cached(name):  # a private model, downloaded with a token that is not here now
-                return True
-            why = "the Hub has no such model (or it is private: `hf auth login`)"
-            raise UnknownName(f"no model {name!r}{meant}; {why if is_valid(name) else kinds}") from error
-        except Exception as error:  # the transport errors belong to whichever HTTP client the hub library uses
-            reason = f"cannot be reached ({cause(error)})"
-    else:
-        reason = "is switched off by HF_HUB_OFFLINE"
+    answers = (RepositoryNotFoundError, HFValidationError)
+    try:
+        reason = silence(lambda: HfApi().model_info(name, timeout=TIMEOUT_SECONDS), *answers)
+    except answers as error:
+        if is_valid(name) and is_cached(name):  # a private model, downloaded with a token that is not here now
+            return True
+        why = "the Hub has no such model (or it is private: `hf auth login`)"
+        raise UnknownName(f"no model {name!r}{meant}; {why if is_valid(name) else kinds}") from error
+    if reason is None:
+        return False
     if is_valid(name) and is_cached(name):
         return True
     raise BadInput(
