@@ -6,7 +6,6 @@ from frozen_autograd import exact_model
 from test_graph_of_latents import cross_layer, one_layer
 
 from monosem import edits, graphs
-from monosem.errors import BadInput
 from tiny import tiny_model
 
 IDS = [7, 31, 9, 44, 15, 62]
@@ -21,14 +20,16 @@ def latents_of(graph, n):
     return nodes.iloc[:: max(1, len(nodes) // n)].to_dict("records")
 
 
-@pytest.mark.parametrize("kind", ["per layer", "cross-layer", "pre-norm out"])
+@pytest.mark.parametrize("kind", ["per layer", "cross-layer", "pre-norm out", "skip", "skip, pre-norm out"])
 def test_straight_effects_of_latents_are_columns(kind):
     """Constrained runs (patterns, norms' sizes and MLPs held) of the model itself, one node at a time and together."""
-    model = exact_model("gemma2" if kind == "pre-norm out" else "llama")
+    model = exact_model("gemma2" if "pre-norm out" in kind else "llama")
     transcoders = {
         "per layer": plt(),
         "cross-layer": cross_layer(),
         "pre-norm out": [one_layer(layer, site_out=f"mlp_raw.{layer}") for layer in range(3)],
+        "skip": plt(skip=True),
+        "skip, pre-norm out": [one_layer(layer, site_out=f"mlp_raw.{layer}", skip=True) for layer in range(3)],
     }[kind]
     graph = graphs.attribution_graph(model, [IDS], transcoders, n_nodes=10_000, everywhere=True, quiet=True)
     picked = latents_of(graph, 6)
@@ -43,13 +44,6 @@ def test_straight_effects_of_latents_are_columns(kind):
     changes = {one["id"]: factor for one, factor in zip(picked, (0.0, 2.0, -1.0, 0.5, 3.0, 0.0))}
     table = graphs.intervene(graph, changes, direct=True).table
     assert (table.change - table.expected).abs().max() < 1e-4 * float(table.expected.abs().max())
-
-
-def test_skip_connections_pass_changes_on():
-    graph = graphs.attribution_graph(exact_model("llama"), [IDS], plt(skip=True), everywhere=True, quiet=True)
-    node = latents_of(graph, 3)[0]
-    with pytest.raises(BadInput, match="skip connections"):
-        graphs.intervene(graph, {node["id"]: 0.0}, direct=True)
 
 
 @pytest.mark.parametrize("clt", [False, True])

@@ -56,12 +56,13 @@ def intervene(
         graph: as `attribution_graph` made it, or pruned.
         changes: id of a node (or label of a supernode) -> factor of its activation.
         supernodes: label -> ids of its nodes.
-        direct: everything else keeps its output (patterns, norms' sizes, MLPs), so that only straight effects are seen:
-            the change of a read-out is its edge times (factor - 1). Otherwise what follows is computed anew.
+        direct: everything else keeps its output (patterns, norms' sizes, MLPs; skip connections of transcoders pass
+            changes on), so that only straight effects are seen: the change of a read-out is its edge times
+            (factor - 1). Otherwise what follows is computed anew.
         freeze_attention: patterns keep their values, too, where the rest is computed anew.
 
     Raises:
-        BadInput: a graph from a file, no changes, factors that are not finite; direct effects beside skip connections.
+        BadInput: a graph from a file, no changes, factors that are not finite.
         UnknownName: a node that the graph does not have.
     """
     parts, factors = _parts(graph), _factors(graph, changes, supernodes or {})
@@ -172,10 +173,8 @@ def _patterns(parts: Parts) -> list[Edit]:
 
 
 def _held(parts: Parts) -> list[Edit]:
-    """Patterns, sizes of norms, and what MLPs add, as the run had them."""
+    """Patterns, sizes of norms, and what MLPs add beside skip connections, as the run had them."""
     frozen, model = parts.frozen, parts.frozen.model
-    if any(number in frozen.linear for number in parts.opaque):
-        raise BadInput("direct effects are of MLPs that stay as they are: skip connections pass changes on")
     found = _patterns(parts)
     for branch in frozen.branches:
         if branch.norm is not None and model.has(Site(f"{branch.norm}_scale", branch.layer)):
@@ -186,8 +185,30 @@ def _held(parts: Parts) -> list[Edit]:
     for number in frozen.constants:
         if frozen.written[number].size is not None:
             found += _held_after(parts, number)
-    held = [frozen.branches[number].out for number in parts.opaque]
-    return found + [edits.patch(site, frozen.run[site]) for site in held]
+    for number in parts.opaque:
+        site = frozen.branches[number].out
+        found += _skipping(parts, number) if number in frozen.linear else [edits.patch(site, frozen.run[site])]
+    return found
+
+
+def _skipping(parts: Parts, number: int) -> list[Edit]:
+    """What an MLP added in the run, and what skip connections make of changes to what they read."""
+    frozen, seen = parts.frozen, dict[Site, Tensor]()
+    out, paths = frozen.branches[number].out, frozen.linear[number]
+
+    def look(site: Site) -> Edit:
+        def fn(x: Tensor) -> Tensor:
+            seen[site] = x[0].to(frozen.dtype)
+            return x
+
+        return edits.function(site, fn, f"what the skip connection to {out} reads")
+
+    def held(x: Tensor) -> Tensor:
+        change = sum(path.push(seen[path.reads] - frozen.at(path.reads)) for path in paths)
+        return frozen.run[out].to(x) + torch.as_tensor(change).to(x)
+
+    sites = list(dict.fromkeys(path.reads for path in paths))
+    return [*map(look, sites), edits.function(out, held, f"{out} beside its skip connection")]
 
 
 def _held_after(parts: Parts, number: int) -> list[Edit]:
