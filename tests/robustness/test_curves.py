@@ -6,7 +6,7 @@ import pytest
 
 from monosem.robustness.arms import rate
 from monosem.robustness.curves import area, compared, follows, k_to_break, verdict, within_budget
-from monosem.robustness.report import caveat, headline
+from monosem.robustness.report import caveat, headlines
 
 
 def row(attack, control, strength, shown, kl=None, n=20):
@@ -77,7 +77,8 @@ def test_the_headline_says_no_more_than_the_verdicts():
     def line(left, n=20):
         arms = [row("ablation", "", 1.0, left, 0.1, n=n), row("ablation", "random 1", 1.0, n, 0.1, n=n)]
         parts = {"none": {"arms": [row("none", "", None, n, n=n)]}, "ablation": {"arms": arms}}
-        return headline({"config": {"budget": 1.0, "break_at": 0.2}, "parts": {"model": parts}})
+        (said,) = headlines({"config": {"budget": 1.0, "break_at": 0.2}, "parts": {"model": parts}})
+        return said
 
     assert line(0).endswith("20 of 20 prompts: broken by ablation at all sites.")
     assert line(3).endswith("broken by ablation at all sites on these prompts, though more may be left than they show.")

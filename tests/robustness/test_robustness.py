@@ -172,7 +172,7 @@ def test_a_control_and_two_defences_stand_side_by_side(planted, safe, tmp_path):
     cells = [cell.strip() for cell in none.strip("|").split("|")]
     assert [cell.split(" [")[0] for cell in cells[1:]] == ["16/16", "0/16", "0/16", "16/16"]
     assert cells[2].endswith("p <0.0001")
-    assert cells[4].endswith("p 1.0000")
+    assert cells[4].endswith("p = 1.0000")
     for name in ("model", "control", "defence", "defence_2"):
         assert f'id="{name}"' in made.html.read_text()
     config = RobustnessConfig.load(few, control="a", defences=["b", "c"])

@@ -100,8 +100,8 @@ def caveat(results: Mapping[str, Any], where: str) -> str:
     )
 
 
-def headline(results: Mapping[str, Any]) -> str:
-    """The finding in one sentence for each model."""
+def headlines(results: Mapping[str, Any]) -> list[str]:
+    """The finding, one sentence for each model."""
     said = []
     for where in results["parts"]:
         mine = [one for one in verdicts_of(results) if one["model"] == where]
@@ -117,7 +117,7 @@ def headline(results: Mapping[str, Any]) -> str:
         said.append(
             f"In {named(results, where)} the behaviour shows on {base['count']} of {base['of']} prompts: {what}."
         )
-    return " ".join(said)
+    return said
 
 
 def _title(one: Mapping[str, Any]) -> str:
@@ -130,7 +130,7 @@ def facts_of(results: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "config": config,
         "origin": results["provenance"],
-        "headline": headline(results),
+        "headlines": headlines(results),
         "note": NOTE,
         "models": [_model(results, where) for where in results["parts"]],
         "against": _against(results) if len(results["parts"]) > 1 else None,
@@ -267,13 +267,19 @@ def _against(results: Mapping[str, Any]) -> dict[str, Any]:
     lines = []
     for name in ["none", *attacks_of(results, MODEL)]:
         arms = [within_budget(mine, name, config["budget"]) for mine in rows.values()]
-        said = [_share(arm["shown"]) + _strength(arm) for arm in arms]
-        said = [f"{one}, perplexity {number(arm.get('perplexity'), 1)}" for one, arm in zip(said, arms)]
-        values = [None, *(compared(arms[0], arm) for arm in arms[1:])]
-        lines.append({"title": ATTACKS[name].title, "cells": list(zip(said, values))})
+        cells = [_cell(arm, None if one == 0 else compared(arms[0], arm)) for one, arm in enumerate(arms)]
+        attack = ATTACKS[name]
+        lines.append({"title": f"{attack.title} ({attack.unit})" if attack.unit else attack.title, "cells": cells})
     for title, of in UNATTACKED.items():
-        lines.append({"title": title, "cells": [(of(parts), None) for parts in held.values()]})
+        lines.append({"title": title, "cells": [(of(parts), []) for parts in held.values()]})
     return {"models": [capital(named(results, where)) for where in held], "rows": lines}
+
+
+def _cell(arm: Row, p: float | None) -> tuple[str, list[str]]:
+    """What is left, and what is to be said with it."""
+    more = [f"at {arm['strength']:g}"] if arm["strength"] is not None else []
+    more.append(f"perplexity {number(arm.get('perplexity'), 1)}")
+    return _share(arm["shown"]), more + ([] if p is None else [f"p {_p(p)}"])
 
 
 def _induced(parts: Mapping[str, Any]) -> str:
