@@ -205,6 +205,7 @@ def test_several_dictionaries_have_a_colour_each_and_arms_a_dash_each():
     assert [tuple(trace.y) for trace in curves] == [(1, 5), (2, 6), (3, 7), (11, 15), (12, 16), (13, 17)]
     assert len({(trace.line.color, trace.line.dash) for trace in curves}) == 6
     assert len({trace.line.color for trace in curves}) == 2
+    assert [trace.legendgroup for trace in curves] == ["a"] * 3 + ["b"] * 3  # a click hides one dictionary
     assert [trace.name for trace in lines if trace.showlegend is not False] == ["a", "b", RANDOM, "another baseline"]
     bars = compared({"a": scores(0, arms), "b": scores(10, arms)}).data
     assert [(trace.x[0], trace.name, trace.y[0]) for trace in bars] == [
@@ -213,6 +214,34 @@ def test_several_dictionaries_have_a_colour_each_and_arms_a_dash_each():
     assert {(trace.error_y.array[0], trace.error_y.arrayminus[0]) for trace in bars} == {(2, 1)}
     assert len({(trace.name, trace.offsetgroup) for trace in bars}) == 3  # side by side, not each in a slot of its own
     assert [trace.line.dash for trace in scores(0, arms, 5).plot().data] == ["solid", "dash", "dot"]
+
+
+def test_more_dictionaries_of_one_site_than_colours_stay_apart_in_every_figure_and_table(tmp_path):
+    def probing(value):
+        rows = [
+            Score(arm, ALL, "auroc", k, Interval(value, value, value)) for arm in (DICTIONARY, RANDOM) for k in (1, 5)
+        ]
+        return Scores.of("sparse_probing", rows, "auroc", 5)
+
+    names = [f"runs/{n}/dictionary" for n in range(12)]
+    both = {
+        called: {
+            "core": made_up(0.5 + n / 100, 0.1, "", 1000, "resid_post.1").to_dict(),
+            "sparse_probing": probing(0.5 + n / 100).to_dict(),
+        }
+        for n, called in enumerate(names)
+    }
+    results = {"config": {}, "origin": {"model": "tiny"}, "scores": both, "left_out": []}
+    for name in ("pareto_fve", "pareto_ce_recovered", "sparse_probing"):
+        drawn = {t.name: t for t in figures(results)[name][0].data if t.name in names}
+        assert list(drawn) == names
+        assert len({(trace.marker.color or trace.line.color, trace.marker.symbol) for trace in drawn.values()}) == 12
+        assert [trace.y[-1] for trace in drawn.values()] == [0.5 + n / 100 for n in range(12)]
+    write(results, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    for n, called in enumerate(names):
+        assert f"| `{called}` | {0.5 + n / 100:.3f} [" in text
+        assert f"All numbers of `{called}`" in text
 
 
 def test_the_baselines_of_a_table_are_those_of_its_task(tmp_path):

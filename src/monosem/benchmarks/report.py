@@ -14,7 +14,7 @@ from ..pages import number, write_report
 from ..plots import Figure
 from ..statistics import Interval
 from .rows import BENCHMARKS
-from .task import ALL, COLORS, DICTIONARY, RANDOM, Scores, arms_of, compared
+from .task import ALL, DICTIONARY, RANDOM, Scores, arms_of, compared, look_of
 
 ROOM = "monosem.benchmarks"
 ENDS = ("value", "low", "high")
@@ -89,8 +89,8 @@ def pareto(tasks: Mapping[str, Scores], measure: str, words: str) -> Figure:
         below = [one["value"] < edge for one in y]
         bars = {"array": [one["high"] - one["value"] for one in y], "thickness": 1}
         bars["arrayminus"] = [one["value"] - one["low"] for one in y]
-        symbol = "circle" if arm == DICTIONARY else ["triangle-down" if low else "circle-open" for low in below]
-        color = plots.GREY if arm == RANDOM else COLORS[place % len(COLORS)]
+        random = plots.GREY, ["triangle-down" if low else "circle-open" for low in below]
+        color, symbol = random if arm == RANDOM else look_of(place)
         figure.add_scatter(
             x=[one["value"] for one in x],
             y=[edge if low else one["value"] for one, low in zip(y, below)],

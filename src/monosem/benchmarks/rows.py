@@ -1,6 +1,6 @@
 """The table of benchmarks: a row a task."""
 
-from ..dictionaries.evaluation import check_codes_activations
+from ..dictionaries.evaluation import check_reads_activations
 from .absorption import AbsorptionConfig, absorption
 from .core import CoreConfig, core, core_each
 from .disentanglement import DisentanglementConfig, disentanglement
@@ -20,7 +20,7 @@ BENCHMARKS: dict[str, Task] = {
         CoreConfig,
         core,
         minutes=7,
-        check=lambda dictionary, config: check_codes_activations(dictionary),
+        check=lambda dictionary, config: check_reads_activations(dictionary),
         each=core_each,
         beside={
             "l0": "active latents a token",

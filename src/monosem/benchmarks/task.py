@@ -28,6 +28,7 @@ DICTIONARY, RANDOM, RAW = "dictionary", "random dictionary", "raw dimensions"
 WITHOUT = "no latents"  # of a transcoder: what its output is without them
 ALL = "all"  # the data set that stands for the mean over all
 COLORS = [color for color in plots.LINES if color != plots.GREY]  # of dictionaries; grey is the baselines'
+SYMBOLS = ("circle", "square", "diamond", "cross", "star")  # of dictionaries, when the colours start again
 BARS = "#a5adb8"  # of intervals on bars: seen on each of them, on a light page and on a dark one
 DASHES = ("solid", "dash", "dot")  # of arms
 COLUMNS = ("arm", "data", "measure", "n", "value", "low", "high")
@@ -161,7 +162,8 @@ def compared(tasks: Mapping[str, Scores]) -> "Figure":
                 figure.add_bar(**look, **bar)
                 continue
             if several:
-                color = COLORS[number % len(COLORS)]
+                color, symbol = look_of(number)
+                look |= {"legendgroup": called, "marker": {"symbol": symbol, "size": 6 if symbol == SYMBOLS[0] else 8}}
                 look |= {"name": called if arm == DICTIONARY else f"{arm} ({called})", "showlegend": arm == DICTIONARY}
                 if arm != DICTIONARY:  # many lines: these stay behind
                     look |= {"opacity": 0.35, "error_y": None}
@@ -174,6 +176,11 @@ def compared(tasks: Mapping[str, Scores]) -> "Figure":
     figure.update_xaxes(type="category")
     height = 336 + 24 * (1 if first.n is None else len(tasks))  # the legend has a row a dictionary
     return plots.style(figure, "" if first.n is None else "latents used", first.measure, height=height)
+
+
+def look_of(number: int) -> tuple[str, str]:
+    """The colour and the symbol of a dictionary in a figure, by its number among them."""
+    return COLORS[number % len(COLORS)], SYMBOLS[number // len(COLORS) % len(SYMBOLS)]
 
 
 def _dash(place: int) -> str:

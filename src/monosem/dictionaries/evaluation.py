@@ -175,8 +175,8 @@ def evaluate_each(
     return found
 
 
-def check_codes_activations(dictionary: Dictionary) -> None:
-    """Raises `BadInput` for a meta-SAE."""
+def check_reads_activations(dictionary: Dictionary) -> None:
+    """Raises `BadInput` for a meta-SAE, which codes decoder rows."""
     if rows_of := dictionary.metadata.get("meta_of"):
         raise BadInput(
             f"{dictionary.name} codes the decoder rows of {rows_of}, not activations; its card says how well it does so"
@@ -196,7 +196,7 @@ def _evaluated(
 ) -> dict[str, Evaluation]:
     for dictionary in dictionaries.values():
         dictionary.check(model)
-        check_codes_activations(dictionary)
+        check_reads_activations(dictionary)
     store = as_store(model, texts, context, tokens=tokens)
     arms: dict[str, _Arm] = {}
     skippers: dict[str, Skipper] = {}  # what counts the same tokens counts them once
