@@ -21,12 +21,45 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .dictionaries import Dictionary, one_site
+from .dictionaries import Dictionary, one_site, releases
+from .dictionaries.compatibility import plain_name
+from .dictionaries.writers.saelens import WRITTEN
 from .edits import Edit, Gate
-from .errors import BadInput
+from .errors import BadInput, UnknownName
 from .models import Model, load_model
+from .models.loading.catalogue import EMBEDDED
 
 __all__ = ["SAE", "HookedSAETransformer"]
+
+_TRAINING = "ms.dictionaries.train(TrainConfig(...)) or `monosem train`: docs/training.md"
+_CLASSES = "SAE, which holds every architecture: SAE.load_from_disk(folder)"
+# SAELens's name, or the end of several -> what does the same here
+ELSEWHERE = {
+    "ActivationsStore": "ms.activations.ActivationStream.build(model, texts, site), or ms.data.TokenStore for tokens",
+    "CacheActivationsRunner": "ms.activations.ActivationShards.build(model, texts, site, folder)",
+    "CacheActivationsRunnerConfig": "ms.activations.ActivationShards.build(model, texts, site, folder)",
+    "PretokenizeRunner": "ms.data.TokenStore.build(model, texts, context)",
+    "PretokenizeRunnerConfig": "ms.data.TokenStore.build(model, texts, context)",
+    "pretokenize_runner": "ms.data.TokenStore.build(model, texts, context)",
+    "run_evals": "ms.dictionaries.evaluate(sae.dictionary, model, texts), or `monosem evaluate`",
+    "MultiSAEEvaluator": "ms.dictionaries.evaluate_each",
+    "MultiSAETrainingRunner": "ms.dictionaries.train_several: docs/training.md",
+    "MultiSAETrainingRunnerConfig": "ms.dictionaries.train_several: docs/training.md",
+    "upload_saes_to_huggingface": "sae.save_model(folder), then: hf upload OWNER/REPO folder",
+    "get_pretrained_saes_directory": "ms.dictionaries.releases(), or `monosem list dictionaries`",
+    "LoggingConfig": "metrics.jsonl in the folder of a training run",
+    **dict.fromkeys(("register_sae_class", "register_sae_training_class"), "a file and a row: CONTRIBUTING.md"),
+    **dict.fromkeys(("Runner", "RunnerConfig", "Trainer", "TrainingSAE", "TrainingSAEConfig"), _TRAINING),
+    **dict.fromkeys(("SAE", "SAEConfig", "Transcoder", "TranscoderConfig"), _CLASSES),
+}
+
+
+def __getattr__(name: str) -> Any:
+    found = next((told for end, told in ELSEWHERE.items() if name.endswith(end)), None)
+    if name.startswith("_") or found is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    raise UnknownName(f"SAELens's {name} is not in monosem.saelens; use {found}")
+
 
 _NO_FOLD = "this is done when a dictionary is read: rows have the norms that the file's own activations need"
 
@@ -85,7 +118,8 @@ class SAE:
         }
         sizes = {"d_in": one.d_in, "d_sae": one.width, "d_out": one.d_out}
         where = {"dtype": str(one.W_enc.dtype).removeprefix("torch."), "device": str(one.W_enc.device)}
-        return Config(metadata=Metadata(**metadata), kind=one.kind, **sizes, **where)
+        form = (one.kind, one.transcoder, one.W_skip is not None)
+        return Config(metadata=Metadata(**metadata), kind=WRITTEN.get(form, one.kind), **sizes, **where)
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         return self.dictionary.encode(x).dense()
@@ -158,10 +192,23 @@ class HookedSAETransformer:
         model_name: str, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
     ) -> Model:
         """The model as it is published: nothing is folded or centred. Dictionaries that were trained on centred models
-        say so in their files, and what they need is folded into them."""
-        return load_model(model_name, device=device, dtype=_dtype(dtype))
+        say so in their files, and what they need is folded into them.
+
+        Args:
+            model_name: as `load_model` takes it, or TransformerLens's name of a model that has published dictionaries:
+                "gpt2-small", "gemma-2-2b".
+        """
+        return load_model(_on_hub(model_name), device=device, dtype=_dtype(dtype))
 
     from_pretrained_no_processing = from_pretrained
+
+
+def _on_hub(name: str) -> str:
+    """The id on the hub of a model that TransformerLens calls otherwise; any other name as it is."""
+    if name in EMBEDDED or os.sep in name or os.path.exists(name):
+        return name
+    models = {plain_name(one.model): one.model for one in releases() if one.layout != "shipped"}
+    return models.get(plain_name(name), name)
 
 
 def _dtype(given: str | torch.dtype | None) -> torch.dtype | None:

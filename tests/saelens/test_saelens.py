@@ -1,10 +1,14 @@
 """SAELens's calls, with own hooks on the bare Hugging Face model as the oracle."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
+import monosem
 from monosem.errors import BadInput, UnknownName
-from monosem.saelens import SAE, HookedSAETransformer
+from monosem.saelens import ELSEWHERE, SAE, HookedSAETransformer
 from tiny import tiny_model
 from tiny_dictionaries import random_tensors, tiny_dictionary
 
@@ -98,12 +102,56 @@ def test_hooks_name_places_inside(model, sae):
 
 
 def test_what_a_dictionary_is(model, sae):
-    assert (sae.cfg.d_in, sae.cfg.d_sae, sae.cfg.architecture()) == (32, 24, "relu")
+    assert (sae.cfg.d_in, sae.cfg.d_sae, sae.cfg.architecture()) == (32, 24, "standard")
     assert sae.cfg.hook_name == sae.cfg.metadata.hook_name == HOOK
     assert sae.cfg.metadata.nothing_of_this_name is None
     x = torch.randn(3, 32)
     torch.testing.assert_close(sae.decode(sae.encode(x)), sae(x))
     assert sae.W_dec.shape == (24, 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "on_hub"),
+    [("gpt2-small", "gpt2"), ("gemma-2-2b", "google/gemma-2-2b"), ("smollm2", "smollm2"), ("./mine", "./mine")],
+)
+def test_models_have_the_names_of_the_tutorials(monkeypatch, name, on_hub):
+    asked = []
+    monkeypatch.setattr("monosem.saelens.load_model", lambda given, **options: asked.append(given))
+    HookedSAETransformer.from_pretrained(name)
+    assert asked == [on_hub]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("ActivationsStore", "ActivationStream"),
+        ("LanguageModelSAERunnerConfig", "dictionaries.train"),
+        ("LanguageModelSAETrainingRunner", "dictionaries.train"),
+        ("BatchTopKTrainingSAEConfig", "dictionaries.train"),
+        ("JumpReLUSAE", "SAE.load_from_disk"),
+        ("SkipTranscoder", "SAE.load_from_disk"),
+        ("run_evals", "dictionaries.evaluate"),
+        ("CacheActivationsRunnerConfig", "ActivationShards"),
+    ],
+)
+def test_what_is_called_otherwise_here_says_how(name, told):
+    with pytest.raises(UnknownName, match=f"SAELens's {name} is not in monosem.saelens; use .*{told}"):
+        exec(f"from monosem.saelens import {name}")
+    assert name in (Path(__file__).parents[2] / "docs" / "saelens.md").read_text()
+
+
+def test_a_name_of_nobody_is_no_name():
+    with pytest.raises(ImportError):
+        exec("from monosem.saelens import nonsense")
+
+
+def test_what_is_told_is_there():
+    """Names of monosem in the table exist."""
+    for told in ELSEWHERE.values():
+        for path in re.findall(r"\bms((?:\.\w+)+)", told):
+            one = monosem
+            for part in path[1:].split("."):
+                one = getattr(one, part)
 
 
 def test_refusals(model, sae):

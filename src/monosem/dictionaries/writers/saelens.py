@@ -19,7 +19,7 @@ from .common import held_by, write_tensors
 
 LAYOUT_VERSION = "6.0.0"  # SAELens reads files without a version as the older, flat layout
 # (encoder kind, is it a transcoder, has it a skip connection) -> architecture to write
-_WRITTEN = {
+WRITTEN = {
     (kind, out, "skip" in name): name
     for name, (kind, out) in ARCHITECTURES.items()
     if kind != "batchtopk" and name != "gated"
@@ -42,10 +42,10 @@ def write(parts: DictionaryParts, folder: Path, dtype: torch.dtype) -> None:
 def held_as(parts: DictionaryParts, folder: Path, dtype: torch.dtype) -> tuple[Path, dict[str, Tensor]]:
     """The tensors that the layout holds, after its config and card were written."""
     out, skip = parts.is_transcoder, parts.tensors.W_skip is not None
-    kinds = [kind for kind, *rest in _WRITTEN if rest == [out, skip]]
+    kinds = [kind for kind, *rest in WRITTEN if rest == [out, skip]]
     parts = held_by("SAELens", parts, kinds, token_norms=TOKEN_NORMS)
     form = (parts.kind, out, skip)
-    target, cfg = writable_folder(folder), _config(parts, _WRITTEN[form], dtype)
+    target, cfg = writable_folder(folder), _config(parts, WRITTEN[form], dtype)
     held = parts.tensors.present()
     if special := SPECIAL.get(parts.kind):
         held, own = special.write(parts)
