@@ -7,10 +7,11 @@ word.
 Before anything is timed, vectors of the same formula have to agree to 1e-4: the difference of means with
 steering-vectors' `mean_aggregator`, the first axis of uncentred differences with repeng's `pca_center` and
 steering-vectors' `pca_aggregator`. (repeng's default, `pca_diff`, centres the differences, which takes the direction
-out; its time is shown, its vectors are others.)
+out; its time is shown, its vectors are others.) Times are processor time of one thread.
 """
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -129,9 +130,9 @@ def generations(model: Model, prompts: list[str], new: int) -> dict[str, Callabl
 @torch.no_grad()
 def main() -> None:
     options = arguments(__doc__)
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)
     packages = ["torch", "transformers", "numpy", "repeng", "steering-vectors", "monosem"]
-    found: dict[str, Any] = {"machine": machine(options.threads, packages), "rows": []}
+    found: dict[str, Any] = {"machine": machine(1, packages), "rows": []}
     model = load_model("smollm2", dtype="float32", quiet=True)
     layers = [3, 15] if options.tiny else list(range(model.cfg.n_layers - 1))
     for words, pairs in {
@@ -144,7 +145,7 @@ def main() -> None:
             errors = {name: 0.0 if name == BARE else apart(make(), expected, axes) for name, make in own.items()}
             same = {name: error for name, error in errors.items() if "pca_diff" not in name}
             assert max(same.values()) < 1e-4, errors
-            seconds = interleaved(own, max(1, options.rounds // 3), warm=False)
+            seconds = interleaved(own, max(1, options.rounds // 3), warm=False, clock=time.process_time)
             case = f"{formula}, {len(pairs.positive)} pairs of {words}, {len(layers)} layers"
             for name in own:
                 found["rows"].append(
@@ -153,7 +154,7 @@ def main() -> None:
     config = StudyConfig.load("french")
     prompts, new = [*config.test, *config.control][: 3 if options.tiny else 8], 4 if options.tiny else 12
     writers = generations(model, prompts, new)
-    seconds = interleaved(writers, max(1, options.rounds // 2))
+    seconds = interleaved(writers, max(1, options.rounds // 2), clock=time.process_time)
     about = {"case": f"generation, {len(prompts)} prompts × {new} new tokens", "error": None}
     found["rows"] += [about | row(name, len(prompts) * new, seconds, "plain") for name in writers]
     options.out.write_text(json.dumps(found, indent=1))

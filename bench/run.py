@@ -214,8 +214,10 @@ BENCHMARKS = {
     "overhead": Benchmark("A pass with sites captured", overhead_tables),
     "harvest": Benchmark("Harvest at resid_post.15 of smollm2", harvest_tables),
     "generate": Benchmark("Generation with smollm2, float32", generation_tables, processes=1),
-    "probes": Benchmark("Logistic probes at all layers and strengths, smollm2", probe_tables, processes=1),
-    "directions": Benchmark("Directions, and a condition", direction_tables, processes=1, peers=DIRECTION_PEERS),
+    "probes": Benchmark("Logistic probes at all layers and strengths, smollm2, one thread", probe_tables, processes=1),
+    "directions": Benchmark(
+        "Directions, and a condition, smollm2, one thread", direction_tables, processes=1, peers=DIRECTION_PEERS
+    ),
     "sae_step": Benchmark("SAE training step", step_tables, processes=1),
     "shards": Benchmark("Activations to disk, smollm2, float32", shards_tables, processes=1),
     "loading": Benchmark("Loading a wide SAE", loading_tables, processes=1),

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 from monosem import edits
 from monosem.cli import app
 from monosem.data import PromptPairs
-from monosem.directions import Direction, Directions
+from monosem.directions import Direction, Directions, select
 from monosem.models import Site, load_model
 from monosem.steering import OPERATIONS, compare, in_norms, iso_kl
 from tiny import tiny_hf, tiny_tokenizer
@@ -96,7 +96,16 @@ def test_fit_show_compare_convert_and_read(place: Path) -> None:
         (["steer", "FOUND", "a cat", "--when", "NONE", "--above", "1"], "no direction file"),
         (["steer", "FOUND", "a cat", "--when", "SAME", "--above", "1", "--below", "2"], "one threshold"),
         (["steer", "OTHER", "a cat"], "other sizes"),
-        (["calibrate", "FOUND", "--negative", "DOWN", "--save", "x.safetensors"], "needs at least 99"),
+        (["calibrate", "FOUND", "--negative", "DOWN", "--save", "x.safetensors"], "with 16 of these 16 prompts"),
+        (["calibrate", "FOUND", "--negative", "NEW", "--save", "x.safetensors"], "needs at least 99"),
+        (["fit", "TINY", "SIDES", "--held-out-positive", "UP"], "--held-out-negative FILE"),
+        (["fit", "TINY", "SIDES", "--held-out-positive", "UP", "--held-out-negative", "DOWN"], "32 held-out prompts"),
+        (["fit", "TINY", "SIDES", "--method", "mean_centred"], "needs background= texts"),
+        (["fit", "TINY", "SIDES", "--background", "UP"], "not with 'dim'"),
+        (["fit", "TINY", "--positive", "UP", "--negative", "DOWN", "--method", "pca_pairs"], "--paired"),
+        (["select", "FOUND", "SIDES"], "with 32 of these 32 prompts"),
+        (["select", "FOUND", "--positive", "NEW", "--negative", "NEWER", "--by", "arditi"], "needs tokens="),
+        (["select", "OTHER", "--positive", "NEW", "--negative", "NEWER"], "other sizes"),
         (["fit", "TINY", "--positive", "UP", "--negative", "EMPTY"], "no negative prompts"),
         (["fit", "TINY", "--positive", "UP", "--negative", "ONE", "--paired"], "16 positive but 1 negative"),
         (["fit", "TINY", "--positive", "UP", "--negative", "ONE"], "at least two prompts"),
@@ -110,11 +119,15 @@ def test_what_the_user_can_fix_is_one_line(place: Path, line: list[str], message
     Direction(found[0].vector, found[0].site, "tiny", about).save(place / "other.safetensors")
     (place / "empty.txt").write_text("")
     (place / "line.txt").write_text("a good cat")
+    for name, side in (("new", POSITIVE), ("newer", NEGATIVE)):
+        (place / f"{name}.txt").write_text("\n".join(f"{prompt} or was" for prompt in side))
     words = {
         "FOUND": [place / "one.safetensors", "--model", place / "tiny", "-q"],
         "OTHER": [place / "other.safetensors", "--model", place / "tiny", "-q"],
         "SAME": [place / "one.safetensors"],
         "DOWN": [place / "down.txt"],
+        "NEW": [place / "new.txt"],
+        "NEWER": [place / "newer.txt"],
         "EMPTY": [place / "empty.txt"],
         "ONE": [place / "line.txt"],
         "TINY": [place / "tiny", "-q"],
@@ -182,18 +195,15 @@ def test_a_calibrated_direction_decides_row_by_row(place: Path) -> None:
     model = load_model(place / "tiny", quiet=True)
     Directions.fit(model, PromptPairs(POSITIVE[:8], NEGATIVE[:8]), "resid_post.1").save(place / "c.safetensors")
     gate = place / "gate.safetensors"
-    line = [
-        "calibrate",
-        place / "c.safetensors",
-        "--model",
-        place / "tiny",
-        "--negative",
-        place / "down.txt",
-        "--save",
-        gate,
-    ]
+    new = [f"{prompt} or was" for prompt in NEGATIVE]
+    (place / "new.txt").write_text("\n".join(new))
+    kept = ["calibrate", place / "c.safetensors", "--model", place / "tiny", "--save", gate]
+    line = [*kept, "--negative", place / "new.txt"]
+    again = monosem(*kept, "--negative", place / "down.txt", "--target-fpr", "0.2", "-q")
+    assert (again.exit_code, len(again.stderr.strip().splitlines())) == (2, 1)
+    assert "found or judged with 8 of these 16 prompts" in again.stderr
     held = json.loads(monosem(*line, "--target-fpr", "0.2", "--over", "mean", "--json").stdout)
-    expected = Direction.load(place / "c.safetensors").with_threshold(model, NEGATIVE, target_fpr=0.2, over="mean")
+    expected = Direction.load(place / "c.safetensors").with_threshold(model, new, target_fpr=0.2, over="mean")
     assert held["threshold"] == pytest.approx(expected.calibration["threshold"])
     prompts = [*POSITIVE[:3], *NEGATIVE[:3]]
     base = ["steer", gate, "--model", place / "tiny", *prompts]
@@ -203,6 +213,42 @@ def test_a_calibrated_direction_decides_row_by_row(place: Path) -> None:
     assert {row: row < 3 for row in range(6)} == decided
     assert all((row["kl"] > 1e-4) == decided[number] for number, row in enumerate(given["prompts"]))
     assert "closed" in monosem(*base, "--when", gate, "--max-new-tokens", "2").stdout
+
+
+def test_select_is_the_librarys(place: Path) -> None:
+    model = load_model(place / "tiny", quiet=True)
+    Directions.fit(model, PromptPairs(POSITIVE[:8], NEGATIVE[:8])).save(place / "s.safetensors")
+    for name, side in (("p", POSITIVE), ("n", NEGATIVE)):
+        (place / f"{name}.txt").write_text("\n".join(side[8:]))
+    line = ["select", place / "s.safetensors", "--model", place / "tiny", "--positive", place / "p.txt"]
+    line += ["--negative", place / "n.txt", "--most-kl", "9", "--json", "-q"]
+    kept = place / "chosen.safetensors"
+    for more, options in [([], {"by": "cosmic"}), (["--by", "arditi", "--tokens", " the"], {"tokens": [" the"]})]:
+        done = monosem(*line, *more, "--save", kept)
+        pairs = PromptPairs(POSITIVE[8:], NEGATIVE[8:], paired=False)
+        want = select(model, Directions.load(place / "s.safetensors", model), pairs, most_kl=9.0, **options)
+        if any(left == "" for left in want.table["left_out"]):
+            assert done.exit_code == 0, done.output
+            torch.testing.assert_close(Direction.load(kept).vector, want.best.vector)
+        else:
+            assert "no candidate passes" in done.stderr
+        assert [row["site"] for row in json.loads(done.stdout)] == want.table["site"].tolist()
+
+
+def test_other_prompts_judge_and_a_background_is_read(place: Path) -> None:
+    model = load_model(place / "tiny", quiet=True)
+    for name, side in (("judge_up", POSITIVE[8:]), ("judge_down", NEGATIVE[8:]), ("find_up", POSITIVE[:8])):
+        (place / f"{name}.txt").write_text("\n".join(side))
+    (place / "find_down.txt").write_text("\n".join(NEGATIVE[:8]))
+    (place / "all.txt").write_text("\n".join(["the sun sat", "a moon on", "on the cat"]))
+    line = ["fit", place / "tiny", "--positive", place / "find_up.txt", "--negative", place / "find_down.txt", "--json"]
+    line += ["--held-out-positive", place / "judge_up.txt", "--held-out-negative", place / "judge_down.txt", "-q"]
+    done = json.loads(monosem(*line, "--method", "mean_centred", "--background", place / "all.txt").stdout)
+    pairs, others = (PromptPairs(POSITIVE[some], NEGATIVE[some], paired=False) for some in (slice(8), slice(8, 16)))
+    texts = ["the sun sat", "a moon on", "on the cat"]
+    want = Directions.fit(model, pairs, method="mean_centred", background=texts, held_out=others).table
+    assert [row["held_out_auroc"] for row in done["directions"]] == pytest.approx(want["held_out_auroc"].tolist())
+    assert [row["norm"] for row in done["directions"]] == pytest.approx(want["norm"].tolist(), abs=1e-5)
 
 
 def test_every_operation_has_an_amount_in_its_own_unit() -> None:

@@ -1,6 +1,7 @@
 """`monosem probe`: what it prints against the library."""
 
 import json
+import math
 
 import pandas as pd
 import pytest
@@ -24,7 +25,7 @@ def data(tmp_path_factory):
 
 def test_fit_evaluate_and_monitor(run, home, data, tmp_path):
     saved = tmp_path / "probe.safetensors"
-    done = run(f"probe fit tiny {data} --position mean --save {saved} --target-fpr 0.2 --json")
+    done = run(f"probe fit tiny {data} --position mean --save {saved} --target-fpr 0.25 --json")
     assert done.exit_code == 0, done.stderr
     table = pd.DataFrame(json.loads(done.stdout))
     model, given = load_model(home / "tiny", quiet=True), labelled(str(data))
@@ -33,20 +34,24 @@ def test_fit_evaluate_and_monitor(run, home, data, tmp_path):
     labels = [one == "good" for one in given.labels]
     rows = probes.read_rows(model, given.texts, labels, "resid_post", positions="mean", groups=groups)
     parts = probes.split(rows)
+    choosing, quiet = probes.held_out(parts.validation, 0.5)  # the threshold is set on rows that chose nothing
+    parts = parts._replace(validation=choosing)
     expected = probes.survey(parts, kinds=["logistic"]).table
     assert table["auroc"].tolist() == pytest.approx(expected["auroc"].tolist(), abs=1e-6)
     probe = probes.Probes.load(saved)
     assert str(probe.places[0]) == expected[expected["chosen"]]["place"].item()
     assert {"calibration", "threshold"} <= set(probe.parts)
+    scores = probe.score(quiet.at(probe.places[0]))[0, ~quiet.y].sort().values
+    assert float(probe.threshold[0]) == pytest.approx(float(scores[math.ceil((len(scores) + 1) * 0.75 - 1e-9) - 1]))
 
     done = run(f"probe evaluate {saved} {data} --model tiny --json")  # of its own set: the test texts
     assert done.exit_code == 0, done.stderr
     shown = {one["measure"]: one["value"] for one in json.loads(done.stdout)}
-    assert f"{len(parts.train) + len(parts.validation)} of {len(rows)} texts are left out" in done.stderr
+    assert f"{len(parts.train) + len(choosing) + len(quiet)} of {len(rows)} texts are left out" in done.stderr
     found = probes.measure(probe, parts.test.at(probe.places[0]))
     assert shown["auroc"] == pytest.approx(found.value("auroc").value, abs=1e-6)
     only = tmp_path / "trained.csv"
-    seen = [text for part in (parts.train, parts.validation) for text in part.texts]
+    seen = [text for part in (parts.train, choosing, quiet) for text in part.texts]
     pd.DataFrame({"text": seen, "label": ["good" if " good " in one else "bad" for one in seen]}).to_csv(only)
     done = run(f"probe evaluate {saved} {only} --model tiny")
     assert done.exit_code == 2

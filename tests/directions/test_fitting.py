@@ -153,9 +153,30 @@ def test_held_out_numbers_come_from_prompts_that_the_direction_has_not_seen():
     wins = sum((a > b) + 0.5 * (a == b) for a in up for b in down) / (len(up) * len(down))
     assert found.provenance["held_out_auroc"] == pytest.approx(float(wins), abs=1e-6)
     assert found.provenance["held_out_low"] < found.provenance["held_out_auroc"]
-    others = PromptPairs(POSITIVE[:3], NEGATIVE[:3])
-    judged = Directions.fit(MODEL, PAIRS, "resid_post.1", held_out=others)
+    others, rest = PAIRS.take(range(3)), PAIRS.take(range(3, 16))
+    judged = Directions.fit(MODEL, rest, "resid_post.1", held_out=others)
     assert judged.config["held_out_prompts"] == {"positive": 3, "negative": 3}
+    with pytest.raises(BadInput, match="6 held-out prompts are also among those that find"):
+        Directions.fit(MODEL, PAIRS, "resid_post.1", held_out=others)
+
+
+def test_statements_cut_after_every_word_are_said_to_leak():
+    sides = [
+        [" ".join(words[:n]) for words in map(str.split, texts) for n in (1, 2, 3)] for texts in (POSITIVE, NEGATIVE)
+    ]
+    cut = PromptPairs(*([f"the {text}" for text in side] for side in sides))
+    first, second = cut.split(0.5, seed=0)
+    by_hand = sum(
+        any(one.startswith(other) or other.startswith(one) for other in first.prompts) for one in second.prompts
+    )
+    found = Directions.fit(MODEL, cut, "resid_post.1")
+    assert 0 < found.config["leaks"] == by_hand
+    assert any(doubt.startswith(f"{by_hand} of the 48 prompts that judge") for doubt in found.doubts)
+    held = Directions.fit(
+        MODEL, PromptPairs(cut.positive, cut.negative, groups=[p[:5] for p in cut.positive]), "resid_post.1"
+    )
+    assert held.config["leaks"] == 0
+    assert not any("prompts that judge" in doubt for doubt in held.doubts)
 
 
 def test_whole_groups_are_held_out_and_the_worst_is_named():

@@ -20,6 +20,7 @@ from tiny import tiny_hf, tiny_tokenizer
 from tiny_latents import MODEL, NEGATIVE, POSITIVE, SITE
 
 FOUND = Direction.fit(MODEL, POSITIVE[:8], NEGATIVE[:8], SITE)
+NEW = [f"{prompt} or was" for prompt in NEGATIVE]  # prompts that found nothing
 PARTS = split(read_rows(MODEL, [*POSITIVE, *NEGATIVE], [1] * 16 + [0] * 16, [SITE], positions="mean"))
 
 
@@ -111,37 +112,62 @@ def projections(prompts, over):
 
 @pytest.mark.parametrize("over", ["last", "mean", "max"])
 def test_a_threshold_is_a_rank_of_what_the_condition_will_see(over):
-    made = FOUND.with_threshold(MODEL, NEGATIVE, target_fpr=0.2, over=over, batch_size=5)
-    ranked = projections(NEGATIVE, over).sort().values
+    made = FOUND.with_threshold(MODEL, NEW, target_fpr=0.2, over=over, batch_size=5)
+    ranked = projections(NEW, over).sort().values
     assert made.calibration["threshold"] == pytest.approx(float(ranked[math.ceil(17 * 0.8) - 1]), abs=1e-5)
     gate = edits.condition(made)
-    MODEL.run([*POSITIVE, *NEGATIVE], edits=edits.add(made, 1.0).when(gate))
+    MODEL.run([*POSITIVE, *NEW], edits=edits.add(made, 1.0).when(gate))
     opened = [one.open for one in sorted(gate.log)]
-    expected = projections([*POSITIVE, *NEGATIVE], over) > made.calibration["threshold"] + 1e-6
+    expected = projections([*POSITIVE, *NEW], over) > made.calibration["threshold"] + 1e-6
     assert opened == expected.tolist()
     assert sum(opened[16:]) <= 0.2 * 17
 
 
 def test_a_direction_of_means_is_compared_by_means():
     found = Direction.fit(MODEL, POSITIVE[:8], NEGATIVE[:8], SITE, at="mean")
-    kept = [one.with_threshold(MODEL, NEGATIVE, target_fpr=0.2).calibration["over"] for one in (found, FOUND)]
+    kept = [one.with_threshold(MODEL, NEW, target_fpr=0.2).calibration["over"] for one in (found, FOUND)]
     assert kept == ["mean", "last"]
 
 
 def test_a_threshold_that_cannot_be_is_refused():
     with pytest.raises(BadInput, match=r"needs at least 99 negative prompts, and there are 16"):
-        FOUND.with_threshold(MODEL, NEGATIVE, target_fpr=0.01)
+        FOUND.with_threshold(MODEL, NEW, target_fpr=0.01)
     with pytest.raises(BadInput, match="between 0 and 1"):
-        FOUND.with_threshold(MODEL, NEGATIVE, target_fpr=1.5)
+        FOUND.with_threshold(MODEL, NEW, target_fpr=1.5)
     with pytest.raises(Mismatch):
-        FOUND.with_threshold(other_model(num_hidden_layers=5), NEGATIVE)
-    made = FOUND.with_threshold(MODEL, NEGATIVE, target_fpr=0.2, over="mean")
+        FOUND.with_threshold(other_model(num_hidden_layers=5), NEW)
+    made = FOUND.with_threshold(MODEL, NEW, target_fpr=0.2, over="mean")
     with pytest.raises(BadInput, match="over='mean', not 'last'"):
         edits.condition(made, over="last")
     with pytest.raises(BadInput, match="one threshold"):
         edits.condition(FOUND)
     with pytest.raises(BadInput, match="one threshold"):
         edits.condition(made, measure="cosine")
+
+
+def test_prompts_that_found_a_direction_give_it_no_threshold(tmp_path):
+    with pytest.raises(BadInput, match=r"found or judged with 8 of these 16 prompts"):
+        FOUND.with_threshold(MODEL, NEGATIVE, target_fpr=0.2)
+    judged = Directions.fit(
+        MODEL, PromptPairs(POSITIVE[:8], NEGATIVE[:8]), SITE, held_out=PromptPairs(POSITIVE[8:12], NEGATIVE[8:12])
+    )
+    judged.save(tmp_path / "kept.safetensors")
+    (kept,) = Directions.load(tmp_path / "kept.safetensors")
+    with pytest.raises(BadInput, match=r"with 12 of these 16 prompts"):
+        kept.with_threshold(MODEL, NEGATIVE, target_fpr=0.2)
+    assert kept.with_threshold(MODEL, NEGATIVE[12:], target_fpr=0.2).calibration["n"] == 4
+    assert "seen" not in judged.table.columns
+    assert "seen" not in judged.config
+
+
+def test_rows_that_chose_a_probe_give_it_no_threshold():
+    probe = fit(PARTS.train, PARTS.validation)
+    with pytest.raises(BadInput, match="probe was fitted on or chosen by"):
+        with_threshold(probe, PARTS.validation, target_fpr=0.4)
+    kept = with_threshold(probe, PARTS.test, target_fpr=0.4)
+    assert kept.about["threshold_negatives"] == int((~PARTS.test.y).sum())
+    with pytest.raises(BadInput, match="found or judged with"):
+        probe.direction().check_new(PARTS.train.texts, "no")
 
 
 def test_a_condition_reads_what_detects():
@@ -158,7 +184,8 @@ def test_a_condition_reads_what_detects():
 def test_a_probe_is_a_condition(position):
     rows = read_rows(MODEL, [*POSITIVE, *NEGATIVE], [1] * 16 + [0] * 16, [SITE], positions=position)
     parts = split(rows)
-    probe = with_threshold(fit(parts.train, parts.validation), rows, target_fpr=0.1)
+    probe = with_threshold(fit(parts.train, parts.validation), parts.test, target_fpr=0.25)
+    probe = probe.with_parts({}, threshold=probe.threshold + 1e-4)  # not at the score of a row itself
     gate = edits.condition(probe)
     MODEL.run(list(rows.texts), edits=edits.add(FOUND, 1.0).when(gate))
     assert [one.open for one in sorted(gate.log)] == probe.fires(rows)[0].tolist()

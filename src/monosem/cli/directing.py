@@ -2,21 +2,27 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from ..errors import BadInput
+from ..terminal import notice
 from .application import group
 from .intervening import DirectionFile, calibrate, steer
 from .options import (
     Analysis,
+    Device,
+    Dtype,
+    Giving,
     Layers,
     Printing,
     Prompts,
     Seed,
     Top,
+    Trust,
     argument,
     flag,
     layer_numbers,
+    model_of,
     names,
     option,
     prompt_lines,
@@ -25,6 +31,8 @@ from .output import as_json, frame, line
 
 if TYPE_CHECKING:
     from ..data import PromptPairs
+    from ..directions import Direction, Directions
+    from ..models import Model
 
 DirectionFiles = Annotated[list[Path], argument("FILE...", "Two files of directions or more.")]
 SHOWN = [
@@ -64,9 +72,48 @@ class Sides:
         return PromptPairs(prompt_lines(self.positive), prompt_lines(self.negative), self.paired)
 
 
+@dataclass(frozen=True, kw_only=True)
+class OnDirections(Giving):
+    """Directions from a file, and the model that they were found in."""
+
+    file: DirectionFile
+    model: Annotated[str | None, option("MODEL", "The model, where the file does not name it.")] = None
+    dtype: Dtype = None
+    device: Device = None
+    trust_remote_code: Trust = False
+
+    def open(self) -> "tuple[Directions, Model]":
+        from ..directions import Directions
+
+        model = model_of(self, self.file, Directions.load(self.file)[0].model_name)
+        return Directions.load(self.file, model), model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """Other texts that a fit may read."""
+
+    held_out_positive: Annotated[
+        Path | None, option("FILE", "Other prompts with the concept; they judge, and all of the first ones find.")
+    ] = None
+    held_out_negative: Annotated[Path | None, option("FILE", "Other prompts without it.")] = None
+    background: Annotated[Path | None, option("FILE", "Texts of all kinds, one a line, for mean_centred.")] = None
+
+    def held_out(self) -> "PromptPairs | None":
+        """Raises `BadInput` for one side alone."""
+        from ..data import PromptPairs
+
+        if (self.held_out_positive is None) != (self.held_out_negative is None):
+            raise BadInput("give --held-out-positive FILE and --held-out-negative FILE, or neither")
+        if self.held_out_positive is None or self.held_out_negative is None:
+            return None
+        return PromptPairs(prompt_lines(self.held_out_positive), prompt_lines(self.held_out_negative), paired=False)
+
+
 def fit(
     asked: Analysis,
     sides: Sides,
+    beside: Beside,
     method: Annotated[
         str, option("NAME", "dim, median, pca_pairs, lda, leace, logistic, ... (a wrong one lists all).")
     ] = "dim",
@@ -90,7 +137,9 @@ def fit(
     """
     from ..directions import Directions
 
-    pairs, model = sides.load(), asked.load()
+    pairs, held_out = sides.load(), beside.held_out()
+    background = None if beside.background is None else prompt_lines(beside.background)
+    model = asked.load()
     found = Directions.fit(
         model,
         pairs,
@@ -98,6 +147,8 @@ def fit(
         layers=layer_numbers(layers, model.cfg.n_layers),
         method=method,
         at=[at] if at.startswith("regex:") else names(at),
+        background=background,
+        held_out=held_out,
         seed=seed,
         k=k,
     )
@@ -122,7 +173,7 @@ def show(asked: Printing, file: DirectionFile) -> None:
 
     found = Directions.load(file)
     if asked.json:
-        as_json([{"site": str(one.site), "model": one.model_name, **one.provenance} for one in found])
+        as_json([{"site": str(one.site), "model": one.model_name, **_said(one)} for one in found])
         return
     table = found.table
     frame(
@@ -132,6 +183,45 @@ def show(asked: Printing, file: DirectionFile) -> None:
     for key in ("method", "tool", "prompts", "seed"):
         if key in found[0].provenance:
             line(f"{key}: {found[0].provenance[key]}")
+
+
+def _said(one: "Direction") -> dict[str, Any]:
+    """Its provenance, without the marks of its prompts."""
+    return {name: value for name, value in one.provenance.items() if name != "seen"}
+
+
+def select(
+    asked: OnDirections,
+    sides: Sides,
+    by: Annotated[str, option("HOW", "cosmic (no tokens), or arditi, by --tokens.")] = "cosmic",
+    tokens: Annotated[
+        str | None, option("LIST", "With which the behaviour begins, such as ' I' (arditi); several with commas.")
+    ] = None,
+    most_kl: Annotated[float, option("NATS", "Leave out what changes other prompts more.", min=0.0)] = 0.1,
+    save: Annotated[Path | None, option("FILE", "Keep the chosen direction (.safetensors).")] = None,
+    top: Top = 10,
+) -> None:
+    """Choose the layer by what its direction does.
+
+    Each direction is ablated everywhere on prompts that show the behaviour (bypass) and added once on the others
+    (induce); late layers and what changes other prompts too much are left out. Give prompts that none of the
+    directions was found with.
+
+    Example: monosem direction select french.safetensors --positive new_french.txt --negative new_english.txt
+    """
+    from ..directions import Directions
+    from ..directions import select as choose
+
+    pairs = sides.load()
+    found, model = asked.open()
+    words = None if tokens is None else tokens.split(",")
+    chosen = choose(model, found, pairs, by=by, tokens=words, most_kl=most_kl, quiet=asked.silent)
+    columns = ["site", "position", "bypass", "induce", "kl", "score", "left_out"]
+    asked.give(chosen, lambda: frame(chosen.table[columns].head(top), f"{by}, {len(found)} directions"))
+    if save is not None:
+        Directions([chosen.best]).save(save)
+        if not asked.quiet:
+            notice(f"written: {save}, the direction at {chosen.best.site}")
 
 
 def compare(asked: Printing, files: DirectionFiles) -> None:
@@ -193,6 +283,7 @@ app = group(
         "show": show,
         "compare": compare,
         "convert": convert,
+        "select": select,
         "read": read,
         "calibrate": calibrate,
         "steer": steer,

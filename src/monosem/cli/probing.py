@@ -75,7 +75,10 @@ def fit(
     kind: Annotated[
         str, option("KIND", "Such as lda, logistic, stacked or attention (a wrong one lists all).")
     ] = "logistic",
-    target_fpr: Annotated[float | None, option("SHARE", "Set the threshold to this rate of false alarms.")] = None,
+    target_fpr: Annotated[
+        float | None,
+        option("SHARE", "Set the threshold to this rate of false alarms, on half of the validation texts."),
+    ] = None,
     permutations: Annotated[int, option("N", "Compare with permuted labels, 10 or more times (0: do not).", min=0)] = 0,
     save: Annotated[Path | None, option("FILE", "Write the probe of the best layer, calibrated.")] = None,
     top: Top = 10,
@@ -98,7 +101,10 @@ def fit(
         raise BadInput(f"--layers goes with a name such as resid_post, and --site {site} names one layer")
     sites = [site] if "." in site else site if chosen is None else [f"{site}.{layer}" for layer in chosen]
     rows = _rows(model, _labelled(data), positive, sites, position or ("all" if row.tokens else "last"))
-    parts = probes.split(rows.joined() if row.joint else rows, seed=seed)
+    parts, quiet = probes.split(rows.joined() if row.joint else rows, seed=seed), None
+    if target_fpr is not None:
+        choosing, quiet = probes.held_out(parts.validation, seed=seed, share=0.5)
+        parts = parts._replace(validation=choosing)
     found = probes.survey(parts, kinds=[kind], permutations=permutations, seed=seed, quiet=asked.silent)
     asked.give(found, found.top(top), f"{kind} probes, {data}")
     if not asked.silent:
@@ -107,8 +113,8 @@ def fit(
         best = probes.fit(parts.train, parts.validation, kind=kind, seed=seed).best
         place = best.places[0]
         best = probes.calibrated(best, parts.validation.at(place))
-        if target_fpr is not None:
-            best = probes.with_threshold(best, parts.validation.at(place), target_fpr=target_fpr)
+        if target_fpr is not None and quiet is not None:
+            best = probes.with_threshold(best, quiet.at(place), target_fpr=target_fpr)
         best.save(save)
         if not asked.quiet:
             notice(f"written: {save}, the probe at {place}")

@@ -20,6 +20,7 @@ from ..edits import add, condition
 from ..edits.conditions import Over
 from ..errors import BadFile, BadInput, Mismatch
 from ..files import replacing
+from ..jobs import known_again, marks
 from ..models import Model, Site, SiteLike, refuse_other
 from ..reading import parse_json, regular_file
 from ..statistics import conformal_threshold
@@ -162,14 +163,15 @@ class Direction(FittedAt):
         (`statistics.conformal_threshold`), for `edits.condition(direction)`, which then needs none.
 
         Args:
-            negative: prompts that the direction was not found with, of the kind that it will meet.
+            negative: prompts that the direction was neither found nor judged with, of the kind that it will meet.
             over: what of a prompt's tokens is compared, as in `edits.condition`; default: the mean where the direction
                 was found at a mean over tokens, else the last.
 
         Raises:
-            BadInput: too few prompts for this rate. Mismatch: another model.
+            BadInput: too few prompts for this rate, or prompts that it was found with. Mismatch: another model.
         """
         self.check(model)
+        self.check_new(negative, "a threshold from these would let more new ones pass than the target")
         over = over or ("mean" if self.position.startswith("mean") else "last")
         gate, scores = condition(self, above=0.0, over=over), list[float]()
         for start in range(0, len(negative), batch_size):
@@ -178,13 +180,22 @@ class Direction(FittedAt):
             scores += [one.score for one in sorted(gate.log)]
         threshold = float(conformal_threshold(torch.tensor(scores, dtype=torch.float64), target_fpr, "prompts"))
         calibration = {"threshold": threshold, "target_fpr": target_fpr, "n": len(scores), "over": over}
-        return replace(self, provenance=self.provenance | {"calibration": calibration})
+        seen = marks(negative, self.provenance.get("seen"))
+        return replace(self, provenance=self.provenance | {"calibration": calibration, "seen": seen})
 
     @property
     def calibration(self) -> dict[str, Any] | None:
         """What `with_threshold` found: `threshold`, `target_fpr`, `n` negative prompts, `over`."""
         held = self.provenance.get("calibration")
         return dict(held) if isinstance(held, dict) and {"threshold", "over"} <= set(held) else None
+
+    def check_new(self, prompts: Sequence[str], otherwise: str) -> None:
+        """Raise `BadInput` when it was found or judged with some of these prompts; `otherwise` says what they do."""
+        if seen := sum(known_again(self.provenance.get("seen"), prompts)):
+            raise BadInput(
+                f"the direction was found or judged with {seen} of these {len(prompts)} prompts: {otherwise}; give "
+                "others (PromptPairs.split keeps some back)"
+            )
 
     def check(self, model: Model) -> None:
         """Raise `Mismatch` when it was made for another model, or `UnknownName` when the model has no such site."""

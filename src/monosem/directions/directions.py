@@ -28,7 +28,19 @@ from .reading import Reader, sites_of
 
 TOKENS = 5  # that a direction promotes, in the table
 # of one fit, and in the config
-SAME_EVERYWHERE = ["p_floor", "seed", "method", "data", "model_type", "n_layers", "tool", "file", "units", "operation"]
+SAME_EVERYWHERE = [
+    "p_floor",
+    "leaks",
+    "seed",
+    "method",
+    "data",
+    "model_type",
+    "n_layers",
+    "tool",
+    "file",
+    "units",
+    "operation",
+]
 FEW = 10  # prompts a side below which any number says little
 
 
@@ -84,13 +96,14 @@ class Directions(Result):
             method: a row of `METHODS`.
             at: which tokens: "last", "mean", "mean:ROLE", "template", "regex:...", an index, a `Selector`, or a list.
             background: texts of all kinds, for `mean_centred`.
+            held_out: other prompts, which judge instead of the second half.
             skip: which tokens do not count; default: the first, special ones and norm outliers. Of tokens that are
                 named, only outliers do not, and are refused.
             k: how many directions, of methods that find several.
 
         Raises:
-            BadInput: a site that is not of the stream, too few prompts, a method that needs pairs without pairs, no
-                place that can be read.
+            BadInput: a site that is not of the stream, too few prompts, a method that needs pairs without pairs,
+                held-out prompts that are among the others, no place that can be read.
             UnknownName: no such site, layer, method or position.
         """
         reader = Reader.of(model, sites_of(model, site, layers), at, skip, batch_size)
@@ -101,7 +114,8 @@ class Directions(Result):
         directions = [Direction.of(one, model, common) for one in found]
         _say_tokens(model, directions)
         settings = {"site": plain(site), "at": plain(at), "model": model.name, "refused": refused}
-        return cls(directions, {"analysis": "directions.fit", **settings, **common})
+        known = {name: value for name, value in common.items() if name != "seen"}
+        return cls(directions, {"analysis": "directions.fit", **settings, **known})
 
     def __iter__(self) -> Iterator[Direction]:
         return iter(self.directions)
@@ -169,6 +183,12 @@ class Directions(Result):
         smallest = min(about.get("prompts", {}).values(), default=0)
         if smallest and smallest < FEW:
             lines.append(f"{smallest} prompts a side: every interval is wide, and half of them judge the other half")
+        if leaks := about.get("leaks"):
+            judging = sum(about["held_out_prompts"].values())
+            lines.append(
+                f"{leaks} of the {judging} prompts that judge are, begin or continue prompts that find: the held-out "
+                "AUROC is too good, and p takes them for independent; give groups= that hold them together"
+            )
         floor, ps = about.get("p_floor"), [one.provenance.get("p_family") for one in self]
         if floor is not None and all(p is not None for p in ps):
             if floor > 0.05:
@@ -254,7 +274,11 @@ def alike(several: Mapping[str, Directions]) -> pd.DataFrame:
 
 
 def _is_column(key: str, value: Any) -> bool:
-    return isinstance(value, int | float | str) and not isinstance(value, bool) and key not in ("position", "promotes")
+    return (
+        isinstance(value, int | float | str)
+        and not isinstance(value, bool)
+        and key not in ("position", "promotes", "seen")
+    )
 
 
 def _below_chance(numbers: dict[str, Any]) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..data import PromptPairs
 from ..errors import BadInput
-from ..jobs.fingerprint import fingerprint
+from ..jobs import fingerprint, marks
 from ..models import identity
 from .diagnostics import Blocks, apart, geometry
 from .methods import Found, Method, method
@@ -80,6 +80,7 @@ def fitted(
     """The direction at each place that can be read, and what was read; see `Directions.fit`."""
     way = _checked(name, pairs, background, k)
     others = [] if held_out is None else [*held_out.positive, *held_out.negative]
+    _check_new(pairs, others)
     reader.hold([*pairs.positive, *pairs.negative, *(background or ()), *others])
     first, second = (half for half in pairs.split(0.5, seed=seed))
     beside = None if background is None else _background(reader, background)
@@ -115,30 +116,62 @@ def fitted(
     refused = {str(reader.places[i]): why for i, why in sorted((failed | reader.refused).items())}
     if not results:
         raise BadInput(next(iter(refused.values())))
-    about = {
+    about = _about(reader, pairs, first, second if held_out is None else held_out)
+    about |= {"operation": "erase" if way.erases else "add", "p_floor": whole.blocks.p_floor()}
+    about |= {"refused": refused} if refused else {}
+    return results, about
+
+
+def _about(reader: Reader, pairs: PromptPairs, finding: PromptPairs, judging: PromptPairs) -> dict[str, Any]:
+    """What all places have in common."""
+    return {
         "prompts": _counts(pairs),
-        "held_out_prompts": _counts(second if held_out is None else held_out),
+        "held_out_prompts": _counts(judging),
         "data": fingerprint(*pairs.positive, "\0", *pairs.negative),
+        "seen": marks([*pairs.prompts, *judging.prompts]),
+        "leaks": _leaks(finding.prompts, judging.prompts),
         "made_on": identity(reader.model),
         "units": "activation, not normalised",
-        "operation": "erase" if way.erases else "add",
-        "p_floor": whole.blocks.p_floor(),
         "tokens": reader.summary(),
-        **({"refused": refused} if refused else {}),
     }
-    return results, about
 
 
 def _counts(pairs: PromptPairs) -> dict[str, int]:
     return {"positive": len(pairs.positive), "negative": len(pairs.negative)}
 
 
+def _check_new(pairs: PromptPairs, held_out: Sequence[str]) -> None:
+    """Raises `BadInput` where a prompt that is to judge finds, too."""
+    if both := sorted(set(pairs.prompts) & set(held_out)):
+        raise BadInput(
+            f"{len(both)} held-out prompts are also among those that find, e.g. {both[0]!r:.60}: take them out"
+        )
+
+
+def _leaks(finding: Sequence[str], judging: Sequence[str]) -> int:
+    """How many of the judging prompts are, begin or continue one that finds (statements cut after every word)."""
+    order, finds, found = sorted({*finding, *judging}), set(finding), set[str]()
+    for number, one in enumerate(order):
+        for other in order[number:]:
+            if not other.startswith(one):
+                break  # what begins with a text follows it at once
+            found |= {other} if one in finds else set()
+            found |= {one} if other in finds else set()
+    return sum(prompt in found for prompt in judging)
+
+
 def _checked(name: str, pairs: PromptPairs, background: Sequence[str] | None, k: int) -> Method:
     way = method(name)
     if way.paired and not pairs.paired:
-        raise BadInput(f"method {name!r} takes pairs: the i-th positive prompt belongs to the i-th negative one")
+        raise BadInput(
+            f"method {name!r} takes pairs (paired=True, --paired): the i-th prompt of each side belong together"
+        )
     if (way.needs == "background") != (background is not None):
-        raise BadInput(f"background= texts go with method 'mean_centred' alone, which needs them; got method {name!r}")
+        raise BadInput(
+            f"method {name!r} needs background= texts, a few hundred of any kind"
+            if background is None
+            else f"background= texts go with method 'mean_centred' alone, not with {name!r}"
+        )
     if k < 1 or (k > 1 and not way.several):
         raise BadInput(f"k={k}: methods 'svd' and 'repe' find several directions (k of 1 or more), {name!r} finds one")
     if min(len(pairs.positive), len(pairs.negative)) < 2:

@@ -82,7 +82,8 @@ def select(
     both medians (over positions) of the layers where the scores are largest.
 
     Raises:
-        BadInput: tokens missing, or given where none are read. Mismatch: directions of another model.
+        BadInput: tokens missing, or given where none are read; prompts that directions were found with. Mismatch:
+            directions of another model.
     """
     check_name("way to select", by, ("arditi", "cosmic"))
     if (by == "arditi") == (tokens is None):
@@ -91,6 +92,7 @@ def select(
         )
     for one in directions:
         one.check(model)
+        one.check_new(pairs.prompts, "they would choose what fits them by chance")
     prompts = _Prompts(model, pairs, batch_size)
     measure: _Arditi | _Cosmic
     measure = _Cosmic(prompts) if tokens is None else _Arditi(prompts, [single_token(model, token) for token in tokens])

@@ -3,7 +3,7 @@
 from .checkpoints import Checkpoints
 from .claim import claim, claimed, differences
 from .config import JobConfig
-from .fingerprint import fingerprint, module_fingerprint
+from .fingerprint import fingerprint, known_again, marks, module_fingerprint
 from .interrupts import Interrupted, Interrupts
 from .journal import Health, Journal
 from .memory import keep_freed_memory
@@ -21,6 +21,8 @@ __all__ = [
     "differences",
     "fingerprint",
     "keep_freed_memory",
+    "known_again",
+    "marks",
     "module_fingerprint",
     "read_part",
     "write_part",

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from ..errors import BadInput, check_name
-from ..jobs import fingerprint
+from ..jobs import fingerprint, marks
 from ..statistics import auroc
 from . import linear
 from .kinds import KINDS
-from .probe import SEEN, Probes
+from .probe import Probes
 from .rows import Rows
 from .splits import check_apart
 
@@ -57,7 +57,7 @@ def fit(
             parts["pattern"] = linear.pattern(train.x, parts["weights"])
     about: dict[str, Any] = {"train": train.named, "validation": validation.named, "seed": seed, "options": own}
     about |= {"groups": len(train.group_keys), "data": fingerprint(*train.texts) if train.texts else ""}
-    about["seen"] = " ".join(sorted({fingerprint(text)[:SEEN] for text in (*train.texts, *validation.texts)}))
+    about["seen"] = marks([*train.texts, *validation.texts])
     if "made_on" in train.config:
         about["made_on"] = train.config["made_on"]
     if row.graded:

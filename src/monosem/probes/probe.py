@@ -16,14 +16,13 @@ from ..activations import FittedAt
 from ..directions import Direction
 from ..errors import BadFile, BadInput, Mismatch, check_name
 from ..files import replacing
-from ..jobs import fingerprint
+from ..jobs import known_again, marks
 from ..models import Model, Site, refuse_other
 from ..reading import parse_json, read_safetensors
 from .kinds import KINDS
 from .rows import Place, Rows, check_same
 
 FORMAT = "monosem probe 1"
-SEEN = 10  # hexadecimal digits by which a text is known again
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,9 +149,12 @@ class Probes(FittedAt):
         return self.at(max(range(len(self)), key=lambda i: (area[i], -loss[i])))
 
     def seen(self, texts: Sequence[str]) -> Bool[Tensor, "n"]:
-        """Which texts it was fitted on, or chosen by: what it says of these flatters it."""
-        known = set(str(self.about.get("seen", "")).split())
-        return torch.tensor([fingerprint(text)[:SEEN] in known for text in texts], dtype=torch.bool)
+        """Which texts it was fitted on, chosen by, or took its threshold from: what it says of these flatters it."""
+        return torch.tensor(known_again(self.about.get("seen"), texts), dtype=torch.bool)
+
+    def with_seen(self, texts: Sequence[str]) -> Self:
+        """The same probe, which has seen these texts, too."""
+        return replace(self, about=self.about | {"seen": marks(texts, self.about.get("seen"))})
 
     def with_parts(self, about: dict[str, Any], **parts: Tensor) -> Self:
         """The same probe with parts (a threshold, a calibration) of these names."""
@@ -173,8 +175,7 @@ class Probes(FittedAt):
             linear = ", ".join(name for name, kind in KINDS.items() if kind.linear)
             raise BadInput(f"a direction is of one linear probe ({linear}): choose a place with .at(...) or .best")
         vector = self.parts["weights" if form == "read" else "pattern"][0]
-        about = {name: value for name, value in self.about.items() if name != "seen"}
-        provenance = {"method": f"{self.kind} probe, {form}", "place": str(self.places[0]), **about}
+        provenance = {"method": f"{self.kind} probe, {form}", "place": str(self.places[0]), **self.about}
         read = self.parts["weights"][0] if form == "pattern" else None
         return Direction(vector, self.places[0].site, self.model_name, provenance, read)
 
