@@ -27,7 +27,8 @@ import monosem as ms
 from monosem.data import TokenPairs
 from monosem.edits import Edit
 from monosem.files import json_value, write_json
-from monosem.judges import judge, judged
+from monosem.judges import judge
+from monosem.judges.judge import judged
 from monosem.models import Model, Moment, Site
 from monosem.patching.corruptions import token_means
 from monosem.statistics import spearman
@@ -68,7 +69,7 @@ def by_layer(model: Model, pairs: TokenPairs) -> pd.DataFrame:
         adapted: list[Any] = [module for module in block.modules() if hasattr(module, "lora_A")]
         for module in adapted:
             module.enable_adapters(False)
-        rows.append({"layer": layer, "adapted": len(adapted), "lost": whole - gap()})
+        rows.append({"layer": layer, "adapted": len(adapted), "lost": whole - gap() if adapted else 0.0})
         for module in adapted:
             module.enable_adapters(True)
     return pd.DataFrame(rows)
@@ -108,19 +109,20 @@ def refusals(model: Model, prompts: list[str], edits: list[Edit], tokens: int) -
     return sum(one.label == by.positive for one in judged(by, prompts, answers)), answers[0]
 
 
-def main(out: Path, n: int, edges: int, nodes: int, tokens: int) -> None:
+def main(out: Path, n: int, edges: int, checked: int, nodes: int, tokens: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     model, organism = ms.load_model("planted-refusal"), ms.organisms.Organism.load("planted-refusal")
-    pairs = pairs_of(model, organism.prompts["behaviour_test"])[: 2 * n]
+    pairs = pairs_of(model, organism.prompts["behaviour_test"][: 3 * n])[: 2 * n]
     held = [one for one in organism.prompts["paraphrases"] if TOPIC in one][:n]
     found, judging = pairs[:n], pairs[n:]
     swept = ms.patching.sweep(model, found, "resid_pre", positions=["topic", -1], layers=range(0, 30, 3), quiet=True)
     scores = ms.circuits.attribute(model, found, "eap-ig", batch_size=4)
     circuit = scores.greedy(edges, absolute=False)
     run = ms.circuits.faithfulness(model, judging, circuit)
-    check = ms.circuits.compare_scores(model, found, scores, n=20)
+    check = ms.circuits.compare_scores(model, found, scores, n=checked)
     circuit.save(out / "circuit.html")
+    circuit.table.to_csv(out / "edges.csv", index=False)
     layers = by_layer(model, judging)
     graph = scores.graph
     weight = dict(zip(graph.sources, scores.by_node().sum(0).tolist()))
@@ -158,7 +160,8 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=Path("runs/refusal-circuit"))
     parser.add_argument("--n", type=int, default=4, help="pairs for the scores, and as many to judge; held-out prompts")
     parser.add_argument("--edges", type=int, default=1000)
+    parser.add_argument("--check", type=int, default=20, help="edges that are patched exactly")
     parser.add_argument("--nodes", type=int, default=12, help="nodes that are ablated")
     parser.add_argument("--tokens", type=int, default=16, help="of each answer")
     given = parser.parse_args()
-    main(given.out, given.n, given.edges, given.nodes, given.tokens)
+    main(given.out, given.n, given.edges, given.check, given.nodes, given.tokens)

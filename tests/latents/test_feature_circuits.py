@@ -5,8 +5,8 @@ import torch
 
 from monosem import edits
 from monosem.data import TokenPairs
-from monosem.errors import BadInput, UnknownName
-from monosem.latents import feature_circuit, latent_scores
+from monosem.errors import BadInput, Mismatch, UnknownName
+from monosem.latents import Means, exact_latents, feature_circuit, latent_scores
 from tiny_circuits import logit_gap, random_pairs, wide
 from tiny_dictionaries import random_tensors, tiny_dictionary
 
@@ -124,6 +124,56 @@ def test_all_nodes_are_the_model_and_none_are_the_other_run(metadata):
     assert alone.table.set_index("arm")["share"]["nothing"] == 0
     assert 0 < abs(alone.faithfulness) < 5
     assert alone.faithfulness != pytest.approx(alone.completeness)
+
+
+@pytest.mark.parametrize("metadata", [PLAIN, LATER])
+def test_means_take_the_place_of_what_is_left_out(metadata):
+    """Of every latent and of the activation, over the tokens that count; nothing kept is all means, by hand."""
+    model, prompts = wide("gpt2"), [[13, 8, 21, 15], [9, 12], [40, 17, 11]]
+    pairs, listed, first = random_pairs(model, (5, 4)), dictionaries(metadata), 1 if metadata is LATER else 0
+    means = Means.of(model, listed, prompts, batch_size=2)
+    states = {one.site_out: [] for one in listed}
+    for row in prompts:
+        run = model.run([row], capture=[*{site for one in listed for site in (one.site, one.site_out)}])
+        for one in listed:
+            codes = one.encode(run[one.site].flatten(2)).dense()
+            states[one.site_out] += [*zip(codes[0, first:], run[one.site_out].flatten(2)[0, first:])]
+    for site, rows in states.items():
+        written, x = (torch.stack(side).mean(0) for side in zip(*rows))
+        torch.testing.assert_close(means.written[site], written, rtol=0, atol=1e-10)
+        torch.testing.assert_close(means.x[site], x, rtol=0, atol=1e-10)
+        assert means.tokens[site] == len(rows) == 9 - 3 * first
+    about = {"metric": logit_gap, "other": means, "quiet": True}
+    circuit = feature_circuit(model, pairs, listed, node_threshold=0, edge_threshold=0, n_nodes=10_000, **about)
+    sums = circuit.edges.groupby("source")["weight"].sum()
+    assert max(abs(sums.get(node.id, 0.0) - node.score) for node in circuit.nodes.itertuples()) < 1e-9
+    found = circuit.faithfulness(model, pairs)
+
+    def put(site):
+        def fn(x):
+            made = x.clone()
+            made[:, first:] = means.x[site].reshape(x.shape[2:]).to(x)
+            return made
+
+        return edits.function(site, fn)
+
+    logits = model.run(pairs.clean, edits=[put(one.site_out) for one in listed], logits="last").logits
+    rows = found.table.set_index("arm")["mean"]
+    assert rows["nothing"] == pytest.approx(float(logit_gap(logits, pairs, None).mean()), abs=1e-9)
+    late = listed[0]
+    codes = late.encode((clean := model.run(pairs[:1].clean, capture=late.site, logits="last"))[late.site]).dense()
+    most = int((means.written[late.site] - codes[0, first:]).abs().sum(0).argmax())
+    alone = exact_latents(model, pairs[:1], late, [most], **about)
+    change = (means.written[late.site][most] - codes[..., most, None]) * late.W_dec[most]
+    change[:, :first] = 0
+    moved = model.run(pairs[:1].clean, edits=[edits.function(late.site, lambda x: x + change)], logits="last")
+    expected = float((logit_gap(clean.logits, pairs[:1], None) - logit_gap(moved.logits, pairs[:1], None)).sum())
+    assert float(alone.values[0, most]) == pytest.approx(expected, abs=1e-9)
+    assert abs(expected) > 1e-3
+    with pytest.raises(Mismatch, match="these means are of"):
+        latent_scores(model, pairs, listed[1], metric=logit_gap, other=Means.of(model, late, prompts), quiet=True)
+    with pytest.raises(BadInput, match="no token of these prompts"):
+        Means.of(model, dictionaries(LATER), [[5], [7]])
 
 
 def test_thresholds_leave_out_and_the_picture_is_saved(tmp_path):

@@ -53,6 +53,7 @@ def test_exact_scores_are_clamps_to_zero(place):
             fell = float((logit_gap(clean, pairs, None) - logit_gap(off, pairs, None)).mean())
             assert table.get(latent, 0.0) == pytest.approx(fell, abs=2e-5 * max(1, abs(fell)))
     assert 5 not in table.index
+    assert len(exact_latents(model, pairs, sae, [5], metric=logit_gap, quiet=True).table) == 0  # silent: no run at all
     assert table.abs().max() > 0.01
 
 

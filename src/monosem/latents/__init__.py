@@ -9,6 +9,7 @@ from .evidence import Evidence, Example
 from .explanations import Explanation, Explanations, explanations_of
 from .geometry import WeightStatistics, neighbours, weight_statistics
 from .importance.check import LatentCheck, check_latents
+from .importance.codes import Means
 from .importance.exact import exact_latents
 from .importance.gradients import LatentGradients, latent_gradients
 from .importance.heads import HeadSources, head_sources
@@ -48,6 +49,7 @@ __all__ = [
     "LatentGradients",
     "LatentPage",
     "LatentScores",
+    "Means",
     "OutputScores",
     "ReadScores",
     "Removal",

@@ -81,7 +81,7 @@ def _measured(one: States, wanted: Tensor | None, by: By, batch_size: int) -> Fl
     if wanted is not None:
         index = index[torch.isin(index, wanted.cpu())]
     found = torch.zeros(length, width, dtype=torch.float64)
-    for some in index.split(batch_size):
+    for some in index.split(batch_size) if len(index) else ():  # a latent that does not change here does nothing
         changes = torch.stack(
             [_change(one, int(at) // width if by == "token" else None, int(at) % width) for at in some]
         )

@@ -15,7 +15,7 @@ from ...errors import BadInput
 from ...models import Model, Run, Site
 from ...models.numbers import whole_numbers
 from ...results import Result, analysis
-from .states import counted, written_of
+from .codes import counted, written_of
 
 INPUT = Site("resid_pre", 0)
 

@@ -177,7 +177,8 @@ def latent_scores(
         method: "direct": straight into the logits, nothing between them; "attribution": one gradient of the clean run
             (attribution patching); "integrated": the mean gradient between the clean activation and the other one, all
             nodes moved together (integrated gradients; Marks et al. 2024, arXiv:2403.19647), so that scores add up.
-        other: what a node has when it is taken away: "zero", or "corrupted", its value in the corrupted prompt.
+        other: what a node has when it is taken away: "zero", "corrupted", its value in the corrupted prompt, or
+            `Means`, its mean over other prompts.
         by: "latent": summed over tokens; "token": at each token (prompts of one length).
         steps, rule: of "integrated": gradients, and where they are taken ("midpoint"; "left" as feature-circuits does).
 

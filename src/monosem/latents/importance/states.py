@@ -19,10 +19,11 @@ from ...data import TokenPairs
 from ...dictionaries import Dictionary
 from ...edits import Edit
 from ...errors import BadInput, check_name
-from ...models import Model, Moment, Run, Site
+from ...models import Model, Moment, Site
 from ...patching.scoring import Metric, refuse_joint
+from .codes import Means, counted, written_of
 
-Other = Literal["zero", "corrupted"]
+Other = Literal["zero", "corrupted"] | Means
 OTHERS = ("zero", "corrupted")
 
 
@@ -48,7 +49,7 @@ class States:
 
     @staticmethod
     def of(model: Model, pairs: TokenPairs, dictionary: Dictionary, metric: Metric, other: Other) -> "States":
-        """Runs both sides (of "zero" the clean one alone)."""
+        """Runs both sides (without a corrupted one the clean one alone)."""
         site, out = dictionary.site, dictionary.site_out
         begin = Site("resid_pre", out.layer or 0)
         capture = list(dict.fromkeys([begin, site, out]))
@@ -57,7 +58,9 @@ class States:
             keep = counted(dictionary, clean, model)
             written, x = written_of(dictionary, clean), clean[out].flatten(2)
             x = x.to(written.dtype)
-            if other == "zero":
+            if isinstance(other, Means):
+                zero, there = (mean.expand_as(at) for mean, at in zip(other.at(out, x), (written, x)))
+            elif other == "zero":
                 zero = torch.zeros_like(written)
                 there = dictionary.b_dec.to(x).expand_as(x)
                 if dictionary.W_skip is not None:
@@ -134,18 +137,6 @@ class States:
         return Edit(self.dictionary.site_out, fn, "change of latents")
 
 
-def written_of(dictionary: Dictionary, run: Run) -> Float[Tensor, "pairs pos width"]:
-    """Activations of every latent, in raw units."""
-    x = run[dictionary.site].flatten(2)
-    dense, scale = dictionary.encode(x).dense(), dictionary.token_scale(x)
-    return dense if scale is None else dense * scale
-
-
-def counted(dictionary: Dictionary, run: Run, model: Model) -> Bool[Tensor, "pairs pos"]:
-    """The real tokens that a dictionary was trained on."""
-    return dictionary.skipper(model).counted(run.tokens, {str(dictionary.site): run[dictionary.site]})
-
-
 def states(
     model: Model, pairs: TokenPairs, dictionary: Dictionary, metric: Metric, other: Other, batch_size: int
 ) -> Iterator[States]:
@@ -156,7 +147,8 @@ def states(
         UnknownName: no such other value.
     """
     dictionary = getattr(dictionary, "dictionary", dictionary)
-    check_name("other value", other, OTHERS)
+    if not isinstance(other, Means):
+        check_name("other value", other, OTHERS)
     refuse_joint(pairs, "latent_scores")
     dictionary.check(model)
     if model.ambient_edits:

@@ -66,7 +66,7 @@ def measured(
         )
     shares = {arm: (value - means["nothing"]) / gap for arm, value in means.items()}
     table = pd.DataFrame({"arm": [*means], "mean": [*means.values()], "share": [*shares.values()]})
-    return CircuitRun(table, {"metric": name, "other": other}, shares["circuit"], shares["complement"])
+    return CircuitRun(table, {"metric": name, "other": str(other)}, shares["circuit"], shares["complement"])
 
 
 def run(batch: Sequence[States], masks: Masks) -> Float[Tensor, "pairs vocab"]:
