@@ -26,3 +26,12 @@ def tiny_dictionary(kind: str = "topk", tensors: DictionaryTensors | None = None
     """A dictionary at resid_post.1 with random tensors (or these); `about` are fields of `DictionaryParts`."""
     defaults = {"site": "resid_post.1", "model_name": "tiny", "name": "tiny-sae", "k": 6 if "topk" in kind else None}
     return Dictionary(DictionaryParts(tensors or random_tensors(), kind, **{**defaults, **about}))
+
+
+def with_rows(
+    rows: torch.Tensor, name: str, site: str = "resid_post.0", kind: str = "relu", **about: Any
+) -> Dictionary:
+    """A dictionary with these decoder rows; its encoder is their transpose."""
+    width, d = rows.shape
+    tensors = DictionaryTensors(rows.T.clone(), torch.zeros(width), rows, torch.zeros(d))
+    return tiny_dictionary(kind, tensors, name=name, site=site, **about)

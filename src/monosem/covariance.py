@@ -5,6 +5,7 @@ from centred rows X, `n d`, and the smaller of X Xᵀ and Xᵀ X. `Covariance` i
 where the rows are gone, and has a pseudo-inverse.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -17,6 +18,7 @@ from .errors import BadInput, check_name
 
 Shrinkage = Literal["ledoit_wolf", "oas", "none"]
 TINY = 1e-12  # of the mean variance: below it a dimension has none
+MIXED = 1024  # rows drawn at once, a multiple of 16: torch draws the same numbers as all in one go
 SMALLEST = 1e-10  # singular values below this share of the largest are rounding errors of the activations
 
 
@@ -139,6 +141,18 @@ def class_residuals(
     means = torch.zeros(len(X), count, X.shape[2], dtype=X.dtype, device=X.device).index_add_(1, classes, X)
     means /= classes.bincount(minlength=count)[:, None]
     return means, X - means[:, classes]
+
+
+def same_covariance(rows: Float[Tensor, "n d"], seed: int) -> Float[Tensor, "n d"]:
+    """As many normal rows, with the mean and covariance of these: a null for what rows have beyond both."""
+    mean, n = rows.mean(0), len(rows)
+    centred = (rows - mean).double() / math.sqrt(n - 1)
+    draw = torch.Generator().manual_seed(seed)
+    mixed = [
+        torch.randn(len(some), n, generator=draw, dtype=torch.float64) @ centred
+        for some in torch.arange(n).split(MIXED)
+    ]
+    return (mean + torch.cat(mixed)).float()
 
 
 @dataclass(frozen=True)

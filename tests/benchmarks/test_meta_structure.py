@@ -15,8 +15,8 @@ from monosem.benchmarks.meta_structure import (
     meta_structure,
     row_fve,
     saebench_fve,
-    same_covariance,
 )
+from monosem.covariance import same_covariance
 from monosem.dictionaries import DictionaryTensors
 from monosem.errors import BadInput
 from tiny import tiny_model

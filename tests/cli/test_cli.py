@@ -77,7 +77,10 @@ def test_every_command_of_the_design_is_there() -> None:
         "probe": ["fit", "evaluate", "monitor"],
         "direction": ["fit", "show", "compare", "convert", "read", "calibrate", "steer"],
         "distance": ["fit", "score", "compare"],
-        "latents": ["top", "matter", "search", "show", "explanations", "check", "index"],
+        "latents": [
+            *("top", "matter", "search", "show", "explanations", "check", "index"),
+            *("map", "splits", "cycle", "meta", "writes", "absorbers"),
+        ],
         "list": ["models", "dictionaries", "organisms", "benchmarks", "concepts", "sites", "families"],
     }
     assert set(COMMANDS) == {*alone, *(f"{group} {name}" for group, names in groups.items() for name in names)}

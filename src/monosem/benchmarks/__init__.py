@@ -1,5 +1,6 @@
 """Benchmarks: what a dictionary is good for, beside a random dictionary and the activation's own dimensions."""
 
+from .absorbers import Absorbers, absorbers
 from .absorption import AbsorptionConfig, absorption
 from .baselines import arms, fitted, mean_l0, random_dictionary, raw_dimensions
 from .core import CoreConfig, core, core_each
@@ -23,6 +24,7 @@ __all__ = [
     "RANDOM",
     "RAW",
     "WITHOUT",
+    "Absorbers",
     "AbsorptionConfig",
     "BenchmarkReport",
     "CoreBatch",
@@ -38,6 +40,7 @@ __all__ = [
     "Task",
     "TaskConfig",
     "TppConfig",
+    "absorbers",
     "absorption",
     "arms",
     "benchmark",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..errors import check_name
@@ -84,10 +84,7 @@ def absorbed(parts: Parts, main: Sequence[int], *, variant: str = "monosem") -> 
     """
     check_name("variant", variant, ("monosem", "saebench"))
     chosen = list(main)
-    other = parts.cosine >= LEAST_COSINE
-    other[chosen] = False
-    candidates = torch.where(other & (parts.given > 0), parts.given, 0.0)
-    top = candidates.topk(min(MOST_ABSORBERS, candidates.shape[1]), dim=1).values.double()
+    top = standing_in(parts, chosen)[0]
     a, m, p = top.sum(1), parts.given[:, chosen].sum(1).double(), parts.projection.double()
     c = torch.minimum(a, p - m)
     fraction = torch.where(m <= 0, 1.0, (c / (c + m)).clamp(0, 1))
@@ -101,6 +98,16 @@ def absorbed(parts: Parts, main: Sequence[int], *, variant: str = "monosem") -> 
     aligned = parts.cosine[best.indices] >= LEAST_COSINE_FULL
     full = (main_acts < SILENT).all(1) & aligned & (p >= 0) & (share >= LEAST_SHARE)
     return Absorbed(fraction, full)
+
+
+def standing_in(parts: Parts, main: Sequence[int]) -> tuple[Float[Tensor, "n most"], Int[Tensor, "n most"]]:
+    """(what each gives, its number) of each row's candidates for absorbers, as `absorbed` has them; 0 where there is
+    none."""
+    other = parts.cosine >= LEAST_COSINE
+    other[list(main)] = False
+    candidates = torch.where(other & (parts.given > 0), parts.given, 0.0)
+    top = candidates.topk(min(MOST_ABSORBERS, candidates.shape[1]), dim=1)
+    return top.values.double(), top.indices
 
 
 def split_size(scores: Sequence[float], jump: float = 0.03) -> int:

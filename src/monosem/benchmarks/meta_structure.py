@@ -12,6 +12,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from ..covariance import same_covariance
 from ..dictionaries import Dictionary, TrainConfig, one_site, train_on
 from ..errors import BadInput
 from ..models import Model
@@ -97,14 +98,6 @@ def check_rows(dictionary: Dictionary, config: MetaStructureConfig) -> None:
     n = dictionary.width
     if n * config.held_out < FEWEST or n * config.width < config.k:
         raise BadInput(f"a decoder of {n} rows is too small: {FEWEST} must be held out, and k directions made")
-
-
-def same_covariance(rows: Float[Tensor, "n d"], seed: int) -> Float[Tensor, "n d"]:
-    """As many normal rows, with the mean and covariance of these."""
-    mean = rows.mean(0)
-    centred = (rows - mean).double() / math.sqrt(len(rows) - 1)
-    mixing = torch.randn(len(rows), len(rows), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return (mean + (mixing @ centred)).float()
 
 
 def row_fve(rows: Float[Tensor, "n d"], rebuilt: Float[Tensor, "n d"]) -> Interval:

@@ -10,6 +10,7 @@ from ..errors import BadInput
 from ..terminal import notice
 from . import output
 from .application import group, resumable
+from .latent_geometry import absorbers, cycle, map_latents, meta, splits, writes
 from .mattering import matter
 from .options import (
     Context,
@@ -238,7 +239,7 @@ def marked(text: "rich.text.Text") -> str:
 
 
 app = group(
-    "Latents: what fires, what tells prompts apart, what one is about.",
+    "Latents: what fires, what tells prompts apart, what one is about, how they lie to each other.",
     {
         "top": top,
         "matter": matter,
@@ -247,5 +248,11 @@ app = group(
         "explanations": explanations,
         "check": check,
         "index": make_index,
+        "map": map_latents,
+        "splits": splits,
+        "cycle": cycle,
+        "meta": meta,
+        "writes": writes,
+        "absorbers": absorbers,
     },
 )

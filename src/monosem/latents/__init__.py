@@ -2,6 +2,7 @@
 
 from .config import IndexConfig
 from .contrast import Contrast, contrast
+from .cycles import CYCLES, Cycle, cycle
 from .dashboards import Dashboards, read_dashboards
 from .details import coactive, deciles, enrichment, near_misses, silent, token_patterns, uniform
 from .effects import extreme_tokens, logit_effects
@@ -18,6 +19,8 @@ from .importance.weights import ReadScores, de_embedding, latent_connections, pu
 from .index import Index, index_of
 from .indexing import build_index
 from .latent_page import LatentPage, page
+from .maps import DecoderMap, decoder_map
+from .meta import MetaLatents, meta_latents
 from .neuronpedia import neuron_row, quick_list_url, write_dashboards
 from .outputs import OutputScores, output_scores
 from .pooling import pooled
@@ -27,15 +30,20 @@ from .removal import Removal, ablation, removal
 from .rules import IndexCheck, check_index
 from .sparse_circuits.circuit import FeatureCircuit, feature_circuit
 from .sparse_circuits.running import CircuitRun
+from .splitting import Splitting, splitting
 from .tables import export_index
 from .token_sets import SetEffects, set_effects
 from .top import Top, top
+from .written import Written, written
 
 __all__ = [
+    "CYCLES",
     "LATENT_METHODS",
     "CircuitRun",
     "Contrast",
+    "Cycle",
     "Dashboards",
+    "DecoderMap",
     "Evidence",
     "Example",
     "Explanation",
@@ -50,20 +58,25 @@ __all__ = [
     "LatentPage",
     "LatentScores",
     "Means",
+    "MetaLatents",
     "OutputScores",
     "ReadScores",
     "Removal",
     "SetEffects",
+    "Splitting",
     "Top",
     "WeightStatistics",
+    "Written",
     "ablation",
     "build_index",
     "check_index",
     "check_latents",
     "coactive",
     "contrast",
+    "cycle",
     "de_embedding",
     "deciles",
+    "decoder_map",
     "direction_latents",
     "enrichment",
     "exact_latents",
@@ -78,6 +91,7 @@ __all__ = [
     "latent_gradients",
     "latent_scores",
     "logit_effects",
+    "meta_latents",
     "near_misses",
     "neighbours",
     "neuron_latents",
@@ -92,9 +106,11 @@ __all__ = [
     "removal",
     "set_effects",
     "silent",
+    "splitting",
     "token_patterns",
     "top",
     "uniform",
     "weight_statistics",
     "write_dashboards",
+    "written",
 ]

@@ -185,30 +185,61 @@ def set_effects(model: Model, dictionary: Dictionary, latents: Any = None) -> Se
         BadInput: the dictionary has no direct path to the logits, or the model no tokenizer.
         UnknownName: no such latent.
     """
-    sets = TokenSets.of(model)
-    sizes = torch.from_numpy(sets.members.sum(1))
-    if not (sizes >= SMALLEST).any():
+    sets = large_sets(model)
+    if not sets.names:
         raise BadInput(f"{model.name} has no tokens with text, so there are no sets of tokens")
-    kept = (sizes >= SMALLEST).numpy()
-    members = torch.from_numpy(sets.members[kept]).double()
     ids = torch.arange(dictionary.width) if latents is None else latent_ids(latents, dictionary.width)
-    names = [name for name, has in zip(sets.names, kept) if has]
     parts, done = [], 0
     for effects in logit_effects(model, dictionary, ids):
-        for row in effects.cpu():
-            parts.append(_effects_of(int(ids[done]), row, names, members))
+        for effect, p in zip(*sets.effects(effects.cpu())):
+            parts.append(_effects_of(int(ids[done]), sets, effect, p))
             done += 1
     return SetEffects(pd.concat(parts, ignore_index=True), {"vocabulary": model.cfg.d_vocab})
 
 
-def _effects_of(latent: int, effects: Float[Tensor, "vocab"], names: list[str], members: Tensor) -> pd.DataFrame:
-    vocabulary, size = len(effects), members.sum(1)
-    ranks = torch.empty(vocabulary, dtype=torch.float64)
-    ranks[effects.argsort()] = torch.arange(1, vocabulary + 1, dtype=torch.float64)
-    u = members @ ranks - size * (size + 1) / 2
-    pairs = size * (vocabulary - size)
-    z = (u - pairs / 2) / (pairs * (vocabulary + 1) / 12).sqrt()
-    p = torch.special.erfc(z.abs() / 2**0.5)
-    table = pd.DataFrame({"latent": latent, "set": names, "size": size.long(), "effect": 2 * u / pairs - 1, "p": p})
+def _effects_of(
+    latent: int, sets: "LargeSets", effect: Float[Tensor, "sets"], p: Float[Tensor, "sets"]
+) -> pd.DataFrame:
+    table = pd.DataFrame({"latent": latent, "set": sets.names, "size": sets.sizes.long(), "effect": effect, "p": p})
     table["q"] = benjamini_hochberg(p.numpy())
     return table.sort_values("effect", key=lambda values: -values.abs(), kind="stable", ignore_index=True)
+
+
+@dataclass(frozen=True, eq=False)
+class LargeSets:
+    """The sets with enough tokens to be tested."""
+
+    names: tuple[str, ...]
+    members: Float[Tensor, "n vocab"]
+
+    @property
+    def sizes(self) -> Float[Tensor, "n"]:
+        return self.members.sum(1)
+
+    def effects(
+        self, effects: Float[Tensor, "latents vocab"]
+    ) -> tuple[Float[Tensor, "latents n"], Float[Tensor, "latents n"]]:
+        """(2 AUC - 1, p) of each set, as `SetEffects` says."""
+        vocabulary, size = effects.shape[1], self.sizes
+        ranks = torch.empty(effects.shape, dtype=torch.float64)
+        ranks.scatter_(1, effects.argsort(1), torch.arange(1, vocabulary + 1).double().expand_as(ranks))
+        u = ranks @ self.members.T - size * (size + 1) / 2
+        pairs = size * (vocabulary - size)
+        z = (u - pairs / 2) / (pairs * (vocabulary + 1) / 12).sqrt()
+        return 2 * u / pairs - 1, torch.special.erfc(z.abs() / 2**0.5)
+
+    def strongest(self, effects: Float[Tensor, "latents vocab"]) -> list[tuple[str, float, float]]:
+        """Of each latent: the set with the largest effect either way, that effect, and its q over the sets."""
+        found = []
+        for effect, p in zip(*self.effects(effects)):
+            at = int(effect.abs().argmax())
+            found.append((self.names[at], float(effect[at]), float(benjamini_hochberg(p.numpy())[at])))
+        return found
+
+
+def large_sets(model: Model) -> LargeSets:
+    """Sets of a model that are large enough; none for one without a tokenizer."""
+    sets = TokenSets.of(model)
+    kept = sets.members.sum(1) >= SMALLEST
+    names = tuple(name for name, has in zip(sets.names, kept) if has)
+    return LargeSets(names, torch.from_numpy(sets.members[kept]).double())
