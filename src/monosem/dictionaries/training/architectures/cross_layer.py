@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ....errors import BadInput
 from ....models import Site
 from ...codes import Codes
 from ...cross_layer import CrossLayer
@@ -28,14 +27,12 @@ from ..kinds import KINDS
 from ..settings import DictionarySettings
 from ..starts import write_along
 from .architecture import Architecture
-from .several import code_sizes, facts_of, in_raw_units
+from .several import code_sizes, facts_of, in_raw_units, one_width
 
 
 def form(settings: DictionarySettings, centres: Sequence[Float[Tensor, "d"]]) -> CrossLayerForm:
-    """Raises `BadInput` for sites of different widths, which its files do not hold."""
-    layers, widths = len(settings.reads), [len(centre) for centre in centres]
-    if len(set(widths)) > 1:
-        raise BadInput(f"a cross-layer transcoder needs sites of one width; {', '.join(settings.sites)} have {widths}")
+    """Raises `BadInput` for sites of different widths."""
+    layers, widths = len(settings.reads), one_width(settings, centres, "a cross-layer transcoder")
     forms = []
     for layer in range(layers):
         written = centres[layers + layer :]

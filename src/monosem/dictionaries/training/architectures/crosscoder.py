@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ....errors import BadInput
 from ...codes import Codes
 from ...crosscoder import Crosscoder
 from ...formats.common import Hints, Place
@@ -25,14 +24,12 @@ from ..kinds import KINDS
 from ..settings import DictionarySettings
 from ..sites import of_second
 from .architecture import Architecture
-from .several import code_sizes, facts_of, in_raw_units
+from .several import code_sizes, facts_of, in_raw_units, one_width
 
 
 def form(settings: DictionarySettings, centres: Sequence[Float[Tensor, "d"]]) -> TrainingForm:
     """Raises `BadInput` for sites of different widths."""
-    widths = [len(centre) for centre in centres]
-    if len(set(widths)) > 1:
-        raise BadInput(f"a crosscoder needs sites of one width; {settings.site} have {widths}")
+    widths = one_width(settings, centres, "a crosscoder")
     own = KINDS[settings.kind].own_parameters(settings)
     made = TrainingForm(settings.width, torch.cat([*centres]), settings.seed, own=own, parts=widths)
     with torch.no_grad():  # an encoder row times its decoder row is 1, as of an SAE

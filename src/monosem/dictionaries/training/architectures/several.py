@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ....errors import BadInput
 from ....models import Site
 from ...encoders import ENCODERS
 from ...several_parts import Facts
@@ -52,6 +53,15 @@ def in_raw_units(
         weights["b_dec"] / writes,
         theta,
     )
+
+
+def one_width(settings: DictionarySettings, centres: Sequence[Float[Tensor, "d"]], what: str) -> list[int]:
+    """Widths of the sites. Raises `BadInput` where they differ, which the files do not hold."""
+    widths = [len(centre) for centre in centres]
+    if len(set(widths)) > 1:
+        sites = settings.site if settings.site_out is None else f"{settings.site} and {settings.site_out}"
+        raise BadInput(f"{what} needs sites of one width; {sites} have {widths}")
+    return widths
 
 
 def code_sizes(settings: DictionarySettings, norms: Float[Tensor, "width"]) -> Float[Tensor, "width"]:

@@ -9,12 +9,11 @@ mean of Σ tanh(4 · codes), codes in units of the root variance.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from ..derivatives import Jump
 from ..form import TrainingForm
 from ..settings import DictionarySettings
 from ..sparse import Support
@@ -24,36 +23,13 @@ BANDWIDTH, THRESHOLD, SLOPE = 0.02, 0.02, 4.0  # see docs/training.md
 DEFAULTS = {"quadratic": 1.0, "step": 1e-3, "tanh": 1e-3}
 
 
-class _Jump(torch.autograd.Function):
-    """pre where pre > θ, or 1 there (`count`)."""
-
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, pre: Tensor, threshold: Tensor, width: float, both: bool, count: bool
-    ) -> Tensor:
-        above = pre > threshold
-        ctx.save_for_backward(pre, threshold, above)
-        ctx.width, ctx.both, ctx.count = width, both, count
-        return above.to(pre.dtype) if count else pre * above
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        pre, threshold, above = ctx.saved_tensors
-        inside = (pre - threshold).abs() < ctx.width / 2
-        height = 1.0 if ctx.count else threshold
-        estimated = grad * inside * height / ctx.width
-        grad_pre = torch.zeros_like(pre) if ctx.count else grad * above
-        return grad_pre + estimated if ctx.both else grad_pre, -estimated, None, None, None
-
-
 def _bandwidth(settings: DictionarySettings) -> float:
     return BANDWIDTH if settings.bandwidth is None else settings.bandwidth
 
 
 def _jumped(pre: Tensor, threshold: Tensor, settings: DictionarySettings, count: bool) -> Tensor:
     both = settings.straight_through == "both"
-    result: Tensor = _Jump.apply(pre, threshold.expand_as(pre), _bandwidth(settings), both, count)
+    result: Tensor = Jump.apply(pre, threshold.expand_as(pre), _bandwidth(settings), both, count)
     return result
 
 

@@ -8,13 +8,12 @@ product gives each group's part, and sums over the groups before it are the pref
 """
 
 import itertools
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from ..derivatives import PrefixErrors
 from ..form import TrainingForm
 from ..settings import DictionarySettings
 from ..sparse import Support, decode_at
@@ -59,34 +58,10 @@ def _pass(
     return done
 
 
-class _PrefixErrors(torch.autograd.Function):
-    """Σ over prefixes of ‖target − its parts‖², with one array of the size of `parts` and few passes over it."""
-
-    @staticmethod
-    def forward(ctx: Any, parts: Tensor, target: Tensor) -> Tensor:  # type: ignore[override]
-        errors = torch.empty_like(parts)
-        for group in range(parts.shape[1]):
-            torch.sub(target, parts[:, group], out=errors[:, group])
-            target = errors[:, group]
-        ctx.save_for_backward(errors)
-        return torch.linalg.vector_norm(errors).square()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """A part is in its own prefix and all longer ones."""
-        (errors,) = ctx.saved_tensors
-        grads, total = torch.empty_like(errors), torch.zeros_like(errors[:, 0])
-        for group in reversed(range(errors.shape[1])):
-            total.add_(errors[:, group])
-            torch.mul(total, -2 * grad, out=grads[:, group])
-        return grads, -grads[:, 0]
-
-
 def _error(done: Pass, y: Float[Tensor, "batch d"]) -> Float[Tensor, ""]:
     assert done.parts is not None
     assert done.offset is not None
-    return _PrefixErrors.apply(done.parts, y - done.offset) / done.parts.shape[1]
+    return PrefixErrors.apply(done.parts, y - done.offset) / done.parts.shape[1]
 
 
 def _complaint(settings: DictionarySettings) -> str | None:
