@@ -3,8 +3,10 @@
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForMaskedLM
 from transformers.pytorch_utils import Conv1D
 
+from anymodel import randomised, tiny_config
 from monosem import edits
 from monosem.edits import weights
 from monosem.errors import BadInput, UnknownName
@@ -327,3 +329,42 @@ def test_what_no_adapter_holds(tmp_path):
     ):
         with pytest.raises(BadInput, match=match):
             weights.save_adapter(edit, tmp_path / "adapter")
+
+
+# ---------------------------------------------------------------------- layers that share their weights
+def with_a_layer_twice() -> Model:
+    hf = tiny_hf("llama")
+    hf.model.layers[1] = hf.model.layers[0]
+    return load_model(hf, quiet=True)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [weights.orthogonalise, weights.reflect, lambda model, v: weights.add_as_bias(model, ("resid_post.1", v))],
+)
+def test_a_weight_of_several_layers_is_not_edited(edit):
+    with pytest.raises(UnknownName, match="is one weight in layers 0 and 1, .*edits.ablate_writes") as raised:
+        edit(with_a_layer_twice(), V)
+    assert "\n" not in str(raised.value)
+
+
+def test_the_weights_of_albert_are_not_edited():
+    hf = randomised(AutoModelForMaskedLM.from_config(tiny_config("albert", embedding_size=16), dtype=torch.float32))
+    with pytest.raises(UnknownName, match="puts the stream itself through a norm") as raised:
+        weights.orthogonalise(load_model(hf, quiet=True), V)
+    assert "\n" not in str(raised.value)
+
+
+@torch.no_grad()
+def test_a_block_that_is_listed_twice_has_sites_of_each_call():
+    model = with_a_layer_twice()
+    seen = []
+    handle = model.hf.model.layers[0].register_forward_hook(lambda module, args, output: seen.append(output))
+    model.hf(IDS, use_cache=False)
+    handle.remove()
+    run = model.run(IDS, capture=["resid_post.0", "resid_post.1"])
+    for layer in (0, 1):
+        torch.testing.assert_close(run[f"resid_post.{layer}"], seen[layer], **CLOSE)
+    edited = model.run(IDS, edits=edits.scale("resid_post.1", 0.0), capture=["resid_post.0", "resid_post.1"])
+    torch.testing.assert_close(edited["resid_post.0"], seen[0], **CLOSE)
+    assert float(edited["resid_post.1"].abs().max()) == 0.0

@@ -406,11 +406,39 @@ def patched_by_hand(
         handle.remove()
 
 
-def test_an_analysis_that_makes_batches_of_its_own_is_refused():
+@torch.no_grad()
+@pytest.mark.parametrize("receiver", ["q", "k", "v"])
+def test_a_path_to_what_a_head_reads(receiver):
+    """What an MLP sends to a head's queries (keys, values), by T5's own modules and a hook on its projection."""
     model = loaded("t5")
-    refused(
-        "without what the encoder reads", lambda: patching.paths(model, pairs_of(model), receivers="q.2", quiet=True)
-    )
+    pairs = pairs_of(model)
+    found = patching.paths(model, pairs, ["mlp_out.1"], [f"{receiver}.2.1"], quiet=True).table
+    sides = [model.run(side, ["resid_pre.2", "mlp_out.1"]) for side in (pairs.clean, pairs.corrupted)]
+    sent = sides[1]["mlp_out.1"] - sides[0]["mlp_out.1"]
+    part = model.hf.decoder.block[2].layer[0]
+    projection = getattr(part.SelfAttention, receiver)
+    new = projection(part.layer_norm(sides[0]["resid_pre.2"] + sent)).unflatten(-1, (4, -1))[..., 1, :]
+
+    def head_read(module: Any, args: Any, out: Tensor) -> Tensor:
+        heads = out.unflatten(-1, (4, -1)).clone()
+        heads[..., 1, :] = new
+        return heads.flatten(-2)
+
+    def gap(logits: Tensor) -> float:
+        return float((logits[[0, 1], -1, [40, 41]] - logits[[0, 1], -1, [50, 51]]).mean())
+
+    before = gap(native(model.hf, "t5", pairs.clean.source.ids, pairs.clean.ids).logits)
+    handle = projection.register_forward_hook(head_read)
+    try:
+        after = gap(native(model.hf, "t5", pairs.clean.source.ids, pairs.clean.ids).logits)
+    finally:
+        handle.remove()
+    assert abs(after - before) > 1e-4
+    assert float(found["value"].iloc[0]) == pytest.approx(after, abs=abs(after - before) / 100)
+
+
+def test_tokens_of_a_decoder_alone_are_refused():
+    model = loaded("t5")
     refused("without what the encoder reads", lambda: model.run(TokenBatch.whole(TARGET)))
 
 

@@ -30,6 +30,7 @@ TYPES: dict[str, dict[str, object]] = {
     "mpnet": {},
     "nomic_bert": {},
     "jina_embeddings_v3": {},
+    "gte": {},
     "deberta-v2": {},
     "megatron-bert": {},
     "rembert": {"input_embedding_size": 16, "output_embedding_size": 24},

@@ -34,7 +34,7 @@ def test_it_is_whole_again_after_an_error():
     weight, bias = hf.lm_head.weight, hf.lm_head.bias
 
     def fails():
-        with prefix.shortened(hf, "layers"):
+        with prefix.Shortened(hf, "layers").within():
             assert hf.lm_head.weight.shape == (prefix.LOGITS, 32)
             assert hf.lm_head.bias.shape == (prefix.LOGITS,)
             raise KeyboardInterrupt

@@ -140,6 +140,10 @@ class TokenBatch:
         """One row so many times, without memory of its own for each."""
         return self._each(lambda x: x.expand(rows, *x.shape[1:]))
 
+    def repeated(self, copies: int) -> "TokenBatch":
+        """All rows so many times, one batch after the other."""
+        return self._each(lambda x: x.repeat(copies, *[1] * (x.ndim - 1)))
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> "TokenBatch":
         source = None if self.source is None else self.source._each(change)
         features = None if self.features is None else change(self.features)

@@ -79,7 +79,20 @@ def writers(model: Model) -> list[Writer]:
     found = list(_embeddings(model, paths))
     for branch in model.branches():
         found += _mixture(branch, paths) if branch.kind == "mixture" else _projection(model, branch, paths)
+    _check_own(found)
     return found
+
+
+def _check_own(found: list[Writer]) -> None:
+    """Raises `UnknownName` for a weight that several layers write with: an edit for one would be made once for each."""
+    first: dict[int, Writer] = {}
+    for one in found:
+        other = first.setdefault(id(one.parameter), one)
+        if other is not one and other.branch is not None and one.branch is not None:
+            raise UnknownName(
+                f"{other} is one weight in layers {other.layer} and {one.layer}, so that an edit of one layer would be "
+                "an edit of both; edits.ablate_writes and other edits of activations are a layer's own"
+            )
 
 
 def _embeddings(model: Model, paths: dict[nn.Module, str]) -> Iterator[Writer]:

@@ -9,6 +9,7 @@ the row is used only if the identities of `verify.py` hold on the model itself, 
 import warnings
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from ..places.table import BY_TYPE, family_of, refuse_type
 from .anatomy import Found, branches_of, choices, merged
 from .ends import ends_of
 from .finding import NotFound, recorded_class
-from .prefix import shortened
+from .prefix import Shortened
 from .tracing import trace
 from .verify import Verification, beginning, quick, sums, uses
 
@@ -61,14 +62,14 @@ def row_of(hf: PreTrainedModel) -> Family:
         return infer(hf)
     adapted = any(hasattr(module, "base_layer") for module in hf.modules())
     if not (is_multimodal(hf) or adapted):
-        if failure := _failure(hf, row, beginning):
+        if failure := _failure(partial(Model, hf, family=row, name=row.name), beginning):
             raise UnknownName(
                 f"this model of type {row.name!r} is not as its family row says: {failure.reason}; does its config ask "
                 f"for something rare? {_HOW}"
             )
         return row
     for other in (replace(row, logit_steps=()), row):
-        if not (failure := _failure(hf, other)):
+        if not (failure := _failure(partial(Model, hf, family=other, name=other.name))):
             return other
     how = "with its adapter" if adapted else "on text alone"
     raise UnknownName(f"the language model of {type(hf).__name__} ({row.name}) cannot be read {how}: {failure.reason}")
@@ -84,7 +85,8 @@ def infer(hf: PreTrainedModel) -> Family:
     kind = text_config(hf).model_type
     try:
         layers = _layers(hf)
-        with shortened(hf, layers):
+        short = Shortened(hf, layers)
+        with short.within():
             row, branches = _outline(hf, layers)
     except NotFound as error:
         raise UnknownName(
@@ -95,11 +97,13 @@ def infer(hf: PreTrainedModel) -> Family:
         if any(failure.repeats(level, earlier, branches) for earlier, failure in tried):
             continue
         candidate = replace(row, branches=rows)
-        with shortened(hf, layers):
-            failure = _failure(hf, candidate)
-        if not (failure := failure or _failure(hf, candidate, sums)):
+        model = cache(partial(Model, hf, family=candidate, name=candidate.name))
+        with short.within():
+            failure = _failure(model)
+        if not (failure := failure or _failure(partial(Model, hf, family=candidate, name=candidate.name), sums)):
             because = tried[0][1].reason if _wholes(rows) > _wholes(choices(branches)[0][0]) else ""
-            return _announced(_with_uses(hf, candidate, layers), because)
+            with short.within():
+                return _announced(_with_uses(model, candidate), because)
         tried.append((level, failure))
     best = replace(row, branches=choices(branches)[0][0])
     reason = tried[-1][1].reason if tried[-1][1].sites else tried[0][1].reason
@@ -116,14 +120,13 @@ def _wholes(rows: tuple[BranchRow, ...]) -> int:
     return sum(mixer.kind == "other" for row in rows for mixer in row.mixers)
 
 
-def _with_uses(hf: PreTrainedModel, row: Family, layers: str) -> Family:
+def _with_uses(model: Callable[[], Model], row: Family) -> Family:
     """The row with what does not hold on this model: generation with its cache, and padding before a prompt.
 
     Raises:
         UnknownName: padding after a text changes the text's own numbers.
     """
-    with shortened(hf, layers):
-        failed = _failure(hf, row, uses).identities
+    failed = _failure(model, uses).identities
     if any(identity.startswith("right padded") for identity in failed):
         raise UnknownName(f"model type {row.name!r}: a text gives other logits beside a longer one (padding is read)")
     left, cache = (any(identity.startswith(what) for identity in failed) for what in ("left padded", "cached"))
@@ -182,9 +185,9 @@ def _inner_sites(forms: list[Found], level: int) -> set[str]:
     return {name for mixer in mixers for name, _ in mixer.inner(forms[0].name)}
 
 
-def _failure(hf: PreTrainedModel, row: Family, check: Callable[[Model], Verification] = quick) -> Failure:
+def _failure(model: Callable[[], Model], check: Callable[[Model], Verification] = quick) -> Failure:
     try:
-        rows = check(Model(hf, family=row, name=row.name)).rows
+        rows = check(model()).rows
     except (UnknownName, AttributeError, RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
         return Failure(f"it cannot be read ({cause(error)})")
     failed = [row for row in rows if not row["ok"]]

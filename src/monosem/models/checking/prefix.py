@@ -17,31 +17,38 @@ FEWEST = 2  # blocks: one that reads another one's output is among them
 LOGITS = 1024  # each is made in the same way, and a large vocabulary takes longer than a block
 
 
-@contextmanager
-def shortened(hf: PreTrainedModel, layers: str) -> Iterator[None]:
-    """Within, the model has only the first of its blocks, up to the last one that is the first of its kind, and the
-    first of its logits.
+class Shortened:
+    """A model that has, within, only the first of its blocks, up to the last one that is the first of its kind, and the
+    first of its logits. A model that does not run with fewer blocks keeps them all.
 
-    A model that does not run with fewer blocks keeps them all.
-
-    Args:
+    Attributes:
         layers: path of the list of blocks in the language model.
+        enough: how many blocks it has; None until it was tried.
     """
-    parent, _, name = layers.rpartition(".")
-    holder, config = language_model(hf).get_submodule(parent), text_config(hf)
-    whole: Any = getattr(holder, name)
-    before = config.num_hidden_layers
-    with turn(hf), _narrowed(hf.get_output_embeddings()):
-        try:
-            config.num_hidden_layers = enough = _enough(config, whole)
-            setattr(holder, name, whole[:enough])
-            if not _runs(hf):  # it counts its blocks elsewhere
+
+    def __init__(self, hf: PreTrainedModel, layers: str):
+        self.hf, self.layers = hf, layers
+        self.enough: int | None = None
+
+    @contextmanager
+    def within(self) -> Iterator[None]:
+        hf, (parent, _, name) = self.hf, self.layers.rpartition(".")
+        holder, config = language_model(hf).get_submodule(parent), text_config(hf)
+        whole: Any = getattr(holder, name)
+        before = config.num_hidden_layers
+        tried = self.enough is not None
+        with turn(hf), _narrowed(hf.get_output_embeddings()):
+            try:
+                config.num_hidden_layers = self.enough = self.enough or _enough(config, whole)
+                setattr(holder, name, whole[: self.enough])
+                if not (tried or _runs(hf)):  # it counts its blocks elsewhere
+                    self.enough = before
+                    setattr(holder, name, whole)
+                    config.num_hidden_layers = before
+                yield
+            finally:
                 setattr(holder, name, whole)
                 config.num_hidden_layers = before
-            yield
-        finally:
-            setattr(holder, name, whole)
-            config.num_hidden_layers = before
 
 
 @contextmanager

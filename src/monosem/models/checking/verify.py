@@ -81,8 +81,9 @@ def verify(model: Model, length: int = 12, seed: int = 0) -> Verification:
 
 
 def quick(model: Model) -> Verification:
-    """What tells whether a row is right: all sites are written back in one pass, padding and the cache are left out."""
-    return _verified(model, (*_INSIDE, _write_back_together, _transplant), length=8)
+    """What tells whether a row is right, on few tokens: all sites are written back in one pass; padding, the cache and
+    what is true of any row are left out."""
+    return _verified(model, (_explicit, *_INSIDE[1:], _write_back_together, _transplant), length=5)
 
 
 def sums(model: Model) -> Verification:
@@ -99,7 +100,7 @@ def beginning(model: Model) -> Verification:
 
 def uses(model: Model) -> Verification:
     """That padding and the cache change nothing."""
-    return _verified(model, (_padding, _cache), length=12)
+    return _verified(model, (_padding, _cache), length=8)
 
 
 def _verified(model: Model, checks: Iterable[Callable[[Checks], None]], length: int, seed: int = 0) -> Verification:
@@ -131,9 +132,13 @@ def _sums(c: Checks) -> None:
     _add_sums(c, c.model.run(c.tokens, capture=sorted(names), logits=False), c.model.layers())
 
 
+def _explicit(c: Checks) -> None:
+    c.add(c.given, "our attention = native", c.explicit, c.native)
+
+
 def _native(c: Checks) -> None:
     c.add(c.given, "hooked = native", c.logits(capture=["resid_post.0"]), c.native)
-    c.add(c.given, "our attention = native", c.explicit, c.native)
+    _explicit(c)
     if c.model.headless:
         return
     c.add("logits", "last token only = native", c.logits(logits="last"), c.native[:, -1])
@@ -321,7 +326,8 @@ def _encoder(c: Checks) -> None:
 def _cache(c: Checks) -> None:
     if c.model.looks_ahead or not c.model.family.cached:
         return
-    steps, length = 4, c.tokens.ids.shape[1]
+    length = c.tokens.ids.shape[1]
+    steps = length // 3
     generated = c.model.generate(c.tokens, max_new_tokens=steps, stop_at_eos=False, capture="logits")
     # the whole text at once: where rotations change with the length, a part of it is another text
     text = replace(TokenBatch.whole(generated.ids.ids), source=c.tokens.source)

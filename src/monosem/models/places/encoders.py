@@ -40,6 +40,9 @@ _ROBERTA = replace(
     head=("lm_head.dense", "gelu", "lm_head.layer_norm"),
 )
 
+# Llama's modules, with norms that close the sums
+_PLAIN = (within(attn(None), "post_attention_layernorm"), within(mlp(None), "post_mlp_layernorm"))
+
 
 def _albert(groups: Any, config: Any) -> list[nn.Module]:
     """ALBERT's blocks as they are called: groups of blocks, each again and again for its share of the layers."""
@@ -175,25 +178,21 @@ ENCODERS: tuple[Family, ...] = (
         final_norm="final_norm",
         head=("lm_head",),
     ),
+    replace(_BERT, name="nomic_bert", model_types=("nomic_bert",), branches=_PLAIN, positions=None, layers="layers"),
     replace(
         _BERT,
-        name="nomic_bert",
-        model_types=("nomic_bert",),
-        branches=(
-            within(attn(None), "post_attention_layernorm"),
-            within(mlp(None), "post_mlp_layernorm"),
-        ),
+        name="gte",
+        model_types=("gte",),
+        branches=_PLAIN,
         positions=None,
         layers="layers",
+        head=_ROBERTA.head,
     ),
     replace(
         _ROBERTA,
         name="jina_embeddings_v3",
         model_types=("jina_embeddings_v3",),
-        branches=(
-            within(attn(None), "post_attention_layernorm"),
-            within(mlp(None, pre="fc1", pre_linear=None, down="fc2"), "post_mlp_layernorm"),
-        ),
+        branches=(_PLAIN[0], within(mlp(None, pre="fc1", pre_linear=None, down="fc2"), "post_mlp_layernorm")),
         positions=None,
         layers="layers",
     ),

@@ -38,7 +38,19 @@ REFUSED = {
     "encoder-decoder": "it joins any two models; pass its encoder or its decoder, loaded alone",
     **dict.fromkeys(("seamless_m4t", "seamless_m4t_v2"), "it is one model for text and several for speech"),
     "reformer": "its blocks are reversible: they carry two streams and are called by a function of their own",
-    "xlm": "the parts of its blocks lie in lists beside each other, and no module is a block",
+    **dict.fromkeys(
+        ("xlm", "flaubert"), "the parts of its blocks lie in lists beside each other, and no module is a block"
+    ),
+    "deberta": "its queries and values get biases outside their projection, where no site is (v2 and v3 are read)",
+    "layoutlm": "it reads pages: where each token lies on its page is added to the token's embedding",
+    "tapas": "it reads tables: seven embeddings of rows and columns are added to each token's",
+    "luke": "it reads entities beside tokens, and has other queries for each pair of these",
+    "ibert": "it computes with whole numbers that its layers hand on with their scales",
+    "fnet": "it mixes tokens by a Fourier transform of the whole text, so that padding changes what it computes",
+    "funnel": "it shortens the text from block to block, so that its streams have other tokens than the text",
+    "perceiver": "its blocks hold latents of a fixed number instead of tokens",
+    "mobilebert": "each block computes in a narrower stream of its own, between two projections of the wide one",
+    "squeezebert": "it holds tokens last (`batch d_model pos`) in its blocks",
     "xlnet": "it carries two streams and reads tokens in any order",
     **dict.fromkeys(
         ("convbert", "nystromformer", "mra", "yoso"),

@@ -57,6 +57,7 @@ class Streams:
         self.model, self.tokens = model, base
         differ = (base.ids != source.ids) & base.mask
         reached = differ.any(-1, keepdim=True) if model.looks_ahead else differ.cumsum(-1).bool()
+        reached = reached if base.source is None else base.mask  # all of a target reads the source
         changed = where & reached  # equal before the first token that differs, where attention is causal
         columns = [*changed.any(0).nonzero()[:1, 0].tolist(), int(base.last.min())]
         with torch.no_grad():

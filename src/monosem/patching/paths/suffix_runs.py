@@ -58,7 +58,7 @@ class Prefix:
     def of(model: Model, tokens: TokenBatch, column: int) -> "Prefix":
         """Record it, and check that the model runs on from there as it runs as a whole; else `column` is 0."""
         none = Prefix(model, tokens, 0, ())
-        if column == 0 or model.looks_ahead:
+        if column == 0 or model.looks_ahead or model.encoder is not None:
             return none
         try:
             cache = DynamicCache()  # without a config: it keeps all tokens, also those that left a sliding window
@@ -91,7 +91,7 @@ class Prefix:
         """
         model, (copies, batch) = self.model, stream.shape[:2]
         hidden = stream.to(model.dtype).flatten(0, 1)
-        tokens = TokenBatch(self.tokens.ids.repeat(copies, 1), self.tokens.mask.repeat(copies, 1))
+        tokens = self.tokens.repeated(copies)
         start = Site("resid_pre", layer), hidden
         if not self.column:
             out = model.run(tokens, edits=edits, start=start, logits="last").logits
