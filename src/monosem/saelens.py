@@ -41,7 +41,7 @@ ELSEWHERE = {
     "PretokenizeRunner": "ms.data.TokenStore.build(model, texts, context)",
     "PretokenizeRunnerConfig": "ms.data.TokenStore.build(model, texts, context)",
     "pretokenize_runner": "ms.data.TokenStore.build(model, texts, context)",
-    "run_evals": "ms.dictionaries.evaluate(sae.dictionary, model, texts), or `monosem evaluate`",
+    "run_evals": "ms.dictionaries.evaluate(model, sae.dictionary, texts), or `monosem evaluate`",
     "MultiSAEEvaluator": "ms.dictionaries.evaluate_each",
     "MultiSAETrainingRunner": "ms.dictionaries.train_several: docs/training.md",
     "MultiSAETrainingRunnerConfig": "ms.dictionaries.train_several: docs/training.md",

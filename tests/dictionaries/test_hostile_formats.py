@@ -21,7 +21,9 @@ from safetensors.torch import load_file, save_file
 from test_formats import openai_file
 from test_kinds import temporal_folder
 from test_published_formats import as_torch, coder, config, hypothesis_state, learned, linear, pytorch, safe, scopium
+from typer.testing import CliRunner
 
+from monosem.cli import app
 from monosem.dictionaries import FORMATS, SeveralSites, load_dictionary
 from monosem.dictionaries.formats.common import Place
 from monosem.dictionaries.formats.state_dicts import STATE_DICTS
@@ -404,6 +406,57 @@ def test_what_torch_did_not_write_is_called_so(home: Path, fresh: Any, name: str
     file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     with pytest.raises(BadFile, match="Git LFS pointer instead of the file; run `git lfs pull`"):
         loaded(name, target)
+
+
+MISSING = object()
+
+
+@pytest.mark.parametrize("name", sorted(MADE.keys() - BARE))
+def test_every_key_of_a_config_dropped_or_of_another_type(home: Path, fresh: Any, name: str) -> None:
+    target = fresh(name)
+    file = next(one for one in target.rglob("*") if one.name in CONFIGS)
+    whole = (yaml.safe_load if file.suffix == ".yaml" else json.loads)(file.read_text())
+    for path in [path for path in spots(whole) if path and isinstance(path[-1], str)]:
+        for new in (MISSING, None, "x", -1, 0, math.nan, [], {}, True):
+            made = changed(whole, path, new)
+            if new is MISSING:
+                inside = made
+                for key in path[:-1]:
+                    inside = inside[key]
+                del inside[path[-1]]
+            config(file, made)
+            refused_or_used(name, target)
+
+
+@pytest.mark.parametrize("name", [name for name in MADE if name != "saev"])
+def test_every_tensor_dropped_nan_or_turned(home: Path, fresh: Any, name: str) -> None:
+    target = fresh(name)
+    file = weights_file(target)
+    whole = tensors_of(file)
+    inner = whole.get("state_dict", whole)
+    for key, value in inner.items():
+        if not isinstance(value, torch.Tensor):
+            continue
+        nan = torch.full_like(value, math.nan) if value.is_floating_point() else -value
+        turned = value.transpose(-1, -2) if value.ndim > 1 else value.reshape(1, -1)
+        for new in (None, nan, turned.contiguous()):
+            held = {other: one for other, one in inner.items() if other != key} | ({} if new is None else {key: new})
+            written({**whole, "state_dict": held} if "state_dict" in whole else held, file)
+            refused_or_used(name, target)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_the_command_line_says_it_in_one_line(home: Path, fresh: Any, name: str, tmp_path: Path) -> None:
+    target = fresh(name)
+    file = weights_file(target)
+    given = file if name in BARE - {"gemma_scope_2_clt"} or name in ("crosscoder", "attention_sae") else target
+    for damage in (lambda whole: whole[: len(whole) // 2], lambda whole: b"abc", lambda whole: b""):
+        file.write_bytes(damage((home / name / file.relative_to(target)).read_bytes()))
+        done = CliRunner().invoke(app, ["convert", str(given), "--to", "saelens", "--out", str(tmp_path / "out")])
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+        assert done.stderr.startswith("error: ")
+    assert not (tmp_path / "out").exists()
 
 
 class Hostile:
