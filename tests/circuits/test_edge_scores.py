@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from monosem.circuits import EDGE_METHODS, Circuit, attribute, exact
+from monosem.circuits import EDGE_METHODS, Circuit, attribute, exact, learn_circuit, node_scores
 from monosem.circuits.methods import Options
 from monosem.circuits.running import run_circuits, run_masks
 from monosem.data import TokenPairs
@@ -227,6 +227,14 @@ def test_a_metric_that_does_not_tell_the_runs_apart() -> None:
     model = tiny_model("gpt2")
     with pytest.raises(BadInput, match="is 0 on clean and 0 on corrupted"):
         attribute(model, random_pairs(model), "eap", metric=lambda logits, pairs, clean: 0 * logits[:, 0], quiet=True)
+    same = TokenPairs.of(model, [[5, 6, 7]], [[5, 6, 7]], right=[5], wrong=[9])
+    for scored in (
+        lambda: node_scores(model, same, quiet=True),
+        lambda: learn_circuit(model, same, 20, steps=1, quiet=True),
+        lambda: exact(model, same, quiet=True),
+    ):
+        with pytest.raises(BadInput, match=r"nothing to (explain|patch)"):
+            scored()
 
 
 def test_bad_options_say_what_to_do() -> None:

@@ -9,10 +9,10 @@ from ..data import TokenPairs
 from ..errors import BadInput
 from ..models import Model
 from ..patching.corruptions import Corruption
-from ..patching.scoring import Metric, MetricLike, one_metric, refuse_joint
+from ..patching.scoring import MetricLike, one_metric, refuse_joint
 from ..progress import Meter
 from ..results import analysis
-from .batches import Batch, Batches
+from .batches import Batches, check_apart
 from .graph import Graph
 from .methods import Options, method_of
 from .scores import EdgeScores
@@ -66,28 +66,13 @@ def attribute(
     total, ends = torch.zeros(graph.shape, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
     with Meter(f"score edges ({method})", len(pairs), "pairs", quiet=quiet) as meter:
         for batch in batches:
-            ends += _ends(batch, function)
+            ends += batch.ends()
             total += row.score(batch, options)
             meter.advance(len(batch.pairs))
     clean, corrupted = (ends / len(pairs)).tolist()
     check_apart(name, clean, corrupted)
     values = torch.where(graph.real, total / len(pairs), 0.0)
     return EdgeScores(graph, values, method, name, model.name, clean, corrupted, len(pairs), pairs.notes)
-
-
-def _ends(batch: Batch, metric: Metric) -> torch.Tensor:
-    """The metric of both ends, summed over pairs."""
-    both = (batch.clean_logits, batch.other_logits)
-    return torch.stack([metric(one, batch.pairs, batch.clean_logits).double().sum().cpu() for one in both])
-
-
-def check_apart(metric: str, clean: float, corrupted: float) -> None:
-    """Raises `BadInput` where the metric does not tell clean and corrupted runs apart, so that there is no scale."""
-    if not abs(clean - corrupted) > 1e-6 * max(1.0, abs(clean), abs(corrupted)):
-        raise BadInput(
-            f"{metric} is {clean:.4g} on clean and {corrupted:.4g} on corrupted prompts: nothing to explain; take "
-            "another metric, or corrupted prompts that change the answer"
-        )
 
 
 def places_named(pairs: TokenPairs, places: list[str] | Literal["positions"] | None) -> tuple[str, ...]:

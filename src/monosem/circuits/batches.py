@@ -50,6 +50,11 @@ class Batch:
 
         return number
 
+    def ends(self) -> Float[Tensor, "2"]:
+        """The metric of the clean run and of the one in which nothing is kept, summed over pairs, on the CPU."""
+        both = (self.clean_logits, self.other_logits)
+        return torch.stack([self.metric(one, self.pairs, self.clean_logits).double().sum().cpu() for one in both])
+
     def embeds(self, shares: list[float]) -> Float[Tensor, "steps pairs pos d_model"]:
         """What enters the first block, that share of the way from clean (0) to the other side (1)."""
         clean, other = (side.inner[self.wiring.graph.writes[0]] for side in (self.clean, self.other))
@@ -203,3 +208,12 @@ def places_of(pairs: TokenPairs, graph: Graph) -> Int[Tensor, "pairs pos"]:
         elif name != "other":
             raise BadInput(f"the pairs have no span {name!r}; they have {', '.join(pairs.spans) or 'none'}")
     return torch.where(mask, held, -1)
+
+
+def check_apart(metric: str, clean: float, corrupted: float) -> None:
+    """Raises `BadInput` where the metric does not tell clean and corrupted runs apart, so that there is no scale."""
+    if not abs(clean - corrupted) > 1e-6 * max(1.0, abs(clean), abs(corrupted)):
+        raise BadInput(
+            f"{metric} is {clean:.4g} on clean and {corrupted:.4g} on corrupted prompts: nothing to explain; take "
+            "another metric, or corrupted prompts that change the answer"
+        )

@@ -20,7 +20,7 @@ from ..patching.paths.paths import along
 from ..patching.paths.result import Path
 from ..patching.scoring import Metric, MetricLike, one_metric
 from ..results import analysis
-from .attribute import check_apart
+from .batches import check_apart
 from .circuit import Circuit
 from .faithfulness import measure
 from .graph import Graph, Part

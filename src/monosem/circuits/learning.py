@@ -30,7 +30,7 @@ from ..patching.corruptions import Corruption
 from ..patching.scoring import METRICS, refuse_joint
 from ..progress import Meter
 from ..results import analysis
-from .batches import Batch, Batches
+from .batches import Batch, Batches, check_apart
 from .circuit import Circuit
 from .graph import Graph
 from .running import run_masks
@@ -100,8 +100,8 @@ def learn_circuit(
         start: edges that may be kept; default: all.
 
     Raises:
-        BadInput: no step, a rate or price that is not above 0, or more edges than there are. UnknownName: another
-            method.
+        BadInput: no step, a rate or price that is not above 0, more edges than there are, or clean and corrupted runs
+            that say the same. UnknownName: another method.
     """
     check_name("method", method, GATES)
     gates = GATES[method]
@@ -109,9 +109,10 @@ def learn_circuit(
     start = Circuit.full(Graph.of(model)) if start is None else start
     _check(start, edges, steps, learning_rate, gates, price)
     batches = list(Batches(model, pairs, start.graph, METRICS["negative_kl"], corruption, batch_size))
+    full, empty = (torch.stack([one.ends() for one in batches]).sum(0) / len(pairs)).tolist()
+    check_apart("negative_kl", full, empty)
     if gates.priced and price is None:
-        whole = [kl(one.clean_logits, one.other_logits).sum() for one in batches]
-        price = float(sum(whole)) / len(pairs) / start.n_edges
+        price = (full - empty) / start.n_edges
     learning = _Learning(batches, start, gates, price, edges, learning_rate, seed)
     with Meter("learn a circuit", steps, "steps", quiet=quiet) as meter:
         for step in range(steps):

@@ -28,7 +28,7 @@ from ..models import Model, Moment, Site
 from ..patching.scoring import MetricLike, one_metric, refuse_joint
 from ..progress import Meter
 from ..results import Result, analysis
-from .batches import Batch, Batches
+from .batches import Batch, Batches, check_apart
 from .graph import Graph, Part
 
 Effects = dict[Part, Float[Tensor, "pairs node"]]
@@ -67,7 +67,8 @@ def node_scores(
         method: "atp": one gradient; "atp*": with the QK fix and GradDrop, one gradient a layer.
 
     Raises:
-        BadInput: another method. UnknownName: "atp*" of a model whose patterns cannot be read.
+        BadInput: another method; clean and corrupted runs do not differ in the metric. UnknownName: "atp*" of a model
+            whose patterns cannot be read.
     """
     if method not in ("atp", "atp*"):
         raise BadInput(f"method is 'atp' or 'atp*', not {method!r}")
@@ -76,8 +77,10 @@ def node_scores(
     graph = Graph.of(model)
     parts = [*graph.writes, *(part for part in graph.reads if part.kind in ("q", "k", "v"))]
     total: dict[Part, Tensor] = {part: torch.zeros(2, part.count, dtype=torch.float64) for part in parts}
+    ends = torch.zeros(2, dtype=torch.float64)
     with Meter(f"score nodes ({method})", len(pairs), "pairs", quiet=quiet) as meter:
         for batch in Batches(model, pairs, graph, function, None, batch_size):
+            ends += batch.ends()
             plain = _effects(batch, parts, _fixed(batch) if method == "atp*" else None, None)
             dropped = [plain]
             if method == "atp*" and (layers := model.layers())[1:]:
@@ -87,6 +90,7 @@ def node_scores(
                 sizes = torch.stack([one[part].abs() for one in dropped]).sum(0) / max(1, len(dropped) - 1)
                 total[part] += torch.stack([sizes.sum(0), plain[part].sum(0)]).double().cpu()
             meter.advance(len(batch.pairs))
+    check_apart(name, *(ends / len(pairs)).tolist())
     rows = [
         {"node": node, "kind": part.kind, "layer": part.layer, "score": score, "effect": effect}
         for part in parts
