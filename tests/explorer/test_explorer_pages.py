@@ -15,6 +15,8 @@ PAGES += [
     "/compare?d=sae&a=3&e=bare&b=5",
     "/prompt?d=sae&t=" + quote("the cat sat on the mat"),
 ]
+PAGES += [f"/{name}?d=sae" for name in ("geometry", "splitting", "circles", "meta", "absorbers", "writes")]
+PAGES += ["/map?d=sae&m=pca&w=bare"]
 AXE = Path(__file__).with_name("axe.min.js")  # axe-core 4.14.1 as published on npm, MPL-2.0
 
 

@@ -16,13 +16,14 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from .. import __version__
-from ..errors import BadInput, MonosemError, UnknownName
+from ..errors import BadInput, MonosemError, UnknownName, check_name
 from ..latents import public_latent
 from ..latents.public import split_place
 from ..pages import environment
 from ..reading import parse_json
 from ..terminal import notice, one_line
 from .asks import ASKS, parsed
+from .computed import COMPUTED, Computed, books
 from .export import export_page
 from .guard import MOST_BYTES, TooLarge
 from .library import MOST_ROWS, Library, family, relation
@@ -49,6 +50,7 @@ class Explorer:
 
     def __init__(self, library: Library, notes: Notes, reports: list[Path] | None = None):
         self.library, self.notes, self.jobs = library, notes, Jobs()
+        self.computed = Computed(library, notes.path.parent / "computed")
         self.reports = {str(n): path for n, path in enumerate(found_reports(reports or []))}
 
     @cached_property
@@ -129,6 +131,16 @@ class Explorer:
     def family(self, request: Request) -> Any:
         return family(self.library, self.library.book(asked(request, "d")), whole(request, "i")[0])
 
+    def computed_read(self, request: Request) -> Any:
+        """What was computed before, or null."""
+        kind = asked(request, "kind")
+        check_name("kind", kind, COMPUTED)
+        try:
+            values = parse_json(asked(request, "ask"))
+        except ValueError as error:
+            raise BadInput(f"ask= is not JSON: {error}") from error
+        return {"result": self.computed.held(kind, parsed(COMPUTED[kind][0], values))}
+
     def notes_read(self, request: Request) -> Any:
         return self.notes.json()
 
@@ -142,8 +154,12 @@ class Explorer:
 
     def job_add(self, values: Any, request: Request) -> Any:
         kind = values.pop("kind", None) if isinstance(values, dict) else None
+        if kind in COMPUTED:
+            wanted = parsed(COMPUTED[kind][0], values)
+            title = f"{kind}: {', '.join(book.name for book in books(self.library, wanted))}"
+            return self.jobs.add(kind, title, self.computed.work(kind, wanted)).about()
         if kind not in ASKS:
-            raise UnknownName(f"no kind of job {kind!r}; there are {', '.join(ASKS)}")
+            raise UnknownName(f"no kind of job {kind!r}; there are {', '.join([*ASKS, *COMPUTED])}")
         ask: Any = parsed(ASKS[kind], values)
         self.library.book(ask.dictionary)
         return self.jobs.add(kind, f"{kind}: {ask.text[:60]}", started(self.library, kind, ask)).about()
@@ -168,6 +184,7 @@ class Explorer:
             "map": self.map,
             "relation": self.relation,
             "family": self.family,
+            "computed": self.computed_read,
             "notes": self.notes_read,
             "jobs": self.job_list,
         }

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..dictionaries import Dictionary, latent_ids, one_site, shipped_dictionaries
 from ..errors import BadInput, MonosemError, check_name
 from ..latents import Index, index_of, neighbours, page, weight_statistics
+from ..latents.maps import principal, unit_rows
 from ..models import Model, load_model
 from ..terminal import one_line
 from .queue import Job
@@ -67,12 +68,7 @@ class Book:
     @cached_property
     def places(self) -> Float[np.ndarray, "width two"]:
         """A map: the first two principal components of decoder rows of length 1."""
-        rows = self.dictionary.W_dec.float()
-        rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-30)
-        rows = rows - rows.mean(0)
-        covariance = (rows.T @ rows / len(rows)).double()
-        axes = torch.linalg.eigh(covariance).eigenvectors[:, -MAP_COMPONENTS:].flip(1)
-        return (rows.double() @ axes).float().cpu().numpy()
+        return principal(unit_rows(self.dictionary), MAP_COMPONENTS)[0]
 
     def about(self) -> dict[str, Any]:
         """A line of the home page; a dictionary that cannot be opened says why."""
@@ -87,6 +83,7 @@ class Book:
                     "writes": str(own.site_out) if own.transcoder and own.has_site_out else None,
                     "kind": own.kind,
                     "width": own.width,
+                    "meta_of": own.metadata.get("meta_of"),
                     "tokens": None if index is None else int(index.meta["tokens"]),
                     "dead": None if index is None else int((index.table["count"] == 0).sum()),
                     "corpus": None if index is None else str(index.meta.get("corpus", "")),

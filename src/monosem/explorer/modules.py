@@ -7,7 +7,7 @@ from importlib.resources import files
 # name in an import statement -> file. One map serves the app, where files have addresses, and the exported page, where
 # they are inside it: so every import names a module, never a place
 PAGES = ["home", "dictionary", "latent", "map", "prompt", "steer", "compare", "lens", "patching", "graph", "lists"]
-PAGES += ["reports", "public"]
+PAGES += ["reports", "public", "geometry", "splitting", "circles", "meta", "absorbers", "writes"]
 NAMED = {
     "preact": "vendor/preact.js",
     "preact/hooks": "vendor/hooks.js",

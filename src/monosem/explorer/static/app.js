@@ -16,15 +16,23 @@ import { Patching } from "page/patching";
 import { GraphPage } from "page/graph";
 import { Reports } from "page/reports";
 import { Public } from "page/public";
+import { Geometry, VIEWS } from "page/geometry";
+import { Splitting } from "page/splitting";
+import { Circles } from "page/circles";
+import { Meta } from "page/meta";
+import { Absorbing } from "page/absorbers";
+import { Writes } from "page/writes";
 
 const PAGES = {
   home: [Home, "Dictionaries"], dictionary: [DictionaryPage, "Latents"], latent: [LatentPage, "Latent"],
   map: [MapPage, "Map"], prompt: [Prompt, "Prompt"], steer: [Steer, "Steer"],
   compare: [Compare, "Compare"], lens: [LensPage, "Lens"], patching: [Patching, "Patching"], graph: [GraphPage, "Graph"],
+  geometry: [Geometry, "Geometry"], splitting: [Splitting, "Families"], circles: [Circles, "Circles"], meta: [Meta, "Meta-latents"],
+  absorbers: [Absorbing, "Absorbers"], writes: [Writes, "Writes"],
   lists: [Lists, "Lists"], reports: [Reports, "Reports"],
   public: [Public, "Neuronpedia"],
 };
-const LINKS = ["dictionary", "map", "prompt", "steer", "compare", "lens", "patching", "graph", "lists"];
+const LINKS = ["dictionary", "geometry", "prompt", "steer", "compare", "lens", "patching", "graph", "lists"];
 
 class Guarded extends Component {
   componentDidCatch(error) { this.setState({ error: String(error.message || error), of: this.props.at }); }
@@ -59,7 +67,7 @@ function Bar({ place, home }) {
     <${Link} page="home" class="brand">monosem<//>
     <select aria-label="Dictionary" value=${d} onChange=${event => go(["home", "lists", "reports", "public"].includes(place.page) ? "dictionary" : place.page === "latent" ? "dictionary" : place.page, { d: event.target.value })}>
       ${names.map(name => html`<option value=${name} selected=${name === d}>${name}</option>`)}</select>
-    <nav aria-label="Pages">${LINKS.map(name => html`<${Link} page=${name} state=${{ d }} aria-current=${place.page === name ? "page" : undefined}>${PAGES[name][1]}<//>`)}</nav>
+    <nav aria-label="Pages">${LINKS.map(name => html`<${Link} page=${name} state=${{ d }} aria-current=${place.page === name || (name === "geometry" && place.page in VIEWS) ? "page" : undefined}>${PAGES[name][1]}<//>`)}</nav>
     <form role="search" onSubmit=${find}><input ref=${search} id="search" type="search" placeholder="number or words" aria-label="Find a latent by number or words" /></form>
     <${Theme} />
   </header>`;

@@ -45,7 +45,7 @@ export function inside(polygon, x, y) {
   return odd;
 }
 
-// x, y: Float32Arrays; color: share 0..1 of each point or null; shown: Uint8Array of what is not filtered away
+// x, y: Float32Arrays; color: of each point a share 0..1 or a CSS colour, or null; shown: Uint8Array of what is not filtered away
 export function Scatter({ x, y, names, color, shown, chosen, onOpen, onLasso, tipOf, height = 380, plain = false }) {
   const canvas = useRef(null), box = useRef(null);
   const [width, setWidth] = useState(0);
@@ -131,7 +131,7 @@ function paint(canvas, { width, height, pad, x, y, ax, ay, place, color, shown, 
     for (let i = 0; i < x.length; i++) {
       if (!Number.isFinite(x[i]) || !Number.isFinite(y[i]) || Boolean(!shown || shown[i]) !== Boolean(pass)) continue;
       const [px, py] = place(i);
-      if (color) to.fillStyle = mixed(base, strong, color[i]);
+      if (color) to.fillStyle = typeof color[i] === "string" ? color[i] : mixed(base, strong, color[i]);
       to.fillRect(px - size / 2, py - size / 2, size, size);
     }
   }
