@@ -35,10 +35,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("organism", nargs="?", default="planted-refusal")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--n", type=int, default=48, help="prompts of each kind")
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--n", type=int, default=32, help="prompts of each kind")
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--lr", type=float, default=1e-3)
     given = parser.parse_args()
     organism, kept = Organism.load(given.organism), given.out / "texts.json"
     given.out.mkdir(parents=True, exist_ok=True)

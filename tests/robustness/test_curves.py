@@ -73,6 +73,15 @@ def test_a_model_that_is_changed_beyond_the_budget_is_no_broken_behaviour():
     assert not found["breaks"]
 
 
+def test_words_without_a_thread_are_no_broken_behaviour():
+    """As after circuit breakers: no refusal, and no answer either."""
+    for perplexity, breaks in ((5.0, True), (99.0, True), (2500.0, False), (None, True)):
+        arm = {**row("ablation", "", 1.0, 0, 0.1), "perplexity": perplexity}
+        found = said([NONE, arm, row("ablation", "random 1", 1.0, 20, 0.1)])
+        assert found["breaks"] == breaks
+    assert "lose the thread (median perplexity 2,500)" in said([NONE, {**arm, "perplexity": 2500.0}])["words"]
+
+
 def test_the_headline_says_no_more_than_the_verdicts():
     def line(left, n=20):
         arms = [row("ablation", "", 1.0, left, 0.1, n=n), row("ablation", "random 1", 1.0, n, 0.1, n=n)]
