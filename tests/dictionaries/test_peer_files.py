@@ -169,6 +169,24 @@ def test_what_a_file_of_an_unknown_tool_holds_is_said(tmp_path):
         load_dictionary(tmp_path / "x.pt")
 
 
+@pytest.mark.parametrize(
+    ("peer", "config", "told"),
+    [
+        ("llamascopium_glu", "config.json", r"cfg.json \(SAELens\), or config.json \(llamascopium, whose save_pretr"),
+        ("saelens_infer_gated", "cfg.json", r"cfg.json \(SAELens\)"),
+        ("sparsify_bf16/layers.3.mlp", "cfg.json", r"cfg.json \(sparsify"),
+    ],
+)
+def test_weights_without_their_config_say_which_is_missing(tmp_path, peer, config, told):
+    """llamascopium's own save_pretrained writes none."""
+    path = Path(shutil.copytree(Path(__file__).parent / "golden" / peer, tmp_path / "x"))
+    (path / config).unlink()
+    weights_file = next(path.glob("*.safetensors"))
+    for given in (path, weights_file):
+        with pytest.raises(BadFile, match=f"lacks the config that belongs beside {weights_file.name}: {told}"):
+            load_dictionary(given)
+
+
 def test_a_part_of_a_folder_or_the_folder_above_says_what_to_give(tmp_path):
     own = folder(tmp_path / "release" / "layer_3", weights())
     folder(tmp_path / "release" / "layer_4", weights())

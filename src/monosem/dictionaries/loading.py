@@ -18,7 +18,7 @@ from ..reading import existing, read_object
 from .cross_layer import CrossLayer
 from .crosscoder import Crosscoder
 from .dictionary import Dictionary
-from .formats import FORMATS, OTHER_FORMATS
+from .formats import CONFIGS, FORMATS, OTHER_FORMATS
 from .formats.common import PYTORCH, Hints, Place
 from .formats.saelens import CARD
 from .parts import DictionaryParts
@@ -171,6 +171,8 @@ def _unknown_format(place: Place) -> str:
     path = place.path
     if path.is_file() and _readable(path.parent):
         return f"{path} is a part of a dictionary; give the folder, {path.parent}"
+    if alone := next((name for name in CONFIGS if place.has(name) or (path.name == name and path.is_file())), None):
+        return f"{path} lacks the config that belongs beside {alone}: {CONFIGS[alone]}"
     known = f"known: {', '.join(FORMATS)}"
     if place.is_pytorch:
         held = ", ".join(map(str, place.state)) or "nothing"

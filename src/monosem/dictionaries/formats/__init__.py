@@ -46,6 +46,14 @@ FORMATS: dict[str, Format] = {
     "overcomplete": overcomplete.FORMAT,
     **state_dicts.FORMATS,
 }
+# weights that cannot be read alone -> the config that belongs beside them, for messages
+CONFIGS = {
+    "sae_weights.safetensors": "cfg.json (SAELens), or config.json (llamascopium, whose save_pretrained leaves it out: "
+    "cfg.save_hyperparameters writes it)",
+    "sae.safetensors": "cfg.json (sparsify, latentsae)",
+    "latest_ckpt.safetensors": "conf.yaml (temporal SAEs)",
+    "checkpoints/final.safetensors": "hyperparams.json (Llama Scope), or config.json (llamascopium)",
+}
 # names of files that lie together -> whose they are: formats that are not read, for messages
 OTHER_FORMATS = {
     ("config.json", "sae_weights.dcp"): "llamascopium (a distributed checkpoint; save it as safetensors)",
