@@ -1,4 +1,4 @@
-"""Seconds and memory for the scores of all edges of the embedded model: EAP, and EAP-IG with five steps.
+"""Processor seconds and memory for the scores of all edges of the embedded model: EAP, and EAP-IG with five steps.
 
 EAP-IG's own package (commit 795f560, with `'cuda'`, which it hard-codes, replaced by `'cpu'`) runs on TransformerLens
 3.9. Its folder is a checkout's `src`, named by EAP_IG. It has slots by query head, whose scores are summed by group; a
@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -120,9 +121,13 @@ def main() -> None:
         scores = {name: run() for name, run in made.items()}
         largest = float(scores[OWN].abs().max())
         apart = {name: float((one - scores[OWN]).abs().max()) / largest for name, one in scores.items()}
-        seconds = interleaved(made, options.rounds, warm=False)
+        seconds = interleaved(made, options.rounds, warm=False, clock=time.process_time)
         for name in made:
-            about = {"case": f"{METHODS[method]}, {n} pairs of {pairs.clean.ids.shape[1]} tokens", "apart": apart[name]}
+            about = {
+                "case": f"{METHODS[method]}, {n} pairs of {pairs.clean.ids.shape[1]} tokens",
+                "apart": apart[name],
+                "pairs": n,
+            }
             about["memory"] = memory(method, name, n, options.threads)
             found["rows"].append(about | row(name, n, seconds, OWN))
             options.out.write_text(json.dumps(found, indent=1))

@@ -200,6 +200,18 @@ def graph_tables(results: list[Result]) -> str:
     return "\n".join(table([case, *head], rows) for case, rows in lines.items())
 
 
+def circuit_tables(results: list[Result]) -> str:
+    def line(row: Result) -> list[str]:
+        spread = " – ".join(f"{row['pairs'] / row[key]:.1f}" for key in ("fastest", "slowest"))
+        seconds = f"{row['pairs'] / row['tokens_per_second']:.1f}"
+        memory, apart = f"{row['memory']:,.0f}", f"{row['apart']:.0e}"
+        return [seconds, spread, f"{row['baseline_is_times_as_fast']:.1f}", memory, apart]
+
+    head = ["processor seconds", "fastest – slowest", "`monosem` is × as fast", "MB", "largest difference"]
+    lines = by_case(results, "rows", lambda row: row["case"], line)
+    return "\n".join(table([case, *head], rows) for case, rows in lines.items())
+
+
 @dataclass(frozen=True)
 class Benchmark:
     title: str
@@ -221,6 +233,7 @@ BENCHMARKS = {
     "sae_step": Benchmark("SAE training step", step_tables, processes=1),
     "shards": Benchmark("Activations to disk, smollm2, float32", shards_tables, processes=1),
     "loading": Benchmark("Loading a wide SAE", loading_tables, processes=1),
+    "circuits": Benchmark("Scores of all edges of smollm2, float32", circuit_tables, processes=1, alone=True),
     "graphs": Benchmark("Attribution graphs of smollm2, float32, one thread", graph_tables, processes=1),
     "quality": Benchmark("What training gives, held out", quality_tables, processes=1, alone=True),
 }
