@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# circuit-tracer 0.5.0 (torch 2.13.0): the completeness of an attribution graph, `compute_graph_scores`.
+# circuit-tracer 0.5.0 (torch 2.13.0, transformers 5.23.0): the completeness of an attribution graph, `compute_graph_scores`.
 # One would guess: 0 for a graph in which the logit reads error nodes alone, as none of its inputs is explained (docstring: the
 #   fraction of incoming edges that come from feature or token nodes, weighted by influence).
 # What happens: 0.5. Nodes that nothing leads into count as fully explained, error nodes among them, with the influence that they
@@ -9,7 +9,7 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 "${PYTHON:-python3}" -m venv "$folder/venv"
 "$folder/venv/bin/pip" install --quiet --disable-pip-version-check \
-    torch==2.13.0 transformers==4.57.3 pydantic==2.12.4 numpy==2.3.5
+    torch==2.13.0 transformers==5.23.0 pydantic==2.12.4 numpy==2.3.5
 "$folder/venv/bin/pip" install --quiet --disable-pip-version-check --no-deps circuit-tracer==0.5.0  # its models are not used
 cd "$folder" && venv/bin/python -W ignore - <<'END'
 from types import SimpleNamespace
