@@ -188,6 +188,12 @@ def test_bad_sets(tmp_path):
     short.write_text("text,label\n" + "a,b\n" * 30)
     with pytest.raises(BadInput, match="at least 20 texts of each of two labels"):
         labelled(str(short))
+    short.write_text("text,label\n" + "a,b\nNA,c\n" * 30)
+    with pytest.raises(BadInput, match=r"row 2 has no text \(30 such rows\)"):
+        labelled(str(short))
+    short.write_text("text,label\n" + "a,b\na,c\n" * 30)
+    with pytest.raises(BadInput, match="1 texts have two labels, such as 'a'"):
+        labelled(str(short))
     short.write_text("words,label\na,b\n")
     with pytest.raises(BadFile, match="needs the columns text and label"):
         labelled(str(short))

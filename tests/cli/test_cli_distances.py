@@ -56,8 +56,12 @@ def test_usual_texts_that_are_not_like_the_fitted_ones_are_named(run, files, tmp
     done = run(f"distance compare {saved} {files}/odd.txt {files}/new.txt --model tiny")
     assert done.exit_code == 0, done.output
     assert "they are not like the texts that the distance was fitted on" in done.stderr
-    done = run(f"distance compare {saved} {files}/labelled.csv {files}/odd.txt --model tiny")
-    assert "not like" not in done.stderr
+    (tmp_path / "alike.txt").write_text(
+        "\n".join([*[f"{text} four" for text in USUAL], *USUAL[:1], "the cat is good one"])
+    )
+    done = run(f"distance compare {saved} {tmp_path}/alike.txt {files}/odd.txt --model tiny")
+    assert done.exit_code == 0, done.output
+    assert "1 of 20 texts" in done.stderr  # the one that was fitted
 
 
 def test_labels_are_classes(run, files, tmp_path):
@@ -89,6 +93,7 @@ def test_bad_input_is_one_line(run, files, tmp_path):
         (f"distance fit tiny {files}/one.txt --save {saved}", "cannot be parted"),
         (f"distance fit tiny {files}/none.txt --save {saved}", "none.txt"),
         (f"distance compare {saved} {files}/new.txt --model tiny", "unusual ones"),
+        (f"distance compare {saved} {files}/usual.txt {files}/odd.txt --model tiny", "fitted on all texts"),
         (f"distance score {files}/usual.txt cat --model tiny", "safetensors"),
     ]:
         done = run(line)

@@ -9,6 +9,7 @@ import pytest
 from monosem import probes
 from monosem.benchmarks import labelled
 from monosem.models import load_model
+from tiny import tiny_hf, tiny_tokenizer
 
 WHO = ["cat", "dog", "man", "woman", "child", "moon", "king", "queen", "sun", "night"]
 
@@ -81,6 +82,51 @@ def test_kinds_that_read_several_layers_or_every_token(run, home, data, tmp_path
     done = run(f"probe monitor {saved} --model tiny", "the cat is good")
     assert done.exit_code == 2
     assert done.stderr.splitlines()[-1].startswith("error: ")
+
+
+def test_bad_rows_are_one_line(run, data, tmp_path):
+    whole = pd.read_csv(data)
+
+    def written(name, table):
+        table.to_csv(tmp_path / f"{name}.csv", index=False)
+        return f"probe fit tiny {tmp_path}/{name}.csv --layers 1"
+
+    for column in ("text", "label", "group"):
+        table = whole.astype(object)
+        table.loc[3, column] = None
+        done = run(written(f"no_{column}", table))
+        assert (done.exit_code, f"row 4 has no {column} (1 such rows)" in done.stderr) == (2, True), done.output
+    one = pd.concat([whole[whole.label == "good"], whole[whole.label == "bad"].head(1)])
+    for name, table, message in [
+        ("one", one, "{'good': 30, 'bad': 1}"),
+        ("both", pd.concat([whole, whole.head(4).assign(label="bad")]), "2 texts have two labels"),
+        ("group", whole.assign(group="all"), "are of one group"),
+        ("leak", whole.assign(group=whole.label), "are of one group"),
+        ("columns", whole.rename(columns={"text": "words"}), "needs the columns text and label"),
+    ]:
+        done = run(written(name, table))
+        assert (done.exit_code, message in done.stderr.splitlines()[-1]) == (2, True), done.output
+        assert len([one for one in done.stderr.splitlines() if one.startswith("error:")]) == 1
+    saved = tmp_path / "p.safetensors"
+    assert run(f"probe fit tiny {data} --layers 1 --save {saved}").exit_code == 0
+    other = tiny_hf("llama", num_hidden_layers=2)
+    other.save_pretrained(tmp_path / "other")
+    tiny_tokenizer().save_pretrained(tmp_path / "other")
+    done = run(f"probe monitor {saved} --model {tmp_path}/other", "the cat")
+    assert (done.exit_code, "states of tiny, not of other" in done.stderr.splitlines()[-1]) == (2, True), done.output
+
+
+def test_near_duplicates_are_in_one_part(run, home, data, tmp_path):
+    """Texts that differ in a sign at the end, one of them in training, would flatter the test."""
+    whole = pd.read_csv(data)
+    table = pd.concat([whole, whole.assign(text=whole.text + " !")]).drop(columns="group")
+    table.to_csv(tmp_path / "twice.csv", index=False)
+    done = run(f"probe fit tiny {tmp_path}/twice.csv --layers 1 --save {tmp_path}/p.safetensors --json")
+    assert done.exit_code == 0, done.output
+    probe = probes.Probes.load(tmp_path / "p.safetensors")
+    ours, theirs = (probe.seen([text + end for text in whole.text]) for end in ("", " !"))
+    assert ours.tolist() == theirs.tolist()
+    assert 0 < int(ours.sum()) < len(ours)
 
 
 def test_bad_input_is_one_line(run, data, tmp_path):

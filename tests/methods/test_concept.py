@@ -29,6 +29,7 @@ SIDES = ("positive", "negative")
         ({"openings": texts(("happy", "good"), 1, 1)}, "an opening must not be one of the texts"),
         ({"openings": ["so", "so"]}, "an opening stands twice"),
         ({"openings": [" "]}, "empty prompt"),
+        ({"openings": ["so", "and", "but"]}, "3 openings to continue; steering needs 4"),
         ({"positive": ["twice"] * 20}, "'twice' stands twice"),
         ({"positive": [{"a": 1}] * 20}, "is not text"),
         ({"positive": [float("nan")] * 20}, "nan is not text"),
@@ -131,5 +132,5 @@ def test_too_few_groups():
     up, down = texts(("good",), 20, 1), texts(("bad",), 20, 2)
     same = [f"{'the same beginning of every text, word for word, always'} {text}" for text in up]
     given = {"name": "few", "paired": False, "positive": same, "negative": down}
-    with pytest.raises(BadInput, match="few: the positive rows are of 1 groups"):
+    with pytest.raises(BadInput, match="few: the positive rows are of one group"):
         Material.of(model_of(), Concept.load(given), SIZES, 48, 0)

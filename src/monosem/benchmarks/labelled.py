@@ -64,13 +64,13 @@ def labelled(name: str) -> Labelled:
 
     Raises:
         UnknownName: no such set. BadFile: a file that cannot be read. MissingExtra: sae-probes or zstandard is missing.
-        BadInput: too few rows.
+        BadInput: too few rows; in a file, a row that lacks a cell, or a text with two labels.
     """
     if name.startswith(SAE_PROBES):
         return _sae_probes(name.removeprefix(SAE_PROBES))
     path = Path(name)
     if path.suffix in (".csv", ".jsonl", ".gz"):
-        return _of(name, _read(path))
+        return _of(name, _whole(name, _read(path)))
     check_name("set", name, bundled_sets())
     return _of(name, pd.DataFrame(rows(name)))
 
@@ -86,6 +86,27 @@ def _read(path: Path) -> pd.DataFrame:
         return pd.read_csv(path) if path.suffix == ".csv" else pd.read_json(path, lines=True, dtype=False)
     except (OSError, ValueError, EOFError) as error:  # pandas' parsers raise ValueError
         raise BadFile(f"{path} cannot be read as labelled rows: {error}") from error
+
+
+def _whole(name: str, table: pd.DataFrame) -> pd.DataFrame:
+    """The table of a user, in which nothing is left out in silence."""
+    for column in [one for one in ("text", "prompt", "label", "target", "group") if one in table]:
+        lacking = table[column].isna() | (table[column].astype(str).str.strip() == "")
+        if lacking.any():
+            row = int(lacking.to_numpy().argmax())
+            raise BadInput(
+                f"set {name!r}: row {row + 1} has no {column} ({int(lacking.sum())} such rows): fill it, or take it "
+                "out (a word such as NA or null is read as an empty cell)"
+            )
+    text, label = (
+        next((one for one in pair if one in table), "") for pair in (("text", "prompt"), ("label", "target"))
+    )
+    if text and label and (both := table.groupby(text)[label].nunique().gt(1)).any():
+        raise BadInput(
+            f"set {name!r}: {int(both.sum())} texts have two labels, such as {str(both.idxmax())!r:.60}: keep one "
+            "of each"
+        )
+    return table
 
 
 def _of(name: str, table: pd.DataFrame) -> Labelled:

@@ -116,7 +116,9 @@ def compare(asked: OnDistance, texts: Several, seed: Seed = 0) -> None:
     if len(texts) < 2:
         raise BadInput("give usual texts that the distance has not seen, and then at least one set of unusual ones")
     found, model = asked.open()
-    usual, *unusual = (_at_places(model, found.places, *_texts(one)[:2]) for one in texts)
+    given = [_texts(one)[:2] for one in texts]
+    given[0] = _unseen(found, texts[0], *given[0], asked.quiet)
+    usual, *unusual = (_at_places(model, found.places, *one) for one in given)
     result = probes.ood({found.kind: found}, usual, dict(zip(texts[1:], unusual)), seed=seed)
     shown = ["place", "against", "auroc", "low", "high", "auroc_lengths_alike", "fpr_at_95", "found_at_5"]
     asked.give(result, lambda: frame(result.top(20)[shown], f"{found.kind}, by AUROC"))
@@ -126,6 +128,18 @@ def compare(asked: OnDistance, texts: Several, seed: Seed = 0) -> None:
             f"{called:.0%} of {texts[0]} have p <= {ODD:g}, where about {ODD:.0%} of usual texts would: they are not "
             "like the texts that the distance was fitted on, so the table does not say how well it finds unusual ones"
         )
+
+
+def _unseen(
+    found: "Distances", name: str, texts: list[str], classes: list[Any], quiet: bool
+) -> tuple[list[str], list[Any]]:
+    """Usual texts that the distance has not seen. Raises `BadInput` where fewer than two are left."""
+    new = [i for i, seen in enumerate(found.seen(texts).tolist()) if not seen]
+    if len(new) < 2 < len(texts):
+        raise BadInput(f"the distance was fitted on all texts of {name}: give usual ones that it has not seen")
+    if len(new) < len(texts) and not quiet:
+        notice(f"{len(texts) - len(new)} of {len(texts)} texts of {name} are left out: the distance was fitted on them")
+    return [texts[i] for i in new], [classes[i] for i in new]
 
 
 def _texts(given: str) -> tuple[list[str], list[Any], Any]:

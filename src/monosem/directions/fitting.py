@@ -116,7 +116,7 @@ def fitted(
     refused = {str(reader.places[i]): why for i, why in sorted((failed | reader.refused).items())}
     if not results:
         raise BadInput(next(iter(refused.values())))
-    about = _about(reader, pairs, first, second if held_out is None else held_out)
+    about = _about(reader, pairs, *((first, second) if held_out is None else (pairs, held_out)))
     about |= {"operation": "erase" if way.erases else "add", "p_floor": whole.blocks.p_floor()}
     about |= {"refused": refused} if refused else {}
     return results, about

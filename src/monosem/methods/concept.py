@@ -16,6 +16,7 @@ from ..studies import StudyConfig, shipped_concepts
 from ..studies.prompts import Name, Prompt, StyleName, as_styles
 
 FEWEST = 16  # texts of a class: four parts are made of them
+OPENINGS = 4  # to continue: half of them choose, half are judged
 
 
 class Texts(BaseModel):
@@ -93,6 +94,8 @@ class Concept(JobConfig):
             raise ValueError(f"an opening must not be one of the texts: {used!r:.60}")
         if len(set(self.openings)) < len(self.openings):
             raise ValueError("an opening stands twice")
+        if 0 < len(self.openings) < OPENINGS:
+            raise ValueError(f"{len(self.openings)} openings to continue; steering needs {OPENINGS} at least, or none")
 
     def side(self, side: str) -> list[str]:
         """All positive or all negative texts."""

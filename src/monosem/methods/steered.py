@@ -82,12 +82,9 @@ class Stage:
 
     @classmethod
     def of(cls, scene: Scene) -> "Stage":
-        """Raises `BadInput` for too few openings."""
         config, openings = scene.config, scene.concept.openings
         order = torch.randperm(len(openings), generator=torch.Generator().manual_seed(scene.seed)).tolist()
         chosen = [openings[i] for i in order[: config.openings]]
-        if len(chosen) < 4:
-            raise BadInput(f"{scene.concept.name} has {len(chosen)} openings to continue; steering needs 4 at least")
         tune, held = chosen[: len(chosen) // 2], chosen[len(chosen) // 2 :]
         judge = scorer(scene.concept.scorer, scene.material)
         new = config.max_new_tokens

@@ -6,19 +6,20 @@ that more rows, or other units, do not change what a distance means.
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..covariance import Inverse, Shrinkage, class_residuals, inverse
 from ..errors import BadFile, BadInput, Mismatch, check_name
 from ..files import replacing
+from ..jobs import known_again, marks
 from ..models import Model, refuse_other
 from .probe import read_probe
 from .rows import Place, Rows, check_same
@@ -171,7 +172,7 @@ class Distances:
             if "keyword argument" not in str(error):
                 raise
             raise BadInput(f"a distance of kind {kind!r} has no such option: {error}") from error
-        about = {"rows": len(rows), "classes": len(sizes[0]), "options": own}
+        about = {"rows": len(rows), "classes": len(sizes[0]), "options": own, "seen": marks(rows.texts)}
         about |= {"made_on": rows.config["made_on"]} if "made_on" in rows.config else {}
         return cls(kind, rows.places, {name: value.cpu() for name, value in parts.items()}, rows.model_name, about)
 
@@ -196,7 +197,13 @@ class Distances:
     # ------------------------------------------------------------------ against held-out rows
     def against(self, held: Rows) -> Self:
         """The same with scores of held-out rows of the usual kind, which it must not have been fitted on."""
-        return replace(self, held=self.score(held))
+        return replace(
+            self, held=self.score(held), about=self.about | {"seen": marks(held.texts, self.about.get("seen"))}
+        )
+
+    def seen(self, texts: Sequence[str]) -> Bool[Tensor, "n"]:
+        """Which texts it was fitted on, or has scores of: they lie nearer than new ones."""
+        return torch.tensor(known_again(self.about.get("seen"), texts), dtype=torch.bool)
 
     def p_values(self, x: Rows | States, *, how: Literal["each", "mean", "max"] = "each") -> Float[Tensor, "*places n"]:
         """(1 + number of held-out rows at least as far) / (1 + m): right for rows like these, whatever they are.

@@ -49,12 +49,18 @@ def ood(detectors: Mapping[str, Scorer], usual: Rows, unusual: Mapping[str, Rows
             or a function that gives each row a score, such as an energy.
 
     Raises:
-        BadInput: nothing to compare, or fewer than two rows on a side. Mismatch: as `Distances.score`.
+        BadInput: nothing to compare, fewer than two rows on a side, or usual texts that a distance has seen. Mismatch:
+            as `Distances.score`.
     """
     if not detectors or not unusual or min(len(usual), *(len(rows) for rows in unusual.values())) < 2:
         raise BadInput("give at least one detector, and two rows or more of usual texts and of each unusual kind")
     table = []
     for name, detector in detectors.items():
+        if isinstance(detector, Distances) and (seen := int(detector.seen(usual.texts).sum())):
+            raise BadInput(
+                f"{name} was fitted on {seen} of the {len(usual)} usual texts, which lie nearer than new ones: give "
+                "usual texts that it has not seen"
+            )
         below = _scores(detector, usual)
         for against, rows in unusual.items():
             above = _scores(detector, rows)

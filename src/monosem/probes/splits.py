@@ -57,8 +57,9 @@ def parted(
         raise BadInput("a split needs rows of both classes; give texts of the other class")
     for label, name in ((1, "positive"), (0, "negative")):
         if (have := int((cells[:, label] > 0).sum())) < len(shares):
+            few = "one group" if have == 1 else f"{have} groups"
             raise BadInput(
-                f"the {name} rows are of {have} groups, and groups are kept together: {len(shares)} parts need "
+                f"the {name} rows are of {few}, and groups are kept together: {len(shares)} parts need "
                 f"{len(shares)} groups of each class at least; give finer groups or more of them"
             )
     for attempt in range(TRIES):
