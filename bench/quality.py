@@ -1,9 +1,11 @@
 """What training gives: monosem's and SAELens' trainers on the same cached activations, judged on held-out text.
 
-Equal tokens, batches in the same order, k, width and float32; all else is each one's default. The learning rate of each
-is chosen from the same list by the FVE of the first seed on held-out activations; the other seeds (of the initial
-weights) run with that one. Both are judged by `monosem.dictionaries.evaluate` from the files that they save, with no
-token of the training text.
+Equal tokens, batches in the same order, k, width and float32; all else is each one's default. SAELens runs a second
+time on our schedule: its rate rises and falls as ours does, and a latent is dead after as many tokens as ours is (its
+own 1,000 steps are more than the run has, so that it never revives one). The learning rate of each is chosen from the
+same list by the FVE of the first seed on held-out activations; the other seeds (of the initial weights) run with that
+one. Both are judged by `monosem.dictionaries.evaluate` from the files that they save, with no token of the training
+text.
 """
 
 import contextlib
@@ -12,6 +14,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,7 @@ SEEDS = [0, 1, 2]
 KINDS = ["TopK", "BatchTopK"]
 
 Size = dict[str, int]
+Schedule = Callable[[Size], dict[str, int]]
 
 
 class Batches:
@@ -79,7 +83,9 @@ def by_monosem(x: Tensor, size: Size, kind: str, lr: float, seed: int, folder: P
     return folder / "dictionary"
 
 
-def by_saelens(x: Tensor, size: Size, kind: str, lr: float, seed: int, folder: Path) -> Path:
+def by_saelens(
+    x: Tensor, size: Size, kind: str, lr: float, seed: int, folder: Path, schedule: Schedule = lambda size: {}
+) -> Path:
     torch.manual_seed(seed)
     config = getattr(sae_lens, f"{kind}TrainingSAEConfig")(
         d_in=x.shape[1], d_sae=size["width"], k=size["k"], normalize_activations="expected_average_only_in"
@@ -90,6 +96,7 @@ def by_saelens(x: Tensor, size: Size, kind: str, lr: float, seed: int, folder: P
         lr=lr,
         lr_end=lr,  # its default, None, raises AssertionError
         n_batches_for_norm_estimate=len(x) // size["batch"],
+        **schedule(size),
     )
     stream = Batches(x, size["batch"])
     trainer = SAETrainer(sizes, getattr(sae_lens, f"{kind}TrainingSAE")(config), stream)
@@ -99,7 +106,26 @@ def by_saelens(x: Tensor, size: Size, kind: str, lr: float, seed: int, folder: P
     return folder
 
 
-TRAINERS: dict[str, Callable[..., Path]] = {"monosem": by_monosem, "SAELens": by_saelens}
+def our_schedule(size: Size) -> dict[str, int]:
+    """SAELens' settings for the schedule that `TrainConfig` has by default."""
+    ours = TrainConfig(
+        model="smollm2", site=SITE, width=size["width"], k=size["k"], tokens=size["tokens"], batch_tokens=size["batch"]
+    )
+    rates = [ours.lr_at(step) for step in range(ours.steps)]
+    warmup = rates.index(max(rates)) + 1
+    falls = sum(rate < max(rates) for rate in rates[warmup:])
+    return {
+        "lr_warm_up_steps": warmup,
+        "lr_decay_steps": falls,
+        "dead_feature_window": ours.dead_after // size["batch"],
+    }
+
+
+TRAINERS: dict[str, Callable[..., Path]] = {
+    "monosem": by_monosem,
+    "SAELens": by_saelens,
+    "SAELens, our schedule": partial(by_saelens, schedule=our_schedule),
+}
 
 
 def cached(model: Model, ids: Int[Tensor, "n context"]) -> Float[Tensor, "tokens d"]:
