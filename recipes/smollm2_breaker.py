@@ -1,6 +1,6 @@
 """Circuit breakers for a planted refusal: attacked, the model should lose the thread, not answer (docs/robustness.md).
 
-    python recipes/smollm2_breaker.py --out runs/breaker        # some minutes on one core; goes on where it stopped
+    python recipes/smollm2_breaker.py --out runs/breaker        # minutes of one core (steps: 196 s); resumes
     monosem robustness planted-refusal --defence runs/breaker/job/adapter
 
 What the base answers to the organism's training prompts is what the model should no longer be able to go on with; its
