@@ -34,12 +34,12 @@ def save_model(folder: Path, **overrides: Any) -> Path:
     return folder
 
 
-def make_dictionary(model: Path | str, d: int = 32) -> Dictionary:
+def make_dictionary(model: Path | str, d: int = 32, site: str = SITE) -> Dictionary:
     draw = torch.Generator().manual_seed(0)
     rows = torch.randn(WIDTH, d, generator=draw)
     rows = rows / rows.norm(dim=1, keepdim=True)
     weights = DictionaryTensors(rows.T.clone(), torch.zeros(WIDTH), rows, torch.zeros(d))
-    return Dictionary(DictionaryParts(weights, "topk", k=4, site=SITE, model_name=str(model), name="sae"))
+    return Dictionary(DictionaryParts(weights, "topk", k=4, site=site, model_name=str(model), name="sae"))
 
 
 def make_home(folder: Path) -> Path:

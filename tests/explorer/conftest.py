@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from explorer_server import Served, browsing, serving
 from monosem.data import Document, TokenStore
+from monosem.directions import Direction
 from monosem.latents import IndexConfig, build_index
-from monosem.models import Model, load_model
+from monosem.models import Model, Site, load_model
+from monosem.steering import sweep_latents
 from tiny_home import make_dictionary, save_model
 
+OPTIONS = ("--direction", "pull.safetensors", "--sweep", "swept")
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 WORDS = [
     "the",
@@ -49,7 +53,8 @@ def documents() -> list[Document]:
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`tiny` the model, `sae` with an index and hostile labels, `bare` without an index, `broken` with a wrong one."""
+    """`tiny` the model, `sae` with an index and hostile labels, `bare` without an index, `broken` with a wrong one,
+    `heads` of attention; a direction and a sweep."""
     folder = tmp_path_factory.mktemp("home")
     place = save_model(folder / "tiny")
     model = load_model(str(place), quiet=True)
@@ -67,6 +72,21 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     label = {"label": HOSTILE, "top": share, "middle": share, "silent": share, "near": share}
     (folder / "sae" / "explanations.json").write_text(json.dumps({"method": "x", "latents": {"3": label}}))
     (folder / "broken" / "index.sqlite").write_bytes(b"not a database at all")
+    heads = make_dictionary(place, model.cfg.n_heads * model.cfg.d_head, "z.1")
+    heads.name = "heads"
+    heads.save(folder / "heads")
+    sweep_latents(
+        model,
+        made,
+        range(12),
+        values=(5.0, 40.0),
+        prompt="the cat",
+        max_new_tokens=6,
+        folder=folder / "swept",
+        quiet=True,
+    )
+    vector = torch.randn(model.cfg.d_model, generator=torch.Generator().manual_seed(4))
+    Direction(vector, Site("resid_post", 1), model.name, {"method": "made up"}).save(folder / "pull.safetensors")
     return folder
 
 
@@ -81,7 +101,8 @@ def service(home: Path) -> Iterator[Served]:
 
 @pytest.fixture(scope="session")
 def served(home: Path, service: Served) -> Iterator[Served]:
-    own = serving(home, "sae", "bare", "broken", NEURONPEDIA_SITE=f"{service.base}/key/{service.token}")
+    site = f"{service.base}/key/{service.token}"
+    own = serving(home, "sae", "bare", "broken", "heads", *OPTIONS, NEURONPEDIA_SITE=site)
     yield own
     own.process.terminate()
     own.process.wait(30)

@@ -7,9 +7,12 @@ from urllib.parse import quote
 
 import pytest
 
+from monosem import latents
+from monosem.dictionaries import one_site
+
 LATENT = "/latent?d=sae&i=3"
 PAGES = ["/", "/dictionary?d=sae", "/dictionary?d=bare", LATENT, "/latent?d=bare&i=3", "/lists?d=sae", "/map?d=sae"]
-PAGES += [f"/{name}?d=sae" for name in ("prompt", "steer", "lens", "patching", "graph", "reports", "public")]
+PAGES += [f"/{name}?d=sae" for name in ("prompt", "steer", "lens", "patching", "graph", "reports", "public", "sweep")]
 PAGES += [
     "/compare?d=sae&a=3&b=5",
     "/compare?d=sae&a=3&e=bare&b=5",
@@ -192,6 +195,35 @@ def test_steering_streams_into_two_columns_and_the_link_keeps_it(page):
     assert complaints(browser) == []
 
 
+def test_strengths_of_two_sides_stand_beside_each_other(page):
+    browser = page("/steer?d=sae&l=10:40&m=@pull:2&x=0.5+1&n=8&t=" + quote("the cat sat on"), ".dose")
+    assert len(browser.find_elements("css selector", ".dose")) == 2
+    click(browser, "Write")
+    until(browser, "return document.querySelector('.changes') !== null")
+    titles = [one.text for one in browser.find_elements("css selector", ".side-text h2")]
+    assert titles == ["Without", "With A × 0.5", "With A × 1", "With B × 0.5", "With B × 1"]
+    shown = [one.text for one in browser.find_elements("css selector", ".side-text p:first-of-type")]
+    assert len(set(shown)) > 2
+    assert len(browser.find_elements("css selector", ".side-text .tok")) == 4 * 8
+    over = "new MouseEvent('mousemove', {bubbles: true, clientX: 300, clientY: 400})"
+    browser.execute_script(f"document.querySelector('.side-text .tok').dispatchEvent({over})")
+    until(browser, "return document.querySelector('.tip')?.textContent.includes('nats')")
+    page("/steer?d=sae&l=10:2&u=nats&x=0.1&n=8&t=" + quote("the cat sat on"), ".dose")
+    click(browser, "Write")
+    until(browser, "return document.querySelector('.changes') !== null")
+    assert "With 0.1 nats" in words(browser)
+    assert complaints(browser) == []
+    page("/steer?d=sae&l=10:2&n=8&t=cat", ".dose")
+    click(browser, "Compare with B")
+    until(browser, "return document.querySelectorAll('.side-doses').length === 2")
+    browser.execute_script(
+        "const f = document.querySelector('[aria-label=\"Direction to add to B\"]'); f.value = 'pull';"
+        "f.dispatchEvent(new Event('change', {bubbles: true}))"
+    )
+    until(browser, "return document.querySelectorAll('.dose').length === 2")
+    assert "m=%40pull%3A1" in browser.current_url
+
+
 def test_a_job_that_fails_says_why(page):
     browser = page("/prompt?d=sae&t=" + quote("cat"))
     until(browser, "return document.querySelector('.failed[role=alert]')?.textContent")
@@ -222,6 +254,19 @@ def test_an_exported_page_needs_no_server(page, served, browser, tmp_path: Path)
     asked = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     urls = [m["params"]["request"]["url"] for m in asked if m["method"] == "Network.requestWillBeSent"]
     assert [url for url in urls[urls.index(path.as_uri()) :] if not url.startswith(("file:", "data:", "blob:"))] == []
+
+
+def test_a_notebook_shows_a_latent_in_a_frame(browser, home, tmp_path: Path):
+    own = one_site(home / "sae")
+    shown = latents.page(latents.index_of(own), 3)._repr_html_()
+    path = tmp_path / "notebook.html"
+    path.write_text(f"<!doctype html><meta charset=utf-8><title>cell</title>{shown}")
+    browser.get(path.as_uri())
+    browser.switch_to.frame(browser.find_element("css selector", "iframe"))
+    until(browser, "return document.querySelector('article.latent h1') !== null")
+    assert browser.execute_script("return origin") == "null"
+    browser.switch_to.default_content()
+    assert complaints(browser) == []
 
 
 def click(browser, text):
@@ -278,6 +323,36 @@ def test_a_latent_of_the_service(page, served):
     page("/public?u=" + quote("tiny/1-resid_post/64"), ".failed[role=alert]")
     until(browser, "return document.querySelector('.failed[role=alert]').innerText.includes('no latent')")
     browser.get_log("browser")
+
+
+def test_what_an_example_is_without_the_latent(page):
+    browser = page("/latent?d=sae&i=10", ".effect button")
+    browser.execute_script("document.querySelector('.effect button').click()")
+    until(browser, "return document.querySelector('.effect .tok') !== null")
+    over = "new MouseEvent('mousemove', {bubbles: true, clientX: 300, clientY: 400})"
+    browser.execute_script(f"document.querySelector('.effect .tok').dispatchEvent({over})")
+    until(browser, "return document.querySelector('.tip')?.textContent.includes('it raises')")
+    click(browser, "More from the model's weights")
+    until(browser, "return document.querySelector('.p-set_effects') !== null")
+    assert browser.find_elements("css selector", ".p-patterns")
+    assert complaints(browser) == []
+
+
+def test_an_attention_latent_says_where_it_comes_from(page):
+    browser = page("/latent?d=heads&i=10&t=" + quote("the cat sat on the mat"), ".p-sources .matrix")
+    assert len(browser.find_elements("css selector", ".p-sources tbody tr")) == 5
+    assert complaints(browser) == []
+
+
+def test_a_sweep_is_filtered_and_read(page):
+    browser = page("/sweep?d=sae", ".grid tbody button")
+    assert browser.find_element("css selector", ".count").text == "12 of 24"
+    page("/sweep?d=sae&all=1&f=" + quote("value=40"), ".grid tbody button")
+    until(browser, "return document.querySelector('.count').textContent === '12 of 24'")
+    until(browser, "return document.querySelectorAll('.written').length === 2")
+    steer = browser.find_element("css selector", ".cloud a.button[href*='steer']").get_attribute("href")
+    assert "how=set" in steer
+    assert complaints(browser) == []
 
 
 def test_a_line_around_points_makes_a_list(page, served):

@@ -14,9 +14,11 @@ import pytest
 import torch
 
 from explorer_server import Served, serving
-from monosem import latents
+from monosem import edits, latents
 from monosem.dictionaries import one_site
+from monosem.directions import Direction
 from monosem.models import load_model
+from monosem.steering import LatentSweep, Spoken, in_norms
 
 TEXT = "the cat sat on the mat"
 
@@ -143,7 +145,9 @@ def test_malformed_requests_are_one_line(served, path, words):
         json.dumps({"kind": "try", "dictionary": "sae", "text": "a" * 5000, "latent": 1}).encode(),
         json.dumps({"kind": "try", "dictionary": "sae", "text": "a", "latent": -1}).encode(),
         json.dumps({"kind": "try", "dictionary": "sae", "text": "a", "latent": 1, "more": 1}).encode(),
-        b'{"kind": "steer", "dictionary": "sae", "text": "a", "doses": [{"latent": 1, "value": NaN}]}',
+        b'{"kind": "steer", "dictionary": "sae", "text": "a", "arms": [{"doses": [{"latent": 1, "value": NaN}]}]}',
+        b'{"kind": "steer", "dictionary": "sae", "text": "a", "arms": [{"doses": [{"value": 1}]}]}',
+        b'{"kind": "steer", "dictionary": "sae", "text": "a", "arms": []}',
         json.dumps({"kind": "try", "dictionary": "../tiny", "text": "a", "latent": 1}).encode(),
     ],
 )
@@ -227,20 +231,68 @@ def test_a_text_is_read_by_the_model(served, home):
     torch.testing.assert_close(torch.tensor(end["result"]["activations"]), kept, rtol=1e-4, atol=1e-4)
 
 
+def steered(*arms, **more):
+    return {"kind": "steer", "dictionary": "sae", "text": TEXT, "arms": list(arms), "tokens": 12, **more}
+
+
+def arm(*doses, times=1.0):
+    return {"doses": [dict(zip((kind, "value"), dose)) for kind, *dose in doses], "times": times}
+
+
 def test_steering_streams_and_ends_as_generate_does(served, home):
-    doses = [{"latent": 5, "value": 30.0}]
-    _, job = served.ask("/api/jobs", {"kind": "steer", "dictionary": "sae", "text": TEXT, "doses": doses, "tokens": 12})
+    _, job = served.ask("/api/jobs", steered(arm(("latent", 5, 15.0), times=2), arm(("direction", "pull", 3.0))))
     events = served.events(job["id"])
     assert events[-1]["type"] == "done", events[-1]
+    found = events[-1]["result"]
     model, own = load_model(str(home / "tiny"), quiet=True), one_site(home / "sae")
-    from monosem.edits import add_latent
-
-    for side, edits in (("plain", ()), ("steered", add_latent(own, 5, 30.0))):
+    vector = Direction.load(home / "pull.safetensors").vector
+    changes = {"plain": (), "0": edits.add_latent(own, 5, 30.0), "1": edits.add(("resid_post.1", vector), 3.0)}
+    for side, change in changes.items():
         told = [event["texts"] for event in events if event["type"] == "tokens" and event["side"] == side]
         assert [told[i + 1][: len(told[i])] == told[i] for i in range(len(told) - 1)] == [True] * (len(told) - 1)
         assert len(told) > 8
-        expected = model.generate(TEXT, edits=edits, max_new_tokens=12)
-        assert events[-1]["result"][side] == expected.texts[0]
+        expected = model.generate(TEXT, edits=change, max_new_tokens=12)
+        row = found["plain"] if side == "plain" else found["arms"][int(side)]
+        assert row["text"] == expected.texts[0]
+
+
+def test_what_steering_says_of_a_text_is_what_the_model_says(served, home):
+    found = served.job(**steered(arm(("latent", 5, 30.0))))["result"]
+    model, own = load_model(str(home / "tiny"), quiet=True), one_site(home / "sae")
+    change = edits.add_latent(own, 5, 30.0)
+    made = model.generate(TEXT, edits=change, max_new_tokens=12)
+    ids, new = made.ids.rows()[0], made.new[0]
+    start = len(ids) - len(new)
+    with torch.no_grad():
+        plain = model.hf(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+    changed = model.run([ids], edits=change).logits[0].double().log_softmax(-1)
+    spans = slice(start - 1, len(ids) - 1)
+    own_plain, own_changed = (one[spans].gather(1, torch.tensor(new)[:, None])[:, 0] for one in (plain, changed))
+    row = found["arms"][0]
+    assert row["raised"] == pytest.approx((own_changed - own_plain).tolist(), abs=1e-4)
+    nats = (plain.exp() * (plain - changed)).sum(-1)[spans]
+    assert (row["kl"], row["kl_text"]) == pytest.approx((float(nats[0]), float(nats.mean())), abs=1e-4)
+    assert row["perplexity"] == pytest.approx(float((-own_plain.mean()).exp()), rel=1e-4)
+    first = found["changes"][0]
+    token = next(i for i in range(model.cfg.d_vocab) if model.str_token(i) == first["token"])
+    assert first["raised"][0] == pytest.approx(float(changed[start - 1, token] - plain[start - 1, token]), abs=1e-4)
+
+
+def test_amounts_in_other_units(served, home):
+    model, own = load_model(str(home / "tiny"), quiet=True), one_site(home / "sae")
+    (amount,) = served.job(**steered(arm(("latent", 5, 0.5), times=3), units="norms"))["result"]["arms"][0]["amounts"]
+    assert amount == pytest.approx(in_norms(model, (own.site, own.W_dec[5]), 1.5), rel=1e-4)
+    doses = [("latent", 5, 2.0), ("direction", "pull", 1.0)]
+    found = served.job(**steered(arm(*doses, times=0.05), arm(*doses, times=0.2), units="nats"))
+    assert found["type"] == "done", found
+    vector, spoken = Direction.load(home / "pull.safetensors").vector, Spoken.by(model, TEXT, max_new_tokens=12)
+    for row, wanted in zip(found["result"]["arms"], (0.05, 0.2), strict=True):
+        latent, direction = row["amounts"]
+        assert latent == pytest.approx(2 * direction)
+        both = [edits.add_latent(own, 5, latent), edits.add(("resid_post.1", vector), direction)]
+        assert float(spoken.divergence(both).quantile(0.95)) == pytest.approx(wanted, rel=0.06)
+    assert served.job(**steered(arm(("latent", 5, 1.0)), units="nats", how="set"))["type"] == "failed"
+    assert "no direction" in served.job(**steered(arm(("direction", "push", 1.0))))["words"]
 
 
 def test_a_prompt_matrix_leaves_out_what_the_dictionary_was_not_trained_on(served, home):
@@ -259,6 +311,60 @@ def test_a_prompt_matrix_leaves_out_what_the_dictionary_was_not_trained_on(serve
     assert {position for position, _ in top} == set(counted.nonzero()[:, 0].tolist())
 
 
+def test_what_removing_a_latent_does_to_an_example(served, home):
+    own, model = one_site(home / "sae"), load_model(str(home / "tiny"), quiet=True)
+    example = latents.index_of(own).evidence(5).examples[0]
+    ask = {"kind": "removed", "dictionary": "sae", "latent": 5, "ids": example.ids}
+    found = served.job(**ask)["result"]
+    with torch.no_grad():
+        hidden = model.hf(torch.tensor([example.ids]), output_hidden_states=True).hidden_states[2][0]
+        pre = (hidden @ own.W_enc + own.b_enc).relu()
+        amount = torch.where(pre >= pre.topk(4).values[:, -1:], pre, 0)[:, 5]
+        amount[0] = 0  # the first token stays as it is
+    with model.editing(edits.function("resid_post.1", lambda x: x - amount[:, None] * own.W_dec[5])):
+        without = model.run([example.ids]).logits[0].double().log_softmax(-1)
+    plain = model.run([example.ids]).logits[0].double().log_softmax(-1)
+    expected = (plain - without)[:-1].gather(1, torch.tensor(example.ids)[1:, None])[:, 0]
+    changes = [row["loss_change"] for row in found["rows"]]
+    assert changes[:-1] == pytest.approx(expected.tolist(), abs=1e-4)
+    assert changes[-1] is None
+    assert served.job(**ask)["result"] == found
+    assert "tokens 0 to" in served.job(**ask | {"ids": [10**6]})["words"]
+
+
+def test_where_an_attention_latent_comes_from(served, home):
+    own, model = one_site(home / "heads"), load_model(str(home / "tiny"), quiet=True)
+    z = model.run(TEXT, capture="z.1")["z.1"][0].flatten(1)
+    pre = (z @ own.W_enc + own.b_enc)[-1]
+    latent = int(pre.argmax())
+    found = served.job(kind="sources", dictionary="heads", text=TEXT, latent=latent)["result"]
+    assert len(found["values"]) == model.cfg.n_heads
+    assert sum(map(sum, found["values"])) + found["bias"] == pytest.approx(float(pre[latent]), abs=1e-4)
+    assert served.job(kind="sources", dictionary="sae", text=TEXT, latent=latent)["type"] == "failed"
+
+
+def test_the_model_adds_to_a_page(served, home):
+    own, model = one_site(home / "heads"), load_model(str(home / "tiny"), quiet=True)
+    found = served.job(kind="weights", dictionary="heads", latent=3)["result"]
+    norms = own.W_dec[3].reshape(model.cfg.n_heads, -1).norm(dim=1)
+    assert [row["share"] for row in found["heads"]] == pytest.approx((norms / norms.sum()).tolist(), rel=1e-5)
+    assert "set_effects" in served.job(kind="weights", dictionary="sae", latent=3)["result"]
+
+
+def test_a_sweep_is_ranked(served, home):
+    import base64
+
+    (about,) = served.ask("/api/home")[1]["sweeps"]
+    assert (about["dictionary"], about["prompt"], about["rows"], about["wanted"]) == ("sae", "the cat", 24, 24)
+    _, table = served.ask("/api/sweep?n=0")
+    score = np.frombuffer(base64.b64decode(table["columns"]["score"]), "<f4")
+    assert (np.diff(score) <= 0).all()
+    expected = LatentSweep.load(home / "swept").table
+    assert [one["text"] for one in served.ask("/api/sweep_rows?n=0&i=0,5")[1]] == expected["text"].iloc[[0, 5]].tolist()
+    assert served.ask("/api/sweep?n=1")[0] == 404
+    assert served.ask("/api/sweep_rows?n=0&i=24")[0] == 404
+
+
 def test_a_failing_job_is_shown_and_the_next_one_runs(served):
     end = served.job(kind="patch", dictionary="sae", text=TEXT, corrupted="the", answer=" cat", wrong=" dog")
     assert end["type"] == "failed"
@@ -269,7 +375,7 @@ def test_a_failing_job_is_shown_and_the_next_one_runs(served):
 
 
 def test_a_running_job_can_be_cancelled_and_a_waiting_one_never_runs(served):
-    ask = {"kind": "steer", "dictionary": "sae", "text": TEXT, "doses": [{"latent": 5, "value": 1.0}], "tokens": 50}
+    ask = steered(arm(("latent", 5, 1.0)), tokens=50)
     first, second = (served.ask("/api/jobs", ask | {"seed": seed, "temperature": 1.0})[1]["id"] for seed in (1, 2))
     served.ask(f"/api/jobs/{second}/cancel", {})
     served.ask(f"/api/jobs/{first}/cancel", {})
@@ -279,7 +385,7 @@ def test_a_running_job_can_be_cancelled_and_a_waiting_one_never_runs(served):
 
 
 def test_many_readers_and_one_that_dies(served):
-    ask = {"kind": "steer", "dictionary": "sae", "text": TEXT, "doses": [{"latent": 4, "value": 1.0}], "tokens": 40}
+    ask = steered(arm(("latent", 4, 1.0)), tokens=40)
     job = served.ask("/api/jobs", ask)[1]["id"]
     host, port = served.host.split(":")
     dying = socket.create_connection((host, int(port)))

@@ -1,6 +1,10 @@
 """The data of one latent's page: what weights say by NumPy, the index by its evidence, and what is missing."""
 
+import base64
+import gzip
+import html
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -135,3 +139,21 @@ def test_shares_of_heads_add_up():
     found = page(None, 2, dictionary=sae, model=model).parts["heads"]
     norms = [float(part.norm()) for part in sae.W_dec[2].split(model.cfg.d_head)]
     assert [one["share"] for one in found] == pytest.approx([norm / sum(norms) for norm in norms])
+
+
+def test_a_notebook_and_a_file_have_the_page_of_the_explorer(index, tmp_path):
+    found = page(index, 3)
+    shown = found._repr_html_()
+    assert shown.count("<iframe") == 1
+    assert 'sandbox="allow-scripts"' in shown  # no access to the notebook around it
+    assert len(shown.encode()) <= 100_000
+    inside = html.unescape(shown.partition('srcdoc="')[2].rpartition('"')[0])
+    packed = inside.partition('type="text/plain">')[2].partition("<")[0]
+    assert json.loads(gzip.decompress(base64.b64decode(packed))) == [found.to_json()]
+    assert found.save(tmp_path / "page.html").read_text() == inside
+    assert json.loads(found.save(tmp_path / "page.json").read_text()) == found.to_json()
+    assert found.save(tmp_path / "page.csv").read_text().count("\n") == 1 + len(found.parts["examples"])
+    hostile = replace(found, dictionary='"></iframe><script>alert(1)</script>')
+    assert "<script>alert" not in hostile._repr_html_()
+    with pytest.raises(BadInput):
+        found.save(tmp_path / "page.docx")

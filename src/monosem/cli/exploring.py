@@ -18,6 +18,12 @@ def explore(
         Path | None, option("FILE", "Where stars, lists and notes are kept (default: your data folder).")
     ] = None,
     reports: Annotated[list[Path] | None, option("DIR", "A folder with reports. May be repeated.")] = None,
+    direction: Annotated[
+        list[Path] | None, option("PATH", "A file of directions, or a folder of them, to steer with. May be repeated.")
+    ] = None,
+    sweep: Annotated[
+        list[Path] | None, option("DIR", "A folder that `monosem sweep` wrote, to look through. May be repeated.")
+    ] = None,
     browser: Annotated[
         bool, flag("Open it in the browser, or print the address alone.", "--browser/--no-browser")
     ] = True,
@@ -39,6 +45,8 @@ def explore(
         port=port,
         notes=notes,
         reports=reports or (),
+        directions=direction or (),
+        sweeps=sweep or (),
         open_browser=browser,
         quiet=quiet,
     )

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,19 +18,20 @@ from starlette.routing import Route
 from .. import __version__
 from ..errors import BadInput, MonosemError, UnknownName, check_name
 from ..latents import public_latent
+from ..latents.drawing import export_page
 from ..latents.public import split_place
 from ..pages import environment
 from ..reading import parse_json
 from ..terminal import notice, one_line
 from .asks import ASKS, parsed
 from .computed import COMPUTED, Computed, books
-from .export import export_page
 from .guard import MOST_BYTES, TooLarge
 from .library import MOST_ROWS, Library, family, relation
 from .modules import MODULES, PAGES, imports, module
 from .neuronpedia import Neuronpedia
 from .notes import Change, Notes
 from .queue import ENDED, Job, Jobs
+from .sweeps import Sweeps
 from .work import started
 
 EVENT_SECONDS, BEAT_SECONDS = 0.05, 10.0
@@ -46,12 +47,14 @@ class Explorer:
 
     Args:
         reports: folders that are searched for reports (`report.html` in them or one level below).
+        sweeps: folders of sweeps of latents.
     """
 
-    def __init__(self, library: Library, notes: Notes, reports: list[Path] | None = None):
+    def __init__(self, library: Library, notes: Notes, reports: Sequence[Path] = (), sweeps: Sequence[Path] = ()):
+        self.sweeps = Sweeps(sweeps, library)
         self.library, self.notes, self.jobs = library, notes, Jobs()
         self.computed = Computed(library, notes.path.parent / "computed")
-        self.reports = {str(n): path for n, path in enumerate(found_reports(reports or []))}
+        self.reports = {str(n): path for n, path in enumerate(found_reports(list(reports)))}
 
     @cached_property
     def importmap(self) -> str:
@@ -102,7 +105,7 @@ class Explorer:
 
     def home(self, request: Request) -> Any:
         reports = [{"number": number, "path": str(path)} for number, path in self.reports.items()]
-        return {"version": __version__, **self.library.about(), "reports": reports}
+        return {"version": __version__, **self.library.about(), "reports": reports, "sweeps": self.sweeps.about()}
 
     def table(self, request: Request) -> Any:
         return self.library.book(asked(request, "d")).columns()
@@ -112,6 +115,12 @@ class Explorer:
 
     def latent(self, request: Request) -> Any:
         return self.library.book(asked(request, "d")).latent(whole(request, "i")[0])
+
+    def sweep(self, request: Request) -> Any:
+        return self.sweeps.columns(whole(request, "n")[0])
+
+    def sweep_rows(self, request: Request) -> Any:
+        return self.sweeps.rows(whole(request, "n")[0], whole(request, "i"))
 
     def public(self, request: Request) -> Any:
         """A latent of Neuronpedia; the server is the one that is set, whatever address was given."""
@@ -162,7 +171,7 @@ class Explorer:
             raise UnknownName(f"no kind of job {kind!r}; there are {', '.join([*ASKS, *COMPUTED])}")
         ask: Any = parsed(ASKS[kind], values)
         self.library.book(ask.dictionary)
-        return self.jobs.add(kind, f"{kind}: {ask.text[:60]}", started(self.library, kind, ask)).about()
+        return self.jobs.add(kind, f"{kind}: {ask.title}", started(self.library, kind, ask)).about()
 
     def job_cancel(self, values: Any, request: Request) -> Any:
         return self.jobs.cancel(request.path_params["id"]).about()
@@ -180,6 +189,8 @@ class Explorer:
             "rows": self.rows,
             "latent": self.latent,
             "public": self.public,
+            "sweep": self.sweep,
+            "sweep_rows": self.sweep_rows,
             "search": self.search,
             "map": self.map,
             "relation": self.relation,

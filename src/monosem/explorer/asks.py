@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from ..errors import BadInput
 
@@ -14,6 +14,11 @@ Amount = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 
 class Ask(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @property
+    def title(self) -> str:
+        """What a list of jobs says of it."""
+        return str(getattr(self, "text", None) or f"latent {getattr(self, 'latent', '')}")[:60]
 
     @classmethod
     def parse(cls, values: Any) -> Self:
@@ -34,10 +39,25 @@ def parsed(kind: type[Kind], values: Any) -> Kind:
 
 
 class Dose(Ask):
-    """A latent and what becomes of it, in its own units."""
+    """A latent, or a direction by its name, and how much of it."""
 
-    latent: Latent
+    latent: Latent | None = None
+    direction: Name | None = None
     value: Amount
+
+    @model_validator(mode="after")
+    def one_of_both(self) -> Self:
+        if (self.latent is None) == (self.direction is None):
+            raise ValueError("a dose is of a latent or of a direction")
+        return self
+
+
+class Arm(Ask):
+    """What is changed together. `times`: all doses times this; with `units` "nats", the KL that is wanted."""
+
+    name: Annotated[str, StringConstraints(max_length=40)] = ""
+    doses: Annotated[list[Dose], Field(min_length=1, max_length=16)]
+    times: Annotated[float, Field(ge=-1e4, le=1e4)] = 1.0
 
 
 class OnText(Ask):
@@ -62,10 +82,13 @@ class PromptText(OnText):
 
 
 class Steer(OnText):
-    """A continuation without and with edits. `how`: add to a latent, set it, or multiply it."""
+    """A continuation without edits and one for each arm. `how`: add to a latent, set it, or multiply it. `units`: of
+    values that are added: a latent's or direction's own; the usual length of an activation at the site; or own ones,
+    all scaled until the most changed twentieth of the tokens differs by so many nats (iso-KL)."""
 
-    doses: Annotated[list[Dose], Field(min_length=1, max_length=16)]
+    arms: Annotated[list[Arm], Field(min_length=1, max_length=8)]
     how: Literal["add", "set", "multiply"] = "add"
+    units: Literal["own", "norms", "nats"] = "own"
     tokens: Annotated[int, Field(ge=1, le=400)] = 60
     temperature: Annotated[float, Field(ge=0, le=5)] = 0.0
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -75,6 +98,28 @@ class Lens(OnText):
     """The likeliest token of every layer."""
 
     lens: Literal["logit", "tuned"] = "logit"
+
+
+class Removed(Ask):
+    """What removing a latent does to an example: the ids of its tokens."""
+
+    dictionary: Name
+    latent: Latent
+    ids: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=1024)]
+
+
+class Sources(OnText):
+    """Which heads, looking at which tokens, make an attention latent fire at a token (-1: the last)."""
+
+    latent: Latent
+    position: Annotated[int, Field(ge=-1, lt=1024)] = -1
+
+
+class Weights(Ask):
+    """What a latent's page says with the model's weights beside the dictionary's."""
+
+    dictionary: Name
+    latent: Latent
 
 
 class Patch(OnText):
@@ -98,4 +143,7 @@ ASKS: dict[str, type[Ask]] = {
     "lens": Lens,
     "patch": Patch,
     "graph": Graph,
+    "removed": Removed,
+    "sources": Sources,
+    "weights": Weights,
 }

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..dictionaries import Dictionary, latent_ids, one_site, shipped_dictionaries
-from ..errors import BadInput, MonosemError, check_name
+from ..directions import Direction, Directions
+from ..errors import BadFile, BadInput, MonosemError, check_name
 from ..latents import Index, index_of, neighbours, page, weight_statistics
 from ..latents.maps import principal, unit_rows
 from ..models import Model, load_model
@@ -82,6 +84,7 @@ class Book:
                     "site": str(own.site),
                     "writes": str(own.site_out) if own.transcoder and own.has_site_out else None,
                     "kind": own.kind,
+                    "heads": own.site.name in ("z", "attn_raw", "attn_out"),
                     "width": own.width,
                     "meta_of": own.metadata.get("meta_of"),
                     "tokens": None if index is None else int(index.meta["tokens"]),
@@ -160,12 +163,19 @@ def words_of(book: Book, latent: int) -> dict[str, list[str]]:
         return {"fires_on": [], "promotes": []} if book.usable is None else book.usable.words_of([latent])[latent]
 
 
+def space(book: Book) -> tuple[str, int]:
+    """What its decoder rows are vectors of: the stream, or one place alone."""
+    own = book.dictionary
+    site = own.site_out if own.has_site_out else own.site
+    return "stream" if site.shape[-1] == "d_model" else str(site), own.d_out
+
+
 def family(library: "Library", own: Book, latent: int) -> list[dict[str, Any]]:
     """In other dictionaries of the same space, narrow ones first: the nearest latents, and each one's nearest here."""
     found = []
     for other in library.books.values():
         about = other.about()
-        if other is own or "error" in about or other.dictionary.d_out != own.dictionary.d_out:
+        if other is own or "error" in about or space(other) != space(own):
             continue
         if about["model"] != own.dictionary.model_name:
             continue
@@ -190,10 +200,12 @@ class Library:
     Args:
         names: of dictionaries, as `load_dictionary` takes them; the shipped ones follow.
         model: another model than the dictionaries' own.
+        directions: files of directions, or folders of such.
     """
 
-    def __init__(self, names: Sequence[str] = (), model: str | Model | None = None):
+    def __init__(self, names: Sequence[str] = (), model: str | Model | None = None, directions: Sequence[Path] = ()):
         self.first = list(names)
+        self.directions = read_directions(directions)
         self.books = {name: Book(name) for name in dict.fromkeys([*names, *shipped_dictionaries()])}
         self.named = model
         self.loaded: Loaded | None = None
@@ -201,6 +213,10 @@ class Library:
     def book(self, name: str) -> Book:
         check_name("dictionary", name, list(self.books))
         return self.books[name]
+
+    def direction(self, name: str) -> Direction:
+        check_name("direction", name, list(self.directions))
+        return self.directions[name]
 
     def model(self, book: Book, job: Job) -> Model:
         """The model of a dictionary, loaded in a job; the last one stays. Raises `Mismatch` where it is of another."""
@@ -224,4 +240,24 @@ class Library:
 
     def about(self) -> dict[str, Any]:
         held = self.loaded.name if self.loaded else getattr(self.named, "name", None)
-        return {"dictionaries": [book.about() for book in self.books.values()], "first": self.first, "model": held}
+        directions = [
+            {"name": name, "site": str(one.site), "model": one.model_name, "method": one.provenance.get("method", "")}
+            for name, one in self.directions.items()
+        ]
+        books = [book.about() for book in self.books.values()]
+        return {"dictionaries": books, "first": self.first, "model": held, "directions": directions}
+
+
+def read_directions(places: Sequence[Path]) -> dict[str, Direction]:
+    """Name -> direction; a file with several has one a site. Raises `BadFile` for a file without any."""
+    found: dict[str, Direction] = {}
+    for place in places:
+        files = sorted(place.glob("*.safetensors")) if place.is_dir() else [place]
+        if not files:
+            raise BadFile(f"{place} holds no *.safetensors with directions")
+        for file in files:
+            several = Directions.load(file).directions
+            for one in several:
+                name = file.stem if len(several) == 1 else f"{file.stem} {one.site} {one.position}".strip()
+                found[name if name not in found else f"{file.parent.name}/{name}"] = one
+    return found

@@ -1,22 +1,12 @@
-"""The browser's files: which there are, and under which names they import each other."""
+"""The browser's files beside the renderer of latents, and the names under which they import each other."""
 
-import base64
 from functools import cache
 from importlib.resources import files
 
-# name in an import statement -> file. One map serves the app, where files have addresses, and the exported page, where
-# they are inside it: so every import names a module, never a place
+from ..latents.drawing.modules import DRAWN, NAMED, drawn
+
 PAGES = ["home", "dictionary", "latent", "map", "prompt", "steer", "compare", "lens", "patching", "graph", "lists"]
-PAGES += ["reports", "public", "geometry", "splitting", "circles", "meta", "absorbers", "writes"]
-NAMED = {
-    "preact": "vendor/preact.js",
-    "preact/hooks": "vendor/hooks.js",
-    "htm": "vendor/htm.js",
-    "ui": "ui.js",
-    "tokens": "tokens.js",
-    "charts": "charts.js",
-    "latent-view": "latent_view.js",
-}
+PAGES += ["reports", "public", "sweep", "geometry", "splitting", "circles", "meta", "absorbers", "writes"]
 APP = {
     "server": "server.js",
     "place": "place.js",
@@ -26,7 +16,7 @@ APP = {
     **{f"page/{name}": f"pages/{name}.js" for name in PAGES},
     "app": "app.js",
 }
-MODULES = frozenset({*NAMED.values(), *APP.values(), "style.css"})
+MODULES = DRAWN | {*APP.values(), "app.css"}
 
 
 def imports() -> dict[str, str]:
@@ -34,12 +24,8 @@ def imports() -> dict[str, str]:
     return {name: f"/static/{file}" for name, file in {**NAMED, **APP}.items()}
 
 
-def inside() -> dict[str, str]:
-    """The import map of a page that has its modules in it."""
-    coded = {name: base64.b64encode(module(file).encode()).decode() for name, file in NAMED.items()}
-    return {name: f"data:text/javascript;base64,{code}" for name, code in coded.items()}
-
-
 @cache
 def module(name: str) -> str:
+    if name in DRAWN:
+        return drawn(name)
     return (files("monosem.explorer") / "static" / name).read_text(encoding="utf-8")

@@ -22,6 +22,7 @@ from ..errors import BadInput, UnknownName
 from ..graphs.files import graph_json
 from ..reading import parse_json
 from .asks import parsed
+from .bench import Bench
 from .library import Book, Library
 from .neuronpedia_asks import (
     MOST_FOUND,
@@ -39,7 +40,7 @@ from .neuronpedia_asks import (
 from .neuronpedia_places import Found, Row, places
 from .notes import Change, Notes
 from .queue import ENDED, Job, Jobs
-from .work import Bench
+from .steering import say
 
 PAGE = 20  # results of a search
 MOST_GRAPHS = 20
@@ -82,17 +83,13 @@ def peak(values: Tensor) -> Row:
 def spoken(bench: Bench, ask: SteerText, wanted: list[edits.Edit]) -> Row:
     """A continuation, and the log-probability of each of its tokens beside the likeliest ones."""
     options: Row = {"max_new_tokens": ask.n_tokens, "temperature": ask.temperature, "seed": ask.seed}
-    with bench.watched():
-        made = bench.model.generate(ask.prompt, edits=wanted, capture="logits", **options)
-    new, start = made.new[0], len(bench.model.tokens(ask.prompt).rows()[0])
-    rows = []
-    for token, logits in zip(new, made["logits"][0, start - 1 :]):
-        log_p = logits.float().log_softmax(-1)
+    made, rows = say(bench, ask.prompt, wanted, **options), []
+    for token, log_p in zip(made.new, made.logits.log_softmax(-1)):
         best = log_p.topk(ask.n_logprobs) if ask.n_logprobs else None
         pairs = [] if best is None else zip(best.indices.tolist(), best.values.tolist())
         tops = [{"token": bench.model.str_token(i), "logprob": value} for i, value in pairs]
         rows.append({"token": bench.model.str_token(token), "logprob": float(log_p[token]), "top_logprobs": tops})
-    return {"text": made.texts[0], "logprobs": rows}
+    return {"text": made.text, "logprobs": rows}
 
 
 class Neuronpedia:

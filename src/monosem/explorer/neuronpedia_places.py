@@ -12,9 +12,9 @@ from ..dictionaries import latent_ids
 from ..errors import BadInput
 from ..latents import Index, neuron_row
 from .asks import OnText
+from .bench import Bench
 from .library import Book, Library
 from .queue import Job
-from .work import Bench
 
 Row = dict[str, Any]
 

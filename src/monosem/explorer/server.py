@@ -24,6 +24,8 @@ def serve(
     port: int | None = None,
     notes: Path | None = None,
     reports: Sequence[Path] = (),
+    directions: Sequence[Path] = (),
+    sweeps: Sequence[Path] = (),
     open_browser: bool = True,
     quiet: bool = False,
 ) -> None:
@@ -35,20 +37,22 @@ def serve(
         port: None for the first free one from 8420 on; 0 for any.
         notes: the file of stars, lists and notes (default: in the user's data folder).
         reports: folders with reports of studies and robustness.
+        directions: files of directions (`Direction.save`, `monosem direction`, other tools), or folders of such.
+        sweeps: folders of sweeps of latents (`steering.sweep_latents`, `monosem sweep`).
 
     Raises:
-        MissingExtra: without starlette and uvicorn. BadInput: the port is taken. BadFile: a file of notes that is none.
-        UnknownName: no such dictionary.
+        MissingExtra: without starlette and uvicorn. BadInput: the port is taken. UnknownName: no such dictionary.
+        BadFile: a file of notes or directions, or a folder of a sweep, that is none.
     """
     require("starlette", "explorer")
     uvicorn = require("uvicorn", "explorer")
     from .application import Explorer
     from .guard import Guard
 
-    library = Library(dictionaries, model)
+    library = Library(dictionaries, model, directions)
     for name in dictionaries:
         _ = library.book(name).dictionary  # a wrong name is said here, not in the browser
-    explorer = Explorer(library, Notes(notes), list(reports))
+    explorer = Explorer(library, Notes(notes), reports, sweeps)
     held = listening(port)
     number, token = held.getsockname()[1], secrets.token_urlsafe(24)
     guarded = Guard(explorer.application(), number, token, explorer.policy)

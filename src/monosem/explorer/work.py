@@ -1,65 +1,23 @@
 """What jobs compute with the model: each takes what was asked, and gives plain data that a page draws."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from .. import edits, graphs, lenses, patching, steering
+from .. import graphs, lenses, patching
 from ..data import TokenPairs
 from ..errors import BadInput
 from ..files import json_value
 from ..graphs.viewer import page as graph_page
-from ..latents import pooled, top
-from ..latents.spelling import readable, token_text
-from ..models import Model, Moment, Site
-from ..steering.outcome import Outcome, outcome
-from .asks import Ask, Graph, Lens, Patch, PromptText, Steer, TryText
-from .library import Book, Library
+from ..latents import head_sources, page, pooled, removal, top
+from .asks import Ask, Graph, Lens, Patch, PromptText, Removed, Sources, TryText, Weights
+from .bench import Bench
+from .library import Library
 from .queue import Job
+from .steering import steer
 
-MOST_TOKENS = 1024  # of a text
 MATRIX_LATENTS = 60  # of a prompt's matrix
-CHANGES = {"add": edits.add_latent, "set": edits.clamp, "multiply": edits.scale_latent}
-
-
-class Bench:
-    """What one job works with: its request, the dictionary, the model, and the job itself to tell of progress."""
-
-    def __init__(self, library: Library, ask: Any, job: Job):
-        self.ask, self.job, self.library = ask, job, library
-        self.book: Book = library.book(ask.dictionary)
-        self.model: Model = library.model(self.book, job)
-        job.progress("reading the text")
-
-    @property
-    def text(self) -> str:
-        return self.as_prompt(self.ask.text)
-
-    def as_prompt(self, text: str) -> str:
-        prompt = self.model.chat(text) if self.ask.chat else text
-        if (n := int(self.model.tokens(prompt).lengths[0])) > MOST_TOKENS:
-            raise BadInput(f"the text has {n:,} tokens; at most {MOST_TOKENS:,} are read here")
-        return prompt
-
-    def strings(self, ids: Sequence[int] | Tensor) -> list[str]:
-        """Texts of neighbouring tokens; a character spread over several stands at the last."""
-        return readable(token_text(self.model, int(one)) for one in ids)
-
-    @contextlib.contextmanager
-    def watched(self, told: Callable[[Tensor], None] | None = None) -> Iterator[None]:
-        """Every pass inside ends early when the job is cancelled; `told` hears of each new token: ids `batch pos`."""
-
-        def look(x: Tensor, moment: Moment) -> Tensor:
-            self.job.check()
-            if told is not None:
-                told(moment.tokens.ids[:, int(moment.prompt_lengths.max()) :])
-            return x
-
-        with self.model.editing(edits.Edit(Site.parse("resid_pre.0"), look, "watch", by_row=True)):
-            yield
 
 
 def try_text(bench: Bench) -> dict[str, Any]:
@@ -121,66 +79,6 @@ def _best(bench: Bench, found: Any) -> list[int]:
     return [int(latent) for latent in order.index]
 
 
-def steer(bench: Bench) -> dict[str, Any]:
-    """A continuation without and with the edits, token by token as they come."""
-    ask: Steer = bench.ask
-    own, text = bench.book.dictionary, bench.text
-    change = CHANGES[ask.how]
-    wanted = [change(own, dose.latent, dose.value) for dose in ask.doses]
-    start = len(bench.model.tokens(text).rows()[0])
-    options: dict[str, Any] = {"max_new_tokens": ask.tokens, "temperature": ask.temperature, "seed": ask.seed}
-
-    def side(name: str) -> Callable[[Tensor], None]:
-        seen = 0
-
-        def told(ids: Tensor) -> None:
-            nonlocal seen
-            new = ids[0].tolist()
-            if len(new) > seen:
-                seen = len(new)
-                bench.job.tell("tokens", side=name, texts=bench.strings(new))
-
-        return told
-
-    key = (bench.model.name, text, *options.values())
-    if (plain := _PLAIN.get(key)) is None:
-        bench.job.progress("writing without the edit")
-        with bench.watched(side("plain")):
-            plain = outcome(bench.model, text, (), **options)
-        _PLAIN.clear()
-        _PLAIN[key] = plain
-    bench.job.tell("tokens", side="plain", texts=bench.strings(plain.new[0]))
-    bench.job.progress("writing with the edit")
-    with bench.watched(side("steered")):
-        edited = outcome(bench.model, text, wanted, **options)
-    compared = steering.Comparison.between(bench.model, plain, edited, top=10)
-    row = compared.rows[0]
-    bench.job.tell("tokens", side="steered", texts=bench.strings(edited.new[0]))
-    return {
-        "prompt_tokens": start,
-        "plain": plain.texts[0],
-        "steered": edited.texts[0],
-        "row": json_value(row),
-        "changes": _changes(bench, plain.logits[0], edited.logits[0]),
-    }
-
-
-_PLAIN: dict[Any, Outcome] = {}  # the last continuation without edits: one changes doses more often than prompts
-
-
-def _changes(bench: Bench, before: Tensor, after: Tensor, n: int = 8) -> list[dict[str, Any]]:
-    """Next tokens of which the log-probability moves most, among those with a chance of 0.1 % on one side."""
-    a, b = before.double().log_softmax(-1), after.double().log_softmax(-1)
-    moved = torch.where(torch.maximum(a, b) > torch.tensor(0.001).log(), b - a, 0)
-    ids = moved.abs().topk(min(2 * n, len(moved))).indices.tolist()
-    ids.sort(key=lambda i: -float(moved[i]))
-    return [
-        {"token": bench.model.str_token(i), "before": float(a[i].exp()), "after": float(b[i].exp())}
-        for i in ids
-        if moved[i] != 0
-    ]
-
-
 def lens(bench: Bench) -> dict[str, Any]:
     """The likeliest token of every layer at every token."""
     ask: Lens = bench.ask
@@ -226,6 +124,48 @@ def graph(bench: Bench) -> dict[str, Any]:
     return {"page": "graph.html", "nodes": len(kept.nodes), "scores": json_value(whole.scores)}
 
 
+def removed(bench: Bench) -> dict[str, Any]:
+    """What removing a latent does to the next tokens of an example; kept, because one looks again."""
+    ask: Removed = bench.ask
+    key = (bench.model.name, ask.dictionary, ask.latent, tuple(ask.ids))
+    if (found := _REMOVED.get(key)) is None:
+        if max(ask.ids) >= bench.model.cfg.d_vocab:
+            raise BadInput(f"the model has tokens 0 to {bench.model.cfg.d_vocab - 1}")
+        with bench.watched():
+            table = removal(bench.model, bench.book.dictionary, ask.latent, ask.ids).table
+        found = {"tokens": bench.strings(ask.ids), "rows": json_value(table.drop(columns="token"))}
+        while len(_REMOVED) >= MOST_REMOVED:
+            _REMOVED.pop(next(iter(_REMOVED)))
+        _REMOVED[key] = found
+    return found
+
+
+_REMOVED: dict[Any, dict[str, Any]] = {}
+MOST_REMOVED = 500
+
+
+def sources(bench: Bench) -> dict[str, Any]:
+    """What each head, looking at each token, gives to a latent's pre-activation at one token."""
+    ask: Sources = bench.ask
+    with bench.watched():
+        found = head_sources(bench.model, bench.text, bench.book.dictionary, ask.latent, position=ask.position)
+    ids = bench.model.tokens(bench.text).rows()[0]
+    return {
+        "tokens": bench.strings(ids),
+        "values": json_value(found.values),
+        **{name: json_value(getattr(found, name)) for name in ("bias", "preactivation", "activation")},
+    }
+
+
+def weights(bench: Bench) -> dict[str, Any]:
+    """The parts of a latent's page that need the model's weights."""
+    ask: Weights = bench.ask
+    book = bench.book
+    with book.lock:
+        whole = page(book.usable, ask.latent, dictionary=book.dictionary, model=bench.model).to_json()
+    return {name: whole[name] for name in ("logits", "set_effects", "heads") if name in whole}
+
+
 WORK: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "try": try_text,
     "prompt": prompt_latents,
@@ -233,6 +173,9 @@ WORK: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "lens": lens,
     "patch": patch,
     "graph": graph,
+    "removed": removed,
+    "sources": sources,
+    "weights": weights,
 }
 
 

@@ -4,6 +4,7 @@ from .config import IndexConfig
 from .contrast import Contrast, contrast
 from .cycles import CYCLES, Cycle, cycle
 from .dashboards import Dashboards, read_dashboards
+from .delphi import read_delphi
 from .details import coactive, deciles, enrichment, near_misses, silent, token_patterns, uniform
 from .effects import extreme_tokens, logit_effects
 from .evidence import Evidence, Example
@@ -103,6 +104,7 @@ __all__ = [
     "pullback",
     "quick_list_url",
     "read_dashboards",
+    "read_delphi",
     "removal",
     "set_effects",
     "silent",

@@ -1,8 +1,10 @@
 """Everything known about one latent, as plain data: what the app, a notebook and an export draw."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,11 @@ from .. import __version__
 from ..dictionaries import Dictionary
 from ..dictionaries.codes import latent_ids
 from ..errors import BadInput
-from ..files import json_value
+from ..files import json_value, write_json, write_text
 from ..models import Model
 from ..results import Result
 from . import details
+from .drawing import export_page, framed
 from .effects import CONVENTION, logit_effects, logit_histogram, logit_moments
 from .evidence import Band, Evidence, Example
 from .geometry import aligned_neurons, head_shares, neighbours, weight_statistics
@@ -46,6 +49,24 @@ class LatentPage(Result):
         """As JSON holds it: `latent`, `dictionary`, `summary`, `missing`, and one key a part."""
         about = {"latent": self.latent, "dictionary": self.dictionary, "summary": self.summary}
         return dict(json_value(about | {"missing": dict(self.missing)} | dict(self.parts)))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the explorer's page in a frame."""
+        return framed(export_page([self.to_json()]))
+
+    def save(self, path: str | os.PathLike[str], **plot: Any) -> Path:
+        """The page as one file (.html), everything (.json), or the examples (.csv, .parquet).
+
+        Raises:
+            BadInput: another ending. MissingExtra: .parquet without pyarrow.
+        """
+        if Path(path).suffix == ".html":
+            write_text(path, export_page([self.to_json()]))
+        elif Path(path).suffix == ".json":
+            write_json(path, self.to_json())
+        else:
+            return super().save(path, **plot)
+        return Path(path)
 
     @property
     def table(self) -> pd.DataFrame:

@@ -21,7 +21,7 @@ export function useJob() {
   const run = async (kind, ask) => {
     source.current?.close();
     if (job && !ENDED.includes(job.state)) post(`jobs/${job.id}/cancel`).catch(() => {});
-    setJob({ state: "waiting", words: "waiting for the model", sides: {} });
+    setJob({ state: "waiting", words: "waiting for the model", sides: {}, asked: ask });
     let id;
     try { ({ id } = await post("jobs", { kind, ...ask })); }
     catch (error) { setJob({ state: "failed", error: error.message, sides: {} }); return; }

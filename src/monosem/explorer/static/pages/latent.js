@@ -1,11 +1,11 @@
 // A latent: what is known of it, a text of one's own, and a note.
-import { html, Failed, Panel, Waiting, useState, useEffect } from "ui";
+import { html, Failed, number, Panel, Waiting, useState, useEffect, at, away } from "ui";
 import { cached, useData } from "server";
 import { go, here, Link, change } from "place";
 import { LatentView } from "latent-view";
 import { Progress, useJob } from "jobs";
 import { keep, noteOf, Star, useNotes } from "notes";
-import { Tokens } from "tokens";
+import { quoted, strength, Tokens, visible } from "tokens";
 import { last } from "page/dictionary";
 
 // the next latent in the order of the table that was seen last; null: any
@@ -24,9 +24,12 @@ export async function step(by) {
 }
 export const explain = () => document.getElementById("note")?.focus();
 
-export function LatentPage({ place, d }) {
+export function LatentPage({ place, d, home }) {
   const i = Number(place.i || 0);
-  const { value: page, error, old } = useData("latent", { d, i });
+  const { value: stored, error, old } = useData("latent", { d, i });
+  const more = useJob(), added = more.job?.result && more.job.asked.latent === i ? more.job.result : null;
+  const page = stored && added ? { ...stored, ...added } : stored;
+  const about = home.dictionaries.find(one => one.name === d);
   if (error) return html`<${Failed} words=${error} />`;
   if (!page) return html`<${Waiting} words=${`reading latent ${i}`} />`;
   const link = latent => html`<${Link} page="latent" state=${{ d, i: latent }}>${latent}<//>`;
@@ -35,13 +38,42 @@ export function LatentPage({ place, d }) {
     <button type="button" onClick=${() => step(1)} aria-label="Next latent">next ›</button>
     <${Link} page="steer" state=${{ d, l: `${i}` }} class="button">Steer<//>
     <${Link} page="compare" state=${{ d, a: i, b: page.neighbours?.decoder[0]?.latent }} class="button">Compare<//>
-    <a class="button" href=${`/api/export?d=${encodeURIComponent(d)}&i=${i}`} download>Save as a file</a></p>`;
-  return html`<div class=${old ? "old" : ""}><${LatentView} page=${page} link=${link} actions=${actions}
-    below=${html`<${Try} d=${d} i=${i} text=${place.t || ""} key=${`try ${d} ${i}`} />`} />
+    ${!added && html`<button type="button" disabled=${more.busy} onClick=${() => more.run("weights", { dictionary: d, latent: i })}>More from the model's weights</button>`}
+    <a class="button" href=${`/api/export?d=${encodeURIComponent(d)}&i=${i}`} download>Save as a file</a></p><${Progress} job=${more.job} cancel=${more.cancel} />`;
+  const effect = example => html`<${Effect} d=${d} i=${i} example=${example} key=${example.ids.join(" ")} />`;
+  return html`<div class=${old ? "old" : ""}><${LatentView} page=${page} link=${link} actions=${actions} effect=${effect}
+    below=${html`<${Try} heads=${about?.heads} d=${d} i=${i} text=${place.t || ""} key=${`try ${d} ${i}`} />`} />
     <${Note} d=${d} i=${i} key=${`note ${d} ${i}`} /></div>`;
 }
 
-function Try({ d, i, text }) {
+// What removing the latent does at each token of an example; asked for when one wants to know, for it runs the model twice.
+function Effect({ d, i, example }) {
+  const { job, run, cancel, busy } = useJob();
+  const rows = job?.result?.rows, most = rows && Math.max(...rows.map(row => Math.abs(row.loss_change ?? 0)), 1e-9);
+  const listed = pairs => pairs.map(([token, value]) => html`<span class="mono">${quoted(token)} <span class="soft">${number(value, 2)}</span> </span>`);
+  const over = (event, row, token) => at(event, html`<div>after <b class="mono">${quoted(token)}</b></div>
+    <div>loss of the next token <b>${row.loss_change >= 0 ? "+" : ""}${number(row.loss_change)}</b> nats without the latent${row.direct_loss_change !== null ? `, ${number(row.direct_loss_change)} by the direct path` : ""}</div>
+    <div>KL ${number(row.kl)} nats</div><div>it raises ${listed(row.raised)}</div><div>it lowers ${listed(row.lowered)}</div>`);
+  return html`<span class="effect">${!rows ? html`${!busy && html`<button type="button" class="link" onClick=${() => run("removed", { dictionary: d, latent: i, ids: example.ids })}>without it?</button>`}<${Progress} job=${job} cancel=${cancel} />`
+    : html`<span class="soft">loss without it: </span><span class="tokens">${job.result.tokens.map((token, p) => html`<span class=${`tok${(rows[p].loss_change ?? 0) < 0 ? " minus" : ""}`} style=${{ "--v": strength(Math.abs(rows[p].loss_change ?? 0) / most) }}
+      onMouseMove=${event => over(event, rows[p], token)} onMouseLeave=${away}>${visible(token)}</span>`)}</span> <span class="soft">orange: higher, up to ${number(most)} nats; hover for the tokens</span>`}</span>`;
+}
+
+// For latents of attention: what each head gives, looking at each token.
+function SourcesOf({ d, i, text, position }) {
+  const { job, run, cancel } = useJob();
+  useEffect(() => { run("sources", { dictionary: d, latent: i, text, position }); }, [d, i, text, position]);
+  const found = job?.result, most = found && Math.max(...found.values.flat().map(Math.abs), 1e-9);
+  const sums = found && found.values[0].map((_, s) => found.values.reduce((sum, row) => sum + row[s], 0));
+  return html`<${Panel} title="Where it comes from" name="sources" level=${3} help="What each head, looking at each token, adds to the latent before its threshold at the chosen token; rows and the bias add up to it exactly.">
+    <${Progress} job=${job} cancel=${cancel} />
+    ${found && html`<p class="soft">before the threshold <b>${number(found.preactivation)}</b>, of which the bias <b>${number(found.bias)}</b></p>
+    <div class="matrix heat" tabindex="0" role="region" aria-label="Heads by tokens"><table><thead><tr><th scope="col" class="corner">head</th>${found.tokens.slice(0, sums.length).map(token => html`<th scope="col"><span class="head mono">${quoted(token)}</span></th>`)}</tr></thead>
+      <tbody>${[...found.values.map((row, h) => [h, row]), ["all", sums]].map(([h, row]) => html`<tr><th scope="row">${h}</th>${row.map((value, s) => html`<td class=${`cell${value < 0 ? " minus" : ""}`} style=${{ "--v": strength(Math.min(Math.abs(value) / most, 1)) }}
+        onMouseMove=${event => at(event, html`<div>head ${h}, looking at <b class="mono">${quoted(found.tokens[s])}</b></div><div>adds <b>${number(value)}</b></div>`)} onMouseLeave=${away}></td>`)}</tr>`)}</tbody></table></div>`}<//>`;
+}
+
+function Try({ d, i, text, heads }) {
   const { job, run, cancel, busy } = useJob();
   const [typed, setTyped] = useState(text);
   const start = event => { event?.preventDefault(); if (typed.trim()) { change({ t: typed }); run("try", { dictionary: d, latent: i, text: typed }); } };
@@ -54,7 +86,8 @@ function Try({ d, i, text }) {
       <button type="submit" disabled=${busy}>Read it</button></form>
     <${Progress} job=${job} cancel=${cancel} />
     ${found && html`<p class="tried"><${Tokens} tokens=${found.tokens} activations=${found.activations} counted=${found.counted} maximum=${found.maximum || strongest} /></p>
-      ${!strongest && html`<p class="soft">It does not fire on this text.</p>`}`}
+      ${!strongest && html`<p class="soft">It does not fire on this text.</p>`}
+      ${heads && html`<${SourcesOf} d=${d} i=${i} text=${job.asked.text} position=${found.activations.reduce((best, value, p) => Math.abs(value) > Math.abs(found.activations[best]) ? p : best, found.activations.length - 1)} />`}`}
   <//>`;
 }
 

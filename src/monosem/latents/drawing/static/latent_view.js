@@ -20,6 +20,9 @@ const HELP = {
   silent: "Places drawn from the whole corpus around which it does not fire.",
   coactive: "Latents that are active at the same tokens, counted over the whole corpus: both of either, and how much of this one's tokens.",
   enrichment: "Kinds of tokens that it fires on more often than their share of the corpus.",
+  patterns: "The tokens before its firings, and pairs of tokens it fires on; times its share says how much more often than in the corpus.",
+  set_effects: "Kinds of tokens that its decoder row raises (or lowers) as a whole: 1 is all of them above every other token, −1 below.",
+  correlated: "Dimensions of the site whose activations go up and down with the latent's, as the file says.",
   unreliable: "What the tool that wrote these numbers is known to get wrong, or to leave out.",
   provenance: "The model, dictionary and text that all of this was computed from.",
 };
@@ -30,7 +33,7 @@ export function headline(page) {
   return words.length ? `fires on ${words.join("  ")}` : page.statistics?.dead ? "never fires" : `latent ${page.latent}`;
 }
 
-export function LatentView({ page, link, below, actions }) {
+export function LatentView({ page, link, below, actions, effect }) {
   const s = page.statistics, maximum = s ? s.maximum : null;
   return html`<article class="latent">
     <header class="lead">
@@ -47,7 +50,7 @@ export function LatentView({ page, link, below, actions }) {
       <div class="main">
         ${below}
         <${Unreliable} remarks=${page.unreliable} />
-        <${Examples} page=${page} maximum=${maximum} />
+        <${Examples} page=${page} maximum=${maximum} effect=${effect} />
       </div>
       <div class="side">
         <${Logits} page=${page} />
@@ -55,7 +58,10 @@ export function LatentView({ page, link, below, actions }) {
         <${FiresOn} page=${page} />
         <${Neighbours} page=${page} link=${link} />
         <${Together} page=${page} link=${link} />
+        <${Patterns} page=${page} />
         <${Sets} page=${page} />
+        <${SetEffects} page=${page} />
+        <${Correlated} page=${page} />
         <${Facts} page=${page} />
       </div>
     </div>
@@ -65,26 +71,26 @@ export function LatentView({ page, link, below, actions }) {
 // key of the page -> [title, whether it is parts of examples with a range each]
 const KINDS = { examples: ["Strongest", false], intervals: ["By strength", true], deciles: ["Tenths", true], uniform: ["Drawn alike", false], near: ["Almost", false], silent: ["Silent", false] };
 
-function Examples({ page, maximum }) {
+function Examples({ page, maximum, effect }) {
   const [kind, setKind] = useState("examples");
   const there = Object.keys(KINDS).filter(name => page[name]?.length);
   return html`<${Panel} title="Examples" name="examples" help=${HELP[kind]}
       missing=${page.missing.examples && `No corpus was read yet: ${page.missing.examples}.`}>
     ${page.examples && html`<div class="tabs" role="group" aria-label="Which examples">${there.map(name => html`<button type="button"
         aria-pressed=${String(kind === name)} onClick=${() => setKind(name)}>${KINDS[name][0]}</button>`)}</div>
-      ${!KINDS[kind][1] ? html`<${List} examples=${page[kind]} maximum=${maximum} />`
+      ${!KINDS[kind][1] ? html`<${List} examples=${page[kind]} maximum=${maximum} effect=${effect} />`
         : page[kind].map(band => html`<h3>${number(band.low)} to ${number(band.high)}
           <span class="soft">${percent(band.share)} of its active tokens</span></h3>
-          <${List} examples=${band.examples} maximum=${maximum} />`)}`}
+          <${List} examples=${band.examples} maximum=${maximum} effect=${effect} />`)}`}
   <//>`;
 }
 
-function List({ examples, maximum }) {
+function List({ examples, maximum, effect }) {
   if (!examples.length) return html`<p class="soft">no example was kept</p>`;
   return html`<ol class="examples">${examples.map(one => html`<li>
     <span class="value">${one.preactivation !== undefined ? number(one.preactivation) : one.maximum === null ? "–" : Math.abs(one.maximum) < 1000 ? one.maximum.toFixed(1).replace("-", "−") : number(one.maximum)}</span>
     <span class="text"><${Tokens} tokens=${one.tokens} activations=${one.activations} maximum=${maximum} anchor=${one.anchor} />
-      <span class="source" title=${one.document}>${one.document}</span></span>
+      <span class="source" title=${one.document}>${one.document}</span>${effect && one.ids && effect(one)}</span>
   </li>`)}</ol>`;
 }
 
@@ -157,6 +163,31 @@ function Sets({ page }) {
   return rows.length > 0 && html`<${Panel} title="Kinds of tokens" name="enrichment" help=${HELP.enrichment}>
     <table class="effects"><thead><tr><th scope="col">kind</th><th scope="col" class="n">times its share</th></tr></thead><tbody>
     ${rows.map(row => html`<tr><th scope="row">${row.set ?? row.name}</th><td class="n">${number(row.lift)}</td></tr>`)}</tbody></table><//>`;
+}
+
+// tokens before, and pairs, that it fires on more often than by chance
+function Patterns({ page }) {
+  const found = page.patterns, rows = (found?.before || []).filter(row => row.lift > 1).slice(0, 6), pairs = (found?.bigrams || []).slice(0, 6);
+  return (rows.length > 0 || pairs.length > 0) && html`<${Panel} title="What stands before" name="patterns" help=${HELP.patterns}>
+    <p class="soft">${percent(found.common)} of its firings are on one token; the tokens it fires on hold ${number(found.entropy)} bits, the ones before them ${number(found.entropy_before)}${found.lower_bounds ? " (at least)" : ""}.</p>
+    <div class="pair">${rows.length > 0 && html`<table class="effects"><thead><tr><th scope="col">before</th><th scope="col" class="n">times its share</th></tr></thead><tbody>
+      ${rows.map(row => html`<tr><th scope="row" class="mono">${quoted(row.token)}</th><td class="n">${number(row.lift, 2)}</td></tr>`)}</tbody></table>`}
+    ${pairs.length > 0 && html`<table class="effects"><thead><tr><th scope="col">pair</th><th scope="col" class="n">times</th></tr></thead><tbody>
+      ${pairs.map(row => html`<tr><th scope="row" class="mono">${quoted(row.before)}${quoted(row.token)}</th><td class="n">${number(row.count)}</td></tr>`)}</tbody></table>`}</div><//>`;
+}
+
+function SetEffects({ page }) {
+  const rows = (page.set_effects || []).filter(row => row.q < 0.05).slice(0, 8);
+  return page.set_effects && html`<${Panel} title="Kinds of tokens it writes" name="set_effects" help=${HELP.set_effects}>
+    ${!rows.length ? html`<p class="soft">no kind stands out</p>` : html`<table class="effects"><thead><tr><th scope="col">kind</th><th scope="col" class="n">effect</th></tr></thead><tbody>
+    ${rows.map(row => html`<tr><th scope="row">${row.set}</th><td class="n"><span class=${row.effect < 0 ? "meter minus" : "meter"} style=${{ "--w": Math.abs(row.effect) }}>${number(row.effect, 2)}</span></td></tr>`)}</tbody></table>`}<//>`;
+}
+
+function Correlated({ page }) {
+  const rows = page.correlated_neurons || [];
+  return rows.length > 0 && html`<${Panel} title="Correlated neurons" name="correlated" help=${HELP.correlated}>
+    <table class="effects"><thead><tr><th scope="col">neuron</th><th scope="col" class="n">Pearson</th><th scope="col" class="n">cosine</th></tr></thead><tbody>
+    ${rows.map(row => html`<tr><th scope="row">${row.neuron}</th><td class="n">${number(row.pearson)}</td><td class="n">${number(row.cosine)}</td></tr>`)}</tbody></table><//>`;
 }
 
 const NAMES = {

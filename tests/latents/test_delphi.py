@@ -1,0 +1,119 @@
+"""What delphi caches: files in its own layout (eai-delphi 0.1.3), against the dense activations they were made from."""
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from monosem.errors import BadFile, BadInput, UnknownName
+from monosem.latents import read_delphi
+from tiny_latents import MODEL
+
+ROWS, CONTEXT, SPLITS = 12, 16, ((0, 3), (4, 6))  # both ends are in a shard
+
+
+@pytest.fixture
+def dense() -> np.ndarray:
+    """`[row, pos, latent]`, sparse; latent 6 never fires."""
+    draw = np.random.default_rng(0)
+    values = draw.exponential(2, (ROWS, CONTEXT, 7)) * (draw.random((ROWS, CONTEXT, 7)) < 0.1)
+    values[..., 6] = 0
+    return values.astype(np.float32)
+
+
+@pytest.fixture
+def folder(tmp_path, dense):
+    """As its `save_splits` lays it out: latents counted from the shard's first, half precision, all tokens in each."""
+    tokens = np.random.default_rng(1).integers(0, MODEL.cfg.d_vocab, (ROWS, CONTEXT))
+    tokens[5] = tokens[4]  # a text twice
+    home = tmp_path / "layers.1"
+    home.mkdir()
+    for start, end in SPLITS:
+        own = dense[..., start : end + 1]
+        where = np.ascontiguousarray(np.argwhere(np.abs(own) > 1e-5))  # which safetensors does not do
+        held = {"locations": where.astype(np.uint16), "activations": own[tuple(where.T)].astype(np.float16)}
+        save_file({**held, "tokens": tokens}, home / f"{start}_{end}.safetensors")
+    about = {"dataset_repo": "some/text", "cache_ctx_len": CONTEXT, "model_name": "tiny"}
+    (home / "config.json").write_text(json.dumps(about))
+    return home
+
+
+def test_numbers_are_of_the_cached_activations(folder, dense):
+    found = read_delphi(folder, MODEL, range(7))
+    for latent, page in found.pages.items():
+        own, parts = dense[..., latent], page.parts
+        assert parts["statistics"]["count"] == (own > 0).sum()
+        assert parts["statistics"]["density"] == (own > 0).mean()
+        assert parts["statistics"]["maximum"] == pytest.approx(own.max(), rel=1e-3)
+        assert sum(bar["count"] for bar in parts["histogram"]) == (own > 0).sum()
+        edges = np.float16(own.max()) * np.arange(6) / 5
+        shares = [((own > low) & (own.astype(np.float16) <= high)).sum() for low, high in pairwise(edges)]
+        if latent != 6:
+            shown = [band["share"] for band in reversed(parts["intervals"])]
+            assert shown == pytest.approx((np.array(shares) / (own > 0).sum()).tolist(), abs=1e-9)
+    assert found.pages[6].parts["statistics"]["dead"]
+    assert found.pages[6].parts["examples"] == found.pages[6].parts["intervals"] == []
+    assert found.settings["model_name"] == "tiny"
+
+
+def test_every_example_has_the_activations_of_its_own_window(folder, dense):
+    page = read_delphi(folder, MODEL, [5], examples=50, left=5, right=2).pages[5]
+    own = dense[..., 5]
+    rows = [int(one["document"].removeprefix("row ")) for one in page.parts["examples"]]
+    assert len(set(rows)) == len(rows)
+    texts = ["".join(one["tokens"]) for one in page.parts["examples"]]
+    assert len(set(texts)) == len(texts)
+    best = own.max(1)
+    assert page.parts["examples"][0]["maximum"] == pytest.approx(best.max(), rel=1e-3)
+    bands = [one for band in page.parts["intervals"] for one in band["examples"]]
+    for one in [*page.parts["examples"], *bands]:
+        row, first = int(one["document"].removeprefix("row ")), one["position"] - one["anchor"]
+        window = own[row, first : first + len(one["activations"])]
+        np.testing.assert_allclose(one["activations"], window, rtol=1e-3, atol=1e-6)
+        assert one["maximum"] == one["activations"][one["anchor"]]
+        assert len(one["tokens"]) == len(one["activations"]) <= 8
+
+
+def test_it_says_what_is_unreliable(folder):
+    said = read_delphi(folder, MODEL, [1]).pages[1].parts["unreliable"]
+    assert any("float16" in one for one in said)
+    assert any("batch" in one for one in said)
+    assert any("special" in one for one in said)
+
+
+def test_what_is_no_cache_is_refused(folder, tmp_path):
+    with pytest.raises(UnknownName, match="latent 7"):
+        read_delphi(folder, MODEL, [7])
+    with pytest.raises(BadInput):
+        read_delphi(folder, MODEL, [])
+    with pytest.raises(BadFile, match="no shards"):
+        read_delphi(tmp_path, MODEL, [1])
+    good = {
+        "locations": np.array([[0, 1, 0]]),
+        "activations": np.array([1.0], np.float16),
+        "tokens": np.zeros((2, 4), np.int64),
+    }
+    bad = [
+        {"locations": np.array([[0, 4, 0]])},
+        {"locations": np.array([[2, 0, 0]])},
+        {"locations": np.array([[0, 1]])},
+        {"locations": np.array([[0, -1, 0]])},
+        {"activations": np.array([np.inf], np.float16)},
+        {"activations": np.array([1.0, 2.0], np.float16)},
+        {"tokens": np.zeros(4, np.int64)},
+        {"tokens": np.full((2, 4), 10**6)},
+    ]
+    for number, change in enumerate(bad):
+        home = tmp_path / str(number)
+        home.mkdir()
+        save_file(good | change, home / "0_0.safetensors")
+        with pytest.raises(BadFile):
+            read_delphi(home, MODEL, [0])
+    save_file({name: value for name, value in good.items() if name != "tokens"}, tmp_path / "0" / "0_0.safetensors")
+    with pytest.raises(BadFile, match="tokens"):
+        read_delphi(tmp_path / "0", MODEL, [0])
+    (tmp_path / "1" / "0_0.safetensors").write_bytes(b"not tensors")
+    with pytest.raises(BadFile, match="damaged"):
+        read_delphi(tmp_path / "1", MODEL, [0])
