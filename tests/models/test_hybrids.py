@@ -332,6 +332,15 @@ def test_heads_of_attention_and_of_a_state_space_are_told_apart():
     torch.testing.assert_close(stacked.sum(0), run["resid_post.3"], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["lfm2", "recurrent_gemma", "rwkv"])
+@pytest.mark.parametrize("expand_neurons", [True, False])
+def test_what_has_neither_heads_nor_neurons_is_a_part_of_the_stream(kind, expand_neurons):
+    """Convolutions and recurrent units; RWKV's MLP, whose output is gated."""
+    _, cache = model_of(kind).run_with_cache(torch.tensor([PROMPT[0]]))
+    stacked = cache.get_full_resid_decomposition(expand_neurons=expand_neurons)
+    torch.testing.assert_close(stacked.sum(0), cache["resid_post.3"], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["zaya", "dory", "cpmant", "prophetnet", "xlnet"])
 def test_what_is_not_read_says_why(kind):
     with pytest.raises(UnknownName, match=REFUSED[kind][:30]):

@@ -86,6 +86,8 @@ def test_rwkv_begins_behind_its_first_norm():
     model = model_of("rwkv")
     run = model.run(IDS, capture=["embed", "resid_pre.0", "resid_post.3"])
     torch.testing.assert_close(run["resid_pre.0"], model.blocks[0].pre_ln(run["embed"]))
+    started = model.run(IDS, start=("resid_pre.0", run["resid_pre.0"])).logits
+    torch.testing.assert_close(started, run.logits, rtol=1e-4, atol=1e-5)
     attributed = components.direct_attribution(model, IDS, 11, by="layer").values.sum(-1)[:, -1]
     torch.testing.assert_close(attributed, run.logits[:, -1, 11], rtol=1e-4, atol=1e-4)
 

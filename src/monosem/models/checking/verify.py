@@ -221,10 +221,15 @@ def _given(c: Checks) -> None:
 
 def _roles(c: Checks) -> None:
     """That q is not k, nor gate up: a token's q acts on its own row alone, the MLP is linear in up alone."""
-    last = {branch.name: branch for branch in c.model.branches()}  # of every name
+    each = {(branch.name, branch.kind): branch for branch in reversed(c.model.branches())}  # the first of every sort
 
     def run(site: Site, fn: Callable[[Tensor], Tensor], read: Site) -> Tensor:
         return c.model.run(c.tokens, capture=read, edits=[Patch(site, fn)], logits=False)[read]
+
+    def as_it_is(site: Site, read: Site) -> Tensor:
+        """Rounding is no matter in float32; elsewhere it is more than what is looked for (it may turn routers), so that
+        both passes are of one kind."""
+        return c.run[read] if c.model.dtype in (torch.float32, torch.float64) else run(site, torch.clone, read)
 
     def first_token_turned(q: Tensor) -> Tensor:
         return torch.cat([-q[:, :1], q[:, 1:]], dim=1)
@@ -233,21 +238,19 @@ def _roles(c: Checks) -> None:
         half = x.shape[-1] // 2
         return torch.cat([x[..., :half], torch.zeros_like(x[..., half:])], dim=-1)
 
-    for branch in last.values():
+    for branch in each.values():
         if branch.slot.mixer.row.attends:
             z = branch.inner or branch.raw
-            turned = run(branch.site("q"), first_token_turned, z)[:, 1:]
-            # rounding is no matter in float32; elsewhere it may turn routers, so both passes are of one kind
-            as_it_is = c.run[z] if not c.choices.routers else run(branch.site("q"), torch.clone, z)
-            c.add("q", "the first token's q moves no later z", turned, as_it_is[:, 1:])
+            turned = run(q := branch.site("q"), first_token_turned, z)[:, 1:]
+            c.add("q", "the first token's q moves no later z", turned, as_it_is(q, z)[:, 1:])
         elif branch.kind in _GATED:
             pre, linear, post = (branch.site(name) for name in ("_pre", _GATED[branch.kind], "_post"))
             if (before_norm := branch.site("_gated")) in c.run:
                 post = before_norm
-            half = c.run[post].shape[-1] // 2
-            c.add(pre.name, "one neuron each", run(pre, half_off, post)[..., :half], c.run[post][..., :half])
+            seen, half = as_it_is(pre, post), c.run[post].shape[-1] // 2
+            c.add(pre.name, "one neuron each", run(pre, half_off, post)[..., :half], seen[..., :half])
             if linear in c.run:
-                c.add(linear.name, f"{post.name} linear in it", run(linear, lambda x: 2 * x, post), 2 * c.run[post])
+                c.add(linear.name, f"{post.name} linear in it", run(linear, lambda x: 2 * x, post), 2 * seen)
 
 
 def _write_back(c: Checks) -> None:

@@ -322,7 +322,8 @@ def starting(model: Places, start: Start | None, tokens: TokenBatch) -> Iterator
     if tuple(hidden.shape) != expected:
         raise BadInput(f"start at {site} needs shape {expected}, got {tuple(hidden.shape)}")
     assert site.layer is not None
-    hidden = point(model, site).join(hidden, hidden).to(model.device, model.dtype)
+    place = point(model, site)
+    hidden = place.join(hidden, hidden).to(model.device, model.dtype)
 
     def passed_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         return hidden_states if several is None else (hidden_states, *[None] * (several - 1))
@@ -337,7 +338,10 @@ def starting(model: Places, start: Start | None, tokens: TokenBatch) -> Iterator
         def replaced(_: nn.Module, args: tuple[Any, ...]) -> Any:
             return (hidden, *args[1:]) if not model.loops or next(calls) == nth else None
 
-        handle = model.blocks[site.layer].register_forward_pre_hook(replaced, prepend=True)
+        if place.when == "out":  # behind the norm that the first block begins with (RWKV)
+            handle = place.module.register_forward_hook(lambda *_: hidden, prepend=True)
+        else:
+            handle = model.blocks[site.layer].register_forward_pre_hook(replaced, prepend=True)
         for block in skipped:
             block.forward = passed_on
         try:

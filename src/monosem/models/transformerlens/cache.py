@@ -203,11 +203,11 @@ class Cache(Activations):
             BadInput: an edit of the run changed the stream where no part has it, so that the parts would not add up.
         """
         ask = Ask(layer, mlp_input, apply_ln, pos_slice, return_labels, onto=project_output_onto)
-        check_held(self, ask, ("head", "neuron") if expand_neurons else ("head",))
-        pointwise = [branch for branch in ask.branches(self) if branch.units != "head"]
-        parts = units_before(self, "head", None, ask)
-        parts += units_before(self, "neuron", None, ask) if expand_neurons else of_branches(self, pointwise, ask)
-        expanded = [branch for branch in ask.branches(self) if expand_neurons or branch.units == "head"]
+        units = ("head", "neuron") if expand_neurons else ("head",)
+        check_held(self, ask, units)
+        parts = [part for unit in units for part in units_before(self, unit, None, ask)]
+        parts += of_branches(self, [branch for branch in ask.branches(self) if branch.units not in units], ask)
+        expanded = [branch for branch in ask.branches(self) if branch.units in units]
         parts += [*embeddings(self, ask), ("bias", biases(self, expanded, ask))]
         return finished(self, parts, ask)
 
