@@ -4,10 +4,11 @@
     python recipes/smollm2_explanations.py sheet --corpora PATH --work work --dictionary FOLDER
     python recipes/smollm2_explanations.py score --corpora PATH --work work --dictionary FOLDER
 
-`separate` looks for the latent that best tells each concept from the rest of held-out text. `sheet` writes sheet.txt,
-from which a reader makes labels.json ({"12": "label"}), and quiz.txt, in which a judge who has only those labels says
-which texts the latent fires at (answers.json: {"12": [2, 5, 7]}). `score` counts what the judge got right:
-explanations.json beside the dictionary.
+`separate` looks on half of the documents of held-out text for the latent that best tells each concept from the rest,
+and measures it on the other half (`tells_apart` in the dictionary's card.json). `sheet` writes sheet.txt, from which a
+reader makes labels.json ({"12": "label"}), and quiz.txt, in which a judge who has only those labels says which texts
+the latent fires at (answers.json: {"12": [2, 5, 7]}). `score` counts what the judge got right: explanations.json beside
+the dictionary.
 """
 
 import argparse
@@ -31,12 +32,15 @@ from monosem.dictionaries import Dictionary, one_site
 from monosem.files import write_json, write_text
 from monosem.latents import Index, index_of
 from monosem.latents.evidence import visible
+from monosem.probes import Rows, area_by_group
 from monosem.statistics import auroc
 
-TOKENS, WINDOWS = 96, 40  # of a window of held-out text, and of each kind of text
+TOKENS, WINDOWS = 96, 64  # of a window of held-out text, and of each kind of text
+READABLE = 20_000  # characters of a document
 READ = 50  # latents a dictionary
 ASKED = {"top": 3, "middle": 3, "silent": 3, "near": 3}  # texts of each kind in the quiz
 MONTHS = list(calendar.month_name)[1:]
+ARTICLE = re.compile(r"^ (?== [^=])", re.MULTILINE)  # WikiText's " = Title = "
 DATE = re.compile(rf"\b(?:1[5-9]\d\d|20[0-2]\d)\b|\b(?:{'|'.join(MONTHS)})\b(?: \d\d?\b)?")
 METHOD = (
     "50 latents: those that separate a concept best, and others drawn by seed from five groups of equal size by "
@@ -55,7 +59,8 @@ def held_out(args: argparse.Namespace) -> dict[str, list[str]]:
         "stories": args.corpora / "tinystories_sample/tinystories_1000.json",
     }
     kinds |= {"mathematics": args.corpora / "gsm8k/test.jsonl"}
-    return {kind: [document.text for document in _first(texts(path), args.characters)] for kind, path in kinds.items()}
+    found = {kind: [document.text for document in _first(texts(path), args.characters)] for kind, path in kinds.items()}
+    return found | {"wikipedia": [article for text in found["wikipedia"] for article in ARTICLE.split(text)]}
 
 
 def _first(documents: Any, characters: int) -> Iterator[Any]:
@@ -68,20 +73,37 @@ def _first(documents: Any, characters: int) -> Iterator[Any]:
 
 @dataclass
 class Windows:
-    """Windows of held-out text: ids, kind of text, tokens as strings."""
+    """Windows of held-out text: ids, kind of text, number of the document, tokens as strings."""
 
     ids: Int[Tensor, "windows pos"]
     kinds: list[str]
+    documents: Int[Tensor, "windows"]
     tokens: list[list[str]]
 
     @classmethod
     def of(cls, model: ms.Model, found: dict[str, list[str]]) -> Self:
-        ids, kinds = list[list[int]](), list[str]()
+        """The first window of each document of a kind, then the second of each, and so on, up to `WINDOWS`."""
+        ids, kinds, numbers = list[list[int]](), list[str](), list[int]()
         for kind, documents in found.items():
-            joined = model.tokenizer("\n\n".join(documents)[:60_000])["input_ids"]
-            ids += (windows := [joined[i : i + TOKENS] for i in range(0, len(joined) - TOKENS, TOKENS)][:WINDOWS])
-            kinds += [kind] * len(windows)
-        return cls(torch.tensor(ids), kinds, [[model.tokenizer.decode([i]) for i in window] for window in ids])
+            read = [model.tokenizer(text[:READABLE])["input_ids"] for text in documents]
+            turns = range(0, max(map(len, read)) - TOKENS, TOKENS)
+            cut = [(n, own[i : i + TOKENS]) for i in turns for n, own in enumerate(read) if len(own) >= i + TOKENS]
+            ids += [window for _, window in cut[:WINDOWS]]
+            first = max(numbers, default=-1) + 1
+            numbers += [first + n for n, _ in cut[:WINDOWS]]
+            kinds += [kind] * (len(ids) - len(kinds))
+        tokens = [[model.tokenizer.decode([i]) for i in window] for window in ids]
+        return cls(torch.tensor(ids), kinds, torch.tensor(numbers), tokens)
+
+    @property
+    def searched(self) -> Bool[Tensor, "windows"]:
+        """Whether a window is of the documents on which latents are chosen: every other one of its kind, in an order
+        drawn by seed. The others only measure."""
+        rng, chosen = random.Random(0), set[int]()
+        for kind in dict.fromkeys(self.kinds):
+            own = sorted({int(n) for n, one in zip(self.documents, self.kinds) if one == kind})
+            chosen |= set(rng.sample(own, len(own))[::2])
+        return torch.tensor([int(n) in chosen for n in self.documents])
 
 
 @dataclass
@@ -112,21 +134,23 @@ class Held:
 
 
 def separate(held: Held, names: set[str]) -> dict[str, Any]:
-    """concept -> its best latent: by windows for languages and code, by tokens for dates and names in English text."""
+    """concept -> its best latent: by windows for languages and code, by tokens for dates and names in English text.
+
+    The latent is chosen on half of the documents; every number but `auroc_where_chosen` is of the other half.
+    """
     return _of_windows(held) | _of_tokens(held, names)
 
 
 def _of_windows(held: Held) -> dict[str, Any]:
     out: dict[str, Any] = {}
-    pooled = held.codes.mean(1).float()
+    pooled, searched = held.codes.mean(1, dtype=torch.float32), held.windows.searched
     of = {kind: torch.tensor([one == kind for one in held.kinds]) for kind in dict.fromkeys(held.kinds)}
     for kind in (*LANGUAGES, "python"):
-        area = auroc(pooled[of[kind]], pooled[~of[kind]])
-        best = int(area.argmax())
-        active = {one: round(float((held.codes[where, :, best] > 0).float().mean()), 4) for one, where in of.items()}
+        best, told = _best(pooled, of[kind], searched, held.windows.documents)
+        fires = {one: held.codes[where & ~searched, :, best] > 0 for one, where in of.items()}
+        active = {one: round(float(found.float().mean()), 4) for one, found in fires.items()}
         nearest = max((one for one in active if one != kind), key=active.__getitem__)
-        out[kind] = {"latent": best, "auroc": round(float(area[best]), 4), "active": active[kind]}
-        out[kind] |= {"most_active_elsewhere": [nearest, active[nearest]], "windows": int(of[kind].sum())}
+        out[kind] = {**told, "active": active[kind], "most_active_elsewhere": [nearest, active[nearest]]}
     return out
 
 
@@ -134,14 +158,32 @@ def _of_tokens(held: Held, names: set[str]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     english = [i for i, kind in enumerate(held.kinds) if kind in ("wikipedia", "stories")]
     flat = held.codes[english].flatten(0, 1)
+    searched, documents = (
+        one[english].repeat_interleave(TOKENS) for one in (held.windows.searched, held.windows.documents)
+    )
     for concept, marks in {"dates": _dates, "names": lambda tokens: _names(tokens, names)}.items():
         at = torch.cat([marks(held.tokens[i]) for i in english])
-        area = torch.cat([auroc(part[at].float(), part[~at].float()) for part in flat.split(512, dim=1)])
-        best = int(area.argmax())
-        active, elsewhere = (round(float((flat[which, best] > 0).float().mean()), 4) for which in (at, ~at))
-        out[concept] = {"latent": best, "auroc": round(float(area[best]), 4), "active": active}
-        out[concept] |= {"active_elsewhere": elsewhere, "tokens": int(at.sum())}
+        best, told = _best(flat, at, searched, documents)
+        fires = flat[:, best] > 0
+        active, elsewhere = (round(float(fires[which & ~searched].float().mean()), 4) for which in (at, ~at))
+        out[concept] = {**told, "active": active, "active_elsewhere": elsewhere}
     return out
+
+
+def _best(
+    codes: Float[Tensor, "n latents"], y: Bool[Tensor, "n"], searched: Bool[Tensor, "n"], documents: Int[Tensor, "n"]
+) -> tuple[int, dict[str, Any]]:
+    """The latent of the largest AUROC where rows are searched, and what the other rows say of it; documents are what is
+    drawn again for its interval."""
+    up, down = (codes[searched & which] for which in (y, ~y))
+    columns = zip(up.split(512, dim=1), down.split(512, dim=1))
+    area = torch.cat([auroc(positive.float(), negative.float()) for positive, negative in columns])
+    best, left = int(area.argmax()), ~searched
+    values = codes[left, best].float()
+    found = area_by_group(values, Rows(values[None, :, None], y[left], groups=documents[left]))
+    told = {"auroc": round(found.value, 4), "interval": [round(found.low, 4), round(found.high, 4)]}
+    counts = {"rows": int(y[left].sum()), "documents": len(documents[left & y].unique())}
+    return best, {"latent": best, **told, "auroc_where_chosen": round(float(area[best]), 4), **counts}
 
 
 def _dates(tokens: list[str]) -> Bool[Tensor, "pos"]:
@@ -245,7 +287,7 @@ def main() -> None:
     parser.add_argument("--names", type=Path, help="folder of lists of first names")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--dictionary", nargs="+", required=True, help="folders or shipped names")
-    parser.add_argument("--characters", type=int, default=60_000, help="of each kind of held-out text")
+    parser.add_argument("--characters", type=int, default=300_000, help="of each kind of held-out text")
     args = parser.parse_args()
     dictionaries = [one_site(name) for name in args.dictionary]
     folders = [args.work / "explanations" / Path(name).name for name in args.dictionary]
@@ -256,11 +298,13 @@ def main() -> None:
     model = ms.load_model("smollm2", dtype="fp32")
     names = {line.strip() for path in sorted(args.names.glob("*.txt")) for line in path.read_text().splitlines()}
     every = Held.of(model, Windows.of(model, held_out(args)), dictionaries)
-    for dictionary, folder, held in zip(dictionaries, folders, every):
+    for name, dictionary, folder, held in zip(args.dictionary, dictionaries, folders, every):
         separates = separate(held, names)
         print(folder.name, json.dumps(separates, indent=1))
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "separates.json", separates)
+        if (card := Path(name) / "card.json").exists():
+            write_json(card, json.loads(card.read_text()) | {"tells_apart": separates})
         if args.stage == "sheet":
             index = index_of(dictionary)
             assert index is not None
