@@ -51,7 +51,7 @@ function laid({ children }, root) {
 export function Splitting({ place, d, home }) {
   const usable = home.dictionaries.filter(one => !one.error), about = usable.find(one => one.name === d);
   const site = one => `${one.writes || one.site} ${one.model}`;
-  const names = about ? usable.filter(one => site(one) === site(about)).sort((a, b) => a.width - b.width).map(one => one.name).slice(0, 8) : [];
+  const names = about ? usable.filter(one => site(one) === site(about) && !one.meta_of).sort((a, b) => a.width - b.width).map(one => one.name).slice(0, 8) : [];
   const threshold = Math.min(Math.max(Number(place.t) || 0.7, 0.05), 1);
   const { value, error, job, cancel, start } = useComputed(names.length > 1 ? "families" : null, { dictionaries: names, threshold });
   useEffect(() => { if (value === null && !job) start(); }, [value]);
