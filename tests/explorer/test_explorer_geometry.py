@@ -100,6 +100,15 @@ def test_a_job_that_cannot_be_done_says_why(served):
     assert "two dictionaries or more" in event["words"]
 
 
+def fits_a_phone(browser):
+    size = browser.get_window_size()
+    browser.set_window_size(420, 900)
+    try:
+        until(browser, "return innerWidth < 600 && document.documentElement.scrollWidth <= innerWidth", seconds=20)
+    finally:
+        browser.set_window_size(size["width"], size["height"])
+
+
 def started(browser, button, wanted):
     """Press a button, unless what it makes is there from an earlier test."""
     buttons = "[...document.querySelectorAll('main button')].map(b => b.textContent)"
@@ -123,6 +132,7 @@ def test_a_tree_is_drawn_and_leads_to_its_latents(page, served):  # noqa: F811
     until(browser, "return document.querySelectorAll('.family g').length >= 2")
     assert browser.find_elements("css selector", ".family .asked")
     link = "return [...document.querySelectorAll('.family a')].map(a => a.getAttribute('href'))"
+    fits_a_phone(browser)
     assert any(one.startswith("/latent?d=bare&i=3") for one in browser.execute_script(link))
     assert complaints(browser) == []
 
@@ -132,6 +142,7 @@ def test_a_circle_is_looked_for_and_shown(page, served):  # noqa: F811
     started(browser, "Look", ".circle")
     until(browser, "return document.querySelector('.circle polygon') !== null")
     assert browser.execute_script("return document.querySelectorAll('.circle')[0].querySelectorAll('text').length") == 7
+    fits_a_phone(browser)
     assert complaints(browser) == []
 
 

@@ -15,7 +15,7 @@ const HELP = {
 export function Circles({ place, d }) {
   const names = place.n === "months" ? "months" : "weekdays";
   const { value, error, job, cancel, busy, start } = useComputed("circle", { dictionary: d, cycle: names });
-  return html`<div class="lead"><h1>Do ${names} lie on a circle?</h1><p class="soft wide">Names that follow each other in a circle may be arranged as one. Any few points look round in a plane that is chosen for it, so every other order of the names gets the same chance.</p></div>
+  return html`<div class="lead"><h1>Do ${names} lie on a circle?</h1><p class="soft wide">A few points look round in any plane that is chosen for it; so every other order of the names gets the same chance.</p></div>
     <${Views} now="circles" d=${d} />
     <div class="filters"><${Field} label="Names"><select value=${names} onChange=${event => change({ n: event.target.value }, true)}>${["weekdays", "months"].map(one => html`<option value=${one} selected=${one === names}>${one}</option>`)}</select><//>
       ${value === null && html`<button type="button" class="first" disabled=${busy} onClick=${start}>Look</button>`}</div>
@@ -50,7 +50,7 @@ function Seen({ found, seen }) {
       <polygon points=${means.map(([x, y]) => `${px(x)},${py(y)}`).join(" ")} />
       ${means.map(([x, y], k) => { const far = Math.hypot(x, y) || 1; return html`<circle cx=${px(x)} cy=${py(y)} r="6" fill=${hue(k)} /><text x=${px(x) + (x / far) * 14} y=${py(y) - (y / far) * 14 + 4} text-anchor=${x < -0.3 * far ? "end" : x > 0.3 * far ? "start" : "middle"}>${found.names[k]}</text>`; })}
     </svg>
-    <table><thead><tr><th scope="col">components</th><th scope="col" class="n">of the variance</th><th scope="col" class="n">circularity</th><th scope="col" class="n">p</th><th scope="col" class="n">p, best plane</th></tr></thead>
-      <tbody>${[whole, ...planes.slice(0, 3)].map(row => html`<tr><th scope="row">${row.space}</th><td class="n">${percent(row.variance)}</td><td class="n">${number(row.circularity)}</td><td class="n">${number(row.p)}</td><td class="n">${number(row.p_best)}</td></tr>`)}</tbody></table>
+    <div class="scrolls" tabindex="0" role="region" aria-label=${`Planes, ${SEEN[seen].toLowerCase()}`}><table><thead><tr><th scope="col">components</th><th scope="col" class="n">of the variance</th><th scope="col" class="n">circularity</th><th scope="col" class="n">p</th><th scope="col" class="n">p, best plane</th></tr></thead>
+      <tbody>${[whole, ...planes.slice(0, 3)].map(row => html`<tr><th scope="row">${row.space}</th><td class="n">${percent(row.variance)}</td><td class="n">${number(row.circularity)}</td><td class="n">${number(row.p)}</td><td class="n">${number(row.p_best)}</td></tr>`)}</tbody></table></div>
     <p class="soft">Circularity is 1 for a circle and 0 for a line. p: how often ${found.orders[1] ? `one of the ${number(found.orders[0])} orders` : `one of ${number(found.orders[0])} drawn orders`} has at least as much.</p><//>`;
 }

@@ -68,7 +68,7 @@ export function Splitting({ place, d, home }) {
     ${names.length < 2 ? html`<p class="soft wide">There is one dictionary at this place. Name another one of a different width: <code>monosem explore NARROW WIDE</code>.</p>`
       : error ? html`<${Failed} words=${error} />` : !value ? html`<${Progress} job=${job} cancel=${cancel} />${!job && html`<${Waiting} words="looking for families" />`}`
       : html`<${Tree} found=${value} family=${family} asked=${asked} />
-    <div class="pair"><${Panel} title="Large families" help="Latents with the most descendants.">
+    <div class="pair both"><${Panel} title="Large families" help="Latents with the most descendants.">
       <${Roots} found=${value} largest=${largest} /><//>
       <${Panel} title="How many have a parent" help="A latent's parent is the latent of the next narrower dictionary with the nearest decoder row, if their cosine reaches the threshold. Chance: random rows with the mean and covariance of the wider dictionary's rows.">
       <label class="field"><span>cosine of a parent, at least</span><input type="number" min="0.05" max="1" step="0.05" value=${threshold} onChange=${event => change({ t: event.target.value }, true)} /></label>
@@ -89,9 +89,9 @@ function Tree({ found, family, asked }) {
   const width = found.names.length * COLUMN + 20, height = rows * ROW + 50, of = one => Number(one.place.split(" ")[1]);
   return html`<${Panel} title="The family of ${asked.split(" ")[1]}" help="Each line goes from a parent to a child; the number is the cosine of their decoder rows. Click a latent to open it.">
     <div class="scrolls" tabindex="0" role="region" aria-label="Family tree"><svg class="family" width=${width} height=${height} viewBox="0 0 ${width} ${height}" role="group" aria-label="Family tree">
-      ${found.names.map((name, k) => html`<text class="head" x=${8 + k * COLUMN} y="18">${short(name, 40)} · ${number(found.widths[k])}</text>`)}
-      ${nodes.filter(one => one.above).map(one => { const [x, y] = at(one), [px, py] = at(one.above), start = px + COLUMN - 84;
-        return html`<path d=${`M${start} ${py}C${start + 40} ${py} ${x - 50} ${y} ${x - 12} ${y}`} /><text class="cosine" x=${x - 16} y=${y - 5} text-anchor="end">${number(family.parents.get(one.place).cosine, 2)}</text>`; })}
+      ${found.names.map((name, k) => html`<text class="wide-of" x=${8 + k * COLUMN} y="18">${short(name, 40)} · ${number(found.widths[k])}</text>`)}
+      ${nodes.filter(one => one.above).map(one => { const [x, y] = at(one), [px, py] = at(one.above), start = px + 14 + 8.2 * String(of(one.above)).length + 7.3 * short(words(one.above.place), 24).length;
+        return html`<path d=${`M${start} ${py}C${(start + x) / 2} ${py} ${(start + x) / 2} ${y} ${x - 12} ${y}`} /><text class="cosine" x=${x - 16} y=${y - 5} text-anchor="end">${number(family.parents.get(one.place).cosine, 2)}</text>`; })}
       ${nodes.map(one => { const [x, y] = at(one); return html`<g class=${one.place === asked ? "asked" : ""}><circle cx=${x - 5} cy=${y} r="4" />
         <${Link} page="latent" state=${{ d: found.names[Number(one.place.split(" ")[0])], i: of(one) }}><text x=${x + 5} y=${y + 4}>${of(one)} <tspan class="soft">${short(words(one.place), 24)}</tspan></text><//></g>`; })}
     </svg></div>
