@@ -83,8 +83,8 @@ def test_words_without_a_thread_are_no_broken_behaviour():
 
 
 def test_the_headline_says_no_more_than_the_verdicts():
-    def line(left, n=20):
-        arms = [row("ablation", "", 1.0, left, 0.1, n=n), row("ablation", "random 1", 1.0, n, 0.1, n=n)]
+    def line(left, n=20, **more):
+        arms = [row("ablation", "", 1.0, left, 0.1, n=n) | more, row("ablation", "random 1", 1.0, n, 0.1, n=n)]
         parts = {"none": {"arms": [row("none", "", None, n, n=n)]}, "ablation": {"arms": arms}}
         (said,) = headlines({"config": {"budget": 1.0, "break_at": 0.2}, "parts": {"model": parts}})
         return said
@@ -92,6 +92,8 @@ def test_the_headline_says_no_more_than_the_verdicts():
     assert line(0).endswith("20 of 20 prompts: broken by ablation at all sites.")
     assert line(3).endswith("broken by ablation at all sites on these prompts, though more may be left than they show.")
     assert line(14).endswith("broken by no attack that was tried.")
+    lost = "broken by no attack that was tried; its responses lose the thread under ablation at all sites."
+    assert line(0, perplexity=2500.0).endswith(lost)
 
 
 def test_a_direction_that_a_filter_left_out_is_no_proof_of_robustness():

@@ -82,6 +82,7 @@ def verdict(rows: Sequence[Row], attack: str, budget: float, break_at: float, co
         "level": level,
         "words": words,
         "breaks": breaks,
+        "lost": words.startswith("the responses lose"),
         "sure": breaks and arm["shown"]["high"] <= break_at,
     }
 

@@ -112,6 +112,8 @@ def headlines(results: Mapping[str, Any]) -> list[str]:
             [f"broken by {', '.join(seen)} on these prompts, though more may be left than they show"] if seen else []
         )
         what = "; ".join(found) or "broken by no attack that was tried"
+        if lost := [_title(one) for one in mine if one["lost"]]:
+            what += f"; its responses lose the thread under {', '.join(lost)}"
         if base["low"] < 0.5:
             what = "too seldom to say what breaks it"
         said.append(
