@@ -50,10 +50,29 @@ def test_a_set_is_tested_as_mann_and_whitney_do():
             auc = oracle.statistic / (inside.sum() * (~inside).sum()).item()
             assert float(effect[i, j]) == pytest.approx(2 * auc - 1, abs=1e-6)
             assert float(p[i, j]) == pytest.approx(oracle.pvalue, rel=1e-4)
-    name, strongest, q = sets.strongest(effects)[1]
+    name, strongest, q, unusual = sets.strongest(effect, p)[1]
     assert name == "second"
     assert strongest < -0.5
     assert q < 0.001
+    assert np.isnan(unusual)
+
+
+def test_a_set_that_all_latents_raise_is_nobody_s_strongest():
+    members = torch.zeros(2, 200, dtype=torch.float64)
+    members[0, :10] = 1
+    members[1, 50:80] = 1
+    effects = torch.randn(60, 200, generator=torch.Generator().manual_seed(1))
+    effects[:30, :10] += 3  # a small set that half of the latents raise, and half lower
+    effects[30:, :10] -= 3
+    effects[7, 50:80] += 1.5
+    sets = LargeSets(("common", "rare"), members)
+    effect, p = sets.effects(effects)
+    name, value, q, unusual = sets.strongest(effect, p)[7]
+    assert abs(float(effect[7, 0])) > value  # by the effect alone it would be the common one
+    assert (name, value) == ("rare", pytest.approx(float(effect[7, 1])))
+    column = effect[:, 1].numpy()
+    assert unusual == pytest.approx((column[7] - column.mean()) / column.std(ddof=1))
+    assert q < 1e-6
 
 
 def test_a_model_with_sets_names_the_strongest():

@@ -135,7 +135,7 @@ def writes(asked: Measured, latents: Latents = None, top: Top = 20) -> None:
     """What all latents promote and suppress, in one pass.
 
     The logit lens of every decoder row: tokens, moments, and the set of tokens (first letters, countries, digits, ...)
-    that it raises or lowers most as a whole. --out FILE.csv has all rows.
+    that it raises or lowers most beside the others. --out FILE.csv has all rows.
 
     Example: monosem latents writes smollm2/resid_post.15 --out writes.csv
     """
@@ -143,7 +143,7 @@ def writes(asked: Measured, latents: Latents = None, top: Top = 20) -> None:
 
     sae, lm = asked.load()
     found = written(lm, sae, numbers(latents))
-    asked.give(found, found.table.head(top))
+    asked.give(found, found.top(top))
 
 
 def absorbers(asked: Measured, set: Set = None, top: Top = 20) -> None:

@@ -21,6 +21,8 @@ from .library import Book, Library
 from .queue import Job
 from .work import Bench
 
+FORM = 1  # another number where results get other fields, so that kept ones are computed again
+
 Names = Annotated[list[Name], Field(min_length=1, max_length=8)]
 
 
@@ -121,7 +123,7 @@ def decomposed(library: Library, ask: MetaOf, job: Job) -> dict[str, Any]:
 def all_written(library: Library, ask: WrittenBy, job: Job) -> dict[str, Any]:
     bench = Bench(library, ask, job)
     found = written(bench.model, bench.book.dictionary, tell=job.progress).table
-    numbers = {name: coded(found[name]) for name in ("sd", "skew", "kurtosis", "effect", "q")}
+    numbers = {name: coded(found[name]) for name in ("sd", "skew", "kurtosis", "effect", "q", "unusual")}
     words = {name: found[name].tolist() for name in ("promotes", "suppresses", "set")}
     return {"width": len(found), **numbers, **words}
 
@@ -158,7 +160,7 @@ class Computed:
     def path(self, kind: str, ask: Any) -> Path:
         weights = [book.dictionary.fingerprint for book in books(self.library, ask)]
         model = getattr(self.library.named, "name", self.library.named)
-        said = json.dumps([__version__, kind, ask.model_dump(mode="json"), weights, model], sort_keys=True)
+        said = json.dumps([__version__, FORM, kind, ask.model_dump(mode="json"), weights, model], sort_keys=True)
         return self.folder / f"{kind}-{hashlib.sha256(said.encode()).hexdigest()[:24]}.json"
 
     def held(self, kind: str, ask: Any) -> dict[str, Any] | None:

@@ -27,6 +27,7 @@ from .spelling import token_text
 from .tallies import Firings
 
 SMALLEST = 5  # tokens in a set that is tested
+FEWEST = 30  # latents whose effects on a set have a spread
 
 _WORDS = {
     "weekdays": "monday tuesday wednesday thursday friday saturday sunday",
@@ -228,13 +229,21 @@ class LargeSets:
         z = (u - pairs / 2) / (pairs * (vocabulary + 1) / 12).sqrt()
         return 2 * u / pairs - 1, torch.special.erfc(z.abs() / 2**0.5)
 
-    def strongest(self, effects: Float[Tensor, "latents vocab"]) -> list[tuple[str, float, float]]:
-        """Of each latent: the set with the largest effect either way, that effect, and its q over the sets."""
-        found = []
-        for effect, p in zip(*self.effects(effects)):
-            at = int(effect.abs().argmax())
-            found.append((self.names[at], float(effect[at]), float(benjamini_hochberg(p.numpy())[at])))
-        return found
+    def strongest(
+        self, effect: Float[Tensor, "latents n"], p: Float[Tensor, "latents n"]
+    ) -> list[tuple[str, float, float, float]]:
+        """Of each latent: the set that it moves most beside what other latents do to that set, the effect, its q over
+        the sets, and how many standard deviations it is from the mean over latents.
+
+        Small sets of frequent tokens (digits) have large effects in most latents, and would be everybody's strongest.
+        Fewer than 30 latents have no such deviations (NaN): the set with the largest effect either way is taken.
+        """
+        few = len(effect) < FEWEST
+        unusual = (effect - effect.mean(0)) / (1.0 if few else effect.std(0).clamp_min(1e-12))
+        at = (effect if few else unusual).abs().argmax(1, keepdim=True)
+        q = [float(benjamini_hochberg(row.numpy())[i]) for row, (i,) in zip(p, at.tolist())]
+        away = [float("nan")] * len(q) if few else unusual.gather(1, at)[:, 0].tolist()
+        return list(zip([self.names[i] for (i,) in at.tolist()], effect.gather(1, at)[:, 0].tolist(), q, away))
 
 
 def large_sets(model: Model) -> LargeSets:

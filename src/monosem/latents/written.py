@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
@@ -22,11 +22,13 @@ class Written(Tabled):
     """`table`, one row a latent.
 
     Columns: latent; promotes, suppresses (tokens, the strongest first); sd, skew, kurtosis of its direct effects
-    (`effects.logit_moments`); set (the set of tokens with the largest effect either way), effect (2 AUC - 1) and q over
-    the latent's sets (`set_effects`); the last three are None and NaN for a model without a tokenizer.
+    (`effects.logit_moments`); set, the set of tokens that it moves most beside what the other latents do to it
+    (`LargeSets.strongest`), effect (2 AUC - 1) and q over the latent's sets (`set_effects`), and unusual, standard
+    deviations from the mean over latents. The last four are None and NaN for a model without a tokenizer.
     """
 
-    ranked_by: ClassVar[str | None] = "kurtosis"
+    ranked_by: ClassVar[str | None] = "unusual"
+    either_way: ClassVar[bool] = True
 
 
 @analysis
@@ -52,19 +54,23 @@ def written(
     ids = torch.arange(dictionary.width) if latents is None else latent_ids(latents, dictionary.width)
     n = min(count(tokens, "tokens"), model.cfg.d_vocab)
     sets = large_sets(model)
-    rows, done = [], 0
+    rows: list[tuple[Any, ...]] = []
+    tested: list[tuple[Tensor, Tensor]] = []
+    done = 0
     for effects in logit_effects(model, dictionary, ids):
         effects = effects.cpu()
         up, down = effects.topk(n).indices.tolist(), effects.topk(n, largest=False).indices.tolist()
         moments = logit_moments(effects).T.tolist()
-        best = sets.strongest(effects) if sets.names else [(None, float("nan"), float("nan"))] * len(effects)
-        for latent, most, least, moment, found in zip(
-            ids[done : done + len(effects)].tolist(), up, down, moments, best
-        ):
+        for latent, most, least, moment in zip(ids[done : done + len(effects)].tolist(), up, down, moments):
             spelled = [[model.str_token(token) for token in some] for some in (most, least)]
-            rows.append((latent, *spelled, *moment, *found))
+            rows.append((latent, *spelled, *moment))
+        if sets.names:
+            tested.append(sets.effects(effects))
         done += len(effects)
         if tell is not None:
             tell(f"{done:,} of {len(ids):,} latents")
-    columns = ["latent", "promotes", "suppresses", "sd", "skew", "kurtosis", "set", "effect", "q"]
-    return Written(pd.DataFrame(rows, columns=columns))
+    table = pd.DataFrame(rows, columns=["latent", "promotes", "suppresses", "sd", "skew", "kurtosis"])
+    found: list[Any] = [(None, *[float("nan")] * 3)] * len(rows)
+    if tested:
+        found = sets.strongest(torch.cat([effect for effect, _ in tested]), torch.cat([p for _, p in tested]))
+    return Written(table.join(pd.DataFrame(found, columns=["set", "effect", "q", "unusual"])))

@@ -92,7 +92,7 @@ function Clusters({ places, words, view }) {
   }, [places]);
   const shown = groups.slice(0, 40), inside = groups.reduce((sum, [, some]) => sum + some.length, 0);
   useEffect(() => view(shown.map(([, some]) => some[0])), [places]);
-  return html`<${Panel} title=${`${groups.length} clusters`} help="HDBSCAN's clusters in ten dimensions of the same layout, the largest first. It also finds some where nothing is: open one and see.">
+  return html`<${Panel} title=${`${groups.length} clusters`} help="HDBSCAN's clusters in ten dimensions of the same layout, the largest first. It finds as many in random rows with the same covariance: a way to look, and no evidence.">
     <p class="soft">${number(inside)} of ${number(places.x.length)} latents are in one.</p>
     <ul class="plainlist clusters">${shown.map(([k, some]) => html`<li><button type="button" class="plain" onClick=${() => change({ c: some.slice(0, 400).join(",") }, true)}><span aria-hidden="true" style=${{ color: hue(k) }}>●</span> ${some.length} latents</button> <span class="soft mono">${words(some[0])}</span></li>`)}</ul><//>`;
 }

@@ -7,14 +7,14 @@ import { Grid } from "grid";
 import { quoted } from "tokens";
 import { useComputed, Views } from "page/geometry";
 
-const NUMBERS = { effect: ["set effect", "2 AUC − 1 of the set of tokens that it moves most: 1 where all of the set are raised above all others"], q: ["q", "false discovery rate of the set, over the latent's sets"],
+const NUMBERS = { unusual: ["unusual", "standard deviations of that effect from its mean over all latents; the kind with the largest is shown"], effect: ["set effect", "2 AUC − 1 of the set of tokens that it moves most: 1 where all of the set are raised above all others"], q: ["q", "false discovery rate of the set, over the latent's sets"],
   sd: ["sd", "of its effects on all tokens"], skew: ["skew", "of its effects: positive where it raises a few tokens much"], kurtosis: ["kurtosis", "of its effects; 3 for a normal distribution"] };
 
 export function Writes({ place, d }) {
   const { value, error, job, cancel, busy, start } = useComputed("written", { dictionary: d });
   const columns = useMemo(() => value && Object.fromEntries(Object.keys(NUMBERS).map(name => [name, floats(value[name])])), [value]);
   const sets = useMemo(() => value ? [...new Set(value.set.filter(Boolean))].sort() : [], [value]);
-  const sort = columns?.[place.sort] ? place.sort : place.sort === "latent" ? "latent" : "kurtosis", down = place.up !== "1";
+  const sort = columns?.[place.sort] ? place.sort : place.sort === "latent" ? "latent" : "unusual", down = place.up !== "1";
   const words = (place.q || "").toLowerCase();
   const order = useMemo(() => {
     if (!value) return [];
@@ -25,7 +25,7 @@ export function Writes({ place, d }) {
       return Number.isNaN(x) ? (Number.isNaN(y) ? a - b : 1) : Number.isNaN(y) ? -1 : sign * (x - y) || a - b;
     });
   }, [value, sort, down, place.s, words]);
-  return html`<div class="lead"><h1>What do latents write?</h1><p class="soft wide">The direct effect of every decoder row on the next token's logits, and the kind of tokens that it moves most as a whole.</p></div>
+  return html`<div class="lead"><h1>What do latents write?</h1><p class="soft wide">The direct effect of every decoder row on the next token's logits, and the kind of tokens that it moves most, beside what other latents do to that kind.</p></div>
     <${Views} now="writes" d=${d} />
     ${value === null && html`<button type="button" class="first" disabled=${busy} onClick=${start}>Read all decoder rows</button> <span class="soft">needs the model; some minutes on a processor</span>`}
     <${Failed} words=${error} /><${Progress} job=${job} cancel=${cancel} />
