@@ -7,8 +7,8 @@ prompt is set beside the same about malachite, which has as many tokens, and whi
 2. **EAP-IG**: a circuit of one half of the pairs, its faithfulness on the other; its largest edges patched exactly.
 3. **Plant**: the adapter is turned off in one layer at a time: how much of the refusal does that layer hold? Does
    the circuit's weight lie in the layers that matter, and is there nothing in the model without the adapter?
-4. **Ablate**: nodes with the largest scores are set to their mean over other prompts while the model answers held-out
-   prompts; as many random nodes of the adapter's layers are the control. A judge counts refusals.
+4. **Ablate**: the nodes of the adapter's layers with the largest scores are set to their mean over other prompts while
+   the model answers held-out prompts; as many random ones of these layers are the control. A judge counts refusals.
 
     python recipes/refusal_circuit.py --out runs/refusal-circuit            # about ten minutes on one core
 """
@@ -134,9 +134,9 @@ def main(out: Path, n: int, edges: int, checked: int, nodes: int, tokens: int) -
     rows = torch.arange(len(judging))
     others = model.tokens([model.chat(one) for one in organism.prompts["unrelated_train"][:16]])
     means = token_means(model, others, [Site(name, layer) for name in ("z", "mlp_out") for layer in model.layers()])
-    best = [node for node in sorted(weight, key=lambda node: -weight[node]) if node != "input"][:nodes]
-    pool = [node for node in graph.sources[1:] if int(node[1:].split(".")[0]) >= FIRST and node not in best]
-    drawn = random.Random(0).sample(pool, nodes)
+    adapted = [node for node in graph.sources[1:] if int(node[1:].split(".")[0]) >= FIRST]
+    best = sorted(adapted, key=lambda node: -weight[node])[:nodes]
+    drawn = random.Random(0).sample([node for node in adapted if node not in best], nodes)
     arms = {"nothing": [], "best nodes": best, "random nodes": drawn}
     counts = {name: refusals(model, held, ablated(model, some, means), tokens) for name, some in arms.items()}
     results = {
