@@ -80,6 +80,8 @@ def test_filters_leave_out_and_say_why():
         _ = none.best
     strict = select(MODEL, FOUND, PAIRS, tokens=[TOKEN], latest=1.0, most_kl=math.inf, least_induced=math.inf)
     assert set(strict.table["left_out"]) == {"does not induce"}
+    with pytest.raises(BadInput, match="3 late.*: give directions of earlier layers"):
+        _ = select(MODEL, FOUND, PAIRS, by="cosmic", latest=0.0).best
 
 
 def test_cosmic_compares_last_tokens_where_the_classes_are_least_alike():
@@ -105,6 +107,21 @@ def test_cosmic_compares_last_tokens_where_the_classes_are_least_alike():
         assert row["bypass"] == pytest.approx(float(cosine(torch.stack(gone), means[site][1][None]).mean()), abs=1e-4)
         assert row["score"] == pytest.approx(row["induce"] + row["bypass"])
     assert chosen.best is chosen.candidates[int(chosen.table["score"].argmax())]
+
+
+def test_what_lies_behind_cosmics_layers_is_said_to_induce_nothing():
+    found = Directions.fit(MODEL, PromptPairs(POSITIVE[6:], NEGATIVE[6:]))
+    chosen = select(MODEL, found, PAIRS, by="cosmic", latest=2.0, most_kl=math.inf)
+    sites = chosen.config["baseline"]["sites"]
+    plain = {
+        side: torch.stack([torch.cat([MODEL.run(p, capture=s)[s][0, -1] for s in sites]) for p in given])
+        for side, given in (("up", PAIRS.positive), ("down", PAIRS.negative))
+    }
+    still = float(torch.nn.functional.cosine_similarity(plain["down"], plain["up"].mean(0)[None]).mean())
+    same = [abs(value - still) < 1e-6 for value in chosen.table["induce"]]
+    assert 0 < sum(same) < 3
+    assert chosen.doubts[0].startswith(f"{sum(same)} of 3 candidates lie behind what COSMIC compares")
+    assert not select(MODEL, found, PAIRS, tokens=[TOKEN], latest=2.0).doubts
 
 
 def test_selection_refuses_what_it_cannot_do():

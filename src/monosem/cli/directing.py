@@ -218,6 +218,8 @@ def select(
     chosen = choose(model, found, pairs, by=by, tokens=words, most_kl=most_kl, quiet=asked.silent)
     columns = ["site", "position", "bypass", "induce", "kl", "score", "left_out"]
     asked.give(chosen, lambda: frame(chosen.table[columns].head(top), f"{by}, {len(found)} directions"))
+    for doubt in chosen.doubts if not asked.quiet else []:
+        notice(doubt)
     if save is not None:
         Directions([chosen.best]).save(save)
         if not asked.quiet:

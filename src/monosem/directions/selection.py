@@ -46,8 +46,24 @@ class Selection(Tabled):
         """The candidate with the largest score that no filter takes out. Raises `BadInput` where none remains."""
         if self.rows["left_out"][0]:
             reasons = ", ".join(f"{n} {reason}" for reason, n in self.rows["left_out"].value_counts().items())
-            raise BadInput(f"no candidate passes the filters ({reasons}): this model may not show the behaviour")
+            late = set(self.rows["left_out"]) == {"late"}
+            why = "give directions of earlier layers" if late else "this model may not show the behaviour"
+            raise BadInput(f"no candidate passes the filters ({reasons}): {why}")
         return self.candidates[0]
+
+    @property
+    def doubts(self) -> list[str]:
+        """What the scores cannot say, in words."""
+        sites = self.config["baseline"].get("sites", [])
+        last = max((Site.parse(site).layer or 0 for site in sites), default=math.inf)
+        blind = [one for one in self.candidates if (one.site.layer or 0) > last]
+        if not blind:
+            return []
+        return [
+            f"{len(blind)} of {len(self.candidates)} candidates lie behind what COSMIC compares ({', '.join(sites)}), "
+            "where the classes are least alike: adding them changes nothing there, and their induce is one constant; "
+            "give prompts that end alike, as a chat template ends them, or use by='arditi'"
+        ]
 
 
 @analysis
