@@ -1,6 +1,8 @@
 """Neuronpedia's addresses: asked as a notebook asks the service, with another base URL."""
 
 import json
+import socket
+import time
 import urllib.request
 
 import pytest
@@ -187,3 +189,25 @@ def test_a_wrong_key_opens_nothing(served):
     assert served.ask(f"{own}/api/notes", {"put": ["k", []]}, {"Authorization": "", "Origin": "http://evil"})[0] == 403
     assert served.ask(f"{own}/static/../../guard.py", headers={"Authorization": ""})[0] == 404
     assert served.ask("/api/home", headers={"Authorization": "", "x-api-key": "wrong"})[0] == 403
+
+
+def test_what_a_client_that_left_asked_for_is_cancelled(served):
+    """A notebook that was stopped: its job never runs, and the next one does."""
+    arms = [{"doses": [{"latent": 5, "value": 1.0}]}] * 8
+    long = {"kind": "steer", "dictionary": "sae", "text": TEXT, "arms": arms, "tokens": 50, "temperature": 1.0}
+    first = [served.ask("/api/jobs", long | {"seed": seed})[1]["id"] for seed in range(3)]
+    features = [{"modelId": "tiny", "layer": SOURCE, "index": 5, "strength": 1}]
+    ask = {"modelId": "tiny", "prompt": TEXT, "features": features, "n_tokens": 50}
+    body, (host, port) = json.dumps(ask).encode(), served.host.split(":")
+    leaving = socket.create_connection((host, int(port)))
+    head = f"POST /api/steer HTTP/1.1\r\nHost: {served.host}\r\nAuthorization: Bearer {served.token}\r\n"
+    leaving.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    end = time.monotonic() + 60
+    while (newest := served.ask("/api/jobs")[1][0])["kind"] != "api":
+        assert time.monotonic() < end
+    leaving.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+    leaving.close()
+    assert served.events(newest["id"]) == [{"type": "cancelled"}]
+    for one in first:
+        served.ask(f"/api/jobs/{one}/cancel", {})
+    assert served.ask("/api/activation/new", {"feature": PLACE, "customText": TEXT})[0] == 200

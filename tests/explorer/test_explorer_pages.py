@@ -347,6 +347,8 @@ def test_an_attention_latent_says_where_it_comes_from(page):
 def test_a_sweep_is_filtered_and_read(page):
     browser = page("/sweep?d=sae", ".grid tbody button")
     assert browser.find_element("css selector", ".count").text == "12 of 24"
+    texts = "[...document.querySelectorAll('.grid tbody button')].map(b => b.textContent)"
+    until(browser, f"return {texts}.length === 12 && !{texts}.includes('…')")  # each row has what was written
     page("/sweep?d=sae&all=1&f=" + quote("value=40"), ".grid tbody button")
     until(browser, "return document.querySelector('.count').textContent === '12 of 24'")
     until(browser, "return document.querySelectorAll('.written').length === 2")

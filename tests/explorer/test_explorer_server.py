@@ -433,3 +433,14 @@ def test_a_file_that_is_not_of_notes_is_left_as_it_is(tmp_path):
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert (tmp_path / "notes.json").read_text() == '{"mine": 1}'
+
+
+@pytest.mark.parametrize("option", ["--direction", "--sweep"])
+def test_what_cannot_be_opened_is_said_before_the_server_starts(tmp_path, option):
+    (tmp_path / "x.safetensors").write_bytes(b"nothing of the kind")
+    words = [sys.executable, "-m", "monosem", "explore", "--no-browser", "--port", "0", option, str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert str(tmp_path) in done.stderr

@@ -65,7 +65,7 @@ function SourcesOf({ d, i, text, position }) {
   useEffect(() => { run("sources", { dictionary: d, latent: i, text, position }); }, [d, i, text, position]);
   const found = job?.result, most = found && Math.max(...found.values.flat().map(Math.abs), 1e-9);
   const sums = found && found.values[0].map((_, s) => found.values.reduce((sum, row) => sum + row[s], 0));
-  return html`<${Panel} title="Where it comes from" name="sources" level=${3} help="What each head, looking at each token, adds to the latent before its threshold at the chosen token; rows and the bias add up to it exactly.">
+  return html`<${Panel} title="Where it comes from" name="sources" help="What each head, looking at each token, adds to the latent before its threshold at the chosen token; rows and the bias add up to it exactly.">
     <${Progress} job=${job} cancel=${cancel} />
     ${found && html`<p class="soft">before the threshold <b>${number(found.preactivation)}</b>, of which the bias <b>${number(found.bias)}</b></p>
     <div class="matrix heat" tabindex="0" role="region" aria-label="Heads by tokens"><table><thead><tr><th scope="col" class="corner">head</th>${found.tokens.slice(0, sums.length).map(token => html`<th scope="col"><span class="head mono">${quoted(token)}</span></th>`)}</tr></thead>

@@ -49,7 +49,7 @@ export function Steer({ place, d, home }) {
       ${editor("l", two ? "A" : "")}${two && editor("m", "B")}
       <div class="row"><${Field} label="how"><select aria-label="How it is changed" value=${how} onChange=${event => change({ how: event.target.value, l: sides.l.map(named).join(","), m: two ? sides.m.map(named).join(",") || "-" : undefined })}>${Object.entries(HOWS).map(([name, words]) => html`<option value=${name} selected=${name === how}>${words}</option>`)}</select><//>
         ${how === "add" && html`<${Field} label="amounts in"><select aria-label="Units" value=${units} onChange=${event => change({ u: event.target.value, x: "" })}>${Object.entries(UNITS).map(([name, [words]]) => html`<option value=${name} selected=${name === units}>${words}</option>`)}</select><//>`}
-        <${Field} label=${units === "nats" ? "nats, one column each" : "times, one column each"}><input class="mono" aria-label="Strengths" placeholder=${units === "nats" ? "0.5 1 2" : "0.5 1 2"} value=${place.x || ""} onChange=${event => change({ x: event.target.value })} /><//>
+        <${Field} label=${units === "nats" ? "nats, one column each" : "times, one column each"}><input class="mono" aria-label="Strengths" placeholder="0.5 1 2" value=${place.x || ""} onChange=${event => change({ x: event.target.value })} /><//>
         <button type="button" onClick=${() => change({ m: two ? undefined : "-" })} aria-pressed=${String(two)}>${two ? "Without B" : "Compare with B"}</button></div>
       ${units !== "own" && html`<p class="soft">${UNITS[units][1]}</p>`}
       ${columns.length > MOST && html`<p class="failed">${columns.length} columns; at most ${MOST} are written at once</p>`}
@@ -86,22 +86,23 @@ function Doses({ title, d, list, how, units, maxima, width, spoken, directions, 
 }
 
 function Written({ job, columns, busy }) {
-  const found = job.result, many = columns.length > 2;
-  return html`<div class=${many ? "sides many" : "pair sides"}>
+  const found = job.result, many = columns.length > 2, steps = columns.filter(column => column.doses === columns[0].doses).length;
+  const rows = many && steps <= 4 && columns.length > steps; // a row for each side
+  return html`<div class=${rows ? "sides many rows" : many ? "sides many" : "pair sides"} style=${{ "--n": steps + 1 }}>
       <${Side} title="Without" texts=${job.sides.plain} busy=${busy && !job.sides[0]} row=${found?.plain} />
-      ${columns.map((column, i) => html`<${Side} key=${i} title=${column.name ? `With ${column.name}` : "With"} texts=${job.sides[i]} busy=${busy && (i === 0 ? job.sides.plain : job.sides[i - 1])} row=${found?.arms[i]} column=${column} />`)}</div>
+      ${columns.map((column, i) => html`<${Side} key=${i} first=${rows && i === steps} title=${column.name ? `With ${column.name}` : "With"} texts=${job.sides[i]} busy=${busy && (i === 0 ? job.sides.plain : job.sides[i - 1])} row=${found?.arms[i]} column=${column} />`)}</div>
     ${found && html`<${Changes} found=${found} columns=${columns} />`}`;
 }
 
 // Tokens are underlaid by how much the change raised (or lowered) their log-probability; 3 nats is full colour.
-function Side({ title, texts, busy, row, column }) {
+function Side({ title, texts, busy, row, column, first }) {
   const shown = text => visible(text).replace(/↵/g, "↵\n");
   const amounts = row?.amounts && column?.doses.map((dose, i) => `${dose.direction || dose.latent}: ${number(row.amounts[i])}`).join(", ");
-  return html`<section class="panel side-text" aria-label=${title} aria-live="off"><h2>${title}</h2><p>${row?.raised ? row.tokens.map((token, i) => html`<span class=${`tok${row.raised[i] < 0 ? " minus" : ""}`} style=${{ "--v": 0.6 * strength(Math.min(Math.abs(row.raised[i]) / 3, 1)) }}
+  return html`<section class=${first ? "panel side-text first-of-row" : "panel side-text"} aria-label=${title} aria-live="off"><h2>${title}</h2><p>${row?.raised ? row.tokens.map((token, i) => html`<span class=${`tok${row.raised[i] < 0 ? " minus" : ""}`} style=${{ "--v": 0.6 * strength(Math.min(Math.abs(row.raised[i]) / 3, 1)) }}
         onMouseMove=${event => at(event, html`<div><b class="mono">${quoted(token)}</b></div><div>log-probability ${row.raised[i] < 0 ? "lowered" : "raised"} by <b>${number(Math.abs(row.raised[i]))}</b> nats</div>`)} onMouseLeave=${away}>${shown(i ? token : token.trimStart())}</span>`)
       : texts ? shown(texts.join("").trimStart()) : ""}${busy && html`<span class="caret" aria-hidden="true"></span>`}</p>
     ${row && html`<p class="soft facts-small">${row.kl !== undefined && html`<span>KL ${number(row.kl)} nats at the first token, ${number(row.kl_text)} along the text</span>`}
-      <span>perplexity ${number(row.perplexity)} unchanged</span>${row.distinct !== null && html`<span>${percent(row.distinct)} distinct pairs</span>`}${amounts && html`<span>added ${amounts}</span>`}</p>`}</section>`;
+      <span>perplexity ${number(row.perplexity)} under the unchanged model</span>${row.distinct !== null && html`<span>${percent(row.distinct)} distinct pairs</span>`}${amounts && html`<span>added ${amounts}</span>`}</p>`}</section>`;
 }
 
 function Changes({ found, columns }) {

@@ -28,11 +28,16 @@ export function SweepPage({ place, home }) {
 }
 
 function useTexts(n) {
-  const texts = useRef(new Map()).current, waiting = useRef(null), [, again] = useState(0);
-  const view = rows => {
+  const texts = useRef(new Map()).current, wanted = useRef(new Set()).current, waiting = useRef(null), [, again] = useState(0);
+  const ask = () => {
+    const rows = [...wanted].slice(0, 200);
+    for (const row of rows) wanted.delete(row);
+    get("sweep_rows", { n, i: rows.join(",") }).then(found => { for (const one of found) texts.set(one.row, one.text); again(count => count + 1); }, () => {});
+  };
+  const view = rows => { // what several parts of the page want is asked for together
+    for (const row of rows) if (!texts.has(row)) wanted.add(row);
     clearTimeout(waiting.current);
-    const missing = rows.filter(row => !texts.has(row)).slice(0, 200);
-    if (missing.length) waiting.current = setTimeout(() => get("sweep_rows", { n, i: missing.join(",") }).then(found => { for (const one of found) texts.set(one.row, one.text); again(count => count + 1); }, () => {}), 60);
+    if (wanted.size) waiting.current = setTimeout(ask, 60);
   };
   useEffect(() => () => clearTimeout(waiting.current), []);
   return { view, of: row => texts.get(row) };
@@ -60,7 +65,7 @@ function Atlas({ place, home, about, held }) {
     <div class="filters">
       ${home.sweeps.length > 1 && html`<${Field} label="Sweep"><select value=${about.number} onChange=${event => change({ n: event.target.value, r: "", f: "" }, true)}>${home.sweeps.map(one => html`<option value=${one.number} selected=${one === about}>${one.folder}</option>`)}</select><//>`}
       <${Field} label="Filter"><input class="mono" value=${typed} placeholder="kl>1 perplexity<100" onInput=${event => setTyped(event.target.value)} onChange=${event => change({ f: event.target.value }, true)} /><//>
-      <label class="check"><input type="checkbox" checked=${Boolean(place.all)} onChange=${event => change({ all: event.target.checked ? "1" : "" })} /> every value, not each latent's best alone</label>
+      <label class="check"><input type="checkbox" checked=${Boolean(place.all)} onChange=${event => change({ all: event.target.checked ? "1" : "" })} /> all values</label>
       <span class="count" role="status">${number(order.length)} of ${number(held.width)}</span></div>
     <${Failed} words=${filter.error} />
     <div class="overview">

@@ -54,7 +54,7 @@ export function Help({ title, children }) {
 export function Panel({ title, help, missing, name, children, level = 2 }) {
   return html`<section class=${name ? `panel p-${name}` : "panel"}>
     <div class="title">${h(`h${level}`, null, title)}${help && html`<${Help} title=${title}>${help}<//>`}</div>
-    ${missing ? html`<p class="soft">${missing}</p>` : children}
+    ${missing ? html`<p class="soft">${missing.split("`").map((part, i) => (i % 2 ? html`<code>${part}</code>` : part))}</p>` : children}
   </section>`;
 }
 
