@@ -7,6 +7,7 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 from test_explorer_pages import click, complaints, page, until  # noqa: F401
+from test_explorer_pages import test_a_page_is_accessible_in_both_themes_and_fits_a_phone as accessible
 
 from monosem.dictionaries import one_site
 from monosem.latents import decoder_map, splitting
@@ -166,3 +167,18 @@ def test_absorbers_say_that_a_model_cannot_spell(page, served):  # noqa: F811
 def test_without_a_meta_sae_the_page_says_how_to_make_one(page):  # noqa: F811
     browser = page("/meta?d=sae", "pre")
     assert "--meta-of sae" in browser.execute_script("return document.querySelector('pre').textContent")
+
+
+@pytest.mark.parametrize(
+    ("kind", "ask", "path", "wanted"),
+    [
+        ("circle", {"dictionary": "sae", "cycle": "weekdays"}, "/circles?d=sae", ".circle polygon"),
+        ("written", {"dictionary": "sae"}, "/writes?d=sae", ".grid tbody a"),
+        ("map", {"dictionaries": BOTH, "method": "pca"}, "/map?d=sae&m=pca&w=bare", ".clusters"),
+        ("families", {"dictionaries": BOTH}, "/splitting?d=sae&i=3", ".family g"),
+    ],
+)
+def test_a_page_with_its_result_is_accessible_and_fits_a_phone(page, served, kind, ask, path, wanted):  # noqa: F811
+    assert served.job(kind=kind, **ask)["type"] == "done"
+    page(path, wanted)
+    accessible(page, path)
