@@ -1,6 +1,7 @@
 """A planted behaviour: what takes its vector away breaks it, controls of the same size do not; reports resume."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -12,12 +13,20 @@ from monosem import robustness
 from monosem.cli import app
 from monosem.errors import BadFile, BadInput, Mismatch, UnknownName
 from monosem.jobs import module_fingerprint
-from monosem.robustness import ATTACKS, RobustnessConfig
+from monosem.robustness import ATTACKS, RobustnessConfig, curves
 from monosem.robustness.arms import Arm, is_loop, responses
 from monosem.robustness.context import Context
 from monosem.robustness.job import storable
 from monosem.robustness.report import facts_of
 from tiny_behaviour import SaysIt, behaviour, planted_model
+
+
+@pytest.fixture(autouse=True, scope="module")
+def lost_or_not():
+    """A model with random weights never has a thread to lose."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(curves, "LOST", math.inf)
+        yield
 
 
 @pytest.fixture(scope="module")
