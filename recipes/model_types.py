@@ -16,6 +16,7 @@ import json
 import sys
 import warnings
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -29,7 +30,7 @@ from monosem.errors import MonosemError, cause
 from monosem.files import write_text
 from monosem.models import Model, load_model
 from monosem.models.checking.verify import verify
-from monosem.models.places.kinds import KINDS
+from monosem.models.places.kinds import KINDS, Kind
 from monosem.models.places.table import BOTH_BY_TYPE, BY_TYPE
 from monosem.models.places.table import REFUSED as TABLE_SAYS
 
@@ -45,10 +46,13 @@ and {inferred} through a row that is inferred from the model and used because it
 with the reason below. `recipes/model_types.py` makes this page.
 
 A block is a list of branches, each of a kind. Every type has `resid_pre`, `resid_post`, the streams between branches,
-the sites of its norms, and of each branch `<branch>_input`, `_raw` and `_out`. Inside, a kind has:
+the sites of its norms, and of each branch `<branch>_input`, `_raw` and `_out`. Inside, a kind has these sites, and
+these weights can be read (`model.W_Q`; of a branch with an output projection, `model.branch(name, layer).weight()`).
+Sweeps grow a batch where transformers' layers go on from a part of the tokens, and run whole texts elsewhere, with a
+note ([patching.md](patching.md)).
 
-| kind | sites inside |
-|---|---|
+| kind | sites inside | weights |
+|---|---|---|
 """
 READ = """
 ## Read
@@ -208,10 +212,25 @@ def page(rows: list[Row]) -> str:
     counts = {"n": len(rows), "read": len(read), "refused": len(rows) - len(read)}
     counts |= {"table": ways.count("table"), "inferred": ways.count("inferred")}
     head = HEAD.format(version=transformers.__version__, torch=torch.__version__.partition("+")[0], **counts)
-    inside = [f"| {name} | {', '.join(f'`{site}`' for site in kind.sites) or '-'} |" for name, kind in KINDS.items()]
+    inside = [f"| {name} | {listed(kind.sites)} | {listed(weights_of(name, kind))} |" for name, kind in KINDS.items()]
     says = [f"| {r.kind} | {r.way} | {r.blocks} | {r.error:.0e} | {r.generates} |" for r in read]
     not_read = [f"| {r.kind} | {r.why} |" for r in rows if r.why]
     return head + "\n".join(inside) + "\n" + READ + "\n".join(says) + "\n" + REFUSED + "\n".join(not_read) + "\n"
+
+
+def listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names) or "-"
+
+
+def weights_of(name: str, kind: Kind) -> list[str]:
+    """The views of weights that mean something for a kind of mixer."""
+    if name == "latent_attention":
+        return ["W_O", "components.latent_QK", "components.latent_OV"]
+    if kind.attends and kind.plain:
+        return ["W_Q", "W_K", "W_V", *(["W_O"] if kind.projected else [])]
+    if name == "mlp":
+        return ["W_in", "W_gate", "W_out"]
+    return ["branch.weight()"] if kind.projected else []
 
 
 def earlier(text: str) -> tuple[list[Row], str]:

@@ -239,3 +239,20 @@ def test_a_compiled_model_says_what_to_give() -> None:
     hf.model.layers[1].mlp.compile()
     with pytest.raises(BadInput, match=r"its module model\.layers\.1\.mlp is compiled by torch\.compile"):
         load_model(hf, quiet=True)
+
+
+def test_layers_that_were_cut_off_a_model() -> None:
+    hf = tiny_any("qwen3_next")
+    hf.model.layers = hf.model.layers[1:]
+    with pytest.raises(BadInput, match="has 3 blocks, and its config lists 4 kinds of layers: set config.layer_types"):
+        load_model(hf, quiet=True)
+    hf = tiny_any("gemma3_text")
+    hf.config.layer_types = ["full_attention"]
+    with pytest.raises(BadInput, match="has 4 blocks, and its config lists 1 kinds of layers"):
+        load_model(hf, quiet=True)
+    hf = tiny_any("mamba")
+    hf.backbone.layers = hf.backbone.layers[:2]
+    with pytest.raises(BadInput, match="has 2 blocks, and its config lists 4 kinds of layers"):
+        load_model(hf, quiet=True)
+    hf.config.num_hidden_layers = 2  # Mamba's list follows it
+    assert len(load_model(hf, quiet=True).generate([[3, 4, 5]], max_new_tokens=2, stop_at_eos=False).new[0]) == 2

@@ -21,6 +21,8 @@ from ..language import is_multimodal, language_model, text_config
 from ..model import Model
 from ..native import device_of, refuse_compiled
 from ..places.families import BranchRow, Family
+from ..places.loops import check_listed
+from ..places.mixers import module_at
 from ..places.table import BY_TYPE, family_of, refuse_type
 from .anatomy import Found, branches_of, choices, merged
 from .ends import ends_of
@@ -60,6 +62,8 @@ def row_of(hf: PreTrainedModel) -> Family:
     row = BY_TYPE.get(text_config(hf).model_type)
     if row is None:
         return infer(hf)
+    if row.order is None:
+        check_listed(text_config(hf), len(module_at(language_model(hf), row.layers) or ()), row.name)
     adapted = any(hasattr(module, "base_layer") for module in hf.modules())
     if not (is_multimodal(hf) or adapted):
         if failure := _failure(partial(Model, hf, family=row, name=row.name), beginning):

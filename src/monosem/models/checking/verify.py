@@ -221,7 +221,7 @@ def _given(c: Checks) -> None:
 
 def _roles(c: Checks) -> None:
     """That q is not k, nor gate up: a token's q acts on its own row alone, the MLP is linear in up alone."""
-    each = {(branch.name, branch.kind): branch for branch in reversed(c.model.branches())}  # the first of every sort
+    last = {branch.name: branch for branch in c.model.branches()}  # of every name
 
     def run(site: Site, fn: Callable[[Tensor], Tensor], read: Site) -> Tensor:
         return c.model.run(c.tokens, capture=read, edits=[Patch(site, fn)], logits=False)[read]
@@ -238,7 +238,7 @@ def _roles(c: Checks) -> None:
         half = x.shape[-1] // 2
         return torch.cat([x[..., :half], torch.zeros_like(x[..., half:])], dim=-1)
 
-    for branch in each.values():
+    for branch in last.values():
         if branch.slot.mixer.row.attends:
             z = branch.inner or branch.raw
             turned = run(q := branch.site("q"), first_token_turned, z)[:, 1:]
