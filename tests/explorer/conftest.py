@@ -17,7 +17,8 @@ from monosem.models import Model, Site, load_model
 from monosem.steering import sweep_latents
 from tiny_home import make_dictionary, save_model
 
-OPTIONS = ("--direction", "pull.safetensors", "--sweep", "swept")
+GOLDEN = Path(__file__).parents[1] / "latents" / "golden" / "sae_dashboard_batch-0.json"  # written by the tool itself
+OPTIONS = ("--direction", "pull.safetensors", "--sweep", "swept", "--dashboards", str(GOLDEN))
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 WORDS = [
     "the",

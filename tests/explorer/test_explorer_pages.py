@@ -12,7 +12,9 @@ from monosem.dictionaries import one_site
 
 LATENT = "/latent?d=sae&i=3"
 PAGES = ["/", "/dictionary?d=sae", "/dictionary?d=bare", LATENT, "/latent?d=bare&i=3", "/lists?d=sae", "/map?d=sae"]
-PAGES += [f"/{name}?d=sae" for name in ("prompt", "steer", "lens", "patching", "graph", "reports", "public", "sweep")]
+PAGES += [
+    f"/{name}?d=sae" for name in ("prompt", "steer", "lens", "patching", "graph", "reports", "public", "sweep", "files")
+]
 PAGES += [
     "/compare?d=sae&a=3&b=5",
     "/compare?d=sae&a=3&e=bare&b=5",
@@ -355,6 +357,15 @@ def test_a_sweep_is_filtered_and_read(page):
     steer = browser.find_element("css selector", ".cloud a.button[href*='steer']").get_attribute("href")
     assert "how=set" in steer
     assert complaints(browser) == []
+
+
+def test_a_file_of_another_tool_says_what_not_to_rely_on(page, served):
+    browser = page("/files?d=sae", "article h1")
+    assert len(browser.find_elements("css selector", ".remarks li")) > 4
+    click(browser, "next ›")
+    until(browser, "return document.querySelector('.kicker').textContent.startsWith('Latent 1')")
+    assert complaints(browser) == []
+    assert served.ask("/api/file?n=0&i=2")[0] == served.ask("/api/file?n=1&i=0")[0] == 404
 
 
 def test_a_line_around_points_makes_a_list(page, served):

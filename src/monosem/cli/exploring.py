@@ -24,6 +24,9 @@ def explore(
     sweep: Annotated[
         list[Path] | None, option("DIR", "A folder that `monosem sweep` wrote, to look through. May be repeated.")
     ] = None,
+    dashboards: Annotated[
+        list[Path] | None, option("PATH", "Files of sae-dashboard or Neuronpedia's export. May be repeated.")
+    ] = None,
     browser: Annotated[
         bool, flag("Open it in the browser, or print the address alone.", "--browser/--no-browser")
     ] = True,
@@ -47,6 +50,7 @@ def explore(
         reports=reports or (),
         directions=direction or (),
         sweeps=sweep or (),
+        dashboards=dashboards or (),
         open_browser=browser,
         quiet=quiet,
     )

@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from .. import __version__
 from ..errors import BadInput, MonosemError, UnknownName, check_name
-from ..latents import public_latent
+from ..latents import public_latent, read_dashboards
 from ..latents.drawing import export_page
 from ..latents.public import split_place
 from ..pages import environment
@@ -47,11 +47,19 @@ class Explorer:
 
     Args:
         reports: folders that are searched for reports (`report.html` in them or one level below).
-        sweeps: folders of sweeps of latents.
+        sweeps: folders of sweeps of latents. dashboards: files of other tools, as `latents.read_dashboards` takes them.
     """
 
-    def __init__(self, library: Library, notes: Notes, reports: Sequence[Path] = (), sweeps: Sequence[Path] = ()):
+    def __init__(
+        self,
+        library: Library,
+        notes: Notes,
+        reports: Sequence[Path] = (),
+        sweeps: Sequence[Path] = (),
+        dashboards: Sequence[Path] = (),
+    ):
         self.sweeps = Sweeps(sweeps, library)
+        self.dashboards = [(str(path), read_dashboards(path).pages) for path in dashboards]
         self.library, self.notes, self.jobs = library, notes, Jobs()
         self.computed = Computed(library, notes.path.parent / "computed")
         self.reports = {str(n): path for n, path in enumerate(found_reports(list(reports)))}
@@ -105,7 +113,16 @@ class Explorer:
 
     def home(self, request: Request) -> Any:
         reports = [{"number": number, "path": str(path)} for number, path in self.reports.items()]
-        return {"version": __version__, **self.library.about(), "reports": reports, "sweeps": self.sweeps.about()}
+        files = [{"number": n, "path": path, "latents": list(pages)} for n, (path, pages) in enumerate(self.dashboards)]
+        more = {"reports": reports, "sweeps": self.sweeps.about(), "files": files}
+        return {"version": __version__, **self.library.about(), **more}
+
+    def file(self, request: Request) -> Any:
+        """A latent of a file of another tool."""
+        number, latent = whole(request, "n")[0], whole(request, "i")[0]
+        if number >= len(self.dashboards) or latent not in self.dashboards[number][1]:
+            raise UnknownName(f"no latent {latent} in file {number}")
+        return self.dashboards[number][1][latent].to_json()
 
     def table(self, request: Request) -> Any:
         return self.library.book(asked(request, "d")).columns()
@@ -189,6 +206,7 @@ class Explorer:
             "rows": self.rows,
             "latent": self.latent,
             "public": self.public,
+            "file": self.file,
             "sweep": self.sweep,
             "sweep_rows": self.sweep_rows,
             "search": self.search,

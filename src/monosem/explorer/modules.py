@@ -6,7 +6,7 @@ from importlib.resources import files
 from ..latents.drawing.modules import DRAWN, NAMED, drawn
 
 PAGES = ["home", "dictionary", "latent", "map", "prompt", "steer", "compare", "lens", "patching", "graph", "lists"]
-PAGES += ["reports", "public", "sweep", "geometry", "splitting", "circles", "meta", "absorbers", "writes"]
+PAGES += ["reports", "public", "files", "sweep", "geometry", "splitting", "circles", "meta", "absorbers", "writes"]
 APP = {
     "server": "server.js",
     "place": "place.js",

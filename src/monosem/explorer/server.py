@@ -6,6 +6,7 @@ import socket
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..errors import BadInput, require
 from ..models import Model
@@ -26,6 +27,7 @@ def serve(
     reports: Sequence[Path] = (),
     directions: Sequence[Path] = (),
     sweeps: Sequence[Path] = (),
+    dashboards: Sequence[Path] = (),
     open_browser: bool = True,
     quiet: bool = False,
 ) -> None:
@@ -39,10 +41,11 @@ def serve(
         reports: folders with reports of studies and robustness.
         directions: files of directions (`Direction.save`, `monosem direction`, other tools), or folders of such.
         sweeps: folders of sweeps of latents (`steering.sweep_latents`, `monosem sweep`).
+        dashboards: files of sae-dashboard or of Neuronpedia's export, or folders of such.
 
     Raises:
         MissingExtra: without starlette and uvicorn. BadInput: the port is taken. UnknownName: no such dictionary.
-        BadFile: a file of notes or directions, or a folder of a sweep, that is none.
+        BadFile: a file of notes, directions or dashboards, or a folder of a sweep, that is none.
     """
     require("starlette", "explorer")
     uvicorn = require("uvicorn", "explorer")
@@ -52,7 +55,7 @@ def serve(
     library = Library(dictionaries, model, directions)
     for name in dictionaries:
         _ = library.book(name).dictionary  # a wrong name is said here, not in the browser
-    explorer = Explorer(library, Notes(notes), reports, sweeps)
+    explorer = Explorer(library, Notes(notes), reports, sweeps, dashboards)
     held = listening(port)
     number, token = held.getsockname()[1], secrets.token_urlsafe(24)
     guarded = Guard(explorer.application(), number, token, explorer.policy)
@@ -62,8 +65,13 @@ def serve(
     if open_browser:
         with contextlib.suppress(webbrowser.Error):
             webbrowser.open(address)
+    run(uvicorn, guarded, held)
+
+
+def run(uvicorn: Any, application: Any, held: socket.socket) -> None:
+    """Serve until Ctrl-C, with the limits of a server that one person uses."""
     config = uvicorn.Config(
-        guarded,
+        application,
         log_level="error",
         access_log=False,
         server_header=False,

@@ -23,6 +23,7 @@ import { Meta } from "page/meta";
 import { Absorbing } from "page/absorbers";
 import { Writes } from "page/writes";
 import { SweepPage } from "page/sweep";
+import { Files } from "page/files";
 
 const PAGES = {
   home: [Home, "Dictionaries"], dictionary: [DictionaryPage, "Latents"], latent: [LatentPage, "Latent"],
@@ -31,7 +32,7 @@ const PAGES = {
   geometry: [Geometry, "Geometry"], splitting: [Splitting, "Families"], circles: [Circles, "Circles"], meta: [Meta, "Meta-latents"],
   absorbers: [Absorbing, "Absorbers"], writes: [Writes, "Writes"],
   lists: [Lists, "Lists"], reports: [Reports, "Reports"],
-  public: [Public, "Neuronpedia"], sweep: [SweepPage, "Sweep"],
+  public: [Public, "Neuronpedia"], sweep: [SweepPage, "Sweep"], files: [Files, "Files"],
 };
 const LINKS = ["dictionary", "geometry", "prompt", "steer", "compare", "lens", "patching", "graph", "lists"];
 
@@ -67,7 +68,7 @@ function Bar({ place, home }) {
   useEffect(() => { document.querySelector(".top nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" }); }, [place.page]); // on a phone not all fit
   return html`<header class="top">
     <${Link} page="home" class="brand">monosem<//>
-    <select aria-label="Dictionary" value=${d} onChange=${event => go(["home", "lists", "reports", "public", "sweep"].includes(place.page) ? "dictionary" : place.page === "latent" ? "dictionary" : place.page, { d: event.target.value })}>
+    <select aria-label="Dictionary" value=${d} onChange=${event => go(["home", "lists", "reports", "public", "sweep", "files"].includes(place.page) ? "dictionary" : place.page === "latent" ? "dictionary" : place.page, { d: event.target.value })}>
       ${names.map(name => html`<option value=${name} selected=${name === d}>${name}</option>`)}</select>
     <nav aria-label="Pages">${LINKS.flatMap(name => name === "steer" && home.value?.sweeps.length ? [name, "sweep"] : [name]).map(name => html`<${Link} page=${name} state=${{ d }} aria-current=${place.page === name || (name === "geometry" && place.page in VIEWS) ? "page" : undefined}>${PAGES[name][1]}<//>`)}</nav>
     <form role="search" onSubmit=${find}><input ref=${search} id="search" type="search" placeholder="number or words" aria-label="Find a latent by number or words" /></form>
