@@ -42,7 +42,7 @@ def arguments() -> argparse.Namespace:
 
 
 def shards(args: argparse.Namespace, name: str) -> ActivationShards:
-    model = ms.load_model("smollm2", dtype="bf16", quiet=True)
+    model = ms.load_model("smollm2", dtype="auto", quiet=True)
     if name == "held_out":
         store = TokenStore.build(model, texts(args.corpora / HELD_OUT), 256, tokens=9_216)
     else:
