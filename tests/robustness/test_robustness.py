@@ -11,13 +11,14 @@ from typer.testing import CliRunner
 
 from monosem import robustness
 from monosem.cli import app
+from monosem.data import PromptPairs
 from monosem.errors import BadFile, BadInput, Mismatch, UnknownName
 from monosem.jobs import module_fingerprint
 from monosem.robustness import ATTACKS, RobustnessConfig, curves
 from monosem.robustness.arms import Arm, is_loop, responses
 from monosem.robustness.context import Context
 from monosem.robustness.job import storable
-from monosem.robustness.report import facts_of
+from monosem.robustness.report import facts_of, write
 from tiny_behaviour import SaysIt, behaviour, planted_model
 
 
@@ -232,6 +233,36 @@ def test_the_report_is_whole_and_holds_no_responses(done):
         done.plot("nonsense")
     with pytest.raises(BadFile):
         robustness.Robustness.load(done.folder / "parts")
+
+
+def test_doubts_about_the_layer_stand_beside_the_verdicts(done, planted, tmp_path):
+    """Which layers COSMIC cannot judge, by class means of the prompts that choose, made by hand."""
+    model, _ = planted
+    config = RobustnessConfig.load(behaviour(layers=[0, 1, 2]))
+    facts = Context(config, model, print, SaysIt()).vectors.facts
+    sides = config.of("behaviour_train"), config.of("unrelated_train")
+    choose = PromptPairs(*sides, paired=False).split(0.25, seed=config.seed)[1]
+    cosines = []
+    for layer in range(3):
+        site = f"resid_post.{layer}"
+        up, down = (
+            torch.stack([model.run(prompt, capture=site)[site][0, -1] for prompt in side]).mean(0)
+            for side in (choose.positive, choose.negative)
+        )
+        cosines.append(float(up @ down / up.norm() / down.norm()))
+    behind = 2 - cosines.index(min(cosines))
+    assert behind == 1
+    assert facts["doubts"][0].startswith(f"{behind} of 3 candidates lie behind what COSMIC compares")
+    held = json.loads(json.dumps(done.results))
+    held["parts"]["model"]["direction"]["doubts"] = facts["doubts"]
+    write(held, tmp_path)
+    for page in ("report.html", "report.md"):
+        text = (tmp_path / page).read_text()
+        assert text.count("1 of 3 candidates lie behind") == 1
+        assert text.index("what the numbers say") < text.index("1 of 3 candidates") < text.index("area under success")
+    kept = json.loads((tmp_path / "results.json").read_text())["parts"]["model"]["direction"]
+    assert kept["doubts"] == facts["doubts"]
+    assert done.results["parts"]["model"]["direction"]["doubts"] == []
 
 
 def test_a_report_goes_on_where_it_stopped(planted, safe, tmp_path, monkeypatch):

@@ -87,17 +87,19 @@ def findings(results: Mapping[str, Any]) -> list[str]:
             if one["model"] == where:
                 title, at = ATTACKS[one["attack"]].title, _strength(one)
                 lines.append(f"  {title}{at}: {_share(one['shown'])} left; {one['words']}")
-        lines += [f"  {said}" for said in [caveat(results, where)] if said]
+        lines += [f"  {said}" for said in caveats(results, where)]
     return lines
 
 
-def caveat(results: Mapping[str, Any], where: str) -> str:
-    """What is to be said of a direction that was taken though a filter had left it out; "" of another one."""
-    reason = results["parts"][where]["direction"].get("left_out")
-    return reason and (
-        f"No candidate passed COSMIC's filters, the direction here did not either ({reason}): where the behaviour "
-        "survives attacks along it, a better direction might still break it."
-    )
+def caveats(results: Mapping[str, Any], where: str) -> list[str]:
+    """What is to be said of how the direction was chosen: a filter had left it out, and `Selection.doubts`."""
+    held, said = results["parts"][where]["direction"], []
+    if held.get("left_out"):
+        said.append(
+            f"No candidate passed COSMIC's filters, the direction here did not either ({held['left_out']}): where the "
+            "behaviour survives attacks along it, a better direction might still break it."
+        )
+    return said + [f"Of the choice of the layer: {doubt}." for doubt in held.get("doubts", [])]
 
 
 def headlines(results: Mapping[str, Any]) -> list[str]:
@@ -150,8 +152,8 @@ def _model(results: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {
         "name": where,
         "title": capital(named(results, where)),
-        "direction": held["direction"],
-        "caveat": caveat(results, where),
+        "direction": {name: value for name, value in held["direction"].items() if name != "doubts"},
+        "caveats": caveats(results, where),
         "base": _share(base["shown"]),
         "n": base["n"],
         "verdicts": [_verdict(one) for one in verdicts_of(results) if one["model"] == where],

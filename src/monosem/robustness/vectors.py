@@ -73,6 +73,7 @@ def fitted(model: Model, config: RobustnessConfig, prompts: dict[str, list[str]]
     facts = {"site": str(direction.site), "position": direction.position, "method": config.method, "gap": gap}
     facts |= {name: direction.provenance.get(name) for name in ("stability", "held_out_auroc", "promotes")}
     facts |= {"left_out": str(row["left_out"]), "score": float(row["score"]), "cosmic_kl": float(row["kl"])}
+    facts |= {"doubts": chosen.doubts}
     facts |= {"shuffled_cosine": float(direction.unit @ other.unit), "candidates": len(found)}
     facts |= {"prompts": {"fit": _counts(fit), "choose": _counts(choose)}}
     bases = _bases(model, direction, fit, shuffled, config)
