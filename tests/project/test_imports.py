@@ -66,6 +66,13 @@ def test_every_public_room_says_what_it_offers() -> None:
         assert not others, room
 
 
+def test_edits_of_weights_come_with_edits() -> None:
+    """In a process of its own: elsewhere another import may have brought them."""
+    code = "from monosem import edits; edits.weights.orthogonalise"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_an_unknown_public_name_is_an_attribute_error() -> None:
     import monosem
 

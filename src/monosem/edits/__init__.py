@@ -11,6 +11,7 @@ it has changes nothing. `splice` is the other thing, the reconstruct-only arm; `
 a cross-layer transcoder. Crosscoders need a first pass: `clamp_sites`, `scale_sites`, `splice_sites`.
 """
 
+from . import weights
 from .along import ablate, add_by_cosine, affine, ceiling, floor, push, reflect, scale_along, set_to
 from .changes import Amount, DirectionLike, add, function, patch, scale
 from .conditions import Condition, Decision, condition
@@ -64,5 +65,6 @@ __all__ = [
     "splice_layers",
     "splice_sites",
     "transport",
+    "weights",
     "writes",
 ]
