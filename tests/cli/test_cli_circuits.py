@@ -10,6 +10,7 @@ import pytest
 from monosem import graphs
 from monosem.circuits import load_graph
 from monosem.models import load_model
+from tiny_dictionaries import tiny_dictionary
 
 
 @pytest.fixture(scope="module")
@@ -62,4 +63,16 @@ def test_a_graph_as_a_user_makes_it(run, home, tmp_path):
     refused = run("graph tiny cat --transcoder nowhere")
     assert refused.exit_code != 0
     assert "nowhere" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize("format", ["saelens", "circuit-tracer"])
+def test_a_transcoder_of_another_model_is_refused(run, tmp_path, format):
+    """What its file says counts: sites and widths are right."""
+    sites = {"site": "mlp_input.1", "site_out": "mlp_out.1", "transcoder": True, "name": "foreign"}
+    tiny_dictionary("relu", model_name="google/gemma-2-2b", **sites).save(tmp_path, format=format)
+    file = tmp_path if format == "saelens" else tmp_path / "layer_1.safetensors"
+    refused = run(f"graph tiny cat --nodes 5 --transcoder {file}")
+    assert refused.exit_code != 0
+    assert "was made for 'google/gemma-2-2b', not" in refused.stderr.splitlines()[-1]
     assert "Traceback" not in refused.stderr

@@ -25,7 +25,7 @@ def one_layer(layer=1, skip=False, kind="relu", **about):
     return tiny_dictionary(kind, replace(tensors, W_skip=W_skip), transcoder=True, **(sites | about))
 
 
-def cross_layer(out="mlp_raw"):
+def cross_layer(out="mlp_raw", model_name=""):
     draw = torch.Generator().manual_seed(4)
 
     def rand(*shape, size):
@@ -35,7 +35,12 @@ def cross_layer(out="mlp_raw"):
     decoders = [rand(WIDTH, LAYERS - s, D, size=0.3) for s in range(LAYERS)]
     tensors = {"W_enc": rand(LAYERS, D, WIDTH, size=0.3), "b_enc": rand(LAYERS, WIDTH, size=0.3)}
     return CrossLayer(
-        CrossLayerParts(facts=Facts("relu", *sites), W_dec=decoders, b_dec=rand(LAYERS, D, size=0.3), **tensors)
+        CrossLayerParts(
+            facts=Facts("relu", *sites, model_name=model_name),
+            W_dec=decoders,
+            b_dec=rand(LAYERS, D, size=0.3),
+            **tensors,
+        )
     )
 
 
@@ -132,6 +137,8 @@ def test_what_is_no_transcoder_of_an_mlp_is_refused():
         (one_layer(site_out="attn_out.1"), "writes attn_out.1"),
         ([one_layer(), one_layer()], "two transcoders write"),
         ("smollm2", "takes transcoders"),
+        (one_layer(model_name="google/gemma-2-2b"), "was made for 'google/gemma-2-2b', not"),
+        (cross_layer(model_name="gpt2"), "was made for 'gpt2', not"),
     ]:
         with pytest.raises((BadInput, Mismatch), match=says):
             graphs.attribution_graph(model, "the cat", wrong)
