@@ -77,6 +77,8 @@ def contestants(
     if OWN in which:
         found[OWN] = partial(own, model, pairs, method, steps)
     if THEIRS in which:
+        import eap.attribute  # type: ignore[import-not-found]  # here, so that no timed call has it  # noqa: F401
+
         import peers
 
         lens = peers.lens(str(ensure(EMBEDDED["smollm2"])), torch.float32)
@@ -133,7 +135,7 @@ def main() -> None:
         apart = {name: float((one - scores[OWN]).abs().max()) / largest for name, one in scores.items()}
         for name in made:
             about = {
-                "case": f"{METHODS[method]}, {n} pairs of {pairs.clean.ids.shape[1]} tokens",
+                "case": f"{METHODS[method]}, {n} {'pair' if n == 1 else 'pairs'} of {pairs.clean.ids.shape[1]} tokens",
                 "apart": apart[name],
                 "pairs": n,
             }
