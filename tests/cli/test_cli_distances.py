@@ -10,6 +10,7 @@ from monosem.models import load_model
 
 USUAL = [f"{a} {who} is {how}" for a in ("the", "a", "one") for who in ("cat", "dog", "man") for how in ("good", "bad")]
 NEW = ["the king is good", "a queen is bad", "one child is good", "the moon is bad"]
+FEW = ["four four two three", "sat on was or", "night sun sun night"]
 ODD = ["three four five three four", "on on on sat sat", "moon moon sun night night", "was was or or was"]
 
 
@@ -47,6 +48,15 @@ def test_fit_score_and_compare(run, home, files, tmp_path):
     wanted = probes.ood({"mahalanobis++": expected}, new, {"odd": odd}).table
     assert table["auroc"].tolist() == pytest.approx(wanted["auroc"].tolist())
     assert "together" in table["place"].tolist()
+    (tmp_path / "few.txt").write_text("\n".join(FEW))
+    done = run(
+        f"distance compare {saved} {files}/new.txt {files}/odd.txt --examples {tmp_path}/few.txt --model tiny --json"
+    )
+    assert done.exit_code == 0, done.output
+    table = pd.DataFrame(json.loads(done.stdout))
+    ensemble = probes.LayerEnsemble.fit(expected, probes.read_rows(model, FEW, [0] * len(FEW)))
+    wanted = probes.ood({"ensemble": ensemble}, new, {"odd": odd}).table
+    assert table[table["detector"] == "ensemble"]["auroc"].tolist() == pytest.approx(wanted["auroc"].tolist())
 
 
 def test_usual_texts_that_are_not_like_the_fitted_ones_are_named(run, files, tmp_path):

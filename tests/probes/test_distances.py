@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 from sklearn.covariance import ledoit_wolf
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
 from monosem.errors import BadFile, BadInput, Mismatch, UnknownName
-from monosem.probes import DISTANCES, Distances, Rows, Whitening, distances, energy, fit, ood, unsure
+from monosem.probes import DISTANCES, Distances, LayerEnsemble, Rows, Whitening, distances, energy, fit, ood, unsure
 
 # a toy, its right values (covariances divided by n), and what pytorch-ood 0.4.0 gave
 X = [[0, 0], [2, 0], [0, 1], [2, 1], [10, 10], [12, 10], [10, 12], [12, 13]]
@@ -194,6 +195,44 @@ def test_detecting_with_the_whitened_direction_and_writing_with_the_difference()
     assert off["w"] < 0.1 * off["r"]
 
 
+def test_layers_have_weights_by_scikit_learns_regression_on_log_scores():
+    made = Distances.fit(drawn(), "mahalanobis").against(drawn(60, seed=7))
+    few, fresh = drawn(7, seed=4, shift=1.0), drawn(30, seed=5, shift=0.5)
+    held, above, new = (np.log(made.score(rows).numpy()) for rows in (drawn(60, seed=7), few, fresh))
+    middle, spread = held.mean(1, keepdims=True), held.std(1, ddof=1, keepdims=True)
+    z = [((one - middle) / spread).T for one in (held, above, new)]
+    theirs = LogisticRegression(C=0.5, class_weight="balanced", tol=1e-10, max_iter=1000)
+    theirs.fit(np.concatenate(z[:2]), np.arange(67) >= 60)
+    ours = LayerEnsemble.fit(made, few, penalty=2.0)
+    assert ours(fresh).numpy() == pytest.approx(theirs.decision_function(z[2]), abs=1e-4)
+    assert made.combined(fresh, log=True).numpy() == pytest.approx(z[2].mean(1))
+    together = z[0].mean(1)
+    wanted = [(1 + int((together >= one).sum())) / 61 for one in z[2].mean(1)]
+    assert made.p_values(fresh, how="mean", log=True).tolist() == pytest.approx(wanted)
+    table = ood({"e": ours}, drawn(50, seed=9), {"far": fresh}).table
+    usual = ours(drawn(50, seed=9)).numpy()
+    area = roc_auc_score(np.arange(80) >= 50, np.concatenate([usual, ours(fresh).numpy()]))
+    assert table["auroc"].tolist() == pytest.approx([area])
+
+
+def test_an_ensemble_refuses_what_it_has_seen_and_signed_logs():
+    held = drawn(60, seed=7, texts=[f"h{i}" for i in range(60)])
+    few = drawn(6, seed=4, shift=1.0, texts=[f"f{i}" for i in range(6)])
+    made = Distances.fit(drawn(), "relative").against(held)
+    ours = LayerEnsemble.fit(made, few)
+    assert not ours.log  # relative scores may be negative
+    with pytest.raises(BadInput, match="gave the weights of e"):
+        ood({"e": ours}, drawn(50, seed=9), {"far": few})
+    for make, message in [
+        (lambda: LayerEnsemble.fit(made, few, log=True), "have no log"),
+        (lambda: LayerEnsemble.fit(made, held), "60 of the unusual examples are usual texts"),
+        (lambda: LayerEnsemble.fit(made, few, penalty=0.0), "a penalty above 0"),
+        (lambda: LayerEnsemble.fit(Distances.fit(drawn()), few), "held-out rows"),
+    ]:
+        with pytest.raises(BadInput, match=message):
+            make()
+
+
 # ---------------------------------------------------------------------- evaluation
 def test_near_and_far_with_lengths_alike():
     usual = drawn(400, lengths=torch.arange(400) % 20 + 5)
@@ -203,7 +242,13 @@ def test_near_and_far_with_lengths_alike():
     detectors = {"m": Distances.fit(usual).against(drawn(100, seed=9)), "length": lambda rows: rows.lengths}
     found = ood(detectors, held, {"near": long, "far": far})
     table = found.table.set_index(["detector", "place", "against"])
-    assert set(table.index.get_level_values(1)) == {"resid_post.0@last", "resid_post.1@last", "together", "-"}
+    assert set(table.index.get_level_values(1)) == {
+        "resid_post.0@last",
+        "resid_post.1@last",
+        "together",
+        "together, log",
+        "-",
+    }
     row = table.loc[("m", "resid_post.1@last", "far")]
     below, above = (detectors["m"].score(rows)[1].numpy() for rows in (held, far))
     f, y = np.concatenate([below, above]), np.arange(400) >= 300

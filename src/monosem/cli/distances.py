@@ -103,7 +103,14 @@ def score(asked: OnDistance, prompts: PromptArguments) -> None:
     asked.give(Tabled(table), table, f"{found.kind}, {len(found.places)} places")
 
 
-def compare(asked: OnDistance, texts: Several, seed: Seed = 0) -> None:
+def compare(
+    asked: OnDistance,
+    texts: Several,
+    examples: Annotated[
+        Path | None, option("FILE", "A few other unusual texts, one a line, that give each layer a weight.")
+    ] = None,
+    seed: Seed = 0,
+) -> None:
     """How well it tells unusual texts from usual ones.
 
     AUROC at every place and together, with 95 % intervals, also with lengths alike; the false alarms at which 95 % are
@@ -119,8 +126,22 @@ def compare(asked: OnDistance, texts: Several, seed: Seed = 0) -> None:
     given = [_texts(one)[:2] for one in texts]
     given[0] = _unseen(found, texts[0], *given[0], asked.quiet)
     usual, *unusual = (_at_places(model, found.places, *one) for one in given)
-    result = probes.ood({found.kind: found}, usual, dict(zip(texts[1:], unusual)), seed=seed)
-    shown = ["place", "against", "auroc", "low", "high", "auroc_lengths_alike", "fpr_at_95", "found_at_5"]
+    detectors: dict[str, Any] = {found.kind: found}
+    if examples is not None:
+        few, classes, _ = _texts(str(examples))
+        detectors["ensemble"] = probes.LayerEnsemble.fit(found, _at_places(model, found.places, few, classes))
+    result = probes.ood(detectors, usual, dict(zip(texts[1:], unusual)), seed=seed)
+    shown = [
+        *(["detector"] if examples else []),
+        "place",
+        "against",
+        "auroc",
+        "low",
+        "high",
+        "auroc_lengths_alike",
+        "fpr_at_95",
+        "found_at_5",
+    ]
     asked.give(result, lambda: frame(result.top(20)[shown], f"{found.kind}, by AUROC"))
     called = 0.0 if found.held is None else float((found.p_values(usual, how="mean") <= ODD).double().mean())
     if called > 4 * ODD and not asked.quiet:

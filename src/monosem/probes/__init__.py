@@ -3,6 +3,7 @@
 from ..covariance import Whitening
 from .controls import ControlTask, Null, Survey, control_task, permutation_null, survey, text_baselines
 from .distances import DISTANCES, Distances, energy, unsure
+from .ensemble import LayerEnsemble
 from .fitting import fit
 from .kinds import KINDS
 from .measures import Measures, area_by_group, measure
@@ -21,6 +22,7 @@ __all__ = [
     "Cascade",
     "ControlTask",
     "Distances",
+    "LayerEnsemble",
     "Measures",
     "Null",
     "Ood",

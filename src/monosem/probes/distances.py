@@ -25,6 +25,7 @@ from .probe import read_probe
 from .rows import Place, Rows, check_same
 
 FORMAT = "monosem distances 1"
+LEAST = 1e-12  # of a score, before its log
 States = Float[Tensor, "places n d"]
 Parts = dict[str, Tensor]
 
@@ -106,20 +107,23 @@ def _unit(X: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class Metric:
     """A kind of distance. `unit`: rows are divided by their length first (Mahalanobis++, arXiv:2505.18032), so that
-    their scale does not count. `classes`: how many it needs."""
+    their scale does not count. `classes`: how many it needs. `signed`: scores may be negative, and have no log."""
 
     about: str
     fit: Callable[..., Parts]
     score: Callable[[Mapping[str, Tensor], Tensor], Tensor]
     unit: bool = False
     classes: int = 1
+    signed: bool = False
 
 
 DISTANCES: dict[str, Metric] = {
     "mahalanobis": Metric("distance to the nearest class", mahalanobis, _nearest),
     "mahalanobis++": Metric("this distance of rows of length one", mahalanobis, _nearest, unit=True),
-    "relative": Metric("less the distance to all rows as one class", relative, relative_score, classes=2),
-    "relative++": Metric("this distance of rows of length one", relative, relative_score, unit=True, classes=2),
+    "relative": Metric("less the distance to all rows as one class", relative, relative_score, classes=2, signed=True),
+    "relative++": Metric(
+        "this distance of rows of length one", relative, relative_score, unit=True, classes=2, signed=True
+    ),
     "marginal": Metric("distance to all rows as one class", marginal, _nearest),
     "knn": Metric("distance to the k-th nearest row", nearest_rows, nearest_rows_score),
     "cosine": Metric(
@@ -205,28 +209,47 @@ class Distances:
         """Which texts it was fitted on, or has scores of: they lie nearer than new ones."""
         return torch.tensor(known_again(self.about.get("seen"), texts), dtype=torch.bool)
 
-    def p_values(self, x: Rows | States, *, how: Literal["each", "mean", "max"] = "each") -> Float[Tensor, "*places n"]:
+    def p_values(
+        self, x: Rows | States, *, how: Literal["each", "mean", "max"] = "each", log: bool = False
+    ) -> Float[Tensor, "*places n"]:
         """(1 + number of held-out rows at least as far) / (1 + m): right for rows like these, whatever they are.
 
         Args:
             how: "each" place alone, `places n`; or of all places together (`combined`), `n`.
+            log: as `combined`.
 
         Raises: `BadInput` before `against`.
         """
         if how == "each":
             held, f = self._held, self.score(x)
             return torch.stack([_ranks(one, own) for one, own in zip(f, held)])
-        return _ranks(self.combined(x, how=how), self._together(self._held, how))
+        return _ranks(self.combined(x, how=how, log=log), _together(self.standardised(log=log), how))
 
-    def combined(self, x: Rows | States, *, how: Literal["mean", "max"] = "mean") -> Float[Tensor, "n"]:
-        """Scores of all places as one: each standardised by the held-out rows, then their mean or the largest."""
-        return self._together(self.score(x), how)
+    def combined(
+        self, x: Rows | States, *, how: Literal["mean", "max"] = "mean", log: bool = False
+    ) -> Float[Tensor, "n"]:
+        """`standardised` scores of all places as one: their mean or the largest."""
+        return _together(self.standardised(x, log=log), how)
 
-    def _together(self, f: Tensor, how: str) -> Tensor:
-        check_name("way to combine places", how, ("mean", "max"))
-        middle, spread = self._held.mean(1, keepdim=True), self._held.std(1, keepdim=True).clamp(min=1e-300)
-        z = (f - middle) / spread
-        return z.mean(0) if how == "mean" else z.amax(0)
+    def standardised(self, x: Rows | States | None = None, *, log: bool = False) -> Float[Tensor, "places n"]:
+        """Scores less the mean of held-out rows, by their standard deviation; without `x` of the held-out rows.
+
+        Args:
+            log: of log scores, which a few far rows spread less.
+
+        Raises: `BadInput` before `against`, or for the log of a kind that has negative scores.
+        """
+        if log and self.signed:
+            raise BadInput(f"scores of kind {self.kind!r} may be negative and have no log: use log=False")
+        held, f = self._held, self._held if x is None else self.score(x)
+        if log:
+            held, f = (one.clamp(min=LEAST).log() for one in (held, f))
+        return (f - held.mean(1, keepdim=True)) / held.std(1, keepdim=True).clamp(min=1e-300)
+
+    @property
+    def signed(self) -> bool:
+        """Whether scores may be negative."""
+        return DISTANCES[self.kind].signed
 
     @property
     def _held(self) -> Tensor:
@@ -260,6 +283,11 @@ class Distances:
         except (KeyError, TypeError, ValueError, StopIteration, IndexError, AttributeError, RuntimeError) as error:
             raise BadFile(f"{path} does not hold distances that can be read ({error})") from error
         return made
+
+
+def _together(z: Float[Tensor, "places n"], how: str) -> Float[Tensor, "n"]:
+    check_name("way to combine places", how, ("mean", "max"))
+    return z.mean(0) if how == "mean" else z.amax(0)
 
 
 def _ranks(f: Float[Tensor, "n"], held: Float[Tensor, "m"]) -> Float[Tensor, "n"]:

@@ -16,6 +16,7 @@ from ..results import Tabled, analysis
 from ..statistics import auroc_interval
 from . import measures
 from .distances import Distances
+from .ensemble import LayerEnsemble
 from .rows import Rows
 
 Scorer = Distances | Callable[[Rows], Float[Tensor, "n"]]
@@ -45,8 +46,8 @@ def ood(detectors: Mapping[str, Scorer], usual: Rows, unusual: Mapping[str, Rows
     """Detectors side by side on held-out usual rows and on each kind of unusual ones ("near", "far").
 
     Args:
-        detectors: distances, with a row of the table for each place (and "together" where they have held-out scores);
-            or a function that gives each row a score, such as an energy.
+        detectors: distances, with a row of the table for each place (where they have held-out scores also "together",
+            and of log scores "together, log"); a `LayerEnsemble`; or a function that gives each row a score.
 
     Raises:
         BadInput: nothing to compare, fewer than two rows on a side, or usual texts that a distance has seen. Mismatch:
@@ -56,13 +57,15 @@ def ood(detectors: Mapping[str, Scorer], usual: Rows, unusual: Mapping[str, Rows
         raise BadInput("give at least one detector, and two rows or more of usual texts and of each unusual kind")
     table = []
     for name, detector in detectors.items():
-        if isinstance(detector, Distances) and (seen := int(detector.seen(usual.texts).sum())):
+        if isinstance(detector, Distances | LayerEnsemble) and (seen := int(detector.seen(usual.texts).sum())):
             raise BadInput(
                 f"{name} was fitted on {seen} of the {len(usual)} usual texts, which lie nearer than new ones: give "
                 "usual texts that it has not seen"
             )
         below = _scores(detector, usual)
         for against, rows in unusual.items():
+            if isinstance(detector, LayerEnsemble) and (seen := int(detector.seen(rows.texts).sum())):
+                raise BadInput(f"{seen} texts of {against} gave the weights of {name}: give others")
             above = _scores(detector, rows)
             kept = _alike(usual.lengths, rows.lengths, seed)
             table += [(name, place, against, *_numbers(f, above[place], kept)) for place, f in below.items()]
@@ -77,6 +80,8 @@ def _scores(detector: Scorer, rows: Rows) -> dict[str, Float[Tensor, "n"]]:
     found = dict(zip(map(str, detector.places), detector.score(rows)))
     if detector.held is not None and len(detector.places) > 1:
         found["together"] = detector.combined(rows)
+        if not detector.signed:
+            found["together, log"] = detector.combined(rows, log=True)
     return found
 
 
