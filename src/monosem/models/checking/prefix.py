@@ -81,7 +81,10 @@ def _enough(config: Any, blocks: nn.ModuleList) -> int:
     lists = [value for value in vars(config).values() if isinstance(value, list | tuple) and len(value) == len(blocks)]
     kinds: dict[Any, int] = {}
     for number, block in enumerate(blocks):
-        modules = tuple((path, type(module)) for path, module in block.named_modules())
-        shapes = tuple((name, tuple(values.shape)) for name, values in block.named_parameters())
-        kinds.setdefault((modules, shapes, tuple(str(each[number]) for each in lists)), number)
+        modules = tuple((path, type(module), *_shapes(module)) for path, module in block.named_modules())
+        kinds.setdefault((modules, tuple(str(each[number]) for each in lists)), number)
     return min(max(FEWEST, max(kinds.values()) + 1), len(blocks))
+
+
+def _shapes(module: nn.Module) -> Iterator[tuple[str, torch.Size]]:
+    return ((name, values.shape) for name, values in module._parameters.items() if values is not None)

@@ -58,7 +58,8 @@ class Activations:
 
     def _site(self, value: Any) -> Site:
         """The site; negative layers count from the end."""
-        inner = (site for site in self.activations if isinstance(site, Inner) and site.hook_name == value)
+        named = self.activations if isinstance(value, str) else ()
+        inner = (site for site in named if isinstance(site, Inner) and site.hook_name == value)
         site = next(inner, None) or Site.parse(value)
         if site.layer is not None and site.layer < 0:
             side = self.model.encoder if site.side and self.model.encoder is not None else self.model
