@@ -76,6 +76,7 @@ def test_fit_show_compare_convert_and_read(place: Path) -> None:
         (["fit", "TINY", "--positive", "UP"], "--negative FILE"),
         (["fit", "TINY", "SIDES", "--method", "pca_diff"], "use 'pca_pairs'"),
         (["fit", "TINY", "SIDES", "--method", "dimm"], "did you mean 'dim'"),
+        (["fit", "TINY", "SIDES", "--prefilter", " the"], "4 a side are needed"),
         (["fit", "TINY", "SIDES", "--at", "template"], "no chat template"),
         (["fit", "TINY", "SIDES", "--k", "3"], "k=3"),
         (["show", "NONE"], "no direction file"),

@@ -7,7 +7,7 @@ import torch
 
 from monosem import edits, metrics
 from monosem.data import PromptPairs
-from monosem.directions import Direction, Directions, alike, along, latent_directions, select
+from monosem.directions import Direction, Directions, alike, along, latent_directions, prefilter, select
 from monosem.errors import BadInput, Mismatch, UnknownName
 from monosem.models import Site
 from tiny_latents import MODEL, NEGATIVE, POSITIVE, SAE, SITE
@@ -122,6 +122,25 @@ def test_what_lies_behind_cosmics_layers_is_said_to_induce_nothing():
     assert 0 < sum(same) < 3
     assert chosen.doubts[0].startswith(f"{sum(same)} of 3 candidates lie behind what COSMIC compares")
     assert not select(MODEL, found, PAIRS, tokens=[TOKEN], latest=2.0).doubts
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_the_prefilter_keeps_prompts_that_begin_as_their_side_says(paired):
+    def half(prompt):  # the log-odds are above 0 where the tokens have more than half of the probability
+        return float(MODEL.hf(MODEL.tokens(prompt).ids).logits[0, -1].double().softmax(-1)[tokens].sum())
+
+    first = MODEL.hf(MODEL.tokens(POSITIVE[0]).ids).logits[0, -1].double().softmax(-1).sort(descending=True)
+    tokens = first.indices[: int((first.values.cumsum(0) <= 0.5).sum()) + 1].tolist()  # just above half
+    up, down = ([half(p) for p in side] for side in (POSITIVE, NEGATIVE))
+    good, calm = [p > 0.5 for p in up], [p < 0.5 for p in down]
+    assert (0 < sum(good) < len(good)) or (0 < sum(calm) < len(calm))
+    found = prefilter(MODEL, PromptPairs(POSITIVE, NEGATIVE, paired=paired), tokens, fewest=1)
+    assert found.dropped == {"positive": good.count(False), "negative": calm.count(False)}
+    keep = [a and b for a, b in zip(good, calm)]
+    assert list(found.pairs.positive) == [p for p, k in zip(POSITIVE, keep if paired else good) if k]
+    assert list(found.pairs.negative) == [p for p, k in zip(NEGATIVE, keep if paired else calm) if k]
+    with pytest.raises(BadInput, match="99 a side are needed"):
+        prefilter(MODEL, PromptPairs(POSITIVE, NEGATIVE, paired=paired), tokens, fewest=99)
 
 
 def test_selection_refuses_what_it_cannot_do():

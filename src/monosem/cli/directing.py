@@ -57,6 +57,21 @@ class Sides:
     positive: Annotated[Path | None, option("FILE", "Instead: prompts with the concept, one a line.")] = None
     negative: Annotated[Path | None, option("FILE", "Prompts without it, one a line.")] = None
     paired: Annotated[bool, flag("Line i of one file belongs to line i of the other.")] = False
+    prefilter: Annotated[
+        str | None, option("LIST", "Drop prompts that do not begin as their side says, by these tokens (' I').")
+    ] = None
+
+    def shown(self, model: "Model", quiet: bool) -> "PromptPairs":
+        """The prompts, after the prefilter where one is asked for. Raises `BadInput` where too few are left."""
+        from ..directions import prefilter
+
+        pairs = self.load()
+        if self.prefilter is None:
+            return pairs
+        kept = prefilter(model, pairs, self.prefilter.split(","))
+        if not quiet:
+            notice(str(kept))
+        return kept.pairs
 
     def load(self) -> "PromptPairs":
         """Raises `BadInput` for no prompts, or half of them."""
@@ -137,12 +152,13 @@ def fit(
     """
     from ..directions import Directions
 
-    pairs, held_out = sides.load(), beside.held_out()
+    sides.load()  # refused here, before the model is read
+    held_out = beside.held_out()
     background = None if beside.background is None else prompt_lines(beside.background)
     model = asked.load()
     found = Directions.fit(
         model,
-        pairs,
+        sides.shown(model, asked.quiet),
         site,
         layers=layer_numbers(layers, model.cfg.n_layers),
         method=method,
@@ -212,8 +228,8 @@ def select(
     from ..directions import Directions
     from ..directions import select as choose
 
-    pairs = sides.load()
     found, model = asked.open()
+    pairs = sides.shown(model, asked.quiet)
     words = None if tokens is None else tokens.split(",")
     chosen = choose(model, found, pairs, by=by, tokens=words, most_kl=most_kl, quiet=asked.silent)
     columns = ["site", "position", "bypass", "induce", "kl", "score", "left_out"]

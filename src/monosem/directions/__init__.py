@@ -7,7 +7,7 @@ from .latents import latent_directions
 from .methods import METHODS
 from .positions import Last, Mean, Offset, Regex, Selector, TemplateSuffix
 from .scores import DirectionScores, along
-from .selection import Selection, select
+from .selection import Prefiltered, Selection, prefilter, select
 
 __all__ = [
     "METHODS",
@@ -18,6 +18,7 @@ __all__ = [
     "LatentAttributions",
     "Mean",
     "Offset",
+    "Prefiltered",
     "Regex",
     "Selection",
     "Selector",
@@ -26,5 +27,6 @@ __all__ = [
     "along",
     "latent_attributions",
     "latent_directions",
+    "prefilter",
     "select",
 ]

@@ -25,6 +25,7 @@ from .directions import Directions
 
 LATEST, MOST_KL, LEAST_INDUCED = 0.8, 0.1, 0.0  # the filters of Arditi et al. and of COSMIC
 ALIKE_SHARE = 0.1  # COSMIC compares at this share of the layers, where the classes are least alike
+FEWEST_SHOWN = 4  # prompts of a side that a prefilter must leave
 TINY = 1e-8  # Arditi's, inside logarithms
 
 
@@ -170,6 +171,55 @@ def _number(value: float) -> float:
     return -math.inf if math.isnan(value) else value
 
 
+# ---------------------------------------------------------------------- prompts that show it
+@dataclass(frozen=True)
+class Prefiltered:
+    """Prompts that do what their side says; `dropped`: how many of each side do not."""
+
+    pairs: PromptPairs
+    dropped: dict[str, int]
+
+    def __str__(self) -> str:
+        up, down = self.dropped["positive"], self.dropped["negative"]
+        return f"left out: {up} positive prompts that do not show the behaviour, {down} negative ones that do"
+
+
+@torch.no_grad()
+def prefilter(
+    model: Model, pairs: PromptPairs, tokens: Sequence[str | int], *, fewest: int = FEWEST_SHOWN, batch_size: int = 32
+) -> Prefiltered:
+    """Keep positive prompts whose score (`select`, by="arditi") is above 0 and negative ones below it, as Arditi et
+    al. do before they fit. A pair is kept where both its prompts are.
+
+    Raises:
+        BadInput: no tokens, or fewer than `fewest` prompts left on a side.
+    """
+    ids = sorted({single_token(model, token) for token in tokens})
+    if not ids:
+        raise BadInput("give tokens with which the behaviour begins, such as [' I']")
+    prompts = _Prompts(model, pairs, batch_size)
+    up = (_log_odds(prompts.logits(pairs.positive), ids) > 0).tolist()
+    down = (_log_odds(prompts.logits(pairs.negative), ids) < 0).tolist()
+    dropped = {"positive": up.count(False), "negative": down.count(False)}
+    if pairs.paired:
+        up = down = [one and other for one, other in zip(up, down)]
+    left = min(sum(up), sum(down))
+    if left < fewest:
+        raise BadInput(
+            f"{sum(up)} of {len(up)} positive and {sum(down)} of {len(down)} negative prompts are left, and {fewest} a "
+            "side are needed: give more prompts, other tokens, or no prefilter"
+        )
+    if pairs.paired:
+        return Prefiltered(pairs.take([i for i, kept in enumerate(up) if kept]), dropped)
+    sides = [[one for one, kept in zip(side, flags) if kept] for side, flags in zip(_sides(pairs), (up, down))]
+    return Prefiltered(PromptPairs(sides[0], sides[1], paired=False), dropped)
+
+
+def _log_odds(logits: Float[Tensor, "n vocab"], tokens: list[int]) -> Float[Tensor, "n"]:
+    p = logits.double().softmax(-1)[:, tokens].sum(-1)
+    return (p + TINY).log() - (1 - p + TINY).log()
+
+
 # ---------------------------------------------------------------------- measures
 @dataclass
 class _Prompts:
@@ -217,8 +267,7 @@ class _Arditi:
         return found | {"kl": prompts.damage(one, self.clean), "score": -found["bypass"]}
 
     def _score(self, logits: Float[Tensor, "prompt vocab"]) -> float:
-        p = logits.double().softmax(-1)[:, self.tokens].sum(-1)
-        return float(((p + TINY).log() - (1 - p + TINY).log()).mean())
+        return float(_log_odds(logits, self.tokens).mean())
 
 
 class _Cosmic:
