@@ -13,11 +13,13 @@ transformers is a new page: what it brings that is not read yet stands in the la
 
 import argparse
 import json
+import re
 import sys
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ from monosem.models.checking.verify import verify
 from monosem.models.places.kinds import KINDS, Kind
 from monosem.models.places.table import BOTH_BY_TYPE, BY_TYPE
 from monosem.models.places.table import REFUSED as TABLE_SAYS
+from monosem.patching.sweeps.tape import NotApplicable, Tape
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from anymodel import TYPES, tiny_any
@@ -48,11 +51,12 @@ with the reason below. `recipes/model_types.py` makes this page.
 A block is a list of branches, each of a kind. Every type has `resid_pre`, `resid_post`, the streams between branches,
 the sites of its norms, and of each branch `<branch>_input`, `_raw` and `_out`. Inside, a kind has these sites, and
 these weights can be read (`model.W_Q`; of a branch with an output projection, `model.branch(name, layer).weight()`).
-Sweeps grow a batch where transformers' layers go on from a part of the tokens, and run whole texts elsewhere, with a
-note ([patching.md](patching.md)).
+A sweep ([patching.md](patching.md)) "grows" where layers go on from a part of the tokens; with "whole rows", rows
+that join in a layer hold all tokens; elsewhere it patches whole texts in batches and warns. `sweeps` is what three
+types did (of the types with the kind, the ones whose layers have the fewest kinds).
 
-| kind | sites inside | weights |
-|---|---|---|
+| kind | sites inside | weights | sweeps |
+|---|---|---|---|
 """
 READ = """
 ## Read
@@ -142,6 +146,28 @@ def continues(model: Model) -> str:
     return "yes"
 
 
+def sweeps_of(kind: str) -> str:
+    """How a sweep of this type runs, as the tape of its layers decides."""
+    model = load_model(tiny_any(kind), quiet=True)
+    try:
+        with torch.no_grad(), model.turn():
+            return "grows" if Tape.of(model, model.tokens([list(range(3, 11))]), []).continues else "grows, whole rows"
+    except NotApplicable:
+        return "whole texts"
+
+
+def sweeps_by_kind(rows: list[Row]) -> dict[str, str]:
+    """For each kind of branch, which of three types are swept in which way."""
+    kinds = {row.kind: set(re.findall(r"(\w+)[,:]", row.blocks)) for row in rows}  # `attn attention, mlp: 0-3`
+    tried, said = cache(sweeps_of), {}
+    for name in KINDS:
+        ways = defaultdict(list)
+        for kind in sorted((kind for kind in kinds if name in kinds[kind]), key=lambda kind: len(kinds[kind]))[:3]:
+            ways[tried(kind)].append(kind)
+        said[name] = "; ".join(f"{way}: {listed(of)}" for way, of in ways.items()) or "-"
+    return said
+
+
 def blocks_of(model: Model) -> str:
     """`attn attention, mlp mixture: 1-3; ...`"""
     layers = defaultdict(list)
@@ -212,7 +238,11 @@ def page(rows: list[Row]) -> str:
     counts = {"n": len(rows), "read": len(read), "refused": len(rows) - len(read)}
     counts |= {"table": ways.count("table"), "inferred": ways.count("inferred")}
     head = HEAD.format(version=transformers.__version__, torch=torch.__version__.partition("+")[0], **counts)
-    inside = [f"| {name} | {listed(kind.sites)} | {listed(weights_of(name, kind))} |" for name, kind in KINDS.items()]
+    sweeps = sweeps_by_kind(read)
+    inside = [
+        f"| {name} | {listed(kind.sites)} | {listed(weights_of(name, kind))} | {sweeps[name]} |"
+        for name, kind in KINDS.items()
+    ]
     says = [f"| {r.kind} | {r.way} | {r.blocks} | {r.error:.0e} | {r.generates} |" for r in read]
     not_read = [f"| {r.kind} | {r.why} |" for r in rows if r.why]
     return head + "\n".join(inside) + "\n" + READ + "\n".join(says) + "\n" + REFUSED + "\n".join(not_read) + "\n"
