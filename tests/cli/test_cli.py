@@ -75,7 +75,7 @@ def test_every_command_of_the_design_is_there() -> None:
         "lens": ["logit", "tuned", "read", "entropy", "gap", "languages", "trajectory", "patchscope", "train"],
         "components": ["heads", "direct"],
         "probe": ["fit", "evaluate", "monitor"],
-        "direction": ["fit", "show", "compare", "convert", "read", "calibrate", "steer"],
+        "direction": ["fit", "select", "show", "compare", "convert", "read", "calibrate", "steer"],
         "distance": ["fit", "score", "compare"],
         "latents": [
             *("top", "matter", "search", "show", "explanations", "check", "index"),

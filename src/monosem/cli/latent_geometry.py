@@ -93,7 +93,7 @@ def cycle(
     site: Annotated[str | None, option("SITE", "Where to read (default: the dictionary's site).")] = None,
     seed: Seed = 0,
 ) -> None:
-    """Do weekdays, or months, lie on a circle, in their order?
+    """Test whether weekdays, or months, lie on a circle, in order.
 
     In the stream, and in what latents that fire at these names write. p is how often another order of the names is at
     least as round; p_best counts that the best plane was looked for.
