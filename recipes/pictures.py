@@ -168,6 +168,21 @@ def probe_survey() -> Any:
     return found.plot()
 
 
+def directions() -> Any:
+    pairs = ms.studies.StudyConfig.load("french").pairs
+    return ms.directions.Directions.fit(model(), pairs, at="last").plot()
+
+
+def doses() -> Any:
+    french = ["Je suis allé au marché", "La maison est très grande", "Nous avons mangé du pain"]
+    french += ["Il fait froid ce matin"]
+    english = ["I went to the market", "The house is very big", "We ate some bread", "It is cold this morning"]
+    direction = ms.directions.Direction.fit(model(), french, english, "resid_post.15")
+    prompts = ["I went to the market and", "My opinion is that", "The weather today is", "Once upon a time there was"]
+    amounts = [0, 0.25, 0.5, 1, 1.5, 2]
+    return ms.steering.dose_response(model(), prompts, direction, amounts, controls=3).plot()
+
+
 def robustness() -> Any:
     """The report of docs/robustness.md: about half an hour of one core the first time; it goes on where it stopped."""
     small = {"most_prompts": 16, "most_train": 40, "max_new_tokens": 16, "layers": [10, 14, 18, 22], "keep_texts": True}
@@ -205,6 +220,8 @@ PICTURES: dict[str, Callable[[], Any]] = {
         composition,
         direct_attribution,
         probe_survey,
+        directions,
+        doses,
         robustness,
         circuit,
     )
