@@ -1,5 +1,6 @@
 """What every test file may use: tiny models as `Model`s, tiny dictionaries, and the embedded model."""
 
+import signal
 from collections.abc import Callable
 
 import pytest
@@ -8,6 +9,13 @@ import tiny
 import tiny_dictionaries
 from monosem.dictionaries import Dictionary
 from monosem.models import Model, load_model
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_is_heard() -> None:
+    """A suite that was started in the background (`make test &`) ignores SIGINT, and so would all that it starts."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
