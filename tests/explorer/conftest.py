@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from monosem.steering import sweep_latents
 from tiny_home import make_dictionary, save_model
 
 GOLDEN = Path(__file__).parents[1] / "latents" / "golden" / "sae_dashboard_batch-0.json"  # written by the tool itself
-OPTIONS = ("--direction", "pull.safetensors", "--sweep", "swept", "--dashboards", str(GOLDEN))
+LONG = "a_name_of_a_folder_that_fits_no_phone_" * 4  # pages show paths, which must not make them wider
+OPTIONS = ("--direction", "pull.safetensors", "--sweep", "swept", "--dashboards", GOLDEN.name, "--reports", ".")
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 WORDS = [
     "the",
@@ -56,7 +58,10 @@ def documents() -> list[Document]:
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`tiny` the model, `sae` with an index and hostile labels, `bare` without an index, `broken` with a wrong one,
     `heads` of attention; a direction and a sweep."""
-    folder = tmp_path_factory.mktemp("home")
+    folder = tmp_path_factory.mktemp("home") / LONG
+    folder.mkdir()
+    shutil.copy(GOLDEN, folder)
+    (folder / "report.html").write_text("<p>A report</p>")
     place = save_model(folder / "tiny")
     model = load_model(str(place), quiet=True)
     assert isinstance(model, Model)
@@ -103,7 +108,8 @@ def service(home: Path) -> Iterator[Served]:
 @pytest.fixture(scope="session")
 def served(home: Path, service: Served) -> Iterator[Served]:
     site = f"{service.base}/key/{service.token}"
-    own = serving(home, "sae", "bare", "broken", "heads", *OPTIONS, NEURONPEDIA_SITE=site)
+    options = [str(home / word) if (home / word).exists() else word for word in OPTIONS]
+    own = serving(home, "sae", "bare", "broken", "heads", *options, NEURONPEDIA_SITE=site)
     yield own
     own.process.terminate()
     own.process.wait(30)
