@@ -191,6 +191,8 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 def json_value(value: Any) -> Any:
     """A value as JSON holds it, with all digits: tables as lists of objects, NaN and infinity as null."""
+    if type(value) in (str, int, float):  # most values; the rest of this function is slower
+        return value if value == value and value not in (math.inf, -math.inf) else None
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: json_value(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if hasattr(value, "to_dict") and hasattr(value, "columns"):

@@ -4,11 +4,14 @@ import base64
 import gzip
 import html
 import json
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
+from monosem.dictionaries import Dictionary
 from monosem.errors import BadInput, Mismatch, UnknownName
 from monosem.latents import IndexConfig, build_index, neighbours, page, weight_statistics
 from tiny import model_of
@@ -75,6 +78,25 @@ def test_neighbours_are_the_nearest_rows():
     assert len(neighbours(TOPK, 0, n=1000)) == WIDTH - 1
     with pytest.raises(UnknownName, match="side"):
         neighbours(TOPK, 0, side="middle")
+
+
+def test_what_is_kept_of_weights_follows_their_changes():
+    sae = deepcopy(TOPK)  # parts are not copies
+    first, (near, cosine) = sae.fingerprint, neighbours(sae, 0, n=1)[0]
+    assert first == TOPK.fingerprint
+    with torch.no_grad():
+        sae.W_dec[near] *= -3
+    assert dict(neighbours(sae, 0, n=WIDTH))[near] == pytest.approx(-cosine, abs=1e-5)
+    assert sae.fingerprint == Dictionary(sae.parts).fingerprint != first
+    sae.load_state_dict(TOPK.state_dict())
+    assert sae.fingerprint == first
+    sae.double()
+    assert dict(neighbours(sae, 0, n=WIDTH))[near] == pytest.approx(cosine, abs=1e-5)
+    with torch.inference_mode():
+        inside = Dictionary(replace(TOPK.parts, tensors=replace(TOPK.tensors, b_enc=TOPK.b_enc.clone())))
+        before = inside.fingerprint
+        inside.b_enc += 1
+        assert inside.fingerprint != before
 
 
 def test_a_page_holds_what_the_index_and_the_weights_say(index):

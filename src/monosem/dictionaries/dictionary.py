@@ -30,6 +30,7 @@ from .compatibility import check_compatible
 from .encoders import DENSE_ELEMENTS, ENCODERS, encode, stacked
 from .parts import DictionaryParts, DictionaryTensors
 from .places import InnerPlaces
+from .remembered import Remembering
 from .token_norms import TOKEN_NORMS
 from .trained_on import rule_of
 from .writers import WRITERS
@@ -37,7 +38,7 @@ from .writers import WRITERS
 SPARSE_SHARE = 8  # decode densely when more than 1 latent in this many is active: a matmul then beats gathering rows
 
 
-class Dictionary(InnerPlaces, nn.Module):
+class Dictionary(Remembering, InnerPlaces, nn.Module):
     """An SAE or transcoder of one site, made of its parts.
 
     Shapes: `W_enc [d_in, width]`, `b_enc [width]`, `W_dec [width, d_out]`, `b_dec [d_out]`,
@@ -148,7 +149,7 @@ class Dictionary(InnerPlaces, nn.Module):
         tensors += self.tensors.extra.values()
         options = f" {sorted(self.options.items())}" if self.options else ""
         told = f"{self.kind} {self.k} {self.token_norm}{options}"
-        return fingerprint(told, *(t for t in tensors if t is not None))
+        return self.remembered(f"fingerprint {told}", lambda: fingerprint(told, *(t for t in tensors if t is not None)))
 
     @property
     def skip(self) -> SkipRule:

@@ -29,7 +29,7 @@ def coactive(index: Index, latent: int) -> pd.DataFrame:
     number = index.checked(latent)
     need(index, "coactive")
     with index.reading():
-        rows = {i: (count, s1, s2) for i, count, s1, s2 in index.rows("SELECT latent, count, s1, s2 FROM coactive")}
+        rows = index.paired
         if number not in rows:
             raise BadInput(
                 "pairs of latents were not counted: they would have taken more than `pair_memory`; "
@@ -68,7 +68,7 @@ def token_patterns(index: Index, latent: int) -> dict[str, Any]:
         ((count, common, entropy, entropy_before, *lists),) = index.rows(
             "SELECT count, common, entropy, entropy_before, tokens, before, bigrams FROM latent WHERE id = ?", (number,)
         )
-        seen = {i: pair for i, *pair in index.rows("SELECT id, counted, before FROM token")}
+        seen = index.seen
         tokens, before, bigrams = map(parse_json, lists)
         whole = index.meta["tokens"]
         lifted = [

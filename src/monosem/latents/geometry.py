@@ -71,8 +71,9 @@ def neighbours(
     """
     check_name("side", side, SIDES)
     (number,) = latent_ids(latent, dictionary.width).tolist()
-    row, rows = _rows(dictionary, side)[number].float(), _rows(other or dictionary, side).float()
-    cosines = (rows @ row) / (rows.norm(dim=1) * row.norm()).clamp_min(1e-30)
+    rows = _rows(other or dictionary, side).float()
+    row = _rows(dictionary, side)[number].float().to(rows.device)
+    cosines = (rows @ row) / (_norms(other or dictionary, side) * row.norm()).clamp_min(1e-30)
     if other is None:
         cosines[number] = -torch.inf
     best = cosines.topk(min(n, len(cosines) - (other is None)))
@@ -98,6 +99,10 @@ def head_shares(dictionary: Dictionary, latent: int, heads: int) -> list[float]:
 
 def _rows(dictionary: Dictionary, side: str) -> Float[Tensor, "width d"]:
     return dictionary.W_dec if side == "decoder" else dictionary.W_enc.T
+
+
+def _norms(dictionary: Dictionary, side: str) -> Float[Tensor, "width"]:
+    return dictionary.remembered(f"{side} norms", lambda: _rows(dictionary, side).float().norm(dim=1))
 
 
 def _cosine(one: Float[Tensor, "n a"], other: Float[Tensor, "n b"]) -> Float[Tensor, "n"]:

@@ -125,11 +125,12 @@ class Index(Result):
             raw = pd.DataFrame(rows, columns=columns).astype(numbers)
             if raw["latent"].tolist() != list(range(self.width)):
                 raise ValueError(f"{len(raw)} of {self.width} latents")
-        n = raw["count"].where(raw["count"] > 0)
         density = raw["count"] / self.meta["tokens"]
         about = {"latent": raw["latent"], "count": raw["count"], "density": density, "maximum": raw["maximum"]}
-        found = about | moments(n, *(raw[f"s{i}"] for i in (1, 2, 3, 4)))
-        return pd.DataFrame(found | (self._more(n) if self.meta["schema"] > 1 else {}))
+        found = about | moments(*(raw[name].to_numpy(float) for name in ("count", "s1", "s2", "s3", "s4")))
+        return pd.DataFrame(
+            found | (self._more(raw["count"].where(raw["count"] > 0)) if self.meta["schema"] > 1 else {})
+        )
 
     def _more(self, count: pd.Series) -> dict[str, Any]:
         """Columns of later schemas."""
@@ -146,8 +147,8 @@ class Index(Result):
         """mean, sd, skew and kurtosis of a latent over all counted tokens; where it is silent it is 0."""
         with self.reading():
             (sums,) = self.rows("SELECT s1, s2, s3, s4 FROM latent WHERE id = ?", (latent,))
-            found = moments(pd.Series([float(self.meta["tokens"])]), *(pd.Series([float(one)]) for one in sums))
-        return {name: float(column.iloc[0]) for name, column in found.items()}
+            found = moments(*np.array([[self.meta["tokens"], *sums]], dtype=float).T)
+        return {name: float(column[0]) for name, column in found.items()}
 
     @cached_property
     def densities(self) -> Float[Tensor, "width"]:
@@ -299,6 +300,16 @@ class Index(Result):
     @cached_property
     def _vocabulary(self) -> dict[int, str | bytes]:
         return dict(self.rows("SELECT id, text FROM token"))
+
+    @cached_property
+    def seen(self) -> dict[int, tuple[int, int]]:
+        """Of each token that occurs in it, how often it was counted, and stood before a counted one."""
+        return {i: (counted, before) for i, counted, before in self.rows("SELECT id, counted, before FROM token")}
+
+    @cached_property
+    def paired(self) -> dict[int, tuple[int, float, float]]:
+        """Of each latent the count, sum and sum of squares that belong to the counts of pairs."""
+        return {i: (count, s1, s2) for i, count, s1, s2 in self.rows("SELECT latent, count, s1, s2 FROM coactive")}
 
     @cached_property
     def _documents(self) -> dict[int, str]:

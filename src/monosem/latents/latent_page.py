@@ -129,10 +129,10 @@ def page(
         (latent,) = latent_ids(latent, own.width).tolist()
         if model is not None:
             own.check(model)
-    evidence = None if index is None else index.evidence(latent)
+    sources = Sources(latent, index, own, model)
+    evidence = None if index is None else sources.evidence
     name = evidence.dictionary if evidence is not None else own.name if own is not None else ""
     summary = f"latent {latent} of {name}: no corpus was read yet" if evidence is None else evidence.summary
-    sources = Sources(latent, index, own, model)
     parts, missing = {}, {}
     for part, made in PARTS.items():
         try:
@@ -151,8 +151,8 @@ def _statistics(s: Sources) -> dict[str, Any]:
     consistency: firings a window in which it fires. run: mean length of its runs of neighbouring tokens.
     """
     e, index = s.evidence, s.opened
-    row = index.table.iloc[s.latent].drop("latent")
-    active = {name: float(row[name]) for name in ("mean", "sd", "skew", "kurtosis")}
+    row = {str(name): float(column.to_numpy()[s.latent]) for name, column in index.table.items()}
+    active = {name: row[name] for name in ("mean", "sd", "skew", "kurtosis")}
     return {
         "count": e.count,
         "tokens": int(index.meta["tokens"]),
@@ -162,8 +162,8 @@ def _statistics(s: Sources) -> dict[str, Any]:
         "dead": e.count == 0,
         "active": active,
         "all": index.moments_of_all(s.latent),
-        "consistency": float(row.get("consistency", np.nan)),
-        "run": float(row.get("run", np.nan)),
+        "consistency": row.get("consistency", np.nan),
+        "run": row.get("run", np.nan),
         "quantiles": {name.removeprefix("quantile "): value for name, value in e.quantiles.items()},
         "skipped": index.meta.get("skipped", {}),
         "skip": index.meta.get("skip", ""),

@@ -13,7 +13,9 @@ import math
 import zlib
 
 import numpy as np
-import pandas as pd
+from jaxtyping import Float
+
+Numbers = Float[np.ndarray, "n"]
 
 SCHEMA = 2
 READABLE = (1, 2)  # 1: up to `bands`; what later schemas added is missing, and said to be
@@ -130,13 +132,15 @@ def quantile(bins: np.ndarray, q: float, maximum: float, lowest: float = 0.0) ->
     return float(min(max(EDGES[at] * (EDGES[at + 1] / EDGES[at]) ** share, lowest), maximum))
 
 
-def moments(n: pd.Series, s1: pd.Series, s2: pd.Series, s3: pd.Series, s4: pd.Series) -> dict[str, pd.Series]:
+def moments(n: Numbers, s1: Numbers, s2: Numbers, s3: Numbers, s4: Numbers) -> dict[str, Numbers]:
     """mean, sd, skew E[z^3] and kurtosis E[z^4] (3 for a normal distribution) of n values with these sums of powers.
 
-    NaN where n is, and skew and kurtosis also where all values are the same.
+    NaN where n is 0, and skew and kurtosis also where all values are the same.
     """
-    m1, m2, m3, m4 = s1 / n, s2 / n, s3 / n, s4 / n
-    sd = (m2 - m1**2).clip(lower=0) ** 0.5
-    safe = sd.where(sd > 1e-6 * m1.abs())
-    skew = (m3 - 3 * m1 * m2 + 2 * m1**3) / safe**3
-    return {"mean": m1, "sd": sd, "skew": skew, "kurtosis": (m4 - 4 * m1 * m3 + 6 * m1**2 * m2 - 3 * m1**4) / safe**4}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        m1, m2, m3, m4 = (np.where(n > 0, s / n, np.nan) for s in (s1, s2, s3, s4))
+        sd = np.sqrt(np.maximum(m2 - m1**2, 0))
+        safe = np.where(sd > 1e-6 * np.abs(m1), sd, np.nan)
+        skew = (m3 - 3 * m1 * m2 + 2 * m1**3) / safe**3
+        kurtosis = (m4 - 4 * m1 * m3 + 6 * m1**2 * m2 - 3 * m1**4) / safe**4
+    return {"mean": m1, "sd": sd, "skew": skew, "kurtosis": kurtosis}
