@@ -129,6 +129,7 @@ def prose(text: Any) -> str:
 
 
 def shade(activation: float, maximum: float) -> str:
-    """Opacity of a token's background, by its share of the latent's maximum in the examples."""
+    """Opacity of a token's background by its share of the latent's maximum: `strength` of `tokens.js`, times 0.75 so
+    that words stay readable on dark paper."""
     share = max(0.0, min(1.0, activation / maximum)) if maximum > 0 else 0.0
-    return f"{0.1 + 0.65 * share:.2f}" if share > 0 else "0"
+    return f"{0.75 * (0.05 + 0.95 * math.log10(1 + 9 * share)):.2f}" if share > 0 else "0"

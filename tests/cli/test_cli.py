@@ -214,7 +214,7 @@ def test_index_then_show_then_search(run: Callable[..., Result], home: Path, tmp
     text = run(f"latents show {sae} {latent} --examples 3 --html {page}").stdout
     assert re.search(r"promotes .*\n.*suppresses", text)
     assert text.count("«") >= 3  # where there are no colours, the strongest tokens are marked
-    assert f"Latent {latent}" in page.read_text()
+    assert f"{latent}</title>" in page.read_text()
 
     hits = json.loads(run(f"latents search {sae} --text cat --json -k {WIDTH}").stdout)
     assert [hit["latent"] for hit in hits] == index.search("cat", n=WIDTH)["latent"].tolist() != []

@@ -94,7 +94,7 @@ def test_it_listens_on_this_machine_alone(served):
         "/static//etc/passwd",
         "/static/",
         "/reports/..%2f..%2fetc%2fpasswd",
-        "/reports/0",
+        "/reports/7",
         "/api/jobs/1/..%2f..%2fetc%2fpasswd",
         "/api/latent?d=../tiny&i=1",
         "/api/latent?d=/etc&i=1",

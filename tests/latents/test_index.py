@@ -145,19 +145,17 @@ def test_promoted_tokens_and_texts_to_show(index):
     assert "latent 7 of tiny" in text
     assert repr(evidence) == f"<Evidence of {text.splitlines()[0]}>"
     assert evidence.examples[0].document in text
-    page = evidence.as_page()
-    assert "http" not in page.replace("http://www.w3.org", "")
-    assert "<script" not in page
+    assert "http" not in evidence.html.replace("http://www.w3.org", "")
 
 
-def test_html_escapes_tokens():
+def test_html_escapes_names_and_tokens():
     from monosem.latents import Evidence, Example
 
-    example = Example(["<script>", "\n", "&"], [1.0, 0.5, 0.0], 0, "d", 3)
-    shown = Evidence(0, "x", 1, 0.1, 1.0, 1.0, 0.0, {}, [], [("<b>", 1, 1.0)], [example], [], []).as_html()
-    assert "<script>" not in shown
-    assert "&lt;script&gt;" in shown
-    assert "↵" in shown
+    hostile = "</script><script>alert(1)</script>"
+    example = Example([hostile, "\n", "&"], [1.0, 0.5, 0.0], 0, "d", 3)
+    shown = Evidence(0, hostile, 1, 0.1, 1.0, 1.0, 0.0, {}, [], [(hostile, 1, 1.0)], [example], [], []).html
+    assert "<script>alert" not in shown
+    assert "&lt;script&gt;alert" in shown
 
 
 def test_packing_round_trip():

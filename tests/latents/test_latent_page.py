@@ -14,6 +14,7 @@ import torch
 from monosem.dictionaries import Dictionary
 from monosem.errors import BadInput, Mismatch, UnknownName
 from monosem.latents import IndexConfig, build_index, neighbours, page, weight_statistics
+from monosem.latents.drawing import export_page
 from tiny import model_of
 from tiny_dictionaries import tiny_dictionary
 from tiny_latents import MODEL, STORE, TOPK, WIDTH
@@ -179,3 +180,17 @@ def test_a_notebook_and_a_file_have_the_page_of_the_explorer(index, tmp_path):
     assert "<script>alert" not in hostile._repr_html_()
     with pytest.raises(BadInput):
         found.save(tmp_path / "page.docx")
+
+
+def test_evidence_is_drawn_by_the_same_renderer(index, tmp_path):
+    evidence, whole = index.evidence(3), page(index, 3).to_json()
+    file = evidence.save(tmp_path / "evidence.html").read_text()
+    assert f'srcdoc="{html.escape(file)}"' in evidence._repr_html_()
+    packed = file.partition('type="text/plain">')[2].partition("<")[0]
+    (held,) = json.loads(gzip.decompress(base64.b64decode(packed)))
+    assert file.partition('type="text/plain">')[0] == export_page([whole]).partition('type="text/plain">')[0]
+    same = ("latent", "dictionary", "summary", "histogram", "tokens", "examples", "intervals")
+    assert {name: held[name] for name in same} == {name: whole[name] for name in same}
+    assert held["logits"]["promoted"] == whole["logits"]["promoted"]
+    for name in ("count", "tokens", "density", "maximum", "quantiles"):
+        assert held["statistics"][name] == whole["statistics"][name]

@@ -139,9 +139,12 @@ def show(
 
     Example: monosem latents show smollm2/resid_post.15 123
     """
-    evidence = index_at(dictionary, index).evidence(latent)
+    from ..latents import page
+
+    opened = index_at(dictionary, index)
+    evidence = opened.evidence(latent)
     if html:
-        evidence.save(html)
+        page(opened, latent).save(html)
     if json:
         as_json(evidence)
         return

@@ -1,6 +1,6 @@
 """What is known about one latent, and how to show it: in a terminal, in a page."""
 
-import html
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
-from ..files import write_text
+from ..files import json_value, write_text
 from ..results import Result
+from .drawing import export_page, framed
 
 if TYPE_CHECKING:
     from rich.text import Text
 
     from .explanations import Explanation
+
+SHOWN = 10  # tokens and neighbours a list
 
 _VISIBLE = str.maketrans({"\n": "↵", "\t": "⇥", "\r": "␍", "\u200b": "∅", "\u00a0": "⍽"})
 
@@ -48,6 +51,10 @@ class Example:
     def maximum(self) -> float:
         """The activation at the strongest token, with its sign."""
         return self.activations[self.anchor]
+
+    def as_data(self) -> dict[str, Any]:
+        """Plain values: tokens, ids, activations, anchor, maximum, document, position."""
+        return {**vars(self), "maximum": self.maximum}
 
     def shown(self) -> Iterator[tuple[str, float]]:
         """(text, activation) of what can be seen: an empty token counts with the one that ends its character."""
@@ -121,10 +128,10 @@ class Evidence(Result):
         return pd.DataFrame(rows, columns=["maximum", "token", "text", "document", "position"])
 
     def save(self, path: str | os.PathLike[str], **plot: Any) -> Path:
-        """Everything known as a page (.html, one file without external resources), or the table of examples."""
+        """What the index holds as a page (.html, one file without external resources), or the table of examples."""
         if Path(path).suffix.lower() != ".html":
             return super().save(path, **plot)
-        write_text(path, self.as_page())
+        write_text(path, self.html)
         return Path(path)
 
     @property
@@ -173,54 +180,63 @@ class Evidence(Result):
     def _interval(self, band: Band) -> str:
         return f"{band.low:.1f} to {band.high:.1f} ({band.share:.1%} of its active tokens), drawn evenly"
 
-    def as_html(self, examples: int = 10) -> str:
-        """A fragment without scripts or style sheets: token background as strong as its share of the maximum."""
-        rows = "".join(_example_html(example, self.maximum) for example in self.examples[:examples])
-        lists = "".join(
-            f"<p><b>{title}</b> {_tokens_html(listed[:10])}</p>"
-            for title, listed in (
-                ("Promotes", self.promoted),
-                ("Suppresses", self.suppressed),
-                ("Fires most on", [(f"{token}{_sign(total)}", total) for token, _, total in self.tokens]),
-            )
-        )
-        read = "" if self.explanation is None else f"<p><b>Explained</b> {html.escape(str(self.explanation))}</p>"
-        return f'<div class="evidence"><p>{html.escape(self.summary)}</p>{read}{lists}<ol>{rows}</ol></div>'
+    def parts(self) -> dict[str, Any]:
+        """What a page holds of it, as plain values: see `latent_page.PARTS`."""
+        active = {"mean": self.mean, "sd": self.sd}
+        found: dict[str, Any] = {
+            "statistics": {
+                "count": self.count,
+                "tokens": self.provenance.get("tokens"),
+                "density": self.density,
+                "maximum": self.maximum,
+                "dead": self.count == 0,
+                "active": active,
+                "quantiles": {name.removeprefix("quantile "): value for name, value in self.quantiles.items()},
+            },
+            "histogram": [{"low": low, "high": high, "count": count} for low, high, count in self.histogram],
+            "tokens": [{"token": token, "count": count, "mass": mass} for token, count, mass in self.tokens],
+            "logits": {
+                side: [{"token": token, "effect": value} for token, value in pairs[:SHOWN]]
+                for side, pairs in (("promoted", self.promoted), ("suppressed", self.suppressed))
+            },
+            "examples": [example.as_data() for example in self.examples],
+            "intervals": [self.interval(band) for band in self.bands],
+            "provenance": self.provenance,
+        }
+        read = self.explanation
+        if read is not None:
+            shares = {"fires": str(read.fires), "quiet": str(read.quiet)}
+            found["explanation"] = {"label": read.label, "score": read.score, **shares}
+        return found
+
+    def interval(self, band: Band) -> dict[str, Any]:
+        """A band as plain values, with its share of the whole activation as well."""
+        histogram = [(low, min(high, self.maximum), count) for low, high, count in self.histogram]
+        return {
+            "low": band.low,
+            "high": band.high,
+            "share": band.share,
+            "mass": mass_between(histogram, band.low, band.high),
+            "examples": [example.as_data() for example in band.examples],
+        }
+
+    @property
+    def html(self) -> str:
+        """The explorer's page of what the index holds, as one file."""
+        about = {"latent": self.latent, "dictionary": self.dictionary, "summary": self.summary, "missing": {}}
+        return export_page([json_value(about | self.parts())])
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        return self.as_html()
+        return framed(self.html)
 
-    def as_page(self) -> str:
-        """A whole page of everything known, in one file without external resources."""
-        facts = {"mean when active": self.mean, "standard deviation": self.sd, **self.quantiles}
-        cells = "".join(f"<tr><th>{html.escape(k)}</th><td>{v:.2f}</td></tr>" for k, v in facts.items())
-        source = html.escape("; ".join(f"{name}: {value}" for name, value in self.provenance.items()))
-        title = html.escape(f"Latent {self.latent} of {self.dictionary}")
-        return _PAGE.format(
-            title=title,
-            evidence=self.as_html(examples=len(self.examples)),
-            bands="".join(
-                f"<h3>{html.escape(self._interval(band))}</h3>"
-                f"<ol>{''.join(_example_html(example, self.maximum) for example in band.examples)}</ol>"
-                for band in self.bands
-            ),
-            cells=cells,
-            bars=self._bars(),
-            source=source,
-        )
 
-    def _bars(self) -> str:
-        """The histogram as one inline SVG, logarithmic in activation."""
-        if not self.histogram:
-            return ""
-        highest = max(count for *_, count in self.histogram)
-        bars = "".join(
-            f'<rect x="{i * 14}" y="{100 - 100 * count / highest:.1f}" width="12" height="{100 * count / highest:.1f}">'
-            f"<title>{low:.2f} to {high:.2f}: {count:,} tokens</title></rect>"
-            for i, (low, high, count) in enumerate(self.histogram)
-        )
-        return f'<svg viewBox="0 0 {14 * len(self.histogram)} 100" role="img">{bars}</svg>'
+def mass_between(histogram: list[tuple[float, float, int]], low: float, high: float) -> float:
+    """Share of the summed magnitudes that lies between two, if activations are spread over log2 evenly in each bin."""
+    parts = [(n / max(math.log(b / a), 1e-9), a, b) for a, b, n in histogram]
+    inside = sum(rate * max(min(b, high) - max(a, low), 0.0) for rate, a, b in parts)
+    whole = sum(rate * (b - a) for rate, a, b in parts)
+    return inside / whole if whole else 0.0
 
 
 def _sign(total: float) -> str:
@@ -233,32 +249,3 @@ def _style(share: float) -> str:
     if share < 0:
         return "bold black on bright_cyan" if share < -0.66 else "black on cyan" if share < -0.33 else "cyan"
     return "bold black on bright_yellow" if share > 0.66 else "black on yellow" if share > 0.33 else "yellow"
-
-
-def _example_html(example: Example, maximum: float) -> str:
-    spans = []
-    for token, value in example.shown():
-        text = html.escape(visible(token))
-        if value and maximum:
-            weight = "font-weight:600;" if value == example.maximum else ""
-            colour = "255,160,0" if value > 0 else "0,150,220"
-            shade = f"background:rgba({colour},{0.12 + 0.75 * min(abs(value) / maximum, 1):.2f});{weight}"
-            text = f'<span style="{shade}" title="{value:.2f}">{text}</span>'
-        spans.append(text)
-    return f'<li value="{round(example.maximum)}">{"".join(spans)}</li>'
-
-
-def _tokens_html(listed: list[tuple[str, float]]) -> str:
-    return " ".join(f"<code>{html.escape(visible(token))}</code>" for token, _ in listed)
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
-<style>body{{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}}
-code{{background:#8882;border-radius:4px;padding:0 .3em;white-space:pre}}li{{margin:.3em 0}}
-th{{text-align:left;padding-right:1em;font-weight:500}}svg{{width:100%;height:8rem;fill:#e08a00}}
-@media(prefers-color-scheme:dark){{body{{background:#16181c;color:#e6e6e6}}}}</style></head>
-<body><h1>{title}</h1>{evidence}{bands}
-<h2>Activations where it is active</h2>{bars}<p>Histogram, from weak to strong (logarithmic bins).</p>
-<table>{cells}</table><h2>Where this comes from</h2><p>{source}</p></body></html>
-"""

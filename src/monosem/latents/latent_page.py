@@ -21,12 +21,10 @@ from ..results import Result
 from . import details
 from .drawing import export_page, framed
 from .effects import CONVENTION, logit_effects, logit_histogram, logit_moments
-from .evidence import Band, Evidence, Example
+from .evidence import SHOWN, Evidence
 from .geometry import aligned_neurons, head_shares, neighbours, weight_statistics
 from .index import Index
 from .token_sets import set_effects
-
-SHOWN = 10  # tokens and neighbours a list
 
 
 @dataclass(frozen=True, repr=False)
@@ -102,6 +100,11 @@ class Sources:
     def evidence(self) -> Evidence:
         return self.opened.evidence(self.latent)
 
+    @cached_property
+    def known(self) -> dict[str, Any]:
+        """What the index says, as plain values."""
+        return self.evidence.parts()
+
     def _given(self, held: Any, what: str) -> Any:
         if held is None:
             raise BadInput(f"needs {what}")
@@ -153,18 +156,13 @@ def _statistics(s: Sources) -> dict[str, Any]:
     e, index = s.evidence, s.opened
     row = {str(name): float(column.to_numpy()[s.latent]) for name, column in index.table.items()}
     active = {name: row[name] for name in ("mean", "sd", "skew", "kurtosis")}
-    return {
-        "count": e.count,
+    return s.known["statistics"] | {
         "tokens": int(index.meta["tokens"]),
-        "density": e.density,
         "log10_density": float(np.log10(e.density)) if e.count else None,
-        "maximum": e.maximum,
-        "dead": e.count == 0,
         "active": active,
         "all": index.moments_of_all(s.latent),
         "consistency": row.get("consistency", np.nan),
         "run": row.get("run", np.nan),
-        "quantiles": {name.removeprefix("quantile "): value for name, value in e.quantiles.items()},
         "skipped": index.meta.get("skipped", {}),
         "skip": index.meta.get("skip", ""),
     }
@@ -172,24 +170,21 @@ def _statistics(s: Sources) -> dict[str, Any]:
 
 def _histogram(s: Sources) -> list[dict[str, float]]:
     """Of magnitudes where it is active; bins of equal width in log2, empty ones left out."""
-    return [{"low": low, "high": high, "count": count} for low, high, count in s.evidence.histogram]
+    return list(s.known["histogram"])
 
 
 def _tokens(s: Sources) -> list[dict[str, Any]]:
     """Tokens that it fires on, most activation first."""
-    return [{"token": token, "count": count, "mass": mass} for token, count, mass in s.evidence.tokens]
+    return list(s.known["tokens"])
 
 
 def _logits(s: Sources) -> dict[str, Any]:
     """Direct effects on next-token logits: strongest both ways; with a model also of the whole vocabulary."""
     if s.lm is None:
-        e = s.evidence
-        if not e.promoted:
+        if not s.evidence.promoted:
             raise BadInput(f"direct effect on the logits: {s.opened.meta.get('effects', 'unknown')}")
-        sides = {"promoted": e.promoted[:SHOWN], "suppressed": e.suppressed[:SHOWN]}
-        listed = {side: [{"token": t, "effect": v} for t, v in pairs] for side, pairs in sides.items()}
         whole = {"histogram": None, "moments": None} if s.opened.meta["schema"] < 2 else _summary(s)
-        return listed | {"convention": s.opened.meta.get("effects", "")} | whole
+        return s.known["logits"] | {"convention": s.opened.meta.get("effects", "")} | whole
     (effects,) = logit_effects(s.model, s.dictionary, torch.tensor([s.latent]))
     edges, counts = logit_histogram(effects[0])
     moments = logit_moments(effects)[:, 0].tolist()
@@ -248,68 +243,38 @@ def _heads(s: Sources) -> list[dict[str, float]]:
     return [{"head": head, "share": share} for head, share in enumerate(shares)]
 
 
-def _example(example: Example) -> dict[str, Any]:
-    """The strongest token stands at `anchor`; an empty token's character stands at a later one."""
-    return {
-        "tokens": example.tokens,
-        "ids": example.ids,
-        "activations": example.activations,
-        "anchor": example.anchor,
-        "maximum": example.maximum,
-        "document": example.document,
-        "position": example.position,
-    }
-
-
 def _examples(s: Sources) -> list[dict[str, Any]]:
-    """Strongest first; at most one a window, two a document, no two with the same wording."""
-    return [_example(example) for example in s.evidence.examples]
+    """Strongest first; at most one a window, two a document, no two with the same wording.
+
+    The strongest token stands at `anchor`; an empty token's character stands at a later one."""
+    return list(s.known["examples"])
 
 
 def _intervals(s: Sources) -> list[dict[str, Any]]:
     """Equal widths from 0 (left out) to the maximum, strongest first; shares of the active tokens and of their whole
     activation (of magnitudes, as far as the histogram tells)."""
-    return [_band(band, s.evidence) for band in s.evidence.bands]
-
-
-def _band(band: Band, of: Evidence) -> dict[str, Any]:
-    histogram = [(low, min(high, of.maximum), count) for low, high, count in of.histogram]
-    return {
-        "low": band.low,
-        "high": band.high,
-        "share": band.share,
-        "mass": mass_between(histogram, band.low, band.high),
-        "examples": [_example(example) for example in band.examples],
-    }
-
-
-def mass_between(histogram: list[tuple[float, float, int]], low: float, high: float) -> float:
-    """Share of the summed magnitudes that lies between two, if activations are spread over log2 evenly in each bin."""
-    parts = [(n / max(np.log(b / a), 1e-9), a, b) for a, b, n in histogram]
-    inside = sum(rate * max(min(b, high) - max(a, low), 0.0) for rate, a, b in parts)
-    whole = sum(rate * (b - a) for rate, a, b in parts)
-    return float(inside / whole) if whole else 0.0
+    return list(s.known["intervals"])
 
 
 def _deciles(s: Sources) -> list[dict[str, Any]]:
     """Tenths of its active tokens, strongest first, with examples drawn from each."""
-    return [_band(band, s.evidence) for band in details.deciles(s.opened, s.latent)]
+    return [s.evidence.interval(band) for band in details.deciles(s.opened, s.latent)]
 
 
 def _uniform(s: Sources) -> list[dict[str, Any]]:
     """Drawn from all tokens at which it is active alike."""
-    return [_example(example) for example in details.uniform(s.opened, s.latent)]
+    return [example.as_data() for example in details.uniform(s.opened, s.latent)]
 
 
 def _near(s: Sources) -> list[dict[str, Any]]:
     """Silent tokens with its highest pre-activations."""
     found = details.near_misses(s.opened, s.latent)
-    return [_example(example) | {"preactivation": value} for example, value in found]
+    return [example.as_data() | {"preactivation": value} for example, value in found]
 
 
 def _silent(s: Sources) -> list[dict[str, Any]]:
     """Places drawn from the whole corpus around which it is silent."""
-    return [_example(example) for example in details.silent(s.opened, s.latent)]
+    return [example.as_data() for example in details.silent(s.opened, s.latent)]
 
 
 def _patterns(s: Sources) -> dict[str, Any]:
@@ -347,10 +312,9 @@ def _set_effects(s: Sources) -> list[dict[str, Any]]:
 
 def _explanation(s: Sources) -> dict[str, Any]:
     """Its label, with held-out counts."""
-    found = s.evidence.explanation
-    if found is None:
+    if "explanation" not in s.known:
         raise BadInput("has no explanation; docs/latents.md says what explanations.json holds")
-    return {"label": found.label, "score": found.score, "fires": str(found.fires), "quiet": str(found.quiet)}
+    return dict(s.known["explanation"])
 
 
 def _provenance(s: Sources) -> dict[str, Any]:

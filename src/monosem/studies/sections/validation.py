@@ -1,11 +1,11 @@
-"""E: what else is known about the target latent: from Neuronpedia where possible, else our own evidence page."""
+"""E: what else is known about the target latent: from Neuronpedia where possible, else our own page."""
 
 import json
 import urllib.error
 import urllib.request
 from typing import Any
 
-from ...files import write_text
+from ...latents import page
 from ..context import Context
 
 NEURONPEDIA = "https://www.neuronpedia.org"
@@ -15,12 +15,11 @@ TIMEOUT_SECONDS = 5
 def make(context: Context, earlier: dict[str, dict[str, Any]]) -> dict[str, Any]:
     target = earlier["target"]["latent"]
     public, why_not = neuronpedia(context.dictionary.metadata.get("neuronpedia_id"), target)
-    evidence = context.evidence(target)
-    page = None
-    if evidence is not None:
-        page = f"latent-{target}.html"
-        write_text(context.folder / page, evidence.as_page())
-    return {"latent": target, "neuronpedia": public, "why_not": why_not, "page": page}
+    name = None
+    if context.index is not None:
+        name = f"latent-{target}.html"
+        page(context.index, target, dictionary=context.dictionary).save(context.folder / name)
+    return {"latent": target, "neuronpedia": public, "why_not": why_not, "page": name}
 
 
 def neuronpedia(identifier: str | None, latent: int) -> tuple[dict[str, Any] | None, str]:
@@ -50,5 +49,5 @@ def findings(result: dict[str, Any]) -> list[str]:
     if result["neuronpedia"]:
         described = "; ".join(result["neuronpedia"]["explanations"]) or "no explanation there"
         return [f"Neuronpedia on latent {result['latent']}: {described}"]
-    own = f"our own evidence page: {result['page']}" if result["page"] else "and the dictionary has no latent index"
+    own = f"our own page: {result['page']}" if result["page"] else "and the dictionary has no latent index"
     return [f"{result['why_not']}; {own}"]
