@@ -150,6 +150,17 @@ def loading_tables(results: list[Result]) -> str:
     return "\n".join(table([case, *head], rows) for case, rows in lines.items())
 
 
+def inferring_tables(results: list[Result]) -> str:
+    def line(row: Result) -> list[str]:
+        spread = " – ".join(f"{1 / row[key]:.2f}" for key in ("fastest", "slowest"))
+        ratios = [f"{row[key]:.2f}" for key in ("of_medians", "baseline_is_times_as_fast")]
+        return [f"{1 / row['tokens_per_second']:.2f}", spread, *ratios]
+
+    lines = by_case(results, "rows", lambda row: row["case"], line)
+    head = ["processor seconds", "fastest – slowest", "ratio of medians", "median of the rounds' ratios"]
+    return "\n".join(table([case, *head], rows) for case, rows in lines.items())
+
+
 def quality_tables(results: list[Result]) -> str:
     def line(row: Result) -> list[str]:
         names = ("fve", "ce_recovered", "l0", "dead")
@@ -233,6 +244,7 @@ BENCHMARKS = {
     "sae_step": Benchmark("SAE training step", step_tables, processes=1),
     "shards": Benchmark("Activations to disk, smollm2, float32", shards_tables, processes=1),
     "loading": Benchmark("Loading a wide SAE", loading_tables, processes=1),
+    "inferring": Benchmark("Loading a model whose row is inferred, one thread", inferring_tables, processes=1),
     "circuits": Benchmark("Scores of all edges of smollm2, float32", circuit_tables, processes=1, alone=True),
     "graphs": Benchmark("Attribution graphs of smollm2, float32, one thread", graph_tables, processes=1),
     "quality": Benchmark("What training gives, held out", quality_tables, processes=1, alone=True),

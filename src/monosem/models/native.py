@@ -124,7 +124,7 @@ class Native(Ends):
         self.config, self.multimodal = text_config(hf), is_multimodal(hf)
         self.family: Family = family or family_of(hf.config if hf.config.is_encoder_decoder else self.config)
         self.blocks, self.nth, self.loops = called(self.family, self.config, self.part(self.family.layers))
-        self.anatomy = [Block.of(self.family, self.config, block) for block in self.blocks]
+        self.anatomy = Block.all_of(self.family, self.config, self.blocks)
         self.cfg = Shape(**sizes_of(self.config, self.blocks, self.anatomy, self.first_position), hf=hf)
         self.streams = 1 if self.family.streams is None else int(getattr(self.config, self.family.streams))
         asked = self.family.carries_if

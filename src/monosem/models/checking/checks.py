@@ -83,10 +83,14 @@ class Checks:
     def explicit(self) -> Tensor:
         return self.run[self.last] if self.model.headless else self.run.logits  # type: ignore[return-value]
 
-    @cached_property
-    def plain(self) -> Run:
-        """Without scores and patterns: no layer leaves the model's own attention."""
-        return self.model.run(self.tokens, capture=[Site("resid_post", layer) for layer in self.model.layers()])
+    @property
+    def precise(self) -> bool:
+        """Whether rounding is no matter; elsewhere it is more than what is looked for, and may turn routers."""
+        return self.model.dtype in (torch.float32, torch.float64)
+
+    def plain(self, site: Site) -> Tensor:
+        """As the model's own attention makes it, where rounding matters: without scores and patterns."""
+        return self.run[site] if self.precise else self.model.run(self.tokens, capture=site, logits=False)[site]
 
     @cached_property
     def native(self) -> Tensor:

@@ -12,14 +12,13 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import cache, partial
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from ...errors import UnknownName, cause
 from ..language import is_multimodal, language_model, text_config
 from ..model import Model
-from ..native import device_of, refuse_compiled
+from ..native import refuse_compiled
 from ..places.families import BranchRow, Family
 from ..places.loops import check_listed
 from ..places.mixers import module_at
@@ -28,7 +27,7 @@ from .anatomy import Found, branches_of, choices, merged
 from .ends import ends_of
 from .finding import NotFound, recorded_class
 from .prefix import Shortened
-from .tracing import trace
+from .tracing import Call
 from .verify import Verification, beginning, quick, sums, uses
 
 _HOW = "docs/your-model.md shows how to write a row, for Model(hf, family=Family(...))"
@@ -90,8 +89,9 @@ def infer(hf: PreTrainedModel) -> Family:
     try:
         layers = _layers(hf)
         short = Shortened(hf, layers)
+        calls = short.trace()
         with short.within():
-            row, branches = _outline(hf, layers)
+            row, branches = _outline(hf, layers, calls)
     except NotFound as error:
         raise UnknownName(
             f"no family row for model type {kind!r}, and none could be inferred: {error}; {_HOW}"
@@ -200,10 +200,9 @@ def _failure(model: Callable[[], Model], check: Callable[[Model], Verification] 
     return Failure(reason, frozenset(str(r["site"]) for r in failed), tuple(str(r["identity"]) for r in failed))
 
 
-def _outline(hf: PreTrainedModel, layers: str) -> tuple[Family, list[list[Found]]]:
+def _outline(hf: PreTrainedModel, layers: str, calls: list[Call]) -> tuple[Family, list[list[Found]]]:
     """The row without its branches, and the branches that blocks have."""
     config = text_config(hf)
-    calls = trace(hf, torch.arange(6, device=device_of(hf))[None])
     modules = list(language_model(hf).get_submodule(layers).children())
     blocks = [c for c in calls if c.module in set(modules)]
     if len(blocks) != config.num_hidden_layers:

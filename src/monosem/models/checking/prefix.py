@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from ..language import language_model, text_config
 from ..native import device_of
 from ..turns import turn
+from .tracing import Call, trace
 
 FEWEST = 2  # blocks: one that reads another one's output is among them
 LOGITS = 1024  # each is made in the same way, and a large vocabulary takes longer than a block
@@ -19,16 +20,28 @@ LOGITS = 1024  # each is made in the same way, and a large vocabulary takes long
 
 class Shortened:
     """A model that has, within, only the first of its blocks, up to the last one that is the first of its kind, and the
-    first of its logits. A model that does not run with fewer blocks keeps them all.
+    first of its logits.
 
     Attributes:
         layers: path of the list of blocks in the language model.
-        enough: how many blocks it has; None until it was tried.
+        enough: how many blocks it has.
     """
 
     def __init__(self, hf: PreTrainedModel, layers: str):
         self.hf, self.layers = hf, layers
-        self.enough: int | None = None
+        whole: Any = language_model(hf).get_submodule(layers)
+        self.enough = _enough(text_config(hf), whole)
+
+    def trace(self) -> list[Call]:
+        """The calls of a pass within, over six tokens. A model that does not run with fewer blocks keeps them all."""
+        ids = torch.arange(6, device=device_of(self.hf))[None]
+        try:
+            with self.within():
+                return trace(self.hf, ids)
+        except Exception:  # whatever a forward of foreign code raises: it counts its blocks elsewhere
+            self.enough = text_config(self.hf).num_hidden_layers
+        with self.within():
+            return trace(self.hf, ids)
 
     @contextmanager
     def within(self) -> Iterator[None]:
@@ -36,15 +49,10 @@ class Shortened:
         holder, config = language_model(hf).get_submodule(parent), text_config(hf)
         whole: Any = getattr(holder, name)
         before = config.num_hidden_layers
-        tried = self.enough is not None
         with turn(hf), _narrowed(hf.get_output_embeddings()):
             try:
-                config.num_hidden_layers = self.enough = self.enough or _enough(config, whole)
+                config.num_hidden_layers = self.enough
                 setattr(holder, name, whole[: self.enough])
-                if not (tried or _runs(hf)):  # it counts its blocks elsewhere
-                    self.enough = before
-                    setattr(holder, name, whole)
-                    config.num_hidden_layers = before
                 yield
             finally:
                 setattr(holder, name, whole)
@@ -65,15 +73,6 @@ def _narrowed(head: Any) -> Iterator[None]:
     finally:
         for name, value in whole.items():
             setattr(head, name, value)
-
-
-def _runs(hf: PreTrainedModel) -> bool:
-    try:
-        with torch.no_grad():
-            hf(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device_of(hf)), use_cache=False)
-    except Exception:  # whatever a forward of foreign code raises
-        return False
-    return True
 
 
 def _enough(config: Any, blocks: nn.ModuleList) -> int:

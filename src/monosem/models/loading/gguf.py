@@ -1,9 +1,13 @@
 """GGUF files: dequantised to a plain dense model, with a tokenizer that splits text as the original did."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import gguf
 from tokenizers import AddedToken, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
@@ -52,8 +56,21 @@ def load_gguf(path: Path, **wanted: Any) -> tuple[PreTrainedModel, list[str]]:
         "quantization_config": GgufConfig(dequantize=True),
         "trust_remote_code": False,
     }
-    hf, notes = load_weights(AutoModelForCausalLM, arguments, path.name, **wanted)
-    return hf, [*file.notes, *notes, *_unused(file, hf, path.name)]
+    with _one_table_of_names():
+        hf, notes = load_weights(AutoModelForCausalLM, arguments, path.name, **wanted)
+        return hf, [*file.notes, *notes, *_unused(file, hf, path.name)]
+
+
+@contextmanager
+def _one_table_of_names() -> Iterator[None]:
+    """Within, gguf's table of all tensors' names is made once. transformers asks for it anew at every module: at 62
+    blocks that takes minutes."""
+    made = gguf.get_tensor_name_map
+    gguf.get_tensor_name_map = cache(made)
+    try:
+        yield
+    finally:
+        gguf.get_tensor_name_map = made
 
 
 def _unused(file: Described, hf: PreTrainedModel, name: str) -> list[str]:

@@ -1,6 +1,6 @@
 """A block as data: its branches in the order in which they write, and where each of its sites is."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -124,15 +124,27 @@ class Block:
     factor: float = 1.0
 
     @staticmethod
-    def of(family: Family, config: Any, block: nn.Module) -> "Block":
-        """What of the family's row this block has."""
-        slots: list[Slot] = []
-        for row in family.branches:
-            if (mixer := row.mixer(block)) is not None and row.name not in {slot.name for slot in slots}:
-                slots.append(_slot(row, mixer, slots, config, block))
+    def all_of(family: Family, config: Any, blocks: Iterable[nn.Module]) -> "list[Block]":
+        """What of the family's row each block has: one `Block` for all that have the same."""
+        kinds: list[tuple[list[Any], Block]] = []
+        made = []
+        for block in blocks:
+            opening = family.opening if family.opening and module_at(block, family.opening) is not None else None
+            slots: list[Slot] = []
+            for row in family.branches:
+                if (mixer := row.mixer(block)) is not None and row.name not in {slot.name for slot in slots}:
+                    slots.append(_slot(row, mixer, slots, config, block))
+            factor = 1.0 if family.factor is None else float(getattr(block, family.factor))
+            key = [opening, factor, *map(vars, slots)]
+            if (one := next((block for other, block in kinds if other == key), None)) is None:
+                kinds.append((key, one := Block._of(family, slots, opening, factor)))
+            made.append(one)
+        return made
+
+    @staticmethod
+    def _of(family: Family, slots: list[Slot], opening: str | None, factor: float) -> "Block":
         if family.alternating:
             return _alternating(tuple(slots), family.alternating)
-        opening = family.opening if family.opening and module_at(block, family.opening) is not None else None
         places, sums = {"resid_pre": Place(opening, "out") if opening else Place("", "in")}, list[Sum]()
         keeps = None
         whole: tuple[str, ...] = ("resid_pre",)  # since the block began, or the last closing norm
@@ -167,7 +179,6 @@ class Block:
         places["resid_post"] = Place("", "out")
         if whole != ("resid_post",):
             sums.append(Sum("resid_post", whole, keeps=keeps))
-        factor = 1.0 if family.factor is None else float(getattr(block, family.factor))
         return Block(tuple(slots), places, tuple(sums), factor)
 
     @property

@@ -115,7 +115,7 @@ class Mixer:
         """The inner sites by their names in a branch; a part that this architecture does not have, has no site."""
         roles = {role for name in self.calls for role in FUNCTIONS[name]}
         for name, usual in self.row.sites.items():
-            inner = usual._replace(**self.differs.get(name, {}))
+            inner = usual._replace(**self.differs[name]) if name in self.differs else usual
             there = inner.role in roles if inner.side == "call" else not inner.part or self.part(inner) in self.parts
             if there and (not inner.needs or any(part in self.parts for part in inner.needs)):
                 yield self.row.site(name, branch), inner
