@@ -12,6 +12,7 @@ import torch
 from safetensors.numpy import save_file
 
 from monosem.dictionaries import Dictionary
+from monosem.dictionaries.encoders import ENCODERS
 
 D, F, OUT, K = 6, 23, 5, 4
 RNG = np.random.default_rng(7)
@@ -72,6 +73,11 @@ def same(dictionary: Dictionary, acts: np.ndarray, y: np.ndarray, x: np.ndarray 
     given = torch.from_numpy(x).float()
     codes = dictionary.encode(given)
     np.testing.assert_allclose(codes.dense().numpy(), acts, atol=1e-5, rtol=1e-5)
+    if ENCODERS[dictionary.kind].find is None:
+        rows, latents, values = (column.numpy() for column in dictionary.firings(dictionary.preactivations(given)))
+        assert (np.diff(rows) >= 0).all()
+        assert set(zip(rows.tolist(), latents.tolist())) == set(zip(*(at.tolist() for at in codes.dense().nonzero().T)))
+        np.testing.assert_allclose(values, acts[rows, latents], atol=1e-5, rtol=1e-5)
     noise = max(3e-5, F * float(np.finfo(np.float32).eps * np.abs(y).max()))  # whitening: up to 1000s
     np.testing.assert_allclose(dictionary.decode(codes, like=given).numpy(), y, atol=noise, rtol=1e-5)
     np.testing.assert_allclose(dictionary(given).numpy(), y, atol=noise, rtol=1e-5)

@@ -161,6 +161,7 @@ def test_a_value_that_is_not_finite_is_never_hidden():
         x[1, 2] = float("nan")
         y = built(kind)(x)
         assert y[1].isnan().any(), kind
+        assert built(kind).firings(built(kind).preactivations(x))[2].isnan().any(), kind
         assert y[[0, 2]].isfinite().all()
 
 

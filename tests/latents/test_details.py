@@ -18,7 +18,8 @@ from monosem.activations import harvest
 from monosem.dictionaries import Dictionary
 from monosem.errors import BadInput
 from monosem.latents import Index, IndexConfig, build_index
-from monosem.latents.coactivation import Coactivation
+from monosem.latents.coactivation import MOST, Coactivation
+from monosem.latents.tallies import Firings
 from monosem.latents.token_sets import PREDICATES, TokenSets, hypergeometric_p, set_effects
 from monosem.statistics import benjamini_hochberg
 from tiny import model_of
@@ -83,6 +84,26 @@ def test_pairs_of_latents_are_exact(made):
             assert row.given_other == pytest.approx((i & j).sum() / j.sum())
             assert row.pmi == pytest.approx(math.log2((i & j).mean() / (i.mean() * j.mean())))
             assert row.pearson == pytest.approx(correlations[latent, row.latent], abs=1e-5)
+
+
+def test_of_a_crowded_token_only_the_strongest_latents_are_paired():
+    width = 300
+    acts = np.abs(np.random.default_rng(0).normal(size=(5, width))).astype(np.float32)
+    acts[1] *= np.arange(width) % 3 == 0
+    row, latent = acts.nonzero()
+    zeros = np.zeros(5, dtype=np.int64)
+    names = ("window", "document", "token", "before", "echo")
+    pairs = Coactivation(width)
+    pairs.add(Firings.of((row, latent, acts[row, latent]), position=np.arange(5), **dict.fromkeys(names, zeros)))
+    weakest = np.sort(acts, axis=1)[:, -MOST]
+    kept = (acts * (acts >= weakest[:, None])).astype(float)
+    for one in (0, 7, 299):
+        both, product = pairs.with_latent(one)
+        expected = ((kept > 0).T.astype(int) @ (kept > 0))[one], (kept.T @ kept)[one]
+        others = np.arange(width) != one
+        np.testing.assert_array_equal(both[others], expected[0][others])
+        np.testing.assert_allclose(product[others], expected[1][others], rtol=1e-5)
+    np.testing.assert_allclose(pairs.own, [(kept > 0).sum(0), kept.sum(0), (kept**2).sum(0)], rtol=1e-6)
 
 
 def test_pairs_that_take_too_much_memory_are_left_out(tmp_path):

@@ -27,7 +27,7 @@ from ..models import Model, Moment
 from ..models.places.sites import Site
 from .codes import Codes, TokenNorm, latent_ids
 from .compatibility import check_compatible
-from .encoders import DENSE_ELEMENTS, ENCODERS, encode, stacked
+from .encoders import DENSE_ELEMENTS, ENCODERS, encode, firings, stacked
 from .parts import DictionaryParts, DictionaryTensors
 from .places import InnerPlaces
 from .remembered import Remembering
@@ -218,9 +218,9 @@ class Dictionary(Remembering, InnerPlaces, nn.Module):
         z, _, lead = self._inputs(x)
         return self._pre(z).view(*lead, self.width)
 
-    def select(self, pre: Float[Tensor, "n width"]) -> tuple[Float[Tensor, "n slots"], Int[Tensor, "n slots"]]:
-        """Values and indices of the codes that `preactivations` become."""
-        return encode(pre, self.kind, self.k, self._threshold())
+    def firings(self, pre: Float[Tensor, "n width"]) -> tuple[Int[Tensor, "m"], Int[Tensor, "m"], Float[Tensor, "m"]]:
+        """Row, latent and activation of every code that is not 0, of `preactivations`."""
+        return firings(pre, self.kind, self.k, self._threshold())
 
     def latent_activations(
         self, x: Float[Tensor, "*batch d_in"], latents: int | Sequence[int] | Tensor
@@ -361,7 +361,7 @@ class Dictionary(Remembering, InnerPlaces, nn.Module):
 
     def _encoded(self, z: Float[Tensor, "n d_in"]) -> tuple[Tensor, Tensor]:
         if ENCODERS[self.kind].find is None:
-            return self.select(self._pre(z))
+            return encode(self._pre(z), self.kind, self.k, self._threshold())
         return self._found(z)[:2]
 
     def _pre(self, z: Float[Tensor, "n d_in"], ids: Int[Tensor, "m"] | None = None) -> Float[Tensor, "n m"]:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -40,6 +41,7 @@ class Encoder:
     """One kind. Exactly one of `each`, `select` and `find` is set.
 
     each: `(pre [..., F], threshold [F] | None) -> acts [..., F]`, each latent from its own pre-activation only.
+    silent: of the same, where `each` is surely 0; quicker to say.
     select: `(pre [n, F], k) -> (values [n, k], indices [n, k])`, where latents compete for k places; with a threshold,
         of `jumprelu(pre)`.
     find: `(z, tensors, k, options) -> (values, indices, predicted)`, from the input and all tensors by name;
@@ -51,6 +53,7 @@ class Encoder:
     """
 
     each: Callable[[Tensor, Tensor | None], Tensor] | None = None
+    silent: Callable[[Tensor, Tensor | None], Tensor] | None = None
     select: Callable[[Tensor, int], Selected] | None = None
     find: Callable[[Tensor, Mapping[str, Tensor], int | None, Mapping[str, Any]], Found] | None = None
     needs: tuple[str, ...] = ()
@@ -61,6 +64,11 @@ class Encoder:
 
 def _relu(pre: Tensor, threshold: Tensor | None) -> Tensor:
     return pre.relu()
+
+
+def _below(pre: Tensor, threshold: Tensor | None) -> Tensor:
+    assert threshold is not None
+    return pre <= threshold
 
 
 def _jumprelu(pre: Tensor, threshold: Tensor | None) -> Tensor:
@@ -96,10 +104,10 @@ def _groupmax(pre: Float[Tensor, "n width"], k: int) -> Selected:
 
 
 ENCODERS = {
-    "relu": Encoder(each=_relu),
-    "jumprelu": Encoder(each=_jumprelu, needs=("threshold",)),
-    "jump": Encoder(each=_jump, needs=("threshold",)),
-    "absjump": Encoder(each=_absjump, needs=("threshold",)),
+    "relu": Encoder(each=_relu, silent=lambda pre, threshold: pre <= 0),
+    "jumprelu": Encoder(each=_jumprelu, silent=_below, needs=("threshold",)),
+    "jump": Encoder(each=_jump, silent=_below, needs=("threshold",)),
+    "absjump": Encoder(each=_absjump, silent=lambda pre, threshold: _below(pre.abs(), threshold), needs=("threshold",)),
     "topk": Encoder(select=_topk, needs=("k",)),
     "jumptopk": Encoder(select=_topk, needs=("k", "threshold")),
     "abstopk": Encoder(select=_abstopk, needs=("k",)),
@@ -120,6 +128,23 @@ def encode(pre: Float[Tensor, "n width"], kind: str, k: int | None, threshold: T
     assert encoder.each is not None
     acts = encoder.each(pre, threshold)
     return pack(acts, acts.detach() != 0)
+
+
+def firings(
+    pre: Float[Tensor, "n width"], kind: str, k: int | None, threshold: Tensor | None
+) -> tuple[Int[Tensor, "m"], Int[Tensor, "m"], Float[Tensor, "m"]]:
+    """Row, latent and activation of every code that is not 0, in the order of rows: as `encode`, without padding."""
+    encoder = ENCODERS[kind]
+    if encoder.each is None or encoder.silent is None:
+        values, indices = encode(pre, kind, k, threshold)
+        rows, places = (values != 0).nonzero(as_tuple=True)
+        return rows, indices[rows, places], values[rows, places]
+    # NumPy finds the few places of a large array many times as fast
+    places = torch.from_numpy(np.flatnonzero(~encoder.silent(pre, threshold).cpu().numpy())).to(pre.device)
+    latents = places % pre.shape[-1]
+    values = encoder.each(pre.flatten()[places], None if threshold is None else threshold[latents])
+    active = values != 0
+    return (places // pre.shape[-1])[active], latents[active], values[active]
 
 
 def stacked(parts: Sequence[Selected]) -> Selected:

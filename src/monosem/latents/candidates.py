@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from .layout import BINS, bins_of
-from .tallies import Firings, rank_in_group, rank_within
+from .tallies import Firings, lots, rank_in_group, rank_within, starts
 
 SPARE = 3  # candidates kept for each example wanted: some fall to the rules on documents and duplicates
 UNRANKED = 200_000  # candidates that come in before they are ranked
@@ -58,15 +58,19 @@ class Places:
         windows = 1 + max(int(f.window.max(initial=0)), int(places["window"].max(initial=0)))
         key = (f.latent * windows + f.window) * span + f.position + self.left
         centre = (places["latent"] * windows + places["window"]) * span + places["position"] + self.left
-        out = np.zeros((len(centre), self.left + 1 + self.right), dtype=np.float16)
-        if not len(key):
-            return out
+        around = self.left + 1 + self.right
+        out = np.zeros((len(centre), around), dtype=np.float16)
         largest = np.finfo(np.float16).max
-        for at, offset in enumerate(range(-self.left, self.right + 1)):
-            wanted = centre + offset
-            place = np.searchsorted(key, wanted).clip(max=len(key) - 1)
-            hit = key[place] == wanted
-            out[hit, at] = f.value[place[hit]].clip(-largest, largest)
+        values = f.value.clip(-largest, largest).astype(np.float16)
+        first = np.searchsorted(key, centre - self.left)
+        rows = np.arange(len(centre))
+        for step in range(around):  # at most so many firings of one latent lie around a place
+            rows = rows[first[rows] + step < len(key)]
+            offset = key[first[rows] + step] - centre[rows] + self.left
+            rows, offset = rows[offset < around], offset[offset < around]
+            if not len(rows):
+                break
+            out[rows, offset] = values[first[rows] + step]
         return out
 
     def state(self) -> Columns:
@@ -104,12 +108,16 @@ class Strongest(Places):
         return np.abs(values)
 
     def add(self, f: Firings) -> None:
+        if not len(f.first):
+            return
         strength = self.strength(f.value)
-        order = np.lexsort((f.position, -strength, f.window, f.latent))
-        first = np.ones(len(order), dtype=bool)
-        first[1:] = (np.diff(f.latent[order]) != 0) | (np.diff(f.window[order]) != 0)
-        best = order[first]
-        self._enter(f, self._chosen(f, best[strength[best] > self.floor[f.latent[best]]]))
+        highest = np.maximum.reduceat(strength, f.first)
+        better = np.repeat(
+            np.where(highest > self.floor[f.latent[f.first]], highest, np.inf), np.diff(f.first, append=len(strength))
+        )
+        best = np.flatnonzero(strength == better)
+        best = best[starts(f.latent[best]) | starts(f.window[best])]  # of equal ones the first
+        self._enter(f, self._chosen(f, best))
 
     def rank(self) -> None:
         columns = self._merged()
@@ -165,7 +173,7 @@ class Drawn(Places):
         return made
 
     def add(self, f: Firings) -> None:
-        cell, lot = self._cells(f.latent, f.value), lots(f.latent, f.window, f.position)
+        cell, lot = f.latent * self.bins + (f.bins if self.bins > 1 else 0), f.lot
         chosen = np.flatnonzero(lot < self.ceiling[cell])
         order = chosen[np.lexsort((lot[chosen], cell[chosen]))]
         self._enter(f, self._chosen(f, order[rank_in_group(cell[order]) < self.limit]))
@@ -187,14 +195,3 @@ class Drawn(Places):
 
     def _prefix(self) -> str:
         return self.name
-
-
-def lots(*place: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
-    """A number from 0 to 2**63 for each place, as if drawn (the finaliser of SplitMix64 over its coordinates)."""
-    mixed = np.zeros(len(place[0]), dtype=np.uint64)
-    for coordinate in place:
-        mixed = mixed * np.uint64(0x9E3779B97F4A7C15) + coordinate.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed = mixed ^ (mixed >> np.uint64(31))
-    return (mixed >> np.uint64(1)).astype(np.int64)

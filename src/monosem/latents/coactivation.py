@@ -1,5 +1,6 @@
 """Which latents fire together: exact counts over all pairs, from the sparse codes of every token."""
 
+import itertools
 import zlib
 from typing import Any
 
@@ -11,6 +12,7 @@ from .tallies import Firings, rank_in_group
 
 MOST = 256  # of a token with more active latents the strongest count
 GIB = 2**30
+BLOCK = 2**14  # pairs that are counted together
 CELL = 8  # bytes a pair: a count in 32 bits, a sum of products in 32
 
 
@@ -23,8 +25,9 @@ class Coactivation:
 
     def __init__(self, width: int):
         self.width = width
-        self.both = np.zeros(width * (width - 1) // 2, dtype=np.int32)
-        self.product = np.zeros(len(self.both), dtype=np.float32)
+        n = width * (width - 1) // 2
+        cells = np.zeros((n, 2), dtype=np.float32)  # side by side, because most of the time goes to reaching them
+        self.both, self.product = cells[:, 0].view(np.int32), cells[:, 1]
         self.own = np.zeros((3, width))
 
     @staticmethod
@@ -33,18 +36,30 @@ class Coactivation:
         return CELL * width * (width - 1) / 2 / GIB
 
     def add(self, f: Firings) -> None:
-        order = np.lexsort((-np.abs(f.value), f.row))
-        order = order[rank_in_group(f.row[order]) < MOST]
-        order = order[np.lexsort((f.latent[order], f.row[order]))]
-        latent, value = f.latent[order], f.value[order].astype(np.float64)
-        for sums, power in zip(self.own, (np.ones_like(value), value, value**2)):
-            sums += np.bincount(latent, weights=power, minlength=self.width)
-        rank = rank_in_group(f.row[order])  # how many latents of the same token come before each
-        high = np.repeat(np.arange(len(latent)), rank)
-        low = high - 1 - rank_in_group(high)
-        cells = latent[high] * (latent[high] - 1) // 2 + latent[low]
-        np.add.at(self.both, cells, np.int32(1))
-        np.add.at(self.product, cells, (value[high] * value[low]).astype(np.float32))
+        order = np.argsort(f.row, kind="stable")  # latents are in their order
+        if (np.bincount(f.row) > MOST).any():
+            strongest = np.lexsort((-np.abs(f.value), f.row))
+            kept = np.zeros(len(order), dtype=bool)
+            kept[strongest[rank_in_group(f.row[strongest]) < MOST]] = True
+            order = order[kept[order]]
+        latent, value = f.latent[order], f.value[order]
+        for sums, power in zip(self.own, (1, 2, 3)):
+            sums += np.bincount(latent, weights=value.astype(np.float64) ** (power - 1), minlength=self.width)
+        self._pair(latent, value, rank_in_group(f.row[order]))
+
+    def _pair(self, latent: Int[np.ndarray, "n"], value: Float[np.ndarray, "n"], before: Int[np.ndarray, "n"]) -> None:
+        """Count each firing with those `before` it of the same token, a block at a time that the processor's cache
+        holds."""
+        triangle, first = latent * (latent - 1) // 2, np.arange(len(latent)) - before
+        ends = np.cumsum(before)
+        cuts = np.searchsorted(ends, np.arange(BLOCK, ends[-1] if len(ends) else 0, BLOCK)).tolist()
+        for start, end in itertools.pairwise([0, *cuts, len(latent)]):
+            n = before[start:end]
+            inside = np.cumsum(n)
+            low = np.arange(n.sum()) - np.repeat(inside - n - first[start:end], n)
+            cells = np.repeat(triangle[start:end], n) + latent[low]
+            np.add.at(self.both, cells, np.int32(1))
+            np.add.at(self.product, cells, np.repeat(value[start:end], n) * value[low])
 
     def with_latent(self, latent: int) -> tuple[Int[np.ndarray, "width"], Float[np.ndarray, "width"]]:
         """Counts and products of a latent with every other one; 0 with itself."""
@@ -69,7 +84,7 @@ class Coactivation:
         return {"pairs_both": self.both, "pairs_product": self.product, "pairs_own": self.own}
 
     def load(self, state: dict[str, np.ndarray]) -> None:
-        self.both, self.product, self.own = (state[f"pairs_{name}"] for name in ("both", "product", "own"))
+        self.both[:], self.product[:], self.own = (state[f"pairs_{name}"] for name in ("both", "product", "own"))
 
 
 def measures(

@@ -20,12 +20,12 @@ from ..dictionaries.encoders import ENCODERS
 from ..errors import BadFile, BadInput
 from ..files import replacing
 from ..reading import parse_json
-from .candidates import Columns, Drawn, Near, Strongest, lots
+from .candidates import Columns, Drawn, Near, Strongest
 from .coactivation import Coactivation
 from .config import IndexConfig
 from .layout import Piece, band_of, decile_of
 from .silence import Silent
-from .tallies import Firings, Numbers, TokenTallies, echoes
+from .tallies import Firings, Numbers, Placed, TokenTallies, echoes, lots
 from .token_sets import SetTallies, TokenSets
 
 PER_DOCUMENT = 2
@@ -42,13 +42,9 @@ class _Used:
     documents: Counter[int] = field(default_factory=Counter)
 
 
-Placed = tuple[np.ndarray, np.ndarray, np.ndarray]  # number of the token in the batch, latent, value
-
-
-def _placed(values: torch.Tensor, indices: torch.Tensor, first: int) -> Placed:
-    rows, places = (values != 0).nonzero(as_tuple=True)
-    found = rows + first, indices[rows, places], values[rows, places].float()
-    return tuple(column.cpu().numpy() for column in found)  # type: ignore[return-value]
+def _placed(*columns: torch.Tensor) -> Placed:
+    row, latent, value = columns
+    return row.cpu().numpy(), latent.cpu().numpy(), value.float().cpu().numpy()
 
 
 def _joined(parts: list[Placed]) -> Placed:
@@ -108,7 +104,7 @@ class CorpusPass:
         batch = self._without_left_out(batch)
         if not len(batch):
             return
-        (rows, latents, values), near = self._codes(batch)
+        placed, near = self._codes(batch)
         windows, positions, tokens = (
             column.cpu().numpy().astype(np.int64) for column in (batch.windows, batch.positions, batch.tokens)
         )
@@ -117,16 +113,14 @@ class CorpusPass:
         lines = np.asarray(self.store.windows[read]).astype(np.int64)
         before = self._before(lines)[inverse, positions]
         wording = echoes(lines, self.store.packing.separator, self.echo)[inverse, positions]
-        firings = Firings(
-            latent=latents,
-            row=rows,
-            window=windows[rows],
-            document=documents[rows],
-            position=positions[rows],
-            token=tokens[rows],
-            before=before[rows],
-            value=values,
-            echo=wording[rows],
+        firings = Firings.of(
+            placed,
+            window=windows,
+            document=documents,
+            position=positions,
+            token=tokens,
+            before=before,
+            echo=wording,
         )
         self.tokens += len(batch)
         self.seen[0] += np.bincount(tokens, minlength=self.seen.shape[1])
@@ -145,18 +139,18 @@ class CorpusPass:
         x, dictionary = batch[self.dictionary.site], self.dictionary
         if not self.config.near or ENCODERS[dictionary.kind].find is not None:
             codes = dictionary.encode(x)
-            return _placed(codes.values, codes.indices, 0), None
+            rows, places = (codes.values != 0).nonzero(as_tuple=True)
+            return _placed(rows, codes.indices[rows, places], codes.values[rows, places]), None
         firing, near, first = [], [], 0
         for length in torch.unique_consecutive(batch.windows, return_counts=True)[1].tolist():
             pre = dictionary.preactivations(x[first : first + length])
-            values, indices = dictionary.select(pre)
-            firing.append(_placed(values, indices, first))
-            rows, places = (values != 0).nonzero(as_tuple=True)
+            rows, latents, values = dictionary.firings(pre)
+            firing.append(_placed(rows + first, latents, values))
             level = pre.abs() if dictionary.kind in SIGNED else pre
-            level[rows, indices[rows, places]] = -torch.inf
-            highest, at = level.max(0)
-            close = (highest.cpu().float().numpy() > self.near.floor).nonzero()[0]
-            near.append((at.cpu().numpy()[close] + first, close, highest.cpu().float().numpy()[close]))
+            level[rows, latents] = -torch.inf
+            close = torch.from_numpy(self.near.floor).to(level.device) < level.amax(0)
+            highest, at = level[:, close].max(0)
+            near.append(_placed(at + first, close.nonzero()[:, 0], highest))
             first += length
         return _joined(firing), _joined(near)
 

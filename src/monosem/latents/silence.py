@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Int
 
-from .candidates import lots
-from .tallies import Firings
+from .tallies import Firings, lots
 
 NONE = np.iinfo(np.int64).max
 
@@ -16,7 +15,7 @@ NONE = np.iinfo(np.int64).max
 class Silent:
     """n places, drawn evenly from all counted tokens, with every latent that is active in the text around each.
 
-    A place's lot is a number made of the place itself (`candidates.lots`), so that the draw does not depend on how the
+    A place's lot is a number made of the place itself (`tallies.lots`), so that the draw does not depend on how the
     stream was cut.
     """
 
@@ -33,14 +32,20 @@ class Silent:
         if not self.n:
             return
         lot = lots(windows, positions)
-        floor = NONE if len(self.held) < self.n else max(map(_lot, self.held))
+        floor = NONE if len(self.held) < self.n else self._lots().max()
         best = np.argsort(lot, kind="stable")[: self.n]
-        for i in best[lot[best] < floor].tolist():
+        best = best[lot[best] < floor]
+        for i in best.tolist():
             window, position = int(windows[i]), int(positions[i])
             near = (f.window == window) & (f.position >= position - self.left) & (f.position <= position + self.right)
             self.held[window, position] = np.unique(f.latent[near])
-        for place in sorted(self.held, key=_lot)[self.n :]:
-            del self.held[place]
+        if len(best):
+            places = [*self.held]
+            for i in np.argsort(self._lots())[self.n :].tolist():
+                del self.held[places[i]]
+
+    def _lots(self) -> Int[np.ndarray, "places"]:
+        return lots(*np.array([*self.held], dtype=np.int64).reshape(-1, 2).T)
 
     def state(self) -> dict[str, np.ndarray]:
         places = np.array([*self.held], dtype=np.int64).reshape(-1, 2)
@@ -51,10 +56,6 @@ class Silent:
     def load(self, state: dict[str, np.ndarray]) -> None:
         parts = np.split(state["silent_active"], np.cumsum(state["silent_lengths"]))
         self.held = {(int(w), int(p)): part for (w, p), part in zip(state["silent_places"].tolist(), parts)}
-
-
-def _lot(place: tuple[int, int]) -> int:
-    return int(lots(*(np.array([one]) for one in place))[0])
 
 
 def pack_latents(latents: Int[np.ndarray, "n"]) -> bytes:

@@ -2,18 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from .layout import BINS, bins_of
 
+Placed = tuple[np.ndarray, np.ndarray, np.ndarray]  # number of the token in the batch, latent, value
 PAIRS = 4_000_000  # (latent, token) pairs held before the rarest are let go
 
 
 @dataclass
 class Firings:
-    """The active places of some whole windows, sorted by (latent, window, position).
+    """The active places of some whole windows, sorted by (latent, window, position); made by `of`.
 
     Shapes are `n`: latent, number of the token in the batch, index of the window, of the document, position in the
     window, token id, id of the token before it in its document (-1: none), activation (signed; what is strong is large
@@ -30,10 +33,50 @@ class Firings:
     value: Float[np.ndarray, "n"]
     echo: Int[np.ndarray, "n"]
 
-    def __post_init__(self) -> None:
-        order = np.lexsort((self.position, self.window, self.latent))
-        for name in self.__dataclass_fields__:
-            setattr(self, name, getattr(self, name)[order])
+    @classmethod
+    def of(cls, placed: Placed, **columns: Int[np.ndarray, "tokens"]) -> Self:
+        """Of the tokens of some windows, in the order of windows and positions.
+
+        Args:
+            placed: number of the token, latent and activation, tokens in order. columns: what each token is.
+        """
+        row, latent, value = placed
+        narrow = latent.astype(np.uint16) if latent.max(initial=0) < 2**16 else latent  # 16 bits are sorted at once
+        order = np.argsort(narrow, kind="stable")
+        row = row[order]
+        return cls(latent[order], row, value=value[order], **{name: held[row] for name, held in columns.items()})
+
+    @cached_property
+    def bins(self) -> Int[np.ndarray, "n"]:
+        """Of histograms (`layout.bins_of`)."""
+        return bins_of(self.value.astype(np.float64))
+
+    @cached_property
+    def lot(self) -> Int[np.ndarray, "n"]:
+        return lots(self.latent, self.window, self.position)
+
+    @cached_property
+    def first(self) -> Int[np.ndarray, "windows"]:
+        """Where each latent and window begins."""
+        return np.flatnonzero(starts(self.latent) | starts(self.window))
+
+
+def lots(*place: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+    """A number from 0 to 2**63 for each place, as if drawn (the finaliser of SplitMix64 over its coordinates)."""
+    mixed = np.zeros(len(place[0]), dtype=np.uint64)
+    for coordinate in place:
+        mixed = mixed * np.uint64(0x9E3779B97F4A7C15) + coordinate.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        mixed = mixed ^ (mixed >> np.uint64(31))
+    return (mixed >> np.uint64(1)).astype(np.int64)
+
+
+def starts(groups: Int[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
+    """Whether a run of equal values begins."""
+    begins = np.ones(len(groups), dtype=bool)
+    np.not_equal(groups[1:], groups[:-1], out=begins[1:])
+    return begins
 
 
 class Numbers:
@@ -56,13 +99,12 @@ class Numbers:
             power = power * value
             sums += np.bincount(f.latent, weights=power, minlength=self.width)
         np.maximum.at(self.maximum, f.latent, np.abs(f.value))
-        cells = np.bincount(f.latent * BINS + bins_of(value), minlength=self.width * BINS)
+        cells = np.bincount(f.latent * BINS + f.bins, minlength=self.width * BINS)
         self.histogram += cells.reshape(self.width, BINS)
-        together = (np.diff(f.latent) == 0) & (np.diff(f.window) == 0)
-        first = np.concatenate([np.ones(min(len(f.latent), 1), bool), ~together])
-        starts = first | np.concatenate([np.zeros(min(len(f.latent), 1), bool), np.diff(f.position) != 1])
-        self.windows += np.bincount(f.latent[first], minlength=self.width)
-        self.runs += np.bincount(f.latent[starts], minlength=self.width)
+        runs = starts(f.position - np.arange(len(f.position)))
+        runs[f.first] = True
+        self.windows += np.bincount(f.latent[f.first], minlength=self.width)
+        self.runs += np.bincount(f.latent[runs], minlength=self.width)
 
     def state(self) -> dict[str, np.ndarray]:
         names = ("count", "sums", "maximum", "histogram", "windows", "runs")
@@ -97,19 +139,17 @@ class TokenTallies:
         code = self.code(f)
         kept = code >= 0
         keys = ((f.latent * self.size + code) * 2 + (f.value < 0))[kept]
-        key, inverse = np.unique(keys, return_inverse=True)
-        mass = np.bincount(inverse, weights=f.value[kept], minlength=len(key))
-        self._new.append((key, np.bincount(inverse, minlength=len(key)).astype(np.int64), mass))
-        self._held += len(key)
+        order = np.argsort(keys)
+        self._new.append(_summed(keys[order], np.ones(len(keys), dtype=np.int64), f.value[kept][order]))
+        self._held += len(self._new[-1][0])
         if self._held > PAIRS // 2:
             self.merge()
 
     def merge(self) -> None:
         columns = list(zip((self.key, self.count, self.mass), *self._new))
         keys, counts, masses = (np.concatenate(column) for column in columns)
-        self.key, inverse = np.unique(keys, return_inverse=True)
-        self.count = np.bincount(inverse, weights=counts).astype(np.int64)
-        self.mass = np.bincount(inverse, weights=masses)
+        order = np.argsort(keys, kind="stable")  # which merges what is sorted already
+        self.key, self.count, self.mass = _summed(keys[order], counts[order], masses[order])
         self._new, self._held = [], 0
         if len(self.key) > PAIRS:
             kept = np.sort(self._strongest(self.keep))
@@ -158,11 +198,20 @@ class TokenTallies:
             setattr(self, name, state[f"{self.name}_{name}"])
 
 
+def _summed(
+    keys: Int[np.ndarray, "n"], counts: Int[np.ndarray, "n"], masses: Float[np.ndarray, "n"]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sorted keys each once, with the sums of what belongs to each."""
+    if not len(keys):
+        return keys, counts, masses.astype(np.float64)
+    first = np.flatnonzero(starts(keys))
+    return keys[first], np.add.reduceat(counts, first), np.add.reduceat(masses, first, dtype=np.float64)
+
+
 def rank_in_group(groups: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
     """0, 1, 2, ... within each run of equal values."""
     index = np.arange(len(groups))
-    starts = np.concatenate([[True], np.diff(groups) != 0]) if len(groups) else np.zeros(0, dtype=bool)
-    return index - np.maximum.accumulate(np.where(starts, index, 0)) if len(groups) else index
+    return index - np.maximum.accumulate(np.where(starts(groups), index, 0))
 
 
 def rank_within(latent: Int[np.ndarray, "n"], label: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:

@@ -24,7 +24,7 @@ from ..results import Tabled, analysis
 from ..statistics import benjamini_hochberg
 from .effects import logit_effects
 from .spelling import token_text
-from .tallies import Firings
+from .tallies import Firings, starts
 
 SMALLEST = 5  # tokens in a set that is tested
 FEWEST = 30  # latents whose effects on a set have a spread
@@ -120,10 +120,15 @@ class SetTallies:
     def __init__(self, width: int, sets: TokenSets):
         self.sets = sets
         self.count = np.zeros((width, len(sets.names)), dtype=np.int64)
+        self._members = torch.from_numpy(sets.members.T.astype(np.float32))  # [vocab, n]
 
     def add(self, f: Firings) -> None:
-        for i, member in enumerate(self.sets.members):
-            self.count[:, i] += np.bincount(f.latent[member[f.token]], minlength=len(self.count))
+        begins = np.flatnonzero(starts(f.latent))
+        if len(begins):
+            bags = torch.nn.functional.embedding_bag(
+                torch.from_numpy(f.token), self._members, torch.from_numpy(begins), mode="sum"
+            )
+            self.count[f.latent[begins]] += bags.numpy().astype(np.int64)
 
     def state(self) -> dict[str, np.ndarray]:
         return {"set_count": self.count}
