@@ -6,8 +6,7 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
-from test_explorer_pages import click, complaints, page, until  # noqa: F401
-from test_explorer_pages import test_a_page_is_accessible_in_both_themes_and_fits_a_phone as accessible
+from test_explorer_pages import accessible, click, complaints, page, until  # noqa: F401
 
 from monosem.dictionaries import one_site
 from monosem.latents import decoder_map, splitting
@@ -180,5 +179,6 @@ def test_without_a_meta_sae_the_page_says_how_to_make_one(page):  # noqa: F811
 )
 def test_a_page_with_its_result_is_accessible_and_fits_a_phone(page, served, kind, ask, path, wanted):  # noqa: F811
     assert served.job(kind=kind, **ask)["type"] == "done"
-    page(path, wanted)
-    accessible(page, path)
+    browser = page(path, wanted)
+    until(browser, "return !document.querySelector('main .waiting')")
+    accessible(browser)
