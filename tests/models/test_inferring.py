@@ -218,3 +218,12 @@ def test_a_router_with_its_outputs_exchanged_is_not_read():
         block.mlp.gate.register_forward_hook(lambda module, args, out: (out[0].flip(-1), *out[1:]))
     result = verify(Model(hf))
     assert not result.ok
+
+
+def test_a_model_that_mixes_the_rows_of_a_batch_is_refused(monkeypatch):
+    hf = unlisted("seed_oss")
+    feed = hf.model.layers[0].mlp
+    native = feed.forward
+    monkeypatch.setattr(feed, "forward", lambda x: (out := native(x)) + out.mean(0, keepdim=True))
+    with pytest.raises(UnknownName, match="a text gives other logits beside a longer one"):
+        quietly(hf)

@@ -50,9 +50,9 @@ class Shape:
 
     @property
     def d_vocab(self) -> int:
-        """Rows of the embedding, which `resize_token_embeddings` may change."""
-        embedding: Any = self.hf.get_input_embeddings()
-        return int(embedding.weight.shape[0])
+        """Rows of the embedding, which `resize_token_embeddings` may change; less what only fills them up (Inkling)."""
+        weight: Any = self.hf.get_input_embeddings().weight
+        return min(len(weight), getattr(self.hf.config, "unpadded_vocab_size", None) or len(weight))
 
     @property
     def n_key_value_heads(self) -> int:

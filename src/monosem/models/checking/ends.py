@@ -129,7 +129,7 @@ def _logit_step(hf: PreTrainedModel, raw: Tensor, logits: Tensor) -> tuple[tuple
     if same(raw, logits) and same(*_loud(hf)):
         return ()
     loud, stepped = _loud(hf)
-    for step, function in LOGIT_STEPS.items():
+    for step, function in LOGIT_STEPS.items() if raw.shape == logits.shape else ():
         if name := attribute(hf, lambda value, f=function: distance(f(loud, value), stepped), limit(raw)):  # type: ignore[misc]
             return ((step, name),)
     raise NotFound("what the model does to the logits after the unembedding")

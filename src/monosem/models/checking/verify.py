@@ -120,7 +120,7 @@ def _sample(model: Model, length: int, generator: torch.Generator) -> TokenBatch
         return model.tokens(torch.randn(features.shape, generator=generator))
     ids = torch.randint(0, model.cfg.d_vocab, (2, length), generator=generator)
     if model.encoder is None and not model.headless:
-        return model.tokens(ids)
+        return model.tokens(TokenBatch.whole(ids))  # the padding's token among them is text
     ids[ids == model.pad] += 1 if model.pad + 1 < model.cfg.d_vocab else -1  # which M2M-100 gives no position
     if model.encoder is None:
         return model.tokens(ids)

@@ -329,4 +329,5 @@ LOGIT_STEPS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "soft_cap": lambda logits, cap: cap * torch.tanh(logits / cap),
     "divide": lambda logits, by: logits / by,
     "multiply": lambda logits, by: logits * by,
+    "first": lambda logits, n: logits[..., : int(n)],  # the rest only fills up the unembedding
 }

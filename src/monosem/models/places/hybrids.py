@@ -61,6 +61,11 @@ HYBRIDS: tuple[Family, ...] = (
         ("qwen3_5_text", "qwen3_5_moe_text"),
         (row("linear", delta_net("linear_attn", "in_proj_z", "in_proj_b")), gated("q_proj"), mlp(router="gate")),
     ),
+    Family(
+        "lara_mini",
+        ("lara_mini",),
+        (row("linear", delta_net("linear_attn", "in_proj_z", "in_proj_b")), attn(), mlp(router="gate")),
+    ),
     Family(  # norms before linear attention and its MLP, after softmax attention and its MLP
         "olmo_hybrid",
         ("olmo_hybrid",),

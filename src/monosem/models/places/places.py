@@ -245,6 +245,7 @@ class Places(Native):
         """The unembedding, right-multiplied; what follows it (soft cap, scales) is `logit_transform`."""
         *projection, head = self.unembeddings
         weight = matrix(head, widths(head)[0] if projection else self.cfg.d_model, self)
+        weight = weight if weight.shape[1] <= self.cfg.d_vocab else weight[:, : self.cfg.d_vocab]
         return matrix(projection[0], self.cfg.d_model, self) @ weight if projection else weight
 
     @property

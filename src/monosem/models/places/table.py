@@ -21,10 +21,7 @@ REFUSED = {
     "roc_bert": "its embedding joins characters with their shapes and their sounds",
     "xmod": "adapters of a language, chosen for each text, stand between its blocks' modules",
     "zaya": "each block scales and shifts the stream itself, so that nothing adds up over layers",
-    **dict.fromkeys(
-        ("inkling_text", "inkling2_text"),
-        "it cuts off the logits of tokens that only fill up its vocabulary: they are not what the unembedding gives",
-    ),
+    "inkling2_text": "its branches read a mixture of what groups of blocks wrote, and its stream begins anew with each",
     **dict.fromkeys(
         ("qwen4_exp", "qwen4_exp_text"),
         "it carries several streams in one long vector, and adds what it looks up for the last few tokens to each",

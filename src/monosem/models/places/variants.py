@@ -188,6 +188,15 @@ VARIANTS: tuple[Family, ...] = (
         cached=False,  # transformers' own cache gives other numbers (5.24), and padding counts in its compressed keys
         padded=False,
     ),
+    Family(  # a convolution follows each branch, and others the keys and values
+        "inkling_text",
+        ("inkling_text",),
+        (
+            BranchRow("attn", (Mixer("other", "", ends=("self_attn", "attn_sconv")),), "ln1", "input_layernorm"),
+            BranchRow("mlp", (Mixer("other", "", ends=("mlp", "mlp_sconv")),), "ln2", "post_attention_layernorm"),
+        ),
+        logit_steps=(("divide", "logits_mup_width_multiplier"), ("first", "unpadded_vocab_size")),
+    ),
     Family(  # the stream is multiplied, number by number, before a branch is added
         "doge",
         ("doge",),

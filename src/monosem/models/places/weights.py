@@ -197,7 +197,8 @@ def embedding_table(module: Any, model: Native) -> tuple[Float[Tensor, "row d_mo
     """An embedding's table, and what the module multiplies its rows by; a module that is not plain (adapters, weights
     that are elsewhere) is read as it acts, with nothing left to multiply."""
     weight = module.weight
-    if isinstance(module, nn.Embedding) and weight.is_floating_point() and not weight.is_meta:
+    plain = isinstance(module, nn.Embedding) and not [*module.children()]  # Inkling's has a norm inside
+    if plain and weight.is_floating_point() and not weight.is_meta:
         return weight, float(getattr(module, "embed_scale", 1.0))  # Gemma: within the embedding module
     return _act(module, torch.arange(len(weight), device=model.device), model), 1.0
 
