@@ -12,6 +12,7 @@ import torch
 
 from explorer_server import Served, browsing, serving
 from monosem.data import Document, TokenStore
+from monosem.dictionaries import Dictionary, DictionaryParts, DictionaryTensors
 from monosem.directions import Direction
 from monosem.latents import IndexConfig, build_index
 from monosem.models import Model, Site, load_model
@@ -49,6 +50,14 @@ WORDS = [
 ]
 
 
+def cut(own: Dictionary, name: str, n: int, **metadata: str) -> Dictionary:
+    """The first latents of a dictionary as one of its own."""
+    rows = own.W_dec[:n].clone()
+    tensors = DictionaryTensors(rows.T.clone(), torch.zeros(n), rows, own.b_dec)
+    about = {"site": str(own.site), "model_name": own.model_name, "name": name, "metadata": metadata}
+    return Dictionary(DictionaryParts(tensors, "topk", k=4, **about))  # type: ignore[arg-type]
+
+
 def documents() -> list[Document]:
     draw = random.Random(0)
     return [Document(f"{HOSTILE}{i}", " ".join(draw.choices(WORDS, k=60))) for i in range(40)]
@@ -57,7 +66,7 @@ def documents() -> list[Document]:
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`tiny` the model, `sae` with an index and hostile labels, `bare` without an index, `broken` with a wrong one,
-    `heads` of attention; a direction and a sweep."""
+    `heads` of attention and `meta` of their rows, `narrow` with some latents of `sae`; a direction and a sweep."""
     folder = tmp_path_factory.mktemp("home") / LONG
     folder.mkdir()
     shutil.copy(GOLDEN, folder)
@@ -81,6 +90,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     heads = make_dictionary(place, model.cfg.n_heads * model.cfg.d_head, "z.1")
     heads.name = "heads"
     heads.save(folder / "heads")
+    cut(heads, "meta", 24, meta_of="heads").save(folder / "meta")
+    cut(made, "narrow", 24).save(folder / "narrow")
     sweep_latents(
         model,
         made,
@@ -109,7 +120,7 @@ def service(home: Path) -> Iterator[Served]:
 def served(home: Path, service: Served) -> Iterator[Served]:
     site = f"{service.base}/key/{service.token}"
     options = [str(home / word) if (home / word).exists() else word for word in OPTIONS]
-    own = serving(home, "sae", "bare", "broken", "heads", *options, NEURONPEDIA_SITE=site)
+    own = serving(home, "sae", "bare", "broken", "heads", "narrow", "meta", *options, NEURONPEDIA_SITE=site)
     yield own
     own.process.terminate()
     own.process.wait(30)

@@ -309,9 +309,40 @@ def test_two_latents_beside_each_other(page, served):
     _, found = served.ask("/api/relation?d=sae&i=3&e=bare&j=3")
     assert found["decoder"] == pytest.approx(1, abs=1e-6)  # the same weights
     _, near = served.ask("/api/family?d=sae&i=3")
-    assert {one["dictionary"] for one in near} == {"bare", "broken"}
+    assert [(one["dictionary"], one["family"]) for one in near] == [
+        ("narrow", True),
+        ("bare", False),
+        ("broken", False),
+    ]
     assert all(one["rows"][0]["latent"] == one["rows"][0]["back"] == 3 for one in near)
+    come_to_kin(browser)
     assert "In other dictionaries" in words(browser)
+
+
+def come_to_kin(browser):
+    """Other dictionaries are asked once their panels are in view."""
+    browser.execute_script("document.querySelector('.kin').scrollIntoView()")
+    until(browser, "return document.querySelector('.p-family table') || document.querySelector('.p-made_of table')")
+
+
+def test_a_latent_s_family_and_meta_latents(page, served, home):
+    browser = page("/latent?d=sae&i=3", ".kin")
+    come_to_kin(browser)
+    first = "return document.querySelector('.p-family tbody tr').innerText"
+    assert browser.execute_script(first).split() == ["3", "⇄", "1"]
+    assert not browser.find_elements("css selector", ".p-made_of")  # no meta-SAE of its place
+    page("/latent?d=heads&i=3", ".kin")
+    come_to_kin(browser)
+    assert "No other width" in browser.find_element("css selector", ".p-family").text  # a meta-SAE is no family
+    _, (made,) = served.ask("/api/made_of?d=heads&i=3")
+    unit = one_site(home / "heads").W_dec
+    unit = unit / unit.norm(dim=1, keepdim=True)
+    acts, indices = (unit[3] @ unit[:24].T).relu().topk(4)
+    assert [row["meta"] for row in made["rows"]] == indices.tolist()
+    assert [row["given"] for row in made["rows"]] == pytest.approx((acts**2).tolist(), rel=1e-3)
+    shown = [one.text for one in browser.find_elements("css selector", ".p-made_of tbody a")]
+    assert shown == [str(i) for i in indices.tolist()]
+    assert complaints(browser) == []
 
 
 def test_a_latent_of_the_service(page, served):

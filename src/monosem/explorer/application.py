@@ -26,7 +26,7 @@ from ..terminal import notice, one_line
 from .asks import ASKS, parsed
 from .computed import COMPUTED, Computed, books
 from .guard import MOST_BYTES, TooLarge
-from .library import MOST_ROWS, Library, family, relation
+from .library import MOST_ROWS, Library, family, made_of, relation
 from .modules import MODULES, PAGES, imports, module
 from .neuronpedia import Neuronpedia
 from .notes import Change, Notes
@@ -157,6 +157,9 @@ class Explorer:
     def family(self, request: Request) -> Any:
         return family(self.library, self.library.book(asked(request, "d")), whole(request, "i")[0])
 
+    def made_of(self, request: Request) -> Any:
+        return made_of(self.library, self.library.book(asked(request, "d")), whole(request, "i")[0])
+
     def computed_read(self, request: Request) -> Any:
         """What was computed before, or null."""
         kind = asked(request, "kind")
@@ -213,6 +216,7 @@ class Explorer:
             "map": self.map,
             "relation": self.relation,
             "family": self.family,
+            "made_of": self.made_of,
             "computed": self.computed_read,
             "notes": self.notes_read,
             "jobs": self.job_list,

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..dictionaries import Dictionary, latent_ids, one_site, shipped_dictionaries
 from ..directions import Direction, Directions
 from ..errors import BadFile, BadInput, MonosemError, check_name
-from ..latents import Index, index_of, neighbours, page, weight_statistics
+from ..latents import Index, index_of, meta_latents, neighbours, page, weight_statistics
 from ..latents.maps import principal, unit_rows
 from ..models import Model, load_model
 from ..terminal import one_line
@@ -84,6 +84,7 @@ class Book:
                     "site": str(own.site),
                     "writes": str(own.site_out) if own.transcoder and own.has_site_out else None,
                     "kind": own.kind,
+                    "place": str(own.site_out if own.has_site_out else own.site),
                     "heads": own.site.name in ("z", "attn_raw", "attn_out"),
                     "width": own.width,
                     "meta_of": own.metadata.get("meta_of"),
@@ -98,7 +99,8 @@ class Book:
 
     def latent(self, number: int) -> dict[str, Any]:
         with self.lock:
-            return page(self.usable, number, dictionary=self.dictionary).to_json()
+            found = page(self.usable, number, dictionary=self.dictionary).to_json()
+            return found | {"dictionary": self.name}  # as it is called here: copies of a dictionary share a name
 
     def columns(self) -> dict[str, Any]:
         """The whole table for the browser: each column as the base64 of little-endian float32, NaN where none."""
@@ -171,21 +173,39 @@ def space(book: Book) -> tuple[str, int]:
 
 
 def family(library: "Library", own: Book, latent: int) -> list[dict[str, Any]]:
-    """In other dictionaries of the same space, narrow ones first: the nearest latents, and each one's nearest here."""
+    """In other dictionaries of the same space, narrow ones first: the nearest latents, and each one's nearest here.
+    `family` says whether it is a dictionary of the same place, of another width."""
     found = []
-    for other in library.books.values():
-        about = other.about()
-        if other is own or "error" in about or space(other) != space(own):
-            continue
-        if about["model"] != own.dictionary.model_name:
+    for other in others(library, own):
+        if other.about()["meta_of"]:
             continue
         near = neighbours(own.dictionary, latent, n=FAMILY, other=other.dictionary)
         rows = [
             row | {"cosine": cosine, "back": neighbours(other.dictionary, i, n=1, other=own.dictionary)[0][0]}
             for row, (i, cosine) in zip(other.rows([i for i, _ in near]), near)
         ]
-        found.append({"dictionary": other.name, "width": other.dictionary.width, "rows": rows})
-    return sorted(found, key=lambda one: one["width"])
+        width, same = other.dictionary.width, other.about()["place"] == own.about()["place"]
+        about = {"dictionary": other.name, "width": width, "place": other.about()["place"]}
+        found.append(about | {"family": same and width != own.dictionary.width, "rows": rows})
+    return sorted(found, key=lambda one: (not one["family"], one["width"]))
+
+
+def made_of(library: "Library", own: Book, latent: int) -> list[dict[str, Any]]:
+    """The meta-latents of a latent, strongest first, for every meta-SAE of its place."""
+    found = []
+    for other in others(library, own):
+        if other.about()["meta_of"] and other.about()["place"] == own.about()["place"]:
+            parts = meta_latents(own.dictionary, other.dictionary, [latent])
+            rows = parts.table[["meta", "activation", "given"]].to_dict(orient="records")
+            found.append({"dictionary": other.name, "explained": float(parts.explained[latent]), "rows": rows})
+    return found
+
+
+def others(library: "Library", own: Book) -> list[Book]:
+    """The other dictionaries that write into the same space of the same model."""
+    books = [book for book in library.books.values() if book is not own and "error" not in book.about()]
+    model = own.dictionary.model_name
+    return [book for book in books if space(book) == space(own) and book.dictionary.model_name == model]
 
 
 @dataclass

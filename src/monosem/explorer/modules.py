@@ -13,6 +13,7 @@ APP = {
     "grid": "grid.js",
     "jobs": "jobs.js",
     "notes": "notes.js",
+    "kin": "kin.js",
     **{f"page/{name}": f"pages/{name}.js" for name in PAGES},
     "app": "app.js",
 }

@@ -4,11 +4,12 @@ import { useData } from "server";
 import { change, Link } from "place";
 import { LatentView } from "latent-view";
 import { quoted } from "tokens";
+import { Kin } from "kin";
 
 export function Compare({ place, d, home }) {
   const e = place.e || d, a = Number(place.a || 0), b = Number(place.b || 1);
   const left = useData("latent", { d, i: a }), right = useData("latent", { d: e, i: b });
-  const relation = useData("relation", { d, i: a, e, j: b }), family = useData("family", { d, i: a });
+  const relation = useData("relation", { d, i: a, e, j: b });
   const usable = home.dictionaries.filter(one => !one.error);
   const pick = (name, value) => html`<input type="number" min="0" aria-label=${`${name} latent`} value=${value} onChange=${event => change({ [name === "first" ? "a" : "b"]: event.target.value }, true)} />`;
   const view = (held, own) => held.error ? html`<${Failed} words=${held.error} />` : !held.value ? html`<${Waiting} />`
@@ -23,8 +24,5 @@ export function Compare({ place, d, home }) {
       <p class="soft">${relation.value.fires_on.length ? html`both fire on <span class="mono">${relation.value.fires_on.map(quoted).join("  ")}</span>` : "no token is among the first that both fire on"}</p>
       <p class="soft">${relation.value.promotes.length ? html`both promote <span class="mono">${relation.value.promotes.map(quoted).join("  ")}</span>` : "no token is among the first that both promote"}</p><//>`}
     <div class="pair both">${view(left, d)}${view(right, e)}</div>
-    ${family.value?.length > 0 && html`<${Panel} title="In other dictionaries" help="Dictionaries of the same model that write into the same space, narrow ones first: the latents whose decoder rows are nearest to the first latent's, and each one's nearest here. A latent that splits has several near ones in a wider dictionary.">
-      ${family.value.map(other => html`<h3><${Link} page="dictionary" state=${{ d: other.dictionary }}>${other.dictionary}<//> <span class="soft">${number(other.width)} latents</span></h3>
-        <ul class="tree">${other.rows.map(row => html`<li><${Link} page="latent" state=${{ d: other.dictionary, i: row.latent }}>${row.latent}<//> <span class="n">${number(row.cosine)}</span>
-          <span class="soft mono">${row.label || (row.fires_on || []).map(quoted).join(" ")}</span> <span class="soft">its nearest here: <${Link} page="latent" state=${{ d, i: row.back }}>${row.back}<//></span></li>`)}</ul>`)}<//>`}`;
+    <${Kin} d=${d} i=${a} home=${home} key=${`kin ${d} ${a}`} />`;
 }

@@ -4,6 +4,7 @@ import { cached, useData } from "server";
 import { go, here, Link, change } from "place";
 import { LatentView } from "latent-view";
 import { Progress, useJob } from "jobs";
+import { Kin } from "kin";
 import { keep, noteOf, Star, useNotes } from "notes";
 import { quoted, strength, Tokens, visible } from "tokens";
 import { last } from "page/dictionary";
@@ -42,6 +43,7 @@ export function LatentPage({ place, d, home }) {
     <a class="button" href=${`/api/export?d=${encodeURIComponent(d)}&i=${i}`} download>Save as a file</a></p><${Progress} job=${more.job} cancel=${more.cancel} />`;
   const effect = example => html`<${Effect} d=${d} i=${i} example=${example} key=${example.ids.join(" ")} />`;
   return html`<div class=${old ? "old" : ""}><${LatentView} page=${page} link=${link} actions=${actions} effect=${effect}
+    aside=${html`<${Kin} d=${d} i=${i} home=${home} key=${`kin ${d} ${i}`} />`}
     below=${html`<${Try} heads=${about?.heads} d=${d} i=${i} text=${place.t || ""} key=${`try ${d} ${i}`} />`} />
     <${Note} d=${d} i=${i} key=${`note ${d} ${i}`} /></div>`;
 }

@@ -10,6 +10,7 @@ import { useComputed, Views } from "page/geometry";
 
 const METHODS = { "": "principal components", pca: "principal components, clusters", umap: "UMAP, clusters" };
 const NONE = "rgb(138 147 160 / 0.55)";
+const OF = ["hsl(215 62% 52%)", "hsl(25 75% 52%)"]; // the colours of two dictionaries
 const hue = k => `hsl(${Math.round(k * 137.508) % 360} 62% 52%)`; // neighbours in number differ in colour
 
 // each value's share of the others that lie below it: colours by rank, so that one wild latent does not take them all
@@ -55,7 +56,8 @@ export function MapPage({ place, d, home }) {
     <${Failed} words=${error || table.error} />${method && html`<${Progress} job=${made.job} cancel=${made.cancel} />`}
     ${!places || !table.columns ? !error && !table.error && !made.job && !(method && made.value === null) && html`<${Waiting} words="laying out the map" />` : html`<div class="overview"><${Panel} title="Decoder rows" help=${method === "umap"
       ? "UMAP keeps rows near that point in similar directions; how far apart two groups lie, and how large they look, says nothing." : "The first two principal components of the decoder rows, each of length 1: a shadow of a space of hundreds of dimensions, in which near points may still be far apart."}>
-      <p class="axes">coloured by ${by === "cluster" || by === "dictionary" ? "" : "rank of "}<select aria-label="Colour" value=${by} onChange=${event => change({ by: event.target.value })}>${options.map(one => html`<option value=${one} selected=${one === by}>${nameOf(one)}</option>`)}</select></p>
+      <p class="axes">coloured by ${by === "cluster" || by === "dictionary" ? "" : "rank of "}<select aria-label="Colour" value=${by} onChange=${event => change({ by: event.target.value })}>${options.map(one => html`<option value=${one} selected=${one === by}>${nameOf(one)}</option>`)}</select>
+        ${by === "dictionary" ? places.names.map((name, k) => html`<span><span aria-hidden="true" style=${{ color: OF[k] }}>●</span> ${name}</span>`) : by !== "cluster" && html`<span>low</span><span class="ramp" aria-hidden="true"></span><span>high</span>`}</p>
       <${Scatter} plain x=${places.x} y=${places.y} names=${["the first", "the second direction of the map"]} color=${color} chosen=${chosen} height=${600} onOpen=${i => go("latent", { d: at(i).d, i: at(i).i })}
         onLasso=${found => change({ c: found.slice(0, 400).join(",") }, true)}
         tipOf=${i => { view([i]); const one = at(i); return html`<div><b>${one.i}</b> ${beside && html`<span class="soft">${one.d}</span>`} <span class="mono">${words(i)}</span></div>${places.cluster && html`<div class="soft">${places.cluster[i] < 0 ? "in no cluster" : `cluster ${places.cluster[i]}`}</div>`}${!one.k && table.columns[by] && html`<div class="soft">${nameOf(by)} ${number(table.columns[by][one.i])}</div>`}`; }} /><//>
@@ -69,7 +71,7 @@ function choice(by, places, columns, beside) {
 
 function colours(by, places, columns) {
   if (by === "cluster") return Array.from(places.cluster, k => (k < 0 ? NONE : hue(k)));
-  if (by === "dictionary") return Array.from(places.x, (_, i) => (i < places.widths[0] ? "hsl(215 62% 52%)" : "hsl(25 75% 52%)"));
+  if (by === "dictionary") return Array.from(places.x, (_, i) => OF[i < places.widths[0] ? 0 : 1]);
   const own = ranks(columns[by]);
   if (places.widths.length < 2) return own;
   return Float32Array.from(places.x, (_, i) => (i < own.length ? own[i] : NaN));

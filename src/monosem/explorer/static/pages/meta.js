@@ -9,7 +9,7 @@ import { useComputed, Views } from "page/geometry";
 const SHARING = 8;
 
 export function Meta({ place, d, home }) {
-  const about = home.dictionaries.find(one => one.name === d), where = one => `${one.writes || one.site} ${one.model}`;
+  const about = home.dictionaries.find(one => one.name === d), where = one => `${one.place} ${one.model}`;
   const found = home.dictionaries.filter(one => !one.error && one.meta_of && one.name !== d && about && where(one) === where(about));
   const e = found.some(one => one.name === place.e) ? place.e : found[0]?.name, i = Math.min(Number(place.i) || 0, (about?.width || 1) - 1);
   const { value, error, job, cancel, start } = useComputed(e ? "meta" : null, { dictionary: d, meta: e });

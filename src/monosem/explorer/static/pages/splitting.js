@@ -6,7 +6,8 @@ import { Progress } from "jobs";
 import { said, useWords } from "page/dictionary";
 import { useComputed, Views } from "page/geometry";
 
-const ROW = 30, COLUMN = 330, MOST = 60; // pixels a latent and a dictionary; latents that are drawn
+const NARROW = matchMedia("(max-width: 720px)").matches;
+const ROW = 30, COLUMN = NARROW ? 205 : 330, WORDS = NARROW ? 9 : 24, MOST = 60; // pixels a latent and a dictionary; characters; latents that are drawn
 
 // {parents, children}: of [which dictionary, number] as "k i"
 export function familyOf(found) {
@@ -50,7 +51,7 @@ function laid({ children }, root) {
 
 export function Splitting({ place, d, home }) {
   const usable = home.dictionaries.filter(one => !one.error), about = usable.find(one => one.name === d);
-  const site = one => `${one.writes || one.site} ${one.model}`;
+  const site = one => `${one.place} ${one.model}`;
   const names = about ? usable.filter(one => site(one) === site(about) && !one.meta_of).sort((a, b) => a.width - b.width).map(one => one.name).slice(0, 8) : [];
   const threshold = Math.min(Math.max(Number(place.t) || 0.7, 0.05), 1);
   const { value, error, job, cancel, start } = useComputed(names.length > 1 ? "families" : null, { dictionaries: names, threshold });
@@ -89,11 +90,11 @@ function Tree({ found, family, asked }) {
   const width = found.names.length * COLUMN + 20, height = rows * ROW + 50, of = one => Number(one.place.split(" ")[1]);
   return html`<${Panel} title="The family of ${asked.split(" ")[1]}" help="Each line goes from a parent to a child; the number is the cosine of their decoder rows. Click a latent to open it.">
     <div class="scrolls" tabindex="0" role="region" aria-label="Family tree"><svg class="family" width=${width} height=${height} viewBox="0 0 ${width} ${height}" role="group" aria-label="Family tree">
-      ${found.names.map((name, k) => html`<text class="wide-of" x=${8 + k * COLUMN} y="18">${short(name, 40)} · ${number(found.widths[k])}</text>`)}
-      ${nodes.filter(one => one.above).map(one => { const [x, y] = at(one), [px, py] = at(one.above), start = px + 14 + 8.2 * String(of(one.above)).length + 7.3 * short(words(one.above.place), 24).length;
+      ${found.names.map((name, k) => html`<text class="wide-of" x=${8 + k * COLUMN} y="18">${short(name, NARROW ? 18 : 40)} · ${number(found.widths[k])}</text>`)}
+      ${nodes.filter(one => one.above).map(one => { const [x, y] = at(one), [px, py] = at(one.above), start = px + 14 + 8.2 * String(of(one.above)).length + 7.3 * short(words(one.above.place), WORDS).length;
         return html`<path d=${`M${start} ${py}C${(start + x) / 2} ${py} ${(start + x) / 2} ${y} ${x - 12} ${y}`} /><text class="cosine" x=${x - 16} y=${y - 5} text-anchor="end">${number(family.parents.get(one.place).cosine, 2)}</text>`; })}
       ${nodes.map(one => { const [x, y] = at(one); return html`<g class=${one.place === asked ? "asked" : ""}><circle cx=${x - 5} cy=${y} r="4" />
-        <${Link} page="latent" state=${{ d: found.names[Number(one.place.split(" ")[0])], i: of(one) }}><text x=${x + 5} y=${y + 4}>${of(one)} <tspan class="soft">${short(words(one.place), 24)}</tspan></text><//></g>`; })}
+        <${Link} page="latent" state=${{ d: found.names[Number(one.place.split(" ")[0])], i: of(one) }}><text x=${x + 5} y=${y + 4}>${of(one)} <tspan class="soft">${short(words(one.place), WORDS)}</tspan></text><//></g>`; })}
     </svg></div>
     ${nodes.length === 1 && html`<p class="soft">It has neither parent nor children at this threshold.</p>`}${nodes.length >= MOST && html`<p class="soft">The first ${MOST} are drawn.</p>`}<//>`;
 }
@@ -103,5 +104,5 @@ const short = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}�
 function Roots({ found, largest }) {
   const words = useNames(found, largest.map(([one]) => one));
   if (!largest.length) return html`<p class="soft">No latent has a child at this threshold.</p>`;
-  return html`<ul class="plainlist">${largest.map(([one, count]) => { const [k, i] = one.split(" ").map(Number); return html`<li><span><${Link} page="splitting" state=${{ d: found.names[k], i }}>${i}<//> <span class="soft">of ${found.names[k]}, ${count} below</span> <span class="soft mono">${words(one)}</span></span></li>`; })}</ul>`;
+  return html`${largest[0][1] < 2 && html`<p class="soft">No latent splits: each has one child at most.</p>`}<ul class="plainlist">${largest.map(([one, count]) => { const [k, i] = one.split(" ").map(Number); return html`<li><span><${Link} page="splitting" state=${{ d: found.names[k], i }}>${i}<//> <span class="soft">of ${found.names[k]}, ${count} below</span> <span class="soft mono">${words(one)}</span></span></li>`; })}</ul>`;
 }

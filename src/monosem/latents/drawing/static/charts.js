@@ -46,12 +46,21 @@ export function inside(polygon, x, y) {
 }
 
 // x, y: Float32Arrays; color: of each point a share 0..1 or a CSS colour, or null; shown: Uint8Array of what is not filtered away
-export function Scatter({ x, y, names, color, shown, chosen, onOpen, onLasso, tipOf, height = 380, plain = false }) {
+// axes with the same unit both ways, so that distances are what they are
+function alike([ax, ay], width, height) {
+  if (!ax || !ay) return [ax, ay];
+  const unit = Math.max((ax.high - ax.low) / width, (ay.high - ay.low) / height) || 1;
+  return [[ax, width], [ay, height]].map(([axis, size]) => ({ ...axis, share: value => 0.5 + (value - (axis.low + axis.high) / 2) / (unit * size) }));
+}
+
+export function Scatter({ x, y, names, color, shown, chosen, onOpen, onLasso, tipOf, height: most = 380, plain = false }) {
   const canvas = useRef(null), box = useRef(null);
   const [width, setWidth] = useState(0);
   const [lasso, setLasso] = useState(null);
-  const axes = useMemo(() => [axisOf(x, y), axisOf(y, x)], [x, y]);
+  const height = plain && width ? Math.min(most, width) : most;
   const pad = plain ? [8, 8, 8, 8] : [10, 12, 34, 52]; // top, right, bottom, left
+  const own = useMemo(() => [axisOf(x, y), axisOf(y, x)], [x, y]);
+  const axes = plain && width ? alike(own, width - pad[1] - pad[3], height - pad[0] - pad[2]) : own;
   useEffect(() => {
     const watch = new ResizeObserver(entries => setWidth(Math.floor(entries[0].contentRect.width)));
     watch.observe(box.current);
@@ -123,10 +132,10 @@ function paint(canvas, { width, height, pad, x, y, ax, ay, place, color, shown, 
       to.globalAlpha = 0.25; to.beginPath(); to.moveTo(pad[3], py); to.lineTo(width - pad[1], py); to.stroke(); to.globalAlpha = 1;
     }
   }
-  const size = x.length > 20000 ? 1.4 : x.length > 3000 ? 2.2 : 3;
+  const size = (x.length > 20000 ? 1.4 : x.length > 3000 ? 2.2 : 3) + (plain ? 0.6 : 0);
   const base = resolved(point || "#2b5fc0"), strong = resolved(mark || "#d9822b");
   for (const pass of [0, 1]) {
-    to.globalAlpha = pass ? (x.length > 3000 ? 0.45 : 0.7) : 0.07;
+    to.globalAlpha = pass ? (plain ? 0.75 : x.length > 3000 ? 0.45 : 0.7) : 0.07;
     to.fillStyle = base;
     for (let i = 0; i < x.length; i++) {
       if (!Number.isFinite(x[i]) || !Number.isFinite(y[i]) || Boolean(!shown || shown[i]) !== Boolean(pass)) continue;

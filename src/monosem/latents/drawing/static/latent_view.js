@@ -33,7 +33,7 @@ export function headline(page) {
   return words.length ? `fires on ${words.join("  ")}` : page.statistics?.dead ? "never fires" : `latent ${page.latent}`;
 }
 
-export function LatentView({ page, link, below, actions, effect }) {
+export function LatentView({ page, link, below, aside, actions, effect }) {
   const s = page.statistics, maximum = s ? s.maximum : null;
   return html`<article class="latent">
     <header class="lead">
@@ -56,7 +56,10 @@ export function LatentView({ page, link, below, actions, effect }) {
         <${Logits} page=${page} />
         <${Activations} page=${page} />
         <${FiresOn} page=${page} />
+      </div>
+      <div class="more">
         <${Neighbours} page=${page} link=${link} />
+        ${aside}
         <${Together} page=${page} link=${link} />
         <${Patterns} page=${page} />
         <${Sets} page=${page} />
@@ -95,7 +98,7 @@ function List({ examples, maximum, effect }) {
 }
 
 function Unreliable({ remarks }) {
-  return remarks?.length > 0 && html`<${Panel} title="Not to rely on" name="unreliable" help=${HELP.unreliable}><ul class="remarks">${remarks.map(words => html`<li>${words}</li>`)}</ul><//>`;
+  return remarks?.length > 0 && html`<${Panel} title="Not to rely on" name="unreliable" help=${HELP.unreliable}><details><summary>${remarks.length} things to know about these numbers</summary><ul class="remarks">${remarks.map(words => html`<li>${words}</li>`)}</ul></details><//>`;
 }
 
 function Logits({ page }) {
@@ -123,10 +126,16 @@ function Effects({ title, rows }) {
 function Activations({ page }) {
   const value = hovered.use();
   return html`<${Panel} title="Activations" name="histogram" help=${HELP.histogram} missing=${page.missing.histogram}>
-    ${page.histogram && html`<${Histogram} bars=${page.histogram} logarithmic=${page.histogram[0]?.low > 0} mark=${value}
+    ${page.histogram && html`<${Histogram} bars=${page.histogram} logarithmic=${widening(page.histogram)} mark=${value}
       label="Histogram of its activations where it is active" />
       <p class="soft">${Object.entries(page.statistics.quantiles || {}).map(([share, at]) => html`<span class="fact">${percent(Number(share))} below <b>${number(at)}</b></span>`)}</p>`}
   <//>`;
+}
+
+// whether bars get wider, as ours do (equal width in logarithms), or are all alike, as in some files of other tools
+function widening(bars) {
+  const size = bar => bar.high - bar.low, first = bars[0], last = bars[bars.length - 1];
+  return first?.low > 0 && (bars.length < 2 || size(last) > 1.5 * size(first));
 }
 
 function FiresOn({ page }) {
@@ -199,9 +208,10 @@ function Facts({ page }) {
   const s = page.statistics, g = page.geometry, neurons = page.neurons, heads = page.heads;
   const rows = pairs => html`<dl>${pairs.filter(([, value]) => value !== null && value !== undefined)
     .map(([name, value]) => html`<div><dt>${name}</dt><dd>${typeof value === "number" ? number(value) : String(value)}</dd></div>`)}</dl>`;
+  const some = (pairs, panel) => pairs.some(([, value]) => value !== null && value !== undefined) && panel(rows(pairs));
   const moments = (title, m) => m ? ["mean", "sd", "skew", "kurtosis"].map(name => [`${name}, ${title}`, m[name]]) : [];
-  return html`${s && html`<${Panel} title="Statistics" name="statistics" help=${HELP.statistics}>
-      ${rows([["log₁₀ density", s.log10_density], ...moments("active tokens", s.active), ...moments("all tokens", s.all)])}<//>`}
+  const measured = s ? [["log₁₀ density", s.log10_density], ...moments("active tokens", s.active), ...moments("all tokens", s.all)] : [];
+  return html`${some(measured, shown => html`<${Panel} title="Statistics" name="statistics" help=${HELP.statistics}>${shown}<//>`)}
     ${g && html`<${Panel} title="Weights" name="geometry" help=${HELP.geometry}>
       ${rows(Object.entries(NAMES).map(([key, name]) => [name, g[key]]))}<//>`}
     ${neurons?.privileged && html`<${Panel} title="Neurons" name="neurons" help=${HELP.neurons}>
