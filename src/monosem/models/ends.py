@@ -178,8 +178,8 @@ class Ends:
     @property
     def read_scale(self) -> float:
         """What the final norm's output is multiplied by before the unembedding reads it (T5's smaller ones; else 1)."""
-        flag = self.family.unembed_scale
-        return float(self.cfg.d_model**-0.5) if flag and getattr(self.config, flag, False) else 1.0
+        flag, tied = self.family.unembed_scale, getattr(self.config, "tie_word_embeddings", False)  # UMT5 before 5.24
+        return float(self.cfg.d_model**-0.5) if flag and getattr(self.config, flag, tied) else 1.0
 
     @property
     def logit_bias(self) -> Tensor | None:
