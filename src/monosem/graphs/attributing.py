@@ -73,9 +73,10 @@ def attribution_graph(
     length = int(model.tokens(x).ids.shape[1])
     _check_memory(model, length, min(limit, model.cfg.n_layers * widest * length), n_logits, memory, quiet)
     with torch.no_grad():
-        frozen = _frozen(model, x, given, neurons)
-        logits = logits_of(frozen, tokens, wrong, direction, n_logits)
-        parts = Parts.of(frozen, given, neurons, everywhere)
+        with model.turn():
+            frozen = _frozen(model, x, given, neurons)
+            logits = logits_of(frozen, tokens, wrong, direction, n_logits)
+            parts = Parts.of(frozen, given, neurons, everywhere)
         if not parts.n_units and neurons != "none" and not given:
             raise BadInput(f"{model.name} has no MLP whose neurons can be read: give transcoders")
         rows = _rows(parts, memory)
@@ -147,13 +148,14 @@ def _check_memory(model: Model, length: int, n_nodes: int, n_logits: int, memory
     columns = n_nodes + (len(model.branches()) + 1) * length + n_logits
     need = (n_nodes + n_logits) * columns * item * 2  # once more when shares are taken
     patterns = c.n_layers * c.n_heads * length**2 * item * 2
+    weights = c.n_layers * c.d_model * (c.n_heads + c.n_kv_heads) * c.d_head * item  # of attention, as frozen maps
     budget = bytes_of(memory)
     one_row = c.n_layers * c.d_mlp * length * item * 2
-    if need + patterns + one_row > budget:
+    if (total := need + patterns + weights + one_row) > budget:
         raise BadInput(
-            f"a graph of {n_nodes:,} nodes and {length} tokens needs {shown(need + patterns + one_row)} (edges "
-            f"{shown(need)}, patterns {shown(patterns)}), over memory={shown(budget)}: give fewer n_nodes=, a shorter "
-            "prompt, or more memory="
+            f"a graph of {n_nodes:,} nodes and {length} tokens needs {shown(total)} (edges {shown(need)}, patterns "
+            f"{shown(patterns)}, weights of attention {shown(weights)}), over memory={shown(budget)}: give fewer "
+            "n_nodes=, a shorter prompt, or more memory="
         )
     say(
         f"graph of up to {n_nodes:,} nodes: edges {shown(need)}, patterns {shown(patterns)}, within {shown(budget)}",

@@ -82,15 +82,8 @@ class Reading:
         self.norm = branch.reading(dtype)
         self.size: Float[Tensor, "pos 1"] = self.norm.scale(run[branch.reads][0])
 
-    def pull(self, given: Float[Tensor, "... pos d_model"]) -> Float[Tensor, "... pos d_model"]:
-        return self.norm.pull(given) / self.size[: given.shape[-2]]
-
     def pull_at(self, given: Float[Tensor, "n d_model"], positions: Int[Tensor, "n"]) -> Float[Tensor, "n d_model"]:
         return self.norm.pull(given) / self.size[positions]
-
-    def push(self, stream: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_model"]:
-        """With the norm's bias: what the modules are given."""
-        return self.norm.frozen(stream, self.size) + self.norm.bias
 
 
 class Path(Protocol):
@@ -111,38 +104,45 @@ class Path(Protocol):
 
 
 class Attention:
-    """An attention branch as a linear map of the stream, its pattern and its norms' sizes frozen."""
+    """An attention branch as a linear map of the stream, its pattern and its norms' sizes frozen.
 
-    def __init__(self, branch: Branch, depth: int, run: Run, dtype: torch.dtype):
-        model, layer = branch.model, branch.layer
+    Gains and sizes of norms are parts of the weights and of the pattern, and heads lie in the groups that share keys
+    and values: so a cotangent goes through three products, and hardly anything is copied in between.
+
+    Attributes:
+        read: what each key-value head reads. write: what the heads of a group write. mixed: the pattern, by keys.
+    """
+
+    def __init__(self, branch: Branch, depth: int, run: Run, reading: Reading, written: Written):
+        model, layer, dtype = branch.model, branch.layer, reading.size.dtype
         self.reads, self.depth = branch.reads, depth
-        self.reading, self.written = Reading(branch, run, dtype), Written(branch, run, dtype)
         v = branch.site("v")
-        W_V = weight_from(model, v).to(dtype)  # kv_head d_model d_v
-        self.n_kv, _, self.d_v = W_V.shape
-        self.W_V: Float[Tensor, "kv_head*d_v d_model"] = W_V.transpose(1, 2).flatten(0, 1)
-        self.W_O: Float[Tensor, "d_model head*d_v"] = branch.weight().to(dtype).flatten(0, 1).T
-        self.pattern: Float[Tensor, "head query key"] = run[Site("pattern", layer)][0].to(dtype)
-        values = self.reading.norm.bias @ self.W_V.T + bias_of(model, v).to(dtype).flatten()
-        constant = self.mixed(values.expand(len(self.reading.size), -1)) @ self.W_O.T + branch.bias().to(dtype)
-        self.constant: Float[Tensor, "pos d_model"] = self.written.push(constant) + self.written.constant
-
-    def mixed(self, values: Float[Tensor, "key kv_head*d_v"]) -> Float[Tensor, "query head*d_v"]:
-        by_head = values.unflatten(-1, (self.n_kv, -1)).transpose(0, 1)
-        by_head = by_head.repeat_interleave(len(self.pattern) // self.n_kv, 0)
-        return (self.pattern @ by_head).transpose(0, 1).flatten(1)
+        W_V = weight_from(model, v).to(dtype).mT  # kv_head d_v d_model
+        W_O = branch.weight().to(dtype)  # head d_v d_model
+        n_kv, n_heads = len(W_V), len(W_O)
+        pattern = run[Site("pattern", layer)][0].to(dtype)  # head query key
+        values = (W_V @ reading.norm.bias + bias_of(model, v).to(dtype)).repeat_interleave(n_heads // n_kv, 0)
+        constant = torch.einsum("hqk,hv,hvd->qd", pattern, values, W_O) + branch.bias().to(dtype)
+        self.constant: Float[Tensor, "pos d_model"] = written.push(constant) + written.constant
+        self.read: Float[Tensor, "kv_head d_v d_model"] = reading.norm.pull(W_V)
+        W_O = written.norm.frozen(W_O, torch.ones_like(W_O[..., :1])) * branch.scale
+        self.write: Float[Tensor, "kv_head d_model group*d_v"] = W_O.unflatten(0, (n_kv, -1)).flatten(1, 2).mT
+        pattern = pattern / reading.size.T if written.size is None else pattern / reading.size.T / written.size
+        self.mixed: Float[Tensor, "kv_head key query group"] = pattern.unflatten(0, (n_kv, -1)).permute(0, 3, 2, 1)
 
     def push(self, stream: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_model"]:
-        normed = self.reading.push(stream) - self.reading.norm.bias
-        return self.written.push(self.mixed(normed @ self.W_V.T) @ self.W_O.T)
+        values = stream @ self.read.mT  # kv_head key d_v
+        z = torch.einsum("gkqh,gkv->gqhv", self.mixed, values).flatten(2)
+        return (z @ self.write.mT).sum(0)
 
     def pull(self, stream: Float[Tensor, "target pos d_model"]) -> Float[Tensor, "target pos d_model"]:
         targets, length, _ = stream.shape
-        z = (self.written.pull(stream) @ self.W_O).unflatten(-1, (len(self.pattern), -1))
-        z = z.permute(2, 1, 0, 3).flatten(2)  # head query target*d_v
-        keys = self.pattern[:, :length, :length].mT @ z
-        keys = keys.unflatten(0, (self.n_kv, -1)).sum(1).unflatten(-1, (targets, self.d_v))
-        return self.reading.pull(keys.permute(2, 1, 0, 3).flatten(2) @ self.W_V)
+        n_kv, d_v, _ = self.read.shape
+        z = torch.bmm(stream.flatten(0, 1).expand(n_kv, -1, -1), self.write)
+        z = z.view(n_kv, targets, -1, d_v)  # query*group d_v
+        mixed = self.mixed[:, :length, :length].flatten(2)
+        keys = torch.matmul(mixed[:, None], z).permute(1, 2, 0, 3).flatten(2)
+        return keys @ self.read.flatten(0, 1)
 
 
 @dataclass
@@ -184,14 +184,16 @@ class Frozen:
         dtype = torch.promote_types(model.dtype, torch.float32)
         frozen = Frozen(model, batch, run, dtype, start, end, branches)
         for number, branch in enumerate(branches):
-            if _mixes(model, branch) and (attention := frozen._attention(branch)) is not None:
+            if _mixes(model, branch) and (attention := frozen._attention(number)) is not None:
                 frozen.linear[number] = [attention]
                 frozen.constants[number] = attention.constant
         return frozen
 
-    def _attention(self, branch: Branch) -> Attention | None:
+    def _attention(self, number: int) -> Attention | None:
         """None where its output is another one than pattern times values (gates and norms on the way)."""
-        attention = Attention(branch, self.model.depth(branch.reads), self.run, self.dtype)
+        branch = self.branches[number]
+        depth = self.model.depth(branch.reads)
+        attention = Attention(branch, depth, self.run, self.readings[number], self.written[number])
         out = self.at(branch.out)
         made = attention.push(self.at(branch.reads)) + attention.constant
         wrong = (made - out).abs().max() > TOLERANCE.get(self.model.dtype, 3e-2) * out.abs().max()
