@@ -36,9 +36,6 @@ def main() -> None:
     parser.add_argument("organism", nargs="?", default="planted-refusal")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--n", type=int, default=32, help="prompts of each kind")
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--lr", type=float, default=1e-3)
     given = parser.parse_args()
     organism, kept = Organism.load(given.organism), given.out / "texts.json"
     given.out.mkdir(parents=True, exist_ok=True)
@@ -47,8 +44,7 @@ def main() -> None:
     held = {
         name: [(prompt, answer) for prompt, answer in pairs] for name, pairs in json.loads(kept.read_text()).items()
     }
-    settings = {"steps": given.steps, "batch_size": given.batch_size, "lr": given.lr}
-    print(ms.defences.reroute(ms.load_model(organism.name), **held, folder=given.out / "job", **settings))
+    print(ms.defences.reroute(ms.load_model(organism.name), **held, folder=given.out / "job"))
 
 
 if __name__ == "__main__":

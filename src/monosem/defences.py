@@ -46,8 +46,8 @@ class RerouteConfig(JobConfig):
     job: ClassVar[str] = "circuit breaker"
     not_decisive: ClassVar[frozenset[str]] = frozenset({"checkpoint_seconds"})
 
-    steps: int = Field(default=150, gt=0)
-    batch_size: int = Field(default=8, gt=0, description="texts of each set a step")
+    steps: int = Field(default=40, gt=0)
+    batch_size: int = Field(default=4, gt=0, description="texts of each set a step")
     layers: list[int] | None = Field(
         default=None, min_length=1, description="whose states are turned away; None: after a third and two thirds"
     )
@@ -58,7 +58,7 @@ class RerouteConfig(JobConfig):
     rank: int = Field(
         default=16, gt=0, description="of the LoRA, which is in every linear layer up to the last of these"
     )
-    lr: float = Field(default=1e-4, gt=0)
+    lr: float = Field(default=1e-3, gt=0, description="the authors' is 1e-4, for 150 steps of larger batches")
     length: int = Field(default=256, gt=1, description="tokens of a text, the first ones")
     seed: Seed = Field(default=0, description="of the adapter's first values and of the order of the texts")
     checkpoint_seconds: float = Field(default=60.0, ge=0)

@@ -15,6 +15,7 @@ from monosem.directions import Direction, Directions, select
 from monosem.models import Site, load_model
 from monosem.steering import OPERATIONS, compare, in_norms, iso_kl
 from tiny import tiny_hf, tiny_tokenizer
+from tiny_behaviour import SAID, planted_model, prompts_of
 from tiny_latents import NEGATIVE, POSITIVE
 
 
@@ -142,6 +143,32 @@ def test_what_the_user_can_fix_is_one_line(place: Path, line: list[str], message
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_the_prefilter_says_what_it_left_out(tmp_path: Path) -> None:
+    """In a model that says one word after another: prompts without it do not begin as their side says."""
+    model, _ = planted_model()
+    model.hf.save_pretrained(tmp_path / "planted")
+    model.tokenizer.save_pretrained(tmp_path / "planted")
+    up, down = prompts_of(True, False, 12), prompts_of(False, False, 12)
+    for name, lines in [("up", [*up[:6], *down[:2]]), ("down", [*down[2:7], up[6]])]:
+        (tmp_path / f"{name}.txt").write_text("\n".join(lines))
+    for name, lines in [("more", [*up[7:], down[7]]), ("rest", down[8:])]:
+        (tmp_path / f"{name}.txt").write_text("\n".join(lines))
+    kept, asked = tmp_path / "kept.safetensors", ["--prefilter", f" {SAID}", "--json"]
+    line = ["--positive", tmp_path / "up.txt", "--negative", tmp_path / "down.txt", "--layers", "0,1", "--save", kept]
+    done = monosem("fit", tmp_path / "planted", *line, *asked)
+    assert "left out: 2 positive prompts" in done.stderr
+    given = json.loads(done.stdout)["config"]
+    assert (given["prefilter"]["dropped"], given["prompts"]) == (
+        {"positive": 2, "negative": 1},
+        {"positive": 6, "negative": 5},
+    )
+    assert Directions.load(kept)[0].provenance["prefilter"] == given["prefilter"]
+    line = ["--positive", tmp_path / "more.txt", "--negative", tmp_path / "rest.txt", "--model", tmp_path / "planted"]
+    chosen = json.loads(monosem("select", kept, *line, *asked).stdout)
+    assert chosen["config"]["prefilter"]["dropped"] == {"positive": 1, "negative": 0}
+    assert chosen["directions"][0]["site"].startswith("resid_post")
+
+
 def test_steer_is_the_edit_that_it_names(place: Path) -> None:
     model = load_model(place / "tiny", quiet=True)
     found = Directions.fit(model, PromptPairs(POSITIVE, NEGATIVE))
@@ -233,7 +260,7 @@ def test_select_is_the_librarys(place: Path) -> None:
             torch.testing.assert_close(Direction.load(kept).vector, want.best.vector)
         else:
             assert "no candidate passes" in done.stderr
-        assert [row["site"] for row in json.loads(done.stdout)] == want.table["site"].tolist()
+        assert [row["site"] for row in json.loads(done.stdout)["directions"]] == want.table["site"].tolist()
 
 
 def test_other_prompts_judge_and_a_background_is_read(place: Path) -> None:

@@ -1,5 +1,8 @@
 """States of texts against runs of one text, and splits that keep groups together."""
 
+import random
+from itertools import combinations
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -148,6 +151,30 @@ def test_texts_that_begin_alike_are_one_group():
     assert found[0] == found[2]
     assert found[1] == found[3]
     assert found[0] != found[1]
+
+
+def test_near_duplicates_share_half_of_their_runs_of_words():
+    """Against every pair compared by hand; the texts are cut, put together and changed at random."""
+    draw = random.Random(0)
+    texts = [" ".join(draw.choices("abcdefgh", k=draw.randint(1, 12))) for _ in range(40)]
+    texts += [f"{draw.choice('xyz')} {text}" for text in texts[:20]] + [texts[20] + "!", texts[21].upper()]
+
+    def runs(text):
+        words = text.lower().rstrip("!").split()
+        return {tuple(words[i : i + 3]) for i in range(max(len(words) - 2, 1))}
+
+    groups = list(range(len(texts)))
+    for i, j in combinations(range(len(texts)), 2):
+        one, other = runs(texts[i]), runs(texts[j])
+        if 2 * len(one & other) >= len(one | other):
+            groups = [groups[i] if group == groups[j] else group for group in groups]
+    found = near_duplicates(texts)
+    assert 1 < len({*found}) < len(texts)
+    assert [[a == b for b in found] for a in found] == [[a == b for b in groups] for a in groups]
+    cities = [f"The city of {name} is in Russia." for name in ("Omsk", "Perm", "Tomsk")]
+    assert len({*near_duplicates(cities)}) == 3
+    copied = "It was " + (long := "a slow film that never finds out what it wants to say") + ", they wrote"
+    assert len({*near_duplicates([long, copied])}) == 1
 
 
 def test_one_place_by_number_name_or_place():

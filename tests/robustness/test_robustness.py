@@ -19,7 +19,7 @@ from monosem.robustness.arms import Arm, is_loop, responses
 from monosem.robustness.context import Context
 from monosem.robustness.job import storable
 from monosem.robustness.report import facts_of, write
-from tiny_behaviour import SaysIt, behaviour, planted_model
+from tiny_behaviour import SAID, SaysIt, behaviour, planted_model
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -265,6 +265,20 @@ def test_doubts_about_the_layer_stand_beside_the_verdicts(done, planted, tmp_pat
     assert done.results["parts"]["model"]["direction"]["doubts"] == []
 
 
+def test_a_prefilter_that_leaves_nothing_is_not_used(planted):
+    """As in a model without the behaviour: it gets the direction of all prompts, and a doubt."""
+    model, _ = planted
+    plain, asked = (
+        Context(RobustnessConfig.load(behaviour(ks=[1], prefilter=tokens)), model, print, SaysIt()).vectors
+        for tokens in ([], [" good"])
+    )
+    assert torch.equal(plain.units[""], asked.units[""])
+    assert "prefilter" not in asked.facts
+    assert asked.facts["doubts"][0].startswith("the prefilter was not used (0 of 24 positive and 24 of 24 negative")
+    with pytest.raises(BadInput, match="token"):
+        robustness.assess(behaviour(prefilter=["the cat"]), model=model, judge=SaysIt(), say=None, quiet=True)
+
+
 def test_a_report_goes_on_where_it_stopped(planted, safe, tmp_path, monkeypatch):
     model, _ = planted
     few = behaviour(over_refusal=safe, attacks=["ablation", "prefill"], amounts=[1.0])
@@ -366,15 +380,21 @@ def test_the_command(planted, safe, tmp_path):
     model.hf.save_pretrained(tmp_path / "tiny")
     model.tokenizer.save_pretrained(tmp_path / "tiny")
     path = tmp_path / "behaviour.yaml"
-    path.write_text(yaml.safe_dump(behaviour(amounts=[1.0])))
+    values = behaviour(amounts=[1.0])
+    values["prompts"]["behaviour_train"] += ["the cat and the tree", "the dog and the sea", "the man and the night"]
+    path.write_text(yaml.safe_dump(values))
     words = ["robustness", str(path), "--model", str(tmp_path / "tiny"), "--attack", "ablation", "--over-refusal", safe]
-    words += ["--out", str(tmp_path / "out"), "--set", "max_new_tokens=2"]
+    words += ["--out", str(tmp_path / "out"), "--set", "max_new_tokens=2", "--prefilter", f" {SAID}"]
     told = CliRunner().invoke(app, [*words, "--json"])
     assert told.exit_code == 0, told.output
     held = json.loads(told.stdout)
     assert [row["attack"] for row in held["verdicts"]] == ["ablation"]
     assert held["verdicts"][0]["words"].startswith("the behaviour shows too seldom")
     assert held["config"]["model"] == str(tmp_path / "tiny")
+    found = json.loads((tmp_path / "out" / "results.json").read_text())["parts"]["model"]["direction"]
+    assert found["prefilter"]["dropped"] == {"positive": 3, "negative": 0}  # those three
+    assert found["prompts"]["fit"]["behaviour"] + found["prompts"]["choose"]["behaviour"] == 24
+    assert "prefilter" in (tmp_path / "out" / "report.html").read_text()
     again = CliRunner().invoke(app, [*words, "--quiet"])
     assert again.stdout.strip() == str(tmp_path / "out" / "report.html")
     assert "a language model" not in again.stdout

@@ -101,6 +101,9 @@ def test_doses_beside_random_directions_of_the_same_length():
     values = list(table[table["direction"] == "given"]["kl"])
     ranks = [np.argsort(np.argsort(values)).astype(float), np.array([2.5, 0.0, 1.0, 2.5])]
     assert found.monotone["kl"] == pytest.approx(np.corrcoef(*ranks)[0, 1], abs=1e-6)
+    drawn = {trace.name: list(trace.y) for trace in found.plot().data}
+    assert list(drawn) == ["given", "random 1", "random 2"]
+    assert drawn["given"] == values
     with pytest.raises(BadInput, match="one a text"):
         steering.dose_response(MODEL, ROWS, (SITE, V), [1.0], score=lambda texts: [1.0], max_new_tokens=2)
     with pytest.raises(BadInput, match="needs amounts"):

@@ -233,7 +233,8 @@ def select(
     words = None if tokens is None else tokens.split(",")
     chosen = choose(model, found, pairs, by=by, tokens=words, most_kl=most_kl, quiet=asked.silent)
     columns = ["site", "position", "bypass", "induce", "kl", "score", "left_out"]
-    asked.give(chosen, lambda: frame(chosen.table[columns].head(top), f"{by}, {len(found)} directions"))
+    held = {"directions": chosen.table, "doubts": chosen.doubts, "config": chosen.config}
+    asked.give(chosen, lambda: frame(chosen.table[columns].head(top), f"{by}, {len(found)} directions"), json=held)
     for doubt in chosen.doubts if not asked.quiet else []:
         notice(doubt)
     if save is not None:

@@ -26,9 +26,27 @@ class Judging:
         return {"judge": self.judge, "judge_options": given or None}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trying:
+    """What is tried, and with which prompts, instead of what the file says."""
+
+    attack: Annotated[list[str] | None, option("NAME", "Only this attack. May be repeated.")] = None
+    over_refusal: Annotated[Path | None, option("FILE", "Safe prompts, one a line (default: of XSTest).")] = None
+    prefilter: Annotated[
+        str | None, option("LIST", "Leave out training prompts that do not begin as their side says (' I').")
+    ] = None
+
+    @property
+    def instead(self) -> dict[str, Any]:
+        safe = None if self.over_refusal is None else str(self.over_refusal)
+        tokens = None if self.prefilter is None else self.prefilter.split(",")
+        return {"attacks": self.attack or None, "over_refusal": safe, "prefilter": tokens}
+
+
 def robustness(
     asked: Printing,
     judging: Judging,
+    trying: Trying,
     behaviour: Annotated[str, argument("BEHAVIOUR", "A behaviour file (YAML), or a shipped organism.")],
     out: Annotated[Path | None, option("DIR", "Folder of the report (default: runs/robustness-NAME).")] = None,
     model: Annotated[
@@ -38,8 +56,6 @@ def robustness(
     defence: Annotated[
         list[str] | None, option("MODEL", "A defended model, or its adapter's folder, beside it. May be repeated.")
     ] = None,
-    attack: Annotated[list[str] | None, option("NAME", "Only this attack. May be repeated.")] = None,
-    over_refusal: Annotated[Path | None, option("FILE", "Safe prompts, one a line (default: of XSTest).")] = None,
     set: Set = None,
     trust_remote_code: Trust = False,
     fresh: Annotated[bool, flag("Forget what an earlier run left in the folder.")] = False,
@@ -56,9 +72,8 @@ def robustness(
     """
     from .. import robustness as room
 
-    given: dict[str, Any] = {"model": model, "control": control, "defences": defence or None, "attacks": attack or None}
-    given |= judging.instead
-    given["over_refusal"] = None if over_refusal is None else str(over_refusal)
+    given: dict[str, Any] = {"model": model, "control": control, "defences": defence or None}
+    given |= judging.instead | trying.instead
     instead = {name: value for name, value in given.items() if value is not None} | fields(set)
     config = room.RobustnessConfig.load(behaviour, **instead)
     folder = out or Path("runs") / f"robustness-{config.name}"

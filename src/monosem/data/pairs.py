@@ -3,10 +3,10 @@
 import random
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Self
+from typing import Any, Self
 
 from ..errors import BadInput
 
@@ -17,6 +17,7 @@ class PromptPairs:
 
     Attributes:
         groups: the group of each pair (its style, topic, author, ...), so that whole groups can be held out.
+        prefilter: where a prefilter chose them, by which tokens, and how many of each side it dropped.
 
     Raises:
         BadInput: a side that is empty or not a list of strings, a blank prompt, (paired) sides of different length, or
@@ -29,6 +30,7 @@ class PromptPairs:
     negative: Sequence[str]
     paired: bool = True
     groups: Sequence[str] | None = None
+    prefilter: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for side, prompts in (("positive", self.positive), ("negative", self.negative)):
@@ -94,7 +96,7 @@ class PromptPairs:
     def _of(self, positive: Sequence[int], negative: Sequence[int]) -> Self:
         groups = None if self.groups is None else [self.groups[i] for i in positive]
         sides = [self.positive[i] for i in positive], [self.negative[i] for i in negative]
-        return type(self)(*sides, self.paired, groups)
+        return type(self)(*sides, self.paired, groups, self.prefilter)
 
 
 def _groups_drawn(groups: Sequence[str], share: float, rng: random.Random) -> set[str]:

@@ -124,7 +124,7 @@ def fitted(
 
 def _about(reader: Reader, pairs: PromptPairs, finding: PromptPairs, judging: PromptPairs) -> dict[str, Any]:
     """What all places have in common."""
-    return {
+    return ({"prefilter": dict(pairs.prefilter)} if pairs.prefilter else {}) | {
         "prompts": _counts(pairs),
         "held_out_prompts": _counts(judging),
         "data": fingerprint(*pairs.positive, "\0", *pairs.negative),

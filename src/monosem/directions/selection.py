@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any, ClassVar
 
@@ -123,7 +123,9 @@ def select(
         _leave_out_late_peaks(rows)
     order = sorted(range(len(rows)), key=lambda i: (rows[i]["left_out"] != "", -_number(rows[i]["score"])))
     table = pd.DataFrame([rows[i] for i in order])
-    base = {"baseline": measure.baseline, "prompts": {"positive": len(pairs.positive), "negative": len(pairs.negative)}}
+    base: dict[str, Any] = {"baseline": measure.baseline}
+    base |= {"prompts": {"positive": len(pairs.positive), "negative": len(pairs.negative)}}
+    base |= {"prefilter": dict(pairs.prefilter)} if pairs.prefilter else {}
     return Selection(table, base, [directions[i] for i in order])
 
 
@@ -174,7 +176,8 @@ def _number(value: float) -> float:
 # ---------------------------------------------------------------------- prompts that show it
 @dataclass(frozen=True)
 class Prefiltered:
-    """Prompts that do what their side says; `dropped`: how many of each side do not."""
+    """Prompts that do what their side says; `dropped`: how many of each side do not. The pairs keep both for the
+    provenance of what is found with them."""
 
     pairs: PromptPairs
     dropped: dict[str, int]
@@ -209,10 +212,12 @@ def prefilter(
             f"{sum(up)} of {len(up)} positive and {sum(down)} of {len(down)} negative prompts are left, and {fewest} a "
             "side are needed: give more prompts, other tokens, or no prefilter"
         )
+    about = {"tokens": [model.str_token(token) for token in ids], "dropped": dropped}
     if pairs.paired:
-        return Prefiltered(pairs.take([i for i, kept in enumerate(up) if kept]), dropped)
-    sides = [[one for one, kept in zip(side, flags) if kept] for side, flags in zip(_sides(pairs), (up, down))]
-    return Prefiltered(PromptPairs(sides[0], sides[1], paired=False), dropped)
+        kept = pairs.take([i for i, shows in enumerate(up) if shows])
+        return Prefiltered(replace(kept, prefilter=about), dropped)
+    sides = [[one for one, shows in zip(side, flags) if shows] for side, flags in zip(_sides(pairs), (up, down))]
+    return Prefiltered(PromptPairs(sides[0], sides[1], paired=False, prefilter=about), dropped)
 
 
 def _log_odds(logits: Float[Tensor, "n vocab"], tokens: list[int]) -> Float[Tensor, "n"]:

@@ -83,12 +83,10 @@ def vectors(
     labels = [str(name) for name in names] if names is not None else [str(number) for number in range(len(rows))]
     if len(labels) != len(rows) or top < 1:
         raise BadInput(f"{len(labels)} names for {len(rows)} vectors, top {top}: give one name each, and top >= 1")
-    norm = model.final_norm
-    W_U = model.W_U.float()
-    W_U = W_U - W_U.mean(1, keepdim=True)
-    parts = []
+    norm, W_U, parts = model.final_norm, model.W_U.float(), []
     for chunk in rows.float().split(max(1, ELEMENTS // model.cfg.d_vocab)):
         effects = norm.frozen(chunk.to(norm.gain.device), torch.ones(1, device=norm.gain.device)).to(W_U.device) @ W_U
+        effects -= effects.mean(-1, keepdim=True)  # a logit that all tokens gain says nothing
         up, down = (effects.topk(min(top, model.cfg.d_vocab), largest=largest) for largest in (True, False))
         parts.append([x.cpu() for x in (up.indices, up.values, down.indices, down.values)])
     return VectorReading(model, labels, *(torch.cat(column) for column in zip(*parts)))

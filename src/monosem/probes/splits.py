@@ -1,7 +1,10 @@
 """Parts of rows that share no group, and rows that are nearly the same text as one group."""
 
+import math
 import re
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -12,7 +15,8 @@ from ..errors import BadInput
 from .rows import Rows
 
 TRIES = 200
-PREFIX = 48  # letters and digits after which texts count as different
+PREFIX = 48  # letters and digits that texts which begin alike have in common
+SHINGLE, RESEMBLE = 3, 0.5  # words in a run; share of two texts' runs that near duplicates have in common
 
 
 class Parts(NamedTuple):
@@ -137,8 +141,12 @@ def check_apart(*parts: Rows) -> None:
 
 
 def near_duplicates(texts: Sequence[str], groups: Sequence[object] | None = None) -> list[int]:
-    """A group for each text: texts that begin alike (letters and digits, case aside, up to `PREFIX`), and texts that
-    share a group already, are one."""
+    """A group for each text: near duplicates, and texts that share a group already, are one.
+
+    Near duplicates begin alike (letters and digits, case aside, up to `PREFIX`), or at least `RESEMBLE` of the runs of
+    `SHINGLE` words that either has are in both (resemblance; Broder 1997). So a text is found again behind another
+    beginning; two statements of one form with another name in them are as a rule not.
+    """
     parent = list(range(len(texts)))
 
     def root(i: int) -> int:
@@ -147,10 +155,36 @@ def near_duplicates(texts: Sequence[str], groups: Sequence[object] | None = None
             i = parent[i]
         return i
 
-    first: dict[object, int] = {}
-    for i, text in enumerate(texts):
-        keys: list[object] = [re.sub(r"[\W_]+", " ", text.lower()).strip()[:PREFIX]]
-        keys += [("group", groups[i])] if groups is not None else []
-        for key in keys:
+    first, plain = dict[object, int](), [re.sub(r"[\W_]+", " ", text.lower()).strip() for text in texts]
+    for i, text in enumerate(plain):
+        for key in [text[:PREFIX]] + ([("group", groups[i])] if groups is not None else []):
             parent[root(i)] = root(first.setdefault(key, i))
+    for one, other in _resembling([frozenset(_shingles(text.split())) for text in plain]):
+        parent[root(one)] = root(other)
     return [root(i) for i in range(len(texts))]
+
+
+def _shingles(words: list[str]) -> Iterator[tuple[str, ...]]:
+    """Each run of `SHINGLE` words; of fewer words, all of them."""
+    yield from (tuple(words[i : i + SHINGLE]) for i in range(max(len(words) - SHINGLE + 1, 1)))
+
+
+def _resembling(sets: Sequence[frozenset[tuple[str, ...]]]) -> Iterator[tuple[int, int]]:
+    """All pairs of sets of which at least the share `RESEMBLE` of their union is in both.
+
+    Such sets have one of their rarest elements in common, if so many are looked at that the others cannot be enough
+    (Bayardo, Ma & Srikant 2007), so few pairs are compared.
+    """
+    holders, same = defaultdict[tuple[str, ...], list[int]](list), dict[frozenset[tuple[str, ...]], int]()
+    seen = Counter(chain.from_iterable(sets))
+    for i, own in enumerate(sets):
+        if (twin := same.setdefault(own, i)) != i:
+            yield twin, i
+            continue
+        rarest = sorted(own, key=lambda one: (seen[one], one))[: len(own) - math.ceil(RESEMBLE * len(own)) + 1]
+        for other in {other for one in rarest for other in holders[one]}:
+            both = len(own & sets[other])
+            if both >= RESEMBLE * (len(own) + len(sets[other]) - both):
+                yield other, i
+        for one in rarest:
+            holders[one].append(i)

@@ -48,6 +48,9 @@ class RobustnessConfig(JobConfig):
     layers: list[int] | None = Field(default=None, description="candidates; None: eight between 20 and 80 % of depth")
     at: str = Field(default="last", description="the token at which states are read")
     method: str = Field(default="dim", description="how the direction is found")
+    prefilter: list[str] = Field(
+        default=[], description="tokens the behaviour begins with: training prompts that do not begin so are left out"
+    )
 
     attacks: list[str] = Field(default=[], description="rows of ATTACKS; empty: all")
     amounts: list[Amount] = Field(default=[0.5, 1.0], description="shares of the direction that ablation removes")

@@ -18,6 +18,7 @@ from ..judges import Judge
 from ..judges import judge as judge_of
 from ..models import Model, load_model
 from ..models.loading.checkpoint import hushed
+from ..models.transformerlens.text import single_token
 from ..progress import Meter
 from . import report
 from .attacks import chosen
@@ -101,10 +102,12 @@ def _models(config: RobustnessConfig, given: list[Model | None], load: dict[str,
 
 
 def _check_prompts(config: RobustnessConfig, model: Model, where: str) -> None:
-    """Raises `BadInput` where a model cannot be asked a prompt of the config."""
+    """Raises `BadInput` where a model cannot be asked a prompt of the config, or splits a token of its prefilter."""
     template = getattr(model.tokenizer, "chat_template", None)
     if config.chat and not template:
         raise BadInput(f"{where}: {model.name} has no chat template; --set chat=false gives it the prompts as they are")
+    for token in config.prefilter:
+        single_token(model, token)
     longest = max((config.prefill, config.neutral_prefill), key=len)
     for role in ROLES:
         for number, prompt in enumerate(config.prompts.get(role, ()), 1):

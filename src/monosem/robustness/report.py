@@ -99,7 +99,7 @@ def caveats(results: Mapping[str, Any], where: str) -> list[str]:
             f"No candidate passed COSMIC's filters, the direction here did not either ({held['left_out']}): where the "
             "behaviour survives attacks along it, a better direction might still break it."
         )
-    return said + [f"Of the choice of the layer: {doubt}." for doubt in held.get("doubts", [])]
+    return said + [f"Of how the direction was found: {doubt}." for doubt in held.get("doubts", [])]
 
 
 def headlines(results: Mapping[str, Any]) -> list[str]:

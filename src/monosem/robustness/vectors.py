@@ -1,5 +1,6 @@
 """The direction that carries a behaviour, the subspace around it, and controls of the same size."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,11 +9,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..data import PromptPairs
-from ..directions import Direction, Directions, select
+from ..directions import Direction, Directions, prefilter, select
 from ..errors import BadInput
 from ..models import Model, Site
+from ..models.transformerlens.text import single_token
 from ..steering import random_directions
-from .config import RobustnessConfig
+from .config import FEWEST, RobustnessConfig
 
 CHOOSE = 0.25  # share of the training prompts that only choose the layer
 CANDIDATES, EARLIEST, LATEST = 8, 0.2, 0.8  # layers that are tried, and where they lie
@@ -44,7 +46,8 @@ def fitted(model: Model, config: RobustnessConfig, prompts: dict[str, list[str]]
     """Fit on three quarters of the training prompts, choose the layer by COSMIC on the rest (`directions.select`).
 
     Where no candidate passes COSMIC's filters, the one with the largest score is taken, and `facts` says so: a model
-    without the behaviour gets a direction as well, which then has nothing to remove.
+    without the behaviour gets a direction as well, which then has nothing to remove. Likewise a prefilter (of the
+    config) that would leave too few prompts leaves them all.
 
     Args:
         prompts: of the two training roles, as the model is given them.
@@ -53,6 +56,7 @@ def fitted(model: Model, config: RobustnessConfig, prompts: dict[str, list[str]]
         BadInput: no place at which states can be read, or too few prompts for so many directions.
     """
     pairs = PromptPairs(prompts["behaviour_train"], prompts["unrelated_train"], paired=False)
+    pairs, unfiltered = _shown(model, pairs, config)
     fit, choose = pairs.split(CHOOSE, seed=config.seed)
     layers = config.layers or _spread(model.cfg.n_layers)
     found = Directions.fit(model, fit, config.site, layers=layers, method=config.method, at=config.at, seed=config.seed)
@@ -73,11 +77,26 @@ def fitted(model: Model, config: RobustnessConfig, prompts: dict[str, list[str]]
     facts = {"site": str(direction.site), "position": direction.position, "method": config.method, "gap": gap}
     facts |= {name: direction.provenance.get(name) for name in ("stability", "held_out_auroc", "promotes")}
     facts |= {"left_out": str(row["left_out"]), "score": float(row["score"]), "cosmic_kl": float(row["kl"])}
-    facts |= {"doubts": chosen.doubts}
+    facts |= {"doubts": [*unfiltered, *chosen.doubts]}
+    facts |= {"prefilter": dict(pairs.prefilter)} if pairs.prefilter else {}
     facts |= {"shuffled_cosine": float(direction.unit @ other.unit), "candidates": len(found)}
     facts |= {"prompts": {"fit": _counts(fit), "choose": _counts(choose)}}
     bases = _bases(model, direction, fit, shuffled, config)
     return Vectors(direction.site, gap, units, bases, facts)
+
+
+def _shown(model: Model, pairs: PromptPairs, config: RobustnessConfig) -> tuple[PromptPairs, list[str]]:
+    """The training prompts that begin as their side says, where the config asks for a prefilter; all of them, and a
+    doubt, where too few do, as in a model without the behaviour."""
+    tokens = [single_token(model, token) for token in config.prefilter]
+    if not tokens:
+        return pairs, []
+    enough = math.ceil(max(config.ks) / (1 - CHOOSE)) + 1  # so many prompts that the largest subspace can be fitted
+    fewest = max(FEWEST["behaviour_train"], FEWEST["unrelated_train"], enough)
+    try:
+        return prefilter(model, pairs, tokens, fewest=fewest, batch_size=config.batch_size).pairs, []
+    except BadInput as error:
+        return pairs, [f"the prefilter was not used ({error}); all training prompts were"]
 
 
 def _bases(
@@ -105,8 +124,8 @@ def _subspace(
         raise BadInput(f"ks goes to {k}, and {n} pairs of prompts give {n} directions at most; ask for fewer")
     up, down = pairs.positive[:n], pairs.negative[:n]
     found = Direction.fit(model, up, down, site, method="svd", at=config.at, paired=True, k=k, seed=config.seed)
-    assert found.basis is not None
-    return _orthonormal(found.basis if first is None else torch.cat([first[None], found.basis]))[:k]
+    rows = found.unit[None] if found.basis is None else found.basis  # one direction has no basis beside it
+    return _orthonormal(rows if first is None else torch.cat([first[None], rows]))[:k]
 
 
 def _orthonormal(rows: Float[Tensor, "n d"]) -> Float[Tensor, "m d"]:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ..edits import DirectionLike, Edit, add
 from ..edits.changes import site_and_vector
-from ..errors import BadInput, require
+from ..errors import BadInput
 from ..models import Model, SiteLike
 from ..models.numbers import count
-from ..plots import Figure
+from ..plots import Figure, lines
 from ..results import Result, analysis
 from ..statistics import spearman
 from .comparison import comparisons
@@ -39,10 +39,11 @@ class DoseResponse(Result):
 
     def plot(self) -> Figure:
         """KL over the amount, a line a direction."""
-        shown = self.table.assign(line=lambda rows: rows["direction"] + rows["number"].astype(str))
-        return require("plotly.express", "plots").line(
-            shown.sort_values("amount"), x="amount", y="kl", color="line", markers=True
-        )
+        table = self.table.sort_values("amount", kind="stable")
+        numbered = table["direction"] + " " + (table["number"] + 1).astype(str)
+        names = numbered.where(table["direction"] == "random", table["direction"])
+        curves = {name: (table["kl"][names == name], None) for name in names.drop_duplicates()}
+        return lines(curves, sorted({*table["amount"]}), x_title="amount", y_title="KL at the next token, nats")
 
 
 @analysis

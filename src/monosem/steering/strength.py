@@ -15,13 +15,13 @@ from ..activations.medians import median_norms
 from ..dictionaries import Dictionary
 from ..edits import DirectionLike, Edit
 from ..edits.changes import site_and_vector
-from ..errors import BadInput, require
+from ..errors import BadInput
 from ..latents import index_of
 from ..metrics import kl
 from ..models import Model, Moment, Site, SiteLike, TokenBatch
 from ..models.numbers import count
 from ..models.running.run import knows_the_prompt
-from ..plots import Figure
+from ..plots import Figure, lines
 from ..results import Result, analysis
 from .reading import END
 
@@ -75,12 +75,10 @@ class IsoKL(Result):
 
     def plot(self) -> Figure:
         """KL over the amount, both logarithmic."""
-        shown = self.table.sort_values("amount").assign(amount=lambda rows: rows["amount"].abs())
-        figure = require("plotly.express", "plots").line(
-            shown, x="amount", y="kl", log_x=True, log_y=True, markers=True
-        )
+        shown = self.table.assign(amount=lambda rows: rows["amount"].abs()).sort_values("amount")
+        figure = lines({"KL": (shown["kl"], None)}, shown["amount"].tolist(), x_title="amount", y_title="KL, nats")
         figure.add_hline(y=self.target, line_dash="dot")
-        return figure
+        return figure.update_xaxes(type="log").update_yaxes(type="log")
 
 
 @analysis
