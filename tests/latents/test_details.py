@@ -86,6 +86,29 @@ def test_pairs_of_latents_are_exact(made):
             assert row.pearson == pytest.approx(correlations[latent, row.latent], abs=1e-5)
 
 
+def test_neurons_correlate_as_numpy_says(made, tmp_path):
+    index, acts, *_ = made
+    config = CONFIG.model_copy(update={"neurons": 3})
+    found = build_index(MODEL, index.dictionary, STORE, tmp_path / "i.sqlite", config, quiet=True)
+    counted = ~acts[..., 0].isnan()
+    x = acts[counted].double().numpy()
+    run = MODEL.run(STORE[np.arange(len(STORE))], capture="mlp_post.1", logits=False)
+    neurons = run["mlp_post.1"][counted].double().numpy()
+    for latent in busy(index)[:4]:
+        pearson = np.array([np.corrcoef(x[:, latent], one)[0, 1] for one in neurons.T])
+        cosine = x[:, latent] @ neurons / np.linalg.norm(x[:, latent]) / np.linalg.norm(neurons, axis=0)
+        best = np.argsort(-np.abs(pearson))[:3]
+        rows = latents.page(found, latent).parts["correlated_neurons"]
+        assert [row["neuron"] for row in rows] == best.tolist()
+        assert [row["pearson"] for row in rows] == pytest.approx(pearson[best].tolist(), abs=1e-4)
+        assert [row["cosine"] for row in rows] == pytest.approx(cosine[best].tolist(), abs=1e-4)
+    assert found.meta["neuron_site"] == "mlp_post.1"
+    assert found.meta["tokens"] == index.meta["tokens"]
+    pd.testing.assert_frame_equal(found.table, index.table)
+    with pytest.raises(BadInput, match="IndexConfig"):
+        latents.correlated_neurons(index, 0)
+
+
 def test_of_a_crowded_token_only_the_strongest_latents_are_paired():
     width = 300
     acts = np.abs(np.random.default_rng(0).normal(size=(5, width))).astype(np.float32)
@@ -255,7 +278,7 @@ def test_an_index_of_the_first_schema_is_read_and_says_what_it_lacks(made, tmp_p
     index, *_ = made
     path = tmp_path / "old.sqlite"
     shutil.copy(index.path, path)
-    later = ("deciles", "uniform", "near", "silent", "coactive", "token_set", "words")
+    later = ("deciles", "uniform", "near", "silent", "coactive", "neurons", "token_set", "words")
     columns = ("windows", "runs", "common", "entropy", "entropy_before", "before", "bigrams", "sets", "logits")
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE meta SET value = '1' WHERE key = 'schema'")
@@ -278,9 +301,9 @@ def test_a_page_has_every_part(made):
     index, *_ = made
     latent = busy(index)[0]
     page = latents.page(index, latent, model=MODEL).to_json()
-    assert set(page["missing"]) == {"heads", "explanation"}
+    assert set(page["missing"]) == {"heads", "explanation", "correlated_neurons"}
     without = latents.page(index, latent).to_json()
-    assert set(without["missing"]) == {"heads", "explanation", "set_effects"}
+    assert set(without["missing"]) == {"heads", "explanation", "correlated_neurons", "set_effects"}
     for key in ("moments", "histogram"):  # stored, and computed
         flat = [
             [*part["moments"].values(), *part["histogram"]["edges"], *part["histogram"]["counts"]]

@@ -124,7 +124,7 @@ def test_a_page_holds_what_the_index_and_the_weights_say(index):
         (np.abs(row[best]) / np.abs(row).sum()).tolist()
     )
     assert data["provenance"]["weights"] == TOPK.fingerprint
-    assert set(data["missing"]) == {"heads", "explanation"}
+    assert set(data["missing"]) == {"heads", "explanation", "correlated_neurons"}
 
 
 def test_moments_over_all_tokens_count_silence(index):

@@ -5,7 +5,7 @@ from .contrast import Contrast, contrast
 from .cycles import CYCLES, Cycle, cycle
 from .dashboards import Dashboards, read_dashboards
 from .delphi import read_delphi
-from .details import coactive, deciles, enrichment, near_misses, silent, token_patterns, uniform
+from .details import coactive, correlated_neurons, deciles, enrichment, near_misses, silent, token_patterns, uniform
 from .effects import extreme_tokens, logit_effects
 from .evidence import Evidence, Example
 from .explanations import Explanation, Explanations, explanations_of
@@ -74,6 +74,7 @@ __all__ = [
     "check_latents",
     "coactive",
     "contrast",
+    "correlated_neurons",
     "cycle",
     "de_embedding",
     "deciles",

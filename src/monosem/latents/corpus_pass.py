@@ -24,6 +24,7 @@ from .candidates import Columns, Drawn, Near, Strongest
 from .coactivation import Coactivation
 from .config import IndexConfig
 from .layout import Piece, band_of, decile_of
+from .neurons import Neurons
 from .silence import Silent
 from .tallies import Firings, Numbers, Placed, TokenTallies, echoes, lots
 from .token_sets import SetTallies, TokenSets
@@ -65,11 +66,20 @@ class CorpusPass:
     Attributes:
         window: windows done. tokens: tokens counted. skipped: tokens left out, by reason.
         seen: how often each token was counted, and how often it stood before a counted one.
-        numbers, words, before, bigrams, sets, pairs: what is tallied of every latent (`pairs` is None where it would
-            take more than `pair_memory`). strongest, bands, uniform, near, silent: places that may become examples.
+        numbers, words, before, bigrams, sets, pairs, neurons: what is tallied of every latent (`pairs` is None where it
+            would take more than `pair_memory`, `neurons` where they were not asked for). strongest, bands, uniform,
+            near, silent: places that may become examples.
     """
 
-    def __init__(self, dictionary: Dictionary, store: TokenStore, config: IndexConfig, state: Path, sets: TokenSets):
+    def __init__(
+        self,
+        dictionary: Dictionary,
+        store: TokenStore,
+        config: IndexConfig,
+        state: Path,
+        sets: TokenSets,
+        neurons: Neurons | None = None,
+    ):
         self.dictionary, self.store, self.config, self.state = dictionary, store, config, state
         self.window = 0
         self.tokens = 0
@@ -85,6 +95,7 @@ class CorpusPass:
         self.sets = SetTallies(width, sets)
         counted = config.pairs and width > 1 and Coactivation.memory(width) <= config.pair_memory
         self.pairs = Coactivation(width) if counted else None
+        self.neurons = neurons
         self.echo = min(ECHO, config.left)
         around = config.left, config.right
         self.strongest = Strongest.of(width, config.examples, PER_DOCUMENT, *around)
@@ -94,7 +105,8 @@ class CorpusPass:
         self.silent = Silent(config.silent, *around)
         tallied = (self.numbers, self.words, self.before, self.bigrams, self.sets)
         drawn = (self.strongest, self.drawn, self.uniform, self.near, self.silent)
-        self.parts = (*tallied, *(() if self.pairs is None else (self.pairs,)), *drawn)
+        asked = [part for part in (self.pairs, self.neurons) if part is not None]
+        self.parts = (*tallied, *asked, *drawn)
         self.left_out = self._matching(config.leave_out)
         if state.exists():
             self._resume()
@@ -128,6 +140,8 @@ class CorpusPass:
         for part in self.parts:
             part.add(firings)
         self.silent.consider(firings, windows, positions)
+        if self.neurons is not None:
+            self.neurons.consider(firings, batch[self.neurons.site])
         if near is not None:
             at, latent, level = near
             places = {"latent": latent, "window": windows[at], "document": documents[at], "position": positions[at]}

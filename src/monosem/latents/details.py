@@ -13,6 +13,7 @@ from .coactivation import pair_table
 from .evidence import Band, Example
 from .index import REBUILD, Index
 from .layout import DECILES, decile_of, quantile, unpack, unpack_logits
+from .neurons import neuron_table
 from .silence import unpack_latents
 from .token_sets import enriched
 
@@ -37,6 +38,21 @@ def coactive(index: Index, latent: int) -> pd.DataFrame:
             )
         ((blob,),) = index.rows("SELECT others FROM coactive WHERE latent = ?", (number,))
         return pair_table((*rows[number], blob), rows, index.meta["tokens"])
+
+
+def correlated_neurons(index: Index, latent: int) -> pd.DataFrame:
+    """Neurons of the block's MLP (`index.meta["neuron_site"]`) whose activations correlate most with a latent's, either
+    way, over all counted tokens. Columns: neuron, pearson, cosine (of activations that are not centred).
+
+    Raises `BadInput` also where they were not asked for.
+    """
+    number = index.checked(latent)
+    need(index, "neurons")
+    if not index.meta.get("neurons"):
+        raise BadInput("neurons were not counted; make the index again with IndexConfig(neurons=5)")
+    with index.reading():
+        rows = index.rows("SELECT listed FROM neurons WHERE latent = ?", (number,))
+        return neuron_table(parse_json(rows[0][0]))
 
 
 def enrichment(index: Index, latent: int) -> pd.DataFrame:

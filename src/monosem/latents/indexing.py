@@ -16,13 +16,14 @@ from ..dictionaries import Dictionary
 from ..errors import BadInput, Mismatch
 from ..files import replacing
 from ..jobs import claim, fingerprint, module_fingerprint
-from ..models import Model
+from ..models import Model, Site
 from ..progress import Meter
 from .config import IndexConfig
 from .corpus_pass import CorpusPass
 from .effects import CONVENTION, reaches_logits
 from .index import Index
 from .layout import SCHEMA
+from .neurons import Neurons
 from .token_sets import TokenSets
 from .writing import write
 
@@ -30,7 +31,7 @@ WINDOWS = 16  # windows a batch when activations are read from shards
 STATE = "state.npz"
 
 # what of the config stands in the index
-SETTINGS = {*("examples", "bands", "band_examples", "decile_examples", "uniform", "near", "silent", "pairs")}
+SETTINGS = {*("examples", "bands", "band_examples", "decile_examples", "uniform", "near", "silent", "pairs", "neurons")}
 SETTINGS |= {"left", "right", "corpus", "leave_out"}
 
 Batches = Iterator[tuple[ActivationBatch, int]]  # with each batch: windows done after it
@@ -74,8 +75,8 @@ def build_index(
     store = texts if isinstance(texts, TokenStore) else as_store(model, texts, config.context, tokens=config.tokens)
     store.check(model)
     windows = len(store) if config.tokens is None else min(len(store), max(1, config.tokens // store.context))
-    if shards is not None:
-        _check_shards(shards, dictionary, model, store)
+    neurons = Neurons.of(model, dictionary) if config.neurons else None
+    _check_shards(shards, {dictionary.site} | ({neurons.site} if neurons else set()), model, store)
     made_with = {
         "model": model.name,
         "site": str(dictionary.site),
@@ -89,7 +90,7 @@ def build_index(
     partial = target.with_name(target.name + ".partial")
     weights = {"model_weights": module_fingerprint(model.hf), "schema": SCHEMA}
     with claim(partial, config, work=STATE, made_with=made_with | weights), _removed_if_empty(partial):
-        so_far = CorpusPass(dictionary, store, config, partial / STATE, TokenSets.of(model))
+        so_far = CorpusPass(dictionary, store, config, partial / STATE, TokenSets.of(model), neurons)
         source = _from_model(model, so_far, skip, windows) if shards is None else _from_shards(shards, so_far, windows)
         _read(so_far, source, windows, quiet)
         with replacing(target) as temporary:
@@ -125,6 +126,7 @@ def _about(model: Model, so_far: CorpusPass, windows: int) -> dict[str, Any]:
         "settings": fingerprint(json.dumps(config.model_dump(include=SETTINGS - {"corpus"}), sort_keys=True)),
         "pairs_counted": so_far.pairs is not None,
         "tokens_let_go": bool(so_far.words.pruned),
+        "neuron_site": "" if so_far.neurons is None else str(so_far.neurons.site),
         "context": so_far.store.context,
         "effects": direct,
         "skipped": skipped | ({"all reasons": rest} if rest else {}),
@@ -142,21 +144,25 @@ def _removed_if_empty(partial: Path) -> Iterator[None]:
         raise
 
 
-def _check_shards(shards: ActivationShards, dictionary: Dictionary, model: Model, store: TokenStore) -> None:
+def _check_shards(shards: ActivationShards | None, sites: set[Site], model: Model, store: TokenStore) -> None:
+    if shards is None:
+        return
     if shards.config.windows != store.fingerprint:
         raise Mismatch("the shards were harvested from another token store; give the store that they were made from")
-    if shards.config.model != model.name or dictionary.site not in shards.sites:
-        held = ", ".join(map(str, shards.sites))
-        raise Mismatch(f"the shards hold {held} of {shards.config.model}, not {dictionary.site} of {model.name}")
+    if shards.config.model != model.name or not sites <= {*shards.sites}:
+        held, needed = (", ".join(sorted(map(str, some))) for some in (shards.sites, sites))
+        raise Mismatch(f"the shards hold {held} of {shards.config.model}, not {needed} of {model.name}")
 
 
 def _from_model(model: Model, so_far: CorpusPass, skip: SkipRule | None, end: int) -> Batches:
     size = so_far.config.batch_size
     dictionary = so_far.dictionary
     thresholds = None if skip else dictionary.skipper(model).thresholds
-    source = harvest(
-        model, so_far.store, dictionary.site, batch_size=size, skip=skip or dictionary.skip, thresholds=thresholds
-    )
+    rule, sites = skip or dictionary.skip, [dictionary.site]
+    source = harvest(model, so_far.store, sites, batch_size=size, skip=rule, thresholds=thresholds)
+    if so_far.neurons is not None:  # outliers are told at the dictionary's site alone
+        sites.append(so_far.neurons.site)
+        source = harvest(model, so_far.store, sites, batch_size=size, skip=rule, thresholds=source.thresholds)
     source.skipper.counts.update(so_far.skipped)  # goes on counting
     so_far.skipped = source.skipper.counts
     for first in range(so_far.window, end, size):

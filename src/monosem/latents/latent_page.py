@@ -298,6 +298,12 @@ def _coactive(s: Sources) -> list[dict[str, Any]]:
     ]
 
 
+def _correlated_neurons(s: Sources) -> list[dict[str, Any]]:
+    """Neurons of the block's MLP that are active with it, the largest correlation either way first."""
+    rows = details.correlated_neurons(s.opened, s.latent).to_dict(orient="records")
+    return [{str(k): v for k, v in row.items()} for row in rows]
+
+
 def _enrichment(s: Sources) -> list[dict[str, Any]]:
     """Sets of tokens that it fires on more, or less, than their share of the corpus; the surest first."""
     table = details.enrichment(s.opened, s.latent).head(SHOWN)
@@ -342,6 +348,7 @@ PARTS: dict[str, Callable[[Sources], Any]] = {
     "silent": _silent,
     "patterns": _patterns,
     "coactive": _coactive,
+    "correlated_neurons": _correlated_neurons,
     "enrichment": _enrichment,
     "set_effects": _set_effects,
     "explanation": _explanation,

@@ -3,10 +3,10 @@
 Tables: `meta` (key, JSON value); `latent` (numbers, histogram, token lists); `examples` (the strongest, one compressed
 blob a latent); `bands`, `deciles`, `uniform` (examples drawn from intervals of activation, from tenths of the active
 tokens, from all of them), `near` (tokens at which it is silent by the least), likewise; `silent` (places drawn from the
-whole corpus, with the latents that are active there); `coactive` (latents that fire with it); `token_set` (name, how
-many counted tokens are in it); `document` (id, name); `token` (id, text, or bytes where they are not whole characters,
-and how often it was counted, and stood before a counted one: the tokens that occur); `words` (full-text search in the
-examples).
+whole corpus, with the latents that are active there); `coactive` (latents that fire with it); `neurons` (of the MLP,
+that correlate with it; empty where they were not asked for); `token_set` (name, how many counted tokens are in it);
+`document` (id, name); `token` (id, text, or bytes where they are not whole characters, and how often it was counted,
+and stood before a counted one: the tokens that occur); `words` (full-text search in the examples).
 """
 
 import math
@@ -36,6 +36,7 @@ CREATE TABLE uniform (latent INTEGER PRIMARY KEY, blob BLOB);
 CREATE TABLE near (latent INTEGER PRIMARY KEY, blob BLOB, before TEXT);
 CREATE TABLE silent (id INTEGER PRIMARY KEY, blob BLOB, active BLOB);
 CREATE TABLE coactive (latent INTEGER PRIMARY KEY, count INTEGER, s1 REAL, s2 REAL, others BLOB);
+CREATE TABLE neurons (latent INTEGER PRIMARY KEY, listed TEXT);
 CREATE TABLE token_set (id INTEGER PRIMARY KEY, name TEXT, counted INTEGER);
 CREATE TABLE document (id INTEGER PRIMARY KEY, name TEXT);
 CREATE TABLE token (id INTEGER PRIMARY KEY, text TEXT, counted INTEGER, before INTEGER);

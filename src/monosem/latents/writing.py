@@ -35,6 +35,9 @@ def write(path: Path, counted: CorpusPass, model: Model, about: Mapping[str, Any
         documents, shown = _write_examples(connection, counted)
         shown |= _write_latents(connection, counted, model)
         _write_pairs(connection, counted)
+        if counted.neurons is not None:
+            kept = counted.neurons.kept(counted.numbers, counted.tokens, counted.config.neurons)
+            connection.executemany("INSERT INTO neurons VALUES (?, ?)", enumerate(map(json.dumps, kept)))
         names, seen = counted.store.packing.documents, counted.seen
         connection.executemany(
             "INSERT INTO document VALUES (?, ?)", [(d, names[d] if names else f"window {d}") for d in sorted(documents)]
