@@ -190,3 +190,19 @@ def test_neurons_of_packed_experts_are_refused():
     experts.down_proj = torch.nn.Parameter(experts.down_proj.to(torch.float8_e4m3fn), requires_grad=False)
     with pytest.raises(BadInput, match=r"expert_post.1: the experts of mixtral stay quantised, .* read expert_out"):
         model.run(IDS, "expert_post.1")
+
+
+@pytest.mark.parametrize("site", ["expert_out.1", "expert_post.1"])
+def test_gradients_before_edited_experts_are_slopes(site):
+    """What comes before reaches the output once: with the experts as they were edited."""
+    model, ids = model_of("mixtral"), [[5, 9, 17, 33]]
+    half = edits.scale(site, 0.5)
+    run = model.run(ids, capture=["mlp_input.1", site], edits=half, grad=True)
+    (gradient,) = torch.autograd.grad(run.logits[0, -1, 7], run["mlp_input.1"])
+    step = 1e-2 * gradient / gradient.norm()
+
+    def moved(sign):
+        return model.run(ids, edits=[edits.add(("mlp_input.1", sign * step)), half]).logits[0, -1, 7]
+
+    slope = float(moved(1) - moved(-1)) / 2e-2
+    assert slope == pytest.approx(float(gradient.norm()), rel=0.02)

@@ -283,11 +283,13 @@ def test_gradients_of_a_site_alone_are_those_of_a_run_whose_graph_begins_at_the_
     """Where nothing before a site is on the graph, every reader of it must be, such as both of resid_mid."""
     model = model_of(family)
     others = ("embed", "pos_embed", "router_logits", "expert_indices")
-    for site in (site for site in offered(model) if site.layer in (1, None) and site.name not in others):
-        runs = [model.run(IDS[:1], capture=sites, grad=True) for sites in ([site], ["embed", site])]
-        alone, whole = (torch.autograd.grad(run.logits[0, -1, 7], run[site])[0] for run in runs)
+    sites = [site for site in offered(model) if site.layer in (1, None) and site.name not in others]
+    run = model.run(IDS[:1], capture=["embed", *sites], grad=True)
+    for site, whole in zip(sites, torch.autograd.grad(run.logits[0, -1, 7], [run[site] for site in sites])):
+        one = model.run(IDS[:1], capture=[site], grad=True)
+        (alone,) = torch.autograd.grad(one.logits[0, -1, 7], one[site])
         torch.testing.assert_close(alone, whole, rtol=1e-4, atol=1e-5, msg=str(site))
-        torch.testing.assert_close(runs[0].logits, runs[1].logits, rtol=0, atol=1e-5)
+        torch.testing.assert_close(one.logits, run.logits, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "gpt_neox"])

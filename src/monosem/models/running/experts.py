@@ -37,7 +37,7 @@ def plan_experts(session: Any, site: Site, place: Point, write: bool) -> None:
         new = session.visit(site, value.unflatten(0, session.moment.mask.shape))
         if not write:
             return out
-        change = new.flatten(0, 1) - value.detach()
+        change = new.flatten(0, 1) - value  # on the graph as well: the output holds what came before already
         change = experts.written(place.module, change, indices) if of_neurons else change
         return out + (change * weights[..., None]).sum(1).to(out.dtype).reshape(out.shape)
 
