@@ -225,6 +225,15 @@ def main() -> None:
             found["rows"].append({"case": case, "apart": apart.get(name)} | row(name, 1, seconds, OWN))
             options.out.write_text(json.dumps(found, indent=1))
 
+    latents = partial(
+        graphs.attribution_graph, model, [ids], given, n_nodes=8000, neurons="none", everywhere=True, memory="8GB",
+        quiet=True,
+    )  # fmt: skip
+    graph = latents()
+    theirs = partial(by_autograd, model, graph, coders)
+    apart = {OWN: 0.0, THEIRS: difference(graph, theirs())}
+    case = f"{int((graph.kinds == 'latent').sum()):,} latents of {len(coders)} transcoders, {len(ids)} tokens"
+    add(case, {OWN: latents, THEIRS: theirs}, apart, options.rounds)
     whole = random_graph(1000 if options.tiny else 10_000)
     kept = {OWN: len(whole.prune()), THEIRS: by_powers(whole)}
 
@@ -236,15 +245,6 @@ def main() -> None:
     n_nodes = 50 if options.tiny else 2000
     neurons = partial(graphs.attribution_graph, model, [ids], n_nodes=n_nodes, memory="4GB", quiet=True)
     add(f"{n_nodes:,} of the neurons, {len(ids)} tokens", {OWN: neurons}, {}, min(options.rounds, 3))
-    latents = partial(
-        graphs.attribution_graph, model, [ids], given, n_nodes=8000, neurons="none", everywhere=True, memory="8GB",
-        quiet=True,
-    )  # fmt: skip
-    graph = latents()
-    theirs = partial(by_autograd, model, graph, coders)
-    apart = {OWN: 0.0, THEIRS: difference(graph, theirs())}
-    case = f"{int((graph.kinds == 'latent').sum()):,} latents of {len(coders)} transcoders, {len(ids)} tokens"
-    add(case, {OWN: latents, THEIRS: theirs}, apart, options.rounds)
 
 
 if __name__ == "__main__":

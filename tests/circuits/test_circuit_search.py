@@ -120,6 +120,13 @@ def test_evidence_is_what_its_runs_say() -> None:
     assert (whole.sufficiency.value, whole.necessity.value) == pytest.approx((1, 1))
     assert whole.completeness["gap"].max() == pytest.approx(0, abs=1e-9)
     assert {"PN", "PS"} & set(found.table["number"])
+    for table, column in ((found.completeness, "gap"), (found.minimality, "share")):
+        assert ((table["low"] <= table[column]) & (table[column] <= table["high"])).all()
+        assert (table["high"] - table["low"]).max() > 1e-3
+    same = evidence(model, pairs[[0, 0]], circuit, sets=2, nodes=2, metric=logit_gap, quiet=True)
+    for table, column in ((same.completeness, "gap"), (same.minimality, "share")):  # equal pairs leave no doubt
+        assert table["low"].tolist() == pytest.approx(table[column].tolist())
+        assert table["high"].tolist() == pytest.approx(table[column].tolist())
 
 
 def test_an_empty_circuit_has_no_evidence() -> None:

@@ -158,7 +158,7 @@ def test_units_that_there_are_not() -> None:
 
 
 # ---------------------------------------------------------------------- keys and values by query head
-@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3", "phi3"])  # phi3: one module of queries, keys, values
 def test_slots_by_query_head_sum_to_the_group(family: str) -> None:
     model = wide(family)
     apart, pairs = ungrouped(model), random_pairs(wide(family))
@@ -175,5 +175,7 @@ def test_slots_by_query_head_sum_to_the_group(family: str) -> None:
 def test_models_that_share_nothing_cannot_be_ungrouped() -> None:
     with pytest.raises(BadInput, match="for each query head already"):
         ungrouped(tiny_model("gpt2"))
-    with pytest.raises(BadInput, match="modules of their own"):
-        ungrouped(tiny_model("phi3"))
+    unknown = tiny_model("phi3")  # with attention that does not say how many heads share
+    del unknown.blocks[1].self_attn.num_key_value_groups
+    with pytest.raises(BadInput, match="2 of 3 layers have modules of their own.*by group"):
+        ungrouped(unknown)

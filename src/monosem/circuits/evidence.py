@@ -38,7 +38,8 @@ class CircuitEvidence(Result):
 
     Attributes:
         pn, ps: over pairs that are right clean (wrong corrupted); None without right and wrong answers.
-        completeness: a row a sampled set of nodes. minimality: a row a node.
+        completeness: a row a sampled set of nodes. minimality: a row a node. Both have 95 % intervals over pairs, by
+            bootstrap (`low`, `high`); a difference whose interval has 0 in it may be noise of few pairs.
     """
 
     circuit: Circuit
@@ -65,12 +66,18 @@ class CircuitEvidence(Result):
         rows: list[dict[str, Any]] = []
         for name, interval in (("sufficiency", self.sufficiency), ("necessity", self.necessity)):
             rows.append({"number": name, "value": interval.value, "low": interval.low, "high": interval.high})
-        rows += [{"number": name, "value": held.value} for name, held in (("PN", self.pn), ("PS", self.ps)) if held]
+        rows += [
+            {"number": name, **held.interval._asdict()} for name, held in (("PN", self.pn), ("PS", self.ps)) if held
+        ]
         rows += [{"number": f"PNS, {end} bound", "value": at} for end, at in zip(("lower", "upper"), self.pns or ())]
-        gaps = self.completeness["gap"]
-        rows.append({"number": "incompleteness, mean over sets", "value": float(gaps.mean())})
-        rows.append({"number": "incompleteness, largest", "value": float(gaps.max())})
-        rows.append({"number": "smallest minimality of a node", "value": float(self.minimality["share"].min())})
+        rows.append({"number": "incompleteness, mean over sets", "value": float(self.completeness["gap"].mean())})
+        for name, table, column, pick in (
+            ("incompleteness, largest", self.completeness, "gap", "idxmax"),
+            ("smallest minimality of a node", self.minimality, "share", "idxmin"),
+        ):
+            if len(table):
+                row = table.loc[getattr(table[column], pick)()]
+                rows.append({"number": name, "value": row[column], "low": row["low"], "high": row["high"]})
         return pd.DataFrame(rows)
 
 
@@ -118,8 +125,7 @@ def evidence(
     found = measure(model, pairs, runs, metrics, corruption, batch_size, quiet)
     values = dict(zip(runs, found.values[name]))
     gap = found.gap(name)
-    mean = {key: float(value.mean()) for key, value in values.items()} | {"C without -1": float(values["C"].mean())}
-    whole = float(gap.mean())
+    values["C without -1"] = values["C"]
     pn, ps = _counts(dict(zip(runs, found.values["log_odds"])), found.clean, found.corrupted) if right else (None, None)
     return CircuitEvidence(
         circuit,
@@ -128,8 +134,8 @@ def evidence(
         bootstrap_ratio(found.clean[name] - values["M without C"], gap),
         pn,
         ps,
-        _completeness(mean, groups, whole),
-        _minimality(mean, alone, len(groups[: max(1, sets // 4)]), whole),
+        _completeness(values, groups, gap),
+        _minimality(values, alone, len(groups[: max(1, sets // 4)]), gap),
     )
 
 
@@ -166,22 +172,32 @@ def _counts(
     return Share(int(broken.sum()), int(right.sum())), Share(int(repaired.sum()), int(wrong.sum()))
 
 
-def _completeness(mean: Mapping[str, float], groups: list[list[str]], whole: float) -> pd.DataFrame:
+def _size(part: Tensor, gap: Tensor) -> Interval:
+    """|mean(part) / mean(gap)|; from 0 on where both signs are in the interval."""
+    value, low, high = bootstrap_ratio(part, gap)
+    ends = sorted((abs(low), abs(high)))
+    return Interval(abs(value), 0.0 if low < 0 < high else ends[0], ends[1])
+
+
+def _completeness(values: Mapping[str, Tensor], groups: list[list[str]], gap: Tensor) -> pd.DataFrame:
     rows = []
     for number, group in enumerate(groups):
-        circuit, model = mean[f"C without {number}"], mean[f"M without {number}"]
+        circuit, model = values[f"C without {number}"], values[f"M without {number}"]
+        size, low, high = _size(circuit - model, gap)
         rows.append({
-            "set": number, "nodes": len(group), "circuit": circuit, "model": model,
-            "gap": abs(circuit - model) / abs(whole),
+            "set": number, "nodes": len(group), "circuit": float(circuit.mean()), "model": float(model.mean()),
+            "gap": size, "low": low, "high": high,
         })  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def _minimality(mean: Mapping[str, float], nodes: list[str], sets: int, whole: float) -> pd.DataFrame:
+def _minimality(values: Mapping[str, Tensor], nodes: list[str], sets: int, gap: Tensor) -> pd.DataFrame:
     """Each node's largest effect over the sets; set -1 is the one without a node."""
     rows = []
     for node in nodes:
-        moved = {k: abs(mean[f"C without {k} and {node}"] - mean[f"C without {k}"]) for k in range(-1, sets)}
-        best = max(moved, key=lambda k: moved[k])
-        rows.append({"node": node, "share": moved[best] / abs(whole), "set": best})
-    return pd.DataFrame(rows, columns=["node", "share", "set"]).sort_values("share", ascending=False, ignore_index=True)
+        moved = {k: values[f"C without {k} and {node}"] - values[f"C without {k}"] for k in range(-1, sets)}
+        best = max(moved, key=lambda k: abs(float(moved[k].mean())))
+        size, low, high = _size(moved[best], gap)
+        rows.append({"node": node, "share": size, "low": low, "high": high, "set": best})
+    columns = ["node", "share", "low", "high", "set"]
+    return pd.DataFrame(rows, columns=columns).sort_values("share", ascending=False, ignore_index=True)

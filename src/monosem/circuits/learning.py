@@ -38,6 +38,7 @@ from .selection import top_n
 
 LOW, HIGH, BETA = -0.1, 1.1, 2 / 3
 SHIFT = BETA * math.log(-LOW / HIGH)  # a gate is above 0 with probability σ(α - SHIFT)
+ASCENT = 50.0  # rate of λ, in proportion to the excess: steps of one size pushed on when the target was met
 WARM = 0.6  # share of the steps after which the target stands
 Edges = Float[Tensor, "edges"]
 
@@ -113,7 +114,7 @@ def learn_circuit(
     check_apart("negative_kl", full, empty)
     if gates.priced and price is None:
         price = (full - empty) / start.n_edges
-    learning = _Learning(batches, start, gates, price, edges, learning_rate, seed)
+    learning = _Learning(batches, start, gates, price, edges, learning_rate, seed, full - empty)
     with Meter("learn a circuit", steps, "steps", quiet=quiet) as meter:
         for step in range(steps):
             lost, kept = learning.step(step, steps)
@@ -135,6 +136,7 @@ class _Learning:
         edges: int,
         rate: float,
         seed: int,
+        whole: float,
     ):
         device = batches[0].wiring.model.device
         self.batches, self.gates, self.price, self.goal = batches, gates, price, edges / start.n_edges
@@ -142,9 +144,13 @@ class _Learning:
         opened = math.log(0.9 / 0.1) + gates.shift  # gates are above 0 in nine of ten draws
         self.logits = torch.full((start.n_edges,), opened, device=device, requires_grad=True)
         self.weights = torch.zeros(2, device=device, requires_grad=True)
+        # Adam alone makes whole steps of any gradient, and so closed gates that are open in every draw, whose only
+        # gradient is the penalty's. And an edge never costs more than its share of the divergence: a price that went on
+        # to rise while the target fell closed all
+        self.dearest = whole / self.goal
         self.optimisers = (
-            torch.optim.Adam([self.logits], lr=rate),
-            torch.optim.Adam([self.weights], lr=rate, maximize=True),
+            torch.optim.Adam([self.logits], lr=rate, eps=whole / start.n_edges),
+            torch.optim.SGD([self.weights], lr=ASCENT, maximize=True),
         )
 
     def step(self, number: int, steps: int) -> tuple[float, float]:
@@ -166,6 +172,7 @@ class _Learning:
         loss.backward()
         for one in self.optimisers:
             one.step()
+        self.weights.data.clamp_(-self.dearest, self.dearest)
         return float(lost.detach()), float(kept.detach().mean())
 
 

@@ -23,8 +23,8 @@ def ungrouped(model: Model) -> Model:
     The weights of keys and values are copied for each head of a group; all other weights are shared with `model`.
 
     Raises:
-        BadInput: heads that share nothing; keys and values that come from one module with queries; a copy that does not
-            compute the same.
+        BadInput: heads that share nothing; keys and values that come from one module with queries in another order than
+            Phi-3's (queries, keys, values); a copy that does not compute the same.
     """
     cfg = model.cfg
     if cfg.n_kv_heads == cfg.n_heads:
@@ -34,13 +34,21 @@ def ungrouped(model: Model) -> Model:
     hf.config.get_text_config().num_key_value_heads = cfg.n_heads
     found = 0
     for module in hf.modules():
-        if hasattr(module, "num_key_value_groups") and hasattr(module, "k_proj") and hasattr(module, "v_proj"):
+        if not hasattr(module, "num_key_value_groups"):
+            continue
+        if hasattr(module, "k_proj") and hasattr(module, "v_proj"):
             for name in ("k_proj", "v_proj", "k_norm"):
                 _widen(getattr(module, name, None), cfg.n_kv_heads, cfg.d_head, cfg.n_heads)
-            module.num_key_value_groups, found = 1, found + 1
+        elif hasattr(module, "qkv_proj") and hasattr(module, "num_key_value_heads"):
+            _widen(module.qkv_proj, cfg.n_kv_heads, cfg.d_head, cfg.n_heads, before=cfg.n_heads * cfg.d_head)
+            module.num_key_value_heads = cfg.n_heads
+        else:
+            continue
+        module.num_key_value_groups, found = 1, found + 1
     if found != len(model.layers()):
         raise BadInput(
-            f"{model.name}: keys and values of {found} of {len(model.layers())} layers have modules of their own"
+            f"{model.name}: keys and values of {found} of {len(model.layers())} layers have modules of their own, or "
+            "one with queries as Phi-3's; score the model as it is, whose slots are by group (a3.kv0<k>)"
         )
     apart = Model(hf, model.tokenizer, name=model.name)
     ids = torch.arange(8)[None] % cfg.d_vocab
@@ -52,13 +60,15 @@ def ungrouped(model: Model) -> Model:
     return apart
 
 
-def _widen(module: nn.Module | None, kv_heads: int, d_head: int, heads: int) -> None:
+def _widen(module: nn.Module | None, kv_heads: int, d_head: int, heads: int, before: int = 0) -> None:
     """Rows of a weight and a bias that stand for kv heads, once for each head of the group; a norm of single heads has
-    none such."""
+    none such. `before`: rows of queries, then come keys, then values."""
+    parts = 2 if before else 1
     for name in ("weight", "bias"):
         value: Tensor | None = getattr(module, name, None)
-        if isinstance(value, Tensor) and len(value) == kv_heads * d_head:
-            wide = value.unflatten(0, (kv_heads, d_head)).repeat_interleave(heads // kv_heads, 0).flatten(0, 1)
-            setattr(module, name, nn.Parameter(wide, requires_grad=value.requires_grad))
+        if isinstance(value, Tensor) and len(value) == before + parts * kv_heads * d_head:
+            shared = value[before:].unflatten(0, (parts, kv_heads, d_head))
+            wide = shared.repeat_interleave(heads // kv_heads, 1).flatten(0, 2)
+            setattr(module, name, nn.Parameter(torch.cat([value[:before], wide]), requires_grad=value.requires_grad))
     if isinstance(module, nn.Linear):
-        module.out_features = heads * d_head
+        module.out_features = before + parts * heads * d_head

@@ -95,7 +95,10 @@ def _mlp(model: Model, layer: int) -> Branch:
     if len(found) != 1:
         raise UnknownName(f"layer {layer} of {model.name} has {len(found)} branches without heads; units are of one")
     if found[0].norm_out is not None:
-        raise BadInput(f"layer {layer} of {model.name} has a norm behind its {found[0].name}: its units write no sum")
+        raise BadInput(
+            f"layer {layer} of {model.name} has a norm behind its {found[0].name}, so that its units write no sum; "
+            "monosem.graphs takes it apart with the norm's size frozen (attribution_graph)"
+        )
     return found[0]
 
 
