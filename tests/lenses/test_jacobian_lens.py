@@ -62,7 +62,7 @@ def test_the_exact_fit_is_the_summed_jacobian(family, tiny_model):
     model = tiny_model(family)
     lens = JacobianLens.fit(model, PROMPTS, skip_first=2, batch_size=8, quiet=True)
     assert lens.layers == [0, 1, 2]
-    for layer in (0, 1):
+    for layer in (0, 1) if family == FAMILIES[0] else (0,):  # by hand takes long, and 0 goes through every block
         torch.testing.assert_close(lens.jacobians[layer], by_hand(model, PROMPTS, layer, 2, 1), rtol=1e-3, atol=1e-4)
     assert torch.equal(lens.jacobians[2], torch.eye(32))
 

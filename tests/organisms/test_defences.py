@@ -112,13 +112,14 @@ def large_stream(factor: float, massive: float) -> Model:
 def test_the_size_of_the_stream_does_not_stop_it(factor: float, massive: float, tmp_path: Path) -> None:
     """The absolute distance of the authors' code, whose gradient grows beside the cosine's with the stream, does."""
     last: dict[str, float] = {}
-    for distance in ("relative", "absolute"):
+    large = (factor, massive) != (1, 0)
+    for distance in ("relative", "absolute") if large else ("relative",):
         records: list[dict[str, float]] = []
         options: dict[str, Any] = {"layers": [1], "steps": 60, "distance": distance, "on_step": records.append}
         reroute(large_stream(factor, massive), STOP, KEEP, tmp_path / distance, **options, **SMALL)
         last[distance] = sum(record["rerouting"] for record in records[-10:]) / 10
     assert last["relative"] < 0.5
-    if (factor, massive) != (1, 0):
+    if large:
         assert last["absolute"] > 0.9
 
 

