@@ -15,9 +15,11 @@ from monosem.dictionaries import one_site
 from monosem.errors import BadFile, BadInput, UnknownName
 from monosem.latents import IndexConfig, build_index, read_dashboards, write_dashboards
 from monosem.latents.dashboards import read_row
+from monosem.latents.drawing import export_page
 from tiny_latents import MODEL, STORE, TOPK
 
 FILE = Path(__file__).with_name("golden") / "sae_dashboard_batch-0.json"
+PAGE = FILE.with_name("sae_vis.html")  # cut from the demonstration that sae_vis 0.3.7 (MIT) ships
 
 
 @pytest.fixture(scope="module")
@@ -269,6 +271,77 @@ def test_bad_input(index, tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(BadFile):
             read_dashboards(tmp_path / name)
+
+
+def test_a_page_of_sae_vis_keeps_its_meaning():
+    """Latents of sae_vis 0.3.7's own demonstration (gelu-1l), with fewer examples."""
+    pages = read_dashboards(PAGE).pages
+    assert list(pages) == [0, 23]
+    for latent, (count, density, maximum) in {0: (26, 0.00005, 1.007), 23: (56, 0.00011, 2.241)}.items():
+        parts = pages[latent].parts
+        statistics = parts["statistics"]
+        assert (statistics["count"], statistics["density"]) == (count, pytest.approx(density, rel=1e-9))
+        assert statistics["maximum"] == maximum
+        assert sum(bar["count"] for bar in parts["histogram"]) == count
+        assert parts["histogram"][-1]["high"] == pytest.approx(maximum, abs=1e-3)
+        for band in parts["intervals"]:  # shares are of active tokens, and no interval holds the silent ones
+            assert band["share"] == pytest.approx(round(band["share"] * count) / count, abs=1e-5)
+            assert all(band["low"] < one["maximum"] <= band["high"] + 1e-3 for one in band["examples"])
+        assert all(one["anchor"] == 5 for one in parts["examples"])
+        assert any("square root" in remark for remark in parts["unreliable"])
+        assert not any("silent" in remark for remark in parts["unreliable"])
+    first = pages[0].parts
+    assert first["intervals"][-1]["share"] == pytest.approx(7 / 26, abs=1e-5)
+    assert first["examples"][0]["tokens"][-2:] == ["\n       ", " value"]
+    assert first["logits"]["promoted"][0] == {"token": "UST", "effect": 0.88}
+    assert first["neurons"]["rows"][0] == {"neuron": 1835, "value": 0.18, "share": 0.005}
+    assert first["correlated_neurons"][0] == {"neuron": 626, "pearson": 0.014, "cosine": 0.013}
+    assert first["coactive"][0] == {"latent": 2885, "pearson": 0.929, "cosine": 0.929}
+    (chinese,) = [
+        one["tokens"] for band in pages[23].parts["intervals"] for one in band["examples"] if "的" in one["tokens"]
+    ]
+    assert chinese[3:] == ["", "获", "取", "文件", "关", "", "联", "的"]
+
+
+@pytest.mark.parametrize("file", [FILE, PAGE], ids=["sae-dashboard", "sae_vis"])
+def test_changed_values_are_read_or_refused(file, tmp_path):
+    """Any value of the data replaced by one of another kind."""
+    whole, rng = file.read_text(), np.random.default_rng(1)
+    start = whole.index("return {") + 7 if file.suffix == ".html" else 0
+    line = whole[start:].partition("\n")[0].rstrip(";") if start else whole
+    strange = [None, True, -1, 1e300, 10**40, "x", "\x1b[31m", [], [[]], {}, {"a": 1}, float("nan")]
+    path, refused = tmp_path / f"batch-0{file.suffix}", []
+    for _ in range(80):
+        held = json.loads(line)
+        place = held
+        for _ in range(int(rng.integers(1, 9))):
+            keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+            key = keys[rng.integers(len(keys))]
+            if not isinstance(place[key], dict | list) or not place[key]:
+                break
+            above, at, place = place, key, place[key]
+        else:
+            place, key = above, at
+        place[key] = strange[rng.integers(len(strange))]
+        path.write_text(whole.replace(line, json.dumps(held)))
+        try:
+            for page in read_dashboards(path).pages.values():
+                export_page([page.to_json()])
+        except BadFile as error:
+            refused.append(str(error))
+    assert refused
+    assert not any("\n" in words for words in refused)
+
+
+def test_what_is_no_page_of_sae_vis_is_refused(tmp_path):
+    for content in (
+        "<p>nothing</p>",
+        "function defineData() {\n return {};\n}",
+        "function defineData() {\n return [1];",
+    ):
+        (tmp_path / "x.html").write_text(content)
+        with pytest.raises(BadFile):
+            read_dashboards(tmp_path / "x.html")
 
 
 def test_changed_files_are_read_or_refused(tmp_path):

@@ -25,7 +25,7 @@ def explore(
         list[Path] | None, option("DIR", "A folder that `monosem sweep` wrote, to look through. May be repeated.")
     ] = None,
     dashboards: Annotated[
-        list[Path] | None, option("PATH", "Files of sae-dashboard or Neuronpedia's export. May be repeated.")
+        list[Path] | None, option("PATH", "Files of sae-dashboard, sae_vis or Neuronpedia's export. May be repeated.")
     ] = None,
     browser: Annotated[
         bool, flag("Open it in the browser, or print the address alone.", "--browser/--no-browser")

@@ -1,4 +1,4 @@
-"""Dashboards that other tools wrote: sae-dashboard's batch files and Neuronpedia's jsonl.gz, read as pages.
+"""Dashboards that other tools wrote: sae-dashboard's batch files, Neuronpedia's jsonl.gz and sae_vis' HTML, as pages.
 
 What such a file says keeps its meaning, in the units it was written in, and each page says what of it cannot be relied
 on (`parts["unreliable"]`). `neuronpedia` writes such files.
@@ -20,13 +20,14 @@ from ..reading import parse_json, read_json, regular_file
 from ..results import Result
 from .latent_page import LatentPage
 from .layout import EDGES
-from .spelling import byte_alphabet, readable
+from .sae_vis import rows_of
+from .spelling import alone, byte_alphabet, readable
 
 MOST = 2**30  # characters of an unpacked file: a small file of zeros unpacks to any size
 OWN = "monosem: "  # how the field `dataset` begins in files that `neuronpedia` wrote
 STEP = float(EDGES[1] / EDGES[0])  # of its histogram bins
 TOP = -1  # `bin_min` and `bin_contains` of the examples that are the strongest, not of an interval
-ABOUT = ("model_id", "layer", "sae_set", "dataset", "n_prompts_total", "n_tokens_in_prompt")
+ABOUT = ("file", "model_id", "layer", "sae_set", "dataset", "n_prompts_total", "n_tokens_in_prompt")
 ENDS = {" ": 0x20, "\n": 0x0A, "\t": 0x09, "\r": 0x0D}  # what sae-dashboard writes plainly in a byte-level vocabulary
 # names in Neuronpedia's files that sae-dashboard spells otherwise
 SPELLED = {
@@ -71,11 +72,11 @@ class Dashboards(Result):
 
 
 def read_dashboards(path: str | os.PathLike[str]) -> Dashboards:
-    """Read what sae-dashboard or a Neuronpedia export wrote.
+    """Read what sae-dashboard, sae_vis or a Neuronpedia export wrote.
 
     Args:
-        path: `batch-0.json`, a folder of such files, a `batch-0.jsonl.gz` of features, or a folder with `features/`,
-            `activations/` and `explanations/` of them.
+        path: `batch-0.json`, a folder of such files, a `batch-0.jsonl.gz` of features, a folder with `features/`,
+            `activations/` and `explanations/` of them, or an `.html` of sae_vis 0.3.
 
     Raises:
         BadFile: missing, damaged, or something else; the message says what.
@@ -127,7 +128,10 @@ def _rows(file: Path) -> Iterator[dict[str, Any]]:
     """One object a latent (or, in `activations/`, an example), with the names that sae-dashboard uses."""
     rows: Any
     about: dict[str, Any] = {}
-    if file.suffix == ".gz":
+    if file.suffix in (".html", ".htm"):
+        with _damaged(file):
+            rows = list(rows_of(file))
+    elif file.suffix == ".gz":
         rows = [_parsed(file, line) for line in _unpacked(file).splitlines() if line.strip()]
     else:
         held = read_json(file)
@@ -223,10 +227,10 @@ def _page(latent: int, row: Row, byte_level: bool) -> LatentPage:
     parts: dict[str, Any] = {
         "statistics": {"count": int(sum(heights)), "density": density, "maximum": highest, "dead": dead},
         "histogram": _bars(row, "freq_hist_data"),
-        "logits": {side: _tokens(row, key) for side, key in (("promoted", "pos"), ("suppressed", "neg"))}
+        "logits": {side: _tokens(row, key, byte_level) for side, key in (("promoted", "pos"), ("suppressed", "neg"))}
         | {"histogram": _bars(row, "logits_hist_data")},
         "examples": [_shown(one, byte_level) for one in (top or kept)],
-        "intervals": _intervals(others, byte_level, density),
+        "intervals": _intervals(others, byte_level, 1.0 if row.get("sae_vis") else density),
         "neurons": {"rows": _listed(row, "neuron_alignment", ("neuron", "value", "share"), "values")},
         "coactive": _listed(row, "correlated_features", ("latent", "pearson", "cosine"), "pearson"),
         "correlated_neurons": _listed(row, "correlated_neurons", ("neuron", "pearson", "cosine"), "pearson"),
@@ -235,7 +239,8 @@ def _page(latent: int, row: Row, byte_level: bool) -> LatentPage:
         **_label(row),
         "unreliable": [remark for remark, holds in REMARKS.items() if holds(row, rows)],
     }
-    name = "/".join(str(row[key]) for key in ("model_id", "layer", "sae_set") if row.get(key) is not None)
+    named = [str(row[key]) for key in ("model_id", "layer", "sae_set") if row.get(key) is not None]
+    name = "/".join(named) or str(row.get("file", ""))
     return LatentPage(latent, name, f"latent {latent} of {name or 'a file of dashboards'}, as its file says", parts)
 
 
@@ -293,7 +298,7 @@ def _shown(one: Row, byte_level: bool) -> dict[str, Any]:
 
 def _intervals(rows: list[Row], byte_level: bool, density: float | None) -> list[dict[str, Any]]:
     """`said` is the share that the file has; `share` is of active tokens. The lowest interval holds the zeros in the
-    file: its share is what is left without them."""
+    file: its share is what is left without them. `density` is 1 where the file's shares are of active tokens."""
     groups: dict[tuple[float, float], list[Row]] = {}
     for one in rows:
         groups.setdefault((float(one.get("bin_min") or 0.0), float(one.get("bin_max") or 0.0)), []).append(one)
@@ -318,9 +323,18 @@ def _bars(row: Row, key: str) -> list[dict[str, float]]:
     return [{"low": low, "high": high, "count": n} for (low, high), n in zip(edges, heights) if n]
 
 
-def _tokens(row: Row, key: str) -> list[dict[str, Any]]:
+def _tokens(row: Row, key: str, byte_level: bool) -> list[dict[str, Any]]:
     pairs = zip(row.get(f"{key}_str") or [], row.get(f"{key}_values") or [])
-    return [{"token": token, "effect": effect} for token, effect in pairs]
+    return [{"token": _single(token) if byte_level else token, "effect": effect} for token, effect in pairs]
+
+
+def _single(token: str) -> str:
+    """A token in the byte alphabet by itself; bytes that are no whole character in hexadecimal."""
+    spelled = _bytes(token)
+    try:
+        return token if spelled is None else spelled.decode()
+    except UnicodeDecodeError:
+        return alone(spelled)  # type: ignore[arg-type]
 
 
 def _listed(row: Row, key: str, names: tuple[str, ...], second: str) -> list[dict[str, Any]]:
@@ -336,8 +350,12 @@ def _of_sae_dashboard(row: Row, rows: list[Row]) -> bool:
     return "n_prompts_total" in row and not str(row.get("dataset", "")).startswith(OWN)
 
 
+def _of_sae_vis(row: Row, rows: list[Row]) -> bool:
+    return bool(row.get("sae_vis"))
+
+
 def _lowest_has_zeros(row: Row, rows: list[Row]) -> bool:
-    return any(one.get("bin_min") == 0 and not _is_top(one) for one in rows)
+    return not _of_sae_vis(row, rows) and any(one.get("bin_min") == 0 and not _is_top(one) for one in rows)
 
 
 def _repeats(row: Row, rows: list[Row]) -> bool:
@@ -372,6 +390,8 @@ REMARKS: dict[str, Callable[[Row, list[Row]], bool]] = {
     "the token that an example is for may be the one that is missing; then there is no anchor": _hidden,
     "the lowest interval holds tokens at which the latent is silent; its share here is without them": _lowest_has_zeros,
     "borders and shares of intervals were read from titles with 3 decimals": _of_sae_dashboard,
+    "density, borders and shares of intervals were read from titles; special tokens count in them": _of_sae_vis,
+    "effects on the loss (of a norm without its square root) and attention sources are left out": _of_sae_vis,
     "a text is there more than once; it is shown once a group": _repeats,
     "the marked token of an example is not always its strongest": _off_the_maximum,
     "correlated latents are the nearest in one batch of the run, not in the dictionary": _in_one_batch,

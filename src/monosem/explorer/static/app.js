@@ -71,7 +71,7 @@ function Bar({ place, home }) {
     <select aria-label="Dictionary" value=${d} onChange=${event => go(["home", "lists", "reports", "public", "sweep", "files"].includes(place.page) ? "dictionary" : place.page === "latent" ? "dictionary" : place.page, { d: event.target.value })}>
       ${names.map(name => html`<option value=${name} selected=${name === d}>${name}</option>`)}</select>
     <nav aria-label="Pages">${LINKS.flatMap(name => name === "steer" && home.value?.sweeps.length ? [name, "sweep"] : [name]).map(name => html`<${Link} page=${name} state=${{ d }} aria-current=${place.page === name || (name === "geometry" && place.page in VIEWS) ? "page" : undefined}>${PAGES[name][1]}<//>`)}</nav>
-    <form role="search" onSubmit=${find}><input ref=${search} id="search" type="search" placeholder="find a latent" aria-label="Find a latent by number or words" /></form>
+    <form role="search" onSubmit=${find}><input ref=${search} id="search" type="search" placeholder="find" aria-label="Find a latent by number or words" /></form>
     <${Theme} />
   </header>`;
 }
