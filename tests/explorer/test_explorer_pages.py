@@ -92,6 +92,32 @@ def accessible(browser):
     assert wide <= 390
 
 
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/nothing", "no page"),
+        ("/constructor", "no page"),
+        ("/latent?d=sae&i=abc&page=home", "0 to 63"),
+        ("/latent?d=sae&i=99999999999999999999", "0 to 63"),
+        ("/compare?d=sae&a=1&e=narrow&b=40", "0 to 23"),
+        ("/map?d=../sae", "No dictionary"),
+        ("/splitting?d=sae&i=-1", "0 to 63"),
+    ],
+)
+def test_an_address_of_nothing_says_so(page, path, said):
+    browser = page(path)
+    assert browser.find_element("css selector", "main h1").text == "Nothing is here"
+    assert said in browser.find_element("css selector", "main [role=alert]").text
+    assert browser.find_elements("css selector", "main .plainlist a")
+    browser.get_log("browser")
+
+
+def test_a_map_leaves_out_chosen_latents_that_are_none(page):
+    browser = page("/map?d=sae&c=1,zzz,,64,-1,5", ".scatter canvas")
+    until(browser, "return document.querySelector('main').innerText.includes('2 chosen')")
+    assert complaints(browser) == []
+
+
 def test_hostile_words_are_text(page, served):
     hostile = "</script><img src=x onerror=alert(1)>"
     served.ask("/api/notes", {"put": [hostile, [["sae", 3]]]})

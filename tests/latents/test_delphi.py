@@ -9,6 +9,7 @@ from safetensors.numpy import save_file
 
 from monosem.errors import BadFile, BadInput, UnknownName
 from monosem.latents import read_delphi
+from monosem.latents.drawing import export_page
 from tiny_latents import MODEL
 
 ROWS, CONTEXT, SPLITS = 12, 16, ((0, 3), (4, 6))  # both ends are in a shard
@@ -117,3 +118,60 @@ def test_what_is_no_cache_is_refused(folder, tmp_path):
     (tmp_path / "1" / "0_0.safetensors").write_bytes(b"not tensors")
     with pytest.raises(BadFile, match="damaged"):
         read_delphi(tmp_path / "1", MODEL, [0])
+
+
+def run_of(folder, tmp_path):
+    """The folder of a run as delphi lays it out, with the cache in it."""
+    place = tmp_path / "run" / "latents" / folder.name
+    place.parent.mkdir(parents=True)
+    folder.rename(place)
+    run = place.parent.parent
+    for name in ("explanations", "scores/detection", "scores/fuzz", "scores/simulation"):
+        (run / name).mkdir(parents=True)
+    return run, place
+
+
+def test_explanations_and_scores_are_read(folder, tmp_path):
+    run, place = run_of(folder, tmp_path)
+    (run / "explanations" / "layers.1_latent2.txt").write_text(json.dumps("words of joy"))
+    judged = [(True, True), (True, True), (True, False), (False, False), (False, True), (False, None)]
+    rows = [{"str_tokens": ["a"], "activating": is_so, "prediction": said} for is_so, said in judged]
+    (run / "scores" / "detection" / "layers.1_latent2.txt").write_text(json.dumps(rows))
+    (run / "scores" / "simulation" / "layers.1_latent2.txt").write_text(json.dumps([{"ev_correlation_score": 0.3}]))
+    pages = read_delphi(place, MODEL, [1, 2]).pages
+    explained = pages[2].parts["explanation"]
+    assert (explained["label"], explained["by"]) == ("words of joy", "eai-delphi")
+    assert explained["scores"] == {"detection": pytest.approx((2 / 3 + 1 / 2) / 2)}  # the one without an answer is out
+    remarks = "; ".join(pages[2].parts["unreliable"])
+    assert "1 of 6 examples had no answer" in remarks
+    assert "simulation" in remarks
+    assert "written from" in remarks
+    assert "explanation" not in pages[1].parts
+    (run / "explanations" / "layers.1_latent1.txt").write_text("[1]")
+    with pytest.raises(BadFile, match="no explanation"):
+        read_delphi(place, MODEL, [1])
+    (run / "scores" / "fuzz" / "layers.1_latent2.txt").write_text('{"a": 1}')
+    with pytest.raises(BadFile, match="no scores"):
+        read_delphi(place, MODEL, [2])
+
+
+def test_changed_files_of_delphi_are_read_or_refused(folder, tmp_path):
+    run, place = run_of(folder, tmp_path)
+    label, score = run / "explanations" / "layers.1_latent2.txt", run / "scores" / "fuzz" / "layers.1_latent2.txt"
+    label.write_text(json.dumps("words of joy"))
+    score.write_text(json.dumps([{"activating": True, "prediction": True}, {"activating": False, "prediction": None}]))
+    draw, refused = np.random.default_rng(3), []
+    for file in (place / "0_3.safetensors", label, score, place / "config.json"):
+        whole = file.read_bytes()
+        for _ in range(25):
+            changed = bytearray(whole)
+            for at in draw.integers(0, min(len(whole), 400), 2):
+                changed[at] = draw.integers(0, 256)
+            file.write_bytes(changed)
+            try:
+                export_page([read_delphi(place, MODEL, [2]).pages[2].to_json()])
+            except BadFile as error:
+                refused.append(str(error))
+        file.write_bytes(whole)
+    assert refused
+    assert not any("\n" in words for words in refused)

@@ -83,6 +83,14 @@ class Explorer:
         page = environment("monosem.explorer", escape=True).get_template("shell.html.jinja")
         return HTMLResponse(page.render(importmap=self.importmap))
 
+    def missing(self, request: Request, error: Exception) -> Response:
+        """An address that is no page: the app says so to a browser."""
+        if "text/html" not in request.headers.get("accept", ""):
+            return PlainTextResponse("Not Found", status_code=404)
+        page = self.shell(request)
+        page.status_code = 404
+        return page
+
     def static(self, request: Request) -> Response:
         name = request.path_params["name"]
         if name not in MODULES:
@@ -237,7 +245,7 @@ class Explorer:
             Route("/static/{name:path}", self.static),
             *Neuronpedia(self.library, self.jobs, self.notes).routes(data),
         ]
-        handlers: Any = {MonosemError: refused, TooLarge: too_large, Exception: fault}
+        handlers: Any = {404: self.missing, MonosemError: refused, TooLarge: too_large, Exception: fault}
         app = Starlette(routes=routes, exception_handlers=handlers)
         app.add_middleware(GZipMiddleware, minimum_size=2000, compresslevel=4)
         return app

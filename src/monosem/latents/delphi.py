@@ -18,6 +18,7 @@ from ..errors import BadFile, BadInput, UnknownName
 from ..models import Model
 from ..reading import read_object, regular_file
 from .dashboards import Dashboards
+from .delphi_labels import label_of
 from .latent_page import LatentPage
 from .layout import BINS, EDGES, bins_of
 from .spelling import readable, token_text
@@ -43,7 +44,8 @@ def read_delphi(
     """Read latents from what delphi cached at one hook point.
 
     Args:
-        folder: with `config.json` and `0_4095.safetensors`, ...
+        folder: with `config.json` and `0_4095.safetensors`, ...; explanations and scores are read from the run's folder
+            around it (`RUN/explanations`, `RUN/scores`, where `folder` is `RUN/latents/HOOK`).
         model: whose tokens they are. latents: which.
         examples: the strongest, one a row of text. left, right: tokens around the strongest one.
 
@@ -109,6 +111,7 @@ def _page(
     places = where[order].tolist()
     highest = float(np.abs(values).max()) if len(values) else 0.0
     shown = [_example(place, dense, tokens, model, shape) for place in _apart(places, tokens, shape)]
+    label, remarks = label_of(home.absolute().parent.parent, home.name, latent)
     name = "/".join(str(part) for part in (about.get("model_name"), home.name) if part)
     parts: dict[str, Any] = {
         "statistics": {
@@ -122,8 +125,10 @@ def _page(
         "examples": shown,
         "intervals": _intervals(places, np.abs(values[order]), highest, dense, tokens, model, shape),
         "provenance": {**about, "hook": home.name},
-        "unreliable": [*UNRELIABLE],
+        "unreliable": [*UNRELIABLE, *remarks],
     }
+    if label is not None:
+        parts["explanation"] = label
     missing = {"logits": "delphi's cache holds no effects on logits"}
     return LatentPage(latent, name, f"latent {latent} of {name}, as delphi cached it", parts, missing)
 

@@ -36,6 +36,29 @@ const PAGES = {
 };
 const LINKS = ["dictionary", "geometry", "prompt", "steer", "compare", "lens", "patching", "graph", "lists"];
 
+// page -> the keys of its address that are numbers of latents, and which key names their dictionary
+const NUMBERS = { latent: { i: "d" }, splitting: { i: "d" }, meta: { i: "d" }, compare: { a: "d", b: "e" } };
+
+// what is wrong with an address, or null
+function wrong(place, { dictionaries }, first) {
+  if (!Object.hasOwn(PAGES, place.page)) return `There is no page “${place.page}”.`;
+  for (const name of [place.d, place.e].filter(Boolean)) {
+    const found = dictionaries.find(one => one.name === name);
+    if (!found) return `No dictionary “${name}” is open here.`;
+    if (found.error) return `${name}: ${found.error}`;
+  }
+  for (const [key, of] of Object.entries(NUMBERS[place.page] || {})) {
+    const own = dictionaries.find(one => one.name === (place[of] || place.d || first)), asked = place[key];
+    if (asked !== undefined && own && !(/^\d{1,9}$/.test(asked) && Number(asked) < own.width)) return `There is no latent “${asked}”: ${own.name} has latents 0 to ${own.width - 1}.`;
+  }
+  return null;
+}
+
+function Nowhere({ words, home }) {
+  return html`<div class="lead"><h1>Nothing is here</h1><p class="wide" role="alert">${words}</p></div>
+    <ul class="plainlist">${home.dictionaries.filter(one => !one.error).map(one => html`<li><${Link} page="dictionary" state=${{ d: one.name }}>${one.name}<//></li>`)}</ul>`;
+}
+
 class Guarded extends Component {
   componentDidCatch(error) { this.setState({ error: String(error.message || error), of: this.props.at }); }
   render({ children, at }, { error, of }) { return error && of === at ? html`<${Failed} words=${`this page broke: ${error}`} />` : children; }
@@ -103,15 +126,15 @@ function App() {
     addEventListener("keydown", press);
     return () => removeEventListener("keydown", press);
   }, []);
-  const [Page, title] = PAGES[place.page] || PAGES.home;
+  const [Page, title] = Object.hasOwn(PAGES, place.page) ? PAGES[place.page] : [null, "Nothing here"];
   const first = home.value?.dictionaries.find(one => !one.error)?.name;
-  const d = place.d || first;
+  const d = place.d || first, lost = home.value && wrong(place, home.value, first);
   useEffect(() => { document.title = `${place.i !== undefined && place.page === "latent" ? `${place.i} · ` : ""}${title} · monosem`; }, [place]);
   return html`<a class="skip" href="#content">Skip to the page</a><${Bar} place=${place} home=${home} />
     <main id="content" class=${`page-${place.page}`} tabindex="-1">
       <${Failed} words=${problem.use()} />
       ${home.error ? html`<${Failed} words=${home.error} />` : !home.value ? html`<${Waiting} words="reading the dictionaries" />`
-        : html`<${Guarded} at=${location.href} key=${place.page}><${Page} place=${place} d=${d} home=${home.value} /><//>`}
+        : lost ? html`<${Nowhere} words=${lost} home=${home.value} />` : html`<${Guarded} at=${location.href} key=${place.page}><${Page} place=${place} d=${d} home=${home.value} /><//>`}
     </main><${Tip} />`;
 }
 

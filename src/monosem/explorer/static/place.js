@@ -1,7 +1,7 @@
 // Where the user is: a page and its state, both in the address, so that links and the back button work.
 import { html, shared } from "ui";
 
-const read = () => ({ page: location.pathname.split("/")[1] || "home", ...Object.fromEntries(new URLSearchParams(location.search)) });
+const read = () => ({ ...Object.fromEntries(new URLSearchParams(location.search)), page: location.pathname.slice(1) || "home" });
 const place = shared(read());
 addEventListener("popstate", () => place.set(read()));
 

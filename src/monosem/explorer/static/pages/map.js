@@ -43,7 +43,7 @@ export function MapPage({ place, d, home }) {
   const own = home.dictionaries.find(one => one.name === d), rest = home.dictionaries.filter(one => !one.error && one.model === own?.model && one.name !== d);
   const by = choice(place.by, places, table.columns, beside);
   const color = useMemo(() => places && table.columns && colours(by, places, table.columns), [places, table.columns, by]);
-  const chosen = (place.c || "").split(",").filter(Boolean).map(Number);
+  const chosen = (place.c || "").split(",").filter(one => /^\d+$/.test(one)).map(Number).filter(i => i < (places?.x.length || 0));
   const at = i => { const k = places && i >= places.widths[0] ? 1 : 0; return { k, d: places?.names[k] || d, i: k ? i - places.widths[0] : i }; };
   const words = i => { const one = at(i); return said((one.k ? other : spoken).of(one.i)); };
   const view = some => { for (const k of [0, 1]) (k ? other : spoken).view(some.map(at).filter(one => one.k === k).map(one => one.i)); };
