@@ -73,7 +73,7 @@ def found_by(method: str, model: Model, pairs: TokenPairs, truth: Circuit, corru
         best = optimal_ablation(model, pairs, steps=20, batch_size=len(pairs), quiet=True)
         return attribute(model, pairs, "eap", **(options | {"corruption": best.corruption}))
     if method in MASKS:
-        kept = learn_circuit(model, pairs, truth.n_edges, method, steps=120, **options)  # type: ignore[arg-type]
+        kept = learn_circuit(model, pairs, truth.n_edges, method, **options)  # type: ignore[arg-type]
         return EdgeScores(kept.graph, kept.edges.double(), method)
     return attribute(model, pairs, method, **options)
 

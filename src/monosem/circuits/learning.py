@@ -9,8 +9,9 @@ and a logit α for each edge:
 
 Edge Pruning (Bhaskar et al. 2024, arXiv:2406.16778) has the hard concrete gate (Louizos et al. 2018, arXiv:1712.01312;
 l = -0.1, r = 1.1, β = 2/3); n is the expected share of edges that are kept, t a target that falls from 1 to the share
-that is asked for, and λ are raised by gradient ascent. Uniform gradient sampling (Li & Janson 2024, arXiv:2409.09951)
-keeps an edge with probability θ, half open within w of it, so that every θ has the same gradient on average.
+that is asked for, and λ are raised by gradient ascent, up to where an edge costs its share of KL. Uniform gradient
+sampling (Li & Janson 2024, arXiv:2409.09951) keeps an edge with probability θ, half open within w of it, so that every
+θ has the same gradient on average.
 """
 
 import math
@@ -95,7 +96,8 @@ def learn_circuit(
     Needs no scores, and costs a forward and backward pass of the whole graph a step.
 
     Args:
-        edges: how many are kept: those whose gates are most often open.
+        edges: how many are kept: those whose gates are most often open. Fewer than an answer needs leave nothing that
+            answers, and with it nothing to learn from: ask for more, and look at `curve`.
         method: a row of `learning.GATES`.
         price: of "ugs": nats that an edge must save; default: KL of the empty circuit, shared among all edges.
         start: edges that may be kept; default: all.
