@@ -357,3 +357,17 @@ def test_a_dictionary_at_a_memory_is_spliced_in(kind, site, width):
     expected = dictionary(x).view_as(x)
     spliced = model.run(PROMPT, capture=site, edits=edits.splice(dictionary))[site]
     torch.testing.assert_close(spliced[:, 1:], expected[:, 1:], rtol=1e-4, atol=1e-5)  # not the first token
+
+
+@pytest.mark.parametrize(("kind", "site"), [("jamba", "ssm_conv.1"), ("lfm2", "conv_conv.1")])
+def test_gradients_inside_mixers_do_not_depend_on_what_else_is_captured(kind, site):
+    model, ids = load_model(tiny_any(kind), quiet=True), [[11, 42, 7, 93]]
+    runs = [model.run(ids, capture=sites, grad=True) for sites in ([site], ["resid_pre.0", site])]
+    alone, beside = (torch.autograd.grad(run.logits[0, -1, 7], run[site])[0] for run in runs)
+    torch.testing.assert_close(beside, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_norms_with_a_gate_have_no_scale():
+    model = load_model(tiny_any("axk2"), quiet=True)
+    with pytest.raises(UnknownName, match="a gate in its norm.* use ln1_output"):
+        model.run([[11, 42, 7]], capture="ln1_normalized.1")

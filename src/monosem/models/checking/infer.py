@@ -132,7 +132,10 @@ def _with_uses(model: Callable[[], Model], row: Family) -> Family:
     """
     failed = _failure(model, uses).identities
     if any(identity.startswith("right padded") for identity in failed):
-        raise UnknownName(f"model type {row.name!r}: a text gives other logits beside a longer one (padding is read)")
+        raise UnknownName(
+            f"model type {row.name!r}: a text gives other logits beside a longer one (padding is read, or the texts of "
+            "a batch are mixed)"
+        )
     left, cache = (any(identity.startswith(what) for identity in failed) for what in ("left padded", "cached"))
     return replace(row, padded=row.padded and not left, cached=row.cached and not cache)
 

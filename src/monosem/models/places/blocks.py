@@ -67,6 +67,7 @@ class Slot:
         scale: what its output is multiplied by. sizes: the lengths of its mixer's own axes.
         heads: the sizes of its heads, where it is softmax attention. given: what the norm's output is multiplied by.
         scales: what the outputs of its mixer's parts are multiplied by, for some.
+        gated: the norm before it ends with a gate, so that no scale and normalised value tell its output (A.X K2).
     """
 
     row: BranchRow
@@ -82,6 +83,7 @@ class Slot:
     heads: Heads | None = None
     given: float = 1.0
     scales: dict[str, float] = field(default_factory=dict)
+    gated: bool = False
 
     @property
     def name(self) -> str:
@@ -107,6 +109,8 @@ class Slot:
     def _norm(self, path: str, flat: bool = False) -> Iterator[tuple[str, Place]]:
         sides: dict[str, Side] = {"input": "in", "scale": "around", "normalized": "around", "output": "out"}
         for form, side in sides.items():
+            if side == "around" and self.gated:
+                continue
             yield f"{self.row.norm}_{form}", Place(path, side, slot=self, flat=flat)
 
 
@@ -250,7 +254,9 @@ def _slot(row: BranchRow, mixer: Mixer, earlier: list[Slot], config: Any, block:
     given = 1.0 if row.given is None else _number(config, row.given)
     scales = {part: _number(config, path) for part, path in mixer.scales.items()}
     sizes = mixer.sizes(block)
-    return Slot(row, len(earlier), mixer, reads, before, after, closing, own_norm, scale, sizes, heads, given, scales)
+    gated = before is not None and _is_gated(module_at(block, before))
+    ends = (reads, before, after, closing, own_norm)
+    return Slot(row, len(earlier), mixer, *ends, scale, sizes, heads, given, scales, gated)
 
 
 def _number(config: Any, path: str) -> float:
@@ -265,7 +271,14 @@ def _is_norm(module: Any) -> bool:
     return module is not None and not isinstance(module, nn.Identity)
 
 
+def _is_gated(norm: Any) -> bool:
+    """Whether a norm has modules of its own inside, which are no adapter's."""
+    return bool([*norm.children()]) and not hasattr(norm, "base_layer")
+
+
 def _norm_reason(slot: Slot, slots: tuple[Slot, ...], site: str) -> str:
+    if slot.gated:
+        return f"has a gate in its norm, so that no scale tells its output; use {slot.row.norm}_output"
     if slot.before is None:
         after = ", only one after it" if slot.after or slot.closing else ""
         return f"has no norm before {slot.name}{after}; {slot.name} is given {slot.name}_input"

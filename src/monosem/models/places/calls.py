@@ -183,4 +183,5 @@ def _acted(running: _Running, role: str, form: Form, value: Tensor) -> Tensor:
     old = part = form.read(value, running.tokens)
     for action in running.actions[role]:
         part = action(part)
-    return value if part is old else form.write(value, part)
+    # where gradients are asked for, what was seen must be what the function is given
+    return value if part is old and not part.requires_grad else form.write(value, part)
