@@ -50,14 +50,19 @@ browser:
 	|| { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -qq -y chromium chromium-driver; } >/dev/null 2>&1 \
 	|| echo 'no chromium here and it cannot be installed: the browser tests will be skipped'
 
-# TransformerLens 4 in a folder of its own: SAELens does not allow it
-bench:  ## measure against SAELens, TransformerLens and nnsight (own environment, .venv-bench)
+# TransformerLens 4 in a folder of its own: SAELens does not allow it; nor does sae-dashboard the transformers of today
+DASHBOARD := sae-dashboard==0.8.0 eindex-callum==0.1.2 dataclasses-json==0.6.7 marshmallow==3.26.1 typing-inspect==0.9.0 \
+	mypy-extensions==1.1.0 matplotlib==3.10.8 contourpy==1.3.3 cycler==0.12.1 fonttools==4.61.1 kiwisolver==1.4.9 \
+	pyparsing==3.3.1 pillow==12.1.0
+bench: browser  ## measure against SAELens, TransformerLens and nnsight (own environment, .venv-bench)
 	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
 	@.venv-bench/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -r bench/requirements.txt -e .
 	@test -d .venv-bench/transformer-lens-4 || .venv-bench/bin/pip install --quiet --disable-pip-version-check --no-deps \
 		--target .venv-bench/transformer-lens-4 transformer-lens==4.3.0
 	@test -d .venv-bench/direction-peers || .venv-bench/bin/pip install --quiet --disable-pip-version-check --no-deps \
 		--target .venv-bench/direction-peers repeng==0.4.0 steering-vectors==0.12.2 gguf==0.19.0
+	@test -d .venv-bench/dashboard-peers || .venv-bench/bin/pip install --quiet --disable-pip-version-check --no-deps \
+		--target .venv-bench/dashboard-peers $(DASHBOARD)
 	.venv-bench/bin/python bench/run.py
 
 SHIPPED = $(patsubst src/monosem/assets/%/cfg.json,%,$(wildcard src/monosem/assets/smollm2/*/cfg.json))

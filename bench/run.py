@@ -18,6 +18,7 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results.json"
 UNFINISHED = HERE.parent / "runs" / "bench"
 NEWER_LENS = HERE.parent / ".venv-bench" / "transformer-lens-4"
+DASHBOARD_PEERS = HERE.parent / ".venv-bench" / "dashboard-peers"
 DIRECTION_PEERS = HERE.parent / ".venv-bench" / "direction-peers"
 BEGIN, END = "<!-- results: written by run.py -->\n", "<!-- end of results -->\n"
 QUIET = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
@@ -161,6 +162,30 @@ def inferring_tables(results: list[Result]) -> str:
     return "\n".join(table([case, *head], rows) for case, rows in lines.items())
 
 
+def explorer_tables(results: list[Result]) -> str:
+    def line(row: Result) -> list[str]:
+        median, fastest, slowest = (1000 / row[key] for key in ("tokens_per_second", "fastest", "slowest"))
+        return [row["name"], f"{median:,.0f}", f"{fastest:,.0f} – {slowest:,.0f}"]
+
+    lines = [line(row) for row in results[0]["rows"]]
+    return table(["what", "ms", "fastest – slowest"], lines)
+
+
+def indexing_tables(results: list[Result]) -> str:
+    found = results[0]
+    alone, own, other = found["parts"]
+    batches = found["latents"] / 128
+    rest = [0, own["pass"] - alone["pass"] + own["writing"], batches * other["next batch"]]
+    lines = []
+    for row, after in zip(found["rows"], rest):
+        seconds, times = found["tokens"] / row["tokens_per_second"], row["baseline_is_times_as_fast"]
+        lines.append([row["name"], f"{seconds:,.0f}", f"{after:,.0f}", f"{times:.1f}", f"{after / rest[1]:.1f}"])
+    head = ["processor seconds", "without reading", "`monosem index` is × as fast", "without reading, ×"]
+    shown = table([f"{found['tokens']:,} tokens, {found['latents']:,} latents", *head], lines)
+    scaled = sorted(found["scaled"])[len(found["scaled"]) // 2]
+    return f"{shown}\nScaled to a million tokens, the index takes {scaled:.2f} times what reading takes alone.\n"
+
+
 def quality_tables(results: list[Result]) -> str:
     def line(row: Result) -> list[str]:
         names = ("fve", "ce_recovered", "l0", "dead")
@@ -245,6 +270,13 @@ BENCHMARKS = {
     "shards": Benchmark("Activations to disk, smollm2, float32", shards_tables, processes=1),
     "loading": Benchmark("Loading a wide SAE", loading_tables, processes=1),
     "inferring": Benchmark("Loading a model whose row is inferred, one thread", inferring_tables, processes=1),
+    "indexing": Benchmark(
+        "Pages of all latents of smollm2's `resid_post.15`, one thread",
+        indexing_tables,
+        processes=1,
+        peers=DASHBOARD_PEERS,
+    ),
+    "explorer": Benchmark("The explorer with the shipped index", explorer_tables, processes=1),
     "circuits": Benchmark("Scores of all edges of smollm2, float32", circuit_tables, processes=1, alone=True),
     "graphs": Benchmark("Attribution graphs of smollm2, float32, one thread", graph_tables, processes=1),
     "quality": Benchmark("What training gives, held out", quality_tables, processes=1, alone=True),

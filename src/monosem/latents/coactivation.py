@@ -74,11 +74,12 @@ class Coactivation:
     def kept(self, latent: int, n: int, tokens: int) -> bytes:
         """The n others with the largest Jaccard index and the n with the largest correlation, packed."""
         both, product = self.with_latent(latent)
-        found = measures(self.own[:, [latent]], self.own, both, product, tokens)
-        ranked = [np.where(both > 0, np.nan_to_num(found[by], nan=-2), -3) for by in ("jaccard", "pearson")]
+        others = np.flatnonzero(both)
+        both, product = both[others], product[others]
+        found = measures(self.own[:, [latent]], self.own[:, others], both, product, tokens)
+        ranked = [np.nan_to_num(found[by], nan=-2) for by in ("jaccard", "pearson")]
         chosen = np.unique(np.concatenate([np.argsort(-one, kind="stable")[:n] for one in ranked]))
-        chosen = chosen[both[chosen] > 0]
-        return pack_pairs(chosen, both[chosen], product[chosen])
+        return pack_pairs(others[chosen], both[chosen], product[chosen])
 
     def state(self) -> dict[str, np.ndarray]:
         return {"pairs_both": self.both, "pairs_product": self.product, "pairs_own": self.own}

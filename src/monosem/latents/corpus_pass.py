@@ -1,5 +1,6 @@
 """One pass over a corpus for all latents of a dictionary: what was counted so far, and how it is kept."""
 
+import bisect
 import json
 import re
 import zipfile
@@ -23,7 +24,7 @@ from ..reading import parse_json
 from .candidates import Columns, Drawn, Near, Strongest
 from .coactivation import Coactivation
 from .config import IndexConfig
-from .layout import Piece, band_of, decile_of
+from .layout import Piece, bands_of, deciles_of
 from .neurons import Neurons
 from .silence import Silent
 from .tallies import Firings, Numbers, Placed, TokenTallies, echoes, lots
@@ -96,6 +97,7 @@ class CorpusPass:
         counted = config.pairs and width > 1 and Coactivation.memory(width) <= config.pair_memory
         self.pairs = Coactivation(width) if counted else None
         self.neurons = neurons
+        self._borders: dict[int, list[int]] = {}  # of documents in a window, and its ends
         self.echo = min(ECHO, config.left)
         around = config.left, config.right
         self.strongest = Strongest.of(width, config.examples, PER_DOCUMENT, *around)
@@ -215,7 +217,7 @@ class CorpusPass:
         value of each place."""
         held = {"examples": self.strongest, "near": self.near, "uniform": self.uniform}.get(table, self.drawn)
         held.rank()
-        columns = held.held
+        columns = held.held | {"lot": lots(*(held.held[name] for name in ("latent", "window", "position")))}
         for latent, group in _by_latent(columns):
             found = self._sample(table, latent, columns, group)
             if found:
@@ -225,14 +227,14 @@ class CorpusPass:
         config = self.config
         if table in ("examples", "near"):
             return self._pieces(columns, group, config.examples if table == "examples" else config.near)
-        order = group[np.argsort(lots(*(columns[name][group] for name in ("latent", "window", "position"))))]
+        order = group[np.argsort(columns["lot"][group])]
         if table == "uniform":
             return self._pieces(columns, order, config.uniform)
         maximum, bins = float(self.numbers.maximum[latent]), self.numbers.histogram[latent]
         inside: dict[int, list[int]] = {}
-        for i in order.tolist():
-            value = float(columns["around"][i, config.left])  # as it is kept
-            cell = band_of(value, maximum, config.bands) if table == "bands" else decile_of(bins, value)
+        values = columns["around"][order, config.left].astype(float)  # as they are kept
+        cells = bands_of(values, maximum, config.bands) if table == "bands" else deciles_of(bins, values)
+        for i, cell in zip(order.tolist(), cells.tolist()):
             inside.setdefault(cell, []).append(i)
         used, each = _Used(), config.band_examples if table == "bands" else config.decile_examples
         return [one for cell in sorted(inside, reverse=True) for one in self._pieces(columns, inside[cell], each, used)]
@@ -272,9 +274,12 @@ class CorpusPass:
     def _cut(self, window: int, position: int) -> tuple[np.ndarray, int, int]:
         """Token ids around a place, and their first and last position (that one excluded)."""
         row = np.asarray(self.store.windows[window])
-        borders = np.flatnonzero(row == self.store.packing.separator)
-        start = max(position - self.config.left, 0, int(borders[borders < position].max(initial=-1)) + 1)
-        end = min(position + self.config.right + 1, len(row), int(borders[borders > position].min(initial=len(row))))
+        if window not in self._borders:
+            self._borders[window] = [-1, *np.flatnonzero(row == self.store.packing.separator).tolist(), len(row)]
+        borders = self._borders[window]
+        before, after = bisect.bisect_left(borders, position) - 1, bisect.bisect_right(borders, position)
+        start = max(position - self.config.left, borders[before] + 1)
+        end = min(position + self.config.right + 1, borders[after])
         return row[start:end].astype("<u4"), start, end
 
     def _documents(self, windows: np.ndarray, positions: np.ndarray) -> np.ndarray:

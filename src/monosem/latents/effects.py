@@ -91,7 +91,8 @@ def logit_moments(effects: Float[Tensor, "n vocab"]) -> Float[Tensor, "3 n"]:
     deviations = effects - effects.mean(1, keepdim=True)
     sd = deviations.square().mean(1).sqrt()
     z = deviations / sd[:, None]
-    return torch.stack([sd, z.pow(3).mean(1), z.pow(4).mean(1)])
+    squares = z.square()
+    return torch.stack([sd, (squares * z).mean(1), squares.square().mean(1)])
 
 
 def logit_histogram(effects: Float[Tensor, "vocab"], bins: int = LOGIT_BINS) -> tuple[list[float], list[int]]:

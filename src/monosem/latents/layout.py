@@ -9,11 +9,10 @@ that correlate with it; empty where they were not asked for); `token_set` (name,
 and stood before a counted one: the tokens that occur); `words` (full-text search in the examples).
 """
 
-import math
 import zlib
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 Numbers = Float[np.ndarray, "n"]
 
@@ -107,21 +106,35 @@ def bins_of(values: np.ndarray) -> np.ndarray:
     return np.clip(np.searchsorted(EDGES, np.abs(values), side="right") - 1, 0, BINS - 1)
 
 
+def bands_of(values: Float[np.ndarray, "n"], maximum: float, bands: int) -> Int[np.ndarray, "n"]:
+    """Which of so many intervals of equal width, from 0 to the maximum, holds each magnitude (upper ends included)."""
+    return np.clip(np.ceil(np.abs(values) / maximum * bands).astype(int) - 1, 0, bands - 1)
+
+
 def band_of(value: float, maximum: float, bands: int) -> int:
-    """Which of so many intervals of equal width, from 0 to the maximum, holds a magnitude (its upper end included)."""
-    return min(max(math.ceil(abs(value) / maximum * bands) - 1, 0), bands - 1)
+    return int(bands_of(np.array([value]), maximum, bands)[0])
 
 
-def decile_of(bins: np.ndarray, value: float) -> int:
-    """Which tenth of the active tokens, from the weakest (0), holds a magnitude, as far as the histogram tells."""
-    return min(int(share_below(bins, abs(value)) * DECILES), DECILES - 1)
+def deciles_of(bins: Int[np.ndarray, "cells"], values: Float[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+    """Which tenth of the active tokens, from the weakest (0), holds each magnitude, as far as the histogram tells."""
+    return np.minimum((shares_below(bins, np.abs(values)) * DECILES).astype(int), DECILES - 1)
 
 
-def share_below(bins: np.ndarray, value: float) -> float:
-    """Share of active tokens with a magnitude below a value, interpolated inside its bin, logarithmically."""
-    at = int(bins_of(np.array(value)))
-    inside = math.log(max(value, EDGES[at]) / EDGES[at]) / math.log(EDGES[at + 1] / EDGES[at])
-    return float((bins[:at].sum() + min(inside, 1.0) * int(bins[at])) / bins.sum())
+def decile_of(bins: Int[np.ndarray, "cells"], value: float) -> int:
+    return int(deciles_of(bins, np.array([value]))[0])
+
+
+def shares_below(bins: Int[np.ndarray, "cells"], values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+    """Share of active tokens with a magnitude below each value, interpolated inside its bin, logarithmically."""
+    at = bins_of(values)
+    inside = np.log(np.maximum(values, EDGES[at]) / EDGES[at]) / np.log(EDGES[at + 1] / EDGES[at])
+    below = np.concatenate([[0], np.cumsum(bins, dtype=np.int64)])
+    shares: np.ndarray = (below[at] + np.minimum(inside, 1.0) * bins[at]) / below[-1]
+    return shares
+
+
+def share_below(bins: Int[np.ndarray, "cells"], value: float) -> float:
+    return float(shares_below(bins, np.array([value]))[0])
 
 
 def quantile(bins: np.ndarray, q: float, maximum: float, lowest: float = 0.0) -> float:

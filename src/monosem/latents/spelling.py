@@ -23,6 +23,9 @@ def token_text(model: Model, token: int) -> str | bytes:
 
 def readable(tokens: Iterable[str | bytes]) -> list[str]:
     """Texts of neighbouring tokens. A character spread over several stands at the last; the others are empty."""
+    tokens = list(tokens)
+    if len(texts := [token for token in tokens if isinstance(token, str)]) == len(tokens):
+        return texts
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     out = []
     for token in tokens:
