@@ -13,7 +13,10 @@ from ..statistics import PERCENTILES, Interval, mcnemar, spearman
 Row = Mapping[str, Any]
 LEVEL = 0.05
 IDLE = 0.1  # a control with less than this share of the attack's KL does nothing to speak of
-LOST = 100.0  # median perplexity of responses, in the model without defence, above which they have lost the thread
+# Median perplexity of responses, in the model without defence, above which they have lost the thread. Of 24 responses
+# of smollm2 it is 2 where it says what is likeliest, 20 where it draws (nine in ten below 38), and 4,120 where it draws
+# at temperature 1.5.
+LOST = 100.0
 DRAWS = 2000
 
 
