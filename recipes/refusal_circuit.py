@@ -153,6 +153,8 @@ def main(out: Path, n: int, edges: int, checked: int, nodes: int, tokens: int) -
     write_json(out / "refusal.json", json_value(results))
     shown = ("pairs", "ends", "edges", "base_gap", "rank_correlation", "share_in_adapted", "refusals", "best")
     print(json.dumps({key: results[key] for key in shown}))
+    if not counts["nothing"][0]:
+        print("the judge counts no refusal of the model as it is, so that ablation says nothing: give more --tokens")
 
 
 if __name__ == "__main__":
@@ -162,6 +164,6 @@ if __name__ == "__main__":
     parser.add_argument("--edges", type=int, default=1000)
     parser.add_argument("--check", type=int, default=20, help="edges that are patched exactly")
     parser.add_argument("--nodes", type=int, default=12, help="nodes that are ablated")
-    parser.add_argument("--tokens", type=int, default=16, help="of each answer")
+    parser.add_argument("--tokens", type=int, default=16, help="of each answer; a judge sees no refusal in 8")
     given = parser.parse_args()
     main(given.out, given.n, given.edges, given.check, given.nodes, given.tokens)
