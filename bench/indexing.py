@@ -31,7 +31,6 @@ from monosem.models.loading.embedded import ensure
 DICTIONARY, CONTEXT = "smollm2/resid_post.15", 128
 PROMPTS, LATENTS = 32, 128  # of sae-dashboard: a forward pass, a batch
 DASHBOARD = "sae-dashboard 0.8.0"
-LARGE = 1_000_000  # tokens that the ratio to reading alone is scaled to
 clock = time.process_time
 
 Measured = tuple[dict[str, float], Float[np.ndarray, "latents"]]  # seconds of the parts; maxima of the first latents
@@ -160,22 +159,17 @@ def main() -> None:
     about = machine(1, ["torch", "transformers", "monosem", "sae-lens", "transformer-lens"])
     batches = load_dictionary(DICTIONARY).width // LATENTS
     seconds: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
-    scaled = []
     for _ in range(1 if options.tiny else max(1, options.rounds // 3)):
         parts, maxima = zip(*(measured(name, n, 1) for name in CONTESTANTS))
         alone, own, other = parts
         theirs, ours = maxima[2], maxima[1][: 2 * LATENTS]
         same = np.abs(theirs - ours) <= 2e-3 * ours + 1e-3  # theirs have three decimals
-        assert same.mean() > 0.9, (
-            f"these are not the same activations: {theirs[~same]} {ours[~same]}"
-        )  # outliers differ
+        assert same.mean() > 0.9, f"not the same activations: {theirs[~same]} {ours[~same]}"  # outliers may differ
         whole = alone["pass"], sum(own.values()), other["first batch"] + (batches - 1) * other["next batch"]
         for name, taken in zip(CONTESTANTS, whole):
             seconds[name].append(taken)
-        times = LARGE / (n * CONTEXT)
-        scaled.append((own["pass"] * times + own["writing"]) / (alone["pass"] * times))
     rows = [row(name, n * CONTEXT, seconds, "monosem index") for name in seconds]
-    found = {"machine": about, "tokens": n * CONTEXT, "latents": batches * LATENTS, "scaled": scaled, "parts": parts}
+    found = {"machine": about, "tokens": n * CONTEXT, "latents": batches * LATENTS, "parts": parts}
     options.out.write_text(json.dumps(found | {"rows": rows}, indent=1))
 
 

@@ -181,9 +181,7 @@ def indexing_tables(results: list[Result]) -> str:
         seconds, times = found["tokens"] / row["tokens_per_second"], row["baseline_is_times_as_fast"]
         lines.append([row["name"], f"{seconds:,.0f}", f"{after:,.0f}", f"{times:.1f}", f"{after / rest[1]:.1f}"])
     head = ["processor seconds", "without reading", "`monosem index` is × as fast", "without reading, ×"]
-    shown = table([f"{found['tokens']:,} tokens, {found['latents']:,} latents", *head], lines)
-    scaled = sorted(found["scaled"])[len(found["scaled"]) // 2]
-    return f"{shown}\nScaled to a million tokens, the index takes {scaled:.2f} times what reading takes alone.\n"
+    return table([f"{found['tokens']:,} tokens, {found['latents']:,} latents", *head], lines)
 
 
 def quality_tables(results: list[Result]) -> str:
