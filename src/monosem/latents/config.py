@@ -32,7 +32,7 @@ class IndexConfig(JobConfig):
         default=0,
         ge=0,
         description="neurons of the block's MLP kept for each latent, those that correlate most with it; counting them "
-        "takes about a tenth of the time, and 4 bytes for each latent and neuron; 0: none",
+        "takes longer, and 4 bytes for each latent and neuron; 0: none",
     )
     left: int = Field(default=24, ge=0, description="tokens shown before the strongest one of an example")
     right: int = Field(default=8, ge=0, description="tokens shown after it")
