@@ -49,7 +49,7 @@ def test_evidence_shows_them(folder):
     build_index(MODEL, sae, STORE, folder / "index.sqlite", IndexConfig(examples=2), quiet=True)
     index = index_of(sae)
     assert "explained  words of <trade>" in str(index.evidence(3).as_text())
-    assert "words of &lt;trade&gt;" in index.evidence(3).as_html()
+    assert index.evidence(3).parts()["explanation"]["label"] == "words of <trade>"
     assert "explained" not in str(index.evidence(1).as_text())
 
 

@@ -58,12 +58,12 @@ def test_every_metric_of_a_sweep(model: Model, direction: Any, method: Any) -> N
         )  # fmt: skip
         assert found.method == method
         for row in range(2):
+            ends = (by_hand(model, row, CLEAN[row]), by_hand(model, row, OTHER[row]))
             value = model.run([source[row]], capture=[found.cells[0].place, found.cells[-1].place])
             for i, cell in enumerate(found.cells):
                 at = cell.position % len(into[row])  # type: ignore[operator]
                 write = edits.patch(cell.place, value[cell.place][0, at]).at(positions=[at])
                 hand = by_hand(model, row, into[row], write)
-                ends = (by_hand(model, row, CLEAN[row]), by_hand(model, row, OTHER[row]))
                 for name in ALL:
                     assert float(found.values[name][i, row]) == pytest.approx(hand[name], abs=2e-5), (cell, name)
                     assert float(found.clean[name][row]) == pytest.approx(ends[0][name], abs=2e-5)

@@ -27,7 +27,7 @@ ONE_SITE = (
     *("site", "site_out", "has_site_out", "tensors", "parts", "fingerprint", "skipper", "prepare", "left_out"),
     *("preactivations", "select", "latent_activations", "latent_activations_rowwise", "token_scale", "decoder_rows"),
     *("input", "latents", "reconstruction", "error", "observer", "spliced", "per_head", "token_norm", "transcoder"),
-    *("whole_texts", "options", "outlier_norm", "skip", "b_glu", "W_glu"),
+    *("whole_texts", "options", "outlier_norm", "skip", "b_glu", "W_glu", "firings"),
 )
 
 
