@@ -109,7 +109,8 @@ def test_edits_of_an_experts_output_are_weighted():
 
 def test_gradients_reach_single_experts():
     model = model_of("deepseek_v3")
-    run = model.run(IDS, ["expert_out.1", "experts_out.1", "expert_weights.1"], grad=True)
+    run = model.run(IDS, ["expert_out.1", "experts_out.1", "expert_weights.1", "expert_indices.1"], grad=True)
+    assert not run["expert_indices.1"].requires_grad  # whole numbers have none
     captured = [run["expert_out.1"], run["experts_out.1"]]
     of_each, of_sum = torch.autograd.grad(run.logits[:, -1, 5].sum(), captured)
     assert of_sum.abs().max() > 0

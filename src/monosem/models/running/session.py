@@ -200,7 +200,7 @@ class Session:
                 self.fired.add(id(edit))
             value = new if new is value else checked(edit, value, new, moment)
         if site in self.wanted:
-            if self.grad and not value.requires_grad:
+            if self.grad and not value.requires_grad and value.is_floating_point():
                 value = value.detach().requires_grad_()
             elif self.grad and site.name.endswith("_input"):
                 value = value.view_as(value)  # the tensor is the stream's too, and this gradient is one reader's
