@@ -160,7 +160,8 @@ def test_absorbers_say_that_a_model_cannot_spell(page, served):  # noqa: F811
     browser = page("/absorbers?d=sae")
     until(browser, "return [...document.querySelectorAll('main button')].some(b => b.textContent.startsWith('Ask'))")
     click(browser, "Ask the model for first letters")
-    until(browser, "return document.querySelector('.failed[role=alert]')?.textContent")
+    said = until(browser, "return document.querySelector('.failed[role=alert]')?.textContent")
+    assert "words are one token of tiny; give more words" in said
 
 
 def test_without_a_meta_sae_the_page_says_how_to_make_one(page):  # noqa: F811

@@ -25,7 +25,7 @@ Activations = Mapping[SiteLike, Tensor] | Run | Tensor
 # what a dictionary of one site has, by which analyses of one site ask for it
 ONE_SITE = (
     *("site", "site_out", "has_site_out", "tensors", "parts", "fingerprint", "skipper", "prepare", "left_out"),
-    *("preactivations", "select", "latent_activations", "latent_activations_rowwise", "token_scale", "decoder_rows"),
+    *("preactivations", "latent_activations", "latent_activations_rowwise", "token_scale", "decoder_rows"),
     *("input", "latents", "reconstruction", "error", "observer", "spliced", "per_head", "token_norm", "transcoder"),
     *("whole_texts", "options", "outlier_norm", "skip", "b_glu", "W_glu", "firings"),
 )
