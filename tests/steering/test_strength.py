@@ -7,6 +7,7 @@ import torch
 from monosem import edits, steering
 from monosem.activations.medians import median_norms
 from monosem.errors import BadInput
+from monosem.steering import Spoken
 from tiny import tiny_model
 
 MODEL = tiny_model("llama")
@@ -108,3 +109,35 @@ def test_doses_beside_random_directions_of_the_same_length():
         steering.dose_response(MODEL, ROWS, (SITE, V), [1.0], score=lambda texts: [1.0], max_new_tokens=2)
     with pytest.raises(BadInput, match="needs amounts"):
         steering.dose_response(MODEL, ROWS, (SITE, V), [])
+
+
+class Earlier:
+    """A gate that reads the block before, token by token."""
+
+    sites = (MODEL.site("resid_pre.0"),)
+
+    def __call__(self, x, moment):
+        return moment.notes[self.sites[0]][1] @ V > 0
+
+
+@pytest.mark.parametrize(
+    "sites", [["embed"], ["resid_pre.0"], ["resid_post.1"], ["z.1", "resid_pre.1"], ["z.1", "z.0"]]
+)
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_pass_that_begins_at_the_edit_says_what_the_whole_pass_says(sites, gated):
+    spoken = Spoken.by(MODEL, ROWS, max_new_tokens=STEPS)
+    changes = [edits.scale(site, 1.5) for site in sites]
+    if gated:
+        changes = [one.when(Earlier()) for one in changes if one.site.layer]
+    found, wanted = spoken.divergence(changes), []
+    for row, new, counted in zip(ROWS, spoken.ids.tolist(), spoken.counted.tolist()):
+        whole = [[*row, *new[:-1]]]
+        p, q = (MODEL.run(whole, edits=e).logits[0, len(row) - 1 :].double().log_softmax(-1) for e in ([], changes))
+        wanted += [float(one) for one, counts in zip((p.exp() * (p - q)).sum(-1), counted) if counts]
+    assert found.tolist() == pytest.approx(wanted, rel=1e-3, abs=1e-6)
+    layers = {int(name.rpartition(".")[2]) if "." in name else 0 for name in sites}
+    assert set(spoken.streams) == (set() if gated or 0 in layers else {1})
+    with MODEL.editing(edits.scale("z.1", 0.5)):
+        inside = spoken.divergence(changes)
+    assert set(spoken.streams) <= {1}
+    assert not changes or not torch.allclose(inside, found)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Self
 
@@ -20,6 +20,7 @@ from ..latents import index_of
 from ..metrics import kl
 from ..models import Model, Moment, Site, SiteLike, TokenBatch
 from ..models.numbers import count
+from ..models.places.sites import Inner
 from ..models.running.run import knows_the_prompt
 from ..plots import Figure, lines
 from ..results import Result, analysis
@@ -172,6 +173,7 @@ class Spoken:
     Attributes:
         model: that speaks. prompts: that were continued. ids: of the continuations.
         counted: tokens up to the first end of text. logits: from which each token was chosen.
+        streams: what enters a block that passes of edits begin with, by layer, as it is without edits.
     """
 
     model: Model
@@ -179,6 +181,7 @@ class Spoken:
     ids: Int[Tensor, "batch step"]
     counted: Bool[Tensor, "batch step"]
     logits: Float[Tensor, "step batch vocab"]
+    streams: dict[int, Float[Tensor, "batch pos d"]] = field(default_factory=dict)
 
     @classmethod
     def by(cls, model: Model, x: Any, *, max_new_tokens: int = 20) -> Self:
@@ -223,14 +226,27 @@ class Spoken:
         return listener.heard
 
     def _read(self, prompts: TokenBatch, edits: Sequence[Edit] = ()) -> list[Float[Tensor, "batch vocab"]]:
-        """The same from one pass over prompts and text."""
+        """The same from one pass over prompts and text, begun at the first block that an edit looks at."""
         rows, steps = prompts.rows(), self.ids.shape[1]
         whole = [[*row, *new[:-1]] for row, new in zip(rows, self.ids.tolist())]
-        run = self.model.run(whole, capture=END, edits=edits, logits=False)
+        start = self._start(whole, edits) if prompts is self.prompts else None
+        run = self.model.run(whole, capture=END, edits=edits, logits=False, start=start)
         first = run.tokens.last - (steps - 1)
         places = first[:, None] + torch.arange(steps, device=first.device)
         states = run[END][torch.arange(len(rows), device=places.device)[:, None], places]
-        return [self.model.unembed(states[:, step], norm=False).float() for step in range(steps)]
+        return list(self.model.unembed(states, norm=False).float().unbind(1))
+
+    def _start(self, whole: Sequence[Sequence[int]], edits: Sequence[Edit]) -> tuple[Site, Tensor] | None:
+        """Where a pass can begin that these edits change, and what enters there; None for the whole pass."""
+        sites = [site for edit in edits for site in (edit.site, *edit.reads)]
+        layers = [0 if isinstance(site, Inner) or site.side else site.layer or 0 for site in sites]
+        layer = 0 if self.model.ambient_edits else min(layers, default=0)
+        if not layer:
+            return None
+        site = Site("resid_pre", layer)
+        if layer not in self.streams:
+            self.streams[layer] = self.model.run(whole, capture=site, logits=False)[site]
+        return site, self.streams[layer]
 
 
 class _Listener:
