@@ -101,13 +101,13 @@ def organism(name: str, out: Path, shared: Path | None, steps: int) -> tuple[Tok
     return pairs, Circuit(known.graph, large & known.graph.real), model
 
 
-def measured(name: str, pairs: TokenPairs, truth: Circuit, model: Model) -> list[dict[str, Any]]:
+def measured(name: str, methods: list[str], pairs: TokenPairs, truth: Circuit, model: Model) -> list[dict[str, Any]]:
     """A row a method, against zeros and against the corrupted prompts."""
     rows = []
     for label, corruption in (("zero", zero()), ("prompts", None)):
         if label == "zero" and name in ("gpt-nano-sort", *CAUSAL):
             continue  # their circuits are of prompts
-        for method in METHODS:
+        for method in methods:
             if name == "gpt-nano-sort" and method in MASKS:
                 continue  # its four edges lie on no path: no mask of them answers
             began = time.process_time()
@@ -120,20 +120,20 @@ def measured(name: str, pairs: TokenPairs, truth: Circuit, model: Model) -> list
     return rows
 
 
-def main(out: Path, names: list[str], shared: Path | None, steps: int) -> None:
+def main(out: Path, names: list[str], methods: list[str], shared: Path | None, steps: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for name in names:
-        rows += measured(name, *organism(name, out, shared, steps))
+        rows += measured(name, methods, *organism(name, out, shared, steps))
         pd.DataFrame(rows).to_csv(out / "organisms.csv", index=False)
         print(f"{name} done", flush=True)
     table = pd.DataFrame(rows)
     table["cell"] = [f"{row.auroc:.2f}, {row.precision:.2f}" for row in table.itertuples()]
-    wide = table.pivot(index="method", columns=["organism", "corruption"], values="cell").loc[METHODS]
+    wide = table.pivot(index="method", columns=["organism", "corruption"], values="cell").loc[methods]
     wide.columns = [f"{name}, {label}" for name, label in wide.columns]
-    wide["seconds"] = [f"{table.loc[table['method'] == method, 's'].sum():.1f}" for method in METHODS]
+    wide["seconds"] = [f"{table.loc[table['method'] == method, 's'].sum():.1f}" for method in methods]
     print("| method | " + " | ".join(wide.columns) + " |\n|---|" + "--:|" * len(wide.columns))
-    for method, cells in zip(METHODS, wide.fillna("").to_numpy().tolist()):
+    for method, cells in zip(methods, wide.fillna("").to_numpy().tolist()):
         print(f"| `{method}` | " + " | ".join(cells) + " |")
 
 
@@ -143,5 +143,6 @@ if __name__ == "__main__":
     parser.add_argument("--shared", type=Path, help="folder with models/gpt_nano_sort")
     parser.add_argument("--steps", type=int, default=STEPS, help="of training")
     parser.add_argument("--organisms", nargs="+", default=[*PLANTED, *PROGRAMS, *CAUSAL], help="also gpt-nano-sort")
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     given = parser.parse_args()
-    main(given.out, given.organisms, given.shared, given.steps)
+    main(given.out, given.organisms, given.methods, given.shared, given.steps)

@@ -21,9 +21,10 @@ def line(task: str, results: dict[str, Any]) -> str:
     """A row of the table."""
     all_edges = next(row for row in (results["check"] or {"summary": []})["summary"] if row["edges"] == "all")
     largest = ", ".join(f"`{row['edge']}`" for row in results["edges"][:3])
+    circuit, curve = results["circuit"], results["curve"]
     return (
         f"| {task} | {results['ends']['clean']:.2f}, {results['ends']['corrupted']:.2f} | {len(results['edges'])} | "
-        f"{results['circuit']['score']:.2f} | {results['curve']['cpr']:.2f} | {results['curve']['cmd']:.2f} | "
+        f"{circuit['score']:.2f} | {circuit['kl']:.2f} | {curve['cpr']:.2f} | {curve['cmd']:.2f} | "
         f"{all_edges['pearson']:.2f}, {all_edges['spearman']:.2f} | {largest} |"
     )
 
@@ -48,8 +49,8 @@ def main(out: Path, tasks: list[str], n: int, settings: dict[str, Any]) -> None:
         circuits[task] = found.circuit
         lines.append(line(task, dict(found.results)))
         head = (
-            "| task | clean, corrupted | edges | faithfulness | CPR | CMD | scores against exact: Pearson, Spearman | "
-            "largest edges |\n|---|--:|--:|--:|--:|--:|--:|---|"
+            "| task | clean, corrupted | edges | faithfulness | KL | CPR | CMD | "
+            "scores against exact: Pearson, Spearman | largest edges |\n|---|--:|--:|--:|--:|--:|--:|--:|---|"
         )
         with replacing(out / "tasks.md") as temporary:
             temporary.write_text("\n".join([head, *lines, "", *shared_edges(circuits)]) + "\n", encoding="utf-8")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from monosem.circuits import find_circuit, load_graph
+from monosem.circuits import faithfulness, find_circuit, load_graph
 from monosem.circuits import job as jobs
 from monosem.errors import BadInput, Mismatch
 from tiny import tiny_model
@@ -39,6 +39,17 @@ def test_a_job_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Monk
     read, kept = load_graph(whole.folder / "graph.json", model)
     assert kept.table["edge"].tolist() == whole.circuit.table["edge"].tolist()
     assert read.top(3)["edge"].tolist() == whole.scores.top(3)["edge"].tolist()
+    results = whole.results
+    chosen = {
+        row["circuit"]: whole.scores.greedy(60, absolute=row["circuit"] == "absolute")
+        for row in (results["circuit"], results["other_way"])
+    }
+    assert [*chosen] == ["absolute", "signed"]
+    assert chosen["absolute"].edges.equal(whole.circuit.edges)
+    run = faithfulness(model, pairs[[2, 3]], chosen, quiet=True)
+    for row, score, kl in zip((results["circuit"], results["other_way"]), run.shares().tolist(), run.kl().tolist()):
+        assert row["score"] == pytest.approx(score)
+        assert row["kl"] == pytest.approx(kl)
     assert whole.results["pairs"] == {"scores": 2, "judged": 2}
     with pytest.raises(Mismatch, match="edges: 60, now 50"):
         find_circuit(model, pairs, folder=tmp_path / "whole", settings=SETTINGS | {"edges": 50}, quiet=True)

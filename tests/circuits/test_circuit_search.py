@@ -112,6 +112,8 @@ def test_evidence_is_what_its_runs_say() -> None:
     top, bottom = mean(full), mean(Circuit.empty(circuit.graph))
     assert found.sufficiency.value == pytest.approx((mean(circuit) - bottom) / (top - bottom))
     assert found.necessity.value == pytest.approx((top - mean(circuit.complement())) / (top - bottom))
+    for row in found.completeness.itertuples():
+        assert row.left == pytest.approx((row.model - bottom) / (top - bottom))
     row = found.minimality[found.minimality["set"] == -1].iloc[0]
     fell = mean(circuit) - mean(circuit.without(circuit.out_of(row["node"])))
     assert row["share"] == pytest.approx(abs(fell) / abs(top - bottom))

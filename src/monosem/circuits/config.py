@@ -21,7 +21,9 @@ class CircuitConfig(JobConfig):
     metric: str | None = Field(None, description="Whose fall a score is; default: by the answers.")
     how: Literal["greedy", "top_n"] = Field("greedy", description="How edges are chosen.")
     by: Literal["signed", "absolute"] = Field(
-        "signed", description="signed: edges that help; absolute: those that work against the answer as well."
+        "absolute",
+        description="absolute: edges that help and edges that work against the answer; signed: the first alone, which "
+        "may give more than the model and be far from it.",
     )
     edges: int = Field(1000, ge=1, description="How many edges the circuit has, before pruning.")
     check: int = Field(60, ge=0, description="Edges that are patched exactly, half of them the largest; 0: none.")

@@ -6,7 +6,8 @@ away with all edges that leave them:
 - **sufficiency** f(C) and **necessity** 1 - f(M \\ C), as shares of F(M) - F(∅); PN, PS and the bounds of PNS over
   pairs as in `patching.sets.evidence`.
 - **completeness**: |F(C \\ K) - F(M \\ K)| for sampled K: a complete circuit breaks as the model does, whatever is
-  taken away (Wang et al. 2022, section 4). Reported as a share of F(M) - F(∅); 0 is complete.
+  taken away (Wang et al. 2022, section 4). Reported as a share of F(M) - F(∅); 0 is complete. Where K leaves the model
+  itself nothing of the effect, both answer as on the corrupted prompts and 0 says nothing: `left` is what it leaves.
 - **minimality** of a node v: the largest |F(C \\ (K ∪ v)) - F(C \\ K)| over K, of which none is one; as the same share.
 """
 
@@ -38,8 +39,9 @@ class CircuitEvidence(Result):
 
     Attributes:
         pn, ps: over pairs that are right clean (wrong corrupted); None without right and wrong answers.
-        completeness: a row a sampled set of nodes. minimality: a row a node. Both have 95 % intervals over pairs, by
-            bootstrap (`low`, `high`); a difference whose interval has 0 in it may be noise of few pairs.
+        completeness: a row a sampled set of nodes; `left` is the share of the effect that the model keeps without them.
+        minimality: a row a node. Both have 95 % intervals over pairs, by bootstrap (`low`, `high`); a difference whose
+            interval has 0 in it may be noise of few pairs.
     """
 
     circuit: Circuit
@@ -70,7 +72,10 @@ class CircuitEvidence(Result):
             {"number": name, **held.interval._asdict()} for name, held in (("PN", self.pn), ("PS", self.ps)) if held
         ]
         rows += [{"number": f"PNS, {end} bound", "value": at} for end, at in zip(("lower", "upper"), self.pns or ())]
-        rows.append({"number": "incompleteness, mean over sets", "value": float(self.completeness["gap"].mean())})
+        rows += [
+            {"number": "incompleteness, mean over sets", "value": float(self.completeness["gap"].mean())},
+            {"number": "effect left to the model, mean over sets", "value": float(self.completeness["left"].mean())},
+        ]
         for name, table, column, pick in (
             ("incompleteness, largest", self.completeness, "gap", "idxmax"),
             ("smallest minimality of a node", self.minimality, "share", "idxmin"),
@@ -134,7 +139,7 @@ def evidence(
         bootstrap_ratio(found.clean[name] - values["M without C"], gap),
         pn,
         ps,
-        _completeness(values, groups, gap),
+        _completeness(values, groups, gap, found.corrupted[name]),
         _minimality(values, alone, len(groups[: max(1, sets // 4)]), gap),
     )
 
@@ -179,14 +184,16 @@ def _size(part: Tensor, gap: Tensor) -> Interval:
     return Interval(abs(value), 0.0 if low < 0 < high else ends[0], ends[1])
 
 
-def _completeness(values: Mapping[str, Tensor], groups: list[list[str]], gap: Tensor) -> pd.DataFrame:
+def _completeness(
+    values: Mapping[str, Tensor], groups: list[list[str]], gap: Tensor, corrupted: Tensor
+) -> pd.DataFrame:
     rows = []
     for number, group in enumerate(groups):
         circuit, model = values[f"C without {number}"], values[f"M without {number}"]
         size, low, high = _size(circuit - model, gap)
         rows.append({
             "set": number, "nodes": len(group), "circuit": float(circuit.mean()), "model": float(model.mean()),
-            "gap": size, "low": low, "high": high,
+            "left": float((model - corrupted).mean() / gap.mean()), "gap": size, "low": low, "high": high,
         })  # fmt: skip
     return pd.DataFrame(rows)
 

@@ -129,7 +129,5 @@ def named_circuits(circuits: CircuitsLike) -> dict[str, Circuit]:
     first = next(iter(named.values()))
     for name, circuit in named.items():
         if circuit.graph is not first.graph and circuit.graph != first.graph:
-            raise Mismatch(
-                f"circuit {name!r} is of another graph than {next(iter(named))!r}: faithfulness them one by one"
-            )
+            raise Mismatch(f"circuit {name!r} is of another graph than {next(iter(named))!r}: measure them one by one")
     return named

@@ -103,26 +103,41 @@ class _Job:
     def run(self, pairs: TokenPairs) -> FoundCircuit:
         (self.home / "parts").mkdir(exist_ok=True)
         config, scores = self.config, self.scores()
-        choose = getattr(scores, config.how)
-        circuit: Circuit = choose(min(config.edges, scores.graph.n_edges), absolute=config.by == "absolute")
+        circuit = self.chosen(scores, config.by)
         if not circuit.n_edges:
             raise BadInput(f"{circuit.notes[-1]}: choose with --set how=greedy, or more edges")
         options: dict[str, Any] = {"metric": self.metric, "batch_size": config.batch_size, "quiet": self.quiet}
-        signed = config.method not in ("ifr", "random")
-        how: Any = config.how if signed else "greedy"
+        how: Any = config.how if self.signed else "greedy"
         parts: dict[str, Callable[[], Any]] = {
             "check": lambda: self.check(scores),
             "curve": lambda: _curve(curve(self.model, self.judged_on, scores, how=how, **options)),
-            "circuit": lambda: (
-                faithfulness(self.model, self.judged_on, circuit, **options).rows().to_dict("records")[0]
-            ),
+            "circuits": lambda: self.both(scores, circuit, options),
             "evidence": lambda: _evidence(self, circuit, options),
         }
         numbers = {name: self.part(name, measured) for name, measured in parts.items()}
+        numbers["circuit"], numbers["other_way"] = (*numbers.pop("circuits"), None)[:2]
         results = json_value(numbers | self.facts(pairs, scores, circuit))
         save_graph(self.home / "graph.json", scores, circuit)
         write(results, self.home)
         return FoundCircuit(circuit, scores, results, self.home)
+
+    @property
+    def signed(self) -> bool:
+        """Whether the method's scores have a sign that means something."""
+        return self.config.method not in ("ifr", "random")
+
+    def chosen(self, scores: EdgeScores, by: str) -> Circuit:
+        choose = getattr(scores, self.config.how)
+        return choose(min(self.config.edges, scores.graph.n_edges), absolute=by == "absolute")
+
+    def both(self, scores: EdgeScores, circuit: Circuit, options: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The circuit, and as many edges chosen the other way: by signed score in place of absolute, or the reverse."""
+        runs, other = {self.config.by: circuit}, {"absolute": "signed", "signed": "absolute"}[self.config.by]
+        if self.signed:
+            runs[other] = self.chosen(scores, other)
+        found = faithfulness(self.model, self.judged_on, runs, **options)
+        nothing = -float(found.corrupted["negative_kl"].mean())
+        return found.rows().assign(kl=found.kl().tolist(), kl_of_nothing=nothing).to_dict("records")
 
     def scores(self) -> EdgeScores:
         path = self.home / "parts" / "scores.pt"

@@ -22,6 +22,7 @@ SAID = {
     "PNS, lower bound": "needed and enough, at least",
     "PNS, upper bound": "needed and enough, at most",
     "incompleteness, mean over sets": "how differently circuit and model break without some nodes; 0 is complete",
+    "effect left to the model, mean over sets": "what the model keeps without them; near 0, completeness says nothing",
     "incompleteness, largest": "the same, for the set with the largest difference",
     "smallest minimality of a node": "how little the least needed node does, at its best",
 }
@@ -78,6 +79,14 @@ def _check(results: Mapping[str, Any]) -> Figure:
     return style(figure, f"exact fall of {results['metric']}", "score")
 
 
+def _run(row: Mapping[str, Any]) -> dict[str, str]:
+    """How a circuit runs; `by` is how its edges were chosen."""
+    numbers = {"faithfulness": "score", "value": "value", "kl": "kl", "kl_of_nothing": "kl_of_nothing"}
+    return {"by": row["circuit"], "edges": f"{row['edges']:,}"} | {
+        name: number(row[key]) for name, key in numbers.items()
+    }
+
+
 def _facts(results: Mapping[str, Any]) -> dict[str, Any]:
     checked = {row["edge"]: row["exact"] for row in (results["check"] or {"edges": []})["edges"]}
     minimal = {row["node"]: row["share"] for row in results["evidence"]["minimality"]}
@@ -109,7 +118,8 @@ def _facts(results: Mapping[str, Any]) -> dict[str, Any]:
         "nodes": [{"node": node, "share": number(share)} for node, share in list(minimal.items())[:LISTED]],
         "curve": curve, "cpr": number(results["curve"]["cpr"]), "cmd": number(results["curve"]["cmd"]),
         "numbers": numbers, "summary": summary, "ends": {key: number(at) for key, at in results["ends"].items()},
-        "circuit": {"faithfulness": number(results["circuit"]["score"]), "value": number(results["circuit"]["value"])},
+        "circuit": _run(results["circuit"]),
+        "other_way": results["other_way"] and _run(results["other_way"]),
         "origin": {
             "task": results["task"], "pairs for the scores": results["pairs"]["scores"],
             "pairs for everything else": results["pairs"]["judged"],

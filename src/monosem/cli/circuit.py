@@ -52,6 +52,11 @@ def circuit(
         frame(_top(found), "largest edges")
         for row in found.results["evidence"]["numbers"][:2]:
             show(f"{row['number']}: {row['value']:.3f}")
+        for row in filter(None, (found.results["circuit"], found.results["other_way"])):
+            show(
+                f"{row['edges']:,} edges by {row['circuit']} score: {row['score']:.3f} of the effect, "
+                f"{row['kl']:.3f} nats from the model (corrupted prompts: {row['kl_of_nothing']:.3f})"
+            )
         curve = found.results["curve"]
         show(f"CPR {curve['cpr']:.3f}, CMD {curve['cmd']:.3f}")
         for note in found.results["notes"]:
