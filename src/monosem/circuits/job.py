@@ -10,7 +10,7 @@ Every step's numbers are kept in the folder when it is done; the same command go
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,9 +130,10 @@ class _Job:
         choose = getattr(scores, self.config.how)
         return choose(min(self.config.edges, scores.graph.n_edges), absolute=by == "absolute")
 
-    def both(self, scores: EdgeScores, circuit: Circuit, options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def both(self, scores: EdgeScores, circuit: Circuit, options: Mapping[str, Any]) -> list[dict[Hashable, Any]]:
         """The circuit, and as many edges chosen the other way: by signed score in place of absolute, or the reverse."""
-        runs, other = {self.config.by: circuit}, {"absolute": "signed", "signed": "absolute"}[self.config.by]
+        runs: dict[str, Circuit] = {self.config.by: circuit}
+        other = {"absolute": "signed", "signed": "absolute"}[self.config.by]
         if self.signed:
             runs[other] = self.chosen(scores, other)
         found = faithfulness(self.model, self.judged_on, runs, **options)
