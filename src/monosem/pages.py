@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,12 @@ def environment(package: str, escape: bool = False) -> jinja2.Environment:
         "shade": shade,
     }
     return templates
+
+
+@cache
+def palette() -> str:
+    """Colours and type, as CSS, of all pages."""
+    return (files("monosem") / "templates" / "palette.css").read_text(encoding="utf-8")
 
 
 def embedded(figure: "Figure", caption: str) -> dict[str, str]:

@@ -65,6 +65,8 @@ class Book:
             return weights
         table = self.usable.table.merge(weights, on="latent")
         table.insert(3, "log10_density", np.log10(table["density"].where(table["density"] > 0)))
+        if self.usable.explanations is not None:
+            table["explained"] = table["latent"].isin(list(self.usable.explanations.all)).astype(float)
         return table
 
     @cached_property

@@ -88,7 +88,7 @@ function Bar({ place, home }) {
     if (/^\d+$/.test(words)) go("latent", { d, i: words }); else go("dictionary", { d, q: words });
     search.current.blur();
   };
-  useEffect(() => { document.querySelector(".top nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" }); }, [place.page]); // on a phone not all fit
+  useEffect(() => { document.querySelector(".top nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" }); }, [place.page, home.value]); // on a phone not all fit; sweeps come later
   return html`<header class="top">
     <${Link} page="home" class="brand">monosem<//>
     <select aria-label="Dictionary" value=${d} onChange=${event => go(["home", "lists", "reports", "public", "sweep", "files"].includes(place.page) ? "dictionary" : place.page === "latent" ? "dictionary" : place.page, { d: event.target.value })}>

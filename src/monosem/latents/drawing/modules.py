@@ -4,6 +4,8 @@ import base64
 from functools import cache
 from importlib.resources import files
 
+from ...pages import palette
+
 # name in an import statement -> file. One map serves the explorer, where files have addresses, and a page that has them
 # inside: so every import names a module, never a place
 NAMED = {
@@ -26,5 +28,6 @@ def inside() -> dict[str, str]:
 
 @cache
 def drawn(name: str) -> str:
-    """The text of a file."""
-    return (files("monosem.latents.drawing") / "static" / name).read_text(encoding="utf-8")
+    """The text of a file; the style has the colours that all pages share before it."""
+    text = (files("monosem.latents.drawing") / "static" / name).read_text(encoding="utf-8")
+    return palette() + text if name == "style.css" else text

@@ -17,7 +17,7 @@ const COLUMNS = {
   bias: ["bias", "of its encoder", number],
 };
 const MORE = {
-  latent: "number", log10_density: "log₁₀ density", sd: "sd", skew: "skew", count: "count", encoder_norm: "encoder norm", threshold: "threshold",
+  latent: "number", explained: "explained", log10_density: "log₁₀ density", sd: "sd", skew: "skew", count: "count", encoder_norm: "encoder norm", threshold: "threshold",
   decoder_bias: "decoder row · bias", logit_sd: "logit sd", logit_skew: "logit skew", logit_kurtosis: "logit kurtosis",
 };
 export const nameOf = column => (COLUMNS[column] ? COLUMNS[column][0] : MORE[column] || column);
@@ -58,6 +58,11 @@ export function ordered(columns, width, { sort, down, test, among }) {
   });
 }
 
+// decoder rows of length 1 need no column of their own
+const varies = values => { let low = Infinity, high = -Infinity; for (const value of values) if (Number.isFinite(value)) { if (value < low) low = value; if (value > high) high = value; } return !(high - low < 0.01 * Math.abs(high)); };
+// latents with a label stand first until one sorts: they say what a latent is
+const first = (explained, order) => explained ? [...order.filter(i => explained[i]), ...order.filter(i => !explained[i])] : order;
+
 export const last = { d: null, order: null }; // what j and k go through
 
 const words = new Map();
@@ -85,13 +90,13 @@ export function DictionaryPage({ place, d, home }) {
   const [typed, setTyped] = useState(place.f || "");
   useEffect(() => setTyped(place.f || ""), [place.f, d]);
   const columns = table.columns;
-  const shownColumns = useMemo(() => columns ? Object.keys(COLUMNS).filter(name => columns[name]) : [], [columns]);
-  const sort = place.sort || (place.q ? "" : columns?.density ? "density" : "latent"), down = place.up !== "1";
+  const shownColumns = useMemo(() => columns ? Object.keys(COLUMNS).filter(name => columns[name] && varies(columns[name])) : [], [columns]);
+  const usual = columns?.density ? "density" : "latent", sort = place.sort || (place.q || columns?.explained ? "" : usual), down = place.up !== "1";
   const filter = useMemo(() => columns ? filterOf(place.f || "", columns) : {}, [columns, place.f]);
   const hits = place.q && !found.old ? found.value : null;
   const order = useMemo(() => columns && filter.test
-    ? ordered(columns, table.width, { sort, down, test: filter.test, among: place.q ? (hits || []).map(hit => hit.latent) : null }) : [],
-    [columns, filter, sort, down, hits, place.q]);
+    ? first(place.sort || place.q ? null : columns.explained, ordered(columns, table.width, { sort: sort || (place.q ? "" : usual), down, test: filter.test, among: place.q ? (hits || []).map(hit => hit.latent) : null })) : [],
+    [columns, filter, sort, down, hits, place.q, place.sort]);
   const kept = useMemo(() => { const mask = new Uint8Array(table.width || 0); for (const i of order) mask[i] = 1; return mask; }, [order, table.width]);
   if (table.error) return html`<${Failed} words=${table.error} />`;
   if (!columns) return html`<${Waiting} words="reading the latents" />`;
@@ -104,7 +109,7 @@ export function DictionaryPage({ place, d, home }) {
     ${names.map(one => html`<option value=${one} selected=${one === value}>${nameOf(one)}</option>`)}</select>`;
   return html`<div class="lead"><p class="kicker">${about.kind} at ${about.site}${about.model ? ` of ${about.model}` : ""}</p><h1>${d}</h1>
       <p class="facts"><span><b>${number(table.width)}</b> latents</span>
-      ${about.tokens ? html`<span><b>${number(about.dead)}</b> never fired in <b>${number(about.tokens)}</b> tokens</span>`
+      ${about.tokens ? html`<span><b>${number(about.dead)}</b> never fired in <b>${number(about.tokens)}</b> tokens</span>${columns.explained && html`<span><b>${number(about.labels)}</b> explained, listed first</span>`}`
         : html`<span>no corpus read yet: <code>monosem latents index ${d} --text PATH</code></span>`}</p>
       <${Failed} words=${about.index_error} /></div>
     <div class="filters">
@@ -117,9 +122,9 @@ export function DictionaryPage({ place, d, home }) {
       <section aria-label="Table of latents"><${Grid} label="Latents" height=${620} order=${order} sort=${sort} down=${down} onView=${spoken.view} onOpen=${open}
         onSort=${name => change({ sort: name, up: sort === name && down ? "1" : "" })}
         columns=${[{ name: "star", title: html`<span class="sr">star</span>`, plain: true }, { name: "latent", title: "latent", help: "its number", n: true },
-          { name: "words", title: place.q ? "found" : "fires on", plain: true, wide: true }, ...shownColumns.map(name => ({ name, title: COLUMNS[name][0], help: COLUMNS[name][1], n: true }))]}
+          { name: "words", title: place.q ? "found" : columns.explained ? "label, or what it fires on" : "fires on", plain: true, wide: true }, ...shownColumns.map(name => ({ name, title: COLUMNS[name][0], help: COLUMNS[name][1], n: true }))]}
         cells=${i => [html`<${Star} d=${d} i=${i} />`, html`<${Link} page="latent" state=${{ d, i }}>${i}<//>`,
-          html`<span class="mono" title=${said(spoken.of(i))}>${matched.get(i) ? `${matched.get(i)} · ` : ""}${said(spoken.of(i)) || ""}</span>`, ...shownColumns.map(name => COLUMNS[name][2](columns[name][i]))]} /></section>
+          html`<span class=${spoken.of(i)?.label ? "" : "mono"} title=${said(spoken.of(i))}>${matched.get(i) ? `${matched.get(i)} · ` : ""}${said(spoken.of(i)) || ""}</span>`, ...shownColumns.map(name => COLUMNS[name][2](columns[name][i]))]} /></section>
       <section class="panel cloud" aria-label="Latents as points"><div class="title"><h2>Cloud</h2><${Help} title="the cloud">Each point is a latent; those that the filter leaves out are faint. Hover to read, click to open.<//></div>
         <div class="axes">${choose("y", y)} against ${choose("x", x)}</div>
         <${Scatter} x=${columns[x]} y=${columns[y]} names=${[nameOf(x), nameOf(y)]} shown=${kept} onOpen=${open} height=${460}

@@ -56,7 +56,7 @@ function Effect({ d, i, example }) {
   const over = (event, row, token) => at(event, html`<div>after <b class="mono">${quoted(token)}</b></div>
     <div>loss of the next token <b>${row.loss_change >= 0 ? "+" : ""}${number(row.loss_change)}</b> nats without the latent${row.direct_loss_change !== null ? `, ${number(row.direct_loss_change)} by the direct path` : ""}</div>
     <div>KL ${number(row.kl)} nats</div><div>it raises ${listed(row.raised)}</div><div>it lowers ${listed(row.lowered)}</div>`);
-  return html`<span class="effect">${!rows ? html`${!busy && html`<button type="button" class="link" onClick=${() => run("removed", { dictionary: d, latent: i, ids: example.ids })}>without it?</button>`}<${Progress} job=${job} cancel=${cancel} />`
+  return html`<span class="effect">${!rows ? html`${!busy && html`<button type="button" class="link" onClick=${() => run("removed", { dictionary: d, latent: i, ids: example.ids })} title="Run the model with and without this latent here, and see what changes">without it?</button>`}<${Progress} job=${job} cancel=${cancel} />`
     : html`<span class="soft">loss without it: </span><span class="tokens">${job.result.tokens.map((token, p) => html`<span class=${`tok${(rows[p].loss_change ?? 0) < 0 ? " minus" : ""}`} style=${{ "--v": strength(Math.abs(rows[p].loss_change ?? 0) / most) }}
       onMouseMove=${event => over(event, rows[p], token)} onMouseLeave=${away}>${visible(token)}</span>`)}</span> <span class="soft">orange: higher, up to ${number(most)} nats; hover for the tokens</span>`}</span>`;
 }

@@ -10,7 +10,7 @@ export function Prompt({ place, d }) {
   const start = event => { event?.preventDefault(); if (!text.trim()) return; change({ t: text, o: other }); run("prompt", { dictionary: d, text, other, n: 12, chat: place.chat === "1" }); };
   useEffect(() => { if (place.t) start(); }, [d]);
   const found = job?.result;
-  return html`<div class="lead"><h1>What fires on a text?</h1></div>
+  return html`<div class="lead"><h1>What fires on a text?</h1><p class="soft wide">Every token of a text with the latents that fire there, or the latents that tell two texts apart.</p></div>
     <form onSubmit=${start}><${Panel} title="Text" help="The model reads it up to the dictionary's site; first tokens, special ones and outliers are left out, because the dictionary was not trained on them.">
       <textarea rows="2" aria-label="Text" maxlength="4000" placeholder="Write a text" value=${text} onInput=${event => setText(event.target.value)} onKeyDown=${event => event.key === "Enter" && !event.shiftKey && start(event)}></textarea>
       <details open=${Boolean(other)}><summary>compare with a second text</summary><textarea rows="2" aria-label="Second text" maxlength="4000" value=${other} onInput=${event => setOther(event.target.value)}></textarea></details>

@@ -104,5 +104,6 @@ const short = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}â
 function Roots({ found, largest }) {
   const words = useNames(found, largest.map(([one]) => one));
   if (!largest.length) return html`<p class="soft">No latent has a child at this threshold.</p>`;
-  return html`${largest[0][1] < 2 && html`<p class="soft">No latent splits: each has one child at most.</p>`}<ul class="plainlist">${largest.map(([one, count]) => { const [k, i] = one.split(" ").map(Number); return html`<li><span><${Link} page="splitting" state=${{ d: found.names[k], i }}>${i}<//> <span class="soft">of ${found.names[k]}, ${count} below</span> <span class="soft mono">${words(one)}</span></span></li>`; })}</ul>`;
+  const splits = largest[0][1] > 1;
+  return html`${!splits && html`<p class="soft">No latent splits: each has one child at most. Some pairs:</p>`}<ul class="plainlist">${largest.slice(0, splits ? largest.length : 6).map(([one, count]) => { const [k, i] = one.split(" ").map(Number); return html`<li><span><${Link} page="splitting" state=${{ d: found.names[k], i }}>${i}<//> <span class="soft">of ${found.names[k]}, ${count} below</span> <span class="soft mono">${words(one)}</span></span></li>`; })}</ul>`;
 }

@@ -1,5 +1,5 @@
 // Turn latents and directions up or down and read what the model says, beside what it says without.
-import { html, Field, number, Panel, percent, useEffect, useState, at, away } from "ui";
+import { html, Field, Help, number, Panel, percent, useEffect, useState, at, away } from "ui";
 import { change, Link } from "place";
 import { Progress, useJob } from "jobs";
 import { quoted, strength, visible } from "tokens";
@@ -39,9 +39,11 @@ export function Steer({ place, d, home }) {
     name: [two && sides.m.length ? (side === "l" ? "A" : "B") : "", units === "nats" ? `${number(step)} nats` : steps.length > 1 ? `× ${number(step)}` : ""].filter(Boolean).join(" "), doses, times: step })));
   const start = event => {
     event?.preventDefault();
-    change({ t: text });
+    change({ t: text, l: written(sides.l), m: two ? written(sides.m) || "-" : undefined });
     run("steer", { dictionary: d, text, arms: columns, how, units, tokens: Number(place.n) || 60, temperature: Number(place.temp) || 0, seed: Number(place.seed) || 0, chat: place.chat === "1" });
   };
+  const whole = [...doses(place.l), ...doses(place.m)].every(one => one.value !== null); // what a link holds is written at once
+  useEffect(() => { if (place.t && whole && columns.length && columns.length <= MOST) start(); }, []);
   const editor = (key, title) => html`<${Doses} title=${title} d=${d} list=${sides[key]} how=${how} units=${units} maxima=${maxima} width=${table.width || 0} spoken=${spoken} directions=${directions}
     usual=${usual} set=${list => change({ [key]: written(list) || (key === "m" ? "-" : "") })} />`;
   return html`<div class="lead"><h1>Steer</h1><p class="soft wide">Change latents or directions while the model writes, and read it beside what it would have written.</p></div>
@@ -98,7 +100,7 @@ function Written({ job, columns, busy }) {
 function Side({ title, texts, busy, row, column, first }) {
   const shown = text => visible(text).replace(/↵/g, "↵\n");
   const amounts = row?.amounts && column?.doses.map((dose, i) => `${dose.direction || dose.latent}: ${number(row.amounts[i])}`).join(", ");
-  return html`<section class=${first ? "panel side-text first-of-row" : "panel side-text"} aria-label=${title} aria-live="off"><h2>${title}</h2><p>${row?.raised ? row.tokens.map((token, i) => html`<span class=${`tok${row.raised[i] < 0 ? " minus" : ""}`} style=${{ "--v": 0.6 * strength(Math.min(Math.abs(row.raised[i]) / 3, 1)) }}
+  return html`<section class=${first ? "panel side-text first-of-row" : "panel side-text"} aria-label=${title} aria-live="off"><div class="title"><h2>${title}</h2>${!column && html`<${Help} title="the numbers below">KL: how far the change moves the model's predictions. Perplexity: how odd the unchanged model finds the text; low is usual. Distinct pairs: how many pairs of neighbouring tokens occur once; near 0 is a loop. Orange tokens became likelier, blue ones less likely.<//>`}</div><p>${row?.raised ? row.tokens.map((token, i) => html`<span class=${`tok${row.raised[i] < 0 ? " minus" : ""}`} style=${{ "--v": 0.6 * strength(Math.min(Math.abs(row.raised[i]) / 3, 1)) }}
         onMouseMove=${event => at(event, html`<div><b class="mono">${quoted(token)}</b></div><div>log-probability ${row.raised[i] < 0 ? "lowered" : "raised"} by <b>${number(Math.abs(row.raised[i]))}</b> nats</div>`)} onMouseLeave=${away}>${shown(i ? token : token.trimStart())}</span>`)
       : texts ? shown(texts.join("").trimStart()) : ""}${busy && html`<span class="caret" aria-hidden="true"></span>`}</p>
     ${row && html`<p class="soft facts-small">${row.kl !== undefined && html`<span>KL ${number(row.kl)} nats at the first token, ${number(row.kl_text)} along the text</span>`}

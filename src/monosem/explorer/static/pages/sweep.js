@@ -81,7 +81,7 @@ function Atlas({ place, home, about, held }) {
           ${about.dictionary && html`<p class="actions"><${Link} page="latent" state=${{ d: about.dictionary, i: columns.latent[row] }} class="button">Its page<//>
             <${Link} page="steer" state=${{ d: about.dictionary, l: `${columns.latent[row]}:${columns.value[row]}`, how: "set", t: about.prompt }} class="button">Steer<//></p>`}<//>`}
         <section class="panel" aria-label="Effect and coherence"><div class="title"><h2>Effect and coherence</h2><${Help} title="this cloud">Each point is a text: up is a larger effect on the next token, left is text that the unchanged model finds usual.<//></div>
-          <${Scatter} x=${columns.perplexity} y=${columns.kl} names=${["perplexity", "effect"]} shown=${kept} chosen=${row === undefined ? [] : [row]} onOpen=${one => change({ r: one })} height=${300}
+          <p class="axes">effect (up) against perplexity (right)</p><${Scatter} x=${columns.perplexity} y=${columns.kl} names=${["perplexity", "effect"]} shown=${kept} chosen=${row === undefined ? [] : [row]} onOpen=${one => change({ r: one })} height=${300}
             tipOf=${one => { view([one]); return html`<div><b>${columns.latent[one]}</b> set to ${number(columns.value[one])}</div><div>${visible(texts.of(one) ?? "").slice(0, 120)}</div>`; }} /></section></div>
     </div>`;
 }

@@ -29,9 +29,12 @@ const HELP = {
 
 export function headline(page) {
   if (page.explanation) return page.explanation.label;
-  const words = (page.tokens || []).slice(0, 4).map(one => quoted(one.token));
+  const words = (page.tokens?.map(one => one.token) || strongest(page.examples)).slice(0, 4).map(quoted);
   return words.length ? `fires on ${words.join("  ")}` : page.statistics?.dead ? "never fires" : `latent ${page.latent}`;
 }
+
+// the tokens at which examples are strongest, for pages that do not count tokens
+const strongest = examples => [...new Set((examples || []).map(one => one.tokens[one.anchor]).filter(text => text?.trim()))];
 
 export function LatentView({ page, link, below, aside, actions, effect }) {
   const s = page.statistics, maximum = s ? s.maximum : null;
@@ -93,7 +96,7 @@ function List({ examples, maximum, effect }) {
   return html`<ol class="examples">${examples.map(one => html`<li>
     <span class="value">${one.preactivation !== undefined ? number(one.preactivation) : one.maximum === null ? "–" : Math.abs(one.maximum) < 1000 ? one.maximum.toFixed(1).replace("-", "−") : number(one.maximum)}</span>
     <span class="text"><${Tokens} tokens=${one.tokens} activations=${one.activations} maximum=${maximum} anchor=${one.anchor} />
-      <span class="source" title=${one.document}>${one.document}</span>${effect && one.ids && effect(one)}</span>
+      <span class="below"><span class="source" title=${one.document}>${one.document}</span>${effect && one.ids && effect(one)}</span></span>
   </li>`)}</ol>`;
 }
 
@@ -108,7 +111,7 @@ function Logits({ page }) {
       <${Effects} title="promotes" rows=${found.promoted} />
       <${Effects} title="suppresses" rows=${found.suppressed} />
     </div>
-    ${found.histogram && html`<${Histogram} label="Effects on all tokens' logits" bars=${barsOf(found.histogram)} />
+    ${found.histogram && barsOf(found.histogram).length > 0 && html`<${Histogram} label="Effects on all tokens' logits" bars=${barsOf(found.histogram)} />
       ${found.moments && html`<p class="soft">sd ${number(found.moments.sd)}, skew ${number(found.moments.skew)}, kurtosis ${number(found.moments.kurtosis)}</p>`}`}`}
   <//>`;
 }

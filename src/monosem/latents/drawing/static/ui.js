@@ -34,8 +34,9 @@ export function number(value, digits = 3) {
     : String(Number(value.toPrecision(digits)));
   return text.replace("-", "−");
 }
+const LEAST = 1e-5; // shares below it are told as such
 export const percent = (value, digits = 2) =>
-  value === null || value === undefined || Number.isNaN(value) ? "–" : `${number(100 * value, digits)} %`;
+  value === null || value === undefined || Number.isNaN(value) ? "–" : value > 0 && value < LEAST ? `< ${100 * LEAST} %` : `${number(100 * value, digits)} %`;
 
 // --- a panel, and the question mark beside its title
 export const helps = shared(false);
