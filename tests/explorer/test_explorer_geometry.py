@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
-from test_explorer_pages import accessible, click, complaints, page, until  # noqa: F401
+from test_explorer_pages import click, complaints, page, until  # noqa: F401
 
 from monosem.dictionaries import one_site
 from monosem.latents import decoder_map, splitting
@@ -100,15 +100,6 @@ def test_a_job_that_cannot_be_done_says_why(served):
     assert "two dictionaries or more" in event["words"]
 
 
-def fits_a_phone(browser):
-    size = browser.get_window_size()
-    browser.set_window_size(420, 900)
-    try:
-        until(browser, "return innerWidth < 600 && document.documentElement.scrollWidth <= innerWidth", seconds=20)
-    finally:
-        browser.set_window_size(size["width"], size["height"])
-
-
 def started(browser, button, wanted):
     """Press a button, unless what it makes is there from an earlier test."""
     buttons = "[...document.querySelectorAll('main button')].map(b => b.textContent)"
@@ -132,7 +123,6 @@ def test_a_tree_is_drawn_and_leads_to_its_latents(page, served):  # noqa: F811
     until(browser, "return document.querySelectorAll('.family g').length >= 2")
     assert browser.find_elements("css selector", ".family .asked")
     link = "return [...document.querySelectorAll('.family a')].map(a => a.getAttribute('href'))"
-    fits_a_phone(browser)
     assert any(one.startswith("/latent?d=bare&i=3") for one in browser.execute_script(link))
     assert complaints(browser) == []
 
@@ -142,7 +132,6 @@ def test_a_circle_is_looked_for_and_shown(page, served):  # noqa: F811
     started(browser, "Look", ".circle")
     until(browser, "return document.querySelector('.circle polygon') !== null")
     assert browser.execute_script("return document.querySelectorAll('.circle')[0].querySelectorAll('text').length") == 7
-    fits_a_phone(browser)
     assert complaints(browser) == []
 
 
@@ -167,19 +156,3 @@ def test_absorbers_say_that_a_model_cannot_spell(page, served):  # noqa: F811
 def test_without_a_meta_sae_the_page_says_how_to_make_one(page):  # noqa: F811
     browser = page("/meta?d=sae", "pre")
     assert "--meta-of sae" in browser.execute_script("return document.querySelector('pre').textContent")
-
-
-@pytest.mark.parametrize(
-    ("kind", "ask", "path", "wanted"),
-    [
-        ("circle", {"dictionary": "sae", "cycle": "weekdays"}, "/circles?d=sae", ".circle polygon"),
-        ("written", {"dictionary": "sae"}, "/writes?d=sae", ".grid tbody a"),
-        ("map", {"dictionaries": BOTH, "method": "pca"}, "/map?d=sae&m=pca&w=bare", ".clusters"),
-        ("families", {"dictionaries": BOTH}, "/splitting?d=sae&i=3", ".family g"),
-    ],
-)
-def test_a_page_with_its_result_is_accessible_and_fits_a_phone(page, served, kind, ask, path, wanted):  # noqa: F811
-    assert served.job(kind=kind, **ask)["type"] == "done"
-    browser = page(path, wanted)
-    until(browser, "return !document.querySelector('main .waiting')")
-    accessible(browser)
