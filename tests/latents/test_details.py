@@ -121,7 +121,7 @@ def test_of_a_crowded_token_only_the_strongest_latents_are_paired():
     weakest = np.sort(acts, axis=1)[:, -MOST]
     kept = (acts * (acts >= weakest[:, None])).astype(float)
     for one in (0, 7, 299):
-        both, product = pairs.with_latent(one)
+        both, product = (one[:, 0] for one in pairs.with_latents(np.array([one])))
         expected = ((kept > 0).T.astype(int) @ (kept > 0))[one], (kept.T @ kept)[one]
         others = np.arange(width) != one
         np.testing.assert_array_equal(both[others], expected[0][others])

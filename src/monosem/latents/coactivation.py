@@ -2,10 +2,12 @@
 
 import itertools
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float, Int
 
 from .tallies import Firings, rank_in_group
@@ -13,6 +15,7 @@ from .tallies import Firings, rank_in_group
 MOST = 256  # of a token with more active latents the strongest count
 GIB = 2**30
 BLOCK = 2**14  # pairs that are counted together
+LATENTS = 64  # whose pairs are looked through together
 CELL = 8  # bytes a pair: a count in 32 bits, a sum of products in 32
 
 
@@ -61,25 +64,32 @@ class Coactivation:
             np.add.at(self.both, cells, np.int32(1))
             np.add.at(self.product, cells, np.repeat(value[start:end], n) * value[low])
 
-    def with_latent(self, latent: int) -> tuple[Int[np.ndarray, "width"], Float[np.ndarray, "width"]]:
-        """Counts and products of a latent with every other one; 0 with itself."""
-        others = np.arange(self.width)
-        high, low = np.maximum(others, latent), np.minimum(others, latent)
+    def with_latents(
+        self, latents: Int[np.ndarray, "n"]
+    ) -> tuple[Int[np.ndarray, "width n"], Float[np.ndarray, "width n"]]:
+        """Counts and products of some latents with every other one; 0 with themselves."""
+        others = np.arange(self.width)[:, None]
+        high, low = np.maximum(others, latents), np.minimum(others, latents)
         cells = high * (high - 1) // 2 + low
-        cells[latent] = 0  # no pair
-        both, product = self.both[cells].astype(np.int64), self.product[cells].astype(np.float64)
-        both[latent] = product[latent] = 0
+        cells[latents, np.arange(len(latents))] = 0  # no pair
+        both, product = self.both[cells], self.product[cells]
+        both[latents, np.arange(len(latents))] = product[latents, np.arange(len(latents))] = 0
         return both, product
 
-    def kept(self, latent: int, n: int, tokens: int) -> bytes:
-        """The n others with the largest Jaccard index and the n with the largest correlation, packed."""
-        both, product = self.with_latent(latent)
-        others = np.flatnonzero(both)
-        both, product = both[others], product[others]
-        found = measures(self.own[:, [latent]], self.own[:, others], both, product, tokens)
-        ranked = [np.nan_to_num(found[by], nan=-2) for by in ("jaccard", "pearson")]
-        chosen = np.unique(np.concatenate([np.argsort(-one, kind="stable")[:n] for one in ranked]))
-        return pack_pairs(others[chosen], both[chosen], product[chosen])
+    def kept(self, n: int, tokens: int) -> Iterator[bytes]:
+        """Of each latent the n others with the largest Jaccard index and the n with the largest correlation, packed."""
+        for first in range(0, self.width, LATENTS):
+            latents = np.arange(first, min(first + LATENTS, self.width))
+            table = tuple(np.ascontiguousarray(one.T) for one in self.with_latents(latents))
+            row, other = table[0].nonzero()
+            both, product = table[0][row, other].astype(np.int64), table[1][row, other].astype(np.float64)
+            found = measures(self.own[:, latents[row]], self.own[:, other], both, product, tokens)
+            chosen = np.zeros(len(row), dtype=bool)
+            for by in ("jaccard", "pearson"):
+                chosen[_largest(np.nan_to_num(found[by], nan=-2), row, other, table[0].shape, n)] = True
+            cuts = np.searchsorted(row[chosen], np.arange(1, len(latents)))
+            columns = [np.split(one[chosen], cuts) for one in (other, both, product)]
+            yield from map(pack_pairs, *columns)
 
     def state(self) -> dict[str, np.ndarray]:
         return {"pairs_both": self.both, "pairs_product": self.product, "pairs_own": self.own}
@@ -88,8 +98,20 @@ class Coactivation:
         self.both[:], self.product[:], self.own = (state[f"pairs_{name}"] for name in ("both", "product", "own"))
 
 
+def _largest(
+    value: Float[np.ndarray, "n"], row: Int[np.ndarray, "n"], column: Int[np.ndarray, "n"], shape: Any, n: int
+) -> Int[np.ndarray, "kept"]:
+    """Indices of the n largest of each row, of equal ones the first; sorted by row and column, as they come."""
+    dense = np.full(shape, -np.inf)
+    dense[row, column] = value
+    least = torch.from_numpy(dense).topk(min(n, shape[1])).values[:, -1].numpy()
+    candidates = np.flatnonzero(value >= least[row])
+    order = candidates[np.lexsort((-value[candidates], row[candidates]))]
+    return order[rank_in_group(row[order]) < n]
+
+
 def measures(
-    own: Float[np.ndarray, "3 1"],
+    own: Float[np.ndarray, "3 1|n"],
     others: Float[np.ndarray, "3 n"],
     both: Int[np.ndarray, "n"],
     product: Float[np.ndarray, "n"],

@@ -1,13 +1,11 @@
 """One pass over a corpus for all latents of a dictionary: what was counted so far, and how it is kept."""
 
-import bisect
 import json
 import re
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +19,26 @@ from ..dictionaries.encoders import ENCODERS
 from ..errors import BadFile, BadInput
 from ..files import replacing
 from ..reading import parse_json
-from .candidates import Columns, Drawn, Near, Strongest
+from .candidates import Drawn, Near, Strongest
 from .coactivation import Coactivation
 from .config import IndexConfig
-from .layout import Piece, bands_of, deciles_of
+from .layout import DECILES, Piece, bands_of, deciles_of
 from .neurons import Neurons
+from .sampling import PER_DOCUMENT, Samples, chosen, cut, sampled
 from .silence import Silent
 from .tallies import Firings, Numbers, Placed, TokenTallies, echoes, lots
 from .token_sets import SetTallies, TokenSets
 
-PER_DOCUMENT = 2
 SIGNED = ("abstopk", "absjump")  # kinds whose codes go by the magnitude of pre-activations
 ECHO = 8  # two examples with the same token after the same 8 tokens are one
-
-
-@dataclass
-class _Used:
-    """What examples of a latent are from."""
-
-    windows: set[int] = field(default_factory=set)
-    echoes: set[int] = field(default_factory=set)
-    documents: Counter[int] = field(default_factory=Counter)
+# which setting says how many examples a latent has of each table; of `bands` and `deciles`: how many a cell
+EACH = {
+    "examples": "examples",
+    "bands": "band_examples",
+    "deciles": "decile_examples",
+    "uniform": "uniform",
+    "near": "near",
+}
 
 
 def _placed(*columns: torch.Tensor) -> Placed:
@@ -51,14 +48,6 @@ def _placed(*columns: torch.Tensor) -> Placed:
 
 def _joined(parts: list[Placed]) -> Placed:
     return tuple(map(np.concatenate, zip(*parts)))  # type: ignore[return-value]
-
-
-def _by_latent(columns: Columns) -> Iterator[tuple[int, np.ndarray]]:
-    """Each latent with the indices of its places, in their order."""
-    latents = columns["latent"]
-    for group in np.split(np.arange(len(latents)), np.flatnonzero(np.diff(latents)) + 1):
-        if len(group):
-            yield int(latents[group[0]]), group
 
 
 class CorpusPass:
@@ -97,7 +86,6 @@ class CorpusPass:
         counted = config.pairs and width > 1 and Coactivation.memory(width) <= config.pair_memory
         self.pairs = Coactivation(width) if counted else None
         self.neurons = neurons
-        self._borders: dict[int, list[int]] = {}  # of documents in a window, and its ends
         self.echo = min(ECHO, config.left)
         around = config.left, config.right
         self.strongest = Strongest.of(width, config.examples, PER_DOCUMENT, *around)
@@ -212,75 +200,34 @@ class CorpusPass:
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise BadFile(f"{self.state} is damaged ({error}); delete it to start anew") from error
 
-    def samples(self, table: str) -> Iterator[tuple[int, list[Piece], list[float]]]:
-        """latent -> its examples of one table (`layout.SAMPLES`), after the rules on documents and duplicates, and the
-        value of each place."""
+    def samples(self, table: str) -> Samples:
+        """The examples of one table (`layout.SAMPLES`)."""
+        config = self.config
         held = {"examples": self.strongest, "near": self.near, "uniform": self.uniform}.get(table, self.drawn)
         held.rank()
-        columns = held.held | {"lot": lots(*(held.held[name] for name in ("latent", "window", "position")))}
-        for latent, group in _by_latent(columns):
-            found = self._sample(table, latent, columns, group)
-            if found:
-                yield latent, [piece for _, piece in found], [float(columns["value"][i]) for i, _ in found]
-
-    def _sample(self, table: str, latent: int, columns: Columns, group: np.ndarray) -> list[tuple[int, Piece]]:
-        config = self.config
-        if table in ("examples", "near"):
-            return self._pieces(columns, group, config.examples if table == "examples" else config.near)
-        order = group[np.argsort(columns["lot"][group])]
-        if table == "uniform":
-            return self._pieces(columns, order, config.uniform)
-        maximum, bins = float(self.numbers.maximum[latent]), self.numbers.histogram[latent]
-        inside: dict[int, list[int]] = {}
-        values = columns["around"][order, config.left].astype(float)  # as they are kept
-        cells = bands_of(values, maximum, config.bands) if table == "bands" else deciles_of(bins, values)
-        for i, cell in zip(order.tolist(), cells.tolist()):
-            inside.setdefault(cell, []).append(i)
-        used, each = _Used(), config.band_examples if table == "bands" else config.decile_examples
-        return [one for cell in sorted(inside, reverse=True) for one in self._pieces(columns, inside[cell], each, used)]
+        columns = held.held
+        latent, value = columns["latent"], columns["around"][:, config.left].astype(float)  # as they are kept
+        cell, cells, each = np.zeros(len(latent), dtype=np.int64), 1, getattr(config, EACH[table])
+        if table == "bands":
+            cell, cells = bands_of(value, self.numbers.maximum[latent], config.bands), config.bands
+        elif table == "deciles":
+            cell, cells = deciles_of(self.numbers.histogram, latent, value), DECILES
+        order = np.arange(len(latent))  # as they rank
+        if isinstance(held, Drawn):
+            order = np.lexsort((lots(latent, columns["window"], columns["position"]), -cell, latent))
+        ordered = {name: columns[name][order] for name in ("latent", "window", "echo", "document")}
+        rows = order[chosen(ordered, cell[order], each, each * cells)]
+        return sampled(self.store, columns, rows, config.left)
 
     def places(self) -> Iterator[tuple[Piece, np.ndarray]]:
         """Places drawn from all counted tokens, with the latents that are active around each."""
-        for (window, position), active in sorted(self.silent.held.items()):
-            ids, start, end = self._cut(window, position)
-            document = int(self._documents(np.array([window]), np.array([position]))[0])
-            yield (ids, np.zeros(end - start, dtype=np.float32), position - start, document, position), active
-
-    def _pieces(
-        self, columns: Columns, order: Iterable[int], n: int, used: "_Used | None" = None
-    ) -> list[tuple[int, Piece]]:
-        """At most n places (row and piece): of one window, or with one wording, one; of one document a few."""
-        used = used or _Used()
-        kept: list[tuple[int, Piece]] = []
-        for i in order:
-            if len(kept) >= n:
-                break
-            window, echo, document = (int(columns[name][i]) for name in ("window", "echo", "document"))
-            if window in used.windows or echo in used.echoes or used.documents[document] >= PER_DOCUMENT:
-                continue
-            used.windows.add(window)
-            used.echoes.add(echo)
-            used.documents[document] += 1
-            kept.append((int(i), (*self._piece(columns, i), document, int(columns["position"][i]))))
-        return kept
-
-    def _piece(self, columns: dict[str, np.ndarray], i: int) -> tuple[np.ndarray, np.ndarray, int]:
-        """Token ids and activations around a candidate, cut at the window's and the document's borders."""
-        position, around = int(columns["position"][i]), columns["around"][i].astype(np.float32)
-        ids, start, end = self._cut(int(columns["window"][i]), position)
-        shift = self.config.left - position
-        return ids, around[start + shift : end + shift], position - start
-
-    def _cut(self, window: int, position: int) -> tuple[np.ndarray, int, int]:
-        """Token ids around a place, and their first and last position (that one excluded)."""
-        row = np.asarray(self.store.windows[window])
-        if window not in self._borders:
-            self._borders[window] = [-1, *np.flatnonzero(row == self.store.packing.separator).tolist(), len(row)]
-        borders = self._borders[window]
-        before, after = bisect.bisect_left(borders, position) - 1, bisect.bisect_right(borders, position)
-        start = max(position - self.config.left, borders[before] + 1)
-        end = min(position + self.config.right + 1, borders[after])
-        return row[start:end].astype("<u4"), start, end
+        drawn = sorted(self.silent.held.items())
+        windows, positions = np.array([place for place, _ in drawn], dtype=np.int64).reshape(-1, 2).T
+        shown, ids = cut(self.store, windows, positions, self.config.left, self.config.right)
+        documents = self._documents(windows, positions)
+        for i, (_, active) in enumerate(drawn):
+            text, anchor = ids[i, shown[i]], int(shown[i, : self.config.left].sum())
+            yield (text, np.zeros(len(text)), anchor, int(documents[i]), int(positions[i])), active
 
     def _documents(self, windows: np.ndarray, positions: np.ndarray) -> np.ndarray:
         packing = self.store.packing

@@ -11,6 +11,7 @@ from ..errors import BadInput
 from ..models import Model
 
 CHUNK = 256  # latents whose effect on the whole vocabulary is held at once
+ROWS = 4  # of these that are worked on at once: as many as a processor's cache holds
 LOGIT_BINS = 50  # of a histogram over the vocabulary
 
 CONVENTION = (
@@ -62,7 +63,8 @@ def logit_effects(
         if model.final_norm.centres:
             rows = rows - rows.mean(1, keepdim=True)
         effects = (rows * gain) @ W_U
-        yield effects - effects.mean(1, keepdim=True)
+        effects -= effects.mean(1, keepdim=True)
+        yield effects
 
 
 def extreme_tokens(
@@ -88,6 +90,10 @@ def logit_moments(effects: Float[Tensor, "n vocab"]) -> Float[Tensor, "3 n"]:
     Of the statistics of Bloom & Lin (2024, Understanding SAE features with the logit lens) the mean is missing: it is 0
     here, because the mean over the vocabulary is taken out.
     """
+    return torch.cat([_moments(some) for some in effects.split(ROWS)], dim=1)
+
+
+def _moments(effects: Float[Tensor, "n vocab"]) -> Float[Tensor, "3 n"]:
     deviations = effects - effects.mean(1, keepdim=True)
     sd = deviations.square().mean(1).sqrt()
     z = deviations / sd[:, None]
@@ -95,8 +101,25 @@ def logit_moments(effects: Float[Tensor, "n vocab"]) -> Float[Tensor, "3 n"]:
     return torch.stack([sd, (squares * z).mean(1), squares.square().mean(1)])
 
 
+def logit_histograms(effects: Float[Tensor, "n vocab"], bins: int = LOGIT_BINS) -> tuple[Tensor, Tensor]:
+    """Ends `[n, 2]` and counts `[n, bins]` of bins of equal width from the smallest to the largest effect on any token.
+
+    Of a row whose effects are all the same, all lie in the first bin.
+    """
+    ends, counts = [], []
+    for some in effects.float().split(ROWS):
+        low, high = some.amin(1, keepdim=True), some.amax(1, keepdim=True)
+        spread = (high - low).clamp_min(torch.finfo(torch.float32).tiny)
+        cell = (some - low).mul_(bins).div_(spread).long()  # the largest lies on the upper edge of the last bin
+        cell += (bins + 1) * torch.arange(len(some), device=cell.device)[:, None]
+        found = cell.flatten().bincount(minlength=(bins + 1) * len(some)).view(-1, bins + 1)
+        found[:, -2] += found[:, -1]
+        counts.append(found[:, :-1])
+        ends.append(torch.cat([low, high], dim=1))
+    return torch.cat(ends), torch.cat(counts)
+
+
 def logit_histogram(effects: Float[Tensor, "vocab"], bins: int = LOGIT_BINS) -> tuple[list[float], list[int]]:
-    """Edges and counts of bins of equal width from the smallest to the largest effect on any token."""
-    low, high = float(effects.min()), float(effects.max())
-    counts = torch.histc(effects.float().cpu(), bins, low, high)
-    return torch.linspace(low, high, bins + 1).tolist(), counts.long().tolist()
+    """Edges and counts of `logit_histograms` of one row."""
+    ends, counts = logit_histograms(effects[None], bins)
+    return torch.linspace(*ends[0].tolist(), bins + 1).tolist(), counts[0].tolist()

@@ -159,11 +159,12 @@ class TokenTallies:
     def top(self, n: int) -> dict[int, list[tuple[int, int, float]]]:
         """latent -> [(token, count, summed activation)], most activation (in magnitude) first."""
         self.merge()
-        strongest: dict[int, list[tuple[int, int, float]]] = {}
-        for i in self._strongest(n):
-            latent, token = divmod(int(self.key[i]) // 2, self.size)
-            strongest.setdefault(latent, []).append((token, int(self.count[i]), float(self.mass[i])))
-        return strongest
+        rows = self._strongest(n)
+        latents, codes = np.divmod(self.key[rows] // 2, self.size)
+        listed = list(zip(codes.tolist(), self.count[rows].tolist(), self.mass[rows].tolist()))
+        first = np.flatnonzero(starts(latents)) if len(rows) else rows
+        cuts = [*first.tolist(), len(rows)]
+        return {f: listed[start:end] for f, start, end in zip(latents[first].tolist(), cuts, cuts[1:])}
 
     def _strongest(self, n: int) -> np.ndarray:
         """Indices of the n heaviest entries of each latent, latents in order, heaviest first."""
@@ -177,8 +178,8 @@ class TokenTallies:
         What was let go counts as one code, so that the entropy then is a lower bound. NaN where there is no firing.
         """
         self.merge()
-        codes, inverse = np.unique(self.key // 2, return_inverse=True)  # both signs together
-        latent, counts = codes // self.size, np.bincount(inverse, weights=self.count, minlength=len(codes))
+        codes, counts, _ = _summed(self.key // 2, self.count, self.mass)  # both signs together
+        latent = codes // self.size
         width = len(totals)
         rest = totals - np.bincount(latent, weights=counts, minlength=width)
         most = np.zeros(width)

@@ -1,21 +1,32 @@
 """Writing an index: all tables in one transaction."""
 
+import contextlib
+import itertools
 import json
 import sqlite3
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
 
 from ..dictionaries import Dictionary
 from ..models import Model
 from .corpus_pass import CorpusPass
-from .effects import logit_effects, logit_histogram, logit_moments, reaches_logits
-from .layout import SAMPLES, SCHEMA, TABLES, WORDS, pack, pack_logits, unpack
+from .effects import logit_effects, logit_histograms, logit_moments, reaches_logits
+from .layout import SAMPLES, SCHEMA, TABLES, WORDS, pack, pack_logits, packed
+from .sampling import Samples
 from .silence import pack_latents
 from .spelling import readable, token_text
 
 SHOWN_TOKENS = 12  # of the tokens that a latent fires on, promotes, suppresses
+
+
+Row = tuple[Any, ...]
+_written = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def write(path: Path, counted: CorpusPass, model: Model, about: Mapping[str, Any]) -> None:
@@ -29,126 +40,131 @@ def write(path: Path, counted: CorpusPass, model: Model, about: Mapping[str, Any
     dictionary = counted.dictionary
     numbers = {"schema": SCHEMA, "dictionary": dictionary.name, "width": dictionary.width, "tokens": counted.tokens}
     meta = {**about, **numbers}
+
+    def insert(table: str, rows: Iterable[Row]) -> None:
+        rows = iter(rows)
+        if first := next(rows, None):
+            values = ",".join("?" * len(first))
+            connection.executemany(f"INSERT INTO {table} VALUES ({values})", itertools.chain([first], rows))
+
     try:
         connection.executescript(TABLES)
-        connection.executemany("INSERT INTO meta VALUES (?, ?)", [(k, json.dumps(v)) for k, v in meta.items()])
-        documents, shown = _write_examples(connection, counted)
-        shown |= _write_latents(connection, counted, model)
-        _write_pairs(connection, counted)
+        insert("meta", [(key, json.dumps(value)) for key, value in meta.items()])
+        occurring = Occurring(set(), set())
+        strongest = counted.samples("examples")
+        for table in SAMPLES:
+            insert(table, _examples(table, strongest if table == "examples" else counted.samples(table), occurring))
+        insert("silent", _silent(counted, occurring))
+        insert("latent", _latents(counted, model, occurring))
+        sets, seen = counted.sets.sets, counted.seen
+        members = enumerate(zip(sets.names, sets.members))
+        insert("token_set", ((i, name, int(seen[0][member].sum())) for i, (name, member) in members))
+        insert("coactive", _pairs(counted))
         if counted.neurons is not None:
             kept = counted.neurons.kept(counted.numbers, counted.tokens, counted.config.neurons)
-            connection.executemany("INSERT INTO neurons VALUES (?, ?)", enumerate(map(json.dumps, kept)))
-        names, seen = counted.store.packing.documents, counted.seen
-        connection.executemany(
-            "INSERT INTO document VALUES (?, ?)", [(d, names[d] if names else f"window {d}") for d in sorted(documents)]
-        )
-        texts = {i: token_text(model, i) for i in sorted(shown)}
-        connection.executemany(
-            "INSERT INTO token VALUES (?, ?, ?, ?)",
-            [(i, text, int(seen[0, i]), int(seen[1, i])) for i, text in texts.items()],
-        )
-        _write_words(connection, texts)
+            insert("neurons", enumerate(map(json.dumps, kept)))
+        names = counted.store.packing.documents
+        insert("document", ((d, names[d] if names else f"window {d}") for d in sorted(occurring.documents)))
+        texts = {i: token_text(model, i) for i in sorted(occurring.tokens)}
+        insert("token", ((i, text, int(seen[0, i]), int(seen[1, i])) for i, text in texts.items()))
+        with contextlib.suppress(sqlite3.OperationalError):  # an SQLite without FTS5
+            connection.execute(WORDS)
+            connection.executemany("INSERT INTO words (rowid, text) VALUES (?, ?)", _words(strongest, texts))
         connection.commit()
         connection.execute("VACUUM")
     finally:
         connection.close()
 
 
-def _write_examples(connection: sqlite3.Connection, counted: CorpusPass) -> tuple[set[int], set[int]]:
-    """Gives the documents and the tokens that occur in the examples."""
-    documents: set[int] = set()
-    tokens: set[int] = set()
-    for table in SAMPLES:
-        for latent, pieces, values in counted.samples(table):
-            # what activations do not say: how near a silent token was
-            row = (latent, pack(pieces)) if table != "near" else (latent, pack(pieces), json.dumps(values))
-            connection.execute(f"INSERT INTO {table} VALUES ({','.join('?' * len(row))})", row)
-            tokens.update(*(piece[0].tolist() for piece in pieces))
-            documents.update(piece[3] for piece in pieces)
+@dataclass(frozen=True)
+class Occurring:
+    """Documents and tokens that occur in what was written so far."""
+
+    documents: set[int]
+    tokens: set[int]
+
+    def add(self, documents: Iterable[int], tokens: Iterable[int]) -> None:
+        self.documents.update(documents)
+        self.tokens.update(tokens)
+
+
+def _examples(table: str, found: Samples, occurring: Occurring) -> Iterator[Row]:
+    occurring.add(np.unique(found.head[:, 2]).tolist(), np.unique(found.ids).tolist())
+    for latent, own, text in found.by_latent():
+        blob = packed(found.head[own], found.ids[text], found.activations[text])
+        # what activations do not say: how near a silent token was
+        yield (latent, blob) if table != "near" else (latent, blob, json.dumps(found.value[own].tolist()))
+
+
+def _silent(counted: CorpusPass, occurring: Occurring) -> Iterator[Row]:
     for number, (piece, active) in enumerate(counted.places()):
-        connection.execute("INSERT INTO silent VALUES (?, ?, ?)", (number, pack([piece]), pack_latents(active)))
-        tokens.update(piece[0].tolist())
-        documents.add(piece[3])
-    return documents, tokens
+        occurring.add([piece[3]], piece[0].tolist())
+        yield number, pack([piece]), pack_latents(active)
 
 
-def _write_latents(connection: sqlite3.Connection, counted: CorpusPass, model: Model) -> set[int]:
-    """Gives the tokens that occur in the lists of latents."""
+def _latents(counted: CorpusPass, model: Model, occurring: Occurring) -> Iterator[Row]:
     numbers, vocabulary = counted.numbers, counted.seen.shape[1]
-    effects = _effects(model, counted.dictionary)
     lists = [tallies.top(SHOWN_TOKENS) for tallies in (counted.words, counted.before, counted.bigrams)]
     (common, entropy), (_, entropy_before) = (
         tallies.spread(numbers.count) for tallies in (counted.words, counted.before)
     )
-    tokens: set[int] = set()
-    for latent in range(counted.dictionary.width):
-        promoted, suppressed, logits = effects[latent]
+    shares = np.stack([common, entropy, entropy_before], axis=1).tolist()
+    for latent, (promoted, suppressed, logits) in enumerate(_effects(model, counted.dictionary)):
         fires, before, pairs = (_rounded(one.get(latent, [])) for one in lists)
         bigrams = [(code // vocabulary, code % vocabulary, n, total) for code, n, total in pairs]
-        tokens.update(token for token, _ in (*promoted, *suppressed))
-        tokens.update(token for token, _, _ in (*fires, *before))
-        tokens.update(token for first, second, *_ in bigrams for token in (first, second))
-        row: tuple[Any, ...] = (
+        listed = (promoted, suppressed, fires, before, bigrams, [one[1:] for one in bigrams])
+        occurring.add([], (one[0] for some in listed for one in some))
+        yield (
             latent,
             int(numbers.count[latent]),
-            *(float(s) for s in numbers.sums[:, latent]),
+            *numbers.sums[:, latent].tolist(),
             float(numbers.maximum[latent]),
             zlib.compress(numbers.histogram[latent].astype("<u4").tobytes(), 9),
-            *(json.dumps(listed, separators=(",", ":")) for listed in (fires, promoted, suppressed)),
+            *map(_written, (fires, promoted, suppressed)),
             int(numbers.windows[latent]),
             int(numbers.runs[latent]),
-            *(float(one[latent]) for one in (common, entropy, entropy_before)),
-            *(json.dumps(listed, separators=(",", ":")) for listed in (before, bigrams)),
+            *shares[latent],
+            *map(_written, (before, bigrams)),
             zlib.compress(counted.sets.count[latent].astype("<u4").tobytes(), 9),
             logits,
         )
-        connection.execute(f"INSERT INTO latent VALUES ({','.join('?' * len(row))})", row)
-    sets, seen = counted.sets.sets, counted.seen[0]
-    rows = [(i, name, int(seen[member].sum())) for i, (name, member) in enumerate(zip(sets.names, sets.members))]
-    connection.executemany("INSERT INTO token_set VALUES (?, ?, ?)", rows)
-    return tokens
 
 
 def _rounded(listed: list[tuple[int, int, float]]) -> list[tuple[int, int, float]]:
     return [(code, count, round(total, 2)) for code, count, total in listed]
 
 
-def _write_pairs(connection: sqlite3.Connection, counted: CorpusPass) -> None:
+def _pairs(counted: CorpusPass) -> Iterator[Row]:
     if (pairs := counted.pairs) is None:
         return
-    for latent in range(counted.dictionary.width):
-        count, s1, s2 = pairs.own[:, latent].tolist()
-        blob = pairs.kept(latent, counted.config.pairs, counted.tokens)
-        connection.execute("INSERT INTO coactive VALUES (?, ?, ?, ?, ?)", (latent, int(count), s1, s2, blob))
+    own = zip(pairs.own[0].astype(int).tolist(), *pairs.own[1:].tolist())
+    for latent, (sums, blob) in enumerate(zip(own, pairs.kept(counted.config.pairs, counted.tokens))):
+        yield (latent, *sums, blob)
 
 
-def _write_words(connection: sqlite3.Connection, texts: Mapping[int, str | bytes]) -> None:
-    """The texts of each latent's strongest examples, where this SQLite can search in text."""
-    try:
-        connection.execute(WORDS)
-    except sqlite3.OperationalError:  # built without FTS5
-        return
-    for latent, blob in connection.execute("SELECT latent, blob FROM examples").fetchall():
-        body = "\n".join("".join(readable(texts[i] for i in piece[0].tolist())) for piece in unpack(blob))
-        connection.execute("INSERT INTO words (rowid, text) VALUES (?, ?)", (latent, body))
+def _words(found: Samples, texts: Mapping[int, str | bytes]) -> Iterator[Row]:
+    """The texts of each latent's strongest examples, a line each."""
+    pieces = [texts[i] for i in found.ids.tolist()]
+    ends = np.cumsum(found.head[:, 0], dtype=np.int64).tolist()
+    for latent, own, text in found.by_latent():
+        cuts = itertools.pairwise([text.start, *ends[own]])
+        yield latent, "\n".join("".join(readable(pieces[start:end])) for start, end in cuts)
 
 
 TokenEffects = list[tuple[int, float]]  # (token id, effect)
 
 
-def _effects(model: Model, dictionary: Dictionary) -> list[tuple[TokenEffects, TokenEffects, bytes | None]]:
+def _effects(model: Model, dictionary: Dictionary) -> Iterator[tuple[TokenEffects, TokenEffects, bytes | None]]:
     """(promoted, suppressed, packed statistics) of every latent; empty where there is no direct path to the logits."""
     if not reaches_logits(model, dictionary):
-        return [([], [], None)] * dictionary.width
-    found: list[tuple[TokenEffects, TokenEffects, bytes | None]] = []
+        yield from [([], [], None)] * dictionary.width
+        return
     for chunk in logit_effects(model, dictionary):
-        moments = logit_moments(chunk).T.cpu().numpy()
+        ends, counts = logit_histograms(chunk)
+        numbers = torch.cat([logit_moments(chunk).T, ends], dim=1).cpu().numpy()
         up, down = (chunk.topk(min(SHOWN_TOKENS, chunk.shape[1]), largest=largest) for largest in (True, False))
         sides = [
             [[(i, round(v, 4)) for i, v in zip(*row)] for row in zip(side.indices.tolist(), side.values.tolist())]
             for side in (up, down)
         ]
-        for row, (promoted, suppressed), three in zip(chunk.cpu(), zip(*sides), moments):
-            edges, counts = logit_histogram(row)
-            found.append((promoted, suppressed, pack_logits(three, edges, counts)))
-    return found
+        yield from zip(*sides, map(pack_logits, numbers, counts.cpu().numpy()))
