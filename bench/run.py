@@ -172,16 +172,19 @@ def explorer_tables(results: list[Result]) -> str:
 
 
 def indexing_tables(results: list[Result]) -> str:
-    found = results[0]
-    alone, own, other = found["parts"]
-    batches = found["latents"] / 128
-    rest = [0, own["pass"] - alone["pass"] + own["writing"], batches * other["next batch"]]
-    lines = []
-    for row, after in zip(found["rows"], rest):
-        seconds, times = found["tokens"] / row["tokens_per_second"], row["baseline_is_times_as_fast"]
-        lines.append([row["name"], f"{seconds:,.0f}", f"{after:,.0f}", f"{times:.1f}", f"{after / rest[1]:.1f}"])
     head = ["processor seconds", "without reading", "`monosem index` is × as fast", "without reading, ×"]
-    return table([f"{found['tokens']:,} tokens, {found['latents']:,} latents", *head], lines)
+    found, tables = results[0], []
+    for case in found["cases"]:
+        parts, lines = case["parts"], []
+        pass_alone = parts["reading the activations alone"]["pass"]
+        index = parts["monosem index"]["whole"] - pass_alone
+        for row in case["rows"]:
+            seconds, own = case["tokens"] / row["tokens_per_second"], parts[row["name"]]
+            rest = seconds - own["first batch"] + own["next batch"] if "next batch" in own else seconds - pass_alone
+            times = f"{row['baseline_is_times_as_fast']:.1f}"
+            lines.append([row["name"], f"{seconds:,.0f}", f"{rest:,.0f}", times, f"{rest / index:.1f}"])
+        tables.append(table([f"{case['tokens']:,} tokens, {found['latents']:,} latents", *head], lines))
+    return "\n".join(tables)
 
 
 def quality_tables(results: list[Result]) -> str:
