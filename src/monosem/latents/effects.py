@@ -122,4 +122,5 @@ def logit_histograms(effects: Float[Tensor, "n vocab"], bins: int = LOGIT_BINS) 
 def logit_histogram(effects: Float[Tensor, "vocab"], bins: int = LOGIT_BINS) -> tuple[list[float], list[int]]:
     """Edges and counts of `logit_histograms` of one row."""
     ends, counts = logit_histograms(effects[None], bins)
-    return torch.linspace(*ends[0].tolist(), bins + 1).tolist(), counts[0].tolist()
+    low, high = ends[0].tolist()
+    return torch.linspace(low, high, bins + 1).tolist(), counts[0].tolist()
