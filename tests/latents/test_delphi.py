@@ -2,6 +2,7 @@
 
 import json
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -137,14 +138,15 @@ def test_explanations_and_scores_are_read(folder, tmp_path):
     judged = [(True, True), (True, True), (True, False), (False, False), (False, True), (False, None)]
     rows = [{"str_tokens": ["a"], "activating": is_so, "prediction": said} for is_so, said in judged]
     (run / "scores" / "detection" / "layers.1_latent2.txt").write_text(json.dumps(rows))
-    (run / "scores" / "simulation" / "layers.1_latent2.txt").write_text(json.dumps([{"ev_correlation_score": 0.3}]))
+    (run / "scores" / "intruder").mkdir()
+    (run / "scores" / "intruder" / "layers.1_latent2.txt").write_text(json.dumps([{"correct": True}]))
     pages = read_delphi(place, MODEL, [1, 2]).pages
     explained = pages[2].parts["explanation"]
     assert (explained["label"], explained["by"]) == ("words of joy", "eai-delphi")
     assert explained["scores"] == {"detection": pytest.approx((2 / 3 + 1 / 2) / 2)}  # the one without an answer is out
     remarks = "; ".join(pages[2].parts["unreliable"])
     assert "1 of 6 examples had no answer" in remarks
-    assert "simulation" in remarks
+    assert "intruder: its scores are of a kind that is not read" in remarks
     assert "written from" in remarks
     assert "explanation" not in pages[1].parts
     (run / "explanations" / "layers.1_latent1.txt").write_text("[1]")
@@ -152,6 +154,43 @@ def test_explanations_and_scores_are_read(folder, tmp_path):
         read_delphi(place, MODEL, [1])
     (run / "scores" / "fuzz" / "layers.1_latent2.txt").write_text('{"a": 1}')
     with pytest.raises(BadFile, match="no scores"):
+        read_delphi(place, MODEL, [2])
+
+
+def test_scores_of_texts_and_tokens_as_delphi_writes_them(folder, tmp_path):
+    """Files that peers/delphi_scores_golden.py made with delphi's own scorers."""
+    run, place = run_of(folder, tmp_path)
+    (run / "explanations" / "layers.1_latent2.txt").write_text(json.dumps("words of joy"))
+    held = {}
+    for file in (Path(__file__).parent / "golden" / "delphi_scores").iterdir():
+        (run / "scores" / file.stem).mkdir(exist_ok=True)
+        (run / "scores" / file.stem / "layers.1_latent2.txt").write_bytes(file.read_bytes())
+        held[file.stem] = json.loads(file.read_text())
+    page = read_delphi(place, MODEL, [2]).pages[2]
+    scores = page.parts["explanation"]["scores"]
+
+    def area(values, fires):
+        pairs = [(a, b) for a, one in zip(values, fires) if one for b, other in zip(values, fires) if not other]
+        return sum((a > b) + (a == b) / 2 for a, b in pairs) / len(pairs)
+
+    rows = held["embedding"]
+    near = area([row["similarity"] for row in rows], [row["distance"] not in (-1.0, 0.25) for row in rows])
+    rows = held["surprisal"]
+    saved = [sum(row["no_explanation"]) - sum(row["explanation"]) for row in rows]
+    told = area(saved, [any(row["activations"]) for row in rows])
+    (all_texts,) = [group["ev_correlation_score"] for group in held["simulation"] if group["distance"] == 0]
+    expected = {"embedding": near, "surprisal": told, "simulation": all_texts}
+    assert scores == pytest.approx(expected)
+    assert len({0.0, *expected.values()}) == 4
+    silent = sum(
+        not any(text["simulation"]["expected_activations"])
+        for text in held["simulation"][-1]["scored_sequence_simulations"]
+    )
+    assert f"simulation: {silent} of 10 texts were predicted as 0" in "; ".join(page.parts["unreliable"])
+    (run / "scores" / "surprisal" / "layers.1_latent2.txt").write_text(
+        json.dumps([held["surprisal"][0] | {"activations": []}])
+    )
+    with pytest.raises(BadFile, match="no scores of delphi"):
         read_delphi(place, MODEL, [2])
 
 
