@@ -7,7 +7,8 @@ cut after every word.
 Vectors of the same formula, as they were timed, have to agree to 1e-4: the difference of means with
 steering-vectors' `mean_aggregator`, the first axis of uncentred differences with repeng's `pca_center` and
 steering-vectors' `pca_aggregator`. (repeng's default, `pca_diff`, centres the differences, which takes the direction
-out; its time is shown, its vectors are others.) Times are processor time of one thread.
+out; its time is shown, its vectors are others.) Times are processor time of one thread; before a table each of its
+contestants finds the directions of four short pairs, untimed.
 """
 
 import json
@@ -153,6 +154,8 @@ def main() -> None:
         for formula, own in contestants(model, pairs, layers, alone=words != "more reviews").items():
             made: dict[str, Vectors] = {}
             kept = {name: partial(keep, made, name, make) for name, make in own.items()}
+            for warm_up in contestants(model, pairs_of(4, 50), layers, alone=True)[formula].values():
+                warm_up()
             seconds = interleaved(kept, max(1, options.rounds // 3), warm=False, clock=time.process_time)
             axes = formula != "difference of means"
             errors = {name: 0.0 if name == BARE else apart(one, made[BARE], axes) for name, one in made.items()}

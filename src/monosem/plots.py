@@ -1,6 +1,7 @@
 """One quiet style for every Plotly figure, and the heatmap and the lines that several rooms draw."""
 
 import html
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 else:
     Figure = Any  # plotly is optional, and only the first picture loads it
 
-__all__ = ["heatmap", "lines", "literal", "style"]
+__all__ = ["by_layer", "heatmap", "lines", "literal", "style"]
 
 BLUE, ORANGE, GREY, FAINT = "#3b74d9", "#d9822b", "#7d8590", "rgba(125,133,144,0.35)"
 GRID = "rgba(125,133,144,0.25)"  # readable on light and on dark paper
@@ -160,8 +161,19 @@ def lines(
         line = {"color": LINES[number % len(LINES)], "width": 2}
         figure.add_scatter(x=places, y=np.asarray(values), name=name, mode="lines+markers", line=line, error_y=bar)
     if labelled:
-        step = max(1, len(x) // 16)
+        step = -(-len(x) // 16)
         figure.update_xaxes(tickmode="array", tickvals=places[::step], ticktext=[literal(place) for place in x[::step]])
     if zero:
         figure.add_hline(y=0, line={"color": FAINT, "width": 1})
     return style(figure, x_title, y_title, title)
+
+
+def by_layer(places: Sequence[str]) -> tuple[Sequence[str] | Sequence[float], str]:
+    """Where places stand on an axis, and its title: the numbers of the layers where all else is the same ("resid_post.3
+    last", "resid_post.9 last"), else their names."""
+    parts = [re.fullmatch(r"(.+?)\.(\d+)(\D.*)?", place) for place in places]
+    same = {(part[1], part[3]) for part in parts if part}
+    if len(places) < 2 or None in parts or len(same) > 1:
+        return places, "place"
+    name, rest = same.pop()
+    return [float(part[2]) for part in parts if part], f"layer of {name}" + (f", {rest.strip(' @')}" if rest else "")

@@ -17,7 +17,7 @@ import torch
 from monosem import lenses, patching
 from monosem.data import TokenPairs
 from monosem.pages import page_of
-from monosem.plots import WORDS_FIT, heatmap, lines, literal, style
+from monosem.plots import WORDS_FIT, by_layer, heatmap, lines, literal, style
 from tiny import model_of, tiny_model
 
 CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
@@ -97,6 +97,25 @@ def test_words_are_text_and_never_markup() -> None:
         assert {html.unescape(text) for text in found} == {STRANGE}
         assert not any("<" in text for text in found)
     assert literal("a\nb") == "a<br>b"
+
+
+@pytest.mark.parametrize(
+    ("places", "wanted"),
+    [
+        (["resid_post.3@last", "resid_post.10@last"], ([3, 10], "layer of resid_post, last")),
+        (["resid_mid2.0", "resid_mid2.1"], ([0, 1], "layer of resid_mid2")),
+        (
+            ["encoder.mlp_out.1 mean:user", "encoder.mlp_out.2 mean:user"],
+            ([1, 2], "layer of encoder.mlp_out, mean:user"),
+        ),
+        (["resid_post.3 last", "resid_post.3 mean"], None),
+        (["resid_pre.3 last", "resid_post.3 last"], None),
+        (["resid_post.0…resid_post.9@last", "embed@last"], None),
+        (["resid_post.3 last"], None),
+    ],
+)
+def test_places_that_differ_by_their_layer_stand_at_its_number(places: list[str], wanted: Any) -> None:
+    assert by_layer(places) == (wanted or (places, "place"))
 
 
 def brightness(figure: Any, end: int) -> int:

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from monosem.robustness.arms import rate
-from monosem.robustness.curves import area, compared, follows, k_to_break, verdict, within_budget
+from monosem.robustness.curves import area, compared, follows, least_to_break, verdict, within_budget
 from monosem.robustness.report import caveats, headlines
 
 
@@ -137,10 +137,12 @@ def test_the_area_is_a_sum_of_steps():
     assert found.low < found.value < found.high
 
 
-def test_k_to_break():
+def test_the_least_strength_that_breaks_it():
     rows = [row("subspace", "", float(k), shown) for k, shown in ((1, 18), (2, 4), (4, 1), (8, 0))]
-    assert k_to_break(rows, "", 0.2) == {"seen": 2, "sure": 8}
-    assert k_to_break(rows[:1], "", 0.2) == {"seen": None, "sure": None}
+    assert least_to_break(rows, "subspace", "", 0.2) == {"seen": 2, "sure": 8}
+    assert least_to_break(rows, "subspace", "", 0.5) == {"seen": 2, "sure": 2}
+    assert least_to_break(rows[:1], "subspace", "", 0.2) == {"seen": None, "sure": None}
+    assert least_to_break(rows, "subtraction", "", 0.2) == {"seen": None, "sure": None}
 
 
 def test_following():

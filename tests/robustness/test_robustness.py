@@ -205,16 +205,17 @@ def test_a_defence_is_set_beside(done):
     assert "## Side by side" in (done.folder / "report.md").read_text()
 
 
-def test_directions_that_break_it_have_their_price(done):
-    """Enough directions break any model, so what the least k costs stands beside it."""
-    found = facts_of(done.results)["models"][0]["k_to_break"]
-    arms = done.results["parts"]["model"]["subspace"]["arms"]
+@pytest.mark.parametrize(("table", "attack"), [("k_to_break", "subspace"), ("to_halve", "subtraction")])
+def test_what_breaks_it_has_its_price(done, table, attack):
+    """Enough directions, or a long enough one, break any model, so what the least costs stands beside it."""
+    found = facts_of(done.results)["models"][0][table]
+    arms = done.results["parts"]["model"][attack]["arms"]
     for name, seen, _, price in found:
-        mine = [arm for arm in arms if (arm["control"] or "fitted") == name and str(int(arm["strength"])) == seen]
+        mine = [arm for arm in arms if (arm["control"] or "fitted") == name and f"{arm['strength']:g}" == seen]
         nats = mine[0]["kl_token"]["value"] if mine else 0.0
         assert price.startswith("–" if not mine else "<0.01" if nats < 0.01 else f"{nats:.2f}")
         assert price.endswith("over the budget") == (nats > 1.0)
-    assert found[0][1] == "1"
+    assert found[0][:2] == ("fitted", "1")
 
 
 def test_the_report_is_whole_and_holds_no_responses(done):

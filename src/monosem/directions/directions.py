@@ -18,7 +18,7 @@ from ..data import PromptPairs
 from ..errors import BadInput, Mismatch, UnknownName
 from ..lenses import vectors
 from ..models import Layers, Model, Site, SiteLike
-from ..plots import Figure, lines
+from ..plots import Figure, by_layer, lines
 from ..results import Result, plain
 from .direction import Direction
 from .fitting import fitted
@@ -224,7 +224,8 @@ class Directions(Result):
         curves = {words: (table[name], None) for name, words in names.items() if name in table}
         if not curves:
             raise BadInput("these directions were not measured: there is nothing to draw")
-        return lines(curves, labels, x_title="place", zero=True)
+        x, title = by_layer(labels)
+        return lines(curves, x, x_title=title, zero=True)
 
     def save(self, path: str | os.PathLike[str], **plot: Any) -> Path:
         """As `Result.save`; .safetensors holds the directions themselves, .gguf their vectors, for llama.cpp."""

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import BadInput
-from ..plots import Figure, lines
+from ..plots import Figure, by_layer, lines
 from ..progress import Meter
 from ..results import Result, Tabled, analysis
 from ..statistics import Interval, rank_p
@@ -216,7 +216,11 @@ class Survey(Tabled):
         for kind, part in self.rows.groupby("kind", sort=False):
             curves[str(kind)] = (part["auroc"].to_numpy(), ((part["high"] - part["low"]) / 3.92).to_numpy())
         curves |= {name: (np.full(len(places), one.value), None) for name, one in self.baselines.items()}
-        return lines(curves, places, x_title="place", y_title="test AUROC")
+        x, title = by_layer(places)
+        figure = lines(curves, x, x_title=title, y_title="test AUROC")
+        for name in self.baselines:  # of no layer
+            figure.update_traces(mode="lines", line_dash="dot", selector={"name": name})
+        return figure
 
 
 @analysis

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import BadInput
-from ..plots import Figure, lines
+from ..plots import Figure, by_layer, lines
 from ..results import Tabled, analysis
 from ..statistics import auroc_interval
 from . import measures
@@ -38,7 +38,8 @@ class Ood(Tabled):
         for (detector, against), part in self.rows.groupby(["detector", "against"], sort=False):
             by_place = part.set_index("place")["auroc"].reindex(places)
             curves[f"{detector}, {against}"] = (by_place.to_numpy(), None)
-        return lines(curves, places, x_title="place", y_title="AUROC")
+        x, title = by_layer(places)
+        return lines(curves, x, x_title=title, y_title="AUROC")
 
 
 @analysis

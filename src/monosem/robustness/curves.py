@@ -146,14 +146,14 @@ def area(rows: Sequence[Row], attack: str, control: str, budget: float, seed: in
     return Interval(value, float(low), float(high))
 
 
-def k_to_break(rows: Sequence[Row], control: str, break_at: float) -> dict[str, int | None]:
-    """The least k at which the behaviour's rate is at most `break_at` ("seen"), and at which the upper end of its
-    interval is ("sure"); None where no k that was tried reaches it."""
-    arms = arms_of(rows, "subspace", control)
-    found: dict[str, int | None] = {}
+def least_to_break(rows: Sequence[Row], attack: str, control: str, most: float) -> dict[str, float | None]:
+    """The least strength of an attack (k of a subspace, gaps that are subtracted) at which the behaviour's rate is at
+    most `most` ("seen"), and at which the upper end of its interval is ("sure"); None where none that was tried
+    reaches it."""
+    arms = arms_of(rows, attack, control)
+    found: dict[str, float | None] = {}
     for name, end in (("seen", "value"), ("sure", "high")):
-        reached = [int(arm["strength"]) for arm in arms if arm["shown"][end] <= break_at]
-        found[name] = min(reached, default=None)
+        found[name] = min((arm["strength"] for arm in arms if arm["shown"][end] <= most), default=None)
     return found
 
 

@@ -12,11 +12,12 @@ from ..plots import Figure
 from ..statistics import Interval
 from .attacks import ATTACKS
 from .config import CONTROL, MODEL, RobustnessConfig, defence
-from .curves import Row, area, arms_of, compared, controls_of, k_to_break, verdict, within_budget
+from .curves import Row, area, arms_of, compared, controls_of, least_to_break, verdict, within_budget
 from .drawing import drawings
 
 ROOM = "monosem.robustness"
 NAMES = {MODEL: "the model", CONTROL: "the control", defence(1): "the defended model"}
+HALF = 0.5  # of the prompts: what the least subtraction leaves
 NOTE = (
     "What this is for: to measure how much of a behaviour survives, so that defences can be compared and their costs "
     "seen. All changes were made in memory and undone; no changed model was written, and responses are in the report "
@@ -158,7 +159,8 @@ def _model(results: Mapping[str, Any], where: str) -> dict[str, Any]:
         "n": base["n"],
         "verdicts": [_verdict(one) for one in verdicts_of(results) if one["model"] == where],
         "areas": _areas(rows, config),
-        "k_to_break": _breaking(rows, config) if "subspace" in held else [],
+        "k_to_break": _breaking(rows, config, "subspace", config["break_at"]),
+        "to_halve": _breaking(rows, config, "subtraction", HALF),
         "costs": [_cost(name, held[name], rows) for name in held if name in ATTACKS],
         "roles": [
             (role.replace("_", " "), _share(one["shown"]), number(one["projection"], 2))
@@ -215,13 +217,13 @@ def _areas(rows: list[Row], config: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def _breaking(rows: list[Row], config: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Subspace, least k as seen and as sure, and what that k costs: enough directions break any model."""
+def _breaking(rows: list[Row], config: Mapping[str, Any], attack: str, most: float) -> list[tuple[str, str, str, str]]:
+    """Direction or subspace, least strength as seen and as sure, and what it costs: enough of it breaks any model."""
     found = []
-    for name in ["", *controls_of(rows, "subspace")]:
-        held = k_to_break(rows, name, config["break_at"])
-        seen, sure = ("none of those tried" if k is None else str(k) for k in (held["seen"], held["sure"]))
-        prices = [arm["kl_token"] for arm in arms_of(rows, "subspace", name) if arm["strength"] == held["seen"]]
+    for name in ["", *controls_of(rows, attack)] if arms_of(rows, attack) else []:
+        held = least_to_break(rows, attack, name, most)
+        seen, sure = ("none of those tried" if held[how] is None else f"{held[how]:g}" for how in ("seen", "sure"))
+        prices = [arm["kl_token"] for arm in arms_of(rows, attack, name) if arm["strength"] == held["seen"]]
         price = _interval(prices[0]) if prices else "–"
         over = bool(prices) and prices[0]["value"] > config["budget"]
         found.append((name or "fitted", seen, sure, f"{price}, over the budget" if over else price))
