@@ -311,8 +311,10 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="small sizes, two rounds, nothing kept: does it all run?")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", default=USUAL, help="such as sweep,overhead; the others' numbers stay")
+    parser.add_argument("--threads", type=int, default=2, help="of torch")
     chosen = parser.parse_args()
     options = ["--tiny", "--rounds", "2"] if chosen.tiny else ["--rounds", str(chosen.rounds)]
+    options += ["--threads", str(chosen.threads)]
     results: dict[str, list[Result]] = {}
     for name in chosen.only.split(","):
         own = BENCHMARKS[name].peers
