@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from .errors import BadFile, UnknownName, did_you_mean
-from .models.loading.adapters import shipped_adapters
+from .models.loading.catalogue import shipped_adapters
 from .reading import existing, read_object
 
 __all__ = ["Organism", "shipped_organisms"]

@@ -43,6 +43,25 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert heavy_after("import monosem, monosem.errors, monosem.files, monosem.progress") == []
 
 
+def test_what_needs_no_model_does_not_import_transformers_models() -> None:
+    """Half of the time that such a command would take."""
+    rooms = (
+        "models",
+        "dictionaries",
+        "latents",
+        "directions",
+        "probes",
+        "circuits",
+        "steering",
+        "benchmarks",
+        "explorer",
+    )
+    look = f"import sys; from monosem import {', '.join(rooms)}; print('transformers.modeling_utils' in sys.modules)"
+    look += "; from monosem.models import load_model; print('transformers.modeling_utils' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]
+
+
 def test_the_look_sees_heavy_imports() -> None:
     assert "numpy" in heavy_after("import numpy")
 

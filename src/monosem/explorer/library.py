@@ -19,7 +19,7 @@ from ..directions import Direction, Directions
 from ..errors import BadFile, BadInput, MonosemError, check_name
 from ..latents import Index, index_of, meta_latents, neighbours, page, weight_statistics
 from ..latents.maps import principal, unit_rows
-from ..models import Model, load_model
+from ..models import Model
 from ..terminal import one_line
 from .queue import Job
 
@@ -242,6 +242,8 @@ class Library:
 
     def model(self, book: Book, job: Job) -> Model:
         """The model of a dictionary, loaded in a job; the last one stays. Raises `Mismatch` where it is of another."""
+        from ..models import load_model
+
         name = self.model_name(book)
         if not isinstance(name, str):
             book.dictionary.check(name)

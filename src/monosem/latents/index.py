@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..dictionaries import Dictionary
 from ..errors import BadFile, BadInput, Mismatch, MonosemError, UnknownName
-from ..models import Model, load_model
+from ..models import Model
 from ..reading import parse_json
 from ..results import Result
 from .evidence import Band, Evidence, Example
@@ -244,6 +244,8 @@ class Index(Result):
         Raises:
             BadInput: nothing or both to search for; an index without its dictionary. BadFile: damaged.
         """
+        from ..models import load_model
+
         if (text is None) == (examples is None):
             raise BadInput("search for words (text), or for texts like some (examples)")
         if text is not None and model is None:

@@ -1,9 +1,12 @@
-"""A Hugging Face model that can be read and written at sites."""
+"""A Hugging Face model that can be read and written at sites.
 
-from .checking.infer import InferredFamily
-from .checking.verify import Verification, verify
+What loads or checks a model is imported when it is first used: it brings transformers' models with it (`pretrained`).
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .identity import identity, refuse_other
-from .loading.load import load_model
 from .memory import free, memory
 from .model import Model
 from .native import Layers, Native, Shape
@@ -22,6 +25,11 @@ from .running.selection import Positions
 from .running.states import state_of
 from .tokens import TokenBatch
 from .transformerlens.hooks import HookPoint, get_act_name
+
+if TYPE_CHECKING:
+    from .checking.infer import InferredFamily
+    from .checking.verify import Verification, verify
+    from .loading.load import load_model
 
 __all__ = [
     "FAMILIES",
@@ -60,3 +68,18 @@ __all__ = [
     "state_of",
     "verify",
 ]
+
+_LATE = {
+    "InferredFamily": "checking.infer",
+    "Verification": "checking.verify",
+    "load_model": "loading.load",
+    "verify": "checking.verify",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATE:
+        raise AttributeError(f"module 'monosem.models' has no attribute {name!r}")
+    value = getattr(import_module(f".{_LATE[name]}", __name__), name)
+    globals()[name] = value
+    return value

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers.activations import ACT2FN
 
 from ..errors import BadInput, UnknownName
 from .language import language_model
@@ -135,6 +134,8 @@ class Ends:
     def head(self) -> list[nn.Module]:
         """What is between the final norm and the unembedding and is no projection: BERT's dense layer, activation and
         norm."""
+        from transformers.activations import ACT2FN
+
         found = (self._part(step) for step in self.family.head)
         return [ACT2FN[step] if module is None else module for step, module in zip(self.family.head, found)]
 

@@ -4,15 +4,18 @@ A multimodal model (Gemma 3, Qwen-VL, LLaVA, ...) holds a language model beside 
 run as a whole on text alone, which goes past the towers; places, sizes and config belong to the language model.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from ..errors import UnknownName, cause
+from .pretrained import is_pretrained
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
-def text_config(hf: PreTrainedModel) -> Any:
+def text_config(hf: "PreTrainedModel") -> Any:
     """The config of the language model (of an encoder–decoder: of the decoder); the model's own where it is nothing
     else.
 
@@ -27,20 +30,20 @@ def text_config(hf: PreTrainedModel) -> Any:
     return config
 
 
-def encoder_of(hf: PreTrainedModel) -> PreTrainedModel | None:
+def encoder_of(hf: "PreTrainedModel") -> "PreTrainedModel | None":
     """The encoder of an encoder–decoder; None for every other model."""
     if not hf.config.is_encoder_decoder:
         return None
     encoder = hf.get_encoder()
-    return encoder if encoder is not hf and isinstance(encoder, PreTrainedModel) else None
+    return encoder if encoder is not hf and is_pretrained(encoder) else None
 
 
-def is_multimodal(hf: PreTrainedModel) -> bool:
+def is_multimodal(hf: "PreTrainedModel") -> bool:
     """Whether the language model is a part of it."""
     return encoder_of(hf) is None and text_config(hf) is not hf.config
 
 
-def language_model(hf: PreTrainedModel) -> nn.Module:
+def language_model(hf: "PreTrainedModel") -> nn.Module:
     """The module with embedding, blocks and final norm, without the unembedding; of an encoder–decoder, what has both.
 
     Raises:
@@ -51,9 +54,9 @@ def language_model(hf: PreTrainedModel) -> nn.Module:
     if not is_multimodal(hf):
         if hf.base_model is not hf:
             return hf.base_model
-        inner = (child for child in hf.children() if isinstance(child, PreTrainedModel))  # Llama 4, Mllama
+        inner = (child for child in hf.children() if is_pretrained(child))  # Llama 4, Mllama
         return next(inner, hf)
     part = hf.get_decoder()
     if getattr(part, "config", None) is not text_config(hf):
         raise UnknownName(f"no language model was found in {type(hf).__name__}: pass the language model itself")
-    return part.base_model if isinstance(part, PreTrainedModel) else part
+    return part.base_model if is_pretrained(part) else part

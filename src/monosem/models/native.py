@@ -6,12 +6,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import groupby
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.activations import ACT2FN
 
 from ..errors import BadInput, UnknownName
 from .ends import Ends
@@ -23,11 +21,15 @@ from .places.loops import called
 from .places.reach import window_of
 from .places.rotations import rotations_of
 from .places.table import family_of
+from .pretrained import is_pretrained
 from .sizes import sizes_of
 from .sources import heard, read_both, trial
 from .special import special_ids_of
 from .tokens import TokenBatch, check_text, read
 from .turns import Turns, turn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Layers = int | Iterable[int] | slice | None
 
@@ -46,7 +48,7 @@ class Shape:
     d_head: int
     d_mlp: int
     n_ctx: int
-    hf: PreTrainedModel = field(repr=False, compare=False)
+    hf: "PreTrainedModel" = field(repr=False, compare=False)
 
     @property
     def d_vocab(self) -> int:
@@ -69,6 +71,8 @@ class Shape:
     @property
     def act_fn(self) -> str:
         """Name of the MLP's activation function, as the native config calls it."""
+        from transformers.activations import ACT2FN
+
         config = text_config(self.hf)
         names = ("hidden_activation", "hidden_act", "activation_function", *sorted(vars(config)))
         named = (value for name in names if "act" in name and isinstance(value := getattr(config, name, None), str))
@@ -106,13 +110,13 @@ class Native(Ends):
 
     def __init__(
         self,
-        hf: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase | None = None,
+        hf: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
         name: str = "model",
         family: Family | None = None,
-        whole: PreTrainedModel | None = None,
+        whole: "PreTrainedModel | None" = None,
     ):
-        if not isinstance(hf, PreTrainedModel):
+        if not is_pretrained(hf):
             raise BadInput(
                 f"Model takes a Hugging Face model, not a {type(hf).__name__}; load_model takes peft's as well"
             )
@@ -364,7 +368,7 @@ class Native(Ends):
                         yield token
 
 
-def device_of(hf: PreTrainedModel) -> torch.device:
+def device_of(hf: "PreTrainedModel") -> torch.device:
     """The device of the embedding; where its weights are elsewhere, the one that accelerate brings them to."""
     embedding: Any = hf.get_input_embeddings()
     if embedding.weight.device.type == "meta":
@@ -376,7 +380,7 @@ def device_of(hf: PreTrainedModel) -> torch.device:
     return embedding.weight.device  # type: ignore[no-any-return]
 
 
-def refuse_compiled(hf: PreTrainedModel) -> None:
+def refuse_compiled(hf: "PreTrainedModel") -> None:
     """Hooks that are added to a compiled module, or inside one, never fire, and torch does not say so."""
     for path, module in hf.named_modules():
         forward = getattr(module, "forward", None)

@@ -16,7 +16,7 @@ from ..files import check_writable
 from ..jobs import claim, module_fingerprint, read_part, write_part
 from ..judges import Judge
 from ..judges import judge as judge_of
-from ..models import Model, load_model
+from ..models import Model
 from ..models.loading.checkpoint import hushed
 from ..models.transformerlens.text import single_token
 from ..progress import Meter
@@ -93,6 +93,8 @@ def assess(
 
 def _models(config: RobustnessConfig, given: list[Model | None], load: dict[str, Any]) -> dict[str, Model]:
     """By place in the report: those given, the others loaded. Raises as `load_model` and `_check_prompts`."""
+    from ..models import load_model
+
     places = [MODEL, CONTROL, *(defence(number) for number in range(1, len(given) - 1))]
     models = {where: one for where, one in zip(places, given) if one is not None}
     models |= {where: load_model(name, **load) for where, name in config.models.items() if where not in models}

@@ -18,7 +18,7 @@ from ..errors import BadFile, Mismatch, check_name, require
 from ..files import check_writable, write_json
 from ..jobs import claim, module_fingerprint
 from ..latents.index import index_of
-from ..models import Model, load_model
+from ..models import Model
 from ..plots import Figure
 from ..reading import read_object
 from ..results import Result
@@ -115,6 +115,8 @@ def run(
         Mismatch: dictionary and model do not belong together, or the folder holds another study.
         MissingExtra: plotly is not there (checked before anything is computed).
     """
+    from ..models import load_model
+
     require("plotly", "plots")
     config = StudyConfig.load(concept)
     tell: Say = say or (lambda line: None)

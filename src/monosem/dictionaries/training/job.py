@@ -16,7 +16,7 @@ from ...activations.second import validated
 from ...data import Document, TextSource, TokenStore, as_store, corpus
 from ...errors import BadInput
 from ...files import write_json
-from ...models import Model, load_model
+from ...models import Model
 from ...progress import say
 from ..dictionary import Dictionary
 from ..formats.saelens import CARD
@@ -148,6 +148,8 @@ def _check_models(config: AnyConfig) -> None:
 
 
 def _loaded(config: AnyConfig, name: str, trust_remote_code: bool, quiet: bool) -> Model:
+    from ...models import load_model
+
     device = None if config.device == "auto" else config.device
     options: dict[str, Any] = {"device": device, "dtype": config.dtype, "trust_remote_code": trust_remote_code}
     return load_model(name, **options, quiet=quiet)

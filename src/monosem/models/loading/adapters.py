@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...errors import BadFile, BadInput, UnknownName
-from ...files import ASSETS
 from ...reading import read_object
 from ..turns import turn
 from .checkpoint import FILE_ERRORS, explain
@@ -34,11 +33,6 @@ def is_adapter(path: Path) -> bool:
     """Whether a folder holds an adapter instead of a model."""
     whole = any(True for pattern in _WEIGHTS for _ in path.glob(pattern))
     return (path / "adapter_config.json").is_file() and not whole
-
-
-def shipped_adapters() -> dict[str, Path]:
-    """Name -> folder of the adapters that come with the package: the organisms' (`monosem.organisms`)."""
-    return {path.parent.name: path.parent for path in sorted(ASSETS.glob("*/organisms/*/adapter_config.json"))}
 
 
 def base_of(path: Path) -> str:

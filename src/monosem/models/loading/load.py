@@ -15,8 +15,8 @@ from ..checking.infer import row_of
 from ..model import Model
 from ..running.sampling import sampling_notes
 from . import embedded, hub
-from .adapters import adapter_notes, base_of, is_adapter, is_peft, shipped_adapters, unwrapped, with_adapter
-from .catalogue import EMBEDDED, Embedded
+from .adapters import adapter_notes, base_of, is_adapter, is_peft, unwrapped, with_adapter
+from .catalogue import EMBEDDED, Embedded, shipped_adapters
 from .checkpoint import check_finite, explain, hushed, load_pretrained
 from .contents import check_files, refuse_heads
 from .gguf import check_gguf, gguf_tokenizer, load_gguf

@@ -11,18 +11,21 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.utils.generic import TransformersKwargs
 
 from ...errors import BadInput
 from ..language import encoder_of, is_multimodal, language_model, text_config
+from ..pretrained import is_pretrained
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NAME = "monosem"
 
@@ -155,12 +158,18 @@ def _softmax_with_sinks(scores: Tensor, s_aux: Tensor) -> Float[Tensor, "batch h
     return (wide - wide.amax(dim=-1, keepdim=True)).softmax(dim=-1)[..., :-1]
 
 
-AttentionInterface.register(NAME, attention_forward)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+@cache
+def _register() -> None:
+    """Once, and not at import: both registries bring transformers' models with them (`is_pretrained`)."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+    AttentionInterface.register(NAME, attention_forward)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 @contextmanager
-def visiting(hf: PreTrainedModel, visits: dict[nn.Module, Visit]) -> Iterator[None]:
+def visiting(hf: "PreTrainedModel", visits: dict[nn.Module, Visit]) -> Iterator[None]:
     """Within, the given attention modules call their visitor; the model's own attention is restored after."""
     if not visits:
         yield
@@ -173,15 +182,16 @@ def visiting(hf: PreTrainedModel, visits: dict[nn.Module, Visit]) -> Iterator[No
         _VISITS.reset(token)
 
 
-def can_attend(hf: PreTrainedModel) -> bool:
+def can_attend(hf: "PreTrainedModel") -> bool:
     """Whether its language model is on transformers' attention registry."""
     part = language_model(hf) if is_multimodal(hf) else hf
-    return isinstance(part, PreTrainedModel) and part._can_set_attn_implementation()
+    return is_pretrained(part) and part._can_set_attn_implementation()
 
 
 @contextmanager
-def attending(hf: PreTrainedModel) -> Iterator[None]:
+def attending(hf: "PreTrainedModel") -> Iterator[None]:
     """Within, the language model uses the function of this file, also for the masks that a multimodal model makes."""
+    _register()
     config, text = hf.config, text_config(hf)
     parts = {key: part for key in config.sub_configs if (part := getattr(config, key, None)) is not None}
     both = encoder_of(hf) is not None

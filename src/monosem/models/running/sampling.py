@@ -6,17 +6,19 @@ when the model is loaded and followed with `sampling="model"`.
 
 from collections.abc import Callable, Iterable, Mapping
 from math import isfinite
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedModel
 
 from ...errors import BadInput, UnknownName, cause, did_you_mean
 from ..native import Native
 from ..numbers import seed_of
 from ..tokens import TokenBatch
+
+if TYPE_CHECKING:
+    from transformers import LogitsProcessorList, PreTrainedModel
 
 Sampling = Literal["model"] | Mapping[str, Any] | None
 Choose = Callable[[Int[Tensor, "batch pos"], Float[Tensor, "batch vocab"]], Int[Tensor, "batch"]]
@@ -97,7 +99,7 @@ _REFUSED: dict[str, tuple[Any, str]] = {
 _TOP_K = 50  # what transformers draws from where neither the folder nor the caller says how many
 
 
-def asked_for(hf: PreTrainedModel) -> dict[str, Any]:
+def asked_for(hf: "PreTrainedModel") -> dict[str, Any]:
     """The settings of a model's folder that change what it generates under transformers: name -> value."""
     config = getattr(hf, "generation_config", None)
     neutral = FOLLOWED | {name: value for name, (value, _) in _REFUSED.items()}
@@ -109,7 +111,7 @@ def asked_for(hf: PreTrainedModel) -> dict[str, Any]:
     }
 
 
-def sampling_notes(hf: PreTrainedModel) -> list[str]:
+def sampling_notes(hf: "PreTrainedModel") -> list[str]:
     """A line for the user where the folder asks for more than the likeliest token."""
     asked = asked_for(hf)
     if not asked:
@@ -226,8 +228,10 @@ def chooser(model: Native, settings: Mapping[str, Any], prompt: TokenBatch, max_
     return choose
 
 
-def _processors(model: Native, settings: Mapping[str, Any], length: int, max_new_tokens: int) -> LogitsProcessorList:
+def _processors(model: Native, settings: Mapping[str, Any], length: int, max_new_tokens: int) -> "LogitsProcessorList":
     """What `hf.generate` makes of the settings for prompts of this length."""
+    from transformers import GenerationConfig, GenerationMixin
+
     ends = sorted(model.end_ids)
     wanted = dict(settings)
     if wanted.get("min_new_tokens"):
