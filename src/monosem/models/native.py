@@ -21,7 +21,7 @@ from .places.loops import called
 from .places.reach import window_of
 from .places.rotations import rotations_of
 from .places.table import family_of
-from .pretrained import is_pretrained
+from .pretrained import device_of, is_pretrained, refuse_compiled
 from .sizes import sizes_of
 from .sources import heard, read_both, trial
 from .special import special_ids_of
@@ -366,29 +366,6 @@ class Native(Ends):
                 for token in ids if isinstance(ids, list | tuple) else [ids]:
                     if isinstance(token, int) and 0 <= token < self.cfg.d_vocab:
                         yield token
-
-
-def device_of(hf: "PreTrainedModel") -> torch.device:
-    """The device of the embedding; where its weights are elsewhere, the one that accelerate brings them to."""
-    embedding: Any = hf.get_input_embeddings()
-    if embedding.weight.device.type == "meta":
-        for module in embedding.modules():
-            hook = getattr(module, "_hf_hook", None)  # one, or several in one
-            for one in getattr(hook, "hooks", [hook]):
-                if (computes := getattr(one, "execution_device", None)) is not None:
-                    return torch.device(computes)
-    return embedding.weight.device  # type: ignore[no-any-return]
-
-
-def refuse_compiled(hf: "PreTrainedModel") -> None:
-    """Hooks that are added to a compiled module, or inside one, never fire, and torch does not say so."""
-    for path, module in hf.named_modules():
-        forward = getattr(module, "forward", None)
-        if module._compiled_call_impl is not None or hasattr(forward, "_torchdynamo_orig_callable"):
-            where = f"its module {path}" if path else "it"
-            raise BadInput(
-                f"{where} is compiled by torch.compile, which hooks cannot look into; pass the model as loaded"
-            )
 
 
 @lru_cache(maxsize=200_000)

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
 from ..language import text_config
-from ..native import device_of
 from ..places.families import LOGIT_STEPS
+from ..pretrained import device_of
 from ..turns import turn
 from .constants import attribute, constant, distance, limit, ratio
 from .finding import NotFound, first, path_of

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..language import language_model, text_config
-from ..native import device_of
+from ..pretrained import device_of
 from ..turns import turn
 from .tracing import Call, trace
 
