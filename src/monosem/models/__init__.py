@@ -1,6 +1,6 @@
 """A Hugging Face model that can be read and written at sites.
 
-What loads or checks a model is imported when it is first used: it brings transformers' models with it (`pretrained`).
+What loads or checks a model is imported when it is first used: it brings transformers' models with it (`language`).
 """
 
 from importlib import import_module

@@ -2,14 +2,17 @@
 
 A multimodal model (Gemma 3, Qwen-VL, LLaVA, ...) holds a language model beside its towers for pictures and sound. It is
 run as a whole on text alone, which goes past the towers; places, sizes and config belong to the language model.
+
+transformers' models are imported where one is asked for, not at the top: they bring torch's distributed tensors and
+compiler with them, seconds of processor time, of which what reads dictionaries or directions alone has no use.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
+import torch
 from torch import nn
 
-from ..errors import UnknownName, cause
-from .pretrained import is_pretrained
+from ..errors import BadInput, UnknownName, cause
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -60,3 +63,33 @@ def language_model(hf: "PreTrainedModel") -> nn.Module:
     if getattr(part, "config", None) is not text_config(hf):
         raise UnknownName(f"no language model was found in {type(hf).__name__}: pass the language model itself")
     return part.base_model if is_pretrained(part) else part
+
+
+def is_pretrained(thing: Any) -> "TypeGuard[PreTrainedModel]":
+    """Whether it is a `transformers.PreTrainedModel`."""
+    from transformers import PreTrainedModel
+
+    return isinstance(thing, PreTrainedModel)
+
+
+def device_of(hf: "PreTrainedModel") -> torch.device:
+    """The device of the embedding; where its weights are elsewhere, the one that accelerate brings them to."""
+    embedding: Any = hf.get_input_embeddings()
+    if embedding.weight.device.type == "meta":
+        for module in embedding.modules():
+            hook = getattr(module, "_hf_hook", None)  # one, or several in one
+            for one in getattr(hook, "hooks", [hook]):
+                if (computes := getattr(one, "execution_device", None)) is not None:
+                    return torch.device(computes)
+    return embedding.weight.device  # type: ignore[no-any-return]
+
+
+def refuse_compiled(hf: "PreTrainedModel") -> None:
+    """Hooks that are added to a compiled module, or inside one, never fire, and torch does not say so."""
+    for path, module in hf.named_modules():
+        forward = getattr(module, "forward", None)
+        if module._compiled_call_impl is not None or hasattr(forward, "_torchdynamo_orig_callable"):
+            where = f"its module {path}" if path else "it"
+            raise BadInput(
+                f"{where} is compiled by torch.compile, which hooks cannot look into; pass the model as loaded"
+            )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import BadInput, UnknownName
 from .ends import Ends
-from .language import encoder_of, is_multimodal, language_model, text_config
+from .language import device_of, encoder_of, is_multimodal, is_pretrained, language_model, refuse_compiled, text_config
 from .numbers import whole_numbers, whole_slice
 from .places.blocks import Block
 from .places.families import Family
@@ -21,7 +21,6 @@ from .places.loops import called
 from .places.reach import window_of
 from .places.rotations import rotations_of
 from .places.table import family_of
-from .pretrained import device_of, is_pretrained, refuse_compiled
 from .sizes import sizes_of
 from .sources import heard, read_both, trial
 from .special import special_ids_of

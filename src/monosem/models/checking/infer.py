@@ -16,13 +16,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ...errors import UnknownName, cause
-from ..language import is_multimodal, language_model, text_config
+from ..language import is_multimodal, language_model, refuse_compiled, text_config
 from ..model import Model
 from ..places.families import BranchRow, Family
 from ..places.loops import check_listed
 from ..places.mixers import module_at
 from ..places.table import BY_TYPE, family_of, refuse_type
-from ..pretrained import refuse_compiled
 from .anatomy import Found, branches_of, choices, merged
 from .ends import ends_of
 from .finding import NotFound, recorded_class

@@ -9,8 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..language import language_model, text_config
-from ..pretrained import device_of
+from ..language import device_of, language_model, text_config
 from ..turns import turn
 from .tracing import Call, trace
 

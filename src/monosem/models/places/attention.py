@@ -21,8 +21,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.utils.generic import TransformersKwargs
 
 from ...errors import BadInput
-from ..language import encoder_of, is_multimodal, language_model, text_config
-from ..pretrained import is_pretrained
+from ..language import encoder_of, is_multimodal, is_pretrained, language_model, text_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -160,7 +159,7 @@ def _softmax_with_sinks(scores: Tensor, s_aux: Tensor) -> Float[Tensor, "batch h
 
 @cache
 def _register() -> None:
-    """Once, and not at import: both registries bring transformers' models with them (`is_pretrained`)."""
+    """Once, and not at import: both registries bring transformers' models with them (`language`)."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
