@@ -9,7 +9,6 @@ compiler with them, seconds of processor time, of which what reads dictionaries 
 
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-import torch
 from torch import nn
 
 from ..errors import BadInput, UnknownName, cause
@@ -70,18 +69,6 @@ def is_pretrained(thing: Any) -> "TypeGuard[PreTrainedModel]":
     from transformers import PreTrainedModel
 
     return isinstance(thing, PreTrainedModel)
-
-
-def device_of(hf: "PreTrainedModel") -> torch.device:
-    """The device of the embedding; where its weights are elsewhere, the one that accelerate brings them to."""
-    embedding: Any = hf.get_input_embeddings()
-    if embedding.weight.device.type == "meta":
-        for module in embedding.modules():
-            hook = getattr(module, "_hf_hook", None)  # one, or several in one
-            for one in getattr(hook, "hooks", [hook]):
-                if (computes := getattr(one, "execution_device", None)) is not None:
-                    return torch.device(computes)
-    return embedding.weight.device  # type: ignore[no-any-return]
 
 
 def refuse_compiled(hf: "PreTrainedModel") -> None:

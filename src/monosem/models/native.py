@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import BadInput, UnknownName
 from .ends import Ends
-from .language import device_of, encoder_of, is_multimodal, is_pretrained, language_model, refuse_compiled, text_config
+from .language import encoder_of, is_multimodal, is_pretrained, language_model, refuse_compiled, text_config
 from .numbers import whole_numbers, whole_slice
 from .places.blocks import Block
 from .places.families import Family
@@ -365,6 +365,18 @@ class Native(Ends):
                 for token in ids if isinstance(ids, list | tuple) else [ids]:
                     if isinstance(token, int) and 0 <= token < self.cfg.d_vocab:
                         yield token
+
+
+def device_of(hf: "PreTrainedModel") -> torch.device:
+    """The device of the embedding; where its weights are elsewhere, the one that accelerate brings them to."""
+    embedding: Any = hf.get_input_embeddings()
+    if embedding.weight.device.type == "meta":
+        for module in embedding.modules():
+            hook = getattr(module, "_hf_hook", None)  # one, or several in one
+            for one in getattr(hook, "hooks", [hook]):
+                if (computes := getattr(one, "execution_device", None)) is not None:
+                    return torch.device(computes)
+    return embedding.weight.device  # type: ignore[no-any-return]
 
 
 @lru_cache(maxsize=200_000)

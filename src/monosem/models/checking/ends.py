@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
-from ..language import device_of, text_config
+from ..language import text_config
+from ..native import device_of
 from ..places.families import LOGIT_STEPS
 from ..turns import turn
 from .constants import attribute, constant, distance, limit, ratio

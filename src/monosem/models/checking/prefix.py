@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..language import device_of, language_model, text_config
+from ..language import language_model, text_config
+from ..native import device_of
 from ..turns import turn
 from .tracing import Call, trace
 
