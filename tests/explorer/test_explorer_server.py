@@ -141,6 +141,8 @@ def test_malformed_requests_are_one_line(served, path, words):
         b"\xff\xfe",
         b"[" * 5000,
         b'{"kind": "steal"}',
+        b'{"kind": {"a": 1}}',
+        b'{"kind": ["try"]}',
         b'{"kind": "steer", "dictionary": "sae", "text": "a"}',
         json.dumps({"kind": "try", "dictionary": "sae", "text": "a" * 5000, "latent": 1}).encode(),
         json.dumps({"kind": "try", "dictionary": "sae", "text": "a", "latent": -1}).encode(),
@@ -419,6 +421,9 @@ def test_notes_survive_kill_9(home, tmp_path):
         assert last["notes"] == [{"dictionary": name, "latent": 3, "text": "cats?"}]
         wrong = {"merge": {"format": "other", "version": 1}}
         assert again.ask("/api/notes", wrong)[0] == 400
+        many = {"lists": {f"list {i}": [[name, 1]] for i in range(500)}}  # each file is allowed, both together are not
+        status, answer = again.ask("/api/notes", {"merge": many})
+        assert (status, "at most 500" in answer["error"], "fault" in answer["error"]) == (400, True, False)
         merged = again.ask("/api/notes", {"merge": {**last, "lists": {"more": [[name, 9]]}}})[1]
         assert merged["lists"] == {"stars": [[name, 3]], "more": [[name, 9]]}
     finally:

@@ -191,11 +191,11 @@ class Explorer:
 
     def job_add(self, values: Any, request: Request) -> Any:
         kind = values.pop("kind", None) if isinstance(values, dict) else None
-        if kind in COMPUTED:
+        if isinstance(kind, str) and kind in COMPUTED:
             wanted = parsed(COMPUTED[kind][0], values)
             title = f"{kind}: {', '.join(book.name for book in books(self.library, wanted))}"
             return self.jobs.add(kind, title, self.computed.work(kind, wanted)).about()
-        if kind not in ASKS:
+        if not isinstance(kind, str) or kind not in ASKS:
             raise UnknownName(f"no kind of job {kind!r}; there are {', '.join([*ASKS, *COMPUTED])}")
         ask: Any = parsed(ASKS[kind], values)
         self.library.book(ask.dictionary)

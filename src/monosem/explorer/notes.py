@@ -72,7 +72,10 @@ class Notes:
     def change(self, change: Change) -> dict[str, Any]:
         """Make a change; what is kept now. Raises `BadFile` when the disk is full, `BadInput` for too much."""
         with self.lock:
-            changed = Kept.model_validate(apply(self.kept.model_copy(deep=True), change).model_dump())
+            try:
+                changed = Kept.model_validate(apply(self.kept.model_copy(deep=True), change).model_dump())
+            except ValidationError as error:
+                raise BadInput(f"this would be too much to keep: {first(error)}") from error
             if sum(map(len, changed.lists.values())) > MOST_LATENTS:
                 raise BadInput(f"lists hold at most {MOST_LATENTS:,} latents together")
             write_json(self.path, changed.model_dump(mode="json"))
