@@ -251,7 +251,11 @@ class Library:
         if self.loaded is None or self.loaded.name != name:
             job.progress(f"loading the model {name}")
             self.loaded = None  # two models may not fit
-            self.loaded = Loaded(name, load_model(name, quiet=True))
+            try:
+                self.loaded = Loaded(name, load_model(name, quiet=True))
+            except MonosemError as error:
+                words = f"the model cannot be loaded: {error}. Then start the explorer again, with --model MODEL"
+                raise type(error)(words) from error
         book.dictionary.to(self.loaded.model.device)
         book.dictionary.check(self.loaded.model)
         return self.loaded.model

@@ -91,7 +91,7 @@ export function DictionaryPage({ place, d, home }) {
   useEffect(() => setTyped(place.f || ""), [place.f, d]);
   const columns = table.columns;
   const shownColumns = useMemo(() => columns ? Object.keys(COLUMNS).filter(name => columns[name] && varies(columns[name])) : [], [columns]);
-  const usual = columns?.density ? "density" : "latent", sort = place.sort || (place.q || columns?.explained ? "" : usual), down = place.up !== "1";
+  const usual = columns?.density ? "density" : "latent", sort = place.sort || (place.q || columns?.explained ? "" : usual), down = place.up ? place.up === "0" : (sort || usual) !== "latent";
   const filter = useMemo(() => columns ? filterOf(place.f || "", columns) : {}, [columns, place.f]);
   const hits = place.q && !found.old ? found.value : null;
   const order = useMemo(() => columns && filter.test
@@ -102,7 +102,7 @@ export function DictionaryPage({ place, d, home }) {
   if (!columns) return html`<${Waiting} words="reading the latents" />`;
   last.d = d; last.order = order;
   const names = Object.keys(columns), x = columns[place.x] ? place.x : columns.log10_density ? "log10_density" : "cosine";
-  const y = columns[place.y] ? place.y : columns.maximum ? "maximum" : "decoder_norm";
+  const y = columns[place.y] ? place.y : columns.maximum ? "maximum" : shownColumns.includes("decoder_norm") ? "decoder_norm" : "bias";
   const matched = new Map((hits || []).map(hit => [hit.latent, hit.matched]));
   const open = i => go("latent", { d, i });
   const choose = (name, value) => html`<select aria-label=${`${name} axis`} value=${value} onChange=${event => change({ [name]: event.target.value })}>
@@ -110,21 +110,21 @@ export function DictionaryPage({ place, d, home }) {
   return html`<div class="lead"><p class="kicker">${about.kind} at ${about.site}${about.model ? ` of ${about.model}` : ""}</p><h1>${d}</h1>
       <p class="facts"><span><b>${number(table.width)}</b> latents</span>
       ${about.tokens ? html`<span><b>${number(about.dead)}</b> never fired in <b>${number(about.tokens)}</b> tokens</span>${columns.explained && html`<span><b>${number(about.labels)}</b> explained, listed first</span>`}`
-        : html`<span>no corpus read yet: <code>monosem latents index ${d} --text PATH</code></span>`}</p>
+        : html`<span>On which text they fire is known once a corpus was read: <code>monosem latents index ${d} --text PATH</code></span>`}</p>
       <${Failed} words=${about.index_error} /></div>
     <div class="filters">
-      <${Field} label="Words"><input type="search" value=${place.q || ""} placeholder="what it fires on" onChange=${event => change({ q: event.target.value, sort: "" }, true)} /><//>
-      <${Field} label="Filter"><input class="mono" value=${typed} placeholder="density>0.1% kurtosis<5" onInput=${event => setTyped(event.target.value)} onChange=${event => change({ f: event.target.value }, true)} /><//>
+      ${table.indexed && html`<${Field} label="Words"><input type="search" value=${place.q || ""} placeholder="what it fires on" onChange=${event => change({ q: event.target.value, sort: "" }, true)} /><//>`}
+      <${Field} label="Filter"><input class="mono" value=${typed} placeholder=${table.indexed ? "density>0.1% kurtosis<5" : "cosine<0.5 bias>0"} onInput=${event => setTyped(event.target.value)} onChange=${event => change({ f: event.target.value }, true)} /><//>
       <span class="count" role="status">${number(order.length)} of ${number(table.width)}</span>
     </div>
     <${Failed} words=${filter.error || found.error} />
     <div class="overview">
       <section aria-label="Table of latents"><${Grid} label="Latents" height=${620} order=${order} sort=${sort} down=${down} onView=${spoken.view} onOpen=${open}
-        onSort=${name => change({ sort: name, up: sort === name && down ? "1" : "" })}
+        onSort=${name => change({ sort: name, up: sort !== name ? "" : down ? "1" : "0" })}
         columns=${[{ name: "star", title: html`<span class="sr">star</span>`, plain: true }, { name: "latent", title: "latent", help: "its number", n: true },
-          { name: "words", title: place.q ? "found" : columns.explained ? "label, or what it fires on" : "fires on", plain: true, wide: true }, ...shownColumns.map(name => ({ name, title: COLUMNS[name][0], help: COLUMNS[name][1], n: true }))]}
+          table.indexed && { name: "words", title: place.q ? "found" : columns.explained ? "label, or what it fires on" : "fires on", plain: true, wide: true }, ...shownColumns.map(name => ({ name, title: COLUMNS[name][0], help: COLUMNS[name][1], n: true }))].filter(Boolean)}
         cells=${i => [html`<${Star} d=${d} i=${i} />`, html`<${Link} page="latent" state=${{ d, i }}>${i}<//>`,
-          html`<span class=${spoken.of(i)?.label ? "" : "mono"} title=${said(spoken.of(i))}>${matched.get(i) ? `${matched.get(i)} · ` : ""}${said(spoken.of(i)) || ""}</span>`, ...shownColumns.map(name => COLUMNS[name][2](columns[name][i]))]} /></section>
+          table.indexed && html`<span class=${spoken.of(i)?.label ? "" : "mono"} title=${said(spoken.of(i))}>${matched.get(i) ? `${matched.get(i)} · ` : ""}${said(spoken.of(i)) || ""}</span>`, ...shownColumns.map(name => COLUMNS[name][2](columns[name][i]))].filter(cell => cell !== false)} /></section>
       <section class="panel cloud" aria-label="Latents as points"><div class="title"><h2>Cloud</h2><${Help} title="the cloud">Each point is a latent; those that the filter leaves out are faint. Hover to read, click to open.<//></div>
         <div class="axes">${choose("y", y)} against ${choose("x", x)}</div>
         <${Scatter} x=${columns[x]} y=${columns[y]} names=${[nameOf(x), nameOf(y)]} shown=${kept} onOpen=${open} height=${460}

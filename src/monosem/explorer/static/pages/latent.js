@@ -29,7 +29,7 @@ export function LatentPage({ place, d, home }) {
   const i = Number(place.i || 0);
   const { value: stored, error, old } = useData("latent", { d, i });
   const more = useJob(), added = more.job?.result && more.job.asked.latent === i ? more.job.result : null;
-  const page = stored && added ? { ...stored, ...added } : stored;
+  const page = stored && added ? { ...stored, ...added, missing: Object.fromEntries(Object.entries(stored.missing).filter(([name]) => !(name in added))) } : stored;
   const about = home.dictionaries.find(one => one.name === d);
   if (error) return html`<${Failed} words=${error} />`;
   if (!page) return html`<${Waiting} words=${`reading latent ${i}`} />`;

@@ -56,7 +56,7 @@ export function LatentView({ page, link, below, aside, actions, effect }) {
         <${Examples} page=${page} maximum=${maximum} effect=${effect} />
       </div>
       <div class="side">
-        <${Logits} page=${page} />
+        <${Logits} page=${page} actions=${actions} />
         <${Activations} page=${page} />
         <${FiresOn} page=${page} />
       </div>
@@ -74,6 +74,9 @@ export function LatentView({ page, link, below, aside, actions, effect }) {
   </article>`;
 }
 
+// whether a part is not there because no corpus was read
+const unread = (page, part) => page.missing[part]?.startsWith("needs an index");
+
 // key of the page -> [title, whether it is parts of examples with a range each]
 const KINDS = { examples: ["Strongest", false], intervals: ["By strength", true], deciles: ["Tenths", true], uniform: ["Drawn alike", false], near: ["Almost", false], silent: ["Silent", false] };
 
@@ -81,7 +84,7 @@ function Examples({ page, maximum, effect }) {
   const [kind, setKind] = useState("examples");
   const there = Object.keys(KINDS).filter(name => page[name]?.length);
   return html`<${Panel} title="Examples" name="examples" help=${HELP[kind]}
-      missing=${page.missing.examples && `No corpus was read yet: ${page.missing.examples}.`}>
+      missing=${unread(page, "examples") ? `On which text it fires is known once a corpus was read: \`monosem latents index ${page.dictionary} --text PATH\`` : page.missing.examples}>
     ${page.examples && html`<div class="tabs" role="group" aria-label="Which examples">${there.map(name => html`<button type="button"
         aria-pressed=${String(kind === name)} onClick=${() => setKind(name)}>${KINDS[name][0]}</button>`)}</div>
       ${!KINDS[kind][1] ? html`<${List} examples=${page[kind]} maximum=${maximum} effect=${effect} />`
@@ -104,9 +107,9 @@ function Unreliable({ remarks }) {
   return remarks?.length > 0 && html`<${Panel} title="Not to rely on" name="unreliable" help=${HELP.unreliable}><details><summary>${remarks.length} things to know about these numbers</summary><ul class="remarks">${remarks.map(words => html`<li>${words}</li>`)}</ul></details><//>`;
 }
 
-function Logits({ page }) {
+function Logits({ page, actions }) {
   const found = page.logits;
-  return html`<${Panel} title="Writes" name="logits" help=${HELP.logits} missing=${page.missing.logits}>
+  return html`<${Panel} title="Writes" name="logits" help=${HELP.logits} missing=${unread(page, "logits") ? actions ? "Its effects on the next token need the model: press “More from the model's weights” above, or make an index." : "Its effects on the next token need the model or an index." : page.missing.logits}>
     ${found && html`<div class="pair">
       <${Effects} title="promotes" rows=${found.promoted} />
       <${Effects} title="suppresses" rows=${found.suppressed} />
@@ -128,7 +131,7 @@ function Effects({ title, rows }) {
 
 function Activations({ page }) {
   const value = hovered.use();
-  return html`<${Panel} title="Activations" name="histogram" help=${HELP.histogram} missing=${page.missing.histogram}>
+  return !unread(page, "histogram") && html`<${Panel} title="Activations" name="histogram" help=${HELP.histogram} missing=${page.missing.histogram}>
     ${page.histogram && html`<${Histogram} bars=${page.histogram} logarithmic=${widening(page.histogram)} mark=${value}
       label="Histogram of its activations where it is active" />
       <p class="soft">${Object.entries(page.statistics.quantiles || {}).map(([share, at]) => html`<span class="fact">${percent(Number(share))} below <b>${number(at)}</b></span>`)}</p>`}
