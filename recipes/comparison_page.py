@@ -19,7 +19,7 @@ from monosem.pages import number
 
 os.environ.setdefault("BROWSER_PATH", shutil.which("chromium") or "")
 DOCS = Path(__file__).parents[1] / "docs"
-PAGE, PICTURE = DOCS / "comparison.md", DOCS / "pictures" / "methods.png"
+PAGE, PICTURE = DOCS / "comparison.md", DOCS / "pictures" / "methods.webp"
 BEGIN, END = "<!-- measured: written by recipes/comparison_page.py -->\n", "<!-- end of measured -->\n"
 
 

@@ -234,7 +234,9 @@ def main(names: list[str]) -> None:
         figure = PICTURES[name]()
         height = min(figure.layout.height or 400, 1400 if name == "circuit" else 560)
         figure.update_layout(paper_bgcolor="white", plot_bgcolor="white")
-        figure.write_image(FOLDER / f"{name}.png", width=860, height=height, scale=1.25)
+        # older ones stay png until they are given up
+        place = next(FOLDER.glob(f"{name}.png"), FOLDER / f"{name}.webp")
+        figure.write_image(place, width=860, height=height, scale=1.25)
         print(name, flush=True)
 
 
