@@ -7,7 +7,10 @@ import { said, useWords } from "page/dictionary";
 import { useComputed, Views } from "page/geometry";
 
 const NARROW = matchMedia("(max-width: 720px)").matches;
-const ROW = 30, COLUMN = NARROW ? 205 : 330, WORDS = NARROW ? 9 : 24, MOST = 60; // pixels a latent and a dictionary; characters; latents that are drawn
+const ROW = 30, MOST = 60; // pixels a latent; latents that are drawn
+// pixels a dictionary: columns share the page, down to what a few words need
+const columnOf = count => (NARROW ? 205 : Math.round(Math.min(Math.max((Math.min(innerWidth, 1320) - 110) / count, 330), 520)));
+const wordsIn = column => (NARROW ? 9 : Math.floor((column - 152) / 7.3)); // characters
 
 // {parents, children}: of [which dictionary, number] as "k i"
 export function familyOf(found) {
@@ -85,16 +88,16 @@ function useNames(found, places) {
 
 function Tree({ found, family, asked }) {
   const { nodes, rows } = useMemo(() => laid(family, rootOf(family, asked)), [family, asked]);
-  const words = useNames(found, nodes.map(one => one.place));
-  const at = one => { const k = Number(one.place.split(" ")[0]); return [14 + k * COLUMN, 44 + one.row * ROW]; };
-  const width = found.names.length * COLUMN + 20, height = rows * ROW + 50, of = one => Number(one.place.split(" ")[1]);
+  const words = useNames(found, nodes.map(one => one.place)), column = columnOf(found.names.length), most = wordsIn(column);
+  const at = one => { const k = Number(one.place.split(" ")[0]); return [14 + k * column, 44 + one.row * ROW]; };
+  const width = found.names.length * column + 20, height = rows * ROW + 34, of = one => Number(one.place.split(" ")[1]);
   return html`<${Panel} title="The family of ${asked.split(" ")[1]}" help="Each line goes from a parent to a child; the number is the cosine of their decoder rows. Click a latent to open it.">
     <div class="scrolls" tabindex="0" role="region" aria-label="Family tree"><svg class="family" width=${width} height=${height} viewBox="0 0 ${width} ${height}" role="group" aria-label="Family tree">
-      ${found.names.map((name, k) => html`<text class="wide-of" x=${8 + k * COLUMN} y="18">${short(name, NARROW ? 18 : 40)} · ${number(found.widths[k])}</text>`)}
-      ${nodes.filter(one => one.above).map(one => { const [x, y] = at(one), [px, py] = at(one.above), start = px + 14 + 8.2 * String(of(one.above)).length + 7.3 * short(words(one.above.place), WORDS).length;
+      ${found.names.map((name, k) => html`<text class="wide-of" x=${8 + k * column} y="18">${short(name, NARROW ? 18 : 40)} · ${number(found.widths[k])}</text>`)}
+      ${nodes.filter(one => one.above).map(one => { const [x, y] = at(one), [px, py] = at(one.above), start = px + 14 + 8.2 * String(of(one.above)).length + 7.3 * short(words(one.above.place), most).length;
         return html`<path d=${`M${start} ${py}C${(start + x) / 2} ${py} ${(start + x) / 2} ${y} ${x - 12} ${y}`} /><text class="cosine" x=${x - 16} y=${y - 5} text-anchor="end">${number(family.parents.get(one.place).cosine, 2)}</text>`; })}
       ${nodes.map(one => { const [x, y] = at(one); return html`<g class=${one.place === asked ? "asked" : ""}><circle cx=${x - 5} cy=${y} r="4" />
-        <${Link} page="latent" state=${{ d: found.names[Number(one.place.split(" ")[0])], i: of(one) }}><text x=${x + 5} y=${y + 4}>${of(one)} <tspan class="soft">${short(words(one.place), WORDS)}</tspan></text><//></g>`; })}
+        <${Link} page="latent" state=${{ d: found.names[Number(one.place.split(" ")[0])], i: of(one) }}><text x=${x + 5} y=${y + 4}>${of(one)} <tspan class="soft">${short(words(one.place), most)}</tspan></text><//></g>`; })}
     </svg></div>
     ${nodes.length === 1 && html`<p class="soft">It has neither parent nor children at this threshold.</p>`}${nodes.length >= MOST && html`<p class="soft">The first ${MOST} are drawn.</p>`}<//>`;
 }
