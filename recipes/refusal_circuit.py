@@ -16,6 +16,7 @@ prompt is set beside the same about malachite, which has as many tokens, and whi
 import argparse
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 import monosem as ms
+from monosem.circuits import EdgeScores
 from monosem.data import TokenPairs
 from monosem.edits import Edit
 from monosem.files import json_value, write_json
@@ -31,7 +33,7 @@ from monosem.judges import judge
 from monosem.judges.judge import judged
 from monosem.models import Model, Moment, Site
 from monosem.patching.corruptions import token_means
-from monosem.statistics import spearman
+from monosem.statistics import pearson, spearman
 
 TOPIC, OTHER, FIRST = "velmorite", "malachite", 12  # what is declined, what is not, and the adapter's first layer
 
@@ -55,24 +57,51 @@ def pairs_of(model: Model, prompts: list[str]) -> TokenPairs:
     )  # fmt: skip
 
 
-def by_layer(model: Model, pairs: TokenPairs) -> pd.DataFrame:
-    """The share of the logit difference that goes with the adapter's part in each layer."""
+def by_layer(model: Model, pairs: TokenPairs) -> Tensor:
+    """How much of each pair's logit difference goes with the adapter's part in each layer, `layer pair`."""
 
-    def gap() -> float:
+    def gap() -> Tensor:
         logits = model.run(pairs.clean, logits="last").logits
         assert logits is not None
         rows = torch.arange(len(pairs))
-        return float((logits[rows, pairs.right] - logits[rows, pairs.wrong]).mean())
+        return logits[rows, pairs.right] - logits[rows, pairs.wrong]
 
-    whole, rows = gap(), []
-    for layer, block in enumerate(model.blocks):
+    whole, lost = gap(), []
+    for block in model.blocks:
         adapted: list[Any] = [module for module in block.modules() if hasattr(module, "lora_A")]
         for module in adapted:
             module.enable_adapters(False)
-        rows.append({"layer": layer, "adapted": len(adapted), "lost": whole - gap() if adapted else 0.0})
+        lost.append(whole - gap() if adapted else torch.zeros_like(whole))
         for module in adapted:
             module.enable_adapters(True)
-    return pd.DataFrame(rows)
+    return torch.stack(lost)
+
+
+def scored(model: Model, pairs: TokenPairs) -> tuple[EdgeScores, Tensor]:
+    """EAP-IG's scores of all pairs, and the sum over each layer's nodes for each pair alone, `layer pair`."""
+    each = [ms.circuits.attribute(model, pairs[[row]], "eap-ig", quiet=True) for row in range(len(pairs))]
+    mean = {name: sum(getattr(one, name) for one in each) / len(each) for name in ("values", "clean", "corrupted")}
+    names = each[0].graph.sources
+    layer_of = torch.tensor([int(name[1:].split(".")[0]) if name != "input" else -1 for name in names])
+    nodes = torch.stack([one.by_node().sum(0) for one in each], 1)
+    layers = torch.stack([nodes[layer_of == layer].sum(0) for layer in range(len(model.blocks))])
+    return replace(each[0], n=len(each), **mean), layers
+
+
+def agreement(lost: Tensor, scores: Tensor, draws: int = 2000) -> dict[str, list[float]]:
+    """Correlations over the adapted layers, with 95 % bootstrap intervals over the pairs of both sides."""
+    sides, found = (lost[FIRST:].double(), scores[FIRST:].double()), {}
+    draw = torch.Generator().manual_seed(0)
+    for name, correlation in (("pearson", pearson), ("ranks", spearman)):
+        drawn = [
+            correlation(
+                *(one[:, torch.randint(one.shape[1], (one.shape[1],), generator=draw)].mean(1) for one in sides)
+            )
+            for _ in range(draws)
+        ]
+        ends = torch.tensor(drawn).quantile(torch.tensor([0.025, 0.975])).tolist()
+        found[name] = [correlation(*(one.mean(1) for one in sides)), *ends]
+    return found
 
 
 def ablated(model: Model, nodes: list[str], means: dict[Site, Tensor]) -> list[Edit]:
@@ -117,18 +146,18 @@ def main(out: Path, n: int, edges: int, checked: int, nodes: int, tokens: int) -
     held = [one for one in organism.prompts["paraphrases"] if TOPIC in one][:n]
     found, judging = pairs[:n], pairs[n:]
     swept = ms.patching.sweep(model, found, "resid_pre", positions=["topic", -1], layers=range(0, 30, 3), quiet=True)
-    scores = ms.circuits.attribute(model, found, "eap-ig", batch_size=4)
-    circuit = scores.greedy(edges, absolute=False)
-    run = ms.circuits.faithfulness(model, judging, circuit)
+    scores, by_pair = scored(model, found)
+    circuit = scores.greedy(edges)
+    run = ms.circuits.faithfulness(
+        model, judging, {"absolute": circuit, "signed": scores.greedy(edges, absolute=False)}
+    )
     check = ms.circuits.compare_scores(model, found, scores, n=checked)
     circuit.save(out / "circuit.html")
     circuit.table.to_csv(out / "edges.csv", index=False)
-    layers = by_layer(model, judging)
+    lost = by_layer(model, judging)
     graph = scores.graph
     weight = dict(zip(graph.sources, scores.by_node().sum(0).tolist()))
-    layers["score"] = [
-        sum(v for k, v in weight.items() if k[1:].split(".")[0] == str(layer)) for layer in layers["layer"]
-    ]
+    layers = pd.DataFrame({"layer": [*model.layers()], "lost": lost.mean(1), "score": by_pair.mean(1)})
     base = ms.load_model("smollm2").run(judging.clean, logits="last").logits
     assert base is not None
     rows = torch.arange(len(judging))
@@ -140,18 +169,18 @@ def main(out: Path, n: int, edges: int, checked: int, nodes: int, tokens: int) -
     arms = {"nothing": [], "best nodes": best, "random nodes": drawn}
     counts = {name: refusals(model, held, ablated(model, some, means), tokens) for name, some in arms.items()}
     results = {
-        "faithfulness": run.rows().to_dict("records"), "edges": circuit.n_edges,
+        "faithfulness": run.rows().assign(kl=run.kl().tolist()).to_dict("records"), "edges": circuit.n_edges,
         "check": check.table.to_dict("records"), "check_summary": check.summary.to_dict("records"),
         "ends": [scores.clean, scores.corrupted], "pairs": len(pairs), "held_out": len(held),
         "swept": swept.table.to_dict("records"),
         "base_gap": float((base[rows, judging.right] - base[rows, judging.wrong]).mean()),
         "layers": layers.to_dict("records"), "best": best, "drawn": drawn,
-        "rank_correlation": spearman(*(torch.tensor(layers[name].to_numpy()) for name in ("lost", "score"))),
-        "share_in_adapted": float(layers.loc[layers["adapted"] > 0, "score"].sum() / layers["score"].sum()),
+        "agreement": agreement(lost, by_pair),
+        "share_in_adapted": float(by_pair[FIRST:].sum() / by_pair.sum()),
         "refusals": counts,
     }  # fmt: skip
     write_json(out / "refusal.json", json_value(results))
-    shown = ("pairs", "ends", "edges", "base_gap", "rank_correlation", "share_in_adapted", "refusals", "best")
+    shown = ("pairs", "ends", "edges", "base_gap", "agreement", "share_in_adapted", "refusals", "best")
     print(json.dumps({key: results[key] for key in shown}))
     if not counts["nothing"][0]:
         print("the judge counts no refusal of the model as it is, so that ablation says nothing: give more --tokens")
