@@ -71,6 +71,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     shutil.copy(GOLDEN, folder)
     (folder / "report.html").write_text("<p>A report</p>")
+    (folder / HOSTILE.replace("/", "")).mkdir()
+    (folder / HOSTILE.replace("/", "") / "report.html").write_text(f"<title>{HOSTILE}</title>")
     place = save_model(folder / "tiny")
     model = load_model(str(place), quiet=True)
     assert isinstance(model, Model)

@@ -136,9 +136,18 @@ def test_hostile_words_are_text(page, served):
     assert browser.find_element("css selector", "main h1").text == hostile
     assert hostile in words(browser)  # names of documents
     assert browser.find_element("css selector", "#note").get_attribute("value") == hostile
-    for path in ("/lists?d=sae", "/dictionary?d=sae", LATENT):
+    shown = [
+        "/lists?d=sae",
+        "/dictionary?d=sae",
+        LATENT,
+        "/compare?d=sae&a=3&e=narrow&b=3",
+        "/steer?d=sae&l=3",
+        "/reports",
+    ]
+    for path in shown:
         page(path)
         until(browser, "return !document.querySelector('main .waiting')")
+        until(browser, "return document.querySelector('main').innerText.includes('onerror')")
         assert browser.find_elements("css selector", "img, iframe") == []
     assert complaints(browser) == []
     served.ask("/api/notes", {"drop": hostile})
