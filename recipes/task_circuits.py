@@ -3,7 +3,8 @@
     python recipes/task_circuits.py --out runs/circuits                        # all tasks: half an hour on one core
     python recipes/task_circuits.py --out runs/circuits --tasks pronouns --n 8
 
-Scores are of one half of the pairs, faithfulness of the other; the largest edges and random ones are patched exactly.
+Scores are of one half of the pairs, faithfulness and its ends of the other; the largest edges and random ones
+are patched exactly, on the first.
 Interrupted, the same command goes on. `tasks.md` sets the tasks side by side.
 """
 
@@ -23,7 +24,7 @@ def line(task: str, results: dict[str, Any]) -> str:
     largest = ", ".join(f"`{row['edge']}`" for row in results["edges"][:3])
     circuit, curve = results["circuit"], results["curve"]
     return (
-        f"| {task} | {results['ends']['clean']:.2f}, {results['ends']['corrupted']:.2f} | {len(results['edges'])} | "
+        f"| {task} | {circuit['clean']:.2f}, {circuit['corrupted']:.2f} | {len(results['edges'])} | "
         f"{circuit['score']:.2f} | {circuit['kl']:.2f} | {curve['cpr']:.2f} | {curve['cmd']:.2f} | "
         f"{all_edges['pearson']:.2f}, {all_edges['spearman']:.2f} | {largest} |"
     )

@@ -9,6 +9,7 @@ import pytest
 from monosem.circuits import faithfulness, find_circuit, load_graph
 from monosem.circuits import job as jobs
 from monosem.errors import BadInput, Mismatch
+from monosem.pages import number
 from tiny import tiny_model
 from tiny_circuits import random_pairs
 
@@ -50,6 +51,11 @@ def test_a_job_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Monk
     for row, score, kl in zip((results["circuit"], results["other_way"]), run.shares().tolist(), run.kl().tolist()):
         assert row["score"] == pytest.approx(score)
         assert row["kl"] == pytest.approx(kl)
+        gap = row["clean"] - row["corrupted"]  # ends and value are of the same pairs
+        assert row["score"] == pytest.approx((row["value"] - row["corrupted"]) / gap)
+    head, rest = text.read_text(encoding="utf-8").split("## Largest edges")
+    for part, of in ((head, results["circuit"]), (rest, results["ends"])):
+        assert f"is {number(of['clean'])} for clean and {number(of['corrupted'])} for corrupted prompts" in part
     assert whole.results["pairs"] == {"scores": 2, "judged": 2}
     with pytest.raises(Mismatch, match="edges: 60, now 50"):
         find_circuit(model, pairs, folder=tmp_path / "whole", settings=SETTINGS | {"edges": 50}, quiet=True)

@@ -6,7 +6,7 @@ import pytest
 
 from monosem.robustness.arms import rate
 from monosem.robustness.curves import area, compared, follows, least_to_break, verdict, within_budget
-from monosem.robustness.report import caveats, headlines
+from monosem.robustness.report import breaking, caveats, halving, headlines
 
 
 def row(attack, control, strength, shown, kl=None, n=20):
@@ -143,6 +143,21 @@ def test_the_least_strength_that_breaks_it():
     assert least_to_break(rows, "subspace", "", 0.5) == {"seen": 2, "sure": 2}
     assert least_to_break(rows[:1], "subspace", "", 0.2) == {"seen": None, "sure": None}
     assert least_to_break(rows, "subtraction", "", 0.2) == {"seen": None, "sure": None}
+
+
+@pytest.mark.parametrize(
+    ("unattacked", "halved"), [(20, ("1", "2")), (12, ("2", "2")), (1, ("2", "none of those tried")), (0, None)]
+)
+def test_half_is_half_of_the_unattacked_rate(unattacked, halved):
+    """Of 20 at most 7 are left under one gap, none under two: 7 is half of 20, not of 12; none of none is no half."""
+    rows = [row("none", "", None, unattacked)]
+    rows += [row("subtraction", "", float(gaps), min(unattacked, left), 0.1) for gaps, left in ((1, 7), (2, 0))]
+    nothing = f"nothing to break: {unattacked} of 20 unattacked"
+    ((name, seen, sure, price),) = halving(rows, {"budget": 1.0})
+    assert (name, (seen, sure)) == ("fitted", halved or (nothing, nothing))
+    assert (price == "–") == (halved is None)
+    ((_, seen, _, _),) = breaking(rows, {"budget": 1.0}, "subtraction", 0.2)  # a fifth left is broken
+    assert (seen == nothing) == (unattacked <= 4)
 
 
 def test_following():

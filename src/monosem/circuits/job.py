@@ -2,7 +2,7 @@
 
 1. **Scores** of all edges, on one half of the pairs.
 2. **Circuit**: the edges chosen by these scores, pruned.
-3. **Check**: sampled edges patched one by one, beside their scores.
+3. **Check**: sampled edges patched one by one on the half that gave the scores, beside these.
 4. **Curve**: faithfulness of circuits of growing size, on the other half, with CPR and CMD.
 5. **Evidence** on the other half: sufficiency, necessity, completeness, minimality.
 
@@ -65,7 +65,8 @@ def find_circuit(
     """Find a circuit, judge it on pairs that it was not found on, and write a report.
 
     Args:
-        pairs: two or more; the first half is for the scores, the other for everything that judges.
+        pairs: two or more; the first half is for the scores and the exact check of them, the other for everything
+            that judges.
         folder: of report.html, report.md, results.json, and the graph as EAP-IG's graph.json.
         settings: fields of `CircuitConfig`.
         fresh: forget what an earlier run left there.
@@ -137,8 +138,9 @@ class _Job:
         if self.signed:
             runs[other] = self.chosen(scores, other)
         found = faithfulness(self.model, self.judged_on, runs, **options)
+        ends = {side: float(getattr(found, side)[self.metric].mean()) for side in ("clean", "corrupted")}
         nothing = -float(found.corrupted["negative_kl"].mean())
-        return found.rows().assign(kl=found.kl().tolist(), kl_of_nothing=nothing).to_dict("records")
+        return found.rows().assign(kl=found.kl().tolist(), kl_of_nothing=nothing, **ends).to_dict("records")
 
     def scores(self) -> EdgeScores:
         path = self.home / "parts" / "scores.pt"
@@ -184,7 +186,7 @@ class _Job:
             "notes": [*pairs.notes, *circuit.notes],
             "settings": self.config.model_dump(mode="json"), "version": __version__,
             "graph": {"nodes": len(graph.sources), "slots": len(graph.slots), "edges": graph.n_edges},
-            "ends": {"clean": scores.clean, "corrupted": scores.corrupted},
+            "ends": {"clean": scores.clean, "corrupted": scores.corrupted},  # of the pairs of the scores
             "edges": table.to_dict("records"), "nodes": circuit.nodes,
             "example": {
                 "clean": self.model.text(pairs.clean.rows()[0]),

@@ -81,9 +81,9 @@ def _check(results: Mapping[str, Any]) -> Figure:
 
 def _run(row: Mapping[str, Any]) -> dict[str, str]:
     """How a circuit runs; `by` is how its edges were chosen."""
-    numbers = {"faithfulness": "score", "value": "value", "kl": "kl", "kl_of_nothing": "kl_of_nothing"}
-    return {"by": row["circuit"], "edges": f"{row['edges']:,}"} | {
-        name: number(row[key]) for name, key in numbers.items()
+    numbers = ("value", "clean", "corrupted", "kl", "kl_of_nothing")
+    return {"by": row["circuit"], "edges": f"{row['edges']:,}", "faithfulness": number(row["score"])} | {
+        name: number(row[name]) for name in numbers
     }
 
 
@@ -121,7 +121,7 @@ def _facts(results: Mapping[str, Any]) -> dict[str, Any]:
         "circuit": _run(results["circuit"]),
         "other_way": results["other_way"] and _run(results["other_way"]),
         "origin": {
-            "task": results["task"], "pairs for the scores": results["pairs"]["scores"],
+            "task": results["task"], "pairs for the scores and their exact check": results["pairs"]["scores"],
             "pairs for everything else": results["pairs"]["judged"],
             "graph": f"{results['graph']['nodes']:,} nodes, {results['graph']['edges']:,} edges",
             "monosem": results["version"], **results["settings"],

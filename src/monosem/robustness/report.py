@@ -17,7 +17,7 @@ from .drawing import drawings
 
 ROOM = "monosem.robustness"
 NAMES = {MODEL: "the model", CONTROL: "the control", defence(1): "the defended model"}
-HALF = 0.5  # of the prompts: what the least subtraction leaves
+HALF = 0.5  # of the unattacked rate: what the least subtraction leaves
 NOTE = (
     "What this is for: to measure how much of a behaviour survives, so that defences can be compared and their costs "
     "seen. All changes were made in memory and undone; no changed model was written, and responses are in the report "
@@ -159,8 +159,8 @@ def _model(results: Mapping[str, Any], where: str) -> dict[str, Any]:
         "n": base["n"],
         "verdicts": [_verdict(one) for one in verdicts_of(results) if one["model"] == where],
         "areas": _areas(rows, config),
-        "k_to_break": _breaking(rows, config, "subspace", config["break_at"]),
-        "to_halve": _breaking(rows, config, "subtraction", HALF),
+        "k_to_break": breaking(rows, config, "subspace", config["break_at"]),
+        "to_halve": halving(rows, config),
         "costs": [_cost(name, held[name], rows) for name in held if name in ATTACKS],
         "roles": [
             (role.replace("_", " "), _share(one["shown"]), number(one["projection"], 2))
@@ -217,11 +217,22 @@ def _areas(rows: list[Row], config: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def _breaking(rows: list[Row], config: Mapping[str, Any], attack: str, most: float) -> list[tuple[str, str, str, str]]:
-    """Direction or subspace, least strength as seen and as sure, and what it costs: enough of it breaks any model."""
-    found = []
+def halving(rows: list[Row], config: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """`breaking` by subtraction, where half of the rate that this model has without an attack counts as broken."""
+    return breaking(rows, config, "subtraction", HALF * arms_of(rows, "none")[0]["shown"]["value"])
+
+
+def breaking(rows: list[Row], config: Mapping[str, Any], attack: str, most: float) -> list[tuple[str, str, str, str]]:
+    """Direction or subspace, least strength as seen and as sure, and what it costs: enough of it breaks any model. A
+    model that shows the behaviour on at most `most` of the prompts as it is has nothing to break."""
+    found: list[tuple[str, str, str, str]] = []
+    base = arms_of(rows, "none")[0]["shown"]
+    nothing = f"nothing to break: {base['count']} of {base['of']} unattacked" if base["value"] <= most else ""
     for name in ["", *controls_of(rows, attack)] if arms_of(rows, attack) else []:
         held = least_to_break(rows, attack, name, most)
+        if nothing:
+            found.append((name or "fitted", nothing, nothing, "–"))
+            continue
         seen, sure = ("none of those tried" if held[how] is None else f"{held[how]:g}" for how in ("seen", "sure"))
         prices = [arm["kl_token"] for arm in arms_of(rows, attack, name) if arm["strength"] == held["seen"]]
         price = _interval(prices[0]) if prices else "–"
