@@ -21,6 +21,7 @@ from typer.testing import CliRunner, Result
 
 from monosem.cli import app
 from monosem.cli.application import NEGATIVE, UsageError, leaves, resumable, taken
+from monosem.cli.studying import activation
 from monosem.progress import Meter
 from monosem.terminal import printable
 
@@ -392,3 +393,15 @@ def test_an_interrupted_job_says_what_is_kept(begun: bool, tmp_path: Path, capsy
     assert ended.value.exit_code == 130
     told = f"what is done is kept in {target}" if begun else "nothing had been done yet"
     assert capsys.readouterr().err.startswith(f"interrupted; {told}\n")
+
+
+def test_the_demo_says_how_the_shell_finds_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`make demo` leaves the command in `.venv`, which no shell looks into by itself."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "activate").touch()
+    monkeypatch.setattr("sys.prefix", str(tmp_path))
+    monkeypatch.setenv("PATH", "")
+    assert activation() == f"\n  source {tmp_path / 'bin' / 'activate'}"
+    (tmp_path / "bin" / "monosem").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert activation() == ""

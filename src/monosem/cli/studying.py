@@ -1,6 +1,8 @@
 """`monosem demo` and `monosem study`: a whole concept study, ending in a report."""
 
+import sys
 from pathlib import Path
+from shutil import which
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ..terminal import notice
@@ -31,7 +33,7 @@ def demo(out: Out = None, quiet: Quiet = False) -> None:
     told = "".join(f"\n  {command}\n      {what}" for what, command in done.commands)
     notice(
         f"""
-What to try next:
+What to try next:{activation()}
   open {done.html}{told}
   monosem latents top {done.settings.dictionary} "your own prompt"
   monosem study {another}
@@ -39,6 +41,12 @@ What to try next:
       every latent in the browser
   monosem list"""
     )
+
+
+def activation() -> str:
+    """A line that makes `monosem` known to the shell, where it is not: `make demo` leaves it in `.venv`."""
+    script = Path(sys.prefix) / "bin" / "activate"
+    return "" if which("monosem") or not script.is_file() else f"\n  source {script}"
 
 
 def study(
