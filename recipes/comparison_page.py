@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from monosem.methods.report import figures, written
+from monosem.methods.verdicts import summary
 from monosem.pages import number
 
 os.environ.setdefault("BROWSER_PATH", shutil.which("chromium") or "")
@@ -24,9 +25,10 @@ BEGIN, END = "<!-- measured: written by recipes/comparison_page.py -->\n", "<!--
 
 
 def table(results: dict[str, Any]) -> str:
-    lines = ["| method | AUROC | shift | score |", "|---|--:|--:|--:|"]
-    for row in results["summary"]:
-        cells = [f"`{row['method']}`", *(written(row, key) for key in ("auroc", "shift", "score"))]
+    lines = ["| method | AUROC | above `shuffled` | shift | score | above `shuffled` |", "|---|--:|--:|--:|--:|--:|"]
+    for row in summary(results["concepts"], results["config"]["budget"]):
+        columns = ("auroc", "auroc_over", "shift", "score", "score_over")
+        cells = [f"`{row['method']}`", *(written(row, key) if key in row else "–" for key in columns)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -39,7 +41,7 @@ def text(results: dict[str, Any]) -> str:
     made = f"{origin['model']} ({origin['dtype']}), {len(concepts)} concepts ({', '.join(concepts)})"
     return f"""
 Measured on {made}, seed {config["seed"]}:
-means over concepts with 95 % intervals (concepts drawn again), shift at {config["budget"]:g} nats.
+means over concepts with 95 % intervals (concepts drawn again; the split of the texts was drawn once, and its part is not in them), shift at {config["budget"]:g} nats.
 It took {minutes:.0f} minutes of processor time on one thread. Spearman's correlation of detection with steering, over
 ranks within concepts taken together: {value} [{low}, {high}], {together["said"]}.
 

@@ -161,6 +161,26 @@ def test_the_report_holds_every_method_and_number(done):
         done.plot("nothing")
 
 
+def test_a_method_is_set_beside_shuffled_labels_concept_by_concept():
+    """Easy concepts are easy for the control as well: differences hold what means with overlapping intervals hide."""
+    areas = {"a": (0.60, 0.55), "b": (0.80, 0.76), "c": (0.99, 0.93)}
+    found = {
+        name: {
+            "detection": [
+                {"method": method, "auroc": area, "left_out": ""} for method, area in zip(("dim", "shuffled"), both)
+            ],
+            "steering": None,
+        }
+        for name, both in areas.items()
+    }
+    dim, control = verdicts.summary(found, 1.0)
+    assert dim["auroc_over"] == pytest.approx(0.05)
+    assert 0.04 <= dim["auroc_over_low"] < dim["auroc_over_high"] <= 0.06
+    assert dim["auroc_low"] < control["auroc_high"]
+    assert dim["auroc_over_concepts"] == 3 and "auroc_over" not in control
+    assert math.isnan(dim["score_over"])
+
+
 def test_what_is_done_is_not_done_again(done, monkeypatch):
     monkeypatch.setattr(job, "detect", None)
     monkeypatch.setattr(job, "steer", None)

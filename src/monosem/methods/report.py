@@ -167,7 +167,8 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _summary(row: Mapping[str, Any]) -> dict[str, str]:
-    cells = {name: written(row, name) for name in ("auroc", "shift", "score")}
+    over = {name: written(row, name) if name in row else "–" for name in ("auroc_over", "score_over")}
+    cells = {name: written(row, name) for name in ("auroc", "shift", "score")} | over
     return {"method": row["method"], "about": row["about"], "concepts": str(row["auroc_concepts"]), **cells}
 
 
