@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from monosem.methods.report import figures, written
-from monosem.methods.verdicts import summary
+from monosem.methods.verdicts import predict_control, summary
 from monosem.pages import number
 
 os.environ.setdefault("BROWSER_PATH", shutil.which("chromium") or "")
@@ -34,16 +34,17 @@ def table(results: dict[str, Any]) -> str:
 
 
 def text(results: dict[str, Any]) -> str:
-    config, origin, together = results["config"], results["origin"], results["predict_control"]["together"]
-    concepts = results["concepts"]
+    config, origin, concepts = results["config"], results["origin"], results["concepts"]
+    together = predict_control(concepts, config["budget"])["together"]
     minutes = sum(one["processor_seconds"] for one in concepts.values()) / 60
     value, low, high = (number(together[key], 2) for key in ("value", "low", "high"))
     made = f"{origin['model']} ({origin['dtype']}), {len(concepts)} concepts ({', '.join(concepts)})"
     return f"""
 Measured on {made}, seed {config["seed"]}:
-means over concepts with 95 % intervals (concepts drawn again; the split of the texts was drawn once, and its part is not in them), shift at {config["budget"]:g} nats.
-It took {minutes:.0f} minutes of processor time on one thread. Spearman's correlation of detection with steering, over
-ranks within concepts taken together: {value} [{low}, {high}], {together["said"]}.
+means over concepts with 95 % intervals (concepts drawn again; the split of the texts was drawn once, and what it does
+is not in them), shift at {config["budget"]:g} nats.
+It took {minutes:.0f} minutes of processor time on one thread. Spearman's correlation of detection with steering, the
+mean over concepts: {value} [{low}, {high}], {together["said"]}.
 
 {table(results)}
 

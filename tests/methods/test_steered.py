@@ -129,6 +129,16 @@ def test_predict_control_is_spearmans_correlation_without_controls():
     assert turned["together"]["said"] == "better detectors steer less"
 
 
+def test_from_three_concepts_on_concepts_are_drawn_again():
+    """27 pairs that are no independent draws would make a narrow interval; three concepts that disagree do not."""
+    areas, up = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1], [9, 8, 7, 6, 5, 4, 3, 2, 1]
+    concepts = {"a": made(areas, up), "b": made(areas, up), "c": made(areas, up[::-1])}
+    found = verdicts.predict_control(concepts, 1.0)["together"]
+    assert found["value"] == pytest.approx(1 / 3)
+    assert (found["low"], found["high"]) == pytest.approx((-1, 1))
+    assert found["said"] == "no relation is shown either way"
+
+
 def test_few_methods_give_no_verdict():
     found = verdicts.predict_control({"one": made([0.9, 0.8, 0.7], [3, 2, 1])}, 1.0)
     assert found["together"]["said"] == "3 methods: too few to say anything"
@@ -177,7 +187,8 @@ def test_a_method_is_set_beside_shuffled_labels_concept_by_concept():
     assert dim["auroc_over"] == pytest.approx(0.05)
     assert 0.04 <= dim["auroc_over_low"] < dim["auroc_over_high"] <= 0.06
     assert dim["auroc_low"] < control["auroc_high"]
-    assert dim["auroc_over_concepts"] == 3 and "auroc_over" not in control
+    assert dim["auroc_over_concepts"] == 3
+    assert "auroc_over" not in control
     assert math.isnan(dim["score_over"])
 
 

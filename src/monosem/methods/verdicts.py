@@ -23,9 +23,9 @@ def predicts(detection: Rows, steering: Rows, budget: float) -> list[tuple[str, 
 
 
 def predict_control(concepts: Mapping[str, Any], budget: float) -> dict[str, Any]:
-    """Spearman's correlation of detection with steering over the methods: of each concept, and of ranks within
-    concepts taken together. Methods that write one vector count with each of their detectors; they are not
-    independent, so that intervals are too narrow rather than too wide."""
+    """Spearman's correlation of detection with steering over the methods: of each concept, and of all (`_together`).
+    Methods that write one vector count with each of their detectors; they are not independent, so that intervals of
+    one concept are too narrow rather than too wide."""
     points = {
         name: predicts(one["detection"], one["steering"]["rows"], budget)
         for name, one in concepts.items()
@@ -33,8 +33,23 @@ def predict_control(concepts: Mapping[str, Any], budget: float) -> dict[str, Any
     }
     points = {name: some for name, some in points.items() if len(some) > 1}
     rows = {name: _correlation([some]) for name, some in points.items()}
-    together = _correlation(list(points.values())) if points else None
+    together = _together(list(points.values()), list(rows.values())) if points else None
     return {"concepts": rows, "together": together, "points": points}
+
+
+def _together(groups: Sequence[Sequence[tuple[str, float, float]]], rows: Rows) -> dict[str, Any]:
+    """From 3 concepts on the mean of their correlations, concepts drawn again; of fewer, their ranks together."""
+    pooled = _correlation(groups)
+    values = [row["value"] for row in rows if not math.isnan(row["value"])]
+    if len(values) < 3:
+        return pooled
+    found = bootstrap_mean(values)
+    return pooled | {
+        "value": found.value,
+        "low": found.low,
+        "high": found.high,
+        "said": _said(found, pooled["n"]),
+    }
 
 
 def _correlation(groups: Sequence[Sequence[tuple[str, float, float]]]) -> dict[str, Any]:
