@@ -44,6 +44,29 @@ def test_a_circuit_with_its_report(run, home, pairs, tmp_path):
     assert "Traceback" not in refused.stderr
 
 
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("circuit nowhere --task ioi --set by=both", "by: "),
+        ("circuit nowhere --task ioi --n 1", "--n 2"),
+        ("circuit nowhere --task ioi --out text.jsonl", "cannot write"),
+        ("latents index nowhere --text text.jsonl --out concept", "cannot write"),
+        ("latents index nowhere --text text.jsonl --out text.jsonl", "no latent index"),
+        ("compare-methods french --model nowhere --out new --set by=1", "by: no such field"),
+        ("compare-methods french --model nowhere --out text.jsonl", "cannot write"),
+        ("benchmark nowhere --out text.jsonl", "cannot write"),
+        ("sweep nowhere --out text.jsonl", "cannot write"),
+        ("latents index nowhere --text text.jsonl --leave-out (", "not a regular expression"),
+        ("latents absorbers nowhere --set words_per_letter=-1", "words_per_letter"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_loaded(run, tmp_path, line, says):
+    refused = run(line.replace("--out concept", f"--out {tmp_path}"))
+    assert refused.exit_code == 2
+    assert says in refused.stderr
+    assert "nowhere" not in refused.stderr
+
+
 def test_a_graph_as_a_user_makes_it(run, home, tmp_path):
     """In a process of its own."""
     page, file = tmp_path / "graph.html", tmp_path / "graph.json"

@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 
 from monosem.errors import BadFile, BadInput, UnknownName
 from monosem.latents import read_delphi
+from monosem.latents.delphi_labels import label_of
 from monosem.latents.drawing import export_page
 from tiny_latents import MODEL
 
@@ -192,6 +193,49 @@ def test_scores_of_texts_and_tokens_as_delphi_writes_them(folder, tmp_path):
     )
     with pytest.raises(BadFile, match="no scores of delphi"):
         read_delphi(place, MODEL, [2])
+
+
+SCORED = {
+    "embedding": [{"similarity": 0.5, "distance": 1}, {"similarity": 0.2, "distance": -1.0}],
+    "surprisal": [{"no_explanation": [1.0, 2.0], "explanation": [0.5, 1.0], "activations": [0.0, 1.0]}] * 2,
+    "simulation": [
+        {
+            "distance": 0,
+            "scored_sequence_simulations": [
+                {"simulation": {"expected_activations": [0, 1, 2]}, "true_activations": [0.0, 0.5, 2.0]}
+            ],
+        }
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("scorer", "old", "new"),
+    [
+        ("embedding", "0.5", "1" + 400 * "0"),
+        ("embedding", "0.5", "NaN"),
+        ("embedding", "0.5", '"0.5"'),
+        ("surprisal", "[0.5, 1.0]", "{}"),
+        ("surprisal", "0.5", "Infinity"),
+        ("surprisal", "0.0", "NaN"),
+        ("simulation", "[0, 1, 2]", "[0, NaN, 2]"),
+        ("simulation", "[0, 1, 2]", '"012"'),
+        ("simulation", "0.5", "1e308"),
+    ],
+)
+def test_scores_that_are_no_finite_numbers_are_refused(tmp_path, scorer, old, new):
+    good = json.dumps(SCORED[scorer])
+    (tmp_path / "explanations").mkdir()
+    (tmp_path / "explanations" / "layers.1_latent2.txt").write_text(json.dumps("words of joy"))
+    score = tmp_path / "scores" / scorer / "layers.1_latent2.txt"
+    score.parent.mkdir(parents=True)
+    score.write_text(good)
+    label_of(tmp_path, "layers.1", 2)
+    assert old in good
+    score.write_text(good.replace(old, new, 1))
+    with pytest.raises(BadFile, match="no scores of delphi") as refused:
+        label_of(tmp_path, "layers.1", 2)
+    assert "\n" not in str(refused.value)
 
 
 def test_changed_files_of_delphi_are_read_or_refused(folder, tmp_path):

@@ -374,6 +374,45 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_pass(tmp_path):
         build_index(MODEL, TOPK, STORE, tmp_path / "file" / "i.sqlite", quiet=True)
 
 
+def test_what_is_no_index_is_not_replaced(tmp_path):
+    other = tmp_path / "notes.sqlite"
+    with contextlib.closing(sqlite3.connect(other)) as notes:
+        notes.execute("CREATE TABLE meta (key, value)")
+    before = other.read_bytes()
+    (tmp_path / "folder").mkdir()
+    for path, says in ((other, "no latent index"), (tmp_path / "folder", "it is a folder")):
+        with pytest.raises(BadInput, match=says):
+            build_index(MODEL, TOPK, STORE, path, quiet=True)
+    assert other.read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.sqlite", "folder"}
+
+
+def test_a_disk_that_is_full_while_words_are_written_loses_nothing(index, tmp_path, monkeypatch):
+    class Full(sqlite3.Connection):
+        def executemany(self, query, rows):
+            words = "INTO words" in query
+            # SQLite stops at the first step and rolls back all, as on a full disk; what comes after has room
+            self.set_progress_handler((lambda: 1) if words else None, 1)
+            try:
+                return super().executemany(query, rows)
+            finally:
+                self.set_progress_handler(None, 1)
+
+    path = tmp_path / "i.sqlite"
+    shutil.copy(index.path, path)
+    before, connect = path.read_bytes(), sqlite3.connect
+    config = IndexConfig(examples=5, left=4, right=2, corpus="made up", batch_size=4, save_tokens=100)
+    with monkeypatch.context() as full:
+        full.setattr(sqlite3, "connect", lambda *place, **how: connect(*place, **{"factory": Full} | how))
+        with pytest.raises(BadFile, match="cannot write") as refused:
+            build_index(MODEL, TOPK, STORE, path, config, quiet=True)
+    assert "\n" not in str(refused.value)
+    assert path.read_bytes() == before
+    assert (tmp_path / "i.sqlite.partial" / "state.npz").exists()
+    again = build_index(MODEL, TOPK, STORE, path, config, quiet=True)
+    assert again.rows("SELECT count(*) FROM words") == index.rows("SELECT count(*) FROM words")
+
+
 def test_boilerplate_is_shown_once(tmp_path):
     """The same opening in every document is one example, however often it is the strongest."""
     rng = np.random.default_rng(4)

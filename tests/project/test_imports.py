@@ -45,7 +45,8 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 
 def test_what_needs_no_model_does_not_import_transformers_models() -> None:
     """Half of the time that such a command would take."""
-    rooms = "models, dictionaries, latents, directions, probes, circuits, steering, benchmarks, explorer"
+    rooms = "models, dictionaries, latents, directions, probes, circuits, steering, benchmarks, explorer, studies"
+    rooms += ", methods, robustness"
     look = f"import sys; from monosem import {rooms}; print('transformers.modeling_utils' in sys.modules)"
     look += "; from monosem.models import load_model; print('transformers.modeling_utils' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)

@@ -36,6 +36,7 @@ def benchmark(
     """
     from ..benchmarks import benchmark as measure
     from ..dictionaries import one_site
+    from ..files import check_writable
     from ..models import load_model
 
     settings: dict[str, dict[str, Any]] = {}
@@ -44,6 +45,7 @@ def benchmark(
         if not dot:
             raise BadInput(f"--set {key}: write TASK.FIELD=VALUE, such as core.tokens=50000")
         settings.setdefault(task, {})[field] = value
+    check_writable(out / "report.html")
     loaded = {name: one_site(name) for name in dictionary}
     named = model or next((one.model_name for one in loaded.values() if one.model_name), None)
     if named is None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from ..errors import require
+from ..errors import BadInput, require
 from ..terminal import notice, one_line
 from .application import resumable
 from .options import OnModel, Set, fields, flag, option
@@ -32,6 +32,8 @@ def circuit(
     Example: monosem circuit smollm2 --pairs mine.csv --method eap --set check=0
     """
     from ..circuits import find_circuit
+    from ..circuits.config import CircuitConfig
+    from ..files import check_writable
 
     require("plotly", "plots")
     pairs.check()
@@ -39,6 +41,10 @@ def circuit(
     settings: dict[str, Any] = {"method": method, "edges": edges, "seed": pairs.seed, "metric": pairs.metric} | fields(
         set
     )
+    CircuitConfig.parse(settings)  # what is wrong is said before anything is loaded
+    check_writable(folder / "report.html")
+    if pairs.n == 1:
+        raise BadInput("a circuit is found on one half of the pairs and judged on the other: give --n 2 or more")
     model, prompts = pairs.load(asked)
     with resumable(folder):
         found = find_circuit(

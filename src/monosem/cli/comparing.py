@@ -52,15 +52,19 @@ def compare_methods(
     Example: monosem compare-methods french sentiment --dictionary smollm2/resid_post.15 --out runs/methods
     """
     from ..dictionaries import one_site
+    from ..files import check_writable
     from ..methods import compare_methods as measure
     from ..methods.concept import concepts_of
+    from ..methods.config import MethodsConfig
     from ..models import load_model
 
     concepts = concepts_of(concept)  # what is wrong with a file is said before anything is loaded
-    lm = load_model(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code, quiet=printing.silent)
-    sae = None if dictionary is None else one_site(dictionary).to(lm.device)
     settings: dict[str, Any] = fields(set)
     settings |= {} if methods is None else {"methods": names(methods)}
+    MethodsConfig.parse({"concepts": [one.name for one in concepts], **settings})
+    check_writable(out / "report.html")
+    lm = load_model(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code, quiet=printing.silent)
+    sae = None if dictionary is None else one_site(dictionary).to(lm.device)
     if (chosen := layer_numbers(layers, lm.cfg.n_layers)) is not None:
         settings["layers"] = chosen
     with resumable(out):

@@ -156,8 +156,9 @@ def absorbers(asked: Measured, set: Set = None, top: Top = 20) -> None:
     from ..benchmarks import AbsorptionConfig
     from ..benchmarks import absorbers as measure
 
+    config = AbsorptionConfig.parse(fields(set))
     sae, lm = asked.load()
-    found = measure(lm, sae, AbsorptionConfig.parse(fields(set)), quiet=asked.silent)
+    found = measure(lm, sae, config, quiet=asked.silent)
 
     def show() -> None:
         frame(found.letters, "letters")

@@ -211,9 +211,8 @@ def make_index(
     """
     from ..data import TokenStore
     from ..latents import IndexConfig, build_index
+    from ..latents.indexing import check_target
 
-    sae, lm = asked.load()
-    target = out or (sae.folder or Path()) / "index.sqlite"
     named = {
         "examples": examples,
         "neurons": neurons,
@@ -221,6 +220,9 @@ def make_index(
         "leave_out": leave_out,
     }
     config = IndexConfig.parse(named)
+    given = out and check_target(out)
+    sae, lm = asked.load()
+    target = given or check_target((sae.folder or Path()) / "index.sqlite")
     with resumable(target, "beside"):
         documents = corpus.documents(lm, seed, asked.silent)
         store = TokenStore.build(lm, documents, context, tokens=tokens, quiet=asked.silent)

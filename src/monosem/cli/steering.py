@@ -84,9 +84,11 @@ def sweep(
 
     Example: monosem sweep smollm2/resid_post.15 --latents 0:100 --values 10,20 --out runs/sweep
     """
+    from ..files import check_writable
     from ..steering import sweep_latents
 
     doses = decimals(values)
+    check_writable(out / "job.json")
     sae, lm = asked.load()
     with resumable(out):
         done = sweep_latents(

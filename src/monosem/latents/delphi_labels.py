@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ..errors import BadFile
+from ..models.numbers import LARGEST
 from ..reading import read_json
 from ..statistics import auroc
 
@@ -62,7 +63,7 @@ def _score(file: Path) -> Read:
         if needed <= fields:
             try:
                 return read(rows)
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
+            except (LookupError, TypeError, ValueError, AttributeError) as error:
                 raise BadFile(f"{file} holds no scores of delphi ({error})") from error
     return None, "its scores are of a kind that is not read"
 
@@ -86,11 +87,30 @@ def _area(active: list[float], others: list[float]) -> float | None:
     return float(auroc(*(torch.tensor(some, dtype=torch.float64)[:, None] for some in (active, others))))
 
 
+def _listed(values: Any) -> list[Any]:
+    if not isinstance(values, list):
+        raise TypeError(f"a {type(values).__name__} where a list belongs")
+    return values
+
+
+def _number(value: Any) -> float:
+    """Raises `TypeError` for what is no number, `ValueError` for one that cannot be computed with."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"a {type(value).__name__} where a number belongs")
+    if not abs(value) <= LARGEST:  # NaN as well
+        raise ValueError("a number that is not finite, or too large")
+    return float(value)
+
+
+def _numbers(values: Any) -> list[float]:
+    return [_number(value) for value in _listed(values)]
+
+
 def _embedding(rows: Rows) -> Read:
     # which texts are active is written nowhere: `distance` is their quantile, a whole number, or that of a neighbour
     sides: dict[bool, list[float]] = {True: [], False: []}
     for row in rows:
-        sides[isinstance(row["distance"], int)].append(float(row["similarity"]))
+        sides[isinstance(row["distance"], int)].append(_number(row["similarity"]))
     return _area(sides[True], sides[False]), ""
 
 
@@ -98,25 +118,27 @@ def _surprisal(rows: Rows) -> Read:
     sides: dict[bool, list[float]] = {True: [], False: []}
     for row in rows:
         # the loss of a text that was filled up ends with a 0, which a sum does not count
-        sides[max(row["activations"]) > 0].append(sum(row["no_explanation"]) - sum(row["explanation"]))
+        before, after = (sum(_numbers(row[name])) for name in ("no_explanation", "explanation"))
+        sides[max(_numbers(row["activations"])) > 0].append(before - after)
     return _area(sides[True], sides[False]), GROWN if len(rows) > 10 else ""
 
 
 def _simulation(rows: Rows) -> Read:
     # a group of all texts has distance 0; there is none where only active texts were read
     whole = [row for row in rows if row["distance"] == 0] or rows
-    texts = [text for row in whole for text in row["scored_sequence_simulations"]]
-    said, true = (
-        [float(value) for text in texts for value in values(text)]
-        for values in (lambda text: text["simulation"]["expected_activations"], lambda text: text["true_activations"])
-    )
-    silent = sum(not any(text["simulation"]["expected_activations"]) for text in texts)
+    texts = [text for row in whole for text in _listed(row["scored_sequence_simulations"])]
+    predicted = [_numbers(text["simulation"]["expected_activations"]) for text in texts]
+    said = [value for values in predicted for value in values]
+    true = [value for text in texts for value in _numbers(text["true_activations"])]
+    silent = sum(not any(values) for values in predicted)
     remark = (
         f"{silent} of {len(texts)} texts were predicted as 0 throughout, which a failed call is, too" if silent else ""
     )
     if len({*said}) < 2 or len({*true}) < 2:
         return None, remark or "there is nothing to correlate"
-    return float(np.corrcoef(said, true)[0, 1]), remark
+    with np.errstate(all="ignore"):
+        score = float(np.corrcoef(said, true)[0, 1])
+    return (score, remark) if np.isfinite(score) else (None, remark or "there is nothing to correlate")
 
 
 # fields that each object has -> what reads them

@@ -45,6 +45,20 @@ def index_of(dictionary: Dictionary) -> "Index | None":
     return Index(path, dictionary) if path is not None and path.exists() else None
 
 
+def is_index(path: Path) -> bool:
+    """Whether a file is an index, of whatever version and dictionary."""
+    try:
+        with contextlib.closing(_opened(path)) as connection:
+            return connection.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone() is not None
+    except sqlite3.Error:
+        return False
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    uri = f"file:{path.resolve().as_posix().replace('?', '%3f').replace('#', '%23')}?mode=ro&immutable=1"
+    return sqlite3.connect(uri, uri=True, check_same_thread=False)
+
+
 class Index(Result):
     """An opened index (read-only, also from a read-only folder); `config` is what `meta` says of its making.
 
@@ -60,8 +74,7 @@ class Index(Result):
         self.path = Path(path)
         if not self.path.is_file():
             raise BadFile(f"no index {self.path}; make one with `monosem latents index`")
-        uri = f"file:{self.path.resolve().as_posix().replace('?', '%3f').replace('#', '%23')}?mode=ro&immutable=1"
-        self.connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
+        self.connection = _opened(self.path)
         with self.reading():
             rows = self.rows("SELECT key, value FROM meta")
             self.meta: dict[str, Any] = {key: parse_json(value) for key, value in rows}

@@ -14,14 +14,14 @@ from ..activations import ActivationBatch, ActivationShards, SkipRule, harvest
 from ..data import TextSource, TokenStore, as_store
 from ..dictionaries import Dictionary
 from ..errors import BadInput, Mismatch
-from ..files import replacing
+from ..files import check_writable, replacing
 from ..jobs import claim, fingerprint, module_fingerprint
 from ..models import Model, Site
 from ..progress import Meter
 from .config import IndexConfig
 from .corpus_pass import CorpusPass
 from .effects import CONVENTION, reaches_logits
-from .index import Index
+from .index import Index, is_index
 from .layout import SCHEMA
 from .neurons import Neurons
 from .token_sets import TokenSets
@@ -68,10 +68,10 @@ def build_index(
 
     Raises:
         Mismatch: dictionary, model, store and shards do not belong together, or a partial index has other settings.
-        BadInput: nothing to index, or an unwritable folder. BadFile: the disk is full, or a damaged partial index.
+        BadInput: nothing to index, or as `check_target`. BadFile: the disk is full, or a damaged partial index.
     """
     dictionary.check(model)
-    config, rule, target = config or IndexConfig(), skip or dictionary.skip, Path(path)
+    config, rule, target = config or IndexConfig(), skip or dictionary.skip, check_target(path)
     store = texts if isinstance(texts, TokenStore) else as_store(model, texts, config.context, tokens=config.tokens)
     store.check(model)
     windows = len(store) if config.tokens is None else min(len(store), max(1, config.tokens // store.context))
@@ -97,6 +97,18 @@ def build_index(
             write(temporary, so_far, model, made_with | _about(model, so_far, windows))
     shutil.rmtree(partial, ignore_errors=True)
     return Index(target, dictionary)
+
+
+def check_target(path: str | os.PathLike[str]) -> Path:
+    """Where an index can be written: nothing lies there, or an index or an empty file, which it replaces.
+
+    Raises:
+        BadInput: a place that cannot be written to, or another file.
+    """
+    target = check_writable(path)
+    if target.exists() and not (target.is_file() and (target.stat().st_size == 0 or is_index(target))):
+        raise BadInput(f"{target} is no latent index, and is not replaced by one; choose another place, or delete it")
+    return target
 
 
 def _read(so_far: CorpusPass, batches: Batches, windows: int, quiet: bool) -> None:

@@ -1,6 +1,5 @@
 """Writing an index: all tables in one transaction."""
 
-import contextlib
 import itertools
 import json
 import sqlite3
@@ -67,13 +66,23 @@ def write(path: Path, counted: CorpusPass, model: Model, about: Mapping[str, Any
         insert("document", ((d, names[d] if names else f"window {d}") for d in sorted(occurring.documents)))
         texts = {i: token_text(model, i) for i in sorted(occurring.tokens)}
         insert("token", ((i, text, int(seen[0, i]), int(seen[1, i])) for i, text in texts.items()))
-        with contextlib.suppress(sqlite3.OperationalError):  # an SQLite without FTS5
-            connection.execute(WORDS)
+        if _searchable(connection):
             connection.executemany("INSERT INTO words (rowid, text) VALUES (?, ?)", _words(strongest, texts))
         connection.commit()
         connection.execute("VACUUM")
     finally:
         connection.close()
+
+
+def _searchable(connection: sqlite3.Connection) -> bool:
+    """Make the table of words; False where this SQLite has no full-text search."""
+    try:
+        connection.execute(WORDS)
+    except sqlite3.OperationalError as error:
+        if "no such module" not in str(error):
+            raise
+        return False
+    return True
 
 
 @dataclass(frozen=True)

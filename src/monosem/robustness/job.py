@@ -17,7 +17,6 @@ from ..jobs import claim, module_fingerprint, read_part, write_part
 from ..judges import Judge
 from ..judges import judge as judge_of
 from ..models import Model
-from ..models.loading.checkpoint import hushed
 from ..models.transformerlens.text import single_token
 from ..progress import Meter
 from . import report
@@ -105,6 +104,8 @@ def _models(config: RobustnessConfig, given: list[Model | None], load: dict[str,
 
 def _check_prompts(config: RobustnessConfig, model: Model, where: str) -> None:
     """Raises `BadInput` where a model cannot be asked a prompt of the config, or splits a token of its prefilter."""
+    from ..models.loading.checkpoint import hushed
+
     template = getattr(model.tokenizer, "chat_template", None)
     if config.chat and not template:
         raise BadInput(f"{where}: {model.name} has no chat template; --set chat=false gives it the prompts as they are")
