@@ -73,6 +73,23 @@ def test_the_planted_vector_is_found(done, planted):
     assert float((vectors.bases[""] @ unit).norm()) > 0.95
 
 
+def test_more_controls_are_the_unrelated_axis_and_what_is_orthogonal(planted):
+    model, _ = planted
+    config = RobustnessConfig.load(behaviour(more_controls=["first axis", "rest of shuffled"], attacks=["one_layer"]))
+    context = Context(config, model, print, SaysIt())
+    vectors = context.vectors
+    assert abs(float(vectors.units["rest of shuffled"] @ vectors.units[""])) < 1e-5
+    fit, _ = PromptPairs(config.of("behaviour_train"), config.of("unrelated_train"), paired=False).split(
+        0.25, seed=config.seed
+    )
+    states = torch.stack([model.run(text, capture=[vectors.site])[vectors.site][0, -1] for text in fit.negative])
+    axis = torch.linalg.svd(states.double() - states.double().mean(0))[2][0].float()
+    assert abs(float(vectors.units["first axis"] @ axis)) == pytest.approx(1, abs=1e-3)
+    arms = list(ATTACKS["one_layer"].arms(context))
+    assert [arm.control for arm in arms] == ["", "random 1", "shuffled labels", "first axis", "rest of shuffled"]
+    assert len(arms) == ATTACKS["one_layer"].count(context)
+
+
 def test_ablation_at_all_sites_takes_it_away_and_random_ones_do_not(done):
     assert rows(done, "none")["shown"].item() == 1.0
     whole = rows(done, "ablation").set_index("strength")

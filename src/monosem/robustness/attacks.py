@@ -37,6 +37,10 @@ def _names(context: Context) -> list[str]:
     return ["", *context.vectors.controls]
 
 
+def _arms_a_strength(context: Context) -> int:
+    return 2 + context.config.controls + len(set(context.config.more_controls))
+
+
 def _none(context: Context) -> Iterator[Arm]:
     yield Arm("none", costs=False)
 
@@ -63,8 +67,8 @@ def _subtraction(context: Context) -> Iterator[Arm]:
 
 def _subspace(context: Context) -> Iterator[Arm]:
     for k in sorted(context.config.ks):
-        for name in _names(context):
-            changes = edits.ablate_writes(context.model, context.vectors.bases[name][:k])
+        for name, basis in context.vectors.bases.items():
+            changes = edits.ablate_writes(context.model, basis[:k])
             yield Arm("subspace", name, float(k), changes)
 
 
@@ -90,10 +94,6 @@ def examples(context: Context) -> list[tuple[list[int], list[int]]]:
     prompts = context.prompts["unrelated_train"][:TUNING_PROMPTS]
     made = context.model.generate(prompts, max_new_tokens=TUNING_TOKENS)
     return [(old, new) for old, new in zip(made.prompt.rows(), made.new) if new]
-
-
-def _arms_a_strength(context: Context) -> int:
-    return 2 + context.config.controls
 
 
 ATTACKS: dict[str, Attack] = {
@@ -124,7 +124,7 @@ ATTACKS: dict[str, Attack] = {
         "The k directions along which the behaviour's prompts differ most are removed at all sites.",
         "directions",
         _subspace,
-        lambda context: len(context.config.ks) * _arms_a_strength(context),
+        lambda context: len(context.config.ks) * (2 + context.config.controls),
     ),
     "prefill": Attack(
         "Prefill",

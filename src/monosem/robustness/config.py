@@ -2,7 +2,7 @@
 
 import os
 from itertools import combinations
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -64,6 +64,10 @@ class RobustnessConfig(JobConfig):
     rank: int = Field(default=8, ge=1, le=256, description="of the fine-tuning's low-rank change")
     rate: float = Field(default=1e-3, gt=0, le=1, description="its learning rate")
     controls: int = Field(default=1, ge=1, le=20, description="random directions beside each attack")
+    more_controls: list[Literal["first axis", "rest of shuffled"]] = Field(
+        default=[],
+        description="beside the attacks with one direction: first axis of unrelated prompts, shuffled labels across it",
+    )
 
     budget: float = Field(default=1.0, gt=0, description="nats a token: the area under the curve goes so far")
     break_at: float = Field(default=0.2, gt=0, lt=1, description="rate at which the behaviour counts as broken")

@@ -19,6 +19,7 @@ from .config import FEWEST, RobustnessConfig
 CHOOSE = 0.25  # share of the training prompts that only choose the layer
 CANDIDATES, EARLIEST, LATEST = 8, 0.2, 0.8  # layers that are tried, and where they lie
 SHUFFLED = "shuffled labels"
+FIRST_AXIS, REST = "first axis", "rest of shuffled"
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,10 @@ def fitted(model: Model, config: RobustnessConfig, prompts: dict[str, list[str]]
     ):
         units[f"random {number}"] = vector / vector.norm()
     units[SHUFFLED] = other.unit
+    if FIRST_AXIS in config.more_controls:
+        units[FIRST_AXIS] = _first_axis(model, fit, direction, config)
+    if REST in config.more_controls:
+        units[REST] = _orthonormal(torch.stack([direction.unit, other.unit]))[-1]
     gap = float(direction.provenance.get("gap", float("nan")))
     gap = abs(gap) if gap == gap and gap else float(direction.vector.norm())
     facts = {"site": str(direction.site), "position": direction.position, "method": config.method, "gap": gap}
@@ -114,6 +119,13 @@ def _bases(
         drawn = torch.randn(most, model.cfg.d_model, generator=noise)
         found[f"random {number}"] = torch.linalg.qr(drawn.T)[0].T
     return dict(sorted(found.items()))
+
+
+def _first_axis(model: Model, fit: PromptPairs, direction: Direction, config: RobustnessConfig) -> Float[Tensor, "d"]:
+    """The axis of largest scatter of the unrelated prompts' states, which knows nothing of the behaviour."""
+    half, site = len(fit.negative) // 2, direction.site
+    sides = fit.negative[:half], fit.negative[half:]
+    return Direction.fit(model, *sides, site, method="pca_global", at=config.at, paired=False, seed=config.seed).unit
 
 
 def _subspace(
