@@ -1,9 +1,14 @@
 """What every test file may use: tiny models as `Model`s, tiny dictionaries, and the embedded model."""
 
+import os
 import signal
 from collections.abc import Callable
 
 import pytest
+
+# On some processors MKL's last bits depend on where a matrix lies in memory, and many tests ask whether two ways
+# give the same bits. It reads this at its first call, so before torch; processes that tests start inherit it.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 import tiny
 import tiny_dictionaries
