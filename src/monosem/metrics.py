@@ -1,4 +1,5 @@
-"""Metrics: plain functions of logits, one definition each. All in nats, computed in float32."""
+"""Metrics: plain functions of logits, one definition each. All in nats, computed in float32, or in
+float64 where the logits are."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -24,15 +25,19 @@ __all__ = [
 ]
 
 
+def _precise(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
 def kl(p: Float[Tensor, "*batch vocab"], q: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch"]:
     """KL(p‖q) of two sets of logits: what is lost by predicting with q where p holds (0 of a token with p = 0)."""
-    log_p, log_q = p.float().log_softmax(-1), q.float().log_softmax(-1)
+    log_p, log_q = _precise(p).log_softmax(-1), _precise(q).log_softmax(-1)
     return (log_p.exp() * (log_p - log_q)).masked_fill(log_p.isneginf(), 0.0).sum(-1)
 
 
 def cross_entropy(logits: Float[Tensor, "*batch vocab"], target: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
     """-log softmax(logits)[target]."""
-    logits = logits.float()
+    logits = _precise(logits)
     return logits.logsumexp(-1) - logits.gather(-1, target[..., None])[..., 0]
 
 
@@ -45,7 +50,7 @@ def logit_diff(
 ) -> Float[Tensor, "*batch"]:
     """logits[right] - logits[wrong]."""
     both = torch.stack([right, wrong], -1)
-    pair = logits.float().gather(-1, both)
+    pair = _precise(logits).gather(-1, both)
     return pair[..., 0] - pair[..., 1]
 
 
@@ -64,7 +69,7 @@ def set_log_probability(
     logits: Float[Tensor, "*batch vocab"], answers: Int[Tensor, "*batch answer"]
 ) -> Float[Tensor, "*batch"]:
     """Log of the summed probability of several answers, each counted once; -1 marks no answer (rows with fewer)."""
-    logits, answers = logits.float(), answers.sort(-1).values
+    logits, answers = _precise(logits), answers.sort(-1).values
     repeated = torch.zeros_like(answers, dtype=torch.bool)
     repeated[..., 1:] = answers[..., 1:] == answers[..., :-1]
     chosen = logits.gather(-1, answers.clamp(min=0)).masked_fill((answers < 0) | repeated, -torch.inf)

@@ -50,7 +50,7 @@ def test_threads_over_two_wrappers_run_as_if_alone(pair: tuple[Model, Model]) ->
     alone = [one() for one in jobs]
     assert len({float(logits.sum()) for logits in alone}) == THREADS
     for expected, found in zip(alone, together(jobs, RUNS)):
-        assert all(torch.allclose(expected, logits, atol=1e-6) for logits in found)
+        assert all(torch.equal(expected, logits) for logits in found)
 
 
 def test_threads_with_edits_around_them_starts_last_tokens_generation_and_parts(pair: tuple[Model, Model]) -> None:
@@ -72,7 +72,7 @@ def test_threads_with_edits_around_them_starts_last_tokens_generation_and_parts(
     ]
     alone = [job() for job in jobs]
     for expected, found in zip(alone, together(jobs, 15)):
-        assert all(torch.allclose(expected, value, atol=1e-6) for value in found)
+        assert all(torch.equal(expected, value) for value in found)
 
 
 def test_an_edit_that_runs_its_own_model_is_refused_through_another_wrapper_too(pair: tuple[Model, Model]) -> None:

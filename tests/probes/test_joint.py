@@ -67,7 +67,7 @@ def test_places_together_know_more_than_the_best_alone(kind, tmp_path):
     assert str(found.places[0]) == "resid_post.0…resid_post.2@last"
     assert measure(found, HELD).value("auroc").value == pytest.approx(areas["all"])
     again = Probes.load(found.save(tmp_path / "probe.safetensors"))
-    torch.testing.assert_close(again.score(HELD.joined()), found.score(HELD), rtol=1e-13, atol=1e-14)
+    torch.testing.assert_close(again.score(HELD.joined()), found.score(HELD), rtol=0, atol=0)
     assert calibrated(found, VALIDATION).parts["calibration"].shape == (1, 2)
     rows = survey(Parts(TRAIN, VALIDATION, HELD), kinds=["logistic", kind]).table
     assert rows["kind"].tolist() == ["logistic"] * 3 + [kind]

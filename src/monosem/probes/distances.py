@@ -178,7 +178,8 @@ class Distances:
             raise BadInput(f"a distance of kind {kind!r} has no such option: {error}") from error
         about = {"rows": len(rows), "classes": len(sizes[0]), "options": own, "seen": marks(rows.texts)}
         about |= {"made_on": rows.config["made_on"]} if "made_on" in rows.config else {}
-        return cls(kind, rows.places, {name: value.cpu() for name, value in parts.items()}, rows.model_name, about)
+        held = {name: value.cpu().contiguous() for name, value in parts.items()}  # as a file has them: the same bits
+        return cls(kind, rows.places, held, rows.model_name, about)
 
     def score(self, x: Rows | States) -> Float[Tensor, "places n"]:
         """Raises `Mismatch` for rows of other places, another model or width."""
