@@ -242,6 +242,16 @@ def graph_tables(results: list[Result]) -> str:
     return "\n".join(table([case, *head], rows) for case, rows in lines.items())
 
 
+def edge_tables(results: list[Result]) -> str:
+    def line(row: Result) -> list[str]:
+        median, fastest, slowest = (1000 / row[key] for key in ("tokens_per_second", "fastest", "slowest"))
+        return [f"{median:,.0f}", f"{fastest:,.0f} – {slowest:,.0f}", f"{row['baseline_is_times_as_fast']:.2f}"]
+
+    lines = by_case(results, "rows", lambda row: row["case"], line)
+    head = ["processor ms", "fastest – slowest", "its time by a pass's"]
+    return "\n".join(table([case, *head], rows) for case, rows in lines.items())
+
+
 def circuit_tables(results: list[Result]) -> str:
     def line(row: Result) -> list[str]:
         spread = " – ".join(f"{row['pairs'] / row[key]:.1f}" for key in ("fastest", "slowest"))
@@ -284,6 +294,7 @@ BENCHMARKS = {
     ),
     "explorer": Benchmark("The explorer with the shipped index", explorer_tables, processes=1),
     "circuits": Benchmark("Scores of all edges of smollm2, float32", circuit_tables, processes=1, alone=True),
+    "exact_edges": Benchmark("An edge of smollm2 patched exactly, float32, one thread", edge_tables, processes=1),
     "graphs": Benchmark("Attribution graphs of smollm2, float32, one thread", graph_tables, processes=1),
     "quality": Benchmark("What training gives, held out", quality_tables, processes=1, alone=True),
 }
