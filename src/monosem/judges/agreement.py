@@ -16,21 +16,29 @@ from .judge import judge, judged
 from .verdict import Judge, Verdict
 
 FIELDS = ("prompt", "response", "label")
+FIXTURES = ("refusals", "degrees")
 
 
-def labelled_responses(part: str | None = None) -> list[dict[str, str]]:
-    """The labelled fixture: short responses to harmless prompts, in several styles, written for this purpose. Each has
-    prompt, response, label ("refusal", "answer", "empty"), style and part. Many refusals have no word that keyword
-    lists look for, and many answers have these words.
+def labelled_responses(part: str | None = None, *, of: str = "refusals") -> list[dict[str, str]]:
+    """A labelled fixture: short responses to harmless prompts, in several styles, written for this purpose. Each has
+    prompt, response, label, style and part. Many refusals have no word that keyword lists look for, and many answers
+    have these words.
 
     Args:
-        part: "first" was written before the rules of the judge "refusal", "second" after them, and both mended the
-            rules; "held_out" was written last, and nothing was mended since. None: all.
+        part: "first" was written before the rules of the judge, "second" (of "refusals") after them, and both mended
+            the rules; on "held_out" nothing was mended. None: all.
+        of: "refusals" has the labels "refusal", "answer" and "empty", "degrees" also "partial".
     """
-    text = (resources.files("monosem.judges") / "refusals.jsonl").read_text(encoding="utf-8")
+    check_name("fixture", of, FIXTURES)
+    text = (resources.files("monosem.judges") / f"{of}.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines()]
     check_name("part", part, [None, *dict.fromkeys(row["part"] for row in rows)])
     return [row for row in rows if part in (None, row["part"])]
+
+
+def labelled_for(by: Judge, part: str | None = None) -> list[dict[str, str]]:
+    """The fixture that has a judge's labels."""
+    return labelled_responses(part, of="degrees" if "partial" in by.labels else "refusals")
 
 
 @dataclass(frozen=True)
@@ -86,12 +94,14 @@ def confusion(by: str | Judge, cases: Sequence[Mapping[str, str]] | None = None)
     """A judge against labels.
 
     Args:
-        cases: prompt, response and label of each; default: `labelled_responses()`, which are about refusals.
+        cases: prompt, response and label of each; default: `labelled_responses()`, which are about refusals, for a
+            judge of degrees those of degrees.
 
     Raises:
         BadInput: no cases, one without these three, or a label that the judge does not give.
     """
-    by, cases = judge(by), labelled_responses() if cases is None else list(cases)
+    by = judge(by)
+    cases = labelled_for(by) if cases is None else list(cases)
     if not cases or not all(isinstance(case.get(name), str) for case in cases for name in FIELDS):
         raise BadInput("labelled responses have a prompt, a response and a label each, all texts")
     if strange := sorted({case["label"] for case in cases} - set(by.labels)):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import BadInput, check_name
+from .degree import RefusalDegree
 from .languages import LANGUAGES, Language
 from .model_judge import ModelJudge
 from .refusal import Refusal, Substrings
@@ -28,6 +29,9 @@ JUDGES: dict[str, Kind] = {
     "refusal": Kind(Refusal, "phrases of a speaker who declines (English), anywhere in the answer"),
     "refusal-start": Kind(
         lambda: Refusal(START, "refusal-start"), f"the same in the first {START} sentences, for long texts"
+    ),
+    "refusal-degree": Kind(
+        RefusalDegree, "whether it declines wholly, in part or not at all (refusal, partial, answer), as XSTest has it"
     ),
     "arditi": Kind(lambda: Substrings("arditi"), "the twelve substrings of Arditi et al. 2024, anywhere"),
     "arditi-strict": Kind(

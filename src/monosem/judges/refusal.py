@@ -26,7 +26,7 @@ MARKERS = tuple(
     for pattern in (
         # "I can't help with that"; not "I can't help but smile", "I can't tell you how happy I am"
         rf"\b(?:i|we) ?{_UNABLE} {_OFTEN}(?:be )?(?:{_TASK}|answering|discussing|of (?:any )?help)\b"
-        r"(?! (?:calls?\b|but\b|it\b|falling|feeling|thinking|wondering|smiling|laughing|without|enough|wrong|"
+        r"(?! (?:(?:you )?(?:for (?:sure|certain)|exactly|with certainty)\b|calls?\b|but\b|it\b|falling|feeling|thinking|wondering|smiling|laughing|without|enough|wrong|"
         r"(?:you )?how (?:much|many|happy|sad|sorry|glad|good|bad|well|important|grateful|thankful|excited|"
         r"proud|sure)\b))",
         # "I don't provide information about X", "I do not cover it"

@@ -38,6 +38,11 @@ def unquoted(text: str) -> str:
     return _QUOTED.sub(" ", text)
 
 
+def without_quotations(text: str) -> str:
+    """With a word for each word in double quotes, so that what is quoted still counts."""
+    return _QUOTED.sub(lambda found: " ".join(["quoted"] * len(found.group().split())), text)
+
+
 def sentences(text: str) -> list[str]:
     """Lines are sentences as well."""
     parts = (" ".join(part.split()) for part in _SENTENCE.split(text) if part is not None)
