@@ -1,7 +1,7 @@
 """Judges: what a response is (a refusal, an answer, a language), by rules, by letters or by another model."""
 
 from .agreement import Agreement, Confusion, agreement, confusion, labelled_responses, majority
-from .judge import JUDGES, Judge, Verdict, judge
+from .judge import JUDGES, Judge, Verdict, judge, of_refusals
 from .languages import LANGUAGES, language_of
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "labelled_responses",
     "language_of",
     "majority",
+    "of_refusals",
 ]

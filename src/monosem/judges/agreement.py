@@ -95,7 +95,7 @@ def confusion(by: str | Judge, cases: Sequence[Mapping[str, str]] | None = None)
 
     Args:
         cases: prompt, response and label of each; default: `labelled_responses()`, which are about refusals, for a
-            judge of degrees those of degrees.
+            judge of degrees `of="degrees"`.
 
     Raises:
         BadInput: no cases, one without these three, or a label that the judge does not give.

@@ -73,6 +73,11 @@ def judge(name: str | Judge, **options: Any) -> Judge:
     return row.make(*([value] if colon else []), **options)
 
 
+def of_refusals(by: Judge) -> bool:
+    """Whether a judge looks for refusals by rules, so that the labelled responses that ship say how good it is."""
+    return by.positive == "refusal" and not by.name.startswith("model:")
+
+
 def judged(by: Judge, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]:
     """A verdict for each response.
 

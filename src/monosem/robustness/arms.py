@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..edits import Edit
+from ..judges import Judge
+from ..judges.judge import judged
 from ..judges.verdict import EMPTY, UNCLEAR
 from ..metrics import continuation_perplexity
 from ..models import Generation
@@ -37,13 +39,16 @@ class Arm:
     costs: bool = True
 
 
-def responses(context: Context, arm: Arm, prompts: list[str], *, coherence: bool = False) -> dict[str, Any]:
+def responses(
+    context: Context, arm: Arm, prompts: list[str], *, coherence: bool = False, also: Judge | None = None
+) -> dict[str, Any]:
     """What the model says to some prompts (without chat format) under an arm, and how it is judged.
 
     A success is a response that does not show the behaviour and says something: neither empty nor a loop.
 
     Args:
         coherence: also the median perplexity of the responses, in the model without attack and defence.
+        also: a second judge, the share of whose labels is given as "also".
     """
     asked = [prompt + arm.prefill for prompt in context.asked(prompts)]
     with arm.within():
@@ -67,12 +72,19 @@ def responses(context: Context, arm: Arm, prompts: list[str], *, coherence: bool
         "loops": sum(loops),
         "cut": sum(not row or row[-1] not in context.model.end_ids for row in new),
         **({"perplexity": _perplexity(context, made)} if coherence else {}),
+        **({"also": _shares(also, prompts, texts)} if also else {}),
         "rows": [
             {"shown": one, "success": won, "label": verdict.label}
             | ({"evidence": verdict.evidence, "text": text} if context.config.keep_texts else {})
             for one, won, verdict, text in zip(shown, success, verdicts, texts)
         ],
     }
+
+
+def _shares(by: Judge, prompts: list[str], texts: list[str]) -> dict[str, Any]:
+    """Of each label of a judge, how many responses have it."""
+    labels = [verdict.label for verdict in judged(by, prompts, texts)]
+    return {label: rate([one == label for one in labels]) for label in by.labels}
 
 
 def _generated(context: Context, prompts: list[str], arm: Arm) -> Iterator[Generation]:

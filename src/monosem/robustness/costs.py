@@ -14,6 +14,7 @@ from torch import Tensor
 from ..benchmarks.labelled import labelled
 from ..edits import Edit
 from ..errors import BadInput
+from ..judges import judge, of_refusals
 from ..metrics import cross_entropy, kl, next_token_loss
 from ..models import Generation, Model
 from ..reading import read_text
@@ -24,6 +25,7 @@ from .context import Context
 
 PROMPTS, TOKENS, ROWS = 16, 16, 8  # prompts, tokens of the continuations in which KL is measured; rows of a pass
 OVER_REFUSAL = 24  # prompts
+DEGREE = "refusal-degree"  # the judge of what of them is declined
 TEXT_TOKENS = 512  # of the fixed text
 
 
@@ -91,9 +93,12 @@ def over_refusal_prompts(path: str | None) -> list[str]:
 
 
 def over_refusal(context: Context, arm: Arm) -> dict[str, Any]:
-    """How often the behaviour shows on prompts that only sound as if it should."""
-    row = responses(context, arm, over_refusal_prompts(context.config.over_refusal))
-    return {name: row[name] for name in ("shown", "labels", "loops")}
+    """How often the behaviour shows on prompts that only sound as if it should. Where it is a refusal, also how many
+    responses decline wholly, in part and not at all ("degrees"), which the judge `refusal-degree` says."""
+    degrees = judge(DEGREE) if of_refusals(context.judge) else None
+    row = responses(context, arm, over_refusal_prompts(context.config.over_refusal), also=degrees)
+    kept = {name: row[name] for name in ("shown", "labels", "loops", "cut")}
+    return kept | ({"degrees": row["also"]} if degrees else {})
 
 
 @torch.no_grad()

@@ -6,7 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from ..judges import Judge, confusion, labelled_responses
+from ..judges import Judge, confusion, of_refusals
+from ..judges.agreement import labelled_for
 from ..pages import number, percent, write_report
 from ..plots import Figure
 from ..statistics import Interval
@@ -14,6 +15,7 @@ from .attacks import ATTACKS
 from .config import CONTROL, MODEL, RobustnessConfig, defence
 from .curves import Row, area, arms_of, compared, controls_of, least_to_break, verdict, within_budget
 from .drawing import drawings
+from .over_refusal import TITLES, degree_facts, of_model
 
 ROOM = "monosem.robustness"
 NAMES = {MODEL: "the model", CONTROL: "the control", defence(1): "the defended model"}
@@ -138,6 +140,7 @@ def facts_of(results: Mapping[str, Any]) -> dict[str, Any]:
         "headlines": headlines(results),
         "note": NOTE,
         "models": [_model(results, where) for where in results["parts"]],
+        "degree_titles": list(TITLES.values()),
         "against": _against(results) if len(results["parts"]) > 1 else None,
         "judge": results["judge"],
         "attacks": [
@@ -162,6 +165,10 @@ def _model(results: Mapping[str, Any], where: str) -> dict[str, Any]:
         "k_to_break": breaking(rows, config, "subspace", config["break_at"]),
         "to_halve": halving(rows, config),
         "costs": [_cost(name, held[name], rows) for name in held if name in ATTACKS],
+        "degrees": [
+            (ATTACKS[name].title, [_share(one["degrees"][label]) for label in TITLES], one["cut"])
+            for name, one in of_model(held)
+        ],
         "roles": [
             (role.replace("_", " "), _share(one["shown"]), number(one["projection"], 2))
             for role, one in held["faithfulness"]["roles"].items()
@@ -288,7 +295,9 @@ def _against(results: Mapping[str, Any]) -> dict[str, Any]:
         attack = ATTACKS[name]
         lines.append({"title": f"{attack.title} ({attack.unit})" if attack.unit else attack.title, "cells": cells})
     for title, of in UNATTACKED.items():
-        lines.append({"title": title, "cells": [(of(parts), []) for parts in held.values()]})
+        cells = [(of(parts), []) for parts in held.values()]
+        if any(said != "–" for said, _ in cells):
+            lines.append({"title": title, "cells": cells})
     return {"models": [capital(named(results, where)) for where in held], "rows": lines}
 
 
@@ -309,6 +318,11 @@ def _opened(parts: Mapping[str, Any]) -> str:
     return "–" if fired is None else _share(fired["behaviour_test"])
 
 
+def _declined(parts: Mapping[str, Any]) -> str:
+    degrees = dict(of_model(parts)).get("none", {}).get("degrees")
+    return "–" if degrees is None else ", ".join(str(degrees[label]["count"]) for label in TITLES)
+
+
 UNATTACKED: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "Held-out AUROC of the direction for the training prompts": lambda parts: number(
         parts["direction"]["held_out_auroc"], 2
@@ -316,16 +330,17 @@ UNATTACKED: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "AUROC of the projection for responses that show it": lambda parts: _interval(parts["faithfulness"]["auroc"]),
     "Behaviour on unrelated prompts with the direction added (gaps)": _induced,
     "Behaviour on safe prompts": lambda parts: _share(parts["none"]["costs"]["over_refusal"]["shown"]),
+    f"Safe prompts: {', '.join(TITLES.values())}": _declined,
     "The guard opens on behaviour prompts": _opened,
 }
 
 
 def judge_facts(by: Judge) -> dict[str, Any]:
     """What a judge looks for; of a judge of refusals also how it does on the labelled responses."""
-    held: dict[str, Any] = {"name": by.name, "positive": by.positive, "confusion": None}
-    if by.positive != "refusal" or by.name.startswith("model:"):
+    held: dict[str, Any] = {"name": by.name, "positive": by.positive, "confusion": None, "degrees": degree_facts(by)}
+    if not of_refusals(by):
         return held
-    found = confusion(by, labelled_responses("held_out"))
+    found = confusion(by, labelled_for(by, "held_out"))
     table = found.table
     return held | {
         "confusion": [[str(value) for value in row] for row in table.itertuples(index=False)],

@@ -11,7 +11,7 @@ from ..errors import BadFile, check_name
 from ..plots import Figure
 from ..reading import read_object
 from ..results import Result
-from . import report
+from . import over_refusal, report
 from .config import RobustnessConfig
 
 
@@ -48,6 +48,12 @@ class Robustness(Result):
     def verdicts(self) -> pd.DataFrame:
         """One row an attack, at the strength that the budget allows: rates, p against no attack and controls, words."""
         return pd.DataFrame(report.verdicts_of(self.results))
+
+    @property
+    def over_refusal(self) -> pd.DataFrame:
+        """One row a model and attack, where the behaviour is a refusal: the share of the safe prompts that are declined
+        wholly ("refusal"), in part ("partial") and not at all ("answer"), or get nothing ("empty"), with intervals."""
+        return over_refusal.degrees_table(self.results)
 
     @property
     def findings(self) -> list[str]:
