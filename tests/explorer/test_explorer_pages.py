@@ -212,6 +212,9 @@ def test_a_token_under_the_pointer_is_read_out_and_marked_in_the_histogram(page)
     browser.execute_script(f"document.querySelector('.examples .anchor').dispatchEvent({over})")
     until(browser, "return document.querySelector('.tip')?.textContent.includes('activation')")
     assert browser.find_elements("css selector", ".p-histogram line.mark")
+    sides = browser.find_elements("css selector", ".p-logits .pair table")
+    assert [len(side.find_elements("css selector", ".meter.plus")) for side in sides] == [10, 0]
+    assert [len(side.find_elements("css selector", ".meter.minus")) for side in sides] == [0, 10]
     browser.execute_script("document.querySelector('.examples .anchor').dispatchEvent(new MouseEvent('mouseleave'))")
     until(browser, "return document.querySelector('.tip') === null && !document.querySelector('line.mark')")
 

@@ -16,8 +16,8 @@ import torch
 
 from monosem import lenses, patching
 from monosem.data import TokenPairs
-from monosem.pages import page_of
-from monosem.plots import WORDS_FIT, by_layer, heatmap, lines, literal, style
+from monosem.pages import page_of, palette
+from monosem.plots import DIVERGING, WORDS_FIT, by_layer, heatmap, lines, literal, style
 from tiny import model_of, tiny_model
 
 CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
@@ -27,6 +27,21 @@ def held(page: str) -> Any:
     packed = re.search(r'<script id="data" type="text/plain">([^<]*)</script>', page)
     assert packed is not None
     return json.loads(gzip.decompress(base64.b64decode(packed[1])))
+
+
+def test_what_has_a_sign_is_blue_above_0_and_orange_below_on_pages_and_in_figures() -> None:
+    def reds_and_blues(colour: str) -> tuple[int, int]:
+        found = [int(part) for part in re.findall(r"\d+", colour)] if "rgb" in colour else bytes.fromhex(colour[1:])
+        return found[0], found[2]
+
+    shown = {sign: [DIVERGING[end][1]] for sign, end in (("plus", -1), ("minus", 0))}
+    for sign, light, dark in re.findall(
+        r"--(plus|minus)(?:-line)?: light-dark\((#\w+|rgb\([^)]*\)), ([^;]*)\);", palette()
+    ):
+        shown[sign] += [light, dark]
+    assert len(shown["plus"]) == len(shown["minus"]) == 5
+    assert all(blue > 1.5 * red for red, blue in map(reds_and_blues, shown["plus"]))
+    assert all(red > 1.5 * blue for red, blue in map(reds_and_blues, shown["minus"]))
 
 
 def test_a_wide_lens_is_a_small_page_with_every_cell(tmp_path: Path) -> None:

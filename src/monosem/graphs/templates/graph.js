@@ -182,7 +182,7 @@ export function mount(root, file, options = {}) {
 
   const example = one => el("p", { class: "example" }, ...one.tokens.map((token, at) => {
     const share = Math.min(1, Math.max(0, one.values[at] / (one.most || 1)));
-    return el("span", share ? { style: `background:rgba(255,160,0,${(0.75 * (0.05 + 0.95 * Math.log10(1 + 9 * share))).toFixed(2)})`, title: number(one.values[at]) } : {}, token);
+    return el("span", share ? { style: `--v:${(0.05 + 0.95 * Math.log10(1 + 9 * share)).toFixed(2)}`, title: number(one.values[at]) } : {}, token);
   }));
 
   function head(one) {

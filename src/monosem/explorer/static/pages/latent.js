@@ -6,7 +6,7 @@ import { LatentView } from "latent-view";
 import { Progress, useJob } from "jobs";
 import { Kin } from "kin";
 import { keep, noteOf, Star, useNotes } from "notes";
-import { quoted, strength, Tokens, visible } from "tokens";
+import { quoted, sign, strength, Tokens, visible } from "tokens";
 import { last } from "page/dictionary";
 
 // the next latent in the order of the table that was seen last; null: any
@@ -57,8 +57,8 @@ function Effect({ d, i, example }) {
     <div>loss of the next token <b>${row.loss_change >= 0 ? "+" : ""}${number(row.loss_change)}</b> nats without the latent${row.direct_loss_change !== null ? `, ${number(row.direct_loss_change)} by the direct path` : ""}</div>
     <div>KL ${number(row.kl)} nats</div><div>it raises ${listed(row.raised)}</div><div>it lowers ${listed(row.lowered)}</div>`);
   return html`<span class="effect">${!rows ? html`${!busy && html`<button type="button" class="link" onClick=${() => run("removed", { dictionary: d, latent: i, ids: example.ids })} title="Run the model with and without this latent here, and see what changes">without it?</button>`}<${Progress} job=${job} cancel=${cancel} />`
-    : html`<span class="soft">loss without it: </span><span class="tokens">${job.result.tokens.map((token, p) => html`<span class=${`tok${(rows[p].loss_change ?? 0) < 0 ? " minus" : ""}`} style=${{ "--v": strength(Math.abs(rows[p].loss_change ?? 0) / most) }}
-      onMouseMove=${event => over(event, rows[p], token)} onMouseLeave=${away}>${visible(token)}</span>`)}</span> <span class="soft">orange: higher, up to ${number(most)} nats; hover for the tokens</span>`}</span>`;
+    : html`<span class="soft">loss without it: </span><span class="tokens">${job.result.tokens.map((token, p) => html`<span class=${`tok${sign(rows[p].loss_change)}`} style=${{ "--v": strength(Math.abs(rows[p].loss_change ?? 0) / most) }}
+      onMouseMove=${event => over(event, rows[p], token)} onMouseLeave=${away}>${visible(token)}</span>`)}</span> <span class="soft">blue: higher, orange: lower, by up to ${number(most)} nats; hover for the tokens</span>`}</span>`;
 }
 
 // For latents of attention: what each head gives, looking at each token.
@@ -71,7 +71,7 @@ function SourcesOf({ d, i, text, position }) {
     <${Progress} job=${job} cancel=${cancel} />
     ${found && html`<p class="soft">before the threshold <b>${number(found.preactivation)}</b>, of which the bias <b>${number(found.bias)}</b></p>
     <div class="matrix heat" tabindex="0" role="region" aria-label="Heads by tokens"><table><thead><tr><th scope="col" class="corner">head</th>${found.tokens.slice(0, sums.length).map(token => html`<th scope="col"><span class="head mono">${quoted(token)}</span></th>`)}</tr></thead>
-      <tbody>${[...found.values.map((row, h) => [h, row]), ["all", sums]].map(([h, row]) => html`<tr><th scope="row">${h}</th>${row.map((value, s) => html`<td class=${`cell${value < 0 ? " minus" : ""}`} style=${{ "--v": strength(Math.min(Math.abs(value) / most, 1)) }}
+      <tbody>${[...found.values.map((row, h) => [h, row]), ["all", sums]].map(([h, row]) => html`<tr><th scope="row">${h}</th>${row.map((value, s) => html`<td class=${`cell${sign(value)}`} style=${{ "--v": strength(Math.min(Math.abs(value) / most, 1)) }}
         onMouseMove=${event => at(event, html`<div>head ${h}, looking at <b class="mono">${quoted(found.tokens[s])}</b></div><div>adds <b>${number(value)}</b></div>`)} onMouseLeave=${away}></td>`)}</tr>`)}</tbody></table></div>`}<//>`;
 }
 

@@ -2,7 +2,7 @@
 import { html, Field, number, Panel, useEffect, useState, at, away } from "ui";
 import { change } from "place";
 import { Progress, useJob } from "jobs";
-import { quoted } from "tokens";
+import { quoted, sign } from "tokens";
 
 const USUAL = { t: "The capital of France is", o: "The capital of Italy is", r: " Paris", w: " Rome" };
 
@@ -24,9 +24,9 @@ function Heat({ found }) {
   const name = Object.keys(found.clean)[0], clean = found.clean[name], broken = found.broken[name];
   const layers = [...new Set(found.rows.map(row => row.layer))].sort((a, b) => b - a);
   const score = new Map(found.rows.map(row => [`${row.layer} ${row.position}`, row.score]));
-  return html`<${Panel} title="Layers × tokens" help="1 (full colour) is the clean run's logit difference, 0 the corrupted run's; blue is below 0. Each cell is one state of the stream before that layer.">
+  return html`<${Panel} title="Layers × tokens" help="1 (full blue) is the clean run's logit difference, 0 the corrupted run's; orange is below 0. Each cell is one state of the stream before that layer.">
     <p class="facts"><span>The clean answer leads by <b>${number(clean)}</b> in the clean prompt, by <b>${number(broken)}</b> in the corrupted one (logits).</span></p>
     <div class="matrix heat" tabindex="0" role="region" aria-label="Layers by tokens"><table><thead><tr><th scope="col" class="corner">layer</th>${found.tokens.map((token, p) => html`<th scope="col"><span class="head mono">${quoted(token)}${found.corrupted[p] !== token && html`<br /><span class="soft">${quoted(found.corrupted[p])}</span>`}</span></th>`)}</tr></thead>
     <tbody>${layers.map(layer => html`<tr><th scope="row">${layer}</th>${found.tokens.map((token, p) => { const value = score.get(`${layer} ${p}`);
-      return html`<td class=${`cell${value < 0 ? " minus" : ""}`} style=${{ "--v": Math.min(Math.abs(value ?? 0), 1) }} onMouseMove=${event => at(event, html`<div>before layer ${layer} at <b class="mono">${quoted(token)}</b></div><div>restores <b>${number(value)}</b></div>`)} onMouseLeave=${away}></td>`; })}</tr>`)}</tbody></table></div><//>`;
+      return html`<td class=${`cell${sign(value)}`} style=${{ "--v": Math.min(Math.abs(value ?? 0), 1) }} onMouseMove=${event => at(event, html`<div>before layer ${layer} at <b class="mono">${quoted(token)}</b></div><div>restores <b>${number(value)}</b></div>`)} onMouseLeave=${away}></td>`; })}</tr>`)}</tbody></table></div><//>`;
 }

@@ -2,7 +2,7 @@
 import { html, number, percent, Panel, useEffect, useMemo, useState, at, away } from "ui";
 import { change, go, Link } from "place";
 import { Progress, useJob } from "jobs";
-import { quoted, strength, Tokens, visible } from "tokens";
+import { anySign, quoted, sign, strength } from "tokens";
 
 export function Prompt({ place, d }) {
   const { job, run, cancel, busy } = useJob();
@@ -22,7 +22,7 @@ export function Prompt({ place, d }) {
 const wordsOf = found => new Map(found.words.map(row => [row.latent, row.label || (row.fires_on || []).map(quoted).join(" ")]));
 
 function Matrix({ d, found, place }) {
-  const words = useMemo(() => wordsOf(found), [found]);
+  const words = useMemo(() => wordsOf(found), [found]), signed = anySign(found.matrix);
   const token = place.p === undefined || place.p === "" ? null : Number(place.p);
   const rows = found.latents.map((latent, r) => ({ latent, values: found.matrix[r], maximum: found.maxima ? found.maxima[r] : Math.max(...found.matrix[r].map(Math.abs)) }));
   const shown = token === null ? rows : rows.filter(row => row.values[token]).sort((a, b) => Math.abs(b.values[token]) / b.maximum - Math.abs(a.values[token]) / a.maximum);
@@ -30,7 +30,7 @@ function Matrix({ d, found, place }) {
     ${token !== null && html`<p class="soft">at <b class="mono">${quoted(found.tokens[token] || "")}</b>: ${shown.length} of these latents <button type="button" onClick=${() => change({ p: "" })}>all tokens</button></p>`}
     <div class="matrix" tabindex="0" role="region" aria-label="Tokens by latents"><table><thead><tr><th scope="col" class="corner">latent</th>${found.tokens.map((text, i) => html`<th scope="col"><button type="button" class=${i === token ? "col chosen" : "col"} aria-pressed=${String(i === token)} onClick=${() => change({ p: i === token ? "" : i })}>${quoted(text)}</button></th>`)}</tr></thead>
       <tbody>${shown.map(row => html`<tr key=${row.latent}><th scope="row"><${Link} page="latent" state=${{ d, i: row.latent, t: place.t }}>${row.latent}<//> <span class="soft mono">${words.get(row.latent) || ""}</span></th>
-        ${row.values.map((value, i) => html`<td class=${`cell${value < 0 ? " minus" : ""}${found.counted[i] ? "" : " out"}`} style=${{ "--v": strength(row.maximum ? Math.abs(value) / row.maximum : 0) }}
+        ${row.values.map((value, i) => html`<td class=${`cell${signed ? sign(value) : ""}${found.counted[i] ? "" : " out"}`} style=${{ "--v": strength(row.maximum ? Math.abs(value) / row.maximum : 0) }}
           onMouseMove=${event => at(event, !found.counted[i] ? "the dictionary was not trained on this token" : html`<div><b>${row.latent}</b> at <span class="mono">${quoted(found.tokens[i])}</span></div><div>${value ? `${number(value)}, ${percent(row.maximum ? Math.abs(value) / row.maximum : 0)} of the maximum` : "not active"}</div>`)} onMouseLeave=${away}></td>`)}</tr>`)}</tbody></table></div><//>`;
 }
 

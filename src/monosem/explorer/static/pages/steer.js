@@ -2,7 +2,7 @@
 import { html, Field, Help, number, Panel, percent, useEffect, useState, at, away } from "ui";
 import { change, Link } from "place";
 import { Progress, useJob } from "jobs";
-import { quoted, strength, visible } from "tokens";
+import { quoted, sign, strength, visible } from "tokens";
 import { said, useTable, useWords } from "page/dictionary";
 
 const HOWS = { add: "add to it", set: "set it", multiply: "multiply it" };
@@ -100,7 +100,7 @@ function Written({ job, columns, busy }) {
 function Side({ title, texts, busy, row, column, first }) {
   const shown = text => visible(text).replace(/↵/g, "↵\n");
   const amounts = row?.amounts && column?.doses.map((dose, i) => `${dose.direction || dose.latent}: ${number(row.amounts[i])}`).join(", ");
-  return html`<section class=${first ? "panel side-text first-of-row" : "panel side-text"} aria-label=${title} aria-live="off"><div class="title"><h2>${title}</h2>${!column && html`<${Help} title="the numbers below">KL: how far the change moves the model's predictions. Perplexity: how odd the unchanged model finds the text; low is usual. Distinct pairs: how many pairs of neighbouring tokens occur once; near 0 is a loop. Orange tokens became likelier, blue ones less likely.<//>`}</div><p>${row?.raised ? row.tokens.map((token, i) => html`<span class=${`tok${row.raised[i] < 0 ? " minus" : ""}`} style=${{ "--v": 0.6 * strength(Math.min(Math.abs(row.raised[i]) / 3, 1)) }}
+  return html`<section class=${first ? "panel side-text first-of-row" : "panel side-text"} aria-label=${title} aria-live="off"><div class="title"><h2>${title}</h2>${!column && html`<${Help} title="the numbers below">KL: how far the change moves the model's predictions. Perplexity: how odd the unchanged model finds the text; low is usual. Distinct pairs: how many pairs of neighbouring tokens occur once; near 0 is a loop. Blue tokens became likelier, orange ones less likely.<//>`}</div><p>${row?.raised ? row.tokens.map((token, i) => html`<span class=${`tok${sign(row.raised[i])}`} style=${{ "--v": 0.6 * strength(Math.min(Math.abs(row.raised[i]) / 3, 1)) }}
         onMouseMove=${event => at(event, html`<div><b class="mono">${quoted(token)}</b></div><div>log-probability ${row.raised[i] < 0 ? "lowered" : "raised"} by <b>${number(Math.abs(row.raised[i]))}</b> nats</div>`)} onMouseLeave=${away}>${shown(i ? token : token.trimStart())}</span>`)
       : texts ? shown(texts.join("").trimStart()) : ""}${busy && html`<span class="caret" aria-hidden="true"></span>`}</p>
     ${row && html`<p class="soft facts-small">${row.kl !== undefined && html`<span>KL ${number(row.kl)} nats at the first token, ${number(row.kl_text)} along the text</span>`}

@@ -1,8 +1,9 @@
 // Charts: histograms as SVG, clouds of points on a canvas.
 import { html, number, useEffect, useMemo, useRef, useState, at, away } from "ui";
+import { sign } from "tokens";
 
-// bars: [{low, high, count, tip}]; mark: a value to point at
-export function Histogram({ bars, mark, label, logarithmic = false, height = 110 }) {
+// bars: [{low, high, count}]; mark: a value to point at; signed: bars above 0 and below have their colours
+export function Histogram({ bars, mark, label, logarithmic = false, signed = false, height = 110 }) {
   if (!bars.length) return html`<p class="soft">nothing to draw</p>`;
   const width = 420, most = Math.max(...bars.map(bar => bar.count));
   const scale = logarithmic ? Math.log : value => value;
@@ -14,7 +15,7 @@ export function Histogram({ bars, mark, label, logarithmic = false, height = 110
     ${bars.map(bar => {
       const left = x(bar.low), size = (bar.count / most) * (height - 2);
       return html`<rect x=${left + 0.5} width=${Math.max(x(bar.high) - left - 1, 0.8)} y=${height - size} height=${size}
-        class=${bar.low < 0 && bar.high <= 0 ? "bar minus" : "bar"}
+        class=${`bar${signed ? sign(bar.low + bar.high) : ""}`}
         onMouseMove=${event => at(event, html`${number(bar.low)} to ${number(bar.high)}: <b>${number(bar.count)}</b>`)}
         onMouseLeave=${away} />`;
     })}

@@ -1,6 +1,6 @@
 // A latent, from the data of `LatentPage`: the same in the app, in a notebook and in an exported file.
 import { html, render, useState, number, percent, Panel, Tip } from "ui";
-import { hovered, quoted, Tokens } from "tokens";
+import { anySign, hovered, quoted, sign, Tokens } from "tokens";
 import { Histogram } from "charts";
 
 const HELP = {
@@ -95,10 +95,11 @@ function Examples({ page, maximum, effect }) {
 }
 
 function List({ examples, maximum, effect }) {
+  const signed = anySign(examples.map(one => one.activations));
   if (!examples.length) return html`<p class="soft">no example was kept</p>`;
   return html`<ol class="examples">${examples.map(one => html`<li>
     <span class="value">${one.preactivation !== undefined ? number(one.preactivation) : one.maximum === null ? "–" : Math.abs(one.maximum) < 1000 ? one.maximum.toFixed(1).replace("-", "−") : number(one.maximum)}</span>
-    <span class="text"><${Tokens} tokens=${one.tokens} activations=${one.activations} maximum=${maximum} anchor=${one.anchor} />
+    <span class="text"><${Tokens} tokens=${one.tokens} activations=${one.activations} maximum=${maximum} signed=${signed} anchor=${one.anchor} />
       <span class="below"><span class="source" title=${one.document}>${one.document}</span>${effect && one.ids && effect(one)}</span></span>
   </li>`)}</ol>`;
 }
@@ -114,7 +115,7 @@ function Logits({ page, actions }) {
       <${Effects} title="promotes" rows=${found.promoted} />
       <${Effects} title="suppresses" rows=${found.suppressed} />
     </div>
-    ${found.histogram && barsOf(found.histogram).length > 0 && html`<${Histogram} label="Effects on all tokens' logits" bars=${barsOf(found.histogram)} />
+    ${found.histogram && barsOf(found.histogram).length > 0 && html`<${Histogram} signed label="Effects on all tokens' logits" bars=${barsOf(found.histogram)} />
       ${found.moments && html`<p class="soft">sd ${number(found.moments.sd)}, skew ${number(found.moments.skew)}, kurtosis ${number(found.moments.kurtosis)}</p>`}`}`}
   <//>`;
 }
@@ -125,7 +126,7 @@ function Effects({ title, rows }) {
   const most = Math.max(...rows.map(row => Math.abs(row.effect)), 1e-9);
   return html`<table class="effects"><caption>${title}</caption><tbody>${rows.map(row => html`<tr>
     <th scope="row" class="mono" title=${quoted(row.token)}>${quoted(row.token)}</th>
-    <td class="n"><span class=${row.effect < 0 ? "meter minus" : "meter"} style=${{ "--w": Math.abs(row.effect) / most }}>${number(row.effect, 2)}</span></td>
+    <td class="n"><span class=${`meter${sign(row.effect)}`} style=${{ "--w": Math.abs(row.effect) / most }}>${number(row.effect, 2)}</span></td>
   </tr>`)}</tbody></table>`;
 }
 
@@ -145,12 +146,12 @@ function widening(bars) {
 }
 
 function FiresOn({ page }) {
-  const rows = (page.tokens || []).slice(0, 10), most = Math.max(...rows.map(row => Math.abs(row.mass)), 1e-9);
+  const rows = (page.tokens || []).slice(0, 10), most = Math.max(...rows.map(row => Math.abs(row.mass)), 1e-9), signed = anySign([(page.tokens || []).map(row => row.mass)]);
   if (!page.tokens) return null;
   return html`<${Panel} title="Fires on" name="tokens" help=${HELP.tokens}>
     <table class="effects"><thead><tr><th scope="col">token</th><th scope="col" class="n">times</th><th scope="col" class="n">activation</th></tr></thead>
     <tbody>${rows.map(row => html`<tr><th scope="row" class="mono">${quoted(row.token)}</th><td class="n">${number(row.count)}</td>
-      <td class="n"><span class=${row.mass < 0 ? "meter minus" : "meter"} style=${{ "--w": Math.abs(row.mass) / most }}>${number(row.mass)}</span></td></tr>`)}</tbody></table>
+      <td class="n"><span class=${`meter${signed ? sign(row.mass) : ""}`} style=${{ "--w": Math.abs(row.mass) / most }}>${number(row.mass)}</span></td></tr>`)}</tbody></table>
   <//>`;
 }
 
@@ -195,7 +196,7 @@ function SetEffects({ page }) {
   const rows = (page.set_effects || []).filter(row => row.q < 0.05).slice(0, 8);
   return page.set_effects && html`<${Panel} title="Kinds of tokens it writes" name="set_effects" help=${HELP.set_effects}>
     ${!rows.length ? html`<p class="soft">no kind stands out</p>` : html`<table class="effects"><thead><tr><th scope="col">kind</th><th scope="col" class="n">effect</th></tr></thead><tbody>
-    ${rows.map(row => html`<tr><th scope="row">${row.set}</th><td class="n"><span class=${row.effect < 0 ? "meter minus" : "meter"} style=${{ "--w": Math.abs(row.effect) }}>${number(row.effect, 2)}</span></td></tr>`)}</tbody></table>`}<//>`;
+    ${rows.map(row => html`<tr><th scope="row">${row.set}</th><td class="n"><span class=${`meter${sign(row.effect)}`} style=${{ "--w": Math.abs(row.effect) }}>${number(row.effect, 2)}</span></td></tr>`)}</tbody></table>`}<//>`;
 }
 
 function Correlated({ page }) {

@@ -13,6 +13,10 @@ export const quoted = text => visible(text).replace(/^ +| +$/g, run => "␣".rep
 // 0.05 + 0.95 log10(1 + 9 r): weak activations can be seen, the strongest stand out
 export const strength = share => (share <= 0 ? 0 : 0.05 + 0.95 * Math.log10(1 + 9 * Math.min(share, 1)));
 
+// the class of a number with a sign: blue above 0, orange below
+export const sign = value => (value > 0 ? " plus" : value < 0 ? " minus" : "");
+export const anySign = lists => (lists || []).some(values => values.some(value => value < 0));
+
 // Where a character is spread over several tokens it stands at the last of them, with the strongest activation of all.
 export function spans(tokens, activations) {
   const out = [];
@@ -26,7 +30,8 @@ export function spans(tokens, activations) {
   return out;
 }
 
-export function Token({ text, value, maximum, anchor, muted, title, onOpen }) {
+// signed: negative activations are usual here, so that positive ones are blue as well
+export function Token({ text, value, maximum, anchor, muted, title, signed, onOpen }) {
   const share = maximum ? Math.abs(value) / maximum : 0;
   const over = event => {
     hovered.set(value);
@@ -36,14 +41,14 @@ export function Token({ text, value, maximum, anchor, muted, title, onOpen }) {
   };
   const out = () => { hovered.set(null); away(); };
   const shown = visible(text), lead = /^ +(?=[^ ])/.exec(shown)?.[0] || ""; // the space before a word stays without colour
-  return html`${lead}<span class=${`tok${value < 0 ? " minus" : ""}${anchor ? " anchor" : ""}${muted ? " muted" : ""}`}
+  return html`${lead}<span class=${`tok${signed ? sign(value) : ""}${anchor ? " anchor" : ""}${muted ? " muted" : ""}`}
     style=${{ "--v": muted ? 0 : strength(share) }} onMouseMove=${over} onMouseLeave=${out} onClick=${onOpen || over}
     >${shown.slice(lead.length)}</span>${text.includes("\n") && html`<wbr />`}`;
 }
 
-export function Tokens({ tokens, activations, maximum, anchor, counted, lines }) {
+export function Tokens({ tokens, activations, maximum, anchor, counted, lines, signed = anySign([activations]) }) {
   return html`<span class=${lines ? "tokens lines" : "tokens"}>${spans(tokens, activations).map(one => html`<${Token}
-    text=${one.text} value=${one.value} maximum=${maximum} anchor=${one.first <= anchor && anchor <= one.last}
+    text=${one.text} value=${one.value} maximum=${maximum} signed=${signed} anchor=${one.first <= anchor && anchor <= one.last}
     muted=${counted && !counted[one.last]}
     title=${counted && !counted[one.last] && "the dictionary was not trained on this token"} />`)}</span>`;
 }
