@@ -68,7 +68,9 @@ def test_numbers_equal_brute_force(index, dense):
         )
         evidence = index.evidence(latent)
         assert sum(n for *_, n in evidence.histogram) == len(own)
-        for low, high, n in evidence.histogram:
+        *bars, (last, end, strongest) = evidence.histogram
+        assert (end, (own >= last).sum()) == (own.max(), strongest)
+        for low, high, n in bars:
             assert ((own >= low) & (own < high)).sum() == n
         for name, value in evidence.quantiles.items():
             q = float(name.split()[1])
@@ -87,6 +89,7 @@ def test_no_quantile_is_below_the_threshold(tmp_path):
     for evidence in found:
         low, high = float(threshold[evidence.latent]), evidence.maximum
         assert all(low <= value <= high for value in evidence.quantiles.values())
+        assert (evidence.histogram[0][0], evidence.histogram[-1][1]) == pytest.approx((low, high))
 
 
 def test_examples_are_the_strongest_and_their_context_is_the_text(index, dense):

@@ -63,7 +63,8 @@ def test_the_index_counts_both_signs(index, dense):
         row = index.table.iloc[latent][["mean", "sd", "skew", "kurtosis"]].astype(float)
         np.testing.assert_allclose(row, expected, rtol=1e-3, atol=1e-5)
         evidence = index.evidence(latent)
-        for low, high, n in evidence.histogram:
+        assert evidence.histogram[-1][1] == pytest.approx(np.abs(own).max(), rel=1e-6)
+        for low, high, n in evidence.histogram[:-1]:
             assert ((np.abs(own) >= low) & (np.abs(own) < high)).sum() == n
         assert evidence.quantiles["quantile 0.99"] <= np.abs(own).max() * EDGES[1] / EDGES[0]
 
@@ -93,7 +94,7 @@ def test_tokens_and_examples_show_both_signs(index, dense):
         assert float(evidence.top(1)["maximum"].iloc[0]) == pytest.approx(strongest, rel=1e-3)
         assert all(abs(e.maximum) == max(map(abs, e.activations)) for e in evidence.examples)
     both = next(e for e in map(index.evidence, range(WIDTH)) if any(x.maximum < 0 for x in e.examples))
-    assert "cyan" in str(both.as_text().spans)
+    assert "red" in str(both.as_text().spans)
     if any(total < 0 for *_, total in both.tokens[:10]):
         assert "(−)" in both.as_text().plain
 

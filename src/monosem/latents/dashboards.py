@@ -13,19 +13,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ..errors import BadFile
 from ..reading import parse_json, read_json, regular_file
 from ..results import Result
 from .latent_page import LatentPage
-from .layout import EDGES
+from .layout import EDGES, bins_of
 from .sae_vis import rows_of
 from .spelling import alone, byte_alphabet, readable
 
 MOST = 2**30  # characters of an unpacked file: a small file of zeros unpacks to any size
 OWN = "monosem: "  # how the field `dataset` begins in files that `neuronpedia` wrote
-STEP = float(EDGES[1] / EDGES[0])  # of its histogram bins
 TOP = -1  # `bin_min` and `bin_contains` of the examples that are the strongest, not of an interval
 ABOUT = ("file", "model_id", "layer", "sae_set", "dataset", "n_prompts_total", "n_tokens_in_prompt")
 ENDS = {" ": 0x20, "\n": 0x0A, "\t": 0x09, "\r": 0x0D}  # what sae-dashboard writes plainly in a byte-level vocabulary
@@ -319,8 +319,14 @@ def _bars(row: Row, key: str) -> list[dict[str, float]]:
     half = (centres[-1] - centres[0]) / (len(centres) - 1) / 2 if len(centres) > 1 else 0.0
     edges = [(c - half, c + half) for c in centres]
     if key == "freq_hist_data" and str(row.get("dataset", "")).startswith(OWN):
-        edges = [(2 * c / (1 + STEP), 2 * c * STEP / (1 + STEP)) for c in centres]
+        edges = [_bar(float(c), *map(float, EDGES[i : i + 2])) for c, i in zip(centres, bins_of(np.array(centres)))]
     return [{"low": low, "high": high, "count": n} for (low, high), n in zip(edges, heights) if n]
+
+
+def _bar(centre: float, low: float, high: float) -> tuple[float, float]:
+    """The ends of a bar of `layout.bars_of`: it may end inside its bin (the last one), or begin there (the first)."""
+    end = 2 * centre - low
+    return (low, end) if end <= high * (1 + 1e-9) else (2 * centre - high, high)
 
 
 def _tokens(row: Row, key: str, byte_level: bool) -> list[dict[str, Any]]:

@@ -91,7 +91,8 @@ class Evidence(Result):
         count, density: counted tokens at which it is active, and their share.
         maximum: the largest magnitude. mean, sd: of the activations where it is active, with their signs.
         quantiles: share -> magnitude, over active tokens (interpolated in the histogram).
-        histogram: (lower edge, upper edge, count) of every bin of magnitudes that is not empty.
+        histogram: (lower edge, upper edge, count) of every bin of magnitudes that is not empty; upper edges are not in
+            their bin, but for the last, which is the maximum.
         tokens: (token, times active there, summed activation), most activation first; where codes have signs, a token
             with both stands here twice.
         examples: strongest first, at most one a window and two a document.
@@ -211,12 +212,11 @@ class Evidence(Result):
 
     def interval(self, band: Band) -> dict[str, Any]:
         """A band as plain values, with its share of the whole activation as well."""
-        histogram = [(low, min(high, self.maximum), count) for low, high, count in self.histogram]
         return {
             "low": band.low,
             "high": band.high,
             "share": band.share,
-            "mass": mass_between(histogram, band.low, band.high),
+            "mass": mass_between(self.histogram, band.low, band.high),
             "examples": [example.as_data() for example in band.examples],
         }
 
@@ -233,7 +233,8 @@ class Evidence(Result):
 
 def mass_between(histogram: list[tuple[float, float, int]], low: float, high: float) -> float:
     """Share of the summed magnitudes that lies between two, if activations are spread over log2 evenly in each bin."""
-    parts = [(n / max(math.log(b / a), 1e-9), a, b) for a, b, n in histogram]
+    narrowed = [(min(a, b * (1 - 1e-6)), b, n) for a, b, n in histogram]  # what has no width is still there
+    parts = [(n / math.log(b / a), a, b) for a, b, n in narrowed]
     inside = sum(rate * max(min(b, high) - max(a, low), 0.0) for rate, a, b in parts)
     whole = sum(rate * (b - a) for rate, a, b in parts)
     return inside / whole if whole else 0.0
@@ -247,5 +248,5 @@ def _style(share: float) -> str:
     if share == 0:
         return ""
     if share < 0:
-        return "bold black on bright_cyan" if share < -0.66 else "black on cyan" if share < -0.33 else "cyan"
+        return "bold black on bright_red" if share < -0.66 else "black on red" if share < -0.33 else "red"
     return "bold black on bright_yellow" if share > 0.66 else "black on yellow" if share > 0.33 else "yellow"

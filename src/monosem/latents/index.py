@@ -25,7 +25,7 @@ from ..reading import parse_json
 from ..results import Result
 from .evidence import Band, Evidence, Example
 from .explanations import Explanations, explanations_of
-from .layout import EDGES, READABLE, SAMPLES, Piece, band_of, moments, quantile, share_below, unpack, unpack_logits
+from .layout import READABLE, SAMPLES, Piece, band_of, bars_of, moments, quantile, share_below, unpack, unpack_logits
 from .queries import ExampleText, by_texts, by_words
 from .spelling import alone, readable
 
@@ -215,7 +215,7 @@ class Index(Result):
             mean=mean,
             sd=max(s2 / count - mean**2, 0.0) ** 0.5 if count else 0.0,
             quantiles={f"quantile {q:g}": quantile(bins, q, maximum, lowest) for q in QUANTILES} if count else {},
-            histogram=[(float(EDGES[i]), float(EDGES[i + 1]), int(bins[i])) for i in bins.nonzero()[0]],
+            histogram=bars_of(bins, maximum, lowest),
             tokens=[(self.token(i), n, total) for i, n, total in parse_json(tokens)],
             examples=self.examples(latent),
             promoted=[(self.token(i), value) for i, value in parse_json(promoted)],

@@ -148,6 +148,18 @@ def share_below(bins: Int[np.ndarray, "cells"], value: float) -> float:
     return float(shares_below(bins[None], np.array([0]), np.array([value]))[0])
 
 
+def bars_of(bins: Int[np.ndarray, "cells"], maximum: float, lowest: float = 0.0) -> list[tuple[float, float, int]]:
+    """(low, high, count) of the bins that are not empty; the first begins no lower than what an active latent has, and
+    the last ends at the maximum."""
+    bars = [(float(EDGES[i]), float(EDGES[i + 1]), int(bins[i])) for i in bins.nonzero()[0]]
+    if bars:
+        low, high, count = bars[0]
+        bars[0] = (max(low, min(lowest, high)), high, count)
+        low, _, count = bars[-1]
+        bars[-1] = (min(low, maximum), maximum, count)
+    return bars
+
+
 def quantile(bins: np.ndarray, q: float, maximum: float, lowest: float = 0.0) -> float:
     """Interpolated inside its bin, logarithmically; never above the maximum, nor below what an active latent has."""
     total = np.cumsum(bins)
