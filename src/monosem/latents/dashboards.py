@@ -13,14 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from ..errors import BadFile
 from ..reading import parse_json, read_json, regular_file
 from ..results import Result
 from .latent_page import LatentPage
-from .layout import EDGES, bins_of
+from .layout import bars_around
 from .sae_vis import rows_of
 from .spelling import alone, byte_alphabet, readable
 
@@ -319,14 +318,8 @@ def _bars(row: Row, key: str) -> list[dict[str, float]]:
     half = (centres[-1] - centres[0]) / (len(centres) - 1) / 2 if len(centres) > 1 else 0.0
     edges = [(c - half, c + half) for c in centres]
     if key == "freq_hist_data" and str(row.get("dataset", "")).startswith(OWN):
-        edges = [_bar(float(c), *map(float, EDGES[i : i + 2])) for c, i in zip(centres, bins_of(np.array(centres)))]
+        edges = bars_around(centres)
     return [{"low": low, "high": high, "count": n} for (low, high), n in zip(edges, heights) if n]
-
-
-def _bar(centre: float, low: float, high: float) -> tuple[float, float]:
-    """The ends of a bar of `layout.bars_of`: it may end inside its bin (the last one), or begin there (the first)."""
-    end = 2 * centre - low
-    return (low, end) if end <= high * (1 + 1e-9) else (2 * centre - high, high)
 
 
 def _tokens(row: Row, key: str, byte_level: bool) -> list[dict[str, Any]]:

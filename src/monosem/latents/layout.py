@@ -10,6 +10,7 @@ and stood before a counted one: the tokens that occur); `words` (full-text searc
 """
 
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -158,6 +159,17 @@ def bars_of(bins: Int[np.ndarray, "cells"], maximum: float, lowest: float = 0.0)
         low, _, count = bars[-1]
         bars[-1] = (min(low, maximum), maximum, count)
     return bars
+
+
+def bars_around(centres: Sequence[float]) -> list[tuple[float, float]]:
+    """(low, high) of the bars of `bars_of` with these centres: of their bins, but the first may begin inside its bin,
+    and the last may end there."""
+    found = []
+    for centre, at in zip(centres, bins_of(np.array(centres))):
+        low, high = float(EDGES[at]), float(EDGES[at + 1])
+        end = 2 * centre - low
+        found.append((low, end) if end <= high * (1 + 1e-9) else (2 * centre - high, high))
+    return found
 
 
 def quantile(bins: np.ndarray, q: float, maximum: float, lowest: float = 0.0) -> float:
