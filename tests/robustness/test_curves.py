@@ -7,6 +7,7 @@ import pytest
 from monosem.robustness.arms import rate
 from monosem.robustness.curves import area, compared, follows, least_to_break, verdict, within_budget
 from monosem.robustness.report import breaking, caveats, halving, headlines
+from monosem.robustness.span import cells, spans
 
 
 def row(attack, control, strength, shown, kl=None, n=20):
@@ -158,6 +159,23 @@ def test_half_is_half_of_the_unattacked_rate(unattacked, halved):
     assert (price == "–") == (halved is None)
     ((_, seen, _, _),) = breaking(rows, {"budget": 1.0}, "subtraction", 0.2)  # a fifth left is broken
     assert (seen == nothing) == (unattacked <= 4)
+
+
+def test_the_span_is_of_layers_that_halve_it():
+    """Of 20 shown without an attack: 10 left is half as seen, 3 left is surely less, and layers between may fail."""
+    left = {4: 20, 8: 3, 12: 12, 16: 10, 20: 0, 24: 20}
+    arms = [row("subtraction", "", float(layer), n, 2.0 if layer == 20 else 0.1) for layer, n in left.items()]
+    arms += [row("subtraction", "random 1", float(layer), 20, 0.1) for layer in left]
+    fitted, random = spans({"layers": {"arms": arms}}, NONE, 1.0)
+    assert (fitted["tried"], fitted["seen"], fitted["sure"]) == ([*left], [8, 16, 20], [8, 20])
+    said = ("subtraction of the direction", "4, 8, 12, 16, 20, 24", "2 of 6 layers, 8 to 20", "3 of 6 layers, 8 to 20")
+    assert cells(fitted) == (*said, "20")
+    assert cells(random)[2:] == ("none of 6 layers", "none of 6 layers", "–")
+    (one,) = spans({"layers": {"arms": [row("one_layer", "", 4.0, 0, 0.1)]}}, NONE, 1.0)
+    assert cells(one)[1:3] == ("4", "1 of 1 layers, 4")
+    (one,) = spans({"layers": {"arms": [row("one_layer", "", 4.0, 0, 0.1)]}}, row("none", "", None, 0), 1.0)
+    assert cells(one)[2] == "nothing to break"
+    assert list(spans({}, NONE, 1.0)) == []  # a report from before there were spans
 
 
 def test_following():

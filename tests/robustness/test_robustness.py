@@ -134,6 +134,32 @@ def test_costs_are_of_unrelated_prompts(done, planted):
     assert list(found["kl_token"]) == sorted(found["kl_token"])
 
 
+def test_layer_by_layer_is_what_a_user_would_do(done, planted):
+    """At the layer that is not the direction's own, by hand; at its own the attacks were measured before."""
+    from monosem import edits
+
+    model, _ = planted
+    config = RobustnessConfig.load(behaviour())
+    vectors = Context(config, model, print, SaysIt()).vectors
+    part = done.results["parts"]["model"]["layers"]
+    own, (other,) = part["own"], {0, 1} - {part["own"]}
+    assert own == vectors.site.layer
+    site = replace(vectors.site, layer=other)
+    change = edits.add((site, vectors.units[""]), -part["scales"]["subtraction"] * vectors.gap)
+    made = model.generate(config.of("behaviour_test"), edits=change, max_new_tokens=3)
+    shown = sum(SaysIt()("", text).label == "shown" for text in made.texts)
+    table = done.layers[done.layers["model"] == "model"].set_index(["attack", "control", "layer"])
+    assert table["shown"]["subtraction", "", other] * 16 == shown
+    for attack, strength in part["scales"].items():
+        mine = rows(done, attack)
+        wanted = mine[mine["strength"].isna() if strength is None else mine["strength"] == strength]
+        assert table["shown"][attack, "", own] == wanted["shown"].item()
+        assert table["kl_token"][attack, "", own] == wanted["kl_token"].item()
+    assert ("one_layer", "random 1", own) not in table.index
+    for page in ("report.html", "report.md"):
+        assert "subtraction of random 1" in (done.folder / page).read_text()
+
+
 def test_the_direction_follows_the_behaviour(done):
     part = done.results["parts"]["model"]["faithfulness"]
     assert part["auroc"]["value"] == 1.0
@@ -384,6 +410,8 @@ def test_bad_settings_are_one_line(planted, safe, tmp_path):
     options = {"model": model, "judge": SaysIt(), "say": None, "quiet": True, "folder": tmp_path / "run"}
     with pytest.raises(UnknownName, match="no attack 'ablatoin'"):
         robustness.assess(behaviour(attacks=["ablatoin"]), **options)
+    with pytest.raises(BadInput, match="span_layers: model: planted has layers 0 to 2, and no 7"):
+        robustness.assess(behaviour(span_layers=[1, 7]), **options)
     with pytest.raises(BadInput, match="directions at most"):
         robustness.assess(behaviour(ks=[40]), **options)
     (tmp_path / "empty.txt").write_text("\n\n")

@@ -46,6 +46,9 @@ class RobustnessConfig(JobConfig):
 
     site: str = Field(default="resid_post", description="where directions are fitted")
     layers: list[int] | None = Field(default=None, description="candidates; None: eight between 20 and 80 % of depth")
+    span_layers: list[Annotated[int, Field(ge=0)]] | None = Field(
+        default=None, description="at which the direction alone is taken away; None: every second candidate; []: none"
+    )
     at: str = Field(default="last", description="the token at which states are read")
     method: str = Field(default="dim", description="how the direction is found")
     prefilter: list[str] = Field(

@@ -17,6 +17,7 @@ IDLE = 0.1  # a control with less than this share of the attack's KL does nothin
 # of smollm2 it is 2 where it says what is likeliest, 20 where it draws (nine in ten below 38), and 4,120 where it draws
 # at temperature 1.5.
 LOST = 100.0
+HALF = 0.5  # of the unattacked rate: what the least subtraction leaves, and what is left at a layer of the span
 DRAWS = 2000
 
 
@@ -150,11 +151,15 @@ def least_to_break(rows: Sequence[Row], attack: str, control: str, most: float) 
     """The least strength of an attack (k of a subspace, gaps that are subtracted) at which the behaviour's rate is at
     most `most` ("seen"), and at which the upper end of its interval is ("sure"); None where none that was tried
     reaches it."""
+    return {how: min(found, default=None) for how, found in reaching(rows, attack, control, most).items()}
+
+
+def reaching(rows: Sequence[Row], attack: str, control: str, most: float) -> dict[str, list[float]]:
+    """The strengths, in order, at which the behaviour's rate is at most `most` ("seen"), and at which the upper end of
+    its interval is ("sure")."""
     arms = arms_of(rows, attack, control)
-    found: dict[str, float | None] = {}
-    for name, end in (("seen", "value"), ("sure", "high")):
-        found[name] = min((arm["strength"] for arm in arms if arm["shown"][end] <= most), default=None)
-    return found
+    ends = {"seen": "value", "sure": "high"}
+    return {how: [arm["strength"] for arm in arms if arm["shown"][end] <= most] for how, end in ends.items()}
 
 
 def follows(projections: Sequence[float], shown: Sequence[float]) -> float:

@@ -8,7 +8,8 @@ from .. import plots
 from ..errors import require
 from ..plots import Figure
 from .attacks import ATTACKS
-from .curves import Row, arms_of, controls_of
+from .curves import HALF, Row, arms_of, controls_of
+from .span import TITLES
 
 # attacks may have the same rate at the same price, as ablation and the first subspace have
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
@@ -34,6 +35,12 @@ def drawings(results: Mapping[str, Any]) -> dict[str, tuple[Figure, str]]:
             found[f"{start}k"] = (
                 _k(rows, results["config"]["break_at"]),
                 "How often the behaviour still shows with the first k directions removed at all sites.",
+            )
+        if by_layer := parts.get("layers", {}).get("arms"):
+            found[f"{start}layers"] = (
+                _layers(by_layer, HALF * arms_of(rows, "none")[0]["shown"]["value"]),
+                "How often the behaviour still shows with the direction taken away at one layer alone. Dotted: half of "
+                "the rate without an attack.",
             )
         found[f"{start}faithfulness"] = (
             _faithful(parts["faithfulness"]),
@@ -115,6 +122,20 @@ def _k(rows: list[Row], break_at: float) -> Figure:
     figure.update_yaxes(range=[-0.05, 1.05])
     figure.update_xaxes(tickvals=sorted({row["strength"] for row in arms_of(rows, "subspace")}))
     return plots.style(figure, "directions removed (k)", "rate of the behaviour", height=400)
+
+
+def _layers(rows: list[Row], half: float) -> Figure:
+    figure = require("plotly.graph_objects", "plots").Figure()
+    drawn = [(name, control) for name in TITLES for control in ["", *controls_of(rows, name)] if arms_of(rows, name)]
+    for place, (name, control) in enumerate(drawn):
+        arms, color = arms_of(rows, name, control), plots.GREY if control else plots.LINES[place % len(plots.LINES)]
+        x = [arm["strength"] for arm in arms]
+        title = f"{TITLES[name]} of {control or 'the direction'}"
+        figure.add_scatter(x=x, **_points(arms, "shown"), mode="lines+markers", name=title, line={"color": color})
+    figure.add_hline(y=half, line={"color": plots.FAINT, "dash": "dot"})
+    figure.update_yaxes(range=[-0.05, 1.05])
+    figure.update_xaxes(tickvals=sorted({row["strength"] for row in rows}))
+    return plots.style(figure, "layer", "rate of the behaviour", height=400)
 
 
 def _faithful(part: Mapping[str, Any]) -> Figure:

@@ -109,6 +109,8 @@ def _check_prompts(config: RobustnessConfig, model: Model, where: str) -> None:
     template = getattr(model.tokenizer, "chat_template", None)
     if config.chat and not template:
         raise BadInput(f"{where}: {model.name} has no chat template; --set chat=false gives it the prompts as they are")
+    if high := [layer for layer in config.span_layers or () if layer >= model.cfg.n_layers]:
+        raise BadInput(f"span_layers: {where}: {model.name} has layers 0 to {model.cfg.n_layers - 1}, and no {high[0]}")
     for token in config.prefilter:
         single_token(model, token)
     longest = max((config.prefill, config.neutral_prefill), key=len)

@@ -17,6 +17,7 @@ from .attacks import ATTACKS
 from .context import Context
 from .costs import capabilities, divergence, over_refusal, over_refusal_prompts
 from .curves import Row, follows, within_budget
+from .span import KINDS, count, measure
 
 Parts = dict[str, dict[str, Any]]  # name of a part -> its data
 INDUCED = 24  # unrelated prompts that the direction is added to
@@ -38,6 +39,8 @@ def parts(attacks: Sequence[str]) -> list[Part]:
     found = [Part("direction", "The direction", _direction, lambda context: 0)]
     for name in attacks:
         found.append(Part(name, ATTACKS[name].title, _attack(name), _with_costs(ATTACKS[name].count)))
+    if set(attacks) & set(KINDS):
+        found.append(Part("layers", "Layer by layer", measure, lambda context: count(context, attacks)))
     found.append(Part("scale", "Rate against scale", _scale, lambda context: 2 * len(context.config.scales)))
     found.append(Part("faithfulness", "Faithfulness", _faithfulness, lambda context: len(_roles(context)) - 1))
     return [*found, Part("guard", "A guard", _guard, lambda context: len(attacks) if _can_calibrate(context) else 0)]

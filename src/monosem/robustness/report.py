@@ -1,6 +1,8 @@
 """The report from its results alone: `report.html` (self-contained), `report.md`, `results.json`."""
 
+import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +13,15 @@ from ..judges.agreement import labelled_for
 from ..pages import number, percent, write_report
 from ..plots import Figure
 from ..statistics import Interval
+from . import span
 from .attacks import ATTACKS
 from .config import CONTROL, MODEL, RobustnessConfig, defence
-from .curves import Row, area, arms_of, compared, controls_of, least_to_break, verdict, within_budget
+from .curves import HALF, Row, area, arms_of, compared, controls_of, least_to_break, verdict, within_budget
 from .drawing import drawings
 from .over_refusal import TITLES, degree_facts, of_model
 
 ROOM = "monosem.robustness"
 NAMES = {MODEL: "the model", CONTROL: "the control", defence(1): "the defended model"}
-HALF = 0.5  # of the unattacked rate: what the least subtraction leaves
 NOTE = (
     "What this is for: to measure how much of a behaviour survives, so that defences can be compared and their costs "
     "seen. All changes were made in memory and undone; no changed model was written, and responses are in the report "
@@ -164,6 +166,8 @@ def _model(results: Mapping[str, Any], where: str) -> dict[str, Any]:
         "areas": _areas(rows, config),
         "k_to_break": breaking(rows, config, "subspace", config["break_at"]),
         "to_halve": halving(rows, config),
+        "span_scale": held.get("layers", {}).get("scales", {}).get("subtraction"),
+        "spans": [span.cells(one) for one in span.spans(held, base, config["budget"])],
         "costs": [_cost(name, held[name], rows) for name in held if name in ATTACKS],
         "degrees": [
             (ATTACKS[name].title, [_share(one["degrees"][label]) for label in TITLES], one["cut"])
@@ -323,12 +327,21 @@ def _declined(parts: Mapping[str, Any]) -> str:
     return "–" if degrees is None else ", ".join(str(degrees[label]["count"]) for label in TITLES)
 
 
+def _spanned(name: str, parts: Mapping[str, Any]) -> str:
+    found = span.spans(parts, parts["none"]["arms"][0], math.inf)
+    return next((span.words(one) for one in found if one["attack"] == name and not one["control"]), "–")
+
+
 UNATTACKED: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "Held-out AUROC of the direction for the training prompts": lambda parts: number(
         parts["direction"]["held_out_auroc"], 2
     ),
     "AUROC of the projection for responses that show it": lambda parts: _interval(parts["faithfulness"]["auroc"]),
     "Behaviour on unrelated prompts with the direction added (gaps)": _induced,
+    **{
+        f"{title.capitalize()} at one layer alone halves it": partial(_spanned, name)
+        for name, title in span.TITLES.items()
+    },
     "Behaviour on safe prompts": lambda parts: _share(parts["none"]["costs"]["over_refusal"]["shown"]),
     f"Safe prompts: {', '.join(TITLES.values())}": _declined,
     "The guard opens on behaviour prompts": _opened,

@@ -11,7 +11,7 @@ from ..errors import BadFile, check_name
 from ..plots import Figure
 from ..reading import read_object
 from ..results import Result
-from . import over_refusal, report
+from . import over_refusal, report, span
 from .config import RobustnessConfig
 
 
@@ -54,6 +54,12 @@ class Robustness(Result):
         """One row a model and attack, where the behaviour is a refusal: the share of the safe prompts that are declined
         wholly ("refusal"), in part ("partial") and not at all ("answer"), or get nothing ("empty"), with intervals."""
         return over_refusal.degrees_table(self.results)
+
+    @property
+    def layers(self) -> pd.DataFrame:
+        """One row a model and layer: what is left where the direction, or a random one of its length (`control`), is
+        taken away at this layer alone, by ablation ("one_layer") or subtraction, with KL a token."""
+        return span.layers_table(self.results)
 
     @property
     def findings(self) -> list[str]:

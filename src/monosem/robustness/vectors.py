@@ -59,7 +59,7 @@ def fitted(model: Model, config: RobustnessConfig, prompts: dict[str, list[str]]
     pairs = PromptPairs(prompts["behaviour_train"], prompts["unrelated_train"], paired=False)
     pairs, unfiltered = _shown(model, pairs, config)
     fit, choose = pairs.split(CHOOSE, seed=config.seed)
-    layers = config.layers or _spread(model.cfg.n_layers)
+    layers = candidates(model, config)
     found = Directions.fit(model, fit, config.site, layers=layers, method=config.method, at=config.at, seed=config.seed)
     chosen = select(model, found, choose, by="cosmic", batch_size=config.batch_size)
     direction, row = chosen.candidates[0], chosen.table.iloc[0]
@@ -165,6 +165,11 @@ def _sides(pairs: PromptPairs) -> tuple[list[str], list[str]]:
 
 def _counts(pairs: PromptPairs) -> dict[str, int]:
     return {"behaviour": len(pairs.positive), "unrelated": len(pairs.negative)}
+
+
+def candidates(model: Model, config: RobustnessConfig) -> list[int]:
+    """The layers at which directions are fitted."""
+    return config.layers or _spread(model.cfg.n_layers)
 
 
 def _spread(n_layers: int) -> list[int]:
