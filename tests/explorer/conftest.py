@@ -22,6 +22,8 @@ from tiny_home import make_dictionary, save_model
 GOLDEN = Path(__file__).parents[1] / "latents" / "golden" / "sae_dashboard_batch-0.json"  # written by the tool itself
 LONG = "a_name_of_a_folder_that_fits_no_phone_" * 4  # pages show paths, which must not make them wider
 OPTIONS = ("--direction", "pull.safetensors", "--sweep", "swept", "--dashboards", GOLDEN.name, "--reports", ".")
+PAPER = ":root { color-scheme: light dark; background: light-dark(#ffffff, #000000); }"
+REPORT = f"<!doctype html>\n<html lang='en'><head><style>{PAPER}</style></head><body><p>A report</p></body></html>"
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 WORDS = [
     "the",
@@ -70,7 +72,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home") / LONG
     folder.mkdir()
     shutil.copy(GOLDEN, folder)
-    (folder / "report.html").write_text("<p>A report</p>")
+    (folder / "report.html").write_text(REPORT)
     (folder / HOSTILE.replace("/", "")).mkdir()
     (folder / HOSTILE.replace("/", "") / "report.html").write_text(f"<title>{HOSTILE}</title>")
     place = save_model(folder / "tiny")

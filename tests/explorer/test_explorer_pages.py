@@ -352,6 +352,32 @@ def test_the_graph_is_drawn_apart_from_the_page(page):
     browser.get_log("browser")
 
 
+def test_a_report_in_a_frame_has_the_theme_of_the_app(page):
+    """Whatever the system's is; a change is told to the frame, which keeps what was done in it."""
+    browser = page("/reports?r=0", "iframe")
+    looks = "const root = document.documentElement; return getComputedStyle(root).backgroundColor === arguments[0]"
+    white, black = "rgb(255, 255, 255)", "rgb(0, 0, 0)"
+
+    def inside(colour, does):
+        browser.switch_to.default_content()
+        browser.switch_to.frame(browser.find_element("css selector", "iframe"))
+        until(browser, looks, colour)
+        found = browser.execute_script(does)
+        browser.switch_to.default_content()
+        return found
+
+    inside(white, "window.mine = 1")  # nothing chosen: the system's
+    try:
+        for colour in (black, white, black):
+            browser.execute_script("document.querySelector('.top button.plain').click()")
+            assert inside(colour, "return [origin, document.compatMode, window.mine]") == ["null", "CSS1Compat", 1]
+        page("/reports?r=0", "iframe")
+        assert inside(black, "return window.mine") is None
+    finally:
+        browser.switch_to.default_content()
+        browser.execute_script("localStorage.removeItem('theme')")
+
+
 def test_two_latents_beside_each_other(page, served):
     browser = page("/compare?d=sae&a=3&e=bare&b=5", ".both .latent + .latent")
     _, found = served.ask("/api/relation?d=sae&i=3&e=bare&j=3")

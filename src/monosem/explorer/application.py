@@ -23,6 +23,7 @@ from ..latents.public import split_place
 from ..pages import environment
 from ..reading import parse_json
 from ..terminal import notice, one_line
+from .apart import apart
 from .asks import ASKS, parsed
 from .computed import COMPUTED, Computed, books
 from .guard import MOST_BYTES, TooLarge
@@ -35,11 +36,6 @@ from .sweeps import Sweeps
 from .work import started
 
 EVENT_SECONDS, BEAT_SECONDS = 0.05, 10.0
-# a page that somebody else's script draws: no cookie, no requests
-APART = (
-    "sandbox allow-scripts allow-downloads; default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
-    "img-src data: blob:; font-src data:; frame-ancestors 'self'"
-)
 
 
 class Explorer:
@@ -102,13 +98,13 @@ class Explorer:
         path = self.reports.get(request.path_params["number"])
         if path is None:
             raise UnknownName("no such report")
-        return HTMLResponse(path.read_text(encoding="utf-8"), headers={"content-security-policy": APART})
+        return apart(path.read_text(encoding="utf-8"))
 
     def job_file(self, request: Request) -> Response:
         page = self.jobs.get(request.path_params["id"]).files.get(request.path_params["name"])
         if page is None:
             raise UnknownName("the job has no such page")
-        return HTMLResponse(page, headers={"content-security-policy": APART})
+        return apart(page)
 
     def export(self, request: Request) -> Response:
         book, numbers = self.library.book(asked(request, "d")), whole(request, "i")

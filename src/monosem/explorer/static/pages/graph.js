@@ -1,6 +1,7 @@
 // The attribution graph of a prompt, in the viewer that `monosem graph` writes.
 import { html, Field, Panel, useState } from "ui";
 import { change } from "place";
+import { Frame, themed } from "frame";
 import { Progress, useJob } from "jobs";
 
 export function GraphPage({ place, d }) {
@@ -13,6 +14,6 @@ export function GraphPage({ place, d }) {
       <textarea rows="1" aria-label="Prompt" maxlength="1000" value=${text} onInput=${event => setText(event.target.value)} onKeyDown=${event => event.key === "Enter" && !event.shiftKey && start(event)}></textarea>
       <div class="row"><${Field} label="neurons at most"><input type="number" min="10" max="5000" value=${place.n || 300} onChange=${event => change({ n: event.target.value })} /><//>
         <button type="submit" class="first" disabled=${busy || !text.trim()}>Trace it</button></div><${Progress} job=${job} cancel=${cancel} /><//></form>
-    ${found && html`<p class="soft">Click a node to see what it is made of · <a href=${`/api/jobs/${job.id}/${found.page}`} target="_blank">on a page of its own</a></p>
-      <iframe class="framed" title="Attribution graph" sandbox="allow-scripts allow-downloads" src=${`/api/jobs/${job.id}/${found.page}`}></iframe>`}`;
+    ${found && html`<p class="soft">Click a node to see what it is made of · <a href=${themed(`/api/jobs/${job.id}/${found.page}`)} target="_blank">on a page of its own</a></p>
+      <${Frame} title="Attribution graph" src=${`/api/jobs/${job.id}/${found.page}`} />`}`;
 }
