@@ -58,6 +58,13 @@ def test_fit_show_compare_convert_and_read(place: Path) -> None:
     assert "method: dim" in monosem("show", kept).stdout
     assert json.loads(monosem("show", kept, "--json").stdout)[1]["site"] == "resid_post.1"
 
+    assert "topics:" not in shown.stdout
+    groups = PromptPairs(POSITIVE, NEGATIVE, groups=["ab"[i % 2] for i in range(len(POSITIVE))])
+    Directions.fit(model, groups, "resid_post.1").save(place / "groups.safetensors")
+    assert "resid_post.1 last, 2 topics: cosine" in " ".join(
+        monosem("show", place / "groups.safetensors").stdout.split()
+    )
+
     Directions(list(want)[1:]).save(place / "some.safetensors")
     assert monosem("convert", place / "some.safetensors", place / "some.gguf").exit_code == 0
     rows = json.loads(monosem("compare", kept, place / "some.gguf", "--json").stdout)

@@ -145,8 +145,8 @@ def fit(
     """Find a concept's direction at every layer.
 
     What half of the prompts give is judged on the other half (by whole styles of a concept): held-out AUROC with its
-    95 % interval, stability of two halves beside what chance gives, p corrected for all places. What these numbers
-    cannot say is said below.
+    95 % interval, stability of two halves beside what chance gives, p corrected for all places, and whether the styles
+    give one direction. What these numbers cannot say is said below.
 
     Example: monosem direction fit smollm2 --concept french --at mean --save french.safetensors
     """
@@ -174,6 +174,8 @@ def fit(
 
     def shown() -> None:
         frame(found.top(top)[columns], f"{method} at {len(found)} places, by held-out AUROC")
+        if across := found.across_topics:
+            line(across)
         for doubt in found.doubts:
             line(f"- {doubt}")
 
@@ -196,6 +198,8 @@ def show(asked: Printing, file: DirectionFile) -> None:
         table[[name for name in [*SHOWN, "norm"] if name in table]],
         f"{len(found)} directions of {found[0].model_name or 'no model named'}",
     )
+    if across := found.across_topics:
+        line(across)
     for key in ("method", "tool", "prompts", "seed"):
         if key in found[0].provenance:
             line(f"{key}: {found[0].provenance[key]}")

@@ -25,6 +25,7 @@ from .fitting import fitted
 from .formats import read_any, write_any
 from .layers import same_stream
 from .reading import Reader, sites_of
+from .topics import in_words
 
 TOKENS = 5  # that a direction promotes, in the table
 # of one fit, and in the config
@@ -88,6 +89,8 @@ class Directions(Result):
         - `held_out_auroc` with its 95 % interval: how well what the first half gives tells the second half's prompts
           apart, or the whole direction the prompts of `held_out`; with groups, the worst group;
         - `bootstrap`, `p`, `p_family`, `chance_stability` (`Blocks.tests`): of the difference of means there;
+        - with groups, `transfer`, `transfer_auroc`, ... (`Topics.cosines`, `topics.detected`): of each group's
+          difference of means there, to the other groups; the prompts are read again for these;
         - `norm`, `snr`, `purity`, `quality`, `massive` (`diagnostics.geometry`).
 
         Args:
@@ -172,6 +175,13 @@ class Directions(Result):
         return max(self.directions, key=key)
 
     @property
+    def across_topics(self) -> str:
+        """What the best place says of topics, in words: whether each gives the same direction. "" without groups."""
+        best = self.best
+        said = in_words(best.provenance)
+        return f"{best.site} {best.position}, {said}" if said else ""
+
+    @property
     def cosines(self) -> Float[Tensor, "n n"]:
         units = torch.stack([one.unit for one in self])
         return units @ units.T
@@ -204,6 +214,9 @@ class Directions(Result):
         if unsteady:
             many = f"at {len(unsteady)} of {len(self)} places"
             lines.append(f"{many} two halves agree no better than halves of equal classes would by chance")
+        if apart := [one for one in self if _below_chance(one.provenance, "transfer", "chance_transfer")]:
+            many = f"at {len(apart)} of {len(self)} places"
+            lines.append(f"{many} the directions of two topics agree no better than they would by chance")
         if len(self) > 1 and "held_out_auroc" in self[0].provenance:
             lines.append("the best place was chosen by the prompts that scored it: judge it on others (held_out=)")
         if about.get("refused"):
@@ -282,8 +295,8 @@ def _is_column(key: str, value: Any) -> bool:
     )
 
 
-def _below_chance(numbers: dict[str, Any]) -> bool:
-    stable, chance = (numbers.get(name, math.nan) for name in ("stability", "chance_stability"))
+def _below_chance(numbers: dict[str, Any], what: str = "stability", by: str = "chance_stability") -> bool:
+    stable, chance = (numbers.get(name, math.nan) for name in (what, by))
     return bool(stable <= chance)
 
 

@@ -17,6 +17,7 @@ from .methods import Found, Method, method
 from .moments import Moments
 from .reading import Place, Reader
 from .sample import Sample
+from .topics import Topics, detected, topics_of
 
 BLOCKS = 16  # sets of prompts in each half that are drawn again and relabelled, at most
 
@@ -100,6 +101,7 @@ def fitted(
     tests = whole.blocks.tests(seed)
     up, down = (torch.cat(side, 1) for side in judged)
     told = apart(up, down, groups)
+    transfer = _transfer(reader, pairs, seed)
     results = []
     for number, place in enumerate(reader.places):
         if (one := found[number]) is None or number in reader.refused:
@@ -107,7 +109,7 @@ def fitted(
         known = held_out is not None or of_first[number] is not None
         numbers: dict[str, Any] = {"stability": _cosine(of_first[number], of_second[number])}
         numbers |= {key: float(values[number]) for key, values in tests.items()}
-        numbers |= told[number] if known else {}
+        numbers |= (told[number] if known else {}) | (transfer[number] if transfer else {})
         up_mean, down_mean = whole.positive.mean[number], whole.negative.mean[number]
         numbers |= {"gap": _gap(one, up_mean - down_mean)}
         one = one._replace(centre=(up_mean + down_mean) / 2) if one.centre is None else one
@@ -120,6 +122,28 @@ def fitted(
     about |= {"operation": "erase" if way.erases else "add", "p_floor": whole.blocks.p_floor()}
     about |= {"refused": refused} if refused else {}
     return results, about
+
+
+def _transfer(reader: Reader, pairs: PromptPairs, seed: int) -> list[dict[str, Any]]:
+    """Cosines and detection from topic to topic at each place, where the pairs have topics. The prompts are read anew,
+    once for the topics' directions and once for scores along these, where their states were not kept."""
+    names, groups = topics_of(pairs), pairs.groups or ()
+    if not names:
+        return []
+    topics: Topics | None = None
+    for some, (up, down) in _parts(reader, pairs):
+        topics = topics or Topics.of(names, len(up), up.shape[-1])
+        topics.take(groups[some], up - down)
+    assert topics is not None
+    scores: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for _, both in _parts(reader, pairs):
+        for kept, rows in zip(scores, both):
+            kept.append(torch.einsum("pbd,tpd->tpb", rows, topics.directions))
+    areas = detected(names, groups, *(torch.cat(kept, 2) for kept in scores))
+    found = topics.cosines(seed)
+    for one, area in zip(found, areas):
+        one["topics"]["auroc"] = area.pop("auroc")
+    return [one | area for one, area in zip(found, areas)]
 
 
 def _about(reader: Reader, pairs: PromptPairs, finding: PromptPairs, judging: PromptPairs) -> dict[str, Any]:
