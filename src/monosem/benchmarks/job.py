@@ -99,15 +99,13 @@ def benchmark(
         MissingExtra: plotly is not there (checked before anything is computed).
     """
     require("plotly", "plots")
-    names = list(tasks or BENCHMARKS)
-    for name in [*names, *(settings or {})]:
-        check_name("benchmark", name, BENCHMARKS)
+    given = {name: dict(fields) for name, fields in (settings or {}).items()}
+    configs = task_configs(tasks, given)
+    names = list(configs)
     if not dictionaries:
         raise BadInput("give at least one dictionary")
     for dictionary in dictionaries.values():
         dictionary.check(model)
-    given = {name: dict(fields) for name, fields in (settings or {}).items()}
-    configs = {name: _settings(name, given.get(name, {})) for name in names}
     asked = names if tasks is not None else list(given)
     undefined = _undefined(dictionaries, configs, asked)
     config = BenchmarkConfig(dictionaries=tuple(dictionaries), tasks=tuple(names), settings=given)
@@ -165,6 +163,17 @@ def _all(
                 left_out.append(f"{called}, {name}: {error}")
                 say(f"left out: {left_out[-1]}", quiet)
     return found, left_out
+
+
+def task_configs(
+    tasks: Sequence[str] | None, settings: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, TaskConfig]:
+    """The config of each task that is asked for (None: of all). Raises `UnknownName` and `BadInput` as `benchmark`."""
+    names, given = list(tasks or BENCHMARKS), settings or {}
+    for name in [*names, *given]:
+        check_name("benchmark", name, BENCHMARKS)
+    configs = {name: _settings(name, given.get(name, {})) for name in [*names, *given]}
+    return {name: configs[name] for name in names}
 
 
 def _settings(name: str, fields: Mapping[str, Any]) -> TaskConfig:

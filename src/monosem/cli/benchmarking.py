@@ -35,6 +35,7 @@ def benchmark(
     Example: monosem benchmark runs/a/dictionary runs/b/dictionary --set sparse_probing.most=200 --out runs/benchmarks
     """
     from ..benchmarks import benchmark as measure
+    from ..benchmarks.job import task_configs
     from ..dictionaries import one_site
     from ..files import check_writable
     from ..models import load_model
@@ -45,6 +46,8 @@ def benchmark(
         if not dot:
             raise BadInput(f"--set {key}: write TASK.FIELD=VALUE, such as core.tokens=50000")
         settings.setdefault(task, {})[field] = value
+    chosen = None if tasks is None else names(tasks)
+    task_configs(chosen, settings)  # what is wrong is said before anything is loaded
     check_writable(out / "report.html")
     loaded = {name: one_site(name) for name in dictionary}
     named = model or next((one.model_name for one in loaded.values() if one.model_name), None)
@@ -54,7 +57,6 @@ def benchmark(
     for one in loaded.values():
         one.to(lm.device)
     with resumable(out):
-        chosen = None if tasks is None else names(tasks)
         done = measure(lm, loaded, folder=out, tasks=chosen, settings=settings, fresh=fresh, quiet=printing.silent)
     if printing.json:
         as_json(done.results)

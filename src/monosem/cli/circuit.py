@@ -36,7 +36,7 @@ def circuit(
     from ..files import check_writable
 
     require("plotly", "plots")
-    pairs.check()
+    pairs.check(one_token="circuits")
     folder = out or Path("runs") / f"circuit-{pairs.name}"
     settings: dict[str, Any] = {"method": method, "edges": edges, "seed": pairs.seed, "metric": pairs.metric} | fields(
         set

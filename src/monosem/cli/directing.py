@@ -151,7 +151,10 @@ def fit(
     Example: monosem direction fit smollm2 --concept french --at mean --save french.safetensors
     """
     from ..directions import Directions
+    from ..files import check_writable
 
+    if save is not None:
+        check_writable(save)
     sides.load()  # refused here, before the model is read
     held_out = beside.held_out()
     background = None if beside.background is None else prompt_lines(beside.background)
@@ -231,7 +234,10 @@ def select(
     """
     from ..directions import Directions
     from ..directions import select as choose
+    from ..files import check_writable
 
+    if save is not None:
+        check_writable(save)
     found, model = asked.open()
     pairs = sides.shown(model, asked.quiet)
     words = None if tokens is None else tokens.split(",")

@@ -74,7 +74,7 @@ def matter(
     if not alone:
         if one.right or one.wrong:
             raise BadInput("--right and --wrong go with a PROMPT; pairs have answers of their own")
-        pairs.check()
+        pairs.check(one_token="latent_scores")
     dictionary, model = asked.load()
     prompts = one.pairs(model) if alone else pairs.of(model)
     metric = pairs.metric or ("log_probability" if prompts.wrong is None and alone else None)

@@ -139,13 +139,16 @@ def check_answers(metrics: Mapping[str, Metric], pairs: TokenPairs) -> None:
                 )
 
 
+ONE_TOKEN = (
+    "{what} reads the one token after the prompt, and these answers have several: "
+    "sweep, trace, patch_sets and subspace measure their joint probability"
+)
+
+
 def refuse_joint(pairs: TokenPairs, what: str) -> None:
     """Raises `BadInput` for answers of several tokens, in an analysis that reads the next token alone."""
     if pairs.joint:
-        raise BadInput(
-            f"{what} reads the one token after the prompt, and these answers have several: "
-            "sweep, trace, patch_sets and subspace measure their joint probability"
-        )
+        raise BadInput(ONE_TOKEN.format(what=what))
 
 
 def jointly_measured(

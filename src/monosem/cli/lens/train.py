@@ -77,9 +77,11 @@ def train(
     Example: monosem lens train --model smollm2 --text books/ --rank 64 --steps 200 --cells 512 --out runs/lens
     """
     from ...data import TokenStore, as_store
+    from ...files import check_writable
     from ...lenses import TunedLens
     from ...lenses.tuned.evaluation import TOKENS
 
+    check_writable(out / "job.json")
     if kind != "tuned":
         if held_out:
             raise BadInput(f"--held-out measures tuned lenses; evaluate a {kind} lens in Python")

@@ -49,7 +49,7 @@ def localise(
     from ...files import check_writable
     from ...patching import localise as find
 
-    pairs.check()
+    pairs.check(one_token="localise")
     folder = out or (None if asked.json else Path("runs") / f"patch-{pairs.name}")
     if folder is not None:
         require("plotly", "plots")

@@ -48,10 +48,15 @@ class Pairs:
         given = {"template": self.template, "corruption": self.corruption}
         return {name: value for name, value in given.items() if value is not None}
 
-    def check(self) -> None:
-        """Raises `BadInput` or `UnknownName` for options that do not go together, before anything is loaded."""
+    def check(self, one_token: str = "") -> None:
+        """Raises `BadInput` or `UnknownName` for options that do not go together, before anything is loaded.
+
+        Args:
+            one_token: the name of an analysis that does not take --joint.
+        """
         from ...data import TASKS
         from ...patching import metrics_of
+        from ...patching.scoring import ONE_TOKEN
 
         if (self.task is None) == (self.pairs is None):
             raise BadInput(f"give --task NAME ({', '.join(TASKS)}) or --pairs FILE")
@@ -62,6 +67,8 @@ class Pairs:
             raise BadInput(f"--{next(iter(self._of_ioi))} goes with --task ioi")
         if self.pairs is None and (self.corrupted is not None or self.drop_unaligned or self.joint):
             raise BadInput("--corrupted, --drop-unaligned and --joint go with --pairs")
+        if self.joint and one_token:
+            raise BadInput(f"{ONE_TOKEN.format(what=one_token)}; leave --joint out")
         if self.metric is not None:
             metrics_of(self.metric)
 

@@ -29,6 +29,7 @@ def paths(
     """
     from ...patching import paths as patched
 
+    pairs.check(one_token="paths")
     model, prompts = pairs.load(asked)
     result = patched(
         model,
