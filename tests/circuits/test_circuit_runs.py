@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from monosem.circuits import SHARES, Circuit, EdgeScores, Graph, cmd, cpr, curve, faithfulness, recovery
+from monosem.circuits import SHARES, Circuit, EdgeScores, Graph, cmd, cpr, curve, faithfulness, recovery, running
+from monosem.circuits.graph import EVERYWHERE
 from monosem.circuits.running import run_circuits, run_masks
 from monosem.circuits.selection import sizes_of
 from monosem.errors import BadInput, Mismatch
@@ -111,17 +112,36 @@ def test_edges_that_lead_nowhere_change_nothing(family: str) -> None:
     torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
+def in_turn(product, block: Tensor, weights: Tensor, *parts: Tensor) -> Tensor:
+    """Each part's own product, one added to the other, with whatever autograd keeps of them."""
+    shares = weights.split([len(part) for part in parts], dim=2)
+    return torch.stack([product(share, part) for share, part in zip(shares, parts)]).sum(0)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("share", [0.05, 0.6])
-def test_sums_of_a_branch_at_once_are_the_sums_of_each_part(family: str, share: float) -> None:
-    """Without gradients, all sources' sums are one product; with them, each part's is added in turn."""
-    model = wide(family)
-    batch = batch_of(model, random_pairs(model))
+def test_sums_of_a_branch_at_once_are_the_sums_of_each_part(
+    family: str, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All sources' sums are one product, whose gradient goes to each part; in the slow form each part's is added."""
+    model, places = wide(family), tuple(map(str, range(5))) if share > 0.5 else EVERYWHERE
+    batch = batch_of(model, random_pairs(model, (5, 5)), places)
     graph = batch.wiring.graph
     draw = torch.rand((3, *graph.shape), generator=torch.Generator().manual_seed(3))
-    masks = (draw * (draw < share) * graph.real).to(model.dtype)
+    masks = (draw * (draw < share) * graph.real).to(model.dtype).requires_grad_()
+
+    def with_slopes() -> tuple[Tensor, Tensor]:
+        logits = run_masks(batch, masks, grad=True)
+        return logits.detach(), torch.autograd.grad(logits.sin().sum(), masks)[0]
+
+    logits, slopes = with_slopes()
     with torch.no_grad():
-        torch.testing.assert_close(run_masks(batch, masks), run_masks(batch, masks, grad=True), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(run_masks(batch, masks), logits, rtol=1e-10, atol=1e-10)
+    monkeypatch.setattr(running._Product, "apply", in_turn)
+    slow_logits, slow_slopes = with_slopes()
+    assert slow_slopes.abs().max() > 1e-3
+    torch.testing.assert_close(logits, slow_logits, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(slopes, slow_slopes, rtol=1e-8, atol=1e-10)
 
 
 def test_places_run_apart() -> None:

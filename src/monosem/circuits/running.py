@@ -62,8 +62,9 @@ class _CircuitRun:
     """One forward pass of copies of a batch, one for each mask.
 
     Attributes:
-        rows: the live sources whose sums are one product: all of them, but for gradients and in front of a norm.
+        rows: the live sources whose sums are one product: all of them, but in front of a norm.
         block: what these write now less what they write on the other side, `source rows pos d_model`.
+        written: the first row of each part in the block -> the same, with its gradient.
         changes: part of other sources -> the same, before a norm behind heads.
         read: coefficients of the units of the branch that runs.
     """
@@ -71,6 +72,7 @@ class _CircuitRun:
     batch: Batch
     masks: Masks
     grad: bool
+    written: dict[int, Tensor] = field(default_factory=dict)
     changes: dict[Part, Tensor] = field(default_factory=dict)
     read: Tensor = field(default_factory=lambda: torch.empty(0))
 
@@ -81,9 +83,8 @@ class _CircuitRun:
         self.copies = len(self.masks)
         self.other: Wrote = self.batch.other.repeated(self.copies)
         self.at = self.batch.at.clamp(min=0)
-        alone = [part for part in self.wiring.graph.writes if self.grad or part in self.wiring.normed]
         together = self.live_sources.clone()
-        for part in alone:
+        for part in self.wiring.normed:
             together[part.range] = False
         self.rows = together.nonzero()[:, 0]
         stream = self.other.streams[self.wiring.end]
@@ -115,6 +116,8 @@ class _CircuitRun:
         stream = self.other.streams[wiring.end]
         if len(self.live(end)):
             stream = self._streams([end])[end][0]
+        self.written.clear()  # the products hold this run, and these lead to them
+        self.changes.clear()
         return wiring.model.unembed(stream[at])
 
     # ------------------------------------------------------------------ what the pass does
@@ -206,12 +209,14 @@ class _CircuitRun:
 
     def _keep(self, part: Part, changes: Float[Tensor, "source rows pos d_model"]) -> None:
         """Note what the live sources of a part write."""
-        if self.grad or part in self.wiring.normed:
+        if part in self.wiring.normed:
             self.changes[part] = changes
             return
         first = int((self.rows < part.first).sum())
-        scale = self.wiring.branches[part].scale if part.kind == "head" else 1.0
-        self.block[first : first + len(changes)] = changes * scale
+        changes = changes * (self.wiring.branches[part].scale if part.kind == "head" else 1.0)
+        self.block[first : first + len(changes)] = changes.detach()
+        if self.grad:
+            self.written[first] = changes
 
     def _streams(self, parts: Sequence[Part]) -> dict[Part, Float[Tensor, "slot rows pos d_model"]]:
         """What each live slot of some parts reads; they read one stream."""
@@ -222,19 +227,20 @@ class _CircuitRun:
         total = base.expand(len(columns), *base.shape)
         visible = int((self.rows < wiring.visible(parts[0])).sum())
         if visible:
-            total = total + self._weighed(self.rows[:visible], columns, self.block[:visible])
+            weights = self.masks[:, :, self.rows[:visible]][..., columns]  # circuit place source slot
+            written = [changes for first, changes in self.written.items() if first < visible]
+            total = total + _Product.apply(self._product, self.block[:visible], weights, *written)
         for source, change in self.changes.items():
             if not bool(graph.real[source.first, parts[0].first]):
                 continue
-            added = self._weighed(source.first + self.live(source), columns, change)
+            added = self._product(self.masks[:, :, source.first + self.live(source)][..., columns], change)
             total = total + (wiring.added(source, self.other, added) if source.kind == "head" else added)
         return dict(zip(slots, total.split([len(each) for each in slots.values()])))
 
-    def _weighed(
-        self, sources: Tensor, slots: Tensor, changes: Float[Tensor, "source rows pos d_model"]
+    def _product(
+        self, weights: Float[Tensor, "circuit place source slot"], changes: Float[Tensor, "source rows pos d_model"]
     ) -> Float[Tensor, "slot rows pos d_model"]:
         """What sources add to each slot's stream, by the weights of their edges."""
-        weights = self.masks[:, :, sources][..., slots]  # circuit place source slot
         if not self.grad:
             used = weights.flatten(0, 1).any(0).any(1)
             if 2 * int(used.sum()) < len(used):  # fewer to copy than to multiply by zero
@@ -244,6 +250,28 @@ class _CircuitRun:
             return torch.einsum("cbpuv,ucbpd->vcbpd", weights[:, self.at], change).flatten(1, 2)
         added = weights[:, 0].mT @ change.flatten(2).transpose(0, 1)  # circuit slot rest
         return added.transpose(0, 1).unflatten(2, change.shape[2:]).flatten(1, 2)
+
+
+class _Product(torch.autograd.Function):
+    """`product(weights, block)`, with gradients to the weights and to the parts of which the block is made.
+
+    The block holds all parts already, and none of its rows is written twice: there is nothing to add up part by part,
+    and one block to keep for all gradients.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, product: Callable[..., Tensor], block: Tensor, weights: Tensor, *parts: Tensor) -> Tensor:
+        ctx.product, ctx.block, ctx.sizes = product, block, [len(part) for part in parts]
+        ctx.save_for_backward(weights)
+        return product(weights, block)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Any:
+        (weights,) = ctx.saved_tensors
+        weights, block = weights.detach().requires_grad_(), ctx.block.detach().requires_grad_()
+        with torch.enable_grad():
+            by_weight, by_change = torch.autograd.grad(ctx.product(weights, block), (weights, block), slope)
+        return None, None, by_weight, *by_change.split(ctx.sizes)
 
 
 @contextmanager
