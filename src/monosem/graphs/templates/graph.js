@@ -6,6 +6,9 @@ const R = 5, GAP = 13, LOWEST = 17, HIGHEST = 34, LEFT = 62, TOP = 34, BOTTOM = 
 const HELP = [["click", "inputs and outputs of a node"], ["← → ↑ ↓", "next node of the layer; strongest output, input"],
   ["p", "pin or unpin"], ["g", "group the pinned nodes into a supernode"], ["/", "search"], ["Esc", "clear"]];
 
+const SCORES = "replacement: the share of the tokens' influence on the answer that goes through nodes, not errors; completeness: the "
+  + "share of the inputs of nodes, by their influence, that are no errors";
+
 function el(tag, attributes = {}, ...children) {
   const drawn = ["svg", "g", "path", "circle", "rect", "text", "line", "title"].includes(tag);
   const node = drawn ? document.createElementNS(SVG, tag) : document.createElement(tag);
@@ -221,7 +224,8 @@ export function mount(root, file, options = {}) {
       const best = units.filter(one => one.kind !== "error").sort((a, b) => (a.influence ?? 1) - (b.influence ?? 1)).slice(0, LISTED);
       const scores = Object.entries((file.monosem || {}).scores || {}).filter(([name]) => !name.startsWith("circuit"));
       fill(el("h2", {}, "Most influential nodes"),
-        scores.length ? el("p", { class: "soft" }, scores.map(([name, value]) => `${name} ${Math.round(100 * value)} %`).join(", ")) : null,
+        el("p", { class: "soft" }, "Blue edges raise, orange ones lower; bars and shares: of the influence on the answer."),
+        scores.length ? el("p", { class: "soft", title: SCORES }, scores.map(([name, value]) => `${name} ${Math.round(100 * value)} %`).join(", ")) : null,
         ...best.map(own), heads.length ? el("h3", {}, "Heads") : null,
         ...heads.map(one => el("p", {}, el("button", { onclick: () => head(one), "data-do": "head" }, one.label))), ...kept(), keys());
       return;

@@ -25,5 +25,5 @@ monosem explore runs/sae/dictionary</pre><//>
     <${Panel} title="Keys" help="They work on every page, outside of text fields.">
       <dl class="keys"><div><dt><kbd>/</kbd></dt><dd>find</dd></div><div><dt><kbd>j</kbd> <kbd>k</kbd></dt><dd>next and previous latent</dd></div>
       <div><dt><kbd>r</kbd></dt><dd>a random latent</dd></div><div><dt><kbd>s</kbd></dt><dd>star</dd></div><div><dt><kbd>e</kbd></dt><dd>write a note</dd></div><div><dt><kbd>?</kbd></dt><dd>what each panel is</dd></div></dl><//>
-    <p class="soft">monosem ${home.version} · <${Link} page="public">read a latent of Neuronpedia<//>${home.files.length > 0 && html` · <${Link} page="files">files of other tools<//>`}${home.reports.length > 0 && html` · <${Link} page="reports">${home.reports.length} reports<//>`}</p>`;
+    <p class="soft">monosem ${home.version} · <${Link} page="public">read a latent of Neuronpedia<//>${home.files.length > 0 && html` · <${Link} page="files">files of other tools<//>`}${home.reports.length > 0 && html` · <${Link} page="reports">${home.reports.length} ${home.reports.length === 1 ? "report" : "reports"}<//>`}</p>`;
 }

@@ -108,9 +108,9 @@ function Side({ title, texts, busy, row, column, first }) {
 }
 
 function Changes({ found, columns }) {
-  const most = Math.max(...found.changes.flatMap(row => [row.before, ...row.after]), 1e-9);
-  return html`<${Panel} title="The first new token" help="Its likeliest candidates without and with each change, and by how many nats the change moves their log-probability.">
+  const most = Math.max(...found.changes.flatMap(row => [row.before, ...row.after]), 1e-9), moved = Math.max(...found.changes.flatMap(row => row.raised.map(Math.abs)), 1e-9);
+  return html`<${Panel} title="The first new token" help="The tokens that the change moves most, among all with a chance of 0.1 % or more with or without it; nats say by how much their log-probability moves. Likely tokens that hardly move are not here.">
     <div class="scrolls" tabindex="0" role="region" aria-label="Changed tokens"><table class="changes"><thead><tr><th scope="col">token</th><th scope="col" class="n">without</th>${columns.map(column => html`<th scope="col" class="n">with ${column.name}</th><th scope="col" class="n">nats</th>`)}</tr></thead>
     <tbody>${found.changes.map(row => html`<tr><th scope="row" class="mono">${quoted(row.token)}</th><td class="n"><span class="meter" style=${{ "--w": row.before / most }}>${percent(row.before)}</span></td>
-      ${row.after.map((p, i) => html`<td class="n"><span class="meter" style=${{ "--w": p / most }}>${percent(p)}</span></td><td class="n">${row.raised[i] > 0 ? "+" : ""}${number(row.raised[i])}</td>`)}</tr>`)}</tbody></table></div><//>`;
+      ${row.after.map((p, i) => html`<td class="n"><span class="meter" style=${{ "--w": p / most }}>${percent(p)}</span></td><td class="n"><span class=${`meter${sign(row.raised[i])}`} style=${{ "--w": Math.abs(row.raised[i]) / moved }}>${row.raised[i] > 0 ? "+" : ""}${number(row.raised[i])}</span></td>`)}</tr>`)}</tbody></table></div><//>`;
 }

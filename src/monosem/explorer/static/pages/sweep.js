@@ -27,6 +27,8 @@ export function SweepPage({ place, home }) {
   return html`<${Atlas} place=${place} home=${home} about=${about} held=${held.value} key=${number_} />`;
 }
 
+const cut = (text, most) => (text.length > most ? `${text.slice(0, most)}…` : text);
+
 function useTexts(n) {
   const texts = useRef(new Map()).current, wanted = useRef(new Set()).current, waiting = useRef(null), [, again] = useState(0);
   const ask = () => {
@@ -60,7 +62,7 @@ function Atlas({ place, home, about, held }) {
   useEffect(() => texts.view(same), [row]);
   const start = about.prompt === null ? "a text's beginning" : `“${visible(about.prompt)}”`;
   return html`<div class="lead"><p class="kicker">Sweep of ${about.of} <span>on ${about.model}</span></p><h1>What do latents make the model say?</h1>
-      <p class="facts"><span><b>${number(best.length)}</b> latents</span><span>continuing <b>${start}</b></span><span>unchanged: <b class="mono">${visible(about.baseline.text || "").slice(0, 60)}</b></span>
+      <p class="facts"><span><b>${number(best.length)}</b> latents</span><span>continuing <b>${start}</b></span><span>unchanged: <b class="mono">${cut(visible(about.baseline.text || ""), 60)}</b></span>
       ${about.rows < about.wanted && html`<span>unfinished: <b>${number(about.rows)}</b> of ${number(about.wanted)}</span>`}</p></div>
     <div class="filters">
       ${home.sweeps.length > 1 && html`<${Field} label="Sweep"><select value=${about.number} onChange=${event => change({ n: event.target.value, r: "", f: "" }, true)}>${home.sweeps.map(one => html`<option value=${one.number} selected=${one === about}>${one.folder}</option>`)}</select><//>`}

@@ -7,9 +7,10 @@ const HELP = {
   examples: "Pieces of text in which the latent fires most; the stronger a token's colour, the stronger the activation.",
   intervals: "Its activations cut into parts of equal width: what holds at the top may not hold further down.",
   logits: "What its decoder row adds to the next token's logits directly, per unit of activation; what later layers make of it is not in it.",
-  histogram: "How strong it is where it is active, from weak to strong on a logarithmic scale.",
-  tokens: "The tokens at which it fires, with how often and how much of its activation.",
-  statistics: "How often and how strongly it fires over all counted tokens; kurtosis is 3 for a normal distribution.",
+  histogram: "How strong it is where it is active, from its threshold to its maximum; the higher a bar, the more tokens.",
+  tokens: "The tokens at which it fires: how often, and its activations there in sum; the largest sum comes first.",
+  statistics: "How often and how strongly it fires over all counted tokens; kurtosis is 3 for a normal distribution. Not counted are tokens that the dictionary was not trained on.",
+  older: "What newer indexes hold beside this.",
   neighbours: "Latents whose decoder rows point in almost the same direction: often parts of one concept.",
   geometry: "What the weights say: lengths of its encoder and decoder rows, the angle between them, its bias.",
   neurons: "The largest entries of its decoder row; they are neurons only where the site has neurons.",
@@ -45,8 +46,8 @@ export function LatentView({ page, link, below, aside, actions, effect }) {
       ${page.explanation && html`<p class="soft">${page.explanation.fires ? `held-out score ${number(page.explanation.score)}: the label finds
         ${page.explanation.fires} texts on which it fires, and leaves out ${page.explanation.quiet} others`
         : [`label by ${page.explanation.by || "nobody named"}`, ...Object.entries(page.explanation.scores || {}).map(([name, value]) => `${name} ${number(value)}`)].join(", ")}</p>`}
-      ${s && html`<p class="facts"><span><b>${percent(s.density)}</b> of tokens</span>
-        <span><b>${number(s.maximum)}</b> at most</span><span><b>${number(s.count)}</b> times${s.tokens ? ` in ${number(s.tokens)} tokens` : ""}</span></p>`}
+      ${s && html`<p class="facts"><span>on <b>${percent(s.density)}</b> of tokens</span>
+        <span>largest activation <b>${number(s.maximum)}</b></span><span><b>${number(s.count)}</b> times${s.tokens ? ` in ${number(s.tokens)} tokens` : ""}</span></p>`}
       ${actions}
     </header>
     <div class="columns">
@@ -68,6 +69,7 @@ export function LatentView({ page, link, below, aside, actions, effect }) {
         <${Sets} page=${page} />
         <${SetEffects} page=${page} />
         <${Correlated} page=${page} />
+        <${Older} page=${page} />
         <${Facts} page=${page} />
       </div>
     </div>
@@ -110,12 +112,12 @@ function Unreliable({ remarks }) {
 
 function Logits({ page, actions }) {
   const found = page.logits;
-  return html`<${Panel} title="Writes" name="logits" help=${HELP.logits} missing=${unread(page, "logits") ? actions ? "Its effects on the next token need the model: press “More from the model's weights” above, or make an index." : "Its effects on the next token need the model or an index." : page.missing.logits}>
+  return html`<${Panel} title="Writes" name="logits" help=${found?.convention ? `${HELP.logits} Computed as: ${found.convention}.` : HELP.logits} missing=${unread(page, "logits") ? actions ? "Its effects on the next token need the model: press “More from the model's weights” above, or make an index." : "Its effects on the next token need the model or an index." : page.missing.logits}>
     ${found && html`<div class="pair">
       <${Effects} title="promotes" rows=${found.promoted} />
       <${Effects} title="suppresses" rows=${found.suppressed} />
     </div>
-    ${found.histogram && barsOf(found.histogram).length > 0 && html`<${Histogram} signed label="Effects on all tokens' logits" bars=${barsOf(found.histogram)} />
+    ${found.histogram && barsOf(found.histogram).length > 0 && html`<${Histogram} signed unit="effect on a token's logit" label="Effects on all tokens' logits" bars=${barsOf(found.histogram)} />
       ${found.moments && html`<p class="soft">sd ${number(found.moments.sd)}, skew ${number(found.moments.skew)}, kurtosis ${number(found.moments.kurtosis)}</p>`}`}`}
   <//>`;
 }
@@ -133,7 +135,7 @@ function Effects({ title, rows }) {
 function Activations({ page }) {
   const value = hovered.use();
   return !unread(page, "histogram") && html`<${Panel} title="Activations" name="histogram" help=${HELP.histogram} missing=${page.missing.histogram}>
-    ${page.histogram && html`<${Histogram} bars=${page.histogram} logarithmic=${widening(page.histogram)} mark=${value}
+    ${page.histogram && html`<${Histogram} bars=${page.histogram} logarithmic=${widening(page.histogram)} unit=${widening(page.histogram) ? "activation, logarithmic" : "activation"} mark=${value}
       label="Histogram of its activations where it is active" />
       <p class="soft">${Object.entries(page.statistics.quantiles || {}).map(([share, at]) => html`<span class="fact">${percent(Number(share))} below <b>${number(at)}</b></span>`)}</p>`}
   <//>`;
@@ -149,7 +151,7 @@ function FiresOn({ page }) {
   const rows = (page.tokens || []).slice(0, 10), most = Math.max(...rows.map(row => Math.abs(row.mass)), 1e-9), signed = anySign([(page.tokens || []).map(row => row.mass)]);
   if (!page.tokens) return null;
   return html`<${Panel} title="Fires on" name="tokens" help=${HELP.tokens}>
-    <table class="effects"><thead><tr><th scope="col">token</th><th scope="col" class="n">times</th><th scope="col" class="n">activation</th></tr></thead>
+    <table class="effects"><thead><tr><th scope="col">token</th><th scope="col" class="n">times</th><th scope="col" class="n">in sum</th></tr></thead>
     <tbody>${rows.map(row => html`<tr><th scope="row" class="mono">${quoted(row.token)}</th><td class="n">${number(row.count)}</td>
       <td class="n"><span class=${`meter${signed ? sign(row.mass) : ""}`} style=${{ "--w": Math.abs(row.mass) / most }}>${number(row.mass)}</span></td></tr>`)}</tbody></table>
   <//>`;
@@ -206,6 +208,16 @@ function Correlated({ page }) {
     ${rows.map(row => html`<tr><th scope="row">${row.neuron}</th><td class="n">${number(row.pearson)}</td><td class="n">${number(row.cosine)}</td></tr>`)}</tbody></table><//>`;
 }
 
+// parts that an index of an earlier version does not have
+const LATER = { deciles: "examples of each tenth", uniform: "examples drawn alike", near: "places where it almost fires", silent: "silent places",
+  patterns: "what stands before", coactive: "latents that fire with it", enrichment: "kinds of tokens it fires on" };
+
+function Older({ page }) {
+  const parts = Object.keys(LATER).filter(part => page.missing[part]?.includes("earlier version")).map(part => LATER[part]);
+  return parts.length > 0 && html`<${Panel} title="Not in this index" name="older" help=${HELP.older}
+    missing=${`An earlier version made this index, without ${parts.slice(0, -1).join(", ")}${parts.length > 1 ? " and " : ""}${parts.at(-1)}. A fuller one, of texts of yours, takes its place: \`monosem latents index ${page.dictionary} --text PATH\``} />`;
+}
+
 const NAMES = {
   kind: "kind", encoder_norm: "encoder norm", decoder_norm: "decoder norm", cosine: "cosine of both", bias: "bias",
   threshold: "threshold", decoder_bias: "decoder row · bias",
@@ -217,7 +229,8 @@ function Facts({ page }) {
     .map(([name, value]) => html`<div><dt>${name}</dt><dd>${typeof value === "number" ? number(value) : String(value)}</dd></div>`)}</dl>`;
   const some = (pairs, panel) => pairs.some(([, value]) => value !== null && value !== undefined) && panel(rows(pairs));
   const moments = (title, m) => m ? ["mean", "sd", "skew", "kurtosis"].map(name => [`${name}, ${title}`, m[name]]) : [];
-  const measured = s ? [["log₁₀ density", s.log10_density], ...moments("active tokens", s.active), ...moments("all tokens", s.all)] : [];
+  const left = Object.entries(s?.skipped || {}).filter(([, count]) => count > 0).map(([why, count]) => `${number(count)} ${why}`).join(", ");
+  const measured = s ? [["tokens not counted", left || undefined], ["log₁₀ density", s.log10_density], ...moments("active tokens", s.active), ...moments("all tokens", s.all)] : [];
   return html`${some(measured, shown => html`<${Panel} title="Statistics" name="statistics" help=${HELP.statistics}>${shown}<//>`)}
     ${g && html`<${Panel} title="Weights" name="geometry" help=${HELP.geometry}>
       ${rows(Object.entries(NAMES).map(([key, name]) => [name, g[key]]))}<//>`}
