@@ -6,8 +6,8 @@ const R = 5, GAP = 13, LOWEST = 17, HIGHEST = 34, LEFT = 62, TOP = 34, BOTTOM = 
 const HELP = [["click", "inputs and outputs of a node"], ["← → ↑ ↓", "next node of the layer; strongest output, input"],
   ["p", "pin or unpin"], ["g", "group the pinned nodes into a supernode"], ["/", "search"], ["Esc", "clear"]];
 
-const SCORES = "replacement: the share of the tokens' influence on the answer that goes through nodes, not errors; completeness: the "
-  + "share of the inputs of nodes, by their influence, that are no errors";
+const SCORES = "replacement: the share of influence that goes back to tokens, and not to errors; "
+  + "completeness: the share of what nodes are made of that no error gives";
 
 function el(tag, attributes = {}, ...children) {
   const drawn = ["svg", "g", "path", "circle", "rect", "text", "line", "title"].includes(tag);
