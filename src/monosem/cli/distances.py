@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from ..errors import BadInput
+from ..errors import BadInput, check_name
 from ..terminal import notice
 from .application import group
 from .options import (
@@ -73,8 +73,12 @@ def fit(
     Example: monosem distance fit smollm2 sentiment --save usual.safetensors
     """
     from .. import probes
+    from ..files import check_writable
 
-    rows = _rows(asked.load(), texts, [site] if "." in site else site, position)
+    check_name("kind of distance", kind, probes.DISTANCES)
+    check_writable(save)
+    given = _texts(texts)
+    rows = _rows(asked.load(), given, [site] if "." in site else site, position)
     seen, held = probes.held_out(rows, held_out, seed=seed)
     found = probes.Distances.fit(seen, kind).against(held)
     found.save(save)
@@ -122,14 +126,13 @@ def compare(
 
     if len(texts) < 2:
         raise BadInput("give usual texts that the distance has not seen, and then at least one set of unusual ones")
+    given, few = [_texts(one)[:2] for one in texts], None if examples is None else _texts(str(examples))[:2]
     found, model = asked.open()
-    given = [_texts(one)[:2] for one in texts]
     given[0] = _unseen(found, texts[0], *given[0], asked.quiet)
     usual, *unusual = (_at_places(model, found.places, *one) for one in given)
     detectors: dict[str, Any] = {found.kind: found}
-    if examples is not None:
-        few, classes, _ = _texts(str(examples))
-        detectors["ensemble"] = probes.LayerEnsemble.fit(found, _at_places(model, found.places, few, classes))
+    if few is not None:
+        detectors["ensemble"] = probes.LayerEnsemble.fit(found, _at_places(model, found.places, *few))
     result = probes.ood(detectors, usual, dict(zip(texts[1:], unusual)), seed=seed)
     shown = [
         *(["detector"] if examples else []),
@@ -174,11 +177,11 @@ def _texts(given: str) -> tuple[list[str], list[Any], Any]:
     return list(data.texts), list(data.labels), data.groups or None
 
 
-def _rows(model: "Model", given: str, sites: "str | list[str]", position: str) -> "Rows":
+def _rows(model: "Model", given: tuple[list[str], list[Any], Any], sites: "str | list[str]", position: str) -> "Rows":
     from .. import probes
     from .probing import position_of
 
-    texts, classes, groups = _texts(given)
+    texts, classes, groups = given
     together = probes.near_duplicates(texts, groups)
     at = position_of(position)
     return probes.read_rows(model, texts, [0] * len(texts), sites, positions=at, groups=together).with_classes(classes)

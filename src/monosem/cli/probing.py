@@ -93,14 +93,22 @@ def fit(
     Example: monosem probe fit smollm2 sentiment --kind logistic --save mood.safetensors
     """
     from .. import probes
+    from ..files import check_writable
+    from ..probes.controls import check_permutations
 
     check_name("kind of probe", kind, probes.KINDS)
+    if layers is not None and "." in site:
+        raise BadInput(f"--layers goes with a name such as resid_post, and --site {site} names one layer")
+    if permutations:
+        check_permutations(permutations)
+    if save is not None:
+        check_writable(save)
+    given = _labelled(data)
+    _label(given, positive)
     row, model = probes.KINDS[kind], asked.load()
     chosen = layer_numbers(layers, model.cfg.n_layers)
-    if chosen is not None and "." in site:
-        raise BadInput(f"--layers goes with a name such as resid_post, and --site {site} names one layer")
     sites = [site] if "." in site else site if chosen is None else [f"{site}.{layer}" for layer in chosen]
-    rows = _rows(model, _labelled(data), positive, sites, position or ("all" if row.tokens else "last"))
+    rows = _rows(model, given, positive, sites, position or ("all" if row.tokens else "last"))
     parts, quiet = probes.split(rows.joined() if row.joint else rows, seed=seed), None
     if target_fpr is not None:
         choosing, quiet = probes.held_out(parts.validation, seed=seed, share=0.5)
@@ -137,10 +145,12 @@ def evaluate(
     """
     from .. import probes
 
+    given = _labelled(data)
+    _label(given, positive)
     probe, model = asked.open()
     place = probe.places[0]
     sites = [str(one) for one in place.sites]
-    rows = _rows(model, _labelled(data), positive, sites, str(place.position), probe, asked.quiet)
+    rows = _rows(model, given, positive, sites, str(place.position), probe, asked.quiet)
     found = probes.measure(probe, rows, prevalence=prevalence, seed=seed)
     asked.give(found, found.table, f"{probe.kind} probe at {place}, {data}")
 
@@ -180,6 +190,15 @@ def _labelled(data: str) -> "Labelled":
     return labelled(data)
 
 
+def _label(given: "Labelled", positive: str | None) -> str:
+    """The positive label. Raises `BadInput` where it has to be said, `UnknownName` for one that no text has."""
+    if positive is None and len(given.classes) != 2:
+        raise BadInput(f"{given.name} has the labels {', '.join(given.classes)!s:.200}: say --positive LABEL")
+    label = given.classes[-1] if positive is None else positive
+    check_name("label", label, given.classes)
+    return label
+
+
 def _rows(  # type: ignore[no-untyped-def]
     model: "Model",
     given: "Labelled",
@@ -192,10 +211,7 @@ def _rows(  # type: ignore[no-untyped-def]
     """States of the texts; without groups of their own, near duplicates are one."""
     from .. import probes
 
-    if positive is None and len(given.classes) != 2:
-        raise BadInput(f"{given.name} has the labels {', '.join(given.classes)!s:.200}: say --positive LABEL")
-    label = given.classes[-1] if positive is None else positive
-    check_name("label", label, given.classes)
+    label = _label(given, positive)
     groups = probes.near_duplicates(given.texts, given.groups or None)
     seen = set() if unseen_by is None else {groups[i] for i in unseen_by.seen(given.texts).nonzero()[:, 0].tolist()}
     kept = [i for i, one in enumerate(groups) if one not in seen]

@@ -126,6 +126,12 @@ class Null(Result):
         return pd.DataFrame(rows, columns=["place", "auroc", "p", "p_family", "memorised"])
 
 
+def check_permutations(n: int) -> None:
+    """Raises `BadInput` for too few of them."""
+    if n < 10:
+        raise BadInput(f"permutations is 10 or more, not {n}")
+
+
 @analysis
 def permutation_null(
     parts: Parts, *, kind: str = "logistic", permutations: int = 100, seed: int = 0, quiet: bool = True, **own: Any
@@ -136,8 +142,7 @@ def permutation_null(
 
     Raises: as `fit`, and `BadInput` for fewer than 10 permutations.
     """
-    if permutations < 10:
-        raise BadInput(f"permutations is 10 or more, not {permutations}")
+    check_permutations(permutations)
     draw = torch.Generator().manual_seed(seed)
     observed = areas_of(fit(parts.train, parts.validation, kind=kind, seed=seed, **own).score(parts.test), parts.test.y)
     null, memorised = [], []
