@@ -93,18 +93,11 @@ def fit(
     Example: monosem probe fit smollm2 sentiment --kind logistic --save mood.safetensors
     """
     from .. import probes
-    from ..files import check_writable
-    from ..probes.controls import check_permutations
 
     check_name("kind of probe", kind, probes.KINDS)
     if layers is not None and "." in site:
         raise BadInput(f"--layers goes with a name such as resid_post, and --site {site} names one layer")
-    if permutations:
-        check_permutations(permutations)
-    if save is not None:
-        check_writable(save)
-    given = _labelled(data)
-    _label(given, positive)
+    given = _asked_for(data, positive, permutations, save)
     row, model = probes.KINDS[kind], asked.load()
     chosen = layer_numbers(layers, model.cfg.n_layers)
     sites = [site] if "." in site else site if chosen is None else [f"{site}.{layer}" for layer in chosen]
@@ -182,6 +175,20 @@ def monitor(
         frame(table.reset_index())
 
     asked.give(found, show)
+
+
+def _asked_for(data: str, positive: str | None, permutations: int, save: Path | None) -> "Labelled":
+    """The texts of a fit, after what can be said before the model is loaded."""
+    from ..files import check_writable
+    from ..probes.controls import check_permutations
+
+    if permutations:
+        check_permutations(permutations)
+    if save is not None:
+        check_writable(save)
+    given = _labelled(data)
+    _label(given, positive)
+    return given
 
 
 def _labelled(data: str) -> "Labelled":
