@@ -17,6 +17,7 @@ from explorer_server import Served, serving
 from monosem import edits, latents
 from monosem.dictionaries import one_site
 from monosem.directions import Direction
+from monosem.explorer.apart import THEME, apart
 from monosem.models import load_model
 from monosem.steering import LatentSweep, Spoken, in_norms
 
@@ -449,3 +450,11 @@ def test_what_cannot_be_opened_is_said_before_the_server_starts(tmp_path, option
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert str(tmp_path) in done.stderr
+
+
+@pytest.mark.parametrize(
+    "begin", ["", "<!doctype html>", "\ufeff<!-- saved --> <!DOCTYPE html>\n<html lang='en'>\n<head>"]
+)
+def test_what_is_put_into_a_page_stands_behind_its_doctype(begin):
+    rest = "<title>A</title><body><!doctype html>"
+    assert bytes(apart(begin + rest).body).decode() == begin + THEME + rest

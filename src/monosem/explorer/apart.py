@@ -15,7 +15,9 @@ THEME = """<script>{
   see(new URLSearchParams(location.search).get("theme"));
   addEventListener("message", ({ data, source }) => { if (source === parent) see(data?.theme); });
 }</script>"""
-_BEGIN = re.compile(r"\s*(<!doctype[^>]*>)?\s*(<html[^>]*>)?\s*(<head[^>]*>)?", re.IGNORECASE)
+_BEGIN = re.compile(
+    r"\ufeff?(\s|<!--.*?-->)*(<!doctype[^>]*>)?\s*(<html[^>]*>)?\s*(<head[^>]*>)?", re.IGNORECASE | re.DOTALL
+)
 
 
 def apart(page: str) -> HTMLResponse:

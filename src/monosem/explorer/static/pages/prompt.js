@@ -26,7 +26,7 @@ function Matrix({ d, found, place }) {
   const token = place.p === undefined || place.p === "" ? null : Number(place.p);
   const rows = found.latents.map((latent, r) => ({ latent, values: found.matrix[r], maximum: found.maxima ? found.maxima[r] : Math.max(...found.matrix[r].map(Math.abs)) }));
   const shown = token === null ? rows : rows.filter(row => row.values[token]).sort((a, b) => Math.abs(b.values[token]) / b.maximum - Math.abs(a.values[token]) / a.maximum);
-  return html`<${Panel} title="Tokens × latents" help="Each row is a latent, each column a token; the stronger the colour, the nearer to the latent's own maximum. Choose a token to see the latents that fire there.">
+  return html`<${Panel} title="Tokens × latents" help=${`Each row is a latent, each column a token; the stronger the colour, the nearer to ${found.maxima ? "the latent's own maximum" : "its largest value here"}. Shown are the ${rows.length} latents that ${found.maxima ? "come nearest to their maximum" : "are strongest"} at some token; more may fire. Choose a token to see which fire there.`}>
     ${token !== null && html`<p class="soft">at <b class="mono">${quoted(found.tokens[token] || "")}</b>: ${shown.length} of these latents <button type="button" onClick=${() => change({ p: "" })}>all tokens</button></p>`}
     <div class="matrix" tabindex="0" role="region" aria-label="Tokens by latents"><table><thead><tr><th scope="col" class="corner">latent</th>${found.tokens.map((text, i) => html`<th scope="col"><button type="button" class=${i === token ? "col chosen" : "col"} aria-pressed=${String(i === token)} onClick=${() => change({ p: i === token ? "" : i })}>${quoted(text)}</button></th>`)}</tr></thead>
       <tbody>${shown.map(row => html`<tr key=${row.latent}><th scope="row"><${Link} page="latent" state=${{ d, i: row.latent, t: place.t }}>${row.latent}<//> <span class="soft mono">${words.get(row.latent) || ""}</span></th>
@@ -37,7 +37,7 @@ function Matrix({ d, found, place }) {
 function Contrast({ d, found }) {
   const words = useMemo(() => wordsOf(found), [found]);
   const most = Math.max(...found.contrast.flatMap(row => [Math.abs(row.here), Math.abs(row.there)]), 1e-9);
-  return html`<${Panel} title="What differs" help="The largest activation of each latent in either text; those that differ most come first.">
+  return html`<${Panel} title="What differs" help="The largest activation of each latent in either text, in its own units; the largest differences come first.">
     <table class="changes"><thead><tr><th scope="col">latent</th><th scope="col" class="n">first text</th><th scope="col" class="n">second text</th></tr></thead><tbody>
     ${found.contrast.slice(0, 20).map(row => html`<tr><th scope="row"><${Link} page="latent" state=${{ d, i: row.latent }}>${row.latent}<//> <span class="soft mono">${words.get(row.latent) || ""}</span></th>
       ${[row.here, row.there].map(value => html`<td class="n"><span class="meter" style=${{ "--w": Math.abs(value) / most }}>${number(value)}</span></td>`)}</tr>`)}</tbody></table><//>`;
