@@ -1,5 +1,8 @@
 """Running circuits: the empty one is the corrupted run, the full one the clean run, and one in between by hand."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import Tensor
@@ -142,6 +145,26 @@ def test_sums_of_a_branch_at_once_are_the_sums_of_each_part(
     assert slow_slopes.abs().max() > 1e-3
     torch.testing.assert_close(logits, slow_logits, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(slopes, slow_slopes, rtol=1e-8, atol=1e-10)
+
+
+def test_what_was_written_goes_with_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not when Python next looks for circles: at smollm2's size that is half a gigabyte a run."""
+    batch = batch_of(wide("llama"), random_pairs(wide("llama")))
+    circuit = Circuit.full(batch.wiring.graph)
+    held: list[weakref.ref] = []
+    logits = running._CircuitRun.logits
+
+    def noting(run: running._CircuitRun) -> Tensor:
+        held.extend([weakref.ref(run.block), weakref.ref(run.other)])
+        return logits(run)
+
+    monkeypatch.setattr(running._CircuitRun, "logits", noting)
+    gc.disable()
+    try:
+        run_circuits(batch, [circuit, circuit])
+        assert [one() for one in held] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_places_run_apart() -> None:

@@ -116,9 +116,16 @@ class _CircuitRun:
         stream = self.other.streams[wiring.end]
         if len(self.live(end)):
             stream = self._streams([end])[end][0]
-        self.written.clear()  # the products hold this run, and these lead to them
-        self.changes.clear()
+        self._let_go()
         return wiring.model.unembed(stream[at])
+
+    def _let_go(self) -> None:
+        """Forget what was written. Hooks and edits of the pass refer to each other and to this run, and so stay in
+        memory until Python looks for circles; products that wait for their gradients have the block themselves.
+        """
+        self.written.clear()
+        self.changes.clear()
+        self.other, self.block = self.batch.other, self.block.new_empty(0)
 
     # ------------------------------------------------------------------ what the pass does
     def _edits(self) -> Iterator[_At]:
