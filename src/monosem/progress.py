@@ -80,6 +80,10 @@ class Meter:
 
     def _note(self) -> str:
         shown = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in self.stats.items())
-        return "  ".join(
-            [f"{self.rate:,.1f} {self.unit}/s" if self.rate < 100 else f"{self.rate:,.0f} {self.unit}/s", *shown]
-        )
+        return "  ".join([self._speed(), *shown])
+
+    def _speed(self) -> str:
+        """Units a second, or where one takes longer than that, seconds a unit."""
+        if 0 < self.rate < 1:
+            return f"{1 / self.rate:,.1f} s/{self.unit}"
+        return f"{self.rate:,.1f} {self.unit}/s" if self.rate < 100 else f"{self.rate:,.0f} {self.unit}/s"

@@ -50,6 +50,26 @@ def test_a_control_that_does_as_much_takes_the_verdict_away():
     assert not found["breaks"]
 
 
+def test_a_control_has_the_strength_that_the_budget_allows_it():
+    """As of a subspace: two fitted directions cost 0.6 nats, and one of shuffled labels breaks the whole model."""
+    rows = [NONE, row("ablation", "", 1, 12, 0.3), row("ablation", "", 2, 0, 0.6), row("ablation", "", 4, 0, 3.0)]
+    dear = [row("ablation", "shuffled labels", k, 0, 1.2 * k) for k in (1, 2, 4)]
+    cheap = [row("ablation", "random 1", k, 20 - 2 * k, 0.2 * k) for k in (1, 2, 4)]
+    found = said([*rows, *dear, *cheap])
+    assert found["strength"] == 2
+    assert found["breaks"]
+    assert found["words"] == (
+        "breaks it: at most 16 % is left; its control (shuffled labels) is over the budget at every strength"
+    )
+    assert {name: one["strength"] for name, one in found["controls"].items()} == {"shuffled labels": 1, "random 1": 4}
+    assert [one["over_budget"] for one in found["controls"].values()] == [True, False]
+    as_strong = [row("ablation", "random 1", k, 5 - k, 0.2 * k) for k in (1, 2, 4)]
+    assert said([*rows, *dear, *as_strong])["words"] == "no more than its control (random 1) does"
+    alone = said([*rows, *dear])
+    assert alone["words"] == "no control is within the budget, so it is not known to do more than any change would"
+    assert not alone["breaks"]
+
+
 def test_few_prompts_cannot_show_much():
     few = [
         row("none", "", None, 4, n=4),

@@ -192,11 +192,12 @@ def _verdict(one: Mapping[str, Any]) -> dict[str, Any]:
         "success": _share(one["success"]),
         "controls": [
             {
-                "name": name,
+                "name": name + _another(control["strength"], one["strength"]),
                 "success": f"{control['success']['count']}/{control['success']['of']}",
                 "p": _p(one["p_controls"][name]),
                 "kl": number(control["kl"], 2),
                 "idle": control["idle"],
+                "over": control["over_budget"],
             }
             for name, control in one["controls"].items()
         ],
@@ -206,6 +207,11 @@ def _verdict(one: Mapping[str, Any]) -> dict[str, Any]:
         "words": one["words"],
         "breaks": one["breaks"],
     }
+
+
+def _another(strength: float | None, attack: float | None) -> str:
+    """The strength of a control, where the budget allows it another than the attack's."""
+    return "" if strength == attack or strength is None else f" at {strength:g}"
 
 
 def _p(value: float) -> str:
