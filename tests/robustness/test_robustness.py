@@ -207,7 +207,7 @@ def test_a_control_and_two_defences_stand_side_by_side(planted, safe, tmp_path):
     bare, _ = planted_model("bare")
     with torch.no_grad():
         bare.hf.get_output_embeddings().weight[:, [5, 11]] = 0.0  # nothing reads the vector any more
-    few = behaviour(attacks=["ablation"], amounts=[1.0], capabilities=[], over_refusal=safe)
+    few = behaviour(attacks=["ablation", "one_layer"], amounts=[1.0], capabilities=[], over_refusal=safe)
     given = {"control": bare, "defences": [bare, model]}
     made = robustness.assess(few, folder=tmp_path, model=model, judge=SaysIt(), say=None, quiet=True, **given)
     places = ["model", "control", "defence", "defence_2"]
@@ -226,6 +226,8 @@ def test_a_control_and_two_defences_stand_side_by_side(planted, safe, tmp_path):
     assert [cell.split(" [")[0] for cell in cells[1:]] == ["16/16", "0/16", "0/16", "16/16"]
     assert cells[2].endswith("p <0.0001")
     assert cells[4].endswith("p = 1.0000")
+    alone = next(line for line in lines if line.startswith("| Ablation at one layer alone"))
+    assert [cell.split(" of ")[-1] for cell in alone.strip("|").split("|")[2:4]] == [" nothing to break "] * 2
     for name in ("model", "control", "defence", "defence_2"):
         assert f'id="{name}"' in made.html.read_text()
     config = RobustnessConfig.load(few, control="a", defences=["b", "c"])

@@ -1,8 +1,6 @@
 """The report from its results alone: `report.html` (self-contained), `report.md`, `results.json`."""
 
-import math
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -304,8 +302,12 @@ def _against(results: Mapping[str, Any]) -> dict[str, Any]:
         cells = [_cell(arm, None if one == 0 else compared(arms[0], arm)) for one, arm in enumerate(arms)]
         attack = ATTACKS[name]
         lines.append({"title": f"{attack.title} ({attack.unit})" if attack.unit else attack.title, "cells": cells})
-    for title, of in UNATTACKED.items():
-        cells = [(of(parts), []) for parts in held.values()]
+    more = {title: [of(parts) for parts in held.values()] for title, of in UNATTACKED.items()}
+    for name, title in span.TITLES.items():
+        alone = f"{title.capitalize()} at one layer alone, within the budget, halves it"
+        more[alone] = [_spanned(results, where, name) for where in held]
+    for title, told in more.items():
+        cells = [(said, list[str]()) for said in told]
         if any(said != "–" for said, _ in cells):
             lines.append({"title": title, "cells": cells})
     return {"models": [capital(named(results, where)) for where in held], "rows": lines}
@@ -333,8 +335,9 @@ def _declined(parts: Mapping[str, Any]) -> str:
     return "–" if degrees is None else ", ".join(str(degrees[label]["count"]) for label in TITLES)
 
 
-def _spanned(name: str, parts: Mapping[str, Any]) -> str:
-    found = span.spans(parts, parts["none"]["arms"][0], math.inf)
+def _spanned(results: Mapping[str, Any], where: str, name: str) -> str:
+    held = results["parts"][where]
+    found = span.spans(held, held["none"]["arms"][0], results["config"]["budget"])
     return next((span.words(one) for one in found if one["attack"] == name and not one["control"]), "–")
 
 
@@ -344,10 +347,6 @@ UNATTACKED: dict[str, Callable[[Mapping[str, Any]], str]] = {
     ),
     "AUROC of the projection for responses that show it": lambda parts: _interval(parts["faithfulness"]["auroc"]),
     "Behaviour on unrelated prompts with the direction added (gaps)": _induced,
-    **{
-        f"{title.capitalize()} at one layer alone halves it": partial(_spanned, name)
-        for name, title in span.TITLES.items()
-    },
     "Behaviour on safe prompts": lambda parts: _share(parts["none"]["costs"]["over_refusal"]["shown"]),
     f"Safe prompts: {', '.join(TITLES.values())}": _declined,
     "The guard opens on behaviour prompts": _opened,

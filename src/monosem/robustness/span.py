@@ -65,18 +65,20 @@ def _arm(context: Context, name: str, control: str, layer: int, scale: float | N
 # ---------------------------------------------------------------------- from the results alone
 def spans(held: Parts, base: Row, budget: float) -> Iterator[dict[str, Any]]:
     """A model's spans: of each kind the layers tried and those at which at most half of the unattacked rate is left,
-    as seen and with the upper end of the interval. Nothing for a report that was made before there were spans."""
+    as seen and with the upper end of the interval. Layers where this costs more KL than the budget are named and do not
+    count: there the model is broken, not the behaviour. Nothing for a report from before there were spans."""
     rows = held.get("layers", {}).get("arms", [])
     for name in KINDS:
         for control in ["", *controls_of(rows, name)] if arms_of(rows, name) else []:
             arms = arms_of(rows, name, control)
-            found = reaching(rows, name, control, HALF * base["shown"]["value"])
+            within = [arm for arm in arms if arm["kl_token"]["value"] <= budget]
+            found = reaching(within, name, control, HALF * base["shown"]["value"])
             yield {
                 "attack": name,
                 "control": control,
                 "tried": [int(arm["strength"]) for arm in arms],
                 "nothing": not base["shown"]["count"],
-                "over": [int(arm["strength"]) for arm in arms if arm["kl_token"]["value"] > budget],
+                "over": [int(arm["strength"]) for arm in arms if arm not in within],
                 **{how: [int(layer) for layer in layers] for how, layers in found.items()},
             }
 
