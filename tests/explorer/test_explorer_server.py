@@ -458,3 +458,12 @@ def test_what_cannot_be_opened_is_said_before_the_server_starts(tmp_path, option
 def test_what_is_put_into_a_page_stands_behind_its_doctype(begin):
     rest = "<title>A</title><body><!doctype html>"
     assert bytes(apart(begin + rest).body).decode() == begin + THEME + rest
+
+
+@pytest.mark.parametrize(
+    "kind", [{"kind": "try", "text": "the cat"}, {"kind": "removed", "ids": [5, 6]}, {"kind": "weights"}]
+)
+@pytest.mark.parametrize("dictionary", ["sae", "bare"])
+def test_a_job_of_a_latent_that_is_none_is_refused(served, kind, dictionary):
+    status, answer = served.ask("/api/jobs", kind | {"dictionary": dictionary, "latent": 64})
+    assert (status, answer) == (404, {"error": "no latent 64: this dictionary has latents 0 to 63"})

@@ -16,6 +16,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from .. import __version__
+from ..dictionaries.codes import latent_ids
 from ..errors import BadInput, MonosemError, UnknownName, check_name
 from ..latents import public_latent, read_dashboards
 from ..latents.drawing import export_page
@@ -194,7 +195,9 @@ class Explorer:
         if not isinstance(kind, str) or kind not in ASKS:
             raise UnknownName(f"no kind of job {kind!r}; there are {', '.join([*ASKS, *COMPUTED])}")
         ask: Any = parsed(ASKS[kind], values)
-        self.library.book(ask.dictionary)
+        book = self.library.book(ask.dictionary)
+        if hasattr(ask, "latent"):
+            latent_ids(ask.latent, book.dictionary.width)
         return self.jobs.add(kind, f"{kind}: {ask.title}", started(self.library, kind, ask)).about()
 
     def job_cancel(self, values: Any, request: Request) -> Any:
