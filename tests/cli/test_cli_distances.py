@@ -80,7 +80,10 @@ def test_labels_are_classes(run, files, tmp_path):
     assert done.exit_code == 0, done.output
     found = probes.Distances.load(saved)
     assert found.parts["means"].shape == (1, 2, 32)
-    assert "relative" in run(f"distance score {saved} --model tiny", "the cat").stdout
+    said = run(f"distance score {saved} --model tiny", "the cat").stdout
+    assert "relative" in said
+    held = probes.Distances.load(saved).held.shape[1]
+    assert f"with {held} held-out texts p is at least {1 / (held + 1):.2g}" in " ".join(said.split())
 
 
 def test_held_out_groups_are_whole_and_about_as_many_as_asked():

@@ -221,7 +221,7 @@ def test_an_ensemble_refuses_what_it_has_seen_and_signed_logs():
     made = Distances.fit(drawn(), "relative").against(held)
     ours = LayerEnsemble.fit(made, few)
     assert not ours.log  # relative scores may be negative
-    with pytest.raises(BadInput, match="gave the weights of e"):
+    with pytest.raises(BadInput, match="texts of far are among the usual ones of e, or gave its weights"):
         ood({"e": ours}, drawn(50, seed=9), {"far": few})
     for make, message in [
         (lambda: LayerEnsemble.fit(made, few, log=True), "have no log"),

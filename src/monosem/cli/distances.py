@@ -104,7 +104,9 @@ def score(asked: OnDistance, prompts: PromptArguments) -> None:
     values = found.score(rows) if len(found.places) == 1 else found.combined(rows)[None]
     p = found.p_values(rows, how="mean")
     table = pd.DataFrame({"prompt": list(prompts), "distance": values[0].numpy(), "p": p.numpy()})
-    asked.give(Tabled(table), table, f"{found.kind}, {len(found.places)} places")
+    held = 0 if found.held is None else found.held.shape[1]
+    least = f"; with {held} held-out texts p is at least {1 / (held + 1):.2g}" if held else ""
+    asked.give(Tabled(table), table, f"{found.kind}, {len(found.places)} places{least}")
 
 
 def compare(

@@ -170,7 +170,10 @@ def monitor(
         for prompt, text, first, delay in zip(prompts, found.generation.texts, found.first, found.delay):
             when = "never fires" if first is None else f"fires at token {first}, {delay:+} from the prompt's end"
             line(f"{prompt}{text}\n  {when}")
-        table = found.table.groupby("prompt")[["score", "reading"]].agg(["mean", "max"]).round(3)
+        counted = found.table.dropna(
+            subset="reading"
+        )  # the tokens before the first that counts have scores of no worth
+        table = counted.groupby("prompt")[["score", "reading"]].agg(["mean", "max"]).round(3)
         table.columns = [" ".join(column) for column in table.columns]
         frame(table.reset_index())
 

@@ -66,7 +66,9 @@ def ood(detectors: Mapping[str, Scorer], usual: Rows, unusual: Mapping[str, Rows
         below = _scores(detector, usual)
         for against, rows in unusual.items():
             if isinstance(detector, LayerEnsemble) and (seen := int(detector.seen(rows.texts).sum())):
-                raise BadInput(f"{seen} texts of {against} gave the weights of {name}: give others")
+                raise BadInput(
+                    f"{seen} texts of {against} are among the usual ones of {name}, or gave its weights: give others"
+                )
             above = _scores(detector, rows)
             kept = _alike(usual.lengths, rows.lengths, seed)
             table += [(name, place, against, *_numbers(f, above[place], kept)) for place, f in below.items()]
