@@ -1,6 +1,6 @@
 """A learnt mask beside the greedy EAP-IG circuit of as many edges, on smollm2 (docs/circuits.md).
 
-    python recipes/learnt_circuit.py --tasks capitals                 # 300 steps: six minutes of one core
+    python recipes/learnt_circuit.py --tasks capitals                 # 300 steps: five minutes of one core
     python recipes/learnt_circuit.py --tasks capitals ioi --edges 1000 --steps 300 --out runs/learnt
 
 Both see the first half of the pairs, and are judged on the other. Seconds are processor time of one thread; MB is the
