@@ -4,6 +4,7 @@ import concurrent.futures
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,7 +18,9 @@ from explorer_server import Served, serving
 from monosem import edits, latents
 from monosem.dictionaries import one_site
 from monosem.directions import Direction
+from monosem.errors import BadFile, Mismatch
 from monosem.explorer.apart import THEME, apart
+from monosem.explorer.library import Library
 from monosem.models import load_model
 from monosem.steering import LatentSweep, Spoken, in_norms
 
@@ -220,6 +223,37 @@ def test_without_an_index_or_with_a_broken_one_the_weights_are_shown(served):
     assert said["bare"]["tokens"] is None
     assert said["broken"]["index_error"]
     assert said["sae"]["tokens"] > 1000
+
+
+def test_an_index_of_ones_own_stands_for_the_one_beside_the_dictionary(home, tmp_path):
+    own = shutil.copy(home / "sae" / "index.sqlite", tmp_path / "mine.sqlite")
+    library = Library([str(home / "broken"), str(home / "bare")], indexes=[own])
+    first, second = (library.book(str(home / name)) for name in ("broken", "bare"))
+    assert first.latent(2)["examples"] == Library([str(home / "sae")]).book(str(home / "sae")).latent(2)["examples"]
+    assert second.usable is None  # its weights are the same, and the first one of them was taken
+    with pytest.raises(Mismatch, match="name that one, too"):
+        Library([str(home / "narrow")], indexes=[own])
+    with pytest.raises(BadFile, match="not a latent index"):
+        Library([str(home / "bare")], indexes=[home / "broken" / "index.sqlite"])
+
+
+def test_a_missing_index_ends_the_command_in_one_line(home):
+    words = [
+        sys.executable,
+        "-m",
+        "monosem",
+        "explore",
+        "bare",
+        "--no-browser",
+        "--port",
+        "0",
+        "--index",
+        "none.sqlite",
+    ]
+    ended = subprocess.run(words, cwd=home, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 2
+    assert len(ended.stderr.strip().splitlines()) == 1
+    assert "none.sqlite" in ended.stderr
 
 
 # ---------------------------------------------------------------------- jobs

@@ -27,6 +27,10 @@ def explore(
     dashboards: Annotated[
         list[Path] | None, option("PATH", "Files of sae-dashboard, sae_vis or Neuronpedia's export. May be repeated.")
     ] = None,
+    index: Annotated[
+        list[Path] | None,
+        option("FILE", "A latent index to show in place of the one beside its dictionary. May be repeated."),
+    ] = None,
     browser: Annotated[
         bool, flag("Open it in the browser, or print the address alone.", "--browser/--no-browser")
     ] = True,
@@ -51,6 +55,7 @@ def explore(
         directions=direction or (),
         sweeps=sweep or (),
         dashboards=dashboards or (),
+        indexes=index or (),
         open_browser=browser,
         quiet=quiet,
     )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..dictionaries import Dictionary, latent_ids, one_site, shipped_dictionaries
 from ..directions import Direction, Directions
-from ..errors import BadFile, BadInput, MonosemError, check_name
+from ..errors import BadFile, BadInput, Mismatch, MonosemError, check_name
 from ..latents import Index, index_of, meta_latents, neighbours, page, weight_statistics
 from ..latents.maps import principal, unit_rows
 from ..models import Model
@@ -34,6 +34,7 @@ class Book:
 
     def __init__(self, name: str):
         self.name = name
+        self.own_index: Path | None = None  # in place of the one beside the dictionary
         self.lock = threading.RLock()  # SQLite's connection and cached properties are shared by many requests
 
     @cached_property
@@ -42,7 +43,7 @@ class Book:
 
     @cached_property
     def index(self) -> Index | None:
-        return index_of(self.dictionary)
+        return index_of(self.dictionary) if self.own_index is None else Index(self.own_index, self.dictionary)
 
     @cached_property
     def broken_index(self) -> str | None:
@@ -223,14 +224,34 @@ class Library:
         names: of dictionaries, as `load_dictionary` takes them; the shipped ones follow.
         model: another model than the dictionaries' own.
         directions: files of directions, or folders of such.
+        indexes: files of latent indexes, shown in place of what lies beside the dictionaries of their weights.
     """
 
-    def __init__(self, names: Sequence[str] = (), model: str | Model | None = None, directions: Sequence[Path] = ()):
+    def __init__(
+        self,
+        names: Sequence[str] = (),
+        model: str | Model | None = None,
+        directions: Sequence[Path] = (),
+        indexes: Sequence[Path] = (),
+    ):
         self.first = list(names)
         self.directions = read_directions(directions)
         self.books = {name: Book(name) for name in dict.fromkeys([*names, *shipped_dictionaries()])}
         self.named = model
         self.loaded: Loaded | None = None
+        for path in indexes:
+            self._owner(path).own_index = path
+
+    def _owner(self, path: Path) -> Book:
+        """The dictionary of whose weights an index is. Raises `Mismatch` where it is not here."""
+        meta = Index(path).meta
+        for book in self.books.values():
+            if book.dictionary.fingerprint == meta["weights"]:
+                return book
+        raise Mismatch(
+            f"{path} was made with the weights of {meta.get('dictionary') or 'another dictionary'}, which none here "
+            "has; name that one, too: monosem explore DICTIONARY --index FILE"
+        )
 
     def book(self, name: str) -> Book:
         check_name("dictionary", name, list(self.books))

@@ -28,6 +28,7 @@ def serve(
     directions: Sequence[Path] = (),
     sweeps: Sequence[Path] = (),
     dashboards: Sequence[Path] = (),
+    indexes: Sequence[Path] = (),
     open_browser: bool = True,
     quiet: bool = False,
 ) -> None:
@@ -43,16 +44,19 @@ def serve(
         sweeps: folders of sweeps of latents (`steering.sweep_latents`, `monosem sweep`).
         dashboards: files of sae-dashboard or of Neuronpedia's export, or folders of such.
 
+        indexes: files of latent indexes (`monosem latents index --out`), in place of those beside their dictionaries.
+
     Raises:
         MissingExtra: without starlette and uvicorn. BadInput: the port is taken. UnknownName: no such dictionary.
-        BadFile: a file of notes, directions or dashboards, or a folder of a sweep, that is none.
+        BadFile: a file of notes, directions, dashboards or an index, or a folder of a sweep, that is none.
+        Mismatch: an index of a dictionary that is not here.
     """
     require("starlette", "explorer")
     uvicorn = require("uvicorn", "explorer")
     from .application import Explorer
     from .guard import Guard
 
-    library = Library(dictionaries, model, directions)
+    library = Library(dictionaries, model, directions, indexes)
     for name in dictionaries:
         _ = library.book(name).dictionary  # a wrong name is said here, not in the browser
     explorer = Explorer(library, Notes(notes), reports, sweeps, dashboards)

@@ -215,7 +215,7 @@ const LATER = { deciles: "examples of each tenth", uniform: "examples drawn alik
 function Older({ page }) {
   const parts = Object.keys(LATER).filter(part => page.missing[part]?.includes("earlier version")).map(part => LATER[part]);
   return parts.length > 0 && html`<${Panel} title="Not in this index" name="older" help=${HELP.older}
-    missing=${`An earlier version made this index, without ${parts.slice(0, -1).join(", ")}${parts.length > 1 ? " and " : ""}${parts.at(-1)}. A fuller one, of texts of yours, takes its place: \`monosem latents index ${page.dictionary} --text PATH\``} />`;
+    missing=${`An earlier version made this index, without ${parts.slice(0, -1).join(", ")}${parts.length > 1 ? " and " : ""}${parts.at(-1)}. A fuller one, of texts of yours: \`monosem latents index ${page.dictionary} --text PATH --out my.sqlite\`, then \`monosem explore ${page.dictionary} --index my.sqlite\``} />`;
 }
 
 const NAMES = {
