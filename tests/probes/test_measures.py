@@ -79,7 +79,9 @@ def test_every_measure_of_every_place_with_its_interval(probe):
     rows = drawn(seed=3)
     found = measure(probe, rows, draws=60, prevalence=0.01)
     assert set(found.table["place"]) == {"resid_post.0@last", "resid_post.1@last"}
-    assert (found.table["low"] <= found.table["value"] + 1e-9).mean() > 0.9
+    said = found.table[found.table["measure"] != "recall at FPR 0.1 %"]
+    assert not said["value"].isna().any()
+    assert (said["low"] <= said["value"] + 1e-9).mean() > 0.9
     one = found.value("auroc", "resid_post.1@last")
     assert one.value == pytest.approx(metrics.roc_auc_score(rows.y.numpy(), probe.score(rows)[1].numpy()))
     assert one.low < one.value < one.high
@@ -89,6 +91,23 @@ def test_every_measure_of_every_place_with_its_interval(probe):
         found.value("auroc")
     with pytest.raises(BadInput, match="measuring needs at least 2 rows of both classes"):
         measure(probe, rows.part(rows.y))
+
+
+def test_a_share_of_too_few_rows_is_not_said(probe):
+    """18 negatives have no recall at 0.1 % false alarms: it would be the recall at none of 18."""
+    rows = drawn(300, seed=3)
+    ups, downs = rows.y.nonzero()[:, 0], (~rows.y).nonzero()[:, 0]
+    for n, silent in (
+        (18, {"recall at FPR 0.1 %", "recall at FPR 1 %", "recall at FPR 5 %", "partial auroc (FPR <= 5 %)"}),
+        (19, {"recall at FPR 0.1 %", "recall at FPR 1 %"}),
+        (99, {"recall at FPR 0.1 %"}),
+    ):
+        found = measure(probe.at(0), rows.part(torch.cat([ups, downs[:n]])).at(0), draws=20)
+        assert set(found.config["left_out"]) == silent
+        assert set(found.table[found.table["value"].isna()]["measure"]) == silent
+        assert found.config["left_out"]["recall at FPR 0.1 %"] == f"needs at least 999 negative rows, and there are {n}"
+    few = measure(probe.at(0), rows.part(torch.cat([ups[:5], downs])).at(0), draws=20)
+    assert "needs at least 19 positive rows" in few.config["left_out"]["FPR at recall 95 %"]
 
 
 def test_rows_of_one_group_make_the_interval_as_wide_as_they_depend_on_each_other(probe):

@@ -192,7 +192,7 @@ def test_the_span_is_of_layers_that_halve_it():
     assert cells(fitted) == (*said, "20")
     assert cells(random)[2:] == ("none of 6 layers", "none of 6 layers", "–")
     (one,) = spans({"layers": {"arms": [row("one_layer", "", 4.0, 0, 0.1)]}}, NONE, 1.0)
-    assert cells(one)[1:3] == ("4", "1 of 1 layers, 4")
+    assert cells(one)[1:3] == ("4", "1 of 1 layer, 4")
     (one,) = spans({"layers": {"arms": [row("one_layer", "", 4.0, 0, 0.1)]}}, row("none", "", None, 0), 1.0)
     assert cells(one)[2] == "nothing to break"
     assert list(spans({}, NONE, 1.0)) == []  # a report from before there were spans

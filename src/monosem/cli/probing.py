@@ -145,7 +145,10 @@ def evaluate(
     sites = [str(one) for one in place.sites]
     rows = _rows(model, given, positive, sites, str(place.position), probe, asked.quiet)
     found = probes.measure(probe, rows, prevalence=prevalence, seed=seed)
-    asked.give(found, found.table, f"{probe.kind} probe at {place}, {data}")
+    asked.give(found, found.table.dropna(subset="value"), f"{probe.kind} probe at {place}, {data}")
+    for name, why in found.config["left_out"].items():
+        if not asked.quiet:
+            notice(f"not said: {name} {why}")
 
 
 def monitor(

@@ -1,6 +1,7 @@
 """What a probe is worth on held-out rows: how it ranks, what it finds at few false alarms, whether its probabilities
 are true; each number with an interval over groups drawn again."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -116,6 +117,14 @@ RANKING: dict[str, Measure] = {
     "recall at FPR 5 %": recall_at(0.05),
     "FPR at recall 95 %": false_alarms_at(0.95),
 }
+# measures of a small share of one class (False: the negatives), and that share: below it there must be a row at least
+SHARES = {
+    "partial auroc (FPR <= 5 %)": (False, 0.05),
+    "recall at FPR 0.1 %": (False, 0.001),
+    "recall at FPR 1 %": (False, 0.01),
+    "recall at FPR 5 %": (False, 0.05),
+    "FPR at recall 95 %": (True, 0.05),
+}
 DECISIONS: dict[str, Measure] = {
     "balanced accuracy": balanced_accuracy,
     "recall": lambda said, y: float(said[y].mean()),
@@ -159,7 +168,8 @@ def measure(
     """Every measure of every place on rows that the probe has not seen.
 
     Ranking goes by scores, decisions by the probe's threshold (0 where none was set), probabilities by the calibrated
-    log-odds.
+    log-odds. Where a class has too few rows for the share that a measure is of (0.1 % of 18 negatives), it is NaN, and
+    `config["left_out"]` says how many are needed: as many as a threshold for that share needs (`with_threshold`).
 
     Args:
         draws: of the bootstrap: groups are drawn again, with all their rows.
@@ -174,16 +184,30 @@ def measure(
     y, given = rows.y.numpy(), (probes.score(rows), probes.fires(rows), probes.probability(rows))
     decisions = DECISIONS | ({} if prevalence is None else {f"precision at {prevalence:.2%}": precision_at(prevalence)})
     chosen = drawn_groups(rows, draws, seed)
-    table, curves = [], {}
+    left_out, table, curves = too_few(y), [], {}
     for number, place in enumerate(map(str, probes.places)):
         for values, measures in zip(given, (RANKING, decisions, PROBABILITIES)):
             f = values[number].numpy()
             for name, function in measures.items():
+                if name in left_out:
+                    table.append((place, name, np.nan, np.nan, np.nan))
+                    continue
                 low, high = np.nanquantile([function(f[i], y[i]) for i in chosen], PERCENTILES)
                 table.append((place, name, function(f, y), float(low), float(high)))
         curves[place] = bins(given[2][number].numpy(), y)
     frame = pd.DataFrame(table, columns=["place", "measure", "value", "low", "high"])
-    return Measures(frame, {"rows": rows.named, "groups": len(rows.group_keys)}, curves)
+    about = {"rows": rows.named, "groups": len(rows.group_keys), "left_out": left_out}
+    return Measures(frame, about, curves)
+
+
+def too_few(y: Array) -> dict[str, str]:
+    """The measures that these labels are too few for, and why."""
+    found = {}
+    for name, (positive, share) in SHARES.items():
+        n, fewest = int((y == positive).sum()), math.ceil(1 / share - 1 - 1e-9)
+        if n < fewest:
+            found[name] = f"needs at least {fewest} {'positive' if positive else 'negative'} rows, and there are {n}"
+    return found
 
 
 def drawn_groups(rows: Rows, draws: int, seed: int) -> list[Array]:

@@ -90,7 +90,7 @@ def words(one: Mapping[str, Any]) -> str:
 
 def _range(layers: Sequence[int], of: int) -> str:
     ends = f", {layers[0]}" if len(layers) == 1 else f", {layers[0]} to {layers[-1]}" if layers else ""
-    return f"{len(layers) or 'none'} of {of} layers{ends}"
+    return f"{len(layers) or 'none'} of {of} layer{'' if of == 1 else 's'}{ends}"
 
 
 def cells(one: Mapping[str, Any]) -> tuple[str, ...]:
