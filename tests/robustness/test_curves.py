@@ -50,24 +50,42 @@ def test_a_control_that_does_as_much_takes_the_verdict_away():
     assert not found["breaks"]
 
 
-def test_a_control_has_the_strength_that_the_budget_allows_it():
-    """As of a subspace: two fitted directions cost 0.6 nats, and one of shuffled labels breaks the whole model."""
+def test_a_control_is_taken_at_the_strength_of_nearest_price():
+    """As of a subspace: at one number of directions prices differ by far."""
     rows = [NONE, row("ablation", "", 1, 12, 0.3), row("ablation", "", 2, 0, 0.6), row("ablation", "", 4, 0, 3.0)]
-    dear = [row("ablation", "shuffled labels", k, 0, 1.2 * k) for k in (1, 2, 4)]
+    dear = [row("ablation", "shuffled labels", k, 0, 2.5 * k) for k in (1, 2, 4)]
     cheap = [row("ablation", "random 1", k, 20 - 2 * k, 0.2 * k) for k in (1, 2, 4)]
     found = said([*rows, *dear, *cheap])
     assert found["strength"] == 2
-    assert found["breaks"]
     assert found["words"] == (
-        "breaks it: at most 16 % is left; its control (shuffled labels) is over the budget at every strength"
+        "breaks it: at most 16 % is left; not shown to be more than any change would, as its control (shuffled labels) "
+        "costs over 2 times as much KL"
     )
+    assert (found["breaks"], found["compared"]) == (True, False)
     assert {name: one["strength"] for name, one in found["controls"].items()} == {"shuffled labels": 1, "random 1": 4}
-    assert [one["over_budget"] for one in found["controls"].values()] == [True, False]
-    as_strong = [row("ablation", "random 1", k, 5 - k, 0.2 * k) for k in (1, 2, 4)]
-    assert said([*rows, *dear, *as_strong])["words"] == "no more than its control (random 1) does"
-    alone = said([*rows, *dear])
-    assert alone["words"] == "no control is within the budget, so it is not known to do more than any change would"
-    assert not alone["breaks"]
+    assert [one["dear"] for one in found["controls"].values()] == [True, False]
+
+
+def test_a_control_just_over_the_budget_still_counts():
+    rows = [NONE, row("ablation", "", 1, 14, 0.1), row("ablation", "", 2, 0, 0.95)]
+    control = [row("ablation", "random 1", 1, 20, 0.11), row("ablation", "random 1", 2, 0, 1.01)]
+    found = said([*rows, *control])
+    assert found["words"] == "no more than its control (random 1) does"
+    assert found["as_controls"]
+    assert found["controls"]["random 1"]["strength"] == 2
+
+
+def test_loops_are_no_break():
+    """Nothing is left of the behaviour, and little of the answers."""
+    arm = row("ablation", "", 1.0, 0, 0.1)
+    for loops, breaks in ((4, True), (5, False), (12, False)):
+        lines = [{"shown": False, "success": i >= loops} for i in range(20)]
+        broken = arm | {"rows": lines, "success": rate([line["success"] for line in lines])}
+        found = said([NONE, broken, row("ablation", "random 1", 1.0, 20, 0.1)])
+        assert found["breaks"] == breaks
+        if not breaks:
+            assert found["words"] == f"weakens it: little is left, but {loops} of 20 responses are empty or loops"
+            assert not found["sure"]
 
 
 def test_few_prompts_cannot_show_much():

@@ -117,6 +117,10 @@ def headlines(results: Mapping[str, Any]) -> list[str]:
             [f"broken by {', '.join(seen)} on these prompts, though more may be left than they show"] if seen else []
         )
         what = "; ".join(found) or "broken by no attack that was tried"
+        if bare := [_title(one) for one in mine if one["breaks"] and not one["compared"]]:
+            what += f"; under {', '.join(bare)} any change may do as much, for a control costs much more"
+        if level := [_title(one) for one in mine if one["as_controls"]]:
+            what += f"; under {', '.join(level)} little is left, but no less than under a control"
         if lost := [_title(one) for one in mine if one["lost"]]:
             what += f"; its responses lose the thread under {', '.join(lost)}"
         if base["low"] < 0.5:
@@ -195,7 +199,7 @@ def _verdict(one: Mapping[str, Any]) -> dict[str, Any]:
                 "p": _p(one["p_controls"][name]),
                 "kl": number(control["kl"], 2),
                 "idle": control["idle"],
-                "over": control["over_budget"],
+                "dear": control["dear"],
             }
             for name, control in one["controls"].items()
         ],
@@ -208,7 +212,7 @@ def _verdict(one: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _another(strength: float | None, attack: float | None) -> str:
-    """The strength of a control, where the budget allows it another than the attack's."""
+    """The strength of a control, where it is another than the attack's."""
     return "" if strength == attack or strength is None else f" at {strength:g}"
 
 
