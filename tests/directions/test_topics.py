@@ -10,7 +10,9 @@ from test_fitting import by_hand, wild_model
 from monosem.activations import SkipRule
 from monosem.data import PromptPairs
 from monosem.directions import Direction, Directions, reading
-from monosem.directions.topics import Topics, topics_of
+from monosem.directions.topics import Topics, detected, doubts, topics_of
+from monosem.errors import BadInput
+from monosem.statistics import auroc_interval
 from tiny_latents import MODEL, NEGATIVE, POSITIVE
 
 GROUPS = ["abc"[i % 3] for i in range(len(POSITIVE))]
@@ -39,6 +41,8 @@ def test_cosines_and_aurocs_are_those_of_each_topics_prompts(monkeypatch):
     assert found["topic_halves"] == pytest.approx(sum(cosine(*halves[n]) for n in "abc") / 3, abs=1e-4)
     crossed = [cosine(x, y) for a, b in combinations("abc", 2) for x in halves[a] for y in halves[b]]
     assert found["transfer_halves"] == pytest.approx(sum(crossed) / len(crossed), abs=1e-4)
+    roots = [(cosine(*halves[a]) * cosine(*halves[b])) ** 0.5 for a, b in combinations("abc", 2)]
+    assert found["transfer_shared"] == pytest.approx(sum(crossed) / 4 / sum(roots), abs=1e-3)
     areas = {}
     for a, b in permutations("abc", 2):
         scores = torch.cat([side[of[b]] @ one[a] for side in sides])
@@ -53,12 +57,13 @@ def test_cosines_and_aurocs_are_those_of_each_topics_prompts(monkeypatch):
 
 
 def planted(axes, n=16, noise=1.0, seed=0):
-    """Pairs' differences of topics, each along an axis of its own, in noise."""
+    """Pairs' differences of topics, each along an axis of its own, in noise (one for all, or each its own)."""
     draw = torch.Generator().manual_seed(seed)
     names = [f"topic {i}" for i in range(len(axes))]
     topics = Topics.of(names, 1, axes.shape[1])
-    for name, axis in zip(names, axes):
-        rows = axis + noise * torch.randn(n, axes.shape[1], generator=draw).double()
+    noises = [noise] * len(axes) if isinstance(noise, float) else noise
+    for name, axis, loud in zip(names, axes, noises):
+        rows = axis + loud * torch.randn(n, axes.shape[1], generator=draw).double()
         topics.take([name] * n, rows[None])
     return topics.cosines()[0]
 
@@ -82,6 +87,45 @@ def test_chance_holds_its_level():
         for seed in range(60)
     ]
     assert sum(above) <= 9  # 3 are expected; more than 9 have a probability of 0.001
+
+
+def test_topics_that_share_half_of_a_direction_are_told_from_loud_ones():
+    eye = torch.eye(40).double()
+    crossed = torch.stack([8 * eye[0] + 8 * eye[i] for i in (1, 2, 3)])  # true cosine 0.5
+    found = planted(crossed, noise=2.0)
+    assert found["transfer_shared"] == pytest.approx(0.5, abs=0.1)
+    assert found["p_one_direction"] == pytest.approx(1 / 1001)
+    (doubt,) = doubts({"here": found, "there": planted(8 * eye[[0, 0, 0]])})
+    assert doubt == (
+        f"at 1 of 2 places topics share less than half of a direction; at here halves of two topics have cosine "
+        f"{found['transfer_halves']:.2f}, two halves of one {found['topic_halves']:.2f} (p 0.001)"
+    )
+    loud = [planted(eye[[0, 0, 0]], noise=[0.2, 0.6, 1.2], seed=seed) for seed in range(10)]  # one direction
+    assert sum(one["p_one_direction"] <= 0.05 for one in loud) <= 3  # 0.5 are expected; more than 3: 0.001
+    assert not doubts({"silent": found | {"transfer_shared": 0.75}})
+    assert not doubts({"no halves agree": found | {"transfer_shared": None}})
+
+
+def test_groups_are_numbers_or_names_and_the_worst_is_named_where_there_is_one():
+    numbers = PromptPairs(POSITIVE, NEGATIVE, groups=torch.tensor(["abc".index(group) for group in GROUPS]))
+    found, named = (Directions.fit(MODEL, pairs, SITE)[0].provenance for pairs in (numbers, PAIRS))
+    assert found["topics"]["names"] == ["0", "1", "2"]
+    assert found["topics"]["cosine"] == named["topics"]["cosine"]
+    letters = str.maketrans("abc", "012")
+    assert found["transfer_between"] == named["transfer_between"].translate(letters)
+    assert found["worst_group"] == named["worst_group"].translate(letters)
+    for wrong in (["a"], {"a"}, float("nan")):
+        with pytest.raises(BadInput, match="cannot be a group"):
+            PromptPairs(POSITIVE, NEGATIVE, groups=[wrong] * len(POSITIVE))
+    groups, up = [1, 1, 1, 1, 2, 2, 2, 2], torch.arange(8.0).expand(2, 1, 8)
+    (all_same,) = detected([1, 2], groups, up + 10, up)
+    assert all_same["transfer_auroc_of"] == ""
+    assert (all_same["transfer_auroc_least_low"], all_same["transfer_auroc_least_high"]) == (
+        pytest.approx(auroc_interval(torch.arange(4.0) + 9, torch.arange(4.0)).low),
+        1.0,
+    )
+    (one,) = detected([1, 2], groups, torch.stack([up[0] + 10, up[0]]), up)
+    assert one["transfer_auroc_of"] == "2 to 1"
 
 
 def test_one_wild_token_makes_no_topic_of_its_own():

@@ -3,7 +3,7 @@
 import random
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Self
@@ -16,12 +16,13 @@ class PromptPairs:
     """Positive and negative prompts; with `paired`, the i-th of one side belongs to the i-th of the other.
 
     Attributes:
-        groups: the group of each pair (its style, topic, author, ...), so that whole groups can be held out.
+        groups: the group of each pair (its style, topic, author, ...; a name, a number), so that whole groups can be
+            held out.
         prefilter: where a prefilter chose them, by which tokens, and how many of each side it dropped.
 
     Raises:
         BadInput: a side that is empty or not a list of strings, a blank prompt, (paired) sides of different length, or
-            groups that are not one for each pair.
+            groups that are not one for each pair, or that cannot be compared (lists, NaN).
 
     A prompt that occurs twice on a side, or on both sides, gives a warning: it weighs double, or cancels.
     """
@@ -29,7 +30,7 @@ class PromptPairs:
     positive: Sequence[str]
     negative: Sequence[str]
     paired: bool = True
-    groups: Sequence[str] | None = None
+    groups: Sequence[Hashable] | None = None
     prefilter: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -42,7 +43,7 @@ class PromptPairs:
         if self.groups is not None:
             if not self.paired or isinstance(self.groups, str) or len(self.groups) != n:
                 raise BadInput(f"groups are one name for each of the {n} pairs (paired=True)")
-            object.__setattr__(self, "groups", tuple(self.groups))
+            object.__setattr__(self, "groups", _names(self.groups))
         both = set(self.positive) & set(self.negative)
         if both:
             warnings.warn(f"{len(both)} prompts stand on both sides, e.g. {min(both)!r}", stacklevel=3)
@@ -99,7 +100,16 @@ class PromptPairs:
         return type(self)(*sides, self.paired, groups, self.prefilter)
 
 
-def _groups_drawn(groups: Sequence[str], share: float, rng: random.Random) -> set[str]:
+def _names(groups: Any) -> tuple[Hashable, ...]:
+    """The groups, of an array or a tensor its numbers."""
+    names = tuple(groups.tolist() if hasattr(groups, "tolist") else groups)
+    for name in names:
+        if not isinstance(name, Hashable) or name != name:
+            raise BadInput(f"{name!r} cannot be a group: groups are names or numbers, one for each pair")
+    return names
+
+
+def _groups_drawn(groups: Sequence[Hashable], share: float, rng: random.Random) -> set[Hashable]:
     """Groups in random order until they hold as near to `share` of the pairs as they come; one is left at least."""
     sizes = Counter(groups)
     order = rng.sample(list(sizes), len(sizes))

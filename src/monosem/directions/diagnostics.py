@@ -1,6 +1,6 @@
 """How far a direction is to be trusted: what resampled, relabelled and held-out prompts say, and where it lies."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -180,7 +180,7 @@ def silhouette(up: Float[Tensor, "n"], down: Float[Tensor, "m"]) -> float:
 
 
 def apart(
-    up: Float[Tensor, "place n"], down: Float[Tensor, "place m"], groups: Sequence[str] | None
+    up: Float[Tensor, "place n"], down: Float[Tensor, "place m"], groups: Sequence[Hashable] | None
 ) -> list[dict[str, float | str]]:
     """How well scores of prompts that the direction has not seen tell the classes apart at each place, and in which
     group worst."""
@@ -196,7 +196,7 @@ def apart(
         for number, one in enumerate(found):
             worst = min(range(len(names)), key=lambda group: areas[group][number][0])
             value, low, _ = areas[worst][number]
-            one |= {"worst_group": names[worst], "worst_auroc": value, "worst_low": low}
+            one |= {"worst_group": str(names[worst]), "worst_auroc": value, "worst_low": low}
     return found
 
 

@@ -20,12 +20,12 @@ from ..lenses import vectors
 from ..models import Layers, Model, Site, SiteLike
 from ..plots import Figure, by_layer, lines
 from ..results import Result, plain
+from . import topics
 from .direction import Direction
 from .fitting import fitted
 from .formats import read_any, write_any
 from .layers import same_stream
 from .reading import Reader, sites_of
-from .topics import in_words
 
 TOKENS = 5  # that a direction promotes, in the table
 # of one fit, and in the config
@@ -178,7 +178,7 @@ class Directions(Result):
     def across_topics(self) -> str:
         """What the best place says of topics, in words: whether each gives the same direction. "" without groups."""
         best = self.best
-        said = in_words(best.provenance)
+        said = topics.in_words(best.provenance)
         return f"{best.site} {best.position}, {said}" if said else ""
 
     @property
@@ -214,9 +214,7 @@ class Directions(Result):
         if unsteady:
             many = f"at {len(unsteady)} of {len(self)} places"
             lines.append(f"{many} two halves agree no better than halves of equal classes would by chance")
-        if apart := [one for one in self if _below_chance(one.provenance, "transfer", "chance_transfer")]:
-            many = f"at {len(apart)} of {len(self)} places"
-            lines.append(f"{many} the directions of two topics agree no better than they would by chance")
+        lines += topics.doubts({f"{one.site} {one.position}": one.provenance for one in self})
         if len(self) > 1 and "held_out_auroc" in self[0].provenance:
             lines.append("the best place was chosen by the prompts that scored it: judge it on others (held_out=)")
         if about.get("refused"):
@@ -295,8 +293,8 @@ def _is_column(key: str, value: Any) -> bool:
     )
 
 
-def _below_chance(numbers: dict[str, Any], what: str = "stability", by: str = "chance_stability") -> bool:
-    stable, chance = (numbers.get(name, math.nan) for name in (what, by))
+def _below_chance(numbers: dict[str, Any]) -> bool:
+    stable, chance = (numbers.get(name, math.nan) for name in ("stability", "chance_stability"))
     return bool(stable <= chance)
 
 
