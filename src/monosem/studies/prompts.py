@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
@@ -111,7 +111,7 @@ def split(pairs: PromptPairs, seed: int) -> Split:
     return Split(kept.take(searched), held_out, kept.take(known) if known else None)
 
 
-def _within_styles(styles: Sequence[str], rng: random.Random) -> tuple[list[int], list[int]]:
+def _within_styles(styles: Sequence[Hashable], rng: random.Random) -> tuple[list[int], list[int]]:
     """(searched, known) pairs: the same share of every style."""
     known: list[int] = []
     for style in dict.fromkeys(styles):
