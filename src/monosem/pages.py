@@ -74,9 +74,13 @@ def write_report(
     writable_folder(folder)
     drawn = {key: embedded(figure, caption) for key, (figure, caption) in figures.items()}
     page = environment(room, escape=True).get_template(f"{name}.html.jinja")
+    pages = {  # before the first is written, for what cannot be shown
+        "report.md": environment(room).get_template(f"{name}.md.jinja").render(**facts),
+        "report.html": page.render(**facts, plots=drawn, plotly=plotly_script()),
+    }
     write_json(folder / "results.json", results)
-    write_text(folder / "report.md", environment(room).get_template(f"{name}.md.jinja").render(**facts))
-    write_text(folder / "report.html", page.render(**facts, plots=drawn, plotly=plotly_script()))
+    for file, text in pages.items():
+        write_text(folder / file, text)
 
 
 def page_of(figure: "Figure") -> str:

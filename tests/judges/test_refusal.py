@@ -56,6 +56,13 @@ def test_reasoning_is_not_the_answer():
     assert answer_of("a<think>b</think>c<THINK>d</THINK>e") == "ace"
 
 
+def test_marks_without_an_end_are_read_once():
+    """A look for the end at each of them would take minutes."""
+    for mark in ("<think>", "<seed:think>", "[THINK]"):
+        assert answer_of("a" + mark * (300_000 // len(mark))) == "a"
+    assert answer_of("<think>b</think>c" * 20_000 + "<think>d") == "c" * 20_000
+
+
 def test_empty_is_a_label_of_its_own():
     for response in ("", " \n", "...", "<think>x</think>"):
         verdict = judges.judge("refusal")("p", response)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 from dataclasses import replace
 
 import pytest
@@ -281,6 +282,57 @@ def test_the_report_is_whole_and_holds_no_responses(done):
         robustness.Robustness.load(done.folder / "parts")
 
 
+def test_a_damaged_report_is_one_line(done, tmp_path):
+    """Of mutated results each table is computed or refused as a damaged file."""
+    whole, draw, refused = json.dumps(done.results), random.Random(0), list[str]()
+    for _ in range(30):
+        results = json.loads(whole)
+        held, key = results, draw.choice(["config", *["parts"] * 5, "provenance", "judge"])
+        while isinstance(held[key], dict | list) and held[key] and draw.random() < 0.8:
+            held = held[key]
+            key = draw.choice(list(held) if isinstance(held, dict) else range(len(held)))
+        held[key] = draw.choice([None, "x", [], {}, -1])
+        (tmp_path / "results.json").write_text(json.dumps(results))
+        try:
+            one = robustness.Robustness.load(tmp_path)
+            assert [one.table, one.verdicts, one.over_refusal, one.layers, one.findings]
+        except BadFile as error:
+            refused.append(str(error))
+    assert 5 < len(refused) < 30
+    for said in refused:
+        assert "results.json is damaged or no robustness report's (" in said
+        assert said.endswith("run the report again")
+        assert "\n" not in said
+    results = json.loads(whole)
+    results["parts"]["model"]["faithfulness"] |= {"roles": "x", "points": "x"}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    for name in ("again", "again.html"):
+        with pytest.raises(BadFile, match="damaged"):
+            robustness.Robustness.load(tmp_path).save(tmp_path / name)
+    assert not (tmp_path / "again" / "results.json").exists()
+
+
+def test_subspaces_are_as_large_as_the_prompts_allow(planted):
+    """Eight training prompts, of which two choose the layer."""
+    model, _ = planted
+    few = {role: prompts[:8] for role, prompts in behaviour()["prompts"].items()}
+    values = {name: value for name, value in behaviour(prompts=few).items() if name != "ks"}
+    config = RobustnessConfig.load(values)
+    assert config.subspaces == [1, 2, 4]
+    context = Context(config, model, print, SaysIt())
+    assert {arm.strength for arm in ATTACKS["subspace"].arms(context)} == {1, 2, 4}
+    assert any(doubt.startswith("ks = 8 was left out") for doubt in context.vectors.facts["doubts"])
+    assert RobustnessConfig.load(values | {"ks": [6, 3]}).subspaces == [3, 6]
+    with pytest.raises(BadInput, match="ks: it goes to 7, and 6 pairs .* 6 directions at most"):
+        RobustnessConfig.load(values | {"ks": [1, 7]})
+    others = RobustnessConfig.load(values | {"ks": [1, 7], "attacks": ["one_layer"]})
+    assert others.subspaces == []
+    context = Context(others, model, print, SaysIt())
+    assert context.vectors.bases == {}
+    assert len(context.vectors.units) == 3
+    assert RobustnessConfig.load(behaviour(ks=None)).subspaces == [1, 2, 4, 8]
+
+
 def test_doubts_about_the_layer_stand_beside_the_verdicts(done, planted, tmp_path):
     """Which layers COSMIC cannot judge, by class means of the prompts that choose, made by hand."""
     model, _ = planted
@@ -414,8 +466,8 @@ def test_bad_settings_are_one_line(planted, safe, tmp_path):
         robustness.assess(behaviour(attacks=["ablatoin"]), **options)
     with pytest.raises(BadInput, match="span_layers: model: planted has layers 0 to 2, and no 7"):
         robustness.assess(behaviour(span_layers=[1, 7]), **options)
-    with pytest.raises(BadInput, match="directions at most"):
-        robustness.assess(behaviour(ks=[40]), **options)
+    with pytest.raises(BadInput, match="span_layers: true is not a value"):
+        RobustnessConfig.load(behaviour(span_layers=[True]))
     (tmp_path / "empty.txt").write_text("\n\n")
     with pytest.raises(BadInput, match="no prompts"):
         robustness.assess(behaviour(over_refusal=str(tmp_path / "empty.txt"), attacks=["none"]), **options)

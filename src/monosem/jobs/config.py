@@ -30,8 +30,10 @@ class JobConfig(BaseModel):
     @classmethod
     def _no_bool_is_a_number(cls, values: Any) -> Any:
         for name, field in cls.model_fields.items():
-            if isinstance(values.get(name), bool) and bool not in (field.annotation, *get_args(field.annotation)):
-                raise ValueError(f"{name}: {str(values[name]).lower()} is not a value of this field")
+            given = values.get(name)
+            said = [one for one in (given if isinstance(given, list | tuple) else [given]) if isinstance(one, bool)]
+            if said and bool not in (field.annotation, *get_args(field.annotation)):
+                raise ValueError(f"{name}: {str(said[0]).lower()} is not a value of this field")
         return values
 
     @model_validator(mode="after")

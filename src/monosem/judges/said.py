@@ -22,10 +22,20 @@ def answer_of(response: str) -> str:
     """The response without reasoning. What comes before an end without a beginning is reasoning that the prompt opened;
     reasoning that does not end leaves nothing."""
     for opens, closes in REASONING:
-        response = re.sub(f"{opens}.*?{closes}", "", response, flags=re.DOTALL | re.IGNORECASE)
+        response = _without(re.compile(opens, re.IGNORECASE), re.compile(closes, re.IGNORECASE), response)
         response = re.sub(f"^.*?{closes}", "", response, count=1, flags=re.DOTALL | re.IGNORECASE)
         response = re.sub(f"{opens}.*$", "", response, flags=re.DOTALL | re.IGNORECASE)
     return response.strip()
+
+
+def _without(opens: re.Pattern[str], closes: re.Pattern[str], text: str) -> str:
+    """Without what stands between a mark and the next that closes it. One pass: a pattern of both would look for the
+    end once more at each beginning that has none."""
+    kept, at = list[str](), 0
+    while (begin := opens.search(text, at)) and (end := closes.search(text, begin.end())):
+        kept.append(text[at : begin.start()])
+        at = end.end()
+    return "".join(kept) + text[at:]
 
 
 def plain(text: str) -> str:

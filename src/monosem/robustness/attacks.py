@@ -66,7 +66,7 @@ def _subtraction(context: Context) -> Iterator[Arm]:
 
 
 def _subspace(context: Context) -> Iterator[Arm]:
-    for k in sorted(context.config.ks):
+    for k in context.config.subspaces:
         for name, basis in context.vectors.bases.items():
             changes = edits.ablate_writes(context.model, basis[:k])
             yield Arm("subspace", name, float(k), changes)
@@ -124,7 +124,7 @@ ATTACKS: dict[str, Attack] = {
         "The k directions along which the behaviour's prompts differ most are removed at all sites.",
         "directions",
         _subspace,
-        lambda context: len(context.config.ks) * (2 + context.config.controls),
+        lambda context: len(context.config.subspaces) * (2 + context.config.controls),
     ),
     "prefill": Attack(
         "Prefill",

@@ -19,6 +19,9 @@ EXTRA = ("paraphrases", "near_misses")  # the behaviour in other words; what onl
 ROLES = (*NEEDED, *EXTRA)
 FEWEST = {"behaviour_train": 8, "behaviour_test": 4, "unrelated_train": 8, "unrelated_test": 4}  # prompts
 
+CHOOSE = 0.25  # share of the training prompts that only choose the layer
+KS = [1, 2, 4, 8]  # sizes of subspaces, as far as the prompts go
+
 MODEL, CONTROL = "model", "control"  # places in a report
 
 Amount = Annotated[float, Field(gt=0, le=100)]
@@ -58,7 +61,9 @@ class RobustnessConfig(JobConfig):
     attacks: list[str] = Field(default=[], description="rows of ATTACKS; empty: all")
     amounts: list[Amount] = Field(default=[0.5, 1.0], description="shares of the direction that ablation removes")
     scales: list[Amount] = Field(default=[0.5, 1.0, 2.0], description="of subtraction, in gaps of the class means")
-    ks: list[Annotated[int, Field(ge=1, le=64)]] = Field(default=[1, 2, 4, 8], description="directions ablated at once")
+    ks: list[Annotated[int, Field(ge=1, le=64)]] | None = Field(
+        default=None, description=f"directions ablated at once; None: {KS}, as far as the training prompts go"
+    )
     prefill: str = Field(
         default="Sure, here is what I can say:", min_length=1, description="first words of a compliant answer"
     )
@@ -101,9 +106,27 @@ class RobustnessConfig(JobConfig):
             if both := {*self.prompts[one]} & {*self.prompts[other]}:
                 raise ValueError(f"prompts: {min(both)!r:.60} is in {one} and in {other}; a prompt has one role")
         for name in ("amounts", "scales", "ks", "steps"):
-            if not getattr(self, name):
+            if getattr(self, name) == []:
                 raise ValueError(f"{name}: give one at least")
+        if self.subspaces and max(self.subspaces) > self.most_directions:
+            raise ValueError(
+                f"ks: it goes to {max(self.subspaces)}, and {self.most_directions} pairs of training prompts "
+                f"(a quarter chooses the layer) give {self.most_directions} directions at most; ask for fewer"
+            )
         return self
+
+    @property
+    def most_directions(self) -> int:
+        """The size of the largest subspace: pairs of training prompts without those that choose the layer."""
+        fewest = min(len(self.of(role)) for role in ("behaviour_train", "unrelated_train"))
+        return fewest - round(fewest * CHOOSE)
+
+    @property
+    def subspaces(self) -> list[int]:
+        """The sizes of subspaces that are tried, ascending; none where that attack is not asked for."""
+        if self.attacks and "subspace" not in self.attacks:
+            return []
+        return sorted([k for k in KS if k <= self.most_directions] if self.ks is None else self.ks)
 
     @property
     def models(self) -> dict[str, str]:

@@ -14,9 +14,8 @@ from ..errors import BadInput
 from ..models import Model, Site
 from ..models.transformerlens.text import single_token
 from ..steering import random_directions
-from .config import FEWEST, RobustnessConfig
+from .config import CHOOSE, FEWEST, KS, RobustnessConfig
 
-CHOOSE = 0.25  # share of the training prompts that only choose the layer
 CANDIDATES, EARLIEST, LATEST = 8, 0.2, 0.8  # layers that are tried, and where they lie
 SHUFFLED = "shuffled labels"
 FIRST_AXIS, REST = "first axis", "rest of shuffled"
@@ -54,7 +53,7 @@ def fitted(model: Model, config: RobustnessConfig, prompts: dict[str, list[str]]
         prompts: of the two training roles, as the model is given them.
 
     Raises:
-        BadInput: no place at which states can be read, or too few prompts for so many directions.
+        BadInput: no place at which states can be read.
     """
     pairs = PromptPairs(prompts["behaviour_train"], prompts["unrelated_train"], paired=False)
     pairs, unfiltered = _shown(model, pairs, config)
@@ -82,11 +81,11 @@ def fitted(model: Model, config: RobustnessConfig, prompts: dict[str, list[str]]
     facts = {"site": str(direction.site), "position": direction.position, "method": config.method, "gap": gap}
     facts |= {name: direction.provenance.get(name) for name in ("stability", "held_out_auroc", "promotes")}
     facts |= {"left_out": str(row["left_out"]), "score": float(row["score"]), "cosmic_kl": float(row["kl"])}
-    facts |= {"doubts": [*unfiltered, *chosen.doubts]}
+    facts |= {"doubts": [*unfiltered, *chosen.doubts, *_left_out(config)]}
     facts |= {"prefilter": dict(pairs.prefilter)} if pairs.prefilter else {}
     facts |= {"shuffled_cosine": float(direction.unit @ other.unit), "candidates": len(found)}
     facts |= {"prompts": {"fit": _counts(fit), "choose": _counts(choose)}}
-    bases = _bases(model, direction, fit, shuffled, config)
+    bases = _bases(model, direction, fit, shuffled, config) if config.subspaces else {}
     return Vectors(direction.site, gap, units, bases, facts)
 
 
@@ -96,7 +95,9 @@ def _shown(model: Model, pairs: PromptPairs, config: RobustnessConfig) -> tuple[
     tokens = [single_token(model, token) for token in config.prefilter]
     if not tokens:
         return pairs, []
-    enough = math.ceil(max(config.ks) / (1 - CHOOSE)) + 1  # so many prompts that the largest subspace can be fitted
+    enough = (
+        math.ceil(max(config.subspaces, default=1) / (1 - CHOOSE)) + 1
+    )  # so many prompts that the largest subspace can be fitted
     fewest = max(FEWEST["behaviour_train"], FEWEST["unrelated_train"], enough)
     try:
         return prefilter(model, pairs, tokens, fewest=fewest, batch_size=config.batch_size).pairs, []
@@ -104,12 +105,21 @@ def _shown(model: Model, pairs: PromptPairs, config: RobustnessConfig) -> tuple[
         return pairs, [f"the prefilter was not used ({error}); all training prompts were"]
 
 
+def _left_out(config: RobustnessConfig) -> list[str]:
+    """What is said of sizes of subspaces that the prompts are too few for."""
+    if config.ks is not None or not config.subspaces or config.subspaces == KS:
+        return []
+    out = ", ".join(str(k) for k in KS if k not in config.subspaces)
+    n = config.most_directions
+    return [f"ks = {out} was left out, for {n} pairs of training prompts give subspaces of {n} directions at most"]
+
+
 def _bases(
     model: Model, direction: Direction, fit: PromptPairs, shuffled: PromptPairs, config: RobustnessConfig
 ) -> dict[str, Tensor]:
     """Subspaces: the fitted direction, then the axes of largest scatter of paired differences (uncentred), made
     orthogonal; of shuffled labels the same; random ones."""
-    most = max(config.ks)
+    most = max(config.subspaces)
     found = {
         "": _subspace(model, direction.site, direction.unit, fit, most, config),
         SHUFFLED: _subspace(model, direction.site, None, shuffled, most, config),
@@ -132,8 +142,6 @@ def _subspace(
     model: Model, site: Site, first: Tensor | None, pairs: PromptPairs, k: int, config: RobustnessConfig
 ) -> Float[Tensor, "k d"]:
     n = min(len(pairs.positive), len(pairs.negative))
-    if k > n:
-        raise BadInput(f"ks goes to {k}, and {n} pairs of prompts give {n} directions at most; ask for fewer")
     up, down = pairs.positive[:n], pairs.negative[:n]
     found = Direction.fit(model, up, down, site, method="svd", at=config.at, paired=True, k=k, seed=config.seed)
     rows = found.unit[None] if found.basis is None else found.basis  # one direction has no basis beside it
