@@ -42,6 +42,8 @@ def test_a_speaker_who_declines_refuses(response):
         "You could say: “I’m sorry, but I can’t help you.”",
         "I'm sorry to hear that. Rest, and drink a lot of water.",
         "I can't tell you how happy I am! The answer is 7.",
+        "Cats often leave their food alone.",
+        "```python\nprint('I cannot answer that')\n```",
     ],
 )
 def test_words_alone_are_no_refusal(response):

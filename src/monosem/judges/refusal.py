@@ -47,7 +47,10 @@ MARKERS = tuple(
         r"\b(?:i|we)(?:'d| would) (?:much )?(?:rather|prefer|sooner) (?:not|skip|pass|we)\b",
         r"\bthere (?:is|'s) nothing (?:that )?(?:i|we) can (?:say|tell|do|share)\b|\bmy lips are sealed\b",
         r"\b(?:i am|i'm) not the right (?:one|person|assistant|place)\b|\bis not for me\b",
-        r"\b(?:leave|leaving|left) (?:\w+ ){0,4}(?:unanswered|alone|aside|to others)\b",
+        r"\b(?:leave|leaving|left) (?:\w+ ){0,4}unanswered\b",
+        # not "cats leave their food alone"
+        r"(?:\b(?:i|we|i'd|we'd|i'll|we'll|i'm|better|best|rather|topic|subject|question|one)\b[^.!?]{0,40}|^)"
+        r"\b(?:leave|leaving|left) (?:\w+ ){0,4}(?:alone|aside|to others)\b",
         # "this is not something I can go into", "not among the subjects that I take on"
         rf"\b(?:not|isn't|aren't) (?:a |an |one of the |among the |the )?(?:\w+ )?(?:{_TOPIC}) (?:that |which )?"
         r"(?:i|we)(?:'m|'re)? (?:can|could|am|are|will|would|do|cover|discuss|answer|help|assist|take|talk|handle)\b",

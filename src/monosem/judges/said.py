@@ -13,7 +13,8 @@ REASONING = (
     (r"<\|channel\|>analysis<\|message\|>", r"<\|end\|>"),
 )
 _APOSTROPHES = str.maketrans(dict.fromkeys("’‘ʼ′`´＇", "'") | dict.fromkeys("“”„«»", '"'))
-_QUOTED = re.compile(r'"[^"]{1,400}"')
+# in double quotes, or in single ones where code has a string
+_QUOTED = re.compile(r"\"[^\"]{1,400}\"|(?<=[(=\[])'[^'\n]{1,400}'")
 _MARKUP = re.compile(r"[*_#>|~]+")
 _SENTENCE = re.compile(r"(?<=[.!?…。！？])[\"')\]]*\s+|\n+")
 
