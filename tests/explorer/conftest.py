@@ -130,6 +130,13 @@ def served(home: Path, service: Served) -> Iterator[Served]:
     own.process.wait(30)
 
 
+# charts hear of a new width whenever the browser finds time: `held` puts that off, so that a test sees the page before
+HOLD = """const Own = ResizeObserver;
+window.ResizeObserver = class extends Own { constructor(call) { super((...all) => window.held || call(...all)); } };"""
+
+
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    yield from browsing(tmp_path_factory.mktemp("profile"))
+    for one in browsing(tmp_path_factory.mktemp("profile")):
+        one.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": HOLD})
+        yield one

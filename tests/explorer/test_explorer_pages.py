@@ -94,11 +94,23 @@ def accessible(browser):
         asked = "const [how, done] = arguments; axe.run(document, how).then(found => done(found.violations), done)"
         found = browser.execute_async_script(asked, only | {"resultTypes": ["violations"]})
         assert [(one["id"], one["nodes"][0]["html"]) for one in found] == [], theme
-    size = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    assert all(wide <= 390 for wide in widths(browser, 390))
+
+
+def widths(browser, width):
+    """How wide the page is on a phone before its charts have heard of it, and once they fit."""
+    fits = "return [...document.querySelectorAll('canvas')].every(one => one.clientWidth <= one.parentNode.clientWidth)"
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_script("window.held = true")
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    wide = browser.execute_script("return document.documentElement.scrollWidth")
+    wide = "return document.documentElement.scrollWidth"
+    before = browser.execute_script(wide)
+    browser.execute_script("window.held = false")
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size | {"width": width - 1})
+    until(browser, fits)
+    after = browser.execute_script(wide)
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-    assert wide <= 390
+    return before, after
 
 
 @pytest.mark.parametrize(
