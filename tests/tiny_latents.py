@@ -1,6 +1,8 @@
 """A tiny model with a random dictionary for it, and prompts that differ in one word."""
 
 import itertools
+import sqlite3
+from pathlib import Path
 
 import numpy as np
 
@@ -58,3 +60,15 @@ def documents(n: int = 30, seed: int = 0) -> list[Document]:
 
 
 STORE = TokenStore.build(MODEL, documents(), context=32)
+
+
+def of_first_schema(path: Path) -> None:
+    """Make an index what the first version wrote."""
+    tables = ("deciles", "uniform", "near", "silent", "coactive", "neurons", "token_set", "words")
+    columns = ("windows", "runs", "common", "entropy", "entropy_before", "before", "bigrams", "sets", "logits")
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE meta SET value = '1' WHERE key = 'schema'")
+        for table in tables:
+            connection.execute(f"DROP TABLE {table}")
+        for column in columns:
+            connection.execute(f"ALTER TABLE latent DROP COLUMN {column}")

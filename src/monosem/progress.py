@@ -69,8 +69,12 @@ class Meter:
             self.bar.update(self.task, completed=self.done, note=self._note(), eta=self._eta())
         elif not self.quiet and time.monotonic() - self.printed > EVERY_SECONDS:
             self.printed = time.monotonic()
-            of = f"/{self.total:,.0f}, ETA {self._eta()}" if self.total else ""
-            notice(f"{self.description}: {self.done:,.0f}{of} {self._note()}")
+            notice(f"{self.description}: {self.line()}")
+
+    def line(self) -> str:
+        """How far it is, what is left, and how fast it goes."""
+        of = f"/{self.total:,.0f}, ETA {self._eta()}" if self.total else ""
+        return f"{self.done:,.0f}{of} {self._note()}"
 
     def _eta(self) -> str:
         if self.total is None or (self.seconds_left is None and self.rate <= 0):

@@ -3,7 +3,6 @@
 import itertools
 import math
 import shutil
-import sqlite3
 from collections import Counter
 from dataclasses import replace
 
@@ -24,7 +23,7 @@ from monosem.latents.token_sets import PREDICATES, TokenSets, hypergeometric_p, 
 from monosem.statistics import benjamini_hochberg
 from tiny import model_of
 from tiny_dictionaries import tiny_dictionary
-from tiny_latents import MODEL, SAE, SITE, STORE, TOPK, WIDTH
+from tiny_latents import MODEL, SAE, SITE, STORE, TOPK, WIDTH, of_first_schema
 
 THRESHOLD = torch.full((WIDTH,), 0.4)
 JUMP = Dictionary(replace(SAE.parts, kind="jumprelu", tensors=replace(SAE.tensors, threshold=THRESHOLD)))
@@ -278,14 +277,7 @@ def test_an_index_of_the_first_schema_is_read_and_says_what_it_lacks(made, tmp_p
     index, *_ = made
     path = tmp_path / "old.sqlite"
     shutil.copy(index.path, path)
-    later = ("deciles", "uniform", "near", "silent", "coactive", "neurons", "token_set", "words")
-    columns = ("windows", "runs", "common", "entropy", "entropy_before", "before", "bigrams", "sets", "logits")
-    with sqlite3.connect(path) as connection:
-        connection.execute("UPDATE meta SET value = '1' WHERE key = 'schema'")
-        for table in later:
-            connection.execute(f"DROP TABLE {table}")
-        for column in columns:
-            connection.execute(f"ALTER TABLE latent DROP COLUMN {column}")
+    of_first_schema(path)
     old = Index(path, index.dictionary)
     latent = busy(index)[0]
     assert old.evidence(latent).as_text() == index.evidence(latent).as_text()

@@ -31,6 +31,10 @@ def explore(
         list[Path] | None,
         option("FILE", "A latent index to show in place of the one beside its dictionary. May be repeated."),
     ] = None,
+    text: Annotated[
+        list[Path] | None,
+        option("PATH", "Text of which the browser may have an index made: a file or folder. May be repeated."),
+    ] = None,
     browser: Annotated[
         bool, flag("Open it in the browser, or print the address alone.", "--browser/--no-browser")
     ] = True,
@@ -39,8 +43,9 @@ def explore(
     """See in the browser what every latent does.
 
     Prints an address on this machine and opens it. Pages of latents need no model; texts, steering, lenses, patching
-    and graphs load it when they are first asked for. A dictionary without an index shows what its weights say. The
-    address holds a token: nobody without it can use the server. Ctrl-C ends it.
+    and graphs load it when they are first asked for. A dictionary without an index shows what its weights say, until
+    one is made there, of a text that you choose. The address holds a token: nobody without it can use the server.
+    Ctrl-C ends it.
 
     Example: monosem explore smollm2/resid_post.15
     """
@@ -56,6 +61,7 @@ def explore(
         sweeps=sweep or (),
         dashboards=dashboards or (),
         indexes=index or (),
+        texts=text or (),
         open_browser=browser,
         quiet=quiet,
     )

@@ -341,7 +341,9 @@ def _counted(chunks: Iterator[Windows], meter: Meter) -> Iterator[Windows]:
 
 def _too_short(packing: Packing) -> BadInput:
     have, need = packing.dropped, packing.context
-    return BadInput(f"the documents have {have} tokens, too few for one window of {need}; use a smaller context")
+    return BadInput(
+        f"the documents have {have} tokens, too few for one window of {need}; give more text, or a smaller context"
+    )
 
 
 def _fingerprint(windows: Windows, context: int) -> str:

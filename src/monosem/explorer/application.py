@@ -27,7 +27,8 @@ from ..terminal import notice, one_line
 from .apart import apart
 from .asks import ASKS, parsed
 from .computed import COMPUTED, Computed, books
-from .guard import MOST_BYTES, TooLarge
+from .corpora import KIND, Chosen, Corpora, IndexOf
+from .guard import TooLarge
 from .library import MOST_ROWS, Library, family, made_of, relation
 from .modules import MODULES, PAGES, imports, module
 from .neuronpedia import Neuronpedia
@@ -37,6 +38,7 @@ from .sweeps import Sweeps
 from .work import started
 
 EVENT_SECONDS, BEAT_SECONDS = 0.05, 10.0
+TEXTS = "/api/texts"  # where a text is sent to
 
 
 class Explorer:
@@ -45,6 +47,7 @@ class Explorer:
     Args:
         reports: folders that are searched for reports (`report.html` in them or one level below).
         sweeps: folders of sweeps of latents. dashboards: files of other tools, as `latents.read_dashboards` takes them.
+        texts: files or folders of which indexes may be made.
     """
 
     def __init__(
@@ -54,10 +57,12 @@ class Explorer:
         reports: Sequence[Path] = (),
         sweeps: Sequence[Path] = (),
         dashboards: Sequence[Path] = (),
+        texts: Sequence[Path] = (),
     ):
         self.sweeps = Sweeps(sweeps, library)
         self.dashboards = [(str(path), read_dashboards(path).pages) for path in dashboards]
         self.library, self.notes, self.jobs = library, notes, Jobs()
+        self.corpora = Corpora(library, texts)
         self.computed = Computed(library, notes.path.parent / "computed")
         self.reports = {str(n): path for n, path in enumerate(found_reports(list(reports)))}
 
@@ -119,7 +124,7 @@ class Explorer:
     def home(self, request: Request) -> Any:
         reports = [{"number": number, "path": str(path)} for number, path in self.reports.items()]
         files = [{"number": n, "path": path, "latents": list(pages)} for n, (path, pages) in enumerate(self.dashboards)]
-        more = {"reports": reports, "sweeps": self.sweeps.about(), "files": files}
+        more = {"reports": reports, "sweeps": self.sweeps.about(), "files": files, "texts": self.corpora.about()}
         return {"version": __version__, **self.library.about(), **more}
 
     def file(self, request: Request) -> Any:
@@ -186,14 +191,25 @@ class Explorer:
     def notes_change(self, values: Any, request: Request) -> Any:
         return self.notes.change(parsed(Change, values))
 
+    def index_choose(self, values: Any, request: Request) -> Any:
+        ask = parsed(Chosen, values)
+        book = self.library.book(ask.dictionary)
+        book.use_made(ask.use == "made")
+        return book.about()
+
+    async def text(self, request: Request) -> Response:
+        return JSONResponse(await self.corpora.receive(request))
+
     def job_add(self, values: Any, request: Request) -> Any:
         kind = values.pop("kind", None) if isinstance(values, dict) else None
+        if kind == KIND:
+            return self.corpora.add(self.jobs, parsed(IndexOf, values)).about()
         if isinstance(kind, str) and kind in COMPUTED:
             wanted = parsed(COMPUTED[kind][0], values)
             title = f"{kind}: {', '.join(book.name for book in books(self.library, wanted))}"
             return self.jobs.add(kind, title, self.computed.work(kind, wanted)).about()
         if not isinstance(kind, str) or kind not in ASKS:
-            raise UnknownName(f"no kind of job {kind!r}; there are {', '.join([*ASKS, *COMPUTED])}")
+            raise UnknownName(f"no kind of job {kind!r}; there are {', '.join([*ASKS, *COMPUTED, KIND])}")
         ask: Any = parsed(ASKS[kind], values)
         book = self.library.book(ask.dictionary)
         if hasattr(ask, "latent"):
@@ -230,6 +246,7 @@ class Explorer:
         }
         post: dict[str, Callable[[Any, Request], Any]] = {
             "notes": self.notes_change,
+            "index": self.index_choose,
             "jobs": self.job_add,
             "jobs/{id}/cancel": self.job_cancel,
         }
@@ -237,6 +254,7 @@ class Explorer:
             *(Route(f"/{page}", self.shell) for page in ("", *PAGES)),
             *(Route(f"/api/{name}", data(handler), methods=["GET"]) for name, handler in get.items()),
             *(Route(f"/api/{name}", change(handler), methods=["POST"]) for name, handler in post.items()),
+            Route(TEXTS, self.text, methods=["POST"]),
             Route("/api/jobs/{id}/events", self.events),
             Route("/api/jobs/{id}/{name}", self.job_file),
             Route("/api/export", self.export),
@@ -277,7 +295,7 @@ def refused(request: Request, error: Exception) -> Response:
 
 
 def too_large(request: Request, error: Exception) -> Response:
-    return PlainTextResponse(f"a request has at most {MOST_BYTES:,} bytes, and comes in one go", status_code=413)
+    return PlainTextResponse(f"a request has at most {error.args[0]:,} bytes, and comes in one go", status_code=413)
 
 
 def fault(request: Request, error: Exception) -> Response:

@@ -35,7 +35,9 @@ def parsed(kind: type[Kind], values: Any) -> Kind:
         return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise BadInput(f"{'.'.join(map(str, first['loc'])) or 'the request'}: {first['msg']}") from error
+        raise BadInput(
+            f"{'.'.join(map(str, first['loc'])) or 'the request'}: {first['msg'].removeprefix('Value error, ')}"
+        ) from error
 
 
 class Dose(Ask):

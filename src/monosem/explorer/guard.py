@@ -2,7 +2,7 @@
 
 import asyncio
 import hmac
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import parse_qs, parse_qsl, urlencode
 
@@ -24,10 +24,11 @@ class Guard:
 
     Args:
         port: that the server listens at. policy: the Content-Security-Policy of pages.
+        larger: paths that take more than `MOST_BYTES` in a request's body -> how many.
     """
 
-    def __init__(self, app: Any, port: int, token: str, policy: str):
-        self.app, self.token, self.policy = app, token, policy
+    def __init__(self, app: Any, port: int, token: str, policy: str, larger: Mapping[str, int] | None = None):
+        self.app, self.token, self.policy, self.larger = app, token, policy, larger or {}
         self.hosts = {f"{name}:{port}".encode() for name in ("127.0.0.1", "localhost", "[::1]")}
         self.origins = {b"http://" + host for host in self.hosts}
         self.cookie = f"monosem-{port}"
@@ -49,7 +50,10 @@ class Guard:
         elif not self.known(headers):
             await answer(send, 403, "open the address with the token that `monosem explore` printed")
         else:
-            await self.app(scope, self.limited(receive), self.hardened(send))
+            await self.app(scope, self.limited(receive, self.most(scope)), self.hardened(send))
+
+    def most(self, scope: dict[str, Any]) -> int:
+        return self.larger.get(scope["path"], MOST_BYTES)
 
     def refusal(self, scope: dict[str, Any], headers: Headers) -> tuple[int, str] | None:
         """Status and words for a request that is refused whoever sends it."""
@@ -63,8 +67,8 @@ class Guard:
         if origin is None and scope["method"] not in SAFE and b"authorization" not in headers:
             return 403, "a change needs an Origin, or the token in the header Authorization"
         length = headers.get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > MOST_BYTES:
-            return 413, f"a request has at most {MOST_BYTES:,} bytes"
+        if not length.isdigit() or int(length) > self.most(scope):
+            return 413, f"a request has at most {self.most(scope):,} bytes"
         return None
 
     def welcome(self, scope: dict[str, Any]) -> str | None:
@@ -86,7 +90,7 @@ class Guard:
     def right(self, token: str) -> bool:
         return hmac.compare_digest(token.encode(), self.token.encode())
 
-    def limited(self, receive: Any) -> Any:
+    def limited(self, receive: Any, most: int) -> Any:
         """`receive`, within the limits of size and time; beyond them the client is as good as gone."""
         size = 0
 
@@ -95,12 +99,12 @@ class Guard:
             try:
                 message = await asyncio.wait_for(receive(), MOST_SECONDS if size >= 0 else None)
             except TimeoutError as error:
-                raise TooLarge from error
+                raise TooLarge(most) from error
             size += len(message.get("body", b""))
-            if size > MOST_BYTES:
-                raise TooLarge
+            if size > most:
+                raise TooLarge(most)
             if not message.get("more_body"):
-                size = -MOST_BYTES  # what comes now is the end of the connection, for which a stream waits long
+                size = -most  # what comes now is the end of the connection, for which a stream waits long
             return message
 
         return inner

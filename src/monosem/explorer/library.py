@@ -16,10 +16,12 @@ from torch import Tensor
 
 from ..dictionaries import Dictionary, latent_ids, one_site, shipped_dictionaries
 from ..directions import Direction, Directions
-from ..errors import BadFile, BadInput, Mismatch, MonosemError, check_name
-from ..latents import Index, index_of, meta_latents, neighbours, page, weight_statistics
+from ..errors import BadFile, BadInput, Mismatch, MonosemError, cause, check_name
+from ..latents import Index, meta_latents, neighbours, page, weight_statistics
+from ..latents.index import index_place
 from ..latents.maps import principal, unit_rows
 from ..models import Model
+from ..models.loading.embedded import cache_folder
 from ..terminal import one_line
 from .queue import Job
 
@@ -30,20 +32,71 @@ FAMILY = 5  # near latents in another dictionary
 
 
 class Book:
-    """A dictionary by its name; what is read from it stays."""
+    """A dictionary by its name; what is read from it stays, until its index is another file.
 
-    def __init__(self, name: str):
-        self.name = name
+    Args:
+        made: the folder of indexes that were made in the browser.
+    """
+
+    def __init__(self, name: str, made: Path):
+        self.name, self.made_folder = name, made
         self.own_index: Path | None = None  # in place of the one beside the dictionary
         self.lock = threading.RLock()  # SQLite's connection and cached properties are shared by many requests
+        self.read: object = None  # which file the index was read from
 
     @cached_property
     def dictionary(self) -> Dictionary:
         return one_site(self.name)
 
     @cached_property
+    def made(self) -> Path:
+        """The index that was made in the browser, or would be: of these weights, under whatever name."""
+        return self.made_folder / f"{self.dictionary.fingerprint}.sqlite"
+
+    @property
+    def unused(self) -> Path:
+        """The same, while the one beside the dictionary is used."""
+        return self.made.with_suffix(".unused")
+
+    def use_made(self, wanted: bool) -> None:
+        """Whether an index that was made in the browser stands in place of the one beside the dictionary.
+
+        Raises `BadInput` where there is none, or the folder cannot be written to.
+        """
+        old, new = (self.unused, self.made) if wanted else (self.made, self.unused)
+        try:
+            old.replace(new)
+        except FileNotFoundError as error:
+            raise BadInput(f"no other index of {self.name} was made here") from error
+        except OSError as error:
+            raise BadInput(f"cannot write into {self.made_folder}: {cause(error)}") from error
+
+    def take(self, place: Path) -> None:
+        """Show an index that was just made in the browser."""
+        self.own_index = None
+        for path in {self.made, self.unused} - {place}:
+            path.unlink(missing_ok=True)
+
+    @property
+    def index_file(self) -> tuple[str, Path] | None:
+        """Which index is shown: one that the command line named, one made in the browser, or the one beside."""
+        places = {"named": self.own_index, "made": self.made, "beside": index_place(self.dictionary)}
+        return next(((why, path) for why, path in places.items() if path and (path.exists() or why == "named")), None)
+
+    def look(self) -> None:
+        """Read the index again where it is another file than before, as after it was made."""
+        found = self.index_file
+        status = found[1].stat() if found and found[1].exists() else None
+        read = found, status and (status.st_ino, status.st_mtime_ns, status.st_size)
+        if read != self.read:
+            for name in ("index", "broken_index", "table"):
+                self.__dict__.pop(name, None)
+            self.read = read
+
+    @cached_property
     def index(self) -> Index | None:
-        return index_of(self.dictionary) if self.own_index is None else Index(self.own_index, self.dictionary)
+        found = self.index_file
+        return None if found is None else Index(found[1], self.dictionary)
 
     @cached_property
     def broken_index(self) -> str | None:
@@ -56,18 +109,20 @@ class Book:
 
     @property
     def usable(self) -> Index | None:
-        return None if self.broken_index else self.index
+        with self.lock:
+            self.look()
+            return None if self.broken_index else self.index
 
     @cached_property
     def table(self) -> pd.DataFrame:
         """One row a latent: what the index says, and what the weights say."""
-        weights = weight_statistics(self.dictionary).table
-        if self.usable is None:
+        weights, index = weight_statistics(self.dictionary).table, self.index
+        if self.broken_index or index is None:
             return weights
-        table = self.usable.table.merge(weights, on="latent")
+        table = index.table.merge(weights, on="latent")
         table.insert(3, "log10_density", np.log10(table["density"].where(table["density"] > 0)))
-        if self.usable.explanations is not None:
-            table["explained"] = table["latent"].isin(list(self.usable.explanations.all)).astype(float)
+        if index.explanations is not None:
+            table["explained"] = table["latent"].isin(list(index.explanations.all)).astype(float)
         return table
 
     @cached_property
@@ -94,6 +149,9 @@ class Book:
                     "tokens": None if index is None else int(index.meta["tokens"]),
                     "dead": None if index is None else int((index.table["count"] == 0).sum()),
                     "corpus": None if index is None else str(index.meta.get("corpus", "")),
+                    "index": None if self.index_file is None else self.index_file[0],
+                    "made": self.made.exists() or self.unused.exists(),
+                    "beside": (beside := index_place(own)) is not None and beside.exists(),
                     "labels": 0 if index is None or index.explanations is None else len(index.explanations.all),
                     "index_error": self.broken_index,
                 }
@@ -108,21 +166,21 @@ class Book:
     def columns(self) -> dict[str, Any]:
         """The whole table for the browser: each column as the base64 of little-endian float32, NaN where none."""
         with self.lock:
-            table = self.table
+            indexed, table = self.usable is not None, self.table
             packed = {
                 name: base64.b64encode(table[name].to_numpy(dtype="<f4").tobytes()).decode()
                 for name in table.columns
                 if name != "latent"
             }
-            return {"width": len(table), "columns": packed, "indexed": self.usable is not None}
+            return {"width": len(table), "columns": packed, "indexed": indexed}
 
     def rows(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
         """What a table says of some latents in words: the label, or what it fires on; and what it promotes."""
         with self.lock:
             latent_ids(numbers, self.dictionary.width)  # raises for one that does not exist
-            if self.usable is None:
+            if (index := self.usable) is None:
                 return [{"latent": number} for number in numbers]
-            words, labels = self.usable.words_of(numbers), self.usable.explanations
+            words, labels = index.words_of(numbers), index.explanations
             named = {} if labels is None else labels.all
             return [
                 {
@@ -135,9 +193,9 @@ class Book:
 
     def search(self, words: str, n: int) -> list[dict[str, Any]]:
         with self.lock:
-            if self.usable is None:
+            if (index := self.usable) is None:
                 raise BadInput(f"words are searched in an index: monosem latents index {self.name} --text PATH")
-            found = self.usable.search(words, n=n)[["latent", "score", "matched"]]
+            found = index.search(words, n=n)[["latent", "score", "matched"]]
             return [{str(name): value for name, value in row.items()} for row in found.to_dict(orient="records")]
 
     def map(self) -> dict[str, Any]:
@@ -165,7 +223,8 @@ def weights_of(book: Book, latent: int) -> tuple[Tensor, Tensor]:
 
 def words_of(book: Book, latent: int) -> dict[str, list[str]]:
     with book.lock:
-        return {"fires_on": [], "promotes": []} if book.usable is None else book.usable.words_of([latent])[latent]
+        index = book.usable
+        return {"fires_on": [], "promotes": []} if index is None else index.words_of([latent])[latent]
 
 
 def space(book: Book) -> tuple[str, int]:
@@ -225,6 +284,7 @@ class Library:
         model: another model than the dictionaries' own.
         directions: files of directions, or folders of such.
         indexes: files of latent indexes, shown in place of what lies beside the dictionaries of their weights.
+        made: the folder of indexes that were made in the browser; by default in the user's cache.
     """
 
     def __init__(
@@ -233,10 +293,12 @@ class Library:
         model: str | Model | None = None,
         directions: Sequence[Path] = (),
         indexes: Sequence[Path] = (),
+        made: Path | None = None,
     ):
         self.first = list(names)
         self.directions = read_directions(directions)
-        self.books = {name: Book(name) for name in dict.fromkeys([*names, *shipped_dictionaries()])}
+        self.made = made or cache_folder() / "indexes"
+        self.books = {name: Book(name, self.made) for name in dict.fromkeys([*names, *shipped_dictionaries()])}
         self.named = model
         self.loaded: Loaded | None = None
         for path in indexes:

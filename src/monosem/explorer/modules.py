@@ -14,6 +14,7 @@ APP = {
     "jobs": "jobs.js",
     "notes": "notes.js",
     "kin": "kin.js",
+    "making": "making.js",
     "frame": "frame.js",
     **{f"page/{name}": f"pages/{name}.js" for name in PAGES},
     "app": "app.js",

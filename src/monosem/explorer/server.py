@@ -29,6 +29,7 @@ def serve(
     sweeps: Sequence[Path] = (),
     dashboards: Sequence[Path] = (),
     indexes: Sequence[Path] = (),
+    texts: Sequence[Path] = (),
     open_browser: bool = True,
     quiet: bool = False,
 ) -> None:
@@ -43,26 +44,27 @@ def serve(
         directions: files of directions (`Direction.save`, `monosem direction`, other tools), or folders of such.
         sweeps: folders of sweeps of latents (`steering.sweep_latents`, `monosem sweep`).
         dashboards: files of sae-dashboard or of Neuronpedia's export, or folders of such.
-
         indexes: files of latent indexes (`monosem latents index --out`), in place of those beside their dictionaries.
+        texts: files or folders that may be read for an index, when the browser asks for one.
 
     Raises:
         MissingExtra: without starlette and uvicorn. BadInput: the port is taken. UnknownName: no such dictionary.
-        BadFile: a file of notes, directions, dashboards or an index, or a folder of a sweep, that is none.
+        BadFile: a file of notes, directions, dashboards, text or an index, or a folder of a sweep, that is none.
         Mismatch: an index of a dictionary that is not here.
     """
     require("starlette", "explorer")
     uvicorn = require("uvicorn", "explorer")
-    from .application import Explorer
+    from .application import TEXTS, Explorer
+    from .corpora import MOST_TEXT
     from .guard import Guard
 
     library = Library(dictionaries, model, directions, indexes)
     for name in dictionaries:
         _ = library.book(name).dictionary  # a wrong name is said here, not in the browser
-    explorer = Explorer(library, Notes(notes), reports, sweeps, dashboards)
+    explorer = Explorer(library, Notes(notes), reports, sweeps, dashboards, texts)
     held = listening(port)
     number, token = held.getsockname()[1], secrets.token_urlsafe(24)
-    guarded = Guard(explorer.application(), number, token, explorer.policy)
+    guarded = Guard(explorer.application(), number, token, explorer.policy, {TEXTS: MOST_TEXT})
     address = f"http://127.0.0.1:{number}/?token={token}"
     print(address, flush=True)
     say(f"the explorer runs; Ctrl-C ends it; programs: http://127.0.0.1:{number}/key/{token}/api", quiet)

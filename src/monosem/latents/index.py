@@ -35,13 +35,18 @@ QUANTILES = (0.1, 0.5, 0.9, 0.99)
 _DAMAGE = (sqlite3.DatabaseError, zlib.error, ValueError, TypeError, AttributeError, ArithmeticError, LookupError)
 
 
+def index_place(dictionary: Dictionary) -> Path | None:
+    """Where the index beside a dictionary's files lies, or would."""
+    return None if dictionary.folder is None else dictionary.folder / "index.sqlite"
+
+
 def index_of(dictionary: Dictionary) -> "Index | None":
     """The index that lies beside the dictionary's files, if there is one.
 
     Raises:
         Mismatch: it is of other weights. BadFile: it is damaged.
     """
-    path = None if dictionary.folder is None else dictionary.folder / "index.sqlite"
+    path = index_place(dictionary)
     return Index(path, dictionary) if path is not None and path.exists() else None
 
 

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ def build_index(
     shards: ActivationShards | None = None,
     skip: SkipRule | None = None,
     quiet: bool = False,
+    tell: Callable[[str], None] | None = None,
 ) -> Index:
     """Index a dictionary over a corpus.
 
@@ -58,13 +59,13 @@ def build_index(
     `left` and `right` of the strongest token, cut at document borders. Special tokens, first positions and outliers do
     not count; how many they were is in the index (`Index.meta["skipped"]`).
 
-    Interrupted, it goes on where it stopped when called again (the folder `PATH.partial` keeps the state), and gives
-    the same index.
+    Interrupted, it goes on where it stopped when called again (`PATH.partial` keeps the state); the index is the same.
 
     Args:
         texts: a `TokenStore`, windows of token ids, or documents (then packed in memory).
         shards: activations of the same store, harvested earlier: no model pass is needed then.
         skip: which tokens do not count; by default what the dictionary was not trained on (`Dictionary.skip`).
+        tell: hears how far it is after every batch; what it raises ends it.
 
     Raises:
         Mismatch: dictionary, model, store and shards do not belong together, or a partial index has other settings.
@@ -72,8 +73,7 @@ def build_index(
     """
     dictionary.check(model)
     config, rule, target = config or IndexConfig(), skip or dictionary.skip, check_target(path)
-    store = texts if isinstance(texts, TokenStore) else as_store(model, texts, config.context, tokens=config.tokens)
-    store.check(model)
+    store = as_store(model, texts, config.context, tokens=None if isinstance(texts, TokenStore) else config.tokens)
     windows = len(store) if config.tokens is None else min(len(store), max(1, config.tokens // store.context))
     neurons = Neurons.of(model, dictionary) if config.neurons else None
     _check_shards(shards, {dictionary.site} | ({neurons.site} if neurons else set()), model, store)
@@ -92,7 +92,7 @@ def build_index(
     with claim(partial, config, work=STATE, made_with=made_with | weights), _removed_if_empty(partial):
         so_far = CorpusPass(dictionary, store, config, partial / STATE, TokenSets.of(model), neurons)
         source = _from_model(model, so_far, skip, windows) if shards is None else _from_shards(shards, so_far, windows)
-        _read(so_far, source, windows, quiet)
+        _read(so_far, source, windows, quiet, tell or (lambda line: None))
         with replacing(target) as temporary:
             write(temporary, so_far, model, made_with | _about(model, so_far, windows))
     shutil.rmtree(partial, ignore_errors=True)
@@ -111,7 +111,7 @@ def check_target(path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def _read(so_far: CorpusPass, batches: Batches, windows: int, quiet: bool) -> None:
+def _read(so_far: CorpusPass, batches: Batches, windows: int, quiet: bool, tell: Callable[[str], None]) -> None:
     """Count all batches, saving now and then."""
     context, saved = so_far.store.context, so_far.window
     with Meter("index", windows * context, "tok", quiet, saved * context) as meter:
@@ -122,6 +122,7 @@ def _read(so_far: CorpusPass, batches: Batches, windows: int, quiet: bool) -> No
             if (done - saved) * context >= so_far.config.save_tokens and done < windows:
                 so_far.save()
                 saved = done
+            tell(meter.line())
     if not so_far.tokens:
         raise BadInput("no token of this text counts (only special tokens and first positions); give more text")
 

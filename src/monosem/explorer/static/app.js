@@ -3,6 +3,7 @@ import { html, render, helps, Component, Failed, Tip, Waiting, useEffect, useRef
 import { useData } from "server";
 import { change, go, here, Link, usePlace } from "place";
 import { keep, problem, starred, STARS } from "notes";
+import { MakingNow } from "making";
 import { Home } from "page/home";
 import { DictionaryPage } from "page/dictionary";
 import { LatentPage, step, explain } from "page/latent";
@@ -94,7 +95,7 @@ function Bar({ place, home }) {
     <select aria-label="Dictionary" value=${d} onChange=${event => go(["home", "lists", "reports", "public", "sweep", "files"].includes(place.page) ? "dictionary" : place.page === "latent" ? "dictionary" : place.page, { d: event.target.value })}>
       ${names.map(name => html`<option value=${name} selected=${name === d}>${name}</option>`)}</select>
     <nav aria-label="Pages">${LINKS.flatMap(name => name === "steer" && home.value?.sweeps.length ? [name, "sweep"] : [name]).map(name => html`<${Link} page=${name} state=${{ d }} aria-current=${place.page === name || (name === "geometry" && place.page in VIEWS) ? "page" : undefined}>${PAGES[name][1]}<//>`)}</nav>
-    <form role="search" onSubmit=${find}><input ref=${search} id="search" type="search" placeholder="find" aria-label="Find a latent by number or words" /></form>
+    <${MakingNow} /><form role="search" onSubmit=${find}><input ref=${search} id="search" type="search" placeholder="find" aria-label="Find a latent by number or words" /></form>
     <${Theme} />
   </header>`;
 }

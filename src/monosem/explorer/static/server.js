@@ -1,5 +1,5 @@
 // Requests to the server: plain data, one line where something is wrong.
-import { useEffect, useState } from "ui";
+import { shared, useEffect, useState } from "ui";
 
 async function answered(response) {
   if (response.ok) return response.json();
@@ -12,11 +12,19 @@ async function answered(response) {
 const query = values => new URLSearchParams(Object.entries(values).filter(([, value]) => value !== null && value !== undefined && value !== ""));
 
 export const get = async (name, values = {}) => answered(await fetch(`/api/${name}?${query(values)}`));
+export const send = async file => answered(await fetch(`/api/texts?${query({ name: file.name })}`, { method: "POST", body: file }));
 export const post = async (name, values = {}) => answered(await fetch(`/api/${name}`, {
   method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(values),
 }));
 
-const KEPT = 60, kept = new Map();
+const KEPT = 60, kept = new Map(), version = shared(0);
+export const forgets = [() => kept.clear()];
+
+// what was read is no longer true: pages that show it ask again
+export function forget() {
+  for (const clear of forgets) clear();
+  version.set(version.get() + 1);
+}
 
 export function cached(name, values) {
   const key = `${name}?${query(values)}`;
@@ -29,7 +37,7 @@ export function cached(name, values) {
 
 // what a request gives: {value, error}; neither while it is under way. A null name asks for nothing.
 export function useData(name, values = {}) {
-  const key = name && `${name}?${query(values)}`;
+  const now = version.use(), key = name && `${now} ${name}?${query(values)}`;
   const [held, setHeld] = useState({ key: null });
   useEffect(() => {
     if (!name) return undefined;

@@ -1,6 +1,7 @@
 // All latents of a dictionary: a filter, a cloud of points, a table of any length.
 import { html, number, percent, Failed, Field, Help, Waiting, useEffect, useMemo, useRef, useState } from "ui";
-import { floats, get, useData } from "server";
+import { floats, forgets, get, useData } from "server";
+import { Making, Which } from "making";
 import { change, go, Link } from "place";
 import { Grid } from "grid";
 import { Scatter } from "charts";
@@ -66,6 +67,7 @@ const first = (explained, order) => explained ? [...order.filter(i => explained[
 export const last = { d: null, order: null }; // what j and k go through
 
 const words = new Map();
+forgets.push(() => words.clear());
 export function useWords(d) {
   const [, again] = useState(0);
   const wanted = useRef(null);
@@ -110,8 +112,9 @@ export function DictionaryPage({ place, d, home }) {
   return html`<div class="lead"><p class="kicker">${about.kind} at ${about.site}${about.model ? ` of ${about.model}` : ""}</p><h1>${d}</h1>
       <p class="facts"><span><b>${number(table.width)}</b> latents</span>
       ${about.tokens ? html`<span><b>${number(about.dead)}</b> never fired in <b>${number(about.tokens)}</b> tokens</span>${columns.explained && html`<span><b>${number(about.labels)}</b> explained, listed first</span>`}`
-        : html`<span>On which text they fire is known once a corpus was read: <code>monosem latents index ${d} --text PATH</code></span>`}</p>
-      <${Failed} words=${about.index_error} /></div>
+        : html`<span>On which text they fire is known once a text was read.</span>`}</p>
+      <${Which} about=${about} /><${Failed} words=${about.index_error} /></div>
+    ${!table.indexed && html`<${Making} d=${d} home=${home} panel />`}
     <div class="filters">
       ${table.indexed && html`<${Field} label="Words"><input type="search" value=${place.q || ""} placeholder="what it fires on" onChange=${event => change({ q: event.target.value, sort: "" }, true)} /><//>`}
       <${Field} label="Filter"><input class="mono" value=${typed} placeholder=${table.indexed ? "density>0.1% kurtosis<5" : "cosine<0.5 bias>0"} onInput=${event => setTyped(event.target.value)} onChange=${event => change({ f: event.target.value }, true)} /><//>

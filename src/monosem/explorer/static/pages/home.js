@@ -12,7 +12,7 @@ export function Home({ home }) {
     <div class="cards">${usable.map(one => html`<${Link} page="dictionary" state=${{ d: one.name }} class="card">
       <span class="name">${one.name}</span>
       <span class="soft">${number(one.width)} latents · ${one.kind}${one.writes && one.writes !== one.site ? ` · ${one.site} to ${one.writes}` : ""}</span>
-      <span class="soft">${one.tokens ? `${brief(one.tokens)} tokens read` : "no corpus read yet: weights alone"}${one.labels ? ` · ${one.labels} explained` : ""}</span>
+      <span class="soft">${one.tokens ? `${brief(one.tokens)} tokens read` : "no text read yet: weights alone"}${one.index === "made" ? " · index made here" : one.index === "named" ? " · index named at the start" : ""}${one.labels ? ` · ${one.labels} explained` : ""}</span>
       ${one.index_error && html`<span class="failed">${one.index_error}</span>`}
     <//>`)}</div>
     ${broken.map(one => html`<p class="failed">${one.name}: ${one.error}</p>`)}

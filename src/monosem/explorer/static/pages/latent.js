@@ -5,6 +5,7 @@ import { go, here, Link, change } from "place";
 import { LatentView } from "latent-view";
 import { Progress, useJob } from "jobs";
 import { Kin } from "kin";
+import { Making } from "making";
 import { keep, noteOf, Star, useNotes } from "notes";
 import { quoted, sign, strength, Tokens, visible } from "tokens";
 import { last } from "page/dictionary";
@@ -42,7 +43,7 @@ export function LatentPage({ place, d, home }) {
     ${!added && html`<button type="button" disabled=${more.busy} onClick=${() => more.run("weights", { dictionary: d, latent: i })}>More from the model's weights</button>`}
     <a class="button" href=${`/api/export?d=${encodeURIComponent(d)}&i=${i}`} download>Save as a file</a></p><${Progress} job=${more.job} cancel=${more.cancel} />`;
   const effect = example => html`<${Effect} d=${d} i=${i} example=${example} key=${example.ids.join(" ")} />`;
-  return html`<div class=${old ? "old" : ""}><${LatentView} page=${page} link=${link} actions=${actions} effect=${effect}
+  return html`<div class=${old ? "old" : ""}><${LatentView} page=${page} link=${link} actions=${actions} effect=${effect} making=${html`<${Making} d=${d} home=${home} key=${`index ${d}`} />`}
     aside=${html`<${Kin} d=${d} i=${i} home=${home} key=${`kin ${d} ${i}`} />`}
     below=${html`<${Try} heads=${about?.heads} d=${d} i=${i} text=${place.t || ""} key=${`try ${d} ${i}`} />`} />
     <${Note} d=${d} i=${i} key=${`note ${d} ${i}`} /></div>`;

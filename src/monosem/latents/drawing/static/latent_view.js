@@ -37,7 +37,7 @@ export function headline(page) {
 // the tokens at which examples are strongest, for pages that do not count tokens
 const strongest = examples => [...new Set((examples || []).map(one => one.tokens[one.anchor]).filter(text => text?.trim()))];
 
-export function LatentView({ page, link, below, aside, actions, effect }) {
+export function LatentView({ page, link, below, aside, actions, effect, making }) {
   const s = page.statistics, maximum = s ? s.maximum : null;
   return html`<article class="latent">
     <header class="lead">
@@ -54,7 +54,7 @@ export function LatentView({ page, link, below, aside, actions, effect }) {
       <div class="main">
         ${below}
         <${Unreliable} remarks=${page.unreliable} />
-        <${Examples} page=${page} maximum=${maximum} effect=${effect} />
+        <${Examples} page=${page} maximum=${maximum} effect=${effect} making=${making} />
       </div>
       <div class="side">
         <${Logits} page=${page} actions=${actions} />
@@ -69,7 +69,7 @@ export function LatentView({ page, link, below, aside, actions, effect }) {
         <${Sets} page=${page} />
         <${SetEffects} page=${page} />
         <${Correlated} page=${page} />
-        <${Older} page=${page} />
+        <${Older} page=${page} making=${making} />
         <${Facts} page=${page} />
       </div>
     </div>
@@ -82,11 +82,11 @@ const unread = (page, part) => page.missing[part]?.startsWith("needs an index");
 // key of the page -> [title, whether it is parts of examples with a range each]
 const KINDS = { examples: ["Strongest", false], intervals: ["By strength", true], deciles: ["Tenths", true], uniform: ["Drawn alike", false], near: ["Almost", false], silent: ["Silent", false] };
 
-function Examples({ page, maximum, effect }) {
+function Examples({ page, maximum, effect, making }) {
   const [kind, setKind] = useState("examples");
   const there = Object.keys(KINDS).filter(name => page[name]?.length);
   return html`<${Panel} title="Examples" name="examples" help=${HELP[kind]}
-      missing=${unread(page, "examples") ? `On which text it fires is known once a corpus was read: \`monosem latents index ${page.dictionary} --text PATH\`` : page.missing.examples}>
+      missing=${unread(page, "examples") ? (making ? "On which text it fires is known once a text was read." : `On which text it fires is known once a corpus was read: \`monosem latents index ${page.dictionary} --text PATH\``) : page.missing.examples} more=${unread(page, "examples") && making}>
     ${page.examples && html`<div class="tabs" role="group" aria-label="Which examples">${there.map(name => html`<button type="button"
         aria-pressed=${String(kind === name)} onClick=${() => setKind(name)}>${KINDS[name][0]}</button>`)}</div>
       ${!KINDS[kind][1] ? html`<${List} examples=${page[kind]} maximum=${maximum} effect=${effect} />`
@@ -212,10 +212,11 @@ function Correlated({ page }) {
 const LATER = { deciles: "examples of each tenth", uniform: "examples drawn alike", near: "places where it almost fires", silent: "silent places",
   patterns: "what stands before", coactive: "latents that fire with it", enrichment: "kinds of tokens it fires on" };
 
-function Older({ page }) {
+function Older({ page, making }) {
   const parts = Object.keys(LATER).filter(part => page.missing[part]?.includes("earlier version")).map(part => LATER[part]);
-  return parts.length > 0 && html`<${Panel} title="Not in this index" name="older" help=${HELP.older}
-    missing=${`An earlier version made this index, without ${parts.slice(0, -1).join(", ")}${parts.length > 1 ? " and " : ""}${parts.at(-1)}. A fuller one, of texts of yours: \`monosem latents index ${page.dictionary} --text PATH --out my.sqlite\`, then \`monosem explore ${page.dictionary} --index my.sqlite\``} />`;
+  const why = `An earlier version made this index, without ${parts.slice(0, -1).join(", ")}${parts.length > 1 ? " and " : ""}${parts.at(-1)}.`;
+  return parts.length > 0 && html`<${Panel} title="Not in this index" name="older" help=${HELP.older} more=${making}
+    missing=${making ? why : `${why} A fuller one, of texts of yours: \`monosem latents index ${page.dictionary} --text PATH --out my.sqlite\`, then \`monosem explore ${page.dictionary} --index my.sqlite\``} />`;
 }
 
 const NAMES = {

@@ -52,10 +52,11 @@ export function Help({ title, children }) {
     <p class="helptext" id=${id} hidden=${!open}>${children}</p>`;
 }
 
-export function Panel({ title, help, missing, name, children, level = 2 }) {
+// missing: why there is no content; more: what can be done about it
+export function Panel({ title, help, missing, more, name, children, level = 2 }) {
   return html`<section class=${name ? `panel p-${name}` : "panel"}>
     <div class="title">${h(`h${level}`, null, title)}${help && html`<${Help} title=${title}>${help}<//>`}</div>
-    ${missing ? html`<p class="soft">${missing.split("`").map((part, i) => (i % 2 ? html`<code>${part}</code>` : part))}</p>` : children}
+    ${missing ? html`<p class="soft">${missing.split("`").map((part, i) => (i % 2 ? html`<code>${part}</code>` : part))}</p>${more}` : children}
   </section>`;
 }
 
