@@ -21,10 +21,13 @@ CCS_STEPS, CCS_TRIES = 300, 10
 
 def standardised(X: Places) -> tuple[Places, Float[Tensor, "places 1 d"], Float[Tensor, "places 1 d"]]:
     """Rows with mean 0 and standard deviation 1, with both; a dimension that is constant becomes 0."""
-    X = X.double()
-    mean, scale = X.mean(1, keepdim=True), X.std(1, unbiased=False, keepdim=True)
-    scale = torch.where(scale > 1e-12 * X.abs().amax(1, keepdim=True), scale, torch.inf)
-    return (X - mean) / scale, mean, scale
+    largest = torch.maximum(X.amax(1, keepdim=True), -X.amin(1, keepdim=True)).double()
+    Z = X.to(torch.float64, copy=True)
+    mean = Z.mean(1, keepdim=True)
+    Z -= mean
+    scale = torch.linalg.vector_norm(Z, dim=1, keepdim=True) / len(X[0]) ** 0.5
+    scale = torch.where(scale > 1e-12 * largest, scale, torch.inf)
+    return Z.div_(scale), mean, scale
 
 
 def in_raw_units(w: Tensor, b: Tensor, mean: Tensor, scale: Tensor) -> Parts:
