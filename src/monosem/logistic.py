@@ -101,7 +101,7 @@ def _newton(form: "_Dual | _Primal", y: Tensor, weight: Tensor, penalty: float, 
         size = _ratio(slope, _sum(s * df * df) + penalty * form.inner(dc, dc, df - db))
         before, change = change, float((size * df).abs().max())
         if change > SURE:
-            size = _halved(lambda t: loss(f + t * df, c + t * dc, b + t * db), size)
+            size = _halved(loss, (f, c, b), (df, dc, db), size)
         c, b, f = c + size * dc, b + size * db, f + size * df
         if change < SETTLED:
             break
@@ -110,9 +110,7 @@ def _newton(form: "_Dual | _Primal", y: Tensor, weight: Tensor, penalty: float, 
     return _Point(c, b)
 
 
-def _move(
-    form: "_Dual | _Primal", penalty: float, step: _Point, pull: Tensor, c: Tensor, last: _Move | None
-) -> _Move:
+def _move(form: "_Dual | _Primal", penalty: float, step: _Point, pull: Tensor, c: Tensor, last: _Move | None) -> _Move:
     """The preconditioned step, and of the last direction as much as makes both conjugate."""
     df = form.scores(step)
 
@@ -127,10 +125,10 @@ def _move(
     return _Move(by, df + kept * last.scores, pull, c, now)
 
 
-def _halved(loss: Callable[[Tensor | float], Tensor], size: Tensor) -> Tensor:
-    now = loss(0.0)
+def _halved(loss: Callable[..., Tensor], at: Sequence[Tensor], by: Sequence[Tensor], size: Tensor) -> Tensor:
+    now = loss(*at)
     for _ in range(HALVINGS):
-        worse = ~(loss(size) <= now + 1e-12 * now.abs())
+        worse = ~(loss(*(x + size * dx for x, dx in zip(at, by))) <= now + 1e-12 * now.abs())
         if not bool(worse.any()):
             break
         size = torch.where(worse, size / 2, size)
