@@ -7,7 +7,7 @@ import pytest
 from monosem.robustness.arms import rate
 from monosem.robustness.curves import area, compared, follows, least_to_break, verdict, within_budget
 from monosem.robustness.report import breaking, caveats, halving, headlines
-from monosem.robustness.span import cells, spans
+from monosem.robustness.span import cells, length, spans
 
 
 def row(attack, control, strength, shown, kl=None, n=20):
@@ -121,6 +121,15 @@ def test_words_without_a_thread_are_no_broken_behaviour():
     assert "lose the thread (median perplexity 2,500)" in said([NONE, {**arm, "perplexity": 2500.0}])["words"]
 
 
+def test_a_control_that_only_says_nonsense_is_named_as_such():
+    """It still takes the verdict away: at this price any change may do as much."""
+    control = row("ablation", "random 1", 1.0, 2, 0.1)
+    for perplexity, more in ((99.0, ""), (8202.0, ", whose responses lose the thread, median perplexity 8,202")):
+        found = said([NONE, row("ablation", "", 1.0, 0, 0.1), control | {"perplexity": perplexity}])
+        assert found["words"] == f"no more than its control (random 1{more}) does"
+        assert found["controls"]["random 1"]["perplexity"] == perplexity
+
+
 def test_the_headline_says_no_more_than_the_verdicts():
     def line(left, n=20, **more):
         arms = [row("ablation", "", 1.0, left, 0.1, n=n) | more, row("ablation", "random 1", 1.0, n, 0.1, n=n)]
@@ -214,6 +223,15 @@ def test_the_span_is_of_layers_that_halve_it():
     (one,) = spans({"layers": {"arms": [row("one_layer", "", 4.0, 0, 0.1)]}}, row("none", "", None, 0), 1.0)
     assert cells(one)[2] == "nothing to break"
     assert list(spans({}, NONE, 1.0)) == []  # a report from before there were spans
+
+
+def test_the_length_that_is_subtracted_is_said():
+    assert length({}) == length({"scales": {"one_layer": None}}) == ""
+    assert length({"scales": {"subtraction": 2.0}}).startswith("Subtraction is of 2 gaps at every layer, ")
+    told = length({"scales": {"subtraction": 2.0}, "share": 0.25})
+    assert told.startswith(
+        "Subtraction is of 2 gaps at the direction's own layer, 25 % of the stream's usual norm there"
+    )
 
 
 def test_following():

@@ -4,6 +4,7 @@ import json
 import math
 import random
 from dataclasses import replace
+from importlib import resources
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from monosem.cli import app
 from monosem.data import PromptPairs
 from monosem.errors import BadFile, BadInput, Mismatch, UnknownName
 from monosem.jobs import module_fingerprint
-from monosem.robustness import ATTACKS, RobustnessConfig, curves
+from monosem.robustness import ATTACKS, RobustnessConfig, curves, span
 from monosem.robustness.arms import Arm, is_loop, responses
 from monosem.robustness.context import Context
 from monosem.robustness.job import storable
@@ -135,6 +136,17 @@ def test_costs_are_of_unrelated_prompts(done, planted):
     assert list(found["kl_token"]) == sorted(found["kl_token"])
 
 
+def usual_norms(model):
+    """Median norm of each layer's output over the tokens of the shipped text, from Hugging Face's hidden states."""
+    found = []
+    for piece in (resources.files("monosem") / "assets" / "usual_text.txt").read_text(encoding="utf-8").split("\n\n"):
+        ids = model.tokenizer(piece.strip(), truncation=True, max_length=48).input_ids
+        states = model.hf(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
+        keep = [i for i, one in enumerate(ids) if i and one not in model.special_ids]
+        found.append(torch.stack([state[0, keep].norm(dim=-1) for state in states[1:]]))
+    return torch.cat(found, 1).median(1).values.tolist()
+
+
 def test_layer_by_layer_is_what_a_user_would_do(done, planted):
     """At the layer that is not the direction's own, by hand; at its own the attacks were measured before."""
     from monosem import edits
@@ -146,10 +158,10 @@ def test_layer_by_layer_is_what_a_user_would_do(done, planted):
     own, (other,) = part["own"], {0, 1} - {part["own"]}
     assert own == vectors.site.layer
     site = replace(vectors.site, layer=other)
-    change = edits.add((site, vectors.units[""]), -part["scales"]["subtraction"] * vectors.gap)
+    table = done.layers[done.layers["model"] == "model"].set_index(["attack", "control", "layer"])
+    change = edits.add((site, vectors.units[""]), -table["gaps"]["subtraction", "", other] * vectors.gap)
     made = model.generate(config.of("behaviour_test"), edits=change, max_new_tokens=3)
     shown = sum(SaysIt()("", text).label == "shown" for text in made.texts)
-    table = done.layers[done.layers["model"] == "model"].set_index(["attack", "control", "layer"])
     assert table["shown"]["subtraction", "", other] * 16 == shown
     for attack, strength in part["scales"].items():
         mine = rows(done, attack)
@@ -159,6 +171,84 @@ def test_layer_by_layer_is_what_a_user_would_do(done, planted):
     assert ("one_layer", "random 1", own) not in table.index
     for page in ("report.html", "report.md"):
         assert "subtraction of random 1" in (done.folder / page).read_text()
+        assert "of the same share at every other layer" in (done.folder / page).read_text()
+
+
+def test_subtraction_is_the_same_share_of_the_stream_at_every_layer():
+    """In a model whose stream grows tenfold from one layer to the next, by hand."""
+    from monosem import edits
+
+    model, _ = planted_model("growing")
+    with torch.no_grad():
+        model.hf.model.layers[1].mlp.down_proj.weight.mul_(2000.0)
+    norms = usual_norms(model)
+    context = Context(RobustnessConfig.load(behaviour()), model, print, SaysIt())
+    vectors, own = context.vectors, context.vectors.site.layer
+    part = span.measure(context, {"subtraction": {"strength": 1.0, "arms": []}})
+    assert part["share"] == pytest.approx(vectors.gap / norms[own], rel=1e-4)
+    gaps = norms[1 - own] / norms[own]
+    assert max(gaps, 1 / gaps) > 5
+    change = edits.add((replace(vectors.site, layer=1 - own), vectors.units[""]), -gaps * vectors.gap)
+    prompts = context.config.of("unrelated_test")[:16]
+    p, q = (model.run(prompts, edits=e, logits="last").logits.double().log_softmax(-1) for e in ((), change))
+    wanted = float((p.exp() * (p - q)).sum(-1).mean())
+    assert [arm["gaps"] for arm in part["arms"]] == pytest.approx([gaps, gaps], rel=1e-4)
+    assert part["arms"][0]["kl_first"]["value"] == pytest.approx(wanted, rel=1e-3)
+
+
+def test_controls_have_the_perplexities_of_attacks(done, planted, tmp_path):
+    """Of the random direction's subtraction, from Hugging Face's losses and one hook: the unchanged model's answers and
+    the fixed text under it, and what is said under it in the unchanged model."""
+    model, _ = planted
+    config = RobustnessConfig.load(behaviour())
+    vectors = Context(config, model, print, SaysIt()).vectors
+    layer, shift = model.hf.model.layers[vectors.site.layer], -vectors.gap * vectors.units["random 1"]
+
+    def answers(prompts):
+        for prompt in prompts:
+            ids = model.encoded(prompt)
+            said = model.hf.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=length, pad_token_id=0)
+            yield len(ids), said
+
+    def perplexity(ids, start=1):
+        logits = model.hf(input_ids=ids).logits[0, start - 1 : -1].double().log_softmax(-1)
+        return math.exp(-float(logits.gather(1, ids[0, start:, None]).mean()))
+
+    def hooked():
+        def add(module, args, output):
+            return (output[0] + shift, *output[1:]) if isinstance(output, tuple) else output + shift
+
+        return layer.register_forward_hook(add)
+
+    text = (resources.files("monosem") / "assets" / "usual_text.txt").read_text(encoding="utf-8")
+    with torch.no_grad():
+        length = 16
+        own = [(start, ids) for start, ids in answers(config.of("unrelated_test")[:16])]
+        handle, length = hooked(), 3
+        found = math.exp(sum(math.log(perplexity(ids, start)) for start, ids in own) / len(own))
+        fixed = perplexity(torch.tensor([model.encoded(text)[: min(512, model.cfg.n_ctx)]]))
+        said = list(answers(config.of("behaviour_test")))
+        handle.remove()
+        spoken = sorted(perplexity(ids, start) for start, ids in said)[len(said) // 2]
+    row = rows(done, "subtraction", "random 1").set_index("strength").loc[1.0]
+    assert row["own_perplexity"] == pytest.approx(found, rel=1e-3)
+    assert row["text_perplexity"] == pytest.approx(fixed, rel=1e-3)
+    assert row["perplexity"] == pytest.approx(spoken, rel=1e-3)
+    priced = done.table[done.table["kl_token"].notna()]
+    assert priced[["own_perplexity", "text_perplexity", "perplexity"]].notna().all(None)
+    lines = {one["title"]: one for one in facts_of(done.results)["models"][0]["costs"]}
+    verdict = done.verdicts[done.verdicts["model"] == "model"].set_index("attack").loc["subtraction"]
+    at = verdict["controls"]["random 1"]["strength"]
+    title, other = (
+        f"– random 1 at {at:g} (gaps of the class means)",
+        rows(done, "subtraction", "random 1").set_index("strength").loc[at],
+    )
+    assert (lines[title]["own"], lines[title]["text"]) == (
+        f"{other.own_perplexity:.2f}",
+        f"{other.text_perplexity:.1f}",
+    )
+    assert verdict["controls"]["random 1"]["perplexity"] == other.perplexity
+    assert f"| {title} |" in (done.folder / "report.md").read_text()
 
 
 def test_the_direction_follows_the_behaviour(done):

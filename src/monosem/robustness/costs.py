@@ -103,7 +103,7 @@ def over_refusal(context: Context, arm: Arm) -> dict[str, Any]:
 
 @torch.no_grad()
 def capabilities(context: Context, arm: Arm) -> dict[str, Any]:
-    """The capability sets of the config, and the perplexity of a fixed English text."""
+    """The capability sets of the config."""
     model, config, found = context.model, context.config, dict[str, Any]()
     with arm.within():
         for name in config.capabilities:
@@ -111,11 +111,18 @@ def capabilities(context: Context, arm: Arm) -> dict[str, Any]:
             some = context.remembered(("items", name), make)
             if some:
                 found[name] = share_right(model, some, arm.edits)
-        ids = [*model.prefix, *model.bare(_usual_text())][: min(model.cfg.n_ctx, TEXT_TOKENS)]
-        run = model.run([ids], edits=list(arm.edits))
-        assert run.logits is not None
-        found["text_perplexity"] = float(next_token_loss(run.logits, run.tokens).nanmean().exp())
     return found
+
+
+@torch.no_grad()
+def text_perplexity(context: Context, arm: Arm) -> float:
+    """Of a fixed English text (its first `TEXT_TOKENS` tokens), in one pass."""
+    model = context.model
+    ids = [*model.prefix, *model.bare(_usual_text())][: min(model.cfg.n_ctx, TEXT_TOKENS)]
+    with arm.within():
+        run = model.run([ids], edits=list(arm.edits))
+    assert run.logits is not None
+    return float(next_token_loss(run.logits, run.tokens).nanmean().exp())
 
 
 @cache

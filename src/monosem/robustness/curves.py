@@ -82,7 +82,8 @@ def verdict(rows: Sequence[Row], attack: str, budget: float, break_at: float, co
     ]
     idle = {name: _idle(row, arm) for name, row in same.items()}
     over = _kl(arm) > budget
-    words = _words(base, arm, p_none < level and _won(arm) > _won(base), unclear, break_at, over)
+    as_much = [_named(name, same[name]) for name in unclear]
+    words = _words(base, arm, p_none < level and _won(arm) > _won(base), as_much, break_at, over)
     breaks = words.startswith("breaks")
     if breaks or words.startswith("weakens it"):
         words += _beside(idle, dear)
@@ -97,7 +98,7 @@ def verdict(rows: Sequence[Row], attack: str, budget: float, break_at: float, co
         "p_controls": p_controls,
         "controls": {
             name: {key: row[key] for key in ("shown", "success", "strength")}
-            | {"kl": _kl(row), "idle": idle[name], "dear": name in dear}
+            | {"kl": _kl(row), "idle": idle[name], "dear": name in dear, "perplexity": row.get("perplexity")}
             for name, row in same.items()
         },
         "level": level,
@@ -118,6 +119,16 @@ def _beside(idle: Mapping[str, bool], dear: Sequence[str]) -> str:
     return "; its controls hardly change the model" if idle and all(idle.values()) else ""
 
 
+def _named(control: str, row: Row) -> str:
+    """A control that does as much as the attack; one that only says nonsense by then is named as such."""
+    lost = _perplexity(row) > LOST
+    return f"{control}, whose responses lose the thread, median perplexity {_perplexity(row):,.0f}" if lost else control
+
+
+def _perplexity(row: Row) -> float:
+    return row.get("perplexity") or 0.0
+
+
 def _words(base: Row, arm: Row, changes: bool, unclear: list[str], break_at: float, over: bool) -> str:
     """No stronger than the numbers: what is not shown is not said."""
     said = arm["shown"]
@@ -125,10 +136,10 @@ def _words(base: Row, arm: Row, changes: bool, unclear: list[str], break_at: flo
         return "the behaviour shows too seldom without an attack to say what breaks it"
     if not changes:
         return "no change that these prompts could show"
-    if (perplexity := arm.get("perplexity") or 0.0) > LOST:
+    if (perplexity := _perplexity(arm)) > LOST:
         return f"the responses lose the thread (median perplexity {perplexity:,.0f}), so they are no success either"
     if unclear:
-        return f"no more than its control ({', '.join(unclear)}) does"
+        return f"no more than its control ({'; '.join(unclear)}) does"
     if over:
         return "changes the model by more than the budget at every strength, so the behaviour is not all that it breaks"
     broken = said["of"] - said["count"] - _won(arm)

@@ -15,7 +15,7 @@ from ..statistics import auroc_interval
 from .arms import Arm, rate, responses
 from .attacks import ATTACKS
 from .context import Context
-from .costs import capabilities, divergence, over_refusal, over_refusal_prompts
+from .costs import capabilities, divergence, over_refusal, over_refusal_prompts, text_perplexity
 from .curves import Row, follows, within_budget
 from .span import KINDS, count, measure
 
@@ -58,11 +58,7 @@ def _direction(context: Context, earlier: Parts) -> dict[str, Any]:
 def _attack(name: str) -> Callable[[Context, Parts], dict[str, Any]]:
     def make(context: Context, earlier: Parts) -> dict[str, Any]:
         arms, prompts = _arms(context, name), context.config.of("behaviour_test")
-        rows = [
-            responses(context, arm, prompts, coherence=not arm.control)
-            | (divergence(context, arm) if arm.costs else {})
-            for arm in arms
-        ]
+        rows = [_row(context, arm, prompts) for arm in arms]
         arm = _allowed(context, name, rows)
         costs = {"over_refusal": over_refusal(context, arm)}
         if not arm.prefill:
@@ -70,6 +66,13 @@ def _attack(name: str) -> Callable[[Context, Parts], dict[str, Any]]:
         return {"arms": rows, "strength": arm.strength, "costs": costs}
 
     return make
+
+
+def _row(context: Context, arm: Arm, prompts: list[str]) -> dict[str, Any]:
+    """An attack or a control, with its price: KL where it changes the model, and perplexities."""
+    row = responses(context, arm, prompts, coherence=True)
+    price = divergence(context, arm) if arm.costs else {}
+    return row | price | ({} if arm.prefill else {"text_perplexity": text_perplexity(context, arm)})
 
 
 def _arms(context: Context, name: str) -> list[Arm]:

@@ -1,6 +1,6 @@
 """The report from its results alone: `report.html` (self-contained), `report.md`, `results.json`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,27 @@ from ..judges import Judge, confusion, of_refusals
 from ..judges.agreement import labelled_for
 from ..pages import number, percent, write_report
 from ..plots import Figure
-from ..statistics import Interval
 from . import span
 from .attacks import ATTACKS
+from .cells import another, at_strength, interval, p_value, share
 from .config import CONTROL, MODEL, RobustnessConfig, defence
-from .curves import HALF, Row, area, arms_of, compared, controls_of, least_to_break, verdict, within_budget
+from .curves import (
+    HALF,
+    Row,
+    area,
+    arms_of,
+    compared,
+    controls_of,
+    least_to_break,
+    of_its_price,
+    verdict,
+    within_budget,
+)
 from .drawing import drawings
 from .over_refusal import TITLES, degree_facts, of_model
 
 ROOM = "monosem.robustness"
+PERPLEXITIES = ("own_perplexity", "text_perplexity", "perplexity")  # columns: own answers, fixed text, responses
 NAMES = {MODEL: "the model", CONTROL: "the control", defence(1): "the defended model"}
 NOTE = (
     "What this is for: to measure how much of a behaviour survives, so that defences can be compared and their costs "
@@ -66,7 +78,7 @@ def arms_table(results: Mapping[str, Any]) -> pd.DataFrame:
             for name in ("shown", "success"):
                 line |= {name: row[name]["value"], f"{name}_low": row[name]["low"], f"{name}_high": row[name]["high"]}
             line |= {name: (row.get(name) or {}).get("value") for name in ("kl_first", "kl_token")}
-            rows.append(line | {name: row.get(name) for name in ("own_perplexity", "perplexity", "loops", "cut")})
+            rows.append(line | {name: row.get(name) for name in (*PERPLEXITIES, "loops", "cut")})
     return pd.DataFrame(rows)
 
 
@@ -84,12 +96,12 @@ def findings(results: Mapping[str, Any]) -> list[str]:
     for where in results["parts"]:
         base = arms_of(rows_of(results, where), "none")[0]
         lines.append(
-            f"{named(results, where)}: shown on {_share(base['shown'])} of {base['n']} prompts without an attack"
+            f"{named(results, where)}: shown on {share(base['shown'])} of {base['n']} prompts without an attack"
         )
         for one in verdicts_of(results):
             if one["model"] == where:
-                title, at = ATTACKS[one["attack"]].title, _strength(one)
-                lines.append(f"  {title}{at}: {_share(one['shown'])} left; {one['words']}")
+                title, at = ATTACKS[one["attack"]].title, at_strength(one)
+                lines.append(f"  {title}{at}: {share(one['shown'])} left; {one['words']}")
         lines += [f"  {said}" for said in caveats(results, where)]
     return lines
 
@@ -162,26 +174,26 @@ def _model(results: Mapping[str, Any], where: str) -> dict[str, Any]:
         "title": capital(named(results, where)),
         "direction": {name: value for name, value in held["direction"].items() if name != "doubts"},
         "caveats": caveats(results, where),
-        "base": _share(base["shown"]),
+        "base": share(base["shown"]),
         "n": base["n"],
         "verdicts": [_verdict(one) for one in verdicts_of(results) if one["model"] == where],
         "areas": _areas(rows, config),
         "k_to_break": breaking(rows, config, "subspace", config["break_at"]),
         "to_halve": halving(rows, config),
-        "span_scale": held.get("layers", {}).get("scales", {}).get("subtraction"),
+        "span_length": span.length(held.get("layers", {})),
         "spans": [span.cells(one) for one in span.spans(held, base, config["budget"])],
-        "costs": [_cost(name, held[name], rows) for name in held if name in ATTACKS],
+        "costs": [line for name in held if name in ATTACKS for line in _costs(name, held[name], rows)],
         "degrees": [
-            (ATTACKS[name].title, [_share(one["degrees"][label]) for label in TITLES], one["cut"])
+            (ATTACKS[name].title, [share(one["degrees"][label]) for label in TITLES], one["cut"])
             for name, one in of_model(held)
         ],
         "roles": [
-            (role.replace("_", " "), _share(one["shown"]), number(one["projection"], 2))
+            (role.replace("_", " "), share(one["shown"]), number(one["projection"], 2))
             for role, one in held["faithfulness"]["roles"].items()
         ],
         "faithfulness": held["faithfulness"],
-        "auroc": _interval(held["faithfulness"]["auroc"]),
-        "auroc_behaviour": _interval(held["faithfulness"]["auroc_behaviour"]),
+        "auroc": interval(held["faithfulness"]["auroc"]),
+        "auroc_behaviour": interval(held["faithfulness"]["auroc_behaviour"]),
         "guard": _guard(held["guard"], rows),
     }
 
@@ -189,41 +201,26 @@ def _model(results: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _verdict(one: Mapping[str, Any]) -> dict[str, Any]:
     price = one["kl_token"]
     return {
-        "title": ATTACKS[one["attack"]].title + _strength(one),
-        "shown": _share(one["shown"]),
-        "success": _share(one["success"]),
+        "title": ATTACKS[one["attack"]].title + at_strength(one),
+        "shown": share(one["shown"]),
+        "success": share(one["success"]),
         "controls": [
             {
-                "name": name + _another(control["strength"], one["strength"]),
+                "name": name + another(control["strength"], one["strength"]),
                 "success": f"{control['success']['count']}/{control['success']['of']}",
-                "p": _p(one["p_controls"][name]),
+                "p": p_value(one["p_controls"][name]),
                 "kl": number(control["kl"], 2),
                 "idle": control["idle"],
                 "dear": control["dear"],
             }
             for name, control in one["controls"].items()
         ],
-        "kl": "–" if price is None else _interval(price),
+        "kl": "–" if price is None else interval(price),
         "over": one["over_budget"],
         "p": one["p_none"],
         "words": one["words"],
         "breaks": one["breaks"],
     }
-
-
-def _another(strength: float | None, attack: float | None) -> str:
-    """The strength of a control, where it is another than the attack's."""
-    return "" if strength == attack or strength is None else f" at {strength:g}"
-
-
-def _p(value: float) -> str:
-    said = number(value, 4)
-    return said if said.startswith("<") else f"= {said}"
-
-
-def _strength(one: Mapping[str, Any]) -> str:
-    unit = ATTACKS[one["attack"]].unit
-    return f" at {one['strength']:g} ({unit})" if one["strength"] is not None and unit else ""
 
 
 def _areas(rows: list[Row], config: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -254,24 +251,36 @@ def breaking(rows: list[Row], config: Mapping[str, Any], attack: str, most: floa
             continue
         seen, sure = ("none of those tried" if held[how] is None else f"{held[how]:g}" for how in ("seen", "sure"))
         prices = [arm["kl_token"] for arm in arms_of(rows, attack, name) if arm["strength"] == held["seen"]]
-        price = _interval(prices[0]) if prices else "–"
+        price = interval(prices[0]) if prices else "–"
         over = bool(prices) and prices[0]["value"] > config["budget"]
         found.append((name or "fitted", seen, sure, f"{price}, over the budget" if over else price))
     return found
 
 
-def _cost(name: str, part: Mapping[str, Any], rows: list[Row]) -> dict[str, Any]:
+def _costs(name: str, part: Mapping[str, Any], rows: list[Row]) -> Iterator[dict[str, Any]]:
+    """What an attack costs at the strength that was allowed, and each of its controls at the nearest KL. Tasks and safe
+    prompts are tried under the attack alone."""
     arm = next(row for row in arms_of(rows, name) if row["strength"] == part["strength"])
     known = part["costs"].get("capabilities", {})
+    text = known.get("text_perplexity", arm.get("text_perplexity"))  # where older reports have it
+    yield _cost({**arm, "text_perplexity": text}) | {
+        "title": ATTACKS[name].title + at_strength(arm),
+        "tasks": [f"{task} {share(value)}" for task, value in known.items() if isinstance(value, Mapping)],
+        "over_refusal": share(part["costs"]["over_refusal"]["shown"]),
+    }
+    for control in controls_of(rows, name):
+        other = of_its_price(rows, arm, control)
+        yield _cost(other) | {"title": f"– {control}{at_strength(other)}", "tasks": [], "over_refusal": "–"}
+
+
+def _cost(arm: Row) -> dict[str, Any]:
+    own, text, said = (number(arm.get(name), digits) for name, digits in zip(PERPLEXITIES, (2, 1, 1)))
     return {
-        "title": ATTACKS[name].title + _strength(arm),
-        "first": _interval(arm["kl_first"]) if "kl_first" in arm else "–",
-        "token": _interval(arm["kl_token"]) if "kl_token" in arm else "–",
-        "own": number(arm.get("own_perplexity"), 2),
-        "text": number(known.get("text_perplexity"), 1),
-        "tasks": [f"{task} {_share(value)}" for task, value in known.items() if isinstance(value, Mapping)],
-        "said": number(arm.get("perplexity"), 1),
-        "over_refusal": _share(part["costs"]["over_refusal"]["shown"]),
+        "first": interval(arm["kl_first"]) if "kl_first" in arm else "–",
+        "token": interval(arm["kl_token"]) if "kl_token" in arm else "–",
+        "own": own,
+        "text": text,
+        "said": said,
         "loops": arm["loops"],
         "cut": arm["cut"],
     }
@@ -283,14 +292,14 @@ def _guard(part: Mapping[str, Any], rows: list[Row]) -> dict[str, Any]:
     lines = []
     for arm in part["arms"]:
         before = next(row for row in arms_of(rows, arm["attack"]) if row["strength"] == arm["strength"])
-        title = ATTACKS[arm["attack"]].title + _strength(arm)
-        lines.append((title, _share(before["shown"]), _share(arm["shown"]), compared(before, arm)))
+        title = ATTACKS[arm["attack"]].title + at_strength(arm)
+        lines.append((title, share(before["shown"]), share(arm["shown"]), compared(before, arm)))
     return {
-        "fired": [(role.replace("_", " "), _share(one)) for role, one in part["fired"].items()],
+        "fired": [(role.replace("_", " "), share(one)) for role, one in part["fired"].items()],
         "rates": lines,
         "target": percent(part["target_fpr"]),
         "calibrated_on": part["calibrated_on"],
-        "caught": _share(part["delay"]["caught"]),
+        "caught": share(part["delay"]["caught"]),
         "delay": part["delay"]["median"],
     }
 
@@ -321,17 +330,17 @@ def _cell(arm: Row, p: float | None) -> tuple[str, list[str]]:
     """What is left, and what is to be said with it."""
     more = [f"at {arm['strength']:g}"] if arm["strength"] is not None else []
     more.append(f"perplexity {number(arm.get('perplexity'), 1)}")
-    return _share(arm["shown"]), more + ([] if p is None else [f"p {_p(p)}"])
+    return share(arm["shown"]), more + ([] if p is None else [f"p {p_value(p)}"])
 
 
 def _induced(parts: Mapping[str, Any]) -> str:
     arms = [arm for arm in parts["scale"]["arms"] if not arm["control"]]
-    return f"{_share(arms[-1]['shown'])} at {arms[-1]['strength']:g}"
+    return f"{share(arms[-1]['shown'])} at {arms[-1]['strength']:g}"
 
 
 def _opened(parts: Mapping[str, Any]) -> str:
     fired = parts["guard"].get("fired")
-    return "–" if fired is None else _share(fired["behaviour_test"])
+    return "–" if fired is None else share(fired["behaviour_test"])
 
 
 def _declined(parts: Mapping[str, Any]) -> str:
@@ -349,9 +358,9 @@ UNATTACKED: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "Held-out AUROC of the direction for the training prompts": lambda parts: number(
         parts["direction"]["held_out_auroc"], 2
     ),
-    "AUROC of the projection for responses that show it": lambda parts: _interval(parts["faithfulness"]["auroc"]),
+    "AUROC of the projection for responses that show it": lambda parts: interval(parts["faithfulness"]["auroc"]),
     "Behaviour on unrelated prompts with the direction added (gaps)": _induced,
-    "Behaviour on safe prompts": lambda parts: _share(parts["none"]["costs"]["over_refusal"]["shown"]),
+    "Behaviour on safe prompts": lambda parts: share(parts["none"]["costs"]["over_refusal"]["shown"]),
     f"Safe prompts: {', '.join(TITLES.values())}": _declined,
     "The guard opens on behaviour prompts": _opened,
 }
@@ -372,15 +381,3 @@ def judge_facts(by: Judge) -> dict[str, Any]:
         "kappa": str(found.kappa),
         "n": len(found.rows),
     }
-
-
-def _share(one: Mapping[str, Any]) -> str:
-    return f"{one['count']}/{one['of']} [{percent(one['low'])} to {percent(one['high'])}]"
-
-
-def _interval(one: Mapping[str, Any] | None) -> str:
-    if one is None or one.get("value") is None:
-        return "–"
-    ends = [float("nan") if one[name] is None else float(one[name]) for name in ("value", "low", "high")]
-    value, low, high = Interval(*ends)
-    return f"{number(value, 2)} [{number(low, 2)}, {number(high, 2)}]"

@@ -64,7 +64,8 @@ class Robustness(Result):
     def table(self) -> pd.DataFrame:
         """Columns: model ("model", "control", "defence", ...), attack, control ("" of the attack itself), strength, n;
         the behaviour's rate `shown` and the attack's `success` with their intervals; KL of the first token and a token;
-        perplexity of the model's own answers, of the fixed text, and of the responses."""
+        perplexity of the model's own answers, of the fixed text, and of the responses, of controls as of attacks; how
+        many responses are loops, or cut off."""
         with self._reading():
             return report.arms_table(self.results)
 
@@ -84,7 +85,8 @@ class Robustness(Result):
     @property
     def layers(self) -> pd.DataFrame:
         """One row a model and layer: what is left where the direction, or a random one of its length (`control`), is
-        taken away at this layer alone, by ablation ("one_layer") or subtraction, with KL a token."""
+        taken away at this layer alone, by ablation ("one_layer") or subtraction, with KL a token. `gaps`: the length
+        that is subtracted, which is the same share of the stream's usual norm at every layer."""
         with self._reading():
             return span.layers_table(self.results)
 

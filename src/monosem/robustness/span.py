@@ -7,6 +7,8 @@ from typing import Any
 import pandas as pd
 
 from .. import edits
+from ..activations.medians import median_norms
+from ..pages import percent
 from .arms import Arm, responses
 from .context import Context
 from .costs import divergence
@@ -15,6 +17,7 @@ from .vectors import candidates
 
 Parts = Mapping[str, Mapping[str, Any]]
 KINDS = {"one_layer": ("",), "subtraction": ("", "random 1")}  # attack -> what is taken away: the direction, controls
+ENDS = {"shown": "value", "low": "low", "high": "high"}  # column -> of the rate
 TITLES = {"one_layer": "ablation", "subtraction": "subtraction"}
 
 
@@ -35,30 +38,49 @@ def count(context: Context, attacks: Sequence[str]) -> int:
 
 def measure(context: Context, earlier: Parts) -> dict[str, Any]:
     """Arms whose strength is the layer: of ablation, and of subtraction as strong as the budget allows at the
-    direction's own layer, with a random direction of that length beside it. Each has its KL, as other arms."""
+    direction's own layer, with a random direction of that length beside it. Each has its KL, as other arms.
+
+    The stream grows from layer to layer, so that one length is a nudge in late layers and all there is in early ones.
+    What is subtracted is therefore the same share of the stream's usual norm at every layer (`median_norms`)."""
     own, rows = context.vectors.site.layer, list[dict[str, Any]]()
-    prompts = context.config.of("behaviour_test")
+    prompts, gaps = context.config.of("behaviour_test"), dict[int, float]()
     for name, controls in KINDS.items():
         if name not in earlier or own is None:
             continue
         scale = earlier[name]["strength"]
+        gaps = {} if scale is None else _alike(context, [own, *others(context, own)], scale)
         rows += [
-            {**row, "strength": float(own)}
+            {**row, "strength": float(own), "gaps": scale}
             for row in earlier[name]["arms"]
             if row["strength"] == scale and row["control"] in controls
         ]
         for layer in others(context, own):
             for control in controls:
-                arm = _arm(context, name, control, layer, scale)
-                rows.append(responses(context, arm, prompts, coherence=not control) | divergence(context, arm))
+                arm = _arm(context, name, control, layer, gaps.get(layer))
+                row = responses(context, arm, prompts, coherence=True) | divergence(context, arm)
+                rows.append({**row, "gaps": gaps.get(layer)})
     scales = {name: earlier[name]["strength"] for name in KINDS if name in earlier}
-    return {"arms": rows, "own": own, "scales": scales}
+    share = None if own is None or not gaps else gaps[own] * context.vectors.gap / _norms(context, [own])[own]
+    return {"arms": rows, "own": own, "scales": scales, "share": share}
 
 
-def _arm(context: Context, name: str, control: str, layer: int, scale: float | None) -> Arm:
+def _norms(context: Context, layers: Sequence[int]) -> dict[int, float]:
+    """The usual norm at each layer of the direction's site."""
+    sites = {layer: replace(context.vectors.site, layer=layer) for layer in layers}
+    found = median_norms(context.model, list(sites.values()))
+    return {layer: found[site] for layer, site in sites.items()}
+
+
+def _alike(context: Context, layers: Sequence[int], scale: float) -> dict[int, float]:
+    """At each layer so many gaps that are as long, beside the usual norm there, as `scale` gaps at the first one."""
+    norms = _norms(context, layers)
+    return {layer: scale * norm / norms[layers[0]] for layer, norm in norms.items()}
+
+
+def _arm(context: Context, name: str, control: str, layer: int, gaps: float | None) -> Arm:
     vectors = context.vectors
     place = (replace(vectors.site, layer=layer), vectors.units[control])
-    change = edits.ablate(place) if scale is None else edits.add(place, -scale * vectors.gap)
+    change = edits.ablate(place) if gaps is None else edits.add(place, -gaps * vectors.gap)
     return Arm(name, control, float(layer), [change])
 
 
@@ -83,6 +105,20 @@ def spans(held: Parts, base: Row, budget: float) -> Iterator[dict[str, Any]]:
             }
 
 
+def length(part: Mapping[str, Any]) -> str:
+    """How much is subtracted, in words; "" where nothing is."""
+    scale, share = part.get("scales", {}).get("subtraction"), part.get("share")
+    if scale is None:
+        return ""
+    if share is None:  # a report of an earlier version
+        return f"Subtraction is of {scale:g} gaps at every layer, a random direction of that length beside it."
+    return (
+        f"Subtraction is of {scale:g} gaps at the direction's own layer, {percent(share)} of the stream's usual norm "
+        "there (the median over a fixed text), and of the same share at every other layer, where the stream is "
+        "shorter or longer; a random direction of that length stands beside it."
+    )
+
+
 def words(one: Mapping[str, Any]) -> str:
     """What a span says: "3 of 5 layers, 14 to 22"."""
     return "nothing to break" if one["nothing"] else _range(one["sure"], len(one["tried"]))
@@ -102,11 +138,12 @@ def cells(one: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def layers_table(results: Mapping[str, Any]) -> pd.DataFrame:
-    """A row a model, attack, control and layer: the rate that is left with its interval, and KL a token."""
+    """A row a model, attack, control and layer: how many gaps are subtracted (none where it is ablated), the rate that
+    is left with its interval, and KL a token."""
     rows = []
     for where, held in results["parts"].items():
         for row in held.get("layers", {}).get("arms", []):
             line = {"model": where, "attack": row["attack"], "control": row["control"], "layer": int(row["strength"])}
-            line |= {"shown": row["shown"]["value"], "low": row["shown"]["low"], "high": row["shown"]["high"]}
+            line |= {"gaps": row.get("gaps"), **{end: row["shown"][of] for end, of in ENDS.items()}}
             rows.append(line | {"kl_token": row["kl_token"]["value"], "perplexity": row.get("perplexity")})
     return pd.DataFrame(rows)
