@@ -9,6 +9,7 @@ import pytest
 
 from monosem import graphs
 from monosem.circuits import load_graph
+from monosem.graphs.graph import SINK
 from monosem.models import load_model
 from tiny_dictionaries import tiny_dictionary
 
@@ -94,7 +95,9 @@ def test_a_graph_as_a_user_makes_it(run, home, tmp_path):
     whole = graphs.attribution_graph(load_model(home / "tiny", quiet=True), "the cat sat", n_nodes=12, quiet=True)
     read = graphs.read_graph(file)
     assert sorted(read.table["id"]) == sorted(whole.table["id"])
-    assert f"replacement {whole.scores['replacement']:.2f}" in done.stdout + done.stderr
+    said = done.stdout + done.stderr
+    assert f"replacement {whole.scores['replacement']:.2f}" in said
+    assert ("without nodes at the first token" in said) == (whole.at_first_token > SINK)
     assert run(f"graph tiny cat --nodes 5 --head 1.2 --out {page}").exit_code == 0
     assert "<script" in Path(page).read_text(encoding="utf-8")
     for wrong, says in [("1", "LAYER.HEAD"), ("1.99", "heads 0 to"), ("77.0", "layer 77")]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,49 @@ def test_arrows_follow_the_strongest_edge(page, graph):
     best = graph.inputs(logit, 2)
     expected = best[best.kind != "bias"].id.iloc[0]
     assert page.find_element("css selector", ".node.chosen").get_attribute("data-id") == expected
+
+
+def test_what_is_found_is_listed(page):
+    script(page, "window.graph.select(null)")
+    set_to = "const s = document.querySelector('input[type=search]'); s.value = arguments[0];"
+    script(page, set_to + "s.dispatchEvent(new Event('input'))", "layer 2 neuron")
+    marked = {mark.get_attribute("data-id") for mark in page.find_elements("css selector", ".node.found")}
+    listed = {row.get_attribute("data-id") for row in page.find_elements("css selector", ".panel .row")}
+    assert marked
+    assert marked <= listed
+    assert all(one.startswith("2_") for one in listed)
+    press(page, "Escape")
+
+
+def test_a_first_token_that_has_most_starts_hidden(page, graph, tmp_path):
+    """Its nodes read no other token: the picture and the list begin with the others, say so, and show them on a click."""
+    sink = (graph.nodes["position"] == 0) & (graph.kinds == "neuron")
+    edges = graph.edges.clone()
+    edges[:, sink.to_numpy().nonzero()[0].tolist()] *= 1000
+    before, made = page.current_url, replace(graph, edges=edges)
+    page.get(made.save(tmp_path / "sink.html").as_uri())
+    page.implicitly_wait(10)
+    page.find_element("css selector", ".node")
+    page.implicitly_wait(0)
+    ids = set(graph.nodes["id"][sink])
+
+    def drawn(kind):
+        return ids & {mark.get_attribute("data-id") for mark in page.find_elements("css selector", kind)}
+
+    assert drawn(".node") == drawn(".row") == set()
+    words = page.find_element("css selector", ".panel").text
+    assert "Nodes at the first token are hidden" in words
+    units = made.table[(made.kinds == "neuron") | (made.kinds == "latent")]
+    share = units.influence[units.position == 0].sum() / units.influence.sum()
+    assert f"have {share:.0%}".replace("%", " %") in words
+    assert made.at_first_token == pytest.approx(share)
+    script(page, "document.querySelector('[data-do=first]').click()")
+    assert drawn(".node")
+    assert drawn(".row")
+    page.get(before)
+    page.implicitly_wait(10)
+    page.find_element("css selector", ".node")
+    page.implicitly_wait(0)
 
 
 def test_sliders_hide_nodes(page):

@@ -19,7 +19,7 @@ it, so that every θ has the same gradient on average.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -37,12 +37,14 @@ from ..results import analysis
 from .batches import Batch, Batches, check_apart
 from .circuit import Circuit
 from .graph import Graph
-from .running import run_masks
-from .selection import top_n
+from .methods import Options, eap_ig
+from .running import run_circuits, run_masks
+from .selection import greedy, top_n
 
 LOW, HIGH, BETA = -0.1, 1.1, 2 / 3
 SHIFT = BETA * math.log(-LOW / HIGH)  # a gate is above 0 with probability σ(α - SHIFT)
 ASCENT = 0.05  # rate of λ, in KL of the empty circuit; in proportion to e: steps of one size went on at the target
+SETTLED = 1.5  # times the edges that were asked for: gates that are open more often make a mask whose cut takes away
 WARM = 0.6  # share of the steps after which the target stands
 Edges = Float[Tensor, "edges"]
 
@@ -96,7 +98,9 @@ def learn_circuit(
 ) -> Circuit:
     """Learn which edges to keep so that the circuit's prediction stays the model's: KL after the last token.
 
-    Needs no scores, and costs a forward and backward pass of the whole graph a step.
+    Needs no scores, and costs a forward and backward pass of the whole graph a step. The circuit's notes say so where
+    the gates had not settled, and where as many edges chosen greedily by EAP-IG's scores of KL are nearer to the model
+    on the same pairs: a mask that loses there has no claim on others.
 
     Args:
         edges: how many are kept: those whose gates are most often open. Fewer than an answer needs leave nothing that
@@ -126,7 +130,35 @@ def learn_circuit(
             meter.advance(1, kl=f"{lost:.3f}", kept=f"{kept:.3f}")
     values = torch.full(start.graph.shape, -torch.inf, dtype=torch.float64)
     values[start.edges] = gates.opened(learning.logits.detach()).double().cpu()
-    return top_n(start.graph, values, edges, absolute=False)
+    circuit = top_n(start.graph, values, edges, absolute=False)
+    doubts = (_unsettled(kept * start.n_edges, edges, steps, gates), _beaten(batches, circuit, start, edges))
+    return replace(circuit, notes=(*circuit.notes, *filter(None, doubts)))
+
+
+def _unsettled(kept: float, edges: int, steps: int, gates: Gates) -> str:
+    """What to do where gates are open for many more edges than were asked for, so that the cut takes used ones away."""
+    if kept <= SETTLED * edges:
+        return ""
+    remedy = "more steps or a higher price" if gates.priced else "more steps"
+    return (
+        f"the mask had not settled: after {steps} steps its gates kept {kept:,.0f} edges on average, so that the cut to "
+        f"{edges:,} may take away edges that it used; give it {remedy}"
+    )
+
+
+def _beaten(batches: list[Batch], circuit: Circuit, start: Circuit, edges: int) -> str:
+    """That as many edges chosen greedily are nearer to the model, where they are."""
+    values = torch.stack([eap_ig(one, Options()) for one in batches]).sum(0).abs()
+    other = greedy(start.graph, values.masked_fill(~start.edges, -torch.inf), circuit.n_edges or edges, absolute=False)
+    pair = [circuit, replace(other, edges=other.edges & start.edges)]
+    lost = torch.cat([kl(one.clean_logits, run_circuits(one, pair)) for one in batches], dim=1)
+    learnt, chosen = lost.double().mean(1).tolist()
+    if learnt <= chosen:
+        return ""
+    return (
+        f"as many edges chosen greedily by EAP-IG are nearer to the model on the pairs that the mask was learnt from: "
+        f"{chosen:.2f} nats against {learnt:.2f}; take attribute(...).greedy({edges})"
+    )
 
 
 class _Learning:

@@ -37,6 +37,7 @@ def graph(
     from ..dictionaries import Dictionary, load_dictionary
     from ..graphs import attribution_graph, qk_attribution
     from ..graphs.evidence import evidence
+    from ..graphs.graph import SINK
     from ..latents import index_of
 
     model = asked.load()
@@ -58,11 +59,16 @@ def graph(
         "indexes": [index for one in given if isinstance(one, Dictionary) and (index := index_of(one))],
     }
     units = found.table[found.table["kind"].isin(("neuron", "latent", "token"))]
+    sunk = found.at_first_token if len(found.tokens) > 1 else 0.0
+    if sunk > SINK:
+        units = units[(units["kind"] == "token") | (units["position"] > 0)]
     best = units.nlargest(top, "influence")[["id", "kind", "activation", "influence", "label"]]
     promoted = evidence(found)
     says = [" ".join(map(repr, promoted[one]["top"][:3])) if one in promoted else "" for one in best["id"]]
     best = best.assign(promotes=says)
     scores = ", ".join(f"{name} {value:.2f}" for name, value in whole.scores.items() if "circuit" not in name)
+    if sunk > SINK:
+        scores += f"; without nodes at the first token, which read no other and have {sunk:.0%} of their kind's influence"
     asked.give(found, best, f"most influential nodes ({scores})", **shown)
 
 

@@ -20,6 +20,7 @@ from .influence import largest_share, shares_of, sweep
 from .parts import Parts
 from .viewer import write_page
 
+SINK = 0.3  # `at_first_token` from which on lists and pictures begin with the other tokens (as templates/graph.js)
 KINDS = ("neuron", "latent", "error", "token", "bias", "logit")
 
 
@@ -165,6 +166,14 @@ class AttributionGraph(Result):
         explained = torch.ones_like(influence)
         explained[self.rows] = 1 - self.shares[:, self._are("error")].sum(-1)
         return float((explained * influence).sum() / influence.sum().clamp(min=1e-10))
+
+    @property
+    def at_first_token(self) -> float:
+        """The share of neurons' and latents' influence that is at the first token, where they read no other: of an
+        attention sink it is large, and says nothing of the rest of the prompt."""
+        table = self.table[np.isin(self.kinds, ("neuron", "latent"))]
+        first = table.loc[table["position"] == 0, "influence"]
+        return float(first.sum() / max(table["influence"].sum(), 1e-10))
 
     def _are(self, kind: str) -> Tensor:
         return torch.tensor(self.kinds == kind, device=self.edges.device)

@@ -2,7 +2,8 @@
 // format) and returns { select, pins, destroy }. Foreign text enters the page as text alone, never as markup.
 
 const SVG = "http://www.w3.org/2000/svg";
-const R = 5, GAP = 13, LOWEST = 17, HIGHEST = 34, LEFT = 62, TOP = 34, BOTTOM = 58, MOST_DRAWN = 600, LISTED = 14;
+const R = 5, GAP = 13, LOWEST = 17, HIGHEST = 34, LEFT = 62, TOP = 34, BOTTOM = 58, MOST_DRAWN = 600, LISTED = 14, MOST_FOUND = 60;
+const SINK = 0.3;  // share of units' influence at the first token from which they start hidden: a sink, the same for every prompt that begins so
 const HELP = [["click", "inputs and outputs of a node"], ["← → ↑ ↓", "next node of the layer; strongest output, input"],
   ["p", "pin or unpin"], ["g", "group the pinned nodes into a supernode"], ["/", "search"], ["Esc", "clear"]];
 
@@ -70,9 +71,11 @@ export function mount(root, file, options = {}) {
   const pins = new Set((file.qParams.pinnedIds || []).filter(id => byId.has(id)));
   const groups = (file.qParams.supernodes || []).map(([label, ...ids]) => ({ label, ids: ids.filter(id => byId.has(id)) }));
   const units = nodes.filter(node => node.kind !== "token" && node.kind !== "logit");
-  const ordered = units.map(node => node.influence ?? 1).sort((a, b) => a - b);
-  const first = ordered.length ? ordered[Math.min(ordered.length - 1, 119)] : 1;
-  const state = { share: Math.min(1, Math.ceil(first * 100) / 100), edges: 0.03, errors: true, query: "", chosen: null };
+  const total = (of) => of.filter(node => node.kind !== "error").reduce((sum, node) => sum + (node.own || 0), 0);
+  const sink = tokens.length > 1 ? total(units.filter(node => node.pos === 0)) / (total(units) || 1) : 0;
+  const state = { share: 1, edges: 0.03, errors: true, first: sink <= SINK, query: "", chosen: null };
+  const ordered = units.filter(among).map(node => node.influence ?? 1).sort((a, b) => a - b);
+  if (ordered.length) state.share = Math.min(1, Math.ceil(ordered[Math.min(ordered.length - 1, 119)] * 100) / 100);
 
   const chart = el("svg", { role: "img", "aria-label": "attribution graph, layers by tokens", tabindex: 0 });
   const panel = el("aside", { class: "panel", "aria-live": "polite" });
@@ -80,23 +83,26 @@ export function mount(root, file, options = {}) {
   const slider = (label, key, max, step, title) => el("label", { title }, label,
     el("input", { type: "range", min: 0, max, step, value: state[key], "data-for": key,
       oninput: event => { state[key] = Number(event.target.value); draw(); } }));
-  const search = el("input", { type: "search", placeholder: "search tokens, layers, words", "aria-label": "search",
+  const search = el("input", { type: "search", placeholder: "search tokens, layers, words", "aria-label": "search", size: 27,
     oninput: event => { state.query = event.target.value.toLowerCase(); draw(); } });
-  const errors = el("label", {}, el("input", { type: "checkbox", checked: true,
-    onchange: event => { state.errors = event.target.checked; draw(); } }), "errors");
+  const check = (label, key, title) => el("label", { title }, el("input", { type: "checkbox", checked: state[key], "data-for": key,
+    onchange: event => { state[key] = event.target.checked; draw(); } }), label);
   const bar = el("div", { class: "bar" },
     slider("nodes", "share", 1, 0.01, "show the nodes that make up this share of the influence"),
-    slider("edges", "edges", 0.3, 0.005, "hide edges below this share of a node's inputs"), errors, search,
+    slider("edges", "edges", 0.3, 0.005, "hide edges below this share of a node's inputs"),
+    check("errors", "errors", "what nodes do not explain"),
+    tokens.length > 1 ? check("first token", "first", "nodes at the first token, which read nothing else") : null, search,
     el("button", { onclick: () => save("graph.svg", picture(), "image/svg+xml") }, "SVG"),
     el("button", { onclick: () => save("graph.json", JSON.stringify(pinned()), "application/json") }, "JSON"), count);
   const stage = el("div", { class: "stage" }, chart);
   root.replaceChildren(bar, el("div", { class: "columns" }, stage, panel));
   root.classList.add("attribution-graph");
 
+  function among(node) { return (state.errors || node.kind !== "error") && (state.first || node.pos !== 0); }
+
   function visible(node) {
     if (node.kind === "token" || node.kind === "logit" || pins.has(node.id) || node === state.chosen) return true;
-    if (node.kind === "error" && !state.errors) return false;
-    return (node.influence ?? 0) <= state.share;
+    return among(node) && (node.influence ?? 0) <= state.share;
   }
 
   const matches = node => state.query !== ""
@@ -131,6 +137,10 @@ export function mount(root, file, options = {}) {
     return { width: right + 8, height, high, starts, widths };
   }
 
+  function keepNames() {  // of layers, beside what is scrolled to
+    chart.querySelector(".names").setAttribute("transform", `translate(${stage.scrollLeft},0)`);
+  }
+
   const room = node => node.kind === "logit" ? label(node).length * 6.6 + 16 : GAP;
   const label = node => node.kind === "logit" && node.token_prob ? `${node.name} ${Math.round(100 * node.token_prob)} %` : node.name;
 
@@ -149,11 +159,11 @@ export function mount(root, file, options = {}) {
         class: edge.weight < 0 ? "minus" : "plus", "stroke-width": (0.6 + 5 * edge.share).toFixed(2),
         opacity: (state.chosen ? 0.35 : 0.12) + 0.6 * Math.min(1, edge.share * 2) }));
     }
-    const rows = el("g", { class: "rows" });
+    const rows = el("g", { class: "rows" }), names = el("g", { class: "rows names" }, el("rect", { width: LEFT - 6, height }));
     levels.forEach((layer, i) => {
       const y = height - BOTTOM - (i + 0.5) * high, last = i === levels.length - 1;
-      rows.append(el("line", { x1: LEFT - 6, x2: width, y1: y, y2: y }),
-        el("text", { x: LEFT - 12, y: y + 4, "text-anchor": "end" }, layer < 0 ? "tokens" : last ? "logits" : String(layer)));
+      rows.append(el("line", { x1: LEFT - 6, x2: width, y1: y, y2: y }));
+      names.append(el("text", { x: LEFT - 12, y: y + 4, "text-anchor": "end" }, layer < 0 ? "tokens" : last ? "logits" : String(layer)));
     });
     tokens.forEach((token, pos) => rows.append(el("text", { class: "token", "text-anchor": "middle",
       x: starts[pos] + widths[pos] / 2, y: height - BOTTOM + 26 }, shown(token))));
@@ -169,7 +179,8 @@ export function mount(root, file, options = {}) {
         "data-id": node.id, onclick: () => select(node) }, el("title", {}, `${node.name}  ${node.says}`), shape,
         node.kind === "logit" ? el("text", { "text-anchor": "middle", y: 4 }, label(node)) : null));
     }
-    chart.replaceChildren(rows, lines, marks);
+    chart.replaceChildren(rows, lines, marks, names);
+    keepNames();
     for (const [name, value] of Object.entries({ width, height, viewBox: `0 0 ${width} ${height}` })) chart.setAttribute(name, value);
     count.textContent = `${drawn.length} of ${nodes.length} nodes`;
     inform();
@@ -191,14 +202,14 @@ export function mount(root, file, options = {}) {
   function head(one) {
     const known = entries => entries.filter(entry => byId.has(entry.id)), named = id => byId.has(id)
       ? el("button", { class: "link", "data-id": id, onclick: () => select(byId.get(id)) }, byId.get(id).name, el("small", {}, ` at ${shown(tokens[byId.get(id).pos])}`))
-      : el("span", { class: "soft" }, id);
+      : el("span", { class: "soft" }, id === "left out" ? "nodes that were left out" : id);
     fill(el("h2", {}, one.label), el("p", { class: "soft" }, `score ${number(one.score)}, pattern ${number(one.pattern)}`),
       el("h3", {}, "Pairs: what the query is made of × the key"), ...one.pairs.slice(0, LISTED).map(pair => el("div", { class: "pair" },
-        named(pair.query), "×", named(pair.key), el("span", { class: "weight" }, number(pair.weight)))),
+        named(pair.query), el("span", { class: "weight" }, number(pair.weight)), el("span", { class: "key" }, "× ", named(pair.key)))),
       ...list("At the query", known(one.queries), entry => byId.get(entry.id)), ...list("At the key", known(one.keys), entry => byId.get(entry.id)));
   }
 
-  const own = node => row(node, node.own, (node.own || 0) / Math.max(...nodes.map(one => one.own || 0)), `${(100 * (node.own || 0)).toFixed(1)} %`);
+  const own = node => row(node, node.own, Math.min(1, (node.own || 0) / Math.max(...units.filter(among).map(one => one.own || 0), 1e-10)), `${(100 * (node.own || 0)).toFixed(1)} %`);
   const fill = (...children) => panel.replaceChildren(...children.filter(child => child != null));
 
   function list(title, edges, other) {
@@ -220,21 +231,32 @@ export function mount(root, file, options = {}) {
 
   function inform() {
     const node = state.chosen;
+    const words = (does, list) => el("p", {}, `${does} `, ...list.flatMap(word => [el("code", {}, shown(word)), " "]));
+    if (!node && state.query) {
+      const found = nodes.filter(matches), hidden = found.filter(one => !visible(one)).length;
+      found.sort((a, b) => (b.own || 0) - (a.own || 0));
+      fill(el("h2", {}, `${found.length} ${found.length === 1 ? "node" : "nodes"} found`),
+        hidden ? el("p", { class: "soft" }, `${hidden} of them not in the picture; a click shows one`) : null,
+        ...found.slice(0, MOST_FOUND).map(own), found.length > MOST_FOUND ? el("p", { class: "soft" }, `and ${found.length - MOST_FOUND} more`) : null, ...kept());
+      return;
+    }
     if (!node) {
-      const best = units.filter(one => one.kind !== "error").sort((a, b) => (a.influence ?? 1) - (b.influence ?? 1)).slice(0, LISTED);
+      const best = units.filter(one => one.kind !== "error" && among(one)).sort((a, b) => (a.influence ?? 1) - (b.influence ?? 1)).slice(0, LISTED);
       const scores = Object.entries((file.monosem || {}).scores || {}).filter(([name]) => !name.startsWith("circuit"));
       fill(el("h2", {}, "Most influential nodes"),
         el("p", { class: "soft" }, "Blue edges raise, orange ones lower; bars and shares: of the influence on the answer."),
         scores.length ? el("p", { class: "soft", title: SCORES }, scores.map(([name, value]) => `${name} ${Math.round(100 * value)} %`).join(", ")) : null,
-        ...best.map(own), heads.length ? el("h3", {}, "Heads") : null,
-        ...heads.map(one => el("p", {}, el("button", { onclick: () => head(one), "data-do": "head" }, one.label))), ...kept(), keys());
+        state.first ? null : el("p", { class: "soft" }, `Nodes at the first token are hidden: they read no other token, and have ${Math.round(100 * sink)} % of the influence of all nodes of their kind. `,
+          el("button", { class: "link", "data-do": "first", onclick: () => { bar.querySelector("[data-for=first]").click(); } }, "Show them")),
+        ...kept(), heads.length ? el("h3", {}, "Heads") : null,
+        ...heads.map(one => el("p", {}, el("button", { onclick: () => head(one), "data-do": "head" }, one.label))),
+        pins.size || groups.length || heads.length ? el("h3", {}, "By influence") : null, ...best.map(own), keys());
       return;
     }
     const facts = [node.kind === "logit" ? `probability ${number(node.token_prob)}` : node.activation == null ? null : `value ${number(node.activation)}`,
       node.kind === "token" ? null : `at ${shown(tokens[node.pos])} (${node.pos})`];
     fill(el("h2", {}, node.name), el("p", { class: "soft" }, facts.filter(Boolean).join(", ")),
-      node.found ? el("p", {}, "promotes ", ...node.found.top.map(word => el("code", {}, shown(word)))) : null,
-      node.found ? el("p", {}, "suppresses ", ...node.found.bottom.map(word => el("code", {}, shown(word)))) : null,
+      ...(node.found ? [words("promotes", node.found.top), words("suppresses", node.found.bottom)] : []),
       node.found?.explained ? el("p", {}, node.found.explained) : null,
       ...(node.found?.examples?.length ? [el("h3", {}, "Where it fires in the corpus"), ...node.found.examples.map(example)] : []),
       el("p", {}, el("button", { onclick: () => pin(node), "data-do": "pin" }, pins.has(node.id) ? "unpin" : "pin")),
@@ -266,6 +288,8 @@ export function mount(root, file, options = {}) {
   function reveal(node) {
     if (node.x < stage.scrollLeft + 40 || node.x > stage.scrollLeft + stage.clientWidth - 40)
       stage.scrollLeft = node.x - stage.clientWidth / 2;
+    if (node.y < stage.scrollTop + 20 || node.y > stage.scrollTop + stage.clientHeight - 20)
+      stage.scrollTop = node.y - stage.clientHeight / 2;
   }
   function pinned() {
     const supernodes = groups.map(one => [one.label, ...one.ids]);
@@ -277,6 +301,8 @@ export function mount(root, file, options = {}) {
       const style = getComputedStyle(node);
       for (const name of ["fill", "stroke", "stroke-width", "font", "opacity"]) pairs[1][i].style.setProperty(name, style.getPropertyValue(name));
     });
+    copy.querySelector(".names").removeAttribute("transform");
+    copy.querySelector(".names rect").remove();
     copy.setAttribute("xmlns", SVG);
     copy.style.background = getComputedStyle(document.body).backgroundColor;
     return new XMLSerializer().serializeToString(copy);
@@ -288,7 +314,9 @@ export function mount(root, file, options = {}) {
   }
 
   function press(event) {
-    if (event.target.tagName === "INPUT" && event.key !== "Escape") return;
+    const at = event.target, slides = at.type === "range" && event.key.startsWith("Arrow");
+    const types = at.matches?.("textarea, select, [contenteditable], input:not([type=range], [type=checkbox])");
+    if ((types || slides) && event.key !== "Escape") return;
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const node = state.chosen, row = node && nodes.filter(one => visible(one) && one.layer === node.layer).sort((a, b) => a.x - b.x);
     const to = { ArrowLeft: () => row[row.indexOf(node) - 1], ArrowRight: () => row[row.indexOf(node) + 1],
@@ -304,6 +332,7 @@ export function mount(root, file, options = {}) {
   document.addEventListener("keydown", press);
   window.addEventListener("resize", draw);
   draw();
+  stage.addEventListener("scroll", keepNames);
   stage.scrollLeft = stage.scrollWidth;
   return { select: id => select(byId.get(id) || null), pins: pinned, picture,
     destroy: () => { document.removeEventListener("keydown", press); window.removeEventListener("resize", draw); root.replaceChildren(); } };
