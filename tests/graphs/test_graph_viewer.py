@@ -150,7 +150,7 @@ def test_what_is_found_is_listed(page):
 
 
 def test_a_first_token_that_has_most_starts_hidden(page, graph, tmp_path):
-    """Its nodes read no other token: the picture and the list begin with the others, say so, and show them on a click."""
+    """Its nodes read no other token: picture and list begin with the others, say so, and show them on a click."""
     sink = (graph.nodes["position"] == 0) & (graph.kinds == "neuron")
     edges = graph.edges.clone()
     edges[:, sink.to_numpy().nonzero()[0].tolist()] *= 1000

@@ -141,8 +141,8 @@ def _unsettled(kept: float, edges: int, steps: int, gates: Gates) -> str:
         return ""
     remedy = "more steps or a higher price" if gates.priced else "more steps"
     return (
-        f"the mask had not settled: after {steps} steps its gates kept {kept:,.0f} edges on average, so that the cut to "
-        f"{edges:,} may take away edges that it used; give it {remedy}"
+        f"the mask had not settled: after {steps} steps its gates kept {kept:,.0f} edges on average, so that the cut "
+        f"to {edges:,} may take away edges that it used; give it {remedy}"
     )
 
 

@@ -68,7 +68,7 @@ def graph(
     best = best.assign(promotes=says)
     scores = ", ".join(f"{name} {value:.2f}" for name, value in whole.scores.items() if "circuit" not in name)
     if sunk > SINK:
-        scores += f"; without nodes at the first token, which read no other and have {sunk:.0%} of their kind's influence"
+        scores += f"; without nodes at the first token, which read no other, and have {sunk:.0%} of such influence"
     asked.give(found, best, f"most influential nodes ({scores})", **shown)
 
 
