@@ -1,9 +1,14 @@
 """`monosem graph`: the attribution graph of a prompt, as a page to look around in."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from ..errors import BadInput
 from .options import Analysis, Top, argument, option
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from ..graphs import AttributionGraph
 
 
 def graph(
@@ -36,8 +41,6 @@ def graph(
     """
     from ..dictionaries import Dictionary, load_dictionary
     from ..graphs import attribution_graph, qk_attribution
-    from ..graphs.evidence import evidence
-    from ..graphs.graph import SINK
     from ..latents import index_of
 
     model = asked.load()
@@ -58,18 +61,25 @@ def graph(
         "heads": [qk_attribution(found, *_numbers(one)) for one in head or ()],
         "indexes": [index for one in given if isinstance(one, Dictionary) and (index := index_of(one))],
     }
-    units = found.table[found.table["kind"].isin(("neuron", "latent", "token"))]
-    sunk = found.at_first_token if len(found.tokens) > 1 else 0.0
-    if sunk > SINK:
+    best, title = _most_influential(found, top)
+    scores = ", ".join(f"{name} {value:.2f}" for name, value in whole.scores.items() if "circuit" not in name)
+    asked.give(found, best, f"most influential nodes ({scores}{title})", **shown)
+
+
+def _most_influential(found: "AttributionGraph", top: int) -> tuple["DataFrame", str]:
+    """The table, and what its title says of nodes that it leaves out."""
+    from ..graphs.evidence import evidence
+    from ..graphs.graph import SINK
+
+    units, left_out = found.table[found.table["kind"].isin(("neuron", "latent", "token"))], ""
+    sunk = found.at_first_token
+    if sunk > SINK and len(found.tokens) > 1:
         units = units[(units["kind"] == "token") | (units["position"] > 0)]
+        left_out = f"; without nodes at the first token, which read no other, and have {sunk:.0%} of such influence"
     best = units.nlargest(top, "influence")[["id", "kind", "activation", "influence", "label"]]
     promoted = evidence(found)
     says = [" ".join(map(repr, promoted[one]["top"][:3])) if one in promoted else "" for one in best["id"]]
-    best = best.assign(promotes=says)
-    scores = ", ".join(f"{name} {value:.2f}" for name, value in whole.scores.items() if "circuit" not in name)
-    if sunk > SINK:
-        scores += f"; without nodes at the first token, which read no other, and have {sunk:.0%} of such influence"
-    asked.give(found, best, f"most influential nodes ({scores})", **shown)
+    return best.assign(promotes=says), left_out
 
 
 def _numbers(head: str) -> tuple[int, int]:
