@@ -4,6 +4,7 @@ import concurrent.futures
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -15,12 +16,13 @@ import pytest
 import torch
 
 from explorer_server import Served, serving
-from monosem import edits, latents
+from monosem import edits, graphs, latents
 from monosem.dictionaries import one_site
 from monosem.directions import Direction
-from monosem.errors import BadFile, Mismatch
+from monosem.errors import BadFile, BadInput, Mismatch
 from monosem.explorer.apart import THEME, apart
 from monosem.explorer.library import Library
+from monosem.explorer.words import spoken
 from monosem.models import load_model
 from monosem.steering import LatentSweep, Spoken, in_norms
 
@@ -121,7 +123,7 @@ def test_nothing_else_on_the_disk_is_served(served, path):
         ("/api/latent?d=sae", "whole numbers"),
         ("/api/latent?i=3", "d="),
         ("/api/latent?d=saw&i=3", "did you mean 'sae'"),
-        ("/api/search?d=bare&q=cat", "monosem latents index"),
+        ("/api/search?d=bare&q=cat", "make one on its page"),
         ("/api/rows?d=sae&i=64", "latent"),
         ("/api/rows?d=sae&i=" + "1," * 400 + "1", "300"),
         ("/api/jobs/999/events", "no job"),
@@ -408,6 +410,39 @@ def test_a_failing_job_is_shown_and_the_next_one_runs(served):
     assert served.job(kind="try", dictionary="sae", latent=5, text=TEXT)["type"] == "done"
     listed = served.ask("/api/jobs")[1]
     assert [one["state"] for one in listed[:2]] == ["done", "failed"]
+
+
+PATCH = {"kind": "patch", "dictionary": "sae", "text": TEXT, "corrupted": "the dog sat on the mat", "answer": " cat"}
+DOSE = {"doses": [{"latent": 5, "value": 1.0}]}
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        (PATCH | {"corrupted": "the dog", "wrong": " dog"}, "the clean prompt has 6 tokens"),
+        (PATCH | {"corrupted": "", "wrong": " dog"}, "the corrupted prompt is empty"),
+        (PATCH | {"corrupted": TEXT, "wrong": " dog"}, "the clean prompt and the corrupted prompt are the same"),
+        (PATCH | {"wrong": " a zebra"}, "one is needed; reword it"),
+        (PATCH | {"wrong": " cat"}, "right and wrong answer are the same"),
+        (PATCH | {"wrong": " dog" * 99}, "the wrong answer has over 100 characters"),
+        ({"kind": "lens", "dictionary": "sae", "text": TEXT, "lens": "tuned"}, "choose the logit lens"),
+        (steered(DOSE | {"times": 999}, units="nats"), "ask for less"),
+        (steered(DOSE | {"times": -1}, units="nats"), "above 0"),
+        (steered(DOSE, tokens=401), "tokens: should be less than"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_words_of_the_page(served, ask, words):
+    status, job = served.ask("/api/jobs", ask)
+    said = job["error"] if status == 400 else served.events(job["id"])[-1]["words"]
+    assert words in said
+    assert re.search(r"\w=|--|[a-z]_[a-z]|pair 0", said) is None, said
+
+
+def test_what_is_too_large_is_said_without_arguments_of_python(home):
+    model = load_model(str(home / "tiny"), quiet=True)
+    with pytest.raises(BadInput, match="n_nodes=") as raised:
+        graphs.attribution_graph(model, TEXT, memory=1000, quiet=True)
+    assert spoken(raised.value).endswith("1 KB are left for it; give a shorter text, or ask for less")
 
 
 def test_a_running_job_can_be_cancelled_and_a_waiting_one_never_runs(served):

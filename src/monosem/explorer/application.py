@@ -35,6 +35,7 @@ from .neuronpedia import Neuronpedia
 from .notes import Change, Notes
 from .queue import ENDED, Job, Jobs
 from .sweeps import Sweeps
+from .words import spoken
 from .work import started
 
 EVENT_SECONDS, BEAT_SECONDS = 0.05, 10.0
@@ -291,7 +292,7 @@ def change(handler: Callable[[Any, Request], Any]) -> Callable[[Request], Any]:
 
 def refused(request: Request, error: Exception) -> Response:
     status = 404 if isinstance(error, UnknownName) else 400
-    return JSONResponse({"error": one_line(str(error))}, status_code=status)
+    return JSONResponse({"error": spoken(error)}, status_code=status)
 
 
 def too_large(request: Request, error: Exception) -> Response:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from ..errors import BadInput
+from .words import of_field
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=4000)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=500)]
@@ -35,9 +36,9 @@ def parsed(kind: type[Kind], values: Any) -> Kind:
         return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise BadInput(
-            f"{'.'.join(map(str, first['loc'])) or 'the request'}: {first['msg'].removeprefix('Value error, ')}"
-        ) from error
+        field = kind.model_fields.get(str(first["loc"][0])) if first["loc"] else None
+        label = (field and field.title) or ".".join(map(str, first["loc"])) or "the request"
+        raise BadInput(of_field(label, first)) from error
 
 
 class Dose(Ask):
@@ -66,7 +67,7 @@ class OnText(Ask):
     """A text that the dictionary's model reads."""
 
     dictionary: Name
-    text: Text
+    text: Annotated[Text, Field(title="the text")]
     chat: bool = False
 
 
@@ -127,9 +128,10 @@ class Weights(Ask):
 class Patch(OnText):
     """Every place of a clean prompt written into a corrupted one, and how far the answer comes back."""
 
-    corrupted: Text
-    answer: Annotated[str, StringConstraints(min_length=1, max_length=100)]
-    wrong: Annotated[str, StringConstraints(min_length=1, max_length=100)]
+    text: Annotated[Text, Field(title="the clean prompt")]
+    corrupted: Annotated[Text, Field(title="the corrupted prompt")]
+    answer: Annotated[str, StringConstraints(min_length=1, max_length=100), Field(title="the right answer")]
+    wrong: Annotated[str, StringConstraints(min_length=1, max_length=100), Field(title="the wrong answer")]
 
 
 class Graph(OnText):

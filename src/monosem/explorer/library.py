@@ -194,7 +194,7 @@ class Book:
     def search(self, words: str, n: int) -> list[dict[str, Any]]:
         with self.lock:
             if (index := self.usable) is None:
-                raise BadInput(f"words are searched in an index: monosem latents index {self.name} --text PATH")
+                raise BadInput(f"words are searched in an index, and {self.name} has none; make one on its page")
             found = index.search(words, n=n)[["latent", "score", "matched"]]
             return [{str(name): value for name, value in row.items()} for row in found.to_dict(orient="records")]
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from ..errors import BadInput, MonosemError, UnknownName
 from ..terminal import notice, one_line
+from .words import spoken
 
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
 ENDED = ("done", "failed", "cancelled")
@@ -113,7 +114,7 @@ class Jobs:
             except Cancelled:
                 end = ("cancelled", {})
             except MonosemError as error:
-                end = ("failed", {"words": one_line(str(error))})
+                end = ("failed", {"words": spoken(error)})
             except Exception as error:
                 notice(f"a job ({job.kind}) failed:\n{traceback.format_exc()}")
                 end = ("failed", {"words": one_line(f"a fault in monosem: {type(error).__name__}: {error}")})

@@ -130,6 +130,8 @@ def amounts_of(bench: Bench, ask: Steer, arm: Arm, spoken: Spoken | None) -> lis
         bench.job.check()
         return [changed(bench, "add", dose, dose.value * scale) for dose in arm.doses]
 
+    if arm.times <= 0:
+        raise BadInput(f"a distance in nats is above 0, not {arm.times:g}")
     found = iso_kl(bench.model, spoken, made, target=arm.times)
     return [dose.value * found.amount for dose in arm.doses]
 

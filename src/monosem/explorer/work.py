@@ -82,6 +82,10 @@ def _best(bench: Bench, found: Any) -> list[int]:
 def lens(bench: Bench) -> dict[str, Any]:
     """The likeliest token of every layer at every token."""
     ask: Lens = bench.ask
+    if ask.lens == "tuned" and bench.model.name not in (shipped := lenses.TunedLens.shipped()):
+        raise BadInput(
+            f"no tuned lens of {bench.model.name} is here (of {', '.join(shipped)} is); choose the logit lens"
+        )
     with bench.watched():
         found = getattr(lenses, ask.lens)(bench.model, bench.text, top=5, quiet=True)
     ids, p = found.top_ids[:, 0], found.top_probabilities[:, 0]
@@ -100,6 +104,8 @@ def patch(bench: Bench) -> dict[str, Any]:
     """Every layer and token of the clean prompt written into the corrupted one: how far the answer comes back."""
     ask: Patch = bench.ask
     prompts = bench.text, bench.as_prompt(ask.corrupted)
+    if prompts[0] == prompts[1]:
+        raise BadInput("the clean prompt and the corrupted prompt are the same; they need different answers")
     pairs = TokenPairs.of(bench.model, [prompts[0]], [prompts[1]], [ask.answer], [ask.wrong])
     bench.job.progress("patching every layer and token")
     swept = patching.sweep(bench.model, pairs, "resid_pre", ("layer", "position"), quiet=True)

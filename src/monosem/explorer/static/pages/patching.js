@@ -15,7 +15,7 @@ export function Patching({ place, d }) {
   const found = job?.result;
   return html`<div class="lead"><h1>Where is the answer?</h1><p class="soft wide">Two prompts of the same number of tokens, with different answers. Every state of the first is written into the second: where the first answer comes back, it was carried there.</p></div>
     <form onSubmit=${start}><${Panel} title="Prompts" help="The answers are one token each; most tokens begin with a space.">
-      <div class="two">${field("t", "clean prompt")}${field("r", "its answer")}${field("o", "corrupted prompt")}${field("w", "its answer")}</div>
+      <div class="two">${field("t", "clean prompt")}${field("r", "right answer")}${field("o", "corrupted prompt")}${field("w", "wrong answer")}</div>
       <div class="row"><button type="submit" class="first" disabled=${busy}>Patch</button></div><${Progress} job=${job} cancel=${cancel} /><//></form>
     ${found && html`<${Heat} found=${found} />`}`;
 }
