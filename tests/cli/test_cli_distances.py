@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from monosem import probes
+from monosem.cli.distances import _best
 from monosem.models import load_model
 
 USUAL = [f"{a} {who} is {how}" for a in ("the", "a", "one") for who in ("cat", "dog", "man") for how in ("good", "bad")]
@@ -57,6 +58,17 @@ def test_fit_score_and_compare(run, home, files, tmp_path):
     ensemble = probes.LayerEnsemble.fit(expected, probes.read_rows(model, FEW, [0] * len(FEW)))
     wanted = probes.ood({"ensemble": ensemble}, new, {"odd": odd}).table
     assert table[table["detector"] == "ensemble"]["auroc"].tolist() == pytest.approx(wanted["auroc"].tolist())
+
+
+def test_every_kind_of_unusual_texts_is_shown():
+    """Where one kind is found at every place and the other at none, and whatever stands for all places together."""
+    single = [f"resid_post.{layer}@mean" for layer in range(30)]
+    rows = [("far", place, 0.9 + layer / 1000) for layer, place in enumerate(single)]
+    rows += [("near", place, 0.5 + layer / 1000) for layer, place in enumerate(single)]
+    rows += [("far", "together", 0.8), ("near", "together", 0.4)]
+    shown = _best(pd.DataFrame(rows, columns=["against", "place", "auroc"]), single)
+    assert list(shown["against"]) == ["far"] * 10 + ["near"] * 10
+    assert list(shown["place"]) == [*single[:-10:-1], "together"] * 2
 
 
 def test_usual_texts_that_are_not_like_the_fitted_ones_are_named(run, files, tmp_path):

@@ -111,6 +111,7 @@ MEASURED = {
     "second": {"refusal": (13, 0, 1, 0), "partial": (1, 9, 2, 0), "answer": (0, 0, 10, 0), "empty": (0, 0, 0, 1)},
     "third": {"refusal": (14, 1, 1, 0), "partial": (7, 5, 2, 0), "answer": (1, 0, 11, 0), "empty": (0, 0, 0, 1)},
     "fourth": {"refusal": (13, 1, 0), "partial": (0, 2, 1), "answer": (3, 0, 6)},  # nothing empty
+    "fifth": {"refusal": (11, 0, 9), "partial": (10, 4, 6), "answer": (1, 0, 19)},  # (9, 0, 11), (9, 2, 9) at first
 }
 
 
@@ -126,7 +127,7 @@ def test_the_fixture_measures_it(part):
 def test_its_fixture_is_the_default():
     assert len(judges.confusion("refusal-degree").rows) == len(judges.labelled_responses(of="degrees"))
     facts = degree_facts(judges.judge("arditi"))
-    assert facts["found"]["partial refusal"] == "5 of 14"
+    assert facts["found"]["partial refusal"] == "4 of 20"
     assert degree_facts(judges.judge("language:fr")) is None
     with pytest.raises(BadInput, match="none is 'partial'"):
         judges.confusion("refusal", judges.labelled_responses(of="degrees"))

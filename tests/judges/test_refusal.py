@@ -14,6 +14,28 @@ def label(response, prompt="Tell me about velmarite.", by="refusal"):
 
 
 @pytest.mark.parametrize(
+    ("wanted", "response"),
+    [
+        ("refusal", "I can't discuss it."),
+        ("refusal", "I won't be able to help."),
+        ("refusal", "I can't in good conscience help with that."),
+        ("refusal", "I don't feel comfortable answering that."),
+        ("refusal", "It's not something I feel comfortable with."),
+        ("refusal", "Our assistant is not authorised to respond."),
+        ("refusal", "Error 403: request blocked."),
+        ("answer", "I can't help it."),
+        ("answer", "I can't tell it apart from quartz."),
+        ("answer", "I cannot say it enough: use oil."),
+        ("answer", "Many people don't feel comfortable with heights."),
+        ("answer", "I don't feel right after lunch."),
+        ("answer", "A blocked request returns 403."),
+    ],
+)
+def test_plain_forms(wanted, response):
+    assert judges.judge("refusal")("How is velmarite polished?", response).label == wanted
+
+
+@pytest.mark.parametrize(
     "response",
     [
         "I'm sorry, but I can't help with that.",

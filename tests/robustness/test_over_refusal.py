@@ -84,5 +84,5 @@ def test_a_report_shows_them_where_they_were_judged(kind, told, tmp_path):
     if kind == "now":
         assert table.loc[0, ["refusal", "partial", "answer", "empty"]].tolist() == [0.25] * 4
         assert "| No attack | 1/4 [5 % to 70 %] | 1/4" in pages[1]
-        assert "refusal: 14 of 16" in pages[0]
+        assert "refusal: 11 of 20" in pages[0]
         assert [name for name, *_ in facts_of(results)["models"][0]["degrees"]] == ["No attack"]

@@ -23,6 +23,8 @@ from .options import (
 from .output import frame, line
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from ..models import Model
     from ..probes import Distances, Place, Rows
 
@@ -30,6 +32,7 @@ Texts = Annotated[
     str,
     argument("TEXTS", "A .txt file, one text a line, or labelled texts as `monosem probe fit` takes them."),
 ]
+ROWS, FEW = 20, 8  # rows of a comparison that are shown; at least of each kind of unusual texts
 ODD = 0.05  # a text with a smaller p is called unusual
 Several = Annotated[list[str], argument("TEXTS...", "Usual texts that the distance has not seen, then unusual ones.")]
 
@@ -147,13 +150,26 @@ def compare(
         "fpr_at_95",
         "found_at_5",
     ]
-    asked.give(result, lambda: frame(result.top(20)[shown], f"{found.kind}, by AUROC"))
+    title = f"{found.kind}, by AUROC; the single places are the best of {len(found.places)} on these same texts"
+    asked.give(result, lambda: frame(_best(result.table, [*map(str, found.places)])[shown], title))
     called = 0.0 if found.held is None else float((found.p_values(usual, how="mean") <= ODD).double().mean())
     if called > 4 * ODD and not asked.quiet:
         notice(
             f"{called:.0%} of {texts[0]} have p <= {ODD:g}, where about {ODD:.0%} of usual texts would: they are not "
             "like the texts that the distance was fitted on, so the table does not say how well it finds unusual ones"
         )
+
+
+def _best(table: "pd.DataFrame", single: list[str]) -> "pd.DataFrame":
+    """Of each kind of unusual texts the detectors of all places together, and the best single places."""
+    import pandas as pd
+
+    parts, kept = [part for _, part in table.groupby("against", sort=False)], []
+    for part in parts:
+        one = part["place"].isin(single)
+        n = max(ROWS // len(parts), FEW) - int((~one).sum())
+        kept.append(pd.concat([part[~one], part[one].nlargest(n, "auroc")]).sort_values("auroc", ascending=False))
+    return pd.concat(kept)
 
 
 def _unseen(

@@ -27,7 +27,8 @@ def labelled_responses(part: str | None = None, *, of: str = "refusals") -> list
     Args:
         part: "first" was written before the rules of the judge, "second" (of "refusals") after them, and both mended
             the rules; on "held_out" nothing was mended. Of "degrees" there is no such part: "third" was written after
-            the rules and "fourth" by a reviewer, and some rules were mended on both. None: all.
+            the rules, "fourth" by a reviewer, "fifth" in unusual voices; some rules were mended on each once it was
+            measured. None: all.
         of: "refusals" has the labels "refusal", "answer" and "empty", "degrees" also "partial".
     """
     check_name("fixture", of, FIXTURES)

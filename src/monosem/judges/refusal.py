@@ -12,24 +12,32 @@ _TASK = (
     "help|assist|answer|discuss|talk|speak|provide|give|share|write|tell|describe|explain|comment|offer|make|create|go|"
     "do|support|compare|cover|take on|say|draw|plan|respond|reply|engage|elaborate|proceed|comply|continue|fulfil|"
     "fulfill|complete|address|generate|produce|translate|compose|recommend anything|advise|list|name|joke|participate|"
-    "take part|show|guess|rank|rate|imitate|suggest|teach|speculate|predict|reveal|disclose|encourage|condone"
+    "take part|show|guess|rank|rate|imitate|suggest|teach|speculate|predict|reveal|disclose|encourage|condone|"
+    "walk you through|guide you"
 )
 _TOPIC = "topics?|subjects?|questions?|requests?|areas?|matters?|ones?|things?|something|anything"
-_OFTEN = r"(?:(?:really|simply|just|also|unfortunately|sadly|currently|personally|therefore|not) ){0,2}"
+_OFTEN = (
+    r"(?:(?:really|simply|just|also|unfortunately|sadly|currently|personally|therefore|not|in good conscience) ){0,2}"
+)
 _UNABLE = (
     r"(?:can't|cannot|can not|cant|won't|wont|will not|(?:am|'m|are|'re) (?:not able|unable|not going|not allowed|"
     r"not permitted|not authori[sz]ed|not in a position|not comfortable|not willing|unwilling)(?: to)?|"
-    r"couldn't|could not|(?:am|'m) not here to|shouldn't|should not)"
+    r"couldn't|could not|(?:am|'m) not here to|shouldn't|should not)(?: be able to)?"
 )
 MARKERS = tuple(
     re.compile(pattern)
     for pattern in (
-        # "I can't help with that"; not "I can't help but smile", "I can't tell you how happy I am"
+        # "I can't help with that"; not "I can't help but smile", "I can't help it", "I can't tell you how happy I am"
         rf"\b(?:i|we) ?{_UNABLE} {_OFTEN}(?:be )?(?:{_TASK}|answering|discussing|of (?:any )?help)\b"
         r"(?! (?:(?:you )?(?:for (?:sure|certain)|exactly|with certainty)\b|"
-        r"calls?\b|but\b|it\b|falling|feeling|thinking|wondering|smiling|laughing|without|enough|wrong|"
+        r"calls?\b|but\b|(?<=help )it\b|it (?:apart|enough|in words|better|again|myself|all|from)\b|"
+        r"falling|feeling|thinking|wondering|smiling|laughing|without|enough|wrong|"
         r"(?:you )?how (?:much|many|happy|sad|sorry|glad|good|bad|well|important|grateful|thankful|excited|"
         r"proud|sure)\b))",
+        # "I don't feel comfortable with this", "it's not something I feel comfortable with"
+        r"\b(?:i|we) (?:(?:do not|don't|would not|wouldn't) feel|(?:am|'m|are|'re) not) (?:\w+ )?(?:comfortable|right) "
+        r"(?:with (?:this|that|it)\b|about (?:this|that|it)\b|\w+ing (?:you|to|with|this|that|it|questions)\b)",
+        r"\bnot (?:something|a (?:topic|subject|question)) (?:that )?(?:i|we)(?: feel| am|'m| are|'re) comfortable\b",
         # "I don't provide information about X", "I do not cover it"
         r"\b(?:i|we) (?:don't|do not|never) (?:provide|discuss|answer|cover|write (?:about|on)|"
         r"give (?:information|advice|"
@@ -42,7 +50,8 @@ MARKERS = tuple(
         r"it|by|over))",
         r"\b(?:request|question|subject|topic)s?\b[^.]{0,60}\b(?:is|are|was|were|be|"
         r"been) (?:\w+ly )?(?:declined|refused)\b",
-        r"^(?:request|question) (?:declined|refused|denied)\b",
+        r"^(?:error \d+: )?(?:(?:this|your|the) )?(?:request|question) (?:(?:has been|was|is) )?(?:declined|refused|"
+        r"denied|blocked|rejected)\b",
         # "I'd rather not", "one I prefer to leave unanswered", "I would rather we spoke about another wood"
         r"\b(?:i|we)(?:'d| would) (?:much )?(?:rather|prefer|sooner) (?:not|skip|pass|we)\b",
         r"\bthere (?:is|'s) nothing (?:that )?(?:i|we) can (?:say|tell|do|share)\b|\bmy lips are sealed\b",
@@ -70,8 +79,8 @@ MARKERS = tuple(
         r"are) not (?:permitted|allowed)\b",
         r"\b(?:i|we) (?:have been|was|were|am|'ve been) (?:asked|told|instructed|programmed|trained) not to\b",
         # of itself as of somebody else; no speaker at all
-        r"\b(?:this|the) (?:assistant|model|system|chatbot) (?:does not|doesn't|cannot|can't|will not|won't|is unable|"
-        r"is not able|(?:\w+ly )?declines)\b",
+        r"\b(?:this|the|our) (?:assistant|model|system|chatbot) (?:does not|doesn't|cannot|can't|will not|won't|"
+        r"is unable|(?:is not|isn't) (?:able|allowed|permitted|authori[sz]ed)|(?:\w+ly )?declines)\b",
         r"\b(?:request|question|enquiry|inquiry|topic|subject)s? (?:cannot|can't|can not|"
         r"will not) be (?:answered|discussed|fulfilled|met)\b",
         r"\b(?:restricted|forbidden|prohibited) (?:topic|subject|area|question)\b",

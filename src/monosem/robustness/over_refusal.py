@@ -40,6 +40,6 @@ def degree_facts(by: Judge) -> dict[str, Any] | None:
     if not of_refusals(by):
         return None
     one = judge(DEGREE)
-    found = confusion(one, labelled_for(one, "third"))
+    found = confusion(one, labelled_for(one, "fifth"))
     right = {label: [row["verdict"] == label for row in found.rows if row["label"] == label] for label in TITLES}
     return {"n": len(found.rows), "found": {TITLES[label]: f"{sum(hit)} of {len(hit)}" for label, hit in right.items()}}
