@@ -96,6 +96,8 @@ BROKEN = {
         "edges": {"x->y": {"score": 1, "in_graph": True}},
     },
     "no layers": {"cfg": {"n_layers": 0, "n_heads": 1, "d_model": 2}, "edges": {}},
+    "far too large": {"cfg": {"n_layers": 10**9, "n_heads": 1, "d_model": 2}, "edges": {}},
+    "infinite": {"cfg": {"n_layers": 1, "n_heads": float("inf"), "d_model": 2}, "edges": {}},
     "words": {"cfg": {"n_layers": "many", "n_heads": 1, "d_model": 2}, "edges": {}},
     "edges is a list": {"cfg": {"n_layers": 1, "n_heads": 1, "d_model": 2}, "edges": []},
     "score is a word": {

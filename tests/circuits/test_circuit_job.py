@@ -8,7 +8,7 @@ import pytest
 
 from monosem.circuits import faithfulness, find_circuit, load_graph
 from monosem.circuits import job as jobs
-from monosem.errors import BadInput, Mismatch
+from monosem.errors import BadFile, BadInput, Mismatch
 from monosem.pages import number
 from tiny import tiny_model
 from tiny_circuits import random_pairs
@@ -59,6 +59,12 @@ def test_a_job_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Monk
     assert whole.results["pairs"] == {"scores": 2, "judged": 2}
     with pytest.raises(Mismatch, match="edges: 60, now 50"):
         find_circuit(model, pairs, folder=tmp_path / "whole", settings=SETTINGS | {"edges": 50}, quiet=True)
+    damaged = tmp_path / "whole" / "parts" / "check.json"
+    damaged.write_text(damaged.read_text(encoding="utf-8")[:40])
+    with pytest.raises(BadFile, match="delete this file, and the same command measures the step again"):
+        find_circuit(model, pairs, folder=tmp_path / "whole", settings=SETTINGS, quiet=True)
+    damaged.unlink()
+    assert find_circuit(model, pairs, folder=tmp_path / "whole", settings=SETTINGS, quiet=True).results == results
 
 
 def test_what_no_job_can_do(tmp_path: Path) -> None:
@@ -69,5 +75,7 @@ def test_what_no_job_can_do(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no method 'eapp'"):
         find_circuit(model, pairs, folder=tmp_path / "b", settings={"method": "eapp"}, quiet=True)
     settings = SETTINGS | {"how": "top_n", "edges": 1}
-    with pytest.raises(BadInput, match="choose with --set how=greedy"):
+    with pytest.raises(
+        BadInput, match="chosen edges lie on a path from the input to the logits: choose more edges, or how=greedy"
+    ):
         find_circuit(model, pairs, folder=tmp_path / "c", settings=settings, quiet=True)

@@ -186,7 +186,7 @@ def test_solved_and_dropped_pairs_are_said(run: Callable[..., Result]) -> None:
         ("patch localise tiny --pairs joint.csv --joint", "these answers have several"),
         ("patch localise tiny --pairs pairs.csv --metric logitdiff", "did you mean 'logit_diff'"),
         ("patch localise tiny --pairs nothing.csv", "cannot read nothing.csv"),
-        ("patch localise tiny --pairs ragged.csv", "or leave them out (drop_unaligned)"),
+        ("patch localise tiny --pairs ragged.csv", "or leave them out (drop_unaligned=True, --drop-unaligned)"),
         ("patch localise tiny --pairs pairs.csv --sites resid_pre", "chooses among attn_out and mlp_out"),
         ("patch localise tiny --pairs pairs.csv --positions middle", "no span 'middle'"),
         ("patch localise tiny --pairs pairs.csv --out pairs.csv/x", "choose another place"),

@@ -77,6 +77,16 @@ def test_ids_of_two_nodes_are_refused(tmp_path):
         graphs.read_graph(tmp_path / "twice.json")
 
 
+def test_a_graph_that_would_fill_the_memory_is_refused(tmp_path):
+    node = {"layer": "0", "ctx_idx": 0, "feature_type": "cross layer transcoder"}
+    last = {"node_id": "1_1_0", "layer": "1", "ctx_idx": 0, "feature_type": "logit"}
+    nodes = [*({**node, "node_id": f"0_{number}_0"} for number in range(24_000)), last]
+    path = tmp_path / "large.json"
+    path.write_text(json.dumps({"metadata": {"prompt_tokens": ["a"]}, "nodes": nodes, "links": []}))
+    with pytest.raises(BadFile, match=r"a graph of 24,001 nodes needs 4\.61 GB, and .* is the most that is read"):
+        graphs.read_graph(path)
+
+
 def test_damaged_files_are_refused_in_one_line(tmp_path):
     whole = json.loads(THEIRS.read_text())
     draw, path = random.Random(0), tmp_path / "damaged.json"

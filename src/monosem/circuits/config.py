@@ -4,9 +4,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from ..errors import UnknownName
 from ..jobs import JobConfig
 from ..jobs.config import Seed
-from .methods import EDGE_METHODS
+from .methods import known_method
 
 
 class CircuitConfig(JobConfig):
@@ -35,6 +36,8 @@ class CircuitConfig(JobConfig):
     @field_validator("method")
     @classmethod
     def _known(cls, value: str) -> str:
-        if value not in EDGE_METHODS:
-            raise ValueError(f"no method {value!r}; there are {', '.join(EDGE_METHODS)}")
+        try:
+            known_method(value)
+        except UnknownName as error:
+            raise ValueError(str(error)) from None
         return value

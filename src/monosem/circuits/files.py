@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import BadFile, BadInput, Mismatch
+from ..errors import BadFile, BadInput, Mismatch, UnknownName
 from ..files import replacing, write_json
 from ..models import Model
 from ..reading import read_object, read_torch
@@ -23,6 +23,7 @@ from .graph import EVERYWHERE, Graph
 from .scores import EdgeScores
 
 FilePath = str | os.PathLike[str]
+LARGEST = 10**8  # sources times slots of a graph that is read: a model of 80 layers and 64 heads has 8 * 10^7
 
 
 def save_graph(path: FilePath, scores: EdgeScores, circuit: Circuit | None = None) -> Path:
@@ -85,13 +86,19 @@ def load_graph(path: FilePath, model: Model | None = None) -> tuple[EdgeScores, 
     try:
         cfg = held["cfg"]
         sizes = [int(cfg[name]) for name in ("n_layers", "n_heads")]
+        _check_size(*sizes)
         graph = Graph.of_sizes(*sizes, parallel=bool(cfg.get("parallel_attn_mlp", False)), d_model=int(cfg["d_model"]))
         values, kept = _matrices(held, graph) if source.suffix == ".pt" else _named(held, graph)
-    except (KeyError, TypeError, ValueError, AttributeError, BadInput) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, BadInput, UnknownName) as error:
         raise BadFile(f"{path} is no graph of EAP-IG: {type(error).__name__}: {error}") from None
     scores = EdgeScores(graph, values[None], f"file {source.name}")
     circuit = Circuit(graph, kept[None] & graph.real, values=scores.values)
     return (scores, circuit) if model is None else _for(model, scores, circuit)
+
+
+def _check_size(layers: int, heads: int) -> None:
+    if (1 + layers * (heads + 1)) * (1 + layers * (3 * heads + 1)) > LARGEST:
+        raise ValueError(f"{layers} layers of {heads} heads are more than any model has")
 
 
 def _matrices(held: Mapping[str, Any], graph: Graph) -> tuple[Tensor, Tensor]:
@@ -108,13 +115,11 @@ def _named(held: Mapping[str, Any], graph: Graph) -> tuple[Tensor, Tensor]:
     values = torch.full(graph.shape[1:], torch.nan, dtype=torch.float64)
     values[~graph.real] = 0.0
     kept = torch.zeros(graph.shape[1:], dtype=torch.bool)
-    known = {name: at[1:] for name, at in graph.names()}
     for name, edge in held["edges"].items():
-        if name not in known:
-            raise ValueError(f"{str(name)[:60]!r} is no edge of a graph of these sizes")
+        _, *at = graph.index(name)  # a file may hold a few edges of a large graph: no list of all names
         if edge.get("score") is not None:
-            values[known[name]] = float(edge["score"])
-        kept[known[name]] = bool(edge["in_graph"])
+            values[tuple(at)] = float(edge["score"])
+        kept[tuple(at)] = bool(edge["in_graph"])
     return values, kept
 
 

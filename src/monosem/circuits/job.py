@@ -19,7 +19,7 @@ import torch
 
 from .. import __version__
 from ..data import TokenPairs
-from ..errors import BadInput
+from ..errors import BadFile, BadInput
 from ..files import json_value, replacing, write_json
 from ..jobs import claim, fingerprint, module_fingerprint
 from ..models import Model
@@ -106,7 +106,9 @@ class _Job:
         config, scores = self.config, self.scores()
         circuit = self.chosen(scores, config.by)
         if not circuit.n_edges:
-            raise BadInput(f"{circuit.notes[-1]}: choose with --set how=greedy, or more edges")
+            raise BadInput(
+                f"{circuit.notes[-1].partition(':')[0]}: choose more edges, or how=greedy (--set how=greedy)"
+            )
         options: dict[str, Any] = {"metric": self.metric, "batch_size": config.batch_size, "quiet": self.quiet}
         how: Any = config.how if self.signed else "greedy"
         parts: dict[str, Callable[[], Any]] = {
@@ -145,7 +147,7 @@ class _Job:
     def scores(self) -> EdgeScores:
         path = self.home / "parts" / "scores.pt"
         if path.exists():
-            held = read_torch(path)
+            held = _held(path, read_torch)
             say(f"scores are in {path}", self.quiet)
             return EdgeScores(Graph.of(self.model), **held)
         config = self.config
@@ -163,7 +165,7 @@ class _Job:
         path = self.home / "parts" / f"{name}.json"
         if not path.exists():
             write_json(path, {"is": json_value(measured())})
-        return read_object(path)["is"]
+        return _held(path, read_object)["is"]
 
     def check(self, scores: EdgeScores) -> Any:
         if not self.config.check:
@@ -193,6 +195,14 @@ class _Job:
                 "corrupted": self.model.text(pairs.corrupted.rows()[0]),
             },
         }  # fmt: skip
+
+
+def _held(path: Path, read: Callable[[Path], Any]) -> Any:
+    """A step's file, and what to do where it is damaged."""
+    try:
+        return read(path)
+    except BadFile as error:
+        raise BadFile(f"{error}; delete this file, and the same command measures the step again") from None
 
 
 def _curve(found: Any) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..edits import Edit
-from ..errors import BadInput, check_name
+from ..errors import BadInput, UnknownName, check_name
 from ..models import Moment
 from .batches import Batch
 from .graph import Part
@@ -245,10 +245,26 @@ EDGE_METHODS: dict[str, Method] = {
 }
 
 
+ELSEWHERE = {  # what some look for here: functions with results of their own
+    "edge-pruning": "learn_circuit", "ugs": "learn_circuit", "exact": "exact", "acdc": "acdc", "atp": "node_scores",
+    "atp*": "node_scores", "optimal": "optimal_ablation",
+}  # fmt: skip
+
+
+def known_method(name: str) -> Method:
+    """A row of the table. Raises `UnknownName` for another name: with its function, if it has one."""
+    if function := ELSEWHERE.get(name):
+        raise UnknownName(
+            f"{name!r} is no method that scores all edges in a few passes: ms.circuits.{function} does it"
+        )
+    check_name("method", name, EDGE_METHODS)
+    return EDGE_METHODS[name]
+
+
 def method_of(name: str, options: Options) -> Method:
     """A row of the table. Raises `UnknownName` for another name; `BadInput` for options that make no path."""
-    check_name("method", name, EDGE_METHODS)
+    row = known_method(name)
     if isinstance(options.steps, bool) or not isinstance(options.steps, int) or options.steps < 1:
         raise BadInput(f"steps counts gradients, at least 1, not {options.steps!r}")
     options.shares()
-    return EDGE_METHODS[name]
+    return row

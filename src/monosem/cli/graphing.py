@@ -2,10 +2,12 @@
 
 from typing import TYPE_CHECKING, Annotated
 
-from ..errors import BadInput
+from ..errors import BadInput, check_name
 from .options import Analysis, Top, argument, option
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pandas import DataFrame
 
     from ..graphs import AttributionGraph
@@ -43,6 +45,7 @@ def graph(
     from ..graphs import attribution_graph, qk_attribution
     from ..latents import index_of
 
+    heads = _check(neurons, memory, keep, head or ())
     model = asked.load()
     given = [load_dictionary(name) for name in transcoder or ()]
     whole = attribution_graph(
@@ -58,12 +61,24 @@ def graph(
     )
     found = whole if keep == 1 else whole.prune(keep)
     shown = {
-        "heads": [qk_attribution(found, *_numbers(one)) for one in head or ()],
+        "heads": [qk_attribution(found, *one) for one in heads],
         "indexes": [index for one in given if isinstance(one, Dictionary) and (index := index_of(one))],
     }
     best, title = _most_influential(found, top)
     scores = ", ".join(f"{name} {value:.2f}" for name, value in whole.scores.items() if "circuit" not in name)
     asked.give(found, best, f"most influential nodes ({scores}{title})", **shown)
+
+
+def _check(neurons: str, memory: str, keep: float, heads: "Sequence[str]") -> list[tuple[int, int]]:
+    """What can be told wrong without a model; the heads."""
+    from ..graphs.units import NEURONS
+    from ..models.running.budget import bytes_of
+
+    check_name("rule for neurons", neurons, (*NEURONS, "none"))
+    bytes_of(memory)
+    if keep == 0:
+        raise BadInput("--keep is a share of the influence, above 0 and at most 1")
+    return [_numbers(one) for one in heads]
 
 
 def _most_influential(found: "AttributionGraph", top: int) -> tuple["DataFrame", str]:

@@ -1,7 +1,7 @@
 """Text to tokens: reading corpora, packing them into windows of token ids, and checked pairs of prompts."""
 
 from .packing import TokenStore, document_separator, packed
-from .pair_files import read_pairs
+from .pair_files import check_pairs, read_pairs
 from .pairs import PromptPairs
 from .source import TextSource, as_store, corpus
 from .tally import SkippedRows
@@ -19,6 +19,7 @@ __all__ = [
     "TokenStore",
     "as_store",
     "capitals",
+    "check_pairs",
     "corpus",
     "document_separator",
     "greater_than",

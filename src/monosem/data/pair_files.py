@@ -58,11 +58,8 @@ def read_pairs(
         BadFile: missing, not readable, a column is missing, or the answers cannot be found; names row and column.
         BadInput: pairs that do not align. UnknownName: no column `corrupted`.
     """
-    rows = list(_rows(Path(path)))[: None if limit is None else count(limit, "limit")]
-    if not rows:
-        raise BadFile(f"{path} has no pairs")
-    clean_name, corrupted_name = _column(rows, CLEAN, path), _column(rows, CORRUPTED, path, corrupted)
-    clean, other = _texts(rows, clean_name, path), _texts(rows, corrupted_name, path)
+    rows, sides = _sides(path, corrupted, limit)
+    (clean_name, clean), (corrupted_name, other) = sides
     right, wrong, notes, names = _answers(rows, clean, path, answer_ids)
     source = f"{Path(path).name}, {clean_name} against {corrupted_name}"
     spans = _name_spans(model, clean, names) if names else {}
@@ -72,6 +69,22 @@ def read_pairs(
     )  # fmt: skip
     pairs.spans["end"] = pairs.clean.lengths - 1
     return pairs
+
+
+def check_pairs(path: str | os.PathLike[str], corrupted: str | None = None) -> None:
+    """Raises what `read_pairs` raises of a file and its prompts, without a model."""
+    _sides(path, corrupted)
+
+
+def _sides(
+    path: str | os.PathLike[str], corrupted: str | None, limit: int | None = None
+) -> tuple[list[Row], list[tuple[str, list[str]]]]:
+    """Rows, and the clean and the corrupted column: its name, and its prompts."""
+    rows = list(_rows(Path(path)))[: None if limit is None else count(limit, "limit")]
+    if not rows:
+        raise BadFile(f"{path} has no pairs")
+    names = _column(rows, CLEAN, path), _column(rows, CORRUPTED, path, corrupted)
+    return rows, [(name, _texts(rows, name, path)) for name in names]
 
 
 def read_options(path: str | os.PathLike[str], *, limit: int | None = None) -> list[tuple[str, list[str]]]:

@@ -96,7 +96,8 @@ class TokenPairs:
         _check_distinct(model, answers[0], answers[1], list if joint else set, bad)
         if bad and not drop_unaligned:
             more = f" (and {len(bad) - 1} more: {_listed(list(bad)[1:])})" if len(bad) > 1 else ""
-            raise BadInput(f"{next(iter(bad.values()))}{more}; reword them, or leave them out (drop_unaligned)")
+            remedy = "reword them, or leave them out (drop_unaligned=True, --drop-unaligned)"
+            raise BadInput(f"{next(iter(bad.values()))}{more}; {remedy}")
         if len(bad) == len(a):
             raise BadInput(f"none of the {len(a)} pairs can be used; the first: {next(iter(bad.values()))}")
         for name, at in named.items():

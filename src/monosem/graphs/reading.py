@@ -10,11 +10,13 @@ import pydantic
 import torch
 
 from ..errors import BadFile
+from ..models.running.budget import shown
 from ..reading import read_object
 from .files import TYPES, UNITS
 from .graph import AttributionGraph
 
 LARGEST = 10**6  # layers, positions
+MOST = 2**32  # bytes of the matrix of edges
 Position = pydantic.Field(ge=0, lt=LARGEST)
 
 
@@ -127,6 +129,11 @@ class _Reader:
         rows = np.flatnonzero(np.isin(kinds, (*UNITS, "logit")))
         if not (kinds == "logit").any():
             raise BadFile(f"{self.path}: a graph ends in logits, and this one has none")
+        if (needed := 8 * len(rows) * len(self.nodes)) > MOST:
+            raise BadFile(
+                f"{self.path}: a graph of {len(self.nodes):,} nodes needs {shown(needed)}, and {shown(MOST)} "
+                "is the most that is read: prune it where it was made"
+            )
         number = {one: at for at, one in enumerate(self.nodes["id"])}
         row_of = {int(node): row for row, node in enumerate(rows)}
         edges = torch.zeros(len(rows), len(self.nodes), dtype=torch.float64)

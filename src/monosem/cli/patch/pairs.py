@@ -54,7 +54,7 @@ class Pairs:
         Args:
             one_token: the name of an analysis that does not take --joint.
         """
-        from ...data import TASKS
+        from ...data import TASKS, check_pairs
         from ...patching import metrics_of
         from ...patching.scoring import ONE_TOKEN
 
@@ -71,6 +71,8 @@ class Pairs:
             raise BadInput(f"{ONE_TOKEN.format(what=one_token)}; leave --joint out")
         if self.metric is not None:
             metrics_of(self.metric)
+        if self.pairs is not None:
+            check_pairs(self.pairs, self.corrupted)
 
     def load(self, asked: OnModel) -> "tuple[Model, TokenPairs]":
         """The model and its pairs, after `check`."""
