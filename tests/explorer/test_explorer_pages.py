@@ -511,3 +511,19 @@ def test_a_line_around_points_makes_a_list(page, served):
     until(browser, "return location.pathname === '/lists'")
     until(browser, "return document.querySelector('main').innerText.includes('all of them')")
     assert len(served.ask("/api/notes")[1]["lists"]["all of them"]) == 64
+
+
+def test_axes_are_told_at_round_values(page):
+    told = {
+        (4.2, 1238): [10, 100, 1000],
+        (0.3, 60): [0.5, 1, 2, 5, 10, 20, 50],
+        (1e-9, 2): [1e-9, 1e-7, 1e-5, 1e-3, 0.1],
+        (-6.3, -0.31): [-6, -5, -4, -3, -2, -1],
+        (-0.02, 0.31): [0, 0.1, 0.2, 0.3],
+        (0.99, 1.01): [0.99, 0.995, 1, 1.005, 1.01],
+        (1, 1.00001): [1],
+    }
+    browser = page("/lists")
+    ticks = "import('charts').then(own => done(all.map(one => own.ticksOf(own.axisOf(one)))))"
+    found = browser.execute_async_script(f"const [all, done] = arguments; {ticks}", [list(ends) for ends in told])
+    assert found == [pytest.approx(values) for values in told.values()]

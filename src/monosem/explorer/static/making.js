@@ -62,8 +62,8 @@ export function Making({ d, home, panel }) {
 // which index is shown, and the way to the other one
 export function Which({ about }) {
   const [wrong, setWrong] = useState(null);
-  if (!about.index) return null;
+  if (!about.index || (about.index === "beside" && !about.made)) return null;
   const use = which => post("index", { dictionary: about.name, use: which }).then(forget, error => setWrong(error.message));
   const said = { made: "an index that was made here", named: "the index that was named at the start", beside: "the index beside the dictionary" }[about.index];
-  return html`<p class="soft">From ${said}${about.corpus ? `, of ${about.corpus}` : ""}${about.index === "made" && about.beside ? html` · <button type="button" class="link" onClick=${() => use("beside")}>back to the one that came with it</button>` : about.index === "beside" && about.made ? html` · <button type="button" class="link" onClick=${() => use("made")}>use the one made here</button>` : ""}${wrong && html` <span class="failed" role="alert">${wrong}</span>`}</p>`;
+  return html`<p class="soft">From ${said}${about.corpus ? `, of ${about.corpus.length > 60 ? `${about.corpus.slice(0, 60)}…` : about.corpus}` : ""}${about.index === "made" && about.beside ? html` · <button type="button" class="link" onClick=${() => use("beside")}>back to the one that came with it</button>` : about.index === "beside" && about.made ? html` · <button type="button" class="link" onClick=${() => use("made")}>use the one made here</button>` : ""}${wrong && html` <span class="failed" role="alert">${wrong}</span>`}</p>`;
 }

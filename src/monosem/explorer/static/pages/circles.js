@@ -51,6 +51,6 @@ function Seen({ found, seen }) {
       ${means.map(([x, y], k) => { const far = Math.hypot(x, y) || 1; return html`<circle cx=${px(x)} cy=${py(y)} r="6" fill=${hue(k)} /><text x=${px(x) + (x / far) * 14} y=${py(y) - (y / far) * 14 + 4} text-anchor=${x < -0.3 * far ? "end" : x > 0.3 * far ? "start" : "middle"}>${found.names[k]}</text>`; })}
     </svg>
     <div class="scrolls" tabindex="0" role="region" aria-label=${`Planes, ${SEEN[seen].toLowerCase()}`}><table><thead><tr><th scope="col">components</th><th scope="col" class="n">of the variance</th><th scope="col" class="n">circularity</th><th scope="col" class="n">p</th><th scope="col" class="n">p, best plane</th></tr></thead>
-      <tbody>${[whole, ...planes.slice(0, 3)].map(row => html`<tr><th scope="row">${row.space}</th><td class="n">${percent(row.variance)}</td><td class="n">${number(row.circularity)}</td><td class="n">${number(row.p)}</td><td class="n">${number(row.p_best)}</td></tr>`)}</tbody></table></div>
+      <tbody>${[whole, ...planes.slice(0, 3)].map(row => html`<tr><th scope="row">${row.space}</th><td class="n">${percent(row.variance)}</td><td class="n">${number(row.circularity)}</td><td class="n">${number(row.p, 2)}</td><td class="n">${number(row.p_best, 2)}</td></tr>`)}</tbody></table></div>
     <p class="soft">Circularity is 1 for a circle and 0 for a line. p: how often ${found.orders[1] ? `one of the ${number(found.orders[0])} orders` : `one of ${number(found.orders[0])} drawn orders`} has at least as much.</p><//>`;
 }

@@ -34,7 +34,24 @@ export function axisOf(values, others = values) {
   if (!(low <= high)) return null;
   const log = wide(low, high), to = log ? Math.log10 : value => value;
   const a = to(low), b = to(high) === to(low) ? to(low) + 1 : to(high);
-  return { log, low, high, share: value => (to(value) - a) / (b - a), value: share => (log ? 10 ** (a + share * (b - a)) : a + share * (b - a)) };
+  return { log, low, high, share: value => (to(value) - a) / (b - a) };
+}
+
+// round values along an axis: powers of ten where it is logarithmic (with 2 and 5 where these are few), else steps of 1, 2 or 5
+const MOST_TICKS = 6;
+export function ticksOf({ log, low, high }) {
+  const found = [], span = high - low;
+  if (!(span > 1e-4 * Math.max(Math.abs(low), Math.abs(high)))) return [low]; // all alike
+  if (log) {
+    const first = Math.floor(Math.log10(low)), decades = Math.ceil(Math.log10(high)) - first;
+    const every = Math.ceil(decades / MOST_TICKS), within = high / low < 250 ? [1, 2, 5] : [1];
+    for (let k = first; k <= first + decades; k += every) for (const m of within) found.push(m * 10 ** k);
+  } else {
+    const rough = 10 ** Math.floor(Math.log10(span / MOST_TICKS));
+    const step = rough * [1, 2, 5, 10].find(m => span / (m * rough) <= MOST_TICKS);
+    for (let k = Math.ceil(low / step); k * step <= high; k++) found.push(k * step);
+  }
+  return found.filter(value => value >= low && value <= high);
 }
 
 export function inside(polygon, x, y) {
@@ -124,12 +141,16 @@ function paint(canvas, { width, height, pad, x, y, ax, ay, place, color, shown, 
   if (!plain) {
     to.fillStyle = soft; to.font = "11px system-ui, sans-serif"; to.strokeStyle = soft; to.lineWidth = 0.5;
     to.globalAlpha = 1;
-    for (const share of [0, 0.25, 0.5, 0.75, 1]) {
-      const px = pad[3] + share * (width - pad[1] - pad[3]), py = height - pad[2] - share * (height - pad[0] - pad[2]);
-      to.textAlign = share === 0 ? "left" : share === 1 ? "right" : "center"; to.textBaseline = "top";
-      to.fillText(number(ax.value(share), 2), px, height - pad[2] + 6);
-      to.textAlign = "right"; to.textBaseline = "middle";
-      to.fillText(number(ay.value(share), 2), pad[3] - 7, py);
+    to.textBaseline = "top";
+    for (const value of ticksOf(ax)) {
+      const px = pad[3] + ax.share(value) * (width - pad[1] - pad[3]);
+      to.textAlign = px > width - 24 ? "right" : "center";
+      to.fillText(number(value, 4), px, height - pad[2] + 6);
+    }
+    to.textAlign = "right"; to.textBaseline = "middle";
+    for (const value of ticksOf(ay)) {
+      const py = height - pad[2] - ay.share(value) * (height - pad[0] - pad[2]);
+      to.fillText(number(value, 4), pad[3] - 7, py);
       to.globalAlpha = 0.25; to.beginPath(); to.moveTo(pad[3], py); to.lineTo(width - pad[1], py); to.stroke(); to.globalAlpha = 1;
     }
   }
