@@ -3,6 +3,8 @@
 import random
 import resource
 import shutil
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,6 +54,13 @@ def own(place: Path) -> Iterator[Served]:
 
 def sent(own: Served, text: bytes, name: str = "mine.txt", **headers: str):
     return own.ask(f"/api/texts?name={name}", text, {"Content-Type": "text/plain", **headers})
+
+
+def eventually(said) -> None:
+    end = time.monotonic() + 60
+    while not said():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def about(own: Served, name: str):
@@ -168,6 +177,35 @@ def test_a_cancelled_index_goes_on_and_is_used_at_the_next_start(home, place, tm
     index = Index(folder / "index.sqlite", one_site(folder))
     assert check_index(index, model=load_model(str(home / "tiny"), quiet=True)).ok
     assert Library([str(folder)], made=tmp_path / "made").book(str(folder)).usable.meta["tokens"] == made["tokens"]
+
+
+def test_an_index_that_is_replaced_or_damaged_while_it_is_served_is_seen(place, tmp_path):
+    folder = tmp_path / "sae"
+    shutil.copytree(place / "old", folder)
+    book = Library([str(folder)], made=tmp_path / "made").book(str(folder))
+    assert book.about()["tokens"]
+    kept = (folder / "index.sqlite").read_bytes()
+    (folder / "index.sqlite").write_bytes(b"not a database at all")
+    assert "damaged" in book.about()["index_error"]
+    assert not book.columns()["indexed"]
+    assert "examples" in book.latent(3)["missing"]
+    (folder / "index.sqlite").write_bytes(kept)
+    assert book.columns()["indexed"]
+    shutil.rmtree(folder)  # what was read stays
+    assert (book.about()["index"], book.about()["index_error"]) == (None, None)
+    assert book.latent(3)["geometry"]
+
+
+def test_a_text_of_which_the_end_never_comes_leaves_nothing(own, place):
+    host, port = own.host.split(":")
+    head = f"POST /api/texts?name=cut.txt HTTP/1.1\r\nHost: {own.host}\r\nAuthorization: Bearer {own.token}\r\n"
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall(f"{head}Content-Length: 1000000\r\n\r\na cat".encode())
+        sent_to = place / "cache" / "indexes" / "sent"
+        eventually(lambda: [*sent_to.glob("*/cut.txt")])
+    eventually(lambda: not [*sent_to.glob("*/cut.txt")])
+    assert own.ask("/api/jobs")[0] == 200
+    assert "Traceback" not in (place / "server.log").read_text()
 
 
 # ---------------------------------------------------------------------- in the browser

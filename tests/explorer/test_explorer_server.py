@@ -219,6 +219,7 @@ def test_without_an_index_or_with_a_broken_one_the_weights_are_shown(served):
         assert status == 200
         assert page["geometry"]["decoder_norm"] == pytest.approx(1, rel=1e-5)
         assert "examples" in page["missing"]
+        assert not served.ask(f"/api/table?d={name}")[1]["indexed"]
     _, home = served.ask("/api/home")
     said = {one["name"]: one for one in home["dictionaries"]}
     assert said["bare"]["tokens"] is None

@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.middleware.gzip import GZipMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -263,7 +263,13 @@ class Explorer:
             Route("/static/{name:path}", self.static),
             *Neuronpedia(self.library, self.jobs, self.notes).routes(data),
         ]
-        handlers: Any = {404: self.missing, MonosemError: refused, TooLarge: too_large, Exception: fault}
+        handlers: Any = {
+            404: self.missing,
+            MonosemError: refused,
+            TooLarge: too_large,
+            ClientDisconnect: gone,
+            Exception: fault,
+        }
         app = Starlette(routes=routes, exception_handlers=handlers)
         app.add_middleware(GZipMiddleware, minimum_size=2000, compresslevel=4)
         return app
@@ -297,6 +303,11 @@ def refused(request: Request, error: Exception) -> Response:
 
 def too_large(request: Request, error: Exception) -> Response:
     return PlainTextResponse(f"a request has at most {error.args[0]:,} bytes, and comes in one go", status_code=413)
+
+
+def gone(request: Request, error: Exception) -> Response:
+    """For nobody: who asked went away before all of it was here."""
+    return PlainTextResponse("the request ended early", status_code=400)
 
 
 def fault(request: Request, error: Exception) -> Response:

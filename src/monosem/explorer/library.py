@@ -116,8 +116,8 @@ class Book:
     @cached_property
     def table(self) -> pd.DataFrame:
         """One row a latent: what the index says, and what the weights say."""
-        weights, index = weight_statistics(self.dictionary).table, self.index
-        if self.broken_index or index is None:
+        weights, index = weight_statistics(self.dictionary).table, None if self.broken_index else self.index
+        if index is None:
             return weights
         table = index.table.merge(weights, on="latent")
         table.insert(3, "log10_density", np.log10(table["density"].where(table["density"] > 0)))

@@ -11,12 +11,13 @@ ADVICE = {  # pattern -> what a page says
         r"the clean prompt has \1 tokens (\2) and the corrupted prompt \3 (\4); both need as many, so reword one"
     ),
     r"\banswer of pair 0\b": "answer",
-    r"; reword them, or leave them out \(drop_unaligned\)": "; reword it",
+    r"; reword them, or leave them out \(.*\)": "; reword it",
     r"; give another start= or target=, or more evaluations=": "; ask for less, or change something else",
     r"over memory=([^:;]+)[:;] .*": r"and \1 are left for it; give a shorter text, or ask for less",
     r"; give --model MODEL": "; start the explorer again, with --model MODEL",
 }
 KINDS = {  # of pydantic's errors -> what is said of the field
+    "model_type": "is not an object",
     "string_too_short": "is empty",
     "string_too_long": "has over {max_length:,} characters",
 }

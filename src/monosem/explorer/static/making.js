@@ -18,10 +18,11 @@ function follow(d, id, words) {
     now.set({ d, id, state: event.type === "progress" ? "running" : event.type, words: event.words, error: event.words });
     if (event.type === "done") forget();
   };
-  events.onerror = () => { events.close(); now.set({ d, id, state: "failed", error: "the server is gone; start it again" }); };
+  events.onerror = () => now.set(events.readyState === EventSource.CLOSED ? { d, id, state: "failed", error: "the server is gone; start it again" } : { ...now.get(), words: "the server does not answer; asking again" });
 }
 const TITLE = "index: ";
-get("jobs").then(jobs => { const job = jobs.find(one => one.kind === "index" && running(one)); if (job && !now.get()) follow(job.title.slice(TITLE.length), job.id, "waiting"); }, () => {});
+const find = () => get("jobs").then(jobs => { const job = jobs.find(one => one.kind === "index" && running(one)); if (job && !running(now.get())) follow(job.title.slice(TITLE.length), job.id, "waiting"); }, () => {});
+find();
 const cancel = () => post(`jobs/${now.get().id}/cancel`).catch(() => {});
 
 // in the bar, while one reads other pages
@@ -46,7 +47,7 @@ export function Making({ d, home, panel }) {
     try {
       const text = from === "" ? { sent: (await send(file)).sent } : { named: Number(from) };
       follow(d, (await post("jobs", { kind: "index", dictionary: d, tokens: Number(tokens), ...text })).id, "waiting for the model");
-    } catch (error) { setWrong(error.message); }
+    } catch (error) { setWrong(error.message); find(); } // another tab may have begun
     setSending(false);
   };
   const form = html`<form class="making" onSubmit=${start}>
@@ -55,7 +56,7 @@ export function Making({ d, home, panel }) {
       <${Field} label="Tokens"><input type="number" min="1000" max="10000000" step="1000" value=${tokens} onInput=${event => setTokens(event.target.value)} /><//>
       <button type="submit" class=${panel ? "first" : ""} disabled=${running(job) || sending}>Make an index</button></div>
     <p class="soft">The model reads the text on this machine: ${number(Number(tokens))} tokens take ${timeOf(tokens)} with smollm2 on two cores, longer with larger models. Cancelled, it goes on when you ask again.</p>
-    ${sending ? html`<p class="waiting" role="status"><span class="dots" aria-hidden="true"></span>sending the text</p>` : wrong ? html`<p class="failed" role="alert">${wrong}</p>` : html`<${Progress} job=${own} cancel=${cancel} />`}</form>`;
+    ${sending ? html`<p class="waiting" role="status"><span class="dots" aria-hidden="true"></span>sending the text</p>` : html`${wrong && html`<p class="failed" role="alert">${wrong}</p>`}<${Progress} job=${own} cancel=${cancel} />`}</form>`;
   return panel ? html`<${Panel} title="Read a text" name="making" help="The pass over a text finds where each latent fires; without it, pages show what the weights alone say.">${form}<//>` : form;
 }
 
