@@ -192,16 +192,20 @@ def conformal_threshold(scores: Float[Tensor, "*batch n"], rate: float, what: st
     Raises:
         BadInput: a rate outside 0 to 1, or too few scores to reach it (`what` names them).
     """
+    return scores.sort(-1).values[..., conformal_rank(scores.shape[-1], rate, what) - 1]
+
+
+def conformal_rank(n: int, rate: float, what: str = "rows") -> int:
+    """⌈(n + 1)(1 - rate)⌉; errors as `conformal_threshold`."""
     if not 0 < rate < 1:
         raise BadInput(f"target_fpr is a share between 0 and 1, such as 0.01, not {rate}")
-    n = scores.shape[-1]
     rank = math.ceil((n + 1) * (1 - rate) - 1e-9)
     if rank > n:
         raise BadInput(
             f"a false positive rate of {rate:g} needs at least {math.ceil(1 / rate - 1 - 1e-9)} negative {what}, and "
             f"there are {n}: give more of them, or a higher rate"
         )
-    return scores.sort(-1).values[..., rank - 1]
+    return rank
 
 
 def rank_p(observed: float, null: Sequence[float]) -> float:

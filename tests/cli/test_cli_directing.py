@@ -90,7 +90,11 @@ def test_fit_show_compare_convert_and_read(place: Path) -> None:
         (["show", "NONE"], "no direction file"),
         (["compare", "FIRST"], "two files"),
         (["convert", "FIRST", "x.gguf"], "block 0 has none"),
-        (["convert", "FIRST", "x.onnx"], "cannot tell"),
+        (["convert", "FIRST", "x.onnx"], "written as .safetensors or .gguf, and their table as .html"),
+        (["fit", "NOMODEL", "SIDES", "--save", "x.onnx"], "written as .safetensors or .gguf, and their table as .html"),
+        (["fit", "NOMODEL", "--positive", "UP", "--negative", "DOWN", "--method", "pca_pairs"], "--paired"),
+        (["fit", "TINY", "SIDES", "--save", "x.gguf"], "block 0 has none: leave it out"),
+        (["fit", "TINY", "SIDES", "--method", "leace", "--layers", "1", "--save", "x.gguf"], "can only be added"),
         (["steer", "FIRST", "a cat"], "give --model MODEL"),
         (["steer", "FOUND", "a cat", "--do", "adds"], "did you mean 'add'"),
         (["steer", "FOUND", "a cat", "--unit", "miles"], "no unit 'miles'"),
@@ -117,7 +121,7 @@ def test_fit_show_compare_convert_and_read(place: Path) -> None:
         (["select", "OTHER", "--positive", "NEW", "--negative", "NEWER"], "other sizes"),
         (["fit", "TINY", "--positive", "UP", "--negative", "EMPTY"], "no negative prompts"),
         (["fit", "TINY", "--positive", "UP", "--negative", "ONE", "--paired"], "16 positive but 1 negative"),
-        (["fit", "TINY", "--positive", "UP", "--negative", "ONE"], "at least two prompts"),
+        (["fit", "TINY", "--positive", "UP", "--negative", "ONE"], "at least two different prompts"),
     ],
 )
 def test_what_the_user_can_fix_is_one_line(place: Path, line: list[str], message: str) -> None:

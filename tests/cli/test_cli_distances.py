@@ -112,11 +112,14 @@ def test_held_out_groups_are_whole_and_about_as_many_as_asked():
 def test_bad_input_is_one_line(run, files, tmp_path):
     saved = tmp_path / "x.safetensors"
     run(f"distance fit tiny {files}/usual.txt --save {saved} --site resid_post.1")
+    (files / "empty.txt").write_text("\n \n")
     for line, message in [
         (f"distance fit tiny {files}/usual.txt --save {saved} --kind mahal", "no kind of distance 'mahal'"),
         (f"distance fit tiny {files}/usual.txt --save {saved} --kind relative", "one class is 0"),
         (f"distance fit tiny {files}/one.txt --save {saved}", "cannot be parted"),
         (f"distance fit tiny {files}/none.txt --save {saved}", "none.txt"),
+        (f"distance fit nomodel {files}/empty.txt --save {saved}", "empty.txt holds no texts; write one a line"),
+        (f"distance compare {saved} {files}/new.txt {files}/new.txt --model tiny", "4 texts of"),
         (f"distance compare {saved} {files}/new.txt --model tiny", "unusual ones"),
         (f"distance compare {saved} {files}/usual.txt {files}/odd.txt --model tiny", "fitted on all texts"),
         (f"distance score {files}/usual.txt cat --model tiny", "safetensors"),

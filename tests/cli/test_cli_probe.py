@@ -134,6 +134,8 @@ def test_bad_input_is_one_line(run, data, tmp_path):
         (f"probe fit tiny {data} --positive fine", "no label 'fine'"),
         (f"probe fit tiny {data} --kind logit", "no kind of probe 'logit'"),
         (f"probe fit tiny {data} --save {tmp_path}/p --target-fpr 0.001", "needs at least 999 negative rows"),
+        (f"probe fit nomodel {data} --target-fpr 2", "target_fpr is a share between 0 and 1"),
+        (f"probe fit nomodel {tmp_path}", "labelled texts are a .csv, .jsonl or .jsonl.gz file"),
         (f"probe evaluate {data} {data} --model tiny", "safetensors"),
         ("probe fit tiny languages", "say --positive LABEL"),
         (f"probe fit tiny {data} --site resid_post.1 --layers 0", "--site resid_post.1 names one layer"),

@@ -30,7 +30,8 @@ SHOWN = {
         "directions/test_direction_files.py: test_what_a_control_vector_cannot_say_is_refused",
     ],
     "a marker at the output of a block is at the input of the next": [
-        "directions/test_fitting.py: test_the_marker_off_by_one"
+        "directions/test_fitting.py: test_the_marker_off_by_one",
+        "directions/test_fitting.py: test_a_marker_put_at_the_output_of_a_block_arrives_at_the_input_of_the_next",
     ],
     "a row alone is the row in a batch, also gated; generation with a cache is the whole pass": [
         "probes/test_rows.py: test_states_are_those_of_each_text_alone",

@@ -157,6 +157,33 @@ def test_the_marker_off_by_one():
     assert posts[0].cosine(pres[1]) < 0.999
 
 
+def test_a_marker_put_at_the_output_of_a_block_arrives_at_the_input_of_the_next():
+    """Seen by hooks on Hugging Face's own blocks, and by the sites of these names: nothing before, all of it after."""
+    marker, blocks, seen = torch.randn(32, generator=torch.Generator().manual_seed(0)), MODEL.hf.model.layers, {}
+    sites = ["resid_pre.1", "resid_pre.2", "resid_post.0", "resid_post.2"]
+    plain = MODEL.run("the cat sat", capture=sites)
+    handles = [
+        block.register_forward_pre_hook(lambda _, args, i=i: seen.__setitem__(i, args[0]))
+        for i, block in enumerate(blocks)
+    ]
+    put = MODEL.run("the cat sat", edits=edits.add(("resid_post.1", marker)), capture=sites)
+    for handle in handles:
+        handle.remove()
+    wanted = plain["resid_pre.2"] + marker
+    assert torch.allclose(seen[2], wanted, atol=1e-5)
+    assert torch.allclose(put["resid_pre.2"], wanted, atol=1e-5)
+    assert torch.equal(seen[1], plain["resid_pre.1"])
+    assert torch.equal(put["resid_post.0"], plain["resid_post.0"])
+    assert not torch.allclose(put["resid_post.2"], plain["resid_post.2"], atol=1e-2)
+
+
+def test_one_prompt_said_twice_is_one_prompt():
+    with pytest.warns(UserWarning, match="repeated"):
+        twice = PromptPairs(["the cat is good"] * 8, ["the dog", "a man", "a king", "the sea"], paired=False)
+    with pytest.raises(BadInput, match="two different prompts a side"):
+        Directions.fit(MODEL, twice, "resid_post.1")
+
+
 def test_held_out_numbers_come_from_prompts_that_the_direction_has_not_seen():
     found = Directions.fit(MODEL, PAIRS, "resid_post.1", seed=3)[0]
     first, second = PAIRS.split(0.5, seed=3)

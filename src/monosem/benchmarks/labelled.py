@@ -71,6 +71,8 @@ def labelled(name: str) -> Labelled:
     path = Path(name)
     if path.suffix in (".csv", ".jsonl", ".gz"):
         return _of(name, _whole(name, _read(path)))
+    if name not in bundled_sets() and path.exists():
+        raise BadFile(f"{name}: labelled texts are a .csv, .jsonl or .jsonl.gz file with the columns text and label")
     check_name("set", name, bundled_sets())
     return _of(name, pd.DataFrame(rows(name)))
 

@@ -151,19 +151,21 @@ def fit(
     Example: monosem direction fit smollm2 --concept french --at mean --save french.safetensors
     """
     from ..directions import Directions
-    from ..files import check_writable
+    from ..directions.fitting import check_asked
+    from ..directions.formats import check_target
 
-    if save is not None:
-        check_writable(save)
-    sides.load()  # refused here, before the model is read
+    check_target(save)
     held_out = beside.held_out()
     background = None if beside.background is None else prompt_lines(beside.background)
+    check_asked(method, sides.load(), background, k)  # refused here, before the model is read
     model = asked.load()
+    chosen = layer_numbers(layers, model.cfg.n_layers)
+    check_target(save, model, site, chosen, method, k)
     found = Directions.fit(
         model,
         sides.shown(model, asked.quiet),
         site,
-        layers=layer_numbers(layers, model.cfg.n_layers),
+        layers=chosen,
         method=method,
         at=[at] if at.startswith("regex:") else names(at),
         background=background,
@@ -173,9 +175,9 @@ def fit(
     )
     if save is not None:
         found.save(save)
-    columns = [name for name in [*SHOWN, "promotes"] if name in found.table]
 
     def shown() -> None:
+        columns = [name for name in [*SHOWN, "promotes"] if name in found.table]
         frame(found.top(top)[columns], f"{method} at {len(found)} places, by held-out AUROC")
         if across := found.across_topics:
             line(across)

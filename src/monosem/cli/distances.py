@@ -189,7 +189,8 @@ def _texts(given: str) -> tuple[list[str], list[Any], Any]:
     from ..benchmarks import labelled
 
     if Path(given).suffix == ".txt":
-        texts = prompt_lines(Path(given))
+        if not (texts := prompt_lines(Path(given))):
+            raise BadInput(f"{given} holds no texts; write one a line")
         return texts, [0] * len(texts), None
     data = labelled(given)
     return list(data.texts), list(data.labels), data.groups or None

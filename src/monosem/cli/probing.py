@@ -93,11 +93,12 @@ def fit(
     Example: monosem probe fit smollm2 sentiment --kind logistic --save mood.safetensors
     """
     from .. import probes
+    from ..probes.thresholds import check_target
 
     check_name("kind of probe", kind, probes.KINDS)
     if layers is not None and "." in site:
         raise BadInput(f"--layers goes with a name such as resid_post, and --site {site} names one layer")
-    given = _asked_for(data, positive, permutations, save)
+    given = _asked_for(data, positive, permutations, target_fpr, save)
     row, model = probes.KINDS[kind], asked.load()
     chosen = layer_numbers(layers, model.cfg.n_layers)
     sites = [site] if "." in site else site if chosen is None else [f"{site}.{layer}" for layer in chosen]
@@ -106,6 +107,7 @@ def fit(
     if target_fpr is not None:
         choosing, quiet = probes.held_out(parts.validation, seed=seed, share=0.5)
         parts = parts._replace(validation=choosing)
+        check_target(target_fpr, int((~quiet.y).sum()))
     found = probes.survey(parts, kinds=[kind], permutations=permutations, seed=seed, quiet=asked.silent)
     asked.give(found, found.top(top), f"{kind} probes, {data}")
     if not asked.silent:
@@ -183,11 +185,16 @@ def monitor(
     asked.give(found, show)
 
 
-def _asked_for(data: str, positive: str | None, permutations: int, save: Path | None) -> "Labelled":
+def _asked_for(
+    data: str, positive: str | None, permutations: int, target_fpr: float | None, save: Path | None
+) -> "Labelled":
     """The texts of a fit, after what can be said before the model is loaded."""
     from ..files import check_writable
     from ..probes.controls import check_permutations
+    from ..probes.thresholds import check_target
 
+    if target_fpr is not None:
+        check_target(target_fpr)
     if permutations:
         check_permutations(permutations)
     if save is not None:

@@ -46,7 +46,7 @@ class PromptPairs:
             object.__setattr__(self, "groups", _names(self.groups))
         both = set(self.positive) & set(self.negative)
         if both:
-            warnings.warn(f"{len(both)} prompts stand on both sides, e.g. {min(both)!r}", stacklevel=3)
+            warnings.warn(f"{len(both)} prompts stand on both sides, e.g. {min(both)!r:.60}", stacklevel=3)
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """The pairs.
@@ -129,5 +129,5 @@ def _check_side(side: str, prompts: Sequence[str]) -> None:
         raise BadInput(f"{side} prompt {blank[0]} of {len(prompts)} is blank")
     double = len(prompts) - len(set(prompts))
     if double:
-        repeated = next(prompt for prompt in prompts if list(prompts).count(prompt) > 1)
-        warnings.warn(f"{double} {side} prompts are repeated, e.g. {repeated!r}", stacklevel=4)
+        repeated = Counter(prompts).most_common(1)[0][0]
+        warnings.warn(f"{double} {side} prompts are repeated, e.g. {repeated!r:.60}", stacklevel=4)

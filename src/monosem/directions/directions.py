@@ -23,7 +23,7 @@ from ..results import Result, plain
 from . import topics
 from .direction import Direction
 from .fitting import fitted
-from .formats import read_any, write_any
+from .formats import ENDINGS, check_ending, read_any, write_any
 from .layers import same_stream
 from .reading import Reader, sites_of
 
@@ -240,7 +240,7 @@ class Directions(Result):
 
     def save(self, path: str | os.PathLike[str], **plot: Any) -> Path:
         """As `Result.save`; .safetensors holds the directions themselves, .gguf their vectors, for llama.cpp."""
-        if Path(path).suffix.lower() in (".safetensors", ".gguf"):
+        if check_ending(path) in ENDINGS:
             return write_any(path, self.directions)
         return super().save(path, **plot)
 

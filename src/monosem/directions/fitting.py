@@ -79,7 +79,7 @@ def fitted(
     seed: int = 0,
 ) -> tuple[list[Fitted], dict[str, Any]]:
     """The direction at each place that can be read, and what was read; see `Directions.fit`."""
-    way = _checked(name, pairs, background, k)
+    way = check_asked(name, pairs, background, k)
     others = [] if held_out is None else [*held_out.positive, *held_out.negative]
     _check_new(pairs, others)
     reader.hold([*pairs.positive, *pairs.negative, *(background or ()), *others])
@@ -184,7 +184,8 @@ def _leaks(finding: Sequence[str], judging: Sequence[str]) -> int:
     return sum(prompt in found for prompt in judging)
 
 
-def _checked(name: str, pairs: PromptPairs, background: Sequence[str] | None, k: int) -> Method:
+def check_asked(name: str, pairs: PromptPairs, background: Sequence[str] | None, k: int) -> Method:
+    """The method. Raises `UnknownName`, and `BadInput` for what cannot be fitted with it, whatever the model is."""
     way = method(name)
     if way.paired and not pairs.paired:
         raise BadInput(
@@ -198,8 +199,8 @@ def _checked(name: str, pairs: PromptPairs, background: Sequence[str] | None, k:
         )
     if k < 1 or (k > 1 and not way.several):
         raise BadInput(f"k={k}: methods 'svd' and 'repe' find several directions (k of 1 or more), {name!r} finds one")
-    if min(len(pairs.positive), len(pairs.negative)) < 2:
-        raise BadInput("a direction needs at least two prompts a side, to say how stable it is")
+    if min(len(set(pairs.positive)), len(set(pairs.negative))) < 2:
+        raise BadInput("a direction needs at least two different prompts a side, to say how stable it is")
     return way
 
 

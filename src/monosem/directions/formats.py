@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from ..errors import BadFile, BadInput, cause
-from ..files import replacing
-from ..models import Model, Site
+from ..files import RESULT_ENDINGS, check_writable, replacing
+from ..models import Layers, Model, Site
 from ..reading import existing, read_object, read_torch_tensor, regular_file
 from .direction import FORMAT, Direction, read_directions, write_directions
 from .layers import number_of
 from .methods import METHODS
+from .reading import sites_of
 
 MOST_LAYERS = 10_000  # more is no layer number
 CAA_NAME = re.compile(r"vec_layer_(\d+)_(.+)\.pt")
@@ -32,6 +33,10 @@ class Format(NamedTuple):
     is_one: Callable[[Path], bool]
     read: Callable[[Path], list[Direction]]
     what: str
+
+
+ENDINGS = (".safetensors", ".gguf")
+CANNOT = "erases or is a subspace: a control vector (.gguf) can only be added; write .safetensors"
 
 
 def read_any(path: str | os.PathLike[str], model: Model | None = None) -> list[Direction]:
@@ -66,12 +71,40 @@ def write_any(path: str | os.PathLike[str], directions: Sequence[Direction]) -> 
         BadInput: another ending, or what the format cannot say.
     """
     writers = {".safetensors": write_directions, ".gguf": write_gguf}
-    if (ending := Path(path).suffix.lower()) not in writers:
-        raise BadInput(
-            f"directions are written as {' or '.join(writers)}, not as {ending or 'a name without an ending'!r}"
-        )
-    writers[ending](path, directions)
+    writers[check_ending(path, tables=False)](path, directions)
     return Path(path)
+
+
+def check_ending(path: str | os.PathLike[str], *, tables: bool = True) -> str:
+    """The ending of a file that directions, or (`tables`) their table, can be written to. Raises `BadInput`."""
+    ending = Path(path).suffix.lower()
+    if ending not in ENDINGS and not (tables and ending in RESULT_ENDINGS):
+        *others, last = RESULT_ENDINGS
+        more = f", and their table as {', '.join(others)} or {last}" if tables else ""
+        raise BadInput(
+            f"directions are written as {' or '.join(ENDINGS)}{more}, not as {ending or 'a name without an ending'!r}"
+        )
+    return ending
+
+
+def check_target(
+    path: Path | None,
+    model: Model | None = None,
+    site: str = "",
+    layers: Layers = None,
+    name: str = "dim",
+    k: int = 1,
+) -> None:
+    """Raises `BadInput` for a place (if any) that cannot be written to or another ending; of a fit on a model (the
+    arguments of `Directions.fit`) also for what the format cannot say, before it is made."""
+    if path is None:
+        return
+    ending = check_ending(check_writable(path))
+    if model is not None and ending == ".gguf":
+        if METHODS[name].erases or k > 1:
+            raise BadInput(f"what method {name!r} finds {CANNOT}")
+        for one in sites_of(model, site, layers):
+            number_of("llama.cpp", one, model.cfg.n_layers)
 
 
 def _erases(one: Direction) -> bool:
@@ -145,7 +178,7 @@ def write_gguf(path: str | os.PathLike[str], directions: Sequence[Direction]) ->
     vectors: dict[int, Tensor] = {}
     for one in directions:
         if _erases(one) or one.basis is not None:
-            raise BadInput(f"the direction at {one.site} erases or is a subspace: a control vector can only be added")
+            raise BadInput(f"the direction at {one.site} {CANNOT}")
         layers = (one.site.layer or 0) + 2  # no number is counted from the end, so any count that holds it will do
         number = number_of("llama.cpp", one.site, layers)
         if number in vectors:

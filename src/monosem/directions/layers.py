@@ -88,7 +88,7 @@ TOOLS: dict[str, Tool] = {
         "key i is the output of block i (-1 is the last, which it reads after the final norm and adds before it)",
     ),
     "llama.cpp": Tool(
-        _output, lambda n: range(1, n), "direction.N is added to the output of block N; block 0 has none"
+        _output, lambda n: range(1, n), "direction.N is added to the output of block N; block 0 has none: leave it out"
     ),
     "steering-vectors": Tool(_output, _blocks, "key i is the output of the module that matched as layer i"),
     "caa": Tool(_output, _blocks, "layer i is the output of block i; read at the answer letter, token -2"),

@@ -271,7 +271,7 @@ class Distances:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Raises `BadFile` when the file is missing, damaged or holds something else."""
-        about, parts = read_probe(path, FORMAT, "distances")
+        about, parts = read_probe(path, FORMAT, "distances", "a distance")
         held = parts.pop("held", None)
         try:
             places = tuple(Place.parse(one) for one in about["places"])

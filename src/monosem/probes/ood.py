@@ -69,6 +69,8 @@ def ood(detectors: Mapping[str, Scorer], usual: Rows, unusual: Mapping[str, Rows
                 raise BadInput(
                     f"{seen} texts of {against} are among the usual ones of {name}, or gave its weights: give others"
                 )
+            if both := len({*usual.texts} & {*rows.texts}):
+                raise BadInput(f"{both} texts of {against} are among the usual ones: a text is one or the other")
             above = _scores(detector, rows)
             kept = _alike(usual.lengths, rows.lengths, seed)
             table += [(name, place, against, *_numbers(f, above[place], kept)) for place, f in below.items()]

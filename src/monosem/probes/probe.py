@@ -199,7 +199,7 @@ class Probes(FittedAt):
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Raises `BadFile` when the file is missing, damaged or holds something else."""
-        about, parts = read_probe(path, FORMAT, "probe")
+        about, parts = read_probe(path, FORMAT, "probe", "a probe")
         try:
             kind, places = about["kind"], tuple(Place.parse(one) for one in about["places"])
             made = cls(kind, places, parts, str(about["model"]), dict(about["about"]))
@@ -220,7 +220,9 @@ def _usable(name: str, value: Tensor) -> bool:
     return bool(value.isfinite().all()) or (name == "scale" and bool((value > 0).all()))
 
 
-def read_probe(path: str | os.PathLike[str], form: str, what: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_probe(
+    path: str | os.PathLike[str], form: str, key: str, what: str
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The JSON in the metadata, and the tensors, of a file that says it is of this form. Raises `BadFile`."""
     from safetensors import SafetensorError, safe_open
 
@@ -230,9 +232,9 @@ def read_probe(path: str | os.PathLike[str], form: str, what: str) -> tuple[dict
             held = file.metadata() or {}
         if held.get("format") != form:
             raise ValueError(f"its format is {held.get('format')!r:.40}, expected {form!r}")
-        about = parse_json(held[what])
+        about = parse_json(held[key])
         if not isinstance(about, dict):
             raise TypeError("its header is no object")
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        raise BadFile(f"{path} does not hold a {what} ({error})") from error
+        raise BadFile(f"{path} does not hold {what} ({error})") from error
     return about, parts

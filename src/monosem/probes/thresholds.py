@@ -13,12 +13,13 @@ from torch import Tensor
 from ..errors import BadInput
 from ..logistic import logistic_paths
 from ..results import Result
-from ..statistics import conformal_threshold
+from ..statistics import conformal_rank, conformal_threshold
 from .fitting import areas_of
 from .kinds import KINDS
 from .probe import Probes
 from .rows import Rows
 
+MANY = 10**12  # rows, where none are known yet
 CALIBRATION_PENALTY = 1e-3  # so that classes that can be separated get a finite slope
 
 
@@ -45,6 +46,11 @@ def with_threshold(probes: Probes, benign: Rows, *, target_fpr: float = 0.01) ->
     threshold = conformal_threshold(scores, target_fpr)
     about = {"target_fpr": target_fpr, "threshold_negatives": scores.shape[1]}
     return probes.with_seen(benign.texts).with_parts(about, threshold=threshold)
+
+
+def check_target(target_fpr: float, n: int = MANY) -> None:
+    """Raises `BadInput` for a rate of false alarms outside 0 to 1, or one that n negative rows cannot reach."""
+    conformal_rank(n, target_fpr)
 
 
 def calibrated(probes: Probes, rows: Rows) -> Probes:
