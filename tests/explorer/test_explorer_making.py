@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from test_explorer_pages import click, complaints, until
@@ -22,6 +23,7 @@ from monosem.latents import Index, check_index
 from monosem.models import load_model
 from tiny_latents import WORDS, of_first_schema
 
+HOSTILE = "<img src=x onerror=alert(1)>"  # the name of a dictionary
 SAVE = 3_000  # tokens between saves, in a test
 
 
@@ -39,6 +41,7 @@ def place(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "old" / "explanations.json").unlink()
     of_first_schema(folder / "old" / "index.sqlite")
     shutil.copytree(home / "narrow", folder / "bare")
+    shutil.copytree(home / "meta", folder / HOSTILE)
     written(folder / "mine.txt", 400)
     written(folder / "named.txt", 1_500)
     return folder
@@ -46,7 +49,7 @@ def place(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def own(place: Path) -> Iterator[Served]:
-    served = serving(place, "old", "bare", "--text", "named.txt", MONOSEM_CACHE=str(place / "cache"))
+    served = serving(place, "old", "bare", HOSTILE, "--text", "named.txt", MONOSEM_CACHE=str(place / "cache"))
     yield served
     served.process.terminate()
     served.process.wait(30)
@@ -248,6 +251,16 @@ def test_an_old_index_says_what_it_lacks_and_the_panel_goes_when_a_new_one_is_ma
     until(browser, "return document.querySelector('main .lead')?.innerText.includes('back to')")
     assert "deciles" not in own.ask("/api/latent?d=old&i=3")[1]["missing"]
     assert complaints(browser) == []
+
+
+def test_the_name_of_a_dictionary_is_text(page):
+    browser = page("/", ".card")
+    assert HOSTILE in browser.find_element("css selector", "main").text
+    browser = page(f"/dictionary?d={quote(HOSTILE)}", ".p-making form")
+    assert browser.find_element("css selector", "main h1").text == HOSTILE
+    assert not browser.find_elements("css selector", "main img")
+    browser = page(f"/nothing?d={quote(HOSTILE)}x", "main [role=alert]")
+    assert browser.get_log("browser")  # the address that is none
 
 
 def test_a_page_that_is_loaded_again_follows_its_job(page, own, place):

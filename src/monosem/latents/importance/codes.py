@@ -10,7 +10,25 @@ from torch import Tensor
 
 from ...dictionaries import Dictionary
 from ...errors import BadInput, Mismatch
-from ...models import Model, Run, Site
+from ...models import Model, Run, Site, TokenBatch
+
+
+def one_prompt(model: Model, x: Any, position: int, what: str) -> tuple[TokenBatch, int]:
+    """The tokens of a prompt, and which of them a position is, counted from its first token.
+
+    Args:
+        what: of which there is one a prompt, for the message.
+
+    Raises:
+        BadInput: several prompts, or a position outside.
+    """
+    batch = model.tokens(x)
+    if len(batch) != 1 or batch.padded:
+        raise BadInput(f"{what} are of one prompt, not {len(batch)}")
+    length = int(batch.ids.shape[1])
+    if not -length <= position < length:
+        raise BadInput(f"position {position} is outside the {length} tokens of the prompt")
+    return batch, position % length
 
 
 def written_of(dictionary: Dictionary, run: Run) -> Float[Tensor, "pairs pos width"]:

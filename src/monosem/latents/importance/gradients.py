@@ -15,7 +15,7 @@ from ...errors import BadInput
 from ...models import Model, Run, Site
 from ...models.numbers import whole_numbers
 from ...results import Result, analysis
-from .codes import counted, written_of
+from .codes import counted, one_prompt, written_of
 
 INPUT = Site("resid_pre", 0)
 
@@ -77,12 +77,7 @@ def latent_gradients(
         BadInput: several prompts; a source that is not computed before the target, or is the target; latents that are
             not active there, whose gradient is 0. Mismatch: dictionaries of another model.
     """
-    batch = model.tokens(x)
-    if len(batch) != 1 or batch.padded:
-        raise BadInput(f"gradients of latents are of one prompt, not {len(batch)}")
-    length = int(batch.ids.shape[1])
-    if not -length <= position < length:
-        raise BadInput(f"position {position} is outside the {length} tokens of the prompt")
+    batch, at = one_prompt(model, x, position, "gradients of latents")
     dictionaries = [one for one in (target, source) if not isinstance(one, str)]
     for one in dictionaries:
         one.check(model)
@@ -91,7 +86,7 @@ def latent_gradients(
     reads = {one.site for one in dictionaries}
     run = model.run(batch, capture=list(dict.fromkeys([INPUT, place, *sorted(reads, key=str)])), grad=True)
     with torch.enable_grad():
-        targets, values = _targets(model, run, target, latents, position % length, tokens, wrong)
+        targets, values = _targets(model, run, target, latents, at, tokens, wrong)
     slopes = []
     for value in values:
         (slope,) = torch.autograd.grad(value, run[place], retain_graph=True, allow_unused=True)

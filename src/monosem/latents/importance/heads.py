@@ -17,6 +17,7 @@ from ...graphs.frozen import Written
 from ...models import Model, Site
 from ...plots import DIVERGING, Figure, style
 from ...results import Result, analysis
+from .codes import one_prompt
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,13 +72,8 @@ def head_sources(model: Model, x: Any, dictionary: Dictionary, latent: int, *, p
     """
     dictionary.check(model)
     number = int(latent_ids(latent, dictionary.width))
-    batch = model.tokens(x)
-    if len(batch) != 1 or batch.padded:
-        raise BadInput(f"head_sources is of one prompt, not {len(batch)}")
-    length = int(batch.ids.shape[1])
-    if not -length <= position < length:
-        raise BadInput(f"position {position} is outside the {length} tokens of the prompt")
-    at, site = position % length, dictionary.site
+    batch, at = one_prompt(model, x, position, "sources of a latent")
+    length, site = batch.ids.shape[1], dictionary.site
     branch = None if site.layer is None or site.in_stream else model.branch_of(site)
     if branch is None or branch.units != "head" or site not in (branch.inner, branch.raw, branch.out):
         raise BadInput(f"{dictionary.name} reads {site}; heads and tokens are told apart at z, attn_raw or attn_out")
