@@ -5,6 +5,7 @@
 
 Both see the first half of the pairs, and are judged on the other. Seconds are processor time of one thread; MB is the
 most that the process has held so far, with the model (the greedy circuit comes first). With `--out`, circuits are kept.
+What a mask says of itself (not settled, or further from the model than the greedy circuit) stands below its table.
 """
 
 import argparse
@@ -46,7 +47,10 @@ def as_many(scores: EdgeScores, edges: int) -> Circuit:
     return circuit
 
 
-def rows(model: Model, task: str, n: int, edges: int, steps: int, batch: int, out: Path | None) -> list[str]:
+def rows(
+    model: Model, task: str, n: int, edges: int, steps: int, batch: int, out: Path | None
+) -> tuple[list[str], list[str]]:
+    """Rows of the table, and what the mask says of itself."""
     pairs = TASKS[task](model, n=n)
     seen, others = pairs[: n // 2], pairs[n // 2 :]
     scores, greedy_cost = measured(lambda: ms.circuits.attribute(model, seen, "eap-ig", batch_size=batch, quiet=True))
@@ -59,11 +63,12 @@ def rows(model: Model, task: str, n: int, edges: int, steps: int, batch: int, ou
     score = found.table[found.table["metric"] != "negative_kl"].set_index("circuit")
     shared = int((learnt.edges & circuits["greedy"].edges).sum())
     costs = {"learnt": learnt_cost, "greedy": greedy_cost}
-    return [
+    made = [
         f"| {task} | {name} | {circuit.n_edges:,} | {score.loc[name, 'score']:.2f} ({score.loc[name, 'score_se']:.2f}) "
         f"| {kl:.2f} | {shared / circuit.n_edges:.0%} | {costs[name]}"
         for (name, circuit), kl in zip(circuits.items(), found.kl().tolist())
     ]
+    return made, [f"{task}: {note}" for note in learnt.notes]
 
 
 if __name__ == "__main__":
@@ -78,6 +83,9 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     lm = ms.load_model("smollm2", dtype="float32")
     print(HEAD)
+    notes = []
     for name in args.tasks:
-        for row in rows(lm, name, args.n, args.edges, args.steps, args.batch, args.out):
-            print(row, flush=True)
+        made, said = rows(lm, name, args.n, args.edges, args.steps, args.batch, args.out)
+        print(*made, sep="\n", flush=True)
+        notes += said
+    print("", *notes, sep="\n")

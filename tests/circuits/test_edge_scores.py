@@ -183,13 +183,20 @@ def test_information_flow_is_its_formula_token_by_token() -> None:
 
 
 def test_routes_are_numbers_where_no_source_is_near() -> None:
-    """GPT-2's positions are no source of EAP-IG's graph, and its routes are NaN where nothing is near."""
+    """Everything that nodes write points away from the stream, which is made by a bias that is nobody's: 0 / 0 in other
+    tools."""
     model = tiny_model("gpt2")
-    model.hf.transformer.wpe.weight.mul_(0)
-    for block in model.hf.transformer.h:
-        block.attn.c_proj.bias.mul_(50)  # biases are nobody's: heads alone are not near the stream
+    with torch.no_grad():
+        model.hf.transformer.wpe.weight.zero_()
+        model.hf.transformer.wte.weight.copy_(-model.hf.transformer.wte.weight.abs())
+        for block in model.hf.transformer.h:
+            block.attn.c_proj.weight.zero_()
+            block.attn.c_proj.bias.fill_(50.0)
+            block.mlp.c_proj.weight.zero_()
+            block.mlp.c_proj.bias.fill_(-0.1)
     found = attribute(model, random_pairs(model), "ifr", quiet=True)
     assert found.values.isfinite().all()
+    assert not found.values[0, :, found.graph.slots.index("m0")].any()
 
 
 # ---------------------------------------------------------------------- what EAP-IG's own package gives
