@@ -125,6 +125,7 @@ def _read(so_far: CorpusPass, batches: Batches, windows: int, quiet: bool, tell:
             tell(meter.line())
     if not so_far.tokens:
         raise BadInput("no token of this text counts (only special tokens and first positions); give more text")
+    tell("writing the index")
 
 
 def _about(model: Model, so_far: CorpusPass, windows: int) -> dict[str, Any]:
