@@ -191,6 +191,11 @@ def test_a_wrong_key_opens_nothing(served):
     assert served.ask("/api/home", headers={"Authorization": "", "x-api-key": "wrong"})[0] == 403
 
 
+def never_ran(events):
+    *before, last = events
+    return last == {"type": "cancelled"} and all(one["words"].startswith("waiting until") for one in before)
+
+
 def test_what_a_client_that_left_asked_for_is_cancelled(served):
     """A notebook that was stopped: its job never runs, and the next one does."""
     arms = [{"doses": [{"latent": 5, "value": 1.0}]}] * 8
@@ -207,7 +212,7 @@ def test_what_a_client_that_left_asked_for_is_cancelled(served):
         assert time.monotonic() < end
     leaving.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
     leaving.close()
-    assert served.events(newest["id"]) == [{"type": "cancelled"}]
+    assert never_ran(served.events(newest["id"]))
     for one in first:
         served.ask(f"/api/jobs/{one}/cancel", {})
     assert served.ask("/api/activation/new", {"feature": PLACE, "customText": TEXT})[0] == 200

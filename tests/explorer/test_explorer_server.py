@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from monosem.directions import Direction
 from monosem.errors import BadFile, BadInput, Mismatch
 from monosem.explorer.apart import THEME, apart
 from monosem.explorer.library import Library
+from monosem.explorer.queue import Jobs
 from monosem.explorer.words import spoken
 from monosem.models import load_model
 from monosem.steering import LatentSweep, Spoken, in_norms
@@ -451,9 +453,23 @@ def test_a_running_job_can_be_cancelled_and_a_waiting_one_never_runs(served):
     first, second = (served.ask("/api/jobs", ask | {"seed": seed, "temperature": 1.0})[1]["id"] for seed in (1, 2))
     served.ask(f"/api/jobs/{second}/cancel", {})
     served.ask(f"/api/jobs/{first}/cancel", {})
-    assert served.events(second) == [{"type": "cancelled"}]
+    *before, last = served.events(second)
+    assert last == {"type": "cancelled"}
+    assert all(one["words"].startswith("waiting until") for one in before)
     assert served.events(first)[-1]["type"] == "cancelled"
     assert served.job(kind="try", dictionary="sae", latent=5, text=TEXT)["type"] == "done"
+
+
+def test_a_job_that_waits_says_for_what():
+    jobs, began, end = Jobs(), threading.Event(), threading.Event()
+    first = jobs.add("index", "index: sae", lambda job: (began.set(), end.wait(60)))
+    assert began.wait(60)
+    second = jobs.add("try", "try: the cat", lambda job: 1)
+    assert second.events == [{"type": "progress", "words": "waiting until this is done: index: sae"}]
+    end.set()
+    while second.state != "done":
+        assert first.state != "failed"
+    assert second.events[-1] == {"type": "done", "result": 1}
 
 
 def test_many_readers_and_one_that_dies(served):

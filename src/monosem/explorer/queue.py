@@ -76,6 +76,8 @@ class Jobs:
             if sum(one.state == "waiting" for one in self.all.values()) >= MOST_WAITING:
                 raise BadInput(f"{MOST_WAITING} jobs are waiting; cancel some, or wait")
             job = Job(str(next(self.numbers)), kind, title, work)
+            if (other := next((one for one in self.all.values() if one.state == "running"), None)) is not None:
+                job.progress(f"waiting until this is done: {other.title}")
             self.all[job.id] = job
             for old in [one.id for one in self.all.values() if one.state in ENDED][:-KEPT]:
                 del self.all[old]
