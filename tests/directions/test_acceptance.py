@@ -37,6 +37,8 @@ SHOWN = {
         "probes/test_rows.py: test_states_are_those_of_each_text_alone",
         "edits/test_conditions.py: test_a_row_in_a_batch_is_the_row_alone",
         "edits/test_along.py: test_generation_equals_whole_passes",
+        "models/test_generating.py: test_scopes_split_prompt_and_generated_tokens",
+        "models/test_generating.py: test_edits_in_generation_equal_edits_in_full_passes",
     ],
     "a clamp to the present value is the identity; the difference times the row is decoding and the error": [
         "edits/test_edits.py: test_a_no_op_is_the_identity",
