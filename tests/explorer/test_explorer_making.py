@@ -234,6 +234,13 @@ def test_an_old_index_says_what_it_lacks_and_the_panel_goes_when_a_new_one_is_ma
     browser.execute_script(f"{choose}; from.dispatchEvent(new Event('change'))")
     until(browser, "return document.querySelector('.p-older input[type=file]') !== null")
     browser.find_element("css selector", ".p-older input[type=file]").send_keys(str(place / "mine.txt"))
+    was = about(own, "old")["tokens"]
+    for tokens in (str(was), str(was - 1)):
+        assert "fewer tokens" not in browser.find_element("css selector", ".p-older").text
+        typed = "const box = document.querySelector('.p-older input[type=number]'); box.value = arguments[0]"
+        browser.execute_script(f"{typed}; box.dispatchEvent(new Event('input', {{bubbles: true}}))", tokens)
+    until(browser, "return document.querySelector('.p-older').innerText.includes('fewer tokens')")
+    browser.execute_script(f"{typed}; box.dispatchEvent(new Event('input', {{bubbles: true}}))", "100000")
     click(browser, "Make an index")
     until(browser, "return !document.querySelector('.p-older')")
     tabs = until(

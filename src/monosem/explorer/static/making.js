@@ -38,6 +38,7 @@ function timeOf(tokens) {
 
 export function Making({ d, home, panel }) {
   const job = now.use(), own = job?.d === d ? job : null, { named, most, endings } = home.texts;
+  const read = home.dictionaries.find(one => one.name === d)?.tokens || 0;
   const [file, setFile] = useState(null), [from, setFrom] = useState(named.length ? "0" : ""), [tokens, setTokens] = useState(USUAL), [wrong, setWrong] = useState(null), [sending, setSending] = useState(false);
   const start = async event => {
     event.preventDefault();
@@ -55,7 +56,7 @@ export function Making({ d, home, panel }) {
       ${from === "" && html`<${Field} label=${`A text of yours (${endings.join(", ")})`}><input type="file" accept=${endings.join(",")} onChange=${event => setFile(event.target.files[0])} /><//>`}
       <${Field} label="Tokens"><input type="number" min="1000" max="10000000" step="1000" value=${tokens} onInput=${event => setTokens(event.target.value)} /><//>
       <button type="submit" class=${panel ? "first" : ""} disabled=${running(job) || sending}>Make an index</button></div>
-    <p class="soft">The model reads the text on this machine: ${number(Number(tokens))} tokens take ${timeOf(tokens)} with smollm2 on two cores, longer with larger models. Cancelled, it goes on when you ask again.</p>
+    <p class="soft">The model reads the text on this machine: ${number(Number(tokens))} tokens take ${timeOf(tokens)} with smollm2 on two cores, longer with larger models. Cancelled, it goes on when you ask again.${read > tokens && html` The index that is shown now has read ${number(read)}: of fewer tokens, rare latents have fewer examples, and some none. The dictionary's page has the way back to it.`}</p>
     ${sending ? html`<p class="waiting" role="status"><span class="dots" aria-hidden="true"></span>sending the text</p>` : html`${wrong && html`<p class="failed" role="alert">${wrong}</p>`}<${Progress} job=${own} cancel=${cancel} />`}</form>`;
   return panel ? html`<${Panel} title="Read a text" name="making" help="The pass over a text finds where each latent fires; without it, pages show what the weights alone say.">${form}<//>` : form;
 }
