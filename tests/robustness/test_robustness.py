@@ -224,6 +224,7 @@ def test_controls_have_the_perplexities_of_attacks(done, planted, tmp_path):
     with torch.no_grad():
         length = 16
         own = [(start, ids) for start, ids in answers(config.of("unrelated_test")[:16])]
+        before = math.exp(sum(math.log(perplexity(ids, start)) for start, ids in own) / len(own))
         handle, length = hooked(), 3
         found = math.exp(sum(math.log(perplexity(ids, start)) for start, ids in own) / len(own))
         fixed = perplexity(torch.tensor([model.encoded(text)[: min(512, model.cfg.n_ctx)]]))
@@ -231,6 +232,7 @@ def test_controls_have_the_perplexities_of_attacks(done, planted, tmp_path):
         handle.remove()
         spoken = sorted(perplexity(ids, start) for start, ids in said)[len(said) // 2]
     row = rows(done, "subtraction", "random 1").set_index("strength").loc[1.0]
+    assert rows(done, "none")["own_perplexity"].item() == pytest.approx(before, rel=1e-3)
     assert row["own_perplexity"] == pytest.approx(found, rel=1e-3)
     assert row["text_perplexity"] == pytest.approx(fixed, rel=1e-3)
     assert row["perplexity"] == pytest.approx(spoken, rel=1e-3)

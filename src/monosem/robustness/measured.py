@@ -69,9 +69,11 @@ def _attack(name: str) -> Callable[[Context, Parts], dict[str, Any]]:
 
 
 def _row(context: Context, arm: Arm, prompts: list[str]) -> dict[str, Any]:
-    """An attack or a control, with its price: KL where it changes the model, and perplexities."""
+    """An attack or a control, with its price: KL where it changes the model, and perplexities, as the unchanged model
+    has them."""
     row = responses(context, arm, prompts, coherence=True)
-    price = divergence(context, arm) if arm.costs else {}
+    price = {} if arm.prefill else divergence(context, arm)
+    price = price if arm.costs else {name: value for name, value in price.items() if name == "own_perplexity"}
     return row | price | ({} if arm.prefill else {"text_perplexity": text_perplexity(context, arm)})
 
 
