@@ -10,15 +10,16 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from refusal_circuit import pairs_of
 
 import monosem as ms
 from monosem.benchmarks import labelled
-from monosem.data import TokenPairs
+from monosem.data import TASKS, TokenPairs
 from monosem.models import Model
 
 os.environ.setdefault("BROWSER_PATH", shutil.which("chromium") or "")
@@ -192,10 +193,28 @@ def robustness() -> Any:
     return ms.robustness.assess(config, folder="runs/robustness-planted-refusal").plot("success")
 
 
-def circuit() -> Any:
-    """The circuit of docs/circuits.md: `monosem circuit smollm2 --task ioi --n 8` scores the first four pairs."""
-    scores = ms.circuits.attribute(model(), ms.data.ioi(model(), n=8)[[0, 1, 2, 3]], "eap-ig", quiet=True)
-    return scores.greedy(1000, absolute=False).plot()
+CIRCUITS = {  # name -> model, task, edges asked for, edges drawn (docs/circuits.md, docs/task-circuits.md)
+    "circuit": ("smollm2", "ioi", 1000, 50),
+    "circuit_pronouns": ("smollm2", "pronouns", 1000, 40),
+    "circuit_capitals": ("smollm2", "capitals", 1000, 32),
+    "circuit_agreement": ("smollm2", "agreement", 1000, 26),
+    "circuit_opposites": ("smollm2", "opposites", 1000, 26),
+    "circuit_gemma_pronouns": ("gemma3-270m", "pronouns", 300, 22),
+    "circuit_refusal": ("planted-refusal", "", 1000, 24),
+}
+
+
+def circuit(name: str) -> Any:
+    """As `monosem circuit MODEL --task TASK --n 32`: scores of the first half of the pairs."""
+    of, task, asked, drawn = CIRCUITS[name]
+    if task:
+        lm = model() if of == "smollm2" else ms.load_model(of, dtype="float32", device="cpu", quiet=True)
+        found = TASKS[task](lm, n=32)[[*range(16)]]
+    else:
+        lm, organism = ms.load_model(of, quiet=True), ms.organisms.Organism.load(of)
+        found = pairs_of(lm, organism.prompts["behaviour_test"][:24])[[*range(8)]]
+    scores = ms.circuits.attribute(lm, found, "eap-ig", batch_size=2, quiet=True)
+    return scores.greedy(asked).plot(drawn)
 
 
 PICTURES: dict[str, Callable[[], Any]] = {
@@ -223,16 +242,15 @@ PICTURES: dict[str, Callable[[], Any]] = {
         directions,
         doses,
         robustness,
-        circuit,
     )
-}
+} | {name: partial(circuit, name) for name in CIRCUITS}
 
 
 def main(names: list[str]) -> None:
     FOLDER.mkdir(exist_ok=True)
     for name in names or PICTURES:
         figure = PICTURES[name]()
-        height = min(figure.layout.height or 400, 1400 if name == "circuit" else 560)
+        height = min(figure.layout.height or 400, 1400 if name in CIRCUITS else 560)
         figure.update_layout(paper_bgcolor="white", plot_bgcolor="white")
         # older ones stay png until they are given up
         place = next(FOLDER.glob(f"{name}.png"), FOLDER / f"{name}.webp")
