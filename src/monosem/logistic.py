@@ -3,8 +3,9 @@
 Where there are fewer rows than dimensions the unknowns are one number a row (the dual): the weights lie in the span of
 the rows, so the matrix of their products K = X Xᵀ is all that is needed, once for all strengths.
 
-A Hessian is factored only while scores still move much (`NEAR`). The steps after that are conjugate gradients (Polak &
-Ribière 1969), preconditioned with that factor: each costs three products instead of a Cholesky decomposition.
+A Hessian is factored only while scores still move much (`NEAR`). The steps after that take the last factor with the
+gradient as it is now, as far as the quadratic of the Hessian as it is now says: three products instead of a Cholesky
+decomposition. Each penalty starts ahead, where the two before it point.
 """
 
 from collections.abc import Callable, Sequence
@@ -67,16 +68,6 @@ class _Point(NamedTuple):
     b: Float[Tensor, "places 1"]
 
 
-class _Move(NamedTuple):
-    """A direction, what scores change by along it, and the gradient where it began (less is steeper)."""
-
-    by: _Point
-    scores: Float[Tensor, "places n"]
-    pull: Float[Tensor, "places n"]
-    c: Float[Tensor, "places unknowns"]
-    gain: Float[Tensor, "places 1"]
-
-
 Step = Callable[[Tensor, Tensor], _Point]
 
 
@@ -88,15 +79,15 @@ def _newton(form: "_Dual | _Primal", y: Tensor, weight: Tensor, penalty: float, 
         return _sum(weight * softplus(side * f)) + penalty / 2 * form.inner(c, c, f - b)
 
     (c, b), f = at, form.scores(at)
-    step, move, change = None, None, torch.inf
+    step, change = None, torch.inf
     for _ in range(STEPS):
         wrong = (side * f).sigmoid()
-        s = weight * (wrong * (1 - wrong)).clamp(min=LEAST)
+        s = (weight * wrong * (1 - wrong)).clamp(min=LEAST)  # also of rows that do not count
         if step is None:
-            step, move = form.step(s, penalty), None
+            step = form.step(s, penalty)
         pull = -weight * side * wrong
-        move = _move(form, penalty, step(pull, c), pull, c, move)
-        (dc, db), df = move.by, move.scores
+        dc, db = by = step(pull, c)
+        df = form.scores(by)
         slope = _sum(pull * df) - penalty * form.inner(c, dc, df - db)
         size = _ratio(slope, _sum(s * df * df) + penalty * form.inner(dc, dc, df - db))
         before, change = change, float((size * df).abs().max())
@@ -108,21 +99,6 @@ def _newton(form: "_Dual | _Primal", y: Tensor, weight: Tensor, penalty: float, 
         if change > NEAR or change > before / 2:
             step = None
     return _Point(c, b)
-
-
-def _move(form: "_Dual | _Primal", penalty: float, step: _Point, pull: Tensor, c: Tensor, last: _Move | None) -> _Move:
-    """The preconditioned step, and of the last direction as much as makes both conjugate."""
-    df = form.scores(step)
-
-    def gain(pull: Tensor, c: Tensor) -> Tensor:
-        return _sum(pull * df) - penalty * form.inner(c, step.c, df - step.b)
-
-    now = gain(pull, c)
-    if last is None:
-        return _Move(step, df, pull, c, now)
-    kept = _ratio(now - gain(last.pull, last.c), last.gain).clamp(min=0)
-    by = _Point(step.c + kept * last.by.c, step.b + kept * last.by.b)
-    return _Move(by, df + kept * last.scores, pull, c, now)
 
 
 def _halved(loss: Callable[..., Tensor], at: Sequence[Tensor], by: Sequence[Tensor], size: Tensor) -> Tensor:
@@ -237,6 +213,8 @@ def _solver(A: Tensor, penalty: float) -> Callable[[Tensor], Tensor]:
     """(A + penalty)⁻¹ times a float64 vector a place; A is overwritten."""
     A.diagonal(dim1=1, dim2=2).add_(penalty)
     L, failed = torch.linalg.cholesky_ex(A)
+    if bool(failed.any()) and not bool(A.isfinite().all()):
+        raise BadInput("the rows hold NaN, infinity or numbers too large to multiply: leave them out")
     if bool(failed.any()):
         raise BadInput(
             f"a penalty of {penalty:.1g} is nothing beside these rows: choose a smaller C, or standardise the rows"

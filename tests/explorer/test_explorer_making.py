@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import quote
 
 import pytest
@@ -82,6 +83,7 @@ def about(own: Served, name: str):
         ("..%2F..%2Fa%3Cimg%3E.jsonl", b'{"x": 1}', ".._a_img_.jsonl, line 1"),
         ("a.exe", b"text", "a .txt or .jsonl file"),
         ("", b"text", "a .txt or .jsonl file"),
+        (quote("名" * 96) + ".txt", b"text", "name is too long"),
     ],
 )
 def test_a_bad_text_is_one_line_and_leaves_nothing(own, place, name, text, words):
@@ -152,6 +154,26 @@ def test_long_documents_are_cut_and_nothing_is_lost():
     assert all(len(one.text) <= 2 * PASSAGE for one in found)
     assert all(one.text.endswith("\n") for one in found[:5])
     assert len({one.id for one in found}) == len(found)
+
+
+def test_a_cancel_is_heard_while_a_text_is_read(home, monkeypatch, tmp_path):
+    from monosem.data import Document
+
+    job, read = Job("1", "index", "index: a", lambda job: None), []
+
+    def endless(*_, **__):
+        for number in range(100_000):
+            read.append(number)
+            if number == 5:
+                job.stop.set()
+            yield Document(f"{number}", "a cat")
+
+    monkeypatch.setattr(corpora, "corpus", endless)
+    model = load_model(str(home / "tiny"), quiet=True)
+    shelf = SimpleNamespace(made=tmp_path, model=lambda book, job: model)
+    with pytest.raises(Cancelled):
+        Corpora(shelf).work(SimpleNamespace(name="a"), tmp_path / "a.txt", 1_000)(job)
+    assert len(read) == 6
 
 
 def test_a_cancelled_index_goes_on_and_is_used_at_the_next_start(home, place, tmp_path, monkeypatch):
@@ -255,6 +277,7 @@ def test_an_old_index_says_what_it_lacks_and_the_panel_goes_when_a_new_one_is_ma
     until(browser, "return document.querySelector('main .lead')?.innerText.includes('use the one made here')")
     assert "deciles" in own.ask("/api/latent?d=old&i=3")[1]["missing"]
     click(browser, "use the one made here")
+    assert [own.ask("/api/index", {"dictionary": "old", "use": "made"})[0] for _ in range(2)] == [200, 200]
     until(browser, "return document.querySelector('main .lead')?.innerText.includes('back to')")
     assert "deciles" not in own.ask("/api/latent?d=old&i=3")[1]["missing"]
     assert complaints(browser) == []

@@ -77,13 +77,28 @@ def test_ids_of_two_nodes_are_refused(tmp_path):
         graphs.read_graph(tmp_path / "twice.json")
 
 
+def test_sums_beyond_all_numbers_are_refused_and_a_graph_without_links_is_pruned(tmp_path):
+    unit = {"node_id": "0_3_0", "layer": "0", "ctx_idx": 0, "feature_type": "cross layer transcoder"}
+    last = {"node_id": "1_1_0", "layer": "1", "ctx_idx": 0, "feature_type": "logit"}
+    file = {"metadata": {"prompt_tokens": ["a"]}, "nodes": [unit, last], "links": []}
+    path = tmp_path / "graph.json"
+    huge = {"source": "0_3_0", "target": "1_1_0", "weight": 1e308}
+    for more in ({"links": [huge] * 3}, {"monosem": {"bias": {"1_1_0": float("inf")}}}):
+        path.write_text(json.dumps(file | more))
+        with pytest.raises(BadFile, match=r"infinity|bias"):
+            graphs.read_graph(path)
+    path.write_text(json.dumps(file))
+    assert len(graphs.read_graph(path).prune().nodes) == 1  # the logit
+    assert float(largest_share(torch.zeros(40), 0.8, most=10)) == 0
+
+
 def test_a_graph_that_would_fill_the_memory_is_refused(tmp_path):
     node = {"layer": "0", "ctx_idx": 0, "feature_type": "cross layer transcoder"}
     last = {"node_id": "1_1_0", "layer": "1", "ctx_idx": 0, "feature_type": "logit"}
-    nodes = [*({**node, "node_id": f"0_{number}_0"} for number in range(24_000)), last]
+    nodes = [*({**node, "node_id": f"0_{number}_0"} for number in range(12_000)), last]
     path = tmp_path / "large.json"
     path.write_text(json.dumps({"metadata": {"prompt_tokens": ["a"]}, "nodes": nodes, "links": []}))
-    with pytest.raises(BadFile, match=r"a graph of 24,001 nodes needs 4\.61 GB, and .* is the most that is read"):
+    with pytest.raises(BadFile, match=r"a graph of 12,001 nodes needs 1\.15 GB, and .* is the most that is read"):
         graphs.read_graph(path)
 
 

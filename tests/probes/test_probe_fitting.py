@@ -65,6 +65,35 @@ def test_places_in_one_step_or_apart_are_the_same_and_a_penalty_that_is_nothing_
         logistic.logistic_paths(torch.cat([rows.x] * 3, 1) * 1e4, torch.cat([rows.y] * 3), [1e-30])
 
 
+def test_a_path_takes_few_factors_and_few_steps(monkeypatch):
+    made, solved, own = [], [], logistic._solver
+
+    def solver(A, penalty):
+        made.append(penalty)
+        solve = own(A, penalty)
+        return lambda v: (solved.append(penalty), solve(v))[1]
+
+    monkeypatch.setattr(logistic, "_solver", solver)
+    rows = drawn(60, 150)
+    Z, _, _ = linear.standardised(rows.x)
+    logistic.logistic_paths(Z, rows.y, [10.0**k for k in range(4, -3, -1)])
+    assert len(made) <= 10  # 14 where each penalty starts at the last one's end
+    assert len(solved) <= 66  # 83 where each step is as long as the last Hessian says
+
+
+@pytest.mark.parametrize(("n", "d"), [(12, 30), (60, 5)])
+def test_rows_that_count_nothing_are_as_if_they_were_not_there(n, d):
+    rows = drawn(n, d)
+    counts = torch.ones(n)
+    counts[:3] = 0
+    W, b = logistic.logistic_paths(rows.x, rows.y, [1.0, 0.1], counts)
+    without = logistic.logistic_paths(rows.x[:, 3:], rows.y[3:], [1.0, 0.1])
+    torch.testing.assert_close((W, b), without, rtol=1e-6, atol=1e-8)
+    rows.x[0, 5, 2] = torch.inf
+    with pytest.raises(BadInput, match="NaN, infinity or numbers too large"):
+        logistic.logistic_paths(rows.x, rows.y, [1.0])
+
+
 def test_balanced_classes_are_scikit_learns():
     rows = drawn()
     (made,) = linear.logistic(rows.x, rows.y, strengths=[0.1], balanced=True)

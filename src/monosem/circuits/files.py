@@ -90,10 +90,15 @@ def load_graph(path: FilePath, model: Model | None = None) -> tuple[EdgeScores, 
         graph = Graph.of_sizes(*sizes, parallel=bool(cfg.get("parallel_attn_mlp", False)), d_model=int(cfg["d_model"]))
         values, kept = _matrices(held, graph) if source.suffix == ".pt" else _named(held, graph)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, BadInput, UnknownName) as error:
-        raise BadFile(f"{path} is no graph of EAP-IG: {type(error).__name__}: {error}") from None
+        raise BadFile(f"{path} is no graph of EAP-IG: {_short(error)}") from None
     scores = EdgeScores(graph, values[None], f"file {source.name}")
     circuit = Circuit(graph, kept[None] & graph.real, values=scores.values)
     return (scores, circuit) if model is None else _for(model, scores, circuit)
+
+
+def _short(error: Exception) -> str:
+    words = f"no {error}" if isinstance(error, KeyError) else str(error)
+    return words if len(words) <= 200 else f"{words[:200]}…"
 
 
 def _check_size(layers: int, heads: int) -> None:

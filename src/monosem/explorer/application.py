@@ -302,7 +302,7 @@ def refused(request: Request, error: Exception) -> Response:
 
 
 def too_large(request: Request, error: Exception) -> Response:
-    return PlainTextResponse(f"a request has at most {error.args[0]:,} bytes, and comes in one go", status_code=413)
+    return PlainTextResponse(str(error), status_code=413)
 
 
 def gone(request: Request, error: Exception) -> Response:

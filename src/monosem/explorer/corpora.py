@@ -124,7 +124,7 @@ class Corpora:
         def work(job: Job) -> dict[str, Any]:
             model = self.library.model(book, job)
             job.progress("reading the text")
-            documents = shuffled(passages(corpus(model, [path], quiet=True)))
+            documents = heeded(job, shuffled(passages(heeded(job, corpus(model, [path], quiet=True)))))
             try:
                 store = TokenStore.build(model, documents, min(256, model.cfg.n_ctx), tokens=tokens)
             except MonosemError as error:
@@ -153,8 +153,10 @@ class Corpora:
 def file_name(given: str) -> str:
     """The name under which a text is kept, and quoted. Raises `BadInput` for another kind of file."""
     clean = "".join(c if c.isalnum() or c in " ._-" else "_" for c in given)[-100:].lstrip(". ")
-    if not clean.lower().endswith(TEXT_ENDINGS) or len(os.fsencode(clean)) > 250:
+    if not clean.lower().endswith(TEXT_ENDINGS):
         raise BadInput(f"a text is a {' or '.join(TEXT_ENDINGS)} file")
+    if len(os.fsencode(clean)) > 250:
+        raise BadInput("the file's name is too long; give it a shorter one")
     return clean
 
 
@@ -178,13 +180,20 @@ def forget(folders: Iterable[Path]) -> None:
             shutil.rmtree(place, ignore_errors=True)
 
 
+def heeded(job: Job, documents: Iterable[Document]) -> Iterator[Document]:
+    """The same, until the job is cancelled."""
+    for one in documents:
+        job.check()
+        yield one
+
+
 def passages(documents: Iterable[Document]) -> Iterator[Document]:
     """Long documents in pieces of some thousand characters, cut where a line ends."""
     for whole in documents:
         first = 0
         while first < len(whole.text):
-            end = whole.text.find("\n", first + PASSAGE) + 1 or len(whole.text)
-            end = min(end, first + 2 * PASSAGE)
+            most = first + 2 * PASSAGE
+            end = whole.text.find("\n", first + PASSAGE, most) + 1 or min(most, len(whole.text))
             long = first or end < len(whole.text)
             yield Document(f"{whole.id}:{first}" if long else whole.id, whole.text[first:end], whole.rendered)
             first = end

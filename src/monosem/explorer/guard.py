@@ -99,10 +99,10 @@ class Guard:
             try:
                 message = await asyncio.wait_for(receive(), MOST_SECONDS if size >= 0 else None)
             except TimeoutError as error:
-                raise TooLarge(most) from error
+                raise TooLarge(f"nothing of the request came for {MOST_SECONDS:.0f} seconds; send it again") from error
             size += len(message.get("body", b""))
             if size > most:
-                raise TooLarge(most)
+                raise TooLarge(f"a request has at most {most:,} bytes, and comes in one go")
             if not message.get("more_body"):
                 size = -most  # what comes now is the end of the connection, for which a stream waits long
             return message
@@ -142,7 +142,7 @@ def unlocked(scope: dict[str, Any], headers: Headers) -> tuple[dict[str, Any], H
 
 
 class TooLarge(Exception):
-    """A body that goes on for longer, in bytes or seconds, than a request may."""
+    """A body that goes on for longer, in bytes or seconds, than a request may; says which."""
 
 
 async def answer(send: Any, status: int, words: str, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:

@@ -64,6 +64,8 @@ class Book:
         Raises `BadInput` where there is none, or the folder cannot be written to.
         """
         old, new = (self.unused, self.made) if wanted else (self.made, self.unused)
+        if new.exists() and not old.exists():
+            return  # another tab asked, too
         try:
             old.replace(new)
         except FileNotFoundError as error:
@@ -194,7 +196,8 @@ class Book:
     def search(self, words: str, n: int) -> list[dict[str, Any]]:
         with self.lock:
             if (index := self.usable) is None:
-                raise BadInput(f"words are searched in an index, and {self.name} has none; make one on its page")
+                has = f"that of {self.name} is damaged" if self.broken_index else f"{self.name} has none"
+                raise BadInput(f"words are searched in an index, and {has}; make one on its page")
             found = index.search(words, n=n)[["latent", "score", "matched"]]
             return [{str(name): value for name, value in row.items()} for row in found.to_dict(orient="records")]
 

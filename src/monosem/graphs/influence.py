@@ -47,6 +47,8 @@ def largest_share(values: Float[Tensor, "n"], share: float, most: int = MOST_SOR
     wanted, above = float(total) * share, 0.0  # above: the sum of what lies over the upper bound
     low, high = -1.0, float(values.max())
     between = values
+    if high <= 0:
+        return values.new_zeros(())
     for _ in range(60):
         if len(between) <= most:
             break

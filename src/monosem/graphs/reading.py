@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,8 @@ from .files import TYPES, UNITS
 from .graph import AttributionGraph
 
 LARGEST = 10**6  # layers, positions
-MOST = 2**32  # bytes of the matrix of edges
+MOST = 2**30  # bytes of the matrix of edges; scores and pruning take six times as much
+Finite = Annotated[float, pydantic.Field(allow_inf_nan=False)]
 Position = pydantic.Field(ge=0, lt=LARGEST)
 
 
@@ -34,7 +35,7 @@ class _Node(pydantic.BaseModel):
 class _Link(pydantic.BaseModel):
     source: str
     target: str
-    weight: float = pydantic.Field(allow_inf_nan=False)
+    weight: Finite
 
 
 class _Metadata(pydantic.BaseModel):
@@ -45,7 +46,7 @@ class _Metadata(pydantic.BaseModel):
 
 class _Ours(pydantic.BaseModel):
     kinds: dict[str, Literal["neuron", "latent"]] = {}
-    bias: dict[str, float] | None = None
+    bias: dict[str, Finite] | None = None
 
 
 class _File(pydantic.BaseModel):
@@ -145,6 +146,8 @@ class _Reader:
             if end not in row_of or depths[start] >= depths[end]:
                 raise BadFile(f"{self.path}: the link from {source!r:.60} to {target!r:.60} runs backwards")
             edges[row_of[end], start] += weight
+        if not bool(edges.sum(-1).isfinite().all()):
+            raise BadFile(f"{self.path}: the links into a node add up to infinity")
         metadata = self.file.metadata
         weights = torch.tensor(self.nodes.loc[kinds == "logit", "probability"].to_numpy(dtype=float))
         if float(weights.sum()) <= 0:
