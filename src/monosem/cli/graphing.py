@@ -90,7 +90,8 @@ def _most_influential(found: "AttributionGraph", top: int) -> tuple["DataFrame",
     sunk = found.at_first_token
     if sunk > SINK and len(found.tokens) > 1:
         units = units[(units["kind"] == "token") | (units["position"] > 0)]
-        left_out = f"; without nodes at the first token, which read no other, and have {sunk:.0%} of the influence of neurons and latents"
+        has = f"have {sunk:.0%} of the influence of neurons and latents"
+        left_out = f"; without nodes at the first token, which read no other, and {has}"
     best = units.nlargest(top, "influence")[["id", "kind", "activation", "influence", "label"]]
     promoted = evidence(found)
     says = [" ".join(map(repr, promoted[one]["top"][:3])) if one in promoted else "" for one in best["id"]]
