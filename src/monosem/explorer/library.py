@@ -196,7 +196,7 @@ class Book:
     def search(self, words: str, n: int) -> list[dict[str, Any]]:
         with self.lock:
             if (index := self.usable) is None:
-                has = f"that of {self.name} is damaged" if self.broken_index else f"{self.name} has none"
+                has = f"the index beside {self.name} is damaged" if self.broken_index else f"{self.name} has none"
                 raise BadInput(f"words are searched in an index, and {has}; make one on its page")
             found = index.search(words, n=n)[["latent", "score", "matched"]]
             return [{str(name): value for name, value in row.items()} for row in found.to_dict(orient="records")]
