@@ -524,6 +524,6 @@ def test_axes_are_told_at_round_values(page):
         (1, 1.00001): [1],
     }
     browser = page("/lists")
-    ticks = "import('charts').then(own => done(all.map(one => own.ticksOf(own.axisOf(one)))))"
+    ticks = "import('scatter').then(own => done(all.map(one => own.ticksOf(own.axisOf(one)))))"
     found = browser.execute_async_script(f"const [all, done] = arguments; {ticks}", [list(ends) for ends in told])
     assert found == [pytest.approx(values) for values in told.values()]

@@ -11,6 +11,7 @@ APP = {
     "server": "server.js",
     "place": "place.js",
     "grid": "grid.js",
+    "scatter": "scatter.js",
     "jobs": "jobs.js",
     "notes": "notes.js",
     "kin": "kin.js",

@@ -4,7 +4,7 @@ import { floats, forgets, get, useData } from "server";
 import { Making, Which } from "making";
 import { change, go, Link } from "place";
 import { Grid } from "grid";
-import { Scatter } from "charts";
+import { Scatter } from "scatter";
 import { quoted } from "tokens";
 import { Star } from "notes";
 

@@ -2,7 +2,7 @@
 import { html, Failed, Field, number, Panel, Waiting, useEffect, useMemo, useState } from "ui";
 import { change, go, Link } from "place";
 import { floats, useData } from "server";
-import { Scatter } from "charts";
+import { Scatter } from "scatter";
 import { keep } from "notes";
 import { Progress } from "jobs";
 import { nameOf, said, useTable, useWords } from "page/dictionary";

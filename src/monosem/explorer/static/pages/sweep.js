@@ -3,7 +3,7 @@ import { html, Failed, Field, Help, number, Panel, Waiting, useEffect, useMemo, 
 import { floats, get, useData } from "server";
 import { change, Link } from "place";
 import { Grid } from "grid";
-import { Scatter } from "charts";
+import { Scatter } from "scatter";
 import { visible } from "tokens";
 import { filterOf, ordered, said, useWords } from "page/dictionary";
 
