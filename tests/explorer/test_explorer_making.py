@@ -1,5 +1,6 @@
 """Indexes that are made in the browser: the text that is sent, the job, where the index goes, and the way back."""
 
+import os
 import random
 import resource
 import shutil
@@ -154,6 +155,19 @@ def test_long_documents_are_cut_and_nothing_is_lost():
     assert all(len(one.text) <= 2 * PASSAGE for one in found)
     assert all(one.text.endswith("\n") for one in found[:5])
     assert len({one.id for one in found}) == len(found)
+
+
+def test_what_was_sent_or_begun_long_ago_is_removed(tmp_path):
+    folders = tmp_path / "sent", tmp_path / "begun"
+    for folder in folders:
+        for age in ("old", "new"):
+            (folder / age).mkdir(parents=True)
+            (folder / f"{age}.sqlite").write_text("rows")
+            then = time.time() - (corpora.KEPT_SECONDS + 60) * (age == "old")
+            for path in (folder / age, folder / f"{age}.sqlite"):
+                os.utime(path, (then, then))
+    corpora.forget([*folders, tmp_path / "none"])
+    assert {path.name for folder in folders for path in folder.iterdir()} == {"new", "new.sqlite"}
 
 
 def test_a_cancel_is_heard_while_a_text_is_read(home, monkeypatch, tmp_path):

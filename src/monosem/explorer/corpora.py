@@ -27,7 +27,7 @@ from .queue import ENDED, Job
 KIND = "index"  # of job
 MOST_TEXT = 50_000_000  # bytes of a text that is sent: some ten million tokens
 TEXT_ENDINGS = (".txt", ".jsonl")
-KEPT_SECONDS = 7 * 24 * 3600  # how long a text that was sent lies here, if its index is never finished
+KEPT_SECONDS = 7 * 24 * 3600  # how long a text that was sent, and an index that is not finished, lie here
 PASSAGE = 2_000  # characters: a book is many documents, of each of which an index quotes little
 BATCH, SAVE_TOKENS = 4, 25_000  # windows a pass, so that a cancel is heard soon; tokens between saves
 
@@ -175,9 +175,13 @@ def check_text(path: Path) -> None:
 
 def forget(folders: Iterable[Path]) -> None:
     """Remove what was sent or begun long ago."""
-    for place in [one for folder in folders if folder.is_dir() for one in folder.iterdir() if one.is_dir()]:
-        if time.time() - place.stat().st_mtime > KEPT_SECONDS:
+    for place in [one for folder in folders if folder.is_dir() for one in folder.iterdir()]:
+        if time.time() - place.stat().st_mtime <= KEPT_SECONDS:
+            continue
+        if place.is_dir():
             shutil.rmtree(place, ignore_errors=True)
+        else:
+            place.unlink(missing_ok=True)
 
 
 def heeded(job: Job, documents: Iterable[Document]) -> Iterator[Document]:
